@@ -1,0 +1,543 @@
+//! From the bytes of a slot to the NAL units to send or record: parameter sets are remembered, inserted where
+//! an IDR lacks them, and never sent twice in a unit. Copies nothing but new parameter sets.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::assembled::{AssembledUnit, Item, Picture};
+use super::bits::{BitReader, SyntaxError};
+use super::nal::{self, NalUnit, ScanError, kind};
+use super::parameter_sets::{self, ParameterSetError, ParameterSets};
+use crate::limits;
+
+/// Why a unit must be skipped. None of them is fatal: the next IDR is a fresh start.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// Not an Annex-B access unit.
+    #[error("no access unit: {0}")]
+    Scan(#[from] ScanError),
+    /// It carries a parameter set that is broken, so its slices cannot be trusted to mean an older one.
+    #[error("broken parameter set: {0}")]
+    ParameterSet(#[from] ParameterSetError),
+    /// A slice whose header cannot be read.
+    #[error("broken slice header: {0}")]
+    Slice(SyntaxError),
+    /// No slice: parameter sets or other data alone. Parameter sets are remembered for the next IDR.
+    #[error("no slice in the unit")]
+    NoSlice,
+    /// An IDR whose parameter sets are neither in the unit nor known from before.
+    #[error("an IDR refers to picture parameter set {pps_id}, which (or whose SPS) was never seen")]
+    MissingParameterSets {
+        /// `pic_parameter_set_id` of the slice.
+        pps_id: u8,
+    },
+}
+
+/// A parameter set that the unit at hand carries.
+#[derive(Copy, Clone, PartialEq, Eq)]
+struct Carried {
+    kind: u8,
+    id: u8,
+}
+
+/// Scans units, keeps parameter sets and says what to send. One per consumer; reused; allocates nothing
+/// while parameter sets stay the same and units have no more NAL units than the largest one before.
+pub struct Assembler {
+    sets: ParameterSets,
+    scanned: SmallVec<[NalUnit; 16]>,
+    items: SmallVec<[Item; 16]>,
+    carried: SmallVec<[Carried; 8]>,
+    /// Picture parameter sets of the unit's slices, each once, in the order of the slices.
+    needed: SmallVec<[u8; 8]>,
+    /// Number of the current GOP, from 1; parameter sets remember in which one they were last carried.
+    gop: u32,
+    /// The current GOP's IDR was assembled: what later units of it need is inserted too.
+    joined: bool,
+    reported_generation: u32,
+    change_was_pending: bool,
+}
+
+impl Default for Assembler {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Assembler {
+    /// An assembler that knows no parameter sets yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            sets: ParameterSets::new(),
+            scanned: SmallVec::new_const(),
+            items: SmallVec::new_const(),
+            carried: SmallVec::new_const(),
+            needed: SmallVec::new_const(),
+            gop: 0,
+            joined: false,
+            reported_generation: 0,
+            change_was_pending: false,
+        }
+    }
+
+    /// The parameter sets seen so far.
+    #[must_use]
+    pub fn parameter_sets(&self) -> &ParameterSets {
+        &self.sets
+    }
+
+    /// Scans one access unit and lays out what to send, in this order: the access unit delimiter, missing
+    /// parameter sets, everything else as it came. Precisely:
+    ///
+    /// - An IDR has every parameter set its slices refer to, exactly once: what the unit lacks is inserted
+    ///   before everything but the delimiter (SEI may refer to the SPS), PPS after the unit's own SPS.
+    ///   Later units of that GOP get a parameter set inserted when no unit of the GOP carried it yet.
+    /// - A parameter set that comes twice is sent once, with its last content. The delimiter is moved to the
+    ///   front and an SPS before the PPS that refers to it, where the encoder did otherwise.
+    /// - NAL units of unspecified kinds (0, 24 to 31) are left out: decoders ignore them, and in RTP they would
+    ///   read as aggregates and fragments. Everything else passes unchanged, filler data too.
+    /// - Two pictures in one unit are taken as they are.
+    ///
+    /// # Errors
+    /// [`UnitError`]: the unit must be skipped.
+    pub fn assemble<'a>(&'a mut self, bytes: &'a [u8]) -> Result<AssembledUnit<'a>, UnitError> {
+        self.sets.begin();
+        self.change_was_pending = self.sets.generation() != self.reported_generation;
+        self.items.clear();
+        self.carried.clear();
+        let picture = self.arrange(bytes)?;
+        let parameter_sets_changed = self.sets.generation() != self.reported_generation;
+        self.reported_generation = self.sets.generation();
+        Ok(AssembledUnit { bytes, items: &self.items, picture, parameter_sets_changed })
+    }
+
+    /// Takes back what the last unit taught: call it when its bytes turn out to have been overwritten while
+    /// they were read. The next unit to be used then is an IDR.
+    pub fn forget_last_unit(&mut self) {
+        self.sets.roll_back();
+        self.joined = false;
+        let pending = u32::from(self.change_was_pending);
+        self.reported_generation = self.sets.generation().wrapping_sub(pending);
+    }
+
+    fn arrange(&mut self, bytes: &[u8]) -> Result<Picture, UnitError> {
+        nal::scan(bytes, &mut self.scanned)?;
+        let is_slice = |nal: &NalUnit| (kind::SLICE..=kind::IDR_SLICE).contains(&nal.kind);
+        let head_count = self.scanned.iter().position(is_slice).unwrap_or(self.scanned.len());
+        self.store_head(bytes, head_count)?;
+        let picture = self.read_slices(bytes)?;
+        if picture.is_idr {
+            self.gop = self.gop.wrapping_add(1).max(1);
+        }
+        for set in &self.carried {
+            self.sets.mark_carried(set.kind, set.id, self.gop);
+        }
+        if picture.is_idr {
+            self.joined = true;
+        }
+        let result = self.insert_missing(picture.is_idr);
+        if result.is_err() {
+            self.joined = false;
+        }
+        result?;
+        self.lay_out_head(head_count);
+        self.lay_out_rest(bytes, head_count)?;
+        Ok(picture)
+    }
+
+    /// Remembers the parameter sets before the first slice. Goes backwards: of two with the same id the last
+    /// one counts, the other is left out.
+    fn store_head(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
+        let mut result = Ok(());
+        for nal in self.scanned.iter_mut().take(head_count).rev() {
+            if !matches!(nal.kind, kind::SPS | kind::PPS) {
+                continue;
+            }
+            let set = nal.slice(bytes);
+            match parameter_sets::read_id(set, nal.kind) {
+                Ok(id) if self.carried.contains(&Carried { kind: nal.kind, id }) => nal.kind = LEFT_OUT,
+                Ok(id) => {
+                    self.carried.push(Carried { kind: nal.kind, id });
+                    result = self.sets.store(set, nal.kind).map(drop).and(result);
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        Ok(result?)
+    }
+
+    /// Reads the slice headers: which picture parameter sets are needed and what picture it is.
+    fn read_slices(&mut self, bytes: &[u8]) -> Result<Picture, UnitError> {
+        self.needed.clear();
+        let mut picture = Picture::default();
+        for nal in &self.scanned {
+            if !matches!(nal.kind, kind::SLICE | kind::PARTITION_A | kind::IDR_SLICE) {
+                continue;
+            }
+            let slice = nal.slice(bytes);
+            let pps_id = slice_pps_id(slice).map_err(UnitError::Slice)?;
+            if !self.needed.contains(&pps_id) {
+                self.needed.push(pps_id);
+            }
+            picture.is_idr |= nal.kind == kind::IDR_SLICE;
+            picture.is_reference |= slice.first().is_some_and(|header| header & NAL_REF_IDC != 0);
+        }
+        if self.needed.is_empty() { Err(UnitError::NoSlice) } else { Ok(picture) }
+    }
+
+    /// Puts the parameter sets that the slices need and this GOP has not carried yet in front.
+    fn insert_missing(&mut self, is_idr: bool) -> Result<(), UnitError> {
+        let Self { sets, items, carried, needed, gop, joined, .. } = self;
+        for (index, &pps_id) in needed.iter().enumerate() {
+            let known = sets.pps_by_id(pps_id).and_then(|pps| Some((pps, sets.sps_by_id(pps.sps_id)?)));
+            let Some((pps, sps)) = known else {
+                if is_idr {
+                    return Err(UnitError::MissingParameterSets { pps_id });
+                }
+                continue;
+            };
+            let wanted =
+                [(kind::SPS, sps.id, Arc::clone(&sps.bytes)), (kind::PPS, pps_id, Arc::clone(&pps.bytes))];
+            if is_idr && index == 0 {
+                sets.activate(sps.id);
+            }
+            for (kind, id, bytes) in wanted {
+                if *joined && sets.mark_carried(kind, id, *gop) {
+                    carried.push(Carried { kind, id });
+                    items.push(Item::Cached { kind, bytes });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays out what comes before the first slice, behind what was inserted; sorts only where it must.
+    fn lay_out_head(&mut self, head_count: usize) {
+        let mut in_order = self.items.is_empty();
+        let mut rank_before = 0;
+        for (index, nal) in self.scanned.iter().take(head_count).enumerate() {
+            if is_specified(nal.kind) {
+                self.items.push(Item::Slot(*nal));
+            }
+            match rank(nal.kind) {
+                0 => in_order &= index == 0,
+                3 => {}
+                rank => {
+                    in_order &= rank >= rank_before;
+                    rank_before = rank;
+                }
+            }
+        }
+        if !in_order {
+            self.items.sort_by_key(|item| rank(item.kind()));
+        }
+    }
+
+    /// Lays out the slices and what comes between and behind them, repeated parameter sets left out.
+    fn lay_out_rest(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
+        for nal in self.scanned.iter().skip(head_count) {
+            if matches!(nal.kind, kind::SPS | kind::PPS) {
+                let generation = self.sets.generation();
+                let id = self.sets.store(nal.slice(bytes), nal.kind)?;
+                self.sets.mark_carried(nal.kind, id, self.gop);
+                let set = Carried { kind: nal.kind, id };
+                if self.carried.contains(&set) && generation == self.sets.generation() {
+                    continue;
+                }
+                self.carried.push(set);
+            }
+            if is_specified(nal.kind) {
+                self.items.push(Item::Slot(*nal));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `nal_ref_idc` of a NAL header.
+const NAL_REF_IDC: u8 = 0x60;
+
+/// Marks a scanned NAL unit as not to be sent: an unspecified kind.
+const LEFT_OUT: u8 = 0;
+
+fn is_specified(kind: u8) -> bool {
+    (kind::SLICE..=23).contains(&kind)
+}
+
+/// Where a NAL unit goes in front of the first slice (H.264 7.4.1.2.3).
+fn rank(kind: u8) -> u8 {
+    match kind {
+        kind::AUD => 0,
+        kind::SPS | kind::SPS_EXTENSION | kind::SUBSET_SPS => 1,
+        kind::PPS => 2,
+        _ => 3,
+    }
+}
+
+/// `pic_parameter_set_id` of a slice (H.264 7.3.3).
+fn slice_pps_id(slice: &[u8]) -> Result<u8, SyntaxError> {
+    let mut bits = BitReader::new(slice.get(1..).unwrap_or_default());
+    bits.unsigned("first_mb_in_slice", limits::PICTURE_MACROBLOCKS_MAX)?;
+    bits.unsigned("slice_type", 9)?;
+    bits.unsigned_u8("pic_parameter_set_id", u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::assembled::Nal;
+    use super::super::testing::{AUD, SEI, annex_b, hostile_bytes, idr, non_idr, pps, slice, sps};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn assembled(assembler: &mut Assembler, nals: &[&[u8]]) -> Result<Vec<Vec<u8>>, UnitError> {
+        let unit = annex_b(nals);
+        assembler.assemble(&unit).map(|unit| unit.nals().map(|nal| nal.bytes.to_vec()).collect())
+    }
+
+    /// An assembler that has seen one complete IDR with SPS 0 and PPS 0.
+    fn joined() -> Assembler {
+        let mut assembler = Assembler::new();
+        assembled(&mut assembler, &[&sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)]).unwrap();
+        assembler
+    }
+
+    #[test]
+    fn a_complete_idr_passes_as_it_came() {
+        let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
+        let unit = annex_b(&[AUD, &sps, &pps, SEI, &idr]);
+        let mut assembler = Assembler::new();
+        let assembled = assembler.assemble(&unit).unwrap();
+        assert!(assembled.is_idr() && assembled.is_reference() && assembled.parameter_sets_changed());
+        assert_eq!(assembled.nals().map(|nal| nal.kind).collect::<Vec<_>>(), [9, 7, 8, 6, 5]);
+        assert_eq!(assembled.nal_count(), 5);
+        for index in 0..5 {
+            let nal = assembled.nal(index);
+            let offset = nal.slot_offset.unwrap() as usize;
+            assert_eq!(nal.bytes, &unit[offset..offset + nal.bytes.len()]);
+        }
+        let info = assembler.parameter_sets().stream_info().unwrap();
+        assert_eq!((info.profile_level_id, info.width, info.height), ([66, 0xC0, 31], 1280, 720));
+        assert!(!assembler.assemble(&unit).unwrap().parameter_sets_changed());
+    }
+
+    #[test]
+    fn an_idr_gets_exactly_the_parameter_sets_it_lacks() {
+        let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
+        let whole: Vec<&[u8]> = vec![AUD, &sps, &pps, SEI, &idr];
+        for lacking in [vec![], vec![1], vec![2], vec![1, 2]] {
+            let nals: Vec<&[u8]> = whole
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| !lacking.contains(index))
+                .map(|(_, nal)| *nal)
+                .collect();
+            let mut assembler = joined();
+            let unit = annex_b(&nals);
+            let assembled = assembler.assemble(&unit).unwrap();
+            assert_eq!(
+                assembled.nals().map(|nal| nal.bytes).collect::<Vec<_>>(),
+                whole,
+                "lacking {lacking:?}"
+            );
+            let inserted = assembled.nals().filter(|nal| nal.slot_offset.is_none()).count();
+            assert_eq!(inserted, lacking.len());
+        }
+    }
+
+    #[test]
+    fn parameter_sets_go_in_front_where_there_is_no_delimiter() {
+        let mut assembler = joined();
+        let nals = assembled(&mut assembler, &[&idr(0)]).unwrap();
+        assert_eq!(nals, [sps(0, 31, 80, 45), pps(0, 0, 0), idr(0)]);
+    }
+
+    #[test]
+    fn only_the_sets_the_slices_refer_to_are_inserted() {
+        let mut assembler = joined();
+        let others: [&[u8]; 4] = [&sps(1, 40, 120, 68), &pps(1, 1, 0), &pps(2, 0, 3), &pps(9, 31, 0)];
+        assert_eq!(assembled(&mut assembler, &others), Err(UnitError::NoSlice));
+        assert_eq!(
+            assembled(&mut assembler, &[&idr(1)]).unwrap(),
+            [sps(1, 40, 120, 68), pps(1, 1, 0), idr(1)]
+        );
+        assert_eq!(assembler.parameter_sets().stream_info().unwrap().width, 1920);
+        let both = assembled(&mut assembler, &[&idr(2), &idr(0)]).unwrap();
+        assert_eq!(both, [sps(0, 31, 80, 45), pps(2, 0, 3), pps(0, 0, 0), idr(2), idr(0)]);
+    }
+
+    #[test]
+    fn an_idr_without_known_parameter_sets_is_refused_until_they_come() {
+        let mut assembler = Assembler::new();
+        let missing = Err(UnitError::MissingParameterSets { pps_id: 0 });
+        assert_eq!(assembled(&mut assembler, &[&idr(0)]), missing);
+        assert_eq!(assembled(&mut assembler, &[&pps(0, 0, 0), &idr(0)]), missing, "its SPS is unknown");
+        assert_eq!(assembled(&mut assembler, &[&sps(0, 31, 80, 45)]), Err(UnitError::NoSlice));
+        assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn parameter_sets_sent_alone_count_as_a_change_of_the_next_unit() {
+        let mut assembler = joined();
+        assert_eq!(assembled(&mut assembler, &[&sps(0, 31, 40, 30)]), Err(UnitError::NoSlice));
+        let unit = annex_b(&[&idr(0)]);
+        let assembled = assembler.assemble(&unit).unwrap();
+        assert!(assembled.parameter_sets_changed());
+        assert_eq!(assembled.nal(0).bytes, sps(0, 31, 40, 30));
+        assert_eq!(assembler.parameter_sets().stream_info().unwrap().width, 640);
+    }
+
+    #[test]
+    fn a_pps_before_its_sps_is_put_behind_it() {
+        let mut assembler = Assembler::new();
+        let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
+        let nals = assembled(&mut assembler, &[AUD, &pps, &sps, SEI, &idr]).unwrap();
+        assert_eq!(nals, [AUD, &sps, &pps, SEI, &idr]);
+    }
+
+    #[test]
+    fn a_late_delimiter_is_put_first() {
+        let mut assembler = Assembler::new();
+        let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
+        let nals = assembled(&mut assembler, &[SEI, &sps, AUD, &pps, &idr]).unwrap();
+        assert_eq!(nals, [AUD, &sps, &pps, SEI, &idr]);
+    }
+
+    #[test]
+    fn sei_before_parameter_sets_stays_where_it_was() {
+        let mut assembler = Assembler::new();
+        let unit: [&[u8]; 5] = [AUD, SEI, &sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)];
+        assert_eq!(assembled(&mut assembler, &unit).unwrap(), unit);
+    }
+
+    #[test]
+    fn repeated_parameter_sets_are_sent_once_with_their_last_content() {
+        let mut assembler = Assembler::new();
+        let (sps, old, new, idr) = (sps(0, 31, 80, 45), pps(0, 0, 1), pps(0, 0, 2), idr(0));
+        let nals = assembled(&mut assembler, &[&sps, &old, &sps, &new, &idr, &sps, &new, &idr]).unwrap();
+        assert_eq!(nals, [sps.clone(), new.clone(), idr.clone(), idr.clone()]);
+        let generation = assembler.parameter_sets().generation();
+        assembled(&mut assembler, &[&sps, &old, &sps, &new, &idr]).unwrap();
+        assert_eq!(assembler.parameter_sets().generation(), generation);
+    }
+
+    #[test]
+    fn two_pictures_in_a_unit_are_taken_as_they_are() {
+        let mut assembler = joined();
+        let (new, idr, other) = (pps(0, 0, 7), idr(0), non_idr(0));
+        let nals = assembled(&mut assembler, &[AUD, &idr, AUD, &new, &other]).unwrap();
+        assert_eq!(nals, [AUD, &sps(0, 31, 80, 45), &pps(0, 0, 0), &idr, AUD, &new, &other]);
+        let next = assembled(&mut assembler, &[&other]).unwrap();
+        assert_eq!(next, [non_idr(0)], "the new content was carried");
+        let unit = annex_b(&[&other, &idr]);
+        assert!(assembler.assemble(&unit).unwrap().is_idr());
+    }
+
+    #[test]
+    fn a_later_unit_gets_a_parameter_set_its_gop_has_not_carried() {
+        let mut assembler = joined();
+        assert_eq!(assembled(&mut assembler, &[&pps(1, 0, 0)]), Err(UnitError::NoSlice));
+        assert_eq!(assembled(&mut assembler, &[&non_idr(1)]).unwrap(), [pps(1, 0, 0), non_idr(1)]);
+        for _ in 0..2 {
+            assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap().len(), 3);
+            assert_eq!(assembled(&mut assembler, &[&non_idr(0)]).unwrap(), [non_idr(0)]);
+            assert_eq!(
+                assembled(&mut assembler, &[AUD, &non_idr(1)]).unwrap(),
+                [AUD, &pps(1, 0, 0), &non_idr(1)]
+            );
+            assert_eq!(assembled(&mut assembler, &[&non_idr(1)]).unwrap(), [non_idr(1)]);
+        }
+        assert_eq!(assembled(&mut assembler, &[&pps(1, 0, 4)]), Err(UnitError::NoSlice));
+        assert_eq!(assembled(&mut assembler, &[&non_idr(1)]).unwrap(), [pps(1, 0, 4), non_idr(1)]);
+    }
+
+    #[test]
+    fn units_before_the_first_idr_pass_unchanged() {
+        let mut assembler = Assembler::new();
+        assert_eq!(assembled(&mut assembler, &[AUD, &non_idr(3)]).unwrap(), [AUD, &non_idr(3)]);
+    }
+
+    #[test]
+    fn reference_and_idr_are_told_from_the_slices() {
+        let mut assembler = joined();
+        for (header, is_reference) in [(0x01, false), (0x21, true), (0x41, true), (0x61, true)] {
+            let unit = annex_b(&[AUD, &slice(header, 0, 20)]);
+            let assembled = assembler.assemble(&unit).unwrap();
+            assert_eq!((assembled.is_idr(), assembled.is_reference()), (false, is_reference));
+        }
+    }
+
+    #[test]
+    fn unspecified_kinds_are_left_out_and_filler_stays() {
+        let mut assembler = joined();
+        let filler: &[u8] = &[0x0C, 0xFF, 0x80];
+        let unit: [&[u8]; 7] = [&[0x00, 1], &[0x18, 1], filler, &non_idr(0), &[0x7C, 9], filler, &[0x1F, 1]];
+        assert_eq!(assembled(&mut assembler, &unit).unwrap(), [filler, &non_idr(0), filler]);
+    }
+
+    #[test]
+    fn broken_units_are_refused_and_teach_nothing_broken() {
+        let mut assembler = joined();
+        let generation = assembler.parameter_sets().generation();
+        let broken_sps = [0x67, 66, 0, 31, 0x80];
+        let result = assembled(&mut assembler, &[&broken_sps, &pps(0, 0, 0), &idr(0)]);
+        assert!(matches!(result, Err(UnitError::ParameterSet(_))), "{result:?}");
+        let result = assembled(&mut assembler, &[&[0x65]]);
+        assert_eq!(result, Err(UnitError::Slice(SyntaxError::Truncated)));
+        let result = assembled(&mut assembler, &[&[0x41, 0, 0, 0, 0, 1]]);
+        assert!(matches!(result, Err(UnitError::Slice(_))), "{result:?}");
+        assert_eq!(assembled(&mut assembler, &[AUD, SEI]), Err(UnitError::NoSlice));
+        assert_eq!(assembler.assemble(&[]).err(), Some(UnitError::Scan(ScanError::NoStartCode)));
+        assert_eq!(assembler.parameter_sets().generation(), generation);
+        assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_forgotten_unit_leaves_the_parameter_sets_of_before() {
+        let mut assembler = joined();
+        let torn = annex_b(&[&sps(0, 31, 2, 2), &pps(0, 0, 9), &idr(0)]);
+        assert!(assembler.assemble(&torn).unwrap().parameter_sets_changed());
+        assembler.forget_last_unit();
+        let unit = annex_b(&[&idr(0)]);
+        let assembled = assembler.assemble(&unit).unwrap();
+        assert!(!assembled.parameter_sets_changed());
+        assert_eq!(assembled.nal(0).bytes, sps(0, 31, 80, 45));
+        assert_eq!(assembled.nal(1).bytes, pps(0, 0, 0));
+    }
+
+    #[test]
+    fn a_change_that_was_pending_before_a_forgotten_unit_still_shows() {
+        let mut assembler = joined();
+        assert_eq!(assembled(&mut assembler, &[&pps(0, 0, 8)]), Err(UnitError::NoSlice));
+        assembled(&mut assembler, &[&sps(0, 31, 2, 2), &idr(0)]).unwrap();
+        assembler.forget_last_unit();
+        let unit = annex_b(&[&idr(0)]);
+        assert!(assembler.assemble(&unit).unwrap().parameter_sets_changed());
+    }
+
+    proptest! {
+        #[test]
+        fn every_assembled_idr_has_each_parameter_set_it_needs_once(
+            units in prop::collection::vec(hostile_bytes(80), 1..12)
+        ) {
+            let mut assembler = Assembler::new();
+            for unit in &units {
+                let Ok(assembled) = assembler.assemble(unit) else { continue };
+                let nals: Vec<_> = assembled.nals().collect();
+                prop_assert!(nals.iter().all(|nal| !nal.bytes.is_empty() && is_specified(nal.kind)));
+                for nal in nals.iter().filter(|nal| nal.slot_offset.is_some()) {
+                    let start = nal.slot_offset.unwrap() as usize;
+                    prop_assert_eq!(nal.bytes, &unit[start..start + nal.bytes.len()]);
+                }
+                if !assembled.is_idr() { continue }
+                let first_slice = nals.iter().position(|nal| nal.kind == 5 || nal.kind == 1).unwrap();
+                for slice in nals.iter().filter(|nal| matches!(nal.kind, 1 | 5)) {
+                    let pps_id = slice_pps_id(slice.bytes).unwrap();
+                    let is_it = |nal: &&Nal<'_>| nal.kind == 8 && parameter_sets::read_id(nal.bytes, 8) == Ok(pps_id);
+                    prop_assert_eq!(nals[..first_slice].iter().filter(is_it).count(), 1);
+                }
+                prop_assert!(nals[..first_slice].iter().any(|nal| nal.kind == 7));
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Bits of a NAL unit's RBSP, emulation prevention removed while reading (H.264 7.3.1, 7.2, 9.1).
+//! Reads forward only, never past the end, and every variable-length value has a maximum.
+
+/// Why the syntax of a NAL unit could not be read.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SyntaxError {
+    /// The NAL unit ends in the middle of a value.
+    #[error("the NAL unit ends too early")]
+    Truncated,
+    /// A value the standard does not allow.
+    #[error("{0} is out of range")]
+    OutOfRange(&'static str),
+}
+
+/// Reader over the bytes of one NAL unit.
+pub(super) struct BitReader<'a> {
+    bytes: std::slice::Iter<'a, u8>,
+    /// Zero bytes just read: after two of them a 3 is emulation prevention.
+    zeros: u8,
+    current: u8,
+    bits_left: u8,
+}
+
+impl<'a> BitReader<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes: bytes.iter(), zeros: 0, current: 0, bits_left: 0 }
+    }
+
+    fn next_byte(&mut self) -> Result<u8, SyntaxError> {
+        let mut byte = *self.bytes.next().ok_or(SyntaxError::Truncated)?;
+        if self.zeros >= 2 && byte == 3 {
+            self.zeros = 0;
+            byte = *self.bytes.next().ok_or(SyntaxError::Truncated)?;
+        }
+        self.zeros = if byte == 0 { self.zeros.saturating_add(1) } else { 0 };
+        Ok(byte)
+    }
+
+    pub(super) fn bit(&mut self) -> Result<bool, SyntaxError> {
+        if self.bits_left == 0 {
+            self.current = self.next_byte()?;
+            self.bits_left = 8;
+        }
+        self.bits_left -= 1;
+        Ok(self.current >> self.bits_left & 1 == 1)
+    }
+
+    /// A whole byte, wherever the reader stands: `u(8)`.
+    pub(super) fn byte(&mut self) -> Result<u8, SyntaxError> {
+        let mut value = 0;
+        for _ in 0..8 {
+            value = value << 1 | u8::from(self.bit()?);
+        }
+        Ok(value)
+    }
+
+    /// `ue(v)` up to `max`.
+    pub(super) fn unsigned(&mut self, field: &'static str, max: u32) -> Result<u32, SyntaxError> {
+        let mut prefix = 0;
+        while !self.bit()? {
+            prefix += 1;
+            if prefix > 31 {
+                return Err(SyntaxError::OutOfRange(field));
+            }
+        }
+        let mut value: u32 = 1;
+        for _ in 0..prefix {
+            value = value << 1 | u32::from(self.bit()?);
+        }
+        if value - 1 > max { Err(SyntaxError::OutOfRange(field)) } else { Ok(value - 1) }
+    }
+
+    /// `ue(v)` up to `max`, one byte wide.
+    pub(super) fn unsigned_u8(&mut self, field: &'static str, max: u8) -> Result<u8, SyntaxError> {
+        let value = self.unsigned(field, u32::from(max))?;
+        u8::try_from(value).map_err(|_| SyntaxError::OutOfRange(field))
+    }
+
+    /// `se(v)`, any value of 32 bits but the smallest.
+    pub(super) fn signed(&mut self, field: &'static str) -> Result<i32, SyntaxError> {
+        let code = self.unsigned(field, u32::MAX - 1)?;
+        let magnitude = i32::try_from(code.div_ceil(2)).map_err(|_| SyntaxError::OutOfRange(field))?;
+        Ok(if code % 2 == 1 { magnitude } else { -magnitude })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::BitWriter;
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn values_of_the_standard_are_read() {
+        // H.264 table 9-2: 1 010 011 00100 00101
+        let mut bits = BitReader::new(&[0b1010_0110, 0b0100_0010, 0b1000_0000]);
+        for value in 0..5 {
+            assert_eq!(bits.unsigned("", u32::MAX), Ok(value));
+        }
+    }
+
+    #[test]
+    fn emulation_prevention_is_removed_and_a_plain_3_is_not() {
+        let mut bits = BitReader::new(&[0, 0, 3, 1, 0, 3, 0, 0, 3, 0, 0, 3, 3]);
+        let bytes: Vec<u8> = std::iter::from_fn(|| bits.byte().ok()).collect();
+        assert_eq!(bytes, [0, 0, 1, 0, 3, 0, 0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn the_end_and_endless_prefixes_are_errors() {
+        assert_eq!(BitReader::new(&[]).bit(), Err(SyntaxError::Truncated));
+        assert_eq!(BitReader::new(&[0, 0, 3]).unsigned("x", 9), Err(SyntaxError::Truncated));
+        assert_eq!(BitReader::new(&[0; 64]).unsigned("x", u32::MAX), Err(SyntaxError::OutOfRange("x")));
+        assert_eq!(BitReader::new(&[0b0001_1000]).unsigned("x", 5), Err(SyntaxError::OutOfRange("x")));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(
+            values in prop::collection::vec((any::<bool>(), 0..u32::MAX - 1, -(1 << 30)..1 << 30), 0..40)
+        ) {
+            let mut writer = BitWriter::default();
+            for (bit, unsigned, signed) in &values {
+                writer = writer.bits(u32::from(*bit), 1).ue(*unsigned).se(*signed);
+            }
+            let nal = writer.nal(0x67);
+            let mut bits = BitReader::new(&nal[1..]);
+            for (bit, unsigned, signed) in values {
+                prop_assert_eq!(bits.bit(), Ok(bit));
+                prop_assert_eq!(bits.unsigned("", u32::MAX), Ok(unsigned));
+                prop_assert_eq!(bits.signed(""), Ok(signed));
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! NAL units of an Annex-B access unit, as ranges. Finds them; does not look inside them.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+use smallvec::SmallVec;
+
+use crate::limits;
+
+/// `nal_unit_type` values (H.264 table 7-1) this crate tells apart.
+pub mod kind {
+    /// Coded slice of a non-IDR picture.
+    pub const SLICE: u8 = 1;
+    /// Coded slice data partition A (carries the slice header).
+    pub const PARTITION_A: u8 = 2;
+    /// Coded slice of an IDR picture.
+    pub const IDR_SLICE: u8 = 5;
+    /// Supplemental enhancement information.
+    pub const SEI: u8 = 6;
+    /// Sequence parameter set.
+    pub const SPS: u8 = 7;
+    /// Picture parameter set.
+    pub const PPS: u8 = 8;
+    /// Access unit delimiter.
+    pub const AUD: u8 = 9;
+    /// Filler data.
+    pub const FILLER: u8 = 12;
+    /// Sequence parameter set extension.
+    pub const SPS_EXTENSION: u8 = 13;
+    /// Prefix NAL unit: belongs to the slice right after it.
+    pub const PREFIX: u8 = 14;
+    /// Subset sequence parameter set.
+    pub const SUBSET_SPS: u8 = 15;
+}
+
+/// The bytes between start codes, which nothing else in a conforming stream may look like (H.264 annex B).
+static START_CODE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(&[0, 0, 1]));
+const START_CODE_BYTES: usize = 3;
+
+/// One NAL unit of an access unit: where its bytes lie, start code and trailing zero bytes excluded.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct NalUnit {
+    /// Offset of the NAL header byte.
+    pub start: u32,
+    /// Offset behind the last byte; always greater than `start`.
+    pub end: u32,
+    /// `nal_unit_type`, 0 to 31.
+    pub kind: u8,
+}
+
+impl NalUnit {
+    /// The NAL unit's bytes in the access unit it was found in (empty for any other, shorter one).
+    #[must_use]
+    pub fn slice(self, unit: &[u8]) -> &[u8] {
+        unit.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+/// Why bytes are not an Annex-B access unit.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScanError {
+    /// No `00 00 01` anywhere.
+    #[error("no start code")]
+    NoStartCode,
+    /// Something other than zero bytes before the first start code.
+    #[error("bytes before the first start code")]
+    LeadingBytes,
+    /// A NAL unit with `forbidden_zero_bit` set: a transmission error or no H.264 at all.
+    #[error("forbidden_zero_bit is set")]
+    ForbiddenBit,
+    /// More NAL units than [`limits::NAL_UNITS_MAX`].
+    #[error("more than {} NAL units", limits::NAL_UNITS_MAX)]
+    TooManyNalUnits,
+    /// Offsets would not fit 32 bits.
+    #[error("unit of {0} bytes")]
+    TooLong(usize),
+}
+
+/// Finds all NAL units of an access unit in byte-stream format (H.264 annex B): three- and four-byte start
+/// codes, leading and trailing zero bytes, empty NAL units left out. `out` is cleared first.
+///
+/// # Errors
+/// [`ScanError`]; what `out` holds then is unspecified.
+pub fn scan(bytes: &[u8], out: &mut SmallVec<[NalUnit; 16]>) -> Result<(), ScanError> {
+    out.clear();
+    if u32::try_from(bytes.len()).is_err() {
+        return Err(ScanError::TooLong(bytes.len()));
+    }
+    let mut start_codes = START_CODE.find_iter(bytes);
+    let first = start_codes.next().ok_or(ScanError::NoStartCode)?;
+    if bytes.iter().take(first).any(|byte| *byte != 0) {
+        return Err(ScanError::LeadingBytes);
+    }
+    let mut start = first + START_CODE_BYTES;
+    loop {
+        let next = start_codes.next();
+        if let Some(nal) = nal_between(bytes, start, next.unwrap_or(bytes.len()))? {
+            if out.len() == limits::NAL_UNITS_MAX {
+                return Err(ScanError::TooManyNalUnits);
+            }
+            out.push(nal);
+        }
+        match next {
+            Some(code) => start = code + START_CODE_BYTES,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The NAL unit in `bytes[start..limit]`, `trailing_zero_8bits` and the zero byte of a four-byte start code
+/// cut off. A NAL unit itself never ends in a zero byte (H.264 7.4.1).
+#[expect(clippy::cast_possible_truncation, reason = "scan has checked that every offset fits 32 bits")]
+fn nal_between(bytes: &[u8], start: usize, limit: usize) -> Result<Option<NalUnit>, ScanError> {
+    let body = bytes.get(start..limit).unwrap_or_default();
+    let Some(last) = body.iter().rposition(|byte| *byte != 0) else { return Ok(None) };
+    let header = body.first().copied().unwrap_or_default();
+    if header & 0x80 != 0 {
+        return Err(ScanError::ForbiddenBit);
+    }
+    Ok(Some(NalUnit { start: start as u32, end: (start + last + 1) as u32, kind: header & 0x1F }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "offsets of short test inputs")]
+
+    use super::super::testing::{annex_b, hostile_bytes};
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The same by the letter of annex B, one byte at a time.
+    fn scan_naively(bytes: &[u8]) -> Result<Vec<NalUnit>, ScanError> {
+        let is_code = |at: usize| bytes[at..].starts_with(&[0, 0, 1]);
+        let codes: Vec<usize> = (0..bytes.len()).filter(|at| is_code(*at)).collect();
+        let first = *codes.first().ok_or(ScanError::NoStartCode)?;
+        if bytes[..first].iter().any(|byte| *byte != 0) {
+            return Err(ScanError::LeadingBytes);
+        }
+        let mut nals = Vec::new();
+        for (index, code) in codes.iter().enumerate() {
+            let start = code + 3;
+            let mut end = codes.get(index + 1).copied().unwrap_or(bytes.len());
+            while end > start && bytes[end - 1] == 0 {
+                end -= 1;
+            }
+            if end == start {
+                continue;
+            }
+            if bytes[start] > 0x7F {
+                return Err(ScanError::ForbiddenBit);
+            }
+            if nals.len() == limits::NAL_UNITS_MAX {
+                return Err(ScanError::TooManyNalUnits);
+            }
+            nals.push(NalUnit { start: start as u32, end: end as u32, kind: bytes[start] % 32 });
+        }
+        Ok(nals)
+    }
+
+    fn scanned(bytes: &[u8]) -> Result<Vec<NalUnit>, ScanError> {
+        let mut out = SmallVec::new();
+        scan(bytes, &mut out)?;
+        Ok(out.to_vec())
+    }
+
+    fn kinds(bytes: &[u8]) -> Vec<u8> {
+        scanned(bytes).unwrap().iter().map(|nal| nal.kind).collect()
+    }
+
+    #[test]
+    fn three_and_four_byte_start_codes_are_found() {
+        let unit = [0, 0, 0, 1, 0x67, 1, 2, 0, 0, 1, 0x68, 3, 0, 0, 0, 1, 0x65, 4];
+        let nals = scanned(&unit).unwrap();
+        let bytes: Vec<&[u8]> = nals.iter().map(|nal| nal.slice(&unit)).collect();
+        assert_eq!(bytes, [&[0x67, 1, 2][..], &[0x68, 3], &[0x65, 4]]);
+        assert_eq!(kinds(&unit), [7, 8, 5]);
+    }
+
+    #[test]
+    fn leading_and_trailing_zero_bytes_belong_to_no_nal_unit() {
+        let unit = [0, 0, 0, 0, 0, 1, 0x67, 9, 0, 0, 0, 0, 0, 1, 0x65, 4, 0, 0, 0];
+        let nals = scanned(&unit).unwrap();
+        assert_eq!(nals[0], NalUnit { start: 6, end: 8, kind: 7 });
+        assert_eq!(nals[1], NalUnit { start: 14, end: 16, kind: 5 });
+    }
+
+    #[test]
+    fn zero_bytes_and_emulation_prevention_inside_a_nal_unit_stay() {
+        let unit = annex_b(&[&[0x65, 0, 0, 3, 1, 0, 0, 2, 0, 5]]);
+        assert_eq!(scanned(&unit).unwrap()[0].slice(&unit), &[0x65, 0, 0, 3, 1, 0, 0, 2, 0, 5]);
+    }
+
+    #[test]
+    fn empty_nal_units_are_left_out() {
+        assert_eq!(kinds(&[0, 0, 1, 0, 0, 1, 0x65, 1, 0, 0, 1, 0, 0, 1]), [5]);
+        assert_eq!(scanned(&[0, 0, 1]), Ok(vec![]));
+    }
+
+    #[test]
+    fn what_is_no_byte_stream_is_refused() {
+        assert_eq!(scanned(&[]), Err(ScanError::NoStartCode));
+        assert_eq!(scanned(&[0; 1000]), Err(ScanError::NoStartCode));
+        assert_eq!(scanned(&[0, 0, 0, 9, 0x65, 1, 2]), Err(ScanError::NoStartCode));
+        assert_eq!(scanned(&[7, 0, 0, 1, 0x65]), Err(ScanError::LeadingBytes));
+        assert_eq!(scanned(&[0, 0, 1, 0xE5, 1]), Err(ScanError::ForbiddenBit));
+    }
+
+    #[test]
+    fn the_number_of_nal_units_is_bounded() {
+        let nals = vec![[0x01, 0x80]; limits::NAL_UNITS_MAX];
+        assert_eq!(scanned(&annex_b(&nals)).unwrap().len(), limits::NAL_UNITS_MAX);
+        let nals = vec![[0x01, 0x80]; limits::NAL_UNITS_MAX + 1];
+        assert_eq!(scanned(&annex_b(&nals)), Err(ScanError::TooManyNalUnits));
+    }
+
+    #[test]
+    fn a_unit_as_large_as_a_slot_is_scanned() {
+        let mut unit = annex_b(&[vec![0x67, 1], vec![0x65; limits::SLOT_DATA_BYTES_MAX - 9]]);
+        assert_eq!(kinds(&unit), [7, 5]);
+        let end = unit.len();
+        unit[end - 5..].copy_from_slice(&[0, 0, 1, 0x0C, 0xFF]);
+        assert_eq!(kinds(&unit), [7, 5, 12]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_scan_equals_its_naive_twin(bytes in hostile_bytes(400)) {
+            prop_assert_eq!(scanned(&bytes), scan_naively(&bytes));
+        }
+
+        #[test]
+        fn the_scan_equals_its_naive_twin_on_few_values(bytes in prop::collection::vec(0..4_u8, 0..200)) {
+            prop_assert_eq!(scanned(&bytes), scan_naively(&bytes));
+        }
+    }
+}

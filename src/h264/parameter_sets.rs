@@ -1,0 +1,591 @@
+//! Sequence and picture parameter sets by id: parsed as far as this program needs them, replaced when they
+//! change, bounded in number and bytes. Never keeps one that does not parse.
+
+use std::sync::Arc;
+
+use super::bits::{BitReader, SyntaxError};
+use super::nal::kind;
+use crate::limits;
+
+/// Why a parameter set is not kept.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParameterSetError {
+    /// Longer than [`limits::PARAMETER_SET_BYTES_MAX`].
+    #[error("a parameter set of {0} bytes")]
+    TooLong(usize),
+    /// A `profile_idc` that H.264 does not define.
+    #[error("unknown profile_idc {0}")]
+    Profile(u8),
+    /// Its syntax is broken.
+    #[error(transparent)]
+    Syntax(#[from] SyntaxError),
+}
+
+/// What signalling and files say about a stream.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// `profile_idc`, constraint flags and `level_idc`: the SDP's `profile-level-id` (RFC 6184 8.1).
+    pub profile_level_id: [u8; 3],
+    /// Width in pixels, cropping applied.
+    pub width: u32,
+    /// Height in pixels, cropping applied.
+    pub height: u32,
+}
+
+/// A sequence parameter set (H.264 7.3.2.1.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SequenceParameterSet {
+    /// `seq_parameter_set_id`, 0 to 31.
+    pub id: u8,
+    /// Profile, level and picture size.
+    pub info: StreamInfo,
+    /// `chroma_format_idc`, 0 (monochrome) to 3 (4:4:4).
+    pub chroma_format_idc: u8,
+    /// `bit_depth_luma_minus8`, 0 to 6.
+    pub bit_depth_luma_minus8: u8,
+    /// `bit_depth_chroma_minus8`, 0 to 6.
+    pub bit_depth_chroma_minus8: u8,
+    /// The whole NAL unit, without start code.
+    pub bytes: Arc<[u8]>,
+}
+
+/// A picture parameter set (H.264 7.3.2.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PictureParameterSet {
+    /// `pic_parameter_set_id`, 0 to 255.
+    pub id: u8,
+    /// `seq_parameter_set_id` of the sequence parameter set it refers to.
+    pub sps_id: u8,
+    /// The whole NAL unit, without start code.
+    pub bytes: Arc<[u8]>,
+}
+
+/// Profiles whose SPS carries chroma format, bit depths and scaling matrices (7.3.2.1.1).
+const PROFILES_WITH_CHROMA_INFO: [u8; 13] = [100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135];
+const PROFILES_WITHOUT: [u8; 3] = [66, 77, 88];
+const SPS_ID_MAX: u8 = 31;
+const PPS_ID_MAX: u8 = 255;
+const MACROBLOCK_PIXELS: u32 = 16;
+
+trait ParameterSet: Sized {
+    fn parse(bytes: Arc<[u8]>) -> Result<Self, ParameterSetError>;
+    fn id(&self) -> u8;
+    fn bytes(&self) -> &Arc<[u8]>;
+}
+
+impl ParameterSet for SequenceParameterSet {
+    fn parse(bytes: Arc<[u8]>) -> Result<Self, ParameterSetError> {
+        let mut bits = BitReader::new(bytes.get(1..).unwrap_or_default());
+        let profile_level_id = [bits.byte()?, bits.byte()?, bits.byte()?];
+        let [profile_idc, ..] = profile_level_id;
+        let id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
+        let mut set = Self {
+            id,
+            info: StreamInfo { profile_level_id, width: 0, height: 0 },
+            chroma_format_idc: 1,
+            bit_depth_luma_minus8: 0,
+            bit_depth_chroma_minus8: 0,
+            bytes: Arc::clone(&bytes),
+        };
+        let mut separate_colour_planes = false;
+        if PROFILES_WITH_CHROMA_INFO.contains(&profile_idc) {
+            separate_colour_planes = set.read_chroma_info(&mut bits)?;
+        } else if !PROFILES_WITHOUT.contains(&profile_idc) {
+            return Err(ParameterSetError::Profile(profile_idc));
+        }
+        skip_frame_numbering(&mut bits)?;
+        set.read_size(&mut bits, separate_colour_planes)?;
+        bits.bit()?; // vui_parameters_present_flag: nothing beyond is needed
+        Ok(set)
+    }
+
+    fn id(&self) -> u8 {
+        self.id
+    }
+
+    fn bytes(&self) -> &Arc<[u8]> {
+        &self.bytes
+    }
+}
+
+impl SequenceParameterSet {
+    fn read_chroma_info(&mut self, bits: &mut BitReader<'_>) -> Result<bool, SyntaxError> {
+        self.chroma_format_idc = bits.unsigned_u8("chroma_format_idc", 3)?;
+        let separate_colour_planes = self.chroma_format_idc == 3 && bits.bit()?;
+        self.bit_depth_luma_minus8 = bits.unsigned_u8("bit_depth_luma_minus8", 6)?;
+        self.bit_depth_chroma_minus8 = bits.unsigned_u8("bit_depth_chroma_minus8", 6)?;
+        bits.bit()?; // qpprime_y_zero_transform_bypass_flag
+        if bits.bit()? {
+            for index in 0..if self.chroma_format_idc == 3 { 12 } else { 8 } {
+                if bits.bit()? {
+                    skip_scaling_list(bits, if index < 6 { 16 } else { 64 })?;
+                }
+            }
+        }
+        Ok(separate_colour_planes)
+    }
+
+    fn read_size(
+        &mut self,
+        bits: &mut BitReader<'_>,
+        separate_colour_planes: bool,
+    ) -> Result<(), SyntaxError> {
+        let side_max = limits::PICTURE_SIDE_MACROBLOCKS_MAX - 1;
+        let width_macroblocks = bits.unsigned("pic_width_in_mbs_minus1", side_max)? + 1;
+        let height_map_units = bits.unsigned("pic_height_in_map_units_minus1", side_max)? + 1;
+        let frames_only = bits.bit()?;
+        if !frames_only {
+            bits.bit()?; // mb_adaptive_frame_field_flag
+        }
+        bits.bit()?; // direct_8x8_inference_flag
+        let fields = if frames_only { 1 } else { 2 };
+        let width = width_macroblocks * MACROBLOCK_PIXELS;
+        let height = height_map_units * MACROBLOCK_PIXELS * fields;
+        let (mut crop_x, mut crop_y) = (0, 0);
+        if bits.bit()? {
+            // Table 6-1 and equations 7-19 to 7-22: cropping counts chroma samples (and fields).
+            let (unit_x, unit_y) = match self.chroma_format_idc {
+                1 if !separate_colour_planes => (2, 2 * fields),
+                2 if !separate_colour_planes => (2, fields),
+                _ => (1, fields),
+            };
+            crop_x = unit_x
+                * (bits.unsigned("frame_crop_left_offset", width)?
+                    + bits.unsigned("frame_crop_right_offset", width)?);
+            crop_y = unit_y
+                * (bits.unsigned("frame_crop_top_offset", height)?
+                    + bits.unsigned("frame_crop_bottom_offset", height)?);
+        }
+        if crop_x >= width || crop_y >= height {
+            return Err(SyntaxError::OutOfRange("frame cropping"));
+        }
+        self.info.width = width - crop_x;
+        self.info.height = height - crop_y;
+        Ok(())
+    }
+}
+
+/// `log2_max_frame_num_minus4` to `gaps_in_frame_num_value_allowed_flag`.
+fn skip_frame_numbering(bits: &mut BitReader<'_>) -> Result<(), SyntaxError> {
+    bits.unsigned("log2_max_frame_num_minus4", 12)?;
+    match bits.unsigned("pic_order_cnt_type", 2)? {
+        0 => {
+            bits.unsigned("log2_max_pic_order_cnt_lsb_minus4", 12)?;
+        }
+        1 => {
+            bits.bit()?; // delta_pic_order_always_zero_flag
+            bits.signed("offset_for_non_ref_pic")?;
+            bits.signed("offset_for_top_to_bottom_field")?;
+            for _ in 0..bits.unsigned("num_ref_frames_in_pic_order_cnt_cycle", 255)? {
+                bits.signed("offset_for_ref_frame")?;
+            }
+        }
+        _ => {}
+    }
+    bits.unsigned("max_num_ref_frames", 16)?;
+    bits.bit()?; // gaps_in_frame_num_value_allowed_flag
+    Ok(())
+}
+
+/// `scaling_list` (H.264 7.3.2.1.1.1): deltas follow until one makes the next scale zero.
+fn skip_scaling_list(bits: &mut BitReader<'_>, entries: u32) -> Result<(), SyntaxError> {
+    let mut scale = 8;
+    for _ in 0..entries {
+        let delta = bits.signed("delta_scale")?;
+        if !(-128..=127).contains(&delta) {
+            return Err(SyntaxError::OutOfRange("delta_scale"));
+        }
+        scale = (scale + delta).rem_euclid(256);
+        if scale == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+impl ParameterSet for PictureParameterSet {
+    fn parse(bytes: Arc<[u8]>) -> Result<Self, ParameterSetError> {
+        let mut bits = BitReader::new(bytes.get(1..).unwrap_or_default());
+        let id = bits.unsigned_u8("pic_parameter_set_id", PPS_ID_MAX)?;
+        let sps_id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
+        bits.bit()?; // entropy_coding_mode_flag: there is more, and it is not needed
+        Ok(Self { id, sps_id, bytes: Arc::clone(&bytes) })
+    }
+
+    fn id(&self) -> u8 {
+        self.id
+    }
+
+    fn bytes(&self) -> &Arc<[u8]> {
+        &self.bytes
+    }
+}
+
+/// The id in a NAL unit of kind SPS or PPS.
+pub(super) fn read_id(nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError> {
+    let mut bits = BitReader::new(nal.get(1..).unwrap_or_default());
+    if nal_kind == kind::PPS {
+        return Ok(bits.unsigned_u8("pic_parameter_set_id", PPS_ID_MAX)?);
+    }
+    for _ in 0..3 {
+        bits.byte()?; // profile, constraints, level
+    }
+    Ok(bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?)
+}
+
+struct Entry<T> {
+    set: T,
+    /// The last GOP whose units carried this set with this content; 0 for none.
+    carried_in: u32,
+}
+
+/// Parameter sets of one type, in the order of their ids, and what [`Table::store`] has displaced since the
+/// last `begin`.
+struct Table<T> {
+    entries: Vec<Entry<T>>,
+    journal: Vec<(u8, Option<Entry<T>>)>,
+}
+
+impl<T: ParameterSet> Table<T> {
+    const fn new() -> Self {
+        Self { entries: Vec::new(), journal: Vec::new() }
+    }
+
+    fn get(&self, id: u8) -> Option<&T> {
+        self.entries.iter().find(|entry| entry.set.id() == id).map(|entry| &entry.set)
+    }
+
+    /// The id of the set with these bytes, and whether it is new. Ids bound the number of entries.
+    fn store(&mut self, nal: &[u8]) -> Result<(u8, bool), ParameterSetError> {
+        if let Some(entry) = self.entries.iter().find(|entry| **entry.set.bytes() == *nal) {
+            return Ok((entry.set.id(), false));
+        }
+        if nal.len() > limits::PARAMETER_SET_BYTES_MAX {
+            return Err(ParameterSetError::TooLong(nal.len()));
+        }
+        let set = T::parse(Arc::from(nal))?; // copied first, then checked
+        let id = set.id();
+        let entry = Entry { set, carried_in: 0 };
+        let displaced = match self.entries.binary_search_by_key(&id, |entry| entry.set.id()) {
+            Ok(at) => self.entries.get_mut(at).map(|old| std::mem::replace(old, entry)),
+            Err(at) => {
+                self.entries.insert(at, entry);
+                None
+            }
+        };
+        self.journal.push((id, displaced));
+        Ok((id, true))
+    }
+
+    /// Says that this GOP carries the set; returns false when it already did.
+    fn mark_carried(&mut self, id: u8, gop: u32) -> bool {
+        match self.entries.iter_mut().find(|entry| entry.set.id() == id) {
+            Some(entry) => std::mem::replace(&mut entry.carried_in, gop) != gop,
+            None => false,
+        }
+    }
+
+    fn roll_back(&mut self) -> bool {
+        let changed = !self.journal.is_empty();
+        while let Some((id, displaced)) = self.journal.pop() {
+            self.entries.retain(|entry| entry.set.id() != id);
+            if let Some(entry) = displaced {
+                let at = self.entries.partition_point(|other| other.set.id() < id);
+                self.entries.insert(at, entry);
+            }
+        }
+        changed
+    }
+}
+
+/// The parameter sets of a stream by id.
+pub struct ParameterSets {
+    sequence: Table<SequenceParameterSet>,
+    picture: Table<PictureParameterSet>,
+    active_sps_id: Option<u8>,
+    active_sps_id_before: Option<u8>,
+    generation: u32,
+}
+
+impl ParameterSets {
+    pub(super) const fn new() -> Self {
+        Self {
+            sequence: Table::new(),
+            picture: Table::new(),
+            active_sps_id: None,
+            active_sps_id_before: None,
+            generation: 0,
+        }
+    }
+
+    /// Increments (wrapping) whenever a parameter set is new or has new content, or another sequence
+    /// parameter set becomes the active one.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Profile, level and size of the active sequence parameter set; `None` until one was seen.
+    #[must_use]
+    pub fn stream_info(&self) -> Option<StreamInfo> {
+        self.active_sps().map(|sps| sps.info)
+    }
+
+    /// The sequence parameter set of the last IDR picture; before that the first one seen.
+    #[must_use]
+    pub fn active_sps(&self) -> Option<&SequenceParameterSet> {
+        let active = self.active_sps_id.and_then(|id| self.sequence.get(id));
+        active.or_else(|| self.sps().next())
+    }
+
+    /// All sequence parameter sets, in the order of their ids.
+    pub fn sps(&self) -> impl Iterator<Item = &SequenceParameterSet> {
+        self.sequence.entries.iter().map(|entry| &entry.set)
+    }
+
+    /// All picture parameter sets, in the order of their ids.
+    pub fn pps(&self) -> impl Iterator<Item = &PictureParameterSet> {
+        self.picture.entries.iter().map(|entry| &entry.set)
+    }
+
+    pub(super) fn sps_by_id(&self, id: u8) -> Option<&SequenceParameterSet> {
+        self.sequence.get(id)
+    }
+
+    pub(super) fn pps_by_id(&self, id: u8) -> Option<&PictureParameterSet> {
+        self.picture.get(id)
+    }
+
+    /// Starts a new unit: [`ParameterSets::roll_back`] returns to here.
+    pub(super) fn begin(&mut self) {
+        self.sequence.journal.clear();
+        self.picture.journal.clear();
+        self.active_sps_id_before = self.active_sps_id;
+    }
+
+    /// Keeps a NAL unit of kind SPS or PPS; returns its id.
+    pub(super) fn store(&mut self, nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError> {
+        let (id, changed) = match nal_kind {
+            kind::SPS => self.sequence.store(nal)?,
+            _ => self.picture.store(nal)?,
+        };
+        self.generation = self.generation.wrapping_add(u32::from(changed));
+        Ok(id)
+    }
+
+    /// Says that this GOP carries the set; returns false when it already did (or there is none).
+    pub(super) fn mark_carried(&mut self, nal_kind: u8, id: u8, gop: u32) -> bool {
+        match nal_kind {
+            kind::SPS => self.sequence.mark_carried(id, gop),
+            _ => self.picture.mark_carried(id, gop),
+        }
+    }
+
+    pub(super) fn activate(&mut self, sps_id: u8) {
+        if self.active_sps().is_none_or(|active| active.id != sps_id) {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        self.active_sps_id = Some(sps_id);
+    }
+
+    /// Forgets what was stored since [`ParameterSets::begin`]. The generation moves on, never back.
+    pub(super) fn roll_back(&mut self) {
+        let changed = self.sequence.roll_back() | self.picture.roll_back();
+        let activated = self.active_sps_id != self.active_sps_id_before;
+        self.active_sps_id = self.active_sps_id_before;
+        self.generation = self.generation.wrapping_add(u32::from(changed || activated));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{BitWriter, pps, sps};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parsed(nal: &[u8]) -> Result<SequenceParameterSet, ParameterSetError> {
+        SequenceParameterSet::parse(Arc::from(nal))
+    }
+
+    fn info(nal: &[u8]) -> ([u8; 3], u32, u32) {
+        let StreamInfo { profile_level_id, width, height } = parsed(nal).unwrap().info;
+        (profile_level_id, width, height)
+    }
+
+    fn store(sets: &mut ParameterSets, nal: &[u8]) -> Result<u8, ParameterSetError> {
+        sets.store(nal, nal[0] & 0x1F)
+    }
+
+    /// What x264 writes, with what ffprobe says about it.
+    #[test]
+    fn size_and_profile_of_real_streams_are_read() {
+        let high_720p = [
+            0x67, 0x64, 0x00, 0x1F, 0xAC, 0xD9, 0x40, 0x50, 0x05, 0xBB, 0x01, 0x10, 0x00, 0x00, 0x03, 0x00,
+            0x10, 0x00, 0x00, 0x03, 0x03, 0xC0, 0xF1, 0x83, 0x19, 0x60,
+        ];
+        assert_eq!(info(&high_720p), ([0x64, 0x00, 0x1F], 1280, 720));
+        let constrained_baseline_1080p = [
+            0x67, 0x42, 0xC0, 0x28, 0xD9, 0x00, 0x78, 0x02, 0x27, 0xE5, 0xC0, 0x44, 0x00, 0x00, 0x03, 0x00,
+            0x04, 0x00, 0x00, 0x03, 0x00, 0xF0, 0x3C, 0x60, 0xC9, 0x20,
+        ];
+        assert_eq!(info(&constrained_baseline_1080p), ([0x42, 0xC0, 0x28], 1920, 1080));
+        let main_odd = [
+            0x67, 0x4D, 0x40, 0x0D, 0xEC, 0xA0, 0xA8, 0x43, 0xC4, 0x44, 0x60, 0x22, 0x00, 0x00, 0x03, 0x00,
+            0x02, 0x00, 0x00, 0x03, 0x00, 0x78, 0x1E, 0x28, 0x53, 0x2C,
+        ];
+        assert_eq!(info(&main_odd), ([0x4D, 0x40, 0x0D], 322, 242));
+    }
+
+    #[test]
+    fn size_of_other_chroma_formats_and_of_interlaced_streams_is_read() {
+        let yuv_444 = [
+            0x67, 0xF4, 0x00, 0x1E, 0x91, 0x9B, 0x28, 0x14, 0x05, 0xFF, 0x13, 0x80, 0x88, 0x00, 0x00, 0x03,
+            0x00, 0x08, 0x00, 0x00, 0x03, 0x01, 0xE0, 0x78, 0xB1, 0x6C, 0xB0,
+        ];
+        assert_eq!(info(&yuv_444), ([0xF4, 0x00, 0x1E], 640, 360));
+        let yuv_422_interlaced = [
+            0x67, 0x7A, 0x00, 0x1F, 0xBC, 0xD9, 0x40, 0xB4, 0x20, 0xFC, 0x21, 0x80, 0x88, 0x00, 0x00, 0x03,
+            0x00, 0x08, 0x00, 0x00, 0x03, 0x01, 0xE0, 0xF8, 0xB1, 0x6C, 0xB0,
+        ];
+        assert_eq!(info(&yuv_422_interlaced), ([0x7A, 0x00, 0x1F], 720, 482));
+        let monochrome = [
+            0x67, 0x64, 0x00, 0x0D, 0xF3, 0x65, 0x05, 0x42, 0x1E, 0x79, 0xF0, 0x16, 0xC8, 0x00, 0x00, 0x03,
+            0x00, 0x08, 0x00, 0x00, 0x03, 0x01, 0xE0, 0x78, 0xA1, 0x4C, 0xB0,
+        ];
+        assert_eq!(info(&monochrome), ([0x64, 0x00, 0x0D], 330, 250));
+        let ten_bit = [
+            0x67, 0x6E, 0x00, 0x28, 0xA6, 0xCD, 0x94, 0x07, 0x80, 0x22, 0x7A, 0x97, 0x01, 0x10, 0x00, 0x00,
+            0x03, 0x00, 0x10, 0x00, 0x00, 0x03, 0x03, 0xC0, 0xF1, 0x83, 0x19, 0x60,
+        ];
+        let sps = parsed(&ten_bit).unwrap();
+        assert_eq!((sps.info.width, sps.info.height), (1918, 1080));
+        assert_eq!(
+            (sps.chroma_format_idc, sps.bit_depth_luma_minus8, sps.bit_depth_chroma_minus8),
+            (1, 2, 2)
+        );
+    }
+
+    #[test]
+    fn cropping_of_an_interlaced_picture_counts_in_field_rows_of_chroma() {
+        let writer =
+            BitWriter::default().bits(77, 8).bits(0, 8).bits(40, 8).ue(0).ue(0).ue(2).ue(1).bits(0, 1);
+        let nal = writer.ue(119).ue(33).bits(0b0011, 4).ue(0).ue(0).ue(0).ue(2).bits(0, 1).nal(0x67);
+        assert_eq!(info(&nal), ([77, 0, 40], 1920, 1080));
+    }
+
+    #[test]
+    fn scaling_lists_and_picture_order_cycles_are_skipped() {
+        let mut writer = BitWriter::default().bits(100, 8).bits(0, 8).bits(31, 8).ue(3);
+        writer = writer.ue(1).ue(0).ue(0).bits(0, 1).bits(1, 1);
+        for index in 0..8 {
+            writer = match index % 4 {
+                0 => writer.bits(0, 1),               // not present
+                1 => writer.bits(1, 1).se(-8),        // default list: the first scale becomes 0
+                2 => writer.bits(1, 1).se(5).se(-13), // ends after the second
+                _ => (0..if index < 6 { 16 } else { 64 }).fold(writer.bits(1, 1), |w, n| w.se(n % 3 - 1)),
+            };
+        }
+        writer = writer.ue(4).ue(1).bits(0, 1).se(-7).se(9).ue(3).se(1).se(-2).se(3);
+        let nal = writer.ue(4).bits(0, 1).ue(79).ue(44).bits(0b1100, 4).nal(0x67);
+        let sps = parsed(&nal).unwrap();
+        assert_eq!((sps.id, sps.info.width, sps.info.height), (3, 1280, 720));
+    }
+
+    #[test]
+    fn broken_sequence_parameter_sets_are_refused() {
+        let good = sps(0, 31, 80, 45);
+        for length in 0..good.len() - 1 {
+            assert!(parsed(&good[..length]).is_err(), "cut to {length}");
+        }
+        let mut profile = good.clone();
+        profile[1] = 99;
+        assert_eq!(parsed(&profile), Err(ParameterSetError::Profile(99)));
+        let out_of_range =
+            |nal: &[u8], field| assert_eq!(parsed(nal), Err(SyntaxError::OutOfRange(field).into()));
+        out_of_range(&sps(32, 31, 80, 45), "seq_parameter_set_id");
+        out_of_range(&sps(0, 31, 1056, 45), "pic_width_in_mbs_minus1");
+        out_of_range(&sps(0, 31, 80, 1056), "pic_height_in_map_units_minus1");
+        let start =
+            || BitWriter::default().bits(66, 8).bits(0, 8).bits(31, 8).ue(0).ue(0).ue(2).ue(1).bits(0, 1);
+        let cropped_away = start().ue(0).ue(0).bits(0b111, 3).ue(4).ue(4).ue(0).ue(0).bits(0, 1).nal(0x67);
+        out_of_range(&cropped_away, "frame cropping");
+        let overflowing =
+            start().ue(0).ue(0).bits(0b111, 3).ue(u32::MAX - 2).ue(4).ue(0).ue(0).bits(0, 1).nal(0x67);
+        out_of_range(&overflowing, "frame_crop_left_offset");
+    }
+
+    #[test]
+    fn sets_are_kept_by_id_and_replaced_when_they_change() {
+        let mut sets = ParameterSets::new();
+        assert_eq!((sets.generation(), sets.stream_info()), (0, None));
+        assert_eq!(store(&mut sets, &sps(1, 31, 80, 45)), Ok(1));
+        assert_eq!(store(&mut sets, &pps(7, 1, 0)), Ok(7));
+        assert_eq!(sets.generation(), 2);
+        store(&mut sets, &sps(1, 31, 80, 45)).unwrap();
+        store(&mut sets, &pps(7, 1, 0)).unwrap();
+        assert_eq!(sets.generation(), 2, "the same again changes nothing");
+        store(&mut sets, &pps(7, 1, 5)).unwrap();
+        store(&mut sets, &pps(255, 1, 0)).unwrap();
+        store(&mut sets, &sps(0, 40, 120, 68)).unwrap();
+        assert_eq!(sets.generation(), 5);
+        assert_eq!(sets.sps().map(|set| set.id).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(
+            sets.pps().map(|set| (set.id, set.bytes.to_vec())).collect::<Vec<_>>(),
+            [(7, pps(7, 1, 5)), (255, pps(255, 1, 0)),]
+        );
+    }
+
+    #[test]
+    fn broken_sets_change_nothing() {
+        let mut sets = ParameterSets::new();
+        store(&mut sets, &sps(0, 31, 80, 45)).unwrap();
+        assert!(store(&mut sets, &[0x67, 66, 0, 31]).is_err());
+        assert!(store(&mut sets, &[0x68]).is_err());
+        assert!(store(&mut sets, &pps(256, 0, 0)).is_err());
+        assert!(store(&mut sets, &pps(0, 32, 0)).is_err());
+        let mut long = sps(0, 31, 80, 45);
+        long.resize(limits::PARAMETER_SET_BYTES_MAX + 1, 0xFF);
+        assert_eq!(store(&mut sets, &long), Err(ParameterSetError::TooLong(long.len())));
+        assert_eq!((sets.generation(), sets.sps().count(), sets.pps().count()), (1, 1, 0));
+    }
+
+    #[test]
+    fn roll_back_restores_content_and_moves_the_generation_on() {
+        let mut sets = ParameterSets::new();
+        store(&mut sets, &sps(0, 31, 80, 45)).unwrap();
+        sets.activate(0);
+        sets.begin();
+        store(&mut sets, &sps(0, 31, 40, 30)).unwrap();
+        store(&mut sets, &sps(0, 31, 20, 10)).unwrap();
+        store(&mut sets, &sps(1, 31, 20, 10)).unwrap();
+        sets.activate(1);
+        let generation = sets.generation();
+        sets.roll_back();
+        assert_eq!(sets.generation(), generation + 1);
+        assert_eq!(sets.sps().map(|set| (set.id, set.info.width)).collect::<Vec<_>>(), [(0, 1280)]);
+        assert_eq!(sets.stream_info().unwrap().width, 1280);
+        sets.roll_back();
+        assert_eq!(sets.generation(), generation + 1, "nothing is left to take back");
+    }
+
+    proptest! {
+        #[test]
+        fn sizes_survive_the_round_trip(id in 0..32_u32, level in 1..63_u32, width in 1..1056_u32, height in 1..1056_u32) {
+            let set = parsed(&sps(id, level, width, height)).unwrap();
+            prop_assert_eq!((u32::from(set.id), set.info.width, set.info.height), (id, width * 16, height * 16));
+        }
+
+        #[test]
+        fn hostile_sets_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+            profile in prop::sample::select(vec![66_u8, 77, 100, 244])
+        ) {
+            let mut nal = vec![0x67, profile];
+            nal.extend(&bytes);
+            let mut sets = ParameterSets::new();
+            let _ = store(&mut sets, &nal);
+            nal[0] = 0x68;
+            let _ = store(&mut sets, &nal);
+        }
+    }
+}

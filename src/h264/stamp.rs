@@ -1,0 +1,250 @@
+//! The stamp of the camera simulator: one SEI NAL unit per access unit that says which unit it is, when it was
+//! published and what its slices must sum to. Makes and reads stamps; does not know who carries them.
+//!
+//! ```text
+//!  byte 0       06                  nal_unit_type 6 (SEI), nal_ref_idc 0
+//!       1       05                  payload type 5: user_data_unregistered (H.264 D.1.7)
+//!       2       29                  payload size 41
+//!       3..19   STAMP_UUID
+//!      19..29   unit number         u64 as 10 groups of 7 bits, top bit of each byte set
+//!      29..39   published, ns       i64 likewise (CLOCK_MONOTONIC)
+//!      39..44   CRC-32 of slices    u32 as 5 groups
+//!      44       80                  rbsp_trailing_bits
+//! ```
+//!
+//! No byte is below 4, so emulation prevention never changes the length and fields can be patched in place.
+
+/// Marks a `user_data_unregistered` SEI message as a stamp ("camera-sim stamp", no byte below 4).
+pub const STAMP_UUID: [u8; 16] = *b"camera-sim stamp";
+
+const HEADER: [u8; 3] = [0x06, 0x05, 41];
+const NUMBER_AT: usize = HEADER.len() + STAMP_UUID.len();
+const WIDE: usize = 10;
+const PUBLISHED_AT: usize = NUMBER_AT + WIDE;
+const CRC_AT: usize = PUBLISHED_AT + WIDE;
+const NARROW: usize = 5;
+const TRAILING_BITS: u8 = 0x80;
+
+/// What a stamp says.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Counts the access units of one simulator run, across restarts and file loops, from 0.
+    pub unit_number: u64,
+    /// CLOCK_MONOTONIC in ns, read just before the unit was published.
+    pub published_monotonic_ns: i64,
+    /// [`crc32_of_slices`] of the unit.
+    pub slices_crc32: u32,
+}
+
+impl Stamp {
+    /// Bytes of the NAL unit, start code excluded; the same for every stamp.
+    pub const NAL_BYTES: usize = CRC_AT + NARROW + 1;
+
+    /// The whole NAL unit, start code excluded.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::NAL_BYTES] {
+        let mut nal = [TRAILING_BITS; Self::NAL_BYTES];
+        let constant = HEADER.into_iter().chain(STAMP_UUID);
+        let fields = groups::<WIDE>(self.unit_number)
+            .into_iter()
+            .chain(groups::<WIDE>(self.published_monotonic_ns.cast_unsigned()))
+            .chain(groups::<NARROW>(u64::from(self.slices_crc32)));
+        for (target, source) in nal.iter_mut().zip(constant.chain(fields)) {
+            *target = source;
+        }
+        nal
+    }
+
+    /// Appends the whole NAL unit, start code excluded.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.encode());
+    }
+
+    /// The first stamp among the NAL units of an access unit. The bytes are foreign: whatever is not exactly a
+    /// stamp is none.
+    pub fn find<'a>(unit_nals: impl Iterator<Item = &'a [u8]>) -> Option<Stamp> {
+        unit_nals.into_iter().find_map(Stamp::parse)
+    }
+
+    /// Reads one NAL unit as a stamp, if it is one.
+    #[must_use]
+    pub fn parse(nal: &[u8]) -> Option<Stamp> {
+        let nal: &[u8; Self::NAL_BYTES] = nal.try_into().ok()?;
+        let rest = nal.strip_prefix(&HEADER)?.strip_prefix(&STAMP_UUID)?;
+        let (number, rest) = rest.split_first_chunk::<WIDE>()?;
+        let (published, rest) = rest.split_first_chunk::<WIDE>()?;
+        let (crc, rest) = rest.split_first_chunk::<NARROW>()?;
+        if rest != [TRAILING_BITS] {
+            return None;
+        }
+        Some(Stamp {
+            unit_number: value(number)?,
+            published_monotonic_ns: value(published)?.cast_signed(),
+            slices_crc32: u32::try_from(value(crc)?).ok()?,
+        })
+    }
+}
+
+/// `value` in groups of seven bits, most significant first, the top bit of each byte set.
+fn groups<const COUNT: usize>(value: u64) -> [u8; COUNT] {
+    let mut out = [0; COUNT];
+    for (place, byte) in out.iter_mut().rev().enumerate() {
+        *byte = 0x80 | (value >> (7 * place) & 0x7F) as u8;
+    }
+    out
+}
+
+/// The inverse of [`groups`]; `None` where a top bit is missing or the value needs more than 64 bits.
+fn value(groups: &[u8]) -> Option<u64> {
+    let mut value: u64 = 0;
+    for byte in groups {
+        if byte & 0x80 == 0 || value >> 57 != 0 {
+            return None;
+        }
+        value = value << 7 | u64::from(byte & 0x7F);
+    }
+    Some(value)
+}
+
+/// CRC-32 (IEEE 802.3, as in zlib) over the bytes of all coded slices (`nal_unit_type` 1 to 5) in their order,
+/// NAL header included, start codes and everything else left out.
+pub fn crc32_of_slices<'a>(nals: impl Iterator<Item = &'a [u8]>) -> u32 {
+    let slices = nals.filter(|nal| nal.first().is_some_and(|header| (1..=5).contains(&(header & 0x1F))));
+    !slices.fold(!0, crc32_update)
+}
+
+/// `CRC_TABLES[0]` advances the sum by one byte, table `k` by a byte that `k` more bytes follow.
+static CRC_TABLES: [[u32; 256]; 8] = crc_tables();
+
+#[expect(clippy::indexing_slicing, reason = "const evaluation; out of bounds fails to compile")]
+const fn crc_tables() -> [[u32; 256]; 8] {
+    let mut tables = [[0; 256]; 8];
+    let mut i: u32 = 0;
+    while i < 256 {
+        let mut sum = i;
+        let mut bit = 0;
+        while bit < 8 {
+            sum = if sum & 1 == 1 { sum >> 1 ^ 0xEDB8_8320 } else { sum >> 1 };
+            bit += 1;
+        }
+        tables[0][i as usize] = sum;
+        i += 1;
+    }
+    let mut table = 1;
+    while table < 8 {
+        let mut i = 0;
+        while i < 256 {
+            let before: u32 = tables[table - 1][i];
+            tables[table][i] = before >> 8 ^ tables[0][(before & 0xFF) as usize];
+            i += 1;
+        }
+        table += 1;
+    }
+    tables
+}
+
+/// Advances an inverted CRC-32 over `bytes`, eight at a time.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "tables of 256 entries indexed by bytes; the hot loop of a checking viewer"
+)]
+fn crc32_update(mut sum: u32, bytes: &[u8]) -> u32 {
+    let table = &CRC_TABLES;
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    for [a, b, c, d, e, f, g, h] in chunks {
+        let [i, j, k, l] = (sum ^ u32::from_le_bytes([*a, *b, *c, *d])).to_le_bytes();
+        sum = table[7][usize::from(i)] ^ table[6][usize::from(j)] ^ table[5][usize::from(k)];
+        sum ^= table[4][usize::from(l)] ^ table[3][usize::from(*e)] ^ table[2][usize::from(*f)];
+        sum ^= table[1][usize::from(*g)] ^ table[0][usize::from(*h)];
+    }
+    for byte in rest {
+        let [low, ..] = (sum ^ u32::from(*byte)).to_le_bytes();
+        sum = sum >> 8 ^ table[0][usize::from(low)];
+    }
+    sum
+}
+
+const _: () = {
+    assert!(Stamp::NAL_BYTES == 45);
+    assert!(HEADER[2] as usize == STAMP_UUID.len() + WIDE + WIDE + NARROW, "the SEI payload size");
+};
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn nal(stamp: &Stamp) -> Vec<u8> {
+        let mut out = Vec::new();
+        stamp.write(&mut out);
+        out
+    }
+
+    #[test]
+    fn the_sum_is_the_well_known_one_and_covers_slices_only() {
+        let nals: [&[u8]; 4] = [b"\x06 an SEI", b"123456789", b"\x67 an SPS", b""];
+        // '1' is 0x31: nal_unit_type 17, no slice; so the check value needs the plain update.
+        assert_eq!(crc32_of_slices(nals.into_iter()), 0);
+        assert_eq!(!crc32_update(!0, b"123456789"), 0xCBF4_3926);
+        let whole = crc32_of_slices([b"\x65abc".as_slice(), b"\x41def"].into_iter());
+        assert_eq!(whole, !crc32_update(!0, b"\x65abc\x41def"));
+    }
+
+    #[test]
+    fn the_first_stamp_of_a_unit_is_found_among_its_nal_units() {
+        let stamp = Stamp { unit_number: 7, published_monotonic_ns: -1, slices_crc32: 9 };
+        let encoded = nal(&stamp);
+        let nals: [&[u8]; 4] = [b"\x09\xF0", b"\x06\x05\x01\x80", &encoded, b"\x65slice"];
+        assert_eq!(Stamp::find(nals.into_iter()), Some(stamp));
+        assert_eq!(Stamp::find([b"\x65slice".as_slice()].into_iter()), None);
+    }
+
+    #[test]
+    fn a_value_that_needs_more_than_its_bits_is_no_stamp() {
+        let mut encoded = nal(&Stamp { unit_number: u64::MAX, ..Stamp::default() });
+        assert!(Stamp::parse(&encoded).is_some());
+        encoded[NUMBER_AT] = 0x82;
+        assert_eq!(Stamp::parse(&encoded), None);
+        let mut encoded = nal(&Stamp { slices_crc32: u32::MAX, ..Stamp::default() });
+        encoded[CRC_AT] = 0x90;
+        assert_eq!(Stamp::parse(&encoded), None);
+    }
+
+    proptest! {
+        #[test]
+        fn stamps_survive_and_never_need_emulation_prevention(
+            unit_number: u64, published_monotonic_ns: i64, slices_crc32: u32,
+        ) {
+            let stamp = Stamp { unit_number, published_monotonic_ns, slices_crc32 };
+            let encoded = nal(&stamp);
+            prop_assert_eq!(encoded.len(), Stamp::NAL_BYTES);
+            prop_assert!(encoded.iter().all(|byte| *byte > 3));
+            prop_assert_eq!(Stamp::parse(&encoded), Some(stamp));
+        }
+
+        #[test]
+        fn foreign_bytes_are_a_stamp_only_if_they_encode_back(
+            at in 0..Stamp::NAL_BYTES, byte: u8, cut in 0..=Stamp::NAL_BYTES, unit_number: u64,
+        ) {
+            let mut encoded = nal(&Stamp { unit_number, ..Stamp::default() });
+            encoded[at] = byte;
+            if let Some(stamp) = Stamp::parse(&encoded) {
+                prop_assert_eq!(nal(&stamp), encoded.clone());
+            }
+            prop_assert!(cut == Stamp::NAL_BYTES || Stamp::parse(&encoded[..cut]).is_none());
+        }
+
+        #[test]
+        fn sums_agree_with_a_bitwise_twin(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let mut naive = !0_u32;
+            for byte in &bytes {
+                naive ^= u32::from(*byte);
+                for _ in 0..8 {
+                    naive = if naive & 1 == 1 { naive >> 1 ^ 0xEDB8_8320 } else { naive >> 1 };
+                }
+            }
+            prop_assert_eq!(crc32_update(!0, &bytes), naive);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Units and timing from the fuzzer: what the MP4 writer writes is read back equal, in both forms.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use streaming_server::recorder::fmp4::{self, Form, Fragment, Index, Track, UnitKind};
+use streaming_server::recorder::moov::{self, Notes};
+use streaming_server::recorder::recovery::survey;
+
+fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
+    let (width, height, started_at_s, configuration, units) = input;
+    let track = Track { width, height, configuration, started_at_s: u64::from(started_at_s) };
+    let mut file = fmp4::head(&track);
+    let fragments_offset = file.len() as u64;
+    let (mut index, mut time_90k) = (Index::default(), 0);
+    for (since_90k, kind, nal_units) in units {
+        let nal_units: Vec<bytes::Bytes> =
+            nal_units.into_iter().filter(|nal| !nal.is_empty()).map(bytes::Bytes::from).collect();
+        if nal_units.is_empty() {
+            continue;
+        }
+        time_90k += if index.is_empty() { 0 } else { u64::from(since_90k.max(1)) };
+        let mut fragment = Fragment {
+            sequence: index.len() as u32 + 1,
+            time_90k,
+            duration_90k: index.expected_duration_90k(),
+            unit_bytes: 0,
+            kind: [UnitKind::Idr, UnitKind::Reference, UnitKind::Disposable][usize::from(kind % 3)],
+        };
+        let mut parts = Vec::new();
+        let bytes = fmp4::gather(&mut fragment, &nal_units, &mut parts).unwrap();
+        assert_eq!(parts.concat().len() as u64, bytes);
+        file.extend(parts.concat());
+        index.push(&fragment);
+    }
+    let end = file.len() as u64;
+    let found = survey(file.as_slice()).unwrap();
+    assert_eq!(found.is_some(), !index.is_empty());
+    let Some(found) = found else { return };
+    assert_eq!((&found.track, &found.index, found.fragments_offset, found.end), (&track, &index, fragments_offset, end));
+    let notes = Notes { recovered: width % 2 == 0, dropped_units: u64::from(height) };
+    let tail = moov::finished(&track, &index, fragments_offset, notes);
+    let room = fmp4::index_bytes_max(index.len()) + track.configuration.len() as u64;
+    assert!(tail.len() as u64 <= room);
+    file.extend(&tail);
+    file[32..48].copy_from_slice(&fmp4::switch_finished(end));
+    assert_eq!(fmp4::form(&file), Form::Finished { index_offset: end });
+    let summary = moov::summary(&tail).unwrap();
+    assert_eq!((summary.notes, summary.duration_90k), (Some(notes), index.duration_90k()));
+});

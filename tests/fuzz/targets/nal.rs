@@ -1,0 +1,53 @@
+//! Any bytes as an access unit: the scan equals its naive twin, and what the assembler hands out lies in the unit.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use smallvec::SmallVec;
+use streaming_server::h264::{Assembler, avcc, scan};
+use streaming_server::limits;
+
+/// Start and end of all NAL units by the letter of H.264 annex B; `None` where the scan has to refuse.
+fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
+    let codes: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(&[0, 0, 1])).collect();
+    if bytes[..*codes.first()?].iter().any(|byte| *byte != 0) {
+        return None;
+    }
+    let ends = codes.iter().skip(1).copied().chain([bytes.len()]);
+    let mut nals = Vec::new();
+    for (start, mut end) in codes.iter().map(|code| code + 3).zip(ends) {
+        while end > start && bytes[end - 1] == 0 {
+            end -= 1;
+        }
+        if end > start {
+            nals.push((start, end));
+        }
+    }
+    let good = nals.len() <= limits::NAL_UNITS_MAX && nals.iter().all(|(start, _)| bytes[*start] < 0x80);
+    good.then_some(nals)
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut nals = SmallVec::new();
+    let scanned = scan(bytes, &mut nals).ok();
+    let found = scanned.map(|()| nals.iter().map(|nal| (nal.start as usize, nal.end as usize)).collect::<Vec<_>>());
+    assert_eq!(found, scan_naively(bytes));
+
+    // The second pass meets the parameter sets of the first one.
+    let mut assembler = Assembler::new();
+    for _ in 0..2 {
+        if let Ok(unit) = assembler.assemble(bytes) {
+            assert!(unit.nal_count() > 0);
+            for nal in unit.nals() {
+                assert!(!nal.bytes.is_empty());
+                if let Some(offset) = nal.slot_offset {
+                    assert_eq!(nal.bytes, &bytes[offset as usize..][..nal.bytes.len()]);
+                }
+            }
+        }
+        if let Some(info) = assembler.parameter_sets().stream_info() {
+            assert!(info.width > 0 && info.height > 0);
+        }
+        let _ = avcc::configuration_record(assembler.parameter_sets());
+    }
+    assembler.forget_last_unit();
+});

@@ -1,0 +1,37 @@
+//! Any stream of access units through assembler, packetiser and the receiving twin: the same NAL units come out.
+//! The first byte gives the payload size; `FE FD` parts the units. The payloads as they are, in any order, must not
+//! upset the receiver either.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use streaming_server::h264::{Assembler, Depacketizer, Packetizer};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((size, stream)) = bytes.split_first() else { return };
+    let payload_bytes_max = 16 + usize::from(*size);
+    let mut assembler = Assembler::new();
+    let mut packetizer = Packetizer::new(payload_bytes_max);
+    let (mut receiver, mut upset) = (Depacketizer::new(), Depacketizer::new());
+    let mut sequence_number = 65_530_u16;
+    let mut payloads = Vec::new();
+    let mut rest = stream;
+    while !rest.is_empty() {
+        let end = rest.windows(2).position(|pair| pair == [0xFE, 0xFD]).unwrap_or(rest.len());
+        let (unit, tail) = rest.split_at(end);
+        rest = tail.get(2..).unwrap_or_default();
+        upset.push(unit, unit.len() % 3 == 0, 7, sequence_number);
+        let Ok(assembled) = assembler.assemble(unit) else { continue };
+        packetizer.packetize(&assembled, &mut payloads);
+        let mut received = None;
+        for (index, payload) in payloads.iter().enumerate() {
+            assert!(payload.len() <= payload_bytes_max);
+            let last = index + 1 == payloads.len();
+            received = receiver.push(payload, last, 90, sequence_number);
+            assert_eq!(received.is_some(), last);
+            upset.push(payload, false, 7, sequence_number.reverse_bits());
+            sequence_number = sequence_number.wrapping_add(1);
+        }
+        let sent: Vec<Vec<u8>> = assembled.nals().map(|nal| nal.bytes.to_vec()).collect();
+        assert_eq!(received, Some(sent));
+    }
+});
