@@ -1,0 +1,423 @@
+//! The five ring layouts of the camera daemon: offsets, sizes, detection, and what a slot says about itself.
+//! Pure numbers: may not map, read or wait for anything.
+//!
+//! ```text
+//!  v0   0 write_index                                          8  slots (48 + data, stride 3110448)  x 30
+//!  v1   0 write_index  4 frame_interval_ms  8 sem_t           40  slots (48 + data, stride 3110448)  x 30
+//!  v2   0 write_index  4 frame_interval_ms  8 sem_t           40  slots (60 + data, stride 3110464)  x 30
+//!  v3   0 write_index 64 frame_interval_ms 128 sem_t         192  slots (60 + data, stride 3110464)  x 30
+//!  v3-6 as v3                                                                                        x 6
+//!
+//!  slot  0 frame_number u64   8 tv_sec i64   16 tv_nsec i64   24 camera_id i32   28 width i32
+//!       32 height i32        36 format i32   40 data_size u64   (v2, v3: 48 brightness, lux, zone ...)   data
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::limits::{PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
+
+/// The value of `format` that says the slot holds H.264 (JPEG is 0, NV12 is 1, RGB is 2).
+pub const FORMAT_H264: i32 = 3;
+
+/// One released layout of the camera daemon's segment (64-bit Linux, glibc: `sem_t` has 32 bytes).
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// No semaphore; the index is raised before the slot is copied.
+    V0,
+    /// With semaphore; the index is raised before the slot is copied.
+    V1,
+    /// As v1 with brightness fields; daemons up to January 2026 raise the index first.
+    V2,
+    /// Control words on lines of their own; the slot is copied before the index is raised.
+    V3,
+    /// As v3 with a ring of six slots.
+    V3Ring6,
+}
+
+impl Layout {
+    /// Every layout, oldest first.
+    pub const ALL: [Layout; 5] = [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6];
+
+    /// Finds the layout out from the size of the segment.
+    ///
+    /// # Errors
+    /// [`LayoutError::UnknownSize`] names the size and every known layout.
+    pub fn detect(segment_bytes: u64) -> Result<Layout, LayoutError> {
+        Layout::ALL
+            .into_iter()
+            .find(|layout| layout.segment_bytes() as u64 == segment_bytes)
+            .ok_or(LayoutError::UnknownSize { segment_bytes })
+    }
+
+    /// Bytes of the whole segment.
+    #[must_use]
+    pub const fn segment_bytes(self) -> usize {
+        self.first_slot_offset() + self.slot_count() as usize * self.slot_stride()
+    }
+
+    /// Slots of the ring; unit `f` lives in slot `f mod slot_count`.
+    #[must_use]
+    pub const fn slot_count(self) -> u32 {
+        match self {
+            Layout::V0 | Layout::V1 | Layout::V2 | Layout::V3 => 30,
+            Layout::V3Ring6 => 6,
+        }
+    }
+
+    /// Offset in the segment of slot `index`, which wraps at `slot_count`.
+    #[must_use]
+    pub const fn slot_offset(self, index: u32) -> usize {
+        self.first_slot_offset() + (index % self.slot_count()) as usize * self.slot_stride()
+    }
+
+    /// Offset of the access unit in its slot.
+    #[must_use]
+    pub const fn data_offset(self) -> usize {
+        match self {
+            Layout::V0 | Layout::V1 => 48,
+            Layout::V2 | Layout::V3 | Layout::V3Ring6 => 60,
+        }
+    }
+
+    /// Bytes from one slot to the next.
+    #[must_use]
+    pub const fn slot_stride(self) -> usize {
+        (self.data_offset() + SLOT_DATA_BYTES_MAX).next_multiple_of(8)
+    }
+
+    /// Offset of the `sem_t` that the daemon posts once a unit is whole.
+    #[must_use]
+    pub const fn semaphore_offset(self) -> Option<usize> {
+        match self {
+            Layout::V0 => None,
+            Layout::V1 | Layout::V2 => Some(8),
+            Layout::V3 | Layout::V3Ring6 => Some(128),
+        }
+    }
+
+    /// Offset of the daemon's `u32 frame_interval_ms`.
+    #[must_use]
+    pub const fn frame_interval_offset(self) -> Option<usize> {
+        match self {
+            Layout::V0 => None,
+            Layout::V1 | Layout::V2 => Some(4),
+            Layout::V3 | Layout::V3Ring6 => Some(64),
+        }
+    }
+
+    /// Offset of the `u32 write_index`: how many units the daemon has begun or published, wrapping.
+    #[must_use]
+    pub const fn write_index_offset(self) -> usize {
+        0
+    }
+
+    /// Whether the index may be raised before the slot is whole (v2 daemons before February 2026 do).
+    #[must_use]
+    pub const fn publishes_index_first(self) -> bool {
+        matches!(self, Layout::V0 | Layout::V1 | Layout::V2)
+    }
+
+    /// Bytes before the first slot: the page of control words.
+    #[must_use]
+    pub const fn first_slot_offset(self) -> usize {
+        match self {
+            Layout::V0 => 8,
+            Layout::V1 | Layout::V2 => 40,
+            Layout::V3 | Layout::V3Ring6 => 192,
+        }
+    }
+
+    /// The name used on the command line and in logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Layout::V0 => "v0",
+            Layout::V1 => "v1",
+            Layout::V2 => "v2",
+            Layout::V3 => "v3",
+            Layout::V3Ring6 => "v3-6",
+        }
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Layout {
+    type Err = LayoutError;
+
+    fn from_str(name: &str) -> Result<Layout, LayoutError> {
+        Layout::ALL
+            .into_iter()
+            .find(|layout| layout.name() == name)
+            .ok_or_else(|| LayoutError::UnknownName { name: name.to_owned() })
+    }
+}
+
+/// Why no layout was found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// The segment is as large as no known layout.
+    #[error("a segment of {segment_bytes} bytes is no known camera ring; known: {}", KnownLayouts)]
+    UnknownSize {
+        /// Bytes of the segment.
+        segment_bytes: u64,
+    },
+    /// No layout has this name.
+    #[error("no camera layout is called {name:?}; known: v0, v1, v2, v3, v3-6")]
+    UnknownName {
+        /// What was asked for.
+        name: String,
+    },
+}
+
+/// Displays every layout with its size.
+struct KnownLayouts;
+
+impl fmt::Display for KnownLayouts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, layout) in Layout::ALL.into_iter().enumerate() {
+            let separator = if i == 0 { "" } else { ", " };
+            write!(f, "{separator}{layout} {}", layout.segment_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// What a slot says about its unit, copied out of the ring; foreign until [`SlotMetadata::validate`] agrees.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotMetadata {
+    /// The camera's own count of pictures.
+    pub frame_number: u64,
+    /// Seconds of the capture time, on CLOCK_REALTIME or CLOCK_MONOTONIC.
+    pub timestamp_s: i64,
+    /// Nanoseconds of the capture time.
+    pub timestamp_ns: i64,
+    /// Which camera took the picture.
+    pub camera_id: i32,
+    /// Width in pixels.
+    pub width: i32,
+    /// Height in pixels.
+    pub height: i32,
+    /// [`FORMAT_H264`] or something this program skips.
+    pub format: i32,
+    /// Bytes of the access unit.
+    pub data_bytes: u64,
+}
+
+impl SlotMetadata {
+    /// Bytes of the metadata that every layout shares, at the start of each slot.
+    pub const BYTES: usize = 48;
+
+    /// Reads the native-endian fields as the daemon's C struct lays them out.
+    #[must_use]
+    pub fn parse(bytes: &[u8; 48]) -> SlotMetadata {
+        SlotMetadata {
+            frame_number: u64::from_ne_bytes(field::<0, 8>(bytes)),
+            timestamp_s: i64::from_ne_bytes(field::<8, 8>(bytes)),
+            timestamp_ns: i64::from_ne_bytes(field::<16, 8>(bytes)),
+            camera_id: i32::from_ne_bytes(field::<24, 4>(bytes)),
+            width: i32::from_ne_bytes(field::<28, 4>(bytes)),
+            height: i32::from_ne_bytes(field::<32, 4>(bytes)),
+            format: i32::from_ne_bytes(field::<36, 4>(bytes)),
+            data_bytes: u64::from_ne_bytes(field::<40, 8>(bytes)),
+        }
+    }
+
+    /// Lays the fields out as the daemon's C struct does.
+    #[must_use]
+    pub fn encode(&self) -> [u8; 48] {
+        let mut bytes = [0; 48];
+        let fields: [&[u8]; 8] = [
+            &self.frame_number.to_ne_bytes(),
+            &self.timestamp_s.to_ne_bytes(),
+            &self.timestamp_ns.to_ne_bytes(),
+            &self.camera_id.to_ne_bytes(),
+            &self.width.to_ne_bytes(),
+            &self.height.to_ne_bytes(),
+            &self.format.to_ne_bytes(),
+            &self.data_bytes.to_ne_bytes(),
+        ];
+        for (target, source) in bytes.iter_mut().zip(fields.into_iter().flatten()) {
+            *target = *source;
+        }
+        bytes
+    }
+
+    /// Says whether the slot may be read as an access unit.
+    ///
+    /// # Errors
+    /// The first field that may not be as it is.
+    pub fn validate(&self) -> Result<(), MetadataError> {
+        if self.format != FORMAT_H264 {
+            return Err(MetadataError::NotH264 { format: self.format });
+        }
+        if self.data_bytes == 0 || self.data_bytes > SLOT_DATA_BYTES_MAX as u64 {
+            return Err(MetadataError::DataBytes { data_bytes: self.data_bytes });
+        }
+        let side = 1..=PICTURE_SIDE_MAX;
+        if !side.contains(&self.width) || !side.contains(&self.height) {
+            return Err(MetadataError::Dimensions { width: self.width, height: self.height });
+        }
+        Ok(())
+    }
+}
+
+/// Why a slot is skipped.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    /// The camera writes another format.
+    #[error(
+        "format {format} is not H.264 (3; JPEG is 0, NV12 1, RGB 2): set the camera daemon to write H.264"
+    )]
+    NotH264 {
+        /// The value found.
+        format: i32,
+    },
+    /// The unit is empty or larger than a slot.
+    #[error("data_size {data_bytes} is not within 1..={SLOT_DATA_BYTES_MAX}")]
+    DataBytes {
+        /// The value found.
+        data_bytes: u64,
+    },
+    /// No picture has these dimensions.
+    #[error("a picture of {width}x{height} is not within 1..={PICTURE_SIDE_MAX} a side")]
+    Dimensions {
+        /// The width found, in pixels.
+        width: i32,
+        /// The height found, in pixels.
+        height: i32,
+    },
+}
+
+/// The `BYTES` bytes at `OFFSET`, both known at compile time to lie inside.
+fn field<const OFFSET: usize, const BYTES: usize>(bytes: &[u8; 48]) -> [u8; BYTES] {
+    const { assert!(OFFSET + BYTES <= 48, "a field lies inside the metadata") };
+    let mut value = [0; BYTES];
+    for (target, source) in value.iter_mut().zip(bytes.iter().skip(OFFSET)) {
+        *target = *source;
+    }
+    value
+}
+
+const _: () = {
+    assert!(Layout::V0.segment_bytes() == 93_313_448, "v0 as released");
+    assert!(Layout::V1.segment_bytes() == 93_313_480, "v1 as released");
+    assert!(Layout::V2.segment_bytes() == 93_313_960, "v2 as released");
+    assert!(Layout::V3.segment_bytes() == 93_314_112, "v3 as released");
+    assert!(Layout::V3Ring6.segment_bytes() == 18_662_976, "v3-6 as released");
+    assert!(Layout::V0.slot_stride() == 3_110_448 && Layout::V1.slot_stride() == 3_110_448, "v0, v1 slots");
+    assert!(Layout::V2.slot_stride() == 3_110_464 && Layout::V3.slot_stride() == 3_110_464, "v2, v3 slots");
+    let mut i = 0;
+    while i < Layout::ALL.len() {
+        #[expect(clippy::indexing_slicing, reason = "const evaluation; out of bounds fails to compile")]
+        let layout = Layout::ALL[i];
+        // mapping.rs reads the metadata as eight-byte words and the index as one four-byte word.
+        assert!(layout.first_slot_offset().is_multiple_of(8), "slots are 8-aligned");
+        assert!(layout.slot_stride().is_multiple_of(8), "every slot is 8-aligned");
+        assert!(layout.write_index_offset().is_multiple_of(4), "the index is 4-aligned");
+        assert!(layout.data_offset() >= SlotMetadata::BYTES, "metadata comes before the data");
+        if let Some(offset) = layout.semaphore_offset() {
+            assert!(offset.is_multiple_of(8), "sem_t is 8-aligned");
+            assert!(offset + 32 <= layout.first_slot_offset(), "sem_t lies before the slots");
+        }
+        i += 1;
+    }
+};
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn h264(data_bytes: u64) -> SlotMetadata {
+        SlotMetadata { width: 1280, height: 720, format: FORMAT_H264, data_bytes, ..SlotMetadata::default() }
+    }
+
+    #[test]
+    fn slots_lie_where_the_daemon_puts_them() {
+        let golden = [
+            (Layout::V0, 8, 3_110_456, 48, None, None),
+            (Layout::V1, 40, 3_110_488, 48, Some(8), Some(4)),
+            (Layout::V2, 40, 3_110_504, 60, Some(8), Some(4)),
+            (Layout::V3, 192, 3_110_656, 60, Some(128), Some(64)),
+            (Layout::V3Ring6, 192, 3_110_656, 60, Some(128), Some(64)),
+        ];
+        for (layout, first, second, data, semaphore, interval) in golden {
+            assert_eq!(layout.slot_offset(0), first, "{layout}");
+            assert_eq!(layout.slot_offset(1), second, "{layout}");
+            assert_eq!(layout.slot_offset(layout.slot_count()), first, "{layout}");
+            assert_eq!(layout.data_offset(), data, "{layout}");
+            assert_eq!(layout.semaphore_offset(), semaphore, "{layout}");
+            assert_eq!(layout.frame_interval_offset(), interval, "{layout}");
+            let last = layout.slot_offset(layout.slot_count() - 1);
+            assert_eq!(last + layout.slot_stride(), layout.segment_bytes(), "{layout}");
+        }
+    }
+
+    #[test]
+    fn every_layout_is_found_by_its_size_and_its_name() {
+        for layout in Layout::ALL {
+            assert_eq!(Layout::detect(layout.segment_bytes() as u64), Ok(layout));
+            assert_eq!(layout.to_string().parse(), Ok(layout));
+        }
+    }
+
+    #[test]
+    fn an_unknown_size_is_named_beside_the_known_layouts() {
+        let message = Layout::detect(4096).unwrap_err().to_string();
+        for part in ["4096", "v0 93313448", "v1 93313480", "v2 93313960", "v3 93314112", "v3-6 18662976"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn foreign_headers_are_refused_with_their_reason() {
+        assert_eq!(h264(1).validate(), Ok(()));
+        assert_eq!(h264(3_110_400).validate(), Ok(()));
+        for data_bytes in [0, 3_110_401, u64::MAX] {
+            assert_eq!(h264(data_bytes).validate(), Err(MetadataError::DataBytes { data_bytes }));
+        }
+        for format in [0, 1, 2, 4, -1, i32::MIN] {
+            let lie = SlotMetadata { format, ..h264(1) };
+            assert_eq!(lie.validate(), Err(MetadataError::NotH264 { format }));
+        }
+        for (width, height) in [(0, 720), (1280, 0), (-1, 1), (i32::MAX, 1), (1, i32::MIN)] {
+            let lie = SlotMetadata { width, height, ..h264(1) };
+            assert_eq!(lie.validate(), Err(MetadataError::Dimensions { width, height }));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_and_encode_to_themselves(bytes in prop::collection::vec(any::<u8>(), 48)) {
+            let bytes: [u8; 48] = bytes.try_into().unwrap();
+            prop_assert_eq!(SlotMetadata::parse(&bytes).encode(), bytes);
+        }
+
+        #[test]
+        fn what_validates_fits_its_slot(
+            format in 2..5_i32,
+            width in any::<i32>(),
+            height in any::<i32>(),
+            data_bytes in prop_oneof![any::<u64>(), 0..4_000_000_u64],
+        ) {
+            let metadata = SlotMetadata { format, width, height, data_bytes, ..SlotMetadata::default() };
+            let is_outside = |side: i32| side.clamp(1, PICTURE_SIDE_MAX) != side;
+            let naive = format == 3 && data_bytes != 0 && data_bytes < 3_110_401
+                && !is_outside(width) && !is_outside(height);
+            prop_assert_eq!(metadata.validate().is_ok(), naive);
+            for layout in Layout::ALL {
+                if metadata.validate().is_ok() {
+                    let end = layout.data_offset() as u64 + data_bytes;
+                    prop_assert!(end <= layout.slot_stride() as u64);
+                }
+            }
+        }
+    }
+}
