@@ -1,0 +1,289 @@
+//! A camera: writes a ring as the daemon does. Command line and signals; the camera itself is
+//! `streaming_server::simulator`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lexopt::prelude::*;
+use streaming_server::simulator::{
+    self, Burst, ParameterSetPolicy, ResolutionChange, Restart, RestartOnto, SimulatorConfig,
+    SimulatorReport, Source, Stall, Tear, TimestampClock,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+const HELP: &str = "\
+camera-sim: a camera without a camera. Writes H.264 into a shared-memory ring as the camera daemon does, until
+Ctrl-C, with unit number, time and checksum in every access unit (and in the picture of the test card).
+
+  camera-sim                                          a test card, 1280x720, 30 units/s, into /pet_camera_stream
+  camera-sim --pattern 640x480 --bitrate-kbps 600     smaller
+  camera-sim --file walk.h264 --layout v3             a recording, round and round
+  camera-sim --layout v3-6 --flat-out --tear 10       as fast as it can, every 10th unit half written for a while
+
+Ring
+  --shm NAME               shared-memory name [/pet_camera_stream]
+  --layout LAYOUT          v0, v1, v2, v3 or v3-6 [v1]
+  --clock CLOCK            clock of the timestamps: realtime (as the daemon) or monotonic [realtime]
+  --take-over              go on even though another camera seems to write this ring
+  --keep                   leave the segment in /dev/shm at the end [it is removed]
+
+Source
+  --pattern WxH            test card of this size, even numbers from 288x128 [1280x720]
+  --file FILE              H.264 in byte-stream format (Annex B) instead of the test card
+  --fps N                  units per second, 0 for as fast as possible [30]
+  --flat-out               the same as --fps 0
+  --units N                end after N units [never]
+
+Test card
+  --bitrate-kbps N         pad to this bit rate [what the picture needs, about 400]
+  --gop N                  an IDR every N units [30]
+  --slices N               slices per picture [1]
+  --parameter-sets WHICH   SPS and PPS in every IDR unit, or only in the first: every, first [every]
+  --no-delimiters          no access unit delimiters
+
+Misbehaviour (N counts units)
+  --stall-after N[:S]      fall silent after N units, for S seconds [for good]
+  --restart-every N[:S]    stop and come back after S seconds [0.5]
+  --restart ONTO           what it comes back to: same (segment, as the daemon), rewind (same segment, index 0),
+                           new (segment) or alternate [alternate]
+  --tear N[:US]            write every Nth unit in two halves, US microseconds apart [300]
+  --lie N                  every Nth unit has impossible metadata or garbage for bytes
+  --change-resolution N[:WxH]  change to WxH and back every N units [640x480]
+  --burst N[:K]            every N units, K units come at once [5]
+  --drop N                 leave out every Nth picture; its number is missing
+
+  --help, --version
+";
+
+fn main() -> ExitCode {
+    let config = match parse(lexopt::Parser::from_env()) {
+        Ok(Some(config)) => config,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("camera-sim: {error} (camera-sim --help lists the options)");
+            return ExitCode::from(2);
+        }
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    if let Err(error) = stop_on_signal(Arc::clone(&stop)) {
+        eprintln!("camera-sim: cannot wait for signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    eprintln!("camera-sim: {}", config.summary());
+    match simulator::run(&config, &stop) {
+        Ok(report) => {
+            eprintln!("camera-sim: {}", describe(&report));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("camera-sim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// SIGINT and SIGTERM set the flag; a second one ends the process at once.
+fn stop_on_signal(stop: Arc<AtomicBool>) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _guard = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let wait = move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+                if stop.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+            }
+        });
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+}
+
+fn describe(report: &SimulatorReport) -> String {
+    let seconds = report.lasted_ns.max(1) as f64 / 1e9;
+    let mut text = format!(
+        "{} units in {seconds:.1} s, {:.1} units/s, {:.0} kbit/s, at most {:.1} ms late",
+        report.published,
+        report.published as f64 / seconds,
+        report.bytes as f64 * 8.0 / 1000.0 / seconds,
+        report.late_ns_max as f64 / 1e6,
+    );
+    let counts = [
+        (report.dropped, "dropped"),
+        (report.torn, "torn"),
+        (report.lies, "lies"),
+        (report.restarts, "restarts"),
+    ];
+    for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+        text += &format!(", {count} {what}");
+    }
+    text
+}
+
+/// The configuration, or `None` where help or version was asked for and printed.
+fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::Error> {
+    let mut config = SimulatorConfig::default();
+    let mut source_is_given = false;
+    let mut onto = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("help") | Short('h') => {
+                print!("{HELP}");
+                return Ok(None);
+            }
+            Long("version") | Short('V') => {
+                println!("camera-sim {}", env!("CARGO_PKG_VERSION"));
+                return Ok(None);
+            }
+            Long(flag @ ("pattern" | "file")) => {
+                if std::mem::replace(&mut source_is_given, true) {
+                    return Err("there is one source: --pattern or --file, once".into());
+                }
+                let is_file = flag == "file";
+                let value = parser.value()?;
+                config.source =
+                    if is_file { Source::File(value.into()) } else { value.parse_with(parse_pattern)? };
+            }
+            Long("restart") => onto = Some(parser.value()?.parse_with(parse_restart_onto)?),
+            Long(flag) => {
+                let flag = flag.to_owned();
+                if !parse_stream(&flag, &mut parser, &mut config)?
+                    && !parse_misbehaviour(&flag, &mut parser, &mut config)?
+                {
+                    return Err(Long(&flag).unexpected());
+                }
+            }
+            other => return Err(other.unexpected()),
+        }
+    }
+    match (&mut config.misbehaviour.restart, onto) {
+        (Some(restart), Some(onto)) => restart.onto = onto,
+        (None, Some(_)) => return Err("--restart says how; --restart-every N says when".into()),
+        (_, None) => {}
+    }
+    Ok(Some(config))
+}
+
+/// Ring, pace and coding. Says whether it was such a flag.
+fn parse_stream(
+    flag: &str,
+    parser: &mut lexopt::Parser,
+    config: &mut SimulatorConfig,
+) -> Result<bool, lexopt::Error> {
+    match flag {
+        "shm" => config.name = parser.value()?.string()?,
+        "layout" => config.layout = parser.value()?.parse()?,
+        "clock" => {
+            config.clock = parser.value()?.parse_with(|text| match text {
+                "realtime" => Ok(TimestampClock::Realtime),
+                "monotonic" => Ok(TimestampClock::Monotonic),
+                _ => Err("a clock is realtime or monotonic"),
+            })?;
+        }
+        "take-over" => config.take_over = true,
+        "keep" => config.unlink_at_exit = false,
+        "fps" => {
+            let fps: f64 = parser.value()?.parse()?;
+            config.fps = (fps != 0.0).then_some(fps);
+        }
+        "flat-out" => config.fps = None,
+        "units" => config.units = Some(parser.value()?.parse()?),
+        "bitrate-kbps" => config.bitrate_kbps = Some(parser.value()?.parse()?),
+        "gop" => config.gop = parser.value()?.parse()?,
+        "slices" => config.slices = parser.value()?.parse()?,
+        "parameter-sets" => {
+            config.parameter_sets = parser.value()?.parse_with(|text| match text {
+                "every" => Ok(ParameterSetPolicy::Every),
+                "first" => Ok(ParameterSetPolicy::First),
+                _ => Err("parameter sets come with every IDR or the first"),
+            })?;
+        }
+        "no-delimiters" => config.delimiters = false,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// What goes wrong. Says whether it was such a flag.
+fn parse_misbehaviour(
+    flag: &str,
+    parser: &mut lexopt::Parser,
+    config: &mut SimulatorConfig,
+) -> Result<bool, lexopt::Error> {
+    let wrong = &mut config.misbehaviour;
+    match flag {
+        "stall-after" => {
+            let (after, lasting) = parser.value()?.parse_with(|text| count_and(text, parse_seconds))?;
+            wrong.stall = Some(Stall { after, lasting });
+        }
+        "restart-every" => {
+            let (every, pause) = parser.value()?.parse_with(|text| count_and(text, parse_seconds))?;
+            let pause = pause.unwrap_or(Duration::from_millis(500));
+            wrong.restart = Some(Restart { every, pause, onto: RestartOnto::Alternate });
+        }
+        "tear" => {
+            let (every, pause) = parser.value()?.parse_with(|text| count_and(text, parse_count))?;
+            wrong.tear = Some(Tear { every, pause: Duration::from_micros(pause.unwrap_or(300)) });
+        }
+        "lie" => wrong.lie_every = Some(parser.value()?.parse()?),
+        "change-resolution" => {
+            let (every, size) = parser.value()?.parse_with(|text| count_and(text, parse_size))?;
+            let (width, height) = size.unwrap_or((640, 480));
+            wrong.change_resolution = Some(ResolutionChange { every, width, height });
+        }
+        "burst" => {
+            let (every, units) = parser.value()?.parse_with(|text| count_and(text, parse_count))?;
+            wrong.burst = Some(Burst { every, units: units.unwrap_or(5) });
+        }
+        "drop" => wrong.drop_every = Some(parser.value()?.parse()?),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// `N` or `N:MORE`.
+fn count_and<T>(
+    text: &str,
+    parse_more: impl FnOnce(&str) -> Result<T, &'static str>,
+) -> Result<(u64, Option<T>), &'static str> {
+    match text.split_once(':') {
+        None => Ok((parse_count(text)?, None)),
+        Some((count, more)) => Ok((parse_count(count)?, Some(parse_more(more)?))),
+    }
+}
+
+fn parse_count(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "a whole number is needed")
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds is needed")?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| "a number of seconds from 0 is needed")
+}
+
+fn parse_size(text: &str) -> Result<(u32, u32), &'static str> {
+    let parsed = text.split_once('x').map(|(width, height)| (width.parse(), height.parse()));
+    match parsed {
+        Some((Ok(width), Ok(height))) => Ok((width, height)),
+        _ => Err("a size is WIDTHxHEIGHT, like 1280x720"),
+    }
+}
+
+fn parse_pattern(text: &str) -> Result<Source, &'static str> {
+    parse_size(text).map(|(width, height)| Source::Pattern { width, height })
+}
+
+fn parse_restart_onto(text: &str) -> Result<RestartOnto, &'static str> {
+    match text {
+        "same" => Ok(RestartOnto::Same),
+        "rewind" => Ok(RestartOnto::Rewind),
+        "new" => Ok(RestartOnto::New),
+        "alternate" => Ok(RestartOnto::Alternate),
+        _ => Err("a camera restarts onto the same segment, a rewind of it, a new one, or alternates"),
+    }
+}

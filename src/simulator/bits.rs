@@ -1,0 +1,179 @@
+//! Writes NAL units bit by bit, emulation prevention included. Does not know what the bits mean.
+
+/// Writes one NAL unit of a byte stream (H.264 annex B) to the end of a buffer.
+pub(super) struct NalWriter<'a> {
+    out: &'a mut Vec<u8>,
+    /// Bits not yet written, right-aligned; fewer than eight between calls.
+    pending: u64,
+    pending_bits: u32,
+    /// Zero bytes at the end of what this NAL unit has so far.
+    zeros: u32,
+}
+
+/// The start code in front of a NAL unit.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum StartCode {
+    /// `00 00 01`, allowed before any but the first NAL unit of an access unit and parameter sets.
+    Short,
+    /// `00 00 00 01`.
+    Long,
+}
+
+impl StartCode {
+    pub(super) fn bytes(self) -> &'static [u8] {
+        match self {
+            StartCode::Short => &[0, 0, 1],
+            StartCode::Long => &[0, 0, 0, 1],
+        }
+    }
+}
+
+impl<'a> NalWriter<'a> {
+    /// Appends start code and NAL header: `nal_ref_idc` and `nal_unit_type`.
+    pub(super) fn begin(out: &'a mut Vec<u8>, start_code: StartCode, ref_idc: u8, kind: u8) -> NalWriter<'a> {
+        out.extend_from_slice(start_code.bytes());
+        out.push(ref_idc << 5 | kind);
+        NalWriter { out, pending: 0, pending_bits: 0, zeros: 0 }
+    }
+
+    /// Appends the `count` low bits of `value`, at most 32: u(n).
+    pub(super) fn bits(&mut self, count: u32, value: u32) {
+        debug_assert!(count <= 32 && u64::from(value) >> count == 0, "{value} in {count} bits");
+        self.pending = self.pending << count | u64::from(value);
+        self.pending_bits += count;
+        while self.pending_bits >= 8 {
+            self.pending_bits -= 8;
+            let [byte, ..] = (self.pending >> self.pending_bits).to_le_bytes();
+            self.byte(byte);
+        }
+        self.pending &= (1 << self.pending_bits) - 1;
+    }
+
+    /// Appends one bit: u(1).
+    pub(super) fn flag(&mut self, value: bool) {
+        self.bits(1, value.into());
+    }
+
+    /// Appends an unsigned Exp-Golomb code (H.264 9.1): ue(v).
+    pub(super) fn ue(&mut self, value: u32) {
+        debug_assert!(value < u32::MAX, "ue(v) ends at 2^32 - 2");
+        let code = value + 1;
+        let length = code.ilog2();
+        self.bits(length, 0);
+        self.bits(length + 1, code);
+    }
+
+    /// Appends zero bits up to the next byte: `pcm_alignment_zero_bit`.
+    pub(super) fn align(&mut self) {
+        if self.pending_bits > 0 {
+            self.bits(8 - self.pending_bits, 0);
+        }
+    }
+
+    /// Appends whole bytes, none of which may be below 4 (they then never need emulation prevention).
+    pub(super) fn plain_bytes(&mut self, bytes: &[u8]) {
+        debug_assert!(self.pending_bits == 0, "only on a byte boundary");
+        debug_assert!(bytes.iter().all(|byte| *byte > 3), "a byte that may need emulation prevention");
+        self.out.extend_from_slice(bytes);
+        if !bytes.is_empty() {
+            self.zeros = 0;
+        }
+    }
+
+    /// Appends `rbsp_trailing_bits`.
+    pub(super) fn finish(mut self) {
+        self.flag(true);
+        self.align();
+    }
+
+    /// No three bytes 00 00 00 to 00 00 03 appear in a NAL unit: a 03 goes between (H.264 7.4.1).
+    fn byte(&mut self, byte: u8) {
+        if self.zeros == 2 && byte <= 3 {
+            self.out.push(3);
+            self.zeros = 0;
+        }
+        self.out.push(byte);
+        self.zeros = if byte == 0 { self.zeros + 1 } else { 0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn nal(write: impl FnOnce(&mut NalWriter<'_>)) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut writer = NalWriter::begin(&mut out, StartCode::Short, 3, 7);
+        write(&mut writer);
+        writer.finish();
+        assert_eq!(&out[..4], &[0, 0, 1, 0x67]);
+        out.split_off(4)
+    }
+
+    /// Emulation prevention taken out, as bits.
+    fn payload_bits(nal: &[u8]) -> Vec<bool> {
+        let (mut bytes, mut zeros) = (Vec::new(), 0);
+        for byte in nal {
+            if zeros == 2 && *byte == 3 {
+                zeros = 0;
+                continue;
+            }
+            zeros = if *byte == 0 { zeros + 1 } else { 0 };
+            bytes.push(*byte);
+        }
+        bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1)).collect()
+    }
+
+    #[test]
+    fn exp_golomb_codes_are_those_of_table_9_2() {
+        for (value, code) in [(0, "1"), (1, "010"), (2, "011"), (3, "00100"), (7, "0001000"), (8, "0001001")]
+        {
+            let written = nal(|writer| writer.ue(value));
+            let bits: String =
+                payload_bits(&written).iter().map(|bit| if *bit { '1' } else { '0' }).collect();
+            assert!(bits.starts_with(&format!("{code}1")), "{value}: {bits}");
+        }
+    }
+
+    #[test]
+    fn zeros_that_would_look_like_a_start_code_are_broken_up() {
+        assert_eq!(nal(|writer| writer.bits(32, 1)), [0, 0, 3, 0, 1, 0x80]);
+        assert_eq!(nal(|writer| writer.bits(32, 0)), [0, 0, 3, 0, 0, 0x80]);
+        assert_eq!(nal(|writer| writer.bits(24, 3)), [0, 0, 3, 3, 0x80]);
+        assert_eq!(nal(|writer| writer.bits(24, 4)), [0, 0, 4, 0x80]);
+    }
+
+    #[test]
+    fn plain_bytes_follow_an_alignment() {
+        let written = nal(|writer| {
+            writer.ue(25);
+            writer.align();
+            writer.plain_bytes(&[16, 235]);
+        });
+        assert_eq!(written, [0b0000_1101, 0, 16, 235, 0x80]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bits_survive_and_no_start_code_appears(
+            fields in prop::collection::vec((1..=32_u32, prop_oneof![Just(0_u32), 0..4_u32, any::<u32>()]), 0..60),
+        ) {
+            let mut expected = Vec::new();
+            let written = nal(|writer| {
+                for (count, value) in &fields {
+                    let value = value & u32::MAX >> (32 - count);
+                    writer.bits(*count, value);
+                    expected.extend((0..*count).rev().map(|bit| value >> bit & 1 == 1));
+                }
+            });
+            for window in written.windows(3) {
+                prop_assert!(!(window[0] == 0 && window[1] == 0 && window[2] < 3), "{written:?}");
+            }
+            prop_assert_ne!(written.last(), Some(&0));
+            let bits = payload_bits(&written);
+            prop_assert_eq!(&bits[..expected.len()], &expected[..]);
+        }
+    }
+}

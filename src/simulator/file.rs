@@ -1,0 +1,296 @@
+//! An H.264 byte stream as a source of access units: split once, then played round and round. Changes nothing in
+//! the units but stamps: old ones are taken out, a new one goes before the first slice.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::bits::StartCode;
+use super::unit::Unit;
+use crate::h264::nal::kind;
+use crate::h264::{Assembler, Stamp};
+use crate::limits::SLOT_DATA_BYTES_MAX;
+
+/// Bytes of a file at most: it is held in memory.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// Why a file cannot be played.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// Opening or reading failed.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Larger than what is held in memory.
+    #[error("{path} is larger than {FILE_BYTES_MAX} bytes: cut it first, it is played round and round")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nothing to start with.
+    #[error(
+        "{path} has no IDR picture with parameter sets: it has to be H.264 in byte-stream format (Annex B), \
+         as ffmpeg -i x.mp4 -c copy -bsf:v h264_mp4toannexb x.h264 writes it"
+    )]
+    NoStart {
+        /// The file.
+        path: PathBuf,
+    },
+    /// One unit does not fit a slot.
+    #[error("access unit {index} of {path} has {bytes} bytes; a slot holds {SLOT_DATA_BYTES_MAX}")]
+    UnitTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Which unit, from 0.
+        index: usize,
+        /// Its size with the stamp.
+        bytes: usize,
+    },
+}
+
+/// One access unit of the file.
+struct FileUnit {
+    /// Its NAL units, start codes excluded.
+    nals: Range<usize>,
+    is_idr: bool,
+    width: u32,
+    height: u32,
+}
+
+/// A file's access units, from its first IDR on.
+pub(super) struct FileSource {
+    bytes: Vec<u8>,
+    nals: Vec<Range<usize>>,
+    units: Vec<FileUnit>,
+    next: usize,
+}
+
+impl FileSource {
+    pub(super) fn open(path: &Path) -> Result<FileSource, FileError> {
+        let failed = |source| FileError::Read { path: path.to_owned(), source };
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(failed)?;
+        let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if read as u64 > FILE_BYTES_MAX {
+            return Err(FileError::TooLarge { path: path.to_owned() });
+        }
+        let source = FileSource::of(bytes);
+        if source.units.is_empty() {
+            return Err(FileError::NoStart { path: path.to_owned() });
+        }
+        source.check_sizes(path)?;
+        Ok(source)
+    }
+
+    fn of(bytes: Vec<u8>) -> FileSource {
+        let nals = nal_units(&bytes);
+        let mut source = FileSource { bytes, nals, units: Vec::new(), next: 0 };
+        let mut assembler = Assembler::new();
+        let mut unit = Unit::default();
+        for nals in access_units(&source.bytes, &source.nals) {
+            source.copy(&nals, &mut unit);
+            let is_idr = assembler.assemble(unit.bytes()).is_ok_and(|assembled| assembled.is_idr());
+            let Some(info) = assembler.parameter_sets().stream_info() else { continue };
+            if is_idr || !source.units.is_empty() {
+                source.units.push(FileUnit { nals, is_idr, width: info.width, height: info.height });
+            }
+        }
+        source
+    }
+
+    fn check_sizes(&self, path: &Path) -> Result<(), FileError> {
+        let mut unit = Unit::default();
+        for (index, file_unit) in self.units.iter().enumerate() {
+            self.copy(&file_unit.nals, &mut unit);
+            let bytes = unit.bytes().len();
+            if bytes > SLOT_DATA_BYTES_MAX {
+                return Err(FileError::UnitTooLarge { path: path.to_owned(), index, bytes });
+            }
+        }
+        Ok(())
+    }
+
+    /// The next unit starts from the beginning of the file.
+    pub(super) fn restart(&mut self) {
+        self.next = 0;
+    }
+
+    /// Size of the first picture.
+    #[cfg(test)]
+    fn size(&self) -> (u32, u32) {
+        self.units.first().map_or((0, 0), |unit| (unit.width, unit.height))
+    }
+
+    /// Copies the next unit, around the end, and numbers it.
+    pub(super) fn read(&mut self, unit_number: u64, unit: &mut Unit) {
+        let Some(file_unit) = self.units.get(self.next) else { return };
+        self.next = (self.next + 1) % self.units.len();
+        unit.begin(file_unit.is_idr, file_unit.width, file_unit.height);
+        self.copy(&file_unit.nals, unit);
+        unit.seal(unit_number);
+    }
+
+    fn copy(&self, nals: &Range<usize>, unit: &mut Unit) {
+        let (is_idr, width, height) = (unit.is_idr, unit.width, unit.height);
+        unit.begin(is_idr, width, height);
+        let mut stamped = false;
+        for nal in self.nals.get(nals.clone()).unwrap_or_default() {
+            let bytes = self.bytes.get(nal.clone()).unwrap_or_default();
+            let is_slice = is_slice(bytes);
+            if is_slice && !stamped {
+                unit.place_stamp();
+                stamped = true;
+            }
+            unit.bytes.extend_from_slice(StartCode::Long.bytes());
+            let start = unit.bytes.len();
+            unit.bytes.extend_from_slice(bytes);
+            if is_slice {
+                unit.add_slice(start..unit.bytes.len());
+            }
+        }
+    }
+}
+
+fn kind_of(nal: &[u8]) -> u8 {
+    nal.first().map_or(0, |header| header & 0x1F)
+}
+
+fn is_slice(nal: &[u8]) -> bool {
+    (kind::SLICE..=kind::IDR_SLICE).contains(&kind_of(nal))
+}
+
+/// All NAL units of a byte stream, trailing zeros cut off; empty ones and stamps left out.
+fn nal_units(bytes: &[u8]) -> Vec<Range<usize>> {
+    let starts: Vec<usize> = memchr::memmem::find_iter(bytes, &[0, 0, 1]).map(|at| at + 3).collect();
+    let ends = starts.iter().skip(1).map(|start| start - 3).chain([bytes.len()]);
+    let trim = |(start, end): (usize, usize)| {
+        let body = bytes.get(start..end)?;
+        let last = body.iter().rposition(|byte| *byte != 0)?;
+        let range = start..start + last + 1;
+        bytes.get(range.clone()).is_some_and(|nal| Stamp::parse(nal).is_none()).then_some(range)
+    };
+    starts.iter().copied().zip(ends).filter_map(trim).collect()
+}
+
+/// Which NAL units belong together (H.264 7.4.1.2.3), for streams without arbitrary slice order: a picture
+/// begins with the slice whose `first_mb_in_slice` is 0, a unit with what comes before that slice and after
+/// the picture before.
+fn access_units(bytes: &[u8], nals: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut units = Vec::new();
+    let (mut start, mut has_picture) = (0, false);
+    for (index, range) in nals.iter().enumerate() {
+        let nal = bytes.get(range.clone()).unwrap_or_default();
+        let begins = match kind_of(nal) {
+            kind::SLICE | kind::PARTITION_A | kind::IDR_SLICE => begins_picture(nal),
+            kind::PREFIX => {
+                let next = nals.get(index + 1).and_then(|next| bytes.get(next.clone()));
+                next.is_some_and(|next| is_slice(next) && begins_picture(next))
+            }
+            kind::SEI | kind::SPS | kind::PPS | kind::AUD | kind::SUBSET_SPS | 16..=18 => true,
+            _ => false,
+        };
+        if begins && has_picture {
+            units.push(start..index);
+            (start, has_picture) = (index, false);
+        }
+        has_picture |= is_slice(nal);
+    }
+    if has_picture {
+        units.push(start..nals.len());
+    }
+    units
+}
+
+/// `first_mb_in_slice`, the first ue(v) of the slice header, is 0: a single one bit.
+fn begins_picture(slice: &[u8]) -> bool {
+    slice.get(1).is_some_and(|byte| byte & 0x80 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulator::{ParameterSetPolicy, TestCard, TestCardConfig};
+
+    fn card(slices: u32, delimiters: bool) -> TestCard {
+        let parameter_sets = ParameterSetPolicy::Every;
+        let (width, height, fps, gop) = (320, 240, 30.0, 10);
+        let bitrate_kbps = None;
+        TestCard::new(TestCardConfig {
+            width,
+            height,
+            fps,
+            bitrate_kbps,
+            gop,
+            slices,
+            parameter_sets,
+            delimiters,
+        })
+        .unwrap()
+    }
+
+    /// Slices only: what a second pass through the file source must not change.
+    fn slices(unit: &Unit) -> Vec<u8> {
+        let nals = nal_units(unit.bytes());
+        nals.iter()
+            .map(|nal| &unit.bytes()[nal.clone()])
+            .filter(|nal| is_slice(nal))
+            .flatten()
+            .copied()
+            .collect()
+    }
+
+    #[test]
+    fn a_recorded_stream_comes_apart_into_the_units_it_was_made_of() {
+        for (slices_count, delimiters) in [(1, true), (1, false), (4, true), (4, false)] {
+            let mut card = card(slices_count, delimiters);
+            let (mut unit, mut stream, mut expected) = (Unit::default(), vec![0; 3], Vec::new());
+            for number in 0..25 {
+                card.encode(number, 0, &mut unit);
+                stream.extend_from_slice(unit.bytes());
+                stream.push(0); // trailing_zero_8bits
+                expected.push((slices(&unit), unit.is_idr()));
+            }
+            let mut source = FileSource::of(stream);
+            assert_eq!((source.units.len(), source.size()), (25, (320, 240)));
+            for (index, number) in (100..160_u64).enumerate() {
+                source.read(number, &mut unit);
+                let (expected, is_idr) = &expected[index % 25];
+                assert!(slices(&unit) == *expected && unit.is_idr() == *is_idr, "unit {number}");
+                let stamps = memchr::memmem::find_iter(unit.bytes(), &crate::h264::STAMP_UUID).count();
+                assert_eq!(stamps, 1, "the old stamp is gone");
+                let stamp_at = unit.bytes().windows(16).position(|bytes| bytes == crate::h264::STAMP_UUID);
+                let nal = &unit.bytes()[stamp_at.unwrap() - 3..][..Stamp::NAL_BYTES];
+                assert_eq!(Stamp::parse(nal).map(|stamp| stamp.unit_number), Some(number));
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_starts_at_its_first_idr() {
+        let mut card = card(1, true);
+        let (mut unit, mut stream) = (Unit::default(), Vec::new());
+        for number in 0..15 {
+            card.encode(number, 0, &mut unit);
+            if number >= 5 {
+                stream.extend_from_slice(unit.bytes());
+            }
+        }
+        let source = FileSource::of(stream);
+        assert_eq!(source.units.len(), 5);
+        assert!(source.units[0].is_idr);
+    }
+
+    #[test]
+    fn files_that_are_no_stream_are_refused() {
+        for bytes in [vec![], vec![0; 1000], b"ftypisom".to_vec(), vec![0, 0, 1, 0x65, 0x88, 0x80]] {
+            assert!(FileSource::of(bytes).units.is_empty());
+        }
+        let missing = FileSource::open(Path::new("/nonexistent.h264")).err().unwrap();
+        assert!(missing.to_string().contains("/nonexistent.h264"), "{missing}");
+    }
+}

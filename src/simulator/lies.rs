@@ -1,0 +1,65 @@
+//! What a broken camera may put into a slot. Only makes lies; publishing them is up to the caller.
+
+use crate::camera::{FORMAT_H264, SlotMetadata};
+use crate::limits::SLOT_DATA_BYTES_MAX;
+
+/// Kinds of lies; they come in turn.
+pub(super) const LIES: u64 = 11;
+
+/// Turns the truth about a unit into lie `number` (modulo [`LIES`]). Most make the unit unusable; a jump of the
+/// frame number and a wild time do not.
+pub(super) fn tell(number: u64, metadata: &mut SlotMetadata, bytes: &mut [u8]) {
+    match number % LIES {
+        0 => metadata.data_bytes = u64::MAX,
+        1 => metadata.data_bytes = 0,
+        2 => metadata.data_bytes = SLOT_DATA_BYTES_MAX as u64 + 1,
+        3 => (metadata.width, metadata.height) = (-1280, i32::MIN),
+        4 => (metadata.width, metadata.height) = (0, i32::MAX),
+        5 => metadata.format = 1,
+        6 => metadata.format = FORMAT_H264 | i32::MIN,
+        7 => noise(number, bytes),
+        8 => start_codes(bytes),
+        9 => metadata.frame_number = metadata.frame_number.wrapping_sub(1_000_000),
+        _ => (metadata.timestamp_s, metadata.timestamp_ns) = (i64::MAX, i64::MIN),
+    }
+}
+
+/// Random bytes (xorshift64) in place of the unit.
+fn noise(seed: u64, bytes: &mut [u8]) {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    for byte in bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        [*byte, ..] = state.to_le_bytes();
+    }
+}
+
+/// Nothing but NAL units of one byte.
+fn start_codes(bytes: &mut [u8]) {
+    for (byte, pattern) in bytes.iter_mut().zip([0, 0, 1, 0x65].into_iter().cycle()) {
+        *byte = pattern;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lie_differs_from_the_truth_and_keeps_its_length() {
+        let truth = SlotMetadata {
+            width: 640,
+            height: 480,
+            format: FORMAT_H264,
+            data_bytes: 100,
+            ..Default::default()
+        };
+        for number in 0..LIES {
+            let (mut metadata, mut bytes) = (truth, vec![0x42; 100]);
+            tell(number, &mut metadata, &mut bytes);
+            assert!(metadata != truth || bytes != [0x42; 100], "lie {number}");
+            assert_eq!(bytes.len(), 100);
+        }
+    }
+}

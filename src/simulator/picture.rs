@@ -1,0 +1,462 @@
+//! What the test card shows: colour bars, a moving bar, a clock, and the unit number for machines. Paints into
+//! macroblocks and remembers which changed; does not know how they are coded.
+//!
+//! ```text
+//!  ┌───────────────────────────────┐
+//!  │ ██ colour bars, 8, 75 %    ██ │
+//!  │                               │
+//!  ├───────────────────────────────┤
+//!  │        ▌  moving bar          │
+//!  ├───────────────────────────────┤
+//!  │       12:34:56.789 (UTC)      │
+//!  ├───────────────────────────────┤
+//!  │ ■□□□□□□□□□□□□□□□□■   see NumberBlocks
+//!  │ □■□■■□□□□□□□□□□□□■
+//!  └───────────────────────────────┘
+//! ```
+
+use super::font;
+
+/// Bytes of a macroblock: 16x16 luma, then 8x8 Cb, then 8x8 Cr; the order of I_PCM samples.
+pub(super) const MACROBLOCK_BYTES: usize = 384;
+pub(super) const LUMA_BYTES: usize = 256;
+pub(super) const CHROMA_BYTES: usize = 64;
+pub(super) type Macroblock = [u8; MACROBLOCK_BYTES];
+
+/// Y, Cb, Cr in limited range (BT.709). No sample is below 16, so none ever needs emulation prevention.
+type Colour = [u8; 3];
+const WHITE: Colour = [235, 128, 128];
+const BLACK: Colour = [16, 128, 128];
+const NIGHT: Colour = [32, 134, 124];
+/// 75 % bars: white, yellow, cyan, green, magenta, red, blue, black.
+const BARS: [Colour; 8] = [
+    [180, 128, 128],
+    [168, 44, 136],
+    [145, 147, 44],
+    [133, 63, 52],
+    [63, 193, 204],
+    [51, 109, 212],
+    [28, 212, 120],
+    BLACK,
+];
+
+/// Where the machine-readable unit number lies in a picture, and how to read it.
+///
+/// 36 square cells of `cell` pixels in 2 rows of 18, row by row from the left, at the bottom of the picture:
+/// with W, H the picture's width and height in pixels and // the division without remainder,
+///
+/// ```text
+///  cell   = 16 * (W // 16 // 18)
+///  left   = 16 * ((W // 16 - 18 * cell // 16) // 2)
+///  top    = 16 * (H // 16) - 2 * cell
+///  centre of cell i:  x = left + (i mod 18 + 1/2) * cell     y = top + (i // 18 + 1/2) * cell
+/// ```
+///
+/// As fractions of the picture that is x / W and y / H, so it may be read from a scaled picture as well. A cell is
+/// 1 when its centre is brighter than half way between black and white.
+///
+/// | cell | value |
+/// |---|---|
+/// | 0 | always 1 |
+/// | 1 to 32 | Gray code of the unit number's low 32 bits, `n ^ (n >> 1)`, most significant bit first |
+/// | 33 | even parity: 1 when an odd number of cells 1 to 32 is 1 |
+/// | 34 | always 0 |
+/// | 35 | always 1 |
+///
+/// Decoding: check cells 0, 33, 34 and 35, then `n = g; for s in [1, 2, 4, 8, 16] { n ^= n >>> s }`. From one unit
+/// to the next exactly two cells change: one bit and the parity.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct NumberBlocks {
+    /// Side of a cell in pixels, a multiple of 16.
+    pub cell: u32,
+    /// Left edge of the first column in pixels.
+    pub left: u32,
+    /// Upper edge of the first row in pixels.
+    pub top: u32,
+}
+
+impl NumberBlocks {
+    /// Cells of a row.
+    pub const COLUMNS: u32 = 18;
+    /// Rows of cells.
+    pub const ROWS: u32 = 2;
+    /// All cells.
+    pub const CELLS: u32 = Self::COLUMNS * Self::ROWS;
+
+    /// The blocks of a picture of this size in pixels; `None` below 288 pixels of width or where two rows of
+    /// cells would not fit.
+    #[must_use]
+    pub fn of(width: u32, height: u32) -> Option<NumberBlocks> {
+        let (columns, rows) = (width / 16, height / 16);
+        let cell = columns / Self::COLUMNS;
+        let top = rows.checked_sub(Self::ROWS * cell)?;
+        let left = (columns - Self::COLUMNS * cell) / 2;
+        (cell > 0).then_some(NumberBlocks { cell: 16 * cell, left: 16 * left, top: 16 * top })
+    }
+
+    /// Centre of cell `index` in pixels: x, y.
+    #[must_use]
+    pub fn centre(&self, index: u32) -> (u32, u32) {
+        let (column, row) = (index % Self::COLUMNS, index / Self::COLUMNS);
+        (self.left + column * self.cell + self.cell / 2, self.top + row * self.cell + self.cell / 2)
+    }
+
+    /// What cell `index` shows for a unit number.
+    #[must_use]
+    pub fn value(index: u32, unit_number: u32) -> bool {
+        let gray = unit_number ^ unit_number >> 1;
+        match index {
+            1..=32 => gray >> (32 - index) & 1 == 1,
+            33 => gray.count_ones() % 2 == 1,
+            34 => false,
+            _ => true,
+        }
+    }
+
+    /// Reads the unit number back: `sample` gives the luma (0 to 255) at x, y in pixels. `None` where the fixed
+    /// cells or the parity are wrong.
+    pub fn read(&self, mut sample: impl FnMut(u32, u32) -> u8) -> Option<u32> {
+        let mut cell = |index| {
+            let (x, y) = self.centre(index);
+            sample(x, y) >= 126
+        };
+        let gray = (1..=32).fold(0_u32, |bits, index| bits << 1 | u32::from(cell(index)));
+        let parity = gray.count_ones() % 2 == 1;
+        if !cell(0) || cell(33) != parity || cell(34) || !cell(35) {
+            return None;
+        }
+        Some([1, 2, 4, 8, 16].into_iter().fold(gray, |number, shift| number ^ number >> shift))
+    }
+}
+
+/// A rectangle in pixels; edges are even, so that chroma has them too.
+#[derive(Copy, Clone)]
+struct Area {
+    left: u32,
+    top: u32,
+    width: u32,
+    height: u32,
+}
+
+/// A picture in macroblocks, row by row, with what changed since it was last coded.
+pub(super) struct Canvas {
+    pub(super) columns: usize,
+    pub(super) rows: usize,
+    macroblocks: Vec<Macroblock>,
+    changed: Vec<bool>,
+}
+
+impl Canvas {
+    fn new(columns: u32, rows: u32) -> Canvas {
+        let (columns, rows) = (columns as usize, rows as usize);
+        let mut macroblock = [0; MACROBLOCK_BYTES];
+        for (luma, sample) in macroblock.iter_mut().zip((0..LUMA_BYTES).map(|_| NIGHT[0])) {
+            *luma = sample;
+        }
+        let chroma = [NIGHT[1]; CHROMA_BYTES].into_iter().chain([NIGHT[2]; CHROMA_BYTES]);
+        for (target, sample) in macroblock.iter_mut().skip(LUMA_BYTES).zip(chroma) {
+            *target = sample;
+        }
+        Canvas {
+            columns,
+            rows,
+            macroblocks: vec![macroblock; columns * rows],
+            changed: vec![true; columns * rows],
+        }
+    }
+
+    /// All macroblocks, row by row.
+    pub(super) fn macroblocks(&self) -> &[Macroblock] {
+        &self.macroblocks
+    }
+
+    /// For each macroblock, whether it changed since [`Canvas::settle`].
+    pub(super) fn changed(&self) -> &[bool] {
+        &self.changed
+    }
+
+    /// The picture as it is now has been coded.
+    pub(super) fn settle(&mut self) {
+        self.changed.fill(false);
+    }
+
+    fn fill(&mut self, area: Area, colour: Colour) {
+        let (right, bottom) = (area.left + area.width, area.top + area.height);
+        for row in area.top / 16..bottom.div_ceil(16) {
+            for column in area.left / 16..right.div_ceil(16) {
+                let index = row as usize * self.columns + column as usize;
+                let inner = |edge: u32, origin: u32| edge.saturating_sub(16 * origin).min(16) as usize;
+                let (x, y) = (
+                    inner(area.left, column)..inner(right, column),
+                    inner(area.top, row)..inner(bottom, row),
+                );
+                if let (Some(macroblock), Some(changed)) =
+                    (self.macroblocks.get_mut(index), self.changed.get_mut(index))
+                {
+                    *changed |= fill_macroblock(macroblock, x, y, colour);
+                }
+            }
+        }
+    }
+}
+
+/// Fills pixels `x`, `y` of one macroblock; says whether a sample changed.
+fn fill_macroblock(
+    macroblock: &mut Macroblock,
+    x: std::ops::Range<usize>,
+    y: std::ops::Range<usize>,
+    colour: Colour,
+) -> bool {
+    let (luma, chroma) = macroblock.split_at_mut(LUMA_BYTES);
+    let (cb, cr) = chroma.split_at_mut(CHROMA_BYTES);
+    let half = |range: &std::ops::Range<usize>| range.start / 2..range.end / 2;
+    let (chroma_x, chroma_y) = (half(&x), half(&y));
+    let [colour_y, colour_cb, colour_cr] = colour;
+    let mut changed = fill_plane(luma, 16, x, y, colour_y);
+    changed |= fill_plane(cb, 8, chroma_x.clone(), chroma_y.clone(), colour_cb);
+    changed | fill_plane(cr, 8, chroma_x, chroma_y, colour_cr)
+}
+
+fn fill_plane(
+    plane: &mut [u8],
+    stride: usize,
+    x: std::ops::Range<usize>,
+    y: std::ops::Range<usize>,
+    value: u8,
+) -> bool {
+    let mut changed = false;
+    for line in plane.chunks_exact_mut(stride).take(y.end).skip(y.start) {
+        let samples = line.get_mut(x.clone()).unwrap_or_default();
+        changed |= samples.iter().any(|sample| *sample != value);
+        samples.fill(value);
+    }
+    changed
+}
+
+/// The test card: its layout for one picture size, and what it shows at the moment.
+pub(super) struct Picture {
+    canvas: Canvas,
+    blocks: NumberBlocks,
+    track: Area,
+    bar_left: Option<u32>,
+    clock: Clock,
+    shown_number: Option<u32>,
+}
+
+struct Clock {
+    left: u32,
+    top: u32,
+    /// Pixels of one font pixel.
+    scale: u32,
+    shown: [u8; CLOCK_CHARACTERS],
+}
+
+const CLOCK_CHARACTERS: usize = 12;
+/// Width of the moving bar and how far it moves from unit to unit, in pixels.
+const BAR_WIDTH: u32 = 32;
+const BAR_STEP: u32 = 8;
+
+impl Picture {
+    /// The card for a picture of `width` x `height` pixels; `None` where it does not fit.
+    pub(super) fn new(width: u32, height: u32) -> Option<Picture> {
+        let blocks = NumberBlocks::of(width, height)?;
+        let columns = width / 16;
+        let scale = [16, 8, 4].into_iter().find(|scale| CLOCK_WIDTH * scale <= width * 4 / 5)?;
+        let clock_rows = (font::CELL_HEIGHT * scale).div_ceil(16);
+        let gap_rows = u32::from(height >= 320);
+        let track_rows = (height / 16 / 10).max(1);
+        let clock_top = blocks.top.checked_sub(16 * clock_rows)?;
+        let track_top = clock_top.checked_sub(16 * (track_rows + gap_rows))?;
+        let clock_columns = (CLOCK_WIDTH * scale).div_ceil(16);
+        let mut picture = Picture {
+            canvas: Canvas::new(width.div_ceil(16), height.div_ceil(16)),
+            blocks,
+            track: Area { left: 0, top: track_top, width: 16 * columns, height: 16 * track_rows },
+            bar_left: None,
+            clock: Clock {
+                left: 16 * ((columns - clock_columns) / 2),
+                top: clock_top,
+                scale,
+                shown: [b' '; CLOCK_CHARACTERS],
+            },
+            shown_number: None,
+        };
+        picture.paint_bars(16 * columns, track_top);
+        Some(picture)
+    }
+
+    pub(super) fn canvas(&self) -> &Canvas {
+        &self.canvas
+    }
+
+    pub(super) fn settle(&mut self) {
+        self.canvas.settle();
+    }
+
+    fn paint_bars(&mut self, width: u32, height: u32) {
+        let edge = |bar: u32| width / 16 * bar / 8 * 16;
+        for (bar, colour) in (0..).zip(BARS) {
+            let area = Area { left: edge(bar), top: 0, width: edge(bar + 1) - edge(bar), height };
+            self.canvas.fill(area, colour);
+        }
+    }
+
+    /// Shows the unit number: the two cells that changed, or all.
+    pub(super) fn paint_number(&mut self, unit_number: u32) {
+        for index in 0..NumberBlocks::CELLS {
+            let value = NumberBlocks::value(index, unit_number);
+            if self.shown_number.is_some_and(|shown| NumberBlocks::value(index, shown) == value) {
+                continue;
+            }
+            let (x, y) = self.blocks.centre(index);
+            let cell = self.blocks.cell;
+            let area = Area { left: x - cell / 2, top: y - cell / 2, width: cell, height: cell };
+            self.canvas.fill(area, if value { WHITE } else { BLACK });
+        }
+        self.shown_number = Some(unit_number);
+    }
+
+    /// Moves the bar to where it belongs for this unit: forth and back over the whole width.
+    pub(super) fn paint_bar(&mut self, unit_number: u64) {
+        let span = u64::from((self.track.width - BAR_WIDTH) / BAR_STEP);
+        let phase = unit_number % (2 * span);
+        let steps = phase.min(2 * span - phase);
+        let left = u32::try_from(steps).unwrap_or_default() * BAR_STEP;
+        let before = self.bar_left.replace(left);
+        let bar = |left| Area { left, width: BAR_WIDTH, ..self.track };
+        match before {
+            Some(before) if before.abs_diff(left) < BAR_WIDTH => {
+                let moved = before.abs_diff(left);
+                let freed = if left > before { before } else { left + BAR_WIDTH };
+                self.canvas.fill(Area { width: moved, ..bar(freed) }, NIGHT);
+            }
+            Some(before) => self.canvas.fill(bar(before), NIGHT),
+            None => {}
+        }
+        self.canvas.fill(bar(left), WHITE);
+    }
+
+    /// Shows the time of day (UTC) of a CLOCK_REALTIME in ms.
+    pub(super) fn paint_clock(&mut self, realtime_ms: u64) {
+        let text = clock_text(realtime_ms);
+        let shown = std::mem::replace(&mut self.clock.shown, text);
+        for (place, (character, before)) in (0..).zip(text.into_iter().zip(shown)) {
+            if character != before {
+                self.paint_character(place, character);
+            }
+        }
+    }
+
+    fn paint_character(&mut self, place: u32, character: u8) {
+        let Clock { left, top, scale, .. } = self.clock;
+        let left = left + place * font::CELL_WIDTH * scale;
+        for y in 0..font::CELL_HEIGHT {
+            for x in 0..font::CELL_WIDTH {
+                let area = Area { left: left + x * scale, top: top + y * scale, width: scale, height: scale };
+                self.canvas.fill(area, if font::is_set(character, x, y) { WHITE } else { NIGHT });
+            }
+        }
+    }
+}
+
+/// Font pixels of the whole clock.
+#[expect(clippy::cast_possible_truncation, reason = "twelve")]
+const CLOCK_WIDTH: u32 = CLOCK_CHARACTERS as u32 * font::CELL_WIDTH;
+
+/// HH:MM:SS.mmm of a time in ms since the epoch.
+fn clock_text(realtime_ms: u64) -> [u8; CLOCK_CHARACTERS] {
+    let seconds = realtime_ms / 1000;
+    let digit = |value: u64, place: u64| b'0' + u8::try_from(value / place % 10).unwrap_or_default();
+    let (h, m, s, ms) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60, realtime_ms % 1000);
+    [
+        digit(h, 10),
+        digit(h, 1),
+        b':',
+        digit(m, 10),
+        digit(m, 1),
+        b':',
+        digit(s, 10),
+        digit(s, 1),
+        b'.',
+        digit(ms, 100),
+        digit(ms, 10),
+        digit(ms, 1),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn luma(canvas: &Canvas, x: u32, y: u32) -> u8 {
+        let macroblock = &canvas.macroblocks()[(y / 16) as usize * canvas.columns + (x / 16) as usize];
+        macroblock[(y % 16 * 16 + x % 16) as usize]
+    }
+
+    #[test]
+    fn the_number_is_read_back_from_every_picture_size() {
+        for (width, height) in [(288, 128), (320, 240), (640, 480), (1280, 720), (1920, 1080), (854, 480)] {
+            let blocks = NumberBlocks::of(width, height).unwrap();
+            let mut picture = Picture::new(width, height).unwrap();
+            for number in [0, 1, 2, 3, 1000, 0x8000_0000, u32::MAX] {
+                picture.paint_number(number);
+                let read = blocks.read(|x, y| {
+                    assert!(x < width && y < height, "the centre is in the visible picture");
+                    luma(picture.canvas(), x, y)
+                });
+                assert_eq!(read, Some(number), "{width}x{height}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_cell_is_noticed() {
+        let blocks = NumberBlocks::of(640, 480).unwrap();
+        let mut picture = Picture::new(640, 480).unwrap();
+        picture.paint_number(12345);
+        for wrong in 0..NumberBlocks::CELLS {
+            let read = blocks.read(|x, y| {
+                let sample = luma(picture.canvas(), x, y);
+                if (x, y) == blocks.centre(wrong) { 251 - sample } else { sample }
+            });
+            assert_eq!(read, None, "cell {wrong}");
+        }
+    }
+
+    #[test]
+    fn from_unit_to_unit_only_two_cells_a_bar_and_some_digits_change() {
+        let mut picture = Picture::new(1280, 720).unwrap();
+        for unit in 0..2000_u32 {
+            picture.paint_number(unit);
+            picture.paint_bar(unit.into());
+            picture.paint_clock(u64::from(unit) * 33);
+            let changed = picture.canvas().changed().iter().filter(|changed| **changed).count();
+            assert!(unit == 0 || changed < 32 + 16 + 60, "{unit}: {changed}");
+            picture.settle();
+        }
+    }
+
+    #[test]
+    fn the_bar_leaves_nothing_behind() {
+        let mut moved = Picture::new(640, 480).unwrap();
+        for unit in [0, 1, 2, 75, 76, 77, 151, 152, 153, 4, 5] {
+            moved.paint_bar(unit);
+        }
+        let mut fresh = Picture::new(640, 480).unwrap();
+        fresh.paint_bar(5);
+        assert!(moved.canvas().macroblocks() == fresh.canvas().macroblocks());
+    }
+
+    #[test]
+    fn the_clock_says_the_time_of_day() {
+        assert_eq!(&clock_text(0), b"00:00:00.000");
+        assert_eq!(&clock_text((23 * 3600 + 59 * 60 + 58) * 1000 + 86_400_000 * 20_000 + 7), b"23:59:58.007");
+    }
+
+    #[test]
+    fn pictures_too_small_for_their_numbers_are_refused() {
+        for (width, height) in [(0, 0), (272, 480), (288, 16), (288, 64), (16, 16)] {
+            assert!(Picture::new(width, height).is_none(), "{width}x{height}");
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! The camera's loop: waits for the next unit's time on an absolute clock, makes the unit, publishes it, and
+//! misbehaves where asked to. Does not parse a command line or handle a signal.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::thread::clock_nanosleep_absolute;
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+use super::config::{RestartOnto, SimulatorConfig, Source, TimestampClock};
+use super::file::{FileError, FileSource};
+use super::lies;
+use super::test_card::{TestCard, TestCardConfig, TestCardError};
+use super::unit::Unit;
+use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, WriterError};
+use crate::limits::SLOT_DATA_BYTES_MAX;
+
+const NS_PER_S: i64 = 1_000_000_000;
+/// The stop flag is looked at this often while waiting.
+const NAP_NS: i64 = 100_000_000;
+/// A camera that was stopped (debugger, SIGSTOP) for longer does not catch up.
+const LATE_NS_MAX: i64 = NS_PER_S;
+/// Rate that unit sizes are made for when there is none to keep.
+const NOMINAL_FPS: f64 = 30.0;
+
+/// What a run did.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct SimulatorReport {
+    /// Units made: published and dropped ones. The next unit number.
+    pub units: u64,
+    /// Units published, lies counted.
+    pub published: u64,
+    /// Bytes of published units.
+    pub bytes: u64,
+    /// Pictures left out on purpose.
+    pub dropped: u64,
+    /// Units that lied.
+    pub lies: u64,
+    /// Units written in two halves.
+    pub torn: u64,
+    /// Times the camera came back.
+    pub restarts: u64,
+    /// The latest that a unit was behind its time, in ns (0 without a rate).
+    pub late_ns_max: i64,
+    /// From the first unit to the end, in ns.
+    pub lasted_ns: i64,
+}
+
+/// Why there is no simulated camera.
+#[derive(Debug, thiserror::Error)]
+pub enum SimulatorError {
+    /// The ring could not be made.
+    #[error(transparent)]
+    Ring(#[from] WriterError),
+    /// The test card cannot be made.
+    #[error(transparent)]
+    TestCard(#[from] TestCardError),
+    /// The file cannot be played.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Somebody else writes this ring right now.
+    #[error("a camera is writing {name} right now: stop it, choose another name, or take the name over")]
+    RingInUse {
+        /// The ring's name.
+        name: String,
+    },
+    /// A number of the configuration that cannot be.
+    #[error("{what} has to be {range}")]
+    Config {
+        /// Which.
+        what: &'static str,
+        /// What it may be.
+        range: &'static str,
+    },
+}
+
+/// Runs a camera until `stop` is set or its units are done. `stop` is seen within about 100 ms.
+///
+/// # Errors
+/// [`SimulatorError`], before the first unit unless a restart fails.
+pub fn run(config: &SimulatorConfig, stop: &AtomicBool) -> Result<SimulatorReport, SimulatorError> {
+    check(config)?;
+    let mut simulator = Simulator::new(config, stop)?;
+    let started_ns = now_ns(ClockId::Monotonic);
+    simulator.due_ns = started_ns;
+    let mut outcome = Ok(());
+    while outcome.is_ok() && !simulator.is_done() {
+        outcome = simulator.turn();
+    }
+    if config.unlink_at_exit {
+        simulator.ring.unlink();
+    }
+    simulator.report.lasted_ns = now_ns(ClockId::Monotonic) - started_ns;
+    outcome.map(|()| simulator.report)
+}
+
+fn check(config: &SimulatorConfig) -> Result<(), SimulatorError> {
+    let wrong = &config.misbehaviour;
+    let periods = [
+        ("the interval of restarts", wrong.restart.map(|restart| restart.every)),
+        ("the interval of torn units", wrong.tear.map(|tear| tear.every)),
+        ("the interval of lies", wrong.lie_every),
+        ("the interval of resolution changes", wrong.change_resolution.map(|change| change.every)),
+        ("the interval of bursts", wrong.burst.map(|burst| burst.every)),
+        ("the interval of dropped units", wrong.drop_every),
+    ];
+    if let Some((what, _)) = periods.into_iter().find(|(_, every)| *every == Some(0)) {
+        return Err(SimulatorError::Config { what, range: "at least 1 unit" });
+    }
+    if config.fps.is_some_and(|fps| !(fps > 0.0 && fps <= 10_000.0)) {
+        return Err(SimulatorError::Config { what: "the rate", range: "above 0, at most 10000 units/s" });
+    }
+    let is_file = matches!(config.source, Source::File(_));
+    if is_file && (wrong.change_resolution.is_some() || config.bitrate_kbps.is_some()) {
+        let what = "the source of a wanted bit rate or a resolution change";
+        return Err(SimulatorError::Config { what, range: "the test card, not a file" });
+    }
+    Ok(())
+}
+
+/// Where units come from, opened.
+enum Units {
+    Card(Box<TestCard>),
+    File(FileSource),
+}
+
+struct Simulator<'a> {
+    config: &'a SimulatorConfig,
+    stop: &'a AtomicBool,
+    ring: RingWriter,
+    units: Units,
+    unit: Unit,
+    /// Counts the pictures since the camera was (re)started.
+    frame_number: u64,
+    /// When the next unit is due, CLOCK_MONOTONIC.
+    due_ns: i64,
+    interval_ns: Option<i64>,
+    other_resolution: bool,
+    report: SimulatorReport,
+}
+
+impl<'a> Simulator<'a> {
+    fn new(config: &'a SimulatorConfig, stop: &'a AtomicBool) -> Result<Simulator<'a>, SimulatorError> {
+        let units = match &config.source {
+            Source::Pattern { width, height } => Units::Card(card(config, *width, *height)?),
+            Source::File(path) => Units::File(FileSource::open(path)?),
+        };
+        if !config.take_over && is_being_written(&config.name) {
+            return Err(SimulatorError::RingInUse { name: config.name.clone() });
+        }
+        Ok(Simulator {
+            config,
+            stop,
+            ring: create_ring(config)?,
+            units,
+            unit: Unit::default(),
+            frame_number: 0,
+            due_ns: 0,
+            interval_ns: config.fps.map(interval_ns),
+            other_resolution: false,
+            report: SimulatorReport::default(),
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.config.units.is_some_and(|units| self.report.units >= units)
+    }
+
+    /// One unit, from its time to its place in the ring.
+    fn turn(&mut self) -> Result<(), SimulatorError> {
+        let number = self.report.units;
+        self.stall(number);
+        self.restart(number)?;
+        self.change_resolution(number)?;
+        let captured_ns = self.wait(number);
+        if self.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.report.units += 1;
+        if is_nth(number, self.config.misbehaviour.drop_every) {
+            self.report.dropped += 1;
+            if let Units::File(file) = &mut self.units {
+                file.read(number, &mut self.unit);
+            }
+        } else {
+            self.make_and_publish(number, captured_ns);
+        }
+        self.frame_number += 1;
+        Ok(())
+    }
+
+    fn make_and_publish(&mut self, number: u64, captured_ns: i64) {
+        let now = now_ns(ClockId::Monotonic);
+        let captured_realtime_ns = now_ns(ClockId::Realtime) - (now - captured_ns);
+        match &mut self.units {
+            Units::Card(card) => {
+                let realtime_ms = u64::try_from(captured_realtime_ns / 1_000_000).unwrap_or_default();
+                card.encode(number, realtime_ms, &mut self.unit);
+            }
+            Units::File(file) => file.read(number, &mut self.unit),
+        }
+        let timestamp_ns = match self.config.clock {
+            TimestampClock::Realtime => captured_realtime_ns,
+            TimestampClock::Monotonic => captured_ns,
+        };
+        let mut metadata = SlotMetadata {
+            frame_number: self.frame_number,
+            timestamp_s: timestamp_ns.div_euclid(NS_PER_S),
+            timestamp_ns: timestamp_ns.rem_euclid(NS_PER_S),
+            camera_id: 0,
+            width: i32::try_from(self.unit.width).unwrap_or(i32::MAX),
+            height: i32::try_from(self.unit.height).unwrap_or(i32::MAX),
+            format: FORMAT_H264,
+            data_bytes: self.unit.bytes.len() as u64,
+        };
+        self.unit.set_published(now_ns(ClockId::Monotonic));
+        if is_nth(number, self.config.misbehaviour.lie_every) {
+            lies::tell(self.report.lies, &mut metadata, &mut self.unit.bytes);
+            self.report.lies += 1;
+        }
+        self.publish(number, &metadata);
+    }
+
+    fn publish(&mut self, number: u64, metadata: &SlotMetadata) {
+        match self.config.misbehaviour.tear {
+            Some(tear) if is_nth(number, Some(tear.every)) => {
+                self.ring.publish_torn(metadata, &self.unit.bytes, || std::thread::sleep(tear.pause));
+                self.report.torn += 1;
+            }
+            _ => self.ring.publish(metadata, &self.unit.bytes),
+        }
+        self.report.published += 1;
+        self.report.bytes += self.unit.bytes.len().min(SLOT_DATA_BYTES_MAX) as u64;
+    }
+
+    /// Waits for the unit's time; returns when it was captured: its own time, also where a burst holds it back.
+    fn wait(&mut self, number: u64) -> i64 {
+        let Some(interval_ns) = self.interval_ns else {
+            return now_ns(ClockId::Monotonic);
+        };
+        let captured_ns = self.due_ns;
+        let held_ns = self.config.misbehaviour.burst.map_or(0, |burst| {
+            let place = number % burst.every;
+            let units_to_wait = burst.units.saturating_sub(place + 1);
+            i64::try_from(units_to_wait).unwrap_or_default().saturating_mul(interval_ns)
+        });
+        let publish_ns = captured_ns.saturating_add(held_ns);
+        self.sleep_until(publish_ns);
+        let late_ns = now_ns(ClockId::Monotonic) - publish_ns;
+        if late_ns > LATE_NS_MAX {
+            self.due_ns += late_ns;
+        }
+        self.report.late_ns_max = self.report.late_ns_max.max(late_ns);
+        self.due_ns += interval_ns;
+        captured_ns
+    }
+
+    fn sleep_until(&self, deadline_ns: i64) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let now = now_ns(ClockId::Monotonic);
+            if now >= deadline_ns {
+                return;
+            }
+            let wake_ns = deadline_ns.min(now + NAP_NS);
+            let wake = Timespec { tv_sec: wake_ns / NS_PER_S, tv_nsec: wake_ns % NS_PER_S };
+            // Interrupted by a signal: the loop looks again.
+            let _ = clock_nanosleep_absolute(ClockId::Monotonic, &wake);
+        }
+    }
+
+    /// Away for a while: the schedule goes on from there.
+    fn be_away(&mut self, lasting: Duration) {
+        let lasting_ns = i64::try_from(lasting.as_nanos()).unwrap_or(i64::MAX);
+        let back_ns = now_ns(ClockId::Monotonic).saturating_add(lasting_ns);
+        self.sleep_until(back_ns);
+        self.due_ns = self.due_ns.max(now_ns(ClockId::Monotonic));
+    }
+
+    fn stall(&mut self, number: u64) {
+        if let Some(stall) = self.config.misbehaviour.stall
+            && stall.after == number
+        {
+            self.be_away(stall.lasting.unwrap_or(Duration::MAX));
+        }
+    }
+
+    fn restart(&mut self, number: u64) -> Result<(), SimulatorError> {
+        let Some(restart) = self.config.misbehaviour.restart else { return Ok(()) };
+        if number == 0 || !number.is_multiple_of(restart.every) {
+            return Ok(());
+        }
+        self.be_away(restart.pause);
+        let onto = match (restart.onto, self.report.restarts % 3) {
+            (RestartOnto::Alternate, 0) => RestartOnto::Same,
+            (RestartOnto::Alternate, 1) => RestartOnto::New,
+            (RestartOnto::Alternate, _) => RestartOnto::Rewind,
+            (onto, _) => onto,
+        };
+        match onto {
+            RestartOnto::New => self.ring = create_ring(self.config)?,
+            RestartOnto::Rewind => {
+                self.ring = RingWriter::attach(&self.config.name)?;
+                self.ring.set_write_index(0);
+            }
+            _ => self.ring = RingWriter::attach(&self.config.name)?,
+        }
+        match &mut self.units {
+            Units::Card(card) => card.restart(),
+            Units::File(file) => file.restart(),
+        }
+        self.frame_number = 0;
+        self.report.restarts += 1;
+        Ok(())
+    }
+
+    fn change_resolution(&mut self, number: u64) -> Result<(), SimulatorError> {
+        let Some(change) = self.config.misbehaviour.change_resolution else { return Ok(()) };
+        if number == 0 || !number.is_multiple_of(change.every) {
+            return Ok(());
+        }
+        self.other_resolution = !self.other_resolution;
+        let size = match self.config.source {
+            Source::Pattern { width, height } if !self.other_resolution => (width, height),
+            _ => (change.width, change.height),
+        };
+        self.units = Units::Card(card(self.config, size.0, size.1)?);
+        Ok(())
+    }
+}
+
+/// Whether unit `number` is one of every `every`: the last of each run, so that a stream starts well.
+fn is_nth(number: u64, every: Option<u64>) -> bool {
+    every.is_some_and(|every| (number + 1).is_multiple_of(every))
+}
+
+fn card(config: &SimulatorConfig, width: u32, height: u32) -> Result<Box<TestCard>, TestCardError> {
+    let card = TestCard::new(TestCardConfig {
+        width,
+        height,
+        fps: config.fps.unwrap_or(NOMINAL_FPS),
+        bitrate_kbps: config.bitrate_kbps,
+        gop: config.gop,
+        slices: config.slices,
+        parameter_sets: config.parameter_sets,
+        delimiters: config.delimiters,
+    })?;
+    Ok(Box::new(card))
+}
+
+fn create_ring(config: &SimulatorConfig) -> Result<RingWriter, WriterError> {
+    let interval_ns = interval_ns(config.fps.unwrap_or(NOMINAL_FPS));
+    let interval_ms = u32::try_from(interval_ns / 1_000_000).unwrap_or(u32::MAX);
+    RingWriter::create(&config.name, config.layout, interval_ms)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a rate above 0 units/s; float casts saturate")]
+fn interval_ns(fps: f64) -> i64 {
+    (NS_PER_S as f64 / fps).round() as i64
+}
+
+/// A ring of that name whose index moves within a third of a second. One that a killed camera left does not.
+fn is_being_written(name: &str) -> bool {
+    let Ok(ring) = RingWriter::attach(name) else { return false };
+    let before = ring.write_index();
+    (0..6).any(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        ring.write_index() != before
+    })
+}
+
+fn now_ns(clock: ClockId) -> i64 {
+    let now = clock_gettime(clock);
+    now.tv_sec * NS_PER_S + now.tv_nsec
+}
+
+impl SimulatorConfig {
+    /// Layout, source and rate in one line, for a log.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let source = match &self.source {
+            Source::Pattern { width, height } => format!("test card {width}x{height}"),
+            Source::File(path) => path.display().to_string(),
+        };
+        let rate = self.fps.map_or_else(|| "flat out".to_owned(), |fps| format!("{fps} units/s"));
+        let kbps = self.bitrate_kbps.map(|kbps| format!(", {kbps} kbit/s")).unwrap_or_default();
+        let layout: Layout = self.layout;
+        format!("{} ({layout}, {} bytes): {source}, {rate}{kbps}", self.name, layout.segment_bytes())
+    }
+}

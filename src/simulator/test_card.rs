@@ -1,0 +1,473 @@
+//! A small H.264 encoder for the test card: Constrained Baseline, CAVLC, nothing but I_PCM macroblocks, exact
+//! copies of a neighbour and P_Skip. Every picture is lossless; decides no times and publishes nothing.
+//!
+//! A macroblock that did not change is skipped. One that did is copied from the macroblock above or to the left
+//! where that is exact (Intra_16x16, vertical or horizontal, no residual), else written as samples (I_PCM, 386
+//! bytes). A wanted bit rate is met inside the slices: macroblocks that did not change are written as samples
+//! too, a window of them that moves on from unit to unit. Deblocking is off, so what is written is what is seen.
+
+use super::bits::{NalWriter, StartCode};
+use super::picture::{CHROMA_BYTES, LUMA_BYTES, MACROBLOCK_BYTES, Macroblock, Picture};
+use super::unit::Unit;
+use crate::limits::SLOT_DATA_BYTES_MAX;
+
+/// How the test card is coded.
+#[derive(Copy, Clone, Debug, PartialEq)]
+pub struct TestCardConfig {
+    /// Width in pixels, even.
+    pub width: u32,
+    /// Height in pixels, even.
+    pub height: u32,
+    /// Units per second that level, timing information and unit sizes are made for.
+    pub fps: f64,
+    /// Wanted bit rate; `None` is what the picture needs (about 0.4 Mbit/s at 1280x720, 30 units/s).
+    pub bitrate_kbps: Option<u32>,
+    /// An IDR every so many units.
+    pub gop: u32,
+    /// Slices of a picture, at most one per row of macroblocks.
+    pub slices: u32,
+    /// Parameter sets in every IDR unit, or only in the first.
+    pub parameter_sets: ParameterSetPolicy,
+    /// An access unit delimiter at the start of each unit.
+    pub delimiters: bool,
+}
+
+/// Which IDR units carry parameter sets.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum ParameterSetPolicy {
+    /// Only the first of the stream (and the first after a change).
+    First,
+    /// Each.
+    Every,
+}
+
+/// Why a test card cannot be made.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum TestCardError {
+    /// The picture is too small, too large or odd.
+    #[error("a test card of {width}x{height} cannot be made: even numbers from 288x128 to 4096x2304")]
+    Size {
+        /// Width asked for.
+        width: u32,
+        /// Height asked for.
+        height: u32,
+    },
+    /// A number that has to be at least 1 is not.
+    #[error("{what} has to be {range}")]
+    Range {
+        /// Which.
+        what: &'static str,
+        /// What it may be.
+        range: &'static str,
+    },
+}
+
+/// How one macroblock is coded.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Coding {
+    Skip,
+    /// Intra_16x16 without residual from the row above.
+    Vertical,
+    /// Likewise from the column to the left.
+    Horizontal,
+    Samples,
+}
+
+/// Bits of `frame_num`.
+const FRAME_NUM_BITS: u32 = 8;
+/// Bytes of one I_PCM macroblock with its type, skip run and alignment.
+const SAMPLES_BYTES: usize = MACROBLOCK_BYTES + 2;
+/// An IDR unit is so many times as large as the others, as with a real encoder.
+const IDR_WEIGHT: f64 = 4.0;
+/// Bytes of a unit at most, whatever the bit rate: it has to fit a slot.
+const UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX - 100_000;
+
+const NAL_SLICE: u8 = 1;
+const NAL_IDR: u8 = 5;
+const NAL_SPS: u8 = 7;
+const NAL_PPS: u8 = 8;
+const NAL_DELIMITER: u8 = 9;
+
+/// The encoder. One stream; reuses its memory.
+pub struct TestCard {
+    config: TestCardConfig,
+    picture: Picture,
+    codings: Vec<Coding>,
+    /// Units since the last IDR; the next unit is an IDR at 0.
+    gop_position: u32,
+    /// IDR pictures so far.
+    idr_count: u32,
+    /// First macroblock of the next window that is written as samples to meet the bit rate.
+    refresh_at: usize,
+    /// Bytes the stream is behind (positive) or ahead of its bit rate.
+    owed_bytes: f64,
+}
+
+impl TestCard {
+    /// A stream that starts with an IDR.
+    ///
+    /// # Errors
+    /// [`TestCardError`] says what may be asked for.
+    pub fn new(config: TestCardConfig) -> Result<TestCard, TestCardError> {
+        let TestCardConfig { width, height, .. } = config;
+        let size = TestCardError::Size { width, height };
+        if width % 2 != 0 || height % 2 != 0 || width > 4096 || height > 2304 {
+            return Err(size);
+        }
+        if config.gop == 0 {
+            return Err(TestCardError::Range { what: "the IDR interval", range: "at least 1" });
+        }
+        if config.slices == 0 {
+            return Err(TestCardError::Range { what: "the number of slices", range: "at least 1" });
+        }
+        if !(config.fps > 0.0 && config.fps <= 10_000.0) {
+            return Err(TestCardError::Range { what: "the rate", range: "above 0, at most 10000 units/s" });
+        }
+        let picture = Picture::new(width, height).ok_or(size)?;
+        let codings = vec![Coding::Samples; picture.canvas().macroblocks().len()];
+        Ok(TestCard {
+            config,
+            picture,
+            codings,
+            gop_position: 0,
+            idr_count: 0,
+            refresh_at: 0,
+            owed_bytes: 0.0,
+        })
+    }
+
+    /// Makes the next unit be an IDR with parameter sets, as a restarted encoder's first.
+    pub fn restart(&mut self) {
+        self.gop_position = 0;
+        self.idr_count = 0;
+    }
+
+    /// Codes the next picture: unit number, bar and clock as given. The stamp says the unit number and has no
+    /// time yet.
+    pub fn encode(&mut self, unit_number: u64, realtime_ms: u64, unit: &mut Unit) {
+        let is_idr = self.gop_position == 0;
+        let target = self.target_bytes(is_idr);
+        self.paint(unit_number, realtime_ms, target);
+        self.plan(is_idr);
+        if let Some(target) = target {
+            self.refresh(target, is_idr);
+        }
+        self.write(is_idr, unit);
+        if let Some(target) = target {
+            self.owed_bytes = (target - unit.bytes.len() as f64).clamp(-4e6, 4e6);
+        }
+        unit.seal(unit_number);
+        self.picture.settle();
+        self.idr_count += u32::from(is_idr);
+        self.gop_position = (self.gop_position + 1) % self.config.gop;
+    }
+
+    /// What this unit should have: its share of the bit rate and what is owed from the units before.
+    fn target_bytes(&self, is_idr: bool) -> Option<f64> {
+        let mean = f64::from(self.config.bitrate_kbps?) * 125.0 / self.config.fps;
+        let gop = f64::from(self.config.gop);
+        let weight = if is_idr { IDR_WEIGHT } else { 1.0 };
+        Some(mean * gop * weight / (gop - 1.0 + IDR_WEIGHT) + self.owed_bytes)
+    }
+
+    /// Units that are over their bit rate keep clock and bar where they are; the number is always true.
+    #[expect(clippy::cast_possible_truncation, reason = "the picture shows the low 32 bits")]
+    fn paint(&mut self, unit_number: u64, realtime_ms: u64, target: Option<f64>) {
+        self.picture.paint_number(unit_number as u32);
+        if target.is_none_or(|bytes| bytes > 0.0) || self.idr_count == 0 {
+            self.picture.paint_bar(unit_number);
+            self.picture.paint_clock(realtime_ms);
+        }
+    }
+
+    /// Chooses the cheapest exact coding of each macroblock.
+    fn plan(&mut self, is_idr: bool) {
+        let canvas = self.picture.canvas();
+        let (macroblocks, columns) = (canvas.macroblocks(), canvas.columns);
+        let first_rows = SliceRows::of(canvas.rows, self.config.slices);
+        for (index, (coding, changed)) in self.codings.iter_mut().zip(canvas.changed()).enumerate() {
+            *coding = Coding::Skip;
+            if is_idr || *changed {
+                let (row, column) = (index / columns, index % columns);
+                let above = if first_rows.begins_at(row) { None } else { macroblocks.get(index - columns) };
+                let left = if column == 0 { None } else { macroblocks.get(index - 1) };
+                *coding = macroblocks.get(index).map_or(Coding::Samples, |own| exact_copy(own, above, left));
+            }
+        }
+    }
+
+    /// Writes more macroblocks as samples until the unit has about `target` bytes.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "float casts saturate")]
+    fn refresh(&mut self, target: f64, is_idr: bool) {
+        let fixed = self.codings.iter().filter(|coding| **coding == Coding::Samples).count() * SAMPLES_BYTES;
+        // Copies are 9 to 17 bits, and the rest of an IDR is parameter sets and headers.
+        let rest = if is_idr { self.codings.len() * 3 / 2 } else { 80 };
+        let room = (target.max(0.0) as usize).min(UNIT_BYTES_MAX).saturating_sub(fixed + rest);
+        let mut wanted = room / SAMPLES_BYTES;
+        for _ in 0..self.codings.len() {
+            if wanted == 0 {
+                break;
+            }
+            if let Some(coding) = self.codings.get_mut(self.refresh_at)
+                && *coding != Coding::Samples
+            {
+                *coding = Coding::Samples;
+                wanted -= 1;
+            }
+            self.refresh_at = (self.refresh_at + 1) % self.codings.len();
+        }
+    }
+
+    fn write(&self, is_idr: bool, unit: &mut Unit) {
+        unit.begin(is_idr, self.config.width, self.config.height);
+        if self.config.delimiters {
+            let mut nal = NalWriter::begin(&mut unit.bytes, StartCode::Long, 0, NAL_DELIMITER);
+            nal.bits(3, if is_idr { 0 } else { 1 }); // primary_pic_type: I, or I and P
+            nal.finish();
+        }
+        if is_idr && (self.idr_count == 0 || self.config.parameter_sets == ParameterSetPolicy::Every) {
+            self.write_sps(NalWriter::begin(&mut unit.bytes, StartCode::Long, 3, NAL_SPS));
+            write_pps(NalWriter::begin(&mut unit.bytes, StartCode::Long, 3, NAL_PPS));
+        }
+        unit.place_stamp();
+        let canvas = self.picture.canvas();
+        let slices = SliceRows::of(canvas.rows, self.config.slices);
+        for slice in 0..slices.count {
+            let rows = slices.first(slice)..slices.first(slice + 1);
+            // Both start codes appear in a stream, as with real encoders.
+            let start_code = if slice == 0 { StartCode::Long } else { StartCode::Short };
+            let start = unit.bytes.len() + start_code.bytes().len();
+            let kind = if is_idr { NAL_IDR } else { NAL_SLICE };
+            let nal = NalWriter::begin(&mut unit.bytes, start_code, 3, kind);
+            self.write_slice(nal, is_idr, rows.start * canvas.columns..rows.end * canvas.columns);
+            unit.add_slice(start..unit.bytes.len());
+        }
+    }
+
+    /// `seq_parameter_set_rbsp` (H.264 7.3.2.1.1) with the VUI that tells decoders not to wait (E.1.1).
+    fn write_sps(&self, mut nal: NalWriter<'_>) {
+        let TestCardConfig { width, height, fps, .. } = self.config;
+        let (columns, rows) = (width.div_ceil(16), height.div_ceil(16));
+        nal.bits(8, 66); // profile_idc: Baseline
+        nal.bits(8, 0b1100_0000); // constraint_set0 and 1: Constrained Baseline
+        nal.bits(8, self.level_idc());
+        nal.ue(0); // seq_parameter_set_id
+        nal.ue(FRAME_NUM_BITS - 4); // log2_max_frame_num_minus4
+        nal.ue(2); // pic_order_cnt_type: output order is coding order
+        nal.ue(1); // max_num_ref_frames
+        nal.flag(false); // gaps_in_frame_num_value_allowed_flag
+        nal.ue(columns - 1); // pic_width_in_mbs_minus1
+        nal.ue(rows - 1); // pic_height_in_map_units_minus1
+        nal.flag(true); // frame_mbs_only_flag
+        nal.flag(true); // direct_8x8_inference_flag
+        let (right, bottom) = (16 * columns - width, 16 * rows - height);
+        nal.flag(right + bottom > 0); // frame_cropping_flag
+        if right + bottom > 0 {
+            for offset in [0, right / 2, 0, bottom / 2] {
+                nal.ue(offset);
+            }
+        }
+        nal.flag(true); // vui_parameters_present_flag
+        nal.bits(2, 0); // no aspect ratio, no overscan information
+        nal.flag(true); // video_signal_type_present_flag
+        nal.bits(3, 5); // video_format: unspecified
+        nal.flag(false); // video_full_range_flag
+        nal.flag(true); // colour_description_present_flag
+        for _primaries_transfer_matrix in 0..3 {
+            nal.bits(8, 1); // BT.709
+        }
+        nal.flag(false); // chroma_loc_info_present_flag
+        nal.flag(true); // timing_info_present_flag
+        let (units_in_tick, time_scale) = timing(fps);
+        nal.bits(32, units_in_tick);
+        nal.bits(32, time_scale);
+        nal.flag(true); // fixed_frame_rate_flag
+        nal.bits(3, 0); // no NAL HRD, no VCL HRD, no pic_struct
+        nal.flag(true); // bitstream_restriction_flag
+        nal.flag(true); // motion_vectors_over_pic_boundaries_flag
+        for value in [0, 0, 0, 0] {
+            nal.ue(value); // no bound on bytes and bits; no motion vectors
+        }
+        nal.ue(0); // max_num_reorder_frames
+        nal.ue(1); // max_dec_frame_buffering
+        nal.finish();
+    }
+
+    /// The lowest level (H.264 table A-1) that allows size, rate and wanted bit rate; 5.2 beyond.
+    fn level_idc(&self) -> u32 {
+        let canvas = self.picture.canvas();
+        let size = (canvas.columns * canvas.rows) as f64;
+        let kbps = f64::from(self.config.bitrate_kbps.unwrap_or(0));
+        // level_idc, macroblocks per second and per picture, kbit/s.
+        const LEVELS: [(u32, f64, f64, f64); 11] = [
+            (13, 11_880.0, 396.0, 768.0),
+            (20, 11_880.0, 396.0, 2_000.0),
+            (21, 19_800.0, 792.0, 4_000.0),
+            (22, 20_250.0, 1_620.0, 4_000.0),
+            (30, 40_500.0, 1_620.0, 10_000.0),
+            (31, 108_000.0, 3_600.0, 14_000.0),
+            (32, 216_000.0, 5_120.0, 20_000.0),
+            (40, 245_760.0, 8_192.0, 20_000.0),
+            (41, 245_760.0, 8_192.0, 50_000.0),
+            (42, 522_240.0, 8_704.0, 50_000.0),
+            (51, 983_040.0, 36_864.0, 240_000.0),
+        ];
+        let allows = |level: &&(u32, f64, f64, f64)| {
+            size * self.config.fps <= level.1 && size <= level.2 && kbps <= level.3
+        };
+        LEVELS.iter().find(allows).map_or(52, |level| level.0)
+    }
+
+    /// `slice_layer_without_partitioning_rbsp` for the macroblocks of `range` (H.264 7.3.2.8).
+    fn write_slice(&self, mut nal: NalWriter<'_>, is_idr: bool, range: std::ops::Range<usize>) {
+        self.write_slice_header(&mut nal, is_idr, range.start);
+        let canvas = self.picture.canvas();
+        let mut skipped = 0;
+        let codings = self.codings.iter().zip(canvas.macroblocks()).enumerate();
+        for (index, (coding, samples)) in codings.take(range.end).skip(range.start) {
+            if *coding == Coding::Skip {
+                skipped += 1;
+                continue;
+            }
+            if !is_idr {
+                nal.ue(skipped); // mb_skip_run
+                skipped = 0;
+            }
+            // Table 7-13: intra types come after the five inter types in a P slice.
+            let type_base = if is_idr { 0 } else { 5 };
+            let mode = match coding {
+                Coding::Samples => {
+                    nal.ue(type_base + 25); // I_PCM
+                    nal.align();
+                    nal.plain_bytes(samples);
+                    continue;
+                }
+                Coding::Vertical => 0,
+                _ => 1,
+            };
+            nal.ue(type_base + 1 + mode); // I_16x16_<mode>_0_0
+            nal.ue(if mode == 0 { 2 } else { 1 }); // intra_chroma_pred_mode
+            nal.ue(0); // mb_qp_delta
+            self.write_no_coefficients(&mut nal, index, range.start);
+        }
+        if skipped > 0 {
+            nal.ue(skipped);
+        }
+        nal.finish();
+    }
+
+    /// `slice_header` (H.264 7.3.3).
+    fn write_slice_header(&self, nal: &mut NalWriter<'_>, is_idr: bool, first_macroblock: usize) {
+        nal.ue(u32::try_from(first_macroblock).unwrap_or_default()); // first_mb_in_slice
+        nal.ue(if is_idr { 7 } else { 5 }); // slice_type: all slices of the picture are I, or P
+        nal.ue(0); // pic_parameter_set_id
+        nal.bits(FRAME_NUM_BITS, self.gop_position % (1 << FRAME_NUM_BITS)); // frame_num
+        if is_idr {
+            nal.ue(self.idr_count % 2); // idr_pic_id: neighbours differ
+            nal.flag(false); // no_output_of_prior_pics_flag
+            nal.flag(false); // long_term_reference_flag
+        } else {
+            nal.flag(false); // num_ref_idx_active_override_flag
+            nal.flag(false); // ref_pic_list_modification_flag_l0
+            nal.flag(false); // adaptive_ref_pic_marking_mode_flag
+        }
+        nal.ue(0); // slice_qp_delta
+        nal.ue(1); // disable_deblocking_filter_idc
+    }
+
+    /// `coeff_token` of an empty Intra16x16DCLevel (H.264 9.2.1): its code depends on how many coefficients the
+    /// neighbours have, 16 for I_PCM and none for all else here, and the mean of 16 and 0 selects as 16 does.
+    fn write_no_coefficients(&self, nal: &mut NalWriter<'_>, index: usize, slice_start: usize) {
+        let columns = self.picture.canvas().columns;
+        let has_samples = |neighbour: Option<usize>| {
+            let in_slice = neighbour.filter(|neighbour| *neighbour >= slice_start);
+            in_slice.is_some_and(|neighbour| self.codings.get(neighbour) == Some(&Coding::Samples))
+        };
+        let left = if index.is_multiple_of(columns) { None } else { Some(index - 1) };
+        if has_samples(left) || has_samples(index.checked_sub(columns)) {
+            nal.bits(6, 0b00_0011);
+        } else {
+            nal.bits(1, 1);
+        }
+    }
+}
+
+/// `pic_parameter_set_rbsp` (H.264 7.3.2.2).
+fn write_pps(mut nal: NalWriter<'_>) {
+    nal.ue(0); // pic_parameter_set_id
+    nal.ue(0); // seq_parameter_set_id
+    nal.flag(false); // entropy_coding_mode_flag: CAVLC
+    nal.flag(false); // bottom_field_pic_order_in_frame_present_flag
+    nal.ue(0); // num_slice_groups_minus1
+    nal.ue(0); // num_ref_idx_l0_default_active_minus1
+    nal.ue(0); // num_ref_idx_l1_default_active_minus1
+    nal.bits(3, 0); // no weighted prediction
+    nal.ue(0); // pic_init_qp_minus26
+    nal.ue(0); // pic_init_qs_minus26
+    nal.ue(0); // chroma_qp_index_offset
+    nal.flag(true); // deblocking_filter_control_present_flag
+    nal.flag(false); // constrained_intra_pred_flag
+    nal.flag(false); // redundant_pic_cnt_present_flag
+    nal.finish();
+}
+
+/// `num_units_in_tick` and `time_scale`: two ticks a unit, exact to 1/1000 unit/s.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "0 < fps <= 10000, checked in new"
+)]
+fn timing(fps: f64) -> (u32, u32) {
+    if fps.fract() == 0.0 { (1, 2 * fps as u32) } else { (1000, (2000.0 * fps).round() as u32) }
+}
+
+/// How the rows of macroblocks are shared out among slices.
+#[derive(Copy, Clone)]
+struct SliceRows {
+    rows: usize,
+    count: usize,
+}
+
+impl SliceRows {
+    fn of(rows: usize, slices: u32) -> SliceRows {
+        SliceRows { rows, count: rows.min(slices as usize) }
+    }
+
+    fn first(self, slice: usize) -> usize {
+        slice * self.rows / self.count
+    }
+
+    fn begins_at(self, row: usize) -> bool {
+        (0..self.count).any(|slice| self.first(slice) == row)
+    }
+}
+
+/// The neighbour's edge that gives exactly these samples, if one does.
+fn exact_copy(own: &Macroblock, above: Option<&Macroblock>, left: Option<&Macroblock>) -> Coding {
+    if above.is_some_and(|above| planes(own, above).all(|(own, above, stride)| is_below(own, above, stride)))
+    {
+        return Coding::Vertical;
+    }
+    if left.is_some_and(|left| planes(own, left).all(|(own, left, stride)| is_right_of(own, left, stride))) {
+        return Coding::Horizontal;
+    }
+    Coding::Samples
+}
+
+/// Luma, Cb and Cr of two macroblocks side by side, with the samples of a line.
+fn planes<'a>(a: &'a Macroblock, b: &'a Macroblock) -> impl Iterator<Item = (&'a [u8], &'a [u8], usize)> {
+    const CR: usize = LUMA_BYTES + CHROMA_BYTES;
+    [(0..LUMA_BYTES, 16), (LUMA_BYTES..CR, 8), (CR..MACROBLOCK_BYTES, 8)]
+        .into_iter()
+        .filter_map(|(range, stride)| Some((a.get(range.clone())?, b.get(range)?, stride)))
+}
+
+fn is_below(own: &[u8], above: &[u8], stride: usize) -> bool {
+    let edge = above.rchunks_exact(stride).next();
+    own.chunks_exact(stride).all(|line| Some(line) == edge)
+}
+
+fn is_right_of(own: &[u8], left: &[u8], stride: usize) -> bool {
+    let mut lines = own.chunks_exact(stride).zip(left.chunks_exact(stride));
+    lines.all(|(own, left)| own.iter().all(|sample| Some(sample) == left.last()))
+}

@@ -1,0 +1,72 @@
+//! One access unit on its way into the ring: bytes, where its slices lie, and its stamp. Reused from unit to
+//! unit; does not know where the unit comes from.
+
+use std::ops::Range;
+
+use super::bits::StartCode;
+use crate::h264::{Stamp, crc32_of_slices};
+
+/// An access unit in byte-stream format with a stamp in it.
+#[derive(Default)]
+pub struct Unit {
+    pub(super) bytes: Vec<u8>,
+    pub(super) width: u32,
+    pub(super) height: u32,
+    pub(super) is_idr: bool,
+    stamp: Stamp,
+    stamp_at: Option<usize>,
+    slices: Vec<Range<usize>>,
+}
+
+impl Unit {
+    /// The whole unit as it goes into a slot.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether the unit is an IDR.
+    #[must_use]
+    pub fn is_idr(&self) -> bool {
+        self.is_idr
+    }
+
+    pub(super) fn begin(&mut self, is_idr: bool, width: u32, height: u32) {
+        (self.width, self.height, self.is_idr) = (width, height, is_idr);
+        self.bytes.clear();
+        self.slices.clear();
+        self.stamp_at = None;
+    }
+
+    /// Keeps room for the stamp; everything before the first slice has been written.
+    pub(super) fn place_stamp(&mut self) {
+        self.bytes.extend_from_slice(StartCode::Long.bytes());
+        self.stamp_at = Some(self.bytes.len());
+        Stamp::default().write(&mut self.bytes);
+    }
+
+    /// Says where a slice lies, start code excluded.
+    pub(super) fn add_slice(&mut self, range: Range<usize>) {
+        self.slices.push(range);
+    }
+
+    /// The unit is complete: number it and sum its slices.
+    pub(super) fn seal(&mut self, unit_number: u64) {
+        let slices = self.slices.iter().filter_map(|range| self.bytes.get(range.clone()));
+        self.stamp = Stamp { unit_number, published_monotonic_ns: 0, slices_crc32: crc32_of_slices(slices) };
+        self.write_stamp();
+    }
+
+    /// Patches the time into the stamp.
+    pub(super) fn set_published(&mut self, monotonic_ns: i64) {
+        self.stamp.published_monotonic_ns = monotonic_ns;
+        self.write_stamp();
+    }
+
+    fn write_stamp(&mut self) {
+        let place = self.stamp_at.and_then(|at| self.bytes.get_mut(at..at + Stamp::NAL_BYTES));
+        if let Some(place) = place {
+            place.copy_from_slice(&self.stamp.encode());
+        }
+    }
+}
