@@ -1,0 +1,89 @@
+//! What a viewer tells of itself.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::gate::GateState;
+use super::viewer::{Counters, Phase, Viewer};
+
+/// One viewer as told to the outside; counters since its offer.
+#[derive(Clone, Debug, Serialize)]
+pub struct ViewerStatus {
+    /// Its number.
+    pub id: u32,
+    /// `connecting`, `connected`, `closing` or `closed`.
+    pub state: &'static str,
+    /// Where the gate stands.
+    pub gate: GateState,
+    /// Where the last authenticated STUN request came from.
+    pub remote: Option<SocketAddr>,
+    /// SRTP profile agreed on.
+    pub profile: Option<String>,
+    /// Milliseconds since DTLS finished.
+    pub connected_ms: u64,
+    /// Access units sent.
+    pub units_sent: u64,
+    /// Access units held back after the first one was sent.
+    pub units_dropped: u64,
+    /// How often the viewer dropped to the next IDR.
+    pub drops_to_idr: u64,
+    /// UDP payload bytes sent.
+    pub bytes_sent: u64,
+    /// Datagrams sent.
+    pub datagrams: u64,
+    /// Datagrams that were malformed, not authenticated or unexpected.
+    pub datagrams_rejected: u64,
+    /// NACK messages received.
+    pub nacks: u64,
+    /// Requests for an IDR received (PLI and FIR).
+    pub plis: u64,
+    /// Packets sent again.
+    pub retransmits: u64,
+    /// Packets not sent again: the viewer asked for too many.
+    pub retransmits_refused: u64,
+    /// Packets lost according to the viewer's latest reports, 0 to 1.
+    pub loss_fraction: Option<f32>,
+    /// Round trip, from the latest report.
+    pub rtt_ms: Option<f32>,
+    /// Jitter of the arrival times at the viewer.
+    pub jitter_ms: Option<f32>,
+}
+
+impl Viewer {
+    /// How the viewer is doing. What the viewer reports is up to a second old.
+    pub fn status(&self, now: Instant) -> ViewerStatus {
+        let Counters { units_sent, bytes_sent, datagrams, retransmits, .. } = self.counters;
+        let egress = self.egress.as_ref();
+        let connected = self.connected_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        ViewerStatus {
+            id: self.id,
+            state: match self.phase {
+                Phase::Connecting => "connecting",
+                Phase::Connected => "connected",
+                Phase::Closing(_) => "closing",
+                Phase::Closed(_) => "closed",
+            },
+            gate: self.gate.state(),
+            remote: self.heard_from,
+            profile: self.profile.map(|profile| profile.to_string()),
+            connected_ms: u64::try_from(connected.as_millis()).unwrap_or(u64::MAX),
+            units_sent,
+            units_dropped: self.gate.units_dropped(),
+            drops_to_idr: self.gate.drops_to_idr(),
+            bytes_sent,
+            datagrams,
+            datagrams_rejected: self.counters.datagrams_rejected,
+            nacks: egress.map_or(0, |stats| stats.nacks),
+            plis: self.counters.keyframe_requests,
+            retransmits,
+            retransmits_refused: self.counters.retransmits_refused,
+            loss_fraction: egress.and_then(|stats| stats.loss),
+            rtt_ms: egress.and_then(|stats| stats.rtt).map(|rtt| rtt.as_secs_f32() * 1e3),
+            jitter_ms: egress
+                .and_then(|stats| stats.remote.as_ref())
+                .map(|remote| remote.jitter as f32 / 90.0),
+        }
+    }
+}

@@ -1,0 +1,542 @@
+//! One viewer: str0m's state machine, the gate before it and the bookkeeping around it. No I/O, no
+//! clock: time is an argument, datagrams come and go as bytes.
+//!
+//! Every call that changes something (`handle_*`, `push_access_unit`, `close`) is followed by a full
+//! drain: `poll_output` until it says `Wait` or `Closed`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use smallvec::SmallVec;
+use str0m::crypto::Sha1HmacProvider as _;
+use str0m::crypto::dtls::SrtpProfile;
+use str0m::ice::StunMessage;
+use str0m::media::{MediaTime, Mid, Pt};
+use str0m::net::{Protocol, Receive, Transmit};
+use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc};
+use str0m::stats::MediaEgressStats;
+use str0m::{Candidate, Event, Input, Rtc, RtcError};
+
+use super::SessionContext;
+use super::accept::{Seeds, mid_of};
+use super::crypto::{self, CachedHmac};
+use super::gate::{Gate, GateUnit};
+use super::signaling::Negotiated;
+use crate::limits;
+
+/// One access unit as RTP payloads, shared by all viewers of a worker.
+#[derive(Copy, Clone, Debug)]
+pub struct PacketizedUnit<'a> {
+    /// RTP payloads in order, each at most [`limits::RTP_PAYLOAD_BYTES_MAX`] bytes.
+    pub payloads: &'a [Arc<[u8]>],
+    /// The unit is an IDR and carries its parameter sets.
+    pub is_idr: bool,
+    /// Other units may need this one.
+    pub is_reference: bool,
+    /// Capture time in 90 kHz, extended beyond 32 bits, monotonic.
+    pub rtp_time_90k: u64,
+    /// Capture time, CLOCK_REALTIME in ns.
+    pub captured_at_ns: Option<i64>,
+    /// Units were lost before this one: without an IDR the viewer drops to the next.
+    pub gap_before: bool,
+}
+
+/// What a viewer wants done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send this datagram.
+    Transmit {
+        /// The address to send from; `None` leaves it to the routing table.
+        local: Option<IpAddr>,
+        /// Where to.
+        remote: SocketAddr,
+        /// The whole UDP payload.
+        bytes: Vec<u8>,
+    },
+    /// Nothing more; call [`Viewer::handle_timeout`] then, at the latest.
+    Wait(Instant),
+    /// The session is over; it says so from now on.
+    Closed(CloseReason),
+}
+
+/// Why a session ended.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloseReason {
+    /// ICE and DTLS did not finish within [`limits::HANDSHAKE_TIMEOUT`].
+    HandshakeTimeout,
+    /// No authenticated STUN request for [`limits::CONSENT_TIMEOUT`].
+    ConsentExpired,
+    /// The viewer closed DTLS.
+    PeerClosed,
+    /// [`Viewer::close`] was called.
+    Local,
+    /// DTLS or str0m failed: wrong certificate, no SRTP, broken handshake.
+    Failed,
+}
+
+/// Where the connection stands.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Connecting,
+    Connected,
+    /// Draining the last datagrams.
+    Closing(CloseReason),
+    Closed(CloseReason),
+}
+
+/// A way to the viewer that an authenticated STUN request came on.
+#[derive(Copy, Clone, Debug)]
+struct Path {
+    remote: SocketAddr,
+    /// Our address as the kernel told it: what we answer from.
+    local: Option<IpAddr>,
+    /// The candidate that stands for it in str0m.
+    candidate: SocketAddr,
+}
+
+#[derive(Copy, Clone, Debug, Default)]
+pub(super) struct Counters {
+    pub(super) units_sent: u64,
+    pub(super) bytes_sent: u64,
+    pub(super) datagrams: u64,
+    pub(super) retransmits: u64,
+    pub(super) retransmits_refused: u64,
+    pub(super) datagrams_received: u64,
+    pub(super) datagrams_rejected: u64,
+    pub(super) keyframe_requests: u64,
+}
+
+/// Retransmissions in the current second.
+#[derive(Copy, Clone, Debug)]
+struct RetransmitBudget {
+    since: Instant,
+    used: u32,
+}
+
+/// One browser.
+pub struct Viewer {
+    pub(super) id: u32,
+    context: Arc<SessionContext>,
+    rtc: Rtc,
+    ufrag: String,
+    password: String,
+    mid: Mid,
+    payload_type: Pt,
+    rtx_ssrc: Option<Ssrc>,
+    pub(super) phase: Phase,
+    pub(super) gate: Gate,
+    paths: SmallVec<[Path; 2]>,
+    /// Time never runs backwards for str0m, whatever the caller's order of events.
+    now: Instant,
+    accepted_at: Instant,
+    pub(super) connected_at: Option<Instant>,
+    heard_at: Instant,
+    pub(super) heard_from: Option<SocketAddr>,
+    str0m_deadline: Instant,
+    next_sequence: u64,
+    rtp_offset: u32,
+    captured_at_sent: Option<Instant>,
+    keyframe_wanted: bool,
+    pub(super) profile: Option<SrtpProfile>,
+    pub(super) counters: Counters,
+    budget: RetransmitBudget,
+    pub(super) egress: Option<MediaEgressStats>,
+}
+
+impl std::fmt::Debug for Viewer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Viewer").field("id", &self.id).field("phase", &self.phase).finish_non_exhaustive()
+    }
+}
+
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Viewer>();
+};
+
+impl Viewer {
+    pub(super) fn new(
+        context: &Arc<SessionContext>,
+        id: u32,
+        rtc: Rtc,
+        agreed: &Negotiated,
+        seeds: Seeds,
+        rtx_ssrc: Option<Ssrc>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            id,
+            context: Arc::clone(context),
+            rtc,
+            ufrag: seeds.ufrag,
+            password: seeds.password,
+            mid: mid_of(&agreed.mid),
+            payload_type: agreed.video.payload_type.into(),
+            rtx_ssrc,
+            phase: Phase::Connecting,
+            gate: Gate::new(),
+            paths: SmallVec::new(),
+            now,
+            accepted_at: now,
+            connected_at: None,
+            heard_at: now,
+            heard_from: None,
+            str0m_deadline: now,
+            next_sequence: u64::from(seeds.sequence),
+            rtp_offset: seeds.rtp_offset,
+            captured_at_sent: None,
+            keyframe_wanted: false,
+            profile: None,
+            counters: Counters::default(),
+            budget: RetransmitBudget { since: now, used: 0 },
+            egress: None,
+        }
+    }
+
+    /// The number given to [`Viewer::accept`].
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// What STUN requests to this viewer's session carry before the colon of their USERNAME.
+    pub fn local_ufrag(&self) -> &str {
+        &self.ufrag
+    }
+}
+
+// ---- input -----------------------------------------------------------------------------------------
+
+/// What a datagram is, by its first bytes (RFC 7983 section 7, RFC 5761 section 4).
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Stun,
+    Dtls,
+    Rtcp,
+    /// RTP too: a viewer has nothing to send.
+    Other,
+}
+
+impl Kind {
+    fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [0..=3, ..] => Self::Stun,
+            [20..=63, ..] => Self::Dtls,
+            [128..=191, 192..=223, ..] => Self::Rtcp,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Viewer {
+    /// Whether an authenticated STUN request came from there: then everything else from there is for
+    /// this viewer.
+    pub fn accepts_address(&self, remote: SocketAddr) -> bool {
+        self.paths.iter().any(|path| path.remote == remote)
+    }
+
+    /// Takes a datagram that came from `remote` to our address `local`. What is malformed, not
+    /// authenticated or not for this viewer is counted and ignored.
+    pub fn handle_datagram(&mut self, now: Instant, local: Option<IpAddr>, remote: SocketAddr, bytes: &[u8]) {
+        if matches!(self.phase, Phase::Closed(_)) {
+            return;
+        }
+        self.advance(now);
+        self.counters.datagrams_received += 1;
+        let wanted = match Kind::of(bytes) {
+            Kind::Stun => self.is_authenticated(bytes) && self.note_path(local, remote),
+            Kind::Dtls | Kind::Rtcp => self.accepts_address(remote),
+            Kind::Other => false,
+        };
+        let handled = wanted && self.feed(local, remote, bytes);
+        if !handled {
+            self.counters.datagrams_rejected += 1;
+        }
+    }
+
+    fn feed(&mut self, local: Option<IpAddr>, remote: SocketAddr, bytes: &[u8]) -> bool {
+        let Some(candidate) = self.candidate_for(local, remote) else { return false };
+        let Ok(receive) = Receive::new(Protocol::Udp, remote, candidate, bytes) else { return false };
+        match self.rtc.handle_input(Input::Receive(self.now, receive)) {
+            Ok(()) => true,
+            Err(error) => {
+                // Anyone on the path can send broken DTLS: it is not the end of the session.
+                log::debug!("viewer {}: datagram refused: {error}", self.id);
+                false
+            }
+        }
+    }
+
+    /// A STUN binding request for us whose MESSAGE-INTEGRITY proves that the viewer sent it.
+    fn is_authenticated(&self, bytes: &[u8]) -> bool {
+        super::stun_ufrag(bytes) == Some(self.ufrag.as_str())
+            && StunMessage::parse(bytes).is_ok_and(|message| {
+                message.verify(self.password.as_bytes(), |key, parts| CachedHmac.sha1_hmac(key, parts))
+            })
+    }
+
+    /// The candidate that stands for the local address a datagram came to: str0m knows only those.
+    fn candidate_for(&self, local: Option<IpAddr>, remote: SocketAddr) -> Option<SocketAddr> {
+        let candidates = || self.context.candidates.iter().map(Candidate::addr);
+        let exact = local.and_then(|ip| candidates().find(|candidate| candidate.ip() == ip));
+        exact.or_else(|| candidates().find(|candidate| candidate.is_ipv4() == remote.is_ipv4()))
+    }
+
+    /// Remembers the way an authenticated request came on; the viewer lives.
+    fn note_path(&mut self, local: Option<IpAddr>, remote: SocketAddr) -> bool {
+        let Some(candidate) = self.candidate_for(local, remote) else { return false };
+        let path = Path { remote, local, candidate };
+        let is_full = self.paths.len() >= limits::VIEWER_PATHS_MAX;
+        match self.paths.iter_mut().find(|path| path.remote == remote && path.candidate == candidate) {
+            Some(known) => *known = path,
+            None if is_full => return false,
+            None => self.paths.push(path),
+        }
+        self.heard_at = self.now;
+        self.heard_from = Some(remote);
+        true
+    }
+
+    /// Moves time forward: retransmissions, reports, and the deadlines of handshake and consent.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.advance(now);
+        match self.phase {
+            Phase::Connecting if self.now >= self.accepted_at + limits::HANDSHAKE_TIMEOUT => {
+                self.finish(CloseReason::HandshakeTimeout);
+            }
+            Phase::Connected if self.now >= self.heard_at + limits::CONSENT_TIMEOUT => {
+                self.finish(CloseReason::ConsentExpired);
+            }
+            Phase::Closed(_) => {}
+            _ => {
+                let result = self.rtc.handle_input(Input::Timeout(self.now));
+                self.check(result);
+            }
+        }
+    }
+
+    /// When [`Viewer::handle_timeout`] must be called at the latest; valid after a drain.
+    pub fn next_deadline(&self) -> Instant {
+        let own = match self.phase {
+            Phase::Connecting => self.accepted_at + limits::HANDSHAKE_TIMEOUT,
+            Phase::Connected => self.heard_at + limits::CONSENT_TIMEOUT,
+            Phase::Closing(_) | Phase::Closed(_) => self.now,
+        };
+        self.str0m_deadline.min(own)
+    }
+
+    /// Sends an access unit, if the gate lets it pass.
+    pub fn push_access_unit(&mut self, now: Instant, unit: &PacketizedUnit<'_>) {
+        if self.phase != Phase::Connected {
+            return;
+        }
+        self.advance(now);
+        let &PacketizedUnit { is_idr, is_reference, gap_before, .. } = unit;
+        if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
+            return;
+        }
+        if self.write(unit) {
+            self.counters.units_sent += 1;
+        } else {
+            self.gate.retract();
+        }
+        // str0m's queue moves when time does.
+        let result = self.rtc.handle_input(Input::Timeout(self.now));
+        self.check(result);
+    }
+
+    fn write(&mut self, unit: &PacketizedUnit<'_>) -> bool {
+        let oversized = unit.payloads.iter().any(|payload| payload.len() > limits::RTP_PAYLOAD_BYTES_MAX);
+        debug_assert!(!oversized, "the packetizer's bound");
+        let Some((last, _)) = unit.payloads.split_last() else { return false };
+        let extensions = self.extensions_of(unit);
+        let mut api = self.rtc.direct_api();
+        let Some(stream) = api.stream_tx_by_mid(self.mid, None).filter(|_| !oversized) else { return false };
+        #[expect(clippy::cast_possible_truncation, reason = "RTP time is the low 32 bits")]
+        let rtp_time = (unit.rtp_time_90k as u32).wrapping_add(self.rtp_offset);
+        for payload in unit.payloads {
+            let packet = RtpWrite::new(
+                self.payload_type,
+                self.next_sequence.into(),
+                rtp_time,
+                self.now,
+                Arc::clone(payload),
+            );
+            let is_last = std::ptr::eq(payload, last);
+            stream.write_rtp(packet.marker(is_last).nackable(true).ext_vals(extensions.clone()));
+            self.next_sequence += 1;
+        }
+        true
+    }
+
+    /// The same extensions on every packet of a unit: equal sizes make it one GSO train. The capture
+    /// time goes with IDRs and at least once a second; receivers interpolate between (for up to 5 s).
+    fn extensions_of(&mut self, unit: &PacketizedUnit<'_>) -> ExtensionValues {
+        let mut extensions = ExtensionValues {
+            play_delay_min: Some(MediaTime::from_hundredths(0)),
+            play_delay_max: Some(MediaTime::from_hundredths(0)),
+            ..ExtensionValues::default()
+        };
+        let due = self.captured_at_sent.is_none_or(|at| self.now >= at + Duration::from_secs(1));
+        let captured_at = unit.captured_at_ns.and_then(|ns| u64::try_from(ns).ok());
+        if let Some(ns) = captured_at.filter(|_| due || unit.is_idr) {
+            let capture_time = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns);
+            // The camera's clock is ours; Chromium ignores the extension without an offset.
+            extensions.abs_capture_time = Some(AbsCaptureTime { capture_time, clock_offset: Some(0) });
+            self.captured_at_sent = Some(self.now);
+        }
+        extensions
+    }
+
+    /// Tells how many datagrams of this viewer the kernel has not sent yet: see [`Gate::note_in_flight`].
+    pub fn note_congestion(&mut self, in_flight_datagrams: u32) {
+        self.gate.note_in_flight(in_flight_datagrams);
+    }
+
+    /// Says good-bye (RTCP BYE, DTLS close_notify); the drain that follows ends with
+    /// [`Output::Closed`].
+    pub fn close(&mut self, now: Instant) {
+        self.advance(now);
+        match self.phase {
+            Phase::Connecting => self.finish(CloseReason::Local),
+            Phase::Connected => {
+                self.phase = Phase::Closing(CloseReason::Local);
+                let result = self.rtc.close();
+                self.check(result);
+            }
+            Phase::Closing(_) | Phase::Closed(_) => {}
+        }
+    }
+
+    fn advance(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
+    fn check(&mut self, result: Result<(), RtcError>) {
+        if let Err(error) = result {
+            log::info!("viewer {}: session failed: {error}", self.id);
+            self.finish(CloseReason::Failed);
+        }
+    }
+
+    fn finish(&mut self, reason: CloseReason) {
+        self.rtc.disconnect();
+        self.phase = Phase::Closed(reason);
+    }
+}
+
+// ---- output ----------------------------------------------------------------------------------------
+
+impl Viewer {
+    /// The next thing to do. To be called until it says [`Output::Wait`] or [`Output::Closed`].
+    pub fn poll_output(&mut self, now: Instant) -> Output {
+        self.advance(now);
+        loop {
+            if let Phase::Closed(reason) = self.phase {
+                return Output::Closed(reason);
+            }
+            match self.rtc.poll_output() {
+                Ok(str0m::Output::Transmit(transmit)) => {
+                    if let Some(output) = self.transmit(transmit) {
+                        return output;
+                    }
+                }
+                Ok(str0m::Output::Event(event)) => self.handle_event(event),
+                Ok(str0m::Output::Timeout(deadline)) => {
+                    self.str0m_deadline = deadline;
+                    match self.phase {
+                        // Everything that could be said has been said.
+                        Phase::Closing(reason) => self.finish(reason),
+                        _ if !self.rtc.is_alive() => self.finish(CloseReason::Failed),
+                        _ => return Output::Wait(self.next_deadline()),
+                    }
+                }
+                Err(error) => self.check(Err(error)),
+            }
+        }
+    }
+
+    fn transmit(&mut self, transmit: Transmit) -> Option<Output> {
+        let Transmit { source, destination: remote, contents, .. } = transmit;
+        let bytes = Vec::from(contents);
+        if self.is_retransmit(&bytes) && !self.may_retransmit() {
+            return None;
+        }
+        self.counters.datagrams += 1;
+        self.counters.bytes_sent += bytes.len() as u64;
+        let path = self.paths.iter().find(|path| path.remote == remote && path.candidate == source);
+        let local = path.map_or(Some(source.ip()), |path| path.local);
+        Some(Output::Transmit { local, remote, bytes })
+    }
+
+    /// RTX packets have an SSRC of their own, in the clear.
+    fn is_retransmit(&self, bytes: &[u8]) -> bool {
+        let Some(rtx) = self.rtx_ssrc else { return false };
+        bytes.first().is_some_and(|first| first >> 6 == 2)
+            && Kind::of(bytes) == Kind::Other
+            && bytes.get(8..12) == Some(&rtx.to_be_bytes())
+    }
+
+    /// One NACK may ask for the same packets hundreds of times. What is over the budget is not sent,
+    /// and the cache is emptied: that makes str0m forget what it still has queued.
+    fn may_retransmit(&mut self) -> bool {
+        if self.now >= self.budget.since + Duration::from_secs(1) {
+            self.budget = RetransmitBudget { since: self.now, used: 0 };
+        }
+        if self.budget.used >= limits::RETRANSMITS_PER_SECOND_MAX {
+            self.counters.retransmits_refused += 1;
+            if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(self.mid, None) {
+                stream.set_rtx_cache(limits::RTX_CACHE_PACKETS, limits::RTX_CACHE_AGE, None);
+            }
+            return false;
+        }
+        self.budget.used += 1;
+        self.counters.retransmits += 1;
+        true
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Connected => self.connected(),
+            Event::KeyframeRequest(_) => {
+                self.keyframe_wanted = true;
+                self.counters.keyframe_requests += 1;
+            }
+            Event::MediaEgressStats(stats) => self.note_reports(stats),
+            // str0m has queued our close_notify; it leaves with this drain.
+            Event::Closed if !matches!(self.phase, Phase::Closing(_)) => {
+                self.phase = Phase::Closing(CloseReason::PeerClosed);
+            }
+            _ => {}
+        }
+    }
+
+    /// A second without a new receiver report has no loss of its own: the last one stands.
+    fn note_reports(&mut self, mut stats: MediaEgressStats) {
+        stats.loss = stats.loss.or(self.egress.as_ref().and_then(|before| before.loss));
+        self.egress = Some(stats);
+    }
+
+    fn connected(&mut self) {
+        self.profile = crypto::take_negotiated_profile();
+        if self.profile.is_some() {
+            self.phase = Phase::Connected;
+            self.connected_at = Some(self.now);
+        } else {
+            log::info!("viewer {}: DTLS finished without SRTP", self.id);
+            self.finish(CloseReason::Failed);
+        }
+    }
+
+    /// Whether the viewer asked for an IDR (PLI or FIR) since the last call.
+    pub fn wants_keyframe(&mut self) -> bool {
+        std::mem::take(&mut self.keyframe_wanted)
+    }
+
+    /// Whether the session is over; the caller may forget it.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed(_))
+    }
+}
