@@ -1,0 +1,117 @@
+//! What one access unit costs to send: 29 datagrams to each of some viewers on loopback, by `sendto`, by the
+//! edge with a send per datagram, and by the edge with GSO runs. Prints microseconds per unit and viewer, and
+//! the ratio to `sendto`. The three take turns, so that a noisy machine is noisy to all.
+//!
+//! `cargo bench --bench uring`; a plain harness, because the ratio is what counts.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a bench fails by panicking and reads the clock"
+)]
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use streaming_server::uring::{Edge, EdgeConfig, Features, Outgoing, open_socket};
+
+const DATAGRAMS: usize = 29;
+const DATAGRAM_BYTES: usize = 1_170;
+const ROUNDS: usize = 1_500;
+
+fn main() {
+    for viewers in [1, 10] {
+        measure(viewers);
+    }
+}
+
+/// One sender and its viewers' sockets; send and empty them, ROUNDS times each in turn.
+fn measure(viewer_count: u32) {
+    let sinks: Vec<UdpSocket> = (0..viewer_count).map(|_| sink()).collect();
+    let remotes: Vec<SocketAddr> = sinks.iter().map(|sink| sink.local_addr().unwrap()).collect();
+    let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut singles = edge(Features { gso: false, ..Features::ALL });
+    let mut runs = edge(Features::ALL);
+    let mut times: [Vec<Duration>; 3] = Default::default();
+    for _ in 0..ROUNDS {
+        let [sendto_times, single_times, run_times] = &mut times;
+        sendto_times.push(timed(|| send_plain(&plain, &remotes)));
+        drain(&sinks);
+        let unit = outgoing(&remotes);
+        single_times.push(timed(|| send_edge(&mut singles, unit)));
+        drain(&sinks);
+        let unit = outgoing(&remotes);
+        run_times.push(timed(|| send_edge(&mut runs, unit)));
+        drain(&sinks);
+    }
+    let names = ["sendto", "io_uring, a send per datagram", "io_uring, GSO runs"];
+    let medians = times.map(|mut times| {
+        times.sort_unstable();
+        times.get(ROUNDS / 2).unwrap().as_secs_f64() * 1e6 / f64::from(viewer_count)
+    });
+    println!(
+        "{viewer_count} viewers, {DATAGRAMS} datagrams of {DATAGRAM_BYTES} bytes; median per unit and viewer"
+    );
+    let [base, ..] = medians;
+    for (name, median) in names.iter().zip(medians) {
+        println!("  {name:30} {median:8.1} us  ratio {:.2}", median / base);
+    }
+    let counters = runs.counters();
+    println!("  enters per turn with runs: {:.2}", ratio(counters.enters, ROUNDS));
+    println!("  sends per turn with runs: {:.2}", ratio(counters.sends, ROUNDS));
+    assert_eq!(counters.gso_fallbacks + counters.datagrams_dropped + counters.send_errors, 0);
+}
+
+fn ratio(count: u64, rounds: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap()) / f64::from(u32::try_from(rounds).unwrap())
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+fn sink() -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
+fn drain(sinks: &[UdpSocket]) {
+    let mut buffer = [0; 2_048];
+    for sink in sinks {
+        while sink.recv(&mut buffer).is_ok() {}
+    }
+}
+
+fn edge(features: Features) -> Edge {
+    let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+    let config = EdgeConfig { socket: Arc::new(socket), receives: false, bells: Vec::new(), sends_max: 512 };
+    Edge::with_features(config, features).unwrap()
+}
+
+fn outgoing(remotes: &[SocketAddr]) -> Vec<Outgoing> {
+    let mut out = Vec::with_capacity(remotes.len() * DATAGRAMS);
+    for (viewer, &remote) in (0..).zip(remotes) {
+        for _ in 0..DATAGRAMS {
+            out.push(Outgoing { viewer, local: None, remote, bytes: vec![0x5a; DATAGRAM_BYTES] });
+        }
+    }
+    out
+}
+
+fn send_plain(socket: &UdpSocket, remotes: &[SocketAddr]) {
+    let bytes = [0x5a; DATAGRAM_BYTES];
+    for remote in remotes {
+        for _ in 0..DATAGRAMS {
+            socket.send_to(&bytes, remote).unwrap();
+        }
+    }
+}
+
+fn send_edge(edge: &mut Edge, unit: Vec<Outgoing>) {
+    unit.into_iter().for_each(|datagram| edge.send(datagram));
+    edge.submit_and_wait(Duration::from_secs(1)).unwrap();
+    while edge.next_completion().is_some() {}
+}

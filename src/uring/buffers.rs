@@ -1,0 +1,559 @@
+//! UNSAFE. The memory the kernel holds while an operation runs: message headers, addresses, control,
+//! datagrams, the receive buffers and their ring. May not talk to the kernel; `ring.rs` does.
+//!
+//! What makes it sound:
+//! 1. Whatever the kernel gets a pointer to lives in its own allocation ([`Slot`]) or mapping
+//!    ([`BufferRing`]) behind a raw pointer; moving its owner moves no byte of it.
+//! 2. It has two states. *Ours*: references to it may be made. *Held*: from the moment `ring.rs` takes the
+//!    pointer for a submission until it hands back the operation's last completion; no reference is made,
+//!    nothing is written, nothing is freed. Only a [`Cqe`] that carries the slot's
+//!    own token and is the last of its operation ends it, and only `ring.rs` makes those.
+//! 3. Dropping an owner frees what is ours and leaks what is held. So no order of drops, no panic and no
+//!    kernel that never answers can free memory in use: the worst case is a leak, told in the log.
+
+#![expect(unsafe_code, reason = "memory shared with the kernel has no owner the borrow checker knows")]
+
+use std::io;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use memmap2::{MmapMut, MmapRaw};
+
+use super::message::{
+    ADDRESS_BYTES, CONTROL_BYTES, Family, ReceiveFault, ReceivedParts, decode_address, decode_local,
+    encode_address, encode_control,
+};
+use super::operation::{Run, Token};
+use super::ring::Cqe;
+use crate::limits::{GSO_SEGMENTS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SENDS_MAX};
+
+/// One allocation that one operation may lend to the kernel.
+pub(super) struct Slot<T> {
+    memory: NonNull<T>,
+    token: Token,
+    is_held: bool,
+}
+
+impl<T> Slot<T> {
+    /// A slot for the operation `token`, ours.
+    pub(super) fn new(memory: T, token: Token) -> Slot<T> {
+        Slot { memory: NonNull::from(Box::leak(Box::new(memory))), token, is_held: false }
+    }
+
+    /// Whether the kernel has it.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    fn get(&self) -> Option<&T> {
+        if self.is_held {
+            return None;
+        }
+        // SAFETY: `memory` comes from Box::leak, so it is aligned, initialized and alive until our drop.
+        // It is not held, so the kernel does not write it; the borrow of self keeps `get_mut` and `hold`
+        // away for as long as the reference lives.
+        Some(unsafe { self.memory.as_ref() })
+    }
+
+    fn get_mut(&mut self) -> Option<&mut T> {
+        if self.is_held {
+            return None;
+        }
+        // SAFETY: as in `get`; the exclusive borrow of self makes this the only reference.
+        Some(unsafe { self.memory.as_mut() })
+    }
+
+    /// Gives the memory to the kernel: the pointer is valid until [`Slot::release`].
+    ///
+    /// # Panics
+    /// Where the kernel has it already: two operations would end the one's hold with the other's completion.
+    fn hold(&mut self) -> (*mut T, Token) {
+        assert!(!self.is_held, "one operation per slot");
+        self.is_held = true;
+        (self.memory.as_ptr(), self.token)
+    }
+
+    /// Takes the memory back: `cqe` is the last completion of its operation.
+    ///
+    /// # Panics
+    /// Where `cqe` is another operation's or not the last: that would be a reference under the kernel's pen.
+    fn release(&mut self, cqe: &Cqe) {
+        assert!(cqe.token() == self.token && cqe.is_last(), "only its own last completion ends an operation");
+        self.is_held = false;
+    }
+}
+
+impl<T> Drop for Slot<T> {
+    fn drop(&mut self) {
+        if self.is_held {
+            return; // leaked: the kernel may still use it
+        }
+        // SAFETY: `memory` comes from Box::leak of a Box<T> and is given back once, here. It is not held, and
+        // no reference outlives the borrow of self.
+        drop(unsafe { Box::from_raw(self.memory.as_ptr()) });
+    }
+}
+
+/// What one send lends to the kernel. `header` comes first: a pointer to the memory is one to the header.
+#[repr(C)]
+struct SendMemory {
+    header: libc::msghdr,
+    control: Aligned<CONTROL_BYTES>,
+    address: Aligned<ADDRESS_BYTES>,
+    iovecs: [libc::iovec; GSO_SEGMENTS_MAX],
+    datagrams: Vec<Vec<u8>>,
+}
+
+/// Bytes aligned as the kernel's structures in them are.
+#[repr(C, align(8))]
+struct Aligned<const N: usize>([u8; N]);
+
+/// A message header that names nothing.
+fn empty_header() -> libc::msghdr {
+    // SAFETY: msghdr is a C structure of pointers and integers; all zero bytes are a valid value of each.
+    unsafe { std::mem::zeroed() }
+}
+
+impl SendMemory {
+    fn new() -> SendMemory {
+        SendMemory {
+            header: empty_header(),
+            control: Aligned([0; CONTROL_BYTES]),
+            address: Aligned([0; ADDRESS_BYTES]),
+            iovecs: [const { libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 } }; GSO_SEGMENTS_MAX],
+            datagrams: Vec::with_capacity(GSO_SEGMENTS_MAX),
+        }
+    }
+
+    /// Points header and iovecs at the datagrams of `run`; false where the socket cannot reach its remote.
+    fn seal(&mut self, run: &Run, family: Family) -> bool {
+        let Some((address, address_bytes)) = encode_address(run.route.remote, family) else {
+            return false;
+        };
+        self.address.0 = address;
+        let segment = run.shape.gso_segment();
+        let route = &run.route;
+        let control_bytes = encode_control(&mut self.control.0, family, segment, route.local, route.remote);
+        for (iovec, datagram) in self.iovecs.iter_mut().zip(&mut self.datagrams) {
+            *iovec = libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: datagram.len() };
+        }
+        self.header.msg_name = self.address.0.as_mut_ptr().cast();
+        self.header.msg_namelen = address_bytes;
+        self.header.msg_iov = self.iovecs.as_mut_ptr();
+        self.header.msg_iovlen = self.datagrams.len();
+        self.header.msg_control =
+            if control_bytes == 0 { ptr::null_mut() } else { self.control.0.as_mut_ptr().cast() };
+        self.header.msg_controllen = control_bytes;
+        true
+    }
+}
+
+/// The send operations: allocated when first needed, up to a bound, and used again and again.
+pub(super) struct SendSlab {
+    slots: Vec<(Slot<SendMemory>, Option<Run>)>,
+    free: Vec<u32>,
+    slots_max: u32,
+}
+
+impl SendSlab {
+    /// Room for `sends_max` operations, at least one, at most [`SENDS_MAX`].
+    pub(super) fn new(sends_max: usize) -> SendSlab {
+        let slots_max = sends_max.clamp(1, SENDS_MAX);
+        SendSlab {
+            slots: Vec::with_capacity(slots_max),
+            free: Vec::with_capacity(slots_max),
+            slots_max: u32::try_from(slots_max).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// An operation without datagrams; `None` where all are with the kernel.
+    pub(super) fn acquire(&mut self) -> Option<u32> {
+        if let Some(index) = self.free.pop() {
+            return Some(index);
+        }
+        let index = u32::try_from(self.slots.len()).ok().filter(|index| *index < self.slots_max)?;
+        self.slots.push((Slot::new(SendMemory::new(), Token::Send(index)), None));
+        Some(index)
+    }
+
+    /// Adds a datagram to an operation that is ours.
+    pub(super) fn push(&mut self, index: u32, datagram: Vec<u8>) {
+        let memory = self.slot(index).and_then(|(slot, _)| slot.get_mut());
+        debug_assert!(memory.is_some(), "the open run is ours");
+        if let Some(memory) = memory {
+            debug_assert!(memory.datagrams.len() < GSO_SEGMENTS_MAX, "bounded by RunShape");
+            memory.datagrams.push(datagram);
+        }
+    }
+
+    /// Lends operation `index`, holding the datagrams of `run`, to the kernel. `None`: unreachable or not ours.
+    pub(super) fn hold(
+        &mut self,
+        index: u32,
+        run: &Run,
+        family: Family,
+    ) -> Option<(*const libc::msghdr, Token)> {
+        let (slot, run_of_slot) = self.slot(index)?;
+        if !slot.get_mut()?.seal(run, family) {
+            return None;
+        }
+        *run_of_slot = Some(*run);
+        let (memory, token) = slot.hold();
+        Some((memory.cast_const().cast(), token)) // `header` is the first field of a repr(C) structure
+    }
+
+    /// Takes an operation back at its completion; what it sent.
+    pub(super) fn complete(&mut self, index: u32, cqe: &Cqe) -> Option<Run> {
+        let (slot, run) = self.slot(index)?;
+        slot.release(cqe);
+        run.take()
+    }
+
+    /// The datagrams of an operation that is ours, one by one, oldest first.
+    pub(super) fn drain(&mut self, index: u32) -> impl Iterator<Item = Vec<u8>> + '_ {
+        self.slot(index)
+            .and_then(|(slot, _)| slot.get_mut())
+            .into_iter()
+            .flat_map(|memory| memory.datagrams.drain(..))
+    }
+
+    /// Gives an operation that is ours back for the next run.
+    pub(super) fn free(&mut self, index: u32) {
+        self.drain(index).for_each(drop);
+        self.free.push(index);
+    }
+
+    /// Whether the kernel has none.
+    pub(super) fn is_idle(&self) -> bool {
+        self.slots.iter().all(|(slot, _)| !slot.is_held())
+    }
+
+    fn slot(&mut self, index: u32) -> Option<&mut (Slot<SendMemory>, Option<Run>)> {
+        self.slots.get_mut(usize::try_from(index).ok()?)
+    }
+}
+
+/// A bell's eight bytes (eventfd(2)).
+pub(super) struct BellMemory(Slot<u64>);
+
+impl BellMemory {
+    /// Memory for bell `index`.
+    pub(super) fn new(index: u16) -> BellMemory {
+        BellMemory(Slot::new(0, Token::Bell(index)))
+    }
+
+    /// Whether its read is with the kernel.
+    pub(super) fn is_armed(&self) -> bool {
+        self.0.is_held()
+    }
+
+    /// Lends the eight bytes for one read.
+    pub(super) fn hold(&mut self) -> (*mut u8, u32, Token) {
+        let (memory, token) = self.0.hold();
+        (memory.cast(), 8, token)
+    }
+
+    /// Takes them back.
+    pub(super) fn complete(&mut self, cqe: &Cqe) {
+        self.0.release(cqe);
+    }
+}
+
+/// What one one-shot receive lends to the kernel; `header` first, as in [`SendMemory`].
+#[repr(C)]
+struct ReceiveMemory {
+    header: libc::msghdr,
+    iovec: libc::iovec,
+    control: Aligned<CONTROL_BYTES>,
+    address: Aligned<ADDRESS_BYTES>,
+    datagram: [u8; RECEIVE_BUFFER_BYTES],
+}
+
+impl ReceiveMemory {
+    fn new() -> ReceiveMemory {
+        ReceiveMemory {
+            header: empty_header(),
+            iovec: libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 },
+            control: Aligned([0; CONTROL_BYTES]),
+            address: Aligned([0; ADDRESS_BYTES]),
+            datagram: [0; RECEIVE_BUFFER_BYTES],
+        }
+    }
+
+    fn seal(&mut self) {
+        self.iovec =
+            libc::iovec { iov_base: self.datagram.as_mut_ptr().cast(), iov_len: RECEIVE_BUFFER_BYTES };
+        self.header = empty_header();
+        self.header.msg_name = self.address.0.as_mut_ptr().cast();
+        self.header.msg_namelen = u32::try_from(ADDRESS_BYTES).unwrap_or_default();
+        self.header.msg_iov = &raw mut self.iovec;
+        self.header.msg_iovlen = 1;
+        self.header.msg_control = self.control.0.as_mut_ptr().cast();
+        self.header.msg_controllen = CONTROL_BYTES;
+    }
+
+    /// What the kernel left: lengths are its word, so they are bounded by ours.
+    fn parts(&self, received_bytes: usize) -> Result<ReceivedParts, ReceiveFault> {
+        if self.header.msg_flags & libc::MSG_TRUNC != 0 {
+            return Err(ReceiveFault::Truncated);
+        }
+        let address_bytes = usize::try_from(self.header.msg_namelen).unwrap_or(usize::MAX);
+        let address = self.address.0.get(..address_bytes.min(ADDRESS_BYTES));
+        let control = self.control.0.get(..self.header.msg_controllen.min(CONTROL_BYTES));
+        let remote = address.and_then(decode_address).ok_or(ReceiveFault::Malformed)?;
+        let local = control.and_then(decode_local);
+        Ok(ReceivedParts { remote, local, start: 0, length: received_bytes.min(RECEIVE_BUFFER_BYTES) })
+    }
+}
+
+/// The receive side of an edge.
+pub(super) enum Receiver {
+    /// Sends only.
+    None,
+    /// One multishot receive over a buffer ring (Linux 6.0).
+    Multishot(BufferRing),
+    /// Several one-shot receives with a buffer each.
+    OneShot(ReceiveSlab),
+}
+
+impl Receiver {
+    /// Takes the buffer of a completion and reads what is in it.
+    pub(super) fn take(&mut self, cqe: &Cqe) -> Option<(u16, Result<ReceivedParts, ReceiveFault>)> {
+        match self {
+            Receiver::None => None,
+            Receiver::Multishot(ring) => ring.take(cqe),
+            Receiver::OneShot(slab) => slab.take(cqe),
+        }
+    }
+
+    /// Bytes of a buffer that is lent to our caller.
+    pub(super) fn bytes(&self, buffer: u16, start: usize, length: usize) -> &[u8] {
+        let bytes = match self {
+            Receiver::None => None,
+            Receiver::Multishot(ring) => ring.bytes(buffer),
+            Receiver::OneShot(slab) => slab.bytes(buffer),
+        };
+        bytes.and_then(|bytes| bytes.get(start..start + length)).unwrap_or_default()
+    }
+
+    /// Gives a lent buffer back for the next datagram.
+    pub(super) fn recycle(&mut self, buffer: u16) {
+        match self {
+            Receiver::None => {}
+            Receiver::Multishot(ring) => ring.recycle(buffer),
+            Receiver::OneShot(slab) => slab.recycle(buffer),
+        }
+    }
+
+    /// Whether the kernel holds none of it.
+    pub(super) fn is_idle(&self) -> bool {
+        match self {
+            Receiver::None => true,
+            Receiver::Multishot(ring) => !ring.is_armed,
+            Receiver::OneShot(slab) => slab.slots.iter().all(|(slot, _)| !slot.is_held()),
+        }
+    }
+}
+
+/// The buffers of one-shot receives.
+pub(super) struct ReceiveSlab {
+    slots: Vec<(Slot<ReceiveMemory>, Place)>,
+}
+
+/// Where a receive buffer is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// With us or the kernel, to be filled.
+    Empty,
+    /// With our caller, to be read.
+    Lent,
+}
+
+impl ReceiveSlab {
+    /// [`RECEIVE_OPERATIONS`] buffers.
+    pub(super) fn new() -> ReceiveSlab {
+        let slot = |index| (Slot::new(ReceiveMemory::new(), Token::ReceiveOne(index)), Place::Empty);
+        ReceiveSlab { slots: (0..RECEIVE_OPERATIONS).map(slot).collect() }
+    }
+
+    /// Lends one empty buffer to the kernel; `None` where all are in use.
+    pub(super) fn hold(&mut self) -> Option<(*mut libc::msghdr, Token)> {
+        let is_empty =
+            |(slot, place): &&mut (Slot<ReceiveMemory>, Place)| *place == Place::Empty && !slot.is_held();
+        let (slot, _) = self.slots.iter_mut().find(is_empty)?;
+        slot.get_mut()?.seal();
+        let (memory, token) = slot.hold();
+        Some((memory.cast(), token)) // `header` is the first field of a repr(C) structure
+    }
+
+    fn take(&mut self, cqe: &Cqe) -> Option<(u16, Result<ReceivedParts, ReceiveFault>)> {
+        let Token::ReceiveOne(buffer) = cqe.token() else { return None };
+        let (slot, place) = self.slots.get_mut(usize::from(buffer))?;
+        slot.release(cqe);
+        let received_bytes = usize::try_from(cqe.result()).ok()?;
+        *place = Place::Lent;
+        Some((buffer, slot.get()?.parts(received_bytes)))
+    }
+
+    fn bytes(&self, buffer: u16) -> Option<&[u8]> {
+        let (slot, place) = self.slots.get(usize::from(buffer))?;
+        let memory = slot.get().filter(|_| *place == Place::Lent)?;
+        Some(&memory.datagram)
+    }
+
+    fn recycle(&mut self, buffer: u16) {
+        if let Some((_, place)) = self.slots.get_mut(usize::from(buffer)) {
+            *place = Place::Empty;
+        }
+    }
+}
+
+/// The buffers of a multishot receive and the ring that offers them to the kernel
+/// (io_uring_register_buf_ring(3), Linux 5.19).
+///
+/// ```text
+///  entries  | addr u64 | len u32 | buffer u16 | tail u16 (of entry 0 only) |  x RECEIVE_BUFFERS
+///           | msghdr of the receive                                        |  behind them
+///  data     | RECEIVE_BUFFER_BYTES |  x RECEIVE_BUFFERS
+/// ```
+/// A buffer is the kernel's from `offer` until a completion names it; then it is lent until `recycle`.
+pub(super) struct BufferRing {
+    entries: Option<MmapRaw>,
+    data: Option<MmapRaw>,
+    places: Vec<Place>,
+    lent_count: u16,
+    tail: u16,
+    is_armed: bool,
+}
+
+/// `struct io_uring_buf`.
+const ENTRY_BYTES: usize = 16;
+
+/// Where `struct io_uring_buf_ring` has its tail: the reserved field of the first entry.
+const TAIL_AT: usize = 14;
+
+/// Where the receive's message header lies in the mapping of the entries.
+const HEADER_AT: usize = RECEIVE_BUFFERS as usize * ENTRY_BYTES;
+
+impl BufferRing {
+    /// Maps ring and buffers, offers all of them. Pages become resident when first written.
+    pub(super) fn new() -> io::Result<BufferRing> {
+        let entries = MmapRaw::from(MmapMut::map_anon(HEADER_AT + size_of::<libc::msghdr>())?);
+        let data = MmapMut::map_anon(usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES)?;
+        let mut header = empty_header();
+        header.msg_namelen = u32::try_from(ADDRESS_BYTES).unwrap_or_default();
+        header.msg_controllen = CONTROL_BYTES;
+        let header_at = entries.as_mut_ptr().wrapping_add(HEADER_AT).cast::<libc::msghdr>();
+        // SAFETY: the mapping is writable, ends with room for a msghdr at HEADER_AT, and is aligned to a page;
+        // HEADER_AT is a multiple of 16, so the pointer is aligned. Nobody else has the mapping yet.
+        unsafe { header_at.write(header) };
+        let mut ring = BufferRing {
+            entries: Some(entries),
+            data: Some(MmapRaw::from(data)),
+            places: vec![Place::Empty; usize::from(RECEIVE_BUFFERS)],
+            lent_count: 0,
+            tail: 0,
+            is_armed: false,
+        };
+        (0..RECEIVE_BUFFERS).for_each(|buffer| ring.offer(buffer));
+        Ok(ring)
+    }
+
+    /// Address of the entries, for registration; the mapping lives as long as `self`, or forever.
+    pub(super) fn address(&self) -> Option<*const u8> {
+        self.entries.as_ref().map(MmapRaw::as_ptr)
+    }
+
+    /// Whether the receive is with the kernel.
+    pub(super) fn is_armed(&self) -> bool {
+        self.is_armed
+    }
+
+    /// Whether the kernel has at least one buffer.
+    pub(super) fn has_buffers(&self) -> bool {
+        self.lent_count < RECEIVE_BUFFERS
+    }
+
+    /// Lends the receive's header (and so all offered buffers) to the kernel.
+    pub(super) fn hold(&mut self) -> Option<(*const libc::msghdr, Token)> {
+        assert!(!self.is_armed, "one multishot receive per ring");
+        let entries = self.entries.as_ref()?;
+        self.is_armed = true;
+        Some((entries.as_ptr().wrapping_add(HEADER_AT).cast(), Token::Receive))
+    }
+
+    fn take(&mut self, cqe: &Cqe) -> Option<(u16, Result<ReceivedParts, ReceiveFault>)> {
+        if cqe.token() != Token::Receive {
+            return None;
+        }
+        if cqe.is_last() {
+            self.is_armed = false;
+        }
+        let buffer = cqe.buffer()?;
+        let place = self.places.get_mut(usize::from(buffer))?;
+        debug_assert!(*place == Place::Empty, "the kernel names a buffer once per offer");
+        *place = Place::Lent;
+        self.lent_count += 1;
+        let written = usize::try_from(cqe.result()).unwrap_or(0).min(RECEIVE_BUFFER_BYTES);
+        let parts = match self.bytes(buffer).and_then(|bytes| bytes.get(..written)) {
+            Some(bytes) => super::message::parse_multishot(bytes),
+            None => Err(ReceiveFault::Malformed),
+        };
+        Some((buffer, parts))
+    }
+
+    fn bytes(&self, buffer: u16) -> Option<&[u8]> {
+        self.places.get(usize::from(buffer)).filter(|place| **place == Place::Lent)?;
+        let start = usize::from(buffer) * RECEIVE_BUFFER_BYTES;
+        let data = self.data.as_ref()?.as_ptr().wrapping_add(start);
+        // SAFETY: `places` has RECEIVE_BUFFERS entries, so `buffer` is below it and the range lies in the
+        // mapping, which is initialized (zero pages) and lives as long as self. The buffer is lent: the
+        // kernel named it in a completion and forgot it (provided buffers are used once) until `offer`,
+        // which needs `&mut self`, so nobody writes while the reference lives.
+        Some(unsafe { std::slice::from_raw_parts(data, RECEIVE_BUFFER_BYTES) })
+    }
+
+    fn recycle(&mut self, buffer: u16) {
+        let Some(place) = self.places.get_mut(usize::from(buffer)) else { return };
+        if *place == Place::Lent {
+            *place = Place::Empty;
+            self.lent_count -= 1;
+            self.offer(buffer);
+        }
+    }
+
+    /// Hands `buffer` to the kernel: writes the entry at the tail, then the tail.
+    fn offer(&mut self, buffer: u16) {
+        let (Some(entries), Some(data)) = (&self.entries, &self.data) else { return };
+        let address =
+            data.as_ptr().wrapping_add(usize::from(buffer) * RECEIVE_BUFFER_BYTES).expose_provenance();
+        let mut entry = [0u8; TAIL_AT];
+        let (address_field, rest) = entry.split_at_mut(8);
+        let (length_field, buffer_field) = rest.split_at_mut(4);
+        address_field.copy_from_slice(&u64::try_from(address).unwrap_or_default().to_ne_bytes());
+        length_field.copy_from_slice(&u32::try_from(RECEIVE_BUFFER_BYTES).unwrap_or_default().to_ne_bytes());
+        buffer_field.copy_from_slice(&buffer.to_ne_bytes());
+        let index = usize::from(self.tail & (RECEIVE_BUFFERS - 1));
+        let entry_at = entries.as_mut_ptr().wrapping_add(index * ENTRY_BYTES).cast::<[u8; TAIL_AT]>();
+        // SAFETY: index < RECEIVE_BUFFERS, so the entry lies in the mapping; a byte array needs no alignment
+        // and its 14 bytes spare the tail. The kernel reads entries between its head and the tail only: at
+        // most RECEIVE_BUFFERS are offered at a time (each is offered when it is not), so this one is behind
+        // its head.
+        unsafe { entry_at.write(entry) };
+        self.tail = self.tail.wrapping_add(1);
+        let tail_at = entries.as_mut_ptr().wrapping_add(TAIL_AT).cast::<u16>();
+        // SAFETY: TAIL_AT is even and the mapping page-aligned, so the pointer is; it lies in the mapping,
+        // which outlives the reference; all accesses to the tail, ours and the kernel's, are atomic.
+        let tail = unsafe { AtomicU16::from_ptr(tail_at) };
+        tail.store(self.tail, Ordering::Release); // the entry is seen before the tail that counts it
+    }
+}
+
+impl Drop for BufferRing {
+    fn drop(&mut self) {
+        if self.is_armed {
+            // The kernel may still write: leak both mappings.
+            std::mem::forget((self.entries.take(), self.data.take()));
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! [`Edge`]: the turn. Builds runs, submits once, takes completions apart. May not look into a datagram, and
+//! touches no memory the kernel holds: `buffers.rs` and `ring.rs` do.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::buffers::{BellMemory, BufferRing, ReceiveSlab, Receiver, SendSlab};
+use super::message::{Family, ReceiveFault, encode_address};
+use super::operation::{Route, Run, RunShape, SendOutcome, Token};
+use super::ring::{Cqe, Ring};
+use super::udp::{self, PlainRoutes};
+use super::{Completion, EdgeConfig, EdgeCounters, EdgeError, Features, Outgoing, Received};
+use crate::limits::{BELLS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX};
+
+/// Waits for completions when an edge ends, and how long each takes at most.
+const FAREWELL: (usize, Duration) = (40, Duration::from_millis(50));
+
+/// An eventfd and the read that watches it.
+struct Bell {
+    eventfd: Arc<OwnedFd>,
+    memory: BellMemory,
+    /// Its read failed for good: it is not watched any more.
+    is_broken: bool,
+}
+
+/// A worker's io_uring with its UDP socket and all memory the kernel holds for it. Stays on its thread.
+pub struct Edge {
+    ring: Ring,
+    sends: SendSlab,
+    receiver: Receiver,
+    bells: Vec<Bell>,
+    socket: Arc<OwnedFd>,
+    family: Family,
+    features: Features,
+    counters: EdgeCounters,
+    identity: u32,
+    /// The run that takes the next datagram, with its operation.
+    open: Option<(u32, Run)>,
+    /// Datagrams of refused runs.
+    resends: VecDeque<(u32, Route, Vec<u8>)>,
+    plain_routes: PlainRoutes,
+    in_flight: HashMap<u32, u32>,
+    ready: VecDeque<Completion>,
+    receive_errors_in_a_row: u32,
+    /// No operation was free although the kernel was asked: drop without asking again this turn.
+    is_starved: bool,
+}
+
+impl Edge {
+    /// Sets up the ring on the calling thread, which must be the one that uses it, and starts receiving and
+    /// watching the bells. Uses what the kernel has of [`Features::ALL`].
+    ///
+    /// # Errors
+    /// [`EdgeError`]: which rule forbids io_uring and what to do, or what failed.
+    pub fn new(config: EdgeConfig) -> Result<Edge, EdgeError> {
+        Edge::with_features(config, Features::ALL)
+    }
+
+    /// [`Edge::new`] with at most the given features: for comparison and for testing the way of old kernels.
+    ///
+    /// # Errors
+    /// As [`Edge::new`].
+    pub fn with_features(config: EdgeConfig, mut features: Features) -> Result<Edge, EdgeError> {
+        static IDENTITIES: AtomicU32 = AtomicU32::new(0);
+        let EdgeConfig { socket, receives, bells, sends_max } = config;
+        if bells.len() > BELLS_MAX {
+            return Err(EdgeError::Bells { count: bells.len() });
+        }
+        let unusable = |what| move |source| EdgeError::Descriptor { what, source };
+        let family = udp::family_of(socket.as_fd()).map_err(unusable("UDP socket"))?;
+        udp::let_ring_wait(socket.as_fd()).map_err(unusable("UDP socket"))?;
+        for bell in &bells {
+            udp::let_ring_wait(bell.as_fd()).map_err(unusable("eventfd"))?;
+        }
+        let sends_max = sends_max.clamp(1, SENDS_MAX);
+        let (submissions, completions) = queue_sizes(sends_max + bells.len());
+        let mut ring = Ring::new(&mut features, submissions, completions)?;
+        let receiver = if receives { receiver(&mut ring, &mut features)? } else { Receiver::None };
+        let bell = |(index, eventfd)| Bell { eventfd, memory: BellMemory::new(index), is_broken: false };
+        let mut edge = Edge {
+            ring,
+            sends: SendSlab::new(sends_max),
+            receiver,
+            bells: (0u16..).zip(bells).map(bell).collect(),
+            socket,
+            family,
+            features,
+            counters: EdgeCounters::default(),
+            identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
+            open: None,
+            resends: VecDeque::with_capacity(RESENDS_MAX),
+            plain_routes: PlainRoutes::default(),
+            in_flight: HashMap::with_capacity(2 * sends_max),
+            ready: VecDeque::with_capacity(usize::try_from(completions).unwrap_or_default()),
+            receive_errors_in_a_row: 0,
+            is_starved: false,
+        };
+        edge.submit_and_wait(Duration::ZERO)?; // tells whether the kernel has the multishot receive
+        Ok(edge)
+    }
+
+    /// Submits everything queued and waits up to `timeout` for at least one completion, not at all where some
+    /// are still to be taken with [`Edge::next_completion`]; collects all that have arrived. One
+    /// `io_uring_enter`.
+    ///
+    /// # Errors
+    /// [`EdgeError::Enter`] where the ring is unusable. A timeout or a signal is no error.
+    pub fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), EdgeError> {
+        self.is_starved = false;
+        self.resend();
+        self.flush();
+        self.arm();
+        let wait = if self.ready.is_empty() { timeout } else { Duration::ZERO };
+        if self.ready.is_empty() {
+            self.ready.clear(); // starts again at its first page instead of walking through all of them
+        }
+        self.ring.enter(wait, &mut self.counters)?;
+        self.reap();
+        Ok(())
+    }
+
+    /// What happened, in the order the kernel told it.
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        self.ready.pop_front()
+    }
+
+    /// The bytes of a datagram; empty for one of another edge.
+    pub fn datagram(&self, received: &Received) -> &[u8] {
+        if received.edge != self.identity {
+            return &[];
+        }
+        self.receiver.bytes(received.buffer, received.start, received.length)
+    }
+
+    /// Gives a datagram's buffer back for the next; one of another edge is ignored.
+    pub fn recycle(&mut self, received: Received) {
+        if received.edge == self.identity {
+            self.receiver.recycle(received.buffer);
+        }
+    }
+
+    /// Queues a datagram. It joins the open run where viewer, route and size fit, and leaves with the next
+    /// [`Edge::submit_and_wait`]. Where no operation is free even after asking the kernel, it is dropped and
+    /// counted.
+    pub fn send(&mut self, datagram: Outgoing) {
+        let Outgoing { viewer, local, remote, bytes } = datagram;
+        let route = Route { local, remote };
+        if let Some((index, run)) = &mut self.open
+            && run.accepts(viewer, &route, bytes.len())
+        {
+            run.shape.push(bytes.len());
+            self.sends.push(*index, bytes);
+        } else {
+            self.flush();
+            self.resend();
+            let Some(index) = self.acquire() else {
+                self.counters.datagrams_dropped += 1;
+                return;
+            };
+            self.open = Some((index, self.start(index, viewer, route, bytes)));
+        }
+        if self.open.as_ref().is_some_and(|(_, run)| run.shape.is_closed()) {
+            self.flush();
+        }
+    }
+
+    /// Closes the open run: the next datagram starts another. Call it at the end of each viewer's drain.
+    pub fn flush(&mut self) {
+        if let Some((index, run)) = self.open.take() {
+            self.submit(index, &run);
+        }
+    }
+
+    /// What this edge has done.
+    pub fn counters(&self) -> &EdgeCounters {
+        &self.counters
+    }
+
+    /// What it uses of the kernel.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Datagrams of `viewer` handed to the kernel whose sends have not ended.
+    pub fn in_flight(&self, viewer: u32) -> u32 {
+        self.in_flight.get(&viewer).copied().unwrap_or(0)
+    }
+
+    /// An operation for a run, asking the kernel once a turn for those that ended where all are in use.
+    fn acquire(&mut self) -> Option<u32> {
+        let free = self.sends.acquire();
+        if free.is_some() || self.is_starved {
+            return free;
+        }
+        if let Err(error) = self.ring.enter(Duration::ZERO, &mut self.counters) {
+            log::debug!("no operation free: {error}");
+        }
+        self.reap();
+        let free = self.sends.acquire();
+        self.is_starved = free.is_none();
+        free
+    }
+
+    /// A run of one datagram in operation `index`; closed where its route takes no GSO send.
+    fn start(&mut self, index: u32, viewer: u32, route: Route, bytes: Vec<u8>) -> Run {
+        let shape = RunShape::of_first(bytes.len());
+        self.sends.push(index, bytes);
+        let takes_more = self.features.gso && !self.plain_routes.contains(route.remote);
+        Run { viewer, route, shape: if takes_more { shape } else { shape.closed() } }
+    }
+
+    /// Queues the send of a run.
+    fn submit(&mut self, index: u32, run: &Run) {
+        let datagrams = count(run.shape.segment_count);
+        let operation = (index, run);
+        if self.ring.push_send(&self.socket, self.family, &mut self.sends, operation, &mut self.counters) {
+            self.counters.sends += 1;
+            self.counters.gso_runs += u64::from(datagrams > 1);
+            *self.in_flight.entry(run.viewer).or_insert(0) += datagrams;
+            return;
+        }
+        self.sends.free(index);
+        if encode_address(run.route.remote, self.family).is_none() {
+            self.counters.send_errors += u64::from(datagrams);
+        } else {
+            self.counters.datagrams_dropped += u64::from(datagrams);
+        }
+    }
+
+    /// Sends the datagrams of refused runs one by one.
+    fn resend(&mut self) {
+        while let Some((viewer, route, bytes)) = self.resends.pop_front() {
+            match self.acquire() {
+                Some(index) => {
+                    let run = self.start(index, viewer, route, bytes);
+                    self.submit(index, &run);
+                }
+                None => self.counters.datagrams_dropped += 1,
+            }
+        }
+    }
+
+    /// Queues the receives and bell reads that are not with the kernel.
+    fn arm(&mut self) {
+        let (socket, counters) = (&self.socket, &mut self.counters);
+        let may_receive = self.receive_errors_in_a_row <= RECEIVE_ERRORS_MAX;
+        match &mut self.receiver {
+            Receiver::Multishot(buffers) if may_receive && !buffers.is_armed() && buffers.has_buffers() => {
+                self.ring.push_receive(socket, buffers, counters);
+            }
+            Receiver::OneShot(slab) if may_receive => self.ring.push_receives(socket, slab, counters),
+            _ => {}
+        }
+        for bell in self.bells.iter_mut().filter(|bell| !bell.memory.is_armed() && !bell.is_broken) {
+            self.ring.push_bell(&bell.eventfd, &mut bell.memory, counters);
+        }
+    }
+
+    /// Takes all completions, also those that overflowed.
+    fn reap(&mut self) {
+        loop {
+            while let Some(cqe) = self.ring.pop() {
+                self.counters.completions += 1;
+                self.complete(&cqe);
+            }
+            if !self.ring.is_overflown() {
+                return;
+            }
+            self.counters.cq_overflows += 1;
+            if self.ring.enter(Duration::ZERO, &mut self.counters).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn complete(&mut self, cqe: &Cqe) {
+        match cqe.token() {
+            Token::Send(index) => self.complete_send(index, cqe),
+            Token::Receive | Token::ReceiveOne(_) => self.complete_receive(cqe),
+            Token::Bell(index) => self.complete_bell(usize::from(index), cqe),
+            Token::Cancel => {}
+        }
+    }
+
+    fn complete_bell(&mut self, index: usize, cqe: &Cqe) {
+        let Some(bell) = self.bells.get_mut(index) else { return };
+        bell.memory.complete(cqe);
+        match cqe.result().saturating_neg() {
+            ..0 => self.ready.push_back(Completion::Bell(index)),
+            libc::EINTR | libc::ECANCELED => {}
+            // Somebody set O_NONBLOCK since: clear it, or every turn would end at once.
+            libc::EAGAIN if udp::let_ring_wait(bell.eventfd.as_fd()).is_ok() => {}
+            errno => {
+                bell.is_broken = true;
+                log::error!("bell {index} is not watched any more: {}", io::Error::from_raw_os_error(errno));
+            }
+        }
+    }
+
+    fn complete_send(&mut self, index: u32, cqe: &Cqe) {
+        let Some(run) = self.sends.complete(index, cqe) else { return };
+        let datagrams = count(run.shape.segment_count);
+        if let Some(in_flight) = self.in_flight.get_mut(&run.viewer) {
+            *in_flight = in_flight.saturating_sub(datagrams);
+            if *in_flight == 0 {
+                self.in_flight.remove(&run.viewer);
+            }
+        }
+        let result = match SendOutcome::of(cqe.result(), &run.shape) {
+            SendOutcome::Refused => return self.refuse(index, &run, cqe.result()),
+            SendOutcome::Sent(bytes) => {
+                self.counters.datagrams_sent += u64::from(datagrams);
+                self.counters.bytes_sent += u64::from(bytes);
+                Ok(bytes)
+            }
+            SendOutcome::Dropped => {
+                self.counters.datagrams_dropped += u64::from(datagrams);
+                Err(cqe.result().saturating_neg())
+            }
+            SendOutcome::Failed => {
+                self.counters.send_errors += u64::from(datagrams);
+                Err(cqe.result().saturating_neg())
+            }
+        };
+        self.sends.free(index);
+        self.ready.push_back(Completion::Sent { viewer: run.viewer, datagrams, result });
+    }
+
+    /// A route takes no GSO send: its datagrams go out one by one, these and all further.
+    fn refuse(&mut self, index: u32, run: &Run, result: i32) {
+        self.counters.gso_fallbacks += 1;
+        if self.plain_routes.insert(run.route.remote) && self.counters.gso_fallbacks == 1 {
+            let reason = io::Error::from_raw_os_error(result.saturating_neg());
+            let remote = run.route.remote.ip();
+            log::info!("the route to {remote} takes no GSO sends ({reason}): single datagrams from now on");
+        }
+        for bytes in self.sends.drain(index) {
+            if self.resends.len() < RESENDS_MAX {
+                self.resends.push_back((run.viewer, run.route, bytes));
+            } else {
+                self.counters.datagrams_dropped += 1;
+            }
+        }
+        self.sends.free(index);
+    }
+
+    fn complete_receive(&mut self, cqe: &Cqe) {
+        match self.receiver.take(cqe) {
+            Some((buffer, Ok(parts))) => {
+                self.counters.received += 1;
+                self.receive_errors_in_a_row = 0;
+                self.ready.push_back(Completion::Datagram(Received {
+                    remote: parts.remote,
+                    local: parts.local,
+                    edge: self.identity,
+                    buffer,
+                    start: parts.start,
+                    length: parts.length,
+                }));
+            }
+            Some((buffer, Err(fault))) => {
+                match fault {
+                    ReceiveFault::Truncated => self.counters.recv_truncated += 1,
+                    ReceiveFault::Malformed => self.counters.recv_errors += 1,
+                }
+                self.receiver.recycle(buffer);
+            }
+            None if cqe.result() < 0 => self.fail_receive(cqe),
+            None => {}
+        }
+    }
+
+    fn fail_receive(&mut self, cqe: &Cqe) {
+        match cqe.result().saturating_neg() {
+            libc::ENOBUFS => self.counters.recv_no_buffers += 1,
+            libc::ECANCELED => {}
+            libc::EINVAL if cqe.token() == Token::Receive && self.counters.received == 0 => {
+                self.features.multishot_receive = false; // Linux 5.19 has the buffer ring but not the receive
+                if let Err(error) = self.ring.unregister_buffers() {
+                    log::debug!("buffer ring: {error}");
+                }
+                self.receiver = Receiver::OneShot(ReceiveSlab::new());
+            }
+            errno => {
+                self.counters.recv_errors += 1;
+                self.receive_errors_in_a_row += 1;
+                if self.receive_errors_in_a_row == RECEIVE_ERRORS_MAX + 1 {
+                    let error = io::Error::from_raw_os_error(errno);
+                    log::error!("receiving stops after {RECEIVE_ERRORS_MAX} failures in a row: {error}");
+                }
+            }
+        }
+    }
+
+    /// Sends what is queued, cancels the rest and waits for every last completion, a bounded while. Whether
+    /// all have come.
+    fn end(&mut self) -> bool {
+        self.flush();
+        let mut is_usable = self.ring.enter(Duration::ZERO, &mut self.counters).is_ok();
+        self.ring.cancel_all(&mut self.counters);
+        let (tries, patience) = FAREWELL;
+        for _ in 0..tries {
+            self.reap();
+            if self.is_idle() || !is_usable {
+                break;
+            }
+            is_usable = self.ring.enter(patience, &mut self.counters).is_ok();
+        }
+        self.is_idle()
+    }
+
+    /// Whether the kernel holds no memory of ours.
+    fn is_idle(&self) -> bool {
+        self.sends.is_idle()
+            && self.receiver.is_idle()
+            && self.bells.iter().all(|bell| !bell.memory.is_armed())
+    }
+}
+
+/// Ends all operations. After that nothing is held, so the fields may be dropped in any order. Should the
+/// kernel not answer, the memory it still holds is leaked by its owners in `buffers.rs`, whatever happens to
+/// the ring.
+impl Drop for Edge {
+    fn drop(&mut self) {
+        if !self.end() {
+            log::warn!("the kernel did not end all operations: their memory is left to it");
+        }
+    }
+}
+
+/// Sizes of the submission and completion queue for so many sends and bells: a turn's submissions fit, and so
+/// do the completions of all operations at once.
+fn queue_sizes(operations: usize) -> (u32, u32) {
+    let receives = usize::from(RECEIVE_BUFFERS);
+    let submissions = (operations + 64).next_power_of_two();
+    let completions = (operations + receives + 64).next_power_of_two().max(2 * submissions);
+    let entries = |count| u32::try_from(count).unwrap_or(u32::MAX);
+    (entries(submissions), entries(completions))
+}
+
+/// The best way of receiving the kernel lets us prepare.
+fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, EdgeError> {
+    if features.multishot_receive {
+        let buffers = BufferRing::new().map_err(|source| EdgeError::Setup { source })?;
+        match ring.register_buffers(&buffers) {
+            Ok(()) => return Ok(Receiver::Multishot(buffers)),
+            Err(error) => log::debug!("no buffer ring: {error}"),
+        }
+    }
+    features.multishot_receive = false;
+    Ok(Receiver::OneShot(ReceiveSlab::new()))
+}
+
+/// A count of datagrams, bounded by the segments of a run.
+fn count(datagrams: usize) -> u32 {
+    u32::try_from(datagrams).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_hold_all_operations_at_once() {
+        for operations in [1, 64, 1_000, SENDS_MAX + BELLS_MAX] {
+            let (submissions, completions) = queue_sizes(operations);
+            assert!(submissions as usize >= operations);
+            assert!(completions as usize >= operations + usize::from(RECEIVE_BUFFERS));
+        }
+    }
+    #[test]
+    fn the_end_takes_all_memory_back() {
+        for multishot_receive in [true, false] {
+            let (socket, _) = udp::open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+            let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+            let config = EdgeConfig {
+                socket: Arc::new(socket),
+                receives: true,
+                bells: vec![Arc::new(bell)],
+                sends_max: 4,
+            };
+            let features = Features { multishot_receive, ..Features::ALL };
+            let mut edge = Edge::with_features(config, features).unwrap();
+            edge.submit_and_wait(Duration::from_millis(1)).unwrap();
+            assert!(!edge.is_idle(), "receive and bell are with the kernel");
+            assert!(edge.end(), "and come back");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Why an edge cannot be made, and what the one who runs the server can do about it. Pure but for one look at
+//! `/proc/sys`.
+
+use std::io;
+
+use crate::limits::BELLS_MAX;
+
+/// Why there is no edge, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    /// The system does not let this process use io_uring.
+    #[error("io_uring is not allowed here ({source}): {advice}")]
+    Forbidden {
+        /// The system's answer.
+        source: io::Error,
+        /// Which setting, and what to do.
+        advice: &'static str,
+    },
+    /// The kernel's io_uring lacks something the edge cannot do without.
+    #[error("this kernel's io_uring lacks {missing}; Linux 6.1 or newer is recommended")]
+    TooOld {
+        /// What is missing.
+        missing: &'static str,
+    },
+    /// The ring could not be made for another reason.
+    #[error("cannot set up io_uring: {source}")]
+    Setup {
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// More eventfds than an edge watches.
+    #[error("{count} bells, at most {BELLS_MAX} can be watched")]
+    Bells {
+        /// How many were given.
+        count: usize,
+    },
+    /// Socket or eventfd are not what they should be.
+    #[error("cannot use the {what}: {source}")]
+    Descriptor {
+        /// Which.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Submitting or waiting failed.
+    #[error("io_uring_enter failed: {source}")]
+    Enter {
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl EdgeError {
+    /// Tells a refusal from a failure.
+    pub(super) fn of_setup(source: io::Error) -> EdgeError {
+        let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
+        match advice(source.raw_os_error(), sysctl.as_deref().map(str::trim)) {
+            Some(advice) => EdgeError::Forbidden { source, advice },
+            None => EdgeError::Setup { source },
+        }
+    }
+}
+
+/// What to do about a refused `io_uring_setup`, by its error and `kernel.io_uring_disabled`.
+fn advice(errno: Option<i32>, sysctl: Option<&str>) -> Option<&'static str> {
+    match (errno?, sysctl) {
+        (libc::EPERM, Some("2")) => {
+            Some("kernel.io_uring_disabled is 2; run `sysctl -w kernel.io_uring_disabled=0` as root")
+        }
+        (libc::EPERM, Some("1")) => Some(
+            "kernel.io_uring_disabled is 1; set it to 0, or run the server in the group of \
+             kernel.io_uring_group or with CAP_SYS_ADMIN",
+        ),
+        (libc::EPERM | libc::EACCES, _) => Some(
+            "a seccomp filter or security module forbids it; allow io_uring_setup, io_uring_enter and \
+             io_uring_register (Docker and Podman: --security-opt seccomp=PROFILE, systemd: SystemCallFilter=)",
+        ),
+        (libc::ENOSYS, _) => Some(
+            "the kernel is older than 5.11, built without CONFIG_IO_URING, or a seccomp filter hides it; allow \
+             io_uring_setup, io_uring_enter and io_uring_register, or use Linux 6.1 or newer",
+        ),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_setting_and_what_to_do() {
+        assert!(
+            advice(Some(libc::EPERM), Some("2")).unwrap().contains("sysctl -w kernel.io_uring_disabled=0")
+        );
+        assert!(advice(Some(libc::EPERM), Some("1")).unwrap().contains("io_uring_group"));
+        assert!(advice(Some(libc::EPERM), Some("0")).unwrap().contains("seccomp"));
+        assert!(advice(Some(libc::EPERM), None).unwrap().contains("seccomp"));
+        assert!(advice(Some(libc::ENOSYS), None).unwrap().contains("seccomp"));
+        assert_eq!(advice(Some(libc::ENOMEM), Some("2")), None);
+    }
+}

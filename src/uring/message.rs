@@ -1,0 +1,303 @@
+//! Socket addresses, control messages and the multishot receive's header as the bytes the kernel reads and
+//! writes. Pure: no system call, no pointer; whatever the kernel wrote is checked before it is used.
+
+use std::mem::{offset_of, size_of};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+use rustix::net::AddressFamily;
+
+/// Room for a sender's or receiver's address.
+pub(super) const ADDRESS_BYTES: usize = size_of::<libc::sockaddr_in6>();
+
+/// Room for the control messages of one datagram: a segment size and the larger pktinfo.
+pub(super) const CONTROL_BYTES: usize = control_space(2) + control_space(PKTINFO_V6_BYTES);
+
+/// `struct io_uring_recvmsg_out`: u32 namelen, controllen, payloadlen, flags.
+const RECEIVE_HEADER_BYTES: usize = 16;
+
+/// `struct in_pktinfo`: i32 interface, the local address, the header's destination.
+const PKTINFO_V4_BYTES: usize = size_of::<libc::in_pktinfo>();
+
+/// `struct in6_pktinfo`: the local address, u32 interface.
+const PKTINFO_V6_BYTES: usize = size_of::<libc::in6_pktinfo>();
+
+/// Family of a socket; a v6 one is dual-stack and speaks IPv4 by mapped addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6`.
+    V6,
+}
+
+/// `CMSG_SPACE` of cmsg(3).
+const fn control_space(data_bytes: usize) -> usize {
+    align(size_of::<libc::cmsghdr>()) + align(data_bytes)
+}
+
+/// `CMSG_ALIGN` of cmsg(3).
+const fn align(bytes: usize) -> usize {
+    bytes.next_multiple_of(size_of::<usize>())
+}
+
+/// An address as `sockaddr_in` or `sockaddr_in6`, and its length; `None` where the socket's family cannot
+/// reach it.
+pub(super) fn encode_address(remote: SocketAddr, family: Family) -> Option<([u8; ADDRESS_BYTES], u32)> {
+    match (family, unmapped(remote)) {
+        (Family::V4, SocketAddr::V4(v4)) => Some(encode_v4(v4)),
+        (Family::V6, SocketAddr::V4(v4)) => {
+            Some(encode_v6(&SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0)))
+        }
+        (Family::V6, SocketAddr::V6(v6)) => Some(encode_v6(&v6)),
+        (Family::V4, SocketAddr::V6(_)) => None,
+    }
+}
+
+fn encode_v4(address: SocketAddrV4) -> ([u8; ADDRESS_BYTES], u32) {
+    let mut bytes = [0; ADDRESS_BYTES];
+    let mut length = put(&mut bytes, 0, &AddressFamily::INET.as_raw().to_ne_bytes());
+    length += put(&mut bytes, length, &address.port().to_be_bytes());
+    length += put(&mut bytes, length, &address.ip().octets());
+    length += put(&mut bytes, length, &[0; 8]);
+    (bytes, u32::try_from(length).unwrap_or_default())
+}
+
+fn encode_v6(address: &SocketAddrV6) -> ([u8; ADDRESS_BYTES], u32) {
+    let mut bytes = [0; ADDRESS_BYTES];
+    let mut length = put(&mut bytes, 0, &AddressFamily::INET6.as_raw().to_ne_bytes());
+    length += put(&mut bytes, length, &address.port().to_be_bytes());
+    length += put(&mut bytes, length, &address.flowinfo().to_ne_bytes());
+    length += put(&mut bytes, length, &address.ip().octets());
+    length += put(&mut bytes, length, &address.scope_id().to_ne_bytes());
+    (bytes, u32::try_from(length).unwrap_or_default())
+}
+
+/// Reads a `sockaddr_in` or `sockaddr_in6`; a v4-mapped address comes back as IPv4.
+pub(super) fn decode_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = u16::from_ne_bytes(field(bytes, 0)?);
+    let port = u16::from_be_bytes(field(bytes, 2)?);
+    if family == AddressFamily::INET.as_raw() {
+        let ip = Ipv4Addr::from(field::<4>(bytes, 4)?);
+        Some(SocketAddr::V4(SocketAddrV4::new(ip, port)))
+    } else if family == AddressFamily::INET6.as_raw() {
+        let flowinfo = u32::from_ne_bytes(field(bytes, 4)?);
+        let ip = Ipv6Addr::from(field::<16>(bytes, 8)?);
+        let scope_id = u32::from_ne_bytes(field(bytes, 24)?);
+        Some(unmapped(SocketAddr::V6(SocketAddrV6::new(ip, port, flowinfo, scope_id))))
+    } else {
+        None
+    }
+}
+
+/// IPv4 for a v4-mapped address, anything else as it is.
+pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// Control messages for a send: segment size and source address, each where given. Returns their length.
+///
+/// A source address of the wrong family for `remote` is left out: the kernel chooses.
+pub(super) fn encode_control(
+    control: &mut [u8; CONTROL_BYTES],
+    family: Family,
+    gso_segment: Option<u16>,
+    local: Option<IpAddr>,
+    remote: SocketAddr,
+) -> usize {
+    let mut length = 0;
+    if let Some(segment) = gso_segment {
+        length += put_message(control, length, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+    }
+    match (family, local.map(|ip| ip.to_canonical()), unmapped(remote)) {
+        (Family::V4, Some(IpAddr::V4(ip)), SocketAddr::V4(_)) => {
+            let mut info = [0; PKTINFO_V4_BYTES];
+            put(&mut info, offset_of!(libc::in_pktinfo, ipi_spec_dst), &ip.octets());
+            length += put_message(control, length, libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+        }
+        (Family::V6, Some(IpAddr::V4(ip)), SocketAddr::V4(_)) => {
+            length += put_pktinfo_v6(control, length, ip.to_ipv6_mapped(), 0);
+        }
+        (Family::V6, Some(IpAddr::V6(ip)), SocketAddr::V6(remote)) => {
+            length += put_pktinfo_v6(control, length, ip, remote.scope_id());
+        }
+        _ => {}
+    }
+    length
+}
+
+fn put_pktinfo_v6(control: &mut [u8], at: usize, local: Ipv6Addr, interface: u32) -> usize {
+    let mut info = [0; PKTINFO_V6_BYTES];
+    put(&mut info, offset_of!(libc::in6_pktinfo, ipi6_addr), &local.octets());
+    put(&mut info, offset_of!(libc::in6_pktinfo, ipi6_ifindex), &interface.to_ne_bytes());
+    put_message(control, at, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info)
+}
+
+/// Writes one control message at `at`; returns the space it takes.
+fn put_message(control: &mut [u8], at: usize, level: i32, kind: i32, data: &[u8]) -> usize {
+    let header = align(size_of::<libc::cmsghdr>());
+    let length = header + data.len();
+    put(control, at + offset_of!(libc::cmsghdr, cmsg_len), &length.to_ne_bytes());
+    put(control, at + offset_of!(libc::cmsghdr, cmsg_level), &level.to_ne_bytes());
+    put(control, at + offset_of!(libc::cmsghdr, cmsg_type), &kind.to_ne_bytes());
+    put(control, at + header, data);
+    control_space(data.len())
+}
+
+/// The local address a datagram was sent to, from the control messages that came with it.
+pub(super) fn decode_local(mut control: &[u8]) -> Option<IpAddr> {
+    let header = align(size_of::<libc::cmsghdr>());
+    loop {
+        let length = usize::from_ne_bytes(field(control, offset_of!(libc::cmsghdr, cmsg_len))?);
+        let level = i32::from_ne_bytes(field(control, offset_of!(libc::cmsghdr, cmsg_level))?);
+        let kind = i32::from_ne_bytes(field(control, offset_of!(libc::cmsghdr, cmsg_type))?);
+        let data = control.get(header..length)?;
+        if (level, kind) == (libc::IPPROTO_IP, libc::IP_PKTINFO) {
+            let ip = field::<4>(data, offset_of!(libc::in_pktinfo, ipi_spec_dst))?;
+            return Some(IpAddr::V4(Ipv4Addr::from(ip)));
+        }
+        if (level, kind) == (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) {
+            let ip = field::<16>(data, offset_of!(libc::in6_pktinfo, ipi6_addr))?;
+            return Some(IpAddr::V6(Ipv6Addr::from(ip)).to_canonical());
+        }
+        control = control.get(align(length)..)?;
+    }
+}
+
+/// One datagram as a receive left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReceivedParts {
+    /// Who sent it.
+    pub(super) remote: SocketAddr,
+    /// Which of our addresses it was sent to.
+    pub(super) local: Option<IpAddr>,
+    /// Where its bytes start in the buffer.
+    pub(super) start: usize,
+    /// How many they are.
+    pub(super) length: usize,
+}
+
+/// Why a receive yields no datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReceiveFault {
+    /// The datagram was larger than the buffer.
+    Truncated,
+    /// No sender, or lengths that do not fit the buffer.
+    Malformed,
+}
+
+/// Reads what a multishot receive put in a buffer (io_uring_prep_recvmsg_multishot(3)):
+/// `header 16 | address | control | datagram`, address and control at their full room.
+pub(super) fn parse_multishot(buffer: &[u8]) -> Result<ReceivedParts, ReceiveFault> {
+    let word = |at| field(buffer, at).map(u32::from_ne_bytes).ok_or(ReceiveFault::Malformed);
+    let (address_bytes, control_bytes, length, flags) = (word(0)?, word(4)?, word(8)?, word(12)?);
+    let address = room(buffer, RECEIVE_HEADER_BYTES, ADDRESS_BYTES, address_bytes)?;
+    let control = room(buffer, RECEIVE_HEADER_BYTES + ADDRESS_BYTES, CONTROL_BYTES, control_bytes)?;
+    let start = RECEIVE_HEADER_BYTES + ADDRESS_BYTES + CONTROL_BYTES;
+    if flags & libc::MSG_TRUNC.unsigned_abs() != 0 {
+        return Err(ReceiveFault::Truncated);
+    }
+    let length = usize::try_from(length).map_err(|_| ReceiveFault::Malformed)?;
+    if buffer.len().checked_sub(start).is_none_or(|room| length > room) {
+        return Err(ReceiveFault::Malformed);
+    }
+    let remote = decode_address(address).ok_or(ReceiveFault::Malformed)?;
+    Ok(ReceivedParts { remote, local: decode_local(control), start, length })
+}
+
+/// The used part of a field of `room_bytes` at `at`.
+fn room(buffer: &[u8], at: usize, room_bytes: usize, used_bytes: u32) -> Result<&[u8], ReceiveFault> {
+    let used = usize::try_from(used_bytes).map_err(|_| ReceiveFault::Malformed)?.min(room_bytes);
+    buffer.get(at..at + used).ok_or(ReceiveFault::Malformed)
+}
+
+/// Copies `source` to `target[at..]`; returns its length. All callers write constant layouts that fit.
+fn put(target: &mut [u8], at: usize, source: &[u8]) -> usize {
+    match target.get_mut(at..at + source.len()) {
+        Some(room) => room.copy_from_slice(source),
+        None => debug_assert!(false, "no room for {} bytes at {at}", source.len()),
+    }
+    source.len()
+}
+
+/// `N` bytes at `at`.
+fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk::<N>().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn addresses() -> impl Strategy<Value = SocketAddr> {
+        let v4 = (any::<[u8; 4]>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::from((ip, port)));
+        let v6 = (any::<[u8; 16]>(), any::<u16>(), any::<u32>(), any::<u32>())
+            .prop_map(|(ip, port, flow, scope)| SocketAddrV6::new(ip.into(), port, flow, scope).into());
+        prop_oneof![v4, v6]
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_comes_back(address in addresses()) {
+            let (bytes, length) = encode_address(address, Family::V6).unwrap();
+            prop_assert_eq!(decode_address(&bytes[..length as usize]), Some(unmapped(address)));
+            if let Some((bytes, length)) = encode_address(address, Family::V4) {
+                prop_assert_eq!(length as usize, size_of::<libc::sockaddr_in>());
+                prop_assert_eq!(decode_address(&bytes[..length as usize]), Some(unmapped(address)));
+            }
+        }
+
+        #[test]
+        fn a_local_address_is_found_behind_a_segment_size(ip in any::<[u8; 4]>(), segment in any::<Option<u16>>()) {
+            let remote = "192.0.2.1:9".parse().unwrap();
+            for family in [Family::V4, Family::V6] {
+                let mut control = [0; CONTROL_BYTES];
+                let length = encode_control(&mut control, family, segment, Some(ip.into()), remote);
+                prop_assert_eq!(decode_local(&control[..length]), Some(IpAddr::from(ip)));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_stay_inside(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(parts) = parse_multishot(&bytes) {
+                prop_assert!(parts.start + parts.length <= bytes.len());
+            }
+            let _ = decode_local(&bytes);
+            let _ = decode_address(&bytes);
+        }
+
+        #[test]
+        fn a_datagram_is_found_where_the_kernel_put_it(address in addresses(), datagram in prop::collection::vec(any::<u8>(), 0..100)) {
+            let (name, name_bytes) = encode_address(address, Family::V6).unwrap();
+            let mut control = [0; CONTROL_BYTES];
+            let control_bytes = encode_control(&mut control, Family::V6, None, Some("::5".parse().unwrap()), "[::9]:1".parse().unwrap());
+            let mut buffer = Vec::new();
+            let lengths = [control_bytes, datagram.len(), 0].map(|length| u32::try_from(length).unwrap());
+            for word in [name_bytes].iter().chain(&lengths) {
+                buffer.extend_from_slice(&word.to_ne_bytes());
+            }
+            buffer.extend_from_slice(&name);
+            buffer.extend_from_slice(&control);
+            buffer.extend_from_slice(&datagram);
+            let parts = parse_multishot(&buffer).unwrap();
+            prop_assert_eq!(parts.remote, unmapped(address));
+            prop_assert_eq!(parts.local, Some("::5".parse().unwrap()));
+            prop_assert_eq!(&buffer[parts.start..parts.start + parts.length], &datagram[..]);
+        }
+    }
+
+    #[test]
+    fn a_truncated_datagram_is_told() {
+        let mut buffer = vec![0; 400];
+        buffer[12..16].copy_from_slice(&(libc::MSG_TRUNC as u32).to_ne_bytes());
+        assert_eq!(parse_multishot(&buffer), Err(ReceiveFault::Truncated));
+    }
+
+    #[test]
+    fn a_v4_socket_cannot_reach_v6() {
+        assert_eq!(encode_address("[2001:db8::1]:5".parse().unwrap(), Family::V4), None);
+    }
+}

@@ -1,0 +1,179 @@
+//! EDGE: UDP through io_uring. One [`Edge`] per worker. May not know what the bytes mean, who a viewer is, or
+//! what time it is.
+//!
+//! ```text
+//!   send, send, send .. ─► runs of equal size ─► one sendmsg each (UDP_SEGMENT) ─┐
+//!   bells, receives re-armed ───────────────────────────────────────────────────┼─► one io_uring_enter
+//!   next_completion ◄── datagrams, bells, sends that ended ◄── all completions ◄─┘
+//! ```
+//!
+//! A turn is: [`Edge::submit_and_wait`], then [`Edge::next_completion`] until it is empty, then
+//! [`Edge::send`] for what that asks for, viewer by viewer with [`Edge::flush`] between.
+//!
+//! What the kernel holds is never freed before the kernel says it is done: see `buffers.rs` for the rule and
+//! `edge.rs` for the end. Unsafe code lives in `ring.rs` and `buffers.rs` only.
+
+mod buffers;
+mod edge;
+mod error;
+mod message;
+mod operation;
+mod ring;
+mod udp;
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+pub use edge::Edge;
+pub use error::EdgeError;
+pub use udp::{SocketError, open_socket};
+
+/// What an [`Edge`] works on.
+pub struct EdgeConfig {
+    /// A bound UDP socket, from [`open_socket`]; edges may share it. `O_NONBLOCK` is cleared on it.
+    pub socket: Arc<OwnedFd>,
+    /// Whether this edge receives (of those that share a socket, one should).
+    pub receives: bool,
+    /// Eventfds to watch, at most [`limits::BELLS_MAX`](crate::limits::BELLS_MAX). Only this edge reads
+    /// them; `O_NONBLOCK` is cleared on them.
+    pub bells: Vec<Arc<OwnedFd>>,
+    /// Send operations with the kernel at a time, 1 to [`limits::SENDS_MAX`](crate::limits::SENDS_MAX).
+    pub sends_max: usize,
+}
+
+/// What the kernel offers and the edge uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// `IORING_SETUP_SINGLE_ISSUER` (Linux 6.0).
+    pub single_issuer: bool,
+    /// `IORING_SETUP_DEFER_TASKRUN` (Linux 6.1).
+    pub defer_taskrun: bool,
+    /// `IORING_SETUP_COOP_TASKRUN` (Linux 5.19).
+    pub coop_taskrun: bool,
+    /// `IORING_SETUP_SUBMIT_ALL` (Linux 5.18).
+    pub submit_all: bool,
+    /// Multishot recvmsg over a buffer ring (Linux 6.0).
+    pub multishot_receive: bool,
+    /// Runs become one send with `UDP_SEGMENT` (Linux 4.18); off, every datagram is a send of its own.
+    pub gso: bool,
+}
+
+impl Features {
+    /// All of them.
+    pub const ALL: Features = Features {
+        single_issuer: true,
+        defer_taskrun: true,
+        coop_taskrun: true,
+        submit_all: true,
+        multishot_receive: true,
+        gso: true,
+    };
+
+    /// Gives up the youngest set-up flag; false where none is left.
+    fn leave_one_out(&mut self) -> bool {
+        let flags = [
+            &mut self.defer_taskrun, // needs single_issuer, so it goes first
+            &mut self.single_issuer,
+            &mut self.coop_taskrun,
+            &mut self.submit_all,
+        ];
+        flags.into_iter().find(|flag| **flag).map(|flag| *flag = false).is_some()
+    }
+}
+
+/// A datagram to send.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Whose it is; only datagrams of the same viewer share a run.
+    pub viewer: u32,
+    /// Source address; the kernel's choice where `None` or of another family than `remote`.
+    pub local: Option<IpAddr>,
+    /// Destination.
+    pub remote: SocketAddr,
+    /// The UDP payload.
+    pub bytes: Vec<u8>,
+}
+
+/// A datagram that arrived, in a buffer of the edge: read it with [`Edge::datagram`], give it back with
+/// [`Edge::recycle`]. One that is not given back is a buffer less.
+#[derive(Debug)]
+#[must_use = "a buffer not recycled is lost to receiving"]
+pub struct Received {
+    /// Who sent it; IPv4 as IPv4 also on a dual-stack socket.
+    pub remote: SocketAddr,
+    /// Which of our addresses it was sent to.
+    pub local: Option<IpAddr>,
+    edge: u32,
+    buffer: u16,
+    start: usize,
+    length: usize,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Completion {
+    /// A datagram arrived.
+    Datagram(Received),
+    /// The bell of this index rang; its eventfd is drained.
+    Bell(usize),
+    /// A send ended.
+    Sent {
+        /// Whose datagrams.
+        viewer: u32,
+        /// How many the send held.
+        datagrams: u32,
+        /// Bytes sent, or the error number (positive, errno(3)).
+        result: Result<u32, i32>,
+    },
+}
+
+/// What an edge has done, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EdgeCounters {
+    /// `io_uring_enter` calls.
+    pub enters: u64,
+    /// Operations submitted.
+    pub sqes: u64,
+    /// Completions received.
+    pub completions: u64,
+    /// Times completions had to wait in the kernel for room.
+    pub cq_overflows: u64,
+    /// Send operations queued, runs and single datagrams.
+    pub sends: u64,
+    /// Of these, runs of several datagrams in one GSO send.
+    pub gso_runs: u64,
+    /// Datagrams the kernel took.
+    pub datagrams_sent: u64,
+    /// Their bytes, headers excluded.
+    pub bytes_sent: u64,
+    /// Datagrams dropped because a queue was full (`ENOBUFS`, `EAGAIN`) or no operation was free.
+    pub datagrams_dropped: u64,
+    /// Datagrams that could not be sent for another reason.
+    pub send_errors: u64,
+    /// Runs a route refused and that went out one by one instead.
+    pub gso_fallbacks: u64,
+    /// Datagrams received.
+    pub received: u64,
+    /// Datagrams too large for a buffer, dropped.
+    pub recv_truncated: u64,
+    /// Times receiving paused because all buffers were in use; the socket's own buffer holds meanwhile.
+    pub recv_no_buffers: u64,
+    /// Receives that failed otherwise.
+    pub recv_errors: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_given_up_youngest_first_and_end() {
+        let mut features = Features::ALL;
+        assert!(features.leave_one_out());
+        assert!(!features.defer_taskrun && features.single_issuer, "deferring needs a single issuer");
+        assert!(features.leave_one_out() && features.leave_one_out() && features.leave_one_out());
+        assert!(!features.leave_one_out());
+        assert!(features.gso && features.multishot_receive, "not of the set-up");
+    }
+}

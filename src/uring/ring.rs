@@ -1,0 +1,269 @@
+//! UNSAFE. The ring itself: set-up, submission, completion, cancellation, and the one socket option that has
+//! no safe name. May not know what a run is or own the memory it submits: `buffers.rs` does.
+
+#![expect(unsafe_code, reason = "a submission queue entry carries pointers only the caller can vouch for")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+
+use super::buffers::{BellMemory, BufferRing, ReceiveSlab, SendSlab};
+use super::message::Family;
+use super::operation::{Run, Token};
+use super::{EdgeCounters, EdgeError, Features};
+use crate::limits::RECEIVE_BUFFERS;
+
+/// The buffer group of the one buffer ring of an edge.
+const BUFFER_GROUP: u16 = 0;
+
+/// One completion. Made by [`Ring::pop`] alone and not copied: whoever has one knows that the kernel sent it.
+#[derive(Debug)]
+pub(super) struct Cqe {
+    token: Token,
+    result: i32,
+    flags: u32,
+}
+
+impl Cqe {
+    /// Whose completion.
+    pub(super) fn token(&self) -> Token {
+        self.token
+    }
+
+    /// What the system call would have returned, an error as a number below zero.
+    pub(super) fn result(&self) -> i32 {
+        self.result
+    }
+
+    /// Whether the operation is over and its memory ours again.
+    pub(super) fn is_last(&self) -> bool {
+        !cqueue::more(self.flags)
+    }
+
+    /// The provided buffer it used.
+    pub(super) fn buffer(&self) -> Option<u16> {
+        cqueue::buffer_select(self.flags)
+    }
+}
+
+/// An io_uring with the features this kernel has.
+pub(super) struct Ring {
+    ring: IoUring,
+}
+
+impl Ring {
+    /// Sets up a ring, asking for `features` and leaving out one after the other what the kernel refuses.
+    pub(super) fn new(
+        features: &mut Features,
+        submissions: u32,
+        completions: u32,
+    ) -> Result<Ring, EdgeError> {
+        loop {
+            match build(features, submissions, completions) {
+                Ok(ring) if !ring.params().is_feature_ext_arg() => {
+                    return Err(EdgeError::TooOld { missing: "waiting with a timeout (Linux 5.11)" });
+                }
+                Ok(ring) if !ring.params().is_feature_nodrop() => {
+                    return Err(EdgeError::TooOld {
+                        missing: "a completion queue that keeps all (Linux 5.5)",
+                    });
+                }
+                Ok(ring) => return Ok(Ring { ring }),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && features.leave_one_out() => {}
+                Err(error) => return Err(EdgeError::of_setup(error)),
+            }
+        }
+    }
+
+    /// Registers the buffers of a multishot receive (Linux 5.19).
+    pub(super) fn register_buffers(&mut self, buffers: &BufferRing) -> io::Result<()> {
+        let address = buffers.address().map_or(0, |address| address.expose_provenance());
+        let address = u64::try_from(address).map_err(io::Error::other)?;
+        // SAFETY: the address is that of a mapping with RECEIVE_BUFFERS entries, page-aligned. The kernel pins
+        // its pages, so a later unmapping takes nothing from under it; writes through the entries happen only
+        // for an armed receive, and BufferRing leaks itself while armed.
+        unsafe {
+            self.ring.submitter().register_buf_ring_with_flags(address, RECEIVE_BUFFERS, BUFFER_GROUP, 0)
+        }
+    }
+
+    /// Takes the registration back.
+    pub(super) fn unregister_buffers(&mut self) -> io::Result<()> {
+        self.ring.submitter().unregister_buf_ring(BUFFER_GROUP)
+    }
+
+    /// Queues the send of operation `index` with the datagrams of `run`. False where there is no way to: the
+    /// queue stays full or the socket cannot reach the remote; the operation is still ours then.
+    pub(super) fn push_send(
+        &mut self,
+        socket: &OwnedFd,
+        family: Family,
+        sends: &mut SendSlab,
+        (index, run): (u32, &Run),
+        counters: &mut EdgeCounters,
+    ) -> bool {
+        if !self.make_room(counters) {
+            return false;
+        }
+        let Some((header, token)) = sends.hold(index, run, family) else { return false };
+        let entry = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header).build();
+        // SAFETY: the header and all it points to are in a slot held since the line above; it is neither
+        // written nor freed until the last completion of `token`.
+        unsafe { self.push(entry, token) };
+        true
+    }
+
+    /// Queues the read of a bell; it is not armed where the queue stays full.
+    pub(super) fn push_bell(&mut self, bell: &OwnedFd, memory: &mut BellMemory, counters: &mut EdgeCounters) {
+        if !self.make_room(counters) {
+            return;
+        }
+        let (buffer, bytes, token) = memory.hold();
+        let entry = opcode::Read::new(Fd(bell.as_raw_fd()), buffer, bytes).build();
+        // SAFETY: the eight bytes are in a slot held since the line above, as in `push_send`.
+        unsafe { self.push(entry, token) };
+    }
+
+    /// Queues the multishot receive; it is not armed where the queue stays full.
+    pub(super) fn push_receive(
+        &mut self,
+        socket: &OwnedFd,
+        buffers: &mut BufferRing,
+        counters: &mut EdgeCounters,
+    ) {
+        if !self.make_room(counters) {
+            return;
+        }
+        let Some((header, token)) = buffers.hold() else { return };
+        let entry = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), header, BUFFER_GROUP).build();
+        // SAFETY: the header lies in the mapping of `buffers`, is written once at its making, and the mapping
+        // is armed since the line above: it is leaked rather than unmapped until the last completion. The
+        // buffers the kernel writes are those offered and not lent.
+        unsafe { self.push(entry, token) };
+    }
+
+    /// Queues one-shot receives for all empty buffers, as far as the queue takes them.
+    pub(super) fn push_receives(
+        &mut self,
+        socket: &OwnedFd,
+        slab: &mut ReceiveSlab,
+        counters: &mut EdgeCounters,
+    ) {
+        while self.make_room(counters) {
+            let Some((header, token)) = slab.hold() else { return };
+            let entry = opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header).build();
+            // SAFETY: the header and all it points to are in a slot held since the line above, as in
+            // `push_send`.
+            unsafe { self.push(entry, token) };
+        }
+    }
+
+    /// Whether the queue has room; submits what is in it where it has not.
+    fn make_room(&mut self, counters: &mut EdgeCounters) -> bool {
+        if !self.ring.submission().is_full() {
+            return true;
+        }
+        let entered = self.enter(Duration::ZERO, counters);
+        entered.is_ok() && !self.ring.submission().is_full()
+    }
+
+    /// Queues an entry under `token`, room having been made.
+    ///
+    /// # Safety
+    /// What `entry` points to stays valid and untouched until the last completion of `token`.
+    unsafe fn push(&mut self, entry: squeue::Entry, token: Token) {
+        let entry = entry.user_data(token.pack());
+        // SAFETY: the caller's promise is the one push asks for.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        debug_assert!(pushed.is_ok(), "room was made");
+    }
+
+    /// One `io_uring_enter`: submits all that is queued and waits up to `wait` for one completion, not at all
+    /// for zero. A wait that ends without one is no error.
+    pub(super) fn enter(&mut self, wait: Duration, counters: &mut EdgeCounters) -> Result<(), EdgeError> {
+        let queued = self.ring.submission().len();
+        let result = if wait.is_zero() {
+            let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+            let submitter = self.ring.submitter();
+            // SAFETY: no argument structure; `queued` entries are in the queue; waiting for none. GETEVENTS
+            // makes the kernel run deferred work and flush overflowed completions.
+            unsafe { submitter.enter::<libc::sigset_t>(queued, 0, EnterFlags::GETEVENTS.bits(), None) }
+        } else {
+            let timespec = Timespec::from(wait);
+            self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+        };
+        let left = self.ring.submission().len();
+        counters.enters += 1;
+        counters.sqes += u64::try_from(queued.saturating_sub(left)).unwrap_or_default();
+        match result {
+            Ok(_) => Ok(()),
+            Err(source) => match source.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(EdgeError::Enter { source }),
+            },
+        }
+    }
+
+    /// The next completion that has arrived. Completions nobody's token names are dropped.
+    pub(super) fn pop(&mut self) -> Option<Cqe> {
+        loop {
+            let entry = self.ring.completion().next()?;
+            if let Some(token) = Token::unpack(entry.user_data()) {
+                return Some(Cqe { token, result: entry.result(), flags: entry.flags() });
+            }
+            debug_assert!(false, "a completion of nobody's: {entry:?}");
+        }
+    }
+
+    /// Whether completions wait in the kernel for room in the queue; the next `enter` brings them.
+    pub(super) fn is_overflown(&mut self) -> bool {
+        self.ring.submission().cq_overflow()
+    }
+
+    /// Asks the kernel to cancel all operations; their completions follow. Best effort.
+    pub(super) fn cancel_all(&mut self, counters: &mut EdgeCounters) {
+        let patience = Timespec::from(Duration::from_millis(100));
+        let cancelled = self.ring.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
+        let is_unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        if cancelled.as_ref().is_err_and(is_unknown) && self.make_room(counters) {
+            let entry = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+            // SAFETY: a cancellation points to no memory.
+            unsafe { self.push(entry, Token::Cancel) };
+        }
+    }
+}
+
+fn build(features: &Features, submissions: u32, completions: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_cqsize(completions).setup_clamp().dontfork();
+    if features.submit_all {
+        builder.setup_submit_all();
+    }
+    if features.single_issuer {
+        builder.setup_single_issuer();
+    }
+    if features.coop_taskrun {
+        builder.setup_coop_taskrun();
+    }
+    if features.defer_taskrun {
+        builder.setup_defer_taskrun();
+    }
+    builder.build(submissions)
+}
+
+/// Makes the socket report the local address of each datagram (`IP_PKTINFO`, `IPV6_RECVPKTINFO`).
+pub(super) fn report_local_address(socket: BorrowedFd<'_>, family: Family) -> io::Result<()> {
+    let (level, name) = match family {
+        Family::V4 => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+        Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    };
+    let on: libc::c_int = 1;
+    let bytes = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for the call (borrowed); `on` is an int that lives through it and `bytes`
+    // is its size, as both options want.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), bytes) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
