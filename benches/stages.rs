@@ -1,0 +1,85 @@
+//! What timing costs: beside packetising and encrypting a unit for one viewer (about 50 us) it has to vanish.
+#![allow(missing_docs, reason = "a bench is no interface")]
+
+use divan::Bencher;
+use streaming_server::metrics::WorkerCounters;
+use streaming_server::metrics::stages::{Stage, StageRecorder, StageTotals, summarise};
+use streaming_server::metrics::trace::{UnitTimes, WriteTimes, to_chrome_json};
+use streaming_server::worker::clock;
+
+fn main() {
+    divan::main();
+}
+
+/// One reading of the clock.
+#[divan::bench]
+fn clock_read() -> i64 {
+    clock::monotonic_ns()
+}
+
+/// All of one unit and viewer: two readings of the clock, four latencies, an entry of the flight recorder.
+#[divan::bench]
+fn one_unit_for_one_viewer(bencher: Bencher) {
+    let (mut recorder, counters) = (StageRecorder::default(), WorkerCounters::default());
+    let mut number = 0;
+    bencher.bench_local(|| {
+        number += 1;
+        let (begun_ns, encrypted_ns) = (clock::monotonic_ns(), clock::monotonic_ns());
+        let spread_ns = i64::from(number % 512) * 700;
+        recorder.record(Stage::PacketisedToEncrypted, 20_000 + spread_ns);
+        recorder.record(Stage::EncryptedToSubmitted, 9_000 + spread_ns);
+        recorder.record(Stage::SubmittedToSent, 60_000 + spread_ns);
+        recorder.record(Stage::CapturedToSent, 300_000 + spread_ns);
+        let (submitted_ns, sent_ns) = (encrypted_ns + 9_000, encrypted_ns + 60_000);
+        counters.trace.note_write(&WriteTimes {
+            number,
+            viewer: 1,
+            begun_ns,
+            encrypted_ns,
+            submitted_ns,
+            sent_ns,
+        });
+    });
+}
+
+/// What a worker does twice a second; it has recorded a spread of latencies.
+#[divan::bench]
+fn publish(bencher: Bencher) {
+    let totals = StageTotals::default();
+    let recorded = || {
+        let mut recorder = StageRecorder::default();
+        for number in 0..300_i64 {
+            Stage::ALL.into_iter().for_each(|stage| recorder.record(stage, 20_000 + number * number * 97));
+        }
+        recorder
+    };
+    bencher.with_inputs(recorded).bench_local_refs(|recorder| recorder.publish(&totals));
+}
+
+/// A scrape's part; not on a worker's thread.
+#[divan::bench]
+fn summarise_two_workers(bencher: Bencher) {
+    let workers = [StageTotals::default(), StageTotals::default()];
+    bencher.bench_local(|| summarise(workers.iter()));
+}
+
+/// A full flight recorder as a trace; not on a worker's thread.
+#[divan::bench(sample_count = 20)]
+fn trace_of_a_minute(bencher: Bencher) {
+    let counters = WorkerCounters::default();
+    for number in 0..20_000 {
+        let begun_ns = i64::from(number) * 3_000_000;
+        let (seen_ns, packetised_ns) = (begun_ns + 90_000, begun_ns + 130_000);
+        counters.trace.note_unit(&UnitTimes { number, captured_ns: begun_ns, seen_ns, packetised_ns });
+        let (encrypted_ns, submitted_ns, sent_ns) = (begun_ns + 30_000, begun_ns + 40_000, begun_ns + 90_000);
+        counters.trace.note_write(&WriteTimes {
+            number,
+            viewer: 1,
+            begun_ns,
+            encrypted_ns,
+            submitted_ns,
+            sent_ns,
+        });
+    }
+    bencher.bench_local(|| to_chrome_json(std::iter::once(&counters.trace), 0));
+}

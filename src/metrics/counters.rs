@@ -1,0 +1,188 @@
+//! Counters of one thread each: one writer, any number of readers, relaxed. May not be shared by two writers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::stages::StageTotals;
+use super::trace::FlightRecorder;
+
+/// A count that only grows. One thread adds, any thread reads.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning thread may call it: it is a load and a store, not a locked instruction.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Takes over a total that is counted elsewhere (a plain integer of the same thread).
+    pub fn set_total(&self, total: u64) {
+        self.0.store(total, Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A value that goes up and down. One thread writes, any thread reads.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Sets the value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The latest value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one worker counts. On cache lines of its own, so that a scrape never slows another worker.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// Access units taken from the ring.
+    pub units_read: Counter,
+    /// Access units assembled and packetised (or ready to be, when nobody watches).
+    pub units_processed: Counter,
+    /// Access units handed to viewers (one unit to ten viewers counts ten).
+    pub units_sent: Counter,
+    /// Access units not handed to a viewer: gate closed, congestion, loss before it.
+    pub units_dropped: Counter,
+    /// Access units overwritten by the camera while they were read.
+    pub torn: Counter,
+    /// Access units missed because the camera lapped the cursor.
+    pub lapped: Counter,
+    /// Slots refused: metadata that cannot be (sizes, dimensions) or another format than H.264.
+    pub rejected: Counter,
+    /// Access units refused: no slice, broken NAL units.
+    pub malformed_units: Counter,
+    /// IDR access units whose parameter sets were never seen.
+    pub missing_parameter_sets: Counter,
+    /// The camera came back: new segment or an index that jumped back.
+    pub restarts: Counter,
+    /// Slots between the cursor and the newest unit when the worker last looked.
+    pub lag_slots: Gauge,
+    /// Nanoseconds between the last two units, smoothed (1/8).
+    pub unit_interval_ns: Gauge,
+    /// CLOCK_MONOTONIC ns of the newest unit; 0 before the first.
+    pub last_unit_at_ns: Gauge,
+    /// Width of the stream's picture; 0 while unknown.
+    pub width: Gauge,
+    /// Height of the stream's picture; 0 while unknown.
+    pub height: Gauge,
+
+    /// Sessions held, connected or not.
+    pub sessions: Gauge,
+    /// Sessions connected (DTLS done).
+    pub viewers: Gauge,
+    /// Sessions that ended, for whatever reason.
+    pub sessions_closed: Counter,
+    /// NACKed packets reported by viewers.
+    pub nacks: Counter,
+    /// Picture-loss indications and full-intra requests of viewers.
+    pub keyframe_requests: Counter,
+    /// RTP packets sent again.
+    pub retransmits: Counter,
+
+    /// Datagrams received.
+    pub datagrams_received: Counter,
+    /// Datagrams no session claimed (wrong ufrag, unknown address, noise).
+    pub datagrams_unclaimed: Counter,
+    /// Datagrams handed to another worker.
+    pub datagrams_forwarded: Counter,
+    /// Datagrams not handed to another worker because its inbox was full.
+    pub inbox_full: Counter,
+    /// Datagrams the receiving side had to drop (truncated, no buffer).
+    pub receive_errors: Counter,
+    /// Datagrams sent.
+    pub datagrams_sent: Counter,
+    /// Payload bytes of datagrams sent.
+    pub bytes_sent: Counter,
+    /// Datagrams dropped before the kernel took them (ENOBUFS, EAGAIN, no free operation).
+    pub datagrams_dropped: Counter,
+    /// Sends that failed otherwise.
+    pub send_errors: Counter,
+    /// Sends that carried more than one segment.
+    pub gso_runs: Counter,
+    /// Routes that fell back to plain sends.
+    pub gso_fallbacks: Counter,
+    /// `io_uring_enter` calls.
+    pub enters: Counter,
+    /// Turns of the worker's loop.
+    pub turns: Counter,
+    /// Payload buffers newly allocated by the packetiser.
+    pub payload_allocations: Counter,
+
+    /// Latency of each stage.
+    pub stages: StageTotals,
+    /// Stage timestamps of the last minute.
+    pub trace: FlightRecorder,
+    /// Every session's figures at the worker's last walk over them.
+    pub viewer_figures: FigureBoard,
+}
+
+/// What is exposed of one session.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ViewerFigures {
+    /// The session's number.
+    pub id: u32,
+    /// Packets lost according to its latest reports, 0 to 1.
+    pub loss_ratio: Option<f32>,
+    /// Round trip in seconds.
+    pub rtt_s: Option<f32>,
+    /// Jitter of the arrival times at the viewer, in seconds.
+    pub jitter_s: Option<f32>,
+    /// Access units held back.
+    pub drops: u64,
+    /// NACK messages.
+    pub nacks: u64,
+    /// PLI and FIR messages.
+    pub plis: u64,
+}
+
+/// Where a worker puts the figures of its sessions for a scrape to read. As long as it has sessions.
+#[derive(Debug, Default)]
+pub struct FigureBoard(Mutex<Vec<ViewerFigures>>);
+
+impl FigureBoard {
+    /// Puts new figures up. Never waits: while a scrape reads, the old ones stay.
+    pub fn put(&self, figures: impl Iterator<Item = ViewerFigures>) {
+        if let Ok(mut board) = self.0.try_lock() {
+            board.clear();
+            board.extend(figures);
+        }
+    }
+
+    /// The figures that are up.
+    pub fn get(&self) -> Vec<ViewerFigures> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counter_adds_and_takes_over_totals() {
+        let counter = Counter::default();
+        counter.add(3);
+        counter.add(4);
+        assert_eq!(counter.get(), 7);
+        counter.set_total(2);
+        assert_eq!(counter.get(), 2);
+    }
+
+    #[test]
+    fn workers_counters_do_not_share_a_cache_line() {
+        assert_eq!(align_of::<WorkerCounters>(), 128);
+        assert_eq!(size_of::<WorkerCounters>() % 128, 0);
+    }
+}

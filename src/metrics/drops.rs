@@ -1,0 +1,115 @@
+//! Notices when too many access units are dropped. Pure: counts and times are arguments. May not log.
+
+/// Share of dropped units above which somebody should look, in percent.
+pub const DROPS_MAX_PERCENT: u64 = 5;
+
+/// The drops of the last so many nanoseconds count.
+const WINDOW_NS: i64 = 10_000_000_000;
+
+/// Between two warnings.
+const QUIET_NS: i64 = 60_000_000_000;
+
+/// Marks kept of the past: one per second of the window and its beginning.
+const MARKS: usize = 11;
+
+/// With fewer units in the window their share says nothing.
+const UNITS_MIN: u64 = 60;
+
+/// Totals at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    at_ns: i64,
+    sent: u64,
+    dropped: u64,
+}
+
+/// Watches two totals that grow.
+#[derive(Debug, Default)]
+pub struct DropWatch {
+    marks: [Mark; MARKS],
+    marked: usize,
+    warned_at_ns: Option<i64>,
+}
+
+impl DropWatch {
+    /// Looks at the totals (CLOCK_MONOTONIC ns, units). Some(percent dropped over the last 10 s) when that is
+    /// more than [`DROPS_MAX_PERCENT`] and the last warning is a minute old. Call it every second or more often.
+    pub fn look(&mut self, now_ns: i64, sent: u64, dropped: u64) -> Option<u64> {
+        let oldest = self.mark(Mark { at_ns: now_ns, sent, dropped });
+        let lost = dropped.saturating_sub(oldest.dropped);
+        let units = lost + sent.saturating_sub(oldest.sent);
+        let is_quiet = self.warned_at_ns.is_some_and(|at_ns| now_ns - at_ns < QUIET_NS);
+        if is_quiet || units < UNITS_MIN || lost * 100 <= units * DROPS_MAX_PERCENT {
+            return None;
+        }
+        self.warned_at_ns = Some(now_ns);
+        Some(lost * 100 / units)
+    }
+
+    /// Keeps a mark a second and gives the oldest in the window.
+    fn mark(&mut self, mark: Mark) -> Mark {
+        let newest = self.marks.first().copied().unwrap_or_default();
+        if self.marked == 0 || mark.at_ns - newest.at_ns >= WINDOW_NS / 10 {
+            self.marks.rotate_right(1);
+            if let Some(first) = self.marks.first_mut() {
+                *first = mark;
+            }
+            self.marked = (self.marked + 1).min(MARKS);
+        }
+        let mut kept = self.marks.iter().take(self.marked);
+        kept.rfind(|kept| mark.at_ns - kept.at_ns <= WINDOW_NS + WINDOW_NS / 20).copied().unwrap_or(mark)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_NS: i64 = 1_000_000_000;
+
+    /// Ten viewers for `seconds`, of whose units `percent` are dropped; the seconds that warned.
+    fn run(
+        watch: &mut DropWatch,
+        from_s: i64,
+        seconds: i64,
+        percent: u64,
+        totals: &mut (u64, u64),
+    ) -> Vec<i64> {
+        let mut warned = Vec::new();
+        for half_second in 0..seconds * 2 {
+            totals.0 += 150 - 150 * percent / 100;
+            totals.1 += 150 * percent / 100;
+            let now_ns = from_s * SECOND_NS + half_second * SECOND_NS / 2;
+            if watch.look(now_ns, totals.0, totals.1).is_some() {
+                warned.push(from_s + half_second / 2);
+            }
+        }
+        warned
+    }
+
+    #[test]
+    fn a_tenth_dropped_is_told_once_a_minute() {
+        let mut totals = (0, 0);
+        let warned = run(&mut DropWatch::default(), 1_000, 130, 10, &mut totals);
+        assert_eq!(warned.len(), 3, "{warned:?}");
+        assert!(warned[1] - warned[0] >= 60 && warned[2] - warned[1] >= 60, "{warned:?}");
+    }
+
+    #[test]
+    fn few_drops_and_old_drops_are_not_told() {
+        let (mut watch, mut totals) = (DropWatch::default(), (0, 0));
+        assert!(run(&mut watch, 0, 30, 4, &mut totals).is_empty());
+        assert!(!run(&mut watch, 30, 20, 50, &mut totals).is_empty());
+        let later = run(&mut watch, 50, 100, 0, &mut totals);
+        assert!(later.is_empty(), "{later:?}");
+    }
+
+    #[test]
+    fn the_share_is_that_of_the_last_ten_seconds() {
+        let (mut watch, mut totals) = (DropWatch::default(), (0, 0));
+        run(&mut watch, 0, 1_000, 0, &mut totals);
+        totals.1 += 1_000;
+        let percent = watch.look(1_000 * SECOND_NS, totals.0, totals.1);
+        assert_eq!(percent, Some(100_000 / (3_000 + 1_000)), "1000 of 4000");
+    }
+}

@@ -1,0 +1,176 @@
+//! The Prometheus text format, version 0.0.4. May not know which metrics exist.
+//! Source: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+
+use std::fmt::{Display, Write};
+
+/// A text under construction: families in the order they are opened, each with its samples.
+#[derive(Debug, Default)]
+pub struct Exposition {
+    text: String,
+    family: &'static str,
+}
+
+impl Exposition {
+    /// An empty text.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens a family of counters; `name` ends in `_total`.
+    pub fn counter(&mut self, name: &'static str, help: &str) -> &mut Self {
+        self.open(name, help, "counter")
+    }
+
+    /// Opens a family of gauges.
+    pub fn gauge(&mut self, name: &'static str, help: &str) -> &mut Self {
+        self.open(name, help, "gauge")
+    }
+
+    fn open(&mut self, name: &'static str, help: &str, kind: &str) -> &mut Self {
+        self.family = name;
+        self.write(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"))
+    }
+
+    /// Adds a sample without labels to the open family.
+    pub fn value(&mut self, value: impl Display) -> &mut Self {
+        let name = self.family;
+        self.write(format_args!("{name} {value}\n"))
+    }
+
+    /// Adds a sample with one label to the open family. The label's value is escaped.
+    pub fn labelled(&mut self, label: &str, label_value: &str, value: impl Display) -> &mut Self {
+        self.with_labels(&[(label, label_value)], value)
+    }
+
+    /// Adds a sample with labels to the open family. Their values are escaped.
+    pub fn with_labels(&mut self, labels: &[(&str, &str)], value: impl Display) -> &mut Self {
+        let name = self.family;
+        let labels: Vec<String> =
+            labels.iter().map(|(label, of)| format!("{label}=\"{}\"", escape(of))).collect();
+        self.write(format_args!("{name}{{{}}} {value}\n", labels.join(",")))
+    }
+
+    /// Opens a family of histograms; `name` ends in `_seconds`.
+    pub fn histogram(&mut self, name: &'static str, help: &str) -> &mut Self {
+        self.open(name, help, "histogram")
+    }
+
+    /// Adds a histogram in seconds to the open family. `label` is `key="value",` or empty; `buckets` are upper
+    /// bounds in microseconds with their own (not cumulated) counts; `count` and `sum_ns` are of all.
+    pub fn distribution(
+        &mut self,
+        label: &str,
+        buckets: impl Iterator<Item = (u64, u64)>,
+        count: u64,
+        sum_ns: u64,
+    ) -> &mut Self {
+        let name = self.family;
+        let mut below = 0;
+        for (bound_us, own) in buckets {
+            below += own;
+            self.write(format_args!(
+                "{name}_bucket{{{label}le=\"{}\"}} {below}\n",
+                Seconds(bound_us * 1_000)
+            ));
+        }
+        self.write(format_args!("{name}_bucket{{{label}le=\"+Inf\"}} {count}\n"));
+        let labels =
+            if label.is_empty() { String::new() } else { format!("{{{}}}", label.trim_end_matches(',')) };
+        self.write(format_args!("{name}_sum{labels} {}\n{name}_count{labels} {count}\n", Seconds(sum_ns)))
+    }
+
+    /// Adds a whole family of one histogram in seconds, as [`Exposition::distribution`] takes it.
+    pub fn histogram_us(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        buckets: impl Iterator<Item = (u64, u64)>,
+        count: u64,
+        sum_ns: u64,
+    ) -> &mut Self {
+        self.histogram(name, help).distribution("", buckets, count, sum_ns)
+    }
+
+    fn write(&mut self, arguments: std::fmt::Arguments<'_>) -> &mut Self {
+        // Writing to a String cannot fail.
+        let _ = self.text.write_fmt(arguments);
+        self
+    }
+
+    /// The finished text.
+    pub fn finish(self) -> String {
+        self.text
+    }
+}
+
+fn escape(label_value: &str) -> String {
+    label_value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+/// Nanoseconds, shown as seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Seconds(pub u64);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let fraction = format!("{:09}", self.0 % 1_000_000_000);
+        let fraction = fraction.trim_end_matches('0');
+        write!(f, "{}.{}", self.0 / 1_000_000_000, if fraction.is_empty() { "0" } else { fraction })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_and_samples_come_out_in_the_text_format() {
+        let mut exposition = Exposition::new();
+        exposition.counter("a_total", "What a counts.").value(3);
+        exposition.gauge("b", "What b is.").labelled("kind", "x\"y\\z\n", 1.5);
+        assert_eq!(
+            exposition.finish(),
+            "# HELP a_total What a counts.\n# TYPE a_total counter\na_total 3\n\
+             # HELP b What b is.\n# TYPE b gauge\nb{kind=\"x\\\"y\\\\z\\n\"} 1.5\n"
+        );
+    }
+
+    #[test]
+    fn a_histogram_cumulates_and_speaks_seconds() {
+        let mut exposition = Exposition::new();
+        exposition.histogram_us(
+            "w_seconds",
+            "Writes.",
+            [(50, 2), (1_000_000, 3)].into_iter(),
+            6,
+            2_500_000_000,
+        );
+        let text = exposition.finish();
+        for line in [
+            "w_seconds_bucket{le=\"0.00005\"} 2",
+            "w_seconds_bucket{le=\"1.0\"} 5",
+            "w_seconds_bucket{le=\"+Inf\"} 6",
+            "w_seconds_sum 2.5",
+            "w_seconds_count 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn histograms_of_one_family_differ_by_their_label() {
+        let mut exposition = Exposition::new();
+        exposition.histogram("s_seconds", "Stages.").distribution(
+            "stage=\"a\",",
+            [(50, 2)].into_iter(),
+            3,
+            1_000,
+        );
+        assert_eq!(
+            exposition.finish(),
+            "# HELP s_seconds Stages.\n# TYPE s_seconds histogram\n\
+             s_seconds_bucket{stage=\"a\",le=\"0.00005\"} 2\ns_seconds_bucket{stage=\"a\",le=\"+Inf\"} 3\n\
+             s_seconds_sum{stage=\"a\"} 0.000001\ns_seconds_count{stage=\"a\"} 3\n"
+        );
+    }
+}
