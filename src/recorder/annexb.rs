@@ -1,0 +1,106 @@
+//! PURE: `.h264` files, the byte stream of Rec. ITU-T H.264, Annex B. Opens no file.
+
+use bytes::Bytes;
+use memchr::memmem;
+
+const START_CODE: &[u8] = &[0, 0, 0, 1];
+
+/// Appends one access unit as parts of a gathered write, without copying it. Returns their bytes.
+pub fn gather(nal_units: &[Bytes], parts: &mut Vec<Bytes>) -> u64 {
+    let mut bytes = 0;
+    for nal in nal_units {
+        parts.push(Bytes::from_static(START_CODE));
+        parts.push(nal.clone());
+        bytes += (START_CODE.len() + nal.len()) as u64;
+    }
+    bytes
+}
+
+/// Where the last access unit of a stretch of byte stream begins (at its start code), if at least
+/// one whole unit lies before it. After a crash all before that place is whole; of the last unit
+/// nobody can tell.
+#[must_use]
+pub fn last_unit_start(stream: &[u8]) -> Option<usize> {
+    let mut last = None;
+    let mut units = 0;
+    // A unit begins at the first of these NAL units after a slice (Rec. ITU-T H.264, 7.4.1.2.3).
+    let mut slice_seen = true;
+    for code in memmem::find_iter(stream, &[0, 0, 1]) {
+        let Some(nal) = stream.get(code + 3..) else { break };
+        let Some(kind) = nal.first().map(|header| header & 0x1f) else { break };
+        // first_mb_in_slice is ue(v): 0 is written as a single 1 bit.
+        let first_slice = nal.get(1).is_some_and(|byte| byte & 0x80 != 0);
+        let is_slice = matches!(kind, 1..=5);
+        let begins = match kind {
+            6..=9 | 14..=18 => slice_seen,
+            1 | 5 => slice_seen && first_slice,
+            _ => false,
+        };
+        if begins {
+            let zero_before = code.checked_sub(1).and_then(|at| stream.get(at)) == Some(&0);
+            last = Some(if zero_before { code - 1 } else { code });
+            units += 1;
+            slice_seen = false;
+        }
+        slice_seen |= is_slice;
+    }
+    last.filter(|_| units >= 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(units: &[&[&[u8]]]) -> (Vec<u8>, Vec<usize>) {
+        let (mut out, mut starts) = (Vec::new(), Vec::new());
+        for unit in units {
+            starts.push(out.len());
+            let nal_units: Vec<Bytes> = unit.iter().map(|nal| Bytes::copy_from_slice(nal)).collect();
+            let mut parts = Vec::new();
+            let bytes = gather(&nal_units, &mut parts);
+            let before = out.len() as u64;
+            parts.iter().for_each(|part| out.extend_from_slice(part));
+            assert_eq!(out.len() as u64 - before, bytes);
+        }
+        (out, starts)
+    }
+
+    const AUD: &[u8] = &[9, 0xf0];
+    const SPS: &[u8] = &[0x67, 66, 0, 30];
+    const PPS: &[u8] = &[0x68, 0xce];
+    const IDR: &[u8] = &[0x65, 0x88, 1, 2, 3];
+    const SLICE: &[u8] = &[0x41, 0x9a, 1, 2, 3];
+    const SECOND_SLICE: &[u8] = &[0x41, 0x1a, 1, 2, 3];
+
+    #[test]
+    fn the_last_unit_is_found_whatever_it_starts_with() {
+        let cases: [&[&[&[u8]]]; 4] = [
+            &[&[AUD, SPS, PPS, IDR], &[AUD, SLICE], &[AUD, SLICE]],
+            &[&[SPS, PPS, IDR], &[SLICE, SECOND_SLICE], &[SLICE, SECOND_SLICE]],
+            &[&[SPS, PPS, IDR], &[SLICE], &[SPS, PPS, IDR, SECOND_SLICE]],
+            &[&[SPS, PPS, IDR], &[SLICE]],
+        ];
+        for units in cases {
+            let (bytes, starts) = stream(units);
+            assert_eq!(last_unit_start(&bytes), starts.last().copied());
+        }
+    }
+
+    #[test]
+    fn a_single_unit_is_never_given_up() {
+        let (bytes, _) = stream(&[&[AUD, SPS, PPS, IDR]]);
+        assert_eq!(last_unit_start(&bytes), None);
+        assert_eq!(last_unit_start(&[]), None);
+        assert_eq!(last_unit_start(&[0, 0, 1]), None);
+    }
+
+    #[test]
+    fn a_cut_anywhere_leaves_whole_units() {
+        let (bytes, starts) = stream(&[&[SPS, PPS, IDR], &[SLICE, SECOND_SLICE], &[SLICE], &[SLICE]]);
+        for cut in 0..=bytes.len() {
+            if let Some(end) = last_unit_start(&bytes[..cut]) {
+                assert!(starts.contains(&end), "cut at {cut} gives {end}");
+            }
+        }
+    }
+}

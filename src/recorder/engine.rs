@@ -1,0 +1,404 @@
+//! The recorder's thread: feeds recording.rs with units, commands and completions, and hands what it
+//! wants to disk.rs. One turn: do all that is wanted, then wait for whatever comes first.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::clock::{monotonic_ns, unix_s};
+use super::counters::{RecorderCounters, add};
+use super::disk::Disk;
+use super::library::{Library, Progress};
+use super::names::{Format, Stem, Zone};
+use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
+use super::recording::Recording;
+use super::retention::Retention;
+use super::types::{RecorderError, StartReply, StartRequest, Status, StopReply};
+use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
+use crate::limits;
+
+type Answer<T> = oneshot::Sender<Result<T, RecorderError>>;
+
+/// What the recorder is asked to do.
+pub(super) enum Command {
+    Start(StartRequest, Answer<StartReply>),
+    Stop(Answer<StopReply>),
+    Heartbeat(Answer<()>),
+    Status(Answer<Status>),
+}
+
+pub(super) struct Engine {
+    camera: Camera,
+    cursor: Cursor,
+    recording: Recording,
+    disk: Disk,
+    completions: mpsc::UnboundedReceiver<(FileId, Completion)>,
+    commands: mpsc::Receiver<Command>,
+    shutdown: watch::Receiver<bool>,
+    bell: Arc<Notify>,
+    library: Library,
+    counters: Arc<RecorderCounters>,
+    format: Format,
+    retention: Retention,
+    retained_at_ns: i64,
+    retaining: Option<JoinHandle<()>>,
+    zone: Zone,
+    /// The unit that is being written.
+    current: Option<UnitView>,
+    start_answer: Option<Answer<StartReply>>,
+    stop_answer: Option<Answer<StopReply>>,
+    /// While idle: the ring is too short to look at it now and then, so follow every unit.
+    follow_while_idle: bool,
+    shutting_down: bool,
+}
+
+/// What an engine is made of.
+pub(super) struct Parts {
+    pub(super) camera: Camera,
+    pub(super) commands: mpsc::Receiver<Command>,
+    /// Changes, or loses its sender, when the program ends.
+    pub(super) shutdown: watch::Receiver<bool>,
+    pub(super) bell: Arc<Notify>,
+    pub(super) library: Library,
+    pub(super) counters: Arc<RecorderCounters>,
+    pub(super) format: Format,
+    pub(super) retention: Retention,
+}
+
+impl Engine {
+    pub(super) fn new(parts: Parts) -> Engine {
+        let Parts { camera, commands, shutdown, bell, library, counters, format, retention } = parts;
+        let (disk, completions) = Disk::new(library.clone(), Arc::clone(&counters));
+        let directory = library.directory().display().to_string();
+        Engine {
+            cursor: camera.cursor(),
+            camera,
+            recording: Recording::new(Arc::clone(&counters), directory),
+            disk,
+            completions,
+            commands,
+            shutdown,
+            bell,
+            library,
+            counters,
+            format,
+            retention,
+            retained_at_ns: i64::MIN,
+            retaining: None,
+            zone: Zone::local(),
+            current: None,
+            start_answer: None,
+            stop_answer: None,
+            follow_while_idle: false,
+            shutting_down: false,
+        }
+    }
+
+    /// Runs until told to shut down, or until nobody can give commands any more.
+    pub(super) async fn run(mut self) {
+        loop {
+            self.work();
+            let idle = self.recording.state() == "idle";
+            if self.shutting_down && idle {
+                return;
+            }
+            let look_at_ring = self.recording.wants_unit() || (idle && self.follow_while_idle);
+            let wait = self.wait(idle);
+            tokio::select! {
+                Some((file, completion)) = self.completions.recv() => self.complete(file, completion),
+                Some(command) = self.commands.recv() => self.handle(command),
+                _ = self.shutdown.changed(), if !self.shutting_down => {
+                    self.shutting_down = true;
+                    self.recording.handle_shutdown(monotonic_ns());
+                }
+                () = self.bell.notified(), if look_at_ring => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            let now_ns = monotonic_ns();
+            if self.recording.next_deadline().is_some_and(|deadline| deadline <= now_ns) {
+                self.recording.handle_tick(now_ns);
+            }
+        }
+    }
+
+    /// How long nothing happens by itself.
+    fn wait(&self, idle: bool) -> std::time::Duration {
+        let look_ms = if idle { limits::RECORDER_IDLE_LOOK_MS } else { limits::RECORDER_LOOK_MS };
+        let look = std::time::Duration::from_millis(look_ms);
+        let deadline = self.recording.next_deadline().map(|deadline_ns| {
+            std::time::Duration::from_nanos(u64::try_from(deadline_ns - monotonic_ns()).unwrap_or(0))
+        });
+        deadline.map_or(look, |deadline| deadline.min(look))
+    }
+
+    /// Carries out all outputs and takes units until the next thing has to be waited for.
+    fn work(&mut self) {
+        loop {
+            while let Some(output) = self.recording.poll_output() {
+                self.execute(output);
+            }
+            let now_ns = monotonic_ns();
+            if self.recording.wants_unit() {
+                if !self.record_next(now_ns) {
+                    break;
+                }
+            } else {
+                if self.recording.state() == "idle" {
+                    self.follow(now_ns);
+                }
+                break;
+            }
+        }
+        while let Some(output) = self.recording.poll_output() {
+            self.execute(output);
+        }
+        self.retain();
+    }
+
+    fn execute(&mut self, output: Output) {
+        match output {
+            Output::Started(result) => {
+                if let Err(error) = &result {
+                    log::warn!("recording not started: {error}");
+                }
+                if let Some(answer) = self.start_answer.take() {
+                    let _caller_left = answer.send(result);
+                }
+            }
+            Output::Stopped(result) => {
+                if let Some(answer) = self.stop_answer.take() {
+                    let _caller_left = answer.send(result);
+                }
+            }
+            Output::Write { .. } => {
+                let unit = self.current.clone();
+                self.disk.execute(output, move || unit.is_none_or(|unit| unit.is_intact()));
+            }
+            output => self.disk.execute(output, || true),
+        }
+    }
+
+    /// Takes the next unit of the ring; `false` if there is none now.
+    fn record_next(&mut self, now_ns: i64) -> bool {
+        match self.cursor.next(now_ns) {
+            Next::Unit(view) => {
+                let incoming = incoming(&view);
+                self.current = Some(view);
+                self.recording.push_unit(now_ns, &incoming);
+                if !self.recording.holds_unit() {
+                    self.current = None;
+                }
+            }
+            Next::Lapped { missed_units } => {
+                add(&self.counters.lapped, u64::from(missed_units));
+                self.recording.handle_gap(missed_units);
+            }
+            Next::Rejected(_) => {
+                add(&self.counters.rejected, 1);
+                self.recording.handle_gap(1);
+            }
+            Next::Restarted => self.recording.handle_gap(0),
+            Next::Empty | Next::Away => {
+                self.recording.handle_drained();
+                return false;
+            }
+        }
+        true
+    }
+
+    /// While nothing is recorded, only parameter sets are looked for: a camera may send them just once.
+    fn follow(&mut self, now_ns: i64) {
+        self.current = None;
+        for _ in 0..limits::UNITS_LOOKED_AT_MAX {
+            match self.cursor.next(now_ns) {
+                Next::Unit(view) => {
+                    self.observe(&view);
+                }
+                Next::Lapped { .. } => self.follow_while_idle = true,
+                Next::Rejected(_) | Next::Restarted => {}
+                Next::Empty | Next::Away => return,
+            }
+        }
+    }
+
+    fn observe(&mut self, view: &UnitView) -> bool {
+        let is_idr = self.recording.observe(&view.bytes);
+        let intact = view.is_intact();
+        if !intact {
+            self.recording.unobserve();
+        }
+        is_idr && intact
+    }
+
+    fn complete(&mut self, file: FileId, completion: Completion) {
+        let now_ns = monotonic_ns();
+        let was_idle = self.recording.state() == "idle";
+        let is_write = matches!(completion, Completion::Written { .. });
+        let finished = match &completion {
+            Completion::Finished(result) => Some(result.clone()),
+            _ => None,
+        };
+        self.recording.handle_completion(now_ns, file, completion);
+        if !self.recording.holds_unit() {
+            self.current = None;
+        }
+        if is_write && let Some((committed_bytes, duration_s, started_at_s)) = self.recording.progress(file) {
+            self.disk
+                .show_progress(file, Progress { committed_bytes, duration_s, started_at_s, over: false });
+        }
+        if let Some(Err(error)) = finished {
+            log::error!("recording: {error}");
+        }
+        if !was_idle && self.recording.state() == "idle" {
+            self.ended();
+        }
+    }
+
+    fn ended(&mut self) {
+        self.cursor = self.camera.cursor();
+        self.retained_at_ns = i64::MIN;
+        match self.recording.last() {
+            (Some(last), None) => log::info!(
+                "recorded {}: {} units, {} bytes, {:.1} s, {} units dropped ({})",
+                last.report.name,
+                last.report.frame_count,
+                last.report.bytes_written,
+                last.report.duration,
+                last.report.dropped_units,
+                last.reason
+            ),
+            (_, Some(error)) => log::error!("recording ended: {error}"),
+            (None, None) => {}
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        let now_ns = monotonic_ns();
+        match command {
+            Command::Start(request, answer) => match self.start(now_ns, &request) {
+                Ok(()) => self.start_answer = Some(answer),
+                Err(error) => {
+                    log::warn!("recording not started: {error}");
+                    let _caller_left = answer.send(Err(error));
+                }
+            },
+            Command::Stop(answer) => match self.recording.handle_stop(now_ns) {
+                Ok(()) => self.stop_answer = Some(answer),
+                Err(error) => {
+                    let _caller_left = answer.send(Err(error));
+                }
+            },
+            Command::Heartbeat(answer) => {
+                let _caller_left = answer.send(self.recording.handle_heartbeat(now_ns));
+            }
+            Command::Status(answer) => {
+                let _caller_left = answer.send(Ok(self.status()));
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let state = self.recording.state();
+        let (last, error) = self.recording.last();
+        let report = self.recording.report().or_else(|| last.map(|last| last.report.clone()));
+        let reason = if state == "idle" { last.map(|last| last.reason) } else { None };
+        Status {
+            recording: state == "recording",
+            state,
+            report,
+            reason,
+            error: error.map(RecorderError::report),
+        }
+    }
+
+    fn start(&mut self, now_ns: i64, request: &StartRequest) -> Result<(), RecorderError> {
+        self.recording.may_start()?;
+        if self.shutting_down {
+            return Err(RecorderError::Unresponsive);
+        }
+        let start = check(request, self.format, &self.zone)?;
+        let pre_roll_ns = seconds("pre_roll_s", request.pre_roll_s)?.unwrap_or(0);
+        if let CameraStatus::Away { .. } = self.camera.status() {
+            return Err(RecorderError::CameraAway);
+        }
+        self.follow(now_ns);
+        self.cursor = self.rewind(now_ns, pre_roll_ns);
+        self.recording.handle_start(now_ns, start)
+    }
+
+    /// A cursor at the IDR to begin with: the newest that is at least that far back, so that nothing
+    /// after the request is lost; if the ring doesn't reach so far, the oldest it holds.
+    fn rewind(&mut self, now_ns: i64, pre_roll_ns: i64) -> Cursor {
+        let newest = self.camera.cursor();
+        let CameraStatus::Attached { layout, .. } = self.camera.status() else { return newest };
+        let held = layout.slot_count().saturating_sub(limits::PRE_ROLL_MARGIN_UNITS);
+        let oldest = (1..=held).rev().find_map(|back| Some((back, newest.units_back(back)?)));
+        let Some((oldest, mut cursor)) = oldest else { return newest };
+        let mut chosen = None;
+        for back in (1..=oldest).rev() {
+            match cursor.next(now_ns) {
+                Next::Unit(view) => {
+                    let old_enough = view.captured_monotonic_ns <= now_ns.saturating_sub(pre_roll_ns);
+                    if self.observe(&view) && (old_enough || chosen.is_none()) {
+                        chosen = Some(back);
+                    }
+                }
+                Next::Rejected(_) => {}
+                Next::Lapped { .. } | Next::Restarted | Next::Empty | Next::Away => break,
+            }
+        }
+        chosen.and_then(|back| newest.units_back(back)).unwrap_or(newest)
+    }
+
+    /// Applies the retention rules now and then, on a thread of its own.
+    fn retain(&mut self) {
+        let now_ns = monotonic_ns();
+        let due = now_ns >= self.retained_at_ns.saturating_add(limits::RETENTION_INTERVAL_NS);
+        let busy = self.retaining.as_ref().is_some_and(|retaining| !retaining.is_finished());
+        if self.retention.is_empty() || !due || busy {
+            return;
+        }
+        self.retained_at_ns = now_ns;
+        let (library, rules) = (self.library.clone(), self.retention);
+        self.retaining = Some(tokio::task::spawn_blocking(move || {
+            match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
+                Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
+                Err(error) => log::warn!("retention: {error}"),
+            }
+        }));
+    }
+}
+
+fn incoming(view: &UnitView) -> IncomingUnit {
+    IncomingUnit {
+        bytes: Bytes::clone(&view.bytes),
+        captured_ns: view.captured_monotonic_ns,
+        captured_at_s: view.captured_at_ns.and_then(|ns| u64::try_from(ns / 1_000_000_000).ok()),
+    }
+}
+
+fn check(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start, RecorderError> {
+    let asked = request.filename.as_deref().filter(|name| !name.is_empty());
+    let stem = match asked {
+        Some(name) => Stem::asked(name, format)?,
+        None => Stem { stem: zone.default_stem(unix_s()), format },
+    };
+    Ok(Start {
+        stem,
+        exact: asked.is_some(),
+        max_duration_ns: seconds("max_duration_s", request.max_duration_s)?.filter(|ns| *ns > 0),
+        heartbeat_ns: seconds("heartbeat_s", request.heartbeat_s)?.filter(|ns| *ns > 0),
+        started_at_s: u64::try_from(unix_s()).unwrap_or(0),
+    })
+}
+
+/// A number of seconds from a request, as nanoseconds.
+fn seconds(field: &'static str, value: Option<f64>) -> Result<Option<i64>, RecorderError> {
+    let Some(value) = value else { return Ok(None) };
+    if !(0.0..=limits::REQUEST_SECONDS_MAX).contains(&value) {
+        return Err(RecorderError::Seconds { field });
+    }
+    Ok(i64::try_from(std::time::Duration::from_secs_f64(value).as_nanos()).ok())
+}

@@ -1,0 +1,395 @@
+//! A disk in memory that can be full, broken and short, a fake clock and a camera, for the tests of
+//! recording.rs. Not part of the program.
+
+#![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::counters::RecorderCounters;
+use super::fmp4::{self, Form};
+use super::names::{Format, Stem};
+use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
+use super::recording::Recording;
+use super::recovery::survey;
+use super::types::{RecorderError, StartReply, StopReply};
+
+pub(super) const SECOND: i64 = 1_000_000_000;
+pub(super) const FRAME: i64 = SECOND / 30;
+
+#[derive(Default)]
+pub(super) struct FakeFile {
+    pub(super) name: String,
+    pub(super) bytes: Vec<u8>,
+    pub(super) reserved: u64,
+    pub(super) syncs: u32,
+    pub(super) finished: bool,
+}
+
+pub(super) struct World {
+    pub(super) recording: Recording,
+    pub(super) now_ns: i64,
+    pub(super) files: BTreeMap<FileId, FakeFile>,
+    pub(super) removed: Vec<String>,
+    pub(super) waiting: VecDeque<(FileId, Completion)>,
+    /// Bytes on the disk in all.
+    pub(super) capacity: u64,
+    pub(super) can_allocate: bool,
+    /// Writes at most so many bytes at once.
+    pub(super) write_max: usize,
+    pub(super) taken_names: Vec<String>,
+    pub(super) create_error: Option<RecorderError>,
+    pub(super) write_error: Option<i32>,
+    pub(super) torn: bool,
+    pub(super) started: Vec<Result<StartReply, RecorderError>>,
+    pub(super) stopped: Vec<Result<StopReply, RecorderError>>,
+    pub(super) frame: u32,
+}
+
+pub(super) fn start(format: Format) -> Start {
+    Start {
+        stem: Stem { stem: "cat".to_owned(), format },
+        exact: true,
+        max_duration_ns: None,
+        heartbeat_ns: None,
+        started_at_s: 1_700_000_000,
+    }
+}
+
+/// Bits of a NAL unit, ended by the stop bit.
+pub(super) struct Bits(Vec<bool>);
+
+impl Bits {
+    pub(super) fn put(mut self, value: u32, count: u32) -> Bits {
+        self.0.extend((0..count).rev().map(|bit| value >> bit & 1 == 1));
+        self
+    }
+
+    pub(super) fn ue(self, value: u32) -> Bits {
+        let length = (value + 1).ilog2();
+        self.put(0, length).put(value + 1, length + 1)
+    }
+
+    pub(super) fn nal(mut self, header: u8) -> Vec<u8> {
+        self.0.push(true);
+        let bytes = self.0.chunks(8).map(|byte| {
+            byte.iter().enumerate().fold(0, |value, (at, bit)| value | u8::from(*bit) << (7 - at))
+        });
+        std::iter::once(header).chain(bytes).collect()
+    }
+}
+
+/// A Baseline stream of that many macroblocks' width.
+pub(super) fn parameter_sets(width: u32) -> Vec<u8> {
+    let sps = Bits(Vec::new()).put(0x0042_c01f, 24).ue(0).ue(0).ue(2).ue(1).put(0, 1);
+    let sps = sps.ue(width - 1).ue(44).put(0b1100, 4).nal(0x67);
+    let pps = Bits(Vec::new()).ue(0).ue(0).put(0, 2).ue(0).ue(0).nal(0x68);
+    [&[0, 0, 0, 1], sps.as_slice(), &[0, 0, 1], pps.as_slice()].concat()
+}
+
+/// A slice that carries its frame number, so that files can be checked for order.
+pub(super) fn slice(header: u8, number: u32) -> Vec<u8> {
+    let mut nal = Bits(Vec::new()).ue(0).ue(7).ue(0).put(0xff, 8).nal(header);
+    nal.extend((0..4).rev().map(|byte| (number >> (7 * byte) & 0x7f) as u8 | 0x80));
+    nal.extend(std::iter::repeat_n(0x55, 40 + (number % 7) as usize * 20));
+    nal
+}
+
+pub(super) fn idr(number: u32, width: u32) -> Vec<u8> {
+    [parameter_sets(width), vec![0, 0, 0, 1], slice(0x65, number)].concat()
+}
+
+pub(super) fn delta(number: u32) -> Vec<u8> {
+    [vec![0, 0, 0, 1], slice(0x41, number)].concat()
+}
+
+pub(super) fn frame_number(nal: &[u8]) -> u32 {
+    nal[nal.len() - 40..].iter().for_each(|byte| assert_eq!(*byte, 0x55));
+    let tail = nal.iter().rposition(|byte| *byte != 0x55).unwrap();
+    nal[tail - 3..=tail].iter().fold(0, |number, byte| number << 7 | u32::from(byte & 0x7f))
+}
+
+impl World {
+    pub(super) fn new() -> World {
+        World {
+            recording: Recording::new(Arc::new(RecorderCounters::default()), "rec".to_owned()),
+            now_ns: 1_000 * SECOND,
+            files: BTreeMap::new(),
+            removed: Vec::new(),
+            waiting: VecDeque::new(),
+            capacity: 1 << 40,
+            can_allocate: true,
+            write_max: usize::MAX,
+            taken_names: Vec::new(),
+            create_error: None,
+            write_error: None,
+            torn: false,
+            started: Vec::new(),
+            stopped: Vec::new(),
+            frame: 0,
+        }
+    }
+
+    pub(super) fn recording(format: Format) -> World {
+        let mut world = World::new();
+        world.recording.handle_start(world.now_ns, start(format)).unwrap();
+        world.settle();
+        assert_eq!(world.recording.state(), "recording");
+        world
+    }
+
+    /// Moves outputs to the disk, which then has completions waiting.
+    pub(super) fn drain(&mut self) {
+        while let Some(output) = self.recording.poll_output() {
+            let completion = match output {
+                Output::Started(result) => {
+                    self.started.push(result);
+                    continue;
+                }
+                Output::Stopped(result) => {
+                    self.stopped.push(result);
+                    continue;
+                }
+                output => self.carry_out(output),
+            };
+            self.waiting.push_back(completion);
+        }
+    }
+
+    pub(super) fn free(&self) -> u64 {
+        let used: u64 = self.files.values().map(|file| (file.bytes.len() as u64).max(file.reserved)).sum();
+        self.capacity.saturating_sub(used)
+    }
+
+    pub(super) fn carry_out(&mut self, output: Output) -> (FileId, Completion) {
+        match output {
+            Output::Create { file, stem, number, exact } => {
+                (file, Completion::Created(self.create(file, &stem, number, exact)))
+            }
+            Output::Allocate { file, offset, bytes } => {
+                let free = self.free();
+                let open = self.files.get_mut(&file).unwrap();
+                assert!(offset >= open.bytes.len() as u64 || open.reserved == offset);
+                let result = if !self.can_allocate {
+                    Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+                } else if bytes > free {
+                    open.reserved += free; // as ext4 does
+                    Err(io::Error::from_raw_os_error(libc::ENOSPC))
+                } else {
+                    open.reserved = offset + bytes;
+                    Ok(())
+                };
+                (file, Completion::Allocated(result))
+            }
+            Output::Write { file, offset, parts } => {
+                let intact = !self.torn;
+                let result = self.write(file, offset, &parts.concat());
+                (file, Completion::Written { result, intact })
+            }
+            Output::Truncate { file, bytes } => {
+                let open = self.files.get_mut(&file).unwrap();
+                open.bytes.truncate(usize::try_from(bytes).unwrap());
+                open.reserved = bytes;
+                (file, Completion::Truncated(Ok(())))
+            }
+            Output::Sync { file } => {
+                let open = self.files.get_mut(&file);
+                open.into_iter().for_each(|open| open.syncs += 1);
+                (file, Completion::Synced(Ok(true)))
+            }
+            Output::Finish { file, ending } => {
+                let committed = usize::try_from(ending.committed).unwrap();
+                let end = committed + ending.tail.len();
+                let open = self.files.get_mut(&file).unwrap();
+                open.bytes.truncate(committed);
+                assert_eq!(open.bytes.len(), committed);
+                open.reserved = open.reserved.max(committed as u64);
+                let result = self.write(file, ending.committed, &ending.tail);
+                let open = self.files.get_mut(&file).unwrap();
+                let result = if result.is_ok_and(|written| written == ending.tail.len() as u64) {
+                    if let Some((offset, switch)) = ending.switch {
+                        open.bytes[usize::try_from(offset).unwrap()..][..16].copy_from_slice(&switch);
+                    }
+                    open.finished = true;
+                    open.bytes.truncate(end);
+                    Ok(())
+                } else {
+                    open.bytes.truncate(committed);
+                    Err(RecorderError::DiskFull)
+                };
+                open.reserved = 0;
+                (file, Completion::Finished(result))
+            }
+            Output::Discard { file } => {
+                self.removed.push(self.files.remove(&file).unwrap().name);
+                (file, Completion::Finished(Ok(())))
+            }
+            Output::Started(_) | Output::Stopped(_) => unreachable!(),
+        }
+    }
+
+    pub(super) fn create(
+        &mut self,
+        file: FileId,
+        stem: &Stem,
+        first: u32,
+        exact: bool,
+    ) -> Result<(String, u32), RecorderError> {
+        if let Some(error) = self.create_error.take() {
+            return Err(error);
+        }
+        for number in first.. {
+            let name = stem.numbered(number);
+            if !self.taken_names.contains(&name) {
+                self.taken_names.push(name.clone());
+                self.files.insert(file, FakeFile { name: name.clone(), ..FakeFile::default() });
+                return Ok((name, number));
+            } else if exact {
+                return Err(RecorderError::Exists { name });
+            }
+        }
+        unreachable!()
+    }
+
+    pub(super) fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<u64> {
+        if let Some(errno) = self.write_error {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        let free = self.free();
+        let open = self.files.get_mut(&file).unwrap();
+        let room = open.reserved.max(open.bytes.len() as u64) + free - offset;
+        let written = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)).min(self.write_max);
+        if written == 0 && !bytes.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let offset = usize::try_from(offset).unwrap();
+        let end = offset + written;
+        if open.bytes.len() < end {
+            open.bytes.resize(end, 0);
+        }
+        open.bytes[offset..end].copy_from_slice(&bytes[..written]);
+        Ok(written as u64)
+    }
+
+    pub(super) fn complete_one(&mut self) -> bool {
+        self.drain();
+        let Some((file, completion)) = self.waiting.pop_front() else { return false };
+        self.now_ns += 100_000;
+        self.recording.handle_completion(self.now_ns, file, completion);
+        self.drain();
+        true
+    }
+
+    pub(super) fn settle(&mut self) {
+        while self.complete_one() {}
+    }
+
+    pub(super) fn push(&mut self, bytes: Vec<u8>) {
+        assert!(self.recording.wants_unit(), "{}", self.recording.state());
+        let unit = IncomingUnit {
+            bytes: Bytes::from(bytes),
+            captured_ns: self.now_ns,
+            captured_at_s: Some(1_700_000_000),
+        };
+        self.recording.push_unit(self.now_ns, &unit);
+    }
+
+    /// One picture, IDR every 10, written to the end.
+    pub(super) fn picture(&mut self) {
+        let bytes = if self.frame.is_multiple_of(10) { idr(self.frame, 80) } else { delta(self.frame) };
+        self.frame += 1;
+        self.now_ns += FRAME;
+        self.push(bytes);
+        self.settle();
+    }
+
+    pub(super) fn pictures(&mut self, count: u32) {
+        (0..count).for_each(|_| self.picture());
+    }
+
+    pub(super) fn tick(&mut self, ns: i64) {
+        self.now_ns += ns;
+        if self.recording.next_deadline().is_some_and(|deadline| deadline <= self.now_ns) {
+            self.recording.handle_tick(self.now_ns);
+        }
+        self.settle();
+    }
+
+    pub(super) fn stop(&mut self) -> Result<StopReply, RecorderError> {
+        self.recording.handle_stop(self.now_ns)?;
+        self.settle();
+        self.recording.handle_drained();
+        self.settle();
+        assert_eq!(self.recording.state(), "idle");
+        self.stopped.pop().unwrap()
+    }
+
+    /// Frame numbers in a file, by its name; the file must be valid in every respect.
+    pub(super) fn frames(&self, name: &str) -> Vec<u32> {
+        let file = self.files.values().find(|file| file.name == name).unwrap();
+        if name.ends_with(".h264") {
+            return frames_of_stream(&file.bytes);
+        }
+        let mut bytes = file.bytes.clone();
+        if file.finished {
+            let Form::Finished { index_offset } = fmp4::form(&bytes) else { panic!("not finished") };
+            bytes.truncate(usize::try_from(index_offset).unwrap());
+            bytes[..48].copy_from_slice(&fmp4::START_UNFINISHED);
+        }
+        let whole = survey(bytes.as_slice()).unwrap().unwrap();
+        assert_eq!(whole.end, bytes.len() as u64, "only whole units");
+        let mut at = usize::try_from(whole.fragments_offset).unwrap();
+        let mut frames = Vec::new();
+        for (unit_bytes, idr) in whole.index.units() {
+            at += fmp4::FRAGMENT_HEADER_BYTES;
+            let (mut rest, mut kinds) = (&bytes[at..at + unit_bytes as usize], Vec::new());
+            at += unit_bytes as usize;
+            while !rest.is_empty() {
+                let (length, tail) = rest.split_first_chunk::<4>().unwrap();
+                let (nal, tail) = tail.split_at(u32::from_be_bytes(*length) as usize);
+                kinds.push(nal[0] & 0x1f);
+                if matches!(nal[0] & 0x1f, 1 | 5) {
+                    frames.push(frame_number(nal));
+                }
+                rest = tail;
+            }
+            assert_eq!(kinds, if idr { vec![7, 8, 5] } else { vec![1] });
+        }
+        frames
+    }
+}
+
+pub(super) fn frames_of_stream(bytes: &[u8]) -> Vec<u32> {
+    let mut nal_units = smallvec::SmallVec::new();
+    let mut frames = Vec::new();
+    for chunk in split_units(bytes) {
+        crate::h264::scan(chunk, &mut nal_units).unwrap();
+        let kinds: Vec<u8> = nal_units.iter().map(|nal| nal.kind).collect();
+        assert!(kinds == [7, 8, 5] || kinds == [1], "{kinds:?}");
+        let last = nal_units.last().unwrap();
+        frames.push(frame_number(&chunk[last.start as usize..last.end as usize]));
+    }
+    frames
+}
+
+/// A stream's units; each begins with an SPS or is a single slice.
+pub(super) fn split_units(bytes: &[u8]) -> Vec<&[u8]> {
+    let starts: Vec<usize> = memchr::memmem::find_iter(bytes, &[0, 0, 0, 1]).collect();
+    let begins: Vec<usize> = starts
+        .iter()
+        .enumerate()
+        .filter(|(index, start)| {
+            let kind = bytes[**start + 4] & 0x1f;
+            kind == 7 || (kind == 1 && *index > 0)
+        })
+        .map(|(_, start)| *start)
+        .collect();
+    begins
+        .iter()
+        .zip(begins.iter().skip(1).chain([&bytes.len()]))
+        .map(|(start, end)| &bytes[*start..*end])
+        .collect()
+}

@@ -1,0 +1,449 @@
+//! The directory of recordings: list, open for download, delete, retention, repair after a crash.
+//! Works on files that are not being written; the running one belongs to disk.rs. Blocks, so it is
+//! called from threads that may wait, never from the recorder's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use tokio::sync::watch;
+
+use super::annexb;
+use super::counters::{RecorderCounters, add};
+use super::fmp4::{self, Form};
+use super::moov::{self, Notes};
+use super::names::{self, Format};
+use super::recovery::{ReadAt as _, survey};
+use super::retention::{Candidate, Retention, to_retire};
+use super::side_note::SideNote;
+use super::types::{RecorderError, RecordingInfo};
+use crate::limits;
+
+/// How far the running recording is.
+#[derive(Copy, Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Bytes of whole units in the file: what may be served.
+    pub committed_bytes: u64,
+    /// Seconds recorded so far.
+    pub duration_s: f64,
+    /// When it began, seconds since 1970.
+    pub started_at_s: u64,
+    /// The file is finished; its first bytes and its length are about to change or did.
+    pub over: bool,
+}
+
+/// The recordings of one directory. Clones share what is known of running files.
+#[derive(Clone, Debug)]
+pub struct Library {
+    directory: Arc<Path>,
+    running: Arc<Mutex<Vec<Running>>>,
+    counters: Arc<RecorderCounters>,
+}
+
+#[derive(Debug)]
+struct Running {
+    name: String,
+    progress: watch::Receiver<Progress>,
+}
+
+/// A recording opened for reading.
+#[derive(Debug)]
+pub struct Download {
+    file: File,
+    head: Vec<u8>,
+    /// File name.
+    pub name: String,
+    /// Bytes that can be read now.
+    pub bytes: u64,
+    /// Whether the file has its final form.
+    pub complete: bool,
+    /// Strong validator, with quotes. While recording it stays the same and `bytes` grows; bytes
+    /// once served never change under it.
+    pub etag: String,
+    /// `video/mp4` or `video/h264`.
+    pub content_type: &'static str,
+    /// When the file was last written to.
+    pub modified: SystemTime,
+    /// For `?follow=1`: tells how far the file has grown. `None` if it isn't being written.
+    pub progress: Option<watch::Receiver<Progress>>,
+}
+
+impl Download {
+    /// Reads at that offset; 0 at the end of the file. Blocks as long as the disk takes. The caller keeps
+    /// within `bytes`, or what `progress` says.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        // The first bytes change when a recording is finished; this reader goes on seeing the old form.
+        let head = usize::try_from(offset).ok().and_then(|offset| self.head.get(offset..));
+        if let Some(head) = head.filter(|head| !head.is_empty()) {
+            let bytes = head.len().min(out.len());
+            for (to, from) in out.iter_mut().zip(head) {
+                *to = *from;
+            }
+            return Ok(bytes);
+        }
+        self.file.read_at(out, offset)
+    }
+}
+
+/// What is known of a file without reading all of it.
+struct Entry {
+    info: RecordingInfo,
+    started_at_s: u64,
+    /// We made it, and it is finished: retention may delete it.
+    ours_and_complete: bool,
+}
+
+impl Library {
+    /// The recordings in that directory, which need not exist yet.
+    #[must_use]
+    pub fn new(directory: &Path, counters: Arc<RecorderCounters>) -> Library {
+        Library { directory: directory.into(), running: Arc::default(), counters }
+    }
+
+    /// Where the files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Creates the directory (0755) if it is missing.
+    ///
+    /// # Errors
+    /// [`RecorderError::Directory`].
+    pub fn create_directory(&self) -> Result<(), RecorderError> {
+        let created = fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.directory);
+        created.map_err(|error| self.directory_error(&error))
+    }
+
+    /// All recordings, newest first.
+    ///
+    /// # Errors
+    /// [`RecorderError::Directory`]; a directory that doesn't exist yet is empty.
+    pub fn list(&self) -> Result<Vec<RecordingInfo>, RecorderError> {
+        let mut entries = self.entries()?;
+        entries.sort_by(|a, b| (b.started_at_s, &b.info.name).cmp(&(a.started_at_s, &a.info.name)));
+        Ok(entries.into_iter().map(|entry| entry.info).collect())
+    }
+
+    /// Opens a recording, also one that is being written: that one up to its last whole unit.
+    ///
+    /// # Errors
+    /// Bad or unknown name; what the system says.
+    pub fn open(&self, name: &str) -> Result<Download, RecorderError> {
+        let format = names::check_existing(name)?;
+        let progress = self.progress(name);
+        let file = self.open_file(name, false)?;
+        let metadata = file.metadata().map_err(|error| RecorderError::io("reading the file", &error))?;
+        let mut head = Vec::new();
+        let mut bytes = metadata.len();
+        let mut etag =
+            format!("\"{:x}-{bytes:x}-{:x}.{:x}\"", metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
+        if let Some(progress) = &progress {
+            bytes = progress.borrow().committed_bytes;
+            etag = format!("\"{:x}-live\"", metadata.ino());
+            if format == Format::Mp4 && bytes > 0 {
+                head.extend_from_slice(&fmp4::START_UNFINISHED);
+            }
+        }
+        Ok(Download {
+            file,
+            head,
+            name: name.to_owned(),
+            bytes,
+            complete: progress.is_none(),
+            etag,
+            content_type: format.content_type(),
+            modified: metadata.modified().unwrap_or(UNIX_EPOCH),
+            progress,
+        })
+    }
+
+    /// Deletes a recording that isn't being written.
+    ///
+    /// # Errors
+    /// Bad or unknown name; in use; what the system says.
+    pub fn delete(&self, name: &str) -> Result<(), RecorderError> {
+        let format = names::check_existing(name)?;
+        if self.progress(name).is_some() {
+            return Err(RecorderError::InUse { name: name.to_owned() });
+        }
+        fs::remove_file(self.path(name)).map_err(|error| file_error(name, "deleting", &error))?;
+        if format == Format::H264 {
+            let _gone_already = fs::remove_file(SideNote::path(&self.directory, name));
+        }
+        Ok(())
+    }
+
+    /// Deletes what the rules say, oldest first; returns the names. Never a file that is being written,
+    /// unfinished, or not ours.
+    ///
+    /// # Errors
+    /// [`RecorderError::Directory`].
+    pub fn retain(&self, rules: &Retention, now_s: u64) -> Result<Vec<String>, RecorderError> {
+        if rules.is_empty() {
+            return Ok(Vec::new());
+        }
+        let candidates: Vec<Candidate> = self
+            .entries()?
+            .into_iter()
+            .map(|entry| Candidate {
+                name: entry.info.name,
+                bytes: entry.info.bytes,
+                started_at_s: entry.started_at_s,
+                deletable: entry.ours_and_complete,
+            })
+            .collect();
+        let mut retired = to_retire(candidates, rules, self.free_bytes(), now_s);
+        retired.retain(|name| self.delete(name).is_ok());
+        add(&self.counters.retired, retired.len() as u64);
+        Ok(retired)
+    }
+
+    /// Bytes left on the file system, if it tells.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        let system = rustix::fs::statvfs(&*self.directory).ok()?;
+        Some(system.f_bavail.saturating_mul(system.f_frsize))
+    }
+
+    /// Names of files that a crash left unfinished. To be called before the first recording starts.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<String> {
+        let is_unfinished = |name: &String| match Format::of(name) {
+            Some(Format::Mp4) => {
+                let Ok(file) = self.open_file(name, false) else { return false };
+                let mut start = [0; 48];
+                match file.total_bytes() {
+                    Ok(0) => true,
+                    _ => file
+                        .fill_at(&mut start, 0)
+                        .is_ok_and(|filled| filled && fmp4::form(&start) == Form::Unfinished),
+                }
+            }
+            Some(Format::H264) => SideNote::read(&self.directory, name).is_some_and(|note| !note.complete),
+            None => false,
+        };
+        self.names().unwrap_or_default().into_iter().filter(is_unfinished).collect()
+    }
+
+    /// Repairs a file that a crash left: cut to its last whole unit and finished; removed if there is
+    /// none. Another process that still writes it holds a lock on it; then nothing is done.
+    /// Returns whether there is a recording now.
+    ///
+    /// # Errors
+    /// What the system says; the file then is as playable as before.
+    pub fn repair(&self, name: &str) -> Result<bool, RecorderError> {
+        let repaired =
+            self.try_repair(name).map_err(|error| RecorderError::io("repairing the file", &error))?;
+        add(&self.counters.recovered, u64::from(repaired));
+        Ok(repaired)
+    }
+
+    fn try_repair(&self, name: &str) -> io::Result<bool> {
+        let options = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let flags = i32::try_from(options.bits()).unwrap_or(0);
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(self.path(name))?;
+        if !lock_in_time(&file) {
+            return Ok(false);
+        }
+        let bytes = file.total_bytes()?;
+        if bytes == 0 {
+            fs::remove_file(self.path(name))?;
+            let _none_for_mp4 = fs::remove_file(SideNote::path(&self.directory, name));
+            return Ok(false);
+        }
+        if Format::of(name) == Some(Format::H264) {
+            self.repair_h264(name, &file, bytes)?;
+            return Ok(true);
+        }
+        match survey(&file)? {
+            Some(survey) => {
+                file.set_len(survey.end)?;
+                let notes = Notes { recovered: true, dropped_units: 0 };
+                let tail = moov::finished(&survey.track, &survey.index, survey.fragments_offset, notes);
+                if let Err(error) = file.write_all_at(&tail, survey.end).and_then(|()| file.sync_data()) {
+                    file.set_len(survey.end)?;
+                    return Err(error);
+                }
+                file.write_all_at(&fmp4::switch_finished(survey.end), fmp4::SWITCH_OFFSET)?;
+                file.sync_data()?;
+                Ok(true)
+            }
+            // Less than one unit: nothing was recorded. More than that is not ours to throw away.
+            None if bytes < 2 * limits::SLOT_DATA_BYTES_MAX as u64 => {
+                fs::remove_file(self.path(name))?;
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn repair_h264(&self, name: &str, file: &File, bytes: u64) -> io::Result<()> {
+        let mut tail_bytes = bytes.min(1 << 18);
+        let end = loop {
+            let mut tail = vec![0; usize::try_from(tail_bytes).unwrap_or(0)];
+            let start = bytes - tail_bytes;
+            file.fill_at(&mut tail, start)?;
+            if let Some(end) = annexb::last_unit_start(&tail) {
+                break start + end as u64;
+            }
+            if tail_bytes == bytes || tail_bytes >= limits::RECOVERY_TAIL_BYTES_MAX {
+                break bytes;
+            }
+            tail_bytes = (tail_bytes * 4).min(bytes).min(limits::RECOVERY_TAIL_BYTES_MAX);
+        };
+        // Also when nothing is cut: frees what is reserved behind the end.
+        file.set_len(end)?;
+        file.sync_data()?;
+        let mut note = SideNote::read(&self.directory, name).unwrap_or_default();
+        (note.complete, note.recovered, note.duration_s) = (true, true, None);
+        note.overwrite(&self.directory, name)
+    }
+
+    /// Removes notes whose recording is gone.
+    pub fn sweep(&self) {
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let file_name = entry.file_name();
+            let Some(name) = file_name.to_str().and_then(SideNote::recording_of) else { continue };
+            if !self.path(name).exists() {
+                let _kept_if_it_fails = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// A file is being written from now on.
+    pub(super) fn register(&self, name: &str) -> watch::Sender<Progress> {
+        let (sender, progress) = watch::channel(Progress::default());
+        self.lock().push(Running { name: name.to_owned(), progress });
+        sender
+    }
+
+    /// A file isn't written any more.
+    pub(super) fn unregister(&self, name: &str) {
+        self.lock().retain(|running| running.name != name);
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    pub(super) fn directory_error(&self, error: &io::Error) -> RecorderError {
+        match RecorderError::io("", error) {
+            RecorderError::DiskFull => RecorderError::DiskFull,
+            _ => RecorderError::Directory { reason: error.to_string() },
+        }
+    }
+
+    fn progress(&self, name: &str) -> Option<watch::Receiver<Progress>> {
+        let running = self.lock();
+        running.iter().find(|running| running.name == name).map(|running| running.progress.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_file(&self, name: &str, write: bool) -> Result<File, RecorderError> {
+        // NOFOLLOW: only files of this directory. NONBLOCK: a pipe must not make us wait.
+        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
+        let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(self.path(name));
+        let file = opened.map_err(|error| file_error(name, "opening", &error))?;
+        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Err(RecorderError::NotFound { name: name.to_owned() });
+        }
+        Ok(file)
+    }
+
+    fn names(&self) -> Result<Vec<String>, RecorderError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(self.directory_error(&error)),
+        };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names
+            .filter(|name| names::check_existing(name).is_ok())
+            .take(limits::RECORDINGS_LISTED_MAX)
+            .collect())
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>, RecorderError> {
+        Ok(self.names()?.into_iter().filter_map(|name| self.entry(name)).collect())
+    }
+
+    fn entry(&self, name: String) -> Option<Entry> {
+        let file = self.open_file(&name, false).ok()?;
+        let metadata = file.metadata().ok()?;
+        let mut info = RecordingInfo {
+            bytes: metadata.len(),
+            duration: None,
+            started_at: None,
+            complete: true,
+            recovered: false,
+            recording: false,
+            name,
+        };
+        let mut started_at_s = None;
+        let mut ours = false;
+        if let Some(progress) = self.progress(&info.name).map(|progress| *progress.borrow()) {
+            (info.complete, info.recording, info.bytes) = (false, true, progress.committed_bytes);
+            info.duration = Some(progress.duration_s);
+            started_at_s = Some(progress.started_at_s);
+        } else if Format::of(&info.name) == Some(Format::H264) {
+            if let Some(note) = SideNote::read(&self.directory, &info.name) {
+                ours = note.complete;
+                (info.complete, info.recovered, info.duration) =
+                    (note.complete, note.recovered, note.duration_s);
+                started_at_s = Some(note.started_at_s);
+            }
+        } else {
+            let mut start = [0; 48];
+            let form = if file.fill_at(&mut start, 0).ok()? { fmp4::form(&start) } else { Form::Foreign };
+            let moov_offset = match form {
+                Form::Finished { index_offset } => Some(index_offset),
+                Form::Unfinished => Some(48),
+                Form::Foreign => None,
+            };
+            let mut moov = [0; moov::SUMMARY_BYTES];
+            let filled = moov_offset.is_some_and(|offset| file.fill_at(&mut moov, offset).unwrap_or(false));
+            let summary = moov::summary(&moov).filter(|_| filled);
+            ours = matches!(form, Form::Finished { .. }) && summary.is_some();
+            info.complete = form != Form::Unfinished && metadata.len() > 0;
+            info.recovered = summary.and_then(|summary| summary.notes).is_some_and(|notes| notes.recovered);
+            info.duration = summary
+                .filter(|_| ours)
+                .map(|summary| summary.duration_90k as f64 / f64::from(fmp4::TIMESCALE));
+            started_at_s = summary.map(|summary| summary.started_at_s);
+        }
+        info.started_at = started_at_s.and_then(names::rfc3339);
+        let modified_s = u64::try_from(metadata.mtime()).unwrap_or(0);
+        Some(Entry { started_at_s: started_at_s.unwrap_or(modified_s), ours_and_complete: ours, info })
+    }
+}
+
+/// Whether nobody else writes the file. The kernel may hold a killed process's lock a moment longer,
+/// until its last writes are done.
+fn lock_in_time(file: &File) -> bool {
+    (0..limits::REPAIR_LOCK_ATTEMPTS).any(|attempt| {
+        if attempt > 0 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        !matches!(flock(file, FlockOperation::NonBlockingLockExclusive), Err(rustix::io::Errno::WOULDBLOCK))
+    })
+}
+
+fn file_error(name: &str, doing: &'static str, error: &io::Error) -> RecorderError {
+    // ELOOP: a symbolic link is no recording.
+    let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    if error.kind() == io::ErrorKind::NotFound || is_link {
+        return RecorderError::NotFound { name: name.to_owned() };
+    }
+    RecorderError::io(doing, error)
+}

@@ -1,0 +1,39 @@
+//! SINK: decides what is written to files; disk.rs does it. Never blocks or slows the live path: it has
+//! its own thread and its own cursor, and a slow disk laps only this room.
+//!
+//! ```text
+//!  handle (any thread) ── commands ──► engine (thread) ◄── bell, cursor ── camera
+//!                                        │        ▲
+//!                          units, ticks  ▼        │ completions
+//!                        recording ► segment ─► disk ── io_uring ──► files
+//!                          (pure)    (pure: fmp4, moov, annexb, timeline)
+//!  handle ── list, open, delete, repair, retention ──► library (files that are not being written)
+//! ```
+
+pub mod annexb;
+mod clock;
+pub mod counters;
+mod disk;
+mod engine;
+#[cfg(test)]
+mod fake_disk;
+pub mod fmp4;
+#[cfg(test)]
+mod format_tests;
+mod handle;
+pub mod library;
+pub mod moov;
+pub mod names;
+mod operation;
+mod recording;
+#[cfg(test)]
+mod recording_tests;
+pub mod recovery;
+pub mod retention;
+mod segment;
+mod side_note;
+mod timeline;
+mod types;
+
+pub use handle::{RecorderConfig, RecorderHandle, SpawnError, spawn};
+pub use types::*;

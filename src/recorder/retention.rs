@@ -1,0 +1,115 @@
+//! PURE: which recordings go when space or age says so. Deletes nothing.
+
+use crate::limits;
+
+/// The rules; a missing one doesn't apply.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Bytes all recordings together may take.
+    pub retain_bytes: Option<u64>,
+    /// Days a recording is kept.
+    pub retain_days: Option<u32>,
+    /// Bytes to be left free on the file system.
+    pub min_free_bytes: Option<u64>,
+}
+
+impl Retention {
+    /// Whether no rule applies.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Retention::default()
+    }
+}
+
+/// A file that counts, and perhaps may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    pub(super) started_at_s: u64,
+    pub(super) deletable: bool,
+}
+
+/// Names to delete, oldest first.
+pub(super) fn to_retire(
+    mut candidates: Vec<Candidate>,
+    rules: &Retention,
+    free_bytes: Option<u64>,
+    now_s: u64,
+) -> Vec<String> {
+    let total_bytes: u64 = candidates.iter().map(|candidate| candidate.bytes).sum();
+    let over = rules.retain_bytes.map_or(0, |max| total_bytes.saturating_sub(max));
+    let short = rules.min_free_bytes.zip(free_bytes).map_or(0, |(min, free)| min.saturating_sub(free));
+    let mut to_free = over.max(short);
+    let oldest_s = rules.retain_days.map(|days| now_s.saturating_sub(u64::from(days) * 86_400));
+    candidates.retain(|candidate| candidate.deletable);
+    candidates.sort_by(|a, b| (a.started_at_s, &a.name).cmp(&(b.started_at_s, &b.name)));
+    let mut retired = Vec::new();
+    for candidate in candidates {
+        let too_old = candidate.started_at_s >= limits::AGE_KNOWN_SINCE_S
+            && oldest_s.is_some_and(|oldest_s| candidate.started_at_s < oldest_s);
+        if !too_old && to_free == 0 {
+            break;
+        }
+        to_free = to_free.saturating_sub(candidate.bytes);
+        retired.push(candidate.name);
+    }
+    retired
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_0: u64 = 1_800_000_000;
+
+    fn candidates() -> Vec<Candidate> {
+        let one = |name: &str, bytes, day: u64, deletable| Candidate {
+            name: name.to_owned(),
+            bytes,
+            started_at_s: DAY_0 + day * 86_400,
+            deletable,
+        };
+        vec![
+            one("new", 100, 9, true),
+            one("old", 100, 1, true),
+            one("running", 500, 0, false),
+            one("mid", 100, 5, true),
+        ]
+    }
+
+    fn retire(rules: Retention, free: u64) -> Vec<String> {
+        to_retire(candidates(), &rules, Some(free), DAY_0 + 10 * 86_400)
+    }
+
+    #[test]
+    fn without_rules_nothing_goes() {
+        assert!(retire(Retention::default(), 0).is_empty());
+    }
+
+    #[test]
+    fn the_oldest_go_first_and_never_the_running_one() {
+        let bytes = |max| Retention { retain_bytes: Some(max), ..Retention::default() };
+        assert!(retire(bytes(800), 0).is_empty());
+        assert_eq!(retire(bytes(799), 0), ["old"]);
+        assert_eq!(retire(bytes(600), 0), ["old", "mid"]);
+        assert_eq!(retire(bytes(0), 0), ["old", "mid", "new"]);
+    }
+
+    #[test]
+    fn a_recording_from_before_the_clock_was_set_has_no_age() {
+        let rules = Retention { retain_days: Some(1), ..Retention::default() };
+        let mut unset = candidates();
+        unset.iter_mut().for_each(|candidate| candidate.started_at_s %= DAY_0);
+        assert!(to_retire(unset, &rules, None, DAY_0).is_empty());
+    }
+
+    #[test]
+    fn age_and_free_space_are_rules_of_their_own() {
+        let days = Retention { retain_days: Some(6), ..Retention::default() };
+        assert_eq!(retire(days, 0), ["old"]);
+        let free = Retention { min_free_bytes: Some(1_000), ..Retention::default() };
+        assert_eq!(retire(free, 850), ["old", "mid"]);
+        assert!(retire(free, 1_000).is_empty());
+    }
+}
