@@ -1,0 +1,122 @@
+//! The CPU profile: a timer on each thread's CPU clock, the stacks counted, the table written as a profile.
+//! May not run when nobody asked: idle it costs nothing.
+
+use std::collections::HashMap;
+use std::thread;
+use std::time::Duration;
+
+use super::pprof::{self, Description, Sample};
+use super::signal::Session;
+use super::table::{Table, Trigger};
+use super::timers::Timer;
+use super::{ProfileError, clock, symbols, tasks};
+use crate::limits;
+
+/// The threads of a profile that is being taken.
+#[derive(Default)]
+struct Watched {
+    /// `None` where the kernel refused the timer.
+    timers: HashMap<i32, Option<Timer>>,
+    names: HashMap<i32, String>,
+    unwatched_max: usize,
+}
+
+impl Watched {
+    /// Starts timers for threads that are new and drops those of threads that are gone.
+    fn look(&mut self, period_ns: i64) {
+        let ids = tasks::ids();
+        self.timers.retain(|id, _| ids.contains(id));
+        let mut beyond = 0;
+        for id in ids {
+            if self.timers.contains_key(&id) {
+                continue;
+            }
+            if self.timers.len() >= limits::PROFILE_THREADS_MAX {
+                beyond += 1;
+                continue;
+            }
+            match Timer::start(id, period_ns) {
+                Ok(timer) => drop(self.timers.insert(id, Some(timer))),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ESRCH)) => {} // it is gone
+                Err(_) => drop(self.timers.insert(id, None)),
+            }
+        }
+        let refused = self.timers.values().filter(|timer| timer.is_none()).count();
+        self.unwatched_max = self.unwatched_max.max(refused + beyond);
+        self.read_names();
+    }
+
+    /// Read at every look: a thread that is new names itself a little later.
+    fn read_names(&mut self) {
+        for id in self.timers.keys() {
+            let name = tasks::name(*id);
+            let has_room = self.names.len() < 4 * limits::PROFILE_THREADS_MAX || self.names.contains_key(id);
+            if !name.is_empty() && has_room {
+                self.names.insert(*id, name);
+            }
+        }
+    }
+}
+
+/// Samples the CPU time of all threads for `duration`, `frequency_hz` times a CPU second of each, and gives a
+/// gzip'd profile.proto. Blocks the calling thread for the duration; threads that start meanwhile are picked up
+/// within 100 ms. Each sample carries its thread's name as the label `thread`.
+///
+/// The kernel looks at CPU timers once a tick: above its tick rate (100 to 1000 Hz) samples count several periods.
+///
+/// # Errors
+/// [`ProfileError::Busy`] while another profile or thread list is taken, [`ProfileError::Range`] for a duration
+/// or frequency of 0 or beyond `limits`, [`ProfileError::Signal`] when the kernel refuses the handler,
+/// [`ProfileError::Encode`] when the result cannot be written.
+pub fn cpu_profile(duration: Duration, frequency_hz: u32) -> Result<Vec<u8>, ProfileError> {
+    if duration.is_zero() || duration > limits::PROFILE_DURATION_MAX {
+        return Err(ProfileError::Range("duration"));
+    }
+    if frequency_hz == 0 || frequency_hz > limits::PROFILE_FREQUENCY_HZ_MAX {
+        return Err(ProfileError::Range("frequency"));
+    }
+    let period_ns = 1_000_000_000 / i64::from(frequency_hz);
+    let session = Session::start(Trigger::Timer, symbols::own_text())?;
+    let start_ns = clock::monotonic_ns();
+    let until_ns = start_ns + i64::try_from(duration.as_nanos()).unwrap_or(0);
+    let mut watched = Watched::default();
+    loop {
+        watched.look(period_ns);
+        let left_ns = u64::try_from(until_ns - clock::monotonic_ns()).unwrap_or(0);
+        if left_ns == 0 {
+            break;
+        }
+        thread::sleep(Duration::from_nanos(left_ns).min(limits::PROFILE_THREAD_SCAN));
+    }
+    watched.timers.clear();
+    let duration_ns = clock::monotonic_ns() - start_ns;
+    let table = session.stop();
+    encode(&table, &watched, period_ns, duration_ns).map_err(ProfileError::Encode)
+}
+
+fn encode(table: &Table, watched: &Watched, period_ns: i64, duration_ns: i64) -> std::io::Result<Vec<u8>> {
+    let mut comments = vec![format!("CPU time of user and kernel code, a sample each {period_ns} ns")];
+    if table.lost() > 0 {
+        comments.push(format!("{} samples had no room in the table and are missing", table.lost()));
+    }
+    if watched.unwatched_max > 0 {
+        comments.push(format!("up to {} threads at once were not watched", watched.unwatched_max));
+    }
+    let description = Description {
+        sample_types: vec![("samples", "count"), ("cpu", "nanoseconds")],
+        default_type: "cpu",
+        period_type: ("cpu", "nanoseconds"),
+        period: period_ns,
+        duration_ns,
+        comments,
+        ..Description::default()
+    };
+    pprof::encode(&description, &|visit| {
+        table.for_each(&mut |seen| {
+            let count = i64::try_from(seen.count).unwrap_or(i64::MAX);
+            let name = watched.names.get(&seen.thread).map_or("", String::as_str);
+            let values = [count, count.saturating_mul(period_ns)];
+            visit(&Sample { frames: seen.frames, values: &values, labels: &[("thread", name)] });
+        });
+    })
+}

@@ -1,0 +1,402 @@
+//! The heap profile: which stacks allocated the sampled allocations, and which of those live. Fixed tables behind
+//! one lock that is taken once per 512 kB of allocation and, at most, once per free of a sampled address; under it
+//! nothing allocates. Called by the allocator, so nothing here may allocate but the encoding.
+
+use std::cell::Cell;
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::pprof::{self, Description, Sample};
+use super::table::mix;
+use super::{ProfileError, stack};
+use crate::limits::{
+    HEAP_FILTER_BYTES, HEAP_LIVE_MAX, HEAP_SAMPLING_BYTES, HEAP_STACK_FRAMES_MAX, HEAP_STACKS_MAX,
+};
+
+/// What a heap profile shows first; both hold everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heap {
+    /// What lives (`heap`).
+    InUse,
+    /// What was ever allocated (`allocs`).
+    Allocs,
+}
+
+/// Functions between the code that wanted memory and the sample. None of them calls back into that code.
+const ALLOCATION_FRAMES: &str = "<?streaming_server::profiling::.*|.*__(rust|rdl|rg)_(alloc|realloc|alloc_zeroed)\
+    |<?alloc::(alloc|raw_vec)::.*";
+
+static HEAP: Mutex<Tables> = Mutex::new(Tables::EMPTY);
+/// Samples for which there was no room.
+static LOST: AtomicU64 = AtomicU64::new(0);
+/// How many sampled addresses alive share a place. 255 stays: then nobody knows any more.
+static FILTER: [AtomicU8; HEAP_FILTER_BYTES] = [const { AtomicU8::new(0) }; HEAP_FILTER_BYTES];
+
+thread_local! {
+    // Without a destructor: usable as long as the thread runs, and no registration at first use.
+    static BYTES_LEFT: Cell<i64> = const { Cell::new(0) };
+    static RANDOM: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts an allocation; true when it has to be sampled. The whole cost of an allocation that is not.
+#[inline]
+pub(super) fn is_due(bytes: usize) -> bool {
+    BYTES_LEFT.with(|left| {
+        let after = left.get().wrapping_sub(bytes.cast_signed() as i64);
+        left.set(after);
+        after < 0
+    })
+}
+
+/// False for nearly every address that was not sampled. The whole cost of a free that has nothing to forget.
+#[inline]
+pub(super) fn may_be_sampled(address: usize) -> bool {
+    filter(address).is_some_and(|count| count.load(Ordering::Relaxed) != 0)
+}
+
+#[inline]
+fn filter(address: usize) -> Option<&'static AtomicU8> {
+    const SHIFT: u32 = u64::BITS - HEAP_FILTER_BYTES.trailing_zeros();
+    let place = (address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> SHIFT;
+    FILTER.get(usize::try_from(place).unwrap_or(0))
+}
+
+/// Notes a sampled allocation and draws the distance to the thread's next one.
+#[cold]
+#[inline(never)]
+pub(super) fn sample(address: usize, bytes: usize) {
+    let is_first = RANDOM.with(|random| random.get() == 0);
+    let distance = random_distance();
+    if is_first {
+        // The thread's countdown had not begun: it begins before this allocation.
+        let left = distance - bytes.cast_signed() as i64;
+        BYTES_LEFT.with(|countdown| countdown.set(if left >= 0 { left } else { random_distance() }));
+        if left >= 0 {
+            return;
+        }
+    } else {
+        BYTES_LEFT.with(|countdown| countdown.set(distance));
+    }
+    let mut frames = [0_usize; HEAP_STACK_FRAMES_MAX];
+    let count = stack::keeping_errno(|| stack::walk_from_here(&mut frames));
+    let frames = frames.get(..count).unwrap_or_default();
+    if !tables().add(address, bytes, frames) {
+        LOST.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Notes that an address is free again, if it was sampled. To be called before it is free.
+#[cold]
+#[inline(never)]
+pub(super) fn forget(address: usize) {
+    tables().remove(address);
+}
+
+fn tables() -> MutexGuard<'static, Tables> {
+    HEAP.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Exponentially distributed with the sampling distance as mean, so that every allocated byte is as likely to be
+/// sampled as any other.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a random number below 2^25"
+)]
+fn random_distance() -> i64 {
+    static SEED: AtomicU64 = AtomicU64::new(1);
+    let state = RANDOM.with(|random| {
+        let mut state = random.get();
+        if state == 0 {
+            state = mix(SEED.fetch_add(1, Ordering::Relaxed)); // far from the other threads' states
+        }
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).max(1);
+        random.set(state);
+        state
+    });
+    let uniform = ((mix(state) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+    (-uniform.ln() * HEAP_SAMPLING_BYTES as f64) as i64 + 1
+}
+
+/// A stack and what it allocated, as sampled.
+#[derive(Clone, Copy)]
+struct Site {
+    key: u64,
+    frames: [usize; HEAP_STACK_FRAMES_MAX],
+    frame_count: usize,
+    allocated_count: u64,
+    allocated_bytes: u64,
+    freed_count: u64,
+    freed_bytes: u64,
+}
+
+/// A sampled allocation that lives; address 0 is an empty place.
+#[derive(Clone, Copy)]
+struct Living {
+    address: usize,
+    bytes: usize,
+    site: u16,
+}
+
+struct Tables {
+    /// Site 0 takes what has no room elsewhere.
+    sites: [Site; HEAP_STACKS_MAX],
+    site_count: usize,
+    /// Index into `sites` by key, linear probing; 0 is an empty place.
+    by_key: [u16; 2 * HEAP_STACKS_MAX],
+    living: [Living; HEAP_LIVE_MAX],
+    living_count: usize,
+}
+
+impl Tables {
+    /// All zero, so that it takes no room in the file and memory only as it fills.
+    const EMPTY: Tables = Tables {
+        sites: [Site {
+            key: 0,
+            frames: [0; HEAP_STACK_FRAMES_MAX],
+            frame_count: 0,
+            allocated_count: 0,
+            allocated_bytes: 0,
+            freed_count: 0,
+            freed_bytes: 0,
+        }; HEAP_STACKS_MAX],
+        site_count: 0,
+        by_key: [0; 2 * HEAP_STACKS_MAX],
+        living: [Living { address: 0, bytes: 0, site: 0 }; HEAP_LIVE_MAX],
+        living_count: 0,
+    };
+
+    /// False when no more allocations can be followed.
+    fn add(&mut self, address: usize, bytes: usize, frames: &[usize]) -> bool {
+        if self.living_count >= HEAP_LIVE_MAX / 4 * 3 {
+            return false;
+        }
+        let index = self.site_of(frames);
+        let Some(site) = self.sites.get_mut(usize::from(index)) else { return false };
+        site.allocated_count += 1;
+        site.allocated_bytes += bytes as u64;
+        let mut place = home_of(address);
+        while let Some(living) = self.living.get_mut(place) {
+            if living.address == 0 {
+                *living = Living { address, bytes, site: index };
+                break;
+            }
+            place = (place + 1) % HEAP_LIVE_MAX;
+        }
+        self.living_count += 1;
+        if let Some(count) = filter(address) {
+            count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// The site of a stack, a new one where there is room, else 0.
+    fn site_of(&mut self, frames: &[usize]) -> u16 {
+        self.site_count = self.site_count.max(1);
+        let key = frames.iter().fold(1, |key, frame| mix(key ^ *frame as u64)).max(1);
+        let mut place = usize::try_from(key & 0xffff_ffff).unwrap_or(0) % self.by_key.len();
+        while let Some(index) = self.by_key.get(place).copied().filter(|index| *index != 0) {
+            if self.sites.get(usize::from(index)).is_some_and(|site| site.key == key) {
+                return index;
+            }
+            place = (place + 1) % self.by_key.len();
+        }
+        let index = u16::try_from(self.site_count).unwrap_or(0);
+        let (Some(site), Some(by_key)) = (self.sites.get_mut(self.site_count), self.by_key.get_mut(place))
+        else {
+            return 0;
+        };
+        site.key = key;
+        site.frame_count = frames.len();
+        site.frames.iter_mut().zip(frames).for_each(|(to, from)| *to = *from);
+        *by_key = index;
+        self.site_count += 1;
+        index
+    }
+
+    fn remove(&mut self, address: usize) {
+        let mut place = home_of(address);
+        let found = loop {
+            match self.living.get(place) {
+                Some(living) if living.address == address => break *living,
+                Some(living) if living.address != 0 => place = (place + 1) % HEAP_LIVE_MAX,
+                _ => return, // never sampled: the filter was mistaken
+            }
+        };
+        self.close_gap(place);
+        self.living_count -= 1;
+        if let Some(site) = self.sites.get_mut(usize::from(found.site)) {
+            site.freed_count += 1;
+            site.freed_bytes += found.bytes as u64;
+        }
+        if let Some(count) = filter(address)
+            && count.load(Ordering::Relaxed) != u8::MAX
+        {
+            count.store(count.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Empties a place and moves up what was only pushed behind it, so that a search may end at an empty place.
+    fn close_gap(&mut self, mut gap: usize) {
+        let mut place = gap;
+        loop {
+            place = (place + 1) % HEAP_LIVE_MAX;
+            let Some(living) = self.living.get(place).copied().filter(|living| living.address != 0) else {
+                break;
+            };
+            let distance_home = place.wrapping_sub(home_of(living.address)) % HEAP_LIVE_MAX;
+            let distance_gap = place.wrapping_sub(gap) % HEAP_LIVE_MAX;
+            if distance_home >= distance_gap {
+                self.put(gap, living);
+                gap = place;
+            }
+        }
+        self.put(gap, Living { address: 0, bytes: 0, site: 0 });
+    }
+
+    fn put(&mut self, place: usize, living: Living) {
+        if let Some(to) = self.living.get_mut(place) {
+            *to = living;
+        }
+    }
+}
+
+fn home_of(address: usize) -> usize {
+    usize::try_from(mix(address as u64) & 0xffff_ffff).unwrap_or(0) % HEAP_LIVE_MAX
+}
+
+/// The heap as a gzip'd profile.proto with the sample types of Go's: `alloc_objects`, `alloc_space`,
+/// `inuse_objects`, `inuse_space`, scaled up from samples 512 kB apart on average. Empty unless
+/// [`Allocator`](super::Allocator) is the global allocator.
+///
+/// # Errors
+/// [`ProfileError::Encode`] when the result cannot be written.
+pub fn heap_profile(kind: Heap) -> Result<Vec<u8>, ProfileError> {
+    encode(kind).map_err(ProfileError::Encode)
+}
+
+fn encode(kind: Heap) -> io::Result<Vec<u8>> {
+    let lost = LOST.load(Ordering::Relaxed);
+    let mut comments = vec![format!("sampled every {HEAP_SAMPLING_BYTES} bytes on average and scaled up")];
+    if lost > 0 {
+        comments.push(format!("{lost} samples had no room in the table and are missing"));
+    }
+    let description = Description {
+        sample_types: vec![
+            ("alloc_objects", "count"),
+            ("alloc_space", "bytes"),
+            ("inuse_objects", "count"),
+            ("inuse_space", "bytes"),
+        ],
+        default_type: if kind == Heap::InUse { "inuse_space" } else { "alloc_space" },
+        period_type: ("space", "bytes"),
+        period: i64::try_from(HEAP_SAMPLING_BYTES).unwrap_or(0),
+        duration_ns: 0,
+        drop_frames: ALLOCATION_FRAMES,
+        comments,
+    };
+    let site_count = tables().site_count;
+    pprof::encode(&description, &|visit| {
+        for index in 0..site_count {
+            // Copied, so that the lock is free while the visitor allocates.
+            let Some(site) = tables().sites.get(index).copied() else { break };
+            if site.allocated_count == 0 {
+                continue;
+            }
+            let live_count = site.allocated_count - site.freed_count;
+            let live_bytes = site.allocated_bytes - site.freed_bytes;
+            let (alloc_objects, alloc_space) = scaled(site.allocated_count, site.allocated_bytes);
+            let (inuse_objects, inuse_space) = scaled(live_count, live_bytes);
+            let values = [alloc_objects, alloc_space, inuse_objects, inuse_space];
+            let frames = site.frames.get(..site.frame_count).unwrap_or_default();
+            visit(&Sample { frames, values: &values, labels: &[] });
+        }
+    })
+}
+
+/// What samples stand for: an allocation of `b` bytes is sampled with probability `1 - e^(-b / distance)`.
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate, saturating")]
+fn scaled(count: u64, bytes: u64) -> (i64, i64) {
+    if count == 0 || bytes == 0 {
+        return (0, 0);
+    }
+    let average = bytes as f64 / count as f64;
+    let factor = 1.0 / (1.0 - (-average / HEAP_SAMPLING_BYTES as f64).exp());
+    ((count as f64 * factor).round() as i64, (bytes as f64 * factor).round() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn empty() -> Box<Tables> {
+        Box::new(Tables::EMPTY)
+    }
+
+    proptest! {
+        /// The naive twin: a map of what lives.
+        #[test]
+        fn tables_agree_with_a_map(steps in prop::collection::vec((any::<bool>(), 1..400_usize, 1..9_usize), 1..600)) {
+            let (mut tables, mut map) = (empty(), HashMap::new());
+            for (is_add, number, site) in steps {
+                // Few distinct low bits, so that places collide.
+                let address = number * 0x1_0000_0010;
+                if is_add {
+                    if let std::collections::hash_map::Entry::Vacant(place) = map.entry(address) {
+                        prop_assert!(tables.add(address, number, &[site, 7]));
+                        place.insert((number, site));
+                    }
+                } else {
+                    tables.remove(address);
+                    map.remove(&address);
+                }
+            }
+            prop_assert_eq!(tables.living_count, map.len());
+            for site in tables.sites.iter().filter(|site| site.allocated_count > 0) {
+                let own = site.frames.first().copied().unwrap_or(0);
+                let bytes: usize = map.values().filter(|(_, site)| *site == own).map(|(bytes, _)| bytes).sum();
+                prop_assert_eq!(site.allocated_bytes - site.freed_bytes, bytes as u64);
+            }
+            for address in map.into_keys() {
+                prop_assert!(may_be_sampled(address));
+                tables.remove(address);
+            }
+            prop_assert_eq!(tables.living_count, 0);
+        }
+    }
+
+    #[test]
+    fn full_tables_refuse_and_recover() {
+        let mut tables = empty();
+        let room = (1..=HEAP_LIVE_MAX).filter(|number| tables.add(number * 64, 1, &[*number])).count();
+        assert_eq!(room, HEAP_LIVE_MAX / 4 * 3);
+        assert_eq!(tables.site_count, HEAP_STACKS_MAX);
+        let others = tables.sites.first().map(|site| site.allocated_count);
+        assert_eq!(others, Some((room - HEAP_STACKS_MAX + 1) as u64));
+        (1..=HEAP_LIVE_MAX).for_each(|number| tables.remove(number * 64));
+        assert_eq!(tables.living_count, 0);
+        assert!(tables.living.iter().all(|living| living.address == 0));
+    }
+
+    #[test]
+    fn distances_average_to_the_sampling_distance() {
+        let sum: i64 = (0..100_000).map(|_| random_distance()).sum();
+        let (mean, wanted) = (sum / 100_000, i64::try_from(HEAP_SAMPLING_BYTES).expect("small"));
+        assert!((mean - wanted).abs() < wanted / 50, "{mean}");
+    }
+
+    #[test]
+    fn scaling_gives_back_what_sampling_took() {
+        assert_eq!(scaled(0, 0), (0, 0));
+        let (objects, bytes) = scaled(10, 10 * 1024);
+        assert!(
+            (5_115..=5_125).contains(&objects) && (5_230_000..5_255_000).contains(&bytes),
+            "{objects} {bytes}"
+        );
+        let large = 64 * 1024 * 1024;
+        assert_eq!(scaled(3, 3 * large), (3, i64::try_from(3 * large).expect("small")));
+    }
+}

@@ -1,0 +1,319 @@
+//! UNSAFE. Walks a stack by frame pointers, in a signal handler too: no allocation, no lock, and no memory is
+//! read but through the kernel, so that a wrong pointer ends the walk and not the process.
+//!
+//! ```text
+//!   fp ─► [ caller's fp ][ return address ]        higher addresses: callers
+//! ```
+//! Our code and Rust's standard library keep frame pointers, C libraries and assembly do not. Where the
+//! innermost function has none, the words above the stack pointer are searched for the first address that
+//! follows a call instruction of our own text; from there the chain goes on.
+#![expect(unsafe_code, reason = "reads registers and, through the kernel, the memory of this process")]
+
+use std::ops::Range;
+
+use crate::limits::{STACK_FRAME_BYTES_MAX, STACK_SEARCH_WORDS_MAX};
+
+const WORD_BYTES: usize = size_of::<usize>();
+const WINDOW_BYTES: usize = 512;
+const PAGE_BYTES: usize = 4_096;
+
+/// Where a walk begins.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Registers {
+    pub(super) program_counter: usize,
+    pub(super) stack_pointer: usize,
+    pub(super) frame_pointer: usize,
+    /// The return address of a function that calls nothing (AArch64), else 0.
+    pub(super) link: usize,
+}
+
+/// The registers of an interrupted thread.
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "a register holds an address")]
+pub(super) fn interrupted(context: &libc::ucontext_t) -> Registers {
+    let general = |index: libc::c_int| {
+        let value = usize::try_from(index).ok().and_then(|index| context.uc_mcontext.gregs.get(index));
+        value.map_or(0, |value| *value as usize)
+    };
+    Registers {
+        program_counter: general(libc::REG_RIP),
+        stack_pointer: general(libc::REG_RSP),
+        frame_pointer: general(libc::REG_RBP),
+        link: 0,
+    }
+}
+
+/// The registers of an interrupted thread.
+#[cfg(target_arch = "aarch64")]
+#[expect(clippy::cast_possible_truncation, reason = "a register holds an address")]
+pub(super) fn interrupted(context: &libc::ucontext_t) -> Registers {
+    let machine = &context.uc_mcontext;
+    Registers {
+        program_counter: machine.pc as usize,
+        stack_pointer: machine.sp as usize,
+        frame_pointer: machine.regs.get(29).map_or(0, |value| *value as usize),
+        link: machine.regs.get(30).map_or(0, |value| *value as usize),
+    }
+}
+
+/// The registers of an interrupted thread; this machine's are not known, so stacks stay empty.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(super) fn interrupted(_context: &libc::ucontext_t) -> Registers {
+    Registers::default()
+}
+
+/// The frame pointer of the calling function, 0 on machines that are not known.
+#[inline(always)]
+fn own_frame_pointer() -> usize {
+    let frame_pointer: usize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: copies one register into another; touches no memory, no flags and no stack.
+    unsafe {
+        std::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: copies one register into another; touches no memory, no flags and no stack.
+    unsafe {
+        std::arch::asm!("mov {}, x29", out(reg) frame_pointer, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        frame_pointer = 0;
+    }
+    frame_pointer
+}
+
+/// Runs `body` and leaves errno as it was: signal handlers and allocators must. Async-signal-safe.
+pub(super) fn keeping_errno<T>(body: impl FnOnce() -> T) -> T {
+    // SAFETY: gives the address of the calling thread's errno, which is valid as long as the thread lives.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: see above. Only this thread touches it, and no reference to it is kept.
+    let before = unsafe { errno.read() };
+    let result = body();
+    // SAFETY: as for the read.
+    unsafe { errno.write(before) };
+    result
+}
+
+/// Copies `into.len()` bytes at `address` of this process; gives how many could be read. Async-signal-safe;
+/// leaves errno changed.
+fn read_memory(address: usize, into: &mut [u8]) -> usize {
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: into.len() };
+    let process = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: `local` is the whole of `into`, borrowed mutably for the call, which writes nowhere else. `remote`
+    // is only looked up in the page tables by the kernel, which answers EFAULT where nothing is mapped.
+    let read = unsafe { libc::process_vm_readv(process, &raw const local, 1, &raw const remote, 1, 0) };
+    usize::try_from(read).unwrap_or(0)
+}
+
+/// A copy of a piece of the stack, so that a walk needs few system calls.
+struct Window {
+    start: usize,
+    bytes: [u8; WINDOW_BYTES],
+    valid_bytes: usize,
+}
+
+impl Window {
+    const fn new() -> Self {
+        Window { start: 0, bytes: [0; WINDOW_BYTES], valid_bytes: 0 }
+    }
+
+    /// The word at an aligned address, `None` where nothing is mapped.
+    fn word(&mut self, address: usize) -> Option<usize> {
+        if !address.is_multiple_of(WORD_BYTES) {
+            return None;
+        }
+        if !(self.start..self.start + self.valid_bytes).contains(&address) {
+            // Never across a page, so that an unmapped neighbour costs nothing.
+            let page_left = PAGE_BYTES - address % PAGE_BYTES;
+            let piece = self.bytes.get_mut(..WINDOW_BYTES.min(page_left))?;
+            self.valid_bytes = read_memory(address, piece) / WORD_BYTES * WORD_BYTES;
+            self.start = address;
+        }
+        let offset = address.checked_sub(self.start)?;
+        let bytes = self.bytes.get(..self.valid_bytes)?.get(offset..offset + WORD_BYTES)?;
+        Some(usize::from_ne_bytes(bytes.try_into().ok()?))
+    }
+}
+
+/// Frames found so far, innermost first.
+struct Frames<'a> {
+    out: &'a mut [usize],
+    count: usize,
+}
+
+impl Frames<'_> {
+    /// False when there is no room for another one.
+    fn push(&mut self, address: usize) -> bool {
+        let Some(frame) = self.out.get_mut(self.count) else { return false };
+        *frame = address;
+        self.count += 1;
+        true
+    }
+
+    /// A return address is noted as the call before it, so that the call's function is named.
+    fn push_return(&mut self, address: usize) -> bool {
+        self.push(address.wrapping_sub(1))
+    }
+}
+
+/// Fills `out` with the addresses of the stack, innermost first; returns how many. `text` is the range of our
+/// own code. Async-signal-safe; leaves errno changed.
+pub(super) fn walk(registers: &Registers, text: &Range<usize>, out: &mut [usize]) -> usize {
+    let mut frames = Frames { out, count: 0 };
+    let mut window = Window::new();
+    frames.push(registers.program_counter);
+    let mut frame_pointer = registers.frame_pointer;
+    let has_frame = is_above(frame_pointer, registers.stack_pointer);
+    if !has_frame || !text.contains(&registers.program_counter) {
+        if text.contains(&registers.link) {
+            frames.push_return(registers.link);
+        } else {
+            let until = if has_frame { frame_pointer } else { usize::MAX };
+            if let Some(at) = find_return(&mut window, registers.stack_pointer, until, text) {
+                frames.push_return(window.word(at).unwrap_or(0));
+                if !has_frame {
+                    frame_pointer = window.word(at - WORD_BYTES).unwrap_or(0);
+                }
+            }
+        }
+    }
+    if is_above(frame_pointer, registers.stack_pointer) {
+        follow(&mut window, frame_pointer, &mut frames);
+    }
+    frames.count
+}
+
+/// The callers of the function that calls this, innermost first. Leaves errno changed.
+#[inline(never)]
+pub(super) fn walk_from_here(out: &mut [usize]) -> usize {
+    let mut frames = Frames { out, count: 0 };
+    follow(&mut Window::new(), own_frame_pointer(), &mut frames);
+    frames.count
+}
+
+fn follow(window: &mut Window, mut frame_pointer: usize, frames: &mut Frames<'_>) {
+    while let Some(caller) = window.word(frame_pointer) {
+        let Some(return_address) = window.word(frame_pointer.wrapping_add(WORD_BYTES)) else { return };
+        if return_address < PAGE_BYTES
+            || !frames.push_return(return_address)
+            || !is_above(caller, frame_pointer)
+        {
+            return;
+        }
+        frame_pointer = caller;
+    }
+}
+
+fn is_above(frame_pointer: usize, lower: usize) -> bool {
+    frame_pointer.is_multiple_of(WORD_BYTES)
+        && frame_pointer.checked_sub(lower).is_some_and(|bytes| (1..=STACK_FRAME_BYTES_MAX).contains(&bytes))
+}
+
+/// Where the first word from `from` lies that is a return address into `text`.
+fn find_return(window: &mut Window, from: usize, until: usize, text: &Range<usize>) -> Option<usize> {
+    let words = (0..STACK_SEARCH_WORDS_MAX).map(|index| from.wrapping_add(index * WORD_BYTES));
+    for at in words.take_while(|at| *at < until) {
+        let word = window.word(at)?;
+        if text.contains(&word) && follows_call(word) {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// Whether the instruction before `address` is a call: every return address has one.
+fn follows_call(address: usize) -> bool {
+    let mut code = [0_u8; 8];
+    read_memory(address.wrapping_sub(code.len()), &mut code) == code.len() && ends_with_call(&code)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn ends_with_call(code: &[u8; 8]) -> bool {
+    // ModRM of `FF /2`: mode in bits 6-7, 2 in bits 3-5, register or memory form in bits 0-2.
+    let is_call = |modrm: u8| modrm & 0x38 == 0x10;
+    let [_, b1, b2, b3, b4, b5, b6, b7] = *code;
+    b3 == 0xe8 // call rel32
+        || (b2 == 0xff && b3 == 0x15) // call [rip + disp32], the way through the GOT
+        || (b6 == 0xff && is_call(b7)) // call register
+        || (b5 == 0xff && is_call(b6) && b6 >> 6 == 1) // call [register + disp8]
+        || (b4 == 0xff && is_call(b5) && b5 & 7 == 4 && b5 >> 6 == 1) // the same with an index
+        || (b2 == 0xff && is_call(b3) && b3 >> 6 == 2) // call [register + disp32]
+        || (b1 == 0xff && is_call(b2) && b2 & 7 == 4 && b2 >> 6 == 2) // the same with an index
+}
+
+#[cfg(target_arch = "aarch64")]
+fn ends_with_call(code: &[u8; 8]) -> bool {
+    let [.., b4, b5, b6, b7] = *code;
+    let instruction = u32::from_le_bytes([b4, b5, b6, b7]);
+    instruction & 0xfc00_0000 == 0x9400_0000 // bl
+        || instruction & 0xffff_fc1f == 0xd63f_0000 // blr
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn ends_with_call(_code: &[u8; 8]) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::indexing_slicing, reason = "a test: a panic is the report")]
+    use super::*;
+
+    #[inline(never)]
+    fn deep(levels: usize, out: &mut [usize]) -> usize {
+        if levels == 0 { walk_from_here(out) } else { std::hint::black_box(deep(levels - 1, out)) }
+    }
+
+    #[test]
+    fn a_walk_finds_every_caller_and_stops_at_the_bound() {
+        let mut few = [0; 5];
+        assert_eq!(deep(20, &mut few), 5);
+        let mut many = [0; 200];
+        let shallow = deep(1, &mut many);
+        assert_eq!(deep(21, &mut many), shallow + 20);
+        assert!(many[..shallow].iter().all(|address| *address > PAGE_BYTES));
+    }
+
+    #[test]
+    fn a_wrong_pointer_ends_the_walk_and_not_the_process() {
+        let text = 0..usize::MAX;
+        for wrong in [0, 8, 4096, 0xdead_bee8, usize::MAX - 7, usize::MAX, 0x7fff_ffff_f000] {
+            let mut out = [0; 8];
+            let lower = wrong.saturating_sub(64);
+            let registers =
+                Registers { program_counter: 4242, stack_pointer: lower, frame_pointer: wrong, link: 0 };
+            assert!(walk(&registers, &(1..2), &mut out) >= 1, "{wrong:x}");
+            assert_eq!(out[0], 4242);
+            let _ = walk(&registers, &text, &mut out);
+        }
+    }
+
+    #[test]
+    fn a_chain_that_bites_its_tail_ends() {
+        let mut stack = [0_usize; 16];
+        let at = stack.as_ptr().addr();
+        stack[2] = at + 4 * WORD_BYTES;
+        stack[3] = 0x1001;
+        stack[4] = at + 2 * WORD_BYTES; // downwards
+        stack[5] = 0x2001;
+        let registers =
+            Registers { program_counter: 7, stack_pointer: at, frame_pointer: at + 2 * WORD_BYTES, link: 0 };
+        let mut out = [0; 8];
+        let stack = std::hint::black_box(&stack);
+        assert_eq!(walk(&registers, &(0..100), &mut out), 3, "{stack:?}");
+        assert_eq!(out[..3], [7, 0x1000, 0x2000]);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn calls_are_told_from_other_code() {
+        assert!(ends_with_call(&[0, 0, 0, 0xe8, 1, 2, 3, 4]));
+        assert!(ends_with_call(&[0, 0, 0xff, 0x15, 1, 2, 3, 4]));
+        assert!(ends_with_call(&[0, 0, 0, 0, 0, 0, 0xff, 0xd0]));
+        assert!(ends_with_call(&[0, 0, 0, 0, 0, 0xff, 0x50, 0x18]));
+        assert!(!ends_with_call(&[0x90; 8]));
+        assert!(!ends_with_call(&[0; 8]));
+    }
+}

@@ -1,0 +1,189 @@
+//! The fixed-size table signal handlers write into: distinct stacks and how often each was seen. Lock-free and
+//! without allocation; may not be read before all writers are done.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::limits::{PROFILE_FRAMES_MAX, PROFILE_STACKS_MAX, STACK_FRAMES_MAX};
+
+/// Places of the table looked at for one stack.
+const PROBES_MAX: usize = 16;
+
+/// Which signals count: those of CPU timers or those we sent to ask for a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trigger {
+    Timer,
+    Question,
+}
+
+/// One distinct stack of one thread. `key` is claimed first, by compare-exchange from 0; the thread that claimed
+/// it fills the rest and sets `is_complete`.
+#[derive(Default)]
+struct Entry {
+    key: AtomicU64,
+    count: AtomicU64,
+    thread: AtomicI32,
+    first_frame: AtomicU32,
+    frame_count: AtomicU32,
+    is_complete: AtomicBool,
+}
+
+/// See the file's head.
+pub(super) struct Table {
+    /// Our own code, for the walk.
+    pub(super) text: Range<usize>,
+    pub(super) trigger: Trigger,
+    entries: Box<[Entry]>,
+    frames: Box<[AtomicUsize]>,
+    frames_used: AtomicUsize,
+    recorded: AtomicU64,
+    lost: AtomicU64,
+}
+
+/// One stack as it is read out.
+pub(super) struct Seen<'a> {
+    pub(super) thread: i32,
+    pub(super) count: u64,
+    pub(super) frames: &'a [usize],
+}
+
+impl Table {
+    pub(super) fn new(trigger: Trigger, text: Range<usize>) -> Self {
+        Table {
+            text,
+            trigger,
+            entries: (0..PROFILE_STACKS_MAX).map(|_| Entry::default()).collect(),
+            frames: (0..PROFILE_FRAMES_MAX).map(|_| AtomicUsize::new(0)).collect(),
+            frames_used: AtomicUsize::new(0),
+            recorded: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds `count` samples of a stack. Async-signal-safe.
+    pub(super) fn record(&self, thread: i32, count: u64, frames: &[usize]) {
+        self.recorded.fetch_add(count, Ordering::Relaxed);
+        let key = key_of(thread, frames);
+        let start = usize::try_from(key & 0xffff_ffff).unwrap_or(0);
+        for step in 0..PROBES_MAX {
+            let Some(entry) = self.entries.get((start + step) & (PROFILE_STACKS_MAX - 1)) else { break };
+            match entry.key.compare_exchange(0, key, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return self.fill(entry, thread, count, frames),
+                Err(other) if other == key => {
+                    entry.count.fetch_add(count, Ordering::Relaxed);
+                    return;
+                }
+                Err(_) => {}
+            }
+        }
+        self.lost.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Without room for the frames the entry stays incomplete and its samples are lost, which `lost` tells.
+    fn fill(&self, entry: &Entry, thread: i32, count: u64, frames: &[usize]) {
+        entry.count.fetch_add(count, Ordering::Relaxed);
+        let first = self.frames_used.fetch_add(frames.len(), Ordering::Relaxed);
+        let Some(room) = self.frames.get(first..first.saturating_add(frames.len())) else { return };
+        for (word, frame) in room.iter().zip(frames) {
+            word.store(*frame, Ordering::Relaxed);
+        }
+        entry.thread.store(thread, Ordering::Relaxed);
+        entry.first_frame.store(u32::try_from(first).unwrap_or(0), Ordering::Relaxed);
+        entry.frame_count.store(u32::try_from(frames.len()).unwrap_or(0), Ordering::Relaxed);
+        entry.is_complete.store(true, Ordering::Release);
+    }
+
+    /// Calls `visit` with every complete stack, in the table's order.
+    pub(super) fn for_each(&self, visit: &mut dyn FnMut(&Seen<'_>)) {
+        let mut frames = [0_usize; STACK_FRAMES_MAX];
+        for entry in self.entries.iter().filter(|entry| entry.is_complete.load(Ordering::Acquire)) {
+            let first = entry.first_frame.load(Ordering::Relaxed) as usize;
+            let count = entry.frame_count.load(Ordering::Relaxed) as usize;
+            let words = self.frames.get(first..first + count).unwrap_or_default();
+            for (frame, word) in frames.iter_mut().zip(words) {
+                *frame = word.load(Ordering::Relaxed);
+            }
+            visit(&Seen {
+                thread: entry.thread.load(Ordering::Relaxed),
+                count: entry.count.load(Ordering::Relaxed),
+                frames: frames.get(..count).unwrap_or_default(),
+            });
+        }
+    }
+
+    /// Samples that came by now, lost ones too.
+    pub(super) fn recorded(&self) -> u64 {
+        self.recorded.load(Ordering::Relaxed)
+    }
+
+    /// Samples for which there was no room.
+    pub(super) fn lost(&self) -> u64 {
+        let incomplete = |entry: &&Entry| {
+            entry.key.load(Ordering::Relaxed) != 0 && !entry.is_complete.load(Ordering::Acquire)
+        };
+        let without_frames: u64 =
+            self.entries.iter().filter(incomplete).map(|entry| entry.count.load(Ordering::Relaxed)).sum();
+        self.lost.load(Ordering::Relaxed) + without_frames
+    }
+}
+
+/// 64 bits that stand for the stack (two stacks in 4096 share them once in 10^12 profiles); never 0.
+fn key_of(thread: i32, frames: &[usize]) -> u64 {
+    let mut key = mix(u64::from(thread.cast_unsigned()) + 1);
+    for frame in frames {
+        key = mix(key ^ *frame as u64);
+    }
+    key.max(1)
+}
+
+/// The finaliser of MurmurHash3: every bit of the argument changes half of the result's.
+pub(super) fn mix(mut value: u64) -> u64 {
+    value ^= value >> 33;
+    value = value.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    value ^= value >> 33;
+    value = value.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    value ^ (value >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn totals(table: &Table) -> BTreeMap<(i32, Vec<usize>), u64> {
+        let mut all = BTreeMap::new();
+        table
+            .for_each(&mut |seen| *all.entry((seen.thread, seen.frames.to_vec())).or_insert(0) += seen.count);
+        all
+    }
+
+    #[test]
+    fn threads_add_up_to_what_a_map_would_hold() {
+        let table = Table::new(Trigger::Timer, 0..0);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let table = &table;
+                scope.spawn(move || {
+                    for round in 0..2_000_usize {
+                        table.record(thread % 2, 1, &[round % 50, 7, round % 3]);
+                    }
+                });
+            }
+        });
+        let all = totals(&table);
+        assert_eq!(all.values().sum::<u64>(), 8_000);
+        assert_eq!((all.len(), table.lost(), table.recorded()), (300, 0, 8_000));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let table = Table::new(Trigger::Timer, 0..0);
+        let samples = 3 * PROFILE_STACKS_MAX;
+        for round in 0..samples {
+            table.record(1, 1, &[round; 40]);
+        }
+        let kept: u64 = totals(&table).values().sum();
+        assert!(kept > 1_000, "{kept}");
+        assert_eq!(kept + table.lost(), samples as u64);
+    }
+}

@@ -1,0 +1,393 @@
+//! Promise: profiles name what runs and what holds memory, `go tool pprof` reads them, and taking them disturbs
+//! nobody. The heap is this process's own: the profiling allocator is its global one.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
+
+mod support_profile;
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use streaming_server::profiling::{
+    self, Allocator, Contention, Heap, ProfileError, contention_profile, cpu_profile, heap_profile, threads,
+};
+use streaming_server::uring::{Completion, Edge, EdgeConfig, Outgoing, open_socket};
+use support_profile::Profile;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator::new();
+
+/// One test at a time: one profile at a time, as in the program, and nobody else's memory.
+static TURN: Mutex<()> = Mutex::new(());
+
+#[inline(never)]
+fn burn_in_a_named_function(stop: &AtomicBool) -> u64 {
+    let mut value = 1_u64;
+    while !stop.load(Ordering::Relaxed) {
+        for _ in 0..10_000 {
+            value = black_box(value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        }
+    }
+    value
+}
+
+#[inline(never)]
+fn caller_of_the_burning(stop: &AtomicBool) -> u64 {
+    black_box(burn_in_a_named_function(black_box(stop)))
+}
+
+#[inline(never)]
+fn leak_in_a_named_function(bytes: usize) -> Vec<u8> {
+    black_box(vec![1_u8; black_box(bytes)])
+}
+
+/// Runs `body` while named threads run `work`.
+fn while_running<T>(count: usize, work: impl Fn(&AtomicBool) + Sync, body: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for index in 0..count {
+            let (stop, work) = (&stop, &work);
+            let builder = thread::Builder::new().name(format!("burner-{index}")).stack_size(128 * 1024);
+            builder.spawn_scoped(scope, move || work(stop)).unwrap();
+        }
+        let result = body();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+/// A file that is removed when the test ends.
+struct Kept(PathBuf);
+
+impl Kept {
+    fn new(name: &str, bytes: &[u8]) -> Self {
+        let path = std::env::temp_dir().join(format!("ss-test-{name}-{}.pb.gz", std::process::id()));
+        std::fs::write(&path, bytes).unwrap();
+        Kept(path)
+    }
+
+    /// What `go tool pprof` makes of it; `None`, said aloud, where there is no Go.
+    fn pprof(&self, arguments: &[&str]) -> Option<String> {
+        let mut command = Command::new("go");
+        command
+            .args(["tool", "pprof"])
+            .args(arguments)
+            .arg(&self.0)
+            .env("PPROF_TMPDIR", std::env::temp_dir());
+        match command.output() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                eprintln!("SKIPPED: `go` is not installed, so `go tool pprof` was not asked");
+                None
+            }
+            output => {
+                let output = output.unwrap();
+                let (out, err) =
+                    (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+                assert!(output.status.success(), "{out}\n{err}");
+                Some(out)
+            }
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn turn() -> std::sync::MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn the_cpu_profile_names_what_burns_its_caller_and_its_thread() {
+    let _turn = turn();
+    let bytes = while_running(
+        1,
+        |stop| {
+            caller_of_the_burning(stop);
+        },
+        || cpu_profile(Duration::from_secs(2), 100).unwrap(),
+    );
+    let profile = Profile::decode(&bytes);
+    assert_eq!(profile.sample_types, ["samples/count", "cpu/nanoseconds"]);
+    assert_eq!((profile.period_type.as_str(), profile.period), ("cpu/nanoseconds", 10_000_000));
+    assert!((2_000_000_000..20_000_000_000).contains(&profile.duration_ns), "{}", profile.duration_ns);
+    let burning = profile.total(1, |sample| sample.stack[0].ends_with("burn_in_a_named_function"));
+    let all = profile.total(1, |_| true);
+    assert!(burning * 10 > all * 8, "{burning} of {all} ns");
+    assert!(burning > 0);
+    let with_caller = profile.total(1, |sample| {
+        sample.stack.get(1).is_some_and(|name| name.ends_with("caller_of_the_burning"))
+            && sample.labels == ["thread=burner-0"]
+    });
+    assert!(with_caller * 10 > burning * 9, "{with_caller} of {burning}");
+    assert!(
+        profile.mappings[0]
+            .ends_with(std::env::current_exe().unwrap().file_name().unwrap().to_str().unwrap())
+    );
+    let file = Kept::new("cpu", &bytes);
+    if let Some(top) = file.pprof(&["-top", "-nodecount=10"]) {
+        assert!(top.contains("burn_in_a_named_function"), "{top}");
+        println!("{top}");
+    }
+}
+
+#[test]
+fn a_second_profile_is_refused_and_the_thread_list_goes_on_without_stacks() {
+    let _turn = turn();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| cpu_profile(Duration::from_secs(1), 100));
+        let mut refused = 0;
+        while !first.is_finished() {
+            match cpu_profile(Duration::from_millis(1), 100) {
+                Err(ProfileError::Busy) => refused += 1,
+                Err(error) => panic!("{error}"),
+                Ok(_) => {}
+            }
+            if refused == 1 {
+                let text = String::from_utf8(threads(2).unwrap()).unwrap();
+                assert!(text.contains("no stacks") || first.is_finished(), "{text}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        // Either the one or the other came first.
+        assert!(refused > 0 || matches!(first.join().unwrap(), Err(ProfileError::Busy)));
+    });
+}
+
+#[test]
+fn arguments_out_of_range_are_refused() {
+    let _turn = turn();
+    for (duration, frequency) in [
+        (Duration::ZERO, 100),
+        (Duration::MAX, 100),
+        (Duration::from_secs(1), 0),
+        (Duration::from_secs(1), 100_000),
+    ] {
+        assert!(matches!(cpu_profile(duration, frequency), Err(ProfileError::Range(_))));
+    }
+}
+
+#[test]
+fn sockets_and_io_uring_work_on_under_the_signal() {
+    let _turn = turn();
+    let moved = AtomicU64::new(0);
+    let work = |stop: &AtomicBool| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut other, _) = listener.accept().unwrap();
+        let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let remote = sink.local_addr().unwrap();
+        let config =
+            EdgeConfig { socket: Arc::new(socket), receives: false, bells: Vec::new(), sends_max: 64 };
+        let mut edge = Edge::new(config).unwrap();
+        let mut buffer = [0; 1_000];
+        while !stop.load(Ordering::Relaxed) {
+            one.write_all(&buffer).unwrap();
+            other.read_exact(&mut buffer).unwrap();
+            for _ in 0..8 {
+                edge.send(Outgoing { viewer: 1, local: None, remote, bytes: vec![7; 900] });
+            }
+            edge.flush();
+            edge.submit_and_wait(Duration::from_millis(1)).unwrap();
+            while let Some(completion) = edge.next_completion() {
+                assert!(matches!(completion, Completion::Sent { .. }));
+            }
+            moved.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let bytes = while_running(2, work, || {
+        let bytes = cpu_profile(Duration::from_secs(2), 1_000).unwrap();
+        for _ in 0..50 {
+            threads(1).unwrap(); // wakes sleepers too
+        }
+        bytes
+    });
+    assert!(moved.load(Ordering::Relaxed) > 100);
+    let profile = Profile::decode(&bytes);
+    let in_uring =
+        |sample: &support_profile::Sample| sample.stack.iter().any(|name| name.contains("uring::"));
+    assert!(profile.total(1, in_uring) > 0, "stacks lead from the system call back to our code");
+}
+
+#[test]
+fn hundreds_of_threads_that_come_and_go_are_bounded() {
+    let _turn = turn();
+    let bytes = while_running(
+        300,
+        |stop| {
+            while !stop.load(Ordering::Relaxed) {
+                thread::scope(|scope| {
+                    scope.spawn(|| black_box((0..100_000_u64).fold(1, |a, b| black_box(a ^ b))));
+                });
+                thread::sleep(Duration::from_millis(20));
+            }
+        },
+        || {
+            let bytes = cpu_profile(Duration::from_secs(2), 1_000).unwrap();
+            let list = threads(1).unwrap();
+            assert!(String::from_utf8(list).unwrap().contains("burner-299"));
+            bytes
+        },
+    );
+    let profile = Profile::decode(&bytes);
+    assert!(profile.total(0, |_| true) > 0);
+    println!("{} bytes, {} samples, {:?}", bytes.len(), profile.samples.len(), profile.comments);
+}
+
+#[test]
+fn the_heap_profile_names_an_injected_leak_until_it_is_freed() {
+    let _turn = turn();
+    let held: Vec<Vec<u8>> = (0..400).map(|_| leak_in_a_named_function(100_000)).collect();
+    let in_use = |profile: &Profile| {
+        profile.total(3, |sample| sample.stack.iter().any(|name| name.ends_with("leak_in_a_named_function")))
+    };
+    let bytes = heap_profile(Heap::InUse).unwrap();
+    let profile = Profile::decode(&bytes);
+    let types = ["alloc_objects/count", "alloc_space/bytes", "inuse_objects/count", "inuse_space/bytes"];
+    assert_eq!(
+        (profile.sample_types.as_slice(), profile.default_type.as_str()),
+        (&types.map(String::from)[..], "inuse_space")
+    );
+    assert_eq!((profile.period_type.as_str(), profile.period), ("space/bytes", 524_288));
+    let found = in_use(&profile);
+    // 76 samples are expected: 40 MB within a factor of two, but for once in 10^8 runs.
+    assert!((20_000_000..80_000_000).contains(&found), "{found}");
+    let file = Kept::new("heap", &bytes);
+    if let Some(top) = file.pprof(&["-top", "-cum", "-nodecount=30"]) {
+        println!("{top}");
+        assert!(top.contains("leak_in_a_named_function"), "{top}");
+        assert!(!top.contains("streaming_server::profiling"), "the allocator is not shown: {top}");
+    }
+    drop(held);
+    let profile = Profile::decode(&heap_profile(Heap::Allocs).unwrap());
+    assert_eq!(profile.default_type, "alloc_space");
+    assert_eq!(in_use(&profile), 0);
+    assert!(
+        profile.total(1, |sample| sample.stack.iter().any(|name| name.ends_with("leak_in_a_named_function")))
+            > 20_000_000
+    );
+}
+
+#[test]
+fn allocations_freed_and_grown_elsewhere_are_forgotten() {
+    let _turn = turn();
+    let (sender, receiver) = std::sync::mpsc::channel::<Vec<u8>>();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            let sender = sender.clone();
+            scope.spawn(move || {
+                for size in 0..20_000_usize {
+                    let mut bytes = grown_in_a_named_function(size % 5_000);
+                    bytes.reserve(3 * bytes.len() + 1);
+                    sender.send(bytes).unwrap();
+                }
+            });
+        }
+        drop(sender);
+        scope.spawn(move || receiver.into_iter().map(|bytes| bytes.len()).sum::<usize>());
+    });
+    let profile = Profile::decode(&heap_profile(Heap::InUse).unwrap());
+    let ours =
+        |sample: &support_profile::Sample| sample.stack.iter().any(|name| name.contains("grown_in_a_named"));
+    assert!(profile.total(1, ours) > 0);
+    assert_eq!(profile.total(3, ours), 0, "nothing of it lives");
+}
+
+#[inline(never)]
+fn grown_in_a_named_function(bytes: usize) -> Vec<u8> {
+    let mut grown = Vec::new();
+    for index in 0..bytes {
+        grown.push(black_box(index as u8));
+    }
+    grown
+}
+
+#[inline(never)]
+fn sleep_in_a_named_function(stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(50));
+    }
+    black_box(stop);
+}
+
+#[test]
+fn the_thread_list_shows_names_states_and_where_each_stands() {
+    let _turn = turn();
+    let (profile, short, long) = while_running(3, sleep_in_a_named_function, || {
+        thread::sleep(Duration::from_millis(20));
+        (threads(0).unwrap(), threads(1).unwrap(), threads(2).unwrap())
+    });
+    let (short, long) = (String::from_utf8(short).unwrap(), String::from_utf8(long).unwrap());
+    assert!(short.contains("\"burner-2\" user ") && !short.contains("sleep_in_a_named_function"), "{short}");
+    assert_eq!(long.matches("sleep_in_a_named_function").count(), 3, "{long}");
+    let profile = Profile::decode(&profile);
+    assert_eq!(profile.sample_types, ["goroutine/count"]);
+    let sleeping = |sample: &support_profile::Sample| {
+        sample.labels.contains(&"thread=burner-1".to_owned())
+            && sample.stack.iter().any(|name| name.ends_with("sleep_in_a_named_function"))
+    };
+    assert_eq!(profile.total(0, sleeping), 1);
+}
+
+#[test]
+fn what_has_nothing_to_show_is_valid_and_says_so() {
+    let _turn = turn();
+    for kind in [Contention::Mutex, Contention::Block] {
+        let bytes = contention_profile(kind).unwrap();
+        let profile = Profile::decode(&bytes);
+        assert_eq!((profile.samples.len(), profile.sample_types[1].as_str()), (0, "delay/nanoseconds"));
+        assert!(profile.comments[0].starts_with("empty: "), "{:?}", profile.comments);
+        let file = Kept::new(&format!("{kind:?}"), &bytes);
+        if let Some(comments) = file.pprof(&["-comments"]) {
+            assert!(comments.contains("is not recorded"), "{comments}");
+        }
+    }
+    assert!(profiling::index().contains("mutex      empty"));
+    assert!(!profiling::cmdline().is_empty() && profiling::cmdline().last() != Some(&0));
+}
+
+/// Resident memory of this process in bytes.
+fn resident_bytes() -> usize {
+    let pages: usize =
+        std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size()
+}
+
+#[test]
+fn profiling_takes_less_than_two_megabytes_while_it_runs_and_after() {
+    let _turn = turn();
+    let burn = |stop: &AtomicBool| {
+        caller_of_the_burning(stop);
+    };
+    while_running(4, burn, || {
+        thread::sleep(Duration::from_millis(300));
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let most = scope.spawn(|| {
+                let (mut most, before) = (0, resident_bytes());
+                while !done.load(Ordering::Relaxed) {
+                    most = most.max(resident_bytes().saturating_sub(before));
+                    thread::sleep(Duration::from_millis(1));
+                }
+                most
+            });
+            thread::sleep(Duration::from_millis(50));
+            cpu_profile(Duration::from_secs(2), 250).unwrap();
+            heap_profile(Heap::InUse).unwrap();
+            done.store(true, Ordering::Relaxed);
+            let most = most.join().unwrap();
+            println!("{most} bytes more");
+            assert!(most < 2 * 1024 * 1024, "{most} bytes");
+        });
+    });
+}
