@@ -1,0 +1,198 @@
+// Recordings on the viewer page: the record button with its elapsed time, and the drawer with the list.
+//
+//   tick (once a second while the page is shown) ── GET api/recording/status ──► button
+//   drawer open ── GET api/recordings ──► list: play here, download, delete
+
+const TICK_MS = 1000;
+const TIMEOUT_MS = 15000; // a stop waits until the file is on the disk
+const CONFIRM_MS = 4000;
+
+const $ = (id) => document.getElementById(id);
+const recordButton = $("record-button");
+const recordText = $("record-text");
+const drawerButton = $("recordings-button");
+const drawer = $("drawer");
+const list = $("recording-list");
+const note = $("recording-note");
+const player = $("player");
+
+let isRecording = false;
+let isBusy = false;
+let playing = null; // name of the recording in the player
+
+async function ask(method, path, body) {
+  const options = { method, cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) };
+  if (body) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json" } });
+  const response = await fetch(path, options);
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error || `HTTP ${response.status}`);
+  return answer;
+}
+
+function say(text) {
+  if (note.textContent !== text) note.textContent = text;
+}
+
+function clock(seconds) {
+  const whole = Math.floor(seconds);
+  const two = (number) => String(number).padStart(2, "0");
+  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+}
+
+function size(bytes) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  const power = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(bytes, 1)) / 3));
+  const value = bytes / 1000 ** power;
+  return `${power && value < 10 ? value.toFixed(1) : value.toFixed(0)} ${units[power]}`;
+}
+
+// ---- the button -------------------------------------------------------------------------------------
+
+function showStatus(status) {
+  const ended = isRecording && !status.recording;
+  isRecording = status.recording;
+  recordButton.setAttribute("aria-pressed", String(isRecording));
+  recordButton.disabled = isBusy;
+  recordText.textContent = isRecording ? `Stop ${clock(status.duration || 0)}` : "Record";
+  document.body.toggleAttribute("data-recording", isRecording);
+  if (status.error) say(status.error.error);
+  if (ended && !drawer.hidden) refresh();
+}
+
+async function tick() {
+  if (!document.hidden && !isBusy) {
+    try {
+      showStatus(await ask("GET", "api/recording/status"));
+      if (isRecording && !drawer.hidden) await refresh();
+    } catch {
+      // The live view says that the server is gone; this comes back with it.
+    }
+  }
+  setTimeout(tick, TICK_MS);
+}
+
+async function toggleRecording() {
+  isBusy = true;
+  recordButton.disabled = true;
+  try {
+    const answer = await ask("POST", isRecording ? "api/recording/stop" : "api/recording/start");
+    say(answer.status === "stopped" ? `Saved ${answer.name}, ${clock(answer.duration)}` : `Recording ${answer.name}`);
+  } catch (error) {
+    say(error.message);
+  } finally {
+    isBusy = false;
+  }
+  try {
+    showStatus(await ask("GET", "api/recording/status"));
+  } catch {
+    recordButton.disabled = false;
+  }
+  if (!drawer.hidden) refresh();
+}
+
+// ---- the drawer -------------------------------------------------------------------------------------
+
+function element(tag, properties, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+const pathOf = (name) => `api/recordings/${encodeURIComponent(name)}`;
+
+function row(recording) {
+  const started = recording.started_at ? new Date(recording.started_at).toLocaleString() : "";
+  const marks = [recording.recording && "recording now", recording.recovered && "recovered"].filter(Boolean);
+  const facts = [started, recording.duration === null ? "" : clock(recording.duration), size(recording.bytes), ...marks];
+  const play = element("button", { type: "button", textContent: "Play", onclick: () => open(recording.name) });
+  play.disabled = !recording.name.endsWith(".mp4"); // browsers play no bare H.264
+  const download = element("a", { href: pathOf(recording.name), download: recording.name, textContent: "Download" });
+  const remove = element("button", { type: "button", textContent: "Delete", className: "danger" });
+  remove.disabled = recording.recording;
+  remove.onclick = () => confirmDelete(remove, recording.name);
+  return element(
+    "li", {},
+    element("div", { className: "facts" },
+      element("strong", { textContent: recording.name }),
+      element("span", { textContent: facts.filter(Boolean).join("  ·  ") })),
+    element("div", { className: "bar-group" }, play, download, remove),
+  );
+}
+
+let shown = "";
+
+async function refresh() {
+  try {
+    const { recordings } = await ask("GET", "api/recordings");
+    const next = JSON.stringify(recordings);
+    if (next === shown) return;
+    // A list that is being used is not exchanged under the finger.
+    if (list.contains(document.activeElement) && shown) return;
+    shown = next;
+    list.replaceChildren(...recordings.map(row));
+    $("recording-none").hidden = recordings.length > 0;
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+function confirmDelete(button, name) {
+  if (button.dataset.sure) {
+    document.activeElement?.blur();
+    remove(name);
+    return;
+  }
+  button.dataset.sure = "1";
+  button.textContent = "Really delete?";
+  setTimeout(() => {
+    delete button.dataset.sure;
+    button.textContent = "Delete";
+  }, CONFIRM_MS);
+}
+
+async function remove(name) {
+  if (playing === name) close();
+  try {
+    await ask("DELETE", pathOf(name));
+    say(`Deleted ${name}`);
+  } catch (error) {
+    say(error.message);
+  }
+  refresh();
+}
+
+function open(name) {
+  playing = name;
+  player.hidden = false;
+  player.src = pathOf(name);
+  player.setAttribute("aria-label", `Recording ${name}`);
+  player.play().catch(() => {}); // the controls are there
+  player.scrollIntoView({ block: "nearest" });
+}
+
+function close() {
+  playing = null;
+  player.pause();
+  player.removeAttribute("src");
+  player.load();
+  player.hidden = true;
+}
+
+function toggleDrawer() {
+  drawer.hidden = !drawer.hidden;
+  drawerButton.setAttribute("aria-expanded", String(!drawer.hidden));
+  if (drawer.hidden) close();
+  else refresh();
+}
+
+recordButton.addEventListener("click", toggleRecording);
+drawerButton.addEventListener("click", toggleDrawer);
+$("drawer-close").addEventListener("click", toggleDrawer);
+player.addEventListener("error", () => playing && say("This recording cannot be played here; download it."));
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
+  if (event.key === "Escape" && !drawer.hidden) toggleDrawer();
+  if (event.key === "r" && !isBusy && !event.target.closest("input, textarea")) toggleRecording();
+});
+tick();

@@ -1,0 +1,483 @@
+// The viewer page: one WebRTC connection to the server, kept alive by itself.
+//
+//   tick (once a second) ── GET api/status ──► camera, server there?
+//                        └─ getStats ────────► frames moving?          ──► state ──► page
+//   connect ── POST api/webrtc/offer ──► video.   Any end of it ──► reconnect with backoff.
+//
+// For tests, and stable: window.__viewer = {
+//   state    "connecting" | "live" | "waiting" | "away" | "stalled" | "server-gone" | "full" | "refused" | "tap",
+//   stats()  the last sample: { state, fps, bitrate_bps, width, height, frames_decoded, frames_dropped,
+//            freezes, packets_lost, loss_percent, jitter_buffer_ms, rtt_ms, connects,
+//            latency: { kind: "capture" | "receive" | null, last_ms, p50_ms, p95_ms, samples } },
+//   pc       the current RTCPeerConnection or null
+// }
+
+const TICK_MS = 1000;
+const STATUS_TIMEOUT_MS = 3000;
+const OFFER_TIMEOUT_MS = 8000;
+const STALL_MS = 5000; // no picture for so long, though the camera is live: connect anew
+const DISCONNECT_GRACE_MS = 2000; // ICE often recovers from "disconnected" by itself
+const BACKOFF_MS = [300, 700, 1500, 3000, 5000, 8000];
+const QUIET_MS = 3500;
+const LATENCY_SAMPLES = 300;
+
+const $ = (id) => document.getElementById(id);
+const video = $("video");
+const canvas = $("canvas");
+
+// ---- state ------------------------------------------------------------------------------------------
+
+const TEXTS = {
+  connecting: ["Connecting…", ""],
+  live: ["Live", ""],
+  waiting: ["Waiting for the camera", "The picture starts by itself."],
+  away: ["Camera away", "The picture comes back by itself."],
+  stalled: ["The camera sends no pictures", "The picture comes back by itself."],
+  "server-gone": ["Server not reachable", "Trying again…"],
+  full: ["All places are taken", "Trying again…"],
+  refused: ["The server refused the connection", ""],
+  tap: ["Tap to play", "This browser starts video only after a tap."],
+};
+
+let pc = null;
+let state = "connecting";
+let retryTimer = 0;
+let graceTimer = 0;
+let attempts = 0;
+let connects = 0;
+let refusal = null; // { state: "full" | "refused", detail }: why the last offer was turned down
+let camera = null; // api/status of the server; null: unknown
+let missedStatus = 0;
+let wasLive = false;
+let isPlayBlocked = false;
+let movedAt = 0; // when the picture last moved, or the connection was made
+
+function decideState(now) {
+  if (pc && isMoving(now)) return isPlayBlocked ? "tap" : "live";
+  if (missedStatus >= 2) return "server-gone";
+  if (camera && camera.state === "away") return wasLive ? "away" : "waiting";
+  if (camera && camera.state === "stalled") return "stalled";
+  if (refusal) return refusal.state;
+  return "connecting";
+}
+
+function isMoving(now) {
+  return sample.frames_decoded > 0 && now - movedAt < 1.5 * TICK_MS + 500;
+}
+
+function show(now = performance.now()) {
+  const next = decideState(now);
+  if (next === "live") {
+    wasLive = true;
+    attempts = 0;
+    refusal = null;
+  }
+  const [title, text] = TEXTS[next];
+  const detail = refusal && next === refusal.state ? refusal.detail || text : text;
+  // Only changes are written: the message is a live region, a screen reader says every write.
+  if ($("message-title").textContent !== title) $("message-title").textContent = title;
+  if ($("message-detail").textContent !== detail) $("message-detail").textContent = detail;
+  if (state !== next) {
+    state = next;
+    document.body.dataset.state = next;
+  }
+  sample.state = state;
+  drawStatusLine();
+}
+
+// ---- connection -------------------------------------------------------------------------------------
+
+async function connect() {
+  disconnect();
+  connects += 1;
+  movedAt = performance.now();
+  const mine = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
+  pc = mine;
+  const transceiver = mine.addTransceiver("video", { direction: "recvonly" });
+  preferLowLatency(transceiver);
+  mine.ontrack = (event) => play(event.streams[0] || new MediaStream([event.track]));
+  mine.onconnectionstatechange = () => pc === mine && connectionChanged(mine);
+  try {
+    await mine.setLocalDescription();
+    // The server is ICE-lite and learns our addresses from our checks: no need to wait for candidates.
+    const answer = await postOffer(mine.localDescription.sdp);
+    if (pc !== mine) return;
+    await mine.setRemoteDescription(answer);
+    const dtls = transceiver.receiver.transport;
+    if (dtls) {
+      dtls.onstatechange = () => {
+        if (pc === mine && (dtls.state === "closed" || dtls.state === "failed")) reconnect();
+      };
+    }
+  } catch (error) {
+    if (pc === mine) turnedDown(error);
+  }
+}
+
+class Refused extends Error {
+  constructor(status, code, message, retryAfter) {
+    super(message);
+    Object.assign(this, { status, code, retryAfter });
+  }
+}
+
+async function postOffer(sdp) {
+  const response = await fetchWithTimeout("api/webrtc/offer", OFFER_TIMEOUT_MS, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ type: "offer", sdp }),
+  });
+  const body = await response.json().catch(() => ({}));
+  if (response.ok) return body;
+  const retryAfter = Number(response.headers.get("retry-after")) || 0;
+  throw new Refused(response.status, body.code, body.error || `HTTP ${response.status}`, retryAfter);
+}
+
+function turnedDown(error) {
+  refusal = null;
+  let wait_ms = 0;
+  if (error instanceof Refused) {
+    const isFull = error.code === "full";
+    refusal = { state: isFull ? "full" : "refused", detail: isFull ? "" : error.message };
+    wait_ms = error.status === 503 ? error.retryAfter * 1000 : BACKOFF_MS[BACKOFF_MS.length - 1];
+  }
+  reconnect(wait_ms);
+}
+
+function preferLowLatency(transceiver) {
+  const { receiver } = transceiver;
+  if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
+  if ("playoutDelayHint" in receiver) receiver.playoutDelayHint = 0;
+  // Capture times travel in a header extension that browsers know but do not offer by default.
+  if (!transceiver.setHeaderExtensionsToNegotiate) return;
+  try {
+    const extensions = transceiver.getHeaderExtensionsToNegotiate();
+    const captureTime = extensions.find((extension) => extension.uri.endsWith("/abs-capture-time"));
+    if (captureTime) captureTime.direction = "sendrecv";
+    transceiver.setHeaderExtensionsToNegotiate(extensions);
+  } catch (error) {
+    console.info("no capture times:", error.message);
+  }
+}
+
+function play(stream) {
+  video.srcObject = stream;
+  video.play().then(
+    () => (isPlayBlocked = false),
+    (error) => (isPlayBlocked = error.name === "NotAllowedError"),
+  );
+}
+
+function connectionChanged(mine) {
+  clearTimeout(graceTimer);
+  if (mine.connectionState === "failed" || mine.connectionState === "closed") {
+    reconnect();
+  } else if (mine.connectionState === "disconnected") {
+    graceTimer = setTimeout(() => mine.connectionState === "disconnected" && reconnect(), DISCONNECT_GRACE_MS);
+  }
+}
+
+// Frees our side and, with the DTLS close it sends, the server's at once.
+function disconnect() {
+  clearTimeout(retryTimer);
+  clearTimeout(graceTimer);
+  retryTimer = 0;
+  if (pc) {
+    pc.onconnectionstatechange = pc.ontrack = null;
+    pc.close();
+  }
+  pc = null;
+  sample = emptySample();
+  latencies.length = 0;
+  latencyKind = null;
+}
+
+function reconnect(atLeast_ms = 0) {
+  disconnect();
+  const backoff_ms = BACKOFF_MS[Math.min(attempts, BACKOFF_MS.length - 1)] * (0.75 + Math.random() / 2);
+  attempts += 1;
+  retryTimer = setTimeout(connect, Math.max(backoff_ms, atLeast_ms));
+  show();
+}
+
+// Something changed for the better (network back, page shown, server back): no waiting.
+function reconnectNow() {
+  attempts = 0;
+  if (!pc || !isMoving(performance.now())) connect();
+}
+
+// ---- once a second ----------------------------------------------------------------------------------
+
+async function fetchWithTimeout(path, timeout_ms, options = {}) {
+  const abort = new AbortController();
+  const timer = setTimeout(() => abort.abort(), timeout_ms);
+  try {
+    return await fetch(path, { cache: "no-store", signal: abort.signal, ...options });
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+async function askStatus() {
+  try {
+    const response = await fetchWithTimeout("api/status", STATUS_TIMEOUT_MS);
+    if (!response.ok) throw new Error(`HTTP ${response.status}`);
+    ({ camera = null } = await response.json());
+    const wasGone = missedStatus >= 2;
+    missedStatus = 0;
+    if (wasGone) reconnectNow();
+  } catch {
+    camera = null;
+    missedStatus += 1;
+  }
+}
+
+async function tick() {
+  // A hidden page keeps its connection and asks nothing.
+  if (!document.hidden) {
+    await Promise.all([askStatus(), takeSample()]);
+    const now = performance.now();
+    const isCameraLive = camera && camera.state === "live";
+    if (!isCameraLive) {
+      movedAt = Math.max(movedAt, now - STALL_MS / 2);
+    } else if (pc && now - movedAt > STALL_MS) {
+      reconnect();
+    }
+    show(now);
+  }
+  setTimeout(tick, TICK_MS);
+}
+
+// ---- measuring --------------------------------------------------------------------------------------
+
+const latencies = []; // the last LATENCY_SAMPLES of one kind, in ms
+let latencyKind = null;
+let before = null; // the report the rates are counted from
+let sample = emptySample();
+
+function emptySample() {
+  before = null;
+  return {
+    state, fps: 0, bitrate_bps: 0, width: 0, height: 0, frames_decoded: 0, frames_dropped: 0, freezes: 0,
+    packets_lost: 0, loss_percent: 0, jitter_buffer_ms: null, rtt_ms: null,
+  };
+}
+
+async function takeSample() {
+  const mine = pc;
+  if (!mine) return;
+  const report = await mine.getStats();
+  if (pc !== mine) return;
+  let stream = null;
+  let pair = null;
+  for (const entry of report.values()) {
+    if (entry.type === "inbound-rtp" && entry.kind === "video") stream = entry;
+    if (entry.type === "candidate-pair" && entry.nominated && entry.state === "succeeded") pair = entry;
+  }
+  if (!stream) return;
+  const previous = sample.frames_decoded;
+  sample = readStream(stream, before || {}, pair);
+  if (sample.frames_decoded > previous) movedAt = performance.now();
+  before = stream;
+}
+
+function readStream(stream, earlier, pair) {
+  const since = (name) => (stream[name] || 0) - (earlier[name] || 0);
+  const seconds = earlier.timestamp ? (stream.timestamp - earlier.timestamp) / 1000 : 0;
+  const perSecond = (name) => (seconds > 0 ? since(name) / seconds : 0);
+  const expected = since("packetsReceived") + since("packetsLost");
+  const emitted = since("jitterBufferEmittedCount");
+  return {
+    state,
+    fps: perSecond("framesDecoded"),
+    bitrate_bps: perSecond("bytesReceived") * 8,
+    width: stream.frameWidth || 0,
+    height: stream.frameHeight || 0,
+    frames_decoded: stream.framesDecoded || 0,
+    frames_dropped: stream.framesDropped || 0,
+    freezes: stream.freezeCount || 0,
+    packets_lost: stream.packetsLost || 0,
+    loss_percent: expected > 0 ? Math.max(0, (100 * since("packetsLost")) / expected) : 0,
+    jitter_buffer_ms: emitted > 0 ? (1000 * since("jitterBufferDelay")) / emitted : null,
+    rtt_ms: pair && pair.currentRoundTripTime !== undefined ? pair.currentRoundTripTime * 1000 : null,
+  };
+}
+
+// Capture -> shown where the browser knows the capture time (on our clock: it estimates the difference to
+// the sender's); else from the last packet's arrival.
+function frameShown(now, frame) {
+  const shown = frame.expectedDisplayTime || frame.presentationTime || now;
+  const hasCapture = frame.captureTime !== undefined && isPlausible(shown - frame.captureTime);
+  const start = hasCapture ? frame.captureTime : frame.receiveTime;
+  if (start !== undefined && isPlausible(shown - start)) noteLatency(hasCapture ? "capture" : "receive", shown - start);
+  video.requestVideoFrameCallback(frameShown);
+}
+
+const isPlausible = (latency_ms) => latency_ms > 0 && latency_ms < 60_000;
+
+// The two kinds don't mix: from the first known capture time on, only those count.
+function noteLatency(kind, latency_ms) {
+  if (kind !== latencyKind && latencyKind === "capture") return;
+  if (kind !== latencyKind) latencies.length = 0;
+  latencyKind = kind;
+  latencies.push(latency_ms);
+  if (latencies.length > LATENCY_SAMPLES) latencies.shift();
+}
+
+function latency() {
+  const sorted = [...latencies].sort((a, b) => a - b);
+  const at = (share) => (sorted.length ? sorted[Math.floor((sorted.length - 1) * share)] : null);
+  return {
+    kind: sorted.length ? latencyKind : null,
+    last_ms: latencies.length ? latencies[latencies.length - 1] : null,
+    p50_ms: at(0.5),
+    p95_ms: at(0.95),
+    samples: sorted.length,
+  };
+}
+
+// ---- status line ------------------------------------------------------------------------------------
+
+const STATE_WORDS = { live: "live", tap: "paused", "server-gone": "server gone", full: "full" };
+let isStatusShown = readSetting("status") !== "off";
+
+function statusParts() {
+  const word = STATE_WORDS[state] || state;
+  if (state !== "live" && state !== "tap") return [word]; // figures of a picture that stands say nothing
+  const { kind, p50_ms } = latency();
+  const parts = [
+    word,
+    `${sample.width}×${sample.height}`,
+    `${sample.fps.toFixed(0)} fps`,
+    sample.bitrate_bps >= 1e6 ? `${(sample.bitrate_bps / 1e6).toFixed(1)} Mbit/s` : `${(sample.bitrate_bps / 1e3).toFixed(0)} kbit/s`,
+  ];
+  if (kind) parts.push(`${kind === "capture" ? "capture→shown" : "received→shown"} ${p50_ms.toFixed(0)} ms`);
+  parts.push(`loss ${sample.loss_percent.toFixed(1)} %`);
+  if (sample.frames_dropped) parts.push(`${sample.frames_dropped} dropped`);
+  if (sample.freezes) parts.push(sample.freezes === 1 ? "1 freeze" : `${sample.freezes} freezes`);
+  return parts;
+}
+
+// Breaks between parts only.
+function wrap(context, parts, width) {
+  const lines = [];
+  for (const part of parts) {
+    const last = lines[lines.length - 1];
+    const joined = `${last}  ·  ${part}`;
+    if (last !== undefined && context.measureText(joined).width <= width) lines[lines.length - 1] = joined;
+    else lines.push(part);
+  }
+  return lines;
+}
+
+function drawStatusLine() {
+  const { clientWidth: width, clientHeight: height } = canvas;
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio); // also clears
+  canvas.height = Math.round(height * ratio);
+  const parts = statusParts();
+  canvas.setAttribute("aria-label", parts.join(", "));
+  if (!isStatusShown) return;
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  context.font = "500 14px ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace";
+  context.textBaseline = "middle";
+  const [inset, lineHeight, dot] = [12, 22, 16];
+  const lines = wrap(context, parts, width - 2 * inset - dot);
+  const textWidth = Math.max(...lines.map((line) => context.measureText(line).width));
+  context.fillStyle = "rgb(16 21 27 / 0.82)";
+  context.beginPath();
+  const box = [0, 0, textWidth + 2 * inset + dot, lines.length * lineHeight + 12];
+  if (context.roundRect) context.roundRect(...box, 10);
+  else context.rect(...box);
+  context.fill();
+  context.fillStyle = state === "live" ? "#7ee0a1" : "#ffc46b";
+  context.beginPath();
+  context.arc(inset + 5, 6 + lineHeight / 2, 4.5, 0, 2 * Math.PI);
+  context.fill();
+  context.fillStyle = "#f2f5f8";
+  lines.forEach((line, index) => context.fillText(line, inset + dot, 6 + lineHeight * (index + 0.5) + 1));
+}
+
+// ---- controls ---------------------------------------------------------------------------------------
+
+function readSetting(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null; // storage is off: settings last as long as the page
+  }
+}
+
+function toggleStatus() {
+  isStatusShown = !isStatusShown;
+  $("status-button").setAttribute("aria-pressed", String(isStatusShown));
+  try {
+    localStorage.setItem("status", isStatusShown ? "on" : "off");
+  } catch {
+    // as above
+  }
+  drawStatusLine();
+}
+
+function toggleFullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else document.documentElement.requestFullscreen().catch(() => {});
+}
+
+function tapped() {
+  if (isPlayBlocked && video.srcObject) play(video.srcObject);
+  else toggleStatus();
+}
+
+let quietTimer = 0;
+
+function stir() {
+  delete document.body.dataset.quiet;
+  clearTimeout(quietTimer);
+  quietTimer = setTimeout(() => (document.body.dataset.quiet = ""), QUIET_MS);
+}
+
+function wireControls() {
+  $("stage").addEventListener("click", tapped);
+  $("status-button").addEventListener("click", toggleStatus);
+  $("status-button").setAttribute("aria-pressed", String(isStatusShown));
+  $("fullscreen-button").addEventListener("click", toggleFullscreen);
+  $("fullscreen-button").hidden = !document.fullscreenEnabled;
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || event.target.closest("input, textarea")) return;
+    if (event.key === "s") toggleStatus();
+    if (event.key === "f" && document.fullscreenEnabled) toggleFullscreen();
+  });
+  for (const name of ["pointermove", "pointerdown", "keydown", "focusin"]) document.addEventListener(name, stir);
+}
+
+function wirePage() {
+  window.addEventListener("resize", drawStatusLine);
+  window.addEventListener("online", reconnectNow);
+  window.addEventListener("pagehide", disconnect);
+  window.addEventListener("pageshow", (event) => event.persisted && reconnectNow());
+  document.addEventListener("visibilitychange", () => {
+    movedAt = performance.now(); // nobody watched the clock meanwhile
+    if (!document.hidden && (!pc || pc.connectionState === "disconnected")) reconnectNow();
+  });
+}
+
+window.__viewer = {
+  get state() { return state; },
+  get pc() { return pc; },
+  stats: () => ({ ...sample, connects, latency: latency() }),
+};
+
+wireControls();
+wirePage();
+stir();
+show();
+if (typeof RTCPeerConnection === "undefined") {
+  refusal = { state: "refused", detail: "This browser has no WebRTC." };
+  show();
+} else {
+  if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(frameShown);
+  connect();
+  tick();
+}

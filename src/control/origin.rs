@@ -1,0 +1,42 @@
+//! Is a page ours? Compares the `Origin` of a request with the host it was sent to. Decides nothing about
+//! lists; pure.
+
+/// Whether `origin` (RFC 6454, `scheme://host[:port]`) names the authority in `host`.
+///
+/// The scheme is not compared: behind a proxy that ends TLS the browser says https and we see http. A port
+/// that is the scheme's default counts as absent on both sides.
+#[must_use]
+pub(super) fn is_same(origin: &str, host: Option<&str>) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else {
+        return false;
+    };
+    let default_port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+    let strip = |text: &'_ str| text.strip_suffix(default_port).unwrap_or(text).to_ascii_lowercase();
+    host.is_some_and(|host| !authority.is_empty() && strip(authority) == strip(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_authority_is_the_same_page() {
+        assert!(is_same("http://cam:8080", Some("cam:8080")));
+        assert!(is_same("https://cam.example", Some("cam.example")));
+        assert!(is_same("https://cam.example", Some("cam.example:443")));
+        assert!(is_same("http://Cam.Example", Some("cam.example:80")));
+        assert!(is_same("http://[::1]:8080", Some("[::1]:8080")));
+    }
+
+    #[test]
+    fn anything_else_is_foreign() {
+        assert!(!is_same("http://cam:8081", Some("cam:8080")));
+        assert!(!is_same("http://evil", Some("cam")));
+        assert!(!is_same("http://cam.evil", Some("cam")));
+        assert!(!is_same("null", Some("null")));
+        assert!(!is_same("http://", Some("")));
+        assert!(!is_same("http://cam", None));
+        assert!(!is_same("", Some("cam")));
+        assert!(!is_same("http://cam:8080@evil", Some("cam:8080")));
+    }
+}

@@ -1,0 +1,399 @@
+//! The HTTP endpoint that browsers and the network reach: hyper, HTTP/1.1, on the caller's tokio
+//! current_thread runtime. Bounds everything a connection can hold or take; decides nothing about
+//! requests (that is [`routes`]).
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::channel::Channel;
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request;
+use hyper::http::uri::Authority;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, StatusCode, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::backend::{ApiError, Backend};
+use super::download::{self, Stream};
+use super::routes::{self, Action, Endpoint, Head, Policy, Response};
+use crate::limits;
+
+/// What the endpoint needs to know.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Address the listener is bound to, for log lines.
+    pub address: SocketAddr,
+    /// Origins beside our own whose pages may use the API.
+    pub allow_origin: Vec<String>,
+}
+
+/// Times a connection is given. The defaults are the program's; tests shorten them.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpTimeouts {
+    /// From accept or the last answer until a request's head is complete.
+    pub header: Duration,
+    /// For a request's body.
+    pub body: Duration,
+    /// For the backend's part of the answer.
+    pub backend: Duration,
+}
+
+impl Default for HttpTimeouts {
+    fn default() -> HttpTimeouts {
+        HttpTimeouts {
+            header: limits::HEADER_TIMEOUT,
+            body: limits::BODY_TIMEOUT,
+            backend: limits::BACKEND_TIMEOUT,
+        }
+    }
+}
+
+/// Serves until `stop` becomes true (or its sender is gone), then lets answers in progress finish for
+/// `limits::CLOSE_TIMEOUT` and returns. `listener` must be nonblocking.
+pub async fn serve(
+    config: HttpConfig,
+    listener: std::net::TcpListener,
+    backend: Arc<dyn Backend>,
+    stop: watch::Receiver<bool>,
+) {
+    serve_with(config, HttpTimeouts::default(), listener, backend, stop).await;
+}
+
+/// [`serve`] with other timeouts.
+pub async fn serve_with(
+    config: HttpConfig,
+    timeouts: HttpTimeouts,
+    listener: std::net::TcpListener,
+    backend: Arc<dyn Backend>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            log::error!("http {}: the listener does not fit the runtime: {error}", config.address);
+            return;
+        }
+    };
+    let policy = Policy { allow_origin: config.allow_origin };
+    let endpoint = Arc::new(Shared { policy, timeouts, backend });
+    let mut doorman = Doorman::new(endpoint, stop.clone());
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|&stopped| stopped) => break,
+            Some(_) = doorman.connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => doorman.admit(stream),
+                Err(error) => doorman.back_off(&config.address, &error).await,
+            },
+        }
+    }
+    drop(listener);
+    doorman.close().await;
+}
+
+/// What all connections share.
+struct Shared {
+    policy: Policy,
+    timeouts: HttpTimeouts,
+    backend: Arc<dyn Backend>,
+}
+
+/// Lets connections in, or not.
+struct Doorman {
+    shared: Arc<Shared>,
+    stop: watch::Receiver<bool>,
+    connections: JoinSet<()>,
+    places: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    complained_at: Option<Instant>,
+}
+
+impl Doorman {
+    fn new(shared: Arc<Shared>, stop: watch::Receiver<bool>) -> Doorman {
+        Doorman {
+            shared,
+            stop,
+            connections: JoinSet::new(),
+            places: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
+            refusals: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
+            complained_at: None,
+        }
+    }
+
+    fn admit(&mut self, stream: TcpStream) {
+        prepare(&stream);
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            let (shared, stop) = (self.shared.clone(), self.stop.clone());
+            self.connections.spawn(async move {
+                run_connection(shared, stream, stop).await;
+                drop(place);
+            });
+        } else if let Ok(place) = self.refusals.clone().try_acquire_owned() {
+            self.complain("http: all connections are taken, refusing more");
+            self.connections.spawn(async move {
+                refuse(stream).await;
+                drop(place);
+            });
+        }
+    }
+
+    /// After a failed accept. One lost connection is nothing; no descriptors or memory left (EMFILE,
+    /// ENFILE, ENOBUFS, ENOMEM) would make this loop spin.
+    async fn back_off(&mut self, address: &SocketAddr, error: &io::Error) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+        if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+            self.complain(&format!("http {address}: accepting failed, trying again: {error}"));
+            sleep(ACCEPT_PAUSE).await;
+        }
+    }
+
+    /// A warning, once a minute at most.
+    fn complain(&mut self, message: &str) {
+        if self.complained_at.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
+            self.complained_at = Some(Instant::now());
+            log::warn!("{message}");
+        }
+    }
+
+    /// Connections see `stop` themselves; those that don't end in time are dropped.
+    async fn close(mut self) {
+        let all_ended = async { while self.connections.join_next().await.is_some() {} };
+        if timeout(limits::CLOSE_TIMEOUT, all_ended).await.is_err() {
+            self.connections.shutdown().await;
+        }
+    }
+}
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Socket options; a kernel that refuses one costs nothing but the nicety.
+fn prepare(stream: &TcpStream) {
+    let answer_timeout_ms = u32::try_from(limits::ANSWER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
+        log::debug!("http: TCP_USER_TIMEOUT: {error}");
+    }
+    if let Err(error) = stream.set_nodelay(true) {
+        log::debug!("http: TCP_NODELAY: {error}");
+    }
+}
+
+/// One connection from its first request to its last.
+async fn run_connection(shared: Arc<Shared>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
+    let header_timeout = shared.timeouts.header;
+    let service = service_fn(move |request| {
+        let shared = shared.clone();
+        Box::pin(async move { Ok::<_, Infallible>(shared.answer(request).await) })
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        // A caller that has said all it wants (`nc -N`) still gets its answers.
+        .half_close(true)
+        .max_header_size(limits::HEADER_BYTES_MAX)
+        .max_buf_size(limits::CONNECTION_BUFFER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let is_stopping = tokio::select! {
+        ended = poll_fn(|context| connection.poll_without_shutdown(context)) => {
+            note_end(ended);
+            false
+        }
+        _ = stop.wait_for(|&stopped| stopped) => true,
+    };
+    if is_stopping {
+        Pin::new(&mut connection).graceful_shutdown();
+        note_end(poll_fn(|context| connection.poll_without_shutdown(context)).await);
+    }
+    linger(connection.into_parts().io.into_inner()).await;
+}
+
+/// A connection that ends badly is the other side's doing and no news.
+fn note_end(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        log::debug!("http: connection ended: {error}");
+    }
+}
+
+/// Closes our side and reads on for a moment: closing with unread bytes would reset the connection and may
+/// take the last answer with it (RFC 9112 section 9.6).
+async fn linger(stream: TcpStream) {
+    if rustix::net::shutdown(&stream, rustix::net::Shutdown::Write).is_err() {
+        return;
+    }
+    let read_to_the_end = async {
+        let mut scrap = [0; 4096];
+        while stream.readable().await.is_ok() {
+            match stream.try_read(&mut scrap) {
+                Ok(0) => break,
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => break,
+                _ => {}
+            }
+        }
+    };
+    // Either outcome is an end: the other side closed, or it had its time.
+    let _ = timeout(limits::LINGER, read_to_the_end).await;
+}
+
+/// Tells a connection beyond the bound so. The answer fits any socket buffer.
+async fn refuse(stream: TcpStream) {
+    if matches!(stream.try_write(REFUSAL), Ok(bytes) if bytes == REFUSAL.len()) {
+        linger(stream).await;
+    }
+}
+
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+content-type: application/json\r\n\
+content-length: 62\r\n\
+cache-control: no-store\r\n\
+retry-after: 1\r\n\
+connection: close\r\n\r\n\
+{\"error\":\"too many connections\",\"code\":\"too_many_connections\"}";
+
+impl Shared {
+    /// One request to one response.
+    async fn answer(&self, request: Request<Incoming>) -> hyper::Response<AnswerBody> {
+        let (parts, body) = request.into_parts();
+        let (response, stream) = match head_of(&parts) {
+            Ok(head) => {
+                let (response, stream) = self.respond(&head, body).await;
+                (routes::finish(&self.policy, &head, response), stream)
+            }
+            Err(response) => (routes::finish(&self.policy, &Head::default(), response), None),
+        };
+        into_hyper(response, stream)
+    }
+
+    async fn respond(&self, head: &Head<'_>, body: Incoming) -> (Response, Option<Stream>) {
+        let endpoint = match routes::admit(&self.policy, head) {
+            Ok(endpoint) => endpoint,
+            Err(response) => return (response, None),
+        };
+        let body = match self.read_body(endpoint, body).await {
+            Ok(body) => body,
+            Err(response) => return (response, None),
+        };
+        let action = routes::act(endpoint, head, &body);
+        drop(body);
+        match timeout(self.timeouts.backend, self.perform(head, action)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let error = ApiError {
+                    status: 503,
+                    code: "busy",
+                    message: "the server did not get to it in time".into(),
+                    retry_after_s: Some(1),
+                };
+                (error.into(), None)
+            }
+        }
+    }
+
+    /// The whole body, bounded in bytes and time. A length that is too long is refused unread.
+    async fn read_body(&self, endpoint: Endpoint, body: Incoming) -> Result<Bytes, Response> {
+        let bytes_max = endpoint.body_bytes_max();
+        if body.size_hint().lower() > bytes_max as u64 {
+            return Err(routes::body_too_large(endpoint));
+        }
+        match timeout(self.timeouts.body, Limited::new(body, bytes_max).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(routes::body_too_large(endpoint)),
+            Ok(Err(_)) => {
+                Err(Response::error(400, "bad_body", "the body is broken off or malformed").closing())
+            }
+            Err(_) => Err(Response::error(408, "timeout", "the body did not arrive in time").closing()),
+        }
+    }
+
+    async fn perform(&self, head: &Head<'_>, action: Action) -> (Response, Option<Stream>) {
+        let response = match action {
+            Action::Respond(response) => response,
+            Action::Recording(command) => routes::answer_recording(self.backend.recording(command).await),
+            Action::Download { name, follow } => match self.backend.open_recording(name).await {
+                Ok(file) => return download::answer(head, file, follow),
+                Err(error) => error.into(),
+            },
+            Action::Offer { sdp } => routes::answer_offer(self.backend.offer(&sdp).await),
+            Action::Viewers => routes::answer_viewers(&self.backend.viewers().await),
+            Action::Status => {
+                let viewers = self.backend.viewers().await;
+                routes::answer_status(&self.backend.camera(), &viewers)
+            }
+            Action::Ready => routes::answer_ready(self.backend.ready()),
+            Action::Metrics => routes::answer_metrics(self.backend.metrics()),
+        };
+        (response, None)
+    }
+}
+
+/// Bytes at hand, or a file as it is read.
+type AnswerBody = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
+
+/// What [`routes`] wants to know of a request. HTTP/1.1 needs exactly one Host (RFC 9112 section 3.2); a
+/// second Origin is nothing a browser sends.
+fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
+    let host = single(&parts.headers, &header::HOST)?;
+    if host.is_none() && parts.version == Version::HTTP_11 {
+        return Err(bad_header(&header::HOST));
+    }
+    Ok(Head {
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        host: parts.uri.authority().map(Authority::as_str).or(host),
+        origin: single(&parts.headers, &header::ORIGIN)?,
+        if_none_match: text(&parts.headers, &header::IF_NONE_MATCH),
+        range: text(&parts.headers, &header::RANGE),
+        if_range: text(&parts.headers, &header::IF_RANGE),
+        requested_method: single(&parts.headers, &header::ACCESS_CONTROL_REQUEST_METHOD)?,
+    })
+}
+
+/// A header that only helps: ignored when it is not text.
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// A header that may come once, as text.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Response> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next().map(HeaderValue::to_str).transpose().map_err(|_| bad_header(name))?;
+    if values.next().is_some() { Err(bad_header(name)) } else { Ok(first) }
+}
+
+fn bad_header(name: &HeaderName) -> Response {
+    let message = format!("header {name}: missing, twice, or not text");
+    Response::error(400, "bad_header", &message).closing()
+}
+
+fn into_hyper(response: Response, stream: Option<Stream>) -> hyper::Response<AnswerBody> {
+    let body = match stream {
+        Some(stream) => Either::Right(stream.into_body()),
+        None => Either::Left(Full::new(response.body)),
+    };
+    let mut answer = hyper::Response::new(body);
+    *answer.status_mut() = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let content_type = response.content_type.map(|kind| ("content-type", kind.to_owned()));
+    for (name, value) in content_type.into_iter().chain(response.headers) {
+        match HeaderValue::try_from(value) {
+            Ok(value) => {
+                answer.headers_mut().insert(HeaderName::from_static(name), value);
+            }
+            Err(error) => log::error!("http: header {name} left out: {error}"),
+        }
+    }
+    answer
+}

@@ -1,0 +1,68 @@
+//! An HTTP response as plain data, before any adapter turns it into bytes. Does no I/O.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::ApiError;
+
+/// A response: status, headers beside `Content-Type`, body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// HTTP status code.
+    pub status: u16,
+    /// `Content-Type`; none for an empty body.
+    pub content_type: Option<&'static str>,
+    /// Further headers, names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body; an adapter leaves it out for HEAD.
+    pub body: Bytes,
+}
+
+impl Response {
+    /// A response without a body.
+    #[must_use]
+    pub fn empty(status: u16) -> Response {
+        Response { status, content_type: None, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    /// A response with a body of the given type.
+    #[must_use]
+    pub fn with_body(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+        Response { status, content_type: Some(content_type), headers: Vec::new(), body: body.into() }
+    }
+
+    /// A JSON response; never cached.
+    #[must_use]
+    pub fn json(status: u16, value: &Value) -> Response {
+        Response::with_body(status, "application/json", value.to_string()).header("cache-control", "no-store")
+    }
+
+    /// `{"error": message, "code": code}`.
+    #[must_use]
+    pub fn error(status: u16, code: &'static str, message: &str) -> Response {
+        Response::json(status, &json!({ "error": message, "code": code }))
+    }
+
+    /// The same response with one more header.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Response {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The same response, after which the adapter closes the connection.
+    #[must_use]
+    pub fn closing(self) -> Response {
+        self.header("connection", "close")
+    }
+}
+
+impl From<ApiError> for Response {
+    fn from(error: ApiError) -> Response {
+        let response = Response::error(error.status, error.code, &error.message);
+        match error.retry_after_s {
+            Some(seconds) => response.header("retry-after", seconds.to_string()),
+            None => response,
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The HTTP endpoint over real sockets and raw bytes, in front of a stub backend: every route and every
+//! refusal. Uses nothing of the rest of the program.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a failed test may panic"
+)]
+
+mod bounds;
+mod recordings;
+mod stub;
+
+use std::sync::atomic::Ordering;
+
+use serde_json::json;
+use stub::{FRIEND, Reply, Server};
+
+const PATHS: [(&str, &str); 10] = [
+    ("/api/webrtc/offer", "POST"),
+    ("/api/viewers", "GET"),
+    ("/api/status", "GET"),
+    ("/health", "GET"),
+    ("/ready", "GET"),
+    ("/metrics", "GET"),
+    ("/", "GET"),
+    ("/viewer.js", "GET"),
+    ("/viewer.css", "GET"),
+    ("/icon.svg", "GET"),
+];
+
+// ---- routes -------------------------------------------------------------------------------------------
+
+#[test]
+fn an_offer_is_answered() {
+    let server = Server::start();
+    let reply = server.offer(br#"{"type":"offer","sdp":"v=0\r\n"}"#);
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.json(), json!({ "type": "answer", "sdp": "v=0 answer to 5 bytes" }));
+    assert_eq!(reply.header("cache-control"), Some("no-store"));
+}
+
+#[test]
+fn an_offer_may_come_with_any_content_type_and_further_fields() {
+    let server = Server::start();
+    let body = br#"{"sdp":"v=0","toJSON":{"a":[1]},"type":"offer"}"#;
+    for kind in ["application/x-www-form-urlencoded", "application/json; charset=utf-8", "text/plain"] {
+        let reply = server.request("POST", "/api/webrtc/offer", &format!("Content-Type: {kind}\r\n"), body);
+        assert_eq!(reply.status, 200, "{kind}");
+    }
+}
+
+#[test]
+fn a_chunked_offer_is_answered() {
+    let server = Server::start();
+    let reply = server.raw(
+        b"POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
+          10\r\n{\"type\":\"offer\",\r\nc\r\n\"sdp\":\"v=0\"}\r\n0\r\n\r\n",
+    );
+    assert_eq!(Reply::parse(&reply).status, 200);
+}
+
+#[test]
+fn refusals_of_the_backend_reach_the_caller() {
+    let server = Server::start();
+    let full = server.offer(br#"{"type":"offer","sdp":"v=0 full"}"#);
+    assert_eq!((full.status, full.code().as_str(), full.header("retry-after")), (503, "full", Some("5")));
+    let codec = server.offer(br#"{"type":"offer","sdp":"v=0 vp8"}"#);
+    assert_eq!((codec.status, codec.code().as_str()), (422, "no_common_codec"));
+    assert_eq!(codec.header("retry-after"), None);
+}
+
+#[test]
+fn plain_routes_answer() {
+    let server = Server::start();
+    assert_eq!(server.get("/health").json(), json!({ "status": "ok" }));
+    assert_eq!(server.get("/health?now=1").status, 200);
+    assert_eq!(server.get("/api/viewers").json(), json!([{ "id": 1 }, { "id": 2 }]));
+    let status = server.get("/api/status").json();
+    assert_eq!(status["camera"], json!({ "state": "away" }));
+    assert_eq!(status["viewers"], json!(2));
+    assert_eq!(status["version"], json!(env!("CARGO_PKG_VERSION")));
+    let metrics = server.get("/metrics");
+    assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    assert_eq!(metrics.body, b"# TYPE up gauge\nup 1\n");
+}
+
+#[test]
+fn ready_says_why_not() {
+    let server = Server::start();
+    let reply = server.get("/ready");
+    assert_eq!((reply.status, reply.json()), (503, json!({ "status": "waiting", "reason": "no camera" })));
+    server.backend.is_ready.store(true, Ordering::Relaxed);
+    let reply = server.get("/ready");
+    assert_eq!((reply.status, reply.json()), (200, json!({ "status": "ready" })));
+}
+
+#[test]
+fn the_page_loads_nothing_from_elsewhere() {
+    let server = Server::start();
+    let page = server.get("/");
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy").unwrap();
+    for part in ["default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'"] {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(!policy.contains("unsafe"));
+    let html = String::from_utf8(page.body).unwrap();
+    for file in ["viewer.js", "viewer.css", "icon.svg"] {
+        assert!(html.contains(&format!("\"{file}\"")), "{file}");
+        assert_eq!(server.get(&format!("/{file}")).status, 200);
+    }
+    for inline in ["<style", "style=", " onclick", "javascript:", "http://", "https://", "//cdn"] {
+        assert!(!html.contains(inline), "{inline}");
+    }
+}
+
+#[test]
+fn files_are_revalidated_by_etag() {
+    let server = Server::start();
+    let first = server.get("/viewer.js");
+    let etag = first.header("etag").unwrap();
+    assert_eq!(first.header("cache-control"), Some("no-cache"));
+    for tags in [etag.to_owned(), format!("\"other\", W/{etag}"), "*".to_owned()] {
+        let again = server.request("GET", "/viewer.js", &format!("If-None-Match: {tags}\r\n"), b"");
+        assert_eq!((again.status, again.body.len()), (304, 0), "{tags}");
+        assert_eq!(again.header("etag"), Some(etag));
+    }
+    let other = server.request("GET", "/viewer.js", "If-None-Match: \"other\"\r\n", b"");
+    assert_eq!(other.status, 200);
+}
+
+#[test]
+fn every_response_carries_the_safety_headers() {
+    let server = Server::start();
+    for path in ["/", "/health", "/nothing", "/api/viewers"] {
+        let reply = server.get(path);
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{path}");
+        assert_eq!(reply.header("referrer-policy"), Some("no-referrer"), "{path}");
+        assert!(reply.header("content-security-policy").unwrap().contains("default-src 'none'"), "{path}");
+    }
+}
+
+// ---- methods and paths --------------------------------------------------------------------------------
+
+#[test]
+fn a_wrong_method_is_405_and_says_what_is_allowed() {
+    let server = Server::start();
+    for (path, right) in PATHS {
+        for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "TRACE", "BREW"] {
+            if method == right {
+                continue;
+            }
+            let reply = server.request(method, path, "", b"");
+            assert_eq!((reply.status, reply.code().as_str()), (405, "method_not_allowed"), "{method} {path}");
+            let allow = reply.header("allow").unwrap();
+            assert_eq!(allow, if right == "GET" { "GET, HEAD, OPTIONS" } else { "POST, OPTIONS" });
+        }
+    }
+}
+
+#[test]
+fn head_has_the_headers_of_get_and_no_body() {
+    let server = Server::start();
+    for (path, _) in PATHS.iter().filter(|(_, method)| *method == "GET") {
+        let get = server.get(path);
+        let head = server.request("HEAD", path, "", b"");
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
+        for name in ["content-length", "content-type", "etag", "content-security-policy"] {
+            assert_eq!(head.header(name), get.header(name), "{name} of {path}");
+        }
+        assert!(get.header("content-length").is_some());
+    }
+    assert_eq!(server.request("HEAD", "/api/webrtc/offer", "", b"").status, 405);
+}
+
+#[test]
+fn unknown_paths_are_404_and_nothing_leaves_the_table() {
+    let server = Server::start();
+    for path in [
+        "/nothing",
+        "/health/",
+        "//health",
+        "/HEALTH",
+        "/../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/viewer.js/../../Cargo.toml",
+        "/..%5c..%5cwindows",
+        "/api",
+        "/api/webrtc/offer%00",
+        "/?/../../etc/passwd/..",
+    ] {
+        let reply = server.get(path);
+        if path.starts_with("/?") {
+            assert_eq!(reply.status, 200, "a query is not a path");
+        } else {
+            assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{path}");
+        }
+    }
+    assert_eq!(server.request("POST", "/nothing", "", b"{}").status, 404);
+}
+
+#[test]
+fn an_absolute_target_means_its_path() {
+    let server = Server::start();
+    let reply = server.get(&format!("http://{}/health", server.address));
+    assert_eq!(reply.status, 200);
+}
+
+// ---- pages of others ----------------------------------------------------------------------------------
+
+#[test]
+fn only_our_page_and_listed_pages_may_post() {
+    let server = Server::start();
+    let own = format!("http://{}", server.address);
+    let foreign_port = format!("http://127.0.0.1:{}", server.address.port() ^ 1);
+    let own_tls = format!("https://{}", server.address);
+    let cases = [
+        (None, 200),
+        (Some(own.as_str()), 200),
+        (Some(own_tls.as_str()), 200),
+        (Some(FRIEND), 200),
+        (Some("https://evil.example"), 403),
+        (Some("https://home.example.evil"), 403),
+        (Some("http://home.example"), 403),
+        (Some(foreign_port.as_str()), 403),
+        (Some("null"), 403),
+        (Some("nonsense"), 403),
+    ];
+    let body = br#"{"type":"offer","sdp":"v=0"}"#;
+    for (origin, status) in cases {
+        let header = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
+        let reply = server.request("POST", "/api/webrtc/offer", &header, body);
+        assert_eq!(reply.status, status, "{origin:?}");
+        if status == 403 {
+            assert_eq!(reply.code(), "origin_refused");
+        }
+        let shared = reply.header("access-control-allow-origin");
+        assert_eq!(shared, (origin == Some(FRIEND)).then_some(FRIEND), "{origin:?}");
+        assert_eq!(reply.header("vary"), Some("origin"));
+    }
+}
+
+#[test]
+fn reading_is_not_refused_but_shared_with_listed_pages_only() {
+    let server = Server::start();
+    let foreign = server.request("GET", "/api/status", "Origin: https://evil.example\r\n", b"");
+    assert_eq!((foreign.status, foreign.header("access-control-allow-origin")), (200, None));
+    let listed = server.request("GET", "/api/status", &format!("Origin: {FRIEND}\r\n"), b"");
+    assert_eq!(listed.header("access-control-allow-origin"), Some(FRIEND));
+}
+
+#[test]
+fn preflights_are_answered_for_listed_pages_only() {
+    let server = Server::start();
+    let ask = |origin: &str| {
+        let headers = format!("Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\n");
+        server.request("OPTIONS", "/api/webrtc/offer", &headers, b"")
+    };
+    let listed = ask(FRIEND);
+    assert_eq!((listed.status, listed.header("access-control-allow-origin")), (204, Some(FRIEND)));
+    assert_eq!(listed.header("access-control-allow-methods"), Some("POST, OPTIONS"));
+    assert_eq!(listed.header("access-control-allow-headers"), Some("content-type"));
+    let foreign = ask("https://evil.example");
+    assert_eq!((foreign.status, foreign.header("access-control-allow-methods")), (403, None));
+}
+
+#[test]
+fn options_names_the_methods_of_a_path() {
+    let server = Server::start();
+    for (path, method) in PATHS {
+        let reply = server.request("OPTIONS", path, "", b"");
+        assert_eq!(reply.status, 204, "{path}");
+        assert!(reply.header("allow").unwrap().contains(method), "{path}");
+    }
+}
