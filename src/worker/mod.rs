@@ -1,0 +1,174 @@
+//! One pinned thread that runs the rooms: reap, input, fan out, drain, submit. May not block but in
+//! `io_uring_enter`, and may not be used by any other room.
+//!
+//! ```text
+//!   camera bell ─┐                       ┌─► session 0 ─┐
+//!   mailbox bell ┼─► turn: cursor ► h264 ┼─► session 1 ─┼─► uring ► UDP
+//!   datagrams ───┘                       └─► session k ─┘
+//! ```
+
+pub mod addresses;
+pub mod clock;
+pub mod commands;
+pub mod director;
+mod recordings;
+pub mod registry;
+pub mod rtp_clock;
+mod source;
+mod text;
+mod text_recorder;
+mod text_stages;
+mod timing;
+mod totals;
+mod turn;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::camera::Camera;
+use crate::limits;
+use crate::metrics::WorkerCounters;
+use crate::uring::{Edge, EdgeConfig, EdgeError};
+use crate::worker::commands::{Mailbox, MailboxReader, mailbox};
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The kernel refused a thread.
+    #[error("worker thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The kernel refused an eventfd.
+    #[error("worker eventfd: {0}")]
+    Bell(#[source] std::io::Error),
+    /// io_uring is not to be had; the text says what to do.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    /// The thread ended before it was ready.
+    #[error("worker {0} ended while starting")]
+    Ended(usize),
+}
+
+/// What all workers share.
+pub struct WorkersConfig {
+    /// How many, at least 1.
+    pub count: usize,
+    /// Where access units come from.
+    pub camera: Camera,
+    /// The one UDP socket.
+    pub socket: Arc<OwnedFd>,
+    /// Viewers one process may have; sizes the send operations.
+    pub viewers_max: usize,
+}
+
+/// The workers, running.
+pub struct Workers {
+    /// One mailbox per worker, in order.
+    pub mailboxes: Vec<Mailbox>,
+    /// One set of counters per worker, in order.
+    pub counters: Vec<Arc<WorkerCounters>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts the workers and waits until each has its ring.
+    ///
+    /// # Errors
+    /// [`WorkerError`] when a thread, an eventfd or io_uring is refused; workers already started end with
+    /// their mailboxes.
+    pub fn start(config: &WorkersConfig) -> Result<Workers, WorkerError> {
+        let mut workers = Workers { mailboxes: Vec::new(), counters: Vec::new(), threads: Vec::new() };
+        let mut readers = Vec::new();
+        for _ in 0..config.count.max(1) {
+            let (mailbox, reader) = mailbox().map_err(WorkerError::Bell)?;
+            config.camera.add_bell(mailbox.bell());
+            workers.counters.push(Arc::default());
+            workers.mailboxes.push(mailbox);
+            readers.push(reader);
+        }
+        for (index, reader) in readers.into_iter().enumerate() {
+            workers.spawn(config, index, reader)?;
+        }
+        Ok(workers)
+    }
+
+    fn spawn(
+        &mut self,
+        config: &WorkersConfig,
+        index: usize,
+        reader: MailboxReader,
+    ) -> Result<(), WorkerError> {
+        let (ready, started) = sync_channel(1);
+        let seed = turn::Seed {
+            index,
+            camera: config.camera.clone(),
+            peers: self.mailboxes.clone(),
+            counters: self.counters.get(index).cloned().unwrap_or_default(),
+            reader,
+        };
+        let edge_config = EdgeConfig {
+            socket: Arc::clone(&config.socket),
+            receives: index == 0,
+            bells: vec![seed.reader.bell()],
+            sends_max: limits::SEND_OPERATIONS_PER_VIEWER * config.viewers_max.max(1)
+                + limits::SEND_OPERATIONS_MIN,
+        };
+        let pin_to = (config.count > 1).then_some(index);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .stack_size(limits::WORKER_STACK_BYTES)
+            .spawn(move || run(seed, edge_config, pin_to, &ready))
+            .map_err(WorkerError::Thread)?;
+        self.threads.push(thread);
+        match started.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(WorkerError::Edge(error)),
+            Err(_) => Err(WorkerError::Ended(index)),
+        }
+    }
+
+    /// Waits until every worker has said goodbye to its viewers and ended. Send
+    /// [`commands::Command::Stop`] first.
+    pub fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+fn run(
+    seed: turn::Seed,
+    config: EdgeConfig,
+    pin_to: Option<usize>,
+    ready: &SyncSender<Result<(), EdgeError>>,
+) {
+    if let Some(index) = pin_to {
+        pin(index);
+    }
+    match Edge::new(config) {
+        Ok(edge) => {
+            let _ = ready.send(Ok(()));
+            turn::Worker::new(seed, edge).run();
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+    }
+}
+
+/// Keeps this thread on the `index`th core it may use. A single worker is left to the scheduler: pinned, it
+/// would wait behind whatever else runs on its core.
+fn pin(index: usize) {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
+    let cores: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
+    let Some(&core) = cores.get(index % cores.len().max(1)) else { return };
+    let mut only = rustix::thread::CpuSet::new();
+    only.set(core);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &only) {
+        log::warn!("worker {index}: not pinned to core {core}: {error}");
+    }
+}

@@ -1,0 +1,82 @@
+//! Stage latencies and the figures of every viewer as Prometheus text. May not decide anything.
+
+use std::sync::Arc;
+
+use crate::metrics::exposition::Seconds;
+use crate::metrics::stages::{BOUNDS_US, StageSummary, StageTotals, summarise};
+use crate::metrics::{Exposition, ViewerFigures, WorkerCounters};
+
+/// Percentiles told beside the buckets: exact to 1 %, but since the start.
+const PERCENTILES: [(&str, f64); 3] = [("50", 0.5), ("99", 0.99), ("99.9", 0.999)];
+
+/// Adds the latency and `viewer_*` families.
+pub(super) fn expose(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
+    let stages = summarise(workers.iter().map(|worker| &worker.stages));
+    histograms(text, &stages);
+    percentiles(text, &stages);
+    latest(text, workers);
+    viewers(text, workers);
+}
+
+fn histograms(text: &mut Exposition, stages: &[StageSummary]) {
+    text.histogram("stage_latency_seconds", "Time an access unit takes from one stage to the next.");
+    for summary in stages {
+        let label = format!("stage=\"{}\",", summary.stage.name());
+        let buckets = BOUNDS_US.into_iter().zip(summary.buckets);
+        text.distribution(&label, buckets, summary.count, summary.sum_ns);
+    }
+}
+
+fn percentiles(text: &mut Exposition, stages: &[StageSummary]) {
+    text.gauge("stage_latency_percentile_seconds", "Percentiles of the same since the start, within 1 %.");
+    for summary in stages {
+        for (name, share) in PERCENTILES {
+            if let Some(latency_ns) = summary.quantile_ns(share) {
+                let labels = [("stage", summary.stage.name()), ("percentile", name)];
+                text.with_labels(&labels, Seconds(latency_ns));
+            }
+        }
+    }
+}
+
+/// The Go design's gauges.
+fn latest(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
+    let slowest_us = |get: fn(&StageTotals) -> u64| {
+        workers.iter().map(|worker| get(&worker.stages)).max().unwrap_or(0) / 1_000
+    };
+    text.gauge(
+        "latency_microseconds",
+        "Latest latency: of the camera and its wake, of packetising, of sending.",
+    )
+    .labelled("stage", "read", slowest_us(|stages| stages.latest_read_ns.get()))
+    .labelled("stage", "process", slowest_us(|stages| stages.latest_process_ns.get()))
+    .labelled("stage", "send", slowest_us(|stages| stages.latest_send_ns.get()));
+}
+
+fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
+    let all: Vec<ViewerFigures> = workers.iter().flat_map(|worker| worker.viewer_figures.get()).collect();
+    let family = |text: &mut Exposition, get: fn(&ViewerFigures) -> Option<f32>| {
+        for figures in &all {
+            if let Some(value) = get(figures) {
+                text.labelled("viewer", &figures.id.to_string(), value);
+            }
+        }
+    };
+    text.gauge("viewer_loss_ratio", "Share of packets lost, by the viewer's latest report.");
+    family(text, |figures| figures.loss_ratio);
+    text.gauge("viewer_rtt_seconds", "Round trip to the viewer.");
+    family(text, |figures| figures.rtt_s);
+    text.gauge("viewer_jitter_seconds", "Jitter of the packets' arrival at the viewer.");
+    family(text, |figures| figures.jitter_s);
+    let count = |text: &mut Exposition, get: fn(&ViewerFigures) -> u64| {
+        for figures in &all {
+            text.labelled("viewer", &figures.id.to_string(), get(figures));
+        }
+    };
+    text.counter("viewer_drops_total", "Access units held back from the viewer.");
+    count(text, |figures| figures.drops);
+    text.counter("viewer_nacks_total", "NACK messages of the viewer.");
+    count(text, |figures| figures.nacks);
+    text.counter("viewer_plis_total", "PLI and FIR messages of the viewer.");
+    count(text, |figures| figures.plis);
+}

@@ -1,0 +1,360 @@
+//! One turn: reap all completions, feed the sessions, fan out new access units, drain every touched session,
+//! submit once. Work per turn is bounded. May not block but in `Edge::submit_and_wait`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::camera::Camera;
+use crate::limits;
+use crate::metrics::WorkerCounters;
+use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
+use crate::uring::{Completion, Edge, Outgoing, Received};
+use crate::worker::clock::{self, Now};
+use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
+use crate::worker::registry::{Entry, Registry, Routes};
+use crate::worker::source::{Source, Taken};
+use crate::worker::timing::Timing;
+use crate::worker::totals::{Totals, count_edge};
+
+/// What a worker is made from; moved to its thread.
+pub(super) struct Seed {
+    pub(super) index: usize,
+    pub(super) camera: Camera,
+    pub(super) peers: Vec<Mailbox>,
+    pub(super) counters: Arc<WorkerCounters>,
+    pub(super) reader: MailboxReader,
+}
+
+/// Longest sleep of a worker that has nothing to wait for.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Deadlines this close are handled together: one wake instead of several.
+const DEADLINE_SLACK: Duration = Duration::from_millis(2);
+
+/// One worker: everything its thread owns.
+pub(super) struct Worker {
+    index: usize,
+    edge: Edge,
+    source: Source,
+    sessions: Registry,
+    routes: Routes,
+    peers: Vec<Mailbox>,
+    peer_rung: Vec<bool>,
+    counters: Arc<WorkerCounters>,
+    reader: MailboxReader,
+    /// The viewer that is served first; moves on with every unit so that no one is always last.
+    first: usize,
+    totals: Totals,
+    timing: Timing,
+    stopping_until: Option<Instant>,
+}
+
+impl Worker {
+    pub(super) fn new(seed: Seed, edge: Edge) -> Self {
+        Worker {
+            index: seed.index,
+            edge,
+            source: Source::new(seed.camera.cursor()),
+            sessions: Registry::default(),
+            routes: Routes::default(),
+            peer_rung: vec![false; seed.peers.len()],
+            peers: seed.peers,
+            counters: seed.counters,
+            reader: seed.reader,
+            first: 0,
+            totals: Totals::default(),
+            timing: Timing::default(),
+            stopping_until: None,
+        }
+    }
+
+    /// Turns until told to stop.
+    pub(super) fn run(mut self) {
+        let mut now = clock::now();
+        while !self.is_done(now) {
+            self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
+            if let Err(error) = self.edge.submit_and_wait(self.time_to_wait(now)) {
+                log::error!("worker {}: io_uring_enter: {error}; the worker ends", self.index);
+                return;
+            }
+            now = clock::now();
+            self.turn(now);
+        }
+    }
+
+    fn is_done(&self, now: Now) -> bool {
+        self.stopping_until.is_some_and(|until| now.instant >= until || self.sessions.len() == 0)
+    }
+
+    fn time_to_wait(&self, now: Now) -> Duration {
+        let wait = self
+            .sessions
+            .next_deadline()
+            .map_or(IDLE, |deadline| deadline.saturating_duration_since(now.instant));
+        let idle = if self.stopping_until.is_some() { Duration::from_millis(20) } else { IDLE };
+        wait.min(idle)
+    }
+
+    fn turn(&mut self, now: Now) {
+        // Commands before datagrams: a session's first STUN must find it.
+        self.take_commands(now);
+        self.reap(now);
+        self.take_forwarded(now);
+        self.drain_touched(now);
+        self.fan_out(now);
+        self.take_deadlines(now);
+        self.drain_touched(now);
+        self.remove_closed(now);
+        self.ring_peers();
+        self.count(now);
+    }
+
+    fn reap(&mut self, now: Now) {
+        let mut any_sent = false;
+        for _ in 0..limits::COMPLETIONS_PER_TURN_MAX {
+            match self.edge.next_completion() {
+                Some(Completion::Datagram(received)) => self.receive(now, received),
+                // The edge counts them.
+                Some(Completion::Sent { .. }) => any_sent = true,
+                // What rang is looked at in every turn.
+                Some(Completion::Bell(_)) => {}
+                None => break,
+            }
+        }
+        if any_sent {
+            self.time_sent(now);
+        }
+    }
+
+    fn time_sent(&mut self, now: Now) {
+        for entry in self.sessions.iter_mut() {
+            let in_flight = self.edge.in_flight(entry.viewer.id());
+            self.timing.sent(&mut entry.sends, in_flight, now.monotonic_ns, &self.counters);
+        }
+    }
+
+    fn receive(&mut self, now: Now, received: Received) {
+        let (remote, local) = (received.remote, received.local);
+        let bytes = self.edge.datagram(&received);
+        let ufrag = stun_ufrag(bytes);
+        if let Some(entry) = find(&mut self.sessions, remote, ufrag) {
+            entry.viewer.handle_datagram(now.instant, local, remote, bytes);
+            entry.touched = true;
+            let id = entry.viewer.id();
+            if entry.remote != Some(remote) && entry.viewer.accepts_address(remote) {
+                self.sessions.learn(id, remote);
+            }
+        } else {
+            let owner = match ufrag {
+                Some(ufrag) => self.routes.by_ufrag(ufrag),
+                None => self.routes.by_address(remote),
+            };
+            match owner {
+                Some(worker) => {
+                    let datagram = Forwarded { remote, local, bytes: bytes.to_vec() };
+                    self.forward(worker, datagram);
+                }
+                None => self.counters.datagrams_unclaimed.add(1),
+            }
+        }
+        self.edge.recycle(received);
+    }
+
+    fn forward(&mut self, worker: usize, datagram: Forwarded) {
+        let Some(peer) = self.peers.get(worker) else { return };
+        if peer.forward(datagram) {
+            self.counters.datagrams_forwarded.add(1);
+            if let Some(rung) = self.peer_rung.get_mut(worker) {
+                *rung = true;
+            }
+        } else {
+            self.counters.inbox_full.add(1);
+        }
+    }
+
+    fn ring_peers(&mut self) {
+        for (peer, rung) in self.peers.iter().zip(&mut self.peer_rung) {
+            if std::mem::take(rung) {
+                peer.bell().ring();
+            }
+        }
+    }
+
+    fn take_forwarded(&mut self, now: Now) {
+        for _ in 0..limits::COMMANDS_PER_TURN_MAX {
+            let Ok(datagram) = self.reader.datagrams.try_recv() else { return };
+            self.take_forwarded_datagram(now, &datagram);
+        }
+        // More are waiting: come back at once.
+        if let Some(own) = self.peers.get(self.index) {
+            own.bell().ring();
+        }
+    }
+
+    fn take_forwarded_datagram(&mut self, now: Now, datagram: &Forwarded) {
+        let ufrag = stun_ufrag(&datagram.bytes);
+        let Some(entry) = find(&mut self.sessions, datagram.remote, ufrag) else {
+            self.counters.datagrams_unclaimed.add(1);
+            return;
+        };
+        entry.viewer.handle_datagram(now.instant, datagram.local, datagram.remote, &datagram.bytes);
+        entry.touched = true;
+        if entry.remote != Some(datagram.remote) && entry.viewer.accepts_address(datagram.remote) {
+            let (id, ufrag) = (entry.viewer.id(), entry.viewer.local_ufrag().to_owned());
+            self.sessions.learn(id, datagram.remote);
+            self.tell_receiver(Command::Learned { ufrag, remote: datagram.remote });
+        }
+    }
+
+    /// Worker 0 receives for all.
+    fn tell_receiver(&self, command: Command) {
+        if let Some(receiver) = self.peers.first()
+            && receiver.send(command).is_err()
+        {
+            log::warn!("worker {}: the receiving worker's mailbox is full", self.index);
+        }
+    }
+
+    fn take_commands(&mut self, now: Now) {
+        for _ in 0..limits::COMMANDS_PER_TURN_MAX {
+            let Ok(command) = self.reader.commands.try_recv() else { return };
+            self.take_command(now, command);
+        }
+        if let Some(own) = self.peers.get(self.index) {
+            own.bell().ring();
+        }
+    }
+
+    fn take_command(&mut self, now: Now, command: Command) {
+        match command {
+            Command::Adopt(viewer) => {
+                self.sessions.insert(*viewer, now.instant);
+                self.totals.refresh();
+            }
+            Command::Statuses(reply) => {
+                let statuses: Vec<ViewerStatus> =
+                    self.sessions.iter_mut().map(|entry| entry.viewer.status(now.instant)).collect();
+                // The asker may have given up.
+                let _ = reply.send(statuses);
+            }
+            Command::Route { ufrag, worker } => self.routes.insert(ufrag, worker),
+            Command::Learned { ufrag, remote } => self.routes.learn(&ufrag, remote),
+            Command::Forget { ufrag } => self.routes.forget(&ufrag),
+            Command::Stop => self.stop(now),
+        }
+    }
+
+    fn stop(&mut self, now: Now) {
+        self.stopping_until = Some(now.instant + Duration::from_millis(limits::STOP_MS_MAX));
+        for entry in self.sessions.iter_mut() {
+            entry.viewer.close(now.instant);
+            entry.touched = true;
+        }
+    }
+
+    fn fan_out(&mut self, now: Now) {
+        for _ in 0..limits::UNITS_PER_TURN_MAX {
+            let wanted = self.sessions.len() > 0 && self.stopping_until.is_none();
+            match self.source.take(now.monotonic_ns, wanted, &self.counters) {
+                Taken::Unit => {
+                    self.timing.packetised(self.source.timed(), now.monotonic_ns, wanted, &self.counters);
+                    if wanted {
+                        self.publish(now);
+                    }
+                }
+                Taken::Again => {}
+                Taken::Nothing => return,
+            }
+        }
+        if let Some(own) = self.peers.get(self.index) {
+            own.bell().ring();
+        }
+    }
+
+    fn publish(&mut self, now: Now) {
+        let unit = self.source.unit();
+        let count = self.sessions.len();
+        self.first = (self.first + 1) % count.max(1);
+        for place in 0..count {
+            let Some(entry) = self.sessions.at((self.first + place) % count) else { continue };
+            push(&mut self.edge, entry, now, &unit);
+            self.timing.encrypted(entry.viewer.id(), &mut entry.sends);
+        }
+    }
+
+    fn take_deadlines(&mut self, now: Now) {
+        for entry in self.sessions.iter_mut() {
+            if entry.deadline <= now.instant + DEADLINE_SLACK {
+                entry.viewer.handle_timeout(now.instant);
+                entry.touched = true;
+            }
+        }
+    }
+
+    fn drain_touched(&mut self, now: Now) {
+        for entry in self.sessions.iter_mut() {
+            if std::mem::take(&mut entry.touched) {
+                drain(&mut self.edge, entry, now.instant);
+            }
+        }
+    }
+
+    fn remove_closed(&mut self, now: Now) {
+        let (counters, totals, index, peers) = (&self.counters, &mut self.totals, self.index, &self.peers);
+        self.sessions.remove_closed(|entry| {
+            counters.sessions_closed.add(1);
+            totals.keep(&entry.viewer.status(now.instant));
+            if index != 0
+                && let Some(receiver) = peers.first()
+            {
+                // A route that stays behind only forwards datagrams nobody claims.
+                let _ = receiver.send(Command::Forget { ufrag: entry.viewer.local_ufrag().to_owned() });
+            }
+        });
+    }
+
+    fn count(&mut self, now: Now) {
+        self.counters.turns.add(1);
+        count_edge(self.edge.counters(), &self.counters);
+        self.totals.count(&mut self.sessions, now, &self.counters);
+        self.timing.publish(now.monotonic_ns, &self.counters);
+    }
+}
+
+fn find<'a>(sessions: &'a mut Registry, remote: SocketAddr, ufrag: Option<&str>) -> Option<&'a mut Entry> {
+    match ufrag {
+        Some(ufrag) => sessions.by_ufrag(ufrag),
+        None => sessions.by_address(remote),
+    }
+}
+
+fn push(edge: &mut Edge, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>) {
+    entry.viewer.note_congestion(edge.in_flight(entry.viewer.id()));
+    entry.sends.skip();
+    entry.viewer.push_access_unit(now.instant, unit);
+    entry.touched = false;
+    drain(edge, entry, now.instant);
+}
+
+/// Every mutation of a session is followed by this: all it wants sent goes to the edge.
+fn drain(edge: &mut Edge, entry: &mut Entry, now: Instant) {
+    let viewer = entry.viewer.id();
+    loop {
+        match entry.viewer.poll_output(now) {
+            Output::Transmit { local, remote, bytes } => {
+                entry.sends.hand();
+                edge.send(Outgoing { viewer, local, remote, bytes });
+            }
+            Output::Wait(deadline) => {
+                entry.deadline = deadline;
+                break;
+            }
+            Output::Closed(reason) => {
+                log::info!("viewer {viewer}: closed: {reason:?}");
+                break;
+            }
+        }
+    }
+    edge.flush();
+}

@@ -1,0 +1,125 @@
+//! Promise: after warm-up our own stages allocate nothing per access unit. str0m's share is measured and printed.
+//! One test in this file: the counting allocator sees the whole process.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
+
+use std::alloc::{GlobalAlloc, Layout as Memory, System};
+use std::cell::Cell;
+
+/// Counts the allocations of the thread that asks for it.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on unchanged to the system's allocator, whose contract is this trait's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
+        // A thread that is being torn down has no counter any more; it is not the one measured.
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promise about `memory` is passed on.
+        unsafe { System.alloc(memory) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, memory: Memory) {
+        // SAFETY: `pointer` came from `alloc` above, that is from the system's allocator, with this layout.
+        unsafe { System.dealloc(pointer, memory) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations() -> u64 {
+    ALLOCATIONS.with(Cell::get)
+}
+
+mod stages {
+    use std::net::UdpSocket;
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use streaming_server::camera::writer::RingWriter;
+    use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, SlotMetadata, Wake};
+    use streaming_server::h264::{Assembler, Packetizer};
+    use streaming_server::limits;
+    use streaming_server::uring::{Completion, Edge, EdgeConfig, Outgoing, open_socket};
+
+    use super::allocations;
+
+    const WARM_UP: u64 = 400;
+    const MEASURED: u64 = 300;
+
+    /// Unit `number` as a camera writes it: parameter sets and an IDR every 30, else one slice whose size varies.
+    fn unit(number: u64, into: &mut Vec<u8>) {
+        into.clear();
+        let idr = number.is_multiple_of(30);
+        if idr {
+            into.extend_from_slice(&[0, 0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95, 0xa0, 0x50, 0x16, 0xc8]);
+            into.extend_from_slice(&[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80]);
+        }
+        into.extend_from_slice(&[0, 0, 0, 1, if idr { 0x65 } else { 0x41 }, 0xb8]);
+        let bytes = if idr { 130_000 } else { 20_000 + usize::try_from(number * 7919 % 17).unwrap() * 613 };
+        into.resize(into.len() + bytes, 0xa5);
+    }
+
+    fn metadata(number: u64, bytes: usize) -> SlotMetadata {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        SlotMetadata {
+            frame_number: number,
+            timestamp_s: now.tv_sec,
+            timestamp_ns: now.tv_nsec,
+            camera_id: 0,
+            width: 640,
+            height: 352,
+            format: FORMAT_H264,
+            data_bytes: bytes as u64,
+        }
+    }
+
+    #[test]
+    fn a_unit_from_slot_to_socket_allocates_nothing_of_ours() {
+        let name = format!("/ss-test-no-alloc-{}", std::process::id());
+        let mut writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
+        let mut cursor = Camera::new(&name, Wake::Poll).cursor();
+        let (mut assembler, mut packetizer) =
+            (Assembler::new(), Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX));
+        let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let remote = sink.local_addr().unwrap();
+        let socket: Arc<OwnedFd> = Arc::new(socket);
+        let mut edge =
+            Edge::new(EdgeConfig { socket, receives: false, bells: Vec::new(), sends_max: 64 }).unwrap();
+
+        let (mut bytes, mut payloads, mut counted) = (Vec::with_capacity(200_000), Vec::new(), 0);
+        for number in 0..WARM_UP + MEASURED {
+            unit(number, &mut bytes);
+            writer.publish(&metadata(number, bytes.len()), &bytes);
+            let before = allocations();
+            let Next::Unit(view) = cursor.next(0) else { panic!("unit {number} is there") };
+            let assembled = assembler.assemble(&view.bytes).unwrap();
+            packetizer.packetize(&assembled, &mut payloads);
+            assert!(view.is_intact());
+            drop(view);
+            let source = allocations() - before;
+            // What str0m would hand over: datagrams of its own allocation, not counted here.
+            let datagrams: Vec<Vec<u8>> = payloads.iter().map(|payload| payload.to_vec()).collect();
+            let before = allocations();
+            for datagram in datagrams {
+                edge.send(Outgoing { viewer: 1, local: None, remote, bytes: datagram });
+            }
+            edge.flush();
+            edge.submit_and_wait(Duration::ZERO).unwrap();
+            while let Some(completion) = edge.next_completion() {
+                assert!(!matches!(completion, Completion::Datagram(_)));
+            }
+            if number >= WARM_UP {
+                counted += source + (allocations() - before);
+            }
+        }
+        writer.unlink();
+        assert_eq!(counted, 0, "allocations of our stages in {MEASURED} units");
+    }
+}
