@@ -1,0 +1,267 @@
+//! The types of option values and their parsers. A parser's error is the text after "expected". Knows
+//! nothing of where a value came from.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+
+use crate::limits;
+
+/// Name of a POSIX shared-memory segment: `/name`, as shm_open(3) takes it portably.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShmName(String);
+
+impl ShmName {
+    /// With its leading slash.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for ShmName {
+    fn default() -> ShmName {
+        ShmName("/pet_camera_stream".into())
+    }
+}
+
+impl fmt::Display for ShmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Longest shared-memory name with its slash (NAME_MAX of tmpfs).
+const SHM_NAME_BYTES_MAX: usize = 255;
+
+pub(super) fn shm(text: &str) -> Result<ShmName, String> {
+    let is_good = text
+        .strip_prefix('/')
+        .is_some_and(|name| !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']))
+        && text.len() <= SHM_NAME_BYTES_MAX;
+    if is_good {
+        Ok(ShmName(text.into()))
+    } else {
+        Err(format!(
+            "a shared-memory name: one leading slash, no other, {SHM_NAME_BYTES_MAX} bytes at most, such as {}",
+            ShmName::default()
+        ))
+    }
+}
+
+/// `IP:PORT`, or `:PORT` and `PORT` for all IPv4 addresses.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    let port = text.strip_prefix(':').unwrap_or(text);
+    match port.parse() {
+        Ok(port) => Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+        Err(_) => Err("IP:PORT, :PORT or PORT, such as 0.0.0.0:8080 or [::]:8080".into()),
+    }
+}
+
+/// A loopback address, or `off`.
+pub(super) fn control(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    // A bare port means this machine here, not all addresses.
+    let port = text.strip_prefix(':').unwrap_or(text).parse();
+    let address = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).or_else(|_| address(text));
+    match address {
+        Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
+        _ => Err("a loopback address, such as 127.0.0.1:6060 or [::1]:6060, or off: \
+                  the control endpoint serves this machine only"
+            .into()),
+    }
+}
+
+/// The other way round.
+pub(super) fn or_off(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "off".to_owned(), |address| address.to_string())
+}
+
+/// An address that viewers can reach us at though no interface has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port, where it differs from the UDP port we listen on.
+    pub port: Option<u16>,
+}
+
+impl Advertise {
+    /// The whole address, given the UDP port we listen on.
+    #[must_use]
+    pub fn with_port(self, udp_port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(udp_port))
+    }
+}
+
+impl fmt::Display for Advertise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.ip, port).fmt(f),
+            None => self.ip.fmt(f),
+        }
+    }
+}
+
+pub(super) fn advertise(text: &str) -> Result<Advertise, String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let parsed = match (bare.parse::<IpAddr>(), text.parse::<SocketAddr>()) {
+        (Ok(ip), _) => Some(Advertise { ip, port: None }),
+        (_, Ok(address)) => Some(Advertise { ip: address.ip(), port: Some(address.port()) }),
+        _ => None,
+    };
+    match parsed {
+        Some(it) if !it.ip.is_unspecified() && !it.ip.is_multicast() && it.port != Some(0) => Ok(it),
+        _ => {
+            Err("an address that viewers can reach: IP or IP:PORT, such as 203.0.113.7 or [2001:db8::7]:8189"
+                .into())
+        }
+    }
+}
+
+pub(super) fn max_viewers(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=limits::VIEWERS_MAX).contains(&count) => Ok(count),
+        _ => Err(format!("a number from 1 to {}", limits::VIEWERS_MAX)),
+    }
+}
+
+/// Worker threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workers {
+    /// One below 64 expected viewers, else one per core.
+    Auto,
+    /// So many.
+    Count(NonZeroUsize),
+}
+
+impl fmt::Display for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Workers::Auto => f.write_str("auto"),
+            Workers::Count(count) => count.fmt(f),
+        }
+    }
+}
+
+pub(super) fn workers(text: &str) -> Result<Workers, String> {
+    if text == "auto" {
+        return Ok(Workers::Auto);
+    }
+    match text.parse::<NonZeroUsize>() {
+        Ok(count) if count.get() <= limits::WORKERS_MAX => Ok(Workers::Count(count)),
+        _ => Err(format!("\"auto\" or a number from 1 to {}", limits::WORKERS_MAX)),
+    }
+}
+
+/// How the doorbell waits for the camera.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WakeChoice {
+    /// The semaphore where the ring has one.
+    Auto,
+    /// The semaphore; only one reader of a ring may use it.
+    Semaphore,
+    /// Looking at the right moment; never touches the semaphore.
+    Poll,
+}
+
+impl fmt::Display for WakeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WakeChoice::Auto => "auto",
+            WakeChoice::Semaphore => "semaphore",
+            WakeChoice::Poll => "poll",
+        })
+    }
+}
+
+pub(super) fn wake(text: &str) -> Result<WakeChoice, String> {
+    match text {
+        "auto" => Ok(WakeChoice::Auto),
+        "semaphore" => Ok(WakeChoice::Semaphore),
+        "poll" => Ok(WakeChoice::Poll),
+        _ => Err("auto, semaphore or poll".into()),
+    }
+}
+
+/// Which SRTP cipher is offered first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SrtpChoice {
+    /// The faster one on this machine, measured at start.
+    Auto,
+    /// AEAD_AES_256_GCM.
+    Gcm,
+    /// AES128_CM_HMAC_SHA1_80.
+    Cm,
+}
+
+impl fmt::Display for SrtpChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SrtpChoice::Auto => "auto",
+            SrtpChoice::Gcm => "gcm",
+            SrtpChoice::Cm => "cm",
+        })
+    }
+}
+
+pub(super) fn srtp(text: &str) -> Result<SrtpChoice, String> {
+    match text {
+        "auto" => Ok(SrtpChoice::Auto),
+        "gcm" => Ok(SrtpChoice::Gcm),
+        "cm" => Ok(SrtpChoice::Cm),
+        _ => Err("auto, gcm or cm".into()),
+    }
+}
+
+/// A web origin, `scheme://host[:port]` (RFC 6454), in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Origin {
+    /// As browsers send it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+pub(super) fn origin(text: &str) -> Result<Origin, String> {
+    let lower = text.to_ascii_lowercase();
+    let authority = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://"));
+    let is_good = authority.is_some_and(|authority| {
+        let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+        !authority.is_empty() && authority.chars().all(is_host)
+    });
+    if is_good {
+        Ok(Origin(lower))
+    } else {
+        Err("an origin as browsers send it: http(s)://HOST[:PORT] without a path, such as https://home.example".into())
+    }
+}
+
+pub(super) fn log_level(text: &str) -> Result<log::LevelFilter, String> {
+    text.parse().map_err(|_| "off, error, warn, info, debug or trace".to_owned())
+}
+
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("true or false".into()),
+    }
+}

@@ -1,0 +1,72 @@
+//! Command line and wiring. May not decide anything a room could decide.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use streaming_server::config::{Config, Parsed};
+use streaming_server::doctor::{self, Verdict};
+use streaming_server::{logging, profiling, server};
+
+#[global_allocator]
+static ALLOCATOR: profiling::Allocator = profiling::Allocator::new();
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let command: Option<fn(&Config) -> ExitCode> = match arguments.first().and_then(|word| word.to_str()) {
+        Some("doctor") => Some(examine),
+        Some("healthcheck") => Some(check_health),
+        _ => None,
+    };
+    if command.is_some() {
+        arguments.remove(0);
+    }
+    let parsed =
+        Config::from_args(arguments, |name| std::env::var_os(name), |path| std::fs::read_to_string(path));
+    let config = match parsed {
+        Ok(Parsed::Run(config)) => config,
+        Ok(Parsed::Print(text)) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("streaming-server: {error}\nTry `streaming-server --help`.");
+            return ExitCode::from(2);
+        }
+    };
+    if let Some(command) = command {
+        return command(&config);
+    }
+    logging::start(config.log_level);
+    match server::run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line per check; failure when one of them failed.
+fn examine(config: &Config) -> ExitCode {
+    let checks = doctor::examine(config);
+    let mut stdout = std::io::stdout().lock();
+    for check in &checks {
+        let _ = writeln!(stdout, "{check}");
+    }
+    if checks.iter().any(|check| check.verdict == Verdict::Fail) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn check_health(config: &Config) -> ExitCode {
+    match doctor::healthcheck(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("streaming-server: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}

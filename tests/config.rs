@@ -1,0 +1,266 @@
+//! The configuration from its three sources: who wins, what is refused, and what the refusal says.
+#![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use streaming_server::config::{Config, ConfigError, Parsed, SrtpChoice, WakeChoice, Workers};
+
+/// All three sources; an empty file text means there is no file.
+fn parse(args: &[&str], env: &[(&str, &str)], file: &str) -> Result<Parsed, ConfigError> {
+    let env: HashMap<&str, &str> = env.iter().copied().collect();
+    Config::from_args(
+        args.iter().map(OsString::from),
+        |name| env.get(name).map(OsString::from),
+        |path: &Path| {
+            if file.is_empty() {
+                return Err(io::Error::from(io::ErrorKind::NotFound));
+            }
+            assert_eq!(path, Path::new("server.toml"));
+            Ok(file.to_owned())
+        },
+    )
+}
+
+fn run(args: &[&str], env: &[(&str, &str)], file: &str) -> Config {
+    match parse(args, env, file).unwrap_or_else(|error| panic!("{error}")) {
+        Parsed::Run(config) => *config,
+        Parsed::Print(text) => panic!("{text}"),
+    }
+}
+
+fn error(args: &[&str], env: &[(&str, &str)], file: &str) -> String {
+    match parse(args, env, file) {
+        Ok(parsed) => panic!("{args:?} {env:?} {file:?} gave {parsed:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn without_anything_the_defaults_of_the_manual_hold() {
+    let config = run(&[], &[], "");
+    assert_eq!(config, Config::default());
+    assert_eq!(config.shm.as_str(), "/pet_camera_stream");
+    assert_eq!(config.http.to_string(), "0.0.0.0:8080");
+    assert_eq!(config.udp.to_string(), "0.0.0.0:8189");
+    assert_eq!(config.max_viewers, 32);
+    assert_eq!(config.workers, Workers::Auto);
+    assert_eq!(config.log_level, log::LevelFilter::Info);
+    assert_eq!(config.to_string(), "", "only what differs is printed");
+}
+
+#[test]
+fn every_option_can_be_given_by_flag() {
+    let config = run(
+        &[
+            "--shm",
+            "/front",
+            "--http",
+            ":8081",
+            "--udp=[::1]:9000",
+            "--advertise",
+            "203.0.113.7",
+            "--advertise",
+            "[2001:db8::7]:8190",
+            "--max-viewers",
+            "100",
+            "--workers",
+            "2",
+            "--wake",
+            "poll",
+            "--realtime",
+            "--allow-origin",
+            "https://Home.Example",
+            "--allow-origin",
+            "http://10.0.0.1:3000",
+            "--log-level",
+            "warn",
+            "--srtp",
+            "gcm",
+            "--demo",
+        ],
+        &[],
+        "",
+    );
+    let printed = "shm = /front\nhttp = 0.0.0.0:8081\nudp = [::1]:9000\n\
+                   advertise = 203.0.113.7, [2001:db8::7]:8190\nmax-viewers = 100\nworkers = 2\nwake = poll\n\
+                   realtime = true\nallow-origin = https://home.example, http://10.0.0.1:3000\n\
+                   log-level = warn\nsrtp = gcm\ndemo = true\n";
+    assert_eq!(config.to_string(), printed);
+    let addresses: Vec<String> =
+        config.advertise.iter().map(|address| address.with_port(8189).to_string()).collect();
+    assert_eq!(addresses, ["203.0.113.7:8189", "[2001:db8::7]:8190"]);
+}
+
+#[test]
+fn the_environment_and_the_file_know_the_same_options() {
+    let flags = run(
+        &["--max-viewers", "5", "--srtp", "cm", "--realtime", "--advertise", "1.2.3.4", "--advertise", "::2"],
+        &[],
+        "",
+    );
+    let environment = [
+        ("STREAMING_MAX_VIEWERS", "5"),
+        ("STREAMING_SRTP", "cm"),
+        ("STREAMING_REALTIME", "yes"),
+        ("STREAMING_ADVERTISE", "1.2.3.4, ::2"),
+    ];
+    assert_eq!(run(&[], &environment, ""), flags);
+    let file = "max-viewers = 5\nsrtp = \"cm\"\nrealtime = true\nadvertise = [\"1.2.3.4\", \"::2\"]\n";
+    assert_eq!(run(&["--config", "server.toml"], &[], file), flags);
+    assert_eq!(run(&[], &[("STREAMING_CONFIG", "server.toml")], file), flags);
+    assert_eq!(run(&["--config", "server.toml"], &[], &file.replace('-', "_")), flags);
+}
+
+#[test]
+fn flags_beat_the_environment_and_the_environment_beats_the_file() {
+    let file = "http = 1001\nudp = 1002\nwake = \"semaphore\"\nadvertise = [\"9.9.9.9\"]\nrealtime = true\n";
+    let environment =
+        [("STREAMING_UDP", "2002"), ("STREAMING_WAKE", "auto"), ("STREAMING_ADVERTISE", "8.8.8.8")];
+    let args = ["--config", "server.toml", "--wake", "poll", "--realtime=false"];
+    let config = run(&args, &environment, file);
+    assert_eq!((config.http.port(), config.udp.port()), (1001, 2002));
+    assert_eq!(config.wake, WakeChoice::Poll);
+    assert_eq!(config.advertise.iter().map(ToString::to_string).collect::<Vec<_>>(), ["8.8.8.8"]);
+    assert!(!config.realtime);
+    assert_eq!(config.srtp, SrtpChoice::Auto);
+}
+
+#[test]
+fn the_last_of_a_repeated_flag_counts_and_an_empty_variable_is_none() {
+    assert_eq!(run(&["--max-viewers", "1", "--max-viewers", "2"], &[], "").max_viewers, 2);
+    assert_eq!(run(&[], &[("STREAMING_MAX_VIEWERS", "")], "").max_viewers, 32);
+}
+
+#[test]
+fn addresses_may_be_short() {
+    for (text, address) in [
+        ("8081", "0.0.0.0:8081"),
+        (":8081", "0.0.0.0:8081"),
+        ("127.0.0.1:0", "127.0.0.1:0"),
+        ("localhost:80", "127.0.0.1:80"),
+        ("[::]:8080", "[::]:8080"),
+    ] {
+        assert_eq!(run(&["--http", text], &[], "").http.to_string(), address);
+    }
+}
+
+#[test]
+fn the_control_address_is_loopback_or_off() {
+    for (text, printed) in [
+        ("off", "control = off\n"),
+        ("6061", "control = 127.0.0.1:6061\n"),
+        (":6061", "control = 127.0.0.1:6061\n"),
+        ("[::1]:6060", "control = [::1]:6060\n"),
+        ("127.0.0.1:6060", ""),
+    ] {
+        assert_eq!(run(&["--control", text], &[], "").to_string(), printed);
+    }
+}
+
+#[test]
+fn bad_values_name_the_option_the_value_and_what_is_expected() {
+    for (flag, bad, expected) in [
+        ("--http", "nowhere", "IP:PORT"),
+        ("--http", "127.0.0.1", "IP:PORT"),
+        ("--http", "1.2.3.4:70000", "IP:PORT"),
+        ("--control", "0.0.0.0:6060", "loopback"),
+        ("--control", "192.0.2.2:6060", "loopback"),
+        ("--control", "nowhere", "loopback"),
+        ("--udp", "70000", "IP:PORT"),
+        ("--udp", "", "IP:PORT"),
+        ("--shm", "camera", "leading slash"),
+        ("--shm", "/a/b", "leading slash"),
+        ("--shm", "/", "leading slash"),
+        ("--shm", "/..", "leading slash"),
+        ("--advertise", "0.0.0.0", "IP or IP:PORT"),
+        ("--advertise", "home.example", "IP or IP:PORT"),
+        ("--advertise", "224.0.0.1", "IP or IP:PORT"),
+        ("--advertise", "1.2.3.4:0", "IP or IP:PORT"),
+        ("--max-viewers", "0", "from 1 to 1024"),
+        ("--max-viewers", "1025", "from 1 to 1024"),
+        ("--max-viewers", "-1", "from 1 to 1024"),
+        ("--workers", "0", "\"auto\" or a number"),
+        ("--workers", "many", "\"auto\" or a number"),
+        ("--wake", "futex", "auto, semaphore or poll"),
+        ("--srtp", "chacha", "auto, gcm or cm"),
+        ("--allow-origin", "*", "https://home.example"),
+        ("--allow-origin", "https://home.example/", "https://home.example"),
+        ("--allow-origin", "null", "https://home.example"),
+        ("--log-level", "loud", "off, error, warn"),
+    ] {
+        let message = error(&[flag, bad], &[], "");
+        assert!(message.starts_with(&format!("{flag}: \"{bad}\" is not valid: expected ")), "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
+    let long = format!("/{}", "x".repeat(255));
+    assert!(error(&["--shm", &long], &[], "").contains("255 bytes at most"));
+    assert!(error(&["--realtime=maybe"], &[], "").contains("expected true or false"));
+}
+
+#[test]
+fn a_bad_value_is_blamed_on_its_source() {
+    let message = error(&[], &[("STREAMING_UDP", "x")], "");
+    assert!(message.starts_with("STREAMING_UDP (environment): \"x\""), "{message}");
+    let message = error(&["--config", "server.toml"], &[], "udp = \"x\"\n");
+    assert!(message.starts_with("udp (server.toml): \"x\""), "{message}");
+}
+
+#[test]
+fn what_does_not_exist_is_refused_with_a_hint() {
+    assert_eq!(
+        error(&["--max-viewer", "3"], &[], ""),
+        "unknown option --max-viewer (did you mean --max-viewers?); see --help"
+    );
+    assert_eq!(error(&["--htpt", "3"], &[], ""), "unknown option --htpt (did you mean --http?); see --help");
+    assert_eq!(error(&["--token", "x"], &[], ""), "unknown option --token; see --help");
+    assert_eq!(error(&["-x"], &[], ""), "unknown option -x; see --help");
+    assert!(error(&["serve"], &[], "").starts_with("unexpected argument \"serve\""));
+    assert!(error(&["--http"], &[], "").contains("--http"));
+    let message = error(&["--config", "server.toml"], &[], "max-viewrs = 3\n");
+    assert_eq!(message, "server.toml: unknown key \"max-viewrs\" (did you mean max-viewers?)");
+    assert!(error(&["--config", "server.toml"], &[], "config = \"x\"\n").contains("unknown key"));
+}
+
+#[test]
+fn a_bad_file_is_named_with_the_reason() {
+    let message = error(&["--config", "gone.toml"], &[], "");
+    assert!(message.starts_with("--config: cannot read gone.toml: "), "{message}");
+    let message = error(&["--config", "server.toml"], &[], "http = \n");
+    assert!(message.starts_with("server.toml: not valid TOML: "), "{message}");
+    assert!(message.contains("line 1"), "{message}");
+    for (file, expected) in [
+        ("udp = true\n", "expected a string or a number"),
+        ("realtime = 1\n", "expected true or false"),
+        ("advertise = [1]\n", "expected a list of strings"),
+        ("http = [\"1\"]\n", "expected a string or a number"),
+        ("http = 1.5\n", "expected a string or a number"),
+        ("[http]\nport = 1\n", "expected a string or a number"),
+    ] {
+        let message = error(&["--config", "server.toml"], &[], file);
+        assert!(message.contains(expected), "{file}: {message}");
+    }
+}
+
+#[test]
+fn text_that_is_not_utf_8_is_refused() {
+    let args = [OsString::from("--shm"), OsString::from_vec(vec![b'/', 0xff])];
+    let parsed = Config::from_args(args, |_| None, |_| Err(io::Error::from(io::ErrorKind::NotFound)));
+    assert!(parsed.unwrap_err().to_string().contains("expected UTF-8 text"));
+}
+
+#[test]
+fn help_and_version_win() {
+    for args in [["--help", "--nonsense"], ["-h", "--nonsense"]] {
+        let Ok(Parsed::Print(text)) = parse(&args, &[("STREAMING_UDP", "x")], "") else { panic!("no help") };
+        for part in ["--max-viewers", "STREAMING_MAX_VIEWERS", "--demo", "Examples:", "default 0.0.0.0:8080"]
+        {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+    let Ok(Parsed::Print(text)) = parse(&["--version"], &[], "") else { panic!("no version") };
+    assert_eq!(text, format!("streaming-server {}\n", env!("CARGO_PKG_VERSION")));
+}
