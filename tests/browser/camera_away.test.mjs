@@ -1,0 +1,54 @@
+// The camera dies and comes back in another size: the page says so, keeps its connection and shows the new picture.
+import assert from 'node:assert/strict';
+import { mkdirSync } from 'node:fs';
+import path from 'node:path';
+import test from 'node:test';
+import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
+import { PICTURES, startCamera, startServer, uniqueShm, waitFor } from './support/house.mjs';
+
+const camera = (pattern) =>
+  ['--layout', 'v1', '--pattern', pattern, '--fps', '30', '--bitrate-kbps', '2000', '--gop', '30'];
+
+test('a camera that goes away and returns is shown by the same connection', { timeout: 300_000 }, async (t) => {
+  const shm = uniqueShm();
+  let source = startCamera(shm, camera('1280x720'));
+  t.after(() => source.stop());
+  const server = await startServer(['--shm', shm]);
+  t.after(() => server.stop());
+  const browser = await startBrowser();
+  t.after(() => browser.close());
+
+  const viewer = await openViewer(browser, server.url);
+  await viewer.pictures(30);
+  const connections = await viewer.connectionCount();
+  await source.stop();
+  await waitFor('the page says that the camera is away', async () => /away/i.test(await viewer.says()));
+  mkdirSync(PICTURES, { recursive: true });
+  await viewer.page.screenshot({ path: path.join(PICTURES, 'away.png') });
+
+  await viewer.forget();
+  source = startCamera(shm, camera('640x480'));
+  await viewer.pictures(30);
+  await waitFor('the page no longer says away', async () => !/away/i.test(await viewer.says()));
+  const seen = await viewer.seen();
+  assertInOrder(assert, seen.filter((picture) => picture.width === 640));
+  assert.equal(seen.at(-1).width, 640, 'the new size');
+  assert.equal(await viewer.connectionCount(), connections, 'the page had to connect anew');
+  assert.deepEqual(viewer.errors, []);
+});
+
+test('a page that waits for a server reconnects by itself', { timeout: 300_000 }, async (t) => {
+  const first = await startServer(['--demo', '--shm', uniqueShm()]);
+  const address = new URL(first.url).host;
+  t.after(() => first.stop());
+  const browser = await startBrowser();
+  t.after(() => browser.close());
+  const viewer = await openViewer(browser, first.url);
+  await viewer.pictures(20);
+  await first.stop();
+  const second = await startServer(['--demo', '--shm', uniqueShm(), '--http', address]);
+  t.after(() => second.stop());
+  await viewer.forget();
+  await viewer.pictures(20);
+  assert.ok((await viewer.connectionCount()) > 1);
+});

@@ -1,0 +1,35 @@
+// 5 % loss and 30 ms of round trip between a real browser and the server: no broken picture.
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
+import { metric, startServer, uniqueShm } from './support/house.mjs';
+import { routeThrough, startRelay } from './support/relay.mjs';
+
+const PICTURES_WATCHED = Number(process.env.SS_TEST_SECONDS ?? 6) * 25;
+
+test('loss costs retransmissions, not pictures', { timeout: 300_000 }, async (t) => {
+  const server = await startServer(['--demo', '--shm', uniqueShm()]);
+  t.after(() => server.stop());
+  const relay = await startRelay(server.udpPort, { seed: 42, lossPercent: 5, delayMs: 15 });
+  t.after(() => relay.close());
+  const browser = await startBrowser();
+  t.after(() => browser.close());
+
+  const viewer = await openViewer(browser, server.url, routeThrough(relay));
+  await viewer.pictures(30);
+  await viewer.forget();
+  await viewer.pictures(PICTURES_WATCHED);
+
+  const seen = await viewer.seen();
+  assertInOrder(assert, seen);
+  assert.equal(await viewer.broken(), 0, 'broken pictures');
+  assert.ok(relay.lost > 10, `the relay lost only ${relay.lost} datagrams`);
+  assert.ok((await metric(server, 'nacks_total')) > 0);
+  assert.ok((await metric(server, 'retransmits_total')) > 0);
+  const gaps = seen.slice(1).map((picture, at) => picture.at - seen[at].at);
+  const longest = Math.max(...gaps);
+  const stats = await viewer.stats();
+  t.diagnostic(`lost ${relay.lost} of ${relay.lost + relay.forwarded}, longest gap ${longest.toFixed(0)} ms, freezes ${stats.freezeCount}, PLI ${stats.pliCount}`);
+  // How long is a figure, not a gate, unless asked for: a busy machine freezes by itself.
+  if (process.env.SS_STRICT) assert.ok(longest <= 500, `a freeze of ${longest} ms`);
+});

@@ -1,0 +1,113 @@
+// Chromium without a screen, and what we ask of a page: which units it showed, and what it says of itself.
+import { chromium } from 'playwright-core';
+import { waitFor } from './house.mjs';
+import { readUnitNumber, STRIP } from './unit_number.mjs';
+
+const ARGUMENTS = [
+  '--headless=new',
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+  '--disable-dev-shm-usage',
+  '--disable-backgrounding-occluded-windows',
+  '--disable-renderer-backgrounding',
+  '--disable-background-timer-throttling',
+  '--autoplay-policy=no-user-gesture-required',
+];
+
+/** A browser with a new profile of its own, gone on close. */
+export async function startBrowser() {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    headless: true,
+    args: ARGUMENTS,
+  });
+}
+
+// Runs in the page before its own scripts: remembers every connection, and for every presented picture its
+// unit number, read from the blocks in the picture.
+function probe({ read, strip }) {
+  // eslint-disable-next-line no-eval
+  const readUnitNumber = (0, eval)(`(${read})`);
+  window.probe = { connections: [], seen: [], broken: 0 };
+  const Original = window.RTCPeerConnection;
+  window.RTCPeerConnection = class extends Original {
+    constructor(...args) {
+      super(...args);
+      window.probe.connections.push(this);
+    }
+  };
+  const canvas = document.createElement('canvas');
+  const pen = canvas.getContext('2d', { willReadFrequently: true });
+  const watch = (video) => {
+    const look = (now, metadata) => {
+      const height = Math.min(strip.height, video.videoHeight);
+      canvas.width = video.videoWidth;
+      canvas.height = height;
+      pen.drawImage(video, 0, video.videoHeight - height, video.videoWidth, height,
+        0, 0, video.videoWidth, height);
+      const pixels = pen.getImageData(0, 0, canvas.width, height);
+      const unit = readUnitNumber(pixels.data, canvas.width, height, video.videoHeight);
+      if (unit === null) window.probe.broken += 1;
+      window.probe.seen.push({ unit, at: now, presented: metadata.presentedFrames, width: video.videoWidth });
+      if (window.probe.seen.length > 20_000) window.probe.seen.shift();
+      video.requestVideoFrameCallback(look);
+    };
+    video.requestVideoFrameCallback(look);
+  };
+  const known = new WeakSet();
+  setInterval(() => {
+    for (const video of document.querySelectorAll('video')) {
+      if (!known.has(video)) {
+        known.add(video);
+        watch(video);
+      }
+    }
+  }, 20);
+}
+
+/** A page on the server's URL in a window of its own (a tab in the background presents nothing); `viewer.page`,
+ *  and questions to it. */
+export async function openViewer(browser, url, before = async () => {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 720 } });
+  await context.addInitScript(probe, { read: readUnitNumber.toString(), strip: STRIP });
+  const page = await context.newPage();
+  const errors = [];
+  page.on('pageerror', (error) => errors.push(String(error)));
+  page.on('console', (message) => { if (message.type() === 'error') errors.push(message.text()); });
+  await before(page);
+  await page.goto(url);
+  const viewer = {
+    page,
+    errors,
+    seen: () => page.evaluate(() => window.probe.seen),
+    broken: () => page.evaluate(() => window.probe.broken),
+    forget: () => page.evaluate(() => { window.probe.seen = []; window.probe.broken = 0; }),
+    /** Waits for so many presented pictures since the last forget. */
+    pictures: (count) => waitFor(`${count} pictures in the page`, () =>
+      page.evaluate((wanted) => window.probe.seen.length >= wanted, count)),
+    /** inbound-rtp statistics of the newest connection, with the unit shown at that moment. */
+    stats: () => page.evaluate(async () => {
+      const report = await window.probe.connections.at(-1).getStats();
+      const inbound = [...report.values()].find((entry) => entry.type === 'inbound-rtp' && entry.kind === 'video');
+      return { ...inbound, unit: window.probe.seen.at(-1)?.unit };
+    }),
+    connectionCount: () => page.evaluate(() => window.probe.connections.length),
+    /** What the page says of itself, for people and for tests. */
+    says: () => page.evaluate(() => `${document.body.dataset.state} ${document.body.innerText}`),
+  };
+  return viewer;
+}
+
+/** Asserts that the unit numbers seen never go back. */
+export function assertInOrder(assert, seen) {
+  const units = seen.map((picture) => picture.unit).filter((unit) => unit !== null);
+  for (let index = 1; index < units.length; index += 1) {
+    assert.ok(units[index] >= units[index - 1], `unit ${units[index]} after ${units[index - 1]}`);
+  }
+  return units;
+}

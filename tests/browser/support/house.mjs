@@ -1,0 +1,78 @@
+// The real server and the real camera for the browser tests, as processes that never outlive their test.
+import { spawn } from 'node:child_process';
+import { rmSync } from 'node:fs';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const HERE = path.dirname(fileURLToPath(import.meta.url));
+const ROOT = path.resolve(HERE, '../../..');
+
+/** Where the binaries are: SS_BIN (relative to tests/browser), else the debug build. */
+const BINARIES = path.resolve(HERE, '..', process.env.SS_BIN ?? '../../target/debug');
+/** Pictures of what was seen. */
+export const PICTURES = path.join(ROOT, 'target/browser');
+/** Nothing is awaited for longer; what has not come by then is absent. */
+export const PATIENCE_MS = 60_000;
+
+let nextName = 0;
+export const uniqueShm = () => `/ss-browser-${process.pid}-${nextName++}`;
+
+export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Looks every 50 ms until `look` gives something truthy. */
+export async function waitFor(what, look) {
+  const deadline = Date.now() + PATIENCE_MS;
+  for (;;) {
+    const found = await look();
+    if (found) return found;
+    if (Date.now() > deadline) throw new Error(`never came within ${PATIENCE_MS} ms: ${what}`);
+    await sleep(50);
+  }
+}
+
+function start(name, args) {
+  const child = spawn(path.join(BINARIES, name), args, { stdio: ['ignore', 'pipe', 'pipe'] });
+  const running = { child, log: '' };
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (text) => { running.log += text; });
+  }
+  running.ended = new Promise((resolve) => child.on('exit', (code, signal) => resolve(code ?? signal)));
+  child.on('error', (error) => { running.log += error; });
+  running.stop = async (signal = 'SIGTERM') => {
+    if (child.exitCode === null && child.signalCode === null) child.kill(signal);
+    return running.ended;
+  };
+  return running;
+}
+
+/** A server on loopback ports of the kernel's choice; `server.url`, `server.udp`. */
+export async function startServer(args) {
+  const server = start('streaming-server', ['--http', '127.0.0.1:0', '--udp', '0.0.0.0:0', '--control', 'off', ...args]);
+  const line = await waitFor('the line `listening:`', () => {
+    if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.log}`);
+    return /listening: http=(\S+) udp=(\S+)/.exec(server.log);
+  });
+  server.url = `http://${line[1]}/`;
+  server.udpPort = Number(line[2].split(':').pop());
+  return server;
+}
+
+/** A camera on a ring; its segment is removed on stop. */
+export function startCamera(shm, args) {
+  const camera = start('camera-sim', ['--shm', shm, ...args]);
+  const stop = camera.stop;
+  camera.kill = () => stop('SIGKILL');
+  camera.stop = async () => {
+    const code = await stop('SIGKILL');
+    rmSync(`/dev/shm${shm}`, { force: true });
+    return code;
+  };
+  return camera;
+}
+
+/** A sample of /metrics by name, summed over labels. */
+export async function metric(server, name) {
+  const text = await (await fetch(`${server.url}metrics`)).text();
+  const values = text.split('\n').filter((line) => line.split(/[ {]/)[0] === name);
+  return values.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' '))), 0);
+}

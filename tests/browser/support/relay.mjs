@@ -1,0 +1,61 @@
+// A bad network in user space, for a browser: a UDP relay with seeded loss and a fixed delay each way.
+import dgram from 'node:dgram';
+import { once } from 'node:events';
+
+/** SplitMix64, as in tests/support/random.rs. */
+function randomOf(seed) {
+  let state = BigInt(seed);
+  const mask = (1n << 64n) - 1n;
+  return () => {
+    state = (state + 0x9e3779b97f4a7c15n) & mask;
+    let z = state;
+    z = ((z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n) & mask;
+    z = ((z ^ (z >> 27n)) * 0x94d049bb133111ebn) & mask;
+    return Number((z ^ (z >> 31n)) >> 11n) / 2 ** 53;
+  };
+}
+
+export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
+  const towardViewer = dgram.createSocket({ type: 'udp4', recvBufferSize: 4 << 20 });
+  const towardServer = dgram.createSocket({ type: 'udp4', recvBufferSize: 4 << 20 });
+  towardViewer.bind(0, '0.0.0.0');
+  towardServer.bind(0, '127.0.0.1');
+  await Promise.all([once(towardViewer, 'listening'), once(towardServer, 'listening')]);
+  const relay = { port: towardViewer.address().port, lost: 0, forwarded: 0 };
+  let viewer = null;
+  const pass = (random, send) => {
+    if (random() * 100 < lossPercent) {
+      relay.lost += 1;
+      return;
+    }
+    relay.forwarded += 1;
+    setTimeout(() => { try { send(); } catch { /* closed meanwhile */ } }, delayMs);
+  };
+  const up = randomOf(seed);
+  const down = randomOf(seed + 1);
+  towardViewer.on('message', (bytes, from) => {
+    viewer = from;
+    pass(up, () => towardServer.send(bytes, serverPort, '127.0.0.1'));
+  });
+  towardServer.on('message', (bytes) => {
+    if (viewer) pass(down, () => towardViewer.send(bytes, viewer.port, viewer.address));
+  });
+  relay.close = () => { towardViewer.close(); towardServer.close(); };
+  return relay;
+}
+
+/** Lets the page's offers through, and puts the relay in the place of every IPv4 candidate of the answer. */
+export function routeThrough(relay) {
+  return (page) => page.route('**/api/webrtc/offer', async (route) => {
+    const response = await route.fetch();
+    const answer = await response.json();
+    const lines = answer.sdp.split('\r\n').flatMap((line) => {
+      const parts = line.split(' ');
+      if (!line.startsWith('a=candidate:')) return [line];
+      if (!/^\d+\.\d+\.\d+\.\d+$/.test(parts[4])) return [];
+      parts[5] = String(relay.port);
+      return [parts.join(' ')];
+    });
+    await route.fulfill({ response, json: { ...answer, sdp: lines.join('\r\n') } });
+  });
+}

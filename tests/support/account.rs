@@ -1,0 +1,225 @@
+//! What a viewer really got: puts RTP packets in order, joins them to access units and keeps the books over
+//! the unit numbers that the camera simulator stamps into each. A naive twin of the program's own
+//! depacketizer on purpose: the two must not share a mistake.
+
+use std::collections::BTreeMap;
+
+use streaming_server::h264::{Assembler, Stamp, crc32_of_slices};
+
+/// How long a hole in the sequence numbers is waited for before it counts as lost.
+const HOLE_PATIENCE_NS: i64 = 1_500_000_000;
+
+/// The books of one viewer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) connected: bool,
+    /// The server said goodbye (DTLS close_notify).
+    pub(crate) told_goodbye: bool,
+    /// The local session ended, for whatever reason.
+    pub(crate) ended: bool,
+    /// Access units received whole, with a stamp.
+    pub(crate) units: u64,
+    /// Whole units without a stamp.
+    pub(crate) unstamped: u64,
+    /// Unit numbers that never came between two that did.
+    pub(crate) missing: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) reordered: u64,
+    /// Units whose slices do not have the checksum of their stamp.
+    pub(crate) torn: u64,
+    /// The unit numbers began anew: another camera.
+    pub(crate) restarts: u64,
+    pub(crate) idrs: u64,
+    /// IDR units without exactly one SPS and one PPS before their first slice.
+    pub(crate) bad_idrs: u64,
+    /// The first unit began with something else than an IDR.
+    pub(crate) began_without_idr: bool,
+    pub(crate) first_unit: Option<u64>,
+    pub(crate) last_unit: Option<u64>,
+    /// RTP packets given up on.
+    pub(crate) lost_packets: u64,
+    /// RTP packets that came twice or after they were given up.
+    pub(crate) late_packets: u64,
+    /// Pictures' size, from the last SPS.
+    pub(crate) size: Option<(u32, u32)>,
+    /// Published in the ring -> last datagram received, one sample per unit.
+    pub(crate) latencies_ns: Vec<i64>,
+}
+
+impl Report {
+    /// 0 missing, 0 duplicated, 0 reordered, 0 torn, every IDR with its parameter sets.
+    pub(crate) fn assert_perfect(&self, who: &str) {
+        let wrong = self.missing + self.duplicated + self.reordered + self.torn + self.unstamped;
+        let books = Report { latencies_ns: Vec::new(), ..self.clone() };
+        assert_eq!(wrong + self.bad_idrs + self.restarts, 0, "{who}: {books:?}");
+        assert!(!self.began_without_idr, "{who}: {books:?}");
+    }
+
+    /// The latency that `fraction` of the units stayed below, in ns.
+    pub(crate) fn latency_ns(&self, fraction: f64) -> i64 {
+        let mut sorted = self.latencies_ns.clone();
+        sorted.sort_unstable();
+        let index = (sorted.len() as f64 * fraction) as usize;
+        sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+    }
+}
+
+/// One RTP packet as it came.
+pub(crate) struct Arrived {
+    pub(crate) payload: Vec<u8>,
+    pub(crate) marker: bool,
+    pub(crate) rtp_time: u32,
+    pub(crate) at_ns: i64,
+}
+
+/// Orders, joins, counts.
+#[derive(Default)]
+pub(crate) struct Account {
+    pub(crate) report: Report,
+    held: BTreeMap<u64, Arrived>,
+    next: Option<u64>,
+    unit: UnitParts,
+    last_published_ns: i64,
+    assembler: Option<Assembler>,
+}
+
+#[derive(Default)]
+struct UnitParts {
+    nal_units: Vec<Vec<u8>>,
+    fragment: Option<Vec<u8>>,
+    rtp_time: Option<u32>,
+    broken: bool,
+}
+
+impl Account {
+    /// `sequence` is extended: it does not wrap.
+    pub(crate) fn push(&mut self, sequence: u64, packet: Arrived) {
+        let now_ns = packet.at_ns;
+        let next = *self.next.get_or_insert(sequence);
+        if sequence < next || self.held.insert(sequence, packet).is_some() {
+            self.report.late_packets += 1;
+            return;
+        }
+        self.drain();
+        self.give_up_old_holes(now_ns);
+    }
+
+    fn drain(&mut self) {
+        while let Some(next) = self.next {
+            let Some(packet) = self.held.remove(&next) else { return };
+            self.next = Some(next + 1);
+            self.join(packet);
+        }
+    }
+
+    fn give_up_old_holes(&mut self, now_ns: i64) {
+        let Some((&first, packet)) = self.held.first_key_value() else { return };
+        let Some(next) = self.next else { return };
+        if now_ns - packet.at_ns > HOLE_PATIENCE_NS {
+            self.report.lost_packets += first - next;
+            self.unit.broken = true;
+            self.next = Some(first);
+            self.drain();
+        }
+    }
+
+    fn join(&mut self, packet: Arrived) {
+        if self.unit.rtp_time.is_some_and(|time| time != packet.rtp_time) {
+            // The end of the unit before was lost.
+            self.unit = UnitParts::default();
+        }
+        self.unit.rtp_time = Some(packet.rtp_time);
+        if self.unit.add(&packet.payload).is_none() {
+            self.unit.broken = true;
+        }
+        if packet.marker {
+            let unit = std::mem::take(&mut self.unit);
+            if !unit.broken && unit.fragment.is_none() && !unit.nal_units.is_empty() {
+                self.count(&unit.nal_units, packet.at_ns);
+            }
+        }
+    }
+
+    fn count(&mut self, nal_units: &[Vec<u8>], at_ns: i64) {
+        self.look_at_parameter_sets(nal_units);
+        let Some(stamp) = Stamp::find(nal_units.iter().map(Vec::as_slice)) else {
+            self.report.unstamped += 1;
+            return;
+        };
+        let report = &mut self.report;
+        if crc32_of_slices(nal_units.iter().map(Vec::as_slice)) != stamp.slices_crc32 {
+            report.torn += 1;
+        }
+        if report.latencies_ns.len() < 1_000_000 {
+            report.latencies_ns.push(at_ns - stamp.published_monotonic_ns);
+        }
+        report.units += 1;
+        report.first_unit.get_or_insert(stamp.unit_number);
+        match report.last_unit {
+            Some(last) if stamp.unit_number == last => report.duplicated += 1,
+            Some(last) if stamp.unit_number > last => report.missing += stamp.unit_number - last - 1,
+            Some(_) if stamp.published_monotonic_ns > self.last_published_ns => report.restarts += 1,
+            Some(_) => report.reordered += 1,
+            None => {}
+        }
+        report.last_unit = Some(stamp.unit_number);
+        self.last_published_ns = stamp.published_monotonic_ns;
+    }
+
+    fn look_at_parameter_sets(&mut self, nal_units: &[Vec<u8>]) {
+        let kinds: Vec<u8> = nal_units.iter().map(|nal| nal[0] & 0x1F).collect();
+        let Some(slice) = kinds.iter().position(|kind| matches!(kind, 1 | 5)) else { return };
+        if kinds[slice] != 5 {
+            self.report.began_without_idr |= self.report.units == 0;
+            return;
+        }
+        self.report.idrs += 1;
+        let before = |wanted: u8| kinds[..slice].iter().filter(|kind| **kind == wanted).count();
+        let all = |wanted: u8| kinds.iter().filter(|kind| **kind == wanted).count();
+        if before(7) != 1 || before(8) != 1 || all(7) != 1 || all(8) != 1 {
+            self.report.bad_idrs += 1;
+        }
+        let annex_b: Vec<u8> =
+            nal_units.iter().flat_map(|nal| [&[0, 0, 0, 1], nal.as_slice()].concat()).collect();
+        let assembler = self.assembler.get_or_insert_with(Assembler::new);
+        if assembler.assemble(&annex_b).is_ok() {
+            self.report.size = assembler.parameter_sets().stream_info().map(|info| (info.width, info.height));
+        }
+    }
+}
+
+impl UnitParts {
+    /// RFC 6184: single NAL unit, STAP-A (24) or FU-A (28). `None`: not understood or out of place.
+    fn add(&mut self, payload: &[u8]) -> Option<()> {
+        match payload.first()? & 0x1F {
+            1..=23 if self.fragment.is_none() => self.nal_units.push(payload.to_vec()),
+            24 => {
+                let mut rest = &payload[1..];
+                while !rest.is_empty() {
+                    let length = usize::from(u16::from_be_bytes([rest[0], *rest.get(1)?]));
+                    self.nal_units.push(rest.get(2..2 + length).filter(|nal| !nal.is_empty())?.to_vec());
+                    rest = &rest[2 + length..];
+                }
+            }
+            28 => self.add_fragment(payload)?,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn add_fragment(&mut self, payload: &[u8]) -> Option<()> {
+        let header = *payload.get(1)?;
+        let (starts, ends) = (header & 0x80 != 0, header & 0x40 != 0);
+        if starts {
+            if self.fragment.is_some() {
+                return None;
+            }
+            self.fragment = Some(vec![(payload[0] & 0xE0) | (header & 0x1F)]);
+        }
+        self.fragment.as_mut()?.extend_from_slice(&payload[2..]);
+        if ends {
+            self.nal_units.push(self.fragment.take()?);
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,50 @@
+//! Reads the Prometheus text format: enough of it to ask for a sample by name and labels.
+
+/// The samples of one scrape.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics(Vec<Sample>);
+
+/// Name, labels, value.
+type Sample = (String, Vec<(String, String)>, f64);
+
+impl Metrics {
+    pub(crate) fn parse(text: &str) -> Self {
+        let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
+        Self(lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}"))).collect())
+    }
+
+    /// The sum over all samples of that name whose labels include these; `None` when there is none.
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let has = |have: &[(String, String)]| {
+            labels.iter().all(|(key, value)| have.iter().any(|(k, v)| k == key && v == value))
+        };
+        let hits: Vec<f64> =
+            self.0.iter().filter(|(n, have, _)| n == name && has(have)).map(|(_, _, value)| *value).collect();
+        (!hits.is_empty()).then(|| hits.iter().sum())
+    }
+
+    /// As [`Metrics::value`]; panics when there is no such sample.
+    pub(crate) fn expect(&self, name: &str) -> f64 {
+        self.value(name, &[]).unwrap_or_else(|| panic!("no metric {name}, only {:?}", self.names()))
+    }
+
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.0.iter().map(|(name, _, _)| name.as_str()).collect();
+        names.dedup();
+        names
+    }
+}
+
+fn sample(line: &str) -> Option<Sample> {
+    let (series, value) = line.rsplit_once(' ')?;
+    let value = value.parse().ok()?;
+    let Some((name, rest)) = series.split_once('{') else {
+        return Some((series.trim().to_owned(), Vec::new(), value));
+    };
+    let mut labels = Vec::new();
+    for pair in rest.trim().strip_suffix('}')?.split(',').filter(|pair| !pair.is_empty()) {
+        let (key, quoted) = pair.split_once('=')?;
+        labels.push((key.trim().to_owned(), quoted.trim().trim_matches('"').to_owned()));
+    }
+    Some((name.to_owned(), labels, value))
+}

@@ -1,0 +1,90 @@
+//! The real `streaming-server` process on ports of the kernel's choice.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::http::{self, Response};
+use super::metrics::Metrics;
+use super::process::Process;
+use super::{PATIENCE, wait_within};
+
+/// A running server. Killed on drop.
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) http: SocketAddr,
+    pub(crate) udp: SocketAddr,
+}
+
+/// The server's command line, ports still open.
+pub(crate) fn command(shm: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_streaming-server"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
+        command.env_remove(name);
+    }
+    command.args(["--shm", shm]).args(arguments);
+    command
+}
+
+impl Server {
+    /// Starts on loopback and waits for the line `listening: http=... udp=...`.
+    pub(crate) fn start(shm: &str, arguments: &[&str]) -> Self {
+        let mut command =
+            command(shm, &["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"]);
+        let mut process = Process::spawn("streaming-server", command.args(arguments));
+        let line = wait_within(PATIENCE, "the line `listening: http=... udp=...`", || {
+            if let Some(status) = process.exited() {
+                panic!("the server ended at once, {status}:\n{}", process.log());
+            }
+            process.after("listening: ")
+        });
+        let address = |key: &str| -> SocketAddr {
+            let value = line.split_whitespace().find_map(|word| word.strip_prefix(key));
+            value.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {key} in `{line}`"))
+        };
+        Self { http: address("http="), udp: address("udp="), process }
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Response {
+        http::get(self.http, path)
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        let response = self.get("/metrics");
+        assert_eq!(response.status, 200, "{}", response.text());
+        Metrics::parse(&response.text())
+    }
+
+    /// The entries of /api/viewers, whether the answer is a list or an object with one.
+    pub(crate) fn viewers(&self) -> Vec<serde_json::Value> {
+        let value = self.get("/api/viewers").json();
+        let list = if value.is_array() { value } else { value["viewers"].clone() };
+        list.as_array().cloned().unwrap_or_else(|| panic!("no list of viewers in {list}"))
+    }
+
+    /// Waits until exactly `count` viewers are listed.
+    pub(crate) fn wait_viewers(&self, patience: Duration, count: usize) {
+        wait_within(patience, &format!("{count} viewers in /api/viewers"), || {
+            (self.viewers().len() == count).then_some(())
+        });
+    }
+
+    /// Waits until access units flow.
+    pub(crate) fn wait_ready(&self) {
+        super::wait_until("200 on /ready", || self.get("/ready").status == 200);
+    }
+
+    /// SIGTERM; the exit code, `None` after a signal.
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
+        self.process.signal(Signal::TERM);
+        self.process.wait_exit(Duration::from_secs(30)).code()
+    }
+
+    /// Asserts that it still runs and answers.
+    pub(crate) fn assert_healthy(&mut self) {
+        assert!(self.process.exited().is_none(), "the server ended:\n{}", self.process.log());
+        assert_eq!(self.get("/health").status, 200);
+    }
+}

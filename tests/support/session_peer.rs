@@ -1,0 +1,246 @@
+//! A browser in memory: str0m's client on a fake clock, wired to one of our viewers through queues that
+//! a test may look into. No sockets, no sleeping; used by tests and benches of the session.
+
+#![allow(dead_code, reason = "every user takes what it needs")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use str0m::change::SdpAnswer;
+use str0m::config::DtlsVersion;
+use str0m::crypto::CryptoProvider;
+use str0m::media::{Direction, MediaKind, Mid};
+use str0m::net::{Protocol, Receive};
+use str0m::rtp::RtpPacket;
+use str0m::{Candidate, Event, Input, Rtc, RtcConfig};
+use streaming_server::session::{
+    CloseReason, Output, PacketizedUnit, SessionConfig, SessionContext, SrtpChoice, Viewer,
+};
+
+/// Where the server listens.
+pub(crate) fn server_address() -> SocketAddr {
+    "192.0.2.1:8189".parse().unwrap()
+}
+
+/// Where the browser is.
+pub(crate) fn client_address() -> SocketAddr {
+    "198.51.100.7:40000".parse().unwrap()
+}
+
+pub(crate) fn context(srtp: SrtpChoice) -> Arc<SessionContext> {
+    SessionContext::new(SessionConfig { candidates: vec![server_address()], advertise: vec![], srtp })
+        .unwrap()
+}
+
+/// What the network does to a datagram: it may change it, and lose it (`false`).
+pub(crate) type Fate = Box<dyn FnMut(&mut Vec<u8>) -> bool>;
+
+pub(crate) struct Pair {
+    pub(crate) viewer: Viewer,
+    pub(crate) client: Rtc,
+    pub(crate) now: Instant,
+    pub(crate) mid: Mid,
+    pub(crate) connected: bool,
+    pub(crate) client_closed: bool,
+    pub(crate) closed: Option<CloseReason>,
+    /// RTP packets the browser decrypted.
+    pub(crate) packets: Vec<RtpPacket>,
+    /// Sizes of the datagrams the viewer sent, in order.
+    pub(crate) sent_sizes: Vec<usize>,
+    /// `true` lets a datagram of the viewer through.
+    pub(crate) to_client: Fate,
+    /// `true` lets a datagram of the browser through.
+    pub(crate) to_viewer: Fate,
+    pub(crate) answer: String,
+    pub(crate) offer: String,
+    client_deadline: Instant,
+    viewer_deadline: Instant,
+    /// Datagrams on their way; `true` is towards the browser.
+    in_flight: VecDeque<(bool, Vec<u8>)>,
+}
+
+/// A browser's side: offers to receive H.264.
+pub(crate) fn client(now: Instant, version: DtlsVersion, provider: Option<CryptoProvider>) -> Rtc {
+    let mut config =
+        RtcConfig::new().set_rtp_mode(true).set_dtls_version(version).clear_codecs().enable_h264(true);
+    for (id, extension) in
+        [(5, str0m::rtp::Extension::PlayoutDelay), (6, str0m::rtp::Extension::AbsoluteCaptureTime)]
+    {
+        config = config.set_extension(id, extension);
+    }
+    if let Some(provider) = provider {
+        config = config.set_crypto_provider(Arc::new(provider));
+    }
+    let mut rtc = config.build(now);
+    rtc.add_local_candidate(Candidate::host(client_address(), Protocol::Udp).unwrap());
+    rtc
+}
+
+impl Pair {
+    pub(crate) fn new(context: &Arc<SessionContext>, version: DtlsVersion) -> Self {
+        Self::with_provider(context, version, None)
+    }
+
+    pub(crate) fn with_provider(
+        context: &Arc<SessionContext>,
+        version: DtlsVersion,
+        provider: Option<CryptoProvider>,
+    ) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+        let now = Instant::now();
+        let mut client = client(now, version, provider);
+        let mut api = client.sdp_api();
+        let mid = api.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
+        let (offer, pending) = api.apply().unwrap();
+        let offer = offer.to_sdp_string();
+        let (viewer, answer) = Viewer::accept(context, 1, &offer, now).unwrap();
+        let parsed = SdpAnswer::from_sdp_string(&answer).unwrap();
+        client.sdp_api().accept_answer(pending, parsed).unwrap();
+        Self {
+            viewer,
+            client,
+            now,
+            mid,
+            connected: false,
+            client_closed: false,
+            closed: None,
+            packets: Vec::new(),
+            sent_sizes: Vec::new(),
+            to_client: Box::new(|_| true),
+            to_viewer: Box::new(|_| true),
+            answer,
+            offer,
+            client_deadline: now,
+            viewer_deadline: now,
+            in_flight: VecDeque::new(),
+        }
+    }
+
+    /// Connects; panics if that takes a fake minute.
+    pub(crate) fn connect(&mut self) {
+        let deadline = self.now + Duration::from_secs(60);
+        while !(self.connected && self.viewer.status(self.now).state == "connected") {
+            assert!(self.now < deadline && self.closed.is_none(), "not connected: {:?}", self.closed);
+            self.run(Duration::from_millis(10));
+        }
+    }
+
+    /// Lets `time` pass.
+    pub(crate) fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            self.settle();
+            let next = self.client_deadline.min(self.viewer_deadline);
+            if next >= end {
+                break;
+            }
+            self.now = self.now.max(next);
+            self.tick();
+        }
+        self.now = end;
+        self.tick();
+        self.settle();
+    }
+
+    fn tick(&mut self) {
+        self.client.handle_input(Input::Timeout(self.now)).unwrap();
+        self.drain_client();
+        self.viewer.handle_timeout(self.now);
+    }
+
+    /// Delivers until both are silent.
+    pub(crate) fn settle(&mut self) {
+        self.drain_viewer();
+        self.drain_client();
+        while let Some((to_client, bytes)) = self.in_flight.pop_front() {
+            if to_client {
+                let receive =
+                    Receive::new(Protocol::Udp, server_address(), client_address(), &bytes).unwrap();
+                self.client.handle_input(Input::Receive(self.now, receive)).unwrap();
+                self.drain_client();
+            } else {
+                let local = Some(server_address().ip());
+                self.viewer.handle_datagram(self.now, local, client_address(), &bytes);
+                self.drain_viewer();
+            }
+        }
+    }
+
+    pub(crate) fn push(&mut self, unit: &PacketizedUnit<'_>) {
+        self.viewer.push_access_unit(self.now, unit);
+        self.settle();
+    }
+
+    fn drain_viewer(&mut self) {
+        loop {
+            match self.viewer.poll_output(self.now) {
+                Output::Transmit { local, remote, mut bytes } => {
+                    assert_eq!((local, remote), (Some(server_address().ip()), client_address()));
+                    self.sent_sizes.push(bytes.len());
+                    if (self.to_client)(&mut bytes) {
+                        self.in_flight.push_back((true, bytes));
+                    }
+                }
+                Output::Wait(deadline) => {
+                    assert_eq!(deadline, self.viewer.next_deadline());
+                    self.viewer_deadline = deadline;
+                    return;
+                }
+                Output::Closed(reason) => {
+                    self.closed = Some(reason);
+                    self.viewer_deadline = self.now + Duration::from_secs(3_600);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn drain_client(&mut self) {
+        loop {
+            match self.client.poll_output().unwrap() {
+                str0m::Output::Timeout(deadline) => {
+                    self.client_deadline = deadline;
+                    return;
+                }
+                str0m::Output::Transmit(transmit) => {
+                    let mut bytes = Vec::from(transmit.contents);
+                    if (self.to_viewer)(&mut bytes) {
+                        self.in_flight.push_back((false, bytes));
+                    }
+                }
+                str0m::Output::Event(Event::Connected) => self.connected = true,
+                str0m::Output::Event(Event::RtpPacket(packet)) => self.packets.push(packet),
+                str0m::Output::Event(Event::Closed) => self.client_closed = true,
+                str0m::Output::Event(_) => {}
+            }
+        }
+    }
+}
+
+/// A unit of `count` payloads of `bytes`, the last one shorter, whose content names it.
+pub(crate) fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<[u8]>> {
+    (0..count)
+        .map(|index| {
+            let length = if index + 1 == count { bytes / 3 + 8 } else { bytes };
+            let mut payload = vec![0x7c; length];
+            payload[..4].copy_from_slice(&unit.to_be_bytes());
+            payload[4..8].copy_from_slice(&u32::try_from(index).unwrap().to_be_bytes());
+            Arc::from(payload)
+        })
+        .collect()
+}
+
+/// A unit around `payloads`, 3000 ticks of 90 kHz apart.
+pub(crate) fn unit(payloads: &[Arc<[u8]>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
+    PacketizedUnit {
+        payloads,
+        is_idr,
+        is_reference: true,
+        rtp_time_90k: number * 3_000,
+        captured_at_ns: Some(1_700_000_000_000_000_000),
+        gap_before: false,
+    }
+}

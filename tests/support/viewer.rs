@@ -1,0 +1,263 @@
+//! A viewer without a picture: str0m as a browser would be (full ICE, controlling; DTLS client; NACK and
+//! RTX), one UDP socket, one thread. What it received is in its [`Report`].
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use str0m::change::{SdpAnswer, SdpPendingOffer};
+use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
+use str0m::net::{Protocol, Receive};
+use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcConfig};
+
+use super::account::{Account, Arrived, Report};
+use super::http::{self, Response};
+use super::{monotonic_ns, wait_for};
+
+const WATCH: u8 = 0;
+const ASK_IDR: u8 = 1;
+const LEAVE: u8 = 2;
+const VANISH: u8 = 3;
+
+/// A viewer in its own thread. Vanishes on drop.
+pub(crate) struct ViewerSimulator {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    report: Mutex<Report>,
+    wish: AtomicU8,
+}
+
+/// An offer that was not yet answered.
+pub(crate) struct Offer {
+    rtc: Rtc,
+    pending: SdpPendingOffer,
+    mid: Mid,
+    socket: UdpSocket,
+    pub(crate) sdp: String,
+}
+
+impl Offer {
+    /// One receive-only H.264 line, host candidate on loopback.
+    pub(crate) fn new() -> Self {
+        static CRYPTO: Once = Once::new();
+        CRYPTO.call_once(|| str0m::crypto::from_feature_flags().install_process_default());
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4 << 20);
+        socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        let mut rtc =
+            RtcConfig::new().clear_codecs().enable_h264(true).set_rtp_mode(true).build(Instant::now());
+        rtc.add_local_candidate(Candidate::host(socket.local_addr().unwrap(), "udp").unwrap());
+        let mut change = rtc.sdp_api();
+        let mid = change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
+        let (offer, pending) = change.apply().unwrap();
+        let sdp = offer.to_sdp_string();
+        Self { rtc, pending, mid, socket, sdp }
+    }
+
+    /// Posts the offer; the answer's SDP, or what the server said instead.
+    pub(crate) fn post(&self, server: SocketAddr) -> Result<String, Box<Response>> {
+        let body = json!({"type": "offer", "sdp": self.sdp});
+        let response = http::post_json(server, "/api/webrtc/offer", &body);
+        if response.status != 200 {
+            return Err(Box::new(response));
+        }
+        let answer = response.json();
+        assert_eq!(answer["type"], "answer");
+        Ok(answer["sdp"].as_str().unwrap().to_owned())
+    }
+
+    /// Takes the answer and begins to watch.
+    pub(crate) fn watch(self, answer_sdp: &str) -> ViewerSimulator {
+        let mut rtc = self.rtc;
+        let answer = SdpAnswer::from_sdp_string(answer_sdp)
+            .unwrap_or_else(|error| panic!("the answer does not parse: {error}\n{answer_sdp}"));
+        rtc.sdp_api().accept_answer(self.pending, answer).unwrap();
+        let shared = Arc::new(Shared::default());
+        let life = Life {
+            rtc,
+            mid: self.mid,
+            local: self.socket.local_addr().unwrap(),
+            socket: self.socket,
+            shared: Arc::clone(&shared),
+            account: Account::default(),
+        };
+        ViewerSimulator { shared, thread: Some(thread::spawn(move || life.run())) }
+    }
+}
+
+impl ViewerSimulator {
+    /// Offers to the server and watches; what the server said when it refused.
+    pub(crate) fn connect(server: SocketAddr) -> Result<Self, Box<Response>> {
+        let offer = Offer::new();
+        let answer = offer.post(server)?;
+        Ok(offer.watch(&answer))
+    }
+
+    /// `count` viewers, all connected.
+    pub(crate) fn crowd(server: SocketAddr, count: usize) -> Vec<Self> {
+        let connect =
+            |_| Self::connect(server).unwrap_or_else(|refusal| panic!("refused: {}", refusal.text()));
+        let viewers: Vec<Self> = (0..count).map(connect).collect();
+        viewers.iter().for_each(|viewer| viewer.wait_units(1));
+        viewers
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        self.shared.report.lock().unwrap().clone()
+    }
+
+    /// Waits until at least `count` units came in all.
+    pub(crate) fn wait_units(&self, count: u64) {
+        wait_for(&format!("{count} units at a viewer, books: {:?}", self.brief()), || {
+            (self.report().units >= count).then_some(())
+        });
+    }
+
+    /// Waits for `count` units more than there are now.
+    pub(crate) fn wait_more_units(&self, count: u64) {
+        self.wait_units(self.report().units + count);
+    }
+
+    /// Sends a PLI.
+    pub(crate) fn ask_idr(&self) {
+        self.shared.wish.store(ASK_IDR, Ordering::Relaxed);
+    }
+
+    /// Leaves with a DTLS close, as a closed tab does.
+    pub(crate) fn leave(mut self) -> Report {
+        self.end(LEAVE);
+        self.report()
+    }
+
+    /// Is gone without a word, as after kill -9.
+    pub(crate) fn vanish(mut self) -> Report {
+        self.end(VANISH);
+        self.report()
+    }
+
+    fn brief(&self) -> Report {
+        Report { latencies_ns: Vec::new(), ..self.report() }
+    }
+
+    fn end(&mut self, how: u8) {
+        self.shared.wish.store(how, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for ViewerSimulator {
+    fn drop(&mut self) {
+        self.end(VANISH);
+    }
+}
+
+struct Life {
+    rtc: Rtc,
+    mid: Mid,
+    local: SocketAddr,
+    socket: UdpSocket,
+    shared: Arc<Shared>,
+    account: Account,
+}
+
+impl Life {
+    fn run(mut self) {
+        let mut buffer = vec![0; 2048];
+        let mut leave_by: Option<Instant> = None;
+        while self.rtc.is_alive() {
+            match self.shared.wish.load(Ordering::Relaxed) {
+                VANISH => return,
+                LEAVE if leave_by.is_none() => {
+                    let _ = self.rtc.close();
+                    leave_by = Some(Instant::now() + Duration::from_secs(2));
+                }
+                ASK_IDR => self.send_pli(),
+                _ => {}
+            }
+            if leave_by.is_some_and(|deadline| Instant::now() > deadline) {
+                break;
+            }
+            let due = self.drain();
+            self.publish();
+            match self.socket.recv_from(&mut buffer) {
+                Ok((count, remote)) => self.receive(remote, &buffer[..count]),
+                Err(_) if Instant::now() >= due => {
+                    let _ = self.rtc.handle_input(Input::Timeout(Instant::now()));
+                }
+                Err(_) => {}
+            }
+        }
+        self.drain();
+        self.account.report.ended = true;
+        self.publish();
+    }
+
+    fn receive(&mut self, remote: SocketAddr, bytes: &[u8]) {
+        if let Ok(receive) = Receive::new(Protocol::Udp, remote, self.local, bytes) {
+            let _ = self.rtc.handle_input(Input::Receive(Instant::now(), receive));
+        }
+    }
+
+    /// Polls until there is nothing left to do before the returned moment.
+    fn drain(&mut self) -> Instant {
+        let far = Instant::now() + Duration::from_millis(50);
+        while self.rtc.is_alive() {
+            match self.rtc.poll_output() {
+                Ok(Output::Timeout(due)) => return due,
+                Ok(Output::Transmit(transmit)) => {
+                    let _ = self.socket.send_to(&transmit.contents, transmit.destination);
+                }
+                Ok(Output::Event(event)) => self.note(event),
+                Err(_) => return far,
+            }
+        }
+        far
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Connected => self.account.report.connected = true,
+            Event::Closed => self.account.report.told_goodbye = true,
+            Event::IceConnectionStateChange(IceConnectionState::Disconnected) => {
+                self.account.report.connected = false;
+            }
+            Event::RtpPacket(packet) => {
+                let arrived = Arrived {
+                    payload: packet.payload.to_vec(),
+                    marker: packet.header.marker,
+                    rtp_time: packet.header.timestamp,
+                    at_ns: monotonic_ns(),
+                };
+                if !arrived.payload.is_empty() {
+                    self.account.push(*packet.seq_no, arrived);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn send_pli(&mut self) {
+        let _ = self.shared.wish.compare_exchange(ASK_IDR, WATCH, Ordering::Relaxed, Ordering::Relaxed);
+        if let Some(stream) = self.rtc.direct_api().stream_rx_by_mid(self.mid, None) {
+            stream.request_keyframe(KeyframeRequestKind::Pli);
+        }
+    }
+
+    /// The books as others see them. Samples are moved, not copied: this runs after every datagram.
+    fn publish(&mut self) {
+        let mut shared = self.shared.report.lock().unwrap();
+        let mut samples = std::mem::take(&mut shared.latencies_ns);
+        samples.append(&mut self.account.report.latencies_ns);
+        *shared = self.account.report.clone();
+        shared.latencies_ns = samples;
+    }
+}
