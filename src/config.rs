@@ -8,6 +8,7 @@ mod error;
 mod help;
 mod options;
 mod recording;
+mod security;
 mod values;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, ValueOrigin};
 pub use recording::RecordFormat;
+pub use security::{AllowHost, Tls, Token};
 pub use values::{Advertise, Origin, ShmName, SrtpChoice, WakeChoice, Workers};
 
 use options::Given;
@@ -44,6 +46,14 @@ pub struct Config {
     pub wake: WakeChoice,
     /// Real-time priority for the doorbell thread.
     pub realtime: bool,
+    /// The secret that page and API ask for.
+    pub token: Option<Token>,
+    /// How `http` is served over TLS; `None`: it is not.
+    pub tls: Option<Tls>,
+    /// A further address, served without TLS though `http` has it.
+    pub http_plain: Option<SocketAddr>,
+    /// Names the server may be asked by, beside its own.
+    pub allow_host: Vec<AllowHost>,
     /// Origins beside our own whose pages may use the API.
     pub allow_origin: Vec<Origin>,
     /// Most talkative level that is logged.
@@ -76,6 +86,10 @@ impl Default for Config {
             workers: Workers::Auto,
             wake: WakeChoice::Auto,
             realtime: false,
+            token: None,
+            tls: None,
+            http_plain: None,
+            allow_host: Vec::new(),
             allow_origin: Vec::new(),
             log_level: log::LevelFilter::Info,
             srtp: SrtpChoice::Auto,
@@ -102,7 +116,7 @@ impl Config {
     /// Reads the three sources; flags beat the environment, the environment beats the file.
     ///
     /// `args` are the arguments without the program's name. `env` looks one variable up. `read_file` is
-    /// asked once at most, for `--config`.
+    /// asked for `--config` and `--token-file`.
     ///
     /// # Errors
     /// The first thing that is wrong, with its source, the value and what is expected.
@@ -116,16 +130,24 @@ impl Config {
             options::Flags::Help => return Ok(Parsed::Print(help::help())),
             options::Flags::Version => return Ok(Parsed::Print(help::version())),
         };
-        let environment = options::from_environment(env)?;
+        let environment = options::from_environment(&env)?;
         let path = flags.get("config").or_else(|| environment.get("config"));
         let file = match path {
-            Some(path) => options::from_file(path, read_file)?,
+            Some(path) => options::from_file(path, &read_file)?,
             None => BTreeMap::new(),
         };
         let mut given = file;
         given.extend(environment);
         given.extend(flags);
-        Ok(Parsed::Run(Box::new(Config::from_given(&given)?)))
+        let mut config = Config::from_given(&given)?;
+        config.token = security::find_token(&given, &read_file)?;
+        let is_self_signed = one(&given, "tls-self-signed", values::switch, false)?;
+        config.tls = security::tls(&given, is_self_signed, &env)?;
+        if config.http_plain.is_some() && config.tls.is_none() {
+            let message = "--http-plain is for servers with TLS: without it --http is plain already";
+            return Err(ConfigError::Together(message.into()));
+        }
+        Ok(Parsed::Run(Box::new(config)))
     }
 
     fn from_given(given: &BTreeMap<&'static str, Given>) -> Result<Config, ConfigError> {
@@ -140,6 +162,10 @@ impl Config {
             workers: one(given, "workers", values::workers, default.workers)?,
             wake: one(given, "wake", values::wake, default.wake)?,
             realtime: one(given, "realtime", values::switch, default.realtime)?,
+            token: None,
+            tls: None,
+            http_plain: one(given, "http-plain", |text| values::address(text).map(Some), None)?,
+            allow_host: many(given, "allow-host", security::allow_host)?,
             allow_origin: many(given, "allow-origin", values::origin)?,
             log_level: one(given, "log-level", values::log_level, default.log_level)?,
             srtp: one(given, "srtp", values::srtp, default.srtp)?,
@@ -196,6 +222,10 @@ impl fmt::Display for Config {
         changed("workers", self.workers.to_string(), default.workers.to_string())?;
         changed("wake", self.wake.to_string(), default.wake.to_string())?;
         changed("realtime", self.realtime.to_string(), default.realtime.to_string())?;
+        changed("token", maybe(self.token.as_ref().map(|_| "given, not shown")), String::new())?;
+        changed("tls", maybe(self.tls.as_ref()), String::new())?;
+        changed("http-plain", maybe(self.http_plain), String::new())?;
+        changed("allow-host", list(&self.allow_host), String::new())?;
         changed("allow-origin", list(&self.allow_origin), String::new())?;
         changed("log-level", lower(self.log_level), lower(default.log_level))?;
         changed("srtp", self.srtp.to_string(), default.srtp.to_string())?;

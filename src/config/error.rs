@@ -38,6 +38,17 @@ pub enum ConfigError {
         /// What would have been right.
         expected: String,
     },
+    /// A secret that its option does not take; the value is not repeated.
+    #[error("{origin}: not valid: expected {expected}")]
+    BadSecret {
+        /// Where it was given.
+        origin: ValueOrigin,
+        /// What would have been right, and what is wrong.
+        expected: String,
+    },
+    /// Options that do not fit each other.
+    #[error("{0}")]
+    Together(String),
     /// A flag that does not exist.
     #[error("unknown option {flag}{}; see --help", did_you_mean("--", *suggestion))]
     UnknownFlag {
@@ -62,7 +73,7 @@ pub enum ConfigError {
     /// A flag without its value, or with one it does not take.
     #[error("{0}; see --help")]
     CommandLine(String),
-    /// The file of --config cannot be read.
+    /// The file of --config or --token-file cannot be read.
     #[error("{origin}: cannot read {}: {source}", path.display())]
     FileUnreadable {
         /// Where its name was given.

@@ -21,9 +21,10 @@ pub(super) fn help() -> String {
     text
 }
 
-const SECTIONS: [(Section, &str); 5] = [
+const SECTIONS: [(Section, &str); 6] = [
     (Section::Camera, "Camera"),
     (Section::Network, "Network"),
+    (Section::Security, "Security"),
     (Section::Viewers, "Viewers"),
     (Section::Recording, "Recording"),
     (Section::Program, "Program"),

@@ -232,6 +232,13 @@ impl Origin {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Its host, without scheme and port.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        let authority = self.0.split_once("://").map_or("", |(_, authority)| authority);
+        authority.split(':').next().unwrap_or_default()
+    }
 }
 
 impl fmt::Display for Origin {

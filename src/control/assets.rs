@@ -30,6 +30,9 @@ pub(super) static INDEX: Asset =
 /// Its script.
 pub(super) static SCRIPT: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/viewer.js").as_slice());
+/// Its login.
+pub(super) static LOGIN: Asset =
+    Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/login.js").as_slice());
 /// Its recordings.
 pub(super) static RECORDINGS: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/recordings.js").as_slice());
@@ -61,7 +64,7 @@ mod tests {
 
     #[test]
     fn different_files_have_different_tags() {
-        let mut tags = [&INDEX, &SCRIPT, &RECORDINGS, &STYLE, &ICON].map(Asset::etag);
+        let mut tags = [&INDEX, &SCRIPT, &LOGIN, &RECORDINGS, &STYLE, &ICON].map(Asset::etag);
         tags.sort();
         assert!(tags.windows(2).all(|pair| pair.first() != pair.last()));
     }

@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use super::backend::{ApiError, Backend};
 use super::debug::{self, Diagnostics, Inspection};
 use super::local_guard::{self, Connection, Guard};
+use super::login;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use crate::limits;
 
@@ -302,6 +303,8 @@ async fn perform(backend: Arc<dyn Backend>, action: Action) -> Response {
             routes::answer_status(&backend.camera(), &viewers)
         }
         Action::Ready => routes::answer_ready(backend.ready()),
+        // Who may log in to this machine needs no token here.
+        Action::Session | Action::LogIn { .. } | Action::LogOut => login::answer(false),
         Action::Metrics => routes::answer_metrics(backend.metrics()),
         Action::Recording(command) => routes::answer_recording(backend.recording(command).await),
         Action::Download { .. } => {

@@ -5,18 +5,28 @@
 //! (may_minihttp), with profiles and traces ([`debug`]). Nothing here knows workers, sessions or the
 //! camera: the rest of the program is only seen through [`Backend`].
 
+pub mod access;
 mod assets;
 mod backend;
+mod credentials;
 pub mod debug;
 mod download;
+mod host;
 pub mod local;
 mod local_guard;
+mod login;
 mod origin;
 pub mod public;
 pub mod ranges;
 mod response;
 pub mod routes;
+mod stream;
+mod throttle;
+pub mod tls;
 
 pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile};
+pub use access::Access;
 pub use debug::{Diagnostics, Inspection};
+pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};
+pub use tls::TlsKeys;

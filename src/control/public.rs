@@ -1,14 +1,14 @@
 //! The HTTP endpoint that browsers and the network reach: hyper, HTTP/1.1, on the caller's tokio
 //! current_thread runtime. Bounds everything a connection can hold or take; decides nothing about
-//! requests (that is [`routes`]).
+//! requests (that is [`routes`]) nor who is let in (that is [`super::access`]).
 
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::channel::Channel;
@@ -26,24 +26,45 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::access::{Access, Entry, Moment, Shown};
 use super::backend::{ApiError, Backend};
-use super::download::{self, Stream};
+use super::download::{self, Stream as Download};
+use super::host::Hosts;
+use super::login;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
+use super::stream::Stream;
+use super::tls::{Handshakes, TlsKeys};
 use crate::limits;
 
 /// What the endpoint needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HttpConfig {
     /// Address the listener is bound to, for log lines.
     pub address: SocketAddr,
     /// Origins beside our own whose pages may use the API.
     pub allow_origin: Vec<String>,
+    /// Names we answer to; `None`: any.
+    pub hosts: Option<Hosts>,
+    /// Who is let in; `None`: everybody.
+    pub access: Option<Arc<Access>>,
+    /// With these the endpoint speaks TLS.
+    pub tls: Option<Arc<TlsKeys>>,
+}
+
+impl HttpConfig {
+    /// Without TLS and open to everybody.
+    #[must_use]
+    pub fn open(address: SocketAddr) -> HttpConfig {
+        HttpConfig { address, allow_origin: Vec::new(), hosts: None, access: None, tls: None }
+    }
 }
 
 /// Times a connection is given. The defaults are the program's; tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpTimeouts {
-    /// From accept or the last answer until a request's head is complete.
+    /// From accept until TLS is agreed upon.
+    pub handshake: Duration,
+    /// From accept, a handshake or the last answer until a request's head is complete.
     pub header: Duration,
     /// For a request's body.
     pub body: Duration,
@@ -54,6 +75,7 @@ pub struct HttpTimeouts {
 impl Default for HttpTimeouts {
     fn default() -> HttpTimeouts {
         HttpTimeouts {
+            handshake: limits::TLS_HANDSHAKE_TIMEOUT,
             header: limits::HEADER_TIMEOUT,
             body: limits::BODY_TIMEOUT,
             backend: limits::BACKEND_TIMEOUT,
@@ -87,8 +109,9 @@ pub async fn serve_with(
             return;
         }
     };
-    let policy = Policy { allow_origin: config.allow_origin };
-    let endpoint = Arc::new(Shared { policy, timeouts, backend });
+    let policy = Policy { allow_origin: config.allow_origin, hosts: config.hosts };
+    let (access, tls, handshakes) = (config.access, config.tls, Handshakes::default());
+    let endpoint = Arc::new(Shared { policy, access, tls, handshakes, timeouts, backend });
     let mut doorman = Doorman::new(endpoint, stop.clone());
     loop {
         tokio::select! {
@@ -96,7 +119,7 @@ pub async fn serve_with(
             _ = stop.wait_for(|&stopped| stopped) => break,
             Some(_) = doorman.connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => doorman.admit(stream),
+                Ok((stream, peer)) => doorman.admit(stream, peer.ip()),
                 Err(error) => doorman.back_off(&config.address, &error).await,
             },
         }
@@ -108,6 +131,9 @@ pub async fn serve_with(
 /// What all connections share.
 struct Shared {
     policy: Policy,
+    access: Option<Arc<Access>>,
+    tls: Option<Arc<TlsKeys>>,
+    handshakes: Handshakes,
     timeouts: HttpTimeouts,
     backend: Arc<dyn Backend>,
 }
@@ -134,12 +160,14 @@ impl Doorman {
         }
     }
 
-    fn admit(&mut self, stream: TcpStream) {
+    fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
         prepare(&stream);
         if let Ok(place) = self.places.clone().try_acquire_owned() {
-            let (shared, stop) = (self.shared.clone(), self.stop.clone());
+            let (shared, mut stop) = (self.shared.clone(), self.stop.clone());
             self.connections.spawn(async move {
-                run_connection(shared, stream, stop).await;
+                if let Some((stream, caller)) = shared.open(stream, peer, &mut stop).await {
+                    run_connection(shared, stream, caller, stop).await;
+                }
                 drop(place);
             });
         } else if let Ok(place) = self.refusals.clone().try_acquire_owned() {
@@ -193,11 +221,16 @@ fn prepare(stream: &TcpStream) {
 }
 
 /// One connection from its first request to its last.
-async fn run_connection(shared: Arc<Shared>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
+async fn run_connection(
+    shared: Arc<Shared>,
+    stream: Stream,
+    caller: Caller,
+    mut stop: watch::Receiver<bool>,
+) {
     let header_timeout = shared.timeouts.header;
     let service = service_fn(move |request| {
         let shared = shared.clone();
-        Box::pin(async move { Ok::<_, Infallible>(shared.answer(request).await) })
+        Box::pin(async move { Ok::<_, Infallible>(shared.answer(request, caller).await) })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -218,7 +251,7 @@ async fn run_connection(shared: Arc<Shared>, stream: TcpStream, mut stop: watch:
         Pin::new(&mut connection).graceful_shutdown();
         note_end(poll_fn(|context| connection.poll_without_shutdown(context)).await);
     }
-    linger(connection.into_parts().io.into_inner()).await;
+    connection.into_parts().io.into_inner().linger().await;
 }
 
 /// A connection that ends badly is the other side's doing and no news.
@@ -228,30 +261,10 @@ fn note_end(ended: hyper::Result<()>) {
     }
 }
 
-/// Closes our side and reads on for a moment: closing with unread bytes would reset the connection and may
-/// take the last answer with it (RFC 9112 section 9.6).
-async fn linger(stream: TcpStream) {
-    if rustix::net::shutdown(&stream, rustix::net::Shutdown::Write).is_err() {
-        return;
-    }
-    let read_to_the_end = async {
-        let mut scrap = [0; 4096];
-        while stream.readable().await.is_ok() {
-            match stream.try_read(&mut scrap) {
-                Ok(0) => break,
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => break,
-                _ => {}
-            }
-        }
-    };
-    // Either outcome is an end: the other side closed, or it had its time.
-    let _ = timeout(limits::LINGER, read_to_the_end).await;
-}
-
-/// Tells a connection beyond the bound so. The answer fits any socket buffer.
+/// Tells a connection beyond the bound so. The answer fits any socket buffer. One that expects TLS sees an end.
 async fn refuse(stream: TcpStream) {
     if matches!(stream.try_write(REFUSAL), Ok(bytes) if bytes == REFUSAL.len()) {
-        linger(stream).await;
+        Stream::Plain(stream).linger().await;
     }
 }
 
@@ -263,13 +276,42 @@ retry-after: 1\r\n\
 connection: close\r\n\r\n\
 {\"error\":\"too many connections\",\"code\":\"too_many_connections\"}";
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+struct Caller {
+    peer: IpAddr,
+    is_tls: bool,
+    /// Speaks plain HTTP where TLS is expected.
+    is_misled: bool,
+}
+
 impl Shared {
+    /// Does what comes before HTTP. `None`: nothing to go on with.
+    async fn open(
+        &self,
+        socket: TcpStream,
+        peer: IpAddr,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<(Stream, Caller)> {
+        let Some(keys) = &self.tls else {
+            return Some((Stream::Plain(socket), Caller { peer, is_tls: false, is_misled: false }));
+        };
+        tokio::select! {
+            stream = self.handshakes.open(keys, socket, self.timeouts.handshake) => {
+                let stream = stream?;
+                let is_tls = stream.is_tls();
+                Some((stream, Caller { peer, is_tls, is_misled: !is_tls }))
+            }
+            _ = stop.wait_for(|&stopped| stopped) => None,
+        }
+    }
+
     /// One request to one response.
-    async fn answer(&self, request: Request<Incoming>) -> hyper::Response<AnswerBody> {
+    async fn answer(&self, request: Request<Incoming>, caller: Caller) -> hyper::Response<AnswerBody> {
         let (parts, body) = request.into_parts();
         let (response, stream) = match head_of(&parts) {
             Ok(head) => {
-                let (response, stream) = self.respond(&head, body).await;
+                let (response, stream) = self.respond(&head, caller, body).await;
                 (routes::finish(&self.policy, &head, response), stream)
             }
             Err(response) => (routes::finish(&self.policy, &Head::default(), response), None),
@@ -277,9 +319,31 @@ impl Shared {
         into_hyper(response, stream)
     }
 
-    async fn respond(&self, head: &Head<'_>, body: Incoming) -> (Response, Option<Stream>) {
-        let endpoint = match routes::admit(&self.policy, head) {
-            Ok(endpoint) => endpoint,
+    /// What ends the matter before a body is read, or the endpoint and how the caller was let in.
+    fn admit(&self, head: &Head<'_>, caller: Caller) -> Result<(Endpoint, Option<Entry>), Response> {
+        if caller.is_misled {
+            routes::admit_host(&self.policy, head)?;
+            return Err(login::send_to_tls(head));
+        }
+        let endpoint = routes::admit(&self.policy, head)?;
+        let entry = match &self.access {
+            Some(access) if !endpoint.is_open() => {
+                let shown = Shown { authorization: head.authorization, cookie: head.cookie };
+                Some(access.check(shown, caller.peer, moment()).map_err(login::refusal)?)
+            }
+            _ => None,
+        };
+        Ok((endpoint, entry))
+    }
+
+    async fn respond(
+        &self,
+        head: &Head<'_>,
+        caller: Caller,
+        body: Incoming,
+    ) -> (Response, Option<Download>) {
+        let (endpoint, entry) = match self.admit(head, caller) {
+            Ok(admitted) => admitted,
             Err(response) => return (response, None),
         };
         let body = match self.read_body(endpoint, body).await {
@@ -288,6 +352,9 @@ impl Shared {
         };
         let action = routes::act(endpoint, head, &body);
         drop(body);
+        if let Some(response) = self.session(&action, head, caller, entry) {
+            return (response, None);
+        }
         match timeout(self.timeouts.backend, self.perform(head, action)).await {
             Ok(answer) => answer,
             Err(_) => {
@@ -318,7 +385,36 @@ impl Shared {
         }
     }
 
-    async fn perform(&self, head: &Head<'_>, action: Action) -> (Response, Option<Stream>) {
+    /// The answer below `/api/session`; `None` for everything else.
+    fn session(
+        &self,
+        action: &Action,
+        head: &Head<'_>,
+        caller: Caller,
+        entry: Option<Entry>,
+    ) -> Option<Response> {
+        let Some(access) = &self.access else {
+            let is_session = matches!(action, Action::Session | Action::LogIn { .. } | Action::LogOut);
+            return is_session.then(|| login::answer(false));
+        };
+        // A proxy may end TLS before us: what the browser says of its page is what counts for the cookie.
+        let is_tls = caller.is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
+        let cookies = match (action, entry) {
+            (Action::Session, Some(Entry::Login(pass))) => {
+                access.renew(pass, is_tls, moment()).into_iter().collect()
+            }
+            (Action::Session, _) => Vec::new(),
+            (Action::LogOut, _) => access.log_out(head.cookie, moment()).to_vec(),
+            (Action::LogIn { token }, _) => match access.log_in(token, caller.peer, is_tls, moment()) {
+                Ok(cookie) => vec![cookie],
+                Err(error) => return Some(login::refusal(error)),
+            },
+            _ => return None,
+        };
+        Some(cookies.into_iter().fold(login::answer(true), |answer, cookie| answer.header("set-cookie", cookie)))
+    }
+
+    async fn perform(&self, head: &Head<'_>, action: Action) -> (Response, Option<Download>) {
         let response = match action {
             Action::Respond(response) => response,
             Action::Recording(command) => routes::answer_recording(self.backend.recording(command).await),
@@ -334,9 +430,16 @@ impl Shared {
             }
             Action::Ready => routes::answer_ready(self.backend.ready()),
             Action::Metrics => routes::answer_metrics(self.backend.metrics()),
+            // Answered by `session` before.
+            Action::Session | Action::LogIn { .. } | Action::LogOut => login::answer(self.access.is_some()),
         };
         (response, None)
     }
+}
+
+fn moment() -> Moment {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    Moment { steady: Instant::now().into_std(), unix_s: since_1970.map_or(0, |since| since.as_secs()) }
 }
 
 /// Bytes at hand, or a file as it is read.
@@ -355,6 +458,8 @@ fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
         query: parts.uri.query(),
         host: parts.uri.authority().map(Authority::as_str).or(host),
         origin: single(&parts.headers, &header::ORIGIN)?,
+        authorization: single(&parts.headers, &header::AUTHORIZATION)?,
+        cookie: text(&parts.headers, &header::COOKIE),
         if_none_match: text(&parts.headers, &header::IF_NONE_MATCH),
         range: text(&parts.headers, &header::RANGE),
         if_range: text(&parts.headers, &header::IF_RANGE),
@@ -379,7 +484,7 @@ fn bad_header(name: &HeaderName) -> Response {
     Response::error(400, "bad_header", &message).closing()
 }
 
-fn into_hyper(response: Response, stream: Option<Stream>) -> hyper::Response<AnswerBody> {
+fn into_hyper(response: Response, stream: Option<Download>) -> hyper::Response<AnswerBody> {
     let body = match stream {
         Some(stream) => Either::Right(stream.into_body()),
         None => Either::Left(Full::new(response.body)),
@@ -390,7 +495,7 @@ fn into_hyper(response: Response, stream: Option<Stream>) -> hyper::Response<Ans
     for (name, value) in content_type.into_iter().chain(response.headers) {
         match HeaderValue::try_from(value) {
             Ok(value) => {
-                answer.headers_mut().insert(HeaderName::from_static(name), value);
+                answer.headers_mut().append(HeaderName::from_static(name), value);
             }
             Err(error) => log::error!("http: header {name} left out: {error}"),
         }

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use super::ApiError;
 use super::assets::{self, Asset};
 use super::backend::RecordingCommand;
+use super::host::Hosts;
+use super::login;
 use super::origin;
 use super::ranges;
 pub use super::response::Response;
@@ -51,6 +53,12 @@ pub enum Endpoint {
     Download,
     /// DELETE /api/recordings/NAME
     DeleteRecording,
+    /// GET /api/session
+    Session,
+    /// POST /api/session
+    LogIn,
+    /// DELETE /api/session
+    LogOut,
 }
 
 impl Endpoint {
@@ -63,8 +71,16 @@ impl Endpoint {
             Endpoint::StartRecording | Endpoint::StopRecording | Endpoint::Heartbeat => {
                 limits::COMMAND_BYTES_MAX
             }
+            Endpoint::LogIn => limits::LOGIN_BYTES_MAX,
             _ => 0,
         }
+    }
+
+    /// Whether it answers without a token where there is one: that the process runs, the page's files, and the
+    /// login, which asks for the token itself. A new route is not open.
+    #[must_use]
+    pub fn is_open(self) -> bool {
+        matches!(self, Endpoint::Health | Endpoint::File(_) | Endpoint::LogIn)
     }
 }
 
@@ -92,7 +108,7 @@ static ROUTES: &[Route] = &[
     post("/api/webrtc/offer", Endpoint::Offer),
     get("/api/viewers", Endpoint::Viewers),
     get("/api/status", Endpoint::Status),
-    get("/health", Endpoint::Health),
+    get(HEALTH, Endpoint::Health),
     get("/ready", Endpoint::Ready),
     get("/metrics", Endpoint::Metrics),
     post("/api/recording/start", Endpoint::StartRecording),
@@ -102,13 +118,23 @@ static ROUTES: &[Route] = &[
     get("/api/recordings", Endpoint::Recordings),
     get(RECORDING, Endpoint::Download),
     delete(RECORDING, Endpoint::DeleteRecording),
+    get("/api/session", Endpoint::Session),
+    post("/api/session", Endpoint::LogIn),
+    delete("/api/session", Endpoint::LogOut),
     get("/", Endpoint::File(&assets::INDEX)),
+    get("/login.js", Endpoint::File(&assets::LOGIN)),
     get("/viewer.js", Endpoint::File(&assets::SCRIPT)),
     get("/recordings.js", Endpoint::File(&assets::RECORDINGS)),
     get("/viewer.css", Endpoint::File(&assets::STYLE)),
     get("/icon.svg", Endpoint::File(&assets::ICON)),
 ];
 
+/// Method, path and endpoint of every route, for tests that may not forget one.
+pub fn table() -> impl Iterator<Item = (&'static str, &'static str, Endpoint)> {
+    ROUTES.iter().map(|route| (route.method, route.path, route.endpoint))
+}
+
+const HEALTH: &str = "/health";
 /// The one path with a name in it.
 const RECORDING: &str = "/api/recordings/NAME";
 const RECORDING_PREFIX: &str = "/api/recordings/";
@@ -147,15 +173,21 @@ pub struct Head<'a> {
     pub range: Option<&'a str>,
     /// `If-Range`
     pub if_range: Option<&'a str>,
+    /// `Authorization`
+    pub authorization: Option<&'a str>,
+    /// `Cookie`
+    pub cookie: Option<&'a str>,
     /// `Access-Control-Request-Method`: present on a CORS preflight.
     pub requested_method: Option<&'a str>,
 }
 
-/// Who may call from a page that is not ours.
+/// Who may call from a page that is not ours, and by which names.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// Origins (`https://host[:port]`) whose pages may use the API.
     pub allow_origin: Vec<String>,
+    /// Names we answer to; `None`: any.
+    pub hosts: Option<Hosts>,
 }
 
 /// What is to be done for a request.
@@ -178,6 +210,15 @@ pub enum Action {
     Metrics,
     /// Ask the recorder, answer with [`answer_recording`].
     Recording(RecordingCommand),
+    /// Say whether a token is asked for.
+    Session,
+    /// Let in who has this token.
+    LogIn {
+        /// As sent.
+        token: String,
+    },
+    /// End the caller's login.
+    LogOut,
     /// Open this recording and send what `download` makes of it.
     Download {
         /// Its name.
@@ -200,9 +241,13 @@ pub fn route(policy: &Policy, head: &Head<'_>, body: &[u8]) -> Action {
 /// First half: finds the endpoint, or the response that ends the matter before a body is read.
 ///
 /// # Errors
-/// The response: 404, 405, 403 of a foreign page, or the answer to OPTIONS.
+/// The response: 404, 405, 403 of a foreign name or page, or the answer to OPTIONS.
 pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<Endpoint, Response> {
     let path = template(head.path);
+    // Who only looks whether the process runs may call it what they like.
+    if path != HEALTH {
+        admit_host(policy, head)?;
+    }
     let allowed = allowed_methods(path);
     if allowed.is_empty() {
         return Err(Response::error(404, "not_found", "no such path"));
@@ -221,6 +266,23 @@ pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<Endpoint, Response> {
     Ok(route.endpoint)
 }
 
+/// Refuses a name that is not ours.
+///
+/// # Errors
+/// 403, saying what to do.
+pub fn admit_host(policy: &Policy, head: &Head<'_>) -> Result<(), Response> {
+    match (&policy.hosts, head.host) {
+        (Some(hosts), Some(host)) if !hosts.allows(host) => {
+            let name: String = host.chars().take(REASON_CHARS_MAX).collect();
+            let message = format!(
+                "this server does not know itself by the name \"{name}\": if it is right, start it with --allow-host NAME"
+            );
+            Err(Response::error(403, "host_refused", &message).closing())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Second half: looks at the body. The caller has bounded it by [`Endpoint::body_bytes_max`].
 #[must_use]
 pub fn act(endpoint: Endpoint, head: &Head<'_>, body: &[u8]) -> Action {
@@ -233,6 +295,12 @@ pub fn act(endpoint: Endpoint, head: &Head<'_>, body: &[u8]) -> Action {
         Endpoint::Status => Action::Status,
         Endpoint::Health => Action::Respond(Response::json(200, &json!({ "status": "ok" }))),
         Endpoint::Ready => Action::Ready,
+        Endpoint::Session => Action::Session,
+        Endpoint::LogIn => match login::parse_login(body) {
+            Ok(token) => Action::LogIn { token },
+            Err(error) => Action::Respond(error.into()),
+        },
+        Endpoint::LogOut => Action::LogOut,
         Endpoint::Metrics => Action::Metrics,
         Endpoint::File(asset) => Action::Respond(file(asset, head.if_none_match)),
         Endpoint::StartRecording => Action::Recording(RecordingCommand::Start(Bytes::copy_from_slice(body))),
@@ -314,7 +382,15 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     let response = response
         .header("x-content-type-options", "nosniff")
         .header("referrer-policy", "no-referrer")
+        .header("cross-origin-resource-policy", "same-origin")
         .header("content-security-policy", if is_page { PAGE_POLICY } else { API_POLICY });
+    let response = if is_page {
+        response
+            .header("cross-origin-opener-policy", "same-origin")
+            .header("permissions-policy", "camera=(), microphone=(), geolocation=()")
+    } else {
+        response
+    };
     if policy.allow_origin.is_empty() {
         return response;
     }
@@ -322,7 +398,7 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     match head.origin {
         Some(origin) if policy.lists(origin) => response
             .header("access-control-allow-origin", origin)
-            .header("access-control-expose-headers", "retry-after"),
+            .header("access-control-expose-headers", "retry-after, www-authenticate"),
         _ => response,
     }
 }
@@ -370,7 +446,7 @@ fn options(policy: &Policy, head: &Head<'_>, allowed: &[&str]) -> Response {
     match (head.requested_method, head.origin) {
         (Some(_), Some(origin)) if policy.lists(origin) => response
             .header("access-control-allow-methods", methods)
-            .header("access-control-allow-headers", "content-type")
+            .header("access-control-allow-headers", "content-type, authorization")
             .header("access-control-max-age", "600"),
         (Some(_), Some(origin)) if !origin::is_same(origin, head.host) => {
             Response::error(403, "origin_refused", "this Origin is not on the allow list")
@@ -459,7 +535,10 @@ mod tests {
                 "\\{\"type\":\"offer\",\"sdp\":\".{0,40}\"\\}".prop_map(String::into_bytes),
             ],
         ) {
-            let policy = Policy { allow_origin: vec!["https://a.example".into()] };
+            let policy = Policy {
+                allow_origin: vec!["https://a.example".into()],
+                hosts: Some(Hosts::new("camera", ["b.example".to_owned()])),
+            };
             let head = Head {
                 method: &method,
                 path: &path,
