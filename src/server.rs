@@ -1,5 +1,7 @@
 //! The wiring: which thread runs which room, who starts first and who stops last. Used by main and by nobody else.
 
+pub(crate) mod security;
+
 use std::io;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -17,7 +19,7 @@ use tokio::sync::watch;
 use crate::camera::{self, Camera, Wake};
 use crate::config::{self, Config, RecordFormat, WakeChoice};
 use crate::control::local::LocalConfig;
-use crate::control::{self, ApiError, Backend, Diagnostics, HttpConfig, Inspection};
+use crate::control::{self, ApiError, Backend, Diagnostics, Inspection};
 use crate::limits;
 use crate::profiling::{self, Contention, ProfileError};
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
@@ -27,17 +29,20 @@ use crate::uring::{self, SocketError};
 use crate::worker::addresses::{host_candidates, interface_addresses};
 use crate::worker::director::Director;
 use crate::worker::{WorkerError, Workers, WorkersConfig};
+use security::Security;
 
 /// Why the server could not start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The HTTP address is not to be had.
     #[error(
-        "cannot listen on http {address}: {source}; is another server running? choose another with --http"
+        "cannot listen on http {address}: {source}; is another server running? choose another with {option}"
     )]
     Http {
         /// The address asked for.
         address: SocketAddr,
+        /// Where it was asked for.
+        option: &'static str,
         /// What the kernel said.
         source: io::Error,
     },
@@ -59,6 +64,9 @@ pub enum ServerError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// TLS has nothing to serve with.
+    #[error("TLS: {0}")]
+    Certificate(#[from] control::certificate::CertificateError),
     /// A thread or a runtime is not to be had.
     #[error("cannot start {what}: {source}")]
     Start {
@@ -84,7 +92,10 @@ pub enum ServerError {
 /// [`ServerError`] when a part cannot start; each says which option helps.
 pub fn run(config: &Config) -> Result<(), ServerError> {
     log::info!("streaming-server {}: {config}", env!("CARGO_PKG_VERSION"));
-    let listener = listen(config.http)?;
+    let listener = listen(config.http, "--http")?;
+    let http = listener.local_addr().unwrap_or(config.http);
+    let plain = config.http_plain.map(|address| listen(address, "--http-plain")).transpose()?;
+    let security = security::prepare(config, http)?;
     let (socket, udp) =
         uring::open_socket(config.udp).map_err(|source| ServerError::Udp { address: config.udp, source })?;
     let mut threads = Threads::default();
@@ -108,8 +119,9 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         .build()
         .map_err(|source| ServerError::Start { what: "the HTTP runtime", source })?;
     let instruments = start_control(config, &director, runtime.handle())?;
-    announce(config, &listener, udp);
-    let result = serve(config, &runtime, listener, &director, workers, &recorder);
+    announce(config, http, plain.as_ref(), udp);
+    let endpoints = Endpoints { http, listener, plain, security };
+    let result = serve(config, &runtime, endpoints, &director, workers, &recorder);
     // From here on the control endpoint says that the server stops.
     drop(instruments);
     result
@@ -174,12 +186,35 @@ impl Diagnostics for Instruments {
 /// A caller that met another profile may try again.
 const RETRY_AFTER_S: u32 = 5;
 
-fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+/// The HTTP endpoints' sockets and what they share.
+struct Endpoints {
+    http: SocketAddr,
+    listener: TcpListener,
+    plain: Option<TcpListener>,
+    security: Security,
+}
+
+impl Endpoints {
+    /// Serves until `stopped`.
+    async fn serve(self, backend: Arc<dyn Backend>, stopped: watch::Receiver<bool>) {
+        let http = self.security.http(self.http);
+        let main = control::serve(http, self.listener, Arc::clone(&backend), stopped.clone());
+        match self.plain {
+            Some(plain) => {
+                let address = plain.local_addr().unwrap_or(self.http);
+                tokio::join!(main, control::serve(self.security.plain(address), plain, backend, stopped));
+            }
+            None => main.await,
+        }
+    }
+}
+
+fn listen(address: SocketAddr, option: &'static str) -> Result<TcpListener, ServerError> {
     let listener = TcpListener::bind(address).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
-    listener.map_err(|source| ServerError::Http { address, source })
+    listener.map_err(|source| ServerError::Http { address, option, source })
 }
 
 fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContext>, ServerError> {
@@ -240,18 +275,18 @@ fn worker_count(config: &Config) -> usize {
 }
 
 /// Says where to look: a line for people on stdout, a line for scripts in the log.
-fn announce(config: &Config, listener: &TcpListener, udp: SocketAddr) {
-    let http = listener.local_addr().unwrap_or(config.http);
+fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp: SocketAddr) {
     log::info!("listening: http={http} udp={udp}");
-    if !http.ip().is_loopback() {
-        log::warn!(
-            "anyone who reaches {http} can watch: there is no token yet; bind 127.0.0.1 or put a proxy before it"
-        );
+    let plain = plain.and_then(|listener| listener.local_addr().ok());
+    if let Some(plain) = plain {
+        log::info!("without TLS: http-plain={plain}");
     }
+    security::warn(config, http, plain);
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let host = if http.ip().is_unspecified() { "localhost".to_owned() } else { bracketed(http) };
     let mut stdout = io::stdout().lock();
     // A closed stdout is no reason not to serve.
-    let _ = writeln!(stdout, "open http://{host}:{}/", http.port());
+    let _ = writeln!(stdout, "open {scheme}://{host}:{}/", http.port());
     let _ = stdout.flush();
 }
 
@@ -262,11 +297,11 @@ fn bracketed(address: SocketAddr) -> String {
     }
 }
 
-/// Runs the HTTP endpoint on this thread until a signal, then stops the workers.
+/// Runs the HTTP endpoints on this thread until a signal, then stops the workers.
 fn serve(
     config: &Config,
     runtime: &Runtime,
-    listener: TcpListener,
+    endpoints: Endpoints,
     director: &Arc<Director>,
     workers: Workers,
     recorder: &RecorderHandle,
@@ -276,16 +311,14 @@ fn serve(
         let mut interrupt = signal(SignalKind::interrupt()).map_err(start("signal handling"))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(start("signal handling"))?;
         let (stop, stopped) = watch::channel(false);
-        let http = HttpConfig {
-            address: config.http,
-            allow_origin: config.allow_origin.iter().map(|origin| origin.as_str().to_owned()).collect(),
-        };
         let backend = Arc::clone(director) as Arc<dyn Backend>;
-        let mut server = pin!(control::serve(http, listener, backend, stopped));
+        let security = endpoints.security.clone();
+        let mut server = pin!(endpoints.serve(backend, stopped));
         tokio::select! {
             () = &mut server => log::error!("the HTTP endpoint ended by itself"),
             _ = interrupt.recv() => log::info!("SIGINT: stopping; once more to stop at once"),
             _ = terminate.recv() => log::info!("SIGTERM: stopping; once more to stop at once"),
+            () = security.heed_hangups(config) => log::info!("the terminal is gone: stopping"),
         }
         // A running recording is finished while the viewers are told.
         recorder.shutdown();

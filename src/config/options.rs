@@ -144,7 +144,10 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         "state-path",
         "DIRECTORY",
         "",
-        &["What the server keeps for itself; default $STATE_DIRECTORY, or", "~/.local/state/streaming-server."],
+        &[
+            "What the server keeps for itself; default $STATE_DIRECTORY, or",
+            "~/.local/state/streaming-server.",
+        ],
     ),
     option(
         Section::Security,

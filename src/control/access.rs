@@ -39,6 +39,7 @@ pub struct Access {
     /// Cookie name over plain HTTP, and over TLS.
     cookie_names: [String; 2],
     throttle: Mutex<Throttle>,
+    complaints: Mutex<Complaints>,
     /// Logins that were ended, with the time they would have lapsed.
     ended: Mutex<HashMap<[u8; ID_BYTES], u64>>,
 }
@@ -75,12 +76,19 @@ impl Access {
     pub fn new(token: Token, port: u16, now: Instant) -> Access {
         let mut key = [0; SEAL_BYTES];
         let rounds = NonZeroU32::new(limits::LOGIN_KEY_ROUNDS).unwrap_or(NonZeroU32::MIN);
-        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, b"streaming-server login", token.expose(), &mut key);
+        pbkdf2::derive(
+            pbkdf2::PBKDF2_HMAC_SHA256,
+            rounds,
+            b"streaming-server login",
+            token.expose(),
+            &mut key,
+        );
         Access {
             token,
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             cookie_names: [format!("streaming-{port}"), format!("__Host-streaming-{port}")],
             throttle: Mutex::new(Throttle::new(now)),
+            complaints: Mutex::default(),
             ended: Mutex::new(HashMap::new()),
         }
     }
@@ -157,6 +165,7 @@ impl Access {
             return Ok(());
         }
         throttle.failed(peer, now.steady);
+        lock(&self.complaints).note(peer, now.steady);
         Err(ApiError::new(401, "wrong_token", "this is not the token of this server"))
     }
 
@@ -166,7 +175,8 @@ impl Access {
         let mut logins = credentials::cookies(cookie?, [plain, secure]).filter_map(Login::parse);
         let login = logins.find(|login| {
             // In constant time, says its documentation.
-            hmac::verify(&self.key, &login.sealed_bytes(), &login.seal).is_ok() && login.expires_s > now.unix_s
+            hmac::verify(&self.key, &login.sealed_bytes(), &login.seal).is_ok()
+                && login.expires_s > now.unix_s
         })?;
         (!lock(&self.ended).contains_key(&login.id)).then_some(LoginPass { login })
     }
@@ -183,8 +193,24 @@ impl Access {
     }
 }
 
-/// What is logged about a peer who has to wait, once in a while.
-pub(super) const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+/// Wrong tokens are logged, once in a while.
+#[derive(Default)]
+struct Complaints {
+    told_at: Option<Instant>,
+    untold: u64,
+}
+
+impl Complaints {
+    fn note(&mut self, peer: IpAddr, now: Instant) {
+        self.untold += 1;
+        if self.told_at.is_none_or(|at| now.saturating_duration_since(at) >= COMPLAINT_INTERVAL) {
+            log::warn!("http: wrong token from {peer} ({} wrong since this was last said)", self.untold);
+            *self = Complaints { told_at: Some(now), untold: 0 };
+        }
+    }
+}
+
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

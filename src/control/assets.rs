@@ -33,6 +33,9 @@ pub(super) static SCRIPT: Asset =
 /// Its login.
 pub(super) static LOGIN: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/login.js").as_slice());
+/// What it hears from the server.
+pub(super) static EVENTS: Asset =
+    Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/events.js").as_slice());
 /// Its recordings.
 pub(super) static RECORDINGS: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/recordings.js").as_slice());

@@ -114,7 +114,9 @@ mod tests {
         let login = Login { expires_s: 1_800_000_000, id: [0xA5; 16], seal: [0x5A; 32] };
         let text = login.to_text();
         assert_eq!(Login::parse(&text), Some(login));
-        for bad in [text.to_uppercase(), format!("{text}."), format!(" {text}"), text.replace('.', ""), "..".into()] {
+        for bad in
+            [text.to_uppercase(), format!("{text}."), format!(" {text}"), text.replace('.', ""), "..".into()]
+        {
             assert_eq!(Login::parse(&bad), None, "{bad}");
         }
     }

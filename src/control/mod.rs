@@ -8,9 +8,11 @@
 pub mod access;
 mod assets;
 mod backend;
+pub mod certificate;
 mod credentials;
 pub mod debug;
 mod download;
+mod events;
 mod host;
 pub mod local;
 mod local_guard;
@@ -24,8 +26,8 @@ mod stream;
 mod throttle;
 pub mod tls;
 
-pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile};
 pub use access::Access;
+pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
 pub use debug::{Diagnostics, Inspection};
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::ApiError;
 use super::assets::{self, Asset};
-use super::backend::RecordingCommand;
+use super::backend::{RecordingCommand, Summary};
 use super::host::Hosts;
 use super::login;
 use super::origin;
@@ -31,6 +31,8 @@ pub enum Endpoint {
     Viewers,
     /// GET /api/status
     Status,
+    /// GET /api/events
+    Events,
     /// GET /health
     Health,
     /// GET /ready
@@ -108,6 +110,7 @@ static ROUTES: &[Route] = &[
     post("/api/webrtc/offer", Endpoint::Offer),
     get("/api/viewers", Endpoint::Viewers),
     get("/api/status", Endpoint::Status),
+    get("/api/events", Endpoint::Events),
     get(HEALTH, Endpoint::Health),
     get("/ready", Endpoint::Ready),
     get("/metrics", Endpoint::Metrics),
@@ -124,6 +127,7 @@ static ROUTES: &[Route] = &[
     get("/", Endpoint::File(&assets::INDEX)),
     get("/login.js", Endpoint::File(&assets::LOGIN)),
     get("/viewer.js", Endpoint::File(&assets::SCRIPT)),
+    get("/events.js", Endpoint::File(&assets::EVENTS)),
     get("/recordings.js", Endpoint::File(&assets::RECORDINGS)),
     get("/viewer.css", Endpoint::File(&assets::STYLE)),
     get("/icon.svg", Endpoint::File(&assets::ICON)),
@@ -202,8 +206,10 @@ pub enum Action {
     },
     /// Answer with [`answer_viewers`].
     Viewers,
-    /// Answer with [`answer_status`].
+    /// Answer with [`status`].
     Status,
+    /// Answer with one event after the other.
+    Events,
     /// Answer with [`answer_ready`].
     Ready,
     /// Answer with [`answer_metrics`].
@@ -293,6 +299,7 @@ pub fn act(endpoint: Endpoint, head: &Head<'_>, body: &[u8]) -> Action {
         },
         Endpoint::Viewers => Action::Viewers,
         Endpoint::Status => Action::Status,
+        Endpoint::Events => Action::Events,
         Endpoint::Health => Action::Respond(Response::json(200, &json!({ "status": "ok" }))),
         Endpoint::Ready => Action::Ready,
         Endpoint::Session => Action::Session,
@@ -345,11 +352,15 @@ pub fn answer_viewers(viewers: &Value) -> Response {
     Response::json(200, viewers)
 }
 
-/// The answer to GET /api/status: `{"camera": {...}, "viewers": count, "version": ...}`.
+/// What GET /api/status answers: `{"camera": {...}, "viewers": count, "recording": {...}, "version": ...}`.
 #[must_use]
-pub fn answer_status(camera: &Value, viewers: &Value) -> Response {
-    let count = viewers.as_array().map(Vec::len);
-    Response::json(200, &json!({ "camera": camera, "viewers": count, "version": env!("CARGO_PKG_VERSION") }))
+pub fn status(summary: &Summary, recording: &Value) -> Value {
+    json!({
+        "camera": summary.camera,
+        "viewers": summary.viewers,
+        "recording": recording,
+        "version": env!("CARGO_PKG_VERSION"),
+    })
 }
 
 /// The answer to GET /ready.

@@ -155,7 +155,7 @@ fn a_head_below_the_bound_is_read() {
 
 fn short() -> HttpTimeouts {
     let short = Duration::from_millis(150);
-    HttpTimeouts { header: short, body: short, backend: short }
+    HttpTimeouts { handshake: short, header: short, body: short, backend: short }
 }
 
 #[test]
