@@ -1,6 +1,8 @@
 //! `streaming-server doctor` and `streaming-server healthcheck`: looks at what the server would stand on, or asks
 //! a running one how it is. Changes nothing but a file it writes into the record directory and removes again.
 
+mod security;
+
 use std::fmt;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -57,6 +59,9 @@ pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![ring(config)];
     checks.extend(sending());
     checks.push(tcp("http", "--http", config.http));
+    checks.extend(config.http_plain.map(|address| tcp("http-plain", "--http-plain", address)));
+    checks.extend(config.tls.as_ref().map(|tls| security::certificate(config, tls)));
+    checks.push(security::token(config));
     checks.push(udp(config.udp));
     checks.extend(config.control.map(|address| tcp("control", "--control", address)));
     checks.push(recordings(&config.record_path));
@@ -191,16 +196,21 @@ pub fn healthcheck(config: &Config) -> Result<(), String> {
         ip => ip,
     };
     let address = SocketAddr::new(ip, config.http.port());
-    let status = ask(address).map_err(|error| format!("http {address}: {error}"))?;
+    let status = ask(address, config.tls.is_some()).map_err(|error| format!("http {address}: {error}"))?;
     if status.starts_with("HTTP/1.1 200 ") { Ok(()) } else { Err(format!("http {address}: {status}")) }
 }
 
-/// The status line of GET /health.
-fn ask(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, HEALTH_TIMEOUT)?;
+/// The status line of GET /health, which asks for no token.
+fn ask(address: SocketAddr, is_tls: bool) -> std::io::Result<String> {
+    let stream = TcpStream::connect_timeout(&address, HEALTH_TIMEOUT)?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
     stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
+    if is_tls { ask_over(security::over_tls(stream)?, address) } else { ask_over(stream, address) }
+}
+
+fn ask_over(mut stream: impl Read + Write, address: SocketAddr) -> std::io::Result<String> {
     write!(stream, "GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    stream.flush()?;
     let mut answer = Vec::new();
     stream.take(4_096).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned())

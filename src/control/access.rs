@@ -215,3 +215,86 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Parsed};
+
+    const TOKEN: &str = "correct-horse-battery";
+    const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const DAY_S: u64 = 24 * 3600;
+
+    fn token() -> Token {
+        let absent = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
+        match Config::from_args(["--token".into(), TOKEN.into()], |_| None, absent).unwrap() {
+            Parsed::Run(config) => config.token.unwrap(),
+            Parsed::Print(text) => panic!("{text}"),
+        }
+    }
+
+    fn start() -> (Access, Moment) {
+        let steady = tokio::time::Instant::now().into_std();
+        (Access::new(token(), 8080, steady), Moment { steady, unix_s: 1_800_000_000 })
+    }
+
+    fn later(now: Moment, seconds: u64) -> Moment {
+        Moment { steady: now.steady + Duration::from_secs(seconds), unix_s: now.unix_s + seconds }
+    }
+
+    /// Checks the value of a `Set-Cookie` header, as a browser would send it back.
+    fn enter(access: &Access, set_cookie: &str, now: Moment) -> Result<Entry, ApiError> {
+        access.check(Shown { cookie: set_cookie.split(';').next(), authorization: None }, HOME, now)
+    }
+
+    #[test]
+    fn a_login_lapses_unless_it_is_used_and_thus_renewed() {
+        let (access, now) = start();
+        let cookie = access.log_in(TOKEN, HOME, false, now).unwrap();
+        assert!(enter(&access, &cookie, later(now, 30 * DAY_S - 1)).is_ok());
+        assert_eq!(enter(&access, &cookie, later(now, 30 * DAY_S)).unwrap_err().status, 401);
+
+        let Ok(Entry::Login(fresh)) = enter(&access, &cookie, later(now, DAY_S)) else { panic!() };
+        assert_eq!(access.renew(fresh, false, later(now, DAY_S)), None, "not at every look");
+        let Ok(Entry::Login(used)) = enter(&access, &cookie, later(now, 20 * DAY_S)) else { panic!() };
+        let renewed = access.renew(used, false, later(now, 20 * DAY_S)).unwrap();
+        assert!(enter(&access, &renewed, later(now, 49 * DAY_S)).is_ok());
+        // Ending it ends both cookies of it.
+        let _ = access.log_out(cookie.split(';').next(), later(now, 20 * DAY_S));
+        assert!(enter(&access, &renewed, later(now, 21 * DAY_S)).is_err());
+        assert!(enter(&access, &cookie, later(now, 21 * DAY_S)).is_err());
+    }
+
+    #[test]
+    fn any_number_of_logins_and_logouts_take_bounded_memory() {
+        let (access, now) = start();
+        let first = access.log_in(TOKEN, HOME, true, now).unwrap();
+        for count in 0..3 * limits::LOGOUTS_MAX as u64 {
+            let now = later(now, count);
+            let cookie = access.log_in(TOKEN, HOME, true, now).unwrap();
+            let _ = access.log_out(cookie.split(';').next(), now);
+            assert!(enter(&access, &cookie, now).is_err(), "the newest logout counts");
+        }
+        assert!(lock(&access.ended).len() <= limits::LOGOUTS_MAX);
+        assert!(enter(&access, &first, now).is_ok(), "nobody is thrown out by others' logins");
+    }
+
+    #[test]
+    fn a_logout_without_a_true_login_is_not_remembered() {
+        let (access, now) = start();
+        let forged = Login { expires_s: u64::MAX, id: [7; ID_BYTES], seal: [7; SEAL_BYTES] }.to_text();
+        let _ = access.log_out(Some(&format!("streaming-8080={forged}")), now);
+        let _ = access.log_out(None, now);
+        assert!(lock(&access.ended).is_empty());
+    }
+
+    #[test]
+    fn a_true_login_is_found_beside_planted_ones() {
+        let (access, now) = start();
+        let cookie = access.log_in(TOKEN, HOME, true, now).unwrap();
+        let planted = format!("streaming-8080=0.0.0; {}", cookie.split(';').next().unwrap_or_default());
+        assert!(enter(&access, &cookie, now).is_ok());
+        let shown = Shown { cookie: Some(&planted), authorization: None };
+        assert!(matches!(access.check(shown, HOME, now), Ok(Entry::Login(_))));
+    }
+}

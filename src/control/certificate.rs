@@ -142,7 +142,7 @@ pub fn read(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, Cert
 }
 
 /// File of our own certificate, its authority and its key, in the state directory.
-const SELF_SIGNED: &str = "self-signed.pem";
+pub const SELF_SIGNED: &str = "self-signed.pem";
 /// File of the authority alone, to be given to phones and `curl --cacert`.
 pub const SELF_SIGNED_AUTHORITY: &str = "self-signed-ca.pem";
 

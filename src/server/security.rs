@@ -92,11 +92,15 @@ impl Security {
         };
         let replaced = obtain(tls, config).and_then(|certificate| {
             let path = certificate.path;
-            let replaced = keys.replace(certificate.chain, certificate.key);
-            replaced.map_err(|error| CertificateError::Unusable { path, reason: error.to_string() })
+            match keys.replace(certificate.chain, certificate.key) {
+                Ok(()) => Ok(path),
+                Err(error) => Err(CertificateError::Unusable { path, reason: error.to_string() }),
+            }
         });
         match replaced {
-            Ok(()) => log::info!("SIGHUP: TLS serves {tls} from now on; open connections go on"),
+            Ok(path) => {
+                log::info!("SIGHUP: TLS serves {} from now on; open connections go on", path.display())
+            }
             Err(error) => log::error!("SIGHUP: TLS goes on with the certificate it has: {error}"),
         }
     }

@@ -7,17 +7,19 @@
     reason = "a failed test may panic"
 )]
 
+mod access;
 mod bounds;
 mod events;
 mod recordings;
 mod stub;
+mod tls;
 
 use std::sync::atomic::Ordering;
 
 use serde_json::json;
 use stub::{FRIEND, Reply, Server};
 
-const PATHS: [(&str, &str); 11] = [
+const PATHS: [(&str, &str); 12] = [
     ("/api/webrtc/offer", "POST"),
     ("/api/viewers", "GET"),
     ("/api/status", "GET"),
@@ -26,6 +28,7 @@ const PATHS: [(&str, &str); 11] = [
     ("/metrics", "GET"),
     ("/", "GET"),
     ("/viewer.js", "GET"),
+    ("/login.js", "GET"),
     ("/events.js", "GET"),
     ("/viewer.css", "GET"),
     ("/icon.svg", "GET"),
@@ -139,6 +142,10 @@ fn every_response_carries_the_safety_headers() {
         let reply = server.get(path);
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{path}");
         assert_eq!(reply.header("referrer-policy"), Some("no-referrer"), "{path}");
+        assert_eq!(reply.header("cross-origin-resource-policy"), Some("same-origin"), "{path}");
+        assert_eq!(reply.header("strict-transport-security"), None, "a browser would remember it for years");
+        assert!(reply.header("content-security-policy").unwrap().contains("frame-ancestors"), "{path}");
+        assert!(matches!(reply.header("cache-control"), Some("no-store" | "no-cache")), "{path}");
         assert!(reply.header("content-security-policy").unwrap().contains("default-src 'none'"), "{path}");
     }
 }
@@ -262,7 +269,7 @@ fn preflights_are_answered_for_listed_pages_only() {
     let listed = ask(FRIEND);
     assert_eq!((listed.status, listed.header("access-control-allow-origin")), (204, Some(FRIEND)));
     assert_eq!(listed.header("access-control-allow-methods"), Some("POST, OPTIONS"));
-    assert_eq!(listed.header("access-control-allow-headers"), Some("content-type"));
+    assert_eq!(listed.header("access-control-allow-headers"), Some("content-type, authorization"));
     let foreign = ask("https://evil.example");
     assert_eq!((foreign.status, foreign.header("access-control-allow-methods")), (403, None));
 }

@@ -132,6 +132,13 @@ impl Server {
     }
 
     pub(crate) fn with_timeouts(timeouts: HttpTimeouts) -> Server {
+        Server::configured(timeouts, HttpConfig::open)
+    }
+
+    pub(crate) fn configured(
+        timeouts: HttpTimeouts,
+        configure: impl FnOnce(SocketAddr) -> HttpConfig,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -141,7 +148,7 @@ impl Server {
             viewers: AtomicU32::new(2),
         });
         let (stop, stopped) = watch::channel(false);
-        let config = HttpConfig { allow_origin: vec![FRIEND.into()], ..HttpConfig::open(address) };
+        let config = HttpConfig { allow_origin: vec![FRIEND.into()], ..configure(address) };
         let stub = backend.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -152,6 +159,17 @@ impl Server {
 
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// The same, from another address of this machine.
+    pub(crate) fn connect_from(&self, source: [u8; 4]) -> TcpStream {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &SocketAddr::from((source, 0))).unwrap();
+        connect(&socket, &self.address).unwrap();
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
     }
