@@ -19,18 +19,10 @@ use aws_lc_rs::{hmac, pbkdf2, rand};
 
 use super::backend::ApiError;
 use super::credentials::{self, ID_BYTES, Login, SEAL_BYTES};
+use super::clock::Moment;
 use super::throttle::Throttle;
 use crate::config::Token;
 use crate::limits;
-
-/// A moment on both clocks: one that never jumps, one that others know.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// For waiting times.
-    pub steady: Instant,
-    /// Seconds since 1970, for what lapses.
-    pub unix_s: u64,
-}
 
 /// Lets in who knows the token.
 pub struct Access {

@@ -9,6 +9,7 @@ pub mod access;
 mod assets;
 mod backend;
 pub mod certificate;
+mod clock;
 mod credentials;
 pub mod debug;
 mod download;
@@ -28,6 +29,7 @@ pub mod tls;
 
 pub use access::Access;
 pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
+pub use clock::Moment;
 pub use debug::{Diagnostics, Inspection};
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::channel::Channel;
@@ -26,8 +26,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::access::{Access, Entry, Moment, Shown};
+use super::access::{Access, Entry, Shown};
 use super::backend::{ApiError, Backend};
+use super::clock::Moment;
 use super::download;
 use super::events::{self, Feed, Listener};
 use super::host::Hosts;
@@ -335,7 +336,7 @@ impl Shared {
         let entry = match &self.access {
             Some(access) if !endpoint.is_open() => {
                 let shown = Shown { authorization: head.authorization, cookie: head.cookie };
-                Some(access.check(shown, caller.peer, moment()).map_err(login::refusal)?)
+                Some(access.check(shown, caller.peer, Moment::now()).map_err(login::refusal)?)
             }
             _ => None,
         };
@@ -402,11 +403,11 @@ impl Shared {
         let is_tls = caller.is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
         let cookies = match (action, entry) {
             (Action::Session, Some(Entry::Login(pass))) => {
-                access.renew(pass, is_tls, moment()).into_iter().collect()
+                access.renew(pass, is_tls, Moment::now()).into_iter().collect()
             }
             (Action::Session, _) => Vec::new(),
-            (Action::LogOut, _) => access.log_out(head.cookie, moment()).to_vec(),
-            (Action::LogIn { token }, _) => match access.log_in(token, caller.peer, is_tls, moment()) {
+            (Action::LogOut, _) => access.log_out(head.cookie, Moment::now()).to_vec(),
+            (Action::LogIn { token }, _) => match access.log_in(token, caller.peer, is_tls, Moment::now()) {
                 Ok(cookie) => vec![cookie],
                 Err(error) => return Some(login::refusal(error)),
             },
@@ -447,11 +448,6 @@ impl Shared {
         };
         (response, None)
     }
-}
-
-fn moment() -> Moment {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    Moment { steady: Instant::now().into_std(), unix_s: since_1970.map_or(0, |since| since.as_secs()) }
 }
 
 /// What follows a response's head.

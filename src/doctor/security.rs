@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 
 use super::{Check, Verdict, check};
 use crate::config::{Config, Tls};
-use crate::control::{TlsKeys, certificate};
+use crate::control::{Moment, TlsKeys, certificate};
 use crate::server::security;
 
 /// Whether somebody is asked for anything.
@@ -40,7 +40,7 @@ pub(super) fn certificate(config: &Config, tls: &Tls) -> Check {
         let finding = format!("the certificate will be made and kept in {}", directory.display());
         return check("tls", Verdict::Ok, finding);
     }
-    let now_s = security::unix_s();
+    let now_s = Moment::now().unix_s;
     let found = match certificate::read(tls, &security::names(config), now_s) {
         Ok(found) => found,
         Err(error) => return check("tls", Verdict::Fail, error.to_string()),

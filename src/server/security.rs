@@ -4,14 +4,13 @@
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::ServerError;
 use crate::config::{Config, Tls};
 use crate::control::certificate::{self, Certificate, CertificateError};
-use crate::control::{Access, Hosts, HttpConfig, TlsKeys};
+use crate::control::{Access, Hosts, HttpConfig, Moment, TlsKeys};
 use crate::worker::addresses::interface_addresses;
 
 /// What the endpoints share.
@@ -36,8 +35,7 @@ pub(super) fn prepare(config: &Config, http: SocketAddr) -> Result<Security, Ser
         }
         None => None,
     };
-    let now = tokio::time::Instant::now().into_std();
-    let access = config.token.clone().map(|token| Arc::new(Access::new(token, http.port(), now)));
+    let access = config.token.clone().map(|token| Arc::new(Access::new(token, http.port(), Moment::now().steady)));
     let of_origins = config.allow_origin.iter().map(|origin| origin.host().to_owned());
     let allowed = config.allow_host.iter().map(|host| host.as_str().to_owned()).chain(of_origins);
     Ok(Security {
@@ -121,7 +119,7 @@ pub(super) fn warn(config: &Config, http: SocketAddr, plain: Option<SocketAddr>)
 }
 
 fn obtain(tls: &Tls, config: &Config) -> Result<Certificate, CertificateError> {
-    let certificate = certificate::obtain(tls, &names(config), unix_s())?;
+    let certificate = certificate::obtain(tls, &names(config), Moment::now().unix_s)?;
     for finding in &certificate.findings {
         log::warn!("TLS: {finding}");
     }
@@ -159,9 +157,4 @@ pub(crate) fn names(config: &Config) -> Vec<String> {
 /// What the machine calls itself; empty when it has no readable name.
 fn hostname() -> String {
     rustix::system::uname().nodename().to_str().unwrap_or_default().to_owned()
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -20,11 +20,11 @@ const ARGUMENTS = [
 ];
 
 /** A browser with a new profile of its own, gone on close. */
-export async function startBrowser() {
+export async function startBrowser(more = []) {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
     headless: true,
-    args: ARGUMENTS,
+    args: [...ARGUMENTS, ...more],
   });
 }
 
@@ -72,8 +72,8 @@ function probe({ read, strip }) {
 
 /** A page on the server's URL in a window of its own (a tab in the background presents nothing); `viewer.page`,
  *  and questions to it. */
-export async function openViewer(browser, url, before = async () => {}) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 720 } });
+export async function openViewer(browser, url, before = async () => {}, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 720 }, ...options });
   await context.addInitScript(probe, { read: readUnitNumber.toString(), strip: STRIP });
   const page = await context.newPage();
   const errors = [];
