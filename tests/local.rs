@@ -205,8 +205,8 @@ fn sigterm_ends_the_process_cleanly_while_callers_wait() {
     let _ = profile.join();
 }
 
-/// Complete requests that are wrong, and the statuses that may answer them; 0: closed without an answer.
-fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
+/// Lengths that are none.
+fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list: Vec<(Vec<u8>, &'static [u16])> = Vec::new();
     let lengths: [&[u8]; 16] = [
         b"-1",
@@ -232,6 +232,12 @@ fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
             list.push(([head.as_bytes(), length, b"\r\n\r\nhello"].concat(), &[0, 400, 413]));
         }
     }
+    list
+}
+
+/// Complete requests that are wrong, and the statuses that may answer them; 0: closed without an answer.
+fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
+    let mut list = malformed_lengths();
     let mut add = |text: &str, statuses: &'static [u16]| list.push((text.as_bytes().to_vec(), statuses));
     let post = "POST /api/recording/start HTTP/1.1\r\nHost: localhost\r\n";
     add(&format!("{post}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}x"), &[400]);
