@@ -20,6 +20,7 @@ pub mod rtp_clock;
 mod source;
 mod text;
 mod text_recorder;
+mod text_replay;
 mod text_stages;
 mod timing;
 mod totals;
