@@ -244,7 +244,7 @@ pub const RECORDER_REPLY_S: u64 = 10;
 pub const DRAIN_NS_MAX: i64 = 2_000_000_000;
 
 /// Slots of the ring that a start doesn't go back to: two that may be overwritten any moment, and two
-/// for the camera to go on while the file is created.
+/// for the camera to go on while the file is created. Half of a ring that is shorter than twice that.
 pub const PRE_ROLL_MARGIN_UNITS: u32 = 4;
 
 /// Milliseconds between two looks of an idle recorder at the ring (it only keeps parameter sets).
@@ -363,14 +363,15 @@ pub const GOP_UNITS_MAX: usize = 600;
 /// Units before a slot is written again at which a worker keeps what is in it: it may be held up for so long.
 pub const GOP_MARGIN_UNITS: u32 = 4;
 
-/// Time a joining viewer is given the GOP so far in.
-pub const REPLAY_DURATION: Duration = Duration::from_millis(250);
+/// Milliseconds a joining viewer is given the GOP so far in.
+pub const REPLAY_MS: u64 = 250;
 
-/// Slowest and fastest replay of one viewer, bytes per second: faster than any stream, and 128 Mbit/s.
-pub const REPLAY_BYTES_PER_S: std::ops::RangeInclusive<u64> = 4_000_000..=16_000_000;
+/// Slowest and fastest replay of one viewer, bytes per second: faster than any stream, and 96 Mbit/s. Chromium takes
+/// 256 kB at a time: it may be held up for 20 ms.
+pub const REPLAY_BYTES_PER_S: std::ops::RangeInclusive<u64> = 4_000_000..=12_000_000;
 
-/// Time without a turn that a replay catches up with at most.
-pub const REPLAY_BURST: Duration = Duration::from_millis(4);
+/// Milliseconds without a turn that a replay catches up with at most.
+pub const REPLAY_BURST_MS: u64 = 4;
 
 /// Between two turns of a worker that replays.
 pub const REPLAY_TURN: Duration = Duration::from_millis(1);
@@ -398,7 +399,8 @@ pub const REPLAY_WORTH: Duration = Duration::from_millis(300);
 pub const IDR_ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 const _: () = assert!(GOP_BYTES_MAX > SLOT_DATA_BYTES_MAX, "the largest IDR fits");
-const _: () = assert!(REPLAY_IN_FLIGHT_MAX < VIEWER_IN_FLIGHT_MAX / 2, "a replay never congests its viewer's gate");
+const _: () =
+    assert!(REPLAY_IN_FLIGHT_MAX < VIEWER_IN_FLIGHT_MAX / 2, "a replay never congests its viewer's gate");
 
 /// Send operations kept for each viewer: an IDR unit of 8 Mbit/s is about 3 to 6 runs.
 pub const SEND_OPERATIONS_PER_VIEWER: usize = 8;

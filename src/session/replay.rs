@@ -139,24 +139,24 @@ impl Viewer {
     }
 
     /// Sends the next unit of the GOP, the IDR first, every one in order. Units that no other refers to are
-    /// left out, but for the last: `is_newest`.
+    /// left out, but for the last: `is_newest`. Says whether it was sent.
     pub fn push_replayed(
         &mut self,
         now: Instant,
         unit: &PacketizedUnit<'_>,
         time: ReplayTime,
         is_newest: bool,
-    ) {
-        if self.phase != Phase::Connected || !self.replays.is_active {
-            return;
-        }
-        if !unit.is_reference && !unit.is_idr && !is_newest {
-            return;
+    ) -> bool {
+        let is_needed = unit.is_reference || unit.is_idr || is_newest;
+        if self.phase != Phase::Connected || !self.replays.is_active || !is_needed {
+            return false;
         }
         let sent_before = self.counters.units_sent;
         self.send_unit(now, unit, viewer::SendTime::Replayed(time));
-        self.replays.units += self.counters.units_sent - sent_before;
+        let is_sent = self.counters.units_sent > sent_before;
+        self.replays.units += u64::from(is_sent);
         self.replays.wide_since = self.replays.wide_since.map(|_| now);
+        is_sent
     }
 
     /// The replay is over: with `is_complete` the newest unit was pushed and live ones follow; otherwise the

@@ -127,10 +127,196 @@ fn reach(slots: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake};
+
+    const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95, 0xa0, 0x50, 0x16, 0xc8];
+    const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
+
+    /// A camera in the same thread, the live side of a worker, and its second look.
+    struct Bench {
+        writer: RingWriter,
+        written: u32,
+        cursor: Cursor,
+        position: u32,
+        assembler: Assembler,
+        lookback: Lookback,
+        counters: WorkerCounters,
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            self.writer.unlink();
+        }
+    }
+
+    impl Bench {
+        fn new(layout: Layout) -> Self {
+            static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let name = format!("/ss-test-lookback-{}-{number}", std::process::id());
+            let writer = RingWriter::create(&name, layout, 33).unwrap();
+            let camera = Camera::new(&name, Wake::Poll);
+            Bench {
+                writer,
+                written: 0,
+                cursor: camera.cursor(),
+                position: 0,
+                assembler: Assembler::new(),
+                lookback: Lookback::new(camera),
+                counters: WorkerCounters::default(),
+            }
+        }
+
+        /// Only the first IDR of all carries parameter sets. The slice says its number.
+        fn publish(&mut self, is_idr: bool, bytes: usize) {
+            let mut unit = if self.written == 0 { [SPS, PPS].concat() } else { Vec::new() };
+            unit.extend_from_slice(&[0, 0, 0, 1, if is_idr { 0x65 } else { 0x41 }, 0xb8]);
+            unit.extend(self.written.to_be_bytes().map(|byte| byte | 0x80));
+            unit.resize(unit.len() + bytes, 0xa5);
+            let metadata = SlotMetadata {
+                frame_number: u64::from(self.written),
+                timestamp_s: 0,
+                timestamp_ns: 0,
+                camera_id: 0,
+                width: 640,
+                height: 352,
+                format: FORMAT_H264,
+                data_bytes: unit.len() as u64,
+            };
+            self.writer.publish(&metadata, &unit);
+            self.written += 1;
+        }
+
+        /// As `Source::take`.
+        fn take(&mut self) {
+            loop {
+                match self.cursor.next(0) {
+                    Next::Unit(view) => {
+                        self.position = view.sequence.wrapping_add(1);
+                        if self.assembler.assemble(&view.bytes).unwrap().is_idr() {
+                            self.lookback.begin(view.sequence, &self.assembler);
+                        }
+                        let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
+                        self.lookback.keep_up(live, &self.counters);
+                    }
+                    Next::Empty | Next::Away => return,
+                    _ => self.lookback.lose(),
+                }
+            }
+        }
+
+        /// Numbers of the GOP's units, as their payloads say.
+        fn numbers(&mut self) -> Option<Vec<u32>> {
+            let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
+            let gop = self.lookback.fetch(live, &self.counters)?;
+            let numbers = (0..gop.len()).map(|index| {
+                let kept = gop.at(index).unwrap();
+                assert_eq!(kept.unit.is_idr, index == 0);
+                // Parameter sets come first, as a STAP-A, and only with the IDR.
+                assert_eq!(kept.payloads[0][0] & 0x1f == 24, index == 0, "unit {}", kept.unit.number);
+                let slice = &kept.payloads[usize::from(index == 0)];
+                let at = if slice[0] & 0x1f == 28 { 3 } else { 2 };
+                let number: [u8; 4] = slice[at..at + 4].try_into().unwrap();
+                assert_eq!(number, kept.unit.number.to_be_bytes().map(|byte| byte | 0x80));
+                kept.unit.number
+            });
+            Some(numbers.collect())
+        }
+    }
 
     #[test]
     fn a_short_ring_is_trusted_with_nothing() {
         assert_eq!((reach(30), reach(6), reach(1)), (24, 0, 0));
+    }
+
+    #[test]
+    fn nothing_is_kept_while_the_ring_suffices_and_little_at_the_end_of_its_reach() {
+        let mut bench = Bench::new(Layout::V3);
+        let mut kept = Vec::new();
+        for number in 0..90 {
+            bench.publish(number % 30 == 0, 500);
+            bench.take();
+            kept.push(bench.lookback.gop().len());
+        }
+        assert!(kept[..24].iter().chain(&kept[30..54]).all(|units| *units == 0), "{kept:?}");
+        assert_eq!(kept[54..60], [1, 2, 3, 4, 5, 6]);
+        assert!(bench.counters.gop_bytes.get() > 0);
+    }
+
+    #[test]
+    fn the_gop_so_far_is_to_be_had_at_every_moment_on_every_ring() {
+        for layout in [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6] {
+            // Index-first layouts: nobody says here that the newest unit is whole.
+            let unseen = u32::from(matches!(layout, Layout::V0 | Layout::V1 | Layout::V2));
+            let mut bench = Bench::new(layout);
+            for number in 0..150_u32 {
+                bench.publish(number.is_multiple_of(70), 3_000);
+                bench.take();
+                let Some(newest) = number.checked_sub(unseen) else { continue };
+                let expected: Vec<u32> = (newest / 70 * 70..=newest).collect();
+                assert_eq!(bench.numbers(), Some(expected), "{layout}, unit {number}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_gop_that_was_lost_is_not_given() {
+        let mut bench = Bench::new(Layout::V3Ring6);
+        bench.publish(true, 100);
+        bench.take();
+        (0..20).for_each(|_| bench.publish(false, 100));
+        bench.take();
+        assert_eq!(bench.numbers(), None, "lapped");
+        bench.publish(true, 100);
+        bench.publish(false, 100);
+        bench.take();
+        assert_eq!(bench.numbers(), Some(vec![21, 22]));
+    }
+
+    #[test]
+    fn a_gop_that_is_too_large_is_counted_once_and_over_with_the_next_idr() {
+        let mut bench = Bench::new(Layout::V3Ring6);
+        for number in 0..12 {
+            bench.publish(number == 0, limits::GOP_BYTES_MAX / 8);
+            bench.take();
+        }
+        assert_eq!((bench.numbers(), bench.counters.gops_too_large.get()), (None, 1));
+        assert_eq!(bench.counters.gop_bytes.get(), 0);
+        bench.publish(true, 100);
+        bench.take();
+        assert_eq!(bench.numbers(), Some(vec![12]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Whatever the pace of the worker, what it gives is whole: from an IDR to the newest unit it took.
+        #[test]
+        fn what_is_given_is_always_whole(
+            steps in prop::collection::vec((0..9_u32, 0..40_u8, any::<bool>()), 1..120),
+            is_short: bool,
+        ) {
+            let mut bench = Bench::new(if is_short { Layout::V3Ring6 } else { Layout::V3 });
+            let mut idrs = Vec::new();
+            for (burst, idr, looks) in steps {
+                for index in 0..=burst {
+                    let is_idr = bench.written == 0 || (idr == 0 && index == 0);
+                    if is_idr {
+                        idrs.push(bench.written);
+                    }
+                    bench.publish(is_idr, 40);
+                }
+                bench.take();
+                if looks && let Some(numbers) = bench.numbers() {
+                    let newest = bench.written - 1;
+                    let expected: Vec<u32> = (*idrs.last().unwrap()..=newest).collect();
+                    prop_assert_eq!(numbers, expected);
+                }
+            }
+        }
     }
 }

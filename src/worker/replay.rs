@@ -31,16 +31,16 @@ struct Pace {
 }
 
 impl Pace {
-    /// So that `bytes` take [`limits::REPLAY_DURATION`], within bounds.
+    /// So that `bytes` take [`limits::REPLAY_MS`], within bounds.
     fn new(bytes: usize, now: Instant) -> Self {
-        let bytes_per_s = 1_000 * bytes as u64 / limits::REPLAY_DURATION.as_millis() as u64;
+        let bytes_per_s = 1_000 * bytes as u64 / limits::REPLAY_MS;
         let (slowest, fastest) = (*limits::REPLAY_BYTES_PER_S.start(), *limits::REPLAY_BYTES_PER_S.end());
         Pace { bytes_per_s: bytes_per_s.clamp(slowest, fastest), bytes: 1, filled_at: now }
     }
 
     fn may_send(&mut self, now: Instant) -> bool {
         let earned = self.bytes_in(now.saturating_duration_since(self.filled_at));
-        let most = self.bytes_in(limits::REPLAY_BURST);
+        let most = self.bytes_in(Duration::from_millis(limits::REPLAY_BURST_MS));
         self.filled_at = now;
         self.bytes = self.bytes.saturating_add(earned).min(most.max(self.bytes));
         self.bytes > 0
@@ -125,8 +125,8 @@ impl Replayer<'_> {
             *share = share.saturating_sub(kept.bytes());
             let time = latest.time_of(&kept);
             entry.viewer.note_congestion(self.edge.in_flight(entry.viewer.id()));
-            entry.viewer.push_replayed(now.instant, &packetized(&kept), time, is_newest);
-            counters.units_replayed.add(1);
+            let is_sent = entry.viewer.push_replayed(now.instant, &packetized(&kept), time, is_newest);
+            counters.units_replayed.add(u64::from(is_sent));
             drain(self.edge, entry, now.instant);
             if is_newest {
                 return entry.viewer.end_replay(true);
@@ -149,7 +149,8 @@ impl Latest {
     /// come, and everything before is late and shown at once.
     fn time_of(&self, kept: &Kept<'_>) -> ReplayTime {
         let units_before = self.number.wrapping_sub(kept.unit.number);
-        let rtp_time_90k = self.rtp_time_90k.saturating_sub(u64::from(units_before) * limits::REPLAY_STEP_90K);
+        let rtp_time_90k =
+            self.rtp_time_90k.saturating_sub(u64::from(units_before) * limits::REPLAY_STEP_90K);
         ReplayTime { rtp_time_90k, at: self.at }
     }
 }
@@ -162,5 +163,81 @@ fn packetized<'a>(kept: &Kept<'a>) -> PacketizedUnit<'a> {
         rtp_time_90k: 0,
         captured_at_ns: kept.unit.captured_at_ns,
         gap_before: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::worker::clock;
+
+    /// Milliseconds that units of `unit_bytes` take, `units` of them, with a turn every `turn_ms`.
+    fn duration_ms(unit_bytes: usize, units: usize, turn_ms: u64) -> u64 {
+        let begin = clock::now().instant;
+        let mut pace = Pace::new(unit_bytes * units, begin);
+        let mut sent = 0;
+        for turn in 0.. {
+            let now = begin + Duration::from_millis(turn * turn_ms);
+            while sent < units && pace.may_send(now) {
+                pace.sent(unit_bytes);
+                sent += 1;
+            }
+            if sent == units {
+                return turn * turn_ms;
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+
+    #[test]
+    fn the_first_unit_goes_at_once_whatever_its_size() {
+        let now = clock::now().instant;
+        let mut pace = Pace::new(400_000, now);
+        assert!(pace.may_send(now));
+        pace.sent(300_000);
+        assert!(!pace.may_send(now + Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn a_gop_of_a_usual_size_takes_a_quarter_of_a_second() {
+        let expected = limits::REPLAY_MS;
+        for turn_ms in [1, 3] {
+            let took = duration_ms(8_000, 300, turn_ms);
+            assert!((expected - 10..=expected + 10).contains(&took), "{took} ms");
+        }
+    }
+
+    #[test]
+    fn a_large_gop_does_not_go_faster_than_allowed_nor_a_small_one_slower() {
+        let large_ms = 1_000 * 10_000_000 / *limits::REPLAY_BYTES_PER_S.end();
+        let took = duration_ms(33_333, 300, 1);
+        assert!((large_ms - 10..=large_ms + 10).contains(&took), "{took} ms");
+        assert!(duration_ms(4_000, 10, 1) <= 10);
+    }
+
+    #[test]
+    fn a_worker_that_was_held_up_does_not_burst() {
+        let begin = clock::now().instant;
+        let mut pace = Pace::new(10_000_000, begin);
+        let late = begin + Duration::from_secs(1);
+        let burst = std::iter::from_fn(|| pace.may_send(late).then(|| pace.sent(1_200)));
+        let bytes = 1_200 * burst.count() as u64;
+        let most = *limits::REPLAY_BYTES_PER_S.end() * limits::REPLAY_BURST_MS / 1_000;
+        assert!(bytes <= most + 1_200, "{bytes} bytes at once");
+    }
+
+    #[test]
+    fn replayed_units_stand_before_the_newest_whatever_wraps() {
+        let at = clock::now().instant;
+        let latest = Latest { number: 5, rtp_time_90k: 90_000, at };
+        let unit = |number| crate::worker::gop::KeptUnit {
+            number,
+            is_idr: false,
+            is_reference: true,
+            captured_at_ns: None,
+        };
+        let time = |number| latest.time_of(&Kept { unit: unit(number), payloads: &[] }).rtp_time_90k;
+        assert_eq!((time(5), time(4), time(u32::MAX)), (90_000, 89_999, 89_994));
     }
 }

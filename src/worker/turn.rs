@@ -295,8 +295,7 @@ impl Worker {
     /// After the live units: they come first.
     fn replay(&mut self, now: Now) {
         let (source, edge, counters) = (&mut self.source, &mut self.edge, &*self.counters);
-        self.is_replaying =
-            Replayer { source, edge, counters, now }.turn(&mut self.sessions, self.first);
+        self.is_replaying = Replayer { source, edge, counters, now }.turn(&mut self.sessions, self.first);
     }
 
     fn take_deadlines(&mut self, now: Now) {
