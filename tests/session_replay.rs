@@ -239,49 +239,48 @@ fn units_nothing_refers_to_are_left_out_of_a_replay_but_for_the_newest() {
     assert_eq!(pair.viewer.status(pair.now).drops_to_idr, 0);
 }
 
-#[test]
-fn what_is_lost_of_a_long_replay_is_sent_again() {
-    const LARGE: usize = 40;
-    let mut pair = connected();
+/// Loses every `every`th RTP packet, up to packet `until`.
+fn lose(pair: &mut Pair, every: u32, until: u32) {
     let count = Cell::new(0_u32);
     pair.to_client = Box::new(move |bytes| {
         let is_rtp = matches!(bytes[..], [128..=191, second, ..] if !(192..=223).contains(&second));
         count.set(count.get() + u32::from(is_rtp));
-        !(is_rtp && count.get().is_multiple_of(50) && count.get() < 1_200)
+        !(is_rtp && count.get().is_multiple_of(every) && count.get() <= until)
     });
+}
+
+/// Different packets received.
+fn unique(pair: &Pair) -> usize {
+    pair.packets.iter().map(|packet| packet.seq_no).collect::<std::collections::BTreeSet<_>>().len()
+}
+
+#[test]
+fn what_is_lost_of_a_replay_is_sent_again_and_after_it_too() {
+    let mut pair = connected();
+    lose(&mut pair, 50, 400);
     pair.viewer.needs_idr();
     pair.viewer.decide(pair.now, Need::Join, WITH_GOP);
-    pair.viewer.begin_replay(pair.now, Need::Join, 30 * LARGE);
-    for number in 0..30 {
-        replay(&mut pair, number, 29, number == 0, LARGE);
-        pair.now += Duration::from_millis(5);
+    pair.viewer.begin_replay(pair.now, Need::Join, 2 * limits::RTX_CACHE_PACKETS);
+    for number in 0..50 {
+        replay(&mut pair, number, 49, number == 0, 10);
+        pair.run(Duration::from_millis(20));
     }
     pair.viewer.end_replay(true);
-    // The whole replay was sent before its losses are told: more packets than the usual cache holds.
-    const { assert!(30 * LARGE > 3 * limits::RTX_CACHE_PACKETS) };
-    for number in 30..60 {
+    for number in 50..90 {
         pair.run(INTERVAL);
         live(&mut pair, number, false);
     }
-    let unique: std::collections::BTreeSet<_> = pair.packets.iter().map(|packet| packet.seq_no).collect();
-    assert_eq!(unique.len(), 30 * LARGE + 30 * PACKETS, "every packet came, some of them again");
-    assert!(pair.viewer.status(pair.now).retransmits >= 23);
-    // Losses are still repaired after the cache went back to its usual size, at an IDR.
-    pair.run(Duration::from_secs(1));
-    live(&mut pair, 60, true);
+    assert_eq!(unique(&pair), 500 + 40 * PACKETS, "every packet came, some of them again");
+    assert!(pair.viewer.status(pair.now).retransmits >= 8);
+    // At an IDR a second later the usual cache is back: losses are still repaired.
+    live(&mut pair, 90, true);
     pair.packets.clear();
-    let count = Cell::new(0_u32);
-    pair.to_client = Box::new(move |bytes| {
-        let is_rtp = matches!(bytes[..], [128..=191, second, ..] if !(192..=223).contains(&second));
-        count.set(count.get() + u32::from(is_rtp));
-        !(is_rtp && count.get() == 5)
-    });
-    for number in 61..80 {
+    lose(&mut pair, 5, 5);
+    for number in 91..120 {
         pair.run(INTERVAL);
         live(&mut pair, number, false);
     }
-    let unique: std::collections::BTreeSet<_> = pair.packets.iter().map(|packet| packet.seq_no).collect();
-    assert_eq!(unique.len(), 19 * PACKETS);
+    assert_eq!(unique(&pair), 29 * PACKETS);
 }
 
 /// RTP time minus wall clock of the sender reports, in seconds: the receiver's idea of when a unit was.

@@ -197,8 +197,10 @@ mod tests {
                 match self.cursor.next(0) {
                     Next::Unit(view) => {
                         self.position = view.sequence.wrapping_add(1);
-                        if self.assembler.assemble(&view.bytes).unwrap().is_idr() {
-                            self.lookback.begin(view.sequence, &self.assembler);
+                        match self.assembler.assemble(&view.bytes).map(|unit| unit.is_idr()) {
+                            Ok(true) => self.lookback.begin(view.sequence, &self.assembler),
+                            Ok(false) => {}
+                            Err(_) => self.lookback.lose(),
                         }
                         let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
                         self.lookback.keep_up(live, &self.counters);
