@@ -248,7 +248,7 @@ pub const DRAIN_NS_MAX: i64 = 2_000_000_000;
 pub const DRAIN_BEGUN_NS_MAX: i64 = 200_000_000;
 
 /// Slots of the ring that a start doesn't go back to: two that may be overwritten any moment, and two
-/// for the camera to go on while the file is created.
+/// for the camera to go on while the file is created. Half of a ring that is shorter than twice that.
 pub const PRE_ROLL_MARGIN_UNITS: u32 = 4;
 
 /// Milliseconds between two looks of an idle recorder at the ring (it only keeps parameter sets).
@@ -375,6 +375,54 @@ pub const UNITS_PER_TURN_MAX: usize = 8;
 
 /// Datagrams and other completions handled in one turn.
 pub const COMPLETIONS_PER_TURN_MAX: usize = 4_096;
+
+/// Payload bytes of one GOP that a worker keeps for viewers who join: 16 s at 8 Mbit/s.
+pub const GOP_BYTES_MAX: usize = 16 << 20;
+
+/// Access units of one GOP that can be given to a viewer who joins (Chromium queues 800 pictures at most).
+pub const GOP_UNITS_MAX: usize = 600;
+
+/// Units before a slot is written again at which a worker keeps what is in it: it may be held up for so long.
+pub const GOP_MARGIN_UNITS: u32 = 4;
+
+/// Milliseconds a joining viewer is given the GOP so far in.
+pub const REPLAY_MS: u64 = 250;
+
+/// Slowest and fastest replay of one viewer, bytes per second: faster than any stream, and 96 Mbit/s. Chromium takes
+/// 256 kB at a time: it may be held up for 20 ms.
+pub const REPLAY_BYTES_PER_S: std::ops::RangeInclusive<u64> = 4_000_000..=12_000_000;
+
+/// Milliseconds without a turn that a replay catches up with at most.
+pub const REPLAY_BURST_MS: u64 = 4;
+
+/// Between two turns of a worker that replays.
+pub const REPLAY_TURN: Duration = Duration::from_millis(1);
+
+/// Payload bytes replayed in one turn to all viewers together, after which live units are looked for again.
+pub const REPLAY_BYTES_PER_TURN: usize = 64 * 1024;
+
+/// Datagrams of one viewer the kernel may hold unsent for its replay to go on.
+pub const REPLAY_IN_FLIGHT_MAX: u32 = VIEWER_IN_FLIGHT_MAX / 4;
+
+/// RTP time between two replayed units.
+pub const REPLAY_STEP_90K: u64 = 1;
+
+/// Packets a viewer can ask for again during and after a replay of more than [`RTX_CACHE_PACKETS`]: as many as
+/// Chromium waits with for a lost one.
+pub const REPLAY_RTX_PACKETS: usize = 2_048;
+
+/// Between two replays that one viewer's requests for an IDR get.
+pub const REPLAY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A request for an IDR waits for the camera's next one when it comes sooner than this.
+pub const REPLAY_WORTH: Duration = Duration::from_millis(300);
+
+/// A request for an IDR this soon after one was sent was made before that one arrived (or a round trip and a half).
+pub const IDR_ON_ITS_WAY: Duration = Duration::from_millis(100);
+
+const _: () = assert!(GOP_BYTES_MAX > SLOT_DATA_BYTES_MAX, "the largest IDR fits");
+const _: () =
+    assert!(REPLAY_IN_FLIGHT_MAX < VIEWER_IN_FLIGHT_MAX / 2, "a replay never congests its viewer's gate");
 
 /// Send operations kept for each viewer: an IDR unit of 8 Mbit/s is about 3 to 6 runs.
 pub const SEND_OPERATIONS_PER_VIEWER: usize = 8;

@@ -162,6 +162,30 @@ fn a_pre_roll_begins_before_the_request() {
 }
 
 #[test]
+fn a_recording_says_how_far_before_or_after_the_request_it_begins() {
+    for (layout, waits) in [(Layout::V1, false), (Layout::V3Ring6, true)] {
+        let directory = TemporaryDirectory::new();
+        let camera = TestCamera::new(layout, Picture { fps: 10, ..SMALL });
+        let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+        camera.wait_units(46);
+        // The last IDR is unit 40, which a ring of 30 slots holds and one of 6 does not; the next is 60.
+        let request = StartRequest { pre_roll_s: Some(0.1), ..named("cat") };
+        assert_eq!(rig.start(request).unwrap().waits_for_idr, waits, "{layout}");
+        rig.wait_recorded(3);
+        let report = rig.stop().unwrap().report;
+        let numbers = unit_numbers(&directory.0.join("cat.mp4"));
+        assert_complete(&numbers);
+        if waits {
+            assert_eq!((numbers[0], report.pre_roll), (60, 0.0), "{layout}");
+            assert!((0.1..1.5).contains(&report.start_delay), "{layout}: {report:?}");
+        } else {
+            assert_eq!((numbers[0], report.start_delay), (40, 0.0), "{layout}");
+            assert!(report.pre_roll > 0.4, "{layout}: {report:?}");
+        }
+    }
+}
+
+#[test]
 fn a_new_resolution_goes_on_in_the_next_mp4_and_in_the_same_h264() {
     for (format, files) in [(Format::Mp4, vec!["cat.mp4", "cat_2.mp4"]), (Format::H264, vec!["cat.h264"])] {
         let directory = TemporaryDirectory::new();

@@ -112,6 +112,15 @@ impl Assembler {
         Ok(AssembledUnit { bytes, items: &self.items, picture, parameter_sets_changed })
     }
 
+    /// Learns all that `other` knows: to assemble a second time, and alike, what `other` did. Call it when
+    /// `other` has just assembled an IDR and continue with that IDR.
+    pub fn take_over(&mut self, other: &Assembler) {
+        self.sets.take_over(&other.sets);
+        self.gop = other.gop;
+        self.joined = false;
+        self.reported_generation = other.reported_generation;
+    }
+
     /// Takes back what the last unit taught: call it when its bytes turn out to have been overwritten while
     /// they were read. The next unit to be used then is an IDR.
     pub fn forget_last_unit(&mut self) {

@@ -233,6 +233,7 @@ pub(super) fn read_id(nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError>
     Ok(bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?)
 }
 
+#[derive(Clone)]
 struct Entry<T> {
     set: T,
     /// The last GOP whose units carried this set with this content; 0 for none.
@@ -316,6 +317,13 @@ impl ParameterSets {
             active_sps_id_before: None,
             generation: 0,
         }
+    }
+
+    /// Becomes what `other` is.
+    pub(super) fn take_over(&mut self, other: &Self) {
+        self.sequence.entries.clone_from(&other.sequence.entries);
+        self.picture.entries.clone_from(&other.picture.entries);
+        (self.active_sps_id, self.generation) = (other.active_sps_id, other.generation);
     }
 
     /// Increments (wrapping) whenever a parameter set is new or has new content, or another sequence

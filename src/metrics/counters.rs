@@ -90,6 +90,18 @@ pub struct WorkerCounters {
     pub keyframe_requests: Counter,
     /// RTP packets sent again.
     pub retransmits: Counter,
+    /// Viewers given the GOP so far because they joined.
+    pub replays_of_joins: Counter,
+    /// The same because they asked for an IDR.
+    pub replays_of_requests: Counter,
+    /// Access units given that way.
+    pub units_replayed: Counter,
+    /// Viewers that had to wait for the camera's next IDR.
+    pub idr_waits: Counter,
+    /// GOPs larger than what may be kept.
+    pub gops_too_large: Counter,
+    /// Payload bytes of the newest GOP kept beside the ring.
+    pub gop_bytes: Gauge,
 
     /// Datagrams received.
     pub datagrams_received: Counter,

@@ -318,24 +318,28 @@ impl Engine {
         if self.shutting_down {
             return Err(RecorderError::Unresponsive);
         }
-        let start = check(request, self.format, &self.zone)?;
+        let mut start = check(request, self.format, &self.zone)?;
         let pre_roll_ns = seconds("pre_roll_s", request.pre_roll_s)?.unwrap_or(0);
         if let CameraStatus::Away { .. } = self.camera.status() {
             return Err(RecorderError::CameraAway);
         }
         self.follow(now_ns);
-        self.cursor = self.rewind(now_ns, pre_roll_ns);
+        let begin = self.rewind(now_ns, pre_roll_ns);
+        start.waits_for_idr = begin.is_none();
+        self.cursor = begin.unwrap_or_else(|| self.camera.cursor());
         self.recording.handle_start(now_ns, start)
     }
 
     /// A cursor at the IDR to begin with: the newest that is at least that far back, so that nothing
-    /// after the request is lost; if the ring doesn't reach so far, the oldest it holds.
-    fn rewind(&mut self, now_ns: i64, pre_roll_ns: i64) -> Cursor {
+    /// after the request is lost; if the ring doesn't reach so far, the oldest it holds. `None`: the ring
+    /// holds no IDR (it is short, or the GOP is long).
+    fn rewind(&mut self, now_ns: i64, pre_roll_ns: i64) -> Option<Cursor> {
         let newest = self.camera.cursor();
-        let CameraStatus::Attached { layout, .. } = self.camera.status() else { return newest };
-        let held = layout.slot_count().saturating_sub(limits::PRE_ROLL_MARGIN_UNITS);
-        let oldest = (1..=held).rev().find_map(|back| Some((back, newest.units_back(back)?)));
-        let Some((oldest, mut cursor)) = oldest else { return newest };
+        let CameraStatus::Attached { layout, .. } = self.camera.status() else { return None };
+        let slots = layout.slot_count();
+        let held = slots.saturating_sub(limits::PRE_ROLL_MARGIN_UNITS.min(slots / 2));
+        let (oldest, mut cursor) =
+            (1..=held).rev().find_map(|back| Some((back, newest.units_back(back)?)))?;
         let mut chosen = None;
         for back in (1..=oldest).rev() {
             match cursor.next(now_ns) {
@@ -349,7 +353,7 @@ impl Engine {
                 Next::Lapped { .. } | Next::Restarted | Next::Empty | Next::Away => break,
             }
         }
-        chosen.and_then(|back| newest.units_back(back)).unwrap_or(newest)
+        newest.units_back(chosen?)
     }
 
     /// Applies the retention rules now and then, on a thread of its own.
@@ -391,6 +395,7 @@ fn check(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start, R
         max_duration_ns: seconds("max_duration_s", request.max_duration_s)?.filter(|ns| *ns > 0),
         heartbeat_ns: seconds("heartbeat_s", request.heartbeat_s)?.filter(|ns| *ns > 0),
         started_at_s: u64::try_from(unix_s()).unwrap_or(0),
+        waits_for_idr: false,
     })
 }
 

@@ -51,6 +51,7 @@ pub(super) struct World {
 
 pub(super) fn start(format: Format) -> Start {
     Start {
+        waits_for_idr: false,
         stem: Stem { stem: "cat".to_owned(), format },
         exact: true,
         max_duration_ns: None,

@@ -73,6 +73,8 @@ pub(crate) struct Start {
     pub(crate) heartbeat_ns: Option<i64>,
     /// Wall clock, seconds since 1970.
     pub(crate) started_at_s: u64,
+    /// The first unit to come is not an IDR.
+    pub(crate) waits_for_idr: bool,
 }
 
 /// One access unit as it comes from the ring.

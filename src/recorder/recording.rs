@@ -201,6 +201,9 @@ impl Recording {
             return self.count_dropped(1);
         }
         active.waiting_idr = false;
+        if active.report.frame_count == 0 && held.is_idr() {
+            active.begin_with(unit.captured_ns);
+        }
         active.held = Some(held);
         self.rotate_if_needed();
         self.advance();
@@ -405,8 +408,9 @@ impl Recording {
                 }
                 if starting {
                     add(&self.counters.started, 1);
-                    let reply =
-                        StartReply { status: "recording", filename: active.report.filename.clone(), name };
+                    let (filename, waits_for_idr) =
+                        (active.report.filename.clone(), active.start.waits_for_idr);
+                    let reply = StartReply { status: "recording", filename, name, waits_for_idr };
                     self.outputs.push_back(Output::Started(Ok(reply)));
                 }
             }
@@ -494,6 +498,13 @@ impl Recording {
 }
 
 impl Active {
+    /// The unit captured then is to be the first of the recording: says how far that is from the request.
+    fn begin_with(&mut self, captured_ns: i64) {
+        let after_request = captured_ns.saturating_sub(self.started_ns) as f64 / 1e9;
+        self.report.pre_roll = (-after_request).max(0.0);
+        self.report.start_delay = after_request.max(0.0);
+    }
+
     /// No unit captured after now is wanted.
     fn end(&mut self, now_ns: i64, reason: &'static str) {
         match self.phase {

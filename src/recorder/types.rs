@@ -11,7 +11,8 @@ use super::names::NameError;
 pub struct StartRequest {
     /// Name of the file, with or without extension; empty or missing: the local time.
     pub filename: Option<String>,
-    /// Seconds before the request to begin with, as far as the ring still holds them.
+    /// Seconds before the request to begin with, as far as the ring still holds them; [`Report::pre_roll`]
+    /// says what it was.
     pub pre_roll_s: Option<f64>,
     /// Seconds after which the recording stops by itself.
     pub max_duration_s: Option<f64>,
@@ -28,6 +29,8 @@ pub struct StartReply {
     pub filename: String,
     /// Name of the file in `/api/recordings`.
     pub name: String,
+    /// The ring holds no IDR to begin with: the recording begins with the camera's next one.
+    pub waits_for_idr: bool,
 }
 
 /// Numbers of one recording, running or over.
@@ -43,6 +46,10 @@ pub struct Report {
     pub bytes_written: u64,
     /// Seconds recorded.
     pub duration: f64,
+    /// Seconds of them from before the request: what the ring still held, back to an IDR.
+    pub pre_roll: f64,
+    /// Seconds after the request that are missing because the ring held no IDR.
+    pub start_delay: f64,
     /// Units that were published and are missing in the file.
     pub dropped_units: u64,
     /// Of those, overwritten by the camera while the disk read them.

@@ -16,6 +16,7 @@ pub mod gate;
 
 mod accept;
 mod profile;
+mod replay;
 mod signaling;
 mod status;
 mod stun;
@@ -33,6 +34,7 @@ use crate::limits;
 use profile::Aim;
 
 pub use profile::{SrtpChoice, UnknownSrtpChoice};
+pub use replay::{Decision, Need, Outlook, ReplayTime};
 pub use signaling::OfferError;
 pub use status::ViewerStatus;
 pub use stun::stun_ufrag;

@@ -23,8 +23,14 @@ pub struct ViewerStatus {
     pub profile: Option<String>,
     /// Milliseconds since DTLS finished.
     pub connected_ms: u64,
+    /// Milliseconds from the offer to the first IDR sent; `None` until then.
+    pub first_idr_ms: Option<u64>,
     /// Access units sent.
     pub units_sent: u64,
+    /// Of them, those sent late because the viewer joined, or asked for an IDR, in the middle of a GOP.
+    pub units_replayed: u64,
+    /// How often it was given the GOP so far.
+    pub replays: u64,
     /// Access units held back after the first one was sent.
     pub units_dropped: u64,
     /// How often the viewer dropped to the next IDR.
@@ -68,8 +74,11 @@ impl Viewer {
             gate: self.gate.state(),
             remote: self.heard_from,
             profile: self.profile.map(|profile| profile.to_string()),
-            connected_ms: u64::try_from(connected.as_millis()).unwrap_or(u64::MAX),
+            connected_ms: milliseconds(connected),
+            first_idr_ms: self.first_idr_at.map(|at| milliseconds(at - self.accepted_at)),
             units_sent,
+            units_replayed: self.replays.units,
+            replays: self.replays.count,
             units_dropped: self.gate.units_dropped(),
             drops_to_idr: self.gate.drops_to_idr(),
             bytes_sent,
@@ -80,10 +89,14 @@ impl Viewer {
             retransmits,
             retransmits_refused: self.counters.retransmits_refused,
             loss_fraction: egress.and_then(|stats| stats.loss),
-            rtt_ms: egress.and_then(|stats| stats.rtt).map(|rtt| rtt.as_secs_f32() * 1e3),
+            rtt_ms: self.rtt().map(|rtt| rtt.as_secs_f32() * 1e3),
             jitter_ms: egress
                 .and_then(|stats| stats.remote.as_ref())
                 .map(|remote| remote.jitter as f32 / 90.0),
         }
     }
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

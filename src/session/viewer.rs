@@ -23,6 +23,7 @@ use super::SessionContext;
 use super::accept::{Seeds, mid_of};
 use super::crypto::{self, CachedHmac};
 use super::gate::{Gate, GateUnit};
+use super::replay::{ReplayTime, Replays};
 use super::signaling::Negotiated;
 use crate::limits;
 
@@ -109,6 +110,15 @@ pub(super) struct Counters {
     pub(super) keyframe_requests: u64,
 }
 
+/// The RTP time a unit is sent with.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum SendTime {
+    /// Its own.
+    Live,
+    /// One that lets it pass quickly.
+    Replayed(ReplayTime),
+}
+
 /// Retransmissions in the current second.
 #[derive(Copy, Clone, Debug)]
 struct RetransmitBudget {
@@ -131,15 +141,19 @@ pub struct Viewer {
     paths: SmallVec<[Path; 2]>,
     /// Time never runs backwards for str0m, whatever the caller's order of events.
     now: Instant,
-    accepted_at: Instant,
+    pub(super) accepted_at: Instant,
     pub(super) connected_at: Option<Instant>,
     heard_at: Instant,
     pub(super) heard_from: Option<SocketAddr>,
     str0m_deadline: Instant,
     next_sequence: u64,
     rtp_offset: u32,
+    /// RTP time of the last unit, without the offset.
+    rtp_time_sent: Option<u64>,
     captured_at_sent: Option<Instant>,
     keyframe_wanted: bool,
+    pub(super) replays: Replays,
+    pub(super) first_idr_at: Option<Instant>,
     pub(super) profile: Option<SrtpProfile>,
     pub(super) counters: Counters,
     budget: RetransmitBudget,
@@ -187,8 +201,11 @@ impl Viewer {
             str0m_deadline: now,
             next_sequence: u64::from(seeds.sequence),
             rtp_offset: seeds.rtp_offset,
+            rtp_time_sent: None,
             captured_at_sent: None,
             keyframe_wanted: false,
+            replays: Replays::default(),
+            first_idr_at: None,
             profile: None,
             counters: Counters::default(),
             budget: RetransmitBudget { since: now, used: 0 },
@@ -327,18 +344,23 @@ impl Viewer {
         self.str0m_deadline.min(own)
     }
 
-    /// Sends an access unit, if the gate lets it pass.
+    /// Sends a live access unit, if the gate lets it pass and the viewer isn't being given older ones.
     pub fn push_access_unit(&mut self, now: Instant, unit: &PacketizedUnit<'_>) {
-        if self.phase != Phase::Connected {
-            return;
+        if self.phase == Phase::Connected && self.takes_live(now, unit.is_idr) {
+            self.send_unit(now, unit, SendTime::Live);
         }
+    }
+
+    pub(super) fn send_unit(&mut self, now: Instant, unit: &PacketizedUnit<'_>, time: SendTime) {
         self.advance(now);
         let &PacketizedUnit { is_idr, is_reference, gap_before, .. } = unit;
         if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
             return;
         }
-        if self.write(unit) {
+        if self.write(unit, time) {
             self.counters.units_sent += 1;
+            self.replays.note_sent(self.now, is_idr);
+            self.first_idr_at.get_or_insert(self.now);
         } else {
             self.gate.retract();
         }
@@ -347,21 +369,27 @@ impl Viewer {
         self.check(result);
     }
 
-    fn write(&mut self, unit: &PacketizedUnit<'_>) -> bool {
+    fn write(&mut self, unit: &PacketizedUnit<'_>, time: SendTime) -> bool {
         let oversized = unit.payloads.iter().any(|payload| payload.len() > limits::RTP_PAYLOAD_BYTES_MAX);
         debug_assert!(!oversized, "the packetizer's bound");
         let Some((last, _)) = unit.payloads.split_last() else { return false };
-        let extensions = self.extensions_of(unit);
+        let (rtp_time_90k, wallclock) = match time {
+            SendTime::Live => (unit.rtp_time_90k, self.now),
+            SendTime::Replayed(time) => (time.rtp_time_90k, time.at),
+        };
+        let rtp_time_90k = rtp_time_90k.max(self.rtp_time_sent.map_or(0, |sent| sent + 1));
+        let extensions = self.extensions_of(unit, time);
         let mut api = self.rtc.direct_api();
         let Some(stream) = api.stream_tx_by_mid(self.mid, None).filter(|_| !oversized) else { return false };
+        self.rtp_time_sent = Some(rtp_time_90k);
         #[expect(clippy::cast_possible_truncation, reason = "RTP time is the low 32 bits")]
-        let rtp_time = (unit.rtp_time_90k as u32).wrapping_add(self.rtp_offset);
+        let rtp_time = (rtp_time_90k as u32).wrapping_add(self.rtp_offset);
         for payload in unit.payloads {
             let packet = RtpWrite::new(
                 self.payload_type,
                 self.next_sequence.into(),
                 rtp_time,
-                self.now,
+                wallclock,
                 Arc::clone(payload),
             );
             let is_last = std::ptr::eq(payload, last);
@@ -372,8 +400,9 @@ impl Viewer {
     }
 
     /// The same extensions on every packet of a unit: equal sizes make it one GSO train. The capture
-    /// time goes with IDRs and at least once a second; receivers interpolate between (for up to 5 s).
-    fn extensions_of(&mut self, unit: &PacketizedUnit<'_>) -> ExtensionValues {
+    /// time goes with IDRs and at least once a second; receivers interpolate between (for up to 5 s), which
+    /// they can't where the RTP time is not that of the capture.
+    fn extensions_of(&mut self, unit: &PacketizedUnit<'_>, time: SendTime) -> ExtensionValues {
         let mut extensions = ExtensionValues {
             play_delay_min: Some(MediaTime::from_hundredths(0)),
             play_delay_max: Some(MediaTime::from_hundredths(0)),
@@ -381,7 +410,8 @@ impl Viewer {
         };
         let due = self.captured_at_sent.is_none_or(|at| self.now >= at + Duration::from_secs(1));
         let captured_at = unit.captured_at_ns.and_then(|ns| u64::try_from(ns).ok());
-        if let Some(ns) = captured_at.filter(|_| due || unit.is_idr) {
+        let is_replayed = matches!(time, SendTime::Replayed(_));
+        if let Some(ns) = captured_at.filter(|_| due || unit.is_idr || is_replayed) {
             let capture_time = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns);
             // The camera's clock is ours; Chromium ignores the extension without an offset.
             extensions.abs_capture_time = Some(AbsCaptureTime { capture_time, clock_offset: Some(0) });
@@ -487,14 +517,19 @@ impl Viewer {
         }
         if self.budget.used >= limits::RETRANSMITS_PER_SECOND_MAX {
             self.counters.retransmits_refused += 1;
-            if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(self.mid, None) {
-                stream.set_rtx_cache(limits::RTX_CACHE_PACKETS, limits::RTX_CACHE_AGE, None);
-            }
+            self.set_rtx_cache(limits::RTX_CACHE_PACKETS);
             return false;
         }
         self.budget.used += 1;
         self.counters.retransmits += 1;
         true
+    }
+
+    /// An empty cache of at most so many packets.
+    pub(super) fn set_rtx_cache(&mut self, packets: usize) {
+        if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(self.mid, None) {
+            stream.set_rtx_cache(packets, limits::RTX_CACHE_AGE, None);
+        }
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -528,6 +563,11 @@ impl Viewer {
             log::info!("viewer {}: DTLS finished without SRTP", self.id);
             self.finish(CloseReason::Failed);
         }
+    }
+
+    /// The round trip, from the viewer's latest report.
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.egress.as_ref().and_then(|stats| stats.rtt)
     }
 
     /// Whether the viewer asked for an IDR (PLI or FIR) since the last call.

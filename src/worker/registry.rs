@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::session::Viewer;
+use crate::worker::replay::Replay;
 use crate::worker::timing::Sends;
 
 /// A session and what the worker knows about it.
@@ -19,6 +20,8 @@ pub(super) struct Entry {
     pub(super) remote: Option<SocketAddr>,
     /// Its datagrams on their way.
     pub(super) sends: Sends,
+    /// It is being given the GOP so far.
+    pub(super) replay: Option<Replay>,
 }
 
 /// The sessions of one worker, in order of arrival.
@@ -39,6 +42,7 @@ impl Registry {
             touched: true,
             remote: None,
             sends: Sends::default(),
+            replay: None,
         });
     }
 

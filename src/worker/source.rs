@@ -2,12 +2,17 @@
 //! May not touch a session.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::camera::{Cursor, Next, UnitView};
+use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::h264::{Assembler, Packetizer, UnitError};
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::PacketizedUnit;
+use crate::worker::clock::Now;
+use crate::worker::gop::Gop;
+use crate::worker::lookback::{Live, Lookback};
+use crate::worker::replay::Latest;
 use crate::worker::rtp_clock::RtpClock;
 use crate::worker::timing::TimedUnit;
 
@@ -32,6 +37,10 @@ pub(super) struct Source {
     /// Units were lost since the last one that was handed on.
     gap: bool,
     last_captured_ns: Option<i64>,
+    lookback: Lookback,
+    /// The unit the cursor reads next.
+    position: u32,
+    latest: Option<Latest>,
 }
 
 #[derive(Default)]
@@ -45,9 +54,9 @@ struct Unit {
 }
 
 impl Source {
-    pub(super) fn new(cursor: Cursor) -> Self {
+    pub(super) fn new(camera: Camera) -> Self {
         Source {
-            cursor,
+            cursor: camera.cursor(),
             assembler: Assembler::new(),
             packetizer: Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX),
             clock: RtpClock::default(),
@@ -55,16 +64,19 @@ impl Source {
             unit: Unit::default(),
             gap: false,
             last_captured_ns: None,
+            lookback: Lookback::new(camera),
+            position: 0,
+            latest: None,
         }
     }
 
     /// Takes the next unit from the ring. `wanted`: somebody watches; without it the unit is only looked at
     /// (parameter sets are kept, nothing is copied).
-    pub(super) fn take(&mut self, now_ns: i64, wanted: bool, counters: &WorkerCounters) -> Taken {
-        let next = self.cursor.next(now_ns);
+    pub(super) fn take(&mut self, now: Now, wanted: bool, counters: &WorkerCounters) -> Taken {
+        let next = self.cursor.next(now.monotonic_ns);
         counters.lag_slots.set(u64::from(self.cursor.lag_slots()));
         match next {
-            Next::Unit(view) => self.packetize(&view, now_ns, wanted, counters),
+            Next::Unit(view) => self.packetize(&view, now, wanted, counters),
             Next::Lapped { missed_units } => {
                 counters.lapped.add(u64::from(missed_units));
                 self.lose()
@@ -83,12 +95,14 @@ impl Source {
 
     fn lose(&mut self) -> Taken {
         self.gap = true;
+        self.lookback.lose();
         Taken::Again
     }
 
-    fn packetize(&mut self, view: &UnitView, now_ns: i64, wanted: bool, counters: &WorkerCounters) -> Taken {
+    fn packetize(&mut self, view: &UnitView, now: Now, wanted: bool, counters: &WorkerCounters) -> Taken {
         counters.units_read.add(1);
-        counters.last_unit_at_ns.set(now_ns.unsigned_abs());
+        counters.last_unit_at_ns.set(now.monotonic_ns.unsigned_abs());
+        self.position = view.sequence.wrapping_add(1);
         self.payloads.clear();
         let unit = match self.assembler.assemble(&view.bytes) {
             Ok(unit) => unit,
@@ -100,8 +114,7 @@ impl Source {
                 }
                 count_refused(&error, counters);
                 // Parameter sets alone are no picture: nothing was lost.
-                self.gap |= !matches!(error, UnitError::NoSlice);
-                return Taken::Again;
+                return if matches!(error, UnitError::NoSlice) { Taken::Again } else { self.lose() };
             }
         };
         if wanted {
@@ -117,6 +130,9 @@ impl Source {
         counters.units_processed.add(1);
         counters.payload_allocations.set_total(self.packetizer.allocations());
         self.note_stream(view, counters);
+        if is_idr {
+            self.lookback.begin(view.sequence, &self.assembler);
+        }
         self.unit = Unit {
             is_idr,
             is_reference,
@@ -128,7 +144,28 @@ impl Source {
                 captured_ns: view.captured_at_ns.map(|_| view.captured_monotonic_ns),
             },
         };
+        let rtp_time_90k = self.unit.rtp_time_90k;
+        self.latest = Some(Latest { number: view.sequence, rtp_time_90k, at: now.instant });
+        let live = Live { cursor: &self.cursor, position: self.position, now_ns: now.monotonic_ns };
+        self.lookback.keep_up(live, counters);
         Taken::Unit
+    }
+
+    /// The newest GOP from its IDR up to the newest unit taken; `None` where it cannot be given.
+    pub(super) fn gop_so_far(&mut self, now_ns: i64, counters: &WorkerCounters) -> Option<&Gop> {
+        let live = Live { cursor: &self.cursor, position: self.position, now_ns };
+        self.lookback.fetch(live, counters)
+    }
+
+    /// The newest unit taken; before the first, one that would be taken now.
+    pub(super) fn latest(&self, now: Now) -> Latest {
+        self.latest.unwrap_or(Latest { number: 0, rtp_time_90k: 0, at: now.instant })
+    }
+
+    /// Time until the camera's next IDR, as far as the last GOP tells.
+    pub(super) fn next_idr_in(&self, counters: &WorkerCounters) -> Option<Duration> {
+        let units = self.lookback.gop().units_to_idr(self.latest?.number)?;
+        Some(Duration::from_nanos(counters.unit_interval_ns.get()) * units)
     }
 
     fn note_stream(&mut self, view: &UnitView, counters: &WorkerCounters) {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::camera::CameraCounters;
 use crate::metrics::{Exposition, WorkerCounters, process as kernel};
 use crate::recorder::counters::RecorderCounters;
-use crate::worker::{text_recorder, text_stages};
+use crate::worker::{text_recorder, text_replay, text_stages};
 
 /// Where the numbers come from.
 pub(super) struct Sources<'a> {
@@ -39,6 +39,7 @@ pub(super) fn metrics(sources: &Sources<'_>) -> String {
     units(&mut text, sources);
     viewers(&mut text, sources);
     network(&mut text, sources);
+    text_replay::expose(&mut text, sources.workers);
     text_stages::expose(&mut text, sources.workers);
     text_recorder::expose(&mut text, sources.recorder);
     process(&mut text, sources);

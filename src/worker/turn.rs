@@ -13,6 +13,7 @@ use crate::uring::{Completion, Edge, Outgoing, Received};
 use crate::worker::clock::{self, Now};
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
 use crate::worker::registry::{Entry, Registry, Routes};
+use crate::worker::replay::Replayer;
 use crate::worker::source::{Source, Taken};
 use crate::worker::timing::Timing;
 use crate::worker::totals::{Totals, count_edge};
@@ -48,6 +49,8 @@ pub(super) struct Worker {
     totals: Totals,
     timing: Timing,
     stopping_until: Option<Instant>,
+    /// A viewer is being given the GOP so far: the next turn comes soon.
+    is_replaying: bool,
 }
 
 impl Worker {
@@ -55,7 +58,7 @@ impl Worker {
         Worker {
             index: seed.index,
             edge,
-            source: Source::new(seed.camera.cursor()),
+            source: Source::new(seed.camera),
             sessions: Registry::default(),
             routes: Routes::default(),
             peer_rung: vec![false; seed.peers.len()],
@@ -66,6 +69,7 @@ impl Worker {
             totals: Totals::default(),
             timing: Timing::default(),
             stopping_until: None,
+            is_replaying: false,
         }
     }
 
@@ -92,7 +96,11 @@ impl Worker {
             .sessions
             .next_deadline()
             .map_or(IDLE, |deadline| deadline.saturating_duration_since(now.instant));
-        let idle = if self.stopping_until.is_some() { Duration::from_millis(20) } else { IDLE };
+        let idle = match self.stopping_until {
+            Some(_) => Duration::from_millis(20),
+            None if self.is_replaying => limits::REPLAY_TURN,
+            None => IDLE,
+        };
         wait.min(idle)
     }
 
@@ -103,6 +111,7 @@ impl Worker {
         self.take_forwarded(now);
         self.drain_touched(now);
         self.fan_out(now);
+        self.replay(now);
         self.take_deadlines(now);
         self.drain_touched(now);
         self.remove_closed(now);
@@ -256,7 +265,7 @@ impl Worker {
     fn fan_out(&mut self, now: Now) {
         for _ in 0..limits::UNITS_PER_TURN_MAX {
             let wanted = self.sessions.len() > 0 && self.stopping_until.is_none();
-            match self.source.take(now.monotonic_ns, wanted, &self.counters) {
+            match self.source.take(now, wanted, &self.counters) {
                 Taken::Unit => {
                     self.timing.packetised(self.source.timed(), now.monotonic_ns, wanted, &self.counters);
                     if wanted {
@@ -281,6 +290,12 @@ impl Worker {
             push(&mut self.edge, entry, now, &unit);
             self.timing.encrypted(entry.viewer.id(), &mut entry.sends);
         }
+    }
+
+    /// After the live units: they come first.
+    fn replay(&mut self, now: Now) {
+        let (source, edge, counters) = (&mut self.source, &mut self.edge, &*self.counters);
+        self.is_replaying = Replayer { source, edge, counters, now }.turn(&mut self.sessions, self.first);
     }
 
     fn take_deadlines(&mut self, now: Now) {
@@ -338,7 +353,7 @@ fn push(edge: &mut Edge, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>)
 }
 
 /// Every mutation of a session is followed by this: all it wants sent goes to the edge.
-fn drain(edge: &mut Edge, entry: &mut Entry, now: Instant) {
+pub(super) fn drain(edge: &mut Edge, entry: &mut Entry, now: Instant) {
     let viewer = entry.viewer.id();
     loop {
         match entry.viewer.poll_output(now) {

@@ -1,0 +1,324 @@
+//! Looks at the newest GOP a second time: keeps what the ring is about to lose, and fetches the rest when a viewer
+//! needs it. While the ring holds the whole GOP nothing is kept. May not touch a session.
+
+use std::sync::Arc;
+
+use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
+use crate::h264::{Assembler, Packetizer, UnitError};
+use crate::limits;
+use crate::metrics::WorkerCounters;
+use crate::worker::gop::{Gop, KeptUnit};
+
+/// The second look. Its packetiser is its own, so that what is kept does not cost the live one its buffers.
+pub(super) struct Lookback {
+    camera: Camera,
+    gop: Gop,
+    assembler: Assembler,
+    packetizer: Packetizer,
+    payloads: Vec<Arc<[u8]>>,
+    /// Units behind the live cursor that the ring is trusted to hold.
+    reach: u32,
+}
+
+/// Where the live cursor stands.
+#[derive(Clone, Copy)]
+pub(super) struct Live<'a> {
+    pub(super) cursor: &'a Cursor,
+    /// The unit it reads next.
+    pub(super) position: u32,
+    pub(super) now_ns: i64,
+}
+
+impl Lookback {
+    pub(super) fn new(camera: Camera) -> Self {
+        Lookback {
+            camera,
+            gop: Gop::default(),
+            assembler: Assembler::new(),
+            packetizer: Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX),
+            payloads: Vec::new(),
+            reach: 0,
+        }
+    }
+
+    /// The live side took an IDR as unit `number`; `assembler` has just assembled it.
+    pub(super) fn begin(&mut self, number: u32, assembler: &Assembler) {
+        self.gop.begin(number);
+        self.assembler.take_over(assembler);
+        self.reach = match self.camera.status() {
+            CameraStatus::Attached { layout, .. } => reach(layout.slot_count()),
+            CameraStatus::Away { .. } => 0,
+        };
+    }
+
+    /// The live side lost a unit.
+    pub(super) fn lose(&mut self) {
+        self.gop.lose();
+    }
+
+    /// Keeps what the ring is about to lose. Called after every unit of the live side.
+    pub(super) fn keep_up(&mut self, live: Live<'_>, counters: &WorkerCounters) {
+        while let Some(next) = self.gop.next()
+            && live.position.wrapping_sub(next) > self.reach
+        {
+            self.look_at(next, live, counters);
+        }
+        counters.gop_bytes.set(self.gop.bytes() as u64);
+    }
+
+    /// The GOP, everything up to the live side's newest unit fetched; `None` where it cannot be given.
+    pub(super) fn fetch(&mut self, live: Live<'_>, counters: &WorkerCounters) -> Option<&Gop> {
+        while let Some(next) = self.gop.next()
+            && next != live.position
+        {
+            self.look_at(next, live, counters);
+        }
+        counters.gop_bytes.set(self.gop.bytes() as u64);
+        self.gop.next().map(|_| &self.gop)
+    }
+
+    /// What is kept now.
+    pub(super) fn gop(&self) -> &Gop {
+        &self.gop
+    }
+
+    /// Moves on by exactly one unit, or gives the GOP up.
+    fn look_at(&mut self, number: u32, live: Live<'_>, counters: &WorkerCounters) {
+        let back = live.position.wrapping_sub(number);
+        let found = live.cursor.units_back(back).map(|mut cursor| cursor.next(live.now_ns));
+        match found {
+            Some(Next::Unit(view)) if view.sequence == number => self.look(&view, counters),
+            _ => self.gop.lose(),
+        }
+    }
+
+    fn look(&mut self, view: &UnitView, counters: &WorkerCounters) {
+        self.payloads.clear();
+        let kind = match self.assembler.assemble(&view.bytes) {
+            Ok(unit) => {
+                self.packetizer.packetize(&unit, &mut self.payloads);
+                Some((unit.is_idr(), unit.is_reference()))
+            }
+            Err(UnitError::NoSlice) => None,
+            Err(_) => return self.gop.lose(),
+        };
+        if !view.is_intact() {
+            return self.gop.lose();
+        }
+        match kind {
+            None => self.gop.pass(),
+            Some((is_idr, is_reference)) => {
+                let (number, captured_at_ns) = (view.sequence, view.captured_at_ns);
+                let unit = KeptUnit { number, is_idr, is_reference, captured_at_ns };
+                if !self.gop.keep(unit, &self.payloads) {
+                    counters.gops_too_large.add(1);
+                }
+            }
+        }
+        self.payloads.clear();
+    }
+}
+
+/// Units behind the newest that a ring of `slots` is trusted to hold while the worker may be held up; 0 where the
+/// ring is too short for that.
+fn reach(slots: u32) -> u32 {
+    slots.saturating_sub(2 + limits::GOP_MARGIN_UNITS)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake};
+
+    const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95, 0xa0, 0x50, 0x16, 0xc8];
+    const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
+
+    /// A camera in the same thread, the live side of a worker, and its second look.
+    struct Bench {
+        writer: RingWriter,
+        written: u32,
+        cursor: Cursor,
+        position: u32,
+        assembler: Assembler,
+        lookback: Lookback,
+        counters: WorkerCounters,
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            self.writer.unlink();
+        }
+    }
+
+    impl Bench {
+        fn new(layout: Layout) -> Self {
+            static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let name = format!("/ss-test-lookback-{}-{number}", std::process::id());
+            let writer = RingWriter::create(&name, layout, 33).unwrap();
+            let camera = Camera::new(&name, Wake::Poll);
+            Bench {
+                writer,
+                written: 0,
+                cursor: camera.cursor(),
+                position: 0,
+                assembler: Assembler::new(),
+                lookback: Lookback::new(camera),
+                counters: WorkerCounters::default(),
+            }
+        }
+
+        /// Only the first IDR of all carries parameter sets. The slice says its number.
+        fn publish(&mut self, is_idr: bool, bytes: usize) {
+            let mut unit = if self.written == 0 { [SPS, PPS].concat() } else { Vec::new() };
+            unit.extend_from_slice(&[0, 0, 0, 1, if is_idr { 0x65 } else { 0x41 }, 0xb8]);
+            unit.extend(self.written.to_be_bytes().map(|byte| byte | 0x80));
+            unit.resize(unit.len() + bytes, 0xa5);
+            let metadata = SlotMetadata {
+                frame_number: u64::from(self.written),
+                timestamp_s: 0,
+                timestamp_ns: 0,
+                camera_id: 0,
+                width: 640,
+                height: 352,
+                format: FORMAT_H264,
+                data_bytes: unit.len() as u64,
+            };
+            self.writer.publish(&metadata, &unit);
+            self.written += 1;
+        }
+
+        /// As `Source::take`.
+        fn take(&mut self) {
+            loop {
+                match self.cursor.next(0) {
+                    Next::Unit(view) => {
+                        self.position = view.sequence.wrapping_add(1);
+                        match self.assembler.assemble(&view.bytes).map(|unit| unit.is_idr()) {
+                            Ok(true) => self.lookback.begin(view.sequence, &self.assembler),
+                            Ok(false) => {}
+                            Err(_) => self.lookback.lose(),
+                        }
+                        let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
+                        self.lookback.keep_up(live, &self.counters);
+                    }
+                    Next::Empty | Next::Away => return,
+                    _ => self.lookback.lose(),
+                }
+            }
+        }
+
+        /// Numbers of the GOP's units, as their payloads say.
+        fn numbers(&mut self) -> Option<Vec<u32>> {
+            let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
+            let gop = self.lookback.fetch(live, &self.counters)?;
+            let numbers = (0..gop.len()).map(|index| {
+                let kept = gop.at(index).unwrap();
+                assert_eq!(kept.unit.is_idr, index == 0);
+                // Parameter sets come first, as a STAP-A, and only with the IDR.
+                assert_eq!(kept.payloads[0][0] & 0x1f == 24, index == 0, "unit {}", kept.unit.number);
+                let slice = &kept.payloads[usize::from(index == 0)];
+                let at = if slice[0] & 0x1f == 28 { 3 } else { 2 };
+                let number: [u8; 4] = slice[at..at + 4].try_into().unwrap();
+                assert_eq!(number, kept.unit.number.to_be_bytes().map(|byte| byte | 0x80));
+                kept.unit.number
+            });
+            Some(numbers.collect())
+        }
+    }
+
+    #[test]
+    fn a_short_ring_is_trusted_with_nothing() {
+        assert_eq!((reach(30), reach(6), reach(1)), (24, 0, 0));
+    }
+
+    #[test]
+    fn nothing_is_kept_while_the_ring_suffices_and_little_at_the_end_of_its_reach() {
+        let mut bench = Bench::new(Layout::V3);
+        let mut kept = Vec::new();
+        for number in 0..90 {
+            bench.publish(number % 30 == 0, 500);
+            bench.take();
+            kept.push(bench.lookback.gop().len());
+        }
+        assert!(kept[..24].iter().chain(&kept[30..54]).all(|units| *units == 0), "{kept:?}");
+        assert_eq!(kept[54..60], [1, 2, 3, 4, 5, 6]);
+        assert!(bench.counters.gop_bytes.get() > 0);
+    }
+
+    #[test]
+    fn the_gop_so_far_is_to_be_had_at_every_moment_on_every_ring() {
+        for layout in [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6] {
+            // Index-first layouts: nobody says here that the newest unit is whole.
+            let unseen = u32::from(matches!(layout, Layout::V0 | Layout::V1 | Layout::V2));
+            let mut bench = Bench::new(layout);
+            for number in 0..150_u32 {
+                bench.publish(number.is_multiple_of(70), 3_000);
+                bench.take();
+                let Some(newest) = number.checked_sub(unseen) else { continue };
+                let expected: Vec<u32> = (newest / 70 * 70..=newest).collect();
+                assert_eq!(bench.numbers(), Some(expected), "{layout}, unit {number}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_gop_that_was_lost_is_not_given() {
+        let mut bench = Bench::new(Layout::V3Ring6);
+        bench.publish(true, 100);
+        bench.take();
+        (0..20).for_each(|_| bench.publish(false, 100));
+        bench.take();
+        assert_eq!(bench.numbers(), None, "lapped");
+        bench.publish(true, 100);
+        bench.publish(false, 100);
+        bench.take();
+        assert_eq!(bench.numbers(), Some(vec![21, 22]));
+    }
+
+    #[test]
+    fn a_gop_that_is_too_large_is_counted_once_and_over_with_the_next_idr() {
+        let mut bench = Bench::new(Layout::V3Ring6);
+        for number in 0..12 {
+            bench.publish(number == 0, limits::GOP_BYTES_MAX / 8);
+            bench.take();
+        }
+        assert_eq!((bench.numbers(), bench.counters.gops_too_large.get()), (None, 1));
+        assert_eq!(bench.counters.gop_bytes.get(), 0);
+        bench.publish(true, 100);
+        bench.take();
+        assert_eq!(bench.numbers(), Some(vec![12]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Whatever the pace of the worker, what it gives is whole: from an IDR to the newest unit it took.
+        #[test]
+        fn what_is_given_is_always_whole(
+            steps in prop::collection::vec((0..9_u32, 0..40_u8, any::<bool>()), 1..120),
+            is_short: bool,
+        ) {
+            let mut bench = Bench::new(if is_short { Layout::V3Ring6 } else { Layout::V3 });
+            let mut idrs = Vec::new();
+            for (burst, idr, looks) in steps {
+                for index in 0..=burst {
+                    let is_idr = bench.written == 0 || (idr == 0 && index == 0);
+                    if is_idr {
+                        idrs.push(bench.written);
+                    }
+                    bench.publish(is_idr, 40);
+                }
+                bench.take();
+                if looks && let Some(numbers) = bench.numbers() {
+                    let newest = bench.written - 1;
+                    let expected: Vec<u32> = (*idrs.last().unwrap()..=newest).collect();
+                    prop_assert_eq!(numbers, expected);
+                }
+            }
+        }
+    }
+}

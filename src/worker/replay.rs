@@ -1,0 +1,243 @@
+//! Gives the GOP so far to viewers who need it, spread over turns: a viewer that joins may not hold up the live
+//! units of the others, nor overflow a socket. May not decide who needs it: `session` does.
+
+use std::time::{Duration, Instant};
+
+use crate::limits;
+use crate::metrics::WorkerCounters;
+use crate::session::{Decision, Need, Outlook, PacketizedUnit, ReplayTime};
+use crate::uring::Edge;
+use crate::worker::clock::Now;
+use crate::worker::gop::Kept;
+use crate::worker::registry::{Entry, Registry};
+use crate::worker::source::Source;
+use crate::worker::turn::drain;
+
+/// One viewer's way through the GOP.
+#[derive(Debug)]
+pub(super) struct Replay {
+    /// Index of its next unit.
+    next: usize,
+    pace: Pace,
+}
+
+/// How fast it goes: a bucket of bytes that fills with time. The first unit always passes.
+#[derive(Debug)]
+struct Pace {
+    bytes_per_s: u64,
+    /// Below 0: what was sent ahead of time.
+    bytes: i64,
+    filled_at: Instant,
+}
+
+impl Pace {
+    /// So that `bytes` take [`limits::REPLAY_MS`], within bounds.
+    fn new(bytes: usize, now: Instant) -> Self {
+        let bytes_per_s = 1_000 * bytes as u64 / limits::REPLAY_MS;
+        let (slowest, fastest) = (*limits::REPLAY_BYTES_PER_S.start(), *limits::REPLAY_BYTES_PER_S.end());
+        Pace { bytes_per_s: bytes_per_s.clamp(slowest, fastest), bytes: 1, filled_at: now }
+    }
+
+    fn may_send(&mut self, now: Instant) -> bool {
+        let earned = self.bytes_in(now.saturating_duration_since(self.filled_at));
+        let most = self.bytes_in(Duration::from_millis(limits::REPLAY_BURST_MS));
+        self.filled_at = now;
+        self.bytes = self.bytes.saturating_add(earned).min(most.max(self.bytes));
+        self.bytes > 0
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.bytes -= i64::try_from(bytes).unwrap_or(i64::MAX);
+    }
+
+    fn bytes_in(&self, span: Duration) -> i64 {
+        let nanoseconds = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        i64::try_from(u128::from(nanoseconds) * u128::from(self.bytes_per_s) / 1_000_000_000)
+            .unwrap_or(i64::MAX)
+    }
+}
+
+/// What a turn replays with.
+pub(super) struct Replayer<'a> {
+    pub(super) source: &'a mut Source,
+    pub(super) edge: &'a mut Edge,
+    pub(super) counters: &'a WorkerCounters,
+    pub(super) now: Now,
+}
+
+impl Replayer<'_> {
+    /// Answers new needs and sends one turn's share of what is being replayed. `first` goes first. Says whether a
+    /// viewer waits for more.
+    pub(super) fn turn(&mut self, sessions: &mut Registry, first: usize) -> bool {
+        let count = sessions.len();
+        let mut share = limits::REPLAY_BYTES_PER_TURN;
+        let mut is_any_left = false;
+        for place in 0..count {
+            let Some(entry) = sessions.at((first + place) % count) else { continue };
+            self.answer(entry);
+            if !entry.viewer.is_replaying() {
+                entry.replay = None;
+            } else {
+                self.go_on(entry, &mut share);
+                is_any_left |= entry.viewer.is_replaying();
+            }
+        }
+        is_any_left
+    }
+
+    fn answer(&mut self, entry: &mut Entry) {
+        let Some(need) = entry.viewer.needs_idr() else { return };
+        let now = self.now.instant;
+        let next_idr_in = self.source.next_idr_in(self.counters);
+        let gop = self.source.gop_so_far(self.now.monotonic_ns, self.counters).filter(|gop| gop.len() > 0);
+        let size = gop.map(|gop| (gop.bytes(), gop.packets()));
+        match entry.viewer.decide(now, need, Outlook { has_gop: size.is_some(), next_idr_in }) {
+            Decision::Replay => {
+                let (bytes, packets) = size.unwrap_or_default();
+                entry.viewer.begin_replay(now, need, packets);
+                entry.replay = Some(Replay { next: 0, pace: Pace::new(bytes, now) });
+                match need {
+                    Need::Join => self.counters.replays_of_joins.add(1),
+                    Need::Request => self.counters.replays_of_requests.add(1),
+                }
+            }
+            Decision::Wait => self.counters.idr_waits.add(1),
+            Decision::Nothing => {}
+        }
+    }
+
+    /// Sends units of one viewer until its pace, the turn's share or its socket says stop.
+    fn go_on(&mut self, entry: &mut Entry, share: &mut usize) {
+        let (now, counters) = (self.now, self.counters);
+        while *share > 0 && self.edge.in_flight(entry.viewer.id()) <= limits::REPLAY_IN_FLIGHT_MAX {
+            let Some(replay) = entry.replay.as_mut() else { return };
+            if !replay.pace.may_send(now.instant) {
+                return;
+            }
+            let latest = self.source.latest(now);
+            let Some(gop) = self.source.gop_so_far(now.monotonic_ns, counters) else {
+                return entry.viewer.end_replay(false);
+            };
+            let Some(kept) = gop.at(replay.next) else { return entry.viewer.end_replay(true) };
+            let is_newest = replay.next + 1 == gop.len();
+            replay.next += 1;
+            replay.pace.sent(kept.bytes());
+            *share = share.saturating_sub(kept.bytes());
+            let time = latest.time_of(&kept);
+            entry.viewer.note_congestion(self.edge.in_flight(entry.viewer.id()));
+            let is_sent = entry.viewer.push_replayed(now.instant, &packetized(&kept), time, is_newest);
+            counters.units_replayed.add(u64::from(is_sent));
+            drain(self.edge, entry, now.instant);
+            if is_newest {
+                return entry.viewer.end_replay(true);
+            }
+        }
+    }
+}
+
+/// The newest live unit: what replayed ones are put just before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Latest {
+    pub(super) number: u32,
+    pub(super) rtp_time_90k: u64,
+    /// When it was taken.
+    pub(super) at: Instant,
+}
+
+impl Latest {
+    /// One tick of RTP time between two replayed units: the viewer's clock stands where it will when the live ones
+    /// come, and everything before is late and shown at once.
+    fn time_of(&self, kept: &Kept<'_>) -> ReplayTime {
+        let units_before = self.number.wrapping_sub(kept.unit.number);
+        let rtp_time_90k =
+            self.rtp_time_90k.saturating_sub(u64::from(units_before) * limits::REPLAY_STEP_90K);
+        ReplayTime { rtp_time_90k, at: self.at }
+    }
+}
+
+fn packetized<'a>(kept: &Kept<'a>) -> PacketizedUnit<'a> {
+    PacketizedUnit {
+        payloads: kept.payloads,
+        is_idr: kept.unit.is_idr,
+        is_reference: kept.unit.is_reference,
+        rtp_time_90k: 0,
+        captured_at_ns: kept.unit.captured_at_ns,
+        gap_before: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::worker::clock;
+
+    /// Milliseconds that units of `unit_bytes` take, `units` of them, with a turn every `turn_ms`.
+    fn duration_ms(unit_bytes: usize, units: usize, turn_ms: u64) -> u64 {
+        let begin = clock::now().instant;
+        let mut pace = Pace::new(unit_bytes * units, begin);
+        let mut sent = 0;
+        for turn in 0.. {
+            let now = begin + Duration::from_millis(turn * turn_ms);
+            while sent < units && pace.may_send(now) {
+                pace.sent(unit_bytes);
+                sent += 1;
+            }
+            if sent == units {
+                return turn * turn_ms;
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+
+    #[test]
+    fn the_first_unit_goes_at_once_whatever_its_size() {
+        let now = clock::now().instant;
+        let mut pace = Pace::new(400_000, now);
+        assert!(pace.may_send(now));
+        pace.sent(300_000);
+        assert!(!pace.may_send(now + Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn a_gop_of_a_usual_size_takes_a_quarter_of_a_second() {
+        let expected = limits::REPLAY_MS;
+        for turn_ms in [1, 3] {
+            let took = duration_ms(8_000, 300, turn_ms);
+            assert!((expected - 10..=expected + 10).contains(&took), "{took} ms");
+        }
+    }
+
+    #[test]
+    fn a_large_gop_does_not_go_faster_than_allowed_nor_a_small_one_slower() {
+        let large_ms = 1_000 * 10_000_000 / *limits::REPLAY_BYTES_PER_S.end();
+        let took = duration_ms(33_333, 300, 1);
+        assert!((large_ms - 10..=large_ms + 10).contains(&took), "{took} ms");
+        assert!(duration_ms(4_000, 10, 1) <= 10);
+    }
+
+    #[test]
+    fn a_worker_that_was_held_up_does_not_burst() {
+        let begin = clock::now().instant;
+        let mut pace = Pace::new(10_000_000, begin);
+        let late = begin + Duration::from_secs(1);
+        let burst = std::iter::from_fn(|| pace.may_send(late).then(|| pace.sent(1_200)));
+        let bytes = 1_200 * burst.count() as u64;
+        let most = *limits::REPLAY_BYTES_PER_S.end() * limits::REPLAY_BURST_MS / 1_000;
+        assert!(bytes <= most + 1_200, "{bytes} bytes at once");
+    }
+
+    #[test]
+    fn replayed_units_stand_before_the_newest_whatever_wraps() {
+        let at = clock::now().instant;
+        let latest = Latest { number: 5, rtp_time_90k: 90_000, at };
+        let unit = |number| crate::worker::gop::KeptUnit {
+            number,
+            is_idr: false,
+            is_reference: true,
+            captured_at_ns: None,
+        };
+        let time = |number| latest.time_of(&Kept { unit: unit(number), payloads: &[] }).rtp_time_90k;
+        assert_eq!((time(5), time(4), time(u32::MAX)), (90_000, 89_999, 89_994));
+    }
+}
