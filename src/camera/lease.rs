@@ -5,19 +5,19 @@
 //!  word     63 ........ 24 | 23 .. 17 | 16      | 15 .......... 0
 //!             sequence       unused     WRITING   one bit per reader
 //!
-//!            claim: CAS, Acquire                publish: store, Release
+//!            claim: CAS, AcqRel                 publish: store, Release
 //!   free ─────────────────────────► WRITING ─────────────────────────► readable ◄──┐
 //!    ▲      no reader bit,                                               │         │ release: fetch_and,
 //!    └────── never the slot in `latest` ◄────────────────────────────────┤         │ Release
 //!                                                                        └─ lease ──┘
-//!                                                                           CAS, Acquire, iff the sequence
-//!                                                                           is right and nobody writes
+//!                                                                           look, Acquire; CAS iff it is
+//!                                                                           that unit and nobody writes
 //! ```
 //!
 //! Unit `f` has sequence `f + 1`; sequence 0 is an empty slot. A sequence that no slot ever gets is a unit the
 //! camera had to drop.
 
-use core::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
 /// The slot is being filled.
@@ -88,11 +88,14 @@ pub trait Slots {
 /// Every ordering and every check of the protocol, each by name, so that the model can weaken one at a time and
 /// show that it is needed. [`Sound`] is what runs.
 pub trait Rules {
-    /// Of the claiming compare-and-swap: reads of the slot by its last reader come before our writes.
-    const CLAIM: Ordering = Acquire;
+    /// Of the claiming compare-and-swap. Acquire: reads of the slot by its last reader come before our writes.
+    /// Release: who sees the slot claimed sees in `latest` that there is a newer unit.
+    const CLAIM: Ordering = AcqRel;
     /// Of the publishing store: our writes come before it.
     const PUBLISH: Ordering = Release;
-    /// Of the leasing compare-and-swap: our reads come after the camera's writes.
+    /// Of looking at a word to lease it: our reads come after the camera's writes, and of a slot that is claimed
+    /// the unit is not the newest any more. The compare-and-swap that follows finds the same sequence, so it
+    /// needs no ordering of its own.
     const LEASE: Ordering = Acquire;
     /// Of giving the lease back: our reads come before it.
     const RELEASE: Ordering = Release;
@@ -191,13 +194,13 @@ pub enum Lease {
 /// Leases a slot for `reader`, who holds no lease on it, if it holds unit `sequence`.
 pub fn lease<R: Rules>(word: &impl Word, sequence: u64, reader: u32) -> Lease {
     for _ in 0..ATTEMPTS_MAX {
-        let current = word.load(Relaxed);
+        let current = word.load(R::LEASE);
         if (R::REFUSES_OTHERS && sequence_of(current) != sequence)
             || (R::REFUSES_WRITING && current & WRITING != 0)
         {
             return Lease::Gone;
         }
-        if word.swap_if(current, current | bit(reader), R::LEASE) {
+        if word.swap_if(current, current | bit(reader), Relaxed) {
             return Lease::Held;
         }
     }
