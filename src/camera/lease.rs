@@ -21,14 +21,15 @@ use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
 /// The slot is being filled.
-const WRITING: u64 = 1 << 16;
+pub const WRITING: u64 = 1 << 16;
 /// One bit for each reader.
-const READERS: u64 = WRITING - 1;
-const SEQUENCE_SHIFT: u32 = 24;
+pub const READERS: u64 = WRITING - 1;
+/// Where the sequence starts in the word.
+pub const SEQUENCE_SHIFT: u32 = 24;
 /// Sequences have 40 bits: a thousand years of 30 units a second.
-const SEQUENCE_MAX: u64 = (1 << (64 - SEQUENCE_SHIFT)) - 1;
+pub const SEQUENCE_MAX: u64 = (1 << (64 - SEQUENCE_SHIFT)) - 1;
 /// `latest` is a sequence and a slot of 8 bits.
-const LATEST_SHIFT: u32 = 8;
+pub const LATEST_SHIFT: u32 = 8;
 /// Times a compare-and-swap is tried again because somebody else's bit changed.
 const ATTEMPTS_MAX: u32 = 64;
 

@@ -1,5 +1,5 @@
 //! PURE: how the lease ring lies in its segment, and whether a header may be believed. The C side of the same
-//! numbers is `pet_camera_ring.h`; tests/lease_header.rs compiles it and compares them.
+//! numbers is `pet_camera_ring.h`; tests/c_camera.rs compiles it and compares them.
 //!
 //! ```text
 //!  0     header: 88 bytes of what the ring is, written once
