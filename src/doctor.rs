@@ -73,7 +73,7 @@ fn ring(config: &Config) -> Check {
         return check("ring", Verdict::Ok, "--demo brings its own");
     }
     let name = config.shm.as_str();
-    let mapping = match Mapping::open(name, Access::ReadOnly) {
+    let mapping = match Mapping::open(name, Access::Look) {
         Ok(mapping) => mapping,
         Err(error) => {
             let advice = "the server waits for the camera; is it running, is --shm its name?";
@@ -81,7 +81,7 @@ fn ring(config: &Config) -> Check {
         }
     };
     let layout = mapping.layout();
-    let newest = mapping.write_index().wrapping_sub(1) % layout.slot_count();
+    let newest = mapping.write_index().wrapping_sub(1);
     let slot = mapping.metadata(newest);
     if let Err(error) = slot.validate() {
         let finding = format!("{name}: layout {layout}, its newest slot is not usable yet: {error}");

@@ -8,10 +8,22 @@ use std::time::Duration;
 /// Bytes of the data area of one slot in every legacy layout (1920x1080 NV12 and a little more).
 pub const SLOT_DATA_BYTES_MAX: usize = 3_110_400;
 
+/// Bytes of one slot of a lease ring; a larger one is refused, and of a unit only what fits a legacy slot is read.
+pub const LEASE_SLOT_BYTES_MAX: u32 = 16 << 20;
+
+/// Slots a lease ring must have: a quarter of them is what one reader may hold.
+pub const LEASE_SLOTS_MIN: u32 = 8;
+
+/// Slots of a lease ring unless its maker says otherwise: a second at 30 units/s.
+pub const LEASE_SLOTS: u32 = 30;
+
+/// Between two requests for an IDR made to the camera: its answer is some units away.
+pub const KEYFRAME_REQUEST_INTERVAL_NS: i64 = 500_000_000;
+
 /// Pixels of a picture's longer side; a slot that says more is lying.
 pub const PICTURE_SIDE_MAX: i32 = 8_192;
 
-/// Memory ranges of rings mapped at once in the process (two for each mapping with a semaphore). Old
+/// Memory ranges of rings mapped at once in the process (two for a mapping with a semaphore or leases). Old
 /// mappings live as long as a consumer borrows from them.
 pub const MAPPED_RANGES_MAX: usize = 256;
 

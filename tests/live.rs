@@ -74,6 +74,16 @@ fn layout_v3_with_six_slots_every_unit_reaches_ten_viewers() {
 }
 
 #[test]
+fn layout_lease_every_unit_reaches_ten_viewers() {
+    every_viewer_gets_every_unit("lease", &[]);
+}
+
+#[test]
+fn a_lease_ring_that_is_polled_loses_nothing_either() {
+    every_viewer_gets_every_unit("lease", &["--wake", "poll"]);
+}
+
+#[test]
 fn polling_beside_an_old_server_loses_nothing_either() {
     every_viewer_gets_every_unit("v1", &["--wake", "poll"]);
 }

@@ -37,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const MAY_BE_UNSAFE: &[&str] = &[
     "src/camera/mapping.rs",
     "src/camera/doorbell.rs",
+    "src/camera/locks.rs",
     "src/camera/writer.rs",
     "src/uring/ring.rs",
     "src/uring/buffers.rs",

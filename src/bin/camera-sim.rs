@@ -24,7 +24,7 @@ Ctrl-C, with unit number, time and checksum in every access unit (and in the pic
 
 Ring
   --shm NAME               shared-memory name [/pet_camera_stream]
-  --layout LAYOUT          v0, v1, v2, v3 or v3-6 [v1]
+  --layout LAYOUT          v0, v1, v2, v3, v3-6 or lease [v1]
   --clock CLOCK            clock of the timestamps: realtime (as the daemon) or monotonic [realtime]
   --take-over              go on even though another camera seems to write this ring
   --keep                   leave the segment in /dev/shm at the end [it is removed]
@@ -115,6 +115,8 @@ fn describe(report: &SimulatorReport) -> String {
     );
     let counts = [
         (report.dropped, "dropped"),
+        (report.refused, "without a slot"),
+        (report.keyframes, "IDRs asked for"),
         (report.torn, "torn"),
         (report.lies, "lies"),
         (report.restarts, "restarts"),

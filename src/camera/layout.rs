@@ -1,4 +1,5 @@
-//! The five ring layouts of the camera daemon: offsets, sizes, detection, and what a slot says about itself.
+//! The ring layouts of the camera daemon: offsets, sizes, detection, and what a slot says about itself. The five
+//! legacy ones are told by their size; the sixth, the lease ring, by its header (`lease_header.rs`).
 //! Pure numbers: may not map, read or wait for anything.
 //!
 //! ```text
@@ -15,7 +16,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::limits::{PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
+use super::lease_header::{Geometry, HeaderError};
+use crate::limits::{LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
 
 /// The value of `format` that says the slot holds H.264 (JPEG is 0, NV12 is 1, RGB is 2).
 pub const FORMAT_H264: i32 = 3;
@@ -33,18 +35,26 @@ pub enum Layout {
     V3,
     /// As v3 with a ring of six slots.
     V3Ring6,
+    /// Slots are leased by their readers, found by the header's magic; see [`crate::camera::lease`].
+    Lease(Geometry),
 }
 
-impl Layout {
-    /// Every layout, oldest first.
-    pub const ALL: [Layout; 5] = [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6];
+/// A lease ring unless its maker says otherwise: as many slots as the legacy rings, as large.
+const LEASE: Layout = match Geometry::new(LEASE_SLOTS, SLOT_DATA_BYTES_MAX as u32) {
+    Ok(geometry) => Layout::Lease(geometry),
+    Err(_) => panic!("the default lies within the bounds"),
+};
 
-    /// Finds the layout out from the size of the segment.
+impl Layout {
+    /// Every legacy layout, oldest first.
+    pub const LEGACY: [Layout; 5] = [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6];
+
+    /// Finds a legacy layout out from the size of the segment.
     ///
     /// # Errors
     /// [`LayoutError::UnknownSize`] names the size and every known layout.
     pub fn detect(segment_bytes: u64) -> Result<Layout, LayoutError> {
-        Layout::ALL
+        Layout::LEGACY
             .into_iter()
             .find(|layout| layout.segment_bytes() as u64 == segment_bytes)
             .ok_or(LayoutError::UnknownSize { segment_bytes })
@@ -53,15 +63,19 @@ impl Layout {
     /// Bytes of the whole segment.
     #[must_use]
     pub const fn segment_bytes(self) -> usize {
-        self.first_slot_offset() + self.slot_count() as usize * self.slot_stride()
+        match self {
+            Layout::Lease(ring) => ring.segment_bytes(),
+            _ => self.first_slot_offset() + self.slot_count() as usize * self.slot_stride(),
+        }
     }
 
-    /// Slots of the ring; unit `f` lives in slot `f mod slot_count`.
+    /// Slots of the ring; unit `f` of a legacy ring lives in slot `f mod slot_count`.
     #[must_use]
     pub const fn slot_count(self) -> u32 {
         match self {
             Layout::V0 | Layout::V1 | Layout::V2 | Layout::V3 => 30,
             Layout::V3Ring6 => 6,
+            Layout::Lease(ring) => ring.slot_count(),
         }
     }
 
@@ -77,20 +91,24 @@ impl Layout {
         match self {
             Layout::V0 | Layout::V1 => 48,
             Layout::V2 | Layout::V3 | Layout::V3Ring6 => 60,
+            Layout::Lease(_) => 0,
         }
     }
 
     /// Bytes from one slot to the next.
     #[must_use]
     pub const fn slot_stride(self) -> usize {
-        (self.data_offset() + SLOT_DATA_BYTES_MAX).next_multiple_of(8)
+        match self {
+            Layout::Lease(ring) => ring.slot_bytes(),
+            _ => (self.data_offset() + SLOT_DATA_BYTES_MAX).next_multiple_of(8),
+        }
     }
 
     /// Offset of the `sem_t` that the daemon posts once a unit is whole.
     #[must_use]
     pub const fn semaphore_offset(self) -> Option<usize> {
         match self {
-            Layout::V0 => None,
+            Layout::V0 | Layout::Lease(_) => None,
             Layout::V1 | Layout::V2 => Some(8),
             Layout::V3 | Layout::V3Ring6 => Some(128),
         }
@@ -100,13 +118,13 @@ impl Layout {
     #[must_use]
     pub const fn frame_interval_offset(self) -> Option<usize> {
         match self {
-            Layout::V0 => None,
+            Layout::V0 | Layout::Lease(_) => None,
             Layout::V1 | Layout::V2 => Some(4),
             Layout::V3 | Layout::V3Ring6 => Some(64),
         }
     }
 
-    /// Offset of the `u32 write_index`: how many units the daemon has begun or published, wrapping.
+    /// Offset of a legacy ring's `u32 write_index`: how many units the daemon has begun or published, wrapping.
     #[must_use]
     pub const fn write_index_offset(self) -> usize {
         0
@@ -125,6 +143,7 @@ impl Layout {
             Layout::V0 => 8,
             Layout::V1 | Layout::V2 => 40,
             Layout::V3 | Layout::V3Ring6 => 192,
+            Layout::Lease(ring) => ring.data_offset(),
         }
     }
 
@@ -137,6 +156,7 @@ impl Layout {
             Layout::V2 => "v2",
             Layout::V3 => "v3",
             Layout::V3Ring6 => "v3-6",
+            Layout::Lease(_) => "lease",
         }
     }
 }
@@ -151,8 +171,9 @@ impl FromStr for Layout {
     type Err = LayoutError;
 
     fn from_str(name: &str) -> Result<Layout, LayoutError> {
-        Layout::ALL
+        Layout::LEGACY
             .into_iter()
+            .chain([LEASE])
             .find(|layout| layout.name() == name)
             .ok_or_else(|| LayoutError::UnknownName { name: name.to_owned() })
     }
@@ -161,26 +182,29 @@ impl FromStr for Layout {
 /// Why no layout was found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// The segment is as large as no known layout.
+    /// The segment is as large as no known layout, and does not begin as a lease ring.
     #[error("a segment of {segment_bytes} bytes is no known camera ring; known: {}", KnownLayouts)]
     UnknownSize {
         /// Bytes of the segment.
         segment_bytes: u64,
     },
     /// No layout has this name.
-    #[error("no camera layout is called {name:?}; known: v0, v1, v2, v3, v3-6")]
+    #[error("no camera layout is called {name:?}; known: v0, v1, v2, v3, v3-6, lease")]
     UnknownName {
         /// What was asked for.
         name: String,
     },
+    /// A lease ring whose header may not be believed.
+    #[error("a lease ring that cannot be read: {0}")]
+    Lease(#[from] HeaderError),
 }
 
-/// Displays every layout with its size.
+/// Displays every legacy layout with its size.
 struct KnownLayouts;
 
 impl fmt::Display for KnownLayouts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, layout) in Layout::ALL.into_iter().enumerate() {
+        for (i, layout) in Layout::LEGACY.into_iter().enumerate() {
             let separator = if i == 0 { "" } else { ", " };
             write!(f, "{separator}{layout} {}", layout.segment_bytes())?;
         }
@@ -313,9 +337,9 @@ const _: () = {
     assert!(Layout::V0.slot_stride() == 3_110_448 && Layout::V1.slot_stride() == 3_110_448, "v0, v1 slots");
     assert!(Layout::V2.slot_stride() == 3_110_464 && Layout::V3.slot_stride() == 3_110_464, "v2, v3 slots");
     let mut i = 0;
-    while i < Layout::ALL.len() {
+    while i < Layout::LEGACY.len() {
         #[expect(clippy::indexing_slicing, reason = "const evaluation; out of bounds fails to compile")]
-        let layout = Layout::ALL[i];
+        let layout = Layout::LEGACY[i];
         // mapping.rs reads the metadata as eight-byte words and the index as one four-byte word.
         assert!(layout.first_slot_offset().is_multiple_of(8), "slots are 8-aligned");
         assert!(layout.slot_stride().is_multiple_of(8), "every slot is 8-aligned");
@@ -362,10 +386,12 @@ mod tests {
 
     #[test]
     fn every_layout_is_found_by_its_size_and_its_name() {
-        for layout in Layout::ALL {
+        for layout in Layout::LEGACY {
             assert_eq!(Layout::detect(layout.segment_bytes() as u64), Ok(layout));
             assert_eq!(layout.to_string().parse(), Ok(layout));
         }
+        assert_eq!(LEASE.to_string().parse(), Ok(LEASE));
+        assert!(Layout::detect(LEASE.segment_bytes() as u64).is_err(), "its header tells, not its size");
     }
 
     #[test]
@@ -412,7 +438,7 @@ mod tests {
             let naive = format == 3 && data_bytes != 0 && data_bytes < 3_110_401
                 && !is_outside(width) && !is_outside(height);
             prop_assert_eq!(metadata.validate().is_ok(), naive);
-            for layout in Layout::ALL {
+            for layout in Layout::LEGACY {
                 if metadata.validate().is_ok() {
                     let end = layout.data_offset() as u64 + data_bytes;
                     prop_assert!(end <= layout.slot_stride() as u64);

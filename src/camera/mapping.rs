@@ -10,8 +10,12 @@
 //! Never SIGBUS: a segment that shrinks under its mapping faults when touched, even inside `sem_wait`.
 //! A signal handler lays zero pages over a mapping that faults and marks it lost; faults elsewhere go to
 //! whoever handled them before.
-#![expect(unsafe_code, reason = "maps foreign memory, reads it by atomics and catches its faults")]
+//!
+//! A lease ring (`lease_ring.rs`) needs none of that bearing with: who leases a slot knows that it is not
+//! written. Here lie only its pages.
+#![expect(unsafe_code, reason = "maps foreign memory, reads it by atomics, and catches its faults")]
 
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
@@ -23,12 +27,16 @@ use rustix::io::Errno;
 use rustix::shm;
 
 use super::layout::{Layout, LayoutError, SlotMetadata};
+use super::lease_header::{Geometry, HEADER_COPY_BYTES, HeaderError};
+use super::lease_ring::LeaseRing;
 use crate::limits::{MAPPED_RANGES_MAX, SLOT_DATA_BYTES_MAX};
 
 /// What a mapping may do.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing is ever written.
+    /// Nothing is ever written; of a lease ring no unit can be read, only what the control blocks say.
+    Look,
+    /// Nothing is written but leases, on a lease ring.
     ReadOnly,
     /// The page with the semaphore is mapped read-write too, where the layout has one.
     Semaphore,
@@ -66,6 +74,18 @@ pub enum MappingError {
         name: String,
         /// What the kernel said.
         error: std::io::Error,
+    },
+    /// A lease ring that nobody writes.
+    #[error("the lease ring {name} has no camera: its writer has ended")]
+    NoWriter {
+        /// Name of the segment.
+        name: String,
+    },
+    /// A lease ring that has no number left for another reader.
+    #[error("the lease ring {name} has all its readers")]
+    ReadersMax {
+        /// Name of the segment.
+        name: String,
     },
     /// Too many old mappings are still borrowed from.
     #[error("cannot map shared memory {name}: {MAPPED_RANGES_MAX} ranges are mapped already")]
@@ -114,41 +134,93 @@ impl SegmentIdentity {
 pub struct Mapping {
     layout: Layout,
     inode: (u64, u64),
-    file: OwnedFd,
-    /// The whole segment, read-only.
+    file: Arc<OwnedFd>,
+    /// The whole segment, read-only (of a lease ring: its slots).
     region: Arc<Region>,
     /// The same as `Bytes`: slots are slices of it, so lending one allocates nothing.
     segment: Bytes,
     /// The page with the semaphore, read-write.
     control: Option<Region>,
+    /// Header and control blocks of a lease ring.
+    leases: Option<Arc<LeaseRing>>,
 }
 
 impl Mapping {
     /// Maps the segment called `name`, lazily: pages become resident when they are read.
     ///
     /// # Errors
-    /// [`MappingError`]; a size of no known layout is refused.
+    /// [`MappingError`]; a size of no known layout is refused, and so is a lease ring whose header lies, that
+    /// nobody writes, or that may not be written (leases are).
     pub fn open(name: &str, access: Access) -> Result<Arc<Mapping>, MappingError> {
         let flags = match access {
-            Access::ReadOnly => shm::OFlags::RDONLY,
+            Access::Look | Access::ReadOnly => shm::OFlags::RDONLY,
             Access::Semaphore => shm::OFlags::RDWR,
         };
-        let file = open_segment(name, flags)?;
-        let identity = SegmentIdentity::of_file(&file)
-            .map_err(|errno| MappingError::Open { name: name.to_owned(), errno })?;
-        let layout = Layout::detect(identity.bytes)
-            .map_err(|error| MappingError::Layout { name: name.to_owned(), error })?;
-        let region = Region::new(name, &file, layout.segment_bytes(), libc::PROT_READ)?;
+        let mut file = open_segment(name, flags)?;
+        let (mut identity, mut layout) = identify(name, &file)?;
+        if matches!(layout, Layout::Lease(_)) && access == Access::ReadOnly {
+            file = open_segment(name, shm::OFlags::RDWR)?;
+            (identity, layout) = identify(name, &file)?;
+        }
+        match layout {
+            Layout::Lease(geometry) => Mapping::open_leases(name, file, identity, geometry, access),
+            layout => Mapping::open_legacy(name, file, identity, layout, access),
+        }
+    }
+
+    fn open_leases(
+        name: &str,
+        file: OwnedFd,
+        identity: SegmentIdentity,
+        geometry: Geometry,
+        access: Access,
+    ) -> Result<Arc<Mapping>, MappingError> {
+        let file = Arc::new(file);
+        let protection = match access {
+            Access::Look => libc::PROT_READ,
+            Access::ReadOnly | Access::Semaphore => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        let control = Region::new(name, &file, 0..geometry.data_offset(), protection)?;
+        let slots = geometry.data_offset()..geometry.segment_bytes();
+        let region = Arc::new(Region::new(name, &file, slots, libc::PROT_READ)?);
+        let segment = Bytes::from_owner(Lent(Arc::clone(&region)));
+        let leases = LeaseRing::new(name, Arc::clone(&file), control, segment.clone(), geometry, access)?;
+        Ok(Arc::new(Mapping {
+            layout: Layout::Lease(geometry),
+            inode: identity.inode,
+            file,
+            region,
+            segment,
+            control: None,
+            leases: Some(Arc::new(leases)),
+        }))
+    }
+
+    fn open_legacy(
+        name: &str,
+        file: OwnedFd,
+        identity: SegmentIdentity,
+        layout: Layout,
+        access: Access,
+    ) -> Result<Arc<Mapping>, MappingError> {
+        let region = Region::new(name, &file, 0..layout.segment_bytes(), libc::PROT_READ)?;
         let control = match (access, layout.semaphore_offset()) {
             (Access::Semaphore, Some(_)) => {
                 let protection = libc::PROT_READ | libc::PROT_WRITE;
-                Some(Region::new(name, &file, layout.first_slot_offset(), protection)?)
+                Some(Region::new(name, &file, 0..layout.first_slot_offset(), protection)?)
             }
             _ => None,
         };
         let region = Arc::new(region);
         let segment = Bytes::from_owner(Lent(Arc::clone(&region)));
-        Ok(Arc::new(Mapping { layout, inode: identity.inode, file, region, segment, control }))
+        let (inode, file) = (identity.inode, Arc::new(file));
+        Ok(Arc::new(Mapping { layout, inode, file, region, segment, control, leases: None }))
+    }
+
+    /// Header and control blocks of a lease ring; `None` on the legacy layouts.
+    #[must_use]
+    pub(super) fn leases(&self) -> Option<&Arc<LeaseRing>> {
+        self.leases.as_ref()
     }
 
     /// The layout, found out from the size.
@@ -167,6 +239,9 @@ impl Mapping {
     /// what the camera wrote before raising the index is seen after this.
     #[must_use]
     pub fn write_index(&self) -> u32 {
+        if let Some(leases) = &self.leases {
+            return leases.write_index();
+        }
         let index = self.word(self.layout.write_index_offset()).load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         index
@@ -179,9 +254,13 @@ impl Mapping {
         Some(self.word(offset).load(Ordering::Relaxed))
     }
 
-    /// Copies out what slot `slot` (which wraps at the ring's size) says about its unit.
+    /// Copies out what the slot of unit `slot` (which wraps at a legacy ring's size) says about it. Zeros where
+    /// a lease ring has no such unit any more.
     #[must_use]
     pub fn metadata(&self, slot: u32) -> SlotMetadata {
+        if let Some(leases) = &self.leases {
+            return leases.metadata_of(slot);
+        }
         let mut bytes = [0; SlotMetadata::BYTES];
         let offset = self.layout.slot_offset(slot);
         for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
@@ -190,8 +269,8 @@ impl Mapping {
         SlotMetadata::parse(&bytes)
     }
 
-    /// Lends the first `bytes` bytes of the data in slot `slot` (which wraps at the ring's size), at most
-    /// a slot's worth. Allocates nothing; keeps the segment mapped.
+    /// Lends the first `bytes` bytes of the data in slot `slot` of a legacy ring (which wraps at its size), at
+    /// most a slot's worth. Allocates nothing; keeps the segment mapped.
     #[must_use]
     pub fn slot_bytes(self: &Arc<Self>, slot: u32, bytes: usize) -> Bytes {
         let start = self.layout.slot_offset(slot) + self.layout.data_offset();
@@ -210,7 +289,18 @@ impl Mapping {
     /// Whether the segment shrank under the mapping: what is read now may be zeros of our own.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        is_lost(self.region.guard) || self.control.as_ref().is_some_and(|control| is_lost(control.guard))
+        self.region.is_lost()
+            || self.control.as_ref().is_some_and(Region::is_lost)
+            || self.leases.as_ref().is_some_and(|leases| leases.is_lost())
+    }
+
+    /// How the camera wakes whoever waits for it, for people.
+    pub(super) fn wakes(&self) -> &'static str {
+        match (&self.leases, &self.control) {
+            (Some(_), _) => "by futex",
+            (None, Some(_)) => "by semaphore",
+            (None, None) => "by polling",
+        }
     }
 
     /// Asks the kernel whether the segment still has its size; if not, the mapping is lost.
@@ -225,21 +315,34 @@ impl Mapping {
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset.is_multiple_of(4) && offset + 4 <= self.segment.len(), "inside the segment");
-        let pointer = self.region.map.as_mut_ptr().wrapping_add(offset).cast::<u32>();
-        // SAFETY: `offset` is one of the layout's control words: inside the segment and 4-aligned (const
-        // asserts in layout.rs), the mapping starts at a page; it lives as long as `self.region`. The
-        // page is read-only, so only plain relaxed loads of native size may be made, and are.
-        unsafe { AtomicU32::from_ptr(pointer) }
+        self.region.word(offset)
     }
 
     fn long_word(&self, offset: usize) -> &AtomicU64 {
-        debug_assert!(offset.is_multiple_of(8) && offset + 8 <= self.segment.len(), "inside the segment");
-        let pointer = self.region.map.as_mut_ptr().wrapping_add(offset).cast::<u64>();
-        // SAFETY: `offset` is within the first 48 bytes of a slot: slots lie inside the segment and are
-        // 8-aligned (const asserts in layout.rs), the mapping starts at a page; it lives as long as
-        // `self.region`. The page is read-only: only relaxed loads of native size are made.
-        unsafe { AtomicU64::from_ptr(pointer) }
+        self.region.long_word(offset)
+    }
+}
+
+/// Which segment it is and what its layout: by the magic of the lease ring first, then by its size.
+fn identify(name: &str, file: &OwnedFd) -> Result<(SegmentIdentity, Layout), MappingError> {
+    let open = |errno| MappingError::Open { name: name.to_owned(), errno };
+    let identity = SegmentIdentity::of_file(file).map_err(open)?;
+    let layout = match read_geometry(file, identity.bytes) {
+        Ok(geometry) => Ok(Layout::Lease(geometry)),
+        Err(HeaderError::Magic) => Layout::detect(identity.bytes),
+        Err(error) => Err(LayoutError::Lease(error)),
+    };
+    let layout = layout.map_err(|error| MappingError::Layout { name: name.to_owned(), error })?;
+    Ok((identity, layout))
+}
+
+/// Reads the header of a lease ring without mapping it.
+pub(super) fn read_geometry(file: &OwnedFd, segment_bytes: u64) -> Result<Geometry, HeaderError> {
+    let mut header = [0; HEADER_COPY_BYTES];
+    match rustix::io::pread(file, &mut header, 0) {
+        Ok(HEADER_COPY_BYTES) => Geometry::read(&header, segment_bytes),
+        // Too short for a header, or unreadable: its size tells.
+        _ => Err(HeaderError::Magic),
     }
 }
 
@@ -252,16 +355,17 @@ fn open_segment(name: &str, flags: shm::OFlags) -> Result<OwnedFd, MappingError>
 
 /// One mapped range and its entry in [`GUARDS`].
 #[derive(Debug)]
-struct Region {
+pub(super) struct Region {
     map: MmapRaw,
     guard: usize,
 }
 
 impl Region {
-    fn new(name: &str, file: &OwnedFd, bytes: usize, protection: i32) -> Result<Region, MappingError> {
+    fn new(name: &str, file: &OwnedFd, range: Range<usize>, protection: i32) -> Result<Region, MappingError> {
         watch_faults();
+        let bytes = range.len();
         let mut options = MmapOptions::new();
-        options.len(bytes);
+        options.offset(range.start as u64).len(bytes);
         let map = if protection & libc::PROT_WRITE == 0 {
             options.map_raw_read_only(file)
         } else {
@@ -271,6 +375,30 @@ impl Region {
         let guard = Guard::claim(map.as_mut_ptr().expose_provenance(), bytes, protection)
             .ok_or_else(|| MappingError::Full { name: name.to_owned() })?;
         Ok(Region { map, guard })
+    }
+
+    /// The shared `u32` at `offset`. Where the range is mapped read-only it may only be loaded.
+    pub(super) fn word(&self, offset: usize) -> &AtomicU32 {
+        let is_inside = offset.is_multiple_of(4) && offset + 4 <= self.map.len();
+        assert!(is_inside, "control words lie in the mapping, aligned");
+        let pointer = self.map.as_mut_ptr().wrapping_add(offset).cast::<u32>();
+        // SAFETY: inside the mapping and 4-aligned as asserted (a mapping starts at a page); the reference
+        // lives no longer than `self`. Read-only pages allow relaxed loads of native size, and all that is
+        // done to those is such loads (`Mapping::word`, and [`Access::Look`] leases nothing).
+        unsafe { AtomicU32::from_ptr(pointer) }
+    }
+
+    /// The shared `u64` at `offset`, as [`Region::word`].
+    pub(super) fn long_word(&self, offset: usize) -> &AtomicU64 {
+        let is_inside = offset.is_multiple_of(8) && offset + 8 <= self.map.len();
+        assert!(is_inside, "control words lie in the mapping, aligned");
+        let pointer = self.map.as_mut_ptr().wrapping_add(offset).cast::<u64>();
+        // SAFETY: as in `word`, with 8 bytes.
+        unsafe { AtomicU64::from_ptr(pointer) }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        is_lost(self.guard)
     }
 }
 

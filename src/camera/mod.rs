@@ -7,10 +7,17 @@
 //!     │          ▲
 //!     └───────► doorbell ─► watch ─► settle       one thread: waits, follows the index, re-attaches, rings
 //! ```
+//!
+//! On a lease ring `mapping` is a [`lease`] of each slot that is read: nothing is torn and nothing copied.
 
 pub mod cursor;
 pub mod doorbell;
 pub mod layout;
+pub mod lease;
+pub mod lease_header;
+mod lease_ring;
+mod lease_writer;
+mod locks;
 pub mod mapping;
 mod settle;
 pub mod source;
@@ -22,5 +29,6 @@ mod test_ring;
 
 pub use cursor::{Cursor, MonotonicNs, Next, Rejection, UnitView};
 pub use layout::{FORMAT_H264, Layout, LayoutError, MetadataError, SlotMetadata};
+pub use lease_header::Geometry;
 pub use source::{Bell, Camera, CameraCounters, CameraStatus, Wake};
 pub use writer::{RingWriter, WriterError};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cursor::{Cursor, MonotonicNs, Rejection, is_safe};
 use super::layout::Layout;
 use super::mapping::{Access, Mapping, MappingError};
-use crate::limits::CAMERA_LOG_NS;
+use crate::limits::{CAMERA_LOG_NS, KEYFRAME_REQUEST_INTERVAL_NS};
 
 /// Something that is rung when there may be a new unit or the camera's state changed. Rings carry nothing,
 /// may be spurious and may be merged; the rung one looks at its cursor.
@@ -22,9 +22,10 @@ pub trait Bell: Send + Sync {
 /// How the doorbell learns of new units.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// The semaphore where the layout has one and the segment may be written, else polling.
+    /// The semaphore where the layout has one and the segment may be written (a lease ring has a futex), else
+    /// polling.
     Auto,
-    /// The semaphore; polls, with a warning, where it cannot be used.
+    /// The semaphore or futex; polls, with a warning, where it cannot be used.
     Semaphore,
     /// Polling, read-only: the polite choice beside another server on the same ring.
     Poll,
@@ -101,8 +102,12 @@ pub struct CameraCounters {
     pub units_seen: AtomicU64,
     /// Units that cursors missed because they were lapped.
     pub lapped_units: AtomicU64,
-    /// Views found overwritten by [`super::cursor::UnitView::is_intact`].
+    /// Views found overwritten by [`super::cursor::UnitView::is_intact`]; never on a lease ring.
     pub torn: AtomicU64,
+    /// Units not read at once because this program held as many slots of a lease ring as it may.
+    pub leases_refused: AtomicU64,
+    /// IDRs asked of the camera.
+    pub keyframes_requested: AtomicU64,
     /// Slots skipped because they do not hold H.264.
     pub rejected_format: AtomicU64,
     /// Slots skipped because of their size.
@@ -132,6 +137,8 @@ pub(super) struct Attachment {
     pub(super) start: u32,
     /// The oldest unit that belongs to this run.
     pub(super) floor: u32,
+    /// Which writer of a lease ring it is.
+    ring_epoch: u64,
     pub(super) counters: Arc<CameraCounters>,
     /// Index-first layouts: units before this one are whole. Written by the doorbell.
     whole: AtomicU32,
@@ -158,7 +165,12 @@ impl Attachment {
 
     /// Whether the slots still belong to this run.
     pub(super) fn is_current(&self) -> bool {
-        !self.is_superseded.load(Ordering::Acquire) && !self.mapping.is_lost()
+        !self.is_superseded.load(Ordering::Acquire) && !self.mapping.is_lost() && self.has_its_writer()
+    }
+
+    /// Whether the camera of this run is still the one that writes a lease ring; legacy rings don't tell.
+    pub(super) fn has_its_writer(&self) -> bool {
+        self.mapping.leases().is_none_or(|ring| ring.epoch() == self.ring_epoch)
     }
 }
 
@@ -184,6 +196,7 @@ struct Shared {
     realtime_offset_ns: AtomicI64,
     rejection_log: LogLimit,
     restart_log: LogLimit,
+    keyframe_limit: LogLimit,
 }
 
 /// Handle to the camera; clones share it.
@@ -211,6 +224,7 @@ impl Camera {
                 realtime_offset_ns: AtomicI64::new(0),
                 rejection_log: LogLimit::new(CAMERA_LOG_NS),
                 restart_log: LogLimit::new(CAMERA_LOG_NS / 60),
+                keyframe_limit: LogLimit::new(KEYFRAME_REQUEST_INTERVAL_NS),
             }),
         };
         camera.refresh_clocks();
@@ -260,6 +274,27 @@ impl Camera {
         &self.shared.counters
     }
 
+    /// Asks the camera for an IDR, at most once in [`KEYFRAME_REQUEST_INTERVAL_NS`] however often it is called.
+    /// `false` where that cannot be asked: on the legacy rings, and while the camera is away.
+    pub fn request_keyframe(&self, now_ns: MonotonicNs) -> bool {
+        let (_, attachment) = self.place();
+        let Some(ring) = attachment.as_ref().and_then(|attachment| attachment.mapping.leases()) else {
+            return false;
+        };
+        if self.shared.keyframe_limit.allows(now_ns) {
+            self.shared.counters.keyframes_requested.fetch_add(1, Ordering::Relaxed);
+            ring.request_keyframe();
+        }
+        true
+    }
+
+    /// Units the camera had no free slot for, as its lease ring tells; 0 on the legacy rings.
+    #[must_use]
+    pub fn units_dropped(&self) -> u64 {
+        let (_, attachment) = self.place();
+        attachment.and_then(|attachment| Some(attachment.mapping.leases()?.dropped())).unwrap_or(0)
+    }
+
     /// The name of the segment.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -304,8 +339,9 @@ impl Camera {
     pub(super) fn attach(&self, mapping: Arc<Mapping>, start: u32) {
         let layout = mapping.layout();
         let first = mapping.write_index();
-        let wakes = if mapping.semaphore().is_some() { "by semaphore" } else { "by polling" };
-        if self.shared.wake == Wake::Semaphore && mapping.semaphore().is_none() {
+        let wakes = if self.shared.wake == Wake::Poll { "by polling" } else { mapping.wakes() };
+        if self.shared.wake == Wake::Semaphore && mapping.semaphore().is_none() && mapping.leases().is_none()
+        {
             log::warn!("camera {}: no semaphore that may be used, polling instead", self.shared.name);
         }
         log::info!(
@@ -315,7 +351,8 @@ impl Camera {
             layout.slot_count()
         );
         self.shared.counters.attached.fetch_add(1, Ordering::Relaxed);
-        let attachment = self.new_attachment(mapping, start, 0);
+        let floor = mapping.leases().map_or(0, |ring| ring.epoch_start());
+        let attachment = self.new_attachment(mapping, start, floor);
         self.move_to(&mut lock(&self.shared.place), Place::Attached(attachment));
         self.ring_bells();
     }
@@ -397,11 +434,13 @@ impl Camera {
 
     fn new_attachment(&self, mapping: Arc<Mapping>, start: u32, floor: u32) -> Arc<Attachment> {
         let whole = AtomicU32::new(mapping.write_index().wrapping_sub(1));
+        let ring_epoch = mapping.leases().map_or(0, |ring| ring.epoch());
         Arc::new(Attachment {
             mapping,
             epoch: self.shared.epoch.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             start,
             floor,
+            ring_epoch,
             counters: Arc::clone(&self.shared.counters),
             whole,
             is_superseded: AtomicBool::new(false),
@@ -425,6 +464,10 @@ impl fmt::Debug for Camera {
 /// first IDR, while that is still in the ring.
 pub(super) fn restart_at(mapping: &Mapping) -> (u32, u32) {
     let index = mapping.write_index();
+    if let Some(ring) = mapping.leases() {
+        let first = ring.epoch_start();
+        return if first == index || ring.holds(first) { (first, first) } else { (index, first) };
+    }
     if index == 0 || is_safe(0, index, mapping.layout().slot_count()) { (0, 0) } else { (index, index) }
 }
 

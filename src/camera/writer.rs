@@ -4,6 +4,7 @@
 //! ```text
 //!  v0, v1, v2   index = n + 1 ─► metadata, data ─► sem_post (v1, v2)
 //!  v3, v3-6     metadata, data ─► release fence ─► index = n + 1 ─► sem_post
+//!  lease        claim a slot ─► metadata, data ─► publish ─► latest ─► futex      (lease_writer.rs)
 //! ```
 //!
 //! The daemon copies whole slots of 3.1 MB in the index-first layouts. What matters to a reader is the order, so
@@ -15,7 +16,7 @@
 )]
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{Mode, fstat, ftruncate};
@@ -23,15 +24,23 @@ use rustix::io::Errno;
 use rustix::shm;
 
 use super::layout::{Layout, LayoutError, SlotMetadata};
+use super::lease_header::{FLAG_IDR, HeaderError};
+use super::lease_writer::LeaseWriter;
+use super::mapping::read_geometry;
 use crate::limits::SLOT_DATA_BYTES_MAX;
 
 /// A camera's hold on its ring. Dropping it leaves the segment where it is; see [`RingWriter::unlink`].
 pub struct RingWriter {
-    map: MmapRaw,
+    ring: Ring,
     layout: Layout,
     name: String,
     /// `st_dev` and `st_ino`: which segment this is, whatever the name means by now.
     identity: (u64, u64),
+}
+
+enum Ring {
+    Legacy(Pages),
+    Lease(LeaseWriter),
 }
 
 impl RingWriter {
@@ -46,10 +55,7 @@ impl RingWriter {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(WriterError::Segment { name: name.to_owned(), source: errno.into() }),
         }
-        let fresh = RingWriter::open(name, Some(layout)).and_then(|writer| {
-            writer.initialise(frame_interval_ms)?;
-            Ok(writer)
-        });
+        let fresh = RingWriter::open(name, Some((layout, frame_interval_ms)));
         if fresh.is_err() {
             // The error that is returned says more than a failed clean-up would.
             let _ = shm::unlink(name);
@@ -58,17 +64,17 @@ impl RingWriter {
     }
 
     /// Maps the segment that exists under `name` and goes on at its index, as the daemon does when it is
-    /// restarted: index, semaphore and slots stay as they are.
+    /// restarted: index, semaphore and slots stay as they are. On a lease ring it is the next epoch.
     ///
     /// # Errors
-    /// [`WriterError`], also if the size is that of no known layout.
+    /// [`WriterError`], also if the size is that of no known layout, or if the writer of a lease ring lives.
     pub fn attach(name: &str) -> Result<RingWriter, WriterError> {
         check_name(name)?;
         RingWriter::open(name, None)
     }
 
     /// Opens and maps; makes the segment first where a layout is given.
-    fn open(name: &str, create: Option<Layout>) -> Result<RingWriter, WriterError> {
+    fn open(name: &str, create: Option<(Layout, u32)>) -> Result<RingWriter, WriterError> {
         let segment = |errno: Errno| WriterError::Segment { name: name.to_owned(), source: errno.into() };
         let mut flags = shm::OFlags::RDWR;
         if create.is_some() {
@@ -76,24 +82,47 @@ impl RingWriter {
         }
         // As the daemon: anyone may read and post; the umask narrows it.
         let file = shm::open(name, flags, Mode::from_raw_mode(0o666)).map_err(segment)?;
-        if let Some(layout) = create {
+        if let Some((layout, _)) = create {
             ftruncate(&file, layout.segment_bytes() as u64).map_err(segment)?;
         }
         let status = fstat(&file).map_err(segment)?;
-        let layout = Layout::detect(status.st_size.cast_unsigned())
-            .map_err(|source| WriterError::Layout { name: name.to_owned(), source })?;
+        let segment_bytes = status.st_size.cast_unsigned();
+        let layout = match create {
+            Some((layout, _)) => Ok(layout),
+            None => match read_geometry(&file, segment_bytes) {
+                Ok(geometry) => Ok(Layout::Lease(geometry)),
+                Err(HeaderError::Magic) => Layout::detect(segment_bytes),
+                Err(error) => Err(LayoutError::Lease(error)),
+            },
+        };
+        let layout = layout.map_err(|source| WriterError::Layout { name: name.to_owned(), source })?;
         let map = MmapOptions::new()
             .len(layout.segment_bytes())
             .map_raw(&file)
             .map_err(|source| WriterError::Map { name: name.to_owned(), source })?;
-        Ok(RingWriter { map, layout, name: name.to_owned(), identity: (status.st_dev, status.st_ino) })
+        let pages = Pages { map };
+        let interval_ms = create.map(|(_, interval_ms)| interval_ms);
+        let ring = match layout {
+            Layout::Lease(geometry) => Ring::Lease(
+                LeaseWriter::new(pages, file, geometry, interval_ms)
+                    .ok_or_else(|| WriterError::InUse { name: name.to_owned() })?,
+            ),
+            _ => Ring::Legacy(pages),
+        };
+        let identity = (status.st_dev, status.st_ino);
+        let writer = RingWriter { ring, layout, name: name.to_owned(), identity };
+        if let Some(interval_ms) = interval_ms {
+            writer.initialise(interval_ms)?;
+        }
+        Ok(writer)
     }
 
     fn initialise(&self, frame_interval_ms: u32) -> Result<(), WriterError> {
+        let Ring::Legacy(pages) = &self.ring else { return Ok(()) };
         if let Some(offset) = self.layout.frame_interval_offset() {
-            self.control_word(offset).store(frame_interval_ms, Ordering::Relaxed);
+            pages.word(offset).store(frame_interval_ms, Ordering::Relaxed);
         }
-        if let Some(semaphore) = self.semaphore() {
+        if let Some(semaphore) = self.semaphore(pages) {
             // SAFETY: `semaphore` lies in the mapping, 8-aligned, with the 32 bytes of a sem_t before the first
             // slot (const asserts in layout.rs); the segment is ours since O_EXCL, so nobody uses it yet.
             let result = unsafe { libc::sem_init(semaphore, 1, 0) };
@@ -105,26 +134,37 @@ impl RingWriter {
     }
 
     /// Publishes one access unit in the order of the layout. `metadata` is written as it is, truthful or not;
-    /// of `data` at most [`SLOT_DATA_BYTES_MAX`] bytes are.
-    pub fn publish(&mut self, metadata: &SlotMetadata, data: &[u8]) {
-        self.publish_in_parts(metadata, data, &[], || {});
+    /// of `data` at most [`SLOT_DATA_BYTES_MAX`] bytes are. `false`: a lease ring had no slot free (or none
+    /// large enough) and the unit is dropped, as readers see by its missing number.
+    pub fn publish(&mut self, metadata: &SlotMetadata, data: &[u8]) -> bool {
+        self.publish_in_parts(metadata, 0, data, &[], || {})
     }
 
-    /// As [`RingWriter::publish`], with `between` run when half of the bytes are written: readers may meanwhile
-    /// see the first half of this unit and the second of the one that was in the slot before.
-    pub fn publish_torn(&mut self, metadata: &SlotMetadata, data: &[u8], between: impl FnOnce()) {
+    /// As [`RingWriter::publish`], for an IDR: a lease ring tells it.
+    pub fn publish_idr(&mut self, metadata: &SlotMetadata, data: &[u8]) -> bool {
+        self.publish_in_parts(metadata, FLAG_IDR, data, &[], || {})
+    }
+
+    /// As [`RingWriter::publish`], with `between` run when half of the bytes are written: readers of a legacy
+    /// ring may meanwhile see the first half of this unit and the second of the one that was in the slot before.
+    pub fn publish_torn(&mut self, metadata: &SlotMetadata, data: &[u8], between: impl FnOnce()) -> bool {
         let (first, second) = data.split_at(data.len() / 2);
-        self.publish_in_parts(metadata, first, second, between);
+        self.publish_in_parts(metadata, 0, first, second, between)
     }
 
     fn publish_in_parts(
         &mut self,
         metadata: &SlotMetadata,
+        flags: u32,
         first: &[u8],
         second: &[u8],
         between: impl FnOnce(),
-    ) {
-        let index = self.control_word(self.layout.write_index_offset());
+    ) -> bool {
+        let pages = match &mut self.ring {
+            Ring::Lease(lease) => return lease.publish(metadata, flags, [first, second], between),
+            Ring::Legacy(pages) => pages,
+        };
+        let index = pages.word(self.layout.write_index_offset());
         let unit = index.load(Ordering::Relaxed);
         let next = unit.wrapping_add(1);
         if self.layout.publishes_index_first() {
@@ -134,28 +174,60 @@ impl RingWriter {
         }
         let slot = self.layout.slot_offset(unit);
         let data_at = slot + self.layout.data_offset();
-        self.copy_in(slot, &metadata.encode());
+        pages.copy_in(slot, &metadata.encode());
         let first = first.get(..first.len().min(SLOT_DATA_BYTES_MAX)).unwrap_or_default();
-        self.copy_in(data_at, first);
+        pages.copy_in(data_at, first);
         between();
         let room = SLOT_DATA_BYTES_MAX - first.len();
-        self.copy_in(data_at + first.len(), second.get(..second.len().min(room)).unwrap_or_default());
+        pages.copy_in(data_at + first.len(), second.get(..second.len().min(room)).unwrap_or_default());
         if !self.layout.publishes_index_first() {
             fence(Ordering::Release);
             index.store(next, Ordering::Release);
         }
         self.post();
+        true
     }
 
     /// Units begun or published so far, wrapping.
     #[must_use]
     pub fn write_index(&self) -> u32 {
-        self.control_word(self.layout.write_index_offset()).load(Ordering::Acquire)
+        match &self.ring {
+            Ring::Legacy(pages) => pages.word(self.layout.write_index_offset()).load(Ordering::Acquire),
+            Ring::Lease(lease) => lease.write_index(),
+        }
     }
 
-    /// Sets the index, as a daemon that clears its segment at start would (and for tests near the wrap).
+    /// Sets the index, as a daemon that clears its segment at start would (and for tests near the wrap). A lease
+    /// ring has none.
     pub fn set_write_index(&mut self, index: u32) {
-        self.control_word(self.layout.write_index_offset()).store(index, Ordering::Release);
+        if let Ring::Legacy(pages) = &self.ring {
+            pages.word(self.layout.write_index_offset()).store(index, Ordering::Release);
+        }
+    }
+
+    /// Whether a reader of a lease ring has asked for an IDR since the last call.
+    pub fn take_keyframe_request(&mut self) -> bool {
+        match &self.ring {
+            Ring::Legacy(_) => false,
+            Ring::Lease(lease) => lease.take_keyframe_request(),
+        }
+    }
+
+    /// Units that found no slot in a lease ring, over all its writers.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        match &self.ring {
+            Ring::Legacy(_) => 0,
+            Ring::Lease(lease) => lease.dropped(),
+        }
+    }
+
+    /// Gives up being the writer of a lease ring without saying so, as a daemon that is killed does; what is
+    /// published from then on is dropped.
+    pub fn abandon(&mut self) {
+        if let Ring::Lease(lease) = &mut self.ring {
+            lease.abandon();
+        }
     }
 
     /// The layout this ring is written in.
@@ -181,19 +253,27 @@ impl RingWriter {
 
     /// Tells one waiting reader that a unit is whole (v0 has no semaphore).
     fn post(&self) {
-        if let Some(semaphore) = self.semaphore() {
+        let Ring::Legacy(pages) = &self.ring else { return };
+        if let Some(semaphore) = self.semaphore(pages) {
             // SAFETY: `semaphore` is the initialised sem_t of this mapping (or of whoever made the segment);
             // sem_post may be called from any thread and process. At SEM_VALUE_MAX it fails without effect.
             let _ = unsafe { libc::sem_post(semaphore) };
         }
     }
 
-    fn semaphore(&self) -> Option<*mut libc::sem_t> {
-        self.layout.semaphore_offset().map(|offset| self.map.as_mut_ptr().wrapping_add(offset).cast())
+    fn semaphore(&self, pages: &Pages) -> Option<*mut libc::sem_t> {
+        self.layout.semaphore_offset().map(|offset| pages.map.as_mut_ptr().wrapping_add(offset).cast())
     }
+}
 
-    /// The `u32` at `offset`, one of the layout's control words.
-    fn control_word(&self, offset: usize) -> &AtomicU32 {
+/// A segment mapped for writing.
+pub(super) struct Pages {
+    map: MmapRaw,
+}
+
+impl Pages {
+    /// The shared `u32` at `offset`.
+    pub(super) fn word(&self, offset: usize) -> &AtomicU32 {
         assert!(offset + size_of::<AtomicU32>() <= self.map.len(), "control words lie in the mapping");
         let word = self.map.as_mut_ptr().wrapping_add(offset).cast::<u32>();
         assert!(word.is_aligned(), "control words are 4-aligned in a page-aligned mapping");
@@ -202,7 +282,17 @@ impl RingWriter {
         unsafe { AtomicU32::from_ptr(word) }
     }
 
-    fn copy_in(&self, offset: usize, bytes: &[u8]) {
+    /// The shared `u64` at `offset`.
+    pub(super) fn long_word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset + size_of::<AtomicU64>() <= self.map.len(), "control words lie in the mapping");
+        let word = self.map.as_mut_ptr().wrapping_add(offset).cast::<u64>();
+        assert!(word.is_aligned(), "control words are 8-aligned in a page-aligned mapping");
+        // SAFETY: as in `word`.
+        unsafe { AtomicU64::from_ptr(word) }
+    }
+
+    /// Copies `bytes` to `offset`, where they have to fit.
+    pub(super) fn copy_in(&self, offset: usize, bytes: &[u8]) {
         assert!(
             offset.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len()),
             "slots lie in the mapping"
@@ -250,6 +340,12 @@ pub enum WriterError {
         /// Its size and the known ones.
         source: LayoutError,
     },
+    /// The lease ring has a living writer.
+    #[error("the lease ring {name} is being written by another camera")]
+    InUse {
+        /// The segment's name.
+        name: String,
+    },
     /// Mapping failed.
     #[error("shared memory {name} cannot be mapped: {source}")]
     Map {
@@ -268,12 +364,10 @@ pub enum WriterError {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
-    use std::sync::atomic::AtomicU64;
-
     use super::*;
     use crate::camera::layout::FORMAT_H264;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
 
     /// The ring as a reader in another process sees it: through the file, not through the writer's mapping.
     struct Segment {
@@ -329,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_fresh_ring_has_its_layouts_size_interval_and_an_empty_semaphore() {
-        for layout in Layout::ALL {
+        for layout in Layout::LEGACY {
             let segment = Segment::new(layout);
             let bytes = segment.file.metadata().unwrap().len();
             assert_eq!(Layout::detect(bytes), Ok(layout));
@@ -343,7 +437,7 @@ mod tests {
 
     #[test]
     fn each_layout_raises_its_index_where_the_daemon_does_and_posts_last() {
-        for layout in Layout::ALL {
+        for layout in Layout::LEGACY {
             let mut segment = Segment::new(layout);
             let file = segment.file.try_clone().unwrap();
             let unit = metadata(0, 8);

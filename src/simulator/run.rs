@@ -36,6 +36,10 @@ pub struct SimulatorReport {
     pub dropped: u64,
     /// Units that lied.
     pub lies: u64,
+    /// Units that found no slot, as every one was leased, or that were too large for it (lease ring).
+    pub refused: u64,
+    /// IDRs coded because a reader asked for them (lease ring).
+    pub keyframes: u64,
     /// Units written in two halves.
     pub torn: u64,
     /// Times the camera came back.
@@ -192,6 +196,13 @@ impl<'a> Simulator<'a> {
     fn make_and_publish(&mut self, number: u64, captured_ns: i64) {
         let now = now_ns(ClockId::Monotonic);
         let captured_realtime_ns = now_ns(ClockId::Realtime) - (now - captured_ns);
+        // A file cannot answer; its next IDR comes when it comes.
+        if self.ring.take_keyframe_request()
+            && let Units::Card(card) = &mut self.units
+        {
+            card.begin_with_idr();
+            self.report.keyframes += 1;
+        }
         match &mut self.units {
             Units::Card(card) => {
                 let realtime_ms = u64::try_from(captured_realtime_ns / 1_000_000).unwrap_or_default();
@@ -222,12 +233,20 @@ impl<'a> Simulator<'a> {
     }
 
     fn publish(&mut self, number: u64, metadata: &SlotMetadata) {
-        match self.config.misbehaviour.tear {
+        let is_published = match self.config.misbehaviour.tear {
             Some(tear) if is_nth(number, Some(tear.every)) => {
-                self.ring.publish_torn(metadata, &self.unit.bytes, || std::thread::sleep(tear.pause));
                 self.report.torn += 1;
+                self.ring.publish_torn(metadata, &self.unit.bytes, || std::thread::sleep(tear.pause))
             }
+            _ if self.unit.is_idr => self.ring.publish_idr(metadata, &self.unit.bytes),
             _ => self.ring.publish(metadata, &self.unit.bytes),
+        };
+        if !is_published {
+            self.report.refused += 1;
+            if let Units::Card(card) = &mut self.units {
+                card.begin_with_idr(); // what comes next refers to what nobody got
+            }
+            return;
         }
         self.report.published += 1;
         self.report.bytes += self.unit.bytes.len().min(SLOT_DATA_BYTES_MAX) as u64;
@@ -289,6 +308,8 @@ impl<'a> Simulator<'a> {
         if number == 0 || !number.is_multiple_of(restart.every) {
             return Ok(());
         }
+        // As if killed: readers of a lease ring see that its writer is gone.
+        self.ring.abandon();
         self.be_away(restart.pause);
         let onto = match (restart.onto, self.report.restarts % 3) {
             (RestartOnto::Alternate, 0) => RestartOnto::Same,
@@ -358,9 +379,16 @@ fn interval_ns(fps: f64) -> i64 {
     (NS_PER_S as f64 / fps).round() as i64
 }
 
-/// A ring of that name whose index moves within a third of a second. One that a killed camera left does not.
+/// A ring of that name whose index moves within a third of a second. One that a killed camera left does not; a lease
+/// ring says whether it has a writer.
 fn is_being_written(name: &str) -> bool {
-    let Ok(ring) = RingWriter::attach(name) else { return false };
+    let ring = match RingWriter::attach(name) {
+        Ok(ring) => ring,
+        Err(error) => return matches!(error, WriterError::InUse { .. }),
+    };
+    if matches!(ring.layout(), Layout::Lease(_)) {
+        return false;
+    }
     let before = ring.write_index();
     (0..6).any(|_| {
         std::thread::sleep(Duration::from_millis(50));

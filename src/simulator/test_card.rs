@@ -136,6 +136,11 @@ impl TestCard {
         })
     }
 
+    /// The next unit is an IDR, and the count of units to the next one begins with it.
+    pub fn begin_with_idr(&mut self) {
+        self.gop_position = 0;
+    }
+
     /// Makes the next unit be an IDR with parameter sets, as a restarted encoder's first.
     pub fn restart(&mut self) {
         self.gop_position = 0;

@@ -11,6 +11,7 @@
 )]
 
 pub(crate) mod account;
+pub(crate) mod c;
 pub(crate) mod camera;
 pub(crate) mod http;
 pub(crate) mod metrics;

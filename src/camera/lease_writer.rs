@@ -1,0 +1,210 @@
+//! The writing side of a lease ring, in Rust: for the simulator and for tests, as `pet_camera_ring.h` is for the
+//! camera daemon. Never waits, not for any reader. May not map (`writer.rs`) or decide what is written.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fd::OwnedFd;
+use rustix::thread::futex;
+
+use super::layout::{FORMAT_H264, SlotMetadata};
+use super::lease::{self, READERS_MAX, Slots, Sound};
+use super::lease_header::{
+    CONTROL_BYTES, FOURCC_H264, Geometry, HEADER_BYTES, MAGIC, READER_LOCKS, STATE_CLOSED, STATE_OPEN,
+    VERSION, WRITER_LOCK, control, header,
+};
+use super::locks::{lock_byte, unlock_byte};
+use super::writer::Pages;
+
+/// The one writer of a lease ring. Dropping it says that it is done and leaves the segment.
+pub(super) struct LeaseWriter {
+    pages: Pages,
+    /// The lock goes with it. `None` once abandoned.
+    file: Option<OwnedFd>,
+    geometry: Geometry,
+    /// The last one used, published or not.
+    sequence: u64,
+}
+
+impl LeaseWriter {
+    /// Takes the ring: a fresh one where an interval is told, else the one that lies there. `None` if it has a
+    /// living writer.
+    pub(super) fn new(
+        pages: Pages,
+        file: OwnedFd,
+        geometry: Geometry,
+        fresh_interval_ms: Option<u32>,
+    ) -> Option<LeaseWriter> {
+        if !lock_byte(&file, WRITER_LOCK) {
+            return None;
+        }
+        let mut writer = LeaseWriter { pages, file: Some(file), geometry, sequence: 0 };
+        match fresh_interval_ms {
+            Some(interval_ms) => writer.write_header(interval_ms),
+            None => writer.take_over(),
+        }
+        Some(writer)
+    }
+
+    fn write_header(&mut self, interval_ms: u32) {
+        let words = [
+            (header::VERSION, VERSION),
+            (header::HEADER_SIZE, HEADER_BYTES as u32),
+            (header::SLOT_COUNT, self.geometry.slot_count()),
+            (header::MAX_READERS, READERS_MAX),
+            (header::FOURCC, FOURCC_H264),
+            (header::FPS_NUM, 1000),
+            (header::FPS_DEN, interval_ms),
+            (header::STATE, STATE_OPEN),
+        ];
+        for (offset, value) in words {
+            self.pages.word(offset).store(value, Ordering::Relaxed);
+        }
+        let long_words = [
+            (header::SLOT_SIZE, self.geometry.slot_bytes()),
+            (header::CTL_OFFSET, self.geometry.control_of(0)),
+            (header::DATA_OFFSET, self.geometry.data_offset()),
+            (header::TOTAL_SIZE, self.geometry.segment_bytes()),
+            (header::EPOCH, 1),
+            (header::EPOCH_SEQUENCE, 1),
+        ];
+        for (offset, value) in long_words {
+            self.pages.long_word(offset).store(value as u64, Ordering::Relaxed);
+        }
+        // Whoever sees the magic sees the rest.
+        self.pages.long_word(header::MAGIC).store(MAGIC, Ordering::Release);
+    }
+
+    /// Goes on where a dead writer ended: leases and sequences stay, half-written slots become empty.
+    fn take_over(&mut self) {
+        lease::sweep(self);
+        (self.sequence, _) = lease::latest::<Sound>(self.pages.long_word(header::LATEST));
+        let first = lease::after(self.sequence);
+        self.pages.long_word(header::EPOCH_SEQUENCE).store(first, Ordering::Relaxed);
+        self.pages.word(header::STATE).store(STATE_OPEN, Ordering::Relaxed);
+        self.pages.word(header::KEYFRAME_REQUEST).store(0, Ordering::Relaxed);
+        self.pages.long_word(header::EPOCH).fetch_add(1, Ordering::Release);
+        self.wake();
+    }
+
+    /// Writes one unit, given in two parts, into a slot that nobody leases and shows it. `false`: there is no such
+    /// slot, or it is too small; the unit is dropped and its number goes missing.
+    pub(super) fn publish(
+        &mut self,
+        metadata: &SlotMetadata,
+        flags: u32,
+        parts: [&[u8]; 2],
+        between: impl FnOnce(),
+    ) -> bool {
+        let sequence = lease::after(self.sequence);
+        self.sequence = sequence;
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let slot = if bytes <= self.geometry.slot_bytes() { self.claim(sequence) } else { None };
+        let Some(slot) = slot else {
+            self.pages.long_word(header::DROPPED).fetch_add(1, Ordering::Relaxed);
+            return false;
+        };
+        let [first, second] = parts;
+        let data = self.geometry.data_offset() + self.geometry.data_of(slot);
+        self.write_control(slot, metadata, flags);
+        self.pages.copy_in(data, first);
+        between();
+        self.pages.copy_in(data + first.len(), second);
+        lease::publish::<Sound>(self, slot, sequence, self.pages.long_word(header::LATEST));
+        self.wake();
+        true
+    }
+
+    fn claim(&self, sequence: u64) -> Option<u32> {
+        self.file.as_ref()?;
+        let (newest, slot) = lease::latest::<Sound>(self.pages.long_word(header::LATEST));
+        let newest = (newest != 0).then_some(slot);
+        self.reap(lease::overdue(self, sequence));
+        lease::claim::<Sound>(self, sequence, newest).or_else(|| {
+            self.reap(u64::MAX);
+            lease::claim::<Sound>(self, sequence, newest)
+        })
+    }
+
+    /// Gives the slots back of those of `readers` who are gone. Their lock is held meanwhile, so that nobody takes
+    /// their number.
+    fn reap(&self, readers: u64) {
+        let Some(file) = &self.file else { return };
+        for reader in (0..READERS_MAX).filter(|reader| readers & (1 << reader) != 0) {
+            let byte = READER_LOCKS + i64::from(reader);
+            if lock_byte(file, byte) {
+                lease::reap(self, reader);
+                unlock_byte(file, byte);
+            }
+        }
+    }
+
+    /// A lie about the size is told as far as 32 bits can; another format is no unit of this ring.
+    fn write_control(&self, slot: u32, metadata: &SlotMetadata, flags: u32) {
+        let block = self.geometry.control_of(slot);
+        let seconds_ns = metadata.timestamp_s.saturating_mul(1_000_000_000);
+        let captured_ns = seconds_ns.saturating_add(metadata.timestamp_ns).cast_unsigned();
+        let told = u32::try_from(metadata.data_bytes).unwrap_or(u32::MAX);
+        let bytes = if metadata.format == FORMAT_H264 { told } else { 0 };
+        self.pages.long_word(block + control::CAPTURED_NS).store(captured_ns, Ordering::Relaxed);
+        self.pages.long_word(block + control::FRAME_NUMBER).store(metadata.frame_number, Ordering::Relaxed);
+        let words = [
+            (control::LEN, bytes),
+            (control::FLAGS, flags),
+            (control::NAL_COUNT, 0),
+            (control::WIDTH, metadata.width.cast_unsigned()),
+            (control::HEIGHT, metadata.height.cast_unsigned()),
+        ];
+        for (offset, value) in words {
+            self.pages.word(block + offset).store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn wake(&self) {
+        let word = self.pages.word(header::FUTEX);
+        word.fetch_add(1, Ordering::Release);
+        // Nobody waiting is no error, and there is no other.
+        let _ = futex::wake(word, futex::Flags::empty(), i32::MAX.unsigned_abs());
+    }
+
+    pub(super) fn write_index(&self) -> u32 {
+        let (sequence, _) = lease::latest::<Sound>(self.pages.long_word(header::LATEST));
+        #[expect(clippy::cast_possible_truncation, reason = "cursors count by 32 bits")]
+        let index = sequence as u32;
+        index
+    }
+
+    pub(super) fn take_keyframe_request(&self) -> bool {
+        self.pages.word(header::KEYFRAME_REQUEST).swap(0, Ordering::Relaxed) != 0
+    }
+
+    pub(super) fn dropped(&self) -> u64 {
+        self.pages.long_word(header::DROPPED).load(Ordering::Relaxed)
+    }
+
+    pub(super) fn abandon(&mut self) {
+        self.file = None;
+    }
+}
+
+impl Slots for LeaseWriter {
+    type Word = AtomicU64;
+
+    fn count(&self) -> u32 {
+        self.geometry.slot_count()
+    }
+
+    fn word(&self, slot: u32) -> &AtomicU64 {
+        self.pages.long_word(self.geometry.control_of(slot) + control::WORD)
+    }
+}
+
+impl Drop for LeaseWriter {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            self.pages.word(header::STATE).store(STATE_CLOSED, Ordering::Relaxed);
+            self.wake();
+        }
+    }
+}
+
+const _: () = assert!(CONTROL_BYTES.is_multiple_of(64), "control blocks share no cache line");

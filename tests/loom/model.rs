@@ -1,0 +1,304 @@
+//! The lease protocol under a model checker: every order in which camera and readers can meet, with every value the
+//! memory model lets them see. Then each ordering and each check is weakened by itself, and the model must fail.
+//! May not change the protocol: it includes the file that the server is built from.
+#![cfg(test)]
+
+#[path = "../../src/camera/lease.rs"]
+#[allow(dead_code, reason = "what only the server uses")]
+mod lease;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use lease::{Lease, Rules, Slots, Sound, Word};
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+use loom::sync::atomic::{AtomicBool, AtomicU64};
+use loom::thread;
+
+impl Word for AtomicU64 {
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+
+    fn swap_if(&self, current: u64, new: u64, order: Ordering) -> bool {
+        self.compare_exchange(current, new, order, Relaxed).is_ok()
+    }
+
+    fn and(&self, mask: u64, order: Ordering) {
+        self.fetch_and(mask, order);
+    }
+}
+
+/// What a slot holds: the checker tells when an access is not ordered after the others, and the value whether it
+/// is the right unit's.
+struct Data {
+    accesses: UnsafeCell<()>,
+    value: AtomicU64,
+}
+
+struct Ring {
+    words: Vec<AtomicU64>,
+    latest: AtomicU64,
+    data: Vec<Data>,
+    /// Whether somebody holds the identity of reader 0: in the kernel, a lock.
+    identity: AtomicBool,
+}
+
+impl Slots for Ring {
+    type Word = AtomicU64;
+
+    fn count(&self) -> u32 {
+        self.words.len() as u32
+    }
+
+    fn word(&self, slot: u32) -> &AtomicU64 {
+        &self.words[slot as usize]
+    }
+}
+
+impl Ring {
+    fn new(slots: usize) -> Arc<Ring> {
+        let data = |_| Data { accesses: UnsafeCell::new(()), value: AtomicU64::new(0) };
+        Arc::new(Ring {
+            words: (0..slots).map(|_| AtomicU64::new(0)).collect(),
+            latest: AtomicU64::new(0),
+            data: (0..slots).map(data).collect(),
+            identity: AtomicBool::new(false),
+        })
+    }
+
+    /// The camera's turn: one unit, or none where every slot is leased.
+    fn write<R: Rules>(&self, sequence: u64) {
+        let (newest, slot) = lease::latest::<R>(&self.latest);
+        let newest = (newest != 0).then_some(slot);
+        let Some(slot) = lease::claim::<R>(self, sequence, newest) else { return };
+        self.fill(slot, sequence);
+        lease::publish::<R>(self, slot, sequence, &self.latest);
+    }
+
+    fn fill(&self, slot: u32, sequence: u64) {
+        let data = &self.data[slot as usize];
+        data.accesses.with_mut(|_| ());
+        data.value.store(sequence, Relaxed);
+    }
+
+    /// Under a lease: whatever is read is the unit's.
+    fn read(&self, slot: u32, sequence: u64) {
+        let data = &self.data[slot as usize];
+        data.accesses.with(|_| ());
+        assert_eq!(data.value.load(Relaxed), sequence, "a byte of another unit");
+        data.accesses.with(|_| ());
+    }
+
+    fn read_leased<R: Rules>(&self, slot: u32, sequence: u64, reader: u32) -> bool {
+        if lease::lease::<R>(self.word(slot), sequence, reader) != Lease::Held {
+            return false;
+        }
+        self.read(slot, sequence);
+        lease::release::<R>(self.word(slot), reader);
+        true
+    }
+
+    /// A reader that goes by `latest`. Where the newest unit is not to be had there is a newer one.
+    fn read_latest<R: Rules>(&self, reader: u32) {
+        let (sequence, slot) = lease::latest::<R>(&self.latest);
+        if sequence != 0 && !self.read_leased::<R>(slot, sequence, reader) {
+            let (newer, _) = lease::latest::<R>(&self.latest);
+            assert!(newer > sequence, "the newest unit can always be leased");
+        }
+    }
+
+    fn take_identity(&self) -> bool {
+        self.identity.compare_exchange(false, true, AcqRel, Relaxed).is_ok()
+    }
+
+    fn give_identity_back(&self) {
+        self.identity.store(false, Release);
+    }
+}
+
+// ---- scenes --------------------------------------------------------------------------------------------
+
+/// A reader that follows `latest` while the camera goes round two slots.
+fn following<R: Rules + 'static>() {
+    let ring = Ring::new(2);
+    let reader = {
+        let ring = Arc::clone(&ring);
+        thread::spawn(move || (0..2).for_each(|_| ring.read_latest::<R>(0)))
+    };
+    (1..=4).for_each(|sequence| ring.write::<R>(sequence));
+    reader.join().unwrap();
+    ring.read_latest::<R>(0);
+}
+
+/// A reader that looks for units in the slots themselves, as one does that reads older ones.
+fn searching<R: Rules + 'static>() {
+    let ring = Ring::new(2);
+    let reader = {
+        let ring = Arc::clone(&ring);
+        thread::spawn(move || {
+            ring.read_leased::<R>(0, 1, 0);
+            ring.read_leased::<R>(0, 3, 0);
+        })
+    };
+    (1..=3).for_each(|sequence| ring.write::<R>(sequence));
+    reader.join().unwrap();
+}
+
+/// Two readers on the same slots: giving one's lease back leaves the other's.
+fn two_readers<R: Rules + 'static>() {
+    let ring = Ring::new(2);
+    ring.write::<R>(1);
+    let readers = [0, 1].map(|reader| {
+        let ring = Arc::clone(&ring);
+        thread::spawn(move || {
+            ring.read_leased::<R>(0, 1, reader);
+        })
+    });
+    (2..=3).for_each(|sequence| ring.write::<R>(sequence));
+    for reader in readers {
+        reader.join().unwrap();
+    }
+}
+
+/// Reader 0 died with a lease; the camera reaps it while somebody else becomes reader 0.
+fn reaping<const HOLDS_IDENTITY: bool>() {
+    let ring = Ring::new(2);
+    ring.write::<Sound>(1);
+    assert_eq!(lease::lease::<Sound>(ring.word(0), 1, 0), Lease::Held);
+    ring.write::<Sound>(2);
+    let reader = {
+        let ring = Arc::clone(&ring);
+        thread::spawn(move || {
+            if ring.take_identity() {
+                lease::reap(&*ring, 0);
+                ring.read_leased::<Sound>(1, 2, 0);
+                ring.give_identity_back();
+            }
+        })
+    };
+    assert!(lease::overdue(&*ring, 3) & !1 == 0);
+    if HOLDS_IDENTITY {
+        if ring.take_identity() {
+            lease::reap(&*ring, 0);
+            ring.give_identity_back();
+        }
+    } else if !ring.identity.load(Acquire) {
+        lease::reap(&*ring, 0);
+    }
+    (3..=4).for_each(|sequence| ring.write::<Sound>(sequence));
+    reader.join().unwrap();
+}
+
+/// A camera died while it filled slot 1; the next one goes on.
+fn taking_over<const SWEEPS: bool>() {
+    let ring = Ring::new(2);
+    ring.write::<Sound>(1);
+    assert_eq!(lease::claim::<Sound>(&*ring, 2, Some(0)), Some(1));
+    if SWEEPS {
+        lease::sweep(&*ring);
+    }
+    let reader = {
+        let ring = Arc::clone(&ring);
+        thread::spawn(move || {
+            ring.read_latest::<Sound>(0);
+            ring.read_leased::<Sound>(1, 2, 0);
+        })
+    };
+    assert!(!lease::is_readable(ring.word(1).load(Relaxed)));
+    if !SWEEPS {
+        // What the word would say if a new camera took the half-written slot for a unit.
+        ring.word(1).store(2 << 24, Release);
+    }
+    (2..=3).for_each(|sequence| ring.write::<Sound>(sequence));
+    reader.join().unwrap();
+}
+
+fn explore(scene: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(scene);
+}
+
+fn all_scenes<R: Rules + 'static>() {
+    explore(following::<R>);
+    explore(searching::<R>);
+    explore(two_readers::<R>);
+}
+
+// ---- the protocol as it is ---------------------------------------------------------------------------
+
+#[test]
+fn a_reader_that_follows_the_newest_unit_reads_only_whole_ones() {
+    explore(following::<Sound>);
+}
+
+#[test]
+fn a_reader_that_searches_the_slots_reads_only_whole_units() {
+    explore(searching::<Sound>);
+}
+
+#[test]
+fn two_readers_of_one_slot_do_not_release_each_other() {
+    explore(two_readers::<Sound>);
+}
+
+#[test]
+fn a_dead_readers_leases_are_reaped_and_nobody_elses() {
+    explore(reaping::<true>);
+}
+
+#[test]
+fn a_dead_cameras_half_written_slot_is_never_read() {
+    explore(taking_over::<true>);
+}
+
+// ---- one weakness at a time ------------------------------------------------------------------------------
+
+/// Whether the checker finds fault with a scene.
+fn fails(scene: impl FnOnce()) -> bool {
+    catch_unwind(AssertUnwindSafe(scene)).is_err()
+}
+
+/// One test for each ordering and check: a protocol with just that weakened must fail.
+macro_rules! mutations {
+    ($($test:ident: $rule:ident: $kind:ty = $weak:expr;)*) => { $(
+        #[test]
+        fn $test() {
+            struct Weak;
+            impl Rules for Weak {
+                const $rule: $kind = $weak;
+            }
+            assert!(fails(all_scenes::<Weak>), "{} can be weakened unnoticed", stringify!($rule));
+        }
+    )* };
+}
+
+mutations! {
+    without_acquire_the_claim_is_caught: CLAIM: Ordering = Release;
+    without_release_the_claim_is_caught: CLAIM: Ordering = Acquire;
+    without_release_the_publishing_is_caught: PUBLISH: Ordering = Relaxed;
+    without_acquire_the_lease_is_caught: LEASE: Ordering = Relaxed;
+    without_release_the_giving_back_is_caught: RELEASE: Ordering = Relaxed;
+    without_release_storing_latest_is_caught: LATEST_STORE: Ordering = Relaxed;
+    without_acquire_loading_latest_is_caught: LATEST_LOAD: Ordering = Relaxed;
+    claiming_leased_slots_is_caught: SPARES_LEASED: bool = false;
+    claiming_the_newest_slot_is_caught: SPARES_LATEST: bool = false;
+    leasing_while_it_is_written_is_caught: REFUSES_WRITING: bool = false;
+    leasing_another_unit_is_caught: REFUSES_OTHERS: bool = false;
+}
+
+#[test]
+fn reaping_without_holding_the_identity_is_caught() {
+    assert!(fails(|| explore(reaping::<false>)));
+}
+
+#[test]
+fn taking_a_half_written_slot_for_a_unit_is_caught() {
+    assert!(fails(|| explore(taking_over::<false>)));
+}

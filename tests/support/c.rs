@@ -1,0 +1,58 @@
+//! C programs for tests, compiled with all warnings as errors into a directory of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::unique_shm;
+
+/// Every compiler the header has to please.
+pub(crate) const COMPILERS: [&str; 2] = ["gcc", "clang"];
+
+/// Where programs are made; removed on drop.
+pub(crate) struct Workshop(PathBuf);
+
+impl Workshop {
+    pub(crate) fn new() -> Workshop {
+        let path = std::env::temp_dir().join(format!("ss-c-{}", unique_shm().replace('/', "")));
+        std::fs::create_dir_all(&path).unwrap();
+        Workshop(path)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Compiles one of tests/support/c; gives the program.
+    pub(crate) fn compile(&self, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
+        self.run(compiler, &sources().join(source), source, flags)
+    }
+
+    /// Compiles `text`; gives the program.
+    pub(crate) fn compile_text(&self, compiler: &str, name: &str, text: &str, flags: &[&str]) -> PathBuf {
+        let source = self.0.join(format!("{name}.c"));
+        std::fs::write(&source, text).unwrap();
+        self.run(compiler, &source, name, flags)
+    }
+
+    fn run(&self, compiler: &str, source: &Path, name: &str, flags: &[&str]) -> PathBuf {
+        let program = self.0.join(format!("{name}-{compiler}.out"));
+        let mut command = Command::new(compiler);
+        command.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"]).args(flags);
+        command.arg("-I").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/camera"));
+        command.arg("-I").arg(sources()).arg("-o").arg(&program).arg(source).arg("-lrt");
+        let output = command.output().unwrap_or_else(|error| panic!("{compiler}: {error}"));
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && complaint.is_empty(), "{compiler} {name}: {complaint}");
+        program
+    }
+}
+
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/c")
+}
