@@ -10,6 +10,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Status and body of the answer.
 pub(crate) fn request(server: SocketAddr, method: &str, path: &str, body: &str) -> Fallible<(u16, String)> {
+    let (status, body) = request_bytes(server, method, path, body)?;
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// The same, for answers that are no text.
+pub(crate) fn request_bytes(
+    server: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Fallible<(u16, Vec<u8>)> {
     let mut stream = TcpStream::connect(server)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -46,12 +57,12 @@ fn is_whole(bytes: &[u8]) -> bool {
     length.is_some_and(|length| body.len() >= length)
 }
 
-fn parse(bytes: &[u8]) -> Option<(u16, String)> {
+fn parse(bytes: &[u8]) -> Option<(u16, Vec<u8>)> {
     let (head, body) = split(bytes)?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let is_chunked = header(head, "transfer-encoding").is_some_and(|value| value.contains("chunked"));
     let body = if is_chunked { join_chunks(body) } else { body.to_vec() };
-    Some((status, String::from_utf8_lossy(&body).into_owned()))
+    Some((status, body))
 }
 
 fn join_chunks(mut rest: &[u8]) -> Vec<u8> {
@@ -77,9 +88,9 @@ mod tests {
     fn plain_and_chunked_answers_are_read() {
         let plain = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
         assert!(is_whole(plain) && !is_whole(&plain[..plain.len() - 1]));
-        assert_eq!(parse(plain), Some((200, "hi".to_owned())));
+        assert_eq!(parse(plain), Some((200, b"hi".to_vec())));
         let chunked =
             b"HTTP/1.1 409 Conflict\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n";
-        assert_eq!(parse(chunked), Some((409, "hi!".to_owned())));
+        assert_eq!(parse(chunked), Some((409, b"hi!".to_vec())));
     }
 }

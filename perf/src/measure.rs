@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
@@ -11,6 +12,7 @@ use serde_json::json;
 use crate::Fallible;
 use crate::books::Sample;
 use crate::clock::monotonic_ns;
+use crate::http;
 use crate::load::Load;
 use crate::process::{Memory, Process, Usage, Used, machine_ticks};
 use crate::record::{Cpu, Quantiles, Record, Setting, Units};
@@ -38,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) check: usize,
     /// Where recordings go.
     pub(crate) scratch: PathBuf,
+    /// Where metrics and a CPU profile of our server go, if they are wanted.
+    pub(crate) inspect: Option<PathBuf>,
 }
 
 /// A camera on its own ring.
@@ -112,10 +116,14 @@ pub(crate) fn run(plan: &Plan, setting: &Setting) -> Fallible<Record> {
     }
     load.measure();
     std::thread::sleep(SETTLE);
+    let inspection = inspect(plan, setting, &mut subject)?;
     let begin = Moment::now(&subject, &load, &camera);
     watch(plan, setting, &mut subject, &load)?;
     let end = Moment::now(&subject, &load, &camera);
     let memory = Memory::of(subject.process.id());
+    if let Some(inspection) = inspection {
+        inspection.join().map_err(|_| "the inspecting thread panicked")?;
+    }
     let recorded_units = if setting.record {
         subject.post("/api/recording/stop", &json!({}))?["frame_count"].as_u64()
     } else {
@@ -129,6 +137,27 @@ pub(crate) fn run(plan: &Plan, setting: &Setting) -> Fallible<Record> {
     drop(subject);
     let context = Context { setting, begin, end, memory, start_ms, recorded_units };
     Ok(context.record(&viewers))
+}
+
+/// Takes a CPU profile of our server over the measured time, and its metrics at the end of it. Sampling costs the
+/// server a little: not for runs that are published.
+fn inspect(plan: &Plan, setting: &Setting, subject: &mut Subject) -> Fallible<Option<JoinHandle<()>>> {
+    let Some(directory) = plan.inspect.clone().filter(|_| subject.is_ours()) else { return Ok(None) };
+    std::fs::create_dir_all(&directory)?;
+    let address = subject.control()?;
+    let name = format!("{}-{}-{}", setting.server, setting.viewers, setting.kbps);
+    let profile = format!("/debug/pprof/profile?seconds={}", plan.seconds);
+    let body = move || {
+        for (path, ending) in [(profile.as_str(), "pb.gz"), ("/metrics", "metrics")] {
+            let file = directory.join(format!("{name}.{ending}"));
+            let answer = http::request_bytes(address, "GET", path, "");
+            let written = answer.map(|(_, bytes)| std::fs::write(&file, bytes));
+            if !matches!(written, Ok(Ok(()))) {
+                eprintln!("perf: no {}", file.display());
+            }
+        }
+    };
+    Ok(Some(std::thread::spawn(body)))
 }
 
 /// Lets all viewers in, a few at a time.

@@ -10,12 +10,13 @@ use crate::Fallible;
 use crate::measure::{self, Plan};
 use crate::record::{Record, Setting};
 use crate::subject::{Kind, Programs};
-use crate::{floor, process};
+use crate::{floor, process, report};
 
 const HELP: &str = "\
 perf: measures streaming-server and its peers under load.
 
   perf run [OPTIONS]       every combination of the lists, servers in turn, appended to --out
+  perf report FILE...      tables and charts of records: --directory DIR [perf/results], --readme FILE
   perf floor --shm NAME    the bare sender (started by `perf run`)
 
   --servers LIST     ours, ours-2 (workers), floor-gcm, floor-cm, floor-send, pion, pion-best, aiortc [ours]
@@ -30,6 +31,7 @@ perf: measures streaming-server and its peers under load.
   --size WxH         of the picture [1280x720]
   --programs DIR     where streaming-server and camera-sim are [target/release]
   --peers DIR        where perf/peers/*/setup put the peers [target/peers]
+  --inspect DIR      keep a CPU profile and the metrics of ours (costs it a little) [off]
   --out FILE         records, one JSON object per line [none]
 ";
 
@@ -45,9 +47,23 @@ pub(crate) fn dispatch(mut parser: lexopt::Parser) -> Fallible<()> {
     };
     match command.as_str() {
         "run" => Run::parse(parser)?.map_or(Ok(()), |run| run.all()),
+        "report" => report(parser),
         "floor" => floor::run(&shm(parser)?),
         other => Err(format!("no command {other:?}; perf --help lists them").into()),
     }
+}
+
+fn report(mut parser: lexopt::Parser) -> Fallible<()> {
+    let (mut records, mut directory, mut readme) = (Vec::new(), PathBuf::from("perf/results"), None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(path) => records.push(PathBuf::from(path)),
+            Long("directory") => directory = parser.value()?.into(),
+            Long("readme") => readme = Some(PathBuf::from(parser.value()?)),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    report::write(&report::read(&records)?, &directory, readme.as_deref())
 }
 
 fn shm(mut parser: lexopt::Parser) -> Fallible<String> {
@@ -82,6 +98,7 @@ impl Run {
                 layout: "v3".to_owned(),
                 size: "1280x720".to_owned(),
                 check: 10,
+                inspect: None,
                 scratch: std::env::temp_dir().join(format!("perf-{}", std::process::id())),
             },
             servers: vec!["ours".to_owned()],
@@ -123,6 +140,7 @@ impl Run {
             "size" => self.plan.size = value.to_owned(),
             "programs" => self.plan.programs.ours = value.into(),
             "peers" => self.plan.programs.peers = value.into(),
+            "inspect" => self.plan.inspect = Some(value.into()),
             "out" => self.out = Some(value.into()),
             _ => return Err(format!("no option --{name}; perf --help lists them").into()),
         }

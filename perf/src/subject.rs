@@ -124,6 +124,17 @@ impl Subject {
         offering.accept(sdp, asked_at_ns)
     }
 
+    /// The address of the control endpoint, where metrics and profiles are; ours only.
+    pub(crate) fn control(&mut self) -> Fallible<SocketAddr> {
+        let line = self.process.wait_for("control: http://", PATIENCE)?;
+        Ok(line.split('/').next().unwrap_or_default().parse()?)
+    }
+
+    /// Whether it is streaming-server.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self.kind, Kind::Ours { .. })
+    }
+
     /// Posts JSON; the answer's JSON.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Fallible<Value> {
         let (status, text) = http::request(self.address, "POST", path, &body.to_string())?;
