@@ -203,6 +203,10 @@ pub const PLAIN_ROUTES_MAX: usize = 64;
 /// Datagrams of refused GSO sends waiting to be sent one by one; more are dropped and counted.
 pub const RESENDS_MAX: usize = 8 * GSO_SEGMENTS_MAX;
 
+/// Datagrams queued after which the kernel is entered before the turn ends: about a GSO run, which still lies
+/// in the processor's cache. Small units of several viewers go out together.
+pub const SUBMIT_DATAGRAMS: u32 = 24;
+
 /// Send and receive buffer of the UDP socket in bytes: several IDR bursts of all viewers.
 pub const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 // ---- recorder --------------------------------------------------------------------------------------

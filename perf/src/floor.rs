@@ -1,0 +1,227 @@
+//! The floor: a sender without WebRTC. It reads the same ring with the server's own reader and packetiser, then
+//! only encrypts and sends (or only sends) each unit to everyone who said hello, GSO runs in one `sendmsg` each,
+//! on the doorbell's own thread. What a server costs beyond this is what it does beyond this.
+
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use streaming_server::camera::{Bell, Camera, Cursor, Next, Wake, doorbell};
+use streaming_server::h264::{Assembler, Packetizer};
+use streaming_server::limits::{GSO_SEGMENTS_MAX, RTP_PAYLOAD_BYTES_MAX};
+
+use crate::Fallible;
+use crate::socket::{prepare_sender, send_run};
+use crate::srtp::{Profile, Srtp};
+
+/// Payload type of what is sent.
+pub(crate) const PAYLOAD_TYPE: u8 = 96;
+const MAGIC: &[u8] = b"perf-floor-hello";
+const RTP_HEADER_BYTES: usize = 12;
+/// 90 kHz ticks of a unit at 30 units a second.
+const RTP_STEP: u32 = 3_000;
+
+/// What a viewer tells the bare sender: its SSRC and keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hello {
+    /// `None`: nothing is encrypted.
+    pub(crate) profile: Option<Profile>,
+    pub(crate) ssrc: u32,
+}
+
+impl Hello {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let profile = match self.profile {
+            None => 0,
+            Some(Profile::Aes128Cm) => 1,
+            Some(Profile::Aes128Gcm) => 7,
+            Some(Profile::Aes256Gcm) => 8,
+        };
+        [MAGIC, &[profile], &self.ssrc.to_be_bytes()].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Hello> {
+        let (profile, ssrc) = bytes.strip_prefix(MAGIC)?.split_first()?;
+        let profile = match profile {
+            0 => None,
+            1 => Some(Profile::Aes128Cm),
+            7 => Some(Profile::Aes128Gcm),
+            8 => Some(Profile::Aes256Gcm),
+            _ => return None,
+        };
+        Some(Hello { profile, ssrc: u32::from_be_bytes(ssrc.try_into().ok()?) })
+    }
+
+    /// Keys made from the SSRC: enough to keep the ciphers busy, secret from nobody.
+    pub(crate) fn srtp(&self) -> Option<Srtp> {
+        let profile = self.profile?;
+        let bytes: Vec<u8> = self.ssrc.to_be_bytes().into_iter().cycle().take(46).collect();
+        Srtp::new(profile, &bytes[..profile.key_bytes()], &bytes[32..32 + profile.salt_bytes()])
+    }
+}
+
+struct Listener {
+    remote: SocketAddrV4,
+    ssrc: u32,
+    keys: Option<Srtp>,
+    /// Extended sequence number of the next packet.
+    next: u64,
+}
+
+struct Sender {
+    socket: Arc<UdpSocket>,
+    cursor: Cursor,
+    assembler: Assembler,
+    packetizer: Packetizer,
+    payloads: Vec<Arc<[u8]>>,
+    listeners: Vec<Listener>,
+    rtp_time: u32,
+    run: Vec<u8>,
+    failed: u64,
+}
+
+impl Sender {
+    /// Sends every unit that is there.
+    fn turn(&mut self) {
+        loop {
+            match self.cursor.next(crate::clock::monotonic_ns()) {
+                Next::Unit(view) => {
+                    let Ok(unit) = self.assembler.assemble(&view.bytes) else { continue };
+                    self.packetizer.packetize(&unit, &mut self.payloads);
+                    if view.is_intact() {
+                        self.rtp_time = self.rtp_time.wrapping_add(RTP_STEP);
+                        self.fan_out();
+                    }
+                }
+                Next::Empty | Next::Away => return,
+                _ => {}
+            }
+        }
+    }
+
+    fn fan_out(&mut self) {
+        for listener in &mut self.listeners {
+            let last = self.payloads.len().saturating_sub(1);
+            let mut rest = self.payloads.as_slice();
+            let mut sent = 0;
+            while let Some(first) = rest.first() {
+                let length = run_length(rest);
+                self.run.clear();
+                for (index, payload) in rest[..length].iter().enumerate() {
+                    let marker = sent + index == last;
+                    listener.write(marker, self.rtp_time, payload, &mut self.run);
+                }
+                let segment_bytes = segment(first, listener);
+                if send_run(&self.socket, listener.remote, &self.run, segment_bytes).is_err() {
+                    self.failed += 1;
+                }
+                sent += length;
+                rest = &rest[length..];
+            }
+        }
+    }
+}
+
+/// Bytes of the datagram that carries `payload`.
+fn segment(payload: &[u8], listener: &Listener) -> usize {
+    let tag_bytes = listener.keys.as_ref().map_or(0, Srtp::tag_bytes);
+    RTP_HEADER_BYTES + payload.len() + tag_bytes
+}
+
+/// How many of the first payloads form a run: equal sizes, the last one may be shorter.
+fn run_length(payloads: &[Arc<[u8]>]) -> usize {
+    let Some(first) = payloads.first() else { return 0 };
+    let equal =
+        payloads.iter().take(GSO_SEGMENTS_MAX).take_while(|payload| payload.len() == first.len()).count();
+    let shorter =
+        equal < GSO_SEGMENTS_MAX && payloads.get(equal).is_some_and(|next| next.len() < first.len());
+    equal + usize::from(shorter)
+}
+
+impl Listener {
+    fn write(&mut self, marker: bool, rtp_time: u32, payload: &[u8], out: &mut Vec<u8>) {
+        let mut header = [0; RTP_HEADER_BYTES];
+        header[0] = 0x80;
+        header[1] = PAYLOAD_TYPE | if marker { 0x80 } else { 0 };
+        header[2..4].copy_from_slice(&(self.next as u16).to_be_bytes());
+        header[4..8].copy_from_slice(&rtp_time.to_be_bytes());
+        header[8..12].copy_from_slice(&self.ssrc.to_be_bytes());
+        match &self.keys {
+            Some(keys) => {
+                // Fails for a payload of gigabytes only.
+                let _ = keys.seal_rtp(&header, payload, self.ssrc, self.next, out);
+            }
+            None => {
+                out.extend_from_slice(&header);
+                out.extend_from_slice(payload);
+            }
+        }
+        self.next += 1;
+    }
+}
+
+/// Rung by the doorbell's thread: sends right there.
+struct SendingBell(Arc<Mutex<Sender>>);
+
+impl Bell for SendingBell {
+    fn ring(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).turn();
+    }
+}
+
+/// Runs until killed.
+pub(crate) fn run(shm: &str) -> Fallible<()> {
+    let socket = Arc::new(UdpSocket::bind("127.0.0.1:0")?);
+    prepare_sender(&socket)?;
+    let camera = Camera::new(shm, Wake::Auto);
+    let sender = Arc::new(Mutex::new(Sender {
+        socket: Arc::clone(&socket),
+        cursor: camera.cursor(),
+        assembler: Assembler::new(),
+        packetizer: Packetizer::new(RTP_PAYLOAD_BYTES_MAX),
+        payloads: Vec::new(),
+        listeners: Vec::new(),
+        rtp_time: 0,
+        run: Vec::with_capacity(1 << 16),
+        failed: 0,
+    }));
+    camera.add_bell(Arc::new(SendingBell(Arc::clone(&sender))));
+    let stop = Arc::new(AtomicBool::new(false));
+    std::thread::spawn(move || doorbell::run(camera, stop, false));
+    println!("listening: http={0} udp={0}", socket.local_addr()?);
+    let mut buffer = [0; 256];
+    loop {
+        let (count, from) = socket.recv_from(&mut buffer)?;
+        let (Some(hello), SocketAddr::V4(remote)) = (Hello::decode(&buffer[..count]), from) else { continue };
+        let mut sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
+        if sender.listeners.iter().all(|listener| listener.remote != remote) {
+            let keys = hello.srtp();
+            sender.listeners.push(Listener { remote, ssrc: hello.ssrc, keys, next: 1 });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hello_comes_back_as_it_was() {
+        for profile in [None, Some(Profile::Aes128Cm), Some(Profile::Aes128Gcm), Some(Profile::Aes256Gcm)] {
+            let hello = Hello { profile, ssrc: 0xDEAD_BEEF };
+            assert_eq!(Hello::decode(&hello.encode()), Some(hello.clone()));
+            assert_eq!(hello.srtp().is_some(), profile.is_some());
+        }
+        assert_eq!(Hello::decode(b"perf-floor-hello"), None);
+    }
+
+    #[test]
+    fn runs_are_equal_payloads_and_at_most_one_shorter_at_the_end() {
+        let payloads =
+            |sizes: &[usize]| -> Vec<Arc<[u8]>> { sizes.iter().map(|size| vec![0; *size].into()).collect() };
+        assert_eq!(run_length(&payloads(&[60, 1140, 1140])), 1);
+        assert_eq!(run_length(&payloads(&[1140, 1140, 70, 1140])), 3);
+        assert_eq!(run_length(&payloads(&[1140; 60])), GSO_SEGMENTS_MAX);
+        assert_eq!(run_length(&[]), 0);
+    }
+}

@@ -1,0 +1,229 @@
+//! The command line: which settings to run, how often, and where the records go.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use lexopt::prelude::*;
+
+use crate::Fallible;
+use crate::measure::{self, Plan};
+use crate::record::{Record, Setting};
+use crate::subject::{Kind, Programs};
+use crate::{floor, process, report};
+
+const HELP: &str = "\
+perf: measures streaming-server and its peers under load.
+
+  perf run [OPTIONS]       every combination of the lists, servers in turn, appended to --out
+  perf report FILE...      tables and charts of records: --directory DIR [perf/results], --readme FILE
+  perf floor --shm NAME    the bare sender (started by `perf run`)
+
+  --servers LIST     ours, ours-2 (workers), floor-gcm, floor-cm, floor-send, pion, pion-best, aiortc [ours]
+  --viewers LIST     [10]
+  --kbps LIST        [8000]
+  --record LIST      no, yes [no]
+  --seconds N        measured per run [8]
+  --rounds N         runs of each combination [1]
+  --check N          viewers that decrypt and sum everything; the others read headers and stamps [10]
+  --gro              viewers take whole GSO trains, as if a network card had segmented them
+  --layout LAYOUT    of the camera's ring [v3]
+  --size WxH         of the picture [1280x720]
+  --programs DIR     where streaming-server and camera-sim are [target/release]
+  --peers DIR        where perf/peers/*/setup put the peers [target/peers]
+  --inspect DIR      keep a CPU profile and the metrics of ours (costs it a little) [off]
+  --out FILE         records, one JSON object per line [none]
+";
+
+/// Does what the command line says.
+pub(crate) fn dispatch(mut parser: lexopt::Parser) -> Fallible<()> {
+    let command = match parser.next()? {
+        Some(Value(command)) => command.string()?,
+        Some(Long("help")) | None => {
+            print!("{HELP}");
+            return Ok(());
+        }
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    match command.as_str() {
+        "run" => Run::parse(parser)?.map_or(Ok(()), |run| run.all()),
+        "report" => report(parser),
+        "floor" => floor::run(&shm(parser)?),
+        other => Err(format!("no command {other:?}; perf --help lists them").into()),
+    }
+}
+
+fn report(mut parser: lexopt::Parser) -> Fallible<()> {
+    let (mut records, mut directory, mut readme) = (Vec::new(), PathBuf::from("perf/results"), None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(path) => records.push(PathBuf::from(path)),
+            Long("directory") => directory = parser.value()?.into(),
+            Long("readme") => readme = Some(PathBuf::from(parser.value()?)),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    report::write(&report::read(&records)?, &directory, readme.as_deref())
+}
+
+fn shm(mut parser: lexopt::Parser) -> Fallible<String> {
+    match parser.next()? {
+        Some(Long("shm")) => Ok(parser.value()?.string()?),
+        _ => Err("perf floor --shm NAME".into()),
+    }
+}
+
+fn list<T: FromStr>(text: &str) -> Fallible<Vec<T>> {
+    let parse = |part: &str| part.trim().parse().map_err(|_| format!("{part:?} in {text:?}").into());
+    text.split(',').map(parse).collect()
+}
+
+struct Run {
+    plan: Plan,
+    servers: Vec<String>,
+    viewers: Vec<usize>,
+    kbps: Vec<u32>,
+    record: Vec<bool>,
+    rounds: u32,
+    gro: bool,
+    out: Option<PathBuf>,
+}
+
+impl Run {
+    fn parse(mut parser: lexopt::Parser) -> Fallible<Option<Run>> {
+        let mut run = Run {
+            plan: Plan {
+                programs: Programs { ours: "target/release".into(), peers: "target/peers".into() },
+                seconds: 8,
+                layout: "v3".to_owned(),
+                size: "1280x720".to_owned(),
+                check: 10,
+                inspect: None,
+                scratch: std::env::temp_dir().join(format!("perf-{}", std::process::id())),
+            },
+            servers: vec!["ours".to_owned()],
+            viewers: vec![10],
+            kbps: vec![8_000],
+            record: vec![false],
+            rounds: 1,
+            gro: false,
+            out: None,
+        };
+        while let Some(argument) = parser.next()? {
+            let Long(name) = argument else { return Err(argument.unexpected().into()) };
+            match name.to_owned().as_str() {
+                "help" => {
+                    print!("{HELP}");
+                    return Ok(None);
+                }
+                "gro" => run.gro = true,
+                name => run.set(name, &parser.value()?.string()?)?,
+            }
+        }
+        run.servers.iter().try_for_each(|name| Kind::parse(name).map(drop))?;
+        Ok(Some(run))
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Fallible<()> {
+        match name {
+            "servers" => self.servers = list(value)?,
+            "viewers" => self.viewers = list(value)?,
+            "kbps" => self.kbps = list(value)?,
+            "record" => {
+                let words: Vec<String> = list(value)?;
+                self.record = words.iter().map(|word| word == "yes").collect();
+            }
+            "seconds" => self.plan.seconds = value.parse()?,
+            "rounds" => self.rounds = value.parse()?,
+            "check" => self.plan.check = value.parse()?,
+            "layout" => self.plan.layout = value.to_owned(),
+            "size" => self.plan.size = value.to_owned(),
+            "programs" => self.plan.programs.ours = value.into(),
+            "peers" => self.plan.programs.peers = value.into(),
+            "inspect" => self.plan.inspect = Some(value.into()),
+            "out" => self.out = Some(value.into()),
+            _ => return Err(format!("no option --{name}; perf --help lists them").into()),
+        }
+        Ok(())
+    }
+
+    /// Every combination, the servers in turn inside each, so that a busy minute of the machine hits all alike.
+    fn all(&self) -> Fallible<()> {
+        std::fs::create_dir_all(&self.plan.scratch)?;
+        let mut failures = 0;
+        for (kbps, record) in self.kbps.iter().flat_map(|k| self.record.iter().map(move |r| (*k, *r))) {
+            for (viewers, _) in
+                self.viewers.iter().flat_map(|n| (0..self.rounds).map(move |round| (*n, round)))
+            {
+                for server in &self.servers {
+                    let setting = Setting { server: server.clone(), viewers, kbps, record, gro: self.gro };
+                    match measure::run(&self.plan, &setting) {
+                        Ok(record) => self.note(&record)?,
+                        Err(error) => {
+                            failures += 1;
+                            eprintln!("{setting:?}: {error}");
+                        }
+                    }
+                }
+            }
+        }
+        let _ = std::fs::remove_dir_all(&self.plan.scratch);
+        if failures > 0 { Err(format!("{failures} run(s) failed").into()) } else { Ok(()) }
+    }
+
+    fn note(&self, record: &Record) -> Fallible<()> {
+        println!("{}", brief(record));
+        if let Some(path) = &self.out {
+            if let Some(directory) = path.parent() {
+                std::fs::create_dir_all(directory)?;
+            }
+            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+            writeln!(file, "{}", serde_json::to_string(record)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// One run in a few lines.
+fn brief(record: &Record) -> String {
+    let Record { setting, units, latency, cpu, memory, .. } = record;
+    let process::Memory { anon_kb, file_kb, shmem_kb } = memory;
+    format!(
+        "{:>10} {:>4} x {:>5} kbit/s{} | p50 {:.0} p90 {:.0} p99 {:.0} p99.9 {:.0} max {:.0} us (IDR p50 {:.0}, \
+         last viewer p50 {:.0} p99 {:.0}) | missing {} dup {} torn {} late {} of {} (harness lost {}) | CPU {:.2} ms/s \
+         (user {:.0} sys {:.0}), per viewer {:.3} | anon {anon_kb} file {file_kb} shmem {shmem_kb} kB | switches \
+         {:.0}+{:.0}/s | start {:.0} ms, first datagram {:.1}, IDR {:.1} ms | load {:.0} ms/s idle {:.0} % stolen \
+         {:.1} % {}",
+        setting.server,
+        setting.viewers,
+        setting.kbps,
+        if setting.record { " rec" } else { "" },
+        latency.p50,
+        latency.p90,
+        latency.p99,
+        latency.p99_9,
+        latency.max,
+        record.latency_idr.p50,
+        record.latency_last_viewer.p50,
+        record.latency_last_viewer.p99,
+        units.missing,
+        units.duplicated,
+        units.torn,
+        units.late,
+        units.expected,
+        units.lost_by_harness,
+        cpu.total_ms,
+        cpu.user_ms,
+        cpu.system_ms,
+        record.cpu_per_viewer_ms(),
+        cpu.voluntary_switches,
+        cpu.involuntary_switches,
+        record.start_ms,
+        record.first_datagram_ms.p50,
+        record.first_idr_ms.p50,
+        record.load_ms,
+        record.idle * 100.0,
+        record.stolen * 100.0,
+        record.srtp,
+    )
+}

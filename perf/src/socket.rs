@@ -1,0 +1,267 @@
+//! UNSAFE: UDP sockets as the kernel offers them: many datagrams per call with the time each arrived, and runs
+//! of equal datagrams in one send. Knows nothing of RTP.
+#![expect(unsafe_code, reason = "recvmmsg, sendmsg with control messages, scheduling class")]
+
+use std::io;
+use std::mem::{MaybeUninit, size_of, zeroed};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Datagrams of one call.
+const BATCH: usize = 64;
+/// Bytes of one receive buffer: a whole GRO train where that is on.
+const PLAIN_BYTES: usize = 2_048;
+const GRO_BYTES: usize = 65_536;
+/// Bytes of the control messages of one datagram: time, lost datagrams, segment size.
+const CONTROL_BYTES: usize = 128;
+/// Bytes of a socket's receive buffer: seconds of 8 Mbit/s, so that a viewer that is not scheduled for a while
+/// loses nothing.
+const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
+
+fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let bytes = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as `socket` lives; the value is an i32 that outlives the call, and
+    // its size is passed.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), bytes)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes a viewer's socket: kernel timestamps, loss counter, a large buffer; whole trains where `gro`.
+pub(crate) fn prepare_viewer(socket: &UdpSocket, gro: bool) -> io::Result<()> {
+    let bytes = RECEIVE_BUFFER_BYTES as i32;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
+        .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes))?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+    if gro {
+        set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)?;
+    }
+    socket.set_nonblocking(true)
+}
+
+/// A large send buffer for the bare sender.
+pub(crate) fn prepare_sender(socket: &UdpSocket) -> io::Result<()> {
+    let bytes = RECEIVE_BUFFER_BYTES as i32;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes)
+        .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
+}
+
+/// The calling thread yields to everything else that wants to run (SCHED_IDLE): being woken late costs a viewer
+/// with kernel timestamps nothing, while holding a core up would cost the server under test.
+pub(crate) fn yield_to_others() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is the calling thread; the parameters outlive the call.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Control messages, aligned as `cmsghdr` must be.
+#[repr(C, align(8))]
+#[derive(Copy, Clone)]
+struct Control([u8; CONTROL_BYTES]);
+
+/// One datagram, or a GRO train of several, as it came.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Datagram<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) from: SocketAddrV4,
+    /// CLOCK_REALTIME ns at which the kernel took it.
+    pub(crate) at_realtime_ns: i64,
+    /// Datagrams this socket lost so far because nobody read.
+    pub(crate) lost_in_all: Option<u32>,
+    /// Bytes of each datagram of a train but the last.
+    pub(crate) segment_bytes: usize,
+}
+
+/// Receive buffers for [`BATCH`] datagrams.
+pub(crate) struct Receiver {
+    buffer_bytes: usize,
+    buffers: Vec<u8>,
+    controls: Vec<Control>,
+    names: Vec<libc::sockaddr_in>,
+    /// Bytes and control bytes of what the last call received.
+    lengths: Vec<(usize, usize)>,
+}
+
+impl Receiver {
+    /// Datagrams of one call at most.
+    pub(crate) const BATCH: usize = BATCH;
+
+    pub(crate) fn new(gro: bool) -> Receiver {
+        let buffer_bytes = if gro { GRO_BYTES } else { PLAIN_BYTES };
+        Receiver {
+            buffer_bytes,
+            buffers: vec![0; buffer_bytes * BATCH],
+            controls: vec![Control([0; CONTROL_BYTES]); BATCH],
+            names: vec![address_of(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)); BATCH],
+            lengths: Vec::with_capacity(BATCH),
+        }
+    }
+
+    /// Receives what is there, without waiting; how many (0: nothing).
+    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.lengths.clear();
+        let mut iovecs: [libc::iovec; BATCH] =
+            std::array::from_fn(|_| libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
+        let places = self.buffers.chunks_exact_mut(self.buffer_bytes);
+        for (iovec, place) in iovecs.iter_mut().zip(places) {
+            *iovec = libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: place.len() };
+        }
+        // SAFETY: `mmsghdr` is plain data for which all zeroes are valid (null pointers, zero lengths).
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
+        let places = iovecs.iter_mut().zip(&mut self.controls).zip(&mut self.names);
+        for (header, ((iovec, control), name)) in headers.iter_mut().zip(places) {
+            header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_hdr.msg_iov = iovec;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = CONTROL_BYTES;
+        }
+        // SAFETY: every header points to its own name, iovec and control buffer, every iovec to its own part of
+        // `buffers`; all outlive the call and nobody else uses them meanwhile.
+        let count = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                BATCH as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        let Ok(count) = usize::try_from(count) else {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) };
+        };
+        let told = |header: &libc::mmsghdr| (header.msg_len as usize, header.msg_hdr.msg_controllen);
+        self.lengths.extend(headers[..count].iter().map(told));
+        Ok(count)
+    }
+
+    /// The `index`-th datagram of the last call.
+    pub(crate) fn datagram(&self, index: usize) -> Datagram<'_> {
+        let (bytes, control_bytes) = self.lengths[index];
+        let start = index * self.buffer_bytes;
+        let bytes = &self.buffers[start..start + bytes];
+        let name = &self.names[index];
+        let from = SocketAddrV4::new(
+            Ipv4Addr::from_bits(u32::from_be(name.sin_addr.s_addr)),
+            u16::from_be(name.sin_port),
+        );
+        let segment_bytes = bytes.len().max(1);
+        let mut datagram = Datagram { bytes, from, at_realtime_ns: 0, lost_in_all: None, segment_bytes };
+        let mut rest = &self.controls[index].0[..control_bytes.min(CONTROL_BYTES)];
+        while let Some((kind, data, more)) = next_control(rest) {
+            match kind {
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => datagram.at_realtime_ns = time_of(data),
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => datagram.lost_in_all = first_u32(data),
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    datagram.segment_bytes = first_u32(data).map_or(bytes.len(), |size| size as usize).max(1);
+                }
+                _ => {}
+            }
+            rest = more;
+        }
+        datagram
+    }
+}
+
+type ControlMessage<'a> = ((i32, i32), &'a [u8], &'a [u8]);
+
+/// Splits the first control message off: (level, type), data, rest (cmsg(3), 64-bit layout).
+fn next_control(bytes: &[u8]) -> Option<ControlMessage<'_>> {
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let length = usize::try_from(u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
+    let level = i32::from_ne_bytes(bytes.get(8..12)?.try_into().ok()?);
+    let kind = i32::from_ne_bytes(bytes.get(12..16)?.try_into().ok()?);
+    let data = bytes.get(HEADER..length)?;
+    Some(((level, kind), data, bytes.get(length.next_multiple_of(8)..).unwrap_or_default()))
+}
+
+fn first_u32(data: &[u8]) -> Option<u32> {
+    data.first_chunk::<4>().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn time_of(data: &[u8]) -> i64 {
+    let word =
+        |at: usize| data.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(i64::from_ne_bytes);
+    word(0).unwrap_or(0) * 1_000_000_000 + word(8).unwrap_or(0)
+}
+
+fn address_of(address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: address.ip().to_bits().to_be() },
+        sin_zero: [0; 8],
+    }
+}
+
+/// Sends `bytes` as datagrams of `segment_bytes`, the last one shorter, in one call.
+pub(crate) fn send_run(
+    socket: &UdpSocket,
+    remote: SocketAddrV4,
+    bytes: &[u8],
+    segment_bytes: usize,
+) -> io::Result<usize> {
+    let mut address = address_of(remote);
+    let mut iovec = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut control = Control([0; CONTROL_BYTES]);
+    let length = size_of::<libc::cmsghdr>() + size_of::<u16>();
+    control.0[..8].copy_from_slice(&(length as u64).to_ne_bytes());
+    control.0[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+    control.0[12..16].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
+    control.0[16..18].copy_from_slice(&(segment_bytes as u16).to_ne_bytes());
+    // SAFETY: `msghdr` is plain data for which all zeroes are valid.
+    let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    header.msg_name = std::ptr::from_mut(&mut address).cast();
+    header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    if bytes.len() > segment_bytes {
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = length.next_multiple_of(8);
+    }
+    // SAFETY: name, iovec and control outlive the call; sendmsg only reads the bytes of the iovec.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, 0) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    fn pair(gro: bool) -> (UdpSocket, UdpSocket, SocketAddrV4) {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        prepare_viewer(&receiver, gro).unwrap();
+        let std::net::SocketAddr::V4(address) = receiver.local_addr().unwrap() else { unreachable!() };
+        (UdpSocket::bind("127.0.0.1:0").unwrap(), receiver, address)
+    }
+
+    #[test]
+    fn a_run_arrives_as_its_datagrams_with_the_time_each_came() {
+        let (sender, receiver, address) = pair(false);
+        let before = crate::clock::monotonic_ns() + crate::clock::realtime_offset_ns();
+        send_run(&sender, address, &[7; 2_500], 1_000).unwrap();
+        let mut batch = Receiver::new(false);
+        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
+        let sizes: Vec<usize> = (0..3).map(|index| batch.datagram(index).bytes.len()).collect();
+        assert_eq!(sizes, [1_000, 1_000, 500]);
+        let late = batch.datagram(0).at_realtime_ns - before;
+        assert!((-1_000_000..60_000_000_000).contains(&late), "{late} ns");
+        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 0);
+    }
+
+    #[test]
+    fn with_gro_the_train_stays_together_and_says_its_segments() {
+        let (sender, receiver, address) = pair(true);
+        send_run(&sender, address, &[7; 2_500], 1_000).unwrap();
+        let mut batch = Receiver::new(true);
+        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 1);
+        let train = batch.datagram(0);
+        assert_eq!((train.bytes.len(), train.segment_bytes), (2_500, 1_000));
+    }
+}

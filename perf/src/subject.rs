@@ -1,0 +1,162 @@
+//! The servers under test: how each is started, when it is ready and how a viewer joins it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::Fallible;
+use crate::floor::Hello;
+use crate::http;
+use crate::process::Process;
+use crate::srtp::Profile;
+use crate::viewer::{Offering, Viewer};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks whether a server answers.
+const READY_LOOK: Duration = Duration::from_micros(500);
+
+/// A server under test.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// streaming-server with this many workers.
+    Ours { workers: u32 },
+    /// The bare sender, that encrypts so.
+    Floor(Option<Profile>),
+    /// A program of `perf/peers/`, by its name there and its variant.
+    Peer { program: &'static str, variant: &'static str },
+}
+
+const ALL: &[(&str, Kind)] = &[
+    ("ours", Kind::Ours { workers: 1 }),
+    ("ours-2", Kind::Ours { workers: 2 }),
+    ("floor-gcm", Kind::Floor(Some(Profile::Aes256Gcm))),
+    ("floor-cm", Kind::Floor(Some(Profile::Aes128Cm))),
+    ("floor-send", Kind::Floor(None)),
+    ("pion", Kind::Peer { program: "pion", variant: "faithful" }),
+    ("pion-best", Kind::Peer { program: "pion", variant: "best" }),
+    ("pion-best-1", Kind::Peer { program: "pion", variant: "best-1" }),
+    ("aiortc", Kind::Peer { program: "aiortc", variant: "passthrough" }),
+];
+
+impl Kind {
+    pub(crate) fn parse(name: &str) -> Fallible<Kind> {
+        let names = || ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let found = ALL.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
+        found.ok_or_else(|| format!("no server is called {name:?}; known: {}", names()).into())
+    }
+}
+
+/// Where the programs are.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    /// The directory of `streaming-server` and `camera-sim`.
+    pub(crate) ours: PathBuf,
+    /// The directory into which `perf/peers/*/setup` installs.
+    pub(crate) peers: PathBuf,
+}
+
+/// A running server.
+pub(crate) struct Subject {
+    kind: Kind,
+    pub(crate) process: Process,
+    address: SocketAddr,
+    next_ssrc: u32,
+    /// From exec to the first answer on /health, ms.
+    pub(crate) start_ms: f64,
+}
+
+impl Subject {
+    /// Starts it on the ring `shm` and waits until it answers.
+    pub(crate) fn start(
+        kind: Kind,
+        programs: &Programs,
+        shm: &str,
+        viewers: usize,
+        recordings: &Path,
+    ) -> Fallible<Subject> {
+        let mut command = match kind {
+            Kind::Ours { workers } => ours(programs, workers, viewers, recordings),
+            Kind::Floor(_) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("floor");
+                command
+            }
+            Kind::Peer { program, variant } => {
+                let path = programs.peers.join(program).join("serve");
+                if !path.exists() {
+                    return Err(format!("no {}: run perf/peers/{program}/setup first", path.display()).into());
+                }
+                let mut command = Command::new(path);
+                command.args(["--variant", variant, "--http", "127.0.0.1:0"]);
+                command.arg("--record-path").arg(recordings);
+                command
+            }
+        };
+        let mut process = Process::spawn("the server", command.arg("--shm").arg(shm))?;
+        let line = process.wait_for("listening: ", PATIENCE)?;
+        let address = line.split_whitespace().find_map(|word| word.strip_prefix("http="));
+        let address: SocketAddr = address.ok_or("no http= in the server's line")?.parse()?;
+        let deadline = Instant::now() + PATIENCE;
+        while !matches!(kind, Kind::Floor(_)) && !answers(address) {
+            process.check()?;
+            if Instant::now() > deadline {
+                return Err(format!("no answer on /health:\n{}", process.tail()).into());
+            }
+            std::thread::sleep(READY_LOOK);
+        }
+        let start_ms = process.started.elapsed().as_secs_f64() * 1e3;
+        Ok(Subject { kind, process, address, next_ssrc: 0x5045_0000, start_ms })
+    }
+
+    /// A viewer that has joined; its media is still to come.
+    pub(crate) fn join(&mut self, gro: bool, checks_all: bool) -> Fallible<Viewer> {
+        if let Kind::Floor(profile) = self.kind {
+            self.next_ssrc += 1;
+            return Viewer::bare(self.address, &Hello { profile, ssrc: self.next_ssrc }, gro, checks_all);
+        }
+        let offering = Offering::new(gro, checks_all)?;
+        let asked_at_ns = crate::clock::monotonic_ns();
+        let answer = self.post("/api/webrtc/offer", &json!({"type": "offer", "sdp": offering.sdp}))?;
+        let sdp = answer["sdp"].as_str().ok_or("no sdp in the answer")?;
+        offering.accept(sdp, asked_at_ns)
+    }
+
+    /// The address of the control endpoint, where metrics and profiles are; ours only.
+    pub(crate) fn control(&mut self) -> Fallible<SocketAddr> {
+        let line = self.process.wait_for("control: http://", PATIENCE)?;
+        Ok(line.split('/').next().unwrap_or_default().parse()?)
+    }
+
+    /// Whether it is streaming-server.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self.kind, Kind::Ours { .. })
+    }
+
+    /// Posts JSON; the answer's JSON.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Fallible<Value> {
+        let (status, text) = http::request(self.address, "POST", path, &body.to_string())?;
+        if status != 200 {
+            return Err(format!("{path}: {status} {text}").into());
+        }
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+fn ours(programs: &Programs, workers: u32, viewers: usize, recordings: &Path) -> Command {
+    let mut command = Command::new(programs.ours.join("streaming-server"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
+        command.env_remove(name);
+    }
+    command.args(["--control", "127.0.0.1:0", "--http", "127.0.0.1:0", "--udp", "127.0.0.1:0"]);
+    // 32 is the default: memory is that of a server nobody tuned.
+    command.args(["--max-viewers", &viewers.max(32).to_string(), "--workers", &workers.to_string()]);
+    command.arg("--record-path").arg(recordings);
+    command
+}
+
+fn answers(address: SocketAddr) -> bool {
+    matches!(http::request(address, "GET", "/health", ""), Ok((200, _)))
+}
