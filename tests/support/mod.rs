@@ -12,6 +12,7 @@
 
 pub(crate) mod account;
 pub(crate) mod camera;
+pub(crate) mod debugger;
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod process;

@@ -25,7 +25,7 @@ async function ask(method, path, body) {
   if (body) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json" } });
   const response = await fetch(path, options);
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.error || `HTTP ${response.status}`);
+  if (!response.ok) throw Object.assign(new Error(answer.error || `HTTP ${response.status}`), { code: answer.code });
   return answer;
 }
 
@@ -50,6 +50,7 @@ function size(bytes) {
 // ---- the button -------------------------------------------------------------------------------------
 
 function showStatus(status) {
+  recordButton.hidden = drawerButton.hidden = false;
   const ended = isRecording && !status.recording;
   isRecording = status.recording;
   recordButton.setAttribute("aria-pressed", String(isRecording));
@@ -65,8 +66,11 @@ async function tick() {
     try {
       showStatus(await ask("GET", "api/recording/status"));
       if (isRecording && !drawer.hidden) await refresh();
-    } catch {
-      // The live view says that the server is gone; this comes back with it.
+    } catch (error) {
+      // A server that does not record has nothing to press. Otherwise the live view says that the server is gone, and
+      // this comes back with it.
+      const isOff = error.code === "no_recorder";
+      recordButton.hidden = drawerButton.hidden = isOff;
     }
   }
   setTimeout(tick, TICK_MS);
