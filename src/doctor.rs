@@ -115,11 +115,13 @@ fn sending() -> Vec<Check> {
         Ok(edge) => edge.features(),
         Err(error) => return vec![check("io_uring", Verdict::Fail, error.to_string())],
     };
+    let system = rustix::system::uname();
+    let release = system.release().to_string_lossy();
     let missing = Features { gso: true, ..features }.missing();
     let ring = if missing.is_empty() {
-        check("io_uring", Verdict::Ok, "all features that are used")
+        check("io_uring", Verdict::Ok, format!("Linux {release} has all that is used of it"))
     } else {
-        let finding = format!("without {missing}: works, Linux 6.1 or newer is faster");
+        let finding = format!("Linux {release}, without {missing}: works, Linux 6.1 or newer is faster");
         check("io_uring", Verdict::Warn, finding)
     };
     let gso = if features.gso {
