@@ -158,6 +158,8 @@ fn a_server_that_leaves_recording_to_others_says_so_and_shows_the_picture() {
         answer.assert_error(&[501]);
         assert_eq!(answer.json()["code"], "no_recorder", "{path}");
     }
+    let status = server.get("/api/status").json();
+    assert_eq!(status["recording"], serde_json::json!({ "recording": false, "state": "off" }));
     wait_until("units in the metrics", || server.metrics().expect("frames_sent_total") >= 20.0);
     assert_eq!(server.metrics().value("recording_active", &[]), None);
     let threads = std::fs::read_dir(format!("/proc/{}/task", server.process.id())).unwrap();

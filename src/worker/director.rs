@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::camera::{Camera, CameraStatus};
-use crate::control::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile};
+use crate::control::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
 use crate::metrics::{WorkerCounters, trace};
 use crate::recorder::RecorderHandle;
 use crate::service::{Health, Heartbeat};
@@ -93,10 +93,10 @@ impl Director {
         let workers = self.counters.iter().enumerate();
         let workers = workers.map(|(index, worker)| beat(format!("worker {index}"), worker.turns.get()));
         let doorbell = beat("doorbell".to_owned(), self.camera.counters().wakes.load(Ordering::Relaxed));
-        Health { summary: self.summary(), heartbeats: workers.chain([doorbell]).collect() }
+        Health { summary: self.status_line(), heartbeats: workers.chain([doorbell]).collect() }
     }
 
-    fn summary(&self) -> String {
+    fn status_line(&self) -> String {
         let camera = match self.camera_state() {
             (state @ ("live" | "stalled"), _) => {
                 let (width, height) =
@@ -107,7 +107,7 @@ impl Director {
         };
         let viewers: u64 = self.counters.iter().map(|counters| counters.viewers.get()).sum();
         let recording = match &self.recorder {
-            Some(recorder) if recorder.counters().active.load(Ordering::Relaxed) => "recording",
+            Some(_) if self.is_recording() => "recording",
             Some(_) => "not recording",
             None => "no recorder",
         };
@@ -119,6 +119,10 @@ impl Director {
     pub fn trace(&self, seconds: u32) -> String {
         let since_ns = clock::monotonic_ns().saturating_sub(i64::from(seconds) * 1_000_000_000);
         trace::to_chrome_json(self.counters.iter().map(|worker| &worker.trace), since_ns)
+    }
+
+    fn is_recording(&self) -> bool {
+        self.recorder.as_ref().is_some_and(|recorder| recorder.counters().active.load(Ordering::Relaxed))
     }
 
     fn sessions(&self) -> u32 {
@@ -237,8 +241,12 @@ impl Backend for Director {
         }
     }
 
-    fn camera(&self) -> Value {
-        self.camera_state().1
+    fn summary(&self) -> Summary {
+        Summary {
+            camera: self.camera_state().1,
+            viewers: self.sessions(),
+            is_recording: self.is_recording(),
+        }
     }
 
     fn metrics(&self) -> String {

@@ -1,9 +1,10 @@
 // Recordings on the viewer page: the record button with its elapsed time, and the drawer with the list.
 //
-//   tick (once a second while the page is shown) ── GET api/recording/status ──► button
+//   events.js ── recording ──► button
 //   drawer open ── GET api/recordings ──► list: play here, download, delete
 
-const TICK_MS = 1000;
+import { askStatus, onStatus } from "./events.js";
+
 const TIMEOUT_MS = 15000; // a stop waits until the file is on the disk
 const CONFIRM_MS = 4000;
 
@@ -25,7 +26,7 @@ async function ask(method, path, body) {
   if (body) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json" } });
   const response = await fetch(path, options);
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw Object.assign(new Error(answer.error || `HTTP ${response.status}`), { code: answer.code });
+  if (!response.ok) throw new Error(answer.error || `HTTP ${response.status}`);
   return answer;
 }
 
@@ -50,7 +51,6 @@ function size(bytes) {
 // ---- the button -------------------------------------------------------------------------------------
 
 function showStatus(status) {
-  recordButton.hidden = drawerButton.hidden = false;
   const ended = isRecording && !status.recording;
   isRecording = status.recording;
   recordButton.setAttribute("aria-pressed", String(isRecording));
@@ -61,19 +61,13 @@ function showStatus(status) {
   if (ended && !drawer.hidden) refresh();
 }
 
-async function tick() {
-  if (!document.hidden && !isBusy) {
-    try {
-      showStatus(await ask("GET", "api/recording/status"));
-      if (isRecording && !drawer.hidden) await refresh();
-    } catch (error) {
-      // A server that does not record has nothing to press. Otherwise the live view says that the server is gone, and
-      // this comes back with it.
-      const isOff = error.code === "no_recorder";
-      recordButton.hidden = drawerButton.hidden = isOff;
-    }
-  }
-  setTimeout(tick, TICK_MS);
+// Without a status the live view says that the server is gone; this comes back with it.
+function statusCame(status) {
+  if (!status || isBusy) return;
+  // A server that does not record has nothing to press.
+  recordButton.hidden = drawerButton.hidden = status.recording.state === "off";
+  showStatus(status.recording);
+  if (isRecording && !drawer.hidden) refresh();
 }
 
 async function toggleRecording() {
@@ -87,11 +81,8 @@ async function toggleRecording() {
   } finally {
     isBusy = false;
   }
-  try {
-    showStatus(await ask("GET", "api/recording/status"));
-  } catch {
-    recordButton.disabled = false;
-  }
+  recordButton.disabled = false;
+  await askStatus();
   if (!drawer.hidden) refresh();
 }
 
@@ -199,4 +190,4 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !drawer.hidden) toggleDrawer();
   if (event.key === "r" && !isBusy && !event.target.closest("input, textarea")) toggleRecording();
 });
-tick();
+onStatus(statusCame);
