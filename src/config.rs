@@ -62,6 +62,8 @@ pub struct Config {
     pub srtp: SrtpChoice,
     /// Directory of the recordings.
     pub record_path: PathBuf,
+    /// Leave recording to others: no recorder thread, no recording routes.
+    pub no_recorder: bool,
     /// What a recording without an extension in its name becomes.
     pub record_format: RecordFormat,
     /// Bytes all recordings together may take.
@@ -94,6 +96,7 @@ impl Default for Config {
             log_level: log::LevelFilter::Info,
             srtp: SrtpChoice::Auto,
             record_path: PathBuf::from("./recordings"),
+            no_recorder: false,
             record_format: RecordFormat::Mp4,
             retain_bytes: None,
             retain_days: None,
@@ -170,6 +173,7 @@ impl Config {
             log_level: one(given, "log-level", values::log_level, default.log_level)?,
             srtp: one(given, "srtp", values::srtp, default.srtp)?,
             record_path: one(given, "record-path", recording::directory, default.record_path)?,
+            no_recorder: one(given, "no-recorder", values::switch, default.no_recorder)?,
             record_format: one(given, "record-format", recording::format, default.record_format)?,
             retain_bytes: one(given, "retain-bytes", recording::bytes, None)?,
             retain_days: one(given, "retain-days", recording::days, None)?,
@@ -230,6 +234,7 @@ impl fmt::Display for Config {
         changed("log-level", lower(self.log_level), lower(default.log_level))?;
         changed("srtp", self.srtp.to_string(), default.srtp.to_string())?;
         changed("record-path", shown(&self.record_path), shown(&default.record_path))?;
+        changed("no-recorder", self.no_recorder.to_string(), default.no_recorder.to_string())?;
         changed("record-format", self.record_format.to_string(), default.record_format.to_string())?;
         changed("retain-bytes", maybe(self.retain_bytes), String::new())?;
         changed("retain-days", maybe(self.retain_days), String::new())?;

@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::camera::mapping::{Access, Mapping};
 use crate::config::Config;
-use crate::uring::{self, Edge, EdgeConfig};
+use crate::uring::{self, Edge, EdgeConfig, Features};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,9 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.push(security::token(config));
     checks.push(udp(config.udp));
     checks.extend(config.control.map(|address| tcp("control", "--control", address)));
-    checks.push(recordings(&config.record_path));
+    if !config.no_recorder {
+        checks.push(recordings(&config.record_path));
+    }
     checks
 }
 
@@ -118,18 +120,13 @@ fn sending() -> Vec<Check> {
         Ok(edge) => edge.features(),
         Err(error) => return vec![check("io_uring", Verdict::Fail, error.to_string())],
     };
-    let parts = [
-        (features.single_issuer, "SINGLE_ISSUER"),
-        (features.defer_taskrun, "DEFER_TASKRUN"),
-        (features.coop_taskrun, "COOP_TASKRUN"),
-        (features.submit_all, "SUBMIT_ALL"),
-        (features.multishot_receive, "multishot receive"),
-    ];
-    let missing: Vec<&str> = parts.iter().filter(|(there, _)| !there).map(|(_, name)| *name).collect();
+    let system = rustix::system::uname();
+    let release = system.release().to_string_lossy();
+    let missing = Features { gso: true, ..features }.missing();
     let ring = if missing.is_empty() {
-        check("io_uring", Verdict::Ok, "all features that are used")
+        check("io_uring", Verdict::Ok, format!("Linux {release} has all that is used of it"))
     } else {
-        let finding = format!("without {}: works, Linux 6.1 or newer is faster", missing.join(", "));
+        let finding = format!("Linux {release}, without {missing}: works, Linux 6.1 or newer is faster");
         check("io_uring", Verdict::Warn, finding)
     };
     let gso = if features.gso {

@@ -34,4 +34,5 @@ pub mod logging;
 pub mod metrics;
 pub mod profiling;
 pub mod server;
+pub mod service;
 pub mod simulator;

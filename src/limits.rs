@@ -170,6 +170,14 @@ pub const VIEWER_IN_FLIGHT_MAX: u32 = 1_024;
 /// HMAC key schedules cached per thread (two per viewer in use, four that seldom are).
 pub const HMAC_KEYS_CACHED: usize = 64;
 
+// ---- service ---------------------------------------------------------------------------------------
+
+/// Looks at the heartbeats within the time a service manager waits for a sign of life.
+pub const SIGNS_OF_LIFE_PER_WATCHDOG: u32 = 4;
+
+/// Between two looks at what the service manager is told, where it waits for no sign of life.
+pub const STATUS_PERIOD: Duration = Duration::from_secs(5);
+
 // ---- uring -----------------------------------------------------------------------------------------
 
 /// Segments of one GSO send (the kernel's own bound is 64, `UDP_MAX_SEGMENTS`).

@@ -23,6 +23,7 @@ use crate::control::{self, ApiError, Backend, Diagnostics, Inspection};
 use crate::limits;
 use crate::profiling::{self, Contention, ProfileError};
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
+use crate::service::{self, Notifier};
 use crate::session::{SessionConfig, SessionContext, SrtpChoice};
 use crate::simulator::{self, SimulatorConfig};
 use crate::uring::{self, SocketError};
@@ -104,14 +105,14 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let context = session_context(config, udp)?;
     let socket = Arc::new(socket);
     let workers = start_workers(config, &camera, &socket)?;
-    let recorder = threads.start_recorder(&camera, config)?;
+    let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
     threads.start_doorbell(&camera, config.realtime)?;
     let director = Arc::new(Director::new(
         camera,
         context,
         workers.mailboxes.clone(),
         workers.counters.clone(),
-        recorder.clone(),
+        recorder,
         u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
     ));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -121,7 +122,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let instruments = start_control(config, &director, runtime.handle())?;
     announce(config, http, plain.as_ref(), udp);
     let endpoints = Endpoints { http, listener, plain, security };
-    let result = serve(config, &runtime, endpoints, &director, workers, &recorder);
+    let result = serve(config, &runtime, endpoints, &director, workers);
     // From here on the control endpoint says that the server stops.
     drop(instruments);
     result
@@ -304,7 +305,6 @@ fn serve(
     endpoints: Endpoints,
     director: &Arc<Director>,
     workers: Workers,
-    recorder: &RecorderHandle,
 ) -> Result<(), ServerError> {
     let start = |what| move |source| ServerError::Start { what, source };
     runtime.block_on(async {
@@ -314,14 +314,18 @@ fn serve(
         let backend = Arc::clone(director) as Arc<dyn Backend>;
         let security = endpoints.security.clone();
         let mut server = pin!(endpoints.serve(backend, stopped));
+        let mut notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+        notifier.ready();
         tokio::select! {
+            () = service::supervise(&mut notifier, watchdog_period(), || director.health()) => {}
             () = &mut server => log::error!("the HTTP endpoint ended by itself"),
             _ = interrupt.recv() => log::info!("SIGINT: stopping; once more to stop at once"),
             _ = terminate.recv() => log::info!("SIGTERM: stopping; once more to stop at once"),
             () = security.heed_hangups(config) => log::info!("the terminal is gone: stopping"),
         }
+        notifier.stopping();
         // A running recording is finished while the viewers are told.
-        recorder.shutdown();
+        director.stop_recorder();
         // Receivers may be gone when the endpoint ended by itself.
         let _ = stop.send(true);
         tokio::select! {
@@ -331,6 +335,13 @@ fn serve(
         }
         Ok(())
     })
+}
+
+/// How often the service manager is to be told that all is well, if it asked for it.
+fn watchdog_period() -> Option<Duration> {
+    let usec = std::env::var_os("WATCHDOG_USEC");
+    let pid = std::env::var_os("WATCHDOG_PID");
+    service::watchdog_period(usec.as_deref(), pid.as_deref(), std::process::id())
 }
 
 /// Lets the workers tell their viewers; a thread of its own, so that signals are still heard.

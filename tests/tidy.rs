@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("uring", &["limits"]),
     ("metrics", &["limits"]),
     ("logging", &["limits"]),
+    ("service", &["limits"]),
     ("profiling", &["limits"]),
     ("recorder", &["camera", "h264", "metrics", "limits"]),
     ("session", &["camera", "h264", "metrics", "limits"]),
@@ -30,7 +31,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Parsed once into types that cannot be wrong: the types live in the rooms they steer.
     ("config", &["camera", "session", "limits"]),
     ("control", &["config", "metrics", "limits"]),
-    ("worker", &["camera", "h264", "recorder", "session", "uring", "control", "metrics", "config", "limits"]),
+    (
+        "worker",
+        &[
+            "camera", "h264", "recorder", "session", "uring", "control", "metrics", "config", "service",
+            "limits",
+        ],
+    ),
 ];
 
 /// Files (or, ending in `/`, directories) that may hold `unsafe`.
@@ -44,6 +51,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/profiling/",
     "benches/profiling.rs", // calls two allocators by hand
     "tests/no_alloc.rs",    // a counting global allocator
+    "tests/support/debugger.rs",
 ];
 
 /// Files that may ask what time it is. Everywhere else time is an argument.

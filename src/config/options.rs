@@ -206,6 +206,13 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
     ),
     option(
         Section::Recording,
+        "no-recorder",
+        "",
+        "",
+        &["Do not record: another program does, this one only shows."],
+    ),
+    option(
+        Section::Recording,
         "record-format",
         "FORMAT",
         "mp4",

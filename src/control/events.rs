@@ -26,6 +26,8 @@ async fn status_of(summary: &Summary, backend: &dyn Backend) -> Value {
     let asked = timeout(limits::EVENTS_RECORDER_TIMEOUT, backend.recording(RecordingCommand::Status)).await;
     let recording = match asked {
         Ok(Ok(recording)) => recording,
+        // There is no recorder (--no-recorder).
+        Ok(Err(error)) if error.status == 501 => json!({ "recording": false, "state": "off" }),
         // A recorder whose disk hangs must not silence the rest.
         _ => json!({ "recording": summary.is_recording, "state": "unresponsive" }),
     };

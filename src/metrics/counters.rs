@@ -127,6 +127,8 @@ pub struct WorkerCounters {
     pub gso_fallbacks: Counter,
     /// `io_uring_enter` calls.
     pub enters: Counter,
+    /// What the worker's io_uring can do, one bit per feature in the order of the edge's list.
+    pub uring_features: Gauge,
     /// Turns of the worker's loop.
     pub turns: Counter,
     /// Payload buffers newly allocated by the packetiser.

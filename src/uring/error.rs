@@ -22,6 +22,15 @@ pub enum EdgeError {
         /// What is missing.
         missing: &'static str,
     },
+    /// There is no memory for the ring.
+    #[error(
+        "no memory for io_uring ({source}): before Linux 5.12 its queues count against the limit of locked memory; \
+         raise it (`ulimit -l`, systemd: LimitMEMLOCK=), lower --max-viewers, or free memory"
+    )]
+    Memory {
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The ring could not be made for another reason.
     #[error("cannot set up io_uring: {source}")]
     Setup {
@@ -56,7 +65,16 @@ impl EdgeError {
         let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         match advice(source.raw_os_error(), sysctl.as_deref().map(str::trim)) {
             Some(advice) => EdgeError::Forbidden { source, advice },
+            None if source.raw_os_error() == Some(libc::ENOMEM) => EdgeError::Memory { source },
             None => EdgeError::Setup { source },
+        }
+    }
+
+    /// The same of `io_uring_enter`, which a filter may forbid by itself.
+    pub(super) fn of_enter(source: io::Error) -> EdgeError {
+        match advice(source.raw_os_error(), None) {
+            Some(advice) => EdgeError::Forbidden { source, advice },
+            None => EdgeError::Enter { source },
         }
     }
 }
@@ -97,5 +115,13 @@ mod tests {
         assert!(advice(Some(libc::EPERM), None).unwrap().contains("seccomp"));
         assert!(advice(Some(libc::ENOSYS), None).unwrap().contains("seccomp"));
         assert_eq!(advice(Some(libc::ENOMEM), Some("2")), None);
+    }
+
+    #[test]
+    fn no_memory_names_the_limit_and_an_enter_that_is_forbidden_the_filter() {
+        let error = |errno| io::Error::from_raw_os_error(errno);
+        assert!(EdgeError::of_setup(error(libc::ENOMEM)).to_string().contains("LimitMEMLOCK"));
+        assert!(EdgeError::of_enter(error(libc::EPERM)).to_string().contains("seccomp"));
+        assert!(matches!(EdgeError::of_enter(error(libc::EBADF)), EdgeError::Enter { .. }));
     }
 }

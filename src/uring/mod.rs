@@ -70,6 +70,47 @@ impl Features {
         gso: true,
     };
 
+    /// Each by the name people know, in the order of [`Features::bits`].
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, bool); 6] {
+        [
+            ("SINGLE_ISSUER", self.single_issuer),
+            ("DEFER_TASKRUN", self.defer_taskrun),
+            ("COOP_TASKRUN", self.coop_taskrun),
+            ("SUBMIT_ALL", self.submit_all),
+            ("multishot receive", self.multishot_receive),
+            ("GSO", self.gso),
+        ]
+    }
+
+    /// As a number, one bit per feature.
+    #[must_use]
+    pub fn bits(&self) -> u64 {
+        self.list().iter().rev().fold(0, |bits, (_, is_there)| bits << 1 | u64::from(*is_there))
+    }
+
+    /// From [`Features::bits`]; further bits mean nothing.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Features {
+        let has = |at: u32| bits >> at & 1 == 1;
+        Features {
+            single_issuer: has(0),
+            defer_taskrun: has(1),
+            coop_taskrun: has(2),
+            submit_all: has(3),
+            multishot_receive: has(4),
+            gso: has(5),
+        }
+    }
+
+    /// The names of those that are missing, for people; empty where none is.
+    #[must_use]
+    pub fn missing(&self) -> String {
+        let missing: Vec<&str> =
+            self.list().into_iter().filter(|(_, is_there)| !is_there).map(|(name, _)| name).collect();
+        missing.join(", ")
+    }
+
     /// Gives up the youngest set-up flag; false where none is left.
     fn leave_one_out(&mut self) -> bool {
         let flags = [
@@ -166,6 +207,17 @@ pub struct EdgeCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_survive_as_bits() {
+        for bits in 0..64 {
+            assert_eq!(Features::from_bits(bits).bits(), bits);
+        }
+        assert_eq!(Features::ALL.bits(), 63);
+        assert_eq!(Features::ALL.missing(), "");
+        let old = Features { defer_taskrun: false, multishot_receive: false, ..Features::ALL };
+        assert_eq!(old.missing(), "DEFER_TASKRUN, multishot receive");
+    }
 
     #[test]
     fn features_are_given_up_youngest_first_and_end() {

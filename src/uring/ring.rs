@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
 
 use super::buffers::{BellMemory, BufferRing, ReceiveSlab, SendSlab};
 use super::message::Family;
@@ -71,7 +71,10 @@ impl Ring {
                         missing: "a completion queue that keeps all (Linux 5.5)",
                     });
                 }
-                Ok(ring) => return Ok(Ring { ring }),
+                Ok(ring) => {
+                    probe(&ring)?;
+                    return Ok(Ring { ring });
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && features.leave_one_out() => {}
                 Err(error) => return Err(EdgeError::of_setup(error)),
             }
@@ -202,7 +205,7 @@ impl Ring {
             Ok(_) => Ok(()),
             Err(source) => match source.raw_os_error() {
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(EdgeError::Enter { source }),
+                _ => Err(EdgeError::of_enter(source)),
             },
         }
     }
@@ -233,6 +236,21 @@ impl Ring {
             // SAFETY: a cancellation points to no memory.
             unsafe { self.push(entry, Token::Cancel) };
         }
+    }
+}
+
+/// Asks for the operations an edge cannot do without.
+fn probe(ring: &IoUring) -> Result<(), EdgeError> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(EdgeError::of_setup)?;
+    let needed = [
+        (opcode::SendMsg::CODE, "IORING_OP_SENDMSG (Linux 5.3)"),
+        (opcode::RecvMsg::CODE, "IORING_OP_RECVMSG (Linux 5.3)"),
+        (opcode::Read::CODE, "IORING_OP_READ (Linux 5.6)"),
+    ];
+    match needed.into_iter().find(|(code, _)| !probe.is_supported(*code)) {
+        Some((_, missing)) => Err(EdgeError::TooOld { missing }),
+        None => Ok(()),
     }
 }
 

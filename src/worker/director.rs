@@ -11,6 +11,7 @@ use crate::camera::{Camera, CameraStatus};
 use crate::control::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
 use crate::metrics::{WorkerCounters, trace};
 use crate::recorder::RecorderHandle;
+use crate::service::{Health, Heartbeat};
 use crate::session::{OfferError, SessionContext, Viewer, ViewerStatus};
 use crate::worker::clock;
 use crate::worker::commands::{Command, Mailbox};
@@ -31,7 +32,7 @@ pub struct Director {
     context: Arc<SessionContext>,
     mailboxes: Vec<Mailbox>,
     counters: Vec<Arc<WorkerCounters>>,
-    recorder: RecorderHandle,
+    recorder: Option<RecorderHandle>,
     viewers_max: u32,
     next_id: AtomicU32,
     /// Sessions made so far; those closed are counted by the workers.
@@ -40,13 +41,13 @@ pub struct Director {
 }
 
 impl Director {
-    /// A director of running workers.
+    /// A director of running workers and of a recorder, if there is one.
     pub fn new(
         camera: Camera,
         context: Arc<SessionContext>,
         mailboxes: Vec<Mailbox>,
         counters: Vec<Arc<WorkerCounters>>,
-        recorder: RecorderHandle,
+        recorder: Option<RecorderHandle>,
         viewers_max: u32,
     ) -> Self {
         let started_ns = clock::now().monotonic_ns;
@@ -78,11 +79,50 @@ impl Director {
         }
     }
 
+    /// Ends the recorder; a running recording is finished first. Does not wait.
+    pub fn stop_recorder(&self) {
+        if let Some(recorder) = &self.recorder {
+            recorder.shutdown();
+        }
+    }
+
+    /// How it goes, for the service manager: the threads that must turn for video to flow are the workers and the
+    /// doorbell. Not the recorder: a disk that hangs is no reason to take the live picture away.
+    pub fn health(&self) -> Health {
+        let beat = |name: String, turns| Heartbeat { name, turns };
+        let workers = self.counters.iter().enumerate();
+        let workers = workers.map(|(index, worker)| beat(format!("worker {index}"), worker.turns.get()));
+        let doorbell = beat("doorbell".to_owned(), self.camera.counters().wakes.load(Ordering::Relaxed));
+        Health { summary: self.status_line(), heartbeats: workers.chain([doorbell]).collect() }
+    }
+
+    fn status_line(&self) -> String {
+        let camera = match self.camera_state() {
+            (state @ ("live" | "stalled"), _) => {
+                let (width, height) =
+                    (self.first_counter(|c| c.width.get()), self.first_counter(|c| c.height.get()));
+                format!("{state} {width}x{height}")
+            }
+            (state, _) => state.to_owned(),
+        };
+        let viewers: u64 = self.counters.iter().map(|counters| counters.viewers.get()).sum();
+        let recording = match &self.recorder {
+            Some(_) if self.is_recording() => "recording",
+            Some(_) => "not recording",
+            None => "no recorder",
+        };
+        format!("camera {camera}, viewers {viewers}, {recording}")
+    }
+
     /// What every worker did in the last `seconds` (at most a minute is kept), in the Trace Event Format: JSON
     /// for Perfetto or Chrome.
     pub fn trace(&self, seconds: u32) -> String {
         let since_ns = clock::monotonic_ns().saturating_sub(i64::from(seconds) * 1_000_000_000);
         trace::to_chrome_json(self.counters.iter().map(|worker| &worker.trace), since_ns)
+    }
+
+    fn is_recording(&self) -> bool {
+        self.recorder.as_ref().is_some_and(|recorder| recorder.counters().active.load(Ordering::Relaxed))
     }
 
     fn sessions(&self) -> u32 {
@@ -205,7 +245,7 @@ impl Backend for Director {
         Summary {
             camera: self.camera_state().1,
             viewers: self.sessions(),
-            is_recording: self.recorder.counters().active.load(Ordering::Relaxed),
+            is_recording: self.is_recording(),
         }
     }
 
@@ -219,7 +259,7 @@ impl Backend for Director {
                 CameraStatus::Away { .. } => 0,
             },
             camera_live: self.ready().is_ok(),
-            recorder: self.recorder.counters(),
+            recorder: self.recorder.as_ref().map(RecorderHandle::counters),
             sessions: self.sessions(),
             viewers_max: self.viewers_max,
             uptime_ns,

@@ -11,7 +11,11 @@ use crate::recorder::library::Download;
 use crate::recorder::{RecorderError, RecorderHandle, StartRequest};
 
 /// Carries a command out.
-pub(super) async fn perform(recorder: RecorderHandle, command: RecordingCommand) -> Result<Value, ApiError> {
+pub(super) async fn perform(
+    recorder: Option<RecorderHandle>,
+    command: RecordingCommand,
+) -> Result<Value, ApiError> {
+    let recorder = recorder.ok_or_else(no_recorder)?;
     match command {
         RecordingCommand::Start(body) => {
             let request = start_request(&body)?;
@@ -32,9 +36,18 @@ pub(super) async fn perform(recorder: RecorderHandle, command: RecordingCommand)
 }
 
 /// Opens a recording.
-pub(super) async fn open(recorder: RecorderHandle, name: String) -> Result<Arc<dyn RecordingFile>, ApiError> {
+pub(super) async fn open(
+    recorder: Option<RecorderHandle>,
+    name: String,
+) -> Result<Arc<dyn RecordingFile>, ApiError> {
+    let recorder = recorder.ok_or_else(no_recorder)?;
     let download = recorder.open(name).await.map_err(|error| refused(&error))?;
     Ok(Arc::new(OpenRecording(download)))
+}
+
+/// The program was told to leave recording to others.
+fn no_recorder() -> ApiError {
+    ApiError::new(501, "no_recorder", "this server does not record: it was started with --no-recorder")
 }
 
 /// An empty body is a start without wishes.

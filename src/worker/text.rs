@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::camera::CameraCounters;
 use crate::metrics::{Exposition, WorkerCounters, process as kernel};
 use crate::recorder::counters::RecorderCounters;
+use crate::uring::Features;
 use crate::worker::{text_recorder, text_replay, text_stages};
 
 /// Where the numbers come from.
@@ -16,7 +17,8 @@ pub(super) struct Sources<'a> {
     /// Slots of the ring; 0 while the camera is away.
     pub(super) slots: u32,
     pub(super) camera_live: bool,
-    pub(super) recorder: &'a RecorderCounters,
+    /// `None` where the program does not record.
+    pub(super) recorder: Option<&'a RecorderCounters>,
     pub(super) sessions: u32,
     pub(super) viewers_max: u32,
     pub(super) uptime_ns: u64,
@@ -41,7 +43,9 @@ pub(super) fn metrics(sources: &Sources<'_>) -> String {
     network(&mut text, sources);
     text_replay::expose(&mut text, sources.workers);
     text_stages::expose(&mut text, sources.workers);
-    text_recorder::expose(&mut text, sources.recorder);
+    if let Some(recorder) = sources.recorder {
+        text_recorder::expose(&mut text, recorder);
+    }
     process(&mut text, sources);
     text.finish()
 }
@@ -56,7 +60,11 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
         .value(from.sum(|w| w.units_sent.get()));
     text.counter("frames_dropped_total", "Access units a consumer did not take.")
         .labelled("component", "webrtc", from.sum(|w| w.units_dropped.get()))
-        .labelled("component", "recorder", from.recorder.dropped.load(Relaxed));
+        .labelled(
+            "component",
+            "recorder",
+            from.recorder.map_or(0, |recorder| recorder.dropped.load(Relaxed)),
+        );
     text.counter("torn_total", "Access units the camera overwrote while they were read; none is sent.")
         .value(from.most(|w| w.torn.get()));
     text.counter("lapped_total", "Access units missed because a consumer was a whole ring late.")
@@ -119,6 +127,11 @@ fn network(text: &mut Exposition, from: &Sources<'_>) {
     .value(from.sum(|w| w.receive_errors.get() + w.inbox_full.get()));
     text.counter("io_uring_enters_total", "io_uring_enter calls of the workers.")
         .value(from.sum(|w| w.enters.get()));
+    let features = text.gauge("io_uring_feature", "1 where the kernel has it and the workers use it.");
+    let all = Features::from_bits(from.workers.iter().fold(u64::MAX, |all, w| all & w.uring_features.get()));
+    for (name, is_used) in all.list() {
+        features.labelled("feature", name, u8::from(is_used));
+    }
     text.counter("payload_allocations_total", "Payload buffers the packetisers had to allocate.")
         .value(from.sum(|w| w.payload_allocations.get()));
 }

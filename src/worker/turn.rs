@@ -55,6 +55,7 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(seed: Seed, edge: Edge) -> Self {
+        seed.counters.uring_features.set(edge.features().bits());
         Worker {
             index: seed.index,
             edge,

@@ -13,6 +13,7 @@
 pub(crate) mod account;
 pub(crate) mod c;
 pub(crate) mod camera;
+pub(crate) mod debugger;
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod process;

@@ -28,12 +28,39 @@ pub(crate) fn command(shm: &str, arguments: &[&str]) -> Command {
     command
 }
 
+/// As [`command`], on loopback and on ports of the kernel's choice.
+pub(crate) fn loopback(shm: &str, arguments: &[&str]) -> Command {
+    let mut command = command(shm, &["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"]);
+    command.args(arguments);
+    command
+}
+
+/// The same program under `strace`, which makes system calls late or fail as `inject` says (strace(1)). The process
+/// started is the server itself: the tracer is beside it and goes with it.
+pub(crate) fn meddled(command: &Command, inject: &str) -> Command {
+    let mut strace = Command::new("strace");
+    let call = inject.split(':').next().unwrap_or_default();
+    strace.args(["-D", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"]);
+    strace.args(["-e", &format!("trace={call}"), "-e", &format!("inject={inject}"), "-e", "signal=none"]);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => strace.env(name, value),
+            None => strace.env_remove(name),
+        };
+    }
+    strace.arg(command.get_program()).args(command.get_args());
+    strace
+}
+
 impl Server {
     /// Starts on loopback and waits for the line `listening: http=... udp=...`.
     pub(crate) fn start(shm: &str, arguments: &[&str]) -> Self {
-        let mut command =
-            command(shm, &["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"]);
-        let mut process = Process::spawn("streaming-server", command.args(arguments));
+        Self::spawn(&mut loopback(shm, arguments))
+    }
+
+    /// Starts a command, such as one with more in its environment or under strace.
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut process = Process::spawn("streaming-server", command);
         let line = wait_within(PATIENCE, "the line `listening: http=... udp=...`", || {
             if let Some(status) = process.exited() {
                 panic!("the server ended at once, {status}:\n{}", process.log());

@@ -64,6 +64,8 @@ function showStatus(status) {
 // Without a status the live view says that the server is gone; this comes back with it.
 function statusCame(status) {
   if (!status || isBusy) return;
+  // A server that does not record has nothing to press.
+  recordButton.hidden = drawerButton.hidden = status.recording.state === "off";
   showStatus(status.recording);
   if (isRecording && !drawer.hidden) refresh();
 }

@@ -1,0 +1,49 @@
+# What the scripts share: lines of log, root, packages. Sourced, not run; needs `set -euo pipefail`.
+
+log() { printf '== [%4ds] %s\n' "$SECONDS" "$*"; }
+
+fail() {
+  echo "${0##*/}: $*" >&2
+  exit 1
+}
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo -n "$@"
+  else
+    echo "needs root: $*" >&2
+    return 1
+  fi
+}
+
+# need_packages COMMAND:PACKAGE...: installs the packages whose command is missing.
+need_packages() {
+  local missing=() pair
+  for pair in "$@"; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+  done
+  [ "${#missing[@]}" -gt 0 ] || return 0
+  command -v apt-get >/dev/null || { echo "no apt-get here; install by hand: ${missing[*]}" >&2; return 1; }
+  log "installing ${missing[*]}"
+  as_root apt-get update -qq
+  # The prometheus package would also start a server; only its promtool is wanted.
+  as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+# Rust comes from rustup, not from the distribution.
+need_cargo() {
+  if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
+    export PATH="$HOME/.cargo/bin:$PATH"
+  fi
+  if ! command -v cargo >/dev/null; then
+    echo "no cargo: install Rust 1.95 or newer with rustup, then run this again:" >&2
+    echo "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y" >&2
+    return 1
+  fi
+}
+
+# The version of the crate, from Cargo.toml.
+crate_version() { sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1; }

@@ -1,0 +1,115 @@
+//! A server's whole life in a few seconds: doctor, a camera, a viewer, a recording, a profile, the end. Run as any other
+//! test, and by scripts/test-arm64 inside an emulated machine, where it is the check of the real aarch64 binary.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    reason = "a test: a panic is the report, and the clock is the real one"
+)]
+
+mod support;
+#[allow(dead_code, reason = "this test asks a profile for little")]
+mod support_profile;
+
+use std::thread;
+
+use serde_json::json;
+use support::camera::{CameraSim, words};
+use support::process::Process;
+use support::server::{self, Server};
+use support::viewer::ViewerSimulator;
+use support::{PATIENCE, http, unique_shm, wait_until};
+use support_profile::Profile;
+
+const LOOPBACK: [&str; 6] = ["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "127.0.0.1:0"];
+
+/// What `doctor` prints of a machine that has what the server needs.
+fn doctor_is_content(shm: &str, directory: &str) {
+    let mut command = server::command(shm, &["--record-path", directory]);
+    command.args(LOOPBACK);
+    let program = command.get_program().to_owned();
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let mut doctor =
+        Process::spawn("doctor", std::process::Command::new(program).arg("doctor").args(arguments));
+    let status = doctor.wait_exit(PATIENCE);
+    let report = doctor.log();
+    eprintln!("{report}");
+    assert!(status.success(), "{report}");
+    for line in ["ok    ring", "io_uring", "gso", "recordings"] {
+        assert!(report.contains(line), "no `{line}` in\n{report}");
+    }
+}
+
+/// Records until a second is written, then reads the file back as a browser would.
+fn records(server: &Server) {
+    let started = http::post_json(server.http, "/api/recording/start", &json!({ "filename": "smoke" }));
+    assert_eq!(started.status, 200, "{}", started.text());
+    wait_until("a second recorded", || {
+        server.get("/api/recording/status").json()["frame_count"].as_u64().unwrap_or(0) >= 30
+    });
+    let stopped = http::request(server.http, "POST", "/api/recording/stop", &[], b"").json();
+    assert_eq!((&stopped["status"], &stopped["dropped_units"]), (&json!("stopped"), &json!(0)), "{stopped}");
+    let file = server.get("/api/recordings/smoke.mp4");
+    assert_eq!((file.status, &file.body[4..8]), (200, &b"ftyp"[..]));
+    assert!(memchr::memmem::find(&file.body, b"moov").is_some(), "the file is finished");
+    let listed = server.get("/api/recordings").json()["recordings"][0].clone();
+    assert_eq!((&listed["complete"], listed["bytes"].as_u64()), (&json!(true), Some(file.body.len() as u64)));
+}
+
+/// The profiler reads this machine's registers and names functions by the binary's own symbols.
+fn is_profiled(server: &Server) {
+    let control = server.process.after("control: http://").unwrap();
+    let control = control.split('/').next().unwrap().parse().unwrap();
+    let profile = thread::spawn(move || http::get(control, "/debug/pprof/profile?seconds=2"));
+    // Something to be seen: a server of one viewer rests most of the time.
+    while !profile.is_finished() {
+        server.get("/metrics");
+    }
+    let answer = profile.join().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let profile = Profile::decode(&answer.body);
+    let ours = |name: &String| name.contains("streaming_server::");
+    let deepest = profile.samples.iter().map(|sample| sample.stack.len()).max().unwrap_or(0);
+    let named = profile.total(0, |sample| sample.stack.iter().any(ours));
+    eprintln!("{} samples name our functions, the deepest stack has {deepest} frames", named);
+    assert!(named > 0, "{:?}", profile.samples);
+    assert!(deepest >= 4, "stacks are walked: {:?}", profile.samples);
+    let threads = http::get(control, "/debug/pprof/goroutine?debug=2").text();
+    assert!(threads.contains("worker-0") && threads.contains("streaming_server::"), "{threads}");
+}
+
+#[test]
+fn a_server_lives_its_whole_life() {
+    let shm = unique_shm();
+    let directory = std::env::temp_dir().join(format!("ss-smoke{}", shm.replace('/', "-")));
+    let shown = directory.to_str().unwrap();
+    let camera =
+        CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30"));
+    wait_until("the camera's ring", || camera.log().contains("test card"));
+    doctor_is_content(&shm, shown);
+    let mut command = server::command(&shm, &["--record-path", shown]);
+    let mut server = Server::spawn(command.args(LOOPBACK));
+    server.wait_ready();
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    viewer.wait_units(30);
+    records(&server);
+    is_profiled(&server);
+    let report = viewer.leave();
+    eprintln!(
+        "the viewer got {} units, p50 {} us, p99 {} us (not a gate)",
+        report.units,
+        report.latency_ns(0.5) / 1000,
+        report.latency_ns(0.99) / 1000
+    );
+    report.assert_perfect("the viewer");
+    let metrics = server.metrics();
+    assert!(metrics.expect("frames_sent_total") >= 30.0);
+    for name in ["SINGLE_ISSUER", "DEFER_TASKRUN", "COOP_TASKRUN", "SUBMIT_ALL", "multishot receive", "GSO"] {
+        let is_used = metrics.value("io_uring_feature", &[("feature", name)]);
+        eprintln!("io_uring {name}: {is_used:?}");
+        assert!(is_used.is_some());
+    }
+    assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
+    let _ = std::fs::remove_dir_all(&directory);
+}
