@@ -1,6 +1,10 @@
 //! Every bound of the program in one place, tied to each other by const asserts.
 //! A bound is not configuration: changing one is changing the program.
 
+mod security;
+
+pub use security::*;
+
 use std::time::Duration;
 
 // ---- camera ----------------------------------------------------------------------------------------

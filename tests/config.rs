@@ -264,3 +264,57 @@ fn help_and_version_win() {
     let Ok(Parsed::Print(text)) = parse(&["--version"], &[], "") else { panic!("no version") };
     assert_eq!(text, format!("streaming-server {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+const TOKEN: &str = "0123456789abcdef0123";
+
+#[test]
+fn token_and_tls_come_from_every_source_and_the_token_is_never_printed() {
+    let flags =
+        ["--token", TOKEN, "--tls-cert", "c.pem", "--tls-key", "k.pem", "--allow-host", "Cam.Example"];
+    let config = run(&[&flags[..], &["--http-plain", ":8081"]].concat(), &[], "");
+    assert!(config.token.as_ref().unwrap().is(TOKEN.as_bytes()));
+    let printed = "token = given, not shown\ntls = c.pem with k.pem\nhttp-plain = 0.0.0.0:8081\n\
+                   allow-host = cam.example\n";
+    assert_eq!(config.to_string(), printed);
+    assert!(!format!("{config:?}").contains(TOKEN));
+    let environment = [
+        ("STREAMING_TOKEN", TOKEN),
+        ("STREAMING_TLS_CERT", "c.pem"),
+        ("STREAMING_TLS_KEY", "k.pem"),
+        ("STREAMING_HTTP_PLAIN", "8081"),
+        ("STREAMING_ALLOW_HOST", "cam.example"),
+    ];
+    assert_eq!(run(&[], &environment, ""), config);
+    let file = format!(
+        "token = \"{TOKEN}\"\ntls-cert = \"c.pem\"\ntls-key = \"k.pem\"\nhttp-plain = 8081\n\
+         allow-host = [\"cam.example\"]\n"
+    );
+    assert_eq!(run(&["--config", "server.toml"], &[], &file), config);
+    let other = run(&["--token", "another-token-than-that"], &environment, "");
+    assert!(!other.token.unwrap().is(TOKEN.as_bytes()), "the flag wins");
+}
+
+#[test]
+fn the_token_file_has_the_token_in_its_first_line() {
+    let text = format!("{TOKEN}\r\nrest\n");
+    let with_file = run(&["--token-file", "server.toml"], &[], &text);
+    assert!(with_file.token.unwrap().is(TOKEN.as_bytes()));
+    let message = error(&["--token-file", "server.toml"], &[], "topsecret\n");
+    assert!(message.starts_with("--token-file: not valid: expected 16 to 256"), "{message}");
+    assert!(!message.contains("topsecret"), "{message}");
+    let missing = error(&["--token-file", "server.toml"], &[], "");
+    assert!(missing.starts_with("--token-file: cannot read server.toml"), "{missing}");
+    let both = error(&["--token-file", "server.toml"], &[("STREAMING_TOKEN", TOKEN)], &text);
+    assert!(both.contains("exclude each other"), "{both}");
+}
+
+#[test]
+fn a_self_signed_certificate_is_kept_where_state_is_kept() {
+    let directory = |args: &[&str], env: &[(&str, &str)]| {
+        run(&[args, &["--tls-self-signed"]].concat(), env, "").tls.unwrap().to_string()
+    };
+    assert_eq!(directory(&["--state-path", "/a"], &[("HOME", "/h")]), "self-signed, kept in /a");
+    assert_eq!(directory(&[], &[("HOME", "/h")]), "self-signed, kept in /h/.local/state/streaming-server");
+    assert_eq!(directory(&[], &[("STATE_DIRECTORY", "/v"), ("HOME", "/h")]), "self-signed, kept in /v");
+    assert!(error(&["--tls-self-signed"], &[], "").contains("--state-path"));
+}

@@ -102,6 +102,10 @@ fn a_token_from_a_file_guards_the_server_and_shows_nowhere() {
     let status = format!("http://{control}/api/status");
     assert_eq!(curl(&[&status]).0, 200);
     assert_eq!(curl(&["-H", "Host: rebound.evil.example", &status]).0, 403);
+    for (site, expected) in [("cross-site", 403), ("same-site", 403), ("none", 200), ("same-origin", 200)] {
+        let header = format!("Sec-Fetch-Site: {site}");
+        assert_eq!(curl(&["-H", &header, &format!("http://{control}/debug/pprof/")]).0, expected, "{site}");
+    }
     let start = format!("http://{control}/api/recording/stop");
     assert_eq!(curl(&["-X", "POST", "-H", "Origin: http://evil.example", &start]).0, 403);
     assert_eq!(curl(&["-X", "POST", "-H", "Origin: http://127.0.0.1:8080", &start]).0, 403);

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::{hmac, pbkdf2, rand};
 
 use super::backend::ApiError;
-use super::credentials::{self, ID_BYTES, Login, SEAL_BYTES};
 use super::clock::Moment;
+use super::credentials::{self, ID_BYTES, Login, SEAL_BYTES};
 use super::throttle::Throttle;
 use crate::config::Token;
 use crate::limits;

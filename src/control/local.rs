@@ -153,6 +153,8 @@ struct Asked {
     query: Option<String>,
     host: Option<String>,
     origin: Option<String>,
+    /// `Sec-Fetch-Site`: how the page that asks stands to us, in its browser's words.
+    site: Option<String>,
     requested_method: Option<String>,
     route: Result<Wanted, Response>,
     body: Vec<u8>,
@@ -181,6 +183,7 @@ impl Asked {
             query,
             host: header(&request, "host")?,
             origin: header(&request, "origin")?,
+            site: header(&request, "sec-fetch-site")?,
             requested_method: header(&request, "access-control-request-method")?,
             route: Err(Response::empty(500)),
             body: Vec::new(),
@@ -203,6 +206,10 @@ impl Asked {
     fn find_route(&self) -> Result<Wanted, Response> {
         if !local_guard::is_this_machine(self.host.as_deref()) {
             return Err(Response::error(403, "host_refused", "this endpoint serves this machine only"));
+        }
+        // Reading has a price here: profiles. A picture that is a profile needs no answer to cost one.
+        if matches!(self.site.as_deref(), Some("cross-site" | "same-site")) {
+            return Err(Response::error(403, "origin_refused", "this endpoint is for no other page"));
         }
         if self.method == "HEAD" {
             return Err(Response::error(405, "method_not_allowed", "HEAD is for the public endpoint")

@@ -35,7 +35,8 @@ pub(super) fn prepare(config: &Config, http: SocketAddr) -> Result<Security, Ser
         }
         None => None,
     };
-    let access = config.token.clone().map(|token| Arc::new(Access::new(token, http.port(), Moment::now().steady)));
+    let access =
+        config.token.clone().map(|token| Arc::new(Access::new(token, http.port(), Moment::now().steady)));
     let of_origins = config.allow_origin.iter().map(|origin| origin.host().to_owned());
     let allowed = config.allow_host.iter().map(|host| host.as_str().to_owned()).chain(of_origins);
     Ok(Security {
