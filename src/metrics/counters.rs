@@ -159,6 +159,8 @@ pub struct ViewerFigures {
     pub nacks: u64,
     /// PLI and FIR messages.
     pub plis: u64,
+    /// Seconds from its offer to the first IDR sent.
+    pub first_idr_s: Option<f32>,
 }
 
 /// Where a worker puts the figures of its sessions for a scrape to read. As long as it has sessions.

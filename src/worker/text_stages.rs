@@ -68,6 +68,8 @@ fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     family(text, |figures| figures.rtt_s);
     text.gauge("viewer_jitter_seconds", "Jitter of the packets' arrival at the viewer.");
     family(text, |figures| figures.jitter_s);
+    text.gauge("viewer_first_idr_seconds", "Time from the viewer's offer to the first IDR sent to it.");
+    family(text, |figures| figures.first_idr_s);
     let count = |text: &mut Exposition, get: fn(&ViewerFigures) -> u64| {
         for figures in &all {
             text.labelled("viewer", &figures.id.to_string(), get(figures));

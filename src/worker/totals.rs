@@ -97,6 +97,7 @@ fn figures(status: &ViewerStatus) -> ViewerFigures {
         drops: status.units_dropped,
         nacks: status.nacks,
         plis: status.plis,
+        first_idr_s: status.first_idr_ms.map(|ms| Duration::from_millis(ms).as_secs_f32()),
     }
 }
 

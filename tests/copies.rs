@@ -1,0 +1,226 @@
+//! Copies counted, not asserted: what goes through `memcpy` and `memmove` between the slot and the kernel, per access
+//! unit and per viewer. This process has its own of both, so nothing copies a unit or a payload unseen: whoever adds
+//! a copy changes these numbers. Encryption is a pass of its own, not a copy.
+//!
+//! ```text
+//!   slot ─1─► payloads, shared ─1 per viewer─► str0m's datagram ─encryption─► datagram ─0─► kernel ─1─► packet
+//! ```
+//!
+//! One test in this file: the count is of the whole thread.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: a panic is the report")]
+#![expect(unsafe_code, reason = "memcpy and memmove are unsafe by their nature")]
+
+#[path = "support/session_peer.rs"]
+mod peer;
+
+use std::cell::Cell;
+
+thread_local! {
+    static COPIED: Cell<Copied> = const { Cell::new(Copied { media: 0, small: 0 }) };
+}
+
+/// Bytes copied by one thread.
+#[derive(Clone, Copy, Default)]
+struct Copied {
+    /// In copies as large as an RTP payload or larger.
+    media: usize,
+    /// In smaller ones: str0m moves its packets, which are structs of 400 bytes, by value.
+    small: usize,
+}
+
+const MEDIA_BYTES_MIN: usize = 1_000;
+
+fn count(bytes: usize) {
+    // A thread that is being torn down has no counter any more; it is not the one measured.
+    let _ = COPIED.try_with(|copied| {
+        let mut sum = copied.get();
+        *(if bytes < MEDIA_BYTES_MIN { &mut sum.small } else { &mut sum.media }) += bytes;
+        copied.set(sum);
+    });
+}
+
+/// Moves one byte. Volatile, or the compiler would make a call of `memcpy` out of the loop around it.
+///
+/// # Safety
+/// As `memmove` for the byte at `index`.
+unsafe fn move_byte(target: *mut u8, source: *const u8, index: usize) {
+    // SAFETY: the caller's promise covers `index`.
+    let from = unsafe { source.add(index) };
+    // SAFETY: as above.
+    let to = unsafe { target.add(index) };
+    // SAFETY: `from` may be read, by the caller's promise.
+    let byte = unsafe { from.read_volatile() };
+    // SAFETY: `to` may be written, by the caller's promise.
+    unsafe { to.write_volatile(byte) };
+}
+
+/// C's `memcpy`, for everything in this process that is linked statically.
+///
+/// # Safety
+/// As C says.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(target: *mut u8, source: *const u8, bytes: usize) -> *mut u8 {
+    count(bytes);
+    let mut index = 0;
+    while index < bytes {
+        // SAFETY: both are valid for `bytes` bytes, by the caller's promise.
+        unsafe { move_byte(target, source, index) };
+        index += 1;
+    }
+    target
+}
+
+/// C's `memmove`.
+///
+/// # Safety
+/// As C says.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memmove(target: *mut u8, source: *const u8, bytes: usize) -> *mut u8 {
+    count(bytes);
+    let is_forward = target.addr() <= source.addr();
+    let mut done = 0;
+    while done < bytes {
+        let index = if is_forward { done } else { bytes - 1 - done };
+        // SAFETY: both are valid for `bytes` bytes, and no byte is written before it was read.
+        unsafe { move_byte(target, source, index) };
+        done += 1;
+    }
+    target
+}
+
+mod path {
+    use std::net::UdpSocket;
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use str0m::config::DtlsVersion;
+    use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
+    use streaming_server::h264::{Assembler, Packetizer};
+    use streaming_server::limits;
+    use streaming_server::session::{Output, PacketizedUnit, SrtpChoice};
+    use streaming_server::uring::{Edge, EdgeConfig, Outgoing, open_socket};
+
+    use super::peer::{Pair, context};
+    use super::{COPIED, Cell, Copied};
+
+    const UNITS: u64 = 100;
+    const UNIT_BYTES: usize = 33_000;
+
+    /// Adds what `act` copies.
+    fn copied<T>(into: &mut Copied, act: impl FnOnce() -> T) -> T {
+        let before = COPIED.with(Cell::get);
+        let result = act();
+        let after = COPIED.with(Cell::get);
+        into.media += after.media - before.media;
+        into.small += after.small - before.small;
+        result
+    }
+
+    fn unit(number: u64) -> Vec<u8> {
+        let mut unit = Vec::new();
+        if number == 0 {
+            unit.extend_from_slice(&[0, 0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95, 0xa0, 0x50, 0x16, 0xc8]);
+            unit.extend_from_slice(&[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80]);
+        }
+        unit.extend_from_slice(&[0, 0, 0, 1, if number == 0 { 0x65 } else { 0x41 }, 0xb8]);
+        unit.resize(UNIT_BYTES, 0xa5);
+        unit
+    }
+
+    fn metadata(number: u64) -> SlotMetadata {
+        let data_bytes = UNIT_BYTES as u64;
+        SlotMetadata {
+            frame_number: number,
+            timestamp_s: 0,
+            timestamp_ns: 0,
+            camera_id: 0,
+            width: 640,
+            height: 352,
+            format: FORMAT_H264,
+            data_bytes,
+        }
+    }
+
+    fn edge() -> Edge {
+        let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+        let socket: Arc<OwnedFd> = Arc::new(socket);
+        Edge::new(EdgeConfig { socket, receives: false, bells: Vec::new(), sends_max: 64 }).unwrap()
+    }
+
+    #[test]
+    fn a_unit_is_copied_once_for_all_viewers_and_a_known_number_of_times_for_each() {
+        let mut seen = Copied::default();
+        let sample = vec![7_u8; UNIT_BYTES];
+        let twin = copied(&mut seen, || std::hint::black_box(&sample).to_vec());
+        assert_eq!((seen.media, twin.len()), (UNIT_BYTES, UNIT_BYTES), "a copy is seen");
+
+        for choice in [SrtpChoice::Gcm, SrtpChoice::Cm] {
+            measure(choice);
+        }
+    }
+
+    fn measure(choice: SrtpChoice) {
+        let name = format!("/ss-test-copies-{choice}-{}", std::process::id());
+        let mut writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
+        let mut cursor = Camera::new(&name, Wake::Poll).cursor();
+        writer.unlink();
+        let (mut assembler, mut packetizer) =
+            (Assembler::new(), Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX));
+        let mut pair = Pair::new(&context(choice), DtlsVersion::Auto);
+        pair.connect();
+        let mut edge = edge();
+        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let remote = sink.local_addr().unwrap();
+        let (mut source, mut session, mut sending) =
+            (Copied::default(), Copied::default(), Copied::default());
+        let mut datagram_bytes = 0;
+        let mut payloads = Vec::new();
+        for number in 0..UNITS {
+            writer.publish(&metadata(number), &unit(number));
+            copied(&mut source, || {
+                let Next::Unit(view) = cursor.next(0) else { panic!("unit {number} is there") };
+                packetizer.packetize(&assembler.assemble(&view.bytes).unwrap(), &mut payloads);
+                assert!(view.is_intact());
+            });
+            let packetized = PacketizedUnit {
+                payloads: &payloads,
+                is_idr: number == 0,
+                is_reference: true,
+                rtp_time_90k: 3_000 * number,
+                captured_at_ns: None,
+                gap_before: false,
+            };
+            copied(&mut session, || pair.viewer.push_access_unit(pair.now, &packetized));
+            while let Output::Transmit { bytes, .. } =
+                copied(&mut session, || pair.viewer.poll_output(pair.now))
+            {
+                datagram_bytes += bytes.len();
+                let datagram = Outgoing { viewer: 1, local: None, remote, bytes };
+                copied(&mut sending, || edge.send(datagram));
+            }
+            copied(&mut sending, || {
+                edge.flush();
+                edge.submit_and_wait(Duration::ZERO).unwrap();
+                while edge.next_completion().is_some() {}
+            });
+            pair.run(Duration::from_millis(33));
+        }
+        let media_bytes = UNIT_BYTES * usize::try_from(UNITS).unwrap();
+        let times = |bytes: usize| bytes as f64 / media_bytes as f64;
+        let [once, each, handing] = [source, session, sending].map(|copied| times(copied.media));
+        eprintln!(
+            "{choice}: each media byte is copied {once:.3} times for all viewers, and for each viewer {each:.3} times in \
+             its session, {handing:.3} on the way to the kernel and {:.3} by the kernel; small moves beside that: \
+             {:.3}, {:.3}, {:.3}",
+            times(datagram_bytes),
+            times(source.small),
+            times(session.small),
+            times(sending.small),
+        );
+        // The last payload of a unit may be shorter than what is counted; tables grow now and then.
+        assert!((0.9..1.1).contains(&once), "from the slot into payloads: {once}");
+        assert!((0.9..1.1).contains(&each), "from a payload into a datagram: {each}");
+        assert_eq!(sending.media, 0, "datagrams are handed on as they are");
+    }
+}
