@@ -22,7 +22,7 @@ use str0m::{Candidate, Event, Input, Rtc, RtcError};
 use super::SessionContext;
 use super::accept::{Seeds, mid_of};
 use super::crypto::{self, CachedHmac};
-use super::gate::{Gate, GateUnit};
+use super::gate::{Gate, GateState, GateUnit};
 use super::signaling::Negotiated;
 use crate::limits;
 
@@ -335,6 +335,8 @@ impl Viewer {
         self.advance(now);
         let &PacketizedUnit { is_idr, is_reference, gap_before, .. } = unit;
         if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
+            // A congested viewer is better off without: an IDR is large.
+            self.keyframe_wanted |= gap_before || self.gate.state() == GateState::WaitingForIdr;
             return;
         }
         if self.write(unit) {
@@ -530,7 +532,8 @@ impl Viewer {
         }
     }
 
-    /// Whether the viewer asked for an IDR (PLI or FIR) since the last call.
+    /// Whether the viewer asked for an IDR (PLI or FIR) since the last call, or has units pass by that it cannot
+    /// show before one.
     pub fn wants_keyframe(&mut self) -> bool {
         std::mem::take(&mut self.keyframe_wanted)
     }

@@ -36,6 +36,7 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 pub(super) struct Worker {
     index: usize,
     edge: Edge,
+    camera: Camera,
     source: Source,
     sessions: Registry,
     routes: Routes,
@@ -56,6 +57,7 @@ impl Worker {
             index: seed.index,
             edge,
             source: Source::new(seed.camera.cursor()),
+            camera: seed.camera,
             sessions: Registry::default(),
             routes: Routes::default(),
             peer_rung: vec![false; seed.peers.len()],
@@ -105,6 +107,7 @@ impl Worker {
         self.fan_out(now);
         self.take_deadlines(now);
         self.drain_touched(now);
+        self.ask_for_keyframe(now);
         self.remove_closed(now);
         self.ring_peers();
         self.count(now);
@@ -297,6 +300,15 @@ impl Worker {
             if std::mem::take(&mut entry.touched) {
                 drain(&mut self.edge, entry, now.instant);
             }
+        }
+    }
+
+    /// Viewers that cannot go on without an IDR: the camera is asked, once for all of them.
+    fn ask_for_keyframe(&mut self, now: Now) {
+        let wanted =
+            self.sessions.iter_mut().fold(false, |wanted, entry| entry.viewer.wants_keyframe() | wanted);
+        if wanted {
+            self.camera.request_keyframe(now.monotonic_ns);
         }
     }
 
