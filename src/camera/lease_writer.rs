@@ -18,7 +18,7 @@ use super::writer::Pages;
 /// The one writer of a lease ring. Dropping it says that it is done and leaves the segment.
 pub(super) struct LeaseWriter {
     pages: Pages,
-    /// The lock goes with it. `None` once abandoned.
+    /// The lock goes with it and the pages. `None` once abandoned.
     file: Option<OwnedFd>,
     geometry: Geometry,
     /// The last one used, published or not.
@@ -182,7 +182,9 @@ impl LeaseWriter {
     }
 
     pub(super) fn abandon(&mut self) {
-        self.file = None;
+        if let Some(file) = self.file.take() {
+            unlock_byte(&file, WRITER_LOCK); // our pages keep the open file and its locks
+        }
     }
 }
 

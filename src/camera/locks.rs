@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 use rustix::fd::OwnedFd;
 
 /// Takes the lock on the byte at `offset` of a file opened for writing, as this open file: it goes with its last
-/// descriptor, however the process ends. `false` if another open file has it.
+/// descriptor and mapping, however the process ends. `false` if another open file has it.
 pub(super) fn lock_byte(file: &OwnedFd, offset: i64) -> bool {
     byte_lock(file, offset, libc::F_OFD_SETLK, libc::F_WRLCK).is_some()
 }

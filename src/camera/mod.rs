@@ -25,6 +25,8 @@ mod watch;
 pub mod writer;
 
 #[cfg(test)]
+mod lease_tests;
+#[cfg(test)]
 mod test_ring;
 
 pub use cursor::{Cursor, MonotonicNs, Next, Rejection, UnitView};

@@ -41,8 +41,8 @@
  *     next camera makes a new segment.
  *
  *     A ring belongs to one thread. The segment is made with mode 0666 under the umask: readers write their
- *     leases into it. The lock that says "this camera lives" goes with the last descriptor of the open file: do
- *     not let it survive in children (it is close-on-exec).
+ *     leases into it. The lock that says "this camera lives" goes with the last descriptor and mapping of the open
+ *     file: a child made by fork(2) keeps it until it ends or calls execve(2).
  *
  * RETURN VALUE
  *     0, or a negative errno: -EBUSY where another camera writes this name, -EINVAL for sizes that cannot be,

@@ -355,6 +355,8 @@ impl Viewer {
         self.advance(now);
         let &PacketizedUnit { is_idr, is_reference, gap_before, .. } = unit;
         if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
+            // A congested viewer is better off without: an IDR is large.
+            self.keyframe_wanted |= gap_before;
             return;
         }
         if self.write(unit, time) {
@@ -570,7 +572,7 @@ impl Viewer {
         self.egress.as_ref().and_then(|stats| stats.rtt)
     }
 
-    /// Whether the viewer asked for an IDR (PLI or FIR) since the last call.
+    /// Whether the viewer asked for an IDR (PLI or FIR) since the last call, or lost its reference to a gap.
     pub fn wants_keyframe(&mut self) -> bool {
         std::mem::take(&mut self.keyframe_wanted)
     }

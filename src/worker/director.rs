@@ -254,6 +254,7 @@ impl Backend for Director {
         text::metrics(&text::Sources {
             workers: &self.counters,
             camera: self.camera.counters(),
+            camera_dropped: self.camera.units_dropped(),
             slots: match self.camera.status() {
                 CameraStatus::Attached { layout, .. } => layout.slot_count(),
                 CameraStatus::Away { .. } => 0,

@@ -63,6 +63,8 @@ pub(super) struct Replayer<'a> {
     pub(super) edge: &'a mut Edge,
     pub(super) counters: &'a WorkerCounters,
     pub(super) now: Now,
+    /// A viewer has to wait for the camera's next IDR.
+    pub(super) is_idr_wanted: bool,
 }
 
 impl Replayer<'_> {
@@ -101,7 +103,10 @@ impl Replayer<'_> {
                     Need::Request => self.counters.replays_of_requests.add(1),
                 }
             }
-            Decision::Wait => self.counters.idr_waits.add(1),
+            Decision::Wait => {
+                self.counters.idr_waits.add(1);
+                self.is_idr_wanted = true;
+            }
             Decision::Nothing => {}
         }
     }

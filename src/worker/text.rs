@@ -14,6 +14,8 @@ use crate::worker::{text_recorder, text_replay, text_stages};
 pub(super) struct Sources<'a> {
     pub(super) workers: &'a [Arc<WorkerCounters>],
     pub(super) camera: &'a CameraCounters,
+    /// Units a lease ring had no slot for.
+    pub(super) camera_dropped: u64,
     /// Slots of the ring; 0 while the camera is away.
     pub(super) slots: u32,
     pub(super) camera_live: bool,
@@ -75,6 +77,18 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
         .value(from.most(|w| w.restarts.get()));
     text.counter("camera_attached_total", "Times the camera's segment was opened.")
         .value(from.camera.attached.load(Relaxed));
+    text.counter(
+        "camera_keyframe_requests_total",
+        "IDRs asked of the camera; only a lease ring can be asked.",
+    )
+    .value(from.camera.keyframes_requested.load(Relaxed));
+    text.counter("camera_units_dropped_total", "Access units the camera had no free slot for (lease ring).")
+        .value(from.camera_dropped);
+    text.counter(
+        "leases_refused_total",
+        "Access units not read at once: this program held its share of slots.",
+    )
+    .value(from.camera.leases_refused.load(Relaxed));
     text.counter("doorbell_wakes_total", "Turns of the thread that waits for the camera.")
         .value(from.camera.wakes.load(Relaxed));
     text.gauge("camera_live", "1 while access units arrive.").value(gauge(from.camera_live));

@@ -37,6 +37,7 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 pub(super) struct Worker {
     index: usize,
     edge: Edge,
+    camera: Camera,
     source: Source,
     sessions: Registry,
     routes: Routes,
@@ -59,7 +60,8 @@ impl Worker {
         Worker {
             index: seed.index,
             edge,
-            source: Source::new(seed.camera),
+            source: Source::new(seed.camera.clone()),
+            camera: seed.camera,
             sessions: Registry::default(),
             routes: Routes::default(),
             peer_rung: vec![false; seed.peers.len()],
@@ -296,7 +298,12 @@ impl Worker {
     /// After the live units: they come first.
     fn replay(&mut self, now: Now) {
         let (source, edge, counters) = (&mut self.source, &mut self.edge, &*self.counters);
-        self.is_replaying = Replayer { source, edge, counters, now }.turn(&mut self.sessions, self.first);
+        let mut replayer = Replayer { source, edge, counters, now, is_idr_wanted: false };
+        self.is_replaying = replayer.turn(&mut self.sessions, self.first);
+        // Once for all viewers that cannot go on without an IDR and have no GOP to be given.
+        if replayer.is_idr_wanted {
+            self.camera.request_keyframe(now.monotonic_ns);
+        }
     }
 
     fn take_deadlines(&mut self, now: Now) {
