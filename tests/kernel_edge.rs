@@ -12,7 +12,7 @@ mod support;
 
 use std::process::Command;
 
-use seccompiler::{SeccompAction, SeccompFilter};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use support::camera::{CameraSim, words};
 use support::process::Process;
 use support::server::{self, Server, loopback, meddled};
@@ -26,7 +26,8 @@ fn spawn_without(call: i64, errno: i32, mut command: Command) -> Process {
         let machine = std::env::consts::ARCH.try_into().unwrap();
         let filter =
             SeccompFilter::new([(call, Vec::new())].into(), SeccompAction::Allow, errno, machine).unwrap();
-        seccompiler::apply_filter(&filter.try_into().unwrap()).unwrap();
+        let program: BpfProgram = filter.try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
         Process::spawn("streaming-server", &mut command)
     });
     thread.join().unwrap()

@@ -242,11 +242,7 @@ impl Backend for Director {
     }
 
     fn summary(&self) -> Summary {
-        Summary {
-            camera: self.camera_state().1,
-            viewers: self.sessions(),
-            is_recording: self.is_recording(),
-        }
+        Summary { camera: self.camera_state().1, viewers: self.sessions(), is_recording: self.is_recording() }
     }
 
     fn metrics(&self) -> String {
