@@ -25,7 +25,8 @@ const OFFSET_INTERVAL: Duration = Duration::from_millis(500);
 
 enum Command {
     Add(Box<Viewer>),
-    Measure,
+    /// Yielding to everybody, or not.
+    Measure(bool),
     Finish,
 }
 
@@ -73,8 +74,8 @@ impl Load {
     }
 
     /// From now on nobody waits for our answers.
-    pub(crate) fn measure(&self) {
-        let _ = self.commands.send(Command::Measure);
+    pub(crate) fn measure(&self, yielding: bool) {
+        let _ = self.commands.send(Command::Measure(yielding));
     }
 
     /// Says goodbye and hands all viewers with their books back.
@@ -102,9 +103,9 @@ impl Thread {
         loop {
             match self.inbox.try_recv() {
                 Ok(Command::Add(viewer)) => self.add(*viewer),
-                Ok(Command::Measure) => {
+                Ok(Command::Measure(yielding)) => {
                     self.ring = None;
-                    if let Err(error) = yield_to_others() {
+                    if let Err(error) = if yielding { yield_to_others() } else { Ok(()) } {
                         eprintln!("perf: the load thread keeps its priority: {error}");
                     }
                 }

@@ -56,7 +56,7 @@ impl Camera {
         let mut command = Command::new(plan.programs.ours.join("camera-sim"));
         command.args(["--shm", &shm, "--layout", &plan.layout, "--pattern", &plan.size, "--gop", "30"]);
         command.args(["--fps", "30", "--bitrate-kbps", &kbps.to_string()]);
-        let process = Process::spawn("camera-sim", &mut command)?;
+        let process = Process::spawn("camera-sim", &mut command, plan.programs.shielded)?;
         let deadline = Instant::now() + CONNECT_PATIENCE;
         let mut camera = Camera { process, shm };
         while !Path::new(&camera.segment()).exists() {
@@ -114,7 +114,7 @@ pub(crate) fn run(plan: &Plan, setting: &Setting) -> Fallible<Record> {
         let name = format!("perf-{}.h264", monotonic_ns());
         subject.post("/api/recording/start", &json!({ "filename": name }))?;
     }
-    load.measure();
+    load.measure(!plan.programs.shielded);
     std::thread::sleep(SETTLE);
     let inspection = inspect(plan, setting, &mut subject)?;
     let begin = Moment::now(&subject, &load, &camera);
@@ -135,7 +135,8 @@ pub(crate) fn run(plan: &Plan, setting: &Setting) -> Fallible<Record> {
     camera.process.check()?;
     let start_ms = subject.start_ms;
     drop(subject);
-    let context = Context { setting, begin, end, memory, start_ms, recorded_units };
+    let context =
+        Context { setting, begin, end, memory, start_ms, recorded_units, shielded: plan.programs.shielded };
     Ok(context.record(&viewers))
 }
 
@@ -217,6 +218,7 @@ struct Context<'a> {
     memory: Memory,
     start_ms: f64,
     recorded_units: Option<u64>,
+    shielded: bool,
 }
 
 impl Context<'_> {
@@ -234,6 +236,11 @@ impl Context<'_> {
         let seconds = (self.end.at_ns - self.begin.at_ns) as f64 / 1e9;
         let (all_ticks, idle, stolen) = difference(self.begin.machine, self.end.machine);
         let per_second = |used: Used| used.run_ns as f64 / 1e6 / seconds;
+        let cpu = cpu(self.end.server.since(&self.begin.server), seconds);
+        let load_ms = per_second(self.end.load.since(&self.begin.load));
+        let camera_ms = per_second(self.end.camera.since(&self.begin.camera));
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
+        let idle = idle / all_ticks.max(1.0);
         let profile = viewers.first().and_then(|viewer| viewer.profile);
         Record {
             setting: self.setting.clone(),
@@ -247,15 +254,17 @@ impl Context<'_> {
             latency_idr: latency(&|sample| sample.is_idr),
             latency_other: latency(&|sample| !sample.is_idr),
             latency_last_viewer: Quantiles::of(last_viewers(&samples)),
-            cpu: cpu(self.end.server.since(&self.begin.server), seconds),
+            cpu,
             memory: self.memory,
             start_ms: self.start_ms,
             first_datagram_ms: since_asked(&|viewer| viewer.books.first_at_ns),
             first_idr_ms: since_asked(&|viewer| viewer.books.first_idr_at_ns),
-            load_ms: per_second(self.end.load.since(&self.begin.load)),
-            camera_ms: per_second(self.end.camera.since(&self.begin.camera)),
-            idle: idle / all_ticks.max(1.0),
+            load_ms,
+            camera_ms,
+            idle,
+            foreign: 1.0 - idle - (cpu.total_ms + load_ms + camera_ms) / 1e3 / cores,
             stolen: stolen / all_ticks.max(1.0),
+            shielded: self.shielded,
             recorded_units: self.recorded_units,
         }
     }

@@ -26,8 +26,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn spawn(name: &str, command: &mut Command) -> Fallible<Process> {
+    pub(crate) fn spawn(name: &str, command: &mut Command, shielded: bool) -> Fallible<Process> {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        crate::socket::end_with_us(command, shielded);
         let started = Instant::now();
         let mut child = command.spawn().map_err(|error| format!("{name} does not start: {error}"))?;
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -247,10 +248,12 @@ mod tests {
     #[test]
     fn a_child_says_its_line_and_one_that_ends_is_an_error() {
         let mut child =
-            Process::spawn("sh", Command::new("sh").args(["-c", "echo listening: x; sleep 60"])).unwrap();
+            Process::spawn("sh", Command::new("sh").args(["-c", "echo listening: x; sleep 60"]), false)
+                .unwrap();
         assert_eq!(child.wait_for("listening: ", Duration::from_secs(60)).unwrap(), "x");
         child.check().unwrap();
-        let mut child = Process::spawn("sh", Command::new("sh").args(["-c", "echo why; exit 3"])).unwrap();
+        let mut child =
+            Process::spawn("sh", Command::new("sh").args(["-c", "echo why; exit 3"]), false).unwrap();
         let error = child.wait_for("listening: ", Duration::from_secs(60)).unwrap_err().to_string();
         assert!(error.contains("why"), "{error}");
     }

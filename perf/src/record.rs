@@ -95,10 +95,22 @@ pub(crate) struct Record {
     /// Share of the machine's time that was idle, and that the hypervisor took.
     pub(crate) idle: f64,
     pub(crate) stolen: f64,
+    /// Server and camera ran with real-time priority, before everything else on the machine.
+    pub(crate) shielded: bool,
+    /// Share of the machine's time that neither server nor load nor camera used: others were busy.
+    pub(crate) foreign: f64,
     pub(crate) recorded_units: Option<u64>,
 }
 
+/// Above this share of [`Record::foreign`] a run says little about the server.
+pub(crate) const FOREIGN_MAX: f64 = 0.08;
+
 impl Record {
+    /// Whether the machine was ours while measuring and the harness itself kept up.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.foreign <= FOREIGN_MAX && self.units.lost_by_harness == 0
+    }
+
     /// CPU per viewer: ms per second.
     pub(crate) fn cpu_per_viewer_ms(&self) -> f64 {
         self.cpu.total_ms / self.setting.viewers.max(1) as f64

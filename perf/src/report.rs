@@ -82,8 +82,18 @@ fn rows(records: &[Record]) -> Vec<Row> {
     }
     groups
         .into_values()
-        .filter_map(|rounds| Some(Row { setting: rounds.first()?.setting.clone(), rounds }))
+        .filter_map(|rounds| {
+            Some(Row { setting: rounds.first()?.setting.clone(), rounds: undisturbed(rounds) })
+        })
         .collect()
+}
+
+/// The rounds during which the machine was ours; all where there is none.
+fn undisturbed(mut rounds: Vec<Record>) -> Vec<Record> {
+    if rounds.iter().any(Record::is_clean) {
+        rounds.retain(Record::is_clean);
+    }
+    rounds
 }
 
 /// Microseconds for people: two digits that matter.
@@ -130,11 +140,11 @@ fn heading(setting: &Setting) -> String {
     format!(
         "\n## {} kbit/s{}{}\n\n| viewers | server | rounds | CPU ms/s | per viewer | user/sys | p50 | p90 | p99 | \
          p99.9 | max | IDR p50 | last viewer p50 | missing | dup | torn | late | of | private MB | ring MB | \
-         switches/s | first datagram | first IDR | start | load ms/s | idle |\n|{}\n",
+         switches/s | first datagram | first IDR | start | load ms/s | idle | others |\n|{}\n",
         setting.kbps,
         if setting.record { ", recording" } else { "" },
         if setting.gro { ", segmentation left to the receiver" } else { "" },
-        "---|".repeat(26),
+        "---|".repeat(27),
     )
 }
 
@@ -142,7 +152,7 @@ fn line(row: &Row) -> String {
     let us = |of: &dyn Fn(&Record) -> f64| time(row.median(of));
     format!(
         "| {} | {} | {} | {:.1} | {:.2} | {:.0}/{:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | \
-         {:.1} | {:.1} | {:.0} | {} | {} | {:.0} ms | {:.0} | {:.0} % |\n",
+         {:.1} | {:.1} | {:.0} | {} | {} | {:.0} ms | {:.0} | {:.0} % | {:.0} % |\n",
         row.setting.viewers,
         row.setting.server,
         row.rounds.len(),
@@ -170,6 +180,7 @@ fn line(row: &Row) -> String {
         row.median(|r| r.start_ms),
         row.median(|r| r.load_ms),
         row.median(|r| r.idle * 100.0),
+        row.median(|r| r.foreign * 100.0),
     )
 }
 
@@ -299,6 +310,8 @@ mod tests {
             camera_ms: 1.0,
             idle: 0.5,
             stolen: 0.0,
+            foreign: 0.0,
+            shielded: false,
             recorded_units: None,
         }
     }

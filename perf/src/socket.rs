@@ -1,11 +1,13 @@
-//! UNSAFE: UDP sockets as the kernel offers them: many datagrams per call with the time each arrived, and runs
-//! of equal datagrams in one send. Knows nothing of RTP.
-#![expect(unsafe_code, reason = "recvmmsg, sendmsg with control messages, scheduling class")]
+//! UNSAFE: what only the bare system calls offer. UDP sockets with many datagrams per call and the time each
+//! arrived, runs of equal datagrams in one send, scheduling class, children that end with us. Knows nothing of RTP.
+#![expect(unsafe_code, reason = "recvmmsg, sendmsg with control messages, scheduling class, pre_exec")]
 
 use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// Datagrams of one call.
 const BATCH: usize = 64;
@@ -51,10 +53,25 @@ pub(crate) fn prepare_sender(socket: &UdpSocket) -> io::Result<()> {
 /// The calling thread yields to everything else that wants to run (SCHED_IDLE): being woken late costs a viewer
 /// with kernel timestamps nothing, while holding a core up would cost the server under test.
 pub(crate) fn yield_to_others() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
+    set_scheduler(libc::SCHED_IDLE, 0)
+}
+
+fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority };
     // SAFETY: 0 is the calling thread; the parameters outlive the call.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The child is killed when the thread that spawns it ends, however that happens: a harness that is killed leaves
+/// no server behind. `shielded`: it runs before everything of normal priority on this machine (SCHED_RR).
+pub(crate) fn end_with_us(command: &mut Command, shielded: bool) {
+    let ask = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        if shielded { set_scheduler(libc::SCHED_RR, 1) } else { Ok(()) }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and touches neither memory nor locks.
+    unsafe { command.pre_exec(ask) };
 }
 
 /// Control messages, aligned as `cmsghdr` must be.

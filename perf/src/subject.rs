@@ -56,6 +56,8 @@ pub(crate) struct Programs {
     pub(crate) ours: PathBuf,
     /// The directory into which `perf/peers/*/setup` installs.
     pub(crate) peers: PathBuf,
+    /// Server and camera run with real-time priority.
+    pub(crate) shielded: bool,
 }
 
 /// A running server.
@@ -95,7 +97,7 @@ impl Subject {
                 command
             }
         };
-        let mut process = Process::spawn("the server", command.arg("--shm").arg(shm))?;
+        let mut process = Process::spawn("the server", command.arg("--shm").arg(shm), programs.shielded)?;
         let line = process.wait_for("listening: ", PATIENCE)?;
         let address = line.split_whitespace().find_map(|word| word.strip_prefix("http="));
         let address: SocketAddr = address.ok_or("no http= in the server's line")?.parse()?;
