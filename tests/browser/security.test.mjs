@@ -179,7 +179,7 @@ test('a login is not lent to pages of other origins', { timeout: 180_000 }, asyn
   assert.equal(await isRecording(server, { authorization: `Bearer ${TOKEN}` }), false);
 });
 
-test('a browser that trusts our authority shows the page without a warning', { timeout: 180_000 }, async (t) => {
+test('a browser that trusts the certificate shows the page without a warning', { timeout: 180_000 }, async (t) => {
   const directory = temporary(t);
   const server = await startServer(['--demo', '--shm', uniqueShm(), '--tls-self-signed', '--state-path', directory]);
   t.after(() => server.stop());

@@ -427,7 +427,7 @@ fn no_credentials_but_the_right_ones_open_the_door() {
             connection.take().unwrap_or_else(|| server.connect_from([127, 0, 77, source.max(1)]));
         let reply = head(&mut stream, &request_text("HEAD", "/api/status", &format!("{line}\r\n"), ""));
         assert!(matches!(reply.status, 401 | 429), "{line}: {reply:?}");
-        connection = (source % 5 != 0).then_some(stream);
+        connection = (!source.is_multiple_of(5)).then_some(stream);
     }
 }
 
