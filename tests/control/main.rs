@@ -110,6 +110,10 @@ fn the_page_loads_nothing_from_elsewhere() {
         assert!(policy.contains(part), "{policy}");
     }
     assert!(!policy.contains("unsafe"));
+    assert!(
+        policy.ends_with(&format!("; frame-ancestors 'self' {FRIEND}")),
+        "only listed pages frame ours: {policy}"
+    );
     let html = String::from_utf8(page.body).unwrap();
     for file in ["viewer.js", "viewer.css", "icon.svg"] {
         assert!(html.contains(&format!("\"{file}\"")), "{file}");
