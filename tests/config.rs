@@ -216,7 +216,7 @@ fn what_does_not_exist_is_refused_with_a_hint() {
         "unknown option --max-viewer (did you mean --max-viewers?); see --help"
     );
     assert_eq!(error(&["--htpt", "3"], &[], ""), "unknown option --htpt (did you mean --http?); see --help");
-    assert_eq!(error(&["--token", "x"], &[], ""), "unknown option --token; see --help");
+    assert_eq!(error(&["--password", "x"], &[], ""), "unknown option --password; see --help");
     assert_eq!(error(&["-x"], &[], ""), "unknown option -x; see --help");
     assert!(error(&["serve"], &[], "").starts_with("unexpected argument \"serve\""));
     assert!(error(&["--http"], &[], "").contains("--http"));

@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -168,10 +169,22 @@ fn sighup_serves_the_new_certificate_and_a_broken_one_changes_nothing() {
 
     // A download that goes on while the certificate changes: one connection, two requests, a pause between them.
     let mut slow = Command::new("curl")
-        .args(["--silent", "--cacert", &first_ca, "--max-time", "60", "--rate", "20/m", &url, &url])
+        .args([
+            "--silent",
+            "--no-buffer",
+            "--cacert",
+            &first_ca,
+            "--max-time",
+            "60",
+            "--rate",
+            "20/m",
+            &url,
+            &url,
+        ])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    slow.stdout.as_mut().unwrap().read_exact(&mut [0; 15]).unwrap();
 
     directory.write("now.pem", "-----BEGIN CERTIFICATE-----\nnonsense\n");
     server.process.signal(Signal::HUP);

@@ -393,8 +393,13 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     let response = response
         .header("x-content-type-options", "nosniff")
         .header("referrer-policy", "no-referrer")
-        .header("cross-origin-resource-policy", "same-origin")
-        .header("content-security-policy", if is_page { PAGE_POLICY } else { API_POLICY });
+        .header("cross-origin-resource-policy", "same-origin");
+    let response = match response.status {
+        // Headers of a 304 replace those the browser has kept: the page would get the policy of data.
+        304 => response,
+        _ if is_page => response.header("content-security-policy", page_policy(policy)),
+        _ => response.header("content-security-policy", API_POLICY),
+    };
     let response = if is_page {
         response
             .header("cross-origin-opener-policy", "same-origin")
@@ -414,7 +419,13 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     }
 }
 
-/// What the page may load: its own files and API, nothing else, inside its own frames only.
+/// Listed pages may show the page in a frame.
+fn page_policy(policy: &Policy) -> String {
+    let origins = policy.allow_origin.iter().map(|origin| format!(" {origin}"));
+    origins.fold(PAGE_POLICY.to_owned(), |text, origin| text + &origin)
+}
+
+/// What the page may load: its own files and API, nothing else, inside its own frames only. Ends with these.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
@@ -561,8 +572,9 @@ mod tests {
             };
             if let Action::Respond(response) = route(&policy, &head, &body) {
                 prop_assert!(response.status < 500, "{response:?}");
+                let is_kept = response.status == 304;
                 let finished = finish(&policy, &head, response);
-                prop_assert!(finished.headers.iter().any(|(name, _)| *name == "content-security-policy"));
+                prop_assert!(is_kept || finished.headers.iter().any(|(name, _)| *name == "content-security-policy"));
             }
         }
     }

@@ -64,5 +64,7 @@ pub const TLS_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// How long a self-signed certificate holds: iOS takes 825 days at most.
 pub const SELF_SIGNED_DAYS: u64 = 800;
 
+const _: () = assert!(SELF_SIGNED_DAYS < 825, "with a day on each side for clocks that differ");
+
 /// A certificate that ends within so many days is warned about; a self-signed one is made anew at the next start.
 pub const CERTIFICATE_DAYS_LOW: u64 = 21;

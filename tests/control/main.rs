@@ -110,6 +110,10 @@ fn the_page_loads_nothing_from_elsewhere() {
         assert!(policy.contains(part), "{policy}");
     }
     assert!(!policy.contains("unsafe"));
+    assert!(
+        policy.ends_with(&format!("; frame-ancestors 'self' {FRIEND}")),
+        "only listed pages frame ours: {policy}"
+    );
     let html = String::from_utf8(page.body).unwrap();
     for file in ["viewer.js", "viewer.css", "icon.svg"] {
         assert!(html.contains(&format!("\"{file}\"")), "{file}");
@@ -131,6 +135,13 @@ fn files_are_revalidated_by_etag() {
         assert_eq!((again.status, again.body.len()), (304, 0), "{tags}");
         assert_eq!(again.header("etag"), Some(etag));
     }
+    // A browser puts the headers of a 304 in the place of those it kept: the page's policy must outlive that.
+    let page = server.get("/");
+    let headers = format!("If-None-Match: {}\r\n", page.header("etag").unwrap());
+    let again = server.request("GET", "/", &headers, b"");
+    let policy = again.header("content-security-policy");
+    assert_eq!(again.status, 304);
+    assert!(policy.is_none() || policy == page.header("content-security-policy"), "{policy:?}");
     let other = server.request("GET", "/viewer.js", "If-None-Match: \"other\"\r\n", b"");
     assert_eq!(other.status, 200);
 }

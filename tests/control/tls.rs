@@ -264,7 +264,6 @@ fn a_self_signed_certificate_is_kept_until_it_is_about_to_lapse() {
     let made = authority.obtain(NOW_S).unwrap();
     assert_eq!(made.expires_s, Some(NOW_S + limits::SELF_SIGNED_DAYS * DAY_S));
     assert!(made.findings.is_empty(), "{:?}", made.findings);
-    assert!(limits::SELF_SIGNED_DAYS < 825, "iOS takes no more");
     let again = authority.obtain(NOW_S + 700 * DAY_S).unwrap();
     assert_eq!(again.chain, made.chain, "kept");
     let renewed = authority.obtain(NOW_S + 790 * DAY_S).unwrap();
