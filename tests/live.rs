@@ -89,6 +89,30 @@ fn polling_beside_an_old_server_loses_nothing_either() {
 }
 
 #[test]
+fn beside_a_server_that_waits_on_the_semaphore_neither_loses_a_unit() {
+    let shm = unique_shm();
+    let _camera = CameraSim::start(&shm, &steady("v1"));
+    let older = Server::start(&shm, &["--wake", "semaphore"]);
+    let newer = Server::start(&shm, &["--wake", "poll", "--no-recorder"]);
+    let watched = [&older, &newer].map(|server| {
+        server.wait_ready();
+        ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()))
+    });
+    std::thread::sleep(Duration::from_secs(test_seconds()));
+    for viewer in &watched {
+        viewer.wait_units((test_seconds() * 30).saturating_sub(5));
+    }
+    for (viewer, who) in watched.into_iter().zip(["a viewer of the older", "a viewer of the newer"]) {
+        viewer.leave().assert_perfect(who);
+    }
+    for server in [&older, &newer] {
+        assert_eq!(server.metrics().expect("lapped_total"), 0.0);
+    }
+    let log = older.process.log();
+    assert!(!log.contains("of no use"), "the semaphore was taken from the older server:\n{log}");
+}
+
+#[test]
 fn two_workers_share_the_viewers() {
     every_viewer_gets_every_unit("v3", &["--workers", "2"]);
 }
