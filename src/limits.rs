@@ -21,6 +21,9 @@ pub const LEASE_SLOTS_MIN: u32 = 8;
 /// Slots of a lease ring unless its maker says otherwise: a second at 30 units/s.
 pub const LEASE_SLOTS: u32 = 30;
 
+/// Bytes of its slots: as many as the legacy ones have.
+pub const LEASE_SLOT_BYTES: u32 = 3_110_400;
+
 /// Between two requests for an IDR made to the camera: its answer is some units away.
 pub const KEYFRAME_REQUEST_INTERVAL_NS: i64 = 500_000_000;
 
@@ -322,6 +325,7 @@ const _: () = assert!(
 );
 const _: () =
     assert!(SETTLED_NS >= 2 * POLL_LOOK_NS, "a slot is looked at again before it counts as settled");
+const _: () = assert!(LEASE_SLOT_BYTES as usize == SLOT_DATA_BYTES_MAX, "whatever a legacy slot holds fits");
 const _: () = assert!(SCOUT_BYTES_MAX <= SLOT_DATA_BYTES_MAX, "the scout stays inside the slot");
 /// Bytes of a request's line and headers; more is answered 431.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;

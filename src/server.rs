@@ -16,7 +16,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::camera::{self, Camera, Wake};
+use crate::camera::{self, Camera, Layout, Wake};
 use crate::config::{self, Config, RecordFormat, WakeChoice};
 use crate::control::local::LocalConfig;
 use crate::control::{self, ApiError, Backend, Diagnostics, Inspection};
@@ -414,7 +414,7 @@ impl Threads {
     fn start_demo(&mut self) -> Result<String, ServerError> {
         remove_rings_of_killed_demos();
         let shm = format!("{DEMO_RING}{}", std::process::id());
-        let demo = SimulatorConfig { name: shm.clone(), ..SimulatorConfig::default() };
+        let demo = SimulatorConfig { name: shm.clone(), layout: Layout::LEASE, ..SimulatorConfig::default() };
         let stop = Arc::clone(&self.stop);
         self.spawn("camera-sim", move || {
             if let Err(error) = simulator::run(&demo, &stop) {

@@ -30,6 +30,41 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{camera, unique_shm, wait_until};
 
+/// Where the fields lie.
+const FIELDS: [(&str, usize); 31] = [
+    ("header.magic", header::MAGIC),
+    ("header.version", header::VERSION),
+    ("header.header_size", header::HEADER_SIZE),
+    ("header.slot_count", header::SLOT_COUNT),
+    ("header.max_readers", header::MAX_READERS),
+    ("header.slot_size", header::SLOT_SIZE),
+    ("header.ctl_offset", header::CTL_OFFSET),
+    ("header.data_offset", header::DATA_OFFSET),
+    ("header.total_size", header::TOTAL_SIZE),
+    ("header.fourcc", header::FOURCC),
+    ("header.flags", header::FLAGS),
+    ("header.width", header::WIDTH),
+    ("header.height", header::HEIGHT),
+    ("header.fps_num", header::FPS_NUM),
+    ("header.fps_den", header::FPS_DEN),
+    ("header.epoch", header::EPOCH),
+    ("header.epoch_sequence", header::EPOCH_SEQUENCE),
+    ("header.latest", header::LATEST),
+    ("header.futex", header::FUTEX),
+    ("header.keyframe_request", header::KEYFRAME_REQUEST),
+    ("header.dropped", header::DROPPED),
+    ("header.state", header::STATE),
+    ("control.word", control::WORD),
+    ("control.captured_ns", control::CAPTURED_NS),
+    ("control.frame_number", control::FRAME_NUMBER),
+    ("control.len", control::LEN),
+    ("control.flags", control::FLAGS),
+    ("control.nal_count", control::NAL_COUNT),
+    ("control.nal_offset", control::NAL_OFFSET),
+    ("control.width", control::WIDTH),
+    ("control.height", control::HEIGHT),
+];
+
 #[test]
 fn both_languages_mean_the_same_numbers() {
     let workshop = Workshop::new();
@@ -65,40 +100,7 @@ fn both_languages_mean_the_same_numbers() {
         ("data_offset_8", data_offset(8)),
         ("data_offset_256", data_offset(256)),
     ];
-    let fields = [
-        ("header.magic", header::MAGIC),
-        ("header.version", header::VERSION),
-        ("header.header_size", header::HEADER_SIZE),
-        ("header.slot_count", header::SLOT_COUNT),
-        ("header.max_readers", header::MAX_READERS),
-        ("header.slot_size", header::SLOT_SIZE),
-        ("header.ctl_offset", header::CTL_OFFSET),
-        ("header.data_offset", header::DATA_OFFSET),
-        ("header.total_size", header::TOTAL_SIZE),
-        ("header.fourcc", header::FOURCC),
-        ("header.flags", header::FLAGS),
-        ("header.width", header::WIDTH),
-        ("header.height", header::HEIGHT),
-        ("header.fps_num", header::FPS_NUM),
-        ("header.fps_den", header::FPS_DEN),
-        ("header.epoch", header::EPOCH),
-        ("header.epoch_sequence", header::EPOCH_SEQUENCE),
-        ("header.latest", header::LATEST),
-        ("header.futex", header::FUTEX),
-        ("header.keyframe_request", header::KEYFRAME_REQUEST),
-        ("header.dropped", header::DROPPED),
-        ("header.state", header::STATE),
-        ("control.word", control::WORD),
-        ("control.captured_ns", control::CAPTURED_NS),
-        ("control.frame_number", control::FRAME_NUMBER),
-        ("control.len", control::LEN),
-        ("control.flags", control::FLAGS),
-        ("control.nal_count", control::NAL_COUNT),
-        ("control.nal_offset", control::NAL_OFFSET),
-        ("control.width", control::WIDTH),
-        ("control.height", control::HEIGHT),
-    ];
-    let known = known.into_iter().chain(fields.map(|(name, offset)| (name, offset as u64)));
+    let known = known.into_iter().chain(FIELDS.map(|(name, offset)| (name, offset as u64)));
     let mut compared = 0;
     for (name, value) in known {
         assert_eq!(told.get(name), Some(&value), "{name}");

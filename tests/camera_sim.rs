@@ -170,7 +170,7 @@ fn is_increasing(numbers: &[u64]) -> bool {
 
 #[test]
 fn every_layout_delivers_every_unit_once_and_whole() {
-    for layout in Layout::LEGACY {
+    for layout in Layout::LEGACY.into_iter().chain([Layout::LEASE]) {
         let (report, seen) = watch(config(layout, 100));
         let numbers = seen.numbers();
         assert_eq!((report.units, report.published), (100, 100));

@@ -131,8 +131,14 @@ fn recording_beside_ten_viewers_misses_nothing_anywhere() {
 
 #[test]
 fn the_file_being_written_can_be_downloaded_and_plays() {
+    for layout in ["v3", "lease"] {
+        download_while_it_is_written(layout);
+    }
+}
+
+fn download_while_it_is_written(layout: &str) {
     let (shm, directory) = (unique_shm(), Directory::new());
-    let _camera = CameraSim::start(&shm, &steady("v3"));
+    let _camera = CameraSim::start(&shm, &steady(layout));
     let server = Server::start(&shm, &["--record-path", directory.0.to_str().unwrap()]);
     server.wait_ready();
     assert_eq!(http::request(server.http, "POST", "/api/recording/start", &[], b"").status, 200);

@@ -59,6 +59,12 @@ fn a_camera_that_returns_with_another_layout_is_seen() {
 }
 
 #[test]
+fn a_camera_that_returns_with_the_lease_layout_is_seen() {
+    survives(&steady("v1"), &small("lease"), true, (640, 480));
+    survives(&steady("lease"), &small("lease"), false, (640, 480));
+}
+
+#[test]
 fn a_camera_that_replaces_the_segment_without_removing_it_first_is_seen() {
     survives(&small("v2"), &small("v2"), false, (640, 480));
 }
@@ -80,6 +86,7 @@ fn survives_restarts_in_place(layout: &str, onto: &str) {
 #[test]
 fn a_camera_that_goes_on_in_the_same_segment_is_seen() {
     survives_restarts_in_place("v1", "same");
+    survives_restarts_in_place("lease", "same");
 }
 
 #[test]
@@ -91,6 +98,7 @@ fn a_camera_that_begins_anew_in_the_same_segment_is_seen() {
 #[test]
 fn a_camera_that_makes_new_segments_again_and_again_is_seen() {
     survives_restarts_in_place("v0", "new");
+    survives_restarts_in_place("lease", "new");
 }
 
 #[test]

@@ -226,8 +226,10 @@ fn sleep(ns: i64) {
     }
 }
 
-/// This thread owns its clock.
-fn monotonic_ns() -> MonotonicNs {
+/// CLOCK_MONOTONIC now. This thread owns its clock; other programs that read a ring give it to
+/// [`super::Cursor::next`].
+#[must_use]
+pub fn monotonic_ns() -> MonotonicNs {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }

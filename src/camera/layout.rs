@@ -17,7 +17,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::lease_header::{Geometry, HeaderError};
-use crate::limits::{LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
+use crate::limits::{LEASE_SLOT_BYTES, LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
 
 /// The value of `format` that says the slot holds H.264 (JPEG is 0, NV12 is 1, RGB is 2).
 pub const FORMAT_H264: i32 = 3;
@@ -39,13 +39,13 @@ pub enum Layout {
     Lease(Geometry),
 }
 
-/// A lease ring unless its maker says otherwise: as many slots as the legacy rings, as large.
-const LEASE: Layout = match Geometry::new(LEASE_SLOTS, SLOT_DATA_BYTES_MAX as u32) {
-    Ok(geometry) => Layout::Lease(geometry),
-    Err(_) => panic!("the default lies within the bounds"),
-};
-
 impl Layout {
+    /// A lease ring unless its maker says otherwise: as many slots as the legacy rings, as large.
+    pub const LEASE: Layout = match Geometry::new(LEASE_SLOTS, LEASE_SLOT_BYTES) {
+        Ok(geometry) => Layout::Lease(geometry),
+        Err(_) => panic!("the default lies within the bounds"),
+    };
+
     /// Every legacy layout, oldest first.
     pub const LEGACY: [Layout; 5] = [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6];
 
@@ -173,7 +173,7 @@ impl FromStr for Layout {
     fn from_str(name: &str) -> Result<Layout, LayoutError> {
         Layout::LEGACY
             .into_iter()
-            .chain([LEASE])
+            .chain([Layout::LEASE])
             .find(|layout| layout.name() == name)
             .ok_or_else(|| LayoutError::UnknownName { name: name.to_owned() })
     }
@@ -390,8 +390,11 @@ mod tests {
             assert_eq!(Layout::detect(layout.segment_bytes() as u64), Ok(layout));
             assert_eq!(layout.to_string().parse(), Ok(layout));
         }
-        assert_eq!(LEASE.to_string().parse(), Ok(LEASE));
-        assert!(Layout::detect(LEASE.segment_bytes() as u64).is_err(), "its header tells, not its size");
+        assert_eq!(Layout::LEASE.to_string().parse(), Ok(Layout::LEASE));
+        assert!(
+            Layout::detect(Layout::LEASE.segment_bytes() as u64).is_err(),
+            "its header tells, not its size"
+        );
     }
 
     #[test]

@@ -15,8 +15,10 @@ use crate::limits::{LEASE_SLOT_BYTES_MAX, LEASE_SLOTS_MIN, PICTURE_SIDE_MAX};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PCAMRING");
 /// The version that is read and written.
 pub const VERSION: u32 = 1;
-/// Bytes of the header page.
-pub const HEADER_BYTES: usize = 4096;
+/// `header_size`: bytes of the header page.
+pub const HEADER_SIZE: u32 = 4096;
+/// The same as an offset.
+pub const HEADER_BYTES: usize = HEADER_SIZE as usize;
 /// Bytes of one slot's control block.
 pub const CONTROL_BYTES: usize = 128;
 /// "H264" as a little-endian machine reads it.
@@ -134,7 +136,7 @@ impl Geometry {
         Ok(Geometry {
             slot_count,
             slot_bytes,
-            control_offset: HEADER_BYTES as u32,
+            control_offset: HEADER_SIZE,
             data_offset: data_offset as u32,
             segment_bytes: data_offset + slot_count as usize * slot_bytes as usize,
         })
@@ -155,7 +157,7 @@ impl Geometry {
         if version != VERSION {
             return Err(HeaderError::Version { version });
         }
-        if word(header::HEADER_SIZE) as usize != HEADER_BYTES || word(header::MAX_READERS) != READERS_MAX {
+        if word(header::HEADER_SIZE) != HEADER_SIZE || word(header::MAX_READERS) != READERS_MAX {
             return Err(HeaderError::Version { version });
         }
         let fourcc = word(header::FOURCC);

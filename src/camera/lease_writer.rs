@@ -9,7 +9,7 @@ use rustix::thread::futex;
 use super::layout::{FORMAT_H264, SlotMetadata};
 use super::lease::{self, READERS_MAX, Slots, Sound};
 use super::lease_header::{
-    CONTROL_BYTES, FOURCC_H264, Geometry, HEADER_BYTES, MAGIC, READER_LOCKS, STATE_CLOSED, STATE_OPEN,
+    CONTROL_BYTES, FOURCC_H264, Geometry, HEADER_SIZE, MAGIC, READER_LOCKS, STATE_CLOSED, STATE_OPEN,
     VERSION, WRITER_LOCK, control, header,
 };
 use super::locks::{lock_byte, unlock_byte};
@@ -48,7 +48,7 @@ impl LeaseWriter {
     fn write_header(&mut self, interval_ms: u32) {
         let words = [
             (header::VERSION, VERSION),
-            (header::HEADER_SIZE, HEADER_BYTES as u32),
+            (header::HEADER_SIZE, HEADER_SIZE),
             (header::SLOT_COUNT, self.geometry.slot_count()),
             (header::MAX_READERS, READERS_MAX),
             (header::FOURCC, FOURCC_H264),

@@ -9,6 +9,88 @@
 //! ```
 //!
 //! On a lease ring `mapping` is a [`lease`] of each slot that is read: nothing is torn and nothing copied.
+//!
+//! # Reading a ring from another program
+//!
+//! A consumer is a [`Camera`] (which segment, kept up to date by the [`doorbell`] on a thread of its own), a [`Bell`]
+//! that wakes the consumer, and a [`Cursor`]. It works on every layout, beside the server and beside other
+//! consumers; each reads at its own pace and none of them can hold up the camera. (The five legacy rings have one
+//! semaphore, whose wakes only one process can take: a second one uses [`Wake::Poll`].) This one counts IDRs and
+//! bytes:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicBool, Ordering};
+//! use std::thread::{self, Thread};
+//! use std::time::Duration;
+//!
+//! use streaming_server::camera::{Bell, Camera, Next, Wake, doorbell};
+//! use streaming_server::h264::Assembler;
+//!
+//! /// Wakes the thread that counts.
+//! struct Unpark(Thread);
+//!
+//! impl Bell for Unpark {
+//!     fn ring(&self) {
+//!         self.0.unpark();
+//!     }
+//! }
+//!
+//! /// Counts until `idrs_wanted` IDRs came: those, and the bytes of all access units up to the last.
+//! fn count(ring: &str, idrs_wanted: u64) -> (u64, u64) {
+//!     let camera = Camera::new(ring, Wake::Auto);
+//!     camera.add_bell(Arc::new(Unpark(thread::current())));
+//!     let stop = Arc::new(AtomicBool::new(false));
+//!     let waiting = {
+//!         let (camera, stop) = (camera.clone(), Arc::clone(&stop));
+//!         thread::spawn(move || doorbell::run(camera, stop, false))
+//!     };
+//!     let mut cursor = camera.cursor();
+//!     let mut assembler = Assembler::new();
+//!     let (mut idrs, mut bytes) = (0, 0);
+//!     while idrs < idrs_wanted {
+//!         match cursor.next(doorbell::monotonic_ns()) {
+//!             Next::Unit(unit) => {
+//!                 // `unit.bytes` lies in the slot. Keep a clone of it as long as you like: on a lease ring the
+//!                 // slot stays yours, on the others `is_intact` tells afterwards whether it did.
+//!                 let is_idr = assembler.assemble(&unit.bytes).is_ok_and(|assembled| assembled.is_idr());
+//!                 if unit.is_intact() {
+//!                     idrs += u64::from(is_idr);
+//!                     bytes += unit.bytes.len() as u64;
+//!                 } else {
+//!                     assembler.forget_last_unit();
+//!                 }
+//!             }
+//!             Next::Empty | Next::Away => thread::park_timeout(Duration::from_millis(200)),
+//!             Next::Lapped { missed_units } => eprintln!("{missed_units} units missed"),
+//!             Next::Rejected(reason) => eprintln!("a slot without a unit: {reason}"),
+//!             Next::Restarted => assembler = Assembler::new(),
+//!         }
+//!     }
+//!     stop.store(true, Ordering::Release);
+//!     waiting.join().expect("the doorbell does not panic");
+//!     (idrs, bytes)
+//! }
+//!
+//! # use streaming_server::simulator::{self, SimulatorConfig, Source};
+//! # let ring = format!("/ss-doc-{}", std::process::id());
+//! # let ended = Arc::new(AtomicBool::new(false));
+//! # let config = SimulatorConfig {
+//! #     name: ring.clone(),
+//! #     layout: "lease".parse().unwrap(),
+//! #     source: Source::Pattern { width: 320, height: 240 },
+//! #     gop: 10,
+//! #     ..SimulatorConfig::default()
+//! # };
+//! # let camera = {
+//! #     let ended = Arc::clone(&ended);
+//! #     thread::spawn(move || simulator::run(&config, &ended))
+//! # };
+//! let (idrs, bytes) = count(&ring, 2);
+//! assert!(idrs == 2 && bytes > 0);
+//! # ended.store(true, Ordering::Relaxed);
+//! # camera.join().unwrap().unwrap();
+//! ```
 
 pub mod cursor;
 pub mod doorbell;

@@ -1,0 +1,127 @@
+//! The lease ring between real processes: a server that stops, hangs or is killed costs the camera nothing, viewers
+//! get their IDR when they ask for one, and the recorder writes straight from leased slots.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test: a panic is the report, and the clock is the real one"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::json;
+use support::camera::{CameraSim, steady, words};
+use support::http;
+use support::server::Server;
+use support::viewer::ViewerSimulator;
+use support::{unique_shm, wait_until};
+
+/// The camera's own account at its end.
+fn account_of(mut camera: CameraSim) -> String {
+    camera.stop();
+    wait_until("the camera's account", || camera.log().contains(" units in "));
+    camera.log()
+}
+
+#[test]
+fn a_server_that_stands_still_holds_up_nobody() {
+    let shm = unique_shm();
+    let camera = CameraSim::start(&shm, &steady("lease"));
+    let directory = std::env::temp_dir().join(format!("ss-lease-{}", shm.replace('/', "")));
+    let mut slow = Server::start(&shm, &["--record-path", directory.to_str().unwrap()]);
+    let server = Server::start(&shm, &[]);
+    slow.wait_ready();
+    let stalled = ViewerSimulator::connect(slow.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    let watching = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    stalled.wait_units(30);
+    assert_eq!(http::post_json(slow.http, "/api/recording/start", &json!({ "filename": "x" })).status, 200);
+    stalled.wait_more_units(30);
+    slow.process.signal(Signal::STOP);
+    watching.wait_more_units(75);
+    slow.process.signal(Signal::CONT);
+    stalled.wait_more_units(60);
+    let stopped = http::request(slow.http, "POST", "/api/recording/stop", &[], b"").json();
+    assert_eq!(stopped["torn_units"], json!(0), "{stopped}");
+    watching.leave().assert_perfect("a viewer of the other server");
+    let report = stalled.leave();
+    assert_eq!(report.torn + report.duplicated + report.bad_idrs, 0, "{report:?}");
+    assert!(slow.metrics().expect("lapped_total") > 0.0, "it stood still for more than a ring");
+    for server in [&slow, &server] {
+        assert_eq!(server.metrics().expect("torn_total"), 0.0);
+        assert_eq!(server.metrics().expect("camera_units_dropped_total"), 0.0);
+    }
+    slow.assert_healthy();
+    let account = account_of(camera);
+    assert!(account.contains("units/s") && !account.contains("without a slot"), "{account}");
+    let _ = std::fs::remove_dir_all(directory);
+}
+
+#[test]
+fn servers_that_are_killed_again_and_again_leave_no_lease_behind() {
+    let shm = unique_shm();
+    let camera = CameraSim::start(&shm, &words("--layout lease --pattern 320x240 --fps 120 --gop 30"));
+    // More servers than a ring has readers: the numbers of the dead are given out again.
+    for _ in 0..3 {
+        let servers: Vec<Server> = (0..6).map(|_| Server::start(&shm, &[])).collect();
+        for mut server in servers {
+            server.wait_ready();
+            server.process.kill();
+        }
+    }
+    let server = Server::start(&shm, &[]);
+    server.wait_ready();
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    viewer.wait_units(60);
+    viewer.leave().assert_perfect("a viewer of the nineteenth server");
+    let account = account_of(camera);
+    assert!(!account.contains("without a slot"), "{account}");
+}
+
+#[test]
+fn a_viewer_gets_its_idr_when_it_comes_and_when_it_asks() {
+    let shm = unique_shm();
+    // An IDR by itself comes once in an hour.
+    let camera = CameraSim::start(
+        &shm,
+        &words("--layout lease --pattern 640x480 --fps 30 --gop 108000 --bitrate-kbps 1000"),
+    );
+    let server = Server::start(&shm, &[]);
+    server.wait_ready();
+    std::thread::sleep(Duration::from_secs(2)); // the first one is no longer in the ring
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    viewer.wait_units(30);
+    let before = viewer.report().idrs;
+    assert!(before >= 1);
+    std::thread::sleep(Duration::from_millis(600)); // the camera is asked at most twice a second
+    viewer.ask_idr();
+    wait_until("the IDR that was asked for", || viewer.report().idrs > before);
+    viewer.leave().assert_perfect("a viewer that asked");
+    assert!(server.metrics().expect("camera_keyframe_requests_total") >= 2.0);
+    let account = account_of(camera);
+    assert!(account.contains("IDRs asked for"), "{account}");
+}
+
+#[test]
+fn a_camera_that_misbehaves_on_a_lease_ring_shows_nothing_torn() {
+    let shm = unique_shm();
+    let camera = CameraSim::start(
+        &shm,
+        &words("--layout lease --pattern 640x480 --fps 60 --gop 30 --tear 2:3000 --burst 40:8 --lie 50"),
+    );
+    let mut server = Server::start(&shm, &[]);
+    server.wait_ready();
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    viewer.wait_units(200);
+    let report = viewer.leave();
+    assert_eq!(report.duplicated + report.reordered + report.bad_idrs, 0, "{report:?}");
+    assert_eq!(server.metrics().expect("torn_total"), 0.0, "written in halves, shown whole");
+    server.assert_healthy();
+    let account = account_of(camera);
+    assert!(
+        account.contains(" torn") && account.contains(" lies"),
+        "the camera did as it was told: {account}"
+    );
+}
