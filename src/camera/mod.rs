@@ -18,6 +18,8 @@ mod watch;
 pub mod writer;
 
 #[cfg(test)]
+pub(crate) mod test_doorbell;
+#[cfg(test)]
 mod test_ring;
 
 pub use cursor::{Cursor, MonotonicNs, Next, Rejection, UnitView};

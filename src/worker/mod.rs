@@ -21,6 +21,7 @@ mod text_stages;
 mod timing;
 mod totals;
 mod turn;
+mod wire;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -9,13 +9,18 @@ use crate::camera::Camera;
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
-use crate::uring::{Completion, Edge, Outgoing, Received};
+use crate::uring::{Completion, EdgeError, Outgoing, Received};
 use crate::worker::clock::{self, Now};
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
 use crate::worker::registry::{Entry, Registry, Routes};
 use crate::worker::source::{Source, Taken};
 use crate::worker::timing::Timing;
 use crate::worker::totals::{Totals, count_edge};
+use crate::worker::wire::Wire;
+
+#[cfg(test)]
+#[path = "simulated_day/mod.rs"]
+mod simulated_day;
 
 /// What a worker is made from; moved to its thread.
 pub(super) struct Seed {
@@ -33,9 +38,9 @@ const IDLE: Duration = Duration::from_secs(1);
 const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 
 /// One worker: everything its thread owns.
-pub(super) struct Worker {
+pub(super) struct Worker<W> {
     index: usize,
-    edge: Edge,
+    edge: W,
     source: Source,
     sessions: Registry,
     routes: Routes,
@@ -50,8 +55,8 @@ pub(super) struct Worker {
     stopping_until: Option<Instant>,
 }
 
-impl Worker {
-    pub(super) fn new(seed: Seed, edge: Edge) -> Self {
+impl<W: Wire> Worker<W> {
+    pub(super) fn new(seed: Seed, edge: W) -> Self {
         Worker {
             index: seed.index,
             edge,
@@ -73,14 +78,18 @@ impl Worker {
     pub(super) fn run(mut self) {
         let mut now = clock::now();
         while !self.is_done(now) {
-            self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
-            if let Err(error) = self.edge.submit_and_wait(self.time_to_wait(now)) {
+            if let Err(error) = self.submit(now) {
                 log::error!("worker {}: io_uring_enter: {error}; the worker ends", self.index);
                 return;
             }
             now = clock::now();
             self.turn(now);
         }
+    }
+
+    fn submit(&mut self, now: Now) -> Result<(), EdgeError> {
+        self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
+        self.edge.submit_and_wait(self.time_to_wait(now))
     }
 
     fn is_done(&self, now: Now) -> bool {
@@ -329,7 +338,7 @@ fn find<'a>(sessions: &'a mut Registry, remote: SocketAddr, ufrag: Option<&str>)
     }
 }
 
-fn push(edge: &mut Edge, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>) {
+fn push(edge: &mut impl Wire, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>) {
     entry.viewer.note_congestion(edge.in_flight(entry.viewer.id()));
     entry.sends.skip();
     entry.viewer.push_access_unit(now.instant, unit);
@@ -338,7 +347,7 @@ fn push(edge: &mut Edge, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>)
 }
 
 /// Every mutation of a session is followed by this: all it wants sent goes to the edge.
-fn drain(edge: &mut Edge, entry: &mut Entry, now: Instant) {
+fn drain(edge: &mut impl Wire, entry: &mut Entry, now: Instant) {
     let viewer = entry.viewer.id();
     loop {
         match entry.viewer.poll_output(now) {
