@@ -109,6 +109,8 @@ pub mod writer;
 #[cfg(test)]
 mod lease_tests;
 #[cfg(test)]
+pub(crate) mod test_doorbell;
+#[cfg(test)]
 mod test_ring;
 
 pub use cursor::{Cursor, MonotonicNs, Next, Rejection, UnitView};

@@ -17,39 +17,39 @@ use super::recording::Recording;
 use super::recovery::survey;
 use super::types::{RecorderError, StartReply, StopReply};
 
-pub(super) const SECOND: i64 = 1_000_000_000;
-pub(super) const FRAME: i64 = SECOND / 30;
+pub(crate) const SECOND: i64 = 1_000_000_000;
+pub(crate) const FRAME: i64 = SECOND / 30;
 
 #[derive(Default)]
-pub(super) struct FakeFile {
-    pub(super) name: String,
-    pub(super) bytes: Vec<u8>,
-    pub(super) reserved: u64,
-    pub(super) syncs: u32,
-    pub(super) finished: bool,
+pub(crate) struct FakeFile {
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) reserved: u64,
+    pub(crate) syncs: u32,
+    pub(crate) finished: bool,
 }
 
-pub(super) struct World {
-    pub(super) recording: Recording,
-    pub(super) now_ns: i64,
-    pub(super) files: BTreeMap<FileId, FakeFile>,
-    pub(super) removed: Vec<String>,
-    pub(super) waiting: VecDeque<(FileId, Completion)>,
+pub(crate) struct World {
+    pub(crate) recording: Recording,
+    pub(crate) now_ns: i64,
+    pub(crate) files: BTreeMap<FileId, FakeFile>,
+    pub(crate) removed: Vec<String>,
+    pub(crate) waiting: VecDeque<(FileId, Completion)>,
     /// Bytes on the disk in all.
-    pub(super) capacity: u64,
-    pub(super) can_allocate: bool,
+    pub(crate) capacity: u64,
+    pub(crate) can_allocate: bool,
     /// Writes at most so many bytes at once.
-    pub(super) write_max: usize,
-    pub(super) taken_names: Vec<String>,
-    pub(super) create_error: Option<RecorderError>,
-    pub(super) write_error: Option<i32>,
-    pub(super) torn: bool,
-    pub(super) started: Vec<Result<StartReply, RecorderError>>,
-    pub(super) stopped: Vec<Result<StopReply, RecorderError>>,
-    pub(super) frame: u32,
+    pub(crate) write_max: usize,
+    pub(crate) taken_names: Vec<String>,
+    pub(crate) create_error: Option<RecorderError>,
+    pub(crate) write_error: Option<i32>,
+    pub(crate) torn: bool,
+    pub(crate) started: Vec<Result<StartReply, RecorderError>>,
+    pub(crate) stopped: Vec<Result<StopReply, RecorderError>>,
+    pub(crate) frame: u32,
 }
 
-pub(super) fn start(format: Format) -> Start {
+pub(crate) fn start(format: Format) -> Start {
     Start {
         waits_for_idr: false,
         stem: Stem { stem: "cat".to_owned(), format },
@@ -61,20 +61,24 @@ pub(super) fn start(format: Format) -> Start {
 }
 
 /// Bits of a NAL unit, ended by the stop bit.
-pub(super) struct Bits(Vec<bool>);
+pub(crate) struct Bits(Vec<bool>);
 
 impl Bits {
-    pub(super) fn put(mut self, value: u32, count: u32) -> Bits {
+    pub(crate) fn new() -> Bits {
+        Bits(Vec::new())
+    }
+
+    pub(crate) fn put(mut self, value: u32, count: u32) -> Bits {
         self.0.extend((0..count).rev().map(|bit| value >> bit & 1 == 1));
         self
     }
 
-    pub(super) fn ue(self, value: u32) -> Bits {
+    pub(crate) fn ue(self, value: u32) -> Bits {
         let length = (value + 1).ilog2();
         self.put(0, length).put(value + 1, length + 1)
     }
 
-    pub(super) fn nal(mut self, header: u8) -> Vec<u8> {
+    pub(crate) fn nal(mut self, header: u8) -> Vec<u8> {
         self.0.push(true);
         let bytes = self.0.chunks(8).map(|byte| {
             byte.iter().enumerate().fold(0, |value, (at, bit)| value | u8::from(*bit) << (7 - at))
@@ -84,7 +88,7 @@ impl Bits {
 }
 
 /// A Baseline stream of that many macroblocks' width.
-pub(super) fn parameter_sets(width: u32) -> Vec<u8> {
+pub(crate) fn parameter_sets(width: u32) -> Vec<u8> {
     let sps = Bits(Vec::new()).put(0x0042_c01f, 24).ue(0).ue(0).ue(2).ue(1).put(0, 1);
     let sps = sps.ue(width - 1).ue(44).put(0b1100, 4).nal(0x67);
     let pps = Bits(Vec::new()).ue(0).ue(0).put(0, 2).ue(0).ue(0).nal(0x68);
@@ -92,29 +96,29 @@ pub(super) fn parameter_sets(width: u32) -> Vec<u8> {
 }
 
 /// A slice that carries its frame number, so that files can be checked for order.
-pub(super) fn slice(header: u8, number: u32) -> Vec<u8> {
+pub(crate) fn slice(header: u8, number: u32) -> Vec<u8> {
     let mut nal = Bits(Vec::new()).ue(0).ue(7).ue(0).put(0xff, 8).nal(header);
     nal.extend((0..4).rev().map(|byte| (number >> (7 * byte) & 0x7f) as u8 | 0x80));
     nal.extend(std::iter::repeat_n(0x55, 40 + (number % 7) as usize * 20));
     nal
 }
 
-pub(super) fn idr(number: u32, width: u32) -> Vec<u8> {
+pub(crate) fn idr(number: u32, width: u32) -> Vec<u8> {
     [parameter_sets(width), vec![0, 0, 0, 1], slice(0x65, number)].concat()
 }
 
-pub(super) fn delta(number: u32) -> Vec<u8> {
+pub(crate) fn delta(number: u32) -> Vec<u8> {
     [vec![0, 0, 0, 1], slice(0x41, number)].concat()
 }
 
-pub(super) fn frame_number(nal: &[u8]) -> u32 {
+pub(crate) fn frame_number(nal: &[u8]) -> u32 {
     nal[nal.len() - 40..].iter().for_each(|byte| assert_eq!(*byte, 0x55));
     let tail = nal.iter().rposition(|byte| *byte != 0x55).unwrap();
     nal[tail - 3..=tail].iter().fold(0, |number, byte| number << 7 | u32::from(byte & 0x7f))
 }
 
 impl World {
-    pub(super) fn new() -> World {
+    pub(crate) fn new() -> World {
         World {
             recording: Recording::new(Arc::new(RecorderCounters::default()), "rec".to_owned()),
             now_ns: 1_000 * SECOND,
@@ -134,7 +138,7 @@ impl World {
         }
     }
 
-    pub(super) fn recording(format: Format) -> World {
+    pub(crate) fn recording(format: Format) -> World {
         let mut world = World::new();
         world.recording.handle_start(world.now_ns, start(format)).unwrap();
         world.settle();
@@ -143,7 +147,7 @@ impl World {
     }
 
     /// Moves outputs to the disk, which then has completions waiting.
-    pub(super) fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         while let Some(output) = self.recording.poll_output() {
             let completion = match output {
                 Output::Started(result) => {
@@ -160,12 +164,12 @@ impl World {
         }
     }
 
-    pub(super) fn free(&self) -> u64 {
+    pub(crate) fn free(&self) -> u64 {
         let used: u64 = self.files.values().map(|file| (file.bytes.len() as u64).max(file.reserved)).sum();
         self.capacity.saturating_sub(used)
     }
 
-    pub(super) fn carry_out(&mut self, output: Output) -> (FileId, Completion) {
+    pub(crate) fn carry_out(&mut self, output: Output) -> (FileId, Completion) {
         match output {
             Output::Create { file, stem, number, exact } => {
                 (file, Completion::Created(self.create(file, &stem, number, exact)))
@@ -232,7 +236,7 @@ impl World {
         }
     }
 
-    pub(super) fn create(
+    pub(crate) fn create(
         &mut self,
         file: FileId,
         stem: &Stem,
@@ -255,7 +259,7 @@ impl World {
         unreachable!()
     }
 
-    pub(super) fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<u64> {
+    pub(crate) fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<u64> {
         if let Some(errno) = self.write_error {
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -275,7 +279,7 @@ impl World {
         Ok(written as u64)
     }
 
-    pub(super) fn complete_one(&mut self) -> bool {
+    pub(crate) fn complete_one(&mut self) -> bool {
         self.drain();
         let Some((file, completion)) = self.waiting.pop_front() else { return false };
         self.now_ns += 100_000;
@@ -284,11 +288,11 @@ impl World {
         true
     }
 
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         while self.complete_one() {}
     }
 
-    pub(super) fn push(&mut self, bytes: Vec<u8>) {
+    pub(crate) fn push(&mut self, bytes: Vec<u8>) {
         assert!(self.recording.wants_unit(), "{}", self.recording.state());
         let unit = IncomingUnit {
             bytes: Bytes::from(bytes),
@@ -299,7 +303,7 @@ impl World {
     }
 
     /// One picture, IDR every 10, written to the end.
-    pub(super) fn picture(&mut self) {
+    pub(crate) fn picture(&mut self) {
         let bytes = if self.frame.is_multiple_of(10) { idr(self.frame, 80) } else { delta(self.frame) };
         self.frame += 1;
         self.now_ns += FRAME;
@@ -307,11 +311,11 @@ impl World {
         self.settle();
     }
 
-    pub(super) fn pictures(&mut self, count: u32) {
+    pub(crate) fn pictures(&mut self, count: u32) {
         (0..count).for_each(|_| self.picture());
     }
 
-    pub(super) fn tick(&mut self, ns: i64) {
+    pub(crate) fn tick(&mut self, ns: i64) {
         self.now_ns += ns;
         if self.recording.next_deadline().is_some_and(|deadline| deadline <= self.now_ns) {
             self.recording.handle_tick(self.now_ns);
@@ -319,7 +323,7 @@ impl World {
         self.settle();
     }
 
-    pub(super) fn stop(&mut self) -> Result<StopReply, RecorderError> {
+    pub(crate) fn stop(&mut self) -> Result<StopReply, RecorderError> {
         self.recording.handle_stop(self.now_ns)?;
         self.settle();
         self.recording.handle_drained(self.now_ns, false);
@@ -329,7 +333,7 @@ impl World {
     }
 
     /// Frame numbers in a file, by its name; the file must be valid in every respect.
-    pub(super) fn frames(&self, name: &str) -> Vec<u32> {
+    pub(crate) fn frames(&self, name: &str) -> Vec<u32> {
         let file = self.files.values().find(|file| file.name == name).unwrap();
         if name.ends_with(".h264") {
             return frames_of_stream(&file.bytes);
@@ -363,7 +367,7 @@ impl World {
     }
 }
 
-pub(super) fn frames_of_stream(bytes: &[u8]) -> Vec<u32> {
+pub(crate) fn frames_of_stream(bytes: &[u8]) -> Vec<u32> {
     let mut nal_units = smallvec::SmallVec::new();
     let mut frames = Vec::new();
     for chunk in split_units(bytes) {
@@ -377,7 +381,7 @@ pub(super) fn frames_of_stream(bytes: &[u8]) -> Vec<u32> {
 }
 
 /// A stream's units; each begins with an SPS or is a single slice.
-pub(super) fn split_units(bytes: &[u8]) -> Vec<&[u8]> {
+pub(crate) fn split_units(bytes: &[u8]) -> Vec<&[u8]> {
     let starts: Vec<usize> = memchr::memmem::find_iter(bytes, &[0, 0, 0, 1]).collect();
     let begins: Vec<usize> = starts
         .iter()

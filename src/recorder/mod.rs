@@ -16,7 +16,7 @@ pub mod counters;
 mod disk;
 mod engine;
 #[cfg(test)]
-mod fake_disk;
+pub(crate) mod fake_disk;
 pub mod fmp4;
 #[cfg(test)]
 mod format_tests;
@@ -24,8 +24,8 @@ mod handle;
 pub mod library;
 pub mod moov;
 pub mod names;
-mod operation;
-mod recording;
+pub(crate) mod operation;
+pub(crate) mod recording;
 #[cfg(test)]
 mod recording_tests;
 pub mod recovery;

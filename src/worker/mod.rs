@@ -25,6 +25,7 @@ mod text_stages;
 mod timing;
 mod totals;
 mod turn;
+mod wire;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -155,6 +156,7 @@ fn run(
     match Edge::new(config) {
         Ok(edge) => {
             let _ = ready.send(Ok(()));
+            seed.counters.uring_features.set(edge.features().bits());
             turn::Worker::new(seed, edge).run();
         }
         Err(error) => {

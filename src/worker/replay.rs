@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::{Decision, Need, Outlook, PacketizedUnit, ReplayTime};
-use crate::uring::Edge;
 use crate::worker::clock::Now;
 use crate::worker::gop::Kept;
 use crate::worker::registry::{Entry, Registry};
 use crate::worker::source::Source;
 use crate::worker::turn::drain;
+use crate::worker::wire::Wire;
 
 /// One viewer's way through the GOP.
 #[derive(Debug)]
@@ -58,16 +58,16 @@ impl Pace {
 }
 
 /// What a turn replays with.
-pub(super) struct Replayer<'a> {
+pub(super) struct Replayer<'a, W> {
     pub(super) source: &'a mut Source,
-    pub(super) edge: &'a mut Edge,
+    pub(super) edge: &'a mut W,
     pub(super) counters: &'a WorkerCounters,
     pub(super) now: Now,
     /// A viewer has to wait for the camera's next IDR.
     pub(super) is_idr_wanted: bool,
 }
 
-impl Replayer<'_> {
+impl<W: Wire> Replayer<'_, W> {
     /// Answers new needs and sends one turn's share of what is being replayed. `first` goes first. Says whether a
     /// viewer waits for more.
     pub(super) fn turn(&mut self, sessions: &mut Registry, first: usize) -> bool {

@@ -9,7 +9,7 @@ use crate::camera::Camera;
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
-use crate::uring::{Completion, Edge, Outgoing, Received};
+use crate::uring::{Completion, EdgeError, Outgoing, Received};
 use crate::worker::clock::{self, Now};
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
 use crate::worker::registry::{Entry, Registry, Routes};
@@ -17,6 +17,11 @@ use crate::worker::replay::Replayer;
 use crate::worker::source::{Source, Taken};
 use crate::worker::timing::Timing;
 use crate::worker::totals::{Totals, count_edge};
+use crate::worker::wire::Wire;
+
+#[cfg(test)]
+#[path = "simulated_day/mod.rs"]
+mod simulated_day;
 
 /// What a worker is made from; moved to its thread.
 pub(super) struct Seed {
@@ -34,9 +39,9 @@ const IDLE: Duration = Duration::from_secs(1);
 const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 
 /// One worker: everything its thread owns.
-pub(super) struct Worker {
+pub(super) struct Worker<W> {
     index: usize,
-    edge: Edge,
+    edge: W,
     camera: Camera,
     source: Source,
     sessions: Registry,
@@ -54,9 +59,8 @@ pub(super) struct Worker {
     is_replaying: bool,
 }
 
-impl Worker {
-    pub(super) fn new(seed: Seed, edge: Edge) -> Self {
-        seed.counters.uring_features.set(edge.features().bits());
+impl<W: Wire> Worker<W> {
+    pub(super) fn new(seed: Seed, edge: W) -> Self {
         Worker {
             index: seed.index,
             edge,
@@ -80,14 +84,18 @@ impl Worker {
     pub(super) fn run(mut self) {
         let mut now = clock::now();
         while !self.is_done(now) {
-            self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
-            if let Err(error) = self.edge.submit_and_wait(self.time_to_wait(now)) {
+            if let Err(error) = self.submit(now) {
                 log::error!("worker {}: io_uring_enter: {error}; the worker ends", self.index);
                 return;
             }
             now = clock::now();
             self.turn(now);
         }
+    }
+
+    fn submit(&mut self, now: Now) -> Result<(), EdgeError> {
+        self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
+        self.edge.submit_and_wait(self.time_to_wait(now))
     }
 
     fn is_done(&self, now: Now) -> bool {
@@ -352,7 +360,7 @@ fn find<'a>(sessions: &'a mut Registry, remote: SocketAddr, ufrag: Option<&str>)
     }
 }
 
-fn push(edge: &mut Edge, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>) {
+fn push(edge: &mut impl Wire, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>) {
     entry.viewer.note_congestion(edge.in_flight(entry.viewer.id()));
     entry.sends.skip();
     entry.viewer.push_access_unit(now.instant, unit);
@@ -361,7 +369,7 @@ fn push(edge: &mut Edge, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>)
 }
 
 /// Every mutation of a session is followed by this: all it wants sent goes to the edge.
-pub(super) fn drain(edge: &mut Edge, entry: &mut Entry, now: Instant) {
+pub(super) fn drain(edge: &mut impl Wire, entry: &mut Entry, now: Instant) {
     let viewer = entry.viewer.id();
     loop {
         match entry.viewer.poll_output(now) {

@@ -1,0 +1,303 @@
+//! A browser of a simulated day: str0m's client at the other end of the real session, and a decoder that knows
+//! what it may show. Has no clock and no socket.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use str0m::change::{SdpAnswer, SdpPendingOffer};
+use str0m::config::DtlsVersion;
+use str0m::crypto::CryptoProvider;
+use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
+use str0m::net::{Protocol, Receive};
+use str0m::rtp::RtpPacket;
+use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
+
+use super::camera::Ledger;
+use super::network::{Link, Weather};
+use super::random::Random;
+use super::{MS, SECOND};
+use crate::h264::Depacketizer;
+use crate::session::crypto;
+
+/// How long a receiver waits for a missing packet before it goes on without.
+const PATIENCE_NS: i64 = 600 * MS;
+
+/// How a browser behaves.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Manners {
+    /// Says goodbye.
+    Polite,
+    /// Is gone from one moment to the next.
+    Vanishing,
+    /// Asked for a session and never sends a datagram.
+    Silent,
+    /// Sends STUN and never finishes DTLS.
+    Stuck,
+}
+
+pub(super) struct Browser {
+    pub(super) manners: Manners,
+    pub(super) link: Link,
+    pub(super) address: SocketAddr,
+    pub(super) joined_ns: i64,
+    pub(super) leaves_ns: i64,
+    pub(super) connected_ns: Option<i64>,
+    pub(super) deadline: Instant,
+    pub(super) decoder: Decoder,
+    /// Datagrams for the server, to be taken after every call.
+    pub(super) outbox: Vec<Vec<u8>>,
+    rtc: Rtc,
+    mid: Mid,
+    pending: Option<SdpPendingOffer>,
+    asked_at_ns: i64,
+}
+
+/// Where the server listens.
+pub(super) fn server_address() -> SocketAddr {
+    "192.0.2.1:8189".parse().unwrap()
+}
+
+fn rtc(address: SocketAddr, now: Instant, random: &mut Random) -> Rtc {
+    // The browser's own crypto for DTLS; only its SRTP keeps key schedules as ours does, to be quick.
+    let provider = CryptoProvider {
+        srtp_provider: crypto::provider().srtp_provider,
+        ..str0m::crypto::from_feature_flags()
+    };
+    let version = if random.below(2) == 0 { DtlsVersion::Dtls12 } else { DtlsVersion::Auto };
+    let mut config = RtcConfig::new()
+        .set_rtp_mode(true)
+        .set_dtls_version(version)
+        .set_crypto_provider(Arc::new(provider))
+        .clear_codecs()
+        .enable_h264(true);
+    for (id, extension) in
+        [(5, str0m::rtp::Extension::PlayoutDelay), (6, str0m::rtp::Extension::AbsoluteCaptureTime)]
+    {
+        config = config.set_extension(id, extension);
+    }
+    let mut rtc = config.build(now);
+    rtc.add_local_candidate(Candidate::host(address, Protocol::Udp).unwrap());
+    rtc
+}
+
+impl Browser {
+    /// A browser and its offer.
+    pub(super) fn new(
+        id: u32,
+        manners: Manners,
+        weather: Weather,
+        (now, now_ns): (Instant, i64),
+        random: &mut Random,
+    ) -> (Browser, String) {
+        let octets = id.to_be_bytes();
+        let address = SocketAddr::from(([10, octets[1], octets[2], octets[3]], 40_000));
+        let mut rtc = rtc(address, now, random);
+        let mut api = rtc.sdp_api();
+        let mid = api.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
+        let (offer, pending) = api.apply().unwrap();
+        let browser = Browser {
+            manners,
+            link: Link::new(weather, random),
+            address,
+            joined_ns: now_ns,
+            leaves_ns: i64::MAX,
+            connected_ns: None,
+            deadline: now,
+            decoder: Decoder::default(),
+            outbox: Vec::new(),
+            rtc,
+            mid,
+            pending: Some(pending),
+            asked_at_ns: 0,
+        };
+        (browser, offer.to_sdp_string())
+    }
+
+    pub(super) fn take_answer(&mut self, answer: &str) {
+        let answer = SdpAnswer::from_sdp_string(answer).unwrap();
+        let pending = self.pending.take().unwrap();
+        self.rtc.sdp_api().accept_answer(pending, answer).unwrap();
+    }
+
+    pub(super) fn handle_datagram(&mut self, now: Instant, now_ns: i64, bytes: &[u8]) {
+        if let Ok(receive) = Receive::new(Protocol::Udp, server_address(), self.address, bytes) {
+            // What a broken way does to DTLS may end this browser; the server has to cope.
+            let _ = self.rtc.handle_input(Input::Receive(now, receive));
+        }
+        self.drain(now_ns);
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant, now_ns: i64) {
+        let _ = self.rtc.handle_input(Input::Timeout(now));
+        self.drain(now_ns);
+    }
+
+    pub(super) fn say_goodbye(&mut self, now_ns: i64) {
+        let _ = self.rtc.close();
+        self.drain(now_ns);
+    }
+
+    /// Asks for an IDR, at most once a second.
+    pub(super) fn ask(&mut self, now_ns: i64) {
+        if now_ns - self.asked_at_ns < SECOND {
+            return;
+        }
+        if let Some(stream) = self.rtc.direct_api().stream_rx_by_mid(self.mid, None) {
+            stream.request_keyframe(KeyframeRequestKind::Pli);
+            self.asked_at_ns = now_ns;
+        }
+    }
+
+    fn drain(&mut self, now_ns: i64) {
+        loop {
+            match self.rtc.poll_output() {
+                Ok(Output::Timeout(deadline)) => {
+                    self.deadline = deadline;
+                    return;
+                }
+                Ok(Output::Transmit(transmit)) => self.transmit(Vec::from(transmit.contents)),
+                Ok(Output::Event(Event::Connected)) => self.connected_ns = Some(now_ns),
+                Ok(Output::Event(Event::RtpPacket(packet))) => self.decoder.hold(now_ns, packet),
+                Ok(Output::Event(_)) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn transmit(&mut self, bytes: Vec<u8>) {
+        let is_stun = bytes.first().is_some_and(|first| *first < 4);
+        let is_sent = match self.manners {
+            Manners::Polite | Manners::Vanishing => true,
+            Manners::Silent => false,
+            Manners::Stuck => is_stun,
+        };
+        if is_sent {
+            self.outbox.push(bytes);
+        }
+    }
+
+    /// What arrived is put together and judged. On a clean or narrow way nothing may be missing that was sent,
+    /// and nothing may come that can't be shown; on a clean one nothing may be left out.
+    pub(super) fn watch(&mut self, now_ns: i64, ledger: &Ledger) -> Result<(), String> {
+        let weather = self.link.weather;
+        for unit in self.decoder.whole_units(now_ns) {
+            let connected_ns = self.connected_ns.unwrap_or(now_ns);
+            let verdict = self.decoder.judge(&unit, ledger, weather, connected_ns);
+            match verdict {
+                Ok(Verdict::Shown | Verdict::Excused) => {}
+                Ok(Verdict::Hidden) if matches!(weather, Weather::Lossy | Weather::Awful) => self.ask(now_ns),
+                Ok(Verdict::Hidden) => {
+                    return Err(format!("a unit whose reference was not sent: {:?}", self.decoder));
+                }
+                Err(error) => return Err(format!("{error}: {:?}", self.decoder)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a decoder makes of a unit.
+enum Verdict {
+    Shown,
+    /// The unit it refers to never came.
+    Hidden,
+    /// The same, but its IDR was sent before the browser had finished its handshake: browsers throw that away.
+    Excused,
+}
+
+/// Puts packets in order and units together, and knows which of them can be shown.
+#[derive(Default)]
+pub(super) struct Decoder {
+    held: BTreeMap<u64, (i64, RtpPacket)>,
+    next_sequence: Option<u64>,
+    depacketizer: Depacketizer,
+    /// The newest reference unit that was shown.
+    reference: Option<u32>,
+    pub(super) newest: Option<u32>,
+    pub(super) shown: u64,
+    pub(super) hidden: u64,
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            out,
+            "newest unit {:?}, newest reference {:?}, {} shown, {} not, {:?}",
+            self.newest,
+            self.reference,
+            self.shown,
+            self.hidden,
+            self.depacketizer.counters()
+        )
+    }
+}
+
+impl Decoder {
+    fn hold(&mut self, now_ns: i64, packet: RtpPacket) {
+        self.held.entry(*packet.seq_no).or_insert((now_ns, packet));
+    }
+
+    /// Units that are whole; after a gap that was waited for long enough, what follows it.
+    fn whole_units(&mut self, now_ns: i64) -> Vec<Vec<Vec<u8>>> {
+        let mut units = Vec::new();
+        while let Some(entry) = self.held.first_entry() {
+            let (sequence, arrived_ns) = (*entry.key(), entry.get().0);
+            let is_next = self.next_sequence.is_none_or(|next| sequence <= next);
+            if !is_next && now_ns - arrived_ns < PATIENCE_NS {
+                break;
+            }
+            let (_, packet) = entry.remove();
+            self.next_sequence = Some(self.next_sequence.map_or(sequence, |next| next.max(sequence)) + 1);
+            let RtpPacket { header, payload, .. } = packet;
+            units.extend(self.depacketizer.push(
+                &payload,
+                header.marker,
+                header.timestamp,
+                header.sequence_number,
+            ));
+        }
+        units
+    }
+
+    /// Whether the unit can be shown. An error is something no network can do.
+    fn judge(
+        &mut self,
+        nals: &[Vec<u8>],
+        ledger: &Ledger,
+        weather: Weather,
+        connected_ns: i64,
+    ) -> Result<Verdict, String> {
+        let slice = nals.last().ok_or("an empty unit")?;
+        let number = crate::recorder::fake_disk::frame_number(slice);
+        let unit = ledger.get(number).ok_or(format!("unit {number} was never published"))?;
+        if self.newest.is_none() && unit.nals.len() > nals.len() && unit.nals.ends_with(nals) {
+            // What was lost before the first packet that arrived isn't known to be missing.
+            let is_lost = matches!(weather, Weather::Lossy | Weather::Awful);
+            return if is_lost { Ok(Verdict::Hidden) } else { Err("no beginning".to_owned()) };
+        }
+        if nals != unit.nals {
+            return Err(format!("unit {number} is not what was published"));
+        }
+        if self.newest.is_some_and(|newest| number <= newest) {
+            return Err(format!("unit {number} came again or late"));
+        }
+        let from = self.newest.replace(number).map_or(number, |newest| newest + 1);
+        if weather == Weather::Clean
+            && let Some(missed) = ledger.first_owed(from..number)
+        {
+            return Err(format!("unit {missed} is missing before {number}"));
+        }
+        if unit.is_idr || self.reference == Some(unit.refers_to) {
+            self.shown += 1;
+            if unit.is_reference {
+                self.reference = Some(number);
+            }
+            return Ok(Verdict::Shown);
+        }
+        self.hidden += 1;
+        let is_too_early = self.shown == 0 && ledger.idr_before_ns(number) <= connected_ns;
+        Ok(if is_too_early { Verdict::Excused } else { Verdict::Hidden })
+    }
+}

@@ -1,0 +1,248 @@
+//! The camera of a simulated day: made-up H.264 of realistic sizes in a real ring, with restarts, other
+//! resolutions, silence, slots that lie and an encoder that sends pictures nothing refers to. Keeps a ledger of
+//! what it published, for whoever receives it.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::random::Random;
+use super::{MS, SECOND};
+use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata};
+use crate::recorder::fake_disk::{Bits, parameter_sets};
+
+/// Units the ledger remembers: more than the longest jam of a link holds back.
+const REMEMBERED: usize = 4_096;
+
+/// Macroblocks of the two widths it changes between.
+const WIDTHS: [u32; 2] = [80, 40];
+
+/// What is known of a unit that was published.
+pub(super) struct Published {
+    /// The access unit without start codes, as a receiver puts it together.
+    pub(super) nals: Vec<Vec<u8>>,
+    pub(super) is_idr: bool,
+    pub(super) is_reference: bool,
+    /// The unit it refers to.
+    pub(super) refers_to: u32,
+    pub(super) published_ns: i64,
+    /// Everybody on a good way has to get it; else something happened that may cost it.
+    pub(super) is_owed: bool,
+}
+
+/// What was published, by number.
+#[derive(Default)]
+pub(super) struct Ledger {
+    units: VecDeque<Published>,
+    first: u32,
+}
+
+impl Ledger {
+    pub(super) fn get(&self, number: u32) -> Option<&Published> {
+        self.units.get(number.checked_sub(self.first)? as usize)
+    }
+
+    /// The number the next unit will have.
+    pub(super) fn next(&self) -> u32 {
+        self.first + self.units.len() as u32
+    }
+
+    /// The first unit of `range` that nobody on a good way may miss.
+    pub(super) fn first_owed(&self, mut range: Range<u32>) -> Option<u32> {
+        range.find(|number| self.get(*number).is_none_or(|unit| unit.is_owed))
+    }
+
+    /// When the IDR of unit `number` was published.
+    pub(super) fn idr_before_ns(&self, number: u32) -> i64 {
+        let mut back = (self.first..=number).rev().filter_map(|number| self.get(number));
+        back.find(|unit| unit.is_idr).map_or(i64::MIN, |unit| unit.published_ns)
+    }
+
+    fn push(&mut self, unit: Published) {
+        self.units.push_back(unit);
+        if self.units.len() > REMEMBERED {
+            self.units.pop_front();
+            self.first += 1;
+        }
+    }
+}
+
+/// What a camera may do at a unit.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Whim {
+    Nothing,
+    RestartSame,
+    RestartRewound,
+    RestartNew,
+    Resize,
+    Silence,
+    Lie,
+}
+
+const WHIMS: [Whim; 6] =
+    [Whim::RestartSame, Whim::RestartRewound, Whim::RestartNew, Whim::Resize, Whim::Silence, Whim::Lie];
+
+pub(super) struct SimulatedCamera {
+    name: String,
+    writer: RingWriter,
+    random: Random,
+    pub(super) ledger: Ledger,
+    pub(super) next_ns: i64,
+    interval_ns: i64,
+    gop: u32,
+    gop_position: u32,
+    frame_number: u64,
+    width: usize,
+    last_reference: u32,
+    /// What was published since may be lost, until an IDR.
+    is_broken: bool,
+    /// The server does not look: nothing is owed.
+    pub(super) is_unwatched: bool,
+    /// No whims.
+    pub(super) is_calm: bool,
+    pub(super) restarts: u32,
+}
+
+impl Drop for SimulatedCamera {
+    fn drop(&mut self) {
+        self.writer.unlink();
+    }
+}
+
+impl SimulatedCamera {
+    pub(super) fn new(name: &str, seed: u64, units_per_s: u32, gop: u32, now_ns: i64) -> SimulatedCamera {
+        SimulatedCamera {
+            name: name.to_owned(),
+            writer: RingWriter::create(name, Layout::V3, 1_000 / units_per_s).unwrap(),
+            random: Random::new(seed),
+            ledger: Ledger::default(),
+            next_ns: now_ns,
+            interval_ns: SECOND / i64::from(units_per_s),
+            gop,
+            gop_position: 0,
+            frame_number: 0,
+            width: 0,
+            last_reference: 0,
+            is_broken: false,
+            is_unwatched: false,
+            is_calm: true,
+            restarts: 0,
+        }
+    }
+
+    /// Publishes the unit that is due, or does something else.
+    pub(super) fn work(&mut self, now_ns: i64) {
+        let whim = self.whim();
+        self.next_ns += self.interval_ns;
+        match whim {
+            Whim::Nothing => {}
+            Whim::Resize => {
+                self.width = (self.width + 1) % WIDTHS.len();
+                self.gop_position = 0;
+            }
+            Whim::Silence => {
+                self.next_ns += self.a_while();
+                return;
+            }
+            Whim::Lie => return self.lie(now_ns),
+            Whim::RestartSame | Whim::RestartRewound | Whim::RestartNew => {
+                self.restart(whim);
+                self.next_ns += self.a_while();
+                return;
+            }
+        }
+        self.publish(now_ns);
+    }
+
+    /// Something about once in forty GOPs.
+    fn whim(&mut self) -> Whim {
+        if self.is_calm || self.random.below(u64::from(40 * self.gop)) != 0 {
+            return Whim::Nothing;
+        }
+        WHIMS[self.random.below(WHIMS.len() as u64) as usize]
+    }
+
+    fn a_while(&mut self) -> i64 {
+        (200 + self.random.below(4_000) as i64) * MS
+    }
+
+    fn restart(&mut self, whim: Whim) {
+        match whim {
+            Whim::RestartNew => {
+                self.writer.unlink();
+                self.writer =
+                    RingWriter::create(&self.name, Layout::V3, (self.interval_ns / MS) as u32).unwrap();
+            }
+            Whim::RestartRewound => self.writer.set_write_index(0),
+            _ => {}
+        }
+        self.gop_position = 0;
+        self.frame_number = 0;
+        self.restarts += 1;
+    }
+
+    /// A slot that says nonsense: a unit is missing in the stream.
+    fn lie(&mut self, now_ns: i64) {
+        let metadata = SlotMetadata { data_bytes: u64::MAX, ..self.metadata(now_ns, 0) };
+        self.writer.publish(&metadata, &[]);
+        self.frame_number += 1;
+        self.is_broken = true;
+    }
+
+    fn metadata(&self, now_ns: i64, bytes: usize) -> SlotMetadata {
+        SlotMetadata {
+            frame_number: self.frame_number,
+            timestamp_s: now_ns / SECOND,
+            timestamp_ns: now_ns % SECOND,
+            camera_id: 0,
+            width: WIDTHS[self.width].cast_signed() * 16,
+            height: 720,
+            format: FORMAT_H264,
+            data_bytes: bytes as u64,
+        }
+    }
+
+    fn publish(&mut self, now_ns: i64) {
+        let is_idr = self.gop_position == 0;
+        let is_reference = is_idr || self.random.below(4) != 0;
+        let number = self.ledger.next();
+        let body = if is_idr { 5_000 + self.random.below(4_000) } else { 100 + self.random.below(2_400) };
+        let header = if is_idr { 0x65 } else { u8::from(is_reference) << 6 | 1 };
+        let slice = self.slice(header, number, body as usize);
+        let mut bytes = if is_idr { parameter_sets(WIDTHS[self.width]) } else { Vec::new() };
+        bytes.extend_from_slice(&[0, 0, 0, 1]);
+        bytes.extend_from_slice(&slice);
+        self.is_broken = self.is_unwatched || (self.is_broken && !is_idr);
+        let unit = Published {
+            nals: nals(&bytes),
+            is_idr,
+            is_reference,
+            refers_to: self.last_reference,
+            published_ns: now_ns,
+            is_owed: !self.is_broken,
+        };
+        self.ledger.push(unit);
+        self.writer.publish(&self.metadata(now_ns, bytes.len()), &bytes);
+        if is_reference {
+            self.last_reference = number;
+        }
+        self.frame_number += 1;
+        self.gop_position = (self.gop_position + 1) % self.gop;
+    }
+
+    /// A slice with a body of its own, its number, and the tail by which `fake_disk` finds that number.
+    fn slice(&mut self, header: u8, number: u32, body: usize) -> Vec<u8> {
+        let mut nal = Bits::new().ue(0).ue(7).ue(0).put(0xff, 8).nal(header);
+        while nal.len() < body {
+            nal.extend(self.random.next().to_le_bytes().map(|byte| byte | 0x80));
+        }
+        nal.extend((0..4).rev().map(|byte| (number >> (7 * byte) & 0x7f) as u8 | 0x80));
+        nal.extend(std::iter::repeat_n(0x55, 40));
+        nal
+    }
+}
+
+fn nals(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut found = smallvec::SmallVec::new();
+    crate::h264::scan(bytes, &mut found).unwrap();
+    found.iter().map(|nal| bytes[nal.start as usize..nal.end as usize].to_vec()).collect()
+}

@@ -1,0 +1,594 @@
+//! The day itself: who does what when, and what has to hold.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::super::{Seed, Worker};
+use super::browser::{Browser, Manners, server_address};
+use super::camera::SimulatedCamera;
+use super::heap::{as_server, server_bytes};
+use super::network::{Calendar, Event, SimulatedWire, Weather};
+use super::random::Random;
+use super::recorder::{SimulatedRecorder, Totals};
+use super::{MS, SECOND};
+use crate::camera::test_doorbell::TestDoorbell;
+use crate::camera::{Camera, Wake};
+use crate::limits;
+use crate::metrics::WorkerCounters;
+use crate::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
+use crate::worker::clock::{self, Now};
+use crate::worker::commands::{Command, Forwarded, Mailbox, mailbox};
+
+/// Seconds of a quiet time: longer than any session outlives its browser.
+pub(super) const QUIET_S: u64 = 40;
+
+/// Bytes the server may hold more than at the same place of an earlier round: pools reach their high-water marks.
+const GROWTH_BYTES_MAX: i64 = 256 * 1024;
+
+/// What a day is like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) rounds: u32,
+    pub(super) busy_s: u64,
+    /// Browsers that come and go, at a time.
+    pub(super) guests: u32,
+    /// Browsers that stay all day.
+    pub(super) residents: u32,
+    pub(super) units_per_s: u32,
+    pub(super) gop: u32,
+}
+
+/// What a day was like.
+pub(super) struct Summary {
+    seed: u64,
+    simulated_s: i64,
+    joined: u32,
+    units: u32,
+    restarts: u32,
+    stalls: u32,
+    shown: u64,
+    hidden: u64,
+    datagrams: u64,
+    turns: u64,
+    nacks: u64,
+    keyframe_requests: u64,
+    units_dropped: u64,
+    recordings: Totals,
+    held_bytes: Vec<i64>,
+    /// Of everything that arrived anywhere, in order.
+    pub(super) digest: u64,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary { seed, simulated_s, joined, units, restarts, stalls, .. } = self;
+        let Totals { recordings, files, units: recorded, bytes, dropped } = self.recordings;
+        writeln!(
+            out,
+            "seed {seed}: {simulated_s} s, {joined} viewers, {units} units, {restarts} restarts of the camera, \
+             {stalls} stalls of the worker, {} turns, {} datagrams",
+            self.turns, self.datagrams
+        )?;
+        writeln!(
+            out,
+            "  {} units shown, {} that could not be; {} NACKs, {} requests for an IDR, {} units dropped",
+            self.shown, self.hidden, self.nacks, self.keyframe_requests, self.units_dropped
+        )?;
+        writeln!(
+            out,
+            "  {recordings} recordings in {files} files: {recorded} units, {bytes} bytes, {dropped} units dropped"
+        )?;
+        write!(
+            out,
+            "  held at the end of each round: {:?} bytes; digest {:016x}",
+            self.held_bytes, self.digest
+        )
+    }
+}
+
+pub(super) struct Day {
+    plan: Plan,
+    random: Random,
+    origin: Instant,
+    start_ns: i64,
+    now_ns: i64,
+    camera: SimulatedCamera,
+    doorbell: TestDoorbell,
+    worker: Worker<SimulatedWire>,
+    counters: Arc<WorkerCounters>,
+    mailbox: Mailbox,
+    context: Arc<SessionContext>,
+    worker_wakes_ns: i64,
+    /// Datagrams for the worker since its last turn.
+    forwarded: usize,
+    /// The worker is held up until then.
+    stalled_until_ns: i64,
+    stalls: u32,
+    recorder: SimulatedRecorder,
+    calendar: Calendar,
+    browsers: HashMap<u32, Browser>,
+    order: Vec<u32>,
+    /// Sessions whose browser is gone, and when they have to be gone too.
+    ghosts: Vec<(u32, i64)>,
+    joined: u32,
+    next_second_ns: i64,
+    is_busy: bool,
+    shown: u64,
+    hidden: u64,
+    held_bytes: Vec<i64>,
+    digest: u64,
+}
+
+impl Day {
+    pub(super) fn new(plan: Plan) -> Day {
+        static DAYS: AtomicU32 = AtomicU32::new(0);
+        let name = format!("/ss-test-day-{}-{}", std::process::id(), DAYS.fetch_add(1, Ordering::Relaxed));
+        fastrand::seed(plan.seed); // what str0m draws
+        let now = clock::now();
+        let start_ns = now.monotonic_ns / MS * MS;
+        let sim_camera =
+            SimulatedCamera::new(&name, plan.seed ^ 0xCA3E, plan.units_per_s, plan.gop, start_ns);
+        let camera = Camera::new(&name, Wake::Poll);
+        let counters = Arc::new(WorkerCounters::default());
+        let (mailbox, reader) = mailbox().unwrap();
+        let config =
+            SessionConfig { candidates: vec![server_address()], advertise: vec![], srtp: SrtpChoice::Gcm };
+        let seed = Seed {
+            index: 0,
+            camera: camera.clone(),
+            peers: vec![mailbox.clone()],
+            counters: Arc::clone(&counters),
+            reader,
+        };
+        Day {
+            plan,
+            random: Random::new(plan.seed),
+            origin: now.instant,
+            start_ns,
+            now_ns: start_ns,
+            doorbell: TestDoorbell::new(&camera),
+            worker: as_server(|| Worker::new(seed, SimulatedWire::default())),
+            counters,
+            mailbox,
+            context: SessionContext::new(config).unwrap(),
+            worker_wakes_ns: start_ns,
+            forwarded: 0,
+            stalled_until_ns: 0,
+            stalls: 0,
+            recorder: SimulatedRecorder::new(&camera),
+            camera: sim_camera,
+            calendar: Calendar::default(),
+            browsers: HashMap::new(),
+            order: Vec::new(),
+            ghosts: Vec::new(),
+            joined: 0,
+            next_second_ns: start_ns,
+            is_busy: false,
+            shown: 0,
+            hidden: 0,
+            held_bytes: Vec::new(),
+            digest: 0xcbf2_9ce4_8422_2325,
+        }
+    }
+
+    /// Lives the whole day; an error says what was wrong and when.
+    pub(super) fn run(mut self) -> Result<Summary, String> {
+        let result = self.live();
+        let at_ms = (self.now_ns - self.start_ns) / MS;
+        match result {
+            Ok(()) => Ok(self.summary()),
+            Err(wrong) => Err(format!("seed {}, {at_ms} ms: {wrong}", self.plan.seed)),
+        }
+    }
+
+    fn live(&mut self) -> Result<(), String> {
+        for _ in 0..self.plan.residents {
+            self.join(Manners::Polite, Weather::Clean, i64::MAX);
+        }
+        for _ in 0..self.plan.rounds {
+            self.set_busy(true);
+            self.pass(self.plan.busy_s)?;
+            self.set_busy(false);
+            self.pass(QUIET_S)?;
+            self.check_equal_state()?;
+        }
+        self.leave_all();
+        self.pass(5)?;
+        match self.worker.sessions.len() {
+            0 => Ok(()),
+            count => Err(format!("{count} sessions left at the end of the day")),
+        }
+    }
+
+    fn set_busy(&mut self, is_busy: bool) {
+        self.is_busy = is_busy;
+        self.camera.is_calm = !is_busy;
+        if !is_busy {
+            let residents = self.plan.residents;
+            let guests: Vec<u32> = self.order.iter().copied().filter(|id| *id > residents).collect();
+            guests.into_iter().for_each(|id| self.leave(id));
+            self.recorder.slowness_ns = 0;
+            as_server(|| self.recorder.stop(self.now_ns));
+        }
+    }
+
+    fn now(&self) -> Now {
+        let since_start = Duration::from_nanos((self.now_ns - self.start_ns).cast_unsigned());
+        Now { instant: self.origin + since_start, monotonic_ns: self.now_ns }
+    }
+
+    fn note(&mut self, what: u64) {
+        for value in [(self.now_ns - self.start_ns).cast_unsigned(), what] {
+            self.digest = (self.digest ^ value).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+        }
+    }
+
+    /// Lets `seconds` pass.
+    fn pass(&mut self, seconds: u64) -> Result<(), String> {
+        let end_ns = self.now_ns + seconds as i64 * SECOND;
+        loop {
+            // Whatever happens within a millisecond is met by one turn.
+            let next_ns = (self.next_ns() + MS - 1) / MS * MS;
+            self.now_ns = next_ns.max(self.now_ns).min(end_ns);
+            if self.now_ns >= end_ns {
+                return Ok(());
+            }
+            self.step()?;
+        }
+    }
+
+    fn next_ns(&self) -> i64 {
+        let browsers = self.order.iter().filter_map(|id| self.browsers.get(id));
+        let deadline = browsers.map(|browser| browser.deadline).min();
+        let deadline_ns = deadline.map(|deadline| self.to_ns(deadline));
+        let worker_ns = self.worker_wakes_ns.max(self.stalled_until_ns);
+        [deadline_ns, self.calendar.next_ns(), self.recorder.next_ns()]
+            .into_iter()
+            .flatten()
+            .fold(self.camera.next_ns.min(self.next_second_ns).min(worker_ns), i64::min)
+    }
+
+    fn to_ns(&self, instant: Instant) -> i64 {
+        self.start_ns + instant.saturating_duration_since(self.origin).as_nanos() as i64
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let mut is_rung = false;
+        while self.camera.next_ns <= self.now_ns {
+            let (restarts, unread) = (self.camera.restarts, self.recorder.lag_slots());
+            self.camera.work(self.now_ns);
+            if self.camera.restarts > restarts {
+                self.recorder.note_restart(unread);
+            }
+            is_rung = true;
+        }
+        as_server(|| self.doorbell.look(self.now_ns));
+        is_rung |= self.deliver()?;
+        self.wake_browsers();
+        if self.next_second_ns <= self.now_ns {
+            self.next_second_ns += SECOND;
+            self.look_around()?;
+        }
+        if (is_rung || self.worker_wakes_ns <= self.now_ns) && self.stalled_until_ns <= self.now_ns {
+            self.turn();
+        }
+        self.camera.is_unwatched = self.now_ns < self.stalled_until_ns;
+        let (now_ns, ledger) = (self.now_ns, &self.camera.ledger);
+        as_server(|| self.recorder.work(now_ns, ledger))
+    }
+
+    // ---- the worker ------------------------------------------------------------------------------------
+
+    fn turn(&mut self) {
+        let now = self.now();
+        let forwarded = std::mem::take(&mut self.forwarded);
+        let worker = &mut self.worker;
+        as_server(|| {
+            // Whatever was forwarded is taken in portions.
+            for _ in 0..=forwarded / limits::COMMANDS_PER_TURN_MAX {
+                worker.turn(now);
+            }
+            worker.submit(now).unwrap();
+        });
+        self.worker_wakes_ns = self.now_ns + self.worker.edge.asked_to_wait.as_nanos() as i64;
+        for (viewer, remote, bytes) in std::mem::take(&mut self.worker.edge.outbox) {
+            self.note(u64::from(viewer));
+            let Some(browser) = self.browsers.get_mut(&viewer).filter(|browser| browser.address == remote)
+            else {
+                self.worker.edge.left(viewer);
+                continue;
+            };
+            let (leaves_ns, arrives_ns) = browser.link.downwards(self.now_ns, bytes.len(), &mut self.random);
+            if leaves_ns > self.now_ns {
+                self.calendar.add(leaves_ns, Event::LeftKernel { viewer });
+            } else {
+                self.worker.edge.left(viewer);
+            }
+            if let Some(arrives_ns) = arrives_ns {
+                self.calendar.add(arrives_ns, Event::ToBrowser { viewer, bytes });
+            }
+        }
+    }
+
+    // ---- the network -----------------------------------------------------------------------------------
+
+    /// Delivers what is due; says whether the worker has something to do.
+    fn deliver(&mut self) -> Result<bool, String> {
+        let mut is_rung = false;
+        let now = self.now();
+        while let Some(event) = self.calendar.take(self.now_ns) {
+            match event {
+                Event::LeftKernel { viewer } => {
+                    self.worker.edge.left(viewer);
+                    is_rung = true;
+                }
+                Event::ToServer { from, bytes } => {
+                    self.note(1 << 40);
+                    let datagram = as_server(|| Forwarded {
+                        remote: from,
+                        local: Some(server_address().ip()),
+                        bytes: bytes.clone(),
+                    });
+                    // A full inbox loses it, as a full socket does.
+                    let mailbox = &self.mailbox;
+                    self.forwarded += usize::from(as_server(|| mailbox.forward(datagram)));
+                    is_rung = true;
+                }
+                Event::ToBrowser { viewer, bytes } => {
+                    self.note(1 << 41 | u64::from(viewer));
+                    let Some(browser) = self.browsers.get_mut(&viewer) else { continue };
+                    browser.handle_datagram(now.instant, now.monotonic_ns, &bytes);
+                    let verdict = browser.watch(now.monotonic_ns, &self.camera.ledger);
+                    let weather = browser.link.weather;
+                    verdict.map_err(|wrong| {
+                        let status = self.status(viewer);
+                        format!("viewer {viewer} on a {weather:?} way: {wrong}\n{status}")
+                    })?;
+                    self.post(viewer);
+                }
+            }
+        }
+        Ok(is_rung)
+    }
+
+    /// Puts what a browser sent on its way.
+    fn post(&mut self, viewer: u32) {
+        let Some(browser) = self.browsers.get_mut(&viewer) else { return };
+        for bytes in std::mem::take(&mut browser.outbox) {
+            if let Some(arrives_ns) = browser.link.arrival(self.now_ns, &mut self.random) {
+                self.calendar.add(arrives_ns, Event::ToServer { from: browser.address, bytes });
+            }
+        }
+    }
+
+    fn wake_browsers(&mut self) {
+        let now = self.now();
+        for index in 0..self.order.len() {
+            let id = self.order[index];
+            if let Some(browser) = self.browsers.get_mut(&id)
+                && browser.deadline <= now.instant
+            {
+                browser.handle_timeout(now.instant, now.monotonic_ns);
+                // A deadline that does not move would stop the clock.
+                browser.deadline = browser.deadline.max(now.instant + Duration::from_millis(1));
+                self.post(id);
+            }
+        }
+    }
+
+    // ---- once a second ---------------------------------------------------------------------------------
+
+    fn look_around(&mut self) -> Result<(), String> {
+        let leaving: Vec<u32> =
+            self.order.iter().copied().filter(|id| self.browsers[id].leaves_ns <= self.now_ns).collect();
+        leaving.into_iter().for_each(|id| self.leave(id));
+        if self.is_busy {
+            self.invite();
+            self.trouble();
+        }
+        self.check_ghosts()?;
+        self.check_present()
+    }
+
+    fn invite(&mut self) {
+        let wanted = self.plan.guests + self.plan.residents;
+        let missing = wanted.saturating_sub(self.browsers.len() as u32);
+        for _ in 0..missing.min(1 + wanted / 10) {
+            let manners = match self.random.below(10) {
+                0 => Manners::Silent,
+                1 => Manners::Stuck,
+                2..=4 => Manners::Vanishing,
+                _ => Manners::Polite,
+            };
+            let weather = match self.random.below(10) {
+                0..=3 => Weather::Clean,
+                4 | 5 => Weather::Narrow,
+                6..=8 => Weather::Lossy,
+                _ => Weather::Awful,
+            };
+            let stay_ns = (1 + self.random.below(self.plan.busy_s) as i64) * SECOND;
+            self.join(manners, weather, self.now_ns + stay_ns);
+        }
+    }
+
+    /// Now and then the worker is held up, the disk is slow, a recording begins or ends, a browser asks for an IDR.
+    fn trouble(&mut self) {
+        if self.random.below(60) == 0 {
+            self.stalled_until_ns = self.now_ns + (50 + self.random.below(7_000) as i64) * MS;
+            self.camera.is_unwatched = true;
+            self.stalls += 1;
+        }
+        match self.random.below(30) {
+            0 => self.recorder.slowness_ns = self.random.below(10_000) as i64 * MS,
+            1..=3 => self.recorder.slowness_ns = 0,
+            4..=6 if self.recorder.is_idle() => {
+                let random = &mut self.random;
+                as_server(|| self.recorder.start(self.now_ns, random));
+            }
+            7 => as_server(|| self.recorder.stop(self.now_ns)),
+            8 => {
+                let id = self.order[self.random.below(self.order.len() as u64) as usize];
+                if let Some(browser) = self.browsers.get_mut(&id) {
+                    browser.ask(self.now_ns);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn join(&mut self, manners: Manners, weather: Weather, leaves_ns: i64) {
+        self.joined += 1;
+        let (id, now) = (self.joined, self.now());
+        let moment = (now.instant, now.monotonic_ns);
+        let (mut browser, offer) = Browser::new(id, manners, weather, moment, &mut self.random);
+        browser.leaves_ns = leaves_ns;
+        let (context, mailbox) = (&self.context, &self.mailbox);
+        let answer = as_server(|| {
+            let (viewer, answer) = Viewer::accept(context, id, &offer, now.instant).unwrap();
+            assert!(mailbox.send(Command::Adopt(Box::new(viewer))).is_ok());
+            super::heap::as_world(|| answer.clone())
+        });
+        browser.take_answer(&answer);
+        browser.handle_timeout(now.instant, now.monotonic_ns);
+        self.browsers.insert(id, browser);
+        self.order.push(id);
+        self.post(id);
+        self.worker_wakes_ns = self.now_ns;
+    }
+
+    fn leave(&mut self, id: u32) {
+        let Some(browser) = self.browsers.get_mut(&id) else { return };
+        let is_sure = browser.connected_ns.is_some()
+            && matches!(browser.link.weather, Weather::Clean | Weather::Narrow);
+        let mut patience = limits::CONSENT_TIMEOUT.max(limits::HANDSHAKE_TIMEOUT);
+        if browser.manners == Manners::Polite {
+            browser.say_goodbye(self.now_ns);
+            if is_sure {
+                patience = Duration::from_secs(1);
+            }
+            self.post(id);
+        }
+        let Some(browser) = self.browsers.remove(&id) else { return };
+        self.order.retain(|other| *other != id);
+        self.shown += browser.decoder.shown;
+        self.hidden += browser.decoder.hidden;
+        // A worker that is held up sees it later.
+        let from_ns = self.now_ns.max(self.stalled_until_ns);
+        self.ghosts.push((id, from_ns + patience.as_nanos() as i64));
+    }
+
+    fn leave_all(&mut self) {
+        for id in self.order.clone() {
+            self.leave(id);
+        }
+    }
+
+    // ---- what has to hold ------------------------------------------------------------------------------
+
+    fn status(&mut self, id: u32) -> String {
+        let now = self.now().instant;
+        let entry = self.worker.sessions.iter_mut().find(|entry| entry.viewer.id() == id);
+        entry.map_or("no session".to_owned(), |entry| format!("{:?}", entry.viewer.status(now)))
+    }
+
+    fn has_session(&mut self, id: u32) -> bool {
+        self.worker.sessions.iter_mut().any(|entry| entry.viewer.id() == id)
+    }
+
+    /// Sessions end in time when their browser is gone.
+    fn check_ghosts(&mut self) -> Result<(), String> {
+        for (id, until_ns) in std::mem::take(&mut self.ghosts) {
+            if !self.has_session(id) {
+                continue;
+            }
+            if self.now_ns > until_ns.max(self.stalled_until_ns) + 2 * SECOND {
+                return Err(format!("session {id} outlives its browser"));
+            }
+            self.ghosts.push((id, until_ns));
+        }
+        Ok(())
+    }
+
+    /// Who has a good way is connected and gets what is published.
+    fn check_present(&mut self) -> Result<(), String> {
+        for id in self.order.clone() {
+            let browser = &self.browsers[&id];
+            let is_good = browser.link.weather == Weather::Clean
+                && matches!(browser.manners, Manners::Polite | Manners::Vanishing);
+            // A stall may come in the middle of joining.
+            let is_settled = self.now_ns - browser.joined_ns > 10 * SECOND;
+            if !is_good || !is_settled || self.now_ns < self.stalled_until_ns + SECOND {
+                continue;
+            }
+            let newest = browser.decoder.newest;
+            let is_connected = browser.connected_ns.is_some();
+            if !is_connected || !self.has_session(id) {
+                return Err(format!("viewer {id} has a good way and no session: {}", self.status(id)));
+            }
+            // A second is on its way.
+            let due = self.camera.ledger.next().saturating_sub(self.plan.units_per_s);
+            let from = newest.map_or(due, |newest| newest + 1);
+            if let Some(missed) = self.camera.ledger.first_owed(from..due) {
+                return Err(format!(
+                    "viewer {id} got {newest:?} and nothing since, not even {missed}\n{}",
+                    self.status(id)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Only the residents are here, all is quiet: as much is held as the last time.
+    fn check_equal_state(&mut self) -> Result<(), String> {
+        let sessions = self.worker.sessions.len();
+        if sessions != self.plan.residents as usize {
+            return Err(format!("{sessions} sessions of {} residents", self.plan.residents));
+        }
+        if !self.recorder.is_idle() {
+            return Err("the recording does not end".to_owned());
+        }
+        let on_their_way = self.calendar.len();
+        if on_their_way > 20 * sessions {
+            return Err(format!("{on_their_way} datagrams on their way in a quiet time"));
+        }
+        self.held_bytes.push(server_bytes());
+        check_growth(&self.held_bytes)
+    }
+
+    fn summary(&mut self) -> Summary {
+        Summary {
+            seed: self.plan.seed,
+            simulated_s: (self.now_ns - self.start_ns) / SECOND,
+            joined: self.joined,
+            units: self.camera.ledger.next(),
+            restarts: self.camera.restarts,
+            stalls: self.stalls,
+            shown: self.shown,
+            hidden: self.hidden,
+            datagrams: self.counters.datagrams_sent.get(),
+            turns: self.counters.turns.get(),
+            nacks: self.counters.nacks.get(),
+            keyframe_requests: self.counters.keyframe_requests.get(),
+            units_dropped: self.counters.units_dropped.get(),
+            recordings: self.recorder.totals,
+            held_bytes: std::mem::take(&mut self.held_bytes),
+            digest: self.digest,
+        }
+    }
+}
+
+/// Later rounds may not hold more than the first, nor the second half of a long day more than its first half.
+fn check_growth(held_bytes: &[i64]) -> Result<(), String> {
+    let (first, rest) = held_bytes.split_at(held_bytes.len().div_ceil(2));
+    let most = |bytes: &[i64]| bytes.iter().copied().max();
+    match (most(first), most(rest)) {
+        (Some(before), Some(after)) if after > before + GROWTH_BYTES_MAX => {
+            Err(format!("the server grows: {held_bytes:?} bytes at the end of each round"))
+        }
+        _ => Ok(()),
+    }
+}

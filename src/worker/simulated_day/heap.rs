@@ -1,0 +1,84 @@
+//! UNSAFE. Heap bytes in use, per thread and per account: the allocator of the unit tests. A simulated day runs in
+//! one thread; what the server holds goes to its account, what browsers and the rest of the world hold does not.
+#![expect(unsafe_code, reason = "an allocator is an unsafe trait by its nature")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+struct Counting;
+
+thread_local! {
+    static IN_SERVER: Cell<bool> = const { Cell::new(false) };
+    static SERVER_BYTES: Cell<i64> = const { Cell::new(0) };
+}
+
+/// Adds to this thread's account, if it is the server's turn. A thread that ends has no account any more.
+fn count(bytes: usize, sign: i64) {
+    let in_server = IN_SERVER.try_with(Cell::get).unwrap_or(false);
+    if in_server && let Ok(bytes) = i64::try_from(bytes) {
+        let _ = SERVER_BYTES.try_with(|sum| sum.set(sum.get() + sign * bytes));
+    }
+}
+
+// SAFETY: every call is passed on unchanged to the system's allocator; counting does not allocate or unwind.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 1);
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(layout.size(), -1);
+        // SAFETY: `pointer` came from `alloc` with this layout, that is from the system's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_bytes: usize) -> *mut u8 {
+        count(layout.size(), -1);
+        count(new_bytes, 1);
+        // SAFETY: as in `dealloc`; the caller promises a valid `new_bytes`.
+        unsafe { System.realloc(pointer, layout, new_bytes) }
+    }
+}
+
+/// Runs the server's part of a step: what it allocates and frees is on its account. What it hands out or takes
+/// over has to be copied within.
+pub(super) fn as_server<T>(work: impl FnOnce() -> T) -> T {
+    let before = IN_SERVER.replace(true);
+    let result = work();
+    IN_SERVER.set(before);
+    result
+}
+
+/// The part of a step that is the world's after all.
+pub(super) fn as_world<T>(work: impl FnOnce() -> T) -> T {
+    let before = IN_SERVER.replace(false);
+    let result = work();
+    IN_SERVER.set(before);
+    result
+}
+
+/// Bytes the server holds, of what this thread allocated for it.
+pub(super) fn server_bytes() -> i64 {
+    SERVER_BYTES.get()
+}
+
+#[test]
+fn what_the_server_keeps_is_on_its_account_and_nothing_else() {
+    let before = server_bytes();
+    let ours = vec![0_u8; 1_000];
+    let mut kept: Vec<u8> = as_server(|| {
+        drop(vec![0_u8; 5_000]);
+        Vec::with_capacity(300)
+    });
+    assert_eq!(server_bytes() - before, 300);
+    as_server(|| kept.reserve_exact(400));
+    assert_eq!(server_bytes() - before, 400);
+    drop(ours);
+    as_server(|| drop(kept));
+    assert_eq!(server_bytes(), before);
+}

@@ -1,0 +1,65 @@
+//! A day of the whole program on a fake clock, from one seed, in one thread: a camera with its whims and a real
+//! ring, the real turn of a worker with real sessions, browsers that come and go over a bad network, and the
+//! recorder on and off. Only the sockets and the disk are made up. Not part of the program.
+//!
+//! ```text
+//!  camera ─► ring ─► worker turn ─► sessions ─► wire ─► network ─► browsers ─► decoders
+//!              └───► recorder ─► disk in memory     ◄── feedback ◄──┘      └──► what is wrong?
+//! ```
+//!
+//! The day goes in rounds: a busy time, then a quiet time in which all guests leave and only the residents stay.
+//! At the end of each quiet time the server is in the same state as the time before, and has to hold as much.
+//!
+//! `scripts/simulated-day` runs more and longer days than the tests do.
+
+mod browser;
+mod camera;
+mod day;
+mod heap;
+mod network;
+#[allow(dead_code, reason = "every user takes what it needs")]
+#[path = "../../../tests/support/random.rs"]
+mod random;
+mod recorder;
+
+use day::{Day, Plan, Summary};
+
+const MS: i64 = 1_000_000;
+const SECOND: i64 = 1_000 * MS;
+
+/// A small day for every test run.
+fn small(seed: u64) -> Plan {
+    Plan { seed, rounds: 3, busy_s: 40, guests: 20, residents: 4, units_per_s: 5, gop: 10 }
+}
+
+fn run(plan: Plan) -> Summary {
+    match Day::new(plan).run() {
+        Ok(summary) => summary,
+        Err(wrong) => panic!("{wrong}\nagain with: scripts/simulated-day --seed {} ...", plan.seed),
+    }
+}
+
+#[test]
+fn a_small_day_passes_from_any_seed() {
+    for seed in 1..=2 {
+        let summary = run(small(seed));
+        eprintln!("{summary}");
+    }
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
+}
+
+/// `scripts/simulated-day`: SEEDS days of HOURS each, the first from seed SEED.
+#[test]
+#[ignore = "long: scripts/simulated-day runs it"]
+fn days() {
+    let (seeds, first, minutes) = (number("SEEDS", 1), number("SEED", 1), number("MINUTES", 5));
+    for seed in first..first + seeds {
+        let rounds = (minutes / 60).clamp(3, 24) as u32;
+        let busy_s = (minutes * 60 / u64::from(rounds)).saturating_sub(day::QUIET_S).max(30);
+        let plan = Plan { rounds, busy_s, guests: 40, residents: 10, ..small(seed) };
+        println!("{}", run(plan));
+    }
+}
