@@ -415,7 +415,7 @@ pub const GOP_BYTES_MAX: usize = 16 << 20;
 pub const GOP_UNITS_MAX: usize = 600;
 
 /// Units before a slot is written again at which a worker keeps what is in it: it may be held up for so long.
-pub const GOP_MARGIN_UNITS: u32 = 4;
+pub const GOP_MARGIN_UNITS: u32 = 8;
 
 /// Milliseconds a joining viewer is given the GOP so far in.
 pub const REPLAY_MS: u64 = 250;

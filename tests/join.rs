@@ -42,7 +42,7 @@ fn in_the_middle(layout: &str, kbps: u32) -> (CameraSim, Server) {
 /// The worker was never held up for longer than its ring lasts, which on 6 slots is a tenth of a second: else viewers
 /// wait for the next IDR, rightly.
 fn was_undisturbed(server: &Server) -> bool {
-    metric(server, "lapped_total", &[]) + metric(server, "torn_total", &[]) == 0.0
+    ["lapped_total", "torn_total", "gop_missed_total"].iter().all(|name| metric(server, name, &[]) == 0.0)
 }
 
 fn connect(server: &Server) -> ViewerSimulator {

@@ -170,7 +170,7 @@ fn a_recording_says_how_far_before_or_after_the_request_it_begins() {
         camera.wait_units(46);
         // The last IDR is unit 40, which a ring of 30 slots holds and one of 6 does not; the next is 60.
         let request = StartRequest { pre_roll_s: Some(0.1), ..named("cat") };
-        assert_eq!(rig.start(request).unwrap().waits_for_idr, waits, "{layout}");
+        assert_eq!(rig.wait(rig.handle.start(request)).unwrap().waits_for_idr, waits, "{layout}");
         rig.wait_recorded(3);
         let report = rig.stop().unwrap().report;
         let numbers = unit_numbers(&directory.0.join("cat.mp4"));

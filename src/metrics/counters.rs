@@ -98,6 +98,8 @@ pub struct WorkerCounters {
     pub units_replayed: Counter,
     /// Viewers that had to wait for the camera's next IDR.
     pub idr_waits: Counter,
+    /// GOPs that the camera overwrote before they were kept.
+    pub gops_missed: Counter,
     /// GOPs larger than what may be kept.
     pub gops_too_large: Counter,
     /// Payload bytes of the newest GOP kept beside the ring.

@@ -131,6 +131,13 @@ impl Gop {
         self.payloads.len()
     }
 
+    /// Whether a ring of `slots` can't hold this GOP: it doesn't already, with `position` the unit to come, or the
+    /// GOP before this one was too long for it.
+    pub(super) fn is_longer_than(&self, slots: u32, position: u32) -> bool {
+        let length = self.begun_at.map(|begun_at| position.wrapping_sub(begun_at));
+        length.max(self.length_before).is_some_and(|length| length > slots)
+    }
+
     /// Units until the next IDR when the newest unit is `newest`, should this GOP be as long as the one before.
     pub(super) fn units_to_idr(&self, newest: u32) -> Option<u32> {
         self.length_before?.checked_sub(newest.wrapping_sub(self.begun_at?))

@@ -16,8 +16,8 @@ pub(super) struct Lookback {
     assembler: Assembler,
     packetizer: Packetizer,
     payloads: Vec<Arc<[u8]>>,
-    /// Units behind the live cursor that the ring is trusted to hold.
-    reach: u32,
+    /// Slots of the ring.
+    slots: u32,
 }
 
 /// Where the live cursor stands.
@@ -37,7 +37,7 @@ impl Lookback {
             assembler: Assembler::new(),
             packetizer: Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX),
             payloads: Vec::new(),
-            reach: 0,
+            slots: 0,
         }
     }
 
@@ -45,8 +45,8 @@ impl Lookback {
     pub(super) fn begin(&mut self, number: u32, assembler: &Assembler) {
         self.gop.begin(number);
         self.assembler.take_over(assembler);
-        self.reach = match self.camera.status() {
-            CameraStatus::Attached { layout, .. } => reach(layout.slot_count()),
+        self.slots = match self.camera.status() {
+            CameraStatus::Attached { layout, .. } => layout.slot_count(),
             CameraStatus::Away { .. } => 0,
         };
     }
@@ -58,8 +58,9 @@ impl Lookback {
 
     /// Keeps what the ring is about to lose. Called after every unit of the live side.
     pub(super) fn keep_up(&mut self, live: Live<'_>, counters: &WorkerCounters) {
+        let reach = if self.gop.is_longer_than(self.slots, live.position) { 0 } else { reach(self.slots) };
         while let Some(next) = self.gop.next()
-            && live.position.wrapping_sub(next) > self.reach
+            && live.position.wrapping_sub(next) > reach
         {
             self.look_at(next, live, counters);
         }
@@ -88,7 +89,7 @@ impl Lookback {
         let found = live.cursor.units_back(back).map(|mut cursor| cursor.next(live.now_ns));
         match found {
             Some(Next::Unit(view)) if view.sequence == number => self.look(&view, counters),
-            _ => self.gop.lose(),
+            _ => self.miss(counters),
         }
     }
 
@@ -100,10 +101,10 @@ impl Lookback {
                 Some((unit.is_idr(), unit.is_reference()))
             }
             Err(UnitError::NoSlice) => None,
-            Err(_) => return self.gop.lose(),
+            Err(_) => return self.miss(counters),
         };
         if !view.is_intact() {
-            return self.gop.lose();
+            return self.miss(counters);
         }
         match kind {
             None => self.gop.pass(),
@@ -116,6 +117,12 @@ impl Lookback {
             }
         }
         self.payloads.clear();
+    }
+
+    /// The camera was there before the second look.
+    fn miss(&mut self, counters: &WorkerCounters) {
+        counters.gops_missed.add(1);
+        self.gop.lose();
     }
 }
 
@@ -232,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_short_ring_is_trusted_with_nothing() {
-        assert_eq!((reach(30), reach(6), reach(1)), (24, 0, 0));
+        assert_eq!((reach(30), reach(6), reach(1)), (20, 0, 0));
     }
 
     #[test]
@@ -244,9 +251,32 @@ mod tests {
             bench.take();
             kept.push(bench.lookback.gop().len());
         }
-        assert!(kept[..24].iter().chain(&kept[30..54]).all(|units| *units == 0), "{kept:?}");
-        assert_eq!(kept[54..60], [1, 2, 3, 4, 5, 6]);
+        assert!(kept[..20].iter().chain(&kept[30..50]).all(|units| *units == 0), "{kept:?}");
+        assert_eq!(kept[50..60], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         assert!(bench.counters.gop_bytes.get() > 0);
+    }
+
+    #[test]
+    fn a_long_gop_is_kept_even_by_a_worker_that_is_held_up_for_nearly_a_ring() {
+        let mut bench = Bench::new(Layout::V3);
+        for number in 0..32 {
+            bench.publish(number == 0, 100);
+            bench.take();
+        }
+        for _ in 0..20 {
+            (0..27).for_each(|_| bench.publish(false, 100));
+            bench.take();
+        }
+        assert_eq!(bench.numbers().map(|numbers| numbers.len()), Some(32 + 20 * 27));
+        // The next one is expected to be long too, from its beginning.
+        bench.publish(true, 100);
+        bench.take();
+        (0..27).for_each(|_| bench.publish(false, 100));
+        bench.take();
+        assert_eq!(
+            (bench.numbers().map(|numbers| numbers.len()), bench.counters.gops_missed.get()),
+            (Some(28), 0)
+        );
     }
 
     #[test]

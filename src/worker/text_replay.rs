@@ -17,6 +17,11 @@ pub(super) fn expose(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
         .value(sum(|w| w.units_replayed.get()));
     text.counter("gop_waits_total", "Times a viewer had to wait for the camera's next IDR instead.")
         .value(sum(|w| w.idr_waits.get()));
+    text.counter(
+        "gop_missed_total",
+        "GOPs overwritten by the camera before they were kept for viewers who join.",
+    )
+    .value(workers.iter().map(|w| w.gops_missed.get()).max().unwrap_or(0));
     text.counter("gop_too_large_total", "GOPs larger than what is kept for viewers who join.")
         .value(workers.iter().map(|w| w.gops_too_large.get()).max().unwrap_or(0));
     text.gauge("gop_cache_bytes", "Bytes of the newest GOP kept beside the camera's ring, by all workers.")

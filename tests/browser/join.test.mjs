@@ -1,9 +1,10 @@
 // Joining in the middle of a long GOP, in a real browser: the first picture is there at once, every later one in
 // order, and the picture runs at the camera's pace as soon as it has caught up.
 //
-// SS_JOINS   joins on each ring [3]; with 30 the percentiles mean something
-// SS_LAYOUTS rings to join on [v1 v3-6 v0]
-// SS_CAMERA  more options of camera-sim
+// SS_JOINS    joins on each ring [3]; with 30 the percentiles mean something
+// SS_LAYOUTS  rings to join on [v1 v3-6 v0]
+// SS_GOP_S    seconds from one IDR to the next [30]: longer than the test, so that no picture begins with the next one
+// SS_CAMERA   more options of camera-sim
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
@@ -12,10 +13,12 @@ import { metric, sleep, startCamera, startServer, uniqueShm, waitFor } from './s
 const JOINS = Number(process.env.SS_JOINS ?? 3);
 const LAYOUTS = (process.env.SS_LAYOUTS ?? 'v1 v3-6 v0').split(' ');
 const MORE = (process.env.SS_CAMERA ?? '').split(' ').filter((word) => word !== '');
+const GOP_S = Number(process.env.SS_GOP_S ?? 30);
 const FPS = 30;
-const GOP_S = 10;
+const AT_ONCE = 3;
 /** How long a viewer is watched after its first picture. */
 const WATCH_MS = 4_000;
+const ATTEMPTS = 3;
 
 const camera = (layout) => ['--layout', layout, '--pattern', '1280x720', '--fps', `${FPS}`,
   '--bitrate-kbps', '2000', '--gop', `${FPS * GOP_S}`, ...MORE];
@@ -40,25 +43,37 @@ function lags(seen) {
 }
 
 async function join(browser, server) {
+  await sleep(Math.random() * 3_000);
   const viewer = await openViewer(browser, server.url, noteAnswer);
   await viewer.pictures(1);
-  await waitFor('the watched time', () => viewer.page.evaluate(
-    (ms) => window.probe.seen.at(-1).at - window.probe.seen[0].at > ms, WATCH_MS));
-  const seen = (await viewer.seen()).filter((picture) => picture.unit !== null);
+  await sleep(WATCH_MS);
+  await viewer.pictures(FPS);
+  const seen = await viewer.seen();
   const answeredAt = await viewer.page.evaluate(() => window.answeredAt);
   const stats = await viewer.stats();
-  const broken = await viewer.broken();
+  const connections = await viewer.connectionCount();
   await viewer.page.context().close();
-  const lag = lags(seen);
-  const caughtUp = lag.findIndex((at) => at.units < 2.5);
+  const readable = seen.filter((picture) => picture.unit !== null);
+  const lag = lags(readable);
+  const later = lag.filter((at) => at.ms > 1_000);
   return {
-    firstMs: seen[0].at - answeredAt,
-    caughtUpMs: lag[caughtUp].ms,
+    first: readable[0],
+    firstMs: readable[0].at - answeredAt,
     behind: Math.round(lag[0].units),
-    late: lag.filter((at) => at.ms > 1_000 && Math.abs(at.units) > 3.5).length,
-    rest: lag.filter((at) => at.ms > 1_000).length,
-    seen, stats, broken, errors: viewer.errors,
+    caughtUpMs: lag.find((at) => at.units < 2.5).ms,
+    late: later.filter((at) => Math.abs(at.units) > 3.5).length / Math.max(1, later.length),
+    unitsPerSecond: pace(readable),
+    // A new connection may begin with an empty picture.
+    broken: seen.filter((picture) => picture.unit === null && picture.at > readable[0].at).length,
+    seen: readable, stats, connections, errors: viewer.errors,
   };
+}
+
+/** Units per second of wall clock in the last second that was watched. */
+function pace(seen) {
+  const last = seen.at(-1);
+  const before = seen.findLast((picture) => picture.at < last.at - 1_000) ?? seen[0];
+  return (1_000 * (last.unit - before.unit)) / (last.at - before.at);
 }
 
 const percentile = (values, share) => {
@@ -66,39 +81,69 @@ const percentile = (values, share) => {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
 };
 
-for (const layout of LAYOUTS) {
-  test(`${layout}: a viewer that joins in the middle of a long GOP`, { timeout: 900_000 }, async (t) => {
-    const shm = uniqueShm();
-    const source = startCamera(shm, camera(layout));
-    t.after(() => source.stop());
-    const server = await startServer(['--shm', shm]);
-    t.after(() => server.stop());
-    const browser = await startBrowser();
-    t.after(() => browser.close());
+/** Joins on one ring; null where the machine held the server up for longer than the ring lasts: then viewers wait for
+ *  the next IDR, rightly. */
+async function joinsOn(t, layout) {
+  const shm = uniqueShm();
+  const server = await startServer(['--shm', shm]);
+  const source = startCamera(shm, camera(layout));
+  const browser = await startBrowser();
+  try {
     await waitFor('an IDR that the ring no longer holds', () =>
       metric(server, 'gop_cache_bytes').then((bytes) => bytes > 0));
     const joins = [];
     while (joins.length < JOINS) {
-      const some = Array.from({ length: Math.min(3, JOINS - joins.length) }, async () => {
-        await sleep(Math.random() * 3_000);
-        return join(browser, server);
-      });
+      const some = Array.from({ length: Math.min(AT_ONCE, JOINS - joins.length) }, () => join(browser, server));
       joins.push(...await Promise.all(some));
     }
-    for (const [index, one] of joins.entries()) {
-      t.diagnostic(`join ${index}: first picture after ${one.firstMs.toFixed(0)} ms, ${one.behind} units behind, `
-        + `caught up after ${one.caughtUpMs.toFixed(0)} ms, ${one.late} of ${one.rest} out of pace, `
-        + `decoded ${one.stats.framesDecoded}, shown ${one.seen.length}, dropped ${one.stats.framesDropped}, `
-        + `lost ${one.stats.packetsLost}, NACK ${one.stats.nackCount}, PLI ${one.stats.pliCount}, `
-        + `freezes ${one.stats.freezeCount}`);
+    return (await wasHeldUp(t, server)) && process.env.SS_JOINS === undefined ? null : joins;
+  } catch (error) {
+    if (!(await wasHeldUp(t, server))) throw error;
+    return null;
+  } finally {
+    await browser.close();
+    await source.stop();
+    await server.stop();
+  }
+}
+
+async function wasHeldUp(t, server) {
+  const names = ['lapped_total', 'torn_total', 'gop_missed_total'];
+  const counts = await Promise.all(names.map((name) => metric(server, name)));
+  if (counts.some((count) => count > 0)) t.diagnostic(`the server was held up: ${names} are ${counts}`);
+  return counts.some((count) => count > 0);
+}
+
+function describe(t, joins) {
+  for (const [index, { stats, ...one }] of joins.entries()) {
+    t.diagnostic(`join ${index}: first picture after ${one.firstMs.toFixed(0)} ms, unit ${one.first.unit}, ${one.behind} `
+      + `behind, caught up after ${one.caughtUpMs.toFixed(0)} ms, ${(100 * one.late).toFixed(0)} % of pictures after 1 s `
+      + `out of pace, ${one.unitsPerSecond.toFixed(1)} units/s; decoded ${stats.framesDecoded}, shown ${one.seen.length}, `
+      + `dropped ${stats.framesDropped}, lost ${stats.packetsLost}, NACK ${stats.nackCount}, PLI ${stats.pliCount}, `
+      + `freezes ${stats.freezeCount}, unreadable ${one.broken}, connections ${one.connections}`);
+  }
+  const of = (get) => [0.5, 0.95].map((share) => percentile(joins.map(get), share).toFixed(0)).join(', ');
+  t.diagnostic(`${joins.length} joins: first picture p50, p95 ${of((one) => one.firstMs)} ms; `
+    + `caught up p50, p95 ${of((one) => one.caughtUpMs)} ms`);
+}
+
+for (const layout of LAYOUTS) {
+  test(`${layout}: viewers that join in the middle of a long GOP see it at once`, { timeout: 900_000 }, async (t) => {
+    let joins = null;
+    for (let attempt = 0; attempt < ATTEMPTS && joins === null; attempt += 1) joins = await joinsOn(t, layout);
+    if (joins === null) {
+      t.skip(`the machine held the server up ${ATTEMPTS} times`);
+      return;
     }
-    const first = joins.map((one) => one.firstMs);
-    t.diagnostic(`first picture p50 ${percentile(first, 0.5).toFixed(0)} ms, p95 ${percentile(first, 0.95).toFixed(0)} ms; `
-      + `caught up p95 ${percentile(joins.map((one) => one.caughtUpMs), 0.95).toFixed(0)} ms`);
+    describe(t, joins);
     for (const one of joins) {
       assertInOrder(assert, one.seen);
-      assert.equal(one.broken, 0, 'pictures without a readable unit number');
       assert.deepEqual(one.errors, []);
+      assert.equal(one.connections, 1, 'the page had to connect anew');
+      assert.equal(one.broken, 0, 'pictures without a readable unit number');
+      assert.ok(one.unitsPerSecond > 0.6 * FPS && one.unitsPerSecond < 1.4 * FPS, `${one.unitsPerSecond} units/s`);
+      // Without what this is about it would begin with the next IDR.
+      if (GOP_S >= 30) assert.ok(one.first.unit < GOP_S * FPS, `began with unit ${one.first.unit}`);
     }
   });
 }
