@@ -243,6 +243,10 @@ pub const RECORDER_REPLY_S: u64 = 10;
 /// Nanoseconds a stop goes on writing what was in the ring when it was asked.
 pub const DRAIN_NS_MAX: i64 = 2_000_000_000;
 
+/// Nanoseconds a stop waits for a unit that the camera had begun when it was asked: several pictures, as the next
+/// one may be what tells that it is whole.
+pub const DRAIN_BEGUN_NS_MAX: i64 = 200_000_000;
+
 /// Slots of the ring that a start doesn't go back to: two that may be overwritten any moment, and two
 /// for the camera to go on while the file is created. Half of a ring that is shorter than twice that.
 pub const PRE_ROLL_MARGIN_UNITS: u32 = 4;
@@ -296,6 +300,24 @@ pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 
 /// Bytes hyper buffers for one connection in each direction.
 pub const CONNECTION_BUFFER_BYTES_MAX: usize = 32 * 1024;
+
+/// Between two looks for a change to tell to listeners of events.
+pub const EVENTS_LOOK: Duration = Duration::from_millis(100);
+
+/// Between two `status` events.
+pub const EVENTS_STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The recorder's part of a status; a disk that hangs longer shows as `unresponsive`.
+pub const EVENTS_RECORDER_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Events kept for a listener that reads late.
+pub const EVENTS_KEPT: usize = 16;
+
+/// Listeners to events at once: a part of [`CONNECTIONS_MAX`], as each holds a connection for good.
+pub const EVENT_LISTENERS_MAX: usize = 128;
+
+/// Seconds a listener without a place is told to wait.
+pub const EVENTS_RETRY_AFTER_S: u32 = 10;
 
 /// Connections served at once; the next one is told 503 and closed.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -533,6 +555,9 @@ pub const LOCAL_COROUTINE_POOL: usize = 8;
 
 /// Stack of one of its coroutines: it parses a head and waits, everything else runs elsewhere.
 pub const LOCAL_STACK_BYTES: usize = 64 * 1024;
+
+/// What the kernel keeps unread of one of its connections.
+pub const LOCAL_RECEIVE_BYTES: usize = 16 * 1024;
 
 /// Connections to it at once; further ones are closed.
 pub const LOCAL_CONNECTIONS_MAX: usize = 16;

@@ -23,16 +23,25 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
+        let text = record.args().to_string();
+        if is_noise(record.target(), &text) {
+            return;
+        }
         let line = if self.journald {
-            format!("<{}>{}\n", syslog_priority(record.level()), record.args())
+            format!("<{}>{text}\n", syslog_priority(record.level()))
         } else {
-            format!("{:<5} {}\n", record.level(), record.args())
+            format!("{:<5} {text}\n", record.level())
         };
         // Nobody is left to be told that stderr is gone.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
 
     fn flush(&self) {}
+}
+
+/// `may` calls it an error when the CPU profiler's signal interrupts its wait; it just waits again.
+fn is_noise(target: &str, text: &str) -> bool {
+    target.starts_with("may::") && (text.contains("Interrupted") || text.contains("EINTR"))
 }
 
 /// Priorities of sd-daemon(3).
@@ -50,5 +59,19 @@ pub fn start(level: LevelFilter) {
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
     if log::set_boxed_logger(Box::new(Stderr { journald })).is_ok() {
         log::set_max_level(level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_wait_of_may_is_noise_and_other_errors_are_not() {
+        let interrupted = std::io::Error::from_raw_os_error(4);
+        let denied = std::io::Error::from_raw_os_error(13);
+        assert!(is_noise("may::io::event_loop", &format!("select error = {interrupted:?}")));
+        assert!(!is_noise("may::io::event_loop", &format!("select error = {denied:?}")));
+        assert!(!is_noise("streaming_server::recorder", &format!("{interrupted:?}")));
     }
 }

@@ -130,6 +130,16 @@ impl Cursor {
         u32::try_from(lag).unwrap_or(0)
     }
 
+    /// Units begun and not yet read; those that are not whole, or not yet known to be, are among them.
+    #[must_use]
+    pub fn begun_slots(&self) -> u32 {
+        let begun = self
+            .attachment
+            .as_ref()
+            .map_or(0, |attachment| ahead(attachment.mapping.write_index(), self.position));
+        u32::try_from(begun).unwrap_or(0)
+    }
+
     /// A second cursor `count` units before this one, for pre-roll and instant start; `None` if that unit
     /// is not safely in the ring or belongs to an earlier run of the camera.
     #[must_use]

@@ -30,6 +30,9 @@ pub(super) static INDEX: Asset =
 /// Its script.
 pub(super) static SCRIPT: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/viewer.js").as_slice());
+/// What it hears from the server.
+pub(super) static EVENTS: Asset =
+    Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/events.js").as_slice());
 /// Its recordings.
 pub(super) static RECORDINGS: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/recordings.js").as_slice());

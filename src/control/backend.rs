@@ -24,8 +24,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether access units flow; the error is the reason, in words for a person.
     fn ready(&self) -> Result<(), String>;
 
-    /// The camera: `{"state": "away" | "live" | "stalled", "layout", "width", "height", "fps"}`.
-    fn camera(&self) -> Value;
+    /// The state in short. Cheap: it is asked ten times a second while a page listens.
+    fn summary(&self) -> Summary;
 
     /// All metrics in the Prometheus text format 0.0.4.
     fn metrics(&self) -> String;
@@ -35,6 +35,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Opens a recording for download.
     fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>>;
+}
+
+/// The state of the server in short.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// The camera: `{"state": "away" | "live" | "stalled", "layout", "width", "height", "fps"}`.
+    pub camera: Value,
+    /// Sessions held, connected or not.
+    pub viewers: u32,
+    /// Whether a recording runs.
+    pub is_recording: bool,
 }
 
 /// What the recorder can be asked.

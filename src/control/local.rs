@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 
 use super::backend::{ApiError, Backend};
 use super::debug::{self, Diagnostics, Inspection};
+use super::events;
 use super::local_guard::{self, Connection, Guard};
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use crate::limits;
@@ -297,10 +298,8 @@ async fn perform(backend: Arc<dyn Backend>, action: Action) -> Response {
         Action::Respond(response) => response,
         Action::Offer { sdp } => routes::answer_offer(backend.offer(&sdp).await),
         Action::Viewers => routes::answer_viewers(&backend.viewers().await),
-        Action::Status => {
-            let viewers = backend.viewers().await;
-            routes::answer_status(&backend.camera(), &viewers)
-        }
+        Action::Status => Response::json(200, &events::status(backend.as_ref()).await),
+        Action::Events => Response::error(404, "not_here", "events are told by the public endpoint (--http)"),
         Action::Ready => routes::answer_ready(backend.ready()),
         Action::Metrics => routes::answer_metrics(backend.metrics()),
         Action::Recording(command) => routes::answer_recording(backend.recording(command).await),

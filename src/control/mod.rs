@@ -9,6 +9,7 @@ mod assets;
 mod backend;
 pub mod debug;
 mod download;
+mod events;
 pub mod local;
 mod local_guard;
 mod origin;
@@ -17,6 +18,6 @@ pub mod ranges;
 mod response;
 pub mod routes;
 
-pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile};
+pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
 pub use debug::{Diagnostics, Inspection};
 pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};

@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::backend::{ApiError, Backend};
 use super::download::{self, Stream};
+use super::events::{self, Feed, Listener};
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use crate::limits;
 
@@ -88,7 +89,11 @@ pub async fn serve_with(
         }
     };
     let policy = Policy { allow_origin: config.allow_origin };
-    let endpoint = Arc::new(Shared { policy, timeouts, backend });
+    let feed = Feed::new(backend.clone(), stop.clone());
+    let endpoint = Arc::new(Shared { policy, timeouts, backend, feed });
+    let mut feeding = JoinSet::new();
+    let fed = endpoint.clone();
+    feeding.spawn(async move { fed.feed.run().await });
     let mut doorman = Doorman::new(endpoint, stop.clone());
     loop {
         tokio::select! {
@@ -110,6 +115,7 @@ struct Shared {
     policy: Policy,
     timeouts: HttpTimeouts,
     backend: Arc<dyn Backend>,
+    feed: Feed,
 }
 
 /// Lets connections in, or not.
@@ -277,7 +283,7 @@ impl Shared {
         into_hyper(response, stream)
     }
 
-    async fn respond(&self, head: &Head<'_>, body: Incoming) -> (Response, Option<Stream>) {
+    async fn respond(&self, head: &Head<'_>, body: Incoming) -> (Response, Option<Follow>) {
         let endpoint = match routes::admit(&self.policy, head) {
             Ok(endpoint) => endpoint,
             Err(response) => return (response, None),
@@ -318,20 +324,27 @@ impl Shared {
         }
     }
 
-    async fn perform(&self, head: &Head<'_>, action: Action) -> (Response, Option<Stream>) {
+    async fn perform(&self, head: &Head<'_>, action: Action) -> (Response, Option<Follow>) {
         let response = match action {
             Action::Respond(response) => response,
             Action::Recording(command) => routes::answer_recording(self.backend.recording(command).await),
             Action::Download { name, follow } => match self.backend.open_recording(name).await {
-                Ok(file) => return download::answer(head, file, follow),
+                Ok(file) => {
+                    let (response, stream) = download::answer(head, file, follow);
+                    return (response, stream.map(Follow::File));
+                }
                 Err(error) => error.into(),
             },
             Action::Offer { sdp } => routes::answer_offer(self.backend.offer(&sdp).await),
             Action::Viewers => routes::answer_viewers(&self.backend.viewers().await),
-            Action::Status => {
-                let viewers = self.backend.viewers().await;
-                routes::answer_status(&self.backend.camera(), &viewers)
-            }
+            Action::Status => Response::json(200, &events::status(self.backend.as_ref()).await),
+            Action::Events => match self.feed.listen().await {
+                Ok((response, listener)) => {
+                    let follows = head.method != "HEAD";
+                    return (response, follows.then_some(Follow::Events(listener)));
+                }
+                Err(error) => error.into(),
+            },
             Action::Ready => routes::answer_ready(self.backend.ready()),
             Action::Metrics => routes::answer_metrics(self.backend.metrics()),
         };
@@ -339,7 +352,13 @@ impl Shared {
     }
 }
 
-/// Bytes at hand, or a file as it is read.
+/// What follows a response's head.
+enum Follow {
+    File(Stream),
+    Events(Listener),
+}
+
+/// Bytes at hand, or what comes piece by piece.
 type AnswerBody = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
 
 /// What [`routes`] wants to know of a request. HTTP/1.1 needs exactly one Host (RFC 9112 section 3.2); a
@@ -379,9 +398,10 @@ fn bad_header(name: &HeaderName) -> Response {
     Response::error(400, "bad_header", &message).closing()
 }
 
-fn into_hyper(response: Response, stream: Option<Stream>) -> hyper::Response<AnswerBody> {
+fn into_hyper(response: Response, stream: Option<Follow>) -> hyper::Response<AnswerBody> {
     let body = match stream {
-        Some(stream) => Either::Right(stream.into_body()),
+        Some(Follow::File(stream)) => Either::Right(stream.into_body()),
+        Some(Follow::Events(listener)) => Either::Right(listener.into_body()),
         None => Either::Left(Full::new(response.body)),
     };
     let mut answer = hyper::Response::new(body);

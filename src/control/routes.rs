@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::ApiError;
 use super::assets::{self, Asset};
-use super::backend::RecordingCommand;
+use super::backend::{RecordingCommand, Summary};
 use super::origin;
 use super::ranges;
 pub use super::response::Response;
@@ -29,6 +29,8 @@ pub enum Endpoint {
     Viewers,
     /// GET /api/status
     Status,
+    /// GET /api/events
+    Events,
     /// GET /health
     Health,
     /// GET /ready
@@ -92,6 +94,7 @@ static ROUTES: &[Route] = &[
     post("/api/webrtc/offer", Endpoint::Offer),
     get("/api/viewers", Endpoint::Viewers),
     get("/api/status", Endpoint::Status),
+    get("/api/events", Endpoint::Events),
     get("/health", Endpoint::Health),
     get("/ready", Endpoint::Ready),
     get("/metrics", Endpoint::Metrics),
@@ -104,6 +107,7 @@ static ROUTES: &[Route] = &[
     delete(RECORDING, Endpoint::DeleteRecording),
     get("/", Endpoint::File(&assets::INDEX)),
     get("/viewer.js", Endpoint::File(&assets::SCRIPT)),
+    get("/events.js", Endpoint::File(&assets::EVENTS)),
     get("/recordings.js", Endpoint::File(&assets::RECORDINGS)),
     get("/viewer.css", Endpoint::File(&assets::STYLE)),
     get("/icon.svg", Endpoint::File(&assets::ICON)),
@@ -170,8 +174,10 @@ pub enum Action {
     },
     /// Answer with [`answer_viewers`].
     Viewers,
-    /// Answer with [`answer_status`].
+    /// Answer with [`status`].
     Status,
+    /// Answer with one event after the other.
+    Events,
     /// Answer with [`answer_ready`].
     Ready,
     /// Answer with [`answer_metrics`].
@@ -231,6 +237,7 @@ pub fn act(endpoint: Endpoint, head: &Head<'_>, body: &[u8]) -> Action {
         },
         Endpoint::Viewers => Action::Viewers,
         Endpoint::Status => Action::Status,
+        Endpoint::Events => Action::Events,
         Endpoint::Health => Action::Respond(Response::json(200, &json!({ "status": "ok" }))),
         Endpoint::Ready => Action::Ready,
         Endpoint::Metrics => Action::Metrics,
@@ -277,11 +284,15 @@ pub fn answer_viewers(viewers: &Value) -> Response {
     Response::json(200, viewers)
 }
 
-/// The answer to GET /api/status: `{"camera": {...}, "viewers": count, "version": ...}`.
+/// What GET /api/status answers: `{"camera": {...}, "viewers": count, "recording": {...}, "version": ...}`.
 #[must_use]
-pub fn answer_status(camera: &Value, viewers: &Value) -> Response {
-    let count = viewers.as_array().map(Vec::len);
-    Response::json(200, &json!({ "camera": camera, "viewers": count, "version": env!("CARGO_PKG_VERSION") }))
+pub fn status(summary: &Summary, recording: &Value) -> Value {
+    json!({
+        "camera": summary.camera,
+        "viewers": summary.viewers,
+        "recording": recording,
+        "version": env!("CARGO_PKG_VERSION"),
+    })
 }
 
 /// The answer to GET /ready.

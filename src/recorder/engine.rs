@@ -201,7 +201,7 @@ impl Engine {
             }
             Next::Restarted => self.recording.handle_gap(0),
             Next::Empty | Next::Away => {
-                self.recording.handle_drained();
+                self.recording.handle_drained(now_ns, self.cursor.begun_slots() > 0);
                 return false;
             }
         }

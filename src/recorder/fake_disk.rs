@@ -322,7 +322,7 @@ impl World {
     pub(super) fn stop(&mut self) -> Result<StopReply, RecorderError> {
         self.recording.handle_stop(self.now_ns)?;
         self.settle();
-        self.recording.handle_drained();
+        self.recording.handle_drained(self.now_ns, false);
         self.settle();
         assert_eq!(self.recording.state(), "idle");
         self.stopped.pop().unwrap()

@@ -217,11 +217,13 @@ impl Recording {
         }
     }
 
-    /// The ring holds no further unit now.
-    pub(crate) fn handle_drained(&mut self) {
+    /// The ring holds no further whole unit now; `begun` says that the camera has begun one, or that it is whole
+    /// already but not known to be.
+    pub(crate) fn handle_drained(&mut self, now_ns: i64, begun: bool) {
         if let Some(active) = &mut self.active
-            && matches!(active.phase, Phase::Draining { .. })
+            && let Phase::Draining { asked_ns } = active.phase
             && active.held.is_none()
+            && !(begun && now_ns - asked_ns < limits::DRAIN_BEGUN_NS_MAX)
         {
             active.phase = Phase::Closing;
             self.advance();

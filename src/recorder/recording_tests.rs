@@ -39,7 +39,10 @@ fn start_and_stop_are_refused_at_the_wrong_time() {
     world.picture();
     world.recording.handle_stop(world.now_ns).unwrap();
     assert_eq!(world.recording.handle_stop(world.now_ns), Err(RecorderError::Stopping));
-    world.recording.handle_drained();
+    world.recording.handle_drained(world.now_ns, true);
+    assert!(world.recording.wants_unit(), "a unit that is begun is waited for");
+    world.recording.handle_drained(world.now_ns + crate::limits::DRAIN_BEGUN_NS_MAX, true);
+    assert!(!world.recording.wants_unit());
     assert_eq!(world.recording.handle_start(world.now_ns, start(Format::Mp4)), Err(RecorderError::Stopping));
     world.settle();
     assert_eq!(world.recording.handle_stop(0), Err(RecorderError::NotRecording));
@@ -198,7 +201,7 @@ fn duration_and_heartbeat_end_a_recording_by_themselves() {
             world.tick(SECOND);
         }
         assert_eq!(world.recording.state(), "stopping");
-        world.recording.handle_drained();
+        world.recording.handle_drained(world.now_ns, false);
         world.settle();
         assert_eq!(world.recording.last().0.unwrap().reason, reason);
         assert_eq!(world.frames("cat.mp4").len(), 20);
@@ -331,7 +334,7 @@ proptest! {
                 Step::Stop => {
                     let _refused = world.recording.handle_stop(world.now_ns);
                     world.settle();
-                    world.recording.handle_drained();
+                    world.recording.handle_drained(world.now_ns, false);
                     world.settle();
                     prop_assert_eq!(world.recording.state(), "idle");
                 }
@@ -346,7 +349,7 @@ proptest! {
         world.write_max = usize::MAX;
         world.recording.handle_shutdown(world.now_ns);
         world.settle();
-        world.recording.handle_drained();
+        world.recording.handle_drained(world.now_ns, false);
         world.settle();
         prop_assert_eq!(world.recording.state(), "idle");
         let names: Vec<String> = world.files.values().map(|file| file.name.clone()).collect();

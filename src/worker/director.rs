@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::camera::{Camera, CameraStatus};
-use crate::control::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile};
+use crate::control::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
 use crate::metrics::{WorkerCounters, trace};
 use crate::recorder::RecorderHandle;
 use crate::session::{OfferError, SessionContext, Viewer, ViewerStatus};
@@ -201,8 +201,12 @@ impl Backend for Director {
         }
     }
 
-    fn camera(&self) -> Value {
-        self.camera_state().1
+    fn summary(&self) -> Summary {
+        Summary {
+            camera: self.camera_state().1,
+            viewers: self.sessions(),
+            is_recording: self.recorder.counters().active.load(Ordering::Relaxed),
+        }
     }
 
     fn metrics(&self) -> String {

@@ -8,6 +8,7 @@
 )]
 
 mod bounds;
+mod events;
 mod recordings;
 mod stub;
 
@@ -16,7 +17,7 @@ use std::sync::atomic::Ordering;
 use serde_json::json;
 use stub::{FRIEND, Reply, Server};
 
-const PATHS: [(&str, &str); 10] = [
+const PATHS: [(&str, &str); 11] = [
     ("/api/webrtc/offer", "POST"),
     ("/api/viewers", "GET"),
     ("/api/status", "GET"),
@@ -25,6 +26,7 @@ const PATHS: [(&str, &str); 10] = [
     ("/metrics", "GET"),
     ("/", "GET"),
     ("/viewer.js", "GET"),
+    ("/events.js", "GET"),
     ("/viewer.css", "GET"),
     ("/icon.svg", "GET"),
 ];

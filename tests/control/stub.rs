@@ -4,13 +4,14 @@ use std::future::pending;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use streaming_server::control::{
-    ApiError, Backend, BoxFuture, HttpConfig, HttpTimeouts, RecordingCommand, RecordingFile, serve_with,
+    ApiError, Backend, BoxFuture, HttpConfig, HttpTimeouts, RecordingCommand, RecordingFile, Summary,
+    serve_with,
 };
 use tokio::sync::watch;
 
@@ -21,9 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const FRIEND: &str = "https://home.example";
 
 /// Answers offers by what their SDP says.
-#[derive(Default)]
 pub(crate) struct Stub {
     pub(crate) is_ready: AtomicBool,
+    pub(crate) is_recording: AtomicBool,
+    pub(crate) viewers: AtomicU32,
 }
 
 impl Backend for Stub {
@@ -55,8 +57,13 @@ impl Backend for Stub {
         if self.is_ready.load(Ordering::Relaxed) { Ok(()) } else { Err("no camera".into()) }
     }
 
-    fn camera(&self) -> Value {
-        json!({ "state": "away" })
+    fn summary(&self) -> Summary {
+        let state = if self.is_ready.load(Ordering::Relaxed) { "live" } else { "away" };
+        Summary {
+            camera: json!({ "state": state }),
+            viewers: self.viewers.load(Ordering::Relaxed),
+            is_recording: self.is_recording.load(Ordering::Relaxed),
+        }
     }
 
     fn metrics(&self) -> String {
@@ -128,7 +135,11 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let backend = Arc::new(Stub::default());
+        let backend = Arc::new(Stub {
+            is_ready: AtomicBool::new(false),
+            is_recording: AtomicBool::new(false),
+            viewers: AtomicU32::new(2),
+        });
         let (stop, stopped) = watch::channel(false);
         let config = HttpConfig { address, allow_origin: vec![FRIEND.into()] };
         let stub = backend.clone();

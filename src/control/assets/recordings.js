@@ -1,9 +1,10 @@
 // Recordings on the viewer page: the record button with its elapsed time, and the drawer with the list.
 //
-//   tick (once a second while the page is shown) ── GET api/recording/status ──► button
+//   events.js ── recording ──► button
 //   drawer open ── GET api/recordings ──► list: play here, download, delete
 
-const TICK_MS = 1000;
+import { askStatus, onStatus } from "./events.js";
+
 const TIMEOUT_MS = 15000; // a stop waits until the file is on the disk
 const CONFIRM_MS = 4000;
 
@@ -60,16 +61,11 @@ function showStatus(status) {
   if (ended && !drawer.hidden) refresh();
 }
 
-async function tick() {
-  if (!document.hidden && !isBusy) {
-    try {
-      showStatus(await ask("GET", "api/recording/status"));
-      if (isRecording && !drawer.hidden) await refresh();
-    } catch {
-      // The live view says that the server is gone; this comes back with it.
-    }
-  }
-  setTimeout(tick, TICK_MS);
+// Without a status the live view says that the server is gone; this comes back with it.
+function statusCame(status) {
+  if (!status || isBusy) return;
+  showStatus(status.recording);
+  if (isRecording && !drawer.hidden) refresh();
 }
 
 async function toggleRecording() {
@@ -83,11 +79,8 @@ async function toggleRecording() {
   } finally {
     isBusy = false;
   }
-  try {
-    showStatus(await ask("GET", "api/recording/status"));
-  } catch {
-    recordButton.disabled = false;
-  }
+  recordButton.disabled = false;
+  await askStatus();
   if (!drawer.hidden) refresh();
 }
 
@@ -195,4 +188,4 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !drawer.hidden) toggleDrawer();
   if (event.key === "r" && !isBusy && !event.target.closest("input, textarea")) toggleRecording();
 });
-tick();
+onStatus(statusCame);

@@ -1,7 +1,7 @@
 // The viewer page: one WebRTC connection to the server, kept alive by itself.
 //
-//   tick (once a second) ── GET api/status ──► camera, server there?
-//                        └─ getStats ────────► frames moving?          ──► state ──► page
+//   events.js ── camera, server there? ──────────────────┐
+//   tick (once a second) ── getStats ──► frames moving? ──┴──► state ──► page
 //   connect ── POST api/webrtc/offer ──► video.   Any end of it ──► reconnect with backoff.
 //
 // For tests, and stable: window.__viewer = {
@@ -12,8 +12,9 @@
 //   pc       the current RTCPeerConnection or null
 // }
 
+import { onStatus } from "./events.js";
+
 const TICK_MS = 1000;
-const STATUS_TIMEOUT_MS = 3000;
 const OFFER_TIMEOUT_MS = 8000;
 const STALL_MS = 5000; // no picture for so long, though the camera is live: connect anew
 const DISCONNECT_GRACE_MS = 2000; // ICE often recovers from "disconnected" by itself
@@ -46,7 +47,7 @@ let graceTimer = 0;
 let attempts = 0;
 let connects = 0;
 let refusal = null; // { state: "full" | "refused", detail }: why the last offer was turned down
-let camera = null; // api/status of the server; null: unknown
+let camera = null; // as the server says; null: unknown
 let missedStatus = 0;
 let wasLive = false;
 let isPlayBlocked = false;
@@ -218,24 +219,18 @@ async function fetchWithTimeout(path, timeout_ms, options = {}) {
   }
 }
 
-async function askStatus() {
-  try {
-    const response = await fetchWithTimeout("api/status", STATUS_TIMEOUT_MS);
-    if (!response.ok) throw new Error(`HTTP ${response.status}`);
-    ({ camera = null } = await response.json());
-    const wasGone = missedStatus >= 2;
-    missedStatus = 0;
-    if (wasGone) reconnectNow();
-  } catch {
-    camera = null;
-    missedStatus += 1;
-  }
+function statusCame(status, missed) {
+  const wasGone = missedStatus >= 2;
+  missedStatus = missed;
+  camera = status ? status.camera : null;
+  if (wasGone && status) reconnectNow();
+  show();
 }
 
 async function tick() {
   // A hidden page keeps its connection and asks nothing.
   if (!document.hidden) {
-    await Promise.all([askStatus(), takeSample()]);
+    await takeSample();
     const now = performance.now();
     const isCameraLive = camera && camera.state === "live";
     if (!isCameraLive) {
@@ -478,6 +473,7 @@ if (typeof RTCPeerConnection === "undefined") {
   show();
 } else {
   if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(frameShown);
+  onStatus(statusCame);
   connect();
   tick();
 }
