@@ -1,0 +1,140 @@
+// Joining in the middle of a long GOP, in a real browser: the first picture is there at once, every later one in
+// order, and the picture runs at the camera's pace as soon as it has caught up.
+//
+// SS_JOINS    joins on each ring [3]; with 30 the percentiles mean something
+// SS_LAYOUTS  rings to join on [v1 v3-6 v0]
+// SS_GOP_S    seconds from one IDR to the next [30]: longer than the test, so that no picture begins with the next one
+// SS_CAMERA   more options of camera-sim
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
+import { metric, sleep, startCamera, startServer, uniqueShm, waitFor } from './support/house.mjs';
+
+const JOINS = Number(process.env.SS_JOINS ?? 3);
+const LAYOUTS = (process.env.SS_LAYOUTS ?? 'v1 v3-6 v0').split(' ');
+const MORE = (process.env.SS_CAMERA ?? '').split(' ').filter((word) => word !== '');
+const GOP_S = Number(process.env.SS_GOP_S ?? 30);
+const FPS = 30;
+const AT_ONCE = 3;
+/** How long a viewer is watched after its first picture. */
+const WATCH_MS = 4_000;
+const ATTEMPTS = 4;
+
+const camera = (layout) => ['--layout', layout, '--pattern', '1280x720', '--fps', `${FPS}`,
+  '--bitrate-kbps', '2000', '--gop', `${FPS * GOP_S}`, ...MORE];
+
+/** Notes when the page takes an answer: the clock starts there. */
+function noteAnswer(page) {
+  return page.addInitScript(() => {
+    const take = RTCPeerConnection.prototype.setRemoteDescription;
+    RTCPeerConnection.prototype.setRemoteDescription = function (...args) {
+      window.answeredAt ??= performance.now();
+      return take.apply(this, args);
+    };
+  });
+}
+
+/** Units between what a viewer shows and what it will show once settled, by time since its first picture: how far it
+ *  still has to run. */
+function lags(seen) {
+  const settled = seen.slice(-FPS).map((picture) => picture.unit - (picture.at * FPS) / 1000).sort((a, b) => a - b);
+  const pace = settled[Math.floor(settled.length / 2)];
+  return seen.map((picture) => ({ ms: picture.at - seen[0].at, units: pace - (picture.unit - (picture.at * FPS) / 1000) }));
+}
+
+async function join(browser, server) {
+  await sleep(Math.random() * 3_000);
+  const viewer = await openViewer(browser, server.url, noteAnswer);
+  await viewer.pictures(1);
+  await sleep(WATCH_MS);
+  await viewer.pictures(FPS);
+  const seen = await viewer.seen();
+  const answeredAt = await viewer.page.evaluate(() => window.answeredAt);
+  const stats = await viewer.stats();
+  const connections = await viewer.connectionCount();
+  await viewer.page.context().close();
+  const readable = seen.filter((picture) => picture.unit !== null);
+  const lag = lags(readable);
+  const later = lag.filter((at) => at.ms > 1_000);
+  return {
+    first: readable[0],
+    firstMs: seen[0].at - answeredAt,
+    behind: Math.round(lag[0].units),
+    caughtUpMs: lag.find((at) => at.units < 2.5).ms,
+    late: later.filter((at) => Math.abs(at.units) > 3.5).length / Math.max(1, later.length),
+    unitsPerSecond: pace(readable),
+    broken: seen.length - readable.length,
+    seen: readable, stats, connections, errors: viewer.errors,
+  };
+}
+
+/** Units per second of wall clock in the last second that was watched. */
+function pace(seen) {
+  const last = seen.at(-1);
+  const before = seen.findLast((picture) => picture.at < last.at - 1_000) ?? seen[0];
+  return (1_000 * (last.unit - before.unit)) / (last.at - before.at);
+}
+
+const percentile = (values, share) => {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
+};
+
+/** Joins on one ring; null where the machine held the server up for longer than the ring lasts: then viewers wait for
+ *  the next IDR, rightly. */
+async function joinsOn(t, layout) {
+  const shm = uniqueShm();
+  const server = await startServer(['--shm', shm]);
+  const source = startCamera(shm, camera(layout));
+  const browser = await startBrowser();
+  try {
+    await waitFor('an IDR that the ring no longer holds', () =>
+      metric(server, 'gop_cache_bytes').then((bytes) => bytes > 0));
+    const joins = [];
+    while (joins.length < JOINS) {
+      const some = Array.from({ length: Math.min(AT_ONCE, JOINS - joins.length) }, () => join(browser, server));
+      joins.push(...await Promise.all(some));
+    }
+    const lost = (await metric(server, 'lapped_total')) + (await metric(server, 'torn_total'));
+    if (lost > 0) t.diagnostic(`the server was held up: ${lost} units lost`);
+    return lost > 0 && process.env.SS_JOINS === undefined ? null : joins;
+  } catch (error) {
+    if ((await metric(server, 'lapped_total')) === 0) throw error;
+    return null;
+  } finally {
+    await browser.close();
+    await source.stop();
+    await server.stop();
+  }
+}
+
+function describe(t, joins) {
+  for (const [index, { stats, ...one }] of joins.entries()) {
+    t.diagnostic(`join ${index}: first picture after ${one.firstMs.toFixed(0)} ms, unit ${one.first.unit}, ${one.behind} `
+      + `behind, caught up after ${one.caughtUpMs.toFixed(0)} ms, ${(100 * one.late).toFixed(0)} % of pictures after 1 s `
+      + `out of pace, ${one.unitsPerSecond.toFixed(1)} units/s; decoded ${stats.framesDecoded}, shown ${one.seen.length}, `
+      + `dropped ${stats.framesDropped}, lost ${stats.packetsLost}, NACK ${stats.nackCount}, PLI ${stats.pliCount}, `
+      + `freezes ${stats.freezeCount}, unreadable ${one.broken}, connections ${one.connections}`);
+  }
+  const of = (get) => [0.5, 0.95].map((share) => percentile(joins.map(get), share).toFixed(0)).join(', ');
+  t.diagnostic(`${joins.length} joins: first picture p50, p95 ${of((one) => one.firstMs)} ms; `
+    + `caught up p50, p95 ${of((one) => one.caughtUpMs)} ms`);
+}
+
+for (const layout of LAYOUTS) {
+  test(`${layout}: viewers that join in the middle of a long GOP see it at once`, { timeout: 900_000 }, async (t) => {
+    let joins = null;
+    for (let attempt = 0; attempt < ATTEMPTS && joins === null; attempt += 1) joins = await joinsOn(t, layout);
+    assert.ok(joins, `the machine stood still ${ATTEMPTS} times`);
+    describe(t, joins);
+    for (const one of joins) {
+      assertInOrder(assert, one.seen);
+      assert.deepEqual(one.errors, []);
+      assert.equal(one.connections, 1, 'the page had to connect anew');
+      assert.equal(one.broken, 0, 'pictures without a readable unit number');
+      assert.ok(one.unitsPerSecond > 0.6 * FPS && one.unitsPerSecond < 1.4 * FPS, `${one.unitsPerSecond} units/s`);
+      // Without what this is about it would begin with the next IDR.
+      if (GOP_S >= 30) assert.ok(one.first.unit < GOP_S * FPS, `began with unit ${one.first.unit}`);
+    }
+  });
+}
