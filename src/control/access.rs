@@ -58,6 +58,8 @@ pub enum Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoginPass {
     login: Login,
+    /// Its cookie is one for TLS.
+    is_secure: bool,
 }
 
 impl Access {
@@ -116,9 +118,10 @@ impl Access {
 
     /// The same login for longer: the value of a `Set-Cookie` header, when it is time.
     #[must_use]
-    pub fn renew(&self, pass: LoginPass, is_tls: bool, now: Moment) -> Option<String> {
+    pub fn renew(&self, pass: LoginPass, now: Moment) -> Option<String> {
         let left_s = pass.login.expires_s.saturating_sub(now.unix_s);
-        (left_s < limits::LOGIN_LIFETIME.as_secs() / 10 * 9).then(|| self.cookie(pass.login.id, is_tls, now))
+        (left_s < limits::LOGIN_LIFETIME.as_secs() / 10 * 9)
+            .then(|| self.cookie(pass.login.id, pass.is_secure, now))
     }
 
     /// Ends the login of this request, if it has one: values of `Set-Cookie` headers that remove it.
@@ -164,13 +167,14 @@ impl Access {
     /// The true login among the cookies.
     fn login_of(&self, cookie: Option<&str>, now: Moment) -> Option<LoginPass> {
         let [plain, secure] = &self.cookie_names;
-        let mut logins = credentials::cookies(cookie?, [plain, secure]).filter_map(Login::parse);
-        let login = logins.find(|login| {
+        let found = credentials::cookies(cookie?, [plain, secure]);
+        let mut logins = found.filter_map(|(name, value)| Some((name == secure, Login::parse(value)?)));
+        let (is_secure, login) = logins.find(|(_, login)| {
             // In constant time, says its documentation.
             hmac::verify(&self.key, &login.sealed_bytes(), &login.seal).is_ok()
                 && login.expires_s > now.unix_s
         })?;
-        (!lock(&self.ended).contains_key(&login.id)).then_some(LoginPass { login })
+        (!lock(&self.ended).contains_key(&login.id)).then_some(LoginPass { login, is_secure })
     }
 
     fn cookie(&self, id: [u8; ID_BYTES], is_tls: bool, now: Moment) -> String {
@@ -247,10 +251,11 @@ mod tests {
         assert_eq!(enter(&access, &cookie, later(now, 30 * DAY_S)).unwrap_err().status, 401);
 
         let Ok(Entry::Login(fresh)) = enter(&access, &cookie, later(now, DAY_S)) else { panic!() };
-        assert_eq!(access.renew(fresh, false, later(now, DAY_S)), None, "not at every look");
+        assert_eq!(access.renew(fresh, later(now, DAY_S)), None, "not at every look");
         let Ok(Entry::Login(used)) = enter(&access, &cookie, later(now, 20 * DAY_S)) else { panic!() };
-        let renewed = access.renew(used, false, later(now, 20 * DAY_S)).unwrap();
+        let renewed = access.renew(used, later(now, 20 * DAY_S)).unwrap();
         assert!(enter(&access, &renewed, later(now, 49 * DAY_S)).is_ok());
+        assert!(renewed.starts_with("streaming-8080=") && !renewed.ends_with("; Secure"));
         // Ending it ends both cookies of it.
         let _ = access.log_out(cookie.split(';').next(), later(now, 20 * DAY_S));
         assert!(enter(&access, &renewed, later(now, 21 * DAY_S)).is_err());
@@ -287,6 +292,8 @@ mod tests {
         let planted = format!("streaming-8080=0.0.0; {}", cookie.split(';').next().unwrap_or_default());
         assert!(enter(&access, &cookie, now).is_ok());
         let shown = Shown { cookie: Some(&planted), authorization: None };
-        assert!(matches!(access.check(shown, HOME, now), Ok(Entry::Login(_))));
+        let Ok(Entry::Login(pass)) = access.check(shown, HOME, now) else { panic!() };
+        let renewed = access.renew(pass, later(now, 20 * DAY_S)).unwrap();
+        assert!(renewed.starts_with("__Host-streaming-8080=") && renewed.ends_with("; Secure"), "as it came");
     }
 }

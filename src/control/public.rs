@@ -403,7 +403,7 @@ impl Shared {
         let is_tls = caller.is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
         let cookies = match (action, entry) {
             (Action::Session, Some(Entry::Login(pass))) => {
-                access.renew(pass, is_tls, Moment::now()).into_iter().collect()
+                access.renew(pass, Moment::now()).into_iter().collect()
             }
             (Action::Session, _) => Vec::new(),
             (Action::LogOut, _) => access.log_out(head.cookie, Moment::now()).to_vec(),
