@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     clippy::disallowed_methods,
     reason = "a test: a panic is the report, and the clock is the real one"
 )]
@@ -124,4 +125,45 @@ fn a_camera_that_misbehaves_on_a_lease_ring_shows_nothing_torn() {
         account.contains(" torn") && account.contains(" lies"),
         "the camera did as it was told: {account}"
     );
+}
+
+/// CPU per unit and viewer, and latencies, on both rings in turn: figures for a record, on a quiet machine and with
+/// `cargo test --release --test lease_live -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures and judges nothing"]
+fn the_lease_ring_beside_v3_in_turn() {
+    const ROUNDS: usize = 6;
+    const VIEWERS: usize = 4;
+    for round in 0..2 * ROUNDS {
+        let layout = if (round + round / 2) % 2 == 0 { "v3" } else { "lease" };
+        let shm = unique_shm();
+        let _camera = CameraSim::start(&shm, &steady(layout));
+        let server = Server::start(&shm, &[]);
+        server.wait_ready();
+        let viewers = ViewerSimulator::crowd(server.http, VIEWERS);
+        let cpu = || server.metrics().expect("process_cpu_seconds_total");
+        let before = cpu();
+        std::thread::sleep(Duration::from_secs(8));
+        let share = 100.0 * (cpu() - before) / 8.0;
+        let metrics = server.metrics();
+        let stage = |stage: &str, percentile: &str| {
+            let labels = [("stage", stage), ("percentile", percentile)];
+            1e6 * metrics.value("stage_latency_percentile_seconds", &labels).unwrap_or(f64::NAN)
+        };
+        let mut arrived: Vec<i64> =
+            viewers.into_iter().flat_map(|viewer| viewer.leave().latencies_ns).collect();
+        arrived.sort_unstable();
+        let at = |fraction: f64| arrived[((arrived.len() - 1) as f64 * fraction) as usize] / 1000;
+        eprintln!(
+            "{layout:5}  CPU {share:5.2} %  published to last datagram p50 {} us, p90 {} us, p99 {} us; captured to \
+             seen p50 {:.0} us, p99 {:.0} us; seen to packetised p50 {:.0} us, p99 {:.0} us",
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            stage("captured_to_seen", "50"),
+            stage("captured_to_seen", "99"),
+            stage("seen_to_packetised", "50"),
+            stage("seen_to_packetised", "99"),
+        );
+    }
 }
