@@ -508,6 +508,9 @@ pub const LOCAL_COROUTINE_POOL: usize = 8;
 /// Stack of one of its coroutines: it parses a head and waits, everything else runs elsewhere.
 pub const LOCAL_STACK_BYTES: usize = 64 * 1024;
 
+/// What the kernel keeps unread of one of its connections.
+pub const LOCAL_RECEIVE_BYTES: usize = 16 * 1024;
+
 /// Connections to it at once; further ones are closed.
 pub const LOCAL_CONNECTIONS_MAX: usize = 16;
 

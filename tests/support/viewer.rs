@@ -188,12 +188,13 @@ impl Life {
             }
             let due = self.drain();
             self.publish();
-            match self.socket.recv_from(&mut buffer) {
-                Ok((count, remote)) => self.receive(remote, &buffer[..count]),
-                Err(_) if Instant::now() >= due => {
-                    let _ = self.rtc.handle_input(Input::Timeout(Instant::now()));
-                }
-                Err(_) => {}
+            // Also while datagrams come without a pause: a handshake may wait for nothing but the time.
+            if Instant::now() >= due {
+                let _ = self.rtc.handle_input(Input::Timeout(Instant::now()));
+                self.drain();
+            }
+            if let Ok((count, remote)) = self.socket.recv_from(&mut buffer) {
+                self.receive(remote, &buffer[..count]);
             }
         }
         self.drain();
