@@ -26,7 +26,7 @@ use crate::worker::commands::{Command, Forwarded, Mailbox, mailbox};
 pub(super) const QUIET_S: u64 = 40;
 
 /// Bytes the server may hold more than at the same place of an earlier round: pools reach their high-water marks.
-const GROWTH_BYTES_MAX: i64 = 256 * 1024;
+const GROWTH_BYTES_MAX: i64 = 512 * 1024;
 
 /// What a day is like.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,7 @@ pub(super) struct Summary {
     simulated_s: i64,
     joined: u32,
     units: u32,
-    restarts: u32,
+    whims: [u32; 6],
     stalls: u32,
     shown: u64,
     hidden: u64,
@@ -65,11 +65,11 @@ pub(super) struct Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary { seed, simulated_s, joined, units, restarts, stalls, .. } = self;
+        let Summary { seed, simulated_s, joined, units, whims, stalls, .. } = self;
         let Totals { recordings, files, units: recorded, bytes, dropped } = self.recordings;
         writeln!(
             out,
-            "seed {seed}: {simulated_s} s, {joined} viewers, {units} units, {restarts} restarts of the camera, \
+            "seed {seed}: {simulated_s} s, {joined} viewers, {units} units; whims of the camera {whims:?}, \
              {stalls} stalls of the worker, {} turns, {} datagrams",
             self.turns, self.datagrams
         )?;
@@ -200,7 +200,7 @@ impl Day {
         self.leave_all();
         self.pass(5)?;
         match self.worker.sessions.len() {
-            0 => Ok(()),
+            0 => check_growth(&self.held_bytes),
             count => Err(format!("{count} sessions left at the end of the day")),
         }
     }
@@ -270,12 +270,12 @@ impl Day {
         as_server(|| self.doorbell.look(self.now_ns));
         is_rung |= self.deliver()?;
         self.wake_browsers();
+        if (is_rung || self.worker_wakes_ns <= self.now_ns) && self.stalled_until_ns <= self.now_ns {
+            self.turn();
+        }
         if self.next_second_ns <= self.now_ns {
             self.next_second_ns += SECOND;
             self.look_around()?;
-        }
-        if (is_rung || self.worker_wakes_ns <= self.now_ns) && self.stalled_until_ns <= self.now_ns {
-            self.turn();
         }
         self.camera.is_unwatched = self.now_ns < self.stalled_until_ns;
         let (now_ns, ledger) = (self.now_ns, &self.camera.ledger);
@@ -424,7 +424,6 @@ impl Day {
     fn trouble(&mut self) {
         if self.random.below(60) == 0 {
             self.stalled_until_ns = self.now_ns + (50 + self.random.below(7_000) as i64) * MS;
-            self.camera.is_unwatched = true;
             self.stalls += 1;
         }
         match self.random.below(30) {
@@ -557,7 +556,7 @@ impl Day {
             return Err(format!("{on_their_way} datagrams on their way in a quiet time"));
         }
         self.held_bytes.push(server_bytes());
-        check_growth(&self.held_bytes)
+        Ok(())
     }
 
     fn summary(&mut self) -> Summary {
@@ -566,7 +565,7 @@ impl Day {
             simulated_s: (self.now_ns - self.start_ns) / SECOND,
             joined: self.joined,
             units: self.camera.ledger.next(),
-            restarts: self.camera.restarts,
+            whims: self.camera.whims,
             stalls: self.stalls,
             shown: self.shown,
             hidden: self.hidden,

@@ -27,7 +27,7 @@ use day::{Day, Plan, Summary};
 const MS: i64 = 1_000_000;
 const SECOND: i64 = 1_000 * MS;
 
-/// A small day for every test run.
+/// A small day for every test run: three rounds of 80 s.
 fn small(seed: u64) -> Plan {
     Plan { seed, rounds: 3, busy_s: 40, guests: 20, residents: 4, units_per_s: 5, gop: 10 }
 }
@@ -57,9 +57,9 @@ fn number(name: &str, default: u64) -> u64 {
 fn days() {
     let (seeds, first, minutes) = (number("SEEDS", 1), number("SEED", 1), number("MINUTES", 5));
     for seed in first..first + seeds {
-        let rounds = (minutes / 60).clamp(3, 24) as u32;
+        let rounds = number("ROUNDS", (minutes / 60).clamp(3, 24)) as u32;
         let busy_s = (minutes * 60 / u64::from(rounds)).saturating_sub(day::QUIET_S).max(30);
-        let plan = Plan { rounds, busy_s, guests: 40, residents: 10, ..small(seed) };
+        let plan = Plan { rounds, busy_s, guests: number("GUESTS", 40) as u32, residents: 10, ..small(seed) };
         println!("{}", run(plan));
     }
 }
