@@ -78,14 +78,8 @@ enum Whim {
     Lie,
 }
 
-const WHIMS: [Whim; 6] = [
-    Whim::RestartSame,
-    Whim::RestartRewound,
-    Whim::RestartNew,
-    Whim::Resize,
-    Whim::Silence,
-    Whim::Lie,
-];
+const WHIMS: [Whim; 6] =
+    [Whim::RestartSame, Whim::RestartRewound, Whim::RestartNew, Whim::Resize, Whim::Silence, Whim::Lie];
 
 pub(super) struct SimulatedCamera {
     name: String,

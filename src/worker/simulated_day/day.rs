@@ -40,6 +40,8 @@ pub(super) struct Plan {
     pub(super) residents: u32,
     pub(super) units_per_s: u32,
     pub(super) gop: u32,
+    /// Prints a line after every round.
+    pub(super) tells: bool,
 }
 
 /// What a day was like.
@@ -120,14 +122,15 @@ pub(super) struct Day {
     shown: u64,
     hidden: u64,
     held_bytes: Vec<i64>,
+    /// On the server's account of this thread before the day.
+    held_before: i64,
     digest: u64,
 }
 
 impl Day {
     pub(super) fn new(plan: Plan) -> Day {
         static DAYS: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("/ss-test-day-{}-{}", std::process::id(), DAYS.fetch_add(1, Ordering::Relaxed));
+        let name = format!("/ss-test-day-{}-{}", std::process::id(), DAYS.fetch_add(1, Ordering::Relaxed));
         fastrand::seed(plan.seed); // what str0m draws
         let now = clock::now();
         let start_ns = now.monotonic_ns / MS * MS;
@@ -172,6 +175,7 @@ impl Day {
             shown: 0,
             hidden: 0,
             held_bytes: Vec::new(),
+            held_before: server_bytes(),
             digest: 0xcbf2_9ce4_8422_2325,
         }
     }
@@ -298,12 +302,12 @@ impl Day {
         self.worker_wakes_ns = self.now_ns + self.worker.edge.asked_to_wait.as_nanos() as i64;
         for (viewer, remote, bytes) in std::mem::take(&mut self.worker.edge.outbox) {
             self.note(u64::from(viewer));
-            let Some(browser) = self.browsers.get_mut(&viewer).filter(|browser| browser.address == remote) else {
+            let Some(browser) = self.browsers.get_mut(&viewer).filter(|browser| browser.address == remote)
+            else {
                 self.worker.edge.left(viewer);
                 continue;
             };
-            let (leaves_ns, arrives_ns) =
-                browser.link.downwards(self.now_ns, bytes.len(), &mut self.random);
+            let (leaves_ns, arrives_ns) = browser.link.downwards(self.now_ns, bytes.len(), &mut self.random);
             if leaves_ns > self.now_ns {
                 self.calendar.add(leaves_ns, Event::LeftKernel { viewer });
             } else {
@@ -384,12 +388,8 @@ impl Day {
     // ---- once a second ---------------------------------------------------------------------------------
 
     fn look_around(&mut self) -> Result<(), String> {
-        let leaving: Vec<u32> = self
-            .order
-            .iter()
-            .copied()
-            .filter(|id| self.browsers[id].leaves_ns <= self.now_ns)
-            .collect();
+        let leaving: Vec<u32> =
+            self.order.iter().copied().filter(|id| self.browsers[id].leaves_ns <= self.now_ns).collect();
         leaving.into_iter().for_each(|id| self.leave(id));
         if self.is_busy {
             self.invite();
@@ -466,7 +466,8 @@ impl Day {
 
     fn leave(&mut self, id: u32) {
         let Some(browser) = self.browsers.get_mut(&id) else { return };
-        let is_sure = browser.connected_ns.is_some() && matches!(browser.link.weather, Weather::Clean | Weather::Narrow);
+        let is_sure = browser.connected_ns.is_some()
+            && matches!(browser.link.weather, Weather::Clean | Weather::Narrow);
         let mut patience = limits::CONSENT_TIMEOUT.max(limits::HANDSHAKE_TIMEOUT);
         if browser.manners == Manners::Polite {
             browser.say_goodbye(self.now_ns);
@@ -536,7 +537,10 @@ impl Day {
             let due = self.camera.ledger.next().saturating_sub(self.plan.units_per_s);
             let from = newest.map_or(due, |newest| newest + 1);
             if let Some(missed) = self.camera.ledger.first_owed(from..due) {
-                return Err(format!("viewer {id} got {newest:?} and nothing since, not even {missed}\n{}", self.status(id)));
+                return Err(format!(
+                    "viewer {id} got {newest:?} and nothing since, not even {missed}\n{}",
+                    self.status(id)
+                ));
             }
         }
         Ok(())
@@ -555,7 +559,12 @@ impl Day {
         if on_their_way > 20 * sessions {
             return Err(format!("{on_their_way} datagrams on their way in a quiet time"));
         }
-        self.held_bytes.push(server_bytes());
+        let held = server_bytes() - self.held_before;
+        self.held_bytes.push(held);
+        if self.plan.tells {
+            let (round, hours) = (self.held_bytes.len(), (self.now_ns - self.start_ns) as f64 / 3.6e12);
+            println!("seed {}, round {round}, {hours:.2} h: {held} bytes held", self.plan.seed);
+        }
         Ok(())
     }
 
@@ -581,7 +590,7 @@ impl Day {
     }
 }
 
-/// Later rounds may not hold more than the first, nor the second half of a long day more than its first half.
+/// The second half of a day may not hold more than its first half, at the same states.
 fn check_growth(held_bytes: &[i64]) -> Result<(), String> {
     let (first, rest) = held_bytes.split_at(held_bytes.len().div_ceil(2));
     let most = |bytes: &[i64]| bytes.iter().copied().max();
@@ -591,4 +600,14 @@ fn check_growth(held_bytes: &[i64]) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+#[test]
+fn growth_is_seen_and_the_filling_of_pools_is_none() {
+    assert!(check_growth(&[]).is_ok() && check_growth(&[5_000_000]).is_ok());
+    assert!(check_growth(&[1_000_000, 2_000_000, 2_100_000]).is_ok());
+    assert!(check_growth(&[2_000_000, 2_000_000, 2_000_000, 1_000_000]).is_ok());
+    assert!(check_growth(&[1_000_000, 2_000_000, 3_000_000]).is_err());
+    let leak: Vec<i64> = (0..24).map(|round| 2_000_000 + round * 50_000).collect();
+    assert!(check_growth(&leak).is_err());
 }

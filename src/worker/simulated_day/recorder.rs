@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::MS;
 use super::camera::Ledger;
 use super::random::Random;
-use super::MS;
 use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::recorder::fake_disk::{World, start};
 use crate::recorder::names::{Format, Stem};
@@ -217,4 +217,3 @@ fn is_decodable(written: &[u32], ledger: &Ledger) -> bool {
         is_fine
     })
 }
-
