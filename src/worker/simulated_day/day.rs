@@ -307,7 +307,7 @@ impl Day {
                 self.worker.edge.left(viewer);
                 continue;
             };
-            let (leaves_ns, arrives_ns) = browser.link.downwards(self.now_ns, bytes.len(), &mut self.random);
+            let (leaves_ns, arrives_ns) = browser.link.downwards(self.now_ns, &mut self.random);
             if leaves_ns > self.now_ns {
                 self.calendar.add(leaves_ns, Event::LeftKernel { viewer });
             } else {
