@@ -100,6 +100,8 @@ pub(super) struct SimulatedCamera {
     /// No whims.
     pub(super) is_calm: bool,
     pub(super) restarts: u32,
+    /// How often each was had, in the order of `WHIMS`.
+    pub(super) whims: [u32; WHIMS.len()],
 }
 
 impl Drop for SimulatedCamera {
@@ -126,6 +128,7 @@ impl SimulatedCamera {
             is_unwatched: false,
             is_calm: true,
             restarts: 0,
+            whims: [0; WHIMS.len()],
         }
     }
 
@@ -153,12 +156,14 @@ impl SimulatedCamera {
         self.publish(now_ns);
     }
 
-    /// Something about once in forty GOPs.
+    /// Something about once in fifteen GOPs.
     fn whim(&mut self) -> Whim {
-        if self.is_calm || self.random.below(u64::from(40 * self.gop)) != 0 {
+        if self.is_calm || self.random.below(u64::from(15 * self.gop)) != 0 {
             return Whim::Nothing;
         }
-        WHIMS[self.random.below(WHIMS.len() as u64) as usize]
+        let which = self.random.below(WHIMS.len() as u64) as usize;
+        self.whims[which] += 1;
+        WHIMS[which]
     }
 
     fn a_while(&mut self) -> i64 {
@@ -205,7 +210,8 @@ impl SimulatedCamera {
         let is_idr = self.gop_position == 0;
         let is_reference = is_idr || self.random.below(4) != 0;
         let number = self.ledger.next();
-        let body = if is_idr { 5_000 + self.random.below(4_000) } else { 100 + self.random.below(2_400) };
+        // Of a few sizes: the pool of payload buffers keeps each size it met, and is to be full within a round.
+        let body = if is_idr { 5_000 + 500 * self.random.below(8) } else { 100 + 300 * self.random.below(8) };
         let header = if is_idr { 0x65 } else { u8::from(is_reference) << 6 | 1 };
         let slice = self.slice(header, number, body as usize);
         let mut bytes = if is_idr { parameter_sets(WIDTHS[self.width]) } else { Vec::new() };
