@@ -64,8 +64,10 @@ impl Pending {
         *self = Pending { rtp_time: Some(rtp_time), first: u64::MAX, parts, bytes, ..Pending::default() };
     }
 
-    fn is_whole(&self) -> bool {
-        self.has_marker && self.packets == self.last - self.first + 1
+    /// `due` is the number its first packet must have; where nobody knows, the stamp, which comes first, has to do.
+    fn is_whole(&self, due: Option<u64>) -> bool {
+        let begins = due.map_or(self.stamp.is_some(), |due| due == self.first);
+        begins && self.has_marker && self.packets == self.last - self.first + 1
     }
 }
 
@@ -83,6 +85,8 @@ pub(crate) struct Books {
     pub(crate) broken_units: u64,
     /// Packets that did not decrypt.
     pub(crate) refused_packets: u64,
+    /// Sequence number after the last whole unit.
+    due: Option<u64>,
     pending: Pending,
 }
 
@@ -98,6 +102,7 @@ impl Books {
         if self.pending.rtp_time != Some(arrival.rtp_time) {
             if self.pending.rtp_time.is_some() && !self.pending.is_done {
                 self.broken_units += 1;
+                self.due = None;
             }
             self.pending.start(arrival.rtp_time);
         }
@@ -117,7 +122,7 @@ impl Books {
             unit.look_at(start);
             unit.parts.push((arrival.sequence, start..unit.bytes.len()));
         }
-        if unit.is_whole() && !unit.is_done {
+        if !unit.is_done && unit.is_whole(self.due) {
             self.close();
         }
     }
@@ -125,6 +130,7 @@ impl Books {
     fn close(&mut self) {
         let unit = &mut self.pending;
         unit.is_done = true;
+        self.due = Some(unit.last + 1);
         let Some(stamp) = unit.stamp else {
             self.broken_units += 1;
             return;

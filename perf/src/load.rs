@@ -33,6 +33,8 @@ enum Command {
 /// What the thread tells while it runs.
 #[derive(Default)]
 pub(crate) struct Progress {
+    /// Viewers that have shaken hands.
+    pub(crate) connected: AtomicUsize,
     /// Viewers that got a whole IDR unit.
     pub(crate) playing: AtomicUsize,
     /// Whole units of all viewers.
@@ -176,7 +178,9 @@ impl Thread {
 
     fn tell(&self) {
         let playing = self.viewers.iter().filter(|viewer| viewer.books.first_idr_at_ns.is_some()).count();
+        let connected = self.viewers.iter().filter(|viewer| viewer.profile.is_some()).count();
         let units: usize = self.viewers.iter().map(|viewer| viewer.books.samples.len()).sum();
+        self.progress.connected.store(connected, Ordering::Relaxed);
         self.progress.playing.store(playing, Ordering::Relaxed);
         self.progress.units.store(units as u64, Ordering::Relaxed);
     }

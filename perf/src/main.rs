@@ -1,6 +1,8 @@
 //! perf: starts a camera, a server under test and N load viewers, measures, and writes down what it saw.
 //! `perf/run` builds and starts it; `perf/README.md` says what each figure means.
 
+#![allow(clippy::disallowed_methods, reason = "it measures: reading clocks is what it is for")]
+
 mod books;
 mod clock;
 mod dtls;

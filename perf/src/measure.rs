@@ -165,8 +165,9 @@ fn inspect(plan: &Plan, setting: &Setting, subject: &mut Subject) -> Fallible<Op
 fn gather(plan: &Plan, setting: &Setting, subject: &mut Subject, load: &Load) -> Fallible<()> {
     let deadline = Instant::now() + CONNECT_PATIENCE;
     let playing = || load.progress.playing.load(Ordering::Relaxed);
+    let connected = || load.progress.connected.load(Ordering::Relaxed);
     for index in 0..setting.viewers {
-        while index >= playing() + CONNECTING_MAX {
+        while index >= connected() + CONNECTING_MAX {
             patience(deadline, subject, playing(), setting.viewers)?;
         }
         load.add(subject.join(setting.gro, index < plan.check)?);
