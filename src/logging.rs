@@ -62,6 +62,13 @@ pub fn start(level: LevelFilter) {
     }
 }
 
+/// Whether `stream`, "device:inode" of what journald reads (systemd.exec(5)), is this process's stderr: the variable is
+/// inherited also by those whose output was led elsewhere.
+fn is_stderr(stream: &str) -> bool {
+    rustix::fs::fstat(std::io::stderr())
+        .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -75,18 +82,6 @@ mod tests {
         assert!(!is_noise("may::io::event_loop", &format!("select error = {denied:?}")));
         assert!(!is_noise("streaming_server::recorder", &format!("{interrupted:?}")));
     }
-}
-
-/// Whether `stream`, "device:inode" of what journald reads (systemd.exec(5)), is this process's stderr: the variable is
-/// inherited also by those whose output was led elsewhere.
-fn is_stderr(stream: &str) -> bool {
-    rustix::fs::fstat(std::io::stderr())
-        .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn a_stream_that_is_led_elsewhere_is_not_the_journal() {
