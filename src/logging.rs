@@ -56,14 +56,22 @@ fn syslog_priority(level: Level) -> u8 {
 
 /// Starts logging at `level`. A second call changes nothing.
 pub fn start(level: LevelFilter) {
-    let journald = std::env::var_os("JOURNAL_STREAM").is_some();
+    let journald = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
     if log::set_boxed_logger(Box::new(Stderr { journald })).is_ok() {
         log::set_max_level(level);
     }
 }
 
+/// Whether `stream`, "device:inode" of what journald reads (systemd.exec(5)), is this process's stderr: the variable is
+/// inherited also by those whose output was led elsewhere.
+fn is_stderr(stream: &str) -> bool {
+    rustix::fs::fstat(std::io::stderr())
+        .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
@@ -73,5 +81,14 @@ mod tests {
         assert!(is_noise("may::io::event_loop", &format!("select error = {interrupted:?}")));
         assert!(!is_noise("may::io::event_loop", &format!("select error = {denied:?}")));
         assert!(!is_noise("streaming_server::recorder", &format!("{interrupted:?}")));
+    }
+
+    #[test]
+    fn a_stream_that_is_led_elsewhere_is_not_the_journal() {
+        let file = rustix::fs::fstat(std::io::stderr()).unwrap();
+        assert!(is_stderr(&format!("{}:{}", file.st_dev, file.st_ino)));
+        for other in ["", "9:9999999", "nonsense"] {
+            assert!(!is_stderr(other), "{other}");
+        }
     }
 }

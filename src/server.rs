@@ -48,7 +48,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// The UDP address is not to be had.
-    #[error("cannot open udp {address}: {source}; is another server running? choose another with --udp")]
+    #[error("cannot open udp {address}: {source} (--udp chooses another)")]
     Udp {
         /// The address asked for.
         address: SocketAddr,
