@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::Fallible;
 use crate::plot::{Chart, Line};
-use crate::record::{Record, Setting};
+use crate::record::{FOREIGN_MAX, Record, Setting};
 
 /// Between these lines of a file the table is ours.
 const BEGIN: &str = "<!-- perf/table begins -->";
@@ -118,13 +118,15 @@ pub(crate) fn markdown(records: &[Record]) -> String {
     for commit in unique(records, |record| record.commit.clone()) {
         let _ = writeln!(text, "Commit: {commit}.");
     }
+    let rows = rows(records);
+    let _ = write!(text, "\n{}", disturbance(rows.iter()));
     let mut last = None;
-    for row in rows(records) {
+    for row in &rows {
         let Setting { kbps, record, gro, .. } = row.setting;
         if last.replace((kbps, record, gro)) != Some((kbps, record, gro)) {
             text.push_str(&heading(&row.setting));
         }
-        text.push_str(&line(&row));
+        text.push_str(&line(row));
     }
     text
 }
@@ -222,6 +224,29 @@ fn readme_table(records: &[Record]) -> String {
         let _ = writeln!(
             text,
             "\nMeasured on {machine}, shared with camera and viewers; 8 Mbit/s, no recording."
+        );
+    }
+    text.push_str(&disturbance(rows.iter().filter(is_shown)));
+    text
+}
+
+/// What has to be said about the machine where it was not ours alone.
+fn disturbance<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
+    let rounds: Vec<&Record> = rows.flat_map(|row| &row.rounds).collect();
+    let mut text = String::new();
+    if rounds.iter().any(|record| record.shielded) {
+        text.push_str("Server and camera ran with real-time priority.\n");
+    }
+    let disturbed = rounds.iter().filter(|record| record.foreign > FOREIGN_MAX).count();
+    if disturbed > 0 {
+        let most = rounds.iter().map(|record| record.foreign).fold(0.0, f64::max);
+        let _ = writeln!(
+            text,
+            "The machine was not ours alone: in {disturbed} of {} runs other processes used more than {:.0} % of \
+             it, at most {:.0} %; they share caches and memory, which costs CPU time.",
+            rounds.len(),
+            FOREIGN_MAX * 100.0,
+            most * 100.0
         );
     }
     text

@@ -60,8 +60,14 @@ fn derive(master_key: &[u8], master_salt: &[u8], label: u8, bytes: usize) -> Opt
 }
 
 enum Cipher {
-    Cm { key: EncryptingKey, salt: [u8; 14], mac: hmac::Key },
+    Cm(Box<CounterMode>),
     Gcm { key: LessSafeKey, salt: [u8; 12] },
+}
+
+struct CounterMode {
+    key: EncryptingKey,
+    salt: [u8; 14],
+    mac: hmac::Key,
 }
 
 impl Cipher {
@@ -71,11 +77,11 @@ impl Cipher {
         let salt = derive(master_key, master_salt, label + 2, profile.salt_bytes())?;
         if profile == Profile::Aes128Cm {
             let mac = derive(master_key, master_salt, label + 1, 20)?;
-            return Some(Cipher::Cm {
+            return Some(Cipher::Cm(Box::new(CounterMode {
                 key: UnboundCipherKey::new(&cipher::AES_128, &key).and_then(EncryptingKey::ctr).ok()?,
                 salt: salt.try_into().ok()?,
                 mac: hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &mac),
-            });
+            })));
         }
         let algorithm = if profile == Profile::Aes256Gcm { &aead::AES_256_GCM } else { &aead::AES_128_GCM };
         let key = LessSafeKey::new(UnboundKey::new(algorithm, &key).ok()?);
@@ -159,7 +165,8 @@ impl Srtp {
                 let nonce = gcm_nonce(salt, ssrc, index);
                 key.open_separate_gather(nonce, Aad::from(header), payload, tag, &mut out[start..]).ok()
             }
-            Cipher::Cm { key, salt, mac } => {
+            Cipher::Cm(cm) => {
+                let CounterMode { key, salt, mac } = &**cm;
                 let roc = ((index >> 16) as u32).to_be_bytes();
                 let expected = mac_of(mac, [sealed, &roc]);
                 if expected.as_ref()[..CM_TAG_BYTES] != *tag {
@@ -190,7 +197,8 @@ impl Srtp {
                 let nonce = gcm_nonce(salt, ssrc, index);
                 key.seal_out_of_place_scatter(nonce, Aad::from(header), payload, sealed, &[], tag).ok()
             }
-            Cipher::Cm { key, salt, mac } => {
+            Cipher::Cm(cm) => {
+                let CounterMode { key, salt, mac } = &**cm;
                 out.extend_from_slice(payload);
                 counter_mode(key, &cm_iv(salt, ssrc, index), &mut out[body..])?;
                 let roc = ((index >> 16) as u32).to_be_bytes();
@@ -215,7 +223,8 @@ impl Srtp {
                 key.seal_out_of_place_scatter(nonce, Aad::from(&aad), body, sealed, &[], tag).ok()?;
                 out.extend_from_slice(&trailer);
             }
-            Cipher::Cm { key, salt, mac } => {
+            Cipher::Cm(cm) => {
+                let CounterMode { key, salt, mac } = &**cm;
                 counter_mode(key, &cm_iv(salt, ssrc, u64::from(index)), &mut out[8..])?;
                 out.extend_from_slice(&trailer);
                 let tag = mac_of(mac, [&out, &[]]);
