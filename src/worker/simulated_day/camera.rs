@@ -83,6 +83,7 @@ const WHIMS: [Whim; 6] =
 
 pub(super) struct SimulatedCamera {
     name: String,
+    layout: Layout,
     writer: RingWriter,
     random: Random,
     pub(super) ledger: Ledger,
@@ -112,9 +113,12 @@ impl Drop for SimulatedCamera {
 
 impl SimulatedCamera {
     pub(super) fn new(name: &str, seed: u64, units_per_s: u32, gop: u32, now_ns: i64) -> SimulatedCamera {
+        // The short ring laps whoever is held up for more than a second.
+        let layout = if seed.is_multiple_of(2) { Layout::V3 } else { Layout::V3Ring6 };
         SimulatedCamera {
             name: name.to_owned(),
-            writer: RingWriter::create(name, Layout::V3, 1_000 / units_per_s).unwrap(),
+            layout,
+            writer: RingWriter::create(name, layout, 1_000 / units_per_s).unwrap(),
             random: Random::new(seed),
             ledger: Ledger::default(),
             next_ns: now_ns,
@@ -137,7 +141,7 @@ impl SimulatedCamera {
         let whim = self.whim();
         self.next_ns += self.interval_ns;
         match whim {
-            Whim::Nothing => {}
+            Whim::Nothing | Whim::Lie => {}
             Whim::Resize => {
                 self.width = (self.width + 1) % WIDTHS.len();
                 self.gop_position = 0;
@@ -146,14 +150,13 @@ impl SimulatedCamera {
                 self.next_ns += self.a_while();
                 return;
             }
-            Whim::Lie => return self.lie(now_ns),
             Whim::RestartSame | Whim::RestartRewound | Whim::RestartNew => {
                 self.restart(whim);
                 self.next_ns += self.a_while();
                 return;
             }
         }
-        self.publish(now_ns);
+        self.publish(now_ns, whim == Whim::Lie);
     }
 
     /// Something about once in fifteen GOPs.
@@ -175,7 +178,7 @@ impl SimulatedCamera {
             Whim::RestartNew => {
                 self.writer.unlink();
                 self.writer =
-                    RingWriter::create(&self.name, Layout::V3, (self.interval_ns / MS) as u32).unwrap();
+                    RingWriter::create(&self.name, self.layout, (self.interval_ns / MS) as u32).unwrap();
             }
             Whim::RestartRewound => self.writer.set_write_index(0),
             _ => {}
@@ -183,14 +186,6 @@ impl SimulatedCamera {
         self.gop_position = 0;
         self.frame_number = 0;
         self.restarts += 1;
-    }
-
-    /// A slot that says nonsense: a unit is missing in the stream.
-    fn lie(&mut self, now_ns: i64) {
-        let metadata = SlotMetadata { data_bytes: u64::MAX, ..self.metadata(now_ns, 0) };
-        self.writer.publish(&metadata, &[]);
-        self.frame_number += 1;
-        self.is_broken = true;
     }
 
     fn metadata(&self, now_ns: i64, bytes: usize) -> SlotMetadata {
@@ -206,9 +201,10 @@ impl SimulatedCamera {
         }
     }
 
-    fn publish(&mut self, now_ns: i64) {
+    /// `lies`: the slot's metadata is nonsense, so that nobody can read the unit.
+    fn publish(&mut self, now_ns: i64, lies: bool) {
         let is_idr = self.gop_position == 0;
-        let is_reference = is_idr || self.random.below(4) != 0;
+        let is_reference = is_idr || lies || self.random.below(4) != 0;
         let number = self.ledger.next();
         // Of a few sizes: the pool of payload buffers keeps each size it met, and is to be full within a round.
         let body = if is_idr { 5_000 + 500 * self.random.below(8) } else { 100 + 300 * self.random.below(8) };
@@ -217,7 +213,7 @@ impl SimulatedCamera {
         let mut bytes = if is_idr { parameter_sets(WIDTHS[self.width]) } else { Vec::new() };
         bytes.extend_from_slice(&[0, 0, 0, 1]);
         bytes.extend_from_slice(&slice);
-        self.is_broken = self.is_unwatched || (self.is_broken && !is_idr);
+        self.is_broken = self.is_unwatched || lies || (self.is_broken && !is_idr);
         let unit = Published {
             nals: nals(&bytes),
             is_idr,
@@ -227,7 +223,11 @@ impl SimulatedCamera {
             is_owed: !self.is_broken,
         };
         self.ledger.push(unit);
-        self.writer.publish(&self.metadata(now_ns, bytes.len()), &bytes);
+        let mut metadata = self.metadata(now_ns, bytes.len());
+        if lies {
+            metadata.data_bytes = u64::MAX;
+        }
+        self.writer.publish(&metadata, &bytes);
         if is_reference {
             self.last_reference = number;
         }

@@ -264,10 +264,10 @@ impl Day {
     fn step(&mut self) -> Result<(), String> {
         let mut is_rung = false;
         while self.camera.next_ns <= self.now_ns {
-            let (restarts, unread) = (self.camera.restarts, self.recorder.lag_slots());
+            let restarts = self.camera.restarts;
             self.camera.work(self.now_ns);
             if self.camera.restarts > restarts {
-                self.recorder.note_restart(unread);
+                self.recorder.note_restart(self.camera.ledger.next());
             }
             is_rung = true;
         }
