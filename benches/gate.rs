@@ -58,7 +58,10 @@ const UNIT_BYTES: usize = 33_000;
 const DATAGRAMS: usize = 29;
 const DATAGRAM_BYTES: usize = 1_170;
 
-const STAGES: [(&str, fn(u64)); 7] = [
+/// A stage by its name, and what runs it so many times.
+type Stage = (&'static str, fn(u64));
+
+const STAGES: [Stage; 7] = [
     ("ring_cursor", ring_cursor),
     ("nal_scan", nal_scan),
     ("packetize", packetize),

@@ -2,6 +2,7 @@
 //! machine, and recordings on and off. Measures nothing: the script does.
 #![allow(
     clippy::unwrap_used,
+    clippy::cast_possible_truncation,
     clippy::disallowed_methods,
     reason = "a test: a panic is the report, and the clock is the real one"
 )]
