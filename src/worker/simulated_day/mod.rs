@@ -25,6 +25,7 @@
 mod browser;
 mod camera;
 mod day;
+mod growth;
 mod heap;
 mod network;
 #[allow(dead_code, reason = "every user takes what it needs")]
