@@ -10,9 +10,9 @@
 //! The day goes in rounds: a busy time, then a quiet time in which all guests leave and only the residents stay.
 //! At the end of each quiet time the server is in the same state as the time before, and has to hold as much.
 //!
-//! A day is thinned to few units a second, and everything happens on a grid of a millisecond. What the seed does not
-//! decide is what cryptography draws: keys, certificates and a byte or two of signatures. So a seed gives the same
-//! datagrams at the same times in the same order, of nearly the same sizes.
+//! A day is thinned to few units a second, and everything happens on a grid of a millisecond. The seed decides what
+//! camera, viewers, network and disk draw. It does not decide what cryptography draws: keys, a byte or two of
+//! signatures, and how long DTLS waits before it sends a flight again; so days of one seed are alike, not equal.
 //!
 //! `scripts/simulated-day` runs more and longer days than the tests do.
 #![allow(
@@ -25,6 +25,7 @@
 mod browser;
 mod camera;
 mod day;
+mod growth;
 mod heap;
 mod network;
 #[allow(dead_code, reason = "every user takes what it needs")]
@@ -45,7 +46,7 @@ fn small(seed: u64) -> Plan {
 fn run(plan: Plan) -> Summary {
     match Day::new(plan).run() {
         Ok(summary) => summary,
-        Err(wrong) => panic!("{wrong}\nThe day is {plan:?}; the same seed gives the same day."),
+        Err(wrong) => panic!("{wrong}\nThe day is {plan:?}; days of one seed are alike."),
     }
 }
 
@@ -54,14 +55,6 @@ fn a_small_day_passes_from_any_seed() {
     for seed in 1..=3 {
         println!("{}", run(small(seed)));
     }
-}
-
-#[test]
-fn the_same_seed_gives_the_same_day_and_another_seed_another() {
-    let short = |seed| run(Plan { rounds: 1, busy_s: 20, guests: 10, ..small(seed) }).digest;
-    let digest = short(7);
-    assert_eq!(short(7), digest);
-    assert_ne!(short(8), digest);
 }
 
 fn number(name: &str, default: u64) -> u64 {
