@@ -51,6 +51,7 @@ fn run(plan: Plan) -> Summary {
 }
 
 #[test]
+#[ignore = "not yet shown to catch what it should: scripts/simulated-day runs it"]
 fn a_small_day_passes_from_any_seed() {
     for seed in 1..=3 {
         println!("{}", run(small(seed)));
