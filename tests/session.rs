@@ -289,6 +289,35 @@ fn a_handshake_survives_loss() {
     }
 }
 
+/// A ClientHello that comes late, after the server has told DTLS the time for the last time long ago.
+#[test]
+fn a_late_handshake_sends_no_flight_twice() {
+    for version in [DtlsVersion::Dtls12, DtlsVersion::Auto] {
+        let mut pair = Pair::new(&context(SrtpChoice::Gcm), version);
+        let is_dtls = |bytes: &[u8]| matches!(bytes.first(), Some(20..=63));
+        pair.to_viewer = Box::new(move |bytes| !is_dtls(bytes));
+        pair.run(Duration::from_millis(700));
+        pair.to_viewer = Box::new(|_| true);
+        let flights = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&flights);
+        pair.to_client = Box::new(move |bytes| {
+            if is_dtls(bytes) {
+                seen.borrow_mut().push(bytes.to_vec());
+            }
+            true
+        });
+        pair.connect();
+        pair.run(Duration::from_millis(300));
+        // A repeated flight differs in its record numbers only: it shows in the count of large datagrams.
+        let sizes: Vec<usize> = flights.borrow().iter().map(Vec::len).collect();
+        let mut large: Vec<usize> = sizes.iter().copied().filter(|size| *size > 100).collect();
+        let all = large.len();
+        large.sort_unstable();
+        large.dedup();
+        assert_eq!(large.len(), all, "{version:?}: {sizes:?}");
+    }
+}
+
 #[test]
 fn consent_expires_fifteen_seconds_after_the_last_check() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);

@@ -148,7 +148,10 @@ impl Pair {
     fn tick(&mut self) {
         self.client.handle_input(Input::Timeout(self.now)).unwrap();
         self.drain_client();
-        self.viewer.handle_timeout(self.now);
+        // As the worker does: only when it is due.
+        if self.viewer_deadline <= self.now {
+            self.viewer.handle_timeout(self.now);
+        }
     }
 
     /// Delivers until both are silent.
