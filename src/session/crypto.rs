@@ -315,6 +315,13 @@ impl DtlsProvider for SharedDtls {
 
 thread_local! {
     static NEGOTIATED: Cell<Option<SrtpProfile>> = const { Cell::new(None) };
+    static NOW: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// The time of what this thread hands to str0m next. str0m passes DTLS a datagram without it, and a flight that
+/// answers would count as sent when DTLS last had a timeout: it went out twice within milliseconds.
+pub(super) fn tell_time(now: Instant) {
+    NOW.set(Some(now));
 }
 
 /// The SRTP profile of the DTLS handshake that finished last on this thread, told once. str0m does not
@@ -351,7 +358,11 @@ impl DtlsInstance for Dtls {
     }
 
     fn handle_packet(&mut self, packet: &[u8]) -> Result<(), DtlsImplError> {
-        self.wake().handle_packet(packet)
+        let dtls = self.wake();
+        if let Some(now) = NOW.get() {
+            dtls.handle_timeout(now)?;
+        }
+        dtls.handle_packet(packet)
     }
 
     fn poll_output<'a>(&mut self, buffer: &'a mut [u8]) -> DtlsOutput<'a> {
