@@ -103,6 +103,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
     let camera = Camera::new(&shm, wake(config.wake));
     let context = session_context(config, udp)?;
+    let _settled = Settled(Arc::clone(&context));
     let socket = Arc::new(socket);
     let workers = start_workers(config, &camera, &socket)?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
@@ -126,6 +127,15 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     // From here on the control endpoint says that the server stops.
     drop(instruments);
     result
+}
+
+/// However the program ends, it is not in the middle of its preparations.
+struct Settled(Arc<SessionContext>);
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        self.0.settle();
+    }
 }
 
 /// Starts the control endpoint, if one is wanted. It answers as long as what is returned lives.

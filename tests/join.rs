@@ -96,8 +96,10 @@ fn while_the_ring_suffices_nothing_is_kept_and_viewers_still_begin_at_its_idr() 
         let viewer = connect(&server);
         viewer.wait_units(25);
         let report = viewer.leave();
-        report.assert_perfect("a viewer");
-        assert!(report.first_unit.unwrap().is_multiple_of(20));
+        // Who joins just before the camera's next IDR goes on with that one: what is left of the GOP is left out.
+        assert!(report.missing < 20 && report.lost_packets == 0, "{report:?}");
+        assert_eq!(report.duplicated + report.reordered + report.torn + report.bad_idrs, 0, "{report:?}");
+        assert!(!report.began_without_idr && report.first_unit.unwrap().is_multiple_of(20));
     }
 }
 

@@ -56,6 +56,15 @@ fn sigint_tells_the_viewers_and_exits_0() {
     says_goodbye(Signal::INT);
 }
 
+/// The certificate is made in the background for some 40 ms: an end meanwhile is an ordinary one.
+#[test]
+fn sigterm_right_after_the_start_exits_0() {
+    for _ in 0..40 {
+        let mut server = Server::start(&unique_shm(), &[]);
+        assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
+    }
+}
+
 #[test]
 fn a_server_without_camera_or_viewers_stops_too() {
     let mut server = Server::start(&unique_shm(), &[]);

@@ -115,6 +115,13 @@ impl SessionContext {
         Ok(context)
     }
 
+    /// Waits until what is prepared in the background is ready. To be called before the program ends: the crypto
+    /// library takes its random numbers down then, and aborts when a certificate is still being made with them.
+    pub fn settle(&self) {
+        self.aim();
+        self.certificate();
+    }
+
     /// The SRTP profile aimed for. What a viewer got is in its [`ViewerStatus`].
     pub fn chosen_profile(&self) -> &'static str {
         self.aim().name()
