@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
-use support::camera::{CameraSim, steady, words};
+use support::camera::{CameraSim, segment_path, steady, words};
 use support::http;
 use support::server::Server;
 use support::viewer::ViewerSimulator;
@@ -89,9 +89,10 @@ fn a_viewer_gets_its_idr_when_it_comes_and_when_it_asks() {
         &shm,
         &words("--layout lease --pattern 640x480 --fps 30 --gop 108000 --bitrate-kbps 1000"),
     );
+    wait_until("the camera's ring", || std::path::Path::new(&segment_path(&shm)).exists());
+    std::thread::sleep(Duration::from_secs(3)); // the first one is no longer in the ring when the server comes
     let server = Server::start(&shm, &[]);
     server.wait_ready();
-    std::thread::sleep(Duration::from_secs(2)); // the first one is no longer in the ring
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(30);
     let before = viewer.report().idrs;
