@@ -297,12 +297,8 @@ fn malformed_requests_are_refused_and_none_harms() {
     assert!(list.len() >= 70, "{}", list.len());
     for (request, statuses) in &list {
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
-        let mut stream = TcpStream::connect(control).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let _ = stream.write_all(request);
-        let answer = read_answer(&mut stream);
+        let answer = answer_to(control, request, false);
         assert!(statuses.contains(&answer), "{answer} is none of {statuses:?} for {shown:?}");
-        drop(stream);
         assert_eq!(get(control, "/health").status, 200, "after {shown:?}");
     }
     server.assert_healthy();
@@ -314,11 +310,7 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     let public = server.http;
     for (request, statuses) in malformed() {
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
-        let mut stream = TcpStream::connect(public).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let _ = stream.write_all(&request);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let answer = read_answer(&mut stream);
+        let answer = answer_to(public, &request, true);
         // It takes HEAD, more headers and longer queries; the rest is refused as on the other one.
         let may_pass = statuses.contains(&200)
             || request.starts_with(b"HEAD /health")
@@ -328,10 +320,21 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
             || request.starts_with(b"GET /health HTTP/1.1\r\nX-");
         let is_refused = answer == 0 || (400..500).contains(&answer) || answer == 505;
         assert!(is_refused || (may_pass && answer == 200), "{answer} for {shown:?}");
-        drop(stream);
         assert_eq!(get(public, "/health").status, 200, "after {shown:?}");
     }
     server.assert_healthy();
+}
+
+/// The status of the answer to these bytes on a connection of their own, which says that no more come if `is_all`.
+fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // Who refuses early may close while we still write.
+    let _ = stream.write_all(request);
+    if is_all {
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
+    read_answer(&mut stream)
 }
 
 /// The status of the first answer; 0 when the connection is closed without one.

@@ -7,31 +7,17 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::camera::layout::{FORMAT_H264, Layout};
-use crate::camera::source::Wake;
-use crate::camera::test_ring::TestRing;
+use crate::camera::test_ring::{TestRing, attach, unit};
 use crate::camera::watch::Watch;
 
 const MS: i64 = 1_000_000;
-
-fn attach(ring: &TestRing) -> (Camera, Cursor) {
-    let camera = Camera::new(ring.name(), Wake::Poll);
-    let cursor = camera.cursor();
-    (camera, cursor)
-}
-
-fn unit(next: Next) -> UnitView {
-    match next {
-        Next::Unit(unit) => unit,
-        other => panic!("no unit but {other:?}"),
-    }
-}
 
 #[test]
 fn every_unit_comes_once_and_in_order_on_every_layout() {
     for layout in Layout::LEGACY {
         let mut ring = TestRing::new(layout);
         ring.publish(b"published before");
-        let (camera, mut cursor) = attach(&ring);
+        let (camera, mut cursor) = attach(ring.name());
         let mut watch = Watch::new(camera);
         for step in 0..30 {
             watch.look(step * 20 * MS, None);
@@ -57,7 +43,7 @@ fn every_unit_comes_once_and_in_order_on_every_layout() {
 #[test]
 fn several_cursors_read_at_their_own_pace() {
     let mut ring = TestRing::new(Layout::V3);
-    let (camera, mut eager) = attach(&ring);
+    let (camera, mut eager) = attach(ring.name());
     let mut lazy = camera.cursor();
     for i in 0..20_u8 {
         ring.publish(&[i]);
@@ -75,7 +61,7 @@ fn several_cursors_read_at_their_own_pace() {
 fn a_lapped_cursor_is_told_once_and_goes_on_with_the_newest() {
     for (layout, slots) in [(Layout::V3, 30), (Layout::V3Ring6, 6), (Layout::V0, 30)] {
         let mut ring = TestRing::new(layout);
-        let (camera, mut cursor) = attach(&ring);
+        let (camera, mut cursor) = attach(ring.name());
         (0..slots - 2).for_each(|_| ring.publish(b"still safe"));
         assert_eq!(unit(cursor.next(0)).sequence, 0, "{layout}");
         (0..100).for_each(|_| ring.publish(b"new"));
@@ -94,7 +80,7 @@ fn a_lapped_cursor_is_told_once_and_goes_on_with_the_newest() {
 fn a_view_is_intact_until_its_slot_may_be_written_again() {
     for (layout, slots) in [(Layout::V3, 30), (Layout::V3Ring6, 6)] {
         let mut ring = TestRing::new(layout);
-        let (camera, mut cursor) = attach(&ring);
+        let (camera, mut cursor) = attach(ring.name());
         ring.publish(b"held");
         let view = unit(cursor.next(0));
         for age in 1..slots - 1 {
@@ -111,7 +97,7 @@ fn a_view_is_intact_until_its_slot_may_be_written_again() {
 fn a_unit_in_the_middle_of_its_copy_is_not_returned() {
     let mut ring = TestRing::new(Layout::V0);
     (0..40).for_each(|i| ring.publish(&[i; 1000]));
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(ring.name());
     let mut watch = Watch::new(camera);
     for step in 0..30 {
         watch.look(step * 20 * MS, None); // the newest settles, the next slot is scouted
@@ -135,7 +121,7 @@ fn a_unit_in_the_middle_of_its_copy_is_not_returned() {
 #[test]
 fn a_unit_is_whole_when_the_next_one_is_begun() {
     let mut ring = TestRing::new(Layout::V1);
-    let (_camera, mut cursor) = attach(&ring);
+    let (_camera, mut cursor) = attach(ring.name());
     ring.publish(b"first");
     assert!(matches!(cursor.next(0), Next::Empty), "nobody says it is whole");
     ring.begin();
@@ -147,7 +133,7 @@ fn a_unit_is_whole_when_the_next_one_is_begun() {
 fn an_index_that_is_reset_is_a_restart_and_starts_with_its_first_unit() {
     for old_units in [1, 5, 500] {
         let mut ring = TestRing::new(Layout::V3);
-        let (camera, mut cursor) = attach(&ring);
+        let (camera, mut cursor) = attach(ring.name());
         let mut other = camera.cursor();
         for _ in 0..old_units {
             ring.publish(b"old");
@@ -175,7 +161,7 @@ fn an_index_that_is_reset_is_a_restart_and_starts_with_its_first_unit() {
 fn frame_numbers_that_begin_again_are_a_restart() {
     let mut ring = TestRing::new(Layout::V3);
     ring.frame_number = 700;
-    let (_camera, mut cursor) = attach(&ring);
+    let (_camera, mut cursor) = attach(ring.name());
     ring.publish(b"old");
     unit(cursor.next(0));
     ring.frame_number = 0;
@@ -189,7 +175,7 @@ fn the_index_wraps_without_a_loss() {
     for layout in [Layout::V3, Layout::V3Ring6] {
         let mut ring = TestRing::new(layout);
         ring.set_index(u32::MAX - 40);
-        let (camera, mut cursor) = attach(&ring);
+        let (camera, mut cursor) = attach(ring.name());
         for i in 0..100_u32 {
             ring.publish(&i.to_ne_bytes());
             let view = unit(cursor.next(0));
@@ -204,7 +190,7 @@ fn the_index_wraps_without_a_loss() {
 #[test]
 fn a_few_units_back_can_be_read_again() {
     let mut ring = TestRing::new(Layout::V3);
-    let (_camera, mut cursor) = attach(&ring);
+    let (_camera, mut cursor) = attach(ring.name());
     for i in 0..100_u8 {
         ring.publish(&[i]);
         unit(cursor.next(0));
@@ -218,14 +204,14 @@ fn a_few_units_back_can_be_read_again() {
     assert!(cursor.units_back(29).is_none(), "that slot may be written");
     assert!(matches!(cursor.units_back(0).unwrap().next(0), Next::Empty));
     let fresh = TestRing::new(Layout::V3);
-    let (_camera, cursor) = attach(&fresh);
+    let (_camera, cursor) = attach(fresh.name());
     assert!(cursor.units_back(1).is_none(), "before the first unit there is none");
 }
 
 #[test]
 fn slots_that_lie_are_skipped_and_counted() {
     let mut ring = TestRing::new(Layout::V3);
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(ring.name());
     let good = ring.metadata(b"data");
     ring.publish_as(&SlotMetadata { format: 1, ..good }, b"data");
     ring.publish_as(&SlotMetadata { data_bytes: 1 << 40, ..good }, b"data");
@@ -282,7 +268,7 @@ proptest! {
 fn nothing_torn_passes_beside_a_camera_at_full_speed() {
     for layout in [Layout::V3, Layout::V3Ring6, Layout::V0] {
         let mut ring = TestRing::new(layout);
-        let (camera, cursor) = attach(&ring);
+        let (camera, cursor) = attach(ring.name());
         let done = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             let readers = [(cursor, 0), (camera.cursor(), 3)];

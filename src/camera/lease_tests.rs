@@ -9,11 +9,12 @@ use proptest::prelude::*;
 use rustix::fd::OwnedFd;
 use rustix::shm;
 
-use super::cursor::{Cursor, Next, UnitView};
-use super::layout::{FORMAT_H264, Layout, SlotMetadata};
+use super::cursor::Next;
+use super::layout::Layout;
 use super::lease_header::{CONTROL_BYTES, Geometry, HEADER_BYTES, control, header};
 use super::mapping::{Access, Mapping, MappingError};
 use super::source::{Camera, CameraStatus, Wake};
+use super::test_ring::{attach, metadata, unit};
 use super::watch::{Look, Watch};
 use super::writer::{RingWriter, WriterError};
 use super::{Bell, doorbell};
@@ -42,14 +43,7 @@ impl Ring {
     }
 
     fn publish(&mut self, data: &[u8]) -> bool {
-        let metadata = SlotMetadata {
-            frame_number: self.frame_number,
-            width: 1280,
-            height: 720,
-            format: FORMAT_H264,
-            data_bytes: data.len() as u64,
-            ..SlotMetadata::default()
-        };
+        let metadata = metadata(self.frame_number, data);
         self.frame_number += 1;
         self.writer.publish(&metadata, data)
     }
@@ -88,24 +82,11 @@ fn layout() -> Layout {
     Layout::Lease(Geometry::new(SLOTS, SLOT_BYTES).unwrap())
 }
 
-fn attach(ring: &Ring) -> (Camera, Cursor) {
-    let camera = Camera::new(&ring.name, Wake::Poll);
-    let cursor = camera.cursor();
-    (camera, cursor)
-}
-
-fn unit(next: Next) -> UnitView {
-    match next {
-        Next::Unit(unit) => unit,
-        other => panic!("no unit but {other:?}"),
-    }
-}
-
 #[test]
 fn every_unit_comes_once_and_in_order() {
     let mut ring = Ring::new();
     ring.publish(b"published before");
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(&ring.name);
     let mut watch = Watch::new(camera.clone());
     for i in 1..100_u8 {
         assert!(matches!(cursor.next(0), Next::Empty));
@@ -124,7 +105,7 @@ fn every_unit_comes_once_and_in_order() {
 #[test]
 fn a_leased_unit_stays_what_it_is_however_long_it_is_held() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(&ring.name);
     ring.publish(&[7; 4000]);
     let view = unit(cursor.next(0));
     let slice = view.bytes.slice(3990..);
@@ -143,8 +124,8 @@ fn a_leased_unit_stays_what_it_is_however_long_it_is_held() {
 #[test]
 fn cursors_of_one_program_share_a_lease_and_other_programs_have_their_own() {
     let mut ring = Ring::new();
-    let (camera, mut first) = attach(&ring);
-    let (_other_camera, mut other) = attach(&ring);
+    let (camera, mut first) = attach(&ring.name);
+    let (_other_camera, mut other) = attach(&ring.name);
     let mut second = camera.cursor();
     ring.publish(b"one");
     let views = [unit(first.next(0)), unit(second.next(0)), unit(other.next(0))];
@@ -161,7 +142,7 @@ fn cursors_of_one_program_share_a_lease_and_other_programs_have_their_own() {
 #[test]
 fn a_program_that_holds_too_many_waits_and_gives_back_before_the_camera_has_to_drop() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(&ring.name);
     for i in 0..4 {
         ring.publish(&[i]);
     }
@@ -194,8 +175,8 @@ fn a_program_that_holds_too_many_waits_and_gives_back_before_the_camera_has_to_d
 #[test]
 fn a_unit_the_camera_had_to_drop_is_missing_and_the_next_ones_are_not() {
     let mut ring = Ring::new();
-    let readers: Vec<_> = (0..4).map(|_| attach(&ring)).collect();
-    let (camera, mut watching) = attach(&ring);
+    let readers: Vec<_> = (0..4).map(|_| attach(&ring.name)).collect();
+    let (camera, mut watching) = attach(&ring.name);
     let mut held = Vec::new();
     for (_, mut cursor) in readers.iter().map(|(camera, _)| (camera, camera.cursor())) {
         for i in 0..2 {
@@ -220,7 +201,7 @@ fn a_unit_the_camera_had_to_drop_is_missing_and_the_next_ones_are_not() {
 #[test]
 fn a_late_cursor_is_told_once_and_goes_on_with_the_newest() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(&ring.name);
     for i in 0..100_u8 {
         ring.publish(&[i]);
     }
@@ -234,7 +215,7 @@ fn a_late_cursor_is_told_once_and_goes_on_with_the_newest() {
 #[test]
 fn units_back_are_read_again_as_far_as_the_slots_reach() {
     let mut ring = Ring::new();
-    let (_camera, mut cursor) = attach(&ring);
+    let (_camera, mut cursor) = attach(&ring.name);
     for i in 0..50_u8 {
         ring.publish(&[i]);
         unit(cursor.next(0));
@@ -246,14 +227,14 @@ fn units_back_are_read_again_as_far_as_the_slots_reach() {
     assert!(cursor.units_back(SLOTS + 1).is_none());
     assert!(matches!(cursor.units_back(0).unwrap().next(0), Next::Empty));
     ring.come_back();
-    let (_camera, cursor) = attach(&ring);
+    let (_camera, cursor) = attach(&ring.name);
     assert!(cursor.units_back(1).is_none(), "of an earlier camera");
 }
 
 #[test]
 fn a_camera_that_goes_on_in_the_segment_is_a_restart_and_leases_outlive_it() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(&ring.name);
     let mut other = camera.cursor();
     let mut watch = Watch::new(camera.clone());
     watch.look(0, None);
@@ -283,7 +264,7 @@ fn a_camera_that_goes_on_in_the_segment_is_a_restart_and_leases_outlive_it() {
 #[test]
 fn a_camera_that_ends_is_away_at_once_and_its_ring_is_no_camera() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(&ring.name);
     let mut watch = Watch::new(camera.clone());
     watch.look(0, None);
     for step in 1..100 {
@@ -305,7 +286,7 @@ fn a_camera_that_ends_is_away_at_once_and_its_ring_is_no_camera() {
 #[test]
 fn another_segment_under_the_name_is_taken_up() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(&ring.name);
     let mut watch = Watch::new(camera);
     ring.publish(b"old");
     watch.look(0, None);
@@ -334,7 +315,7 @@ fn a_ring_has_one_camera_and_sixteen_readers() {
 #[test]
 fn a_segment_that_shrinks_under_a_lease_kills_nobody() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring);
+    let (camera, mut cursor) = attach(&ring.name);
     let mut watch = Watch::new(camera.clone());
     ring.publish(&[9; 4000]);
     watch.look(0, None);
@@ -355,7 +336,7 @@ fn a_segment_that_shrinks_under_a_lease_kills_nobody() {
 #[test]
 fn the_camera_is_asked_for_an_idr_at_most_twice_a_second() {
     let mut ring = Ring::new();
-    let (camera, _cursor) = attach(&ring);
+    let (camera, _cursor) = attach(&ring.name);
     let mut answered = 0;
     for step in 0..100 {
         assert!(camera.request_keyframe(step * 100 * MS), "it can be asked");
@@ -414,7 +395,7 @@ proptest! {
         writes in prop::collection::vec((0..4096 + 8 * 128_u64, prop_oneof![Just(0_u64), any::<u64>(), 0..600_u64]), 1..200),
     ) {
         let mut ring = Ring::new();
-        let (camera, mut cursor) = attach(&ring);
+        let (camera, mut cursor) = attach(&ring.name);
         let mut watch = Watch::new(camera.clone());
         let file = ring.file();
         for i in 0..3 {

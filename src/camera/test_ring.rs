@@ -6,7 +6,36 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fd::OwnedFd;
 use rustix::shm;
 
+use super::cursor::{Cursor, Next, UnitView};
 use super::layout::{FORMAT_H264, Layout, SlotMetadata};
+use super::source::{Camera, Wake};
+
+/// The unit that must have been found.
+pub(super) fn unit(next: Next) -> UnitView {
+    match next {
+        Next::Unit(unit) => unit,
+        other => panic!("no unit but {other:?}"),
+    }
+}
+
+/// Metadata of a 720p picture of these bytes.
+pub(super) fn metadata(frame_number: u64, data: &[u8]) -> SlotMetadata {
+    SlotMetadata {
+        frame_number,
+        width: 1280,
+        height: 720,
+        format: FORMAT_H264,
+        data_bytes: data.len() as u64,
+        ..SlotMetadata::default()
+    }
+}
+
+/// A camera that polls the segment of this name, and a cursor on it.
+pub(super) fn attach(name: &str) -> (Camera, Cursor) {
+    let camera = Camera::new(name, Wake::Poll);
+    let cursor = camera.cursor();
+    (camera, cursor)
+}
 
 static SEGMENTS: AtomicU32 = AtomicU32::new(0);
 
@@ -50,14 +79,7 @@ impl TestRing {
 
     /// What the next unit's metadata would be.
     pub(super) fn metadata(&self, data: &[u8]) -> SlotMetadata {
-        SlotMetadata {
-            frame_number: self.frame_number,
-            width: 1280,
-            height: 720,
-            format: FORMAT_H264,
-            data_bytes: data.len() as u64,
-            ..SlotMetadata::default()
-        }
+        metadata(self.frame_number, data)
     }
 
     pub(super) fn write_data(&self, unit: u32, at: usize, data: &[u8]) {

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::{hmac, pbkdf2, rand};
@@ -20,6 +20,7 @@ use aws_lc_rs::{hmac, pbkdf2, rand};
 use super::backend::ApiError;
 use super::clock::Moment;
 use super::credentials::{self, ID_BYTES, Login, SEAL_BYTES};
+use super::lock;
 use super::throttle::Throttle;
 use crate::config::Token;
 use crate::limits;
@@ -207,10 +208,6 @@ impl Complaints {
 }
 
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[cfg(test)]
 mod tests {

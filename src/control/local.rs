@@ -14,7 +14,7 @@ use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use may::sync::mpsc;
@@ -23,10 +23,10 @@ use tokio::runtime::Handle;
 
 use super::backend::{ApiError, Backend};
 use super::debug::{self, Diagnostics, Inspection};
-use super::events;
 use super::local_guard::{self, Connection, Guard};
 use super::login;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
+use super::{events, lock};
 use crate::limits;
 
 /// What stands behind the endpoint.
@@ -348,7 +348,7 @@ const HEADERS_MAX: usize = 14;
 fn interned(name: &str, value: &str) -> Option<&'static str> {
     static LINES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let line = format!("{name}: {value}");
-    let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lines = lock(&LINES);
     if let Some(known) = lines.get(line.as_str()) {
         return Some(known);
     }

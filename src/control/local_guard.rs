@@ -4,12 +4,13 @@
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
+use super::lock;
 use super::response::Response;
 use crate::limits;
 
@@ -112,10 +113,6 @@ impl Guard {
     pub(super) fn close_late(&self, now: Instant) {
         lock(&self.connections).iter().filter(|connection| connection.is_late(now)).for_each(|it| it.abort());
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A second descriptor for a socket known by number only: the library tells no more (pidfd_getfd(2), Linux 5.6).

@@ -27,6 +27,8 @@ mod stream;
 mod throttle;
 pub mod tls;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use access::Access;
 pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
 pub use clock::Moment;
@@ -34,3 +36,8 @@ pub use debug::{Diagnostics, Inspection};
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};
 pub use tls::TlsKeys;
+
+/// Locks, also what a thread that panicked left behind: none of this room's states is invalid half-way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

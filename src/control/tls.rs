@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::ServerConfig;
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use super::lock;
 use super::stream::Stream;
 use crate::limits;
 
@@ -103,7 +104,7 @@ impl Handshakes {
 
     fn enter(&self) -> oneshot::Receiver<()> {
         let (tell, told_to_go) = oneshot::channel();
-        let mut waiting = self.lock();
+        let mut waiting = lock(&self.waiting);
         // Those that have ended have dropped their receivers.
         waiting.retain(|other| !other.is_closed());
         if waiting.len() >= limits::TLS_HANDSHAKES_MAX
@@ -114,10 +115,6 @@ impl Handshakes {
         }
         waiting.push_back(tell);
         told_to_go
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<oneshot::Sender<()>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

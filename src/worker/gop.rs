@@ -33,8 +33,12 @@ pub(super) struct Kept<'a> {
 impl Kept<'_> {
     /// Bytes of all payloads.
     pub(super) fn bytes(&self) -> usize {
-        self.payloads.iter().map(|payload| payload.len()).sum()
+        bytes_of(self.payloads)
     }
+}
+
+fn bytes_of(payloads: &[Arc<[u8]>]) -> usize {
+    payloads.iter().map(|payload| payload.len()).sum()
 }
 
 /// Whether the newest GOP can be given from its IDR on.
@@ -89,7 +93,7 @@ impl Gop {
     /// Keeps the unit that [`Gop::next`] asked for. `false`: with it the GOP is larger than may be kept, and all of
     /// it was let go.
     pub(super) fn keep(&mut self, unit: KeptUnit, payloads: &[Arc<[u8]>]) -> bool {
-        let bytes: usize = payloads.iter().map(|payload| payload.len()).sum();
+        let bytes = bytes_of(payloads);
         if self.bytes + bytes > limits::GOP_BYTES_MAX || self.units.len() >= limits::GOP_UNITS_MAX {
             self.clear();
             self.state = State::TooLarge;

@@ -54,12 +54,17 @@ function close() {
   source = null;
 }
 
+// As fetch; the time holds for the answer's body too. (AbortSignal.timeout is unknown to Safari before 16.)
+export function fetchWithTimeout(path, timeout_ms, options = {}) {
+  const abort = new AbortController();
+  setTimeout(() => abort.abort(), timeout_ms); // nothing to abort once the body is read
+  return fetch(path, { cache: "no-store", signal: abort.signal, ...options });
+}
+
 // Tells at once, for example after the page's own command.
 export async function askStatus() {
-  const abort = new AbortController();
-  const timer = setTimeout(() => abort.abort(), ASK_TIMEOUT_MS);
   try {
-    const response = await fetch("api/status", { cache: "no-store", signal: abort.signal });
+    const response = await fetchWithTimeout("api/status", ASK_TIMEOUT_MS);
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
     const news = await response.json();
     const opened = openings; // an answer is no sign that events come
@@ -69,8 +74,6 @@ export async function askStatus() {
     missed += 1;
     status = null;
     tell();
-  } finally {
-    clearTimeout(timer);
   }
 }
 

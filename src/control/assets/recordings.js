@@ -3,7 +3,7 @@
 //   events.js ── recording ──► button
 //   drawer open ── GET api/recordings ──► list: play here, download, delete
 
-import { askStatus, onStatus } from "./events.js";
+import { askStatus, fetchWithTimeout, onStatus } from "./events.js";
 
 const TIMEOUT_MS = 15000; // a stop waits until the file is on the disk
 const CONFIRM_MS = 4000;
@@ -22,9 +22,9 @@ let isBusy = false;
 let playing = null; // name of the recording in the player
 
 async function ask(method, path, body) {
-  const options = { method, cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) };
+  const options = { method };
   if (body) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json" } });
-  const response = await fetch(path, options);
+  const response = await fetchWithTimeout(path, TIMEOUT_MS, options);
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error || `HTTP ${response.status}`);
   return answer;

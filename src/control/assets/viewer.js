@@ -12,7 +12,7 @@
 //   pc       the current RTCPeerConnection or null
 // }
 
-import { onStatus } from "./events.js";
+import { fetchWithTimeout, onStatus } from "./events.js";
 
 const TICK_MS = 1000;
 const OFFER_TIMEOUT_MS = 8000;
@@ -208,16 +208,6 @@ function reconnectNow() {
 }
 
 // ---- once a second ----------------------------------------------------------------------------------
-
-async function fetchWithTimeout(path, timeout_ms, options = {}) {
-  const abort = new AbortController();
-  const timer = setTimeout(() => abort.abort(), timeout_ms);
-  try {
-    return await fetch(path, { cache: "no-store", signal: abort.signal, ...options });
-  } finally {
-    clearTimeout(timer);
-  }
-}
 
 function statusCame(status, missed) {
   const wasGone = missedStatus >= 2;
