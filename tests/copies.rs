@@ -89,7 +89,7 @@ unsafe extern "C" fn memmove(target: *mut u8, source: *const u8, bytes: usize) -
 }
 
 mod path {
-    use std::net::UdpSocket;
+    use std::net::{SocketAddr, UdpSocket};
     use std::os::fd::OwnedFd;
     use std::sync::Arc;
     use std::time::Duration;
@@ -98,8 +98,8 @@ mod path {
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
     use streaming_server::limits;
-    use streaming_server::session::{Output, PacketizedUnit, SrtpChoice};
-    use streaming_server::uring::{Edge, EdgeConfig, Outgoing, open_socket};
+    use streaming_server::session::{Destination, Outlet, PacketizedUnit, SrtpChoice};
+    use streaming_server::uring::{Edge, EdgeConfig, open_socket};
 
     use super::peer::{Pair, context};
     use super::{COPIED, Cell, Copied};
@@ -139,6 +139,20 @@ mod path {
             height: 352,
             format: FORMAT_H264,
             data_bytes,
+        }
+    }
+
+    /// What the worker does with a session's datagrams.
+    struct ToEdge<'a> {
+        edge: &'a mut Edge,
+        remote: SocketAddr,
+        bytes: usize,
+    }
+
+    impl Outlet for ToEdge<'_> {
+        fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+            self.bytes += bytes;
+            self.edge.send_with(1, None, self.remote, bytes, write);
         }
     }
 
@@ -191,14 +205,11 @@ mod path {
                 captured_at_ns: None,
                 gap_before: false,
             };
-            copied(&mut session, || pair.viewer.push_access_unit(pair.now, &packetized));
-            while let Output::Transmit { bytes, .. } =
-                copied(&mut session, || pair.viewer.poll_output(pair.now))
-            {
-                datagram_bytes += bytes.len();
-                let datagram = Outgoing { viewer: 1, local: None, remote, bytes };
-                copied(&mut sending, || edge.send(datagram));
-            }
+            copied(&mut session, || {
+                let mut outlet = ToEdge { edge: &mut edge, remote, bytes: 0 };
+                pair.viewer.push_access_unit(pair.now, &packetized, &mut outlet);
+                datagram_bytes += outlet.bytes;
+            });
             copied(&mut sending, || {
                 edge.flush();
                 edge.submit_and_wait(Duration::ZERO).unwrap();

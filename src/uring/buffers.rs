@@ -25,7 +25,7 @@ use super::message::{
 };
 use super::operation::{Run, Token};
 use super::ring::Cqe;
-use crate::limits::{GSO_SEGMENTS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SENDS_MAX};
+use crate::limits::{GSO_BYTES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SENDS_MAX};
 
 /// One allocation that one operation may lend to the kernel.
 pub(super) struct Slot<T> {
@@ -100,8 +100,9 @@ struct SendMemory {
     header: libc::msghdr,
     control: Aligned<CONTROL_BYTES>,
     address: Aligned<ADDRESS_BYTES>,
-    iovecs: [libc::iovec; GSO_SEGMENTS_MAX],
-    datagrams: Vec<Vec<u8>>,
+    iovec: libc::iovec,
+    /// The run's datagrams, one behind the other. Its own allocation, initialized, and no shorter than any run in it.
+    bytes: Vec<u8>,
 }
 
 /// Bytes aligned as the kernel's structures in them are.
@@ -120,27 +121,39 @@ impl SendMemory {
             header: empty_header(),
             control: Aligned([0; CONTROL_BYTES]),
             address: Aligned([0; ADDRESS_BYTES]),
-            iovecs: [const { libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 } }; GSO_SEGMENTS_MAX],
-            datagrams: Vec::with_capacity(GSO_SEGMENTS_MAX),
+            iovec: libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 },
+            bytes: Vec::new(),
         }
     }
 
-    /// Points header and iovecs at the datagrams of `run`; false where the socket cannot reach its remote.
+    /// The place of a datagram at `at`. The first takes room for a whole run, of which only what is written takes
+    /// memory; a datagram that is larger than any run grows it.
+    fn room(&mut self, at: usize, bytes: usize) -> Option<&mut [u8]> {
+        let end = at.checked_add(bytes)?;
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; GSO_BYTES_MAX.max(end)];
+        } else if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes.get_mut(at..end)
+    }
+
+    /// Points the header at the bytes of `run`; false where the socket cannot reach its remote, or the run is not in
+    /// here.
     fn seal(&mut self, run: &Run, family: Family) -> bool {
         let Some((address, address_bytes)) = encode_address(run.route.remote, family) else {
             return false;
         };
+        let Some(bytes) = self.bytes.get_mut(..run.shape.bytes) else { return false };
+        self.iovec = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         self.address.0 = address;
         let segment = run.shape.gso_segment();
         let route = &run.route;
         let control_bytes = encode_control(&mut self.control.0, family, segment, route.local, route.remote);
-        for (iovec, datagram) in self.iovecs.iter_mut().zip(&mut self.datagrams) {
-            *iovec = libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: datagram.len() };
-        }
         self.header.msg_name = self.address.0.as_mut_ptr().cast();
         self.header.msg_namelen = address_bytes;
-        self.header.msg_iov = self.iovecs.as_mut_ptr();
-        self.header.msg_iovlen = self.datagrams.len();
+        self.header.msg_iov = &raw mut self.iovec;
+        self.header.msg_iovlen = 1;
         self.header.msg_control =
             if control_bytes == 0 { ptr::null_mut() } else { self.control.0.as_mut_ptr().cast() };
         self.header.msg_controllen = control_bytes;
@@ -148,7 +161,8 @@ impl SendMemory {
     }
 }
 
-/// The send operations: allocated when first needed, up to a bound, and used again and again.
+/// The send operations: allocated when first needed, up to a bound, and used again and again, the one that came back
+/// last first: its bytes are still in the cache, and those that are seldom needed never take their memory.
 pub(super) struct SendSlab {
     slots: Vec<(Slot<SendMemory>, Option<Run>)>,
     free: Vec<u32>,
@@ -166,7 +180,7 @@ impl SendSlab {
         }
     }
 
-    /// An operation without datagrams; `None` where all are with the kernel.
+    /// An operation for a run; `None` where all are with the kernel.
     pub(super) fn acquire(&mut self) -> Option<u32> {
         if let Some(index) = self.free.pop() {
             return Some(index);
@@ -176,14 +190,11 @@ impl SendSlab {
         Some(index)
     }
 
-    /// Adds a datagram to an operation that is ours.
-    pub(super) fn push(&mut self, index: u32, datagram: Vec<u8>) {
-        let memory = self.slot(index).and_then(|(slot, _)| slot.get_mut());
-        debug_assert!(memory.is_some(), "the open run is ours");
-        if let Some(memory) = memory {
-            debug_assert!(memory.datagrams.len() < GSO_SEGMENTS_MAX, "bounded by RunShape");
-            memory.datagrams.push(datagram);
-        }
+    /// The place of a datagram of `bytes` bytes at `at` in an operation that is ours; what is there is old.
+    pub(super) fn room(&mut self, index: u32, at: usize, bytes: usize) -> Option<&mut [u8]> {
+        let room = self.slot(index).and_then(|(slot, _)| slot.get_mut()?.room(at, bytes));
+        debug_assert!(room.is_some(), "the open run is ours");
+        room
     }
 
     /// Lends operation `index`, holding the datagrams of `run`, to the kernel. `None`: unreachable or not ours.
@@ -209,17 +220,19 @@ impl SendSlab {
         run.take()
     }
 
-    /// The datagrams of an operation that is ours, one by one, oldest first.
-    pub(super) fn drain(&mut self, index: u32) -> impl Iterator<Item = Vec<u8>> + '_ {
-        self.slot(index)
-            .and_then(|(slot, _)| slot.get_mut())
-            .into_iter()
-            .flat_map(|memory| memory.datagrams.drain(..))
+    /// The datagrams of `run` in an operation that is ours, oldest first.
+    pub(super) fn datagrams(&mut self, index: u32, run: &Run) -> impl Iterator<Item = &[u8]> {
+        let bytes = self.slot(index).and_then(|(slot, _)| slot.get()?.bytes.get(..run.shape.bytes));
+        bytes.unwrap_or_default().chunks(run.shape.segment_bytes.max(1))
     }
 
     /// Gives an operation that is ours back for the next run.
     pub(super) fn free(&mut self, index: u32) {
-        self.drain(index).for_each(drop);
+        if let Some(memory) = self.slot(index).and_then(|(slot, _)| slot.get_mut())
+            && memory.bytes.len() > GSO_BYTES_MAX
+        {
+            memory.bytes = Vec::new();
+        }
         self.free.push(index);
     }
 
