@@ -210,22 +210,34 @@ impl DtlsInstance for Dtls {
         if let Some(deadline) = self.waiting {
             return DtlsOutput::Timeout(deadline);
         }
-        loop {
-            // Without room for bytes: keys need none, and what does is kept for the second call.
-            match self.inner.poll_output(&mut []) {
-                DtlsOutput::BufferTooSmall { .. } => return self.inner.poll_output(buffer),
+        // Where the bytes of an output lie in `buffer`: a reference would hold it beyond the next poll.
+        let start = buffer.as_ptr().addr();
+        let place = |bytes: &[u8]| {
+            let at = bytes.as_ptr().addr().saturating_sub(start);
+            at..at + bytes.len()
+        };
+        let (wrap, range): (fn(&'a [u8]) -> DtlsOutput<'a>, _) = loop {
+            match self.inner.poll_output(&mut *buffer) {
                 DtlsOutput::KeyingMaterial(material, profile) => {
                     let agreed = Agreed { profile, material, is_client: self.inner.is_active() };
                     *self.handshake.lock().unwrap_or_else(PoisonError::into_inner) = Some(agreed);
                 }
-                output => {
-                    if let DtlsOutput::Timeout(deadline) = output {
-                        self.waiting = Some(deadline);
-                    }
-                    return output;
+                DtlsOutput::Packet(bytes) => break (DtlsOutput::Packet, place(bytes)),
+                DtlsOutput::PeerCert(bytes) => break (DtlsOutput::PeerCert, place(bytes)),
+                DtlsOutput::ApplicationData(bytes) => break (DtlsOutput::ApplicationData, place(bytes)),
+                DtlsOutput::Timeout(deadline) => {
+                    self.waiting = Some(deadline);
+                    return DtlsOutput::Timeout(deadline);
                 }
+                DtlsOutput::Connected => return DtlsOutput::Connected,
+                DtlsOutput::CloseNotify => return DtlsOutput::CloseNotify,
+                DtlsOutput::BufferTooSmall { needed } => return DtlsOutput::BufferTooSmall { needed },
+                // An output of a later dimpl: nothing we know of needs it.
+                _ => {}
             }
-        }
+        };
+        let buffer: &'a [u8] = buffer;
+        wrap(buffer.get(range).unwrap_or_default())
     }
 
     fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsImplError> {

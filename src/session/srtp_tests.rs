@@ -141,6 +141,27 @@ fn aes_gcm_reports_are_those_of_rfc_7714() {
     assert_eq!(out, plain);
 }
 
+/// A report of a real session, recorded by str0m (`test_aes128_cm_sha1_80`), with both directions' keys.
+#[test]
+fn aes_cm_reports_are_those_of_a_recorded_session() {
+    let material = hex(
+        "2CB02346B42276A672CFD143AEC2D5EEDDDE55F0AD7BCAC22666F1C6386173ED6EB25CB7D26A61A1EE2C210ADAE760AAA2FD67B672C41AED105F9D36",
+    );
+    let plain = hex(
+        "80c800063cd7cc13e2ee35c8604e618c26f32734000000430000140781ca00063cd7cc130110386e4675326857 66724d4472476634 6f0000",
+    );
+    let sealed = hex(
+        "80C800063CD7CC13B7C831DCB776CD8DC26FDA1D9BFC8EE6589A1A8A49289CAEB264200C37D2D0A4AFAC6385FFC60DEC7D06D4873DD3A8CC80000001B7BB526521D1E73C0FC0",
+    );
+    let (mut client, _) = contexts(SrtpProfile::AES128_CM_SHA1_80, &material, true).unwrap();
+    client.rtcp_index = 1;
+    assert_eq!(seal_rtcp(&mut client, &plain), sealed);
+    let (_, mut server) = contexts(SrtpProfile::AES128_CM_SHA1_80, &material, false).unwrap();
+    let mut out = Vec::new();
+    assert!(server.open_rtcp(&sealed, &mut out));
+    assert_eq!(out, plain);
+}
+
 #[test]
 fn a_packet_is_taken_once_and_old_ones_never() {
     for profile in PROFILES {
