@@ -84,6 +84,7 @@ fn units_arrive_whole_in_order_with_marker_and_time() {
             assert_eq!(packet.header.timestamp, first.wrapping_add(number * 3_000));
             assert_eq!(packet.header.sequence_number, sequence.wrapping_add(index as u16));
             assert!(packet.header.ext_vals.play_delay_max.is_some());
+            assert_eq!(packet.header.ext_vals.mid, Some(pair.mid));
         }
         let status = pair.viewer.status(pair.now);
         assert_eq!((status.units_sent, status.units_dropped, status.retransmits), (40, 0, 0));
@@ -154,6 +155,30 @@ fn lost_packets_are_asked_for_and_sent_again() {
     let status = pair.viewer.status(pair.now);
     assert!(status.retransmits >= 15, "{status:?}");
     assert!(status.nacks > 0, "{status:?}");
+}
+
+/// The packet index, and so the nonce, comes from SSRC and sequence number; here no sequence number wraps.
+#[test]
+fn no_packet_is_sealed_twice_under_one_number_whatever_is_sent_again() {
+    let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
+    let sealed = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&sealed);
+    let count = Cell::new(0);
+    pair.to_client = Box::new(move |bytes| {
+        if is_rtp(bytes) {
+            seen.borrow_mut().push((bytes[8..12].to_vec(), bytes[2..4].to_vec()));
+        }
+        count.set(count.get() + 1);
+        !is_rtp(bytes) || count.get() % 3 != 0
+    });
+    send_units(&mut pair, 0, 60, 20);
+    pair.run(Duration::from_secs(1));
+    assert!(pair.viewer.status(pair.now).retransmits > 100);
+    let sealed = sealed.borrow();
+    let unique: std::collections::HashSet<_> = sealed.iter().collect();
+    assert_eq!(unique.len(), sealed.len());
+    let streams: std::collections::HashSet<_> = sealed.iter().map(|(ssrc, _)| ssrc).collect();
+    assert_eq!(streams.len(), 2, "the stream and its retransmissions");
 }
 
 #[test]

@@ -271,7 +271,7 @@ impl Sender {
         self.reception.loss_fraction = Some(f32::from(block.fraction_lost) / 256.0);
         self.reception.jitter = Some(block.jitter);
         if let Some(span) = block.round_trip_65536ths(self.wallclock.ntp(now)) {
-            self.reception.rtt = Some(Duration::from_micros(u64::from(span) * 1_000_000 >> 16));
+            self.reception.rtt = Some(Duration::from_micros((u64::from(span) * 1_000_000) >> 16));
         }
     }
 }
