@@ -41,6 +41,8 @@ pub(super) struct RtxCache {
     next: u64,
     packets_max: usize,
     made_at: Instant,
+    /// When the unit that is being pushed is sent.
+    unit_ms: u32,
     budget: Budget,
     /// Asked for, to be sent again.
     wanted: VecDeque<u64>,
@@ -57,6 +59,7 @@ impl RtxCache {
             next,
             packets_max: limits::RTX_CACHE_PACKETS,
             made_at: now,
+            unit_ms: 0,
             budget: Budget { since: now, used: 0 },
             wanted: VecDeque::new(),
             refused: 0,
@@ -76,9 +79,10 @@ impl RtxCache {
         self.kept.shrink_to(packets_max);
     }
 
-    /// Lets go of what is too old to be asked for: to be called before the packets of a unit are pushed.
-    pub(super) fn expire(&mut self, now: Instant) {
+    /// The packets of a unit follow. Lets go of what is too old to be asked for.
+    pub(super) fn begin_unit(&mut self, now: Instant) {
         let now_ms = self.milliseconds(now);
+        self.unit_ms = now_ms;
         while self.kept.front().is_some_and(|kept| is_out_of_date(now_ms, kept.sent_ms)) {
             self.kept.pop_front();
         }
@@ -88,12 +92,11 @@ impl RtxCache {
     }
 
     /// Keeps the packet that was sent with the sequence number [`RtxCache::next`].
-    pub(super) fn push(&mut self, now: Instant, packet: Sent) {
+    pub(super) fn push(&mut self, packet: Sent) {
         if self.kept.len() >= self.packets_max {
             self.kept.pop_front();
         }
-        let sent_ms = self.milliseconds(now);
-        self.kept.push_back(Kept { packet, sent_ms, again_ms: None });
+        self.kept.push_back(Kept { packet, sent_ms: self.unit_ms, again_ms: None });
         self.next += 1;
     }
 
@@ -170,9 +173,8 @@ mod tests {
 
     fn filled(first: u64, count: u64, at: Instant) -> RtxCache {
         let mut cache = RtxCache::new(first, at);
-        for number in first..first + count {
-            cache.push(at, packet(number));
-        }
+        cache.begin_unit(at);
+        (first..first + count).for_each(|number| cache.push(packet(number)));
         cache
     }
 
@@ -207,9 +209,9 @@ mod tests {
         let late = at + limits::RTX_CACHE_AGE + Duration::from_millis(1);
         cache.ask(late, 100, None);
         assert_eq!(wanted(&mut cache), [0_u64; 0]);
-        cache.expire(late);
+        cache.begin_unit(late);
         assert!(cache.kept.is_empty());
-        cache.push(late, packet(cache.next()));
+        cache.push(packet(cache.next()));
         cache.ask(late, 394, None);
         assert_eq!(wanted(&mut cache), [394]);
     }
@@ -247,7 +249,7 @@ mod tests {
         let at = now();
         let mut cache = RtxCache::new(0, at);
         cache.set_packets_max(1_000);
-        (0..1_000).for_each(|number| cache.push(at, packet(number)));
+        (0..1_000).for_each(|number| cache.push(packet(number)));
         cache.set_packets_max(10);
         (989..1_000).for_each(|sequence| cache.ask(at, sequence, None));
         assert_eq!(wanted(&mut cache), (990..1_000).collect::<Vec<_>>());

@@ -141,7 +141,7 @@ impl Sender {
     ) {
         let Some((sealer, _)) = &self.keys else { return };
         let mut header = Header::new(&self.stream, moment.rtp_time, moment.captured_ntp);
-        self.cache.expire(moment.now);
+        self.cache.begin_unit(moment.now);
         let last = payloads.len().saturating_sub(1);
         for (place, payload) in payloads.iter().enumerate() {
             let (index, is_last) = (self.cache.next(), place == last);
@@ -152,7 +152,7 @@ impl Sender {
             self.octets = self.octets.wrapping_add(u32::try_from(payload.len()).unwrap_or_default());
             let Moment { rtp_time, captured_ntp, .. } = *moment;
             let payload = Arc::clone(payload);
-            self.cache.push(moment.now, Sent { payload, captured_ntp, rtp_time, is_last });
+            self.cache.push(Sent { payload, captured_ntp, rtp_time, is_last });
         }
         self.packets = self.packets.wrapping_add(u32::try_from(payloads.len()).unwrap_or_default());
         self.newest = Some((moment.rtp_time, moment.at));
@@ -377,5 +377,52 @@ impl Header {
 
     fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(extensions: Extensions) -> Stream {
+        Stream {
+            ssrc: 0x0102_0304,
+            payload_type: 96,
+            rtx: Some((0x0102_0305, 97)),
+            extensions,
+            mid: "0".to_owned(),
+            cname: "camera".to_owned(),
+            first_sequence: 7,
+            first_rtx_sequence: 9,
+        }
+    }
+
+    #[test]
+    fn a_header_without_extensions_is_the_fixed_part() {
+        let mut header = Header::new(&stream(Extensions::default()), 0x0a0b_0c0d, 5);
+        header.set_packet(96, true, 0x1_fffe);
+        assert_eq!(header.bytes(), [0x80, 0xe0, 0xff, 0xfe, 0x0a, 0x0b, 0x0c, 0x0d, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn extensions_have_the_one_byte_form_and_end_at_a_word() {
+        let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
+        let mut header = Header::new(&stream(all), 0, 0);
+        header.set_packet(96, false, 1);
+        assert_eq!(header.bytes()[..4], [0x90, 0x60, 0, 1]);
+        assert_eq!(header.bytes()[12..], [0xbe, 0xde, 0, 2, 0x40, b'0', 0x52, 0, 0, 0, 0, 0]);
+        let header = Header::new(&Stream { mid: "m".repeat(16), ..stream(all) }, 0, 0x1122_3344_5566_7788);
+        assert_eq!(header.bytes().len(), HEADER_BYTES_MAX);
+        assert_eq!(header.bytes()[37..47], [0xef, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0]);
+    }
+
+    #[test]
+    fn the_rtp_time_of_a_report_goes_on_since_the_newest_unit() {
+        #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+        let now = Instant::now();
+        let mut sender = Sender::new(stream(Extensions::default()), Wallclock::read(), now);
+        assert_eq!(sender.rtp_time_at(now), 0, "nothing was sent");
+        sender.newest = Some((u32::MAX - 999, now));
+        assert_eq!(sender.rtp_time_at(now + Duration::from_millis(100)), 8_000, "and wraps");
     }
 }
