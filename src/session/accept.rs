@@ -88,7 +88,7 @@ fn configure(context: &SessionContext, seeds: &Seeds) -> Result<RtcConfig, Offer
 
 impl Viewer {
     /// Reads the offer, sets the session up and writes the answer. Connecting is up to the viewer: it
-    /// has [`limits::HANDSHAKE_TIMEOUT`] from `now`.
+    /// has [`HANDSHAKE_TIMEOUT`](crate::limits::HANDSHAKE_TIMEOUT) from `now`.
     ///
     /// # Errors
     /// See [`OfferError`]; nothing is left behind.

@@ -2,8 +2,8 @@
 //! datagrams, the receive buffers and their ring. May not talk to the kernel; `ring.rs` does.
 //!
 //! What makes it sound:
-//! 1. Whatever the kernel gets a pointer to lives in its own allocation ([`Slot`]) or mapping
-//!    ([`BufferRing`]) behind a raw pointer; moving its owner moves no byte of it.
+//! 1. Whatever the kernel gets a pointer to lives in its own allocation ([`Slot`], with the bytes that a send's owns) or
+//!    mapping ([`BufferRing`]) behind a raw pointer; moving its owner moves no byte of it.
 //! 2. It has two states. *Ours*: references to it may be made. *Held*: from the moment `ring.rs` takes the
 //!    pointer for a submission until it hands back the operation's last completion; no reference is made,
 //!    nothing is written, nothing is freed. Only a [`Cqe`] that carries the slot's
@@ -13,6 +13,7 @@
 
 #![expect(unsafe_code, reason = "memory shared with the kernel has no owner the borrow checker knows")]
 
+use std::collections::VecDeque;
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -25,7 +26,9 @@ use super::message::{
 };
 use super::operation::{Run, Token};
 use super::ring::Cqe;
-use crate::limits::{GSO_BYTES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SENDS_MAX};
+use crate::limits::{
+    GSO_BYTES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SEND_BUFFERS_KEPT, SENDS_MAX,
+};
 
 /// One allocation that one operation may lend to the kernel.
 pub(super) struct Slot<T> {
@@ -165,7 +168,8 @@ impl SendMemory {
 /// last first: its bytes are still in the cache, and those that are seldom needed never take their memory.
 pub(super) struct SendSlab {
     slots: Vec<(Slot<SendMemory>, Option<Run>)>,
-    free: Vec<u32>,
+    /// Taken at the back. Those without bytes stand in front.
+    free: VecDeque<u32>,
     slots_max: u32,
 }
 
@@ -175,14 +179,14 @@ impl SendSlab {
         let slots_max = sends_max.clamp(1, SENDS_MAX);
         SendSlab {
             slots: Vec::with_capacity(slots_max),
-            free: Vec::with_capacity(slots_max),
+            free: VecDeque::with_capacity(slots_max),
             slots_max: u32::try_from(slots_max).unwrap_or(u32::MAX),
         }
     }
 
     /// An operation for a run; `None` where all are with the kernel.
     pub(super) fn acquire(&mut self) -> Option<u32> {
-        if let Some(index) = self.free.pop() {
+        if let Some(index) = self.free.pop_back() {
             return Some(index);
         }
         let index = u32::try_from(self.slots.len()).ok().filter(|index| *index < self.slots_max)?;
@@ -226,14 +230,15 @@ impl SendSlab {
         bytes.unwrap_or_default().chunks(run.shape.segment_bytes.max(1))
     }
 
-    /// Gives an operation that is ours back for the next run.
+    /// Gives an operation that is ours back for the next run. Of those that are free only the first few keep their
+    /// bytes: a jam that needed many is over.
     pub(super) fn free(&mut self, index: u32) {
-        if let Some(memory) = self.slot(index).and_then(|(slot, _)| slot.get_mut())
-            && memory.bytes.len() > GSO_BYTES_MAX
-        {
+        let is_enough = self.free.len() >= SEND_BUFFERS_KEPT;
+        let Some(memory) = self.slot(index).and_then(|(slot, _)| slot.get_mut()) else { return };
+        if is_enough || memory.bytes.len() > GSO_BYTES_MAX {
             memory.bytes = Vec::new();
         }
-        self.free.push(index);
+        if is_enough { self.free.push_front(index) } else { self.free.push_back(index) }
     }
 
     /// Whether the kernel has none.
@@ -568,5 +573,28 @@ impl Drop for BufferRing {
             // The kernel may still write: leak both mappings.
             std::mem::forget((self.entries.take(), self.data.take()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_jam_few_operations_keep_their_bytes_and_those_are_used_first() {
+        let mut slab = SendSlab::new(100);
+        let taken: Vec<u32> = (0..100).map_while(|_| slab.acquire()).collect();
+        assert_eq!((taken.len(), slab.acquire()), (100, None));
+        for index in &taken {
+            slab.room(*index, 0, 1_200).unwrap().fill(1);
+        }
+        taken.iter().for_each(|index| slab.free(*index));
+        let has_bytes =
+            |slab: &mut SendSlab, index| slab.slot(index).unwrap().0.get().unwrap().bytes.len() > 1;
+        let kept: Vec<bool> =
+            (0..100).map_while(|_| slab.acquire()).map(|index| has_bytes(&mut slab, index)).collect();
+        assert_eq!(kept.len(), 100);
+        assert!(kept[..SEND_BUFFERS_KEPT].iter().all(|has| *has), "the last to come back goes first");
+        assert!(kept[SEND_BUFFERS_KEPT..].iter().all(|has| !has));
     }
 }
