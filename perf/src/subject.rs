@@ -31,6 +31,15 @@ pub(crate) enum Kind {
     Peer { program: &'static str, variant: &'static str },
 }
 
+/// Where a server takes offers, and what answers 200 once it is there.
+struct Paths {
+    offer: &'static str,
+    health: &'static str,
+}
+
+const USUAL: Paths = Paths { offer: "/api/webrtc/offer", health: "/health" };
+const GO2RTC: Paths = Paths { offer: "/api/webrtc?src=camera", health: "/api" };
+
 const ALL: &[(&str, Kind)] = &[
     ("ours", Kind::Ours { workers: 1 }),
     ("ours-2", Kind::Ours { workers: 2 }),
@@ -42,9 +51,17 @@ const ALL: &[(&str, Kind)] = &[
     ("pion-best", Kind::Peer { program: "pion", variant: "best" }),
     ("pion-best-1", Kind::Peer { program: "pion", variant: "best-1" }),
     ("aiortc", Kind::Peer { program: "aiortc", variant: "passthrough" }),
+    ("go2rtc", Kind::Peer { program: "go2rtc", variant: "pipe" }),
 ];
 
 impl Kind {
+    fn paths(self) -> &'static Paths {
+        match self {
+            Kind::Peer { program: "go2rtc", .. } => &GO2RTC,
+            _ => &USUAL,
+        }
+    }
+
     pub(crate) fn parse(name: &str) -> Fallible<Kind> {
         let names = || ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let found = ALL.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
@@ -71,7 +88,7 @@ pub(crate) struct Subject {
     pub(crate) process: Process,
     address: SocketAddr,
     next_ssrc: u32,
-    /// From exec to the first answer on /health, ms.
+    /// From exec to the first answer on its health path, ms.
     pub(crate) start_ms: f64,
 }
 
@@ -113,10 +130,10 @@ impl Subject {
         let address = line.split_whitespace().find_map(|word| word.strip_prefix("http="));
         let address: SocketAddr = address.ok_or("no http= in the server's line")?.parse()?;
         let deadline = Instant::now() + PATIENCE;
-        while !matches!(kind, Kind::Floor(_)) && !answers(address) {
+        while !matches!(kind, Kind::Floor(_)) && !answers(address, kind.paths().health) {
             process.check()?;
             if Instant::now() > deadline {
-                return Err(format!("no answer on /health:\n{}", process.tail()).into());
+                return Err(format!("no answer on {}:\n{}", kind.paths().health, process.tail()).into());
             }
             std::thread::sleep(READY_LOOK);
         }
@@ -132,7 +149,7 @@ impl Subject {
         }
         let offering = Offering::new(gro, checks_all)?;
         let asked_at_ns = crate::clock::monotonic_ns();
-        let answer = self.post("/api/webrtc/offer", &json!({"type": "offer", "sdp": offering.sdp}))?;
+        let answer = self.post(self.kind.paths().offer, &json!({"type": "offer", "sdp": offering.sdp}))?;
         let sdp = answer["sdp"].as_str().ok_or("no sdp in the answer")?;
         offering.accept(sdp, asked_at_ns)
     }
@@ -170,6 +187,6 @@ fn ours(program: &Path, workers: u32, viewers: usize, recordings: &Path) -> Comm
     command
 }
 
-fn answers(address: SocketAddr) -> bool {
-    matches!(http::request(address, "GET", "/health", ""), Ok((200, _)))
+fn answers(address: SocketAddr, path: &str) -> bool {
+    matches!(http::request(address, "GET", path, ""), Ok((200, _)))
 }
