@@ -16,6 +16,7 @@ const END: &str = "<!-- perf/table ends -->";
 const SERVERS: &[(&str, &str)] = &[
     ("ours", "streaming-server"),
     ("ours-2", "streaming-server, 2 workers"),
+    ("before", "streaming-server, the build compared with"),
     ("pion-best", "pion at its best"),
     ("pion-best-1", "pion at its best, one track"),
     ("pion", "pion, the Go design"),

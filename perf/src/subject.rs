@@ -23,6 +23,8 @@ const READY_LOOK: Duration = Duration::from_micros(500);
 pub(crate) enum Kind {
     /// streaming-server with this many workers.
     Ours { workers: u32 },
+    /// Another build of it, one worker.
+    Before,
     /// The bare sender, that encrypts so.
     Floor(Option<Profile>),
     /// A program of `perf/peers/`, by its name there and its variant.
@@ -41,6 +43,7 @@ const GO2RTC: Paths = Paths { offer: "/api/webrtc?src=camera", health: "/api" };
 const ALL: &[(&str, Kind)] = &[
     ("ours", Kind::Ours { workers: 1 }),
     ("ours-2", Kind::Ours { workers: 2 }),
+    ("before", Kind::Before),
     ("floor-gcm", Kind::Floor(Some(Profile::Aes256Gcm))),
     ("floor-cm", Kind::Floor(Some(Profile::Aes128Cm))),
     ("floor-send", Kind::Floor(None)),
@@ -71,6 +74,8 @@ impl Kind {
 pub(crate) struct Programs {
     /// The directory of `streaming-server` and `camera-sim`.
     pub(crate) ours: PathBuf,
+    /// The program that `before` is.
+    pub(crate) before: Option<PathBuf>,
     /// The directory into which `perf/peers/*/setup` installs.
     pub(crate) peers: PathBuf,
     /// Server and camera run with real-time priority.
@@ -97,7 +102,13 @@ impl Subject {
         recordings: &Path,
     ) -> Fallible<Subject> {
         let mut command = match kind {
-            Kind::Ours { workers } => ours(programs, workers, viewers, recordings),
+            Kind::Ours { workers } => {
+                ours(&programs.ours.join("streaming-server"), workers, viewers, recordings)
+            }
+            Kind::Before => {
+                let program = programs.before.as_ref().ok_or("no --before PROGRAM")?;
+                ours(program, 1, viewers, recordings)
+            }
             Kind::Floor(_) => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.arg("floor");
@@ -151,7 +162,7 @@ impl Subject {
 
     /// Whether it is streaming-server.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self.kind, Kind::Ours { .. })
+        matches!(self.kind, Kind::Ours { .. } | Kind::Before)
     }
 
     /// Posts JSON; the answer's JSON.
@@ -164,8 +175,8 @@ impl Subject {
     }
 }
 
-fn ours(programs: &Programs, workers: u32, viewers: usize, recordings: &Path) -> Command {
-    let mut command = Command::new(programs.ours.join("streaming-server"));
+fn ours(program: &Path, workers: u32, viewers: usize, recordings: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
         command.env_remove(name);
     }
