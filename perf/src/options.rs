@@ -20,8 +20,8 @@ perf: measures streaming-server and its peers under load.
   perf floor --shm NAME    the bare sender (started by `perf run`)
   perf feed --shm NAME     the camera's access units on standard output (for peers/go2rtc)
 
-  --servers LIST     ours, ours-2 (workers), before (see --before), floor-gcm, floor-cm, floor-send, pion, pion-best,
-                     aiortc, go2rtc [ours]
+  --servers LIST     ours, ours-2 (workers), before (see --before), floor-gcm, floor-cm, floor-send, pion,
+                     pion-best, aiortc, go2rtc [ours]
   --viewers LIST     [10]
   --kbps LIST        [8000]
   --record LIST      no, yes [no]
