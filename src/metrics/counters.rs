@@ -94,6 +94,8 @@ pub struct WorkerCounters {
     pub replays_of_joins: Counter,
     /// The same because they asked for an IDR.
     pub replays_of_requests: Counter,
+    /// Such replays that the camera's next IDR ended early.
+    pub replays_cut: Counter,
     /// Access units given that way.
     pub units_replayed: Counter,
     /// Viewers that had to wait for the camera's next IDR.

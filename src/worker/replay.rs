@@ -77,7 +77,8 @@ impl<W: Wire> Replayer<'_, W> {
             let Some(entry) = sessions.at((first + place) % count) else { continue };
             self.answer(entry);
             if !entry.viewer.is_replaying() {
-                entry.replay = None;
+                // The camera's next IDR came before its end.
+                self.counters.replays_cut.add(u64::from(entry.replay.take().is_some()));
             } else {
                 self.go_on(entry, &mut share);
                 is_any_left |= entry.viewer.is_replaying();
@@ -121,9 +122,9 @@ impl<W: Wire> Replayer<'_, W> {
             }
             let latest = self.source.latest(now);
             let Some(gop) = self.source.gop_so_far(now.monotonic_ns, counters) else {
-                return entry.viewer.end_replay(false);
+                return end(entry, false);
             };
-            let Some(kept) = gop.at(replay.next) else { return entry.viewer.end_replay(true) };
+            let Some(kept) = gop.at(replay.next) else { return end(entry, true) };
             let is_newest = replay.next + 1 == gop.len();
             replay.next += 1;
             replay.pace.sent(kept.bytes());
@@ -137,7 +138,7 @@ impl<W: Wire> Replayer<'_, W> {
             entry.deadline = entry.viewer.next_deadline();
             self.edge.flush();
             if is_newest {
-                return entry.viewer.end_replay(true);
+                return end(entry, true);
             }
         }
     }
@@ -147,6 +148,11 @@ impl<W: Wire> Replayer<'_, W> {
 /// than it knows, and who joins late would have a long way through the GOP. The IDR ends the replay.
 fn is_worth_asking(need: Need, units: usize) -> bool {
     need == Need::Request || units > limits::REPLAY_UNITS_SHORT
+}
+
+fn end(entry: &mut Entry, is_complete: bool) {
+    entry.replay = None;
+    entry.viewer.end_replay(is_complete);
 }
 
 /// The newest live unit: what replayed ones are put just before.

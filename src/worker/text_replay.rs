@@ -15,6 +15,11 @@ pub(super) fn expose(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     .labelled("reason", "request", sum(|w| w.replays_of_requests.get()));
     text.counter("gop_replayed_units_total", "Access units given to viewers that way.")
         .value(sum(|w| w.units_replayed.get()));
+    text.counter(
+        "gop_replays_cut_total",
+        "Times the camera's next IDR came before the end of the GOP so far: its other units were left out.",
+    )
+    .value(sum(|w| w.replays_cut.get()));
     text.counter("gop_waits_total", "Times a viewer had to wait for the camera's next IDR instead.")
         .value(sum(|w| w.idr_waits.get()));
     text.counter(
