@@ -435,6 +435,10 @@ pub const REPLAY_TURN: Duration = Duration::from_millis(1);
 /// Payload bytes replayed in one turn to all viewers together, after which live units are looked for again.
 pub const REPLAY_BYTES_PER_TURN: usize = 64 * 1024;
 
+/// Units of a GOP that a joining viewer is given without the camera being asked for a new IDR, which all viewers would
+/// have to take.
+pub const REPLAY_UNITS_SHORT: usize = 30;
+
 /// Datagrams of one viewer the kernel may hold unsent for its replay to go on.
 pub const REPLAY_IN_FLIGHT_MAX: u32 = VIEWER_IN_FLIGHT_MAX / 4;
 

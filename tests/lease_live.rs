@@ -82,7 +82,7 @@ fn servers_that_are_killed_again_and_again_leave_no_lease_behind() {
 }
 
 #[test]
-fn a_viewer_gets_its_idr_when_it_comes_and_when_it_asks() {
+fn the_camera_is_asked_for_an_idr_when_a_viewer_asks_and_when_one_comes_late() {
     let shm = unique_shm();
     // An IDR by itself comes once in an hour.
     let camera = CameraSim::start(
@@ -93,20 +93,43 @@ fn a_viewer_gets_its_idr_when_it_comes_and_when_it_asks() {
     std::thread::sleep(Duration::from_secs(3)); // the first one is no longer in the ring when the server comes
     let server = Server::start(&shm, &[]);
     server.wait_ready();
+    let asked = || server.metrics().expect("camera_keyframe_requests_total");
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(30);
-    let before = viewer.report().idrs;
-    assert!(before >= 1);
+    let (idrs, asked_first) = (viewer.report().idrs, asked());
+    assert!(idrs >= 1 && asked_first >= 1.0, "{idrs} IDRs, asked {asked_first} times");
+
     std::thread::sleep(Duration::from_millis(600)); // the camera is asked at most twice a second
     viewer.ask_idr();
-    wait_until("the IDR that was asked for", || viewer.report().idrs > before);
-    let report = viewer.leave();
-    // The GOP so far once more, or a new one of the camera.
-    assert_eq!(report.missing + report.torn + report.bad_idrs + report.unstamped, 0, "{report:?}");
-    assert!(!report.began_without_idr, "{report:?}");
-    assert!(server.metrics().expect("camera_keyframe_requests_total") >= 1.0);
+    // The GOP so far at once, and a new one of the camera behind it.
+    wait_until("the IDR that was asked for", || viewer.report().idrs > idrs && asked() > asked_first);
+    viewer.wait_more_units(45);
+
+    let asked_before = asked();
+    let late = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    late.wait_units(30);
+    assert!(asked() > asked_before, "a long way through the GOP");
+    for report in [viewer.leave(), late.leave()] {
+        assert_eq!(report.torn + report.bad_idrs + report.unstamped, 0, "{report:?}");
+        assert!(!report.began_without_idr, "{report:?}");
+    }
     let account = account_of(camera);
     assert!(account.contains("IDRs asked for"), "{account}");
+}
+
+#[test]
+fn a_server_that_comes_in_the_middle_of_a_gop_shows_it_from_its_idr() {
+    let shm = unique_shm();
+    let _camera = CameraSim::start(&shm, &words("--layout v3 --pattern 320x240 --fps 2 --gop 1200"));
+    wait_until("the camera's ring", || std::path::Path::new(&segment_path(&shm)).exists());
+    std::thread::sleep(Duration::from_millis(1_500)); // a few units of a GOP of ten minutes
+    let server = Server::start(&shm, &[]);
+    server.wait_ready();
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    viewer.wait_units(8);
+    let report = viewer.leave();
+    report.assert_perfect("a viewer of a GOP whose IDR the server never saw live");
+    assert_eq!((report.first_unit, report.idrs), (Some(0), 1));
 }
 
 #[test]

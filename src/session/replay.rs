@@ -40,7 +40,7 @@ pub struct Outlook {
 pub enum Decision {
     /// Give it the GOP so far: [`Viewer::begin_replay`], then [`Viewer::push_replayed`].
     Replay,
-    /// It has to wait for the camera's next IDR; ask the camera for one.
+    /// It has to wait for the camera's next IDR; ask the camera for one, where that can be asked.
     Wait,
     /// An IDR is on its way to it already.
     Nothing,

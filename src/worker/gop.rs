@@ -82,6 +82,11 @@ impl Gop {
         self.state = State::Broken;
     }
 
+    /// Whether no IDR is known of that everything since is to be had.
+    pub(super) fn is_broken(&self) -> bool {
+        self.state == State::Broken
+    }
+
     /// The unit to be kept next; `None` while the GOP cannot be given.
     pub(super) fn next(&self) -> Option<u32> {
         match self.state {

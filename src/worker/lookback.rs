@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
-use crate::h264::{Assembler, Packetizer, UnitError};
+use crate::h264::nal::kind;
+use crate::h264::{self, Assembler, Packetizer, UnitError};
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::worker::gop::{Gop, KeptUnit};
@@ -18,6 +21,8 @@ pub(super) struct Lookback {
     payloads: Vec<Arc<[u8]>>,
     /// Slots of the ring.
     slots: u32,
+    /// The ring was searched for the IDR that the live side did not see, since it last lost something.
+    is_searched: bool,
 }
 
 /// Where the live cursor stands.
@@ -38,13 +43,18 @@ impl Lookback {
             packetizer: Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX),
             payloads: Vec::new(),
             slots: 0,
+            is_searched: false,
         }
     }
 
     /// The live side took an IDR as unit `number`; `assembler` has just assembled it.
     pub(super) fn begin(&mut self, number: u32, assembler: &Assembler) {
-        self.gop.begin(number);
         self.assembler.take_over(assembler);
+        self.start(number);
+    }
+
+    fn start(&mut self, number: u32) {
+        self.gop.begin(number);
         self.slots = match self.camera.status() {
             CameraStatus::Attached { layout, .. } => layout.slot_count(),
             CameraStatus::Away { .. } => 0,
@@ -54,6 +64,7 @@ impl Lookback {
     /// The live side lost a unit.
     pub(super) fn lose(&mut self) {
         self.gop.lose();
+        self.is_searched = false;
     }
 
     /// Keeps what the ring is about to lose. Called after every unit of the live side.
@@ -69,6 +80,9 @@ impl Lookback {
 
     /// The GOP, everything up to the live side's newest unit fetched; `None` where it cannot be given.
     pub(super) fn fetch(&mut self, live: Live<'_>, counters: &WorkerCounters) -> Option<&Gop> {
+        if self.gop.is_broken() && !std::mem::replace(&mut self.is_searched, true) {
+            self.search(live);
+        }
         while let Some(next) = self.gop.next()
             && next != live.position
         {
@@ -81,6 +95,24 @@ impl Lookback {
     /// What is kept now.
     pub(super) fn gop(&self) -> &Gop {
         &self.gop
+    }
+
+    /// Begins at the newest IDR that is safely in the ring: the live side began, or went on, after it.
+    fn search(&mut self, live: Live<'_>) {
+        let mut nals = SmallVec::new();
+        for back in 1.. {
+            let number = live.position.wrapping_sub(back);
+            let Some(mut cursor) = live.cursor.units_back(back) else { return };
+            let Next::Unit(view) = cursor.next(live.now_ns) else { return };
+            let is_idr = h264::scan(&view.bytes, &mut nals).is_ok()
+                && nals.iter().any(|nal| nal.kind == kind::IDR_SLICE);
+            if !view.is_intact() || view.sequence != number {
+                return;
+            }
+            if is_idr {
+                return self.start(number);
+            }
+        }
     }
 
     /// Moves on by exactly one unit, or gives the GOP up.
@@ -307,6 +339,38 @@ mod tests {
         bench.publish(false, 100);
         bench.take();
         assert_eq!(bench.numbers(), Some(vec![21, 22]));
+    }
+
+    #[test]
+    fn a_worker_that_comes_in_the_middle_of_a_gop_finds_its_idr_in_the_ring() {
+        let mut bench = Bench::new(Layout::V3);
+        (0..12).for_each(|number| bench.publish(number == 0, 100));
+        bench.cursor = bench.lookback.camera.cursor();
+        bench.publish(false, 100);
+        bench.take();
+        assert_eq!(bench.numbers(), Some((0..13).collect()));
+        (0..50).for_each(|_| {
+            bench.publish(false, 100);
+            bench.take();
+        });
+        assert_eq!(bench.numbers(), Some((0..63).collect()), "kept like any other from then on");
+    }
+
+    #[test]
+    fn a_worker_that_was_lapped_finds_the_newest_idr_in_the_ring() {
+        let mut bench = Bench::new(Layout::V3);
+        bench.publish(true, 100);
+        bench.take();
+        (1..=60).for_each(|number| bench.publish(number == 40 || number == 50, 100));
+        bench.take();
+        assert_eq!(bench.numbers(), Some((50..61).collect()));
+        // Once more, and the ring holds no IDR: nothing is given before the next.
+        (0..60).for_each(|_| bench.publish(false, 100));
+        bench.take();
+        assert_eq!((bench.numbers(), bench.numbers()), (None, None));
+        bench.publish(true, 100);
+        bench.take();
+        assert_eq!(bench.numbers(), Some(vec![121]));
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(super) struct Replayer<'a, W> {
     pub(super) edge: &'a mut W,
     pub(super) counters: &'a WorkerCounters,
     pub(super) now: Now,
-    /// A viewer has to wait for the camera's next IDR.
+    /// The camera is to be asked for an IDR: a viewer has to wait for the next one, or is better off with one.
     pub(super) is_idr_wanted: bool,
 }
 
@@ -92,10 +92,11 @@ impl<W: Wire> Replayer<'_, W> {
         let now = self.now.instant;
         let next_idr_in = self.source.next_idr_in(self.counters);
         let gop = self.source.gop_so_far(self.now.monotonic_ns, self.counters).filter(|gop| gop.len() > 0);
-        let size = gop.map(|gop| (gop.bytes(), gop.packets()));
+        let size = gop.map(|gop| (gop.bytes(), gop.packets(), gop.len()));
         match entry.viewer.decide(now, need, Outlook { has_gop: size.is_some(), next_idr_in }) {
             Decision::Replay => {
-                let (bytes, packets) = size.unwrap_or_default();
+                let (bytes, packets, units) = size.unwrap_or_default();
+                self.is_idr_wanted |= is_worth_asking(need, units);
                 entry.viewer.begin_replay(now, need, packets);
                 entry.replay = Some(Replay { next: 0, pace: Pace::new(bytes, now) });
                 match need {
@@ -138,6 +139,12 @@ impl<W: Wire> Replayer<'_, W> {
             }
         }
     }
+}
+
+/// Whether the camera is asked for an IDR although a GOP of `units` can be given: who asked for one may have lost more
+/// than it knows, and who joins late would have a long way through the GOP. The IDR ends the replay.
+fn is_worth_asking(need: Need, units: usize) -> bool {
+    need == Need::Request || units > limits::REPLAY_UNITS_SHORT
 }
 
 /// The newest live unit: what replayed ones are put just before.

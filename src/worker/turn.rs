@@ -308,7 +308,7 @@ impl<W: Wire> Worker<W> {
         let (source, edge, counters) = (&mut self.source, &mut self.edge, &*self.counters);
         let mut replayer = Replayer { source, edge, counters, now, is_idr_wanted: false };
         self.is_replaying = replayer.turn(&mut self.sessions, self.first);
-        // Once for all viewers that cannot go on without an IDR and have no GOP to be given.
+        // Once for all viewers.
         if replayer.is_idr_wanted {
             self.camera.request_keyframe(now.monotonic_ns);
         }
