@@ -1,7 +1,7 @@
-//! What a viewer costs: SRTP of one packet with str0m's provider and ours, and a whole turn of a session
-//! (one access unit in, its datagrams out) with what it allocates.
+//! What a viewer costs: SRTP of one packet, and a whole turn of a session (one access unit in, its datagrams out)
+//! with what it allocates.
 
-#![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench fails by panicking")]
 #![allow(missing_docs, reason = "a program")]
 
 #[path = "../tests/support/session_peer.rs"]
@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{AllocProfiler, Bencher, black_box};
-use peer::{Pair, payloads, unit};
+use peer::{Outbox, Pair, payloads, unit};
 use str0m::config::DtlsVersion;
-use str0m::crypto::{Aes128CmSha1_80, CryptoProvider};
-use streaming_server::session::{Output, SrtpChoice, Viewer, crypto};
+use str0m::crypto::dtls::SrtpProfile;
+use streaming_server::session::srtp::{self, RtpPacket};
+use streaming_server::session::{Destination, Outlet, SrtpChoice, Viewer};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -26,75 +27,47 @@ fn main() {
 const HEADER_BYTES: usize = 24;
 const PACKET_BYTES: usize = HEADER_BYTES + 1_140;
 
-#[derive(Copy, Clone, Debug)]
-enum Provider {
-    Stock,
-    Ours,
-}
-
-impl Provider {
-    fn get(self) -> CryptoProvider {
-        match self {
-            Self::Stock => str0m::crypto::from_feature_flags(),
-            Self::Ours => crypto::provider(),
-        }
-    }
-}
-
-/// As str0m's `protect_rtp` does it: a new buffer, the body encrypted into it, the header copied.
-#[divan::bench(args = [Provider::Stock, Provider::Ours])]
-fn protect_aes_128_cm(bencher: Bencher<'_, '_>, provider: Provider) {
-    let provider = provider.get();
-    let mut cipher = provider.srtp_provider.aes_128_cm_sha1_80().create_cipher([1; 16], true);
-    let packet = vec![7_u8; PACKET_BYTES];
+/// One packet sealed where it leaves from.
+#[divan::bench(args = [SrtpProfile::AES128_CM_SHA1_80, SrtpProfile::AEAD_AES_128_GCM, SrtpProfile::AEAD_AES_256_GCM])]
+fn seal(bencher: Bencher<'_, '_>, profile: SrtpProfile) {
+    let (sealer, _) = srtp::contexts(profile, &[1; 96], false).unwrap();
+    let (header, payload) = ([2; HEADER_BYTES], [7; 1_140]);
+    let mut out = vec![0; PACKET_BYTES + sealer.tag_bytes()];
+    let mut index = 0;
     bencher.counter(BytesCount::new(PACKET_BYTES)).bench_local(|| {
-        let (header, body) = black_box(&packet).split_at(HEADER_BYTES);
-        let mut output = vec![0_u8; PACKET_BYTES + 15];
-        let (head, tail) = output.split_at_mut(HEADER_BYTES);
-        cipher.encrypt(&[2; 16], body, tail).unwrap();
-        head.copy_from_slice(header);
-        let sign = |key: &[u8], parts: &[&[u8]]| provider.sha1_hmac_provider.sha1_hmac(key, parts);
-        Aes128CmSha1_80::rtp_hmac(sign, &[3; 20], &mut output, 1, PACKET_BYTES);
-        output
+        index += 1;
+        let packet = RtpPacket { ssrc: 1, index, header: &header, prefix: &[], payload: black_box(&payload) };
+        sealer.seal_rtp(&packet, black_box(&mut out))
     });
 }
 
-macro_rules! protect_gcm {
-    ($name:ident, $method:ident, $key_bytes:literal) => {
-        #[divan::bench(args = [Provider::Stock, Provider::Ours])]
-        fn $name(bencher: Bencher<'_, '_>, provider: Provider) {
-            let mut cipher = provider.get().srtp_provider.$method().create_cipher([1; $key_bytes], true);
-            let packet = vec![7_u8; PACKET_BYTES];
-            bencher.counter(BytesCount::new(PACKET_BYTES)).bench_local(|| {
-                let (header, body) = black_box(&packet).split_at(HEADER_BYTES);
-                let mut output = vec![0_u8; PACKET_BYTES + 16];
-                let (head, tail) = output.split_at_mut(HEADER_BYTES);
-                cipher.encrypt(&[2; 12], header, body, tail).unwrap();
-                head.copy_from_slice(header);
-                output
-            });
-        }
-    };
-}
-protect_gcm!(protect_aes_128_gcm, aead_aes_128_gcm, 16);
-protect_gcm!(protect_aes_256_gcm, aead_aes_256_gcm, 32);
+/// One buffer that is used again and again, as the edge's is.
+struct OneRun(Vec<u8>);
 
-/// One unit of 29 payloads to one viewer: the gate, str0m, SRTP (AES-256-GCM), out as datagrams.
+impl Outlet for OneRun {
+    fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+        if self.0.len() + bytes > self.0.capacity() {
+            self.0.clear();
+        }
+        let start = self.0.len();
+        self.0.resize(start + bytes, 0);
+        write(&mut self.0[start..]);
+    }
+}
+
+/// One unit of 29 payloads to one viewer: the gate, headers, SRTP (AES-256-GCM), the cache.
 #[divan::bench]
 fn session_turn(bencher: Bencher<'_, '_>) {
     let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.connect();
     let payloads = payloads(0, 29, 1_140);
-    let mut number = 0;
+    let (mut number, mut run) = (0, OneRun(Vec::with_capacity(1 << 16)));
     bencher.counter(ItemsCount::new(payloads.len())).bench_local(|| {
         pair.now += Duration::from_millis(33);
         number += 1;
-        pair.viewer.push_access_unit(pair.now, &unit(&payloads, number, number == 1));
-        let mut sent = 0;
-        while let Output::Transmit { bytes, .. } = pair.viewer.poll_output(pair.now) {
-            sent += black_box(bytes).len();
-        }
-        sent
+        run.0.clear();
+        pair.viewer.push_access_unit(pair.now, &unit(&payloads, number, number == 1), &mut run);
+        black_box(run.0.len())
     });
 }
 
@@ -114,6 +87,6 @@ fn idle_timeout(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         pair.now += Duration::from_millis(1);
         pair.viewer.handle_timeout(pair.now);
-        while let Output::Transmit { .. } = pair.viewer.poll_output(pair.now) {}
+        pair.viewer.drain(pair.now, &mut Outbox::default());
     });
 }

@@ -159,14 +159,28 @@ pub const DTLS_FLIGHT_RETRANSMIT: Duration = Duration::from_millis(150);
 pub const DTLS_FLIGHT_RETRIES: usize = 6;
 
 /// Packets a viewer can still ask for again: the IDR of an 8 Mbps stream (up to 274) and 120 ms after it.
-/// Each takes 430 bytes of every viewer's memory; the payloads are shared.
+/// Each takes 40 bytes of every viewer's memory; the payloads are shared.
 pub const RTX_CACHE_PACKETS: usize = 384;
 
 /// How long a packet can be asked for again.
 pub const RTX_CACHE_AGE: Duration = Duration::from_secs(1);
 
-/// Retransmissions to one viewer in one second; beyond, its cache is emptied (a NACK flood).
+/// Retransmissions to one viewer in one second; beyond, nothing is sent again (a NACK flood).
 pub const RETRANSMITS_PER_SECOND_MAX: u32 = 1_024;
+
+/// A packet sent again is not sent a third time before a round trip is over, as far as it lies between these.
+pub const RESEND_GUARD_MIN: Duration = Duration::from_millis(5);
+/// The longest: a viewer cannot make its lost packets wait for good.
+pub const RESEND_GUARD_MAX: Duration = Duration::from_millis(100);
+
+/// Between two sender reports of a stream.
+pub const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// SSRCs under which one viewer may send RTCP (browsers have one for all streams, or one for each).
+pub const RTCP_SENDERS_MAX: usize = 8;
+
+/// What an RTP packet has beside its payload: header and extensions, the original sequence number, the tag.
+pub const RTP_OVERHEAD_BYTES_MAX: usize = 80;
 
 /// Addresses a viewer may have in one session (candidates of both families, changes of network): str0m
 /// keeps a candidate for each and never forgets it.
@@ -176,7 +190,7 @@ pub const VIEWER_PATHS_MAX: usize = 64;
 /// skipped, above it the viewer drops to the next IDR.
 pub const VIEWER_IN_FLIGHT_MAX: u32 = 1_024;
 
-/// HMAC key schedules cached per thread (two per viewer in use, four that seldom are).
+/// HMAC key schedules cached per thread: one per viewer, for STUN.
 pub const HMAC_KEYS_CACHED: usize = 64;
 
 // ---- service ---------------------------------------------------------------------------------------
@@ -198,6 +212,9 @@ pub const GSO_BYTES_MAX: usize = 65_000;
 /// Send operations of one edge at most, whatever its configuration asks for. With the receive side it
 /// bounds the completion queue, so that the queue cannot overflow.
 pub const SENDS_MAX: usize = 4_096;
+
+/// Send operations that keep their run's bytes, about 53 kB each, while they are not in use.
+pub const SEND_BUFFERS_KEPT: usize = 32;
 
 /// Bells (eventfds) one edge watches at most.
 pub const BELLS_MAX: usize = 64;
@@ -389,8 +406,8 @@ const _: () = assert!(
     "every operation's completion fits in the completion queue at once"
 );
 const _: () = assert!(
-    RTP_PAYLOAD_BYTES_MAX * GSO_SEGMENTS_MAX < GSO_BYTES_MAX,
-    "a full run of full payloads stays below one GSO send"
+    (RTP_PAYLOAD_BYTES_MAX + RTP_OVERHEAD_BYTES_MAX) * GSO_SEGMENTS_MAX <= GSO_BYTES_MAX,
+    "a full run of full packets is one GSO send"
 );
 
 // ---- worker ----------------------------------------------------------------------------------------
@@ -480,10 +497,6 @@ pub const VIEWERS_OF_ONE_WORKER: usize = 65;
 /// Stack of the doorbell's and the simulator's thread.
 pub const HELPER_STACK_BYTES: usize = 512 * 1024;
 const _: () = assert!(OFFER_BYTES_MAX <= BODY_BYTES_MAX, "an offer arrives as one request body");
-const _: () = assert!(
-    RTP_PAYLOAD_BYTES_MAX + 80 < 2_000,
-    "str0m writes a packet into 2000 bytes: payload, at most 80 of header, tag"
-);
 const _: () = assert!(
     HEADER_BYTES_MAX < CONNECTION_BUFFER_BYTES_MAX,
     "a head that is too long is told so before the buffer is full"

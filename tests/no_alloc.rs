@@ -1,7 +1,10 @@
-//! Promise: after warm-up our own stages allocate nothing per access unit. str0m's share is measured and printed.
+//! Promise: after warm-up nothing is allocated per access unit, from the slot over a session to the socket.
 //! One test in this file: the counting allocator sees the whole process.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
+
+#[path = "support/session_peer.rs"]
+mod peer;
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;
@@ -36,21 +39,36 @@ fn allocations() -> u64 {
 }
 
 mod stages {
-    use std::net::UdpSocket;
+    use std::net::{SocketAddr, UdpSocket};
     use std::os::fd::OwnedFd;
     use std::sync::Arc;
     use std::time::Duration;
 
+    use str0m::config::DtlsVersion;
     use streaming_server::camera::writer::RingWriter;
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
     use streaming_server::limits;
-    use streaming_server::uring::{Completion, Edge, EdgeConfig, Outgoing, open_socket};
+    use streaming_server::session::{Destination, Outlet, PacketizedUnit, SrtpChoice};
+    use streaming_server::uring::{Completion, Edge, EdgeConfig, open_socket};
 
     use super::allocations;
+    use super::peer::{Pair, context};
 
     const WARM_UP: u64 = 400;
     const MEASURED: u64 = 300;
+
+    /// What the worker does with a session's datagrams.
+    struct ToEdge<'a> {
+        edge: &'a mut Edge,
+        remote: SocketAddr,
+    }
+
+    impl Outlet for ToEdge<'_> {
+        fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+            self.edge.send_with(1, None, self.remote, bytes, write);
+        }
+    }
 
     /// Unit `number` as a camera writes it: parameter sets and an IDR every 30, else one slice whose size varies.
     fn unit(number: u64, into: &mut Vec<u8>) {
@@ -93,6 +111,8 @@ mod stages {
         let mut edge =
             Edge::new(EdgeConfig { socket, receives: false, bells: Vec::new(), sends_max: 64 }).unwrap();
 
+        let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+        pair.connect();
         let (mut bytes, mut payloads, mut counted) = (Vec::with_capacity(200_000), Vec::new(), 0);
         for number in 0..WARM_UP + MEASURED {
             unit(number, &mut bytes);
@@ -104,12 +124,18 @@ mod stages {
             assert!(view.is_intact());
             drop(view);
             let source = allocations() - before;
-            // What str0m would hand over: datagrams of its own allocation, not counted here.
-            let datagrams: Vec<Vec<u8>> = payloads.iter().map(|payload| payload.to_vec()).collect();
+            let packetized = PacketizedUnit {
+                payloads: &payloads,
+                is_idr: number.is_multiple_of(30),
+                is_reference: true,
+                rtp_time_90k: 3_000 * number,
+                captured_at_ns: Some(1_700_000_000_000_000_000),
+                gap_before: false,
+            };
+            pair.run(Duration::from_millis(33));
             let before = allocations();
-            for datagram in datagrams {
-                edge.send(Outgoing { viewer: 1, local: None, remote, bytes: datagram });
-            }
+            let mut outlet = ToEdge { edge: &mut edge, remote };
+            pair.viewer.push_access_unit(pair.now, &packetized, &mut outlet);
             edge.flush();
             edge.submit_and_wait(Duration::ZERO).unwrap();
             while let Some(completion) = edge.next_completion() {

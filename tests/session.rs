@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use peer::{Pair, client_address, context, payloads, server_address, unit};
+use peer::{Outbox, Pair, client_address, context, payloads, server_address, unit};
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
 use streaming_server::session::{
@@ -84,6 +84,7 @@ fn units_arrive_whole_in_order_with_marker_and_time() {
             assert_eq!(packet.header.timestamp, first.wrapping_add(number * 3_000));
             assert_eq!(packet.header.sequence_number, sequence.wrapping_add(index as u16));
             assert!(packet.header.ext_vals.play_delay_max.is_some());
+            assert_eq!(packet.header.ext_vals.mid, Some(pair.mid));
         }
         let status = pair.viewer.status(pair.now);
         assert_eq!((status.units_sent, status.units_dropped, status.retransmits), (40, 0, 0));
@@ -109,13 +110,11 @@ fn every_unit_is_one_train_of_equal_datagrams() {
     pair.run(Duration::from_millis(100));
     for number in 0..70_u32 {
         let payloads = payloads(number, 29, PAYLOAD_BYTES);
-        pair.viewer.push_access_unit(pair.now, &unit(&payloads, u64::from(number), number % 30 == 0));
-        let mut sizes = Vec::new();
-        while let Output::Transmit { bytes, .. } = pair.viewer.poll_output(pair.now) {
-            if is_rtp(&bytes) {
-                sizes.push(bytes.len());
-            }
-        }
+        let mut outbox = Outbox::default();
+        let unit = unit(&payloads, u64::from(number), number % 30 == 0);
+        pair.viewer.push_access_unit(pair.now, &unit, &mut outbox);
+        assert!(outbox.0.iter().all(|(_, bytes)| is_rtp(bytes)));
+        let sizes: Vec<_> = outbox.0.iter().map(|(_, bytes)| bytes.len()).collect();
         assert_eq!(sizes.len(), 29);
         assert!(sizes[..28].iter().all(|size| *size == sizes[0]), "{sizes:?}");
         assert!(sizes[28] < sizes[0]);
@@ -156,6 +155,30 @@ fn lost_packets_are_asked_for_and_sent_again() {
     let status = pair.viewer.status(pair.now);
     assert!(status.retransmits >= 15, "{status:?}");
     assert!(status.nacks > 0, "{status:?}");
+}
+
+/// The packet index, and so the nonce, comes from SSRC and sequence number; here no sequence number wraps.
+#[test]
+fn no_packet_is_sealed_twice_under_one_number_whatever_is_sent_again() {
+    let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
+    let sealed = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&sealed);
+    let count = Cell::new(0);
+    pair.to_client = Box::new(move |bytes| {
+        if is_rtp(bytes) {
+            seen.borrow_mut().push((bytes[8..12].to_vec(), bytes[2..4].to_vec()));
+        }
+        count.set(count.get() + 1);
+        !is_rtp(bytes) || count.get() % 3 != 0
+    });
+    send_units(&mut pair, 0, 60, 20);
+    pair.run(Duration::from_secs(1));
+    assert!(pair.viewer.status(pair.now).retransmits > 100);
+    let sealed = sealed.borrow();
+    let unique: std::collections::HashSet<_> = sealed.iter().collect();
+    assert_eq!(unique.len(), sealed.len());
+    let streams: std::collections::HashSet<_> = sealed.iter().map(|(ssrc, _)| ssrc).collect();
+    assert_eq!(streams.len(), 2, "the stream and its retransmissions");
 }
 
 #[test]
@@ -258,7 +281,8 @@ fn a_viewer_that_never_connects_is_closed_after_ten_seconds() {
     assert_eq!(pair.closed, None);
     pair.run(Duration::from_millis(20));
     assert_eq!(pair.closed, Some(CloseReason::HandshakeTimeout));
-    assert_eq!(pair.viewer.poll_output(start), Output::Closed(CloseReason::HandshakeTimeout));
+    let output = pair.viewer.drain(start, &mut Outbox::default());
+    assert_eq!(output, Output::Closed(CloseReason::HandshakeTimeout));
 }
 
 #[test]
@@ -393,7 +417,9 @@ fn forged_stun_gets_no_answer_and_no_address() {
         let rejected = pair.viewer.status(pair.now).datagrams_rejected;
         for from in [stranger, client_address()] {
             pair.viewer.handle_datagram(pair.now, None, from, &request);
-            assert!(matches!(pair.viewer.poll_output(pair.now), Output::Wait(_)));
+            let mut outbox = Outbox::default();
+            assert!(matches!(pair.viewer.drain(pair.now, &mut outbox), Output::Wait(_)));
+            assert_eq!(outbox.0, []);
         }
         assert_eq!(pair.viewer.status(pair.now).datagrams_rejected, rejected + 2);
     }
@@ -411,14 +437,15 @@ fn two_hundred_offers_that_never_connect_leave_nothing() {
         (0..200).map(|id| Viewer::accept(&context, id, &pair.offer, start).unwrap().0).collect();
     let mut now = start;
     while !viewers.is_empty() {
-        viewers.retain_mut(|viewer| match viewer.poll_output(now) {
-            Output::Transmit { .. } => panic!("ICE-lite speaks when spoken to"),
+        let mut outbox = Outbox::default();
+        viewers.retain_mut(|viewer| match viewer.drain(now, &mut outbox) {
             Output::Wait(deadline) => deadline > now || now < start + Duration::from_secs(10),
             Output::Closed(reason) => {
                 assert_eq!(reason, CloseReason::HandshakeTimeout);
                 false
             }
         });
+        assert_eq!(outbox.0, [], "ICE-lite speaks when spoken to");
         now = viewers
             .iter()
             .map(Viewer::next_deadline)
@@ -441,7 +468,9 @@ fn time_that_runs_backwards_is_held() {
     let before: Instant = pair.now.checked_sub(Duration::from_secs(5)).unwrap();
     let payloads = payloads(0, 3, PAYLOAD_BYTES);
     pair.viewer.handle_timeout(before);
-    pair.viewer.push_access_unit(before, &unit(&payloads, 0, true));
+    let mut outbox = Outbox::default();
+    pair.viewer.push_access_unit(before, &unit(&payloads, 0, true), &mut outbox);
+    pair.deliver(outbox);
     pair.settle();
     assert_eq!(pair.packets.len(), 3);
 }

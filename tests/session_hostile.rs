@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use peer::{Pair, client_address, context, payloads, server_address, unit};
+use peer::{Outbox, Pair, client_address, context, payloads, server_address, unit};
 use proptest::prelude::*;
 use str0m::config::DtlsVersion;
 use str0m::crypto::{
@@ -23,7 +23,7 @@ use str0m::crypto::{
     SrtpProvider, SupportedAeadAes128Gcm, SupportedAeadAes256Gcm, SupportedAes128CmSha1_80,
 };
 use streaming_server::limits;
-use streaming_server::session::{Output, SrtpChoice};
+use streaming_server::session::SrtpChoice;
 
 /// Sends `count` units of `packets` payloads, an IDR first.
 fn send_units(pair: &mut Pair, from: u32, count: u32, packets: usize) {
@@ -248,8 +248,11 @@ proptest! {
 
 // ---- STUN with the right password ------------------------------------------------------------------
 
+/// Of a peer-reflexive candidate.
+const USUAL_PRIORITY: [u8; 4] = [110, 0, 1, 255];
+
 /// A binding request signed as the browser would, with more attributes than it would send.
-fn signed_request(pair: &Pair, attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
+fn signed_request(pair: &Pair, priority: [u8; 4], attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
     let value = |sdp: &str, name: &str| {
         sdp.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned()).unwrap()
     };
@@ -264,7 +267,7 @@ fn signed_request(pair: &Pair, attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
         body.resize(body.len().next_multiple_of(4), 0);
     };
     attribute(0x0006, format!("{local}:{remote}").as_bytes());
-    attribute(0x0024, &[110, 0, 1, 255]);
+    attribute(0x0024, &priority);
     attributes.iter().for_each(|(kind, value)| attribute(*kind, value));
     let mut bytes = vec![0, 1];
     bytes.extend((body.len() as u16 + 24).to_be_bytes());
@@ -278,18 +281,36 @@ fn signed_request(pair: &Pair, attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
 }
 
 #[test]
+fn a_viewer_that_nominates_another_address_gets_its_media_there() {
+    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    pair.connect();
+    let moved = SocketAddr::from(([203, 0, 113, 9], 7_000));
+    let request = signed_request(&pair, [127, 255, 255, 255], &[(0x0025, Vec::new())]);
+    pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), moved, &request);
+    pair.viewer.drain(pair.now, &mut Outbox::default());
+    // Within a second: that is how often the path is looked at.
+    pair.now += Duration::from_millis(1_100);
+    pair.viewer.handle_timeout(pair.now);
+    pair.viewer.drain(pair.now, &mut Outbox::default());
+    let mut outbox = Outbox::default();
+    let payloads = payloads(0, 3, 1_100);
+    pair.viewer.push_access_unit(pair.now, &unit(&payloads, 0, true), &mut outbox);
+    assert_eq!(outbox.0.iter().map(|(to, _)| to.remote).collect::<Vec<_>>(), [moved; 3]);
+}
+
+#[test]
 fn a_viewer_with_endless_addresses_is_held_to_a_few() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.connect();
-    let request = signed_request(&pair, &[]);
+    let request = signed_request(&pair, USUAL_PRIORITY, &[]);
     let local = Some(server_address().ip());
     let mut answered = 0;
     for port in 1_000..3_000_u16 {
         let remote = SocketAddr::from(([203, 0, 113, 9], port));
         pair.viewer.handle_datagram(pair.now, local, remote, &request);
-        while let Output::Transmit { remote: to, .. } = pair.viewer.poll_output(pair.now) {
-            answered += usize::from(to == remote);
-        }
+        let mut outbox = Outbox::default();
+        pair.viewer.drain(pair.now, &mut outbox);
+        answered += outbox.0.iter().filter(|(to, _)| to.remote == remote).count();
     }
     assert!(answered > 10 && answered < limits::VIEWER_PATHS_MAX, "{answered}");
     send_units(&mut pair, 0, 2, 3);
@@ -323,11 +344,11 @@ proptest! {
         pair.connect();
         for (attributes, ip, v6) in requests {
             let remote = if v6 { SocketAddr::from((ip, 7)) } else { SocketAddr::from(([10, 0, 0, ip[0] % 8], 7)) };
-            let request = signed_request(&pair, &attributes);
+            let request = signed_request(&pair, USUAL_PRIORITY, &attributes);
             pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), remote, &request);
-            while let Output::Transmit { .. } = pair.viewer.poll_output(pair.now) {}
+            pair.viewer.drain(pair.now, &mut Outbox::default());
             pair.viewer.handle_timeout(pair.now);
-            while let Output::Transmit { .. } = pair.viewer.poll_output(pair.now) {}
+            pair.viewer.drain(pair.now, &mut Outbox::default());
         }
     }
 }

@@ -14,7 +14,7 @@ mod peer;
 use std::cell::Cell;
 use std::time::Duration;
 
-use peer::{Pair, context, payloads, unit};
+use peer::{Outbox, Pair, context, payloads, unit};
 use proptest::prelude::*;
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
@@ -44,7 +44,9 @@ fn replay(pair: &mut Pair, number: u32, newest: u32, is_idr: bool, packets: usiz
     let behind = u64::from(newest - number);
     let time = ReplayTime { rtp_time_90k: u64::from(newest) * 3_000 - behind, at: pair.now };
     let unit = PacketizedUnit { rtp_time_90k: 0, ..unit(&payloads, u64::from(number), is_idr) };
-    pair.viewer.push_replayed(pair.now, &unit, time, number == newest);
+    let mut outbox = Outbox::default();
+    pair.viewer.push_replayed(pair.now, &unit, time, number == newest, &mut outbox);
+    pair.deliver(outbox);
     pair.settle();
 }
 
@@ -231,7 +233,9 @@ fn units_nothing_refers_to_are_left_out_of_a_replay_but_for_the_newest() {
         let unit =
             PacketizedUnit { is_reference: number == 0, ..unit(&payloads, u64::from(number), number == 0) };
         let time = ReplayTime { rtp_time_90k: u64::from(number), at: pair.now };
-        pair.viewer.push_replayed(pair.now, &unit, time, number == 3);
+        let mut outbox = Outbox::default();
+        pair.viewer.push_replayed(pair.now, &unit, time, number == 3, &mut outbox);
+        pair.deliver(outbox);
         pair.settle();
     }
     pair.viewer.end_replay(true);

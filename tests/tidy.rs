@@ -63,12 +63,13 @@ const MAY_READ_THE_CLOCK: &[&str] = &[
     "src/worker/clock.rs",
     "src/recorder/clock.rs", // an edge with a thread of its own
     "src/camera/doorbell.rs",
-    "src/camera/source.rs",   // how far the camera's two possible clocks are apart
-    "src/recorder/disk.rs",   // an edge: how long a write took
-    "src/recorder/engine.rs", // the recorder thread's loop
-    "src/session/profile.rs", // measures the SRTP profiles once, at start
-    "src/metrics/process.rs", // uptime and CPU time of the process, at a scrape
-    "src/profiling/clock.rs", // stamps profiles, paces the sampler's own waiting
+    "src/camera/source.rs",     // how far the camera's two possible clocks are apart
+    "src/recorder/disk.rs",     // an edge: how long a write took
+    "src/recorder/engine.rs",   // the recorder thread's loop
+    "src/session/wallclock.rs", // pairs the two clocks once, at start
+    "src/session/profile.rs",   // measures the SRTP profiles once, at start
+    "src/metrics/process.rs",   // uptime and CPU time of the process, at a scrape
+    "src/profiling/clock.rs",   // stamps profiles, paces the sampler's own waiting
     "src/simulator/",
     "src/control/",
     "src/doctor.rs", // how old the ring's newest stamp is

@@ -6,6 +6,7 @@
 mod books;
 mod clock;
 mod dtls;
+mod feed;
 mod floor;
 mod http;
 mod load;

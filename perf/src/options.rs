@@ -10,7 +10,7 @@ use crate::Fallible;
 use crate::measure::{self, Plan};
 use crate::record::{Record, Setting};
 use crate::subject::{Kind, Programs};
-use crate::{floor, process, report};
+use crate::{feed, floor, process, report};
 
 const HELP: &str = "\
 perf: measures streaming-server and its peers under load.
@@ -18,8 +18,10 @@ perf: measures streaming-server and its peers under load.
   perf run [OPTIONS]       every combination of the lists, servers in turn, appended to --out
   perf report FILE...      tables and charts of records: --directory DIR [perf/results], --readme FILE
   perf floor --shm NAME    the bare sender (started by `perf run`)
+  perf feed --shm NAME     the camera's access units on standard output (for peers/go2rtc)
 
-  --servers LIST     ours, ours-2 (workers), floor-gcm, floor-cm, floor-send, pion, pion-best, aiortc [ours]
+  --servers LIST     ours, ours-2 (workers), before (see --before), floor-gcm, floor-cm, floor-send, pion,
+                     pion-best, aiortc, go2rtc [ours]
   --viewers LIST     [10]
   --kbps LIST        [8000]
   --record LIST      no, yes [no]
@@ -32,6 +34,7 @@ perf: measures streaming-server and its peers under load.
   --layout LAYOUT    of the camera's ring [v3]
   --size WxH         of the picture [1280x720]
   --programs DIR     where streaming-server and camera-sim are [target/release]
+  --before PROGRAM   another streaming-server, to compare with: the server `before` [none]
   --peers DIR        where perf/peers/*/setup put the peers [target/peers]
   --inspect DIR      keep a CPU profile and the metrics of ours (costs it a little) [off]
   --out FILE         records, one JSON object per line [none]
@@ -51,6 +54,7 @@ pub(crate) fn dispatch(mut parser: lexopt::Parser) -> Fallible<()> {
         "run" => Run::parse(parser)?.map_or(Ok(()), |run| run.all()),
         "report" => report(parser),
         "floor" => floor::run(&shm(parser)?),
+        "feed" => feed::run(&shm(parser)?),
         other => Err(format!("no command {other:?}; perf --help lists them").into()),
     }
 }
@@ -71,7 +75,7 @@ fn report(mut parser: lexopt::Parser) -> Fallible<()> {
 fn shm(mut parser: lexopt::Parser) -> Fallible<String> {
     match parser.next()? {
         Some(Long("shm")) => Ok(parser.value()?.string()?),
-        _ => Err("perf floor --shm NAME".into()),
+        _ => Err("--shm NAME is needed".into()),
     }
 }
 
@@ -98,6 +102,7 @@ impl Run {
             plan: Plan {
                 programs: Programs {
                     ours: "target/release".into(),
+                    before: None,
                     peers: "target/peers".into(),
                     shielded: false,
                 },
@@ -149,6 +154,7 @@ impl Run {
             "layout" => self.plan.layout = value.to_owned(),
             "size" => self.plan.size = value.to_owned(),
             "programs" => self.plan.programs.ours = value.into(),
+            "before" => self.plan.programs.before = Some(value.into()),
             "peers" => self.plan.programs.peers = value.into(),
             "inspect" => self.plan.inspect = Some(value.into()),
             "out" => self.out = Some(value.into()),

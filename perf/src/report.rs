@@ -16,9 +16,11 @@ const END: &str = "<!-- perf/table ends -->";
 const SERVERS: &[(&str, &str)] = &[
     ("ours", "streaming-server"),
     ("ours-2", "streaming-server, 2 workers"),
+    ("before", "streaming-server, the build compared with"),
     ("pion-best", "pion at its best"),
     ("pion-best-1", "pion at its best, one track"),
     ("pion", "pion, the Go design"),
+    ("go2rtc", "go2rtc"),
     ("aiortc", "aiortc, passthrough"),
     ("floor-gcm", "floor: encrypt, GSO, send"),
     ("floor-cm", "floor: encrypt (CM), GSO, send"),
@@ -27,7 +29,7 @@ const SERVERS: &[(&str, &str)] = &[
 
 /// Viewers the README speaks of.
 const README_VIEWERS: &[usize] = &[1, 10, 50, 100];
-const README_SERVERS: &[&str] = &["ours", "pion-best", "pion", "aiortc", "floor-gcm"];
+const README_SERVERS: &[&str] = &["ours", "pion-best", "pion", "go2rtc", "aiortc", "floor-gcm"];
 const README_KBPS: u32 = 8_000;
 
 /// All rounds of one setting.

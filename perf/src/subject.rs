@@ -23,15 +23,27 @@ const READY_LOOK: Duration = Duration::from_micros(500);
 pub(crate) enum Kind {
     /// streaming-server with this many workers.
     Ours { workers: u32 },
+    /// Another build of it, one worker.
+    Before,
     /// The bare sender, that encrypts so.
     Floor(Option<Profile>),
     /// A program of `perf/peers/`, by its name there and its variant.
     Peer { program: &'static str, variant: &'static str },
 }
 
+/// Where a server takes offers, and what answers 200 once it is there.
+struct Paths {
+    offer: &'static str,
+    health: &'static str,
+}
+
+const USUAL: Paths = Paths { offer: "/api/webrtc/offer", health: "/health" };
+const GO2RTC: Paths = Paths { offer: "/api/webrtc?src=camera", health: "/api" };
+
 const ALL: &[(&str, Kind)] = &[
     ("ours", Kind::Ours { workers: 1 }),
     ("ours-2", Kind::Ours { workers: 2 }),
+    ("before", Kind::Before),
     ("floor-gcm", Kind::Floor(Some(Profile::Aes256Gcm))),
     ("floor-cm", Kind::Floor(Some(Profile::Aes128Cm))),
     ("floor-send", Kind::Floor(None)),
@@ -39,9 +51,17 @@ const ALL: &[(&str, Kind)] = &[
     ("pion-best", Kind::Peer { program: "pion", variant: "best" }),
     ("pion-best-1", Kind::Peer { program: "pion", variant: "best-1" }),
     ("aiortc", Kind::Peer { program: "aiortc", variant: "passthrough" }),
+    ("go2rtc", Kind::Peer { program: "go2rtc", variant: "pipe" }),
 ];
 
 impl Kind {
+    fn paths(self) -> &'static Paths {
+        match self {
+            Kind::Peer { program: "go2rtc", .. } => &GO2RTC,
+            _ => &USUAL,
+        }
+    }
+
     pub(crate) fn parse(name: &str) -> Fallible<Kind> {
         let names = || ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let found = ALL.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
@@ -54,6 +74,8 @@ impl Kind {
 pub(crate) struct Programs {
     /// The directory of `streaming-server` and `camera-sim`.
     pub(crate) ours: PathBuf,
+    /// The program that `before` is.
+    pub(crate) before: Option<PathBuf>,
     /// The directory into which `perf/peers/*/setup` installs.
     pub(crate) peers: PathBuf,
     /// Server and camera run with real-time priority.
@@ -66,7 +88,7 @@ pub(crate) struct Subject {
     pub(crate) process: Process,
     address: SocketAddr,
     next_ssrc: u32,
-    /// From exec to the first answer on /health, ms.
+    /// From exec to the first answer on its health path, ms.
     pub(crate) start_ms: f64,
 }
 
@@ -80,7 +102,13 @@ impl Subject {
         recordings: &Path,
     ) -> Fallible<Subject> {
         let mut command = match kind {
-            Kind::Ours { workers } => ours(programs, workers, viewers, recordings),
+            Kind::Ours { workers } => {
+                ours(&programs.ours.join("streaming-server"), workers, viewers, recordings)
+            }
+            Kind::Before => {
+                let program = programs.before.as_ref().ok_or("no --before PROGRAM")?;
+                ours(program, 1, viewers, recordings)
+            }
             Kind::Floor(_) => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.arg("floor");
@@ -102,10 +130,10 @@ impl Subject {
         let address = line.split_whitespace().find_map(|word| word.strip_prefix("http="));
         let address: SocketAddr = address.ok_or("no http= in the server's line")?.parse()?;
         let deadline = Instant::now() + PATIENCE;
-        while !matches!(kind, Kind::Floor(_)) && !answers(address) {
+        while !matches!(kind, Kind::Floor(_)) && !answers(address, kind.paths().health) {
             process.check()?;
             if Instant::now() > deadline {
-                return Err(format!("no answer on /health:\n{}", process.tail()).into());
+                return Err(format!("no answer on {}:\n{}", kind.paths().health, process.tail()).into());
             }
             std::thread::sleep(READY_LOOK);
         }
@@ -121,7 +149,7 @@ impl Subject {
         }
         let offering = Offering::new(gro, checks_all)?;
         let asked_at_ns = crate::clock::monotonic_ns();
-        let answer = self.post("/api/webrtc/offer", &json!({"type": "offer", "sdp": offering.sdp}))?;
+        let answer = self.post(self.kind.paths().offer, &json!({"type": "offer", "sdp": offering.sdp}))?;
         let sdp = answer["sdp"].as_str().ok_or("no sdp in the answer")?;
         offering.accept(sdp, asked_at_ns)
     }
@@ -134,7 +162,7 @@ impl Subject {
 
     /// Whether it is streaming-server.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self.kind, Kind::Ours { .. })
+        matches!(self.kind, Kind::Ours { .. } | Kind::Before)
     }
 
     /// Posts JSON; the answer's JSON.
@@ -147,8 +175,8 @@ impl Subject {
     }
 }
 
-fn ours(programs: &Programs, workers: u32, viewers: usize, recordings: &Path) -> Command {
-    let mut command = Command::new(programs.ours.join("streaming-server"));
+fn ours(program: &Path, workers: u32, viewers: usize, recordings: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
         command.env_remove(name);
     }
@@ -159,6 +187,6 @@ fn ours(programs: &Programs, workers: u32, viewers: usize, recordings: &Path) ->
     command
 }
 
-fn answers(address: SocketAddr) -> bool {
-    matches!(http::request(address, "GET", "/health", ""), Ok((200, _)))
+fn answers(address: SocketAddr, path: &str) -> bool {
+    matches!(http::request(address, "GET", path, ""), Ok((200, _)))
 }

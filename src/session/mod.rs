@@ -3,24 +3,30 @@
 //! ```text
 //!  offer ─► signaling ─► answer
 //!                │
-//!  units ─► gate ─► viewer (str0m: ICE-lite, DTLS, SRTP, RTCP) ─► datagrams
-//!  datagrams ───────►  │  ▲
-//!                    crypto (cached key contexts, shared DTLS configuration)
+//!  units ─► gate ─► sender (RTP, RTX, reports; srtp, rtcp) ─► outlet
+//!                      ▲ keys, path                             ▲
+//!  datagrams ─► viewer ┴─ str0m (ICE-lite, DTLS; crypto) ───────┘
 //! ```
 //!
-//! The caller feeds a [`Viewer`] with datagrams, timeouts and access units, and after every such call
-//! drains [`Viewer::poll_output`] until it says [`Output::Wait`] or [`Output::Closed`].
+//! The caller feeds a [`Viewer`] with datagrams and timeouts, and after every such call
+//! [drains](Viewer::drain) it; access units leave at once.
 
-pub mod crypto;
 pub mod gate;
+pub mod rtcp;
+pub mod srtp;
 
 mod accept;
+mod crypto;
+mod outlet;
 mod profile;
 mod replay;
+mod rtx;
+mod sender;
 mod signaling;
 mod status;
 mod stun;
 mod viewer;
+mod wallclock;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -32,7 +38,9 @@ use str0m::net::Protocol;
 
 use crate::limits;
 use profile::Aim;
+use wallclock::Wallclock;
 
+pub use outlet::{Destination, Outlet};
 pub use profile::{SrtpChoice, UnknownSrtpChoice};
 pub use replay::{Decision, Need, Outlook, ReplayTime};
 pub use signaling::OfferError;
@@ -75,6 +83,7 @@ pub struct SessionContext {
     provider: Arc<CryptoProvider>,
     aim: OnceLock<Aim>,
     certificate: OnceLock<Option<DtlsCert>>,
+    wallclock: Wallclock,
 }
 
 impl SessionContext {
@@ -104,6 +113,7 @@ impl SessionContext {
             provider: Arc::new(crypto::provider()),
             aim: OnceLock::new(),
             certificate: OnceLock::new(),
+            wallclock: Wallclock::read(),
         });
         let prepared = Arc::clone(&context);
         let prepare = move || {
@@ -128,7 +138,7 @@ impl SessionContext {
     }
 
     fn aim(&self) -> Aim {
-        *self.aim.get_or_init(|| Aim::decide(self.srtp, &self.provider))
+        *self.aim.get_or_init(|| Aim::decide(self.srtp))
     }
 
     fn certificate(&self) -> Option<&DtlsCert> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::gate::{Gate, GateState};
+use super::outlet::Outlet;
 use super::viewer::{Phase, Viewer};
 use super::{PacketizedUnit, viewer};
 use crate::limits;
@@ -71,7 +72,7 @@ pub(super) struct Replays {
 }
 
 impl Replays {
-    /// A unit was handed to str0m.
+    /// A unit was sent.
     pub(super) fn note_sent(&mut self, now: Instant, is_idr: bool) {
         if is_idr {
             self.idr_sent_at = Some(now);
@@ -146,13 +147,14 @@ impl Viewer {
         unit: &PacketizedUnit<'_>,
         time: ReplayTime,
         is_newest: bool,
+        outlet: &mut impl Outlet,
     ) -> bool {
         let is_needed = unit.is_reference || unit.is_idr || is_newest;
         if self.phase != Phase::Connected || !self.replays.is_active || !is_needed {
             return false;
         }
         let sent_before = self.counters.units_sent;
-        self.send_unit(now, unit, viewer::SendTime::Replayed(time));
+        self.send_unit(now, unit, viewer::SendTime::Replayed(time), outlet);
         let is_sent = self.counters.units_sent > sent_before;
         self.replays.units += u64::from(is_sent);
         self.replays.wide_since = self.replays.wide_since.map(|_| now);
@@ -176,8 +178,7 @@ impl Viewer {
         !self.replays.is_active
     }
 
-    /// Goes back to the usual cache, which empties it: at an IDR, when the replay can't be asked for any more
-    /// and what came after it is about to be out of date.
+    /// Goes back to the usual cache: at an IDR, when the replay can't be asked for any more.
     fn narrow_rtx_cache(&mut self, now: Instant) {
         let is_over = |since: Instant| now.saturating_duration_since(since) > limits::RTX_CACHE_AGE;
         if self.replays.wide_since.is_some_and(is_over) {

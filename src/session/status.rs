@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::gate::GateState;
+use super::sender::Tally;
 use super::viewer::{Counters, Phase, Viewer};
 
 /// One viewer as told to the outside; counters since its offer.
@@ -47,7 +48,7 @@ pub struct ViewerStatus {
     pub plis: u64,
     /// Packets sent again.
     pub retransmits: u64,
-    /// Packets not sent again: the viewer asked for too many.
+    /// Packets not sent again: the viewer asked for too many, or for the same again within a round trip.
     pub retransmits_refused: u64,
     /// Packets lost according to the viewer's latest reports, 0 to 1.
     pub loss_fraction: Option<f32>,
@@ -58,10 +59,11 @@ pub struct ViewerStatus {
 }
 
 impl Viewer {
-    /// How the viewer is doing. What the viewer reports is up to a second old.
+    /// How the viewer is doing. What it reports is about a second old.
     pub fn status(&self, now: Instant) -> ViewerStatus {
-        let Counters { units_sent, bytes_sent, datagrams, retransmits, .. } = self.counters;
-        let egress = self.egress.as_ref();
+        let Counters { units_sent, datagrams_rejected, .. } = self.counters;
+        let Tally { datagrams, bytes: bytes_sent, retransmits } = self.sender.tally;
+        let reception = self.sender.reception;
         let connected = self.connected_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         ViewerStatus {
             id: self.id,
@@ -83,16 +85,14 @@ impl Viewer {
             drops_to_idr: self.gate.drops_to_idr(),
             bytes_sent,
             datagrams,
-            datagrams_rejected: self.counters.datagrams_rejected,
-            nacks: egress.map_or(0, |stats| stats.nacks),
-            plis: self.counters.keyframe_requests,
+            datagrams_rejected,
+            nacks: reception.nacks,
+            plis: reception.keyframe_requests,
             retransmits,
-            retransmits_refused: self.counters.retransmits_refused,
-            loss_fraction: egress.and_then(|stats| stats.loss),
+            retransmits_refused: self.sender.refused(),
+            loss_fraction: reception.loss_fraction,
             rtt_ms: self.rtt().map(|rtt| rtt.as_secs_f32() * 1e3),
-            jitter_ms: egress
-                .and_then(|stats| stats.remote.as_ref())
-                .map(|remote| remote.jitter as f32 / 90.0),
+            jitter_ms: reception.jitter.map(|jitter| jitter as f32 / 90.0),
         }
     }
 }

@@ -1,30 +1,28 @@
-//! One viewer: str0m's state machine, the gate before it and the bookkeeping around it. No I/O, no
-//! clock: time is an argument, datagrams come and go as bytes.
+//! One viewer: str0m's state machine (ICE, DTLS), the stream beside it, the gate before it and the bookkeeping around
+//! them. No I/O, no clock: time is an argument, datagrams come as bytes and leave through an [`Outlet`].
 //!
-//! Every call that changes something (`handle_*`, `push_access_unit`, `close`) is followed by a full
-//! drain: `poll_output` until it says `Wait` or `Closed`.
+//! Every call that changes something (`handle_*`, `close`) is followed by a [`Viewer::drain`]; units are sent at once.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use smallvec::SmallVec;
 use str0m::crypto::Sha1HmacProvider as _;
 use str0m::crypto::dtls::SrtpProfile;
 use str0m::ice::StunMessage;
-use str0m::media::{MediaTime, Mid, Pt};
 use str0m::net::{Protocol, Receive, Transmit};
-use str0m::rtp::{AbsCaptureTime, ExtensionValues, RtpWrite, Ssrc};
-use str0m::stats::MediaEgressStats;
 use str0m::{Candidate, Event, Input, Rtc, RtcError};
 
 use super::SessionContext;
-use super::accept::{Seeds, mid_of};
-use super::crypto::{self, CachedHmac};
+use super::accept::Made;
+use super::crypto::{self, CachedHmac, Handshake};
 use super::gate::{Gate, GateUnit};
+use super::outlet::{Destination, Outlet};
 use super::replay::{ReplayTime, Replays};
-use super::signaling::Negotiated;
+use super::sender::{Moment, Sender};
+use super::{srtp, wallclock};
 use crate::limits;
 
 /// One access unit as RTP payloads, shared by all viewers of a worker.
@@ -44,18 +42,9 @@ pub struct PacketizedUnit<'a> {
     pub gap_before: bool,
 }
 
-/// What a viewer wants done.
+/// What is to be done after a drain.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Send this datagram.
-    Transmit {
-        /// The address to send from; `None` leaves it to the routing table.
-        local: Option<IpAddr>,
-        /// Where to.
-        remote: SocketAddr,
-        /// The whole UDP payload.
-        bytes: Vec<u8>,
-    },
     /// Nothing more; call [`Viewer::handle_timeout`] then, at the latest.
     Wait(Instant),
     /// The session is over; it says so from now on.
@@ -101,13 +90,8 @@ struct Path {
 #[derive(Copy, Clone, Debug, Default)]
 pub(super) struct Counters {
     pub(super) units_sent: u64,
-    pub(super) bytes_sent: u64,
-    pub(super) datagrams: u64,
-    pub(super) retransmits: u64,
-    pub(super) retransmits_refused: u64,
     pub(super) datagrams_received: u64,
     pub(super) datagrams_rejected: u64,
-    pub(super) keyframe_requests: u64,
 }
 
 /// The RTP time a unit is sent with.
@@ -119,13 +103,6 @@ pub(super) enum SendTime {
     Replayed(ReplayTime),
 }
 
-/// Retransmissions in the current second.
-#[derive(Copy, Clone, Debug)]
-struct RetransmitBudget {
-    since: Instant,
-    used: u32,
-}
-
 /// One browser.
 pub struct Viewer {
     pub(super) id: u32,
@@ -133,12 +110,14 @@ pub struct Viewer {
     rtc: Rtc,
     ufrag: String,
     password: String,
-    mid: Mid,
-    payload_type: Pt,
-    rtx_ssrc: Option<Ssrc>,
+    pub(super) sender: Sender,
+    handshake: Handshake,
     pub(super) phase: Phase,
     pub(super) gate: Gate,
     paths: SmallVec<[Path; 2]>,
+    /// The path that str0m sends on.
+    selected: Option<Path>,
+    has_said_goodbye: bool,
     /// Time never runs backwards for str0m, whatever the caller's order of events.
     now: Instant,
     pub(super) accepted_at: Instant,
@@ -146,7 +125,6 @@ pub struct Viewer {
     heard_at: Instant,
     pub(super) heard_from: Option<SocketAddr>,
     str0m_deadline: Instant,
-    next_sequence: u64,
     rtp_offset: u32,
     /// RTP time of the last unit, without the offset.
     rtp_time_sent: Option<u64>,
@@ -156,8 +134,6 @@ pub struct Viewer {
     pub(super) first_idr_at: Option<Instant>,
     pub(super) profile: Option<SrtpProfile>,
     pub(super) counters: Counters,
-    budget: RetransmitBudget,
-    pub(super) egress: Option<MediaEgressStats>,
 }
 
 impl std::fmt::Debug for Viewer {
@@ -172,35 +148,28 @@ const _: fn() = || {
 };
 
 impl Viewer {
-    pub(super) fn new(
-        context: &Arc<SessionContext>,
-        id: u32,
-        rtc: Rtc,
-        agreed: &Negotiated,
-        seeds: Seeds,
-        rtx_ssrc: Option<Ssrc>,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(context: &Arc<SessionContext>, id: u32, made: Made, now: Instant) -> Self {
+        let Made { rtc, ufrag, password, rtp_offset, stream, handshake } = made;
         Self {
             id,
             context: Arc::clone(context),
             rtc,
-            ufrag: seeds.ufrag,
-            password: seeds.password,
-            mid: mid_of(&agreed.mid),
-            payload_type: agreed.video.payload_type.into(),
-            rtx_ssrc,
+            ufrag,
+            password,
+            sender: Sender::new(stream, context.wallclock, now),
+            handshake,
             phase: Phase::Connecting,
             gate: Gate::new(),
             paths: SmallVec::new(),
+            selected: None,
+            has_said_goodbye: false,
             now,
             accepted_at: now,
             connected_at: None,
             heard_at: now,
             heard_from: None,
             str0m_deadline: now,
-            next_sequence: u64::from(seeds.sequence),
-            rtp_offset: seeds.rtp_offset,
+            rtp_offset,
             rtp_time_sent: None,
             captured_at_sent: None,
             keyframe_wanted: false,
@@ -208,8 +177,6 @@ impl Viewer {
             first_idr_at: None,
             profile: None,
             counters: Counters::default(),
-            budget: RetransmitBudget { since: now, used: 0 },
-            egress: None,
         }
     }
 
@@ -262,15 +229,27 @@ impl Viewer {
         }
         self.advance(now);
         self.counters.datagrams_received += 1;
-        let wanted = match Kind::of(bytes) {
+        let kind = Kind::of(bytes);
+        let wanted = match kind {
             Kind::Stun => self.is_authenticated(bytes) && self.note_path(local, remote),
             Kind::Dtls | Kind::Rtcp => self.accepts_address(remote),
             Kind::Other => false,
         };
-        let handled = wanted && self.feed(local, remote, bytes);
+        let handled = wanted
+            && match kind {
+                Kind::Rtcp => self.hear(bytes),
+                _ => self.feed(local, remote, bytes),
+            };
         if !handled {
             self.counters.datagrams_rejected += 1;
         }
+    }
+
+    fn hear(&mut self, bytes: &[u8]) -> bool {
+        let asked_before = self.sender.reception.keyframe_requests;
+        let is_authentic = self.sender.handle_rtcp(self.now, bytes);
+        self.keyframe_wanted |= self.sender.reception.keyframe_requests > asked_before;
+        is_authentic
     }
 
     fn feed(&mut self, local: Option<IpAddr>, remote: SocketAddr, bytes: &[u8]) -> bool {
@@ -339,20 +318,30 @@ impl Viewer {
     pub fn next_deadline(&self) -> Instant {
         let own = match self.phase {
             Phase::Connecting => self.accepted_at + limits::HANDSHAKE_TIMEOUT,
-            Phase::Connected => self.heard_at + limits::CONSENT_TIMEOUT,
+            Phase::Connected => {
+                let consent = self.heard_at + limits::CONSENT_TIMEOUT;
+                self.sender.deadline().map_or(consent, |report| report.min(consent))
+            }
             Phase::Closing(_) | Phase::Closed(_) => self.now,
         };
         self.str0m_deadline.min(own)
     }
 
-    /// Sends a live access unit, if the gate lets it pass and the viewer isn't being given older ones.
-    pub fn push_access_unit(&mut self, now: Instant, unit: &PacketizedUnit<'_>) {
+    /// Sends a live access unit, if the gate lets it pass and the viewer isn't being given older ones. No drain has to
+    /// follow; [`Viewer::next_deadline`] may have come closer.
+    pub fn push_access_unit(&mut self, now: Instant, unit: &PacketizedUnit<'_>, outlet: &mut impl Outlet) {
         if self.phase == Phase::Connected && self.takes_live(now, unit.is_idr) {
-            self.send_unit(now, unit, SendTime::Live);
+            self.send_unit(now, unit, SendTime::Live, outlet);
         }
     }
 
-    pub(super) fn send_unit(&mut self, now: Instant, unit: &PacketizedUnit<'_>, time: SendTime) {
+    pub(super) fn send_unit(
+        &mut self,
+        now: Instant,
+        unit: &PacketizedUnit<'_>,
+        time: SendTime,
+        outlet: &mut impl Outlet,
+    ) {
         self.advance(now);
         let &PacketizedUnit { is_idr, is_reference, gap_before, .. } = unit;
         if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
@@ -360,67 +349,56 @@ impl Viewer {
             self.keyframe_wanted |= gap_before;
             return;
         }
-        if self.write(unit, time) {
+        if self.write(unit, time, outlet) {
             self.counters.units_sent += 1;
             self.replays.note_sent(self.now, is_idr);
             self.first_idr_at.get_or_insert(self.now);
         } else {
             self.gate.retract();
         }
-        // str0m's queue moves when time does.
-        let result = self.rtc.handle_input(Input::Timeout(self.now));
-        self.check(result);
     }
 
-    fn write(&mut self, unit: &PacketizedUnit<'_>, time: SendTime) -> bool {
+    fn write(&mut self, unit: &PacketizedUnit<'_>, time: SendTime, outlet: &mut impl Outlet) -> bool {
         let oversized = unit.payloads.iter().any(|payload| payload.len() > limits::RTP_PAYLOAD_BYTES_MAX);
         debug_assert!(!oversized, "the packetizer's bound");
-        let Some((last, _)) = unit.payloads.split_last() else { return false };
-        let (rtp_time_90k, wallclock) = match time {
+        let Some(to) = self.destination().filter(|_| !oversized && !unit.payloads.is_empty()) else {
+            return false;
+        };
+        let (rtp_time_90k, at) = match time {
             SendTime::Live => (unit.rtp_time_90k, self.now),
             SendTime::Replayed(time) => (time.rtp_time_90k, time.at),
         };
         let rtp_time_90k = rtp_time_90k.max(self.rtp_time_sent.map_or(0, |sent| sent + 1));
-        let extensions = self.extensions_of(unit, time);
-        let mut api = self.rtc.direct_api();
-        let Some(stream) = api.stream_tx_by_mid(self.mid, None).filter(|_| !oversized) else { return false };
         self.rtp_time_sent = Some(rtp_time_90k);
         #[expect(clippy::cast_possible_truncation, reason = "RTP time is the low 32 bits")]
         let rtp_time = (rtp_time_90k as u32).wrapping_add(self.rtp_offset);
-        for payload in unit.payloads {
-            let packet = RtpWrite::new(
-                self.payload_type,
-                self.next_sequence.into(),
-                rtp_time,
-                wallclock,
-                Arc::clone(payload),
-            );
-            let is_last = std::ptr::eq(payload, last);
-            stream.write_rtp(packet.marker(is_last).nackable(true).ext_vals(extensions.clone()));
-            self.next_sequence += 1;
-        }
+        let captured_ntp = self.capture_time_of(unit, time);
+        let moment = Moment { now: self.now, rtp_time, at, captured_ntp };
+        self.sender.send_unit(unit.payloads, &moment, &to, outlet);
         true
     }
 
-    /// The same extensions on every packet of a unit: equal sizes make it one GSO train. The capture
-    /// time goes with IDRs and at least once a second; receivers interpolate between (for up to 5 s), which
+    /// The capture time to be told with a unit, NTP, or 0: on every packet of it, as equal sizes make it one GSO train.
+    /// It goes with IDRs and at least once a second; receivers interpolate between (for up to 5 s), which
     /// they can't where the RTP time is not that of the capture.
-    fn extensions_of(&mut self, unit: &PacketizedUnit<'_>, time: SendTime) -> ExtensionValues {
-        let mut extensions = ExtensionValues {
-            play_delay_min: Some(MediaTime::from_hundredths(0)),
-            play_delay_max: Some(MediaTime::from_hundredths(0)),
-            ..ExtensionValues::default()
-        };
+    fn capture_time_of(&mut self, unit: &PacketizedUnit<'_>, time: SendTime) -> u64 {
         let due = self.captured_at_sent.is_none_or(|at| self.now >= at + Duration::from_secs(1));
         let captured_at = unit.captured_at_ns.and_then(|ns| u64::try_from(ns).ok());
         let is_replayed = matches!(time, SendTime::Replayed(_));
-        if let Some(ns) = captured_at.filter(|_| due || unit.is_idr || is_replayed) {
-            let capture_time = SystemTime::UNIX_EPOCH + Duration::from_nanos(ns);
-            // The camera's clock is ours; Chromium ignores the extension without an offset.
-            extensions.abs_capture_time = Some(AbsCaptureTime { capture_time, clock_offset: Some(0) });
-            self.captured_at_sent = Some(self.now);
-        }
-        extensions
+        let Some(ns) = captured_at.filter(|_| due || unit.is_idr || is_replayed) else { return 0 };
+        self.captured_at_sent = Some(self.now);
+        wallclock::ntp(Duration::from_nanos(ns))
+    }
+
+    /// Where media and reports go: where DTLS goes.
+    fn destination(&self) -> Option<Destination> {
+        self.selected.map(|path| Destination { local: path.local, remote: path.remote })
+    }
+
+    /// str0m sends between these addresses.
+    fn select(&mut self, remote: SocketAddr, candidate: SocketAddr) {
+        let known = self.paths.iter().find(|path| path.remote == remote && path.candidate == candidate);
+        self.selected = known.copied().or(self.selected);
     }
 
     /// Tells how many datagrams of this viewer the kernel has not sent yet: see [`Gate::note_in_flight`].
@@ -428,7 +406,7 @@ impl Viewer {
         self.gate.note_in_flight(in_flight_datagrams);
     }
 
-    /// Says good-bye (RTCP BYE, DTLS close_notify); the drain that follows ends with
+    /// Says good-bye (RTCP BYE, DTLS close_notify); the drain that follows does and ends with
     /// [`Output::Closed`].
     pub fn close(&mut self, now: Instant) {
         self.advance(now);
@@ -463,27 +441,30 @@ impl Viewer {
 // ---- output ----------------------------------------------------------------------------------------
 
 impl Viewer {
-    /// The next thing to do. To be called until it says [`Output::Wait`] or [`Output::Closed`].
-    pub fn poll_output(&mut self, now: Instant) -> Output {
+    /// Sends all there is to be sent through `outlet`: what str0m wants sent, packets asked for again, reports.
+    pub fn drain(&mut self, now: Instant, outlet: &mut impl Outlet) -> Output {
         self.advance(now);
         loop {
+            if let Phase::Closing(_) = self.phase {
+                self.say_goodbye(outlet);
+            }
             if let Phase::Closed(reason) = self.phase {
                 return Output::Closed(reason);
             }
             match self.rtc.poll_output() {
-                Ok(str0m::Output::Transmit(transmit)) => {
-                    if let Some(output) = self.transmit(transmit) {
-                        return output;
-                    }
-                }
+                Ok(str0m::Output::Transmit(transmit)) => self.transmit(&transmit, outlet),
                 Ok(str0m::Output::Event(event)) => self.handle_event(event),
                 Ok(str0m::Output::Timeout(deadline)) => {
                     self.str0m_deadline = deadline;
                     match self.phase {
                         // Everything that could be said has been said.
-                        Phase::Closing(reason) => self.finish(reason),
+                        Phase::Closing(reason) if self.has_said_goodbye => self.finish(reason),
+                        Phase::Closing(_) => {}
                         _ if !self.rtc.is_alive() => self.finish(CloseReason::Failed),
-                        _ => return Output::Wait(self.next_deadline()),
+                        _ => {
+                            self.send_rest(outlet);
+                            return Output::Wait(self.next_deadline());
+                        }
                     }
                 }
                 Err(error) => self.check(Err(error)),
@@ -491,58 +472,46 @@ impl Viewer {
         }
     }
 
-    fn transmit(&mut self, transmit: Transmit) -> Option<Output> {
-        let Transmit { source, destination: remote, contents, .. } = transmit;
-        let bytes = Vec::from(contents);
-        if self.is_retransmit(&bytes) && !self.may_retransmit() {
-            return None;
+    fn transmit(&mut self, transmit: &Transmit, outlet: &mut impl Outlet) {
+        let &Transmit { source, destination: remote, ref contents, .. } = transmit;
+        if Kind::of(contents) == Kind::Dtls {
+            self.select(remote, source);
         }
-        self.counters.datagrams += 1;
-        self.counters.bytes_sent += bytes.len() as u64;
         let path = self.paths.iter().find(|path| path.remote == remote && path.candidate == source);
         let local = path.map_or(Some(source.ip()), |path| path.local);
-        Some(Output::Transmit { local, remote, bytes })
+        self.sender.send_plain(contents, &Destination { local, remote }, outlet);
     }
 
-    /// RTX packets have an SSRC of their own, in the clear.
-    fn is_retransmit(&self, bytes: &[u8]) -> bool {
-        let Some(rtx) = self.rtx_ssrc else { return false };
-        bytes.first().is_some_and(|first| first >> 6 == 2)
-            && Kind::of(bytes) == Kind::Other
-            && bytes.get(8..12) == Some(&rtx.to_be_bytes())
-    }
-
-    /// One NACK may ask for the same packets hundreds of times. What is over the budget is not sent,
-    /// and the cache is emptied: that makes str0m forget what it still has queued.
-    fn may_retransmit(&mut self) -> bool {
-        if self.now >= self.budget.since + Duration::from_secs(1) {
-            self.budget = RetransmitBudget { since: self.now, used: 0 };
+    fn send_rest(&mut self, outlet: &mut impl Outlet) {
+        let Some(to) = self.destination() else { return };
+        if self.phase == Phase::Connected {
+            self.sender.send_again(&to, outlet);
+            self.sender.report(self.now, &to, outlet);
         }
-        if self.budget.used >= limits::RETRANSMITS_PER_SECOND_MAX {
-            self.counters.retransmits_refused += 1;
-            self.set_rtx_cache(limits::RTX_CACHE_PACKETS);
-            return false;
-        }
-        self.budget.used += 1;
-        self.counters.retransmits += 1;
-        true
     }
 
-    /// An empty cache of at most so many packets.
+    fn say_goodbye(&mut self, outlet: &mut impl Outlet) {
+        if !std::mem::replace(&mut self.has_said_goodbye, true)
+            && let Some(to) = self.destination()
+        {
+            self.sender.goodbye(self.now, &to, outlet);
+        }
+    }
+
+    /// How many sent packets can be asked for again.
     pub(super) fn set_rtx_cache(&mut self, packets: usize) {
-        if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(self.mid, None) {
-            stream.set_rtx_cache(packets, limits::RTX_CACHE_AGE, None);
-        }
+        self.sender.set_cache(packets);
     }
 
     fn handle_event(&mut self, event: Event) {
         match event {
             Event::Connected => self.connected(),
-            Event::KeyframeRequest(_) => {
-                self.keyframe_wanted = true;
-                self.counters.keyframe_requests += 1;
+            // Once a second: the path may have changed without a word of DTLS.
+            Event::PeerStats(stats) => {
+                if let Some(pair) = stats.selected_candidate_pair {
+                    self.select(pair.remote.addr, pair.local.addr);
+                }
             }
-            Event::MediaEgressStats(stats) => self.note_reports(stats),
             // str0m has queued our close_notify; it leaves with this drain.
             Event::Closed if !matches!(self.phase, Phase::Closing(_)) => {
                 self.phase = Phase::Closing(CloseReason::PeerClosed);
@@ -551,15 +520,14 @@ impl Viewer {
         }
     }
 
-    /// A second without a new receiver report has no loss of its own: the last one stands.
-    fn note_reports(&mut self, mut stats: MediaEgressStats) {
-        stats.loss = stats.loss.or(self.egress.as_ref().and_then(|before| before.loss));
-        self.egress = Some(stats);
-    }
-
     fn connected(&mut self) {
-        self.profile = crypto::take_negotiated_profile();
-        if self.profile.is_some() {
+        let agreed = self.handshake.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let keys = agreed
+            .as_ref()
+            .and_then(|agreed| srtp::contexts(agreed.profile, &agreed.material, agreed.is_client));
+        if let (Some(agreed), Some(keys)) = (agreed, keys) {
+            self.sender.start(keys);
+            self.profile = Some(agreed.profile);
             self.phase = Phase::Connected;
             self.connected_at = Some(self.now);
         } else {
@@ -570,7 +538,7 @@ impl Viewer {
 
     /// The round trip, from the viewer's latest report.
     pub(super) fn rtt(&self) -> Option<Duration> {
-        self.egress.as_ref().and_then(|stats| stats.rtt)
+        self.sender.reception.rtt
     }
 
     /// Whether the viewer asked for an IDR (PLI or FIR) since the last call, or lost its reference to a gap.

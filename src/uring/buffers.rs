@@ -2,8 +2,8 @@
 //! datagrams, the receive buffers and their ring. May not talk to the kernel; `ring.rs` does.
 //!
 //! What makes it sound:
-//! 1. Whatever the kernel gets a pointer to lives in its own allocation ([`Slot`]) or mapping
-//!    ([`BufferRing`]) behind a raw pointer; moving its owner moves no byte of it.
+//! 1. Whatever the kernel gets a pointer to lives in its own allocation ([`Slot`], with the bytes that a send's owns) or
+//!    mapping ([`BufferRing`]) behind a raw pointer; moving its owner moves no byte of it.
 //! 2. It has two states. *Ours*: references to it may be made. *Held*: from the moment `ring.rs` takes the
 //!    pointer for a submission until it hands back the operation's last completion; no reference is made,
 //!    nothing is written, nothing is freed. Only a [`Cqe`] that carries the slot's
@@ -13,6 +13,7 @@
 
 #![expect(unsafe_code, reason = "memory shared with the kernel has no owner the borrow checker knows")]
 
+use std::collections::VecDeque;
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -25,7 +26,9 @@ use super::message::{
 };
 use super::operation::{Run, Token};
 use super::ring::Cqe;
-use crate::limits::{GSO_SEGMENTS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SENDS_MAX};
+use crate::limits::{
+    GSO_BYTES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SEND_BUFFERS_KEPT, SENDS_MAX,
+};
 
 /// One allocation that one operation may lend to the kernel.
 pub(super) struct Slot<T> {
@@ -100,8 +103,9 @@ struct SendMemory {
     header: libc::msghdr,
     control: Aligned<CONTROL_BYTES>,
     address: Aligned<ADDRESS_BYTES>,
-    iovecs: [libc::iovec; GSO_SEGMENTS_MAX],
-    datagrams: Vec<Vec<u8>>,
+    iovec: libc::iovec,
+    /// The run's datagrams, one behind the other. Its own allocation, initialized, and no shorter than any run in it.
+    bytes: Vec<u8>,
 }
 
 /// Bytes aligned as the kernel's structures in them are.
@@ -120,27 +124,39 @@ impl SendMemory {
             header: empty_header(),
             control: Aligned([0; CONTROL_BYTES]),
             address: Aligned([0; ADDRESS_BYTES]),
-            iovecs: [const { libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 } }; GSO_SEGMENTS_MAX],
-            datagrams: Vec::with_capacity(GSO_SEGMENTS_MAX),
+            iovec: libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 },
+            bytes: Vec::new(),
         }
     }
 
-    /// Points header and iovecs at the datagrams of `run`; false where the socket cannot reach its remote.
+    /// The place of a datagram at `at`. The first takes room for a whole run, of which only what is written takes
+    /// memory; a datagram that is larger than any run grows it.
+    fn room(&mut self, at: usize, bytes: usize) -> Option<&mut [u8]> {
+        let end = at.checked_add(bytes)?;
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; GSO_BYTES_MAX.max(end)];
+        } else if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes.get_mut(at..end)
+    }
+
+    /// Points the header at the bytes of `run`; false where the socket cannot reach its remote, or the run is not in
+    /// here.
     fn seal(&mut self, run: &Run, family: Family) -> bool {
         let Some((address, address_bytes)) = encode_address(run.route.remote, family) else {
             return false;
         };
+        let Some(bytes) = self.bytes.get_mut(..run.shape.bytes) else { return false };
+        self.iovec = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         self.address.0 = address;
         let segment = run.shape.gso_segment();
         let route = &run.route;
         let control_bytes = encode_control(&mut self.control.0, family, segment, route.local, route.remote);
-        for (iovec, datagram) in self.iovecs.iter_mut().zip(&mut self.datagrams) {
-            *iovec = libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: datagram.len() };
-        }
         self.header.msg_name = self.address.0.as_mut_ptr().cast();
         self.header.msg_namelen = address_bytes;
-        self.header.msg_iov = self.iovecs.as_mut_ptr();
-        self.header.msg_iovlen = self.datagrams.len();
+        self.header.msg_iov = &raw mut self.iovec;
+        self.header.msg_iovlen = 1;
         self.header.msg_control =
             if control_bytes == 0 { ptr::null_mut() } else { self.control.0.as_mut_ptr().cast() };
         self.header.msg_controllen = control_bytes;
@@ -148,10 +164,12 @@ impl SendMemory {
     }
 }
 
-/// The send operations: allocated when first needed, up to a bound, and used again and again.
+/// The send operations: allocated when first needed, up to a bound, and used again and again, the one that came back
+/// last first: its bytes are still in the cache, and those that are seldom needed never take their memory.
 pub(super) struct SendSlab {
     slots: Vec<(Slot<SendMemory>, Option<Run>)>,
-    free: Vec<u32>,
+    /// Taken at the back. Those without bytes stand in front.
+    free: VecDeque<u32>,
     slots_max: u32,
 }
 
@@ -161,14 +179,14 @@ impl SendSlab {
         let slots_max = sends_max.clamp(1, SENDS_MAX);
         SendSlab {
             slots: Vec::with_capacity(slots_max),
-            free: Vec::with_capacity(slots_max),
+            free: VecDeque::with_capacity(slots_max),
             slots_max: u32::try_from(slots_max).unwrap_or(u32::MAX),
         }
     }
 
-    /// An operation without datagrams; `None` where all are with the kernel.
+    /// An operation for a run; `None` where all are with the kernel.
     pub(super) fn acquire(&mut self) -> Option<u32> {
-        if let Some(index) = self.free.pop() {
+        if let Some(index) = self.free.pop_back() {
             return Some(index);
         }
         let index = u32::try_from(self.slots.len()).ok().filter(|index| *index < self.slots_max)?;
@@ -176,14 +194,11 @@ impl SendSlab {
         Some(index)
     }
 
-    /// Adds a datagram to an operation that is ours.
-    pub(super) fn push(&mut self, index: u32, datagram: Vec<u8>) {
-        let memory = self.slot(index).and_then(|(slot, _)| slot.get_mut());
-        debug_assert!(memory.is_some(), "the open run is ours");
-        if let Some(memory) = memory {
-            debug_assert!(memory.datagrams.len() < GSO_SEGMENTS_MAX, "bounded by RunShape");
-            memory.datagrams.push(datagram);
-        }
+    /// The place of a datagram of `bytes` bytes at `at` in an operation that is ours; what is there is old.
+    pub(super) fn room(&mut self, index: u32, at: usize, bytes: usize) -> Option<&mut [u8]> {
+        let room = self.slot(index).and_then(|(slot, _)| slot.get_mut()?.room(at, bytes));
+        debug_assert!(room.is_some(), "the open run is ours");
+        room
     }
 
     /// Lends operation `index`, holding the datagrams of `run`, to the kernel. `None`: unreachable or not ours.
@@ -209,18 +224,21 @@ impl SendSlab {
         run.take()
     }
 
-    /// The datagrams of an operation that is ours, one by one, oldest first.
-    pub(super) fn drain(&mut self, index: u32) -> impl Iterator<Item = Vec<u8>> + '_ {
-        self.slot(index)
-            .and_then(|(slot, _)| slot.get_mut())
-            .into_iter()
-            .flat_map(|memory| memory.datagrams.drain(..))
+    /// The datagrams of `run` in an operation that is ours, oldest first.
+    pub(super) fn datagrams(&mut self, index: u32, run: &Run) -> impl Iterator<Item = &[u8]> {
+        let bytes = self.slot(index).and_then(|(slot, _)| slot.get()?.bytes.get(..run.shape.bytes));
+        bytes.unwrap_or_default().chunks(run.shape.segment_bytes.max(1))
     }
 
-    /// Gives an operation that is ours back for the next run.
+    /// Gives an operation that is ours back for the next run. Of those that are free only the first few keep their
+    /// bytes: a jam that needed many is over.
     pub(super) fn free(&mut self, index: u32) {
-        self.drain(index).for_each(drop);
-        self.free.push(index);
+        let is_enough = self.free.len() >= SEND_BUFFERS_KEPT;
+        let Some(memory) = self.slot(index).and_then(|(slot, _)| slot.get_mut()) else { return };
+        if is_enough || memory.bytes.len() > GSO_BYTES_MAX {
+            memory.bytes = Vec::new();
+        }
+        if is_enough { self.free.push_front(index) } else { self.free.push_back(index) }
     }
 
     /// Whether the kernel has none.
@@ -555,5 +573,28 @@ impl Drop for BufferRing {
             // The kernel may still write: leak both mappings.
             std::mem::forget((self.entries.take(), self.data.take()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_jam_few_operations_keep_their_bytes_and_those_are_used_first() {
+        let mut slab = SendSlab::new(100);
+        let taken: Vec<u32> = (0..100).map_while(|_| slab.acquire()).collect();
+        assert_eq!((taken.len(), slab.acquire()), (100, None));
+        for index in &taken {
+            slab.room(*index, 0, 1_200).unwrap().fill(1);
+        }
+        taken.iter().for_each(|index| slab.free(*index));
+        let has_bytes =
+            |slab: &mut SendSlab, index| slab.slot(index).unwrap().0.get().unwrap().bytes.len() > 1;
+        let order: Vec<u32> = (0..100).map_while(|_| slab.acquire()).collect();
+        let kept: Vec<bool> = order.into_iter().map(|index| has_bytes(&mut slab, index)).collect();
+        assert_eq!(kept.len(), 100);
+        assert!(kept[..SEND_BUFFERS_KEPT].iter().all(|has| *has), "the last to come back goes first");
+        assert!(kept[SEND_BUFFERS_KEPT..].iter().all(|has| !has));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -162,25 +163,44 @@ impl Edge {
         }
     }
 
-    /// Queues a datagram. It joins the open run where viewer, route and size fit, and leaves with the next
-    /// [`Edge::submit_and_wait`]. Where no operation is free even after asking the kernel, it is dropped and
-    /// counted.
+    /// Queues a datagram that is there already: [`Edge::send_with`] and a copy.
     pub fn send(&mut self, datagram: Outgoing) {
         let Outgoing { viewer, local, remote, bytes } = datagram;
+        self.send_with(viewer, local, remote, bytes.len(), |room| room.copy_from_slice(&bytes));
+    }
+
+    /// Queues a datagram of `bytes` bytes, all of which `write` writes where it leaves from. It joins the open run where
+    /// viewer, route and size fit, and leaves with the next [`Edge::submit_and_wait`]. `local`: the source address; the
+    /// kernel's choice where `None` or of another family than `remote`. Where no operation is free even after asking
+    /// the kernel, nothing is written and the datagram is counted as dropped.
+    pub fn send_with(
+        &mut self,
+        viewer: u32,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) {
         let route = Route { local, remote };
-        if let Some((index, run)) = &mut self.open
-            && run.accepts(viewer, &route, bytes.len())
-        {
-            run.shape.push(bytes.len());
-            self.sends.push(*index, bytes);
-        } else {
-            self.flush();
-            self.resend();
-            let Some(index) = self.acquire() else {
-                self.counters.datagrams_dropped += 1;
-                return;
-            };
-            self.open = Some((index, self.start(index, viewer, route, bytes)));
+        let (index, at) = match &mut self.open {
+            Some((index, run)) if run.accepts(viewer, &route, bytes) => {
+                let at = run.shape.bytes;
+                run.shape.push(bytes);
+                (*index, at)
+            }
+            _ => {
+                self.flush();
+                self.resend();
+                let Some(index) = self.acquire() else {
+                    self.counters.datagrams_dropped += 1;
+                    return;
+                };
+                self.open = Some((index, self.start(viewer, route, bytes)));
+                (index, 0)
+            }
+        };
+        if let Some(room) = self.sends.room(index, at, bytes) {
+            write(room);
         }
         if self.open.as_ref().is_some_and(|(_, run)| run.shape.is_closed()) {
             self.flush();
@@ -225,10 +245,9 @@ impl Edge {
         free
     }
 
-    /// A run of one datagram in operation `index`; closed where its route takes no GSO send.
-    fn start(&mut self, index: u32, viewer: u32, route: Route, bytes: Vec<u8>) -> Run {
-        let shape = RunShape::of_first(bytes.len());
-        self.sends.push(index, bytes);
+    /// A run of one datagram; closed where its route takes no GSO send.
+    fn start(&self, viewer: u32, route: Route, bytes: usize) -> Run {
+        let shape = RunShape::of_first(bytes);
         let takes_more = self.features.gso && !self.plain_routes.contains(route.remote);
         Run { viewer, route, shape: if takes_more { shape } else { shape.closed() } }
     }
@@ -257,7 +276,10 @@ impl Edge {
         while let Some((viewer, route, bytes)) = self.resends.pop_front() {
             match self.acquire() {
                 Some(index) => {
-                    let run = self.start(index, viewer, route, bytes);
+                    let run = self.start(viewer, route, bytes.len());
+                    if let Some(room) = self.sends.room(index, 0, bytes.len()) {
+                        room.copy_from_slice(&bytes);
+                    }
                     self.submit(index, &run);
                 }
                 None => self.counters.datagrams_dropped += 1,
@@ -359,9 +381,9 @@ impl Edge {
             let remote = run.route.remote.ip();
             log::info!("the route to {remote} takes no GSO sends ({reason}): single datagrams from now on");
         }
-        for bytes in self.sends.drain(index) {
+        for bytes in self.sends.datagrams(index, run) {
             if self.resends.len() < RESENDS_MAX {
-                self.resends.push_back((run.viewer, run.route, bytes));
+                self.resends.push_back((run.viewer, run.route, bytes.to_vec()));
             } else {
                 self.counters.datagrams_dropped += 1;
             }

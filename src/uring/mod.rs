@@ -2,13 +2,13 @@
 //! what time it is.
 //!
 //! ```text
-//!   send, send, send .. ─► runs of equal size ─► one sendmsg each (UDP_SEGMENT) ─┐
+//!   send_with, send_with .. ─► runs of equal size ─► one sendmsg each (UDP_SEGMENT) ─┐
 //!   bells, receives re-armed ───────────────────────────────────────────────────┼─► one io_uring_enter
 //!   next_completion ◄── datagrams, bells, sends that ended ◄── all completions ◄─┘
 //! ```
 //!
 //! A turn is: [`Edge::submit_and_wait`], then [`Edge::next_completion`] until it is empty, then
-//! [`Edge::send`] for what that asks for, viewer by viewer with [`Edge::flush`] between.
+//! [`Edge::send_with`] for what that asks for, viewer by viewer with [`Edge::flush`] between.
 //!
 //! What the kernel holds is never freed before the kernel says it is done: see `buffers.rs` for the rule and
 //! `edge.rs` for the end. Unsafe code lives in `ring.rs` and `buffers.rs` only.

@@ -10,8 +10,7 @@ use crate::worker::clock::Now;
 use crate::worker::gop::Kept;
 use crate::worker::registry::{Entry, Registry};
 use crate::worker::source::Source;
-use crate::worker::turn::drain;
-use crate::worker::wire::Wire;
+use crate::worker::wire::{Lane, Wire};
 
 /// One viewer's way through the GOP.
 #[derive(Debug)]
@@ -131,9 +130,12 @@ impl<W: Wire> Replayer<'_, W> {
             *share = share.saturating_sub(kept.bytes());
             let time = latest.time_of(&kept);
             entry.viewer.note_congestion(self.edge.in_flight(entry.viewer.id()));
-            let is_sent = entry.viewer.push_replayed(now.instant, &packetized(&kept), time, is_newest);
+            let Entry { viewer, sends, .. } = &mut *entry;
+            let mut lane = Lane { viewer: viewer.id(), edge: &mut *self.edge, sends };
+            let is_sent = viewer.push_replayed(now.instant, &packetized(&kept), time, is_newest, &mut lane);
             counters.units_replayed.add(u64::from(is_sent));
-            drain(self.edge, entry, now.instant);
+            entry.deadline = entry.viewer.next_deadline();
+            self.edge.flush();
             if is_newest {
                 return entry.viewer.end_replay(true);
             }

@@ -9,7 +9,7 @@ use crate::camera::Camera;
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
-use crate::uring::{Completion, EdgeError, Outgoing, Received};
+use crate::uring::{Completion, EdgeError, Received};
 use crate::worker::clock::{self, Now};
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
 use crate::worker::registry::{Entry, Registry, Routes};
@@ -17,7 +17,7 @@ use crate::worker::replay::Replayer;
 use crate::worker::source::{Source, Taken};
 use crate::worker::timing::Timing;
 use crate::worker::totals::{Totals, count_edge};
-use crate::worker::wire::Wire;
+use crate::worker::wire::{Lane, Wire};
 
 #[cfg(test)]
 #[path = "simulated_day/mod.rs"]
@@ -363,29 +363,20 @@ fn find<'a>(sessions: &'a mut Registry, remote: SocketAddr, ufrag: Option<&str>)
 fn push(edge: &mut impl Wire, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>) {
     entry.viewer.note_congestion(edge.in_flight(entry.viewer.id()));
     entry.sends.skip();
-    entry.viewer.push_access_unit(now.instant, unit);
-    entry.touched = false;
-    drain(edge, entry, now.instant);
+    let Entry { viewer, sends, .. } = entry;
+    let viewer_id = viewer.id();
+    viewer.push_access_unit(now.instant, unit, &mut Lane { edge, viewer: viewer_id, sends });
+    entry.deadline = entry.viewer.next_deadline();
+    edge.flush();
 }
 
 /// Every mutation of a session is followed by this: all it wants sent goes to the edge.
 pub(super) fn drain(edge: &mut impl Wire, entry: &mut Entry, now: Instant) {
-    let viewer = entry.viewer.id();
-    loop {
-        match entry.viewer.poll_output(now) {
-            Output::Transmit { local, remote, bytes } => {
-                entry.sends.hand();
-                edge.send(Outgoing { viewer, local, remote, bytes });
-            }
-            Output::Wait(deadline) => {
-                entry.deadline = deadline;
-                break;
-            }
-            Output::Closed(reason) => {
-                log::info!("viewer {viewer}: closed: {reason:?}");
-                break;
-            }
-        }
+    let Entry { viewer, sends, .. } = entry;
+    let viewer_id = viewer.id();
+    match viewer.drain(now, &mut Lane { edge, viewer: viewer_id, sends }) {
+        Output::Wait(deadline) => entry.deadline = deadline,
+        Output::Closed(reason) => log::info!("viewer {viewer_id}: closed: {reason:?}"),
     }
     edge.flush();
 }

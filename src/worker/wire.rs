@@ -1,9 +1,12 @@
 //! What a turn needs of the edge: so that the same turn runs on io_uring, and on a simulated network in tests.
 //! May not add anything to the edge.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::uring::{Completion, Edge, EdgeCounters, EdgeError, Outgoing, Received};
+use crate::session::{Destination, Outlet};
+use crate::uring::{Completion, Edge, EdgeCounters, EdgeError, Received};
+use crate::worker::timing::Sends;
 
 /// The edge as a worker sees it; each method is that of [`Edge`].
 pub(super) trait Wire {
@@ -11,10 +14,31 @@ pub(super) trait Wire {
     fn next_completion(&mut self) -> Option<Completion>;
     fn datagram(&self, received: &Received) -> &[u8];
     fn recycle(&mut self, received: Received);
-    fn send(&mut self, datagram: Outgoing);
+    fn send_with(
+        &mut self,
+        viewer: u32,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    );
     fn flush(&mut self);
     fn counters(&self) -> &EdgeCounters;
     fn in_flight(&self, viewer: u32) -> u32;
+}
+
+/// One viewer's datagrams on their way to the edge.
+pub(super) struct Lane<'a, W> {
+    pub(super) edge: &'a mut W,
+    pub(super) viewer: u32,
+    pub(super) sends: &'a mut Sends,
+}
+
+impl<W: Wire> Outlet for Lane<'_, W> {
+    fn datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+        self.sends.hand();
+        self.edge.send_with(self.viewer, to.local, to.remote, bytes, write);
+    }
 }
 
 impl Wire for Edge {
@@ -34,8 +58,15 @@ impl Wire for Edge {
         Edge::recycle(self, received);
     }
 
-    fn send(&mut self, datagram: Outgoing) {
-        Edge::send(self, datagram);
+    fn send_with(
+        &mut self,
+        viewer: u32,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) {
+        Edge::send_with(self, viewer, local, remote, bytes, write);
     }
 
     fn flush(&mut self) {

@@ -79,6 +79,8 @@ pub(crate) struct Account {
     held: BTreeMap<u64, Arrived>,
     next: Option<u64>,
     unit: UnitParts,
+    /// Packets are missing before the next one: maybe the end of the open unit, maybe the beginning of the next.
+    after_hole: bool,
     last_published_ns: i64,
     assembler: Option<Assembler>,
 }
@@ -117,7 +119,7 @@ impl Account {
         let Some(next) = self.next else { return };
         if now_ns - packet.at_ns > HOLE_PATIENCE_NS {
             self.report.lost_packets += first - next;
-            self.unit.broken = true;
+            self.after_hole = true;
             self.next = Some(first);
             self.drain();
         }
@@ -128,6 +130,7 @@ impl Account {
             // The end of the unit before was lost.
             self.unit = UnitParts::default();
         }
+        self.unit.broken |= std::mem::take(&mut self.after_hole);
         self.unit.rtp_time = Some(packet.rtp_time);
         if self.unit.add(&packet.payload).is_none() {
             self.unit.broken = true;

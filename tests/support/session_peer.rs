@@ -17,7 +17,8 @@ use str0m::net::{Protocol, Receive};
 use str0m::rtp::RtpPacket;
 use str0m::{Candidate, Event, Input, Rtc, RtcConfig};
 use streaming_server::session::{
-    CloseReason, Output, PacketizedUnit, SessionConfig, SessionContext, SrtpChoice, Viewer,
+    CloseReason, Destination, Outlet, Output, PacketizedUnit, SessionConfig, SessionContext, SrtpChoice,
+    Viewer,
 };
 
 /// Where the server listens.
@@ -33,6 +34,19 @@ pub(crate) fn client_address() -> SocketAddr {
 pub(crate) fn context(srtp: SrtpChoice) -> Arc<SessionContext> {
     SessionContext::new(SessionConfig { candidates: vec![server_address()], advertise: vec![], srtp })
         .unwrap()
+}
+
+/// Keeps the datagrams of a viewer.
+#[derive(Default)]
+pub(crate) struct Outbox(pub(crate) Vec<(Destination, Vec<u8>)>);
+
+impl Outlet for Outbox {
+    fn datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+        // What isn't written would be seen.
+        let mut datagram = vec![0xEE; bytes];
+        write(&mut datagram);
+        self.0.push((*to, datagram));
+    }
 }
 
 /// What the network does to a datagram: it may change it, and lose it (`false`).
@@ -173,30 +187,34 @@ impl Pair {
     }
 
     pub(crate) fn push(&mut self, unit: &PacketizedUnit<'_>) {
-        self.viewer.push_access_unit(self.now, unit);
+        let mut outbox = Outbox::default();
+        self.viewer.push_access_unit(self.now, unit, &mut outbox);
+        self.deliver(outbox);
         self.settle();
     }
 
+    /// Puts what the viewer sent on its way.
+    pub(crate) fn deliver(&mut self, outbox: Outbox) {
+        for (to, mut bytes) in outbox.0 {
+            let expected = Destination { local: Some(server_address().ip()), remote: client_address() };
+            assert_eq!(to, expected);
+            self.sent_sizes.push(bytes.len());
+            if (self.to_client)(&mut bytes) {
+                self.in_flight.push_back((true, bytes));
+            }
+        }
+        self.viewer_deadline = self.viewer.next_deadline();
+    }
+
     fn drain_viewer(&mut self) {
-        loop {
-            match self.viewer.poll_output(self.now) {
-                Output::Transmit { local, remote, mut bytes } => {
-                    assert_eq!((local, remote), (Some(server_address().ip()), client_address()));
-                    self.sent_sizes.push(bytes.len());
-                    if (self.to_client)(&mut bytes) {
-                        self.in_flight.push_back((true, bytes));
-                    }
-                }
-                Output::Wait(deadline) => {
-                    assert_eq!(deadline, self.viewer.next_deadline());
-                    self.viewer_deadline = deadline;
-                    return;
-                }
-                Output::Closed(reason) => {
-                    self.closed = Some(reason);
-                    self.viewer_deadline = self.now + Duration::from_secs(3_600);
-                    return;
-                }
+        let mut outbox = Outbox::default();
+        let output = self.viewer.drain(self.now, &mut outbox);
+        self.deliver(outbox);
+        match output {
+            Output::Wait(deadline) => assert_eq!(deadline, self.viewer.next_deadline()),
+            Output::Closed(reason) => {
+                self.closed = Some(reason);
+                self.viewer_deadline = self.now + Duration::from_secs(3_600);
             }
         }
     }

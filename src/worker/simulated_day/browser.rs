@@ -3,12 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use str0m::change::{SdpAnswer, SdpPendingOffer};
 use str0m::config::DtlsVersion;
-use str0m::crypto::CryptoProvider;
 use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::RtpPacket;
@@ -19,7 +17,6 @@ use super::network::{Link, Weather};
 use super::random::Random;
 use super::{MS, SECOND};
 use crate::h264::Depacketizer;
-use crate::session::crypto;
 
 /// How long a receiver waits for a missing packet before it goes on without.
 const PATIENCE_NS: i64 = 600 * MS;
@@ -60,18 +57,9 @@ pub(super) fn server_address() -> SocketAddr {
 }
 
 fn rtc(address: SocketAddr, now: Instant, random: &mut Random) -> Rtc {
-    // The browser's own crypto for DTLS; only its SRTP keeps key schedules as ours does, to be quick.
-    let provider = CryptoProvider {
-        srtp_provider: crypto::provider().srtp_provider,
-        ..str0m::crypto::from_feature_flags()
-    };
     let version = if random.below(2) == 0 { DtlsVersion::Dtls12 } else { DtlsVersion::Auto };
-    let mut config = RtcConfig::new()
-        .set_rtp_mode(true)
-        .set_dtls_version(version)
-        .set_crypto_provider(Arc::new(provider))
-        .clear_codecs()
-        .enable_h264(true);
+    let mut config =
+        RtcConfig::new().set_rtp_mode(true).set_dtls_version(version).clear_codecs().enable_h264(true);
     for (id, extension) in
         [(5, str0m::rtp::Extension::PlayoutDelay), (6, str0m::rtp::Extension::AbsoluteCaptureTime)]
     {

@@ -1,0 +1,347 @@
+//! RTCP in the clear: what viewers report and ask for is read, what we tell them is written. Pure and bounded by the
+//! datagram; knows no keys, no time and no session.
+//!
+//! RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI), RFC 5104 section 4.3.1 (FIR). What else
+//! there is (XR, REMB, APP, transport feedback) is skipped by its length.
+
+const VERSION: u8 = 2 << 6;
+const HEADER_BYTES: usize = 4;
+const REPORT_BLOCK_BYTES: usize = 24;
+
+const SENDER_REPORT: u8 = 200;
+const RECEIVER_REPORT: u8 = 201;
+const SOURCE_DESCRIPTION: u8 = 202;
+const GOODBYE: u8 = 203;
+const TRANSPORT_FEEDBACK: u8 = 205;
+const PAYLOAD_FEEDBACK: u8 = 206;
+
+/// Formats of feedback.
+const NACK: u8 = 1;
+const PLI: u8 = 1;
+const FIR: u8 = 4;
+
+const SDES_CNAME: u8 = 1;
+
+/// One packet of a compound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packet<'a> {
+    /// The report blocks of a sender's or receiver's report.
+    Report(Blocks<'a>),
+    /// Packets of the stream `media` did not arrive.
+    Nack {
+        /// SSRC of the stream.
+        media: u32,
+        /// Which ones.
+        lost: Lost<'a>,
+    },
+    /// The viewer cannot go on without an IDR (picture loss indication) of `media`.
+    Pli {
+        /// SSRC of the stream.
+        media: u32,
+    },
+    /// The viewer wants an IDR (full intra request).
+    Fir(Requests<'a>),
+    /// The viewer leaves.
+    Bye,
+    /// Nothing that concerns a sender.
+    Other,
+}
+
+/// The packets of a compound, up to its end or the first that does not hold together.
+pub fn packets(compound: &[u8]) -> impl Iterator<Item = Packet<'_>> {
+    let mut rest = compound;
+    std::iter::from_fn(move || {
+        let (packet, behind) = split(rest)?;
+        rest = behind;
+        Some(packet)
+    })
+}
+
+/// The first packet, and what stands behind it.
+fn split(bytes: &[u8]) -> Option<(Packet<'_>, &[u8])> {
+    let &[first, kind, high, low] = bytes.first_chunk::<HEADER_BYTES>()?;
+    if first & 0xC0 != VERSION {
+        return None;
+    }
+    let body_bytes = 4 * usize::from(u16::from_be_bytes([high, low]));
+    let (packet, behind) = bytes.split_at_checked(HEADER_BYTES + body_bytes)?;
+    let mut body = packet.get(HEADER_BYTES..)?;
+    if first & 0x20 != 0 {
+        // Padding: the last byte counts it, itself included.
+        let padding = usize::from(*body.last()?);
+        body = body.get(..body.len().checked_sub(padding).filter(|_| padding > 0)?)?;
+    }
+    Some((read(kind, first & 0x1F, body)?, behind))
+}
+
+/// `None` where the body is shorter than its kind needs.
+fn read(kind: u8, count: u8, body: &[u8]) -> Option<Packet<'_>> {
+    let blocks = |skipped: usize| {
+        let bytes = body.get(skipped..)?.get(..usize::from(count) * REPORT_BLOCK_BYTES)?;
+        Some(Packet::Report(Blocks(bytes)))
+    };
+    // Both SSRCs of feedback: who asks, and about which stream.
+    let feedback = || {
+        let (head, rest) = body.split_first_chunk::<8>()?;
+        Some((u32::from_be_bytes(*head.last_chunk()?), rest))
+    };
+    match (kind, count) {
+        (SENDER_REPORT, _) => blocks(24),
+        (RECEIVER_REPORT, _) => blocks(4),
+        (TRANSPORT_FEEDBACK, NACK) => {
+            feedback().map(|(media, rest)| Packet::Nack { media, lost: Lost(rest) })
+        }
+        (PAYLOAD_FEEDBACK, PLI) => feedback().map(|(media, _)| Packet::Pli { media }),
+        (PAYLOAD_FEEDBACK, FIR) => feedback().map(|(_, rest)| Packet::Fir(Requests(rest))),
+        (GOODBYE, _) => Some(Packet::Bye),
+        _ => Some(Packet::Other),
+    }
+}
+
+/// Report blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks<'a>(&'a [u8]);
+
+impl<'a> Blocks<'a> {
+    /// One by one.
+    pub fn iter(&self) -> impl Iterator<Item = ReportBlock> + use<'a> {
+        self.0.chunks_exact(REPORT_BLOCK_BYTES).filter_map(ReportBlock::read)
+    }
+}
+
+/// What a viewer received of one stream (RFC 3550 section 6.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReportBlock {
+    /// SSRC of the stream.
+    pub ssrc: u32,
+    /// Of the packets since its last report, so many 256ths were lost.
+    pub fraction_lost: u8,
+    /// Jitter of the arrival times, in RTP time.
+    pub jitter: u32,
+    /// The middle 32 bits of the NTP time in our last report that it got; 0 for none.
+    pub last_report: u32,
+    /// How long that was before this one, in 65536ths of a second.
+    pub delay: u32,
+}
+
+impl ReportBlock {
+    fn read(bytes: &[u8]) -> Option<ReportBlock> {
+        let word = |at: usize| bytes.get(at..)?.first_chunk().copied().map(u32::from_be_bytes);
+        Some(ReportBlock {
+            ssrc: word(0)?,
+            fraction_lost: *bytes.get(4)?,
+            jitter: word(12)?,
+            last_report: word(16)?,
+            delay: word(20)?,
+        })
+    }
+
+    /// The round trip that the block tells of when it arrives at the NTP time `now`; none where it answers no report.
+    /// A clock that was coarse may give a little less than nothing: that is none at all.
+    pub fn round_trip_65536ths(&self, now: u64) -> Option<u32> {
+        #[expect(clippy::cast_possible_truncation, reason = "the middle 32 bits are what is meant")]
+        let now = (now >> 16) as u32;
+        let span = now.wrapping_sub(self.last_report).wrapping_sub(self.delay);
+        (self.last_report != 0).then_some(if span > i32::MAX.unsigned_abs() { 0 } else { span })
+    }
+}
+
+/// Sequence numbers that are missing (RFC 4585 section 6.2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost<'a>(&'a [u8]);
+
+impl<'a> Lost<'a> {
+    /// One by one, up to 17 for each four bytes.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
+        self.0.chunks_exact(4).filter_map(|entry| entry.first_chunk::<4>()).flat_map(|&[a, b, c, d]| {
+            let (first, following) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            let is_lost = move |offset: &u16| *offset == 0 || following >> (offset - 1) & 1 == 1;
+            (0..=16).filter(is_lost).map(move |offset| first.wrapping_add(offset))
+        })
+    }
+}
+
+/// Streams of which an IDR is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requests<'a>(&'a [u8]);
+
+impl Requests<'_> {
+    /// Whether `ssrc` is among them.
+    pub fn contains(&self, ssrc: u32) -> bool {
+        self.0.chunks_exact(8).any(|entry| entry.starts_with(&ssrc.to_be_bytes()))
+    }
+}
+
+/// What a sender's report says (RFC 3550 section 6.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SenderReport {
+    /// SSRC of the stream.
+    pub ssrc: u32,
+    /// Now, as NTP time.
+    pub ntp: u64,
+    /// The same moment in the stream's RTP time.
+    pub rtp_time: u32,
+    /// Packets sent.
+    pub packets: u32,
+    /// Payload bytes sent.
+    pub octets: u32,
+}
+
+/// Appends a report and the sender's name, at most 255 bytes of it, as every compound begins.
+pub fn write_report(report: &SenderReport, cname: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[VERSION, SENDER_REPORT, 0, 6]);
+    out.extend_from_slice(&report.ssrc.to_be_bytes());
+    out.extend_from_slice(&report.ntp.to_be_bytes());
+    for word in [report.rtp_time, report.packets, report.octets] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    let name = cname.as_bytes();
+    let (name, name_bytes) = match u8::try_from(name.len()) {
+        Ok(bytes) => (name, bytes),
+        Err(_) => (name.get(..255).unwrap_or_default(), u8::MAX),
+    };
+    // The list of items ends with at least one zero, and at a multiple of four.
+    let items_bytes = (2 + name.len() + 1).next_multiple_of(4);
+    let words = u8::try_from(1 + items_bytes / 4).unwrap_or(u8::MAX);
+    out.extend_from_slice(&[VERSION | 1, SOURCE_DESCRIPTION, 0, words]);
+    out.extend_from_slice(&report.ssrc.to_be_bytes());
+    let end = out.len() + items_bytes;
+    out.extend_from_slice(&[SDES_CNAME, name_bytes]);
+    out.extend_from_slice(name);
+    out.resize(end, 0);
+}
+
+/// Appends a goodbye of all `ssrcs`, at most 31.
+pub fn write_goodbye(ssrcs: &[u32], out: &mut Vec<u8>) {
+    let ssrcs = ssrcs.get(..31).unwrap_or(ssrcs);
+    let count = u8::try_from(ssrcs.len()).unwrap_or_default();
+    out.extend_from_slice(&[VERSION | count, GOODBYE, 0, count]);
+    ssrcs.iter().for_each(|ssrc| out.extend_from_slice(&ssrc.to_be_bytes()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn packet(kind: u8, count: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![VERSION | count, kind];
+        bytes.extend(u16::try_from(body.len() / 4).unwrap().to_be_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_be_bytes()).collect()
+    }
+
+    #[test]
+    fn a_compound_of_a_browser_is_read_in_order() {
+        let report = [7, 5, 0x40_00_00_01, 99, 45, 0xb705_2000, 0x0005_4000];
+        let mut compound = packet(RECEIVER_REPORT, 1, &words(&report));
+        compound.extend(packet(207, 0, &words(&[7, 1, 2, 3]))); // XR
+        compound.extend(packet(TRANSPORT_FEEDBACK, NACK, &words(&[7, 5, (100 << 16) | 0x8001])));
+        compound.extend(packet(PAYLOAD_FEEDBACK, PLI, &words(&[7, 5])));
+        compound.extend(packet(PAYLOAD_FEEDBACK, FIR, &words(&[7, 0, 5, 1 << 24])));
+        compound.extend(packet(PAYLOAD_FEEDBACK, 15, &words(&[7, 0, 0, 0])));
+        compound.extend(packet(GOODBYE, 1, &words(&[7])));
+        let read: Vec<_> = packets(&compound).collect();
+        let [Packet::Report(blocks), Packet::Other, Packet::Nack { media, lost }, pli, fir, other, bye] =
+            read[..]
+        else {
+            panic!("{read:?}")
+        };
+        let block = blocks.iter().next().unwrap();
+        assert_eq!((block.ssrc, block.fraction_lost, block.jitter), (5, 64, 45));
+        assert_eq!((media, lost.iter().collect::<Vec<_>>()), (5, vec![100, 101, 116]));
+        assert_eq!((pli, other, bye), (Packet::Pli { media: 5 }, Packet::Other, Packet::Bye));
+        let Packet::Fir(requests) = fir else { panic!("{fir:?}") };
+        assert!(requests.contains(5) && !requests.contains(7));
+    }
+
+    /// The example of RFC 3550 section 6.4.1, figure 2.
+    #[test]
+    fn the_round_trip_is_that_of_the_rfc() {
+        let block = ReportBlock {
+            ssrc: 1,
+            fraction_lost: 0,
+            jitter: 0,
+            last_report: 0xb705_2000,
+            delay: 0x0005_4000,
+        };
+        let now = 0xb44d_b710_8000_0000;
+        assert_eq!(block.round_trip_65536ths(now), Some(0x0006_2000));
+        assert_eq!(ReportBlock { last_report: 0, ..block }.round_trip_65536ths(now), None);
+        assert_eq!(
+            ReportBlock { delay: 0x000b_6001, ..block }.round_trip_65536ths(now),
+            Some(0),
+            "never negative"
+        );
+    }
+
+    #[test]
+    fn sequence_numbers_wrap_in_a_nack() {
+        let lost = Lost(&[0xff, 0xff, 0x00, 0x03]);
+        assert_eq!(lost.iter().collect::<Vec<_>>(), [65_535, 0, 1]);
+    }
+
+    #[test]
+    fn padding_is_not_content_and_impossible_padding_ends_the_compound() {
+        let mut padded = packet(TRANSPORT_FEEDBACK, NACK, &words(&[7, 5, 100 << 16, 4]));
+        padded[0] |= 0x20;
+        let Some(Packet::Nack { lost, .. }) = packets(&padded).next() else { panic!() };
+        assert_eq!(lost.iter().count(), 1);
+        for wrong in [0, 17] {
+            *padded.last_mut().unwrap() = wrong;
+            assert_eq!(packets(&padded).count(), 0, "padding of {wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_a_report_a_name_and_a_goodbye() {
+        for name in ["", "a", "ab", "abcdefghijklmnop", &"x".repeat(300)] {
+            let report =
+                SenderReport { ssrc: 5, ntp: 0x0102_0304_0506_0708, rtp_time: 9, packets: 10, octets: 11 };
+            let mut out = Vec::new();
+            write_report(&report, name, &mut out);
+            write_goodbye(&[5, 6], &mut out);
+            let read: Vec<_> = packets(&out).collect();
+            assert!(matches!(read[..], [Packet::Report(_), Packet::Other, Packet::Bye]), "{read:?}");
+            let written = words(&[5, 0x0102_0304, 0x0506_0708, 9, 10, 11]);
+            assert_eq!(&out[4..28], &written[..]);
+            assert_eq!(usize::from(out[37]), name.len().min(255));
+            assert_eq!(&out[out.len() - 12..], &[0x82, GOODBYE, 0, 2, 0, 0, 0, 5, 0, 0, 0, 6]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            for packet in packets(&bytes) {
+                match packet {
+                    Packet::Report(blocks) => prop_assert!(blocks.iter().count() <= 31),
+                    Packet::Nack { lost, .. } => prop_assert!(lost.iter().count() <= bytes.len() / 4 * 17),
+                    _ => {}
+                }
+            }
+        }
+
+        #[test]
+        fn packets_that_hold_together_are_all_found(
+            bodies in prop::collection::vec((192..=223_u8, 0..32_u8, 0..20_usize), 1..10),
+        ) {
+            let mut compound = Vec::new();
+            let mut expected = 0;
+            for (kind, count, words) in bodies {
+                let needed = match kind {
+                    SENDER_REPORT => 6 + 6 * usize::from(count),
+                    RECEIVER_REPORT => 1 + 6 * usize::from(count),
+                    _ => 2,
+                };
+                compound.extend(packet(kind, count, &vec![0; 4 * (needed + words)]));
+                expected += 1;
+            }
+            prop_assert_eq!(packets(&compound).count(), expected);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Packets that can be sent again: the last ones of a stream, by sequence number, and how many of them a viewer may
+//! ask for. Decides what is sent again, builds nothing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::limits;
+
+/// A packet that was sent.
+#[derive(Clone, Debug)]
+pub(super) struct Sent {
+    pub(super) payload: Arc<[u8]>,
+    /// Capture time it was sent with, NTP; 0 for none.
+    pub(super) captured_ntp: u64,
+    pub(super) rtp_time: u32,
+    pub(super) is_last: bool,
+}
+
+/// A packet and when it was sent, in milliseconds since the cache was made.
+#[derive(Debug)]
+struct Kept {
+    packet: Sent,
+    sent_ms: u32,
+    /// Last time it was sent again.
+    again_ms: Option<u32>,
+}
+
+/// Retransmissions in the current second.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    since: Instant,
+    used: u32,
+}
+
+/// Sent packets, the oldest first; their sequence numbers are consecutive.
+#[derive(Debug)]
+pub(super) struct RtxCache {
+    kept: VecDeque<Kept>,
+    /// Sequence number, extended, of the next packet.
+    next: u64,
+    packets_max: usize,
+    made_at: Instant,
+    /// When the unit that is being pushed is sent.
+    unit_ms: u32,
+    budget: Budget,
+    /// Asked for, to be sent again.
+    wanted: VecDeque<u64>,
+    /// Not sent again: asked for too often.
+    pub(super) refused: u64,
+}
+
+impl RtxCache {
+    /// An empty cache of at most [`limits::RTX_CACHE_PACKETS`], for a stream that begins with `next`. Takes no memory
+    /// before its first packet.
+    pub(super) fn new(next: u64, now: Instant) -> RtxCache {
+        RtxCache {
+            kept: VecDeque::new(),
+            next,
+            packets_max: limits::RTX_CACHE_PACKETS,
+            made_at: now,
+            unit_ms: 0,
+            budget: Budget { since: now, used: 0 },
+            wanted: VecDeque::new(),
+            refused: 0,
+        }
+    }
+
+    /// Sequence number, extended, of the next packet.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// From now on at most so many packets.
+    pub(super) fn set_packets_max(&mut self, packets_max: usize) {
+        self.packets_max = packets_max;
+        let excess = self.kept.len().saturating_sub(packets_max);
+        self.kept.drain(..excess);
+        self.kept.shrink_to(packets_max);
+    }
+
+    /// The packets of a unit follow. Lets go of what is too old to be asked for.
+    pub(super) fn begin_unit(&mut self, now: Instant) {
+        let now_ms = self.milliseconds(now);
+        self.unit_ms = now_ms;
+        while self.kept.front().is_some_and(|kept| is_out_of_date(now_ms, kept.sent_ms)) {
+            self.kept.pop_front();
+        }
+        if self.kept.capacity() < self.packets_max {
+            self.kept.reserve_exact(self.packets_max - self.kept.len());
+        }
+    }
+
+    /// Keeps the packet that was sent with the sequence number [`RtxCache::next`].
+    pub(super) fn push(&mut self, packet: Sent) {
+        if self.kept.len() >= self.packets_max {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(Kept { packet, sent_ms: self.unit_ms, again_ms: None });
+        self.next += 1;
+    }
+
+    /// A viewer asks for the packet of this sequence number. It gets it once per `round_trip`, while the budget of
+    /// the second lasts.
+    pub(super) fn ask(&mut self, now: Instant, sequence: u16, round_trip: Option<Duration>) {
+        let now_ms = self.milliseconds(now);
+        let Some(sequence) = self.extend(sequence) else { return };
+        let Some(kept) = self.position(sequence).and_then(|at| self.kept.get_mut(at)) else { return };
+        if is_out_of_date(now_ms, kept.sent_ms) {
+            return;
+        }
+        let guard = round_trip.unwrap_or_default().clamp(limits::RESEND_GUARD_MIN, limits::RESEND_GUARD_MAX);
+        let is_on_its_way =
+            kept.again_ms.is_some_and(|at| u128::from(now_ms.wrapping_sub(at)) < guard.as_millis());
+        if now.saturating_duration_since(self.budget.since) >= Duration::from_secs(1) {
+            self.budget = Budget { since: now, used: 0 };
+        }
+        if is_on_its_way || self.budget.used >= limits::RETRANSMITS_PER_SECOND_MAX {
+            self.refused += 1;
+            return;
+        }
+        self.budget.used += 1;
+        kept.again_ms = Some(now_ms);
+        self.wanted.push_back(sequence);
+    }
+
+    /// The next packet to be sent again, with its sequence number. What the cache lost meanwhile is left out.
+    pub(super) fn take_wanted(&mut self) -> Option<(u64, Sent)> {
+        loop {
+            let sequence = self.wanted.pop_front()?;
+            if let Some(kept) = self.position(sequence).and_then(|at| self.kept.get(at)) {
+                return Some((sequence, kept.packet.clone()));
+            }
+        }
+    }
+
+    /// The newest sent sequence number that ends in these 16 bits.
+    fn extend(&self, sequence: u16) -> Option<u64> {
+        let newest = self.next.checked_sub(1)?;
+        #[expect(clippy::cast_possible_truncation, reason = "a sequence number is the low 16 bits")]
+        let behind = (newest as u16).wrapping_sub(sequence);
+        newest.checked_sub(u64::from(behind))
+    }
+
+    fn position(&self, sequence: u64) -> Option<usize> {
+        let oldest = self.next.checked_sub(u64::try_from(self.kept.len()).ok()?)?;
+        usize::try_from(sequence.checked_sub(oldest)?).ok()
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "ages are compared, and none is 49 days")]
+    fn milliseconds(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.made_at).as_millis() as u32
+    }
+}
+
+fn is_out_of_date(now_ms: u32, sent_ms: u32) -> bool {
+    u128::from(now_ms.wrapping_sub(sent_ms)) > limits::RTX_CACHE_AGE.as_millis()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Instant {
+        #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+        Instant::now()
+    }
+
+    fn packet(number: u64) -> Sent {
+        let payload = Arc::from(number.to_be_bytes().as_slice());
+        Sent { payload, captured_ntp: 0, rtp_time: 0, is_last: false }
+    }
+
+    fn filled(first: u64, count: u64, at: Instant) -> RtxCache {
+        let mut cache = RtxCache::new(first, at);
+        cache.begin_unit(at);
+        (first..first + count).for_each(|number| cache.push(packet(number)));
+        cache
+    }
+
+    fn wanted(cache: &mut RtxCache) -> Vec<u64> {
+        std::iter::from_fn(|| cache.take_wanted())
+            .map(|(sequence, sent)| {
+                assert_eq!(*sent.payload, sequence.to_be_bytes(), "the packet of that number");
+                sequence
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_is_kept_is_sent_again_and_nothing_else() {
+        let at = now();
+        let mut cache = filled(65_500, 100, at);
+        for sequence in [65_499, 65_500, 65_535, 0, 63, 64, 30_000] {
+            cache.ask(at, sequence, None);
+        }
+        assert_eq!(wanted(&mut cache), [65_500, 65_535, 65_536, 65_599]);
+        assert_eq!(cache.refused, 0);
+    }
+
+    #[test]
+    fn the_cache_holds_so_many_and_only_so_long() {
+        let at = now();
+        let mut cache = filled(0, limits::RTX_CACHE_PACKETS as u64 + 10, at);
+        assert_eq!(cache.kept.len(), limits::RTX_CACHE_PACKETS);
+        cache.ask(at, 9, None);
+        cache.ask(at, 10, None);
+        assert_eq!(wanted(&mut cache), [10]);
+        let late = at + limits::RTX_CACHE_AGE + Duration::from_millis(1);
+        cache.ask(late, 100, None);
+        assert_eq!(wanted(&mut cache), [0_u64; 0]);
+        cache.begin_unit(late);
+        assert!(cache.kept.is_empty());
+        cache.push(packet(cache.next()));
+        cache.ask(late, 394, None);
+        assert_eq!(wanted(&mut cache), [394]);
+    }
+
+    #[test]
+    fn a_packet_is_sent_again_once_a_round_trip() {
+        let at = now();
+        let mut cache = filled(0, 10, at);
+        let round_trip = Some(Duration::from_millis(40));
+        cache.ask(at, 3, round_trip);
+        cache.ask(at + Duration::from_millis(39), 3, round_trip);
+        assert_eq!((wanted(&mut cache), cache.refused), (vec![3], 1));
+        cache.ask(at + Duration::from_millis(40), 3, round_trip);
+        assert_eq!(wanted(&mut cache), [3]);
+    }
+
+    #[test]
+    fn a_flood_is_answered_within_the_budget_of_a_second() {
+        let at = now();
+        let mut cache = filled(0, 300, at);
+        for round in 0..20_u64 {
+            let at = at + limits::RESEND_GUARD_MIN * u32::try_from(round).unwrap();
+            (0..300).for_each(|sequence| cache.ask(at, sequence, None));
+        }
+        let budget = limits::RETRANSMITS_PER_SECOND_MAX as usize;
+        assert_eq!(wanted(&mut cache).len(), budget);
+        assert_eq!(cache.refused, 6_000 - budget as u64);
+        let later = at + Duration::from_secs(1);
+        cache.ask(later, 299, None);
+        assert_eq!(wanted(&mut cache), [299]);
+    }
+
+    #[test]
+    fn a_smaller_cache_keeps_the_newest() {
+        let at = now();
+        let mut cache = RtxCache::new(0, at);
+        cache.set_packets_max(1_000);
+        (0..1_000).for_each(|number| cache.push(packet(number)));
+        cache.set_packets_max(10);
+        (989..1_000).for_each(|sequence| cache.ask(at, sequence, None));
+        assert_eq!(wanted(&mut cache), (990..1_000).collect::<Vec<_>>());
+    }
+}
