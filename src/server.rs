@@ -96,7 +96,8 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let listener = listen(config.http, "--http")?;
     let http = listener.local_addr().unwrap_or(config.http);
     let plain = config.http_plain.map(|address| listen(address, "--http-plain")).transpose()?;
-    let security = security::prepare(config, http)?;
+    let logins = Arc::default();
+    let security = security::prepare(config, http, &logins)?;
     let (socket, udp) =
         uring::open_socket(config.udp).map_err(|source| ServerError::Udp { address: config.udp, source })?;
     let mut threads = Threads::default();
@@ -114,6 +115,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         workers.mailboxes.clone(),
         workers.counters.clone(),
         recorder,
+        logins,
         u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
     ));
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -121,6 +121,34 @@ fn a_token_from_a_file_guards_the_server_and_shows_nowhere() {
 }
 
 #[test]
+fn refused_tokens_are_counted_by_reason() {
+    let mut server = Server::start(&unique_shm(), &["--token", TOKEN, "--control", "127.0.0.1:0"]);
+    let control = wait_for("the control address", || server.process.after("control: http://"));
+    let metrics = format!("http://{}/metrics", control.split('/').next().unwrap());
+    let refused = |reason: &str| {
+        let (status, text) = curl(&[&metrics]);
+        assert_eq!(status, 200);
+        let name = format!("logins_refused_total{{reason=\"{reason}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&name)).map(str::parse::<u64>);
+        value.unwrap_or_else(|| panic!("no {name} in {text}")).unwrap()
+    };
+    assert_eq!((refused("wrong_token"), refused("too_many_attempts")), (0, 0));
+    let status = format!("http://{}/api/status", server.http);
+    let session = format!("http://{}/api/session", server.http);
+    let wrong = "Authorization: Bearer wrong-wrong-wrong-wrong";
+    assert_eq!(curl(&[&status]).0, 401);
+    assert_eq!(curl(&["-H", &format!("Authorization: Bearer {TOKEN}"), &status]).0, 200);
+    assert_eq!(refused("wrong_token"), 0, "who shows none is not refused one");
+    assert_eq!(curl(&["-H", wrong, &status]).0, 401);
+    assert_eq!(curl(&["--json", "{\"token\":\"wrong-wrong-wrong-wrong\"}", &session]).0, 401);
+    assert_eq!((refused("wrong_token"), refused("too_many_attempts")), (2, 0));
+    wait_until("who is wrong again and again has to wait", || curl(&["-H", wrong, &status]).0 == 429);
+    assert_eq!(refused("too_many_attempts"), 1);
+    assert!(refused("wrong_token") >= 10);
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
 fn a_self_signed_server_answers_over_tls_and_keeps_its_certificate_and_logins() {
     let directory = Directory::new();
     let state = directory.path("state");

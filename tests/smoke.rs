@@ -15,7 +15,9 @@ mod support_profile;
 use std::thread;
 
 use serde_json::json;
+use support::account::Report;
 use support::camera::{CameraSim, words};
+use support::metrics::Metrics;
 use support::process::Process;
 use support::server::{self, Server};
 use support::viewer::ViewerSimulator;
@@ -79,6 +81,16 @@ fn is_profiled(server: &Server) {
     assert!(threads.contains("worker-0") && threads.contains("streaming_server::"), "{threads}");
 }
 
+/// What came is right and begins where a picture can. An emulated machine may be too slow for all of it: what is missing
+/// the server held back and counted.
+fn is_accounted_for(report: Report, metrics: &Metrics) {
+    let dropped = metrics.value("frames_dropped_total", &[("component", "webrtc")]).unwrap();
+    let held_back = dropped + metrics.expect("lapped_total") + metrics.expect("torn_total");
+    let books = Report { latencies_ns: Vec::new(), ..report };
+    assert!(books.missing as f64 <= held_back, "{held_back} of {books:?}");
+    Report { missing: 0, ..books }.assert_perfect("the viewer");
+}
+
 #[test]
 fn a_server_lives_its_whole_life() {
     let shm = unique_shm();
@@ -102,14 +114,8 @@ fn a_server_lives_its_whole_life() {
         report.latency_ns(0.5) / 1000,
         report.latency_ns(0.99) / 1000
     );
-    // An emulated machine may be too slow for all of it: what came is right.
-    let books = support::account::Report { latencies_ns: Vec::new(), ..report };
-    assert_eq!(
-        books.torn + books.duplicated + books.unstamped + books.bad_idrs + books.restarts,
-        0,
-        "{books:?}"
-    );
     let metrics = server.metrics();
+    is_accounted_for(report, &metrics);
     assert!(metrics.expect("frames_sent_total") >= 30.0);
     for name in ["SINGLE_ISSUER", "DEFER_TASKRUN", "COOP_TASKRUN", "SUBMIT_ALL", "multishot receive", "GSO"] {
         let is_used = metrics.value("io_uring_feature", &[("feature", name)]);

@@ -12,10 +12,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::{hmac, pbkdf2, rand};
+use tokio::sync::watch;
 
 use super::backend::ApiError;
 use super::clock::Moment;
@@ -24,6 +25,7 @@ use super::lock;
 use super::throttle::Throttle;
 use crate::config::Token;
 use crate::limits;
+use crate::metrics::LoginCounters;
 
 /// Lets in who knows the token.
 pub struct Access {
@@ -35,6 +37,9 @@ pub struct Access {
     complaints: Mutex<Complaints>,
     /// Logins that were ended, with the time they would have lapsed.
     ended: Mutex<HashMap<[u8; ID_BYTES], u64>>,
+    /// Rings when another one is.
+    endings: watch::Sender<()>,
+    counters: Arc<LoginCounters>,
 }
 
 /// What a request shows.
@@ -64,11 +69,12 @@ pub struct LoginPass {
 }
 
 impl Access {
-    /// For this token. `port` tells the cookies of several servers on one host apart (a cookie knows no ports).
+    /// For this token. `port` tells the cookies of several servers on one host apart (a cookie knows no ports);
+    /// `counters` learn who was refused.
     ///
     /// Takes some 10 ms: the key that seals logins is stretched.
     #[must_use]
-    pub fn new(token: Token, port: u16, now: Instant) -> Access {
+    pub fn new(token: Token, port: u16, counters: Arc<LoginCounters>, now: Instant) -> Access {
         let mut key = [0; SEAL_BYTES];
         let rounds = NonZeroU32::new(limits::LOGIN_KEY_ROUNDS).unwrap_or(NonZeroU32::MIN);
         pbkdf2::derive(
@@ -85,6 +91,8 @@ impl Access {
             throttle: Mutex::new(Throttle::new(now)),
             complaints: Mutex::default(),
             ended: Mutex::new(HashMap::new()),
+            endings: watch::Sender::new(()),
+            counters,
         }
     }
 
@@ -140,6 +148,8 @@ impl Access {
             }
             // A renewed login lapses later than the cookie that ends it.
             ended.insert(pass.login.id, now.unix_s.saturating_add(limits::LOGIN_LIFETIME.as_secs()));
+            drop(ended);
+            self.endings.send_replace(());
         }
         let [plain, secure] = &self.cookie_names;
         [
@@ -148,10 +158,23 @@ impl Access {
         ]
     }
 
+    /// Whether a login that was let in still would be.
+    #[must_use]
+    pub fn holds(&self, pass: LoginPass, now: Moment) -> bool {
+        pass.login.expires_s > now.unix_s && !lock(&self.ended).contains_key(&pass.login.id)
+    }
+
+    /// Changes whenever a login is ended.
+    #[must_use]
+    pub fn endings(&self) -> watch::Receiver<()> {
+        self.endings.subscribe()
+    }
+
     fn attempt(&self, token: &str, peer: IpAddr, now: Moment) -> Result<(), ApiError> {
         let mut throttle = lock(&self.throttle);
         // Who has to wait is not even told that a token would have been right.
         if let Err(wait) = throttle.may_attempt(peer, now.steady) {
+            self.counters.too_many.add(1);
             let retry_after_s = Some(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1));
             let message = "too many wrong tokens from this address".to_owned();
             return Err(ApiError { status: 429, code: "too_many_attempts", message, retry_after_s });
@@ -161,6 +184,8 @@ impl Access {
             return Ok(());
         }
         throttle.failed(peer, now.steady);
+        // Still under the throttle's lock: one thread at a time adds.
+        self.counters.wrong.add(1);
         lock(&self.complaints).note(peer, now.steady);
         Err(ApiError::new(401, "wrong_token", "this is not the token of this server"))
     }
@@ -175,7 +200,8 @@ impl Access {
             hmac::verify(&self.key, &login.sealed_bytes(), &login.seal).is_ok()
                 && login.expires_s > now.unix_s
         })?;
-        (!lock(&self.ended).contains_key(&login.id)).then_some(LoginPass { login, is_secure })
+        let pass = LoginPass { login, is_secure };
+        self.holds(pass, now).then_some(pass)
     }
 
     fn cookie(&self, id: [u8; ID_BYTES], is_tls: bool, now: Moment) -> String {
@@ -228,7 +254,7 @@ mod tests {
 
     fn start() -> (Access, Moment) {
         let steady = tokio::time::Instant::now().into_std();
-        (Access::new(token(), 8080, steady), Moment { steady, unix_s: 1_800_000_000 })
+        (Access::new(token(), 8080, Arc::default(), steady), Moment { steady, unix_s: 1_800_000_000 })
     }
 
     fn later(now: Moment, seconds: u64) -> Moment {

@@ -12,6 +12,7 @@ use super::backend::RecordingFile;
 use super::ranges::{Part, part};
 use super::response::Response;
 use super::routes::Head;
+use super::tenure::{self, Tenure};
 use crate::limits;
 
 /// The bytes that follow a response's head.
@@ -20,13 +21,17 @@ pub(super) struct Stream {
     range: Range<u64>,
     /// Go on with what is recorded meanwhile.
     follow: bool,
+    /// The login that what has no end ends with.
+    tenure: Option<Tenure>,
 }
 
-/// What answers a request for `file`: the head, and what to stream after it.
+/// What answers a request for `file`: the head, and what to stream after it. What is there may be read to its end
+/// whatever becomes of the login; who follows a recording as it grows is cut off.
 pub(super) fn answer(
     head: &Head<'_>,
     file: Arc<dyn RecordingFile>,
     follow: bool,
+    tenure: Option<Tenure>,
 ) -> (Response, Option<Stream>) {
     let (bytes, etag) = (file.bytes(), file.etag());
     if head.if_none_match.is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag)) && !follow {
@@ -55,7 +60,8 @@ pub(super) fn answer(
     if !follow {
         response = response.header("content-length", (range.end - range.start).to_string());
     }
-    let stream = (head.method != "HEAD").then_some(Stream { file, range, follow });
+    let stream =
+        (head.method != "HEAD").then_some(Stream { file, range, follow, tenure: tenure.filter(|_| follow) });
     (response, stream)
 }
 
@@ -74,28 +80,37 @@ impl Stream {
     }
 
     async fn fill(mut self, mut sender: Sender<Bytes, io::Error>) {
+        let tenure = self.tenure.take();
+        let ended = tokio::select! {
+            biased;
+            () = tenure::over(tenure) => Err(io::ErrorKind::PermissionDenied.into()),
+            ended = self.send(&mut sender) => ended,
+        };
+        if let Err(error) = ended {
+            // The reader sees that this is not the whole of it.
+            sender.abort(error);
+        }
+    }
+
+    async fn send(&mut self, sender: &mut Sender<Bytes, io::Error>) -> io::Result<()> {
         loop {
             while self.range.start < self.range.end {
-                match self.piece().await {
-                    Ok(piece) if piece.is_empty() => {
-                        return sender.abort(io::ErrorKind::UnexpectedEof.into());
-                    }
-                    Ok(piece) => {
-                        self.range.start += piece.len() as u64;
-                        if sender.send_data(piece).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => return sender.abort(error),
+                let piece = self.piece().await?;
+                if piece.is_empty() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                self.range.start += piece.len() as u64;
+                if sender.send_data(piece).await.is_err() {
+                    return Ok(());
                 }
             }
             let end = self.range.end;
             if !self.follow {
-                return;
+                return Ok(());
             }
             self.range.end = self.file.grown_beyond(end).await;
             if self.range.end <= end {
-                return;
+                return Ok(());
             }
         }
     }

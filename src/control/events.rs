@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::backend::{Backend, RecordingCommand, Summary};
 use super::response::Response;
+use super::tenure::{self, Tenure};
 use super::{ApiError, routes};
 use crate::limits;
 
@@ -87,8 +88,9 @@ impl Feed {
         }
     }
 
-    /// The head of an answer and what follows it, or 503 beyond `limits::EVENT_LISTENERS_MAX`.
-    pub(super) async fn listen(&self) -> Result<(Response, Listener), ApiError> {
+    /// The head of an answer and what follows it, as long as the login holds that it was asked for with; or 503
+    /// beyond `limits::EVENT_LISTENERS_MAX`.
+    pub(super) async fn listen(&self, tenure: Option<Tenure>) -> Result<(Response, Listener), ApiError> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| ApiError {
             status: 503,
             code: "too_many_listeners",
@@ -104,7 +106,8 @@ impl Feed {
             .header("cache-control", "no-store")
             // A proxy that collects bytes before it passes them on would make events late (nginx).
             .header("x-accel-buffering", "no");
-        Ok((response, Listener { first: first.into(), events, stop: self.stop.clone(), _place: place }))
+        let (first, stop) = (first.into(), self.stop.clone());
+        Ok((response, Listener { first, events, stop, tenure, _place: place }))
     }
 }
 
@@ -136,30 +139,36 @@ pub(super) struct Listener {
     first: Bytes,
     events: broadcast::Receiver<Bytes>,
     stop: watch::Receiver<bool>,
+    tenure: Option<Tenure>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Listener {
-    /// The body, filled by a task of its own until the listener is gone or the server stops.
+    /// The body, filled by a task of its own until the listener or its login is gone or the server stops.
     pub(super) fn into_body(self) -> Channel<Bytes, io::Error> {
         let (sender, body) = Channel::new(1);
         tokio::spawn(self.fill(sender));
         body
     }
 
-    async fn fill(mut self, mut sender: Sender<Bytes, io::Error>) {
-        let mut next = std::mem::take(&mut self.first);
-        loop {
-            if sender.send_data(next).await.is_err() {
+    async fn fill(mut self, sender: Sender<Bytes, io::Error>) {
+        let (mut stop, tenure) = (self.stop.clone(), self.tenure.take());
+        // Also while a listener does not read.
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|&stopped| stopped) => {}
+            () = tenure::over(tenure) => {}
+            () = self.tell(sender) => {}
+        }
+    }
+
+    async fn tell(&mut self, mut sender: Sender<Bytes, io::Error>) {
+        let mut next = Some(std::mem::take(&mut self.first));
+        while let Some(event) = next {
+            if sender.send_data(event).await.is_err() {
                 return;
             }
-            next = tokio::select! {
-                _ = self.stop.wait_for(|&stopped| stopped) => return,
-                event = newest(&mut self.events) => match event {
-                    Some(event) => event,
-                    None => return,
-                },
-            };
+            next = newest(&mut self.events).await;
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod ranges;
 mod response;
 pub mod routes;
 mod stream;
+mod tenure;
 mod throttle;
 pub mod tls;
 

@@ -35,6 +35,7 @@ use super::host::Hosts;
 use super::login;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use super::stream::Stream;
+use super::tenure::Tenure;
 use super::tls::{Handshakes, TlsKeys};
 use crate::limits;
 
@@ -357,7 +358,7 @@ impl Shared {
         if let Some(response) = self.session(&action, head, caller, entry) {
             return (response, None);
         }
-        match timeout(self.timeouts.backend, self.perform(head, action)).await {
+        match timeout(self.timeouts.backend, self.perform(head, action, self.tenure(entry))).await {
             Ok(answer) => answer,
             Err(_) => {
                 let error = ApiError {
@@ -420,13 +421,26 @@ impl Shared {
         )
     }
 
-    async fn perform(&self, head: &Head<'_>, action: Action) -> (Response, Option<Follow>) {
+    /// The login that an answer without end ends with; who shows the token itself has none.
+    fn tenure(&self, entry: Option<Entry>) -> Option<Tenure> {
+        match (&self.access, entry) {
+            (Some(access), Some(Entry::Login(pass))) => Some(Tenure::new(Arc::clone(access), pass)),
+            _ => None,
+        }
+    }
+
+    async fn perform(
+        &self,
+        head: &Head<'_>,
+        action: Action,
+        tenure: Option<Tenure>,
+    ) -> (Response, Option<Follow>) {
         let response = match action {
             Action::Respond(response) => response,
             Action::Recording(command) => routes::answer_recording(self.backend.recording(command).await),
             Action::Download { name, follow } => match self.backend.open_recording(name).await {
                 Ok(file) => {
-                    let (response, stream) = download::answer(head, file, follow);
+                    let (response, stream) = download::answer(head, file, follow, tenure);
                     return (response, stream.map(Follow::File));
                 }
                 Err(error) => error.into(),
@@ -434,7 +448,7 @@ impl Shared {
             Action::Offer { sdp } => routes::answer_offer(self.backend.offer(&sdp).await),
             Action::Viewers => routes::answer_viewers(&self.backend.viewers().await),
             Action::Status => Response::json(200, &events::status(self.backend.as_ref()).await),
-            Action::Events => match self.feed.listen().await {
+            Action::Events => match self.feed.listen(tenure).await {
                 Ok((response, listener)) => {
                     let follows = head.method != "HEAD";
                     return (response, follows.then_some(Follow::Events(listener)));

@@ -18,6 +18,9 @@ const _: () = assert!(TOKEN_BYTES_MAX * 6 + 64 < LOGIN_BYTES_MAX, "any token can
 /// How long a login lasts that is not used again.
 pub const LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Between two looks whether the login of an answer without end has lapsed; one that is ended is noticed at once.
+pub const LOGIN_LOOK: Duration = Duration::from_secs(60);
+
 /// Rounds of PBKDF2 between the token and the key that signs logins: who steals a cookie pays so much for every
 /// guess at the token. 20 ms at start on a Cortex-A55.
 pub const LOGIN_KEY_ROUNDS: u32 = 10_000;

@@ -146,6 +146,15 @@ pub struct WorkerCounters {
     pub viewer_figures: FigureBoard,
 }
 
+/// Who was not let in.
+#[derive(Debug, Default)]
+pub struct LoginCounters {
+    /// Wrong tokens.
+    pub wrong: Counter,
+    /// Tokens that were not looked at: their address has to wait.
+    pub too_many: Counter,
+}
+
 /// What is exposed of one session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ViewerFigures {

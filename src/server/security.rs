@@ -11,6 +11,7 @@ use super::ServerError;
 use crate::config::{Config, Tls};
 use crate::control::certificate::{self, Certificate, CertificateError};
 use crate::control::{Access, Hosts, HttpConfig, Moment, TlsKeys};
+use crate::metrics::LoginCounters;
 use crate::worker::addresses::interface_addresses;
 
 /// What the endpoints share.
@@ -23,7 +24,11 @@ pub(super) struct Security {
 }
 
 /// Reads the certificate, or makes it, and derives the keys of the logins.
-pub(super) fn prepare(config: &Config, http: SocketAddr) -> Result<Security, ServerError> {
+pub(super) fn prepare(
+    config: &Config,
+    http: SocketAddr,
+    logins: &Arc<LoginCounters>,
+) -> Result<Security, ServerError> {
     let keys = match &config.tls {
         Some(tls) => {
             let certificate = obtain(tls, config)?;
@@ -35,8 +40,10 @@ pub(super) fn prepare(config: &Config, http: SocketAddr) -> Result<Security, Ser
         }
         None => None,
     };
-    let access =
-        config.token.clone().map(|token| Arc::new(Access::new(token, http.port(), Moment::now().steady)));
+    let access = config
+        .token
+        .clone()
+        .map(|token| Arc::new(Access::new(token, http.port(), Arc::clone(logins), Moment::now().steady)));
     let of_origins = config.allow_origin.iter().map(|origin| origin.host().to_owned());
     let allowed = config.allow_host.iter().map(|host| host.as_str().to_owned()).chain(of_origins);
     Ok(Security {

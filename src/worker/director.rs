@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::camera::{Camera, CameraStatus};
 use crate::control::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
-use crate::metrics::{WorkerCounters, trace};
+use crate::metrics::{LoginCounters, WorkerCounters, trace};
 use crate::recorder::RecorderHandle;
 use crate::service::{Health, Heartbeat};
 use crate::session::{OfferError, SessionContext, Viewer, ViewerStatus};
@@ -33,6 +33,7 @@ pub struct Director {
     mailboxes: Vec<Mailbox>,
     counters: Vec<Arc<WorkerCounters>>,
     recorder: Option<RecorderHandle>,
+    logins: Arc<LoginCounters>,
     viewers_max: u32,
     next_id: AtomicU32,
     /// Sessions made so far; those closed are counted by the workers.
@@ -48,6 +49,7 @@ impl Director {
         mailboxes: Vec<Mailbox>,
         counters: Vec<Arc<WorkerCounters>>,
         recorder: Option<RecorderHandle>,
+        logins: Arc<LoginCounters>,
         viewers_max: u32,
     ) -> Self {
         let started_ns = clock::now().monotonic_ns;
@@ -57,6 +59,7 @@ impl Director {
             mailboxes,
             counters,
             recorder,
+            logins,
             viewers_max,
             next_id: AtomicU32::new(1),
             adopted: AtomicU32::new(0),
@@ -257,6 +260,7 @@ impl Backend for Director {
             },
             camera_live: self.ready().is_ok(),
             recorder: self.recorder.as_ref().map(RecorderHandle::counters),
+            logins: &self.logins,
             sessions: self.sessions(),
             viewers_max: self.viewers_max,
             uptime_ns,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::camera::CameraCounters;
-use crate::metrics::{Exposition, WorkerCounters, process as kernel};
+use crate::metrics::{Exposition, LoginCounters, WorkerCounters, process as kernel};
 use crate::recorder::counters::RecorderCounters;
 use crate::uring::Features;
 use crate::worker::{text_recorder, text_replay, text_stages};
@@ -21,6 +21,7 @@ pub(super) struct Sources<'a> {
     pub(super) camera_live: bool,
     /// `None` where the program does not record.
     pub(super) recorder: Option<&'a RecorderCounters>,
+    pub(super) logins: &'a LoginCounters,
     pub(super) sessions: u32,
     pub(super) viewers_max: u32,
     pub(super) uptime_ns: u64,
@@ -48,6 +49,7 @@ pub(super) fn metrics(sources: &Sources<'_>) -> String {
     if let Some(recorder) = sources.recorder {
         text_recorder::expose(&mut text, recorder);
     }
+    logins(&mut text, sources.logins);
     process(&mut text, sources);
     text.finish()
 }
@@ -148,6 +150,12 @@ fn network(text: &mut Exposition, from: &Sources<'_>) {
     }
     text.counter("payload_allocations_total", "Payload buffers the packetisers had to allocate.")
         .value(from.sum(|w| w.payload_allocations.get()));
+}
+
+fn logins(text: &mut Exposition, from: &LoginCounters) {
+    text.counter("logins_refused_total", "Tokens refused, in logins and in requests.")
+        .labelled("reason", "wrong_token", from.wrong.get())
+        .labelled("reason", "too_many_attempts", from.too_many.get());
 }
 
 fn process(text: &mut Exposition, from: &Sources<'_>) {

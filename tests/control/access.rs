@@ -16,7 +16,7 @@ use streaming_server::limits;
 use crate::stub::{FRIEND, Reply, Server};
 use crate::tls::{Authority, exchange};
 
-const TOKEN: &str = "correct-horse-battery";
+pub(crate) const TOKEN: &str = "correct-horse-battery";
 const OFFER: &str = r#"{"type":"offer","sdp":"v=0"}"#;
 
 pub(crate) fn token(text: &str) -> Token {
@@ -30,17 +30,17 @@ pub(crate) fn token(text: &str) -> Token {
 
 #[allow(clippy::disallowed_methods, reason = "the start of the server under test")]
 fn access(text: &str, port: u16) -> Arc<Access> {
-    Arc::new(Access::new(token(text), port, Instant::now()))
+    Arc::new(Access::new(token(text), port, Arc::default(), Instant::now()))
 }
 
-fn guarded() -> Server {
+pub(crate) fn guarded() -> Server {
     Server::configured(HttpTimeouts::default(), |address| HttpConfig {
         access: Some(access(TOKEN, 8080)),
         ..HttpConfig::open(address)
     })
 }
 
-fn bearer(token: &str) -> String {
+pub(crate) fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}\r\n")
 }
 
@@ -61,14 +61,14 @@ fn head(mut stream: impl Read + Write, request: &str) -> Reply {
     Reply::parse(&bytes)
 }
 
-fn log_in(server: &Server) -> String {
+pub(crate) fn log_in(server: &Server) -> String {
     let body = json!({ "token": TOKEN }).to_string();
     let reply = server.request("POST", "/api/session", "", body.as_bytes());
     assert_eq!(reply.status, 200, "{reply:?}");
     reply.header("set-cookie").unwrap().to_owned()
 }
 
-fn cookie(set_cookie: &str) -> String {
+pub(crate) fn cookie(set_cookie: &str) -> String {
     format!("Cookie: theme=dark; {}\r\n", set_cookie.split(';').next().unwrap())
 }
 

@@ -10,15 +10,20 @@ use streaming_server::limits::EVENT_LISTENERS_MAX;
 use crate::stub::{Reply, Server};
 
 /// A listener reading event by event.
-struct Listener {
+pub(crate) struct Listener {
     lines: BufReader<TcpStream>,
-    head: Vec<String>,
+    pub(crate) head: Vec<String>,
 }
 
 impl Listener {
     fn new(server: &Server) -> Listener {
+        Listener::with(server, "")
+    }
+
+    /// With further headers, each with its line's end.
+    pub(crate) fn with(server: &Server, headers: &str) -> Listener {
         let mut stream = server.connect();
-        write!(stream, "GET /api/events HTTP/1.1\r\nHost: {}\r\n\r\n", server.address).unwrap();
+        write!(stream, "GET /api/events HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", server.address).unwrap();
         let mut listener = Listener { lines: BufReader::new(stream), head: Vec::new() };
         loop {
             let line = listener.line().unwrap();
@@ -35,7 +40,7 @@ impl Listener {
     }
 
     /// The next event's name and data, past the framing of chunks; `None` at the end.
-    fn event(&mut self) -> Option<(String, Value)> {
+    pub(crate) fn event(&mut self) -> Option<(String, Value)> {
         let name = loop {
             if let Some(name) = self.line()?.strip_prefix("event: ") {
                 break name.to_owned();
@@ -46,7 +51,7 @@ impl Listener {
     }
 
     /// The next event of this name.
-    fn wait_for(&mut self, wanted: &str) -> Value {
+    pub(crate) fn wait_for(&mut self, wanted: &str) -> Value {
         loop {
             let (name, data) = self.event().unwrap();
             if name == wanted {

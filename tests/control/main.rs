@@ -10,6 +10,7 @@
 mod access;
 mod bounds;
 mod events;
+mod logout;
 mod recordings;
 mod stub;
 mod tls;

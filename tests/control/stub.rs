@@ -77,22 +77,27 @@ impl Backend for Stub {
     fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
         Box::pin(async move {
             match name.as_str() {
-                "a b.mp4" => Ok(Arc::new(Clip) as Arc<dyn RecordingFile>),
+                "a b.mp4" => Ok(Arc::new(Clip { is_endless: false }) as Arc<dyn RecordingFile>),
+                "endless.mp4" => Ok(Arc::new(Clip { is_endless: true }) as Arc<dyn RecordingFile>),
                 _ => Err(ApiError::new(404, "not_found", "no such recording")),
             }
         })
     }
 }
 
-/// A recording of 1,000,000 bytes, each the low byte of its place; it grows once more while it is followed.
-struct Clip;
+/// A recording of 1,000,000 bytes, each the low byte of its place; it grows once more while it is followed. The
+/// endless one has more than sockets hold, and whoever follows it waits for good.
+struct Clip {
+    is_endless: bool,
+}
 
+pub(crate) const ENDLESS_BYTES: u64 = 32 * 1024 * 1024;
 pub(crate) const CLIP_BYTES: u64 = 1_000_000;
 pub(crate) const CLIP_GROWTH: u64 = 5_000;
 
 impl RecordingFile for Clip {
     fn bytes(&self) -> u64 {
-        CLIP_BYTES
+        if self.is_endless { ENDLESS_BYTES } else { CLIP_BYTES }
     }
 
     fn content_type(&self) -> &'static str {
@@ -115,7 +120,14 @@ impl RecordingFile for Clip {
     }
 
     fn grown_beyond(&self, bytes: u64) -> BoxFuture<u64> {
-        Box::pin(async move { if bytes == CLIP_BYTES { CLIP_BYTES + CLIP_GROWTH } else { bytes } })
+        let is_endless = self.is_endless;
+        Box::pin(async move {
+            match bytes {
+                _ if is_endless => pending().await,
+                CLIP_BYTES => CLIP_BYTES + CLIP_GROWTH,
+                _ => bytes,
+            }
+        })
     }
 }
 

@@ -19,11 +19,17 @@ export const uniqueShm = () => `/ss-browser-${process.pid}-${nextName++}`;
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
+// A page that was asked just as it was left (it reloads after a login) has not answered yet.
+const NAVIGATED = 'Execution context was destroyed, most likely because of a navigation';
+const unlessNavigated = (error) => {
+  if (!String(error?.message).includes(NAVIGATED)) throw error;
+};
+
 /** Looks every 50 ms until `look` gives something truthy. */
 export async function waitFor(what, look) {
   const deadline = Date.now() + PATIENCE_MS;
   for (;;) {
-    const found = await look();
+    const found = await Promise.resolve().then(look).catch(unlessNavigated);
     if (found) return found;
     if (Date.now() > deadline) throw new Error(`never came within ${PATIENCE_MS} ms: ${what}`);
     await sleep(50);
