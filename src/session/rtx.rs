@@ -33,6 +33,31 @@ struct Budget {
     used: u32,
 }
 
+/// Packets in this second and the one before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    since_ms: u32,
+    packets: u32,
+    packets_before: u32,
+}
+
+impl Rate {
+    fn move_to(&mut self, now_ms: u32) {
+        let seconds = now_ms.wrapping_sub(self.since_ms) / 1_000;
+        if seconds > 0 {
+            self.packets_before = if seconds == 1 { self.packets } else { 0 };
+            self.packets = 0;
+            self.since_ms = now_ms;
+        }
+    }
+
+    /// So many that the 16 bits of a sequence number may mean another packet by the time a viewer's request is here:
+    /// it would get a piece of another picture.
+    fn is_ambiguous(&self) -> bool {
+        self.packets + self.packets_before >= 1 << 15
+    }
+}
+
 /// Sent packets, the oldest first; their sequence numbers are consecutive.
 #[derive(Debug)]
 pub(super) struct RtxCache {
@@ -44,6 +69,7 @@ pub(super) struct RtxCache {
     /// When the unit that is being pushed is sent.
     unit_ms: u32,
     budget: Budget,
+    rate: Rate,
     /// Asked for, to be sent again.
     wanted: VecDeque<u64>,
     /// Not sent again: asked for too often.
@@ -61,6 +87,7 @@ impl RtxCache {
             made_at: now,
             unit_ms: 0,
             budget: Budget { since: now, used: 0 },
+            rate: Rate::default(),
             wanted: VecDeque::new(),
             refused: 0,
         }
@@ -83,6 +110,7 @@ impl RtxCache {
     pub(super) fn begin_unit(&mut self, now: Instant) {
         let now_ms = self.milliseconds(now);
         self.unit_ms = now_ms;
+        self.rate.move_to(now_ms);
         while self.kept.front().is_some_and(|kept| is_out_of_date(now_ms, kept.sent_ms)) {
             self.kept.pop_front();
         }
@@ -96,12 +124,13 @@ impl RtxCache {
         if self.kept.len() >= self.packets_max {
             self.kept.pop_front();
         }
+        self.rate.packets += 1;
         self.kept.push_back(Kept { packet, sent_ms: self.unit_ms, again_ms: None });
         self.next += 1;
     }
 
     /// A viewer asks for the packet of this sequence number. It gets it once per `round_trip`, while the budget of
-    /// the second lasts.
+    /// the second lasts and as long as the number means one packet only.
     pub(super) fn ask(&mut self, now: Instant, sequence: u16, round_trip: Option<Duration>) {
         let now_ms = self.milliseconds(now);
         let Some(sequence) = self.extend(sequence) else { return };
@@ -115,7 +144,8 @@ impl RtxCache {
         if now.saturating_duration_since(self.budget.since) >= Duration::from_secs(1) {
             self.budget = Budget { since: now, used: 0 };
         }
-        if is_on_its_way || self.budget.used >= limits::RETRANSMITS_PER_SECOND_MAX {
+        if is_on_its_way || self.rate.is_ambiguous() || self.budget.used >= limits::RETRANSMITS_PER_SECOND_MAX
+        {
             self.refused += 1;
             return;
         }
@@ -253,5 +283,25 @@ mod tests {
         cache.set_packets_max(10);
         (989..1_000).for_each(|sequence| cache.ask(at, sequence, None));
         assert_eq!(wanted(&mut cache), (990..1_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn where_numbers_come_round_too_soon_nothing_is_sent_again() {
+        let at = now();
+        let mut cache = filled(1, 32_767, at);
+        cache.ask(at, 32_767, None);
+        assert_eq!(wanted(&mut cache), [32_767]);
+        cache.push(packet(32_768));
+        cache.ask(at, 32_768, None);
+        let later = at + Duration::from_millis(1_500);
+        cache.begin_unit(later);
+        cache.push(packet(32_769));
+        cache.ask(later, 32_769, None);
+        assert_eq!((wanted(&mut cache), cache.refused), (vec![], 2), "and not in the second after it");
+        let calm = later + Duration::from_millis(1_500);
+        cache.begin_unit(calm);
+        cache.push(packet(32_770));
+        cache.ask(calm, 32_770, None);
+        assert_eq!(wanted(&mut cache), [32_770]);
     }
 }
