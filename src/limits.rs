@@ -562,6 +562,13 @@ pub const LOCAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks for connections that are late.
 pub const LOCAL_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Between two looks at the memory, while a request is waited for.
+pub const LOCAL_MEMORY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Growth of the program's memory at which requests that are not complete yet are given up: the library keeps all it
+/// reads of them.
+pub const LOCAL_GROWTH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Bytes answered on one connection, after which it is closed: a caller that sends requests and reads no answers
 /// makes the endpoint hold this much at most, beside the last answer.
 pub const LOCAL_CONNECTION_BYTES_MAX: usize = 4 * 1024 * 1024;

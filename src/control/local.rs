@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 
 use super::backend::{ApiError, Backend};
 use super::debug::{self, Diagnostics, Inspection};
-use super::local_guard::{self, Connection, Guard};
+use super::local_guard::{self, Connection, Guard, MemoryWatch};
 use super::login;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use super::{events, lock};
@@ -62,12 +62,13 @@ pub fn start(config: LocalConfig) -> io::Result<SocketAddr> {
     }
     let shared = Arc::new(Shared { config, guard: Guard::default(), inspections: AtomicU32::new(0) });
     let guard = shared.guard.clone();
-    std::thread::Builder::new()
+    let watching = std::thread::Builder::new()
         .name("control-watch".to_owned())
         .stack_size(limits::HELPER_STACK_BYTES)
         .spawn(move || watch(&guard))?;
+    let watching = watching.thread().clone();
     // Dropping a coroutine's handle detaches it.
-    drop(Factory { shared }.start(address)?);
+    drop(Factory { shared, watching }.start(address)?);
     Ok(address)
 }
 
@@ -75,9 +76,22 @@ pub fn start(config: LocalConfig) -> io::Result<SocketAddr> {
 const SLOW_POLL_NS: u64 = 500_000_000;
 
 fn watch(guard: &Guard) {
+    let mut memory = MemoryWatch::default();
+    let mut is_waited_for = false;
     loop {
-        std::thread::sleep(limits::LOCAL_WATCH_INTERVAL);
-        guard.close_late(now());
+        // Unparked with each connection.
+        std::thread::park_timeout(if is_waited_for {
+            limits::LOCAL_MEMORY_INTERVAL
+        } else {
+            limits::LOCAL_WATCH_INTERVAL
+        });
+        is_waited_for = guard.close_late(now());
+        if !is_waited_for {
+            memory.rest();
+        } else if local_guard::private_bytes().is_some_and(|bytes| memory.is_too_much(bytes)) {
+            log::warn!("control: requests without an end take the memory: those callers are hung up on");
+            guard.close_waiting();
+        }
     }
 }
 
@@ -94,6 +108,8 @@ struct Shared {
 
 struct Factory {
     shared: Arc<Shared>,
+    /// The thread that watches over connections.
+    watching: std::thread::Thread,
 }
 
 impl HttpServiceFactory for Factory {
@@ -103,6 +119,7 @@ impl HttpServiceFactory for Factory {
     fn new_service(&self, id: usize) -> Service {
         let descriptor = RawFd::try_from(id).unwrap_or(-1);
         let connection = self.shared.guard.admit(descriptor, now());
+        self.watching.unpark();
         Service { shared: Arc::clone(&self.shared), connection, is_over: false }
     }
 }

@@ -79,6 +79,10 @@ impl Connection {
         self.close();
     }
 
+    fn is_waiting(&self) -> bool {
+        lock(&self.state).waiting_since.is_some()
+    }
+
     fn is_late(&self, now: Instant) -> bool {
         let since = lock(&self.state).waiting_since;
         since.is_some_and(|since| now.saturating_duration_since(since) > limits::LOCAL_REQUEST_TIMEOUT)
@@ -109,10 +113,48 @@ impl Guard {
         lock(&self.connections).retain(|other| !Arc::ptr_eq(other, connection));
     }
 
-    /// Closes what is late.
-    pub(super) fn close_late(&self, now: Instant) {
-        lock(&self.connections).iter().filter(|connection| connection.is_late(now)).for_each(|it| it.abort());
+    /// Closes what is late. Says whether a request is waited for.
+    pub(super) fn close_late(&self, now: Instant) -> bool {
+        let connections = lock(&self.connections);
+        connections.iter().filter(|connection| connection.is_late(now)).for_each(|it| it.abort());
+        connections.iter().any(|connection| connection.is_waiting())
     }
+
+    /// Closes all whose request is not complete.
+    pub(super) fn close_waiting(&self) {
+        lock(&self.connections).iter().filter(|connection| connection.is_waiting()).for_each(|it| it.abort());
+    }
+}
+
+/// Sees to it that callers without end do not take the memory. How much the library holds for one cannot be asked, nor
+/// does a small receive buffer bound how fast it reads; so the whole program's growth is looked at. Connections that
+/// are closed without need were idle, and their callers connect anew.
+#[derive(Default)]
+pub(super) struct MemoryWatch {
+    before_bytes: Option<usize>,
+}
+
+impl MemoryWatch {
+    /// `bytes` of memory are in use while requests are waited for: whether these are to be given up.
+    pub(super) fn is_too_much(&mut self, bytes: usize) -> bool {
+        let before = self.before_bytes.map_or(bytes, |before| before.min(bytes));
+        let has_grown = bytes - before > limits::LOCAL_GROWTH_BYTES_MAX;
+        self.before_bytes = Some(if has_grown { bytes } else { before });
+        has_grown
+    }
+
+    /// Nobody is waited for: growth is anybody's.
+    pub(super) fn rest(&mut self) {
+        self.before_bytes = None;
+    }
+}
+
+/// Memory of this process that is not shared (the camera's ring is): proc_pid_statm(5).
+pub(super) fn private_bytes() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split_whitespace().skip(1).map_while(|field| field.parse::<usize>().ok());
+    let (resident, shared) = (pages.next()?, pages.next()?);
+    Some(resident.saturating_sub(shared) * rustix::param::page_size())
 }
 
 /// A second descriptor for a socket known by number only: the library tells no more (pidfd_getfd(2), Linux 5.6).
@@ -120,9 +162,8 @@ fn second(descriptor: RawFd) -> Option<TcpStream> {
     let myself = pidfd_open(getpid(), PidfdFlags::empty()).ok()?;
     let copy = pidfd_getfd(&myself, descriptor, PidfdGetfdFlags::empty()).ok()?;
     let socket = TcpStream::from(copy);
-    // The library reads all there is and keeps it until a request is complete. Beyond the first 64 kB on their way
-    // already, a small buffer lets 0.2 MB/s through, measured with 16 kB: that bounds what a caller without end
-    // takes until it is late. Without the option it takes what the memory holds.
+    // The library reads all there is and keeps it until a request is complete: the less is there the better. On an
+    // idle machine 16 kB let 0.2 MB/s through; on a busy one hundreds, for which there is the MemoryWatch.
     if let Err(error) = sockopt::set_socket_recv_buffer_size(&socket, limits::LOCAL_RECEIVE_BYTES) {
         log::warn!("control: SO_RCVBUF: {error}");
     }
@@ -201,6 +242,20 @@ mod tests {
         assert_eq!(with(&[b"1", b"1"]), Err(400));
         let chunked: (&str, &[u8]) = ("transfer-encoding", b"chunked");
         assert_eq!(body_bytes([chunked].into_iter(), 9).map_err(|response| response.status), Err(411));
+    }
+
+    #[test]
+    fn growth_is_judged_from_the_least_that_was_in_use_while_somebody_was_waited_for() {
+        const MORE: usize = limits::LOCAL_GROWTH_BYTES_MAX;
+        let mut watch = MemoryWatch::default();
+        assert!(!watch.is_too_much(5 * MORE));
+        assert!(!watch.is_too_much(2 * MORE), "given back");
+        assert!(!watch.is_too_much(3 * MORE));
+        assert!(watch.is_too_much(3 * MORE + 1));
+        assert!(!watch.is_too_much(4 * MORE), "told once");
+        watch.rest();
+        assert!(!watch.is_too_much(9 * MORE));
+        assert!(private_bytes().unwrap() > 100_000);
     }
 
     #[test]
