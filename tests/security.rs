@@ -15,6 +15,7 @@ use rustix::process::Signal;
 
 use support::http;
 use support::server::{self, Server};
+use support::viewer::ViewerSimulator;
 use support::{unique_shm, wait_for, wait_until};
 
 const TOKEN: &str = "correct-horse-battery";
@@ -117,6 +118,48 @@ fn a_token_from_a_file_guards_the_server_and_shows_nowhere() {
 
     assert_eq!(run(&["healthcheck", "--http", &server.http.to_string(), "--token-file", &file]).0, Some(0));
     assert_eq!(run(&["healthcheck", "--http", &server.http.to_string()]).0, Some(0));
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn a_live_picture_ends_with_the_login_it_was_asked_for_with() {
+    // Two workers: the sessions of one login need not be with the same.
+    let mut server = Server::start(&unique_shm(), &["--demo", "--token", TOKEN, "--workers", "2"]);
+    let session = |method, headers: &[(&str, &str)], body: &str| {
+        http::request(server.http, method, "/api/session", headers, body.as_bytes())
+    };
+    let log_in = || {
+        let answer = session("POST", &[], &format!("{{\"token\":\"{TOKEN}\"}}"));
+        answer.header("set-cookie").unwrap().split(';').next().unwrap().to_owned()
+    };
+    let (mine, other) = (log_in(), log_in());
+    let bearer = format!("Bearer {TOKEN}");
+    let join = |name, value: &str| ViewerSimulator::connect_with(server.http, &[(name, value)]).unwrap();
+    assert!(ViewerSimulator::connect(server.http).is_err(), "without any");
+    let (first, second) = (join("Cookie", &mine), join("Cookie", &mine));
+    let (of_other, of_token) = (join("Cookie", &other), join("Authorization", &bearer));
+    for viewer in [&first, &second, &of_other, &of_token] {
+        viewer.wait_units(1);
+    }
+
+    assert_eq!(session("DELETE", &[("Cookie", &mine)], "").status, 200);
+    for viewer in [&first, &second] {
+        wait_until("the goodbye", || viewer.report().told_goodbye);
+    }
+    let refused = ViewerSimulator::connect_with(server.http, &[("Cookie", &mine)]);
+    assert_eq!(refused.err().map(|answer| answer.status), Some(401));
+    for viewer in [&of_other, &of_token] {
+        viewer.wait_more_units(30);
+        assert!(!viewer.report().told_goodbye);
+    }
+    assert_eq!(server.process.log().matches("closed: LoggedOut").count(), 2);
+
+    // A logout after the picture was left has nothing to end.
+    of_other.leave();
+    wait_until("that it left", || server.process.log().contains("closed: PeerClosed"));
+    assert_eq!(session("DELETE", &[("Cookie", &other)], "").status, 200);
+    of_token.wait_more_units(30);
+    assert_eq!(server.process.log().matches("closed: LoggedOut").count(), 2);
     assert_eq!(server.terminate(), Some(0));
 }
 

@@ -321,7 +321,7 @@ impl Drop for Place<'_> {
 async fn perform(backend: Arc<dyn Backend>, action: Action) -> Response {
     match action {
         Action::Respond(response) => response,
-        Action::Offer { sdp } => routes::answer_offer(backend.offer(&sdp).await),
+        Action::Offer { sdp } => routes::answer_offer(backend.offer(&sdp, None).await),
         Action::Viewers => routes::answer_viewers(&backend.viewers().await),
         Action::Status => Response::json(200, &events::status(backend.as_ref()).await),
         Action::Events => Response::error(404, "not_here", "events are told by the public endpoint (--http)"),

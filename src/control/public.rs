@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{Access, Entry, Shown};
-use super::backend::{ApiError, Backend};
+use super::backend::{ApiError, Backend, BoxFuture};
 use super::clock::Moment;
 use super::download;
 use super::events::{self, Feed, Listener};
@@ -35,7 +35,7 @@ use super::host::Hosts;
 use super::login;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use super::stream::Stream;
-use super::tenure::Tenure;
+use super::tenure::{self, Tenure};
 use super::tls::{Handshakes, TlsKeys};
 use crate::limits;
 
@@ -421,7 +421,7 @@ impl Shared {
         )
     }
 
-    /// The login that an answer without end ends with; who shows the token itself has none.
+    /// The login that an answer without end and a live picture end with; who shows the token itself has none.
     fn tenure(&self, entry: Option<Entry>) -> Option<Tenure> {
         match (&self.access, entry) {
             (Some(access), Some(Entry::Login(pass))) => Some(Tenure::new(Arc::clone(access), pass)),
@@ -445,7 +445,10 @@ impl Shared {
                 }
                 Err(error) => error.into(),
             },
-            Action::Offer { sdp } => routes::answer_offer(self.backend.offer(&sdp).await),
+            Action::Offer { sdp } => {
+                let tenure = tenure.map(|tenure| Box::pin(tenure::over(Some(tenure))) as BoxFuture<()>);
+                routes::answer_offer(self.backend.offer(&sdp, tenure).await)
+            }
             Action::Viewers => routes::answer_viewers(&self.backend.viewers().await),
             Action::Status => Response::json(200, &events::status(self.backend.as_ref()).await),
             Action::Events => match self.feed.listen(tenure).await {

@@ -1,4 +1,4 @@
-//! What goes on under a login: answers that have no end of their own end with it. Decides nothing; whether a login
+//! What goes on under a login: answers that have no end of their own and live pictures end with it. Decides nothing; whether a login
 //! holds is [`super::access`]'s to say.
 
 use std::sync::Arc;

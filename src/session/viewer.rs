@@ -63,6 +63,8 @@ pub enum CloseReason {
     PeerClosed,
     /// [`Viewer::close`] was called.
     Local,
+    /// [`Viewer::log_out`] was called.
+    LoggedOut,
     /// DTLS or str0m failed: wrong certificate, no SRTP, broken handshake.
     Failed,
 }
@@ -409,11 +411,20 @@ impl Viewer {
     /// Says good-bye (RTCP BYE, DTLS close_notify); the drain that follows does and ends with
     /// [`Output::Closed`].
     pub fn close(&mut self, now: Instant) {
+        self.leave(now, CloseReason::Local);
+    }
+
+    /// [`Viewer::close`] because the login it was let in with is over.
+    pub fn log_out(&mut self, now: Instant) {
+        self.leave(now, CloseReason::LoggedOut);
+    }
+
+    fn leave(&mut self, now: Instant, reason: CloseReason) {
         self.advance(now);
         match self.phase {
-            Phase::Connecting => self.finish(CloseReason::Local),
+            Phase::Connecting => self.finish(reason),
             Phase::Connected => {
-                self.phase = Phase::Closing(CloseReason::Local);
+                self.phase = Phase::Closing(reason);
                 let result = self.rtc.close();
                 self.check(result);
             }

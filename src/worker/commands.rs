@@ -11,11 +11,22 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::camera::Bell;
 use crate::limits;
 use crate::session::{Viewer, ViewerStatus};
+use crate::worker::tenancy::Presence;
 
 /// What a worker can be asked.
 pub enum Command {
     /// Take over a session whose answer is on its way to the browser.
-    Adopt(Box<Viewer>),
+    Adopt {
+        /// The session.
+        viewer: Box<Viewer>,
+        /// Kept as long as the session is.
+        presence: Option<Presence>,
+    },
+    /// The login that this session was let in with is over: say goodbye.
+    LogOut {
+        /// [`Viewer::id`]
+        viewer: u32,
+    },
     /// Tell the state of every session.
     Statuses(tokio::sync::oneshot::Sender<Vec<ViewerStatus>>),
     /// To the receiving worker: STUN for this ufrag belongs to that worker.

@@ -15,7 +15,7 @@ use crate::service::{Health, Heartbeat};
 use crate::session::{OfferError, SessionContext, Viewer, ViewerStatus};
 use crate::worker::clock;
 use crate::worker::commands::{Command, Mailbox};
-use crate::worker::{recordings, text};
+use crate::worker::{recordings, tenancy, text};
 
 /// How long a worker may take to tell about its viewers.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -134,7 +134,7 @@ impl Director {
         u32::try_from(adopted.saturating_sub(closed)).unwrap_or(u32::MAX)
     }
 
-    fn accept(&self, offer_sdp: &str) -> Result<String, ApiError> {
+    fn accept(&self, offer_sdp: &str, tenure: Option<BoxFuture<()>>) -> Result<String, ApiError> {
         if self.sessions() >= self.viewers_max {
             let message = format!("all {} places are taken (--max-viewers)", self.viewers_max);
             return Err(ApiError { code: "full", ..busy(message) });
@@ -152,8 +152,16 @@ impl Director {
                 .send(Command::Route { ufrag, worker })
                 .map_err(|_| busy("the worker is busy".to_owned()))?;
         }
-        mailbox.send(Command::Adopt(Box::new(viewer))).map_err(|_| busy("the worker is busy".to_owned()))?;
+        let (presence, gone) = tenancy::presence();
+        let presence = tenure.is_some().then_some(presence);
+        mailbox
+            .send(Command::Adopt { viewer: Box::new(viewer), presence })
+            .map_err(|_| busy("the worker is busy".to_owned()))?;
         self.adopted.fetch_add(1, Ordering::Relaxed);
+        if let Some(tenure) = tenure {
+            // As many of these as there are sessions.
+            tokio::spawn(tenancy::watch_over(id, tenure, gone, mailbox.clone()));
+        }
         Ok(answer)
     }
 
@@ -215,8 +223,8 @@ async fn statuses(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
 }
 
 impl Backend for Director {
-    fn offer(&self, sdp: &str) -> BoxFuture<Result<String, ApiError>> {
-        Box::pin(std::future::ready(self.accept(sdp)))
+    fn offer(&self, sdp: &str, tenure: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
+        Box::pin(std::future::ready(self.accept(sdp, tenure)))
     }
 
     fn viewers(&self) -> BoxFuture<Value> {

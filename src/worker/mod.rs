@@ -18,6 +18,7 @@ pub mod registry;
 mod replay;
 pub mod rtp_clock;
 mod source;
+pub mod tenancy;
 mod text;
 mod text_recorder;
 mod text_replay;

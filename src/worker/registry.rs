@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::session::Viewer;
 use crate::worker::replay::Replay;
+use crate::worker::tenancy::Presence;
 use crate::worker::timing::Sends;
 
 /// A session and what the worker knows about it.
@@ -22,6 +23,8 @@ pub(super) struct Entry {
     pub(super) sends: Sends,
     /// It is being given the GOP so far.
     pub(super) replay: Option<Replay>,
+    /// Dropped with the session: whoever watches over its login hears that.
+    _presence: Option<Presence>,
 }
 
 /// The sessions of one worker, in order of arrival.
@@ -34,7 +37,7 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Takes a session in.
-    pub(super) fn insert(&mut self, viewer: Viewer, now: Instant) {
+    pub(super) fn insert(&mut self, viewer: Viewer, presence: Option<Presence>, now: Instant) {
         self.by_ufrag.insert(viewer.local_ufrag().to_owned(), viewer.id());
         self.entries.push(Entry {
             viewer,
@@ -43,6 +46,7 @@ impl Registry {
             remote: None,
             sends: Sends::default(),
             replay: None,
+            _presence: presence,
         });
     }
 
@@ -58,7 +62,8 @@ impl Registry {
         self.by_id(id)
     }
 
-    fn by_id(&mut self, id: u32) -> Option<&mut Entry> {
+    /// The session with this number.
+    pub(super) fn by_id(&mut self, id: u32) -> Option<&mut Entry> {
         self.entries.iter_mut().find(|entry| entry.viewer.id() == id)
     }
 

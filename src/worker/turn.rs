@@ -248,9 +248,16 @@ impl<W: Wire> Worker<W> {
 
     fn take_command(&mut self, now: Now, command: Command) {
         match command {
-            Command::Adopt(viewer) => {
-                self.sessions.insert(*viewer, now.instant);
+            Command::Adopt { viewer, presence } => {
+                self.sessions.insert(*viewer, presence, now.instant);
                 self.totals.refresh();
+            }
+            Command::LogOut { viewer } => {
+                // It may have gone by itself meanwhile.
+                if let Some(entry) = self.sessions.by_id(viewer) {
+                    entry.viewer.log_out(now.instant);
+                    entry.touched = true;
+                }
             }
             Command::Statuses(reply) => {
                 let statuses: Vec<ViewerStatus> =

@@ -76,6 +76,11 @@ test('over https the page asks for the token, plays, records and logs out', { ti
   await again.click('#logout-button');
   await again.waitForSelector('dialog#login[open]');
   assert.deepEqual(await page.context().cookies(url), []);
+  // The other tab, which only watched, has lost its picture and asks for the token too.
+  await page.waitForSelector('dialog#login[open]');
+  await page.waitForFunction(() => document.getElementById('video').srcObject === null);
+  const open = () => window.probe.connections.filter((pc) => pc.connectionState === 'connected').length;
+  assert.equal(await page.evaluate(open), 0);
   const stolen = { cookie: `${cookie.name}=${cookie.value}` };
   const answer = await again.request.get(`${url}api/status`, { headers: stolen });
   assert.equal(answer.status(), 401, 'the login has ended at the server too');

@@ -29,7 +29,7 @@ pub(crate) struct Stub {
 }
 
 impl Backend for Stub {
-    fn offer(&self, sdp: &str) -> BoxFuture<Result<String, ApiError>> {
+    fn offer(&self, sdp: &str, _: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
         let sdp = sdp.to_owned();
         Box::pin(async move {
             if sdp.contains("full") {

@@ -63,8 +63,13 @@ impl Offer {
 
     /// Posts the offer; the answer's SDP, or what the server said instead.
     pub(crate) fn post(&self, server: SocketAddr) -> Result<String, Box<Response>> {
-        let body = json!({"type": "offer", "sdp": self.sdp});
-        let response = http::post_json(server, "/api/webrtc/offer", &body);
+        self.post_with(server, &[])
+    }
+
+    fn post_with(&self, server: SocketAddr, headers: &[(&str, &str)]) -> Result<String, Box<Response>> {
+        let body = json!({"type": "offer", "sdp": self.sdp}).to_string();
+        let headers = [&[("Content-Type", "application/json")], headers].concat();
+        let response = http::request(server, "POST", "/api/webrtc/offer", &headers, body.as_bytes());
         if response.status != 200 {
             return Err(Box::new(response));
         }
@@ -95,8 +100,13 @@ impl Offer {
 impl ViewerSimulator {
     /// Offers to the server and watches; what the server said when it refused.
     pub(crate) fn connect(server: SocketAddr) -> Result<Self, Box<Response>> {
+        Self::connect_with(server, &[])
+    }
+
+    /// The same with headers of the caller's.
+    pub(crate) fn connect_with(server: SocketAddr, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
         let offer = Offer::new();
-        let answer = offer.post(server)?;
+        let answer = offer.post_with(server, headers)?;
         Ok(offer.watch(&answer))
     }
 

@@ -138,6 +138,7 @@ function turnedDown(error) {
   refusal = null;
   let wait_ms = 0;
   if (error instanceof Refused) {
+    if (error.status === 401) video.srcObject = null; // who is logged out keeps no last picture either
     const isFull = error.code === "full";
     refusal = { state: isFull ? "full" : "refused", detail: isFull ? "" : error.message };
     wait_ms = error.status === 503 ? error.retryAfter * 1000 : BACKOFF_MS[BACKOFF_MS.length - 1];

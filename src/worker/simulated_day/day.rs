@@ -451,7 +451,7 @@ impl Day {
         let (context, mailbox) = (&self.context, &self.mailbox);
         let answer = as_server(|| {
             let (viewer, answer) = Viewer::accept(context, id, &offer, now.instant).unwrap();
-            assert!(mailbox.send(Command::Adopt(Box::new(viewer))).is_ok());
+            assert!(mailbox.send(Command::Adopt { viewer: Box::new(viewer), presence: None }).is_ok());
             super::heap::as_world(|| answer.clone())
         });
         browser.take_answer(&answer);
