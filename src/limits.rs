@@ -3,9 +3,11 @@
 
 mod profiling;
 mod security;
+mod start_stop;
 
 pub use profiling::*;
 pub use security::*;
+pub use start_stop::*;
 
 use std::time::Duration;
 
@@ -487,9 +489,6 @@ pub const SEND_OPERATIONS_MIN: usize = 32;
 
 /// Stack of a worker's thread.
 pub const WORKER_STACK_BYTES: usize = 512 * 1024;
-
-/// Milliseconds a stopping worker waits for its last datagrams to leave.
-pub const STOP_MS_MAX: u64 = 1_000;
 
 /// Below this many expected viewers one worker is enough (measured: a linear scan serves 64 sessions).
 pub const VIEWERS_OF_ONE_WORKER: usize = 65;

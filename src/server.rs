@@ -98,8 +98,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let plain = config.http_plain.map(|address| listen(address, "--http-plain")).transpose()?;
     let logins = Arc::default();
     let security = security::prepare(config, http, &logins)?;
-    let (socket, udp) =
-        uring::open_socket(config.udp).map_err(|source| ServerError::Udp { address: config.udp, source })?;
+    let (socket, udp) = open_udp(config.udp)?;
     let mut threads = Threads::default();
     let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
     let camera = Camera::new(&shm, wake(config.wake));
@@ -129,6 +128,27 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     // From here on the control endpoint says that the server stops.
     drop(instruments);
     result
+}
+
+/// Opens the UDP socket. A server that was killed has left its own to its io_uring, which the kernel takes apart only
+/// after the process is gone: whoever restarts it at once would find the port in use.
+fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let mut left = limits::UDP_PORT_PATIENCE;
+    loop {
+        match uring::open_socket(address) {
+            Err(SocketError::Bind { source, .. })
+                if source.kind() == io::ErrorKind::AddrInUse && !left.is_zero() =>
+            {
+                if left == limits::UDP_PORT_PATIENCE {
+                    log::info!("udp {address} is in use, waiting whether it becomes free");
+                }
+                std::thread::sleep(PAUSE);
+                left = left.saturating_sub(PAUSE);
+            }
+            opened => return opened.map_err(|source| ServerError::Udp { address, source }),
+        }
+    }
 }
 
 /// However the program ends, it is not in the middle of its preparations.

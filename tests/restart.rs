@@ -9,10 +9,14 @@
 
 mod support;
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use support::camera::{CameraSim, steady, words};
-use support::server::Server;
+use support::process::Process;
+use support::server::{self, Server};
 use support::viewer::ViewerSimulator;
 use support::{unique_shm, wait_until};
 
@@ -41,6 +45,20 @@ fn survives(first: &[String], second: &[String], removed_between: bool, size_aft
     server.wait_ready();
     assert_eq!(server.viewers().len(), 1, "still the same viewer");
     server.assert_healthy();
+}
+
+#[test]
+fn a_server_started_right_after_a_killed_one_gets_its_udp_port() {
+    let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let udp = holder.local_addr().unwrap().to_string();
+    let mut command =
+        server::command(&unique_shm(), &["--http", "127.0.0.1:0", "--control", "off", "--udp", &udp]);
+    let mut process = Process::spawn("streaming-server", &mut command);
+    wait_until("that it found the port in use", || process.log().contains("is in use, waiting"));
+    drop(holder);
+    wait_until("that it listens", || process.after("listening: ").is_some());
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait_exit(Duration::from_secs(30)).code(), Some(0));
 }
 
 #[test]

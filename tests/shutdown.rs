@@ -127,7 +127,7 @@ fn a_port_in_use_is_a_clear_error() {
     fails_with(&["--http", &address, "--udp", "127.0.0.1:0"], &[&address, "in use"]);
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = udp.local_addr().unwrap().to_string();
-    fails_with(&["--http", "127.0.0.1:0", "--udp", &address], &[&address, "in use"]);
+    fails_with(&["--http", "127.0.0.1:0", "--udp", &address], &[&address, "cannot open udp", "in use"]);
 }
 
 #[test]
