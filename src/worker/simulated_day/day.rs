@@ -352,7 +352,7 @@ impl Day {
 
     /// Now and then the worker is held up, the disk is slow, a recording begins or ends, a browser asks for an IDR.
     fn trouble(&mut self) {
-        if self.random.below(60) == 0 {
+        if self.random.below(60) == 0 && self.stalled_until_ns <= self.now_ns {
             self.stalled_until_ns = self.now_ns + (50 + self.random.below(7_000) as i64) * MS;
             self.stalls += 1;
             // Their last datagrams are on their way: read late, they count as a late sign of life.
