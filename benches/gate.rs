@@ -1,7 +1,8 @@
 //! The stages of an access unit, one operation each, for `scripts/bench-gate`: run under callgrind it counts their
 //! instructions, run plainly their allocations. Not for times: see the other benches.
 //!
-//! `gate` lists the stages, `gate STAGE OPERATIONS` runs one. What is to be counted happens inside of `gate_measured`.
+//! `gate` lists the stages, `gate STAGE OPERATIONS` runs one, `gate under valgrind ...` a program that runs one. What is
+//! to be counted happens inside of `gate_measured`.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench fails by panicking")]
 #![allow(missing_docs, reason = "a program")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
@@ -13,6 +14,8 @@ use std::alloc::{GlobalAlloc, Layout as Memory};
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::net::UdpSocket;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,6 +23,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use mimalloc::MiMalloc;
 use peer::Pair;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use smallvec::SmallVec;
 use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
@@ -77,12 +83,26 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     match arguments.as_slice() {
         [] => STAGES.iter().for_each(|(name, _)| println!("{name}")),
+        [first, program, words @ ..] if first == "under" => under(program, words),
         [name, operations] => {
             let (_, stage) = STAGES.iter().find(|(known, _)| known == name).expect("a stage");
             stage(operations.parse().expect("a number of operations"));
         }
         _ => panic!("gate [STAGE OPERATIONS]"),
     }
+}
+
+/// Becomes `program`, to which the kernel does not tell its auxiliary vector (`PR_GET_AUXV`): the vector names a vDSO
+/// that valgrind has taken away, and rustix believes it.
+fn under(program: &str, words: &[String]) {
+    let is_asked = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0x4155_5856).unwrap();
+    let rules = [(libc::SYS_prctl, vec![SeccompRule::new(vec![is_asked]).unwrap()])].into();
+    let refusal = SeccompAction::Errno(libc::EINVAL.unsigned_abs());
+    let machine = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, machine).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&filter).unwrap();
+    panic!("{program}: {}", Command::new(program).args(words).exec());
 }
 
 /// callgrind counts while this runs.
@@ -152,7 +172,7 @@ fn ring_cursor(operations: u64) {
             ..SlotMetadata::default()
         };
         ring.number += 1;
-        ring.writer.publish(&metadata, &ring.bytes);
+        assert!(ring.writer.publish(&metadata, &ring.bytes), "a slot is free");
     };
     run(operations, ring, publish, |ring| {
         let Next::Unit(view) = ring.cursor.next(0) else { panic!("no unit") };
