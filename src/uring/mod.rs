@@ -151,6 +151,14 @@ pub struct Received {
     length: usize,
 }
 
+#[cfg(test)]
+impl Received {
+    /// One that no edge received: for a simulated network.
+    pub(crate) fn simulated(remote: SocketAddr, local: IpAddr) -> Received {
+        Received { remote, local: Some(local), edge: 0, buffer: 0, start: 0, length: 0 }
+    }
+}
+
 /// Something that happened.
 #[derive(Debug)]
 pub enum Completion {

@@ -89,6 +89,12 @@ impl Registry {
         self.entries.get_mut(index)
     }
 
+    /// Ufrags and addresses that are known.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.by_ufrag.len(), self.by_address.len())
+    }
+
     /// How many sessions there are.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
@@ -147,6 +153,12 @@ impl Routes {
         if let Some((_, Some(remote))) = self.by_ufrag.remove(ufrag) {
             self.by_address.remove(&remote);
         }
+    }
+
+    /// Ufrags and addresses that are known.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.by_ufrag.len(), self.by_address.len())
     }
 
     /// The worker of a STUN request's ufrag.

@@ -14,12 +14,15 @@ use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 
 use super::camera::Ledger;
 use super::network::{Link, Weather};
-use super::random::Random;
 use super::{MS, SECOND};
 use crate::h264::Depacketizer;
 
 /// How long a receiver waits for a missing packet before it goes on without.
 const PATIENCE_NS: i64 = 600 * MS;
+
+/// Who joins or asks for an IDR is given the GOP so far, without the units nothing refers to; it is with the live ones
+/// after so long.
+const REPLAY_NS: i64 = 2 * SECOND;
 
 /// How a browser behaves.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -56,8 +59,8 @@ pub(super) fn server_address() -> SocketAddr {
     "192.0.2.1:8189".parse().unwrap()
 }
 
-fn rtc(address: SocketAddr, now: Instant, random: &mut Random) -> Rtc {
-    let version = if random.below(2) == 0 { DtlsVersion::Dtls12 } else { DtlsVersion::Auto };
+fn rtc(address: SocketAddr, now: Instant, id: u32) -> Rtc {
+    let version = if id.is_multiple_of(3) { DtlsVersion::Dtls12 } else { DtlsVersion::Auto };
     let mut config =
         RtcConfig::new().set_rtp_mode(true).set_dtls_version(version).clear_codecs().enable_h264(true);
     for (id, extension) in
@@ -75,19 +78,18 @@ impl Browser {
     pub(super) fn new(
         id: u32,
         manners: Manners,
-        weather: Weather,
+        link: Link,
         (now, now_ns): (Instant, i64),
-        random: &mut Random,
     ) -> (Browser, String) {
         let octets = id.to_be_bytes();
         let address = SocketAddr::from(([10, octets[1], octets[2], octets[3]], 40_000));
-        let mut rtc = rtc(address, now, random);
+        let mut rtc = rtc(address, now, id);
         let mut api = rtc.sdp_api();
         let mid = api.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
         let (offer, pending) = api.apply().unwrap();
         let browser = Browser {
             manners,
-            link: Link::new(weather, random),
+            link,
             address,
             joined_ns: now_ns,
             leaves_ns: i64::MAX,
@@ -135,6 +137,7 @@ impl Browser {
         if let Some(stream) = self.rtc.direct_api().stream_rx_by_mid(self.mid, None) {
             stream.request_keyframe(KeyframeRequestKind::Pli);
             self.asked_at_ns = now_ns;
+            self.decoder.asked += 1;
         }
     }
 
@@ -166,13 +169,19 @@ impl Browser {
         }
     }
 
+    /// Units published before may be left out: see [`REPLAY_NS`].
+    pub(super) fn owed_since_ns(&self) -> i64 {
+        self.connected_ns.unwrap_or(i64::MAX - REPLAY_NS).max(self.asked_at_ns) + REPLAY_NS
+    }
+
     /// What arrived is put together and judged. On a clean or narrow way nothing may be missing that was sent,
     /// and nothing may come that can't be shown; on a clean one nothing may be left out.
     pub(super) fn watch(&mut self, now_ns: i64, ledger: &Ledger) -> Result<(), String> {
         let weather = self.link.weather;
         for unit in self.decoder.whole_units(now_ns) {
             let connected_ns = self.connected_ns.unwrap_or(now_ns);
-            let verdict = self.decoder.judge(&unit, ledger, weather, connected_ns);
+            let owed_since_ns = (weather == Weather::Clean).then(|| self.owed_since_ns());
+            let verdict = self.decoder.judge(&unit, ledger, weather, (connected_ns, owed_since_ns));
             match verdict {
                 Ok(Verdict::Shown | Verdict::Excused) => {}
                 Ok(Verdict::Hidden) if matches!(weather, Weather::Lossy | Weather::Awful) => self.ask(now_ns),
@@ -203,7 +212,13 @@ pub(super) struct Decoder {
     depacketizer: Depacketizer,
     /// The newest reference unit that was shown.
     reference: Option<u32>,
+    /// The last unit that came.
+    last: Option<u32>,
+    /// The newest unit that ever came.
     pub(super) newest: Option<u32>,
+    /// IDRs that were asked for, and GOPs that came again.
+    asked: u32,
+    came_again: u32,
     pub(super) shown: u64,
     pub(super) hidden: u64,
 }
@@ -212,8 +227,8 @@ impl std::fmt::Debug for Decoder {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             out,
-            "newest unit {:?}, newest reference {:?}, {} shown, {} not, {:?}",
-            self.newest,
+            "last unit {:?}, newest reference {:?}, {} shown, {} not, {:?}",
+            self.last,
             self.reference,
             self.shown,
             self.hidden,
@@ -255,7 +270,7 @@ impl Decoder {
         nals: &[Vec<u8>],
         ledger: &Ledger,
         weather: Weather,
-        connected_ns: i64,
+        (connected_ns, owed_since_ns): (i64, Option<i64>),
     ) -> Result<Verdict, String> {
         let slice = nals.last().ok_or("an empty unit")?;
         let number = crate::recorder::fake_disk::frame_number(slice);
@@ -268,13 +283,17 @@ impl Decoder {
         if nals != unit.nals {
             return Err(format!("unit {number} is not what was published"));
         }
-        if self.newest.is_some_and(|newest| number <= newest) {
-            return Err(format!("unit {number} came again or late"));
+        if self.last.is_some_and(|last| number <= last) {
+            // Who asks for an IDR may be given the GOP so far once more.
+            self.came_again += 1;
+            let is_whole = unit.is_idr || matches!(weather, Weather::Lossy | Weather::Awful);
+            if !is_whole || self.came_again > self.asked {
+                return Err(format!("unit {number} came again or late"));
+            }
         }
-        let from = self.newest.replace(number).map_or(number, |newest| newest + 1);
-        if weather == Weather::Clean
-            && let Some(missed) = ledger.first_owed(from..number)
-        {
+        let from = self.last.replace(number).map_or(number, |last| last + 1);
+        self.newest = self.newest.max(Some(number));
+        if let Some(missed) = owed_since_ns.and_then(|since_ns| ledger.first_owed(from..number, since_ns)) {
             return Err(format!("unit {missed} is missing before {number}"));
         }
         if unit.is_idr || self.reference == Some(unit.refers_to) {

@@ -46,9 +46,10 @@ impl Ledger {
         self.first + self.units.len() as u32
     }
 
-    /// The first unit of `range` that nobody on a good way may miss.
-    pub(super) fn first_owed(&self, mut range: Range<u32>) -> Option<u32> {
-        range.find(|number| self.get(*number).is_none_or(|unit| unit.is_owed))
+    /// The first unit of `range` published since then that nobody on a good way may miss.
+    pub(super) fn first_owed(&self, mut range: Range<u32>, since_ns: i64) -> Option<u32> {
+        let is_owed = |unit: &Published| unit.is_owed && unit.published_ns >= since_ns;
+        range.find(|number| self.get(*number).is_none_or(is_owed))
     }
 
     /// When the IDR of unit `number` was published.

@@ -1,27 +1,25 @@
 //! The day itself: who does what when, and what has to hold.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::super::{Seed, Worker};
 use super::browser::{Browser, Manners, server_address};
 use super::camera::SimulatedCamera;
 use super::growth::check_growth;
 use super::heap::{as_server, server_bytes};
-use super::network::{Calendar, Event, SimulatedWire, Weather};
+use super::network::{Calendar, Event, Link, Weather};
 use super::random::Random;
-use super::recorder::{SimulatedRecorder, Totals};
+use super::recorder::SimulatedRecorder;
+use super::server::Server;
+use super::summary::Summary;
 use super::{MS, SECOND};
 use crate::camera::test_doorbell::TestDoorbell;
 use crate::camera::{Camera, Wake};
 use crate::limits;
-use crate::metrics::WorkerCounters;
 use crate::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
 use crate::worker::clock::{self, Now};
-use crate::worker::commands::{Command, Forwarded, Mailbox, mailbox};
 
 /// Seconds of a quiet time: longer than any session outlives its browser.
 pub(super) const QUIET_S: u64 = 40;
@@ -38,56 +36,22 @@ pub(super) struct Plan {
     pub(super) residents: u32,
     pub(super) units_per_s: u32,
     pub(super) gop: u32,
+    /// The first one receives for all.
+    pub(super) workers: usize,
     /// Prints a line after every round.
     pub(super) tells: bool,
 }
 
-/// What a day was like.
-pub(super) struct Summary {
-    seed: u64,
-    simulated_s: i64,
-    joined: u32,
-    units: u32,
-    whims: [u32; 6],
-    stalls: u32,
-    shown: u64,
-    hidden: u64,
-    datagrams: u64,
-    turns: u64,
-    nacks: u64,
-    keyframe_requests: u64,
-    units_dropped: u64,
-    recordings: Totals,
-    held_bytes: Vec<i64>,
-    /// Of everything that arrived anywhere, in order.
-    pub(super) digest: u64,
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary { seed, simulated_s, joined, units, whims, stalls, .. } = self;
-        let Totals { recordings, files, units: recorded, bytes, dropped } = self.recordings;
-        writeln!(
-            out,
-            "seed {seed}: {simulated_s} s, {joined} viewers, {units} units; whims of the camera {whims:?}, \
-             {stalls} stalls of the worker, {} turns, {} datagrams",
-            self.turns, self.datagrams
-        )?;
-        writeln!(
-            out,
-            "  {} units shown, {} that could not be; {} NACKs, {} requests for an IDR, {} units dropped",
-            self.shown, self.hidden, self.nacks, self.keyframe_requests, self.units_dropped
-        )?;
-        writeln!(
-            out,
-            "  {recordings} recordings in {files} files: {recorded} units, {bytes} bytes, {dropped} units dropped"
-        )?;
-        write!(
-            out,
-            "  held at the end of each round: {:?} bytes; digest {:016x}",
-            self.held_bytes, self.digest
-        )
-    }
+/// A session whose browser is gone.
+#[derive(Clone, Copy, Debug)]
+struct Ghost {
+    id: u32,
+    manners: Manners,
+    weather: Weather,
+    left_ns: i64,
+    patience_ns: i64,
+    /// When it has to be gone too.
+    until_ns: i64,
 }
 
 pub(super) struct Day {
@@ -98,22 +62,18 @@ pub(super) struct Day {
     now_ns: i64,
     camera: SimulatedCamera,
     doorbell: TestDoorbell,
-    worker: Worker<SimulatedWire>,
-    counters: Arc<WorkerCounters>,
-    mailbox: Mailbox,
+    server: Server,
     context: Arc<SessionContext>,
-    worker_wakes_ns: i64,
-    /// Datagrams for the worker since its last turn.
-    forwarded: usize,
-    /// The worker is held up until then.
+    server_wakes_ns: i64,
+    /// The server is held up until then.
     stalled_until_ns: i64,
     stalls: u32,
     recorder: SimulatedRecorder,
     calendar: Calendar,
     browsers: HashMap<u32, Browser>,
     order: Vec<u32>,
-    /// Sessions whose browser is gone, and when they have to be gone too.
-    ghosts: Vec<(u32, i64)>,
+    /// Sessions whose browser is gone.
+    ghosts: Vec<Ghost>,
     joined: u32,
     next_second_ns: i64,
     is_busy: bool,
@@ -135,17 +95,8 @@ impl Day {
         let sim_camera =
             SimulatedCamera::new(&name, plan.seed ^ 0xCA3E, plan.units_per_s, plan.gop, start_ns);
         let camera = Camera::new(&name, Wake::Poll);
-        let counters = Arc::new(WorkerCounters::default());
-        let (mailbox, reader) = mailbox().unwrap();
         let config =
             SessionConfig { candidates: vec![server_address()], advertise: vec![], srtp: SrtpChoice::Gcm };
-        let seed = Seed {
-            index: 0,
-            camera: camera.clone(),
-            peers: vec![mailbox.clone()],
-            counters: Arc::clone(&counters),
-            reader,
-        };
         Day {
             plan,
             random: Random::new(plan.seed),
@@ -153,12 +104,9 @@ impl Day {
             start_ns,
             now_ns: start_ns,
             doorbell: TestDoorbell::new(&camera),
-            worker: as_server(|| Worker::new(seed, SimulatedWire::default())),
-            counters,
-            mailbox,
+            server: Server::new(&camera, plan.workers),
             context: SessionContext::new(config).unwrap(),
-            worker_wakes_ns: start_ns,
-            forwarded: 0,
+            server_wakes_ns: start_ns,
             stalled_until_ns: 0,
             stalls: 0,
             recorder: SimulatedRecorder::new(&camera),
@@ -201,7 +149,7 @@ impl Day {
         }
         self.leave_all();
         self.pass(5)?;
-        match self.worker.sessions.len() {
+        match self.server.sessions() {
             0 => check_growth(&self.held_bytes),
             count => Err(format!("{count} sessions left at the end of the day")),
         }
@@ -248,7 +196,7 @@ impl Day {
         let browsers = self.order.iter().filter_map(|id| self.browsers.get(id));
         let deadline = browsers.map(|browser| browser.deadline).min();
         let deadline_ns = deadline.map(|deadline| self.to_ns(deadline));
-        let worker_ns = self.worker_wakes_ns.max(self.stalled_until_ns);
+        let worker_ns = self.server_wakes_ns.max(self.stalled_until_ns);
         [deadline_ns, self.calendar.next_ns(), self.recorder.next_ns()]
             .into_iter()
             .flatten()
@@ -272,7 +220,7 @@ impl Day {
         as_server(|| self.doorbell.look(self.now_ns));
         is_rung |= self.deliver()?;
         self.wake_browsers();
-        if (is_rung || self.worker_wakes_ns <= self.now_ns) && self.stalled_until_ns <= self.now_ns {
+        if (is_rung || self.server_wakes_ns <= self.now_ns) && self.stalled_until_ns <= self.now_ns {
             self.turn();
         }
         if self.next_second_ns <= self.now_ns {
@@ -284,32 +232,23 @@ impl Day {
         as_server(|| self.recorder.work(now_ns, ledger))
     }
 
-    // ---- the worker ------------------------------------------------------------------------------------
+    // ---- the server ------------------------------------------------------------------------------------
 
     fn turn(&mut self) {
-        let now = self.now();
-        let forwarded = std::mem::take(&mut self.forwarded);
-        let worker = &mut self.worker;
-        as_server(|| {
-            // Whatever was forwarded is taken in portions.
-            for _ in 0..=forwarded / limits::COMMANDS_PER_TURN_MAX {
-                worker.turn(now);
-            }
-            worker.submit(now).unwrap();
-        });
-        self.worker_wakes_ns = self.now_ns + self.worker.edge.asked_to_wait.as_nanos() as i64;
-        for (viewer, remote, bytes) in std::mem::take(&mut self.worker.edge.outbox) {
+        let wait = self.server.turn(self.now());
+        self.server_wakes_ns = self.now_ns + wait.as_nanos() as i64;
+        for (viewer, remote, bytes) in self.server.take_outbox() {
             self.note(u64::from(viewer));
             let Some(browser) = self.browsers.get_mut(&viewer).filter(|browser| browser.address == remote)
             else {
-                self.worker.edge.left(viewer);
+                self.server.left(viewer);
                 continue;
             };
-            let (leaves_ns, arrives_ns) = browser.link.downwards(self.now_ns, &mut self.random);
+            let (leaves_ns, arrives_ns) = browser.link.downwards(self.now_ns);
             if leaves_ns > self.now_ns {
                 self.calendar.add(leaves_ns, Event::LeftKernel { viewer });
             } else {
-                self.worker.edge.left(viewer);
+                self.server.left(viewer);
             }
             if let Some(arrives_ns) = arrives_ns {
                 self.calendar.add(arrives_ns, Event::ToBrowser { viewer, bytes });
@@ -326,19 +265,12 @@ impl Day {
         while let Some(event) = self.calendar.take(self.now_ns) {
             match event {
                 Event::LeftKernel { viewer } => {
-                    self.worker.edge.left(viewer);
+                    self.server.left(viewer);
                     is_rung = true;
                 }
                 Event::ToServer { from, bytes } => {
                     self.note(1 << 40);
-                    let datagram = as_server(|| Forwarded {
-                        remote: from,
-                        local: Some(server_address().ip()),
-                        bytes: bytes.clone(),
-                    });
-                    // A full inbox loses it, as a full socket does.
-                    let mailbox = &self.mailbox;
-                    self.forwarded += usize::from(as_server(|| mailbox.forward(datagram)));
+                    self.server.receive(from, bytes);
                     is_rung = true;
                 }
                 Event::ToBrowser { viewer, bytes } => {
@@ -362,7 +294,7 @@ impl Day {
     fn post(&mut self, viewer: u32) {
         let Some(browser) = self.browsers.get_mut(&viewer) else { return };
         for bytes in std::mem::take(&mut browser.outbox) {
-            if let Some(arrives_ns) = browser.link.arrival(self.now_ns, &mut self.random) {
+            if let Some(arrives_ns) = browser.link.upwards(self.now_ns) {
                 self.calendar.add(arrives_ns, Event::ToServer { from: browser.address, bytes });
             }
         }
@@ -420,9 +352,13 @@ impl Day {
 
     /// Now and then the worker is held up, the disk is slow, a recording begins or ends, a browser asks for an IDR.
     fn trouble(&mut self) {
-        if self.random.below(60) == 0 {
+        if self.random.below(60) == 0 && self.stalled_until_ns <= self.now_ns {
             self.stalled_until_ns = self.now_ns + (50 + self.random.below(7_000) as i64) * MS;
             self.stalls += 1;
+            // Their last datagrams are on their way: read late, they count as a late sign of life.
+            for ghost in self.ghosts.iter_mut().filter(|ghost| self.now_ns - ghost.left_ns < SECOND) {
+                ghost.until_ns = self.stalled_until_ns + ghost.patience_ns;
+            }
         }
         match self.random.below(30) {
             0 => self.recorder.slowness_ns = self.random.below(10_000) as i64 * MS,
@@ -446,12 +382,13 @@ impl Day {
         self.joined += 1;
         let (id, now) = (self.joined, self.now());
         let moment = (now.instant, now.monotonic_ns);
-        let (mut browser, offer) = Browser::new(id, manners, weather, moment, &mut self.random);
+        let (mut browser, offer) =
+            Browser::new(id, manners, Link::new(weather, (self.plan.seed, self.start_ns), id), moment);
         browser.leaves_ns = leaves_ns;
-        let (context, mailbox) = (&self.context, &self.mailbox);
+        let (context, server) = (&self.context, &self.server);
         let answer = as_server(|| {
             let (viewer, answer) = Viewer::accept(context, id, &offer, now.instant).unwrap();
-            assert!(mailbox.send(Command::Adopt { viewer: Box::new(viewer), presence: None }).is_ok());
+            server.adopt(viewer);
             super::heap::as_world(|| answer.clone())
         });
         browser.take_answer(&answer);
@@ -459,7 +396,7 @@ impl Day {
         self.browsers.insert(id, browser);
         self.order.push(id);
         self.post(id);
-        self.worker_wakes_ns = self.now_ns;
+        self.server_wakes_ns = self.now_ns;
     }
 
     fn leave(&mut self, id: u32) {
@@ -478,9 +415,11 @@ impl Day {
         self.order.retain(|other| *other != id);
         self.shown += browser.decoder.shown;
         self.hidden += browser.decoder.hidden;
-        // A worker that is held up sees it later.
-        let from_ns = self.now_ns.max(self.stalled_until_ns);
-        self.ghosts.push((id, from_ns + patience.as_nanos() as i64));
+        // A server that is held up sees it later.
+        let (left_ns, patience_ns) = (self.now_ns, patience.as_nanos() as i64);
+        let until_ns = left_ns.max(self.stalled_until_ns) + patience_ns;
+        let (manners, weather) = (browser.manners, browser.link.weather);
+        self.ghosts.push(Ghost { id, manners, weather, left_ns, patience_ns, until_ns });
     }
 
     fn leave_all(&mut self) {
@@ -493,24 +432,28 @@ impl Day {
 
     fn status(&mut self, id: u32) -> String {
         let now = self.now().instant;
-        let entry = self.worker.sessions.iter_mut().find(|entry| entry.viewer.id() == id);
-        entry.map_or("no session".to_owned(), |entry| format!("{:?}", entry.viewer.status(now)))
+        let viewer = self.server.viewer(id);
+        viewer.map_or("no session".to_owned(), |viewer| format!("{:?}", viewer.status(now)))
     }
 
     fn has_session(&mut self, id: u32) -> bool {
-        self.worker.sessions.iter_mut().any(|entry| entry.viewer.id() == id)
+        self.server.viewer(id).is_some()
     }
 
     /// Sessions end in time when their browser is gone.
     fn check_ghosts(&mut self) -> Result<(), String> {
-        for (id, until_ns) in std::mem::take(&mut self.ghosts) {
-            if !self.has_session(id) {
+        for ghost in std::mem::take(&mut self.ghosts) {
+            if !self.has_session(ghost.id) {
                 continue;
             }
-            if self.now_ns > until_ns.max(self.stalled_until_ns) + 2 * SECOND {
-                return Err(format!("session {id} outlives its browser"));
+            if self.now_ns > ghost.until_ns.max(self.stalled_until_ns) + 2 * SECOND {
+                let Ghost { id, manners, weather, .. } = ghost;
+                let status = self.status(id);
+                return Err(format!(
+                    "session {id} outlives its browser ({manners:?}, {weather:?})\n{status}"
+                ));
             }
-            self.ghosts.push((id, until_ns));
+            self.ghosts.push(ghost);
         }
         Ok(())
     }
@@ -526,7 +469,7 @@ impl Day {
             if !is_good || !is_settled || self.now_ns < self.stalled_until_ns + SECOND {
                 continue;
             }
-            let newest = browser.decoder.newest;
+            let (newest, owed_since_ns) = (browser.decoder.newest, browser.owed_since_ns());
             let is_connected = browser.connected_ns.is_some();
             if !is_connected || !self.has_session(id) {
                 return Err(format!("viewer {id} has a good way and no session: {}", self.status(id)));
@@ -534,7 +477,7 @@ impl Day {
             // A second is on its way.
             let due = self.camera.ledger.next().saturating_sub(self.plan.units_per_s);
             let from = newest.map_or(due, |newest| newest + 1);
-            if let Some(missed) = self.camera.ledger.first_owed(from..due) {
+            if let Some(missed) = self.camera.ledger.first_owed(from..due, owed_since_ns) {
                 return Err(format!(
                     "viewer {id} got {newest:?} and nothing since, not even {missed}\n{}",
                     self.status(id)
@@ -546,10 +489,11 @@ impl Day {
 
     /// Only the residents are here, all is quiet: as much is held as the last time.
     fn check_equal_state(&mut self) -> Result<(), String> {
-        let sessions = self.worker.sessions.len();
+        let sessions = self.server.sessions();
         if sessions != self.plan.residents as usize {
             return Err(format!("{sessions} sessions of {} residents", self.plan.residents));
         }
+        self.server.check_tables()?;
         if !self.recorder.is_idle() {
             return Err("the recording does not end".to_owned());
         }
@@ -576,11 +520,11 @@ impl Day {
             stalls: self.stalls,
             shown: self.shown,
             hidden: self.hidden,
-            datagrams: self.counters.datagrams_sent.get(),
-            turns: self.counters.turns.get(),
-            nacks: self.counters.nacks.get(),
-            keyframe_requests: self.counters.keyframe_requests.get(),
-            units_dropped: self.counters.units_dropped.get(),
+            datagrams: self.server.count(|counters| &counters.datagrams_sent),
+            turns: self.server.count(|counters| &counters.turns),
+            nacks: self.server.count(|counters| &counters.nacks),
+            keyframe_requests: self.server.count(|counters| &counters.keyframe_requests),
+            units_dropped: self.server.count(|counters| &counters.units_dropped),
             recordings: self.recorder.totals,
             held_bytes: std::mem::take(&mut self.held_bytes),
             digest: self.digest,

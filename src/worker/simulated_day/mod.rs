@@ -32,15 +32,28 @@ mod network;
 #[path = "../../../tests/support/random.rs"]
 mod random;
 mod recorder;
+mod server;
+mod summary;
 
-use day::{Day, Plan, Summary};
+use day::{Day, Plan};
+use summary::Summary;
 
 const MS: i64 = 1_000_000;
 const SECOND: i64 = 1_000 * MS;
 
 /// A small day for every test run: three rounds of 80 s.
 fn small(seed: u64) -> Plan {
-    Plan { seed, rounds: 3, busy_s: 40, guests: 20, residents: 4, units_per_s: 5, gop: 10, tells: false }
+    Plan {
+        seed,
+        rounds: 3,
+        busy_s: 40,
+        guests: 20,
+        residents: 4,
+        units_per_s: 5,
+        gop: 10,
+        workers: 1 + (seed % 2) as usize,
+        tells: false,
+    }
 }
 
 fn run(plan: Plan) -> Summary {

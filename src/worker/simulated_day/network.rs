@@ -1,5 +1,5 @@
 //! The network of a simulated day: what becomes of a datagram between server and browser, and the worker's edge
-//! at its one end. Seeded: the same datagrams in the same order meet the same fate.
+//! at its one end. Seeded: see `Link`.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -30,23 +30,43 @@ pub(super) enum Weather {
     Awful,
 }
 
-/// One browser's way.
+/// One browser's way. What becomes of a datagram depends on the seed, the viewer, the direction, the millisecond and
+/// its place among those of that millisecond, and on nothing else: one datagram more does not change the others' fate.
 pub(super) struct Link {
     pub(super) weather: Weather,
+    seed: u64,
+    /// When the day began.
+    start_ns: i64,
     delay_ns: i64,
     /// Narrow: the datagrams before have left by then. Awful: nothing comes through until then.
     busy_until_ns: i64,
+    /// Downwards and upwards: the newest moment, and datagrams in it so far.
+    places: [(i64, u64); 2],
 }
 
 impl Link {
-    pub(super) fn new(weather: Weather, random: &mut Random) -> Link {
-        Link { weather, delay_ns: (1 + random.below(60) as i64) * MS, busy_until_ns: 0 }
+    pub(super) fn new(weather: Weather, (seed, start_ns): (u64, i64), viewer: u32) -> Link {
+        let mut random = Random::new(seed ^ u64::from(viewer) << 32);
+        let seed = random.next();
+        let delay_ns = (1 + random.below(60) as i64) * MS;
+        Link { weather, seed, start_ns, delay_ns, busy_until_ns: 0, places: [(0, 0); 2] }
+    }
+
+    /// What is drawn for the next datagram of this direction.
+    fn fate(&mut self, direction: usize, now_ns: i64) -> Random {
+        let place = &mut self.places[direction];
+        *place = if place.0 == now_ns { (now_ns, place.1 + 1) } else { (now_ns, 0) };
+        let since_start_ns = now_ns - self.start_ns;
+        let moment =
+            Random::new(since_start_ns.cast_unsigned()).next().wrapping_add(place.1 << 1 | direction as u64);
+        Random::new(self.seed ^ Random::new(moment).next())
     }
 
     /// When a datagram from the server has left the kernel, and when it arrives, if it does.
-    pub(super) fn downwards(&mut self, now_ns: i64, random: &mut Random) -> (i64, Option<i64>) {
+    pub(super) fn downwards(&mut self, now_ns: i64) -> (i64, Option<i64>) {
+        let mut random = self.fate(0, now_ns);
         if self.weather != Weather::Narrow {
-            return (now_ns, self.arrival(now_ns, random));
+            return (now_ns, self.arrival(now_ns, &mut random));
         }
         if random.below(2_000) == 0 {
             self.busy_until_ns = now_ns + (1 + random.below(20) as i64) * SECOND;
@@ -55,8 +75,13 @@ impl Link {
         (self.busy_until_ns, Some(self.busy_until_ns + self.delay_ns))
     }
 
-    /// When a datagram sent now arrives, if it does.
-    pub(super) fn arrival(&mut self, now_ns: i64, random: &mut Random) -> Option<i64> {
+    /// When a datagram from the browser arrives, if it does.
+    pub(super) fn upwards(&mut self, now_ns: i64) -> Option<i64> {
+        let mut random = self.fate(1, now_ns);
+        self.arrival(now_ns, &mut random)
+    }
+
+    fn arrival(&mut self, now_ns: i64, random: &mut Random) -> Option<i64> {
         let (loss_percent, jitter_ms) = match self.weather {
             Weather::Clean | Weather::Narrow => return Some(now_ns + self.delay_ns),
             Weather::Lossy => (3.0, 8),
@@ -114,7 +139,10 @@ impl Calendar {
 pub(super) struct SimulatedWire {
     /// What the worker sent since the last look, by viewer.
     pub(super) outbox: Vec<(u32, SocketAddr, Vec<u8>)>,
-    pub(super) completions: VecDeque<Completion>,
+    completions: VecDeque<Completion>,
+    /// Datagrams that came in, and the one that is being looked at.
+    arrived: VecDeque<(SocketAddr, Vec<u8>)>,
+    looked_at: Option<Vec<u8>>,
     in_flight: HashMap<u32, u32>,
     counters: EdgeCounters,
     /// How long the worker last wanted to sleep.
@@ -122,6 +150,16 @@ pub(super) struct SimulatedWire {
 }
 
 impl SimulatedWire {
+    /// A datagram has come in.
+    pub(super) fn receive(&mut self, from: SocketAddr, bytes: Vec<u8>) {
+        self.arrived.push_back((from, bytes));
+    }
+
+    /// Whether the next look at it gives something.
+    pub(super) fn has_news(&self) -> bool {
+        !self.completions.is_empty() || !self.arrived.is_empty()
+    }
+
     /// A datagram has left the kernel: the worker is told with its next turn.
     pub(super) fn left(&mut self, viewer: u32) {
         self.completions.push_back(Completion::Sent { viewer, datagrams: 1, result: Ok(0) });
@@ -141,15 +179,22 @@ impl Wire for SimulatedWire {
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
-        self.completions.pop_front()
+        assert!(self.looked_at.is_none(), "a receive buffer was not given back");
+        if let Some(completion) = self.completions.pop_front() {
+            return Some(completion);
+        }
+        let (from, bytes) = self.arrived.pop_front()?;
+        self.looked_at = Some(bytes);
+        Some(Completion::Datagram(Received::simulated(from, super::browser::server_address().ip())))
     }
 
     fn datagram(&self, _: &Received) -> &[u8] {
-        unreachable!("datagrams come through the mailbox")
+        self.looked_at.as_deref().unwrap()
     }
 
     fn recycle(&mut self, _: Received) {
-        unreachable!("datagrams come through the mailbox")
+        let bytes = self.looked_at.take().unwrap();
+        super::heap::as_world(|| drop(bytes));
     }
 
     fn send_with(

@@ -1,0 +1,341 @@
+//! The stages of an access unit, one operation each, for `scripts/bench-gate`: run under callgrind it counts their
+//! instructions, run plainly their allocations. Not for times: see the other benches.
+//!
+//! `gate` lists the stages, `gate STAGE OPERATIONS` runs one, `gate under valgrind ...` a program that runs one. What is
+//! to be counted happens inside of `gate_measured`.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench fails by panicking")]
+#![allow(missing_docs, reason = "a program")]
+#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
+
+#[path = "../tests/support/session_peer.rs"]
+mod peer;
+
+use std::alloc::{GlobalAlloc, Layout as Memory};
+use std::collections::VecDeque;
+use std::hint::black_box;
+use std::net::UdpSocket;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mimalloc::MiMalloc;
+use peer::Pair;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+use smallvec::SmallVec;
+use str0m::config::DtlsVersion;
+use str0m::crypto::dtls::SrtpProfile;
+use streaming_server::camera::{Camera, Cursor, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
+use streaming_server::h264::{Assembler, Packetizer, scan};
+use streaming_server::limits;
+use streaming_server::recorder::fmp4::{self, Fragment, Index, UnitKind};
+use streaming_server::session::srtp::{self, RtpPacket, Sealer};
+use streaming_server::session::{Destination, Outlet, SrtpChoice};
+use streaming_server::uring::{Edge, EdgeConfig, open_socket};
+
+/// The program's allocator, counted.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is passed on unchanged to mimalloc, whose contract is this trait's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise about `memory` is passed on.
+        unsafe { MiMalloc.alloc(memory) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, memory: Memory) {
+        // SAFETY: `pointer` came from `alloc` above, that is from mimalloc, with this layout.
+        unsafe { MiMalloc.dealloc(pointer, memory) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Operations before any is counted: pools and caches fill.
+const WARM_UP: u64 = 100;
+/// A P unit of 8 Mbit/s at 30 units/s.
+const UNIT_BYTES: usize = 33_000;
+const DATAGRAMS: usize = 29;
+const PAYLOAD_BYTES: usize = 1_140;
+const DATAGRAM_BYTES: usize = 1_170;
+const HEADER_BYTES: usize = 24;
+
+/// A stage's name, and what does it so many times.
+type Stage = (&'static str, fn(u64));
+
+const STAGES: [Stage; 8] = [
+    ("ring_cursor", ring_cursor),
+    ("nal_scan", nal_scan),
+    ("packetize", packetize),
+    ("session_turn", session_turn),
+    ("seal_gcm", |operations| seal(operations, SrtpProfile::AEAD_AES_256_GCM)),
+    ("seal_cm", |operations| seal(operations, SrtpProfile::AES128_CM_SHA1_80)),
+    ("gso_run", gso_run),
+    ("fmp4_fragment", fmp4_fragment),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    match arguments.as_slice() {
+        [] => STAGES.iter().for_each(|(name, _)| println!("{name}")),
+        [first, program, words @ ..] if first == "under" => under(program, words),
+        [name, operations] => {
+            let (_, stage) = STAGES.iter().find(|(known, _)| known == name).expect("a stage");
+            stage(operations.parse().expect("a number of operations"));
+        }
+        _ => panic!("gate [STAGE OPERATIONS]"),
+    }
+}
+
+/// Becomes `program`, to which the kernel does not tell its auxiliary vector (`PR_GET_AUXV`): the vector names a vDSO
+/// that valgrind has taken away, and rustix believes it.
+fn under(program: &str, words: &[String]) {
+    let is_asked = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0x4155_5856).unwrap();
+    let rules = [(libc::SYS_prctl, vec![SeccompRule::new(vec![is_asked]).unwrap()])].into();
+    let refusal = SeccompAction::Errno(libc::EINVAL.unsigned_abs());
+    let machine = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, machine).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&filter).unwrap();
+    panic!("{program}: {}", Command::new(program).args(words).exec());
+}
+
+/// callgrind counts while this runs.
+#[inline(never)]
+fn gate_measured<S>(state: &mut S, work: fn(&mut S)) {
+    work(black_box(state));
+}
+
+/// Prepares and does `operations` operations; prints the allocations of all of them.
+fn run<S>(operations: u64, mut state: S, prepare: fn(&mut S), work: fn(&mut S)) {
+    for _ in 0..WARM_UP {
+        prepare(&mut state);
+        work(&mut state);
+    }
+    let mut allocations = 0;
+    for _ in 0..operations {
+        prepare(&mut state);
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        gate_measured(&mut state, work);
+        allocations += ALLOCATIONS.load(Ordering::Relaxed) - before;
+    }
+    println!("allocations {allocations}");
+}
+
+/// Parameter sets, an IDR's or another slice that looks like noise, without start codes inside.
+fn unit(is_idr: bool) -> Vec<u8> {
+    let mut unit = Vec::new();
+    if is_idr {
+        unit.extend_from_slice(&[0, 0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95, 0xa0, 0x50, 0x16, 0xc8]);
+        unit.extend_from_slice(&[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80]);
+    }
+    unit.extend_from_slice(&[0, 0, 0, 1, if is_idr { 0x65 } else { 0x41 }, 0xb8]);
+    let mut state = 0x2545_F491_4F6C_DD1D_u64;
+    while unit.len() < UNIT_BYTES {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        unit.push((state >> 56).to_le_bytes()[0].max(4));
+    }
+    unit
+}
+
+struct Ring {
+    writer: RingWriter,
+    cursor: Cursor,
+    number: u64,
+    bytes: Vec<u8>,
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.writer.unlink();
+    }
+}
+
+/// The next unit, borrowed, read not at all, and found to be intact.
+fn ring_cursor(operations: u64) {
+    let name = format!("/ss-test-gate-{}", std::process::id());
+    let writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
+    let cursor = Camera::new(&name, Wake::Poll).cursor();
+    let ring = Ring { writer, cursor, number: 0, bytes: unit(false) };
+    let publish = |ring: &mut Ring| {
+        let metadata = SlotMetadata {
+            frame_number: ring.number,
+            width: 1280,
+            height: 720,
+            format: FORMAT_H264,
+            data_bytes: ring.bytes.len() as u64,
+            ..SlotMetadata::default()
+        };
+        ring.number += 1;
+        assert!(ring.writer.publish(&metadata, &ring.bytes), "a slot is free");
+    };
+    run(operations, ring, publish, |ring| {
+        let Next::Unit(view) = ring.cursor.next(0) else { panic!("no unit") };
+        assert!(view.is_intact());
+    });
+}
+
+fn nal_scan(operations: u64) {
+    let state = (unit(false), SmallVec::new());
+    run(operations, state, |_| {}, |(bytes, found)| scan(black_box(bytes), found).unwrap());
+}
+
+struct Packets {
+    bytes: Vec<u8>,
+    assembler: Assembler,
+    packetizer: Packetizer,
+    /// A second's payloads are held, as for retransmission.
+    held: VecDeque<Vec<Arc<[u8]>>>,
+}
+
+/// From the bytes in the slot to payloads, scan included.
+fn packetize(operations: u64) {
+    let mut assembler = Assembler::new();
+    assembler.assemble(&unit(true)).unwrap();
+    let packetizer = Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX);
+    let held = (0..30).map(|_| Vec::new()).collect();
+    let packets = Packets { bytes: unit(false), assembler, packetizer, held };
+    run(
+        operations,
+        packets,
+        |_| {},
+        |packets| {
+            let Packets { bytes, assembler, packetizer, held } = packets;
+            let mut payloads = held.pop_front().unwrap_or_default();
+            let unit = assembler.assemble(black_box(bytes)).unwrap();
+            packetizer.packetize(&unit, &mut payloads);
+            held.push_back(payloads);
+        },
+    );
+}
+
+/// One buffer that is used again and again, as the edge's is.
+struct OneRun(Vec<u8>);
+
+impl Outlet for OneRun {
+    fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+        if self.0.len() + bytes > self.0.capacity() {
+            self.0.clear();
+        }
+        let start = self.0.len();
+        self.0.resize(start + bytes, 0);
+        write(&mut self.0[start..]);
+    }
+}
+
+struct Viewing {
+    pair: Pair,
+    payloads: Vec<Arc<[u8]>>,
+    number: u64,
+    out: OneRun,
+}
+
+/// A unit to one viewer: gate, headers, SRTP with AES-256-GCM, the packets kept to be sent again.
+fn session_turn(operations: u64) {
+    let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    pair.connect();
+    let payloads = peer::payloads(0, DATAGRAMS, PAYLOAD_BYTES);
+    let viewing = Viewing { pair, payloads, number: 0, out: OneRun(Vec::with_capacity(1 << 16)) };
+    let pass = |viewing: &mut Viewing| {
+        viewing.pair.now += Duration::from_millis(33);
+        viewing.number += 1;
+        viewing.out.0.clear();
+    };
+    run(operations, viewing, pass, |viewing| {
+        let Viewing { pair, payloads, number, out } = viewing;
+        let sent_before = out.0.len();
+        pair.viewer.push_access_unit(pair.now, &peer::unit(payloads, *number, *number == 1), out);
+        assert!(out.0.len() > sent_before, "the unit is sent");
+    });
+}
+
+struct Sealing {
+    sealer: Sealer,
+    index: u64,
+    header: [u8; HEADER_BYTES],
+    payload: Vec<u8>,
+    out: Vec<u8>,
+}
+
+/// One packet, encrypted where it leaves from.
+fn seal(operations: u64, profile: SrtpProfile) {
+    let (sealer, _) = srtp::contexts(profile, &[1; 96], false).unwrap();
+    let out = vec![0; HEADER_BYTES + PAYLOAD_BYTES + sealer.tag_bytes()];
+    let sealing =
+        Sealing { sealer, index: 0, header: [2; HEADER_BYTES], payload: vec![7; PAYLOAD_BYTES], out };
+    let pass = |sealing: &mut Sealing| sealing.index += 1;
+    run(operations, sealing, pass, |sealing| {
+        let Sealing { sealer, index, header, payload, out } = sealing;
+        let packet = RtpPacket { ssrc: 1, index: *index, header, prefix: &[], payload };
+        assert!(sealer.seal_rtp(&packet, out));
+    });
+}
+
+struct Sending {
+    edge: Edge,
+    sink: UdpSocket,
+    datagram: Vec<u8>,
+}
+
+/// The datagrams of a unit become a run and are handed to the kernel, which is not counted.
+fn gso_run(operations: u64) {
+    let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+    let config = EdgeConfig { socket: Arc::new(socket), receives: false, bells: Vec::new(), sends_max: 64 };
+    let edge = Edge::new(config).unwrap();
+    let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sink.set_nonblocking(true).unwrap();
+    let sending = Sending { edge, sink, datagram: vec![0x5a; DATAGRAM_BYTES] };
+    // What the kernel finishes late is taken in before the next operation, so that all operations do the same.
+    let prepare = |sending: &mut Sending| {
+        let mut buffer = [0; 2_048];
+        while sending.edge.in_flight(1) > 0 {
+            sending.edge.submit_and_wait(Duration::from_millis(10)).unwrap();
+            while sending.edge.next_completion().is_some() {}
+        }
+        while sending.sink.recv(&mut buffer).is_ok() {}
+    };
+    run(operations, sending, prepare, |sending| {
+        let remote = sending.sink.local_addr().unwrap();
+        for _ in 0..DATAGRAMS {
+            let bytes = &sending.datagram;
+            sending.edge.send_with(1, None, remote, bytes.len(), |room| room.copy_from_slice(bytes));
+        }
+        sending.edge.flush();
+        sending.edge.submit_and_wait(Duration::ZERO).unwrap();
+    });
+}
+
+struct Writing {
+    unit: [Bytes; 1],
+    parts: Vec<Bytes>,
+    index: Index,
+}
+
+/// Header, lengths and parts of a fragment, and its place in the index.
+fn fmp4_fragment(operations: u64) {
+    let writing = Writing { unit: [Bytes::from(unit(false))], parts: Vec::new(), index: Index::default() };
+    run(
+        operations,
+        writing,
+        |writing| writing.parts.clear(),
+        |writing| {
+            let mut fragment = Fragment {
+                sequence: u32::try_from(writing.index.len()).unwrap() + 1,
+                time_90k: writing.index.len() as u64 * 3_000,
+                duration_90k: 3_000,
+                unit_bytes: 0,
+                kind: UnitKind::Reference,
+            };
+            fmp4::gather(&mut fragment, &writing.unit, &mut writing.parts).unwrap();
+            writing.index.push(&fragment);
+        },
+    );
+}

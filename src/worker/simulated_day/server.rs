@@ -1,0 +1,136 @@
+//! The server of a simulated day: its workers, one after another in one thread, each with the real turn and a wire of
+//! the simulated network.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::super::{Seed, Worker};
+use super::heap::as_server;
+use super::network::SimulatedWire;
+use crate::camera::Camera;
+use crate::metrics::WorkerCounters;
+use crate::metrics::counters::Counter;
+use crate::session::Viewer;
+use crate::worker::clock::Now;
+use crate::worker::commands::{Command, Mailbox, mailbox};
+
+/// Turns of all workers at one moment: more means that they never come to rest.
+const TURNS_MAX: usize = 100;
+
+pub(super) struct Server {
+    workers: Vec<Worker<SimulatedWire>>,
+    mailboxes: Vec<Mailbox>,
+    counters: Vec<Arc<WorkerCounters>>,
+}
+
+impl Server {
+    pub(super) fn new(camera: &Camera, count: usize) -> Server {
+        let (mailboxes, readers): (Vec<_>, Vec<_>) = (0..count).map(|_| mailbox().unwrap()).unzip();
+        let counters: Vec<Arc<WorkerCounters>> = (0..count).map(|_| Arc::default()).collect();
+        let seeds = readers.into_iter().zip(&counters).enumerate().map(|(index, (reader, counters))| Seed {
+            index,
+            camera: camera.clone(),
+            peers: mailboxes.clone(),
+            counters: Arc::clone(counters),
+            reader,
+        });
+        let workers = seeds.map(|seed| as_server(|| Worker::new(seed, SimulatedWire::default()))).collect();
+        Server { workers, mailboxes, counters }
+    }
+
+    fn owner(&self, viewer: u32) -> usize {
+        viewer as usize % self.workers.len()
+    }
+
+    /// As the director does it.
+    pub(super) fn adopt(&self, viewer: Viewer) {
+        let worker = self.owner(viewer.id());
+        let (receiver, mailbox) = (&self.mailboxes[0], &self.mailboxes[worker]);
+        if worker != 0 {
+            let ufrag = viewer.local_ufrag().to_owned();
+            assert!(receiver.send(Command::Route { ufrag, worker }).is_ok());
+        }
+        assert!(mailbox.send(Command::Adopt { viewer: Box::new(viewer), presence: None }).is_ok());
+    }
+
+    /// A datagram came to the server's socket.
+    pub(super) fn receive(&mut self, from: SocketAddr, bytes: Vec<u8>) {
+        self.workers[0].edge.receive(from, bytes);
+    }
+
+    /// Every worker turns until nobody has anything to do; says how long they want to sleep.
+    pub(super) fn turn(&mut self, now: Now) -> Duration {
+        for _ in 0..TURNS_MAX {
+            for worker in &mut self.workers {
+                take_ring(worker);
+                as_server(|| {
+                    worker.turn(now);
+                    worker.submit(now).unwrap();
+                });
+            }
+            if !self.workers.iter().any(|worker| is_rung(worker) || worker.edge.has_news()) {
+                let waits = self.workers.iter().map(|worker| worker.edge.asked_to_wait);
+                return waits.min().unwrap();
+            }
+        }
+        panic!("the workers do not come to rest");
+    }
+
+    /// What was sent since the last look, by viewer.
+    pub(super) fn take_outbox(&mut self) -> Vec<(u32, SocketAddr, Vec<u8>)> {
+        self.workers.iter_mut().flat_map(|worker| std::mem::take(&mut worker.edge.outbox)).collect()
+    }
+
+    /// A datagram of this viewer has left the kernel.
+    pub(super) fn left(&mut self, viewer: u32) {
+        let owner = self.owner(viewer);
+        self.workers[owner].edge.left(viewer);
+    }
+
+    pub(super) fn sessions(&self) -> usize {
+        self.workers.iter().map(|worker| worker.sessions.len()).sum()
+    }
+
+    pub(super) fn viewer(&mut self, id: u32) -> Option<&mut Viewer> {
+        let owner = self.owner(id);
+        let viewers = self.workers[owner].sessions.iter_mut().map(|entry| &mut entry.viewer);
+        viewers.into_iter().find(|viewer| viewer.id() == id)
+    }
+
+    /// A count of all workers.
+    pub(super) fn count(&self, counter: impl Fn(&WorkerCounters) -> &Counter) -> u64 {
+        self.counters.iter().map(|counters| counter(counters).get()).sum()
+    }
+
+    /// Nothing may be known of sessions that are gone: each has one ufrag and at most one address.
+    pub(super) fn check_tables(&self) -> Result<(), String> {
+        let elsewhere: usize = self.workers.iter().skip(1).map(|worker| worker.sessions.len()).sum();
+        let routes = self.workers[0].routes.counts();
+        if routes != (elsewhere, elsewhere) {
+            return Err(format!("{routes:?} routes to {elsewhere} sessions"));
+        }
+        for worker in &self.workers {
+            let (sessions, known) = (worker.sessions.len(), worker.sessions.counts());
+            if known != (sessions, sessions) {
+                return Err(format!("{known:?} ways to {sessions} sessions"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_rung(worker: &Worker<SimulatedWire>) -> bool {
+    let bell = worker.reader.bell();
+    let mut polled = [PollFd::new(&*bell, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
+}
+
+/// Empties the bell, as the edge does.
+fn take_ring(worker: &Worker<SimulatedWire>) {
+    if is_rung(worker) {
+        rustix::io::read(&*worker.reader.bell(), &mut [0; 8]).unwrap();
+    }
+}
