@@ -24,6 +24,9 @@ use crate::worker::clock::{self, Now};
 /// Seconds of a quiet time: longer than any session outlives its browser.
 pub(super) const QUIET_S: u64 = 40;
 
+/// Steps within one millisecond.
+const STEPS_MAX: u32 = 1_000;
+
 /// What a day is like.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
@@ -181,9 +184,14 @@ impl Day {
     /// Lets `seconds` pass.
     fn pass(&mut self, seconds: u64) -> Result<(), String> {
         let end_ns = self.now_ns + seconds as i64 * SECOND;
+        let mut steps = 0;
         loop {
             // Whatever happens within a millisecond is met by one turn.
             let next_ns = (self.next_ns() + MS - 1) / MS * MS;
+            steps = if next_ns > self.now_ns { 0 } else { steps + 1 };
+            if steps > STEPS_MAX {
+                return Err("the server never sleeps again".to_owned());
+            }
             self.now_ns = next_ns.max(self.now_ns).min(end_ns);
             if self.now_ns >= end_ns {
                 return Ok(());
@@ -326,6 +334,7 @@ impl Day {
             self.trouble();
         }
         self.check_ghosts()?;
+        self.server.check_in_flight()?;
         self.check_present()
     }
 

@@ -11,8 +11,27 @@
 //! At the end of each quiet time the server is in the same state as the time before, and has to hold as much.
 //!
 //! A day is thinned to few units a second, and everything happens on a grid of a millisecond. The seed decides what
-//! camera, viewers, network and disk draw. It does not decide what cryptography draws: keys, a byte or two of
-//! signatures, and how long DTLS waits before it sends a flight again; so days of one seed are alike, not equal.
+//! camera, viewers and disk draw, and what becomes of each datagram: by its way, direction, millisecond and place in it,
+//! whatever else is sent. It does not decide what cryptography draws: keys, a byte or two of signatures, and how long
+//! DTLS waits before it sends a flight again (a datagram at another moment has another fate). So days of one seed are
+//! alike, not equal: what failed fails again unless a handshake on a bad way is part of it.
+//!
+//! What a day was seen to catch, of faults put into the program one at a time (seeds 1 to 4, ten residents):
+//!
+//! | fault | small day |
+//! |---|---|
+//! | a closed session stays; consent or the handshake never ends | hung, before `STEPS_MAX` was there to say so |
+//! | a route, or the address of a session, is never forgotten | caught |
+//! | the gate admits what follows a gap; a gap is not told to it | caught by one seed in two to three |
+//! | a sequence number is used twice; the wrong packet is sent again | caught |
+//! | the cache of sent packets has neither age nor bound | caught: it grows |
+//! | the recorder leaks every unit | caught by one seed in three: a small day writes little |
+//! | that cache has no age, or no bound (the other one holds) | not seen |
+//! | torn units are not noticed: one thread never reads while the camera writes | not seen |
+//! | a replay ends only with the next IDR | not seen: what is late after a join is excused for two seconds |
+//! | nothing is ever sent again; the budget for it is unlimited | not seen: loss is mild, nobody floods |
+//! | congestion is ignored; the kept GOP is never cleared | not seen: the bound of `check_in_flight` is wide |
+//! | timed units have no bound | not seen: the gate bounds them first |
 //!
 //! `scripts/simulated-day` runs more and longer days than the tests do.
 #![allow(
@@ -63,12 +82,17 @@ fn run(plan: Plan) -> Summary {
     }
 }
 
+/// Seeds of the small days of every test run: about a second each.
+const SMALL_DAYS: std::ops::RangeInclusive<u64> = 1..=16;
+
 #[test]
-#[ignore = "not yet shown to catch what it should: scripts/simulated-day runs it"]
-fn a_small_day_passes_from_any_seed() {
-    for seed in 1..=3 {
-        println!("{}", run(small(seed)));
-    }
+fn a_small_day_passes_with_one_worker() {
+    SMALL_DAYS.filter(|seed| seed % 2 == 0).for_each(|seed| println!("{}", run(small(seed))));
+}
+
+#[test]
+fn a_small_day_passes_with_a_worker_that_receives_for_another() {
+    SMALL_DAYS.filter(|seed| seed % 2 == 1).for_each(|seed| println!("{}", run(small(seed))));
 }
 
 fn number(name: &str, default: u64) -> u64 {

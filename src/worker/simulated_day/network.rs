@@ -69,7 +69,8 @@ impl Link {
             return (now_ns, self.arrival(now_ns, &mut random));
         }
         if random.below(2_000) == 0 {
-            self.busy_until_ns = now_ns + (1 + random.below(20) as i64) * SECOND;
+            // Never sooner than a jam before it: what waits would be overtaken.
+            self.busy_until_ns = self.busy_until_ns.max(now_ns + (1 + random.below(20) as i64) * SECOND);
         }
         self.busy_until_ns = self.busy_until_ns.max(now_ns) + NARROW_NS;
         (self.busy_until_ns, Some(self.busy_until_ns + self.delay_ns))
@@ -153,6 +154,11 @@ impl SimulatedWire {
     /// A datagram has come in.
     pub(super) fn receive(&mut self, from: SocketAddr, bytes: Vec<u8>) {
         self.arrived.push_back((from, bytes));
+    }
+
+    /// Datagrams in flight for the viewer that has the most.
+    pub(super) fn most_in_flight(&self) -> u32 {
+        self.in_flight.values().map(|count| count * STANDS_FOR).max().unwrap_or(0)
     }
 
     /// Whether the next look at it gives something.

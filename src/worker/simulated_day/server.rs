@@ -11,6 +11,7 @@ use super::super::{Seed, Worker};
 use super::heap::as_server;
 use super::network::SimulatedWire;
 use crate::camera::Camera;
+use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::metrics::counters::Counter;
 use crate::session::Viewer;
@@ -103,6 +104,18 @@ impl Server {
     /// A count of all workers.
     pub(super) fn count(&self, counter: impl Fn(&WorkerCounters) -> &Counter) -> u64 {
         self.counters.iter().map(|counters| counter(counters).get()).sum()
+    }
+
+    /// A jam is seen: what waits in the kernel for one viewer is bounded, by the gate, the unit that went past it and
+    /// what is sent again.
+    pub(super) fn check_in_flight(&self) -> Result<(), String> {
+        let most = self.workers.iter().map(|worker| worker.edge.most_in_flight()).max();
+        match most {
+            Some(most) if most > 4 * limits::VIEWER_IN_FLIGHT_MAX => {
+                Err(format!("{most} datagrams in flight"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Nothing may be known of sessions that are gone: each has one ufrag and at most one address.
