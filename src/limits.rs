@@ -170,10 +170,9 @@ pub const RTX_CACHE_AGE: Duration = Duration::from_secs(1);
 /// Retransmissions to one viewer in one second; beyond, nothing is sent again (a NACK flood).
 pub const RETRANSMITS_PER_SECOND_MAX: u32 = 1_024;
 
-/// A packet sent again is not sent a third time before a round trip is over, as far as it lies between these.
-pub const RESEND_GUARD_MIN: Duration = Duration::from_millis(5);
-/// The longest: a viewer cannot make its lost packets wait for good.
-pub const RESEND_GUARD_MAX: Duration = Duration::from_millis(100);
+/// A packet sent again is not sent a third time before this is over. No longer: receivers ask for a packet a few times
+/// only (str0m five times, every 33 ms), and each refusal is one of them.
+pub const RESEND_GUARD: Duration = Duration::from_millis(5);
 
 /// Between two sender reports of a stream.
 pub const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);

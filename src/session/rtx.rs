@@ -129,18 +129,18 @@ impl RtxCache {
         self.next += 1;
     }
 
-    /// A viewer asks for the packet of this sequence number. It gets it once per `round_trip`, while the budget of
-    /// the second lasts and as long as the number means one packet only.
-    pub(super) fn ask(&mut self, now: Instant, sequence: u16, round_trip: Option<Duration>) {
+    /// A viewer asks for the packet of this sequence number. It gets it once in [`limits::RESEND_GUARD`],
+    /// while the budget of the second lasts and as long as the number means one packet only.
+    pub(super) fn ask(&mut self, now: Instant, sequence: u16) {
         let now_ms = self.milliseconds(now);
         let Some(sequence) = self.extend(sequence) else { return };
         let Some(kept) = self.position(sequence).and_then(|at| self.kept.get_mut(at)) else { return };
         if is_out_of_date(now_ms, kept.sent_ms) {
             return;
         }
-        let guard = round_trip.unwrap_or_default().clamp(limits::RESEND_GUARD_MIN, limits::RESEND_GUARD_MAX);
-        let is_on_its_way =
-            kept.again_ms.is_some_and(|at| u128::from(now_ms.wrapping_sub(at)) < guard.as_millis());
+        let is_on_its_way = kept
+            .again_ms
+            .is_some_and(|at| u128::from(now_ms.wrapping_sub(at)) < limits::RESEND_GUARD.as_millis());
         if now.saturating_duration_since(self.budget.since) >= Duration::from_secs(1) {
             self.budget = Budget { since: now, used: 0 };
         }
@@ -222,7 +222,7 @@ mod tests {
         let at = now();
         let mut cache = filled(65_500, 100, at);
         for sequence in [65_499, 65_500, 65_535, 0, 63, 64, 30_000] {
-            cache.ask(at, sequence, None);
+            cache.ask(at, sequence);
         }
         assert_eq!(wanted(&mut cache), [65_500, 65_535, 65_536, 65_599]);
         assert_eq!(cache.refused, 0);
@@ -233,28 +233,27 @@ mod tests {
         let at = now();
         let mut cache = filled(0, limits::RTX_CACHE_PACKETS as u64 + 10, at);
         assert_eq!(cache.kept.len(), limits::RTX_CACHE_PACKETS);
-        cache.ask(at, 9, None);
-        cache.ask(at, 10, None);
+        cache.ask(at, 9);
+        cache.ask(at, 10);
         assert_eq!(wanted(&mut cache), [10]);
         let late = at + limits::RTX_CACHE_AGE + Duration::from_millis(1);
-        cache.ask(late, 100, None);
+        cache.ask(late, 100);
         assert_eq!(wanted(&mut cache), [0_u64; 0]);
         cache.begin_unit(late);
         assert!(cache.kept.is_empty());
         cache.push(packet(cache.next()));
-        cache.ask(late, 394, None);
+        cache.ask(late, 394);
         assert_eq!(wanted(&mut cache), [394]);
     }
 
     #[test]
-    fn a_packet_is_sent_again_once_a_round_trip() {
+    fn a_packet_asked_for_twice_at_once_is_sent_again_once() {
         let at = now();
         let mut cache = filled(0, 10, at);
-        let round_trip = Some(Duration::from_millis(40));
-        cache.ask(at, 3, round_trip);
-        cache.ask(at + Duration::from_millis(39), 3, round_trip);
+        cache.ask(at, 3);
+        cache.ask(at + limits::RESEND_GUARD - Duration::from_millis(1), 3);
         assert_eq!((wanted(&mut cache), cache.refused), (vec![3], 1));
-        cache.ask(at + Duration::from_millis(40), 3, round_trip);
+        cache.ask(at + limits::RESEND_GUARD, 3);
         assert_eq!(wanted(&mut cache), [3]);
     }
 
@@ -263,14 +262,14 @@ mod tests {
         let at = now();
         let mut cache = filled(0, 300, at);
         for round in 0..20_u64 {
-            let at = at + limits::RESEND_GUARD_MIN * u32::try_from(round).unwrap();
-            (0..300).for_each(|sequence| cache.ask(at, sequence, None));
+            let at = at + limits::RESEND_GUARD * u32::try_from(round).unwrap();
+            (0..300).for_each(|sequence| cache.ask(at, sequence));
         }
         let budget = limits::RETRANSMITS_PER_SECOND_MAX as usize;
         assert_eq!(wanted(&mut cache).len(), budget);
         assert_eq!(cache.refused, 6_000 - budget as u64);
         let later = at + Duration::from_secs(1);
-        cache.ask(later, 299, None);
+        cache.ask(later, 299);
         assert_eq!(wanted(&mut cache), [299]);
     }
 
@@ -281,7 +280,7 @@ mod tests {
         cache.set_packets_max(1_000);
         (0..1_000).for_each(|number| cache.push(packet(number)));
         cache.set_packets_max(10);
-        (989..1_000).for_each(|sequence| cache.ask(at, sequence, None));
+        (989..1_000).for_each(|sequence| cache.ask(at, sequence));
         assert_eq!(wanted(&mut cache), (990..1_000).collect::<Vec<_>>());
     }
 
@@ -289,19 +288,19 @@ mod tests {
     fn where_numbers_come_round_too_soon_nothing_is_sent_again() {
         let at = now();
         let mut cache = filled(1, 32_767, at);
-        cache.ask(at, 32_767, None);
+        cache.ask(at, 32_767);
         assert_eq!(wanted(&mut cache), [32_767]);
         cache.push(packet(32_768));
-        cache.ask(at, 32_768, None);
+        cache.ask(at, 32_768);
         let later = at + Duration::from_millis(1_500);
         cache.begin_unit(later);
         cache.push(packet(32_769));
-        cache.ask(later, 32_769, None);
+        cache.ask(later, 32_769);
         assert_eq!((wanted(&mut cache), cache.refused), (vec![], 2), "and not in the second after it");
         let calm = later + Duration::from_millis(1_500);
         cache.begin_unit(calm);
         cache.push(packet(32_770));
-        cache.ask(calm, 32_770, None);
+        cache.ask(calm, 32_770);
         assert_eq!(wanted(&mut cache), [32_770]);
     }
 }

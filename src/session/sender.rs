@@ -259,7 +259,7 @@ impl Sender {
             }
             Packet::Nack { media, lost } if *media == ours && self.stream.rtx.is_some() => {
                 self.reception.nacks += 1;
-                lost.iter().for_each(|sequence| self.cache.ask(now, sequence, self.reception.rtt));
+                lost.iter().for_each(|sequence| self.cache.ask(now, sequence));
             }
             Packet::Pli { media } if *media == ours => self.reception.keyframe_requests += 1,
             Packet::Fir(requests) if requests.contains(ours) => self.reception.keyframe_requests += 1,

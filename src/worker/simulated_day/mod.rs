@@ -83,7 +83,7 @@ fn run(plan: Plan) -> Summary {
 }
 
 /// Seeds of the small days of every test run: about a second each.
-const SMALL_DAYS: std::ops::RangeInclusive<u64> = 1..=16;
+const SMALL_DAYS: std::ops::RangeInclusive<u64> = 1..=4;
 
 #[test]
 fn a_small_day_passes_with_one_worker() {
