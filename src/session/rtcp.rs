@@ -1,8 +1,8 @@
 //! RTCP in the clear: what viewers report and ask for is read, what we tell them is written. Pure and bounded by the
 //! datagram; knows no keys, no time and no session.
 //!
-//! RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI), RFC 5104 section 4.3.1 (FIR). What else
-//! there is (XR, REMB, APP, transport feedback) is skipped by its length.
+//! RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI), RFC 5104 section 4.3.1 (FIR), RFC 3611
+//! sections 4.4 and 4.5 (reference times of receivers, by which they learn the round trip). What else there is (REMB, APP, transport feedback) is skipped by its length.
 
 const VERSION: u8 = 2 << 6;
 const HEADER_BYTES: usize = 4;
@@ -14,6 +14,11 @@ const SOURCE_DESCRIPTION: u8 = 202;
 const GOODBYE: u8 = 203;
 const TRANSPORT_FEEDBACK: u8 = 205;
 const PAYLOAD_FEEDBACK: u8 = 206;
+const EXTENDED_REPORT: u8 = 207;
+
+/// Blocks of an extended report.
+const REFERENCE_TIME: u8 = 4;
+const DELAY_SINCE_REFERENCE: u8 = 5;
 
 /// Formats of feedback.
 const NACK: u8 = 1;
@@ -41,6 +46,8 @@ pub enum Packet<'a> {
     },
     /// The viewer wants an IDR (full intra request).
     Fir(Requests<'a>),
+    /// The viewer's clock, to be told back to it.
+    ReferenceTime(Reference),
     /// The viewer leaves.
     Bye,
     /// Nothing that concerns a sender.
@@ -93,8 +100,46 @@ fn read(kind: u8, count: u8, body: &[u8]) -> Option<Packet<'_>> {
         }
         (PAYLOAD_FEEDBACK, PLI) => feedback().map(|(media, _)| Packet::Pli { media }),
         (PAYLOAD_FEEDBACK, FIR) => feedback().map(|(_, rest)| Packet::Fir(Requests(rest))),
+        (EXTENDED_REPORT, _) => Some(reference(body).map_or(Packet::Other, Packet::ReferenceTime)),
         (GOODBYE, _) => Some(Packet::Bye),
         _ => Some(Packet::Other),
+    }
+}
+
+/// A receiver's clock (RFC 3611 section 4.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// SSRC of the receiver.
+    pub receiver: u32,
+    /// The middle 32 bits of its NTP time.
+    pub middle: u32,
+}
+
+/// The reference time in an extended report, if there is one.
+fn reference(body: &[u8]) -> Option<Reference> {
+    let (receiver, mut blocks) = body.split_first_chunk::<4>()?;
+    loop {
+        let (&[kind, _, high, low], rest) = blocks.split_first_chunk::<4>()?;
+        let (content, behind) = rest.split_at_checked(4 * usize::from(u16::from_be_bytes([high, low])))?;
+        if kind == REFERENCE_TIME {
+            let &[_, _, a, b, c, d, _, _] = content.first_chunk::<8>()?;
+            return Some(Reference {
+                receiver: u32::from_be_bytes(*receiver),
+                middle: u32::from_be_bytes([a, b, c, d]),
+            });
+        }
+        blocks = behind;
+    }
+}
+
+/// Appends what a receiver learns its round trip from (RFC 3611 section 4.5): its own time, and that it came
+/// `delay` 65536ths of a second ago.
+pub fn write_delay_since(ssrc: u32, reference: Reference, delay: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[VERSION, EXTENDED_REPORT, 0, 5]);
+    out.extend_from_slice(&ssrc.to_be_bytes());
+    out.extend_from_slice(&[DELAY_SINCE_REFERENCE, 0, 0, 3]);
+    for word in [reference.receiver, reference.middle, delay] {
+        out.extend_from_slice(&word.to_be_bytes());
     }
 }
 
@@ -239,7 +284,7 @@ mod tests {
     fn a_compound_of_a_browser_is_read_in_order() {
         let report = [7, 5, 0x40_00_00_01, 99, 45, 0xb705_2000, 0x0005_4000];
         let mut compound = packet(RECEIVER_REPORT, 1, &words(&report));
-        compound.extend(packet(207, 0, &words(&[7, 1, 2, 3]))); // XR
+        compound.extend(packet(207, 0, &words(&[7, 0x0100_0002, 2, 3]))); // XR
         compound.extend(packet(TRANSPORT_FEEDBACK, NACK, &words(&[7, 5, (100 << 16) | 0x8001])));
         compound.extend(packet(PAYLOAD_FEEDBACK, PLI, &words(&[7, 5])));
         compound.extend(packet(PAYLOAD_FEEDBACK, FIR, &words(&[7, 0, 5, 1 << 24])));
@@ -277,6 +322,20 @@ mod tests {
             Some(0),
             "never negative"
         );
+    }
+
+    #[test]
+    fn a_reference_time_is_found_behind_other_blocks_and_told_back() {
+        let blocks = [7, 0x0100_0001, 9, 0x0400_0002, 0x0102_0304, 0x0506_0708];
+        let report = packet(EXTENDED_REPORT, 0, &words(&blocks));
+        let Some(Packet::ReferenceTime(reference)) = packets(&report).next() else { panic!() };
+        assert_eq!(reference, Reference { receiver: 7, middle: 0x0304_0506 });
+        let short = packet(EXTENDED_REPORT, 0, &words(&blocks[..5]));
+        assert_eq!(packets(&short).next(), Some(Packet::Other));
+        let mut out = Vec::new();
+        write_delay_since(5, reference, 65_536, &mut out);
+        assert_eq!(out, packet(EXTENDED_REPORT, 0, &words(&[5, 0x0500_0003, 7, 0x0304_0506, 65_536])));
+        assert_eq!(packets(&out).collect::<Vec<_>>(), [Packet::Other]);
     }
 
     #[test]

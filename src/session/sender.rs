@@ -88,6 +88,9 @@ pub(super) struct Sender {
     octets: u32,
     newest: Option<(u32, Instant)>,
     report_at: Option<Instant>,
+    /// The viewer's clock as it told it last, and when: the next report tells it back, and Chromium then knows by how
+    /// much our clocks differ and thus how old a picture is.
+    reference: Option<(rtcp::Reference, Instant)>,
     scratch: Vec<u8>,
 }
 
@@ -104,6 +107,7 @@ impl Sender {
             octets: 0,
             newest: None,
             report_at: None,
+            reference: None,
             scratch: Vec::new(),
             stream,
         }
@@ -215,6 +219,10 @@ impl Sender {
         let Some((sealer, _)) = &mut self.keys else { return };
         self.scratch.clear();
         rtcp::write_report(&report, &self.stream.cname, &mut self.scratch);
+        if let Some((reference, at)) = self.reference.take() {
+            let delay = low32((now.saturating_duration_since(at).as_micros() << 16) / 1_000_000);
+            rtcp::write_delay_since(ssrc, reference, delay, &mut self.scratch);
+        }
         match self.stream.rtx {
             Some((rtx, _)) if with_goodbye => rtcp::write_goodbye(&[ssrc, rtx], &mut self.scratch),
             None if with_goodbye => rtcp::write_goodbye(&[ssrc], &mut self.scratch),
@@ -261,6 +269,7 @@ impl Sender {
                 self.reception.nacks += 1;
                 lost.iter().for_each(|sequence| self.cache.ask(now, sequence));
             }
+            Packet::ReferenceTime(reference) => self.reference = Some((*reference, now)),
             Packet::Pli { media } if *media == ours => self.reception.keyframe_requests += 1,
             Packet::Fir(requests) if requests.contains(ours) => self.reception.keyframe_requests += 1,
             _ => {}
