@@ -152,14 +152,16 @@ fn a_live_picture_ends_with_the_login_it_was_asked_for_with() {
         viewer.wait_more_units(30);
         assert!(!viewer.report().told_goodbye);
     }
-    assert_eq!(server.process.log().matches("closed: LoggedOut").count(), 2);
+    let logged_out = || server.process.log().matches("closed: LoggedOut").count();
+    wait_until("both in the log", || logged_out() >= 2);
+    assert_eq!(logged_out(), 2);
 
     // A logout after the picture was left has nothing to end.
     of_other.leave();
     wait_until("that it left", || server.process.log().contains("closed: PeerClosed"));
     assert_eq!(session("DELETE", &[("Cookie", &other)], "").status, 200);
     of_token.wait_more_units(30);
-    assert_eq!(server.process.log().matches("closed: LoggedOut").count(), 2);
+    assert_eq!(logged_out(), 2);
     assert_eq!(server.terminate(), Some(0));
 }
 
