@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mimalloc::MiMalloc;
-use peer::Pair;
+use peer::{OneRun, Pair};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
@@ -33,8 +33,8 @@ use streaming_server::camera::{Camera, Cursor, FORMAT_H264, Layout, Next, RingWr
 use streaming_server::h264::{Assembler, Packetizer, scan};
 use streaming_server::limits;
 use streaming_server::recorder::fmp4::{self, Fragment, Index, UnitKind};
+use streaming_server::session::SrtpChoice;
 use streaming_server::session::srtp::{self, RtpPacket, Sealer};
-use streaming_server::session::{Destination, Outlet, SrtpChoice};
 use streaming_server::uring::{Edge, EdgeConfig, open_socket};
 
 /// The program's allocator, counted.
@@ -215,20 +215,6 @@ fn packetize(operations: u64) {
             held.push_back(payloads);
         },
     );
-}
-
-/// One buffer that is used again and again, as the edge's is.
-struct OneRun(Vec<u8>);
-
-impl Outlet for OneRun {
-    fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
-        if self.0.len() + bytes > self.0.capacity() {
-            self.0.clear();
-        }
-        let start = self.0.len();
-        self.0.resize(start + bytes, 0);
-        write(&mut self.0[start..]);
-    }
 }
 
 struct Viewing {

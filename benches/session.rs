@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{AllocProfiler, Bencher, black_box};
-use peer::{Outbox, Pair, payloads, unit};
+use peer::{OneRun, Outbox, Pair, payloads, unit};
 use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
 use streaming_server::session::srtp::{self, RtpPacket};
-use streaming_server::session::{Destination, Outlet, SrtpChoice, Viewer};
+use streaming_server::session::{SrtpChoice, Viewer};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -39,20 +39,6 @@ fn seal(bencher: Bencher<'_, '_>, profile: SrtpProfile) {
         let packet = RtpPacket { ssrc: 1, index, header: &header, prefix: &[], payload: black_box(&payload) };
         sealer.seal_rtp(&packet, black_box(&mut out))
     });
-}
-
-/// One buffer that is used again and again, as the edge's is.
-struct OneRun(Vec<u8>);
-
-impl Outlet for OneRun {
-    fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
-        if self.0.len() + bytes > self.0.capacity() {
-            self.0.clear();
-        }
-        let start = self.0.len();
-        self.0.resize(start + bytes, 0);
-        write(&mut self.0[start..]);
-    }
 }
 
 /// One unit of 29 payloads to one viewer: the gate, headers, SRTP (AES-256-GCM), the cache.

@@ -35,7 +35,7 @@ use super::host::Hosts;
 use super::login;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use super::stream::Stream;
-use super::tenure::{self, Tenure};
+use super::tenure::Tenure;
 use super::tls::{Handshakes, TlsKeys};
 use crate::limits;
 
@@ -446,7 +446,7 @@ impl Shared {
                 Err(error) => error.into(),
             },
             Action::Offer { sdp } => {
-                let tenure = tenure.map(|tenure| Box::pin(tenure::over(Some(tenure))) as BoxFuture<()>);
+                let tenure = tenure.map(|tenure| Box::pin(tenure.over()) as BoxFuture<()>);
                 routes::answer_offer(self.backend.offer(&sdp, tenure).await)
             }
             Action::Viewers => routes::answer_viewers(&self.backend.viewers().await),

@@ -1,5 +1,5 @@
-//! What goes on under a login: answers that have no end of their own and live pictures end with it. Decides nothing; whether a login
-//! holds is [`super::access`]'s to say.
+//! What goes on under a login: answers that have no end of their own and live pictures end with it. Decides nothing;
+//! whether a login holds is [`super::access`]'s to say.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ impl Tenure {
     }
 
     /// Returns when the login was ended or has lapsed.
-    async fn over(&mut self) {
+    pub(super) async fn over(mut self) {
         while self.access.holds(self.pass, Moment::now()) {
             // A login that lapses says nothing: it is looked at now and then.
             let _ = timeout(limits::LOGIN_LOOK, self.endings.changed()).await;
@@ -35,7 +35,7 @@ impl Tenure {
 /// Returns when the login is over; never where there is none.
 pub(super) async fn over(tenure: Option<Tenure>) {
     match tenure {
-        Some(mut tenure) => tenure.over().await,
+        Some(tenure) => tenure.over().await,
         None => std::future::pending().await,
     }
 }

@@ -397,10 +397,14 @@ impl Viewer {
         self.selected.map(|path| Destination { local: path.local, remote: path.remote })
     }
 
+    /// The path between these addresses.
+    fn path(&self, remote: SocketAddr, candidate: SocketAddr) -> Option<Path> {
+        self.paths.iter().find(|path| path.remote == remote && path.candidate == candidate).copied()
+    }
+
     /// str0m sends between these addresses.
     fn select(&mut self, remote: SocketAddr, candidate: SocketAddr) {
-        let known = self.paths.iter().find(|path| path.remote == remote && path.candidate == candidate);
-        self.selected = known.copied().or(self.selected);
+        self.selected = self.path(remote, candidate).or(self.selected);
     }
 
     /// Tells how many datagrams of this viewer the kernel has not sent yet: see [`Gate::note_in_flight`].
@@ -488,8 +492,7 @@ impl Viewer {
         if Kind::of(contents) == Kind::Dtls {
             self.select(remote, source);
         }
-        let path = self.paths.iter().find(|path| path.remote == remote && path.candidate == source);
-        let local = path.map_or(Some(source.ip()), |path| path.local);
+        let local = self.path(remote, source).map_or(Some(source.ip()), |path| path.local);
         self.sender.send_plain(contents, &Destination { local, remote }, outlet);
     }
 

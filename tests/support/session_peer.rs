@@ -49,6 +49,20 @@ impl Outlet for Outbox {
     }
 }
 
+/// One buffer that is used again and again, as the edge's is.
+pub(crate) struct OneRun(pub(crate) Vec<u8>);
+
+impl Outlet for OneRun {
+    fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+        if self.0.len() + bytes > self.0.capacity() {
+            self.0.clear();
+        }
+        let start = self.0.len();
+        self.0.resize(start + bytes, 0);
+        write(&mut self.0[start..]);
+    }
+}
+
 /// What the network does to a datagram: it may change it, and lose it (`false`).
 pub(crate) type Fate = Box<dyn FnMut(&mut Vec<u8>) -> bool>;
 
