@@ -171,7 +171,7 @@ pub const RTX_CACHE_AGE: Duration = Duration::from_secs(1);
 pub const RETRANSMITS_PER_SECOND_MAX: u32 = 1_024;
 
 /// A packet sent again is not sent a third time before this is over. No longer: receivers ask for a packet a few times
-/// only (str0m five times, every 33 ms), and each refusal is one of them.
+/// only (str0m five times, a round trip apart), and each refusal is one of them.
 pub const RESEND_GUARD: Duration = Duration::from_millis(5);
 
 /// Between two sender reports of a stream.

@@ -18,7 +18,9 @@ use support::{test_seconds, unique_shm, wait_until};
 
 fn watch_through(weather: Weather) -> (support::account::Report, support::metrics::Metrics, u64) {
     let shm = unique_shm();
-    let line = "--layout v1 --pattern 1280x720 --fps 30 --bitrate-kbps 4000 --gop 30";
+    // str0m asks for the last 100 packets only, up to five times a round trip apart: at this rate they span half a second,
+    // IDR included. At 4 Mbit/s an IDR's burst pushes holes out of that window after one or two tries.
+    let line = "--layout v1 --pattern 1280x720 --fps 30 --bitrate-kbps 1500 --gop 30";
     let _camera = CameraSim::start(&shm, &words(line));
     let server = Server::start(&shm, &[]);
     server.wait_ready();
@@ -45,8 +47,8 @@ fn five_percent_loss_is_repaired_by_retransmission() {
     assert!(metrics.expect("nacks_total") > 0.0);
     assert!(metrics.expect("retransmits_total") > 0.0);
     assert_eq!(report.torn + report.duplicated + report.reordered, 0, "{report:?}");
-    // A repair can be lost as well, and not each of those is asked for again in time: one to three units in a hundred.
-    assert!(report.missing * 20 <= report.units, "missing {} of {}", report.missing, report.units);
+    // A repair can be lost as well, and is asked for again: five tries of 0.95 squared leave one packet in 100,000.
+    assert!(report.missing <= 1, "missing {} of {}", report.missing, report.units);
 }
 
 #[test]
