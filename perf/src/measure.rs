@@ -332,11 +332,14 @@ fn last_viewers(samples: &[Vec<Sample>]) -> Vec<i64> {
     last.into_values().collect()
 }
 
-/// The commit of the sources, where git knows.
+/// The commit of the sources, where git knows; what is written into `perf/results` meanwhile does not make them dirty.
 fn commit() -> String {
-    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    text.unwrap_or_default()
+    let git = |words: &[&str]| Command::new("git").args(words).output();
+    let hash = git(&["rev-parse", "--short", "HEAD"]).map(|output| output.stdout).unwrap_or_default();
+    let hash = String::from_utf8_lossy(&hash).trim().to_owned();
+    let changes = git(&["status", "--porcelain", "--", ".", ":(exclude)perf/results"]);
+    let is_clean = changes.is_ok_and(|output| output.status.success() && output.stdout.is_empty());
+    if is_clean || hash.is_empty() { hash } else { format!("{hash}-dirty") }
 }
 
 /// Processor, cores and kernel.
