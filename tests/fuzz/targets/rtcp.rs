@@ -12,6 +12,11 @@ fn read(compound: &[u8]) {
             Packet::Report(blocks) => assert!(blocks.iter().count() <= 31),
             Packet::Nack { lost, .. } => assert!(lost.iter().count() <= compound.len() / 4 * 17),
             Packet::Fir(requests) => drop(requests.contains(1)),
+            Packet::ReferenceTime(reference) => {
+                let mut report = Vec::new();
+                rtcp::write_delay_since(1, reference, 2, &mut report);
+                assert!(rtcp::packets(&report).eq([Packet::Other]), "an answer asks nothing");
+            }
             Packet::Pli { .. } | Packet::Bye | Packet::Other => {}
         }
     }
