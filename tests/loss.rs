@@ -16,12 +16,10 @@ use support::server::Server;
 use support::viewer::Offer;
 use support::{test_seconds, unique_shm, wait_until};
 
-fn watch_through(weather: Weather) -> (support::account::Report, support::metrics::Metrics, u64) {
+fn watch_through(kbps: u32, weather: Weather) -> (support::account::Report, support::metrics::Metrics, u64) {
     let shm = unique_shm();
-    // str0m asks for the last 100 packets only, up to five times a round trip apart: at this rate they span half a second,
-    // IDR included. At 4 Mbit/s an IDR's burst pushes holes out of that window after one or two tries.
-    let line = "--layout v1 --pattern 1280x720 --fps 30 --bitrate-kbps 1500 --gop 30";
-    let _camera = CameraSim::start(&shm, &words(line));
+    let line = format!("--layout v1 --pattern 1280x720 --fps 30 --bitrate-kbps {kbps} --gop 30");
+    let _camera = CameraSim::start(&shm, &words(&line));
     let server = Server::start(&shm, &[]);
     server.wait_ready();
     let offer = Offer::new();
@@ -37,12 +35,12 @@ fn watch_through(weather: Weather) -> (support::account::Report, support::metric
 
 #[test]
 fn five_percent_loss_is_repaired_by_retransmission() {
-    let (report, metrics, lost) = watch_through(Weather {
-        seed: 42,
-        loss_percent: 5.0,
-        delay: Duration::from_millis(15),
-        reorder_percent: 0.0,
-    });
+    // str0m asks for the last 100 packets only, up to five times a round trip apart: at this rate they span half a second,
+    // IDR included. At 4 Mbit/s an IDR's burst pushes holes out of that window after one or two tries.
+    let (report, metrics, lost) = watch_through(
+        1_500,
+        Weather { seed: 42, loss_percent: 5.0, delay: Duration::from_millis(15), reorder_percent: 0.0 },
+    );
     assert!(lost > 50, "the relay lost only {lost} datagrams");
     assert!(metrics.expect("nacks_total") > 0.0);
     assert!(metrics.expect("retransmits_total") > 0.0);
@@ -53,12 +51,10 @@ fn five_percent_loss_is_repaired_by_retransmission() {
 
 #[test]
 fn reordering_alone_costs_nothing() {
-    let (report, _, _) = watch_through(Weather {
-        seed: 43,
-        loss_percent: 0.0,
-        delay: Duration::from_millis(5),
-        reorder_percent: 2.0,
-    });
+    let (report, _, _) = watch_through(
+        4_000,
+        Weather { seed: 43, loss_percent: 0.0, delay: Duration::from_millis(5), reorder_percent: 2.0 },
+    );
     assert_eq!(report.missing + report.torn + report.duplicated + report.reordered, 0, "{report:?}");
 }
 

@@ -2,7 +2,8 @@
 //! datagram; knows no keys, no time and no session.
 //!
 //! RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI), RFC 5104 section 4.3.1 (FIR), RFC 3611
-//! sections 4.4 and 4.5 (reference times of receivers, by which they learn the round trip). What else there is (REMB, APP, transport feedback) is skipped by its length.
+//! sections 4.4 and 4.5 (reference times of receivers, by which they learn the round trip). What else there is (REMB,
+//! APP, transport feedback) is skipped by its length.
 
 const VERSION: u8 = 2 << 6;
 const HEADER_BYTES: usize = 4;

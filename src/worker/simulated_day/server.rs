@@ -97,8 +97,7 @@ impl Server {
 
     pub(super) fn viewer(&mut self, id: u32) -> Option<&mut Viewer> {
         let owner = self.owner(id);
-        let viewers = self.workers[owner].sessions.iter_mut().map(|entry| &mut entry.viewer);
-        viewers.into_iter().find(|viewer| viewer.id() == id)
+        self.workers[owner].sessions.by_id(id).map(|entry| &mut entry.viewer)
     }
 
     /// A count of all workers.
