@@ -30,8 +30,7 @@ use smallvec::SmallVec;
 use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
 use streaming_server::camera::{Camera, Cursor, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
-use streaming_server::h264::{Assembler, Packetizer, scan};
-use streaming_server::limits;
+use streaming_server::h264::{Assembler, Packetizer, Payloads, scan};
 use streaming_server::recorder::fmp4::{self, Fragment, Index, UnitKind};
 use streaming_server::session::SrtpChoice;
 use streaming_server::session::srtp::{self, RtpPacket, Sealer};
@@ -193,14 +192,14 @@ struct Packets {
     assembler: Assembler,
     packetizer: Packetizer,
     /// A second's payloads are held, as for retransmission.
-    held: VecDeque<Vec<Arc<[u8]>>>,
+    held: VecDeque<Vec<Arc<Payloads>>>,
 }
 
 /// From the bytes in the slot to payloads, scan included.
 fn packetize(operations: u64) {
     let mut assembler = Assembler::new();
     assembler.assemble(&unit(true)).unwrap();
-    let packetizer = Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX);
+    let packetizer = Packetizer::for_rtp();
     let held = (0..30).map(|_| Vec::new()).collect();
     let packets = Packets { bytes: unit(false), assembler, packetizer, held };
     run(
@@ -219,7 +218,7 @@ fn packetize(operations: u64) {
 
 struct Viewing {
     pair: Pair,
-    payloads: Vec<Arc<[u8]>>,
+    payloads: Vec<Arc<Payloads>>,
     number: u64,
     out: OneRun,
 }

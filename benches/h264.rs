@@ -9,8 +9,7 @@ use std::sync::Arc;
 use divan::counter::BytesCount;
 use divan::{AllocProfiler, Bencher, black_box};
 use smallvec::SmallVec;
-use streaming_server::h264::{AssembledUnit, Assembler, Packetizer, scan};
-use streaming_server::limits;
+use streaming_server::h264::{AssembledUnit, Assembler, Packetizer, Payloads, scan};
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -133,12 +132,12 @@ fn joined() -> Assembler {
 /// A packetiser in steady state whose payloads are let go of a second later.
 struct Held {
     packetizer: Packetizer,
-    queue: VecDeque<Vec<Arc<[u8]>>>,
+    queue: VecDeque<Vec<Arc<Payloads>>>,
 }
 
 impl Held {
     fn new(unit: &AssembledUnit<'_>) -> Self {
-        let packetizer = Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX);
+        let packetizer = Packetizer::for_rtp();
         let unit_bytes: usize = unit.nals().map(|nal| nal.bytes.len()).sum();
         let units = HELD_BYTES / unit_bytes;
         let mut held = Self { packetizer, queue: (0..units).map(|_| Vec::new()).collect() };
@@ -151,7 +150,7 @@ impl Held {
     fn packetize(&mut self, unit: &AssembledUnit<'_>) -> usize {
         let mut payloads = self.queue.pop_front().unwrap_or_default();
         self.packetizer.packetize(unit, &mut payloads);
-        let count = payloads.len();
+        let count = payloads.iter().map(|several| several.len()).sum();
         self.queue.push_back(payloads);
         count
     }

@@ -1,99 +1,26 @@
 //! Every bound of the program in one place, tied to each other by const asserts.
 //! A bound is not configuration: changing one is changing the program.
 
+mod camera;
 mod profiling;
 mod security;
 mod start_stop;
 
+pub use camera::*;
 pub use profiling::*;
 pub use security::*;
 pub use start_stop::*;
 
 use std::time::Duration;
 
-// ---- camera ----------------------------------------------------------------------------------------
-
-/// Bytes of the data area of one slot in every legacy layout (1920x1080 NV12 and a little more).
-pub const SLOT_DATA_BYTES_MAX: usize = 3_110_400;
-
-/// Bytes of one slot of a lease ring; a larger one is refused, and of a unit only what fits a legacy slot is read.
-pub const LEASE_SLOT_BYTES_MAX: u32 = 16 << 20;
-
-/// Slots a lease ring must have: a quarter of them is what one reader may hold.
-pub const LEASE_SLOTS_MIN: u32 = 8;
-
-/// Slots of a lease ring unless its maker says otherwise: a second at 30 units/s.
-pub const LEASE_SLOTS: u32 = 30;
-
-/// Bytes of its slots: as many as the legacy ones have.
-pub const LEASE_SLOT_BYTES: u32 = 3_110_400;
-
-/// Between two requests for an IDR made to the camera: its answer is some units away.
-pub const KEYFRAME_REQUEST_INTERVAL_NS: i64 = 500_000_000;
-
-/// Pixels of a picture's longer side; a slot that says more is lying.
-pub const PICTURE_SIDE_MAX: i32 = 8_192;
-
-/// Memory ranges of rings mapped at once in the process (two for a mapping with a semaphore or leases). Old
-/// mappings live as long as a consumer borrows from them.
-pub const MAPPED_RANGES_MAX: usize = 256;
-
-/// A step forward of the write index beyond this is another run of the camera, not units missed: the
-/// doorbell looks at least five times a second.
-pub const INDEX_STEP_MAX: u32 = 1 << 20;
-
-/// A capture time further than this from a clock was not taken from that clock.
-pub const CAPTURE_AGE_MAX_NS: i64 = 10_000_000_000;
-
-/// Longest sleep of the doorbell: how late it may notice its stop flag.
-pub const DOORBELL_SLEEP_MAX_NS: i64 = 200_000_000;
-
-/// Between two looks of the doorbell for a camera that is not there.
-pub const CAMERA_RETRY_NS: i64 = 100_000_000;
-
-/// Between two comparisons of the segment's name with what is mapped, while units come.
-pub const CAMERA_CHECK_NS: i64 = 1_000_000_000;
-
-/// The same while none come.
-pub const CAMERA_CHECK_SILENT_NS: i64 = 200_000_000;
-
-/// A ring without a new unit for this long is silent.
-pub const CAMERA_SILENT_NS: i64 = 1_000_000_000;
-
-/// Between two looks at a ring that is polled around the expected arrival of a unit.
-pub const POLL_LOOK_NS: i64 = 500_000;
-
-/// How long a slot of an index-first ring must stay unchanged when its end is seen to be rewritten.
-pub const SETTLED_NS: i64 = 1_000_000;
-
-/// The same when that cannot be seen: longer than any busy machine holds a camera up in the middle of its copy. At
-/// more than two units a second the next unit tells before.
-pub const SETTLED_UNSEEN_NS: i64 = 500_000_000;
-
-/// The same where the camera posts: the rest that tells once where the count of posts stands. Below the time
-/// between two units, or it would never be told.
-pub const SETTLED_POSTED_NS: i64 = 10_000_000;
-
-/// Bytes of a slot remembered, at most, to see that its end was rewritten.
-pub const SCOUT_BYTES_MAX: usize = 256 * 1024;
-
-/// Posts taken from the camera's semaphore in one turn, at most.
-pub const SEMAPHORE_DRAIN_MAX: u32 = 1 << 16;
-
-/// Units in a row without their wake, after which the semaphore is given up for polling.
-pub const WAKES_MISSED_MAX: u32 = 8;
-
-/// Wakes in a row without a unit, after which the semaphore is given up for polling.
-pub const WAKES_EMPTY_MAX: u32 = 1_000;
-
-/// Between two log lines about the same trouble of the camera.
-pub const CAMERA_LOG_NS: i64 = 60_000_000_000;
-
 // ---- h264 ------------------------------------------------------------------------------------------
 
-/// RTP payload bytes of one datagram: 1200 minus RTP header with extensions, SRTP tag and headroom,
-/// so that a datagram passes every path of 1280-byte MTU.
-pub const RTP_PAYLOAD_BYTES_MAX: usize = 1_140;
+/// Bytes of a datagram: with the headers of UDP and IPv6 what every IPv6 path takes (1280, RFC 8200 section 5), and
+/// most tunnels.
+pub const DATAGRAM_BYTES_MAX: usize = 1_280 - 40 - 8;
+
+/// RTP payload bytes of one datagram.
+pub const RTP_PAYLOAD_BYTES_MAX: usize = DATAGRAM_BYTES_MAX - RTP_OVERHEAD_BYTES_MAX;
 
 /// NAL units looked at in one access unit; more is a malformed unit.
 pub const NAL_UNITS_MAX: usize = 256;
@@ -108,11 +35,17 @@ pub const PICTURE_SIDE_MACROBLOCKS_MAX: u32 = 1_055;
 /// Macroblocks of a picture: `MaxFS` of level 6.2 (H.264 table A-1).
 pub const PICTURE_MACROBLOCKS_MAX: u32 = 139_264;
 
-/// Bytes of full-size RTP payload buffers one packetiser keeps for reuse, handed out or free.
-pub const PAYLOAD_POOL_FULL_BYTES_MAX: usize = 4 << 20;
+/// Bytes of RTP payload buffers one packetiser keeps for reuse, handed out or free.
+pub const PAYLOAD_POOL_BYTES_MAX: usize = 5 << 20;
 
-/// Bytes of all shorter RTP payload buffers one packetiser keeps for reuse.
-pub const PAYLOAD_POOL_TAIL_BYTES_MAX: usize = 1 << 20;
+/// Full-size payloads for which one buffer has room: a P-frame is a few buffers, and the last one not too empty.
+pub const FULL_PAYLOADS_OF_BUFFER: usize = 8;
+
+/// Payloads of any size in one buffer.
+pub const PAYLOADS_OF_BUFFER_MAX: usize = 2 * FULL_PAYLOADS_OF_BUFFER;
+
+/// What a payload buffer costs beside its payloads: counters, table, handle, the allocator's share.
+pub const PAYLOAD_BUFFER_OVERHEAD_BYTES: usize = 1_024;
 
 /// Handed-out payload buffers a packetiser looks at in vain before it stops searching, per access unit.
 pub const PAYLOAD_POOL_LOOKS_MAX: usize = 64;
@@ -120,16 +53,22 @@ pub const PAYLOAD_POOL_LOOKS_MAX: usize = 64;
 /// Bytes of NAL units a receiver collects for one access unit.
 pub const RECEIVED_UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX + 64 * 1024;
 
+/// Bytes of a slice, its header byte included, in which the three numbers lie that its header begins with (H.264 7.3.3).
+pub const SLICE_HEAD_BYTES: usize = 64;
+
 /// NAL units a receiver collects for one access unit: those of a slot and the parameter sets it lacked.
 pub const RECEIVED_NAL_UNITS_MAX: usize = 2 * NAL_UNITS_MAX;
 
-const _: () =
-    assert!(PARAMETER_SET_BYTES_MAX < RTP_PAYLOAD_BYTES_MAX, "a parameter set never needs fragments");
+const _: () = assert!(
+    PARAMETER_SET_BYTES_MAX < RTP_PAYLOAD_BYTES_MAX - RTP_EXTENSIONS_BYTES_MAX,
+    "a parameter set never needs fragments"
+);
 const _: () = assert!(RTP_PAYLOAD_BYTES_MAX <= u16::MAX as usize, "STAP-A sizes have 16 bits");
 const _: () = assert!(
-    SLOT_DATA_BYTES_MAX / (RTP_PAYLOAD_BYTES_MAX - 2) * (RTP_PAYLOAD_BYTES_MAX + 64)
-        < PAYLOAD_POOL_FULL_BYTES_MAX,
-    "the fragments of the largest unit fit, handles and allocator included; so do 3 s at 8 Mbps"
+    SLOT_DATA_BYTES_MAX / (FULL_PAYLOADS_OF_BUFFER * (RTP_PAYLOAD_BYTES_MAX - 2))
+        * (FULL_PAYLOADS_OF_BUFFER * RTP_PAYLOAD_BYTES_MAX + PAYLOAD_BUFFER_OVERHEAD_BYTES)
+        < PAYLOAD_POOL_BYTES_MAX,
+    "the fragments of the largest unit fit; so do 3 s at 8 Mbps"
 );
 
 // ---- session ---------------------------------------------------------------------------------------
@@ -161,7 +100,7 @@ pub const DTLS_FLIGHT_RETRANSMIT: Duration = Duration::from_millis(150);
 pub const DTLS_FLIGHT_RETRIES: usize = 6;
 
 /// Packets a viewer can still ask for again: the IDR of an 8 Mbps stream (up to 274) and 120 ms after it.
-/// Each takes 40 bytes of every viewer's memory; the payloads are shared.
+/// The payloads are shared, several in a buffer, and each buffer takes 48 bytes of every viewer's memory.
 pub const RTX_CACHE_PACKETS: usize = 384;
 
 /// How long a packet can be asked for again.
@@ -180,8 +119,12 @@ pub const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// SSRCs under which one viewer may send RTCP (browsers have one for all streams, or one for each).
 pub const RTCP_SENDERS_MAX: usize = 8;
 
-/// What an RTP packet has beside its payload: header and extensions, the original sequence number, the tag.
-pub const RTP_OVERHEAD_BYTES_MAX: usize = 80;
+/// What an RTP packet has beside its payload: the header, the original sequence number, the tag.
+pub const RTP_OVERHEAD_BYTES_MAX: usize = 12 + 2 + 16;
+
+/// The header extensions of the packet that has them: their head; mid, playout delay and capture time, each with
+/// a byte of its own, in whole words.
+pub const RTP_EXTENSIONS_BYTES_MAX: usize = 4 + (17 + 4 + 17_usize).next_multiple_of(4);
 
 /// Addresses a viewer may have in one session (candidates of both families, changes of network): str0m
 /// keeps a candidate for each and never forgets it.
@@ -205,7 +148,7 @@ pub const STATUS_PERIOD: Duration = Duration::from_secs(5);
 // ---- uring -----------------------------------------------------------------------------------------
 
 /// Segments of one GSO send (the kernel's own bound is 64, `UDP_MAX_SEGMENTS`).
-pub const GSO_SEGMENTS_MAX: usize = 44;
+pub const GSO_SEGMENTS_MAX: usize = 52;
 
 /// Bytes of one GSO send, headers excluded (an IPv4 datagram's bound).
 pub const GSO_BYTES_MAX: usize = 65_000;
@@ -214,7 +157,7 @@ pub const GSO_BYTES_MAX: usize = 65_000;
 /// bounds the completion queue, so that the queue cannot overflow.
 pub const SENDS_MAX: usize = 4_096;
 
-/// Send operations that keep their run's bytes, about 53 kB each, while they are not in use.
+/// Send operations that keep their run's bytes, about 64 kB each, while they are not in use.
 pub const SEND_BUFFERS_KEPT: usize = 32;
 
 /// Bells (eventfds) one edge watches at most.

@@ -97,7 +97,6 @@ mod path {
     use str0m::config::DtlsVersion;
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
-    use streaming_server::limits;
     use streaming_server::session::{Destination, Outlet, PacketizedUnit, SrtpChoice};
     use streaming_server::uring::{Edge, EdgeConfig, open_socket};
 
@@ -179,8 +178,7 @@ mod path {
         let mut writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
         let mut cursor = Camera::new(&name, Wake::Poll).cursor();
         writer.unlink();
-        let (mut assembler, mut packetizer) =
-            (Assembler::new(), Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX));
+        let (mut assembler, mut packetizer) = (Assembler::new(), Packetizer::for_rtp());
         let mut pair = Pair::new(&context(choice), DtlsVersion::Auto);
         pair.connect();
         let mut edge = edge();

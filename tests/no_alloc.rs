@@ -48,7 +48,6 @@ mod stages {
     use streaming_server::camera::writer::RingWriter;
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
-    use streaming_server::limits;
     use streaming_server::session::{Destination, Outlet, PacketizedUnit, SrtpChoice};
     use streaming_server::uring::{Completion, Edge, EdgeConfig, open_socket};
 
@@ -102,8 +101,7 @@ mod stages {
         let name = format!("/ss-test-no-alloc-{}", std::process::id());
         let mut writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
         let mut cursor = Camera::new(&name, Wake::Poll).cursor();
-        let (mut assembler, mut packetizer) =
-            (Assembler::new(), Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX));
+        let (mut assembler, mut packetizer) = (Assembler::new(), Packetizer::for_rtp());
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
         let remote = sink.local_addr().unwrap();

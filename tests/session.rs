@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use peer::{Outbox, Pair, client_address, context, payloads, server_address, unit};
+use peer::{Outbox, Pair, client_address, context, each, payloads, server_address, unit};
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
 use streaming_server::session::{
@@ -79,12 +79,13 @@ fn units_arrive_whole_in_order_with_marker_and_time() {
         for (index, packet) in pair.packets.iter().enumerate() {
             let (number, part) = (index as u32 / 29, index as u32 % 29);
             let expected = payloads(number, 29, PAYLOAD_BYTES);
-            assert_eq!(packet.payload, expected[part as usize], "packet {index}");
+            assert_eq!(&packet.payload[..], each(&expected)[part as usize], "packet {index}");
             assert_eq!(packet.header.marker, part == 28);
             assert_eq!(packet.header.timestamp, first.wrapping_add(number * 3_000));
             assert_eq!(packet.header.sequence_number, sequence.wrapping_add(index as u16));
-            assert!(packet.header.ext_vals.play_delay_max.is_some());
-            assert_eq!(packet.header.ext_vals.mid, Some(pair.mid));
+            let extensions = &packet.header.ext_vals;
+            assert_eq!(extensions.play_delay_max.is_some(), part == 28, "once a unit");
+            assert_eq!(extensions.mid, (part == 28).then_some(pair.mid));
         }
         let status = pair.viewer.status(pair.now);
         assert_eq!((status.units_sent, status.units_dropped, status.retransmits), (40, 0, 0));
@@ -100,7 +101,7 @@ fn sequence_numbers_wrap_without_losing_a_packet() {
         pair.now += Duration::from_millis(33);
         let received = std::mem::take(&mut pair.packets);
         assert_eq!(received.len(), 256, "unit {number}");
-        assert!(received.iter().zip(&payloads).all(|(packet, payload)| packet.payload == *payload));
+        assert!(received.iter().zip(each(&payloads)).all(|(packet, payload)| packet.payload[..] == *payload));
     }
 }
 
@@ -128,8 +129,8 @@ fn the_capture_time_reaches_the_browser_with_every_idr_and_every_second() {
     send_units(&mut pair, 0, 65, 2);
     let carries: Vec<_> =
         pair.packets.iter().map(|packet| packet.header.ext_vals.abs_capture_time.is_some()).collect();
-    assert!(carries[0] && carries[1] && !carries[2] && !carries[3]);
-    let units = carries.chunks(2).filter(|unit| unit[0] && unit[1]).count();
+    assert_eq!(carries[..4], [false, true, false, false], "the last packet of a unit");
+    let units = carries.chunks(2).filter(|unit| unit[1]).count();
     assert!((2..=4).contains(&units), "{units} of 65 units in 2.1 s");
 }
 

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use streaming_server::camera::{Bell, Camera, Cursor, Next, Wake, doorbell};
-use streaming_server::h264::{Assembler, Packetizer};
-use streaming_server::limits::{GSO_SEGMENTS_MAX, RTP_PAYLOAD_BYTES_MAX};
+use streaming_server::h264::{Assembler, Packetizer, Payloads};
+use streaming_server::limits::GSO_SEGMENTS_MAX;
 
 use crate::Fallible;
 use crate::socket::{prepare_sender, send_run};
@@ -73,7 +73,7 @@ struct Sender {
     cursor: Cursor,
     assembler: Assembler,
     packetizer: Packetizer,
-    payloads: Vec<Arc<[u8]>>,
+    payloads: Vec<Arc<Payloads>>,
     listeners: Vec<Listener>,
     rtp_time: u32,
     run: Vec<u8>,
@@ -100,9 +100,10 @@ impl Sender {
     }
 
     fn fan_out(&mut self) {
+        let payloads: Vec<&[u8]> = self.payloads.iter().flat_map(|several| several.iter()).collect();
         for listener in &mut self.listeners {
-            let last = self.payloads.len().saturating_sub(1);
-            let mut rest = self.payloads.as_slice();
+            let last = payloads.len().saturating_sub(1);
+            let mut rest = payloads.as_slice();
             let mut sent = 0;
             while let Some(first) = rest.first() {
                 let length = run_length(rest);
@@ -129,7 +130,7 @@ fn segment(payload: &[u8], listener: &Listener) -> usize {
 }
 
 /// How many of the first payloads form a run: equal sizes, the last one may be shorter.
-fn run_length(payloads: &[Arc<[u8]>]) -> usize {
+fn run_length(payloads: &[&[u8]]) -> usize {
     let Some(first) = payloads.first() else { return 0 };
     let equal =
         payloads.iter().take(GSO_SEGMENTS_MAX).take_while(|payload| payload.len() == first.len()).count();
@@ -178,7 +179,7 @@ pub(crate) fn run(shm: &str) -> Fallible<()> {
         socket: Arc::clone(&socket),
         cursor: camera.cursor(),
         assembler: Assembler::new(),
-        packetizer: Packetizer::new(RTP_PAYLOAD_BYTES_MAX),
+        packetizer: Packetizer::for_rtp(),
         payloads: Vec::new(),
         listeners: Vec::new(),
         rtp_time: 0,
@@ -217,8 +218,8 @@ mod tests {
 
     #[test]
     fn runs_are_equal_payloads_and_at_most_one_shorter_at_the_end() {
-        let payloads =
-            |sizes: &[usize]| -> Vec<Arc<[u8]>> { sizes.iter().map(|size| vec![0; *size].into()).collect() };
+        let zeros = [0; 1140];
+        let payloads = |sizes: &[usize]| -> Vec<&[u8]> { sizes.iter().map(|size| &zeros[..*size]).collect() };
         assert_eq!(run_length(&payloads(&[60, 1140, 1140])), 1);
         assert_eq!(run_length(&payloads(&[1140, 1140, 70, 1140])), 3);
         assert_eq!(run_length(&payloads(&[1140; 60])), GSO_SEGMENTS_MAX);

@@ -1,7 +1,7 @@
 //! PURE: what an access unit is made of. No I/O, no clock, no copies but the packetising one.
 //!
 //! ```text
-//!  slot bytes ─► nal (ranges) ─► access_unit (+ missing parameter sets) ─┬─► packetize ─► RTP payloads
+//!  slot bytes ─► nal (ranges) ─► access_unit (+ missing parameter sets) ─┬─► packetize ─► payloads (RTP)
 //!                                       │ keeps                          └─► avcc, recorder
 //!                                  parameter_sets
 //! ```
@@ -18,6 +18,7 @@ pub mod depacketize;
 pub mod nal;
 pub mod packetize;
 pub mod parameter_sets;
+mod payloads;
 pub mod stamp;
 #[cfg(test)]
 mod testing;
@@ -26,9 +27,10 @@ pub use access_unit::{Assembler, UnitError};
 pub use assembled::{AssembledUnit, Nal};
 pub use bits::SyntaxError;
 pub use depacketize::{Depacketizer, DepacketizerCounters};
-pub use nal::{NalUnit, ScanError, scan};
+pub use nal::{NalUnit, ScanError, scan, up_to_first_slice};
 pub use packetize::Packetizer;
 pub use parameter_sets::{
     ParameterSetError, ParameterSets, PictureParameterSet, SequenceParameterSet, StreamInfo,
 };
+pub use payloads::Payloads;
 pub use stamp::{STAMP_UUID, Stamp, crc32_of_slices};

@@ -107,6 +107,17 @@ pub fn scan(bytes: &[u8], out: &mut SmallVec<[NalUnit; 16]>) -> Result<(), ScanE
     }
 }
 
+/// An access unit up to the head of its first slice: with all its parameter sets (H.264 7.4.1.2.3) and enough of the
+/// slice to tell what picture it is. Whole where no slice is found.
+pub fn up_to_first_slice(bytes: &[u8]) -> &[u8] {
+    let kind_at = |code: usize| bytes.get(code + START_CODE_BYTES).map(|header| header & 0x1F);
+    let is_slice =
+        |code: &usize| kind_at(*code).is_some_and(|kind| (kind::SLICE..=kind::IDR_SLICE).contains(&kind));
+    let first = START_CODE.find_iter(bytes).find(is_slice);
+    let end = first.map_or(bytes.len(), |code| code + START_CODE_BYTES + limits::SLICE_HEAD_BYTES);
+    bytes.get(..end).unwrap_or(bytes)
+}
+
 /// The NAL unit in `bytes[start..limit]`, `trailing_zero_8bits` and the zero byte of a four-byte start code
 /// cut off. A NAL unit itself never ends in a zero byte (H.264 7.4.1).
 #[expect(clippy::cast_possible_truncation, reason = "scan has checked that every offset fits 32 bits")]
@@ -155,6 +166,20 @@ mod tests {
             nals.push(NalUnit { start: start as u32, end: end as u32, kind: bytes[start] % 32 });
         }
         Ok(nals)
+    }
+
+    #[test]
+    fn a_unit_ends_at_its_first_slice_for_whoever_only_wants_to_know_what_it_is() {
+        let mut unit = vec![0, 0, 0, 1, 0x67, 1, 2, 3, 0, 0, 1, 0x68, 4];
+        assert_eq!(up_to_first_slice(&unit), unit, "no slice");
+        unit.extend([0, 0, 1, 0x65]);
+        let head = unit.len() + limits::SLICE_HEAD_BYTES - 1;
+        assert_eq!(up_to_first_slice(&unit), unit, "a slice shorter than its head");
+        unit.extend([0x55; 300]);
+        assert_eq!(up_to_first_slice(&unit), &unit[..head]);
+        let mut cut = unit.clone();
+        cut.extend([0, 0, 1, 0x67, 9]);
+        assert_eq!(kinds(up_to_first_slice(&cut)), [7, 8, 5]);
     }
 
     fn scanned(bytes: &[u8]) -> Result<Vec<NalUnit>, ScanError> {

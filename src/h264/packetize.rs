@@ -1,12 +1,12 @@
 //! RTP payloads of an access unit (RFC 6184, packetization-mode 1), built once and shared by all viewers.
 //! Knows nothing of RTP headers, sequence numbers or viewers.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::assembled::AssembledUnit;
 use super::nal::kind;
+use super::payloads::{Open, Payloads, Pool};
 use crate::limits;
 
 pub(super) const STAP_A: u8 = 24;
@@ -30,8 +30,12 @@ const PAYLOAD_BYTES_MIN: usize = 16;
 /// full size but the last: behind the small first payload the rest of a unit is one GSO train per slice.
 pub struct Packetizer {
     payload_bytes_max: usize,
-    full: Pool,
-    tails: Pool,
+    /// The last fragment of a slice, and a slice in a packet of its own.
+    last_bytes_max: usize,
+    pool: Pool,
+    open: Open,
+    /// The aggregate that is being put together.
+    aggregate: Vec<u8>,
 }
 
 impl Packetizer {
@@ -44,23 +48,35 @@ impl Packetizer {
         assert!((PAYLOAD_BYTES_MIN..=usize::from(u16::MAX)).contains(&payload_bytes_max));
         Self {
             payload_bytes_max,
-            full: Pool::new(payload_bytes_max..payload_bytes_max + 1, limits::PAYLOAD_POOL_FULL_BYTES_MAX),
-            tails: Pool::new(1..payload_bytes_max, limits::PAYLOAD_POOL_TAIL_BYTES_MAX),
+            last_bytes_max: payload_bytes_max,
+            pool: Pool::new(
+                (limits::FULL_PAYLOADS_OF_BUFFER * payload_bytes_max).min(usize::from(u16::MAX)),
+                limits::PAYLOAD_POOL_BYTES_MAX,
+            ),
+            open: Open::default(),
+            aggregate: Vec::with_capacity(payload_bytes_max),
         }
+    }
+
+    /// The one for our RTP: payloads of [`limits::RTP_PAYLOAD_BYTES_MAX`], and where a unit ends with a slice its last
+    /// packet has room for the header extensions.
+    #[must_use]
+    pub fn for_rtp() -> Self {
+        let last_bytes_max = limits::RTP_PAYLOAD_BYTES_MAX - limits::RTP_EXTENSIONS_BYTES_MAX;
+        Self { last_bytes_max, ..Self::new(limits::RTP_PAYLOAD_BYTES_MAX) }
     }
 
     /// Payload buffers newly allocated so far. Stands still in a steady stream.
     #[must_use]
     pub fn allocations(&self) -> u64 {
-        self.full.allocations + self.tails.allocations
+        self.pool.allocations
     }
 
-    /// Puts the payloads of `unit` into `out`, which is cleared first; the last one is the one that gets the
-    /// RTP marker.
-    pub fn packetize(&mut self, unit: &AssembledUnit<'_>, out: &mut Vec<Arc<[u8]>>) {
+    /// Puts the payloads of `unit` into `out`, which is cleared first: several in each buffer, none of them empty; the
+    /// last one is the one that gets the RTP marker.
+    pub fn packetize(&mut self, unit: &AssembledUnit<'_>, out: &mut Vec<Arc<Payloads>>) {
         out.clear();
-        self.full.collect();
-        self.tails.collect();
+        self.pool.collect();
         let mut run = 0..0; // NAL units waiting to share a STAP-A
         let mut run_bytes = 1;
         for (index, nal) in unit.nals().enumerate() {
@@ -80,6 +96,7 @@ impl Packetizer {
             }
         }
         self.close_run(unit, run, run_bytes, out);
+        self.pool.close(&mut self.open, out);
     }
 
     fn close_run(
@@ -87,38 +104,45 @@ impl Packetizer {
         unit: &AssembledUnit<'_>,
         run: Range<usize>,
         bytes: usize,
-        out: &mut Vec<Arc<[u8]>>,
+        out: &mut Vec<Arc<Payloads>>,
     ) {
         match run.len() {
             0 => {}
             1 => self.single_or_fragments(unit.nal(run.start).bytes, out),
-            _ => out.push(self.write(bytes, |payload| aggregate(unit, run, payload))),
+            _ => {
+                self.aggregate.clear();
+                self.aggregate.resize(bytes, 0);
+                aggregate(unit, run, &mut self.aggregate);
+                self.pool.write(&[&self.aggregate], &mut self.open, out);
+            }
         }
     }
 
-    fn single_or_fragments(&mut self, nal: &[u8], out: &mut Vec<Arc<[u8]>>) {
-        if nal.len() <= self.payload_bytes_max {
-            out.push(self.write(nal.len(), |payload| payload.copy_from_slice(nal)));
-            return;
+    fn single_or_fragments(&mut self, nal: &[u8], out: &mut Vec<Arc<Payloads>>) {
+        if nal.len() <= self.last_bytes_max {
+            return self.pool.write(&[nal], &mut self.open, out);
         }
         let Some((&header, body)) = nal.split_first() else { return };
-        let piece_bytes = self.payload_bytes_max - FU_HEADER_BYTES;
+        let piece_bytes = self.piece_bytes(body.len());
         let last = body.len().div_ceil(piece_bytes) - 1;
         for (index, piece) in body.chunks(piece_bytes).enumerate() {
             let start = if index == 0 { FU_START } else { 0 };
             let end = if index == last { FU_END } else { 0 };
             let headers = [header & (F_BIT | NRI_BITS) | FU_A, start | end | header & KIND_BITS];
-            out.push(self.write(FU_HEADER_BYTES + piece.len(), |payload| {
-                let (front, rest) = payload.split_at_mut(FU_HEADER_BYTES);
-                front.copy_from_slice(&headers);
-                rest.copy_from_slice(piece);
-            }));
+            self.pool.write(&[&headers, piece], &mut self.open, out);
         }
     }
 
-    fn write(&mut self, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Arc<[u8]> {
-        let pool = if bytes == self.payload_bytes_max { &mut self.full } else { &mut self.tails };
-        pool.write(bytes, fill)
+    /// Bytes of a fragment of a NAL unit of so many: the most there may be, and a little less where the last one would not
+    /// leave the room it has to.
+    fn piece_bytes(&self, body_bytes: usize) -> usize {
+        let full = self.payload_bytes_max - FU_HEADER_BYTES;
+        let last_max = self.last_bytes_max - FU_HEADER_BYTES;
+        let last = match body_bytes % full {
+            0 => full,
+            rest => rest,
+        };
+        if last <= last_max { full } else { last_max }
     }
 }
 
@@ -142,142 +166,12 @@ fn aggregate(unit: &AssembledUnit<'_>, run: Range<usize>, payload: &mut [u8]) {
     }
 }
 
-/// Buffers of one exact length that nobody holds.
-#[derive(Default)]
-struct Bin {
-    free: Vec<Arc<[u8]>>,
-    /// Free ones and handed-out ones the pool still knows.
-    count: usize,
-}
-
-/// Payload buffers for reuse. An `Arc<[u8]>` cannot shrink, so they are kept by exact length.
-///
-/// The pool keeps a handle to what it hands out and gets the buffer back when that handle is the only one
-/// left. Viewers let go roughly in the order of sending, so the search starts at the oldest.
-struct Pool {
-    /// Length of the first bin's buffers; each next bin's are one byte longer.
-    bytes_min: usize,
-    bins: Vec<Bin>,
-    handed_out: VecDeque<Arc<[u8]>>,
-    /// Buffers the pool knows, and their cost.
-    buffers: usize,
-    bytes: usize,
-    bytes_max: usize,
-    /// Bin to look at first when a free buffer has to give way.
-    give_way: usize,
-    allocations: u64,
-}
-
-/// What a buffer costs beside its bytes: the counters of the `Arc`, the handle, the allocator's share.
-const BUFFER_OVERHEAD_BYTES: usize = 48;
-
-impl Pool {
-    fn new(lengths: Range<usize>, bytes_max: usize) -> Self {
-        Self {
-            bytes_min: lengths.start,
-            bins: lengths.map(|_| Bin::default()).collect(),
-            handed_out: VecDeque::new(),
-            buffers: 0,
-            bytes: 0,
-            bytes_max,
-            give_way: 0,
-            allocations: 0,
-        }
-    }
-
-    /// Takes back buffers that nobody else holds, oldest first. Held ones are passed over, at most
-    /// [`limits::PAYLOAD_POOL_LOOKS_MAX`] of them; if nothing else was found they go to the back of the queue,
-    /// so that one viewer's hoard does not hide what lies behind it.
-    fn collect(&mut self) {
-        let mut passed = 0;
-        let mut found = false;
-        while passed < limits::PAYLOAD_POOL_LOOKS_MAX
-            && let Some(buffer) = self.handed_out.get_mut(passed)
-        {
-            if Arc::strong_count(buffer) == 1 && Arc::get_mut(buffer).is_some() {
-                // Puts the passed front one in its place: the order stays nearly that of handing out.
-                if let Some(buffer) = self.handed_out.swap_remove_front(passed) {
-                    self.free(buffer);
-                }
-                found = true;
-            } else {
-                passed += 1;
-            }
-        }
-        if !found && passed < self.handed_out.len() {
-            self.handed_out.rotate_left(passed);
-        }
-    }
-
-    fn write(&mut self, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Arc<[u8]> {
-        let mut buffer = match self.bin(bytes).and_then(|bin| bin.free.pop()) {
-            Some(buffer) => buffer,
-            None => self.allocate(bytes),
-        };
-        let unique = Arc::get_mut(&mut buffer);
-        assert!(unique.is_some(), "a free buffer has one handle");
-        if let Some(payload) = unique {
-            fill(payload);
-        }
-        self.handed_out.push_back(Arc::clone(&buffer));
-        buffer
-    }
-
-    fn bin(&mut self, bytes: usize) -> Option<&mut Bin> {
-        self.bins.get_mut(bytes.checked_sub(self.bytes_min)?)
-    }
-
-    fn free(&mut self, buffer: Arc<[u8]>) {
-        if let Some(bin) = self.bin(buffer.len()) {
-            bin.free.push(buffer);
-        }
-    }
-
-    fn allocate(&mut self, bytes: usize) -> Arc<[u8]> {
-        while self.bytes + bytes + BUFFER_OVERHEAD_BYTES > self.bytes_max && self.drop_one() {}
-        self.bytes += bytes + BUFFER_OVERHEAD_BYTES;
-        self.allocations += 1;
-        // Room to keep the buffer in either place: nothing else here grows.
-        self.buffers += 1;
-        self.handed_out.reserve(self.buffers - self.handed_out.len());
-        if let Some(bin) = self.bin(bytes) {
-            bin.count += 1;
-            bin.free.reserve(bin.count - bin.free.len());
-        }
-        std::iter::repeat_n(0, bytes).collect()
-    }
-
-    /// Lets go of a free buffer of another length, else of the oldest handed-out one.
-    fn drop_one(&mut self) -> bool {
-        let bins = self.bins.len();
-        for step in 0..bins {
-            let at = (self.give_way + step) % bins;
-            if let Some(buffer) = self.bins.get_mut(at).and_then(|bin| bin.free.pop()) {
-                self.give_way = at + 1;
-                self.forget(buffer.len());
-                return true;
-            }
-        }
-        match self.handed_out.pop_front() {
-            Some(buffer) => self.forget(buffer.len()),
-            None => return false,
-        }
-        true
-    }
-
-    fn forget(&mut self, bytes: usize) {
-        self.buffers -= 1;
-        self.bytes -= bytes + BUFFER_OVERHEAD_BYTES;
-        if let Some(bin) = self.bin(bytes) {
-            bin.count -= 1;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{AUD, SEI, annex_b, hostile_bytes, idr, non_idr, pps, slice, sps};
     use super::super::{Assembler, Depacketizer};
+    use std::collections::VecDeque;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -285,7 +179,7 @@ mod tests {
     struct Sender {
         assembler: Assembler,
         packetizer: Packetizer,
-        payloads: Vec<Arc<[u8]>>,
+        payloads: Vec<Arc<Payloads>>,
     }
 
     impl Sender {
@@ -294,11 +188,19 @@ mod tests {
             Self { assembler: Assembler::new(), packetizer, payloads: Vec::new() }
         }
 
-        fn send(&mut self, nals: &[&[u8]]) -> &[Arc<[u8]>] {
+        fn send_shared(&mut self, nals: &[&[u8]]) -> &[Arc<Payloads>] {
             let unit = annex_b(nals);
             self.packetizer.packetize(&self.assembler.assemble(&unit).unwrap(), &mut self.payloads);
             &self.payloads
         }
+
+        fn send(&mut self, nals: &[&[u8]]) -> Vec<Vec<u8>> {
+            copied(self.send_shared(nals))
+        }
+    }
+
+    fn copied(groups: &[Arc<Payloads>]) -> Vec<Vec<u8>> {
+        groups.iter().flat_map(|group| group.iter().map(<[u8]>::to_vec)).collect()
     }
 
     #[test]
@@ -354,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn the_last_packet_of_a_slice_has_room_for_header_extensions() {
+        let last_max = limits::RTP_PAYLOAD_BYTES_MAX - limits::RTP_EXTENSIONS_BYTES_MAX;
+        let mut sender = Sender::new(1140);
+        sender.packetizer = Packetizer::for_rtp();
+        for size in (1_000..4_000).chain(119_000..121_000) {
+            let nal = slice(0x41, 0, size);
+            let lengths: Vec<usize> = sender.send(&[&nal]).iter().map(Vec::len).collect();
+            let (last, full) = lengths.split_last().unwrap();
+            assert!(*last <= last_max, "{size} bytes: {lengths:?}");
+            assert!(full.iter().all(|length| *length == full[0] && last <= length), "one train: {lengths:?}");
+            assert!(full.iter().all(|length| *length <= limits::RTP_PAYLOAD_BYTES_MAX));
+        }
+    }
+
+    #[test]
     fn aggregates_are_split_where_they_do_not_fit_and_large_ones_are_fragments() {
         let mut sender = Sender::new(64);
         let sei = |bytes: usize| [&[0x06][..], &vec![0x55; bytes - 1]].concat();
@@ -385,7 +302,7 @@ mod tests {
             let before = sender.packetizer.allocations();
             for unit in 0..30 {
                 let slice = slice(0x41, 0, if unit == 0 { 30_000 } else { 3_000 + unit * 137 });
-                cache.push_back(sender.send(&[AUD, &slice]).to_vec());
+                cache.push_back(sender.send_shared(&[AUD, &slice]).to_vec());
                 if cache.len() > held {
                     cache.pop_front();
                 }
@@ -410,10 +327,10 @@ mod tests {
         let mut hoard = Vec::new();
         let mut last = 0;
         for round in 0..200 {
-            let payloads = sender.send(&[AUD, &slice(0x41, 0, 20_000)]).to_vec();
-            if round < 20 {
+            let payloads = sender.send_shared(&[AUD, &slice(0x41, 0, 20_000)]).to_vec();
+            if round < 100 {
                 hoard.extend(payloads);
-            } else if round == 100 {
+            } else if round == 180 {
                 last = sender.packetizer.allocations();
             }
         }
@@ -424,30 +341,12 @@ mod tests {
     #[test]
     fn held_payloads_are_never_written_again() {
         let mut sender = Sender::new(100);
-        let held: Vec<Arc<[u8]>> = sender.send(&[&slice(0x41, 0, 1_000)]).to_vec();
-        let copy: Vec<Vec<u8>> = held.iter().map(|payload| payload.to_vec()).collect();
+        let held: Vec<Arc<Payloads>> = sender.send_shared(&[&slice(0x41, 0, 1_000)]).to_vec();
+        let copy = copied(&held);
         for _ in 0..50 {
             sender.send(&[&slice(0x61, 0, 1_003)]);
         }
-        assert_eq!(held.iter().map(|payload| payload.to_vec()).collect::<Vec<_>>(), copy);
-    }
-
-    #[test]
-    fn the_pool_is_bounded_however_much_is_held() {
-        let mut pool = Pool::new(1..1000, 100_000);
-        let mut held = Vec::new();
-        for index in 0..5_000 {
-            held.push(pool.write(1 + index * 7 % 999, |payload| payload.fill(1)));
-            assert!(pool.bytes <= 100_000 && pool.handed_out.len() <= pool.buffers);
-        }
-        held.clear();
-        for index in 0..5_000 {
-            pool.collect();
-            pool.write(1 + index * 13 % 999, |payload| payload.fill(2));
-            let free: usize = pool.bins.iter().map(|bin| bin.free.len()).sum();
-            assert_eq!(free + pool.handed_out.len(), pool.buffers);
-            assert!(pool.bytes <= 100_000);
-        }
+        assert_eq!(copied(&held), copy);
     }
 
     proptest! {
@@ -461,7 +360,7 @@ mod tests {
             nals.extend(sizes.iter().map(|(kind, size)| slice([0x06, 0x65, 0x41, 0x2C][*kind], 0, *size)));
             nals.push(idr(0));
             let nals: Vec<&[u8]> = nals.iter().map(Vec::as_slice).collect();
-            let payloads = sender.send(&nals).to_vec();
+            let payloads = sender.send(&nals);
             prop_assert!(payloads.iter().all(|payload| payload.len() <= payload_bytes_max));
             let mut receiver = Depacketizer::new();
             for (index, payload) in payloads.iter().enumerate() {
@@ -486,8 +385,9 @@ mod tests {
                 let Ok(assembled) = sender.assembler.assemble(unit) else { continue };
                 sender.packetizer.packetize(&assembled, &mut sender.payloads);
                 let mut received = None;
-                for (index, payload) in sender.payloads.iter().enumerate() {
-                    let last = index + 1 == sender.payloads.len();
+                let payloads = copied(&sender.payloads);
+                for (index, payload) in payloads.iter().enumerate() {
+                    let last = index + 1 == payloads.len();
                     received = receiver.push(payload, last, 90, sequence_number);
                     sequence_number = sequence_number.wrapping_add(1);
                 }

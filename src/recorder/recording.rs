@@ -24,7 +24,7 @@ use super::counters::{RecorderCounters, add};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::segment::{Held, Segment, Written};
 use super::types::{RecorderError, Report, StartReply, StopReply};
-use crate::h264::Assembler;
+use crate::h264::{Assembler, up_to_first_slice};
 use crate::limits;
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -176,7 +176,7 @@ impl Recording {
 
     /// Looks at a unit without recording it: parameter sets are remembered.
     pub(crate) fn observe(&mut self, bytes: &[u8]) -> bool {
-        self.assembler.assemble(bytes).is_ok_and(|unit| unit.is_idr())
+        self.assembler.assemble(up_to_first_slice(bytes)).is_ok_and(|unit| unit.is_idr())
     }
 
     /// The unit observed last was overwritten meanwhile.

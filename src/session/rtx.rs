@@ -5,25 +5,47 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::h264::Payloads;
 use crate::limits;
 
-/// A packet that was sent.
+/// Packets that were sent one after the other, their payloads in one buffer.
 #[derive(Clone, Debug)]
 pub(super) struct Sent {
-    pub(super) payload: Arc<[u8]>,
-    /// Capture time it was sent with, NTP; 0 for none.
+    pub(super) payloads: Arc<Payloads>,
+    /// Capture time they were sent with, NTP; 0 for none.
     pub(super) captured_ntp: u64,
     pub(super) rtp_time: u32,
-    pub(super) is_last: bool,
+    /// With the last of them the unit ends.
+    pub(super) is_end: bool,
 }
 
-/// A packet and when it was sent, in milliseconds since the cache was made.
+impl Sent {
+    /// Whether the packet at `place` is the last of its unit.
+    pub(super) fn is_last(&self, place: usize) -> bool {
+        self.is_end && place + 1 == self.payloads.len()
+    }
+}
+
+/// Packets and when they were sent, in milliseconds since the cache was made.
 #[derive(Debug)]
 struct Kept {
-    packet: Sent,
+    sent: Sent,
+    /// Sequence number, extended, of the first.
+    first: u64,
     sent_ms: u32,
-    /// Last time it was sent again.
-    again_ms: Option<u32>,
+}
+
+impl Kept {
+    fn packets(&self) -> usize {
+        self.sent.payloads.len()
+    }
+}
+
+/// A packet that was sent again.
+#[derive(Clone, Copy, Debug)]
+struct Again {
+    sequence: u64,
+    at_ms: u32,
 }
 
 /// Retransmissions in the current second.
@@ -58,10 +80,13 @@ impl Rate {
     }
 }
 
-/// Sent packets, the oldest first; their sequence numbers are consecutive.
+/// Sent packets, the oldest first; their sequence numbers are consecutive. What lies in one buffer comes and goes
+/// together.
 #[derive(Debug)]
 pub(super) struct RtxCache {
     kept: VecDeque<Kept>,
+    /// How many packets that is.
+    packets: usize,
     /// Sequence number, extended, of the next packet.
     next: u64,
     packets_max: usize,
@@ -72,6 +97,8 @@ pub(super) struct RtxCache {
     rate: Rate,
     /// Asked for, to be sent again.
     wanted: VecDeque<u64>,
+    /// Sent again lately: not once more within [`limits::RESEND_GUARD`].
+    again: VecDeque<Again>,
     /// Not sent again: asked for too often.
     pub(super) refused: u64,
 }
@@ -82,6 +109,7 @@ impl RtxCache {
     pub(super) fn new(next: u64, now: Instant) -> RtxCache {
         RtxCache {
             kept: VecDeque::new(),
+            packets: 0,
             next,
             packets_max: limits::RTX_CACHE_PACKETS,
             made_at: now,
@@ -89,6 +117,7 @@ impl RtxCache {
             budget: Budget { since: now, used: 0 },
             rate: Rate::default(),
             wanted: VecDeque::new(),
+            again: VecDeque::new(),
             refused: 0,
         }
     }
@@ -101,8 +130,9 @@ impl RtxCache {
     /// From now on at most so many packets.
     pub(super) fn set_packets_max(&mut self, packets_max: usize) {
         self.packets_max = packets_max;
-        let excess = self.kept.len().saturating_sub(packets_max);
-        self.kept.drain(..excess);
+        while self.packets > packets_max {
+            self.let_go();
+        }
         self.kept.shrink_to(packets_max);
     }
 
@@ -112,21 +142,28 @@ impl RtxCache {
         self.unit_ms = now_ms;
         self.rate.move_to(now_ms);
         while self.kept.front().is_some_and(|kept| is_out_of_date(now_ms, kept.sent_ms)) {
-            self.kept.pop_front();
-        }
-        if self.kept.capacity() < self.packets_max {
-            self.kept.reserve_exact(self.packets_max - self.kept.len());
+            self.let_go();
         }
     }
 
-    /// Keeps the packet that was sent with the sequence number [`RtxCache::next`].
-    pub(super) fn push(&mut self, packet: Sent) {
-        if self.kept.len() >= self.packets_max {
-            self.kept.pop_front();
+    /// Keeps the packets that were sent with the sequence numbers from [`RtxCache::next`] on.
+    pub(super) fn push(&mut self, sent: Sent) {
+        let packets = sent.payloads.len();
+        while self.packets > 0 && self.packets + packets > self.packets_max {
+            self.let_go();
         }
-        self.rate.packets += 1;
-        self.kept.push_back(Kept { packet, sent_ms: self.unit_ms, again_ms: None });
-        self.next += 1;
+        let counted = u64::try_from(packets).unwrap_or_default();
+        self.rate.packets += u32::try_from(packets).unwrap_or_default();
+        self.kept.push_back(Kept { sent, first: self.next, sent_ms: self.unit_ms });
+        self.packets += packets;
+        self.next += counted;
+    }
+
+    fn let_go(&mut self) {
+        match self.kept.pop_front() {
+            Some(kept) => self.packets -= kept.packets(),
+            None => self.packets = 0,
+        }
     }
 
     /// A viewer asks for the packet of this sequence number. It gets it once in [`limits::RESEND_GUARD`],
@@ -134,13 +171,13 @@ impl RtxCache {
     pub(super) fn ask(&mut self, now: Instant, sequence: u16) {
         let now_ms = self.milliseconds(now);
         let Some(sequence) = self.extend(sequence) else { return };
-        let Some(kept) = self.position(sequence).and_then(|at| self.kept.get_mut(at)) else { return };
-        if is_out_of_date(now_ms, kept.sent_ms) {
+        if self.find(sequence).is_none_or(|(kept, _)| is_out_of_date(now_ms, kept.sent_ms)) {
             return;
         }
-        let is_on_its_way = kept
-            .again_ms
-            .is_some_and(|at| u128::from(now_ms.wrapping_sub(at)) < limits::RESEND_GUARD.as_millis());
+        while self.again.front().is_some_and(|again| is_past_guard(now_ms, again.at_ms)) {
+            self.again.pop_front();
+        }
+        let is_on_its_way = self.again.iter().any(|again| again.sequence == sequence);
         if now.saturating_duration_since(self.budget.since) >= Duration::from_secs(1) {
             self.budget = Budget { since: now, used: 0 };
         }
@@ -150,16 +187,17 @@ impl RtxCache {
             return;
         }
         self.budget.used += 1;
-        kept.again_ms = Some(now_ms);
+        self.again.push_back(Again { sequence, at_ms: now_ms });
         self.wanted.push_back(sequence);
     }
 
-    /// The next packet to be sent again, with its sequence number. What the cache lost meanwhile is left out.
-    pub(super) fn take_wanted(&mut self) -> Option<(u64, Sent)> {
+    /// The next packet to be sent again: its sequence number, those it was sent with and its place among them. What the
+    /// cache lost meanwhile is left out.
+    pub(super) fn take_wanted(&mut self) -> Option<(u64, Sent, usize)> {
         loop {
             let sequence = self.wanted.pop_front()?;
-            if let Some(kept) = self.position(sequence).and_then(|at| self.kept.get(at)) {
-                return Some((sequence, kept.packet.clone()));
+            if let Some((kept, place)) = self.find(sequence) {
+                return Some((sequence, kept.sent.clone(), place));
             }
         }
     }
@@ -172,9 +210,12 @@ impl RtxCache {
         newest.checked_sub(u64::from(behind))
     }
 
-    fn position(&self, sequence: u64) -> Option<usize> {
-        let oldest = self.next.checked_sub(u64::try_from(self.kept.len()).ok()?)?;
-        usize::try_from(sequence.checked_sub(oldest)?).ok()
+    /// The buffer with that packet, and the packet's place in it.
+    fn find(&self, sequence: u64) -> Option<(&Kept, usize)> {
+        let after = self.kept.partition_point(|kept| kept.first <= sequence);
+        let kept = self.kept.get(after.checked_sub(1)?)?;
+        let place = usize::try_from(sequence - kept.first).ok()?;
+        (place < kept.packets()).then_some((kept, place))
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "ages are compared, and none is 49 days")]
@@ -187,6 +228,10 @@ fn is_out_of_date(now_ms: u32, sent_ms: u32) -> bool {
     u128::from(now_ms.wrapping_sub(sent_ms)) > limits::RTX_CACHE_AGE.as_millis()
 }
 
+fn is_past_guard(now_ms: u32, at_ms: u32) -> bool {
+    u128::from(now_ms.wrapping_sub(at_ms)) >= limits::RESEND_GUARD.as_millis()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,8 +242,12 @@ mod tests {
     }
 
     fn packet(number: u64) -> Sent {
-        let payload = Arc::from(number.to_be_bytes().as_slice());
-        Sent { payload, captured_ntp: 0, rtp_time: 0, is_last: false }
+        packets(number..number + 1)
+    }
+
+    fn packets(numbers: std::ops::Range<u64>) -> Sent {
+        let payloads = Arc::new(numbers.map(u64::to_be_bytes).collect());
+        Sent { payloads, captured_ntp: 0, rtp_time: 0, is_end: true }
     }
 
     fn filled(first: u64, count: u64, at: Instant) -> RtxCache {
@@ -210,8 +259,12 @@ mod tests {
 
     fn wanted(cache: &mut RtxCache) -> Vec<u64> {
         std::iter::from_fn(|| cache.take_wanted())
-            .map(|(sequence, sent)| {
-                assert_eq!(*sent.payload, sequence.to_be_bytes(), "the packet of that number");
+            .map(|(sequence, sent, place)| {
+                assert_eq!(
+                    sent.payloads.get(place).unwrap(),
+                    sequence.to_be_bytes(),
+                    "the packet of that number"
+                );
                 sequence
             })
             .collect()
@@ -226,6 +279,23 @@ mod tests {
         }
         assert_eq!(wanted(&mut cache), [65_500, 65_535, 65_536, 65_599]);
         assert_eq!(cache.refused, 0);
+    }
+
+    #[test]
+    fn packets_of_one_buffer_are_found_each_and_go_together() {
+        let at = now();
+        let mut cache = RtxCache::new(0, at);
+        cache.set_packets_max(20);
+        cache.begin_unit(at);
+        for first in [0, 8, 16] {
+            cache.push(packets(first..first + 8));
+        }
+        (0..24).for_each(|sequence| cache.ask(at, sequence));
+        assert_eq!(wanted(&mut cache), (8..24).collect::<Vec<_>>(), "24 are more than may be kept");
+        let (kept, place) = cache.find(15).unwrap();
+        assert!(kept.sent.is_last(place) && !kept.sent.is_last(place - 1));
+        cache.push(packets(24..64));
+        assert_eq!((cache.kept.len(), cache.packets), (1, 40), "the newest stay, however many they are");
     }
 
     #[test]

@@ -16,18 +16,16 @@ use super::rtx::{RtxCache, Sent};
 use super::signaling::Extensions;
 use super::srtp::{Opener, RtpPacket, Sealer};
 use super::wallclock::Wallclock;
+use crate::h264::Payloads;
 use crate::limits;
 
 /// RTP header without extensions (RFC 3550 section 5.1).
 const FIXED_BYTES: usize = 12;
 
-/// With all extensions: their head, mid, playout delay, capture time, each with its own, in whole words.
-const HEADER_BYTES_MAX: usize = FIXED_BYTES + 4 + (17 + 4 + 17_usize).next_multiple_of(4);
+/// With all extensions.
+const HEADER_BYTES_MAX: usize = FIXED_BYTES + limits::RTP_EXTENSIONS_BYTES_MAX;
 
-const _: () = assert!(
-    HEADER_BYTES_MAX + super::srtp::TAG_BYTES_MAX + 2 <= limits::RTP_OVERHEAD_BYTES_MAX,
-    "what the payload's bound leaves room for"
-);
+const _: () = assert!(FIXED_BYTES + super::srtp::TAG_BYTES_MAX + 2 == limits::RTP_OVERHEAD_BYTES_MAX);
 
 /// What distinguishes the stream, as the answer says.
 #[derive(Clone, Debug)]
@@ -138,27 +136,31 @@ impl Sender {
     /// Sends a unit. Without keys nothing is sent; without room in the outlet a packet counts as sent and lost.
     pub(super) fn send_unit(
         &mut self,
-        payloads: &[Arc<[u8]>],
+        payloads: &[Arc<Payloads>],
         moment: &Moment,
         to: &Destination,
         outlet: &mut impl Outlet,
     ) {
         let Some((sealer, _)) = &self.keys else { return };
-        let mut header = Header::new(&self.stream, moment.rtp_time, moment.captured_ntp);
+        let mut headers = Headers::new(&self.stream, moment.rtp_time, moment.captured_ntp);
         self.cache.begin_unit(moment.now);
-        let last = payloads.len().saturating_sub(1);
-        for (place, payload) in payloads.iter().enumerate() {
-            let (index, is_last) = (self.cache.next(), place == last);
-            header.set_packet(self.stream.payload_type, is_last, index);
-            let packet =
-                RtpPacket { ssrc: self.stream.ssrc, index, header: header.bytes(), prefix: &[], payload };
-            seal(sealer, &packet, to, outlet, &mut self.tally);
-            self.octets = self.octets.wrapping_add(u32::try_from(payload.len()).unwrap_or_default());
+        let ssrc = self.stream.ssrc;
+        let last_of_unit = payloads.len().saturating_sub(1);
+        for (place, payloads) in payloads.iter().enumerate() {
+            let is_end = place == last_of_unit;
+            let last = payloads.len().saturating_sub(1);
+            for ((place, payload), index) in payloads.iter().enumerate().zip(self.cache.next()..) {
+                let header = headers.of(payload, is_end && place == last);
+                header.set_packet(self.stream.payload_type, is_end && place == last, index);
+                let packet = RtpPacket { ssrc, index, header: header.bytes(), prefix: &[], payload };
+                seal(sealer, &packet, to, outlet, &mut self.tally);
+            }
+            let count = |count: usize| u32::try_from(count).unwrap_or_default();
+            self.octets = self.octets.wrapping_add(count(payloads.bytes()));
+            self.packets = self.packets.wrapping_add(count(payloads.len()));
             let Moment { rtp_time, captured_ntp, .. } = *moment;
-            let payload = Arc::clone(payload);
-            self.cache.push(Sent { payload, captured_ntp, rtp_time, is_last });
+            self.cache.push(Sent { payloads: Arc::clone(payloads), captured_ntp, rtp_time, is_end });
         }
-        self.packets = self.packets.wrapping_add(u32::try_from(payloads.len()).unwrap_or_default());
         self.newest = Some((moment.rtp_time, moment.at));
         self.report_at.get_or_insert(moment.now);
     }
@@ -167,16 +169,18 @@ impl Sender {
     /// number).
     pub(super) fn send_again(&mut self, to: &Destination, outlet: &mut impl Outlet) {
         let (Some((sealer, _)), Some((ssrc, payload_type))) = (&self.keys, self.stream.rtx) else { return };
-        while let Some((sequence, sent)) = self.cache.take_wanted() {
-            let mut header = Header::new(&self.stream, sent.rtp_time, sent.captured_ntp);
+        while let Some((sequence, sent, place)) = self.cache.take_wanted() {
+            let payload = sent.payloads.get(place).unwrap_or_default();
+            let mut headers = Headers::new(&self.stream, sent.rtp_time, sent.captured_ntp);
+            let header = headers.of(payload, sent.is_last(place));
             header.set_ssrc(ssrc);
-            header.set_packet(payload_type, sent.is_last, self.next_rtx);
+            header.set_packet(payload_type, sent.is_last(place), self.next_rtx);
             let packet = RtpPacket {
                 ssrc,
                 index: self.next_rtx,
                 header: header.bytes(),
                 prefix: &low16(sequence).to_be_bytes(),
-                payload: &sent.payload,
+                payload,
             };
             seal(sealer, &packet, to, outlet, &mut self.tally);
             self.next_rtx += 1;
@@ -315,6 +319,33 @@ fn low16(value: u64) -> u16 {
 #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are what is meant")]
 fn low32(value: u128) -> u32 {
     value as u32
+}
+
+/// The headers of a unit's packets: all but the last have none of the extensions. Receivers keep what an extension told
+/// them for the packets without (the playout delay and the mid until they change; the capture time goes on with the RTP time,
+/// abs-capture-time section 4), and each byte less in every packet is one less to send and to authenticate.
+struct Headers {
+    plain: Header,
+    extended: Header,
+}
+
+impl Headers {
+    fn new(stream: &Stream, rtp_time: u32, captured_ntp: u64) -> Headers {
+        let extended = Header::new(stream, rtp_time, captured_ntp);
+        let mut plain = Header { bytes: extended.bytes, length: FIXED_BYTES };
+        plain.set(0, &[0x80]);
+        Headers { plain, extended }
+    }
+
+    /// The header for a packet. A last packet without room for them (the packetiser makes none of a slice) goes without.
+    fn of(&mut self, payload: &[u8], is_last: bool) -> &mut Header {
+        let extended_bytes = self.extended.length - FIXED_BYTES + payload.len();
+        if is_last && extended_bytes <= limits::RTP_PAYLOAD_BYTES_MAX {
+            &mut self.extended
+        } else {
+            &mut self.plain
+        }
+    }
 }
 
 /// An RTP header; marker, payload type and sequence number change from packet to packet.

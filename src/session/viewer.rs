@@ -23,13 +23,14 @@ use super::outlet::{Destination, Outlet};
 use super::replay::{ReplayTime, Replays};
 use super::sender::{Moment, Sender};
 use super::{srtp, wallclock};
+use crate::h264::Payloads;
 use crate::limits;
 
 /// One access unit as RTP payloads, shared by all viewers of a worker.
 #[derive(Copy, Clone, Debug)]
 pub struct PacketizedUnit<'a> {
     /// RTP payloads in order, each at most [`limits::RTP_PAYLOAD_BYTES_MAX`] bytes.
-    pub payloads: &'a [Arc<[u8]>],
+    pub payloads: &'a [Arc<Payloads>],
     /// The unit is an IDR and carries its parameter sets.
     pub is_idr: bool,
     /// Other units may need this one.
@@ -361,7 +362,8 @@ impl Viewer {
     }
 
     fn write(&mut self, unit: &PacketizedUnit<'_>, time: SendTime, outlet: &mut impl Outlet) -> bool {
-        let oversized = unit.payloads.iter().any(|payload| payload.len() > limits::RTP_PAYLOAD_BYTES_MAX);
+        let mut payloads = unit.payloads.iter().flat_map(|payloads| payloads.iter());
+        let oversized = payloads.any(|payload| payload.len() > limits::RTP_PAYLOAD_BYTES_MAX);
         debug_assert!(!oversized, "the packetizer's bound");
         let Some(to) = self.destination().filter(|_| !oversized && !unit.payloads.is_empty()) else {
             return false;

@@ -18,6 +18,8 @@ pub(super) enum Token {
     Send(u32),
     /// A cancellation; nothing waits for it.
     Cancel,
+    /// The wait for a word to change.
+    Word,
 }
 
 impl Token {
@@ -29,6 +31,7 @@ impl Token {
             Token::Bell(index) => (3, u32::from(index)),
             Token::Send(index) => (4, index),
             Token::Cancel => (5, 0),
+            Token::Word => (6, 0),
         };
         (kind << 32) | u64::from(index)
     }
@@ -42,6 +45,7 @@ impl Token {
             (3, index) => u16::try_from(index).ok().map(Token::Bell),
             (4, index) => Some(Token::Send(index)),
             (5, 0) => Some(Token::Cancel),
+            (6, 0) => Some(Token::Word),
             _ => None,
         }
     }
@@ -221,7 +225,7 @@ mod tests {
         fn equal_sizes_fill_runs(count in 1usize..300, bytes in 1usize..1_400) {
             let sizes = vec![bytes; count];
             prop_assert_eq!(runs(&sizes), naive_runs(&sizes));
-            prop_assert_eq!(runs(&sizes).len(), count.div_ceil(GSO_SEGMENTS_MAX));
+            prop_assert_eq!(runs(&sizes).len(), count.div_ceil(GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / bytes)));
         }
 
         #[test]

@@ -10,6 +10,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::h264::Payloads;
 use crate::limits;
 
 /// What is known of one kept unit, beside its payloads.
@@ -27,7 +28,7 @@ pub(super) struct KeptUnit {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kept<'a> {
     pub(super) unit: KeptUnit,
-    pub(super) payloads: &'a [Arc<[u8]>],
+    pub(super) payloads: &'a [Arc<Payloads>],
 }
 
 impl Kept<'_> {
@@ -37,8 +38,8 @@ impl Kept<'_> {
     }
 }
 
-fn bytes_of(payloads: &[Arc<[u8]>]) -> usize {
-    payloads.iter().map(|payload| payload.len()).sum()
+fn bytes_of(payloads: &[Arc<Payloads>]) -> usize {
+    payloads.iter().map(|payloads| payloads.bytes()).sum()
 }
 
 /// Whether the newest GOP can be given from its IDR on.
@@ -58,7 +59,7 @@ enum State {
 pub(super) struct Gop {
     state: State,
     units: Vec<(KeptUnit, Range<usize>)>,
-    payloads: Vec<Arc<[u8]>>,
+    payloads: Vec<Arc<Payloads>>,
     bytes: usize,
     /// Number of the last IDR, and how many units the GOP before it had.
     begun_at: Option<u32>,
@@ -97,7 +98,7 @@ impl Gop {
 
     /// Keeps the unit that [`Gop::next`] asked for. `false`: with it the GOP is larger than may be kept, and all of
     /// it was let go.
-    pub(super) fn keep(&mut self, unit: KeptUnit, payloads: &[Arc<[u8]>]) -> bool {
+    pub(super) fn keep(&mut self, unit: KeptUnit, payloads: &[Arc<Payloads>]) -> bool {
         let bytes = bytes_of(payloads);
         if self.bytes + bytes > limits::GOP_BYTES_MAX || self.units.len() >= limits::GOP_UNITS_MAX {
             self.clear();
@@ -137,7 +138,7 @@ impl Gop {
 
     /// RTP packets they make.
     pub(super) fn packets(&self) -> usize {
-        self.payloads.len()
+        self.payloads.iter().map(|payloads| payloads.len()).sum()
     }
 
     /// Whether a ring of `slots` can't hold this GOP: it doesn't already, with `position` the unit to come, or the
@@ -169,8 +170,8 @@ mod tests {
         KeptUnit { number, is_idr: false, is_reference: true, captured_at_ns: None }
     }
 
-    fn payloads(count: usize, bytes: usize) -> Vec<Arc<[u8]>> {
-        (0..count).map(|_| std::iter::repeat_n(7, bytes).collect()).collect()
+    fn payloads(count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
+        (0..count).map(|_| Arc::new(std::iter::once(vec![7; bytes]).collect())).collect()
     }
 
     #[test]
@@ -215,7 +216,7 @@ mod tests {
     fn what_is_too_large_is_let_go_and_not_begun_again_before_the_next_idr() {
         let mut gop = Gop::default();
         gop.begin(0);
-        let large = payloads(1, limits::GOP_BYTES_MAX / 4);
+        let large = payloads(256, limits::GOP_BYTES_MAX / 1_024);
         let kept = (0..10).take_while(|number| gop.keep(unit(*number), &large)).count();
         assert_eq!((kept, gop.len(), gop.bytes(), gop.next()), (4, 0, 0, None));
         gop.begin(10);

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
 use crate::h264::nal::kind;
-use crate::h264::{self, Assembler, Packetizer, UnitError};
+use crate::h264::{self, Assembler, Packetizer, Payloads, UnitError};
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::worker::gop::{Gop, KeptUnit};
@@ -18,7 +18,7 @@ pub(super) struct Lookback {
     gop: Gop,
     assembler: Assembler,
     packetizer: Packetizer,
-    payloads: Vec<Arc<[u8]>>,
+    payloads: Vec<Arc<Payloads>>,
     /// Slots of the ring.
     slots: u32,
     /// The ring was searched for the IDR that the live side did not see, since it last lost something.
@@ -40,7 +40,7 @@ impl Lookback {
             camera,
             gop: Gop::default(),
             assembler: Assembler::new(),
-            packetizer: Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX),
+            packetizer: Packetizer::for_rtp(),
             payloads: Vec::new(),
             slots: 0,
             is_searched: false,
@@ -258,8 +258,10 @@ mod tests {
                 let kept = gop.at(index).unwrap();
                 assert_eq!(kept.unit.is_idr, index == 0);
                 // Parameter sets come first, as a STAP-A, and only with the IDR.
-                assert_eq!(kept.payloads[0][0] & 0x1f == 24, index == 0, "unit {}", kept.unit.number);
-                let slice = &kept.payloads[usize::from(index == 0)];
+                let mut payloads = kept.payloads.iter().flat_map(|payloads| payloads.iter());
+                let first = payloads.next().unwrap();
+                assert_eq!(first[0] & 0x1f == 24, index == 0, "unit {}", kept.unit.number);
+                let slice = if index == 0 { payloads.next().unwrap() } else { first };
                 let at = if slice[0] & 0x1f == 28 { 3 } else { 2 };
                 let number: [u8; 4] = slice[at..at + 4].try_into().unwrap();
                 assert_eq!(number, kept.unit.number.to_be_bytes().map(|byte| byte | 0x80));

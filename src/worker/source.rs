@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::camera::{Camera, Cursor, Next, UnitView};
-use crate::h264::{Assembler, Packetizer, UnitError};
-use crate::limits;
+use crate::h264::{Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::PacketizedUnit;
 use crate::worker::clock::Now;
@@ -32,7 +31,7 @@ pub(super) struct Source {
     assembler: Assembler,
     packetizer: Packetizer,
     clock: RtpClock,
-    payloads: Vec<Arc<[u8]>>,
+    payloads: Vec<Arc<Payloads>>,
     unit: Unit,
     /// Units were lost since the last one that was handed on.
     gap: bool,
@@ -58,7 +57,7 @@ impl Source {
         Source {
             cursor: camera.cursor(),
             assembler: Assembler::new(),
-            packetizer: Packetizer::new(limits::RTP_PAYLOAD_BYTES_MAX),
+            packetizer: Packetizer::for_rtp(),
             clock: RtpClock::default(),
             payloads: Vec::new(),
             unit: Unit::default(),

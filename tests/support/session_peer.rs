@@ -16,6 +16,8 @@ use str0m::media::{Direction, MediaKind, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::RtpPacket;
 use str0m::{Candidate, Event, Input, Rtc, RtcConfig};
+use streaming_server::h264::Payloads;
+use streaming_server::limits::FULL_PAYLOADS_OF_BUFFER;
 use streaming_server::session::{
     CloseReason, Destination, Outlet, Output, PacketizedUnit, SessionConfig, SessionContext, SrtpChoice,
     Viewer,
@@ -255,21 +257,26 @@ impl Pair {
     }
 }
 
-/// A unit of `count` payloads of `bytes`, the last one shorter, whose content names it.
-pub(crate) fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<[u8]>> {
-    (0..count)
-        .map(|index| {
-            let length = if index + 1 == count { bytes / 3 + 8 } else { bytes };
-            let mut payload = vec![0x7c; length];
-            payload[..4].copy_from_slice(&unit.to_be_bytes());
-            payload[4..8].copy_from_slice(&u32::try_from(index).unwrap().to_be_bytes());
-            Arc::from(payload)
-        })
-        .collect()
+/// A unit of `count` payloads of `bytes`, the last one shorter, whose content names it; several in a buffer.
+pub(crate) fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
+    let payload = |index: usize| {
+        let length = if index + 1 == count { bytes / 3 + 8 } else { bytes };
+        let mut payload = vec![0x7c; length];
+        payload[..4].copy_from_slice(&unit.to_be_bytes());
+        payload[4..8].copy_from_slice(&u32::try_from(index).unwrap().to_be_bytes());
+        payload
+    };
+    let all: Vec<Vec<u8>> = (0..count).map(payload).collect();
+    all.chunks(FULL_PAYLOADS_OF_BUFFER).map(|several| Arc::new(several.iter().collect())).collect()
+}
+
+/// Each of them.
+pub(crate) fn each(payloads: &[Arc<Payloads>]) -> Vec<&[u8]> {
+    payloads.iter().flat_map(|several| several.iter()).collect()
 }
 
 /// A unit around `payloads`, 3000 ticks of 90 kHz apart.
-pub(crate) fn unit(payloads: &[Arc<[u8]>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
+pub(crate) fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
     PacketizedUnit {
         payloads,
         is_idr,
