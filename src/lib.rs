@@ -3,7 +3,7 @@
 //! ```text
 //!  camera daemon ─► slot ring in /dev/shm
 //!                     │  mmap, borrowed in place
-//!         doorbell ───┤  one thread waits for the camera, rings every consumer
+//!         doorbell ───┤  a worker or a thread of its own waits for the camera, rings every consumer
 //!                     ├─► worker 0..N   cursor ─► h264 ─► session ─► uring ─► UDP
 //!                     └─► recorder      cursor ─► h264 ─► files
 //!

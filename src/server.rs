@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::camera::{self, Camera, Layout, Wake};
+use crate::camera::doorbell::{self, Doorbell, LentDoorbell};
+use crate::camera::{Camera, Layout, Wake};
 use crate::config::{self, Config, RecordFormat, WakeChoice};
 use crate::control::local::LocalConfig;
 use crate::control::{self, ApiError, Backend, Diagnostics, Inspection};
@@ -105,9 +107,9 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let context = session_context(config, udp)?;
     let _settled = Settled(Arc::clone(&context));
     let socket = Arc::new(socket);
-    let workers = start_workers(config, &camera, &socket)?;
+    let doorbell = threads.start_doorbell(&camera, config.realtime)?;
+    let workers = start_workers(config, &camera, &socket, doorbell)?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
-    threads.start_doorbell(&camera, config.realtime)?;
     let director = Arc::new(Director::new(
         camera,
         context,
@@ -288,12 +290,18 @@ fn recorder_config(config: &Config) -> RecorderConfig {
     }
 }
 
-fn start_workers(config: &Config, camera: &Camera, socket: &Arc<OwnedFd>) -> Result<Workers, ServerError> {
-    let workers = Workers::start(&WorkersConfig {
+fn start_workers(
+    config: &Config,
+    camera: &Camera,
+    socket: &Arc<OwnedFd>,
+    doorbell: Option<LentDoorbell>,
+) -> Result<Workers, ServerError> {
+    let workers = Workers::start(WorkersConfig {
         count: worker_count(config),
         camera: camera.clone(),
         socket: Arc::clone(socket),
         viewers_max: config.max_viewers,
+        doorbell,
     })?;
     Ok(workers)
 }
@@ -417,6 +425,8 @@ fn remove_rings_of_killed_demos() {
 #[derive(Default)]
 struct Threads {
     stop: Arc<AtomicBool>,
+    /// Tells the doorbell's thread that nobody needs it any more.
+    doorbell: Option<SyncSender<Option<Doorbell>>>,
     handles: Vec<JoinHandle<()>>,
 }
 
@@ -431,9 +441,19 @@ impl Threads {
         Ok(())
     }
 
-    fn start_doorbell(&mut self, camera: &Camera, realtime: bool) -> Result<(), ServerError> {
-        let (camera, stop) = (camera.clone(), Arc::clone(&self.stop));
-        self.spawn("doorbell", move || camera::doorbell::run(camera, stop, realtime))
+    /// Starts the thread that waits for the camera where no worker does, and after the workers have ended. With
+    /// `realtime` it does from the beginning; else the doorbell is to be given to a worker.
+    fn start_doorbell(
+        &mut self,
+        camera: &Camera,
+        realtime: bool,
+    ) -> Result<Option<LentDoorbell>, ServerError> {
+        let (back, given_back) = sync_channel(2);
+        self.doorbell = Some(back.clone());
+        let stop = Arc::clone(&self.stop);
+        self.spawn("doorbell", move || doorbell::stand_by(&given_back, &stop, realtime))?;
+        let lent = LentDoorbell::new(Doorbell::new(camera.clone()), back);
+        Ok((!realtime).then_some(lent))
     }
 
     fn start_recorder(&mut self, camera: &Camera, config: &Config) -> Result<RecorderHandle, ServerError> {
@@ -461,6 +481,10 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(doorbell) = self.doorbell.take() {
+            // Full, or its thread is gone: it has one already.
+            let _ = doorbell.try_send(None);
+        }
         for handle in self.handles.drain(..) {
             if handle.join().is_err() {
                 log::error!("a thread panicked");

@@ -27,6 +27,7 @@ const NO_FEATURES: Features = Features {
     submit_all: false,
     multishot_receive: false,
     gso: false,
+    futex: false,
 };
 
 fn edge_with(address: &str, receives: bool, features: Features) -> (Edge, SocketAddr) {

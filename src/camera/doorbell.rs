@@ -1,10 +1,13 @@
-//! UNSAFE: the thread that waits for the camera, by its semaphore or by polling, and rings every consumer.
+//! UNSAFE: who waits for the camera, by its semaphore, its futex or by polling, and rings every consumer: a thread of
+//! its own or, where the kernel lets io_uring wait for a futex, a worker.
 //! May not read units: what a look means is decided in `watch.rs`, here is only the waiting.
-#![expect(unsafe_code, reason = "waits on the camera's semaphore; asks for a real-time priority")]
+#![expect(unsafe_code, reason = "asks for a real-time priority")]
 
+#[cfg(test)]
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
 use rustix::thread::futex;
@@ -15,71 +18,165 @@ use super::mapping::Mapping;
 use super::settle::Posts;
 use super::source::{Camera, Wake};
 use super::watch::{Look, Pace, Watch};
-use crate::limits::{
-    CAMERA_RETRY_NS, DOORBELL_SLEEP_MAX_NS, SEMAPHORE_DRAIN_MAX, SETTLED_NS, WAKES_EMPTY_MAX,
-    WAKES_MISSED_MAX,
-};
+use crate::limits::{CAMERA_RETRY_NS, DOORBELL_SLEEP_MAX_NS, SETTLED_NS, WAKES_EMPTY_MAX, WAKES_MISSED_MAX};
 
 /// Priority asked for with `--realtime`: above every normal thread, below the kernel's own.
 const REALTIME_PRIORITY: i32 = 10;
 
-/// Body of the doorbell thread: waits for the camera and for units, rings the camera's bells. Returns
+/// A word of shared memory that the camera changes and wakes (futex(2), shared between processes).
+pub type Word = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
+
+/// Body of a doorbell thread: waits for the camera and for units, rings the camera's bells. Returns
 /// within about 200 ms of `stop` being set. With `realtime` the thread asks for `SCHED_RR`; a refusal is a
 /// warning.
 pub fn run(camera: Camera, stop: Arc<AtomicBool>, realtime: bool) {
     if realtime {
         ask_for_realtime();
     }
-    let mut doorbell = Doorbell::new(camera);
-    while !stop.load(Ordering::Acquire) {
-        doorbell.turn();
+    Doorbell::new(camera).run(&stop);
+}
+
+/// The same, but it stands by until somebody has a doorbell to give away: see [`LentDoorbell`]. Returns when nobody can any
+/// more, or is told to by `None`.
+pub fn stand_by(given_back: &Receiver<Option<Doorbell>>, stop: &AtomicBool, realtime: bool) {
+    if realtime {
+        ask_for_realtime();
+    }
+    if let Ok(Some(mut doorbell)) = given_back.recv() {
+        doorbell.run(stop);
     }
 }
 
-struct Doorbell {
+/// A doorbell on loan to a thread with other work. However that thread ends, the doorbell goes to the one that stands
+/// by: the camera is watched as long as the program runs.
+pub struct LentDoorbell {
+    /// Taken out by the drop alone.
+    doorbell: Option<Doorbell>,
+    back: SyncSender<Option<Doorbell>>,
+}
+
+impl LentDoorbell {
+    /// Lends `doorbell`; it comes back by `back`, which must have room for it.
+    #[must_use]
+    pub fn new(doorbell: Doorbell, back: SyncSender<Option<Doorbell>>) -> LentDoorbell {
+        LentDoorbell { doorbell: Some(doorbell), back }
+    }
+
+    /// The doorbell, there until the drop.
+    #[must_use]
+    pub fn get(&self) -> Option<&Doorbell> {
+        self.doorbell.as_ref()
+    }
+
+    /// The same, to look.
+    pub fn get_mut(&mut self) -> Option<&mut Doorbell> {
+        self.doorbell.as_mut()
+    }
+}
+
+impl Drop for LentDoorbell {
+    fn drop(&mut self) {
+        // Without a thread that stands by the program has ended.
+        let _ = self.back.try_send(self.doorbell.take());
+    }
+}
+
+/// Follows the camera, one look at a time. Between two looks its owner waits: for [`Doorbell::word`] to change, or
+/// until [`Doorbell::due_ns`].
+pub struct Doorbell {
     watch: Watch,
-    /// Whether a lease ring is waited for by its futex, else polled.
-    uses_futex: bool,
+    /// Whether the camera's wakes are used at all.
+    is_woken: bool,
     pace: Pace,
     trust: Trust,
-    /// How long the next turn may wait.
-    sleep_ns: i64,
-    /// The next turn waits long enough for a wake that comes at all.
+    due_ns: MonotonicNs,
+    /// The next look comes late enough for a wake that comes at all.
     is_patient: bool,
-    /// The futex word of a lease ring as it was before the last look.
-    futex_seen: u32,
+    waiting: Waiting,
+}
+
+/// What tells of a unit in the segment mapped now.
+enum Waiting {
+    /// Nothing that may be used: the ring is polled.
+    Poll,
+    /// The futex of a lease ring, and what it held before the last look.
+    Futex(Word, u32),
+    Semaphore(Arc<Semaphore>, Word),
 }
 
 impl Doorbell {
-    fn new(camera: Camera) -> Doorbell {
+    /// A doorbell whose first look is due at once.
+    #[must_use]
+    pub fn new(camera: Camera) -> Doorbell {
         Doorbell {
-            uses_futex: camera.wake() != Wake::Poll,
+            is_woken: camera.wake() != Wake::Poll,
             watch: Watch::new(camera),
             pace: Pace::default(),
             trust: Trust::default(),
-            sleep_ns: 0,
+            due_ns: i64::MIN,
             is_patient: false,
-            futex_seen: 0,
+            waiting: Waiting::Poll,
         }
     }
 
-    /// Waits once, looks once.
-    fn turn(&mut self) {
-        let (generation, mapping) = self.watch.mapping();
-        let mapping = mapping.filter(|_| self.trust.allows(generation)).cloned();
-        let wait_ns = self.sleep_ns.min(DOORBELL_SLEEP_MAX_NS);
-        let ring = mapping.as_ref().and_then(|mapping| mapping.leases()).filter(|_| self.uses_futex);
-        let posts = if let Some(ring) = ring {
-            wait_for_change(ring.futex(), self.futex_seen, wait_ns);
-            self.futex_seen = ring.futex().load(Ordering::Acquire);
-            None
-        } else if let Some(semaphore) = mapping.and_then(Semaphore::of) {
-            Some(semaphore.wait(wait_ns))
-        } else {
-            sleep(wait_ns);
-            None
+    /// Looks and waits in turn until `stop` is set.
+    fn run(&mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            let wait_ns = self.due_ns.saturating_sub(monotonic_ns());
+            match self.word() {
+                Some((word, seen)) => wait_for_change((**word).as_ref(), seen, wait_ns),
+                None => sleep(wait_ns),
+            }
+            self.look(monotonic_ns());
+        }
+    }
+
+    /// When to look at the latest, CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn due_ns(&self) -> MonotonicNs {
+        self.due_ns
+    }
+
+    /// What to wait for until then: that the word is no longer as given. `None`: nothing tells.
+    #[must_use]
+    pub fn word(&self) -> Option<(&Word, u32)> {
+        match &self.waiting {
+            Waiting::Poll => None,
+            Waiting::Futex(word, seen) => Some((word, *seen)),
+            Waiting::Semaphore(_, word) => Some((word, 0)),
+        }
+    }
+
+    /// Whether the camera tells of something at this moment: a look may wait until it does.
+    #[must_use]
+    pub fn is_rung(&self) -> bool {
+        self.word().is_some_and(|(word, seen)| (**word).as_ref().load(Ordering::Relaxed) != seen)
+    }
+
+    /// Units seen so far, of all runs of the camera.
+    #[must_use]
+    pub fn units_seen(&self) -> u64 {
+        self.watch.units_seen()
+    }
+
+    /// The kernel will not wait for the word: polls until the camera comes anew.
+    pub fn poll_instead(&mut self, reason: &str) {
+        log::warn!("the camera's wakes cannot be waited for: {reason}; polling instead");
+        self.trust.lost_in = Some(self.watch.mapping().0);
+        self.due_ns = i64::MIN;
+    }
+
+    /// One look: takes what the camera posted, rings the bells where that is news. Does not wait.
+    pub fn look(&mut self, now_ns: MonotonicNs) {
+        let (generation, _) = self.watch.mapping();
+        let posts = match &mut self.waiting {
+            Waiting::Poll => None,
+            Waiting::Futex(word, seen) => {
+                *seen = (**word).as_ref().load(Ordering::Acquire);
+                None
+            }
+            Waiting::Semaphore(semaphore, _) => Some(semaphore.take_all()),
         };
-        let now_ns = monotonic_ns();
         let look = self.watch.look(now_ns, posts);
         if let Some(posts) = posts {
             self.trust.judge(generation, posts.taken, look, self.is_patient);
@@ -90,24 +187,52 @@ impl Doorbell {
             self.pace.learn(units, now_ns);
         }
         self.is_patient = !self.watch.is_unsettled();
-        self.sleep_ns = self.next_sleep_ns(look, now_ns);
+        self.follow();
+        self.due_ns = now_ns + self.next_sleep_ns(look, now_ns).min(DOORBELL_SLEEP_MAX_NS);
+    }
+
+    /// Takes up what tells of units in the segment that is mapped now.
+    fn follow(&mut self) {
+        let (generation, mapping) = self.watch.mapping();
+        let Some(mapping) = mapping.filter(|_| self.is_woken && self.trust.allows(generation)) else {
+            self.waiting = Waiting::Poll;
+            return;
+        };
+        if let Some(ring) = mapping.leases() {
+            let word = Arc::clone(ring) as Word;
+            if !matches!(&self.waiting, Waiting::Futex(known, _) if is_same(known, &word)) {
+                // As it never is: the first wait ends at once.
+                let seen = (*word).as_ref().load(Ordering::Acquire).wrapping_sub(1);
+                self.waiting = Waiting::Futex(word, seen);
+            }
+        } else if !matches!(&self.waiting, Waiting::Semaphore(known, _) if Arc::ptr_eq(&known.mapping, mapping))
+        {
+            self.waiting = match Semaphore::of(Arc::clone(mapping)).map(Arc::new) {
+                Some(semaphore) => Waiting::Semaphore(Arc::clone(&semaphore), semaphore),
+                None => Waiting::Poll,
+            };
+        }
+        if let Waiting::Semaphore(semaphore, _) = &self.waiting {
+            semaphore.announce();
+        }
     }
 
     fn next_sleep_ns(&self, look: Look, now_ns: MonotonicNs) -> i64 {
-        let (generation, mapping) = self.watch.mapping();
-        let has_futex = mapping.is_some_and(|mapping| mapping.leases().is_some()) && self.uses_futex;
-        let has_semaphore = mapping.is_some_and(|mapping| mapping.semaphore().is_some());
-        let is_woken = has_futex || has_semaphore && self.trust.allows(generation);
         if look == Look::Away {
             CAMERA_RETRY_NS
         } else if self.watch.is_unsettled() && !self.pace.is_silent(now_ns) {
             SETTLED_NS
-        } else if is_woken {
+        } else if self.word().is_some() {
             self.pace.patience_ns(now_ns)
         } else {
             self.pace.sleep_ns(now_ns)
         }
     }
+}
+
+/// Whether both are the same word in memory.
+fn is_same(one: &Word, other: &Word) -> bool {
+    std::ptr::eq((**one).as_ref(), (**other).as_ref())
 }
 
 /// Whether the semaphore of the segment mapped now does its work. Another server on the ring may take the
@@ -146,61 +271,69 @@ impl Trust {
     }
 }
 
-/// The camera's semaphore in its mapping.
+/// The camera's semaphore in its mapping, with us announced as somebody who waits.
+///
+/// What glibc keeps in a `sem_t` (64 bits, since 2.21, the same for all programs that share one): the count in the
+/// first four bytes, which is the futex word, and the number of those who wait in the next four. `sem_post` wakes only
+/// when there are some. Dying with a wait announced is what a program killed in `sem_wait` does: a post then
+/// makes one system call more.
 struct Semaphore {
-    pointer: NonNull<libc::sem_t>,
-    /// Keeps the pointer valid.
     mapping: Arc<Mapping>,
 }
 
-unsafe extern "C" {
-    /// glibc 2.30. Unlike `sem_timedwait` it does not wait for hours when the wall clock is set back.
-    fn sem_clockwait(
-        semaphore: *mut libc::sem_t,
-        clock: libc::clockid_t,
-        deadline: *const libc::timespec,
-    ) -> libc::c_int;
-}
+/// One more who waits, in the first eight bytes of a `sem_t`; what is below is the count.
+const WAITER: u64 = 1 << 32;
+
+#[cfg(not(all(target_pointer_width = "64", target_endian = "little", target_env = "gnu")))]
+compile_error!("the camera's semaphore is that of glibc on a 64-bit, little-endian machine");
 
 impl Semaphore {
+    /// Announces us.
     fn of(mapping: Arc<Mapping>) -> Option<Semaphore> {
-        let pointer = mapping.semaphore()?;
-        Some(Semaphore { pointer, mapping })
+        let (_, state) = mapping.semaphore_words()?;
+        state.fetch_add(WAITER, Ordering::SeqCst);
+        Some(Semaphore { mapping })
     }
 
-    /// Waits for a post, at most `timeout_ns`, then takes every further one.
-    fn wait(&self, timeout_ns: i64) -> Posts {
-        let deadline_ns = monotonic_ns() + timeout_ns;
-        let deadline = libc::timespec {
-            tv_sec: deadline_ns.div_euclid(1_000_000_000),
-            tv_nsec: deadline_ns.rem_euclid(1_000_000_000),
-        };
-        // SAFETY: the pointer is to the `sem_t` of the camera's segment, mapped read-write and 8-aligned
-        // (const asserts in layout.rs), valid while `self.mapping` lives; glibc's semaphores are made to
-        // be used by several processes, and any content of the 32 bytes is a valid state (a counter and
-        // a number of waiters). A page that is gone is replaced by zeros (mapping.rs).
-        let result =
-            unsafe { sem_clockwait(self.pointer.as_ptr(), libc::CLOCK_MONOTONIC, &raw const deadline) };
-        let mut taken = u32::from(result == 0);
-        let mut index_before = self.mapping.write_index();
-        let mut is_emptied = !self.take();
-        while !is_emptied && taken < SEMAPHORE_DRAIN_MAX {
-            taken += 1;
-            index_before = self.mapping.write_index();
-            is_emptied = !self.take();
+    fn state(&self) -> Option<&AtomicU64> {
+        self.mapping.semaphore_words().map(|(_, state)| state)
+    }
+
+    /// Announces us again where nobody is announced any more: the camera made the semaphore anew.
+    fn announce(&self) {
+        if let Some(state) = self.state().filter(|state| state.load(Ordering::Relaxed) < WAITER) {
+            state.fetch_add(WAITER, Ordering::SeqCst);
         }
-        taken += u32::from(!is_emptied);
-        Posts { taken, index_before, is_emptied }
     }
 
-    /// Takes one post if there is one.
-    fn take(&self) -> bool {
-        // SAFETY: as in `wait`; never blocks.
-        let result = unsafe { libc::sem_trywait(self.pointer.as_ptr()) };
-        result == 0
+    /// Takes every post there is, as so many `sem_trywait`.
+    fn take_all(&self) -> Posts {
+        let index_before = self.mapping.write_index();
+        let posts =
+            self.state().map_or(0, |state| state.fetch_and(!(WAITER - 1), Ordering::Acquire) & (WAITER - 1));
+        Posts { taken: u32::try_from(posts).unwrap_or(u32::MAX), index_before }
     }
 }
 
+impl AsRef<AtomicU32> for Semaphore {
+    /// The count: zero while there is nothing to take.
+    fn as_ref(&self) -> &AtomicU32 {
+        static NEVER: AtomicU32 = AtomicU32::new(0);
+        self.mapping.semaphore_words().map_or(&NEVER, |(count, _)| count)
+    }
+}
+
+impl Drop for Semaphore {
+    fn drop(&mut self) {
+        if let Some(state) = self.state() {
+            let withdraw = |state: u64| state.checked_sub(WAITER);
+            // Nobody is announced where the camera made it anew.
+            let _ = state.fetch_update(Ordering::SeqCst, Ordering::Relaxed, withdraw);
+        }
+    }
+}
+
+/// Asks for a real-time priority of the calling thread.
 fn ask_for_realtime() {
     let parameter = libc::sched_param { sched_priority: REALTIME_PRIORITY };
     // SAFETY: 0 is the calling thread, and the parameter outlives the call, which only reads it.
@@ -234,215 +367,52 @@ pub fn monotonic_ns() -> MonotonicNs {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
+/// The camera's side of the semaphore, for the tests.
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-    use std::thread::JoinHandle;
+struct Poster(Arc<Mapping>);
 
-    use super::*;
-    use crate::camera::cursor::{Cursor, Next};
-    use crate::camera::layout::Layout;
-    use crate::camera::mapping::Access;
-    use crate::camera::source::Bell;
-    use crate::camera::test_ring::TestRing;
+#[cfg(test)]
+impl Poster {
+    fn new(mapping: Arc<Mapping>) -> Poster {
+        let poster = Poster(mapping);
+        poster.make();
+        poster
+    }
 
-    /// The camera's side of the semaphore.
-    struct Poster(Semaphore);
+    /// As the daemon does when it starts.
+    fn make(&self) {
+        // SAFETY: the pointer is to 32 aligned, writable bytes; whoever waits there is not disturbed in a way that
+        // matters to memory.
+        let result = unsafe { libc::sem_init(self.pointer(), 1, 0) };
+        assert_eq!(result, 0);
+    }
 
-    impl Poster {
-        fn new(ring: &TestRing) -> Poster {
-            let mapping = Mapping::open(ring.name(), Access::Semaphore).unwrap();
-            let semaphore = Semaphore::of(mapping).unwrap();
-            // SAFETY: the pointer is to 32 aligned, writable bytes that nobody waits on yet.
-            let result = unsafe { libc::sem_init(semaphore.pointer.as_ptr(), 1, 0) };
+    fn pointer(&self) -> *mut libc::sem_t {
+        self.0.semaphore().map_or(std::ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    fn post(&self, times: u32) {
+        for _ in 0..times {
+            // SAFETY: the semaphore was initialised in `new` and stays mapped.
+            let result = unsafe { libc::sem_post(self.pointer()) };
             assert_eq!(result, 0);
-            Poster(semaphore)
-        }
-
-        fn post(&self, times: u32) {
-            for _ in 0..times {
-                // SAFETY: the semaphore was initialised in `new` and stays mapped.
-                let result = unsafe { libc::sem_post(self.0.pointer.as_ptr()) };
-                assert_eq!(result, 0);
-            }
-        }
-
-        fn value(&self) -> i32 {
-            let mut value = 0;
-            // SAFETY: as in `post`; `value` outlives the call.
-            let result = unsafe { libc::sem_getvalue(self.0.pointer.as_ptr(), &raw mut value) };
-            assert_eq!(result, 0);
-            value
         }
     }
 
-    struct ChannelBell(SyncSender<()>);
-
-    impl Bell for ChannelBell {
-        fn ring(&self) {
-            let _ = self.0.try_send(());
-        }
+    fn value(&self) -> i32 {
+        let mut value = 0;
+        // SAFETY: as in `post`; `value` outlives the call.
+        let result = unsafe { libc::sem_getvalue(self.pointer(), &raw mut value) };
+        assert_eq!(result, 0);
+        value
     }
 
-    /// A doorbell on a thread of its own.
-    struct Running {
-        camera: Camera,
-        cursor: Cursor,
-        rung: Receiver<()>,
-        stop: Arc<AtomicBool>,
-        thread: Option<JoinHandle<()>>,
-    }
-
-    impl Running {
-        fn new(name: &str, wake: Wake) -> Running {
-            let camera = Camera::new(name, wake);
-            let (sender, rung) = sync_channel(1);
-            camera.add_bell(Arc::new(ChannelBell(sender)));
-            let stop = Arc::new(AtomicBool::new(false));
-            let thread = std::thread::spawn({
-                let (camera, stop) = (camera.clone(), Arc::clone(&stop));
-                move || run(camera, stop, false)
-            });
-            Running { cursor: camera.cursor(), camera, rung, stop, thread: Some(thread) }
-        }
-
-        /// The next unit, waited for by the bell.
-        fn unit(&mut self) -> Vec<u8> {
-            loop {
-                match self.cursor.next(monotonic_ns()) {
-                    Next::Unit(unit) => return unit.bytes.to_vec(),
-                    Next::Empty | Next::Away => {
-                        self.rung.recv_timeout(Duration::from_secs(20)).expect("the bell rings");
-                    }
-                    Next::Restarted => {}
-                    other => panic!("{other:?}"),
-                }
-            }
-        }
-    }
-
-    impl Drop for Running {
-        fn drop(&mut self) {
-            self.stop.store(true, Ordering::Release);
-            self.thread.take().unwrap().join().unwrap();
-        }
-    }
-
-    #[test]
-    fn every_way_of_waking_brings_every_unit_on_every_layout() {
-        for layout in Layout::LEGACY {
-            for wake in [Wake::Auto, Wake::Semaphore, Wake::Poll] {
-                let mut ring = TestRing::new(layout);
-                let poster = layout.semaphore_offset().map(|_| Poster::new(&ring));
-                let mut running = Running::new(ring.name(), wake);
-                for i in 0..40_u8 {
-                    ring.publish(&[i; 2000]);
-                    if let Some(poster) = &poster {
-                        poster.post(1);
-                    }
-                    assert_eq!(running.unit(), [i; 2000], "{layout}, {wake}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn polling_never_touches_the_semaphore() {
-        let mut ring = TestRing::new(Layout::V1);
-        let poster = Poster::new(&ring);
-        let mut running = Running::new(ring.name(), Wake::Poll);
-        for i in 0..5_u8 {
-            ring.publish(&[i; 500]);
-            poster.post(1);
-            running.unit();
-        }
-        assert_eq!(poster.value(), 5);
-        assert!(running.camera.place().1.unwrap().mapping.semaphore().is_none(), "mapped read-only");
-    }
-
-    #[test]
-    fn wakes_that_another_process_takes_are_replaced_by_polling() {
-        let mut ring = TestRing::new(Layout::V3);
-        let _poster = Poster::new(&ring);
-        let mut running = Running::new(ring.name(), Wake::Auto);
-        for i in 0..60_u8 {
-            ring.publish(&[i]);
-            assert_eq!(running.unit(), [i]);
-        }
-    }
-
-    #[test]
-    fn posts_piled_up_while_nobody_looked_are_one_wake() {
-        let mut ring = TestRing::new(Layout::V1);
-        let poster = Poster::new(&ring);
-        poster.post(50_000);
-        let mut running = Running::new(ring.name(), Wake::Auto);
-        ring.publish(b"first");
-        poster.post(1);
-        assert_eq!(running.unit(), b"first");
-        assert_eq!(poster.value(), 0);
-        assert!(running.camera.counters().wakes.load(Ordering::Relaxed) < 10_000);
-    }
-
-    #[test]
-    fn a_camera_that_comes_and_goes_is_followed() {
-        let name = format!("/ss-test-{}-doorbell", std::process::id());
-        let mut running = Running::new(&name, Wake::Auto);
-        for (i, layout) in (1_u8..).zip(Layout::LEGACY) {
-            let mut ring = TestRing::named(&name, layout);
-            for _ in 0..3 {
-                ring.publish(&[i; 100]);
-            }
-            for _ in 0..3 {
-                assert_eq!(running.unit(), [i; 100]);
-            }
-        }
-    }
-
-    #[test]
-    fn a_segment_truncated_under_the_semaphore_wait_kills_nobody() {
-        for layout in [Layout::V1, Layout::V3] {
-            let mut ring = TestRing::new(layout);
-            let poster = Poster::new(&ring);
-            let mut running = Running::new(ring.name(), Wake::Auto);
-            ring.publish(b"before");
-            poster.post(1);
-            assert_eq!(running.unit(), b"before");
-            ring.resize(0);
-            while !matches!(running.cursor.next(0), Next::Away) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            ring.resize(layout.segment_bytes() as u64);
-            ring.set_index(0);
-            ring.publish(b"after");
-            assert_eq!(running.unit(), b"after");
-        }
-    }
-
-    #[test]
-    fn a_semaphore_that_never_blocks_is_given_up() {
-        let mut trust = Trust::default();
-        for _ in 0..WAKES_EMPTY_MAX {
-            assert!(trust.allows(3));
-            trust.judge(3, 7, Look::Quiet, true);
-        }
-        assert!(!trust.allows(3));
-        assert!(trust.allows(4), "the next camera is trusted again");
-    }
-
-    #[test]
-    fn a_semaphore_shared_with_another_server_is_given_up() {
-        let mut trust = Trust::default();
-        for _ in 0..100 {
-            trust.judge(3, 1, Look::Advanced(1), true);
-            trust.judge(3, 0, Look::Advanced(1), true);
-        }
-        assert!(!trust.allows(3));
-        let mut trust = Trust::default();
-        for _ in 0..100 {
-            trust.judge(3, 0, Look::Advanced(1), false);
-            trust.judge(3, 1, Look::Quiet, true);
-        }
-        assert!(trust.allows(3), "short looks at an unsettled unit prove nothing");
+    /// How many are announced.
+    fn waiters(&self) -> u64 {
+        self.0.semaphore_words().map_or(0, |(_, state)| state.load(Ordering::Relaxed) / WAITER)
     }
 }
+
+#[cfg(test)]
+#[path = "doorbell_tests.rs"]
+mod tests;

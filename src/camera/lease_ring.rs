@@ -263,6 +263,13 @@ impl Slots for Words<'_> {
     }
 }
 
+impl AsRef<AtomicU32> for LeaseRing {
+    /// The word that changes with every unit.
+    fn as_ref(&self) -> &AtomicU32 {
+        self.futex()
+    }
+}
+
 /// A lent slot as the owner of `Bytes`.
 struct LeasedSlot {
     ring: Arc<LeaseRing>,

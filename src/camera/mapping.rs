@@ -286,6 +286,12 @@ impl Mapping {
         NonNull::new(control.map.as_mut_ptr().wrapping_add(offset).cast())
     }
 
+    /// The count in that semaphore, and its first eight bytes.
+    pub(super) fn semaphore_words(&self) -> Option<(&AtomicU32, &AtomicU64)> {
+        let (control, offset) = self.control.as_ref().zip(self.layout.semaphore_offset())?;
+        Some((control.word(offset), control.long_word(offset)))
+    }
+
     /// Whether the segment shrank under the mapping: what is read now may be zeros of our own.
     #[must_use]
     pub fn is_lost(&self) -> bool {

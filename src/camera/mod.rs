@@ -5,7 +5,8 @@
 //!     │          ▲
 //!     │       source      which segment, which run, status, counters, bells
 //!     │          ▲
-//!     └───────► doorbell ─► watch ─► settle       one thread: waits, follows the index, re-attaches, rings
+//!     └───────► doorbell ─► watch ─► settle       a thread of its own or a worker's: waits, follows the index,
+//!                                                 re-attaches, rings
 //! ```
 //!
 //! On a lease ring `mapping` is a [`lease`] of each slot that is read: nothing is torn and nothing copied.

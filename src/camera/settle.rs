@@ -122,43 +122,45 @@ impl Tail {
     }
 }
 
-/// What one wait on the camera's semaphore brought.
+/// What one look at the camera's semaphore brought.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Posts {
     /// Posts taken.
     pub(super) taken: u32,
-    /// The write index as it was before the semaphore was found empty.
+    /// The write index as it was before all posts were taken.
     pub(super) index_before: u32,
-    /// Whether the semaphore was found empty, so that every post up to then is taken.
-    pub(super) is_emptied: bool,
 }
 
 /// Counts the camera's posts to know which units are whole: on an index-first ring it raises the index,
 /// copies, posts. One post is not proof for the newest unit: the camera may have begun another since.
 ///
-/// When the semaphore is empty every post so far was taken, and an index of `i` then says that at least
+/// When all posts so far were taken, an index of `i` loaded before says that at least
 /// `i - 1` units were posted; every post taken later is one unit more. That bound is exact once
 /// [`PostCount::anchor`] was told of a moment of rest. Posts that others take only make it lag.
 #[derive(Debug, Default)]
 pub(super) struct PostCount {
-    /// Units known to be posted; `None` before the semaphore was found empty once.
+    /// Units known to be posted; `None` before the first look.
     whole: Option<u32>,
 }
 
 impl PostCount {
-    /// Takes in one wait; `index` was loaded after it. Returns how many units are whole.
+    /// Takes in one look; `index` was loaded after it. Returns how many units are whole.
     pub(super) fn update(&mut self, posts: Posts, index: u32) -> u32 {
         let proven = posts.index_before.wrapping_sub(1);
         let counted = self.whole.map(|whole| whole.wrapping_add(posts.taken));
-        self.whole = match counted {
+        let whole = match counted {
             // More posts than units: posts of others, or an anchor set too high.
             Some(counted) if ahead(counted, index) <= 0 => {
-                let is_behind = posts.is_emptied && ahead(proven, counted) > 0;
-                Some(if is_behind { proven } else { counted })
+                if ahead(proven, counted) > 0 {
+                    proven
+                } else {
+                    counted
+                }
             }
-            _ => posts.is_emptied.then_some(proven),
+            _ => proven,
         };
-        self.whole.unwrap_or(index.wrapping_sub(1))
+        self.whole = Some(whole);
+        whole
     }
 
     /// The semaphore is empty and the newest unit is whole: `index` units are posted.
@@ -293,7 +295,7 @@ mod tests {
                     }
                     Step::StolenPost => semaphore = semaphore.saturating_sub(1),
                     Step::Look | Step::Rest => {
-                        let posts = Posts { taken: semaphore, index_before: index, is_emptied: true };
+                        let posts = Posts { taken: semaphore, index_before: index };
                         semaphore = 0;
                         let claimed = count.update(posts, index);
                         prop_assert!(ahead(claimed, whole) <= 0, "claims {claimed}, whole are {whole}");
@@ -311,12 +313,12 @@ mod tests {
     #[test]
     fn an_anchored_count_proves_the_newest_unit_with_its_post() {
         let mut count = PostCount::default();
-        let posts = Posts { taken: 900, index_before: 7, is_emptied: true };
+        let posts = Posts { taken: 900, index_before: 7 };
         assert_eq!(count.update(posts, 7), 6, "stale posts prove nothing");
         count.anchor(7);
-        let posts = Posts { taken: 1, index_before: 8, is_emptied: true };
+        let posts = Posts { taken: 1, index_before: 8 };
         assert_eq!(count.update(posts, 8), 8);
-        let posts = Posts { taken: 1, index_before: 10, is_emptied: true };
+        let posts = Posts { taken: 1, index_before: 10 };
         assert_eq!(count.update(posts, 10), 9, "the tenth is begun, not posted");
     }
 }

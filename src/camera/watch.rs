@@ -63,6 +63,11 @@ impl Watch {
         (self.generation, self.run.as_ref().map(|run| &run.attachment.mapping))
     }
 
+    /// Units seen so far.
+    pub(super) fn units_seen(&self) -> u64 {
+        self.camera.counters().units_seen.load(Ordering::Relaxed)
+    }
+
     /// Whether a unit is begun of which it is not known yet that it is whole.
     pub(super) fn is_unsettled(&self) -> bool {
         self.run.as_ref().is_some_and(|run| run.available != run.index)
@@ -224,7 +229,7 @@ impl Run {
         let unseen_ns = if posts.is_some() { SETTLED_POSTED_NS } else { SETTLED_UNSEEN_NS };
         if (whole != self.index || !is_posted) && self.settle.look(mapping, newest, now_ns, unseen_ns) {
             whole = self.index;
-            if posts.is_some_and(|posts| posts.is_emptied) {
+            if posts.is_some() {
                 self.posted.anchor(self.index);
             }
         }

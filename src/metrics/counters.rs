@@ -135,6 +135,8 @@ pub struct WorkerCounters {
     pub uring_features: Gauge,
     /// Turns of the worker's loop.
     pub turns: Counter,
+    /// Nanoseconds polled busily for access units that were about to come.
+    pub busy_poll_ns: Counter,
     /// Payload buffers newly allocated by the packetiser.
     pub payload_allocations: Counter,
 

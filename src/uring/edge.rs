@@ -14,7 +14,8 @@ use super::message::{Family, ReceiveFault, encode_address};
 use super::operation::{Route, Run, RunShape, SendOutcome, Token};
 use super::ring::{Cqe, Ring};
 use super::udp::{self, PlainRoutes};
-use super::{Completion, EdgeConfig, EdgeCounters, EdgeError, Features, Outgoing, Received};
+use super::watch::Watch;
+use super::{Completion, EdgeConfig, EdgeCounters, EdgeError, Features, Outgoing, Received, Word};
 use crate::limits::{
     BELLS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX, SUBMIT_DATAGRAMS,
 };
@@ -36,6 +37,7 @@ pub struct Edge {
     sends: SendSlab,
     receiver: Receiver,
     bells: Vec<Bell>,
+    watch: Watch,
     socket: Arc<OwnedFd>,
     family: Family,
     features: Features,
@@ -91,6 +93,7 @@ impl Edge {
             sends: SendSlab::new(sends_max),
             receiver,
             bells: (0u16..).zip(bells).map(bell).collect(),
+            watch: Watch::default(),
             socket,
             family,
             features,
@@ -141,6 +144,13 @@ impl Edge {
             log::debug!("submitting early: {error}"); // told again, and handled, at the end of the turn
         }
         self.reap();
+    }
+
+    /// From the next [`Edge::submit_and_wait`] on waits for the word to be another than given, once:
+    /// [`Completion::Word`] tells, then the edge has to be told anew. A word in another place takes its place, the same
+    /// one with another value does not. Nothing where the kernel has no [`Features::futex`].
+    pub fn watch(&mut self, word: Option<(&Word, u32)>) {
+        self.watch.want(word.filter(|_| self.features.futex));
     }
 
     /// What happened, in the order the kernel told it.
@@ -301,6 +311,7 @@ impl Edge {
         for bell in self.bells.iter_mut().filter(|bell| !bell.memory.is_armed() && !bell.is_broken) {
             self.ring.push_bell(&bell.eventfd, &mut bell.memory, counters);
         }
+        self.watch.arm(&mut self.ring, counters);
     }
 
     /// Takes all completions, also those that overflowed.
@@ -325,6 +336,7 @@ impl Edge {
             Token::Send(index) => self.complete_send(index, cqe),
             Token::Receive | Token::ReceiveOne(_) => self.complete_receive(cqe),
             Token::Bell(index) => self.complete_bell(usize::from(index), cqe),
+            Token::Word => self.ready.extend(self.watch.complete(cqe).map(Completion::Word)),
             Token::Cancel => {}
         }
     }
@@ -461,6 +473,7 @@ impl Edge {
         self.sends.is_idle()
             && self.receiver.is_idle()
             && self.bells.iter().all(|bell| !bell.memory.is_armed())
+            && !self.watch.is_armed()
     }
 }
 

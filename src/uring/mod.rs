@@ -20,10 +20,12 @@ mod message;
 mod operation;
 mod ring;
 mod udp;
+mod watch;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 pub use edge::Edge;
 pub use error::EdgeError;
@@ -42,6 +44,9 @@ pub struct EdgeConfig {
     pub sends_max: usize,
 }
 
+/// A word of shared memory that another process changes and wakes (futex(2)); whoever holds it keeps it mapped.
+pub type Word = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
+
 /// What the kernel offers and the edge uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
@@ -57,6 +62,8 @@ pub struct Features {
     pub multishot_receive: bool,
     /// Runs become one send with `UDP_SEGMENT` (Linux 4.18); off, every datagram is a send of its own.
     pub gso: bool,
+    /// Waiting for a futex, `IORING_OP_FUTEX_WAIT` (Linux 6.7).
+    pub futex: bool,
 }
 
 impl Features {
@@ -68,11 +75,12 @@ impl Features {
         submit_all: true,
         multishot_receive: true,
         gso: true,
+        futex: true,
     };
 
     /// Each by the name people know, in the order of [`Features::bits`].
     #[must_use]
-    pub fn list(&self) -> [(&'static str, bool); 6] {
+    pub fn list(&self) -> [(&'static str, bool); 7] {
         [
             ("SINGLE_ISSUER", self.single_issuer),
             ("DEFER_TASKRUN", self.defer_taskrun),
@@ -80,6 +88,7 @@ impl Features {
             ("SUBMIT_ALL", self.submit_all),
             ("multishot receive", self.multishot_receive),
             ("GSO", self.gso),
+            ("futex wait", self.futex),
         ]
     }
 
@@ -100,6 +109,7 @@ impl Features {
             submit_all: has(3),
             multishot_receive: has(4),
             gso: has(5),
+            futex: has(6),
         }
     }
 
@@ -166,6 +176,9 @@ pub enum Completion {
     Datagram(Received),
     /// The bell of this index rang; its eventfd is drained.
     Bell(usize),
+    /// The word given to [`Edge::watch`] changed, or was not as expected; or the kernel refuses to wait for it, with the
+    /// error number (positive, errno(3)).
+    Word(Result<(), i32>),
     /// A send ended.
     Sent {
         /// Whose datagrams.
@@ -218,10 +231,10 @@ mod tests {
 
     #[test]
     fn features_survive_as_bits() {
-        for bits in 0..64 {
+        for bits in 0..128 {
             assert_eq!(Features::from_bits(bits).bits(), bits);
         }
-        assert_eq!(Features::ALL.bits(), 63);
+        assert_eq!(Features::ALL.bits(), 127);
         assert_eq!(Features::ALL.missing(), "");
         let old = Features { defer_taskrun: false, multishot_receive: false, ..Features::ALL };
         assert_eq!(old.missing(), "DEFER_TASKRUN, multishot receive");

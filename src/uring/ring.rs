@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
@@ -18,6 +19,9 @@ use crate::limits::RECEIVE_BUFFERS;
 
 /// The buffer group of the one buffer ring of an edge.
 const BUFFER_GROUP: u16 = 0;
+
+/// `FUTEX2_SIZE_U32` of linux/futex.h; without `FUTEX2_PRIVATE`: shared between processes.
+const FUTEX2_SIZE_U32: u32 = 2;
 
 /// One completion. Made by [`Ring::pop`] alone and not copied: whoever has one knows that the kernel sent it.
 #[derive(Debug)]
@@ -72,7 +76,7 @@ impl Ring {
                     });
                 }
                 Ok(ring) => {
-                    probe(&ring)?;
+                    features.futex &= probe(&ring)?.is_supported(opcode::FutexWait::CODE);
                     return Ok(Ring { ring });
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && features.leave_one_out() => {}
@@ -128,6 +132,30 @@ impl Ring {
         let entry = opcode::Read::new(Fd(bell.as_raw_fd()), buffer, bytes).build();
         // SAFETY: the eight bytes are in a slot held since the line above, as in `push_send`.
         unsafe { self.push(entry, token) };
+    }
+
+    /// Queues the wait for `word` to be another than `expected`; false where the queue stays full.
+    pub(super) fn push_word(&mut self, word: &AtomicU32, expected: u32, counters: &mut EdgeCounters) -> bool {
+        if !self.make_room(counters) {
+            return false;
+        }
+        let any_waker = u64::from(u32::MAX);
+        let entry = opcode::FutexWait::new(word.as_ptr(), u64::from(expected), any_waker, FUTEX2_SIZE_U32);
+        // SAFETY: the kernel only reads the word, once, when it takes the entry; an address that is no longer mapped is
+        // an error to it (EFAULT), nothing else.
+        unsafe { self.push(entry.build(), Token::Word) };
+        true
+    }
+
+    /// Queues the end of the wait for a word; its completion follows. False where the queue stays full.
+    pub(super) fn push_word_end(&mut self, counters: &mut EdgeCounters) -> bool {
+        if !self.make_room(counters) {
+            return false;
+        }
+        let entry = opcode::AsyncCancel::new(Token::Word.pack()).build();
+        // SAFETY: a cancellation points to no memory.
+        unsafe { self.push(entry, Token::Cancel) };
+        true
     }
 
     /// Queues the multishot receive; it is not armed where the queue stays full.
@@ -239,8 +267,8 @@ impl Ring {
     }
 }
 
-/// Asks for the operations an edge cannot do without.
-fn probe(ring: &IoUring) -> Result<(), EdgeError> {
+/// What operations there are; an error where one is not that an edge cannot do without.
+fn probe(ring: &IoUring) -> Result<Probe, EdgeError> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(EdgeError::of_setup)?;
     let needed = [
@@ -250,7 +278,7 @@ fn probe(ring: &IoUring) -> Result<(), EdgeError> {
     ];
     match needed.into_iter().find(|(code, _)| !probe.is_supported(*code)) {
         Some((_, missing)) => Err(EdgeError::TooOld { missing }),
-        None => Ok(()),
+        None => Ok(probe),
     }
 }
 

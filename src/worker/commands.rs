@@ -3,8 +3,9 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, ThreadId};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -76,6 +77,7 @@ pub struct MailboxReader {
     pub(super) commands: Receiver<Command>,
     pub(super) datagrams: Receiver<Forwarded>,
     bell: Arc<EventBell>,
+    camera_bell: Arc<CameraBell>,
 }
 
 /// A bell on an eventfd; ringing it wakes the worker's `io_uring_enter`.
@@ -88,6 +90,20 @@ impl Bell for EventBell {
     }
 }
 
+/// The same bell for the camera; on the worker's own thread it may be silent.
+struct CameraBell {
+    bell: Arc<EventBell>,
+    silent_on: OnceLock<ThreadId>,
+}
+
+impl Bell for CameraBell {
+    fn ring(&self) {
+        if self.silent_on.get().is_none_or(|thread| *thread != thread::current().id()) {
+            self.bell.ring();
+        }
+    }
+}
+
 /// A mailbox and its reader.
 ///
 /// # Errors
@@ -97,7 +113,8 @@ pub fn mailbox() -> io::Result<(Mailbox, MailboxReader)> {
     let (commands, commands_reader) = sync_channel(limits::COMMANDS_MAX);
     let (datagrams, datagrams_reader) = sync_channel(limits::FORWARDED_DATAGRAMS_MAX);
     let mailbox = Mailbox { commands, datagrams, bell: Arc::clone(&bell) };
-    Ok((mailbox, MailboxReader { commands: commands_reader, datagrams: datagrams_reader, bell }))
+    let camera_bell = Arc::new(CameraBell { bell: Arc::clone(&bell), silent_on: OnceLock::new() });
+    Ok((mailbox, MailboxReader { commands: commands_reader, datagrams: datagrams_reader, bell, camera_bell }))
 }
 
 impl Mailbox {
@@ -130,6 +147,17 @@ impl MailboxReader {
     /// The eventfd to watch.
     pub(super) fn bell(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.bell.0)
+    }
+
+    /// What the camera rings for new units.
+    pub(super) fn camera_bell(&self) -> Arc<dyn Bell> {
+        Arc::clone(&self.camera_bell) as Arc<dyn Bell>
+    }
+
+    /// The calling thread is the worker's and itself rings for the camera: it need not ring itself.
+    pub(super) fn be_silent_here(&self) {
+        // Told once.
+        let _ = self.camera_bell.silent_on.set(thread::current().id());
     }
 }
 

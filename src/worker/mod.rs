@@ -13,9 +13,11 @@ pub mod commands;
 pub mod director;
 mod gop;
 mod lookback;
+mod own_doorbell;
 mod recordings;
 pub mod registry;
 mod replay;
+mod rhythm;
 pub mod rtp_clock;
 mod source;
 pub mod tenancy;
@@ -34,6 +36,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::camera::Camera;
+use crate::camera::doorbell::LentDoorbell;
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::uring::{Edge, EdgeConfig, EdgeError};
@@ -66,6 +69,9 @@ pub struct WorkersConfig {
     pub socket: Arc<OwnedFd>,
     /// Viewers one process may have; sizes the send operations.
     pub viewers_max: usize,
+    /// The camera's doorbell, for the first worker; given back where the kernel lets io_uring wait for no futex (before
+    /// Linux 6.7).
+    pub doorbell: Option<LentDoorbell>,
 }
 
 /// The workers, running.
@@ -83,18 +89,19 @@ impl Workers {
     /// # Errors
     /// [`WorkerError`] when a thread, an eventfd or io_uring is refused; workers already started end with
     /// their mailboxes.
-    pub fn start(config: &WorkersConfig) -> Result<Workers, WorkerError> {
+    pub fn start(mut config: WorkersConfig) -> Result<Workers, WorkerError> {
         let mut workers = Workers { mailboxes: Vec::new(), counters: Vec::new(), threads: Vec::new() };
         let mut readers = Vec::new();
         for _ in 0..config.count.max(1) {
             let (mailbox, reader) = mailbox().map_err(WorkerError::Bell)?;
-            config.camera.add_bell(mailbox.bell());
+            config.camera.add_bell(reader.camera_bell());
             workers.counters.push(Arc::default());
             workers.mailboxes.push(mailbox);
             readers.push(reader);
         }
         for (index, reader) in readers.into_iter().enumerate() {
-            workers.spawn(config, index, reader)?;
+            let doorbell = config.doorbell.take();
+            workers.spawn(&config, index, reader, doorbell)?;
         }
         Ok(workers)
     }
@@ -104,6 +111,7 @@ impl Workers {
         config: &WorkersConfig,
         index: usize,
         reader: MailboxReader,
+        doorbell: Option<LentDoorbell>,
     ) -> Result<(), WorkerError> {
         let (ready, started) = sync_channel(1);
         let seed = turn::Seed {
@@ -112,6 +120,7 @@ impl Workers {
             peers: self.mailboxes.clone(),
             counters: self.counters.get(index).cloned().unwrap_or_default(),
             reader,
+            doorbell,
         };
         let edge_config = EdgeConfig {
             socket: Arc::clone(&config.socket),
@@ -146,7 +155,7 @@ impl Workers {
 }
 
 fn run(
-    seed: turn::Seed,
+    mut seed: turn::Seed,
     config: EdgeConfig,
     pin_to: Option<usize>,
     ready: &SyncSender<Result<(), EdgeError>>,
@@ -156,6 +165,10 @@ fn run(
     }
     match Edge::new(config) {
         Ok(edge) => {
+            seed.doorbell = seed.doorbell.filter(|_| edge.features().futex);
+            if seed.doorbell.is_some() {
+                seed.reader.be_silent_here();
+            }
             let _ = ready.send(Ok(()));
             seed.counters.uring_features.set(edge.features().bits());
             turn::Worker::new(seed, edge).run();

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use crate::camera::CameraCounters;
 use crate::metrics::{Exposition, LoginCounters, WorkerCounters, process as kernel};
@@ -91,8 +92,10 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
         "Access units not read at once: this program held its share of slots.",
     )
     .value(from.camera.leases_refused.load(Relaxed));
-    text.counter("doorbell_wakes_total", "Turns of the thread that waits for the camera.")
+    text.counter("doorbell_wakes_total", "Looks of the thread that waits for the camera.")
         .value(from.camera.wakes.load(Relaxed));
+    text.counter("busy_poll_seconds_total", "Time a worker polled for access units that were about to come.")
+        .value(Duration::from_nanos(from.sum(|w| w.busy_poll_ns.get())).as_secs_f64());
     text.gauge("camera_live", "1 while access units arrive.").value(gauge(from.camera_live));
     text.gauge("channel_buffer_usage", "Slots between a consumer and the newest access unit.").labelled(
         "channel",

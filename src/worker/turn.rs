@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::camera::Camera;
+use crate::camera::doorbell::LentDoorbell;
 use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
 use crate::uring::{Completion, EdgeError, Received};
 use crate::worker::clock::{self, Now};
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
+use crate::worker::own_doorbell::OwnDoorbell;
 use crate::worker::registry::{Entry, Registry, Routes};
 use crate::worker::replay::Replayer;
 use crate::worker::source::{Source, Taken};
@@ -30,6 +32,8 @@ pub(super) struct Seed {
     pub(super) peers: Vec<Mailbox>,
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) reader: MailboxReader,
+    /// The camera's, where this worker is the one that waits for it.
+    pub(super) doorbell: Option<LentDoorbell>,
 }
 
 /// Longest sleep of a worker that has nothing to wait for.
@@ -57,6 +61,7 @@ pub(super) struct Worker<W> {
     stopping_until: Option<Instant>,
     /// A viewer is being given the GOP so far: the next turn comes soon.
     is_replaying: bool,
+    doorbell: Option<OwnDoorbell>,
 }
 
 impl<W: Wire> Worker<W> {
@@ -77,6 +82,7 @@ impl<W: Wire> Worker<W> {
             timing: Timing::default(),
             stopping_until: None,
             is_replaying: false,
+            doorbell: seed.doorbell.map(OwnDoorbell::new),
         }
     }
 
@@ -89,13 +95,21 @@ impl<W: Wire> Worker<W> {
                 return;
             }
             now = clock::now();
+            if self.doorbell.as_mut().is_some_and(|doorbell| doorbell.poll_busily(now)) {
+                now = clock::now();
+            }
             self.turn(now);
         }
     }
 
     fn submit(&mut self, now: Now) -> Result<(), EdgeError> {
         self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
-        self.edge.submit_and_wait(self.time_to_wait(now))
+        let mut wait = self.time_to_wait(now);
+        if let Some(doorbell) = &mut self.doorbell {
+            self.edge.watch(doorbell.word());
+            wait = wait.min(doorbell.time_to_wait(now, self.sessions.len()));
+        }
+        self.edge.submit_and_wait(wait)
     }
 
     fn is_done(&self, now: Now) -> bool {
@@ -119,6 +133,10 @@ impl<W: Wire> Worker<W> {
         // Commands before datagrams: a session's first STUN must find it.
         self.take_commands(now);
         self.reap(now);
+        // Others wait to be rung: before this worker's own work.
+        if let Some(doorbell) = &mut self.doorbell {
+            doorbell.turn(now);
+        }
         self.take_forwarded(now);
         self.drain_touched(now);
         self.fan_out(now);
@@ -139,6 +157,11 @@ impl<W: Wire> Worker<W> {
                 Some(Completion::Sent { .. }) => any_sent = true,
                 // What rang is looked at in every turn.
                 Some(Completion::Bell(_)) => {}
+                Some(Completion::Word(result)) => {
+                    if let Some(doorbell) = &mut self.doorbell {
+                        doorbell.hear(result);
+                    }
+                }
                 None => break,
             }
         }
@@ -354,6 +377,9 @@ impl<W: Wire> Worker<W> {
 
     fn count(&mut self, now: Now) {
         self.counters.turns.add(1);
+        if let Some(doorbell) = &self.doorbell {
+            self.counters.busy_poll_ns.set_total(doorbell.polled_ns());
+        }
         count_edge(self.edge.counters(), &self.counters);
         self.totals.count(&mut self.sessions, now, &self.counters);
         self.timing.publish(now.monotonic_ns, &self.counters);

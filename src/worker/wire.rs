@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::session::{Destination, Outlet};
-use crate::uring::{Completion, Edge, EdgeCounters, EdgeError, Received};
+use crate::uring::{Completion, Edge, EdgeCounters, EdgeError, Received, Word};
 use crate::worker::timing::Sends;
 
 /// The edge as a worker sees it; each method is that of [`Edge`].
@@ -25,6 +25,7 @@ pub(super) trait Wire {
     fn flush(&mut self);
     fn counters(&self) -> &EdgeCounters;
     fn in_flight(&self, viewer: u32) -> u32;
+    fn watch(&mut self, word: Option<(&Word, u32)>);
 }
 
 /// One viewer's datagrams on their way to the edge.
@@ -79,5 +80,9 @@ impl Wire for Edge {
 
     fn in_flight(&self, viewer: u32) -> u32 {
         Edge::in_flight(self, viewer)
+    }
+
+    fn watch(&mut self, word: Option<(&Word, u32)>) {
+        Edge::watch(self, word);
     }
 }

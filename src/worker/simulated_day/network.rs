@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::random::Random;
 use super::{MS, SECOND};
-use crate::uring::{Completion, EdgeCounters, EdgeError, Received};
+use crate::uring::{Completion, EdgeCounters, EdgeError, Received, Word};
 use crate::worker::wire::Wire;
 
 /// A day is thinned: one datagram that waits in the kernel stands for so many of a real stream.
@@ -230,4 +230,6 @@ impl Wire for SimulatedWire {
     fn in_flight(&self, viewer: u32) -> u32 {
         self.in_flight.get(&viewer).map_or(0, |count| count * STANDS_FOR)
     }
+
+    fn watch(&mut self, _: Option<(&Word, u32)>) {}
 }

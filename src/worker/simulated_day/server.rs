@@ -37,6 +37,7 @@ impl Server {
             peers: mailboxes.clone(),
             counters: Arc::clone(counters),
             reader,
+            doorbell: None,
         });
         let workers = seeds.map(|seed| as_server(|| Worker::new(seed, SimulatedWire::default()))).collect();
         Server { workers, mailboxes, counters }
