@@ -153,12 +153,6 @@ impl Doorbell {
         self.word().is_some_and(|(word, seen)| (**word).as_ref().load(Ordering::Relaxed) != seen)
     }
 
-    /// Units seen so far, of all runs of the camera.
-    #[must_use]
-    pub fn units_seen(&self) -> u64 {
-        self.watch.units_seen()
-    }
-
     /// The kernel will not wait for the word: polls until the camera comes anew.
     pub fn poll_instead(&mut self, reason: &str) {
         log::warn!("the camera's wakes cannot be waited for: {reason}; polling instead");
@@ -166,8 +160,8 @@ impl Doorbell {
         self.due_ns = i64::MIN;
     }
 
-    /// One look: takes what the camera posted, rings the bells where that is news. Does not wait.
-    pub fn look(&mut self, now_ns: MonotonicNs) {
+    /// One look: takes what the camera posted, rings the bells where that is news. Does not wait. Whether units came.
+    pub fn look(&mut self, now_ns: MonotonicNs) -> bool {
         let (generation, _) = self.watch.mapping();
         let posts = match &mut self.waiting {
             Waiting::Poll => None,
@@ -181,14 +175,14 @@ impl Doorbell {
         if let Some(posts) = posts {
             self.trust.judge(generation, posts.taken, look, self.is_patient);
         }
-        if let Look::Advanced(units) = look
-            && units > 0
-        {
+        let units = if let Look::Advanced(units) = look { units } else { 0 };
+        if units > 0 {
             self.pace.learn(units, now_ns);
         }
         self.is_patient = !self.watch.is_unsettled();
         self.follow();
         self.due_ns = now_ns + self.next_sleep_ns(look, now_ns).min(DOORBELL_SLEEP_MAX_NS);
+        units > 0
     }
 
     /// Takes up what tells of units in the segment that is mapped now.
@@ -200,7 +194,7 @@ impl Doorbell {
         };
         if let Some(ring) = mapping.leases() {
             let word = Arc::clone(ring) as Word;
-            if !matches!(&self.waiting, Waiting::Futex(known, _) if is_same(known, &word)) {
+            if !matches!(&self.waiting, Waiting::Futex(known, _) if Word::ptr_eq(known, &word)) {
                 // As it never is: the first wait ends at once.
                 let seen = (*word).as_ref().load(Ordering::Acquire).wrapping_sub(1);
                 self.waiting = Waiting::Futex(word, seen);
@@ -228,11 +222,6 @@ impl Doorbell {
             self.pace.sleep_ns(now_ns)
         }
     }
-}
-
-/// Whether both are the same word in memory.
-fn is_same(one: &Word, other: &Word) -> bool {
-    std::ptr::eq((**one).as_ref(), (**other).as_ref())
 }
 
 /// Whether the semaphore of the segment mapped now does its work. Another server on the ring may take the

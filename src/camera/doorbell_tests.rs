@@ -196,7 +196,7 @@ fn the_word_tells_of_each_unit_until_somebody_looks() {
     let mut ring = TestRing::new(Layout::V3);
     let poster = poster_of(&ring);
     let camera = Camera::new(ring.name(), Wake::Auto);
-    let mut doorbell = Doorbell::new(camera);
+    let mut doorbell = Doorbell::new(camera.clone());
     assert!(doorbell.word().is_none(), "nothing is mapped yet");
     looked(&mut doorbell);
     for unit in 1..5 {
@@ -204,7 +204,7 @@ fn the_word_tells_of_each_unit_until_somebody_looks() {
         ring.publish(b"unit");
         poster.post(1);
         assert!(looked(&mut doorbell));
-        assert_eq!((doorbell.units_seen(), poster.value()), (unit, 0));
+        assert_eq!((camera.counters().units_seen.load(Ordering::Relaxed), poster.value()), (unit, 0));
     }
     // The daemon starts again and makes its semaphore anew: we are announced with the next look.
     poster.make();

@@ -63,11 +63,6 @@ impl Watch {
         (self.generation, self.run.as_ref().map(|run| &run.attachment.mapping))
     }
 
-    /// Units seen so far.
-    pub(super) fn units_seen(&self) -> u64 {
-        self.camera.counters().units_seen.load(Ordering::Relaxed)
-    }
-
     /// Whether a unit is begun of which it is not known yet that it is whole.
     pub(super) fn is_unsettled(&self) -> bool {
         self.run.as_ref().is_some_and(|run| run.available != run.index)

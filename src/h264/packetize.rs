@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::assembled::AssembledUnit;
 use super::nal::kind;
-use super::payloads::{Open, Payloads, Pool};
+use super::payloads::{Payloads, Pool};
 use crate::limits;
 
 pub(super) const STAP_A: u8 = 24;
@@ -33,9 +33,6 @@ pub struct Packetizer {
     /// The last fragment of a slice, and a slice in a packet of its own.
     last_bytes_max: usize,
     pool: Pool,
-    open: Open,
-    /// The aggregate that is being put together.
-    aggregate: Vec<u8>,
 }
 
 impl Packetizer {
@@ -53,8 +50,6 @@ impl Packetizer {
                 (limits::FULL_PAYLOADS_OF_BUFFER * payload_bytes_max).min(usize::from(u16::MAX)),
                 limits::PAYLOAD_POOL_BYTES_MAX,
             ),
-            open: Open::default(),
-            aggregate: Vec::with_capacity(payload_bytes_max),
         }
     }
 
@@ -96,7 +91,7 @@ impl Packetizer {
             }
         }
         self.close_run(unit, run, run_bytes, out);
-        self.pool.close(&mut self.open, out);
+        self.pool.close(out);
     }
 
     fn close_run(
@@ -109,18 +104,13 @@ impl Packetizer {
         match run.len() {
             0 => {}
             1 => self.single_or_fragments(unit.nal(run.start).bytes, out),
-            _ => {
-                self.aggregate.clear();
-                self.aggregate.resize(bytes, 0);
-                aggregate(unit, run, &mut self.aggregate);
-                self.pool.write(&[&self.aggregate], &mut self.open, out);
-            }
+            _ => self.pool.write(bytes, out, |payload| aggregate(unit, &run, payload)),
         }
     }
 
     fn single_or_fragments(&mut self, nal: &[u8], out: &mut Vec<Arc<Payloads>>) {
         if nal.len() <= self.last_bytes_max {
-            return self.pool.write(&[nal], &mut self.open, out);
+            return self.pool.write(nal.len(), out, |payload| payload.extend_from_slice(nal));
         }
         let Some((&header, body)) = nal.split_first() else { return };
         let piece_bytes = self.piece_bytes(body.len());
@@ -129,7 +119,10 @@ impl Packetizer {
             let start = if index == 0 { FU_START } else { 0 };
             let end = if index == last { FU_END } else { 0 };
             let headers = [header & (F_BIT | NRI_BITS) | FU_A, start | end | header & KIND_BITS];
-            self.pool.write(&[&headers, piece], &mut self.open, out);
+            self.pool.write(FU_HEADER_BYTES + piece.len(), out, |payload| {
+                payload.extend_from_slice(&headers);
+                payload.extend_from_slice(piece);
+            });
         }
     }
 
@@ -151,18 +144,17 @@ fn is_slice(nal_kind: u8) -> bool {
 }
 
 /// STAP-A of the NAL units in `run`: F is the or, NRI the maximum of theirs.
-fn aggregate(unit: &AssembledUnit<'_>, run: Range<usize>, payload: &mut [u8]) {
-    let Some((indicator, mut rest)) = payload.split_first_mut() else { return };
-    *indicator = STAP_A;
-    for nal in unit.nals().skip(run.start).take(run.len()) {
+fn aggregate(unit: &AssembledUnit<'_>, run: &Range<usize>, payload: &mut Vec<u8>) {
+    let nals = || unit.nals().skip(run.start).take(run.len());
+    let indicator = nals().fold(STAP_A, |indicator, nal| {
         let header = nal.bytes.first().copied().unwrap_or_default();
-        let nri = (*indicator & NRI_BITS).max(header & NRI_BITS);
-        *indicator = *indicator & !NRI_BITS | header & F_BIT | nri;
-        let (size, tail) = rest.split_at_mut(STAP_SIZE_BYTES);
-        let (body, tail) = tail.split_at_mut(nal.bytes.len());
-        size.copy_from_slice(&u16::try_from(nal.bytes.len()).unwrap_or(u16::MAX).to_be_bytes());
-        body.copy_from_slice(nal.bytes);
-        rest = tail;
+        let nri = (indicator & NRI_BITS).max(header & NRI_BITS);
+        indicator & !NRI_BITS | header & F_BIT | nri
+    });
+    payload.push(indicator);
+    for nal in nals() {
+        payload.extend_from_slice(&u16::try_from(nal.bytes.len()).unwrap_or(u16::MAX).to_be_bytes());
+        payload.extend_from_slice(nal.bytes);
     }
 }
 

@@ -64,15 +64,9 @@ impl Payloads {
         self.ends.len() < self.ends.capacity() && self.bytes.len() + bytes <= self.bytes.capacity()
     }
 
-    fn push(&mut self, parts: &[&[u8]]) {
-        for part in parts {
-            self.bytes.extend_from_slice(part);
-        }
-        self.close();
-    }
-
-    /// What was written behind the last payload is one more.
-    fn close(&mut self) {
+    /// One more, which `write` writes behind the last.
+    fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.bytes);
         let end = u16::try_from(self.bytes.len());
         debug_assert!(end.is_ok(), "a buffer is smaller than 64 KiB");
         self.ends.push(end.unwrap_or(u16::MAX));
@@ -92,7 +86,7 @@ impl<P: AsRef<[u8]>> FromIterator<P> for Payloads {
     fn from_iter<I: IntoIterator<Item = P>>(payloads: I) -> Payloads {
         let mut all = Payloads::default();
         for payload in payloads {
-            all.push(&[payload.as_ref()]);
+            all.push(|bytes| bytes.extend_from_slice(payload.as_ref()));
             assert!(all.bytes.len() <= usize::from(u16::MAX), "a buffer is smaller than 64 KiB");
         }
         all
@@ -107,20 +101,25 @@ pub(super) struct Pool {
     buffer_bytes: usize,
     free: Vec<Arc<Payloads>>,
     handed_out: VecDeque<Arc<Payloads>>,
+    /// The buffer that takes the next payload; handed out when it is closed.
+    open: Option<Arc<Payloads>>,
     /// Buffers known at most: the rest is the allocator's when it is let go.
     buffers_max: usize,
     pub(super) allocations: u64,
 }
 
-/// The buffer that takes the next payload. At most one is open; it is handed out when it is closed.
-#[derive(Default)]
-pub(super) struct Open(Option<Arc<Payloads>>);
-
 impl Pool {
     /// Of buffers for `buffer_bytes`, all together about `bytes_max`.
     pub(super) fn new(buffer_bytes: usize, bytes_max: usize) -> Pool {
         let buffers_max = bytes_max / (buffer_bytes + limits::PAYLOAD_BUFFER_OVERHEAD_BYTES);
-        Pool { buffer_bytes, free: Vec::new(), handed_out: VecDeque::new(), buffers_max, allocations: 0 }
+        Pool {
+            buffer_bytes,
+            free: Vec::new(),
+            handed_out: VecDeque::new(),
+            open: None,
+            buffers_max,
+            allocations: 0,
+        }
     }
 
     /// Takes back buffers that nobody else holds, oldest first. Held ones are passed over, at most
@@ -145,24 +144,29 @@ impl Pool {
         }
     }
 
-    /// Writes a payload of `parts`, one behind the other and at most a buffer's size, behind the one before it. A buffer
-    /// that is full is put into `out`.
-    pub(super) fn write(&mut self, parts: &[&[u8]], open: &mut Open, out: &mut Vec<Arc<Payloads>>) {
-        let bytes: usize = parts.iter().map(|part| part.len()).sum();
-        if open.0.as_ref().is_some_and(|buffer| !buffer.has_room(bytes)) {
-            self.close(open, out);
+    /// Has `write` write a payload of `bytes` bytes, at most a buffer's, behind the one before it. A buffer that is full is
+    /// put into `out`.
+    pub(super) fn write(
+        &mut self,
+        bytes: usize,
+        out: &mut Vec<Arc<Payloads>>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if self.open.as_ref().is_some_and(|buffer| !buffer.has_room(bytes)) {
+            self.close(out);
         }
-        let buffer = open.0.get_or_insert_with(|| self.take());
-        let unique = Arc::get_mut(buffer);
+        let mut buffer = self.open.take().unwrap_or_else(|| self.take());
+        let unique = Arc::get_mut(&mut buffer);
         assert!(unique.is_some(), "an open buffer has one handle");
         if let Some(payloads) = unique {
-            payloads.push(parts);
+            payloads.push(write);
         }
+        self.open = Some(buffer);
     }
 
     /// Puts the open buffer, if there is one, into `out`.
-    pub(super) fn close(&mut self, open: &mut Open, out: &mut Vec<Arc<Payloads>>) {
-        if let Some(buffer) = open.0.take() {
+    pub(super) fn close(&mut self, out: &mut Vec<Arc<Payloads>>) {
+        if let Some(buffer) = self.open.take() {
             if self.handed_out.len() >= self.buffers_max {
                 self.handed_out.pop_front();
             }
@@ -175,9 +179,8 @@ impl Pool {
         let Some(mut buffer) = self.free.pop() else {
             self.allocations += 1;
             // Room to keep the buffer in either place: nothing else here grows.
-            let known = self.handed_out.len() + 1;
-            self.handed_out.reserve(known - self.handed_out.len());
-            self.free.reserve(known);
+            self.handed_out.reserve(1);
+            self.free.reserve(self.handed_out.len() + 1);
             return Arc::new(Payloads::with_room(self.buffer_bytes));
         };
         if let Some(payloads) = Arc::get_mut(&mut buffer) {
@@ -193,11 +196,12 @@ mod tests {
     use super::*;
 
     fn write(pool: &mut Pool, sizes: &[usize]) -> Vec<Arc<Payloads>> {
-        let (mut open, mut out) = (Open::default(), Vec::new());
+        let mut out = Vec::new();
         for size in sizes {
-            pool.write(&[&vec![u8::try_from(*size % 251).unwrap(); *size]], &mut open, &mut out);
+            let byte = u8::try_from(*size % 251).unwrap();
+            pool.write(*size, &mut out, |bytes| bytes.resize(bytes.len() + size, byte));
         }
-        pool.close(&mut open, &mut out);
+        pool.close(&mut out);
         out
     }
 

@@ -19,7 +19,7 @@ impl Watch {
     /// Waits for `word` to be another than given, from the next [`Watch::arm`] on.
     pub(super) fn want(&mut self, word: Option<(&Word, u32)>) {
         match (&mut self.wanted, word) {
-            (Some((known, expected)), Some((word, now_expected))) if is_same(known, word) => {
+            (Some((known, expected)), Some((word, now_expected))) if Word::ptr_eq(known, word) => {
                 *expected = now_expected;
             }
             (wanted, word) => *wanted = word.map(|(word, expected)| (Word::clone(word), expected)),
@@ -33,7 +33,7 @@ impl Watch {
                 self.armed = Some(Word::clone(word));
             }
             (Some(armed), wanted)
-                if !self.is_ending && wanted.as_ref().is_none_or(|(word, _)| !is_same(armed, word)) =>
+                if !self.is_ending && wanted.as_ref().is_none_or(|(word, _)| !Word::ptr_eq(armed, word)) =>
             {
                 self.is_ending = ring.push_word_end(counters);
             }
@@ -45,7 +45,7 @@ impl Watch {
     pub(super) fn complete(&mut self, cqe: &Cqe) -> Option<Result<(), i32>> {
         let armed = self.armed.take()?;
         self.is_ending = false;
-        let is_wanted = self.wanted.as_ref().is_some_and(|(word, _)| is_same(word, &armed));
+        let is_wanted = self.wanted.as_ref().is_some_and(|(word, _)| Word::ptr_eq(word, &armed));
         let told = match cqe.result().saturating_neg() {
             // Woken; or changed before the kernel began to wait.
             ..=0 | libc::EAGAIN => Ok(()),
@@ -67,10 +67,6 @@ impl Watch {
 
 fn at(word: &Word) -> &AtomicU32 {
     (**word).as_ref()
-}
-
-fn is_same(one: &Word, other: &Word) -> bool {
-    std::ptr::eq(at(one), at(other))
 }
 
 #[cfg(test)]

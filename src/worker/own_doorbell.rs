@@ -17,7 +17,6 @@ pub(super) struct OwnDoorbell {
     /// The camera was heard since the last look.
     is_heard: bool,
     rhythm: Rhythm,
-    units_seen: u64,
     /// How much later than asked for the worker wakes, on average.
     late_ns: i64,
     poll: Option<BusyPoll>,
@@ -40,7 +39,6 @@ impl OwnDoorbell {
             lent,
             is_heard: false,
             rhythm: Rhythm::default(),
-            units_seen: 0,
             late_ns: limits::BUSY_POLL_NS_MAX / 4,
             poll: None,
             is_seen: false,
@@ -106,11 +104,8 @@ impl OwnDoorbell {
         if !std::mem::take(&mut self.is_heard) && now.monotonic_ns < doorbell.due_ns() {
             return;
         }
-        doorbell.look(now.monotonic_ns);
         let is_seen = std::mem::take(&mut self.is_seen);
-        let units_seen = doorbell.units_seen();
-        if self.units_seen != units_seen {
-            self.units_seen = units_seen;
+        if doorbell.look(now.monotonic_ns) {
             // One that woke the worker came by as much before.
             let late_ns = if is_seen { 0 } else { self.late_ns };
             self.rhythm.learn(now.monotonic_ns - late_ns);
@@ -139,6 +134,7 @@ mod tests {
     struct Scene {
         ring: RingWriter,
         own: OwnDoorbell,
+        camera: Camera,
         _back: Receiver<Option<Doorbell>>,
     }
 
@@ -148,15 +144,24 @@ mod tests {
             let name = format!("/ss-test-{}-{name}", std::process::id());
             let ring = RingWriter::create(&name, Layout::V3, 33).unwrap();
             let (give_back, back) = sync_channel(1);
-            let doorbell = Doorbell::new(Camera::new(&name, Wake::Auto));
-            let mut scene =
-                Scene { ring, own: OwnDoorbell::new(LentDoorbell::new(doorbell, give_back)), _back: back };
+            let camera = Camera::new(&name, Wake::Auto);
+            let doorbell = Doorbell::new(camera.clone());
+            let mut scene = Scene {
+                ring,
+                own: OwnDoorbell::new(LentDoorbell::new(doorbell, give_back)),
+                camera,
+                _back: back,
+            };
             let now_ns = clock::now().monotonic_ns;
             for unit in -40..=0 {
                 scene.own.rhythm.learn(now_ns + unit * INTERVAL_NS);
             }
             scene.own.turn(clock::now());
             scene
+        }
+
+        fn units_seen(&self) -> u64 {
+            self.camera.counters().units_seen.load(std::sync::atomic::Ordering::Relaxed)
         }
 
         fn publish(&mut self) {
@@ -215,7 +220,7 @@ mod tests {
         assert_eq!(scene.own.polled_ns(), 0);
         scene.own.hear(Ok(()));
         scene.own.turn(clock::now());
-        assert_eq!(scene.own.units_seen, 1);
+        assert_eq!(scene.units_seen(), 1);
         assert!(scene.own.word().is_some_and(|(word, seen)| {
             (**word).as_ref().load(std::sync::atomic::Ordering::Relaxed) == seen
         }));
@@ -228,7 +233,7 @@ mod tests {
         scene.own.turn(clock::now());
         assert!(scene.own.word().is_none());
         scene.publish();
-        while scene.own.units_seen == 0 {
+        while scene.units_seen() == 0 {
             let wait = scene.own.time_to_wait(clock::now(), 1);
             std::thread::sleep(wait);
             scene.own.turn(clock::now());
