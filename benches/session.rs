@@ -14,7 +14,7 @@ use divan::{AllocProfiler, Bencher, black_box};
 use peer::{OneRun, Outbox, Pair, payloads, unit};
 use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
-use streaming_server::session::srtp::{self, RtpPacket};
+use streaming_server::session::media::srtp::{self, RtpPacket};
 use streaming_server::session::{SrtpChoice, Viewer};
 
 #[global_allocator]

@@ -2,10 +2,10 @@
 #![allow(missing_docs, reason = "a bench is no interface")]
 
 use divan::Bencher;
+use streaming_server::base::clock;
 use streaming_server::metrics::WorkerCounters;
 use streaming_server::metrics::stages::{Stage, StageRecorder, StageTotals, summarise};
 use streaming_server::metrics::trace::{UnitTimes, WriteTimes, to_chrome_json};
-use streaming_server::worker::clock;
 
 fn main() {
     divan::main();

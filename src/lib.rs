@@ -15,7 +15,7 @@
 //! [`control`], [`metrics`], [`config`], [`limits`] and the [`simulator`] (a camera without a camera).
 //! Nothing here depends on a module further down the list; `tests/tidy.rs` holds the table.
 
-pub mod limits;
+pub mod base;
 
 pub mod camera;
 pub mod h264;
@@ -27,12 +27,11 @@ pub mod uring;
 
 pub mod worker;
 
+pub mod http;
+
+pub mod app;
+
 pub mod config;
-pub mod control;
-pub mod doctor;
-pub mod logging;
 pub mod metrics;
 pub mod profiling;
-pub mod server;
-pub mod service;
 pub mod simulator;

@@ -4,9 +4,11 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use streaming_server::app::doctor::{self, Verdict};
+use streaming_server::app::server;
+use streaming_server::base::logging;
 use streaming_server::config::{Config, Parsed};
-use streaming_server::doctor::{self, Verdict};
-use streaming_server::{logging, profiling, server};
+use streaming_server::profiling;
 
 #[global_allocator]
 static ALLOCATOR: profiling::Allocator = profiling::Allocator::new();

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use rustix::process::Signal;
+use streaming_server::base::limits::{LEASE_SLOT_BYTES_MAX, LEASE_SLOTS_MIN};
 use streaming_server::camera::Geometry;
 use streaming_server::camera::lease::{
     LATEST_SHIFT, READERS, READERS_MAX, SEQUENCE_MAX, SEQUENCE_SHIFT, SLOTS_MAX, WRITING,
@@ -22,7 +23,6 @@ use streaming_server::camera::lease_header::{
     CONTROL_BYTES, FLAG_IDR, FOURCC_H264, HEADER_BYTES, MAGIC, NAL_OFFSETS_MAX, READER_LOCKS, STATE_CLOSED,
     STATE_OPEN, VERSION, WRITER_LOCK, control, header,
 };
-use streaming_server::limits::{LEASE_SLOT_BYTES_MAX, LEASE_SLOTS_MIN};
 use streaming_server::simulator::{ParameterSetPolicy, TestCard, TestCardConfig, Unit};
 use support::c::{COMPILERS, Workshop};
 use support::process::Process;

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
+use streaming_server::base::limits::SETTLED_UNSEEN_NS;
 use streaming_server::camera::{Camera, Layout, Next, RingWriter, Wake, doorbell};
 use streaming_server::h264::{self, Stamp, crc32_of_slices};
-use streaming_server::limits::SETTLED_UNSEEN_NS;
 use streaming_server::simulator::{
     self, Burst, Misbehaviour, ResolutionChange, Restart, RestartOnto, SimulatorConfig, SimulatorError,
     SimulatorReport, Source, Stall, Tear, TimestampClock,

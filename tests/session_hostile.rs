@@ -22,7 +22,7 @@ use str0m::crypto::{
     AeadAes128GcmCipher, AeadAes256GcmCipher, Aes128CmSha1_80Cipher, CryptoError, CryptoProvider,
     SrtpProvider, SupportedAeadAes128Gcm, SupportedAeadAes256Gcm, SupportedAes128CmSha1_80,
 };
-use streaming_server::limits;
+use streaming_server::base::limits;
 use streaming_server::session::SrtpChoice;
 
 /// Sends `count` units of `packets` payloads, an IDR first.

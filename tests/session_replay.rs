@@ -18,7 +18,7 @@ use peer::{Outbox, Pair, context, payloads, unit};
 use proptest::prelude::*;
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
-use streaming_server::limits;
+use streaming_server::base::limits;
 use streaming_server::session::{Decision, Need, Outlook, PacketizedUnit, ReplayTime, SrtpChoice};
 
 const PACKETS: usize = 3;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use proptest::prelude::*;
-use streaming_server::limits;
+use streaming_server::base::limits;
 use streaming_server::session::{
     ContextError, OfferError, SessionConfig, SessionContext, SrtpChoice, Viewer,
 };

@@ -17,27 +17,19 @@ const FILE_LINES_MAX: usize = 600;
 
 /// Who may use whom. Adding an arrow means changing this table, on purpose.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("limits", &[]),
-    ("camera", &["limits"]),
-    ("h264", &["limits"]),
-    ("uring", &["limits"]),
-    ("metrics", &["limits"]),
-    ("logging", &["limits"]),
-    ("service", &["limits"]),
-    ("profiling", &["limits"]),
-    ("recorder", &["camera", "h264", "metrics", "limits"]),
-    ("session", &["camera", "h264", "metrics", "limits"]),
-    ("simulator", &["camera", "h264", "limits"]),
+    ("base", &[]),
+    ("camera", &["base"]),
+    ("h264", &["base"]),
+    ("uring", &["base"]),
+    ("metrics", &["base"]),
+    ("profiling", &["base"]),
+    ("recorder", &["camera", "h264", "metrics", "base"]),
+    ("session", &["camera", "h264", "metrics", "base"]),
+    ("simulator", &["camera", "h264", "base"]),
     // Parsed once into types that cannot be wrong: the types live in the rooms they steer.
-    ("config", &["camera", "session", "limits"]),
-    ("control", &["config", "metrics", "limits"]),
-    (
-        "worker",
-        &[
-            "camera", "h264", "recorder", "session", "uring", "control", "metrics", "config", "service",
-            "limits",
-        ],
-    ),
+    ("config", &["camera", "session", "base"]),
+    ("http", &["config", "metrics", "base"]),
+    ("worker", &["camera", "h264", "session", "uring", "metrics", "base"]),
 ];
 
 /// Files (or, ending in `/`, directories) that may hold `unsafe`.
@@ -60,19 +52,19 @@ const MAY_BE_UNSAFE: &[&str] = &[
 
 /// Files that may ask what time it is. Everywhere else time is an argument.
 const MAY_READ_THE_CLOCK: &[&str] = &[
-    "src/worker/clock.rs",
+    "src/base/clock.rs",
     "src/recorder/clock.rs", // an edge with a thread of its own
     "src/camera/doorbell.rs",
-    "src/camera/source.rs",     // how far the camera's two possible clocks are apart
-    "src/recorder/disk.rs",     // an edge: how long a write took
-    "src/recorder/engine.rs",   // the recorder thread's loop
-    "src/session/wallclock.rs", // pairs the two clocks once, at start
-    "src/session/profile.rs",   // measures the SRTP profiles once, at start
-    "src/metrics/process.rs",   // uptime and CPU time of the process, at a scrape
-    "src/profiling/clock.rs",   // stamps profiles, paces the sampler's own waiting
+    "src/camera/source.rs",   // how far the camera's two possible clocks are apart
+    "src/recorder/disk.rs",   // an edge: how long a write took
+    "src/recorder/engine.rs", // the recorder thread's loop
+    "src/session/media/wallclock.rs", // pairs the two clocks once, at start
+    "src/session/transport/profile.rs", // measures the SRTP profiles once, at start
+    "src/metrics/process.rs", // uptime and CPU time of the process, at a scrape
+    "src/profiling/clock.rs", // stamps profiles, paces the sampler's own waiting
     "src/simulator/",
-    "src/control/",
-    "src/doctor.rs", // how old the ring's newest stamp is
+    "src/http/",
+    "src/app/doctor.rs", // how old the ring's newest stamp is
     "src/main.rs",
     "src/bin/",
     "tests/",
@@ -152,7 +144,7 @@ fn listed(path: &str, list: &[&str]) -> bool {
 fn room_of(path: &str) -> Option<&str> {
     let inside = path.strip_prefix("src/")?;
     let first = inside.split('/').next()?.trim_end_matches(".rs");
-    (!matches!(first, "main" | "server" | "doctor" | "lib" | "bin")).then_some(first)
+    (!matches!(first, "main" | "app" | "lib" | "bin")).then_some(first)
 }
 
 fn arrows(path: &str, text: &str) -> Vec<String> {
@@ -360,7 +352,9 @@ fn the_arrow_rule_sees_each_way_of_naming_a_room() {
     }
     assert_eq!(arrows("src/camera/mod.rs", "use super::h264;").len(), 1);
     assert_eq!(arrows("src/attic/mod.rs", "").len(), 1, "a room that is not in the table");
-    for good in ["use crate::limits::X;", "// use crate::worker;", "\"crate::worker\"", "use super::nal;"] {
+    for good in
+        ["use crate::base::limits::X;", "// use crate::worker;", "\"crate::worker\"", "use super::nal;"]
+    {
         assert!(arrows("src/h264/nal.rs", good).is_empty(), "{good}");
     }
     assert!(arrows("src/main.rs", "use streaming_server::worker;").is_empty());
@@ -408,7 +402,7 @@ fn the_text_rules_see_bad_samples() {
 fn the_clock_rule_sees_a_clock() {
     let bad = "fn f() { let now = Instant::now(); }";
     assert_eq!(time_is_an_argument("src/session/gate.rs", bad).len(), 1);
-    assert!(time_is_an_argument("src/worker/clock.rs", bad).is_empty());
+    assert!(time_is_an_argument("src/base/clock.rs", bad).is_empty());
     assert!(time_is_an_argument("src/session/gate.rs", &format!("#[cfg(test)]\n{bad}")).is_empty());
     assert!(time_is_an_argument("src/session/gate.rs", "// Instant::now").is_empty());
 }

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use streaming_server::limits::{GSO_SEGMENTS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMIT_DATAGRAMS};
+use streaming_server::base::limits::{
+    GSO_SEGMENTS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMIT_DATAGRAMS,
+};
 use streaming_server::uring::{Completion, Edge, EdgeConfig, Features, Outgoing, Received, open_socket};
 
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -6,9 +6,9 @@ use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use streaming_server::base::limits::GSO_SEGMENTS_MAX;
 use streaming_server::camera::{Bell, Camera, Cursor, Next, Wake, doorbell};
 use streaming_server::h264::{Assembler, Packetizer, Payloads};
-use streaming_server::limits::GSO_SEGMENTS_MAX;
 
 use crate::Fallible;
 use crate::socket::{prepare_sender, send_run};

@@ -10,7 +10,7 @@ pub use super::layout::MetadataError as Rejection;
 use super::layout::SlotMetadata;
 use super::lease_ring::{Found, LeaseRing, LeasedUnit};
 use super::source::{Attachment, Camera};
-use crate::limits::CAPTURE_AGE_MAX_NS;
+use crate::base::limits::CAPTURE_AGE_MAX_NS;
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub type MonotonicNs = i64;

@@ -18,7 +18,9 @@ use super::mapping::Mapping;
 use super::settle::Posts;
 use super::source::{Camera, Wake};
 use super::watch::{Look, Pace, Watch};
-use crate::limits::{CAMERA_RETRY_NS, DOORBELL_SLEEP_MAX_NS, SETTLED_NS, WAKES_EMPTY_MAX, WAKES_MISSED_MAX};
+use crate::base::limits::{
+    CAMERA_RETRY_NS, DOORBELL_SLEEP_MAX_NS, SETTLED_NS, WAKES_EMPTY_MAX, WAKES_MISSED_MAX,
+};
 
 /// Priority asked for with `--realtime`: above every normal thread, below the kernel's own.
 const REALTIME_PRIORITY: i32 = 10;

@@ -17,7 +17,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::lease_header::{Geometry, HeaderError};
-use crate::limits::{LEASE_SLOT_BYTES, LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
+use crate::base::limits::{LEASE_SLOT_BYTES, LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
 
 /// The value of `format` that says the slot holds H.264 (JPEG is 0, NV12 is 1, RGB is 2).
 pub const FORMAT_H264: i32 = 3;

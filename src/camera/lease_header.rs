@@ -8,8 +8,8 @@
 //!        data, on a page: the slots, slot_bytes each
 //! ```
 
+use crate::base::limits::{LEASE_SLOT_BYTES_MAX, LEASE_SLOTS_MIN, PICTURE_SIDE_MAX};
 use crate::camera::lease::{READERS_MAX, SLOTS_MAX};
-use crate::limits::{LEASE_SLOT_BYTES_MAX, LEASE_SLOTS_MIN, PICTURE_SIDE_MAX};
 
 /// The first eight bytes of a lease ring: "PCAMRING" as a little-endian machine reads it.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PCAMRING");

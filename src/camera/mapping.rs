@@ -29,7 +29,7 @@ use rustix::shm;
 use super::layout::{Layout, LayoutError, SlotMetadata};
 use super::lease_header::{Geometry, HEADER_COPY_BYTES, HeaderError};
 use super::lease_ring::LeaseRing;
-use crate::limits::{MAPPED_RANGES_MAX, SLOT_DATA_BYTES_MAX};
+use crate::base::limits::{MAPPED_RANGES_MAX, SLOT_DATA_BYTES_MAX};
 
 /// What a mapping may do.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::cursor::ahead;
 use super::layout::SlotMetadata;
 use super::mapping::Mapping;
-use crate::limits::{SCOUT_BYTES_MAX, SETTLED_NS, SLOT_DATA_BYTES_MAX};
+use crate::base::limits::{SCOUT_BYTES_MAX, SETTLED_NS, SLOT_DATA_BYTES_MAX};
 
 /// The bytes at the end of a unit that are compared.
 const TAIL_BYTES: usize = 64;
@@ -174,10 +174,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::base::limits::SETTLED_UNSEEN_NS;
     use crate::camera::layout::Layout;
     use crate::camera::mapping::Access;
     use crate::camera::test_ring::TestRing;
-    use crate::limits::SETTLED_UNSEEN_NS;
 
     const MS: i64 = 1_000_000;
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cursor::{Cursor, MonotonicNs, Rejection, is_safe};
 use super::layout::Layout;
 use super::mapping::{Access, Mapping, MappingError};
-use crate::limits::{CAMERA_LOG_NS, KEYFRAME_REQUEST_INTERVAL_NS};
+use crate::base::limits::{CAMERA_LOG_NS, KEYFRAME_REQUEST_INTERVAL_NS};
 
 /// Something that is rung when there may be a new unit or the camera's state changed. Rings carry nothing,
 /// may be spurious and may be merged; the rung one looks at its cursor.

@@ -8,7 +8,7 @@ use super::cursor::{MonotonicNs, ahead};
 use super::mapping::{Mapping, MappingError, SegmentIdentity};
 use super::settle::{PostCount, Posts, Settle};
 use super::source::{Attachment, Camera, LogLimit, restart_at};
-use crate::limits::{
+use crate::base::limits::{
     CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_LOG_NS, CAMERA_SILENT_NS, DOORBELL_SLEEP_MAX_NS,
     INDEX_STEP_MAX, POLL_LOOK_NS, SETTLED_POSTED_NS, SETTLED_UNSEEN_NS,
 };

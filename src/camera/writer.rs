@@ -27,7 +27,7 @@ use super::layout::{Layout, LayoutError, SlotMetadata};
 use super::lease_header::{FLAG_IDR, HeaderError};
 use super::lease_writer::LeaseWriter;
 use super::mapping::read_geometry;
-use crate::limits::SLOT_DATA_BYTES_MAX;
+use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
 /// A camera's hold on its ring. Dropping it leaves the segment where it is; see [`RingWriter::unlink`].
 pub struct RingWriter {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
 use super::options::Given;
-use crate::limits;
+use crate::base::limits;
 
 /// The shared secret. Never printed, and compared in constant time only.
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 
-use crate::limits;
+use crate::base::limits;
 
 /// Name of a POSIX shared-memory segment: `/name`, as shm_open(3) takes it portably.
 #[derive(Clone, Debug, PartialEq, Eq)]

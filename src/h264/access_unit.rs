@@ -9,7 +9,7 @@ use super::assembled::{AssembledUnit, Item, Picture};
 use super::bits::{BitReader, SyntaxError};
 use super::nal::{self, NalUnit, ScanError, kind};
 use super::parameter_sets::{self, ParameterSetError, ParameterSets};
-use crate::limits;
+use crate::base::limits;
 
 /// Why a unit must be skipped. None of them is fatal: the next IDR is a fresh start.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]

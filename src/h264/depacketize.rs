@@ -2,7 +2,7 @@
 //! load viewers and fuzzing; does not reorder, does not ask for retransmission, drops units with a loss in them.
 
 use super::packetize::{FU_A, FU_END, FU_HEADER_BYTES, FU_START, STAP_A, STAP_SIZE_BYTES};
-use crate::limits;
+use crate::base::limits;
 
 /// What a [`Depacketizer`] has seen so far.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 use smallvec::SmallVec;
 
-use crate::limits;
+use crate::base::limits;
 
 /// `nal_unit_type` values (H.264 table 7-1) this crate tells apart.
 pub mod kind {

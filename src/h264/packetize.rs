@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::assembled::AssembledUnit;
 use super::nal::kind;
 use super::payloads::{Payloads, Pool};
-use crate::limits;
+use crate::base::limits;
 
 pub(super) const STAP_A: u8 = 24;
 pub(super) const FU_A: u8 = 28;

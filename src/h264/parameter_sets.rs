@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::bits::{BitReader, SyntaxError};
 use super::nal::kind;
-use crate::limits;
+use crate::base::limits;
 
 /// Why a parameter set is not kept.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]

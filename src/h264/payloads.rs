@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::limits;
+use crate::base::limits;
 
 /// Consecutive RTP payloads of one access unit, one behind the other in one buffer: what all viewers of a worker share,
 /// and what they hold to send it again. One handle for several packets, so that holding costs little.

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hdrhistogram::{Counter, Histogram};
 
 use super::counters::Gauge;
-use crate::limits::{LATENCY_MAX_NS, LATENCY_MIN_NS};
+use crate::base::limits::{LATENCY_MAX_NS, LATENCY_MIN_NS};
 
 /// Significant digits of a latency: within 1 %.
 const DIGITS: u8 = 2;

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::limits::{TRACE_CHUNK, TRACE_UNITS_MAX, TRACE_WRITES_MAX};
+use crate::base::limits::{TRACE_CHUNK, TRACE_UNITS_MAX, TRACE_WRITES_MAX};
 
 /// When an access unit passed the stages that all viewers share. CLOCK_MONOTONIC ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

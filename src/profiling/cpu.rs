@@ -10,7 +10,7 @@ use super::signal::Session;
 use super::table::{Table, Trigger};
 use super::timers::Timer;
 use super::{ProfileError, clock, symbols, tasks};
-use crate::limits;
+use crate::base::limits;
 
 /// The threads of a profile that is being taken.
 #[derive(Default)]

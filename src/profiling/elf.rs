@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::limits::PROFILE_NAME_BYTES_MAX;
+use crate::base::limits::PROFILE_NAME_BYTES_MAX;
 
 const SYMBOL_BYTES: usize = 24;
 const PIECE_BYTES: usize = 256 * SYMBOL_BYTES;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::pprof::{self, Description, Sample};
 use super::table::mix;
 use super::{ProfileError, stack};
-use crate::limits::{
+use crate::base::limits::{
     HEAP_FILTER_BYTES, HEAP_LIVE_MAX, HEAP_SAMPLING_BYTES, HEAP_STACK_FRAMES_MAX, HEAP_STACKS_MAX,
 };
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::ProfileError;
 use super::stack::{self, Registers};
 use super::table::{Table, Trigger};
-use crate::limits::STACK_FRAMES_MAX;
+use crate::base::limits::STACK_FRAMES_MAX;
 
 static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
 static RUNNING: AtomicUsize = AtomicUsize::new(0);

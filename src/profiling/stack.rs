@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use crate::limits::{STACK_FRAME_BYTES_MAX, STACK_SEARCH_WORDS_MAX};
+use crate::base::limits::{STACK_FRAME_BYTES_MAX, STACK_SEARCH_WORDS_MAX};
 
 const WORD_BYTES: usize = size_of::<usize>();
 const WINDOW_BYTES: usize = 512;

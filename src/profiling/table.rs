@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::limits::{PROFILE_FRAMES_MAX, PROFILE_STACKS_MAX, STACK_FRAMES_MAX};
+use crate::base::limits::{PROFILE_FRAMES_MAX, PROFILE_STACKS_MAX, STACK_FRAMES_MAX};
 
 /// Places of the table looked at for one stack.
 const PROBES_MAX: usize = 16;

@@ -12,7 +12,7 @@ use super::symbols::{self, Symbols};
 use super::table::Trigger;
 use super::tasks::{self, Task};
 use super::{ProfileError, clock};
-use crate::limits;
+use crate::base::limits;
 
 /// A thread and its stack, innermost frame first; empty when it did not answer.
 struct Standing {

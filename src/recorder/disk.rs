@@ -23,7 +23,7 @@ use super::names::{Format, Stem};
 use super::operation::{Completion, Ending, FileId, Output};
 use super::side_note::SideNote;
 use super::types::RecorderError;
-use crate::limits;
+use crate::base::limits;
 
 /// The files being written and finished.
 pub(super) struct Disk {

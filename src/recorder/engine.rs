@@ -16,8 +16,8 @@ use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::recording::Recording;
 use super::retention::Retention;
 use super::types::{RecorderError, StartReply, StartRequest, Status, StopReply};
+use crate::base::limits;
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
-use crate::limits;
 
 type Answer<T> = oneshot::Sender<Result<T, RecorderError>>;
 

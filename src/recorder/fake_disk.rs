@@ -10,12 +10,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::counters::RecorderCounters;
-use super::fmp4::{self, Form};
 use super::names::{Format, Stem};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::recording::Recording;
-use super::recovery::survey;
 use super::types::{RecorderError, StartReply, StopReply};
+use crate::recorder::format::fmp4::{self, Form};
+use crate::recorder::format::recovery::survey;
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
 pub(crate) const FRAME: i64 = SECOND / 30;

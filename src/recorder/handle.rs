@@ -14,8 +14,8 @@ use super::library::{Download, Library};
 use super::names::Format;
 use super::retention::Retention;
 use super::types::{RecorderError, RecordingInfo, StartReply, StartRequest, Status, StopReply};
+use crate::base::limits;
 use crate::camera::{Bell, Camera};
-use crate::limits;
 
 /// What the recorder needs to know.
 #[derive(Clone, Debug)]

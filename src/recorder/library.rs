@@ -12,16 +12,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use tokio::sync::watch;
 
-use super::annexb;
 use super::counters::{RecorderCounters, add};
-use super::fmp4::{self, Form};
-use super::moov::{self, Notes};
 use super::names::{self, Format};
-use super::recovery::{ReadAt as _, survey};
 use super::retention::{Candidate, Retention, to_retire};
 use super::side_note::SideNote;
 use super::types::{RecorderError, RecordingInfo};
-use crate::limits;
+use crate::base::limits;
+use crate::recorder::format::annexb;
+use crate::recorder::format::fmp4::{self, Form};
+use crate::recorder::format::moov::{self, Notes};
+use crate::recorder::format::recovery::{ReadAt as _, survey};
 
 /// How far the running recording is.
 #[derive(Copy, Clone, Debug, Default, PartialEq)]

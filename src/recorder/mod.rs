@@ -10,29 +10,23 @@
 //!  handle ── list, open, delete, repair, retention ──► library (files that are not being written)
 //! ```
 
-pub mod annexb;
 mod clock;
 pub mod counters;
 mod disk;
 mod engine;
 #[cfg(test)]
 pub(crate) mod fake_disk;
-pub mod fmp4;
-#[cfg(test)]
-mod format_tests;
+pub mod format;
 mod handle;
 pub mod library;
-pub mod moov;
 pub mod names;
 pub(crate) mod operation;
 pub(crate) mod recording;
 #[cfg(test)]
 mod recording_tests;
-pub mod recovery;
 pub mod retention;
 mod segment;
 mod side_note;
-mod timeline;
 mod types;
 
 pub use handle::{RecorderConfig, RecorderHandle, SpawnError, spawn};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::limits::RECORDING_NAME_BYTES_MAX;
+use crate::base::limits::RECORDING_NAME_BYTES_MAX;
 
 /// The container of a recording, told by its extension.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]

@@ -24,8 +24,8 @@ use super::counters::{RecorderCounters, add};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::segment::{Held, Segment, Written};
 use super::types::{RecorderError, Report, StartReply, StopReply};
+use crate::base::limits;
 use crate::h264::{Assembler, up_to_first_slice};
-use crate::limits;
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Phase {

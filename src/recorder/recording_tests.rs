@@ -7,7 +7,7 @@ use super::fake_disk::{FRAME, SECOND, World, idr, start};
 use super::names::Format;
 use super::operation::{Completion, Output, Start};
 use super::types::RecorderError;
-use crate::limits;
+use crate::base::limits;
 
 const FORMATS: [(Format, &str); 2] = [(Format::Mp4, "cat.mp4"), (Format::H264, "cat.h264")];
 
@@ -41,7 +41,7 @@ fn start_and_stop_are_refused_at_the_wrong_time() {
     assert_eq!(world.recording.handle_stop(world.now_ns), Err(RecorderError::Stopping));
     world.recording.handle_drained(world.now_ns, true);
     assert!(world.recording.wants_unit(), "a unit that is begun is waited for");
-    world.recording.handle_drained(world.now_ns + crate::limits::DRAIN_BEGUN_NS_MAX, true);
+    world.recording.handle_drained(world.now_ns + crate::base::limits::DRAIN_BEGUN_NS_MAX, true);
     assert!(!world.recording.wants_unit());
     assert_eq!(world.recording.handle_start(world.now_ns, start(Format::Mp4)), Err(RecorderError::Stopping));
     world.settle();

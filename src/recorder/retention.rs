@@ -1,6 +1,6 @@
 //! PURE: which recordings go when space or age says so. Deletes nothing.
 
-use crate::limits;
+use crate::base::limits;
 
 /// The rules; a missing one doesn't apply.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]

@@ -6,15 +6,15 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
-use super::annexb;
-use super::fmp4::{self, Fragment, Index, Track, UnitKind};
-use super::moov::{self, Notes};
 use super::names::Format;
 use super::operation::{Ending, FileId, IncomingUnit, Output};
-use super::timeline::{Timeline, plausible};
 use super::types::RecorderError;
+use crate::base::limits;
 use crate::h264::{Assembler, avcc};
-use crate::limits;
+use crate::recorder::format::annexb;
+use crate::recorder::format::fmp4::{self, Fragment, Index, Track, UnitKind};
+use crate::recorder::format::moov::{self, Notes};
+use crate::recorder::format::timeline::{Timeline, plausible};
 
 /// Times an interrupted write is tried again.
 const WRITE_RETRIES_MAX: u32 = 8;

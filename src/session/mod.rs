@@ -11,22 +11,11 @@
 //! The caller feeds a [`Viewer`] with datagrams and timeouts, and after every such call
 //! [drains](Viewer::drain) it; access units leave at once.
 
-pub mod gate;
-pub mod rtcp;
-pub mod srtp;
-
-mod accept;
-mod crypto;
+pub mod media;
 mod outlet;
-mod profile;
-mod replay;
-mod rtx;
-mod sender;
-mod signaling;
 mod status;
-mod stun;
+mod transport;
 mod viewer;
-mod wallclock;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -36,16 +25,17 @@ use str0m::config::DtlsCert;
 use str0m::crypto::CryptoProvider;
 use str0m::net::Protocol;
 
-use crate::limits;
-use profile::Aim;
-use wallclock::Wallclock;
+use crate::base::limits;
+use media::wallclock::Wallclock;
+use transport::crypto;
+use transport::profile::Aim;
 
+pub use media::replay::{Decision, Need, Outlook, ReplayTime};
 pub use outlet::{Destination, Outlet};
-pub use profile::{SrtpChoice, UnknownSrtpChoice};
-pub use replay::{Decision, Need, Outlook, ReplayTime};
-pub use signaling::OfferError;
 pub use status::ViewerStatus;
-pub use stun::stun_ufrag;
+pub use transport::profile::{SrtpChoice, UnknownSrtpChoice};
+pub use transport::signaling::OfferError;
+pub use transport::stun::stun_ufrag;
 pub use viewer::{CloseReason, Output, PacketizedUnit, Viewer};
 
 /// What sessions are told at start.

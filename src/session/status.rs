@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::gate::GateState;
-use super::sender::Tally;
 use super::viewer::{Counters, Phase, Viewer};
+use crate::session::media::gate::GateState;
+use crate::session::media::sender::Tally;
 
 /// One viewer as told to the outside; counters since its offer.
 #[derive(Clone, Debug, Serialize)]

@@ -16,15 +16,15 @@ use str0m::net::{Protocol, Receive, Transmit};
 use str0m::{Candidate, Event, Input, Rtc, RtcError};
 
 use super::SessionContext;
-use super::accept::Made;
-use super::crypto::{self, CachedHmac, Handshake};
-use super::gate::{Gate, GateUnit};
+use super::media::{srtp, wallclock};
 use super::outlet::{Destination, Outlet};
-use super::replay::{ReplayTime, Replays};
-use super::sender::{Moment, Sender};
-use super::{srtp, wallclock};
+use crate::base::limits;
 use crate::h264::Payloads;
-use crate::limits;
+use crate::session::media::gate::{Gate, GateUnit};
+use crate::session::media::replay::{ReplayTime, Replays};
+use crate::session::media::sender::{Moment, Sender};
+use crate::session::transport::accept::Made;
+use crate::session::transport::crypto::{self, CachedHmac, Handshake};
 
 /// One access unit as RTP payloads, shared by all viewers of a worker.
 #[derive(Copy, Clone, Debug)]

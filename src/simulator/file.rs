@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::bits::StartCode;
 use super::unit::Unit;
+use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::h264::nal::kind;
 use crate::h264::{Assembler, Stamp};
-use crate::limits::SLOT_DATA_BYTES_MAX;
 
 /// Bytes of a file at most: it is held in memory.
 const FILE_BYTES_MAX: u64 = 1 << 30;

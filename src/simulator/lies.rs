@@ -1,7 +1,7 @@
 //! What a broken camera may put into a slot. Only makes lies; publishing them is up to the caller.
 
+use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::camera::{FORMAT_H264, SlotMetadata};
-use crate::limits::SLOT_DATA_BYTES_MAX;
 
 /// Kinds of lies; they come in turn.
 pub(super) const LIES: u64 = 11;

@@ -12,8 +12,8 @@ use super::file::{FileError, FileSource};
 use super::lies;
 use super::test_card::{TestCard, TestCardConfig, TestCardError};
 use super::unit::Unit;
+use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, WriterError};
-use crate::limits::SLOT_DATA_BYTES_MAX;
 
 const NS_PER_S: i64 = 1_000_000_000;
 /// The stop flag is looked at this often while waiting.

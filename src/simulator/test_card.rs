@@ -9,7 +9,7 @@
 use super::bits::{NalWriter, StartCode};
 use super::picture::{CHROMA_BYTES, LUMA_BYTES, MACROBLOCK_BYTES, Macroblock, Picture};
 use super::unit::Unit;
-use crate::limits::SLOT_DATA_BYTES_MAX;
+use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
 /// How the test card is coded.
 #[derive(Copy, Clone, Debug, PartialEq)]

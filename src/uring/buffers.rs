@@ -26,7 +26,7 @@ use super::message::{
 };
 use super::operation::{Run, Token};
 use super::ring::Cqe;
-use crate::limits::{
+use crate::base::limits::{
     GSO_BYTES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SEND_BUFFERS_KEPT, SENDS_MAX,
 };
 

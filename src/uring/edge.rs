@@ -16,7 +16,7 @@ use super::ring::{Cqe, Ring};
 use super::udp::{self, PlainRoutes};
 use super::watch::Watch;
 use super::{Completion, EdgeConfig, EdgeCounters, EdgeError, Features, Outgoing, Received, Word};
-use crate::limits::{
+use crate::base::limits::{
     BELLS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX, SUBMIT_DATAGRAMS,
 };
 

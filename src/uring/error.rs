@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::limits::BELLS_MAX;
+use crate::base::limits::BELLS_MAX;
 
 /// Why there is no edge, or no longer.
 #[derive(Debug, thiserror::Error)]

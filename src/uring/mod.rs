@@ -37,10 +37,10 @@ pub struct EdgeConfig {
     pub socket: Arc<OwnedFd>,
     /// Whether this edge receives (of those that share a socket, one should).
     pub receives: bool,
-    /// Eventfds to watch, at most [`limits::BELLS_MAX`](crate::limits::BELLS_MAX). Only this edge reads
+    /// Eventfds to watch, at most [`limits::BELLS_MAX`](crate::base::limits::BELLS_MAX). Only this edge reads
     /// them; `O_NONBLOCK` is cleared on them.
     pub bells: Vec<Arc<OwnedFd>>,
-    /// Send operations with the kernel at a time, 1 to [`limits::SENDS_MAX`](crate::limits::SENDS_MAX).
+    /// Send operations with the kernel at a time, 1 to [`limits::SENDS_MAX`](crate::base::limits::SENDS_MAX).
     pub sends_max: usize,
 }
 

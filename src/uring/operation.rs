@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::limits::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
+use crate::base::limits::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
 /// Names an operation in the ring: it goes out as `user_data` and comes back with each completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

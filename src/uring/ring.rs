@@ -15,7 +15,7 @@ use super::buffers::{BellMemory, BufferRing, ReceiveSlab, SendSlab};
 use super::message::Family;
 use super::operation::{Run, Token};
 use super::{EdgeCounters, EdgeError, Features};
-use crate::limits::RECEIVE_BUFFERS;
+use crate::base::limits::RECEIVE_BUFFERS;
 
 /// The buffer group of the one buffer ring of an edge.
 const BUFFER_GROUP: u16 = 0;

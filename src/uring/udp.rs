@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipp
 
 use super::message::Family;
 use super::ring::report_local_address;
-use crate::limits::{PLAIN_ROUTES_MAX, SOCKET_BUFFER_BYTES};
+use crate::base::limits::{PLAIN_ROUTES_MAX, SOCKET_BUFFER_BYTES};
 
 /// Why there is no UDP socket.
 #[derive(Debug, thiserror::Error)]

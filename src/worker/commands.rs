@@ -1,5 +1,6 @@
 //! How other threads reach a worker: a bounded mailbox and its bell. May not wait, on either side.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -8,11 +9,27 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
 
 use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::oneshot;
 
+use crate::base::limits;
 use crate::camera::Bell;
-use crate::limits;
 use crate::session::{Viewer, ViewerStatus};
-use crate::worker::tenancy::Presence;
+
+/// Held by the worker as long as it has the session; dropping it completes the [`SessionEnd`].
+#[derive(Debug)]
+pub struct SessionGuard {
+    _sender: oneshot::Sender<Infallible>,
+}
+
+/// Completes, with an error, when the [`SessionGuard`] is dropped.
+pub type SessionEnd = oneshot::Receiver<Infallible>;
+
+/// A session guard and the future that completes when it is dropped.
+#[must_use]
+pub fn session_guard() -> (SessionGuard, SessionEnd) {
+    let (sender, end) = oneshot::channel();
+    (SessionGuard { _sender: sender }, end)
+}
 
 /// What a worker can be asked.
 pub enum Command {
@@ -21,7 +38,7 @@ pub enum Command {
         /// The session.
         viewer: Box<Viewer>,
         /// Kept as long as the session is.
-        presence: Option<Presence>,
+        guard: Option<SessionGuard>,
     },
     /// The login that this session was let in with is over: say goodbye.
     LogOut {
@@ -29,7 +46,7 @@ pub enum Command {
         viewer: u32,
     },
     /// Tell the state of every session.
-    Statuses(tokio::sync::oneshot::Sender<Vec<ViewerStatus>>),
+    Statuses(oneshot::Sender<Vec<ViewerStatus>>),
     /// To the receiving worker: STUN for this ufrag belongs to that worker.
     Route {
         /// Local ufrag of the session.
@@ -74,7 +91,7 @@ pub struct Mailbox {
 
 /// The worker's end.
 pub struct MailboxReader {
-    pub(super) commands: Receiver<Command>,
+    pub(crate) commands: Receiver<Command>,
     pub(super) datagrams: Receiver<Forwarded>,
     bell: Arc<EventBell>,
     camera_bell: Arc<CameraBell>,

@@ -10,8 +10,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::base::limits;
 use crate::h264::Payloads;
-use crate::limits;
 
 /// What is known of one kept unit, beside its payloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::base::limits;
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
 use crate::h264::nal::kind;
 use crate::h264::{self, Assembler, Packetizer, Payloads, UnitError};
-use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::worker::gop::{Gop, KeptUnit};
 

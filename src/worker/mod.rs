@@ -7,24 +7,17 @@
 //!   datagrams ───┘                       └─► session k ─┘
 //! ```
 
-pub mod addresses;
-pub mod clock;
 pub mod commands;
-pub mod director;
 mod gop;
 mod lookback;
 mod own_doorbell;
-mod recordings;
 pub mod registry;
 mod replay;
 mod rhythm;
 pub mod rtp_clock;
+#[cfg(test)]
+mod simulated_day;
 mod source;
-pub mod tenancy;
-mod text;
-mod text_recorder;
-mod text_replay;
-mod text_stages;
 mod timing;
 mod totals;
 mod turn;
@@ -35,9 +28,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+use crate::base::limits;
 use crate::camera::Camera;
 use crate::camera::doorbell::LentDoorbell;
-use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::uring::{Edge, EdgeConfig, EdgeError};
 use crate::worker::commands::{Mailbox, MailboxReader, mailbox};

@@ -5,10 +5,10 @@
 use std::io;
 use std::time::Duration;
 
+use crate::base::clock::{self, Now};
+use crate::base::limits;
 use crate::camera::doorbell::{Doorbell, LentDoorbell};
-use crate::limits;
 use crate::uring::Word;
-use crate::worker::clock::{self, Now};
 use crate::worker::rhythm::{Expected, Rhythm};
 
 /// The doorbell, and what is known of the next unit.

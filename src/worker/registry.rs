@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::session::Viewer;
+use crate::worker::commands::SessionGuard;
 use crate::worker::replay::Replay;
-use crate::worker::tenancy::Presence;
 use crate::worker::timing::Sends;
 
 /// A session and what the worker knows about it.
@@ -24,7 +24,7 @@ pub(super) struct Entry {
     /// It is being given the GOP so far.
     pub(super) replay: Option<Replay>,
     /// Dropped with the session: whoever watches over its login hears that.
-    _presence: Option<Presence>,
+    _guard: Option<SessionGuard>,
 }
 
 /// The sessions of one worker, in order of arrival.
@@ -37,7 +37,7 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Takes a session in.
-    pub(super) fn insert(&mut self, viewer: Viewer, presence: Option<Presence>, now: Instant) {
+    pub(super) fn insert(&mut self, viewer: Viewer, guard: Option<SessionGuard>, now: Instant) {
         self.by_ufrag.insert(viewer.local_ufrag().to_owned(), viewer.id());
         self.entries.push(Entry {
             viewer,
@@ -46,7 +46,7 @@ impl Registry {
             remote: None,
             sends: Sends::default(),
             replay: None,
-            _presence: presence,
+            _guard: guard,
         });
     }
 

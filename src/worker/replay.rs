@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits;
+use crate::base::clock::Now;
+use crate::base::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::{Decision, Need, Outlook, PacketizedUnit, ReplayTime};
-use crate::worker::clock::Now;
 use crate::worker::gop::Kept;
 use crate::worker::registry::{Entry, Registry};
 use crate::worker::source::Source;
@@ -190,7 +190,7 @@ fn packetized<'a>(kept: &Kept<'a>) -> PacketizedUnit<'a> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::worker::clock;
+    use crate::base::clock;
 
     /// Milliseconds that units of `unit_bytes` take, `units` of them, with a turn every `turn_ms`.
     fn duration_ms(unit_bytes: usize, units: usize, turn_ms: u64) -> u64 {

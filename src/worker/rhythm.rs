@@ -1,6 +1,6 @@
 //! When the next unit comes, as far as those before it tell. Pure: knows nothing but times.
 
-use crate::limits;
+use crate::base::limits;
 
 /// A camera's rhythm: learned while units come evenly, lost when they don't.
 #[derive(Debug, Default)]

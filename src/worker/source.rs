@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::clock::Now;
 use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::h264::{Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::PacketizedUnit;
-use crate::worker::clock::Now;
 use crate::worker::gop::Gop;
 use crate::worker::lookback::{Live, Lookback};
 use crate::worker::replay::Latest;

@@ -3,11 +3,11 @@
 
 use std::collections::VecDeque;
 
-use crate::limits;
+use crate::base::clock;
+use crate::base::limits;
 use crate::metrics::WorkerCounters;
 use crate::metrics::stages::{Stage, StageRecorder};
 use crate::metrics::trace::{UnitTimes, WriteTimes};
-use crate::worker::clock;
 
 /// Nanoseconds between two publications of the histograms.
 const PUBLISH_NS: i64 = 500_000_000;

@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::base::clock::Now;
 use crate::metrics::drops::DropWatch;
 use crate::metrics::{ViewerFigures, WorkerCounters};
 use crate::session::ViewerStatus;
 use crate::uring::EdgeCounters;
-use crate::worker::clock::Now;
 use crate::worker::registry::Registry;
 
 /// Time between two walks.

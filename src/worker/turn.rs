@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::base::clock::{self, Now};
+use crate::base::limits;
 use crate::camera::Camera;
 use crate::camera::doorbell::LentDoorbell;
-use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
 use crate::uring::{Completion, EdgeError, Received};
-use crate::worker::clock::{self, Now};
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
 use crate::worker::own_doorbell::OwnDoorbell;
 use crate::worker::registry::{Entry, Registry, Routes};
@@ -20,10 +20,6 @@ use crate::worker::source::{Source, Taken};
 use crate::worker::timing::Timing;
 use crate::worker::totals::{Totals, count_edge};
 use crate::worker::wire::{Lane, Wire};
-
-#[cfg(test)]
-#[path = "simulated_day/mod.rs"]
-mod simulated_day;
 
 /// What a worker is made from; moved to its thread.
 pub(super) struct Seed {
@@ -45,15 +41,15 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 /// One worker: everything its thread owns.
 pub(super) struct Worker<W> {
     index: usize,
-    edge: W,
+    pub(super) edge: W,
     camera: Camera,
     source: Source,
-    sessions: Registry,
-    routes: Routes,
+    pub(super) sessions: Registry,
+    pub(super) routes: Routes,
     peers: Vec<Mailbox>,
     peer_rung: Vec<bool>,
     counters: Arc<WorkerCounters>,
-    reader: MailboxReader,
+    pub(super) reader: MailboxReader,
     /// The viewer that is served first; moves on with every unit so that no one is always last.
     first: usize,
     totals: Totals,
@@ -102,7 +98,7 @@ impl<W: Wire> Worker<W> {
         }
     }
 
-    fn submit(&mut self, now: Now) -> Result<(), EdgeError> {
+    pub(super) fn submit(&mut self, now: Now) -> Result<(), EdgeError> {
         self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
         let mut wait = self.time_to_wait(now);
         if let Some(doorbell) = &mut self.doorbell {
@@ -129,7 +125,7 @@ impl<W: Wire> Worker<W> {
         wait.min(idle)
     }
 
-    fn turn(&mut self, now: Now) {
+    pub(super) fn turn(&mut self, now: Now) {
         // Commands before datagrams: a session's first STUN must find it.
         self.take_commands(now);
         self.reap(now);
@@ -271,8 +267,8 @@ impl<W: Wire> Worker<W> {
 
     fn take_command(&mut self, now: Now, command: Command) {
         match command {
-            Command::Adopt { viewer, presence } => {
-                self.sessions.insert(*viewer, presence, now.instant);
+            Command::Adopt { viewer, guard } => {
+                self.sessions.insert(*viewer, guard, now.instant);
                 self.totals.refresh();
             }
             Command::LogOut { viewer } => {

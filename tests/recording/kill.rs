@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use streaming_server::camera::Layout;
+use streaming_server::recorder::format::recovery::survey;
 use streaming_server::recorder::names::Format;
-use streaming_server::recorder::recovery::survey;
 
 use crate::rig::{
     Rig, SMALL, TemporaryDirectory, TestCamera, assert_complete, assert_plays, named, unit_numbers,

@@ -16,8 +16,8 @@ use str0m::media::{Direction, MediaKind, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::RtpPacket;
 use str0m::{Candidate, Event, Input, Rtc, RtcConfig};
+use streaming_server::base::limits::FULL_PAYLOADS_OF_BUFFER;
 use streaming_server::h264::Payloads;
-use streaming_server::limits::FULL_PAYLOADS_OF_BUFFER;
 use streaming_server::session::{
     CloseReason, Destination, Outlet, Output, PacketizedUnit, SessionConfig, SessionContext, SrtpChoice,
     Viewer,

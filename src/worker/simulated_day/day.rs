@@ -15,11 +15,11 @@ use super::recorder::SimulatedRecorder;
 use super::server::Server;
 use super::summary::Summary;
 use super::{MS, SECOND};
+use crate::base::clock::{self, Now};
+use crate::base::limits;
 use crate::camera::test_doorbell::TestDoorbell;
 use crate::camera::{Camera, Wake};
-use crate::limits;
 use crate::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
-use crate::worker::clock::{self, Now};
 
 /// Seconds of a quiet time: longer than any session outlives its browser.
 pub(super) const QUIET_S: u64 = 40;

@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::super::{Seed, Worker};
 use super::heap::as_server;
 use super::network::SimulatedWire;
+use crate::base::clock::Now;
+use crate::base::limits;
 use crate::camera::Camera;
-use crate::limits;
 use crate::metrics::WorkerCounters;
 use crate::metrics::counters::Counter;
 use crate::session::Viewer;
-use crate::worker::clock::Now;
 use crate::worker::commands::{Command, Mailbox, mailbox};
+use crate::worker::turn::{Seed, Worker};
 
 /// Turns of all workers at one moment: more means that they never come to rest.
 const TURNS_MAX: usize = 100;
@@ -55,7 +55,7 @@ impl Server {
             let ufrag = viewer.local_ufrag().to_owned();
             assert!(receiver.send(Command::Route { ufrag, worker }).is_ok());
         }
-        assert!(mailbox.send(Command::Adopt { viewer: Box::new(viewer), presence: None }).is_ok());
+        assert!(mailbox.send(Command::Adopt { viewer: Box::new(viewer), guard: None }).is_ok());
     }
 
     /// A datagram came to the server's socket.

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use smallvec::SmallVec;
 use streaming_server::h264::{Assembler, avcc, scan};
-use streaming_server::limits;
+use streaming_server::base::limits;
 
 /// Start and end of all NAL units by the letter of H.264 annex B; `None` where the scan has to refuse.
 fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {

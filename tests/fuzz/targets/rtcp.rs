@@ -3,8 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use str0m::crypto::dtls::SrtpProfile;
-use streaming_server::session::rtcp::{self, Packet};
-use streaming_server::session::srtp;
+use streaming_server::session::media::rtcp::{self, Packet};
+use streaming_server::session::media::srtp;
 
 fn read(compound: &[u8]) {
     for packet in rtcp::packets(compound) {

@@ -1,0 +1,114 @@
+//! What `doctor` says of token and certificate, and the TLS that `healthcheck` speaks to the server on this machine.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+
+use super::{Check, Verdict, check};
+use crate::app::server::security;
+use crate::config::{Config, Tls};
+use crate::http::{Moment, TlsKeys, certificate};
+
+/// Whether somebody is asked for anything.
+pub(super) fn token(config: &Config) -> Check {
+    let plain = config.http_plain.is_some_and(|address| !address.ip().is_loopback());
+    let is_reachable = plain || !config.http.ip().is_loopback();
+    match (&config.token, is_reachable) {
+        (Some(_), _) if is_reachable && (config.tls.is_none() || plain) => {
+            let advice = "it crosses the network readable: see --tls-self-signed, --tls-cert";
+            check("token", Verdict::Warn, format!("is asked for; {advice}"))
+        }
+        (Some(_), _) => check("token", Verdict::Ok, "is asked for"),
+        (None, false) => check("token", Verdict::Ok, "none, and this machine only is served"),
+        (None, true) => {
+            let finding = format!("none: anyone who reaches {} can watch: see --token-file", config.http);
+            check("token", Verdict::Warn, finding)
+        }
+    }
+}
+
+/// Whether TLS has something to serve.
+pub(super) fn certificate(config: &Config, tls: &Tls) -> Check {
+    if let Tls::SelfSigned { directory } = tls
+        && !directory.join(certificate::SELF_SIGNED).exists()
+    {
+        let finding = format!("the certificate will be made and kept in {}", directory.display());
+        return check("tls", Verdict::Ok, finding);
+    }
+    let now_s = Moment::now().unix_s;
+    let found = match certificate::read(tls, &security::names(config), now_s) {
+        Ok(found) => found,
+        Err(error) => return check("tls", Verdict::Fail, error.to_string()),
+    };
+    let shown = found.path.display().to_string();
+    let days = found.expires_s.map(|expires_s| expires_s.saturating_sub(now_s) / (24 * 3600));
+    let findings = found.findings.join("; ");
+    match (TlsKeys::new(found.chain, found.key), days) {
+        (Err(error), _) => check("tls", Verdict::Fail, format!("{shown}: {error}")),
+        (Ok(_), _) if !findings.is_empty() => check("tls", Verdict::Warn, findings),
+        (Ok(_), Some(days)) => check("tls", Verdict::Ok, format!("{shown} holds for {days} days")),
+        (Ok(_), None) => check("tls", Verdict::Warn, format!("{shown} does not say how long it holds")),
+    }
+}
+
+/// TLS to the server of this machine. Its certificate is not judged: it is made out to the names others use, and
+/// nothing secret is sent.
+///
+/// # Errors
+/// TLS cannot be set up at all; a failing handshake shows at the first byte.
+pub(super) fn over_tls(socket: TcpStream) -> io::Result<impl Read + Write> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    let name = ServerName::from(socket.peer_addr()?.ip());
+    let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+    Ok(StreamOwned::new(connection, socket))
+}
+
+/// Takes any certificate, as long as the other side has its key.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,177 @@
+//! The counters as Prometheus text: names of the Go design where it has them, additions beside them.
+//! May not decide anything.
+
+mod recorder;
+mod replay;
+mod stages;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crate::camera::CameraCounters;
+use crate::metrics::{Exposition, LoginCounters, WorkerCounters, process as kernel};
+use crate::recorder::counters::RecorderCounters;
+use crate::uring::Features;
+
+/// Where the numbers come from.
+pub(super) struct Sources<'a> {
+    pub(super) workers: &'a [Arc<WorkerCounters>],
+    pub(super) camera: &'a CameraCounters,
+    /// Units a lease ring had no slot for.
+    pub(super) camera_dropped: u64,
+    /// Slots of the ring; 0 while the camera is away.
+    pub(super) slots: u32,
+    pub(super) camera_live: bool,
+    /// `None` where the program does not record.
+    pub(super) recorder: Option<&'a RecorderCounters>,
+    pub(super) logins: &'a LoginCounters,
+    pub(super) sessions: u32,
+    pub(super) viewers_max: u32,
+    pub(super) uptime_ns: u64,
+}
+
+impl Sources<'_> {
+    /// Every worker reads every unit: what the ring gave is what the busiest of them took.
+    fn most(&self, get: impl Fn(&WorkerCounters) -> u64) -> u64 {
+        self.workers.iter().map(|worker| get(worker)).max().unwrap_or(0)
+    }
+
+    fn sum(&self, get: impl Fn(&WorkerCounters) -> u64) -> u64 {
+        self.workers.iter().map(|worker| get(worker)).sum()
+    }
+}
+
+/// The whole page of GET /metrics.
+pub(super) fn metrics(sources: &Sources<'_>) -> String {
+    let mut text = Exposition::new();
+    units(&mut text, sources);
+    viewers(&mut text, sources);
+    network(&mut text, sources);
+    replay::expose(&mut text, sources.workers);
+    stages::expose(&mut text, sources.workers);
+    if let Some(recorder) = sources.recorder {
+        recorder::expose(&mut text, recorder);
+    }
+    logins(&mut text, sources.logins);
+    process(&mut text, sources);
+    text.finish()
+}
+
+fn units(text: &mut Exposition, from: &Sources<'_>) {
+    let gauge = u8::from;
+    text.counter("frames_read_total", "Access units taken from the camera's ring.")
+        .value(from.most(|w| w.units_read.get()));
+    text.counter("frames_processed_total", "Access units assembled and checked.")
+        .value(from.most(|w| w.units_processed.get()));
+    text.counter("frames_sent_total", "Access units handed to viewers; one unit to ten viewers counts ten.")
+        .value(from.sum(|w| w.units_sent.get()));
+    text.counter("frames_dropped_total", "Access units a consumer did not take.")
+        .labelled("component", "webrtc", from.sum(|w| w.units_dropped.get()))
+        .labelled(
+            "component",
+            "recorder",
+            from.recorder.map_or(0, |recorder| recorder.dropped.load(Relaxed)),
+        );
+    text.counter("torn_total", "Access units the camera overwrote while they were read; none is sent.")
+        .value(from.most(|w| w.torn.get()));
+    text.counter("lapped_total", "Access units missed because a consumer was a whole ring late.")
+        .value(from.most(|w| w.lapped.get()));
+    text.counter("rejected_slots_total", "Slots whose metadata cannot be or whose format is not H.264.")
+        .value(from.most(|w| w.rejected.get()));
+    text.counter("camera_restarts_total", "Times a consumer saw the camera's ring start anew.")
+        .value(from.most(|w| w.restarts.get()));
+    text.counter("camera_attached_total", "Times the camera's segment was opened.")
+        .value(from.camera.attached.load(Relaxed));
+    text.counter(
+        "camera_keyframe_requests_total",
+        "IDRs asked of the camera; only a lease ring can be asked.",
+    )
+    .value(from.camera.keyframes_requested.load(Relaxed));
+    text.counter("camera_units_dropped_total", "Access units the camera had no free slot for (lease ring).")
+        .value(from.camera_dropped);
+    text.counter(
+        "leases_refused_total",
+        "Access units not read at once: this program held its share of slots.",
+    )
+    .value(from.camera.leases_refused.load(Relaxed));
+    text.counter("doorbell_wakes_total", "Looks of the thread that waits for the camera.")
+        .value(from.camera.wakes.load(Relaxed));
+    text.counter("busy_poll_seconds_total", "Time a worker polled for access units that were about to come.")
+        .value(Duration::from_nanos(from.sum(|w| w.busy_poll_ns.get())).as_secs_f64());
+    text.gauge("camera_live", "1 while access units arrive.").value(gauge(from.camera_live));
+    text.gauge("channel_buffer_usage", "Slots between a consumer and the newest access unit.").labelled(
+        "channel",
+        "webrtc",
+        from.most(|w| w.lag_slots.get()),
+    );
+    text.gauge("channel_buffer_capacity", "Slots of the camera's ring; 0 while it is away.")
+        .labelled("channel", "webrtc", from.slots);
+    text.counter("errors_total", "Errors by type.")
+        .labelled("type", "read", from.most(|w| w.torn.get() + w.rejected.get()))
+        .labelled("type", "process", from.most(|w| w.malformed_units.get() + w.missing_parameter_sets.get()))
+        .labelled("type", "send", from.sum(|w| w.send_errors.get() + w.datagrams_dropped.get()));
+}
+
+fn viewers(text: &mut Exposition, from: &Sources<'_>) {
+    text.gauge("active_clients", "Viewers connected.").value(from.sum(|w| w.viewers.get()));
+    text.gauge("sessions", "Sessions held, connected or not.").value(from.sessions);
+    text.gauge("viewers_max", "Sessions allowed at once.").value(from.viewers_max);
+    text.counter("sessions_closed_total", "Sessions that ended, for whatever reason.")
+        .value(from.sum(|w| w.sessions_closed.get()));
+    text.counter("nacks_total", "NACK messages of viewers.").value(from.sum(|w| w.nacks.get()));
+    text.counter("retransmits_total", "RTP packets sent again.").value(from.sum(|w| w.retransmits.get()));
+    text.counter("keyframe_requests_total", "PLI and FIR messages of viewers.")
+        .value(from.sum(|w| w.keyframe_requests.get()));
+}
+
+fn network(text: &mut Exposition, from: &Sources<'_>) {
+    text.counter("datagrams_sent_total", "UDP datagrams handed to the kernel.")
+        .value(from.sum(|w| w.datagrams_sent.get()));
+    text.counter("sent_bytes_total", "Payload bytes of those datagrams.")
+        .value(from.sum(|w| w.bytes_sent.get()));
+    text.counter("datagrams_dropped_total", "Datagrams dropped before the kernel took them.")
+        .value(from.sum(|w| w.datagrams_dropped.get()));
+    text.counter("gso_runs_total", "Sends of more than one datagram (UDP_SEGMENT).")
+        .value(from.sum(|w| w.gso_runs.get()));
+    text.counter("gso_fallbacks_total", "Routes that had to fall back to plain sends.")
+        .value(from.sum(|w| w.gso_fallbacks.get()));
+    text.counter("datagrams_received_total", "UDP datagrams received.")
+        .value(from.sum(|w| w.datagrams_received.get()));
+    text.counter("datagrams_unclaimed_total", "Datagrams that belong to no session.")
+        .value(from.sum(|w| w.datagrams_unclaimed.get()));
+    text.counter("datagrams_forwarded_total", "Datagrams handed to another worker.")
+        .value(from.sum(|w| w.datagrams_forwarded.get()));
+    text.counter(
+        "receive_errors_total",
+        "Datagrams truncated, without a buffer, or without room in an inbox.",
+    )
+    .value(from.sum(|w| w.receive_errors.get() + w.inbox_full.get()));
+    text.counter("io_uring_enters_total", "io_uring_enter calls of the workers.")
+        .value(from.sum(|w| w.enters.get()));
+    let features = text.gauge("io_uring_feature", "1 where the kernel has it and the workers use it.");
+    let all = Features::from_bits(from.workers.iter().fold(u64::MAX, |all, w| all & w.uring_features.get()));
+    for (name, is_used) in all.list() {
+        features.labelled("feature", name, u8::from(is_used));
+    }
+    text.counter("payload_allocations_total", "Payload buffers the packetisers had to allocate.")
+        .value(from.sum(|w| w.payload_allocations.get()));
+}
+
+fn logins(text: &mut Exposition, from: &LoginCounters) {
+    text.counter("logins_refused_total", "Tokens refused, in logins and in requests.")
+        .labelled("reason", "wrong_token", from.wrong.get())
+        .labelled("reason", "too_many_attempts", from.too_many.get());
+}
+
+fn process(text: &mut Exposition, from: &Sources<'_>) {
+    #[expect(clippy::cast_precision_loss, reason = "seconds for people")]
+    let uptime_s = from.uptime_ns as f64 / 1e9;
+    text.gauge("uptime_seconds", "Seconds since the server started.").value(format_args!("{uptime_s:.3}"));
+    kernel::expose(text);
+    text.gauge("build_info", "The version that runs; always 1.").labelled(
+        "version",
+        env!("CARGO_PKG_VERSION"),
+        1,
+    );
+}

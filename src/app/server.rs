@@ -1,0 +1,493 @@
+//! The wiring: which thread runs which room, who starts first and who stops last. Used by main and by nobody else.
+
+pub(crate) mod security;
+
+use std::io;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::app::addresses::{host_candidates, interface_addresses};
+use crate::app::backend::Director;
+use crate::app::service::{self, Notifier};
+use crate::base::limits;
+use crate::camera::doorbell::{self, Doorbell, LentDoorbell};
+use crate::camera::{Camera, Layout, Wake};
+use crate::config::{self, Config, RecordFormat, WakeChoice};
+use crate::http::local::LocalConfig;
+use crate::http::{self, ApiError, Backend, Diagnostics, Inspection};
+use crate::profiling::{self, Contention, ProfileError};
+use crate::recorder::{self, RecorderConfig, RecorderHandle};
+use crate::session::{SessionConfig, SessionContext, SrtpChoice};
+use crate::simulator::{self, SimulatorConfig};
+use crate::uring::{self, SocketError};
+use crate::worker::{WorkerError, Workers, WorkersConfig};
+use security::Security;
+
+/// Why the server could not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The HTTP address is not to be had.
+    #[error(
+        "cannot listen on http {address}: {source}; is another server running? choose another with {option}"
+    )]
+    Http {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Where it was asked for.
+        option: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The UDP address is not to be had.
+    #[error("cannot open udp {address}: {source} (--udp chooses another)")]
+    Udp {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: SocketError,
+    },
+    /// The control address is not to be had.
+    #[error(
+        "cannot serve control at {address}: {source}; is another server running? choose another with --control, or --control off"
+    )]
+    Control {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// TLS has nothing to serve with.
+    #[error("TLS: {0}")]
+    Certificate(#[from] http::certificate::CertificateError),
+    /// A thread or a runtime is not to be had.
+    #[error("cannot start {what}: {source}")]
+    Start {
+        /// The part that did not start.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The certificate or the crypto self-check failed.
+    #[error("cannot prepare sessions: {0}")]
+    Sessions(String),
+    /// The recorder did not start.
+    #[error(transparent)]
+    Recorder(#[from] recorder::SpawnError),
+    /// A worker did not start.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+/// Runs the server until SIGINT or SIGTERM.
+///
+/// # Errors
+/// [`ServerError`] when a part cannot start; each says which option helps.
+pub fn run(config: &Config) -> Result<(), ServerError> {
+    log::info!("streaming-server {}: {config}", env!("CARGO_PKG_VERSION"));
+    let listener = listen(config.http, "--http")?;
+    let http = listener.local_addr().unwrap_or(config.http);
+    let plain = config.http_plain.map(|address| listen(address, "--http-plain")).transpose()?;
+    let logins = Arc::default();
+    let security = security::prepare(config, http, &logins)?;
+    let (socket, udp) = open_udp(config.udp)?;
+    let mut threads = Threads::default();
+    let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
+    let camera = Camera::new(&shm, wake(config.wake));
+    let context = session_context(config, udp)?;
+    let _settled = Settled(Arc::clone(&context));
+    let socket = Arc::new(socket);
+    let doorbell = threads.start_doorbell(&camera, config.realtime)?;
+    let workers = start_workers(config, &camera, &socket, doorbell)?;
+    let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
+    let director = Arc::new(Director::new(
+        camera,
+        context,
+        workers.mailboxes.clone(),
+        workers.counters.clone(),
+        recorder,
+        logins,
+        u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
+    ));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| ServerError::Start { what: "the HTTP runtime", source })?;
+    let instruments = start_control(config, &director, runtime.handle())?;
+    announce(config, http, plain.as_ref(), udp);
+    let endpoints = Endpoints { http, listener, plain, security };
+    let result = serve(config, &runtime, endpoints, &director, workers);
+    // From here on the control endpoint says that the server stops.
+    drop(instruments);
+    result
+}
+
+/// Opens the UDP socket. A server that was killed has left its own to its io_uring, which the kernel takes apart only
+/// after the process is gone: whoever restarts it at once would find the port in use.
+fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let mut left = limits::UDP_PORT_PATIENCE;
+    loop {
+        match uring::open_socket(address) {
+            Err(SocketError::Bind { source, .. })
+                if source.kind() == io::ErrorKind::AddrInUse && !left.is_zero() =>
+            {
+                if left == limits::UDP_PORT_PATIENCE {
+                    log::info!("udp {address} is in use, waiting whether it becomes free");
+                }
+                std::thread::sleep(PAUSE);
+                left = left.saturating_sub(PAUSE);
+            }
+            opened => return opened.map_err(|source| ServerError::Udp { address, source }),
+        }
+    }
+}
+
+/// However the program ends, it is not in the middle of its preparations.
+struct Settled(Arc<SessionContext>);
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        self.0.settle();
+    }
+}
+
+/// Starts the control endpoint, if one is wanted. It answers as long as what is returned lives.
+fn start_control(
+    config: &Config,
+    director: &Arc<Director>,
+    runtime: &Handle,
+) -> Result<Arc<dyn Diagnostics>, ServerError> {
+    let instruments: Arc<dyn Diagnostics> = Arc::new(Instruments { director: Arc::clone(director) });
+    if let Some(address) = config.control {
+        let backend: Arc<dyn Backend> = Arc::clone(director) as Arc<dyn Backend>;
+        let local = LocalConfig {
+            address,
+            backend: Arc::downgrade(&backend),
+            diagnostics: Arc::downgrade(&instruments),
+            runtime: runtime.clone(),
+        };
+        let bound = http::local::start(local).map_err(|source| ServerError::Control { address, source })?;
+        log::info!("control: http://{bound}/ for this machine, profiles below /debug/pprof/");
+    }
+    Ok(instruments)
+}
+
+/// The profiles and traces of this process, for the control endpoint.
+struct Instruments {
+    director: Arc<Director>,
+}
+
+impl Diagnostics for Instruments {
+    fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError> {
+        let result = match what {
+            Inspection::Index => Ok(profiling::index().as_bytes().to_vec()),
+            Inspection::Cmdline => Ok(profiling::cmdline()),
+            Inspection::Trace { seconds } => Ok(self.director.trace(seconds).into_bytes()),
+            Inspection::Cpu { seconds } => {
+                let duration = Duration::from_secs(u64::from(seconds));
+                profiling::cpu_profile(duration, limits::PROFILE_FREQUENCY_HZ)
+            }
+            Inspection::Heap => profiling::heap_profile(profiling::Heap::InUse),
+            Inspection::Allocs => profiling::heap_profile(profiling::Heap::Allocs),
+            Inspection::Threads { debug } => profiling::threads(debug),
+            Inspection::Mutex => profiling::contention_profile(Contention::Mutex),
+            Inspection::Block => profiling::contention_profile(Contention::Block),
+        };
+        result.map_err(|error| match error {
+            ProfileError::Busy => ApiError {
+                retry_after_s: Some(RETRY_AFTER_S),
+                ..ApiError::new(503, "busy", error.to_string())
+            },
+            ProfileError::Range(_) => ApiError::new(400, "bad_query", error.to_string()),
+            ProfileError::Signal(_) | ProfileError::Encode(_) => {
+                ApiError::new(500, "profile", error.to_string())
+            }
+        })
+    }
+}
+
+/// A caller that met another profile may try again.
+const RETRY_AFTER_S: u32 = 5;
+
+/// The HTTP endpoints' sockets and what they share.
+struct Endpoints {
+    http: SocketAddr,
+    listener: TcpListener,
+    plain: Option<TcpListener>,
+    security: Security,
+}
+
+impl Endpoints {
+    /// Serves until `stopped`.
+    async fn serve(self, backend: Arc<dyn Backend>, stopped: watch::Receiver<bool>) {
+        let http = self.security.http(self.http);
+        let main = http::serve(http, self.listener, Arc::clone(&backend), stopped.clone());
+        match self.plain {
+            Some(plain) => {
+                let address = plain.local_addr().unwrap_or(self.http);
+                tokio::join!(main, http::serve(self.security.plain(address), plain, backend, stopped));
+            }
+            None => main.await,
+        }
+    }
+}
+
+fn listen(address: SocketAddr, option: &'static str) -> Result<TcpListener, ServerError> {
+    let listener = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    listener.map_err(|source| ServerError::Http { address, option, source })
+}
+
+fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContext>, ServerError> {
+    let candidates = host_candidates(udp, &interface_addresses());
+    let advertise = config.advertise.iter().map(|address| address.with_port(udp.port())).collect();
+    let session_config = SessionConfig { candidates, advertise, srtp: srtp(config.srtp) };
+    SessionContext::new(session_config).map_err(|error| ServerError::Sessions(error.to_string()))
+}
+
+fn wake(choice: WakeChoice) -> Wake {
+    match choice {
+        WakeChoice::Auto => Wake::Auto,
+        WakeChoice::Semaphore => Wake::Semaphore,
+        WakeChoice::Poll => Wake::Poll,
+    }
+}
+
+fn srtp(choice: config::SrtpChoice) -> SrtpChoice {
+    match choice {
+        config::SrtpChoice::Auto => SrtpChoice::Auto,
+        config::SrtpChoice::Gcm => SrtpChoice::Gcm,
+        config::SrtpChoice::Cm => SrtpChoice::Cm,
+    }
+}
+
+fn recorder_config(config: &Config) -> RecorderConfig {
+    RecorderConfig {
+        directory: config.record_path.clone(),
+        format: match config.record_format {
+            RecordFormat::H264 => recorder::names::Format::H264,
+            RecordFormat::Mp4 => recorder::names::Format::Mp4,
+        },
+        retention: recorder::retention::Retention {
+            retain_bytes: config.retain_bytes,
+            retain_days: config.retain_days,
+            min_free_bytes: config.min_free_bytes,
+        },
+    }
+}
+
+fn start_workers(
+    config: &Config,
+    camera: &Camera,
+    socket: &Arc<OwnedFd>,
+    doorbell: Option<LentDoorbell>,
+) -> Result<Workers, ServerError> {
+    let workers = Workers::start(WorkersConfig {
+        count: worker_count(config),
+        camera: camera.clone(),
+        socket: Arc::clone(socket),
+        viewers_max: config.max_viewers,
+        doorbell,
+    })?;
+    Ok(workers)
+}
+
+/// One worker serves 64 viewers with room to spare; beyond, one per core.
+fn worker_count(config: &Config) -> usize {
+    match config.workers {
+        config::Workers::Count(count) => count.get(),
+        config::Workers::Auto if config.max_viewers < limits::VIEWERS_OF_ONE_WORKER => 1,
+        config::Workers::Auto => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    }
+}
+
+/// Says where to look: a line for people on stdout, a line for scripts in the log.
+fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp: SocketAddr) {
+    log::info!("listening: http={http} udp={udp}");
+    let plain = plain.and_then(|listener| listener.local_addr().ok());
+    if let Some(plain) = plain {
+        log::info!("without TLS: http-plain={plain}");
+    }
+    security::warn(config, http, plain);
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let host = if http.ip().is_unspecified() { "localhost".to_owned() } else { bracketed(http) };
+    let mut stdout = io::stdout().lock();
+    // A closed stdout is no reason not to serve.
+    let _ = writeln!(stdout, "open {scheme}://{host}:{}/", http.port());
+    let _ = stdout.flush();
+}
+
+fn bracketed(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V4(v4) => v4.ip().to_string(),
+        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+    }
+}
+
+/// Runs the HTTP endpoints on this thread until a signal, then stops the workers.
+fn serve(
+    config: &Config,
+    runtime: &Runtime,
+    endpoints: Endpoints,
+    director: &Arc<Director>,
+    workers: Workers,
+) -> Result<(), ServerError> {
+    let start = |what| move |source| ServerError::Start { what, source };
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(start("signal handling"))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(start("signal handling"))?;
+        let (stop, stopped) = watch::channel(false);
+        let backend = Arc::clone(director) as Arc<dyn Backend>;
+        let security = endpoints.security.clone();
+        let mut server = pin!(endpoints.serve(backend, stopped));
+        let mut notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+        notifier.ready();
+        tokio::select! {
+            () = service::supervise(&mut notifier, watchdog_period(), || director.health()) => {}
+            () = &mut server => log::error!("the HTTP endpoint ended by itself"),
+            _ = interrupt.recv() => log::info!("SIGINT: stopping; once more to stop at once"),
+            _ = terminate.recv() => log::info!("SIGTERM: stopping; once more to stop at once"),
+            () = security.heed_hangups(config) => log::info!("the terminal is gone: stopping"),
+        }
+        notifier.stopping();
+        // A running recording is finished while the viewers are told.
+        director.stop_recorder();
+        // Receivers may be gone when the endpoint ended by itself.
+        let _ = stop.send(true);
+        tokio::select! {
+            () = say_goodbye(Arc::clone(director), workers) => {}
+            _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
+            _ = terminate.recv() => log::warn!("second signal: stopping at once"),
+        }
+        Ok(())
+    })
+}
+
+/// How often the service manager is to be told that all is well, if it asked for it.
+fn watchdog_period() -> Option<Duration> {
+    let usec = std::env::var_os("WATCHDOG_USEC");
+    let pid = std::env::var_os("WATCHDOG_PID");
+    service::watchdog_period(usec.as_deref(), pid.as_deref(), std::process::id())
+}
+
+/// Lets the workers tell their viewers; a thread of its own, so that signals are still heard.
+async fn say_goodbye(director: Arc<Director>, mut workers: Workers) {
+    let (done, finished) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("goodbye".to_owned()).spawn(move || {
+        director.stop();
+        workers.join();
+        // The waiting side is gone after a second signal.
+        let _ = done.send(());
+    });
+    match thread {
+        Ok(_) => {
+            let patience = Duration::from_millis(limits::STOP_MS_MAX * 3);
+            if tokio::time::timeout(patience, finished).await.is_err() {
+                log::warn!("a worker did not end in time");
+            }
+        }
+        Err(error) => log::warn!("viewers are not told: {error}"),
+    }
+}
+
+/// Name of the demo's ring, before the number of its process.
+const DEMO_RING: &str = "/streaming-server-demo-";
+
+/// A demo that was killed could not unlink its ring; its number says that it is gone.
+fn remove_rings_of_killed_demos() {
+    let Ok(segments) = std::fs::read_dir("/dev/shm") else { return };
+    for segment in segments.flatten() {
+        let name = format!("/{}", segment.file_name().to_string_lossy());
+        let process = name.strip_prefix(DEMO_RING).and_then(|number| number.parse::<u32>().ok());
+        if process.is_some_and(|number| !std::path::Path::new(&format!("/proc/{number}")).exists()) {
+            // Another demo may have been faster.
+            let _ = rustix::shm::unlink(name.as_str());
+        }
+    }
+}
+
+/// The threads beside the workers. Dropping it tells them to end and waits, so that the simulator's ring is
+/// unlinked however the server ends.
+#[derive(Default)]
+struct Threads {
+    stop: Arc<AtomicBool>,
+    /// Tells the doorbell's thread that nobody needs it any more.
+    doorbell: Option<SyncSender<Option<Doorbell>>>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    fn spawn(&mut self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), ServerError> {
+        let handle = std::thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(limits::HELPER_STACK_BYTES)
+            .spawn(body)
+            .map_err(|source| ServerError::Start { what: name, source })?;
+        self.handles.push(handle);
+        Ok(())
+    }
+
+    /// Starts the thread that waits for the camera where no worker does, and after the workers have ended. With
+    /// `realtime` it does from the beginning; else the doorbell is to be given to a worker.
+    fn start_doorbell(
+        &mut self,
+        camera: &Camera,
+        realtime: bool,
+    ) -> Result<Option<LentDoorbell>, ServerError> {
+        let (back, given_back) = sync_channel(2);
+        self.doorbell = Some(back.clone());
+        let stop = Arc::clone(&self.stop);
+        self.spawn("doorbell", move || doorbell::stand_by(&given_back, &stop, realtime))?;
+        let lent = LentDoorbell::new(Doorbell::new(camera.clone()), back);
+        Ok((!realtime).then_some(lent))
+    }
+
+    fn start_recorder(&mut self, camera: &Camera, config: &Config) -> Result<RecorderHandle, ServerError> {
+        let (handle, thread) = recorder::spawn(camera, recorder_config(config))?;
+        self.handles.push(thread);
+        Ok(handle)
+    }
+
+    /// Starts the simulator on a ring of its own; gives the ring's name.
+    fn start_demo(&mut self) -> Result<String, ServerError> {
+        remove_rings_of_killed_demos();
+        let shm = format!("{DEMO_RING}{}", std::process::id());
+        let demo = SimulatorConfig { name: shm.clone(), layout: Layout::LEASE, ..SimulatorConfig::default() };
+        let stop = Arc::clone(&self.stop);
+        self.spawn("camera-sim", move || {
+            if let Err(error) = simulator::run(&demo, &stop) {
+                log::error!("camera simulator: {error}");
+            }
+        })?;
+        log::info!("demo: the built-in camera simulator writes {shm}");
+        Ok(shm)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(doorbell) = self.doorbell.take() {
+            // Full, or its thread is gone: it has one already.
+            let _ = doorbell.try_send(None);
+        }
+        for handle in self.handles.drain(..) {
+            if handle.join().is_err() {
+                log::error!("a thread panicked");
+            }
+        }
+    }
+}

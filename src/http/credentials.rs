@@ -1,0 +1,153 @@
+//! What a request shows to be let in: the `Authorization` and `Cookie` headers, and the text of our own cookie.
+//! Parses foreign bytes; decides nothing.
+
+use crate::base::limits;
+
+/// The token of `Authorization: Bearer TOKEN` (RFC 6750 section 2.1); the scheme in any case.
+#[must_use]
+pub(super) fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.trim().split_once(' ')?;
+    let token = token.trim_start();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// Name and value of the cookies that have one of `names`, in the order of the header, a few at most.
+pub(super) fn cookies<'a>(header: &'a str, names: [&'a str; 2]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let ours = pairs.filter(move |(name, _)| names.contains(name));
+    ours.map(|(name, value)| (name, value.trim_matches('"'))).take(limits::COOKIES_TRIED_MAX)
+}
+
+/// A login as its cookie has it: `EXPIRES.ID.SEAL`, all in lower-case hexadecimal. Says nothing of its truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Login {
+    /// Seconds since 1970 at which it lapses.
+    pub(super) expires_s: u64,
+    /// Random, different for each login.
+    pub(super) id: [u8; ID_BYTES],
+    /// HMAC-SHA-256 over both.
+    pub(super) seal: [u8; SEAL_BYTES],
+}
+
+pub(super) const ID_BYTES: usize = 16;
+pub(super) const SEAL_BYTES: usize = 32;
+
+impl Login {
+    /// What is sealed.
+    pub(super) fn sealed_bytes(&self) -> [u8; 8 + ID_BYTES] {
+        let mut bytes = [0; 8 + ID_BYTES];
+        let (expires, id) = bytes.split_at_mut(8);
+        expires.copy_from_slice(&self.expires_s.to_be_bytes());
+        id.copy_from_slice(&self.id);
+        bytes
+    }
+
+    /// `None` when it is not exactly what [`Login::to_text`] writes.
+    pub(super) fn parse(text: &str) -> Option<Login> {
+        let mut parts = text.split('.');
+        let (expires, id, seal) = (parts.next()?, parts.next()?, parts.next()?);
+        if parts.next().is_some() {
+            return None;
+        }
+        Some(Login { expires_s: u64::from_be_bytes(decode(expires)?), id: decode(id)?, seal: decode(seal)? })
+    }
+
+    pub(super) fn to_text(self) -> String {
+        let mut text = String::with_capacity(2 * (8 + ID_BYTES + SEAL_BYTES) + 2);
+        for (index, part) in [&self.expires_s.to_be_bytes()[..], &self.id, &self.seal].iter().enumerate() {
+            if index > 0 {
+                text.push('.');
+            }
+            for byte in *part {
+                let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or_default();
+                text.extend([digit(byte >> 4), digit(byte & 15)]);
+            }
+        }
+        text
+    }
+}
+
+/// Lower-case hexadecimal of exactly so many bytes.
+fn decode<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != BYTES || !rest.is_empty() {
+        return None;
+    }
+    let mut bytes = [0; BYTES];
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = digit(*high)? << 4 | digit(*low)?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn bearer_takes_the_token_and_nothing_else() {
+        assert_eq!(bearer("Bearer abc"), Some("abc"));
+        assert_eq!(bearer("bearer   abc "), Some("abc"));
+        for none in ["", "Bearer", "Bearer ", "Basic abc", "Bearerabc", "Token abc", " "] {
+            assert_eq!(bearer(none), None, "{none:?}");
+        }
+        assert_eq!(bearer("Bearer a b"), Some("a b"), "compared as it is, and wrong");
+    }
+
+    #[test]
+    fn cookies_are_found_among_others() {
+        let find =
+            |header| cookies(header, ["ours", "__Host-ours"]).map(|(_, value)| value).collect::<Vec<_>>();
+        assert_eq!(find("a=1; ours=x; b=2; __Host-ours=\"y\"; ours2=z; theirs=ours=q"), ["x", "y"]);
+        assert_eq!(find("ours=1;ours=2;ours=3;ours=4;ours=5;ours=6").len(), limits::COOKIES_TRIED_MAX);
+        assert_eq!(find("ours; =; ;;OURS=1; ours ="), [""; 0]);
+    }
+
+    #[test]
+    fn only_what_is_written_is_read() {
+        let login = Login { expires_s: 1_800_000_000, id: [0xA5; 16], seal: [0x5A; 32] };
+        let text = login.to_text();
+        assert_eq!(Login::parse(&text), Some(login));
+        for bad in
+            [text.to_uppercase(), format!("{text}."), format!(" {text}"), text.replace('.', ""), "..".into()]
+        {
+            assert_eq!(Login::parse(&bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn logins_round_trip(expires_s in any::<u64>(), id in any::<[u8; 16]>(), seal in any::<[u8; 32]>()) {
+            let login = Login { expires_s, id, seal };
+            prop_assert_eq!(Login::parse(&login.to_text()), Some(login));
+        }
+
+        #[test]
+        fn whatever_comes_is_read_without_a_panic_and_no_two_texts_are_one_login(
+            text in "[0-9a-fA-F.]{0,120}|\\PC{0,60}|([0-9a-f]{16}\\.[0-9a-f]{32}\\.[0-9a-f]{64})",
+        ) {
+            if let Some(login) = Login::parse(&text) {
+                prop_assert_eq!(login.to_text(), text.clone());
+            }
+            let _ = bearer(&text);
+            let header = format!("{text}; ours={text};{text}");
+            let found: Vec<_> = cookies(&header, ["ours", "other"]).collect();
+            prop_assert!(found.len() <= limits::COOKIES_TRIED_MAX);
+            prop_assert!(found.iter().all(|(name, value)| *name == "ours" && !value.contains(';')));
+        }
+
+        #[test]
+        fn a_bearer_token_is_part_of_its_header(header in "([Bb][Ee][Aa][Rr][Ee][Rr])? {0,3}\\PC{0,40}") {
+            if let Some(token) = bearer(&header) {
+                prop_assert!(header.contains(token) && !token.is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! PURE: the `moov` box of a recording, in its fragmented and in its finished form.
+//! Opens no file. Written out by hand: the boxes are few, and the tests hold them against an
+//! independent MP4 library.
+
+use smallvec::SmallVec;
+
+use crate::recorder::format::fmp4::{FRAGMENT_HEADER_BYTES, Index, TIMESCALE, Track, u32_at, u64_at};
+
+/// Seconds from 1904, where MP4 counts from, to 1970.
+const EPOCH_1904_S: u64 = 2_082_844_800;
+
+/// Marks the box in which a finished recording says how it came about.
+const NOTES_UUID: [u8; 16] = *b"ss-recording-1.0";
+
+const MATRIX: [u32; 9] = [0x1_0000, 0, 0, 0, 0x1_0000, 0, 0, 0, 0x4000_0000];
+
+/// What a finished recording says about itself beside the picture.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Repaired after a crash.
+    pub recovered: bool,
+    /// Access units that the camera published and the file lacks (slow disk, torn, garbage).
+    pub dropped_units: u64,
+}
+
+/// What a listing shows of a `moov`.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Seconds since 1970.
+    pub started_at_s: u64,
+    /// In units of 1/90000 s; 0 while unfinished.
+    pub duration_90k: u64,
+    /// Notes of a finished recording.
+    pub notes: Option<Notes>,
+}
+
+/// Bytes at the start of a `moov` that [`summary`] needs.
+pub const SUMMARY_BYTES: usize = 8 + 120 + 40;
+
+/// The `moov` of a file that is being recorded: no samples, and `mvex` for the fragments to come.
+pub(in crate::recorder) fn write_fragmented(track: &Track, out: &mut Vec<u8>) {
+    boxed(out, b"moov", |out| {
+        mvhd(track, 0, out);
+        trak(track, 0, out, |out| {
+            empty_table(out, b"stts");
+            empty_table(out, b"stsc");
+            full_box(out, b"stsz", 0, |out| u32s(out, &[0, 0]));
+            empty_table(out, b"stco");
+        });
+        boxed(out, b"mvex", |out| full_box(out, b"trex", 0, |out| u32s(out, &[1, 1, 0, 0, 0])));
+    });
+}
+
+/// The index of a finished file whose first fragment starts at `fragments_offset`.
+#[must_use]
+pub fn finished(track: &Track, index: &Index, fragments_offset: u64, notes: Notes) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024 + 20 * index.len());
+    boxed(&mut out, b"moov", |out| {
+        mvhd(track, index.duration_90k(), out);
+        boxed(out, b"uuid", |out| {
+            out.extend_from_slice(&NOTES_UUID);
+            u32s(out, &[u32::from(notes.recovered)]);
+            out.extend_from_slice(&notes.dropped_units.to_be_bytes());
+        });
+        trak(track, index.duration_90k(), out, |out| sample_tables(index, fragments_offset, out));
+    });
+    out
+}
+
+/// Reads the start of a `moov` (at least [`SUMMARY_BYTES`] if the box is that long).
+#[must_use]
+pub fn summary(bytes: &[u8]) -> Option<Summary> {
+    if bytes.get(4..8)? != b"moov" || bytes.get(12..16)? != b"mvhd" || bytes.get(16)? != &1 {
+        return None;
+    }
+    let notes = (bytes.get(132..136) == Some(b"uuid") && bytes.get(136..152) == Some(&NOTES_UUID))
+        .then(|| Some(Notes { recovered: u32_at(bytes, 152)? != 0, dropped_units: u64_at(bytes, 156)? }))
+        .flatten();
+    let started_at_s = u64_at(bytes, 20)?.saturating_sub(EPOCH_1904_S);
+    Some(Summary { started_at_s, duration_90k: u64_at(bytes, 40)?, notes })
+}
+
+/// Reads the track back from the `moov` that `write_fragmented` made.
+#[must_use]
+pub fn parse_track(moov: &[u8]) -> Option<Track> {
+    let started_at_s = summary(moov)?.started_at_s;
+    let stsd = [b"trak", b"mdia", b"minf", b"stbl", b"stsd"]
+        .iter()
+        .try_fold(moov.get(8..)?, |inside, kind| child(inside, kind))?;
+    let entry = child(stsd.get(8..)?, b"avc1")?;
+    let width = u16::from_be_bytes(*entry.get(24..)?.first_chunk()?);
+    let height = u16::from_be_bytes(*entry.get(26..)?.first_chunk()?);
+    let configuration = child(entry.get(78..)?, b"avcC")?.to_vec();
+    Some(Track { width, height, configuration, started_at_s })
+}
+
+/// The body of the first box of that kind.
+fn child<'a>(mut inside: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
+    loop {
+        let bytes = usize::try_from(u32_at(inside, 0)?).ok().filter(|bytes| *bytes >= 8)?;
+        if inside.get(4..8)? == kind {
+            return inside.get(8..bytes);
+        }
+        inside = inside.get(bytes..)?;
+    }
+}
+
+fn mvhd(track: &Track, duration_90k: u64, out: &mut Vec<u8>) {
+    full_box(out, b"mvhd", 0x0100_0000, |out| {
+        times(track, out);
+        u32s(out, &[TIMESCALE]);
+        out.extend_from_slice(&duration_90k.to_be_bytes());
+        u32s(out, &[0x1_0000, 0x0100_0000, 0, 0]);
+        u32s(out, &MATRIX);
+        u32s(out, &[0; 6]);
+        u32s(out, &[2]); // next track
+    });
+}
+
+/// Creation and modification time.
+fn times(track: &Track, out: &mut Vec<u8>) {
+    let time = track.started_at_s.saturating_add(EPOCH_1904_S).to_be_bytes();
+    out.extend_from_slice(&time);
+    out.extend_from_slice(&time);
+}
+
+fn trak(track: &Track, duration_90k: u64, out: &mut Vec<u8>, tables: impl FnOnce(&mut Vec<u8>)) {
+    boxed(out, b"trak", |out| {
+        full_box(out, b"tkhd", 0x0100_0003, |out| {
+            times(track, out);
+            u32s(out, &[1, 0]);
+            out.extend_from_slice(&duration_90k.to_be_bytes());
+            u32s(out, &[0; 4]);
+            u32s(out, &MATRIX);
+            u32s(out, &[u32::from(track.width) << 16, u32::from(track.height) << 16]);
+        });
+        boxed(out, b"mdia", |out| {
+            full_box(out, b"mdhd", 0x0100_0000, |out| {
+                times(track, out);
+                u32s(out, &[TIMESCALE]);
+                out.extend_from_slice(&duration_90k.to_be_bytes());
+                u32s(out, &[0x55c4_0000]); // language "und"
+            });
+            full_box(out, b"hdlr", 0, |out| {
+                out.extend_from_slice(b"\0\0\0\0vide\0\0\0\0\0\0\0\0\0\0\0\0video\0");
+            });
+            boxed(out, b"minf", |out| {
+                full_box(out, b"vmhd", 1, |out| u32s(out, &[0, 0]));
+                boxed(out, b"dinf", |out| {
+                    full_box(out, b"dref", 0, |out| {
+                        u32s(out, &[1]);
+                        full_box(out, b"url ", 1, |_| {});
+                    });
+                });
+                boxed(out, b"stbl", |out| {
+                    sample_description(track, out);
+                    tables(out);
+                });
+            });
+        });
+    });
+}
+
+fn sample_description(track: &Track, out: &mut Vec<u8>) {
+    full_box(out, b"stsd", 0, |out| {
+        u32s(out, &[1]);
+        boxed(out, b"avc1", |out| {
+            out.extend_from_slice(b"\0\0\0\0\0\0\0\x01"); // data reference 1
+            u32s(out, &[0; 4]);
+            out.extend_from_slice(&track.width.to_be_bytes());
+            out.extend_from_slice(&track.height.to_be_bytes());
+            u32s(out, &[0x48_0000, 0x48_0000, 0]); // 72 dpi
+            out.extend_from_slice(&[0, 1]); // one picture in a sample
+            out.extend_from_slice(&[0; 32]); // compressor name
+            out.extend_from_slice(&[0, 0x18, 0xff, 0xff]); // 24 bits, no colour table
+            boxed(out, b"avcC", |out| out.extend_from_slice(&track.configuration));
+        });
+    });
+}
+
+/// stts, stss, stsc, stsz, stco: each unit is a chunk of its own, as a fragment header lies between.
+fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
+    let count = u32::try_from(index.len()).unwrap_or(u32::MAX);
+    full_box(out, b"stts", 0, |out| {
+        let mut runs: Vec<(u32, u32)> = Vec::with_capacity(index.len());
+        for duration in index.durations_90k() {
+            match runs.last_mut() {
+                Some((run, same)) if *same == duration => *run += 1,
+                _ => runs.push((1, duration)),
+            }
+        }
+        u32s(out, &[u32::try_from(runs.len()).unwrap_or(u32::MAX)]);
+        runs.iter().for_each(|(run, duration)| u32s(out, &[*run, *duration]));
+    });
+    full_box(out, b"stss", 0, |out| {
+        let idrs: Vec<u32> = (1..).zip(index.units()).filter(|(_, (_, idr))| *idr).map(|(n, _)| n).collect();
+        u32s(out, &[u32::try_from(idrs.len()).unwrap_or(u32::MAX)]);
+        u32s(out, &idrs);
+    });
+    let one_chunk = [1, 1, 1, 1];
+    full_box(out, b"stsc", 0, |out| u32s(out, if count == 0 { &[0] } else { &one_chunk }));
+    full_box(out, b"stsz", 0, |out| {
+        u32s(out, &[0, count]);
+        index.units().for_each(|(bytes, _)| u32s(out, &[bytes]));
+    });
+    let header = FRAGMENT_HEADER_BYTES as u64;
+    let offsets = index.units().scan(fragments_offset, |next, (bytes, _)| {
+        let offset = *next + header;
+        *next = offset + u64::from(bytes);
+        Some(offset)
+    });
+    let offsets: Option<SmallVec<[u32; 0]>> = offsets.map(|offset| u32::try_from(offset).ok()).collect();
+    full_box(out, b"stco", 0, |out| {
+        // RECORDING_BYTES_MAX keeps every offset below 4 GiB.
+        let offsets = offsets.unwrap_or_default();
+        u32s(out, &[u32::try_from(offsets.len()).unwrap_or(u32::MAX)]);
+        u32s(out, &offsets);
+    });
+}
+
+fn boxed(out: &mut Vec<u8>, kind: &[u8; 4], body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(kind);
+    body(out);
+    let bytes = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+    if let Some(size) = out.get_mut(start..start + 4) {
+        size.copy_from_slice(&bytes.to_be_bytes());
+    }
+}
+
+fn full_box(out: &mut Vec<u8>, kind: &[u8; 4], version_and_flags: u32, body: impl FnOnce(&mut Vec<u8>)) {
+    boxed(out, kind, |out| {
+        u32s(out, &[version_and_flags]);
+        body(out);
+    });
+}
+
+fn empty_table(out: &mut Vec<u8>, kind: &[u8; 4]) {
+    full_box(out, kind, 0, |out| u32s(out, &[0]));
+}
+
+fn u32s(out: &mut Vec<u8>, values: &[u32]) {
+    values.iter().for_each(|value| out.extend_from_slice(&value.to_be_bytes()));
+}

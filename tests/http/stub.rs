@@ -1,0 +1,276 @@
+//! The endpoint on a port of its own in front of a stub backend, and raw requests to it.
+
+use std::future::pending;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use streaming_server::http::{
+    ApiError, Backend, BoxFuture, HttpConfig, HttpTimeouts, RecordingCommand, RecordingFile, Summary,
+    serve_with,
+};
+use tokio::sync::watch;
+
+/// Only a guard against a test that hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The one origin on the allow list.
+pub(crate) const FRIEND: &str = "https://home.example";
+
+/// Answers offers by what their SDP says.
+pub(crate) struct Stub {
+    pub(crate) is_ready: AtomicBool,
+    pub(crate) is_recording: AtomicBool,
+    pub(crate) viewers: AtomicU32,
+}
+
+impl Backend for Stub {
+    fn offer(&self, sdp: &str, _: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
+        let sdp = sdp.to_owned();
+        Box::pin(async move {
+            if sdp.contains("full") {
+                let message = "all places are taken".into();
+                return Err(ApiError { status: 503, code: "full", message, retry_after_s: Some(5) });
+            }
+            if sdp.contains("vp8") {
+                return Err(ApiError::new(422, "no_common_codec", "no H.264 in the offer"));
+            }
+            if sdp.contains("hang") {
+                pending::<()>().await;
+            }
+            if sdp.contains("slow") {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            Ok(format!("v=0 answer to {} bytes", sdp.len()))
+        })
+    }
+
+    fn viewers(&self) -> BoxFuture<Value> {
+        Box::pin(async { json!([{ "id": 1 }, { "id": 2 }]) })
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.is_ready.load(Ordering::Relaxed) { Ok(()) } else { Err("no camera".into()) }
+    }
+
+    fn summary(&self) -> Summary {
+        let state = if self.is_ready.load(Ordering::Relaxed) { "live" } else { "away" };
+        Summary {
+            camera: json!({ "state": state }),
+            viewers: self.viewers.load(Ordering::Relaxed),
+            is_recording: self.is_recording.load(Ordering::Relaxed),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        "# TYPE up gauge\nup 1\n".into()
+    }
+
+    fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<Value, ApiError>> {
+        Box::pin(async move { Ok(json!({ "command": format!("{command:?}") })) })
+    }
+
+    fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
+        Box::pin(async move {
+            match name.as_str() {
+                "a b.mp4" => Ok(Arc::new(Clip { is_endless: false }) as Arc<dyn RecordingFile>),
+                "endless.mp4" => Ok(Arc::new(Clip { is_endless: true }) as Arc<dyn RecordingFile>),
+                _ => Err(ApiError::new(404, "not_found", "no such recording")),
+            }
+        })
+    }
+}
+
+/// A recording of 1,000,000 bytes, each the low byte of its place; it grows once more while it is followed. The
+/// endless one has more than sockets hold, and whoever follows it waits for good.
+struct Clip {
+    is_endless: bool,
+}
+
+pub(crate) const ENDLESS_BYTES: u64 = 32 * 1024 * 1024;
+pub(crate) const CLIP_BYTES: u64 = 1_000_000;
+pub(crate) const CLIP_GROWTH: u64 = 5_000;
+
+impl RecordingFile for Clip {
+    fn bytes(&self) -> u64 {
+        if self.is_endless { ENDLESS_BYTES } else { CLIP_BYTES }
+    }
+
+    fn content_type(&self) -> &'static str {
+        "video/mp4"
+    }
+
+    fn etag(&self) -> String {
+        "\"clip\"".into()
+    }
+
+    fn name(&self) -> String {
+        "a b.mp4".into()
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        for (place, byte) in (offset..).zip(out.iter_mut()) {
+            *byte = (place & 0xff) as u8;
+        }
+        Ok(out.len())
+    }
+
+    fn grown_beyond(&self, bytes: u64) -> BoxFuture<u64> {
+        let is_endless = self.is_endless;
+        Box::pin(async move {
+            match bytes {
+                _ if is_endless => pending().await,
+                CLIP_BYTES => CLIP_BYTES + CLIP_GROWTH,
+                _ => bytes,
+            }
+        })
+    }
+}
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) backend: Arc<Stub>,
+    pub(crate) stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Server {
+        Server::with_timeouts(HttpTimeouts::default())
+    }
+
+    pub(crate) fn with_timeouts(timeouts: HttpTimeouts) -> Server {
+        Server::configured(timeouts, HttpConfig::open)
+    }
+
+    pub(crate) fn configured(
+        timeouts: HttpTimeouts,
+        configure: impl FnOnce(SocketAddr) -> HttpConfig,
+    ) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let backend = Arc::new(Stub {
+            is_ready: AtomicBool::new(false),
+            is_recording: AtomicBool::new(false),
+            viewers: AtomicU32::new(2),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let config = HttpConfig { allow_origin: vec![FRIEND.into()], ..configure(address) };
+        let stub = backend.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(serve_with(config, timeouts, listener, stub, stopped));
+        });
+        Server { address, backend, stop, thread: Some(thread) }
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// The same, from another address of this machine.
+    pub(crate) fn connect_from(&self, source: [u8; 4]) -> TcpStream {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &SocketAddr::from((source, 0))).unwrap();
+        connect(&socket, &self.address).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Sends raw bytes and reads until the server closes.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut stream = self.connect();
+        // The server may refuse before it has read everything.
+        let _ = stream.write_all(bytes);
+        read_to_end(&mut stream)
+    }
+
+    /// One request on its own connection.
+    pub(crate) fn request(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Reply {
+        let mut bytes = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+            self.address,
+            body.len()
+        )
+        .into_bytes();
+        bytes.extend_from_slice(body);
+        Reply::parse(&self.raw(&bytes))
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        self.request("GET", path, "", b"")
+    }
+
+    pub(crate) fn offer(&self, body: &[u8]) -> Reply {
+        self.request("POST", "/api/webrtc/offer", "", body)
+    }
+
+    /// Stops and waits for `serve` to return.
+    pub(crate) fn stop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Everything until the end; a reset is an end.
+pub(crate) fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
+        _ => bytes,
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn parse(bytes: &[u8]) -> Reply {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or_else(|| {
+            panic!("no response head in {:?}", String::from_utf8_lossy(bytes));
+        });
+        let head = std::str::from_utf8(&bytes[..end]).unwrap();
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = lines.map(|line| line.split_once(": ").unwrap());
+        let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+        Reply { status, headers, body: bytes[end + 4..].to_vec() }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|header| header.0 == name).map(|header| header.1.as_str())
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The code of a JSON error, after checking its form.
+    pub(crate) fn code(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        let value = self.json();
+        assert!(!value["error"].as_str().unwrap().is_empty());
+        value["code"].as_str().unwrap().to_owned()
+    }
+}
