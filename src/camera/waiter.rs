@@ -405,5 +405,4 @@ impl Poster {
 }
 
 #[cfg(test)]
-#[path = "waiter_tests.rs"]
 mod tests;
