@@ -5,11 +5,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::random::Random;
 use super::{MS, SECOND};
 use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata};
 use crate::h264::testing::BitWriter;
 use crate::recorder::tests::harness::parameter_sets;
+use support::random::Random;
 
 /// Units the ledger remembers: more than the longest jam of a link holds back.
 const REMEMBERED: usize = 4_096;

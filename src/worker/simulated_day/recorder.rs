@@ -7,12 +7,12 @@ use bytes::Bytes;
 
 use super::MS;
 use super::camera::Ledger;
-use super::random::Random;
 use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::recorder::RecorderState;
 use crate::recorder::names::{Format, Stem};
 use crate::recorder::operation::{Completion, FileId, IncomingUnit, Start};
 use crate::recorder::tests::harness::{Harness, frame_number, start};
+use support::random::Random;
 
 pub(super) struct SimulatedRecorder {
     camera: Camera,
