@@ -51,7 +51,8 @@ fn module_path(path: &str) -> Vec<String> {
 fn is_unit_test(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     listed(path, TESTS_OF_ALL)
-        || name == "tests.rs"
+        || path.contains("/tests/")
+        || matches!(name, "tests.rs" | "testing.rs")
         || name.ends_with("_tests.rs")
         || name.starts_with("test_")
         || name.starts_with("fake_")
