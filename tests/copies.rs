@@ -98,7 +98,7 @@ mod path {
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
     use streaming_server::session::{Destination, Outlet, PacketizedUnit, SrtpChoice};
-    use streaming_server::uring::{Edge, EdgeConfig, open_socket};
+    use streaming_server::uring::{UdpDriver, UdpDriverConfig, open_socket};
 
     use super::peer::{Pair, context};
     use super::{COPIED, Cell, Copied};
@@ -143,7 +143,7 @@ mod path {
 
     /// What the worker does with a session's datagrams.
     struct ToEdge<'a> {
-        edge: &'a mut Edge,
+        driver: &'a mut UdpDriver,
         remote: SocketAddr,
         bytes: usize,
     }
@@ -151,14 +151,15 @@ mod path {
     impl Outlet for ToEdge<'_> {
         fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
             self.bytes += bytes;
-            self.edge.send_with(1, None, self.remote, bytes, write);
+            self.driver.send_with(1, None, self.remote, bytes, write);
         }
     }
 
-    fn edge() -> Edge {
+    fn driver() -> UdpDriver {
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let socket: Arc<OwnedFd> = Arc::new(socket);
-        Edge::new(EdgeConfig { socket, receives: false, bells: Vec::new(), sends_max: 64 }).unwrap()
+        UdpDriver::new(UdpDriverConfig { socket, receives: false, eventfds: Vec::new(), sends_max: 64 })
+            .unwrap()
     }
 
     #[test]
@@ -181,7 +182,7 @@ mod path {
         let (mut assembler, mut packetizer) = (Assembler::new(), Packetizer::for_rtp());
         let mut pair = Pair::new(&context(choice), DtlsVersion::Auto);
         pair.connect();
-        let mut edge = edge();
+        let mut driver = driver();
         let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
         let remote = sink.local_addr().unwrap();
         let (mut source, mut session, mut sending) =
@@ -204,14 +205,14 @@ mod path {
                 gap_before: false,
             };
             copied(&mut session, || {
-                let mut outlet = ToEdge { edge: &mut edge, remote, bytes: 0 };
+                let mut outlet = ToEdge { driver: &mut driver, remote, bytes: 0 };
                 pair.viewer.push_access_unit(pair.now, &packetized, &mut outlet);
                 datagram_bytes += outlet.bytes;
             });
             copied(&mut sending, || {
-                edge.flush();
-                edge.submit_and_wait(Duration::ZERO).unwrap();
-                while edge.next_completion().is_some() {}
+                driver.flush();
+                driver.submit_and_wait(Duration::ZERO).unwrap();
+                while driver.next_completion().is_some() {}
             });
             pair.run(Duration::from_millis(33));
         }

@@ -9,7 +9,7 @@
 
 pub mod commands;
 mod gop;
-mod lookback;
+mod gop_backfill;
 mod own_doorbell;
 pub mod registry;
 mod replay;
@@ -32,7 +32,7 @@ use crate::base::limits;
 use crate::camera::Camera;
 use crate::camera::doorbell::LentDoorbell;
 use crate::metrics::WorkerCounters;
-use crate::uring::{Edge, EdgeConfig, EdgeError};
+use crate::uring::{UdpDriver, UdpDriverConfig, UdpDriverError};
 use crate::worker::commands::{Mailbox, MailboxReader, mailbox};
 
 /// Why a worker could not start.
@@ -43,10 +43,10 @@ pub enum WorkerError {
     Thread(#[source] std::io::Error),
     /// The kernel refused an eventfd.
     #[error("worker eventfd: {0}")]
-    Bell(#[source] std::io::Error),
+    Eventfd(#[source] std::io::Error),
     /// io_uring is not to be had; the text says what to do.
     #[error(transparent)]
-    Edge(#[from] EdgeError),
+    Driver(#[from] UdpDriverError),
     /// The thread ended before it was ready.
     #[error("worker {0} ended while starting")]
     Ended(usize),
@@ -86,7 +86,7 @@ impl Workers {
         let mut workers = Workers { mailboxes: Vec::new(), counters: Vec::new(), threads: Vec::new() };
         let mut readers = Vec::new();
         for _ in 0..config.count.max(1) {
-            let (mailbox, reader) = mailbox().map_err(WorkerError::Bell)?;
+            let (mailbox, reader) = mailbox().map_err(WorkerError::Eventfd)?;
             config.camera.add_bell(reader.camera_bell());
             workers.counters.push(Arc::default());
             workers.mailboxes.push(mailbox);
@@ -115,10 +115,10 @@ impl Workers {
             reader,
             doorbell,
         };
-        let edge_config = EdgeConfig {
+        let driver_config = UdpDriverConfig {
             socket: Arc::clone(&config.socket),
             receives: index == 0,
-            bells: vec![seed.reader.bell()],
+            eventfds: vec![seed.reader.bell()],
             sends_max: limits::SEND_OPERATIONS_PER_VIEWER * config.viewers_max.max(1)
                 + limits::SEND_OPERATIONS_MIN,
         };
@@ -126,12 +126,12 @@ impl Workers {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .stack_size(limits::WORKER_STACK_BYTES)
-            .spawn(move || run(seed, edge_config, pin_to, &ready))
+            .spawn(move || run(seed, driver_config, pin_to, &ready))
             .map_err(WorkerError::Thread)?;
         self.threads.push(thread);
         match started.recv() {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(WorkerError::Edge(error)),
+            Ok(Err(error)) => Err(WorkerError::Driver(error)),
             Err(_) => Err(WorkerError::Ended(index)),
         }
     }
@@ -149,22 +149,22 @@ impl Workers {
 
 fn run(
     mut seed: turn::Seed,
-    config: EdgeConfig,
+    config: UdpDriverConfig,
     pin_to: Option<usize>,
-    ready: &SyncSender<Result<(), EdgeError>>,
+    ready: &SyncSender<Result<(), UdpDriverError>>,
 ) {
     if let Some(index) = pin_to {
         pin(index);
     }
-    match Edge::new(config) {
-        Ok(edge) => {
-            seed.doorbell = seed.doorbell.filter(|_| edge.features().futex);
+    match UdpDriver::new(config) {
+        Ok(driver) => {
+            seed.doorbell = seed.doorbell.filter(|_| driver.features().futex);
             if seed.doorbell.is_some() {
                 seed.reader.be_silent_here();
             }
             let _ = ready.send(Ok(()));
-            seed.counters.uring_features.set(edge.features().bits());
-            turn::Worker::new(seed, edge).run();
+            seed.counters.uring_features.set(driver.features().bits());
+            turn::Worker::new(seed, driver).run();
         }
         Err(error) => {
             let _ = ready.send(Err(error));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::base::clock::{self, Now};
 use crate::base::limits;
 use crate::camera::doorbell::{Doorbell, LentDoorbell};
-use crate::uring::Word;
+use crate::uring::FutexWord;
 use crate::worker::rhythm::{Expected, Rhythm};
 
 /// The doorbell, and what is known of the next unit.
@@ -47,7 +47,7 @@ impl OwnDoorbell {
     }
 
     /// What to wait for.
-    pub(super) fn word(&self) -> Option<(&Word, u32)> {
+    pub(super) fn word(&self) -> Option<(&FutexWord, u32)> {
         self.lent.get()?.word()
     }
 
