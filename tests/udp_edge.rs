@@ -243,7 +243,7 @@ fn a_bell_wakes_each_time_it_rings() {
         };
         let mut driver = UdpDriver::new(config).unwrap();
         for index in [1, 0, 2, 2, 1] {
-            let bell = Arc::clone(&bells[index]);
+            let bell = Arc::clone(&eventfds[index]);
             let ringer = std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(5));
                 rustix::io::write(&bell, &3u64.to_ne_bytes()).unwrap();
