@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Now;
 use crate::base::limits;
 use crate::metrics::WorkerCounters;
-use crate::session::{Decision, Need, Outlook, PacketizedUnit, ReplayTime};
+use crate::session::{CatchUpDecision, CatchUpTime, GopAvailability, IdrReason, PacketizedUnit};
 use crate::worker::gop::GopUnit;
 use crate::worker::registry::{Registry, SessionSlot};
 use crate::worker::source::Source;
@@ -76,39 +76,40 @@ impl<W: Driver> ReplayTurn<'_, W> {
         for place in 0..count {
             let Some(slot) = sessions.at((first + place) % count) else { continue };
             self.answer(slot);
-            if !slot.viewer.is_replaying() {
+            if !slot.viewer.is_catching_up() {
                 // The camera's next IDR came before its end.
                 self.counters.replays_cut.add(u64::from(slot.replay.take().is_some()));
             } else {
                 self.go_on(slot, &mut share);
-                is_any_left |= slot.viewer.is_replaying();
+                is_any_left |= slot.viewer.is_catching_up();
             }
         }
         is_any_left
     }
 
     fn answer(&mut self, slot: &mut SessionSlot) {
-        let Some(need) = slot.viewer.needs_idr() else { return };
+        let Some(need) = slot.viewer.poll_idr_reason() else { return };
         let now = self.now.instant;
         let next_idr_in = self.source.next_idr_in(self.counters);
         let gop = self.source.gop_so_far(self.now.monotonic_ns, self.counters).filter(|gop| gop.len() > 0);
         let size = gop.map(|gop| (gop.bytes(), gop.packets(), gop.len()));
-        match slot.viewer.decide(now, need, Outlook { has_gop: size.is_some(), next_idr_in }) {
-            Decision::Replay => {
+        match slot.viewer.decide_catch_up(now, need, GopAvailability { has_gop: size.is_some(), next_idr_in })
+        {
+            CatchUpDecision::Replay => {
                 let (bytes, packets, units) = size.unwrap_or_default();
                 self.is_idr_wanted |= is_worth_asking(need, units);
-                slot.viewer.begin_replay(now, need, packets);
+                slot.viewer.begin_catch_up(now, need, packets);
                 slot.replay = Some(Replay { next: 0, pace: TokenBucket::new(bytes, now) });
                 match need {
-                    Need::Join => self.counters.replays_of_joins.add(1),
-                    Need::Request => self.counters.replays_of_requests.add(1),
+                    IdrReason::Join => self.counters.replays_of_joins.add(1),
+                    IdrReason::Request => self.counters.replays_of_requests.add(1),
                 }
             }
-            Decision::Wait => {
+            CatchUpDecision::WaitForIdr => {
                 self.counters.idr_waits.add(1);
                 self.is_idr_wanted = true;
             }
-            Decision::Nothing => {}
+            CatchUpDecision::AlreadySent => {}
         }
     }
 
@@ -133,7 +134,8 @@ impl<W: Driver> ReplayTurn<'_, W> {
             slot.viewer.note_congestion(self.driver.in_flight(slot.viewer.id()));
             let SessionSlot { viewer, sends, .. } = &mut *slot;
             let mut sink = ViewerSink { viewer: viewer.id(), driver: &mut *self.driver, sends };
-            let is_sent = viewer.push_replayed(now.instant, &packetized(&kept), time, is_newest, &mut sink);
+            let is_sent =
+                viewer.push_catch_up_unit(now.instant, &packetized(&kept), time, is_newest, &mut sink);
             counters.units_replayed.add(u64::from(is_sent));
             slot.deadline = slot.viewer.next_deadline();
             self.driver.flush();
@@ -146,13 +148,13 @@ impl<W: Driver> ReplayTurn<'_, W> {
 
 /// Whether the camera is asked for an IDR although a GOP of `units` can be given: who asked for one may have lost more
 /// than it knows, and who joins late would have a long way through the GOP. The IDR ends the replay.
-fn is_worth_asking(need: Need, units: usize) -> bool {
-    need == Need::Request || units > limits::REPLAY_UNITS_SHORT
+fn is_worth_asking(need: IdrReason, units: usize) -> bool {
+    need == IdrReason::Request || units > limits::REPLAY_UNITS_SHORT
 }
 
 fn end(slot: &mut SessionSlot, is_complete: bool) {
     slot.replay = None;
-    slot.viewer.end_replay(is_complete);
+    slot.viewer.end_catch_up(is_complete);
 }
 
 /// The newest live unit: what replayed ones are put just before.
@@ -167,11 +169,11 @@ pub(super) struct NewestUnit {
 impl NewestUnit {
     /// One tick of RTP time between two replayed units: the viewer's clock stands where it will when the live ones
     /// come, and everything before is late and shown at once.
-    fn time_of(&self, kept: &GopUnit<'_>) -> ReplayTime {
+    fn time_of(&self, kept: &GopUnit<'_>) -> CatchUpTime {
         let units_before = self.number.wrapping_sub(kept.unit.number);
         let rtp_time_90k =
             self.rtp_time_90k.saturating_sub(u64::from(units_before) * limits::REPLAY_STEP_90K);
-        ReplayTime { rtp_time_90k, at: self.at }
+        CatchUpTime { rtp_time_90k, at: self.at }
     }
 }
 
