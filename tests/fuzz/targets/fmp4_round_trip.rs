@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use streaming_server::recorder::fmp4::{self, Form, Fragment, Index, Track, UnitKind};
-use streaming_server::recorder::moov::{self, Notes};
-use streaming_server::recorder::recovery::survey;
+use streaming_server::recorder::format::fmp4::{self, Form, Fragment, Index, Track, UnitKind};
+use streaming_server::recorder::format::moov::{self, Notes};
+use streaming_server::recorder::format::recovery::survey;
 
 fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
     let (width, height, started_at_s, configuration, units) = input;
