@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::app::service::{Health, Heartbeat};
-use crate::app::{metrics_text, recordings, tenancy};
+use crate::app::{login_watch, metrics_text, recordings};
 use crate::base::clock;
 use crate::camera::{Camera, CameraStatus};
 use crate::http::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
@@ -27,7 +27,7 @@ pub(super) const STALLED_AFTER_NS: u64 = 1_500_000_000;
 const RETRY_AFTER_S: u32 = 5;
 
 /// The workers as the HTTP side sees them.
-pub struct Director {
+pub struct AppBackend {
     camera: Camera,
     context: Arc<SessionContext>,
     mailboxes: Vec<Mailbox>,
@@ -41,8 +41,8 @@ pub struct Director {
     started_ns: i64,
 }
 
-impl Director {
-    /// A director of running workers and of a recorder, if there is one.
+impl AppBackend {
+    /// The backend of running workers and of a recorder, if there is one.
     pub fn new(
         camera: Camera,
         context: Arc<SessionContext>,
@@ -53,7 +53,7 @@ impl Director {
         viewers_max: u32,
     ) -> Self {
         let started_ns = clock::now().monotonic_ns;
-        Director {
+        AppBackend {
             camera,
             context,
             mailboxes,
@@ -134,7 +134,7 @@ impl Director {
         u32::try_from(adopted.saturating_sub(closed)).unwrap_or(u32::MAX)
     }
 
-    fn accept(&self, offer_sdp: &str, tenure: Option<BoxFuture<()>>) -> Result<String, ApiError> {
+    fn accept(&self, offer_sdp: &str, login_end: Option<BoxFuture<()>>) -> Result<String, ApiError> {
         if self.sessions() >= self.viewers_max {
             let message = format!("all {} places are taken (--max-viewers)", self.viewers_max);
             return Err(ApiError { code: "full", ..busy(message) });
@@ -153,14 +153,14 @@ impl Director {
                 .map_err(|_| busy("the worker is busy".to_owned()))?;
         }
         let (guard, gone) = session_guard();
-        let guard = tenure.is_some().then_some(guard);
+        let guard = login_end.is_some().then_some(guard);
         mailbox
             .send(Command::Adopt { viewer: Box::new(viewer), guard })
             .map_err(|_| busy("the worker is busy".to_owned()))?;
         self.adopted.fetch_add(1, Ordering::Relaxed);
-        if let Some(tenure) = tenure {
+        if let Some(login_end) = login_end {
             // As many of these as there are sessions.
-            tokio::spawn(tenancy::watch_over(id, tenure, gone, mailbox.clone()));
+            tokio::spawn(login_watch::end_with_login(id, login_end, gone, mailbox.clone()));
         }
         Ok(answer)
     }
@@ -222,9 +222,9 @@ async fn statuses(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
     statuses
 }
 
-impl Backend for Director {
-    fn offer(&self, sdp: &str, tenure: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
-        Box::pin(std::future::ready(self.accept(sdp, tenure)))
+impl Backend for AppBackend {
+    fn offer(&self, sdp: &str, login_end: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
+        Box::pin(std::future::ready(self.accept(sdp, login_end)))
     }
 
     fn viewers(&self) -> BoxFuture<Value> {

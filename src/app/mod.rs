@@ -4,8 +4,8 @@
 pub mod addresses;
 pub mod backend;
 pub mod doctor;
+mod login_watch;
 mod metrics_text;
 mod recordings;
 pub mod server;
 pub mod service;
-mod tenancy;

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::app::addresses::{host_candidates, interface_addresses};
-use crate::app::backend::Director;
+use crate::app::backend::AppBackend;
 use crate::app::service::{self, Notifier};
 use crate::base::limits;
 use crate::camera::doorbell::{self, Doorbell, LentDoorbell};
@@ -110,7 +110,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let doorbell = threads.start_doorbell(&camera, config.realtime)?;
     let workers = start_workers(config, &camera, &socket, doorbell)?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
-    let director = Arc::new(Director::new(
+    let app_backend = Arc::new(AppBackend::new(
         camera,
         context,
         workers.mailboxes.clone(),
@@ -123,10 +123,10 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         .enable_all()
         .build()
         .map_err(|source| ServerError::Start { what: "the HTTP runtime", source })?;
-    let instruments = start_control(config, &director, runtime.handle())?;
+    let instruments = start_control(config, &app_backend, runtime.handle())?;
     announce(config, http, plain.as_ref(), udp);
     let endpoints = Endpoints { http, listener, plain, security };
-    let result = serve(config, &runtime, endpoints, &director, workers);
+    let result = serve(config, &runtime, endpoints, &app_backend, workers);
     // From here on the control endpoint says that the server stops.
     drop(instruments);
     result
@@ -165,12 +165,12 @@ impl Drop for Settled {
 /// Starts the control endpoint, if one is wanted. It answers as long as what is returned lives.
 fn start_control(
     config: &Config,
-    director: &Arc<Director>,
+    app_backend: &Arc<AppBackend>,
     runtime: &Handle,
 ) -> Result<Arc<dyn Diagnostics>, ServerError> {
-    let instruments: Arc<dyn Diagnostics> = Arc::new(Instruments { director: Arc::clone(director) });
+    let instruments: Arc<dyn Diagnostics> = Arc::new(Instruments { app_backend: Arc::clone(app_backend) });
     if let Some(address) = config.control {
-        let backend: Arc<dyn Backend> = Arc::clone(director) as Arc<dyn Backend>;
+        let backend: Arc<dyn Backend> = Arc::clone(app_backend) as Arc<dyn Backend>;
         let local = LocalConfig {
             address,
             backend: Arc::downgrade(&backend),
@@ -185,7 +185,7 @@ fn start_control(
 
 /// The profiles and traces of this process, for the control endpoint.
 struct Instruments {
-    director: Arc<Director>,
+    app_backend: Arc<AppBackend>,
 }
 
 impl Diagnostics for Instruments {
@@ -193,7 +193,7 @@ impl Diagnostics for Instruments {
         let result = match what {
             Inspection::Index => Ok(profiling::index().as_bytes().to_vec()),
             Inspection::Cmdline => Ok(profiling::cmdline()),
-            Inspection::Trace { seconds } => Ok(self.director.trace(seconds).into_bytes()),
+            Inspection::Trace { seconds } => Ok(self.app_backend.trace(seconds).into_bytes()),
             Inspection::Cpu { seconds } => {
                 let duration = Duration::from_secs(u64::from(seconds));
                 profiling::cpu_profile(duration, limits::PROFILE_FREQUENCY_HZ)
@@ -342,7 +342,7 @@ fn serve(
     config: &Config,
     runtime: &Runtime,
     endpoints: Endpoints,
-    director: &Arc<Director>,
+    app_backend: &Arc<AppBackend>,
     workers: Workers,
 ) -> Result<(), ServerError> {
     let start = |what| move |source| ServerError::Start { what, source };
@@ -350,13 +350,13 @@ fn serve(
         let mut interrupt = signal(SignalKind::interrupt()).map_err(start("signal handling"))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(start("signal handling"))?;
         let (stop, stopped) = watch::channel(false);
-        let backend = Arc::clone(director) as Arc<dyn Backend>;
+        let backend = Arc::clone(app_backend) as Arc<dyn Backend>;
         let security = endpoints.security.clone();
         let mut server = pin!(endpoints.serve(backend, stopped));
         let mut notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
         notifier.ready();
         tokio::select! {
-            () = service::supervise(&mut notifier, watchdog_period(), || director.health()) => {}
+            () = service::supervise(&mut notifier, watchdog_period(), || app_backend.health()) => {}
             () = &mut server => log::error!("the HTTP endpoint ended by itself"),
             _ = interrupt.recv() => log::info!("SIGINT: stopping; once more to stop at once"),
             _ = terminate.recv() => log::info!("SIGTERM: stopping; once more to stop at once"),
@@ -364,11 +364,11 @@ fn serve(
         }
         notifier.stopping();
         // A running recording is finished while the viewers are told.
-        director.stop_recorder();
+        app_backend.stop_recorder();
         // Receivers may be gone when the endpoint ended by itself.
         let _ = stop.send(true);
         tokio::select! {
-            () = say_goodbye(Arc::clone(director), workers) => {}
+            () = say_goodbye(Arc::clone(app_backend), workers) => {}
             _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
             _ = terminate.recv() => log::warn!("second signal: stopping at once"),
         }
@@ -384,10 +384,10 @@ fn watchdog_period() -> Option<Duration> {
 }
 
 /// Lets the workers tell their viewers; a thread of its own, so that signals are still heard.
-async fn say_goodbye(director: Arc<Director>, mut workers: Workers) {
+async fn say_goodbye(app_backend: Arc<AppBackend>, mut workers: Workers) {
     let (done, finished) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("goodbye".to_owned()).spawn(move || {
-        director.stop();
+        app_backend.stop();
         workers.join();
         // The waiting side is gone after a second signal.
         let _ = done.send(());

@@ -57,12 +57,12 @@ pub enum Entry {
     /// By the token.
     Token,
     /// By a login.
-    Login(LoginPass),
+    Login(VerifiedLogin),
 }
 
 /// A login that was found true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoginPass {
+pub struct VerifiedLogin {
     login: Login,
     /// Its cookie is one for TLS.
     is_secure: bool,
@@ -127,7 +127,7 @@ impl Access {
 
     /// The same login for longer: the value of a `Set-Cookie` header, when it is time.
     #[must_use]
-    pub fn renew(&self, pass: LoginPass, now: Moment) -> Option<String> {
+    pub fn renew(&self, pass: VerifiedLogin, now: Moment) -> Option<String> {
         let left_s = pass.login.expires_s.saturating_sub(now.unix_s);
         (left_s < limits::LOGIN_LIFETIME.as_secs() / 10 * 9)
             .then(|| self.cookie(pass.login.id, pass.is_secure, now))
@@ -160,7 +160,7 @@ impl Access {
 
     /// Whether a login that was let in still would be.
     #[must_use]
-    pub fn holds(&self, pass: LoginPass, now: Moment) -> bool {
+    pub fn holds(&self, pass: VerifiedLogin, now: Moment) -> bool {
         pass.login.expires_s > now.unix_s && !lock(&self.ended).contains_key(&pass.login.id)
     }
 
@@ -191,7 +191,7 @@ impl Access {
     }
 
     /// The true login among the cookies.
-    fn login_of(&self, cookie: Option<&str>, now: Moment) -> Option<LoginPass> {
+    fn login_of(&self, cookie: Option<&str>, now: Moment) -> Option<VerifiedLogin> {
         let [plain, secure] = &self.cookie_names;
         let found = credentials::cookies(cookie?, [plain, secure]);
         let mut logins = found.filter_map(|(name, value)| Some((name == secure, Login::parse(value)?)));
@@ -200,7 +200,7 @@ impl Access {
             hmac::verify(&self.key, &login.sealed_bytes(), &login.seal).is_ok()
                 && login.expires_s > now.unix_s
         })?;
-        let pass = LoginPass { login, is_secure };
+        let pass = VerifiedLogin { login, is_secure };
         self.holds(pass, now).then_some(pass)
     }
 

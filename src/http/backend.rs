@@ -16,9 +16,9 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// `limits::BACKEND_TIMEOUT` is given up and answered 503.
 pub trait Backend: Send + Sync + 'static {
     /// Takes a browser's SDP offer and answers it, or says why not (400, 422, 503). The session ends at the latest
-    /// when `tenure` is over, the login it was asked for with; without one it has no such end. Must be called on
-    /// the runtime that is to poll `tenure`.
-    fn offer(&self, sdp: &str, tenure: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>>;
+    /// when `login_end` is over, the login it was asked for with; without one it has no such end. Must be called on
+    /// the runtime that is to poll `login_end`.
+    fn offer(&self, sdp: &str, login_end: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>>;
 
     /// The connected viewers: a JSON array with one object per viewer.
     fn viewers(&self) -> BoxFuture<Value>;

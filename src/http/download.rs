@@ -9,10 +9,10 @@ use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 
 use super::backend::RecordingFile;
+use super::login_lifetime::{self, LoginLifetime};
 use super::ranges::{Part, part};
 use super::response::Response;
 use super::routes::Head;
-use super::tenure::{self, Tenure};
 use crate::base::limits;
 
 /// The bytes that follow a response's head.
@@ -22,7 +22,7 @@ pub(super) struct Stream {
     /// Go on with what is recorded meanwhile.
     follow: bool,
     /// The login that what has no end ends with.
-    tenure: Option<Tenure>,
+    lifetime: Option<LoginLifetime>,
 }
 
 /// What answers a request for `file`: the head, and what to stream after it. What is there may be read to its end
@@ -31,7 +31,7 @@ pub(super) fn answer(
     head: &Head<'_>,
     file: Arc<dyn RecordingFile>,
     follow: bool,
-    tenure: Option<Tenure>,
+    lifetime: Option<LoginLifetime>,
 ) -> (Response, Option<Stream>) {
     let (bytes, etag) = (file.bytes(), file.etag());
     if head.if_none_match.is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag)) && !follow {
@@ -60,8 +60,12 @@ pub(super) fn answer(
     if !follow {
         response = response.header("content-length", (range.end - range.start).to_string());
     }
-    let stream =
-        (head.method != "HEAD").then_some(Stream { file, range, follow, tenure: tenure.filter(|_| follow) });
+    let stream = (head.method != "HEAD").then_some(Stream {
+        file,
+        range,
+        follow,
+        lifetime: lifetime.filter(|_| follow),
+    });
     (response, stream)
 }
 
@@ -80,10 +84,10 @@ impl Stream {
     }
 
     async fn fill(mut self, mut sender: Sender<Bytes, io::Error>) {
-        let tenure = self.tenure.take();
+        let lifetime = self.lifetime.take();
         let ended = tokio::select! {
             biased;
-            () = tenure::over(tenure) => Err(io::ErrorKind::PermissionDenied.into()),
+            () = login_lifetime::over(lifetime) => Err(io::ErrorKind::PermissionDenied.into()),
             ended = self.send(&mut sender) => ended,
         };
         if let Err(error) = ended {

@@ -13,8 +13,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::backend::{Backend, RecordingCommand, Summary};
+use super::login_lifetime::{self, LoginLifetime};
 use super::response::Response;
-use super::tenure::{self, Tenure};
 use super::{ApiError, routes};
 use crate::base::limits;
 
@@ -90,7 +90,10 @@ impl Feed {
 
     /// The head of an answer and what follows it, as long as the login holds that it was asked for with; or 503
     /// beyond `limits::EVENT_LISTENERS_MAX`.
-    pub(super) async fn listen(&self, tenure: Option<Tenure>) -> Result<(Response, Listener), ApiError> {
+    pub(super) async fn listen(
+        &self,
+        lifetime: Option<LoginLifetime>,
+    ) -> Result<(Response, Listener), ApiError> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| ApiError {
             status: 503,
             code: "too_many_listeners",
@@ -107,7 +110,7 @@ impl Feed {
             // A proxy that collects bytes before it passes them on would make events late (nginx).
             .header("x-accel-buffering", "no");
         let (first, stop) = (first.into(), self.stop.clone());
-        Ok((response, Listener { first, events, stop, tenure, _place: place }))
+        Ok((response, Listener { first, events, stop, lifetime, _place: place }))
     }
 }
 
@@ -139,7 +142,7 @@ pub(super) struct Listener {
     first: Bytes,
     events: broadcast::Receiver<Bytes>,
     stop: watch::Receiver<bool>,
-    tenure: Option<Tenure>,
+    lifetime: Option<LoginLifetime>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -152,12 +155,12 @@ impl Listener {
     }
 
     async fn fill(mut self, sender: Sender<Bytes, io::Error>) {
-        let (mut stop, tenure) = (self.stop.clone(), self.tenure.take());
+        let (mut stop, lifetime) = (self.stop.clone(), self.lifetime.take());
         // Also while a listener does not read.
         tokio::select! {
             biased;
             _ = stop.wait_for(|&stopped| stopped) => {}
-            () = tenure::over(tenure) => {}
+            () = login_lifetime::over(lifetime) => {}
             () = self.tell(sender) => {}
         }
     }

@@ -18,13 +18,13 @@ mod host;
 pub mod local;
 mod local_guard;
 mod login;
+mod login_lifetime;
 mod origin;
 pub mod public;
 pub mod ranges;
 mod response;
 pub mod routes;
 mod stream;
-mod tenure;
 mod throttle;
 pub mod tls;
 

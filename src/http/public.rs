@@ -33,9 +33,9 @@ use super::download;
 use super::events::{self, Feed, Listener};
 use super::host::Hosts;
 use super::login;
+use super::login_lifetime::LoginLifetime;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use super::stream::Stream;
-use super::tenure::Tenure;
 use super::tls::{Handshakes, TlsKeys};
 use crate::base::limits;
 
@@ -358,7 +358,7 @@ impl Shared {
         if let Some(response) = self.session(&action, head, caller, entry) {
             return (response, None);
         }
-        match timeout(self.timeouts.backend, self.perform(head, action, self.tenure(entry))).await {
+        match timeout(self.timeouts.backend, self.perform(head, action, self.lifetime(entry))).await {
             Ok(answer) => answer,
             Err(_) => {
                 let error = ApiError {
@@ -422,9 +422,9 @@ impl Shared {
     }
 
     /// The login that an answer without end and a live picture end with; who shows the token itself has none.
-    fn tenure(&self, entry: Option<Entry>) -> Option<Tenure> {
+    fn lifetime(&self, entry: Option<Entry>) -> Option<LoginLifetime> {
         match (&self.access, entry) {
-            (Some(access), Some(Entry::Login(pass))) => Some(Tenure::new(Arc::clone(access), pass)),
+            (Some(access), Some(Entry::Login(pass))) => Some(LoginLifetime::new(Arc::clone(access), pass)),
             _ => None,
         }
     }
@@ -433,25 +433,25 @@ impl Shared {
         &self,
         head: &Head<'_>,
         action: Action,
-        tenure: Option<Tenure>,
+        lifetime: Option<LoginLifetime>,
     ) -> (Response, Option<Follow>) {
         let response = match action {
             Action::Respond(response) => response,
             Action::Recording(command) => routes::answer_recording(self.backend.recording(command).await),
             Action::Download { name, follow } => match self.backend.open_recording(name).await {
                 Ok(file) => {
-                    let (response, stream) = download::answer(head, file, follow, tenure);
+                    let (response, stream) = download::answer(head, file, follow, lifetime);
                     return (response, stream.map(Follow::File));
                 }
                 Err(error) => error.into(),
             },
             Action::Offer { sdp } => {
-                let tenure = tenure.map(|tenure| Box::pin(tenure.over()) as BoxFuture<()>);
-                routes::answer_offer(self.backend.offer(&sdp, tenure).await)
+                let lifetime = lifetime.map(|lifetime| Box::pin(lifetime.over()) as BoxFuture<()>);
+                routes::answer_offer(self.backend.offer(&sdp, lifetime).await)
             }
             Action::Viewers => routes::answer_viewers(&self.backend.viewers().await),
             Action::Status => Response::json(200, &events::status(self.backend.as_ref()).await),
-            Action::Events => match self.feed.listen(tenure).await {
+            Action::Events => match self.feed.listen(lifetime).await {
                 Ok((response, listener)) => {
                     let follows = head.method != "HEAD";
                     return (response, follows.then_some(Follow::Events(listener)));

@@ -47,7 +47,7 @@ impl Server {
         viewer as usize % self.workers.len()
     }
 
-    /// As the director does it.
+    /// As the backend does it.
     pub(super) fn adopt(&self, viewer: Viewer) {
         let worker = self.owner(viewer.id());
         let (receiver, mailbox) = (&self.mailboxes[0], &self.mailboxes[worker]);

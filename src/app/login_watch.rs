@@ -2,8 +2,8 @@
 //! thread, for the end of one and tells the worker.
 //!
 //! ```text
-//!   login ends ──────► watch_over ── Command::LogOut ──► worker
-//!   session is gone ─► watch_over ends (its SessionGuard was dropped)
+//!   login ends ──────► end_with_login ── Command::LogOut ──► worker
+//!   session is gone ─► end_with_login ends (its SessionGuard was dropped)
 //! ```
 
 use std::time::Duration;
@@ -14,10 +14,15 @@ use crate::worker::commands::{Command, Mailbox, SessionEnd};
 /// A mailbox that is full empties within a turn.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// Tells the worker when `tenure`, the login of its session `viewer`, is over. Returns when the session is gone.
-pub(super) async fn watch_over(viewer: u32, tenure: BoxFuture<()>, gone: SessionEnd, mailbox: Mailbox) {
+/// Tells the worker when `login_end`, the login of its session `viewer`, is over. Returns when the session is gone.
+pub(super) async fn end_with_login(
+    viewer: u32,
+    login_end: BoxFuture<()>,
+    gone: SessionEnd,
+    mailbox: Mailbox,
+) {
     let log_out = async {
-        tenure.await;
+        login_end.await;
         while mailbox.send(Command::LogOut { viewer }).is_err() {
             tokio::time::sleep(AGAIN).await;
         }
@@ -50,7 +55,7 @@ mod tests {
         }
         let (_guard, gone) = session_guard();
         block_on(async {
-            let told = tokio::spawn(watch_over(7, Box::pin(std::future::ready(())), gone, mailbox));
+            let told = tokio::spawn(end_with_login(7, Box::pin(std::future::ready(())), gone, mailbox));
             tokio::time::sleep(2 * AGAIN).await;
             assert!(!told.is_finished());
             let before =
@@ -67,7 +72,7 @@ mod tests {
         let (mailbox, reader) = mailbox().unwrap();
         let (guard, gone) = session_guard();
         block_on(async {
-            let watching = tokio::spawn(watch_over(7, Box::pin(std::future::pending()), gone, mailbox));
+            let watching = tokio::spawn(end_with_login(7, Box::pin(std::future::pending()), gone, mailbox));
             tokio::task::yield_now().await;
             assert!(!watching.is_finished());
             drop(guard);

@@ -6,21 +6,21 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::access::{Access, LoginPass};
+use super::access::{Access, VerifiedLogin};
 use super::clock::Moment;
 use crate::base::limits;
 
 /// The login an answer was asked for with.
-pub(super) struct Tenure {
+pub(super) struct LoginLifetime {
     access: Arc<Access>,
-    pass: LoginPass,
+    pass: VerifiedLogin,
     endings: watch::Receiver<()>,
 }
 
-impl Tenure {
-    pub(super) fn new(access: Arc<Access>, pass: LoginPass) -> Tenure {
+impl LoginLifetime {
+    pub(super) fn new(access: Arc<Access>, pass: VerifiedLogin) -> LoginLifetime {
         let endings = access.endings();
-        Tenure { access, pass, endings }
+        LoginLifetime { access, pass, endings }
     }
 
     /// Returns when the login was ended or has lapsed.
@@ -33,9 +33,9 @@ impl Tenure {
 }
 
 /// Returns when the login is over; never where there is none.
-pub(super) async fn over(tenure: Option<Tenure>) {
-    match tenure {
-        Some(tenure) => tenure.over().await,
+pub(super) async fn over(lifetime: Option<LoginLifetime>) {
+    match lifetime {
+        Some(lifetime) => lifetime.over().await,
         None => std::future::pending().await,
     }
 }
