@@ -28,7 +28,7 @@ const SERVERS: &[(&str, &str)] = &[
 ];
 
 /// Viewers the README speaks of.
-const README_VIEWERS: &[usize] = &[1, 10, 50, 100];
+const README_VIEWERS: &[usize] = &[1, 10, 100];
 const README_SERVERS: &[&str] = &["ours", "ours-2", "pion-best", "pion", "go2rtc", "aiortc", "floor-gcm"];
 const README_KBPS: u32 = 8_000;
 
