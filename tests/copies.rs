@@ -10,8 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: a panic is the report")]
 #![expect(unsafe_code, reason = "memcpy and memmove are unsafe by their nature")]
 
-#[path = "support/session_peer.rs"]
-mod peer;
+use support::session_peer as peer;
 
 use std::cell::Cell;
 

@@ -405,5 +405,4 @@ impl Poster {
 }
 
 #[cfg(test)]
-#[path = "doorbell_tests.rs"]
 mod tests;

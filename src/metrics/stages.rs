@@ -238,6 +238,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn buckets_and_quantiles_are_those_of_the_sorted_list(
             mut list in prop::collection::vec(1_000_i64..9_000_000_000, 1..200),
