@@ -1,5 +1,5 @@
-//! Reads what symbolisation needs of an ELF file, piece by piece, so that a large file costs no memory. Foreign
-//! bytes: every offset is checked, and a file that lies gives no names. 64-bit little-endian only.
+//! Reads segments, build id and function symbols of an ELF file in pieces, so that a large file needs little memory.
+//! The file is untrusted: every offset is checked, and an inconsistent file yields no names. 64-bit little-endian only.
 
 use std::fs::File;
 use std::io;
@@ -12,16 +12,16 @@ const SYMBOL_BYTES: usize = 24;
 const PIECE_BYTES: usize = 256 * SYMBOL_BYTES;
 const HEADERS_MAX: u16 = 256;
 
-/// A symbol that holds an address.
+/// A function symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Symbol {
-    /// The function's first address, as in the file.
+    /// First address of the function, as in the file.
     pub(super) start: u64,
-    /// Where in the file its name begins.
+    /// File offset of its name.
     name_at: u64,
 }
 
-/// See the file's head.
+/// An open ELF file.
 #[derive(Debug)]
 pub(super) struct Image {
     file: File,
@@ -48,7 +48,7 @@ struct Section {
 
 impl Image {
     /// # Errors
-    /// The file cannot be read or is no 64-bit little-endian ELF file.
+    /// The file cannot be read or is not a 64-bit little-endian ELF file.
     pub(super) fn open(path: &Path) -> io::Result<Image> {
         let file = File::open(path)?;
         let mut header = [0_u8; 64];
@@ -68,12 +68,12 @@ impl Image {
         Ok(image)
     }
 
-    /// The linker's fingerprint of the file in hexadecimal, empty when there is none.
+    /// Returns the build id of the linker in hexadecimal; empty if there is none.
     pub(super) fn build_id(&self) -> &str {
         &self.build_id
     }
 
-    /// The file's own address of what lies at `file_offset`.
+    /// Returns the virtual address in the file of the byte at `file_offset`.
     pub(super) fn address_of(&self, file_offset: u64) -> Option<u64> {
         let within =
             |load: &&Load| file_offset.checked_sub(load.file_offset).is_some_and(|at| at < load.bytes);
@@ -81,7 +81,7 @@ impl Image {
         load.address.checked_add(file_offset - load.file_offset)
     }
 
-    /// For each of the ascending `addresses` the function that holds it.
+    /// Returns the function that contains each of the ascending `addresses`.
     pub(super) fn functions(&self, addresses: &[u64]) -> io::Result<Vec<Option<Symbol>>> {
         let mut found = vec![None; addresses.len()];
         let Some(symbols) = self.symbols else { return Ok(found) };
@@ -99,7 +99,7 @@ impl Image {
         Ok(found)
     }
 
-    /// Notes one function symbol at the addresses it holds; the first of several wins.
+    /// Assigns one function symbol to the addresses it contains. The first of several symbols wins.
     fn offer(&self, symbol: &[u8], addresses: &[u64], found: &mut [Option<Symbol>]) {
         let kind = symbol.get(4).copied().unwrap_or(0) & 0xf;
         let start = u64_at(symbol, 8);
@@ -115,7 +115,7 @@ impl Image {
         }
     }
 
-    /// The mangled name of a function.
+    /// Returns the mangled name of a function.
     pub(super) fn name(&self, symbol: &Symbol) -> io::Result<String> {
         let mut bytes = vec![0_u8; PROFILE_NAME_BYTES_MAX];
         let read = self.file.read_at(&mut bytes, symbol.name_at)?;
@@ -149,7 +149,7 @@ impl Image {
         Ok(())
     }
 
-    /// Notes are `name bytes, value bytes, kind, name, value`, each padded to four bytes; kind 3 of "GNU" it is.
+    /// Notes are `name bytes, value bytes, kind, name, value`, each padded to four bytes. The build id has kind 3 and name "GNU".
     fn read_build_id(&self, offset: u64, bytes: u64) -> String {
         let mut notes = vec![0; usize::try_from(bytes.min(4_096)).unwrap_or(0)];
         if self.file.read_exact_at(&mut notes, offset).is_err() {
@@ -170,7 +170,7 @@ impl Image {
         String::new()
     }
 
-    /// Takes .symtab, else .dynsym (libraries are stripped), and the names it links to.
+    /// Uses .symtab, else .dynsym (libraries are stripped), and the string table it links to.
     fn read_sections(&mut self, header: &[u8]) -> io::Result<()> {
         let table =
             self.table(header, Table { offset_at: 40, size_at: 58, count_at: 60, entry_bytes: 64 })?;
@@ -189,7 +189,7 @@ impl Image {
     }
 }
 
-/// Where in the ELF header a table of headers is described.
+/// Offsets in the ELF header that describe a table of headers.
 struct Table {
     offset_at: usize,
     size_at: usize,
