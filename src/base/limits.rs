@@ -48,7 +48,7 @@ pub const PAYLOADS_OF_BUFFER_MAX: usize = 2 * FULL_PAYLOADS_OF_BUFFER;
 pub const PAYLOAD_BUFFER_OVERHEAD_BYTES: usize = 1_024;
 
 /// Handed-out payload buffers a packetiser looks at in vain before it stops searching, per access unit.
-pub const PAYLOAD_POOL_LOOKS_MAX: usize = 64;
+pub const PAYLOAD_POOL_CHECKS_MAX: usize = 64;
 
 /// Bytes of NAL units a receiver collects for one access unit.
 pub const RECEIVED_UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX + 64 * 1024;
@@ -246,13 +246,13 @@ pub const DRAIN_BEGUN_NS_MAX: i64 = 200_000_000;
 pub const PRE_ROLL_MARGIN_UNITS: u32 = 4;
 
 /// Milliseconds between two looks of an idle recorder at the ring (it only keeps parameter sets).
-pub const RECORDER_IDLE_LOOK_MS: u64 = 400;
+pub const RECORDER_IDLE_POLL_MS: u64 = 400;
 
 /// Milliseconds after which a recorder that waits for units looks by itself, should no bell have rung.
-pub const RECORDER_LOOK_MS: u64 = 100;
+pub const RECORDER_POLL_MS: u64 = 100;
 
 /// Units an idle recorder looks at in one turn: more than any ring holds.
-pub const UNITS_LOOKED_AT_MAX: u32 = 64;
+pub const IDLE_UNITS_PER_POLL_MAX: u32 = 64;
 
 /// Nanoseconds between two checks of the retention rules while recording.
 pub const RETENTION_INTERVAL_NS: i64 = 10_000_000_000;

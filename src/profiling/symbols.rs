@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::path::Path;
 
-use super::elf::{Image, Symbol};
+use super::elf;
 
 /// An executable memory mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,25 +67,19 @@ impl Symbols {
     /// Resolves the addresses inside one mapping; `first` is the index of the first of them.
     fn name_inside(&mut self, index: usize, path: &Path, first: usize, addresses: &[usize]) {
         let Some(mapping) = self.mappings.get_mut(index) else { return };
-        let image = Image::open(path).ok();
-        mapping.build_id = image.as_ref().map_or_else(String::new, |image| image.build_id().to_owned());
-        let in_file: Vec<u64> = addresses
-            .iter()
-            .map(|address| {
-                let offset = (*address - mapping.range.start) as u64 + mapping.file_offset;
-                image.as_ref().and_then(|image| image.address_of(offset)).unwrap_or(0)
-            })
-            .collect();
+        let offset_of = |address: &usize| (*address - mapping.range.start) as u64 + mapping.file_offset;
+        let offsets: Vec<u64> = addresses.iter().map(offset_of).collect();
+        // A file that cannot be read yields no names.
+        let image = elf::read(path, &offsets).unwrap_or_default();
+        mapping.build_id = image.build_id;
         let whole =
             format!("[{}]", mapping.path.rsplit('/').next().unwrap_or_default().trim_matches(['[', ']']));
-        // A file that cannot be read yields no names.
-        let found = image.as_ref().and_then(|image| image.functions(&in_file).ok()).unwrap_or_default();
         let mut known: HashMap<Option<u64>, usize> = HashMap::new();
-        let found = found.into_iter().chain(std::iter::repeat(None));
+        let found = image.symbols.into_iter().chain(std::iter::repeat(None));
         for (place, symbol) in self.places.iter_mut().skip(first).take(addresses.len()).zip(found) {
-            let function = *known.entry(symbol.map(|symbol: Symbol| symbol.start)).or_insert_with(|| {
-                let name = symbol.and_then(|symbol| image.as_ref()?.name(&symbol).ok());
-                self.functions.push(function(name.unwrap_or_else(|| whole.clone())));
+            let start = symbol.as_ref().map(|symbol| symbol.start);
+            let function = *known.entry(start).or_insert_with(|| {
+                self.functions.push(function(symbol.map_or_else(|| whole.clone(), |symbol| symbol.name)));
                 self.functions.len() - 1
             });
             *place = Some(Place { mapping: index, function });

@@ -49,7 +49,7 @@ impl Lookback {
 
     /// The live side took an IDR as unit `number`; `assembler` has just assembled it.
     pub(super) fn begin(&mut self, number: u32, assembler: &Assembler) {
-        self.assembler.take_over(assembler);
+        self.assembler.copy_from(assembler);
         self.start(number);
     }
 

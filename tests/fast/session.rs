@@ -208,13 +208,13 @@ fn receiver_reports_tell_round_trip_and_loss() {
 fn a_picture_loss_indication_asks_for_a_keyframe_once() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     send_units(&mut pair, 0, 3, 3);
-    assert!(!pair.viewer.wants_keyframe());
+    assert!(!pair.viewer.take_idr_wanted());
     let mid = pair.mid;
     for kind in [KeyframeRequestKind::Pli, KeyframeRequestKind::Fir] {
         pair.client.direct_api().stream_rx_by_mid(mid, None).unwrap().request_keyframe(kind);
         pair.run(Duration::from_millis(100));
-        assert!(pair.viewer.wants_keyframe(), "{kind:?}");
-        assert!(!pair.viewer.wants_keyframe(), "taken");
+        assert!(pair.viewer.take_idr_wanted(), "{kind:?}");
+        assert!(!pair.viewer.take_idr_wanted(), "taken");
     }
     assert_eq!(pair.viewer.status(pair.now).plis, 2);
 }

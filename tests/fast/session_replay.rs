@@ -18,11 +18,13 @@ use proptest::prelude::*;
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
 use streaming_server::base::limits;
-use streaming_server::session::{Decision, Need, Outlook, PacketizedUnit, ReplayTime, SrtpChoice};
+use streaming_server::session::{
+    CatchUpDecision, CatchUpTime, GopAvailability, IdrReason, PacketizedUnit, SrtpChoice,
+};
 
 const PACKETS: usize = 3;
-const WITH_GOP: Outlook = Outlook { has_gop: true, next_idr_in: None };
-const WITHOUT: Outlook = Outlook { has_gop: false, next_idr_in: None };
+const WITH_GOP: GopAvailability = GopAvailability { has_gop: true, next_idr_in: None };
+const WITHOUT: GopAvailability = GopAvailability { has_gop: false, next_idr_in: None };
 const INTERVAL: Duration = Duration::from_millis(33);
 
 fn connected() -> Pair {
@@ -41,24 +43,24 @@ fn live(pair: &mut Pair, number: u32, is_idr: bool) {
 fn replay(pair: &mut Pair, number: u32, newest: u32, is_idr: bool, packets: usize) {
     let payloads = payloads(number, packets, 900);
     let behind = u64::from(newest - number);
-    let time = ReplayTime { rtp_time_90k: u64::from(newest) * 3_000 - behind, at: pair.now };
+    let time = CatchUpTime { rtp_time_90k: u64::from(newest) * 3_000 - behind, at: pair.now };
     let unit = PacketizedUnit { rtp_time_90k: 0, ..unit(&payloads, u64::from(number), is_idr) };
     let mut outbox = Outbox::default();
-    pair.viewer.push_replayed(pair.now, &unit, time, number == newest, &mut outbox);
+    pair.viewer.push_catch_up_unit(pair.now, &unit, time, number == newest, &mut outbox);
     pair.deliver(outbox);
     pair.settle();
 }
 
 /// What the worker does for a need, with a GOP from `idr` to `newest`.
 fn join(pair: &mut Pair, idr: u32, newest: u32) {
-    assert_eq!(pair.viewer.needs_idr(), Some(Need::Join));
-    assert_eq!(pair.viewer.decide(pair.now, Need::Join, WITH_GOP), Decision::Replay);
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP), CatchUpDecision::Replay);
     let packets = PACKETS * (newest - idr + 1) as usize;
-    pair.viewer.begin_replay(pair.now, Need::Join, packets);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, packets);
     for number in idr..=newest {
         replay(pair, number, newest, number == idr, PACKETS);
     }
-    pair.viewer.end_replay(true);
+    pair.viewer.end_catch_up(true);
 }
 
 /// Numbers of the units received, from the payloads; each whole.
@@ -73,13 +75,13 @@ fn times(pair: &Pair) -> Vec<u32> {
     all.chunk_by(|a, b| a == b).map(|unit| unit[0]).collect()
 }
 
-fn ask(pair: &mut Pair) -> Need {
+fn ask(pair: &mut Pair) -> IdrReason {
     let mid = pair.mid;
     let stream = pair.client.direct_api();
     let mut stream = stream;
     stream.stream_rx_by_mid(mid, None).unwrap().request_keyframe(KeyframeRequestKind::Pli);
     pair.run(Duration::from_millis(10));
-    pair.viewer.needs_idr().expect("the PLI arrived")
+    pair.viewer.poll_idr_reason().expect("the PLI arrived")
 }
 
 #[test]
@@ -95,7 +97,7 @@ fn a_viewer_that_joins_gets_the_gop_so_far_and_then_the_live_units() {
     assert_eq!((status.units_sent, status.units_replayed, status.replays), (160, 150, 1));
     assert_eq!((status.units_dropped, status.drops_to_idr), (0, 0));
     assert!(status.first_idr_ms.is_some());
-    assert_eq!(pair.viewer.needs_idr(), None);
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
 }
 
 #[test]
@@ -118,15 +120,15 @@ fn replayed_units_stand_just_before_the_newest_and_time_goes_on_as_if_nothing_wa
 #[test]
 fn live_units_wait_for_the_end_of_the_replay() {
     let mut pair = connected();
-    pair.viewer.needs_idr();
-    pair.viewer.decide(pair.now, Need::Join, WITH_GOP);
-    pair.viewer.begin_replay(pair.now, Need::Join, 12);
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 12);
     replay(&mut pair, 0, 2, true, PACKETS);
     live(&mut pair, 3, false);
     replay(&mut pair, 1, 3, false, PACKETS);
     replay(&mut pair, 2, 3, false, PACKETS);
     replay(&mut pair, 3, 3, false, PACKETS);
-    pair.viewer.end_replay(true);
+    pair.viewer.end_catch_up(true);
     live(&mut pair, 4, false);
     assert_eq!(received(&pair), [0, 1, 2, 3, 4]);
     assert!(times(&pair).is_sorted_by(|a, b| b.wrapping_sub(*a) as i32 > 0));
@@ -135,12 +137,12 @@ fn live_units_wait_for_the_end_of_the_replay() {
 #[test]
 fn the_next_idr_of_the_camera_ends_a_replay() {
     let mut pair = connected();
-    pair.viewer.needs_idr();
-    pair.viewer.decide(pair.now, Need::Join, WITH_GOP);
-    pair.viewer.begin_replay(pair.now, Need::Join, 30);
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 30);
     replay(&mut pair, 0, 9, true, PACKETS);
     live(&mut pair, 10, true);
-    assert!(!pair.viewer.is_replaying());
+    assert!(!pair.viewer.is_catching_up());
     replay(&mut pair, 1, 10, false, PACKETS);
     live(&mut pair, 11, false);
     assert_eq!(received(&pair), [0, 10, 11]);
@@ -150,11 +152,11 @@ fn the_next_idr_of_the_camera_ends_a_replay() {
 #[test]
 fn a_replay_that_cannot_go_on_sends_nothing_until_the_next_idr() {
     let mut pair = connected();
-    pair.viewer.needs_idr();
-    pair.viewer.decide(pair.now, Need::Join, WITH_GOP);
-    pair.viewer.begin_replay(pair.now, Need::Join, 30);
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 30);
     replay(&mut pair, 0, 9, true, PACKETS);
-    pair.viewer.end_replay(false);
+    pair.viewer.end_catch_up(false);
     live(&mut pair, 10, false);
     replay(&mut pair, 1, 10, false, PACKETS);
     live(&mut pair, 11, true);
@@ -166,13 +168,17 @@ fn a_replay_that_cannot_go_on_sends_nothing_until_the_next_idr() {
 #[test]
 fn without_a_gop_a_viewer_that_joins_waits_for_the_next_idr_and_is_told_once() {
     let mut pair = connected();
-    assert_eq!(pair.viewer.needs_idr(), Some(Need::Join));
-    assert_eq!(pair.viewer.decide(pair.now, Need::Join, WITHOUT), Decision::Wait);
-    assert_eq!(pair.viewer.needs_idr(), None);
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITHOUT), CatchUpDecision::WaitForIdr);
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
     live(&mut pair, 7, false);
     assert_eq!(received(&pair), [0; 0]);
     let need = ask(&mut pair);
-    assert_eq!(pair.viewer.decide(pair.now, need, WITH_GOP), Decision::Wait, "it waits already");
+    assert_eq!(
+        pair.viewer.decide_catch_up(pair.now, need, WITH_GOP),
+        CatchUpDecision::WaitForIdr,
+        "it waits already"
+    );
     live(&mut pair, 8, true);
     assert_eq!(received(&pair), [8]);
 }
@@ -180,7 +186,7 @@ fn without_a_gop_a_viewer_that_joins_waits_for_the_next_idr_and_is_told_once() {
 #[test]
 fn a_viewer_that_is_not_connected_needs_nothing() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
-    assert_eq!(pair.viewer.needs_idr(), None);
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
 }
 
 #[test]
@@ -188,24 +194,36 @@ fn a_request_is_answered_by_a_replay_when_the_idr_is_neither_new_nor_near() {
     let mut pair = connected();
     live(&mut pair, 0, true);
     let need = ask(&mut pair);
-    assert_eq!(need, Need::Request);
-    assert_eq!(pair.viewer.decide(pair.now, need, WITH_GOP), Decision::Nothing, "one was just sent");
+    assert_eq!(need, IdrReason::Request);
+    assert_eq!(
+        pair.viewer.decide_catch_up(pair.now, need, WITH_GOP),
+        CatchUpDecision::AlreadySent,
+        "one was just sent"
+    );
     pair.run(Duration::from_secs(1));
-    let near = Outlook { has_gop: true, next_idr_in: Some(Duration::from_millis(100)) };
-    assert_eq!(pair.viewer.decide(pair.now, need, near), Decision::Wait);
-    assert_eq!(pair.viewer.decide(pair.now, need, WITHOUT), Decision::Wait);
-    let far = Outlook { has_gop: true, next_idr_in: Some(Duration::from_secs(3)) };
-    assert_eq!(pair.viewer.decide(pair.now, need, far), Decision::Replay);
-    pair.viewer.begin_replay(pair.now, need, 93);
-    assert_eq!(pair.viewer.decide(pair.now, need, far), Decision::Nothing, "it is on its way");
+    let near = GopAvailability { has_gop: true, next_idr_in: Some(Duration::from_millis(100)) };
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, near), CatchUpDecision::WaitForIdr);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, WITHOUT), CatchUpDecision::WaitForIdr);
+    let far = GopAvailability { has_gop: true, next_idr_in: Some(Duration::from_secs(3)) };
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, far), CatchUpDecision::Replay);
+    pair.viewer.begin_catch_up(pair.now, need, 93);
+    assert_eq!(
+        pair.viewer.decide_catch_up(pair.now, need, far),
+        CatchUpDecision::AlreadySent,
+        "it is on its way"
+    );
     for number in 0..=30 {
         replay(&mut pair, number, 30, number == 0, PACKETS);
     }
-    pair.viewer.end_replay(true);
+    pair.viewer.end_catch_up(true);
     pair.run(Duration::from_millis(500));
-    assert_eq!(pair.viewer.decide(pair.now, need, far), Decision::Wait, "one in two seconds");
+    assert_eq!(
+        pair.viewer.decide_catch_up(pair.now, need, far),
+        CatchUpDecision::WaitForIdr,
+        "one in two seconds"
+    );
     pair.run(limits::REPLAY_INTERVAL);
-    assert_eq!(pair.viewer.decide(pair.now, need, far), Decision::Replay);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, far), CatchUpDecision::Replay);
     assert!(times(&pair).is_sorted_by(|a, b| b.wrapping_sub(*a) as i32 > 0), "time never goes back");
 }
 
@@ -218,26 +236,26 @@ fn a_congested_viewer_is_not_answered_with_a_burst() {
     live(&mut pair, 1, false);
     pair.viewer.note_congestion(0);
     let need = ask(&mut pair);
-    assert_eq!(pair.viewer.decide(pair.now, need, WITH_GOP), Decision::Wait);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, WITH_GOP), CatchUpDecision::WaitForIdr);
 }
 
 #[test]
 fn units_nothing_refers_to_are_left_out_of_a_replay_but_for_the_newest() {
     let mut pair = connected();
-    pair.viewer.needs_idr();
-    pair.viewer.decide(pair.now, Need::Join, WITH_GOP);
-    pair.viewer.begin_replay(pair.now, Need::Join, 12);
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 12);
     for number in 0..4 {
         let payloads = payloads(number, PACKETS, 900);
         let unit =
             PacketizedUnit { is_reference: number == 0, ..unit(&payloads, u64::from(number), number == 0) };
-        let time = ReplayTime { rtp_time_90k: u64::from(number), at: pair.now };
+        let time = CatchUpTime { rtp_time_90k: u64::from(number), at: pair.now };
         let mut outbox = Outbox::default();
-        pair.viewer.push_replayed(pair.now, &unit, time, number == 3, &mut outbox);
+        pair.viewer.push_catch_up_unit(pair.now, &unit, time, number == 3, &mut outbox);
         pair.deliver(outbox);
         pair.settle();
     }
-    pair.viewer.end_replay(true);
+    pair.viewer.end_catch_up(true);
     assert_eq!(received(&pair), [0, 3]);
     assert_eq!(pair.viewer.status(pair.now).drops_to_idr, 0);
 }
@@ -261,14 +279,14 @@ fn unique(pair: &Pair) -> usize {
 fn what_is_lost_of_a_replay_is_sent_again_and_after_it_too() {
     let mut pair = connected();
     lose(&mut pair, 50, 400);
-    pair.viewer.needs_idr();
-    pair.viewer.decide(pair.now, Need::Join, WITH_GOP);
-    pair.viewer.begin_replay(pair.now, Need::Join, 2 * limits::RTX_CACHE_PACKETS);
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 2 * limits::RTX_CACHE_PACKETS);
     for number in 0..50 {
         replay(&mut pair, number, 49, number == 0, 10);
         pair.run(Duration::from_millis(20));
     }
-    pair.viewer.end_replay(true);
+    pair.viewer.end_catch_up(true);
     for number in 50..90 {
         pair.run(INTERVAL);
         live(&mut pair, number, false);
@@ -298,9 +316,9 @@ fn report_offsets(pair: &Pair) -> Vec<f64> {
 #[test]
 fn sender_reports_tell_the_same_time_during_and_after_a_replay() {
     let mut pair = connected();
-    pair.viewer.needs_idr();
-    pair.viewer.decide(pair.now, Need::Join, WITH_GOP);
-    pair.viewer.begin_replay(pair.now, Need::Join, 900);
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 900);
     let mut newest = 299;
     // A slow replay: ten seconds of units in two, so that reports fall into it.
     for number in 0..300 {
@@ -313,7 +331,7 @@ fn sender_reports_tell_the_same_time_during_and_after_a_replay() {
     for number in 300..=newest {
         replay(&mut pair, number, newest, false, PACKETS);
     }
-    pair.viewer.end_replay(true);
+    pair.viewer.end_catch_up(true);
     for number in newest + 1..newest + 200 {
         pair.run(Duration::from_nanos(33_333_333));
         live(&mut pair, number, false);
@@ -376,25 +394,25 @@ proptest! {
                     pair.now += INTERVAL;
                 }
                 Step::Need => {
-                    let outlook = Outlook { has_gop: gop.is_some(), next_idr_in: None };
-                    let need = pair.viewer.needs_idr().unwrap_or(Need::Request);
-                    if pair.viewer.decide(pair.now, need, outlook) == Decision::Replay {
-                        pair.viewer.begin_replay(pair.now, need, 10);
+                    let available = GopAvailability { has_gop: gop.is_some(), next_idr_in: None };
+                    let need = pair.viewer.poll_idr_reason().unwrap_or(IdrReason::Request);
+                    if pair.viewer.decide_catch_up(pair.now, need, available) == CatchUpDecision::Replay {
+                        pair.viewer.begin_catch_up(pair.now, need, 10);
                         place = 0;
                     }
                 }
-                Step::Replayed if pair.viewer.is_replaying() => match &gop {
-                    None => pair.viewer.end_replay(false),
+                Step::Replayed if pair.viewer.is_catching_up() => match &gop {
+                    None => pair.viewer.end_catch_up(false),
                     Some(units) => match units.get(place) {
-                        None => pair.viewer.end_replay(true),
+                        None => pair.viewer.end_catch_up(true),
                         Some(&unit) => {
                             replay(&mut pair, unit, number, idrs.contains(&unit), PACKETS);
                             place += 1;
                         }
                     },
                 },
-                Step::Abandon if pair.viewer.is_replaying() => pair.viewer.end_replay(false),
-                Step::Congested(full) if !pair.viewer.is_replaying() => {
+                Step::Abandon if pair.viewer.is_catching_up() => pair.viewer.end_catch_up(false),
+                Step::Congested(full) if !pair.viewer.is_catching_up() => {
                     pair.viewer.note_congestion(if full { limits::VIEWER_IN_FLIGHT_MAX + 1 } else { 0 });
                 }
                 _ => {}

@@ -18,8 +18,8 @@ use str0m::{Candidate, Event, Input, Rtc, RtcConfig};
 use streaming_server::base::limits::FULL_PAYLOADS_OF_BUFFER;
 use streaming_server::h264::Payloads;
 use streaming_server::session::{
-    CloseReason, Destination, Outlet, Output, PacketizedUnit, SessionConfig, SessionContext, SrtpChoice,
-    Viewer,
+    CloseReason, DatagramSink, Destination, Output, PacketizedUnit, SessionConfig, SessionContext,
+    SrtpChoice, Viewer, ViewerState,
 };
 
 /// Where the server listens.
@@ -41,8 +41,8 @@ pub fn context(srtp: SrtpChoice) -> Arc<SessionContext> {
 #[derive(Default)]
 pub struct Outbox(pub Vec<(Destination, Vec<u8>)>);
 
-impl Outlet for Outbox {
-    fn datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+impl DatagramSink for Outbox {
+    fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
         // What isn't written would be seen.
         let mut datagram = vec![0xEE; bytes];
         write(&mut datagram);
@@ -53,8 +53,8 @@ impl Outlet for Outbox {
 /// One buffer that is used again and again, as the edge's is.
 pub struct OneRun(pub Vec<u8>);
 
-impl Outlet for OneRun {
-    fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+impl DatagramSink for OneRun {
+    fn push_datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
         if self.0.len() + bytes > self.0.capacity() {
             self.0.clear();
         }
@@ -151,7 +151,7 @@ impl Pair {
     /// Connects; panics if that takes a fake minute.
     pub fn connect(&mut self) {
         let deadline = self.now + Duration::from_secs(60);
-        while !(self.connected && self.viewer.status(self.now).state == "connected") {
+        while !(self.connected && self.viewer.status(self.now).state == ViewerState::Connected) {
             assert!(self.now < deadline && self.closed.is_none(), "not connected: {:?}", self.closed);
             self.run(Duration::from_millis(10));
         }

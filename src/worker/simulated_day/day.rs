@@ -532,7 +532,7 @@ impl Day {
             datagrams: self.server.count(|counters| &counters.datagrams_sent),
             turns: self.server.count(|counters| &counters.turns),
             nacks: self.server.count(|counters| &counters.nacks),
-            keyframe_requests: self.server.count(|counters| &counters.keyframe_requests),
+            idr_requests: self.server.count(|counters| &counters.idr_requests),
             units_dropped: self.server.count(|counters| &counters.units_dropped),
             recordings: self.recorder.totals,
             held_bytes: std::mem::take(&mut self.held_bytes),

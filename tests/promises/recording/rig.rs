@@ -13,7 +13,7 @@ use streaming_server::h264::{self, Stamp, crc32_of_slices};
 use streaming_server::recorder::names::Format;
 use streaming_server::recorder::retention::Retention;
 use streaming_server::recorder::{
-    RecorderConfig, RecorderError, RecorderHandle, StartRequest, StopReply, spawn,
+    RecorderConfig, RecorderError, RecorderHandle, RecorderState, StartRequest, StopReply, spawn,
 };
 use streaming_server::simulator::{ParameterSetPolicy, TestCard, TestCardConfig, Unit};
 
@@ -208,7 +208,7 @@ impl Rig {
     }
 
     /// Waits until the recorder is in that state.
-    pub(crate) fn wait_state(&self, state: &str) {
+    pub(crate) fn wait_state(&self, state: RecorderState) {
         while self.status().state != state {
             std::thread::sleep(Duration::from_millis(10));
         }

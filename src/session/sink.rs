@@ -1,5 +1,5 @@
 //! Where a session's datagrams go. The session says how long the next one is and writes it where it leaves from:
-//! what is encrypted is not copied again. No I/O here; the worker's edge is one outlet, a test's list another.
+//! what is encrypted is not copied again. No I/O here; the worker's edge is one sink, a test's list another.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,8 +13,8 @@ pub struct Destination {
 }
 
 /// Takes the datagrams of one session, in order.
-pub trait Outlet {
+pub trait DatagramSink {
     /// Takes a datagram of `bytes` bytes, all of which `write` writes. Without room for it the datagram is lost as
-    /// on any other part of its way: `write` is not called, and the outlet counts it.
-    fn datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8]));
+    /// on any other part of its way: `write` is not called, and the sink counts it.
+    fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8]));
 }

@@ -13,14 +13,14 @@ use serde::Serialize;
 
 use crate::base::limits;
 use crate::session::media::gate::{Gate, GateState};
-use crate::session::outlet::Outlet;
+use crate::session::sink::DatagramSink;
 use crate::session::viewer::{Phase, Viewer};
 use crate::session::{PacketizedUnit, viewer};
 
 /// Why a viewer needs an IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Need {
+pub enum IdrReason {
     /// It joined and has no picture yet.
     Join,
     /// It asked for one (PLI or FIR).
@@ -29,7 +29,7 @@ pub enum Need {
 
 /// What the worker can offer a viewer that needs an IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Outlook {
+pub struct GopAvailability {
     /// The newest GOP can be given from its IDR on.
     pub has_gop: bool,
     /// Time until the camera's next IDR, where that is known.
@@ -38,18 +38,18 @@ pub struct Outlook {
 
 /// What is done about it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Give it the GOP so far: [`Viewer::begin_replay`], then [`Viewer::push_replayed`].
+pub enum CatchUpDecision {
+    /// Give it the GOP so far: [`Viewer::begin_catch_up`], then [`Viewer::push_catch_up_unit`].
     Replay,
     /// It has to wait for the camera's next IDR; ask the camera for one, where that can be asked.
-    Wait,
+    WaitForIdr,
     /// An IDR is on its way to it already.
-    Nothing,
+    AlreadySent,
 }
 
 /// The time of a replayed unit: just before the newest live one.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct ReplayTime {
+pub struct CatchUpTime {
     /// RTP time of the unit, 90 kHz, extended; raised where it would not increase.
     pub rtp_time_90k: u64,
     /// The moment that RTP time stands for: sender reports tell it.
@@ -80,52 +80,63 @@ impl Replays {
     }
 
     /// The rule for a viewer that asked for an IDR.
-    fn answer(&self, now: Instant, gate: GateState, rtt: Option<Duration>, outlook: Outlook) -> Decision {
+    fn answer(
+        &self,
+        now: Instant,
+        gate: GateState,
+        rtt: Option<Duration>,
+        available: GopAvailability,
+    ) -> CatchUpDecision {
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
         let on_its_way = rtt.map_or(limits::IDR_ON_ITS_WAY, |rtt| limits::IDR_ON_ITS_WAY.max(rtt * 3 / 2));
         if self.is_active || since(self.idr_sent_at).is_some_and(|age| age < on_its_way) {
-            return Decision::Nothing;
+            return CatchUpDecision::AlreadySent;
         }
-        let is_soon = outlook.next_idr_in.is_some_and(|wait| wait < limits::REPLAY_WORTH);
+        let is_soon = available.next_idr_in.is_some_and(|wait| wait < limits::REPLAY_WORTH);
         let is_again = since(self.requested_at).is_some_and(|age| age < limits::REPLAY_INTERVAL);
         // One that dropped to the next IDR has a way that is too narrow: a burst would not help it.
         let is_congested = gate != GateState::Live;
-        if !outlook.has_gop || is_soon || is_again || is_congested {
-            return Decision::Wait;
+        if !available.has_gop || is_soon || is_again || is_congested {
+            return CatchUpDecision::WaitForIdr;
         }
-        Decision::Replay
+        CatchUpDecision::Replay
     }
 }
 
 impl Viewer {
     /// Whether the viewer needs an IDR; then ask [`Viewer::decide`] what to do. A request is told once.
-    pub fn needs_idr(&mut self) -> Option<Need> {
+    pub fn poll_idr_reason(&mut self) -> Option<IdrReason> {
         if self.phase != Phase::Connected {
             return None;
         }
         if self.gate.state() == GateState::WaitingForIdr && !self.replays.is_join_settled {
-            return Some(Need::Join);
+            return Some(IdrReason::Join);
         }
-        self.wants_keyframe().then_some(Need::Request)
+        self.take_idr_wanted().then_some(IdrReason::Request)
     }
 
     /// What to do about a need, given what the worker has. The answer to a join is given once.
-    pub fn decide(&mut self, now: Instant, need: Need, outlook: Outlook) -> Decision {
+    pub fn decide_catch_up(
+        &mut self,
+        now: Instant,
+        need: IdrReason,
+        available: GopAvailability,
+    ) -> CatchUpDecision {
         match need {
-            Need::Join => {
+            IdrReason::Join => {
                 self.replays.is_join_settled = true;
-                if outlook.has_gop { Decision::Replay } else { Decision::Wait }
+                if available.has_gop { CatchUpDecision::Replay } else { CatchUpDecision::WaitForIdr }
             }
-            Need::Request => self.replays.answer(now, self.gate.state(), self.rtt(), outlook),
+            IdrReason::Request => self.replays.answer(now, self.gate.state(), self.rtt(), available),
         }
     }
 
-    /// From now on the viewer gets [`Viewer::push_replayed`]; live units are ignored until the replay ends or
+    /// From now on the viewer gets [`Viewer::push_catch_up_unit`]; live units are ignored until the replay ends or
     /// an IDR comes. `packets`: how many RTP packets the GOP so far makes.
-    pub fn begin_replay(&mut self, now: Instant, need: Need, packets: usize) {
+    pub fn begin_catch_up(&mut self, now: Instant, need: IdrReason, packets: usize) {
         self.replays.is_active = true;
         self.replays.count += 1;
-        if need == Need::Request {
+        if need == IdrReason::Request {
             self.replays.requested_at = Some(now);
         }
         if packets > limits::RTX_CACHE_PACKETS && self.replays.wide_since.is_none() {
@@ -135,26 +146,26 @@ impl Viewer {
     }
 
     /// Whether it is being given the GOP so far.
-    pub fn is_replaying(&self) -> bool {
+    pub fn is_catching_up(&self) -> bool {
         self.replays.is_active
     }
 
     /// Sends the next unit of the GOP, the IDR first, every one in order. Units that no other refers to are
     /// left out, but for the last: `is_newest`. Says whether it was sent.
-    pub fn push_replayed(
+    pub fn push_catch_up_unit(
         &mut self,
         now: Instant,
         unit: &PacketizedUnit<'_>,
-        time: ReplayTime,
+        time: CatchUpTime,
         is_newest: bool,
-        outlet: &mut impl Outlet,
+        sink: &mut impl DatagramSink,
     ) -> bool {
         let is_needed = unit.is_reference || unit.is_idr || is_newest;
         if self.phase != Phase::Connected || !self.replays.is_active || !is_needed {
             return false;
         }
         let sent_before = self.counters.units_sent;
-        self.send_unit(now, unit, viewer::SendTime::Replayed(time), outlet);
+        self.send_unit(now, unit, viewer::SendTime::Replayed(time), sink);
         let is_sent = self.counters.units_sent > sent_before;
         self.replays.units += u64::from(is_sent);
         self.replays.wide_since = self.replays.wide_since.map(|_| now);
@@ -163,7 +174,7 @@ impl Viewer {
 
     /// The replay is over: with `is_complete` the newest unit was pushed and live ones follow; otherwise the
     /// rest is not to be had and the viewer drops to the next IDR.
-    pub fn end_replay(&mut self, is_complete: bool) {
+    pub fn end_catch_up(&mut self, is_complete: bool) {
         if std::mem::take(&mut self.replays.is_active) && !is_complete {
             self.gate.lose();
         }
