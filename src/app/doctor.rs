@@ -75,7 +75,7 @@ fn ring(config: &Config) -> Check {
         return check("ring", Verdict::Ok, "--demo brings its own");
     }
     let name = config.shm.as_str();
-    let mapping = match Mapping::open(name, Access::Look) {
+    let mapping = match Mapping::open(name, Access::Inspect) {
         Ok(mapping) => mapping,
         Err(error) => {
             let advice = "the server waits for the camera; is it running, is --shm its name?";

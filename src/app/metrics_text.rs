@@ -87,7 +87,7 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
         "camera_keyframe_requests_total",
         "IDRs asked of the camera; only a lease ring can be asked.",
     )
-    .value(from.camera.keyframes_requested.load(Relaxed));
+    .value(from.camera.idrs_requested.load(Relaxed));
     text.counter("camera_units_dropped_total", "Access units the camera had no free slot for (lease ring).")
         .value(from.camera_dropped);
     text.counter(

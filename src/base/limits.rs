@@ -283,13 +283,13 @@ const _: () = assert!(RECORDING_BYTES_MAX < 1 << 32, "32-bit chunk offsets suffi
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 const _: () = assert!(
-    CAMERA_CHECK_SILENT_NS <= DOORBELL_SLEEP_MAX_NS && CAMERA_CHECK_NS <= CAMERA_SILENT_NS,
+    CAMERA_CHECK_SILENT_NS <= CAMERA_WAIT_MAX_NS && CAMERA_CHECK_NS <= CAMERA_SILENT_NS,
     "a camera that restarts is found while it is silent"
 );
 const _: () =
-    assert!(SETTLED_NS >= 2 * POLL_LOOK_NS, "a slot is looked at again before it counts as settled");
+    assert!(COMMIT_STABLE_NS >= 2 * POLL_STEP_NS, "a slot is looked at again before it counts as settled");
 const _: () = assert!(LEASE_SLOT_BYTES as usize == SLOT_DATA_BYTES_MAX, "whatever a legacy slot holds fits");
-const _: () = assert!(SCOUT_BYTES_MAX <= SLOT_DATA_BYTES_MAX, "the scout stays inside the slot");
+const _: () = assert!(PRE_IMAGE_BYTES_MAX <= SLOT_DATA_BYTES_MAX, "the scout stays inside the slot");
 /// Bytes of a request's line and headers; more is answered 431.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use crate::base::clock::{self, Now};
 use crate::base::limits;
 use crate::camera::Camera;
-use crate::camera::doorbell::LentDoorbell;
+use crate::camera::waiter::WaiterHandoff;
 use crate::metrics::WorkerCounters;
 use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
 use crate::uring::{Completion, EdgeError, Received};
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
-use crate::worker::own_doorbell::OwnDoorbell;
+use crate::worker::inline_wait::InlineWait;
 use crate::worker::registry::{Entry, Registry, Routes};
 use crate::worker::replay::Replayer;
 use crate::worker::source::{Source, Taken};
@@ -29,7 +29,7 @@ pub(super) struct Seed {
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) reader: MailboxReader,
     /// The camera's, where this worker is the one that waits for it.
-    pub(super) doorbell: Option<LentDoorbell>,
+    pub(super) camera_wait: Option<WaiterHandoff>,
 }
 
 /// Longest sleep of a worker that has nothing to wait for.
@@ -57,7 +57,7 @@ pub(super) struct Worker<W> {
     stopping_until: Option<Instant>,
     /// A viewer is being given the GOP so far: the next turn comes soon.
     is_replaying: bool,
-    doorbell: Option<OwnDoorbell>,
+    camera_wait: Option<InlineWait>,
 }
 
 impl<W: Wire> Worker<W> {
@@ -78,7 +78,7 @@ impl<W: Wire> Worker<W> {
             timing: Timing::default(),
             stopping_until: None,
             is_replaying: false,
-            doorbell: seed.doorbell.map(OwnDoorbell::new),
+            camera_wait: seed.camera_wait.map(InlineWait::new),
         }
     }
 
@@ -91,7 +91,7 @@ impl<W: Wire> Worker<W> {
                 return;
             }
             now = clock::now();
-            if self.doorbell.as_mut().is_some_and(|doorbell| doorbell.poll_busily(now)) {
+            if self.camera_wait.as_mut().is_some_and(|camera_wait| camera_wait.poll_busily(now)) {
                 now = clock::now();
             }
             self.turn(now);
@@ -101,9 +101,9 @@ impl<W: Wire> Worker<W> {
     pub(super) fn submit(&mut self, now: Now) -> Result<(), EdgeError> {
         self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
         let mut wait = self.time_to_wait(now);
-        if let Some(doorbell) = &mut self.doorbell {
-            self.edge.watch(doorbell.word());
-            wait = wait.min(doorbell.time_to_wait(now, self.sessions.len()));
+        if let Some(camera_wait) = &mut self.camera_wait {
+            self.edge.watch(camera_wait.word());
+            wait = wait.min(camera_wait.time_to_wait(now, self.sessions.len()));
         }
         self.edge.submit_and_wait(wait)
     }
@@ -130,8 +130,8 @@ impl<W: Wire> Worker<W> {
         self.take_commands(now);
         self.reap(now);
         // Others wait to be rung: before this worker's own work.
-        if let Some(doorbell) = &mut self.doorbell {
-            doorbell.turn(now);
+        if let Some(camera_wait) = &mut self.camera_wait {
+            camera_wait.turn(now);
         }
         self.take_forwarded(now);
         self.drain_touched(now);
@@ -154,8 +154,8 @@ impl<W: Wire> Worker<W> {
                 // What rang is looked at in every turn.
                 Some(Completion::Bell(_)) => {}
                 Some(Completion::Word(result)) => {
-                    if let Some(doorbell) = &mut self.doorbell {
-                        doorbell.hear(result);
+                    if let Some(camera_wait) = &mut self.camera_wait {
+                        camera_wait.on_completion(result);
                     }
                 }
                 None => break,
@@ -215,7 +215,7 @@ impl<W: Wire> Worker<W> {
     fn ring_peers(&mut self) {
         for (peer, rung) in self.peers.iter().zip(&mut self.peer_rung) {
             if std::mem::take(rung) {
-                peer.bell().ring();
+                peer.wake();
             }
         }
     }
@@ -227,7 +227,7 @@ impl<W: Wire> Worker<W> {
         }
         // More are waiting: come back at once.
         if let Some(own) = self.peers.get(self.index) {
-            own.bell().ring();
+            own.wake();
         }
     }
 
@@ -261,7 +261,7 @@ impl<W: Wire> Worker<W> {
             self.take_command(now, command);
         }
         if let Some(own) = self.peers.get(self.index) {
-            own.bell().ring();
+            own.wake();
         }
     }
 
@@ -314,7 +314,7 @@ impl<W: Wire> Worker<W> {
             }
         }
         if let Some(own) = self.peers.get(self.index) {
-            own.bell().ring();
+            own.wake();
         }
     }
 
@@ -336,7 +336,7 @@ impl<W: Wire> Worker<W> {
         self.is_replaying = replayer.turn(&mut self.sessions, self.first);
         // Once for all viewers.
         if replayer.is_idr_wanted {
-            self.camera.request_keyframe(now.monotonic_ns);
+            self.camera.request_idr(now.monotonic_ns);
         }
     }
 
@@ -373,8 +373,8 @@ impl<W: Wire> Worker<W> {
 
     fn count(&mut self, now: Now) {
         self.counters.turns.add(1);
-        if let Some(doorbell) = &self.doorbell {
-            self.counters.busy_poll_ns.set_total(doorbell.polled_ns());
+        if let Some(camera_wait) = &self.camera_wait {
+            self.counters.busy_poll_ns.set_total(camera_wait.polled_ns());
         }
         count_edge(self.edge.counters(), &self.counters);
         self.totals.count(&mut self.sessions, now, &self.counters);

@@ -37,7 +37,7 @@ impl Server {
             peers: mailboxes.clone(),
             counters: Arc::clone(counters),
             reader,
-            doorbell: None,
+            camera_wait: None,
         });
         let workers = seeds.map(|seed| as_server(|| Worker::new(seed, SimulatedWire::default()))).collect();
         Server { workers, mailboxes, counters }
@@ -136,14 +136,14 @@ impl Server {
 }
 
 fn is_rung(worker: &Worker<SimulatedWire>) -> bool {
-    let bell = worker.reader.bell();
-    let mut polled = [PollFd::new(&*bell, PollFlags::IN)];
+    let eventfd = worker.reader.eventfd();
+    let mut polled = [PollFd::new(&*eventfd, PollFlags::IN)];
     poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
 }
 
-/// Empties the bell, as the edge does.
+/// Empties the eventfd, as the edge does.
 fn take_ring(worker: &Worker<SimulatedWire>) {
     if is_rung(worker) {
-        rustix::io::read(&*worker.reader.bell(), &mut [0; 8]).unwrap();
+        rustix::io::read(&*worker.reader.eventfd(), &mut [0; 8]).unwrap();
     }
 }
