@@ -133,7 +133,7 @@ fn network(text: &mut Exposition, from: &Sources<'_>) {
     text.counter("datagrams_dropped_total", "Datagrams dropped before the kernel took them.")
         .value(from.sum(|w| w.datagrams_dropped.get()));
     text.counter("gso_runs_total", "Sends of more than one datagram (UDP_SEGMENT).")
-        .value(from.sum(|w| w.gso_runs.get()));
+        .value(from.sum(|w| w.gso_batches.get()));
     text.counter("gso_fallbacks_total", "Routes that had to fall back to plain sends.")
         .value(from.sum(|w| w.gso_fallbacks.get()));
     text.counter("datagrams_received_total", "UDP datagrams received.")

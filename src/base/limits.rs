@@ -161,7 +161,7 @@ pub const SENDS_MAX: usize = 4_096;
 pub const SEND_BUFFERS_KEPT: usize = 32;
 
 /// Bells (eventfds) one edge watches at most.
-pub const BELLS_MAX: usize = 64;
+pub const EVENTFDS_MAX: usize = 64;
 
 /// Receive buffers of one edge; a power of two, as the kernel's buffer ring wants it.
 pub const RECEIVE_BUFFERS: u16 = 256;
@@ -346,7 +346,7 @@ const _: () = assert!(GSO_SEGMENTS_MAX <= 64, "UDP_MAX_SEGMENTS");
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "io_uring_register_buf_ring(3)");
 const _: () = assert!(RECEIVE_OPERATIONS <= RECEIVE_BUFFERS, "one bound covers both ways of receiving");
 const _: () = assert!(
-    SENDS_MAX + BELLS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
+    SENDS_MAX + EVENTFDS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
     "every operation's completion fits in the completion queue at once"
 );
 const _: () = assert!(

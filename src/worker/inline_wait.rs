@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::base::clock::{self, Now};
 use crate::base::limits;
 use crate::camera::waiter::{CameraWaiter, WaiterHandoff};
-use crate::uring::Word;
+use crate::uring::FutexWord;
 use crate::worker::rhythm::{Expected, Rhythm};
 
 /// The waiter, and what is known of the next unit.
@@ -47,7 +47,7 @@ impl InlineWait {
     }
 
     /// What to wait for.
-    pub(super) fn word(&self) -> Option<(&Word, u32)> {
+    pub(super) fn word(&self) -> Option<(&FutexWord, u32)> {
         self.lent.get()?.word()
     }
 

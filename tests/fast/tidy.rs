@@ -344,7 +344,7 @@ fn the_arrow_rule_sees_each_way_of_naming_a_room() {
         "use crate::session::Viewer;",
         "use crate::{limits, session};",
         "use crate::{limits::{A, B}, worker as w};",
-        "fn f() -> crate::uring::Edge { x }",
+        "fn f() -> crate::uring::UdpDriver { x }",
         "use super::super::control;",
         "use streaming_server::metrics::X;",
     ] {
