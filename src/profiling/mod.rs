@@ -10,7 +10,6 @@
 //! All functions block the calling thread; [`cpu_profile`] for as long as it measures.
 
 mod allocator;
-mod clock;
 mod cpu;
 mod elf;
 mod heap;
