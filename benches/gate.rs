@@ -7,8 +7,7 @@
 #![allow(missing_docs, reason = "a program")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
 
-#[path = "../tests/support/session_peer.rs"]
-mod peer;
+use support::session_peer as peer;
 
 use std::alloc::{GlobalAlloc, Layout as Memory};
 use std::collections::VecDeque;

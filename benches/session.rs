@@ -4,8 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench fails by panicking")]
 #![allow(missing_docs, reason = "a program")]
 
-#[path = "../tests/support/session_peer.rs"]
-mod peer;
+use support::session_peer as peer;
 
 use std::time::Duration;
 

@@ -10,8 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: a panic is the report")]
 #![expect(unsafe_code, reason = "memcpy and memmove are unsafe by their nature")]
 
-#[path = "support/session_peer.rs"]
-mod peer;
+use support::session_peer as peer;
 
 use std::cell::Cell;
 
@@ -97,7 +96,7 @@ mod path {
     use str0m::config::DtlsVersion;
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
-    use streaming_server::session::{Destination, Outlet, PacketizedUnit, SrtpChoice};
+    use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};
     use streaming_server::uring::{Edge, EdgeConfig, open_socket};
 
     use super::peer::{Pair, context};
@@ -148,8 +147,8 @@ mod path {
         bytes: usize,
     }
 
-    impl Outlet for ToEdge<'_> {
-        fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+    impl DatagramSink for ToEdge<'_> {
+        fn push_datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
             self.bytes += bytes;
             self.edge.send_with(1, None, self.remote, bytes, write);
         }
@@ -182,8 +181,8 @@ mod path {
         let mut pair = Pair::new(&context(choice), DtlsVersion::Auto);
         pair.connect();
         let mut edge = edge();
-        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let remote = sink.local_addr().unwrap();
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let remote = receiver.local_addr().unwrap();
         let (mut source, mut session, mut sending) =
             (Copied::default(), Copied::default(), Copied::default());
         let mut datagram_bytes = 0;
@@ -204,9 +203,9 @@ mod path {
                 gap_before: false,
             };
             copied(&mut session, || {
-                let mut outlet = ToEdge { edge: &mut edge, remote, bytes: 0 };
-                pair.viewer.push_access_unit(pair.now, &packetized, &mut outlet);
-                datagram_bytes += outlet.bytes;
+                let mut sink = ToEdge { edge: &mut edge, remote, bytes: 0 };
+                pair.viewer.push_access_unit(pair.now, &packetized, &mut sink);
+                datagram_bytes += sink.bytes;
             });
             copied(&mut sending, || {
                 edge.flush();

@@ -3,8 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
 
-#[path = "support/session_peer.rs"]
-mod peer;
+use support::session_peer as peer;
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;
@@ -48,7 +47,7 @@ mod stages {
     use streaming_server::camera::writer::RingWriter;
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
-    use streaming_server::session::{Destination, Outlet, PacketizedUnit, SrtpChoice};
+    use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};
     use streaming_server::uring::{Completion, Edge, EdgeConfig, open_socket};
 
     use super::allocations;
@@ -63,8 +62,8 @@ mod stages {
         remote: SocketAddr,
     }
 
-    impl Outlet for ToEdge<'_> {
-        fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+    impl DatagramSink for ToEdge<'_> {
+        fn push_datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
             self.edge.send_with(1, None, self.remote, bytes, write);
         }
     }
@@ -103,8 +102,8 @@ mod stages {
         let mut cursor = Camera::new(&name, Wake::Poll).cursor();
         let (mut assembler, mut packetizer) = (Assembler::new(), Packetizer::for_rtp());
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let remote = sink.local_addr().unwrap();
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let remote = receiver.local_addr().unwrap();
         let socket: Arc<OwnedFd> = Arc::new(socket);
         let mut edge =
             Edge::new(EdgeConfig { socket, receives: false, bells: Vec::new(), sends_max: 64 }).unwrap();
@@ -132,8 +131,8 @@ mod stages {
             };
             pair.run(Duration::from_millis(33));
             let before = allocations();
-            let mut outlet = ToEdge { edge: &mut edge, remote };
-            pair.viewer.push_access_unit(pair.now, &packetized, &mut outlet);
+            let mut sink = ToEdge { edge: &mut edge, remote };
+            pair.viewer.push_access_unit(pair.now, &packetized, &mut sink);
             edge.flush();
             edge.submit_and_wait(Duration::ZERO).unwrap();
             while let Some(completion) = edge.next_completion() {

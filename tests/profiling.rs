@@ -2,8 +2,6 @@
 //! nobody. The heap is this process's own: the profiling allocator is its global one.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
 
-mod support_profile;
-
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -18,7 +16,7 @@ use streaming_server::profiling::{
     self, Allocator, Contention, Heap, ProfileError, contention_profile, cpu_profile, heap_profile, threads,
 };
 use streaming_server::uring::{Completion, Edge, EdgeConfig, Outgoing, open_socket};
-use support_profile::Profile;
+use support::profile::Profile;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();
@@ -215,7 +213,7 @@ fn sockets_and_io_uring_work_on_under_the_signal() {
     assert!(moved.load(Ordering::Relaxed) > 100);
     let profile = Profile::decode(&bytes);
     let in_uring =
-        |sample: &support_profile::Sample| sample.stack.iter().any(|name| name.contains("uring::"));
+        |sample: &support::profile::Sample| sample.stack.iter().any(|name| name.contains("uring::"));
     assert!(profile.total(1, in_uring) > 0, "stacks lead from the system call back to our code");
 }
 
@@ -298,7 +296,7 @@ fn allocations_freed_and_grown_elsewhere_are_forgotten() {
     });
     let profile = Profile::decode(&heap_profile(Heap::InUse).unwrap());
     let ours =
-        |sample: &support_profile::Sample| sample.stack.iter().any(|name| name.contains("grown_in_a_named"));
+        |sample: &support::profile::Sample| sample.stack.iter().any(|name| name.contains("grown_in_a_named"));
     assert!(profile.total(1, ours) > 0);
     assert_eq!(profile.total(3, ours), 0, "nothing of it lives");
 }
@@ -332,7 +330,7 @@ fn the_thread_list_shows_names_states_and_where_each_stands() {
     assert_eq!(long.matches("sleep_in_a_named_function").count(), 3, "{long}");
     let profile = Profile::decode(&profile);
     assert_eq!(profile.sample_types, ["goroutine/count"]);
-    let sleeping = |sample: &support_profile::Sample| {
+    let sleeping = |sample: &support::profile::Sample| {
         sample.labels.contains(&"thread=burner-1".to_owned())
             && sample.stack.iter().any(|name| name.ends_with("sleep_in_a_named_function"))
     };

@@ -8,10 +8,6 @@
     reason = "a test: a panic is the report, and the clock is the real one"
 )]
 
-mod support;
-#[allow(dead_code, reason = "this test asks a profile for little")]
-mod support_profile;
-
 use std::thread;
 
 use serde_json::json;
@@ -19,10 +15,10 @@ use support::account::Report;
 use support::camera::{CameraSim, words};
 use support::metrics::Metrics;
 use support::process::Process;
+use support::profile::Profile;
 use support::server::{self, Server};
 use support::viewer::ViewerSimulator;
 use support::{PATIENCE, http, unique_shm, wait_until};
-use support_profile::Profile;
 
 const LOOPBACK: [&str; 6] = ["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "127.0.0.1:0"];
 

@@ -117,7 +117,7 @@ fn viewers(text: &mut Exposition, from: &Sources<'_>) {
     text.counter("nacks_total", "NACK messages of viewers.").value(from.sum(|w| w.nacks.get()));
     text.counter("retransmits_total", "RTP packets sent again.").value(from.sum(|w| w.retransmits.get()));
     text.counter("keyframe_requests_total", "PLI and FIR messages of viewers.")
-        .value(from.sum(|w| w.keyframe_requests.get()));
+        .value(from.sum(|w| w.idr_requests.get()));
 }
 
 fn network(text: &mut Exposition, from: &Sources<'_>) {

@@ -158,7 +158,7 @@ struct Settled(Arc<SessionContext>);
 
 impl Drop for Settled {
     fn drop(&mut self) {
-        self.0.settle();
+        self.0.join_preparation();
     }
 }
 

@@ -180,6 +180,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn buckets_and_quantiles_agree_with_the_sorted_list(
             mut list in prop::collection::vec(1_000_u64..9_000_000_000, 1..200),

@@ -318,5 +318,4 @@ impl Captured {
 }
 
 #[cfg(test)]
-#[path = "cursor_tests.rs"]
 mod tests;

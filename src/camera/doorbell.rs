@@ -398,5 +398,4 @@ impl Poster {
 }
 
 #[cfg(test)]
-#[path = "doorbell_tests.rs"]
 mod tests;

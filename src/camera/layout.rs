@@ -423,6 +423,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn any_bytes_parse_and_encode_to_themselves(bytes in prop::collection::vec(any::<u8>(), 48)) {
             let bytes: [u8; 48] = bytes.try_into().unwrap();

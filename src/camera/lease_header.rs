@@ -1,5 +1,5 @@
 //! PURE: how the lease ring lies in its segment, and whether a header may be believed. The C side of the same
-//! numbers is `pet_camera_ring.h`; tests/c_camera.rs compiles it and compares them.
+//! numbers is `pet_camera_ring.h`; tests/promises/c_camera.rs compiles it and compares them.
 //!
 //! ```text
 //!  0     header: 88 bytes of what the ring is, written once
@@ -375,6 +375,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn any_bytes_are_believed_only_if_every_slot_lies_inside(
             noise in prop::collection::vec(any::<u8>(), HEADER_COPY_BYTES),

@@ -386,7 +386,7 @@ fn the_futex_wakes_the_doorbell_for_every_unit() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(support::properties_of(64))]
 
     /// Any bytes in the control blocks and in the header's changing words: a reader neither panics, nor reads
     /// outside, nor goes round for ever.

@@ -50,7 +50,7 @@
  *     dropped: code the next one as an IDR), and what shm_open(3), ftruncate(2) and mmap(2) say.
  *
  * EXAMPLE
- *     A whole camera around an encoder of your own (tests/c_camera.rs compiles this and runs it):
+ *     A whole camera around an encoder of your own (tests/promises/c_camera.rs compiles this and runs it):
  *
  *     #define PET_CAMERA_RING_IMPLEMENTATION
  *     #include "pet_camera_ring.h"

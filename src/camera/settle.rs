@@ -277,6 +277,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn counted_posts_never_claim_a_unit_in_the_middle_of_its_copy(
             start in prop_oneof![Just(0_u32), Just(u32::MAX - 20), any::<u32>()],

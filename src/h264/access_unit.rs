@@ -525,6 +525,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn every_assembled_idr_has_each_parameter_set_it_needs_once(
             units in prop::collection::vec(hostile_bytes(80), 1..12)

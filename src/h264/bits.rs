@@ -115,6 +115,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn what_was_written_is_read(
             values in prop::collection::vec((any::<bool>(), 0..u32::MAX - 1, -(1 << 30)..1 << 30), 0..40)

@@ -242,6 +242,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn hostile_payloads_never_panic(
             packets in prop::collection::vec(

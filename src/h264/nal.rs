@@ -248,6 +248,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn the_scan_equals_its_naive_twin(bytes in hostile_bytes(400)) {
             prop_assert_eq!(scanned(&bytes), scan_naively(&bytes));

@@ -342,6 +342,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn the_receiving_twin_gets_the_nal_units_back(
             sizes in prop::collection::vec((0..4_usize, 3..400_usize), 1..20),

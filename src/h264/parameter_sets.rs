@@ -577,6 +577,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn sizes_survive_the_round_trip(id in 0..32_u32, level in 1..63_u32, width in 1..1056_u32, height in 1..1056_u32) {
             let set = parsed(&sps(id, level, width, height)).unwrap();

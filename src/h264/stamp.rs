@@ -212,6 +212,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn stamps_survive_and_never_need_emulation_prevention(
             unit_number: u64, published_monotonic_ns: i64, slices_crc32: u32,

@@ -123,6 +123,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn logins_round_trip(expires_s in any::<u64>(), id in any::<[u8; 16]>(), seal in any::<[u8; 32]>()) {
             let login = Login { expires_s, id, seal };

@@ -146,6 +146,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn no_text_with_a_foreign_domain_at_its_end_is_us(prefix in "\\PC{0,30}", port in ":[0-9]{1,5}|") {
             let host = format!("{prefix}.evil.example{port}");

@@ -129,6 +129,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn a_part_is_never_empty_and_always_inside(range: String, bytes: u64) {
             if let Part::Some(part) = part(Some(&format!("bytes={range}")), None, "", bytes) {

@@ -545,6 +545,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn whatever_comes_is_answered_without_a_server_error(
             method in "GET|HEAD|POST|OPTIONS|[A-Z]{0,9}",

@@ -50,7 +50,7 @@ pub struct WorkerCounters {
     /// NACKed packets reported by viewers.
     pub nacks: Counter,
     /// Picture-loss indications and full-intra requests of viewers.
-    pub keyframe_requests: Counter,
+    pub idr_requests: Counter,
     /// RTP packets sent again.
     pub retransmits: Counter,
     /// Viewers given the GOP so far because they joined.

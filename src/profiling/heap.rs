@@ -337,6 +337,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         /// The naive twin: a map of what lives.
         #[test]
         fn tables_agree_with_a_map(steps in prop::collection::vec((any::<bool>(), 1..400_usize, 1..9_usize), 1..600)) {

@@ -291,7 +291,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(support::properties_of(200))]
 
     /// Whatever happens, every file holds only whole units, in order, each once, from an IDR on.
     #[test]

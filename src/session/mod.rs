@@ -3,7 +3,7 @@
 //! ```text
 //!  offer ─► signaling ─► answer
 //!                │
-//!  units ─► gate ─► sender (RTP, RTX, reports; srtp, rtcp) ─► outlet
+//!  units ─► gate ─► sender (RTP, RTX, reports; srtp, rtcp) ─► sink
 //!                      ▲ keys, path                             ▲
 //!  datagrams ─► viewer ┴─ str0m (ICE-lite, DTLS; crypto) ───────┘
 //! ```
@@ -12,7 +12,7 @@
 //! [drains](Viewer::drain) it; access units leave at once.
 
 pub mod media;
-mod outlet;
+mod sink;
 mod status;
 mod transport;
 mod viewer;
@@ -30,10 +30,10 @@ use media::wallclock::Wallclock;
 use transport::crypto;
 use transport::profile::Aim;
 
-pub use media::replay::{Decision, Need, Outlook, ReplayTime};
-pub use outlet::{Destination, Outlet};
-pub use status::ViewerStatus;
-pub use transport::profile::{SrtpChoice, UnknownSrtpChoice};
+pub use media::catch_up::{CatchUpDecision, CatchUpTime, GopAvailability, IdrReason};
+pub use sink::{DatagramSink, Destination};
+pub use status::{ViewerState, ViewerStatus};
+pub use transport::profile::SrtpChoice;
 pub use transport::signaling::OfferError;
 pub use transport::stun::stun_ufrag;
 pub use viewer::{CloseReason, Output, PacketizedUnit, Viewer};
@@ -115,9 +115,8 @@ impl SessionContext {
         Ok(context)
     }
 
-    /// Waits until what is prepared in the background is ready. To be called before the program ends: the crypto
-    /// library takes its random numbers down then, and aborts when a certificate is still being made with them.
-    pub fn settle(&self) {
+    /// Joins the background certificate generation before exit; aws-lc aborts otherwise.
+    pub fn join_preparation(&self) {
         self.aim();
         self.certificate();
     }

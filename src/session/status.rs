@@ -7,15 +7,29 @@ use serde::Serialize;
 
 use super::viewer::{Counters, Phase, Viewer};
 use crate::session::media::gate::GateState;
-use crate::session::media::sender::Tally;
+use crate::session::media::sender::SentCounters;
+
+/// Where a viewer's connection stands.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ViewerState {
+    /// ICE and DTLS are not finished.
+    Connecting,
+    /// Media can be sent.
+    Connected,
+    /// The goodbye is being sent.
+    Closing,
+    /// The session is over.
+    Closed,
+}
 
 /// One viewer as told to the outside; counters since its offer.
 #[derive(Clone, Debug, Serialize)]
 pub struct ViewerStatus {
     /// Its number.
     pub id: u32,
-    /// `connecting`, `connected`, `closing` or `closed`.
-    pub state: &'static str,
+    /// Where the connection stands.
+    pub state: ViewerState,
     /// Where the gate stands.
     pub gate: GateState,
     /// Where the last authenticated STUN request came from.
@@ -62,16 +76,16 @@ impl Viewer {
     /// How the viewer is doing. What it reports is about a second old.
     pub fn status(&self, now: Instant) -> ViewerStatus {
         let Counters { units_sent, datagrams_rejected, .. } = self.counters;
-        let Tally { datagrams, bytes: bytes_sent, retransmits } = self.sender.tally;
+        let SentCounters { datagrams, bytes: bytes_sent, retransmits } = self.sender.tally;
         let reception = self.sender.reception;
         let connected = self.connected_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         ViewerStatus {
             id: self.id,
             state: match self.phase {
-                Phase::Connecting => "connecting",
-                Phase::Connected => "connected",
-                Phase::Closing(_) => "closing",
-                Phase::Closed(_) => "closed",
+                Phase::Connecting => ViewerState::Connecting,
+                Phase::Connected => ViewerState::Connected,
+                Phase::Closing(_) => ViewerState::Closing,
+                Phase::Closed(_) => ViewerState::Closed,
             },
             gate: self.gate.state(),
             remote: self.heard_from,
@@ -87,7 +101,7 @@ impl Viewer {
             datagrams,
             datagrams_rejected,
             nacks: reception.nacks,
-            plis: reception.keyframe_requests,
+            plis: reception.idr_requests,
             retransmits,
             retransmits_refused: self.sender.refused(),
             loss_fraction: reception.loss_fraction,

@@ -1,5 +1,5 @@
 //! One viewer: str0m's state machine (ICE, DTLS), the stream beside it, the gate before it and the bookkeeping around
-//! them. No I/O, no clock: time is an argument, datagrams come as bytes and leave through an [`Outlet`].
+//! them. No I/O, no clock: time is an argument, datagrams come as bytes and leave through an [`DatagramSink`].
 //!
 //! Every call that changes something (`handle_*`, `close`) is followed by a [`Viewer::drain`]; units are sent at once.
 
@@ -17,13 +17,13 @@ use str0m::{Candidate, Event, Input, Rtc, RtcError};
 
 use super::SessionContext;
 use super::media::{srtp, wallclock};
-use super::outlet::{Destination, Outlet};
+use super::sink::{DatagramSink, Destination};
 use crate::base::limits;
 use crate::h264::Payloads;
+use crate::session::media::catch_up::{CatchUpTime, Replays};
 use crate::session::media::gate::{Gate, GateUnit};
-use crate::session::media::replay::{ReplayTime, Replays};
-use crate::session::media::sender::{Moment, Sender};
-use crate::session::transport::accept::Made;
+use crate::session::media::sender::{Sender, UnitTiming};
+use crate::session::transport::accept::SessionParts;
 use crate::session::transport::crypto::{self, CachedHmac, Handshake};
 
 /// One access unit as RTP payloads, shared by all viewers of a worker.
@@ -103,7 +103,7 @@ pub(super) enum SendTime {
     /// Its own.
     Live,
     /// One that lets it pass quickly.
-    Replayed(ReplayTime),
+    Replayed(CatchUpTime),
 }
 
 /// One browser.
@@ -132,7 +132,7 @@ pub struct Viewer {
     /// RTP time of the last unit, without the offset.
     rtp_time_sent: Option<u64>,
     captured_at_sent: Option<Instant>,
-    keyframe_wanted: bool,
+    idr_wanted: bool,
     pub(super) replays: Replays,
     pub(super) first_idr_at: Option<Instant>,
     pub(super) profile: Option<SrtpProfile>,
@@ -151,8 +151,8 @@ const _: fn() = || {
 };
 
 impl Viewer {
-    pub(super) fn new(context: &Arc<SessionContext>, id: u32, made: Made, now: Instant) -> Self {
-        let Made { rtc, ufrag, password, rtp_offset, stream, handshake } = made;
+    pub(super) fn new(context: &Arc<SessionContext>, id: u32, parts: SessionParts, now: Instant) -> Self {
+        let SessionParts { rtc, ufrag, password, rtp_offset, stream, handshake } = parts;
         Self {
             id,
             context: Arc::clone(context),
@@ -175,7 +175,7 @@ impl Viewer {
             rtp_offset,
             rtp_time_sent: None,
             captured_at_sent: None,
-            keyframe_wanted: false,
+            idr_wanted: false,
             replays: Replays::default(),
             first_idr_at: None,
             profile: None,
@@ -240,7 +240,7 @@ impl Viewer {
         };
         let handled = wanted
             && match kind {
-                Kind::Rtcp => self.hear(bytes),
+                Kind::Rtcp => self.handle_rtcp(bytes),
                 _ => self.feed(local, remote, bytes),
             };
         if !handled {
@@ -248,10 +248,10 @@ impl Viewer {
         }
     }
 
-    fn hear(&mut self, bytes: &[u8]) -> bool {
-        let asked_before = self.sender.reception.keyframe_requests;
+    fn handle_rtcp(&mut self, bytes: &[u8]) -> bool {
+        let asked_before = self.sender.reception.idr_requests;
         let is_authentic = self.sender.handle_rtcp(self.now, bytes);
-        self.keyframe_wanted |= self.sender.reception.keyframe_requests > asked_before;
+        self.idr_wanted |= self.sender.reception.idr_requests > asked_before;
         is_authentic
     }
 
@@ -332,9 +332,14 @@ impl Viewer {
 
     /// Sends a live access unit, if the gate lets it pass and the viewer isn't being given older ones. No drain has to
     /// follow; [`Viewer::next_deadline`] may have come closer.
-    pub fn push_access_unit(&mut self, now: Instant, unit: &PacketizedUnit<'_>, outlet: &mut impl Outlet) {
+    pub fn push_access_unit(
+        &mut self,
+        now: Instant,
+        unit: &PacketizedUnit<'_>,
+        sink: &mut impl DatagramSink,
+    ) {
         if self.phase == Phase::Connected && self.takes_live(now, unit.is_idr) {
-            self.send_unit(now, unit, SendTime::Live, outlet);
+            self.send_unit(now, unit, SendTime::Live, sink);
         }
     }
 
@@ -343,16 +348,16 @@ impl Viewer {
         now: Instant,
         unit: &PacketizedUnit<'_>,
         time: SendTime,
-        outlet: &mut impl Outlet,
+        sink: &mut impl DatagramSink,
     ) {
         self.advance(now);
         let &PacketizedUnit { is_idr, is_reference, gap_before, .. } = unit;
         if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
             // A congested viewer is better off without: an IDR is large.
-            self.keyframe_wanted |= gap_before;
+            self.idr_wanted |= gap_before;
             return;
         }
-        if self.write(unit, time, outlet) {
+        if self.write(unit, time, sink) {
             self.counters.units_sent += 1;
             self.replays.note_sent(self.now, is_idr);
             self.first_idr_at.get_or_insert(self.now);
@@ -361,7 +366,7 @@ impl Viewer {
         }
     }
 
-    fn write(&mut self, unit: &PacketizedUnit<'_>, time: SendTime, outlet: &mut impl Outlet) -> bool {
+    fn write(&mut self, unit: &PacketizedUnit<'_>, time: SendTime, sink: &mut impl DatagramSink) -> bool {
         let mut payloads = unit.payloads.iter().flat_map(|payloads| payloads.iter());
         let oversized = payloads.any(|payload| payload.len() > limits::RTP_PAYLOAD_BYTES_MAX);
         debug_assert!(!oversized, "the packetizer's bound");
@@ -377,8 +382,8 @@ impl Viewer {
         #[expect(clippy::cast_possible_truncation, reason = "RTP time is the low 32 bits")]
         let rtp_time = (rtp_time_90k as u32).wrapping_add(self.rtp_offset);
         let captured_ntp = self.capture_time_of(unit, time);
-        let moment = Moment { now: self.now, rtp_time, at, captured_ntp };
-        self.sender.send_unit(unit.payloads, &moment, &to, outlet);
+        let moment = UnitTiming { now: self.now, rtp_time, at, captured_ntp };
+        self.sender.send_unit(unit.payloads, &moment, &to, sink);
         true
     }
 
@@ -458,18 +463,18 @@ impl Viewer {
 // ---- output ----------------------------------------------------------------------------------------
 
 impl Viewer {
-    /// Sends all there is to be sent through `outlet`: what str0m wants sent, packets asked for again, reports.
-    pub fn drain(&mut self, now: Instant, outlet: &mut impl Outlet) -> Output {
+    /// Sends all there is to be sent through `sink`: what str0m wants sent, packets asked for again, reports.
+    pub fn drain(&mut self, now: Instant, sink: &mut impl DatagramSink) -> Output {
         self.advance(now);
         loop {
             if let Phase::Closing(_) = self.phase {
-                self.say_goodbye(outlet);
+                self.say_goodbye(sink);
             }
             if let Phase::Closed(reason) = self.phase {
                 return Output::Closed(reason);
             }
             match self.rtc.poll_output() {
-                Ok(str0m::Output::Transmit(transmit)) => self.transmit(&transmit, outlet),
+                Ok(str0m::Output::Transmit(transmit)) => self.transmit(&transmit, sink),
                 Ok(str0m::Output::Event(event)) => self.handle_event(event),
                 Ok(str0m::Output::Timeout(deadline)) => {
                     self.str0m_deadline = deadline;
@@ -479,7 +484,7 @@ impl Viewer {
                         Phase::Closing(_) => {}
                         _ if !self.rtc.is_alive() => self.finish(CloseReason::Failed),
                         _ => {
-                            self.send_rest(outlet);
+                            self.send_rest(sink);
                             return Output::Wait(self.next_deadline());
                         }
                     }
@@ -489,28 +494,28 @@ impl Viewer {
         }
     }
 
-    fn transmit(&mut self, transmit: &Transmit, outlet: &mut impl Outlet) {
+    fn transmit(&mut self, transmit: &Transmit, sink: &mut impl DatagramSink) {
         let &Transmit { source, destination: remote, ref contents, .. } = transmit;
         if Kind::of(contents) == Kind::Dtls {
             self.select(remote, source);
         }
         let local = self.path(remote, source).map_or(Some(source.ip()), |path| path.local);
-        self.sender.send_plain(contents, &Destination { local, remote }, outlet);
+        self.sender.send_plain(contents, &Destination { local, remote }, sink);
     }
 
-    fn send_rest(&mut self, outlet: &mut impl Outlet) {
+    fn send_rest(&mut self, sink: &mut impl DatagramSink) {
         let Some(to) = self.destination() else { return };
         if self.phase == Phase::Connected {
-            self.sender.send_again(&to, outlet);
-            self.sender.report(self.now, &to, outlet);
+            self.sender.send_again(&to, sink);
+            self.sender.report(self.now, &to, sink);
         }
     }
 
-    fn say_goodbye(&mut self, outlet: &mut impl Outlet) {
+    fn say_goodbye(&mut self, sink: &mut impl DatagramSink) {
         if !std::mem::replace(&mut self.has_said_goodbye, true)
             && let Some(to) = self.destination()
         {
-            self.sender.goodbye(self.now, &to, outlet);
+            self.sender.goodbye(self.now, &to, sink);
         }
     }
 
@@ -558,8 +563,8 @@ impl Viewer {
     }
 
     /// Whether the viewer asked for an IDR (PLI or FIR) since the last call, or lost its reference to a gap.
-    pub fn wants_keyframe(&mut self) -> bool {
-        std::mem::take(&mut self.keyframe_wanted)
+    pub fn take_idr_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.idr_wanted)
     }
 
     /// Whether the session is over; the caller may forget it.

@@ -156,6 +156,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn any_bits_survive_and_no_start_code_appears(
             fields in prop::collection::vec((1..=32_u32, prop_oneof![Just(0_u32), 0..4_u32, any::<u32>()]), 0..60),

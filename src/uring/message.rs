@@ -240,6 +240,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn an_address_comes_back(address in addresses()) {
             let (bytes, length) = encode_address(address, Family::V6).unwrap();

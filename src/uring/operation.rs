@@ -213,6 +213,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn runs_are_the_longest_prefixes_that_are_runs(
             sizes in prop::collection::vec(

@@ -390,7 +390,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
+        #![proptest_config(support::properties_of(40))]
 
         /// Whatever the pace of the worker, what it gives is whole: from an IDR to the newest unit it took.
         #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Now;
 use crate::base::limits;
 use crate::metrics::WorkerCounters;
-use crate::session::{Decision, Need, Outlook, PacketizedUnit, ReplayTime};
+use crate::session::{CatchUpDecision, CatchUpTime, GopAvailability, IdrReason, PacketizedUnit};
 use crate::worker::gop::Kept;
 use crate::worker::registry::{Entry, Registry};
 use crate::worker::source::Source;
@@ -76,39 +76,43 @@ impl<W: Wire> Replayer<'_, W> {
         for place in 0..count {
             let Some(entry) = sessions.at((first + place) % count) else { continue };
             self.answer(entry);
-            if !entry.viewer.is_replaying() {
+            if !entry.viewer.is_catching_up() {
                 // The camera's next IDR came before its end.
                 self.counters.replays_cut.add(u64::from(entry.replay.take().is_some()));
             } else {
                 self.go_on(entry, &mut share);
-                is_any_left |= entry.viewer.is_replaying();
+                is_any_left |= entry.viewer.is_catching_up();
             }
         }
         is_any_left
     }
 
     fn answer(&mut self, entry: &mut Entry) {
-        let Some(need) = entry.viewer.needs_idr() else { return };
+        let Some(need) = entry.viewer.poll_idr_reason() else { return };
         let now = self.now.instant;
         let next_idr_in = self.source.next_idr_in(self.counters);
         let gop = self.source.gop_so_far(self.now.monotonic_ns, self.counters).filter(|gop| gop.len() > 0);
         let size = gop.map(|gop| (gop.bytes(), gop.packets(), gop.len()));
-        match entry.viewer.decide(now, need, Outlook { has_gop: size.is_some(), next_idr_in }) {
-            Decision::Replay => {
+        match entry.viewer.decide_catch_up(
+            now,
+            need,
+            GopAvailability { has_gop: size.is_some(), next_idr_in },
+        ) {
+            CatchUpDecision::Replay => {
                 let (bytes, packets, units) = size.unwrap_or_default();
                 self.is_idr_wanted |= is_worth_asking(need, units);
-                entry.viewer.begin_replay(now, need, packets);
+                entry.viewer.begin_catch_up(now, need, packets);
                 entry.replay = Some(Replay { next: 0, pace: Pace::new(bytes, now) });
                 match need {
-                    Need::Join => self.counters.replays_of_joins.add(1),
-                    Need::Request => self.counters.replays_of_requests.add(1),
+                    IdrReason::Join => self.counters.replays_of_joins.add(1),
+                    IdrReason::Request => self.counters.replays_of_requests.add(1),
                 }
             }
-            Decision::Wait => {
+            CatchUpDecision::WaitForIdr => {
                 self.counters.idr_waits.add(1);
                 self.is_idr_wanted = true;
             }
-            Decision::Nothing => {}
+            CatchUpDecision::AlreadySent => {}
         }
     }
 
@@ -133,7 +137,8 @@ impl<W: Wire> Replayer<'_, W> {
             entry.viewer.note_congestion(self.edge.in_flight(entry.viewer.id()));
             let Entry { viewer, sends, .. } = &mut *entry;
             let mut lane = Lane { viewer: viewer.id(), edge: &mut *self.edge, sends };
-            let is_sent = viewer.push_replayed(now.instant, &packetized(&kept), time, is_newest, &mut lane);
+            let is_sent =
+                viewer.push_catch_up_unit(now.instant, &packetized(&kept), time, is_newest, &mut lane);
             counters.units_replayed.add(u64::from(is_sent));
             entry.deadline = entry.viewer.next_deadline();
             self.edge.flush();
@@ -146,13 +151,13 @@ impl<W: Wire> Replayer<'_, W> {
 
 /// Whether the camera is asked for an IDR although a GOP of `units` can be given: who asked for one may have lost more
 /// than it knows, and who joins late would have a long way through the GOP. The IDR ends the replay.
-fn is_worth_asking(need: Need, units: usize) -> bool {
-    need == Need::Request || units > limits::REPLAY_UNITS_SHORT
+fn is_worth_asking(need: IdrReason, units: usize) -> bool {
+    need == IdrReason::Request || units > limits::REPLAY_UNITS_SHORT
 }
 
 fn end(entry: &mut Entry, is_complete: bool) {
     entry.replay = None;
-    entry.viewer.end_replay(is_complete);
+    entry.viewer.end_catch_up(is_complete);
 }
 
 /// The newest live unit: what replayed ones are put just before.
@@ -167,11 +172,11 @@ pub(super) struct Latest {
 impl Latest {
     /// One tick of RTP time between two replayed units: the viewer's clock stands where it will when the live ones
     /// come, and everything before is late and shown at once.
-    fn time_of(&self, kept: &Kept<'_>) -> ReplayTime {
+    fn time_of(&self, kept: &Kept<'_>) -> CatchUpTime {
         let units_before = self.number.wrapping_sub(kept.unit.number);
         let rtp_time_90k =
             self.rtp_time_90k.saturating_sub(u64::from(units_before) * limits::REPLAY_STEP_90K);
-        ReplayTime { rtp_time_90k, at: self.at }
+        CatchUpTime { rtp_time_90k, at: self.at }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Now;
 use crate::metrics::drops::DropWatch;
 use crate::metrics::{ViewerFigures, WorkerCounters};
-use crate::session::ViewerStatus;
+use crate::session::{ViewerState, ViewerStatus};
 use crate::uring::EdgeCounters;
 use crate::worker::registry::Registry;
 
@@ -27,7 +27,7 @@ struct Sums {
     units_sent: u64,
     units_dropped: u64,
     nacks: u64,
-    keyframe_requests: u64,
+    idr_requests: u64,
     retransmits: u64,
 }
 
@@ -36,7 +36,7 @@ impl Sums {
         self.units_sent += status.units_sent;
         self.units_dropped += status.units_dropped;
         self.nacks += status.nacks;
-        self.keyframe_requests += status.plis;
+        self.idr_requests += status.plis;
         self.retransmits += status.retransmits;
     }
 }
@@ -64,7 +64,7 @@ impl Totals {
         let mut viewers = 0;
         for entry in sessions.iter_mut() {
             let status = entry.viewer.status(now.instant);
-            viewers += u64::from(status.state == "connected");
+            viewers += u64::from(status.state == ViewerState::Connected);
             sums.add(&status);
             self.figures.push(figures(&status));
         }
@@ -75,7 +75,7 @@ impl Totals {
         counters.units_sent.set_total(sums.units_sent);
         counters.units_dropped.set_total(sums.units_dropped);
         counters.nacks.set_total(sums.nacks);
-        counters.keyframe_requests.set_total(sums.keyframe_requests);
+        counters.idr_requests.set_total(sums.idr_requests);
         counters.retransmits.set_total(sums.retransmits);
     }
 

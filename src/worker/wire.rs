@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::session::{Destination, Outlet};
+use crate::session::{DatagramSink, Destination};
 use crate::uring::{Completion, Edge, EdgeCounters, EdgeError, Received, Word};
 use crate::worker::timing::Sends;
 
@@ -35,8 +35,8 @@ pub(super) struct Lane<'a, W> {
     pub(super) sends: &'a mut Sends,
 }
 
-impl<W: Wire> Outlet for Lane<'_, W> {
-    fn datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+impl<W: Wire> DatagramSink for Lane<'_, W> {
+    fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
         self.sends.hand();
         self.edge.send_with(self.viewer, to.local, to.remote, bytes, write);
     }

@@ -11,44 +11,44 @@ const HOLE_PATIENCE_NS: i64 = 1_500_000_000;
 
 /// The books of one viewer.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Report {
-    pub(crate) connected: bool,
+pub struct Report {
+    pub connected: bool,
     /// The server said goodbye (DTLS close_notify).
-    pub(crate) told_goodbye: bool,
+    pub told_goodbye: bool,
     /// The local session ended, for whatever reason.
-    pub(crate) ended: bool,
+    pub ended: bool,
     /// Access units received whole, with a stamp.
-    pub(crate) units: u64,
+    pub units: u64,
     /// Whole units without a stamp.
-    pub(crate) unstamped: u64,
+    pub unstamped: u64,
     /// Unit numbers that never came between two that did.
-    pub(crate) missing: u64,
-    pub(crate) duplicated: u64,
-    pub(crate) reordered: u64,
+    pub missing: u64,
+    pub duplicated: u64,
+    pub reordered: u64,
     /// Units whose slices do not have the checksum of their stamp.
-    pub(crate) torn: u64,
+    pub torn: u64,
     /// The unit numbers began anew: another camera.
-    pub(crate) restarts: u64,
-    pub(crate) idrs: u64,
+    pub restarts: u64,
+    pub idrs: u64,
     /// IDR units without exactly one SPS and one PPS before their first slice.
-    pub(crate) bad_idrs: u64,
+    pub bad_idrs: u64,
     /// The first unit began with something else than an IDR.
-    pub(crate) began_without_idr: bool,
-    pub(crate) first_unit: Option<u64>,
-    pub(crate) last_unit: Option<u64>,
+    pub began_without_idr: bool,
+    pub first_unit: Option<u64>,
+    pub last_unit: Option<u64>,
     /// RTP packets given up on.
-    pub(crate) lost_packets: u64,
+    pub lost_packets: u64,
     /// RTP packets that came twice or after they were given up.
-    pub(crate) late_packets: u64,
+    pub late_packets: u64,
     /// Pictures' size, from the last SPS.
-    pub(crate) size: Option<(u32, u32)>,
+    pub size: Option<(u32, u32)>,
     /// Published in the ring -> last datagram received, one sample per unit.
-    pub(crate) latencies_ns: Vec<i64>,
+    pub latencies_ns: Vec<i64>,
 }
 
 impl Report {
     /// 0 missing, 0 duplicated, 0 reordered, 0 torn, every IDR with its parameter sets.
-    pub(crate) fn assert_perfect(&self, who: &str) {
+    pub fn assert_perfect(&self, who: &str) {
         let wrong = self.missing + self.duplicated + self.reordered + self.torn + self.unstamped;
         let books = Report { latencies_ns: Vec::new(), ..self.clone() };
         assert_eq!(wrong + self.bad_idrs + self.restarts, 0, "{who}: {books:?}");
@@ -56,7 +56,7 @@ impl Report {
     }
 
     /// The latency that `fraction` of the units stayed below, in ns.
-    pub(crate) fn latency_ns(&self, fraction: f64) -> i64 {
+    pub fn latency_ns(&self, fraction: f64) -> i64 {
         let mut sorted = self.latencies_ns.clone();
         sorted.sort_unstable();
         let index = (sorted.len() as f64 * fraction) as usize;
@@ -65,17 +65,17 @@ impl Report {
 }
 
 /// One RTP packet as it came.
-pub(crate) struct Arrived {
-    pub(crate) payload: Vec<u8>,
-    pub(crate) marker: bool,
-    pub(crate) rtp_time: u32,
-    pub(crate) at_ns: i64,
+pub struct Arrived {
+    pub payload: Vec<u8>,
+    pub marker: bool,
+    pub rtp_time: u32,
+    pub at_ns: i64,
 }
 
 /// Orders, joins, counts.
 #[derive(Default)]
-pub(crate) struct Account {
-    pub(crate) report: Report,
+pub struct Account {
+    pub report: Report,
     held: BTreeMap<u64, Arrived>,
     next: Option<u64>,
     unit: UnitParts,
@@ -95,7 +95,7 @@ struct UnitParts {
 
 impl Account {
     /// `sequence` is extended: it does not wrap.
-    pub(crate) fn push(&mut self, sequence: u64, packet: Arrived) {
+    pub fn push(&mut self, sequence: u64, packet: Arrived) {
         let now_ns = packet.at_ns;
         let next = *self.next.get_or_insert(sequence);
         if sequence < next || self.held.insert(sequence, packet).is_some() {

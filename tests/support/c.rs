@@ -6,29 +6,29 @@ use std::process::Command;
 use super::unique_shm;
 
 /// Every compiler the header has to please.
-pub(crate) const COMPILERS: [&str; 2] = ["gcc", "clang"];
+pub const COMPILERS: [&str; 2] = ["gcc", "clang"];
 
 /// Where programs are made; removed on drop.
-pub(crate) struct Workshop(PathBuf);
+pub struct Workshop(PathBuf);
 
 impl Workshop {
-    pub(crate) fn new() -> Workshop {
+    pub fn new() -> Workshop {
         let path = std::env::temp_dir().join(format!("ss-c-{}", unique_shm().replace('/', "")));
         std::fs::create_dir_all(&path).unwrap();
         Workshop(path)
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// Compiles one of tests/support/c; gives the program.
-    pub(crate) fn compile(&self, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
+    pub fn compile(&self, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
         self.run(compiler, &sources().join(source), source, flags)
     }
 
     /// Compiles `text`; gives the program.
-    pub(crate) fn compile_text(&self, compiler: &str, name: &str, text: &str, flags: &[&str]) -> PathBuf {
+    pub fn compile_text(&self, compiler: &str, name: &str, text: &str, flags: &[&str]) -> PathBuf {
         let source = self.0.join(format!("{name}.c"));
         std::fs::write(&source, text).unwrap();
         self.run(compiler, &source, name, flags)
@@ -38,7 +38,7 @@ impl Workshop {
         let program = self.0.join(format!("{name}-{compiler}.out"));
         let mut command = Command::new(compiler);
         command.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"]).args(flags);
-        command.arg("-I").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/camera"));
+        command.arg("-I").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/camera"));
         command.arg("-I").arg(sources()).arg("-o").arg(&program).arg(source).arg("-lrt");
         let output = command.output().unwrap_or_else(|error| panic!("{compiler}: {error}"));
         let complaint = String::from_utf8_lossy(&output.stderr);
@@ -54,5 +54,5 @@ impl Drop for Workshop {
 }
 
 fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/c")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("c")
 }

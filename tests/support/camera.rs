@@ -8,48 +8,48 @@ use rustix::process::Signal;
 use super::process::Process;
 
 /// A camera on its own ring. Its segment is removed on drop.
-pub(crate) struct CameraSim {
+pub struct CameraSim {
     shm: String,
     process: Process,
 }
 
 /// 1280x720 at 30 units/s and 8 Mbit/s with an IDR every 30 units, on a ring of `layout`.
-pub(crate) fn steady(layout: &str) -> Vec<String> {
+pub fn steady(layout: &str) -> Vec<String> {
     words(&format!("--layout {layout} --pattern 1280x720 --fps 30 --bitrate-kbps 8000 --gop 30"))
 }
 
 /// Splits a line of arguments.
-pub(crate) fn words(line: &str) -> Vec<String> {
+pub fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
 
 impl CameraSim {
-    pub(crate) fn start(shm: &str, arguments: &[String]) -> Self {
+    pub fn start(shm: &str, arguments: &[String]) -> Self {
         Self { shm: shm.to_owned(), process: spawn(shm, arguments) }
     }
 
     /// Another camera on the same name: the old one is killed with -9 first.
-    pub(crate) fn restart(&mut self, arguments: &[String]) {
+    pub fn restart(&mut self, arguments: &[String]) {
         self.kill();
         self.process = spawn(&self.shm, arguments);
     }
 
     /// As a crash: no goodbye, the segment stays.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.process.kill();
     }
 
     /// SIGTERM, and waits for the end.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.process.signal(Signal::TERM);
         self.process.wait_exit(Duration::from_secs(20));
     }
 
-    pub(crate) fn remove_segment(&self) {
+    pub fn remove_segment(&self) {
         let _ = std::fs::remove_file(segment_path(&self.shm));
     }
 
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         self.process.log()
     }
 }
@@ -62,11 +62,11 @@ impl Drop for CameraSim {
 }
 
 /// Where a shared-memory name lies.
-pub(crate) fn segment_path(shm: &str) -> String {
+pub fn segment_path(shm: &str) -> String {
     format!("/dev/shm{shm}")
 }
 
 fn spawn(shm: &str, arguments: &[String]) -> Process {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_camera-sim"));
+    let mut command = Command::new(super::program("camera-sim"));
     Process::spawn("camera-sim", command.arg("--shm").arg(shm).args(arguments))
 }

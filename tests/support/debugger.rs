@@ -8,13 +8,13 @@ use std::ptr::null_mut;
 use super::wait_for;
 
 /// A thread that stands still until this is dropped. Stays on the thread that made it: so does ptrace(2).
-pub(crate) struct Stopped {
+pub struct Stopped {
     thread: libc::pid_t,
 }
 
 impl Stopped {
     /// Stops the thread of this name in the process.
-    pub(crate) fn thread(process: u32, name: &str) -> Stopped {
+    pub fn thread(process: u32, name: &str) -> Stopped {
         let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
         let mut tasks = tasks.map(|task| task.unwrap().path());
         let has_name = |task: &std::path::PathBuf| {

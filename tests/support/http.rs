@@ -7,42 +7,42 @@ use std::time::Duration;
 
 /// What came back; status 0 when the server closed the connection without an answer.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Response {
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
 }
 
 impl Response {
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub(crate) fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// Asserts a JSON error with a code and a message.
-    pub(crate) fn assert_error(&self, statuses: &[u16]) {
+    pub fn assert_error(&self, statuses: &[u16]) {
         assert!(statuses.contains(&self.status), "{} is none of {statuses:?}: {}", self.status, self.text());
         let error = self.json();
         assert!(error["error"].is_string() && error["code"].is_string(), "no error and code in {error}");
     }
 }
 
-pub(crate) fn get(server: SocketAddr, path: &str) -> Response {
+pub fn get(server: SocketAddr, path: &str) -> Response {
     request(server, "GET", path, &[], b"")
 }
 
-pub(crate) fn post_json(server: SocketAddr, path: &str, body: &serde_json::Value) -> Response {
+pub fn post_json(server: SocketAddr, path: &str, body: &serde_json::Value) -> Response {
     request(server, "POST", path, &[("Content-Type", "application/json")], body.to_string().as_bytes())
 }
 
-pub(crate) fn request(
+pub fn request(
     server: SocketAddr,
     method: &str,
     path: &str,
@@ -62,7 +62,7 @@ pub(crate) fn request(
 
 /// Sends these bytes as they are and reads until the server closes. A server that refuses early may close
 /// while we still write; then what it said counts.
-pub(crate) fn raw(server: SocketAddr, parts: &[&[u8]]) -> Response {
+pub fn raw(server: SocketAddr, parts: &[&[u8]]) -> Response {
     let mut stream = TcpStream::connect(server).unwrap_or_else(|error| panic!("{server}: {error}"));
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();

@@ -2,19 +2,19 @@
 
 /// The samples of one scrape.
 #[derive(Clone, Debug)]
-pub(crate) struct Metrics(Vec<Sample>);
+pub struct Metrics(Vec<Sample>);
 
 /// Name, labels, value.
 type Sample = (String, Vec<(String, String)>, f64);
 
 impl Metrics {
-    pub(crate) fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
         Self(lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}"))).collect())
     }
 
     /// The sum over all samples of that name whose labels include these; `None` when there is none.
-    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let has = |have: &[(String, String)]| {
             labels.iter().all(|(key, value)| have.iter().any(|(k, v)| k == key && v == value))
         };
@@ -24,11 +24,11 @@ impl Metrics {
     }
 
     /// As [`Metrics::value`]; panics when there is no such sample.
-    pub(crate) fn expect(&self, name: &str) -> f64 {
+    pub fn expect(&self, name: &str) -> f64 {
         self.value(name, &[]).unwrap_or_else(|| panic!("no metric {name}, only {:?}", self.names()))
     }
 
-    pub(crate) fn names(&self) -> Vec<&str> {
+    pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.0.iter().map(|(name, _, _)| name.as_str()).collect();
         names.dedup();
         names

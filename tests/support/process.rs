@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A running child. Killed and reaped on drop.
-pub(crate) struct Process {
+pub struct Process {
     name: String,
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl Process {
-    pub(crate) fn spawn(name: &str, command: &mut Command) -> Self {
+    pub fn spawn(name: &str, command: &mut Command) -> Self {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -25,38 +25,38 @@ impl Process {
         Self { name: name.to_owned(), child, lines }
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// All lines of both outputs so far.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         self.lines.lock().unwrap().join("\n")
     }
 
     /// What follows `marker` in the first line that holds it.
-    pub(crate) fn after(&self, marker: &str) -> Option<String> {
+    pub fn after(&self, marker: &str) -> Option<String> {
         let lines = self.lines.lock().unwrap();
         lines.iter().find_map(|line| line.split_once(marker).map(|(_, rest)| rest.trim().to_owned()))
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap_or_else(|error| panic!("{}: {error}", self.name));
     }
 
     /// SIGKILL, and waits until the process is gone.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+    pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
     /// Waits for the end of the process; panics with its log when it stays.
-    pub(crate) fn wait_exit(&mut self, patience: Duration) -> ExitStatus {
+    pub fn wait_exit(&mut self, patience: Duration) -> ExitStatus {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if let Some(status) = self.exited() {

@@ -13,19 +13,19 @@ use super::random::Random;
 
 /// What the network does to a datagram, each way.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Weather {
-    pub(crate) seed: u64,
-    pub(crate) loss_percent: f64,
+pub struct Weather {
+    pub seed: u64,
+    pub loss_percent: f64,
     /// One way: half of the round trip.
-    pub(crate) delay: Duration,
+    pub delay: Duration,
     /// Datagrams held back by another 5 ms, so that later ones overtake them.
-    pub(crate) reorder_percent: f64,
+    pub reorder_percent: f64,
 }
 
 /// The relay; stops on drop.
-pub(crate) struct LossyRelay {
+pub struct LossyRelay {
     /// Where the viewer sends to.
-    pub(crate) address: SocketAddr,
+    pub address: SocketAddr,
     counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -61,7 +61,7 @@ impl Ord for Held {
 }
 
 impl LossyRelay {
-    pub(crate) fn start(server: SocketAddr, weather: Weather) -> Self {
+    pub fn start(server: SocketAddr, weather: Weather) -> Self {
         let toward_viewer = socket();
         let toward_server = socket();
         toward_server.connect(server).unwrap();
@@ -91,11 +91,11 @@ impl LossyRelay {
         Self { address, counters, stop, threads }
     }
 
-    pub(crate) fn lost(&self) -> u64 {
+    pub fn lost(&self) -> u64 {
         self.counters.lost.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn forwarded(&self) -> u64 {
+    pub fn forwarded(&self) -> u64 {
         self.counters.forwarded.load(Ordering::Relaxed)
     }
 }
@@ -174,7 +174,7 @@ impl Direction {
 }
 
 /// The answer with one candidate only, the relay's. Everything else stays as it was.
-pub(crate) fn rewrite_answer(sdp: &str, relay: SocketAddr) -> String {
+pub fn rewrite_answer(sdp: &str, relay: SocketAddr) -> String {
     let mut out = String::new();
     let mut written = false;
     for line in sdp.lines() {

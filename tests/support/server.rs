@@ -12,15 +12,15 @@ use super::process::Process;
 use super::{PATIENCE, wait_within};
 
 /// A running server. Killed on drop.
-pub(crate) struct Server {
-    pub(crate) process: Process,
-    pub(crate) http: SocketAddr,
-    pub(crate) udp: SocketAddr,
+pub struct Server {
+    pub process: Process,
+    pub http: SocketAddr,
+    pub udp: SocketAddr,
 }
 
 /// The server's command line, ports still open.
-pub(crate) fn command(shm: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streaming-server"));
+pub fn command(shm: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(super::program("streaming-server"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
         command.env_remove(name);
     }
@@ -29,7 +29,7 @@ pub(crate) fn command(shm: &str, arguments: &[&str]) -> Command {
 }
 
 /// As [`command`], on loopback and on ports of the kernel's choice.
-pub(crate) fn loopback(shm: &str, arguments: &[&str]) -> Command {
+pub fn loopback(shm: &str, arguments: &[&str]) -> Command {
     let mut command = command(shm, &["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"]);
     command.args(arguments);
     command
@@ -37,7 +37,7 @@ pub(crate) fn loopback(shm: &str, arguments: &[&str]) -> Command {
 
 /// The same program under `strace`, which makes system calls late or fail as `inject` says (strace(1)). The process
 /// started is the server itself: the tracer is beside it and goes with it.
-pub(crate) fn meddled(command: &Command, inject: &str) -> Command {
+pub fn meddled(command: &Command, inject: &str) -> Command {
     let mut strace = Command::new("strace");
     let call = inject.split(':').next().unwrap_or_default();
     strace.args(["-D", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"]);
@@ -54,12 +54,12 @@ pub(crate) fn meddled(command: &Command, inject: &str) -> Command {
 
 impl Server {
     /// Starts on loopback and waits for the line `listening: http=... udp=...`.
-    pub(crate) fn start(shm: &str, arguments: &[&str]) -> Self {
+    pub fn start(shm: &str, arguments: &[&str]) -> Self {
         Self::spawn(&mut loopback(shm, arguments))
     }
 
     /// Starts a command, such as one with more in its environment or under strace.
-    pub(crate) fn spawn(command: &mut Command) -> Self {
+    pub fn spawn(command: &mut Command) -> Self {
         let mut process = Process::spawn("streaming-server", command);
         let line = wait_within(PATIENCE, "the line `listening: http=... udp=...`", || {
             if let Some(status) = process.exited() {
@@ -74,43 +74,43 @@ impl Server {
         Self { http: address("http="), udp: address("udp="), process }
     }
 
-    pub(crate) fn get(&self, path: &str) -> Response {
+    pub fn get(&self, path: &str) -> Response {
         http::get(self.http, path)
     }
 
-    pub(crate) fn metrics(&self) -> Metrics {
+    pub fn metrics(&self) -> Metrics {
         let response = self.get("/metrics");
         assert_eq!(response.status, 200, "{}", response.text());
         Metrics::parse(&response.text())
     }
 
     /// The entries of /api/viewers, whether the answer is a list or an object with one.
-    pub(crate) fn viewers(&self) -> Vec<serde_json::Value> {
+    pub fn viewers(&self) -> Vec<serde_json::Value> {
         let value = self.get("/api/viewers").json();
         let list = if value.is_array() { value } else { value["viewers"].clone() };
         list.as_array().cloned().unwrap_or_else(|| panic!("no list of viewers in {list}"))
     }
 
     /// Waits until exactly `count` viewers are listed.
-    pub(crate) fn wait_viewers(&self, patience: Duration, count: usize) {
+    pub fn wait_viewers(&self, patience: Duration, count: usize) {
         wait_within(patience, &format!("{count} viewers in /api/viewers"), || {
             (self.viewers().len() == count).then_some(())
         });
     }
 
     /// Waits until access units flow.
-    pub(crate) fn wait_ready(&self) {
+    pub fn wait_ready(&self) {
         super::wait_until("200 on /ready", || self.get("/ready").status == 200);
     }
 
     /// SIGTERM; the exit code, `None` after a signal.
-    pub(crate) fn terminate(&mut self) -> Option<i32> {
+    pub fn terminate(&mut self) -> Option<i32> {
         self.process.signal(Signal::TERM);
         self.process.wait_exit(Duration::from_secs(30)).code()
     }
 
     /// Asserts that it still runs and answers.
-    pub(crate) fn assert_healthy(&mut self) {
+    pub fn assert_healthy(&mut self) {
         assert!(self.process.exited().is_none(), "the server ended:\n{}", self.process.log());
         assert_eq!(self.get("/health").status, 200);
     }

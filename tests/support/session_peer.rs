@@ -1,7 +1,6 @@
 //! A browser in memory: str0m's client on a fake clock, wired to one of our viewers through queues that
 //! a test may look into. No sockets, no sleeping; used by tests and benches of the session.
 
-#![allow(dead_code, reason = "every user takes what it needs")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::VecDeque;
@@ -19,31 +18,31 @@ use str0m::{Candidate, Event, Input, Rtc, RtcConfig};
 use streaming_server::base::limits::FULL_PAYLOADS_OF_BUFFER;
 use streaming_server::h264::Payloads;
 use streaming_server::session::{
-    CloseReason, Destination, Outlet, Output, PacketizedUnit, SessionConfig, SessionContext, SrtpChoice,
-    Viewer,
+    CloseReason, DatagramSink, Destination, Output, PacketizedUnit, SessionConfig, SessionContext,
+    SrtpChoice, Viewer, ViewerState,
 };
 
 /// Where the server listens.
-pub(crate) fn server_address() -> SocketAddr {
+pub fn server_address() -> SocketAddr {
     "192.0.2.1:8189".parse().unwrap()
 }
 
 /// Where the browser is.
-pub(crate) fn client_address() -> SocketAddr {
+pub fn client_address() -> SocketAddr {
     "198.51.100.7:40000".parse().unwrap()
 }
 
-pub(crate) fn context(srtp: SrtpChoice) -> Arc<SessionContext> {
+pub fn context(srtp: SrtpChoice) -> Arc<SessionContext> {
     SessionContext::new(SessionConfig { candidates: vec![server_address()], advertise: vec![], srtp })
         .unwrap()
 }
 
 /// Keeps the datagrams of a viewer.
 #[derive(Default)]
-pub(crate) struct Outbox(pub(crate) Vec<(Destination, Vec<u8>)>);
+pub struct Outbox(pub Vec<(Destination, Vec<u8>)>);
 
-impl Outlet for Outbox {
-    fn datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+impl DatagramSink for Outbox {
+    fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
         // What isn't written would be seen.
         let mut datagram = vec![0xEE; bytes];
         write(&mut datagram);
@@ -52,10 +51,10 @@ impl Outlet for Outbox {
 }
 
 /// One buffer that is used again and again, as the edge's is.
-pub(crate) struct OneRun(pub(crate) Vec<u8>);
+pub struct OneRun(pub Vec<u8>);
 
-impl Outlet for OneRun {
-    fn datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+impl DatagramSink for OneRun {
+    fn push_datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
         if self.0.len() + bytes > self.0.capacity() {
             self.0.clear();
         }
@@ -66,26 +65,26 @@ impl Outlet for OneRun {
 }
 
 /// What the network does to a datagram: it may change it, and lose it (`false`).
-pub(crate) type Fate = Box<dyn FnMut(&mut Vec<u8>) -> bool>;
+pub type Fate = Box<dyn FnMut(&mut Vec<u8>) -> bool>;
 
-pub(crate) struct Pair {
-    pub(crate) viewer: Viewer,
-    pub(crate) client: Rtc,
-    pub(crate) now: Instant,
-    pub(crate) mid: Mid,
-    pub(crate) connected: bool,
-    pub(crate) client_closed: bool,
-    pub(crate) closed: Option<CloseReason>,
+pub struct Pair {
+    pub viewer: Viewer,
+    pub client: Rtc,
+    pub now: Instant,
+    pub mid: Mid,
+    pub connected: bool,
+    pub client_closed: bool,
+    pub closed: Option<CloseReason>,
     /// RTP packets the browser decrypted.
-    pub(crate) packets: Vec<RtpPacket>,
+    pub packets: Vec<RtpPacket>,
     /// Sizes of the datagrams the viewer sent, in order.
-    pub(crate) sent_sizes: Vec<usize>,
+    pub sent_sizes: Vec<usize>,
     /// `true` lets a datagram of the viewer through.
-    pub(crate) to_client: Fate,
+    pub to_client: Fate,
     /// `true` lets a datagram of the browser through.
-    pub(crate) to_viewer: Fate,
-    pub(crate) answer: String,
-    pub(crate) offer: String,
+    pub to_viewer: Fate,
+    pub answer: String,
+    pub offer: String,
     client_deadline: Instant,
     viewer_deadline: Instant,
     /// Datagrams on their way; `true` is towards the browser.
@@ -93,7 +92,7 @@ pub(crate) struct Pair {
 }
 
 /// A browser's side: offers to receive H.264.
-pub(crate) fn client(now: Instant, version: DtlsVersion, provider: Option<CryptoProvider>) -> Rtc {
+pub fn client(now: Instant, version: DtlsVersion, provider: Option<CryptoProvider>) -> Rtc {
     let mut config =
         RtcConfig::new().set_rtp_mode(true).set_dtls_version(version).clear_codecs().enable_h264(true);
     for (id, extension) in
@@ -110,11 +109,11 @@ pub(crate) fn client(now: Instant, version: DtlsVersion, provider: Option<Crypto
 }
 
 impl Pair {
-    pub(crate) fn new(context: &Arc<SessionContext>, version: DtlsVersion) -> Self {
+    pub fn new(context: &Arc<SessionContext>, version: DtlsVersion) -> Self {
         Self::with_provider(context, version, None)
     }
 
-    pub(crate) fn with_provider(
+    pub fn with_provider(
         context: &Arc<SessionContext>,
         version: DtlsVersion,
         provider: Option<CryptoProvider>,
@@ -150,16 +149,16 @@ impl Pair {
     }
 
     /// Connects; panics if that takes a fake minute.
-    pub(crate) fn connect(&mut self) {
+    pub fn connect(&mut self) {
         let deadline = self.now + Duration::from_secs(60);
-        while !(self.connected && self.viewer.status(self.now).state == "connected") {
+        while !(self.connected && self.viewer.status(self.now).state == ViewerState::Connected) {
             assert!(self.now < deadline && self.closed.is_none(), "not connected: {:?}", self.closed);
             self.run(Duration::from_millis(10));
         }
     }
 
     /// Lets `time` pass.
-    pub(crate) fn run(&mut self, time: Duration) {
+    pub fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
             self.settle();
@@ -185,7 +184,7 @@ impl Pair {
     }
 
     /// Delivers until both are silent.
-    pub(crate) fn settle(&mut self) {
+    pub fn settle(&mut self) {
         self.drain_viewer();
         self.drain_client();
         while let Some((to_client, bytes)) = self.in_flight.pop_front() {
@@ -202,7 +201,7 @@ impl Pair {
         }
     }
 
-    pub(crate) fn push(&mut self, unit: &PacketizedUnit<'_>) {
+    pub fn push(&mut self, unit: &PacketizedUnit<'_>) {
         let mut outbox = Outbox::default();
         self.viewer.push_access_unit(self.now, unit, &mut outbox);
         self.deliver(outbox);
@@ -210,7 +209,7 @@ impl Pair {
     }
 
     /// Puts what the viewer sent on its way.
-    pub(crate) fn deliver(&mut self, outbox: Outbox) {
+    pub fn deliver(&mut self, outbox: Outbox) {
         for (to, mut bytes) in outbox.0 {
             let expected = Destination { local: Some(server_address().ip()), remote: client_address() };
             assert_eq!(to, expected);
@@ -258,7 +257,7 @@ impl Pair {
 }
 
 /// A unit of `count` payloads of `bytes`, the last one shorter, whose content names it; several in a buffer.
-pub(crate) fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
+pub fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
     let payload = |index: usize| {
         let length = if index + 1 == count { bytes / 3 + 8 } else { bytes };
         let mut payload = vec![0x7c; length];
@@ -271,12 +270,12 @@ pub(crate) fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payload
 }
 
 /// Each of them.
-pub(crate) fn each(payloads: &[Arc<Payloads>]) -> Vec<&[u8]> {
+pub fn each(payloads: &[Arc<Payloads>]) -> Vec<&[u8]> {
     payloads.iter().flat_map(|several| several.iter()).collect()
 }
 
 /// A unit around `payloads`, 3000 ticks of 90 kHz apart.
-pub(crate) fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
+pub fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
     PacketizedUnit {
         payloads,
         is_idr,

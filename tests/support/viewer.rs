@@ -23,7 +23,7 @@ const LEAVE: u8 = 2;
 const VANISH: u8 = 3;
 
 /// A viewer in its own thread. Vanishes on drop.
-pub(crate) struct ViewerSimulator {
+pub struct ViewerSimulator {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,17 +35,17 @@ struct Shared {
 }
 
 /// An offer that was not yet answered.
-pub(crate) struct Offer {
+pub struct Offer {
     rtc: Rtc,
     pending: SdpPendingOffer,
     mid: Mid,
     socket: UdpSocket,
-    pub(crate) sdp: String,
+    pub sdp: String,
 }
 
 impl Offer {
     /// One receive-only H.264 line, host candidate on loopback.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         static CRYPTO: Once = Once::new();
         CRYPTO.call_once(|| str0m::crypto::from_feature_flags().install_process_default());
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -62,7 +62,7 @@ impl Offer {
     }
 
     /// Posts the offer; the answer's SDP, or what the server said instead.
-    pub(crate) fn post(&self, server: SocketAddr) -> Result<String, Box<Response>> {
+    pub fn post(&self, server: SocketAddr) -> Result<String, Box<Response>> {
         self.post_with(server, &[])
     }
 
@@ -79,7 +79,7 @@ impl Offer {
     }
 
     /// Takes the answer and begins to watch.
-    pub(crate) fn watch(self, answer_sdp: &str) -> ViewerSimulator {
+    pub fn watch(self, answer_sdp: &str) -> ViewerSimulator {
         let mut rtc = self.rtc;
         let answer = SdpAnswer::from_sdp_string(answer_sdp)
             .unwrap_or_else(|error| panic!("the answer does not parse: {error}\n{answer_sdp}"));
@@ -99,19 +99,19 @@ impl Offer {
 
 impl ViewerSimulator {
     /// Offers to the server and watches; what the server said when it refused.
-    pub(crate) fn connect(server: SocketAddr) -> Result<Self, Box<Response>> {
+    pub fn connect(server: SocketAddr) -> Result<Self, Box<Response>> {
         Self::connect_with(server, &[])
     }
 
     /// The same with headers of the caller's.
-    pub(crate) fn connect_with(server: SocketAddr, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
+    pub fn connect_with(server: SocketAddr, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
         let offer = Offer::new();
         let answer = offer.post_with(server, headers)?;
         Ok(offer.watch(&answer))
     }
 
     /// `count` viewers, all connected.
-    pub(crate) fn crowd(server: SocketAddr, count: usize) -> Vec<Self> {
+    pub fn crowd(server: SocketAddr, count: usize) -> Vec<Self> {
         let connect =
             |_| Self::connect(server).unwrap_or_else(|refusal| panic!("refused: {}", refusal.text()));
         let viewers: Vec<Self> = (0..count).map(connect).collect();
@@ -119,35 +119,35 @@ impl ViewerSimulator {
         viewers
     }
 
-    pub(crate) fn report(&self) -> Report {
+    pub fn report(&self) -> Report {
         self.shared.report.lock().unwrap().clone()
     }
 
     /// Waits until at least `count` units came in all.
-    pub(crate) fn wait_units(&self, count: u64) {
+    pub fn wait_units(&self, count: u64) {
         wait_for(&format!("{count} units at a viewer, books: {:?}", self.brief()), || {
             (self.report().units >= count).then_some(())
         });
     }
 
     /// Waits for `count` units more than there are now.
-    pub(crate) fn wait_more_units(&self, count: u64) {
+    pub fn wait_more_units(&self, count: u64) {
         self.wait_units(self.report().units + count);
     }
 
     /// Sends a PLI.
-    pub(crate) fn ask_idr(&self) {
+    pub fn ask_idr(&self) {
         self.shared.wish.store(ASK_IDR, Ordering::Relaxed);
     }
 
     /// Leaves with a DTLS close, as a closed tab does.
-    pub(crate) fn leave(mut self) -> Report {
+    pub fn leave(mut self) -> Report {
         self.end(LEAVE);
         self.report()
     }
 
     /// Is gone without a word, as after kill -9.
-    pub(crate) fn vanish(mut self) -> Report {
+    pub fn vanish(mut self) -> Report {
         self.end(VANISH);
         self.report()
     }

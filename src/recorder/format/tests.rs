@@ -169,7 +169,7 @@ fn by_oracle_plain(file: &[u8], track: &Track) -> Vec<Read> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(support::properties())]
 
     #[test]
     fn both_forms_read_back_equal(track in track(), units in prop::collection::vec(unit(), 1..20)) {

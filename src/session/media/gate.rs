@@ -228,6 +228,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         /// The naive twin is a decoder: it knows what it got, and refuses what it cannot decode.
         #[test]
         fn never_sends_a_unit_whose_reference_was_not_sent(steps in steps()) {

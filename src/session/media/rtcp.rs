@@ -375,6 +375,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             for packet in packets(&bytes) {

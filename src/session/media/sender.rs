@@ -2,9 +2,9 @@
 //! leaves from. No I/O, no clock; knows nothing of gates, ICE and DTLS.
 //!
 //! ```text
-//!  payloads ─► header (once per unit) + sequence number ─► seal ─► outlet
-//!      └─► cache of sent packets ─► NACK ─► RTX (RFC 4588) ─► seal ─► outlet
-//!  receiver reports ─► loss, round trip         once a second: sender report ─► seal ─► outlet
+//!  payloads ─► header (once per unit) + sequence number ─► seal ─► sink
+//!      └─► cache of sent packets ─► NACK ─► RTX (RFC 4588) ─► seal ─► sink
+//!  receiver reports ─► loss, round trip         once a second: sender report ─► seal ─► sink
 //! ```
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::session::media::rtcp::{self, Packet, ReportBlock, SenderReport};
 use crate::session::media::rtx::{RtxCache, Sent};
 use crate::session::media::srtp::{Opener, RtpPacket, Sealer};
 use crate::session::media::wallclock::Wallclock;
-use crate::session::outlet::{Destination, Outlet};
+use crate::session::sink::{DatagramSink, Destination};
 use crate::session::transport::signaling::Extensions;
 
 /// RTP header without extensions (RFC 3550 section 5.1).
@@ -45,7 +45,7 @@ pub(in crate::session) struct Stream {
 
 /// What is the same for all packets of a unit.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::session) struct Moment {
+pub(in crate::session) struct UnitTiming {
     pub(in crate::session) now: Instant,
     /// RTP time, with the stream's offset.
     pub(in crate::session) rtp_time: u32,
@@ -63,12 +63,12 @@ pub(in crate::session) struct Reception {
     /// In RTP time.
     pub(in crate::session) jitter: Option<u32>,
     pub(in crate::session) nacks: u64,
-    pub(in crate::session) keyframe_requests: u64,
+    pub(in crate::session) idr_requests: u64,
 }
 
 /// What was sent; all datagrams of the session pass here.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::session) struct Tally {
+pub(in crate::session) struct SentCounters {
     pub(in crate::session) datagrams: u64,
     pub(in crate::session) bytes: u64,
     pub(in crate::session) retransmits: u64,
@@ -82,7 +82,7 @@ pub(in crate::session) struct Sender {
     cache: RtxCache,
     next_rtx: u64,
     pub(in crate::session) reception: Reception,
-    pub(in crate::session) tally: Tally,
+    pub(in crate::session) tally: SentCounters,
     packets: u32,
     octets: u32,
     newest: Option<(u32, Instant)>,
@@ -101,7 +101,7 @@ impl Sender {
             cache: RtxCache::new(stream.first_sequence.into(), now),
             next_rtx: stream.first_rtx_sequence.into(),
             reception: Reception::default(),
-            tally: Tally::default(),
+            tally: SentCounters::default(),
             packets: 0,
             octets: 0,
             newest: None,
@@ -134,13 +134,13 @@ impl Sender {
 
     // ---- media -------------------------------------------------------------------------------------
 
-    /// Sends a unit. Without keys nothing is sent; without room in the outlet a packet counts as sent and lost.
+    /// Sends a unit. Without keys nothing is sent; without room in the sink a packet counts as sent and lost.
     pub(in crate::session) fn send_unit(
         &mut self,
         payloads: &[Arc<Payloads>],
-        moment: &Moment,
+        moment: &UnitTiming,
         to: &Destination,
-        outlet: &mut impl Outlet,
+        sink: &mut impl DatagramSink,
     ) {
         let Some((sealer, _)) = &self.keys else { return };
         let mut headers = Headers::new(&self.stream, moment.rtp_time, moment.captured_ntp);
@@ -154,12 +154,12 @@ impl Sender {
                 let header = headers.of(payload, is_end && place == last);
                 header.set_packet(self.stream.payload_type, is_end && place == last, index);
                 let packet = RtpPacket { ssrc, index, header: header.bytes(), prefix: &[], payload };
-                seal(sealer, &packet, to, outlet, &mut self.tally);
+                seal(sealer, &packet, to, sink, &mut self.tally);
             }
             let count = |count: usize| u32::try_from(count).unwrap_or_default();
             self.octets = self.octets.wrapping_add(count(payloads.bytes()));
             self.packets = self.packets.wrapping_add(count(payloads.len()));
-            let Moment { rtp_time, captured_ntp, .. } = *moment;
+            let UnitTiming { rtp_time, captured_ntp, .. } = *moment;
             self.cache.push(Sent { payloads: Arc::clone(payloads), captured_ntp, rtp_time, is_end });
         }
         self.newest = Some((moment.rtp_time, moment.at));
@@ -168,7 +168,7 @@ impl Sender {
 
     /// Sends again what was asked for (RFC 4588: a stream of its own, the payload behind the original sequence
     /// number).
-    pub(in crate::session) fn send_again(&mut self, to: &Destination, outlet: &mut impl Outlet) {
+    pub(in crate::session) fn send_again(&mut self, to: &Destination, sink: &mut impl DatagramSink) {
         let (Some((sealer, _)), Some((ssrc, payload_type))) = (&self.keys, self.stream.rtx) else { return };
         while let Some((sequence, sent, place)) = self.cache.take_wanted() {
             let payload = sent.payloads.get(place).unwrap_or_default();
@@ -183,7 +183,7 @@ impl Sender {
                 prefix: &low16(sequence).to_be_bytes(),
                 payload,
             };
-            seal(sealer, &packet, to, outlet, &mut self.tally);
+            seal(sealer, &packet, to, sink, &mut self.tally);
             self.next_rtx += 1;
             self.tally.retransmits += 1;
         }
@@ -194,30 +194,46 @@ impl Sender {
         &mut self,
         bytes: &[u8],
         to: &Destination,
-        outlet: &mut impl Outlet,
+        sink: &mut impl DatagramSink,
     ) {
         self.tally.count(bytes.len());
-        outlet.datagram(to, bytes.len(), |out| out.copy_from_slice(bytes));
+        sink.push_datagram(to, bytes.len(), |out| out.copy_from_slice(bytes));
     }
 
     // ---- reports -----------------------------------------------------------------------------------
 
     /// Sends a sender report where one is due.
-    pub(in crate::session) fn report(&mut self, now: Instant, to: &Destination, outlet: &mut impl Outlet) {
+    pub(in crate::session) fn report(
+        &mut self,
+        now: Instant,
+        to: &Destination,
+        sink: &mut impl DatagramSink,
+    ) {
         if self.report_at.is_some_and(|at| now >= at) {
             self.report_at = Some(now + limits::SENDER_REPORT_INTERVAL);
-            self.send_rtcp(now, false, to, outlet);
+            self.send_rtcp(now, false, to, sink);
         }
     }
 
     /// Says goodbye; nothing may be sent after it.
-    pub(in crate::session) fn goodbye(&mut self, now: Instant, to: &Destination, outlet: &mut impl Outlet) {
-        self.send_rtcp(now, true, to, outlet);
+    pub(in crate::session) fn goodbye(
+        &mut self,
+        now: Instant,
+        to: &Destination,
+        sink: &mut impl DatagramSink,
+    ) {
+        self.send_rtcp(now, true, to, sink);
         self.keys = None;
         self.report_at = None;
     }
 
-    fn send_rtcp(&mut self, now: Instant, with_goodbye: bool, to: &Destination, outlet: &mut impl Outlet) {
+    fn send_rtcp(
+        &mut self,
+        now: Instant,
+        with_goodbye: bool,
+        to: &Destination,
+        sink: &mut impl DatagramSink,
+    ) {
         let ssrc = self.stream.ssrc;
         let report = SenderReport {
             ssrc,
@@ -240,7 +256,7 @@ impl Sender {
         }
         let bytes = self.scratch.len() + sealer.rtcp_overhead_bytes();
         self.tally.count(bytes);
-        outlet.datagram(to, bytes, |out| {
+        sink.push_datagram(to, bytes, |out| {
             let sealed = sealer.seal_rtcp(&self.scratch, out);
             debug_assert!(sealed, "the lengths fit");
         });
@@ -262,13 +278,13 @@ impl Sender {
             None => false,
         };
         if opened {
-            rtcp::packets(&compound).for_each(|packet| self.hear(now, &packet));
+            rtcp::packets(&compound).for_each(|packet| self.handle_rtcp_packet(now, &packet));
         }
         self.scratch = compound;
         opened
     }
 
-    fn hear(&mut self, now: Instant, packet: &Packet<'_>) {
+    fn handle_rtcp_packet(&mut self, now: Instant, packet: &Packet<'_>) {
         let ours = self.stream.ssrc;
         match packet {
             Packet::Report(blocks) => {
@@ -280,8 +296,8 @@ impl Sender {
                 lost.iter().for_each(|sequence| self.cache.ask(now, sequence));
             }
             Packet::ReferenceTime(reference) => self.reference = Some((*reference, now)),
-            Packet::Pli { media } if *media == ours => self.reception.keyframe_requests += 1,
-            Packet::Fir(requests) if requests.contains(ours) => self.reception.keyframe_requests += 1,
+            Packet::Pli { media } if *media == ours => self.reception.idr_requests += 1,
+            Packet::Fir(requests) if requests.contains(ours) => self.reception.idr_requests += 1,
             _ => {}
         }
     }
@@ -295,7 +311,7 @@ impl Sender {
     }
 }
 
-impl Tally {
+impl SentCounters {
     fn count(&mut self, bytes: usize) {
         self.datagrams += 1;
         self.bytes += bytes as u64;
@@ -306,12 +322,12 @@ fn seal(
     sealer: &Sealer,
     packet: &RtpPacket<'_>,
     to: &Destination,
-    outlet: &mut impl Outlet,
-    tally: &mut Tally,
+    sink: &mut impl DatagramSink,
+    tally: &mut SentCounters,
 ) {
     let bytes = packet.header.len() + packet.prefix.len() + packet.payload.len() + sealer.tag_bytes();
     tally.count(bytes);
-    outlet.datagram(to, bytes, |out| {
+    sink.push_datagram(to, bytes, |out| {
         let sealed = sealer.seal_rtp(packet, out);
         debug_assert!(sealed, "the lengths fit");
     });

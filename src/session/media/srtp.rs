@@ -439,5 +439,4 @@ pub fn contexts(profile: SrtpProfile, material: &[u8], is_client: bool) -> Optio
 }
 
 #[cfg(test)]
-#[path = "srtp_tests.rs"]
 mod tests;

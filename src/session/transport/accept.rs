@@ -62,7 +62,7 @@ impl Seeds {
 }
 
 /// What a viewer is made from.
-pub(in crate::session) struct Made {
+pub(in crate::session) struct SessionParts {
     pub(in crate::session) rtc: Rtc,
     pub(in crate::session) ufrag: String,
     pub(in crate::session) password: String,
@@ -142,7 +142,7 @@ impl Viewer {
             first_sequence: seeds.first_sequence,
             first_rtx_sequence: seeds.first_rtx_sequence,
         };
-        let made = Made { rtc, ufrag, password, rtp_offset, stream, handshake };
-        Ok((Self::new(context, id, made, now), answer))
+        let parts = SessionParts { rtc, ufrag, password, rtp_offset, stream, handshake };
+        Ok((Self::new(context, id, parts, now), answer))
     }
 }

@@ -310,6 +310,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn hmac_equals_the_stock_provider(
             keys in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..80), 1..90),

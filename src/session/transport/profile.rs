@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::hint::black_box;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use str0m::config::DtlsVersion;
@@ -23,19 +22,6 @@ pub enum SrtpChoice {
     Cm,
 }
 
-impl FromStr for SrtpChoice {
-    type Err = UnknownSrtpChoice;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "gcm" => Ok(Self::Gcm),
-            "cm" => Ok(Self::Cm),
-            other => Err(UnknownSrtpChoice(other.to_owned())),
-        }
-    }
-}
-
 impl fmt::Display for SrtpChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -45,11 +31,6 @@ impl fmt::Display for SrtpChoice {
         })
     }
 }
-
-/// The text is none of `auto`, `gcm`, `cm`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown SRTP profile choice `{0}`: auto, gcm or cm")]
-pub struct UnknownSrtpChoice(pub String);
 
 /// The profile aimed for. The handshake may still end with another one: see [`Aim::dtls_version`].
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -133,14 +114,6 @@ fn timed(packet: impl FnMut(u64)) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn choices_are_read_and_printed() {
-        for choice in [SrtpChoice::Auto, SrtpChoice::Gcm, SrtpChoice::Cm] {
-            assert_eq!(choice.to_string().parse(), Ok(choice));
-        }
-        assert!("aes".parse::<SrtpChoice>().unwrap_err().to_string().contains("aes"));
-    }
 
     #[test]
     fn auto_takes_the_cheaper_one_of_this_machine() {

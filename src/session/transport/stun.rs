@@ -89,6 +89,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(support::properties())]
+
         #[test]
         fn survives_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = stun_ufrag(&bytes);

@@ -5,10 +5,10 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::random::Random;
 use super::{MS, SECOND};
 use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata};
 use crate::recorder::fake_disk::{Bits, parameter_sets};
+use support::random::Random;
 
 /// Units the ledger remembers: more than the longest jam of a link holds back.
 const REMEMBERED: usize = 4_096;

@@ -10,7 +10,6 @@ use super::camera::SimulatedCamera;
 use super::growth::check_growth;
 use super::heap::{as_server, server_bytes};
 use super::network::{Calendar, Event, Link, Weather};
-use super::random::Random;
 use super::recorder::SimulatedRecorder;
 use super::server::Server;
 use super::summary::Summary;
@@ -20,6 +19,7 @@ use crate::base::limits;
 use crate::camera::test_doorbell::TestDoorbell;
 use crate::camera::{Camera, Wake};
 use crate::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
+use support::random::Random;
 
 /// Seconds of a quiet time: longer than any session outlives its browser.
 pub(super) const QUIET_S: u64 = 40;
@@ -532,7 +532,7 @@ impl Day {
             datagrams: self.server.count(|counters| &counters.datagrams_sent),
             turns: self.server.count(|counters| &counters.turns),
             nacks: self.server.count(|counters| &counters.nacks),
-            keyframe_requests: self.server.count(|counters| &counters.keyframe_requests),
+            idr_requests: self.server.count(|counters| &counters.idr_requests),
             units_dropped: self.server.count(|counters| &counters.units_dropped),
             recordings: self.recorder.totals,
             held_bytes: std::mem::take(&mut self.held_bytes),

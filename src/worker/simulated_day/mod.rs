@@ -47,9 +47,6 @@ mod day;
 mod growth;
 mod heap;
 mod network;
-#[allow(dead_code, reason = "every user takes what it needs")]
-#[path = "../../../tests/support/random.rs"]
-mod random;
 mod recorder;
 mod server;
 mod summary;

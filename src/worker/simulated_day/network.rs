@@ -6,10 +6,10 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::random::Random;
 use super::{MS, SECOND};
 use crate::uring::{Completion, EdgeCounters, EdgeError, Received, Word};
 use crate::worker::wire::Wire;
+use support::random::Random;
 
 /// A day is thinned: one datagram that waits in the kernel stands for so many of a real stream.
 const STANDS_FOR: u32 = 64;

@@ -7,11 +7,11 @@ use bytes::Bytes;
 
 use super::MS;
 use super::camera::Ledger;
-use super::random::Random;
 use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::recorder::fake_disk::{World, frame_number, start};
 use crate::recorder::names::{Format, Stem};
 use crate::recorder::operation::{Completion, FileId, IncomingUnit, Start};
+use support::random::Random;
 
 pub(super) struct SimulatedRecorder {
     camera: Camera,

@@ -17,7 +17,7 @@ pub(super) struct Summary {
     pub(super) datagrams: u64,
     pub(super) turns: u64,
     pub(super) nacks: u64,
-    pub(super) keyframe_requests: u64,
+    pub(super) idr_requests: u64,
     pub(super) units_dropped: u64,
     pub(super) recordings: Totals,
     pub(super) held_bytes: Vec<i64>,
@@ -38,7 +38,7 @@ impl fmt::Display for Summary {
         writeln!(
             out,
             "  {} units shown, {} that could not be; {} NACKs, {} requests for an IDR, {} units dropped",
-            self.shown, self.hidden, self.nacks, self.keyframe_requests, self.units_dropped
+            self.shown, self.hidden, self.nacks, self.idr_requests, self.units_dropped
         )?;
         writeln!(
             out,

@@ -1,4 +1,4 @@
-/* Prints the numbers of pet_camera_ring.h, a name and a value in each line, for tests/c_camera.rs to compare. */
+/* Prints the numbers of pet_camera_ring.h, a name and a value in each line, for tests/promises/c_camera.rs to compare. */
 #define PET_CAMERA_RING_IMPLEMENTATION
 #include "pet_camera_ring.h"
 

@@ -1,0 +1,450 @@
+//! Token and login over real sockets: every route of the table with no, a wrong and the right token, over HTTP and
+//! TLS; the cookie; how often one may be wrong; names we don't answer to.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use serde_json::json;
+use streaming_server::base::limits;
+use streaming_server::config::{Config, Parsed, Token};
+use streaming_server::http::{Access, Hosts, HttpConfig, HttpTimeouts, routes};
+
+use super::stub::{FRIEND, Reply, Server};
+use super::tls::{Authority, exchange};
+
+pub(crate) const TOKEN: &str = "correct-horse-battery";
+const OFFER: &str = r#"{"type":"offer","sdp":"v=0"}"#;
+
+pub(crate) fn token(text: &str) -> Token {
+    let arguments = ["--token", text].map(Into::into);
+    let absent = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
+    match Config::from_args(arguments, |_| None, absent).unwrap() {
+        Parsed::Run(config) => config.token.unwrap(),
+        Parsed::Print(text) => panic!("{text}"),
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the start of the server under test")]
+fn access(text: &str, port: u16) -> Arc<Access> {
+    Arc::new(Access::new(token(text), port, Arc::default(), Instant::now()))
+}
+
+pub(crate) fn guarded() -> Server {
+    Server::configured(HttpTimeouts::default(), |address| HttpConfig {
+        access: Some(access(TOKEN, 8080)),
+        ..HttpConfig::open(address)
+    })
+}
+
+pub(crate) fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
+}
+
+fn request_text(method: &str, path: &str, headers: &str, body: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
+}
+
+/// The head of an answer, which may have no end.
+fn head(mut stream: impl Read + Write, request: &str) -> Reply {
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.flush().unwrap();
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "an end in {:?}", String::from_utf8_lossy(&bytes));
+        bytes.push(byte[0]);
+    }
+    Reply::parse(&bytes)
+}
+
+pub(crate) fn log_in(server: &Server) -> String {
+    let body = json!({ "token": TOKEN }).to_string();
+    let reply = server.request("POST", "/api/session", "", body.as_bytes());
+    assert_eq!(reply.status, 200, "{reply:?}");
+    reply.header("set-cookie").unwrap().to_owned()
+}
+
+pub(crate) fn cookie(set_cookie: &str) -> String {
+    format!("Cookie: theme=dark; {}\r\n", set_cookie.split(';').next().unwrap())
+}
+
+/// A call of every route that there is, with a body that its endpoint takes.
+fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
+    let calls = routes::table().map(|(method, path, endpoint)| {
+        let body = match (method, path) {
+            (_, "/api/webrtc/offer") => OFFER,
+            ("POST", "/api/session") => r#"{"token":"correct-horse-battery"}"#,
+            _ => "",
+        };
+        (method, path.replace("NAME", "a%20b.mp4"), endpoint.is_open(), body)
+    });
+    calls.collect()
+}
+
+// ---- every route ---------------------------------------------------------------------------------------
+
+#[test]
+fn only_health_the_files_of_the_page_and_the_login_are_open() {
+    let open: Vec<_> = every_call().into_iter().filter(|call| call.2).map(|call| (call.0, call.1)).collect();
+    let is_listed = |(method, path): &(&str, String)| {
+        let is_file = path == "/" || [".js", ".css", ".svg"].iter().any(|ending| path.ends_with(ending));
+        (*method == "GET" && (is_file || path == "/health")) || (*method == "POST" && path == "/api/session")
+    };
+    assert!(open.iter().all(is_listed), "{open:?}");
+    assert!(open.len() >= 7, "{open:?}");
+    assert!(every_call().len() > open.len() + 10);
+}
+
+/// Every route with no, a wrong and the right token, each from an address of its own: the wrong ones are counted.
+fn matrix(connect: impl Fn([u8; 4]) -> Box<dyn Connection>) {
+    let mut source = [127, 0, 1, 0];
+    for (method, path, is_open, body) in every_call() {
+        source[3] += 1;
+        let ask = |headers: &str| head(connect(source), &request_text(method, &path, headers, body));
+        let refused = |headers: &str, code: &str| {
+            let reply = ask(headers);
+            if is_open {
+                assert_eq!(reply.status, 200, "{method} {path} with {headers:?}");
+            } else {
+                assert_eq!(reply.status, 401, "{method} {path} with {headers:?}");
+                let challenge = reply.header("www-authenticate").unwrap();
+                assert!(challenge.starts_with("Bearer "), "{challenge}");
+                assert_eq!(challenge.contains("invalid_token"), code == "wrong_token", "{method} {path}");
+                assert_eq!(reply.header("set-cookie"), None);
+            }
+        };
+        refused("", "token_required");
+        refused("Authorization: Basic Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5\r\n", "token_required");
+        refused("Cookie: streaming-8080=1\r\n", "token_required");
+        refused(&bearer("correct-horse-batterx"), "wrong_token");
+        refused(&bearer("correct-horse-battery2"), "wrong_token");
+        refused(&bearer("correct-horse"), "wrong_token");
+        let reply = ask(&bearer(TOKEN));
+        assert!(matches!(reply.status, 200 | 503), "{method} {path} with the token: {reply:?}");
+        assert!(reply.status == 200 || path == "/ready", "{method} {path}: {reply:?}");
+    }
+}
+
+pub(crate) trait Connection: Read + Write {}
+impl<T: Read + Write> Connection for T {}
+
+#[test]
+fn every_route_over_http_with_no_a_wrong_and_the_right_token() {
+    let server = guarded();
+    matrix(|source| Box::new(server.connect_from(source)));
+}
+
+#[test]
+fn every_route_over_tls_with_no_a_wrong_and_the_right_token() {
+    let authority = Authority::new();
+    let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
+        access: Some(access(TOKEN, 8080)),
+        tls: Some(authority.keys()),
+        ..HttpConfig::open(address)
+    });
+    matrix(|source| Box::new(authority.connect(server.connect_from(source))));
+}
+
+#[test]
+fn without_a_token_everything_is_open_and_the_session_says_so() {
+    let server = Server::start();
+    for (method, path, _, body) in every_call() {
+        let reply = head(server.connect(), &request_text(method, &path, "", body));
+        assert!(matches!(reply.status, 200 | 503), "{method} {path}: {reply:?}");
+        assert_eq!(reply.header("set-cookie"), None);
+    }
+    assert_eq!(server.get("/api/session").json(), json!({ "token_required": false }));
+}
+
+#[test]
+fn head_asks_for_the_token_as_get_does_and_a_preflight_does_not() {
+    let server = guarded();
+    assert_eq!(server.request("HEAD", "/api/status", "", b"").status, 401);
+    assert_eq!(server.request("HEAD", "/api/status", &bearer(TOKEN), b"").status, 200);
+    let preflight = format!("Origin: {FRIEND}\r\nAccess-Control-Request-Method: GET\r\n");
+    assert_eq!(server.request("OPTIONS", "/api/status", &preflight, b"").status, 204);
+}
+
+#[test]
+fn a_body_is_not_read_before_the_token() {
+    let server = guarded();
+    let head =
+        "POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 60000\r\n\r\n";
+    assert_eq!(Reply::parse(&server.raw(head.as_bytes())).status, 401);
+}
+
+// ---- the cookie ----------------------------------------------------------------------------------------
+
+#[test]
+fn a_login_is_a_cookie_that_scripts_and_other_sites_cannot_use() {
+    let server = guarded();
+    let plain = log_in(&server);
+    let attributes: Vec<&str> = plain.split("; ").skip(1).collect();
+    assert_eq!(attributes, ["Path=/", "Max-Age=2592000", "HttpOnly", "SameSite=Strict"]);
+    assert!(plain.starts_with("streaming-8080="));
+    assert!(!plain.contains(TOKEN) && plain.len() < 250);
+    assert_ne!(log_in(&server), plain, "each login is another");
+    assert_eq!(server.request("GET", "/api/status", &cookie(&plain), b"").status, 200);
+    assert_eq!(
+        server.request("GET", "/api/session", &cookie(&plain), b"").json(),
+        json!({ "token_required": true })
+    );
+}
+
+#[test]
+fn over_tls_the_cookie_is_secure_also_when_a_proxy_ends_the_tls() {
+    let authority = Authority::new();
+    let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
+        access: Some(access(TOKEN, 8080)),
+        tls: Some(authority.keys()),
+        ..HttpConfig::open(address)
+    });
+    let body = json!({ "token": TOKEN }).to_string();
+    let request = request_text("POST", "/api/session", "Connection: close\r\n", &body);
+    let reply = exchange(authority.connect(server.connect()), request.as_bytes());
+    let secure = reply.header("set-cookie").unwrap();
+    assert!(
+        secure.starts_with("__Host-streaming-8080=") && secure.ends_with("; SameSite=Strict; Secure"),
+        "{secure}"
+    );
+    let status = request_text("GET", "/api/status", &format!("{}Connection: close\r\n", cookie(secure)), "");
+    assert_eq!(exchange(authority.connect(server.connect()), status.as_bytes()).status, 200);
+
+    let behind_proxy = guarded();
+    let origin = format!("Origin: https://{}\r\n", behind_proxy.address);
+    let reply = behind_proxy.request("POST", "/api/session", &origin, body.as_bytes());
+    let secure = reply.header("set-cookie").unwrap();
+    assert!(secure.starts_with("__Host-") && secure.ends_with("; Secure"), "{secure}");
+    assert_eq!(behind_proxy.request("GET", "/api/status", &cookie(secure), b"").status, 200);
+}
+
+#[test]
+fn a_cookie_with_one_letter_changed_is_no_login() {
+    let server = guarded();
+    let good = log_in(&server);
+    let pair = good.split(';').next().unwrap();
+    let start = pair.find('=').unwrap() + 1;
+    for at in start..pair.len() {
+        let mut bytes = pair.as_bytes().to_vec();
+        bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+        let changed = String::from_utf8(bytes).unwrap();
+        let reply = server.request("GET", "/api/status", &format!("Cookie: {changed}\r\n"), b"");
+        assert_eq!((reply.status, reply.code().as_str()), (401, "token_required"), "{changed}");
+    }
+    assert_eq!(server.request("GET", "/api/status", &cookie(&good), b"").status, 200, "and none was counted");
+}
+
+#[test]
+fn logging_out_ends_the_login_everywhere_and_no_other() {
+    let server = guarded();
+    let (mine, other) = (log_in(&server), log_in(&server));
+    let reply = server.request("DELETE", "/api/session", &cookie(&mine), b"");
+    assert_eq!(reply.status, 200);
+    let removed: Vec<_> = reply.headers.iter().filter(|header| header.0 == "set-cookie").collect();
+    assert_eq!(removed.len(), 2, "under both names");
+    assert!(removed.iter().all(|header| header.1.contains("=; ") && header.1.contains("Max-Age=0")));
+    assert_eq!(server.request("GET", "/api/status", &cookie(&mine), b"").status, 401);
+    assert_eq!(server.request("GET", "/api/status", &cookie(&other), b"").status, 200);
+}
+
+#[test]
+fn a_login_outlives_a_restart_but_not_another_token_or_server() {
+    let good = log_in(&guarded());
+    let with = |text: &'static str, port| {
+        let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
+            access: Some(access(text, port)),
+            ..HttpConfig::open(address)
+        });
+        server.request("GET", "/api/status", &cookie(&good), b"").status
+    };
+    assert_eq!(with(TOKEN, 8080), 200, "the same server started again");
+    assert_eq!(with("another-token-than-before", 8080), 401);
+    assert_eq!(with(TOKEN, 8081), 401, "the cookie is called otherwise there");
+}
+
+#[test]
+fn a_login_needs_the_token_as_json_and_the_answer_does_not_repeat_it() {
+    let server = guarded();
+    let bodies = ["", "{}", "[]", "null", "token=correct-horse-battery", r#"{"token":7}"#, r#"{"token":"a"#];
+    for body in bodies {
+        let reply = server.request("POST", "/api/session", "", body.as_bytes());
+        assert_eq!((reply.status, reply.code().as_str()), (400, "bad_json"), "{body}");
+        assert!(!String::from_utf8(reply.body).unwrap().contains("correct"), "{body}");
+    }
+    let wrong = server.request("POST", "/api/session", "", br#"{"token":"wrong-horse-battery"}"#);
+    assert_eq!((wrong.status, wrong.code().as_str()), (401, "wrong_token"));
+    assert_eq!(wrong.header("set-cookie"), None);
+    let long = vec![b' '; limits::LOGIN_BYTES_MAX + 1];
+    assert_eq!(server.request("POST", "/api/session", "", &long).status, 413);
+}
+
+// ---- being wrong too often -----------------------------------------------------------------------------
+
+#[test]
+fn who_is_wrong_too_often_has_to_wait_and_others_do_not() {
+    let server = guarded();
+    let good = log_in(&server);
+    let guesser = [127, 0, 9, 9];
+    let guess = |token: &str| {
+        head(server.connect_from(guesser), &request_text("GET", "/api/status", &bearer(token), ""))
+    };
+    for count in 0..limits::ATTEMPTS_OF_ADDRESS {
+        assert_eq!(guess(&format!("wrong-token-number-{count}")).status, 401);
+    }
+    // Slow machines give an attempt back meanwhile.
+    let mut late = (0..40).map(|_| guess("wrong-token-once-more")).filter(|reply| reply.status == 429);
+    let reply = late.next().unwrap();
+    let retry_after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=limits::ATTEMPT_INTERVAL_OF_ADDRESS.as_secs() + 1).contains(&retry_after), "{retry_after}");
+    let body = json!({ "token": "wrong-token-number-x" }).to_string();
+    let login = (0..40)
+        .map(|_| head(server.connect_from(guesser), &request_text("POST", "/api/session", "", &body)).status);
+    assert!(login.into_iter().any(|status| status == 429), "the login counts with the header");
+
+    let status = |source, headers: &str| {
+        head(server.connect_from(source), &request_text("GET", "/api/status", headers, "")).status
+    };
+    assert_eq!(status(guesser, &cookie(&good)), 200, "who is logged in goes on");
+    assert_eq!(status([127, 0, 9, 10], &bearer(TOKEN)), 200, "others are not held up");
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn while_waiting_the_right_token_is_refused_too_so_that_guessing_tells_nothing() {
+    let server = guarded();
+    let ask = |token: &str| {
+        head(server.connect_from([127, 0, 9, 11]), &request_text("GET", "/api/status", &bearer(token), ""))
+            .status
+    };
+    let mut wrong = 0;
+    while ask("wrong-token-wrong-token") != 429 {
+        wrong += 1;
+        assert!(wrong < 100);
+    }
+    // Straight after a refusal; a machine that is held up may just have given an attempt back.
+    let refused = (0..20).any(|_| ask("wrong-token-wrong-token") == 429 && ask(TOKEN) == 429);
+    assert!(refused);
+}
+
+#[test]
+fn requests_without_a_token_are_not_counted() {
+    let server = guarded();
+    for _ in 0..3 * limits::ATTEMPTS_OF_ADDRESS {
+        assert_eq!(server.get("/api/status").status, 401);
+    }
+    assert_eq!(server.request("GET", "/api/status", &bearer(TOKEN), b"").status, 200);
+}
+
+// ---- other pages and other names -----------------------------------------------------------------------
+
+#[test]
+fn a_foreign_page_is_refused_even_with_the_token_or_a_login() {
+    let server = guarded();
+    let good = cookie(&log_in(&server));
+    for (method, path, _, body) in every_call().into_iter().filter(|call| call.0 != "GET") {
+        for proof in [String::new(), bearer(TOKEN), good.clone()] {
+            let headers = format!("Origin: https://evil.example\r\n{proof}");
+            let reply = server.request(method, &path, &headers, body.as_bytes());
+            assert_eq!((reply.status, reply.code().as_str()), (403, "origin_refused"), "{method} {path}");
+        }
+    }
+    assert_eq!(
+        server.request("GET", "/api/status", &good, b"").status,
+        200,
+        "not even the logout came through"
+    );
+}
+
+#[test]
+fn a_listed_page_may_come_with_the_token() {
+    let server = guarded();
+    let headers = format!("Origin: {FRIEND}\r\n{}", bearer(TOKEN));
+    let reply = server.request("POST", "/api/webrtc/offer", &headers, OFFER.as_bytes());
+    assert_eq!((reply.status, reply.header("access-control-allow-origin")), (200, Some(FRIEND)));
+    assert_eq!(reply.header("access-control-allow-credentials"), None, "but not with our cookie");
+}
+
+#[test]
+fn a_name_that_is_not_ours_is_refused_on_every_route_but_health() {
+    let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
+        hosts: Some(Hosts::new("camera", ["cam.example".to_owned()])),
+        ..HttpConfig::open(address)
+    });
+    let ask = |method: &str, path: &str, host: &str, body: &str| {
+        let text = request_text(method, path, "", body).replace("Host: x", &format!("Host: {host}"));
+        head(server.connect(), &text)
+    };
+    for (method, path, _, body) in every_call() {
+        let foreign = ask(method, &path, "rebound.evil.example:8080", body);
+        let absolute = ask(method, &format!("http://rebound.evil.example{path}"), "cam.example", body);
+        let expected = if path == "/health" { 200 } else { 403 };
+        assert_eq!((foreign.status, absolute.status), (expected, expected), "{method} {path}");
+        for host in ["cam.example", "camera.local:8080", "192.0.2.1:8080", "localhost"] {
+            assert!(matches!(ask(method, &path, host, body).status, 200 | 503), "{method} {path} at {host}");
+        }
+    }
+    let preflight = ask("OPTIONS", "/api/status", "evil.example", "");
+    assert_eq!(preflight.status, 403);
+}
+
+// ---- hostile headers -----------------------------------------------------------------------------------
+
+#[test]
+fn headers_that_cannot_be_trusted_are_refused() {
+    let server = guarded();
+    let twice = format!("{}{}", bearer(TOKEN), bearer("something-else-here"));
+    assert_eq!(server.request("GET", "/api/status", &twice, b"").status, 400);
+    let mut bytes =
+        b"GET /api/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer \xff\xfe\r\n\r\n"
+            .to_vec();
+    assert_eq!(Reply::parse(&server.raw(&bytes)).status, 400);
+    bytes.splice(47.., b"Cookie: streaming-8080=\xff\xfe\r\n\r\n".iter().copied());
+    assert!(matches!(Reply::parse(&server.raw(&bytes)).status, 400 | 401));
+    let empty_bearer = server.request("GET", "/api/status", "Authorization: Bearer \r\n", b"");
+    assert_eq!((empty_bearer.status, empty_bearer.code().as_str()), (401, "token_required"));
+}
+
+#[test]
+fn no_credentials_but_the_right_ones_open_the_door() {
+    let server = guarded();
+    let mut connection: Option<TcpStream> = None;
+    let mut source = 0_u8;
+    let strategy = prop_oneof![
+        "Authorization: [!-~]{0,20} ?[ -~]{0,60}",
+        "Cookie: (streaming-8080=[ -~]{0,150}; ?){0,8}",
+        "Cookie: streaming-8080=[0-9a-f]{16}\\.[0-9a-f]{32}\\.[0-9a-f]{64}",
+    ];
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    for _ in 0..400 {
+        let line = strategy.new_tree(&mut runner).unwrap().current();
+        // A connection per few requests: each address may be wrong some times only.
+        source = source.wrapping_add(1);
+        let mut stream =
+            connection.take().unwrap_or_else(|| server.connect_from([127, 0, 77, source.max(1)]));
+        let reply = head(&mut stream, &request_text("HEAD", "/api/status", &format!("{line}\r\n"), ""));
+        assert!(matches!(reply.status, 401 | 429), "{line}: {reply:?}");
+        connection = (!source.is_multiple_of(5)).then_some(stream);
+    }
+}
+
+// ---- how it is compared --------------------------------------------------------------------------------
+
+/// Time cannot be measured in a test that must not fail on a busy machine; that the one comparison there is takes
+/// constant time, and that there is no other, can be read.
+#[test]
+fn the_token_is_compared_in_constant_time_and_nowhere_else() {
+    let token = include_str!("../../../src/config/security.rs");
+    let compare = token.split("pub fn is(").nth(1).unwrap().split("\n    }\n").next().unwrap();
+    assert!(compare.contains("verify_slices_are_equal(mine.as_ref(), theirs.as_ref())"), "{compare}");
+    assert!(!compare.contains("=="), "{compare}");
+    let equal = token.split("impl PartialEq for Token").nth(1).unwrap().split("\n}\n").next().unwrap();
+    assert!(equal.contains("self.is(other.expose())"), "{equal}");
+    let access = include_str!("../../../src/http/access.rs");
+    assert_eq!(access.matches(".expose()").count(), 1, "to derive the key of the logins");
+    assert!(access.contains("self.token.is(") && access.contains("hmac::verify("));
+    assert!(!access.contains("seal =="));
+}

@@ -1,0 +1,17 @@
+//! The fast tier: everything that starts no server and no camera process. Seconds in all.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+mod config;
+mod http;
+mod session;
+mod session_hostile;
+mod session_replay;
+mod signaling;
+mod test_card;
+mod tidy;
+mod udp_edge;

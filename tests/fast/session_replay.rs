@@ -1,0 +1,429 @@
+//! A viewer that needs an IDR in the middle of a GOP: it is given the GOP so far, or waits, and joins the live units
+//! without a unit that its decoder could not use. In memory, on a fake clock.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+use support::session_peer as peer;
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use peer::{Outbox, Pair, context, payloads, unit};
+use proptest::prelude::*;
+use str0m::config::DtlsVersion;
+use str0m::media::KeyframeRequestKind;
+use streaming_server::base::limits;
+use streaming_server::session::{
+    CatchUpDecision, CatchUpTime, GopAvailability, IdrReason, PacketizedUnit, SrtpChoice,
+};
+
+const PACKETS: usize = 3;
+const WITH_GOP: GopAvailability = GopAvailability { has_gop: true, next_idr_in: None };
+const WITHOUT: GopAvailability = GopAvailability { has_gop: false, next_idr_in: None };
+const INTERVAL: Duration = Duration::from_millis(33);
+
+fn connected() -> Pair {
+    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    pair.connect();
+    pair
+}
+
+/// Pushes live unit `number`.
+fn live(pair: &mut Pair, number: u32, is_idr: bool) {
+    let payloads = payloads(number, PACKETS, 900);
+    pair.push(&unit(&payloads, u64::from(number), is_idr));
+}
+
+/// Pushes unit `number` of a GOP whose newest unit is `newest`.
+fn replay(pair: &mut Pair, number: u32, newest: u32, is_idr: bool, packets: usize) {
+    let payloads = payloads(number, packets, 900);
+    let behind = u64::from(newest - number);
+    let time = CatchUpTime { rtp_time_90k: u64::from(newest) * 3_000 - behind, at: pair.now };
+    let unit = PacketizedUnit { rtp_time_90k: 0, ..unit(&payloads, u64::from(number), is_idr) };
+    let mut outbox = Outbox::default();
+    pair.viewer.push_catch_up_unit(pair.now, &unit, time, number == newest, &mut outbox);
+    pair.deliver(outbox);
+    pair.settle();
+}
+
+/// What the worker does for a need, with a GOP from `idr` to `newest`.
+fn join(pair: &mut Pair, idr: u32, newest: u32) {
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP), CatchUpDecision::Replay);
+    let packets = PACKETS * (newest - idr + 1) as usize;
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, packets);
+    for number in idr..=newest {
+        replay(pair, number, newest, number == idr, PACKETS);
+    }
+    pair.viewer.end_catch_up(true);
+}
+
+/// Numbers of the units received, from the payloads; each whole.
+fn received(pair: &Pair) -> Vec<u32> {
+    let number = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().unwrap());
+    let numbers: Vec<u32> = pair.packets.iter().map(|packet| number(&packet.payload)).collect();
+    numbers.chunk_by(|a, b| a == b).map(|unit| unit[0]).collect()
+}
+
+fn times(pair: &Pair) -> Vec<u32> {
+    let all: Vec<u32> = pair.packets.iter().map(|packet| packet.header.timestamp).collect();
+    all.chunk_by(|a, b| a == b).map(|unit| unit[0]).collect()
+}
+
+fn ask(pair: &mut Pair) -> IdrReason {
+    let mid = pair.mid;
+    let stream = pair.client.direct_api();
+    let mut stream = stream;
+    stream.stream_rx_by_mid(mid, None).unwrap().request_keyframe(KeyframeRequestKind::Pli);
+    pair.run(Duration::from_millis(10));
+    pair.viewer.poll_idr_reason().expect("the PLI arrived")
+}
+
+#[test]
+fn a_viewer_that_joins_gets_the_gop_so_far_and_then_the_live_units() {
+    let mut pair = connected();
+    join(&mut pair, 300, 449);
+    for number in 450..460 {
+        pair.run(INTERVAL);
+        live(&mut pair, number, false);
+    }
+    assert_eq!(received(&pair), (300..460).collect::<Vec<_>>());
+    let status = pair.viewer.status(pair.now);
+    assert_eq!((status.units_sent, status.units_replayed, status.replays), (160, 150, 1));
+    assert_eq!((status.units_dropped, status.drops_to_idr), (0, 0));
+    assert!(status.first_idr_ms.is_some());
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
+}
+
+#[test]
+fn replayed_units_stand_just_before_the_newest_and_time_goes_on_as_if_nothing_was() {
+    let mut pair = connected();
+    join(&mut pair, 300, 449);
+    for number in 450..453 {
+        pair.run(INTERVAL);
+        live(&mut pair, number, false);
+    }
+    let times = times(&pair);
+    let steps: Vec<u32> = times.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+    assert_eq!(steps[..149], [1; 149], "not in slow motion");
+    assert_eq!(steps[149..], [3_000; 3], "live units keep their own time");
+    // Each carries its capture time, with its last packet: it cannot be told from the RTP time.
+    let carries = |index: usize| pair.packets[index].header.ext_vals.abs_capture_time.is_some();
+    assert!((1..=150).all(|unit| carries(unit * PACKETS - 1)));
+}
+
+#[test]
+fn live_units_wait_for_the_end_of_the_replay() {
+    let mut pair = connected();
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 12);
+    replay(&mut pair, 0, 2, true, PACKETS);
+    live(&mut pair, 3, false);
+    replay(&mut pair, 1, 3, false, PACKETS);
+    replay(&mut pair, 2, 3, false, PACKETS);
+    replay(&mut pair, 3, 3, false, PACKETS);
+    pair.viewer.end_catch_up(true);
+    live(&mut pair, 4, false);
+    assert_eq!(received(&pair), [0, 1, 2, 3, 4]);
+    assert!(times(&pair).is_sorted_by(|a, b| b.wrapping_sub(*a) as i32 > 0));
+}
+
+#[test]
+fn the_next_idr_of_the_camera_ends_a_replay() {
+    let mut pair = connected();
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 30);
+    replay(&mut pair, 0, 9, true, PACKETS);
+    live(&mut pair, 10, true);
+    assert!(!pair.viewer.is_catching_up());
+    replay(&mut pair, 1, 10, false, PACKETS);
+    live(&mut pair, 11, false);
+    assert_eq!(received(&pair), [0, 10, 11]);
+    assert_eq!(pair.viewer.status(pair.now).drops_to_idr, 0);
+}
+
+#[test]
+fn a_replay_that_cannot_go_on_sends_nothing_until_the_next_idr() {
+    let mut pair = connected();
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 30);
+    replay(&mut pair, 0, 9, true, PACKETS);
+    pair.viewer.end_catch_up(false);
+    live(&mut pair, 10, false);
+    replay(&mut pair, 1, 10, false, PACKETS);
+    live(&mut pair, 11, true);
+    live(&mut pair, 12, false);
+    assert_eq!(received(&pair), [0, 11, 12]);
+    assert_eq!(pair.viewer.status(pair.now).drops_to_idr, 1);
+}
+
+#[test]
+fn without_a_gop_a_viewer_that_joins_waits_for_the_next_idr_and_is_told_once() {
+    let mut pair = connected();
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITHOUT), CatchUpDecision::WaitForIdr);
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
+    live(&mut pair, 7, false);
+    assert_eq!(received(&pair), [0; 0]);
+    let need = ask(&mut pair);
+    assert_eq!(
+        pair.viewer.decide_catch_up(pair.now, need, WITH_GOP),
+        CatchUpDecision::WaitForIdr,
+        "it waits already"
+    );
+    live(&mut pair, 8, true);
+    assert_eq!(received(&pair), [8]);
+}
+
+#[test]
+fn a_viewer_that_is_not_connected_needs_nothing() {
+    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
+}
+
+#[test]
+fn a_request_is_answered_by_a_replay_when_the_idr_is_neither_new_nor_near() {
+    let mut pair = connected();
+    live(&mut pair, 0, true);
+    let need = ask(&mut pair);
+    assert_eq!(need, IdrReason::Request);
+    assert_eq!(
+        pair.viewer.decide_catch_up(pair.now, need, WITH_GOP),
+        CatchUpDecision::AlreadySent,
+        "one was just sent"
+    );
+    pair.run(Duration::from_secs(1));
+    let near = GopAvailability { has_gop: true, next_idr_in: Some(Duration::from_millis(100)) };
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, near), CatchUpDecision::WaitForIdr);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, WITHOUT), CatchUpDecision::WaitForIdr);
+    let far = GopAvailability { has_gop: true, next_idr_in: Some(Duration::from_secs(3)) };
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, far), CatchUpDecision::Replay);
+    pair.viewer.begin_catch_up(pair.now, need, 93);
+    assert_eq!(
+        pair.viewer.decide_catch_up(pair.now, need, far),
+        CatchUpDecision::AlreadySent,
+        "it is on its way"
+    );
+    for number in 0..=30 {
+        replay(&mut pair, number, 30, number == 0, PACKETS);
+    }
+    pair.viewer.end_catch_up(true);
+    pair.run(Duration::from_millis(500));
+    assert_eq!(
+        pair.viewer.decide_catch_up(pair.now, need, far),
+        CatchUpDecision::WaitForIdr,
+        "one in two seconds"
+    );
+    pair.run(limits::REPLAY_INTERVAL);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, far), CatchUpDecision::Replay);
+    assert!(times(&pair).is_sorted_by(|a, b| b.wrapping_sub(*a) as i32 > 0), "time never goes back");
+}
+
+#[test]
+fn a_congested_viewer_is_not_answered_with_a_burst() {
+    let mut pair = connected();
+    live(&mut pair, 0, true);
+    pair.run(Duration::from_secs(1));
+    pair.viewer.note_congestion(limits::VIEWER_IN_FLIGHT_MAX + 1);
+    live(&mut pair, 1, false);
+    pair.viewer.note_congestion(0);
+    let need = ask(&mut pair);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, WITH_GOP), CatchUpDecision::WaitForIdr);
+}
+
+#[test]
+fn units_nothing_refers_to_are_left_out_of_a_replay_but_for_the_newest() {
+    let mut pair = connected();
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 12);
+    for number in 0..4 {
+        let payloads = payloads(number, PACKETS, 900);
+        let unit =
+            PacketizedUnit { is_reference: number == 0, ..unit(&payloads, u64::from(number), number == 0) };
+        let time = CatchUpTime { rtp_time_90k: u64::from(number), at: pair.now };
+        let mut outbox = Outbox::default();
+        pair.viewer.push_catch_up_unit(pair.now, &unit, time, number == 3, &mut outbox);
+        pair.deliver(outbox);
+        pair.settle();
+    }
+    pair.viewer.end_catch_up(true);
+    assert_eq!(received(&pair), [0, 3]);
+    assert_eq!(pair.viewer.status(pair.now).drops_to_idr, 0);
+}
+
+/// Loses every `every`th RTP packet, up to packet `until`.
+fn lose(pair: &mut Pair, every: u32, until: u32) {
+    let count = Cell::new(0_u32);
+    pair.to_client = Box::new(move |bytes| {
+        let is_rtp = matches!(bytes[..], [128..=191, second, ..] if !(192..=223).contains(&second));
+        count.set(count.get() + u32::from(is_rtp));
+        !(is_rtp && count.get().is_multiple_of(every) && count.get() <= until)
+    });
+}
+
+/// Different packets received.
+fn unique(pair: &Pair) -> usize {
+    pair.packets.iter().map(|packet| packet.seq_no).collect::<std::collections::BTreeSet<_>>().len()
+}
+
+#[test]
+fn what_is_lost_of_a_replay_is_sent_again_and_after_it_too() {
+    let mut pair = connected();
+    lose(&mut pair, 50, 400);
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 2 * limits::RTX_CACHE_PACKETS);
+    for number in 0..50 {
+        replay(&mut pair, number, 49, number == 0, 10);
+        pair.run(Duration::from_millis(20));
+    }
+    pair.viewer.end_catch_up(true);
+    for number in 50..90 {
+        pair.run(INTERVAL);
+        live(&mut pair, number, false);
+    }
+    assert_eq!(unique(&pair), 500 + 40 * PACKETS, "every packet came, some of them again");
+    assert!(pair.viewer.status(pair.now).retransmits >= 8);
+    // At an IDR a second later the usual cache is back: losses are still repaired.
+    live(&mut pair, 90, true);
+    pair.packets.clear();
+    lose(&mut pair, 5, 5);
+    for number in 91..120 {
+        pair.run(INTERVAL);
+        live(&mut pair, number, false);
+    }
+    assert_eq!(unique(&pair), 29 * PACKETS);
+}
+
+/// RTP time minus wall clock of the sender reports, in seconds: the receiver's idea of when a unit was.
+fn report_offsets(pair: &Pair) -> Vec<f64> {
+    let seconds = |time: std::time::SystemTime| {
+        time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    };
+    let infos = pair.packets.iter().filter_map(|packet| packet.last_sender_info);
+    infos.map(|info| info.rtp_time.as_seconds() - seconds(info.ntp_time)).collect()
+}
+
+#[test]
+fn sender_reports_tell_the_same_time_during_and_after_a_replay() {
+    let mut pair = connected();
+    pair.viewer.poll_idr_reason();
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
+    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 900);
+    let mut newest = 299;
+    // A slow replay: ten seconds of units in two, so that reports fall into it.
+    for number in 0..300 {
+        replay(&mut pair, number, newest, number == 0, PACKETS);
+        if number % 5 == 4 {
+            pair.run(Duration::from_nanos(33_333_333));
+            newest += 1;
+        }
+    }
+    for number in 300..=newest {
+        replay(&mut pair, number, newest, false, PACKETS);
+    }
+    pair.viewer.end_catch_up(true);
+    for number in newest + 1..newest + 200 {
+        pair.run(Duration::from_nanos(33_333_333));
+        live(&mut pair, number, false);
+    }
+    let offsets = report_offsets(&pair);
+    assert!(offsets.len() > 100, "{} packets with a report before them", offsets.len());
+    let (least, most) = offsets.iter().fold((f64::MAX, f64::MIN), |(a, b), &o| (a.min(o), b.max(o)));
+    assert!(most - least < 0.1, "reports differ by {} s", most - least);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Live { is_idr: bool, gap_before: bool },
+    Replayed,
+    Abandon,
+    Need,
+    Congested(bool),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let live =
+        (0..12_u8, 0..20_u8).prop_map(|(idr, gap)| Step::Live { is_idr: idr == 0, gap_before: gap == 0 });
+    let step = prop_oneof![
+        8 => live,
+        16 => Just(Step::Replayed),
+        1 => Just(Step::Abandon),
+        4 => Just(Step::Need),
+        1 => any::<bool>().prop_map(Step::Congested),
+    ];
+    proptest::collection::vec(step, 400)
+}
+
+proptest! {
+    #![proptest_config(support::properties_of(12))]
+
+    /// The worker's part is played by a naive twin: a list of the GOP so far. The viewer's decoder takes a unit only
+    /// after the one before it, or an IDR.
+    #[test]
+    fn a_decoder_can_use_everything_that_is_sent(steps in steps()) {
+        let mut pair = connected();
+        let (mut number, mut gop, mut place): (u32, Option<Vec<u32>>, usize) = (0, None, 0);
+        let mut idrs = std::collections::BTreeSet::new();
+        let mut lost = std::collections::BTreeSet::new();
+        for step in steps {
+            match step {
+                Step::Live { is_idr, gap_before } => {
+                    number += 1 + u32::from(gap_before);
+                    if is_idr {
+                        idrs.insert(number);
+                        gop = Some(vec![number]);
+                    } else if gap_before {
+                        lost.insert(number - 1);
+                        gop = None;
+                    } else if let Some(gop) = &mut gop {
+                        gop.push(number);
+                    }
+                    let payloads = payloads(number, PACKETS, 100);
+                    let unit = PacketizedUnit { gap_before, ..unit(&payloads, u64::from(number), is_idr) };
+                    pair.push(&unit);
+                    pair.now += INTERVAL;
+                }
+                Step::Need => {
+                    let available = GopAvailability { has_gop: gop.is_some(), next_idr_in: None };
+                    let need = pair.viewer.poll_idr_reason().unwrap_or(IdrReason::Request);
+                    if pair.viewer.decide_catch_up(pair.now, need, available) == CatchUpDecision::Replay {
+                        pair.viewer.begin_catch_up(pair.now, need, 10);
+                        place = 0;
+                    }
+                }
+                Step::Replayed if pair.viewer.is_catching_up() => match &gop {
+                    None => pair.viewer.end_catch_up(false),
+                    Some(units) => match units.get(place) {
+                        None => pair.viewer.end_catch_up(true),
+                        Some(&unit) => {
+                            replay(&mut pair, unit, number, idrs.contains(&unit), PACKETS);
+                            place += 1;
+                        }
+                    },
+                },
+                Step::Abandon if pair.viewer.is_catching_up() => pair.viewer.end_catch_up(false),
+                Step::Congested(full) if !pair.viewer.is_catching_up() => {
+                    pair.viewer.note_congestion(if full { limits::VIEWER_IN_FLIGHT_MAX + 1 } else { 0 });
+                }
+                _ => {}
+            }
+        }
+        let mut decoded: Option<u32> = None;
+        for unit in received(&pair) {
+            let follows = decoded.is_some_and(|before| before + 1 == unit && !lost.contains(&before));
+            prop_assert!(idrs.contains(&unit) || follows, "unit {unit} after {decoded:?}");
+            decoded = Some(unit);
+        }
+        prop_assert!(times(&pair).is_sorted_by(|a, b| b.wrapping_sub(*a) as i32 > 0));
+    }
+}

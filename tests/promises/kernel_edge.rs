@@ -1,0 +1,142 @@
+//! The edge to the kernel where the kernel has less, or lets us do less: each part of io_uring that is missing is done
+//! without, one that is forbidden is an error that says what to do. Real seccomp filters, and strace(1) in the place of
+//! older kernels.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test: a panic is the report, and the clock is the real one"
+)]
+
+use std::process::Command;
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use support::camera::{CameraSim, words};
+use support::process::Process;
+use support::server::{self, Server, loopback, meddled};
+use support::viewer::ViewerSimulator;
+use support::{PATIENCE, unique_shm};
+
+/// Starts a program from a thread that must not make one system call, as a service or a container must not.
+fn spawn_without(call: i64, errno: i32, mut command: Command) -> Process {
+    let thread = std::thread::spawn(move || {
+        let errno = SeccompAction::Errno(errno.try_into().unwrap());
+        let machine = std::env::consts::ARCH.try_into().unwrap();
+        let filter =
+            SeccompFilter::new([(call, Vec::new())].into(), SeccompAction::Allow, errno, machine).unwrap();
+        let program: BpfProgram = filter.try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+        Process::spawn("streaming-server", &mut command)
+    });
+    thread.join().unwrap()
+}
+
+/// It ends with exit code 1 and says all of this.
+fn gives_up(mut process: Process, parts: &[&str]) {
+    let status = process.wait_exit(PATIENCE);
+    let log = process.log();
+    eprintln!("{log}\n");
+    assert_eq!(status.code(), Some(1), "{log}");
+    for part in parts {
+        assert!(log.contains(part), "no `{part}` in\n{log}");
+    }
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+fn doctor(shm: &str) -> Command {
+    let server = loopback(shm, &[]);
+    let mut command = Command::new(server.get_program());
+    command.arg("doctor").args(server.get_args());
+    command
+}
+
+#[test]
+fn io_uring_forbidden_by_a_filter_is_an_error_that_names_the_calls_to_allow() {
+    let advice = ["seccomp", "io_uring_setup", "io_uring_enter", "io_uring_register", "SystemCallFilter="];
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let shm = unique_shm();
+        let advice = if errno == libc::EPERM { &advice[..] } else { &advice[..4] };
+        gives_up(spawn_without(libc::SYS_io_uring_setup, errno, loopback(&shm, &[])), advice);
+    }
+    let shm = unique_shm();
+    let doctor = spawn_without(libc::SYS_io_uring_setup, libc::EPERM, doctor(&shm));
+    gives_up(doctor, &[&advice[..], &["fail  io_uring"]].concat());
+}
+
+#[test]
+fn a_filter_that_forbids_only_a_part_of_io_uring_is_told_like_one_that_forbids_all() {
+    for call in [libc::SYS_io_uring_enter, libc::SYS_io_uring_register] {
+        let shm = unique_shm();
+        gives_up(
+            spawn_without(call, libc::EPERM, loopback(&shm, &[])),
+            &["io_uring is not allowed here", "seccomp"],
+        );
+    }
+}
+
+#[test]
+fn no_memory_for_the_ring_names_the_limit() {
+    let shm = unique_shm();
+    let mut command = meddled(&loopback(&shm, &[]), "io_uring_setup:error=ENOMEM");
+    gives_up(Process::spawn("streaming-server", &mut command), &["LimitMEMLOCK", "ulimit -l"]);
+}
+
+/// Which of io_uring's features a server uses that is met like this, according to its metrics and to the doctor.
+fn features_used(inject: &str) -> Vec<String> {
+    let shm = unique_shm();
+    let _camera =
+        CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30"));
+    // Without the recorder, whose own ring would be met alike.
+    let mut server = Server::spawn(&mut meddled(&loopback(&shm, &["--no-recorder"]), inject));
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    viewer.wait_units(30);
+    viewer.leave().assert_perfect(inject);
+    let text = server.get("/metrics").text();
+    let used = text.lines().filter_map(|line| {
+        let (name, value) = line.strip_prefix("io_uring_feature{feature=\"")?.split_once("\"} ")?;
+        (value == "1").then(|| name.to_owned())
+    });
+    let used: Vec<String> = used.collect();
+    assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
+    let mut report = Process::spawn("doctor", &mut meddled(&doctor(&shm), inject));
+    assert_eq!(report.wait_exit(PATIENCE).code(), Some(0), "{}", report.log());
+    let all = ["SINGLE_ISSUER", "DEFER_TASKRUN", "COOP_TASKRUN", "SUBMIT_ALL", "multishot receive"];
+    for name in all.iter().filter(|name| !used.iter().any(|other| other == *name)) {
+        assert!(
+            report.after("warn  io_uring").is_some_and(|line| line.contains(name)),
+            "{name}: {}",
+            report.log()
+        );
+    }
+    used
+}
+
+#[test]
+fn set_up_flags_a_kernel_refuses_are_left_out_one_by_one_and_viewers_see_no_difference() {
+    // What this kernel has may be less than all; each refusal takes the youngest away.
+    let mut before = usize::MAX;
+    for refusals in [1, 4] {
+        let used = features_used(&format!("io_uring_setup:error=EINVAL:when=1..{refusals}"));
+        eprintln!("{refusals} refusals: {used:?}");
+        assert!(!used.iter().any(|name| name == "DEFER_TASKRUN"), "{used:?}");
+        assert!(used.len() < before, "{used:?}");
+        before = used.len();
+    }
+}
+
+#[test]
+fn without_a_buffer_ring_single_receives_do() {
+    // The first registration asks for the operations, the second brings the buffer ring.
+    let used = features_used("io_uring_register:error=EINVAL:when=2");
+    assert!(!used.iter().any(|name| name == "multishot receive"), "{used:?}");
+}
+
+#[test]
+fn a_kernel_that_cannot_be_asked_or_is_too_old_is_said() {
+    let shm = unique_shm();
+    let mut command = meddled(&loopback(&shm, &[]), "io_uring_setup:error=EINVAL");
+    gives_up(Process::spawn("streaming-server", &mut command), &["io_uring", "Invalid argument"]);
+    let version =
+        Process::spawn("streaming-server", &mut server::command(&shm, &["--version"])).wait_exit(PATIENCE);
+    assert!(version.success(), "what needs no ring still works");
+}

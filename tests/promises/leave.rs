@@ -1,0 +1,97 @@
+//! Viewers come and go, and leave nothing behind: goodbye, vanishing, offers that never connect, and a house
+//! that is full.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test: a panic is the report, and the clock is the real one"
+)]
+
+use std::time::Duration;
+
+use support::camera::{CameraSim, words};
+use support::server::Server;
+use support::viewer::{Offer, ViewerSimulator};
+use support::{PATIENCE, unique_shm};
+
+/// Consent runs out after 15 s; slack for a busy machine.
+const CONSENT: Duration = Duration::from_secs(15 + 15);
+
+fn camera(shm: &str) -> CameraSim {
+    CameraSim::start(shm, &words("--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 1000 --gop 30"))
+}
+
+fn resident_kb(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn descriptors(server: &Server) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", server.process.id())).unwrap().count()
+}
+
+#[test]
+fn a_viewer_that_says_goodbye_is_gone_at_once() {
+    let shm = unique_shm();
+    let _camera = camera(&shm);
+    let server = Server::start(&shm, &[]);
+    let mut viewers = ViewerSimulator::crowd(server.http, 3);
+    server.wait_viewers(PATIENCE, 3);
+    viewers.pop().unwrap().leave();
+    // Well before consent could have run out.
+    server.wait_viewers(Duration::from_secs(10), 2);
+    viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
+}
+
+#[test]
+fn a_viewer_that_vanishes_is_gone_when_its_consent_ends() {
+    let shm = unique_shm();
+    let _camera = camera(&shm);
+    let server = Server::start(&shm, &[]);
+    let mut viewers = ViewerSimulator::crowd(server.http, 2);
+    viewers.pop().unwrap().vanish();
+    server.wait_viewers(CONSENT, 1);
+    viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
+    assert_eq!(server.metrics().expect("active_clients"), 1.0);
+}
+
+#[test]
+fn two_hundred_offers_that_never_connect_leave_nothing() {
+    let shm = unique_shm();
+    let _camera = camera(&shm);
+    let mut server = Server::start(&shm, &["--max-viewers", "300"]);
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    viewer.wait_units(10);
+    let descriptors_before = descriptors(&server);
+    let answered = (0..200).filter(|_| Offer::new().post(server.http).is_ok()).count();
+    assert_eq!(answered, 200);
+    server.wait_viewers(CONSENT, 1);
+    let resident_once = resident_kb(&server);
+    let answered = (0..200).filter(|_| Offer::new().post(server.http).is_ok()).count();
+    assert_eq!(answered, 200);
+    server.wait_viewers(CONSENT, 1);
+    let resident_twice = resident_kb(&server);
+    // The second wave lives where the first one lived. 4 MB is a tenth of what 200 kept sessions would hold.
+    assert!(resident_twice < resident_once + 4096, "{resident_once} kB, then {resident_twice} kB");
+    assert!(descriptors(&server) <= descriptors_before + 2, "descriptors are left");
+    viewer.wait_more_units(30);
+    viewer.leave().assert_perfect("the viewer beside 400 offers");
+    server.assert_healthy();
+}
+
+#[test]
+fn a_full_house_says_so_and_has_room_again_when_one_leaves() {
+    let shm = unique_shm();
+    let _camera = camera(&shm);
+    let server = Server::start(&shm, &["--max-viewers", "2"]);
+    let mut viewers = ViewerSimulator::crowd(server.http, 2);
+    let refusal = ViewerSimulator::connect(server.http).err().expect("a third viewer of two");
+    refusal.assert_error(&[503]);
+    let retry: u32 = refusal.header("retry-after").expect("Retry-After").parse().unwrap();
+    assert!(retry > 0);
+    viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
+    viewers.pop().unwrap().leave();
+    server.wait_viewers(Duration::from_secs(10), 1);
+    ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text())).wait_units(10);
+}

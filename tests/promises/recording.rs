@@ -1,0 +1,406 @@
+//! Recording as a whole: a real ring, a real recorder thread, real files, judged by ffprobe and ffmpeg.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    reason = "a test"
+)]
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use streaming_server::camera::Layout;
+use streaming_server::recorder::names::Format;
+use streaming_server::recorder::retention::Retention;
+use streaming_server::recorder::{RecorderError, StartRequest};
+
+mod kill;
+mod rig;
+use rig::{
+    Mounted, Picture, Rig, SMALL, TemporaryDirectory, TestCamera, assert_complete, assert_plays, byte_stream,
+    named, unit_numbers,
+};
+
+const FORMATS: [Format; 2] = [Format::Mp4, Format::H264];
+
+#[test]
+fn a_recording_is_complete_and_plays_and_is_little_more_than_its_units() {
+    let picture = Picture { width: 1280, height: 720, bitrate_kbps: Some(8_000), fps: 30 };
+    for format in FORMATS {
+        let directory = TemporaryDirectory::new();
+        let camera = TestCamera::new(Layout::V1, picture);
+        let rig = Rig::new(&camera.name, &directory.0, format);
+        camera.wait_units(5);
+        let first = camera.count();
+        let name = rig.start(StartRequest::default()).unwrap();
+        assert!(name.starts_with("recording_2") && name.ends_with(format.extension()), "{name}");
+        camera.wait_units(75);
+        let last = camera.count() - 1;
+        let reply = rig.stop().unwrap();
+        let path = directory.0.join(&name);
+        let numbers = unit_numbers(&path);
+        assert_complete(&numbers);
+        assert!(numbers[0] <= first, "starts at the IDR before the request: {} {first}", numbers[0]);
+        assert!(*numbers.last().unwrap() >= last, "all published before the stop");
+        assert_eq!(numbers.len() as u64, reply.report.frame_count);
+        assert_eq!(assert_plays(&path), numbers.len());
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        assert_eq!(bytes, reply.report.bytes_written);
+        let payload = byte_stream(&path).len() as u64;
+        assert!(bytes < payload + payload / 100, "{bytes} for {payload}");
+        assert!((reply.report.duration - numbers.len() as f64 / 30.0).abs() < 0.5, "{:?}", reply.report);
+        assert_eq!((reply.report.dropped_units, reply.reason), (0, "asked"));
+        let latency = rig.handle.counters().write_latency.summary();
+        eprintln!(
+            "{format}: writes p50 {} us, p99 {} us, max {} us",
+            latency.quantile_ns(0.5).unwrap_or(0) / 1_000,
+            latency.quantile_ns(0.99).unwrap_or(0) / 1_000,
+            latency.quantile_ns(1.0).unwrap_or(0) / 1_000
+        );
+    }
+}
+
+#[test]
+fn the_running_file_downloads_and_plays_up_to_its_last_unit() {
+    for format in FORMATS {
+        let directory = TemporaryDirectory::new();
+        let camera = TestCamera::new(Layout::V3, SMALL);
+        let rig = Rig::new(&camera.name, &directory.0, format);
+        camera.wait_units(5);
+        let name = rig.start(named("live")).unwrap();
+        rig.wait_recorded(45);
+        let download = rig.wait(rig.handle.open(name.clone())).unwrap();
+        assert!(!download.complete && download.progress.is_some());
+        let info = rig.wait(rig.handle.list()).unwrap().remove(0);
+        assert!(info.recording && !info.complete && info.bytes >= download.bytes && info.duration.is_some());
+        assert_eq!(
+            rig.wait(rig.handle.delete(name.clone())),
+            Err(RecorderError::InUse { name: name.clone() })
+        );
+        let early = copy(&download, &directory.0.join(format!("early.{format}")));
+        assert!(rig.stop().is_ok());
+        // A reader that began before the end keeps seeing the old form.
+        let late = copy(&download, &directory.0.join(format!("late.{format}")));
+        for path in [early, late] {
+            let numbers = unit_numbers(&path);
+            assert_complete(&numbers);
+            assert!(numbers.len() >= 45);
+            assert_eq!(assert_plays(&path), numbers.len());
+        }
+        let finished = rig.wait(rig.handle.open(name.clone())).unwrap();
+        assert!(finished.complete && finished.progress.is_none() && finished.etag != download.etag);
+        assert!(download.progress.unwrap().borrow().over);
+        assert_eq!(rig.wait(rig.handle.delete(name.clone())), Ok(()));
+        assert_eq!(rig.wait(rig.handle.delete(name.clone())), Err(RecorderError::NotFound { name }));
+    }
+}
+
+fn copy(download: &streaming_server::recorder::library::Download, to: &Path) -> std::path::PathBuf {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 10_007];
+    while (bytes.len() as u64) < download.bytes {
+        let read = download.read_at(&mut buffer, bytes.len() as u64).unwrap();
+        assert!(read > 0);
+        bytes.extend_from_slice(&buffer[..read]);
+    }
+    bytes.truncate(download.bytes as usize);
+    std::fs::write(to, bytes).unwrap();
+    to.to_owned()
+}
+
+#[test]
+fn requests_at_the_wrong_time_or_with_bad_values_are_refused_by_name() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    let codes =
+        |result: Result<String, RecorderError>| result.map_err(|error| (error.status(), error.code()));
+    assert_eq!(rig.stop().unwrap_err().status(), 409);
+    let long = "x".repeat(300);
+    for name in ["../x", "/etc/passwd", "a/b.mp4", ".hidden", "a\0b", "a\nb", "..", &long] {
+        assert_eq!(codes(rig.start(named(name))), Err((400, "bad_name")), "{name:?}");
+    }
+    for seconds in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
+        let request = StartRequest { pre_roll_s: Some(seconds), ..StartRequest::default() };
+        assert_eq!(codes(rig.start(request)), Err((400, "bad_seconds")));
+    }
+    assert_eq!(codes(rig.start(named("cat"))), Ok("cat.mp4".to_owned()));
+    assert_eq!(codes(rig.start(named("cat"))), Err((409, "already_recording")));
+    rig.wait_recorded(3);
+    assert!(rig.stop().is_ok());
+    let before = std::fs::read(directory.0.join("cat.mp4")).unwrap();
+    assert_eq!(codes(rig.start(named("cat"))), Err((409, "exists")));
+    assert_eq!(std::fs::read(directory.0.join("cat.mp4")).unwrap(), before, "never overwritten");
+    let status = rig.status();
+    assert!(!status.recording && status.report.is_some_and(|report| report.frame_count >= 3));
+    for name in ["../x", "none.mp4", "a.txt", ".cat.mp4"] {
+        assert!(rig.wait(rig.handle.open(name.to_owned())).is_err());
+        assert!(rig.wait(rig.handle.delete(name.to_owned())).is_err());
+    }
+    std::os::unix::fs::symlink("/etc/passwd", directory.0.join("link.mp4")).unwrap();
+    assert_eq!(rig.wait(rig.handle.open("link.mp4".to_owned())).unwrap_err().status(), 404);
+}
+
+#[test]
+fn a_pre_roll_begins_before_the_request() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, Picture { fps: 10, ..SMALL });
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    camera.wait_units(43);
+    // IDRs are units 20 and 40; 43 - 21 is the last old enough.
+    rig.start(StartRequest { pre_roll_s: Some(2.1), ..named("early") }).unwrap();
+    rig.wait_recorded(30);
+    rig.stop().unwrap();
+    let numbers = unit_numbers(&directory.0.join("early.mp4"));
+    assert_complete(&numbers);
+    assert_eq!(numbers[0], 20);
+    assert_plays(&directory.0.join("early.mp4"));
+}
+
+#[test]
+fn a_recording_says_how_far_before_or_after_the_request_it_begins() {
+    for (layout, waits) in [(Layout::V1, false), (Layout::V3Ring6, true)] {
+        let directory = TemporaryDirectory::new();
+        let camera = TestCamera::new(layout, Picture { fps: 10, ..SMALL });
+        let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+        camera.wait_units(46);
+        // The last IDR is unit 40, which a ring of 30 slots holds and one of 6 does not; the next is 60.
+        let request = StartRequest { pre_roll_s: Some(0.1), ..named("cat") };
+        assert_eq!(rig.wait(rig.handle.start(request)).unwrap().waits_for_idr, waits, "{layout}");
+        rig.wait_recorded(3);
+        let report = rig.stop().unwrap().report;
+        let numbers = unit_numbers(&directory.0.join("cat.mp4"));
+        assert_complete(&numbers);
+        if waits {
+            assert_eq!((numbers[0], report.pre_roll), (60, 0.0), "{layout}");
+            assert!((0.1..1.5).contains(&report.start_delay), "{layout}: {report:?}");
+        } else {
+            assert_eq!((numbers[0], report.start_delay), (40, 0.0), "{layout}");
+            assert!(report.pre_roll > 0.4, "{layout}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_new_resolution_goes_on_in_the_next_mp4_and_in_the_same_h264() {
+    for (format, files) in [(Format::Mp4, vec!["cat.mp4", "cat_2.mp4"]), (Format::H264, vec!["cat.h264"])] {
+        let directory = TemporaryDirectory::new();
+        let camera = TestCamera::new(Layout::V3, SMALL);
+        let rig = Rig::new(&camera.name, &directory.0, format);
+        camera.wait_units(3);
+        rig.start(named("cat")).unwrap();
+        rig.wait_recorded(30);
+        camera.change(|picture| (picture.width, picture.height) = (640, 368));
+        camera.wait_units(50);
+        let reply = rig.stop().unwrap();
+        assert_eq!(reply.report.files, files);
+        let numbers: Vec<u64> = files.iter().flat_map(|name| unit_numbers(&directory.0.join(name))).collect();
+        assert_complete(&numbers);
+        assert_eq!(numbers.len() as u64, reply.report.frame_count);
+        for name in files {
+            assert_plays(&directory.0.join(name));
+        }
+    }
+}
+
+#[test]
+fn a_camera_that_goes_and_comes_back_leaves_a_gap_of_its_length() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    camera.wait_units(3);
+    rig.start(named("cat")).unwrap();
+    rig.wait_recorded(30);
+    camera.paused.store(true, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(rig.status().recording);
+    camera.paused.store(false, Ordering::SeqCst);
+    camera.wait_units(30);
+    let reply = rig.stop().unwrap();
+    assert_complete(&unit_numbers(&directory.0.join("cat.mp4")));
+    let without_gap = reply.report.frame_count as f64 / 60.0;
+    assert!(reply.report.duration > without_gap + 1.0, "{:?}", reply.report);
+}
+
+#[test]
+fn without_a_camera_there_is_nothing_to_record() {
+    let directory = TemporaryDirectory::new();
+    let rig = Rig::new("/ss-test-no-such-ring", &directory.0, Format::Mp4);
+    let error = rig.start(StartRequest::default()).unwrap_err();
+    assert_eq!((error.status(), error.code()), (503, "camera_away"));
+    assert!(!rig.status().recording);
+    assert!(rig.wait(rig.handle.list()).unwrap().is_empty());
+}
+
+#[test]
+fn a_camera_that_shows_nothing_leaves_no_file() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    camera.paused.store(true, Ordering::SeqCst);
+    let rig = Rig::new(&camera.name, &directory.0, Format::H264);
+    std::thread::sleep(Duration::from_millis(100));
+    if camera.count() > 0 {
+        return; // it published before it was paused
+    }
+    rig.start(named("cat")).unwrap();
+    let reply = rig.stop().unwrap();
+    assert!(!reply.kept && reply.report.frame_count == 0);
+    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 0);
+}
+
+#[test]
+fn a_shutdown_finishes_the_recording() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    camera.wait_units(3);
+    rig.start(named("cat")).unwrap();
+    rig.wait_recorded(20);
+    drop(rig);
+    let path = directory.0.join("cat.mp4");
+    assert_complete(&unit_numbers(&path));
+    assert_plays(&path);
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    let info = rig.wait(rig.handle.list()).unwrap().remove(0);
+    assert!(info.complete && !info.recovered && info.started_at.is_some());
+}
+
+#[test]
+fn duration_and_heartbeat_stop_by_themselves() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    camera.wait_units(3);
+    rig.start(StartRequest { max_duration_s: Some(0.5), ..named("short") }).unwrap();
+    rig.wait_state("idle");
+    assert_eq!(rig.status().reason, Some("max_duration"));
+    rig.start(StartRequest { heartbeat_s: Some(1.0), ..named("watched") }).unwrap();
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(400));
+        rig.wait(rig.handle.heartbeat()).unwrap();
+    }
+    assert!(rig.status().recording);
+    rig.wait_state("idle");
+    assert_eq!(rig.status().reason, Some("heartbeat"));
+    assert_complete(&unit_numbers(&directory.0.join("watched.mp4")));
+}
+
+#[test]
+fn old_recordings_make_room_and_foreign_files_stay() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let retention = Retention { retain_bytes: Some(1), ..Retention::default() };
+    std::fs::write(directory.0.join("foreign.mp4"), b"not ours").unwrap();
+    std::fs::write(directory.0.join("foreign.h264"), b"not ours").unwrap();
+    let rig = Rig::with(&camera.name, &directory.0, Format::Mp4, retention);
+    camera.wait_units(3);
+    for name in ["one.mp4", "two.h264", "three"] {
+        rig.start(named(name)).unwrap();
+        rig.wait_recorded(5);
+        rig.stop().unwrap();
+    }
+    while rig.handle.counters().retired.get() < 3 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut left: Vec<String> =
+        rig.wait(rig.handle.list()).unwrap().into_iter().map(|info| info.name).collect();
+    left.sort();
+    assert_eq!(left, ["foreign.h264", "foreign.mp4"]);
+    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 2, "no notes left over");
+}
+
+#[test]
+fn a_full_disk_ends_the_recording_and_leaves_a_file_that_plays() {
+    let picture = Picture { bitrate_kbps: Some(20_000), ..SMALL };
+    for format in FORMATS {
+        for ext4 in [false, true] {
+            let mounted = if ext4 { Mounted::ext4(24 << 20) } else { Mounted::tmpfs(12 << 20) };
+            let Some(disk) = mounted else {
+                eprintln!("not allowed to mount: not tested");
+                continue;
+            };
+            let camera = TestCamera::new(Layout::V3, picture);
+            let rig = Rig::new(&camera.name, &disk.path, format);
+            camera.wait_units(3);
+            let name = rig.start(named("full")).unwrap();
+            rig.wait_state("idle");
+            let status = rig.status();
+            let error = status.error.unwrap();
+            assert_eq!((error.status, error.code, status.reason), (507, "disk_full", Some("disk_full")));
+            let path = disk.path.join(&name);
+            let numbers = unit_numbers(&path);
+            assert_complete(&numbers);
+            assert_eq!(numbers.len() as u64, status.report.unwrap().frame_count);
+            assert_eq!(assert_plays(&path), numbers.len());
+            let info = rig.wait(rig.handle.list()).unwrap().remove(0);
+            assert!(info.complete, "room for the index was kept");
+            std::fs::write(disk.path.join("filler"), vec![1; 32 << 20]).unwrap_err();
+            assert_eq!(rig.start(named("again")).unwrap_err().status(), 507);
+            std::fs::remove_file(disk.path.join("filler")).unwrap();
+            rig.wait(rig.handle.delete(name)).unwrap();
+            rig.start(named("again")).unwrap();
+            rig.wait_recorded(30);
+            rig.stop().unwrap();
+            assert_complete(&unit_numbers(&disk.path.join(format!("again.{format}"))));
+            assert_eq!(rig.status().error, None);
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_laps_only_the_recorder() {
+    let Some(disk) = Mounted::ext4(128 << 20) else {
+        eprintln!("not allowed to mount: not tested");
+        return;
+    };
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let rig = Rig::new(&camera.name, &disk.path, Format::Mp4);
+    camera.wait_units(3);
+    rig.start(named("cat")).unwrap();
+    rig.wait_recorded(30);
+    if !disk.run("fsfreeze", &["-f"]) {
+        return;
+    }
+    camera.wait_units(90);
+    assert_eq!(rig.status().state, "recording", "it answers while the disk hangs");
+    assert!(disk.run("fsfreeze", &["-u"]));
+    camera.wait_units(60);
+    let reply = rig.stop().unwrap();
+    assert!(reply.report.dropped_units >= 30 && reply.report.gaps == 1, "{:?}", reply.report);
+    let path = disk.path.join("cat.mp4");
+    let numbers = unit_numbers(&path);
+    let steps: Vec<u64> =
+        numbers.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| *step != 1).collect();
+    assert_eq!(steps.len(), 1, "one gap: {steps:?}");
+    assert_eq!(steps[0] - 1, reply.report.dropped_units, "every missing unit is counted");
+    assert_eq!(assert_plays(&path), numbers.len());
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_an_error_and_one_that_comes_back_is_used() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let recordings = directory.0.join("recordings");
+    std::fs::write(&recordings, b"a file in its place").unwrap();
+    let rig = Rig::new(&camera.name, &recordings, Format::Mp4);
+    camera.wait_units(3);
+    let error = rig.start(named("cat")).unwrap_err();
+    assert_eq!((error.status(), error.code()), (500, "directory"));
+    std::fs::remove_file(&recordings).unwrap();
+    rig.start(named("cat")).unwrap();
+    rig.wait_recorded(5);
+    std::fs::remove_dir_all(&recordings).unwrap();
+    rig.wait_state("idle");
+    assert_eq!(rig.status().error.map(|error| error.code), Some("removed"));
+    rig.start(named("cat")).unwrap();
+    rig.wait_recorded(5);
+    rig.stop().unwrap();
+    assert_complete(&unit_numbers(&recordings.join("cat.mp4")));
+    if let Some(disk) = Mounted::tmpfs(1 << 24) {
+        assert!(disk.run("mount", &["-o", "remount,ro"]));
+        let rig = Rig::new(&camera.name, &disk.path, Format::Mp4);
+        assert_eq!(rig.start(named("cat")).unwrap_err().code(), "directory");
+    }
+}

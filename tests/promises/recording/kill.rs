@@ -1,0 +1,156 @@
+//! Recorders killed with -9 at random moments: every file plays, before and after the repair.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use streaming_server::camera::Layout;
+use streaming_server::recorder::format::recovery::survey;
+use streaming_server::recorder::names::Format;
+
+use super::rig::{
+    Rig, SMALL, TemporaryDirectory, TestCamera, assert_complete, assert_plays, named, unit_numbers,
+};
+
+const RING: &str = "SS_TEST_RING";
+const DIRECTORY: &str = "SS_TEST_DIRECTORY";
+const FORMAT: &str = "SS_TEST_FORMAT";
+
+/// Not a test of its own: the process that is killed runs this, and everybody else nothing.
+#[test]
+fn child_records_until_it_is_killed() {
+    let Ok(ring) = std::env::var(RING) else { return };
+    let directory = std::env::var(DIRECTORY).unwrap();
+    let format: Format = std::env::var(FORMAT).unwrap().parse().unwrap();
+    let rig = Rig::new(&ring, Path::new(&directory), format);
+    while rig.start(named("killed")).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+fn child(ring: &str, directory: &Path, format: Format) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "recording::kill::child_records_until_it_is_killed", "--nocapture"])
+        .env(RING, ring)
+        .env(DIRECTORY, directory)
+        .env(FORMAT, format.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Kills a recorder some time after its file began to grow; returns the bytes it left.
+fn record_and_kill(camera: &TestCamera, path: &Path, format: Format, after_us: u64) -> u64 {
+    let mut child = child(&camera.name, path.parent().unwrap(), format);
+    let bytes = || std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    while bytes() == 0 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_micros(after_us));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    bytes()
+}
+
+/// Whether the kill hit between two units: else the last one is cut off, and players complain of it.
+/// (Of a byte stream only a decoder could tell.)
+fn is_whole(path: &Path) -> bool {
+    let file = std::fs::File::open(path).unwrap();
+    let whole = survey(&file).unwrap().map(|survey| survey.end);
+    whole == Some(file.metadata().unwrap().len())
+}
+
+#[test]
+fn a_killed_recorder_loses_at_most_its_last_unit() {
+    let kills: u64 = std::env::var("RECORDING_KILLS").map_or(20, |kills| kills.parse().unwrap());
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    camera.wait_units(25);
+    for kill in 0..kills {
+        let format = if kill % 4 == 3 { Format::H264 } else { Format::Mp4 };
+        let directory = TemporaryDirectory::new();
+        let path = directory.0.join(format!("killed.{format}"));
+        // Spread over a second, at no multiple of the camera's interval.
+        let left = record_and_kill(&camera, &path, format, kill * 7_919_331 % 1_000_003);
+        // As it lies there: what a player makes of it before any repair.
+        let copy = directory.0.join(format!("unrepaired.{format}"));
+        std::fs::copy(&path, &copy).unwrap();
+        let before = is_whole(&copy).then(|| {
+            let before = unit_numbers(&copy);
+            assert_complete(&before);
+            assert_eq!(assert_plays(&copy), before.len(), "kill {kill}");
+            before
+        });
+        std::fs::remove_file(&copy).unwrap();
+        // The next start repairs it.
+        let rig = Rig::new(&camera.name, &directory.0, format);
+        while rig.handle.counters().recovered.get() == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let info = rig.wait(rig.handle.list()).unwrap().remove(0);
+        assert!(info.complete && info.recovered && !info.recording, "{info:?}");
+        let after = unit_numbers(&path);
+        assert_complete(&after);
+        assert_eq!(assert_plays(&path), after.len());
+        if format == Format::Mp4 {
+            assert!(before.is_none_or(|before| before == after), "kill {kill}: a whole fragment was lost");
+            assert!(info.duration.is_some_and(|duration| duration > 0.0) && info.started_at.is_some());
+        }
+        assert!(left > 0);
+        // What was reserved is given back, and a repaired file is left alone from now on.
+        assert!(rig.handle.library().unfinished().is_empty());
+        let bytes = std::fs::read(&path).unwrap();
+        drop(rig);
+        drop(Rig::new(&camera.name, &directory.0, format));
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn a_file_that_another_server_writes_is_not_repaired() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    camera.wait_units(3);
+    rig.start(named("cat")).unwrap();
+    rig.wait_recorded(5);
+    let other = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    rig.wait_recorded(400);
+    assert_eq!(other.handle.counters().recovered.get(), 0);
+    rig.stop().unwrap();
+    let path = directory.0.join("cat.mp4");
+    assert_complete(&unit_numbers(&path));
+    assert_plays(&path);
+}
+
+#[test]
+fn files_cut_anywhere_play_and_are_repaired() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    camera.wait_units(3);
+    rig.start(named("cat")).unwrap();
+    rig.wait_recorded(40);
+    let download = rig.wait(rig.handle.open("cat.mp4".to_owned())).unwrap();
+    let mut bytes = vec![0; download.bytes as usize];
+    let mut read = 0;
+    while read < bytes.len() {
+        read += download.read_at(&mut bytes[read..], read as u64).unwrap();
+    }
+    rig.stop().unwrap();
+    drop(rig);
+    for cut in (0..12).map(|cut| bytes.len() - 1 - cut * bytes.len() / 14) {
+        let path = directory.0.join("cut.mp4");
+        std::fs::write(&path, &bytes[..cut]).unwrap();
+        let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+        while rig.handle.counters().recovered.get() == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let numbers = unit_numbers(&path);
+        assert_complete(&numbers);
+        assert_eq!(assert_plays(&path), numbers.len());
+    }
+}

@@ -1,0 +1,169 @@
+//! What a service manager hears on a real notify socket: ready, status, signs of life, stopping; and that the signs of
+//! life end when a worker hangs, so that the manager restarts the program.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test: a panic is the report, and the clock is the real one"
+)]
+
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use support::camera::{CameraSim, words};
+use support::debugger::Stopped;
+use support::server::{Server, loopback};
+use support::viewer::ViewerSimulator;
+use support::{http, unique_shm, wait_for, wait_until};
+
+/// The manager's end of the notify socket, in a directory of its own.
+struct Manager {
+    socket: UnixDatagram,
+    directory: PathBuf,
+    heard: Vec<String>,
+}
+
+/// What `WatchdogSec=` would be.
+const WATCHDOG: Duration = Duration::from_secs(4);
+
+impl Manager {
+    fn new() -> Manager {
+        let directory = std::env::temp_dir().join(format!("ss-notify{}", unique_shm().replace('/', "-")));
+        std::fs::create_dir_all(&directory).unwrap();
+        let socket = UnixDatagram::bind(directory.join("notify")).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Manager { socket, directory, heard: Vec::new() }
+    }
+
+    /// Puts into the command's environment what systemd would.
+    fn introduce(&self, command: &mut Command) {
+        command.env("NOTIFY_SOCKET", self.directory.join("notify"));
+        command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).env_remove("WATCHDOG_PID");
+    }
+
+    /// Takes what has come; everything so far is in `heard`, line by line.
+    fn listen(&mut self) -> &[String] {
+        let mut buffer = [0; 4_096];
+        while let Ok(bytes) = self.socket.recv(&mut buffer) {
+            let message = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+            self.heard.extend(message.lines().map(str::to_owned));
+        }
+        &self.heard
+    }
+
+    fn signs_of_life(&mut self) -> usize {
+        self.listen().iter().filter(|line| *line == "WATCHDOG=1").count()
+    }
+
+    /// Waits for a line that holds all of these.
+    fn wait_line(&mut self, parts: &[&str]) {
+        wait_until(&format!("a line with {parts:?}, heard only {:?}", self.heard.clone()), || {
+            self.listen().iter().any(|line| parts.iter().all(|part| line.contains(part)))
+        });
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn camera(shm: &str) -> CameraSim {
+    CameraSim::start(shm, &words("--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 1000 --gop 30"))
+}
+
+#[test]
+fn a_manager_hears_ready_status_life_and_stopping() {
+    let shm = unique_shm();
+    let mut manager = Manager::new();
+    let recordings = manager.directory.join("recordings");
+    let mut command = loopback(&shm, &["--record-path", recordings.to_str().unwrap()]);
+    manager.introduce(&mut command);
+    let mut server = Server::spawn(&mut command);
+    manager.wait_line(&["READY=1"]);
+    assert_eq!(server.get("/health").status, 200, "ready means that it answers");
+    manager.wait_line(&["STATUS=camera away", "viewers 0", "not recording"]);
+    let _camera = camera(&shm);
+    manager.wait_line(&["STATUS=camera live 640x480"]);
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    manager.wait_line(&["viewers 1"]);
+    assert_eq!(http::request(server.http, "POST", "/api/recording/start", &[], b"").status, 200);
+    manager.wait_line(&["viewers 1, recording"]);
+    let before = manager.signs_of_life();
+    wait_until("further signs of life", || manager.signs_of_life() >= before + 3);
+    drop(viewer);
+    assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
+    manager.wait_line(&["STOPPING=1"]);
+    assert!(!manager.heard.iter().any(|line| line.contains("does not turn")), "{:?}", manager.heard);
+}
+
+#[test]
+fn a_worker_that_hangs_ends_the_signs_of_life() {
+    let shm = unique_shm();
+    let mut manager = Manager::new();
+    let _camera = camera(&shm);
+    let mut command = loopback(&shm, &["--no-recorder"]);
+    manager.introduce(&mut command);
+    let mut server = Server::spawn(&mut command);
+    wait_until("signs of life", || manager.signs_of_life() >= 2);
+    let worker = Stopped::thread(server.process.id(), "worker-0");
+    manager.wait_line(&["STATUS=worker 0 does not turn any more"]);
+    let last = manager.signs_of_life();
+    std::thread::sleep(WATCHDOG + WATCHDOG / 2);
+    assert_eq!(manager.signs_of_life(), last, "a manager would have killed it by now");
+    assert!(server.process.log().contains("worker 0 does not turn any more"), "{}", server.process.log());
+    assert_eq!(server.get("/health").status, 200, "the rest still answers: only the worker hangs");
+    assert!(server.process.exited().is_none());
+    drop(worker);
+    wait_until("signs of life once it turns again", || manager.signs_of_life() > last + 2);
+}
+
+#[test]
+fn without_a_watchdog_the_status_is_told_and_no_sign_of_life_is_owed() {
+    let shm = unique_shm();
+    let mut manager = Manager::new();
+    let mut command = loopback(&shm, &["--no-recorder"]);
+    manager.introduce(&mut command);
+    // Signs of life are another process's duty.
+    command.env("WATCHDOG_PID", "1");
+    let mut server = Server::spawn(&mut command);
+    manager.wait_line(&["READY=1"]);
+    manager.wait_line(&["STATUS=camera away", "no recorder"]);
+    let _camera = camera(&shm);
+    manager.wait_line(&["STATUS=camera live"]);
+    assert_eq!(manager.signs_of_life(), 0);
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn a_server_that_leaves_recording_to_others_says_so_and_shows_the_picture() {
+    let shm = unique_shm();
+    let _camera = camera(&shm);
+    let mut server = Server::start(&shm, &["--no-recorder"]);
+    let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    viewer.wait_units(20);
+    for (method, path) in [
+        ("GET", "/api/recording/status"),
+        ("POST", "/api/recording/start"),
+        ("POST", "/api/recording/stop"),
+        ("GET", "/api/recordings"),
+        ("GET", "/api/recordings/a.mp4"),
+    ] {
+        let answer = http::request(server.http, method, path, &[], b"");
+        answer.assert_error(&[501]);
+        assert_eq!(answer.json()["code"], "no_recorder", "{path}");
+    }
+    let status = server.get("/api/status").json();
+    assert_eq!(status["recording"], serde_json::json!({ "recording": false, "state": "off" }));
+    wait_until("units in the metrics", || server.metrics().expect("frames_sent_total") >= 20.0);
+    assert_eq!(server.metrics().value("recording_active", &[]), None);
+    let threads = std::fs::read_dir(format!("/proc/{}/task", server.process.id())).unwrap();
+    let names: Vec<String> =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok()).collect();
+    assert!(!names.iter().any(|name| name.trim() == "recorder"), "{names:?}");
+    wait_for("the viewer stays", || viewer.report().connected.then_some(()));
+    assert_eq!(server.terminate(), Some(0));
+}

@@ -1,0 +1,71 @@
+//! No torn picture ever: a camera that overwrites what is being read, at a thousand units a second, costs
+//! units and never shows half of one. What was dropped is counted.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test: a panic is the report, and the clock is the real one"
+)]
+
+use std::time::Duration;
+
+use support::camera::{CameraSim, words};
+use support::server::Server;
+use support::viewer::ViewerSimulator;
+use support::{test_seconds, unique_shm};
+
+/// Two viewers beside a camera that misbehaves as `pace` says; nothing torn may arrive, and what is missing must
+/// be in the counters. Gives how many units the server dropped.
+fn nothing_torn_arrives(layout: &str, pace: &str) -> f64 {
+    let shm = unique_shm();
+    let line = format!("--layout {layout} --pattern 640x480 --bitrate-kbps 16000 --gop 30 {pace}");
+    let _camera = CameraSim::start(&shm, &words(&line));
+    let mut server = Server::start(&shm, &[]);
+    let viewers = ViewerSimulator::crowd(server.http, 2);
+    std::thread::sleep(Duration::from_secs(test_seconds()));
+    let metrics = server.metrics();
+    let reports: Vec<_> = viewers.into_iter().map(ViewerSimulator::leave).collect();
+    let count = |name: &str| metrics.value(name, &[]).unwrap_or(0.0);
+    let dropped = count("torn_total") + count("lapped_total") + count("rejected_slots_total");
+    for report in &reports {
+        let books = support::account::Report { latencies_ns: Vec::new(), ..report.clone() };
+        eprintln!("{layout} {pace}: dropped {dropped} (torn {}), {books:?}", count("torn_total"));
+        assert_eq!(report.torn, 0, "{layout}: torn units reached a viewer");
+        assert_eq!(report.duplicated + report.reordered + report.bad_idrs, 0, "{layout}");
+        assert!(!report.began_without_idr);
+        // Units that are left out where an IDR comes while a viewer is still being given the GOP before.
+        let cut = count("gop_replays_cut_total");
+        assert!(report.missing == 0 || dropped + cut > 0.0, "{layout}: missing and not counted");
+    }
+    server.assert_healthy();
+    dropped
+}
+
+/// A thousand units a second, every seventh half written for 300 us: late enough to be read torn, if the reader
+/// did not wait and check.
+const FAST: &str = "--fps 1000 --tear 7";
+/// As fast as memory takes it: the ring goes round many times while a reader looks at one slot.
+const FLAT_OUT: &str = "--flat-out --tear 10:50";
+
+#[test]
+fn a_tearing_camera_on_v0_shows_no_torn_unit() {
+    nothing_torn_arrives("v0", FAST);
+}
+
+#[test]
+fn a_tearing_camera_on_v1_shows_no_torn_unit() {
+    nothing_torn_arrives("v1", FAST);
+}
+
+#[test]
+fn a_tearing_camera_on_v3_with_six_slots_shows_no_torn_unit() {
+    nothing_torn_arrives("v3-6", FAST);
+}
+
+#[test]
+fn a_camera_that_laps_its_readers_shows_no_torn_unit_and_the_drops_are_counted() {
+    for layout in ["v0", "v1", "v3", "v3-6"] {
+        let dropped = nothing_torn_arrives(layout, FLAT_OUT);
+        assert!(dropped > 0.0, "{layout}: nobody keeps up with this camera, so something must be counted");
+    }
+}

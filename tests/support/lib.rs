@@ -1,0 +1,93 @@
+//! Shared by tests and benches: real processes, real sockets, and str0m in the place of a browser.
+//! No wait in here judges speed. Each has a generous bound and fails only if the awaited thing never happens.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    reason = "test code: a panic is the report, and the clock is the real one"
+)]
+
+pub mod account;
+pub mod c;
+pub mod camera;
+pub mod debugger;
+pub mod http;
+pub mod metrics;
+pub mod process;
+pub mod profile;
+pub mod random;
+pub mod relay;
+pub mod server;
+pub mod session_peer;
+pub mod viewer;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use proptest::test_runner::{Config, FileFailurePersistence};
+
+/// How long a wait lasts before the thing awaited counts as absent. Generous: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Seconds a steady-state test runs: `SS_TEST_SECONDS`, else 6.
+pub fn test_seconds() -> u64 {
+    std::env::var("SS_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+/// The path of a binary of this package: in the directory `SS_BIN`, else where Cargo puts it beside the running test.
+pub fn program(name: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os("SS_BIN") {
+        return PathBuf::from(directory).join(name);
+    }
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().unwrap().with_file_name(name);
+    assert!(path.exists(), "{} is not built", path.display());
+    path
+}
+
+/// Proptest with its usual number of cases, and the seeds of failures beside the test's source file.
+pub fn properties() -> Config {
+    let beside_source = FileFailurePersistence::WithSource("proptest-regressions");
+    Config { failure_persistence: Some(Box::new(beside_source)), ..Config::default() }
+}
+
+/// As [`properties`], with `cases` cases.
+pub fn properties_of(cases: u32) -> Config {
+    Config { cases, ..properties() }
+}
+
+/// A shared-memory name no other test uses.
+pub fn unique_shm() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("/ss-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Looks every 20 ms until `look` gives a value; panics with `what` after [`PATIENCE`].
+pub fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, look)
+}
+
+/// As [`wait_for`], with its own patience.
+pub fn wait_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "never came within {patience:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// As [`wait_for`] for a condition.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    wait_for(what, || holds().then_some(()));
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, the clock of the stamp in every access unit.
+pub fn monotonic_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
