@@ -105,7 +105,7 @@ impl RecordingFile for OpenRecording {
         let progress = self.0.progress.clone();
         Box::pin(async move {
             let Some(mut progress) = progress else { return bytes };
-            let grown = progress.wait_for(|now| now.committed_bytes > bytes || now.over).await;
+            let grown = progress.wait_for(|now| now.committed_bytes > bytes || now.finished).await;
             // The sender is gone when the file is closed: then it has grown for the last time.
             grown.map_or(bytes, |now| now.committed_bytes.max(bytes))
         })

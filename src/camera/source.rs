@@ -11,15 +11,15 @@ use super::layout::Layout;
 use super::mapping::{Access, Mapping, MappingError};
 use crate::base::clock;
 use crate::base::counters::Counter;
-use crate::base::limits::{KEYFRAME_REQUEST_INTERVAL_NS, LOG_INTERVAL_NS};
+use crate::base::limits::{IDR_REQUEST_INTERVAL_NS, LOG_INTERVAL_NS};
 use crate::base::log_limit::LogLimit;
 
 /// Something that is rung when there may be a new unit or the camera's state changed. Rings carry nothing,
 /// may be spurious and may be merged; the rung one looks at its cursor.
-pub trait Bell: Send + Sync {
+pub trait Wakeup: Send + Sync {
     /// Called on the doorbell's thread (or on that of a cursor that notices a restart): must be quick and
-    /// may not call [`Camera::add_bell`].
-    fn ring(&self);
+    /// may not call [`Camera::add_wakeup`].
+    fn wake(&self);
 }
 
 /// How the doorbell learns of new units.
@@ -110,7 +110,7 @@ pub struct CameraCounters {
     /// Units not read at once because this program held as many slots of a lease ring as it may.
     pub leases_refused: Counter,
     /// IDRs asked of the camera.
-    pub keyframes_requested: Counter,
+    pub idrs_requested: Counter,
     /// Slots skipped because they do not hold H.264.
     pub rejected_format: Counter,
     /// Slots skipped because of their size.
@@ -190,7 +190,7 @@ struct Shared {
     generation: AtomicU64,
     place: Mutex<Place>,
     epoch: AtomicU32,
-    bells: Mutex<Vec<Arc<dyn Bell>>>,
+    bells: Mutex<Vec<Arc<dyn Wakeup>>>,
     counters: Arc<CameraCounters>,
     last_unit_at_ns: AtomicI64,
     /// Width and height of the newest unit, one in each half.
@@ -209,7 +209,7 @@ pub struct Camera {
 }
 
 impl Camera {
-    /// A camera whose segment is called `name`, attached when it is there already. [`super::doorbell::run`]
+    /// A camera whose segment is called `name`, attached when it is there already. [`super::waiter::run`]
     /// keeps it up to date from then on.
     #[must_use]
     pub fn new(name: &str, wake: Wake) -> Camera {
@@ -227,7 +227,7 @@ impl Camera {
                 realtime_offset_ns: AtomicI64::new(0),
                 rejection_log: LogLimit::default(),
                 restart_log: LogLimit::new(LOG_INTERVAL_NS / 60),
-                keyframe_limit: LogLimit::new(KEYFRAME_REQUEST_INTERVAL_NS),
+                keyframe_limit: LogLimit::new(IDR_REQUEST_INTERVAL_NS),
             }),
         };
         camera.refresh_clocks();
@@ -248,7 +248,7 @@ impl Camera {
     }
 
     /// Adds a bell that is rung from now on.
-    pub fn add_bell(&self, bell: Arc<dyn Bell>) {
+    pub fn add_wakeup(&self, bell: Arc<dyn Wakeup>) {
         lock(&self.shared.bells).push(bell);
     }
 
@@ -277,16 +277,16 @@ impl Camera {
         &self.shared.counters
     }
 
-    /// Asks the camera for an IDR, at most once in [`KEYFRAME_REQUEST_INTERVAL_NS`] however often it is called.
+    /// Asks the camera for an IDR, at most once in [`IDR_REQUEST_INTERVAL_NS`] however often it is called.
     /// `false` where that cannot be asked: on the legacy rings, and while the camera is away.
-    pub fn request_keyframe(&self, now_ns: MonotonicNs) -> bool {
+    pub fn request_idr(&self, now_ns: MonotonicNs) -> bool {
         let (_, attachment) = self.place();
         let Some(ring) = attachment.as_ref().and_then(|attachment| attachment.mapping.leases()) else {
             return false;
         };
         if self.shared.keyframe_limit.allows(now_ns) {
-            self.shared.counters.keyframes_requested.add_shared(1);
-            ring.request_keyframe();
+            self.shared.counters.idrs_requested.add_shared(1);
+            ring.request_idr();
         }
         true
     }
@@ -357,7 +357,7 @@ impl Camera {
         let floor = mapping.leases().map_or(0, |ring| ring.epoch_start());
         let attachment = self.new_attachment(mapping, start, floor);
         self.move_to(&mut lock(&self.shared.place), Place::Attached(attachment));
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// Nothing is mapped from now on.
@@ -370,7 +370,7 @@ impl Camera {
         self.move_to(&mut place, Place::Away { reason: reason.to_owned() });
         drop(place);
         log::warn!("camera away: {reason}");
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// The camera of run `old` began again in the same segment. Whoever notices says so; told once.
@@ -385,7 +385,7 @@ impl Camera {
         self.move_to(&mut place, Place::Attached(attachment));
         drop(place);
         self.count_restart(now_ns, "in the same segment");
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// Counts a restart of the camera and says so.
@@ -414,9 +414,9 @@ impl Camera {
     }
 
     /// Rings every bell.
-    pub(super) fn ring_bells(&self) {
+    pub(super) fn wake_consumers(&self) {
         for bell in lock(&self.shared.bells).iter() {
-            bell.ring();
+            bell.wake();
         }
     }
 

@@ -114,8 +114,8 @@ impl Assembler {
 
     /// Learns all that `other` knows: to assemble a second time, and alike, what `other` did. Call it when
     /// `other` has just assembled an IDR and continue with that IDR.
-    pub fn take_over(&mut self, other: &Assembler) {
-        self.sets.take_over(&other.sets);
+    pub fn copy_from(&mut self, other: &Assembler) {
+        self.sets.copy_from(&other.sets);
         self.gop = other.gop;
         self.joined = false;
         self.reported_generation = other.reported_generation;

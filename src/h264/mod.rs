@@ -21,7 +21,7 @@ pub mod parameter_sets;
 mod payloads;
 pub mod stamp;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use access_unit::{Assembler, UnitError};
 pub use assembled::{AssembledUnit, Nal};

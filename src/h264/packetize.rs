@@ -326,7 +326,7 @@ mod tests {
                 last = sender.packetizer.allocations();
             }
         }
-        assert!(hoard.len() > 4 * limits::PAYLOAD_POOL_LOOKS_MAX);
+        assert!(hoard.len() > 4 * limits::PAYLOAD_POOL_CHECKS_MAX);
         assert_eq!(sender.packetizer.allocations(), last);
     }
 

@@ -320,7 +320,7 @@ impl ParameterSets {
     }
 
     /// Becomes what `other` is.
-    pub(super) fn take_over(&mut self, other: &Self) {
+    pub(super) fn copy_from(&mut self, other: &Self) {
         self.sequence.entries.clone_from(&other.sequence.entries);
         self.picture.entries.clone_from(&other.picture.entries);
         (self.active_sps_id, self.generation) = (other.active_sps_id, other.generation);

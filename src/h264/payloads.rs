@@ -123,12 +123,12 @@ impl Pool {
     }
 
     /// Takes back buffers that nobody else holds, oldest first. Held ones are passed over, at most
-    /// [`limits::PAYLOAD_POOL_LOOKS_MAX`] of them; if nothing else was found they go to the back of the queue,
+    /// [`limits::PAYLOAD_POOL_CHECKS_MAX`] of them; if nothing else was found they go to the back of the queue,
     /// so that one viewer's hoard does not hide what lies behind it.
     pub(super) fn collect(&mut self) {
         let mut passed = 0;
         let mut found = false;
-        while passed < limits::PAYLOAD_POOL_LOOKS_MAX
+        while passed < limits::PAYLOAD_POOL_CHECKS_MAX
             && let Some(buffer) = self.handed_out.get_mut(passed)
         {
             if Arc::strong_count(buffer) == 1 && Arc::get_mut(buffer).is_some() {

@@ -20,7 +20,7 @@ use super::counters::RecorderCounters;
 use super::library::{Library, Progress};
 use super::names::{Format, Stem};
 use super::operation::{Completion, Ending, FileId, Output};
-use super::side_note::SideNote;
+use super::sidecar::Sidecar;
 use super::types::RecorderError;
 use crate::base::clock::monotonic_ns;
 use crate::base::limits;
@@ -159,7 +159,7 @@ impl Disk {
         let _unlocked = flock(&plain, FlockOperation::NonBlockingLockExclusive);
         let set_up = || {
             if format == Format::H264 {
-                SideNote::default().overwrite(self.library.directory(), &name)?;
+                Sidecar::default().overwrite(self.library.directory(), &name)?;
             }
             plain.try_clone()
         };
@@ -170,7 +170,7 @@ impl Disk {
             }
             Err(error) => {
                 let _empty_file_stays = fs::remove_file(self.library.path(&name));
-                let _no_note = fs::remove_file(SideNote::path(self.library.directory(), &name));
+                let _no_note = fs::remove_file(Sidecar::path(self.library.directory(), &name));
                 Err(RecorderError::io("creating the file", &error))
             }
         }
@@ -190,7 +190,7 @@ impl Disk {
         let Some(open) = self.files.remove(&file) else { return };
         let removed = fs::remove_file(self.library.path(&open.name));
         if open.format == Format::H264 {
-            let _no_note = fs::remove_file(SideNote::path(self.library.directory(), &open.name));
+            let _no_note = fs::remove_file(Sidecar::path(self.library.directory(), &open.name));
         }
         open.close(&self.library);
         let result = match removed {
@@ -209,7 +209,7 @@ impl OpenFile {
     async fn finish(&self, ending: Ending, library: &Library) -> Result<(), RecorderError> {
         let failed = |error: io::Error| RecorderError::io("finishing the file", &error);
         let end = ending.committed + ending.tail.len() as u64;
-        let note = SideNote {
+        let note = Sidecar {
             started_at_s: ending.started_at_s,
             duration_s: Some(ending.duration_s),
             complete: true,
@@ -253,6 +253,6 @@ impl OpenFile {
     /// Readers see the finished file from now on.
     fn close(&self, library: &Library) {
         library.unregister(&self.name);
-        self.progress.send_modify(|progress| progress.over = true);
+        self.progress.send_modify(|progress| progress.finished = true);
     }
 }

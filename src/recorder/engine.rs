@@ -14,7 +14,7 @@ use super::names::{Format, Stem, Zone};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::recording::Recording;
 use super::retention::Retention;
-use super::types::{RecorderError, StartReply, StartRequest, Status, StopReply};
+use super::types::{RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply};
 use crate::base::clock::{monotonic_ns, unix_s};
 use crate::base::limits;
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
@@ -100,11 +100,11 @@ impl Engine {
     pub(super) async fn run(mut self) {
         loop {
             self.work();
-            let idle = self.recording.state() == "idle";
+            let idle = self.recording.state() == RecorderState::Idle;
             if self.shutting_down && idle {
                 return;
             }
-            let look_at_ring = self.recording.wants_unit() || (idle && self.follow_while_idle);
+            let look_at_ring = self.recording.can_take_unit() || (idle && self.follow_while_idle);
             let wait = self.wait(idle);
             tokio::select! {
                 Some((file, completion)) = self.completions.recv() => self.complete(file, completion),
@@ -125,7 +125,7 @@ impl Engine {
 
     /// How long nothing happens by itself.
     fn wait(&self, idle: bool) -> std::time::Duration {
-        let look_ms = if idle { limits::RECORDER_IDLE_LOOK_MS } else { limits::RECORDER_LOOK_MS };
+        let look_ms = if idle { limits::RECORDER_IDLE_POLL_MS } else { limits::RECORDER_POLL_MS };
         let look = std::time::Duration::from_millis(look_ms);
         let deadline = self.recording.next_deadline().map(|deadline_ns| {
             std::time::Duration::from_nanos(u64::try_from(deadline_ns - monotonic_ns()).unwrap_or(0))
@@ -140,12 +140,12 @@ impl Engine {
                 self.execute(output);
             }
             let now_ns = monotonic_ns();
-            if self.recording.wants_unit() {
+            if self.recording.can_take_unit() {
                 if !self.record_next(now_ns) {
                     break;
                 }
             } else {
-                if self.recording.state() == "idle" {
+                if self.recording.state() == RecorderState::Idle {
                     self.follow(now_ns);
                 }
                 break;
@@ -187,7 +187,7 @@ impl Engine {
                 let incoming = incoming(&view);
                 self.current = Some(view);
                 self.recording.push_unit(now_ns, &incoming);
-                if !self.recording.holds_unit() {
+                if !self.recording.has_pending_unit() {
                     self.current = None;
                 }
             }
@@ -201,7 +201,7 @@ impl Engine {
             }
             Next::Restarted => self.recording.handle_gap(0),
             Next::Empty | Next::Away => {
-                self.recording.handle_drained(now_ns, self.cursor.begun_slots() > 0);
+                self.recording.handle_ring_empty(now_ns, self.cursor.begun_slots() > 0);
                 return false;
             }
         }
@@ -211,10 +211,10 @@ impl Engine {
     /// While nothing is recorded, only parameter sets are looked for: a camera may send them just once.
     fn follow(&mut self, now_ns: i64) {
         self.current = None;
-        for _ in 0..limits::UNITS_LOOKED_AT_MAX {
+        for _ in 0..limits::IDLE_UNITS_PER_POLL_MAX {
             match self.cursor.next(now_ns) {
                 Next::Unit(view) => {
-                    self.observe(&view);
+                    self.remember_parameter_sets(&view);
                 }
                 Next::Lapped { .. } => self.follow_while_idle = true,
                 Next::Rejected(_) | Next::Restarted => {}
@@ -223,35 +223,35 @@ impl Engine {
         }
     }
 
-    fn observe(&mut self, view: &UnitView) -> bool {
-        let is_idr = self.recording.observe(&view.bytes);
+    fn remember_parameter_sets(&mut self, view: &UnitView) -> bool {
+        let is_idr = self.recording.remember_parameter_sets(&view.bytes);
         let intact = view.is_intact();
         if !intact {
-            self.recording.unobserve();
+            self.recording.forget_parameter_sets();
         }
         is_idr && intact
     }
 
     fn complete(&mut self, file: FileId, completion: Completion) {
         let now_ns = monotonic_ns();
-        let was_idle = self.recording.state() == "idle";
+        let was_idle = self.recording.state() == RecorderState::Idle;
         let is_write = matches!(completion, Completion::Written { .. });
         let finished = match &completion {
             Completion::Finished(result) => Some(result.clone()),
             _ => None,
         };
         self.recording.handle_completion(now_ns, file, completion);
-        if !self.recording.holds_unit() {
+        if !self.recording.has_pending_unit() {
             self.current = None;
         }
         if is_write && let Some((committed_bytes, duration_s, started_at_s)) = self.recording.progress(file) {
             self.disk
-                .show_progress(file, Progress { committed_bytes, duration_s, started_at_s, over: false });
+                .show_progress(file, Progress { committed_bytes, duration_s, started_at_s, finished: false });
         }
         if let Some(Err(error)) = finished {
             log::error!("recording: {error}");
         }
-        if !was_idle && self.recording.state() == "idle" {
+        if !was_idle && self.recording.state() == RecorderState::Idle {
             self.ended();
         }
     }
@@ -267,7 +267,7 @@ impl Engine {
                 last.report.bytes_written,
                 last.report.duration,
                 last.report.dropped_units,
-                last.reason
+                last.reason.as_str()
             ),
             (_, Some(error)) => log::error!("recording ended: {error}"),
             (None, None) => {}
@@ -303,14 +303,8 @@ impl Engine {
         let state = self.recording.state();
         let (last, error) = self.recording.last();
         let report = self.recording.report().or_else(|| last.map(|last| last.report.clone()));
-        let reason = if state == "idle" { last.map(|last| last.reason) } else { None };
-        Status {
-            recording: state == "recording",
-            state,
-            report,
-            reason,
-            error: error.map(RecorderError::report),
-        }
+        let reason = if state == RecorderState::Idle { last.map(|last| last.reason.clone()) } else { None };
+        Status { recording: state == RecorderState::Recording, state, report, reason, error: error.cloned() }
     }
 
     fn start(&mut self, now_ns: i64, request: &StartRequest) -> Result<(), RecorderError> {
@@ -345,7 +339,7 @@ impl Engine {
             match cursor.next(now_ns) {
                 Next::Unit(view) => {
                     let old_enough = view.captured_monotonic_ns <= now_ns.saturating_sub(pre_roll_ns);
-                    if self.observe(&view) && (old_enough || chosen.is_none()) {
+                    if self.remember_parameter_sets(&view) && (old_enough || chosen.is_none()) {
                         chosen = Some(back);
                     }
                 }

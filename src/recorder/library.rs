@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::counters::RecorderCounters;
 use super::names::{self, Format};
 use super::retention::{Candidate, Retention, to_retire};
-use super::side_note::SideNote;
+use super::sidecar::Sidecar;
 use super::types::{RecorderError, RecordingInfo};
 use crate::base::limits;
 use crate::recorder::format::annexb;
@@ -33,7 +33,7 @@ pub struct Progress {
     /// When it began, seconds since 1970.
     pub started_at_s: u64,
     /// The file is finished; its first bytes and its length are about to change or did.
-    pub over: bool,
+    pub finished: bool,
 }
 
 /// The recordings of one directory. Clones share what is known of running files.
@@ -176,7 +176,7 @@ impl Library {
         }
         fs::remove_file(self.path(name)).map_err(|error| file_error(name, "deleting", &error))?;
         if format == Format::H264 {
-            let _gone_already = fs::remove_file(SideNote::path(&self.directory, name));
+            let _gone_already = fs::remove_file(Sidecar::path(&self.directory, name));
         }
         Ok(())
     }
@@ -227,7 +227,7 @@ impl Library {
                         .is_ok_and(|filled| filled && fmp4::form(&start) == Form::Unfinished),
                 }
             }
-            Some(Format::H264) => SideNote::read(&self.directory, name).is_some_and(|note| !note.complete),
+            Some(Format::H264) => Sidecar::read(&self.directory, name).is_some_and(|note| !note.complete),
             None => false,
         };
         self.names().unwrap_or_default().into_iter().filter(is_unfinished).collect()
@@ -256,7 +256,7 @@ impl Library {
         let bytes = file.total_bytes()?;
         if bytes == 0 {
             fs::remove_file(self.path(name))?;
-            let _none_for_mp4 = fs::remove_file(SideNote::path(&self.directory, name));
+            let _none_for_mp4 = fs::remove_file(Sidecar::path(&self.directory, name));
             return Ok(false);
         }
         if Format::of(name) == Some(Format::H264) {
@@ -302,7 +302,7 @@ impl Library {
         // Also when nothing is cut: frees what is reserved behind the end.
         file.set_len(end)?;
         file.sync_data()?;
-        let mut note = SideNote::read(&self.directory, name).unwrap_or_default();
+        let mut note = Sidecar::read(&self.directory, name).unwrap_or_default();
         (note.complete, note.recovered, note.duration_s) = (true, true, None);
         note.overwrite(&self.directory, name)
     }
@@ -311,7 +311,7 @@ impl Library {
     pub fn sweep(&self) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let file_name = entry.file_name();
-            let Some(name) = file_name.to_str().and_then(SideNote::recording_of) else { continue };
+            let Some(name) = file_name.to_str().and_then(Sidecar::recording_of) else { continue };
             if !self.path(name).exists() {
                 let _kept_if_it_fails = fs::remove_file(entry.path());
             }
@@ -397,7 +397,7 @@ impl Library {
             info.duration = Some(progress.duration_s);
             started_at_s = Some(progress.started_at_s);
         } else if Format::of(&info.name) == Some(Format::H264) {
-            if let Some(note) = SideNote::read(&self.directory, &info.name) {
+            if let Some(note) = Sidecar::read(&self.directory, &info.name) {
                 ours = note.complete;
                 (info.complete, info.recovered, info.duration) =
                     (note.complete, note.recovered, note.duration_s);

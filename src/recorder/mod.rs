@@ -13,19 +13,17 @@
 pub mod counters;
 mod disk;
 mod engine;
-#[cfg(test)]
-pub(crate) mod fake_disk;
 pub mod format;
 mod handle;
 pub mod library;
 pub mod names;
 pub(crate) mod operation;
 pub(crate) mod recording;
-#[cfg(test)]
-mod recording_tests;
 pub mod retention;
 mod segment;
-mod side_note;
+mod sidecar;
+#[cfg(test)]
+pub(crate) mod tests;
 mod types;
 
 pub use handle::{RecorderConfig, RecorderHandle, SpawnError, spawn};

@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use super::counters::RecorderCounters;
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::segment::{Held, Segment, Written};
-use super::types::{RecorderError, Report, StartReply, StopReply};
+use super::types::{RecorderError, RecorderState, Report, StartReply, StopReason, StopReply};
 use crate::base::limits;
 use crate::h264::{Assembler, up_to_first_slice};
 
@@ -66,7 +66,7 @@ struct Active {
     report: Report,
     /// Seconds of the files that are closed.
     closed_duration_s: f64,
-    reason: &'static str,
+    reason: StopReason,
     error: Option<RecorderError>,
     stop_asked: bool,
 }
@@ -116,7 +116,7 @@ impl Recording {
             finishing: SmallVec::new(),
             report: Report::default(),
             closed_duration_s: 0.0,
-            reason: "asked",
+            reason: StopReason::Requested,
             error: None,
             stop_asked: false,
         });
@@ -139,7 +139,7 @@ impl Recording {
             return Err(RecorderError::Stopping);
         }
         active.stop_asked = true;
-        active.end(now_ns, "asked");
+        active.end(now_ns, StopReason::Requested);
         self.advance();
         Ok(())
     }
@@ -147,7 +147,7 @@ impl Recording {
     /// The program ends: as a stop, but nobody waits for an answer.
     pub(crate) fn handle_shutdown(&mut self, now_ns: i64) {
         if let Some(active) = &mut self.active {
-            active.end(now_ns, "shutdown");
+            active.end(now_ns, StopReason::Shutdown);
             self.advance();
         }
     }
@@ -160,7 +160,7 @@ impl Recording {
     }
 
     /// Whether the next unit of the ring can be taken now.
-    pub(crate) fn wants_unit(&self) -> bool {
+    pub(crate) fn can_take_unit(&self) -> bool {
         self.active.as_ref().is_some_and(|active| {
             matches!(active.phase, Phase::Running | Phase::Draining { .. })
                 && active.held.is_none()
@@ -170,21 +170,21 @@ impl Recording {
     }
 
     /// Whether a unit given by [`Recording::push_unit`] may still be read.
-    pub(crate) fn holds_unit(&self) -> bool {
+    pub(crate) fn has_pending_unit(&self) -> bool {
         self.active.as_ref().is_some_and(|active| active.held.is_some())
     }
 
     /// Looks at a unit without recording it: parameter sets are remembered.
-    pub(crate) fn observe(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn remember_parameter_sets(&mut self, bytes: &[u8]) -> bool {
         self.assembler.assemble(up_to_first_slice(bytes)).is_ok_and(|unit| unit.is_idr())
     }
 
     /// The unit observed last was overwritten meanwhile.
-    pub(crate) fn unobserve(&mut self) {
+    pub(crate) fn forget_parameter_sets(&mut self) {
         self.assembler.forget_last_unit();
     }
 
-    /// Takes the next unit ([`Recording::wants_unit`] must be true).
+    /// Takes the next unit ([`Recording::can_take_unit`] must be true).
     pub(crate) fn push_unit(&mut self, now_ns: i64, unit: &IncomingUnit) {
         let Some(active) = &mut self.active else { return };
         if let Phase::Draining { asked_ns } = active.phase
@@ -219,7 +219,7 @@ impl Recording {
 
     /// The ring holds no further whole unit now; `begun` says that the camera has begun one, or that it is whole
     /// already but not known to be.
-    pub(crate) fn handle_drained(&mut self, now_ns: i64, begun: bool) {
+    pub(crate) fn handle_ring_empty(&mut self, now_ns: i64, begun: bool) {
         if let Some(active) = &mut self.active
             && let Phase::Draining { asked_ns } = active.phase
             && active.held.is_none()
@@ -291,13 +291,12 @@ impl Recording {
         self.advance();
     }
 
-    /// `idle`, `starting`, `recording` or `stopping`.
-    pub(crate) fn state(&self) -> &'static str {
+    pub(crate) fn state(&self) -> RecorderState {
         match self.active.as_ref().map(|active| active.phase) {
-            None => "idle",
-            Some(Phase::Starting) => "starting",
-            Some(Phase::Running) => "recording",
-            Some(Phase::Draining { .. } | Phase::Closing) => "stopping",
+            None => RecorderState::Idle,
+            Some(Phase::Starting) => RecorderState::Starting,
+            Some(Phase::Running) => RecorderState::Recording,
+            Some(Phase::Draining { .. } | Phase::Closing) => RecorderState::Stopping,
         }
     }
 
@@ -410,7 +409,7 @@ impl Recording {
                     self.counters.started.add_shared(1);
                     let (filename, waits_for_idr) =
                         (active.report.filename.clone(), active.start.waits_for_idr);
-                    let reply = StartReply { status: "recording", filename, name, waits_for_idr };
+                    let reply = StartReply { filename, name, waits_for_idr };
                     self.outputs.push_back(Output::Started(Ok(reply)));
                 }
             }
@@ -483,9 +482,9 @@ impl Recording {
         let Some(active) = self.active.take() else { return };
         self.counters.active.store(false, Relaxed);
         let report = active.full_report();
-        let reason = active.error.as_ref().map_or(active.reason, RecorderError::code);
+        let reason = active.error.clone().map_or(active.reason, StopReason::Failed);
         let kept = report.frame_count > 0;
-        let reply = StopReply { status: "stopped", report, reason, kept };
+        let reply = StopReply { report, reason, kept };
         if active.stop_asked {
             let reply = active.error.clone().map_or(Ok(reply.clone()), Err);
             self.outputs.push_back(Output::Stopped(reply));
@@ -506,7 +505,7 @@ impl Active {
     }
 
     /// No unit captured after now is wanted.
-    fn end(&mut self, now_ns: i64, reason: &'static str) {
+    fn end(&mut self, now_ns: i64, reason: StopReason) {
         match self.phase {
             Phase::Starting => self.phase = Phase::Closing,
             Phase::Running => self.phase = Phase::Draining { asked_ns: now_ns },
@@ -515,12 +514,16 @@ impl Active {
         self.reason = reason;
     }
 
-    fn ending_deadline(&self) -> Option<(i64, &'static str)> {
-        let duration =
-            self.start.max_duration_ns.map(|ns| (self.started_ns.saturating_add(ns), "max_duration"));
-        let heartbeat =
-            self.start.heartbeat_ns.map(|ns| (self.heartbeat_at_ns.saturating_add(ns), "heartbeat"));
-        [duration, heartbeat].into_iter().flatten().min()
+    fn ending_deadline(&self) -> Option<(i64, StopReason)> {
+        let duration = self
+            .start
+            .max_duration_ns
+            .map(|ns| (self.started_ns.saturating_add(ns), StopReason::MaxDuration));
+        let heartbeat = self
+            .start
+            .heartbeat_ns
+            .map(|ns| (self.heartbeat_at_ns.saturating_add(ns), StopReason::Heartbeat));
+        [heartbeat, duration].into_iter().flatten().min_by_key(|(deadline, _)| *deadline)
     }
 
     fn full_report(&self) -> Report {

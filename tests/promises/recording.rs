@@ -14,7 +14,7 @@ use std::time::Duration;
 use streaming_server::camera::Layout;
 use streaming_server::recorder::names::Format;
 use streaming_server::recorder::retention::Retention;
-use streaming_server::recorder::{RecorderError, StartRequest};
+use streaming_server::recorder::{RecorderError, RecorderState, StartRequest, StopReason};
 
 mod kill;
 mod rig;
@@ -51,7 +51,7 @@ fn a_recording_is_complete_and_plays_and_is_little_more_than_its_units() {
         let payload = byte_stream(&path).len() as u64;
         assert!(bytes < payload + payload / 100, "{bytes} for {payload}");
         assert!((reply.report.duration - numbers.len() as f64 / 30.0).abs() < 0.5, "{:?}", reply.report);
-        assert_eq!((reply.report.dropped_units, reply.reason), (0, "asked"));
+        assert_eq!((reply.report.dropped_units, reply.reason), (0, StopReason::Requested));
         let latency = rig.handle.counters().write_latency.summary();
         eprintln!(
             "{format}: writes p50 {} us, p99 {} us, max {} us",
@@ -91,7 +91,7 @@ fn the_running_file_downloads_and_plays_up_to_its_last_unit() {
         }
         let finished = rig.wait(rig.handle.open(name.clone())).unwrap();
         assert!(finished.complete && finished.progress.is_none() && finished.etag != download.etag);
-        assert!(download.progress.unwrap().borrow().over);
+        assert!(download.progress.unwrap().borrow().finished);
         assert_eq!(rig.wait(rig.handle.delete(name.clone())), Ok(()));
         assert_eq!(rig.wait(rig.handle.delete(name.clone())), Err(RecorderError::NotFound { name }));
     }
@@ -274,16 +274,16 @@ fn duration_and_heartbeat_stop_by_themselves() {
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
     camera.wait_units(3);
     rig.start(StartRequest { max_duration_s: Some(0.5), ..named("short") }).unwrap();
-    rig.wait_state("idle");
-    assert_eq!(rig.status().reason, Some("max_duration"));
+    rig.wait_state(RecorderState::Idle);
+    assert_eq!(rig.status().reason, Some(StopReason::MaxDuration));
     rig.start(StartRequest { heartbeat_s: Some(1.0), ..named("watched") }).unwrap();
     for _ in 0..4 {
         std::thread::sleep(Duration::from_millis(400));
         rig.wait(rig.handle.heartbeat()).unwrap();
     }
     assert!(rig.status().recording);
-    rig.wait_state("idle");
-    assert_eq!(rig.status().reason, Some("heartbeat"));
+    rig.wait_state(RecorderState::Idle);
+    assert_eq!(rig.status().reason, Some(StopReason::Heartbeat));
     assert_complete(&unit_numbers(&directory.0.join("watched.mp4")));
 }
 
@@ -325,10 +325,10 @@ fn a_full_disk_ends_the_recording_and_leaves_a_file_that_plays() {
             let rig = Rig::new(&camera.name, &disk.path, format);
             camera.wait_units(3);
             let name = rig.start(named("full")).unwrap();
-            rig.wait_state("idle");
+            rig.wait_state(RecorderState::Idle);
             let status = rig.status();
-            let error = status.error.unwrap();
-            assert_eq!((error.status, error.code, status.reason), (507, "disk_full", Some("disk_full")));
+            assert_eq!(status.error, Some(RecorderError::DiskFull));
+            assert_eq!(status.reason, Some(StopReason::Failed(RecorderError::DiskFull)));
             let path = disk.path.join(&name);
             let numbers = unit_numbers(&path);
             assert_complete(&numbers);
@@ -364,7 +364,7 @@ fn a_disk_that_hangs_laps_only_the_recorder() {
         return;
     }
     camera.wait_units(90);
-    assert_eq!(rig.status().state, "recording", "it answers while the disk hangs");
+    assert_eq!(rig.status().state, RecorderState::Recording, "it answers while the disk hangs");
     assert!(disk.run("fsfreeze", &["-u"]));
     camera.wait_units(60);
     let reply = rig.stop().unwrap();
@@ -392,8 +392,8 @@ fn a_directory_that_cannot_be_used_is_an_error_and_one_that_comes_back_is_used()
     rig.start(named("cat")).unwrap();
     rig.wait_recorded(5);
     std::fs::remove_dir_all(&recordings).unwrap();
-    rig.wait_state("idle");
-    assert_eq!(rig.status().error.map(|error| error.code), Some("removed"));
+    rig.wait_state(RecorderState::Idle);
+    assert_eq!(rig.status().error, Some(RecorderError::Removed));
     rig.start(named("cat")).unwrap();
     rig.wait_recorded(5);
     rig.stop().unwrap();

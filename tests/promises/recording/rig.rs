@@ -8,12 +8,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use streaming_server::camera::{Camera, FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake, doorbell};
+use streaming_server::camera::{Camera, FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake, waiter};
 use streaming_server::h264::{self, Stamp, crc32_of_slices};
 use streaming_server::recorder::names::Format;
 use streaming_server::recorder::retention::Retention;
 use streaming_server::recorder::{
-    RecorderConfig, RecorderError, RecorderHandle, StartRequest, StopReply, spawn,
+    RecorderConfig, RecorderError, RecorderHandle, RecorderState, StartRequest, StopReply, spawn,
 };
 use streaming_server::simulator::{ParameterSetPolicy, TestCard, TestCardConfig, Unit};
 
@@ -186,7 +186,7 @@ impl Rig {
         let config = RecorderConfig { directory: directory.to_owned(), format, retention };
         let (handle, recorder) = spawn(&camera, config).unwrap();
         let bell_stop = Arc::clone(&stop);
-        let bell = std::thread::spawn(move || doorbell::run(camera, bell_stop, false));
+        let bell = std::thread::spawn(move || waiter::run(camera, bell_stop, false));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Rig { handle, runtime, stop, threads: vec![recorder, bell] }
     }
@@ -208,7 +208,7 @@ impl Rig {
     }
 
     /// Waits until the recorder is in that state.
-    pub(crate) fn wait_state(&self, state: &str) {
+    pub(crate) fn wait_state(&self, state: RecorderState) {
         while self.status().state != state {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -14,7 +14,7 @@ const NOTE_BYTES: usize = 512;
 /// What the note says.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct SideNote {
+pub(super) struct Sidecar {
     pub(super) started_at_s: u64,
     pub(super) duration_s: Option<f64>,
     pub(super) complete: bool,
@@ -22,7 +22,7 @@ pub(super) struct SideNote {
     pub(super) dropped_units: u64,
 }
 
-impl SideNote {
+impl Sidecar {
     pub(super) fn path(directory: &Path, name: &str) -> PathBuf {
         directory.join(format!(".{name}.json"))
     }
@@ -32,7 +32,7 @@ impl SideNote {
         file_name.strip_prefix('.')?.strip_suffix(".json").filter(|name| name.ends_with(".h264"))
     }
 
-    pub(super) fn read(directory: &Path, name: &str) -> Option<SideNote> {
+    pub(super) fn read(directory: &Path, name: &str) -> Option<Sidecar> {
         let text = fs::read(Self::path(directory, name)).ok().filter(|text| text.len() == NOTE_BYTES)?;
         serde_json::from_slice(&text).ok()
     }
@@ -59,18 +59,18 @@ mod tests {
 
     #[test]
     fn a_note_has_one_size_and_reads_back() {
-        let extreme = SideNote {
+        let extreme = Sidecar {
             started_at_s: u64::MAX,
             duration_s: Some(-1_234_567.890_625),
             complete: false,
             recovered: false,
             dropped_units: u64::MAX,
         };
-        for note in [SideNote::default(), extreme] {
+        for note in [Sidecar::default(), extreme] {
             assert_eq!(note.bytes().len(), NOTE_BYTES);
-            assert_eq!(serde_json::from_slice::<SideNote>(&note.bytes()).ok(), Some(note));
+            assert_eq!(serde_json::from_slice::<Sidecar>(&note.bytes()).ok(), Some(note));
         }
-        assert_eq!(SideNote::recording_of(".a.h264.json"), Some("a.h264"));
-        assert_eq!(SideNote::recording_of(".json"), None);
+        assert_eq!(Sidecar::recording_of(".a.h264.json"), Some("a.h264"));
+        assert_eq!(Sidecar::recording_of(".json"), None);
     }
 }

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::counters::RecorderCounters;
-use super::names::{Format, Stem};
-use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
-use super::recording::Recording;
-use super::types::{RecorderError, StartReply, StopReply};
+use crate::h264::testing::{self, BitWriter};
+use crate::recorder::counters::RecorderCounters;
 use crate::recorder::format::fmp4::{self, Form};
 use crate::recorder::format::recovery::survey;
+use crate::recorder::names::{Format, Stem};
+use crate::recorder::operation::{Completion, FileId, IncomingUnit, Output, Start};
+use crate::recorder::recording::Recording;
+use crate::recorder::types::{RecorderError, RecorderState, StartReply, StopReply};
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
 pub(crate) const FRAME: i64 = SECOND / 30;
@@ -29,7 +30,7 @@ pub(crate) struct FakeFile {
     pub(crate) finished: bool,
 }
 
-pub(crate) struct World {
+pub(crate) struct Harness {
     pub(crate) recording: Recording,
     pub(crate) now_ns: i64,
     pub(crate) files: BTreeMap<FileId, FakeFile>,
@@ -60,44 +61,15 @@ pub(crate) fn start(format: Format) -> Start {
     }
 }
 
-/// Bits of a NAL unit, ended by the stop bit.
-pub(crate) struct Bits(Vec<bool>);
-
-impl Bits {
-    pub(crate) fn new() -> Bits {
-        Bits(Vec::new())
-    }
-
-    pub(crate) fn put(mut self, value: u32, count: u32) -> Bits {
-        self.0.extend((0..count).rev().map(|bit| value >> bit & 1 == 1));
-        self
-    }
-
-    pub(crate) fn ue(self, value: u32) -> Bits {
-        let length = (value + 1).ilog2();
-        self.put(0, length).put(value + 1, length + 1)
-    }
-
-    pub(crate) fn nal(mut self, header: u8) -> Vec<u8> {
-        self.0.push(true);
-        let bytes = self.0.chunks(8).map(|byte| {
-            byte.iter().enumerate().fold(0, |value, (at, bit)| value | u8::from(*bit) << (7 - at))
-        });
-        std::iter::once(header).chain(bytes).collect()
-    }
-}
-
-/// A Baseline stream of that many macroblocks' width.
+/// The parameter sets of a Baseline stream `width` macroblocks wide, in byte-stream format.
 pub(crate) fn parameter_sets(width: u32) -> Vec<u8> {
-    let sps = Bits(Vec::new()).put(0x0042_c01f, 24).ue(0).ue(0).ue(2).ue(1).put(0, 1);
-    let sps = sps.ue(width - 1).ue(44).put(0b1100, 4).nal(0x67);
-    let pps = Bits(Vec::new()).ue(0).ue(0).put(0, 2).ue(0).ue(0).nal(0x68);
+    let (sps, pps) = (testing::sps(0, 31, width, 45), testing::pps(0, 0, 0));
     [&[0, 0, 0, 1], sps.as_slice(), &[0, 0, 1], pps.as_slice()].concat()
 }
 
 /// A slice that carries its frame number, so that files can be checked for order.
 pub(crate) fn slice(header: u8, number: u32) -> Vec<u8> {
-    let mut nal = Bits(Vec::new()).ue(0).ue(7).ue(0).put(0xff, 8).nal(header);
+    let mut nal = BitWriter::default().ue(0).ue(7).ue(0).bits(0xff, 8).nal(header);
     nal.extend((0..4).rev().map(|byte| (number >> (7 * byte) & 0x7f) as u8 | 0x80));
     nal.extend(std::iter::repeat_n(0x55, 40 + (number % 7) as usize * 20));
     nal
@@ -117,9 +89,9 @@ pub(crate) fn frame_number(nal: &[u8]) -> u32 {
     nal[tail - 3..=tail].iter().fold(0, |number, byte| number << 7 | u32::from(byte & 0x7f))
 }
 
-impl World {
-    pub(crate) fn new() -> World {
-        World {
+impl Harness {
+    pub(crate) fn new() -> Harness {
+        Harness {
             recording: Recording::new(Arc::new(RecorderCounters::default()), "rec".to_owned()),
             now_ns: 1_000 * SECOND,
             files: BTreeMap::new(),
@@ -138,12 +110,12 @@ impl World {
         }
     }
 
-    pub(crate) fn recording(format: Format) -> World {
-        let mut world = World::new();
-        world.recording.handle_start(world.now_ns, start(format)).unwrap();
-        world.settle();
-        assert_eq!(world.recording.state(), "recording");
-        world
+    pub(crate) fn recording(format: Format) -> Harness {
+        let mut harness = Harness::new();
+        harness.recording.handle_start(harness.now_ns, start(format)).unwrap();
+        harness.settle();
+        assert_eq!(harness.recording.state(), RecorderState::Recording);
+        harness
     }
 
     /// Moves outputs to the disk, which then has completions waiting.
@@ -293,7 +265,7 @@ impl World {
     }
 
     pub(crate) fn push(&mut self, bytes: Vec<u8>) {
-        assert!(self.recording.wants_unit(), "{}", self.recording.state());
+        assert!(self.recording.can_take_unit(), "{:?}", self.recording.state());
         let unit = IncomingUnit {
             bytes: Bytes::from(bytes),
             captured_ns: self.now_ns,
@@ -326,9 +298,9 @@ impl World {
     pub(crate) fn stop(&mut self) -> Result<StopReply, RecorderError> {
         self.recording.handle_stop(self.now_ns)?;
         self.settle();
-        self.recording.handle_drained(self.now_ns, false);
+        self.recording.handle_ring_empty(self.now_ns, false);
         self.settle();
-        assert_eq!(self.recording.state(), "idle");
+        assert_eq!(self.recording.state(), RecorderState::Idle);
         self.stopped.pop().unwrap()
     }
 
