@@ -19,7 +19,7 @@ use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, WriterError};
 const NS_PER_S: i64 = 1_000_000_000;
 /// While waiting, the stop flag is polled at this interval.
 const NAP_NS: i64 = 100_000_000;
-/// After a longer delay (debugger, SIGSTOP) the schedule moves on instead of catching up.
+/// After a longer delay (debugger, SIGSTOP) the schedule moves on instead of catching up; a local bound.
 const LATE_NS_MAX: i64 = NS_PER_S;
 /// Rate that determines the unit sizes when units are published as fast as possible.
 const NOMINAL_FPS: f64 = 30.0;
