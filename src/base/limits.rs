@@ -454,6 +454,11 @@ pub const DOWNLOAD_PIECE_BYTES: usize = 128 * 1024;
 /// Pieces of a download waiting for its reader.
 pub const DOWNLOAD_PIECES_AHEAD: usize = 2;
 
+// ---- log ---------------------------------------------------------------------------------------------
+
+/// Nanoseconds between two log lines about the same trouble.
+pub const LOG_INTERVAL_NS: i64 = 60_000_000_000;
+
 // ---- metrics ---------------------------------------------------------------------------------------
 
 /// Latencies below are counted as this, in nanoseconds; it is also the histograms' resolution.
