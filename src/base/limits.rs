@@ -467,6 +467,16 @@ pub const LATENCY_MIN_NS: u64 = 1_000;
 /// Latencies above are counted as this, in nanoseconds.
 pub const LATENCY_MAX_NS: u64 = 10_000_000_000;
 
+/// Upper bounds of the buckets of `stage_latency_seconds`, in microseconds.
+pub const STAGE_BUCKETS_US: [u64; 14] =
+    [20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000];
+
+/// Upper bounds of the buckets of `recording_write_seconds`, in microseconds.
+pub const WRITE_BUCKETS_US: [u64; 15] = [
+    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000,
+    2_000_000,
+];
+
 /// Access units of one viewer whose sending is timed at a time; those beyond are not timed.
 pub const TIMED_UNITS_MAX: usize = 8;
 

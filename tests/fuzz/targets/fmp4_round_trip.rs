@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use streaming_server::recorder::fmp4::{self, Form, Fragment, Index, Track, UnitKind};
-use streaming_server::recorder::moov::{self, Notes};
-use streaming_server::recorder::recovery::survey;
+use streaming_server::recorder::format::fmp4::{self, Form, Fragment, Index, Track, UnitKind};
+use streaming_server::recorder::format::moov::{self, Notes};
+use streaming_server::recorder::format::recovery::survey;
 
 fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
     let (width, height, started_at_s, configuration, units) = input;
@@ -36,7 +36,10 @@ fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
     let found = survey(file.as_slice()).unwrap();
     assert_eq!(found.is_some(), !index.is_empty());
     let Some(found) = found else { return };
-    assert_eq!((&found.track, &found.index, found.fragments_offset, found.end), (&track, &index, fragments_offset, end));
+    assert_eq!(
+        (&found.track, &found.index, found.fragments_offset, found.end),
+        (&track, &index, fragments_offset, end)
+    );
     let notes = Notes { recovered: width % 2 == 0, dropped_units: u64::from(height) };
     let tail = moov::finished(&track, &index, fragments_offset, notes);
     let room = fmp4::index_bytes_max(index.len()) + track.configuration.len() as u64;

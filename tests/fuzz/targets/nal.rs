@@ -3,8 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use smallvec::SmallVec;
-use streaming_server::h264::{Assembler, avcc, scan};
 use streaming_server::base::limits;
+use streaming_server::h264::{Assembler, avcc, scan};
 
 /// Start and end of all NAL units by the letter of H.264 annex B; `None` where the scan has to refuse.
 fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
@@ -29,7 +29,8 @@ fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
 fuzz_target!(|bytes: &[u8]| {
     let mut nals = SmallVec::new();
     let scanned = scan(bytes, &mut nals).ok();
-    let found = scanned.map(|()| nals.iter().map(|nal| (nal.start as usize, nal.end as usize)).collect::<Vec<_>>());
+    let found =
+        scanned.map(|()| nals.iter().map(|nal| (nal.start as usize, nal.end as usize)).collect::<Vec<_>>());
     assert_eq!(found, scan_naively(bytes));
 
     // The second pass meets the parameter sets of the first one.

@@ -3,9 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use streaming_server::recorder::fmp4::{self, START_UNFINISHED, Track};
-use streaming_server::recorder::recovery::survey;
-use streaming_server::recorder::{annexb, moov};
+use streaming_server::recorder::format::fmp4::{self, START_UNFINISHED, Track};
+use streaming_server::recorder::format::recovery::survey;
+use streaming_server::recorder::format::{annexb, moov};
 
 fn check(file: &[u8]) {
     if let Some(found) = survey(file).unwrap() {
