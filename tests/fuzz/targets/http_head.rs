@@ -23,7 +23,7 @@ const TOKEN: &str = "correct-horse-battery";
 static ACCESS: LazyLock<Access> = LazyLock::new(|| {
     let no_file = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
     let parsed = Config::from_args(["--token".into(), TOKEN.into()], |_| None, no_file);
-    let Ok(Parsed::Run(config)) = parsed else { panic!("{parsed:?}") };
+    let Ok(Parsed::Run(config)) = parsed else { panic!("the options of the test are valid") };
     Access::new(config.token.expect("a token"), 8080, Arc::default(), Moment::now().steady)
 });
 
