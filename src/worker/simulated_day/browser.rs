@@ -15,7 +15,7 @@ use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 use super::camera::Ledger;
 use super::network::{Link, Weather};
 use super::{MS, SECOND};
-use crate::h264::Depacketizer;
+use support::depacketize::Depacketizer;
 
 /// How long a receiver waits for a missing packet before it goes on without.
 const PATIENCE_NS: i64 = 600 * MS;
