@@ -33,7 +33,7 @@ use streaming_server::h264::{Assembler, Packetizer, Payloads, scan};
 use streaming_server::recorder::format::fmp4::{self, Fragment, Index, UnitKind};
 use streaming_server::session::SrtpChoice;
 use streaming_server::session::media::srtp::{self, RtpPacket, Sealer};
-use streaming_server::uring::{Edge, EdgeConfig, open_socket};
+use streaming_server::uring::{UdpDriver, UdpDriverConfig, open_socket};
 
 /// The program's allocator, counted.
 struct Counting;
@@ -264,7 +264,7 @@ fn seal(operations: u64, profile: SrtpProfile) {
 }
 
 struct Sending {
-    edge: Edge,
+    driver: UdpDriver,
     sink: UdpSocket,
     datagram: Vec<u8>,
 }
@@ -272,17 +272,18 @@ struct Sending {
 /// The datagrams of a unit become a run and are handed to the kernel, which is not counted.
 fn gso_run(operations: u64) {
     let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-    let config = EdgeConfig { socket: Arc::new(socket), receives: false, bells: Vec::new(), sends_max: 64 };
-    let edge = Edge::new(config).unwrap();
+    let config =
+        UdpDriverConfig { socket: Arc::new(socket), receives: false, eventfds: Vec::new(), sends_max: 64 };
+    let driver = UdpDriver::new(config).unwrap();
     let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
     sink.set_nonblocking(true).unwrap();
-    let sending = Sending { edge, sink, datagram: vec![0x5a; DATAGRAM_BYTES] };
+    let sending = Sending { driver, sink, datagram: vec![0x5a; DATAGRAM_BYTES] };
     // What the kernel finishes late is taken in before the next operation, so that all operations do the same.
     let prepare = |sending: &mut Sending| {
         let mut buffer = [0; 2_048];
-        while sending.edge.in_flight(1) > 0 {
-            sending.edge.submit_and_wait(Duration::from_millis(10)).unwrap();
-            while sending.edge.next_completion().is_some() {}
+        while sending.driver.in_flight(1) > 0 {
+            sending.driver.submit_and_wait(Duration::from_millis(10)).unwrap();
+            while sending.driver.next_completion().is_some() {}
         }
         while sending.sink.recv(&mut buffer).is_ok() {}
     };
@@ -290,10 +291,10 @@ fn gso_run(operations: u64) {
         let remote = sending.sink.local_addr().unwrap();
         for _ in 0..DATAGRAMS {
             let bytes = &sending.datagram;
-            sending.edge.send_with(1, None, remote, bytes.len(), |room| room.copy_from_slice(bytes));
+            sending.driver.send_with(1, None, remote, bytes.len(), |room| room.copy_from_slice(bytes));
         }
-        sending.edge.flush();
-        sending.edge.submit_and_wait(Duration::ZERO).unwrap();
+        sending.driver.flush();
+        sending.driver.submit_and_wait(Duration::ZERO).unwrap();
     });
 }
 

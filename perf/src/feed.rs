@@ -6,7 +6,7 @@ use std::io::Write;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use streaming_server::camera::{Bell, Camera, Cursor, Next, Wake, doorbell};
+use streaming_server::camera::{Camera, Cursor, Next, Wake, Wakeup, waiter};
 use streaming_server::h264::avcc::{configuration_record, length_prefix};
 use streaming_server::h264::{AssembledUnit, Assembler};
 
@@ -98,10 +98,10 @@ fn write(bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// Rung by the doorbell's thread: writes right there.
-struct WritingBell(Mutex<Pipe>);
+struct WriteOnWakeup(Mutex<Pipe>);
 
-impl Bell for WritingBell {
-    fn ring(&self) {
+impl Wakeup for WriteOnWakeup {
+    fn wake(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).turn();
     }
 }
@@ -116,8 +116,8 @@ pub(crate) fn run(shm: &str) -> Fallible<()> {
         out: Vec::new(),
         begun_ns: None,
     };
-    camera.add_bell(Arc::new(WritingBell(Mutex::new(pipe))));
-    doorbell::run(camera, Arc::new(AtomicBool::new(false)), false);
+    camera.add_wakeup(Arc::new(WriteOnWakeup(Mutex::new(pipe))));
+    waiter::run(camera, Arc::new(AtomicBool::new(false)), false);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use streaming_server::base::limits::GSO_SEGMENTS_MAX;
-use streaming_server::camera::{Bell, Camera, Cursor, Next, Wake, doorbell};
+use streaming_server::camera::{Camera, Cursor, Next, Wake, Wakeup, waiter};
 use streaming_server::h264::{Assembler, Packetizer, Payloads};
 
 use crate::Fallible;
@@ -162,10 +162,10 @@ impl Listener {
 }
 
 /// Rung by the doorbell's thread: sends right there.
-struct SendingBell(Arc<Mutex<Sender>>);
+struct SendOnWakeup(Arc<Mutex<Sender>>);
 
-impl Bell for SendingBell {
-    fn ring(&self) {
+impl Wakeup for SendOnWakeup {
+    fn wake(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).turn();
     }
 }
@@ -186,9 +186,9 @@ pub(crate) fn run(shm: &str) -> Fallible<()> {
         run: Vec::with_capacity(1 << 16),
         failed: 0,
     }));
-    camera.add_bell(Arc::new(SendingBell(Arc::clone(&sender))));
+    camera.add_wakeup(Arc::new(SendOnWakeup(Arc::clone(&sender))));
     let stop = Arc::new(AtomicBool::new(false));
-    std::thread::spawn(move || doorbell::run(camera, stop, false));
+    std::thread::spawn(move || waiter::run(camera, stop, false));
     println!("listening: http={0} udp={0}", socket.local_addr()?);
     let mut buffer = [0; 256];
     loop {

@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::camera::mapping::{Access, Mapping};
 use crate::config::Config;
-use crate::uring::{self, Edge, EdgeConfig, Features};
+use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ fn ring(config: &Config) -> Check {
         return check("ring", Verdict::Ok, "--demo brings its own");
     }
     let name = config.shm.as_str();
-    let mapping = match Mapping::open(name, Access::Look) {
+    let mapping = match Mapping::open(name, Access::Inspect) {
         Ok(mapping) => mapping,
         Err(error) => {
             let advice = "the server waits for the camera; is it running, is --shm its name?";
@@ -115,8 +115,8 @@ fn sending() -> Vec<Check> {
         Ok((socket, _)) => Arc::new(socket),
         Err(error) => return vec![check("udp socket", Verdict::Fail, error.to_string())],
     };
-    let config = EdgeConfig { socket, receives: true, bells: Vec::new(), sends_max: 64 };
-    let features = match Edge::new(config) {
+    let config = UdpDriverConfig { socket, receives: true, eventfds: Vec::new(), sends_max: 64 };
+    let features = match UdpDriver::new(config) {
         Ok(edge) => edge.features(),
         Err(error) => return vec![check("io_uring", Verdict::Fail, error.to_string())],
     };

@@ -87,7 +87,7 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
         "camera_keyframe_requests_total",
         "IDRs asked of the camera; only a lease ring can be asked.",
     )
-    .value(from.camera.keyframes_requested.load(Relaxed));
+    .value(from.camera.idrs_requested.load(Relaxed));
     text.counter("camera_units_dropped_total", "Access units the camera had no free slot for (lease ring).")
         .value(from.camera_dropped);
     text.counter(
@@ -133,7 +133,7 @@ fn network(text: &mut Exposition, from: &Sources<'_>) {
     text.counter("datagrams_dropped_total", "Datagrams dropped before the kernel took them.")
         .value(from.sum(|w| w.datagrams_dropped.get()));
     text.counter("gso_runs_total", "Sends of more than one datagram (UDP_SEGMENT).")
-        .value(from.sum(|w| w.gso_runs.get()));
+        .value(from.sum(|w| w.gso_batches.get()));
     text.counter("gso_fallbacks_total", "Routes that had to fall back to plain sends.")
         .value(from.sum(|w| w.gso_fallbacks.get()));
     text.counter("datagrams_received_total", "UDP datagrams received.")

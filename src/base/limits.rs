@@ -155,7 +155,7 @@ pub const SENDS_MAX: usize = 4_096;
 pub const SEND_BUFFERS_KEPT: usize = 32;
 
 /// Bells (eventfds) one edge watches at most.
-pub const BELLS_MAX: usize = 64;
+pub const EVENTFDS_MAX: usize = 64;
 
 /// Receive buffers of one edge; a power of two, as the kernel's buffer ring wants it.
 pub const RECEIVE_BUFFERS: u16 = 256;
@@ -277,13 +277,13 @@ const _: () = assert!(RECORDING_BYTES_MAX < 1 << 32, "32-bit chunk offsets suffi
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 const _: () = assert!(
-    CAMERA_CHECK_SILENT_NS <= DOORBELL_SLEEP_MAX_NS && CAMERA_CHECK_NS <= CAMERA_SILENT_NS,
+    CAMERA_CHECK_SILENT_NS <= CAMERA_WAIT_MAX_NS && CAMERA_CHECK_NS <= CAMERA_SILENT_NS,
     "a camera that restarts is found while it is silent"
 );
 const _: () =
-    assert!(SETTLED_NS >= 2 * POLL_LOOK_NS, "a slot is looked at again before it counts as settled");
+    assert!(COMMIT_STABLE_NS >= 2 * POLL_STEP_NS, "a slot is looked at again before it counts as settled");
 const _: () = assert!(LEASE_SLOT_BYTES as usize == SLOT_DATA_BYTES_MAX, "whatever a legacy slot holds fits");
-const _: () = assert!(SCOUT_BYTES_MAX <= SLOT_DATA_BYTES_MAX, "the scout stays inside the slot");
+const _: () = assert!(PRE_IMAGE_BYTES_MAX <= SLOT_DATA_BYTES_MAX, "the scout stays inside the slot");
 /// Bytes of a request's line and headers; more is answered 431.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 
@@ -340,7 +340,7 @@ const _: () = assert!(GSO_SEGMENTS_MAX <= 64, "UDP_MAX_SEGMENTS");
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "io_uring_register_buf_ring(3)");
 const _: () = assert!(RECEIVE_OPERATIONS <= RECEIVE_BUFFERS, "one bound covers both ways of receiving");
 const _: () = assert!(
-    SENDS_MAX + BELLS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
+    SENDS_MAX + EVENTFDS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
     "every operation's completion fits in the completion queue at once"
 );
 const _: () = assert!(

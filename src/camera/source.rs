@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cursor::{Cursor, MonotonicNs, Rejection, is_safe};
 use super::layout::Layout;
 use super::mapping::{Access, Mapping, MappingError};
-use crate::base::limits::{CAMERA_LOG_NS, KEYFRAME_REQUEST_INTERVAL_NS};
+use crate::base::limits::{CAMERA_LOG_NS, IDR_REQUEST_INTERVAL_NS};
 
 /// Something that is rung when there may be a new unit or the camera's state changed. Rings carry nothing,
 /// may be spurious and may be merged; the rung one looks at its cursor.
-pub trait Bell: Send + Sync {
+pub trait Wakeup: Send + Sync {
     /// Called on the doorbell's thread (or on that of a cursor that notices a restart): must be quick and
-    /// may not call [`Camera::add_bell`].
-    fn ring(&self);
+    /// may not call [`Camera::add_wakeup`].
+    fn wake(&self);
 }
 
 /// How the doorbell learns of new units.
@@ -107,7 +107,7 @@ pub struct CameraCounters {
     /// Units not read at once because this program held as many slots of a lease ring as it may.
     pub leases_refused: AtomicU64,
     /// IDRs asked of the camera.
-    pub keyframes_requested: AtomicU64,
+    pub idrs_requested: AtomicU64,
     /// Slots skipped because they do not hold H.264.
     pub rejected_format: AtomicU64,
     /// Slots skipped because of their size.
@@ -187,7 +187,7 @@ struct Shared {
     generation: AtomicU64,
     place: Mutex<Place>,
     epoch: AtomicU32,
-    bells: Mutex<Vec<Arc<dyn Bell>>>,
+    bells: Mutex<Vec<Arc<dyn Wakeup>>>,
     counters: Arc<CameraCounters>,
     last_unit_at_ns: AtomicI64,
     /// Width and height of the newest unit, one in each half.
@@ -206,7 +206,7 @@ pub struct Camera {
 }
 
 impl Camera {
-    /// A camera whose segment is called `name`, attached when it is there already. [`super::doorbell::run`]
+    /// A camera whose segment is called `name`, attached when it is there already. [`super::waiter::run`]
     /// keeps it up to date from then on.
     #[must_use]
     pub fn new(name: &str, wake: Wake) -> Camera {
@@ -224,7 +224,7 @@ impl Camera {
                 realtime_offset_ns: AtomicI64::new(0),
                 rejection_log: LogLimit::new(CAMERA_LOG_NS),
                 restart_log: LogLimit::new(CAMERA_LOG_NS / 60),
-                keyframe_limit: LogLimit::new(KEYFRAME_REQUEST_INTERVAL_NS),
+                keyframe_limit: LogLimit::new(IDR_REQUEST_INTERVAL_NS),
             }),
         };
         camera.refresh_clocks();
@@ -245,7 +245,7 @@ impl Camera {
     }
 
     /// Adds a bell that is rung from now on.
-    pub fn add_bell(&self, bell: Arc<dyn Bell>) {
+    pub fn add_wakeup(&self, bell: Arc<dyn Wakeup>) {
         lock(&self.shared.bells).push(bell);
     }
 
@@ -274,16 +274,16 @@ impl Camera {
         &self.shared.counters
     }
 
-    /// Asks the camera for an IDR, at most once in [`KEYFRAME_REQUEST_INTERVAL_NS`] however often it is called.
+    /// Asks the camera for an IDR, at most once in [`IDR_REQUEST_INTERVAL_NS`] however often it is called.
     /// `false` where that cannot be asked: on the legacy rings, and while the camera is away.
-    pub fn request_keyframe(&self, now_ns: MonotonicNs) -> bool {
+    pub fn request_idr(&self, now_ns: MonotonicNs) -> bool {
         let (_, attachment) = self.place();
         let Some(ring) = attachment.as_ref().and_then(|attachment| attachment.mapping.leases()) else {
             return false;
         };
         if self.shared.keyframe_limit.allows(now_ns) {
-            self.shared.counters.keyframes_requested.fetch_add(1, Ordering::Relaxed);
-            ring.request_keyframe();
+            self.shared.counters.idrs_requested.fetch_add(1, Ordering::Relaxed);
+            ring.request_idr();
         }
         true
     }
@@ -354,7 +354,7 @@ impl Camera {
         let floor = mapping.leases().map_or(0, |ring| ring.epoch_start());
         let attachment = self.new_attachment(mapping, start, floor);
         self.move_to(&mut lock(&self.shared.place), Place::Attached(attachment));
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// Nothing is mapped from now on.
@@ -367,7 +367,7 @@ impl Camera {
         self.move_to(&mut place, Place::Away { reason: reason.to_owned() });
         drop(place);
         log::warn!("camera away: {reason}");
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// The camera of run `old` began again in the same segment. Whoever notices says so; told once.
@@ -382,7 +382,7 @@ impl Camera {
         self.move_to(&mut place, Place::Attached(attachment));
         drop(place);
         self.count_restart(now_ns, "in the same segment");
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// Counts a restart of the camera and says so.
@@ -411,9 +411,9 @@ impl Camera {
     }
 
     /// Rings every bell.
-    pub(super) fn ring_bells(&self) {
+    pub(super) fn wake_consumers(&self) {
         for bell in lock(&self.shared.bells).iter() {
-            bell.ring();
+            bell.wake();
         }
     }
 

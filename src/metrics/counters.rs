@@ -126,7 +126,7 @@ pub struct WorkerCounters {
     /// Sends that failed otherwise.
     pub send_errors: Counter,
     /// Sends that carried more than one segment.
-    pub gso_runs: Counter,
+    pub gso_batches: Counter,
     /// Routes that fell back to plain sends.
     pub gso_fallbacks: Counter,
     /// `io_uring_enter` calls.

@@ -15,7 +15,7 @@ use super::names::Format;
 use super::retention::Retention;
 use super::types::{RecorderError, RecordingInfo, StartReply, StartRequest, Status, StopReply};
 use crate::base::limits;
-use crate::camera::{Bell, Camera};
+use crate::camera::{Camera, Wakeup};
 
 /// What the recorder needs to know.
 #[derive(Clone, Debug)]
@@ -42,10 +42,10 @@ pub enum SpawnError {
     Thread(std::io::Error),
 }
 
-struct UnitBell(Arc<Notify>);
+struct UnitWakeup(Arc<Notify>);
 
-impl Bell for UnitBell {
-    fn ring(&self) {
+impl Wakeup for UnitWakeup {
+    fn wake(&self) {
         self.0.notify_one();
     }
 }
@@ -67,7 +67,7 @@ pub fn spawn(
     let (sender, commands) = mpsc::channel(limits::RECORDER_COMMANDS_MAX);
     let (ending, shutdown) = watch::channel(false);
     let bell = Arc::new(Notify::new());
-    camera.add_bell(Arc::new(UnitBell(Arc::clone(&bell))));
+    camera.add_wakeup(Arc::new(UnitWakeup(Arc::clone(&bell))));
     // Before the first recording can start: what is unfinished now was left by a crash.
     repair_beside(&library).map_err(SpawnError::Thread)?;
     let parts = Parts {

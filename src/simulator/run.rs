@@ -197,7 +197,7 @@ impl<'a> Simulator<'a> {
         let now = now_ns(ClockId::Monotonic);
         let captured_realtime_ns = now_ns(ClockId::Realtime) - (now - captured_ns);
         // A file cannot answer; its next IDR comes when it comes.
-        if self.ring.take_keyframe_request()
+        if self.ring.take_idr_request()
             && let Units::Card(card) = &mut self.units
         {
             card.begin_with_idr();

@@ -128,7 +128,7 @@ fn positive(span_ns: i64) -> u64 {
 /// A viewer's datagrams on their way, as far as they are timed.
 #[derive(Default)]
 pub(super) struct Sends {
-    /// Datagrams handed to the edge so far.
+    /// Datagrams handed to the driver so far.
     handed: u64,
     /// Of them, those whose unit has been noted, or that belonged to none.
     noted: u64,
@@ -145,7 +145,7 @@ struct Sending {
 }
 
 impl Sends {
-    /// The edge was given a datagram.
+    /// The driver was given a datagram.
     pub(super) fn hand(&mut self) {
         self.handed += 1;
     }

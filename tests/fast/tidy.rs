@@ -35,7 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Files (or, ending in `/`, directories) that may hold `unsafe`.
 const MAY_BE_UNSAFE: &[&str] = &[
     "src/camera/mapping.rs",
-    "src/camera/doorbell.rs",
+    "src/camera/waiter.rs",
     "src/camera/locks.rs",
     "src/camera/writer.rs",
     "src/uring/ring.rs",
@@ -54,7 +54,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
 const MAY_READ_THE_CLOCK: &[&str] = &[
     "src/base/clock.rs",
     "src/recorder/clock.rs", // an edge with a thread of its own
-    "src/camera/doorbell.rs",
+    "src/camera/waiter.rs",
     "src/camera/source.rs",   // how far the camera's two possible clocks are apart
     "src/recorder/disk.rs",   // an edge: how long a write took
     "src/recorder/engine.rs", // the recorder thread's loop
@@ -344,7 +344,7 @@ fn the_arrow_rule_sees_each_way_of_naming_a_room() {
         "use crate::session::Viewer;",
         "use crate::{limits, session};",
         "use crate::{limits::{A, B}, worker as w};",
-        "fn f() -> crate::uring::Edge { x }",
+        "fn f() -> crate::uring::UdpDriver { x }",
         "use super::super::control;",
         "use streaming_server::metrics::X;",
     ] {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
-use streaming_server::base::limits::SETTLED_UNSEEN_NS;
-use streaming_server::camera::{Camera, Layout, Next, RingWriter, Wake, doorbell};
+use streaming_server::base::limits::COMMIT_UNSEEN_NS;
+use streaming_server::camera::{Camera, Layout, Next, RingWriter, Wake, waiter};
 use streaming_server::h264::{self, Stamp, crc32_of_slices};
 use streaming_server::simulator::{
     self, Burst, Misbehaviour, ResolutionChange, Restart, RestartOnto, SimulatorConfig, SimulatorError,
@@ -112,7 +112,7 @@ impl Reader {
         let mut cursor = camera.cursor();
         let bell = {
             let (camera, done) = (camera, Arc::clone(&done));
-            std::thread::spawn(move || doorbell::run(camera, done, false))
+            std::thread::spawn(move || waiter::run(camera, done, false))
         };
         let stop = Arc::clone(&done);
         let follow = move || {
@@ -157,7 +157,7 @@ fn watch_dawdling(config: SimulatorConfig, dawdles: Duration) -> (SimulatorRepor
     let report = simulator::run(&keeping, &never).unwrap();
     // The reader's doorbell looks at least every 300 ms; the last unit of an index-first ring has no next one to
     // tell that it is whole.
-    let rest = Duration::from_nanos(SETTLED_UNSEEN_NS.unsigned_abs());
+    let rest = Duration::from_nanos(COMMIT_UNSEEN_NS.unsigned_abs());
     std::thread::sleep(Duration::from_millis(300) + rest);
     let seen = reader.finish();
     RingWriter::attach(&keeping.name).unwrap().unlink();

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use streaming_server::camera::{Camera, Next, UnitView, Wake, doorbell};
+use streaming_server::camera::{Camera, Next, UnitView, Wake, waiter};
 use streaming_server::h264::crc32_of_slices;
 use support::c::Workshop;
 use support::process::Process;
@@ -43,7 +43,7 @@ fn a_reader_of_the_stress_test() {
     let camera = Camera::new(&ring, Wake::Auto);
     let mut cursor = camera.cursor();
     let bell = camera.clone();
-    std::thread::spawn(move || doorbell::run(bell, Arc::new(AtomicBool::new(false)), false));
+    std::thread::spawn(move || waiter::run(bell, Arc::new(AtomicBool::new(false)), false));
     let mut random = Random::new(std::process::id().into());
     let mut books = Books::default();
     // Some are let go at once, some held for a while and looked at again.

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::camera::layout::{FORMAT_H264, Layout};
+use crate::camera::segment_follower::SegmentFollower;
 use crate::camera::test_ring::{TestRing, attach, unit};
-use crate::camera::watch::Watch;
 
 const MS: i64 = 1_000_000;
 
@@ -18,17 +18,17 @@ fn every_unit_comes_once_and_in_order_on_every_layout() {
         let mut ring = TestRing::new(layout);
         ring.publish(b"published before");
         let (camera, mut cursor) = attach(ring.name());
-        let mut watch = Watch::new(camera);
+        let mut watch = SegmentFollower::new(camera);
         for step in 0..30 {
-            watch.look(step * 20 * MS, None);
+            watch.poll(step * 20 * MS, None);
         }
         for i in 1..100_u8 {
             assert!(matches!(cursor.next(0), Next::Empty), "{layout}");
             let now_ns = (600 + i64::from(i) * 33) * MS;
-            watch.look(now_ns - 10 * MS, None);
+            watch.poll(now_ns - 10 * MS, None);
             ring.publish(&vec![i; 1000 + usize::from(i)]);
             for half_ms in 0..4 {
-                watch.look(now_ns + half_ms * MS / 2, None);
+                watch.poll(now_ns + half_ms * MS / 2, None);
             }
             let view = unit(cursor.next(now_ns));
             assert_eq!(view.sequence, u32::from(i), "{layout}");
@@ -98,9 +98,9 @@ fn a_unit_in_the_middle_of_its_copy_is_not_returned() {
     let mut ring = TestRing::new(Layout::V0);
     (0..40).for_each(|i| ring.publish(&[i; 1000]));
     let (camera, mut cursor) = attach(ring.name());
-    let mut watch = Watch::new(camera);
+    let mut watch = SegmentFollower::new(camera);
     for step in 0..30 {
-        watch.look(step * 20 * MS, None); // the newest settles, the next slot is scouted
+        watch.poll(step * 20 * MS, None); // the newest settles, the next slot is scouted
     }
     let sequence = ring.begin();
     for step in 0..20_usize {
@@ -108,13 +108,13 @@ fn a_unit_in_the_middle_of_its_copy_is_not_returned() {
             ring.write_metadata(sequence, &ring.metadata(&[99; 1000]));
         }
         ring.write_data(sequence, 0, &vec![99; 940 + step]);
-        watch.look((600 + step as i64) * MS, None);
+        watch.poll((600 + step as i64) * MS, None);
         assert!(matches!(cursor.next(0), Next::Empty), "step {step}");
     }
     ring.write_data(sequence, 0, &[99; 1000]);
-    watch.look(621 * MS, None);
+    watch.poll(621 * MS, None);
     assert!(matches!(cursor.next(0), Next::Empty), "one look is not enough");
-    watch.look(622 * MS, None);
+    watch.poll(622 * MS, None);
     assert_eq!(unit(cursor.next(0)).bytes, [99; 1000][..]);
 }
 

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use streaming_server::camera::{Camera, FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake, doorbell};
+use streaming_server::camera::{Camera, FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake, waiter};
 use streaming_server::h264::{self, Stamp, crc32_of_slices};
 use streaming_server::recorder::names::Format;
 use streaming_server::recorder::retention::Retention;
@@ -186,7 +186,7 @@ impl Rig {
         let config = RecorderConfig { directory: directory.to_owned(), format, retention };
         let (handle, recorder) = spawn(&camera, config).unwrap();
         let bell_stop = Arc::clone(&stop);
-        let bell = std::thread::spawn(move || doorbell::run(camera, bell_stop, false));
+        let bell = std::thread::spawn(move || waiter::run(camera, bell_stop, false));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Rig { handle, runtime, stop, threads: vec![recorder, bell] }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::cursor::ahead;
 use super::layout::SlotMetadata;
 use super::mapping::Mapping;
-use crate::base::limits::{SCOUT_BYTES_MAX, SETTLED_NS, SLOT_DATA_BYTES_MAX};
+use crate::base::limits::{COMMIT_STABLE_NS, PRE_IMAGE_BYTES_MAX, SLOT_DATA_BYTES_MAX};
 
 /// The bytes at the end of a unit that are compared.
 const TAIL_BYTES: usize = 64;
@@ -14,11 +14,11 @@ const TAIL_BYTES: usize = 64;
 /// Watches the newest slot of a ring whose index is raised before the slot is copied.
 ///
 /// A slot is settled when its metadata and the last bytes of its unit did not change over two looks
-/// [`SETTLED_NS`] apart, the frame number is the expected one and the tail is seen to differ from what lay
+/// [`COMMIT_STABLE_NS`] apart, the frame number is the expected one and the tail is seen to differ from what lay
 /// there before (the scout, copied before the camera began). A camera that is held up in the middle of
 /// its copy shows an unchanged tail: where no difference is seen the slot must rest for as long as the caller says.
 #[derive(Debug, Default)]
-pub(super) struct Settle {
+pub(super) struct CommitDetector {
     /// The unit whose slot was copied before the camera began it.
     scouted: Option<u32>,
     scout: Vec<u8>,
@@ -36,16 +36,16 @@ struct Candidate {
     since_ns: i64,
 }
 
-impl Settle {
+impl CommitDetector {
     /// Remembers what lies in the slot of `unit`, which the camera has not begun.
-    pub(super) fn scout(&mut self, mapping: &Arc<Mapping>, unit: u32) {
+    pub(super) fn record_pre_image(&mut self, mapping: &Arc<Mapping>, unit: u32) {
         if self.scouted == Some(unit) {
             return;
         }
-        let wanted = (self.recent_bytes + self.recent_bytes / 4).max(SCOUT_BYTES_MAX / 8);
+        let wanted = (self.recent_bytes + self.recent_bytes / 4).max(PRE_IMAGE_BYTES_MAX / 8);
         self.scout_metadata = mapping.metadata(unit);
         self.scout.clear();
-        self.scout.extend_from_slice(&mapping.slot_bytes(unit, wanted.min(SCOUT_BYTES_MAX)));
+        self.scout.extend_from_slice(&mapping.slot_bytes(unit, wanted.min(PRE_IMAGE_BYTES_MAX)));
         // Begun meanwhile: then this copy proves nothing.
         self.scouted = (mapping.write_index() == unit).then_some(unit);
     }
@@ -91,7 +91,7 @@ impl Settle {
         let before = mapping.metadata(unit.wrapping_sub(1));
         let is_expected = metadata.frame_number == before.frame_number.wrapping_add(1);
         let is_rewritten = tail.differs_from(&self.scout);
-        Some(if is_expected && is_rewritten { SETTLED_NS } else { unseen_ns })
+        Some(if is_expected && is_rewritten { COMMIT_STABLE_NS } else { unseen_ns })
     }
 }
 
@@ -174,21 +174,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::base::limits::SETTLED_UNSEEN_NS;
+    use crate::base::limits::COMMIT_UNSEEN_NS;
     use crate::camera::layout::Layout;
     use crate::camera::mapping::Access;
     use crate::camera::test_ring::TestRing;
 
     const MS: i64 = 1_000_000;
 
-    fn ring_of_units() -> (TestRing, Arc<Mapping>, Settle) {
+    fn ring_of_units() -> (TestRing, Arc<Mapping>, CommitDetector) {
         let mut ring = TestRing::new(Layout::V0);
         for i in 0..40_u8 {
             ring.publish(&[i; 1000]);
         }
         let mapping = Mapping::open(ring.name(), Access::ReadOnly).unwrap();
-        let mut settle = Settle::default();
-        settle.scout(&mapping, ring.index);
+        let mut settle = CommitDetector::default();
+        settle.record_pre_image(&mapping, ring.index);
         (ring, mapping, settle)
     }
 
@@ -198,9 +198,9 @@ mod tests {
         let unit = ring.begin();
         ring.write_metadata(unit, &ring.metadata(&[99; 1200]));
         ring.write_data(unit, 0, &[99; 1200]);
-        assert!(!settle.look(&mapping, unit, 0, SETTLED_UNSEEN_NS), "one look is never enough");
-        assert!(!settle.look(&mapping, unit, MS - 1, SETTLED_UNSEEN_NS));
-        assert!(settle.look(&mapping, unit, MS, SETTLED_UNSEEN_NS));
+        assert!(!settle.look(&mapping, unit, 0, COMMIT_UNSEEN_NS), "one look is never enough");
+        assert!(!settle.look(&mapping, unit, MS - 1, COMMIT_UNSEEN_NS));
+        assert!(settle.look(&mapping, unit, MS, COMMIT_UNSEEN_NS));
     }
 
     #[test]
@@ -210,9 +210,9 @@ mod tests {
         ring.write_metadata(unit, &ring.metadata(&[99; 1200]));
         for step in 0..6 {
             ring.write_data(unit, 0, &vec![99; 1150 + step * 10]);
-            assert!(!settle.look(&mapping, unit, step as i64 * MS, SETTLED_UNSEEN_NS), "step {step}");
+            assert!(!settle.look(&mapping, unit, step as i64 * MS, COMMIT_UNSEEN_NS), "step {step}");
         }
-        assert!(settle.look(&mapping, unit, 6 * MS, SETTLED_UNSEEN_NS));
+        assert!(settle.look(&mapping, unit, 6 * MS, COMMIT_UNSEEN_NS));
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
         let (mut ring, mapping, mut settle) = ring_of_units();
         let unit = ring.begin();
         for ms in 0..1000 {
-            assert!(!settle.look(&mapping, unit, ms * MS, SETTLED_UNSEEN_NS));
+            assert!(!settle.look(&mapping, unit, ms * MS, COMMIT_UNSEEN_NS));
         }
     }
 
@@ -230,11 +230,11 @@ mod tests {
         let unit = ring.begin();
         ring.write_metadata(unit, &ring.metadata(&[99; 1000]));
         ring.write_data(unit, 0, &[99; 500]);
-        assert!(!settle.look(&mapping, unit, 0, SETTLED_UNSEEN_NS));
-        assert!(!settle.look(&mapping, unit, 4 * MS, SETTLED_UNSEEN_NS), "the old tail is still there");
+        assert!(!settle.look(&mapping, unit, 0, COMMIT_UNSEEN_NS));
+        assert!(!settle.look(&mapping, unit, 4 * MS, COMMIT_UNSEEN_NS), "the old tail is still there");
         ring.write_data(unit, 500, &[99; 500]);
-        assert!(!settle.look(&mapping, unit, 5 * MS, SETTLED_UNSEEN_NS));
-        assert!(settle.look(&mapping, unit, 6 * MS, SETTLED_UNSEEN_NS));
+        assert!(!settle.look(&mapping, unit, 5 * MS, COMMIT_UNSEEN_NS));
+        assert!(settle.look(&mapping, unit, 6 * MS, COMMIT_UNSEEN_NS));
     }
 
     #[test]
@@ -243,9 +243,9 @@ mod tests {
         let unit = ring.begin();
         let lie = SlotMetadata { data_bytes: u64::MAX, ..ring.metadata(b"") };
         ring.write_metadata(unit, &lie);
-        assert!(!settle.look(&mapping, unit, 0, SETTLED_UNSEEN_NS));
-        assert!(!settle.look(&mapping, unit, 2 * MS, SETTLED_UNSEEN_NS));
-        assert!(settle.look(&mapping, unit, SETTLED_UNSEEN_NS, SETTLED_UNSEEN_NS));
+        assert!(!settle.look(&mapping, unit, 0, COMMIT_UNSEEN_NS));
+        assert!(!settle.look(&mapping, unit, 2 * MS, COMMIT_UNSEEN_NS));
+        assert!(settle.look(&mapping, unit, COMMIT_UNSEEN_NS, COMMIT_UNSEEN_NS));
     }
 
     #[test]
@@ -253,7 +253,7 @@ mod tests {
         let (mut ring, mapping, mut settle) = ring_of_units();
         let unit = ring.begin();
         settle.scouted = None;
-        settle.scout(&mapping, unit);
+        settle.record_pre_image(&mapping, unit);
         assert_eq!(settle.scouted, None);
     }
 

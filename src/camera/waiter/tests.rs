@@ -7,7 +7,7 @@ use super::*;
 use crate::camera::cursor::{Cursor, Next};
 use crate::camera::layout::Layout;
 use crate::camera::mapping::Access;
-use crate::camera::source::Bell;
+use crate::camera::source::Wakeup;
 use crate::camera::test_ring::TestRing;
 
 fn poster_of(ring: &TestRing) -> Poster {
@@ -16,8 +16,8 @@ fn poster_of(ring: &TestRing) -> Poster {
 
 struct ChannelBell(SyncSender<()>);
 
-impl Bell for ChannelBell {
-    fn ring(&self) {
+impl Wakeup for ChannelBell {
+    fn wake(&self) {
         let _ = self.0.try_send(());
     }
 }
@@ -35,7 +35,7 @@ impl Running {
     fn new(name: &str, wake: Wake) -> Running {
         let camera = Camera::new(name, wake);
         let (sender, rung) = sync_channel(1);
-        camera.add_bell(Arc::new(ChannelBell(sender)));
+        camera.add_wakeup(Arc::new(ChannelBell(sender)));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let (camera, stop) = (camera.clone(), Arc::clone(&stop));
@@ -50,7 +50,7 @@ impl Running {
             match self.cursor.next(monotonic_ns()) {
                 Next::Unit(unit) => return unit.bytes.to_vec(),
                 Next::Empty | Next::Away => {
-                    self.rung.recv_timeout(Duration::from_secs(20)).expect("the bell rings");
+                    self.rung.recv_timeout(Duration::from_secs(20)).expect("the wake-up comes");
                 }
                 Next::Restarted => {}
                 other => panic!("{other:?}"),
@@ -162,7 +162,7 @@ fn a_semaphore_that_never_blocks_is_given_up() {
     let mut trust = Trust::default();
     for _ in 0..WAKES_EMPTY_MAX {
         assert!(trust.allows(3));
-        trust.judge(3, 7, Look::Quiet, true);
+        trust.judge(3, 7, Progress::Quiet, true);
     }
     assert!(!trust.allows(3));
     assert!(trust.allows(4), "the next camera is trusted again");
@@ -172,22 +172,22 @@ fn a_semaphore_that_never_blocks_is_given_up() {
 fn a_semaphore_shared_with_another_server_is_given_up() {
     let mut trust = Trust::default();
     for _ in 0..100 {
-        trust.judge(3, 1, Look::Advanced(1), true);
-        trust.judge(3, 0, Look::Advanced(1), true);
+        trust.judge(3, 1, Progress::Advanced(1), true);
+        trust.judge(3, 0, Progress::Advanced(1), true);
     }
     assert!(!trust.allows(3));
     let mut trust = Trust::default();
     for _ in 0..100 {
-        trust.judge(3, 0, Look::Advanced(1), false);
-        trust.judge(3, 1, Look::Quiet, true);
+        trust.judge(3, 0, Progress::Advanced(1), false);
+        trust.judge(3, 1, Progress::Quiet, true);
     }
     assert!(trust.allows(3), "short looks at an unsettled unit prove nothing");
 }
 
 /// Looks as a worker does: when told to.
-fn looked(doorbell: &mut Doorbell) -> bool {
+fn looked(doorbell: &mut CameraWaiter) -> bool {
     let is_rung = doorbell.is_rung();
-    doorbell.look(monotonic_ns());
+    doorbell.poll(monotonic_ns());
     is_rung
 }
 
@@ -196,7 +196,7 @@ fn the_word_tells_of_each_unit_until_somebody_looks() {
     let mut ring = TestRing::new(Layout::V3);
     let poster = poster_of(&ring);
     let camera = Camera::new(ring.name(), Wake::Auto);
-    let mut doorbell = Doorbell::new(camera.clone());
+    let mut doorbell = CameraWaiter::new(camera.clone());
     assert!(doorbell.word().is_none(), "nothing is mapped yet");
     looked(&mut doorbell);
     for unit in 1..5 {
@@ -226,7 +226,7 @@ fn nobody_is_announced_any_more_when_the_doorbell_is_gone() {
     let ring = TestRing::new(Layout::V1);
     let poster = poster_of(&ring);
     let waiters = || poster.waiters();
-    let mut doorbell = Doorbell::new(Camera::new(ring.name(), Wake::Auto));
+    let mut doorbell = CameraWaiter::new(Camera::new(ring.name(), Wake::Auto));
     looked(&mut doorbell);
     looked(&mut doorbell);
     assert_eq!(waiters(), 1);
@@ -247,19 +247,19 @@ fn a_lent_doorbell_goes_on_with_the_thread_that_stands_by() {
     let stop = Arc::new(AtomicBool::new(false));
     let standby = std::thread::spawn({
         let stop = Arc::clone(&stop);
-        move || stand_by(&given_back, &stop, false)
+        move || run_fallback(&given_back, &stop, false)
     });
-    let lent = LentDoorbell::new(Doorbell::new(camera.clone()), back.clone());
+    let lent = WaiterHandoff::new(CameraWaiter::new(camera.clone()), back.clone());
     // Whatever ends the borrower.
     let borrower = std::thread::spawn(move || {
         let _lent = lent;
         panic!("as a worker never should");
     });
     assert!(borrower.join().is_err());
-    camera.add_bell(Arc::new(ChannelBell(bell)));
+    camera.add_wakeup(Arc::new(ChannelBell(bell)));
     ring.publish(b"unit");
     poster.post(1);
-    rung.recv_timeout(Duration::from_secs(20)).expect("the bell rings");
+    rung.recv_timeout(Duration::from_secs(20)).expect("the wake-up comes");
     stop.store(true, Ordering::Release);
     let _ = back.try_send(None);
     standby.join().unwrap();

@@ -13,13 +13,13 @@ use std::time::Duration;
 use rustix::thread::futex;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+use super::commit_detector::Posts;
 use super::cursor::MonotonicNs;
 use super::mapping::Mapping;
-use super::settle::Posts;
+use super::segment_follower::{Pace, Progress, SegmentFollower};
 use super::source::{Camera, Wake};
-use super::watch::{Look, Pace, Watch};
 use crate::base::limits::{
-    CAMERA_RETRY_NS, DOORBELL_SLEEP_MAX_NS, SETTLED_NS, WAKES_EMPTY_MAX, WAKES_MISSED_MAX,
+    CAMERA_RETRY_NS, CAMERA_WAIT_MAX_NS, COMMIT_STABLE_NS, WAKES_EMPTY_MAX, WAKES_MISSED_MAX,
 };
 
 /// Priority asked for with `--realtime`: above every normal thread, below the kernel's own.
@@ -35,12 +35,12 @@ pub fn run(camera: Camera, stop: Arc<AtomicBool>, realtime: bool) {
     if realtime {
         ask_for_realtime();
     }
-    Doorbell::new(camera).run(&stop);
+    CameraWaiter::new(camera).run(&stop);
 }
 
-/// The same, but it stands by until somebody has a doorbell to give away: see [`LentDoorbell`]. Returns when nobody can any
+/// The same, but it stands by until somebody has a doorbell to give away: see [`WaiterHandoff`]. Returns when nobody can any
 /// more, or is told to by `None`.
-pub fn stand_by(given_back: &Receiver<Option<Doorbell>>, stop: &AtomicBool, realtime: bool) {
+pub fn run_fallback(given_back: &Receiver<Option<CameraWaiter>>, stop: &AtomicBool, realtime: bool) {
     if realtime {
         ask_for_realtime();
     }
@@ -51,42 +51,42 @@ pub fn stand_by(given_back: &Receiver<Option<Doorbell>>, stop: &AtomicBool, real
 
 /// A doorbell on loan to a thread with other work. However that thread ends, the doorbell goes to the one that stands
 /// by: the camera is watched as long as the program runs.
-pub struct LentDoorbell {
+pub struct WaiterHandoff {
     /// Taken out by the drop alone.
-    doorbell: Option<Doorbell>,
-    back: SyncSender<Option<Doorbell>>,
+    doorbell: Option<CameraWaiter>,
+    back: SyncSender<Option<CameraWaiter>>,
 }
 
-impl LentDoorbell {
+impl WaiterHandoff {
     /// Lends `doorbell`; it comes back by `back`, which must have room for it.
     #[must_use]
-    pub fn new(doorbell: Doorbell, back: SyncSender<Option<Doorbell>>) -> LentDoorbell {
-        LentDoorbell { doorbell: Some(doorbell), back }
+    pub fn new(doorbell: CameraWaiter, back: SyncSender<Option<CameraWaiter>>) -> WaiterHandoff {
+        WaiterHandoff { doorbell: Some(doorbell), back }
     }
 
     /// The doorbell, there until the drop.
     #[must_use]
-    pub fn get(&self) -> Option<&Doorbell> {
+    pub fn get(&self) -> Option<&CameraWaiter> {
         self.doorbell.as_ref()
     }
 
     /// The same, to look.
-    pub fn get_mut(&mut self) -> Option<&mut Doorbell> {
+    pub fn get_mut(&mut self) -> Option<&mut CameraWaiter> {
         self.doorbell.as_mut()
     }
 }
 
-impl Drop for LentDoorbell {
+impl Drop for WaiterHandoff {
     fn drop(&mut self) {
         // Without a thread that stands by the program has ended.
         let _ = self.back.try_send(self.doorbell.take());
     }
 }
 
-/// Follows the camera, one look at a time. Between two looks its owner waits: for [`Doorbell::word`] to change, or
-/// until [`Doorbell::due_ns`].
-pub struct Doorbell {
-    watch: Watch,
+/// Follows the camera, one look at a time. Between two looks its owner waits: for [`CameraWaiter::word`] to change, or
+/// until [`CameraWaiter::due_ns`].
+pub struct CameraWaiter {
+    watch: SegmentFollower,
     /// Whether the camera's wakes are used at all.
     is_woken: bool,
     pace: Pace,
@@ -106,13 +106,13 @@ enum Waiting {
     Semaphore(Arc<Semaphore>, Word),
 }
 
-impl Doorbell {
+impl CameraWaiter {
     /// A doorbell whose first look is due at once.
     #[must_use]
-    pub fn new(camera: Camera) -> Doorbell {
-        Doorbell {
+    pub fn new(camera: Camera) -> CameraWaiter {
+        CameraWaiter {
             is_woken: camera.wake() != Wake::Poll,
-            watch: Watch::new(camera),
+            watch: SegmentFollower::new(camera),
             pace: Pace::default(),
             trust: Trust::default(),
             due_ns: i64::MIN,
@@ -129,7 +129,7 @@ impl Doorbell {
                 Some((word, seen)) => wait_for_change((**word).as_ref(), seen, wait_ns),
                 None => sleep(wait_ns),
             }
-            self.look(monotonic_ns());
+            self.poll(monotonic_ns());
         }
     }
 
@@ -163,7 +163,7 @@ impl Doorbell {
     }
 
     /// One look: takes what the camera posted, rings the bells where that is news. Does not wait. Whether units came.
-    pub fn look(&mut self, now_ns: MonotonicNs) -> bool {
+    pub fn poll(&mut self, now_ns: MonotonicNs) -> bool {
         let (generation, _) = self.watch.mapping();
         let posts = match &mut self.waiting {
             Waiting::Poll => None,
@@ -173,17 +173,17 @@ impl Doorbell {
             }
             Waiting::Semaphore(semaphore, _) => Some(semaphore.take_all()),
         };
-        let look = self.watch.look(now_ns, posts);
+        let progress = self.watch.poll(now_ns, posts);
         if let Some(posts) = posts {
-            self.trust.judge(generation, posts.taken, look, self.is_patient);
+            self.trust.judge(generation, posts.taken, progress, self.is_patient);
         }
-        let units = if let Look::Advanced(units) = look { units } else { 0 };
+        let units = if let Progress::Advanced(units) = progress { units } else { 0 };
         if units > 0 {
             self.pace.learn(units, now_ns);
         }
         self.is_patient = !self.watch.is_unsettled();
         self.follow();
-        self.due_ns = now_ns + self.next_sleep_ns(look, now_ns).min(DOORBELL_SLEEP_MAX_NS);
+        self.due_ns = now_ns + self.next_sleep_ns(progress, now_ns).min(CAMERA_WAIT_MAX_NS);
         units > 0
     }
 
@@ -213,11 +213,11 @@ impl Doorbell {
         }
     }
 
-    fn next_sleep_ns(&self, look: Look, now_ns: MonotonicNs) -> i64 {
-        if look == Look::Away {
+    fn next_sleep_ns(&self, progress: Progress, now_ns: MonotonicNs) -> i64 {
+        if progress == Progress::Away {
             CAMERA_RETRY_NS
         } else if self.watch.is_unsettled() && !self.pace.is_silent(now_ns) {
-            SETTLED_NS
+            COMMIT_STABLE_NS
         } else if self.word().is_some() {
             self.pace.patience_ns(now_ns)
         } else {
@@ -242,8 +242,8 @@ impl Trust {
         self.lost_in != Some(generation)
     }
 
-    fn judge(&mut self, generation: u64, posts: u32, look: Look, is_patient: bool) {
-        let is_unit = matches!(look, Look::Advanced(1..));
+    fn judge(&mut self, generation: u64, posts: u32, progress: Progress, is_patient: bool) {
+        let is_unit = matches!(progress, Progress::Advanced(1..));
         if posts > 0 {
             self.missed = self.missed.saturating_sub(1);
         } else if is_unit && is_patient {

@@ -1,19 +1,19 @@
-//! The camera's doorbell as a part of a worker's turn: the kernel wakes the worker for the unit itself, instead of a thread
+//! The camera's waiter as a part of a worker's turn: the kernel wakes the worker for the unit itself, instead of a thread
 //! that wakes the worker. With few viewers and an even camera it wakes a moment before the unit and polls busily until it
-//! is there: a thread takes longer to wake than to send to a viewer. May not ring: the doorbell does.
+//! is there: a thread takes longer to wake than to send to a viewer. May not ring: the waiter does.
 
 use std::io;
 use std::time::Duration;
 
 use crate::base::clock::{self, Now};
 use crate::base::limits;
-use crate::camera::doorbell::{Doorbell, LentDoorbell};
-use crate::uring::Word;
+use crate::camera::waiter::{CameraWaiter, WaiterHandoff};
+use crate::uring::FutexWord;
 use crate::worker::rhythm::{Expected, Rhythm};
 
-/// The doorbell, and what is known of the next unit.
-pub(super) struct OwnDoorbell {
-    lent: LentDoorbell,
+/// The waiter, and what is known of the next unit.
+pub(super) struct InlineWait {
+    lent: WaiterHandoff,
     /// The camera was heard since the last look.
     is_heard: bool,
     rhythm: Rhythm,
@@ -33,9 +33,9 @@ struct BusyPoll {
     until_ns: i64,
 }
 
-impl OwnDoorbell {
-    pub(super) fn new(lent: LentDoorbell) -> OwnDoorbell {
-        OwnDoorbell {
+impl InlineWait {
+    pub(super) fn new(lent: WaiterHandoff) -> InlineWait {
+        InlineWait {
             lent,
             is_heard: false,
             rhythm: Rhythm::default(),
@@ -47,7 +47,7 @@ impl OwnDoorbell {
     }
 
     /// What to wait for.
-    pub(super) fn word(&self) -> Option<(&Word, u32)> {
+    pub(super) fn word(&self) -> Option<(&FutexWord, u32)> {
         self.lent.get()?.word()
     }
 
@@ -58,54 +58,54 @@ impl OwnDoorbell {
         self.poll = expected
             .map(|expected| BusyPoll::around(expected, self.late_ns))
             .filter(|poll| poll.from_ns > now.monotonic_ns);
-        let due_ns = self.lent.get().map_or(i64::MAX, Doorbell::due_ns);
+        let due_ns = self.lent.get().map_or(i64::MAX, CameraWaiter::due_ns);
         let until_ns = self.poll.map_or(due_ns, |poll| due_ns.min(poll.from_ns));
         let ns = until_ns.saturating_sub(now.monotonic_ns);
         Duration::from_nanos(u64::try_from(ns).unwrap_or(0))
     }
 
     /// The wait ended.
-    pub(super) fn hear(&mut self, result: Result<(), i32>) {
+    pub(super) fn on_completion(&mut self, result: Result<(), i32>) {
         self.is_heard = true;
-        if let (Err(errno), Some(doorbell)) = (result, self.lent.get_mut()) {
-            doorbell.poll_instead(&io::Error::from_raw_os_error(errno).to_string());
+        if let (Err(errno), Some(waiter)) = (result, self.lent.get_mut()) {
+            waiter.poll_instead(&io::Error::from_raw_os_error(errno).to_string());
         }
     }
 
     /// Where the worker woke for a unit that is about to come, polls until it is there or too late. Whether time has gone
     /// by.
     pub(super) fn poll_busily(&mut self, now: Now) -> bool {
-        let (Some(poll), Some(doorbell)) = (self.poll.take(), self.lent.get()) else { return false };
-        if now.monotonic_ns < poll.from_ns || doorbell.is_rung() {
+        let (Some(poll), Some(waiter)) = (self.poll.take(), self.lent.get()) else { return false };
+        if now.monotonic_ns < poll.from_ns || waiter.is_rung() {
             return false;
         }
         let late_ns = (now.monotonic_ns - poll.from_ns).min(limits::BUSY_POLL_NS_MAX);
         self.late_ns += (late_ns - self.late_ns) / 8;
         let until_ns = poll.until_ns.min(now.monotonic_ns + limits::BUSY_POLL_NS_MAX);
         let mut at_ns = now.monotonic_ns;
-        while !doorbell.is_rung() && at_ns < until_ns {
+        while !waiter.is_rung() && at_ns < until_ns {
             std::hint::spin_loop();
             at_ns = clock::monotonic_ns();
         }
-        self.is_seen = doorbell.is_rung();
+        self.is_seen = waiter.is_rung();
         self.is_heard |= self.is_seen;
         self.polled_ns += u64::try_from(at_ns - now.monotonic_ns).unwrap_or(0);
         true
     }
 
-    /// Nanoseconds spent in [`OwnDoorbell::poll_busily`].
+    /// Nanoseconds spent in [`InlineWait::poll_busily`].
     pub(super) fn polled_ns(&self) -> u64 {
         self.polled_ns
     }
 
     /// Looks where that is due.
     pub(super) fn turn(&mut self, now: Now) {
-        let Some(doorbell) = self.lent.get_mut() else { return };
-        if !std::mem::take(&mut self.is_heard) && now.monotonic_ns < doorbell.due_ns() {
+        let Some(waiter) = self.lent.get_mut() else { return };
+        if !std::mem::take(&mut self.is_heard) && now.monotonic_ns < waiter.due_ns() {
             return;
         }
         let is_seen = std::mem::take(&mut self.is_seen);
-        if doorbell.look(now.monotonic_ns) {
+        if waiter.poll(now.monotonic_ns) {
             // One that woke the worker came by as much before.
             let late_ns = if is_seen { 0 } else { self.late_ns };
             self.rhythm.learn(now.monotonic_ns - late_ns);
@@ -133,9 +133,9 @@ mod tests {
 
     struct Scene {
         ring: RingWriter,
-        own: OwnDoorbell,
+        own: InlineWait,
         camera: Camera,
-        _back: Receiver<Option<Doorbell>>,
+        _back: Receiver<Option<CameraWaiter>>,
     }
 
     impl Scene {
@@ -145,10 +145,10 @@ mod tests {
             let ring = RingWriter::create(&name, Layout::V3, 33).unwrap();
             let (give_back, back) = sync_channel(1);
             let camera = Camera::new(&name, Wake::Auto);
-            let doorbell = Doorbell::new(camera.clone());
+            let waiter = CameraWaiter::new(camera.clone());
             let mut scene = Scene {
                 ring,
-                own: OwnDoorbell::new(LentDoorbell::new(doorbell, give_back)),
+                own: InlineWait::new(WaiterHandoff::new(waiter, give_back)),
                 camera,
                 _back: back,
             };
@@ -218,7 +218,7 @@ mod tests {
         scene.publish();
         assert!(!scene.own.poll_busily(now));
         assert_eq!(scene.own.polled_ns(), 0);
-        scene.own.hear(Ok(()));
+        scene.own.on_completion(Ok(()));
         scene.own.turn(clock::now());
         assert_eq!(scene.units_seen(), 1);
         assert!(scene.own.word().is_some_and(|(word, seen)| {
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn a_kernel_that_will_not_wait_has_the_ring_polled() {
         let mut scene = Scene::new("refused");
-        scene.own.hear(Err(libc::EFAULT));
+        scene.own.on_completion(Err(libc::EFAULT));
         scene.own.turn(clock::now());
         assert!(scene.own.word().is_none());
         scene.publish();

@@ -4,18 +4,18 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::commit_detector::{CommitDetector, PostCount, Posts};
 use super::cursor::{MonotonicNs, ahead};
 use super::mapping::{Mapping, MappingError, SegmentIdentity};
-use super::settle::{PostCount, Posts, Settle};
 use super::source::{Attachment, Camera, LogLimit, restart_at};
 use crate::base::limits::{
-    CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_LOG_NS, CAMERA_SILENT_NS, DOORBELL_SLEEP_MAX_NS,
-    INDEX_STEP_MAX, POLL_LOOK_NS, SETTLED_POSTED_NS, SETTLED_UNSEEN_NS,
+    CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_LOG_NS, CAMERA_SILENT_NS, CAMERA_WAIT_MAX_NS,
+    COMMIT_POSTED_NS, COMMIT_UNSEEN_NS, INDEX_STEP_MAX, POLL_STEP_NS,
 };
 
 /// What a look found.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum Progress {
     /// No camera is mapped.
     Away,
     /// Nothing new.
@@ -25,7 +25,7 @@ pub(super) enum Look {
 }
 
 /// The doorbell's view of the camera.
-pub(super) struct Watch {
+pub(super) struct SegmentFollower {
     camera: Camera,
     generation: u64,
     run: Option<Run>,
@@ -42,13 +42,13 @@ struct Run {
     /// When the index last moved, or the run was first seen.
     moved_at_ns: MonotonicNs,
     frame_number: u64,
-    settle: Settle,
+    settle: CommitDetector,
     posted: PostCount,
 }
 
-impl Watch {
-    pub(super) fn new(camera: Camera) -> Watch {
-        Watch {
+impl SegmentFollower {
+    pub(super) fn new(camera: Camera) -> SegmentFollower {
+        SegmentFollower {
             camera,
             generation: u64::MAX,
             run: None,
@@ -69,25 +69,25 @@ impl Watch {
     }
 
     /// One look. `posts` is what the wait on the semaphore brought, `None` when the ring is polled.
-    pub(super) fn look(&mut self, now_ns: MonotonicNs, posts: Option<Posts>) -> Look {
+    pub(super) fn poll(&mut self, now_ns: MonotonicNs, posts: Option<Posts>) -> Progress {
         self.camera.counters().wakes.fetch_add(1, Ordering::Relaxed);
         self.follow_camera(now_ns);
         if self.is_check_due(now_ns) {
             self.check(now_ns);
             self.follow_camera(now_ns);
         }
-        let Some(run) = &mut self.run else { return Look::Away };
+        let Some(run) = &mut self.run else { return Progress::Away };
         if run.attachment.mapping.is_lost() {
             self.camera.detach("the segment shrank under its mapping");
             self.follow_camera(now_ns);
-            return Look::Away;
+            return Progress::Away;
         }
         let index = run.attachment.mapping.write_index();
         let step = index.wrapping_sub(run.index);
         if step > INDEX_STEP_MAX || !run.attachment.has_its_writer() {
             self.camera.restart(&run.attachment, now_ns);
             self.follow_camera(now_ns);
-            return Look::Advanced(0);
+            return Progress::Advanced(0);
         }
         if step > 0 {
             run.follow_index(index, now_ns);
@@ -101,9 +101,9 @@ impl Watch {
             self.camera.count_restart(now_ns, "without resetting the index");
         }
         if run.available != available {
-            self.camera.ring_bells();
+            self.camera.wake_consumers();
         }
-        if step > 0 { Look::Advanced(step) } else { Look::Quiet }
+        if step > 0 { Progress::Advanced(step) } else { Progress::Quiet }
     }
 
     /// Takes up the current run when cursors or this watch changed it.
@@ -192,7 +192,7 @@ impl Run {
             available: if is_known_whole { index } else { index.wrapping_sub(1) },
             moved_at_ns: now_ns,
             frame_number: 0,
-            settle: Settle::default(),
+            settle: CommitDetector::default(),
             posted: PostCount::default(),
             attachment,
         }
@@ -221,7 +221,7 @@ impl Run {
         }
         let is_posted = posted.is_none_or(|(_, posted)| posted == self.index);
         // With posts a rest only has to tell once where the count stands; alone it has to prove every unit.
-        let unseen_ns = if posts.is_some() { SETTLED_POSTED_NS } else { SETTLED_UNSEEN_NS };
+        let unseen_ns = if posts.is_some() { COMMIT_POSTED_NS } else { COMMIT_UNSEEN_NS };
         if (whole != self.index || !is_posted) && self.settle.look(mapping, newest, now_ns, unseen_ns) {
             whole = self.index;
             if posts.is_some() {
@@ -229,7 +229,7 @@ impl Run {
             }
         }
         if whole == self.index && posts.is_none() {
-            self.settle.scout(mapping, self.index);
+            self.settle.record_pre_image(mapping, self.index);
         }
         self.available = whole;
         self.attachment.set_whole(whole);
@@ -281,25 +281,25 @@ impl Pace {
     /// Nanoseconds until the next look.
     pub(super) fn sleep_ns(&self, now_ns: MonotonicNs) -> i64 {
         let expected_ns = self.arrived_at_ns.saturating_add(self.interval_ns);
-        let early_ns = expected_ns.saturating_sub(2 * POLL_LOOK_NS).saturating_sub(now_ns);
-        if early_ns > POLL_LOOK_NS {
+        let early_ns = expected_ns.saturating_sub(2 * POLL_STEP_NS).saturating_sub(now_ns);
+        if early_ns > POLL_STEP_NS {
             return early_ns.min(self.interval_ns);
         }
         let late_ns = now_ns.saturating_sub(expected_ns);
         match late_ns {
-            _ if late_ns < self.interval_ns / 4 => POLL_LOOK_NS,
-            _ if late_ns < 4 * self.interval_ns => 4 * POLL_LOOK_NS,
-            _ if late_ns < 10_000_000_000 => 20 * POLL_LOOK_NS,
-            _ => 40 * POLL_LOOK_NS,
+            _ if late_ns < self.interval_ns / 4 => POLL_STEP_NS,
+            _ if late_ns < 4 * self.interval_ns => 4 * POLL_STEP_NS,
+            _ if late_ns < 10_000_000_000 => 20 * POLL_STEP_NS,
+            _ => 40 * POLL_STEP_NS,
         }
     }
 
     /// How long a wake of the semaphore may stay out before one looks at the index anyway.
     pub(super) fn patience_ns(&self, now_ns: MonotonicNs) -> i64 {
         if self.is_silent(now_ns) {
-            return DOORBELL_SLEEP_MAX_NS;
+            return CAMERA_WAIT_MAX_NS;
         }
-        (self.interval_ns + self.interval_ns / 2 + 10 * POLL_LOOK_NS).min(DOORBELL_SLEEP_MAX_NS)
+        (self.interval_ns + self.interval_ns / 2 + 10 * POLL_STEP_NS).min(CAMERA_WAIT_MAX_NS)
     }
 
     /// Whether nothing came for so long that haste is of no use.
@@ -315,7 +315,7 @@ mod tests {
     use super::*;
     use crate::camera::cursor::{Cursor, Next};
     use crate::camera::layout::Layout;
-    use crate::camera::source::{Bell, CameraStatus, Wake};
+    use crate::camera::source::{CameraStatus, Wake, Wakeup};
     use crate::camera::test_ring::TestRing;
 
     const MS: i64 = 1_000_000;
@@ -323,8 +323,8 @@ mod tests {
     #[derive(Default)]
     struct Rings(AtomicU32);
 
-    impl Bell for Rings {
-        fn ring(&self) {
+    impl Wakeup for Rings {
+        fn wake(&self) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -337,7 +337,7 @@ mod tests {
 
     struct Scene {
         camera: Camera,
-        watch: Watch,
+        watch: SegmentFollower,
         cursor: Cursor,
         bell: Arc<Rings>,
         now_ns: MonotonicNs,
@@ -347,14 +347,14 @@ mod tests {
         fn new(name: &str) -> Scene {
             let camera = Camera::new(name, Wake::Poll);
             let bell = Arc::new(Rings::default());
-            camera.add_bell(Arc::clone(&bell) as Arc<dyn Bell>);
-            let watch = Watch::new(camera.clone());
+            camera.add_wakeup(Arc::clone(&bell) as Arc<dyn Wakeup>);
+            let watch = SegmentFollower::new(camera.clone());
             Scene { cursor: camera.cursor(), camera, watch, bell, now_ns: 0 }
         }
 
-        fn look_after(&mut self, ms: i64) -> Look {
+        fn look_after(&mut self, ms: i64) -> Progress {
             self.now_ns += ms * MS;
-            self.watch.look(self.now_ns, None)
+            self.watch.poll(self.now_ns, None)
         }
 
         fn next(&mut self) -> Next {
@@ -380,11 +380,11 @@ mod tests {
         let name = gone.name().to_owned();
         drop(gone);
         let mut scene = Scene::new(&name);
-        assert_eq!(scene.look_after(100), Look::Away);
+        assert_eq!(scene.look_after(100), Progress::Away);
         assert!(matches!(scene.next(), Next::Away));
         let mut ring = TestRing::named(&name, Layout::V3);
         ring.publish(b"first");
-        assert_eq!(scene.look_after(100), Look::Advanced(1));
+        assert_eq!(scene.look_after(100), Progress::Advanced(1));
         assert!(scene.bell.take() > 0, "attached");
         assert!(matches!(scene.next(), Next::Restarted));
         assert_eq!(units(&mut scene), [b"first"]);
@@ -444,7 +444,7 @@ mod tests {
         }
         assert!(!scene.is_away());
         ring.publish(b"awake");
-        assert_eq!(scene.look_after(200), Look::Advanced(1));
+        assert_eq!(scene.look_after(200), Progress::Advanced(1));
         assert_eq!(units(&mut scene), [b"awake"]);
     }
 
@@ -556,7 +556,7 @@ mod tests {
             late_ns.push(now_ns - published_ns);
         }
         assert!(looks < 3000 * 6, "{looks} looks for 3000 units");
-        let late = late_ns.iter().skip(50).filter(|ns| **ns > POLL_LOOK_NS).count();
+        let late = late_ns.iter().skip(50).filter(|ns| **ns > POLL_STEP_NS).count();
         assert!(late < 30, "{late} of 3000 seen later than one look");
         let silent_from_ns = now_ns + 20_000 * MS;
         looks = 0;
