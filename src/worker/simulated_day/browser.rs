@@ -273,7 +273,7 @@ impl Decoder {
         (connected_ns, owed_since_ns): (i64, Option<i64>),
     ) -> Result<Verdict, String> {
         let slice = nals.last().ok_or("an empty unit")?;
-        let number = crate::recorder::tests::harness::frame_number(slice);
+        let number = crate::recorder::tests::harness::unit_number_of(slice);
         let unit = ledger.get(number).ok_or(format!("unit {number} was never published"))?;
         if self.newest.is_none() && unit.nals.len() > nals.len() && unit.nals.ends_with(nals) {
             // What was lost before the first packet that arrived isn't known to be missing.
