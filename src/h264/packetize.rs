@@ -160,10 +160,10 @@ fn aggregate(unit: &AssembledUnit<'_>, group: &Range<usize>, payload: &mut Vec<u
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{AUD, SEI, annex_b, hostile_bytes, idr, non_idr, pps, slice, sps};
     use super::super::Assembler;
-    use support::depacketize::Depacketizer;
+    use super::super::testing::{AUD, SEI, annex_b, hostile_bytes, idr, non_idr, pps, slice, sps};
     use std::collections::VecDeque;
+    use support::depacketize::Depacketizer;
 
     use super::*;
     use proptest::prelude::*;
@@ -258,7 +258,10 @@ mod tests {
             let lengths: Vec<usize> = sender.send(&[&nal]).iter().map(Vec::len).collect();
             let (last, full) = lengths.split_last().unwrap();
             assert!(*last <= last_max, "{size} bytes: {lengths:?}");
-            assert!(full.iter().all(|length| *length == full[0] && last <= length), "one GSO batch: {lengths:?}");
+            assert!(
+                full.iter().all(|length| *length == full[0] && last <= length),
+                "one GSO batch: {lengths:?}"
+            );
             assert!(full.iter().all(|length| *length <= limits::RTP_PAYLOAD_BYTES_MAX));
         }
     }

@@ -34,30 +34,30 @@ pub struct StreamInfo {
 
 /// A sequence parameter set (H.264 7.3.2.1.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SequenceParameterSet {
+pub(super) struct SequenceParameterSet {
     /// `seq_parameter_set_id`, 0 to 31.
-    pub id: u8,
+    pub(super) id: u8,
     /// Profile, level and picture size.
-    pub info: StreamInfo,
+    pub(super) info: StreamInfo,
     /// `chroma_format_idc`, 0 (monochrome) to 3 (4:4:4).
-    pub chroma_format_idc: u8,
+    pub(super) chroma_format_idc: u8,
     /// `bit_depth_luma_minus8`, 0 to 6.
-    pub bit_depth_luma_minus8: u8,
+    pub(super) bit_depth_luma_minus8: u8,
     /// `bit_depth_chroma_minus8`, 0 to 6.
-    pub bit_depth_chroma_minus8: u8,
+    pub(super) bit_depth_chroma_minus8: u8,
     /// The whole NAL unit, without start code.
-    pub bytes: Arc<[u8]>,
+    pub(super) bytes: Arc<[u8]>,
 }
 
 /// A picture parameter set (H.264 7.3.2.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PictureParameterSet {
+pub(super) struct PictureParameterSet {
     /// `pic_parameter_set_id`, 0 to 255.
-    pub id: u8,
+    pub(super) id: u8,
     /// `seq_parameter_set_id` of the sequence parameter set it refers to.
-    pub sps_id: u8,
+    pub(super) sps_id: u8,
     /// The whole NAL unit, without start code.
-    pub bytes: Arc<[u8]>,
+    pub(super) bytes: Arc<[u8]>,
 }
 
 /// Profiles whose SPS carries chroma format, bit depths and scaling matrices (7.3.2.1.1).

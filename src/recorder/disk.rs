@@ -70,7 +70,9 @@ impl Disk {
             }),
             Output::Finish { file, ending } => self.finish(file, ending),
             Output::Discard { file } => self.discard(file),
-            Output::Started(_) | Output::Stopped(_) => debug_assert!(false, "replies are not disk operations"),
+            Output::Started(_) | Output::Stopped(_) => {
+                debug_assert!(false, "replies are not disk operations")
+            }
         }
     }
 

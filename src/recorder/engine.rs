@@ -70,7 +70,8 @@ pub(super) struct EngineSetup {
 
 impl Engine {
     pub(super) fn new(setup: EngineSetup) -> Engine {
-        let EngineSetup { camera, commands, shutdown, unit_published, library, counters, format, retention } = setup;
+        let EngineSetup { camera, commands, shutdown, unit_published, library, counters, format, retention } =
+            setup;
         let (disk, completions) = Disk::new(library.clone(), Arc::clone(&counters));
         let directory = library.directory().display().to_string();
         Engine {

@@ -111,7 +111,9 @@ fn repair_in_background(library: &Library) -> std::io::Result<()> {
         for name in unfinished {
             match library.repair(&name) {
                 Ok(true) => log::info!("recording {name} was left unfinished by a crash; it is now repaired"),
-                Ok(false) => log::info!("recording {name} was left unfinished by a crash; it holds no whole access unit or is in use"),
+                Ok(false) => log::info!(
+                    "recording {name} was left unfinished by a crash; it holds no whole access unit or is in use"
+                ),
                 Err(error) => log::error!("recording {name} could not be repaired: {error}"),
             }
         }

@@ -215,7 +215,9 @@ impl Library {
                         .is_ok_and(|filled| filled && fmp4::form(&start) == Form::Unfinished),
                 }
             }
-            Some(Format::H264) => Sidecar::read(&self.directory, name).is_some_and(|sidecar| !sidecar.complete),
+            Some(Format::H264) => {
+                Sidecar::read(&self.directory, name).is_some_and(|sidecar| !sidecar.complete)
+            }
             None => false,
         };
         self.names().unwrap_or_default().into_iter().filter(is_unfinished).collect()
@@ -405,14 +407,17 @@ impl Library {
             is_ours = matches!(form, Form::Finished { .. }) && summary.is_some();
             info.complete = form != Form::Unfinished && metadata.len() > 0;
             info.recovered = summary.and_then(|summary| summary.notes).is_some_and(|notes| notes.recovered);
-            info.duration = summary
-                .filter(|_| is_ours)
-                .map(|summary| summary.duration_90k as f64 / f64::from(TIMESCALE));
+            info.duration =
+                summary.filter(|_| is_ours).map(|summary| summary.duration_90k as f64 / f64::from(TIMESCALE));
             started_at_s = summary.map(|summary| summary.started_at_s);
         }
         info.started_at = started_at_s.and_then(names::rfc3339);
         let modified_s = u64::try_from(metadata.mtime()).unwrap_or(0);
-        Some(ListedFile { started_at_s: started_at_s.unwrap_or(modified_s), is_ours_and_complete: is_ours, info })
+        Some(ListedFile {
+            started_at_s: started_at_s.unwrap_or(modified_s),
+            is_ours_and_complete: is_ours,
+            info,
+        })
     }
 }
 

@@ -140,7 +140,7 @@ impl Zone {
     pub fn local() -> Zone {
         let name = std::env::var("TZ").unwrap_or_default();
         let zone = if name.is_empty() { tz::TimeZone::local() } else { tz::TimeZone::from_posix_tz(&name) };
-        Zone(zone.unwrap_or_else(|_| tz::TimeZone(tz::TimeZone::utc())))
+        Zone(zone.unwrap_or_else(|_| tz::TimeZone::utc()))
     }
 
     /// Returns `recording_YYYYMMDD_HHMMSS` in local time.
@@ -190,7 +190,10 @@ mod tests {
             ("猫 und hund", "猫 und hund.mp4"),
         ];
         for (name, file) in cases {
-            assert_eq!(Stem::from_request(name, Format::Mp4).map(|stem| stem.numbered(1)), Ok(file.to_owned()));
+            assert_eq!(
+                Stem::from_request(name, Format::Mp4).map(|stem| stem.numbered(1)),
+                Ok(file.to_owned())
+            );
         }
         assert_eq!(
             Stem::from_request("cat", Format::H264).map(|stem| stem.numbered(3)),

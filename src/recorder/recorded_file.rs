@@ -64,10 +64,18 @@ struct Mp4 {
 /// The operation in flight.
 enum Operation {
     None,
-    Allocating { bytes: u64 },
+    Allocating {
+        bytes: u64,
+    },
     Truncating,
     /// `resubmit`: the next write, first or after a short one, must be submitted.
-    Writing { fragment: Fragment, new_file: Option<Mp4>, done: u64, total: u64, resubmit: bool },
+    Writing {
+        fragment: Fragment,
+        new_file: Option<Mp4>,
+        done: u64,
+        total: u64,
+        resubmit: bool,
+    },
 }
 
 /// Disk space reserved ahead with fallocate.
@@ -326,7 +334,9 @@ impl RecordedFile {
 
     /// Returns the write of the rest of the unit.
     fn next_write(&mut self, unit: &PendingUnit) -> Option<Output> {
-        let Operation::Writing { fragment, new_file, done, resubmit, .. } = &mut self.operation else { return None };
+        let Operation::Writing { fragment, new_file, done, resubmit, .. } = &mut self.operation else {
+            return None;
+        };
         *resubmit = false;
         let mut parts = Vec::with_capacity(2 * unit.nal_units.len() + 1);
         match &self.container {

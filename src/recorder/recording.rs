@@ -307,7 +307,10 @@ impl Recording {
 
     /// Returns the figures of the active recording, if any.
     pub(crate) fn report(&self) -> Option<Report> {
-        self.active.as_ref().filter(|active| active.phase != Phase::Starting).map(ActiveRecording::full_report)
+        self.active
+            .as_ref()
+            .filter(|active| active.phase != Phase::Starting)
+            .map(ActiveRecording::full_report)
     }
 
     /// Returns the result of the last recording, and the error that ended it or the active one.
@@ -411,8 +414,7 @@ impl Recording {
                 active.report.name.clone_from(&name);
                 active.report.filename = format!("{}/{name}", self.directory);
                 let start = &active.start;
-                active.file =
-                    Some(RecordedFile::new(file, start.stem.format, start.started_at_s, now_ns));
+                active.file = Some(RecordedFile::new(file, start.stem.format, start.started_at_s, now_ns));
                 if active.phase == Phase::Starting {
                     active.phase = Phase::Running;
                 }

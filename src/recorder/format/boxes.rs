@@ -13,7 +13,12 @@ pub(super) fn boxed(out: &mut Vec<u8>, kind: &[u8; 4], body: impl FnOnce(&mut Ve
 }
 
 /// Appends a box with version and flags (`FullBox`).
-pub(super) fn full_box(out: &mut Vec<u8>, kind: &[u8; 4], version_and_flags: u32, body: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn full_box(
+    out: &mut Vec<u8>,
+    kind: &[u8; 4],
+    version_and_flags: u32,
+    body: impl FnOnce(&mut Vec<u8>),
+) {
     boxed(out, kind, |out| {
         u32s(out, &[version_and_flags]);
         body(out);

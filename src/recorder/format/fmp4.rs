@@ -115,14 +115,14 @@ pub enum Form {
 #[must_use]
 pub fn form(start: &[u8]) -> Form {
     let Some(start) = start.first_chunk::<48>() else { return Form::Foreign };
-    let (ftyp, switch) = start.split_at(32);
+    let (ftyp, form_header) = start.split_at(32);
     if *start == START_UNFINISHED {
         return Form::Unfinished;
     }
     if !START_UNFINISHED.starts_with(ftyp) {
         return Form::Foreign;
     }
-    match (switch.starts_with(b"\0\0\0\x01mdat"), u64_at(switch, 8)) {
+    match (form_header.starts_with(b"\0\0\0\x01mdat"), u64_at(form_header, 8)) {
         (true, Some(bytes)) => match bytes.checked_add(MDAT_HEADER_OFFSET) {
             Some(index_offset) => Form::Finished { index_offset },
             None => Form::Foreign,

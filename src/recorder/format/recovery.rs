@@ -63,7 +63,8 @@ const HEAD_BYTES_MAX: u64 = 1 << 20;
 /// finished, or ends before its first fragment is whole.
 pub fn whole_fragments<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<WholeFragments>> {
     let Some((track, fragments_offset)) = read_file_header(file)? else { return Ok(None) };
-    let mut whole = WholeFragments { track, index: Index::default(), fragments_offset, end: fragments_offset };
+    let mut whole =
+        WholeFragments { track, index: Index::default(), fragments_offset, end: fragments_offset };
     let mut header = [0; FRAGMENT_HEADER_BYTES];
     while file.fill_at(&mut header, whole.end)? {
         let Some(fragment) = Fragment::parse(&header) else { break };
@@ -73,8 +74,7 @@ pub fn whole_fragments<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<WholeF
         } else {
             fragment.time_90k > whole.index.last_time_90k()
         };
-        let numbered =
-            usize::try_from(fragment.sequence).is_ok_and(|number| number == whole.index.len() + 1);
+        let numbered = usize::try_from(fragment.sequence).is_ok_and(|number| number == whole.index.len() + 1);
         if !in_order || !numbered || !unit_is_whole(file, unit_offset, fragment.unit_bytes)? {
             break;
         }

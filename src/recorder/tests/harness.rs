@@ -277,7 +277,11 @@ impl Harness {
 
     /// Publishes one unit, an IDR every 10, and runs until it is written.
     pub(crate) fn publish(&mut self) {
-        let bytes = if self.unit_number.is_multiple_of(10) { idr(self.unit_number, 80) } else { delta(self.unit_number) };
+        let bytes = if self.unit_number.is_multiple_of(10) {
+            idr(self.unit_number, 80)
+        } else {
+            delta(self.unit_number)
+        };
         self.unit_number += 1;
         self.now_ns += UNIT_INTERVAL;
         self.push(bytes);

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::harness::{ Harness, SECOND, idr, start};
+use super::harness::{Harness, SECOND, UNIT_INTERVAL, idr, start};
 use crate::base::limits;
 use crate::recorder::names::Format;
 use crate::recorder::operation::{Completion, Output, Start};

@@ -11,7 +11,7 @@ use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::recorder::RecorderState;
 use crate::recorder::names::{Format, Stem};
 use crate::recorder::operation::{Completion, FileId, IncomingUnit, Start};
-use crate::recorder::tests::harness::{Harness, unit_number_of, start};
+use crate::recorder::tests::harness::{Harness, start, unit_number_of};
 use support::random::Random;
 
 pub(super) struct SimulatedRecorder {
