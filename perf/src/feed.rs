@@ -97,7 +97,7 @@ fn write(bytes: &[u8]) -> std::io::Result<()> {
     out.flush()
 }
 
-/// Rung by the doorbell's thread: writes right there.
+/// The thread of the camera wait calls this, and it writes at once.
 struct WriteOnWakeup(Mutex<Pipe>);
 
 impl Wakeup for WriteOnWakeup {

@@ -161,7 +161,7 @@ impl Listener {
     }
 }
 
-/// Rung by the doorbell's thread: sends right there.
+/// The thread of the camera wait calls this, and it sends at once.
 struct SendOnWakeup(Arc<Mutex<Sender>>);
 
 impl Wakeup for SendOnWakeup {

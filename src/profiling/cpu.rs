@@ -9,7 +9,8 @@ use super::pprof::{self, Description, Sample};
 use super::signal::Session;
 use super::table::{Table, Trigger};
 use super::timers::Timer;
-use super::{ProfileError, clock, symbols, tasks};
+use super::{ProfileError, symbols, tasks};
+use crate::base::clock;
 use crate::base::limits;
 
 /// The threads that the running profile samples.

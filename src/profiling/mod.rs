@@ -10,7 +10,6 @@
 //! All functions block the calling thread; [`cpu_profile`] blocks for the whole measurement.
 
 mod allocator;
-mod clock;
 mod cpu;
 mod elf;
 mod heap;

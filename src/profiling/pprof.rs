@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::clock;
 use super::symbols::{self, Mapping, Symbols};
+use crate::base::clock;
 
 /// The header fields of a profile. Types are pairs of name and unit.
 #[derive(Clone, Debug, Default)]
@@ -141,7 +141,7 @@ impl Encoder {
         self.put(11, &period_type)?;
         let mut plain = Message::default();
         plain.number(7, self.string(description.drop_frames));
-        plain.number(9, clock::unix_ns().cast_unsigned());
+        plain.number(9, clock::realtime_ns().cast_unsigned());
         plain.number(10, description.duration_ns.cast_unsigned());
         plain.number(12, description.period.cast_unsigned());
         let comments: Vec<u64> = description.comments.iter().map(|comment| self.string(comment)).collect();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 
 use crate::base::limits::{PROFILE_FRAMES_MAX, PROFILE_STACKS_MAX, STACK_FRAMES_MAX};
 
-/// Maximum number of entries probed for one stack.
+/// Maximum number of entries probed for one stack; a local bound.
 const PROBES_MAX: usize = 16;
 
 /// The signals that count as samples.

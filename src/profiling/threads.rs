@@ -6,12 +6,13 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use super::ProfileError;
 use super::pprof::{self, Description, Sample};
 use super::signal::{self, Session};
 use super::symbols::{self, Symbols};
 use super::table::Trigger;
 use super::tasks::{self, Task};
-use super::{ProfileError, clock};
+use crate::base::clock;
 use crate::base::limits;
 
 /// A thread and its stack, innermost frame first. The stack is empty if the thread did not answer.

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use tokio::sync::watch;
 
-use super::counters::{RecorderCounters, add};
+use super::counters::RecorderCounters;
 use super::format::fmp4::{self, Form};
 use super::format::moov::{self, Notes};
 use super::format::recovery::{ReadAt as _, WholeFragments, whole_fragments};
@@ -190,7 +190,7 @@ impl Library {
             .collect();
         let mut deleted = to_retire(candidates, rules, self.free_bytes(), now_s);
         deleted.retain(|name| self.delete(name).is_ok());
-        add(&self.counters.retired, deleted.len() as u64);
+        self.counters.retired.add_shared(deleted.len() as u64);
         Ok(deleted)
     }
 
@@ -232,7 +232,7 @@ impl Library {
     pub fn repair(&self, name: &str) -> Result<bool, RecorderError> {
         let repaired =
             self.try_repair(name).map_err(|error| RecorderError::io("repairing the file", &error))?;
-        add(&self.counters.recovered, u64::from(repaired));
+        self.counters.recovered.add_shared(u64::from(repaired));
         Ok(repaired)
     }
 

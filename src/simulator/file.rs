@@ -12,7 +12,7 @@ use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::h264::nal::kind;
 use crate::h264::{Assembler, Stamp};
 
-/// Maximum size of a file in bytes: the file is held in memory.
+/// Maximum size of a file in bytes, a local bound: the file is held in memory.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// Reasons why a file cannot be played.

@@ -95,8 +95,7 @@ impl NumberBlocks {
     }
 
     /// Returns the centre of cell `index` in pixels: x, y.
-    #[must_use]
-    pub fn centre(&self, index: u32) -> (u32, u32) {
+    fn centre(&self, index: u32) -> (u32, u32) {
         let (column, row) = (index % Self::COLUMNS, index / Self::COLUMNS);
         (self.left + column * self.cell + self.cell / 2, self.top + row * self.cell + self.cell / 2)
     }

@@ -5,20 +5,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::thread::clock_nanosleep_absolute;
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::{ClockId, Timespec};
 
 use super::config::{RestartOnto, SimulatorConfig, Source, TimestampClock};
 use super::file::{FileError, FileSource};
 use super::malformed;
 use super::test_card::{TestCard, TestCardConfig, TestCardError};
 use super::unit::Unit;
+use crate::base::clock;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, WriterError};
 
 const NS_PER_S: i64 = 1_000_000_000;
 /// While waiting, the stop flag is polled at this interval.
 const NAP_NS: i64 = 100_000_000;
-/// After a longer delay (debugger, SIGSTOP) the schedule moves on instead of catching up.
+/// After a longer delay (debugger, SIGSTOP) the schedule moves on instead of catching up; a local bound.
 const LATE_NS_MAX: i64 = NS_PER_S;
 /// Rate that determines the unit sizes when units are published as fast as possible.
 const NOMINAL_FPS: f64 = 30.0;
@@ -85,7 +86,7 @@ pub enum SimulatorError {
 pub fn run(config: &SimulatorConfig, stop: &AtomicBool) -> Result<SimulatorReport, SimulatorError> {
     check(config)?;
     let mut simulator = Simulator::new(config, stop)?;
-    let started_ns = now_ns(ClockId::Monotonic);
+    let started_ns = clock::monotonic_ns();
     simulator.due_ns = started_ns;
     let mut outcome = Ok(());
     while outcome.is_ok() && !simulator.is_done() {
@@ -94,7 +95,7 @@ pub fn run(config: &SimulatorConfig, stop: &AtomicBool) -> Result<SimulatorRepor
     if config.unlink_at_exit {
         simulator.ring.unlink();
     }
-    simulator.report.lasted_ns = now_ns(ClockId::Monotonic) - started_ns;
+    simulator.report.lasted_ns = clock::monotonic_ns() - started_ns;
     outcome.map(|()| simulator.report)
 }
 
@@ -194,8 +195,8 @@ impl<'a> Simulator<'a> {
     }
 
     fn make_and_publish(&mut self, number: u64, captured_ns: i64) {
-        let now = now_ns(ClockId::Monotonic);
-        let captured_realtime_ns = now_ns(ClockId::Realtime) - (now - captured_ns);
+        let now = clock::monotonic_ns();
+        let captured_realtime_ns = clock::realtime_ns() - (now - captured_ns);
         // A file cannot insert an IDR: the request is dropped.
         if self.ring.take_idr_request()
             && let Units::Card(card) = &mut self.units
@@ -224,7 +225,7 @@ impl<'a> Simulator<'a> {
             format: FORMAT_H264,
             data_bytes: self.unit.bytes.len() as u64,
         };
-        self.unit.set_published(now_ns(ClockId::Monotonic));
+        self.unit.set_published(clock::monotonic_ns());
         if is_nth(number, self.config.faults.malformed_every) {
             malformed::corrupt(self.report.malformed, &mut metadata, &mut self.unit.bytes);
             self.report.malformed += 1;
@@ -255,7 +256,7 @@ impl<'a> Simulator<'a> {
     /// Waits until the unit must be published. Returns its capture time, which a burst does not change.
     fn wait(&mut self, number: u64) -> i64 {
         let Some(interval_ns) = self.interval_ns else {
-            return now_ns(ClockId::Monotonic);
+            return clock::monotonic_ns();
         };
         let captured_ns = self.due_ns;
         let held_ns = self.config.faults.burst.map_or(0, |burst| {
@@ -265,7 +266,7 @@ impl<'a> Simulator<'a> {
         });
         let publish_ns = captured_ns.saturating_add(held_ns);
         self.sleep_until(publish_ns);
-        let late_ns = now_ns(ClockId::Monotonic) - publish_ns;
+        let late_ns = clock::monotonic_ns() - publish_ns;
         if late_ns > LATE_NS_MAX {
             self.due_ns += late_ns;
         }
@@ -276,7 +277,7 @@ impl<'a> Simulator<'a> {
 
     fn sleep_until(&self, deadline_ns: i64) {
         while !self.stop.load(Ordering::Relaxed) {
-            let now = now_ns(ClockId::Monotonic);
+            let now = clock::monotonic_ns();
             if now >= deadline_ns {
                 return;
             }
@@ -290,9 +291,9 @@ impl<'a> Simulator<'a> {
     /// Sleeps for `lasting` and continues the schedule from there.
     fn pause(&mut self, lasting: Duration) {
         let lasting_ns = i64::try_from(lasting.as_nanos()).unwrap_or(i64::MAX);
-        let back_ns = now_ns(ClockId::Monotonic).saturating_add(lasting_ns);
+        let back_ns = clock::monotonic_ns().saturating_add(lasting_ns);
         self.sleep_until(back_ns);
-        self.due_ns = self.due_ns.max(now_ns(ClockId::Monotonic));
+        self.due_ns = self.due_ns.max(clock::monotonic_ns());
     }
 
     fn stall(&mut self, number: u64) {
@@ -394,11 +395,6 @@ fn is_being_written(name: &str) -> bool {
         std::thread::sleep(Duration::from_millis(50));
         ring.write_index() != before
     })
-}
-
-fn now_ns(clock: ClockId) -> i64 {
-    let now = clock_gettime(clock);
-    now.tv_sec * NS_PER_S + now.tv_nsec
 }
 
 impl SimulatorConfig {

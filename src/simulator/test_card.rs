@@ -79,7 +79,7 @@ const FRAME_NUM_BITS: u32 = 8;
 const SAMPLES_BYTES: usize = MACROBLOCK_BYTES + 2;
 /// Size of an IDR unit relative to the other units, as with a real encoder.
 const IDR_WEIGHT: f64 = 4.0;
-/// Maximum bytes of a unit at any bit rate: it must fit into a slot.
+/// Maximum bytes of a unit at any bit rate, a local bound: it must fit into a slot.
 const UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX - 100_000;
 
 const NAL_SLICE: u8 = 1;

@@ -64,6 +64,8 @@ const FIXED_NAMES: &[&str] = &[
     "keyframe_request",
     "keyframe_requests",
     "keyframe_requests_total",
+    "camera_keyframe_requests_total",
+    "doorbell_wakes_total",
     "viewer_keyframe_requests_total",
     "request_keyframe",
     "KeyframeRequestKind",

@@ -37,7 +37,10 @@ fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
     let found = whole_fragments(file.as_slice()).unwrap();
     assert_eq!(found.is_some(), !index.is_empty());
     let Some(found) = found else { return };
-    assert_eq!((&found.track, &found.index, found.fragments_offset, found.end), (&track, &index, fragments_offset, end));
+    assert_eq!(
+        (&found.track, &found.index, found.fragments_offset, found.end),
+        (&track, &index, fragments_offset, end)
+    );
     let notes = Notes { recovered: width % 2 == 0, dropped_units: u64::from(height) };
     let tail = moov::finished(&track, &index, fragments_offset, notes);
     let room = index_bytes_max(index.len()) + track.configuration.len() as u64;

@@ -29,7 +29,8 @@ fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
 fuzz_target!(|bytes: &[u8]| {
     let mut nals = SmallVec::new();
     let scanned = scan(bytes, &mut nals).ok();
-    let found = scanned.map(|()| nals.iter().map(|nal| (nal.start as usize, nal.end as usize)).collect::<Vec<_>>());
+    let found =
+        scanned.map(|()| nals.iter().map(|nal| (nal.start as usize, nal.end as usize)).collect::<Vec<_>>());
     assert_eq!(found, scan_naively(bytes));
 
     // The second pass starts with the parameter sets of the first one.

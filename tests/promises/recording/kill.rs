@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use streaming_server::camera::Layout;
@@ -88,7 +87,7 @@ fn killed_recorder_loses_at_most_its_last_unit() {
         std::fs::remove_file(&copy).unwrap();
         // The next start of a recorder repairs the file.
         let rig = Rig::new(&camera.name, &directory.0, format);
-        while rig.handle.counters().recovered.load(Ordering::Relaxed) == 0 {
+        while rig.handle.counters().recovered.get() == 0 {
             std::thread::sleep(Duration::from_millis(5));
         }
         let info = rig.wait(rig.handle.list()).unwrap().remove(0);
@@ -123,7 +122,7 @@ fn file_locked_by_another_server_is_not_repaired() {
     rig.wait_recorded(5);
     let other = Rig::new(&camera.name, &directory.0, Format::Mp4);
     rig.wait_recorded(400);
-    assert_eq!(other.handle.counters().recovered.load(Ordering::Relaxed), 0);
+    assert_eq!(other.handle.counters().recovered.get(), 0);
     rig.stop().unwrap();
     let path = directory.0.join("cat.mp4");
     assert_complete(&unit_numbers(&path));
@@ -150,7 +149,7 @@ fn truncated_files_are_repaired_and_play() {
         let path = directory.0.join("cut.mp4");
         std::fs::write(&path, &bytes[..cut]).unwrap();
         let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
-        while rig.handle.counters().recovered.load(Ordering::Relaxed) == 0 {
+        while rig.handle.counters().recovered.get() == 0 {
             std::thread::sleep(Duration::from_millis(5));
         }
         let numbers = unit_numbers(&path);
