@@ -1,5 +1,5 @@
-//! The C side of the lease ring: `pet_camera_ring.h` says the same as the Rust side, compiles cleanly with every
-//! compiler there is, and the example in its comment is a camera that a viewer can watch.
+//! The C side of the lease ring: `pet_camera_ring.h` has the same numbers as the Rust side, compiles without warnings with
+//! gcc and clang, and the example in its comment is a working camera.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -28,7 +28,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{camera, unique_shm, wait_until};
 
-/// Where the fields lie.
+/// The offsets of the fields.
 const FIELDS: [(&str, usize); 31] = [
     ("header.magic", header::MAGIC),
     ("header.version", header::VERSION),
@@ -64,7 +64,7 @@ const FIELDS: [(&str, usize); 31] = [
 ];
 
 #[test]
-fn both_languages_mean_the_same_numbers() {
+fn the_header_and_rust_have_the_same_numbers() {
     let workshop = Workshop::new();
     let output = Command::new(workshop.compile("cc", "layout.c", &[])).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -104,34 +104,34 @@ fn both_languages_mean_the_same_numbers() {
         assert_eq!(told.get(name), Some(&value), "{name}");
         compared += 1;
     }
-    assert_eq!(compared, told.len(), "every number that C tells is compared");
+    assert_eq!(compared, told.len(), "every number that C prints must be compared");
 }
 
 #[test]
-fn the_header_compiles_without_a_word_with_every_compiler() {
+fn the_header_compiles_without_warnings_with_every_compiler() {
     let workshop = Workshop::new();
     for compiler in COMPILERS {
         workshop.compile(compiler, "layout.c", &["-O2"]);
         workshop.compile(compiler, "stress_camera.c", &["-O0"]);
-        // A file that only uses the ring, beside the one that has it in it.
+        // One file has the implementation, another one only uses it.
         let user =
             "#include <stdio.h>\n#include \"pet_camera_ring.h\"\nint main(void) { return PCR_IDR != 1; }\n";
         workshop.compile_text(compiler, "user", user, &[]);
     }
 }
 
-/// The example of the header's comment, as a program.
+/// The source of the example in the header's comment.
 fn example() -> String {
     let text = include_str!("../../src/camera/pet_camera_ring.h");
     let (_, after) = text.split_once(" * EXAMPLE\n").unwrap();
     let (example, _) = after.split_once(" * The numbers below").unwrap();
     let lines = example.lines().filter_map(|line| line.strip_prefix(" *     ")).skip(1);
     let source = lines.map(|line| format!("{line}\n")).collect::<String>();
-    assert!(source.lines().count() <= 42, "short enough to be read");
+    assert!(source.lines().count() <= 42, "the example must stay short");
     source
 }
 
-/// A file of `units` test pictures, each with its delimiter, number and sum.
+/// A file of `units` test pictures, each with delimiter, number and checksum.
 fn film(workshop: &Workshop, units: u64) -> PathBuf {
     let mut card = TestCard::new(TestCardConfig {
         width: 320,
@@ -155,7 +155,7 @@ fn film(workshop: &Workshop, units: u64) -> PathBuf {
 }
 
 #[test]
-fn the_example_of_the_header_is_a_camera_that_viewers_watch() {
+fn viewers_can_watch_the_example_of_the_header() {
     let workshop = Workshop::new();
     let film = film(&workshop, 30 * 120);
     for compiler in COMPILERS {
@@ -172,7 +172,7 @@ fn the_example_of_the_header_is_a_camera_that_viewers_watch() {
         for viewer in viewers {
             viewer.leave().assert_perfect(&format!("a viewer of the example, {compiler}"));
         }
-        // Killed, it comes back on the ring that it left.
+        // After a kill the next camera takes over the ring.
         let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
         viewer.wait_units(10);
         example.kill();

@@ -1,5 +1,5 @@
-//! The control endpoint of the real process by raw HTTP: every route, profiles read by Go's own tool, a second
-//! instance, other addresses, and requests that no proper client would send.
+//! The control endpoint of the real process over raw HTTP: every route, profiles read by `go tool pprof`, a second instance,
+//! other addresses, and malformed requests.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -41,19 +41,19 @@ fn get(control: SocketAddr, path: &str) -> Response {
     http::get(control, path)
 }
 
-/// Takes a profile in a thread; returns when it is being taken.
+/// Starts a profile in a thread and returns once it is running.
 fn profile_meanwhile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Response> {
     let path = format!("/debug/pprof/profile?seconds={seconds}");
     let profile = thread::spawn(move || {
-        // The looks below are profiles too.
+        // The requests below are profiles too.
         wait_within(PATIENCE, "a profile", || Some(get(control, &path)).filter(|answer| answer.status != 503))
     });
-    wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
+    wait_until("a running profile", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
     profile
 }
 
 #[test]
-fn every_route_of_the_public_side_answers() {
+fn the_routes_of_the_public_endpoint_answer() {
     let (mut server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     assert_eq!(get(control, "/health").json()["status"], "ok");
@@ -72,7 +72,7 @@ fn every_route_of_the_public_side_answers() {
 }
 
 #[test]
-fn a_recording_is_steered_by_it() {
+fn it_controls_a_recording() {
     let (server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     let started = http::post_json(control, "/api/recording/start", &json!({"filename": "a.mp4"}));
@@ -85,7 +85,7 @@ fn a_recording_is_steered_by_it() {
     let recordings = get(control, "/api/recordings").json();
     assert_eq!(recordings["recordings"][0]["name"], "a.mp4", "{recordings}");
     get(control, "/api/recordings/a.mp4").assert_error(&[404]);
-    assert_eq!(server.get("/api/recordings/a.mp4").status, 200, "the public side has the file");
+    assert_eq!(server.get("/api/recordings/a.mp4").status, 200, "the public endpoint has the file");
     assert_eq!(http::request(control, "DELETE", "/api/recordings/a.mp4", &[], b"").status, 200);
 }
 
@@ -113,15 +113,15 @@ fn profiles_and_traces_come_in_their_formats() {
 }
 
 #[test]
-fn others_are_answered_while_a_profile_is_taken_and_a_second_profile_is_refused() {
+fn requests_are_answered_during_a_profile_and_a_second_profile_is_refused() {
     let (mut server, control) = demo();
     let profile = profile_meanwhile(control, 5);
-    wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
+    wait_until("a running profile", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
     for _ in 0..10 {
         assert_eq!(get(control, "/health").status, 200);
         assert_eq!(get(control, "/metrics").status, 200);
     }
-    assert!(!profile.is_finished(), "all of that came before the profile");
+    assert!(!profile.is_finished(), "all answers came before the profile");
     assert_eq!(profile.join().unwrap().status, 200);
     server.assert_healthy();
 }
@@ -131,7 +131,7 @@ fn go_tool_pprof_names_our_functions() {
     let (mut server, control) = demo();
     let url = format!("http://{control}/debug/pprof/profile?seconds=2");
     let home = std::env::temp_dir().join(format!("pprof{}", unique_shm().replace('/', "-")));
-    // Something to be seen: a demo alone rests most of the time.
+    // Load for the profile: a demo without viewers is idle most of the time.
     let done = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&done);
     let busy = thread::spawn(move || {
@@ -143,7 +143,7 @@ fn go_tool_pprof_names_our_functions() {
     done.store(true, Ordering::Relaxed);
     busy.join().unwrap();
     let Ok(top) = top else {
-        println!("skipped: no go on this machine");
+        println!("skipped: go is not installed");
         return;
     };
     let _ = std::fs::remove_dir_all(&home);
@@ -172,7 +172,7 @@ fn a_second_instance_fails_with_a_clear_error() {
 }
 
 #[test]
-fn it_is_not_reachable_by_another_address_or_name() {
+fn it_is_reachable_by_loopback_addresses_and_names_only() {
     let (_server, control) = demo();
     let hosts = ["evil.example", "192.0.2.2:6060", "127.0.0.1.evil.example"];
     for host in hosts {
@@ -184,7 +184,7 @@ fn it_is_not_reachable_by_another_address_or_name() {
     let others = if_addrs::get_if_addrs().unwrap().into_iter().map(|interface| interface.ip());
     let others: Vec<IpAddr> = others.filter(|ip| !ip.is_loopback() && matches!(ip, IpAddr::V4(_))).collect();
     if others.is_empty() {
-        println!("skipped: no address beside loopback");
+        println!("skipped: no address but loopback");
     }
     for other in others {
         let address = SocketAddr::new(other, control.port());
@@ -193,17 +193,17 @@ fn it_is_not_reachable_by_another_address_or_name() {
 }
 
 #[test]
-fn sigterm_ends_the_process_cleanly_while_callers_wait() {
+fn sigterm_exits_cleanly_with_open_requests() {
     let (mut server, control) = demo();
     let profile = profile_meanwhile(control, 20);
     let idle = TcpStream::connect(control).unwrap();
-    wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
+    wait_until("a running profile", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
     assert_eq!(server.terminate(), Some(0));
     drop(idle);
     let _ = profile.join();
 }
 
-/// Lengths that are none.
+/// Requests with malformed lengths.
 fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list: Vec<(Vec<u8>, &'static [u16])> = Vec::new();
     let lengths: [&[u8]; 16] = [
@@ -233,7 +233,7 @@ fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     list
 }
 
-/// Complete requests that are wrong, and the statuses that may answer them; 0: closed without an answer.
+/// Complete malformed requests and the statuses that may answer them. 0: closed without an answer.
 fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list = malformed_lengths();
     let mut add = |text: &str, statuses: &'static [u16]| list.push((text.as_bytes().to_vec(), statuses));
@@ -289,7 +289,7 @@ fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
 }
 
 #[test]
-fn malformed_requests_are_refused_and_none_harms() {
+fn malformed_requests_are_refused_and_do_no_harm() {
     let (mut server, control) = demo();
     let list = malformed();
     assert!(list.len() >= 70, "{}", list.len());
@@ -309,7 +309,7 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     for (request, statuses) in malformed() {
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
         let answer = answer_to(public, &request, true);
-        // It takes HEAD, more headers and longer queries; the rest is refused as on the other one.
+        // It accepts HEAD, more headers and longer queries. The rest is refused as on the control endpoint.
         let may_pass = statuses.contains(&200)
             || request.starts_with(b"HEAD /health")
             || request.starts_with(b"GET /health?")
@@ -323,11 +323,11 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     server.assert_healthy();
 }
 
-/// The status of the answer to these bytes on a connection of their own, which says that no more come if `is_all`.
+/// The status of the answer to these bytes on a new connection. With `is_all` the sending side is closed after them.
 fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    // Who refuses early may close while we still write.
+    // A server that refuses early may close while we still write.
     let _ = stream.write_all(request);
     if is_all {
         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -335,7 +335,7 @@ fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
     read_answer(&mut stream)
 }
 
-/// The status of the first answer; 0 when the connection is closed without one.
+/// The status of the first answer; 0 if the connection is closed without one.
 fn read_answer(stream: &mut TcpStream) -> u16 {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
@@ -353,26 +353,26 @@ fn read_answer(stream: &mut TcpStream) -> u16 {
     text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
-/// The most memory the process ever had.
+/// Peak resident memory of the process, in kB.
 fn peak_kb(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").trim().parse().unwrap()
 }
 
-/// Writes without end until the server hangs up.
+/// Writes until the server closes the connection.
 fn flood(control: SocketAddr, beginning: &str, more: &[u8]) {
     let mut stream = TcpStream::connect(control).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(beginning.as_bytes()).unwrap();
     let since = Instant::now();
     while stream.write_all(more).is_ok() {
-        assert!(since.elapsed() < Duration::from_secs(60), "not hung up on: {beginning:?}");
+        assert!(since.elapsed() < Duration::from_secs(60), "not closed: {beginning:?}");
     }
 }
 
 #[test]
-fn callers_without_end_are_hung_up_on_while_others_are_served_and_memory_stays_bounded() {
+fn endless_requests_are_closed_while_others_are_served_and_memory_stays_bounded() {
     let (mut server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     let before_kb = peak_kb(server.process.id());
@@ -381,7 +381,7 @@ fn callers_without_end_are_hung_up_on_while_others_are_served_and_memory_stays_b
     endless.into_iter().for_each(|thread| thread.join().unwrap());
     let pipeline = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
     flood(control, "", &pipeline);
-    // Beginnings without an end: a head, a body, nothing at all.
+    // Unfinished requests: a head, a body, nothing at all.
     let beginnings: [&[u8]; 4] = [
         b"",
         b"GET /hea",
@@ -399,7 +399,7 @@ fn callers_without_end_are_hung_up_on_while_others_are_served_and_memory_stays_b
         let status = read_answer(&mut stream);
         assert!([0, 400].contains(&status), "{status}");
     }
-    // Far more connections than there are places.
+    // Far more connections than are allowed.
     let crowd: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(control).unwrap()).collect();
     drop(crowd);
     wait_until("200 on /health", || get(control, "/health").status == 200);
@@ -410,7 +410,7 @@ fn callers_without_end_are_hung_up_on_while_others_are_served_and_memory_stays_b
 }
 
 #[test]
-fn off_means_that_nothing_listens_and_the_server_runs() {
+fn off_disables_the_endpoint_and_the_server_runs() {
     let spare = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = spare.local_addr().unwrap();
     let mut server = Server::start(&unique_shm(), &["--control", "off"]);
@@ -428,7 +428,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn healthcheck_tells_a_server_from_none() {
+fn healthcheck_fails_without_a_server() {
     let (mut server, _) = demo();
     let http = server.http.to_string();
     assert_eq!(run(&["healthcheck", "--http", &http]), (Some(0), String::new()));
@@ -439,7 +439,7 @@ fn healthcheck_tells_a_server_from_none() {
 }
 
 #[test]
-fn doctor_says_what_is_well_and_fails_on_a_port_in_use() {
+fn doctor_reports_and_fails_on_a_port_in_use() {
     let directory = std::env::temp_dir();
     let free = ["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"];
     let common =

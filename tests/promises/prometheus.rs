@@ -1,6 +1,6 @@
-//! A real Prometheus scrapes a real server: every query of the Grafana dashboard returns numbers, every alert
-//! can be evaluated, and the alert for drops fires when it should. Needs Debian's package `prometheus`; without
-//! it the tests say so and check nothing.
+//! A real Prometheus scrapes a real server: every query of the Grafana dashboard returns numbers, every alert evaluates, and
+//! the alert for drops fires above its threshold. Needs Debian's package `prometheus`; without it the tests are skipped with
+//! a message.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -21,7 +21,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{http, unique_shm, wait_for, wait_within};
 
-/// Rates over a minute need some scrapes first, and the recorder and the viewers' reports some seconds.
+/// Rates over a minute need some scrapes; the recorder and the viewers' reports need some seconds.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn script(name: &str) -> PathBuf {
@@ -36,7 +36,7 @@ fn is_installed(program: &str) -> bool {
     found
 }
 
-/// A directory of its own, removed on drop.
+/// A temporary directory, removed on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -59,7 +59,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// The configuration we ship, with another target and a scrape every second.
+    /// Starts Prometheus with our configuration, another target and a scrape per second.
     fn start(directory: &Path, target: SocketAddr) -> Self {
         let shipped = fs::read_to_string(script("prometheus.yml")).unwrap();
         let config = shipped
@@ -81,8 +81,8 @@ impl Prometheus {
         Prometheus { _process: process, address }
     }
 
-    fn ask(&self, path: &str) -> Value {
-        // It listens before it is ready.
+    fn get(&self, path: &str) -> Value {
+        // Prometheus listens before it is ready.
         let answer = wait_for("Prometheus ready to answer", || {
             let answer = http::get(self.address, path);
             (answer.status != 503).then_some(answer)
@@ -90,9 +90,9 @@ impl Prometheus {
         answer.json()["data"].clone()
     }
 
-    /// The values of a query now.
+    /// Evaluates a query now and returns its values.
     fn query(&self, expression: &str) -> Vec<f64> {
-        let result = self.ask(&format!("/api/v1/query?query={}", percent_encoded(expression)));
+        let result = self.get(&format!("/api/v1/query?query={}", percent_encoded(expression)));
         let series = result["result"].as_array().cloned().unwrap_or_default();
         series.iter().filter_map(|one| one["value"][1].as_str()?.parse().ok()).collect()
     }
@@ -149,7 +149,7 @@ fn every_panel_of_the_dashboard_has_data() {
 
 fn rules_are_healthy(prometheus: &Prometheus) {
     wait_for("a healthy evaluation of every alert", || {
-        let groups = prometheus.ask("/api/v1/rules")["groups"].clone();
+        let groups = prometheus.get("/api/v1/rules")["groups"].clone();
         let rules: Vec<Value> =
             groups.as_array()?.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect();
         assert!(rules.iter().all(|rule| rule["state"] == "inactive"), "{rules:?}");
@@ -158,7 +158,7 @@ fn rules_are_healthy(prometheus: &Prometheus) {
 }
 
 #[test]
-fn the_six_panels_that_were_asked_for_are_there() {
+fn the_six_required_panels_exist() {
     let titles: Vec<String> = dashboard().into_iter().map(|(title, _)| title).collect();
     for title in
         ["Frame Throughput", "Drop Rate", "Channel Buffer Usage", "Active Clients", "Latency", "Error Rate"]
@@ -167,7 +167,7 @@ fn the_six_panels_that_were_asked_for_are_there() {
     }
 }
 
-/// promtool's test of the alerts: a tenth of the units dropped fires, a hundredth does not.
+/// Unit test of the alerts with promtool: 10 % dropped units fire the alert, 1 % does not.
 #[test]
 fn the_alert_for_drops_fires_above_five_percent() {
     if !is_installed("promtool") {

@@ -1,5 +1,5 @@
-//! The camera may come late, crash, come back on the same or a new segment, in another size: viewers stay
-//! connected and see the new picture by themselves.
+//! The camera may start late, crash, or return on the same or a new segment in another size: viewers stay connected and get
+//! the new picture without a reload.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -32,12 +32,12 @@ fn survives(first: &[String], second: &[String], removed_between: bool, size_aft
     if removed_between {
         camera.remove_segment();
     }
-    wait_until("/ready says 503 while the camera is away", || server.get("/ready").status == 503);
+    wait_until("503 on /ready while the camera is away", || server.get("/ready").status == 503);
     let before = viewer.report();
     camera.restart(second);
     viewer.wait_units(before.units + 40);
     let report = viewer.report();
-    assert!(report.connected && !report.ended, "the viewer stayed connected");
+    assert!(report.connected && !report.ended, "the viewer must stay connected");
     assert_eq!(report.torn + report.duplicated + report.bad_idrs, 0, "{report:?}");
     assert_eq!(report.size, Some(size_after));
     server.wait_ready();
@@ -52,9 +52,9 @@ fn a_server_started_right_after_a_killed_one_gets_its_udp_port() {
     let mut command =
         server::command(&unique_shm(), &["--http", "127.0.0.1:0", "--control", "off", "--udp", &udp]);
     let mut process = Process::spawn("streaming-server", &mut command);
-    wait_until("that it found the port in use", || process.log().contains("is in use, waiting"));
+    wait_until("the message that the port is in use", || process.log().contains("is in use, waiting"));
     drop(holder);
-    wait_until("that it listens", || process.after("listening: ").is_some());
+    wait_until("the line `listening: `", || process.after("listening: ").is_some());
     process.signal(Signal::TERM);
     assert_eq!(process.wait_exit(Duration::from_secs(30)).code(), Some(0));
 }
@@ -94,25 +94,25 @@ fn survives_restarts_in_place(layout: &str, onto: &str) {
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(150);
     let report = viewer.report();
-    assert!(report.connected && !report.ended, "the viewer stayed connected");
+    assert!(report.connected && !report.ended, "the viewer must stay connected");
     assert_eq!(report.torn + report.duplicated + report.reordered + report.bad_idrs, 0, "{report:?}");
     server.assert_healthy();
 }
 
 #[test]
-fn a_camera_that_goes_on_in_the_same_segment_is_seen() {
+fn a_camera_that_continues_in_the_same_segment_is_seen() {
     survives_restarts_in_place("v1", "same");
     survives_restarts_in_place("lease", "same");
 }
 
 #[test]
-fn a_camera_that_begins_anew_in_the_same_segment_is_seen() {
+fn a_camera_that_starts_again_in_the_same_segment_is_seen() {
     survives_restarts_in_place("v1", "rewind");
     survives_restarts_in_place("v3-6", "rewind");
 }
 
 #[test]
-fn a_camera_that_makes_new_segments_again_and_again_is_seen() {
+fn a_camera_that_creates_new_segments_repeatedly_is_seen() {
     survives_restarts_in_place("v0", "new");
     survives_restarts_in_place("lease", "new");
 }
@@ -132,7 +132,7 @@ fn a_camera_that_changes_its_size_on_the_fly_is_seen() {
 }
 
 #[test]
-fn a_camera_that_comes_after_the_viewer_is_seen() {
+fn a_camera_that_starts_after_the_viewer_is_seen() {
     let shm = unique_shm();
     let server = Server::start(&shm, &[]);
     assert_eq!(server.get("/ready").status, 503);

@@ -1,5 +1,5 @@
-//! What a service manager hears on a real notify socket: ready, status, signs of life, stopping; and that the signs of
-//! life end when a worker hangs, so that the manager restarts the program.
+//! The messages on a real systemd notify socket: ready, status, watchdog, stopping. The watchdog messages stop when a worker
+//! hangs, so that the service manager restarts the program.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -18,14 +18,14 @@ use support::server::{Server, loopback};
 use support::viewer::ViewerSimulator;
 use support::{http, unique_shm, wait_for, wait_until};
 
-/// The manager's end of the notify socket, in a directory of its own.
+/// The manager's end of the notify socket, in a temporary directory.
 struct Manager {
     socket: UnixDatagram,
     directory: PathBuf,
-    heard: Vec<String>,
+    received: Vec<String>,
 }
 
-/// What `WatchdogSec=` would be.
+/// The value of `WatchdogSec=`.
 const WATCHDOG: Duration = Duration::from_secs(4);
 
 impl Manager {
@@ -34,33 +34,33 @@ impl Manager {
         std::fs::create_dir_all(&directory).unwrap();
         let socket = UnixDatagram::bind(directory.join("notify")).unwrap();
         socket.set_nonblocking(true).unwrap();
-        Manager { socket, directory, heard: Vec::new() }
+        Manager { socket, directory, received: Vec::new() }
     }
 
-    /// Puts into the command's environment what systemd would.
+    /// Sets the environment variables that systemd sets.
     fn introduce(&self, command: &mut Command) {
         command.env("NOTIFY_SOCKET", self.directory.join("notify"));
         command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).env_remove("WATCHDOG_PID");
     }
 
-    /// Takes what has come; everything so far is in `heard`, line by line.
-    fn listen(&mut self) -> &[String] {
+    /// Reads pending messages and returns all lines so far.
+    fn receive(&mut self) -> &[String] {
         let mut buffer = [0; 4_096];
         while let Ok(bytes) = self.socket.recv(&mut buffer) {
             let message = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
-            self.heard.extend(message.lines().map(str::to_owned));
+            self.received.extend(message.lines().map(str::to_owned));
         }
-        &self.heard
+        &self.received
     }
 
-    fn signs_of_life(&mut self) -> usize {
-        self.listen().iter().filter(|line| *line == "WATCHDOG=1").count()
+    fn watchdog_messages(&mut self) -> usize {
+        self.receive().iter().filter(|line| *line == "WATCHDOG=1").count()
     }
 
-    /// Waits for a line that holds all of these.
+    /// Waits for a line with all `parts`.
     fn wait_line(&mut self, parts: &[&str]) {
-        wait_until(&format!("a line with {parts:?}, heard only {:?}", self.heard.clone()), || {
-            self.listen().iter().any(|line| parts.iter().all(|part| line.contains(part)))
+        wait_until(&format!("a line with {parts:?}, received only {:?}", self.received.clone()), || {
+            self.receive().iter().any(|line| parts.iter().all(|part| line.contains(part)))
         });
     }
 }
@@ -76,7 +76,7 @@ fn camera(shm: &str) -> CameraSim {
 }
 
 #[test]
-fn a_manager_hears_ready_status_life_and_stopping() {
+fn the_manager_gets_ready_status_watchdog_and_stopping_messages() {
     let shm = unique_shm();
     let mut manager = Manager::new();
     let recordings = manager.directory.join("recordings");
@@ -84,7 +84,7 @@ fn a_manager_hears_ready_status_life_and_stopping() {
     manager.introduce(&mut command);
     let mut server = Server::spawn(&mut command);
     manager.wait_line(&["READY=1"]);
-    assert_eq!(server.get("/health").status, 200, "ready means that it answers");
+    assert_eq!(server.get("/health").status, 200, "after READY the server must answer");
     manager.wait_line(&["STATUS=camera away", "viewers 0", "not recording"]);
     let _camera = camera(&shm);
     manager.wait_line(&["STATUS=camera live 640x480"]);
@@ -92,54 +92,54 @@ fn a_manager_hears_ready_status_life_and_stopping() {
     manager.wait_line(&["viewers 1"]);
     assert_eq!(http::request(server.http, "POST", "/api/recording/start", &[], b"").status, 200);
     manager.wait_line(&["viewers 1, recording"]);
-    let before = manager.signs_of_life();
-    wait_until("further signs of life", || manager.signs_of_life() >= before + 3);
+    let before = manager.watchdog_messages();
+    wait_until("further watchdog messages", || manager.watchdog_messages() >= before + 3);
     drop(viewer);
     assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
     manager.wait_line(&["STOPPING=1"]);
-    assert!(!manager.heard.iter().any(|line| line.contains("does not turn")), "{:?}", manager.heard);
+    assert!(!manager.received.iter().any(|line| line.contains("does not turn")), "{:?}", manager.received);
 }
 
 #[test]
-fn a_worker_that_hangs_ends_the_signs_of_life() {
+fn a_hanging_worker_stops_the_watchdog_messages() {
     let shm = unique_shm();
     let mut manager = Manager::new();
     let _camera = camera(&shm);
     let mut command = loopback(&shm, &["--no-recorder"]);
     manager.introduce(&mut command);
     let mut server = Server::spawn(&mut command);
-    wait_until("signs of life", || manager.signs_of_life() >= 2);
+    wait_until("watchdog messages", || manager.watchdog_messages() >= 2);
     let worker = Stopped::thread(server.process.id(), "worker-0");
     manager.wait_line(&["STATUS=worker 0 does not turn any more"]);
-    let last = manager.signs_of_life();
+    let last = manager.watchdog_messages();
     std::thread::sleep(WATCHDOG + WATCHDOG / 2);
-    assert_eq!(manager.signs_of_life(), last, "a manager would have killed it by now");
+    assert_eq!(manager.watchdog_messages(), last, "by now systemd would have killed it");
     assert!(server.process.log().contains("worker 0 does not turn any more"), "{}", server.process.log());
-    assert_eq!(server.get("/health").status, 200, "the rest still answers: only the worker hangs");
+    assert_eq!(server.get("/health").status, 200, "only the worker hangs, the rest still answers");
     assert!(server.process.exited().is_none());
     drop(worker);
-    wait_until("signs of life once it turns again", || manager.signs_of_life() > last + 2);
+    wait_until("watchdog messages once the worker runs again", || manager.watchdog_messages() > last + 2);
 }
 
 #[test]
-fn without_a_watchdog_the_status_is_told_and_no_sign_of_life_is_owed() {
+fn without_a_watchdog_only_the_status_is_sent() {
     let shm = unique_shm();
     let mut manager = Manager::new();
     let mut command = loopback(&shm, &["--no-recorder"]);
     manager.introduce(&mut command);
-    // Signs of life are another process's duty.
+    // The watchdog messages are expected from another process.
     command.env("WATCHDOG_PID", "1");
     let mut server = Server::spawn(&mut command);
     manager.wait_line(&["READY=1"]);
     manager.wait_line(&["STATUS=camera away", "no recorder"]);
     let _camera = camera(&shm);
     manager.wait_line(&["STATUS=camera live"]);
-    assert_eq!(manager.signs_of_life(), 0);
+    assert_eq!(manager.watchdog_messages(), 0);
     assert_eq!(server.terminate(), Some(0));
 }
 
 #[test]
-fn a_server_that_leaves_recording_to_others_says_so_and_shows_the_picture() {
+fn a_server_without_a_recorder_reports_it_and_serves_viewers() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let mut server = Server::start(&shm, &["--no-recorder"]);

@@ -1,5 +1,5 @@
-//! Start and stop: goodbye to every viewer, exit 0, nothing left behind; and start-up errors that say what is
-//! wrong.
+//! Start and stop: every viewer gets a close_notify, the exit code is 0, nothing is left behind, and start-up errors name the
+//! cause.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -26,7 +26,7 @@ fn shared_memory() -> Vec<String> {
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }
 
-fn says_goodbye(signal: Signal) {
+fn closes_all_sessions(signal: Signal) {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let mut server = Server::start(&shm, &[]);
@@ -39,22 +39,22 @@ fn says_goodbye(signal: Signal) {
     }
     let left: Vec<String> = shared_memory();
     let ours = shm.trim_start_matches('/');
-    // The camera's ring stays, it is the camera's. Nothing else bears our name.
+    // The ring belongs to the camera and stays. No other segment may have our name.
     assert!(left.iter().filter(|name| name.contains(ours)).all(|name| name == ours), "{left:?}");
     assert!(std::path::Path::new(&segment_path(&shm)).exists(), "the server removed the camera's ring");
 }
 
 #[test]
-fn sigterm_tells_the_viewers_and_exits_0() {
-    says_goodbye(Signal::TERM);
+fn sigterm_closes_all_sessions_and_exits_0() {
+    closes_all_sessions(Signal::TERM);
 }
 
 #[test]
-fn sigint_tells_the_viewers_and_exits_0() {
-    says_goodbye(Signal::INT);
+fn sigint_closes_all_sessions_and_exits_0() {
+    closes_all_sessions(Signal::INT);
 }
 
-/// The certificate is made in the background for some 40 ms: an end meanwhile is an ordinary one.
+/// The certificate is generated in the background for some 40 ms. A stop meanwhile must be clean too.
 #[test]
 fn sigterm_right_after_the_start_exits_0() {
     for _ in 0..40 {
@@ -70,7 +70,7 @@ fn a_server_without_camera_or_viewers_stops_too() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_exits_at_once() {
     let shm = unique_shm();
     let mut server = Server::start(&shm, &[]);
     server.process.signal(Signal::TERM);
@@ -94,7 +94,7 @@ fn the_demo_leaves_no_ring_behind() {
 }
 
 #[test]
-fn without_a_ring_it_waits_and_says_so() {
+fn without_a_ring_the_server_waits_and_logs_it() {
     let shm = unique_shm();
     let mut server = Server::start(&shm, &[]);
     let ready = server.get("/ready");

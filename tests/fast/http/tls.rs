@@ -32,7 +32,7 @@ pub(crate) struct Authority {
 
 impl Drop for Authority {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
+        let _ = self.directory.parent().map(fs::remove_dir_all);
     }
 }
 
