@@ -3,15 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use super::viewer::{Counters, Phase, Viewer};
 use crate::session::media::gate::GateState;
 use crate::session::media::sender::SentCounters;
 
 /// Where a viewer's connection stands.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum ViewerState {
     /// ICE and DTLS are not finished.
     Connecting,
@@ -24,7 +21,7 @@ pub enum ViewerState {
 }
 
 /// One viewer as told to the outside; counters since its offer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct ViewerStatus {
     /// Its number.
     pub id: u32,

@@ -7,7 +7,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use smallvec::SmallVec;
 use str0m::crypto::Sha1HmacProvider as _;
 use str0m::crypto::dtls::SrtpProfile;
@@ -53,8 +52,7 @@ pub enum Output {
 }
 
 /// Why a session ended.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     /// ICE and DTLS did not finish within [`limits::HANDSHAKE_TIMEOUT`].
     HandshakeTimeout,

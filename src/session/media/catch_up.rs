@@ -9,8 +9,6 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use crate::base::limits;
 use crate::session::media::gate::{Gate, GateState};
 use crate::session::sink::DatagramSink;
@@ -18,8 +16,7 @@ use crate::session::viewer::{Phase, Viewer};
 use crate::session::{PacketizedUnit, viewer};
 
 /// Why a viewer needs an IDR.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum IdrReason {
     /// It joined and has no picture yet.
     Join,

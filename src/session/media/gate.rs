@@ -9,13 +9,10 @@
 //!
 //! Promise: a unit is sent only if every reference unit since the last sent IDR was sent.
 
-use serde::Serialize;
-
 use crate::base::limits;
 
 /// Where a viewer stands.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum GateState {
     /// Nothing was sent yet; the first unit will be an IDR.
     WaitingForIdr,
