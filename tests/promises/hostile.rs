@@ -1,4 +1,4 @@
-//! Hostile input gets a clear error or is dropped and counted. Another viewer sees no effect.
+//! Hostile input: each case ends in a clear error or a counted drop, and does not disturb another viewer.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -21,23 +21,23 @@ use support::viewer::{Offer, ViewerSimulator};
 const OFFER: &str = "/api/webrtc/offer";
 
 /// A camera, a server and a viewer that must not be disturbed.
-struct Scene {
+struct Setup {
     _camera: CameraSim,
     server: Server,
     viewer: ViewerSimulator,
 }
 
-fn scene() -> Scene {
+fn setup() -> Setup {
     let shm = unique_shm();
     let line = "--layout v3 --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30";
     let camera = CameraSim::start(&shm, &words(line));
     let server = Server::start(&shm, &[]);
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(10);
-    Scene { _camera: camera, server, viewer }
+    Setup { _camera: camera, server, viewer }
 }
 
-impl Scene {
+impl Setup {
     fn assert_undisturbed(mut self) {
         self.viewer.wait_more_units(30);
         assert!(self.viewer.report().connected);
@@ -76,56 +76,56 @@ fn binding_request(username: &str, random: &mut Random) -> Vec<u8> {
 }
 
 #[test]
-fn random_datagrams_have_no_effect() {
-    let scene = scene();
+fn random_datagrams_change_nothing() {
+    let setup = setup();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut random = Random::new(1);
     for round in 0..20_000_u32 {
         let count = random.below(1500) as usize;
         let mut bytes = random.bytes(count);
-        // Every class of the demultiplexer (RFC 7983): STUN, DTLS, TURN, RTP, RTCP.
+        // Each class of the demultiplexer (RFC 7983): STUN, DTLS, TURN, RTP, RTCP.
         if let Some(first) = bytes.first_mut() {
             *first = [0, 1, 20, 22, 23, 64, 128, 144, 200, 255][random.below(10) as usize];
         }
-        let _ = socket.send_to(&bytes, scene.server.udp);
+        let _ = socket.send_to(&bytes, setup.server.udp);
         if round % 200 == 0 {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
     for count in [0, 1, 2, 19, 20, 21, 65_000] {
-        let _ = socket.send_to(&random.bytes(count), scene.server.udp);
+        let _ = socket.send_to(&random.bytes(count), setup.server.udp);
     }
-    scene.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn stun_with_a_wrong_username_or_integrity_gets_no_success_response() {
-    let scene = scene();
+fn stun_with_a_wrong_name_or_signature_is_not_answered_as_success() {
+    let setup = setup();
     let offer = Offer::new();
-    let answer = offer.post(scene.server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    let answer = offer.post(setup.server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     let ufrag = answer.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).unwrap().to_owned();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut random = Random::new(2);
     for username in ["unknown:me", &format!("{ufrag}:me"), &ufrag, "", ":", &"x".repeat(500)] {
         for _ in 0..50 {
-            socket.send_to(&binding_request(username, &mut random), scene.server.udp).unwrap();
+            socket.send_to(&binding_request(username, &mut random), setup.server.udp).unwrap();
         }
         let whole = binding_request(username, &mut random);
         for cut in 0..whole.len() {
-            socket.send_to(&whole[..cut], scene.server.udp).unwrap();
+            socket.send_to(&whole[..cut], setup.server.udp).unwrap();
         }
     }
     let mut buffer = [0; 1500];
     while let Ok((count, _)) = socket.recv_from(&mut buffer) {
         assert!(count < 2 || buffer[..2] != [0x01, 0x01], "a success response to a forged request");
     }
-    scene.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn broken_offers_get_a_clear_400() {
-    let scene = scene();
+    let setup = setup();
     let mut random = Random::new(3);
     let garbage = random.bytes(4096);
     let bodies: Vec<Vec<u8>> = vec![
@@ -143,90 +143,90 @@ fn broken_offers_get_a_clear_400() {
         garbage,
     ];
     for body in bodies {
-        scene.post(&body).assert_error(&[400]);
+        setup.post(&body).assert_error(&[400]);
     }
     for sdp in ["\u{0}\u{0}\u{0}", "m=video 9 X 96", &"a=x\r\n".repeat(5_000), "v=0\r\nm=\r\nm=\r\n"] {
-        scene.offer(sdp).assert_error(&[400, 422]);
+        setup.offer(sdp).assert_error(&[400, 422]);
     }
-    scene.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn cut_and_mutated_offers_do_no_harm() {
-    let scene = scene();
+fn truncated_and_mutated_offers_do_no_harm() {
+    let setup = setup();
     let good = Offer::new().sdp.clone();
     let mut random = Random::new(4);
     for _ in 0..150 {
         let cut = good[..random.below(good.len() as u64) as usize].to_owned();
-        assert_ne!(scene.offer(&cut).status, 500);
+        assert_ne!(setup.offer(&cut).status, 500);
         let mut bytes = good.clone().into_bytes();
         for _ in 0..=random.below(8) {
             let at = random.below(bytes.len() as u64) as usize;
             bytes[at] = b' ' + random.below(95) as u8;
         }
-        let response = scene.offer(&String::from_utf8(bytes).unwrap());
+        let response = setup.offer(&String::from_utf8(bytes).unwrap());
         assert!(matches!(response.status, 200 | 400 | 422 | 503), "{}", response.text());
     }
-    scene.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn a_body_of_ten_megabytes_is_refused() {
-    let scene = scene();
-    let response = scene.post(&vec![b'x'; 10_000_000]);
+    let setup = setup();
+    let response = setup.post(&vec![b'x'; 10_000_000]);
     assert!(matches!(response.status, 413 | 400 | 0), "{}", response.status);
-    let lie = format!("POST {OFFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n");
-    let response = http::raw(scene.server.http, &[lie.as_bytes()]);
+    let request = format!("POST {OFFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n");
+    let response = http::raw(setup.server.http, &[request.as_bytes()]);
     assert!(matches!(response.status, 413 | 400 | 0), "{}", response.status);
-    scene.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn an_offer_without_h264_gets_422() {
-    let scene = scene();
+    let setup = setup();
     let sdp = Offer::new().sdp.replace("H264/90000", "VP8/90000");
-    scene.offer(&sdp).assert_error(&[422]);
-    scene.assert_undisturbed();
+    setup.offer(&sdp).assert_error(&[422]);
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn an_offer_with_several_media_lines_is_answered_or_refused() {
-    let scene = scene();
+fn additional_media_sections_are_answered_in_order_or_refused() {
+    let setup = setup();
     let good = Offer::new().sdp.clone();
     let line_at = good.find("m=video").unwrap();
     let twice = format!("{good}{}", good[line_at..].replace("a=mid:", "a=mid:second"));
-    let response = scene.offer(&twice);
+    let response = setup.offer(&twice);
     assert!(matches!(response.status, 200 | 400 | 422), "{}", response.text());
     let many = format!("{good}{}", good[line_at..].repeat(50));
-    assert!(matches!(scene.offer(&many).status, 200 | 400 | 413 | 422));
-    scene.assert_undisturbed();
+    assert!(matches!(setup.offer(&many).status, 200 | 400 | 413 | 422));
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn wrong_methods_and_paths_get_405_and_404() {
-    let scene = scene();
-    let response = http::get(scene.server.http, OFFER);
+    let setup = setup();
+    let response = http::get(setup.server.http, OFFER);
     response.assert_error(&[405]);
     assert!(response.header("allow").is_some_and(|allow| allow.contains("POST")));
-    http::get(scene.server.http, "/no/such/thing").assert_error(&[404]);
-    http::get(scene.server.http, "/../../etc/passwd").assert_error(&[400, 404]);
-    scene.assert_undisturbed();
+    http::get(setup.server.http, "/no/such/thing").assert_error(&[404]);
+    http::get(setup.server.http, "/../../etc/passwd").assert_error(&[400, 404]);
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn a_foreign_origin_may_not_offer() {
-    let scene = scene();
+    let setup = setup();
     let body = json!({"type": "offer", "sdp": Offer::new().sdp}).to_string();
     let headers = [("Content-Type", "application/json"), ("Origin", "http://evil.example")];
-    let response = http::request(scene.server.http, "POST", OFFER, &headers, body.as_bytes());
+    let response = http::request(setup.server.http, "POST", OFFER, &headers, body.as_bytes());
     response.assert_error(&[403]);
-    scene.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn slow_and_endless_requests_do_not_delay_others() {
-    let scene = scene();
-    let open = || TcpStream::connect(scene.server.http).unwrap();
+fn slow_and_endless_requests_delay_no_viewer() {
+    let setup = setup();
+    let open = || TcpStream::connect(setup.server.http).unwrap();
     let mut idle: Vec<TcpStream> = (0..50).map(|_| open()).collect();
     for stream in &mut idle {
         let _ =
@@ -244,14 +244,14 @@ fn slow_and_endless_requests_do_not_delay_others() {
     endless.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let _ = endless.take(64 * 1024).read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP/1.1 200"), "endless headers were accepted");
-    let viewers: Value = scene.server.get("/api/viewers").json();
+    let viewers: Value = setup.server.get("/api/viewers").json();
     assert!(!viewers.is_null());
     drop(idle);
-    scene.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn a_malformed_ring_is_refused_and_a_good_one_is_used_later() {
+fn malformed_rings_are_refused_and_the_server_keeps_waiting() {
     let shm = unique_shm();
     let path = support::camera::segment_path(&shm);
     std::fs::write(&path, vec![0xFF; 4096]).unwrap();
@@ -267,7 +267,7 @@ fn a_malformed_ring_is_refused_and_a_good_one_is_used_later() {
 }
 
 #[test]
-fn a_camera_with_false_slot_headers_does_no_harm() {
+fn slots_with_malformed_metadata_are_counted_and_skipped() {
     let shm = unique_shm();
     let line = "--layout v3 --pattern 640x480 --fps 60 --bitrate-kbps 2000 --gop 30 --lie 25";
     let _camera = CameraSim::start(&shm, &words(line));
