@@ -21,7 +21,7 @@ use crate::app::addresses::{host_candidates, interface_addresses};
 use crate::app::backend::AppBackend;
 use crate::app::service::{self, Notifier};
 use crate::base::limits;
-use crate::camera::doorbell::{self, Doorbell, LentDoorbell};
+use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
 use crate::camera::{Camera, Layout, Wake};
 use crate::config::{self, Config, RecordFormat, WakeChoice};
 use crate::http::local::LocalConfig;
@@ -107,8 +107,8 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let context = session_context(config, udp)?;
     let _settled = Settled(Arc::clone(&context));
     let socket = Arc::new(socket);
-    let doorbell = threads.start_doorbell(&camera, config.realtime)?;
-    let workers = start_workers(config, &camera, &socket, doorbell)?;
+    let camera_wait = threads.start_camera_wait(&camera, config.realtime)?;
+    let workers = start_workers(config, &camera, &socket, camera_wait)?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
     let app_backend = Arc::new(AppBackend::new(
         camera,
@@ -293,14 +293,14 @@ fn start_workers(
     config: &Config,
     camera: &Camera,
     socket: &Arc<OwnedFd>,
-    doorbell: Option<LentDoorbell>,
+    camera_wait: Option<WaiterHandoff>,
 ) -> Result<Workers, ServerError> {
     let workers = Workers::start(WorkersConfig {
         count: worker_count(config),
         camera: camera.clone(),
         socket: Arc::clone(socket),
         viewers_max: config.max_viewers,
-        doorbell,
+        camera_wait,
     })?;
     Ok(workers)
 }
@@ -425,7 +425,7 @@ fn remove_rings_of_killed_demos() {
 struct Threads {
     stop: Arc<AtomicBool>,
     /// Tells the doorbell's thread that nobody needs it any more.
-    doorbell: Option<SyncSender<Option<Doorbell>>>,
+    camera_wait: Option<SyncSender<Option<CameraWaiter>>>,
     handles: Vec<JoinHandle<()>>,
 }
 
@@ -442,16 +442,16 @@ impl Threads {
 
     /// Starts the thread that waits for the camera where no worker does, and after the workers have ended. With
     /// `realtime` it does from the beginning; else the doorbell is to be given to a worker.
-    fn start_doorbell(
+    fn start_camera_wait(
         &mut self,
         camera: &Camera,
         realtime: bool,
-    ) -> Result<Option<LentDoorbell>, ServerError> {
+    ) -> Result<Option<WaiterHandoff>, ServerError> {
         let (back, given_back) = sync_channel(2);
-        self.doorbell = Some(back.clone());
+        self.camera_wait = Some(back.clone());
         let stop = Arc::clone(&self.stop);
-        self.spawn("doorbell", move || doorbell::stand_by(&given_back, &stop, realtime))?;
-        let lent = LentDoorbell::new(Doorbell::new(camera.clone()), back);
+        self.spawn("doorbell", move || waiter::run_fallback(&given_back, &stop, realtime))?;
+        let lent = WaiterHandoff::new(CameraWaiter::new(camera.clone()), back);
         Ok((!realtime).then_some(lent))
     }
 
@@ -480,9 +480,9 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(doorbell) = self.doorbell.take() {
+        if let Some(camera_wait) = self.camera_wait.take() {
             // Full, or its thread is gone: it has one already.
-            let _ = doorbell.try_send(None);
+            let _ = camera_wait.try_send(None);
         }
         for handle in self.handles.drain(..) {
             if handle.join().is_err() {

@@ -48,16 +48,10 @@ pub const PAYLOADS_OF_BUFFER_MAX: usize = 2 * FULL_PAYLOADS_OF_BUFFER;
 pub const PAYLOAD_BUFFER_OVERHEAD_BYTES: usize = 1_024;
 
 /// Handed-out payload buffers a packetiser looks at in vain before it stops searching, per access unit.
-pub const PAYLOAD_POOL_LOOKS_MAX: usize = 64;
-
-/// Bytes of NAL units a receiver collects for one access unit.
-pub const RECEIVED_UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX + 64 * 1024;
+pub const PAYLOAD_POOL_CHECKS_MAX: usize = 64;
 
 /// Bytes of a slice, its header byte included, in which the three numbers lie that its header begins with (H.264 7.3.3).
 pub const SLICE_HEAD_BYTES: usize = 64;
-
-/// NAL units a receiver collects for one access unit: those of a slot and the parameter sets it lacked.
-pub const RECEIVED_NAL_UNITS_MAX: usize = 2 * NAL_UNITS_MAX;
 
 const _: () = assert!(
     PARAMETER_SET_BYTES_MAX < RTP_PAYLOAD_BYTES_MAX - RTP_EXTENSIONS_BYTES_MAX,
@@ -158,7 +152,7 @@ pub const SENDS_MAX: usize = 4_096;
 pub const SEND_BUFFERS_KEPT: usize = 32;
 
 /// Bells (eventfds) one edge watches at most.
-pub const BELLS_MAX: usize = 64;
+pub const EVENTFDS_MAX: usize = 64;
 
 /// Receive buffers of one edge; a power of two, as the kernel's buffer ring wants it.
 pub const RECEIVE_BUFFERS: u16 = 256;
@@ -214,7 +208,7 @@ pub const RECORDING_DURATION_SOFT_NS: i64 = 3_600_000_000_000;
 pub const RECORDING_UNITS_MAX: usize = 1 << 20;
 
 /// Files of one recording (splits and changed parameter sets).
-pub const RECORDING_SEGMENTS_MAX: u32 = 9_999;
+pub const RECORDING_FILES_MAX: u32 = 9_999;
 
 /// Files of one recording that may be finishing (index, fdatasync) while the next is written.
 pub const FINISHING_MAX: usize = 4;
@@ -243,13 +237,13 @@ pub const DRAIN_BEGUN_NS_MAX: i64 = 200_000_000;
 pub const PRE_ROLL_MARGIN_UNITS: u32 = 4;
 
 /// Milliseconds between two looks of an idle recorder at the ring (it only keeps parameter sets).
-pub const RECORDER_IDLE_LOOK_MS: u64 = 400;
+pub const RECORDER_IDLE_POLL_MS: u64 = 400;
 
 /// Milliseconds after which a recorder that waits for units looks by itself, should no bell have rung.
-pub const RECORDER_LOOK_MS: u64 = 100;
+pub const RECORDER_POLL_MS: u64 = 100;
 
 /// Units an idle recorder looks at in one turn: more than any ring holds.
-pub const UNITS_LOOKED_AT_MAX: u32 = 64;
+pub const IDLE_UNITS_PER_POLL_MAX: u32 = 64;
 
 /// Nanoseconds between two checks of the retention rules while recording.
 pub const RETENTION_INTERVAL_NS: i64 = 10_000_000_000;
@@ -280,13 +274,13 @@ const _: () = assert!(RECORDING_BYTES_MAX < 1 << 32, "32-bit chunk offsets suffi
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 const _: () = assert!(
-    CAMERA_CHECK_SILENT_NS <= DOORBELL_SLEEP_MAX_NS && CAMERA_CHECK_NS <= CAMERA_SILENT_NS,
+    CAMERA_CHECK_SILENT_NS <= CAMERA_WAIT_MAX_NS && CAMERA_CHECK_NS <= CAMERA_SILENT_NS,
     "a camera that restarts is found while it is silent"
 );
 const _: () =
-    assert!(SETTLED_NS >= 2 * POLL_LOOK_NS, "a slot is looked at again before it counts as settled");
+    assert!(COMMIT_STABLE_NS >= 2 * POLL_STEP_NS, "a slot is looked at again before it counts as settled");
 const _: () = assert!(LEASE_SLOT_BYTES as usize == SLOT_DATA_BYTES_MAX, "whatever a legacy slot holds fits");
-const _: () = assert!(SCOUT_BYTES_MAX <= SLOT_DATA_BYTES_MAX, "the scout stays inside the slot");
+const _: () = assert!(PRE_IMAGE_BYTES_MAX <= SLOT_DATA_BYTES_MAX, "the scout stays inside the slot");
 /// Bytes of a request's line and headers; more is answered 431.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 
@@ -343,7 +337,7 @@ const _: () = assert!(GSO_SEGMENTS_MAX <= 64, "UDP_MAX_SEGMENTS");
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "io_uring_register_buf_ring(3)");
 const _: () = assert!(RECEIVE_OPERATIONS <= RECEIVE_BUFFERS, "one bound covers both ways of receiving");
 const _: () = assert!(
-    SENDS_MAX + BELLS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
+    SENDS_MAX + EVENTFDS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
     "every operation's completion fits in the completion queue at once"
 );
 const _: () = assert!(
@@ -451,6 +445,11 @@ pub const DOWNLOAD_PIECE_BYTES: usize = 128 * 1024;
 /// Pieces of a download waiting for its reader.
 pub const DOWNLOAD_PIECES_AHEAD: usize = 2;
 
+// ---- log ---------------------------------------------------------------------------------------------
+
+/// Nanoseconds between two log lines about the same trouble.
+pub const LOG_INTERVAL_NS: i64 = 60_000_000_000;
+
 // ---- metrics ---------------------------------------------------------------------------------------
 
 /// Latencies below are counted as this, in nanoseconds; it is also the histograms' resolution.
@@ -458,6 +457,16 @@ pub const LATENCY_MIN_NS: u64 = 1_000;
 
 /// Latencies above are counted as this, in nanoseconds.
 pub const LATENCY_MAX_NS: u64 = 10_000_000_000;
+
+/// Upper bounds of the buckets of `stage_latency_seconds`, in microseconds.
+pub const STAGE_BUCKETS_US: [u64; 14] =
+    [20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000];
+
+/// Upper bounds of the buckets of `recording_write_seconds`, in microseconds.
+pub const WRITE_BUCKETS_US: [u64; 15] = [
+    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000,
+    2_000_000,
+];
 
 /// Access units of one viewer whose sending is timed at a time; those beyond are not timed.
 pub const TIMED_UNITS_MAX: usize = 8;

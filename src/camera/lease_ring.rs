@@ -70,7 +70,7 @@ impl LeaseRing {
     ) -> Result<LeaseRing, MappingError> {
         let held = Held { lent: vec![0; geometry.slot_count() as usize].into_boxed_slice(), slots: 0 };
         let mut ring = LeaseRing { file, control, data, geometry, reader: None, held: Mutex::new(held) };
-        if access != Access::Look {
+        if access != Access::Inspect {
             if !ring.has_writer() {
                 return Err(MappingError::NoWriter { name: name.to_owned() });
             }
@@ -106,7 +106,7 @@ impl LeaseRing {
     }
 
     /// Asks the camera for an IDR.
-    pub(super) fn request_keyframe(&self) {
+    pub(super) fn request_idr(&self) {
         if self.reader.is_some() {
             self.control.word(header::KEYFRAME_REQUEST).store(1, Ordering::Relaxed);
         }

@@ -13,11 +13,11 @@ use super::cursor::Next;
 use super::layout::Layout;
 use super::lease_header::{CONTROL_BYTES, Geometry, HEADER_BYTES, control, header};
 use super::mapping::{Access, Mapping, MappingError};
+use super::segment_follower::{Progress, SegmentFollower};
 use super::source::{Camera, CameraStatus, Wake};
 use super::test_ring::{attach, metadata, unit};
-use super::watch::{Look, Watch};
 use super::writer::{RingWriter, WriterError};
-use super::{Bell, doorbell};
+use super::{Wakeup, waiter};
 
 const MS: i64 = 1_000_000;
 const SLOTS: u32 = 8;
@@ -87,11 +87,11 @@ fn every_unit_comes_once_and_in_order() {
     let mut ring = Ring::new();
     ring.publish(b"published before");
     let (camera, mut cursor) = attach(&ring.name);
-    let mut watch = Watch::new(camera.clone());
+    let mut watch = SegmentFollower::new(camera.clone());
     for i in 1..100_u8 {
         assert!(matches!(cursor.next(0), Next::Empty));
         assert!(ring.publish(&vec![i; 1000 + usize::from(i)]));
-        assert_eq!(watch.look(i64::from(i) * 33 * MS, None), Look::Advanced(1));
+        assert_eq!(watch.poll(i64::from(i) * 33 * MS, None), Progress::Advanced(1));
         let view = unit(cursor.next(0));
         assert_eq!((view.sequence, view.frame_number), (u32::from(i), u64::from(i)));
         assert_eq!((view.width, view.height, view.epoch), (1280, 720, 1));
@@ -118,7 +118,7 @@ fn a_leased_unit_stays_what_it_is_however_long_it_is_held() {
     assert_eq!((ring.leases(), &slice[..]), (1, &[7; 10][..]), "a slice holds the lease as well");
     drop(slice);
     assert_eq!((ring.leases(), ring.writer.dropped()), (0, 0));
-    assert_eq!(camera.counters().torn.load(Ordering::Relaxed), 0);
+    assert_eq!(camera.counters().torn.get(), 0);
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn a_program_that_holds_too_many_waits_and_gives_back_before_the_camera_has_to_d
     }
     let mut held = vec![unit(cursor.next(0)), unit(cursor.next(0))];
     assert!(matches!(cursor.next(0), Next::Empty), "a quarter of eight slots");
-    assert_eq!(camera.counters().leases_refused.load(Ordering::Relaxed), 1);
+    assert_eq!(camera.counters().leases_refused.get(), 1);
     held.remove(0);
     assert_eq!(unit(cursor.next(0)).bytes, [2][..], "it goes on where it was");
     held.push(unit(cursor.next(0)));
@@ -168,7 +168,7 @@ fn a_program_that_holds_too_many_waits_and_gives_back_before_the_camera_has_to_d
         }
     }
     assert_eq!(newest, Some(99), "free again, it catches up");
-    assert!(camera.counters().lapped_units.load(Ordering::Relaxed) > 0);
+    assert!(camera.counters().lapped_units.get() > 0);
     assert_eq!(ring.writer.dropped(), 0);
 }
 
@@ -209,7 +209,7 @@ fn a_late_cursor_is_told_once_and_goes_on_with_the_newest() {
     assert!(matches!(cursor.next(0), Next::Lapped { missed_units: 99 }));
     assert_eq!(unit(cursor.next(0)).bytes, [99][..]);
     assert!(matches!(cursor.next(0), Next::Empty));
-    assert_eq!(camera.counters().lapped_units.load(Ordering::Relaxed), 99);
+    assert_eq!(camera.counters().lapped_units.get(), 99);
 }
 
 #[test]
@@ -236,8 +236,8 @@ fn a_camera_that_goes_on_in_the_segment_is_a_restart_and_leases_outlive_it() {
     let mut ring = Ring::new();
     let (camera, mut cursor) = attach(&ring.name);
     let mut other = camera.cursor();
-    let mut watch = Watch::new(camera.clone());
-    watch.look(0, None);
+    let mut watch = SegmentFollower::new(camera.clone());
+    watch.poll(0, None);
     for _ in 0..20 {
         ring.publish(b"old");
         unit(cursor.next(0));
@@ -249,14 +249,14 @@ fn a_camera_that_goes_on_in_the_segment_is_a_restart_and_leases_outlive_it() {
     }
     assert_eq!(held.bytes, b"old"[..], "still leased");
     assert!(!held.is_intact(), "but of another camera");
-    watch.look(33 * MS, None);
+    watch.poll(33 * MS, None);
     for cursor in [&mut cursor, &mut other] {
         assert!(matches!(cursor.next(0), Next::Restarted), "every cursor is told");
         let first = unit(cursor.next(0));
         assert_eq!((&first.bytes[..], first.epoch, first.frame_number), (&[0][..], 2, 0));
     }
-    assert_eq!(camera.counters().restarted.load(Ordering::Relaxed), 1);
-    assert_eq!(camera.counters().torn.load(Ordering::Relaxed), 0);
+    assert_eq!(camera.counters().restarted.get(), 1);
+    assert_eq!(camera.counters().torn.get(), 0);
     drop(held);
     assert_eq!(ring.leases(), 0);
 }
@@ -265,20 +265,20 @@ fn a_camera_that_goes_on_in_the_segment_is_a_restart_and_leases_outlive_it() {
 fn a_camera_that_ends_is_away_at_once_and_its_ring_is_no_camera() {
     let mut ring = Ring::new();
     let (camera, mut cursor) = attach(&ring.name);
-    let mut watch = Watch::new(camera.clone());
-    watch.look(0, None);
+    let mut watch = SegmentFollower::new(camera.clone());
+    watch.poll(0, None);
     for step in 1..100 {
-        watch.look(step * 200 * MS, None);
+        watch.poll(step * 200 * MS, None);
     }
     assert!(matches!(camera.status(), CameraStatus::Attached { .. }), "silent, but alive");
     ring.writer.abandon();
-    watch.look(30_000 * MS, None);
+    watch.poll(30_000 * MS, None);
     let CameraStatus::Away { reason } = camera.status() else { panic!("still attached") };
     assert!(reason.contains("writer has ended"), "{reason}");
     assert!(matches!(cursor.next(0), Next::Away));
     ring.come_back();
     ring.publish(b"again");
-    watch.look(30_100 * MS, None);
+    watch.poll(30_100 * MS, None);
     assert!(matches!(cursor.next(0), Next::Restarted));
     assert_eq!(unit(cursor.next(0)).bytes, b"again"[..]);
 }
@@ -287,13 +287,13 @@ fn a_camera_that_ends_is_away_at_once_and_its_ring_is_no_camera() {
 fn another_segment_under_the_name_is_taken_up() {
     let mut ring = Ring::new();
     let (camera, mut cursor) = attach(&ring.name);
-    let mut watch = Watch::new(camera);
+    let mut watch = SegmentFollower::new(camera);
     ring.publish(b"old");
-    watch.look(0, None);
+    watch.poll(0, None);
     let held = unit(cursor.next(0));
     let mut new = Ring::named(&ring.name);
     new.publish(b"new");
-    watch.look(1000 * MS, None);
+    watch.poll(1000 * MS, None);
     assert!(matches!(cursor.next(0), Next::Restarted));
     assert_eq!(unit(cursor.next(0)).bytes, b"new"[..]);
     assert_eq!((&held.bytes[..], held.is_intact()), (&b"old"[..], true));
@@ -307,7 +307,7 @@ fn a_ring_has_one_camera_and_sixteen_readers() {
         (0..16).map(|_| Mapping::open(&ring.name, Access::Semaphore).unwrap()).collect();
     let refused = Mapping::open(&ring.name, Access::Semaphore);
     assert!(matches!(refused, Err(MappingError::ReadersMax { .. })), "{refused:?}");
-    assert!(Mapping::open(&ring.name, Access::Look).is_ok(), "who only looks takes no number");
+    assert!(Mapping::open(&ring.name, Access::Inspect).is_ok(), "who only looks takes no number");
     readers.pop();
     assert!(Mapping::open(&ring.name, Access::ReadOnly).is_ok());
 }
@@ -316,15 +316,15 @@ fn a_ring_has_one_camera_and_sixteen_readers() {
 fn a_segment_that_shrinks_under_a_lease_kills_nobody() {
     let mut ring = Ring::new();
     let (camera, mut cursor) = attach(&ring.name);
-    let mut watch = Watch::new(camera.clone());
+    let mut watch = SegmentFollower::new(camera.clone());
     ring.publish(&[9; 4000]);
-    watch.look(0, None);
+    watch.poll(0, None);
     let held = unit(cursor.next(0));
     rustix::fs::ftruncate(ring.file(), 0).unwrap();
     assert_eq!(held.bytes, [0; 4000][..], "no SIGBUS");
     assert!(!held.is_intact());
     assert!(matches!(cursor.next(0), Next::Away));
-    watch.look(1000 * MS, None);
+    watch.poll(1000 * MS, None);
     let CameraStatus::Away { reason } = camera.status() else { panic!("still attached") };
     assert!(reason.contains("of 0 bytes"), "{reason}");
     drop(held);
@@ -339,35 +339,35 @@ fn the_camera_is_asked_for_an_idr_at_most_twice_a_second() {
     let (camera, _cursor) = attach(&ring.name);
     let mut answered = 0;
     for step in 0..100 {
-        assert!(camera.request_keyframe(step * 100 * MS), "it can be asked");
-        answered += u32::from(ring.writer.take_keyframe_request());
-        assert!(!ring.writer.take_keyframe_request(), "taken");
+        assert!(camera.request_idr(step * 100 * MS), "it can be asked");
+        answered += u32::from(ring.writer.take_idr_request());
+        assert!(!ring.writer.take_idr_request(), "taken");
     }
     assert_eq!(answered, 20);
-    assert_eq!(camera.counters().keyframes_requested.load(Ordering::Relaxed), 20);
+    assert_eq!(camera.counters().idrs_requested.get(), 20);
     drop(ring);
     let legacy = super::test_ring::TestRing::new(Layout::V3Ring6);
-    assert!(!Camera::new(legacy.name(), Wake::Poll).request_keyframe(0), "legacy rings cannot be asked");
-    assert!(!Camera::new("/ss-test-never-there", Wake::Poll).request_keyframe(0));
+    assert!(!Camera::new(legacy.name(), Wake::Poll).request_idr(0), "legacy rings cannot be asked");
+    assert!(!Camera::new("/ss-test-never-there", Wake::Poll).request_idr(0));
 }
 
 #[test]
 fn the_futex_wakes_the_doorbell_for_every_unit() {
     struct Unpark(std::thread::Thread);
-    impl Bell for Unpark {
-        fn ring(&self) {
+    impl Wakeup for Unpark {
+        fn wake(&self) {
             self.0.unpark();
         }
     }
     for wake in [Wake::Auto, Wake::Semaphore, Wake::Poll] {
         let mut ring = Ring::new();
         let camera = Camera::new(&ring.name, wake);
-        camera.add_bell(Arc::new(Unpark(std::thread::current())));
+        camera.add_wakeup(Arc::new(Unpark(std::thread::current())));
         let (mut cursor, stop) = (camera.cursor(), AtomicBool::new(false));
         let stop = Arc::new(stop);
         let bell = {
             let stop = Arc::clone(&stop);
-            std::thread::spawn(move || doorbell::run(camera, stop, false))
+            std::thread::spawn(move || waiter::run(camera, stop, false))
         };
         for i in 0..100_u8 {
             ring.publish(&[i; 100]);
@@ -396,7 +396,7 @@ proptest! {
     ) {
         let mut ring = Ring::new();
         let (camera, mut cursor) = attach(&ring.name);
-        let mut watch = Watch::new(camera.clone());
+        let mut watch = SegmentFollower::new(camera.clone());
         let file = ring.file();
         for i in 0..3 {
             ring.publish(&[i; 100]);
@@ -406,7 +406,7 @@ proptest! {
             // What was checked when the ring was mapped is not looked at again; the rest is.
             let offset = (offset & !7).max(header::EPOCH as u64);
             rustix::io::pwrite(&file, &value.to_ne_bytes(), offset).unwrap();
-            watch.look(i * 33 * MS, None);
+            watch.poll(i * 33 * MS, None);
             let _ = camera.status();
             let _ = cursor.lag_slots();
             for count in [0, 1, 7, 1000] {

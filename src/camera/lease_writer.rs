@@ -173,7 +173,7 @@ impl LeaseWriter {
         index
     }
 
-    pub(super) fn take_keyframe_request(&self) -> bool {
+    pub(super) fn take_idr_request(&self) -> bool {
         self.pages.word(header::KEYFRAME_REQUEST).swap(0, Ordering::Relaxed) != 0
     }
 

@@ -35,7 +35,7 @@ use crate::base::limits::{MAPPED_RANGES_MAX, SLOT_DATA_BYTES_MAX};
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Nothing is ever written; of a lease ring no unit can be read, only what the control blocks say.
-    Look,
+    Inspect,
     /// Nothing is written but leases, on a lease ring.
     ReadOnly,
     /// The page with the semaphore is mapped read-write too, where the layout has one.
@@ -153,7 +153,7 @@ impl Mapping {
     /// nobody writes, or that may not be written (leases are).
     pub fn open(name: &str, access: Access) -> Result<Arc<Mapping>, MappingError> {
         let flags = match access {
-            Access::Look | Access::ReadOnly => shm::OFlags::RDONLY,
+            Access::Inspect | Access::ReadOnly => shm::OFlags::RDONLY,
             Access::Semaphore => shm::OFlags::RDWR,
         };
         let mut file = open_segment(name, flags)?;
@@ -177,7 +177,7 @@ impl Mapping {
     ) -> Result<Arc<Mapping>, MappingError> {
         let file = Arc::new(file);
         let protection = match access {
-            Access::Look => libc::PROT_READ,
+            Access::Inspect => libc::PROT_READ,
             Access::ReadOnly | Access::Semaphore => libc::PROT_READ | libc::PROT_WRITE,
         };
         let control = Region::new(name, &file, 0..geometry.data_offset(), protection)?;
@@ -390,7 +390,7 @@ impl Region {
         let pointer = self.map.as_mut_ptr().wrapping_add(offset).cast::<u32>();
         // SAFETY: inside the mapping and 4-aligned as asserted (a mapping starts at a page); the reference
         // lives no longer than `self`. Read-only pages allow relaxed loads of native size, and all that is
-        // done to those is such loads (`Mapping::word`, and [`Access::Look`] leases nothing).
+        // done to those is such loads (`Mapping::word`, and [`Access::Inspect`] leases nothing).
         unsafe { AtomicU32::from_ptr(pointer) }
     }
 

@@ -13,7 +13,7 @@
 //!
 //! # Reading a ring from another program
 //!
-//! A consumer is a [`Camera`] (which segment, kept up to date by the [`doorbell`] on a thread of its own), a [`Bell`]
+//! A consumer is a [`Camera`] (which segment, kept up to date by the [`doorbell`] on a thread of its own), a [`Wakeup`]
 //! that wakes the consumer, and a [`Cursor`]. It works on every layout, beside the server and beside other
 //! consumers; each reads at its own pace and none of them can hold up the camera. (The five legacy rings have one
 //! semaphore, whose wakes only one process can take: a second one uses [`Wake::Poll`].) This one counts IDRs and
@@ -25,14 +25,14 @@
 //! use std::thread::{self, Thread};
 //! use std::time::Duration;
 //!
-//! use streaming_server::camera::{Bell, Camera, Next, Wake, doorbell};
+//! use streaming_server::camera::{Wakeup, Camera, Next, Wake, waiter};
 //! use streaming_server::h264::Assembler;
 //!
 //! /// Wakes the thread that counts.
 //! struct Unpark(Thread);
 //!
-//! impl Bell for Unpark {
-//!     fn ring(&self) {
+//! impl Wakeup for Unpark {
+//!     fn wake(&self) {
 //!         self.0.unpark();
 //!     }
 //! }
@@ -40,17 +40,17 @@
 //! /// Counts until `idrs_wanted` IDRs came: those, and the bytes of all access units up to the last.
 //! fn count(ring: &str, idrs_wanted: u64) -> (u64, u64) {
 //!     let camera = Camera::new(ring, Wake::Auto);
-//!     camera.add_bell(Arc::new(Unpark(thread::current())));
+//!     camera.add_wakeup(Arc::new(Unpark(thread::current())));
 //!     let stop = Arc::new(AtomicBool::new(false));
 //!     let waiting = {
 //!         let (camera, stop) = (camera.clone(), Arc::clone(&stop));
-//!         thread::spawn(move || doorbell::run(camera, stop, false))
+//!         thread::spawn(move || waiter::run(camera, stop, false))
 //!     };
 //!     let mut cursor = camera.cursor();
 //!     let mut assembler = Assembler::new();
 //!     let (mut idrs, mut bytes) = (0, 0);
 //!     while idrs < idrs_wanted {
-//!         match cursor.next(doorbell::monotonic_ns()) {
+//!         match cursor.next(clock::monotonic_ns()) {
 //!             Next::Unit(unit) => {
 //!                 // `unit.bytes` lies in the slot. Keep a clone of it as long as you like: on a lease ring the
 //!                 // slot stays yours, on the others `is_intact` tells afterwards whether it did.
@@ -93,8 +93,8 @@
 //! # camera.join().unwrap().unwrap();
 //! ```
 
+mod commit_detector;
 pub mod cursor;
-pub mod doorbell;
 pub mod layout;
 pub mod lease;
 pub mod lease_header;
@@ -102,20 +102,20 @@ mod lease_ring;
 mod lease_writer;
 mod locks;
 pub mod mapping;
-mod settle;
+mod segment_follower;
 pub mod source;
-mod watch;
+pub mod waiter;
 pub mod writer;
 
 #[cfg(test)]
 mod lease_tests;
 #[cfg(test)]
-pub(crate) mod test_doorbell;
-#[cfg(test)]
 mod test_ring;
+#[cfg(test)]
+pub(crate) mod test_waiter;
 
 pub use cursor::{Cursor, MonotonicNs, Next, Rejection, UnitView};
 pub use layout::{FORMAT_H264, Layout, LayoutError, MetadataError, SlotMetadata};
 pub use lease_header::Geometry;
-pub use source::{Bell, Camera, CameraCounters, CameraStatus, Wake};
+pub use source::{Camera, CameraCounters, CameraStatus, Wake, Wakeup};
 pub use writer::{RingWriter, WriterError};

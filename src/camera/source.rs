@@ -9,14 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cursor::{Cursor, MonotonicNs, Rejection, is_safe};
 use super::layout::Layout;
 use super::mapping::{Access, Mapping, MappingError};
-use crate::base::limits::{CAMERA_LOG_NS, KEYFRAME_REQUEST_INTERVAL_NS};
+use crate::base::clock;
+use crate::base::counters::Counter;
+use crate::base::limits::{IDR_REQUEST_INTERVAL_NS, LOG_INTERVAL_NS};
+use crate::base::log_limit::LogLimit;
 
 /// Something that is rung when there may be a new unit or the camera's state changed. Rings carry nothing,
 /// may be spurious and may be merged; the rung one looks at its cursor.
-pub trait Bell: Send + Sync {
+pub trait Wakeup: Send + Sync {
     /// Called on the doorbell's thread (or on that of a cursor that notices a restart): must be quick and
-    /// may not call [`Camera::add_bell`].
-    fn ring(&self);
+    /// may not call [`Camera::add_wakeup`].
+    fn wake(&self);
 }
 
 /// How the doorbell learns of new units.
@@ -91,29 +94,29 @@ pub enum CameraStatus {
 #[derive(Debug, Default)]
 pub struct CameraCounters {
     /// Segments attached.
-    pub attached: AtomicU64,
+    pub attached: Counter,
     /// Restarts of the camera: another segment, or an index that jumped back.
-    pub restarted: AtomicU64,
+    pub restarted: Counter,
     /// Turns of the doorbell: semaphore wakes, time-outs and looks.
-    pub wakes: AtomicU64,
+    pub wakes: Counter,
     /// Turns of the doorbell that found a new unit.
-    pub wakes_with_unit: AtomicU64,
+    pub wakes_with_unit: Counter,
     /// Units the doorbell saw published.
-    pub units_seen: AtomicU64,
+    pub units_seen: Counter,
     /// Units that cursors missed because they were lapped.
-    pub lapped_units: AtomicU64,
+    pub lapped_units: Counter,
     /// Views found overwritten by [`super::cursor::UnitView::is_intact`]; never on a lease ring.
-    pub torn: AtomicU64,
+    pub torn: Counter,
     /// Units not read at once because this program held as many slots of a lease ring as it may.
-    pub leases_refused: AtomicU64,
+    pub leases_refused: Counter,
     /// IDRs asked of the camera.
-    pub keyframes_requested: AtomicU64,
+    pub idrs_requested: Counter,
     /// Slots skipped because they do not hold H.264.
-    pub rejected_format: AtomicU64,
+    pub rejected_format: Counter,
     /// Slots skipped because of their size.
-    pub rejected_data_bytes: AtomicU64,
+    pub rejected_data_bytes: Counter,
     /// Slots skipped because of their dimensions.
-    pub rejected_dimensions: AtomicU64,
+    pub rejected_dimensions: Counter,
 }
 
 impl CameraCounters {
@@ -123,7 +126,7 @@ impl CameraCounters {
             Rejection::DataBytes { .. } => &self.rejected_data_bytes,
             Rejection::Dimensions { .. } => &self.rejected_dimensions,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        counter.add_shared(1);
     }
 }
 
@@ -187,7 +190,7 @@ struct Shared {
     generation: AtomicU64,
     place: Mutex<Place>,
     epoch: AtomicU32,
-    bells: Mutex<Vec<Arc<dyn Bell>>>,
+    bells: Mutex<Vec<Arc<dyn Wakeup>>>,
     counters: Arc<CameraCounters>,
     last_unit_at_ns: AtomicI64,
     /// Width and height of the newest unit, one in each half.
@@ -206,7 +209,7 @@ pub struct Camera {
 }
 
 impl Camera {
-    /// A camera whose segment is called `name`, attached when it is there already. [`super::doorbell::run`]
+    /// A camera whose segment is called `name`, attached when it is there already. [`super::waiter::run`]
     /// keeps it up to date from then on.
     #[must_use]
     pub fn new(name: &str, wake: Wake) -> Camera {
@@ -222,9 +225,9 @@ impl Camera {
                 last_unit_at_ns: AtomicI64::new(i64::MIN),
                 picture: AtomicU64::new(0),
                 realtime_offset_ns: AtomicI64::new(0),
-                rejection_log: LogLimit::new(CAMERA_LOG_NS),
-                restart_log: LogLimit::new(CAMERA_LOG_NS / 60),
-                keyframe_limit: LogLimit::new(KEYFRAME_REQUEST_INTERVAL_NS),
+                rejection_log: LogLimit::default(),
+                restart_log: LogLimit::new(LOG_INTERVAL_NS / 60),
+                keyframe_limit: LogLimit::new(IDR_REQUEST_INTERVAL_NS),
             }),
         };
         camera.refresh_clocks();
@@ -245,7 +248,7 @@ impl Camera {
     }
 
     /// Adds a bell that is rung from now on.
-    pub fn add_bell(&self, bell: Arc<dyn Bell>) {
+    pub fn add_wakeup(&self, bell: Arc<dyn Wakeup>) {
         lock(&self.shared.bells).push(bell);
     }
 
@@ -263,7 +266,7 @@ impl Camera {
             width: u32::try_from(picture >> 32).unwrap_or(0),
             height: u32::try_from(picture & u64::from(u32::MAX)).unwrap_or(0),
             last_unit_at_ns: (last_unit_at_ns != i64::MIN).then_some(last_unit_at_ns),
-            units_seen: self.shared.counters.units_seen.load(Ordering::Relaxed),
+            units_seen: self.shared.counters.units_seen.get(),
             epoch: attachment.epoch,
         }
     }
@@ -274,16 +277,16 @@ impl Camera {
         &self.shared.counters
     }
 
-    /// Asks the camera for an IDR, at most once in [`KEYFRAME_REQUEST_INTERVAL_NS`] however often it is called.
+    /// Asks the camera for an IDR, at most once in [`IDR_REQUEST_INTERVAL_NS`] however often it is called.
     /// `false` where that cannot be asked: on the legacy rings, and while the camera is away.
-    pub fn request_keyframe(&self, now_ns: MonotonicNs) -> bool {
+    pub fn request_idr(&self, now_ns: MonotonicNs) -> bool {
         let (_, attachment) = self.place();
         let Some(ring) = attachment.as_ref().and_then(|attachment| attachment.mapping.leases()) else {
             return false;
         };
         if self.shared.keyframe_limit.allows(now_ns) {
-            self.shared.counters.keyframes_requested.fetch_add(1, Ordering::Relaxed);
-            ring.request_keyframe();
+            self.shared.counters.idrs_requested.add_shared(1);
+            ring.request_idr();
         }
         true
     }
@@ -350,11 +353,11 @@ impl Camera {
             layout.segment_bytes(),
             layout.slot_count()
         );
-        self.shared.counters.attached.fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.attached.add_shared(1);
         let floor = mapping.leases().map_or(0, |ring| ring.epoch_start());
         let attachment = self.new_attachment(mapping, start, floor);
         self.move_to(&mut lock(&self.shared.place), Place::Attached(attachment));
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// Nothing is mapped from now on.
@@ -367,7 +370,7 @@ impl Camera {
         self.move_to(&mut place, Place::Away { reason: reason.to_owned() });
         drop(place);
         log::warn!("camera away: {reason}");
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// The camera of run `old` began again in the same segment. Whoever notices says so; told once.
@@ -382,12 +385,12 @@ impl Camera {
         self.move_to(&mut place, Place::Attached(attachment));
         drop(place);
         self.count_restart(now_ns, "in the same segment");
-        self.ring_bells();
+        self.wake_consumers();
     }
 
     /// Counts a restart of the camera and says so.
     pub(super) fn count_restart(&self, now_ns: MonotonicNs, how: &str) {
-        self.shared.counters.restarted.fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.restarted.add_shared(1);
         if self.shared.restart_log.allows(now_ns) {
             log::info!("camera restarted {how}: {}", self.shared.name);
         }
@@ -395,7 +398,7 @@ impl Camera {
 
     /// The doorbell saw `units` new ones, the newest of `width` x `height` pixels.
     pub(super) fn note_units(&self, units: u32, width: i32, height: i32, now_ns: MonotonicNs) {
-        self.shared.counters.units_seen.fetch_add(u64::from(units), Ordering::Relaxed);
+        self.shared.counters.units_seen.add_shared(u64::from(units));
         self.shared.last_unit_at_ns.store(now_ns, Ordering::Relaxed);
         let width = u64::from(u32::try_from(width).unwrap_or(0));
         let height = u64::from(u32::try_from(height).unwrap_or(0));
@@ -411,9 +414,9 @@ impl Camera {
     }
 
     /// Rings every bell.
-    pub(super) fn ring_bells(&self) {
+    pub(super) fn wake_consumers(&self) {
         for bell in lock(&self.shared.bells).iter() {
-            bell.ring();
+            bell.wake();
         }
     }
 
@@ -424,11 +427,7 @@ impl Camera {
 
     /// Reads both clocks; the doorbell calls this about once a second.
     pub(super) fn refresh_clocks(&self) {
-        use rustix::time::{ClockId, clock_gettime};
-        let monotonic = clock_gettime(ClockId::Monotonic);
-        let realtime = clock_gettime(ClockId::Realtime);
-        let offset_ns =
-            (realtime.tv_sec - monotonic.tv_sec) * 1_000_000_000 + (realtime.tv_nsec - monotonic.tv_nsec);
+        let offset_ns = clock::realtime_ns() - clock::monotonic_ns();
         self.shared.realtime_offset_ns.store(offset_ns, Ordering::Relaxed);
     }
 
@@ -471,27 +470,6 @@ pub(super) fn restart_at(mapping: &Mapping) -> (u32, u32) {
     if index == 0 || is_safe(0, index, mapping.layout().slot_count()) { (0, 0) } else { (index, index) }
 }
 
-/// Lets a log line through at most once in a while, over all threads.
-#[derive(Debug)]
-pub(super) struct LogLimit {
-    every_ns: i64,
-    last_ns: AtomicI64,
-}
-
-impl LogLimit {
-    pub(super) fn new(every_ns: i64) -> LogLimit {
-        LogLimit { every_ns, last_ns: AtomicI64::new(i64::MIN) }
-    }
-
-    pub(super) fn allows(&self, now_ns: MonotonicNs) -> bool {
-        let last_ns = self.last_ns.load(Ordering::Relaxed);
-        if now_ns.saturating_sub(last_ns) < self.every_ns {
-            return false;
-        }
-        self.last_ns.compare_exchange(last_ns, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -507,13 +485,6 @@ mod tests {
         }
         let message = "futex".parse::<Wake>().unwrap_err().to_string();
         assert!(message.contains("futex") && message.contains("semaphore"), "{message}");
-    }
-
-    #[test]
-    fn a_log_line_comes_at_most_once_in_its_time() {
-        let limit = LogLimit::new(1000);
-        let told = (0..5000).filter(|now| limit.allows(*now)).count();
-        assert_eq!(told, 5);
     }
 
     #[test]

@@ -206,10 +206,10 @@ impl RingWriter {
     }
 
     /// Whether a reader of a lease ring has asked for an IDR since the last call.
-    pub fn take_keyframe_request(&mut self) -> bool {
+    pub fn take_idr_request(&mut self) -> bool {
         match &self.ring {
             Ring::Legacy(_) => false,
-            Ring::Lease(lease) => lease.take_keyframe_request(),
+            Ring::Lease(lease) => lease.take_idr_request(),
         }
     }
 

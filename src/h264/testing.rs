@@ -1,32 +1,32 @@
-//! Streams for the tests of this room: parameter sets, slices and access units written bit by bit.
+//! Test data: parameter sets, slices and access units, written bit by bit.
 
 use proptest::prelude::*;
 
-/// Writes RBSP syntax.
+/// Writes the bits of an RBSP.
 #[derive(Default)]
-pub(super) struct BitWriter {
+pub(crate) struct BitWriter {
     bits: Vec<bool>,
 }
 
 impl BitWriter {
-    pub(super) fn bits(mut self, value: u32, count: u32) -> Self {
+    pub(crate) fn bits(mut self, value: u32, count: u32) -> Self {
         self.bits.extend((0..count).rev().map(|bit| value >> bit & 1 == 1));
         self
     }
 
-    pub(super) fn ue(self, value: u32) -> Self {
+    pub(crate) fn ue(self, value: u32) -> Self {
         let code = u64::from(value) + 1;
         let length = code.ilog2();
         let writer = self.bits(0, length).bits(1, 1);
         writer.bits(u32::try_from(code & ((1 << length) - 1)).unwrap(), length)
     }
 
-    pub(super) fn se(self, value: i32) -> Self {
+    pub(crate) fn se(self, value: i32) -> Self {
         self.ue(if value > 0 { value.unsigned_abs() * 2 - 1 } else { value.unsigned_abs() * 2 })
     }
 
-    /// The NAL unit: stop bit, padding, emulation prevention.
-    pub(super) fn nal(mut self, header: u8) -> Vec<u8> {
+    /// Returns the NAL unit: adds stop bit, padding and emulation prevention.
+    pub(crate) fn nal(mut self, header: u8) -> Vec<u8> {
         self.bits.push(true);
         let mut nal = vec![header];
         let mut zeros = 0;
@@ -44,20 +44,20 @@ impl BitWriter {
     }
 }
 
-/// A baseline SPS of level `level_idc`, `width` and `height` in macroblocks.
-pub(super) fn sps(id: u32, level_idc: u32, width: u32, height: u32) -> Vec<u8> {
+/// Returns a Baseline SPS of level `level_idc`; `width` and `height` in macroblocks.
+pub(crate) fn sps(id: u32, level_idc: u32, width: u32, height: u32) -> Vec<u8> {
     let writer = BitWriter::default().bits(66, 8).bits(0xC0, 8).bits(level_idc, 8).ue(id);
     let writer = writer.ue(0).ue(2).ue(1).bits(0, 1);
     writer.ue(width - 1).ue(height - 1).bits(0b1_1_0_0, 4).nal(0x67)
 }
 
-/// A PPS; `content` makes it differ from others of that id.
-pub(super) fn pps(id: u32, sps_id: u32, content: u32) -> Vec<u8> {
+/// Returns a PPS; `content` makes it differ from others with the same id.
+pub(crate) fn pps(id: u32, sps_id: u32, content: u32) -> Vec<u8> {
     BitWriter::default().ue(id).ue(sps_id).bits(0, 2).ue(0).ue(content).nal(0x68)
 }
 
-/// A slice of `bytes` or a few more bytes without a start code inside.
-pub(super) fn slice(header: u8, pps_id: u32, bytes: usize) -> Vec<u8> {
+/// Returns a slice of at least `bytes` bytes that contains no start code.
+pub(crate) fn slice(header: u8, pps_id: u32, bytes: usize) -> Vec<u8> {
     let mut writer = BitWriter::default().ue(0).ue(7).ue(pps_id);
     for index in 0..bytes.saturating_sub(2) {
         writer = writer.bits(u32::try_from(index * 7 % 255).unwrap() + 1, 8);
@@ -65,19 +65,19 @@ pub(super) fn slice(header: u8, pps_id: u32, bytes: usize) -> Vec<u8> {
     writer.nal(header)
 }
 
-pub(super) fn idr(pps_id: u32) -> Vec<u8> {
+pub(crate) fn idr(pps_id: u32) -> Vec<u8> {
     slice(0x65, pps_id, 40)
 }
 
-pub(super) fn non_idr(pps_id: u32) -> Vec<u8> {
+pub(crate) fn non_idr(pps_id: u32) -> Vec<u8> {
     slice(0x41, pps_id, 30)
 }
 
-pub(super) const AUD: &[u8] = &[0x09, 0xF0];
-pub(super) const SEI: &[u8] = &[0x06, 0x05, 0x01, 0xAA, 0x80];
+pub(crate) const AUD: &[u8] = &[0x09, 0xF0];
+pub(crate) const SEI: &[u8] = &[0x06, 0x05, 0x01, 0xAA, 0x80];
 
-/// The NAL units as a byte stream, three- and four-byte start codes in turn.
-pub(super) fn annex_b<T: AsRef<[u8]>>(nals: &[T]) -> Vec<u8> {
+/// Returns the NAL units as a byte stream with alternating three- and four-byte start codes.
+pub(crate) fn annex_b<T: AsRef<[u8]>>(nals: &[T]) -> Vec<u8> {
     let mut unit = Vec::new();
     for (index, nal) in nals.iter().enumerate() {
         unit.extend_from_slice(if index % 2 == 0 { &[0, 0, 0, 1] } else { &[0, 0, 1] });
@@ -86,8 +86,8 @@ pub(super) fn annex_b<T: AsRef<[u8]>>(nals: &[T]) -> Vec<u8> {
     unit
 }
 
-/// Bytes in which start codes and emulation prevention are as likely as anything else.
-pub(super) fn hostile_bytes(length_max: usize) -> impl Strategy<Value = Vec<u8>> {
+/// Random bytes with many start codes and emulation prevention bytes.
+pub(crate) fn hostile_bytes(length_max: usize) -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => Just(vec![0, 0, 1]),
         2 => Just(vec![0, 0, 0, 1]),

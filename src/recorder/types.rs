@@ -1,18 +1,19 @@
-//! What the recorder is asked and answers: the JSON of `/api/recording/*` and `/api/recordings`.
-//! Field names of the Go design where it has them. Decides nothing.
+//! Requests and replies of the recorder. Their serde form is the JSON of `/api/recording/*` and `/api/recordings`,
+//! so field names and enum strings are part of the HTTP interface.
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct as _;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::names::NameError;
 
-/// Body of `POST /api/recording/start`; everything may be missing.
+/// Body of `POST /api/recording/start`. Every field is optional.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartRequest {
-    /// Name of the file, with or without extension; empty or missing: the local time.
+    /// File name, with or without extension. Empty or missing: a name made from the local time.
     pub filename: Option<String>,
-    /// Seconds before the request to begin with, as far as the ring still holds them; [`Report::pre_roll`]
-    /// says what it was.
+    /// Seconds before the request at which the recording shall begin. Limited by what the ring still holds;
+    /// [`Report::pre_roll`] says how much it was.
     pub pre_roll_s: Option<f64>,
     /// Seconds after which the recording stops by itself.
     pub max_duration_s: Option<f64>,
@@ -20,20 +21,19 @@ pub struct StartRequest {
     pub heartbeat_s: Option<f64>,
 }
 
-/// Answer to a start.
+/// Reply to a start. Its JSON carries `"status": "recording"`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "status", rename = "recording")]
 pub struct StartReply {
-    /// `recording`.
-    pub status: &'static str,
-    /// Path of the file, as the Go design shows it.
+    /// Path of the file.
     pub filename: String,
     /// Name of the file in `/api/recordings`.
     pub name: String,
-    /// The ring holds no IDR to begin with: the recording begins with the camera's next one.
+    /// True if the ring holds no IDR: the recording then begins at the camera's next one.
     pub waits_for_idr: bool,
 }
 
-/// Numbers of one recording, running or over.
+/// Figures of one recording, running or finished.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     /// Path of the newest file.
@@ -46,154 +46,204 @@ pub struct Report {
     pub bytes_written: u64,
     /// Seconds recorded.
     pub duration: f64,
-    /// Seconds of them from before the request: what the ring still held, back to an IDR.
+    /// Seconds recorded from before the request, back to an IDR that the ring still held.
     pub pre_roll: f64,
-    /// Seconds after the request that are missing because the ring held no IDR.
+    /// Seconds missing after the request because the ring held no IDR.
     pub start_delay: f64,
-    /// Units that were published and are missing in the file.
+    /// Access units that the camera published and the file lacks.
     pub dropped_units: u64,
-    /// Of those, overwritten by the camera while the disk read them.
+    /// Dropped units that the camera overwrote while the disk read them.
     pub torn_units: u64,
-    /// How often units are missing in a row.
+    /// Number of gaps: stretches of consecutive dropped units.
     pub gaps: u64,
     /// Names of all files, in order.
     pub files: Vec<String>,
 }
 
-/// Answer to a stop.
+/// Reply to a stop. Its JSON carries `"status": "stopped"`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "status", rename = "stopped")]
 pub struct StopReply {
-    /// `stopped`.
-    pub status: &'static str,
-    /// The recording's numbers.
+    /// Final figures of the recording.
     #[serde(flatten)]
     pub report: Report,
-    /// Why it stopped: `asked`, `max_duration`, `heartbeat`, `shutdown` or an error's code.
-    pub reason: &'static str,
-    /// `false` if nothing was recorded (no picture came) and the empty file was removed.
+    /// Why the recording stopped.
+    pub reason: StopReason,
+    /// False if no access unit was recorded and the empty file was removed.
     pub kept: bool,
 }
 
-/// Answer to `GET /api/recording/status`.
+/// What the recorder is doing.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecorderState {
+    /// No recording exists.
+    Idle,
+    /// The first file is being created.
+    Starting,
+    /// Access units are written as they are published.
+    Recording,
+    /// Units published before the stop are written, then the files are finished.
+    Stopping,
+}
+
+/// Why a recording stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// A stop request.
+    Requested,
+    /// `max_duration_s` passed.
+    MaxDuration,
+    /// No heartbeat came for `heartbeat_s`.
+    Heartbeat,
+    /// The program ends.
+    Shutdown,
+    /// An error ended it. In JSON the reason is the error's code.
+    Failed(RecorderError),
+}
+
+impl StopReason {
+    /// Returns the reason as JSON and log lines show it.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            StopReason::Requested => "asked",
+            StopReason::MaxDuration => "max_duration",
+            StopReason::Heartbeat => "heartbeat",
+            StopReason::Shutdown => "shutdown",
+            StopReason::Failed(error) => error.code(),
+        }
+    }
+}
+
+impl Serialize for StopReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// Reply to `GET /api/recording/status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Status {
-    /// Whether a recording runs.
+    /// True in [`RecorderState::Recording`] only.
     pub recording: bool,
-    /// `idle`, `starting`, `recording` or `stopping`.
-    pub state: &'static str,
-    /// Numbers of the running recording, else of the last.
+    /// What the recorder is doing.
+    pub state: RecorderState,
+    /// Figures of the running recording, else of the last one.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
-    /// Why the last recording stopped.
+    /// Why the last recording stopped; only while idle.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
-    /// What ended the last recording or kept it from starting.
+    pub reason: Option<StopReason>,
+    /// The error that ended the last recording or prevented its start.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<ErrorReport>,
+    pub error: Option<RecorderError>,
 }
 
-/// An error as JSON tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ErrorReport {
-    /// For people.
-    pub error: String,
-    /// For programs.
-    pub code: &'static str,
-    /// The HTTP status it stands for.
-    pub status: u16,
-}
-
-/// One line of `GET /api/recordings`.
+/// One entry of `GET /api/recordings`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RecordingInfo {
     /// File name.
     pub name: String,
     /// Bytes that can be downloaded.
     pub bytes: u64,
-    /// Seconds; missing where only playing would tell.
+    /// Seconds. None if only decoding the whole file would give it.
     pub duration: Option<f64>,
     /// RFC 3339, UTC.
     pub started_at: Option<String>,
-    /// Has its index; `false` while recording.
+    /// True if the file has its index. False while recording.
     pub complete: bool,
-    /// Was repaired after a crash.
+    /// True if the file was repaired after a crash.
     pub recovered: bool,
-    /// Is being written now.
+    /// True while the file is being written.
     pub recording: bool,
 }
 
-/// Why the recorder didn't do what it was asked, or stopped.
+/// Progress of a file that is being written.
+#[derive(Copy, Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Bytes of whole units in the file. Only these may be served.
+    pub committed_bytes: u64,
+    /// Seconds recorded so far.
+    pub duration_s: f64,
+    /// Capture time of the first unit, seconds since 1970.
+    pub started_at_s: u64,
+    /// True once the file is finished. Finishing changes its first bytes and its length.
+    pub finished: bool,
+}
+
+/// Why the recorder refused a request or ended a recording.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecorderError {
-    /// One recording at a time.
+    /// Only one recording runs at a time.
     #[error("already recording")]
     AlreadyRecording,
-    /// Nothing to stop.
+    /// There is no recording to stop.
     #[error("not recording")]
     NotRecording,
-    /// A stop is under way.
+    /// A stop is in progress.
     #[error("the recording is being stopped")]
     Stopping,
-    /// The name asked for.
+    /// The requested file name is not allowed.
     #[error("bad file name: {0}")]
     Name(#[from] NameError),
-    /// A number of seconds asked for.
+    /// A requested number of seconds is out of range.
     #[error("{field} must be a number of seconds between 0 and 2592000")]
     Seconds {
-        /// Which.
+        /// Name of the JSON field.
         field: &'static str,
     },
     /// Files are never overwritten.
     #[error("a recording named {name} exists")]
     Exists {
-        /// Which.
+        /// File name.
         name: String,
     },
     /// No such recording.
     #[error("no recording is named {name}")]
     NotFound {
-        /// Which.
+        /// File name.
         name: String,
     },
-    /// It is being written.
+    /// The file is being written.
     #[error("{name} is being recorded")]
     InUse {
-        /// Which.
+        /// File name.
         name: String,
     },
-    /// No picture to record.
+    /// No camera writes to the ring.
     #[error("no camera: nothing to record")]
     CameraAway,
-    /// No space left, or over quota.
+    /// No space is left, or the quota is used up.
     #[error("the disk is full")]
     DiskFull,
-    /// The directory of recordings can't be written to.
+    /// The directory of recordings cannot be read or written.
     #[error("the directory of recordings can't be used: {reason}")]
     Directory {
-        /// What the system said.
+        /// The system's error text.
         reason: String,
     },
-    /// Somebody deleted the file while it was recorded.
+    /// The file was deleted while it was recorded.
     #[error("the file was deleted while it was recorded")]
     Removed,
-    /// Anything else the system said about a file.
+    /// Any other failed operation on a file.
     #[error("{doing} failed: {reason}")]
     Io {
-        /// What the recorder was doing.
+        /// The operation, such as `writing`.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error text.
         reason: String,
     },
-    /// A bound on files of one recording.
+    /// The recording reached its maximum number of files.
     #[error("the recording has too many files")]
     TooManyFiles,
-    /// No answer in time: the disk hangs, or too many commands wait.
+    /// No reply in time: the disk hangs, or the command queue is full.
     #[error("the recorder does not answer")]
     Unresponsive,
 }
 
 impl RecorderError {
-    /// The HTTP status that tells it.
+    /// Returns the HTTP status of this error.
     #[must_use]
     pub fn status(&self) -> u16 {
         use RecorderError as E;
@@ -207,7 +257,7 @@ impl RecorderError {
         }
     }
 
-    /// The code programs tell it by.
+    /// Returns the stable code that programs compare.
     #[must_use]
     pub fn code(&self) -> &'static str {
         use RecorderError as E;
@@ -230,13 +280,7 @@ impl RecorderError {
         }
     }
 
-    /// As JSON tells it.
-    #[must_use]
-    pub fn report(&self) -> ErrorReport {
-        ErrorReport { error: self.to_string(), code: self.code(), status: self.status() }
-    }
-
-    /// The error of a failed operation on a file: a full disk is told apart.
+    /// Returns the error of a failed file operation; [`RecorderError::DiskFull`] for ENOSPC and EDQUOT.
     #[must_use]
     pub fn io(doing: &'static str, error: &std::io::Error) -> RecorderError {
         let full =
@@ -245,5 +289,55 @@ impl RecorderError {
             return RecorderError::DiskFull;
         }
         RecorderError::Io { doing, reason: error.to_string() }
+    }
+}
+
+/// The `error` object of a status: text for people, code for programs, HTTP status.
+impl Serialize for RecorderError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("RecorderError", 3)?;
+        object.serialize_field("error", &self.to_string())?;
+        object.serialize_field("code", self.code())?;
+        object.serialize_field("status", &self.status())?;
+        object.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn replies_keep_their_json_form() {
+        let start = StartReply { filename: "rec/a.mp4".into(), name: "a.mp4".into(), waits_for_idr: true };
+        let expected =
+            json!({"status": "recording", "filename": "rec/a.mp4", "name": "a.mp4", "waits_for_idr": true});
+        assert_eq!(serde_json::to_value(start).unwrap(), expected);
+        let report = json!({
+            "filename": "", "name": "", "frame_count": 0, "bytes_written": 0, "duration": 0.0, "pre_roll": 0.0,
+            "start_delay": 0.0, "dropped_units": 0, "torn_units": 0, "gaps": 0, "files": [],
+        });
+        let mut expected = report.clone();
+        expected["status"] = json!("stopped");
+        expected["reason"] = json!("asked");
+        expected["kept"] = json!(false);
+        let stop = StopReply { report: Report::default(), reason: StopReason::Requested, kept: false };
+        assert_eq!(serde_json::to_value(stop).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_status_keeps_its_json_form() {
+        let status = Status {
+            recording: false,
+            state: RecorderState::Idle,
+            report: None,
+            reason: Some(StopReason::Failed(RecorderError::DiskFull)),
+            error: Some(RecorderError::DiskFull),
+        };
+        let error = json!({"error": "the disk is full", "code": "disk_full", "status": 507});
+        let expected = json!({"recording": false, "state": "idle", "reason": "disk_full", "error": error});
+        assert_eq!(serde_json::to_value(status).unwrap(), expected);
     }
 }

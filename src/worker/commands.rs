@@ -1,4 +1,5 @@
-//! How other threads reach a worker: a bounded mailbox and its bell. May not wait, on either side.
+//! A worker's mailbox: bounded queues that other threads fill, and the wake-up that goes with them.
+//! Neither side may wait.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,7 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 
 use crate::base::limits;
-use crate::camera::Bell;
+use crate::camera::Wakeup;
 use crate::session::{Viewer, ViewerStatus};
 
 /// Held by the worker as long as it has the session; dropping it completes the [`SessionEnd`].
@@ -37,7 +38,7 @@ pub enum Command {
     Adopt {
         /// The session.
         viewer: Box<Viewer>,
-        /// Kept as long as the session is.
+        /// GopUnit as long as the session is.
         guard: Option<SessionGuard>,
     },
     /// The login that this session was let in with is over: say goodbye.
@@ -81,100 +82,107 @@ pub struct Forwarded {
     pub bytes: Vec<u8>,
 }
 
-/// The sending end; cheap to clone.
+/// The sending end of a worker's mailbox. Clones share the mailbox.
 #[derive(Clone)]
 pub struct Mailbox {
     commands: SyncSender<Command>,
     datagrams: SyncSender<Forwarded>,
-    bell: Arc<EventBell>,
+    wakeup: Arc<EventfdWakeup>,
 }
 
-/// The worker's end.
+/// The worker's end of its mailbox.
 pub struct MailboxReader {
     pub(crate) commands: Receiver<Command>,
     pub(super) datagrams: Receiver<Forwarded>,
-    bell: Arc<EventBell>,
-    camera_bell: Arc<CameraBell>,
+    wakeup: Arc<EventfdWakeup>,
+    camera_wakeup: Arc<CameraWakeup>,
 }
 
-/// A bell on an eventfd; ringing it wakes the worker's `io_uring_enter`.
-pub struct EventBell(Arc<OwnedFd>);
+/// Wakes the worker from `io_uring_enter` by its eventfd.
+struct EventfdWakeup(Arc<OwnedFd>);
 
-impl Bell for EventBell {
-    fn ring(&self) {
-        // The counter can only be full after 2^64 - 2 rings nobody read; the worker is then awake anyway.
+impl Wakeup for EventfdWakeup {
+    fn wake(&self) {
+        // The write fails only when 2^64 - 2 wake-ups are unread; the worker is awake then.
         let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
     }
 }
 
-/// The same bell for the camera; on the worker's own thread it may be silent.
-struct CameraBell {
-    bell: Arc<EventBell>,
-    silent_on: OnceLock<ThreadId>,
+/// Wakes the worker for the camera, except on one thread.
+///
+/// A worker that runs the camera wait itself polls the camera in its own turn and reads its cursor later in that
+/// turn. An eventfd write to itself would only cost a system call and an empty turn.
+struct CameraWakeup {
+    wakeup: Arc<EventfdWakeup>,
+    /// Set when the worker runs the camera wait.
+    skipped_on: OnceLock<ThreadId>,
 }
 
-impl Bell for CameraBell {
-    fn ring(&self) {
-        if self.silent_on.get().is_none_or(|thread| *thread != thread::current().id()) {
-            self.bell.ring();
+impl Wakeup for CameraWakeup {
+    fn wake(&self) {
+        if self.skipped_on.get().is_none_or(|thread| *thread != thread::current().id()) {
+            self.wakeup.wake();
         }
     }
 }
 
-/// A mailbox and its reader.
+/// Makes a mailbox and its reader.
 ///
 /// # Errors
-/// The eventfd's, usually EMFILE.
+/// The kernel refused the eventfd, usually with EMFILE.
 pub fn mailbox() -> io::Result<(Mailbox, MailboxReader)> {
-    let bell = Arc::new(EventBell(Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?)));
+    let wakeup = Arc::new(EventfdWakeup(Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?)));
     let (commands, commands_reader) = sync_channel(limits::COMMANDS_MAX);
     let (datagrams, datagrams_reader) = sync_channel(limits::FORWARDED_DATAGRAMS_MAX);
-    let mailbox = Mailbox { commands, datagrams, bell: Arc::clone(&bell) };
-    let camera_bell = Arc::new(CameraBell { bell: Arc::clone(&bell), silent_on: OnceLock::new() });
-    Ok((mailbox, MailboxReader { commands: commands_reader, datagrams: datagrams_reader, bell, camera_bell }))
+    let mailbox = Mailbox { commands, datagrams, wakeup: Arc::clone(&wakeup) };
+    let camera_wakeup = Arc::new(CameraWakeup { wakeup: Arc::clone(&wakeup), skipped_on: OnceLock::new() });
+    let reader =
+        MailboxReader { commands: commands_reader, datagrams: datagrams_reader, wakeup, camera_wakeup };
+    Ok((mailbox, reader))
 }
 
 impl Mailbox {
-    /// Puts a command in and rings. Gives it back when the mailbox is full or its worker gone.
+    /// Queues a command and wakes the worker.
     ///
     /// # Errors
-    /// The command that did not fit.
+    /// Returns the command when the mailbox is full or its worker has ended.
     pub fn send(&self, command: Command) -> Result<(), Command> {
         match self.commands.try_send(command) {
             Ok(()) => {
-                self.bell.ring();
+                self.wake();
                 Ok(())
             }
             Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
         }
     }
 
-    /// Puts a datagram in without ringing; false when there is no room. Ring once per turn.
+    /// Queues a datagram. Returns false when the queue is full. Does not wake the worker: call
+    /// [`Mailbox::wake`] once per turn.
     pub(super) fn forward(&self, datagram: Forwarded) -> bool {
         self.datagrams.try_send(datagram).is_ok()
     }
 
-    /// The bell of this mailbox.
-    pub fn bell(&self) -> Arc<dyn Bell> {
-        Arc::clone(&self.bell) as Arc<dyn Bell>
+    /// Wakes the worker.
+    pub(super) fn wake(&self) {
+        self.wakeup.wake();
     }
 }
 
 impl MailboxReader {
-    /// The eventfd to watch.
-    pub(super) fn bell(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.bell.0)
+    /// The eventfd that every wake-up writes to.
+    pub(super) fn eventfd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.wakeup.0)
     }
 
-    /// What the camera rings for new units.
-    pub(super) fn camera_bell(&self) -> Arc<dyn Bell> {
-        Arc::clone(&self.camera_bell) as Arc<dyn Bell>
+    /// The wake-up to register with the camera.
+    pub(super) fn camera_wakeup(&self) -> Arc<dyn Wakeup> {
+        Arc::clone(&self.camera_wakeup) as Arc<dyn Wakeup>
     }
 
-    /// The calling thread is the worker's and itself rings for the camera: it need not ring itself.
-    pub(super) fn be_silent_here(&self) {
-        // Told once.
-        let _ = self.camera_bell.silent_on.set(thread::current().id());
+    /// Makes the camera's wake-up do nothing on the calling thread. For the worker that runs the camera wait.
+    pub(super) fn skip_camera_wakeup_here(&self) {
+        // Called once; a second thread would keep its wake-up.
+        let _ = self.camera_wakeup.skipped_on.set(thread::current().id());
     }
 }
 
@@ -184,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_mailbox_gives_the_command_back() {
+    fn full_mailbox_returns_the_command() {
         let (mailbox, reader) = mailbox().unwrap();
         for _ in 0..limits::COMMANDS_MAX {
             assert!(mailbox.send(Command::Stop).is_ok());
@@ -195,11 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn a_command_rings_the_bell() {
+    fn command_wakes_the_worker() {
         let (mailbox, reader) = mailbox().unwrap();
         assert!(mailbox.send(Command::Stop).is_ok());
         let mut count = [0; 8];
-        rustix::io::read(&*reader.bell(), &mut count).unwrap();
+        rustix::io::read(&*reader.eventfd(), &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 1);
     }
 }

@@ -9,8 +9,8 @@
 
 pub mod commands;
 mod gop;
-mod lookback;
-mod own_doorbell;
+mod gop_backfill;
+mod inline_wait;
 pub mod registry;
 mod replay;
 mod rhythm;
@@ -30,9 +30,9 @@ use std::thread::JoinHandle;
 
 use crate::base::limits;
 use crate::camera::Camera;
-use crate::camera::doorbell::LentDoorbell;
+use crate::camera::waiter::WaiterHandoff;
 use crate::metrics::WorkerCounters;
-use crate::uring::{Edge, EdgeConfig, EdgeError};
+use crate::uring::{UdpDriver, UdpDriverConfig, UdpDriverError};
 use crate::worker::commands::{Mailbox, MailboxReader, mailbox};
 
 /// Why a worker could not start.
@@ -43,10 +43,10 @@ pub enum WorkerError {
     Thread(#[source] std::io::Error),
     /// The kernel refused an eventfd.
     #[error("worker eventfd: {0}")]
-    Bell(#[source] std::io::Error),
+    Eventfd(#[source] std::io::Error),
     /// io_uring is not to be had; the text says what to do.
     #[error(transparent)]
-    Edge(#[from] EdgeError),
+    Driver(#[from] UdpDriverError),
     /// The thread ended before it was ready.
     #[error("worker {0} ended while starting")]
     Ended(usize),
@@ -62,9 +62,9 @@ pub struct WorkersConfig {
     pub socket: Arc<OwnedFd>,
     /// Viewers one process may have; sizes the send operations.
     pub viewers_max: usize,
-    /// The camera's doorbell, for the first worker; given back where the kernel lets io_uring wait for no futex (before
+    /// The camera's camera_wait, for the first worker; given back where the kernel lets io_uring wait for no futex (before
     /// Linux 6.7).
-    pub doorbell: Option<LentDoorbell>,
+    pub camera_wait: Option<WaiterHandoff>,
 }
 
 /// The workers, running.
@@ -86,15 +86,15 @@ impl Workers {
         let mut workers = Workers { mailboxes: Vec::new(), counters: Vec::new(), threads: Vec::new() };
         let mut readers = Vec::new();
         for _ in 0..config.count.max(1) {
-            let (mailbox, reader) = mailbox().map_err(WorkerError::Bell)?;
-            config.camera.add_bell(reader.camera_bell());
+            let (mailbox, reader) = mailbox().map_err(WorkerError::Eventfd)?;
+            config.camera.add_wakeup(reader.camera_wakeup());
             workers.counters.push(Arc::default());
             workers.mailboxes.push(mailbox);
             readers.push(reader);
         }
         for (index, reader) in readers.into_iter().enumerate() {
-            let doorbell = config.doorbell.take();
-            workers.spawn(&config, index, reader, doorbell)?;
+            let camera_wait = config.camera_wait.take();
+            workers.spawn(&config, index, reader, camera_wait)?;
         }
         Ok(workers)
     }
@@ -104,7 +104,7 @@ impl Workers {
         config: &WorkersConfig,
         index: usize,
         reader: MailboxReader,
-        doorbell: Option<LentDoorbell>,
+        camera_wait: Option<WaiterHandoff>,
     ) -> Result<(), WorkerError> {
         let (ready, started) = sync_channel(1);
         let seed = turn::Seed {
@@ -113,12 +113,12 @@ impl Workers {
             peers: self.mailboxes.clone(),
             counters: self.counters.get(index).cloned().unwrap_or_default(),
             reader,
-            doorbell,
+            camera_wait,
         };
-        let edge_config = EdgeConfig {
+        let driver_config = UdpDriverConfig {
             socket: Arc::clone(&config.socket),
             receives: index == 0,
-            bells: vec![seed.reader.bell()],
+            eventfds: vec![seed.reader.eventfd()],
             sends_max: limits::SEND_OPERATIONS_PER_VIEWER * config.viewers_max.max(1)
                 + limits::SEND_OPERATIONS_MIN,
         };
@@ -126,12 +126,12 @@ impl Workers {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .stack_size(limits::WORKER_STACK_BYTES)
-            .spawn(move || run(seed, edge_config, pin_to, &ready))
+            .spawn(move || run(seed, driver_config, pin_to, &ready))
             .map_err(WorkerError::Thread)?;
         self.threads.push(thread);
         match started.recv() {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(WorkerError::Edge(error)),
+            Ok(Err(error)) => Err(WorkerError::Driver(error)),
             Err(_) => Err(WorkerError::Ended(index)),
         }
     }
@@ -149,22 +149,22 @@ impl Workers {
 
 fn run(
     mut seed: turn::Seed,
-    config: EdgeConfig,
+    config: UdpDriverConfig,
     pin_to: Option<usize>,
-    ready: &SyncSender<Result<(), EdgeError>>,
+    ready: &SyncSender<Result<(), UdpDriverError>>,
 ) {
     if let Some(index) = pin_to {
         pin(index);
     }
-    match Edge::new(config) {
-        Ok(edge) => {
-            seed.doorbell = seed.doorbell.filter(|_| edge.features().futex);
-            if seed.doorbell.is_some() {
-                seed.reader.be_silent_here();
+    match UdpDriver::new(config) {
+        Ok(driver) => {
+            seed.camera_wait = seed.camera_wait.filter(|_| driver.features().futex);
+            if seed.camera_wait.is_some() {
+                seed.reader.skip_camera_wakeup_here();
             }
             let _ = ready.send(Ok(()));
-            seed.counters.uring_features.set(edge.features().bits());
-            turn::Worker::new(seed, edge).run();
+            seed.counters.uring_features.set(driver.features().bits());
+            turn::Worker::new(seed, driver).run();
         }
         Err(error) => {
             let _ = ready.send(Err(error));

@@ -41,14 +41,14 @@ impl Rhythm {
     /// Begins anew with the time since the last unit.
     fn begin(&mut self, now_ns: i64, since_last_ns: i64) {
         let interval_ns =
-            if limits::RHYTHM_INTERVALS_NS.contains(&since_last_ns) { since_last_ns } else { 0 };
+            if limits::PREDICTED_INTERVALS_NS.contains(&since_last_ns) { since_last_ns } else { 0 };
         *self = Rhythm { next_ns: now_ns.saturating_add(interval_ns), interval_ns, jitter_ns: 0, units: 0 };
     }
 
     /// The next unit, where there is a rhythm and it is even enough to rely on.
     pub(super) fn expected(&self) -> Option<Expected> {
         let is_even =
-            self.units >= limits::RHYTHM_UNITS_MIN && self.jitter_ns <= limits::RHYTHM_JITTER_NS_MAX;
+            self.units >= limits::PREDICTION_UNITS_MIN && self.jitter_ns <= limits::PREDICTION_JITTER_NS_MAX;
         is_even.then_some(Expected { at_ns: self.next_ns, jitter_ns: self.jitter_ns })
     }
 }

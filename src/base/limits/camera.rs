@@ -16,7 +16,7 @@ pub const LEASE_SLOTS: u32 = 30;
 pub const LEASE_SLOT_BYTES: u32 = 3_110_400;
 
 /// Between two requests for an IDR made to the camera: its answer is some units away.
-pub const KEYFRAME_REQUEST_INTERVAL_NS: i64 = 500_000_000;
+pub const IDR_REQUEST_INTERVAL_NS: i64 = 500_000_000;
 
 /// Pixels of a picture's longer side; a slot that says more is lying.
 pub const PICTURE_SIDE_MAX: i32 = 8_192;
@@ -33,7 +33,7 @@ pub const INDEX_STEP_MAX: u32 = 1 << 20;
 pub const CAPTURE_AGE_MAX_NS: i64 = 10_000_000_000;
 
 /// Longest sleep of the doorbell: how late it may notice its stop flag.
-pub const DOORBELL_SLEEP_MAX_NS: i64 = 200_000_000;
+pub const CAMERA_WAIT_MAX_NS: i64 = 200_000_000;
 
 /// Between two looks of the doorbell for a camera that is not there.
 pub const CAMERA_RETRY_NS: i64 = 100_000_000;
@@ -48,21 +48,21 @@ pub const CAMERA_CHECK_SILENT_NS: i64 = 200_000_000;
 pub const CAMERA_SILENT_NS: i64 = 1_000_000_000;
 
 /// Between two looks at a ring that is polled around the expected arrival of a unit.
-pub const POLL_LOOK_NS: i64 = 500_000;
+pub const POLL_STEP_NS: i64 = 500_000;
 
 /// How long a slot of an index-first ring must stay unchanged when its end is seen to be rewritten.
-pub const SETTLED_NS: i64 = 1_000_000;
+pub const COMMIT_STABLE_NS: i64 = 1_000_000;
 
 /// The same when that cannot be seen: longer than any busy machine holds a camera up in the middle of its copy. At
 /// more than two units a second the next unit tells before.
-pub const SETTLED_UNSEEN_NS: i64 = 500_000_000;
+pub const COMMIT_UNSEEN_NS: i64 = 500_000_000;
 
 /// The same where the camera posts: the rest that tells once where the count of posts stands. Below the time
 /// between two units, or it would never be told.
-pub const SETTLED_POSTED_NS: i64 = 10_000_000;
+pub const COMMIT_POSTED_NS: i64 = 10_000_000;
 
 /// Bytes of a slot remembered, at most, to see that its end was rewritten.
-pub const SCOUT_BYTES_MAX: usize = 256 * 1024;
+pub const PRE_IMAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// Units in a row without their wake, after which the semaphore is given up for polling.
 pub const WAKES_MISSED_MAX: u32 = 8;
@@ -70,17 +70,14 @@ pub const WAKES_MISSED_MAX: u32 = 8;
 /// Wakes in a row without a unit, after which the semaphore is given up for polling.
 pub const WAKES_EMPTY_MAX: u32 = 1_000;
 
-/// Between two log lines about the same trouble of the camera.
-pub const CAMERA_LOG_NS: i64 = 60_000_000_000;
-
 /// From one unit to the next, for a camera to have a rhythm that may be relied on: 4 to 250 units a second.
-pub const RHYTHM_INTERVALS_NS: std::ops::Range<i64> = 4_000_000..250_000_000;
+pub const PREDICTED_INTERVALS_NS: std::ops::Range<i64> = 4_000_000..250_000_000;
 
 /// Units that have come evenly before the next is expected.
-pub const RHYTHM_UNITS_MIN: u32 = 10;
+pub const PREDICTION_UNITS_MIN: u32 = 10;
 
 /// How far units of an even camera are from when they were expected, on average: no more than a thread takes to wake.
-pub const RHYTHM_JITTER_NS_MAX: i64 = 100_000;
+pub const PREDICTION_JITTER_NS_MAX: i64 = 100_000;
 
 /// Viewers of a worker that polls busily for a unit when it is due. With more of them a viewer waits for others, not for
 /// the worker to wake.

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::camera::layout::{FORMAT_H264, Layout};
+use crate::camera::segment_follower::SegmentFollower;
 use crate::camera::test_ring::{TestRing, attach, unit};
-use crate::camera::watch::Watch;
 
 const MS: i64 = 1_000_000;
 
@@ -18,17 +18,17 @@ fn every_unit_comes_once_and_in_order_on_every_layout() {
         let mut ring = TestRing::new(layout);
         ring.publish(b"published before");
         let (camera, mut cursor) = attach(ring.name());
-        let mut watch = Watch::new(camera);
+        let mut watch = SegmentFollower::new(camera);
         for step in 0..30 {
-            watch.look(step * 20 * MS, None);
+            watch.poll(step * 20 * MS, None);
         }
         for i in 1..100_u8 {
             assert!(matches!(cursor.next(0), Next::Empty), "{layout}");
             let now_ns = (600 + i64::from(i) * 33) * MS;
-            watch.look(now_ns - 10 * MS, None);
+            watch.poll(now_ns - 10 * MS, None);
             ring.publish(&vec![i; 1000 + usize::from(i)]);
             for half_ms in 0..4 {
-                watch.look(now_ns + half_ms * MS / 2, None);
+                watch.poll(now_ns + half_ms * MS / 2, None);
             }
             let view = unit(cursor.next(now_ns));
             assert_eq!(view.sequence, u32::from(i), "{layout}");
@@ -71,7 +71,7 @@ fn a_lapped_cursor_is_told_once_and_goes_on_with_the_newest() {
         assert_eq!(missed_units, newest - 1, "{layout}: units 1 to newest - 1");
         assert_eq!(unit(cursor.next(0)).sequence, newest, "{layout}");
         assert!(matches!(cursor.next(0), Next::Empty), "{layout}");
-        let lapped = camera.counters().lapped_units.load(Ordering::Relaxed);
+        let lapped = camera.counters().lapped_units.get();
         assert_eq!(lapped, u64::from(missed_units), "{layout}");
     }
 }
@@ -89,7 +89,7 @@ fn a_view_is_intact_until_its_slot_may_be_written_again() {
         }
         assert!(!view.is_intact(), "{layout}: ring - 1 more: the camera may be writing this slot");
         assert_eq!(view.bytes, b"held"[..], "{layout}: not overwritten yet: the check has a slot to spare");
-        assert_eq!(camera.counters().torn.load(Ordering::Relaxed), 1);
+        assert_eq!(camera.counters().torn.get(), 1);
     }
 }
 
@@ -98,9 +98,9 @@ fn a_unit_in_the_middle_of_its_copy_is_not_returned() {
     let mut ring = TestRing::new(Layout::V0);
     (0..40).for_each(|i| ring.publish(&[i; 1000]));
     let (camera, mut cursor) = attach(ring.name());
-    let mut watch = Watch::new(camera);
+    let mut watch = SegmentFollower::new(camera);
     for step in 0..30 {
-        watch.look(step * 20 * MS, None); // the newest settles, the next slot is scouted
+        watch.poll(step * 20 * MS, None); // the newest settles, the next slot is scouted
     }
     let sequence = ring.begin();
     for step in 0..20_usize {
@@ -108,13 +108,13 @@ fn a_unit_in_the_middle_of_its_copy_is_not_returned() {
             ring.write_metadata(sequence, &ring.metadata(&[99; 1000]));
         }
         ring.write_data(sequence, 0, &vec![99; 940 + step]);
-        watch.look((600 + step as i64) * MS, None);
+        watch.poll((600 + step as i64) * MS, None);
         assert!(matches!(cursor.next(0), Next::Empty), "step {step}");
     }
     ring.write_data(sequence, 0, &[99; 1000]);
-    watch.look(621 * MS, None);
+    watch.poll(621 * MS, None);
     assert!(matches!(cursor.next(0), Next::Empty), "one look is not enough");
-    watch.look(622 * MS, None);
+    watch.poll(622 * MS, None);
     assert_eq!(unit(cursor.next(0)).bytes, [99; 1000][..]);
 }
 
@@ -153,7 +153,7 @@ fn an_index_that_is_reset_is_a_restart_and_starts_with_its_first_unit() {
             let view = unit(cursor.next(0));
             assert_eq!((view.sequence, view.epoch, &view.bytes[..]), (0, 2, &b"new"[..]));
         }
-        assert_eq!(camera.counters().restarted.load(Ordering::Relaxed), 1);
+        assert_eq!(camera.counters().restarted.get(), 1);
     }
 }
 
@@ -183,7 +183,7 @@ fn the_index_wraps_without_a_loss() {
             assert_eq!(view.bytes, i.to_ne_bytes()[..], "{layout}");
             assert!(view.is_intact(), "{layout}");
         }
-        assert_eq!(camera.counters().restarted.load(Ordering::Relaxed), 0);
+        assert_eq!(camera.counters().restarted.get(), 0);
     }
 }
 
@@ -223,7 +223,7 @@ fn slots_that_lie_are_skipped_and_counted() {
     assert_eq!(unit(cursor.next(0)).bytes, b"data"[..]);
     let counters = camera.counters();
     for counter in [&counters.rejected_format, &counters.rejected_data_bytes, &counters.rejected_dimensions] {
-        assert_eq!(counter.load(Ordering::Relaxed), 1);
+        assert_eq!(counter.get(), 1);
     }
 }
 

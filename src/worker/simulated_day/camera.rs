@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use super::{MS, SECOND};
 use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata};
-use crate::recorder::fake_disk::{Bits, parameter_sets};
+use crate::h264::testing::BitWriter;
+use crate::recorder::tests::harness::parameter_sets;
 use support::random::Random;
 
 /// Units the ledger remembers: more than the longest jam of a link holds back.
@@ -236,9 +237,9 @@ impl SimulatedCamera {
         self.gop_position = (self.gop_position + 1) % self.gop;
     }
 
-    /// A slice with a body of its own, its number, and the tail by which `fake_disk` finds that number.
+    /// A slice with a body of its own, its number, and the tail by which the recorder test harness finds that number.
     fn slice(&mut self, header: u8, number: u32, body: usize) -> Vec<u8> {
-        let mut nal = Bits::new().ue(0).ue(7).ue(0).put(0xff, 8).nal(header);
+        let mut nal = BitWriter::default().ue(0).ue(7).ue(0).bits(0xff, 8).nal(header);
         while nal.len() < body {
             nal.extend(self.random.next().to_le_bytes().map(|byte| byte | 0x80));
         }

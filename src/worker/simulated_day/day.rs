@@ -16,7 +16,7 @@ use super::summary::Summary;
 use super::{MS, SECOND};
 use crate::base::clock::{self, Now};
 use crate::base::limits;
-use crate::camera::test_doorbell::TestDoorbell;
+use crate::camera::test_waiter::TestWaiter;
 use crate::camera::{Camera, Wake};
 use crate::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
 use support::random::Random;
@@ -64,7 +64,7 @@ pub(super) struct Day {
     start_ns: i64,
     now_ns: i64,
     camera: SimulatedCamera,
-    doorbell: TestDoorbell,
+    camera_waiter: TestWaiter,
     server: Server,
     context: Arc<SessionContext>,
     server_wakes_ns: i64,
@@ -106,7 +106,7 @@ impl Day {
             origin: now.instant,
             start_ns,
             now_ns: start_ns,
-            doorbell: TestDoorbell::new(&camera),
+            camera_waiter: TestWaiter::new(&camera),
             server: Server::new(&camera, plan.workers),
             context: SessionContext::new(config).unwrap(),
             server_wakes_ns: start_ns,
@@ -225,7 +225,7 @@ impl Day {
             }
             is_rung = true;
         }
-        as_server(|| self.doorbell.look(self.now_ns));
+        as_server(|| self.camera_waiter.poll(self.now_ns));
         is_rung |= self.deliver()?;
         self.wake_browsers();
         if (is_rung || self.server_wakes_ns <= self.now_ns) && self.stalled_until_ns <= self.now_ns {

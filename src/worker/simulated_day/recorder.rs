@@ -8,15 +8,16 @@ use bytes::Bytes;
 use super::MS;
 use super::camera::Ledger;
 use crate::camera::{Camera, Cursor, Next, UnitView};
-use crate::recorder::fake_disk::{World, frame_number, start};
+use crate::recorder::RecorderState;
 use crate::recorder::names::{Format, Stem};
 use crate::recorder::operation::{Completion, FileId, IncomingUnit, Start};
+use crate::recorder::tests::harness::{Harness, start, unit_number_of};
 use support::random::Random;
 
 pub(super) struct SimulatedRecorder {
     camera: Camera,
     cursor: Cursor,
-    disk: World,
+    disk: Harness,
     current: Option<UnitView>,
     /// Operations the disk has not finished.
     busy: VecDeque<(i64, FileId, Completion)>,
@@ -45,7 +46,7 @@ impl SimulatedRecorder {
         SimulatedRecorder {
             camera: camera.clone(),
             cursor: camera.cursor(),
-            disk: World::new(),
+            disk: Harness::new(),
             current: None,
             busy: VecDeque::new(),
             slowness_ns: 0,
@@ -57,7 +58,7 @@ impl SimulatedRecorder {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.disk.recording.state() == "idle"
+        self.disk.recording.state() == RecorderState::Idle
     }
 
     pub(super) fn start(&mut self, now_ns: i64, random: &mut Random) {
@@ -98,7 +99,7 @@ impl SimulatedRecorder {
         }
         loop {
             self.submit(now_ns);
-            if !self.disk.recording.wants_unit() || !self.record_next(now_ns) {
+            if !self.disk.recording.can_take_unit() || !self.record_next(now_ns) {
                 break;
             }
         }
@@ -108,8 +109,8 @@ impl SimulatedRecorder {
     }
 
     fn submit(&mut self, now_ns: i64) {
-        self.disk.drain();
-        while let Some((file, completion)) = self.disk.waiting.pop_front() {
+        self.disk.execute_outputs();
+        while let Some((file, completion)) = self.disk.completions.pop_front() {
             // One disk: what was asked for later is done later.
             let after = self.busy.back().map_or(now_ns, |(at_ns, ..)| *at_ns);
             self.busy.push_back((after.max(now_ns) + MS + self.slowness_ns, file, completion));
@@ -125,7 +126,7 @@ impl SimulatedRecorder {
             other => other,
         };
         self.disk.recording.handle_completion(now_ns, file, completion);
-        if !self.disk.recording.holds_unit() {
+        if !self.disk.recording.has_pending_unit() {
             self.current = None;
         }
     }
@@ -138,10 +139,10 @@ impl SimulatedRecorder {
                     captured_ns: view.captured_monotonic_ns,
                     captured_at_s: Some(1_700_000_000),
                 };
-                self.taken = Some(frame_number(&view.bytes));
+                self.taken = Some(unit_number_of(&view.bytes));
                 self.current = Some(view);
                 self.disk.recording.push_unit(now_ns, &unit);
-                if !self.disk.recording.holds_unit() {
+                if !self.disk.recording.has_pending_unit() {
                     self.current = None;
                 }
             }
@@ -149,7 +150,7 @@ impl SimulatedRecorder {
             Next::Rejected(_) => self.disk.recording.handle_gap(1),
             Next::Restarted => self.disk.recording.handle_gap(0),
             Next::Empty | Next::Away => {
-                self.disk.recording.handle_drained(now_ns, self.cursor.begun_slots() > 0);
+                self.disk.recording.handle_ring_empty(now_ns, self.cursor.begun_slots() > 0);
                 return false;
             }
         }
@@ -160,7 +161,7 @@ impl SimulatedRecorder {
         while self.is_idle() {
             match self.cursor.next(now_ns) {
                 Next::Unit(view) => {
-                    self.disk.recording.observe(&view.bytes);
+                    self.disk.recording.remember_parameter_sets(&view.bytes);
                 }
                 Next::Empty | Next::Away => return,
                 _ => {}
@@ -173,7 +174,7 @@ impl SimulatedRecorder {
         self.disk.started.clear();
         let Some(reply) = self.disk.stopped.pop() else { return Ok(()) };
         let report = reply.map_err(|error| format!("a recording failed: {error}"))?.report;
-        let written: Vec<u32> = report.files.iter().flat_map(|name| self.disk.frames(name)).collect();
+        let written: Vec<u32> = report.files.iter().flat_map(|name| self.disk.unit_numbers(name)).collect();
         let bytes: u64 = self.disk.files.values().map(|file| file.bytes.len() as u64).sum();
         let span = written.first().zip(written.last()).map_or(0, |(first, last)| last - first + 1);
         let missing = u64::from(span) - written.len() as u64;
