@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{AllocProfiler, Bencher, black_box};
-use peer::{Outbox, Pair, ReusedBuffer, payloads, unit};
+use peer::{
+    Outbox, Pair, ReusedBuffer, USUAL_PRIORITY, client_address, payloads, server_address, signed_request,
+    unit,
+};
 use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
 use streaming_server::session::media::srtp::{self, RtpPacket};
@@ -62,6 +65,19 @@ fn accept(bencher: Bencher<'_, '_>) {
     let context = peer::context(SrtpChoice::Gcm);
     let pair = Pair::new(&context, DtlsVersion::Dtls12);
     bencher.bench_local(|| Viewer::accept(&context, 1, &pair.offer, pair.now).unwrap());
+}
+
+/// Handles one STUN consent check of a connected viewer and sends the response.
+#[divan::bench]
+fn stun_check(bencher: Bencher<'_, '_>) {
+    let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    pair.connect();
+    let request = signed_request(&pair, USUAL_PRIORITY, &[]);
+    bencher.bench_local(|| {
+        pair.now += Duration::from_millis(1);
+        pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), client_address(), &request);
+        pair.viewer.drain(pair.now, &mut Outbox::default());
+    });
 }
 
 /// Handles a timeout without media.

@@ -220,7 +220,7 @@ mod path {
         let [once, each, handing] = [source, session, sending].map(|copied| times(copied.media));
         eprintln!(
             "{choice}: each media byte is copied {once:.3} times for all viewers, and for each viewer {each:.3} times in \
-             its session, {handing:.3} on the way to the kernel and {:.3} by the kernel; small moves beside that: \
+             its session, {handing:.3} on the way to the kernel and {:.3} by the kernel; small copies in addition: \
              {:.3}, {:.3}, {:.3}",
             times(datagram_bytes),
             times(source.small),

@@ -9,7 +9,7 @@ use crate::session::media::gate::GateState;
 use crate::session::media::sender::SentCounters;
 use crate::session::viewer::{Phase, Viewer};
 
-/// Where a viewer's connection stands.
+/// State of a viewer's connection.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ViewerState {
@@ -28,9 +28,9 @@ pub enum ViewerState {
 pub struct ViewerStatus {
     /// Number of the viewer, unique in the process.
     pub id: u32,
-    /// Where the connection stands.
+    /// State of the connection.
     pub state: ViewerState,
-    /// Where the gate stands.
+    /// State of the gate.
     pub gate: GateState,
     /// Source of the latest authenticated STUN request.
     pub remote: Option<SocketAddr>,

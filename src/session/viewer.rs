@@ -46,7 +46,7 @@ pub enum CloseReason {
     Failed,
 }
 
-/// Where the connection stands.
+/// State of the connection.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Connecting,

@@ -14,7 +14,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use peer::{Outbox, Pair, client_address, context, payloads, server_address, unit};
+use peer::{
+    Outbox, Pair, USUAL_PRIORITY, client_address, context, payloads, server_address, signed_request, unit,
+};
 use proptest::prelude::*;
 use str0m::config::DtlsVersion;
 use str0m::crypto::{
@@ -246,38 +248,6 @@ proptest! {
 }
 
 // ---- STUN with the right password ------------------------------------------------------------------
-
-/// Priority of a peer-reflexive candidate.
-const USUAL_PRIORITY: [u8; 4] = [110, 0, 1, 255];
-
-/// Builds a binding request with a valid MESSAGE-INTEGRITY and additional attributes.
-fn signed_request(pair: &Pair, priority: [u8; 4], attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
-    let value = |sdp: &str, name: &str| {
-        sdp.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned()).unwrap()
-    };
-    let local = value(&pair.answer, "a=ice-ufrag:");
-    let remote = value(&pair.offer, "a=ice-ufrag:");
-    let password = value(&pair.answer, "a=ice-pwd:");
-    let mut body = Vec::new();
-    let mut attribute = |kind: u16, value: &[u8]| {
-        body.extend(kind.to_be_bytes());
-        body.extend((value.len() as u16).to_be_bytes());
-        body.extend(value);
-        body.resize(body.len().next_multiple_of(4), 0);
-    };
-    attribute(0x0006, format!("{local}:{remote}").as_bytes());
-    attribute(0x0024, &priority);
-    attributes.iter().for_each(|(kind, value)| attribute(*kind, value));
-    let mut bytes = vec![0, 1];
-    bytes.extend((body.len() as u16 + 24).to_be_bytes());
-    bytes.extend([0x21, 0x12, 0xa4, 0x42]);
-    bytes.extend([3; 12]);
-    bytes.extend(body);
-    let tag = stock().sha1_hmac_provider.sha1_hmac(password.as_bytes(), &[&bytes]);
-    bytes.extend([0, 8, 0, 20]);
-    bytes.extend(tag);
-    bytes
-}
 
 #[test]
 fn media_follows_the_nominated_address() {

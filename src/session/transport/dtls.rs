@@ -34,7 +34,7 @@ pub(in crate::session) struct NegotiatedKeys {
 
 /// Carries what str0m does not pass through: the time to the endpoint, the keys back. Owned by both sides.
 #[derive(Clone, Default)]
-pub(in crate::session) struct DtlsLink(Arc<Mutex<LinkState>>);
+pub(super) struct DtlsLink(Arc<Mutex<LinkState>>);
 
 #[derive(Default)]
 struct LinkState {
@@ -45,12 +45,12 @@ struct LinkState {
 impl DtlsLink {
     /// Sets the time of the next datagram. str0m passes DTLS a datagram without the time. An answering flight would
     /// count as sent at the last timeout, and went out twice within milliseconds.
-    pub(in crate::session) fn set_now(&self, now: Instant) {
+    pub(super) fn set_now(&self, now: Instant) {
         self.state().now = Some(now);
     }
 
     /// Takes the keys; `None` until the handshake has negotiated SRTP.
-    pub(in crate::session) fn take_keys(&self) -> Option<NegotiatedKeys> {
+    pub(super) fn take_keys(&self) -> Option<NegotiatedKeys> {
         self.state().keys.take()
     }
 
@@ -66,7 +66,7 @@ thread_local! {
 }
 
 /// Runs `build`, which makes one DTLS endpoint on this thread, and returns that endpoint's link.
-pub(in crate::session) fn with_link<T>(build: impl FnOnce() -> T) -> (T, DtlsLink) {
+pub(super) fn with_link<T>(build: impl FnOnce() -> T) -> (T, DtlsLink) {
     let link = DtlsLink::default();
     NEXT_LINK.set(Some(link.clone()));
     let built = build();

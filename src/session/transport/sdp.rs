@@ -99,33 +99,33 @@ impl<'a> Section<'a> {
 
 /// A parsed offer.
 #[derive(Debug)]
-pub(in crate::session) struct Offer<'a> {
+pub(super) struct Offer<'a> {
     session: Section<'a>,
     media: Vec<Section<'a>>,
 }
 
 /// Result of the negotiation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::session) struct Negotiated {
+pub(super) struct Negotiated {
     /// Index of the m-line we send on.
     index: usize,
-    pub(in crate::session) mid: String,
-    pub(in crate::session) remote_ufrag: String,
-    pub(in crate::session) remote_password: String,
+    pub(super) mid: String,
+    pub(super) remote_ufrag: String,
+    pub(super) remote_password: String,
     /// SHA-256 of the viewer's certificate.
-    pub(in crate::session) fingerprint: [u8; 32],
+    pub(super) fingerprint: [u8; 32],
     /// We are the DTLS client: the offer has `a=setup:passive`.
-    pub(in crate::session) dtls_client: bool,
-    pub(in crate::session) video: Video,
-    pub(in crate::session) extensions: Extensions,
+    pub(super) dtls_client: bool,
+    pub(super) video: Video,
+    pub(super) extensions: Extensions,
 }
 
 /// The chosen codec.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::session) struct Video {
-    pub(in crate::session) payload_type: u8,
-    pub(in crate::session) rtx: Option<u8>,
-    pub(in crate::session) profile_level_id: u32,
+pub(super) struct Video {
+    pub(super) payload_type: u8,
+    pub(super) rtx: Option<u8>,
+    pub(super) profile_level_id: u32,
 }
 
 const URI_MID: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
@@ -137,7 +137,7 @@ const PROFILE_LEVEL_ID_DEFAULT: u32 = 0x42_000a;
 
 impl<'a> Offer<'a> {
     /// Parses an offer. Bounded by [`limits::OFFER_BYTES_MAX`] and [`limits::OFFER_MEDIA_MAX`].
-    pub(in crate::session) fn parse(text: &'a str) -> Result<Self, OfferError> {
+    pub(super) fn parse(text: &'a str) -> Result<Self, OfferError> {
         if text.len() > limits::OFFER_BYTES_MAX {
             return malformed(format!("it is longer than {} bytes", limits::OFFER_BYTES_MAX));
         }
@@ -162,7 +162,7 @@ impl<'a> Offer<'a> {
     }
 
     /// Picks the first m-line we can send on, and its best payload type.
-    pub(in crate::session) fn negotiate(&self) -> Result<Negotiated, OfferError> {
+    pub(super) fn negotiate(&self) -> Result<Negotiated, OfferError> {
         let served = self.media.iter().enumerate().find_map(|(index, section)| {
             let receives = section.kind == "video"
                 && matches!(section.protocol, "UDP/TLS/RTP/SAVPF" | "RTP/SAVPF")
@@ -242,7 +242,7 @@ impl<'a> Offer<'a> {
     }
 
     /// Writes the answer. Every m-line except the served one is rejected with port 0.
-    pub(in crate::session) fn answer(&self, negotiated: &Negotiated, local: &LocalDescription<'_>) -> String {
+    pub(super) fn answer(&self, negotiated: &Negotiated, local: &LocalDescription<'_>) -> String {
         let mut sdp = String::with_capacity(2_048);
         let _ = write!(sdp, "v=0\r\no=- {} 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n", local.session_id);
         if self.bundle().is_some_and(|mids| mids.split_ascii_whitespace().any(|mid| mid == negotiated.mid)) {
@@ -366,15 +366,15 @@ const TRACK_ID: &str = "video";
 
 /// Our values for the answer.
 #[derive(Debug)]
-pub(in crate::session) struct LocalDescription<'a> {
-    pub(in crate::session) session_id: u64,
-    pub(in crate::session) ufrag: &'a str,
-    pub(in crate::session) password: &'a str,
-    pub(in crate::session) fingerprint: &'a [u8],
-    pub(in crate::session) candidates: &'a [SocketAddr],
-    pub(in crate::session) cname: &'a str,
-    pub(in crate::session) ssrc: u32,
-    pub(in crate::session) rtx_ssrc: Option<u32>,
+pub(super) struct LocalDescription<'a> {
+    pub(super) session_id: u64,
+    pub(super) ufrag: &'a str,
+    pub(super) password: &'a str,
+    pub(super) fingerprint: &'a [u8],
+    pub(super) candidates: &'a [SocketAddr],
+    pub(super) cname: &'a str,
+    pub(super) ssrc: u32,
+    pub(super) rtx_ssrc: Option<u32>,
 }
 
 fn write_rejected(sdp: &mut String, section: &Section<'_>) {
