@@ -1,12 +1,12 @@
-//! Counts the bytes that `memcpy` and `memmove` copy between the slot and the kernel, per access unit and per viewer.
-//! This process replaces both functions, so an added copy of a unit or a payload changes these numbers. Encryption is a
-//! pass of its own, not a copy.
+//! Counts the bytes that go through `memcpy` and `memmove` between the slot and the kernel, per access unit and per viewer.
+//! This process replaces both functions, so a new copy of a unit or a payload changes these numbers. Encryption is a pass
+//! of its own, not a copy.
 //!
 //! ```text
 //!   slot ─1─► payloads, shared ─encryption (AES-CM: after a copy)─► batch of datagrams ─0─► kernel ─1─► packet
 //! ```
 //!
-//! The count covers the whole thread, so this file has one test.
+//! A binary of its own, because it replaces two functions of C.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: a panic is the report")]
 #![expect(unsafe_code, reason = "memcpy and memmove are unsafe by their nature")]
 
@@ -18,19 +18,19 @@ thread_local! {
     static COPIED: Cell<Copied> = const { Cell::new(Copied { media: 0, small: 0 }) };
 }
 
-/// Bytes copied by one thread, by size of the copy.
+/// Bytes copied by one thread.
 #[derive(Clone, Copy, Default)]
 struct Copied {
-    /// Copies of [`MEDIA_BYTES_MIN`] bytes or more: payloads and units.
+    /// In copies of at least the size of an RTP payload.
     media: usize,
-    /// Smaller copies: headers.
+    /// In smaller ones: headers.
     small: usize,
 }
 
 const MEDIA_BYTES_MIN: usize = 1_000;
 
 fn count(bytes: usize) {
-    // A thread that is being torn down has no counter; it is not the measured thread.
+    // A thread that ends has no counter any more. It is not the measured one.
     let _ = COPIED.try_with(|copied| {
         let mut sum = copied.get();
         *(if bytes < MEDIA_BYTES_MIN { &mut sum.small } else { &mut sum.media }) += bytes;
@@ -38,7 +38,7 @@ fn count(bytes: usize) {
     });
 }
 
-/// Moves one byte. Volatile, or the compiler would turn the surrounding loop into a call of `memcpy`.
+/// Moves one byte. Volatile, because the compiler would turn the loop around it into a call of `memcpy`.
 ///
 /// # Safety
 /// As `memmove` for the byte at `index`.
@@ -53,10 +53,10 @@ unsafe fn move_byte(target: *mut u8, source: *const u8, index: usize) {
     unsafe { to.write_volatile(byte) };
 }
 
-/// Replaces C's `memcpy` for all statically linked code of this process.
+/// C's `memcpy`, for all statically linked code of this process.
 ///
 /// # Safety
-/// As for the C function.
+/// As C says.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(target: *mut u8, source: *const u8, bytes: usize) -> *mut u8 {
     count(bytes);
@@ -69,10 +69,10 @@ unsafe extern "C" fn memcpy(target: *mut u8, source: *const u8, bytes: usize) ->
     target
 }
 
-/// Replaces C's `memmove`.
+/// C's `memmove`.
 ///
 /// # Safety
-/// As for the C function.
+/// As C says.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memmove(target: *mut u8, source: *const u8, bytes: usize) -> *mut u8 {
     count(bytes);
@@ -105,7 +105,7 @@ mod path {
     const UNITS: u64 = 100;
     const UNIT_BYTES: usize = 33_000;
 
-    /// Adds the bytes that `act` copies.
+    /// Runs `act` and adds the bytes that it copies.
     fn copied<T>(into: &mut Copied, act: impl FnOnce() -> T) -> T {
         let before = COPIED.with(Cell::get);
         let result = act();
@@ -140,7 +140,7 @@ mod path {
         }
     }
 
-    /// Sends a session's datagrams as the worker does.
+    /// The worker's part: hands a session's datagrams to the driver.
     struct ToEdge<'a> {
         driver: &'a mut UdpDriver,
         remote: SocketAddr,
@@ -162,11 +162,11 @@ mod path {
     }
 
     #[test]
-    fn unit_is_copied_once_for_all_viewers_and_a_known_number_of_times_for_each() {
+    fn a_unit_is_copied_once_for_all_viewers_and_a_fixed_number_of_times_per_viewer() {
         let mut seen = Copied::default();
         let sample = vec![7_u8; UNIT_BYTES];
         let twin = copied(&mut seen, || std::hint::black_box(&sample).to_vec());
-        assert_eq!((seen.media, twin.len()), (UNIT_BYTES, UNIT_BYTES), "the counter works");
+        assert_eq!((seen.media, twin.len()), (UNIT_BYTES, UNIT_BYTES), "the replaced memcpy counts");
 
         for choice in [SrtpChoice::Gcm, SrtpChoice::Cm] {
             measure(choice);
@@ -191,7 +191,7 @@ mod path {
         for number in 0..UNITS {
             writer.publish(&metadata(number), &unit(number));
             copied(&mut source, || {
-                let Next::Unit(view) = cursor.next(0) else { panic!("unit {number} is published") };
+                let Next::Unit(view) = cursor.next(0) else { panic!("unit {number} is there") };
                 packetizer.packetize(&assembler.assemble(&view.bytes).unwrap(), &mut payloads);
                 assert!(view.is_intact());
             });
@@ -220,19 +220,19 @@ mod path {
         let [once, each, handing] = [source, session, sending].map(|copied| times(copied.media));
         eprintln!(
             "{choice}: each media byte is copied {once:.3} times for all viewers, and for each viewer {each:.3} times in \
-             its session, {handing:.3} on the way to the kernel and {:.3} by the kernel; small copies in addition: \
+             its session, {handing:.3} on the way to the kernel and {:.3} by the kernel; small moves beside that: \
              {:.3}, {:.3}, {:.3}",
             times(datagram_bytes),
             times(source.small),
             times(session.small),
             times(sending.small),
         );
-        // The last payload of a unit may be smaller than a counted copy, and tables grow sometimes.
+        // The last payload of a unit may be shorter than the threshold. Tables grow now and then.
         assert!((0.9..1.1).contains(&once), "from the slot into payloads: {once}");
         // AES-GCM reads the payload and writes the datagram; AES-CM encrypts a copy.
         let is_gcm = pair.viewer.status(pair.now).profile.is_some_and(|profile| profile.contains("GCM"));
         let expected = if is_gcm { 0.0..0.001 } else { 0.9..1.1 };
         assert!(expected.contains(&each), "from a payload into a datagram: {each}");
-        assert_eq!(sending.media, 0, "datagrams are sent without another copy");
+        assert_eq!(sending.media, 0, "datagrams are handed on without a copy");
     }
 }

@@ -1,5 +1,5 @@
-//! Promise: after warm-up no access unit causes an allocation, from the slot through a session to the socket.
-//! The counting allocator is process-wide, so this file has one test.
+//! After warm-up nothing is allocated per access unit, from the slot through a session to the socket.
+//! A binary of its own: it has a counting global allocator.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
 
@@ -8,7 +8,7 @@ use support::session_peer as peer;
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;
 
-/// Counts allocations by thread.
+/// Counts the allocations of each thread.
 struct Counting;
 
 thread_local! {
@@ -18,7 +18,7 @@ thread_local! {
 // SAFETY: every call is passed on unchanged to the system's allocator, whose contract is this trait's.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
-        // A thread that is being torn down has no counter; it is not the measured thread.
+        // A thread that ends has no counter any more. It is not the measured one.
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
         // SAFETY: the caller's promise about `memory` is passed on.
         unsafe { System.alloc(memory) }
@@ -56,7 +56,7 @@ mod stages {
     const WARM_UP: u64 = 400;
     const MEASURED: u64 = 300;
 
-    /// Sends a session's datagrams as the worker does.
+    /// The worker's part: hands a session's datagrams to the driver.
     struct ToEdge<'a> {
         driver: &'a mut UdpDriver,
         remote: SocketAddr,
@@ -68,7 +68,7 @@ mod stages {
         }
     }
 
-    /// Builds unit `number`: every 30th has parameter sets and an IDR, the others one slice of varying size.
+    /// Unit `number` as a camera writes it: parameter sets and an IDR every 30, else one slice whose size varies.
     fn unit(number: u64, into: &mut Vec<u8>) {
         into.clear();
         let idr = number.is_multiple_of(30);
@@ -96,7 +96,7 @@ mod stages {
     }
 
     #[test]
-    fn unit_from_slot_to_socket_allocates_nothing() {
+    fn a_unit_from_slot_to_socket_allocates_nothing_of_ours() {
         let name = format!("/ss-test-no-alloc-{}", std::process::id());
         let mut writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
         let mut cursor = Camera::new(&name, Wake::Poll).cursor();
@@ -116,7 +116,7 @@ mod stages {
             unit(number, &mut bytes);
             writer.publish(&metadata(number, bytes.len()), &bytes);
             let before = allocations();
-            let Next::Unit(view) = cursor.next(0) else { panic!("unit {number} is published") };
+            let Next::Unit(view) = cursor.next(0) else { panic!("unit {number} is there") };
             let assembled = assembler.assemble(&view.bytes).unwrap();
             packetizer.packetize(&assembled, &mut payloads);
             assert!(view.is_intact());

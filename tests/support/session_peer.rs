@@ -1,5 +1,5 @@
-//! A browser in memory: str0m's client on a fake clock, connected to a viewer through queues that tests can inspect.
-//! No sockets, no sleeping. Used by tests and benches of the session.
+//! A browser in memory: str0m's client on a fake clock, connected to one of our viewers by queues that a test can read.
+//! No sockets, no sleeping.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -22,12 +22,12 @@ use streaming_server::session::{
     SrtpChoice, Viewer, ViewerState,
 };
 
-/// Address of the server.
+/// The server's address.
 pub fn server_address() -> SocketAddr {
     "192.0.2.1:8189".parse().unwrap()
 }
 
-/// Address of the browser.
+/// The browser's address.
 pub fn client_address() -> SocketAddr {
     "198.51.100.7:40000".parse().unwrap()
 }
@@ -37,20 +37,20 @@ pub fn context(srtp: SrtpChoice) -> Arc<SessionContext> {
         .unwrap()
 }
 
-/// Collects the datagrams of a viewer.
+/// A sink that keeps all datagrams.
 #[derive(Default)]
 pub struct Outbox(pub Vec<(Destination, Vec<u8>)>);
 
 impl DatagramSink for Outbox {
     fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
-        // Bytes left unwritten would show as 0xEE.
+        // Bytes that are not written stay visible.
         let mut datagram = vec![0xEE; bytes];
         write(&mut datagram);
         self.0.push((*to, datagram));
     }
 }
 
-/// A send buffer that is reused, as that of `uring`.
+/// A sink with one buffer that is reused, as the UDP driver's is.
 pub struct ReusedBuffer(pub Vec<u8>);
 
 impl DatagramSink for ReusedBuffer {
@@ -64,7 +64,7 @@ impl DatagramSink for ReusedBuffer {
     }
 }
 
-/// Effect of the network on a datagram: it may change the bytes; `false` drops it.
+/// The network: may change a datagram, and loses it by returning `false`.
 pub type Fate = Box<dyn FnMut(&mut Vec<u8>) -> bool>;
 
 pub struct Pair {
@@ -79,19 +79,19 @@ pub struct Pair {
     pub packets: Vec<RtpPacket>,
     /// Sizes of the datagrams the viewer sent, in order.
     pub sent_sizes: Vec<usize>,
-    /// Network from the viewer to the browser.
+    /// The network from the viewer to the browser.
     pub to_client: Fate,
-    /// Network from the browser to the viewer.
+    /// The network from the browser to the viewer.
     pub to_viewer: Fate,
     pub answer: String,
     pub offer: String,
     client_deadline: Instant,
     viewer_deadline: Instant,
-    /// Datagrams in transit; `true`: to the browser.
+    /// Datagrams in flight; `true`: to the browser.
     in_flight: VecDeque<(bool, Vec<u8>)>,
 }
 
-/// Returns a browser that offers to receive H.264.
+/// A browser's session that offers to receive H.264.
 pub fn client(now: Instant, version: DtlsVersion, provider: Option<CryptoProvider>) -> Rtc {
     let mut config =
         RtcConfig::new().set_rtp_mode(true).set_dtls_version(version).clear_codecs().enable_h264(true);
@@ -148,7 +148,7 @@ impl Pair {
         }
     }
 
-    /// Runs until both sides are connected; panics after a minute of fake time.
+    /// Connects; panics after a minute on the fake clock.
     pub fn connect(&mut self) {
         let deadline = self.now + Duration::from_secs(60);
         while !(self.connected && self.viewer.status(self.now).state == ViewerState::Connected) {
@@ -157,7 +157,7 @@ impl Pair {
         }
     }
 
-    /// Advances the fake clock by `time`.
+    /// Advances the clock by `time`, with all timers and datagrams on the way.
     pub fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -177,13 +177,13 @@ impl Pair {
     fn tick(&mut self) {
         self.client.handle_input(Input::Timeout(self.now)).unwrap();
         self.drain_client();
-        // Only when due, as the worker does.
+        // As the worker does: only after the deadline.
         if self.viewer_deadline <= self.now {
             self.viewer.handle_timeout(self.now);
         }
     }
 
-    /// Delivers datagrams until none is in transit.
+    /// Delivers datagrams until neither side sends one.
     pub fn settle(&mut self) {
         self.drain_viewer();
         self.drain_client();
@@ -208,7 +208,7 @@ impl Pair {
         self.settle();
     }
 
-    /// Puts the datagrams of the viewer in transit.
+    /// Queues the viewer's datagrams for the browser.
     pub fn deliver(&mut self, outbox: Outbox) {
         for (to, mut bytes) in outbox.0 {
             let expected = Destination { local: Some(server_address().ip()), remote: client_address() };
@@ -256,7 +256,7 @@ impl Pair {
     }
 }
 
-/// Builds the `count` payloads of a unit. Each begins with the unit's number and its own index; the last is shorter.
+/// The payloads of one unit: `count` of `bytes` each, the last one shorter. Each begins with the unit and its index.
 pub fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
     let payload = |index: usize| {
         let length = if index + 1 == count { bytes / 3 + 8 } else { bytes };
@@ -269,12 +269,12 @@ pub fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
     all.chunks(FULL_PAYLOADS_OF_BUFFER).map(|several| Arc::new(several.iter().collect())).collect()
 }
 
-/// Returns every payload of all buffers.
+/// The payloads one by one.
 pub fn each(payloads: &[Arc<Payloads>]) -> Vec<&[u8]> {
     payloads.iter().flat_map(|several| several.iter()).collect()
 }
 
-/// Returns unit `number` with `payloads`; units are 3000 ticks of 90 kHz apart.
+/// A unit of these payloads; units are 3000 ticks of 90 kHz apart.
 pub fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
     PacketizedUnit {
         payloads,
