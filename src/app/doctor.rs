@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::camera::mapping::{Access, Mapping};
+use crate::camera::{Access, Mapping};
 use crate::config::Config;
 use crate::uring::{self, Edge, EdgeConfig, Features};
 

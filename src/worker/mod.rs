@@ -13,7 +13,6 @@ mod inline_wait;
 mod lookback;
 pub mod registry;
 mod replay;
-mod rhythm;
 pub mod rtp_clock;
 #[cfg(test)]
 mod simulated_day;
