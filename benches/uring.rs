@@ -1,5 +1,5 @@
 //! What one access unit costs to send: 29 datagrams to each of some viewers on loopback, by `sendto`, by the
-//! edge with a send per datagram, and by the edge with GSO runs. Prints microseconds per unit and viewer, and
+//! driver with a send per datagram, and by the driver with GSO runs. Prints microseconds per unit and viewer, and
 //! the ratio to `sendto`. The three take turns, so that a noisy machine is noisy to all.
 //!
 //! `cargo bench --bench uring`; a plain harness, because the ratio is what counts.
@@ -13,7 +13,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use streaming_server::uring::{Edge, EdgeConfig, Features, Outgoing, open_socket};
+use streaming_server::uring::{Features, Outgoing, UdpDriver, UdpDriverConfig, open_socket};
 
 const DATAGRAMS: usize = 29;
 const DATAGRAM_BYTES: usize = 1_170;
@@ -30,18 +30,18 @@ fn measure(viewer_count: u32) {
     let sinks: Vec<UdpSocket> = (0..viewer_count).map(|_| sink()).collect();
     let remotes: Vec<SocketAddr> = sinks.iter().map(|sink| sink.local_addr().unwrap()).collect();
     let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut singles = edge(Features { gso: false, ..Features::ALL });
-    let mut runs = edge(Features::ALL);
+    let mut singles = driver(Features { gso: false, ..Features::ALL });
+    let mut runs = driver(Features::ALL);
     let mut times: [Vec<Duration>; 3] = Default::default();
     for _ in 0..ROUNDS {
         let [sendto_times, single_times, run_times] = &mut times;
         sendto_times.push(timed(|| send_plain(&plain, &remotes)));
         drain(&sinks);
         let unit = outgoing(&remotes);
-        single_times.push(timed(|| send_edge(&mut singles, unit)));
+        single_times.push(timed(|| send_all(&mut singles, unit)));
         drain(&sinks);
         let unit = outgoing(&remotes);
-        run_times.push(timed(|| send_edge(&mut runs, unit)));
+        run_times.push(timed(|| send_all(&mut runs, unit)));
         drain(&sinks);
     }
     let names = ["sendto", "io_uring, a send per datagram", "io_uring, GSO runs"];
@@ -85,10 +85,11 @@ fn drain(sinks: &[UdpSocket]) {
     }
 }
 
-fn edge(features: Features) -> Edge {
+fn driver(features: Features) -> UdpDriver {
     let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-    let config = EdgeConfig { socket: Arc::new(socket), receives: false, bells: Vec::new(), sends_max: 512 };
-    Edge::with_features(config, features).unwrap()
+    let config =
+        UdpDriverConfig { socket: Arc::new(socket), receives: false, eventfds: Vec::new(), sends_max: 512 };
+    UdpDriver::with_features(config, features).unwrap()
 }
 
 fn outgoing(remotes: &[SocketAddr]) -> Vec<Outgoing> {
@@ -110,8 +111,8 @@ fn send_plain(socket: &UdpSocket, remotes: &[SocketAddr]) {
     }
 }
 
-fn send_edge(edge: &mut Edge, unit: Vec<Outgoing>) {
-    unit.into_iter().for_each(|datagram| edge.send(datagram));
-    edge.submit_and_wait(Duration::from_secs(1)).unwrap();
-    while edge.next_completion().is_some() {}
+fn send_all(driver: &mut UdpDriver, unit: Vec<Outgoing>) {
+    unit.into_iter().for_each(|datagram| driver.send(datagram));
+    driver.submit_and_wait(Duration::from_secs(1)).unwrap();
+    while driver.next_completion().is_some() {}
 }

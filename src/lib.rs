@@ -13,7 +13,7 @@
 //! Modules in the order of the data: [`camera`] (source), [`h264`] (pure), [`recorder`] and [`session`]
 //! (sinks, sans-I/O), [`uring`] (edge), [`worker`] (one pinned thread that runs them all). Beside them
 //! [`control`], [`metrics`], [`config`], [`limits`] and the [`simulator`] (a camera without a camera).
-//! Nothing here depends on a module further down the list; `tests/fast/tidy.rs` holds the table.
+//! Nothing here depends on a module further down the list; `tests/tidy` holds the table.
 
 pub mod base;
 

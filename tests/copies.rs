@@ -97,7 +97,7 @@ mod path {
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
     use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};
-    use streaming_server::uring::{Edge, EdgeConfig, open_socket};
+    use streaming_server::uring::{UdpDriver, UdpDriverConfig, open_socket};
 
     use super::peer::{Pair, context};
     use super::{COPIED, Cell, Copied};
@@ -142,7 +142,7 @@ mod path {
 
     /// What the worker does with a session's datagrams.
     struct ToEdge<'a> {
-        edge: &'a mut Edge,
+        driver: &'a mut UdpDriver,
         remote: SocketAddr,
         bytes: usize,
     }
@@ -150,14 +150,15 @@ mod path {
     impl DatagramSink for ToEdge<'_> {
         fn push_datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
             self.bytes += bytes;
-            self.edge.send_with(1, None, self.remote, bytes, write);
+            self.driver.send_with(1, None, self.remote, bytes, write);
         }
     }
 
-    fn edge() -> Edge {
+    fn driver() -> UdpDriver {
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let socket: Arc<OwnedFd> = Arc::new(socket);
-        Edge::new(EdgeConfig { socket, receives: false, bells: Vec::new(), sends_max: 64 }).unwrap()
+        UdpDriver::new(UdpDriverConfig { socket, receives: false, eventfds: Vec::new(), sends_max: 64 })
+            .unwrap()
     }
 
     #[test]
@@ -180,7 +181,7 @@ mod path {
         let (mut assembler, mut packetizer) = (Assembler::new(), Packetizer::for_rtp());
         let mut pair = Pair::new(&context(choice), DtlsVersion::Auto);
         pair.connect();
-        let mut edge = edge();
+        let mut driver = driver();
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let remote = receiver.local_addr().unwrap();
         let (mut source, mut session, mut sending) =
@@ -203,14 +204,14 @@ mod path {
                 gap_before: false,
             };
             copied(&mut session, || {
-                let mut sink = ToEdge { edge: &mut edge, remote, bytes: 0 };
+                let mut sink = ToEdge { driver: &mut driver, remote, bytes: 0 };
                 pair.viewer.push_access_unit(pair.now, &packetized, &mut sink);
                 datagram_bytes += sink.bytes;
             });
             copied(&mut sending, || {
-                edge.flush();
-                edge.submit_and_wait(Duration::ZERO).unwrap();
-                while edge.next_completion().is_some() {}
+                driver.flush();
+                driver.submit_and_wait(Duration::ZERO).unwrap();
+                while driver.next_completion().is_some() {}
             });
             pair.run(Duration::from_millis(33));
         }

@@ -48,7 +48,7 @@ mod stages {
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
     use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};
-    use streaming_server::uring::{Completion, Edge, EdgeConfig, open_socket};
+    use streaming_server::uring::{Completion, UdpDriver, UdpDriverConfig, open_socket};
 
     use super::allocations;
     use super::peer::{Pair, context};
@@ -58,13 +58,13 @@ mod stages {
 
     /// What the worker does with a session's datagrams.
     struct ToEdge<'a> {
-        edge: &'a mut Edge,
+        driver: &'a mut UdpDriver,
         remote: SocketAddr,
     }
 
     impl DatagramSink for ToEdge<'_> {
         fn push_datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
-            self.edge.send_with(1, None, self.remote, bytes, write);
+            self.driver.send_with(1, None, self.remote, bytes, write);
         }
     }
 
@@ -105,8 +105,9 @@ mod stages {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let remote = receiver.local_addr().unwrap();
         let socket: Arc<OwnedFd> = Arc::new(socket);
-        let mut edge =
-            Edge::new(EdgeConfig { socket, receives: false, bells: Vec::new(), sends_max: 64 }).unwrap();
+        let mut driver =
+            UdpDriver::new(UdpDriverConfig { socket, receives: false, eventfds: Vec::new(), sends_max: 64 })
+                .unwrap();
 
         let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
         pair.connect();
@@ -131,11 +132,11 @@ mod stages {
             };
             pair.run(Duration::from_millis(33));
             let before = allocations();
-            let mut sink = ToEdge { edge: &mut edge, remote };
+            let mut sink = ToEdge { driver: &mut driver, remote };
             pair.viewer.push_access_unit(pair.now, &packetized, &mut sink);
-            edge.flush();
-            edge.submit_and_wait(Duration::ZERO).unwrap();
-            while let Some(completion) = edge.next_completion() {
+            driver.flush();
+            driver.submit_and_wait(Duration::ZERO).unwrap();
+            while let Some(completion) = driver.next_completion() {
                 assert!(!matches!(completion, Completion::Datagram(_)));
             }
             if number >= WARM_UP {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use streaming_server::profiling::{
     self, Allocator, Contention, Heap, ProfileError, contention_profile, cpu_profile, heap_profile, threads,
 };
-use streaming_server::uring::{Completion, Edge, EdgeConfig, Outgoing, open_socket};
+use streaming_server::uring::{Completion, Outgoing, UdpDriver, UdpDriverConfig, open_socket};
 use support::profile::Profile;
 
 #[global_allocator]
@@ -185,19 +185,23 @@ fn sockets_and_io_uring_work_on_under_the_signal() {
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
         let remote = sink.local_addr().unwrap();
-        let config =
-            EdgeConfig { socket: Arc::new(socket), receives: false, bells: Vec::new(), sends_max: 64 };
-        let mut edge = Edge::new(config).unwrap();
+        let config = UdpDriverConfig {
+            socket: Arc::new(socket),
+            receives: false,
+            eventfds: Vec::new(),
+            sends_max: 64,
+        };
+        let mut driver = UdpDriver::new(config).unwrap();
         let mut buffer = [0; 1_000];
         while !stop.load(Ordering::Relaxed) {
             one.write_all(&buffer).unwrap();
             other.read_exact(&mut buffer).unwrap();
             for _ in 0..8 {
-                edge.send(Outgoing { viewer: 1, local: None, remote, bytes: vec![7; 900] });
+                driver.send(Outgoing { viewer: 1, local: None, remote, bytes: vec![7; 900] });
             }
-            edge.flush();
-            edge.submit_and_wait(Duration::from_millis(1)).unwrap();
-            while let Some(completion) = edge.next_completion() {
+            driver.flush();
+            driver.submit_and_wait(Duration::from_millis(1)).unwrap();
+            while let Some(completion) = driver.next_completion() {
                 assert!(matches!(completion, Completion::Sent { .. }));
             }
             moved.fetch_add(1, Ordering::Relaxed);

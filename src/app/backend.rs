@@ -95,7 +95,7 @@ impl AppBackend {
         let beat = |name: String, turns| Heartbeat { name, turns };
         let workers = self.counters.iter().enumerate();
         let workers = workers.map(|(index, worker)| beat(format!("worker {index}"), worker.turns.get()));
-        let doorbell = beat("doorbell".to_owned(), self.camera.counters().wakes.load(Ordering::Relaxed));
+        let doorbell = beat("doorbell".to_owned(), self.camera.counters().wakes.get());
         Health { summary: self.status_line(), heartbeats: workers.chain([doorbell]).collect() }
     }
 

@@ -10,11 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
+use crate::base::clock;
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
-use crate::uring::{self, Edge, EdgeConfig, Features};
+use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +89,8 @@ fn ring(config: &Config) -> Check {
         return check("ring", Verdict::Warn, finding);
     }
     let stamp_s = slot.timestamp_s;
-    let age = |clock| stamp_s.abs_diff(clock_gettime(clock).tv_sec);
-    let (clock, age_s) = match (age(ClockId::Realtime), age(ClockId::Monotonic)) {
+    let age = |now_s: i64| stamp_s.abs_diff(now_s);
+    let (clock, age_s) = match (age(clock::unix_s()), age(clock::monotonic_ns() / 1_000_000_000)) {
         (real, monotonic) if real <= monotonic => ("CLOCK_REALTIME", real),
         (_, monotonic) => ("CLOCK_MONOTONIC", monotonic),
     };
@@ -115,8 +114,8 @@ fn sending() -> Vec<Check> {
         Ok((socket, _)) => Arc::new(socket),
         Err(error) => return vec![check("udp socket", Verdict::Fail, error.to_string())],
     };
-    let config = EdgeConfig { socket, receives: true, bells: Vec::new(), sends_max: 64 };
-    let features = match Edge::new(config) {
+    let config = UdpDriverConfig { socket, receives: true, eventfds: Vec::new(), sends_max: 64 };
+    let features = match UdpDriver::new(config) {
         Ok(edge) => edge.features(),
         Err(error) => return vec![check("io_uring", Verdict::Fail, error.to_string())],
     };

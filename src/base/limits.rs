@@ -161,7 +161,7 @@ pub const SENDS_MAX: usize = 4_096;
 pub const SEND_BUFFERS_KEPT: usize = 32;
 
 /// Bells (eventfds) one edge watches at most.
-pub const BELLS_MAX: usize = 64;
+pub const EVENTFDS_MAX: usize = 64;
 
 /// Receive buffers of one edge; a power of two, as the kernel's buffer ring wants it.
 pub const RECEIVE_BUFFERS: u16 = 256;
@@ -346,7 +346,7 @@ const _: () = assert!(GSO_SEGMENTS_MAX <= 64, "UDP_MAX_SEGMENTS");
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "io_uring_register_buf_ring(3)");
 const _: () = assert!(RECEIVE_OPERATIONS <= RECEIVE_BUFFERS, "one bound covers both ways of receiving");
 const _: () = assert!(
-    SENDS_MAX + BELLS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
+    SENDS_MAX + EVENTFDS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
     "every operation's completion fits in the completion queue at once"
 );
 const _: () = assert!(
@@ -454,6 +454,11 @@ pub const DOWNLOAD_PIECE_BYTES: usize = 128 * 1024;
 /// Pieces of a download waiting for its reader.
 pub const DOWNLOAD_PIECES_AHEAD: usize = 2;
 
+// ---- log ---------------------------------------------------------------------------------------------
+
+/// Nanoseconds between two log lines about the same trouble.
+pub const LOG_INTERVAL_NS: i64 = 60_000_000_000;
+
 // ---- metrics ---------------------------------------------------------------------------------------
 
 /// Latencies below are counted as this, in nanoseconds; it is also the histograms' resolution.
@@ -461,6 +466,16 @@ pub const LATENCY_MIN_NS: u64 = 1_000;
 
 /// Latencies above are counted as this, in nanoseconds.
 pub const LATENCY_MAX_NS: u64 = 10_000_000_000;
+
+/// Upper bounds of the buckets of `stage_latency_seconds`, in microseconds.
+pub const STAGE_BUCKETS_US: [u64; 14] =
+    [20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000];
+
+/// Upper bounds of the buckets of `recording_write_seconds`, in microseconds.
+pub const WRITE_BUCKETS_US: [u64; 15] = [
+    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000,
+    2_000_000,
+];
 
 /// Access units of one viewer whose sending is timed at a time; those beyond are not timed.
 pub const TIMED_UNITS_MAX: usize = 8;

@@ -96,7 +96,7 @@ impl Layout {
 
     /// Bytes from one slot to the next.
     #[must_use]
-    pub const fn slot_stride(self) -> usize {
+    const fn slot_stride(self) -> usize {
         match self {
             Layout::Lease(ring) => ring.slot_bytes(),
             _ => (self.data_offset() + SLOT_DATA_BYTES_MAX).next_multiple_of(8),

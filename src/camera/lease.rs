@@ -26,16 +26,16 @@ pub const WRITING: u64 = 1 << 16;
 pub const READERS: u64 = WRITING - 1;
 /// First bit of the sequence in the word.
 pub const SEQUENCE_SHIFT: u32 = 24;
-/// Sequences have 40 bits: a thousand years of 30 units a second.
+/// Sequences have 40 bits: a thousand years at 30 units a second. A local bound: part of the protocol.
 pub const SEQUENCE_MAX: u64 = (1 << (64 - SEQUENCE_SHIFT)) - 1;
 /// `latest` is a sequence above a slot number of 8 bits.
 pub const LATEST_SHIFT: u32 = 8;
-/// Attempts of a compare-and-swap that fails because another bit of the word changed.
+/// Attempts of a compare-and-swap that fails because another bit of the word changed. A local bound.
 const ATTEMPTS_MAX: u32 = 64;
 
-/// Readers of one ring.
+/// Readers of one ring. A local bound: part of the protocol.
 pub const READERS_MAX: u32 = 16;
-/// Slots of one ring.
+/// Slots of one ring. A local bound: part of the protocol.
 pub const SLOTS_MAX: u32 = 1 << LATEST_SHIFT;
 
 /// A shared word: the standard library's atomic, or the model checker's.
@@ -133,8 +133,7 @@ pub const fn is_readable(word: u64) -> bool {
 }
 
 /// Returns the readers that lease the slot, one bit each.
-#[must_use]
-pub const fn readers_of(word: u64) -> u64 {
+const fn readers_of(word: u64) -> u64 {
     word & READERS
 }
 

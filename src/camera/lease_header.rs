@@ -29,7 +29,7 @@ pub const STATE_CLOSED: u32 = 2;
 pub const STATE_OPEN: u32 = 1;
 /// Bit of a slot's `flags`: the unit is an IDR.
 pub const FLAG_IDR: u32 = 1;
-/// Number of NAL unit offsets in a control block.
+/// Number of NAL unit offsets in a control block. A local bound: part of the layout.
 pub const NAL_OFFSETS_MAX: usize = 15;
 /// Offset of the byte that a living writer locks (open file description lock).
 pub const WRITER_LOCK: i64 = 0x7ffe_0000;

@@ -105,7 +105,7 @@ fn every_unit_arrives_once_and_in_order() {
 #[test]
 fn leased_unit_is_unchanged_however_long_it_is_held() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring.name);
+    let (_camera, mut cursor) = attach(&ring.name);
     ring.publish(&[7; 4000]);
     let view = unit(cursor.next(0));
     let slice = view.bytes.slice(3990..);
@@ -199,7 +199,7 @@ fn dropped_unit_is_skipped_and_the_next_ones_arrive() {
 #[test]
 fn lapped_cursor_reports_it_once_and_continues_with_the_newest_unit() {
     let mut ring = Ring::new();
-    let (camera, mut cursor) = attach(&ring.name);
+    let (_camera, mut cursor) = attach(&ring.name);
     for i in 0..100_u8 {
         ring.publish(&[i]);
     }

@@ -55,8 +55,8 @@ impl SegmentFollower {
             generation: u64::MAX,
             run: None,
             checked_at_ns: i64::MIN,
-            waiting_log: LogLimit::default(),
-            waiting_reason: String::new(),
+            away_log: LogLimit::default(),
+            away_reason: String::new(),
         }
     }
 

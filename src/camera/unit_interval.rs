@@ -24,7 +24,7 @@ pub(super) struct PollSchedule {
 /// Estimates stay within 1 ms to 1 s.
 const INTERVALS_NS: RangeInclusive<i64> = 1_000_000..=1_000_000_000; // local bound: clamps the estimate
 /// The first estimate is at most this long: 30 units a second.
-const FIRST_INTERVAL_NS_MAX: i64 = *INTERVALS_NS.end() / 30; // local bound: a start value
+const FIRST_INTERVAL_NS_MAX: i64 = *INTERVALS_NS.end() / 30; // local bound: start value
 
 impl PollSchedule {
     /// Records that a poll at `now_ns` found `units` new units.

@@ -13,17 +13,18 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aws_lc_rs::{hmac, pbkdf2, rand};
 use tokio::sync::watch;
 
 use super::backend::ApiError;
-use super::clock::Moment;
 use super::credentials::{self, ID_BYTES, Login, SEAL_BYTES};
 use super::lock;
 use super::throttle::Throttle;
+use crate::base::clock::{Moment, monotonic_ns};
 use crate::base::limits;
+use crate::base::log_limit::LogLimit;
 use crate::config::Token;
 use crate::metrics::LoginCounters;
 
@@ -186,7 +187,7 @@ impl Access {
         throttle.failed(peer, now.steady);
         // Still under the throttle's lock: one thread at a time adds.
         self.counters.wrong.add(1);
-        lock(&self.complaints).note(peer, now.steady);
+        lock(&self.complaints).note(peer);
         Err(ApiError::new(401, "wrong_token", "this is not the token of this server"))
     }
 
@@ -219,24 +220,24 @@ impl Access {
 /// Wrong tokens are logged, once in a while.
 #[derive(Default)]
 struct Complaints {
-    told_at: Option<Instant>,
+    limit: LogLimit,
     untold: u64,
 }
 
 impl Complaints {
-    fn note(&mut self, peer: IpAddr, now: Instant) {
+    fn note(&mut self, peer: IpAddr) {
         self.untold += 1;
-        if self.told_at.is_none_or(|at| now.saturating_duration_since(at) >= COMPLAINT_INTERVAL) {
+        if self.limit.allows(monotonic_ns()) {
             log::warn!("http: wrong token from {peer} ({} wrong since this was last said)", self.untold);
-            *self = Complaints { told_at: Some(now), untold: 0 };
+            self.untold = 0;
         }
     }
 }
 
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::config::{Config, Parsed};
 

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::access::{Access, VerifiedLogin};
-use super::clock::Moment;
+use crate::base::clock::Moment;
 use crate::base::limits;
 
 /// The login an answer was asked for with.

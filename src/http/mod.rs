@@ -9,7 +9,6 @@ pub mod access;
 mod assets;
 mod backend;
 pub mod certificate;
-mod clock;
 mod credentials;
 pub mod debug;
 mod download;
@@ -32,7 +31,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use access::Access;
 pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
-pub use clock::Moment;
 pub use debug::{Diagnostics, Inspection};
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};

@@ -24,11 +24,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::access::{Access, Entry, Shown};
 use super::backend::{ApiError, Backend, BoxFuture};
-use super::clock::Moment;
 use super::download;
 use super::events::{self, Feed, Listener};
 use super::host::Hosts;
@@ -37,7 +36,9 @@ use super::login_lifetime::LoginLifetime;
 use super::routes::{self, Action, Endpoint, Head, Policy, Response};
 use super::stream::Stream;
 use super::tls::{Handshakes, TlsKeys};
+use crate::base::clock::{Moment, monotonic_ns};
 use crate::base::limits;
+use crate::base::log_limit::LogLimit;
 
 /// What the endpoint needs to know.
 #[derive(Clone)]
@@ -153,7 +154,7 @@ struct Doorman {
     connections: JoinSet<()>,
     places: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
-    complained_at: Option<Instant>,
+    warnings: LogLimit,
 }
 
 impl Doorman {
@@ -164,7 +165,7 @@ impl Doorman {
             connections: JoinSet::new(),
             places: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
             refusals: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
-            complained_at: None,
+            warnings: LogLimit::default(),
         }
     }
 
@@ -197,10 +198,9 @@ impl Doorman {
         }
     }
 
-    /// A warning, once a minute at most.
-    fn complain(&mut self, message: &str) {
-        if self.complained_at.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
-            self.complained_at = Some(Instant::now());
+    /// Logs a warning, at most once a minute.
+    fn complain(&self, message: &str) {
+        if self.warnings.allows(monotonic_ns()) {
             log::warn!("{message}");
         }
     }
@@ -215,7 +215,6 @@ impl Doorman {
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Socket options; a kernel that refuses one costs nothing but the nicety.
 fn prepare(stream: &TcpStream) {

@@ -16,13 +16,13 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, watch};
 use tokio_uring::buf::BoundedBuf as _;
 
-use super::clock::monotonic_ns;
 use super::counters::RecorderCounters;
 use super::library::{Library, Progress};
 use super::names::{Format, Stem};
 use super::operation::{Completion, Ending, FileId, Output};
 use super::sidecar::Sidecar;
 use super::types::RecorderError;
+use crate::base::clock::monotonic_ns;
 use crate::base::limits;
 
 /// The files being written and finished.

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::clock::{monotonic_ns, unix_s};
-use super::counters::{RecorderCounters, add};
+use super::counters::RecorderCounters;
 use super::disk::Disk;
 use super::library::{Library, Progress};
 use super::names::{Format, Stem, Zone};
@@ -16,6 +15,7 @@ use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::recording::Recording;
 use super::retention::Retention;
 use super::types::{RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply};
+use crate::base::clock::{monotonic_ns, unix_s};
 use crate::base::limits;
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
 
@@ -192,11 +192,11 @@ impl Engine {
                 }
             }
             Next::Lapped { missed_units } => {
-                add(&self.counters.lapped, u64::from(missed_units));
+                self.counters.lapped.add_shared(u64::from(missed_units));
                 self.recording.handle_gap(missed_units);
             }
             Next::Rejected(_) => {
-                add(&self.counters.rejected, 1);
+                self.counters.rejected.add_shared(1);
                 self.recording.handle_gap(1);
             }
             Next::Restarted => self.recording.handle_gap(0),

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use tokio::sync::watch;
 
-use super::counters::{RecorderCounters, add};
+use super::counters::RecorderCounters;
 use super::names::{self, Format};
 use super::retention::{Candidate, Retention, to_retire};
 use super::sidecar::Sidecar;
@@ -202,7 +202,7 @@ impl Library {
             .collect();
         let mut retired = to_retire(candidates, rules, self.free_bytes(), now_s);
         retired.retain(|name| self.delete(name).is_ok());
-        add(&self.counters.retired, retired.len() as u64);
+        self.counters.retired.add_shared(retired.len() as u64);
         Ok(retired)
     }
 
@@ -242,7 +242,7 @@ impl Library {
     pub fn repair(&self, name: &str) -> Result<bool, RecorderError> {
         let repaired =
             self.try_repair(name).map_err(|error| RecorderError::io("repairing the file", &error))?;
-        add(&self.counters.recovered, u64::from(repaired));
+        self.counters.recovered.add_shared(u64::from(repaired));
         Ok(repaired)
     }
 

@@ -10,7 +10,6 @@
 //!  handle ── list, open, delete, repair, retention ──► library (files that are not being written)
 //! ```
 
-mod clock;
 pub mod counters;
 mod disk;
 mod engine;

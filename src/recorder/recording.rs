@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use smallvec::SmallVec;
 
-use super::counters::{RecorderCounters, add};
+use super::counters::RecorderCounters;
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::segment::{Held, Segment, Written};
 use super::types::{RecorderError, RecorderState, Report, StartReply, StopReason, StopReply};
@@ -194,7 +194,7 @@ impl Recording {
             return self.advance();
         }
         let Some(held) = Held::new(&mut self.assembler, unit, now_ns) else {
-            add(&self.counters.rejected, 1);
+            self.counters.rejected.add_shared(1);
             return self.handle_gap(1);
         };
         if active.waiting_idr && !held.is_idr() {
@@ -334,7 +334,7 @@ impl Recording {
         active.report.dropped_units += units;
         active.report.gaps += u64::from(!active.in_gap);
         active.in_gap = true;
-        add(&self.counters.dropped, units);
+        self.counters.dropped.add_shared(units);
     }
 
     /// The IDR at hand belongs to the next file if the stream changed or the file is long enough.
@@ -406,7 +406,7 @@ impl Recording {
                     active.phase = Phase::Running;
                 }
                 if starting {
-                    add(&self.counters.started, 1);
+                    self.counters.started.add_shared(1);
                     let (filename, waits_for_idr) =
                         (active.report.filename.clone(), active.start.waits_for_idr);
                     let reply = StartReply { filename, name, waits_for_idr };
@@ -433,13 +433,13 @@ impl Recording {
                 active.in_gap = false;
                 active.report.frame_count += 1;
                 active.report.bytes_written += bytes;
-                add(&self.counters.units, 1);
-                add(&self.counters.bytes, bytes);
+                self.counters.units.add_shared(1);
+                self.counters.bytes.add_shared(bytes);
             }
             Ok(Written::Torn) => {
                 active.held = None;
                 active.report.torn_units += u64::from(active.report.frame_count > 0);
-                add(&self.counters.torn, 1);
+                self.counters.torn.add_shared(1);
                 self.assembler.forget_last_unit();
                 self.handle_gap(1);
             }
@@ -464,7 +464,7 @@ impl Recording {
         let Some(active) = &mut self.active else { return };
         active.finishing.retain(|finishing| *finishing != file);
         match result {
-            Ok(()) => add(&self.counters.finished, 1),
+            Ok(()) => self.counters.finished.add_shared(1),
             Err(error) => self.fail(error),
         }
     }
@@ -472,7 +472,7 @@ impl Recording {
     /// Ends the recording because of an error: what is written stays and is finished.
     fn fail(&mut self, error: RecorderError) {
         let Some(active) = &mut self.active else { return };
-        add(&self.counters.disk_errors, 1);
+        self.counters.disk_errors.add_shared(1);
         active.phase = Phase::Closing;
         active.held = None;
         active.error.get_or_insert(error);

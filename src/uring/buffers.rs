@@ -1,4 +1,4 @@
-//! UNSAFE. The memory the kernel holds while an operation runs: message headers, addresses, control,
+//! UNSAFE. The memory the kernel holds while an operation batches: message headers, addresses, control,
 //! datagrams, the receive buffers and their ring. May not talk to the kernel; `ring.rs` does.
 //!
 //! What makes it sound:
@@ -24,7 +24,7 @@ use super::message::{
     ADDRESS_BYTES, CONTROL_BYTES, Family, ReceiveFault, ReceivedParts, decode_address, decode_local,
     encode_address, encode_control,
 };
-use super::operation::{Run, Token};
+use super::operation::{Batch, Token};
 use super::ring::Cqe;
 use crate::base::limits::{
     GSO_BYTES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SEND_BUFFERS_KEPT, SENDS_MAX,
@@ -104,7 +104,7 @@ struct SendMemory {
     control: Aligned<CONTROL_BYTES>,
     address: Aligned<ADDRESS_BYTES>,
     iovec: libc::iovec,
-    /// The run's datagrams, one behind the other. Its own allocation, initialized, and no shorter than any run in it.
+    /// The batch's datagrams, one behind the other. Its own allocation, initialized, and no shorter than any batch in it.
     bytes: Vec<u8>,
 }
 
@@ -129,8 +129,8 @@ impl SendMemory {
         }
     }
 
-    /// The place of a datagram at `at`. The first takes room for a whole run, of which only what is written takes
-    /// memory; a datagram that is larger than any run grows it.
+    /// The place of a datagram at `at`. The first takes room for a whole batch, of which only what is written takes
+    /// memory; a datagram that is larger than any batch grows it.
     fn room(&mut self, at: usize, bytes: usize) -> Option<&mut [u8]> {
         let end = at.checked_add(bytes)?;
         if self.bytes.is_empty() {
@@ -141,17 +141,17 @@ impl SendMemory {
         self.bytes.get_mut(at..end)
     }
 
-    /// Points the header at the bytes of `run`; false where the socket cannot reach its remote, or the run is not in
+    /// Points the header at the bytes of `batch`; false where the socket cannot reach its remote, or the batch is not in
     /// here.
-    fn seal(&mut self, run: &Run, family: Family) -> bool {
-        let Some((address, address_bytes)) = encode_address(run.route.remote, family) else {
+    fn seal(&mut self, batch: &Batch, family: Family) -> bool {
+        let Some((address, address_bytes)) = encode_address(batch.route.remote, family) else {
             return false;
         };
-        let Some(bytes) = self.bytes.get_mut(..run.shape.bytes) else { return false };
+        let Some(bytes) = self.bytes.get_mut(..batch.shape.bytes) else { return false };
         self.iovec = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         self.address.0 = address;
-        let segment = run.shape.gso_segment();
-        let route = &run.route;
+        let segment = batch.shape.gso_segment();
+        let route = &batch.route;
         let control_bytes = encode_control(&mut self.control.0, family, segment, route.local, route.remote);
         self.header.msg_name = self.address.0.as_mut_ptr().cast();
         self.header.msg_namelen = address_bytes;
@@ -167,7 +167,7 @@ impl SendMemory {
 /// The send operations: allocated when first needed, up to a bound, and used again and again, the one that came back
 /// last first: its bytes are still in the cache, and those that are seldom needed never take their memory.
 pub(super) struct SendSlab {
-    slots: Vec<(Slot<SendMemory>, Option<Run>)>,
+    slots: Vec<(Slot<SendMemory>, Option<Batch>)>,
     /// Taken at the back. Those without bytes stand in front.
     free: VecDeque<u32>,
     slots_max: u32,
@@ -184,7 +184,7 @@ impl SendSlab {
         }
     }
 
-    /// An operation for a run; `None` where all are with the kernel.
+    /// An operation for a batch; `None` where all are with the kernel.
     pub(super) fn acquire(&mut self) -> Option<u32> {
         if let Some(index) = self.free.pop_back() {
             return Some(index);
@@ -197,40 +197,40 @@ impl SendSlab {
     /// The place of a datagram of `bytes` bytes at `at` in an operation that is ours; what is there is old.
     pub(super) fn room(&mut self, index: u32, at: usize, bytes: usize) -> Option<&mut [u8]> {
         let room = self.slot(index).and_then(|(slot, _)| slot.get_mut()?.room(at, bytes));
-        debug_assert!(room.is_some(), "the open run is ours");
+        debug_assert!(room.is_some(), "the open batch is ours");
         room
     }
 
-    /// Lends operation `index`, holding the datagrams of `run`, to the kernel. `None`: unreachable or not ours.
+    /// Lends operation `index`, holding the datagrams of `batch`, to the kernel. `None`: unreachable or not ours.
     pub(super) fn hold(
         &mut self,
         index: u32,
-        run: &Run,
+        batch: &Batch,
         family: Family,
     ) -> Option<(*const libc::msghdr, Token)> {
-        let (slot, run_of_slot) = self.slot(index)?;
-        if !slot.get_mut()?.seal(run, family) {
+        let (slot, batch_of_slot) = self.slot(index)?;
+        if !slot.get_mut()?.seal(batch, family) {
             return None;
         }
-        *run_of_slot = Some(*run);
+        *batch_of_slot = Some(*batch);
         let (memory, token) = slot.hold();
         Some((memory.cast_const().cast(), token)) // `header` is the first field of a repr(C) structure
     }
 
     /// Takes an operation back at its completion; what it sent.
-    pub(super) fn complete(&mut self, index: u32, cqe: &Cqe) -> Option<Run> {
-        let (slot, run) = self.slot(index)?;
+    pub(super) fn complete(&mut self, index: u32, cqe: &Cqe) -> Option<Batch> {
+        let (slot, batch) = self.slot(index)?;
         slot.release(cqe);
-        run.take()
+        batch.take()
     }
 
-    /// The datagrams of `run` in an operation that is ours, oldest first.
-    pub(super) fn datagrams(&mut self, index: u32, run: &Run) -> impl Iterator<Item = &[u8]> {
-        let bytes = self.slot(index).and_then(|(slot, _)| slot.get()?.bytes.get(..run.shape.bytes));
-        bytes.unwrap_or_default().chunks(run.shape.segment_bytes.max(1))
+    /// The datagrams of `batch` in an operation that is ours, oldest first.
+    pub(super) fn datagrams(&mut self, index: u32, batch: &Batch) -> impl Iterator<Item = &[u8]> {
+        let bytes = self.slot(index).and_then(|(slot, _)| slot.get()?.bytes.get(..batch.shape.bytes));
+        bytes.unwrap_or_default().chunks(batch.shape.segment_bytes.max(1))
     }
 
-    /// Gives an operation that is ours back for the next run. Of those that are free only the first few keep their
+    /// Gives an operation that is ours back for the next batch. Of those that are free only the first few keep their
     /// bytes: a jam that needed many is over.
     pub(super) fn free(&mut self, index: u32) {
         let is_enough = self.free.len() >= SEND_BUFFERS_KEPT;
@@ -246,18 +246,18 @@ impl SendSlab {
         self.slots.iter().all(|(slot, _)| !slot.is_held())
     }
 
-    fn slot(&mut self, index: u32) -> Option<&mut (Slot<SendMemory>, Option<Run>)> {
+    fn slot(&mut self, index: u32) -> Option<&mut (Slot<SendMemory>, Option<Batch>)> {
         self.slots.get_mut(usize::try_from(index).ok()?)
     }
 }
 
 /// A bell's eight bytes (eventfd(2)).
-pub(super) struct BellMemory(Slot<u64>);
+pub(super) struct EventfdMemory(Slot<u64>);
 
-impl BellMemory {
+impl EventfdMemory {
     /// Memory for bell `index`.
-    pub(super) fn new(index: u16) -> BellMemory {
-        BellMemory(Slot::new(0, Token::Bell(index)))
+    pub(super) fn new(index: u16) -> EventfdMemory {
+        EventfdMemory(Slot::new(0, Token::Eventfd(index)))
     }
 
     /// Whether its read is with the kernel.
@@ -324,7 +324,7 @@ impl ReceiveMemory {
     }
 }
 
-/// The receive side of an edge.
+/// The receive side of a driver.
 pub(super) enum Receiver {
     /// Sends only.
     None,

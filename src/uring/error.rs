@@ -1,13 +1,13 @@
-//! Why an edge cannot be made, and what the one who runs the server can do about it. Pure but for one look at
+//! Why a driver cannot be made, and what the one who batches the server can do about it. Pure but for one look at
 //! `/proc/sys`.
 
 use std::io;
 
-use crate::base::limits::BELLS_MAX;
+use crate::base::limits::EVENTFDS_MAX;
 
-/// Why there is no edge, or no longer.
+/// Why there is no driver, or no longer.
 #[derive(Debug, thiserror::Error)]
-pub enum EdgeError {
+pub enum UdpDriverError {
     /// The system does not let this process use io_uring.
     #[error("io_uring is not allowed here ({source}): {advice}")]
     Forbidden {
@@ -16,7 +16,7 @@ pub enum EdgeError {
         /// Which setting, and what to do.
         advice: &'static str,
     },
-    /// The kernel's io_uring lacks something the edge cannot do without.
+    /// The kernel's io_uring lacks something the driver cannot do without.
     #[error("this kernel's io_uring lacks {missing}; Linux 6.1 or newer is recommended")]
     TooOld {
         /// What is missing.
@@ -37,9 +37,9 @@ pub enum EdgeError {
         /// The system's reason.
         source: io::Error,
     },
-    /// More eventfds than an edge watches.
-    #[error("{count} bells, at most {BELLS_MAX} can be watched")]
-    Bells {
+    /// More eventfds than a driver watches.
+    #[error("{count} eventfds, at most {EVENTFDS_MAX} can be watched")]
+    Eventfds {
         /// How many were given.
         count: usize,
     },
@@ -59,22 +59,22 @@ pub enum EdgeError {
     },
 }
 
-impl EdgeError {
+impl UdpDriverError {
     /// Tells a refusal from a failure.
-    pub(super) fn of_setup(source: io::Error) -> EdgeError {
+    pub(super) fn of_setup(source: io::Error) -> UdpDriverError {
         let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         match advice(source.raw_os_error(), sysctl.as_deref().map(str::trim)) {
-            Some(advice) => EdgeError::Forbidden { source, advice },
-            None if source.raw_os_error() == Some(libc::ENOMEM) => EdgeError::Memory { source },
-            None => EdgeError::Setup { source },
+            Some(advice) => UdpDriverError::Forbidden { source, advice },
+            None if source.raw_os_error() == Some(libc::ENOMEM) => UdpDriverError::Memory { source },
+            None => UdpDriverError::Setup { source },
         }
     }
 
     /// The same of `io_uring_enter`, which a filter may forbid by itself.
-    pub(super) fn of_enter(source: io::Error) -> EdgeError {
+    pub(super) fn of_enter(source: io::Error) -> UdpDriverError {
         match advice(source.raw_os_error(), None) {
-            Some(advice) => EdgeError::Forbidden { source, advice },
-            None => EdgeError::Enter { source },
+            Some(advice) => UdpDriverError::Forbidden { source, advice },
+            None => UdpDriverError::Enter { source },
         }
     }
 }
@@ -83,10 +83,10 @@ impl EdgeError {
 fn advice(errno: Option<i32>, sysctl: Option<&str>) -> Option<&'static str> {
     match (errno?, sysctl) {
         (libc::EPERM, Some("2")) => {
-            Some("kernel.io_uring_disabled is 2; run `sysctl -w kernel.io_uring_disabled=0` as root")
+            Some("kernel.io_uring_disabled is 2; batch `sysctl -w kernel.io_uring_disabled=0` as root")
         }
         (libc::EPERM, Some("1")) => Some(
-            "kernel.io_uring_disabled is 1; set it to 0, or run the server in the group of \
+            "kernel.io_uring_disabled is 1; set it to 0, or batch the server in the group of \
              kernel.io_uring_group or with CAP_SYS_ADMIN",
         ),
         (libc::EPERM | libc::EACCES, _) => Some(
@@ -120,8 +120,8 @@ mod tests {
     #[test]
     fn no_memory_names_the_limit_and_an_enter_that_is_forbidden_the_filter() {
         let error = |errno| io::Error::from_raw_os_error(errno);
-        assert!(EdgeError::of_setup(error(libc::ENOMEM)).to_string().contains("LimitMEMLOCK"));
-        assert!(EdgeError::of_enter(error(libc::EPERM)).to_string().contains("seccomp"));
-        assert!(matches!(EdgeError::of_enter(error(libc::EBADF)), EdgeError::Enter { .. }));
+        assert!(UdpDriverError::of_setup(error(libc::ENOMEM)).to_string().contains("LimitMEMLOCK"));
+        assert!(UdpDriverError::of_enter(error(libc::EPERM)).to_string().contains("seccomp"));
+        assert!(matches!(UdpDriverError::of_enter(error(libc::EBADF)), UdpDriverError::Enter { .. }));
     }
 }

@@ -1,53 +1,53 @@
-//! EDGE: UDP through io_uring. One [`Edge`] per worker. May not know what the bytes mean, who a viewer is, or
+//! EDGE: UDP through io_uring. One [`UdpDriver`] per worker. May not know what the bytes mean, who a viewer is, or
 //! what time it is.
 //!
 //! ```text
-//!   send_with, send_with .. ─► runs of equal size ─► one sendmsg each (UDP_SEGMENT) ─┐
-//!   bells, receives re-armed ───────────────────────────────────────────────────┼─► one io_uring_enter
-//!   next_completion ◄── datagrams, bells, sends that ended ◄── all completions ◄─┘
+//!   send_with, send_with .. ─► batches of equal size ─► one sendmsg each (UDP_SEGMENT) ─┐
+//!   eventfds, receives re-armed ───────────────────────────────────────────────────┼─► one io_uring_enter
+//!   next_completion ◄── datagrams, eventfds, sends that ended ◄── all completions ◄─┘
 //! ```
 //!
-//! A turn is: [`Edge::submit_and_wait`], then [`Edge::next_completion`] until it is empty, then
-//! [`Edge::send_with`] for what that asks for, viewer by viewer with [`Edge::flush`] between.
+//! A turn is: [`UdpDriver::submit_and_wait`], then [`UdpDriver::next_completion`] until it is empty, then
+//! [`UdpDriver::send_with`] for what that asks for, viewer by viewer with [`UdpDriver::flush`] between.
 //!
 //! What the kernel holds is never freed before the kernel says it is done: see `buffers.rs` for the rule and
-//! `edge.rs` for the end. Unsafe code lives in `ring.rs` and `buffers.rs` only.
+//! `udp_driver.rs` for the end. Unsafe code lives in `ring.rs` and `buffers.rs` only.
 
 mod buffers;
-mod edge;
 mod error;
+mod futex_wait;
 mod message;
 mod operation;
 mod ring;
 mod udp;
-mod watch;
+mod udp_driver;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-pub use edge::Edge;
-pub use error::EdgeError;
+pub use error::UdpDriverError;
 pub use udp::{SocketError, open_socket};
+pub use udp_driver::UdpDriver;
 
-/// What an [`Edge`] works on.
-pub struct EdgeConfig {
-    /// A bound UDP socket, from [`open_socket`]; edges may share it. `O_NONBLOCK` is cleared on it.
+/// What an [`UdpDriver`] works on.
+pub struct UdpDriverConfig {
+    /// A bound UDP socket, from [`open_socket`]; drivers may share it. `O_NONBLOCK` is cleared on it.
     pub socket: Arc<OwnedFd>,
-    /// Whether this edge receives (of those that share a socket, one should).
+    /// Whether this driver receives (of those that share a socket, one should).
     pub receives: bool,
-    /// Eventfds to watch, at most [`limits::BELLS_MAX`](crate::base::limits::BELLS_MAX). Only this edge reads
+    /// Eventfds to watch, at most [`limits::EVENTFDS_MAX`](crate::base::limits::EVENTFDS_MAX). Only this driver reads
     /// them; `O_NONBLOCK` is cleared on them.
-    pub bells: Vec<Arc<OwnedFd>>,
+    pub eventfds: Vec<Arc<OwnedFd>>,
     /// Send operations with the kernel at a time, 1 to [`limits::SENDS_MAX`](crate::base::limits::SENDS_MAX).
     pub sends_max: usize,
 }
 
 /// A word of shared memory that another process changes and wakes (futex(2)); whoever holds it keeps it mapped.
-pub type Word = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
+pub type FutexWord = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
 
-/// What the kernel offers and the edge uses.
+/// What the kernel offers and the driver uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// `IORING_SETUP_SINGLE_ISSUER` (Linux 6.0).
@@ -60,7 +60,7 @@ pub struct Features {
     pub submit_all: bool,
     /// Multishot recvmsg over a buffer ring (Linux 6.0).
     pub multishot_receive: bool,
-    /// Runs become one send with `UDP_SEGMENT` (Linux 4.18); off, every datagram is a send of its own.
+    /// Batches become one send with `UDP_SEGMENT` (Linux 4.18); off, every datagram is a send of its own.
     pub gso: bool,
     /// Waiting for a futex, `IORING_OP_FUTEX_WAIT` (Linux 6.7).
     pub futex: bool,
@@ -136,7 +136,7 @@ impl Features {
 /// A datagram to send.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
-    /// Whose it is; only datagrams of the same viewer share a run.
+    /// Whose it is; only datagrams of the same viewer share a batch.
     pub viewer: u32,
     /// Source address; the kernel's choice where `None` or of another family than `remote`.
     pub local: Option<IpAddr>,
@@ -146,8 +146,8 @@ pub struct Outgoing {
     pub bytes: Vec<u8>,
 }
 
-/// A datagram that arrived, in a buffer of the edge: read it with [`Edge::datagram`], give it back with
-/// [`Edge::recycle`]. One that is not given back is a buffer less.
+/// A datagram that arrived, in a buffer of the driver: read it with [`UdpDriver::datagram`], give it back with
+/// [`UdpDriver::recycle`]. One that is not given back is a buffer less.
 #[derive(Debug)]
 #[must_use = "a buffer not recycled is lost to receiving"]
 pub struct Received {
@@ -155,7 +155,7 @@ pub struct Received {
     pub remote: SocketAddr,
     /// Which of our addresses it was sent to.
     pub local: Option<IpAddr>,
-    edge: u32,
+    driver: u32,
     buffer: u16,
     start: usize,
     length: usize,
@@ -163,9 +163,9 @@ pub struct Received {
 
 #[cfg(test)]
 impl Received {
-    /// One that no edge received: for a simulated network.
+    /// One that no driver received: for a simulated network.
     pub(crate) fn simulated(remote: SocketAddr, local: IpAddr) -> Received {
-        Received { remote, local: Some(local), edge: 0, buffer: 0, start: 0, length: 0 }
+        Received { remote, local: Some(local), driver: 0, buffer: 0, start: 0, length: 0 }
     }
 }
 
@@ -175,10 +175,10 @@ pub enum Completion {
     /// A datagram arrived.
     Datagram(Received),
     /// The bell of this index rang; its eventfd is drained.
-    Bell(usize),
-    /// The word given to [`Edge::watch`] changed, or was not as expected; or the kernel refuses to wait for it, with the
+    Eventfd(usize),
+    /// The word given to [`UdpDriver::watch`] changed, or was not as expected; or the kernel refuses to wait for it, with the
     /// error number (positive, errno(3)).
-    Word(Result<(), i32>),
+    Futex(Result<(), i32>),
     /// A send ended.
     Sent {
         /// Whose datagrams.
@@ -190,9 +190,9 @@ pub enum Completion {
     },
 }
 
-/// What an edge has done, since it was made.
+/// What a driver has done, since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EdgeCounters {
+pub struct UdpCounters {
     /// `io_uring_enter` calls.
     pub enters: u64,
     /// Operations submitted.
@@ -201,10 +201,10 @@ pub struct EdgeCounters {
     pub completions: u64,
     /// Times completions had to wait in the kernel for room.
     pub cq_overflows: u64,
-    /// Send operations queued, runs and single datagrams.
+    /// Send operations queued, batches and single datagrams.
     pub sends: u64,
-    /// Of these, runs of several datagrams in one GSO send.
-    pub gso_runs: u64,
+    /// Of these, batches of several datagrams in one GSO send.
+    pub gso_batches: u64,
     /// Datagrams the kernel took.
     pub datagrams_sent: u64,
     /// Their bytes, headers excluded.
@@ -213,7 +213,7 @@ pub struct EdgeCounters {
     pub datagrams_dropped: u64,
     /// Datagrams that could not be sent for another reason.
     pub send_errors: u64,
-    /// Runs a route refused and that went out one by one instead.
+    /// Batches a route refused and that went out one by one instead.
     pub gso_fallbacks: u64,
     /// Datagrams received.
     pub received: u64,

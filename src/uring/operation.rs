@@ -1,4 +1,4 @@
-//! What an operation is called (its token) and how datagrams become runs. Pure: no memory the kernel sees,
+//! What an operation is called (its token) and how datagrams become batches. Pure: no memory the kernel sees,
 //! no system call.
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,13 +13,13 @@ pub(super) enum Token {
     /// A one-shot receive, by buffer.
     ReceiveOne(u16),
     /// The read of a bell, by index.
-    Bell(u16),
+    Eventfd(u16),
     /// A send, by operation.
     Send(u32),
     /// A cancellation; nothing waits for it.
     Cancel,
     /// The wait for a word to change.
-    Word,
+    Futex,
 }
 
 impl Token {
@@ -28,10 +28,10 @@ impl Token {
         let (kind, index) = match self {
             Token::Receive => (1, 0),
             Token::ReceiveOne(index) => (2, u32::from(index)),
-            Token::Bell(index) => (3, u32::from(index)),
+            Token::Eventfd(index) => (3, u32::from(index)),
             Token::Send(index) => (4, index),
             Token::Cancel => (5, 0),
-            Token::Word => (6, 0),
+            Token::Futex => (6, 0),
         };
         (kind << 32) | u64::from(index)
     }
@@ -42,10 +42,10 @@ impl Token {
         match (user_data >> 32, index) {
             (1, 0) => Some(Token::Receive),
             (2, index) => u16::try_from(index).ok().map(Token::ReceiveOne),
-            (3, index) => u16::try_from(index).ok().map(Token::Bell),
+            (3, index) => u16::try_from(index).ok().map(Token::Eventfd),
             (4, index) => Some(Token::Send(index)),
             (5, 0) => Some(Token::Cancel),
-            (6, 0) => Some(Token::Word),
+            (6, 0) => Some(Token::Futex),
             _ => None,
         }
     }
@@ -60,9 +60,9 @@ pub(super) struct Route {
     pub(super) remote: SocketAddr,
 }
 
-/// The sizes of the datagrams in a run: all of `segment_bytes`, only the last may be shorter.
+/// The sizes of the datagrams in a batch: all of `segment_bytes`, only the last may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RunShape {
+pub(super) struct BatchShape {
     /// Bytes of every datagram but the last.
     pub(super) segment_bytes: usize,
     /// Datagrams so far, at least one.
@@ -72,16 +72,16 @@ pub(super) struct RunShape {
     is_closed: bool,
 }
 
-impl RunShape {
-    /// A run of one datagram. Empty and oversized ones stay alone: an empty segment would vanish.
-    pub(super) fn of_first(bytes: usize) -> RunShape {
+impl BatchShape {
+    /// A batch of one datagram. Empty and oversized ones stay alone: an empty segment would vanish.
+    pub(super) fn of_first(bytes: usize) -> BatchShape {
         let is_closed = bytes == 0 || bytes > GSO_BYTES_MAX;
-        RunShape { segment_bytes: bytes, segment_count: 1, bytes, is_closed }
+        BatchShape { segment_bytes: bytes, segment_count: 1, bytes, is_closed }
     }
 
-    /// The same run, taking no more.
-    pub(super) fn closed(self) -> RunShape {
-        RunShape { is_closed: true, ..self }
+    /// The same batch, taking no more.
+    pub(super) fn closed(self) -> BatchShape {
+        BatchShape { is_closed: true, ..self }
     }
 
     /// Whether a datagram of `bytes` may join.
@@ -93,7 +93,7 @@ impl RunShape {
             && self.bytes + bytes <= GSO_BYTES_MAX
     }
 
-    /// Adds a datagram that [`RunShape::accepts`] took; a shorter one is the last.
+    /// Adds a datagram that [`BatchShape::accepts`] took; a shorter one is the last.
     pub(super) fn push(&mut self, bytes: usize) {
         debug_assert!(self.accepts(bytes), "asked first");
         self.segment_count += 1;
@@ -114,16 +114,16 @@ impl RunShape {
 
 /// Consecutive datagrams of one viewer on one route: one send operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct Batch {
     /// Whose datagrams.
     pub(super) viewer: u32,
     /// From where to where.
     pub(super) route: Route,
     /// Their sizes.
-    pub(super) shape: RunShape,
+    pub(super) shape: BatchShape,
 }
 
-impl Run {
+impl Batch {
     /// Whether a datagram of `bytes` for `viewer` on `route` may join.
     pub(super) fn accepts(&self, viewer: u32, route: &Route, bytes: usize) -> bool {
         self.viewer == viewer && self.route == *route && self.shape.accepts(bytes)
@@ -147,8 +147,8 @@ impl SendOutcome {
     /// Reads the result of a completion: bytes, or an error number below zero.
     ///
     /// `EIO` is an interface without checksum offload, `EINVAL` (`EMSGSIZE` since Linux 6.14) a segment
-    /// beyond the path's MTU, `EOPNOTSUPP` a tunnel without GSO; all of them only say so of a run.
-    pub(super) fn of(result: i32, shape: &RunShape) -> SendOutcome {
+    /// beyond the path's MTU, `EOPNOTSUPP` a tunnel without GSO; all of them only say so of a batch.
+    pub(super) fn of(result: i32, shape: &BatchShape) -> SendOutcome {
         if let Ok(bytes) = u32::try_from(result) {
             return SendOutcome::Sent(bytes);
         }
@@ -167,18 +167,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Runs of sizes as the edge builds them.
-    fn runs(sizes: &[usize]) -> Vec<Vec<usize>> {
+    /// Batches of sizes as the driver builds them.
+    fn batches(sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut out: Vec<Vec<usize>> = Vec::new();
-        let mut open: Option<RunShape> = None;
+        let mut open: Option<BatchShape> = None;
         for &bytes in sizes {
             match (open.as_mut(), out.last_mut()) {
-                (Some(shape), Some(run)) if shape.accepts(bytes) => {
+                (Some(shape), Some(batch)) if shape.accepts(bytes) => {
                     shape.push(bytes);
-                    run.push(bytes);
+                    batch.push(bytes);
                 }
                 _ => {
-                    open = Some(RunShape::of_first(bytes));
+                    open = Some(BatchShape::of_first(bytes));
                     out.push(vec![bytes]);
                 }
             }
@@ -187,7 +187,7 @@ mod tests {
     }
 
     /// The rule as prose: is this list of sizes one GSO send?
-    fn is_run(sizes: &[usize]) -> bool {
+    fn is_batch(sizes: &[usize]) -> bool {
         let [first, middle @ .., last] = sizes else {
             return sizes.len() == 1;
         };
@@ -198,12 +198,12 @@ mod tests {
             && sizes.iter().sum::<usize>() <= GSO_BYTES_MAX
     }
 
-    /// The twin: take the longest prefix that is a run, again and again.
-    fn naive_runs(mut sizes: &[usize]) -> Vec<Vec<usize>> {
+    /// The twin: take the longest prefix that is a batch, again and again.
+    fn naive_batches(mut sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut out = Vec::new();
         while !sizes.is_empty() {
             let mut count = 1;
-            while count < sizes.len() && is_run(&sizes[..=count]) {
+            while count < sizes.len() && is_batch(&sizes[..=count]) {
                 count += 1;
             }
             out.push(sizes[..count].to_vec());
@@ -220,19 +220,19 @@ mod tests {
             sizes in prop::collection::vec(
                 prop_oneof![Just(1200usize), Just(1140), Just(40), 0usize..70_000, Just(0)], 0..200),
         ) {
-            prop_assert_eq!(runs(&sizes), naive_runs(&sizes));
+            prop_assert_eq!(batches(&sizes), naive_batches(&sizes));
         }
 
         #[test]
         fn equal_sizes_fill_runs(count in 1usize..300, bytes in 1usize..1_400) {
             let sizes = vec![bytes; count];
-            prop_assert_eq!(runs(&sizes), naive_runs(&sizes));
-            prop_assert_eq!(runs(&sizes).len(), count.div_ceil(GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / bytes)));
+            prop_assert_eq!(batches(&sizes), naive_batches(&sizes));
+            prop_assert_eq!(batches(&sizes).len(), count.div_ceil(GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / bytes)));
         }
 
         #[test]
         fn tokens_come_back_as_they_went(index in any::<u32>(), small in any::<u16>()) {
-            for token in [Token::Receive, Token::ReceiveOne(small), Token::Bell(small), Token::Send(index),
+            for token in [Token::Receive, Token::ReceiveOne(small), Token::Eventfd(small), Token::Send(index),
                           Token::Cancel] {
                 prop_assert_eq!(Token::unpack(token.pack()), Some(token));
             }
@@ -247,8 +247,8 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_one_has_no_segment_size() {
-        let mut shape = RunShape::of_first(1200);
+    fn a_batch_of_one_has_no_segment_size() {
+        let mut shape = BatchShape::of_first(1200);
         assert_eq!(shape.gso_segment(), None);
         shape.push(1200);
         assert_eq!(shape.gso_segment(), Some(1200));
@@ -260,18 +260,18 @@ mod tests {
     #[test]
     fn another_viewer_or_route_is_another_run() {
         let route = Route { local: None, remote: "192.0.2.1:5000".parse().unwrap() };
-        let run = Run { viewer: 1, route, shape: RunShape::of_first(100) };
-        assert!(run.accepts(1, &route, 100));
-        assert!(!run.accepts(2, &route, 100));
+        let batch = Batch { viewer: 1, route, shape: BatchShape::of_first(100) };
+        assert!(batch.accepts(1, &route, 100));
+        assert!(!batch.accepts(2, &route, 100));
         let other = Route { remote: "192.0.2.1:5001".parse().unwrap(), ..route };
-        assert!(!run.accepts(1, &other, 100));
+        assert!(!batch.accepts(1, &other, 100));
         let bound = Route { local: Some("192.0.2.9".parse().unwrap()), ..route };
-        assert!(!run.accepts(1, &bound, 100));
+        assert!(!batch.accepts(1, &bound, 100));
     }
 
     #[test]
     fn only_a_run_is_refused() {
-        let one = RunShape::of_first(100);
+        let one = BatchShape::of_first(100);
         let mut two = one;
         two.push(100);
         for errno in [libc::EIO, libc::EINVAL, libc::EOPNOTSUPP, libc::EMSGSIZE] {

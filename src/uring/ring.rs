@@ -1,5 +1,5 @@
 //! UNSAFE. The ring itself: set-up, submission, completion, cancellation, and the one socket option that has
-//! no safe name. May not know what a run is or own the memory it submits: `buffers.rs` does.
+//! no safe name. May not know what a batch is or own the memory it submits: `buffers.rs` does.
 
 #![expect(unsafe_code, reason = "a submission queue entry carries pointers only the caller can vouch for")]
 
@@ -11,13 +11,13 @@ use std::time::Duration;
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
 
-use super::buffers::{BellMemory, BufferRing, ReceiveSlab, SendSlab};
+use super::buffers::{BufferRing, EventfdMemory, ReceiveSlab, SendSlab};
 use super::message::Family;
-use super::operation::{Run, Token};
-use super::{EdgeCounters, EdgeError, Features};
+use super::operation::{Batch, Token};
+use super::{Features, UdpCounters, UdpDriverError};
 use crate::base::limits::RECEIVE_BUFFERS;
 
-/// The buffer group of the one buffer ring of an edge.
+/// The buffer group of the one buffer ring of a driver.
 const BUFFER_GROUP: u16 = 0;
 
 /// `FUTEX2_SIZE_U32` of linux/futex.h; without `FUTEX2_PRIVATE`: shared between processes.
@@ -64,14 +64,14 @@ impl Ring {
         features: &mut Features,
         submissions: u32,
         completions: u32,
-    ) -> Result<Ring, EdgeError> {
+    ) -> Result<Ring, UdpDriverError> {
         loop {
             match build(features, submissions, completions) {
                 Ok(ring) if !ring.params().is_feature_ext_arg() => {
-                    return Err(EdgeError::TooOld { missing: "waiting with a timeout (Linux 5.11)" });
+                    return Err(UdpDriverError::TooOld { missing: "waiting with a timeout (Linux 5.11)" });
                 }
                 Ok(ring) if !ring.params().is_feature_nodrop() => {
-                    return Err(EdgeError::TooOld {
+                    return Err(UdpDriverError::TooOld {
                         missing: "a completion queue that keeps all (Linux 5.5)",
                     });
                 }
@@ -80,7 +80,7 @@ impl Ring {
                     return Ok(Ring { ring });
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && features.leave_one_out() => {}
-                Err(error) => return Err(EdgeError::of_setup(error)),
+                Err(error) => return Err(UdpDriverError::of_setup(error)),
             }
         }
     }
@@ -102,20 +102,20 @@ impl Ring {
         self.ring.submitter().unregister_buf_ring(BUFFER_GROUP)
     }
 
-    /// Queues the send of operation `index` with the datagrams of `run`. False where there is no way to: the
+    /// Queues the send of operation `index` with the datagrams of `batch`. False where there is no way to: the
     /// queue stays full or the socket cannot reach the remote; the operation is still ours then.
     pub(super) fn push_send(
         &mut self,
         socket: &OwnedFd,
         family: Family,
         sends: &mut SendSlab,
-        (index, run): (u32, &Run),
-        counters: &mut EdgeCounters,
+        (index, batch): (u32, &Batch),
+        counters: &mut UdpCounters,
     ) -> bool {
         if !self.make_room(counters) {
             return false;
         }
-        let Some((header, token)) = sends.hold(index, run, family) else { return false };
+        let Some((header, token)) = sends.hold(index, batch, family) else { return false };
         let entry = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header).build();
         // SAFETY: the header and all it points to are in a slot held since the line above; it is neither
         // written nor freed until the last completion of `token`.
@@ -124,7 +124,12 @@ impl Ring {
     }
 
     /// Queues the read of a bell; it is not armed where the queue stays full.
-    pub(super) fn push_bell(&mut self, bell: &OwnedFd, memory: &mut BellMemory, counters: &mut EdgeCounters) {
+    pub(super) fn push_eventfd(
+        &mut self,
+        bell: &OwnedFd,
+        memory: &mut EventfdMemory,
+        counters: &mut UdpCounters,
+    ) {
         if !self.make_room(counters) {
             return;
         }
@@ -135,7 +140,12 @@ impl Ring {
     }
 
     /// Queues the wait for `word` to be another than `expected`; false where the queue stays full.
-    pub(super) fn push_word(&mut self, word: &AtomicU32, expected: u32, counters: &mut EdgeCounters) -> bool {
+    pub(super) fn push_futex_wait(
+        &mut self,
+        word: &AtomicU32,
+        expected: u32,
+        counters: &mut UdpCounters,
+    ) -> bool {
         if !self.make_room(counters) {
             return false;
         }
@@ -143,16 +153,16 @@ impl Ring {
         let entry = opcode::FutexWait::new(word.as_ptr(), u64::from(expected), any_waker, FUTEX2_SIZE_U32);
         // SAFETY: the kernel only reads the word, once, when it takes the entry; an address that is no longer mapped is
         // an error to it (EFAULT), nothing else.
-        unsafe { self.push(entry.build(), Token::Word) };
+        unsafe { self.push(entry.build(), Token::Futex) };
         true
     }
 
     /// Queues the end of the wait for a word; its completion follows. False where the queue stays full.
-    pub(super) fn push_word_end(&mut self, counters: &mut EdgeCounters) -> bool {
+    pub(super) fn push_futex_cancel(&mut self, counters: &mut UdpCounters) -> bool {
         if !self.make_room(counters) {
             return false;
         }
-        let entry = opcode::AsyncCancel::new(Token::Word.pack()).build();
+        let entry = opcode::AsyncCancel::new(Token::Futex.pack()).build();
         // SAFETY: a cancellation points to no memory.
         unsafe { self.push(entry, Token::Cancel) };
         true
@@ -163,7 +173,7 @@ impl Ring {
         &mut self,
         socket: &OwnedFd,
         buffers: &mut BufferRing,
-        counters: &mut EdgeCounters,
+        counters: &mut UdpCounters,
     ) {
         if !self.make_room(counters) {
             return;
@@ -181,7 +191,7 @@ impl Ring {
         &mut self,
         socket: &OwnedFd,
         slab: &mut ReceiveSlab,
-        counters: &mut EdgeCounters,
+        counters: &mut UdpCounters,
     ) {
         while self.make_room(counters) {
             let Some((header, token)) = slab.hold() else { return };
@@ -193,7 +203,7 @@ impl Ring {
     }
 
     /// Whether the queue has room; submits what is in it where it has not.
-    fn make_room(&mut self, counters: &mut EdgeCounters) -> bool {
+    fn make_room(&mut self, counters: &mut UdpCounters) -> bool {
         if !self.ring.submission().is_full() {
             return true;
         }
@@ -214,13 +224,13 @@ impl Ring {
 
     /// One `io_uring_enter`: submits all that is queued and waits up to `wait` for one completion, not at all
     /// for zero. A wait that ends without one is no error.
-    pub(super) fn enter(&mut self, wait: Duration, counters: &mut EdgeCounters) -> Result<(), EdgeError> {
+    pub(super) fn enter(&mut self, wait: Duration, counters: &mut UdpCounters) -> Result<(), UdpDriverError> {
         let queued = self.ring.submission().len();
         let result = if wait.is_zero() {
             let queued = u32::try_from(queued).unwrap_or(u32::MAX);
             let submitter = self.ring.submitter();
             // SAFETY: no argument structure; `queued` entries are in the queue; waiting for none. GETEVENTS
-            // makes the kernel run deferred work and flush overflowed completions.
+            // makes the kernel batch deferred work and flush overflowed completions.
             unsafe { submitter.enter::<libc::sigset_t>(queued, 0, EnterFlags::GETEVENTS.bits(), None) }
         } else {
             let timespec = Timespec::from(wait);
@@ -233,7 +243,7 @@ impl Ring {
             Ok(_) => Ok(()),
             Err(source) => match source.raw_os_error() {
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(EdgeError::of_enter(source)),
+                _ => Err(UdpDriverError::of_enter(source)),
             },
         }
     }
@@ -255,7 +265,7 @@ impl Ring {
     }
 
     /// Asks the kernel to cancel all operations; their completions follow. Best effort.
-    pub(super) fn cancel_all(&mut self, counters: &mut EdgeCounters) {
+    pub(super) fn cancel_all(&mut self, counters: &mut UdpCounters) {
         let patience = Timespec::from(Duration::from_millis(100));
         let cancelled = self.ring.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
         let is_unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
@@ -267,17 +277,17 @@ impl Ring {
     }
 }
 
-/// What operations there are; an error where one is not that an edge cannot do without.
-fn probe(ring: &IoUring) -> Result<Probe, EdgeError> {
+/// What operations there are; an error where one is not that a driver cannot do without.
+fn probe(ring: &IoUring) -> Result<Probe, UdpDriverError> {
     let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe).map_err(EdgeError::of_setup)?;
+    ring.submitter().register_probe(&mut probe).map_err(UdpDriverError::of_setup)?;
     let needed = [
         (opcode::SendMsg::CODE, "IORING_OP_SENDMSG (Linux 5.3)"),
         (opcode::RecvMsg::CODE, "IORING_OP_RECVMSG (Linux 5.3)"),
         (opcode::Read::CODE, "IORING_OP_READ (Linux 5.6)"),
     ];
     match needed.into_iter().find(|(code, _)| !probe.is_supported(*code)) {
-        Some((_, missing)) => Err(EdgeError::TooOld { missing }),
+        Some((_, missing)) => Err(UdpDriverError::TooOld { missing }),
         None => Ok(probe),
     }
 }

@@ -38,7 +38,7 @@ pub enum Command {
     Adopt {
         /// The session.
         viewer: Box<Viewer>,
-        /// Kept as long as the session is.
+        /// GopUnit as long as the session is.
         guard: Option<SessionGuard>,
     },
     /// The login that this session was let in with is over: say goodbye.

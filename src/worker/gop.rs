@@ -15,7 +15,7 @@ use crate::h264::Payloads;
 
 /// What is known of one kept unit, beside its payloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct KeptUnit {
+pub(super) struct UnitInfo {
     /// Its number in the ring, wrapping.
     pub(super) number: u32,
     pub(super) is_idr: bool,
@@ -26,12 +26,12 @@ pub(super) struct KeptUnit {
 
 /// One kept unit with its payloads.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kept<'a> {
-    pub(super) unit: KeptUnit,
+pub(super) struct GopUnit<'a> {
+    pub(super) unit: UnitInfo,
     pub(super) payloads: &'a [Arc<Payloads>],
 }
 
-impl Kept<'_> {
+impl GopUnit<'_> {
     /// Bytes of all payloads.
     pub(super) fn bytes(&self) -> usize {
         bytes_of(self.payloads)
@@ -58,7 +58,7 @@ enum State {
 #[derive(Default)]
 pub(super) struct Gop {
     state: State,
-    units: Vec<(KeptUnit, Range<usize>)>,
+    units: Vec<(UnitInfo, Range<usize>)>,
     payloads: Vec<Arc<Payloads>>,
     bytes: usize,
     /// Number of the last IDR, and how many units the GOP before it had.
@@ -98,7 +98,7 @@ impl Gop {
 
     /// Keeps the unit that [`Gop::next`] asked for. `false`: with it the GOP is larger than may be kept, and all of
     /// it was let go.
-    pub(super) fn keep(&mut self, unit: KeptUnit, payloads: &[Arc<Payloads>]) -> bool {
+    pub(super) fn keep(&mut self, unit: UnitInfo, payloads: &[Arc<Payloads>]) -> bool {
         let bytes = bytes_of(payloads);
         if self.bytes + bytes > limits::GOP_BYTES_MAX || self.units.len() >= limits::GOP_UNITS_MAX {
             self.clear();
@@ -121,9 +121,9 @@ impl Gop {
     }
 
     /// The kept unit at `index`, the IDR being 0.
-    pub(super) fn at(&self, index: usize) -> Option<Kept<'_>> {
+    pub(super) fn at(&self, index: usize) -> Option<GopUnit<'_>> {
         let (unit, range) = self.units.get(index)?;
-        Some(Kept { unit: *unit, payloads: self.payloads.get(range.clone())? })
+        Some(GopUnit { unit: *unit, payloads: self.payloads.get(range.clone())? })
     }
 
     /// Units kept.
@@ -166,8 +166,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    fn unit(number: u32) -> KeptUnit {
-        KeptUnit { number, is_idr: false, is_reference: true, captured_at_ns: None }
+    fn unit(number: u32) -> UnitInfo {
+        UnitInfo { number, is_idr: false, is_reference: true, captured_at_ns: None }
     }
 
     fn payloads(count: usize, bytes: usize) -> Vec<Arc<Payloads>> {

@@ -9,7 +9,7 @@ use crate::base::clock::{self, Now};
 use crate::base::limits;
 use crate::camera::waiter::{CameraWaiter, WaiterHandoff};
 use crate::camera::{ArrivalPredictor, PredictedArrival};
-use crate::uring::Word;
+use crate::uring::FutexWord;
 
 /// The camera waiter of a worker, and its prediction of the next unit.
 pub(super) struct InlineWait {
@@ -48,7 +48,7 @@ impl InlineWait {
     }
 
     /// Returns the futex word to wait for, and its value at the last poll.
-    pub(super) fn word(&self) -> Option<(&Word, u32)> {
+    pub(super) fn word(&self) -> Option<(&FutexWord, u32)> {
         self.handoff.get()?.word()
     }
 

@@ -9,8 +9,8 @@
 
 pub mod commands;
 mod gop;
+mod gop_backfill;
 mod inline_wait;
-mod lookback;
 pub mod registry;
 mod replay;
 pub mod rtp_clock;
@@ -31,7 +31,7 @@ use crate::base::limits;
 use crate::camera::Camera;
 use crate::camera::waiter::WaiterHandoff;
 use crate::metrics::WorkerCounters;
-use crate::uring::{Edge, EdgeConfig, EdgeError};
+use crate::uring::{UdpDriver, UdpDriverConfig, UdpDriverError};
 use crate::worker::commands::{Mailbox, MailboxReader, mailbox};
 
 /// Why a worker could not start.
@@ -45,7 +45,7 @@ pub enum WorkerError {
     Eventfd(#[source] std::io::Error),
     /// io_uring is not to be had; the text says what to do.
     #[error(transparent)]
-    Edge(#[from] EdgeError),
+    Driver(#[from] UdpDriverError),
     /// The thread ended before it was ready.
     #[error("worker {0} ended while starting")]
     Ended(usize),
@@ -114,10 +114,10 @@ impl Workers {
             reader,
             camera_wait,
         };
-        let edge_config = EdgeConfig {
+        let driver_config = UdpDriverConfig {
             socket: Arc::clone(&config.socket),
             receives: index == 0,
-            bells: vec![seed.reader.eventfd()],
+            eventfds: vec![seed.reader.eventfd()],
             sends_max: limits::SEND_OPERATIONS_PER_VIEWER * config.viewers_max.max(1)
                 + limits::SEND_OPERATIONS_MIN,
         };
@@ -125,12 +125,12 @@ impl Workers {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .stack_size(limits::WORKER_STACK_BYTES)
-            .spawn(move || run(seed, edge_config, pin_to, &ready))
+            .spawn(move || run(seed, driver_config, pin_to, &ready))
             .map_err(WorkerError::Thread)?;
         self.threads.push(thread);
         match started.recv() {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(WorkerError::Edge(error)),
+            Ok(Err(error)) => Err(WorkerError::Driver(error)),
             Err(_) => Err(WorkerError::Ended(index)),
         }
     }
@@ -148,22 +148,22 @@ impl Workers {
 
 fn run(
     mut seed: turn::Seed,
-    config: EdgeConfig,
+    config: UdpDriverConfig,
     pin_to: Option<usize>,
-    ready: &SyncSender<Result<(), EdgeError>>,
+    ready: &SyncSender<Result<(), UdpDriverError>>,
 ) {
     if let Some(index) = pin_to {
         pin(index);
     }
-    match Edge::new(config) {
-        Ok(edge) => {
-            seed.camera_wait = seed.camera_wait.filter(|_| edge.features().futex);
+    match UdpDriver::new(config) {
+        Ok(driver) => {
+            seed.camera_wait = seed.camera_wait.filter(|_| driver.features().futex);
             if seed.camera_wait.is_some() {
                 seed.reader.skip_camera_wakeup_here();
             }
             let _ = ready.send(Ok(()));
-            seed.counters.uring_features.set(edge.features().bits());
-            turn::Worker::new(seed, edge).run();
+            seed.counters.uring_features.set(driver.features().bits());
+            turn::Worker::new(seed, driver).run();
         }
         Err(error) => {
             let _ = ready.send(Err(error));

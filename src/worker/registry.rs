@@ -10,7 +10,7 @@ use crate::worker::replay::Replay;
 use crate::worker::timing::Sends;
 
 /// A session and what the worker knows about it.
-pub(super) struct Entry {
+pub(super) struct SessionSlot {
     /// The session.
     pub(super) viewer: Viewer,
     /// When it next wants `handle_timeout`.
@@ -30,7 +30,7 @@ pub(super) struct Entry {
 /// The sessions of one worker, in order of arrival.
 #[derive(Default)]
 pub(super) struct Registry {
-    entries: Vec<Entry>,
+    slots: Vec<SessionSlot>,
     by_ufrag: HashMap<String, u32>,
     by_address: HashMap<SocketAddr, u32>,
 }
@@ -39,7 +39,7 @@ impl Registry {
     /// Takes a session in.
     pub(super) fn insert(&mut self, viewer: Viewer, guard: Option<SessionGuard>, now: Instant) {
         self.by_ufrag.insert(viewer.local_ufrag().to_owned(), viewer.id());
-        self.entries.push(Entry {
+        self.slots.push(SessionSlot {
             viewer,
             deadline: now,
             touched: true,
@@ -51,26 +51,26 @@ impl Registry {
     }
 
     /// The session STUN for `ufrag` belongs to.
-    pub(super) fn by_ufrag(&mut self, ufrag: &str) -> Option<&mut Entry> {
+    pub(super) fn by_ufrag(&mut self, ufrag: &str) -> Option<&mut SessionSlot> {
         let id = *self.by_ufrag.get(ufrag)?;
         self.by_id(id)
     }
 
     /// The session that `remote` belongs to.
-    pub(super) fn by_address(&mut self, remote: SocketAddr) -> Option<&mut Entry> {
+    pub(super) fn by_address(&mut self, remote: SocketAddr) -> Option<&mut SessionSlot> {
         let id = *self.by_address.get(&remote)?;
         self.by_id(id)
     }
 
     /// The session with this number.
-    pub(super) fn by_id(&mut self, id: u32) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.viewer.id() == id)
+    pub(super) fn by_id(&mut self, id: u32) -> Option<&mut SessionSlot> {
+        self.slots.iter_mut().find(|slot| slot.viewer.id() == id)
     }
 
     /// Notes that `remote` passed the check of session `id`: from now on its datagrams go there.
     pub(super) fn learn(&mut self, id: u32, remote: SocketAddr) {
-        let Some(entry) = self.entries.iter_mut().find(|entry| entry.viewer.id() == id) else { return };
-        if let Some(old) = entry.remote.replace(remote)
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.viewer.id() == id) else { return };
+        if let Some(old) = slot.remote.replace(remote)
             && old != remote
             && self.by_address.get(&old) == Some(&id)
         {
@@ -80,13 +80,13 @@ impl Registry {
     }
 
     /// Every session.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.entries.iter_mut()
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut SessionSlot> {
+        self.slots.iter_mut()
     }
 
     /// The session at `index`, in order of arrival.
-    pub(super) fn at(&mut self, index: usize) -> Option<&mut Entry> {
-        self.entries.get_mut(index)
+    pub(super) fn at(&mut self, index: usize) -> Option<&mut SessionSlot> {
+        self.slots.get_mut(index)
     }
 
     /// Ufrags and addresses that are known.
@@ -97,24 +97,24 @@ impl Registry {
 
     /// How many sessions there are.
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.slots.len()
     }
 
     /// The earliest deadline.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.entries.iter().map(|entry| entry.deadline).min()
+        self.slots.iter().map(|slot| slot.deadline).min()
     }
 
     /// Takes out the sessions that are closed; their order among the others is kept.
-    pub(super) fn remove_closed(&mut self, mut gone: impl FnMut(&Entry)) {
+    pub(super) fn remove_closed(&mut self, mut gone: impl FnMut(&SessionSlot)) {
         let (by_ufrag, by_address) = (&mut self.by_ufrag, &mut self.by_address);
-        self.entries.retain(|entry| {
-            let closed = entry.viewer.is_closed();
+        self.slots.retain(|slot| {
+            let closed = slot.viewer.is_closed();
             if closed {
-                gone(entry);
-                by_ufrag.remove(entry.viewer.local_ufrag());
-                if let Some(remote) = entry.remote
-                    && by_address.get(&remote) == Some(&entry.viewer.id())
+                gone(slot);
+                by_ufrag.remove(slot.viewer.local_ufrag());
+                if let Some(remote) = slot.remote
+                    && by_address.get(&remote) == Some(&slot.viewer.id())
                 {
                     by_address.remove(&remote);
                 }

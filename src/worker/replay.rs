@@ -7,34 +7,34 @@ use crate::base::clock::Now;
 use crate::base::limits;
 use crate::metrics::WorkerCounters;
 use crate::session::{CatchUpDecision, CatchUpTime, GopAvailability, IdrReason, PacketizedUnit};
-use crate::worker::gop::Kept;
-use crate::worker::registry::{Entry, Registry};
+use crate::worker::gop::GopUnit;
+use crate::worker::registry::{Registry, SessionSlot};
 use crate::worker::source::Source;
-use crate::worker::wire::{Lane, Wire};
+use crate::worker::wire::{Driver, ViewerSink};
 
 /// One viewer's way through the GOP.
 #[derive(Debug)]
 pub(super) struct Replay {
     /// Index of its next unit.
     next: usize,
-    pace: Pace,
+    pace: TokenBucket,
 }
 
 /// How fast it goes: a bucket of bytes that fills with time. The first unit always passes.
 #[derive(Debug)]
-struct Pace {
+struct TokenBucket {
     bytes_per_s: u64,
     /// Below 0: what was sent ahead of time.
     bytes: i64,
     filled_at: Instant,
 }
 
-impl Pace {
+impl TokenBucket {
     /// So that `bytes` take [`limits::REPLAY_MS`], within bounds.
     fn new(bytes: usize, now: Instant) -> Self {
         let bytes_per_s = 1_000 * bytes as u64 / limits::REPLAY_MS;
         let (slowest, fastest) = (*limits::REPLAY_BYTES_PER_S.start(), *limits::REPLAY_BYTES_PER_S.end());
-        Pace { bytes_per_s: bytes_per_s.clamp(slowest, fastest), bytes: 1, filled_at: now }
+        TokenBucket { bytes_per_s: bytes_per_s.clamp(slowest, fastest), bytes: 1, filled_at: now }
     }
 
     fn may_send(&mut self, now: Instant) -> bool {
@@ -57,16 +57,16 @@ impl Pace {
 }
 
 /// What a turn replays with.
-pub(super) struct Replayer<'a, W> {
+pub(super) struct ReplayTurn<'a, W> {
     pub(super) source: &'a mut Source,
-    pub(super) edge: &'a mut W,
+    pub(super) driver: &'a mut W,
     pub(super) counters: &'a WorkerCounters,
     pub(super) now: Now,
     /// The camera is to be asked for an IDR: a viewer has to wait for the next one, or is better off with one.
     pub(super) is_idr_wanted: bool,
 }
 
-impl<W: Wire> Replayer<'_, W> {
+impl<W: Driver> ReplayTurn<'_, W> {
     /// Answers new needs and sends one turn's share of what is being replayed. `first` goes first. Says whether a
     /// viewer waits for more.
     pub(super) fn turn(&mut self, sessions: &mut Registry, first: usize) -> bool {
@@ -74,35 +74,32 @@ impl<W: Wire> Replayer<'_, W> {
         let mut share = limits::REPLAY_BYTES_PER_TURN;
         let mut is_any_left = false;
         for place in 0..count {
-            let Some(entry) = sessions.at((first + place) % count) else { continue };
-            self.answer(entry);
-            if !entry.viewer.is_catching_up() {
+            let Some(slot) = sessions.at((first + place) % count) else { continue };
+            self.answer(slot);
+            if !slot.viewer.is_catching_up() {
                 // The camera's next IDR came before its end.
-                self.counters.replays_cut.add(u64::from(entry.replay.take().is_some()));
+                self.counters.replays_cut.add(u64::from(slot.replay.take().is_some()));
             } else {
-                self.go_on(entry, &mut share);
-                is_any_left |= entry.viewer.is_catching_up();
+                self.go_on(slot, &mut share);
+                is_any_left |= slot.viewer.is_catching_up();
             }
         }
         is_any_left
     }
 
-    fn answer(&mut self, entry: &mut Entry) {
-        let Some(need) = entry.viewer.poll_idr_reason() else { return };
+    fn answer(&mut self, slot: &mut SessionSlot) {
+        let Some(need) = slot.viewer.poll_idr_reason() else { return };
         let now = self.now.instant;
         let next_idr_in = self.source.next_idr_in(self.counters);
         let gop = self.source.gop_so_far(self.now.monotonic_ns, self.counters).filter(|gop| gop.len() > 0);
         let size = gop.map(|gop| (gop.bytes(), gop.packets(), gop.len()));
-        match entry.viewer.decide_catch_up(
-            now,
-            need,
-            GopAvailability { has_gop: size.is_some(), next_idr_in },
-        ) {
+        match slot.viewer.decide_catch_up(now, need, GopAvailability { has_gop: size.is_some(), next_idr_in })
+        {
             CatchUpDecision::Replay => {
                 let (bytes, packets, units) = size.unwrap_or_default();
                 self.is_idr_wanted |= is_worth_asking(need, units);
-                entry.viewer.begin_catch_up(now, need, packets);
-                entry.replay = Some(Replay { next: 0, pace: Pace::new(bytes, now) });
+                slot.viewer.begin_catch_up(now, need, packets);
+                slot.replay = Some(Replay { next: 0, pace: TokenBucket::new(bytes, now) });
                 match need {
                     IdrReason::Join => self.counters.replays_of_joins.add(1),
                     IdrReason::Request => self.counters.replays_of_requests.add(1),
@@ -117,33 +114,33 @@ impl<W: Wire> Replayer<'_, W> {
     }
 
     /// Sends units of one viewer until its pace, the turn's share or its socket says stop.
-    fn go_on(&mut self, entry: &mut Entry, share: &mut usize) {
+    fn go_on(&mut self, slot: &mut SessionSlot, share: &mut usize) {
         let (now, counters) = (self.now, self.counters);
-        while *share > 0 && self.edge.in_flight(entry.viewer.id()) <= limits::REPLAY_IN_FLIGHT_MAX {
-            let Some(replay) = entry.replay.as_mut() else { return };
+        while *share > 0 && self.driver.in_flight(slot.viewer.id()) <= limits::REPLAY_IN_FLIGHT_MAX {
+            let Some(replay) = slot.replay.as_mut() else { return };
             if !replay.pace.may_send(now.instant) {
                 return;
             }
             let latest = self.source.latest(now);
             let Some(gop) = self.source.gop_so_far(now.monotonic_ns, counters) else {
-                return end(entry, false);
+                return end(slot, false);
             };
-            let Some(kept) = gop.at(replay.next) else { return end(entry, true) };
+            let Some(kept) = gop.at(replay.next) else { return end(slot, true) };
             let is_newest = replay.next + 1 == gop.len();
             replay.next += 1;
             replay.pace.sent(kept.bytes());
             *share = share.saturating_sub(kept.bytes());
             let time = latest.time_of(&kept);
-            entry.viewer.note_congestion(self.edge.in_flight(entry.viewer.id()));
-            let Entry { viewer, sends, .. } = &mut *entry;
-            let mut lane = Lane { viewer: viewer.id(), edge: &mut *self.edge, sends };
+            slot.viewer.note_congestion(self.driver.in_flight(slot.viewer.id()));
+            let SessionSlot { viewer, sends, .. } = &mut *slot;
+            let mut sink = ViewerSink { viewer: viewer.id(), driver: &mut *self.driver, sends };
             let is_sent =
-                viewer.push_catch_up_unit(now.instant, &packetized(&kept), time, is_newest, &mut lane);
+                viewer.push_catch_up_unit(now.instant, &packetized(&kept), time, is_newest, &mut sink);
             counters.units_replayed.add(u64::from(is_sent));
-            entry.deadline = entry.viewer.next_deadline();
-            self.edge.flush();
+            slot.deadline = slot.viewer.next_deadline();
+            self.driver.flush();
             if is_newest {
-                return end(entry, true);
+                return end(slot, true);
             }
         }
     }
@@ -155,24 +152,24 @@ fn is_worth_asking(need: IdrReason, units: usize) -> bool {
     need == IdrReason::Request || units > limits::REPLAY_UNITS_SHORT
 }
 
-fn end(entry: &mut Entry, is_complete: bool) {
-    entry.replay = None;
-    entry.viewer.end_catch_up(is_complete);
+fn end(slot: &mut SessionSlot, is_complete: bool) {
+    slot.replay = None;
+    slot.viewer.end_catch_up(is_complete);
 }
 
 /// The newest live unit: what replayed ones are put just before.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Latest {
+pub(super) struct NewestUnit {
     pub(super) number: u32,
     pub(super) rtp_time_90k: u64,
     /// When it was taken.
     pub(super) at: Instant,
 }
 
-impl Latest {
+impl NewestUnit {
     /// One tick of RTP time between two replayed units: the viewer's clock stands where it will when the live ones
     /// come, and everything before is late and shown at once.
-    fn time_of(&self, kept: &Kept<'_>) -> CatchUpTime {
+    fn time_of(&self, kept: &GopUnit<'_>) -> CatchUpTime {
         let units_before = self.number.wrapping_sub(kept.unit.number);
         let rtp_time_90k =
             self.rtp_time_90k.saturating_sub(u64::from(units_before) * limits::REPLAY_STEP_90K);
@@ -180,7 +177,7 @@ impl Latest {
     }
 }
 
-fn packetized<'a>(kept: &Kept<'a>) -> PacketizedUnit<'a> {
+fn packetized<'a>(kept: &GopUnit<'a>) -> PacketizedUnit<'a> {
     PacketizedUnit {
         payloads: kept.payloads,
         is_idr: kept.unit.is_idr,
@@ -200,7 +197,7 @@ mod tests {
     /// Milliseconds that units of `unit_bytes` take, `units` of them, with a turn every `turn_ms`.
     fn duration_ms(unit_bytes: usize, units: usize, turn_ms: u64) -> u64 {
         let begin = clock::now().instant;
-        let mut pace = Pace::new(unit_bytes * units, begin);
+        let mut pace = TokenBucket::new(unit_bytes * units, begin);
         let mut sent = 0;
         for turn in 0.. {
             let now = begin + Duration::from_millis(turn * turn_ms);
@@ -218,7 +215,7 @@ mod tests {
     #[test]
     fn the_first_unit_goes_at_once_whatever_its_size() {
         let now = clock::now().instant;
-        let mut pace = Pace::new(400_000, now);
+        let mut pace = TokenBucket::new(400_000, now);
         assert!(pace.may_send(now));
         pace.sent(300_000);
         assert!(!pace.may_send(now + Duration::from_millis(1)));
@@ -244,7 +241,7 @@ mod tests {
     #[test]
     fn a_worker_that_was_held_up_does_not_burst() {
         let begin = clock::now().instant;
-        let mut pace = Pace::new(10_000_000, begin);
+        let mut pace = TokenBucket::new(10_000_000, begin);
         let late = begin + Duration::from_secs(1);
         let burst = std::iter::from_fn(|| pace.may_send(late).then(|| pace.sent(1_200)));
         let bytes = 1_200 * burst.count() as u64;
@@ -255,14 +252,14 @@ mod tests {
     #[test]
     fn replayed_units_stand_before_the_newest_whatever_wraps() {
         let at = clock::now().instant;
-        let latest = Latest { number: 5, rtp_time_90k: 90_000, at };
-        let unit = |number| crate::worker::gop::KeptUnit {
+        let latest = NewestUnit { number: 5, rtp_time_90k: 90_000, at };
+        let unit = |number| crate::worker::gop::UnitInfo {
             number,
             is_idr: false,
             is_reference: true,
             captured_at_ns: None,
         };
-        let time = |number| latest.time_of(&Kept { unit: unit(number), payloads: &[] }).rtp_time_90k;
+        let time = |number| latest.time_of(&GopUnit { unit: unit(number), payloads: &[] }).rtp_time_90k;
         assert_eq!((time(5), time(4), time(u32::MAX)), (90_000, 89_999, 89_994));
     }
 }

@@ -10,19 +10,19 @@ use crate::h264::{Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::PacketizedUnit;
 use crate::worker::gop::Gop;
-use crate::worker::lookback::{Live, Lookback};
-use crate::worker::replay::Latest;
+use crate::worker::gop_backfill::{GopBackfill, Live};
+use crate::worker::replay::NewestUnit;
 use crate::worker::rtp_clock::RtpClock;
 use crate::worker::timing::TimedUnit;
 
 /// What a look at the ring gave.
-pub(super) enum Taken {
+pub(super) enum Polled {
     /// A unit lies packetised in the source.
     Unit,
     /// Something else happened (lapped, refused, restarted); look again.
     Again,
     /// Nothing new.
-    Nothing,
+    Empty,
 }
 
 /// One worker's own cursor and what it makes of the units.
@@ -36,10 +36,10 @@ pub(super) struct Source {
     /// Units were lost since the last one that was handed on.
     gap: bool,
     last_captured_ns: Option<i64>,
-    lookback: Lookback,
+    backfill: GopBackfill,
     /// The unit the cursor reads next.
     position: u32,
-    latest: Option<Latest>,
+    latest: Option<NewestUnit>,
 }
 
 #[derive(Default)]
@@ -63,7 +63,7 @@ impl Source {
             unit: Unit::default(),
             gap: false,
             last_captured_ns: None,
-            lookback: Lookback::new(camera),
+            backfill: GopBackfill::new(camera),
             position: 0,
             latest: None,
         }
@@ -71,7 +71,7 @@ impl Source {
 
     /// Takes the next unit from the ring. `wanted`: somebody watches; without it the unit is only looked at
     /// (parameter sets are kept, nothing is copied).
-    pub(super) fn take(&mut self, now: Now, wanted: bool, counters: &WorkerCounters) -> Taken {
+    pub(super) fn take(&mut self, now: Now, wanted: bool, counters: &WorkerCounters) -> Polled {
         let next = self.cursor.next(now.monotonic_ns);
         counters.lag_slots.set(u64::from(self.cursor.lag_slots()));
         match next {
@@ -88,17 +88,17 @@ impl Source {
                 counters.restarts.add(1);
                 self.lose()
             }
-            Next::Empty | Next::Away => Taken::Nothing,
+            Next::Empty | Next::Away => Polled::Empty,
         }
     }
 
-    fn lose(&mut self) -> Taken {
+    fn lose(&mut self) -> Polled {
         self.gap = true;
-        self.lookback.lose();
-        Taken::Again
+        self.backfill.lose();
+        Polled::Again
     }
 
-    fn packetize(&mut self, view: &UnitView, now: Now, wanted: bool, counters: &WorkerCounters) -> Taken {
+    fn packetize(&mut self, view: &UnitView, now: Now, wanted: bool, counters: &WorkerCounters) -> Polled {
         counters.units_read.add(1);
         counters.last_unit_at_ns.set(now.monotonic_ns.unsigned_abs());
         self.position = view.sequence.wrapping_add(1);
@@ -113,7 +113,7 @@ impl Source {
                 }
                 count_refused(&error, counters);
                 // Parameter sets alone are no picture: nothing was lost.
-                return if matches!(error, UnitError::NoSlice) { Taken::Again } else { self.lose() };
+                return if matches!(error, UnitError::NoSlice) { Polled::Again } else { self.lose() };
             }
         };
         if wanted {
@@ -130,7 +130,7 @@ impl Source {
         counters.payload_allocations.set_total(self.packetizer.allocations());
         self.note_stream(view, counters);
         if is_idr {
-            self.lookback.begin(view.sequence, &self.assembler);
+            self.backfill.begin(view.sequence, &self.assembler);
         }
         self.unit = Unit {
             is_idr,
@@ -144,26 +144,26 @@ impl Source {
             },
         };
         let rtp_time_90k = self.unit.rtp_time_90k;
-        self.latest = Some(Latest { number: view.sequence, rtp_time_90k, at: now.instant });
+        self.latest = Some(NewestUnit { number: view.sequence, rtp_time_90k, at: now.instant });
         let live = Live { cursor: &self.cursor, position: self.position, now_ns: now.monotonic_ns };
-        self.lookback.keep_up(live, counters);
-        Taken::Unit
+        self.backfill.keep_up(live, counters);
+        Polled::Unit
     }
 
     /// The newest GOP from its IDR up to the newest unit taken; `None` where it cannot be given.
     pub(super) fn gop_so_far(&mut self, now_ns: i64, counters: &WorkerCounters) -> Option<&Gop> {
         let live = Live { cursor: &self.cursor, position: self.position, now_ns };
-        self.lookback.fetch(live, counters)
+        self.backfill.fetch(live, counters)
     }
 
     /// The newest unit taken; before the first, one that would be taken now.
-    pub(super) fn latest(&self, now: Now) -> Latest {
-        self.latest.unwrap_or(Latest { number: 0, rtp_time_90k: 0, at: now.instant })
+    pub(super) fn latest(&self, now: Now) -> NewestUnit {
+        self.latest.unwrap_or(NewestUnit { number: 0, rtp_time_90k: 0, at: now.instant })
     }
 
     /// Time until the camera's next IDR, as far as the last GOP tells.
     pub(super) fn next_idr_in(&self, counters: &WorkerCounters) -> Option<Duration> {
-        let units = self.lookback.gop().units_to_idr(self.latest?.number)?;
+        let units = self.backfill.gop().units_to_idr(self.latest?.number)?;
         Some(Duration::from_nanos(counters.unit_interval_ns.get()) * units)
     }
 

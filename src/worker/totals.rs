@@ -7,7 +7,7 @@ use crate::base::clock::Now;
 use crate::metrics::drops::DropWatch;
 use crate::metrics::{ViewerFigures, WorkerCounters};
 use crate::session::{ViewerState, ViewerStatus};
-use crate::uring::EdgeCounters;
+use crate::uring::UdpCounters;
 use crate::worker::registry::Registry;
 
 /// Time between two walks.
@@ -62,8 +62,8 @@ impl Totals {
         self.figures.clear();
         let mut sums = self.ended;
         let mut viewers = 0;
-        for entry in sessions.iter_mut() {
-            let status = entry.viewer.status(now.instant);
+        for slot in sessions.iter_mut() {
+            let status = slot.viewer.status(now.instant);
             viewers += u64::from(status.state == ViewerState::Connected);
             sums.add(&status);
             self.figures.push(figures(&status));
@@ -101,15 +101,15 @@ fn figures(status: &ViewerStatus) -> ViewerFigures {
     }
 }
 
-/// Copies what the edge counts, as plain integers of the same thread, to where a scrape can read it.
-pub(super) fn count_edge(edge: &EdgeCounters, counters: &WorkerCounters) {
-    counters.datagrams_received.set_total(edge.received);
-    counters.receive_errors.set_total(edge.recv_truncated + edge.recv_no_buffers + edge.recv_errors);
-    counters.datagrams_sent.set_total(edge.datagrams_sent);
-    counters.bytes_sent.set_total(edge.bytes_sent);
-    counters.datagrams_dropped.set_total(edge.datagrams_dropped);
-    counters.send_errors.set_total(edge.send_errors);
-    counters.gso_runs.set_total(edge.gso_runs);
-    counters.gso_fallbacks.set_total(edge.gso_fallbacks);
-    counters.enters.set_total(edge.enters);
+/// Copies what the driver counts, as plain integers of the same thread, to where a scrape can read it.
+pub(super) fn count_datagrams(driver: &UdpCounters, counters: &WorkerCounters) {
+    counters.datagrams_received.set_total(driver.received);
+    counters.receive_errors.set_total(driver.recv_truncated + driver.recv_no_buffers + driver.recv_errors);
+    counters.datagrams_sent.set_total(driver.datagrams_sent);
+    counters.bytes_sent.set_total(driver.bytes_sent);
+    counters.datagrams_dropped.set_total(driver.datagrams_dropped);
+    counters.send_errors.set_total(driver.send_errors);
+    counters.gso_batches.set_total(driver.gso_batches);
+    counters.gso_fallbacks.set_total(driver.gso_fallbacks);
+    counters.enters.set_total(driver.enters);
 }

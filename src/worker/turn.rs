@@ -1,5 +1,5 @@
 //! One turn: reap all completions, feed the sessions, fan out new access units, drain every touched session,
-//! submit once. Work per turn is bounded. May not block but in `Edge::submit_and_wait`.
+//! submit once. Work per turn is bounded. May not block but in `UdpDriver::submit_and_wait`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use crate::camera::Camera;
 use crate::camera::waiter::WaiterHandoff;
 use crate::metrics::WorkerCounters;
 use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
-use crate::uring::{Completion, EdgeError, Received};
+use crate::uring::{Completion, Received, UdpDriverError};
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
 use crate::worker::inline_wait::InlineWait;
-use crate::worker::registry::{Entry, Registry, Routes};
-use crate::worker::replay::Replayer;
-use crate::worker::source::{Source, Taken};
+use crate::worker::registry::{Registry, Routes, SessionSlot};
+use crate::worker::replay::ReplayTurn;
+use crate::worker::source::{Polled, Source};
 use crate::worker::timing::Timing;
-use crate::worker::totals::{Totals, count_edge};
-use crate::worker::wire::{Lane, Wire};
+use crate::worker::totals::{Totals, count_datagrams};
+use crate::worker::wire::{Driver, ViewerSink};
 
 /// What a worker is made from; moved to its thread.
 pub(super) struct Seed {
@@ -41,7 +41,7 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 /// One worker: everything its thread owns.
 pub(super) struct Worker<W> {
     index: usize,
-    pub(super) edge: W,
+    pub(super) driver: W,
     camera: Camera,
     source: Source,
     pub(super) sessions: Registry,
@@ -60,11 +60,11 @@ pub(super) struct Worker<W> {
     camera_wait: Option<InlineWait>,
 }
 
-impl<W: Wire> Worker<W> {
-    pub(super) fn new(seed: Seed, edge: W) -> Self {
+impl<W: Driver> Worker<W> {
+    pub(super) fn new(seed: Seed, driver: W) -> Self {
         Worker {
             index: seed.index,
-            edge,
+            driver,
             source: Source::new(seed.camera.clone()),
             camera: seed.camera,
             sessions: Registry::default(),
@@ -98,14 +98,14 @@ impl<W: Wire> Worker<W> {
         }
     }
 
-    pub(super) fn submit(&mut self, now: Now) -> Result<(), EdgeError> {
-        self.timing.submitted(self.sessions.iter_mut().map(|entry| &mut entry.sends));
+    pub(super) fn submit(&mut self, now: Now) -> Result<(), UdpDriverError> {
+        self.timing.submitted(self.sessions.iter_mut().map(|slot| &mut slot.sends));
         let mut wait = self.time_to_wait(now);
         if let Some(camera_wait) = &mut self.camera_wait {
-            self.edge.watch(camera_wait.word());
+            self.driver.watch(camera_wait.word());
             wait = wait.min(camera_wait.time_to_wait(now, self.sessions.len()));
         }
-        self.edge.submit_and_wait(wait)
+        self.driver.submit_and_wait(wait)
     }
 
     fn is_done(&self, now: Now) -> bool {
@@ -147,13 +147,13 @@ impl<W: Wire> Worker<W> {
     fn reap(&mut self, now: Now) {
         let mut any_sent = false;
         for _ in 0..limits::COMPLETIONS_PER_TURN_MAX {
-            match self.edge.next_completion() {
+            match self.driver.next_completion() {
                 Some(Completion::Datagram(received)) => self.receive(now, received),
-                // The edge counts them.
+                // The driver counts them.
                 Some(Completion::Sent { .. }) => any_sent = true,
                 // What rang is looked at in every turn.
-                Some(Completion::Bell(_)) => {}
-                Some(Completion::Word(result)) => {
+                Some(Completion::Eventfd(_)) => {}
+                Some(Completion::Futex(result)) => {
                     if let Some(camera_wait) = &mut self.camera_wait {
                         camera_wait.on_completion(result);
                     }
@@ -167,21 +167,21 @@ impl<W: Wire> Worker<W> {
     }
 
     fn time_sent(&mut self, now: Now) {
-        for entry in self.sessions.iter_mut() {
-            let in_flight = self.edge.in_flight(entry.viewer.id());
-            self.timing.sent(&mut entry.sends, in_flight, now.monotonic_ns, &self.counters);
+        for slot in self.sessions.iter_mut() {
+            let in_flight = self.driver.in_flight(slot.viewer.id());
+            self.timing.sent(&mut slot.sends, in_flight, now.monotonic_ns, &self.counters);
         }
     }
 
     fn receive(&mut self, now: Now, received: Received) {
         let (remote, local) = (received.remote, received.local);
-        let bytes = self.edge.datagram(&received);
+        let bytes = self.driver.datagram(&received);
         let ufrag = stun_ufrag(bytes);
-        if let Some(entry) = find(&mut self.sessions, remote, ufrag) {
-            entry.viewer.handle_datagram(now.instant, local, remote, bytes);
-            entry.touched = true;
-            let id = entry.viewer.id();
-            if entry.remote != Some(remote) && entry.viewer.accepts_address(remote) {
+        if let Some(slot) = find(&mut self.sessions, remote, ufrag) {
+            slot.viewer.handle_datagram(now.instant, local, remote, bytes);
+            slot.touched = true;
+            let id = slot.viewer.id();
+            if slot.remote != Some(remote) && slot.viewer.accepts_address(remote) {
                 self.sessions.learn(id, remote);
             }
         } else {
@@ -197,7 +197,7 @@ impl<W: Wire> Worker<W> {
                 None => self.counters.datagrams_unclaimed.add(1),
             }
         }
-        self.edge.recycle(received);
+        self.driver.recycle(received);
     }
 
     fn forward(&mut self, worker: usize, datagram: Forwarded) {
@@ -233,14 +233,14 @@ impl<W: Wire> Worker<W> {
 
     fn take_forwarded_datagram(&mut self, now: Now, datagram: &Forwarded) {
         let ufrag = stun_ufrag(&datagram.bytes);
-        let Some(entry) = find(&mut self.sessions, datagram.remote, ufrag) else {
+        let Some(slot) = find(&mut self.sessions, datagram.remote, ufrag) else {
             self.counters.datagrams_unclaimed.add(1);
             return;
         };
-        entry.viewer.handle_datagram(now.instant, datagram.local, datagram.remote, &datagram.bytes);
-        entry.touched = true;
-        if entry.remote != Some(datagram.remote) && entry.viewer.accepts_address(datagram.remote) {
-            let (id, ufrag) = (entry.viewer.id(), entry.viewer.local_ufrag().to_owned());
+        slot.viewer.handle_datagram(now.instant, datagram.local, datagram.remote, &datagram.bytes);
+        slot.touched = true;
+        if slot.remote != Some(datagram.remote) && slot.viewer.accepts_address(datagram.remote) {
+            let (id, ufrag) = (slot.viewer.id(), slot.viewer.local_ufrag().to_owned());
             self.sessions.learn(id, datagram.remote);
             self.tell_receiver(Command::Learned { ufrag, remote: datagram.remote });
         }
@@ -273,14 +273,14 @@ impl<W: Wire> Worker<W> {
             }
             Command::LogOut { viewer } => {
                 // It may have gone by itself meanwhile.
-                if let Some(entry) = self.sessions.by_id(viewer) {
-                    entry.viewer.log_out(now.instant);
-                    entry.touched = true;
+                if let Some(slot) = self.sessions.by_id(viewer) {
+                    slot.viewer.log_out(now.instant);
+                    slot.touched = true;
                 }
             }
             Command::Statuses(reply) => {
                 let statuses: Vec<ViewerStatus> =
-                    self.sessions.iter_mut().map(|entry| entry.viewer.status(now.instant)).collect();
+                    self.sessions.iter_mut().map(|slot| slot.viewer.status(now.instant)).collect();
                 // The asker may have given up.
                 let _ = reply.send(statuses);
             }
@@ -293,9 +293,9 @@ impl<W: Wire> Worker<W> {
 
     fn stop(&mut self, now: Now) {
         self.stopping_until = Some(now.instant + Duration::from_millis(limits::STOP_MS_MAX));
-        for entry in self.sessions.iter_mut() {
-            entry.viewer.close(now.instant);
-            entry.touched = true;
+        for slot in self.sessions.iter_mut() {
+            slot.viewer.close(now.instant);
+            slot.touched = true;
         }
     }
 
@@ -303,14 +303,14 @@ impl<W: Wire> Worker<W> {
         for _ in 0..limits::UNITS_PER_TURN_MAX {
             let wanted = self.sessions.len() > 0 && self.stopping_until.is_none();
             match self.source.take(now, wanted, &self.counters) {
-                Taken::Unit => {
+                Polled::Unit => {
                     self.timing.packetised(self.source.timed(), now.monotonic_ns, wanted, &self.counters);
                     if wanted {
                         self.publish(now);
                     }
                 }
-                Taken::Again => {}
-                Taken::Nothing => return,
+                Polled::Again => {}
+                Polled::Empty => return,
             }
         }
         if let Some(own) = self.peers.get(self.index) {
@@ -323,16 +323,16 @@ impl<W: Wire> Worker<W> {
         let count = self.sessions.len();
         self.first = (self.first + 1) % count.max(1);
         for place in 0..count {
-            let Some(entry) = self.sessions.at((self.first + place) % count) else { continue };
-            push(&mut self.edge, entry, now, &unit);
-            self.timing.encrypted(entry.viewer.id(), &mut entry.sends);
+            let Some(slot) = self.sessions.at((self.first + place) % count) else { continue };
+            push(&mut self.driver, slot, now, &unit);
+            self.timing.encrypted(slot.viewer.id(), &mut slot.sends);
         }
     }
 
     /// After the live units: they come first.
     fn replay(&mut self, now: Now) {
-        let (source, edge, counters) = (&mut self.source, &mut self.edge, &*self.counters);
-        let mut replayer = Replayer { source, edge, counters, now, is_idr_wanted: false };
+        let (source, driver, counters) = (&mut self.source, &mut self.driver, &*self.counters);
+        let mut replayer = ReplayTurn { source, driver, counters, now, is_idr_wanted: false };
         self.is_replaying = replayer.turn(&mut self.sessions, self.first);
         // Once for all viewers.
         if replayer.is_idr_wanted {
@@ -341,32 +341,32 @@ impl<W: Wire> Worker<W> {
     }
 
     fn take_deadlines(&mut self, now: Now) {
-        for entry in self.sessions.iter_mut() {
-            if entry.deadline <= now.instant + DEADLINE_SLACK {
-                entry.viewer.handle_timeout(now.instant);
-                entry.touched = true;
+        for slot in self.sessions.iter_mut() {
+            if slot.deadline <= now.instant + DEADLINE_SLACK {
+                slot.viewer.handle_timeout(now.instant);
+                slot.touched = true;
             }
         }
     }
 
     fn drain_touched(&mut self, now: Now) {
-        for entry in self.sessions.iter_mut() {
-            if std::mem::take(&mut entry.touched) {
-                drain(&mut self.edge, entry, now.instant);
+        for slot in self.sessions.iter_mut() {
+            if std::mem::take(&mut slot.touched) {
+                drain(&mut self.driver, slot, now.instant);
             }
         }
     }
 
     fn remove_closed(&mut self, now: Now) {
         let (counters, totals, index, peers) = (&self.counters, &mut self.totals, self.index, &self.peers);
-        self.sessions.remove_closed(|entry| {
+        self.sessions.remove_closed(|slot| {
             counters.sessions_closed.add(1);
-            totals.keep(&entry.viewer.status(now.instant));
+            totals.keep(&slot.viewer.status(now.instant));
             if index != 0
                 && let Some(receiver) = peers.first()
             {
                 // A route that stays behind only forwards datagrams nobody claims.
-                let _ = receiver.send(Command::Forget { ufrag: entry.viewer.local_ufrag().to_owned() });
+                let _ = receiver.send(Command::Forget { ufrag: slot.viewer.local_ufrag().to_owned() });
             }
         });
     }
@@ -376,36 +376,40 @@ impl<W: Wire> Worker<W> {
         if let Some(camera_wait) = &self.camera_wait {
             self.counters.busy_poll_ns.set_total(camera_wait.polled_ns());
         }
-        count_edge(self.edge.counters(), &self.counters);
+        count_datagrams(self.driver.counters(), &self.counters);
         self.totals.count(&mut self.sessions, now, &self.counters);
         self.timing.publish(now.monotonic_ns, &self.counters);
     }
 }
 
-fn find<'a>(sessions: &'a mut Registry, remote: SocketAddr, ufrag: Option<&str>) -> Option<&'a mut Entry> {
+fn find<'a>(
+    sessions: &'a mut Registry,
+    remote: SocketAddr,
+    ufrag: Option<&str>,
+) -> Option<&'a mut SessionSlot> {
     match ufrag {
         Some(ufrag) => sessions.by_ufrag(ufrag),
         None => sessions.by_address(remote),
     }
 }
 
-fn push(edge: &mut impl Wire, entry: &mut Entry, now: Now, unit: &PacketizedUnit<'_>) {
-    entry.viewer.note_congestion(edge.in_flight(entry.viewer.id()));
-    entry.sends.skip();
-    let Entry { viewer, sends, .. } = entry;
+fn push(driver: &mut impl Driver, slot: &mut SessionSlot, now: Now, unit: &PacketizedUnit<'_>) {
+    slot.viewer.note_congestion(driver.in_flight(slot.viewer.id()));
+    slot.sends.skip();
+    let SessionSlot { viewer, sends, .. } = slot;
     let viewer_id = viewer.id();
-    viewer.push_access_unit(now.instant, unit, &mut Lane { edge, viewer: viewer_id, sends });
-    entry.deadline = entry.viewer.next_deadline();
-    edge.flush();
+    viewer.push_access_unit(now.instant, unit, &mut ViewerSink { driver, viewer: viewer_id, sends });
+    slot.deadline = slot.viewer.next_deadline();
+    driver.flush();
 }
 
-/// Every mutation of a session is followed by this: all it wants sent goes to the edge.
-pub(super) fn drain(edge: &mut impl Wire, entry: &mut Entry, now: Instant) {
-    let Entry { viewer, sends, .. } = entry;
+/// Every mutation of a session is followed by this: all it wants sent goes to the driver.
+pub(super) fn drain(driver: &mut impl Driver, slot: &mut SessionSlot, now: Instant) {
+    let SessionSlot { viewer, sends, .. } = slot;
     let viewer_id = viewer.id();
-    match viewer.drain(now, &mut Lane { edge, viewer: viewer_id, sends }) {
-        Output::Wait(deadline) => entry.deadline = deadline,
+    match viewer.drain(now, &mut ViewerSink { driver, viewer: viewer_id, sends }) {
+        Output::Wait(deadline) => slot.deadline = deadline,
         Output::Closed(reason) => log::info!("viewer {viewer_id}: closed: {reason:?}"),
     }
-    edge.flush();
+    driver.flush();
 }

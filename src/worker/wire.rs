@@ -1,16 +1,16 @@
-//! What a turn needs of the edge: so that the same turn runs on io_uring, and on a simulated network in tests.
-//! May not add anything to the edge.
+//! What a turn needs of the driver: so that the same turn runs on io_uring, and on a simulated network in tests.
+//! May not add anything to the driver.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::session::{DatagramSink, Destination};
-use crate::uring::{Completion, Edge, EdgeCounters, EdgeError, Received, Word};
+use crate::uring::{Completion, FutexWord, Received, UdpCounters, UdpDriver, UdpDriverError};
 use crate::worker::timing::Sends;
 
-/// The edge as a worker sees it; each method is that of [`Edge`].
-pub(super) trait Wire {
-    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), EdgeError>;
+/// The driver as a worker sees it; each method is that of [`UdpDriver`].
+pub(super) trait Driver {
+    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError>;
     fn next_completion(&mut self) -> Option<Completion>;
     fn datagram(&self, received: &Received) -> &[u8];
     fn recycle(&mut self, received: Received);
@@ -23,40 +23,40 @@ pub(super) trait Wire {
         write: impl FnOnce(&mut [u8]),
     );
     fn flush(&mut self);
-    fn counters(&self) -> &EdgeCounters;
+    fn counters(&self) -> &UdpCounters;
     fn in_flight(&self, viewer: u32) -> u32;
-    fn watch(&mut self, word: Option<(&Word, u32)>);
+    fn watch(&mut self, word: Option<(&FutexWord, u32)>);
 }
 
-/// One viewer's datagrams on their way to the edge.
-pub(super) struct Lane<'a, W> {
-    pub(super) edge: &'a mut W,
+/// One viewer's datagrams on their way to the driver.
+pub(super) struct ViewerSink<'a, W> {
+    pub(super) driver: &'a mut W,
     pub(super) viewer: u32,
     pub(super) sends: &'a mut Sends,
 }
 
-impl<W: Wire> DatagramSink for Lane<'_, W> {
+impl<W: Driver> DatagramSink for ViewerSink<'_, W> {
     fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
         self.sends.hand();
-        self.edge.send_with(self.viewer, to.local, to.remote, bytes, write);
+        self.driver.send_with(self.viewer, to.local, to.remote, bytes, write);
     }
 }
 
-impl Wire for Edge {
-    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), EdgeError> {
-        Edge::submit_and_wait(self, timeout)
+impl Driver for UdpDriver {
+    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError> {
+        UdpDriver::submit_and_wait(self, timeout)
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
-        Edge::next_completion(self)
+        UdpDriver::next_completion(self)
     }
 
     fn datagram(&self, received: &Received) -> &[u8] {
-        Edge::datagram(self, received)
+        UdpDriver::datagram(self, received)
     }
 
     fn recycle(&mut self, received: Received) {
-        Edge::recycle(self, received);
+        UdpDriver::recycle(self, received);
     }
 
     fn send_with(
@@ -67,22 +67,22 @@ impl Wire for Edge {
         bytes: usize,
         write: impl FnOnce(&mut [u8]),
     ) {
-        Edge::send_with(self, viewer, local, remote, bytes, write);
+        UdpDriver::send_with(self, viewer, local, remote, bytes, write);
     }
 
     fn flush(&mut self) {
-        Edge::flush(self);
+        UdpDriver::flush(self);
     }
 
-    fn counters(&self) -> &EdgeCounters {
-        Edge::counters(self)
+    fn counters(&self) -> &UdpCounters {
+        UdpDriver::counters(self)
     }
 
     fn in_flight(&self, viewer: u32) -> u32 {
-        Edge::in_flight(self, viewer)
+        UdpDriver::in_flight(self, viewer)
     }
 
-    fn watch(&mut self, word: Option<(&Word, u32)>) {
-        Edge::watch(self, word);
+    fn watch(&mut self, word: Option<(&FutexWord, u32)>) {
+        UdpDriver::watch(self, word);
     }
 }

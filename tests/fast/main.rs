@@ -13,5 +13,4 @@ mod session_hostile;
 mod session_replay;
 mod signaling;
 mod test_card;
-mod tidy;
 mod udp_edge;

@@ -1,4 +1,4 @@
-//! The UDP edge on real sockets: what is sent arrives whole and in order, what arrives is told, nothing the
+//! The UDP driver on real sockets: what is sent arrives whole and in order, what arrives is told, nothing the
 //! kernel holds is lost or freed.
 #![allow(
     clippy::unwrap_used,
@@ -17,11 +17,13 @@ use rustix::event::{EventfdFlags, eventfd};
 use streaming_server::base::limits::{
     GSO_SEGMENTS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMIT_DATAGRAMS,
 };
-use streaming_server::uring::{Completion, Edge, EdgeConfig, Features, Outgoing, Received, open_socket};
+use streaming_server::uring::{
+    Completion, Features, Outgoing, Received, UdpDriver, UdpDriverConfig, open_socket,
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The oldest way the edge knows.
+/// The oldest way the driver knows.
 const NO_FEATURES: Features = Features {
     single_issuer: false,
     defer_taskrun: false,
@@ -32,14 +34,14 @@ const NO_FEATURES: Features = Features {
     futex: false,
 };
 
-fn edge_with(address: &str, receives: bool, features: Features) -> (Edge, SocketAddr) {
+fn driver_with(address: &str, receives: bool, features: Features) -> (UdpDriver, SocketAddr) {
     let (socket, bound) = open_socket(address.parse().unwrap()).unwrap();
-    let config = EdgeConfig { socket: Arc::new(socket), receives, bells: Vec::new(), sends_max: 64 };
-    (Edge::with_features(config, features).unwrap(), bound)
+    let config = UdpDriverConfig { socket: Arc::new(socket), receives, eventfds: Vec::new(), sends_max: 64 };
+    (UdpDriver::with_features(config, features).unwrap(), bound)
 }
 
-fn edge(address: &str) -> (Edge, SocketAddr) {
-    edge_with(address, true, Features::ALL)
+fn driver(address: &str) -> (UdpDriver, SocketAddr) {
+    driver_with(address, true, Features::ALL)
 }
 
 /// A browser's side: a plain socket.
@@ -68,15 +70,15 @@ fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 }
 
 /// Turns until `count` datagrams have come; they are copied out and recycled.
-fn turn_until_received(edge: &mut Edge, count: usize) -> Vec<(Vec<u8>, SocketAddr, Option<IpAddr>)> {
+fn turn_until_received(driver: &mut UdpDriver, count: usize) -> Vec<(Vec<u8>, SocketAddr, Option<IpAddr>)> {
     let mut out = Vec::new();
     while out.len() < count {
-        edge.submit_and_wait(PATIENCE).unwrap();
+        driver.submit_and_wait(PATIENCE).unwrap();
         let before = out.len();
-        while let Some(completion) = edge.next_completion() {
+        while let Some(completion) = driver.next_completion() {
             if let Completion::Datagram(received) = completion {
-                out.push((edge.datagram(&received).to_vec(), received.remote, received.local));
-                edge.recycle(received);
+                out.push((driver.datagram(&received).to_vec(), received.remote, received.local));
+                driver.recycle(received);
             }
         }
         assert!(out.len() > before, "only {before} of {count} datagrams came");
@@ -85,19 +87,19 @@ fn turn_until_received(edge: &mut Edge, count: usize) -> Vec<(Vec<u8>, SocketAdd
 }
 
 /// Turns until `count` datagrams of sends have ended. A refused run takes a turn without telling.
-fn turn_until_sent(edge: &mut Edge, count: u32) -> Vec<(u32, u32, Result<u32, i32>)> {
+fn turn_until_sent(driver: &mut UdpDriver, count: u32) -> Vec<(u32, u32, Result<u32, i32>)> {
     let mut out = Vec::new();
     let mut ended = 0;
     while ended < count {
-        let before = (ended, edge.counters().gso_fallbacks);
-        edge.submit_and_wait(PATIENCE).unwrap();
-        while let Some(completion) = edge.next_completion() {
+        let before = (ended, driver.counters().gso_fallbacks);
+        driver.submit_and_wait(PATIENCE).unwrap();
+        while let Some(completion) = driver.next_completion() {
             if let Completion::Sent { viewer, datagrams, result } = completion {
                 ended += datagrams;
                 out.push((viewer, datagrams, result));
             }
         }
-        assert_ne!((ended, edge.counters().gso_fallbacks), before, "not all of {count} datagrams ended");
+        assert_ne!((ended, driver.counters().gso_fallbacks), before, "not all of {count} datagrams ended");
     }
     out
 }
@@ -105,33 +107,33 @@ fn turn_until_sent(edge: &mut Edge, count: u32) -> Vec<(u32, u32, Result<u32, i3
 #[test]
 fn datagrams_arrive_whole_and_in_order() {
     for features in [Features::ALL, NO_FEATURES] {
-        let (mut edge, from) = edge_with("127.0.0.1:0", false, features);
+        let (mut driver, from) = driver_with("127.0.0.1:0", false, features);
         let (viewer, to) = viewer("127.0.0.1:0");
         let sizes = [1200, 1200, 1200, 7, 1200, 0, 0, 900, 900, 899, 1, 1, 1200, 9_000];
         let datagrams: Vec<Vec<u8>> =
             sizes.iter().enumerate().map(|(n, &bytes)| numbered(n + 1, bytes).pop().unwrap()).collect();
-        datagrams.iter().for_each(|bytes| edge.send(outgoing(1, to, bytes.clone())));
-        turn_until_sent(&mut edge, datagrams.len() as u32);
+        datagrams.iter().for_each(|bytes| driver.send(outgoing(1, to, bytes.clone())));
+        turn_until_sent(&mut driver, datagrams.len() as u32);
         for datagram in &datagrams {
             assert_eq!(receive(&viewer), (datagram.clone(), from));
         }
-        assert_eq!(edge.counters().datagrams_sent, datagrams.len() as u64);
-        assert_eq!(edge.counters().bytes_sent, sizes.iter().sum::<usize>() as u64);
-        assert_eq!(edge.in_flight(1), 0);
+        assert_eq!(driver.counters().datagrams_sent, datagrams.len() as u64);
+        assert_eq!(driver.counters().bytes_sent, sizes.iter().sum::<usize>() as u64);
+        assert_eq!(driver.in_flight(1), 0);
     }
 }
 
 #[test]
 fn a_run_of_equal_sizes_is_one_send_and_separate_datagrams() {
-    let (mut edge, _) = edge_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
     let mut datagrams = numbered(20, 1200);
     datagrams[19].truncate(333);
-    datagrams.iter().for_each(|bytes| edge.send(outgoing(7, to, bytes.clone())));
-    assert_eq!(edge.in_flight(7), 20, "the short one closed the run");
-    let sent = turn_until_sent(&mut edge, 20);
+    datagrams.iter().for_each(|bytes| driver.send(outgoing(7, to, bytes.clone())));
+    assert_eq!(driver.in_flight(7), 20, "the short one closed the run");
+    let sent = turn_until_sent(&mut driver, 20);
     assert_eq!(sent, [(7, 20, Ok(19 * 1200 + 333))]);
-    assert_eq!((edge.counters().sends, edge.counters().gso_runs), (1, 1));
+    assert_eq!((driver.counters().sends, driver.counters().gso_batches), (1, 1));
     for datagram in datagrams {
         assert_eq!(receive(&viewer).0, datagram);
     }
@@ -140,23 +142,23 @@ fn a_run_of_equal_sizes_is_one_send_and_separate_datagrams() {
 /// Sends each of ten viewers a unit of `count` datagrams; how often the kernel was entered for it, before the turn's
 /// end and in all.
 fn enters_for_ten_viewers(count: usize) -> (u64, u64) {
-    let (mut edge, _) = edge_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let viewers: Vec<_> = (0..10).map(|_| viewer("127.0.0.1:0")).collect();
-    let before = *edge.counters();
+    let before = *driver.counters();
     for (id, (_, to)) in (0..).zip(&viewers) {
-        numbered(count, 1200).into_iter().for_each(|bytes| edge.send(outgoing(id, *to, bytes)));
-        edge.flush();
+        numbered(count, 1200).into_iter().for_each(|bytes| driver.send(outgoing(id, *to, bytes)));
+        driver.flush();
     }
-    let early = edge.counters().enters - before.enters;
-    edge.submit_and_wait(PATIENCE).unwrap();
-    assert_eq!(edge.counters().sqes - before.sqes, 10);
-    assert_eq!(edge.counters().gso_runs, 10);
+    let early = driver.counters().enters - before.enters;
+    driver.submit_and_wait(PATIENCE).unwrap();
+    assert_eq!(driver.counters().sqes - before.sqes, 10);
+    assert_eq!(driver.counters().gso_batches, 10);
     for (socket, _) in &viewers {
         for datagram in numbered(count, 1200) {
             assert_eq!(receive(socket).0, datagram);
         }
     }
-    (early, edge.counters().enters - before.enters)
+    (early, driver.counters().enters - before.enters)
 }
 
 #[test]
@@ -172,13 +174,13 @@ fn a_large_unit_goes_out_before_the_next_viewers_is_made() {
 
 #[test]
 fn a_long_train_is_split_where_the_kernel_wants_it() {
-    let (mut edge, _) = edge_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
     let datagrams = numbered(3 * GSO_SEGMENTS_MAX + 1, 1200);
-    datagrams.iter().for_each(|bytes| edge.send(outgoing(1, to, bytes.clone())));
-    edge.flush();
-    turn_until_sent(&mut edge, datagrams.len() as u32);
-    assert_eq!((edge.counters().sends, edge.counters().gso_runs), (4, 3));
+    datagrams.iter().for_each(|bytes| driver.send(outgoing(1, to, bytes.clone())));
+    driver.flush();
+    turn_until_sent(&mut driver, datagrams.len() as u32);
+    assert_eq!((driver.counters().sends, driver.counters().gso_batches), (4, 3));
     for datagram in datagrams {
         assert_eq!(receive(&viewer).0, datagram);
     }
@@ -195,14 +197,14 @@ fn v4_and_v6_and_v4_over_dual_stack_are_told_by_their_own_names() {
             ("0.0.0.0:0", "::1", "[::1]:0"),
             ("[::]:0", "127.0.0.1", "127.0.0.1:0"),
         ] {
-            let (mut edge, bound) = edge_with(ours, true, features);
+            let (mut driver, bound) = driver_with(ours, true, features);
             let to = SocketAddr::new(to.parse().unwrap(), bound.port());
             let (viewer, from) = viewer(theirs);
             viewer.send_to(b"hello", to).unwrap();
-            let got = turn_until_received(&mut edge, 1);
+            let got = turn_until_received(&mut driver, 1);
             assert_eq!(got, [(b"hello".to_vec(), from, Some(to.ip()))], "{ours} {theirs}");
-            edge.send(outgoing(1, from, b"and back".to_vec()));
-            turn_until_sent(&mut edge, 1);
+            driver.send(outgoing(1, from, b"and back".to_vec()));
+            turn_until_sent(&mut driver, 1);
             assert_eq!(receive(&viewer), (b"and back".to_vec(), to));
         }
     }
@@ -211,73 +213,77 @@ fn v4_and_v6_and_v4_over_dual_stack_are_told_by_their_own_names() {
 #[test]
 fn the_answer_leaves_from_the_address_that_was_asked() {
     for ours in ["0.0.0.0:0", "[::]:0"] {
-        let (mut edge, bound) = edge(ours);
+        let (mut driver, bound) = driver(ours);
         let (viewer, from) = viewer("127.0.0.1:0");
         let asked = SocketAddr::from(([127, 0, 0, 9], bound.port()));
         viewer.send_to(b"to nine", asked).unwrap();
-        let (_, remote, local) = turn_until_received(&mut edge, 1).pop().unwrap();
+        let (_, remote, local) = turn_until_received(&mut driver, 1).pop().unwrap();
         assert_eq!((remote, local), (from, Some(asked.ip())));
         for bytes in numbered(3, 800) {
-            edge.send(Outgoing { viewer: 1, local, remote, bytes });
+            driver.send(Outgoing { viewer: 1, local, remote, bytes });
         }
-        turn_until_sent(&mut edge, 3);
+        turn_until_sent(&mut driver, 3);
         for datagram in numbered(3, 800) {
             assert_eq!(receive(&viewer), (datagram, asked));
         }
-        assert_eq!(edge.counters().gso_runs, 1, "source address and segment size in one send");
+        assert_eq!(driver.counters().gso_batches, 1, "source address and segment size in one send");
     }
 }
 
 #[test]
 fn a_bell_wakes_each_time_it_rings() {
     for flags in [EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK] {
-        let bells: Vec<Arc<OwnedFd>> = (0..3).map(|_| Arc::new(eventfd(0, flags).unwrap())).collect();
+        let eventfds: Vec<Arc<OwnedFd>> = (0..3).map(|_| Arc::new(eventfd(0, flags).unwrap())).collect();
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-        let config =
-            EdgeConfig { socket: Arc::new(socket), receives: true, bells: bells.clone(), sends_max: 4 };
-        let mut edge = Edge::new(config).unwrap();
+        let config = UdpDriverConfig {
+            socket: Arc::new(socket),
+            receives: true,
+            eventfds: eventfds.clone(),
+            sends_max: 4,
+        };
+        let mut driver = UdpDriver::new(config).unwrap();
         for index in [1, 0, 2, 2, 1] {
-            let bell = Arc::clone(&bells[index]);
+            let bell = Arc::clone(&eventfds[index]);
             let ringer = std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(5));
                 rustix::io::write(&bell, &3u64.to_ne_bytes()).unwrap();
             });
-            edge.submit_and_wait(PATIENCE).unwrap();
-            let completion = edge.next_completion();
-            assert!(matches!(completion, Some(Completion::Bell(rung)) if rung == index), "{completion:?}");
-            assert!(edge.next_completion().is_none());
+            driver.submit_and_wait(PATIENCE).unwrap();
+            let completion = driver.next_completion();
+            assert!(matches!(completion, Some(Completion::Eventfd(rung)) if rung == index), "{completion:?}");
+            assert!(driver.next_completion().is_none());
             ringer.join().unwrap();
         }
-        edge.submit_and_wait(Duration::from_millis(1)).unwrap();
-        assert!(edge.next_completion().is_none(), "all eventfds are drained");
+        driver.submit_and_wait(Duration::from_millis(1)).unwrap();
+        assert!(driver.next_completion().is_none(), "all eventfds are drained");
     }
 }
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "what is tested is time passing")]
 fn a_timeout_returns_without_completions_after_its_time() {
-    let (mut edge, _) = edge("127.0.0.1:0");
+    let (mut driver, _) = driver("127.0.0.1:0");
     for timeout in [Duration::ZERO, Duration::from_micros(300), Duration::from_millis(20)] {
         let start = std::time::Instant::now();
-        edge.submit_and_wait(timeout).unwrap();
+        driver.submit_and_wait(timeout).unwrap();
         assert!(start.elapsed() >= timeout);
-        assert!(edge.next_completion().is_none());
+        assert!(driver.next_completion().is_none());
     }
 }
 
 #[test]
 fn completions_not_yet_taken_keep_a_turn_from_waiting() {
-    let (mut edge, to) = edge("127.0.0.1:0");
+    let (mut driver, to) = driver("127.0.0.1:0");
     let (viewer, _) = viewer("127.0.0.1:0");
     viewer.send_to(b"one", to).unwrap();
-    edge.submit_and_wait(PATIENCE).unwrap();
-    edge.submit_and_wait(Duration::MAX).unwrap();
-    assert!(matches!(edge.next_completion(), Some(Completion::Datagram(_))));
+    driver.submit_and_wait(PATIENCE).unwrap();
+    driver.submit_and_wait(Duration::MAX).unwrap();
+    assert!(matches!(driver.next_completion(), Some(Completion::Datagram(_))));
 }
 
 /// Sends 10 000 datagrams in bursts larger than the buffers and holds all buffers through each burst.
-fn flood(features: Features) -> (Vec<u32>, Edge) {
-    let (mut edge, to) = edge_with("127.0.0.1:0", true, features);
+fn flood(features: Features) -> (Vec<u32>, UdpDriver) {
+    let (mut driver, to) = driver_with("127.0.0.1:0", true, features);
     let (viewer, _) = viewer("127.0.0.1:0");
     let (mut got, mut held, mut sent): (Vec<u32>, Vec<Received>, u32) = (Vec::new(), Vec::new(), 0);
     while sent < 10_000 {
@@ -286,76 +292,77 @@ fn flood(features: Features) -> (Vec<u32>, Edge) {
             sent += 1;
         }
         while got.len() < sent as usize {
-            edge.submit_and_wait(if held.is_empty() { PATIENCE } else { Duration::from_micros(200) })
+            driver
+                .submit_and_wait(if held.is_empty() { PATIENCE } else { Duration::from_micros(200) })
                 .unwrap();
             let before = held.len();
-            while let Some(Completion::Datagram(received)) = edge.next_completion() {
-                got.push(u32::from_ne_bytes(edge.datagram(&received).try_into().unwrap()));
+            while let Some(Completion::Datagram(received)) = driver.next_completion() {
+                got.push(u32::from_ne_bytes(driver.datagram(&received).try_into().unwrap()));
                 held.push(received);
             }
             if held.len() == before {
                 assert!(!held.is_empty(), "{} of {sent} came, the rest is lost", got.len());
-                held.drain(..).for_each(|received| edge.recycle(received));
+                held.drain(..).for_each(|received| driver.recycle(received));
             }
         }
     }
-    (got, edge)
+    (got, driver)
 }
 
 #[test]
 fn a_flood_beyond_the_buffers_loses_nothing_the_kernel_has() {
-    let (got, edge) = flood(Features::ALL);
+    let (got, driver) = flood(Features::ALL);
     assert_eq!(got, (0..10_000).collect::<Vec<_>>());
-    assert!(edge.counters().recv_no_buffers > 0, "the buffers did run out");
-    assert_eq!(edge.counters().received, 10_000);
+    assert!(driver.counters().recv_no_buffers > 0, "the buffers did run out");
+    assert_eq!(driver.counters().received, 10_000);
 }
 
 #[test]
 fn a_flood_loses_nothing_on_old_kernels_either() {
-    let (mut got, edge) = flood(NO_FEATURES);
+    let (mut got, driver) = flood(NO_FEATURES);
     got.sort_unstable();
     assert_eq!(got, (0..10_000).collect::<Vec<_>>());
-    assert!(!edge.features().multishot_receive);
+    assert!(!driver.features().multishot_receive);
 }
 
 #[test]
 fn recycled_buffers_serve_again_and_again() {
-    let (mut edge, to) = edge("127.0.0.1:0");
+    let (mut driver, to) = driver("127.0.0.1:0");
     let (viewer, _) = viewer("127.0.0.1:0");
     for _ in 0..10 * u32::from(RECEIVE_BUFFERS) / 64 {
         let datagrams = numbered(64, 500);
         datagrams.iter().for_each(|bytes| assert_eq!(viewer.send_to(bytes, to).unwrap(), 500));
-        let got: Vec<_> = turn_until_received(&mut edge, 64).into_iter().map(|(bytes, ..)| bytes).collect();
+        let got: Vec<_> = turn_until_received(&mut driver, 64).into_iter().map(|(bytes, ..)| bytes).collect();
         assert_eq!(got, datagrams);
     }
-    assert_eq!(edge.counters().recv_no_buffers, 0);
+    assert_eq!(driver.counters().recv_no_buffers, 0);
 }
 
 #[test]
 fn a_datagram_too_large_is_counted_and_the_next_arrives() {
     for features in [Features::ALL, NO_FEATURES] {
-        let (mut edge, to) = edge_with("127.0.0.1:0", true, features);
+        let (mut driver, to) = driver_with("127.0.0.1:0", true, features);
         let (viewer, from) = viewer("127.0.0.1:0");
         viewer.send_to(&vec![1; RECEIVE_BUFFER_BYTES + 1], to).unwrap();
         viewer.send_to(b"", to).unwrap();
         viewer.send_to(&[2; 1500], to).unwrap();
         let mut got = Vec::new();
         while got.len() < 2 {
-            edge.submit_and_wait(PATIENCE).unwrap();
-            while let Some(Completion::Datagram(received)) = edge.next_completion() {
-                got.push((edge.datagram(&received).to_vec(), received.remote));
-                edge.recycle(received);
+            driver.submit_and_wait(PATIENCE).unwrap();
+            while let Some(Completion::Datagram(received)) = driver.next_completion() {
+                got.push((driver.datagram(&received).to_vec(), received.remote));
+                driver.recycle(received);
             }
         }
         assert_eq!(got, [(Vec::new(), from), (vec![2; 1500], from)]);
-        assert_eq!(edge.counters().recv_truncated, 1);
+        assert_eq!(driver.counters().recv_truncated, 1);
     }
 }
 
 #[test]
 fn a_datagram_of_another_edge_is_not_read_and_not_recycled() {
-    let (mut ours, to) = edge("127.0.0.1:0");
-    let (mut other, _) = edge("127.0.0.1:0");
+    let (mut ours, to) = driver("127.0.0.1:0");
+    let (mut other, _) = driver("127.0.0.1:0");
     let (viewer, _) = viewer("127.0.0.1:0");
     viewer.send_to(b"mine", to).unwrap();
     ours.submit_and_wait(PATIENCE).unwrap();
@@ -367,45 +374,46 @@ fn a_datagram_of_another_edge_is_not_read_and_not_recycled() {
 
 #[test]
 fn a_closed_port_does_not_stop_sending() {
-    let (mut edge, _) = edge("127.0.0.1:0");
+    let (mut driver, _) = driver("127.0.0.1:0");
     let closed = viewer("127.0.0.1:0").1;
     let (viewer, to) = viewer("127.0.0.1:0");
     for round in 0..20u8 {
-        edge.send(outgoing(1, closed, vec![round; 100]));
-        edge.send(outgoing(2, to, vec![round; 100]));
-        turn_until_sent(&mut edge, 2);
+        driver.send(outgoing(1, closed, vec![round; 100]));
+        driver.send(outgoing(2, to, vec![round; 100]));
+        turn_until_sent(&mut driver, 2);
         assert_eq!(receive(&viewer).0, vec![round; 100]);
     }
 }
 
 #[test]
 fn what_the_socket_cannot_reach_is_counted_and_the_rest_is_sent() {
-    let (mut edge, _) = edge_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
-    edge.send(outgoing(1, "[::1]:5000".parse().unwrap(), vec![0; 10]));
-    edge.send(outgoing(1, to, vec![0; 70_000]));
-    edge.send(outgoing(1, to, vec![5; 10]));
-    let sent = turn_until_sent(&mut edge, 2);
+    driver.send(outgoing(1, "[::1]:5000".parse().unwrap(), vec![0; 10]));
+    driver.send(outgoing(1, to, vec![0; 70_000]));
+    driver.send(outgoing(1, to, vec![5; 10]));
+    let sent = turn_until_sent(&mut driver, 2);
     assert_eq!(sent, [(1, 1, Err(libc::EMSGSIZE)), (1, 1, Ok(10))]);
-    assert_eq!(edge.counters().send_errors, 2);
+    assert_eq!(driver.counters().send_errors, 2);
     assert_eq!(receive(&viewer).0, vec![5; 10]);
-    assert_eq!(edge.in_flight(1), 0);
+    assert_eq!(driver.in_flight(1), 0);
 }
 
 #[test]
 fn one_operation_serves_a_whole_turn() {
     let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-    let config = EdgeConfig { socket: Arc::new(socket), receives: false, bells: Vec::new(), sends_max: 1 };
-    let mut edge = Edge::new(config).unwrap();
+    let config =
+        UdpDriverConfig { socket: Arc::new(socket), receives: false, eventfds: Vec::new(), sends_max: 1 };
+    let mut driver = UdpDriver::new(config).unwrap();
     let (viewer, to) = viewer("127.0.0.1:0");
     for n in 0..50u8 {
-        edge.send(outgoing(u32::from(n), to, vec![n; 40]));
+        driver.send(outgoing(u32::from(n), to, vec![n; 40]));
     }
-    turn_until_sent(&mut edge, 50);
+    turn_until_sent(&mut driver, 50);
     for n in 0..50u8 {
         assert_eq!(receive(&viewer).0, vec![n; 40]);
     }
-    assert_eq!(edge.counters().datagrams_dropped, 0);
+    assert_eq!(driver.counters().datagrams_dropped, 0);
 }
 
 #[test]
@@ -413,17 +421,17 @@ fn an_edge_that_ends_sends_what_is_queued_and_lets_its_descriptors_go() {
     for features in [Features::ALL, NO_FEATURES] {
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let (socket, bell) = (Arc::new(socket), Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()));
-        let config = EdgeConfig {
+        let config = UdpDriverConfig {
             socket: Arc::clone(&socket),
             receives: true,
-            bells: vec![Arc::clone(&bell)],
+            eventfds: vec![Arc::clone(&bell)],
             sends_max: 8,
         };
-        let mut edge = Edge::with_features(config, features).unwrap();
+        let mut driver = UdpDriver::with_features(config, features).unwrap();
         let (viewer, to) = viewer("127.0.0.1:0");
-        edge.submit_and_wait(Duration::from_millis(1)).unwrap();
-        edge.send(outgoing(1, to, b"good bye".to_vec()));
-        drop(edge);
+        driver.submit_and_wait(Duration::from_millis(1)).unwrap();
+        driver.send(outgoing(1, to, b"good bye".to_vec()));
+        drop(driver);
         assert_eq!(receive(&viewer).0, b"good bye");
         assert_eq!((Arc::strong_count(&socket), Arc::strong_count(&bell)), (1, 1));
         rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
@@ -434,13 +442,17 @@ fn an_edge_that_ends_sends_what_is_queued_and_lets_its_descriptors_go() {
 fn edges_share_one_socket() {
     let (socket, bound) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
     let socket = Arc::new(socket);
-    let config =
-        |receives| EdgeConfig { socket: Arc::clone(&socket), receives, bells: Vec::new(), sends_max: 8 };
-    let mut first = Edge::new(config(true)).unwrap();
+    let config = |receives| UdpDriverConfig {
+        socket: Arc::clone(&socket),
+        receives,
+        eventfds: Vec::new(),
+        sends_max: 8,
+    };
+    let mut first = UdpDriver::new(config(true)).unwrap();
     let (viewer, to) = viewer("127.0.0.1:0");
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let mut second = Edge::new(config(false)).unwrap();
+            let mut second = UdpDriver::new(config(false)).unwrap();
             second.send(outgoing(1, to, b"from the second".to_vec()));
             turn_until_sent(&mut second, 1);
         });
@@ -479,21 +491,21 @@ fn a_route_that_refuses_gso_gets_single_datagrams() {
 #[test]
 #[ignore = "run in a network of its own by the test above"]
 fn inner_route_that_refuses_gso() {
-    let (mut edge, _) = edge_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
     for round in 0..3u64 {
         // Larger than the path's MTU: as a segment refused, alone fragmented and delivered.
         let datagrams = numbered(20, 1400);
-        datagrams.iter().for_each(|bytes| edge.send(outgoing(1, to, bytes.clone())));
-        turn_until_sent(&mut edge, 20);
+        datagrams.iter().for_each(|bytes| driver.send(outgoing(1, to, bytes.clone())));
+        turn_until_sent(&mut driver, 20);
         for datagram in datagrams {
             assert_eq!(receive(&viewer).0, datagram);
         }
-        assert_eq!(edge.counters().gso_fallbacks, 1, "told once, remembered in round {round}");
-        assert_eq!(edge.counters().datagrams_sent, 20 * (round + 1));
+        assert_eq!(driver.counters().gso_fallbacks, 1, "told once, remembered in round {round}");
+        assert_eq!(driver.counters().datagrams_sent, 20 * (round + 1));
     }
-    assert_eq!((edge.counters().gso_runs, edge.counters().send_errors), (1, 0));
-    assert_eq!(edge.in_flight(1), 0);
+    assert_eq!((driver.counters().gso_batches, driver.counters().send_errors), (1, 0));
+    assert_eq!(driver.in_flight(1), 0);
 }
 
 #[test]
@@ -510,19 +522,20 @@ fn sends_the_kernel_holds_survive_the_end_of_the_edge() {
 fn inner_sends_the_kernel_holds() {
     let (socket, _) = open_socket("10.9.9.1:0".parse().unwrap()).unwrap();
     rustix::net::sockopt::set_socket_send_buffer_size(&socket, 8_192).unwrap();
-    let config = EdgeConfig { socket: Arc::new(socket), receives: true, bells: Vec::new(), sends_max: 16 };
-    let mut edge = Edge::new(config).unwrap();
+    let config =
+        UdpDriverConfig { socket: Arc::new(socket), receives: true, eventfds: Vec::new(), sends_max: 16 };
+    let mut driver = UdpDriver::new(config).unwrap();
     // Nobody answers for this address: datagrams wait for ARP, fill the socket's buffer, and further sends
     // stay with the kernel.
     let nobody = "10.9.9.77:5000".parse().unwrap();
     for n in 0..100 {
-        edge.send(outgoing(n, nobody, vec![0; 1200]));
+        driver.send(outgoing(n, nobody, vec![0; 1200]));
     }
-    edge.submit_and_wait(Duration::from_millis(10)).unwrap();
-    let held: u32 = (0..100).map(|viewer| edge.in_flight(viewer)).sum();
+    driver.submit_and_wait(Duration::from_millis(10)).unwrap();
+    let held: u32 = (0..100).map(|viewer| driver.in_flight(viewer)).sum();
     assert!(held > 0, "the kernel holds some");
-    assert!(edge.counters().datagrams_dropped > 0, "beyond the operations datagrams are dropped");
-    let enters = edge.counters().enters;
+    assert!(driver.counters().datagrams_dropped > 0, "beyond the operations datagrams are dropped");
+    let enters = driver.counters().enters;
     assert!(enters < 10, "and the kernel is asked once a turn, not once a datagram: {enters}");
-    drop(edge);
+    drop(driver);
 }

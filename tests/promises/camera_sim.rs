@@ -1,4 +1,4 @@
-//! The simulated camera as a reader sees it: every layout, every misbehaviour, and the program around it.
+//! The simulated camera as a reader sees it: every layout, every injected fault, and the program around it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use streaming_server::base::limits::COMMIT_UNSEEN_NS;
 use streaming_server::camera::{Camera, Layout, Next, RingWriter, Wake, waiter};
 use streaming_server::h264::{self, Stamp, crc32_of_slices};
 use streaming_server::simulator::{
-    self, Burst, Misbehaviour, ResolutionChange, Restart, RestartOnto, SimulatorConfig, SimulatorError,
+    self, Burst, Faults, ResolutionChange, Restart, RestartOnto, SimulatorConfig, SimulatorError,
     SimulatorReport, Source, Stall, Tear, TimestampClock,
 };
 
@@ -34,8 +34,8 @@ fn config(layout: Layout, units: u64) -> SimulatorConfig {
     }
 }
 
-fn misbehaving(layout: Layout, units: u64, misbehaviour: Misbehaviour) -> SimulatorConfig {
-    SimulatorConfig { misbehaviour, ..config(layout, units) }
+fn misbehaving(layout: Layout, units: u64, faults: Faults) -> SimulatorConfig {
+    SimulatorConfig { faults, ..config(layout, units) }
 }
 
 fn now_ns() -> i64 {
@@ -186,7 +186,7 @@ fn every_layout_delivers_every_unit_once_and_whole() {
 fn no_torn_unit_passes_for_whole_however_fast_the_camera_writes_halves() {
     for layout in [Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6] {
         let tear = Tear { every: 3, pause: Duration::from_micros(300) };
-        let torn = misbehaving(layout, 3000, Misbehaviour { tear: Some(tear), ..Default::default() });
+        let torn = misbehaving(layout, 3000, Faults { tear: Some(tear), ..Default::default() });
         // Up to about twice the time of a lap, so that many units are overwritten while they are read.
         let lap = Duration::from_micros(150) * layout.slot_count();
         let (report, seen) = watch_dawdling(SimulatorConfig { fps: None, ..torn }, 2 * lap);
@@ -199,9 +199,9 @@ fn no_torn_unit_passes_for_whole_however_fast_the_camera_writes_halves() {
 
 #[test]
 fn lies_are_published_and_never_pass_for_units() {
-    let lying = misbehaving(Layout::V3, 110, Misbehaviour { lie_every: Some(5), ..Default::default() });
+    let lying = misbehaving(Layout::V3, 110, Faults { malformed_every: Some(5), ..Default::default() });
     let (report, seen) = watch(lying);
-    assert_eq!(report.lies, 22);
+    assert_eq!(report.malformed, 22);
     let lied: Vec<u64> = (0..110).filter(|number| (number + 1) % 5 == 0).collect();
     // Two of eleven kinds lie about the metadata only and leave the unit usable.
     let told = seen.numbers().iter().filter(|number| lied.contains(number)).count();
@@ -215,7 +215,7 @@ fn unit_numbers_continue_over_restarts_onto_any_segment() {
         [(RestartOnto::Same, Layout::V1), (RestartOnto::Rewind, Layout::V3), (RestartOnto::New, Layout::V3)]
     {
         let restart = Restart { every: 60, pause: Duration::from_millis(1500), onto };
-        let wrong = Misbehaviour { restart: Some(restart), ..Default::default() };
+        let wrong = Faults { restart: Some(restart), ..Default::default() };
         let (report, seen) = watch(misbehaving(layout, 120, wrong));
         assert_eq!((report.restarts, report.published), (1, 120), "{onto:?}");
         let numbers = seen.numbers();
@@ -228,7 +228,7 @@ fn unit_numbers_continue_over_restarts_onto_any_segment() {
 #[test]
 fn the_picture_size_changes_and_changes_back() {
     let change = ResolutionChange { every: 20, width: 320, height: 240 };
-    let wrong = Misbehaviour { change_resolution: Some(change), ..Default::default() };
+    let wrong = Faults { change_resolution: Some(change), ..Default::default() };
     let (_, seen) = watch(misbehaving(Layout::V3, 60, wrong));
     for (number, size) in seen.numbers().into_iter().zip(&seen.sizes) {
         let expected = if number / 20 % 2 == 0 { (640, 480) } else { (320, 240) };
@@ -239,7 +239,7 @@ fn the_picture_size_changes_and_changes_back() {
 #[test]
 fn dropped_pictures_leave_gaps_in_their_numbers() {
     let (report, seen) =
-        watch(misbehaving(Layout::V1, 100, Misbehaviour { drop_every: Some(10), ..Default::default() }));
+        watch(misbehaving(Layout::V1, 100, Faults { drop_every: Some(10), ..Default::default() }));
     assert_eq!((report.units, report.published, report.dropped), (100, 90, 10));
     assert!(seen.numbers().iter().all(|number| number % 10 != 9));
     assert_eq!(seen.numbers(), seen.frame_numbers);
@@ -248,7 +248,7 @@ fn dropped_pictures_leave_gaps_in_their_numbers() {
 #[test]
 fn a_burst_comes_at_once_and_was_captured_in_time() {
     let burst = Burst { every: 20, units: 8 };
-    let bursting = misbehaving(Layout::V3, 60, Misbehaviour { burst: Some(burst), ..Default::default() });
+    let bursting = misbehaving(Layout::V3, 60, Faults { burst: Some(burst), ..Default::default() });
     for clock in [TimestampClock::Realtime, TimestampClock::Monotonic] {
         let (_, seen) = watch(SimulatorConfig { name: unique_name(), clock, ..bursting.clone() });
         for (number, age_ns) in seen.numbers().into_iter().zip(&seen.captured_ages_ns) {
@@ -262,7 +262,7 @@ fn a_burst_comes_at_once_and_was_captured_in_time() {
 fn a_stalled_camera_falls_silent_and_ends_when_told_to() {
     let stop = Arc::new(AtomicBool::new(false));
     let stall = Stall { after: 10, lasting: None };
-    let stalling = misbehaving(Layout::V1, 1000, Misbehaviour { stall: Some(stall), ..Default::default() });
+    let stalling = misbehaving(Layout::V1, 1000, Faults { stall: Some(stall), ..Default::default() });
     let name = stalling.name.clone();
     let run = {
         let stop = Arc::clone(&stop);
@@ -312,12 +312,12 @@ fn a_file_is_played_round_and_round_with_new_numbers() {
 #[test]
 fn what_cannot_be_is_refused_before_a_ring_is_made() {
     let wrong = [
-        Misbehaviour { lie_every: Some(0), ..Default::default() },
-        Misbehaviour { drop_every: Some(0), ..Default::default() },
-        Misbehaviour { burst: Some(Burst { every: 0, units: 1 }), ..Default::default() },
+        Faults { malformed_every: Some(0), ..Default::default() },
+        Faults { drop_every: Some(0), ..Default::default() },
+        Faults { burst: Some(Burst { every: 0, units: 1 }), ..Default::default() },
     ];
-    for misbehaviour in wrong {
-        let config = misbehaving(Layout::V1, 1, misbehaviour);
+    for faults in wrong {
+        let config = misbehaving(Layout::V1, 1, faults);
         let refused = simulator::run(&config, &AtomicBool::new(false));
         assert!(matches!(refused, Err(SimulatorError::Config { .. })), "{refused:?}");
         assert!(RingWriter::attach(&config.name).is_err());

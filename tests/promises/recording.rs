@@ -52,12 +52,12 @@ fn a_recording_is_complete_and_plays_and_is_little_more_than_its_units() {
         assert!(bytes < payload + payload / 100, "{bytes} for {payload}");
         assert!((reply.report.duration - numbers.len() as f64 / 30.0).abs() < 0.5, "{:?}", reply.report);
         assert_eq!((reply.report.dropped_units, reply.reason), (0, StopReason::Requested));
-        let latency = rig.handle.counters().write_latency.snapshot();
+        let latency = rig.handle.counters().write_latency.summary();
         eprintln!(
             "{format}: writes p50 {} us, p99 {} us, max {} us",
-            latency.quantile_ns(0.5) / 1_000,
-            latency.quantile_ns(0.99) / 1_000,
-            latency.max_ns / 1_000
+            latency.quantile_ns(0.5).unwrap_or(0) / 1_000,
+            latency.quantile_ns(0.99).unwrap_or(0) / 1_000,
+            latency.quantile_ns(1.0).unwrap_or(0) / 1_000
         );
     }
 }
@@ -301,7 +301,7 @@ fn old_recordings_make_room_and_foreign_files_stay() {
         rig.wait_recorded(5);
         rig.stop().unwrap();
     }
-    while rig.handle.counters().retired.load(Ordering::Relaxed) < 3 {
+    while rig.handle.counters().retired.get() < 3 {
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut left: Vec<String> =

@@ -172,7 +172,7 @@ fn index_wraps_without_loss() {
     for layout in [Layout::V3, Layout::V3Ring6] {
         let mut ring = TestRing::new(layout);
         ring.set_index(u32::MAX - 40);
-        let (camera, mut cursor) = attach(ring.name());
+        let (_camera, mut cursor) = attach(ring.name());
         for i in 0..100_u32 {
             ring.publish(&i.to_ne_bytes());
             let view = unit(cursor.next(0));
@@ -207,7 +207,7 @@ fn recent_units_can_be_read_again() {
 #[test]
 fn slots_with_invalid_metadata_are_skipped() {
     let mut ring = TestRing::new(Layout::V3);
-    let (camera, mut cursor) = attach(ring.name());
+    let (_camera, mut cursor) = attach(ring.name());
     let good = ring.metadata(b"data");
     ring.publish_as(&SlotMetadata { format: 1, ..good }, b"data");
     ring.publish_as(&SlotMetadata { data_bytes: 1 << 40, ..good }, b"data");

@@ -1,4 +1,4 @@
-//! The network of a simulated day: what becomes of a datagram between server and browser, and the worker's edge
+//! The network of a simulated day: what becomes of a datagram between server and browser, and the worker's driver
 //! at its one end. Seeded: see `Link`.
 
 use std::cmp::Reverse;
@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::{MS, SECOND};
-use crate::uring::{Completion, EdgeCounters, EdgeError, Received, Word};
-use crate::worker::wire::Wire;
+use crate::uring::{Completion, FutexWord, Received, UdpCounters, UdpDriverError};
+use crate::worker::wire::Driver;
 use support::random::Random;
 
 /// A day is thinned: one datagram that waits in the kernel stands for so many of a real stream.
@@ -135,9 +135,9 @@ impl Calendar {
     }
 }
 
-/// The worker's edge: takes datagrams, tells what is in flight.
+/// The worker's driver: takes datagrams, tells what is in flight.
 #[derive(Default)]
-pub(super) struct SimulatedWire {
+pub(super) struct SimulatedDriver {
     /// What the worker sent since the last look, by viewer.
     pub(super) outbox: Vec<(u32, SocketAddr, Vec<u8>)>,
     completions: VecDeque<Completion>,
@@ -145,12 +145,12 @@ pub(super) struct SimulatedWire {
     arrived: VecDeque<(SocketAddr, Vec<u8>)>,
     looked_at: Option<Vec<u8>>,
     in_flight: HashMap<u32, u32>,
-    counters: EdgeCounters,
+    counters: UdpCounters,
     /// How long the worker last wanted to sleep.
     pub(super) asked_to_wait: Duration,
 }
 
-impl SimulatedWire {
+impl SimulatedDriver {
     /// A datagram has come in.
     pub(super) fn receive(&mut self, from: SocketAddr, bytes: Vec<u8>) {
         self.arrived.push_back((from, bytes));
@@ -178,8 +178,8 @@ impl SimulatedWire {
     }
 }
 
-impl Wire for SimulatedWire {
-    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), EdgeError> {
+impl Driver for SimulatedDriver {
+    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError> {
         self.asked_to_wait = timeout;
         Ok(())
     }
@@ -223,7 +223,7 @@ impl Wire for SimulatedWire {
 
     fn flush(&mut self) {}
 
-    fn counters(&self) -> &EdgeCounters {
+    fn counters(&self) -> &UdpCounters {
         &self.counters
     }
 
@@ -231,5 +231,5 @@ impl Wire for SimulatedWire {
         self.in_flight.get(&viewer).map_or(0, |count| count * STANDS_FOR)
     }
 
-    fn watch(&mut self, _: Option<(&Word, u32)>) {}
+    fn watch(&mut self, _: Option<(&FutexWord, u32)>) {}
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::heap::as_server;
-use super::network::SimulatedWire;
+use super::network::SimulatedDriver;
 use crate::base::clock::Now;
+use crate::base::counters::Counter;
 use crate::base::limits;
 use crate::camera::Camera;
 use crate::metrics::WorkerCounters;
-use crate::metrics::counters::Counter;
 use crate::session::Viewer;
 use crate::worker::commands::{Command, Mailbox, mailbox};
 use crate::worker::turn::{Seed, Worker};
@@ -22,7 +22,7 @@ use crate::worker::turn::{Seed, Worker};
 const TURNS_MAX: usize = 100;
 
 pub(super) struct Server {
-    workers: Vec<Worker<SimulatedWire>>,
+    workers: Vec<Worker<SimulatedDriver>>,
     mailboxes: Vec<Mailbox>,
     counters: Vec<Arc<WorkerCounters>>,
 }
@@ -39,7 +39,7 @@ impl Server {
             reader,
             camera_wait: None,
         });
-        let workers = seeds.map(|seed| as_server(|| Worker::new(seed, SimulatedWire::default()))).collect();
+        let workers = seeds.map(|seed| as_server(|| Worker::new(seed, SimulatedDriver::default()))).collect();
         Server { workers, mailboxes, counters }
     }
 
@@ -60,7 +60,7 @@ impl Server {
 
     /// A datagram came to the server's socket.
     pub(super) fn receive(&mut self, from: SocketAddr, bytes: Vec<u8>) {
-        self.workers[0].edge.receive(from, bytes);
+        self.workers[0].driver.receive(from, bytes);
     }
 
     /// Every worker turns until nobody has anything to do; says how long they want to sleep.
@@ -73,8 +73,8 @@ impl Server {
                     worker.submit(now).unwrap();
                 });
             }
-            if !self.workers.iter().any(|worker| is_rung(worker) || worker.edge.has_news()) {
-                let waits = self.workers.iter().map(|worker| worker.edge.asked_to_wait);
+            if !self.workers.iter().any(|worker| is_rung(worker) || worker.driver.has_news()) {
+                let waits = self.workers.iter().map(|worker| worker.driver.asked_to_wait);
                 return waits.min().unwrap();
             }
         }
@@ -83,13 +83,13 @@ impl Server {
 
     /// What was sent since the last look, by viewer.
     pub(super) fn take_outbox(&mut self) -> Vec<(u32, SocketAddr, Vec<u8>)> {
-        self.workers.iter_mut().flat_map(|worker| std::mem::take(&mut worker.edge.outbox)).collect()
+        self.workers.iter_mut().flat_map(|worker| std::mem::take(&mut worker.driver.outbox)).collect()
     }
 
     /// A datagram of this viewer has left the kernel.
     pub(super) fn left(&mut self, viewer: u32) {
         let owner = self.owner(viewer);
-        self.workers[owner].edge.left(viewer);
+        self.workers[owner].driver.left(viewer);
     }
 
     pub(super) fn sessions(&self) -> usize {
@@ -109,7 +109,7 @@ impl Server {
     /// A jam is seen: what waits in the kernel for one viewer is bounded, by the gate, the unit that went past it and
     /// what is sent again.
     pub(super) fn check_in_flight(&self) -> Result<(), String> {
-        let most = self.workers.iter().map(|worker| worker.edge.most_in_flight()).max();
+        let most = self.workers.iter().map(|worker| worker.driver.most_in_flight()).max();
         match most {
             Some(most) if most > 4 * limits::VIEWER_IN_FLIGHT_MAX => {
                 Err(format!("{most} datagrams in flight"))
@@ -135,14 +135,14 @@ impl Server {
     }
 }
 
-fn is_rung(worker: &Worker<SimulatedWire>) -> bool {
+fn is_rung(worker: &Worker<SimulatedDriver>) -> bool {
     let eventfd = worker.reader.eventfd();
     let mut polled = [PollFd::new(&*eventfd, PollFlags::IN)];
     poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
 }
 
-/// Empties the eventfd, as the edge does.
-fn take_ring(worker: &Worker<SimulatedWire>) {
+/// Empties the eventfd, as the driver does.
+fn take_ring(worker: &Worker<SimulatedDriver>) {
     if is_rung(worker) {
         rustix::io::read(&*worker.reader.eventfd(), &mut [0; 8]).unwrap();
     }

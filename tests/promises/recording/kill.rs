@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use streaming_server::camera::Layout;
@@ -88,7 +87,7 @@ fn a_killed_recorder_loses_at_most_its_last_unit() {
         std::fs::remove_file(&copy).unwrap();
         // The next start repairs it.
         let rig = Rig::new(&camera.name, &directory.0, format);
-        while rig.handle.counters().recovered.load(Ordering::Relaxed) == 0 {
+        while rig.handle.counters().recovered.get() == 0 {
             std::thread::sleep(Duration::from_millis(5));
         }
         let info = rig.wait(rig.handle.list()).unwrap().remove(0);
@@ -120,7 +119,7 @@ fn a_file_that_another_server_writes_is_not_repaired() {
     rig.wait_recorded(5);
     let other = Rig::new(&camera.name, &directory.0, Format::Mp4);
     rig.wait_recorded(400);
-    assert_eq!(other.handle.counters().recovered.load(Ordering::Relaxed), 0);
+    assert_eq!(other.handle.counters().recovered.get(), 0);
     rig.stop().unwrap();
     let path = directory.0.join("cat.mp4");
     assert_complete(&unit_numbers(&path));
@@ -147,7 +146,7 @@ fn files_cut_anywhere_play_and_are_repaired() {
         let path = directory.0.join("cut.mp4");
         std::fs::write(&path, &bytes[..cut]).unwrap();
         let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
-        while rig.handle.counters().recovered.load(Ordering::Relaxed) == 0 {
+        while rig.handle.counters().recovered.get() == 0 {
             std::thread::sleep(Duration::from_millis(5));
         }
         let numbers = unit_numbers(&path);

@@ -1,4 +1,4 @@
-//! [`Edge`]: the turn. Builds runs, submits once, takes completions apart. May not look into a datagram, and
+//! [`UdpDriver`]: the turn. Builds batches, submits once, takes completions apart. May not look into a datagram, and
 //! touches no memory the kernel holds: `buffers.rs` and `ring.rs` do.
 
 use std::collections::{HashMap, VecDeque};
@@ -9,43 +9,45 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::buffers::{BellMemory, BufferRing, ReceiveSlab, Receiver, SendSlab};
+use super::buffers::{BufferRing, EventfdMemory, ReceiveSlab, Receiver, SendSlab};
+use super::futex_wait::FutexWait;
 use super::message::{Family, ReceiveFault, encode_address};
-use super::operation::{Route, Run, RunShape, SendOutcome, Token};
+use super::operation::{Batch, BatchShape, Route, SendOutcome, Token};
 use super::ring::{Cqe, Ring};
 use super::udp::{self, PlainRoutes};
-use super::watch::Watch;
-use super::{Completion, EdgeConfig, EdgeCounters, EdgeError, Features, Outgoing, Received, Word};
+use super::{
+    Completion, Features, FutexWord, Outgoing, Received, UdpCounters, UdpDriverConfig, UdpDriverError,
+};
 use crate::base::limits::{
-    BELLS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX, SUBMIT_DATAGRAMS,
+    EVENTFDS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX, SUBMIT_DATAGRAMS,
 };
 
-/// Waits for completions when an edge ends, and how long each takes at most.
+/// Waits for completions when a driver ends, and how long each takes at most.
 const FAREWELL: (usize, Duration) = (40, Duration::from_millis(50));
 
 /// An eventfd and the read that watches it.
-struct Bell {
+struct Eventfd {
     eventfd: Arc<OwnedFd>,
-    memory: BellMemory,
+    memory: EventfdMemory,
     /// Its read failed for good: it is not watched any more.
     is_broken: bool,
 }
 
 /// A worker's io_uring with its UDP socket and all memory the kernel holds for it. Stays on its thread.
-pub struct Edge {
+pub struct UdpDriver {
     ring: Ring,
     sends: SendSlab,
     receiver: Receiver,
-    bells: Vec<Bell>,
-    watch: Watch,
+    eventfds: Vec<Eventfd>,
+    watch: FutexWait,
     socket: Arc<OwnedFd>,
     family: Family,
     features: Features,
-    counters: EdgeCounters,
+    counters: UdpCounters,
     identity: u32,
-    /// The run that takes the next datagram, with its operation.
-    open: Option<(u32, Run)>,
-    /// Datagrams of refused runs.
+    /// The batch that takes the next datagram, with its operation.
+    open: Option<(u32, Batch)>,
+    /// Datagrams of refused batches.
     resends: VecDeque<(u32, Route, Vec<u8>)>,
     plain_routes: PlainRoutes,
     in_flight: HashMap<u32, u32>,
@@ -57,47 +59,51 @@ pub struct Edge {
     is_starved: bool,
 }
 
-impl Edge {
+impl UdpDriver {
     /// Sets up the ring on the calling thread, which must be the one that uses it, and starts receiving and
-    /// watching the bells. Uses what the kernel has of [`Features::ALL`].
+    /// watching the eventfds. Uses what the kernel has of [`Features::ALL`].
     ///
     /// # Errors
-    /// [`EdgeError`]: which rule forbids io_uring and what to do, or what failed.
-    pub fn new(config: EdgeConfig) -> Result<Edge, EdgeError> {
-        Edge::with_features(config, Features::ALL)
+    /// [`UdpDriverError`]: which rule forbids io_uring and what to do, or what failed.
+    pub fn new(config: UdpDriverConfig) -> Result<UdpDriver, UdpDriverError> {
+        UdpDriver::with_features(config, Features::ALL)
     }
 
-    /// [`Edge::new`] with at most the given features: for comparison and for testing the way of old kernels.
+    /// [`UdpDriver::new`] with at most the given features: for comparison and for testing the way of old kernels.
     ///
     /// # Errors
-    /// As [`Edge::new`].
-    pub fn with_features(config: EdgeConfig, mut features: Features) -> Result<Edge, EdgeError> {
+    /// As [`UdpDriver::new`].
+    pub fn with_features(
+        config: UdpDriverConfig,
+        mut features: Features,
+    ) -> Result<UdpDriver, UdpDriverError> {
         static IDENTITIES: AtomicU32 = AtomicU32::new(0);
-        let EdgeConfig { socket, receives, bells, sends_max } = config;
-        if bells.len() > BELLS_MAX {
-            return Err(EdgeError::Bells { count: bells.len() });
+        let UdpDriverConfig { socket, receives, eventfds, sends_max } = config;
+        if eventfds.len() > EVENTFDS_MAX {
+            return Err(UdpDriverError::Eventfds { count: eventfds.len() });
         }
-        let unusable = |what| move |source| EdgeError::Descriptor { what, source };
+        let unusable = |what| move |source| UdpDriverError::Descriptor { what, source };
         let family = udp::family_of(socket.as_fd()).map_err(unusable("UDP socket"))?;
         udp::let_ring_wait(socket.as_fd()).map_err(unusable("UDP socket"))?;
-        for bell in &bells {
+        for bell in &eventfds {
             udp::let_ring_wait(bell.as_fd()).map_err(unusable("eventfd"))?;
         }
         let sends_max = sends_max.clamp(1, SENDS_MAX);
-        let (submissions, completions) = queue_sizes(sends_max + bells.len());
+        let (submissions, completions) = queue_sizes(sends_max + eventfds.len());
         let mut ring = Ring::new(&mut features, submissions, completions)?;
         let receiver = if receives { receiver(&mut ring, &mut features)? } else { Receiver::None };
-        let bell = |(index, eventfd)| Bell { eventfd, memory: BellMemory::new(index), is_broken: false };
-        let mut edge = Edge {
+        let bell =
+            |(index, eventfd)| Eventfd { eventfd, memory: EventfdMemory::new(index), is_broken: false };
+        let mut driver = UdpDriver {
             ring,
             sends: SendSlab::new(sends_max),
             receiver,
-            bells: (0u16..).zip(bells).map(bell).collect(),
-            watch: Watch::default(),
+            eventfds: (0u16..).zip(eventfds).map(bell).collect(),
+            watch: FutexWait::default(),
             socket,
             family,
             features,
-            counters: EdgeCounters::default(),
+            counters: UdpCounters::default(),
             identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
             open: None,
             resends: VecDeque::with_capacity(RESENDS_MAX),
@@ -108,17 +114,17 @@ impl Edge {
             queued_datagrams: 0,
             is_starved: false,
         };
-        edge.submit_and_wait(Duration::ZERO)?; // tells whether the kernel has the multishot receive
-        Ok(edge)
+        driver.submit_and_wait(Duration::ZERO)?; // tells whether the kernel has the multishot receive
+        Ok(driver)
     }
 
     /// Submits everything queued and waits up to `timeout` for at least one completion, not at all where some
-    /// are still to be taken with [`Edge::next_completion`]; collects all that have arrived. One
+    /// are still to be taken with [`UdpDriver::next_completion`]; collects all that have arrived. One
     /// `io_uring_enter`.
     ///
     /// # Errors
-    /// [`EdgeError::Enter`] where the ring is unusable. A timeout or a signal is no error.
-    pub fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), EdgeError> {
+    /// [`UdpDriverError::Enter`] where the ring is unusable. A timeout or a signal is no error.
+    pub fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError> {
         self.is_starved = false;
         self.resend();
         self.flush();
@@ -146,10 +152,10 @@ impl Edge {
         self.reap();
     }
 
-    /// From the next [`Edge::submit_and_wait`] on waits for the word to be another than given, once:
-    /// [`Completion::Word`] tells, then the edge has to be told anew. A word in another place takes its place, the same
+    /// From the next [`UdpDriver::submit_and_wait`] on waits for the word to be another than given, once:
+    /// [`Completion::Futex`] tells, then the driver has to be told anew. A word in another place takes its place, the same
     /// one with another value does not. Nothing where the kernel has no [`Features::futex`].
-    pub fn watch(&mut self, word: Option<(&Word, u32)>) {
+    pub fn watch(&mut self, word: Option<(&FutexWord, u32)>) {
         self.watch.want(word.filter(|_| self.features.futex));
     }
 
@@ -158,29 +164,29 @@ impl Edge {
         self.ready.pop_front()
     }
 
-    /// The bytes of a datagram; empty for one of another edge.
+    /// The bytes of a datagram; empty for one of another driver.
     pub fn datagram(&self, received: &Received) -> &[u8] {
-        if received.edge != self.identity {
+        if received.driver != self.identity {
             return &[];
         }
         self.receiver.bytes(received.buffer, received.start, received.length)
     }
 
-    /// Gives a datagram's buffer back for the next; one of another edge is ignored.
+    /// Gives a datagram's buffer back for the next; one of another driver is ignored.
     pub fn recycle(&mut self, received: Received) {
-        if received.edge == self.identity {
+        if received.driver == self.identity {
             self.receiver.recycle(received.buffer);
         }
     }
 
-    /// Queues a datagram that is there already: [`Edge::send_with`] and a copy.
+    /// Queues a datagram that is there already: [`UdpDriver::send_with`] and a copy.
     pub fn send(&mut self, datagram: Outgoing) {
         let Outgoing { viewer, local, remote, bytes } = datagram;
         self.send_with(viewer, local, remote, bytes.len(), |room| room.copy_from_slice(&bytes));
     }
 
-    /// Queues a datagram of `bytes` bytes, all of which `write` writes where it leaves from. It joins the open run where
-    /// viewer, route and size fit, and leaves with the next [`Edge::submit_and_wait`]. `local`: the source address; the
+    /// Queues a datagram of `bytes` bytes, all of which `write` writes where it leaves from. It joins the open batch where
+    /// viewer, route and size fit, and leaves with the next [`UdpDriver::submit_and_wait`]. `local`: the source address; the
     /// kernel's choice where `None` or of another family than `remote`. Where no operation is free even after asking
     /// the kernel, nothing is written and the datagram is counted as dropped.
     pub fn send_with(
@@ -193,9 +199,9 @@ impl Edge {
     ) {
         let route = Route { local, remote };
         let (index, at) = match &mut self.open {
-            Some((index, run)) if run.accepts(viewer, &route, bytes) => {
-                let at = run.shape.bytes;
-                run.shape.push(bytes);
+            Some((index, batch)) if batch.accepts(viewer, &route, bytes) => {
+                let at = batch.shape.bytes;
+                batch.shape.push(bytes);
                 (*index, at)
             }
             _ => {
@@ -212,21 +218,21 @@ impl Edge {
         if let Some(room) = self.sends.room(index, at, bytes) {
             write(room);
         }
-        if self.open.as_ref().is_some_and(|(_, run)| run.shape.is_closed()) {
+        if self.open.as_ref().is_some_and(|(_, batch)| batch.shape.is_closed()) {
             self.flush();
         }
     }
 
-    /// Closes the open run: the next datagram starts another. Call it at the end of each viewer's drain.
+    /// Closes the open batch: the next datagram starts another. Call it at the end of each viewer's drain.
     pub fn flush(&mut self) {
-        if let Some((index, run)) = self.open.take() {
-            self.submit(index, &run);
+        if let Some((index, batch)) = self.open.take() {
+            self.submit(index, &batch);
             self.submit_early();
         }
     }
 
-    /// What this edge has done.
-    pub fn counters(&self) -> &EdgeCounters {
+    /// What this driver has done.
+    pub fn counters(&self) -> &UdpCounters {
         &self.counters
     }
 
@@ -240,7 +246,7 @@ impl Edge {
         self.in_flight.get(&viewer).copied().unwrap_or(0)
     }
 
-    /// An operation for a run, asking the kernel once a turn for those that ended where all are in use.
+    /// An operation for a batch, asking the kernel once a turn for those that ended where all are in use.
     fn acquire(&mut self) -> Option<u32> {
         let free = self.sends.acquire();
         if free.is_some() || self.is_starved {
@@ -255,42 +261,42 @@ impl Edge {
         free
     }
 
-    /// A run of one datagram; closed where its route takes no GSO send.
-    fn start(&self, viewer: u32, route: Route, bytes: usize) -> Run {
-        let shape = RunShape::of_first(bytes);
+    /// A batch of one datagram; closed where its route takes no GSO send.
+    fn start(&self, viewer: u32, route: Route, bytes: usize) -> Batch {
+        let shape = BatchShape::of_first(bytes);
         let takes_more = self.features.gso && !self.plain_routes.contains(route.remote);
-        Run { viewer, route, shape: if takes_more { shape } else { shape.closed() } }
+        Batch { viewer, route, shape: if takes_more { shape } else { shape.closed() } }
     }
 
-    /// Queues the send of a run.
-    fn submit(&mut self, index: u32, run: &Run) {
-        let datagrams = count(run.shape.segment_count);
-        let operation = (index, run);
+    /// Queues the send of a batch.
+    fn submit(&mut self, index: u32, batch: &Batch) {
+        let datagrams = count(batch.shape.segment_count);
+        let operation = (index, batch);
         if self.ring.push_send(&self.socket, self.family, &mut self.sends, operation, &mut self.counters) {
             self.counters.sends += 1;
-            self.counters.gso_runs += u64::from(datagrams > 1);
-            *self.in_flight.entry(run.viewer).or_insert(0) += datagrams;
+            self.counters.gso_batches += u64::from(datagrams > 1);
+            *self.in_flight.entry(batch.viewer).or_insert(0) += datagrams;
             self.queued_datagrams += datagrams;
             return;
         }
         self.sends.free(index);
-        if encode_address(run.route.remote, self.family).is_none() {
+        if encode_address(batch.route.remote, self.family).is_none() {
             self.counters.send_errors += u64::from(datagrams);
         } else {
             self.counters.datagrams_dropped += u64::from(datagrams);
         }
     }
 
-    /// Sends the datagrams of refused runs one by one.
+    /// Sends the datagrams of refused batches one by one.
     fn resend(&mut self) {
         while let Some((viewer, route, bytes)) = self.resends.pop_front() {
             match self.acquire() {
                 Some(index) => {
-                    let run = self.start(viewer, route, bytes.len());
+                    let batch = self.start(viewer, route, bytes.len());
                     if let Some(room) = self.sends.room(index, 0, bytes.len()) {
                         room.copy_from_slice(&bytes);
                     }
-                    self.submit(index, &run);
+                    self.submit(index, &batch);
                 }
                 None => self.counters.datagrams_dropped += 1,
             }
@@ -308,8 +314,8 @@ impl Edge {
             Receiver::OneShot(slab) if may_receive => self.ring.push_receives(socket, slab, counters),
             _ => {}
         }
-        for bell in self.bells.iter_mut().filter(|bell| !bell.memory.is_armed() && !bell.is_broken) {
-            self.ring.push_bell(&bell.eventfd, &mut bell.memory, counters);
+        for bell in self.eventfds.iter_mut().filter(|bell| !bell.memory.is_armed() && !bell.is_broken) {
+            self.ring.push_eventfd(&bell.eventfd, &mut bell.memory, counters);
         }
         self.watch.arm(&mut self.ring, counters);
     }
@@ -335,17 +341,17 @@ impl Edge {
         match cqe.token() {
             Token::Send(index) => self.complete_send(index, cqe),
             Token::Receive | Token::ReceiveOne(_) => self.complete_receive(cqe),
-            Token::Bell(index) => self.complete_bell(usize::from(index), cqe),
-            Token::Word => self.ready.extend(self.watch.complete(cqe).map(Completion::Word)),
+            Token::Eventfd(index) => self.complete_eventfd(usize::from(index), cqe),
+            Token::Futex => self.ready.extend(self.watch.complete(cqe).map(Completion::Futex)),
             Token::Cancel => {}
         }
     }
 
-    fn complete_bell(&mut self, index: usize, cqe: &Cqe) {
-        let Some(bell) = self.bells.get_mut(index) else { return };
+    fn complete_eventfd(&mut self, index: usize, cqe: &Cqe) {
+        let Some(bell) = self.eventfds.get_mut(index) else { return };
         bell.memory.complete(cqe);
         match cqe.result().saturating_neg() {
-            ..0 => self.ready.push_back(Completion::Bell(index)),
+            ..0 => self.ready.push_back(Completion::Eventfd(index)),
             libc::EINTR | libc::ECANCELED => {}
             // Somebody set O_NONBLOCK since: clear it, or every turn would end at once.
             libc::EAGAIN if udp::let_ring_wait(bell.eventfd.as_fd()).is_ok() => {}
@@ -357,16 +363,16 @@ impl Edge {
     }
 
     fn complete_send(&mut self, index: u32, cqe: &Cqe) {
-        let Some(run) = self.sends.complete(index, cqe) else { return };
-        let datagrams = count(run.shape.segment_count);
-        if let Some(in_flight) = self.in_flight.get_mut(&run.viewer) {
+        let Some(batch) = self.sends.complete(index, cqe) else { return };
+        let datagrams = count(batch.shape.segment_count);
+        if let Some(in_flight) = self.in_flight.get_mut(&batch.viewer) {
             *in_flight = in_flight.saturating_sub(datagrams);
             if *in_flight == 0 {
-                self.in_flight.remove(&run.viewer);
+                self.in_flight.remove(&batch.viewer);
             }
         }
-        let result = match SendOutcome::of(cqe.result(), &run.shape) {
-            SendOutcome::Refused => return self.refuse(index, &run, cqe.result()),
+        let result = match SendOutcome::of(cqe.result(), &batch.shape) {
+            SendOutcome::Refused => return self.refuse(index, &batch, cqe.result()),
             SendOutcome::Sent(bytes) => {
                 self.counters.datagrams_sent += u64::from(datagrams);
                 self.counters.bytes_sent += u64::from(bytes);
@@ -382,20 +388,20 @@ impl Edge {
             }
         };
         self.sends.free(index);
-        self.ready.push_back(Completion::Sent { viewer: run.viewer, datagrams, result });
+        self.ready.push_back(Completion::Sent { viewer: batch.viewer, datagrams, result });
     }
 
     /// A route takes no GSO send: its datagrams go out one by one, these and all further.
-    fn refuse(&mut self, index: u32, run: &Run, result: i32) {
+    fn refuse(&mut self, index: u32, batch: &Batch, result: i32) {
         self.counters.gso_fallbacks += 1;
-        if self.plain_routes.insert(run.route.remote) && self.counters.gso_fallbacks == 1 {
+        if self.plain_routes.insert(batch.route.remote) && self.counters.gso_fallbacks == 1 {
             let reason = io::Error::from_raw_os_error(result.saturating_neg());
-            let remote = run.route.remote.ip();
+            let remote = batch.route.remote.ip();
             log::info!("the route to {remote} takes no GSO sends ({reason}): single datagrams from now on");
         }
-        for bytes in self.sends.datagrams(index, run) {
+        for bytes in self.sends.datagrams(index, batch) {
             if self.resends.len() < RESENDS_MAX {
-                self.resends.push_back((run.viewer, run.route, bytes.to_vec()));
+                self.resends.push_back((batch.viewer, batch.route, bytes.to_vec()));
             } else {
                 self.counters.datagrams_dropped += 1;
             }
@@ -411,7 +417,7 @@ impl Edge {
                 self.ready.push_back(Completion::Datagram(Received {
                     remote: parts.remote,
                     local: parts.local,
-                    edge: self.identity,
+                    driver: self.identity,
                     buffer,
                     start: parts.start,
                     length: parts.length,
@@ -472,7 +478,7 @@ impl Edge {
     fn is_idle(&self) -> bool {
         self.sends.is_idle()
             && self.receiver.is_idle()
-            && self.bells.iter().all(|bell| !bell.memory.is_armed())
+            && self.eventfds.iter().all(|bell| !bell.memory.is_armed())
             && !self.watch.is_armed()
     }
 }
@@ -480,7 +486,7 @@ impl Edge {
 /// Ends all operations. After that nothing is held, so the fields may be dropped in any order. Should the
 /// kernel not answer, the memory it still holds is leaked by its owners in `buffers.rs`, whatever happens to
 /// the ring.
-impl Drop for Edge {
+impl Drop for UdpDriver {
     fn drop(&mut self) {
         if !self.end() {
             log::warn!("the kernel did not end all operations: their memory is left to it");
@@ -488,7 +494,7 @@ impl Drop for Edge {
     }
 }
 
-/// Sizes of the submission and completion queue for so many sends and bells: a turn's submissions fit, and so
+/// Sizes of the submission and completion queue for so many sends and eventfds: a turn's submissions fit, and so
 /// do the completions of all operations at once.
 fn queue_sizes(operations: usize) -> (u32, u32) {
     let receives = usize::from(RECEIVE_BUFFERS);
@@ -499,9 +505,9 @@ fn queue_sizes(operations: usize) -> (u32, u32) {
 }
 
 /// The best way of receiving the kernel lets us prepare.
-fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, EdgeError> {
+fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, UdpDriverError> {
     if features.multishot_receive {
-        let buffers = BufferRing::new().map_err(|source| EdgeError::Setup { source })?;
+        let buffers = BufferRing::new().map_err(|source| UdpDriverError::Setup { source })?;
         match ring.register_buffers(&buffers) {
             Ok(()) => return Ok(Receiver::Multishot(buffers)),
             Err(error) => log::debug!("no buffer ring: {error}"),
@@ -511,7 +517,7 @@ fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, EdgeEr
     Ok(Receiver::OneShot(ReceiveSlab::new()))
 }
 
-/// A count of datagrams, bounded by the segments of a run.
+/// A count of datagrams, bounded by the segments of a batch.
 fn count(datagrams: usize) -> u32 {
     u32::try_from(datagrams).unwrap_or(u32::MAX)
 }
@@ -522,7 +528,7 @@ mod tests {
 
     #[test]
     fn queues_hold_all_operations_at_once() {
-        for operations in [1, 64, 1_000, SENDS_MAX + BELLS_MAX] {
+        for operations in [1, 64, 1_000, SENDS_MAX + EVENTFDS_MAX] {
             let (submissions, completions) = queue_sizes(operations);
             assert!(submissions as usize >= operations);
             assert!(completions as usize >= operations + usize::from(RECEIVE_BUFFERS));
@@ -533,17 +539,17 @@ mod tests {
         for multishot_receive in [true, false] {
             let (socket, _) = udp::open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
             let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-            let config = EdgeConfig {
+            let config = UdpDriverConfig {
                 socket: Arc::new(socket),
                 receives: true,
-                bells: vec![Arc::new(bell)],
+                eventfds: vec![Arc::new(bell)],
                 sends_max: 4,
             };
             let features = Features { multishot_receive, ..Features::ALL };
-            let mut edge = Edge::with_features(config, features).unwrap();
-            edge.submit_and_wait(Duration::from_millis(1)).unwrap();
-            assert!(!edge.is_idle(), "receive and bell are with the kernel");
-            assert!(edge.end(), "and come back");
+            let mut driver = UdpDriver::with_features(config, features).unwrap();
+            driver.submit_and_wait(Duration::from_millis(1)).unwrap();
+            assert!(!driver.is_idle(), "receive and bell are with the kernel");
+            assert!(driver.end(), "and come back");
         }
     }
 }

@@ -10,10 +10,10 @@ use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
 use crate::h264::nal::kind;
 use crate::h264::{self, Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
-use crate::worker::gop::{Gop, KeptUnit};
+use crate::worker::gop::{Gop, UnitInfo};
 
 /// The second look. Its packetiser is its own, so that what is kept does not cost the live one its buffers.
-pub(super) struct Lookback {
+pub(super) struct GopBackfill {
     camera: Camera,
     gop: Gop,
     assembler: Assembler,
@@ -34,9 +34,9 @@ pub(super) struct Live<'a> {
     pub(super) now_ns: i64,
 }
 
-impl Lookback {
+impl GopBackfill {
     pub(super) fn new(camera: Camera) -> Self {
-        Lookback {
+        GopBackfill {
             camera,
             gop: Gop::default(),
             assembler: Assembler::new(),
@@ -142,7 +142,7 @@ impl Lookback {
             None => self.gop.pass(),
             Some((is_idr, is_reference)) => {
                 let (number, captured_at_ns) = (view.sequence, view.captured_at_ns);
-                let unit = KeptUnit { number, is_idr, is_reference, captured_at_ns };
+                let unit = UnitInfo { number, is_idr, is_reference, captured_at_ns };
                 if !self.gop.keep(unit, &self.payloads) {
                     counters.gops_too_large.add(1);
                 }
@@ -182,7 +182,7 @@ mod tests {
         cursor: Cursor,
         position: u32,
         assembler: Assembler,
-        lookback: Lookback,
+        backfill: GopBackfill,
         counters: WorkerCounters,
     }
 
@@ -196,7 +196,7 @@ mod tests {
         fn new(layout: Layout) -> Self {
             static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
             let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let name = format!("/ss-test-lookback-{}-{number}", std::process::id());
+            let name = format!("/ss-test-backfill-{}-{number}", std::process::id());
             let writer = RingWriter::create(&name, layout, 33).unwrap();
             let camera = Camera::new(&name, Wake::Poll);
             Bench {
@@ -205,7 +205,7 @@ mod tests {
                 cursor: camera.cursor(),
                 position: 0,
                 assembler: Assembler::new(),
-                lookback: Lookback::new(camera),
+                backfill: GopBackfill::new(camera),
                 counters: WorkerCounters::default(),
             }
         }
@@ -237,15 +237,15 @@ mod tests {
                     Next::Unit(view) => {
                         self.position = view.sequence.wrapping_add(1);
                         match self.assembler.assemble(&view.bytes).map(|unit| unit.is_idr()) {
-                            Ok(true) => self.lookback.begin(view.sequence, &self.assembler),
+                            Ok(true) => self.backfill.begin(view.sequence, &self.assembler),
                             Ok(false) => {}
-                            Err(_) => self.lookback.lose(),
+                            Err(_) => self.backfill.lose(),
                         }
                         let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
-                        self.lookback.keep_up(live, &self.counters);
+                        self.backfill.keep_up(live, &self.counters);
                     }
                     Next::Empty | Next::Away => return,
-                    _ => self.lookback.lose(),
+                    _ => self.backfill.lose(),
                 }
             }
         }
@@ -253,7 +253,7 @@ mod tests {
         /// Numbers of the GOP's units, as their payloads say.
         fn numbers(&mut self) -> Option<Vec<u32>> {
             let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
-            let gop = self.lookback.fetch(live, &self.counters)?;
+            let gop = self.backfill.fetch(live, &self.counters)?;
             let numbers = (0..gop.len()).map(|index| {
                 let kept = gop.at(index).unwrap();
                 assert_eq!(kept.unit.is_idr, index == 0);
@@ -283,7 +283,7 @@ mod tests {
         for number in 0..90 {
             bench.publish(number % 30 == 0, 500);
             bench.take();
-            kept.push(bench.lookback.gop().len());
+            kept.push(bench.backfill.gop().len());
         }
         assert!(kept[..20].iter().chain(&kept[30..50]).all(|units| *units == 0), "{kept:?}");
         assert_eq!(kept[50..60], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
@@ -347,7 +347,7 @@ mod tests {
     fn a_worker_that_comes_in_the_middle_of_a_gop_finds_its_idr_in_the_ring() {
         let mut bench = Bench::new(Layout::V3);
         (0..12).for_each(|number| bench.publish(number == 0, 100));
-        bench.cursor = bench.lookback.camera.cursor();
+        bench.cursor = bench.backfill.camera.cursor();
         bench.publish(false, 100);
         bench.take();
         assert_eq!(bench.numbers(), Some((0..13).collect()));
