@@ -50,14 +50,8 @@ pub const PAYLOAD_BUFFER_OVERHEAD_BYTES: usize = 1_024;
 /// Handed-out payload buffers a packetiser looks at in vain before it stops searching, per access unit.
 pub const PAYLOAD_POOL_CHECKS_MAX: usize = 64;
 
-/// Bytes of NAL units a receiver collects for one access unit.
-pub const RECEIVED_UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX + 64 * 1024;
-
 /// Bytes of a slice, its header byte included, in which the three numbers lie that its header begins with (H.264 7.3.3).
 pub const SLICE_HEAD_BYTES: usize = 64;
-
-/// NAL units a receiver collects for one access unit: those of a slot and the parameter sets it lacked.
-pub const RECEIVED_NAL_UNITS_MAX: usize = 2 * NAL_UNITS_MAX;
 
 const _: () = assert!(
     PARAMETER_SET_BYTES_MAX < RTP_PAYLOAD_BYTES_MAX - RTP_EXTENSIONS_BYTES_MAX,
@@ -217,7 +211,7 @@ pub const RECORDING_DURATION_SOFT_NS: i64 = 3_600_000_000_000;
 pub const RECORDING_UNITS_MAX: usize = 1 << 20;
 
 /// Files of one recording (splits and changed parameter sets).
-pub const RECORDING_SEGMENTS_MAX: u32 = 9_999;
+pub const RECORDING_FILES_MAX: u32 = 9_999;
 
 /// Files of one recording that may be finishing (index, fdatasync) while the next is written.
 pub const FINISHING_MAX: usize = 4;

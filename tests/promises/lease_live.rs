@@ -98,7 +98,7 @@ fn idr_is_requested_for_a_viewers_pli_and_for_a_late_viewer() {
     assert!(idrs >= 1 && requests_first >= 1.0, "{idrs} IDRs, {requests_first} requests");
 
     std::thread::sleep(Duration::from_millis(600)); // at most two requests per second reach the camera
-    viewer.ask_idr();
+    viewer.request_idr();
     // The viewer gets the current GOP at once, and then the new one.
     wait_until("the requested IDR", || viewer.report().idrs > idrs && requests() > requests_first);
     viewer.wait_more_units(45);
