@@ -1,8 +1,7 @@
-//! The lease ring under stress: a C camera at 5000 units a second and eight reader processes that hold several slots each.
-//! Every 100 ms one is killed with SIGKILL. No reader sees bytes of another unit, the camera is not delayed, and every slot
-//! becomes free again.
+//! The lease ring under stress: a C camera at 5000 units a second and eight reader processes that lease several slots
+//! each. Every 100 ms one of them is killed with -9. No reader sees a byte of another unit, and every slot is released.
 //!
-//! `SS_STRESS_SECONDS` sets the duration [5]; 600 before a release.
+//! `SS_STRESS_SECONDS` sets the duration [5]; a release runs 600.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -26,10 +25,10 @@ use support::random::Random;
 use support::{monotonic_ns, unique_shm, wait_for, wait_until};
 
 const READERS: usize = 8;
-/// The environment variable with the ring's name. Without it the reader's test does nothing.
+/// Environment variable of a reader: the ring's name. Without it the reader's test does nothing.
 const RING_OF_READER: &str = "SS_STRESS_RING";
 
-/// A reader's counts, printed once a second so that those of a killed reader are known.
+/// Counts of a reader. It prints them every 20 ms, so that a killed reader has reported.
 #[derive(Default)]
 struct Counts {
     checked: u64,
@@ -38,17 +37,17 @@ struct Counts {
 }
 
 #[test]
-fn a_reader_of_the_stress_test() {
+fn reader_process_of_the_stress_test() {
     let Ok(ring) = std::env::var(RING_OF_READER) else { return };
     let camera = Camera::new(&ring, Wake::Auto);
     let mut cursor = camera.cursor();
-    let bell = camera.clone();
-    std::thread::spawn(move || waiter::run(bell, Arc::new(AtomicBool::new(false)), false));
+    let followed = camera.clone();
+    std::thread::spawn(move || waiter::run(followed, Arc::new(AtomicBool::new(false)), false));
     let mut random = Random::new(std::process::id().into());
     let (mut counts, mut refused_before) = (Counts::default(), 0);
-    // Some leases are released at once, some are held for a while and checked again.
+    // Some units are dropped at once, others are held and checked again later.
     let mut held: VecDeque<UnitView> = VecDeque::new();
-    let (mut told, mut holding) = (Instant::now(), 0);
+    let (mut printed, mut holding) = (Instant::now(), 0);
     loop {
         match cursor.next(monotonic_ns()) {
             Next::Unit(unit) => {
@@ -62,25 +61,25 @@ fn a_reader_of_the_stress_test() {
             Next::Away | Next::Restarted => std::thread::sleep(Duration::from_millis(5)),
             Next::Rejected(rejection) => panic!("{rejection}"),
         }
-        // Now and then more than a reader may hold, so that a lease is refused.
+        // Sometimes more than a reader may lease, so that a lease is refused.
         if random.chance(1.0) {
             holding = random.below(18) as usize;
         }
         while held.len() > holding {
             check(&held.pop_front().unwrap(), &mut counts);
         }
-        if told.elapsed() > Duration::from_millis(20) {
-            let refused_in_all = camera.counters().leases_refused.get();
-            counts.refused = refused_in_all - refused_before;
-            refused_before = refused_in_all;
+        if printed.elapsed() > Duration::from_millis(20) {
+            let refused = camera.counters().leases_refused.get();
+            counts.refused = refused - refused_before;
+            refused_before = refused;
             println!("counts {} {} {}", counts.checked, counts.lapped, counts.refused);
             counts = Counts::default();
-            told = Instant::now();
+            printed = Instant::now();
         }
     }
 }
 
-/// Checks number, length and checksum of a leased unit.
+/// Checks number and checksum of a leased unit.
 fn check(unit: &UnitView, counts: &mut Counts) {
     let number = u64::from_ne_bytes(unit.bytes[..8].try_into().unwrap());
     let sum = u32::from_ne_bytes(unit.bytes[8..12].try_into().unwrap());
@@ -95,24 +94,24 @@ fn check(unit: &UnitView, counts: &mut Counts) {
 fn reader(ring: &str) -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "lease_stress::a_reader_of_the_stress_test", "--nocapture"])
+        .args(["--exact", "lease_stress::reader_process_of_the_stress_test", "--nocapture"])
         .env(RING_OF_READER, ring);
     Process::spawn("reader", &mut command)
 }
 
-/// Adds the counts of a reader that has ended; panics if it saw a torn unit.
-fn settle(reader: &Process, sums: &mut [u64; 3]) {
+/// Adds the counts of an ended reader. Panics if it saw a torn unit.
+fn add_counts(reader: &Process, sums: &mut [u64; 3]) {
     let log = reader.log();
     assert!(!log.contains("TORN") && !log.contains("panicked"), "{log}");
     for line in log.lines().filter_map(|line| line.strip_prefix("counts ")) {
         for (sum, number) in sums.iter_mut().zip(line.split(' ')) {
-            *sum += number.parse::<u64>().unwrap_or(0); // the last line may be cut
+            *sum += number.parse::<u64>().unwrap_or(0); // the last line may be incomplete
         }
     }
 }
 
 #[test]
-fn killed_readers_cost_no_unit_and_no_slot() {
+fn killed_readers_leave_no_leases_and_no_torn_units() {
     let seconds = std::env::var("SS_STRESS_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
     let (workshop, ring) = (Workshop::new(), unique_shm());
     let program = workshop.compile("cc", "stress_camera.c", &["-O2"]);
@@ -127,22 +126,22 @@ fn killed_readers_cost_no_unit_and_no_slot() {
         let victim = random.below(READERS as u64) as usize;
         let mut dead = std::mem::replace(&mut readers[victim], reader(&ring));
         dead.kill();
-        settle(&dead, &mut sums);
+        add_counts(&dead, &mut sums);
         killed += 1;
     }
-    // Wait until each living reader has checked units, however slow the machine is.
+    // Every living reader has checked units, however slow the machine is.
     for reader in &readers {
         wait_until("a reader checks units", || reader.log().matches("counts").count() > 1);
     }
     for reader in &mut readers {
         reader.kill();
-        settle(reader, &mut sums);
+        add_counts(reader, &mut sums);
     }
-    // The camera reclaims the slots on its next lap.
+    // The camera releases the dead readers' slots while it rotates through the ring.
     std::thread::sleep(Duration::from_millis(500));
     camera.signal(Signal::TERM);
     let line = wait_for("the camera's counts", || camera.after("units="));
-    let told = |key: &str| -> u64 {
+    let count = |key: &str| -> u64 {
         let value = line.split_whitespace().find_map(|word| word.strip_prefix(key));
         value.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {key} in {line}"))
     };
@@ -151,6 +150,6 @@ fn killed_readers_cost_no_unit_and_no_slot() {
         "{seconds} s: units={line}; {killed} readers killed, {checked} checks, 0 torn, {lapped} lapped, {refused} refused"
     );
     assert!(camera.wait_exit(support::PATIENCE).success());
-    assert_eq!(told("leased="), 0, "every slot is free again");
-    assert!(told("published=") > 0 && checked > 0);
+    assert_eq!(count("leased="), 0, "every slot is released");
+    assert!(count("published=") > 0 && checked > 0);
 }

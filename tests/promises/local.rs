@@ -1,5 +1,5 @@
-//! The control endpoint of the real process over raw HTTP: every route, profiles read by `go tool pprof`, a second instance,
-//! other addresses, and malformed requests.
+//! The control endpoint of the real process by raw HTTP: every route, profiles read by `go tool pprof`, a second
+//! instance, other addresses, and malformed requests.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -22,7 +22,7 @@ use support::process::Process;
 use support::server::{self, Server};
 use support::{PATIENCE, unique_shm, wait_until, wait_within};
 
-/// A running demo and its control address.
+/// Starts a demo and returns it with its control address.
 fn demo() -> (Server, SocketAddr) {
     start(&["--demo", "--control", "127.0.0.1:0"])
 }
@@ -41,19 +41,19 @@ fn get(control: SocketAddr, path: &str) -> Response {
     http::get(control, path)
 }
 
-/// Starts a profile in a thread and returns once it is running.
+/// Takes a profile in a thread. Returns while the profile is being taken.
 fn profile_meanwhile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Response> {
     let path = format!("/debug/pprof/profile?seconds={seconds}");
     let profile = thread::spawn(move || {
-        // The requests below are profiles too.
+        // The requests below take profiles too, so this one may get a 503 first.
         wait_within(PATIENCE, "a profile", || Some(get(control, &path)).filter(|answer| answer.status != 503))
     });
-    wait_until("a running profile", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
+    wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
     profile
 }
 
 #[test]
-fn the_routes_of_the_public_endpoint_answer() {
+fn every_public_route_answers() {
     let (mut server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     assert_eq!(get(control, "/health").json()["status"], "ok");
@@ -72,7 +72,7 @@ fn the_routes_of_the_public_endpoint_answer() {
 }
 
 #[test]
-fn it_controls_a_recording() {
+fn recording_commands_work() {
     let (server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     let started = http::post_json(control, "/api/recording/start", &json!({"filename": "a.mp4"}));
@@ -90,7 +90,7 @@ fn it_controls_a_recording() {
 }
 
 #[test]
-fn profiles_and_traces_come_in_their_formats() {
+fn profiles_and_traces_have_their_formats() {
     let (mut server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     assert!(get(control, "/debug/pprof/").text().contains("goroutine"));
@@ -116,22 +116,22 @@ fn profiles_and_traces_come_in_their_formats() {
 fn requests_are_answered_during_a_profile_and_a_second_profile_is_refused() {
     let (mut server, control) = demo();
     let profile = profile_meanwhile(control, 5);
-    wait_until("a running profile", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
+    wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
     for _ in 0..10 {
         assert_eq!(get(control, "/health").status, 200);
         assert_eq!(get(control, "/metrics").status, 200);
     }
-    assert!(!profile.is_finished(), "all answers came before the profile");
+    assert!(!profile.is_finished(), "all answers arrived before the profile");
     assert_eq!(profile.join().unwrap().status, 200);
     server.assert_healthy();
 }
 
 #[test]
-fn go_tool_pprof_names_our_functions() {
+fn go_tool_pprof_shows_our_functions() {
     let (mut server, control) = demo();
     let url = format!("http://{control}/debug/pprof/profile?seconds=2");
     let home = std::env::temp_dir().join(format!("pprof{}", unique_shm().replace('/', "-")));
-    // Load for the profile: a demo without viewers is idle most of the time.
+    // Load for the profile: a demo alone is idle most of the time.
     let done = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&done);
     let busy = thread::spawn(move || {
@@ -143,7 +143,7 @@ fn go_tool_pprof_names_our_functions() {
     done.store(true, Ordering::Relaxed);
     busy.join().unwrap();
     let Ok(top) = top else {
-        println!("skipped: go is not installed");
+        println!("skipped: no go on this machine");
         return;
     };
     let _ = std::fs::remove_dir_all(&home);
@@ -172,7 +172,7 @@ fn a_second_instance_fails_with_a_clear_error() {
 }
 
 #[test]
-fn it_is_reachable_by_loopback_addresses_and_names_only() {
+fn other_addresses_and_host_names_are_refused() {
     let (_server, control) = demo();
     let hosts = ["evil.example", "192.0.2.2:6060", "127.0.0.1.evil.example"];
     for host in hosts {
@@ -184,7 +184,7 @@ fn it_is_reachable_by_loopback_addresses_and_names_only() {
     let others = if_addrs::get_if_addrs().unwrap().into_iter().map(|interface| interface.ip());
     let others: Vec<IpAddr> = others.filter(|ip| !ip.is_loopback() && matches!(ip, IpAddr::V4(_))).collect();
     if others.is_empty() {
-        println!("skipped: no address but loopback");
+        println!("skipped: no address beside loopback");
     }
     for other in others {
         let address = SocketAddr::new(other, control.port());
@@ -193,17 +193,17 @@ fn it_is_reachable_by_loopback_addresses_and_names_only() {
 }
 
 #[test]
-fn sigterm_exits_cleanly_with_open_requests() {
+fn sigterm_ends_the_process_cleanly_with_open_connections() {
     let (mut server, control) = demo();
     let profile = profile_meanwhile(control, 20);
     let idle = TcpStream::connect(control).unwrap();
-    wait_until("a running profile", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
+    wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
     assert_eq!(server.terminate(), Some(0));
     drop(idle);
     let _ = profile.join();
 }
 
-/// Requests with malformed lengths.
+/// Requests with a malformed Content-Length, and the statuses that may answer them.
 fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list: Vec<(Vec<u8>, &'static [u16])> = Vec::new();
     let lengths: [&[u8]; 16] = [
@@ -233,7 +233,7 @@ fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     list
 }
 
-/// Complete malformed requests and the statuses that may answer them. 0: closed without an answer.
+/// Malformed requests, and the statuses that may answer them; 0: closed without an answer.
 fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list = malformed_lengths();
     let mut add = |text: &str, statuses: &'static [u16]| list.push((text.as_bytes().to_vec(), statuses));
@@ -289,7 +289,7 @@ fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
 }
 
 #[test]
-fn malformed_requests_are_refused_and_do_no_harm() {
+fn malformed_requests_are_refused_without_harm() {
     let (mut server, control) = demo();
     let list = malformed();
     assert!(list.len() >= 70, "{}", list.len());
@@ -309,7 +309,7 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     for (request, statuses) in malformed() {
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
         let answer = answer_to(public, &request, true);
-        // It accepts HEAD, more headers and longer queries. The rest is refused as on the control endpoint.
+        // The public endpoint accepts HEAD, more headers and longer queries. It refuses the rest like the control one.
         let may_pass = statuses.contains(&200)
             || request.starts_with(b"HEAD /health")
             || request.starts_with(b"GET /health?")
@@ -323,11 +323,11 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     server.assert_healthy();
 }
 
-/// The status of the answer to these bytes on a new connection. With `is_all` the sending side is closed after them.
+/// Sends bytes on a new connection and returns the status of the answer. Closes the sending side if `is_all`.
 fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    // A server that refuses early may close while we still write.
+    // The server may refuse and close while we still write.
     let _ = stream.write_all(request);
     if is_all {
         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -335,7 +335,7 @@ fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
     read_answer(&mut stream)
 }
 
-/// The status of the first answer; 0 if the connection is closed without one.
+/// Returns the status of the first answer; 0 if the connection is closed without one.
 fn read_answer(stream: &mut TcpStream) -> u16 {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
@@ -353,7 +353,7 @@ fn read_answer(stream: &mut TcpStream) -> u16 {
     text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
-/// Peak resident memory of the process, in kB.
+/// Returns the peak memory of the process.
 fn peak_kb(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -367,12 +367,12 @@ fn flood(control: SocketAddr, beginning: &str, more: &[u8]) {
     stream.write_all(beginning.as_bytes()).unwrap();
     let since = Instant::now();
     while stream.write_all(more).is_ok() {
-        assert!(since.elapsed() < Duration::from_secs(60), "not closed: {beginning:?}");
+        assert!(since.elapsed() < Duration::from_secs(60), "the connection stays open after {beginning:?}");
     }
 }
 
 #[test]
-fn endless_requests_are_closed_while_others_are_served_and_memory_stays_bounded() {
+fn endless_requests_are_closed_and_memory_stays_bounded() {
     let (mut server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     let before_kb = peak_kb(server.process.id());
@@ -381,7 +381,7 @@ fn endless_requests_are_closed_while_others_are_served_and_memory_stays_bounded(
     endless.into_iter().for_each(|thread| thread.join().unwrap());
     let pipeline = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
     flood(control, "", &pipeline);
-    // Unfinished requests: a head, a body, nothing at all.
+    // Incomplete requests: a head, a body, nothing at all.
     let beginnings: [&[u8]; 4] = [
         b"",
         b"GET /hea",
@@ -399,7 +399,7 @@ fn endless_requests_are_closed_while_others_are_served_and_memory_stays_bounded(
         let status = read_answer(&mut stream);
         assert!([0, 400].contains(&status), "{status}");
     }
-    // Far more connections than are allowed.
+    // Many more connections than the limit.
     let crowd: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(control).unwrap()).collect();
     drop(crowd);
     wait_until("200 on /health", || get(control, "/health").status == 200);
@@ -410,7 +410,7 @@ fn endless_requests_are_closed_while_others_are_served_and_memory_stays_bounded(
 }
 
 #[test]
-fn off_disables_the_endpoint_and_the_server_runs() {
+fn control_off_opens_no_port() {
     let spare = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = spare.local_addr().unwrap();
     let mut server = Server::start(&unique_shm(), &["--control", "off"]);
@@ -420,7 +420,7 @@ fn off_disables_the_endpoint_and_the_server_runs() {
     assert!(TcpStream::connect(address).is_err());
 }
 
-/// Exit code and output of a subcommand.
+/// Runs a subcommand and returns its exit code and output.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(support::program("streaming-server")).args(arguments).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -439,7 +439,7 @@ fn healthcheck_fails_without_a_server() {
 }
 
 #[test]
-fn doctor_reports_and_fails_on_a_port_in_use() {
+fn doctor_lists_its_checks_and_fails_on_a_port_in_use() {
     let directory = std::env::temp_dir();
     let free = ["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"];
     let common =

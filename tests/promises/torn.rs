@@ -1,5 +1,5 @@
-//! No torn picture: a camera that overwrites slots while they are read, at a thousand units a second, costs units, which are
-//! counted, and never shows half of one.
+//! No torn picture: a camera that overwrites units during the read, at a thousand units a second, makes the server drop
+//! units, but no viewer sees half of one. Dropped units are counted.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,9 +14,9 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{test_seconds, unique_shm};
 
-/// Runs two viewers with a camera that misbehaves as `pace` says. No torn unit may arrive, and missing units must be counted.
-/// Returns how many units the server dropped.
-fn nothing_torn_arrives(layout: &str, pace: &str) -> f64 {
+/// Runs two viewers with a camera that misbehaves as `pace` configures. No torn unit may arrive, and missing units must be
+/// counted. Returns how many units the server dropped.
+fn assert_no_torn_units(layout: &str, pace: &str) -> f64 {
     let shm = unique_shm();
     let line = format!("--layout {layout} --pattern 640x480 --bitrate-kbps 16000 --gop 30 {pace}");
     let _camera = CameraSim::start(&shm, &words(&line));
@@ -33,7 +33,7 @@ fn nothing_torn_arrives(layout: &str, pace: &str) -> f64 {
         assert_eq!(report.torn, 0, "{layout}: torn units reached a viewer");
         assert_eq!(report.duplicated + report.reordered + report.bad_idrs, 0, "{layout}");
         assert!(!report.began_without_idr);
-        // Units that are skipped because an IDR came while a viewer was still getting the previous GOP.
+        // Units skipped because an IDR arrived while a viewer still received the previous GOP.
         let cut = count("gop_replays_cut_total");
         assert!(report.missing == 0 || dropped + cut > 0.0, "{layout}: missing and not counted");
     }
@@ -41,31 +41,31 @@ fn nothing_torn_arrives(layout: &str, pace: &str) -> f64 {
     dropped
 }
 
-/// A thousand units a second. Every seventh is half written for 300 us, long enough to be read torn by a reader that does
-/// not check.
+/// A thousand units a second, every seventh half written for 300 us: a reader that does not wait and check would read
+/// torn units.
 const FAST: &str = "--fps 1000 --tear 7";
-/// As fast as possible: the camera laps the ring many times while a reader reads one slot.
+/// At memory speed: the ring wraps many times while a reader reads one slot.
 const FLAT_OUT: &str = "--flat-out --tear 10:50";
 
 #[test]
-fn a_tearing_camera_on_v0_shows_no_torn_unit() {
-    nothing_torn_arrives("v0", FAST);
+fn tearing_camera_on_v0_shows_no_torn_unit() {
+    assert_no_torn_units("v0", FAST);
 }
 
 #[test]
-fn a_tearing_camera_on_v1_shows_no_torn_unit() {
-    nothing_torn_arrives("v1", FAST);
+fn tearing_camera_on_v1_shows_no_torn_unit() {
+    assert_no_torn_units("v1", FAST);
 }
 
 #[test]
-fn a_tearing_camera_on_v3_with_six_slots_shows_no_torn_unit() {
-    nothing_torn_arrives("v3-6", FAST);
+fn tearing_camera_on_v3_with_six_slots_shows_no_torn_unit() {
+    assert_no_torn_units("v3-6", FAST);
 }
 
 #[test]
-fn a_camera_that_laps_its_readers_shows_no_torn_unit_and_the_drops_are_counted() {
+fn lapping_camera_shows_no_torn_unit_and_drops_are_counted() {
     for layout in ["v0", "v1", "v3", "v3-6"] {
-        let dropped = nothing_torn_arrives(layout, FLAT_OUT);
+        let dropped = assert_no_torn_units(layout, FLAT_OUT);
         assert!(dropped > 0.0, "{layout}: no reader keeps up with this camera, so drops must be counted");
     }
 }
