@@ -32,7 +32,7 @@ impl fmt::Display for ShmName {
 }
 
 /// Longest shared-memory name with its slash (NAME_MAX of tmpfs).
-const SHM_NAME_BYTES_MAX: usize = 255;
+const SHM_NAME_BYTES_MAX: usize = 255; // local bound
 
 pub(super) fn shm(text: &str) -> Result<ShmName, String> {
     let is_good = text

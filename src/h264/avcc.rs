@@ -14,7 +14,7 @@ pub fn length_prefix(nal_bytes: usize) -> [u8; LENGTH_PREFIX_BYTES] {
 
 /// Profiles whose record ends with chroma format and bit depths (5.3.3.1.2).
 const PROFILES_WITH_CHROMA_INFO: [u8; 4] = [100, 110, 122, 144];
-const PPS_COUNT_MAX: usize = 255;
+const PPS_COUNT_MAX: usize = 255; // local bound
 
 /// Returns the content of an `avcC` box: the `AVCDecoderConfigurationRecord` (5.3.3.1.2) of the active sequence
 /// parameter set and the picture parameter sets that refer to it. Returns `None` until both are known.

@@ -23,8 +23,6 @@ pub mod kind {
     pub const PPS: u8 = 8;
     /// Access unit delimiter.
     pub const AUD: u8 = 9;
-    /// Filler data.
-    pub const FILLER: u8 = 12;
     /// Sequence parameter set extension.
     pub const SPS_EXTENSION: u8 = 13;
     /// Prefix NAL unit; belongs to the slice that follows it.

@@ -63,8 +63,8 @@ pub(super) struct PictureParameterSet {
 /// Profiles whose SPS carries chroma format, bit depths and scaling matrices (7.3.2.1.1).
 const PROFILES_WITH_CHROMA_INFO: [u8; 13] = [100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135];
 const PROFILES_WITHOUT: [u8; 3] = [66, 77, 88];
-const SPS_ID_MAX: u8 = 31;
-const PPS_ID_MAX: u8 = 255;
+const SPS_ID_MAX: u8 = 31; // local bound
+const PPS_ID_MAX: u8 = 255; // local bound
 const MACROBLOCK_PIXELS: u32 = 16;
 
 /// The operations that both kinds of parameter set share.

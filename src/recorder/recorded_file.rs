@@ -15,7 +15,7 @@ use super::types::RecorderError;
 use crate::base::limits;
 
 /// Retries of an interrupted write. Local: no other module uses this bound.
-const WRITE_RETRIES_MAX: u32 = 8;
+const WRITE_RETRIES_MAX: u32 = 8; // local bound
 
 /// Result of a completed write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

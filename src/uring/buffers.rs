@@ -44,7 +44,7 @@ impl<T> Slot<T> {
     }
 
     /// Whether the kernel has it.
-    pub(super) fn is_held(&self) -> bool {
+    fn is_held(&self) -> bool {
         self.is_held
     }
 

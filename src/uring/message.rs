@@ -90,7 +90,7 @@ pub(super) fn decode_address(bytes: &[u8]) -> Option<SocketAddr> {
 }
 
 /// IPv4 for a v4-mapped address, anything else as it is.
-pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
+fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
         IpAddr::V6(_) => address,

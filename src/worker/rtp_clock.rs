@@ -13,7 +13,7 @@ struct Last {
 }
 
 /// A step larger than this is not the camera's pace but a clock that was set or a lie; then the pace goes on.
-const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000;
+const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000; // local bound
 
 /// What a unit is worth when its timestamp cannot be used: one tick, so that time still increases.
 const STEP_90K_MIN: u64 = 1;

@@ -57,7 +57,7 @@ pub struct WholeFragments {
 }
 
 /// A `moov` without samples is some 700 bytes and the parameter sets.
-const HEAD_BYTES_MAX: u64 = 1 << 20;
+const HEAD_BYTES_MAX: u64 = 1 << 20; // local bound
 
 /// Reads an unfinished recording up to its last whole fragment. Returns `None` if the file is not from this recorder, is
 /// finished, or ends before its first fragment is whole.

@@ -69,7 +69,7 @@ impl Gate {
         }
     }
 
-    /// Returns true if `unit` is to be sent. Must be called for every unit, in order.
+    /// Returns true if `unit` must be sent. Must be called for every unit, in order.
     pub fn admit(&mut self, unit: GateUnit) -> bool {
         let lost = unit.gap_before && !unit.is_idr;
         if self.state == GateState::Live && (lost || self.congestion == Congestion::Full) {

@@ -7,7 +7,7 @@ use crate::session::media::stream::{Extensions, StreamParameters};
 pub(super) const FIXED_BYTES: usize = 12;
 
 /// Header with all extensions.
-const HEADER_BYTES_MAX: usize = FIXED_BYTES + limits::RTP_EXTENSIONS_BYTES_MAX;
+const HEADER_BYTES_MAX: usize = FIXED_BYTES + limits::RTP_EXTENSIONS_BYTES_MAX; // local bound
 
 /// The two headers of a unit's packets. Only the last packet has the extensions. Receivers apply them to the packets
 /// without: playout delay and mid until they change, the capture time along the RTP time (abs-capture-time section 4).

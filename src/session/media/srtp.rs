@@ -21,16 +21,13 @@ const GCM_TAG_BYTES: usize = 16;
 const CM_TAG_BYTES: usize = 10;
 
 /// Largest authentication tag of an RTP packet, in bytes.
-pub const TAG_BYTES_MAX: usize = GCM_TAG_BYTES;
+pub const TAG_BYTES_MAX: usize = GCM_TAG_BYTES; // local bound
 
 /// Unencrypted part of an SRTCP packet: header and sender SSRC.
 const RTCP_CLEAR_BYTES: usize = 8;
 
 /// SRTCP trailer: E flag and 31-bit index.
 const RTCP_INDEX_BYTES: usize = 4;
-
-/// Largest overhead of an SRTCP packet, in bytes.
-pub const RTCP_OVERHEAD_BYTES_MAX: usize = RTCP_INDEX_BYTES + TAG_BYTES_MAX;
 
 /// E flag: the packet is encrypted.
 const ENCRYPTED: u32 = 1 << 31;

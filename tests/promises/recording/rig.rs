@@ -167,7 +167,7 @@ pub(crate) fn monotonic_ns() -> i64 {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-/// A recorder on a ring, with its doorbell.
+/// A recorder on a ring, with its waiter.
 pub(crate) struct Rig {
     pub(crate) handle: RecorderHandle,
     runtime: tokio::runtime::Runtime,
