@@ -17,7 +17,7 @@ pub(super) struct FutexWait {
 
 impl FutexWait {
     /// Waits for `word` to be another than given, from the next [`FutexWait::arm`] on.
-    pub(super) fn want(&mut self, word: Option<(&FutexWord, u32)>) {
+    pub(super) fn set(&mut self, word: Option<(&FutexWord, u32)>) {
         match (&mut self.wanted, word) {
             (Some((known, expected)), Some((word, now_expected))) if FutexWord::ptr_eq(known, word) => {
                 *expected = now_expected;
@@ -80,7 +80,7 @@ mod tests {
     use rustix::thread::futex;
 
     use super::*;
-    use crate::uring::{Completion, Features, UdpDriver, UdpDriverConfig, open_socket};
+    use crate::uring::{Completion, Driver, Features, UdpDriver, UdpDriverConfig, open_socket};
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -116,7 +116,7 @@ mod tests {
     fn turn_until_told(driver: &mut UdpDriver, word: &FutexWord, count: usize) {
         let mut told = 0;
         while told < count {
-            driver.watch(Some((word, (**word).as_ref().load(Ordering::Acquire))));
+            driver.set_futex_wait(Some((word, (**word).as_ref().load(Ordering::Acquire))));
             driver.submit_and_wait(PATIENCE).unwrap();
             while let Some(completion) = driver.next_completion() {
                 assert!(matches!(completion, Completion::Futex(Ok(()))), "{completion:?}");
@@ -144,7 +144,7 @@ mod tests {
             turn_until_told(&mut driver, &word, 1);
             changer.join().unwrap();
             // Expected as it is no longer.
-            driver.watch(Some((&word, u32::MAX)));
+            driver.set_futex_wait(Some((&word, u32::MAX)));
             driver.submit_and_wait(PATIENCE).unwrap();
             assert!(matches!(driver.next_completion(), Some(Completion::Futex(Ok(())))));
         }
@@ -161,7 +161,7 @@ mod tests {
             (Arc::clone(&old) as FutexWord, Arc::clone(&new) as FutexWord);
         let turn = |driver: &mut UdpDriver, word: Option<(&FutexWord, u32)>| {
             for _ in 0..3 {
-                driver.watch(word);
+                driver.set_futex_wait(word);
                 driver.submit_and_wait(Duration::from_millis(1)).unwrap();
             }
             driver.next_completion().is_some()
@@ -184,7 +184,7 @@ mod tests {
     fn without_futexes_a_word_is_never_told() {
         let mut driver = driver(Features { futex: false, ..Features::ALL });
         let word: FutexWord = Shared::new();
-        driver.watch(Some((&word, 7)));
+        driver.set_futex_wait(Some((&word, 7)));
         driver.submit_and_wait(Duration::from_millis(1)).unwrap();
         assert!(driver.next_completion().is_none());
     }

@@ -26,6 +26,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 pub use error::UdpDriverError;
 pub use udp::{SocketError, open_socket};
@@ -133,17 +134,52 @@ impl Features {
     }
 }
 
-/// A datagram to send.
-#[derive(Clone, Debug)]
-pub struct Outgoing {
-    /// Whose it is; only datagrams of the same viewer share a batch.
-    pub viewer: u32,
-    /// Source address; the kernel's choice where `None` or of another family than `remote`.
-    pub local: Option<IpAddr>,
-    /// Destination.
-    pub remote: SocketAddr,
-    /// The UDP payload.
-    pub bytes: Vec<u8>,
+/// What a worker does with its driver. [`UdpDriver`] implements it on io_uring, the simulated day on a simulated
+/// network.
+pub trait Driver {
+    /// Submits everything queued and collects all completions. Waits up to `timeout` for the first one, unless some are
+    /// still to be taken with [`Driver::next_completion`]. One `io_uring_enter`.
+    ///
+    /// # Errors
+    /// [`UdpDriverError::Enter`] when the ring is unusable. A timeout or a signal is no error.
+    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError>;
+
+    /// Returns the next completion, in the kernel's order.
+    fn next_completion(&mut self) -> Option<Completion>;
+
+    /// Returns the payload of a datagram; empty if another driver received it.
+    fn datagram(&self, received: &Received) -> &[u8];
+
+    /// Gives a datagram's buffer back for the next datagram. Ignored if another driver received it.
+    fn recycle(&mut self, received: Received);
+
+    /// Queues a datagram of `bytes` bytes, all of which `write` writes in place. It joins the open batch if viewer, route
+    /// and size fit, and leaves with the next [`Driver::submit_and_wait`] or earlier.
+    ///
+    /// `local` is the source address; the kernel chooses one when it is `None` or of another family than `remote`. If no
+    /// operation is free, even after asking the kernel, `write` is not called and the datagram is counted as dropped.
+    fn send_with(
+        &mut self,
+        viewer: u32,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    );
+
+    /// Closes the open batch: the next datagram starts another. Call it after each viewer.
+    fn flush(&mut self);
+
+    /// Returns the counts since the driver was made.
+    fn counters(&self) -> &UdpCounters;
+
+    /// Returns the number of `viewer`'s datagrams whose sends the kernel has not completed.
+    fn in_flight(&self, viewer: u32) -> u32;
+
+    /// Waits for `word` to differ from the given value, from the next [`Driver::submit_and_wait`] on. The wait ends with
+    /// one [`Completion::Futex`]; then set it again. `None`, or another word, cancels it; another value for the same
+    /// word does not. Without [`Features::futex`] it does nothing.
+    fn set_futex_wait(&mut self, word: Option<(&FutexWord, u32)>);
 }
 
 /// A datagram that arrived, in a buffer of the driver: read it with [`UdpDriver::datagram`], give it back with

@@ -16,7 +16,7 @@ use super::operation::{Batch, BatchShape, Route, SendOutcome, Token};
 use super::ring::{Cqe, Ring};
 use super::udp::{self, PlainRoutes};
 use super::{
-    Completion, Features, FutexWord, Outgoing, Received, UdpCounters, UdpDriverConfig, UdpDriverError,
+    Completion, Driver, Features, FutexWord, Received, UdpCounters, UdpDriverConfig, UdpDriverError,
 };
 use crate::base::limits::{
     EVENTFDS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX, SUBMIT_DATAGRAMS,
@@ -39,7 +39,7 @@ pub struct UdpDriver {
     sends: SendSlab,
     receiver: Receiver,
     eventfds: Vec<Eventfd>,
-    watch: FutexWait,
+    futex_wait: FutexWait,
     socket: Arc<OwnedFd>,
     family: Family,
     features: Features,
@@ -99,7 +99,7 @@ impl UdpDriver {
             sends: SendSlab::new(sends_max),
             receiver,
             eventfds: (0u16..).zip(eventfds).map(bell).collect(),
-            watch: FutexWait::default(),
+            futex_wait: FutexWait::default(),
             socket,
             family,
             features,
@@ -118,27 +118,6 @@ impl UdpDriver {
         Ok(driver)
     }
 
-    /// Submits everything queued and waits up to `timeout` for at least one completion, not at all where some
-    /// are still to be taken with [`UdpDriver::next_completion`]; collects all that have arrived. One
-    /// `io_uring_enter`.
-    ///
-    /// # Errors
-    /// [`UdpDriverError::Enter`] where the ring is unusable. A timeout or a signal is no error.
-    pub fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError> {
-        self.is_starved = false;
-        self.resend();
-        self.flush();
-        self.arm();
-        let wait = if self.ready.is_empty() { timeout } else { Duration::ZERO };
-        if self.ready.is_empty() {
-            self.ready.clear(); // starts again at its first page instead of walking through all of them
-        }
-        self.queued_datagrams = 0;
-        self.ring.enter(wait, &mut self.counters)?;
-        self.reap();
-        Ok(())
-    }
-
     /// Enters the kernel early once enough is queued: it copies what was just encrypted out of the processor's
     /// cache, the buffers come back for the next viewer, and no viewer waits until all others are encrypted.
     fn submit_early(&mut self) {
@@ -152,98 +131,9 @@ impl UdpDriver {
         self.reap();
     }
 
-    /// From the next [`UdpDriver::submit_and_wait`] on waits for the word to be another than given, once:
-    /// [`Completion::Futex`] tells, then the driver has to be told anew. A word in another place takes its place, the same
-    /// one with another value does not. Nothing where the kernel has no [`Features::futex`].
-    pub fn watch(&mut self, word: Option<(&FutexWord, u32)>) {
-        self.watch.want(word.filter(|_| self.features.futex));
-    }
-
-    /// What happened, in the order the kernel told it.
-    pub fn next_completion(&mut self) -> Option<Completion> {
-        self.ready.pop_front()
-    }
-
-    /// The bytes of a datagram; empty for one of another driver.
-    pub fn datagram(&self, received: &Received) -> &[u8] {
-        if received.driver != self.identity {
-            return &[];
-        }
-        self.receiver.bytes(received.buffer, received.start, received.length)
-    }
-
-    /// Gives a datagram's buffer back for the next; one of another driver is ignored.
-    pub fn recycle(&mut self, received: Received) {
-        if received.driver == self.identity {
-            self.receiver.recycle(received.buffer);
-        }
-    }
-
-    /// Queues a datagram that is there already: [`UdpDriver::send_with`] and a copy.
-    pub fn send(&mut self, datagram: Outgoing) {
-        let Outgoing { viewer, local, remote, bytes } = datagram;
-        self.send_with(viewer, local, remote, bytes.len(), |room| room.copy_from_slice(&bytes));
-    }
-
-    /// Queues a datagram of `bytes` bytes, all of which `write` writes where it leaves from. It joins the open batch where
-    /// viewer, route and size fit, and leaves with the next [`UdpDriver::submit_and_wait`]. `local`: the source address; the
-    /// kernel's choice where `None` or of another family than `remote`. Where no operation is free even after asking
-    /// the kernel, nothing is written and the datagram is counted as dropped.
-    pub fn send_with(
-        &mut self,
-        viewer: u32,
-        local: Option<IpAddr>,
-        remote: SocketAddr,
-        bytes: usize,
-        write: impl FnOnce(&mut [u8]),
-    ) {
-        let route = Route { local, remote };
-        let (index, at) = match &mut self.open {
-            Some((index, batch)) if batch.accepts(viewer, &route, bytes) => {
-                let at = batch.shape.bytes;
-                batch.shape.push(bytes);
-                (*index, at)
-            }
-            _ => {
-                self.flush();
-                self.resend();
-                let Some(index) = self.acquire() else {
-                    self.counters.datagrams_dropped += 1;
-                    return;
-                };
-                self.open = Some((index, self.start(viewer, route, bytes)));
-                (index, 0)
-            }
-        };
-        if let Some(room) = self.sends.room(index, at, bytes) {
-            write(room);
-        }
-        if self.open.as_ref().is_some_and(|(_, batch)| batch.shape.is_closed()) {
-            self.flush();
-        }
-    }
-
-    /// Closes the open batch: the next datagram starts another. Call it at the end of each viewer's drain.
-    pub fn flush(&mut self) {
-        if let Some((index, batch)) = self.open.take() {
-            self.submit(index, &batch);
-            self.submit_early();
-        }
-    }
-
-    /// What this driver has done.
-    pub fn counters(&self) -> &UdpCounters {
-        &self.counters
-    }
-
     /// What it uses of the kernel.
     pub fn features(&self) -> Features {
         self.features
-    }
-
-    /// Datagrams of `viewer` handed to the kernel whose sends have not ended.
-    pub fn in_flight(&self, viewer: u32) -> u32 {
-        self.in_flight.get(&viewer).copied().unwrap_or(0)
     }
 
     /// An operation for a batch, asking the kernel once a turn for those that ended where all are in use.
@@ -317,7 +207,7 @@ impl UdpDriver {
         for bell in self.eventfds.iter_mut().filter(|bell| !bell.memory.is_armed() && !bell.is_broken) {
             self.ring.push_eventfd(&bell.eventfd, &mut bell.memory, counters);
         }
-        self.watch.arm(&mut self.ring, counters);
+        self.futex_wait.arm(&mut self.ring, counters);
     }
 
     /// Takes all completions, also those that overflowed.
@@ -342,7 +232,7 @@ impl UdpDriver {
             Token::Send(index) => self.complete_send(index, cqe),
             Token::Receive | Token::ReceiveOne(_) => self.complete_receive(cqe),
             Token::Eventfd(index) => self.complete_eventfd(usize::from(index), cqe),
-            Token::Futex => self.ready.extend(self.watch.complete(cqe).map(Completion::Futex)),
+            Token::Futex => self.ready.extend(self.futex_wait.complete(cqe).map(Completion::Futex)),
             Token::Cancel => {}
         }
     }
@@ -479,7 +369,94 @@ impl UdpDriver {
         self.sends.is_idle()
             && self.receiver.is_idle()
             && self.eventfds.iter().all(|bell| !bell.memory.is_armed())
-            && !self.watch.is_armed()
+            && !self.futex_wait.is_armed()
+    }
+}
+
+impl Driver for UdpDriver {
+    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError> {
+        self.is_starved = false;
+        self.resend();
+        self.flush();
+        self.arm();
+        let wait = if self.ready.is_empty() { timeout } else { Duration::ZERO };
+        if self.ready.is_empty() {
+            self.ready.clear(); // starts again at its first page instead of walking through all of them
+        }
+        self.queued_datagrams = 0;
+        self.ring.enter(wait, &mut self.counters)?;
+        self.reap();
+        Ok(())
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.ready.pop_front()
+    }
+
+    fn datagram(&self, received: &Received) -> &[u8] {
+        if received.driver != self.identity {
+            return &[];
+        }
+        self.receiver.bytes(received.buffer, received.start, received.length)
+    }
+
+    fn recycle(&mut self, received: Received) {
+        if received.driver == self.identity {
+            self.receiver.recycle(received.buffer);
+        }
+    }
+
+    fn send_with(
+        &mut self,
+        viewer: u32,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) {
+        let route = Route { local, remote };
+        let (index, at) = match &mut self.open {
+            Some((index, batch)) if batch.accepts(viewer, &route, bytes) => {
+                let at = batch.shape.bytes;
+                batch.shape.push(bytes);
+                (*index, at)
+            }
+            _ => {
+                self.flush();
+                self.resend();
+                let Some(index) = self.acquire() else {
+                    self.counters.datagrams_dropped += 1;
+                    return;
+                };
+                self.open = Some((index, self.start(viewer, route, bytes)));
+                (index, 0)
+            }
+        };
+        if let Some(room) = self.sends.room(index, at, bytes) {
+            write(room);
+        }
+        if self.open.as_ref().is_some_and(|(_, batch)| batch.shape.is_closed()) {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some((index, batch)) = self.open.take() {
+            self.submit(index, &batch);
+            self.submit_early();
+        }
+    }
+
+    fn counters(&self) -> &UdpCounters {
+        &self.counters
+    }
+
+    fn in_flight(&self, viewer: u32) -> u32 {
+        self.in_flight.get(&viewer).copied().unwrap_or(0)
+    }
+
+    fn set_futex_wait(&mut self, word: Option<(&FutexWord, u32)>) {
+        self.futex_wait.set(word.filter(|_| self.features.futex));
     }
 }
 
