@@ -1,8 +1,8 @@
-//! The stages of an access unit, one operation each, for `scripts/bench-gate`: run under callgrind it counts their
-//! instructions, run plainly their allocations. Not for times: see the other benches.
+//! The stages of an access unit, one operation each, for `scripts/bench-gate`. Under callgrind it counts instructions,
+//! otherwise allocations. The other benches measure times.
 //!
-//! `gate` lists the stages, `gate STAGE OPERATIONS` runs one, `gate under valgrind ...` a program that runs one. What is
-//! to be counted happens inside of `gate_measured`.
+//! `gate` lists the stages, `gate STAGE OPERATIONS` runs one, and `gate under valgrind ...` starts a program that runs
+//! one. Only the work inside `gate_measured` is counted.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench fails by panicking")]
 #![allow(missing_docs, reason = "a program")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mimalloc::MiMalloc;
-use peer::{OneRun, Pair};
+use peer::{Pair, ReusedBuffer};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
@@ -30,12 +30,12 @@ use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
 use streaming_server::camera::{Camera, Cursor, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
 use streaming_server::h264::{Assembler, Packetizer, Payloads, scan};
-use streaming_server::recorder::format::fmp4::{self, Fragment, Index, UnitKind};
+use streaming_server::recorder::format::{Fragment, Index, UnitKind, fmp4};
 use streaming_server::session::SrtpChoice;
 use streaming_server::session::media::srtp::{self, RtpPacket, Sealer};
 use streaming_server::uring::{Driver, UdpDriver, UdpDriverConfig, open_socket};
 
-/// The program's allocator, counted.
+/// The program's allocator with a counter.
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -57,7 +57,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Operations before any is counted: pools and caches fill.
+/// Operations before counting starts, so that pools and caches are warm.
 const WARM_UP: u64 = 100;
 /// A P unit of 8 Mbit/s at 30 units/s.
 const UNIT_BYTES: usize = 33_000;
@@ -66,7 +66,7 @@ const PAYLOAD_BYTES: usize = 1_140;
 const DATAGRAM_BYTES: usize = 1_170;
 const HEADER_BYTES: usize = 24;
 
-/// A stage's name, and what does it so many times.
+/// The name of a stage, and a function that runs it the given number of times.
 type Stage = (&'static str, fn(u64));
 
 const STAGES: [Stage; 8] = [
@@ -93,8 +93,8 @@ fn main() {
     }
 }
 
-/// Becomes `program`, to which the kernel does not tell its auxiliary vector (`PR_GET_AUXV`): the vector names a vDSO
-/// that valgrind has taken away, and rustix believes it.
+/// Executes `program` with `PR_GET_AUXV` refused. The auxiliary vector names a vDSO that valgrind has removed, and
+/// rustix would use it.
 fn under(program: &str, words: &[String]) {
     let is_asked = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0x4155_5856).unwrap();
     let rules = [(libc::SYS_prctl, vec![SeccompRule::new(vec![is_asked]).unwrap()])].into();
@@ -106,13 +106,13 @@ fn under(program: &str, words: &[String]) {
     panic!("{program}: {}", Command::new(program).args(words).exec());
 }
 
-/// callgrind counts while this runs.
+/// callgrind counts the instructions inside this function.
 #[inline(never)]
 fn gate_measured<S>(state: &mut S, work: fn(&mut S)) {
     work(black_box(state));
 }
 
-/// Prepares and does `operations` operations; prints the allocations of all of them.
+/// Runs `operations` operations, each after its preparation. Prints the sum of their allocations.
 fn run<S>(operations: u64, mut state: S, prepare: fn(&mut S), work: fn(&mut S)) {
     for _ in 0..WARM_UP {
         prepare(&mut state);
@@ -128,7 +128,7 @@ fn run<S>(operations: u64, mut state: S, prepare: fn(&mut S), work: fn(&mut S)) 
     println!("allocations {allocations}");
 }
 
-/// Parameter sets, an IDR's or another slice that looks like noise, without start codes inside.
+/// Returns an access unit: an IDR with parameter sets, or a P slice. The slice is noise without start codes.
 fn unit(is_idr: bool) -> Vec<u8> {
     let mut unit = Vec::new();
     if is_idr {
@@ -157,7 +157,7 @@ impl Drop for Ring {
     }
 }
 
-/// The next unit, borrowed, read not at all, and found to be intact.
+/// Takes the next unit and checks that it is intact, without reading it.
 fn ring_cursor(operations: u64) {
     let name = format!("/ss-test-gate-{}", std::process::id());
     let writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
@@ -190,11 +190,11 @@ struct Packets {
     bytes: Vec<u8>,
     assembler: Assembler,
     packetizer: Packetizer,
-    /// A second's payloads are held, as for retransmission.
+    /// Payloads of the last second, as kept for retransmission.
     held: VecDeque<Vec<Arc<Payloads>>>,
 }
 
-/// From the bytes in the slot to payloads, scan included.
+/// Scans the bytes of a slot and packetises them.
 fn packetize(operations: u64) {
     let mut assembler = Assembler::new();
     assembler.assemble(&unit(true)).unwrap();
@@ -219,15 +219,15 @@ struct Viewing {
     pair: Pair,
     payloads: Vec<Arc<Payloads>>,
     number: u64,
-    out: OneRun,
+    out: ReusedBuffer,
 }
 
-/// A unit to one viewer: gate, headers, SRTP with AES-256-GCM, the packets kept to be sent again.
+/// Sends a unit to one viewer: gate, headers, SRTP with AES-256-GCM, retransmission cache.
 fn session_turn(operations: u64) {
     let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.connect();
     let payloads = peer::payloads(0, DATAGRAMS, PAYLOAD_BYTES);
-    let viewing = Viewing { pair, payloads, number: 0, out: OneRun(Vec::with_capacity(1 << 16)) };
+    let viewing = Viewing { pair, payloads, number: 0, out: ReusedBuffer(Vec::with_capacity(1 << 16)) };
     let pass = |viewing: &mut Viewing| {
         viewing.pair.now += Duration::from_millis(33);
         viewing.number += 1;
@@ -249,7 +249,7 @@ struct Sealing {
     out: Vec<u8>,
 }
 
-/// One packet, encrypted where it leaves from.
+/// Encrypts one packet in its send buffer.
 fn seal(operations: u64, profile: SrtpProfile) {
     let (sealer, _) = srtp::contexts(profile, &[1; 96], false).unwrap();
     let out = vec![0; HEADER_BYTES + PAYLOAD_BYTES + sealer.tag_bytes()];
@@ -269,7 +269,7 @@ struct Sending {
     datagram: Vec<u8>,
 }
 
-/// The datagrams of a unit become a run and are handed to the kernel, which is not counted.
+/// Builds a batch from the datagrams of a unit and submits it. The kernel's work is not counted.
 fn gso_run(operations: u64) {
     let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
     let config =
@@ -278,7 +278,7 @@ fn gso_run(operations: u64) {
     let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
     sink.set_nonblocking(true).unwrap();
     let sending = Sending { driver, sink, datagram: vec![0x5a; DATAGRAM_BYTES] };
-    // What the kernel finishes late is taken in before the next operation, so that all operations do the same.
+    // Completions that are still due are reaped before the next operation, so that all operations do the same work.
     let prepare = |sending: &mut Sending| {
         let mut buffer = [0; 2_048];
         while sending.driver.in_flight(1) > 0 {
@@ -304,7 +304,7 @@ struct Writing {
     index: Index,
 }
 
-/// Header, lengths and parts of a fragment, and its place in the index.
+/// Builds header, lengths and parts of a fragment, and its index entry.
 fn fmp4_fragment(operations: u64) {
     let writing = Writing { unit: [Bytes::from(unit(false))], parts: Vec::new(), index: Index::default() };
     run(

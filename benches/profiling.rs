@@ -1,4 +1,4 @@
-//! What the profiling allocator adds to a pair of allocation and free, and to a sampled one.
+//! Cost that the profiling allocator adds to a pair of allocation and free, unsampled and sampled.
 #![allow(clippy::unwrap_used, reason = "a bench: a panic is the report")]
 #![expect(unsafe_code, reason = "allocators are called by hand")]
 

@@ -1,6 +1,6 @@
-//! What a unit costs between the camera and a consumer, on the lease ring and on v3: finding it, holding it, giving it
-//! back, and publishing it (33 kB, as at 8 Mbit/s).
-#![allow(missing_docs, reason = "a bench is no interface")]
+//! Cost of a unit between the camera and a consumer, on the lease ring and on v3: finding, leasing and releasing it, and
+//! publishing it (33 kB, as at 8 Mbit/s).
+#![allow(missing_docs, reason = "a bench has no public interface")]
 
 use divan::Bencher;
 use streaming_server::camera::{Camera, Cursor, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
@@ -49,7 +49,7 @@ impl Drop for Ring {
     }
 }
 
-/// The newest unit found, checked and given back.
+/// Finds the newest unit, checks that it is intact and releases it.
 #[divan::bench(args = LAYOUTS)]
 fn next_check_drop(bencher: Bencher, layout: &str) {
     let mut ring = Ring::new(layout);
@@ -65,7 +65,7 @@ fn next_check_drop(bencher: Bencher, layout: &str) {
     });
 }
 
-/// One unit copied into its slot and shown.
+/// Copies one unit into its slot and publishes it.
 #[divan::bench(args = LAYOUTS)]
 fn publish(bencher: Bencher, layout: &str) {
     let mut ring = Ring::new(layout);

@@ -1,5 +1,6 @@
-//! What timing costs: beside packetising and encrypting a unit for one viewer (about 50 us) it has to vanish.
-#![allow(missing_docs, reason = "a bench is no interface")]
+//! Cost of the latency instrumentation. It must be negligible next to packetising and encrypting a unit for one viewer
+//! (about 50 us).
+#![allow(missing_docs, reason = "a bench has no public interface")]
 
 use divan::Bencher;
 use streaming_server::base::clock;
@@ -11,13 +12,13 @@ fn main() {
     divan::main();
 }
 
-/// One reading of the clock.
+/// Reads the clock once.
 #[divan::bench]
 fn clock_read() -> i64 {
     clock::monotonic_ns()
 }
 
-/// All of one unit and viewer: two readings of the clock, four latencies, an entry of the flight recorder.
+/// Everything for one unit and viewer: two clock reads, four latencies, one entry of the flight recorder.
 #[divan::bench]
 fn one_unit_for_one_viewer(bencher: Bencher) {
     let (mut recorder, counters) = (StageRecorder::default(), WorkerCounters::default());
@@ -42,7 +43,7 @@ fn one_unit_for_one_viewer(bencher: Bencher) {
     });
 }
 
-/// What a worker does twice a second; it has recorded a spread of latencies.
+/// The publication that a worker makes twice a second, after recording a spread of latencies.
 #[divan::bench]
 fn publish(bencher: Bencher) {
     let totals = StageTotals::default();
@@ -56,14 +57,14 @@ fn publish(bencher: Bencher) {
     bencher.with_inputs(recorded).bench_local_refs(|recorder| recorder.publish(&totals));
 }
 
-/// A scrape's part; not on a worker's thread.
+/// The summary made at a scrape, on another thread than the workers.
 #[divan::bench]
 fn summarise_two_workers(bencher: Bencher) {
     let workers = [StageTotals::default(), StageTotals::default()];
     bencher.bench_local(|| summarise(workers.iter()));
 }
 
-/// A full flight recorder as a trace; not on a worker's thread.
+/// A full flight recorder written as a trace, on another thread than the workers.
 #[divan::bench(sample_count = 20)]
 fn trace_of_a_minute(bencher: Bencher) {
     let counters = WorkerCounters::default();

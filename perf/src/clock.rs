@@ -1,31 +1,22 @@
-//! Clocks: CLOCK_MONOTONIC as in the camera's stamps, and how far CLOCK_REALTIME, the clock of the kernel's
-//! receive timestamps, is ahead of it.
+//! Clocks: CLOCK_MONOTONIC, as in the camera's stamps, and the offset of CLOCK_REALTIME, the clock of the kernel's
+//! receive timestamps.
 
-use rustix::time::{ClockId, clock_gettime};
+pub(crate) use streaming_server::base::clock::monotonic_ns;
+use streaming_server::base::clock::realtime_ns;
 
-/// Looks taken to find the offset; the narrowest counts.
-const OFFSET_LOOKS: usize = 9;
+/// Number of readings to determine the offset; the shortest one counts.
+const OFFSET_READINGS: usize = 9;
 
-fn read(clock: ClockId) -> i64 {
-    let now = clock_gettime(clock);
-    now.tv_sec * 1_000_000_000 + now.tv_nsec
-}
-
-/// CLOCK_MONOTONIC in nanoseconds.
-pub(crate) fn monotonic_ns() -> i64 {
-    read(ClockId::Monotonic)
-}
-
-/// CLOCK_REALTIME minus CLOCK_MONOTONIC, in nanoseconds: of several looks the one that took least time, so
-/// that being interrupted between the two readings does not count.
+/// Returns CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds. Uses the shortest of several readings, so that an
+/// interruption between the two clocks does not matter.
 pub(crate) fn realtime_offset_ns() -> i64 {
-    let look = |_| {
-        let before = read(ClockId::Monotonic);
-        let realtime = read(ClockId::Realtime);
-        let after = read(ClockId::Monotonic);
+    let reading = |_| {
+        let before = monotonic_ns();
+        let realtime = realtime_ns();
+        let after = monotonic_ns();
         (after - before, realtime - (before + (after - before) / 2))
     };
-    (0..OFFSET_LOOKS).map(look).min().map_or(0, |(_, offset)| offset)
+    (0..OFFSET_READINGS).map(reading).min().map_or(0, |(_, offset)| offset)
 }
 
 #[cfg(test)]
@@ -33,8 +24,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_offset_turns_realtime_into_monotonic() {
-        let realtime = read(ClockId::Realtime);
+    fn offset_converts_realtime_to_monotonic() {
+        let realtime = realtime_ns();
         let monotonic = monotonic_ns();
         let difference = (realtime - realtime_offset_ns()) - monotonic;
         assert!(difference.abs() < 1_000_000_000, "{difference} ns");

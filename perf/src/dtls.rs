@@ -1,5 +1,5 @@
-//! DTLS for the load viewers' handshake: dimpl behind str0m, which also tells us the SRTP keys so that a viewer
-//! can leave str0m for the media. Knows nothing of sockets.
+//! DTLS for the handshake of the load viewers: dimpl behind str0m. It also exposes the SRTP keys, so that a viewer can
+//! decrypt the media without str0m. It does no I/O.
 
 use std::cell::Cell;
 use std::fmt;
@@ -14,7 +14,7 @@ use str0m::crypto::{CryptoError, CryptoProvider};
 
 use crate::srtp::{Profile, Srtp};
 
-/// `(to send, to receive)` of a finished handshake.
+/// SRTP keys of a finished handshake, per direction.
 pub(crate) struct Keys {
     pub(crate) profile: Profile,
     pub(crate) send: Srtp,
@@ -25,23 +25,25 @@ thread_local! {
     static AGREED: Cell<Option<Keys>> = const { Cell::new(None) };
 }
 
-/// The keys of the handshake that finished last on this thread, told once: ask after every `poll_output`.
+/// Takes the keys of the handshake that finished last on this thread. Call it after every `poll_output`.
 pub(crate) fn take_keys() -> Option<Keys> {
     AGREED.take()
 }
 
-/// str0m's provider with our DTLS.
+/// Returns str0m's crypto provider with this DTLS.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     static SHARED: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    let make = || Arc::new(CryptoProvider { dtls_provider: &Telling, ..str0m::crypto::from_feature_flags() });
+    let make = || {
+        Arc::new(CryptoProvider { dtls_provider: &KeyExportingDtls, ..str0m::crypto::from_feature_flags() })
+    };
     Arc::clone(SHARED.get_or_init(make))
 }
 
 #[derive(Debug)]
-struct Telling;
+struct KeyExportingDtls;
 
-impl DtlsProvider for Telling {
-    /// One for all viewers: making one takes longer than the rest of a viewer.
+impl DtlsProvider for KeyExportingDtls {
+    /// All viewers share one certificate, because making one takes longer than the rest of a viewer.
     fn generate_certificate(&self) -> Option<DtlsCert> {
         static SHARED: OnceLock<Option<DtlsCert>> = OnceLock::new();
         SHARED.get_or_init(|| dimpl::certificate::generate_self_signed_certificate().ok()).clone()

@@ -1,6 +1,6 @@
-//! The camera as a pipe: writes the access units of a ring to standard output as FLV, for peers that take their camera
-//! from a program (go2rtc's `exec:`). FLV says where a unit ends; in a raw H.264 stream that is known only when the next
-//! one begins, and units would come a camera interval late. Begins with an IDR.
+//! The camera as a pipe: writes the access units of a ring to standard output as FLV, for peers that read their camera
+//! from a program (go2rtc's `exec:`). FLV marks the end of a unit. In a raw H.264 stream the end is known only when the
+//! next unit begins, so units would be one camera interval late. The output begins with an IDR.
 
 use std::io::Write;
 use std::sync::atomic::AtomicBool;
@@ -12,12 +12,12 @@ use streaming_server::h264::{AssembledUnit, Assembler};
 
 use crate::Fallible;
 
-/// File header of a stream with video only, and the size of the tag before the first, which there is none of.
+/// File header of a video-only stream, followed by the size of the previous tag, which is 0.
 const HEADER: &[u8] = b"FLV\x01\x01\x00\x00\x00\x09\x00\x00\x00\x00";
 const TAG_HEADER_BYTES: usize = 11;
 const TAG_VIDEO: u8 = 9;
 const TAG_SCRIPT: u8 = 18;
-/// `onMetaData` with an array of one: the width, a double that is left at 0. It says that there is no sound.
+/// `onMetaData` with an array of one entry: the width as a double of 0. It indicates that there is no audio.
 const METADATA: &[u8] =
     b"\x02\x00\x0aonMetaData\x08\x00\x00\x00\x01\x00\x05width\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x09";
 
@@ -31,7 +31,7 @@ struct Pipe {
 }
 
 impl Pipe {
-    /// Writes every unit that is there; ends the program with its reader.
+    /// Writes all available units. Exits when the reader has closed the pipe.
     fn turn(&mut self) {
         loop {
             match self.cursor.next(crate::clock::monotonic_ns()) {
@@ -51,7 +51,7 @@ impl Pipe {
                         };
                         self.out.extend_from_slice(HEADER);
                         tag(TAG_SCRIPT, 0, METADATA, &mut self.out);
-                        // AVC, a key frame: the sequence header.
+                        // AVC sequence header, marked as an IDR.
                         tag(TAG_VIDEO, 0, &[&[0x17, 0, 0, 0, 0], &record[..]].concat(), &mut self.out);
                     }
                     let begun_ns = *self.begun_ns.get_or_insert(view.captured_monotonic_ns);
@@ -68,7 +68,7 @@ impl Pipe {
     }
 }
 
-/// The body of a video tag: AVC, NAL units, no difference between the times of decoding and showing.
+/// Writes the body of a video tag: AVC NAL units with a composition time of 0.
 fn video(unit: &AssembledUnit<'_>, out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(&[if unit.is_idr() { 0x17 } else { 0x27 }, 1, 0, 0, 0]);
@@ -97,7 +97,7 @@ fn write(bytes: &[u8]) -> std::io::Result<()> {
     out.flush()
 }
 
-/// Rung by the doorbell's thread: writes right there.
+/// The thread of the camera wait calls this, and it writes at once.
 struct WriteOnWakeup(Mutex<Pipe>);
 
 impl Wakeup for WriteOnWakeup {
@@ -106,7 +106,7 @@ impl Wakeup for WriteOnWakeup {
     }
 }
 
-/// Runs until killed, or until nobody reads any more.
+/// Runs until it is killed or the reader closes the pipe.
 pub(crate) fn run(shm: &str) -> Fallible<()> {
     let camera = Camera::new(shm, Wake::Auto);
     let pipe = Pipe {
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_says_its_size_before_and_behind_and_its_time_in_pieces() {
+    fn tag_has_its_size_at_both_ends_and_a_split_timestamp() {
         let mut out = Vec::new();
         tag(TAG_VIDEO, 0x0102_0304, b"body", &mut out);
         assert_eq!(out, b"\x09\x00\x00\x04\x02\x03\x04\x01\x00\x00\x00body\x00\x00\x00\x0f");

@@ -1,6 +1,6 @@
-//! The floor: a sender without WebRTC. It reads the same ring with the server's own reader and packetiser, then
-//! only encrypts and sends (or only sends) each unit to everyone who said hello, GSO runs in one `sendmsg` each,
-//! on the doorbell's own thread. What a server costs beyond this is what it does beyond this.
+//! The floor: a bare sender without WebRTC. It reads the same ring with the server's reader and packetiser. It only
+//! encrypts and sends (or only sends) each unit to all viewers that sent a hello, one `sendmsg` per GSO batch, on the
+//! thread of the camera wait. The cost of a server above this floor is the cost of WebRTC.
 
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::AtomicBool;
@@ -11,20 +11,20 @@ use streaming_server::camera::{Camera, Cursor, Next, Wake, Wakeup, waiter};
 use streaming_server::h264::{Assembler, Packetizer, Payloads};
 
 use crate::Fallible;
-use crate::socket::{prepare_sender, send_run};
+use crate::socket::{prepare_sender, send_batch};
 use crate::srtp::{Profile, Srtp};
 
-/// Payload type of what is sent.
+/// RTP payload type of the sent packets.
 pub(crate) const PAYLOAD_TYPE: u8 = 96;
 const MAGIC: &[u8] = b"perf-floor-hello";
 const RTP_HEADER_BYTES: usize = 12;
-/// 90 kHz ticks of a unit at 30 units a second.
+/// Interval of 30 units per second in 90 kHz ticks.
 const RTP_STEP: u32 = 3_000;
 
-/// What a viewer tells the bare sender: its SSRC and keys.
+/// The message with which a viewer registers at the bare sender: cipher and SSRC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hello {
-    /// `None`: nothing is encrypted.
+    /// `None` sends without encryption.
     pub(crate) profile: Option<Profile>,
     pub(crate) ssrc: u32,
 }
@@ -52,7 +52,7 @@ impl Hello {
         Some(Hello { profile, ssrc: u32::from_be_bytes(ssrc.try_into().ok()?) })
     }
 
-    /// Keys made from the SSRC: enough to keep the ciphers busy, secret from nobody.
+    /// Returns keys derived from the SSRC. They are not secret; they only make the ciphers work.
     pub(crate) fn srtp(&self) -> Option<Srtp> {
         let profile = self.profile?;
         let bytes: Vec<u8> = self.ssrc.to_be_bytes().into_iter().cycle().take(46).collect();
@@ -76,12 +76,12 @@ struct Sender {
     payloads: Vec<Arc<Payloads>>,
     listeners: Vec<Listener>,
     rtp_time: u32,
-    run: Vec<u8>,
+    batch: Vec<u8>,
     failed: u64,
 }
 
 impl Sender {
-    /// Sends every unit that is there.
+    /// Sends all available units.
     fn turn(&mut self) {
         loop {
             match self.cursor.next(crate::clock::monotonic_ns()) {
@@ -106,14 +106,14 @@ impl Sender {
             let mut rest = payloads.as_slice();
             let mut sent = 0;
             while let Some(first) = rest.first() {
-                let length = run_length(rest);
-                self.run.clear();
+                let length = batch_length(rest);
+                self.batch.clear();
                 for (index, payload) in rest[..length].iter().enumerate() {
                     let marker = sent + index == last;
-                    listener.write(marker, self.rtp_time, payload, &mut self.run);
+                    listener.write(marker, self.rtp_time, payload, &mut self.batch);
                 }
                 let segment_bytes = segment(first, listener);
-                if send_run(&self.socket, listener.remote, &self.run, segment_bytes).is_err() {
+                if send_batch(&self.socket, listener.remote, &self.batch, segment_bytes).is_err() {
                     self.failed += 1;
                 }
                 sent += length;
@@ -123,14 +123,14 @@ impl Sender {
     }
 }
 
-/// Bytes of the datagram that carries `payload`.
+/// Returns the size of the datagram that carries `payload`, in bytes.
 fn segment(payload: &[u8], listener: &Listener) -> usize {
     let tag_bytes = listener.keys.as_ref().map_or(0, Srtp::tag_bytes);
     RTP_HEADER_BYTES + payload.len() + tag_bytes
 }
 
-/// How many of the first payloads form a run: equal sizes, the last one may be shorter.
-fn run_length(payloads: &[&[u8]]) -> usize {
+/// Returns how many of the first payloads form a batch: equal sizes, except that the last may be shorter.
+fn batch_length(payloads: &[&[u8]]) -> usize {
     let Some(first) = payloads.first() else { return 0 };
     let equal =
         payloads.iter().take(GSO_SEGMENTS_MAX).take_while(|payload| payload.len() == first.len()).count();
@@ -149,7 +149,7 @@ impl Listener {
         header[8..12].copy_from_slice(&self.ssrc.to_be_bytes());
         match &self.keys {
             Some(keys) => {
-                // Fails for a payload of gigabytes only.
+                // Fails only for a payload of gigabytes.
                 let _ = keys.seal_rtp(&header, payload, self.ssrc, self.next, out);
             }
             None => {
@@ -161,7 +161,7 @@ impl Listener {
     }
 }
 
-/// Rung by the doorbell's thread: sends right there.
+/// The thread of the camera wait calls this, and it sends at once.
 struct SendOnWakeup(Arc<Mutex<Sender>>);
 
 impl Wakeup for SendOnWakeup {
@@ -170,7 +170,7 @@ impl Wakeup for SendOnWakeup {
     }
 }
 
-/// Runs until killed.
+/// Runs until it is killed.
 pub(crate) fn run(shm: &str) -> Fallible<()> {
     let socket = Arc::new(UdpSocket::bind("127.0.0.1:0")?);
     prepare_sender(&socket)?;
@@ -183,7 +183,7 @@ pub(crate) fn run(shm: &str) -> Fallible<()> {
         payloads: Vec::new(),
         listeners: Vec::new(),
         rtp_time: 0,
-        run: Vec::with_capacity(1 << 16),
+        batch: Vec::with_capacity(1 << 16),
         failed: 0,
     }));
     camera.add_wakeup(Arc::new(SendOnWakeup(Arc::clone(&sender))));
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hello_comes_back_as_it_was() {
+    fn hello_survives_a_round_trip() {
         for profile in [None, Some(Profile::Aes128Cm), Some(Profile::Aes128Gcm), Some(Profile::Aes256Gcm)] {
             let hello = Hello { profile, ssrc: 0xDEAD_BEEF };
             assert_eq!(Hello::decode(&hello.encode()), Some(hello.clone()));
@@ -217,12 +217,12 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_equal_payloads_and_at_most_one_shorter_at_the_end() {
+    fn batch_has_equal_payloads_and_at_most_one_shorter_at_the_end() {
         let zeros = [0; 1140];
         let payloads = |sizes: &[usize]| -> Vec<&[u8]> { sizes.iter().map(|size| &zeros[..*size]).collect() };
-        assert_eq!(run_length(&payloads(&[60, 1140, 1140])), 1);
-        assert_eq!(run_length(&payloads(&[1140, 1140, 70, 1140])), 3);
-        assert_eq!(run_length(&payloads(&[1140; 60])), GSO_SEGMENTS_MAX);
-        assert_eq!(run_length(&[]), 0);
+        assert_eq!(batch_length(&payloads(&[60, 1140, 1140])), 1);
+        assert_eq!(batch_length(&payloads(&[1140, 1140, 70, 1140])), 3);
+        assert_eq!(batch_length(&payloads(&[1140; 60])), GSO_SEGMENTS_MAX);
+        assert_eq!(batch_length(&[]), 0);
     }
 }

@@ -8,13 +8,13 @@ use crate::Fallible;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Status and body of the answer.
+/// Sends a request and returns status and body of the response.
 pub(crate) fn request(server: SocketAddr, method: &str, path: &str, body: &str) -> Fallible<(u16, String)> {
     let (status, body) = request_bytes(server, method, path, body)?;
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// The same, for answers that are no text.
+/// Like [`request`], for binary responses.
 pub(crate) fn request_bytes(
     server: SocketAddr,
     method: &str,
@@ -38,7 +38,7 @@ pub(crate) fn request_bytes(
             count => bytes.extend_from_slice(&chunk[..count]),
         }
     }
-    parse(&bytes).ok_or_else(|| format!("{method} {path}: no HTTP answer").into())
+    parse(&bytes).ok_or_else(|| format!("{method} {path}: not an HTTP response").into())
 }
 
 fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_and_chunked_answers_are_read() {
+    fn plain_and_chunked_responses_are_parsed() {
         let plain = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
         assert!(is_whole(plain) && !is_whole(&plain[..plain.len() - 1]));
         assert_eq!(parse(plain), Some((200, b"hi".to_vec())));

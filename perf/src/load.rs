@@ -1,6 +1,6 @@
-//! All load viewers on one thread. While viewers connect it waits with epoll and answers at once; while measuring
-//! it looks at every socket each few milliseconds and yields to everybody: arrival times are the kernel's, so
-//! being late costs nothing, and the server is not charged for waking us.
+//! All load viewers on one thread. While viewers connect, it waits with epoll and answers at once. While measuring, it
+//! polls every socket each few milliseconds at the lowest priority. The kernel takes the arrival times, so polling late
+//! does not falsify them, and the server does not pay for waking this thread.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -13,31 +13,31 @@ use rustix::event::epoll;
 
 use crate::Fallible;
 use crate::clock::realtime_offset_ns;
-use crate::socket::{Receiver, yield_to_others};
+use crate::socket::{Receiver, use_idle_priority};
 use crate::viewer::Viewer;
 
-/// Between two looks at all sockets while measuring.
-const NAP: Duration = Duration::from_millis(8);
-/// Longest wait for a datagram while connecting.
+/// Interval between two polls of all sockets while measuring.
+const POLL_INTERVAL: Duration = Duration::from_millis(8);
+/// Maximum wait for a datagram while connecting.
 const CONNECTING_WAIT_MS: i64 = 5;
-/// Between two samplings of the clocks' offset.
+/// Interval between two readings of the clock offset.
 const OFFSET_INTERVAL: Duration = Duration::from_millis(500);
 
 enum Command {
     Add(Box<Viewer>),
-    /// Yielding to everybody, or not.
+    /// Starts polling; true also lowers the priority.
     Measure(bool),
     Finish,
 }
 
-/// What the thread tells while it runs.
+/// Counters that the thread publishes while it runs.
 #[derive(Default)]
 pub(crate) struct Progress {
-    /// Viewers that have shaken hands.
+    /// Viewers whose handshake is complete.
     pub(crate) connected: AtomicUsize,
-    /// Viewers that got a whole IDR unit.
+    /// Viewers that received a complete IDR unit.
     pub(crate) playing: AtomicUsize,
-    /// Whole units of all viewers.
+    /// Complete units of all viewers.
     pub(crate) units: AtomicU64,
     /// The thread's id, for its CPU time.
     pub(crate) thread: AtomicUsize,
@@ -55,14 +55,14 @@ impl Load {
         let (commands, inbox) = channel();
         let progress = Arc::new(Progress::default());
         let shared = Arc::clone(&progress);
-        let ring = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll_fd = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let body = move || {
             let thread = Thread {
                 inbox,
                 progress: shared,
                 viewers: Vec::new(),
                 receiver: Receiver::new(gro),
-                ring: Some(ring),
+                epoll_fd: Some(epoll_fd),
                 offset_ns: realtime_offset_ns(),
                 offset_due: Instant::now() + OFFSET_INTERVAL,
             };
@@ -75,12 +75,12 @@ impl Load {
         let _ = self.commands.send(Command::Add(Box::new(viewer)));
     }
 
-    /// From now on nobody waits for our answers.
+    /// Switches from epoll to polling; from now on no server waits for our answers.
     pub(crate) fn measure(&self, yielding: bool) {
         let _ = self.commands.send(Command::Measure(yielding));
     }
 
-    /// Says goodbye and hands all viewers with their books back.
+    /// Closes all sessions and returns the viewers with their statistics.
     pub(crate) fn finish(self) -> Fallible<Vec<Viewer>> {
         let _ = self.commands.send(Command::Finish);
         self.thread.join().map_err(|_| "the load thread panicked".into())
@@ -92,8 +92,8 @@ struct Thread {
     progress: Arc<Progress>,
     viewers: Vec<Viewer>,
     receiver: Receiver,
-    /// Only while connecting.
-    ring: Option<OwnedFd>,
+    /// Set only while connecting.
+    epoll_fd: Option<OwnedFd>,
     offset_ns: i64,
     offset_due: Instant,
 }
@@ -106,38 +106,38 @@ impl Thread {
             match self.inbox.try_recv() {
                 Ok(Command::Add(viewer)) => self.add(*viewer),
                 Ok(Command::Measure(yielding)) => {
-                    self.ring = None;
-                    if let Err(error) = if yielding { yield_to_others() } else { Ok(()) } {
+                    self.epoll_fd = None;
+                    if let Err(error) = if yielding { use_idle_priority() } else { Ok(()) } {
                         eprintln!("perf: the load thread keeps its priority: {error}");
                     }
                 }
                 Ok(Command::Finish) | Err(TryRecvError::Disconnected) => return self.leave(),
                 Err(TryRecvError::Empty) => {}
             }
-            self.look();
-            self.tell();
+            self.poll();
+            self.publish_progress();
         }
     }
 
     fn add(&mut self, mut viewer: Viewer) {
         viewer.handle_timeout(Instant::now());
-        if let Some(ring) = &self.ring {
+        if let Some(epoll_fd) = &self.epoll_fd {
             let data = epoll::EventData::new_u64(self.viewers.len() as u64);
-            if let Err(error) = epoll::add(ring, &viewer.socket, data, epoll::EventFlags::IN) {
-                eprintln!("perf: a viewer cannot be waited for: {error}");
+            if let Err(error) = epoll::add(epoll_fd, &viewer.socket, data, epoll::EventFlags::IN) {
+                eprintln!("perf: cannot add a viewer to epoll: {error}");
             }
         }
         self.viewers.push(viewer);
     }
 
-    fn look(&mut self) {
+    fn poll(&mut self) {
         let now = Instant::now();
         if now >= self.offset_due {
             self.offset_due = now + OFFSET_INTERVAL;
             self.offset_ns = realtime_offset_ns();
         }
-        let Some(ring) = &self.ring else {
-            std::thread::sleep(NAP);
+        let Some(epoll_fd) = &self.epoll_fd else {
+            std::thread::sleep(POLL_INTERVAL);
             for index in 0..self.viewers.len() {
                 self.receive(index);
             }
@@ -145,7 +145,7 @@ impl Thread {
         };
         let mut events = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 64];
         let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: CONNECTING_WAIT_MS * 1_000_000 };
-        let ready: Vec<usize> = match epoll::wait(ring, &mut events, Some(&wait)) {
+        let ready: Vec<usize> = match epoll::wait(epoll_fd, &mut events, Some(&wait)) {
             Ok((events, _)) => events.iter().map(|event| event.data.u64() as usize).collect(),
             Err(_) => Vec::new(),
         };
@@ -160,7 +160,7 @@ impl Thread {
         loop {
             let count = self.receiver.receive(viewer.socket.as_fd()).unwrap_or(0);
             for place in 0..count {
-                viewer.take(&self.receiver.datagram(place), self.offset_ns);
+                viewer.handle_datagram(&self.receiver.datagram(place), self.offset_ns);
             }
             if count < Receiver::BATCH {
                 return;
@@ -176,10 +176,10 @@ impl Thread {
             .for_each(|viewer| viewer.handle_timeout(now));
     }
 
-    fn tell(&self) {
-        let playing = self.viewers.iter().filter(|viewer| viewer.books.first_idr_at_ns.is_some()).count();
+    fn publish_progress(&self) {
+        let playing = self.viewers.iter().filter(|viewer| viewer.received.first_idr_at_ns.is_some()).count();
         let connected = self.viewers.iter().filter(|viewer| viewer.profile.is_some()).count();
-        let units: usize = self.viewers.iter().map(|viewer| viewer.books.samples.len()).sum();
+        let units: usize = self.viewers.iter().map(|viewer| viewer.received.samples.len()).sum();
         self.progress.connected.store(connected, Ordering::Relaxed);
         self.progress.playing.store(playing, Ordering::Relaxed);
         self.progress.units.store(units as u64, Ordering::Relaxed);

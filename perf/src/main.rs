@@ -1,9 +1,8 @@
-//! perf: starts a camera, a server under test and N load viewers, measures, and writes down what it saw.
-//! `perf/run` builds and starts it; `perf/README.md` says what each figure means.
+//! perf: starts a camera, a server under test and N load viewers, measures, and writes records. `perf/run` builds and
+//! starts it; `perf/README.md` explains each figure.
 
-#![allow(clippy::disallowed_methods, reason = "it measures: reading clocks is what it is for")]
+#![allow(clippy::disallowed_methods, reason = "a measuring tool reads clocks")]
 
-mod books;
 mod clock;
 mod dtls;
 mod feed;
@@ -14,6 +13,7 @@ mod measure;
 mod options;
 mod plot;
 mod process;
+mod received;
 mod record;
 mod report;
 mod socket;
@@ -23,7 +23,7 @@ mod viewer;
 
 use std::process::ExitCode;
 
-/// What went wrong is only ever printed.
+/// Errors are only printed.
 pub(crate) type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {

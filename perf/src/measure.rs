@@ -1,4 +1,4 @@
-//! One run: a camera, a server, viewers; a measured stretch of time; the record of it.
+//! One run: starts a camera, a server and viewers, measures for some seconds, and makes the record.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,41 +10,41 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::Fallible;
-use crate::books::Sample;
 use crate::clock::monotonic_ns;
 use crate::http;
 use crate::load::Load;
 use crate::process::{Memory, Process, Usage, Used, machine_ticks};
+use crate::received::Sample;
 use crate::record::{Cpu, Quantiles, Record, Setting, Units};
 use crate::subject::{Kind, Programs, Subject};
 use crate::viewer::Viewer;
 
-/// A unit that takes longer than the camera's interval is late.
+/// A unit is late if its latency exceeds the camera's interval.
 const LATE_NS: i64 = 33_333_333;
-/// Units published later than this before the end are not asked for: they may be on their way.
+/// Units published within this time before the end are not counted, because they may still be in transit.
 const TAIL_NS: i64 = 200_000_000;
-/// Viewers that are connecting at a time.
+/// Maximum number of viewers that connect at the same time.
 const CONNECTING_MAX: usize = 8;
-/// From the last viewer's first picture to the measurement: caches fill, pools warm.
+/// Warm-up time from the last viewer's first picture to the measurement.
 const SETTLE: Duration = Duration::from_millis(1_500);
-const CONNECT_PATIENCE: Duration = Duration::from_secs(40);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// What all runs of a call share.
+/// Parameters shared by all runs of one call.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) programs: Programs,
     pub(crate) seconds: u64,
     pub(crate) layout: String,
     pub(crate) size: String,
-    /// Viewers that check every byte; the others look at headers and stamps.
+    /// Number of viewers that check every byte; the others check headers and stamps.
     pub(crate) check: usize,
-    /// Where recordings go.
+    /// Directory for recordings.
     pub(crate) scratch: PathBuf,
-    /// Where metrics and a CPU profile of our server go, if they are wanted.
+    /// Directory for metrics and a CPU profile of our server; `None` takes neither.
     pub(crate) inspect: Option<PathBuf>,
 }
 
-/// A camera on its own ring.
+/// A simulated camera on its own ring.
 struct Camera {
     process: Process,
     shm: String,
@@ -57,16 +57,16 @@ impl Camera {
         command.args(["--shm", &shm, "--layout", &plan.layout, "--pattern", &plan.size, "--gop", "30"]);
         command.args(["--fps", "30", "--bitrate-kbps", &kbps.to_string()]);
         let process = Process::spawn("camera-sim", &mut command, plan.programs.shielded)?;
-        let deadline = Instant::now() + CONNECT_PATIENCE;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
         let mut camera = Camera { process, shm };
         while !Path::new(&camera.segment()).exists() {
             camera.process.check()?;
             if Instant::now() > deadline {
-                return Err("camera-sim makes no ring".into());
+                return Err("camera-sim did not create its ring".into());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        std::thread::sleep(Duration::from_millis(300)); // some units in the ring
+        std::thread::sleep(Duration::from_millis(300)); // the ring fills with some units
         Ok(camera)
     }
 
@@ -81,7 +81,7 @@ impl Drop for Camera {
     }
 }
 
-/// Counters at one moment.
+/// All counters at one point in time.
 struct Moment {
     at_ns: i64,
     server: Usage,
@@ -109,7 +109,7 @@ pub(crate) fn run(plan: &Plan, setting: &Setting) -> Fallible<Record> {
     let mut camera = Camera::start(plan, setting.kbps)?;
     let mut subject = Subject::start(kind, &plan.programs, &camera.shm, setting.viewers, &plan.scratch)?;
     let load = Load::start(setting.gro)?;
-    gather(plan, setting, &mut subject, &load)?;
+    connect_viewers(plan, setting, &mut subject, &load)?;
     if setting.record {
         let name = format!("perf-{}.h264", monotonic_ns());
         subject.post("/api/recording/start", &json!({ "filename": name }))?;
@@ -140,8 +140,8 @@ pub(crate) fn run(plan: &Plan, setting: &Setting) -> Fallible<Record> {
     Ok(context.record(&viewers))
 }
 
-/// Takes a CPU profile of our server over the measured time, and its metrics at the end of it. Sampling costs the
-/// server a little: not for runs that are published.
+/// Takes a CPU profile of our server during the measurement, and its metrics at the end. Sampling costs CPU time, so do
+/// not use it for published runs.
 fn inspect(plan: &Plan, setting: &Setting, subject: &mut Subject) -> Fallible<Option<JoinHandle<()>>> {
     let Some(directory) = plan.inspect.clone().filter(|_| subject.is_ours()) else { return Ok(None) };
     std::fs::create_dir_all(&directory)?;
@@ -154,31 +154,31 @@ fn inspect(plan: &Plan, setting: &Setting, subject: &mut Subject) -> Fallible<Op
             let answer = http::request_bytes(address, "GET", path, "");
             let written = answer.map(|(_, bytes)| std::fs::write(&file, bytes));
             if !matches!(written, Ok(Ok(()))) {
-                eprintln!("perf: no {}", file.display());
+                eprintln!("perf: cannot write {}", file.display());
             }
         }
     };
     Ok(Some(std::thread::spawn(body)))
 }
 
-/// Lets all viewers in, a few at a time.
-fn gather(plan: &Plan, setting: &Setting, subject: &mut Subject, load: &Load) -> Fallible<()> {
-    let deadline = Instant::now() + CONNECT_PATIENCE;
+/// Connects all viewers, a few at a time.
+fn connect_viewers(plan: &Plan, setting: &Setting, subject: &mut Subject, load: &Load) -> Fallible<()> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
     let playing = || load.progress.playing.load(Ordering::Relaxed);
     let connected = || load.progress.connected.load(Ordering::Relaxed);
     for index in 0..setting.viewers {
         while index >= connected() + CONNECTING_MAX {
-            patience(deadline, subject, playing(), setting.viewers)?;
+            wait_a_moment(deadline, subject, playing(), setting.viewers)?;
         }
         load.add(subject.join(setting.gro, index < plan.check)?);
     }
     while playing() < setting.viewers {
-        patience(deadline, subject, playing(), setting.viewers)?;
+        wait_a_moment(deadline, subject, playing(), setting.viewers)?;
     }
     Ok(())
 }
 
-fn patience(deadline: Instant, subject: &mut Subject, playing: usize, wanted: usize) -> Fallible<()> {
+fn wait_a_moment(deadline: Instant, subject: &mut Subject, playing: usize, wanted: usize) -> Fallible<()> {
     subject.process.check()?;
     if Instant::now() > deadline {
         let tail = subject.process.tail();
@@ -188,7 +188,7 @@ fn patience(deadline: Instant, subject: &mut Subject, playing: usize, wanted: us
     Ok(())
 }
 
-/// Waits for the measured time to pass, saying what happens.
+/// Waits until the measured time has passed, and prints progress.
 fn watch(plan: &Plan, setting: &Setting, subject: &mut Subject, load: &Load) -> Fallible<()> {
     let begin = Instant::now();
     let mut before = load.progress.units.load(Ordering::Relaxed);
@@ -211,7 +211,7 @@ fn watch(plan: &Plan, setting: &Setting, subject: &mut Subject, load: &Load) -> 
     Ok(())
 }
 
-/// What a record is made of beside the viewers' books.
+/// The input of a record besides the viewers' statistics.
 struct Context<'a> {
     setting: &'a Setting,
     begin: Moment,
@@ -230,8 +230,8 @@ impl Context<'_> {
         let latency = |wanted: &dyn Fn(&Sample) -> bool| {
             Quantiles::of(all().filter(|sample| wanted(sample)).map(|sample| sample.latency_ns).collect())
         };
-        let since_asked = |at: &dyn Fn(&Viewer) -> Option<i64>| {
-            let times = viewers.iter().filter_map(|viewer| Some(at(viewer)? - viewer.asked_at_ns));
+        let since_offer = |at: &dyn Fn(&Viewer) -> Option<i64>| {
+            let times = viewers.iter().filter_map(|viewer| Some(at(viewer)? - viewer.offered_at_ns));
             milliseconds(Quantiles::of(times.collect()))
         };
         let seconds = (self.end.at_ns - self.begin.at_ns) as f64 / 1e9;
@@ -258,8 +258,8 @@ impl Context<'_> {
             cpu,
             memory: self.memory,
             start_ms: self.start_ms,
-            first_datagram_ms: since_asked(&|viewer| viewer.books.first_at_ns),
-            first_idr_ms: since_asked(&|viewer| viewer.books.first_idr_at_ns),
+            first_datagram_ms: since_offer(&|viewer| viewer.received.first_at_ns),
+            first_idr_ms: since_offer(&|viewer| viewer.received.first_idr_at_ns),
             load_ms,
             camera_ms,
             idle,
@@ -293,10 +293,10 @@ fn cpu(used: Used, seconds: f64) -> Cpu {
 }
 
 fn in_window(viewer: &Viewer, window: &std::ops::Range<i64>) -> Vec<Sample> {
-    viewer.books.samples.iter().filter(|sample| window.contains(&sample.published_ns)).copied().collect()
+    viewer.received.samples.iter().filter(|sample| window.contains(&sample.published_ns)).copied().collect()
 }
 
-/// Every number between the lowest and the highest that anybody saw is due at every viewer.
+/// Counts units. Every viewer should receive all numbers between the lowest and the highest that any viewer received.
 fn count(viewers: &[Viewer], samples: &[Vec<Sample>]) -> Units {
     let numbers = || samples.iter().flatten().map(|sample| sample.number);
     let published = match (numbers().min(), numbers().max()) {
@@ -305,8 +305,8 @@ fn count(viewers: &[Viewer], samples: &[Vec<Sample>]) -> Units {
     };
     let mut units = Units {
         expected: published * samples.len() as u64,
-        lost_by_harness: viewers.iter().map(|viewer| u64::from(viewer.lost_by_us)).sum(),
-        viewers_that_check: viewers.iter().filter(|viewer| viewer.books.checks_all).count() as u64,
+        lost_by_harness: viewers.iter().map(|viewer| u64::from(viewer.lost_by_harness)).sum(),
+        viewers_that_check: viewers.iter().filter(|viewer| viewer.received.checks_all).count() as u64,
         ..Units::default()
     };
     for samples in samples {
@@ -322,7 +322,7 @@ fn count(viewers: &[Viewer], samples: &[Vec<Sample>]) -> Units {
     units
 }
 
-/// The greatest latency of each unit.
+/// Returns the highest latency of each unit.
 fn last_viewers(samples: &[Vec<Sample>]) -> Vec<i64> {
     let mut last: BTreeMap<u64, i64> = BTreeMap::new();
     for sample in samples.iter().flatten() {
@@ -332,7 +332,7 @@ fn last_viewers(samples: &[Vec<Sample>]) -> Vec<i64> {
     last.into_values().collect()
 }
 
-/// The commit of the sources, where git knows; what is written into `perf/results` meanwhile does not make them dirty.
+/// Returns the commit of the sources; empty without git. Changes in `perf/results` do not count as dirty.
 fn commit() -> String {
     let git = |words: &[&str]| Command::new("git").args(words).output();
     let hash = git(&["rev-parse", "--short", "HEAD"]).map(|output| output.stdout).unwrap_or_default();
@@ -342,7 +342,7 @@ fn commit() -> String {
     if is_clean || hash.is_empty() { hash } else { format!("{hash}-dirty") }
 }
 
-/// Processor, cores and kernel.
+/// Returns processor, cores and kernel.
 fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));

@@ -1,4 +1,4 @@
-//! The command line: which settings to run, how often, and where the records go.
+//! The command line: the settings to run, the number of runs, and the file for the records.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,32 +15,32 @@ use crate::{feed, floor, process, report};
 const HELP: &str = "\
 perf: measures streaming-server and its peers under load.
 
-  perf run [OPTIONS]       every combination of the lists, servers in turn, appended to --out
-  perf report FILE...      tables and charts of records: --directory DIR [perf/results], --readme FILE
+  perf run [OPTIONS]       run every combination of the lists, servers in turn; append records to --out
+  perf report FILE...      make tables and charts of records: --directory DIR [perf/results], --readme FILE
   perf floor --shm NAME    the bare sender (started by `perf run`)
-  perf feed --shm NAME     the camera's access units on standard output (for peers/go2rtc)
+  perf feed --shm NAME     write the camera's access units to standard output (for peers/go2rtc)
 
   --servers LIST     ours, ours-2 (workers), before (see --before), floor-gcm, floor-cm, floor-send, pion,
                      pion-best, aiortc, go2rtc [ours]
-  --viewers LIST     [10]
-  --kbps LIST        [8000]
+  --viewers LIST     numbers of viewers [10]
+  --kbps LIST        bit rates of the camera [8000]
   --record LIST      no, yes [no]
-  --seconds N        measured per run [8]
+  --seconds N        measured time per run [8]
   --rounds N         runs of each combination [1]
-  --tries N          runs at most until one is undisturbed by others on the machine [2]
-  --check N          viewers that decrypt and sum everything; the others read headers and stamps [10]
-  --gro              viewers take whole GSO trains, as if a network card had segmented them
-  --shield           server and camera get real-time priority: for a machine that others use too
-  --layout LAYOUT    of the camera's ring [v3]
-  --size WxH         of the picture [1280x720]
-  --programs DIR     where streaming-server and camera-sim are [target/release]
-  --before PROGRAM   another streaming-server, to compare with: the server `before` [none]
-  --peers DIR        where perf/peers/*/setup put the peers [target/peers]
-  --inspect DIR      keep a CPU profile and the metrics of ours (costs it a little) [off]
-  --out FILE         records, one JSON object per line [none]
+  --tries N          maximum repetitions of a run disturbed by other processes [2]
+  --check N          viewers that decrypt and check everything; the others check headers and stamps [10]
+  --gro              viewers receive whole GSO batches, as if a network card had segmented them
+  --shield           run server and camera with real-time priority, for a machine with other users
+  --layout LAYOUT    layout of the camera's ring [v3]
+  --size WxH         size of the picture [1280x720]
+  --programs DIR     directory of streaming-server and camera-sim [target/release]
+  --before PROGRAM   another build of streaming-server to compare with: the server `before` [none]
+  --peers DIR        directory into which perf/peers/*/setup install [target/peers]
+  --inspect DIR      store a CPU profile and the metrics of our server (costs some CPU time) [off]
+  --out FILE         append records, one JSON object per line [none]
 ";
 
-/// Does what the command line says.
+/// Executes the command line.
 pub(crate) fn dispatch(mut parser: lexopt::Parser) -> Fallible<()> {
     let command = match parser.next()? {
         Some(Value(command)) => command.string()?,
@@ -55,7 +55,7 @@ pub(crate) fn dispatch(mut parser: lexopt::Parser) -> Fallible<()> {
         "report" => report(parser),
         "floor" => floor::run(&shm(parser)?),
         "feed" => feed::run(&shm(parser)?),
-        other => Err(format!("no command {other:?}; perf --help lists them").into()),
+        other => Err(format!("unknown command {other:?}; see perf --help").into()),
     }
 }
 
@@ -75,7 +75,7 @@ fn report(mut parser: lexopt::Parser) -> Fallible<()> {
 fn shm(mut parser: lexopt::Parser) -> Fallible<String> {
     match parser.next()? {
         Some(Long("shm")) => Ok(parser.value()?.string()?),
-        _ => Err("--shm NAME is needed".into()),
+        _ => Err("--shm NAME is required".into()),
     }
 }
 
@@ -158,12 +158,12 @@ impl Run {
             "peers" => self.plan.programs.peers = value.into(),
             "inspect" => self.plan.inspect = Some(value.into()),
             "out" => self.out = Some(value.into()),
-            _ => return Err(format!("no option --{name}; perf --help lists them").into()),
+            _ => return Err(format!("unknown option --{name}; see perf --help").into()),
         }
         Ok(())
     }
 
-    /// Every combination, the servers in turn inside each, so that a busy minute of the machine hits all alike.
+    /// Runs every combination. The servers take turns, so that a busy minute of the machine affects all of them.
     fn all(&self) -> Fallible<()> {
         std::fs::create_dir_all(&self.plan.scratch)?;
         let mut failures = 0;
@@ -187,14 +187,17 @@ impl Run {
         if failures > 0 { Err(format!("{failures} run(s) failed").into()) } else { Ok(()) }
     }
 
-    /// Measures until the machine was ours, a few times at most.
+    /// Measures until a run is undisturbed, at most `tries` times.
     fn once(&self, setting: &Setting) -> Fallible<Record> {
         let mut record = measure::run(&self.plan, setting)?;
         for _ in 1..self.tries {
             if record.is_clean() || record.shielded {
                 break;
             }
-            eprintln!("others used {:.0} % of the machine: once more", record.foreign * 100.0);
+            eprintln!(
+                "other processes used {:.0} % of the machine: repeating the run",
+                record.foreign * 100.0
+            );
             record = measure::run(&self.plan, setting)?;
         }
         Ok(record)
@@ -213,7 +216,7 @@ impl Run {
     }
 }
 
-/// One run in a few lines.
+/// Returns one run in a few lines.
 fn brief(record: &Record) -> String {
     let Record { setting, units, latency, cpu, memory, .. } = record;
     let process::Memory { anon_kb, file_kb, shmem_kb } = memory;

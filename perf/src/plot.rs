@@ -1,4 +1,4 @@
-//! Line charts with logarithmic axes as SVG. Knows nothing of what is plotted.
+//! Line charts with logarithmic axes as SVG.
 
 use std::fmt::Write as _;
 
@@ -8,11 +8,11 @@ const LEFT: f64 = 60.0;
 const RIGHT: f64 = 215.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 44.0;
-/// Told apart with and without colour vision (Okabe and Ito).
+/// Colours that are distinguishable with and without colour vision (Okabe and Ito).
 const COLOURS: [&str; 8] =
     ["#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#000000", "#999999"];
 
-/// One line and its name.
+/// One line of a chart and its label.
 pub(crate) struct Line {
     pub(crate) label: String,
     pub(crate) points: Vec<(f64, f64)>,
@@ -46,7 +46,7 @@ impl Axis {
         self.from + share * (self.to - self.from)
     }
 
-    /// 1, 2 and 5 of every decade within.
+    /// Returns 1, 2 and 5 of every decade within the axis.
     fn ticks(&self) -> Vec<f64> {
         let decades = (self.low.log10().floor() as i32)..=(self.high.log10().ceil() as i32);
         let all = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(decade)));
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_lie_inside_and_greater_values_higher() {
+    fn points_are_inside_and_higher_values_are_higher() {
         let points = vec![(1.0, 3.0), (10.0, 30.0), (100.0, 0.3)];
         let chart = Chart {
             title: "t".to_owned(),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_value_has_an_axis_too() {
+    fn single_value_still_has_an_axis() {
         let axis = Axis::over([5.0].into_iter(), 0.0, 100.0);
         assert!((0.0..=100.0).contains(&axis.place(5.0)));
     }

@@ -1,4 +1,4 @@
-//! Child processes and what `/proc` tells of them: CPU time to the nanosecond, memory, context switches.
+//! Child processes and their figures from `/proc`: CPU time in nanoseconds, memory, context switches.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::Fallible;
 
-/// Lines of a child's output that are kept.
+/// Maximum number of output lines kept per child.
 const LINES_MAX: usize = 10_000;
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running child. Ended on drop: politely, then not.
+/// A running child. Dropping it sends SIGTERM, then SIGKILL after a timeout.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -30,7 +30,7 @@ impl Process {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         crate::socket::end_with_us(command, shielded);
         let started = Instant::now();
-        let mut child = command.spawn().map_err(|error| format!("{name} does not start: {error}"))?;
+        let mut child = command.spawn().map_err(|error| format!("cannot start {name}: {error}"))?;
         let lines = Arc::new(Mutex::new(Vec::new()));
         if let Some(output) = child.stdout.take() {
             collect(output, Arc::clone(&lines));
@@ -45,14 +45,14 @@ impl Process {
         self.child.id()
     }
 
-    /// The last lines of both outputs.
+    /// Returns the last 20 lines of stdout and stderr.
     pub(crate) fn tail(&self) -> String {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let first = lines.len().saturating_sub(20);
         lines[first..].join("\n")
     }
 
-    /// What follows `marker` in the first line that holds it; waits for it.
+    /// Waits for the first line that contains `marker` and returns the rest of that line.
     pub(crate) fn wait_for(&mut self, marker: &str, patience: Duration) -> Fallible<String> {
         let deadline = Instant::now() + patience;
         loop {
@@ -65,18 +65,18 @@ impl Process {
             }
             self.check()?;
             if Instant::now() > deadline {
-                return Err(format!("{}: no line with `{marker}`:\n{}", self.name, self.tail()).into());
+                return Err(format!("{}: no line contains `{marker}`:\n{}", self.name, self.tail()).into());
             }
             thread::sleep(Duration::from_micros(500));
         }
     }
 
-    /// An error where the process has ended.
+    /// Returns an error if the process has ended.
     pub(crate) fn check(&mut self) -> Fallible<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => {
-                thread::sleep(Duration::from_millis(50)); // its last lines
+                thread::sleep(Duration::from_millis(50)); // so that its last lines arrive
                 Err(format!("{} ended, {status}:\n{}", self.name, self.tail()).into())
             }
         }
@@ -111,10 +111,10 @@ fn collect(from: impl Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) {
     });
 }
 
-/// What a process used up so far.
+/// Resources used by a process so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
-    /// ns on a CPU, per thread.
+    /// CPU time per thread in ns.
     run_ns: BTreeMap<u32, u64>,
     user_ticks: u64,
     system_ticks: u64,
@@ -174,7 +174,7 @@ impl Usage {
         self.switches.insert(thread, (voluntary, number_after(&status, "nonvoluntary_ctxt_switches:")));
     }
 
-    /// What was used since `before`. Threads that ended meanwhile are not counted; their last slice is lost.
+    /// Returns the usage since `before`. Threads that ended meanwhile are not counted.
     pub(crate) fn since(&self, before: &Usage) -> Used {
         let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second();
         let ticks = |now: u64, then: u64| now.saturating_sub(then) * tick_ns;
@@ -195,14 +195,14 @@ impl Usage {
     }
 }
 
-/// Memory of a process, kB.
+/// Memory of a process in kB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Memory {
     /// Private: heap and stacks.
     pub(crate) anon_kb: u64,
     /// The program's own pages.
     pub(crate) file_kb: u64,
-    /// Pages of the camera's ring that were touched: not ours.
+    /// Touched pages of the camera's ring, which belong to the camera.
     pub(crate) shmem_kb: u64,
 }
 
@@ -217,7 +217,7 @@ impl Memory {
     }
 }
 
-/// The machine's time so far, in ticks: (all, idle, taken by the hypervisor).
+/// Returns the machine's time so far in ticks: (all, idle, stolen by the hypervisor).
 pub(crate) fn machine_ticks() -> (u64, u64, u64) {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let line = stat.lines().next().unwrap_or_default();
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_work_is_counted() {
+    fn own_cpu_time_is_counted() {
         let before = Usage::of_process(std::process::id());
         let begin = Instant::now();
         let mut sum = 0u64;
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_says_its_line_and_one_that_ends_is_an_error() {
+    fn marker_line_is_found_and_an_early_exit_is_an_error() {
         let mut child =
             Process::spawn("sh", Command::new("sh").args(["-c", "echo listening: x; sleep 60"]), false)
                 .unwrap();

@@ -1,4 +1,4 @@
-//! The record of one run, as it is written to a line of JSON, and the distributions in it.
+//! The record of one run, stored as one line of JSON, and its distributions.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub(crate) struct Quantiles {
 }
 
 impl Quantiles {
-    /// Of values in nanoseconds; all zero where there are none.
+    /// Returns the quantiles of values in nanoseconds; all zero without values.
     pub(crate) fn of(mut values_ns: Vec<i64>) -> Quantiles {
         values_ns.sort_unstable();
         let at = |fraction: f64| {
@@ -26,21 +26,21 @@ impl Quantiles {
     }
 }
 
-/// What was asked for: runs that agree in it can be compared and averaged.
+/// The setting of a run. Runs with the same setting can be compared and averaged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Setting {
     pub(crate) server: String,
     pub(crate) viewers: usize,
     pub(crate) kbps: u32,
     pub(crate) record: bool,
-    /// Viewers take whole GSO trains, as a network card with segmentation offload would.
+    /// Viewers receive whole GSO batches, as with a network card with segmentation offload.
     pub(crate) gro: bool,
 }
 
-/// Units of all viewers in the measured time.
+/// Units of all viewers during the measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Units {
-    /// Units the camera published, times viewers.
+    /// Units published by the camera, times viewers.
     pub(crate) expected: u64,
     pub(crate) received: u64,
     pub(crate) missing: u64,
@@ -48,7 +48,7 @@ pub(crate) struct Units {
     pub(crate) torn: u64,
     /// Received more than one camera interval (33 ms) after they were published.
     pub(crate) late: u64,
-    /// Viewers whose units are summed against the stamp's checksum.
+    /// Viewers that compare their units with the stamp's checksum.
     pub(crate) viewers_that_check: u64,
     /// Datagrams lost in the viewers' own buffers: a fault of the harness, not of the server.
     pub(crate) lost_by_harness: u64,
@@ -76,17 +76,17 @@ pub(crate) struct Record {
     pub(crate) seconds: f64,
     pub(crate) srtp: String,
     pub(crate) units: Units,
-    /// Publish to last datagram, every viewer and unit a sample, us.
+    /// Publication to last datagram, one sample per viewer and unit, us.
     pub(crate) latency: Quantiles,
     /// The same, IDR units only and the others only.
     pub(crate) latency_idr: Quantiles,
     pub(crate) latency_other: Quantiles,
-    /// Publish to the last datagram of the last viewer, every unit a sample, us.
+    /// Publication to the last datagram of the last viewer, one sample per unit, us.
     pub(crate) latency_last_viewer: Quantiles,
     pub(crate) cpu: Cpu,
     pub(crate) memory: Memory,
     pub(crate) start_ms: f64,
-    /// Offer posted to first datagram and to the first whole IDR unit, ms.
+    /// Posted offer to the first datagram and to the first complete IDR unit, ms.
     pub(crate) first_datagram_ms: Quantiles,
     pub(crate) first_idr_ms: Quantiles,
     /// CPU of the load thread and the camera, ms per second.
@@ -95,23 +95,23 @@ pub(crate) struct Record {
     /// Share of the machine's time that was idle, and that the hypervisor took.
     pub(crate) idle: f64,
     pub(crate) stolen: f64,
-    /// Server and camera ran with real-time priority, before everything else on the machine.
+    /// Server and camera ran with real-time priority.
     pub(crate) shielded: bool,
-    /// Share of the machine's time that neither server nor load nor camera used: others were busy.
+    /// Share of the machine's time used by other processes than server, load and camera.
     pub(crate) foreign: f64,
     pub(crate) recorded_units: Option<u64>,
 }
 
-/// Above this share of [`Record::foreign`] a run says little about the server.
+/// Above this value of [`Record::foreign`] a run counts as disturbed.
 pub(crate) const FOREIGN_MAX: f64 = 0.08;
 
 impl Record {
-    /// Whether the machine was ours while measuring and the harness itself kept up.
+    /// Returns true if the run was undisturbed and the harness lost no datagrams.
     pub(crate) fn is_clean(&self) -> bool {
         self.foreign <= FOREIGN_MAX && self.units.lost_by_harness == 0
     }
 
-    /// CPU per viewer: ms per second.
+    /// Returns the CPU time per viewer in ms per second.
     pub(crate) fn cpu_per_viewer_ms(&self) -> f64 {
         self.cpu.total_ms / self.setting.viewers.max(1) as f64
     }
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_values_that_occurred() {
+    fn quantiles_are_measured_values() {
         let quantiles = Quantiles::of((1..=1_000).rev().map(|us| us * 1_000).collect());
         let expected = Quantiles { p50: 500.0, p90: 900.0, p99: 990.0, p99_9: 999.0, max: 1_000.0 };
         assert_eq!(quantiles, expected);

@@ -1,4 +1,4 @@
-//! From records to what people read: medians of the rounds, Markdown tables, the table of the README.
+//! Makes reports from records: medians of the rounds, Markdown tables, charts, and the table in the README.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,11 +8,11 @@ use crate::Fallible;
 use crate::plot::{Chart, Line};
 use crate::record::{FOREIGN_MAX, Record, Setting};
 
-/// Between these lines of a file the table is ours.
+/// The table in the README is replaced between these lines.
 const BEGIN: &str = "<!-- perf/table begins -->";
 const END: &str = "<!-- perf/table ends -->";
 
-/// Servers in the order of the tables, with the names people know.
+/// Servers in the order of the tables, with their display names.
 const SERVERS: &[(&str, &str)] = &[
     ("ours", "streaming-server"),
     ("ours-2", "streaming-server, 2 workers"),
@@ -27,8 +27,8 @@ const SERVERS: &[(&str, &str)] = &[
     ("floor-send", "floor: GSO, send"),
 ];
 
-/// Viewers the README speaks of.
-const README_VIEWERS: &[usize] = &[1, 10, 50, 100];
+/// Numbers of viewers in the README's table.
+const README_VIEWERS: &[usize] = &[1, 10, 100];
 const README_SERVERS: &[&str] = &["ours", "ours-2", "pion-best", "pion", "go2rtc", "aiortc", "floor-gcm"];
 const README_KBPS: u32 = 8_000;
 
@@ -90,7 +90,7 @@ fn rows(records: &[Record]) -> Vec<Row> {
         .collect()
 }
 
-/// The rounds during which the machine was ours; all where there is none.
+/// Returns the undisturbed rounds, or all rounds if every one was disturbed.
 fn undisturbed(mut rounds: Vec<Record>) -> Vec<Record> {
     if rounds.iter().any(Record::is_clean) {
         rounds.retain(Record::is_clean);
@@ -98,7 +98,7 @@ fn undisturbed(mut rounds: Vec<Record>) -> Vec<Record> {
     rounds
 }
 
-/// Microseconds for people: two digits that matter.
+/// Formats microseconds with about two significant digits.
 fn time(us: f64) -> String {
     match us {
         0.0 => "-".to_owned(),
@@ -108,11 +108,11 @@ fn time(us: f64) -> String {
     }
 }
 
-/// Everything measured, a table for each bit rate.
+/// Returns all results, with one table per bit rate.
 pub(crate) fn markdown(records: &[Record]) -> String {
     let mut text = String::from(
-        "# Results\n\nMade by `perf/table` from the records beside this file; `perf/README.md` says what each figure \
-         means. Medians of the rounds; units are sums.\n",
+        "# Results\n\nWritten by `perf/table` from the records in this directory; `perf/README.md` explains each \
+         figure. Figures are medians of the rounds; units are sums.\n",
     );
     for machine in unique(records, |record| record.machine.clone()) {
         let _ = writeln!(text, "\nMachine: {machine}.");
@@ -147,7 +147,7 @@ fn heading(setting: &Setting) -> String {
          switches/s | first datagram | first IDR | start | load ms/s | idle | others |\n|{}\n",
         setting.kbps,
         if setting.record { ", recording" } else { "" },
-        if setting.gro { ", segmentation left to the receiver" } else { "" },
+        if setting.gro { ", whole GSO batches received" } else { "" },
         "---|".repeat(27),
     )
 }
@@ -188,7 +188,7 @@ fn line(row: &Row) -> String {
     )
 }
 
-/// The table of the README: some viewers, some servers, what a user asks.
+/// Returns the table of the README: some settings and the most important figures.
 fn readme_table(records: &[Record]) -> String {
     let rows = rows(records);
     let is_shown = |row: &&Row| {
@@ -232,7 +232,7 @@ fn readme_table(records: &[Record]) -> String {
     text
 }
 
-/// What has to be said about the machine where it was not ours alone.
+/// Returns the sentences that describe disturbances by other processes.
 fn disturbance<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
     let rounds: Vec<&Record> = rows.flat_map(|row| &row.rounds).collect();
     let mut text = String::new();
@@ -244,8 +244,8 @@ fn disturbance<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
         let most = rounds.iter().map(|record| record.foreign).fold(0.0, f64::max);
         let _ = writeln!(
             text,
-            "The machine was not ours alone: in {disturbed} of {} runs other processes used more than {:.0} % of \
-             it, at most {:.0} %; they share caches and memory, which costs CPU time.",
+            "In {disturbed} of {} runs other processes used more than {:.0} % of the machine, at most {:.0} %. \
+             Sharing caches and memory with them costs CPU time.",
             rounds.len(),
             FOREIGN_MAX * 100.0,
             most * 100.0
@@ -254,14 +254,14 @@ fn disturbance<'a>(rows: impl Iterator<Item = &'a Row>) -> String {
     text
 }
 
-/// `text` with what lies between the markers replaced.
+/// Returns `text` with the part between the markers replaced.
 fn replace_marked(text: &str, table: &str) -> Fallible<String> {
     let (before, rest) = text.split_once(BEGIN).ok_or_else(|| format!("no line {BEGIN}"))?;
     let (_, after) = rest.split_once(END).ok_or_else(|| format!("no line {END}"))?;
     Ok(format!("{before}{BEGIN}{table}{END}{after}"))
 }
 
-/// Writes the table of all runs, the charts and the README's table.
+/// Writes the table of all runs, the charts and the table of the README.
 pub(crate) fn write(records: &[Record], directory: &Path, readme: Option<&Path>) -> Fallible<()> {
     std::fs::create_dir_all(directory)?;
     std::fs::write(directory.join("README.md"), markdown(records))?;
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_become_their_median_and_servers_keep_their_order() {
+    fn rounds_are_reduced_to_medians_and_servers_keep_their_order() {
         let records = [
             record("pion", 10, 9.0),
             record("ours", 10, 1.0),
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_changes_between_its_markers_only() {
+    fn only_the_text_between_the_markers_changes() {
         let table = readme_table(&[record("ours", 10, 20.0)]);
         assert!(
             table.contains("| 10 | streaming-server | 0.20 % | 400 µs | 2.5 ms | 0 | 2.0 MB |"),
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_survives_its_line_of_json() {
+    fn record_survives_a_json_round_trip() {
         let record = record("ours", 10, 20.0);
         let line = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);

@@ -1,5 +1,5 @@
-//! UNSAFE: what only the bare system calls offer. UDP sockets with many datagrams per call and the time each
-//! arrived, runs of equal datagrams in one send, scheduling class, children that end with us. Knows nothing of RTP.
+//! UNSAFE. System calls without a safe binding: UDP sockets with many datagrams per call and their arrival times, GSO
+//! sends, scheduling class, children that end with this process.
 #![expect(unsafe_code, reason = "recvmmsg, sendmsg with control messages, scheduling class, pre_exec")]
 
 use std::io;
@@ -9,28 +9,28 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Datagrams of one call.
+/// Datagrams received per call.
 const BATCH: usize = 64;
-/// Bytes of one receive buffer: a whole GRO train where that is on.
+/// Bytes of one receive buffer without and with GRO, which delivers a whole batch of datagrams.
 const PLAIN_BYTES: usize = 2_048;
 const GRO_BYTES: usize = 65_536;
 /// Bytes of the control messages of one datagram: time, lost datagrams, segment size.
 const CONTROL_BYTES: usize = 128;
-/// Bytes of a socket's receive buffer: seconds of 8 Mbit/s, so that a viewer that is not scheduled for a while
-/// loses nothing.
+/// Bytes of a socket's receive buffer: seconds of 8 Mbit/s, so that a viewer loses nothing while its thread does not
+/// run.
 const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
 
 fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Result<()> {
     let bytes = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: the descriptor is open as long as `socket` lives; the value is an i32 that outlives the call, and
-    // its size is passed.
+    // SAFETY: the descriptor is open while `socket` exists. The value is an i32 that outlives the call, and its size is
+    // passed.
     let result = unsafe {
         libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), bytes)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes a viewer's socket: kernel timestamps, loss counter, a large buffer; whole trains where `gro`.
+/// Configures a viewer's socket: kernel timestamps, loss counter, a large buffer, and GRO on request.
 pub(crate) fn prepare_viewer(socket: &UdpSocket, gro: bool) -> io::Result<()> {
     let bytes = RECEIVE_BUFFER_BYTES as i32;
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
@@ -43,16 +43,16 @@ pub(crate) fn prepare_viewer(socket: &UdpSocket, gro: bool) -> io::Result<()> {
     socket.set_nonblocking(true)
 }
 
-/// A large send buffer for the bare sender.
+/// Configures a large send buffer for the bare sender.
 pub(crate) fn prepare_sender(socket: &UdpSocket) -> io::Result<()> {
     let bytes = RECEIVE_BUFFER_BYTES as i32;
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes)
         .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
 }
 
-/// The calling thread yields to everything else that wants to run (SCHED_IDLE): being woken late costs a viewer
-/// with kernel timestamps nothing, while holding a core up would cost the server under test.
-pub(crate) fn yield_to_others() -> io::Result<()> {
+/// Lowers the calling thread to SCHED_IDLE. Running late does not falsify kernel timestamps, but occupying a core would
+/// slow the server under test.
+pub(crate) fn use_idle_priority() -> io::Result<()> {
     set_scheduler(libc::SCHED_IDLE, 0)
 }
 
@@ -63,15 +63,15 @@ fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The child is killed when the thread that spawns it ends, however that happens: a harness that is killed leaves
-/// no server behind. `shielded`: it runs before everything of normal priority on this machine (SCHED_RR).
+/// Makes the kernel kill the child when the spawning thread ends, so that a killed harness leaves no server behind.
+/// `shielded` gives the child real-time priority (SCHED_RR).
 pub(crate) fn end_with_us(command: &mut Command, shielded: bool) {
-    let ask = move || {
+    let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         if shielded { set_scheduler(libc::SCHED_RR, 1) } else { Ok(()) }
     };
     // SAFETY: between fork and exec the closure makes two system calls and touches neither memory nor locks.
-    unsafe { command.pre_exec(ask) };
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// Control messages, aligned as `cmsghdr` must be.
@@ -79,16 +79,16 @@ pub(crate) fn end_with_us(command: &mut Command, shielded: bool) {
 #[derive(Copy, Clone)]
 struct Control([u8; CONTROL_BYTES]);
 
-/// One datagram, or a GRO train of several, as it came.
+/// One received datagram, or several joined by GRO.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Datagram<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) from: SocketAddrV4,
-    /// CLOCK_REALTIME ns at which the kernel took it.
+    /// CLOCK_REALTIME ns at which the kernel received it.
     pub(crate) at_realtime_ns: i64,
-    /// Datagrams this socket lost so far because nobody read.
-    pub(crate) lost_in_all: Option<u32>,
-    /// Bytes of each datagram of a train but the last.
+    /// Datagrams lost by this socket so far because its buffer was full.
+    pub(crate) lost_in_total: Option<u32>,
+    /// Bytes of each joined datagram except the last.
     pub(crate) segment_bytes: usize,
 }
 
@@ -98,12 +98,12 @@ pub(crate) struct Receiver {
     buffers: Vec<u8>,
     controls: Vec<Control>,
     names: Vec<libc::sockaddr_in>,
-    /// Bytes and control bytes of what the last call received.
+    /// Bytes and control bytes of each datagram of the last call.
     lengths: Vec<(usize, usize)>,
 }
 
 impl Receiver {
-    /// Datagrams of one call at most.
+    /// Maximum number of datagrams per call.
     pub(crate) const BATCH: usize = BATCH;
 
     pub(crate) fn new(gro: bool) -> Receiver {
@@ -117,7 +117,7 @@ impl Receiver {
         }
     }
 
-    /// Receives what is there, without waiting; how many (0: nothing).
+    /// Receives available datagrams without waiting. Returns their number.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.lengths.clear();
         let mut iovecs: [libc::iovec; BATCH] =
@@ -138,7 +138,7 @@ impl Receiver {
             header.msg_hdr.msg_controllen = CONTROL_BYTES;
         }
         // SAFETY: every header points to its own name, iovec and control buffer, every iovec to its own part of
-        // `buffers`; all outlive the call and nobody else uses them meanwhile.
+        // `buffers`; all outlive the call and are not accessed otherwise during it.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -152,12 +152,12 @@ impl Receiver {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) };
         };
-        let told = |header: &libc::mmsghdr| (header.msg_len as usize, header.msg_hdr.msg_controllen);
-        self.lengths.extend(headers[..count].iter().map(told));
+        let lengths = |header: &libc::mmsghdr| (header.msg_len as usize, header.msg_hdr.msg_controllen);
+        self.lengths.extend(headers[..count].iter().map(lengths));
         Ok(count)
     }
 
-    /// The `index`-th datagram of the last call.
+    /// Returns datagram `index` of the last call.
     pub(crate) fn datagram(&self, index: usize) -> Datagram<'_> {
         let (bytes, control_bytes) = self.lengths[index];
         let start = index * self.buffer_bytes;
@@ -168,12 +168,12 @@ impl Receiver {
             u16::from_be(name.sin_port),
         );
         let segment_bytes = bytes.len().max(1);
-        let mut datagram = Datagram { bytes, from, at_realtime_ns: 0, lost_in_all: None, segment_bytes };
+        let mut datagram = Datagram { bytes, from, at_realtime_ns: 0, lost_in_total: None, segment_bytes };
         let mut rest = &self.controls[index].0[..control_bytes.min(CONTROL_BYTES)];
         while let Some((kind, data, more)) = next_control(rest) {
             match kind {
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => datagram.at_realtime_ns = time_of(data),
-                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => datagram.lost_in_all = first_u32(data),
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => datagram.lost_in_total = first_u32(data),
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     datagram.segment_bytes = first_u32(data).map_or(bytes.len(), |size| size as usize).max(1);
                 }
@@ -187,7 +187,7 @@ impl Receiver {
 
 type ControlMessage<'a> = ((i32, i32), &'a [u8], &'a [u8]);
 
-/// Splits the first control message off: (level, type), data, rest (cmsg(3), 64-bit layout).
+/// Splits off the first control message: (level, type), data, rest (cmsg(3), 64-bit layout).
 fn next_control(bytes: &[u8]) -> Option<ControlMessage<'_>> {
     const HEADER: usize = size_of::<libc::cmsghdr>();
     let length = usize::try_from(u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
@@ -216,8 +216,8 @@ fn address_of(address: SocketAddrV4) -> libc::sockaddr_in {
     }
 }
 
-/// Sends `bytes` as datagrams of `segment_bytes`, the last one shorter, in one call.
-pub(crate) fn send_run(
+/// Sends `bytes` as datagrams of `segment_bytes` in one call; the last one may be shorter.
+pub(crate) fn send_batch(
     socket: &UdpSocket,
     remote: SocketAddrV4,
     bytes: &[u8],
@@ -259,10 +259,10 @@ mod tests {
     }
 
     #[test]
-    fn a_run_arrives_as_its_datagrams_with_the_time_each_came() {
+    fn batch_arrives_as_datagrams_with_arrival_times() {
         let (sender, receiver, address) = pair(false);
         let before = crate::clock::monotonic_ns() + crate::clock::realtime_offset_ns();
-        send_run(&sender, address, &[7; 2_500], 1_000).unwrap();
+        send_batch(&sender, address, &[7; 2_500], 1_000).unwrap();
         let mut batch = Receiver::new(false);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
         let sizes: Vec<usize> = (0..3).map(|index| batch.datagram(index).bytes.len()).collect();
@@ -273,12 +273,12 @@ mod tests {
     }
 
     #[test]
-    fn with_gro_the_train_stays_together_and_says_its_segments() {
+    fn gro_keeps_the_batch_together_and_reports_its_segment_size() {
         let (sender, receiver, address) = pair(true);
-        send_run(&sender, address, &[7; 2_500], 1_000).unwrap();
+        send_batch(&sender, address, &[7; 2_500], 1_000).unwrap();
         let mut batch = Receiver::new(true);
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 1);
-        let train = batch.datagram(0);
-        assert_eq!((train.bytes.len(), train.segment_bytes), (2_500, 1_000));
+        let joined = batch.datagram(0);
+        assert_eq!((joined.bytes.len(), joined.segment_bytes), (2_500, 1_000));
     }
 }

@@ -1,5 +1,5 @@
-//! SRTP and SRTCP (RFC 3711, RFC 7714) of one direction, for the lean receive path and the bare sender. Key
-//! schedules are made once. Pure: packets in, packets out.
+//! SRTP and SRTCP (RFC 3711, RFC 7714) for one direction, for the load viewers and the bare sender. Key schedules are
+//! computed once. Pure: packets in, packets out.
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{self, EncryptingKey, EncryptionContext, UnboundCipherKey};
@@ -36,18 +36,18 @@ impl Profile {
         if self == Profile::Aes128Cm { 14 } else { 12 }
     }
 
-    /// Bytes that protection adds to an RTP packet.
+    /// Returns the bytes that protection adds to an RTP packet.
     pub(crate) fn tag_bytes(self) -> usize {
         if self == Profile::Aes128Cm { CM_TAG_BYTES } else { GCM_TAG_BYTES }
     }
 }
 
-/// The key stream of AES in counter mode applied to `data`.
+/// Applies the key stream of AES in counter mode to `data`.
 fn counter_mode(key: &EncryptingKey, iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
     key.less_safe_encrypt(data, EncryptionContext::Iv128(FixedLength::from(iv))).ok().map(drop)
 }
 
-/// RFC 3711 section 4.3.1: `bytes` of the session key that `label` names.
+/// Derives `bytes` of the session key for `label` (RFC 3711 section 4.3.1).
 fn derive(master_key: &[u8], master_salt: &[u8], label: u8, bytes: usize) -> Option<Vec<u8>> {
     let algorithm = if master_key.len() == 32 { &cipher::AES_256 } else { &cipher::AES_128 };
     let key = UnboundCipherKey::new(algorithm, master_key).and_then(EncryptingKey::ctr).ok()?;
@@ -120,7 +120,7 @@ pub(crate) struct Srtp {
 }
 
 impl Srtp {
-    /// `None` where the lengths do not fit the profile.
+    /// Returns `None` if the lengths do not fit the profile.
     pub(crate) fn new(profile: Profile, master_key: &[u8], master_salt: &[u8]) -> Option<Srtp> {
         if master_key.len() != profile.key_bytes() || master_salt.len() != profile.salt_bytes() {
             return None;
@@ -130,8 +130,8 @@ impl Srtp {
         Some(Srtp { profile, rtp, rtcp })
     }
 
-    /// Both directions of a DTLS handshake, `(to send, to receive)`: RFC 5764 section 4.2 puts the client's key
-    /// first. `is_client`: we are the DTLS client.
+    /// Returns the keys to send and to receive from a DTLS handshake. RFC 5764 section 4.2 puts the client's key first.
+    /// `is_client` means that we are the DTLS client.
     pub(crate) fn pair(profile: Profile, material: &[u8], is_client: bool) -> Option<(Srtp, Srtp)> {
         let (keys, salts) = material.split_at_checked(2 * profile.key_bytes())?;
         let (client_key, server_key) = keys.split_at(profile.key_bytes());
@@ -141,7 +141,7 @@ impl Srtp {
         Some(if is_client { (client, server) } else { (server, client) })
     }
 
-    /// Bytes that protection adds to an RTP packet.
+    /// Returns the bytes that protection adds to an RTP packet.
     pub(crate) fn tag_bytes(&self) -> usize {
         self.profile.tag_bytes()
     }
@@ -248,7 +248,7 @@ mod tests {
 
     /// RFC 3711 appendix B.3.
     #[test]
-    fn session_keys_are_those_of_rfc_3711() {
+    fn session_keys_match_rfc_3711() {
         let key = hex("E1F97A0D3E018BE0D64FA32C06DE4139");
         let salt = hex("0EC675AD498AFEEBB6960B3AABE6");
         assert_eq!(derive(&key, &salt, 0, 16).unwrap(), hex("C61E7A93744F39EE10734AFE3FF7A087"));
@@ -258,7 +258,7 @@ mod tests {
 
     /// Known answer of libsrtp's AES-CM test (RFC 3711 keys, `srtp_validate`).
     #[test]
-    fn aes_cm_equals_libsrtp() {
+    fn aes_cm_matches_libsrtp() {
         let key = hex("e1f97a0d3e018be0d64fa32c06de4139");
         let salt = hex("0ec675ad498afeebb6960b3aabe6");
         let srtp = Srtp::new(Profile::Aes128Cm, &key, &salt).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_side_seals_the_other_opens_and_a_flipped_bit_is_refused() {
+    fn sealed_packets_open_and_a_flipped_bit_is_rejected() {
         for profile in [Profile::Aes128Cm, Profile::Aes128Gcm, Profile::Aes256Gcm] {
             let material: Vec<u8> =
                 (0..2 * (profile.key_bytes() + profile.salt_bytes())).map(|i| i as u8).collect();

@@ -1,4 +1,4 @@
-//! The servers under test: how each is started, when it is ready and how a viewer joins it.
+//! The servers under test: starts each one, waits until it is ready, and lets a viewer join.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,24 +14,24 @@ use crate::process::Process;
 use crate::srtp::Profile;
 use crate::viewer::{Offering, Viewer};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two looks whether a server answers.
-const READY_LOOK: Duration = Duration::from_micros(500);
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval between two checks whether a server answers.
+const READY_INTERVAL: Duration = Duration::from_micros(500);
 
 /// A server under test.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// streaming-server with this many workers.
     Ours { workers: u32 },
-    /// Another build of it, one worker.
+    /// Another build of streaming-server with one worker.
     Before,
-    /// The bare sender, that encrypts so.
+    /// The bare sender with this cipher, or without encryption.
     Floor(Option<Profile>),
-    /// A program of `perf/peers/`, by its name there and its variant.
+    /// A program of `perf/peers/` in one variant.
     Peer { program: &'static str, variant: &'static str },
 }
 
-/// Where a server takes offers, and what answers 200 once it is there.
+/// Paths for offers and for the health check of a server.
 struct Paths {
     offer: &'static str,
     health: &'static str,
@@ -65,16 +65,16 @@ impl Kind {
     pub(crate) fn parse(name: &str) -> Fallible<Kind> {
         let names = || ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let found = ALL.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
-        found.ok_or_else(|| format!("no server is called {name:?}; known: {}", names()).into())
+        found.ok_or_else(|| format!("unknown server {name:?}; known: {}", names()).into())
     }
 }
 
-/// Where the programs are.
+/// Locations of the programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
     /// The directory of `streaming-server` and `camera-sim`.
     pub(crate) ours: PathBuf,
-    /// The program that `before` is.
+    /// The program of the server `before`.
     pub(crate) before: Option<PathBuf>,
     /// The directory into which `perf/peers/*/setup` installs.
     pub(crate) peers: PathBuf,
@@ -88,12 +88,12 @@ pub(crate) struct Subject {
     pub(crate) process: Process,
     address: SocketAddr,
     next_ssrc: u32,
-    /// From exec to the first answer on its health path, ms.
+    /// Time from exec to the first answer on the health path, in ms.
     pub(crate) start_ms: f64,
 }
 
 impl Subject {
-    /// Starts it on the ring `shm` and waits until it answers.
+    /// Starts the server on the ring `shm` and waits until it answers.
     pub(crate) fn start(
         kind: Kind,
         programs: &Programs,
@@ -106,7 +106,7 @@ impl Subject {
                 ours(&programs.ours.join("streaming-server"), workers, viewers, recordings)
             }
             Kind::Before => {
-                let program = programs.before.as_ref().ok_or("no --before PROGRAM")?;
+                let program = programs.before.as_ref().ok_or("the server `before` needs --before PROGRAM")?;
                 ours(program, 1, viewers, recordings)
             }
             Kind::Floor(_) => {
@@ -117,7 +117,11 @@ impl Subject {
             Kind::Peer { program, variant } => {
                 let path = programs.peers.join(program).join("serve");
                 if !path.exists() {
-                    return Err(format!("no {}: run perf/peers/{program}/setup first", path.display()).into());
+                    return Err(format!(
+                        "{} is missing: run perf/peers/{program}/setup first",
+                        path.display()
+                    )
+                    .into());
                 }
                 let mut command = Command::new(path);
                 command.args(["--variant", variant, "--http", "127.0.0.1:0"]);
@@ -126,46 +130,46 @@ impl Subject {
             }
         };
         let mut process = Process::spawn("the server", command.arg("--shm").arg(shm), programs.shielded)?;
-        let line = process.wait_for("listening: ", PATIENCE)?;
+        let line = process.wait_for("listening: ", TIMEOUT)?;
         let address = line.split_whitespace().find_map(|word| word.strip_prefix("http="));
         let address: SocketAddr = address.ok_or("no http= in the server's line")?.parse()?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !matches!(kind, Kind::Floor(_)) && !answers(address, kind.paths().health) {
             process.check()?;
             if Instant::now() > deadline {
                 return Err(format!("no answer on {}:\n{}", kind.paths().health, process.tail()).into());
             }
-            std::thread::sleep(READY_LOOK);
+            std::thread::sleep(READY_INTERVAL);
         }
         let start_ms = process.started.elapsed().as_secs_f64() * 1e3;
         Ok(Subject { kind, process, address, next_ssrc: 0x5045_0000, start_ms })
     }
 
-    /// A viewer that has joined; its media is still to come.
+    /// Joins a viewer. Its media has not arrived yet.
     pub(crate) fn join(&mut self, gro: bool, checks_all: bool) -> Fallible<Viewer> {
         if let Kind::Floor(profile) = self.kind {
             self.next_ssrc += 1;
             return Viewer::bare(self.address, &Hello { profile, ssrc: self.next_ssrc }, gro, checks_all);
         }
         let offering = Offering::new(gro, checks_all)?;
-        let asked_at_ns = crate::clock::monotonic_ns();
+        let offered_at_ns = crate::clock::monotonic_ns();
         let answer = self.post(self.kind.paths().offer, &json!({"type": "offer", "sdp": offering.sdp}))?;
         let sdp = answer["sdp"].as_str().ok_or("no sdp in the answer")?;
-        offering.accept(sdp, asked_at_ns)
+        offering.accept(sdp, offered_at_ns)
     }
 
-    /// The address of the control endpoint, where metrics and profiles are; ours only.
+    /// Returns the address of the control endpoint with metrics and profiles; only for streaming-server.
     pub(crate) fn control(&mut self) -> Fallible<SocketAddr> {
-        let line = self.process.wait_for("control: http://", PATIENCE)?;
+        let line = self.process.wait_for("control: http://", TIMEOUT)?;
         Ok(line.split('/').next().unwrap_or_default().parse()?)
     }
 
-    /// Whether it is streaming-server.
+    /// Returns true if this is streaming-server.
     pub(crate) fn is_ours(&self) -> bool {
         matches!(self.kind, Kind::Ours { .. } | Kind::Before)
     }
 
-    /// Posts JSON; the answer's JSON.
+    /// Posts JSON and returns the JSON of the response.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Fallible<Value> {
         let (status, text) = http::request(self.address, "POST", path, &body.to_string())?;
         if status != 200 {
@@ -181,7 +185,7 @@ fn ours(program: &Path, workers: u32, viewers: usize, recordings: &Path) -> Comm
         command.env_remove(name);
     }
     command.args(["--control", "127.0.0.1:0", "--http", "127.0.0.1:0", "--udp", "127.0.0.1:0"]);
-    // 32 is the default: memory is that of a server nobody tuned.
+    // At least the default of 32, so that memory is that of an untuned server.
     command.args(["--max-viewers", &viewers.max(32).to_string(), "--workers", &workers.to_string()]);
     command.arg("--record-path").arg(recordings);
     command

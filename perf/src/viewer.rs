@@ -1,5 +1,5 @@
-//! One load viewer: str0m for SDP, ICE and the DTLS handshake and for staying consented to; a lean path of our
-//! own for the media. Or, before the bare sender, no WebRTC at all.
+//! One load viewer. str0m does SDP, ICE, the DTLS handshake and consent checks; a separate fast path receives the media.
+//! For the bare sender there is no WebRTC at all.
 
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -10,27 +10,27 @@ use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Input, Output, Rtc, RtcConfig};
 
 use crate::Fallible;
-use crate::books::{Arrival, Books};
 use crate::dtls::{self, Keys};
 use crate::floor::Hello;
+use crate::received::{Arrival, Received};
 use crate::socket::{Datagram, prepare_viewer};
 use crate::srtp::Srtp;
 
-/// Between two receiver reports, and two greetings of a bare viewer.
+/// Interval between two receiver reports, or two hello messages of a bare viewer.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// The SSRC our reports come from.
+/// SSRC of our receiver reports.
 const OWN_SSRC: u32 = 0x5050_4552;
 
-/// What a viewer does beside receiving.
+/// The protocol between viewer and server.
 enum Link {
     WebRtc(Box<Rtc>),
-    /// Says hello to the bare sender, over and over.
+    /// Sends hello messages to the bare sender.
     Bare {
         hello: Vec<u8>,
     },
 }
 
-/// The stream being received.
+/// The received RTP stream.
 struct Track {
     ssrc: u32,
     /// Extended sequence number.
@@ -40,14 +40,14 @@ struct Track {
 /// A viewer and its socket.
 pub(crate) struct Viewer {
     pub(crate) socket: UdpSocket,
-    pub(crate) books: Books,
+    pub(crate) received: Received,
     /// CLOCK_MONOTONIC ns at which the offer was posted.
-    pub(crate) asked_at_ns: i64,
-    /// Datagrams lost in our own socket buffer: a fault of this harness.
-    pub(crate) lost_by_us: u32,
+    pub(crate) offered_at_ns: i64,
+    /// Datagrams lost in our own socket buffer, which is a fault of the harness.
+    pub(crate) lost_by_harness: u32,
     pub(crate) profile: Option<&'static str>,
     pub(crate) is_over: bool,
-    /// Moment at which something is to be done without a datagram.
+    /// Time of the next timeout.
     pub(crate) due: Instant,
     link: Link,
     local: SocketAddr,
@@ -55,13 +55,13 @@ pub(crate) struct Viewer {
     payload_types: Vec<u8>,
     send: Option<Srtp>,
     receive: Option<Srtp>,
-    is_clear: bool,
+    is_unencrypted: bool,
     track: Option<Track>,
     report_due: Instant,
     rtcp_index: u32,
 }
 
-/// A viewer that made its offer.
+/// A viewer with a pending offer.
 pub(crate) struct Offering {
     viewer: Viewer,
     rtc: Box<Rtc>,
@@ -76,7 +76,7 @@ fn open_socket(gro: bool) -> Fallible<UdpSocket> {
 }
 
 impl Offering {
-    /// One receive-only H.264 line, a host candidate on loopback.
+    /// Makes an offer with one receive-only H.264 media line and a host candidate on loopback.
     pub(crate) fn new(gro: bool, checks_all: bool) -> Fallible<Offering> {
         let socket = open_socket(gro)?;
         let local = socket.local_addr()?;
@@ -90,17 +90,17 @@ impl Offering {
         Ok(Offering { viewer, rtc: Box::new(rtc), pending, sdp: offer.to_sdp_string() })
     }
 
-    /// Takes the server's answer.
-    pub(crate) fn accept(mut self, answer: &str, asked_at_ns: i64) -> Fallible<Viewer> {
+    /// Applies the server's answer.
+    pub(crate) fn accept(mut self, answer: &str, offered_at_ns: i64) -> Fallible<Viewer> {
         self.rtc.sdp_api().accept_answer(self.pending, SdpAnswer::from_sdp_string(answer)?)?;
         self.viewer.payload_types = h264_payload_types(answer);
         self.viewer.link = Link::WebRtc(self.rtc);
-        self.viewer.asked_at_ns = asked_at_ns;
+        self.viewer.offered_at_ns = offered_at_ns;
         Ok(self.viewer)
     }
 }
 
-/// Payload types of H.264 in an SDP.
+/// Returns the H.264 payload types of an SDP.
 fn h264_payload_types(sdp: &str) -> Vec<u8> {
     let maps = sdp.lines().filter_map(|line| line.strip_prefix("a=rtpmap:")?.split_once(' '));
     maps.filter(|(_, codec)| codec.starts_with("H264/")).filter_map(|(pt, _)| pt.parse().ok()).collect()
@@ -111,9 +111,9 @@ impl Viewer {
         let now = Instant::now();
         Viewer {
             socket,
-            books: Books::new(checks_all),
-            asked_at_ns: 0,
-            lost_by_us: 0,
+            received: Received::new(checks_all),
+            offered_at_ns: 0,
+            lost_by_harness: 0,
             profile: None,
             is_over: false,
             due: now,
@@ -123,14 +123,14 @@ impl Viewer {
             payload_types: Vec::new(),
             send: None,
             receive: None,
-            is_clear: false,
+            is_unencrypted: false,
             track: None,
             report_due: now + REPORT_INTERVAL,
             rtcp_index: 0,
         }
     }
 
-    /// A viewer of the bare sender at `server`.
+    /// Returns a viewer of the bare sender at `server`.
     pub(crate) fn bare(server: SocketAddr, hello: &Hello, gro: bool, checks_all: bool) -> Fallible<Viewer> {
         let socket = open_socket(gro)?;
         let local = socket.local_addr()?;
@@ -138,30 +138,30 @@ impl Viewer {
         viewer.remote = Some(server);
         viewer.payload_types = vec![crate::floor::PAYLOAD_TYPE];
         viewer.receive = hello.srtp();
-        viewer.is_clear = viewer.receive.is_none();
+        viewer.is_unencrypted = viewer.receive.is_none();
         viewer.profile = Some(hello.profile.map_or("none", |profile| profile.name()));
-        viewer.asked_at_ns = crate::clock::monotonic_ns();
+        viewer.offered_at_ns = crate::clock::monotonic_ns();
         Ok(viewer)
     }
 
-    /// Takes one datagram, or a train of several.
-    pub(crate) fn take(&mut self, datagram: &Datagram<'_>, realtime_offset_ns: i64) {
-        if let Some(lost) = datagram.lost_in_all {
-            self.lost_by_us = self.lost_by_us.max(lost);
+    /// Handles one datagram, or several joined by GRO.
+    pub(crate) fn handle_datagram(&mut self, datagram: &Datagram<'_>, realtime_offset_ns: i64) {
+        if let Some(lost) = datagram.lost_in_total {
+            self.lost_by_harness = self.lost_by_harness.max(lost);
         }
         let at_ns = datagram.at_realtime_ns - realtime_offset_ns;
         for bytes in datagram.bytes.chunks(datagram.segment_bytes) {
             match bytes {
-                [128..=191, 192..=223, ..] => {} // sender reports: nothing here needs them
+                [128..=191, 192..=223, ..] => {} // sender reports are not needed
                 [128..=191, ..] => {
-                    self.take_rtp(bytes, at_ns);
+                    self.handle_rtp(bytes, at_ns);
                 }
-                _ => self.take_other(bytes, datagram.from),
+                _ => self.handle_other(bytes, datagram.from),
             }
         }
     }
 
-    fn take_rtp(&mut self, packet: &[u8], at_ns: i64) -> Option<()> {
+    fn handle_rtp(&mut self, packet: &[u8], at_ns: i64) -> Option<()> {
         let header = Header::parse(packet)?;
         if !self.payload_types.contains(&header.payload_type) || header.is_empty {
             return None;
@@ -173,11 +173,11 @@ impl Viewer {
         let sequence = extend(track.highest, header.sequence);
         track.highest = track.highest.max(sequence);
         let keys = self.receive.as_ref();
-        if keys.is_none() && !self.is_clear {
+        if keys.is_none() && !self.is_unencrypted {
             return None;
         }
         let arrival = Arrival { sequence, rtp_time: header.rtp_time, marker: header.marker, at_ns };
-        self.books.push(arrival, |out| match keys {
+        self.received.push(arrival, |out| match keys {
             Some(keys) => keys.open_rtp(packet, header.bytes, header.ssrc, sequence, out).is_some(),
             None => {
                 out.extend_from_slice(&packet[header.bytes..]);
@@ -187,7 +187,7 @@ impl Viewer {
         Some(())
     }
 
-    fn take_other(&mut self, bytes: &[u8], from: SocketAddrV4) {
+    fn handle_other(&mut self, bytes: &[u8], from: SocketAddrV4) {
         let Link::WebRtc(rtc) = &mut self.link else { return };
         if let Ok(receive) = Receive::new(Protocol::Udp, SocketAddr::V4(from), self.local, bytes) {
             let _ = rtc.handle_input(Input::Receive(Instant::now(), receive));
@@ -195,7 +195,7 @@ impl Viewer {
         self.drain();
     }
 
-    /// Does what is due by now.
+    /// Handles timeouts up to `now`.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if let Link::WebRtc(rtc) = &mut self.link {
             let _ = rtc.handle_input(Input::Timeout(now));
@@ -241,7 +241,7 @@ impl Viewer {
         }
     }
 
-    /// A receiver report, or another hello.
+    /// Sends a receiver report, or another hello.
     fn report(&mut self) -> Option<()> {
         if let Link::Bare { hello } = &self.link {
             let _ = self.socket.send_to(hello, self.remote?);
@@ -253,14 +253,14 @@ impl Viewer {
         packet.extend_from_slice(&track.ssrc.to_be_bytes());
         packet.extend_from_slice(&0u32.to_be_bytes()); // nothing lost
         packet.extend_from_slice(&(track.highest as u32).to_be_bytes());
-        packet.extend_from_slice(&[0; 12]); // jitter and last sender report: not known
+        packet.extend_from_slice(&[0; 12]); // jitter and last sender report are unknown
         self.rtcp_index += 1;
         let sealed = self.send.as_ref()?.seal_rtcp(&packet, OWN_SSRC, self.rtcp_index)?;
         let _ = self.socket.send_to(&sealed, self.remote?);
         Some(())
     }
 
-    /// Says goodbye as a closed tab does.
+    /// Closes the session, like a closed browser tab.
     pub(crate) fn leave(&mut self) {
         if let Link::WebRtc(rtc) = &mut self.link {
             let _ = rtc.close();
@@ -269,22 +269,22 @@ impl Viewer {
     }
 }
 
-/// `sequence` with the 48 bits above it that bring it nearest to `highest`.
+/// Extends `sequence` to the 64-bit number nearest to `highest`.
 fn extend(highest: u64, sequence: u16) -> u64 {
     let distance = sequence.wrapping_sub(highest as u16).cast_signed();
     highest.saturating_add_signed(distance.into())
 }
 
-/// What an RTP header says (RFC 3550 section 5.1).
+/// Fields of an RTP header (RFC 3550 section 5.1).
 struct Header {
     payload_type: u8,
     marker: bool,
     sequence: u16,
     rtp_time: u32,
     ssrc: u32,
-    /// Bytes of header, sources and extension.
+    /// Bytes of header, CSRC list and extension.
     bytes: usize,
-    /// Nothing but padding, if that.
+    /// The packet has no payload.
     is_empty: bool,
 }
 
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_ends_behind_sources_and_extension() {
+    fn header_ends_after_csrc_list_and_extension() {
         let mut packet = vec![0x91, 0xE0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3];
         packet.extend_from_slice(&[0; 4]); // one source
         packet.extend_from_slice(&[0xBE, 0xDE, 0, 1, 0, 0, 0, 0]);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn only_h264_is_media() {
+    fn only_h264_payload_types_are_accepted() {
         let sdp = "a=rtpmap:96 H264/90000\r\na=rtpmap:97 rtx/90000\r\na=rtpmap:98 H264/90000\r\n";
         assert_eq!(h264_payload_types(sdp), [96, 98]);
     }

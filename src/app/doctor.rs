@@ -10,8 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
+use crate::base::clock;
 use crate::camera::mapping::{Access, Mapping};
 use crate::config::Config;
 use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
@@ -90,8 +89,8 @@ fn ring(config: &Config) -> Check {
         return check("ring", Verdict::Warn, finding);
     }
     let stamp_s = slot.timestamp_s;
-    let age = |clock| stamp_s.abs_diff(clock_gettime(clock).tv_sec);
-    let (clock, age_s) = match (age(ClockId::Realtime), age(ClockId::Monotonic)) {
+    let age = |now_s: i64| stamp_s.abs_diff(now_s);
+    let (clock, age_s) = match (age(clock::unix_s()), age(clock::monotonic_ns() / 1_000_000_000)) {
         (real, monotonic) if real <= monotonic => ("CLOCK_REALTIME", real),
         (_, monotonic) => ("CLOCK_MONOTONIC", monotonic),
     };

@@ -6,7 +6,6 @@ mod replay;
 mod stages;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::camera::CameraCounters;
@@ -68,11 +67,7 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
         .value(from.sum(|w| w.units_sent.get()));
     text.counter("frames_dropped_total", "Access units a consumer did not take.")
         .labelled("component", "webrtc", from.sum(|w| w.units_dropped.get()))
-        .labelled(
-            "component",
-            "recorder",
-            from.recorder.map_or(0, |recorder| recorder.dropped.load(Relaxed)),
-        );
+        .labelled("component", "recorder", from.recorder.map_or(0, |recorder| recorder.dropped.get()));
     text.counter("torn_total", "Access units the camera overwrote while they were read; none is sent.")
         .value(from.most(|w| w.torn.get()));
     text.counter("lapped_total", "Access units missed because a consumer was a whole ring late.")
@@ -82,21 +77,21 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
     text.counter("camera_restarts_total", "Times a consumer saw the camera's ring start anew.")
         .value(from.most(|w| w.restarts.get()));
     text.counter("camera_attached_total", "Times the camera's segment was opened.")
-        .value(from.camera.attached.load(Relaxed));
+        .value(from.camera.attached.get());
     text.counter(
         "camera_keyframe_requests_total",
         "IDRs asked of the camera; only a lease ring can be asked.",
     )
-    .value(from.camera.idrs_requested.load(Relaxed));
+    .value(from.camera.idrs_requested.get());
     text.counter("camera_units_dropped_total", "Access units the camera had no free slot for (lease ring).")
         .value(from.camera_dropped);
     text.counter(
         "leases_refused_total",
         "Access units not read at once: this program held its share of slots.",
     )
-    .value(from.camera.leases_refused.load(Relaxed));
+    .value(from.camera.leases_refused.get());
     text.counter("doorbell_wakes_total", "Looks of the thread that waits for the camera.")
-        .value(from.camera.wakes.load(Relaxed));
+        .value(from.camera.wakes.get());
     text.counter("busy_poll_seconds_total", "Time a worker polled for access units that were about to come.")
         .value(Duration::from_nanos(from.sum(|w| w.busy_poll_ns.get())).as_secs_f64());
     text.gauge("camera_live", "1 while access units arrive.").value(gauge(from.camera_live));

@@ -50,14 +50,8 @@ pub const PAYLOAD_BUFFER_OVERHEAD_BYTES: usize = 1_024;
 /// Handed-out payload buffers a packetiser looks at in vain before it stops searching, per access unit.
 pub const PAYLOAD_POOL_CHECKS_MAX: usize = 64;
 
-/// Bytes of NAL units a receiver collects for one access unit.
-pub const RECEIVED_UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX + 64 * 1024;
-
 /// Bytes of a slice, its header byte included, in which the three numbers lie that its header begins with (H.264 7.3.3).
 pub const SLICE_HEAD_BYTES: usize = 64;
-
-/// NAL units a receiver collects for one access unit: those of a slot and the parameter sets it lacked.
-pub const RECEIVED_NAL_UNITS_MAX: usize = 2 * NAL_UNITS_MAX;
 
 const _: () = assert!(
     PARAMETER_SET_BYTES_MAX < RTP_PAYLOAD_BYTES_MAX - RTP_EXTENSIONS_BYTES_MAX,
@@ -133,9 +127,6 @@ pub const VIEWER_PATHS_MAX: usize = 64;
 /// Datagrams of one viewer the kernel may hold unsent: above half of it non-reference units are
 /// skipped, above it the viewer drops to the next IDR.
 pub const VIEWER_IN_FLIGHT_MAX: u32 = 1_024;
-
-/// HMAC key schedules cached per thread: one per viewer, for STUN.
-pub const HMAC_KEYS_CACHED: usize = 64;
 
 // ---- service ---------------------------------------------------------------------------------------
 
@@ -217,7 +208,7 @@ pub const RECORDING_DURATION_SOFT_NS: i64 = 3_600_000_000_000;
 pub const RECORDING_UNITS_MAX: usize = 1 << 20;
 
 /// Files of one recording (splits and changed parameter sets).
-pub const RECORDING_SEGMENTS_MAX: u32 = 9_999;
+pub const RECORDING_FILES_MAX: u32 = 9_999;
 
 /// Files of one recording that may be finishing (index, fdatasync) while the next is written.
 pub const FINISHING_MAX: usize = 4;
@@ -460,6 +451,11 @@ pub const DOWNLOAD_PIECE_BYTES: usize = 128 * 1024;
 /// Pieces of a download waiting for its reader.
 pub const DOWNLOAD_PIECES_AHEAD: usize = 2;
 
+// ---- log ---------------------------------------------------------------------------------------------
+
+/// Nanoseconds between two log lines about the same trouble.
+pub const LOG_INTERVAL_NS: i64 = 60_000_000_000;
+
 // ---- metrics ---------------------------------------------------------------------------------------
 
 /// Latencies below are counted as this, in nanoseconds; it is also the histograms' resolution.
@@ -467,6 +463,16 @@ pub const LATENCY_MIN_NS: u64 = 1_000;
 
 /// Latencies above are counted as this, in nanoseconds.
 pub const LATENCY_MAX_NS: u64 = 10_000_000_000;
+
+/// Upper bounds of the buckets of `stage_latency_seconds`, in microseconds.
+pub const STAGE_BUCKETS_US: [u64; 14] =
+    [20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000];
+
+/// Upper bounds of the buckets of `recording_write_seconds`, in microseconds.
+pub const WRITE_BUCKETS_US: [u64; 15] = [
+    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000,
+    2_000_000,
+];
 
 /// Access units of one viewer whose sending is timed at a time; those beyond are not timed.
 pub const TIMED_UNITS_MAX: usize = 8;

@@ -1,5 +1,8 @@
-//! BASE: what every module may use and what uses no other module: bounds, clocks, the log sink.
+//! BASE: what every module may use. This module uses no other one.
 
 pub mod clock;
+pub mod counters;
+pub mod histogram;
 pub mod limits;
+pub mod log_limit;
 pub mod logging;

@@ -1,5 +1,4 @@
-//! A camera: writes a ring as the daemon does. Command line and signals; the camera itself is
-//! `streaming_server::simulator`.
+//! A simulated camera as a program: command line and signals. The camera itself is `streaming_server::simulator`.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,45 +13,46 @@ use streaming_server::simulator::{
 use tokio::signal::unix::{SignalKind, signal};
 
 const HELP: &str = "\
-camera-sim: a camera without a camera. Writes H.264 into a shared-memory ring as the camera daemon does, until
-Ctrl-C, with unit number, time and checksum in every access unit (and in the picture of the test card).
+camera-sim: a simulated camera. It writes H.264 into a shared-memory ring, like the camera daemon, until Ctrl-C.
+Every access unit carries its number, its publish time and a checksum. The test card also shows the unit number.
+A unit is one access unit: all data of one picture.
 
-  camera-sim                                          a test card, 1280x720, 30 units/s, into /pet_camera_stream
-  camera-sim --pattern 640x480 --bitrate-kbps 600     smaller
-  camera-sim --file walk.h264 --layout v3             a recording, round and round
-  camera-sim --layout v3-6 --flat-out --tear 10       as fast as it can, every 10th unit half written for a while
+  camera-sim                                          a test card, 1280x720, 30 units/s, to /pet_camera_stream
+  camera-sim --pattern 640x480 --bitrate-kbps 600     a smaller picture
+  camera-sim --file walk.h264 --layout v3             a file, played in a loop
+  camera-sim --layout v3-6 --flat-out --tear 10       as fast as possible, every 10th unit written in two halves
 
 Ring
   --shm NAME               shared-memory name [/pet_camera_stream]
   --layout LAYOUT          v0, v1, v2, v3, v3-6 or lease [v1]
-  --clock CLOCK            clock of the timestamps: realtime (as the daemon) or monotonic [realtime]
-  --take-over              go on even though another camera seems to write this ring
-  --keep                   leave the segment in /dev/shm at the end [it is removed]
+  --clock CLOCK            clock of the timestamps: realtime (like the daemon) or monotonic [realtime]
+  --take-over              publish even if another camera seems to write this ring
+  --keep                   keep the segment in /dev/shm at exit [it is removed]
 
 Source
-  --pattern WxH            test card of this size, even numbers from 288x128 [1280x720]
+  --pattern WxH            test card of this size, even numbers from 288x128 to 4096x2304 [1280x720]
   --file FILE              H.264 in byte-stream format (Annex B) instead of the test card
   --fps N                  units per second, 0 for as fast as possible [30]
   --flat-out               the same as --fps 0
-  --units N                end after N units [never]
+  --units N                exit after N units [never]
 
 Test card
-  --bitrate-kbps N         pad to this bit rate [what the picture needs, about 400]
-  --gop N                  an IDR every N units [30]
+  --bitrate-kbps N         pad the units to this bit rate [no padding, about 400]
+  --gop N                  units from one IDR to the next [30]
   --slices N               slices per picture [1]
-  --parameter-sets WHICH   SPS and PPS in every IDR unit, or only in the first: every, first [every]
-  --no-delimiters          no access unit delimiters
+  --parameter-sets WHICH   IDR units that carry SPS and PPS: every or first [every]
+  --no-delimiters          omit access unit delimiters
 
-Misbehaviour (N counts units)
-  --stall-after N[:S]      fall silent after N units, for S seconds [for good]
-  --restart-every N[:S]    stop and come back after S seconds [0.5]
-  --restart ONTO           what it comes back to: same (segment, as the daemon), rewind (same segment, index 0),
+Fault injection (N counts units)
+  --stall-after N[:S]      stop publishing after N units, for S seconds [forever]
+  --restart-every N[:S]    stop every N units and restart after S seconds [0.5]
+  --restart ONTO           segment after a restart: same (like the daemon), rewind (same segment, index 0),
                            new (segment) or alternate [alternate]
   --tear N[:US]            write every Nth unit in two halves, US microseconds apart [300]
-  --lie N                  every Nth unit has impossible metadata or garbage for bytes
-  --change-resolution N[:WxH]  change to WxH and back every N units [640x480]
-  --burst N[:K]            every N units, K units come at once [5]
-  --drop N                 leave out every Nth picture; its number is missing
+  --lie N                  publish every Nth unit with impossible metadata or random bytes
+  --change-resolution N[:WxH]  switch to WxH and back every N units [640x480]
+  --burst N[:K]            every N units, publish K units at once [5]
+  --drop N                 skip every Nth picture; its unit number is missing
 
   --help, --version
 ";
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// SIGINT and SIGTERM set the flag; a second one ends the process at once.
+/// SIGINT and SIGTERM set the flag. A second signal exits at once.
 fn stop_on_signal(stop: Arc<AtomicBool>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
@@ -116,9 +116,9 @@ fn describe(report: &SimulatorReport) -> String {
     let counts = [
         (report.dropped, "dropped"),
         (report.refused, "without a slot"),
-        (report.keyframes, "IDRs asked for"),
+        (report.idr_requests, "IDRs requested"),
         (report.torn, "torn"),
-        (report.lies, "lies"),
+        (report.malformed, "malformed"),
         (report.restarts, "restarts"),
     ];
     for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
@@ -127,7 +127,7 @@ fn describe(report: &SimulatorReport) -> String {
     text
 }
 
-/// The configuration, or `None` where help or version was asked for and printed.
+/// Returns the configuration, or `None` after printing help or version.
 fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::Error> {
     let mut config = SimulatorConfig::default();
     let mut source_is_given = false;
@@ -144,7 +144,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::
             }
             Long(flag @ ("pattern" | "file")) => {
                 if std::mem::replace(&mut source_is_given, true) {
-                    return Err("there is one source: --pattern or --file, once".into());
+                    return Err("only one source is allowed: one --pattern or one --file".into());
                 }
                 let is_file = flag == "file";
                 let value = parser.value()?;
@@ -163,15 +163,15 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::
             other => return Err(other.unexpected()),
         }
     }
-    match (&mut config.misbehaviour.restart, onto) {
+    match (&mut config.faults.restart, onto) {
         (Some(restart), Some(onto)) => restart.onto = onto,
-        (None, Some(_)) => return Err("--restart says how; --restart-every N says when".into()),
+        (None, Some(_)) => return Err("--restart needs --restart-every N".into()),
         (_, None) => {}
     }
     Ok(Some(config))
 }
 
-/// Ring, pace and coding. Says whether it was such a flag.
+/// Parses flags of ring, rate and coding. Returns true if `flag` is one of them.
 fn parse_stream(
     flag: &str,
     parser: &mut lexopt::Parser,
@@ -184,7 +184,7 @@ fn parse_stream(
             config.clock = parser.value()?.parse_with(|text| match text {
                 "realtime" => Ok(TimestampClock::Realtime),
                 "monotonic" => Ok(TimestampClock::Monotonic),
-                _ => Err("a clock is realtime or monotonic"),
+                _ => Err("the clock must be realtime or monotonic"),
             })?;
         }
         "take-over" => config.take_over = true,
@@ -202,7 +202,7 @@ fn parse_stream(
             config.parameter_sets = parser.value()?.parse_with(|text| match text {
                 "every" => Ok(ParameterSetPolicy::Every),
                 "first" => Ok(ParameterSetPolicy::First),
-                _ => Err("parameter sets come with every IDR or the first"),
+                _ => Err("the value must be every or first"),
             })?;
         }
         "no-delimiters" => config.delimiters = false,
@@ -211,44 +211,44 @@ fn parse_stream(
     Ok(true)
 }
 
-/// What goes wrong. Says whether it was such a flag.
+/// Parses flags of fault injection. Returns true if `flag` is one of them.
 fn parse_misbehaviour(
     flag: &str,
     parser: &mut lexopt::Parser,
     config: &mut SimulatorConfig,
 ) -> Result<bool, lexopt::Error> {
-    let wrong = &mut config.misbehaviour;
+    let faults = &mut config.faults;
     match flag {
         "stall-after" => {
             let (after, lasting) = parser.value()?.parse_with(|text| count_and(text, parse_seconds))?;
-            wrong.stall = Some(Stall { after, lasting });
+            faults.stall = Some(Stall { after, lasting });
         }
         "restart-every" => {
             let (every, pause) = parser.value()?.parse_with(|text| count_and(text, parse_seconds))?;
             let pause = pause.unwrap_or(Duration::from_millis(500));
-            wrong.restart = Some(Restart { every, pause, onto: RestartOnto::Alternate });
+            faults.restart = Some(Restart { every, pause, onto: RestartOnto::Alternate });
         }
         "tear" => {
             let (every, pause) = parser.value()?.parse_with(|text| count_and(text, parse_count))?;
-            wrong.tear = Some(Tear { every, pause: Duration::from_micros(pause.unwrap_or(300)) });
+            faults.tear = Some(Tear { every, pause: Duration::from_micros(pause.unwrap_or(300)) });
         }
-        "lie" => wrong.lie_every = Some(parser.value()?.parse()?),
+        "lie" => faults.malformed_every = Some(parser.value()?.parse()?),
         "change-resolution" => {
             let (every, size) = parser.value()?.parse_with(|text| count_and(text, parse_size))?;
             let (width, height) = size.unwrap_or((640, 480));
-            wrong.change_resolution = Some(ResolutionChange { every, width, height });
+            faults.change_resolution = Some(ResolutionChange { every, width, height });
         }
         "burst" => {
             let (every, units) = parser.value()?.parse_with(|text| count_and(text, parse_count))?;
-            wrong.burst = Some(Burst { every, units: units.unwrap_or(5) });
+            faults.burst = Some(Burst { every, units: units.unwrap_or(5) });
         }
-        "drop" => wrong.drop_every = Some(parser.value()?.parse()?),
+        "drop" => faults.drop_every = Some(parser.value()?.parse()?),
         _ => return Ok(false),
     }
     Ok(true)
 }
 
-/// `N` or `N:MORE`.
+/// Parses `N` or `N:MORE`.
 fn count_and<T>(
     text: &str,
     parse_more: impl FnOnce(&str) -> Result<T, &'static str>,
@@ -260,19 +260,19 @@ fn count_and<T>(
 }
 
 fn parse_count(text: &str) -> Result<u64, &'static str> {
-    text.parse().map_err(|_| "a whole number is needed")
+    text.parse().map_err(|_| "a whole number is required")
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
-    let seconds: f64 = text.parse().map_err(|_| "a number of seconds is needed")?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| "a number of seconds from 0 is needed")
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds is required")?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| "a number of seconds, at least 0, is required")
 }
 
 fn parse_size(text: &str) -> Result<(u32, u32), &'static str> {
     let parsed = text.split_once('x').map(|(width, height)| (width.parse(), height.parse()));
     match parsed {
         Some((Ok(width), Ok(height))) => Ok((width, height)),
-        _ => Err("a size is WIDTHxHEIGHT, like 1280x720"),
+        _ => Err("the size must be WIDTHxHEIGHT, such as 1280x720"),
     }
 }
 
@@ -286,6 +286,6 @@ fn parse_restart_onto(text: &str) -> Result<RestartOnto, &'static str> {
         "rewind" => Ok(RestartOnto::Rewind),
         "new" => Ok(RestartOnto::New),
         "alternate" => Ok(RestartOnto::Alternate),
-        _ => Err("a camera restarts onto the same segment, a rewind of it, a new one, or alternates"),
+        _ => Err("the value must be same, rewind, new or alternate"),
     }
 }

@@ -59,7 +59,7 @@ impl UnitView {
         let is_in_place = is_safe(self.sequence, mapping.write_index(), mapping.layout().slot_count());
         let is_intact = is_in_place && self.ticket.is_current();
         if !is_intact {
-            self.ticket.counters.torn.fetch_add(1, Ordering::Relaxed);
+            self.ticket.counters.torn.add_shared(1);
         }
         is_intact
     }
@@ -155,7 +155,7 @@ impl Cursor {
                 self.take(attachment, &metadata, now_ns, |_| slot.slice(..bytes))
             }
             Found::Refused => {
-                attachment.counters.leases_refused.fetch_add(1, Ordering::Relaxed);
+                attachment.counters.leases_refused.add_shared(1);
                 Next::Empty
             }
             Found::Gone => self.skip(&attachment, ring),
@@ -229,7 +229,7 @@ impl Cursor {
         let missed_units = u32::try_from(ahead(to, self.position)).unwrap_or(0);
         self.position = to;
         self.last_frame_number = None;
-        attachment.counters.lapped_units.fetch_add(u64::from(missed_units), Ordering::Relaxed);
+        attachment.counters.lapped_units.add_shared(u64::from(missed_units));
         Next::Lapped { missed_units }
     }
 

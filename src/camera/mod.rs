@@ -50,7 +50,7 @@
 //!     let mut assembler = Assembler::new();
 //!     let (mut idrs, mut bytes) = (0, 0);
 //!     while idrs < idrs_wanted {
-//!         match cursor.next(waiter::monotonic_ns()) {
+//!         match cursor.next(clock::monotonic_ns()) {
 //!             Next::Unit(unit) => {
 //!                 // `unit.bytes` lies in the slot. Keep a clone of it as long as you like: on a lease ring the
 //!                 // slot stays yours, on the others `is_intact` tells afterwards whether it did.

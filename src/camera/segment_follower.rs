@@ -2,16 +2,16 @@
 //! Decides on (ring, posts, now) only; may not wait, so that a test can run it on any clock.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::commit_detector::{CommitDetector, PostCount, Posts};
 use super::cursor::{MonotonicNs, ahead};
 use super::mapping::{Mapping, MappingError, SegmentIdentity};
-use super::source::{Attachment, Camera, LogLimit, restart_at};
+use super::source::{Attachment, Camera, restart_at};
 use crate::base::limits::{
-    CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_LOG_NS, CAMERA_SILENT_NS, CAMERA_WAIT_MAX_NS,
-    COMMIT_POSTED_NS, COMMIT_UNSEEN_NS, INDEX_STEP_MAX, POLL_STEP_NS,
+    CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_SILENT_NS, CAMERA_WAIT_MAX_NS, COMMIT_POSTED_NS,
+    COMMIT_UNSEEN_NS, INDEX_STEP_MAX, POLL_STEP_NS,
 };
+use crate::base::log_limit::LogLimit;
 
 /// What a look found.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl SegmentFollower {
             generation: u64::MAX,
             run: None,
             checked_at_ns: i64::MIN,
-            waiting_log: LogLimit::new(CAMERA_LOG_NS),
+            waiting_log: LogLimit::default(),
             waiting_reason: String::new(),
         }
     }
@@ -70,7 +70,7 @@ impl SegmentFollower {
 
     /// One look. `posts` is what the wait on the semaphore brought, `None` when the ring is polled.
     pub(super) fn poll(&mut self, now_ns: MonotonicNs, posts: Option<Posts>) -> Progress {
-        self.camera.counters().wakes.fetch_add(1, Ordering::Relaxed);
+        self.camera.counters().wakes.add_shared(1);
         self.follow_camera(now_ns);
         if self.is_check_due(now_ns) {
             self.check(now_ns);
@@ -93,7 +93,7 @@ impl SegmentFollower {
             run.follow_index(index, now_ns);
             let metadata = run.attachment.mapping.metadata(index.wrapping_sub(1));
             self.camera.note_units(step, metadata.width, metadata.height, now_ns);
-            self.camera.counters().wakes_with_unit.fetch_add(1, Ordering::Relaxed);
+            self.camera.counters().wakes_with_unit.add_shared(1);
         }
         let available = run.available;
         run.find_whole(now_ns, posts);
@@ -156,7 +156,7 @@ impl SegmentFollower {
     fn attach(&mut self, now_ns: MonotonicNs, is_alive: bool) {
         match self.camera.open_mapping() {
             Ok(mapping) => {
-                if self.camera.counters().attached.load(Ordering::Relaxed) > 0 {
+                if self.camera.counters().attached.get() > 0 {
                     self.camera.count_restart(now_ns, "with another segment");
                 }
                 let (start, _) = restart_at(&mapping);
@@ -172,7 +172,7 @@ impl SegmentFollower {
         let reason = error.to_string();
         self.camera.detach(&reason);
         if self.waiting_reason != reason {
-            self.waiting_log = LogLimit::new(CAMERA_LOG_NS);
+            self.waiting_log = LogLimit::default();
         }
         if self.waiting_log.allows(now_ns) {
             log::info!("waiting for the camera: {reason}");
@@ -310,7 +310,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
     use crate::camera::cursor::{Cursor, Next};
@@ -413,7 +413,7 @@ mod tests {
                 (&b"old"[..], true),
                 "the old segment is still mapped"
             );
-            assert_eq!(scene.camera.counters().restarted.load(Ordering::Relaxed), 1);
+            assert_eq!(scene.camera.counters().restarted.get(), 1);
         }
     }
 
@@ -499,7 +499,7 @@ mod tests {
         scene.look_after(200);
         assert!(matches!(scene.next(), Next::Restarted));
         assert_eq!(units(&mut scene), [b"new"; 3]);
-        assert_eq!(scene.camera.counters().restarted.load(Ordering::Relaxed), 1);
+        assert_eq!(scene.camera.counters().restarted.get(), 1);
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::cursor::{Cursor, MonotonicNs, Rejection, is_safe};
 use super::layout::Layout;
 use super::mapping::{Access, Mapping, MappingError};
-use crate::base::limits::{CAMERA_LOG_NS, IDR_REQUEST_INTERVAL_NS};
+use crate::base::clock;
+use crate::base::counters::Counter;
+use crate::base::limits::{IDR_REQUEST_INTERVAL_NS, LOG_INTERVAL_NS};
+use crate::base::log_limit::LogLimit;
 
 /// Something that is rung when there may be a new unit or the camera's state changed. Rings carry nothing,
 /// may be spurious and may be merged; the rung one looks at its cursor.
@@ -91,29 +94,29 @@ pub enum CameraStatus {
 #[derive(Debug, Default)]
 pub struct CameraCounters {
     /// Segments attached.
-    pub attached: AtomicU64,
+    pub attached: Counter,
     /// Restarts of the camera: another segment, or an index that jumped back.
-    pub restarted: AtomicU64,
+    pub restarted: Counter,
     /// Turns of the doorbell: semaphore wakes, time-outs and looks.
-    pub wakes: AtomicU64,
+    pub wakes: Counter,
     /// Turns of the doorbell that found a new unit.
-    pub wakes_with_unit: AtomicU64,
+    pub wakes_with_unit: Counter,
     /// Units the doorbell saw published.
-    pub units_seen: AtomicU64,
+    pub units_seen: Counter,
     /// Units that cursors missed because they were lapped.
-    pub lapped_units: AtomicU64,
+    pub lapped_units: Counter,
     /// Views found overwritten by [`super::cursor::UnitView::is_intact`]; never on a lease ring.
-    pub torn: AtomicU64,
+    pub torn: Counter,
     /// Units not read at once because this program held as many slots of a lease ring as it may.
-    pub leases_refused: AtomicU64,
+    pub leases_refused: Counter,
     /// IDRs asked of the camera.
-    pub idrs_requested: AtomicU64,
+    pub idrs_requested: Counter,
     /// Slots skipped because they do not hold H.264.
-    pub rejected_format: AtomicU64,
+    pub rejected_format: Counter,
     /// Slots skipped because of their size.
-    pub rejected_data_bytes: AtomicU64,
+    pub rejected_data_bytes: Counter,
     /// Slots skipped because of their dimensions.
-    pub rejected_dimensions: AtomicU64,
+    pub rejected_dimensions: Counter,
 }
 
 impl CameraCounters {
@@ -123,7 +126,7 @@ impl CameraCounters {
             Rejection::DataBytes { .. } => &self.rejected_data_bytes,
             Rejection::Dimensions { .. } => &self.rejected_dimensions,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        counter.add_shared(1);
     }
 }
 
@@ -222,8 +225,8 @@ impl Camera {
                 last_unit_at_ns: AtomicI64::new(i64::MIN),
                 picture: AtomicU64::new(0),
                 realtime_offset_ns: AtomicI64::new(0),
-                rejection_log: LogLimit::new(CAMERA_LOG_NS),
-                restart_log: LogLimit::new(CAMERA_LOG_NS / 60),
+                rejection_log: LogLimit::default(),
+                restart_log: LogLimit::new(LOG_INTERVAL_NS / 60),
                 keyframe_limit: LogLimit::new(IDR_REQUEST_INTERVAL_NS),
             }),
         };
@@ -263,7 +266,7 @@ impl Camera {
             width: u32::try_from(picture >> 32).unwrap_or(0),
             height: u32::try_from(picture & u64::from(u32::MAX)).unwrap_or(0),
             last_unit_at_ns: (last_unit_at_ns != i64::MIN).then_some(last_unit_at_ns),
-            units_seen: self.shared.counters.units_seen.load(Ordering::Relaxed),
+            units_seen: self.shared.counters.units_seen.get(),
             epoch: attachment.epoch,
         }
     }
@@ -282,7 +285,7 @@ impl Camera {
             return false;
         };
         if self.shared.keyframe_limit.allows(now_ns) {
-            self.shared.counters.idrs_requested.fetch_add(1, Ordering::Relaxed);
+            self.shared.counters.idrs_requested.add_shared(1);
             ring.request_idr();
         }
         true
@@ -350,7 +353,7 @@ impl Camera {
             layout.segment_bytes(),
             layout.slot_count()
         );
-        self.shared.counters.attached.fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.attached.add_shared(1);
         let floor = mapping.leases().map_or(0, |ring| ring.epoch_start());
         let attachment = self.new_attachment(mapping, start, floor);
         self.move_to(&mut lock(&self.shared.place), Place::Attached(attachment));
@@ -387,7 +390,7 @@ impl Camera {
 
     /// Counts a restart of the camera and says so.
     pub(super) fn count_restart(&self, now_ns: MonotonicNs, how: &str) {
-        self.shared.counters.restarted.fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.restarted.add_shared(1);
         if self.shared.restart_log.allows(now_ns) {
             log::info!("camera restarted {how}: {}", self.shared.name);
         }
@@ -395,7 +398,7 @@ impl Camera {
 
     /// The doorbell saw `units` new ones, the newest of `width` x `height` pixels.
     pub(super) fn note_units(&self, units: u32, width: i32, height: i32, now_ns: MonotonicNs) {
-        self.shared.counters.units_seen.fetch_add(u64::from(units), Ordering::Relaxed);
+        self.shared.counters.units_seen.add_shared(u64::from(units));
         self.shared.last_unit_at_ns.store(now_ns, Ordering::Relaxed);
         let width = u64::from(u32::try_from(width).unwrap_or(0));
         let height = u64::from(u32::try_from(height).unwrap_or(0));
@@ -424,11 +427,7 @@ impl Camera {
 
     /// Reads both clocks; the doorbell calls this about once a second.
     pub(super) fn refresh_clocks(&self) {
-        use rustix::time::{ClockId, clock_gettime};
-        let monotonic = clock_gettime(ClockId::Monotonic);
-        let realtime = clock_gettime(ClockId::Realtime);
-        let offset_ns =
-            (realtime.tv_sec - monotonic.tv_sec) * 1_000_000_000 + (realtime.tv_nsec - monotonic.tv_nsec);
+        let offset_ns = clock::realtime_ns() - clock::monotonic_ns();
         self.shared.realtime_offset_ns.store(offset_ns, Ordering::Relaxed);
     }
 
@@ -471,27 +470,6 @@ pub(super) fn restart_at(mapping: &Mapping) -> (u32, u32) {
     if index == 0 || is_safe(0, index, mapping.layout().slot_count()) { (0, 0) } else { (index, index) }
 }
 
-/// Lets a log line through at most once in a while, over all threads.
-#[derive(Debug)]
-pub(super) struct LogLimit {
-    every_ns: i64,
-    last_ns: AtomicI64,
-}
-
-impl LogLimit {
-    pub(super) fn new(every_ns: i64) -> LogLimit {
-        LogLimit { every_ns, last_ns: AtomicI64::new(i64::MIN) }
-    }
-
-    pub(super) fn allows(&self, now_ns: MonotonicNs) -> bool {
-        let last_ns = self.last_ns.load(Ordering::Relaxed);
-        if now_ns.saturating_sub(last_ns) < self.every_ns {
-            return false;
-        }
-        self.last_ns.compare_exchange(last_ns, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -507,13 +485,6 @@ mod tests {
         }
         let message = "futex".parse::<Wake>().unwrap_err().to_string();
         assert!(message.contains("futex") && message.contains("semaphore"), "{message}");
-    }
-
-    #[test]
-    fn a_log_line_comes_at_most_once_in_its_time() {
-        let limit = LogLimit::new(1000);
-        let told = (0..5000).filter(|now| limit.allows(*now)).count();
-        assert_eq!(told, 5);
     }
 
     #[test]

@@ -11,13 +11,14 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
 use rustix::thread::futex;
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::Timespec;
 
 use super::commit_detector::Posts;
 use super::cursor::MonotonicNs;
 use super::mapping::Mapping;
 use super::segment_follower::{Pace, Progress, SegmentFollower};
 use super::source::{Camera, Wake};
+use crate::base::clock::monotonic_ns;
 use crate::base::limits::{
     CAMERA_RETRY_NS, CAMERA_WAIT_MAX_NS, COMMIT_STABLE_NS, WAKES_EMPTY_MAX, WAKES_MISSED_MAX,
 };
@@ -348,14 +349,6 @@ fn sleep(ns: i64) {
     if let Ok(ns @ 1..) = u64::try_from(ns) {
         std::thread::sleep(Duration::from_nanos(ns));
     }
-}
-
-/// CLOCK_MONOTONIC now. This thread owns its clock; other programs that read a ring give it to
-/// [`super::Cursor::next`].
-#[must_use]
-pub fn monotonic_ns() -> MonotonicNs {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
 /// The camera's side of the semaphore, for the tests.

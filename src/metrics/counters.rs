@@ -1,47 +1,10 @@
 //! Counters of one thread each: one writer, any number of readers, relaxed. May not be shared by two writers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::stages::StageTotals;
 use super::trace::FlightRecorder;
-
-/// A count that only grows. One thread adds, any thread reads.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `n`. Only the owning thread may call it: it is a load and a store, not a locked instruction.
-    pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-    }
-
-    /// Takes over a total that is counted elsewhere (a plain integer of the same thread).
-    pub fn set_total(&self, total: u64) {
-        self.0.store(total, Ordering::Relaxed);
-    }
-
-    /// The count so far.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A value that goes up and down. One thread writes, any thread reads.
-#[derive(Debug, Default)]
-pub struct Gauge(AtomicU64);
-
-impl Gauge {
-    /// Sets the value.
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    /// The latest value.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use crate::base::counters::{Counter, Gauge};
 
 /// What one worker counts. On cache lines of its own, so that a scrape never slows another worker.
 #[derive(Debug, Default)]
@@ -200,16 +163,6 @@ impl FigureBoard {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counter_adds_and_takes_over_totals() {
-        let counter = Counter::default();
-        counter.add(3);
-        counter.add(4);
-        assert_eq!(counter.get(), 7);
-        counter.set_total(2);
-        assert_eq!(counter.get(), 2);
-    }
 
     #[test]
     fn workers_counters_do_not_share_a_cache_line() {

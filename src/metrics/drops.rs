@@ -1,13 +1,12 @@
 //! Notices when too many access units are dropped. Pure: counts and times are arguments. May not log.
 
+use crate::base::log_limit::LogLimit;
+
 /// Share of dropped units above which somebody should look, in percent.
 pub const DROPS_MAX_PERCENT: u64 = 5;
 
 /// The drops of the last so many nanoseconds count.
 const WINDOW_NS: i64 = 10_000_000_000;
-
-/// Between two warnings.
-const QUIET_NS: i64 = 60_000_000_000;
 
 /// Marks kept of the past: one per second of the window and its beginning.
 const MARKS: usize = 11;
@@ -28,7 +27,7 @@ struct Mark {
 pub struct DropWatch {
     marks: [Mark; MARKS],
     marked: usize,
-    warned_at_ns: Option<i64>,
+    warnings: LogLimit,
 }
 
 impl DropWatch {
@@ -38,12 +37,8 @@ impl DropWatch {
         let oldest = self.mark(Mark { at_ns: now_ns, sent, dropped });
         let lost = dropped.saturating_sub(oldest.dropped);
         let units = lost + sent.saturating_sub(oldest.sent);
-        let is_quiet = self.warned_at_ns.is_some_and(|at_ns| now_ns - at_ns < QUIET_NS);
-        if is_quiet || units < UNITS_MIN || lost * 100 <= units * DROPS_MAX_PERCENT {
-            return None;
-        }
-        self.warned_at_ns = Some(now_ns);
-        Some(lost * 100 / units)
+        let is_high = units >= UNITS_MIN && lost * 100 > units * DROPS_MAX_PERCENT;
+        (is_high && self.warnings.allows(now_ns)).then(|| lost * 100 / units)
     }
 
     /// Keeps a mark a second and gives the oldest in the window.

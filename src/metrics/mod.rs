@@ -7,5 +7,5 @@ pub mod process;
 pub mod stages;
 pub mod trace;
 
-pub use counters::{Counter, Gauge, LoginCounters, ViewerFigures, WorkerCounters};
+pub use counters::{LoginCounters, ViewerFigures, WorkerCounters};
 pub use exposition::Exposition;

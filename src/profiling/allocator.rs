@@ -1,7 +1,7 @@
-//! UNSAFE. The global allocator: mimalloc, with one allocation in 512 kB sampled for the heap profile.
+//! UNSAFE. The global allocator: mimalloc, with one allocation per 512 kB sampled for the heap profile.
 //!
-//! The fast path adds a subtraction and a compare to an allocation, a multiplication, one byte's load and a
-//! compare to a free.
+//! The fast path adds a subtraction and a compare to an allocation, and a multiplication, a byte load and a compare
+//! to a free.
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait by its nature")]
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -10,12 +10,12 @@ use mimalloc::MiMalloc;
 
 use super::heap;
 
-/// To be set as the `#[global_allocator]` of the program.
+/// Set this as the `#[global_allocator]` of the program.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allocator;
 
 impl Allocator {
-    /// The allocator; all instances are the same one.
+    /// Returns the allocator; all instances share their state.
     #[must_use]
     pub const fn new() -> Self {
         Allocator
@@ -36,8 +36,8 @@ fn forget(pointer: *mut u8) {
     }
 }
 
-// SAFETY: every call is passed on unchanged to mimalloc, whose contract is this trait's. What is done beside it
-// looks at addresses as numbers only, does not allocate and does not unwind.
+// SAFETY: every call is passed on unchanged to mimalloc, whose contract is this trait's. The sampling uses addresses
+// as numbers only, does not allocate and does not unwind.
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -57,7 +57,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     #[inline]
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // Before it is free: afterwards another thread may be given the same address.
+        // Before the memory is free: afterwards another thread may get the same address.
         forget(pointer);
         // SAFETY: `pointer` came from one of the functions here, that is from mimalloc, with this layout.
         unsafe { MiMalloc.dealloc(pointer, layout) }
@@ -65,7 +65,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     #[inline]
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        // A failed call leaves the old allocation alive and unknown to the profile: the program is out of memory.
+        // If the call fails, the old allocation stays alive but is missing from the profile: the program is out of memory.
         forget(pointer);
         // SAFETY: `pointer` came from one of the functions here, that is from mimalloc, with this layout; the
         // caller's promise about `bytes` is passed on.

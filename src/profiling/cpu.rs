@@ -1,5 +1,5 @@
-//! The CPU profile: a timer on each thread's CPU clock, the stacks counted, the table written as a profile.
-//! May not run when nobody asked: idle it costs nothing.
+//! The CPU profile: a timer on each thread's CPU clock triggers samples, and the counted stacks are written as a
+//! profile. It costs nothing when no profile is being taken.
 
 use std::collections::HashMap;
 use std::thread;
@@ -9,21 +9,22 @@ use super::pprof::{self, Description, Sample};
 use super::signal::Session;
 use super::table::{Table, Trigger};
 use super::timers::Timer;
-use super::{ProfileError, clock, symbols, tasks};
+use super::{ProfileError, symbols, tasks};
+use crate::base::clock;
 use crate::base::limits;
 
-/// The threads of a profile that is being taken.
+/// The threads that the running profile samples.
 #[derive(Default)]
-struct Watched {
-    /// `None` where the kernel refused the timer.
+struct SampledThreads {
+    /// `None` if the kernel refused the timer.
     timers: HashMap<i32, Option<Timer>>,
     names: HashMap<i32, String>,
-    unwatched_max: usize,
+    unsampled_max: usize,
 }
 
-impl Watched {
-    /// Starts timers for threads that are new and drops those of threads that are gone.
-    fn look(&mut self, period_ns: i64) {
+impl SampledThreads {
+    /// Starts timers for new threads and drops the timers of threads that ended.
+    fn scan(&mut self, period_ns: i64) {
         let ids = tasks::ids();
         self.timers.retain(|id, _| ids.contains(id));
         let mut beyond = 0;
@@ -37,16 +38,16 @@ impl Watched {
             }
             match Timer::start(id, period_ns) {
                 Ok(timer) => drop(self.timers.insert(id, Some(timer))),
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ESRCH)) => {} // it is gone
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ESRCH)) => {} // the thread ended
                 Err(_) => drop(self.timers.insert(id, None)),
             }
         }
         let refused = self.timers.values().filter(|timer| timer.is_none()).count();
-        self.unwatched_max = self.unwatched_max.max(refused + beyond);
+        self.unsampled_max = self.unsampled_max.max(refused + beyond);
         self.read_names();
     }
 
-    /// Read at every look: a thread that is new names itself a little later.
+    /// Reads the names at every scan, because a new thread sets its name a little later.
     fn read_names(&mut self) {
         for id in self.timers.keys() {
             let name = tasks::name(*id);
@@ -58,15 +59,15 @@ impl Watched {
     }
 }
 
-/// Samples the CPU time of all threads for `duration`, `frequency_hz` times a CPU second of each, and gives a
-/// gzip'd profile.proto. Blocks the calling thread for the duration; threads that start meanwhile are picked up
-/// within 100 ms. Each sample carries its thread's name as the label `thread`.
+/// Samples the CPU time of all threads for `duration`, `frequency_hz` times per CPU second of each thread. Returns a
+/// gzip-compressed profile.proto. Blocks the calling thread for the duration. Threads that start meanwhile are included
+/// within 100 ms. Each sample carries the name of its thread as the label `thread`.
 ///
-/// The kernel looks at CPU timers once a tick: above its tick rate (100 to 1000 Hz) samples count several periods.
+/// The kernel checks CPU timers once per tick: above its tick rate (100 to 1000 Hz) a sample counts several periods.
 ///
 /// # Errors
 /// [`ProfileError::Busy`] while another profile or thread list is taken, [`ProfileError::Range`] for a duration
-/// or frequency of 0 or beyond `limits`, [`ProfileError::Signal`] when the kernel refuses the handler,
+/// or frequency of 0 or above its bound in `limits`, [`ProfileError::Signal`] when the kernel refuses the handler,
 /// [`ProfileError::Encode`] when the result cannot be written.
 pub fn cpu_profile(duration: Duration, frequency_hz: u32) -> Result<Vec<u8>, ProfileError> {
     if duration.is_zero() || duration > limits::PROFILE_DURATION_MAX {
@@ -79,28 +80,33 @@ pub fn cpu_profile(duration: Duration, frequency_hz: u32) -> Result<Vec<u8>, Pro
     let session = Session::start(Trigger::Timer, symbols::own_text())?;
     let start_ns = clock::monotonic_ns();
     let until_ns = start_ns + i64::try_from(duration.as_nanos()).unwrap_or(0);
-    let mut watched = Watched::default();
+    let mut threads = SampledThreads::default();
     loop {
-        watched.look(period_ns);
+        threads.scan(period_ns);
         let left_ns = u64::try_from(until_ns - clock::monotonic_ns()).unwrap_or(0);
         if left_ns == 0 {
             break;
         }
         thread::sleep(Duration::from_nanos(left_ns).min(limits::PROFILE_THREAD_SCAN));
     }
-    watched.timers.clear();
+    threads.timers.clear();
     let duration_ns = clock::monotonic_ns() - start_ns;
     let table = session.stop();
-    encode(&table, &watched, period_ns, duration_ns).map_err(ProfileError::Encode)
+    encode(&table, &threads, period_ns, duration_ns).map_err(ProfileError::Encode)
 }
 
-fn encode(table: &Table, watched: &Watched, period_ns: i64, duration_ns: i64) -> std::io::Result<Vec<u8>> {
-    let mut comments = vec![format!("CPU time of user and kernel code, a sample each {period_ns} ns")];
+fn encode(
+    table: &Table,
+    threads: &SampledThreads,
+    period_ns: i64,
+    duration_ns: i64,
+) -> std::io::Result<Vec<u8>> {
+    let mut comments = vec![format!("CPU time of user and kernel code, one sample per {period_ns} ns")];
     if table.lost() > 0 {
-        comments.push(format!("{} samples had no room in the table and are missing", table.lost()));
+        comments.push(format!("{} samples did not fit into the table and are missing", table.lost()));
     }
-    if watched.unwatched_max > 0 {
-        comments.push(format!("up to {} threads at once were not watched", watched.unwatched_max));
+    if threads.unsampled_max > 0 {
+        comments.push(format!("up to {} threads at a time were not sampled", threads.unsampled_max));
     }
     let description = Description {
         sample_types: vec![("samples", "count"), ("cpu", "nanoseconds")],
@@ -114,7 +120,7 @@ fn encode(table: &Table, watched: &Watched, period_ns: i64, duration_ns: i64) ->
     pprof::encode(&description, &|visit| {
         table.for_each(&mut |seen| {
             let count = i64::try_from(seen.count).unwrap_or(i64::MAX);
-            let name = watched.names.get(&seen.thread).map_or("", String::as_str);
+            let name = threads.names.get(&seen.thread).map_or("", String::as_str);
             let values = [count, count.saturating_mul(period_ns)];
             visit(&Sample { frames: seen.frames, values: &values, labels: &[("thread", name)] });
         });

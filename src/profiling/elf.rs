@@ -18,7 +18,7 @@ pub(super) struct Symbol {
     pub(super) name: String,
 }
 
-/// The answer to [`read`].
+/// The result of [`read`].
 #[derive(Debug, Default)]
 pub(super) struct Image {
     /// Build id in hexadecimal; empty when the file has none.

@@ -1,6 +1,6 @@
-//! The heap profile: which stacks allocated the sampled allocations, and which of those live. Fixed tables behind
-//! one lock that is taken once per 512 kB of allocation and, at most, once per free of a sampled address; under it
-//! nothing allocates. Called by the allocator, so nothing here may allocate but the encoding.
+//! The heap profile: records the stacks of sampled allocations and which of those allocations are still alive. The
+//! tables have a fixed size. One lock guards them; it is taken about once per 512 kB of allocation and at most once per
+//! free of a sampled address. The allocator calls this module, so only the encoding may allocate.
 
 use std::cell::Cell;
 use std::io;
@@ -14,32 +14,32 @@ use crate::base::limits::{
     HEAP_FILTER_BYTES, HEAP_LIVE_MAX, HEAP_SAMPLING_BYTES, HEAP_STACK_FRAMES_MAX, HEAP_STACKS_MAX,
 };
 
-/// What a heap profile shows first; both hold everything.
+/// The sample type a heap profile shows first. Both profiles contain all sample types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heap {
-    /// What lives (`heap`).
+    /// Memory that is still allocated (`heap`).
     InUse,
-    /// What was ever allocated (`allocs`).
+    /// All memory allocated since the start (`allocs`).
     Allocs,
 }
 
-/// Functions between the code that wanted memory and the sample. None of them calls back into that code.
+/// Functions between the allocating code and the sample. None of them calls back into that code.
 const ALLOCATION_FRAMES: &str = "<?streaming_server::profiling::.*|.*__(rust|rdl|rg)_(alloc|realloc|alloc_zeroed)\
     |<?alloc::(alloc|raw_vec)::.*";
 
 static HEAP: Mutex<Tables> = Mutex::new(Tables::EMPTY);
-/// Samples for which there was no room.
+/// Samples that did not fit into the tables.
 static LOST: AtomicU64 = AtomicU64::new(0);
-/// How many sampled addresses alive share a place. 255 stays: then nobody knows any more.
+/// Number of live sampled addresses per filter entry. An entry that reached 255 stays there, because its count is unknown.
 static FILTER: [AtomicU8; HEAP_FILTER_BYTES] = [const { AtomicU8::new(0) }; HEAP_FILTER_BYTES];
 
 thread_local! {
-    // Without a destructor: usable as long as the thread runs, and no registration at first use.
+    // No destructor: usable until the thread ends, and the first use needs no registration.
     static BYTES_LEFT: Cell<i64> = const { Cell::new(0) };
     static RANDOM: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Counts an allocation; true when it has to be sampled. The whole cost of an allocation that is not.
+/// Counts an allocation. Returns true if it must be sampled. This is the whole cost of an unsampled allocation.
 #[inline]
 pub(super) fn is_due(bytes: usize) -> bool {
     BYTES_LEFT.with(|left| {
@@ -49,7 +49,7 @@ pub(super) fn is_due(bytes: usize) -> bool {
     })
 }
 
-/// False for nearly every address that was not sampled. The whole cost of a free that has nothing to forget.
+/// Returns false for nearly every address that was not sampled. This is the whole cost of freeing such an address.
 #[inline]
 pub(super) fn may_be_sampled(address: usize) -> bool {
     filter(address).is_some_and(|count| count.load(Ordering::Relaxed) != 0)
@@ -62,14 +62,14 @@ fn filter(address: usize) -> Option<&'static AtomicU8> {
     FILTER.get(usize::try_from(place).unwrap_or(0))
 }
 
-/// Notes a sampled allocation and draws the distance to the thread's next one.
+/// Records a sampled allocation and draws the random distance to the thread's next sample.
 #[cold]
 #[inline(never)]
 pub(super) fn sample(address: usize, bytes: usize) {
     let is_first = RANDOM.with(|random| random.get() == 0);
     let distance = random_distance();
     if is_first {
-        // The thread's countdown had not begun: it begins before this allocation.
+        // The thread's countdown starts with this allocation, which is sampled only if the first distance ends in it.
         let left = distance - bytes.cast_signed() as i64;
         BYTES_LEFT.with(|countdown| countdown.set(if left >= 0 { left } else { random_distance() }));
         if left >= 0 {
@@ -86,7 +86,7 @@ pub(super) fn sample(address: usize, bytes: usize) {
     }
 }
 
-/// Notes that an address is free again, if it was sampled. To be called before it is free.
+/// Removes an address from the profile if it was sampled. Must be called before the memory is freed.
 #[cold]
 #[inline(never)]
 pub(super) fn forget(address: usize) {
@@ -97,8 +97,8 @@ fn tables() -> MutexGuard<'static, Tables> {
     HEAP.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Exponentially distributed with the sampling distance as mean, so that every allocated byte is as likely to be
-/// sampled as any other.
+/// Returns an exponentially distributed distance in bytes whose mean is the sampling distance. Every allocated byte
+/// then has the same probability of being sampled.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -109,7 +109,7 @@ fn random_distance() -> i64 {
     let state = RANDOM.with(|random| {
         let mut state = random.get();
         if state == 0 {
-            state = mix(SEED.fetch_add(1, Ordering::Relaxed)); // far from the other threads' states
+            state = mix(SEED.fetch_add(1, Ordering::Relaxed)); // unrelated to the states of other threads
         }
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).max(1);
         random.set(state);
@@ -119,7 +119,7 @@ fn random_distance() -> i64 {
     (-uniform.ln() * HEAP_SAMPLING_BYTES as f64) as i64 + 1
 }
 
-/// A stack and what it allocated, as sampled.
+/// An allocation site: a stack and its sampled allocations.
 #[derive(Clone, Copy)]
 struct Site {
     key: u64,
@@ -131,7 +131,7 @@ struct Site {
     freed_bytes: u64,
 }
 
-/// A sampled allocation that lives; address 0 is an empty place.
+/// A live sampled allocation. Address 0 marks an empty entry.
 #[derive(Clone, Copy)]
 struct Living {
     address: usize,
@@ -140,17 +140,17 @@ struct Living {
 }
 
 struct Tables {
-    /// Site 0 takes what has no room elsewhere.
+    /// Site 0 collects the samples of stacks that did not fit.
     sites: [Site; HEAP_STACKS_MAX],
     site_count: usize,
-    /// Index into `sites` by key, linear probing; 0 is an empty place.
+    /// Index into `sites` by key, with linear probing. 0 marks an empty entry.
     by_key: [u16; 2 * HEAP_STACKS_MAX],
     living: [Living; HEAP_LIVE_MAX],
     living_count: usize,
 }
 
 impl Tables {
-    /// All zero, so that it takes no room in the file and memory only as it fills.
+    /// All zero: the tables take no room in the binary, and memory only as they fill.
     const EMPTY: Tables = Tables {
         sites: [Site {
             key: 0,
@@ -167,7 +167,7 @@ impl Tables {
         living_count: 0,
     };
 
-    /// False when no more allocations can be followed.
+    /// Returns false if the table of live allocations is full.
     fn add(&mut self, address: usize, bytes: usize, frames: &[usize]) -> bool {
         if self.living_count >= HEAP_LIVE_MAX / 4 * 3 {
             return false;
@@ -191,7 +191,7 @@ impl Tables {
         true
     }
 
-    /// The site of a stack, a new one where there is room, else 0.
+    /// Returns the site of a stack. Adds a new site if there is room, else returns 0.
     fn site_of(&mut self, frames: &[usize]) -> u16 {
         self.site_count = self.site_count.max(1);
         let key = frames.iter().fold(1, |key, frame| mix(key ^ *frame as u64)).max(1);
@@ -221,7 +221,7 @@ impl Tables {
             match self.living.get(place) {
                 Some(living) if living.address == address => break *living,
                 Some(living) if living.address != 0 => place = (place + 1) % HEAP_LIVE_MAX,
-                _ => return, // never sampled: the filter was mistaken
+                _ => return, // never sampled: a false positive of the filter
             }
         };
         self.close_gap(place);
@@ -237,7 +237,7 @@ impl Tables {
         }
     }
 
-    /// Empties a place and moves up what was only pushed behind it, so that a search may end at an empty place.
+    /// Empties an entry and moves displaced entries into the gap, so that a search may stop at an empty entry.
     fn close_gap(&mut self, mut gap: usize) {
         let mut place = gap;
         loop {
@@ -266,9 +266,9 @@ fn home_of(address: usize) -> usize {
     usize::try_from(mix(address as u64) & 0xffff_ffff).unwrap_or(0) % HEAP_LIVE_MAX
 }
 
-/// The heap as a gzip'd profile.proto with the sample types of Go's: `alloc_objects`, `alloc_space`,
-/// `inuse_objects`, `inuse_space`, scaled up from samples 512 kB apart on average. Empty unless
-/// [`Allocator`](super::Allocator) is the global allocator.
+/// Returns the heap profile as a gzip-compressed profile.proto with Go's sample types: `alloc_objects`, `alloc_space`,
+/// `inuse_objects`, `inuse_space`. Values are scaled up from samples that are 512 kB apart on average. The profile is
+/// empty unless [`Allocator`](super::Allocator) is the global allocator.
 ///
 /// # Errors
 /// [`ProfileError::Encode`] when the result cannot be written.
@@ -280,7 +280,7 @@ fn encode(kind: Heap) -> io::Result<Vec<u8>> {
     let lost = LOST.load(Ordering::Relaxed);
     let mut comments = vec![format!("sampled every {HEAP_SAMPLING_BYTES} bytes on average and scaled up")];
     if lost > 0 {
-        comments.push(format!("{lost} samples had no room in the table and are missing"));
+        comments.push(format!("{lost} samples did not fit into the table and are missing"));
     }
     let description = Description {
         sample_types: vec![
@@ -299,7 +299,7 @@ fn encode(kind: Heap) -> io::Result<Vec<u8>> {
     let site_count = tables().site_count;
     pprof::encode(&description, &|visit| {
         for index in 0..site_count {
-            // Copied, so that the lock is free while the visitor allocates.
+            // Copied, because the visitor allocates and the lock must not be held then.
             let Some(site) = tables().sites.get(index).copied() else { break };
             if site.allocated_count == 0 {
                 continue;
@@ -315,7 +315,7 @@ fn encode(kind: Heap) -> io::Result<Vec<u8>> {
     })
 }
 
-/// What samples stand for: an allocation of `b` bytes is sampled with probability `1 - e^(-b / distance)`.
+/// Scales samples up: an allocation of `b` bytes is sampled with probability `1 - e^(-b / distance)`.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate, saturating")]
 fn scaled(count: u64, bytes: u64) -> (i64, i64) {
     if count == 0 || bytes == 0 {
@@ -339,12 +339,12 @@ mod tests {
     proptest! {
         #![proptest_config(support::properties())]
 
-        /// The naive twin: a map of what lives.
+        /// Compares the tables with a map of live allocations.
         #[test]
         fn tables_agree_with_a_map(steps in prop::collection::vec((any::<bool>(), 1..400_usize, 1..9_usize), 1..600)) {
             let (mut tables, mut map) = (empty(), HashMap::new());
             for (is_add, number, site) in steps {
-                // Few distinct low bits, so that places collide.
+                // Few distinct low bits, so that entries collide.
                 let address = number * 0x1_0000_0010;
                 if is_add {
                     if let std::collections::hash_map::Entry::Vacant(place) = map.entry(address) {
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn full_tables_refuse_and_recover() {
+    fn full_tables_reject_samples_and_recover() {
         let mut tables = empty();
         let room = (1..=HEAP_LIVE_MAX).filter(|number| tables.add(number * 64, 1, &[*number])).count();
         assert_eq!(room, HEAP_LIVE_MAX / 4 * 3);
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn scaling_gives_back_what_sampling_took() {
+    fn scaling_compensates_for_sampling() {
         assert_eq!(scaled(0, 0), (0, 0));
         let (objects, bytes) = scaled(10, 10 * 1024);
         assert!(

@@ -1,5 +1,5 @@
-//! UNSAFE. Profiles that `go tool pprof` reads, taken in this process: CPU time, heap, threads. Idle it costs
-//! nothing but the heap's countdown. May use none of the other rooms; who asks and over what is not known here.
+//! UNSAFE. Takes profiles of this process in the format of `go tool pprof`: CPU time, heap, threads. When no profile is
+//! being taken, it only costs the countdown of the heap profile. It must not use any other module except `base`.
 //!
 //! ```text
 //!  cpu      timers ─► SIGPROF ─► signal ─► stack ─► table ─┐
@@ -7,10 +7,9 @@
 //!  heap     allocator ─► heap ─► stack ─► sites ───────────┘
 //! ```
 //!
-//! All functions block the calling thread; [`cpu_profile`] for as long as it measures.
+//! All functions block the calling thread; [`cpu_profile`] blocks for the whole measurement.
 
 mod allocator;
-mod clock;
 mod cpu;
 mod elf;
 mod heap;
@@ -30,24 +29,24 @@ pub use cpu::cpu_profile;
 pub use heap::{Heap, heap_profile};
 pub use threads::threads;
 
-/// Why there is no profile.
+/// Reasons why a profile cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
-    /// One at a time.
-    #[error("another profile is being taken; try again when it is done")]
+    /// Only one profile can be taken at a time.
+    #[error("another profile is being taken; try again later")]
     Busy,
-    /// An argument is 0 or beyond its bound.
-    #[error("{0} out of range")]
+    /// An argument is 0 or above its bound.
+    #[error("the {0} is out of range")]
     Range(&'static str),
     /// The kernel refused the signal handler.
     #[error("cannot handle SIGPROF: {0}")]
     Signal(#[source] io::Error),
-    /// The profile could not be written or its symbols not be read.
+    /// Writing the profile or reading its symbols failed.
     #[error("cannot encode the profile: {0}")]
     Encode(#[source] io::Error),
 }
 
-/// Two profiles of Go's that have nothing to show here.
+/// Two profiles of Go that are always empty here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contention {
     /// Waiting for locks (`mutex`).
@@ -56,7 +55,7 @@ pub enum Contention {
     Block,
 }
 
-/// A valid profile without samples that says why: waiting is not recorded in this program.
+/// Returns a valid profile without samples. A comment in it says that waiting is not recorded in this program.
 ///
 /// # Errors
 /// [`ProfileError::Encode`] when the result cannot be written.
@@ -71,14 +70,14 @@ pub fn contention_profile(kind: Contention) -> Result<Vec<u8>, ProfileError> {
         period_type: ("contentions", "count"),
         period: 1,
         comments: vec![format!(
-            "empty: {what} is not recorded; see the goroutine profile for what waits now"
+            "empty: {what} is not recorded; the goroutine profile shows what threads wait for now"
         )],
         ..pprof::Description::default()
     };
     pprof::encode(&description, &|_| {}).map_err(ProfileError::Encode)
 }
 
-/// The command line, arguments separated by NUL as Go gives it. Empty when /proc is not there.
+/// Returns the command line with NUL between the arguments, like Go. Empty without /proc.
 #[must_use]
 pub fn cmdline() -> Vec<u8> {
     let mut line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
@@ -88,21 +87,21 @@ pub fn cmdline() -> Vec<u8> {
     line
 }
 
-/// What there is below /debug/pprof/, as text.
+/// Returns the list of pages below /debug/pprof/ as text.
 #[must_use]
 pub fn index() -> &'static str {
     "/debug/pprof/
 
 profile    CPU time of all threads, ?seconds=N (30): go tool pprof http://HOST/debug/pprof/profile?seconds=10
 heap       memory in use by stack, sampled every 512 kB: go tool pprof http://HOST/debug/pprof/heap
-allocs     the same samples, memory allocated since the start
-goroutine  one sample for each thread (there are no goroutines) with its name and current stack;
-           ?debug=1 a list of the threads as text, ?debug=2 with stacks
+allocs     the same samples: memory allocated since the start
+goroutine  one sample per thread (there are no goroutines) with its name and current stack;
+           ?debug=1 lists the threads as text, ?debug=2 with stacks
 mutex      empty: waiting for locks is not recorded in this program
 block      empty: blocking is not recorded in this program
 cmdline    the command line, arguments separated by NUL
 
-One profile at a time; a second one is refused while the first is taken. Threads are labelled:
+Only one profile is taken at a time; a second request is refused. Threads are labelled:
 go tool pprof -tagfocus thread=worker-0 FILE
 "
 }

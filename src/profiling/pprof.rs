@@ -1,5 +1,5 @@
-//! Writes profile.proto (github.com/google/pprof/blob/main/proto/profile.proto), gzip'd, by hand: the format is
-//! small. Knows nothing of where samples come from.
+//! Writes gzip-compressed profile.proto (github.com/google/pprof/blob/main/proto/profile.proto). The format is small
+//! enough to write by hand. The callers supply the samples.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -7,37 +7,37 @@ use std::io::{self, Write};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::clock;
 use super::symbols::{self, Mapping, Symbols};
+use crate::base::clock;
 
-/// What a profile says of itself. Names are (what, unit).
+/// The header fields of a profile. Types are pairs of name and unit.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Description {
     pub(super) sample_types: Vec<(&'static str, &'static str)>,
-    /// One of the sample types' names: what pprof shows first.
+    /// Name of the sample type that pprof shows first.
     pub(super) default_type: &'static str,
     pub(super) period_type: (&'static str, &'static str),
     pub(super) period: i64,
     pub(super) duration_ns: i64,
-    /// A regular expression: these functions and all they called are left out by pprof. Empty for none.
+    /// Regular expression: pprof hides these functions and everything they called. Empty for none.
     pub(super) drop_frames: &'static str,
-    /// For people; `go tool pprof -comments` shows them.
+    /// Comments for readers; `go tool pprof -comments` shows them.
     pub(super) comments: Vec<String>,
 }
 
 /// One stack with its values.
 pub(super) struct Sample<'a> {
-    /// Addresses, innermost first; empty when the stack is not known.
+    /// Addresses, innermost first; empty if the stack is unknown.
     pub(super) frames: &'a [usize],
-    /// One for each sample type.
+    /// One value per sample type.
     pub(super) values: &'a [i64],
     pub(super) labels: &'a [(&'static str, &'a str)],
 }
 
-/// Calls its argument with every sample. Called twice, it must give the same.
+/// Calls its argument with every sample. It is called twice and must produce the same samples.
 pub(super) type Samples<'a> = &'a dyn Fn(&mut dyn FnMut(&Sample<'_>));
 
-/// The profile as a file. Memory in use: the distinct addresses and names, and the compressed result.
+/// Returns the profile file. It holds the distinct addresses and names and the compressed result in memory.
 pub(super) fn encode(description: &Description, samples: Samples<'_>) -> io::Result<Vec<u8>> {
     let mut addresses = Vec::new();
     samples(&mut |sample| addresses.extend_from_slice(sample.frames));
@@ -57,7 +57,7 @@ pub(super) fn encode(description: &Description, samples: Samples<'_>) -> io::Res
     encoder.finish()
 }
 
-/// A protobuf message in the making.
+/// A protobuf message under construction.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -70,7 +70,7 @@ impl Message {
         self.0.push(value.to_le_bytes()[0]);
     }
 
-    /// A number; 0 is the default and left out.
+    /// Appends a number; 0 is the default and omitted.
     fn number(&mut self, field: u64, value: u64) {
         if value != 0 {
             self.varint(field << 3);
@@ -108,7 +108,7 @@ impl Encoder {
         encoder
     }
 
-    /// A string's index in the table that is written last.
+    /// Returns the index of a string in the string table, which is written last.
     fn string(&mut self, text: &str) -> u64 {
         if let Some(index) = self.strings.get(text) {
             return *index;
@@ -141,7 +141,7 @@ impl Encoder {
         self.put(11, &period_type)?;
         let mut plain = Message::default();
         plain.number(7, self.string(description.drop_frames));
-        plain.number(9, clock::unix_ns().cast_unsigned());
+        plain.number(9, clock::realtime_ns().cast_unsigned());
         plain.number(10, description.duration_ns.cast_unsigned());
         plain.number(12, description.period.cast_unsigned());
         let comments: Vec<u64> = description.comments.iter().map(|comment| self.string(comment)).collect();
@@ -150,8 +150,8 @@ impl Encoder {
         self.gzip.write_all(&plain.0)
     }
 
-    /// Mappings, functions and locations. Ids count from 1; the function and the location after the last stand
-    /// for a stack that is not known.
+    /// Writes mappings, functions and locations. Ids count from 1. One more function and location after the last
+    /// represent an unknown stack.
     fn places(&mut self, addresses: &[usize], symbols: &Symbols) -> io::Result<()> {
         for (index, mapping) in symbols.mappings.iter().enumerate() {
             let message = self.mapping(index, mapping);
@@ -180,7 +180,7 @@ impl Encoder {
         message.number(4, mapping.file_offset);
         message.number(5, self.string(&mapping.path));
         message.number(6, self.string(&mapping.build_id));
-        message.number(7, 1); // has functions: pprof needs no binary
+        message.number(7, 1); // has_functions: pprof needs no binary
         message
     }
 
@@ -200,7 +200,7 @@ impl Encoder {
             let index = addresses.binary_search(frame).ok()?;
             symbols.places.get(index).copied().flatten().map(|_| id(index))
         };
-        // Where the chain leaves mapped code it went wrong: the rest is no stack.
+        // A frame outside mapped code is wrong, and so are all frames after it.
         let mut locations: Vec<u64> = sample.frames.iter().map_while(known).collect();
         if locations.is_empty() {
             locations.push(id(addresses.len()));

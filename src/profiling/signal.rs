@@ -1,13 +1,13 @@
-//! UNSAFE. SIGPROF: one handler for the whole process, which notes the interrupted stack in the table of the
-//! session that is running. The handler allocates nothing, takes no lock and leaves errno as it was.
+//! UNSAFE. SIGPROF: one handler for the whole process records the interrupted stack in the table of the running
+//! session. The handler does not allocate, takes no lock and preserves errno.
 //!
 //! ```text
 //!   Session::start   TABLE = table                        handler   RUNNING += 1
 //!   ...                                                             t = TABLE; if t: record(t)
 //!   drop             TABLE = null; wait for RUNNING == 0            RUNNING -= 1
 //! ```
-//! All of these are sequentially consistent: a handler that saw the table has counted itself in before, so
-//! `drop` waits for it; one that counts itself in after `drop` saw 0 finds null.
+//! All of these are sequentially consistent. A handler that saw the table incremented RUNNING before, so `drop` waits for
+//! it. A handler that increments RUNNING after `drop` saw 0 finds null.
 #![expect(unsafe_code, reason = "installs a signal handler, which reads what the kernel hands it")]
 
 use std::io;
@@ -26,7 +26,7 @@ static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// While it lives, SIGPROF is recorded in its table. There is one at a time.
+/// Records SIGPROF in its table while it exists. Only one session can exist at a time.
 pub(super) struct Session {
     table: Arc<Table>,
     _turn: MutexGuard<'static, ()>,
@@ -34,7 +34,7 @@ pub(super) struct Session {
 
 impl Session {
     /// # Errors
-    /// [`ProfileError::Busy`] while another one lives, [`ProfileError::Signal`] when the kernel refuses the
+    /// [`ProfileError::Busy`] while another session exists, [`ProfileError::Signal`] when the kernel refuses the
     /// handler.
     pub(super) fn start(trigger: Trigger, text: Range<usize>) -> Result<Session, ProfileError> {
         let turn = ONE_AT_A_TIME.try_lock().map_err(|_| ProfileError::Busy)?;
@@ -44,12 +44,12 @@ impl Session {
         Ok(Session { table, _turn: turn })
     }
 
-    /// How many samples came by now.
+    /// Returns the number of samples so far.
     pub(super) fn recorded(&self) -> u64 {
         self.table.recorded()
     }
 
-    /// Ends the recording. Another session may start from here on.
+    /// Ends the session and returns its table. Another session may start afterwards.
     pub(super) fn stop(self) -> Arc<Table> {
         Arc::clone(&self.table)
     }
@@ -64,8 +64,7 @@ impl Drop for Session {
     }
 }
 
-/// Installs the handler once. It stays for the life of the process: a signal that is still on its way would
-/// otherwise end it.
+/// Installs the handler once. It stays installed, because a late signal without a handler would end the process.
 fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     INSTALLED.get_or_init(set_handler).map_err(io::Error::from_raw_os_error)
@@ -77,8 +76,8 @@ fn set_handler() -> Result<(), i32> {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as libc::sighandler_t;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // SAFETY: `action` is valid and outlives the call; the old action is not asked for. `on_signal` has the
-    // signature that SA_SIGINFO asks for and does only what a handler may.
+    // SAFETY: `action` is valid and outlives the call; the old action is not requested. `on_signal` has the
+    // signature that SA_SIGINFO requires and does only what is async-signal-safe.
     let result = unsafe { libc::sigaction(libc::SIGPROF, &raw const action, ptr::null_mut()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)) }
 }
@@ -91,15 +90,15 @@ struct TimerSignal {
     code: libc::c_int,
     padding: libc::c_int,
     timer: libc::c_int,
-    /// Expirations since the last signal that had none of their own (`si_overrun`).
+    /// Expirations since the last signal that produced no signal of their own (`si_overrun`).
     missed: libc::c_int,
 }
 
 extern "C" fn on_signal(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     RUNNING.fetch_add(1, Ordering::SeqCst);
     let table = TABLE.load(Ordering::SeqCst);
-    // SAFETY: null, or set by `Session::start` from an Arc that its session holds until `drop` has seen RUNNING at
-    // 0 after taking the pointer back; we counted ourselves in before we read it. Only shared access is made.
+    // SAFETY: null, or set by `Session::start` from an Arc that the session holds until `drop` has cleared TABLE and then
+    // seen RUNNING at 0. RUNNING was incremented before TABLE was read. Only shared access is made.
     if let Some(table) = unsafe { table.as_ref() } {
         stack::keeping_errno(|| record(table, info.cast(), context.cast()));
     }
@@ -112,8 +111,8 @@ fn record(table: &Table, info: *const TimerSignal, context: *const libc::ucontex
     let Some(info) = (unsafe { info.as_ref() }) else { return };
     let count = match (table.trigger, info.code) {
         (Trigger::Timer, libc::SI_TIMER) => 1 + u64::try_from(info.missed).unwrap_or(0),
-        (Trigger::Question, libc::SI_TKILL) => 1,
-        _ => return, // late, or not ours
+        (Trigger::Request, libc::SI_TKILL) => 1,
+        _ => return, // a late signal, or not one of ours
     };
     // SAFETY: with SA_SIGINFO the third argument is the interrupted context, which lives while the handler runs.
     let registers = unsafe { context.as_ref() }.map_or_else(Registers::default, stack::interrupted);
@@ -123,10 +122,10 @@ fn record(table: &Table, info: *const TimerSignal, context: *const libc::ucontex
     table.record(thread, count, frames.get(..found).unwrap_or_default());
 }
 
-/// Asks a thread of this process for its stack. False when there is no such thread any more.
-pub(super) fn ask(thread: i32) -> bool {
+/// Requests the stack of a thread of this process. Returns false if the thread no longer exists.
+pub(super) fn request_stack(thread: i32) -> bool {
     let process = rustix::process::getpid().as_raw_nonzero().get();
-    // SAFETY: passes three integers; the handler is installed while a session lives, which is when this is called.
-    // The thread group in it makes sure that no other process is hit when the thread's number was given anew.
+    // SAFETY: passes three integers. The handler is installed, because this is called only during a session. The thread
+    // group argument ensures that no other process is hit if the thread id was reused.
     unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGPROF) == 0 }
 }

@@ -1,12 +1,12 @@
-//! UNSAFE. Walks a stack by frame pointers, in a signal handler too: no allocation, no lock, and no memory is
-//! read but through the kernel, so that a wrong pointer ends the walk and not the process.
+//! UNSAFE. Walks a stack by frame pointers, also in a signal handler: no allocation and no lock. Memory is read only
+//! through the kernel, so that a wrong pointer ends the walk instead of the process.
 //!
 //! ```text
 //!   fp ─► [ caller's fp ][ return address ]        higher addresses: callers
 //! ```
-//! Our code and Rust's standard library keep frame pointers, C libraries and assembly do not. Where the
-//! innermost function has none, the words above the stack pointer are searched for the first address that
-//! follows a call instruction of our own text; from there the chain goes on.
+//! Our code and Rust's standard library keep frame pointers; C libraries and assembly do not. If the innermost
+//! function has none, the words above the stack pointer are searched for the first address that follows a call
+//! instruction of our own text. The chain continues from there.
 #![expect(unsafe_code, reason = "reads registers and, through the kernel, the memory of this process")]
 
 use std::ops::Range;
@@ -17,17 +17,17 @@ const WORD_BYTES: usize = size_of::<usize>();
 const WINDOW_BYTES: usize = 512;
 const PAGE_BYTES: usize = 4_096;
 
-/// Where a walk begins.
+/// Start of a walk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Registers {
     pub(super) program_counter: usize,
     pub(super) stack_pointer: usize,
     pub(super) frame_pointer: usize,
-    /// The return address of a function that calls nothing (AArch64), else 0.
+    /// Return address of a leaf function (AArch64), else 0.
     pub(super) link: usize,
 }
 
-/// The registers of an interrupted thread.
+/// Returns the registers of an interrupted thread.
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "a register holds an address")]
 pub(super) fn interrupted(context: &libc::ucontext_t) -> Registers {
@@ -43,7 +43,7 @@ pub(super) fn interrupted(context: &libc::ucontext_t) -> Registers {
     }
 }
 
-/// The registers of an interrupted thread.
+/// Returns the registers of an interrupted thread.
 #[cfg(target_arch = "aarch64")]
 #[expect(clippy::cast_possible_truncation, reason = "a register holds an address")]
 pub(super) fn interrupted(context: &libc::ucontext_t) -> Registers {
@@ -56,13 +56,13 @@ pub(super) fn interrupted(context: &libc::ucontext_t) -> Registers {
     }
 }
 
-/// The registers of an interrupted thread; this machine's are not known, so stacks stay empty.
+/// Returns no registers, because this architecture is not supported: stacks stay empty.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) fn interrupted(_context: &libc::ucontext_t) -> Registers {
     Registers::default()
 }
 
-/// The frame pointer of the calling function, 0 on machines that are not known.
+/// Returns the frame pointer of the calling function; 0 on unsupported architectures.
 #[inline(always)]
 fn own_frame_pointer() -> usize {
     let frame_pointer: usize;
@@ -83,9 +83,9 @@ fn own_frame_pointer() -> usize {
     frame_pointer
 }
 
-/// Runs `body` and leaves errno as it was: signal handlers and allocators must. Async-signal-safe.
+/// Runs `body` and restores errno, as signal handlers and allocators must. Async-signal-safe.
 pub(super) fn keeping_errno<T>(body: impl FnOnce() -> T) -> T {
-    // SAFETY: gives the address of the calling thread's errno, which is valid as long as the thread lives.
+    // SAFETY: returns the address of the calling thread's errno, which is valid until the thread ends.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: see above. Only this thread touches it, and no reference to it is kept.
     let before = unsafe { errno.read() };
@@ -95,19 +95,19 @@ pub(super) fn keeping_errno<T>(body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Copies `into.len()` bytes at `address` of this process; gives how many could be read. Async-signal-safe;
-/// leaves errno changed.
+/// Copies `into.len()` bytes at `address` of this process. Returns the number of bytes read. Async-signal-safe;
+/// changes errno.
 fn read_memory(address: usize, into: &mut [u8]) -> usize {
     let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: into.len() };
     let process = rustix::process::getpid().as_raw_nonzero().get();
-    // SAFETY: `local` is the whole of `into`, borrowed mutably for the call, which writes nowhere else. `remote`
-    // is only looked up in the page tables by the kernel, which answers EFAULT where nothing is mapped.
+    // SAFETY: `local` is the whole of `into`, borrowed mutably for the call, which writes nowhere else. The kernel
+    // only looks `remote` up in the page tables and returns EFAULT for unmapped memory.
     let read = unsafe { libc::process_vm_readv(process, &raw const local, 1, &raw const remote, 1, 0) };
     usize::try_from(read).unwrap_or(0)
 }
 
-/// A copy of a piece of the stack, so that a walk needs few system calls.
+/// A cached part of the stack, so that a walk needs few system calls.
 struct Window {
     start: usize,
     bytes: [u8; WINDOW_BYTES],
@@ -119,13 +119,13 @@ impl Window {
         Window { start: 0, bytes: [0; WINDOW_BYTES], valid_bytes: 0 }
     }
 
-    /// The word at an aligned address, `None` where nothing is mapped.
+    /// Returns the word at an aligned address; `None` if nothing is mapped there.
     fn word(&mut self, address: usize) -> Option<usize> {
         if !address.is_multiple_of(WORD_BYTES) {
             return None;
         }
         if !(self.start..self.start + self.valid_bytes).contains(&address) {
-            // Never across a page, so that an unmapped neighbour costs nothing.
+            // Reads never cross a page, so that an unmapped neighbour does not fail the read.
             let page_left = PAGE_BYTES - address % PAGE_BYTES;
             let piece = self.bytes.get_mut(..WINDOW_BYTES.min(page_left))?;
             self.valid_bytes = read_memory(address, piece) / WORD_BYTES * WORD_BYTES;
@@ -144,7 +144,7 @@ struct Frames<'a> {
 }
 
 impl Frames<'_> {
-    /// False when there is no room for another one.
+    /// Returns false if there is no room for another frame.
     fn push(&mut self, address: usize) -> bool {
         let Some(frame) = self.out.get_mut(self.count) else { return false };
         *frame = address;
@@ -152,14 +152,14 @@ impl Frames<'_> {
         true
     }
 
-    /// A return address is noted as the call before it, so that the call's function is named.
+    /// Records a return address as the address of the call before it, so that the right function is named.
     fn push_return(&mut self, address: usize) -> bool {
         self.push(address.wrapping_sub(1))
     }
 }
 
-/// Fills `out` with the addresses of the stack, innermost first; returns how many. `text` is the range of our
-/// own code. Async-signal-safe; leaves errno changed.
+/// Fills `out` with the addresses of the stack, innermost first, and returns their number. `text` is the range of our
+/// own code. Async-signal-safe; changes errno.
 pub(super) fn walk(registers: &Registers, text: &Range<usize>, out: &mut [usize]) -> usize {
     let mut frames = Frames { out, count: 0 };
     let mut window = Window::new();
@@ -185,7 +185,7 @@ pub(super) fn walk(registers: &Registers, text: &Range<usize>, out: &mut [usize]
     frames.count
 }
 
-/// The callers of the function that calls this, innermost first. Leaves errno changed.
+/// Fills `out` with the callers of the calling function, innermost first. Changes errno.
 #[inline(never)]
 pub(super) fn walk_from_here(out: &mut [usize]) -> usize {
     let mut frames = Frames { out, count: 0 };
@@ -211,7 +211,7 @@ fn is_above(frame_pointer: usize, lower: usize) -> bool {
         && frame_pointer.checked_sub(lower).is_some_and(|bytes| (1..=STACK_FRAME_BYTES_MAX).contains(&bytes))
 }
 
-/// Where the first word from `from` lies that is a return address into `text`.
+/// Returns the address of the first word from `from` on that is a return address into `text`.
 fn find_return(window: &mut Window, from: usize, until: usize, text: &Range<usize>) -> Option<usize> {
     let words = (0..STACK_SEARCH_WORDS_MAX).map(|index| from.wrapping_add(index * WORD_BYTES));
     for at in words.take_while(|at| *at < until) {
@@ -223,7 +223,7 @@ fn find_return(window: &mut Window, from: usize, until: usize, text: &Range<usiz
     None
 }
 
-/// Whether the instruction before `address` is a call: every return address has one.
+/// Returns true if the instruction before `address` is a call, as it is for every return address.
 fn follows_call(address: usize) -> bool {
     let mut code = [0_u8; 8];
     read_memory(address.wrapping_sub(code.len()), &mut code) == code.len() && ends_with_call(&code)
@@ -235,7 +235,7 @@ fn ends_with_call(code: &[u8; 8]) -> bool {
     let is_call = |modrm: u8| modrm & 0x38 == 0x10;
     let [_, b1, b2, b3, b4, b5, b6, b7] = *code;
     b3 == 0xe8 // call rel32
-        || (b2 == 0xff && b3 == 0x15) // call [rip + disp32], the way through the GOT
+        || (b2 == 0xff && b3 == 0x15) // call [rip + disp32], through the GOT
         || (b6 == 0xff && is_call(b7)) // call register
         || (b5 == 0xff && is_call(b6) && b6 >> 6 == 1) // call [register + disp8]
         || (b4 == 0xff && is_call(b5) && b5 & 7 == 4 && b5 >> 6 == 1) // the same with an index
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_finds_every_caller_and_stops_at_the_bound() {
+    fn walk_finds_every_caller_and_stops_at_the_bound() {
         let mut few = [0; 5];
         assert_eq!(deep(20, &mut few), 5);
         let mut many = [0; 200];
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_pointer_ends_the_walk_and_not_the_process() {
+    fn wrong_pointer_ends_the_walk_but_not_the_process() {
         let text = 0..usize::MAX;
         for wrong in [0, 8, 4096, 0xdead_bee8, usize::MAX - 7, usize::MAX, 0x7fff_ffff_f000] {
             let mut out = [0; 8];
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_bites_its_tail_ends() {
+    fn cyclic_frame_chain_ends_the_walk() {
         let mut stack = [0_usize; 16];
         let at = stack.as_ptr().addr();
         stack[2] = at + 4 * WORD_BYTES;
@@ -308,7 +308,7 @@ mod tests {
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn calls_are_told_from_other_code() {
+    fn call_instructions_are_recognised() {
         assert!(ends_with_call(&[0, 0, 0, 0xe8, 1, 2, 3, 4]));
         assert!(ends_with_call(&[0, 0, 0xff, 0x15, 1, 2, 3, 4]));
         assert!(ends_with_call(&[0, 0, 0, 0, 0, 0, 0xff, 0xd0]));

@@ -1,5 +1,5 @@
-//! From code addresses to function names, in this process and for a moment only: nothing is kept. Names come
-//! from the files mapped here; libraries without symbols give their own name in brackets.
+//! Maps code addresses of this process to function names; nothing is cached. Names come from the mapped files. A library
+//! without symbols is shown by its own name in brackets.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::elf;
 
-/// A piece of executable memory.
+/// An executable memory mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
     pub(super) range: Range<usize>,
@@ -18,31 +18,31 @@ pub(super) struct Mapping {
     pub(super) build_id: String,
 }
 
-/// A function as the linker and as people call it.
+/// A function: its demangled name and its linker name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Function {
     pub(super) name: String,
     pub(super) system_name: String,
 }
 
-/// Where an address lies, as indices.
+/// Indices of the mapping and the function that contain an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) mapping: usize,
     pub(super) function: usize,
 }
 
-/// The answer to [`resolve`].
+/// The result of [`resolve`].
 #[derive(Debug, Default)]
 pub(super) struct Symbols {
-    /// Our own program first, as pprof wants it.
+    /// Our own program comes first, as pprof expects.
     pub(super) mappings: Vec<Mapping>,
     pub(super) functions: Vec<Function>,
-    /// One for each address asked for; `None` where no code is mapped.
+    /// One entry per requested address; `None` if no code is mapped there.
     pub(super) places: Vec<Option<Place>>,
 }
 
-/// Names the ascending `addresses`.
+/// Resolves the ascending `addresses`.
 pub(super) fn resolve(addresses: &[usize]) -> Symbols {
     let mut symbols =
         Symbols { mappings: mappings(), functions: Vec::new(), places: vec![None; addresses.len()] };
@@ -52,7 +52,7 @@ pub(super) fn resolve(addresses: &[usize]) -> Symbols {
         let Some(mapping) = symbols.mappings.get(index) else { break };
         let first = addresses.partition_point(|address| *address < mapping.range.start);
         let end = addresses.partition_point(|address| *address < mapping.range.end);
-        // The file a replaced program was started from has no path any more, but this one.
+        // If the program file was replaced, only this path leads to the running file.
         let path = if mapping.range == own { "/proc/self/exe".to_owned() } else { mapping.path.clone() };
         if let Some(inside) = addresses.get(first..end)
             && (index == 0 || !inside.is_empty())
@@ -64,12 +64,12 @@ pub(super) fn resolve(addresses: &[usize]) -> Symbols {
 }
 
 impl Symbols {
-    /// Names the addresses inside one mapping, which are those from `first` on.
+    /// Resolves the addresses inside one mapping; `first` is the index of the first of them.
     fn name_inside(&mut self, index: usize, path: &Path, first: usize, addresses: &[usize]) {
         let Some(mapping) = self.mappings.get_mut(index) else { return };
         let offset_of = |address: &usize| (*address - mapping.range.start) as u64 + mapping.file_offset;
         let offsets: Vec<u64> = addresses.iter().map(offset_of).collect();
-        // A file that cannot be read names no functions.
+        // A file that cannot be read yields no names.
         let image = elf::read(path, &offsets).unwrap_or_default();
         mapping.build_id = image.build_id;
         let whole =
@@ -92,14 +92,14 @@ fn function(system_name: String) -> Function {
     Function { name, system_name }
 }
 
-/// All executable mappings with a name, ascending; none when /proc is not there.
+/// Returns all executable mappings with a name, ascending; none without /proc.
 pub(super) fn mappings() -> Vec<Mapping> {
     let lines = |file| BufReader::new(file).lines().map_while(io::Result::ok);
     let Ok(maps) = File::open("/proc/self/maps") else { return Vec::new() };
     lines(maps).filter_map(|line| parse_mapping(&line)).collect()
 }
 
-/// `start-end rwxp offset device inode   path` (proc(5)), executable ones with a path only.
+/// Parses `start-end rwxp offset device inode   path` (proc(5)). `None` unless executable and with a path.
 fn parse_mapping(line: &str) -> Option<Mapping> {
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
@@ -113,7 +113,7 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
     (!path.is_empty()).then_some(Mapping { range, file_offset, path, build_id: String::new() })
 }
 
-/// Where our own program's code is mapped.
+/// Returns the address range of our own code.
 pub(super) fn own_text() -> Range<usize> {
     let here: fn() -> Range<usize> = own_text;
     let here = here as usize;
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_maps_is_read_whatever_the_path_holds() {
+    fn maps_line_with_spaces_in_the_path_is_parsed() {
         let line = "7f00-7f10 r-xp 00001000 08:01 42                         /opt/a b/x (deleted)";
         let mapping = parse_mapping(line).expect("executable");
         assert_eq!((mapping.range, mapping.file_offset), (0x7f00..0x7f10, 0x1000));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_functions_are_named_and_strangers_are_not() {
+    fn own_functions_are_named_and_unmapped_addresses_are_not() {
         let resolve_at = resolve as fn(&[usize]) -> Symbols as usize;
         let mut addresses = [8, resolve_at, resolve_at + 1, usize::MAX];
         addresses.sort_unstable();

@@ -1,19 +1,21 @@
-//! The fixed-size table signal handlers write into: distinct stacks and how often each was seen. Lock-free and
-//! without allocation; may not be read before all writers are done.
+//! The fixed-size table that signal handlers write to: distinct stacks with a count each. Lock-free and without
+//! allocation. It must not be read before all writers are done.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::base::limits::{PROFILE_FRAMES_MAX, PROFILE_STACKS_MAX, STACK_FRAMES_MAX};
 
-/// Places of the table looked at for one stack.
+/// Maximum number of entries probed for one stack; a local bound.
 const PROBES_MAX: usize = 16;
 
-/// Which signals count: those of CPU timers or those we sent to ask for a stack.
+/// The signals that count as samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trigger {
+    /// Signals of CPU timers.
     Timer,
-    Question,
+    /// Signals that this process sent to request a stack.
+    Request,
 }
 
 /// One distinct stack of one thread. `key` is claimed first, by compare-exchange from 0; the thread that claimed
@@ -28,9 +30,9 @@ struct Entry {
     is_complete: AtomicBool,
 }
 
-/// See the file's head.
+/// Stacks and their counts, see the top of this file.
 pub(super) struct Table {
-    /// Our own code, for the walk.
+    /// Address range of our own code, for the stack walk.
     pub(super) text: Range<usize>,
     pub(super) trigger: Trigger,
     entries: Box<[Entry]>,
@@ -40,7 +42,7 @@ pub(super) struct Table {
     lost: AtomicU64,
 }
 
-/// One stack as it is read out.
+/// One recorded stack.
 pub(super) struct Seen<'a> {
     pub(super) thread: i32,
     pub(super) count: u64,
@@ -79,7 +81,7 @@ impl Table {
         self.lost.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Without room for the frames the entry stays incomplete and its samples are lost, which `lost` tells.
+    /// Fills a claimed entry. Without room for the frames the entry stays incomplete, and `lost` counts its samples.
     fn fill(&self, entry: &Entry, thread: i32, count: u64, frames: &[usize]) {
         entry.count.fetch_add(count, Ordering::Relaxed);
         let first = self.frames_used.fetch_add(frames.len(), Ordering::Relaxed);
@@ -111,12 +113,12 @@ impl Table {
         }
     }
 
-    /// Samples that came by now, lost ones too.
+    /// Returns the number of samples so far, including lost ones.
     pub(super) fn recorded(&self) -> u64 {
         self.recorded.load(Ordering::Relaxed)
     }
 
-    /// Samples for which there was no room.
+    /// Returns the number of samples that did not fit.
     pub(super) fn lost(&self) -> u64 {
         let incomplete = |entry: &&Entry| {
             entry.key.load(Ordering::Relaxed) != 0 && !entry.is_complete.load(Ordering::Acquire)
@@ -127,7 +129,7 @@ impl Table {
     }
 }
 
-/// 64 bits that stand for the stack (two stacks in 4096 share them once in 10^12 profiles); never 0.
+/// Returns a 64-bit hash of the stack, never 0. Among 4096 stacks, two collide once in 10^12 profiles.
 fn key_of(thread: i32, frames: &[usize]) -> u64 {
     let mut key = mix(u64::from(thread.cast_unsigned()) + 1);
     for frame in frames {
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_add_up_to_what_a_map_would_hold() {
+    fn concurrent_records_add_up() {
         let table = Table::new(Trigger::Timer, 0..0);
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_counted() {
+    fn samples_that_do_not_fit_are_counted() {
         let table = Table::new(Trigger::Timer, 0..0);
         let samples = 3 * PROFILE_STACKS_MAX;
         for round in 0..samples {

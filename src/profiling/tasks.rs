@@ -1,4 +1,4 @@
-//! The threads of this process as /proc tells of them. Reads only.
+//! Reads the threads of this process from /proc.
 
 use std::fs;
 
@@ -7,27 +7,27 @@ use std::fs;
 pub(super) struct Task {
     pub(super) id: i32,
     pub(super) name: String,
-    /// As in `ps`: R running, S sleeping, D waiting for a disk ...
+    /// As in `ps`: R running, S sleeping, D in uninterruptible sleep ...
     pub(super) state: char,
     pub(super) user_ms: u64,
     pub(super) system_ms: u64,
-    /// The kernel function it sleeps in, empty where the kernel does not say.
+    /// Kernel function in which it sleeps; empty if unknown.
     pub(super) wait_channel: String,
 }
 
-/// Numbers of all threads, in no order.
+/// Returns the ids of all threads, in no particular order.
 pub(super) fn ids() -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc/self/task") else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// A thread's name, empty when it is gone.
+/// Returns the name of a thread; empty if the thread ended.
 pub(super) fn name(id: i32) -> String {
     let name = fs::read(format!("/proc/self/task/{id}/comm")).unwrap_or_default();
     String::from_utf8_lossy(&name).trim_end().to_owned()
 }
 
-/// What there is to know about a thread; `None` when it is gone.
+/// Returns name, state and times of a thread; `None` if the thread ended.
 pub(super) fn task(id: i32) -> Option<Task> {
     let stat = fs::read(format!("/proc/self/task/{id}/stat")).ok()?;
     let wait_channel = fs::read_to_string(format!("/proc/self/task/{id}/wchan")).unwrap_or_default();
@@ -37,7 +37,7 @@ pub(super) fn task(id: i32) -> Option<Task> {
     Some(task)
 }
 
-/// `id (name) state ppid ...`, where the name may hold anything (proc(5)).
+/// Parses `id (name) state ppid ...` (proc(5)). The name may contain any characters.
 fn parse_stat(stat: &str) -> Option<Task> {
     let (before, after) = stat.rsplit_once(')')?;
     let (_, name) = before.split_once('(')?;
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_may_hold_anything() {
+    fn thread_name_with_parentheses_is_parsed() {
         let task = parse_stat("7 (a) S (b) R 1 7 7 0 -1 64 90 0 0 0 150 30 0 0 20 0 3 0 1").expect("stat");
         assert_eq!((task.name.as_str(), task.state), ("a) S (b", 'R'));
         assert_eq!(task.user_ms, 5 * task.system_ms);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_of_ours_is_listed_by_name() {
+    fn own_thread_is_listed_by_name() {
         let (done, wait) = std::sync::mpsc::channel::<()>();
         let (begun, named) = std::sync::mpsc::channel::<()>();
         let body = move || begun.send(()).is_ok() && wait.recv().is_ok(); // a thread names itself

@@ -1,28 +1,29 @@
-//! What Go calls the goroutine profile: one sample for each thread with its name, state and current stack. Each
-//! thread is asked by a signal, which wakes it from interruptible system calls for a moment (EINTR).
+//! The goroutine profile of Go, for threads: one sample per thread with its name, state and current stack. A signal
+//! requests the stack of each thread; it interrupts interruptible system calls briefly (EINTR).
 
 use std::fmt::Write;
 use std::io;
 use std::thread;
 use std::time::Duration;
 
+use super::ProfileError;
 use super::pprof::{self, Description, Sample};
 use super::signal::{self, Session};
 use super::symbols::{self, Symbols};
 use super::table::Trigger;
 use super::tasks::{self, Task};
-use super::{ProfileError, clock};
+use crate::base::clock;
 use crate::base::limits;
 
-/// A thread and its stack, innermost frame first; empty when it did not answer.
-struct Standing {
+/// A thread and its stack, innermost frame first. The stack is empty if the thread did not answer.
+struct ThreadStack {
     task: Task,
     frames: Vec<usize>,
 }
 
-/// All threads: with `debug` 0 a gzip'd profile.proto, with 1 a table as text, with 2 and above the stacks too.
-/// Threads that do not answer within 200 ms (asleep in the kernel beyond signals) are listed without a stack, as
-/// are all while a CPU profile is taken: that is then said.
+/// Returns all threads: with `debug` 0 as a gzip-compressed profile.proto, with 1 as a table in text, from 2 on with
+/// stacks. Threads that do not answer within 200 ms (in uninterruptible sleep) are listed without a stack. While a CPU
+/// profile is being taken, all threads are listed without a stack and a note says so.
 ///
 /// # Errors
 /// [`ProfileError::Signal`] when the kernel refuses the handler, [`ProfileError::Encode`] when the result cannot
@@ -40,23 +41,24 @@ pub fn threads(debug: u8) -> Result<Vec<u8>, ProfileError> {
     let with_stack = |task: Task| {
         let own = stacks.iter_mut().find(|(id, _)| *id == task.id);
         let frames = own.map(|(_, frames)| std::mem::take(frames)).unwrap_or_default();
-        Standing { task, frames }
+        ThreadStack { task, frames }
     };
-    let standing: Vec<Standing> = tasks.into_iter().map(with_stack).collect();
+    let stacks_by_thread: Vec<ThreadStack> = tasks.into_iter().map(with_stack).collect();
     match debug {
-        0 => encode(&standing, note).map_err(ProfileError::Encode),
-        1 => Ok(text(&standing, note, false).into_bytes()),
-        _ => Ok(text(&standing, note, true).into_bytes()),
+        0 => encode(&stacks_by_thread, note).map_err(ProfileError::Encode),
+        1 => Ok(text(&stacks_by_thread, note, false).into_bytes()),
+        _ => Ok(text(&stacks_by_thread, note, true).into_bytes()),
     }
 }
 
-/// Asks every thread for its stack and waits for the answers. A thread may answer twice when a signal was late:
-/// the first is taken.
+/// Requests the stack of every thread and waits for the answers. If a late signal makes a thread answer twice, the
+/// first answer is used.
 fn stacks_of(tasks: &[Task]) -> Result<Vec<(i32, Vec<usize>)>, ProfileError> {
-    let session = Session::start(Trigger::Question, symbols::own_text())?;
-    let asked = tasks.iter().take(limits::PROFILE_THREADS_MAX).filter(|task| signal::ask(task.id)).count();
+    let session = Session::start(Trigger::Request, symbols::own_text())?;
+    let requested =
+        tasks.iter().take(limits::PROFILE_THREADS_MAX).filter(|task| signal::request_stack(task.id)).count();
     let until_ns = clock::monotonic_ns() + i64::try_from(limits::PROFILE_ANSWER_MAX.as_nanos()).unwrap_or(0);
-    while session.recorded() < asked as u64 && clock::monotonic_ns() < until_ns {
+    while session.recorded() < requested as u64 && clock::monotonic_ns() < until_ns {
         thread::sleep(Duration::from_millis(1));
     }
     let mut stacks = Vec::new();
@@ -64,8 +66,8 @@ fn stacks_of(tasks: &[Task]) -> Result<Vec<(i32, Vec<usize>)>, ProfileError> {
     Ok(stacks)
 }
 
-fn encode(standing: &[Standing], note: &str) -> io::Result<Vec<u8>> {
-    let mut comments = vec!["one sample for each thread; there are no goroutines here".to_owned()];
+fn encode(stacks_by_thread: &[ThreadStack], note: &str) -> io::Result<Vec<u8>> {
+    let mut comments = vec!["one sample per thread; this program has no goroutines".to_owned()];
     if !note.is_empty() {
         comments.push(note.to_owned());
     }
@@ -78,7 +80,7 @@ fn encode(standing: &[Standing], note: &str) -> io::Result<Vec<u8>> {
         ..Description::default()
     };
     pprof::encode(&description, &|visit| {
-        for Standing { task, frames } in standing {
+        for ThreadStack { task, frames } in stacks_by_thread {
             let (id, mut state) = (task.id.to_string(), [0; 4]);
             let state = task.state.encode_utf8(&mut state);
             let labels = [("thread", task.name.as_str()), ("tid", &id), ("state", state)];
@@ -87,17 +89,17 @@ fn encode(standing: &[Standing], note: &str) -> io::Result<Vec<u8>> {
     })
 }
 
-fn text(standing: &[Standing], note: &str, with_stacks: bool) -> String {
+fn text(stacks_by_thread: &[ThreadStack], note: &str, with_stacks: bool) -> String {
     let mut addresses: Vec<usize> =
-        standing.iter().flat_map(|thread| thread.frames.iter().copied()).collect();
+        stacks_by_thread.iter().flat_map(|thread| thread.frames.iter().copied()).collect();
     addresses.sort_unstable();
     addresses.dedup();
     let symbols = if with_stacks { symbols::resolve(&addresses) } else { Symbols::default() };
-    let mut out = format!("{} threads\n", standing.len());
+    let mut out = format!("{} threads\n", stacks_by_thread.len());
     if !note.is_empty() {
         let _ = writeln!(out, "{note}"); // writing to a String does not fail
     }
-    for Standing { task, frames } in standing {
+    for ThreadStack { task, frames } in stacks_by_thread {
         let wait = if task.wait_channel.is_empty() { "-" } else { &task.wait_channel };
         let _ = writeln!(
             out,

@@ -1,20 +1,18 @@
-//! UNSAFE. A timer on a thread's CPU clock that sends SIGPROF to that very thread. May not know what the signal
-//! does.
+//! UNSAFE. A timer on the CPU clock of a thread that sends SIGPROF to that thread. The handler is in `signal`.
 #![expect(unsafe_code, reason = "POSIX timers have no safe binding")]
 
 use std::io;
 use std::ptr;
 
-/// Deleted when dropped.
+/// A running timer. Dropping it deletes the timer.
 #[derive(Debug)]
 pub(super) struct Timer(libc::timer_t);
 
 impl Timer {
-    /// Starts a timer that fires whenever `thread` of this process has used `period_ns` more CPU time.
+    /// Starts a timer that fires each time `thread` of this process has used another `period_ns` of CPU time.
     ///
     /// # Errors
-    /// EINVAL or ESRCH when there is no such thread any more, EAGAIN when the user may have no more timers
-    /// (RLIMIT_SIGPENDING).
+    /// EINVAL or ESRCH if the thread no longer exists, EAGAIN if the user has too many timers (RLIMIT_SIGPENDING).
     pub(super) fn start(thread: i32, period_ns: i64) -> io::Result<Timer> {
         // SAFETY: `sigevent` is a plain C struct of integers and a value; zero is valid for each.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
@@ -30,8 +28,8 @@ impl Timer {
         let timer = Timer(timer);
         let period = libc::timespec { tv_sec: period_ns / 1_000_000_000, tv_nsec: period_ns % 1_000_000_000 };
         let times = libc::itimerspec { it_interval: period, it_value: period };
-        // SAFETY: the timer was created above and is not deleted before `drop`; `times` is valid for the call and
-        // the old times are not asked for.
+        // SAFETY: the timer was created above and is not deleted before `drop`; `times` is valid for the call, and
+        // the old times are not requested.
         let set = unsafe { libc::timer_settime(timer.0, 0, &raw const times, ptr::null_mut()) };
         if set == 0 { Ok(timer) } else { Err(io::Error::last_os_error()) }
     }
@@ -39,12 +37,12 @@ impl Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        // SAFETY: created in `start`, deleted only here. The thread may be gone; the timer is still ours.
+        // SAFETY: created in `start`, deleted only here. The timer exists even if the thread has ended.
         unsafe { libc::timer_delete(self.0) };
     }
 }
 
-/// The clock of a thread's CPU time (kernel: `make_thread_cpuclock`, CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED).
+/// Returns the CPU-time clock of a thread (kernel: `make_thread_cpuclock`, CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED).
 fn cpu_clock(thread: i32) -> libc::clockid_t {
     (!thread << 3) | 4 | 2
 }
@@ -54,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_is_not_there_is_an_error() {
+    fn timer_for_a_missing_thread_is_an_error() {
         let error = Timer::start(i32::MAX / 16, 10_000_000).expect_err("no such thread");
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }

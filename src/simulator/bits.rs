@@ -1,12 +1,12 @@
-//! Writes NAL units bit by bit, emulation prevention included. Does not know what the bits mean.
+//! Writes NAL units bit by bit, with emulation prevention. It does not interpret the bits.
 
 /// Writes one NAL unit of a byte stream (H.264 annex B) to the end of a buffer.
 pub(super) struct NalWriter<'a> {
     out: &'a mut Vec<u8>,
-    /// Bits not yet written, right-aligned; fewer than eight between calls.
+    /// Bits not yet written, right-aligned. Between calls there are fewer than eight.
     pending: u64,
     pending_bits: u32,
-    /// Zero bytes at the end of what this NAL unit has so far.
+    /// Number of zero bytes at the end of this NAL unit so far.
     zeros: u32,
 }
 
@@ -70,9 +70,9 @@ impl<'a> NalWriter<'a> {
         }
     }
 
-    /// Appends whole bytes, none of which may be below 4 (they then never need emulation prevention).
+    /// Appends whole bytes, all of which must be at least 4: they never need emulation prevention.
     pub(super) fn plain_bytes(&mut self, bytes: &[u8]) {
-        debug_assert!(self.pending_bits == 0, "only on a byte boundary");
+        debug_assert!(self.pending_bits == 0, "must be called on a byte boundary");
         debug_assert!(bytes.iter().all(|byte| *byte > 3), "a byte that may need emulation prevention");
         self.out.extend_from_slice(bytes);
         if !bytes.is_empty() {
@@ -86,7 +86,7 @@ impl<'a> NalWriter<'a> {
         self.align();
     }
 
-    /// No three bytes 00 00 00 to 00 00 03 appear in a NAL unit: a 03 goes between (H.264 7.4.1).
+    /// Appends one byte. Inserts 03 so that 00 00 00 to 00 00 03 never appear in a NAL unit (H.264 7.4.1).
     fn byte(&mut self, byte: u8) {
         if self.zeros == 2 && byte <= 3 {
             self.out.push(3);
@@ -112,7 +112,7 @@ mod tests {
         out.split_off(4)
     }
 
-    /// Emulation prevention taken out, as bits.
+    /// Returns the bits without emulation prevention bytes.
     fn payload_bits(nal: &[u8]) -> Vec<bool> {
         let (mut bytes, mut zeros) = (Vec::new(), 0);
         for byte in nal {

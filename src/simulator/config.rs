@@ -1,4 +1,4 @@
-//! What a simulated camera is asked to do. Checked where it is used; parsed from text only by `camera-sim`.
+//! Configuration of a simulated camera. `run` checks it; only `camera-sim` parses it from text.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,37 +6,37 @@ use std::time::Duration;
 use super::test_card::ParameterSetPolicy;
 use crate::camera::Layout;
 
-/// One run of the simulator.
+/// Configuration of one run of the simulator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimulatorConfig {
     /// Shared-memory name of the ring.
     pub name: String,
-    /// Its layout.
+    /// Layout of the ring.
     pub layout: Layout,
     /// Where units come from.
     pub source: Source,
-    /// Units per second; `None` publishes as fast as it can (unit sizes are then those of 30 units/s).
+    /// Units per second; `None` publishes as fast as possible, with the unit sizes of 30 units/s.
     pub fps: Option<f64>,
-    /// Wanted bit rate of the test card; `None` is what the picture needs.
+    /// Target bit rate of the test card; `None` does not pad the units.
     pub bitrate_kbps: Option<u32>,
-    /// An IDR of the test card every so many units.
+    /// Units from one IDR of the test card to the next.
     pub gop: u32,
     /// Slices of each picture of the test card.
     pub slices: u32,
     /// Which IDR units of the test card carry parameter sets.
     pub parameter_sets: ParameterSetPolicy,
-    /// Units of the test card start with an access unit delimiter.
+    /// Each unit of the test card starts with an access unit delimiter.
     pub delimiters: bool,
-    /// The clock of the metadata's timestamp.
+    /// Clock of the timestamps in the slot metadata.
     pub clock: TimestampClock,
-    /// End after so many units, dropped ones and lies counted.
+    /// Ends the run after this many units; dropped and malformed units count too.
     pub units: Option<u64>,
-    /// Remove the segment at the end.
+    /// Removes the segment at the end of the run.
     pub unlink_at_exit: bool,
-    /// Publish even though the ring exists and another camera seems to write it.
+    /// Publishes even if another camera seems to write the ring.
     pub take_over: bool,
-    /// What goes wrong.
-    pub misbehaviour: Misbehaviour,
+    /// Faults to inject.
+    pub faults: Faults,
 }
 
 impl Default for SimulatorConfig {
@@ -55,81 +55,81 @@ impl Default for SimulatorConfig {
             units: None,
             unlink_at_exit: true,
             take_over: false,
-            misbehaviour: Misbehaviour::default(),
+            faults: Faults::default(),
         }
     }
 }
 
-/// Where access units come from.
+/// Source of the access units.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The test card of this size in pixels.
+    /// The test card.
     Pattern {
         /// Width in pixels.
         width: u32,
         /// Height in pixels.
         height: u32,
     },
-    /// An H.264 file in byte-stream format, played round and round.
+    /// An H.264 file in byte-stream format, played in a loop.
     File(PathBuf),
 }
 
-/// The clock of the metadata's timestamp.
+/// Clock of the timestamps in the slot metadata.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum TimestampClock {
-    /// CLOCK_REALTIME, as the real daemon.
+    /// CLOCK_REALTIME, as the camera daemon uses it.
     Realtime,
-    /// CLOCK_MONOTONIC, as the daemon's header says.
+    /// CLOCK_MONOTONIC, as the daemon's header documents it.
     Monotonic,
 }
 
-/// What goes wrong, each at its own pace. `every` counts units and is at least 1.
+/// Faults to inject, each with its own period. `every` counts units and is at least 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Misbehaviour {
-    /// Fall silent once.
+pub struct Faults {
+    /// Stops publishing once.
     pub stall: Option<Stall>,
-    /// Stop and come back, as a daemon that crashed and was started again.
+    /// Stops and restarts, like a daemon that crashed.
     pub restart: Option<Restart>,
-    /// Write units in two halves.
+    /// Writes units in two halves.
     pub tear: Option<Tear>,
-    /// Publish a unit whose metadata or bytes lie (in place of the true one), every so many units.
-    pub lie_every: Option<u64>,
-    /// Change the test card's size and back.
+    /// Publishes a malformed unit in place of the valid one, once per this many units.
+    pub malformed_every: Option<u64>,
+    /// Switches the test card between two picture sizes.
     pub change_resolution: Option<ResolutionChange>,
-    /// Hold units back and publish them at once.
+    /// Holds units back and publishes them together.
     pub burst: Option<Burst>,
-    /// Leave out every n-th picture before it is coded: its number is missing, the stream stays whole (a
-    /// file's unit is left out as it is).
+    /// Skips every n-th picture before it is coded. Its unit number is missing, but the stream stays decodable.
+    /// From a file, the coded unit is skipped.
     pub drop_every: Option<u64>,
 }
 
-/// Silence after a number of units.
+/// A pause after a number of units.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
-    /// Units before it.
+    /// Units before the pause.
     pub after: u64,
-    /// How long; `None` is to the end.
+    /// Duration; `None` lasts until the end of the run.
     pub lasting: Option<Duration>,
 }
 
-/// Restarts of the camera.
+/// Periodic restarts of the camera.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Restart {
     /// Units between restarts.
     pub every: u64,
-    /// How long the camera is away.
+    /// Time from stop to restart.
     pub pause: Duration,
-    /// What it comes back to.
+    /// The segment that the restarted camera writes to.
     pub onto: RestartOnto,
 }
 
-/// What a restarted camera writes to. Frame numbers start at 0 again, the stream with an IDR; unit numbers of
-/// stamp and picture continue.
+/// The segment that a restarted camera writes to. Frame numbers restart at 0 and the stream restarts with an IDR.
+/// The unit numbers of stamp and picture continue.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum RestartOnto {
-    /// The same segment, index and semaphore as they are (what the daemon does).
+    /// The same segment with its index and semaphore unchanged, as the daemon does it.
     Same,
-    /// The same segment, index back at 0.
+    /// The same segment with the index reset to 0.
     Rewind,
     /// A new segment under the same name.
     New,
@@ -137,31 +137,31 @@ pub enum RestartOnto {
     Alternate,
 }
 
-/// Units written in two halves.
+/// Torn units: written in two halves with a pause between them.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Tear {
-    /// Every n-th unit.
+    /// Period in units.
     pub every: u64,
     /// Time between the halves.
     pub pause: Duration,
 }
 
-/// Another picture size.
+/// A periodic change of the picture size.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ResolutionChange {
     /// Units between changes.
     pub every: u64,
-    /// The other width.
+    /// The second width in pixels.
     pub width: u32,
-    /// The other height.
+    /// The second height in pixels.
     pub height: u32,
 }
 
-/// Units that come at once.
+/// Units that are published together.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Burst {
     /// Units from one burst to the next.
     pub every: u64,
-    /// Units of a burst.
+    /// Units per burst.
     pub units: u64,
 }

@@ -1,5 +1,5 @@
-//! An H.264 byte stream as a source of access units: split once, then played round and round. Changes nothing in
-//! the units but stamps: old ones are taken out, a new one goes before the first slice.
+//! An H.264 byte stream as a source of access units. The file is split once and then played in a loop. Only stamps
+//! change: old stamps are removed, and a new one is inserted before the first slice.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,57 +12,59 @@ use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::h264::nal::kind;
 use crate::h264::{Assembler, Stamp};
 
-/// Bytes of a file at most: it is held in memory.
+/// Maximum size of a file in bytes, a local bound: the file is held in memory.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
-/// Why a file cannot be played.
+/// Reasons why a file cannot be played.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Opening or reading failed.
-    #[error("{path}: {source}")]
+    #[error("cannot read {path}: {source}")]
     Read {
         /// The file.
         path: PathBuf,
         /// The kernel's reason.
         source: io::Error,
     },
-    /// Larger than what is held in memory.
-    #[error("{path} is larger than {FILE_BYTES_MAX} bytes: cut it first, it is played round and round")]
+    /// The file is larger than `FILE_BYTES_MAX`.
+    #[error(
+        "{path} is larger than {FILE_BYTES_MAX} bytes: cut it to a shorter part, the simulator plays it in a loop"
+    )]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
-    /// Nothing to start with.
+    /// The file has no IDR with parameter sets.
     #[error(
-        "{path} has no IDR picture with parameter sets: it has to be H.264 in byte-stream format (Annex B), \
-         as ffmpeg -i x.mp4 -c copy -bsf:v h264_mp4toannexb x.h264 writes it"
+        "{path} has no IDR picture with parameter sets. It must be H.264 in byte-stream format (Annex B); convert with \
+         ffmpeg -i x.mp4 -c copy -bsf:v h264_mp4toannexb x.h264"
     )]
     NoStart {
         /// The file.
         path: PathBuf,
     },
-    /// One unit does not fit a slot.
+    /// One access unit does not fit into a slot.
     #[error("access unit {index} of {path} has {bytes} bytes; a slot holds {SLOT_DATA_BYTES_MAX}")]
     UnitTooLarge {
         /// The file.
         path: PathBuf,
-        /// Which unit, from 0.
+        /// Index of the unit, from 0.
         index: usize,
-        /// Its size with the stamp.
+        /// Size of the unit with the stamp.
         bytes: usize,
     },
 }
 
 /// One access unit of the file.
 struct FileUnit {
-    /// Its NAL units, start codes excluded.
+    /// Indices of its NAL units.
     nals: Range<usize>,
     is_idr: bool,
     width: u32,
     height: u32,
 }
 
-/// A file's access units, from its first IDR on.
+/// The access units of a file, starting with its first IDR.
 pub(super) struct FileSource {
     bytes: Vec<u8>,
     nals: Vec<Range<usize>>,
@@ -115,18 +117,18 @@ impl FileSource {
         Ok(())
     }
 
-    /// The next unit starts from the beginning of the file.
+    /// Restarts from the beginning of the file.
     pub(super) fn restart(&mut self) {
         self.next = 0;
     }
 
-    /// Size of the first picture.
+    /// Returns the size of the first picture in pixels.
     #[cfg(test)]
     fn size(&self) -> (u32, u32) {
         self.units.first().map_or((0, 0), |unit| (unit.width, unit.height))
     }
 
-    /// Copies the next unit, around the end, and numbers it.
+    /// Copies the next unit and stamps it with `unit_number`. Wraps around at the end of the file.
     pub(super) fn read(&mut self, unit_number: u64, unit: &mut Unit) {
         let Some(file_unit) = self.units.get(self.next) else { return };
         self.next = (self.next + 1) % self.units.len();
@@ -164,7 +166,7 @@ fn is_slice(nal: &[u8]) -> bool {
     (kind::SLICE..=kind::IDR_SLICE).contains(&kind_of(nal))
 }
 
-/// All NAL units of a byte stream, trailing zeros cut off; empty ones and stamps left out.
+/// Returns all NAL units of a byte stream without trailing zeros. Empty NAL units and stamps are omitted.
 fn nal_units(bytes: &[u8]) -> Vec<Range<usize>> {
     let starts: Vec<usize> = memchr::memmem::find_iter(bytes, &[0, 0, 1]).map(|at| at + 3).collect();
     let ends = starts.iter().skip(1).map(|start| start - 3).chain([bytes.len()]);
@@ -177,9 +179,8 @@ fn nal_units(bytes: &[u8]) -> Vec<Range<usize>> {
     starts.iter().copied().zip(ends).filter_map(trim).collect()
 }
 
-/// Which NAL units belong together (H.264 7.4.1.2.3), for streams without arbitrary slice order: a picture
-/// begins with the slice whose `first_mb_in_slice` is 0, a unit with what comes before that slice and after
-/// the picture before.
+/// Groups NAL units into access units (H.264 7.4.1.2.3), for streams without arbitrary slice order. A picture begins
+/// with the slice whose `first_mb_in_slice` is 0. Its access unit begins after the last slice of the previous picture.
 fn access_units(bytes: &[u8], nals: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut units = Vec::new();
     let (mut start, mut has_picture) = (0, false);
@@ -206,7 +207,7 @@ fn access_units(bytes: &[u8], nals: &[Range<usize>]) -> Vec<Range<usize>> {
     units
 }
 
-/// `first_mb_in_slice`, the first ue(v) of the slice header, is 0: a single one bit.
+/// Returns true if `first_mb_in_slice`, the first ue(v) of the slice header, is 0: a single one bit.
 fn begins_picture(slice: &[u8]) -> bool {
     slice.get(1).is_some_and(|byte| byte & 0x80 != 0)
 }
@@ -233,7 +234,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Slices only: what a second pass through the file source must not change.
+    /// Returns the bytes of the slices, which the file source must not change.
     fn slices(unit: &Unit) -> Vec<u8> {
         let nals = nal_units(unit.bytes());
         nals.iter()
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recorded_stream_comes_apart_into_the_units_it_was_made_of() {
+    fn a_recorded_stream_is_split_into_its_original_units() {
         for (slices_count, delimiters) in [(1, true), (1, false), (4, true), (4, false)] {
             let mut card = card(slices_count, delimiters);
             let (mut unit, mut stream, mut expected) = (Unit::default(), vec![0; 3], Vec::new());
@@ -262,7 +263,7 @@ mod tests {
                 let (expected, is_idr) = &expected[index % 25];
                 assert!(slices(&unit) == *expected && unit.is_idr() == *is_idr, "unit {number}");
                 let stamps = memchr::memmem::find_iter(unit.bytes(), &crate::h264::STAMP_UUID).count();
-                assert_eq!(stamps, 1, "the old stamp is gone");
+                assert_eq!(stamps, 1, "only the new stamp remains");
                 let stamp_at = unit.bytes().windows(16).position(|bytes| bytes == crate::h264::STAMP_UUID);
                 let nal = &unit.bytes()[stamp_at.unwrap() - 3..][..Stamp::NAL_BYTES];
                 assert_eq!(Stamp::parse(nal).map(|stamp| stamp.unit_number), Some(number));
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_stream_are_refused() {
+    fn files_that_are_not_h264_are_rejected() {
         for bytes in [vec![], vec![0; 1000], b"ftypisom".to_vec(), vec![0, 0, 1, 0x65, 0x88, 0x80]] {
             assert!(FileSource::of(bytes).units.is_empty());
         }

@@ -1,23 +1,23 @@
-//! A camera without a camera: test card, pace, misbehaviour. Never part of the live path.
+//! A simulated camera: test card, pacing, fault injection. It is never part of the live path.
 //!
 //! ```text
 //!  test_card (picture ─► macroblocks ─► NAL units) ─┐
-//!                                                   ├─► unit (stamp) ─► run (pace, misbehaviour) ─► RingWriter
+//!                                                   ├─► unit (stamp) ─► run (pacing, faults) ─► RingWriter
 //!  file (byte stream ─► access units) ──────────────┘
 //! ```
 
 mod bits;
-pub mod config;
-pub mod file;
+mod config;
+mod file;
 mod font;
-mod lies;
-pub mod picture;
-pub mod run;
-pub mod test_card;
-pub mod unit;
+mod malformed;
+mod picture;
+mod run;
+mod test_card;
+mod unit;
 
 pub use config::{
-    Burst, Misbehaviour, ResolutionChange, Restart, RestartOnto, SimulatorConfig, Source, Stall, Tear,
+    Burst, Faults, ResolutionChange, Restart, RestartOnto, SimulatorConfig, Source, Stall, Tear,
     TimestampClock,
 };
 pub use file::FileError;

@@ -1,5 +1,5 @@
-//! What the test card shows: colour bars, a moving bar, a clock, and the unit number for machines. Paints into
-//! macroblocks and remembers which changed; does not know how they are coded.
+//! The picture of the test card: colour bars, a moving bar, a clock, and the machine-readable unit number. It paints
+//! into macroblocks and records which of them changed; `test_card` codes them.
 //!
 //! ```text
 //!  ┌───────────────────────────────┐
@@ -23,7 +23,7 @@ pub(super) const LUMA_BYTES: usize = 256;
 pub(super) const CHROMA_BYTES: usize = 64;
 pub(super) type Macroblock = [u8; MACROBLOCK_BYTES];
 
-/// Y, Cb, Cr in limited range (BT.709). No sample is below 16, so none ever needs emulation prevention.
+/// Y, Cb, Cr in limited range (BT.709). All samples are at least 16, so none needs emulation prevention.
 type Colour = [u8; 3];
 const WHITE: Colour = [235, 128, 128];
 const BLACK: Colour = [16, 128, 128];
@@ -40,7 +40,7 @@ const BARS: [Colour; 8] = [
     BLACK,
 ];
 
-/// Where the machine-readable unit number lies in a picture, and how to read it.
+/// Position and coding of the machine-readable unit number in a picture.
 ///
 /// 36 square cells of `cell` pixels in 2 rows of 18, row by row from the left, at the bottom of the picture:
 /// with W, H the picture's width and height in pixels and // the division without remainder,
@@ -52,8 +52,8 @@ const BARS: [Colour; 8] = [
 ///  centre of cell i:  x = left + (i mod 18 + 1/2) * cell     y = top + (i // 18 + 1/2) * cell
 /// ```
 ///
-/// As fractions of the picture that is x / W and y / H, so it may be read from a scaled picture as well. A cell is
-/// 1 when its centre is brighter than half way between black and white.
+/// The positions as fractions x / W and y / H also hold for a scaled picture. A cell is 1 if its centre is brighter
+/// than the mean of black and white.
 ///
 /// | cell | value |
 /// |---|---|
@@ -83,8 +83,8 @@ impl NumberBlocks {
     /// All cells.
     pub const CELLS: u32 = Self::COLUMNS * Self::ROWS;
 
-    /// The blocks of a picture of this size in pixels; `None` below 288 pixels of width or where two rows of
-    /// cells would not fit.
+    /// Returns the blocks for a picture of this size in pixels. `None` if the width is below 288 or two rows of cells
+    /// do not fit.
     #[must_use]
     pub fn of(width: u32, height: u32) -> Option<NumberBlocks> {
         let (columns, rows) = (width / 16, height / 16);
@@ -94,14 +94,13 @@ impl NumberBlocks {
         (cell > 0).then_some(NumberBlocks { cell: 16 * cell, left: 16 * left, top: 16 * top })
     }
 
-    /// Centre of cell `index` in pixels: x, y.
-    #[must_use]
-    pub fn centre(&self, index: u32) -> (u32, u32) {
+    /// Returns the centre of cell `index` in pixels: x, y.
+    fn centre(&self, index: u32) -> (u32, u32) {
         let (column, row) = (index % Self::COLUMNS, index / Self::COLUMNS);
         (self.left + column * self.cell + self.cell / 2, self.top + row * self.cell + self.cell / 2)
     }
 
-    /// What cell `index` shows for a unit number.
+    /// Returns the value of cell `index` for a unit number.
     #[must_use]
     pub fn value(index: u32, unit_number: u32) -> bool {
         let gray = unit_number ^ unit_number >> 1;
@@ -113,8 +112,8 @@ impl NumberBlocks {
         }
     }
 
-    /// Reads the unit number back: `sample` gives the luma (0 to 255) at x, y in pixels. `None` where the fixed
-    /// cells or the parity are wrong.
+    /// Reads the unit number from a picture: `sample` returns the luma (0 to 255) at x, y in pixels. `None` if the
+    /// fixed cells or the parity are wrong.
     pub fn read(&self, mut sample: impl FnMut(u32, u32) -> u8) -> Option<u32> {
         let mut cell = |index| {
             let (x, y) = self.centre(index);
@@ -129,7 +128,7 @@ impl NumberBlocks {
     }
 }
 
-/// A rectangle in pixels; edges are even, so that chroma has them too.
+/// A rectangle in pixels. All edges are even, because chroma has half the resolution.
 #[derive(Copy, Clone)]
 struct Area {
     left: u32,
@@ -138,7 +137,7 @@ struct Area {
     height: u32,
 }
 
-/// A picture in macroblocks, row by row, with what changed since it was last coded.
+/// A picture in macroblocks, row by row, with a flag for each macroblock that changed since it was last coded.
 pub(super) struct Canvas {
     pub(super) columns: usize,
     pub(super) rows: usize,
@@ -170,13 +169,13 @@ impl Canvas {
         &self.macroblocks
     }
 
-    /// For each macroblock, whether it changed since [`Canvas::settle`].
+    /// Returns one flag per macroblock: true if it changed since [`Canvas::mark_coded`].
     pub(super) fn changed(&self) -> &[bool] {
         &self.changed
     }
 
-    /// The picture as it is now has been coded.
-    pub(super) fn settle(&mut self) {
+    /// Clears all change flags: the current picture has been coded.
+    pub(super) fn mark_coded(&mut self) {
         self.changed.fill(false);
     }
 
@@ -200,7 +199,7 @@ impl Canvas {
     }
 }
 
-/// Fills pixels `x`, `y` of one macroblock; says whether a sample changed.
+/// Fills pixels `x`, `y` of one macroblock. Returns true if a sample changed.
 fn fill_macroblock(
     macroblock: &mut Macroblock,
     x: std::ops::Range<usize>,
@@ -233,7 +232,7 @@ fn fill_plane(
     changed
 }
 
-/// The test card: its layout for one picture size, and what it shows at the moment.
+/// The layout of the test card for one picture size, and its current content.
 pub(super) struct Picture {
     canvas: Canvas,
     blocks: NumberBlocks,
@@ -246,7 +245,7 @@ pub(super) struct Picture {
 struct Clock {
     left: u32,
     top: u32,
-    /// Pixels of one font pixel.
+    /// Side of one font pixel in pixels.
     scale: u32,
     shown: [u8; CLOCK_CHARACTERS],
 }
@@ -257,7 +256,7 @@ const BAR_WIDTH: u32 = 32;
 const BAR_STEP: u32 = 8;
 
 impl Picture {
-    /// The card for a picture of `width` x `height` pixels; `None` where it does not fit.
+    /// Returns the card for a picture of `width` x `height` pixels; `None` if it does not fit.
     pub(super) fn new(width: u32, height: u32) -> Option<Picture> {
         let blocks = NumberBlocks::of(width, height)?;
         let columns = width / 16;
@@ -289,8 +288,8 @@ impl Picture {
         &self.canvas
     }
 
-    pub(super) fn settle(&mut self) {
-        self.canvas.settle();
+    pub(super) fn mark_coded(&mut self) {
+        self.canvas.mark_coded();
     }
 
     fn paint_bars(&mut self, width: u32, height: u32) {
@@ -301,7 +300,7 @@ impl Picture {
         }
     }
 
-    /// Shows the unit number: the two cells that changed, or all.
+    /// Paints the unit number: only the cells that changed, or all at first.
     pub(super) fn paint_number(&mut self, unit_number: u32) {
         for index in 0..NumberBlocks::CELLS {
             let value = NumberBlocks::value(index, unit_number);
@@ -316,7 +315,7 @@ impl Picture {
         self.shown_number = Some(unit_number);
     }
 
-    /// Moves the bar to where it belongs for this unit: forth and back over the whole width.
+    /// Moves the bar to its position for this unit: back and forth over the whole width.
     pub(super) fn paint_bar(&mut self, unit_number: u64) {
         let span = u64::from((self.track.width - BAR_WIDTH) / BAR_STEP);
         let phase = unit_number % (2 * span);
@@ -336,7 +335,7 @@ impl Picture {
         self.canvas.fill(bar(left), WHITE);
     }
 
-    /// Shows the time of day (UTC) of a CLOCK_REALTIME in ms.
+    /// Paints the time of day (UTC) of a CLOCK_REALTIME in ms.
     pub(super) fn paint_clock(&mut self, realtime_ms: u64) {
         let text = clock_text(realtime_ms);
         let shown = std::mem::replace(&mut self.clock.shown, text);
@@ -359,11 +358,11 @@ impl Picture {
     }
 }
 
-/// Font pixels of the whole clock.
-#[expect(clippy::cast_possible_truncation, reason = "twelve")]
+/// Width of the whole clock in font pixels.
+#[expect(clippy::cast_possible_truncation, reason = "the clock has twelve characters")]
 const CLOCK_WIDTH: u32 = CLOCK_CHARACTERS as u32 * font::CELL_WIDTH;
 
-/// HH:MM:SS.mmm of a time in ms since the epoch.
+/// Formats a time in ms since the epoch as HH:MM:SS.mmm.
 fn clock_text(realtime_ms: u64) -> [u8; CLOCK_CHARACTERS] {
     let seconds = realtime_ms / 1000;
     let digit = |value: u64, place: u64| b'0' + u8::try_from(value / place % 10).unwrap_or_default();
@@ -394,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_is_read_back_from_every_picture_size() {
+    fn the_unit_number_can_be_read_at_every_picture_size() {
         for (width, height) in [(288, 128), (320, 240), (640, 480), (1280, 720), (1920, 1080), (854, 480)] {
             let blocks = NumberBlocks::of(width, height).unwrap();
             let mut picture = Picture::new(width, height).unwrap();
@@ -410,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_cell_is_noticed() {
+    fn a_wrong_cell_is_detected() {
         let blocks = NumberBlocks::of(640, 480).unwrap();
         let mut picture = Picture::new(640, 480).unwrap();
         picture.paint_number(12345);
@@ -424,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn from_unit_to_unit_only_two_cells_a_bar_and_some_digits_change() {
+    fn the_next_unit_changes_only_two_cells_the_bar_and_some_digits() {
         let mut picture = Picture::new(1280, 720).unwrap();
         for unit in 0..2000_u32 {
             picture.paint_number(unit);
@@ -432,12 +431,12 @@ mod tests {
             picture.paint_clock(u64::from(unit) * 33);
             let changed = picture.canvas().changed().iter().filter(|changed| **changed).count();
             assert!(unit == 0 || changed < 32 + 16 + 60, "{unit}: {changed}");
-            picture.settle();
+            picture.mark_coded();
         }
     }
 
     #[test]
-    fn the_bar_leaves_nothing_behind() {
+    fn the_bar_restores_the_background() {
         let mut moved = Picture::new(640, 480).unwrap();
         for unit in [0, 1, 2, 75, 76, 77, 151, 152, 153, 4, 5] {
             moved.paint_bar(unit);
@@ -448,13 +447,13 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_says_the_time_of_day() {
+    fn the_clock_shows_the_time_of_day() {
         assert_eq!(&clock_text(0), b"00:00:00.000");
         assert_eq!(&clock_text((23 * 3600 + 59 * 60 + 58) * 1000 + 86_400_000 * 20_000 + 7), b"23:59:58.007");
     }
 
     #[test]
-    fn pictures_too_small_for_their_numbers_are_refused() {
+    fn pictures_too_small_for_the_unit_number_are_rejected() {
         for (width, height) in [(0, 0), (272, 480), (288, 16), (288, 64), (16, 16)] {
             assert!(Picture::new(width, height).is_none(), "{width}x{height}");
         }

@@ -1,91 +1,92 @@
-//! The camera's loop: waits for the next unit's time on an absolute clock, makes the unit, publishes it, and
-//! misbehaves where asked to. Does not parse a command line or handle a signal.
+//! The simulated camera's loop: waits for the next unit's time on an absolute clock, makes the unit, injects the
+//! configured faults, and publishes it. It does not parse a command line or handle signals.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::thread::clock_nanosleep_absolute;
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::{ClockId, Timespec};
 
 use super::config::{RestartOnto, SimulatorConfig, Source, TimestampClock};
 use super::file::{FileError, FileSource};
-use super::lies;
+use super::malformed;
 use super::test_card::{TestCard, TestCardConfig, TestCardError};
 use super::unit::Unit;
+use crate::base::clock;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, WriterError};
 
 const NS_PER_S: i64 = 1_000_000_000;
-/// The stop flag is looked at this often while waiting.
+/// While waiting, the stop flag is polled at this interval.
 const NAP_NS: i64 = 100_000_000;
-/// A camera that was stopped (debugger, SIGSTOP) for longer does not catch up.
+/// After a longer delay (debugger, SIGSTOP) the schedule moves on instead of catching up; a local bound.
 const LATE_NS_MAX: i64 = NS_PER_S;
-/// Rate that unit sizes are made for when there is none to keep.
+/// Rate that determines the unit sizes when units are published as fast as possible.
 const NOMINAL_FPS: f64 = 30.0;
 
-/// What a run did.
+/// Counters of a run.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct SimulatorReport {
-    /// Units made: published and dropped ones. The next unit number.
+    /// Units made, including dropped ones. Equals the next unit number.
     pub units: u64,
-    /// Units published, lies counted.
+    /// Units published, including malformed ones.
     pub published: u64,
     /// Bytes of published units.
     pub bytes: u64,
-    /// Pictures left out on purpose.
+    /// Pictures skipped on purpose.
     pub dropped: u64,
-    /// Units that lied.
-    pub lies: u64,
-    /// Units that found no slot, as every one was leased, or that were too large for it (lease ring).
+    /// Malformed units.
+    pub malformed: u64,
+    /// Units that were not published because all slots were leased or the unit was too large (lease ring).
     pub refused: u64,
-    /// IDRs coded because a reader asked for them (lease ring).
-    pub keyframes: u64,
+    /// IDRs coded because a reader requested one (lease ring).
+    pub idr_requests: u64,
     /// Units written in two halves.
     pub torn: u64,
-    /// Times the camera came back.
+    /// Restarts of the camera.
     pub restarts: u64,
-    /// The latest that a unit was behind its time, in ns (0 without a rate).
+    /// Maximum delay of a unit behind its schedule, in ns (0 without a rate).
     pub late_ns_max: i64,
-    /// From the first unit to the end, in ns.
+    /// Time from the first unit to the end, in ns.
     pub lasted_ns: i64,
 }
 
-/// Why there is no simulated camera.
+/// Reasons why a simulated camera cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulatorError {
-    /// The ring could not be made.
+    /// The ring cannot be created or attached.
     #[error(transparent)]
     Ring(#[from] WriterError),
-    /// The test card cannot be made.
+    /// The configuration of the test card is not possible.
     #[error(transparent)]
     TestCard(#[from] TestCardError),
     /// The file cannot be played.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Somebody else writes this ring right now.
-    #[error("a camera is writing {name} right now: stop it, choose another name, or take the name over")]
+    /// Another camera is writing this ring.
+    #[error("another camera is writing {name}: stop it, choose another --shm name, or use --take-over")]
     RingInUse {
         /// The ring's name.
         name: String,
     },
-    /// A number of the configuration that cannot be.
-    #[error("{what} has to be {range}")]
+    /// A value of the configuration is out of range.
+    #[error("{what} must be {range}")]
     Config {
-        /// Which.
+        /// The name of the value.
         what: &'static str,
-        /// What it may be.
+        /// The allowed range.
         range: &'static str,
     },
 }
 
-/// Runs a camera until `stop` is set or its units are done. `stop` is seen within about 100 ms.
+/// Runs a camera until `stop` is set or all units are published. It reacts to `stop` within about 100 ms.
 ///
 /// # Errors
-/// [`SimulatorError`], before the first unit unless a restart fails.
+/// Returns [`SimulatorError`] before the first unit, or later if a restart fails.
 pub fn run(config: &SimulatorConfig, stop: &AtomicBool) -> Result<SimulatorReport, SimulatorError> {
     check(config)?;
     let mut simulator = Simulator::new(config, stop)?;
-    let started_ns = now_ns(ClockId::Monotonic);
+    let started_ns = clock::monotonic_ns();
     simulator.due_ns = started_ns;
     let mut outcome = Ok(());
     while outcome.is_ok() && !simulator.is_done() {
@@ -94,19 +95,19 @@ pub fn run(config: &SimulatorConfig, stop: &AtomicBool) -> Result<SimulatorRepor
     if config.unlink_at_exit {
         simulator.ring.unlink();
     }
-    simulator.report.lasted_ns = now_ns(ClockId::Monotonic) - started_ns;
+    simulator.report.lasted_ns = clock::monotonic_ns() - started_ns;
     outcome.map(|()| simulator.report)
 }
 
 fn check(config: &SimulatorConfig) -> Result<(), SimulatorError> {
-    let wrong = &config.misbehaviour;
+    let faults = &config.faults;
     let periods = [
-        ("the interval of restarts", wrong.restart.map(|restart| restart.every)),
-        ("the interval of torn units", wrong.tear.map(|tear| tear.every)),
-        ("the interval of lies", wrong.lie_every),
-        ("the interval of resolution changes", wrong.change_resolution.map(|change| change.every)),
-        ("the interval of bursts", wrong.burst.map(|burst| burst.every)),
-        ("the interval of dropped units", wrong.drop_every),
+        ("the interval of restarts", faults.restart.map(|restart| restart.every)),
+        ("the interval of torn units", faults.tear.map(|tear| tear.every)),
+        ("the interval of malformed units", faults.malformed_every),
+        ("the interval of resolution changes", faults.change_resolution.map(|change| change.every)),
+        ("the interval of bursts", faults.burst.map(|burst| burst.every)),
+        ("the interval of dropped units", faults.drop_every),
     ];
     if let Some((what, _)) = periods.into_iter().find(|(_, every)| *every == Some(0)) {
         return Err(SimulatorError::Config { what, range: "at least 1 unit" });
@@ -115,14 +116,14 @@ fn check(config: &SimulatorConfig) -> Result<(), SimulatorError> {
         return Err(SimulatorError::Config { what: "the rate", range: "above 0, at most 10000 units/s" });
     }
     let is_file = matches!(config.source, Source::File(_));
-    if is_file && (wrong.change_resolution.is_some() || config.bitrate_kbps.is_some()) {
-        let what = "the source of a wanted bit rate or a resolution change";
+    if is_file && (faults.change_resolution.is_some() || config.bitrate_kbps.is_some()) {
+        let what = "the source for --bitrate-kbps and --change-resolution";
         return Err(SimulatorError::Config { what, range: "the test card, not a file" });
     }
     Ok(())
 }
 
-/// Where units come from, opened.
+/// The opened source of units.
 enum Units {
     Card(Box<TestCard>),
     File(FileSource),
@@ -134,9 +135,9 @@ struct Simulator<'a> {
     ring: RingWriter,
     units: Units,
     unit: Unit,
-    /// Counts the pictures since the camera was (re)started.
+    /// Pictures since the camera was last (re)started.
     frame_number: u64,
-    /// When the next unit is due, CLOCK_MONOTONIC.
+    /// Time of the next unit on CLOCK_MONOTONIC.
     due_ns: i64,
     interval_ns: Option<i64>,
     other_resolution: bool,
@@ -170,7 +171,7 @@ impl<'a> Simulator<'a> {
         self.stop.load(Ordering::Relaxed) || self.config.units.is_some_and(|units| self.report.units >= units)
     }
 
-    /// One unit, from its time to its place in the ring.
+    /// Handles one unit: waits for its time, makes it and publishes it.
     fn turn(&mut self) -> Result<(), SimulatorError> {
         let number = self.report.units;
         self.stall(number);
@@ -181,7 +182,7 @@ impl<'a> Simulator<'a> {
             return Ok(());
         }
         self.report.units += 1;
-        if is_nth(number, self.config.misbehaviour.drop_every) {
+        if is_nth(number, self.config.faults.drop_every) {
             self.report.dropped += 1;
             if let Units::File(file) = &mut self.units {
                 file.read(number, &mut self.unit);
@@ -194,14 +195,14 @@ impl<'a> Simulator<'a> {
     }
 
     fn make_and_publish(&mut self, number: u64, captured_ns: i64) {
-        let now = now_ns(ClockId::Monotonic);
-        let captured_realtime_ns = now_ns(ClockId::Realtime) - (now - captured_ns);
-        // A file cannot answer; its next IDR comes when it comes.
+        let now = clock::monotonic_ns();
+        let captured_realtime_ns = clock::realtime_ns() - (now - captured_ns);
+        // A file cannot insert an IDR: the request is dropped.
         if self.ring.take_idr_request()
             && let Units::Card(card) = &mut self.units
         {
             card.begin_with_idr();
-            self.report.keyframes += 1;
+            self.report.idr_requests += 1;
         }
         match &mut self.units {
             Units::Card(card) => {
@@ -224,16 +225,16 @@ impl<'a> Simulator<'a> {
             format: FORMAT_H264,
             data_bytes: self.unit.bytes.len() as u64,
         };
-        self.unit.set_published(now_ns(ClockId::Monotonic));
-        if is_nth(number, self.config.misbehaviour.lie_every) {
-            lies::tell(self.report.lies, &mut metadata, &mut self.unit.bytes);
-            self.report.lies += 1;
+        self.unit.set_published(clock::monotonic_ns());
+        if is_nth(number, self.config.faults.malformed_every) {
+            malformed::corrupt(self.report.malformed, &mut metadata, &mut self.unit.bytes);
+            self.report.malformed += 1;
         }
         self.publish(number, &metadata);
     }
 
     fn publish(&mut self, number: u64, metadata: &SlotMetadata) {
-        let is_published = match self.config.misbehaviour.tear {
+        let is_published = match self.config.faults.tear {
             Some(tear) if is_nth(number, Some(tear.every)) => {
                 self.report.torn += 1;
                 self.ring.publish_torn(metadata, &self.unit.bytes, || std::thread::sleep(tear.pause))
@@ -244,7 +245,7 @@ impl<'a> Simulator<'a> {
         if !is_published {
             self.report.refused += 1;
             if let Units::Card(card) = &mut self.units {
-                card.begin_with_idr(); // what comes next refers to what nobody got
+                card.begin_with_idr(); // the next P unit would refer to this lost unit
             }
             return;
         }
@@ -252,20 +253,20 @@ impl<'a> Simulator<'a> {
         self.report.bytes += self.unit.bytes.len().min(SLOT_DATA_BYTES_MAX) as u64;
     }
 
-    /// Waits for the unit's time; returns when it was captured: its own time, also where a burst holds it back.
+    /// Waits until the unit must be published. Returns its capture time, which a burst does not change.
     fn wait(&mut self, number: u64) -> i64 {
         let Some(interval_ns) = self.interval_ns else {
-            return now_ns(ClockId::Monotonic);
+            return clock::monotonic_ns();
         };
         let captured_ns = self.due_ns;
-        let held_ns = self.config.misbehaviour.burst.map_or(0, |burst| {
+        let held_ns = self.config.faults.burst.map_or(0, |burst| {
             let place = number % burst.every;
             let units_to_wait = burst.units.saturating_sub(place + 1);
             i64::try_from(units_to_wait).unwrap_or_default().saturating_mul(interval_ns)
         });
         let publish_ns = captured_ns.saturating_add(held_ns);
         self.sleep_until(publish_ns);
-        let late_ns = now_ns(ClockId::Monotonic) - publish_ns;
+        let late_ns = clock::monotonic_ns() - publish_ns;
         if late_ns > LATE_NS_MAX {
             self.due_ns += late_ns;
         }
@@ -276,41 +277,41 @@ impl<'a> Simulator<'a> {
 
     fn sleep_until(&self, deadline_ns: i64) {
         while !self.stop.load(Ordering::Relaxed) {
-            let now = now_ns(ClockId::Monotonic);
+            let now = clock::monotonic_ns();
             if now >= deadline_ns {
                 return;
             }
             let wake_ns = deadline_ns.min(now + NAP_NS);
             let wake = Timespec { tv_sec: wake_ns / NS_PER_S, tv_nsec: wake_ns % NS_PER_S };
-            // Interrupted by a signal: the loop looks again.
+            // The loop repeats the sleep after a signal.
             let _ = clock_nanosleep_absolute(ClockId::Monotonic, &wake);
         }
     }
 
-    /// Away for a while: the schedule goes on from there.
-    fn be_away(&mut self, lasting: Duration) {
+    /// Sleeps for `lasting` and continues the schedule from there.
+    fn pause(&mut self, lasting: Duration) {
         let lasting_ns = i64::try_from(lasting.as_nanos()).unwrap_or(i64::MAX);
-        let back_ns = now_ns(ClockId::Monotonic).saturating_add(lasting_ns);
+        let back_ns = clock::monotonic_ns().saturating_add(lasting_ns);
         self.sleep_until(back_ns);
-        self.due_ns = self.due_ns.max(now_ns(ClockId::Monotonic));
+        self.due_ns = self.due_ns.max(clock::monotonic_ns());
     }
 
     fn stall(&mut self, number: u64) {
-        if let Some(stall) = self.config.misbehaviour.stall
+        if let Some(stall) = self.config.faults.stall
             && stall.after == number
         {
-            self.be_away(stall.lasting.unwrap_or(Duration::MAX));
+            self.pause(stall.lasting.unwrap_or(Duration::MAX));
         }
     }
 
     fn restart(&mut self, number: u64) -> Result<(), SimulatorError> {
-        let Some(restart) = self.config.misbehaviour.restart else { return Ok(()) };
+        let Some(restart) = self.config.faults.restart else { return Ok(()) };
         if number == 0 || !number.is_multiple_of(restart.every) {
             return Ok(());
         }
-        // As if killed: readers of a lease ring see that its writer is gone.
+        // Like a killed process: readers of a lease ring see that the writer is gone.
         self.ring.abandon();
-        self.be_away(restart.pause);
+        self.pause(restart.pause);
         let onto = match (restart.onto, self.report.restarts % 3) {
             (RestartOnto::Alternate, 0) => RestartOnto::Same,
             (RestartOnto::Alternate, 1) => RestartOnto::New,
@@ -335,7 +336,7 @@ impl<'a> Simulator<'a> {
     }
 
     fn change_resolution(&mut self, number: u64) -> Result<(), SimulatorError> {
-        let Some(change) = self.config.misbehaviour.change_resolution else { return Ok(()) };
+        let Some(change) = self.config.faults.change_resolution else { return Ok(()) };
         if number == 0 || !number.is_multiple_of(change.every) {
             return Ok(());
         }
@@ -349,7 +350,7 @@ impl<'a> Simulator<'a> {
     }
 }
 
-/// Whether unit `number` is one of every `every`: the last of each run, so that a stream starts well.
+/// Returns true for the last unit of each group of `every`, so that the stream starts with a valid unit.
 fn is_nth(number: u64, every: Option<u64>) -> bool {
     every.is_some_and(|every| (number + 1).is_multiple_of(every))
 }
@@ -379,8 +380,8 @@ fn interval_ns(fps: f64) -> i64 {
     (NS_PER_S as f64 / fps).round() as i64
 }
 
-/// A ring of that name whose index moves within a third of a second. One that a killed camera left does not; a lease
-/// ring says whether it has a writer.
+/// Returns true if the write index of this ring moves within 0.3 s; the ring of a killed camera does not move.
+/// Attaching to a lease ring fails while it has a writer.
 fn is_being_written(name: &str) -> bool {
     let ring = match RingWriter::attach(name) {
         Ok(ring) => ring,
@@ -396,13 +397,8 @@ fn is_being_written(name: &str) -> bool {
     })
 }
 
-fn now_ns(clock: ClockId) -> i64 {
-    let now = clock_gettime(clock);
-    now.tv_sec * NS_PER_S + now.tv_nsec
-}
-
 impl SimulatorConfig {
-    /// Layout, source and rate in one line, for a log.
+    /// Returns layout, source and rate in one line, for a log.
     #[must_use]
     pub fn summary(&self) -> String {
         let source = match &self.source {

@@ -1,85 +1,85 @@
-//! A small H.264 encoder for the test card: Constrained Baseline, CAVLC, nothing but I_PCM macroblocks, exact
-//! copies of a neighbour and P_Skip. Every picture is lossless; decides no times and publishes nothing.
+//! A small H.264 encoder for the test card: Constrained Baseline, CAVLC, only I_PCM macroblocks, exact copies of a
+//! neighbour and P_Skip. Every picture is lossless. The caller decides times and publishes.
 //!
-//! A macroblock that did not change is skipped. One that did is copied from the macroblock above or to the left
-//! where that is exact (Intra_16x16, vertical or horizontal, no residual), else written as samples (I_PCM, 386
-//! bytes). A wanted bit rate is met inside the slices: macroblocks that did not change are written as samples
-//! too, a window of them that moves on from unit to unit. Deblocking is off, so what is written is what is seen.
+//! An unchanged macroblock is skipped. A changed one is copied from the macroblock above or to the left if that is
+//! exact (Intra_16x16, vertical or horizontal, no residual), else written as samples (I_PCM, 386 bytes). To reach a
+//! target bit rate, unchanged macroblocks are written as samples too: a window of them that moves from unit to unit.
+//! Deblocking is off, so the decoded samples equal the written ones.
 
 use super::bits::{NalWriter, StartCode};
 use super::picture::{CHROMA_BYTES, LUMA_BYTES, MACROBLOCK_BYTES, Macroblock, Picture};
 use super::unit::Unit;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
-/// How the test card is coded.
+/// Coding parameters of the test card.
 #[derive(Copy, Clone, Debug, PartialEq)]
 pub struct TestCardConfig {
     /// Width in pixels, even.
     pub width: u32,
     /// Height in pixels, even.
     pub height: u32,
-    /// Units per second that level, timing information and unit sizes are made for.
+    /// Units per second; determines level, timing information and unit sizes.
     pub fps: f64,
-    /// Wanted bit rate; `None` is what the picture needs (about 0.4 Mbit/s at 1280x720, 30 units/s).
+    /// Target bit rate; `None` does not pad (about 0.4 Mbit/s at 1280x720, 30 units/s).
     pub bitrate_kbps: Option<u32>,
-    /// An IDR every so many units.
+    /// Units from one IDR to the next.
     pub gop: u32,
-    /// Slices of a picture, at most one per row of macroblocks.
+    /// Slices per picture, at most one per row of macroblocks.
     pub slices: u32,
-    /// Parameter sets in every IDR unit, or only in the first.
+    /// IDR units that carry parameter sets.
     pub parameter_sets: ParameterSetPolicy,
-    /// An access unit delimiter at the start of each unit.
+    /// Each unit starts with an access unit delimiter.
     pub delimiters: bool,
 }
 
-/// Which IDR units carry parameter sets.
+/// Selects the IDR units that carry parameter sets.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum ParameterSetPolicy {
-    /// Only the first of the stream (and the first after a change).
+    /// Only the first of the stream, and the first after a restart or a change of size.
     First,
-    /// Each.
+    /// Every IDR unit.
     Every,
 }
 
-/// Why a test card cannot be made.
+/// Reasons why a test card is not possible.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum TestCardError {
-    /// The picture is too small, too large or odd.
-    #[error("a test card of {width}x{height} cannot be made: even numbers from 288x128 to 4096x2304")]
+    /// The picture is too small or too large, or a side is odd.
+    #[error("a test card of {width}x{height} is not possible: use even numbers from 288x128 to 4096x2304")]
     Size {
-        /// Width asked for.
+        /// Requested width in pixels.
         width: u32,
-        /// Height asked for.
+        /// Requested height in pixels.
         height: u32,
     },
-    /// A number that has to be at least 1 is not.
-    #[error("{what} has to be {range}")]
+    /// A value is out of range.
+    #[error("{what} must be {range}")]
     Range {
-        /// Which.
+        /// The name of the value.
         what: &'static str,
-        /// What it may be.
+        /// The allowed range.
         range: &'static str,
     },
 }
 
-/// How one macroblock is coded.
+/// Coding of one macroblock.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Coding {
     Skip,
-    /// Intra_16x16 without residual from the row above.
+    /// Intra_16x16 without residual, predicted from the row above.
     Vertical,
-    /// Likewise from the column to the left.
+    /// Intra_16x16 without residual, predicted from the column on the left.
     Horizontal,
     Samples,
 }
 
 /// Bits of `frame_num`.
 const FRAME_NUM_BITS: u32 = 8;
-/// Bytes of one I_PCM macroblock with its type, skip run and alignment.
+/// Bytes of one I_PCM macroblock including type, skip run and alignment.
 const SAMPLES_BYTES: usize = MACROBLOCK_BYTES + 2;
-/// An IDR unit is so many times as large as the others, as with a real encoder.
+/// Size of an IDR unit relative to the other units, as with a real encoder.
 const IDR_WEIGHT: f64 = 4.0;
-/// Bytes of a unit at most, whatever the bit rate: it has to fit a slot.
+/// Maximum bytes of a unit at any bit rate, a local bound: it must fit into a slot.
 const UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX - 100_000;
 
 const NAL_SLICE: u8 = 1;
@@ -88,26 +88,26 @@ const NAL_SPS: u8 = 7;
 const NAL_PPS: u8 = 8;
 const NAL_DELIMITER: u8 = 9;
 
-/// The encoder. One stream; reuses its memory.
+/// The encoder of one stream. It reuses its memory.
 pub struct TestCard {
     config: TestCardConfig,
     picture: Picture,
     codings: Vec<Coding>,
-    /// Units since the last IDR; the next unit is an IDR at 0.
+    /// Units since the last IDR. 0: the next unit is an IDR.
     gop_position: u32,
-    /// IDR pictures so far.
+    /// Number of IDR pictures so far.
     idr_count: u32,
-    /// First macroblock of the next window that is written as samples to meet the bit rate.
+    /// First macroblock of the next window that is written as samples to reach the bit rate.
     refresh_at: usize,
-    /// Bytes the stream is behind (positive) or ahead of its bit rate.
+    /// Bytes by which the stream is below (positive) or above its bit rate.
     owed_bytes: f64,
 }
 
 impl TestCard {
-    /// A stream that starts with an IDR.
+    /// Returns a stream that starts with an IDR.
     ///
     /// # Errors
-    /// [`TestCardError`] says what may be asked for.
+    /// Returns [`TestCardError`] if a value is out of range.
     pub fn new(config: TestCardConfig) -> Result<TestCard, TestCardError> {
         let TestCardConfig { width, height, .. } = config;
         let size = TestCardError::Size { width, height };
@@ -136,19 +136,18 @@ impl TestCard {
         })
     }
 
-    /// The next unit is an IDR, and the count of units to the next one begins with it.
+    /// Makes the next unit an IDR and starts a new GOP with it.
     pub fn begin_with_idr(&mut self) {
         self.gop_position = 0;
     }
 
-    /// Makes the next unit be an IDR with parameter sets, as a restarted encoder's first.
+    /// Makes the next unit an IDR with parameter sets, like the first unit of a restarted encoder.
     pub fn restart(&mut self) {
         self.gop_position = 0;
         self.idr_count = 0;
     }
 
-    /// Codes the next picture: unit number, bar and clock as given. The stamp says the unit number and has no
-    /// time yet.
+    /// Codes the next picture with this unit number, bar and clock. The stamp holds the unit number but no time yet.
     pub fn encode(&mut self, unit_number: u64, realtime_ms: u64, unit: &mut Unit) {
         let is_idr = self.gop_position == 0;
         let target = self.target_bytes(is_idr);
@@ -162,12 +161,12 @@ impl TestCard {
             self.owed_bytes = (target - unit.bytes.len() as f64).clamp(-4e6, 4e6);
         }
         unit.seal(unit_number);
-        self.picture.settle();
+        self.picture.mark_coded();
         self.idr_count += u32::from(is_idr);
         self.gop_position = (self.gop_position + 1) % self.config.gop;
     }
 
-    /// What this unit should have: its share of the bit rate and what is owed from the units before.
+    /// Returns the target size of this unit in bytes: its share of the bit rate and the debt of earlier units.
     fn target_bytes(&self, is_idr: bool) -> Option<f64> {
         let mean = f64::from(self.config.bitrate_kbps?) * 125.0 / self.config.fps;
         let gop = f64::from(self.config.gop);
@@ -175,7 +174,7 @@ impl TestCard {
         Some(mean * gop * weight / (gop - 1.0 + IDR_WEIGHT) + self.owed_bytes)
     }
 
-    /// Units that are over their bit rate keep clock and bar where they are; the number is always true.
+    /// Updates the picture. Above the bit rate, clock and bar are left unchanged; the unit number is always updated.
     #[expect(clippy::cast_possible_truncation, reason = "the picture shows the low 32 bits")]
     fn paint(&mut self, unit_number: u64, realtime_ms: u64, target: Option<f64>) {
         self.picture.paint_number(unit_number as u32);
@@ -205,7 +204,7 @@ impl TestCard {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "float casts saturate")]
     fn refresh(&mut self, target: f64, is_idr: bool) {
         let fixed = self.codings.iter().filter(|coding| **coding == Coding::Samples).count() * SAMPLES_BYTES;
-        // Copies are 9 to 17 bits, and the rest of an IDR is parameter sets and headers.
+        // A copy takes 9 to 17 bits; the rest of an IDR is parameter sets and headers.
         let rest = if is_idr { self.codings.len() * 3 / 2 } else { 80 };
         let room = (target.max(0.0) as usize).min(UNIT_BYTES_MAX).saturating_sub(fixed + rest);
         let mut wanted = room / SAMPLES_BYTES;
@@ -239,7 +238,7 @@ impl TestCard {
         let slices = SliceRows::of(canvas.rows, self.config.slices);
         for slice in 0..slices.count {
             let rows = slices.first(slice)..slices.first(slice + 1);
-            // Both start codes appear in a stream, as with real encoders.
+            // Both start codes appear in the stream, as with real encoders.
             let start_code = if slice == 0 { StartCode::Long } else { StartCode::Short };
             let start = unit.bytes.len() + start_code.bytes().len();
             let kind = if is_idr { NAL_IDR } else { NAL_SLICE };
@@ -249,7 +248,7 @@ impl TestCard {
         }
     }
 
-    /// `seq_parameter_set_rbsp` (H.264 7.3.2.1.1) with the VUI that tells decoders not to wait (E.1.1).
+    /// `seq_parameter_set_rbsp` (H.264 7.3.2.1.1) with the VUI that permits decoders to output each picture at once (E.1.1).
     fn write_sps(&self, mut nal: NalWriter<'_>) {
         let TestCardConfig { width, height, fps, .. } = self.config;
         let (columns, rows) = (width.div_ceil(16), height.div_ceil(16));
@@ -298,7 +297,7 @@ impl TestCard {
         nal.finish();
     }
 
-    /// The lowest level (H.264 table A-1) that allows size, rate and wanted bit rate; 5.2 beyond.
+    /// Returns the lowest level (H.264 table A-1) that permits size, rate and target bit rate; 5.2 beyond.
     fn level_idc(&self) -> u32 {
         let canvas = self.picture.canvas();
         let size = (canvas.columns * canvas.rows) as f64;
@@ -380,8 +379,8 @@ impl TestCard {
         nal.ue(1); // disable_deblocking_filter_idc
     }
 
-    /// `coeff_token` of an empty Intra16x16DCLevel (H.264 9.2.1): its code depends on how many coefficients the
-    /// neighbours have, 16 for I_PCM and none for all else here, and the mean of 16 and 0 selects as 16 does.
+    /// Writes `coeff_token` of an empty Intra16x16DCLevel (H.264 9.2.1). Its code depends on the number of coefficients
+    /// of the neighbours: here 16 for I_PCM and 0 for the others. The mean of 16 and 0 selects the same code as 16.
     fn write_no_coefficients(&self, nal: &mut NalWriter<'_>, index: usize, slice_start: usize) {
         let columns = self.picture.canvas().columns;
         let has_samples = |neighbour: Option<usize>| {
@@ -416,7 +415,7 @@ fn write_pps(mut nal: NalWriter<'_>) {
     nal.finish();
 }
 
-/// `num_units_in_tick` and `time_scale`: two ticks a unit, exact to 1/1000 unit/s.
+/// Returns `num_units_in_tick` and `time_scale`: two ticks per unit, exact to 1/1000 unit/s.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -426,7 +425,7 @@ fn timing(fps: f64) -> (u32, u32) {
     if fps.fract() == 0.0 { (1, 2 * fps as u32) } else { (1000, (2000.0 * fps).round() as u32) }
 }
 
-/// How the rows of macroblocks are shared out among slices.
+/// Distribution of the macroblock rows over the slices.
 #[derive(Copy, Clone)]
 struct SliceRows {
     rows: usize,
@@ -447,7 +446,7 @@ impl SliceRows {
     }
 }
 
-/// The neighbour's edge that gives exactly these samples, if one does.
+/// Returns the prediction that reproduces these samples exactly, else `Samples`.
 fn exact_copy(own: &Macroblock, above: Option<&Macroblock>, left: Option<&Macroblock>) -> Coding {
     if above.is_some_and(|above| planes(own, above).all(|(own, above, stride)| is_below(own, above, stride)))
     {
@@ -459,7 +458,7 @@ fn exact_copy(own: &Macroblock, above: Option<&Macroblock>, left: Option<&Macrob
     Coding::Samples
 }
 
-/// Luma, Cb and Cr of two macroblocks side by side, with the samples of a line.
+/// Returns luma, Cb and Cr of both macroblocks in pairs, with the samples per line.
 fn planes<'a>(a: &'a Macroblock, b: &'a Macroblock) -> impl Iterator<Item = (&'a [u8], &'a [u8], usize)> {
     const CR: usize = LUMA_BYTES + CHROMA_BYTES;
     [(0..LUMA_BYTES, 16), (LUMA_BYTES..CR, 8), (CR..MACROBLOCK_BYTES, 8)]

@@ -1,5 +1,5 @@
-//! One access unit on its way into the ring: bytes, where its slices lie, and its stamp. Reused from unit to
-//! unit; does not know where the unit comes from.
+//! One access unit on its way into the ring: its bytes, the ranges of its slices, and its stamp. The memory is reused
+//! from unit to unit.
 
 use std::ops::Range;
 
@@ -19,13 +19,13 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// The whole unit as it goes into a slot.
+    /// Returns the whole unit as it is written into a slot.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Whether the unit is an IDR.
+    /// Returns true if the unit is an IDR.
     #[must_use]
     pub fn is_idr(&self) -> bool {
         self.is_idr
@@ -38,26 +38,26 @@ impl Unit {
         self.stamp_at = None;
     }
 
-    /// Keeps room for the stamp; everything before the first slice has been written.
+    /// Reserves room for the stamp. The caller has written everything before the first slice.
     pub(super) fn place_stamp(&mut self) {
         self.bytes.extend_from_slice(StartCode::Long.bytes());
         self.stamp_at = Some(self.bytes.len());
         Stamp::default().write(&mut self.bytes);
     }
 
-    /// Says where a slice lies, start code excluded.
+    /// Adds the range of a slice, without its start code.
     pub(super) fn add_slice(&mut self, range: Range<usize>) {
         self.slices.push(range);
     }
 
-    /// The unit is complete: number it and sum its slices.
+    /// Completes the unit: writes its number and the checksum of its slices into the stamp.
     pub(super) fn seal(&mut self, unit_number: u64) {
         let slices = self.slices.iter().filter_map(|range| self.bytes.get(range.clone()));
         self.stamp = Stamp { unit_number, published_monotonic_ns: 0, slices_crc32: crc32_of_slices(slices) };
         self.write_stamp();
     }
 
-    /// Patches the time into the stamp.
+    /// Writes the publish time into the stamp.
     pub(super) fn set_published(&mut self, monotonic_ns: i64) {
         self.stamp.published_monotonic_ns = monotonic_ns;
         self.write_stamp();

@@ -84,7 +84,7 @@ pub struct Forwarded {
 
 /// No room in a worker's mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the worker is busy")]
+#[error("the worker has too many commands pending: try again")]
 pub struct MailboxFull;
 
 /// Hands a new session to worker `owner` of `mailboxes`, and its route to worker 0, which receives for all workers.

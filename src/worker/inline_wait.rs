@@ -161,7 +161,7 @@ mod tests {
         }
 
         fn units_seen(&self) -> u64 {
-            self.camera.counters().units_seen.load(std::sync::atomic::Ordering::Relaxed)
+            self.camera.counters().units_seen.get()
         }
 
         fn publish(&mut self) {

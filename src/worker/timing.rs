@@ -235,9 +235,10 @@ mod tests {
             bench.submitted();
             bench.sent(0);
         }
-        let sums: Vec<u64> = Stage::ALL.into_iter().map(|stage| bench.summary(stage).sum_ns).collect();
+        let sums: Vec<u64> =
+            Stage::ALL.into_iter().map(|stage| bench.summary(stage).latencies.sum_ns()).collect();
         assert_eq!(sums[..5].iter().sum::<u64>(), sums[5], "{sums:?}");
-        assert!(Stage::ALL.into_iter().all(|stage| bench.summary(stage).count == 50));
+        assert!(Stage::ALL.into_iter().all(|stage| bench.summary(stage).latencies.count() == 50));
         let (units, writes) = (bench.counters.trace.units(0), bench.counters.trace.writes(0));
         assert_eq!((units.len(), writes.len()), (50, 50));
         assert!(writes.iter().all(|write| {
@@ -254,15 +255,19 @@ mod tests {
         bench.submitted();
         bench.unit(2, None, 10);
         bench.sent(15);
-        assert_eq!(bench.summary(Stage::SubmittedToSent).count, 0);
+        assert_eq!(bench.summary(Stage::SubmittedToSent).latencies.count(), 0);
         bench.sent(10);
-        assert_eq!(bench.summary(Stage::SubmittedToSent).count, 1);
+        assert_eq!(bench.summary(Stage::SubmittedToSent).latencies.count(), 1);
         bench.sent(0);
-        assert_eq!(bench.summary(Stage::SubmittedToSent).count, 1, "the second is not submitted yet");
+        assert_eq!(
+            bench.summary(Stage::SubmittedToSent).latencies.count(),
+            1,
+            "the second is not submitted yet"
+        );
         bench.submitted();
         bench.sent(0);
-        assert_eq!(bench.summary(Stage::SubmittedToSent).count, 2);
-        assert_eq!(bench.summary(Stage::CapturedToSent).count, 0, "no usable capture time");
+        assert_eq!(bench.summary(Stage::SubmittedToSent).latencies.count(), 2);
+        assert_eq!(bench.summary(Stage::CapturedToSent).latencies.count(), 0, "no usable capture time");
     }
 
     #[test]
@@ -272,7 +277,7 @@ mod tests {
         bench.unit(1, None, 0);
         bench.submitted();
         bench.sent(0);
-        assert_eq!(bench.summary(Stage::PacketisedToEncrypted).count, 0);
+        assert_eq!(bench.summary(Stage::PacketisedToEncrypted).latencies.count(), 0);
         assert!(bench.counters.trace.writes(0).is_empty());
     }
 
@@ -284,6 +289,6 @@ mod tests {
             bench.submitted();
         }
         bench.sent(0);
-        assert_eq!(bench.summary(Stage::SubmittedToSent).count, limits::TIMED_UNITS_MAX as u64);
+        assert_eq!(bench.summary(Stage::SubmittedToSent).latencies.count(), limits::TIMED_UNITS_MAX as u64);
     }
 }

@@ -7,11 +7,11 @@
 )]
 
 mod config;
+mod depacketize;
 mod http;
 mod session;
 mod session_hostile;
 mod session_replay;
 mod signaling;
 mod test_card;
-mod tidy;
 mod udp_edge;

@@ -1,7 +1,7 @@
-"""The Python peer: aiortc sending the camera's H.264 as it is (packets, no decoding), which is the best aiortc can
-do. Waits for the camera's semaphore in a thread, copies each unit out of the ring once, relays it to all viewers.
+"""The Python peer: aiortc sends the camera's H.264 as packets without decoding, which is the fastest way for aiortc.
+A thread waits for the camera's semaphore, copies each unit out of the ring once and relays it to all viewers.
 
-Candidates are on loopback (aioice leaves it out by itself): the measurement happens there.
+Loopback candidates are added, because the measurement uses loopback and aioice omits it.
 """
 
 import argparse

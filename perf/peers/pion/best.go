@@ -13,9 +13,9 @@ import (
 	"github.com/pion/webrtc/v4"
 )
 
-// Best is pion at its best: a unit is packetised once, straight from the slot, and written to tracks that all
-// viewers of a core share. NACK and sender reports stay, as streaming-server has them; statistics, TWCC and
-// receiver reports go.
+// Best is the fastest variant: a unit is packetised once, directly from the slot, and written to tracks that all
+// viewers of a core share. NACK and sender reports stay, as in streaming-server; statistics, TWCC and receiver
+// reports are left out.
 type Best struct {
 	ring     *Ring
 	recorder *Recorder
@@ -25,16 +25,16 @@ type Best struct {
 	joined   int
 }
 
-// lane is a shared track with a goroutine of its own.
+// lane is a shared track with its own goroutine.
 type lane struct {
 	track *webrtc.TrackLocalStaticRTP
 	units chan []*rtp.Packet
 	done  *sync.WaitGroup
 }
 
-const payloadBytes = 1140 // as streaming-server, so that the datagrams are as many
+const payloadBytes = 1140 // as in streaming-server, so that both send the same number of datagrams
 
-// NewBest makes it with so many lanes; 0: one per core.
+// NewBest returns a server with this many lanes; 0 means one per core.
 func NewBest(ring *Ring, recorder *Recorder, lanes int) (*Best, error) {
 	debug.SetGCPercent(400)
 	if lanes == 0 {
@@ -65,7 +65,7 @@ func NewBest(ring *Ring, recorder *Recorder, lanes int) (*Best, error) {
 	return best, nil
 }
 
-// HandleOffer puts viewers on the lanes in turn.
+// HandleOffer assigns viewers to the lanes in turn.
 func (b *Best) HandleOffer(offerJSON []byte) ([]byte, error) {
 	b.mu.Lock()
 	lane := b.lanes[b.joined%len(b.lanes)]
@@ -91,7 +91,7 @@ func (l *lane) write(packets []*rtp.Packet) {
 	}
 }
 
-// Start is woken by the camera's semaphore and fans each unit out. The first lane is written by this goroutine.
+// Start waits for the camera's semaphore and writes each unit to all lanes. It writes the first lane itself.
 func (b *Best) Start() {
 	runtime.LockOSThread()
 	packetizer := rtp.NewPacketizerWithOptions(payloadBytes+12, &codecs.H264Payloader{},

@@ -62,7 +62,7 @@ func (p *StreamProcessor) parseNALUnits(data []byte) [][]byte {
 	}
 }
 
-// Faithful is the server of the design.
+// Faithful is the server as the design describes it.
 type Faithful struct {
 	ring      *Ring
 	recorder  *Recorder
@@ -74,7 +74,7 @@ type Faithful struct {
 	api         *webrtc.API
 }
 
-// NewFaithful makes it: H.264 only, pion's default interceptors.
+// NewFaithful returns a server with H.264 only and pion's default interceptors.
 func NewFaithful(ring *Ring, recorder *Recorder) (*Faithful, error) {
 	engine, err := mediaEngine()
 	if err != nil {
@@ -102,7 +102,7 @@ func mediaEngine() (*webrtc.MediaEngine, error) {
 	}, webrtc.RTPCodecTypeVideo)
 }
 
-// loopback: the measurement happens there; pion leaves it out by default.
+// The measurement uses loopback, which pion excludes by default.
 func loopback() webrtc.SettingEngine {
 	settings := webrtc.SettingEngine{}
 	settings.SetIncludeLoopbackCandidate(true)

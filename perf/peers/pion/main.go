@@ -1,10 +1,10 @@
-// The Go design (go-design.md of this project) on the newest pion, as the peer streaming-server is measured
-// against. --variant faithful is the design as written: a 33 ms ticker, a copy of the frame through cgo, one
-// track and one WriteSample per viewer. --variant best is the best we could make of pion without changing it: woken
-// by the camera's semaphore, no copy of the frame, packetised once, one shared track per core.
+// The Go design this project began with, on the newest pion, as a peer for measurements. --variant faithful is the
+// design as written: a 33 ms ticker, a copy of the frame through cgo, one track and one WriteSample per viewer.
+// --variant best is the fastest server we could write with unmodified pion: woken by the camera's semaphore, no copy
+// of the frame, packetised once, one shared track per core.
 //
-// What differs from the design in both: flags instead of constants, no STUN server (this is a loopback
-// measurement), and the answer waits for ICE gathering: the design's answer holds no candidate and never connects.
+// Both differ from the design in three points: flags instead of constants, no STUN server (loopback only), and the
+// answer waits for ICE gathering, because the design's answer has no candidates and never connects.
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 	"syscall"
 )
 
-// streamer is what the two variants have in common.
+// streamer is the interface of both variants.
 type streamer interface {
 	HandleOffer(offer []byte) ([]byte, error)
 	Start()

@@ -18,7 +18,7 @@ type Recorder struct {
 	startedAt    time.Time
 }
 
-// NewRecorder makes the directory.
+// NewRecorder creates the directory.
 func NewRecorder(directory string) (*Recorder, error) {
 	return &Recorder{directory: directory}, os.MkdirAll(directory, 0o755)
 }

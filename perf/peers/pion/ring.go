@@ -59,7 +59,7 @@ static uint8_t *ring_slot(SharedMemory *shm, uint32_t unit) {
 	return shm->base + shm->slots_at + (size_t)(unit % shm->slots) * shm->stride;
 }
 
-// Copies the newest frame, -1 where it was read already.
+// Copies the newest frame. Returns -1 if it was read before.
 static int shm_frame_buffer_read(SharedMemory *shm, Frame *frame) {
 	uint32_t index = ring_index(shm);
 	if (index == shm->next) return -1;
@@ -71,7 +71,7 @@ static int shm_frame_buffer_read(SharedMemory *shm, Frame *frame) {
 	return 0;
 }
 
-// Waits for the camera's post; 0 when it came, 1 after a second of silence.
+// Waits for the camera's post. Returns 0 after a post, 1 after one second without a post.
 static int ring_wait(SharedMemory *shm) {
 	struct timespec deadline;
 	clock_gettime(CLOCK_REALTIME, &deadline);
@@ -79,7 +79,7 @@ static int ring_wait(SharedMemory *shm) {
 	return sem_timedwait((sem_t *)(shm->base + shm->sem_at), &deadline) == 0 ? 0 : 1;
 }
 
-// The next unit in place: where its bytes are and how many; NULL when there is none. Skips what was overwritten.
+// Returns address and size of the next unit in place; NULL if there is none. Skips overwritten units.
 static uint8_t *ring_next(SharedMemory *shm, uint64_t *bytes) {
 	uint32_t index = ring_index(shm);
 	if (index == shm->next) return NULL;
@@ -134,10 +134,10 @@ func (r *Ring) ReadFrame() (*Frame, error) {
 	}, nil
 }
 
-// Wait blocks until the camera posts; false after a second of silence.
+// Wait blocks until the camera posts. It returns false after one second without a post.
 func (r *Ring) Wait() bool { return C.ring_wait(r.c) == 0 }
 
-// Next gives the next unit in place, nil where there is none.
+// Next returns the next unit in place, or nil if there is none.
 func (r *Ring) Next() []byte {
 	var bytes C.uint64_t
 	at := C.ring_next(r.c, &bytes)

@@ -11,8 +11,9 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 
 use super::{Check, Verdict, check};
 use crate::app::server::security;
+use crate::base::clock::Moment;
 use crate::config::{Config, Tls};
-use crate::http::{Moment, TlsKeys, certificate};
+use crate::http::{TlsKeys, certificate};
 
 /// Whether somebody is asked for anything.
 pub(super) fn token(config: &Config) -> Check {

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::base::limits::WRITE_BUCKETS_US;
 use crate::metrics::Exposition;
-use crate::recorder::counters::{LATENCY_BOUNDS_US, RecorderCounters};
+use crate::recorder::counters::RecorderCounters;
 
 /// Adds the `recording_*` families.
 pub(super) fn expose(text: &mut Exposition, from: &RecorderCounters) {
@@ -20,15 +21,15 @@ pub(super) fn expose(text: &mut Exposition, from: &RecorderCounters) {
         ("recording_lapped_units_total", "Of those: overtaken by the camera (slow disk).", &from.lapped),
         ("disk_errors_total", "Failed operations on files.", &from.disk_errors),
     ] {
-        text.counter(name, help).value(value.load(Relaxed));
+        text.counter(name, help).value(value.get());
     }
-    let writes = from.write_latency.snapshot();
-    let bounds = LATENCY_BOUNDS_US.iter().zip(writes.buckets).map(|(&bound_us, count)| (bound_us, count));
+    let writes = from.write_latency.summary();
+    let buckets = WRITE_BUCKETS_US.into_iter().zip(writes.buckets(&WRITE_BUCKETS_US));
     text.histogram_us(
         "recording_write_seconds",
-        "Submission to completion of a write.",
-        bounds,
+        "Time from submitting a write to its completion.",
+        buckets,
         writes.count(),
-        writes.sum_ns,
+        writes.sum_ns(),
     );
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::base::limits::STAGE_BUCKETS_US;
 use crate::metrics::exposition::Seconds;
-use crate::metrics::stages::{BOUNDS_US, StageSummary, StageTotals, summarise};
+use crate::metrics::stages::{StageSummary, StageTotals, summarise};
 use crate::metrics::{Exposition, ViewerFigures, WorkerCounters};
 
 /// Percentiles told beside the buckets: exact to 1 %, but since the start.
@@ -22,8 +23,9 @@ fn histograms(text: &mut Exposition, stages: &[StageSummary]) {
     text.histogram("stage_latency_seconds", "Time an access unit takes from one stage to the next.");
     for summary in stages {
         let label = format!("stage=\"{}\",", summary.stage.name());
-        let buckets = BOUNDS_US.into_iter().zip(summary.buckets);
-        text.distribution(&label, buckets, summary.count, summary.sum_ns);
+        let latencies = &summary.latencies;
+        let buckets = STAGE_BUCKETS_US.into_iter().zip(latencies.buckets(&STAGE_BUCKETS_US));
+        text.distribution(&label, buckets, latencies.count(), latencies.sum_ns());
     }
 }
 
@@ -31,7 +33,7 @@ fn percentiles(text: &mut Exposition, stages: &[StageSummary]) {
     text.gauge("stage_latency_percentile_seconds", "Percentiles of the same since the start, within 1 %.");
     for summary in stages {
         for (name, share) in PERCENTILES {
-            if let Some(latency_ns) = summary.quantile_ns(share) {
+            if let Some(latency_ns) = summary.latencies.quantile_ns(share) {
                 let labels = [("stage", summary.stage.name()), ("percentile", name)];
                 text.with_labels(&labels, Seconds(latency_ns));
             }

@@ -9,9 +9,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::ServerError;
 use crate::app::addresses::interface_addresses;
+use crate::base::clock::Moment;
 use crate::config::{Config, Tls};
 use crate::http::certificate::{self, Certificate, CertificateError};
-use crate::http::{Access, Hosts, HttpConfig, Moment, TlsKeys};
+use crate::http::{Access, Hosts, HttpConfig, TlsKeys};
 use crate::metrics::LoginCounters;
 
 /// What the endpoints share.

@@ -70,9 +70,6 @@ pub const WAKES_MISSED_MAX: u32 = 8;
 /// Wakes in a row without a unit, after which the semaphore is given up for polling.
 pub const WAKES_EMPTY_MAX: u32 = 1_000;
 
-/// Between two log lines about the same trouble of the camera.
-pub const CAMERA_LOG_NS: i64 = 60_000_000_000;
-
 /// From one unit to the next, for a camera to have a rhythm that may be relied on: 4 to 250 units a second.
 pub const PREDICTED_INTERVALS_NS: std::ops::Range<i64> = 4_000_000..250_000_000;
 

@@ -71,7 +71,7 @@ fn a_lapped_cursor_is_told_once_and_goes_on_with_the_newest() {
         assert_eq!(missed_units, newest - 1, "{layout}: units 1 to newest - 1");
         assert_eq!(unit(cursor.next(0)).sequence, newest, "{layout}");
         assert!(matches!(cursor.next(0), Next::Empty), "{layout}");
-        let lapped = camera.counters().lapped_units.load(Ordering::Relaxed);
+        let lapped = camera.counters().lapped_units.get();
         assert_eq!(lapped, u64::from(missed_units), "{layout}");
     }
 }
@@ -89,7 +89,7 @@ fn a_view_is_intact_until_its_slot_may_be_written_again() {
         }
         assert!(!view.is_intact(), "{layout}: ring - 1 more: the camera may be writing this slot");
         assert_eq!(view.bytes, b"held"[..], "{layout}: not overwritten yet: the check has a slot to spare");
-        assert_eq!(camera.counters().torn.load(Ordering::Relaxed), 1);
+        assert_eq!(camera.counters().torn.get(), 1);
     }
 }
 
@@ -153,7 +153,7 @@ fn an_index_that_is_reset_is_a_restart_and_starts_with_its_first_unit() {
             let view = unit(cursor.next(0));
             assert_eq!((view.sequence, view.epoch, &view.bytes[..]), (0, 2, &b"new"[..]));
         }
-        assert_eq!(camera.counters().restarted.load(Ordering::Relaxed), 1);
+        assert_eq!(camera.counters().restarted.get(), 1);
     }
 }
 
@@ -183,7 +183,7 @@ fn the_index_wraps_without_a_loss() {
             assert_eq!(view.bytes, i.to_ne_bytes()[..], "{layout}");
             assert!(view.is_intact(), "{layout}");
         }
-        assert_eq!(camera.counters().restarted.load(Ordering::Relaxed), 0);
+        assert_eq!(camera.counters().restarted.get(), 0);
     }
 }
 
@@ -223,7 +223,7 @@ fn slots_that_lie_are_skipped_and_counted() {
     assert_eq!(unit(cursor.next(0)).bytes, b"data"[..]);
     let counters = camera.counters();
     for counter in [&counters.rejected_format, &counters.rejected_data_bytes, &counters.rejected_dimensions] {
-        assert_eq!(counter.load(Ordering::Relaxed), 1);
+        assert_eq!(counter.get(), 1);
     }
 }
 

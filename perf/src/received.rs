@@ -1,9 +1,10 @@
-//! What one viewer got: RTP packets joined to access units, the stamp of each read, the books kept. Pure: time
-//! comes with the packets. A depacketiser of its own on purpose: it must not share the server's mistakes.
+//! Reception statistics of one viewer: joins RTP packets to access units, reads the stamp of each unit, and records
+//! latency and defects. Pure: arrival times come with the packets. The depacketiser is separate from the server's on
+//! purpose, so that both do not share a mistake.
 //!
-//! A viewer that checks everything has every payload decrypted and sums the slices against the stamp. A light
-//! one decrypts a unit's packets only until the stamp is found; whether a unit is whole it sees by the sequence
-//! numbers and the marker, which are clear text.
+//! A viewer with `checks_all` decrypts every payload and compares the slices with the checksum of the stamp. Other
+//! viewers decrypt a unit's packets only until they find the stamp. They detect missing packets by sequence numbers and
+//! the marker, which are not encrypted.
 
 use streaming_server::h264::{Stamp, crc32_of_slices};
 
@@ -14,24 +15,24 @@ const SPS: u8 = 7;
 const STAP_A: u8 = 24;
 const FU_A: u8 = 28;
 
-/// One access unit that arrived whole.
+/// One access unit that arrived completely.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// The camera's number of the unit.
+    /// Unit number assigned by the camera.
     pub(crate) number: u64,
     /// CLOCK_MONOTONIC ns at which the camera published it.
     pub(crate) published_ns: i64,
-    /// From there to the last of its datagrams, in ns.
+    /// Time from publication to the arrival of its last datagram, in ns.
     pub(crate) latency_ns: i64,
     pub(crate) is_idr: bool,
-    /// Its slices do not have the checksum of the stamp. Only a viewer that checks everything knows.
+    /// The slices do not match the checksum of the stamp. Known only with `checks_all`.
     pub(crate) is_torn: bool,
 }
 
-/// One RTP packet, as far as the header tells.
+/// The header fields of one RTP packet and its arrival time.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Arrival {
-    /// Extended: does not wrap.
+    /// Extended sequence number, which does not wrap.
     pub(crate) sequence: u64,
     pub(crate) rtp_time: u32,
     pub(crate) marker: bool,
@@ -51,7 +52,7 @@ struct Pending {
     last_at_ns: i64,
     stamp: Option<Stamp>,
     is_idr: bool,
-    /// Sequence number and place in `bytes` of each payload.
+    /// Sequence number and range in `bytes` of each payload.
     parts: Vec<(u64, std::ops::Range<usize>)>,
     bytes: Vec<u8>,
 }
@@ -64,38 +65,39 @@ impl Pending {
         *self = Pending { rtp_time: Some(rtp_time), first: u64::MAX, parts, bytes, ..Pending::default() };
     }
 
-    /// `due` is the number its first packet must have; where nobody knows, the stamp, which comes first, has to do.
+    /// Returns true if all packets arrived. `due` is the expected number of the first packet. If it is unknown, the
+    /// presence of the stamp, which comes first, must suffice.
     fn is_whole(&self, due: Option<u64>) -> bool {
         let begins = due.map_or(self.stamp.is_some(), |due| due == self.first);
         begins && self.has_marker && self.packets == self.last - self.first + 1
     }
 }
 
-/// The books of one viewer.
+/// Reception statistics of one viewer.
 #[derive(Default)]
-pub(crate) struct Books {
-    /// Every payload is decrypted and every unit summed.
+pub(crate) struct Received {
+    /// Every payload is decrypted and every checksum compared.
     pub(crate) checks_all: bool,
     pub(crate) samples: Vec<Sample>,
-    /// CLOCK_MONOTONIC ns of the first datagram and of the first whole IDR unit.
+    /// CLOCK_MONOTONIC ns of the first datagram and of the first complete IDR unit.
     pub(crate) first_at_ns: Option<i64>,
     pub(crate) first_idr_at_ns: Option<i64>,
     pub(crate) packets: u64,
-    /// Units of which something was missing or that had no stamp.
+    /// Units with a missing packet or without a stamp.
     pub(crate) broken_units: u64,
-    /// Packets that did not decrypt.
+    /// Packets that failed to decrypt.
     pub(crate) refused_packets: u64,
-    /// Sequence number after the last whole unit.
+    /// Sequence number that follows the last complete unit.
     due: Option<u64>,
     pending: Pending,
 }
 
-impl Books {
-    pub(crate) fn new(checks_all: bool) -> Books {
-        Books { checks_all, ..Books::default() }
+impl Received {
+    pub(crate) fn new(checks_all: bool) -> Received {
+        Received { checks_all, ..Received::default() }
     }
 
-    /// Takes a packet; `open` decrypts its payload to the end of the buffer and says whether it was genuine.
+    /// Adds a packet. `open` appends its decrypted payload to the buffer and returns true if it was authentic.
     pub(crate) fn push(&mut self, arrival: Arrival, open: impl FnOnce(&mut Vec<u8>) -> bool) {
         self.first_at_ns.get_or_insert(arrival.at_ns);
         self.packets += 1;
@@ -119,7 +121,7 @@ impl Books {
                 self.refused_packets += 1;
                 return;
             }
-            unit.look_at(start);
+            unit.inspect(start);
             unit.parts.push((arrival.sequence, start..unit.bytes.len()));
         }
         if !unit.is_done && unit.is_whole(self.due) {
@@ -149,8 +151,8 @@ impl Books {
 }
 
 impl Pending {
-    /// Looks for the stamp and for what kind of unit this is in the payload that begins at `start`.
-    fn look_at(&mut self, start: usize) {
+    /// Searches the payload that begins at `start` for the stamp and the type of the unit.
+    fn inspect(&mut self, start: usize) {
         let payload = &self.bytes[start..];
         let Some(&header) = payload.first() else { return };
         let (mut stamp, mut is_idr) = (None, false);
@@ -170,7 +172,7 @@ impl Pending {
         self.is_idr |= is_idr;
     }
 
-    /// The checksum of the slices, `None` where the payloads do not form NAL units.
+    /// Returns the checksum of the slices; `None` if the payloads do not form NAL units.
     fn slices_crc32(&mut self) -> Option<u32> {
         self.parts.sort_by_key(|(sequence, _)| *sequence);
         let mut nals: Vec<Vec<u8>> = Vec::new();
@@ -218,56 +220,56 @@ mod tests {
         Stamp { unit_number: number, published_monotonic_ns: 1_000, slices_crc32 }.encode().to_vec()
     }
 
-    /// Stamp in one packet, the slice in two fragments.
+    /// Returns a unit in three payloads: the stamp, and the slice in two fragments.
     fn payloads(number: u64) -> [Vec<u8>; 3] {
         [stamp_nal(number), vec![0x7C, 0x85, 1, 2], vec![0x7C, 0x45, 3, 4]]
     }
 
-    fn push(books: &mut Books, sequence: u64, unit: u64, payload: &[u8], marker: bool) {
+    fn push(received: &mut Received, sequence: u64, unit: u64, payload: &[u8], marker: bool) {
         let arrival =
             Arrival { sequence, rtp_time: unit as u32 * 3_000, marker, at_ns: 1_500 + sequence as i64 };
-        books.push(arrival, |out| {
+        received.push(arrival, |out| {
             out.extend_from_slice(payload);
             true
         });
     }
 
     #[test]
-    fn whole_units_are_counted_in_whatever_order_their_packets_come() {
-        let mut books = Books { checks_all: true, ..Books::default() };
+    fn reordered_packets_still_make_complete_units() {
+        let mut received = Received { checks_all: true, ..Received::default() };
         for (unit, order) in [(0, [0, 1, 2]), (1, [2, 0, 1])] {
             for index in order {
-                push(&mut books, unit * 3 + index, unit, &payloads(unit)[index as usize], index == 2);
+                push(&mut received, unit * 3 + index, unit, &payloads(unit)[index as usize], index == 2);
             }
         }
         let seen: Vec<_> =
-            books.samples.iter().map(|s| (s.number, s.latency_ns, s.is_idr, s.is_torn)).collect();
+            received.samples.iter().map(|s| (s.number, s.latency_ns, s.is_idr, s.is_torn)).collect();
         assert_eq!(seen, [(0, 502, true, false), (1, 505, true, false)]);
-        assert_eq!((books.broken_units, books.packets), (0, 6));
+        assert_eq!((received.broken_units, received.packets), (0, 6));
     }
 
     #[test]
-    fn a_lost_packet_breaks_its_unit_and_no_other() {
+    fn lost_packet_breaks_only_its_unit() {
         for checks_all in [true, false] {
-            let mut books = Books { checks_all, ..Books::default() };
+            let mut received = Received { checks_all, ..Received::default() };
             for (sequence, unit, index) in [(0, 0, 0), (2, 0, 2), (3, 1, 0), (4, 1, 1), (5, 1, 2)] {
-                push(&mut books, sequence, unit, &payloads(unit)[index], index == 2);
+                push(&mut received, sequence, unit, &payloads(unit)[index], index == 2);
             }
-            let numbers: Vec<u64> = books.samples.iter().map(|sample| sample.number).collect();
-            assert_eq!((numbers, books.broken_units), (vec![1], 1));
+            let numbers: Vec<u64> = received.samples.iter().map(|sample| sample.number).collect();
+            assert_eq!((numbers, received.broken_units), (vec![1], 1));
         }
     }
 
     #[test]
-    fn a_changed_slice_is_torn_for_the_viewer_that_checks() {
+    fn changed_slice_is_torn_for_a_checking_viewer() {
         for checks_all in [true, false] {
-            let mut books = Books { checks_all, ..Books::default() };
+            let mut received = Received { checks_all, ..Received::default() };
             let [stamp, first, mut second] = payloads(0);
             second[2] = 9;
             for (index, payload) in [stamp, first, second].iter().enumerate() {
-                push(&mut books, index as u64, 0, payload, index == 2);
+                push(&mut received, index as u64, 0, payload, index == 2);
             }
-            assert_eq!(books.samples[0].is_torn, checks_all);
+            assert_eq!(received.samples[0].is_torn, checks_all);
         }
     }
 }

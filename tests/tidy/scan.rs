@@ -1,8 +1,8 @@
-//! A small scanner of Rust text for `tests/fast/tidy.rs`: hides comments and strings, finds words, functions and
-//! the rooms a file names. It knows brackets, not grammar; it must not grow into a parser.
+//! A small scanner of Rust text for `tests/tidy`: blanks comments, strings and tests, finds words, functions and
+//! the paths that a file names. It knows brackets, not grammar. It must not grow into a parser.
 
-/// The text with the insides of comments, strings and characters replaced by blanks; same byte offsets, same
-/// lines. Raw strings and nested comments are understood; a `'` that begins a lifetime is left alone.
+/// The text with comments, strings and characters replaced by blanks; same byte offsets, same lines. Handles raw strings
+/// and nested comments. Leaves lifetimes as they are.
 pub(crate) fn mask(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = bytes.to_vec();
@@ -97,7 +97,7 @@ fn is_word(byte: u8) -> bool {
     byte == b'_' || byte.is_ascii_alphanumeric() || byte >= 0x80
 }
 
-/// Whether the bytes at `at..at + length` stand alone and are not part of a longer word.
+/// Returns true if the bytes at `at..at + length` are a whole word.
 pub(crate) fn is_word_at(text: &str, at: usize, length: usize) -> bool {
     let bytes = text.as_bytes();
     let before = at.checked_sub(1).and_then(|i| bytes.get(i)).is_some_and(|&byte| is_word(byte));
@@ -106,7 +106,7 @@ pub(crate) fn is_word_at(text: &str, at: usize, length: usize) -> bool {
     !before && !after
 }
 
-/// Offsets at which `word` stands alone.
+/// Offsets at which `word` is a whole word.
 pub(crate) fn words(masked: &str, word: &str) -> Vec<usize> {
     let hits = masked.match_indices(word).map(|(at, _)| at);
     hits.filter(|&at| is_word_at(masked, at, word.len())).collect()
@@ -163,51 +163,144 @@ fn closing_brace(masked: &str, open: usize) -> usize {
     masked.len()
 }
 
-/// (line, room) for every room that a path of the file begins with: `crate::room`, `streaming_server::room`,
-/// groups `crate::{room, other::X}`, and as many `super::` as the file is `depth` modules deep.
-pub(crate) fn references_to_rooms(masked: &str, rooms: &[&str], depth: usize) -> Vec<(usize, String)> {
-    let supers = "super::".repeat(depth);
+/// The masked text with every item under `#[cfg(test)]` blanked too; same byte offsets.
+pub(crate) fn without_tests(masked: &str) -> String {
+    const MARK: &str = "#[cfg(test)]";
+    let mut out = masked.as_bytes().to_vec();
+    for (at, _) in masked.match_indices(MARK) {
+        let end = end_of_item(masked, at + MARK.len());
+        out[at..end].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ');
+    }
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// Where the item, field or statement after an attribute ends.
+fn end_of_item(masked: &str, from: usize) -> usize {
+    let rest = masked[from..].trim_start();
+    let start = masked.len() - rest.len();
+    if rest.starts_with("#[") {
+        let close = masked[start..].find(']').map_or(masked.len(), |offset| start + offset + 1);
+        return end_of_item(masked, close);
+    }
+    let word: String = rest.chars().take_while(|c| is_word_char(*c)).collect();
+    let is_field = !ITEM_WORDS.contains(&word.as_str());
+    let mut nesting = 0_usize;
+    for (offset, byte) in masked.bytes().enumerate().skip(start) {
+        match byte {
+            b'(' | b'[' => nesting += 1,
+            b')' | b']' => nesting = nesting.saturating_sub(1),
+            b';' if nesting == 0 => return offset + 1,
+            b',' if nesting == 0 && is_field => return offset + 1,
+            b'}' if nesting == 0 => return offset,
+            b'{' if nesting == 0 && masked[start..offset].starts_with("use ") => {}
+            b'{' if nesting == 0 => return closing_brace(masked, offset) + 1,
+            _ => {}
+        }
+    }
+    masked.len()
+}
+
+/// The first words of items and statements. Anything else after an attribute is a field, a variant or a match arm.
+const ITEM_WORDS: [&str; 17] = [
+    "mod",
+    "use",
+    "fn",
+    "pub",
+    "impl",
+    "struct",
+    "enum",
+    "const",
+    "static",
+    "type",
+    "trait",
+    "let",
+    "async",
+    "unsafe",
+    "extern",
+    "macro_rules",
+    "proptest",
+];
+
+fn is_word_char(c: char) -> bool {
+    c == '_' || c.is_alphanumeric()
+}
+
+/// A path that a file names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) line: usize,
+    pub(crate) path: Vec<String>,
+    /// It stands in a `use` that exports it again (`pub use`, `pub(crate) use`).
+    pub(crate) is_reexport: bool,
+}
+
+/// Every path of the file that begins at a known module, from the crate's root: `crate::`, `streaming_server::`,
+/// `super::`, `self::`, and the members of `use` groups. `module` is the file's own path, empty for `lib.rs`.
+pub(crate) fn paths_named(masked: &str, module: &[String]) -> Vec<Named> {
     let mut found = Vec::new();
-    for prefix in ["crate::", "streaming_server::", supers.as_str()] {
-        for (at, _) in masked.match_indices(prefix) {
-            if prefix == supers && masked[..at].ends_with("super::") {
+    for start in ["crate", "streaming_server", "super", "self"] {
+        for at in words(masked, start) {
+            if masked[..at].ends_with("::") || !masked[at + start.len()..].starts_with("::") {
                 continue;
             }
-            if !is_word_at(masked, at, 1) && at > 0 && is_word(masked.as_bytes()[at - 1]) {
-                continue;
+            let mut base = if matches!(start, "super" | "self") { module.to_vec() } else { Vec::new() };
+            if start == "super" {
+                base.pop();
             }
-            for name in names_after(&masked[at + prefix.len()..]) {
-                if rooms.contains(&name.as_str()) {
-                    found.push((line_of(masked, at), name));
-                }
+            let line = line_of(masked, at);
+            let is_reexport = is_reexport(&masked[..at]);
+            for path in expand(&masked[at + start.len() + 2..], base) {
+                found.push(Named { line, path, is_reexport });
             }
         }
     }
     found
 }
 
-/// The first name of a path, or of each member of a `{...}` group.
-fn names_after(rest: &str) -> Vec<String> {
-    let first_name = |part: &str| -> String {
-        part.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-    };
-    if !rest.starts_with('{') {
-        return vec![first_name(rest)];
+/// Returns true if the statement that ends here began with `pub use` or `pub(...) use`.
+fn is_reexport(before: &str) -> bool {
+    let statement = before.rsplit([';', '}']).next().unwrap_or_default();
+    statement
+        .rsplit('\n')
+        .next()
+        .is_some_and(|line| line.trim_start().starts_with("pub") && line.contains(" use "))
+}
+
+/// The full paths that begin with `base` and go on with `rest`: one, or one for each member of a group.
+pub(crate) fn expand(rest: &str, mut base: Vec<String>) -> Vec<Vec<String>> {
+    let rest = rest.trim_start();
+    if rest.starts_with('{') {
+        let group = &rest[1..closing_brace(rest, 0)];
+        return members(group).into_iter().flat_map(|member| expand(member, base.clone())).collect();
     }
-    let group = &rest[1..closing_brace(rest, 0)];
-    let mut names = Vec::new();
+    let name: String = rest.chars().take_while(|c| is_word_char(*c)).collect();
+    match name.as_str() {
+        "" | "self" => return vec![base],
+        "super" => drop(base.pop()),
+        _ => base.push(name.clone()),
+    }
+    match rest[name.len()..].strip_prefix("::") {
+        Some(tail) => expand(tail, base),
+        None => vec![base],
+    }
+}
+
+/// The members of a `{...}` group, split at its own commas.
+fn members(group: &str) -> Vec<&str> {
+    let mut members = Vec::new();
     let (mut nesting, mut start) = (0_usize, 0);
     for (offset, byte) in group.bytes().enumerate() {
         match byte {
             b'{' => nesting += 1,
             b'}' => nesting = nesting.saturating_sub(1),
             b',' if nesting == 0 => {
-                names.push(first_name(&group[start..offset]));
+                members.push(&group[start..offset]);
                 start = offset + 1;
             }
             _ => {}
         }
     }
-    names.push(first_name(&group[start..]));
-    names
+    members.push(&group[start..]);
+    members.retain(|member| !member.trim().is_empty());
+    members
 }

@@ -1,15 +1,15 @@
-//! What a broken camera may put into a slot. Only makes lies; publishing them is up to the caller.
+//! Malformed units, as a broken camera may publish them. This module only corrupts a unit; the caller publishes it.
 
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::camera::{FORMAT_H264, SlotMetadata};
 
-/// Kinds of lies; they come in turn.
-pub(super) const LIES: u64 = 11;
+/// Number of kinds of corruption; callers go through them in turn.
+pub(super) const KINDS: u64 = 11;
 
-/// Turns the truth about a unit into lie `number` (modulo [`LIES`]). Most make the unit unusable; a jump of the
-/// frame number and a wild time do not.
-pub(super) fn tell(number: u64, metadata: &mut SlotMetadata, bytes: &mut [u8]) {
-    match number % LIES {
+/// Applies corruption `number` (modulo [`KINDS`]) to a unit. Most kinds make the unit unusable; a jump of the
+/// frame number and an absurd timestamp do not.
+pub(super) fn corrupt(number: u64, metadata: &mut SlotMetadata, bytes: &mut [u8]) {
+    match number % KINDS {
         0 => metadata.data_bytes = u64::MAX,
         1 => metadata.data_bytes = 0,
         2 => metadata.data_bytes = SLOT_DATA_BYTES_MAX as u64 + 1,
@@ -24,7 +24,7 @@ pub(super) fn tell(number: u64, metadata: &mut SlotMetadata, bytes: &mut [u8]) {
     }
 }
 
-/// Random bytes (xorshift64) in place of the unit.
+/// Replaces the bytes by random ones (xorshift64).
 fn noise(seed: u64, bytes: &mut [u8]) {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     for byte in bytes {
@@ -35,7 +35,7 @@ fn noise(seed: u64, bytes: &mut [u8]) {
     }
 }
 
-/// Nothing but NAL units of one byte.
+/// Replaces the bytes by NAL units of one byte each.
 fn start_codes(bytes: &mut [u8]) {
     for (byte, pattern) in bytes.iter_mut().zip([0, 0, 1, 0x65].into_iter().cycle()) {
         *byte = pattern;
@@ -47,18 +47,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_lie_differs_from_the_truth_and_keeps_its_length() {
-        let truth = SlotMetadata {
+    fn every_corruption_changes_the_unit_but_not_its_length() {
+        let original = SlotMetadata {
             width: 640,
             height: 480,
             format: FORMAT_H264,
             data_bytes: 100,
             ..Default::default()
         };
-        for number in 0..LIES {
-            let (mut metadata, mut bytes) = (truth, vec![0x42; 100]);
-            tell(number, &mut metadata, &mut bytes);
-            assert!(metadata != truth || bytes != [0x42; 100], "lie {number}");
+        for number in 0..KINDS {
+            let (mut metadata, mut bytes) = (original, vec![0x42; 100]);
+            corrupt(number, &mut metadata, &mut bytes);
+            assert!(metadata != original || bytes != [0x42; 100], "corruption {number}");
             assert_eq!(bytes.len(), 100);
         }
     }

@@ -1,0 +1,251 @@
+//! Rules about code: unsafe blocks, the sizes of functions and files, clocks, bounds, and dependencies.
+
+use std::fs;
+
+use super::scan::{function_lengths, line_of, mask, without_tests, words};
+use super::{check, listed, root, rust_sources, sources};
+
+/// Code lines that a function may have, counted as clippy's `too_many_lines` does.
+const FUNCTION_LINES_MAX: usize = 70;
+/// Lines that a source file may have, with its unit tests.
+const FILE_LINES_MAX: usize = 600;
+
+/// Files (or, ending in `/`, directories) that may contain `unsafe`.
+const MAY_BE_UNSAFE: &[&str] = &[
+    "src/camera/mapping.rs",
+    "src/camera/waiter.rs",
+    "src/camera/locks.rs",
+    "src/camera/writer.rs",
+    "src/uring/ring.rs",
+    "src/uring/buffers.rs",
+    "src/profiling/",
+    "perf/src/socket.rs", // recvmmsg with timestamps, GSO sends, children that end with us
+    "src/worker/simulated_day/heap.rs", // a counting global allocator of the unit tests
+    "benches/profiling.rs", // calls two allocators by hand
+    "tests/no_alloc.rs",  // a counting global allocator
+    "tests/support/debugger.rs",
+    "tests/copies.rs", // its own memcpy and memmove, which count
+    "benches/gate.rs", // a counting global allocator
+];
+
+/// Files that may read a clock. Everywhere else time is an argument.
+const MAY_READ_THE_CLOCK: &[&str] = &[
+    "src/base/clock.rs",
+    "src/recorder/clock.rs", // an edge with a thread of its own
+    "src/camera/waiter.rs",
+    "src/camera/source.rs",   // how far the camera's two possible clocks are apart
+    "src/recorder/disk.rs",   // an edge: how long a write took
+    "src/recorder/engine.rs", // the recorder thread's loop
+    "src/session/media/wallclock.rs", // pairs the two clocks once, at start
+    "src/session/transport/profile.rs", // measures the SRTP profiles once, at start
+    "src/metrics/process.rs", // uptime and CPU time of the process, at a scrape
+    "src/profiling/clock.rs", // stamps profiles, paces the sampler's own waiting
+    "src/simulator/",
+    "src/http/",
+    "src/app/doctor.rs", // how old the ring's newest stamp is
+    "src/main.rs",
+    "src/bin/",
+    "tests/",
+    "benches/",
+    "perf/",
+];
+
+fn unsafe_only_where_marked(path: &str, text: &str) -> Vec<String> {
+    if listed(path, MAY_BE_UNSAFE) {
+        return Vec::new();
+    }
+    let masked = mask(text);
+    let at = words(&masked, "unsafe");
+    at.into_iter().map(|i| format!("{path}:{}: unsafe outside the marked files", line_of(text, i))).collect()
+}
+
+/// A block or impl needs a SAFETY comment on its own line or in the lines above it, without an empty line between.
+fn unsafe_is_argued(path: &str, text: &str) -> Vec<String> {
+    let masked = mask(text);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for at in words(&masked, "unsafe") {
+        let rest = masked[at + "unsafe".len()..].trim_start();
+        if !rest.starts_with('{') && !rest.starts_with("impl") {
+            continue;
+        }
+        let line = line_of(text, at);
+        let argued = lines[..line].iter().rev().take(12).take_while(|l| !l.trim().is_empty());
+        if !argued.into_iter().any(|l| l.contains("SAFETY:")) {
+            found.push(format!("{path}:{line}: unsafe without a SAFETY comment"));
+        }
+    }
+    found
+}
+
+fn short_functions(path: &str, text: &str) -> Vec<String> {
+    function_lengths(&mask(text))
+        .into_iter()
+        .filter(|(_, _, lines)| *lines > FUNCTION_LINES_MAX)
+        .map(|(line, name, lines)| {
+            format!("{path}:{line}: fn {name} has {lines} lines, {FUNCTION_LINES_MAX} allowed")
+        })
+        .collect()
+}
+
+fn short_files(path: &str, text: &str) -> Vec<String> {
+    let lines = text.lines().count();
+    if lines <= FILE_LINES_MAX {
+        return Vec::new();
+    }
+    vec![format!("{path}: {lines} lines, {FILE_LINES_MAX} allowed")]
+}
+
+/// Unit tests may read a clock: they need a moment to start from.
+fn time_is_an_argument(path: &str, text: &str) -> Vec<String> {
+    if listed(path, MAY_READ_THE_CLOCK) {
+        return Vec::new();
+    }
+    let code = without_tests(&mask(text));
+    let clocks = ["Instant::now", "SystemTime::now", "clock_gettime"];
+    let hits = clocks.iter().flat_map(|clock| code.match_indices(clock));
+    hits.map(|(at, clock)| format!("{path}:{}: {clock} outside the files that may", line_of(text, at)))
+        .collect()
+}
+
+/// The bounds are in one place. A bound of one file only says so in a comment, on its line or the line above.
+fn bounds_are_in_limits(path: &str, text: &str) -> Vec<String> {
+    if path.starts_with("src/base/limits") || path.contains("/simulated_day/") {
+        return Vec::new();
+    }
+    let code = without_tests(&mask(text));
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for at in words(&code, "const") {
+        let name: String =
+            code[at + 5..].trim_start().chars().take_while(|c| *c == '_' || c.is_alphanumeric()).collect();
+        let line = line_of(text, at);
+        let is_local = lines[line.saturating_sub(2)..line].iter().any(|line| line.contains("local bound"));
+        if name.ends_with("_MAX") && !is_local {
+            found.push(format!("{path}:{line}: {name} belongs into base/limits, or is marked `local bound`"));
+        }
+    }
+    found
+}
+
+fn dependencies_say_why(path: &str, text: &str) -> Vec<String> {
+    let mut in_dependencies = false;
+    let mut comment_before = false;
+    let mut found = Vec::new();
+    for (index, line) in text.lines().map(str::trim).enumerate() {
+        if line.starts_with('[') {
+            in_dependencies = line.contains("dependencies");
+        } else if in_dependencies && !line.is_empty() && !line.starts_with('#') {
+            let has_reason = line.split_once('#').is_some_and(|(_, reason)| reason.trim().len() >= 5);
+            if !has_reason && !comment_before {
+                found.push(format!("{path}:{}: a dependency without its reason", index + 1));
+            }
+        }
+        comment_before = line.starts_with('#');
+    }
+    found
+}
+
+// ---- applied to the sources ----------------------------------------------------------------------------
+
+#[test]
+fn unsafe_lives_in_the_marked_files_only() {
+    check(&rust_sources(), unsafe_only_where_marked);
+}
+
+#[test]
+fn every_unsafe_block_is_argued() {
+    check(&rust_sources(), unsafe_is_argued);
+}
+
+#[test]
+fn functions_fit_on_a_screen() {
+    check(&rust_sources(), short_functions);
+}
+
+#[test]
+fn files_stay_small() {
+    check(&rust_sources(), short_files);
+}
+
+#[test]
+fn clocks_are_read_in_the_allowed_files_only() {
+    check(&rust_sources(), time_is_an_argument);
+}
+
+#[test]
+fn bounds_are_defined_in_limits_or_marked_local() {
+    check(&sources(&["src"], &[".rs"]), bounds_are_in_limits);
+}
+
+#[test]
+fn every_dependency_carries_its_reason() {
+    let manifest = |path: &str| (path.to_owned(), fs::read_to_string(root().join(path)).unwrap());
+    check(&["Cargo.toml", "perf/Cargo.toml", "tests/support/Cargo.toml"].map(manifest), dependencies_say_why);
+}
+
+// ---- every rule fails on a bad sample ------------------------------------------------------------------
+
+#[test]
+fn the_unsafe_rules_see_a_stray_and_an_unargued_block() {
+    let bad = "fn f() { unsafe { g() } }";
+    assert_eq!(unsafe_only_where_marked("src/h264/nal.rs", bad).len(), 1);
+    assert!(unsafe_only_where_marked("src/uring/ring.rs", bad).is_empty());
+    assert!(unsafe_only_where_marked("src/h264/nal.rs", "#![deny(unsafe_code)] // unsafe").is_empty());
+    assert_eq!(unsafe_is_argued("x", bad).len(), 1);
+    assert_eq!(unsafe_is_argued("x", "// SAFETY: far\n\nunsafe impl Send for X {}").len(), 1);
+    assert!(unsafe_is_argued("x", "// SAFETY: g has no contract.\nlet a =\n    unsafe { g() };").is_empty());
+    assert!(unsafe_is_argued("x", "unsafe fn f();").is_empty());
+}
+
+#[test]
+fn the_size_rules_count() {
+    let body = "    let s = \"}\"; // }\n".repeat(FUNCTION_LINES_MAX);
+    let long = format!("fn f(a: [u8; 4]) where u8: Copy {{\n{body}    g();\n}}\n");
+    assert_eq!(short_functions("x", &long).len(), 1);
+    assert!(short_functions("x", &format!("fn f() {{\n{body}}}\n")).is_empty());
+    let comments = "    // }\n\n".repeat(200);
+    assert!(short_functions("x", &format!("fn f() {{\n{comments}}}\n")).is_empty());
+    assert_eq!(short_files("x", &"\n".repeat(FILE_LINES_MAX + 1)).len(), 1);
+    assert!(short_files("x", &"\n".repeat(FILE_LINES_MAX)).is_empty());
+}
+
+#[test]
+fn the_clock_rule_sees_a_clock() {
+    let bad = "fn f() { let now = Instant::now(); }";
+    assert_eq!(time_is_an_argument("src/session/gate.rs", bad).len(), 1);
+    assert!(time_is_an_argument("src/base/clock.rs", bad).is_empty());
+    assert!(time_is_an_argument("src/session/gate.rs", &format!("#[cfg(test)]\n{bad}")).is_empty());
+    let after = format!("#[cfg(test)]\nuse std::fs;\n{bad}");
+    assert_eq!(time_is_an_argument("src/session/gate.rs", &after).len(), 1);
+    assert!(time_is_an_argument("src/session/gate.rs", "// Instant::now").is_empty());
+}
+
+#[test]
+fn the_bound_rule_sees_a_stray_bound() {
+    let bad = "pub const LINES_MAX: usize = 3;";
+    assert_eq!(bounds_are_in_limits("src/a.rs", bad).len(), 1);
+    for good in [
+        format!("{bad} // local bound"),
+        format!("/// A local bound.\n{bad}"),
+        format!("#[cfg(test)]\n{bad}"),
+        "const LINES: usize = 3;".to_owned(),
+    ] {
+        assert!(bounds_are_in_limits("src/a.rs", &good).is_empty(), "{good}");
+    }
+    assert!(bounds_are_in_limits("src/base/limits.rs", bad).is_empty());
+}
+
+#[test]
+fn the_dependency_rule_sees_a_missing_reason() {
+    let bad = "[dependencies]\nlibc = \"0.2\"\n";
+    assert_eq!(dependencies_say_why("x", bad).len(), 1);
+    assert_eq!(dependencies_say_why("x", "[dev-dependencies]\nlibc = \"0.2\" # no\n").len(), 1);
+    for good in [
+        "[dependencies]\nlibc = \"0.2\" # cmsg layouts\n",
+        "[dependencies]\n# cmsg layouts\nlibc = \"0.2\"\n",
+    ] {
+        assert!(dependencies_say_why("x", good).is_empty(), "{good}");
+    }
+    assert!(dependencies_say_why("x", "[package]\nname = \"x\"\n").is_empty());
+}
