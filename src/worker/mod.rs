@@ -13,9 +13,8 @@ pub mod commands;
 mod gop;
 mod gop_backfill;
 mod inline_wait;
-mod registry;
-mod rhythm;
-mod routes;
+pub mod registry;
+mod replay;
 pub mod rtp_clock;
 #[cfg(test)]
 mod simulated_day;
