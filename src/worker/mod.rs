@@ -13,9 +13,10 @@ pub mod commands;
 mod gop;
 mod gop_backfill;
 mod inline_wait;
-pub mod registry;
-mod replay;
-pub mod rtp_clock;
+mod registry;
+mod rhythm;
+mod routes;
+mod rtp_clock;
 #[cfg(test)]
 mod simulated_day;
 mod source;
