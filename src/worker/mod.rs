@@ -14,7 +14,6 @@ mod gop;
 mod gop_backfill;
 mod inline_wait;
 mod registry;
-mod rhythm;
 mod routes;
 mod rtp_clock;
 #[cfg(test)]
