@@ -2,7 +2,7 @@
 
 /// Turns capture timestamps (CLOCK_MONOTONIC ns) into extended RTP times (RFC 6184: 90 kHz).
 #[derive(Debug, Default)]
-pub struct RtpClock {
+pub(super) struct RtpClock {
     last: Option<Last>,
 }
 
@@ -21,7 +21,7 @@ const STEP_90K_MIN: u64 = 1;
 impl RtpClock {
     /// Returns the RTP time of the unit captured at `captured_ns`. Starts at 0; sessions add their own offset.
     /// A backward or too large step advances by one tick, and its timestamp becomes the new reference.
-    pub fn rtp_time_90k(&mut self, captured_ns: i64) -> u64 {
+    pub(super) fn rtp_time_90k(&mut self, captured_ns: i64) -> u64 {
         let rtp_time_90k = match self.last {
             None => 0,
             Some(last) => {
