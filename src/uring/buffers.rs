@@ -43,8 +43,7 @@ impl<T> Slot<T> {
         Slot { memory: NonNull::from(Box::leak(Box::new(memory))), token, is_held: false }
     }
 
-    /// Returns true while the kernel holds the memory.
-    pub(super) fn is_held(&self) -> bool {
+    fn is_held(&self) -> bool {
         self.is_held
     }
 
@@ -231,8 +230,7 @@ impl SendSlab {
         bytes.unwrap_or_default().chunks(batch.shape.segment_bytes.max(1))
     }
 
-    /// Frees an operation that is ours. At most [`SEND_BUFFERS_KEPT`] free operations keep their bytes: the congestion
-    /// that needed more is over.
+    /// Frees an operation that is ours. At most [`SEND_BUFFERS_KEPT`] free ones keep their bytes after a congestion.
     pub(super) fn free(&mut self, index: u32) {
         let is_enough = self.free.len() >= SEND_BUFFERS_KEPT;
         let Some(memory) = self.slot(index).and_then(|(slot, _)| slot.get_mut()) else { return };

@@ -89,7 +89,7 @@ pub(super) fn decode_address(bytes: &[u8]) -> Option<SocketAddr> {
 }
 
 /// Returns an IPv4-mapped address as IPv4, any other unchanged.
-pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
+fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
         IpAddr::V6(_) => address,

@@ -13,7 +13,7 @@ struct Last {
 }
 
 /// A larger step is a clock that was set or a wrong timestamp; it advances by one tick.
-const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000;
+const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000; // local bound
 
 /// Step of a unit whose timestamp is not usable: one tick, so that time still increases.
 const STEP_90K_MIN: u64 = 1;

@@ -1,5 +1,5 @@
-//! The UDP driver on real sockets: what is sent arrives whole and in order, what arrives is told, nothing the
-//! kernel holds is lost or freed.
+//! The UDP driver on real sockets: sent datagrams arrive complete and in order, received ones are reported, and nothing that
+//! the kernel holds is lost or freed.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -187,7 +187,7 @@ fn a_long_train_is_split_where_the_kernel_wants_it() {
 }
 
 #[test]
-fn v4_and_v6_and_v4_over_dual_stack_are_told_by_their_own_names() {
+fn addresses_of_v4_v6_and_dual_stack_are_reported_in_their_own_family() {
     for features in [Features::ALL, NO_FEATURES] {
         for (ours, to, theirs) in [
             ("127.0.0.1:0", "127.0.0.1", "127.0.0.1:0"),
@@ -525,11 +525,11 @@ fn inner_sends_the_kernel_holds() {
     let config =
         UdpDriverConfig { socket: Arc::new(socket), receives: true, eventfds: Vec::new(), sends_max: 16 };
     let mut driver = UdpDriver::new(config).unwrap();
-    // Nobody answers for this address: datagrams wait for ARP, fill the socket's buffer, and further sends
-    // stay with the kernel.
-    let nobody = "10.9.9.77:5000".parse().unwrap();
+    // No host answers for this address: datagrams wait for ARP, fill the socket's buffer, and further sends stay with the
+    // kernel.
+    let absent = "10.9.9.77:5000".parse().unwrap();
     for n in 0..100 {
-        send(&mut driver, n, nobody, &[0; 1200]);
+        send(&mut driver, n, absent, &[0; 1200]);
     }
     driver.submit_and_wait(Duration::from_millis(10)).unwrap();
     let held: u32 = (0..100).map(|viewer| driver.in_flight(viewer)).sum();
