@@ -2,7 +2,6 @@
 //! May not wait for units nor read them.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -34,19 +33,6 @@ pub enum Wake {
     Poll,
 }
 
-impl FromStr for Wake {
-    type Err = WakeError;
-
-    fn from_str(name: &str) -> Result<Wake, WakeError> {
-        match name {
-            "auto" => Ok(Wake::Auto),
-            "semaphore" => Ok(Wake::Semaphore),
-            "poll" => Ok(Wake::Poll),
-            _ => Err(WakeError { name: name.to_owned() }),
-        }
-    }
-}
-
 impl fmt::Display for Wake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -55,14 +41,6 @@ impl fmt::Display for Wake {
             Wake::Poll => "poll",
         })
     }
-}
-
-/// No way of waking has this name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is no way to wait for the camera; known: auto, semaphore, poll")]
-pub struct WakeError {
-    /// What was asked for.
-    pub name: String,
 }
 
 /// What is known of the camera.
@@ -477,15 +455,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ways_of_waking_are_read_and_shown_alike() {
-        for wake in [Wake::Auto, Wake::Semaphore, Wake::Poll] {
-            assert_eq!(wake.to_string().parse(), Ok(wake));
-        }
-        let message = "futex".parse::<Wake>().unwrap_err().to_string();
-        assert!(message.contains("futex") && message.contains("semaphore"), "{message}");
-    }
 
     #[test]
     fn a_camera_without_segment_is_away_and_says_why() {
