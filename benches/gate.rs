@@ -30,7 +30,7 @@ use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
 use streaming_server::camera::{Camera, Cursor, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
 use streaming_server::h264::{Assembler, Packetizer, Payloads, scan};
-use streaming_server::recorder::format::fmp4::{self, Fragment, Index, UnitKind};
+use streaming_server::recorder::format::{Fragment, Index, UnitKind, fmp4};
 use streaming_server::session::SrtpChoice;
 use streaming_server::session::media::srtp::{self, RtpPacket, Sealer};
 use streaming_server::uring::{UdpDriver, UdpDriverConfig, open_socket};

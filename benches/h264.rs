@@ -1,7 +1,7 @@
-//! What the h264 room costs per access unit: scan, assemble, packetise; a P unit of 33 kB (8 Mbps at 30 fps) and an
-//! IDR of 130 kB. Allocations are counted beside the times; in steady state there are none.
+//! Cost of the h264 module per access unit: scan, assemble, packetise. Inputs are a P unit of 33 kB (8 Mbps at 30 fps)
+//! and an IDR of 130 kB. Allocations are counted too; in steady state there are none.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "made-up input of known size")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "synthetic input of known size")]
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use streaming_server::h264::{AssembledUnit, Assembler, Packetizer, Payloads, sca
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 
 const AUD: &[u8] = &[0x09, 0xF0];
-/// 1280x720, High, as x264 writes it.
+/// 1280x720, High profile, written by x264.
 const SPS: &[u8] = &[
     0x67, 0x64, 0x00, 0x1F, 0xAC, 0xD9, 0x40, 0x50, 0x05, 0xBB, 0x01, 0x10, 0x00, 0x00, 0x03, 0x00, 0x10,
     0x00, 0x00, 0x03, 0x03, 0xC0, 0xF1, 0x83, 0x19, 0x60,
@@ -26,7 +26,7 @@ const UNITS: [Unit; 2] = [
     Unit { name: "IDR 130 kB", idr: true, bytes: 130_000 },
 ];
 
-/// Bytes of payloads still held when the next unit is cut: a retransmission cache of a second at 8 Mbps.
+/// Bytes of payloads held while the next unit is packetised: a retransmission cache of one second at 8 Mbps.
 const HELD_BYTES: usize = 1_000_000;
 
 #[derive(Copy, Clone)]
@@ -43,7 +43,7 @@ impl std::fmt::Display for Unit {
 }
 
 impl Unit {
-    /// The unit as the camera writes it: delimiter, parameter sets on an IDR, one slice that looks like noise.
+    /// Returns the unit as a camera writes it: delimiter, parameter sets on an IDR, one slice of pseudo-random bytes.
     fn annex_b(self) -> Vec<u8> {
         let mut unit = vec![0, 0, 0, 1];
         unit.extend_from_slice(AUD);
@@ -86,71 +86,71 @@ fn scan_unit(bencher: Bencher<'_, '_>, unit: Unit) {
 #[divan::bench(args = UNITS)]
 fn assemble_unit(bencher: Bencher<'_, '_>, unit: Unit) {
     let bytes = unit.annex_b();
-    let mut assembler = joined();
+    let mut assembler = started();
     bencher
         .counter(BytesCount::of_slice(&bytes))
         .bench_local(|| assembler.assemble(black_box(&bytes)).unwrap().nal_count());
 }
 
-/// An IDR whose parameter sets come from the cache.
+/// An IDR whose parameter sets are inserted from the cache.
 #[divan::bench]
 fn assemble_idr_without_parameter_sets(bencher: Bencher<'_, '_>) {
     let whole = UNITS[1].annex_b();
     let slice_at = 6 + 4 + SPS.len() + 4 + PPS.len();
     let (_, bytes) = whole.split_at(slice_at);
-    let mut assembler = joined();
+    let mut assembler = started();
     bencher.bench_local(|| assembler.assemble(black_box(bytes)).unwrap().nal_count());
 }
 
 #[divan::bench(args = UNITS)]
 fn packetize_unit(bencher: Bencher<'_, '_>, unit: Unit) {
     let bytes = unit.annex_b();
-    let mut assembler = joined();
+    let mut assembler = started();
     let assembled = assembler.assemble(&bytes).unwrap();
-    let mut held = Held::new(&assembled);
-    bencher.counter(BytesCount::of_slice(&bytes)).bench_local(|| held.packetize(&assembled));
+    let mut steady = SteadyPacketizer::new(&assembled);
+    bencher.counter(BytesCount::of_slice(&bytes)).bench_local(|| steady.packetize(&assembled));
 }
 
-/// The way of a unit through the room, as a worker takes it.
+/// Both steps, as a worker runs them.
 #[divan::bench(args = UNITS)]
 fn assemble_and_packetize_unit(bencher: Bencher<'_, '_>, unit: Unit) {
     let bytes = unit.annex_b();
-    let mut assembler = joined();
-    let mut held = Held::new(&assembler.assemble(&bytes).unwrap());
+    let mut assembler = started();
+    let mut steady = SteadyPacketizer::new(&assembler.assemble(&bytes).unwrap());
     bencher.counter(BytesCount::of_slice(&bytes)).bench_local(|| {
         let assembled = assembler.assemble(black_box(&bytes)).unwrap();
-        held.packetize(&assembled)
+        steady.packetize(&assembled)
     });
 }
 
-fn joined() -> Assembler {
+fn started() -> Assembler {
     let mut assembler = Assembler::new();
     assembler.assemble(&UNITS[1].annex_b()).unwrap();
     assembler
 }
 
-/// A packetiser in steady state whose payloads are let go of a second later.
-struct Held {
+/// A packetiser in steady state. Payloads are dropped one second later.
+struct SteadyPacketizer {
     packetizer: Packetizer,
     queue: VecDeque<Vec<Arc<Payloads>>>,
 }
 
-impl Held {
+impl SteadyPacketizer {
     fn new(unit: &AssembledUnit<'_>) -> Self {
         let packetizer = Packetizer::for_rtp();
         let unit_bytes: usize = unit.nals().map(|nal| nal.bytes.len()).sum();
         let units = HELD_BYTES / unit_bytes;
-        let mut held = Self { packetizer, queue: (0..units).map(|_| Vec::new()).collect() };
+        let mut steady = Self { packetizer, queue: (0..units).map(|_| Vec::new()).collect() };
         for _ in 0..4 * units {
-            held.packetize(unit);
+            steady.packetize(unit);
         }
-        held
+        steady
     }
 
     fn packetize(&mut self, unit: &AssembledUnit<'_>) -> usize {
         let mut payloads = self.queue.pop_front().unwrap_or_default();
         self.packetizer.packetize(unit, &mut payloads);
-        let count = payloads.iter().map(|several| several.len()).sum();
+        let count = payloads.iter().map(|buffer| buffer.len()).sum();
         self.queue.push_back(payloads);
         count
     }

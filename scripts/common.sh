@@ -1,4 +1,4 @@
-# What the scripts share: lines of log, root, packages. Sourced, not run; needs `set -euo pipefail`.
+# Shared by the scripts: log lines, root, Debian packages, cargo. Sourced, not run; needs `set -euo pipefail`.
 
 log() { printf '== [%4ds] %s\n' "$SECONDS" "$*"; }
 
@@ -28,7 +28,7 @@ need_packages() {
   command -v apt-get >/dev/null || { echo "no apt-get here; install by hand: ${missing[*]}" >&2; return 1; }
   log "installing ${missing[*]}"
   as_root apt-get update -qq
-  # The prometheus package would also start a server; only its promtool is wanted.
+  # RUNLEVEL=1 keeps the prometheus package from starting its server; only promtool is needed.
   as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
@@ -39,8 +39,13 @@ need_cargo() {
     export PATH="$HOME/.cargo/bin:$PATH"
   fi
   if ! command -v cargo >/dev/null; then
-    echo "no cargo: install Rust 1.95 or newer with rustup, then run this again:" >&2
-    echo "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y" >&2
+    cat >&2 <<'TEXT'
+Rust is missing. Install 1.95 or newer with rustup, then run this again:
+
+  sudo apt-get install -y curl
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y
+
+TEXT
     return 1
   fi
 }

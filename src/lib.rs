@@ -2,18 +2,17 @@
 //!
 //! ```text
 //!  camera daemon ─► slot ring in /dev/shm
-//!                     │  mmap, borrowed in place
-//!         doorbell ───┤  a worker or a thread of its own waits for the camera, rings every consumer
+//!                     │  mmap, read in place
+//!      camera wait ───┤  worker 0 or a thread waits for the camera and wakes every consumer
 //!                     ├─► worker 0..N   cursor ─► h264 ─► session ─► uring ─► UDP
 //!                     └─► recorder      cursor ─► h264 ─► files
 //!
-//!  control: HTTP :8080 ─► bounded commands ─► worker, recorder ─► reply
+//!  control: HTTP ─► app ─► bounded commands ─► worker, recorder ─► reply
 //! ```
 //!
-//! Modules in the order of the data: [`camera`] (source), [`h264`] (pure), [`recorder`] and [`session`]
-//! (sinks, sans-I/O), [`uring`] (edge), [`worker`] (one pinned thread that runs them all). Beside them
-//! [`control`], [`metrics`], [`config`], [`limits`] and the [`simulator`] (a camera without a camera).
-//! Nothing here depends on a module further down the list; `tests/tidy` holds the table.
+//! [`base`] is used by all modules. [`camera`] is the source, [`h264`] is pure, [`recorder`] and [`session`] are sinks
+//! without I/O, [`uring`] is the edge, and [`worker`] is the loop that runs them. [`http`] defines what a client can
+//! request and [`app`] implements it. `ARCHITECTURE.md` and `tests/tidy` list which module may use which.
 
 pub mod base;
 

@@ -1,12 +1,12 @@
-//! Copies counted, not asserted: what goes through `memcpy` and `memmove` between the slot and the kernel, per access
-//! unit and per viewer. This process has its own of both, so nothing copies a unit or a payload unseen: whoever adds
-//! a copy changes these numbers. Encryption is a pass of its own, not a copy.
+//! Counts the bytes that go through `memcpy` and `memmove` between the slot and the kernel, per access unit and per viewer.
+//! This process replaces both functions, so a new copy of a unit or a payload changes these numbers. Encryption is a pass
+//! of its own, not a copy.
 //!
 //! ```text
-//!   slot ─1─► payloads, shared ─encryption (AES-CM: after a copy)─► run of datagrams ─0─► kernel ─1─► packet
+//!   slot ─1─► payloads, shared ─encryption (AES-CM: after a copy)─► batch of datagrams ─0─► kernel ─1─► packet
 //! ```
 //!
-//! One test in this file: the count is of the whole thread.
+//! A binary of its own, because it replaces two functions of C.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: a panic is the report")]
 #![expect(unsafe_code, reason = "memcpy and memmove are unsafe by their nature")]
 
@@ -21,7 +21,7 @@ thread_local! {
 /// Bytes copied by one thread.
 #[derive(Clone, Copy, Default)]
 struct Copied {
-    /// In copies as large as an RTP payload or larger.
+    /// In copies of at least the size of an RTP payload.
     media: usize,
     /// In smaller ones: headers.
     small: usize,
@@ -30,7 +30,7 @@ struct Copied {
 const MEDIA_BYTES_MIN: usize = 1_000;
 
 fn count(bytes: usize) {
-    // A thread that is being torn down has no counter any more; it is not the one measured.
+    // A thread that ends has no counter any more. It is not the measured one.
     let _ = COPIED.try_with(|copied| {
         let mut sum = copied.get();
         *(if bytes < MEDIA_BYTES_MIN { &mut sum.small } else { &mut sum.media }) += bytes;
@@ -38,7 +38,7 @@ fn count(bytes: usize) {
     });
 }
 
-/// Moves one byte. Volatile, or the compiler would make a call of `memcpy` out of the loop around it.
+/// Moves one byte. Volatile, because the compiler would turn the loop around it into a call of `memcpy`.
 ///
 /// # Safety
 /// As `memmove` for the byte at `index`.
@@ -53,7 +53,7 @@ unsafe fn move_byte(target: *mut u8, source: *const u8, index: usize) {
     unsafe { to.write_volatile(byte) };
 }
 
-/// C's `memcpy`, for everything in this process that is linked statically.
+/// C's `memcpy`, for all statically linked code of this process.
 ///
 /// # Safety
 /// As C says.
@@ -105,7 +105,7 @@ mod path {
     const UNITS: u64 = 100;
     const UNIT_BYTES: usize = 33_000;
 
-    /// Adds what `act` copies.
+    /// Runs `act` and adds the bytes that it copies.
     fn copied<T>(into: &mut Copied, act: impl FnOnce() -> T) -> T {
         let before = COPIED.with(Cell::get);
         let result = act();
@@ -140,7 +140,7 @@ mod path {
         }
     }
 
-    /// What the worker does with a session's datagrams.
+    /// The worker's part: hands a session's datagrams to the driver.
     struct ToEdge<'a> {
         driver: &'a mut UdpDriver,
         remote: SocketAddr,
@@ -162,11 +162,11 @@ mod path {
     }
 
     #[test]
-    fn a_unit_is_copied_once_for_all_viewers_and_a_known_number_of_times_for_each() {
+    fn a_unit_is_copied_once_for_all_viewers_and_a_fixed_number_of_times_per_viewer() {
         let mut seen = Copied::default();
         let sample = vec![7_u8; UNIT_BYTES];
         let twin = copied(&mut seen, || std::hint::black_box(&sample).to_vec());
-        assert_eq!((seen.media, twin.len()), (UNIT_BYTES, UNIT_BYTES), "a copy is seen");
+        assert_eq!((seen.media, twin.len()), (UNIT_BYTES, UNIT_BYTES), "the replaced memcpy counts");
 
         for choice in [SrtpChoice::Gcm, SrtpChoice::Cm] {
             measure(choice);
@@ -227,12 +227,12 @@ mod path {
             times(session.small),
             times(sending.small),
         );
-        // The last payload of a unit may be shorter than what is counted; tables grow now and then.
+        // The last payload of a unit may be shorter than the threshold. Tables grow now and then.
         assert!((0.9..1.1).contains(&once), "from the slot into payloads: {once}");
         // AES-GCM reads the payload and writes the datagram; AES-CM encrypts a copy.
         let is_gcm = pair.viewer.status(pair.now).profile.is_some_and(|profile| profile.contains("GCM"));
         let expected = if is_gcm { 0.0..0.001 } else { 0.9..1.1 };
         assert!(expected.contains(&each), "from a payload into a datagram: {each}");
-        assert_eq!(sending.media, 0, "datagrams are handed on as they are");
+        assert_eq!(sending.media, 0, "datagrams are handed on without a copy");
     }
 }

@@ -1,5 +1,5 @@
-//! Promise: after warm-up nothing is allocated per access unit, from the slot over a session to the socket.
-//! One test in this file: the counting allocator sees the whole process.
+//! After warm-up nothing is allocated per access unit, from the slot through a session to the socket.
+//! A binary of its own: it has a counting global allocator.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
 
@@ -8,7 +8,7 @@ use support::session_peer as peer;
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::cell::Cell;
 
-/// Counts the allocations of the thread that asks for it.
+/// Counts the allocations of each thread.
 struct Counting;
 
 thread_local! {
@@ -18,7 +18,7 @@ thread_local! {
 // SAFETY: every call is passed on unchanged to the system's allocator, whose contract is this trait's.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
-        // A thread that is being torn down has no counter any more; it is not the one measured.
+        // A thread that ends has no counter any more. It is not the measured one.
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
         // SAFETY: the caller's promise about `memory` is passed on.
         unsafe { System.alloc(memory) }
@@ -56,7 +56,7 @@ mod stages {
     const WARM_UP: u64 = 400;
     const MEASURED: u64 = 300;
 
-    /// What the worker does with a session's datagrams.
+    /// The worker's part: hands a session's datagrams to the driver.
     struct ToEdge<'a> {
         driver: &'a mut UdpDriver,
         remote: SocketAddr,

@@ -1,5 +1,5 @@
-//! Promise: profiles name what runs and what holds memory, `go tool pprof` reads them, and taking them disturbs
-//! nobody. The heap is this process's own: the profiling allocator is its global one.
+//! Profiles name the functions that use CPU and memory, `go tool pprof` reads them, and taking one does not disturb the
+//! process. The profiling allocator is the global allocator here.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
 
 use std::hint::black_box;
@@ -21,7 +21,7 @@ use support::profile::Profile;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();
 
-/// One test at a time: one profile at a time, as in the program, and nobody else's memory.
+/// One test at a time: only one profile may run, and memory of other tests must not be in it.
 static TURN: Mutex<()> = Mutex::new(());
 
 #[inline(never)]
@@ -70,7 +70,7 @@ impl Kept {
         Kept(path)
     }
 
-    /// What `go tool pprof` makes of it; `None`, said aloud, where there is no Go.
+    /// The output of `go tool pprof`; `None`, with a message, where Go is not installed.
     fn pprof(&self, arguments: &[&str]) -> Option<String> {
         let mut command = Command::new("go");
         command
@@ -80,7 +80,7 @@ impl Kept {
             .env("PPROF_TMPDIR", std::env::temp_dir());
         match command.output() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                eprintln!("SKIPPED: `go` is not installed, so `go tool pprof` was not asked");
+                eprintln!("SKIPPED: `go` is not installed, so `go tool pprof` did not run");
                 None
             }
             output => {
@@ -105,7 +105,7 @@ fn turn() -> std::sync::MutexGuard<'static, ()> {
 }
 
 #[test]
-fn the_cpu_profile_names_what_burns_its_caller_and_its_thread() {
+fn the_cpu_profile_names_the_busy_function_its_caller_and_its_thread() {
     let _turn = turn();
     let bytes = while_running(
         1,
@@ -139,7 +139,7 @@ fn the_cpu_profile_names_what_burns_its_caller_and_its_thread() {
 }
 
 #[test]
-fn a_second_profile_is_refused_and_the_thread_list_goes_on_without_stacks() {
+fn a_second_profile_is_refused_and_the_thread_list_has_no_stacks_meanwhile() {
     let _turn = turn();
     thread::scope(|scope| {
         let first = scope.spawn(|| cpu_profile(Duration::from_secs(1), 100));
@@ -156,7 +156,7 @@ fn a_second_profile_is_refused_and_the_thread_list_goes_on_without_stacks() {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        // Either the one or the other came first.
+        // Either of the two may come first.
         assert!(refused > 0 || matches!(first.join().unwrap(), Err(ProfileError::Busy)));
     });
 }
@@ -175,7 +175,7 @@ fn arguments_out_of_range_are_refused() {
 }
 
 #[test]
-fn sockets_and_io_uring_work_on_under_the_signal() {
+fn sockets_and_io_uring_keep_working_under_the_profiling_signal() {
     let _turn = turn();
     let moved = AtomicU64::new(0);
     let work = |stop: &AtomicBool| {
@@ -210,7 +210,7 @@ fn sockets_and_io_uring_work_on_under_the_signal() {
     let bytes = while_running(2, work, || {
         let bytes = cpu_profile(Duration::from_secs(2), 1_000).unwrap();
         for _ in 0..50 {
-            threads(1).unwrap(); // wakes sleepers too
+            threads(1).unwrap(); // interrupts sleeping threads too
         }
         bytes
     });
@@ -218,11 +218,11 @@ fn sockets_and_io_uring_work_on_under_the_signal() {
     let profile = Profile::decode(&bytes);
     let in_uring =
         |sample: &support::profile::Sample| sample.stack.iter().any(|name| name.contains("uring::"));
-    assert!(profile.total(1, in_uring) > 0, "stacks lead from the system call back to our code");
+    assert!(profile.total(1, in_uring) > 0, "stacks reach from the system call to our code");
 }
 
 #[test]
-fn hundreds_of_threads_that_come_and_go_are_bounded() {
+fn a_profile_of_hundreds_of_short_lived_threads_is_bounded() {
     let _turn = turn();
     let bytes = while_running(
         300,
@@ -262,13 +262,16 @@ fn the_heap_profile_names_an_injected_leak_until_it_is_freed() {
     );
     assert_eq!((profile.period_type.as_str(), profile.period), ("space/bytes", 524_288));
     let found = in_use(&profile);
-    // 76 samples are expected: 40 MB within a factor of two, but for once in 10^8 runs.
+    // 76 samples are expected. 40 MB within a factor of two fails once in 10^8 runs.
     assert!((20_000_000..80_000_000).contains(&found), "{found}");
     let file = Kept::new("heap", &bytes);
     if let Some(top) = file.pprof(&["-top", "-cum", "-nodecount=30"]) {
         println!("{top}");
         assert!(top.contains("leak_in_a_named_function"), "{top}");
-        assert!(!top.contains("streaming_server::profiling"), "the allocator is not shown: {top}");
+        assert!(
+            !top.contains("streaming_server::profiling"),
+            "the allocator itself must not be shown: {top}"
+        );
     }
     drop(held);
     let profile = Profile::decode(&heap_profile(Heap::Allocs).unwrap());
@@ -281,7 +284,7 @@ fn the_heap_profile_names_an_injected_leak_until_it_is_freed() {
 }
 
 #[test]
-fn allocations_freed_and_grown_elsewhere_are_forgotten() {
+fn freed_and_reallocated_memory_leaves_the_heap_profile() {
     let _turn = turn();
     let (sender, receiver) = std::sync::mpsc::channel::<Vec<u8>>();
     thread::scope(|scope| {
@@ -302,7 +305,7 @@ fn allocations_freed_and_grown_elsewhere_are_forgotten() {
     let ours =
         |sample: &support::profile::Sample| sample.stack.iter().any(|name| name.contains("grown_in_a_named"));
     assert!(profile.total(1, ours) > 0);
-    assert_eq!(profile.total(3, ours), 0, "nothing of it lives");
+    assert_eq!(profile.total(3, ours), 0, "all of it is freed");
 }
 
 #[inline(never)]
@@ -323,7 +326,7 @@ fn sleep_in_a_named_function(stop: &AtomicBool) {
 }
 
 #[test]
-fn the_thread_list_shows_names_states_and_where_each_stands() {
+fn the_thread_list_shows_names_states_and_stacks() {
     let _turn = turn();
     let (profile, short, long) = while_running(3, sleep_in_a_named_function, || {
         thread::sleep(Duration::from_millis(20));
@@ -342,7 +345,7 @@ fn the_thread_list_shows_names_states_and_where_each_stands() {
 }
 
 #[test]
-fn what_has_nothing_to_show_is_valid_and_says_so() {
+fn an_empty_profile_is_valid_and_says_that_it_is_empty() {
     let _turn = turn();
     for kind in [Contention::Mutex, Contention::Block] {
         let bytes = contention_profile(kind).unwrap();

@@ -1,5 +1,5 @@
-//! A server's whole life in a few seconds: doctor, a camera, a viewer, a recording, a profile, the end. Run as any other
-//! test, and by scripts/test-arm64 inside an emulated machine, where it is the check of the real aarch64 binary.
+//! A server from start to exit in a few seconds: doctor, a camera, a viewer, a recording, a profile, SIGTERM. Also run by
+//! scripts/test-arm64 in an emulated machine, where it checks the real aarch64 binary.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -22,8 +22,8 @@ use support::{PATIENCE, http, unique_shm, wait_until};
 
 const LOOPBACK: [&str; 6] = ["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "127.0.0.1:0"];
 
-/// What `doctor` prints of a machine that has what the server needs.
-fn doctor_is_content(shm: &str, directory: &str) {
+/// `doctor` reports a machine that has all the server needs.
+fn doctor_finds_no_problem(shm: &str, directory: &str) {
     let mut command = server::command(shm, &["--record-path", directory]);
     command.args(LOOPBACK);
     let program = command.get_program().to_owned();
@@ -55,12 +55,12 @@ fn records(server: &Server) {
     assert_eq!((&listed["complete"], listed["bytes"].as_u64()), (&json!(true), Some(file.body.len() as u64)));
 }
 
-/// The profiler reads this machine's registers and names functions by the binary's own symbols.
+/// The profiler walks stacks on this architecture and names functions by the binary's symbols.
 fn is_profiled(server: &Server) {
     let control = server.process.after("control: http://").unwrap();
     let control = control.split('/').next().unwrap().parse().unwrap();
     let profile = thread::spawn(move || http::get(control, "/debug/pprof/profile?seconds=2"));
-    // Something to be seen: a server of one viewer rests most of the time.
+    // Load for the profile: a server of one viewer is idle most of the time.
     while !profile.is_finished() {
         server.get("/metrics");
     }
@@ -77,25 +77,25 @@ fn is_profiled(server: &Server) {
     assert!(threads.contains("worker-0") && threads.contains("streaming_server::"), "{threads}");
 }
 
-/// What came is right and begins where a picture can. An emulated machine may be too slow for all of it: what is missing
-/// the server held back and counted.
+/// All received units are right and the first is an IDR. An emulated machine may be too slow for all units: the server has
+/// counted each missing one as dropped.
 fn is_accounted_for(report: Report, metrics: &Metrics) {
     let dropped = metrics.value("frames_dropped_total", &[("component", "webrtc")]).unwrap();
-    let held_back = dropped + metrics.expect("lapped_total") + metrics.expect("torn_total");
-    let books = Report { latencies_ns: Vec::new(), ..report };
-    assert!(books.missing as f64 <= held_back, "{held_back} of {books:?}");
-    Report { missing: 0, ..books }.assert_perfect("the viewer");
+    let counted_drops = dropped + metrics.expect("lapped_total") + metrics.expect("torn_total");
+    let counts = Report { latencies_ns: Vec::new(), ..report };
+    assert!(counts.missing as f64 <= counted_drops, "{counted_drops} of {counts:?}");
+    Report { missing: 0, ..counts }.assert_perfect("the viewer");
 }
 
 #[test]
-fn a_server_lives_its_whole_life() {
+fn a_server_serves_records_profiles_and_exits() {
     let shm = unique_shm();
     let directory = std::env::temp_dir().join(format!("ss-smoke{}", shm.replace('/', "-")));
     let shown = directory.to_str().unwrap();
     let camera =
         CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30"));
     wait_until("the camera's ring", || camera.log().contains("test card"));
-    doctor_is_content(&shm, shown);
+    doctor_finds_no_problem(&shm, shown);
     let mut command = server::command(&shm, &["--record-path", shown]);
     let mut server = Server::spawn(command.args(LOOPBACK));
     server.wait_ready();

@@ -1,28 +1,19 @@
 //! Clocks: CLOCK_MONOTONIC, as in the camera's stamps, and the offset of CLOCK_REALTIME, the clock of the kernel's
 //! receive timestamps.
 
-use rustix::time::{ClockId, clock_gettime};
+pub(crate) use streaming_server::base::clock::monotonic_ns;
+use streaming_server::base::clock::realtime_ns;
 
 /// Number of readings to determine the offset; the shortest one counts.
 const OFFSET_READINGS: usize = 9;
-
-fn read(clock: ClockId) -> i64 {
-    let now = clock_gettime(clock);
-    now.tv_sec * 1_000_000_000 + now.tv_nsec
-}
-
-/// Returns CLOCK_MONOTONIC in nanoseconds.
-pub(crate) fn monotonic_ns() -> i64 {
-    read(ClockId::Monotonic)
-}
 
 /// Returns CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds. Uses the shortest of several readings, so that an
 /// interruption between the two clocks does not matter.
 pub(crate) fn realtime_offset_ns() -> i64 {
     let reading = |_| {
-        let before = read(ClockId::Monotonic);
-        let realtime = read(ClockId::Realtime);
-        let after = read(ClockId::Monotonic);
+        let before = monotonic_ns();
+        let realtime = realtime_ns();
+        let after = monotonic_ns();
         (after - before, realtime - (before + (after - before) / 2))
     };
     (0..OFFSET_READINGS).map(reading).min().map_or(0, |(_, offset)| offset)
@@ -34,7 +25,7 @@ mod tests {
 
     #[test]
     fn offset_converts_realtime_to_monotonic() {
-        let realtime = read(ClockId::Realtime);
+        let realtime = realtime_ns();
         let monotonic = monotonic_ns();
         let difference = (realtime - realtime_offset_ns()) - monotonic;
         assert!(difference.abs() < 1_000_000_000, "{difference} ns");

@@ -1,10 +1,10 @@
-//! The addresses a browser may reach this machine at: ICE host candidates. Cold: read once at start.
+//! The ICE host candidates: addresses at which a browser may reach this machine. Read once at start.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Host candidates for a socket bound to `bound`: that address, or, when it is unspecified, every usable
-/// address of this machine (RFC 8445 section 5.1.1.1), loopback last so that a viewer here works too.
-/// IPv6 addresses are left out when the socket speaks IPv4 only. Link-local IPv6 needs a zone that SDP cannot carry.
+/// Returns the host candidates of a socket bound to `bound`: that address or, if it is unspecified, every usable address
+/// of this machine (RFC 8445 section 5.1.1.1). Loopback comes last, for viewers on this machine. IPv6 addresses are
+/// omitted for an IPv4 socket. Link-local IPv6 addresses need a zone, which SDP cannot carry.
 pub fn host_candidates(bound: SocketAddr, interfaces: &[IpAddr]) -> Vec<SocketAddr> {
     if !bound.ip().is_unspecified() {
         return vec![bound];
@@ -27,13 +27,13 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// The addresses of this machine's interfaces; loopback alone when they cannot be listed.
+/// Returns the addresses of all interfaces, or only loopback if they cannot be listed.
 pub fn interface_addresses() -> Vec<IpAddr> {
     match if_addrs::get_if_addrs() {
         Ok(interfaces) => interfaces.into_iter().map(|interface| interface.ip()).collect(),
         Err(error) => {
             log::warn!(
-                "interfaces cannot be listed ({error}): viewers reach this server on loopback or --advertise only"
+                "cannot list the network interfaces ({error}): viewers reach this server only on loopback or an --advertise address"
             );
             vec![IpAddr::from([127, 0, 0, 1])]
         }

@@ -1,32 +1,34 @@
-//! What the HTTP side may ask of the workers: it makes sessions and spreads them. May not touch a socket or
-//! the ring; runs on the control thread.
+//! Implements the backend of the HTTP endpoints: makes sessions, distributes them over the workers and reports the state
+//! of the program. Runs on the control thread. This module must not touch sockets or the ring.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 use crate::app::service::{Health, Heartbeat};
 use crate::app::{login_watch, metrics_text, recordings};
 use crate::base::clock;
 use crate::camera::{Camera, CameraStatus};
-use crate::http::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
+use crate::http::{
+    self, ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, RecordingCommand, RecordingFile,
+    RecordingReply, RecordingStatus, Summary, ViewerGate,
+};
 use crate::metrics::{LoginCounters, WorkerCounters, trace};
 use crate::recorder::RecorderHandle;
-use crate::session::{OfferError, SessionContext, Viewer, ViewerStatus};
+use crate::session::media::gate::GateState;
+use crate::session::{OfferError, SessionContext, Viewer, ViewerState, ViewerStatus};
 use crate::worker::commands::{Command, Mailbox, session_guard};
 
-/// How long a worker may take to tell about its viewers.
+/// How long a worker may take to report its viewers.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A camera that is attached but silent for longer is called stalled.
+/// An attached camera without an access unit for this long is stalled.
 pub(super) const STALLED_AFTER_NS: u64 = 1_500_000_000;
 
-/// Seconds after which a refused browser may try again.
+/// `Retry-After` of a refused offer, in seconds.
 const RETRY_AFTER_S: u32 = 5;
 
-/// The workers as the HTTP side sees them.
+/// The program behind the HTTP endpoints.
 pub struct AppBackend {
     camera: Camera,
     context: Arc<SessionContext>,
@@ -36,13 +38,13 @@ pub struct AppBackend {
     logins: Arc<LoginCounters>,
     viewers_max: u32,
     next_id: AtomicU32,
-    /// Sessions made so far; those closed are counted by the workers.
+    /// Sessions made since the start. The workers count the closed ones.
     adopted: AtomicU32,
     started_ns: i64,
 }
 
 impl AppBackend {
-    /// The backend of running workers and of a recorder, if there is one.
+    /// A backend for running workers and, unless --no-recorder is set, the recorder.
     pub fn new(
         camera: Camera,
         context: Arc<SessionContext>,
@@ -67,11 +69,11 @@ impl AppBackend {
         }
     }
 
-    /// Tells every worker to say goodbye and end.
+    /// Tells every worker to close its sessions and end.
     pub fn stop(&self) {
         for mailbox in &self.mailboxes {
             let mut command = Command::Stop;
-            // A full mailbox empties within a turn.
+            // A worker empties its mailbox within one turn.
             for _ in 0..100 {
                 match mailbox.send(command) {
                     Ok(()) => break,
@@ -82,15 +84,16 @@ impl AppBackend {
         }
     }
 
-    /// Ends the recorder; a running recording is finished first. Does not wait.
+    /// Tells the recorder to finish a running recording and end. Does not wait.
     pub fn stop_recorder(&self) {
         if let Some(recorder) = &self.recorder {
             recorder.shutdown();
         }
     }
 
-    /// How it goes, for the service manager: the threads that must turn for video to flow are the workers and the
-    /// doorbell. Not the recorder: a disk that hangs is no reason to take the live picture away.
+    /// Returns status line and heartbeats for the service manager. The heartbeats are those of the threads that live
+    /// video needs: the workers and the camera wait. The recorder is not among them, because a disk that hangs must not
+    /// cause a restart that interrupts the live picture.
     pub fn health(&self) -> Health {
         let beat = |name: String, turns| Heartbeat { name, turns };
         let workers = self.counters.iter().enumerate();
@@ -100,13 +103,10 @@ impl AppBackend {
     }
 
     fn status_line(&self) -> String {
-        let camera = match self.camera_state() {
-            (state @ ("live" | "stalled"), _) => {
-                let (width, height) =
-                    (self.first_counter(|c| c.width.get()), self.first_counter(|c| c.height.get()));
-                format!("{state} {width}x{height}")
-            }
-            (state, _) => state.to_owned(),
+        let camera = match self.camera_summary() {
+            CameraSummary::Away { .. } => "away".to_owned(),
+            CameraSummary::Live(picture) => format!("live {}x{}", picture.width, picture.height),
+            CameraSummary::Stalled(picture) => format!("stalled {}x{}", picture.width, picture.height),
         };
         let viewers: u64 = self.counters.iter().map(|counters| counters.viewers.get()).sum();
         let recording = match &self.recorder {
@@ -117,8 +117,8 @@ impl AppBackend {
         format!("camera {camera}, viewers {viewers}, {recording}")
     }
 
-    /// What every worker did in the last `seconds` (at most a minute is kept), in the Trace Event Format: JSON
-    /// for Perfetto or Chrome.
+    /// Returns what the workers did in the last `seconds`, as JSON in the Trace Event Format for Perfetto or Chrome. The
+    /// workers keep about a minute.
     pub fn trace(&self, seconds: u32) -> String {
         let since_ns = clock::monotonic_ns().saturating_sub(i64::from(seconds) * 1_000_000_000);
         trace::to_chrome_json(self.counters.iter().map(|worker| &worker.trace), since_ns)
@@ -136,30 +136,31 @@ impl AppBackend {
 
     fn accept(&self, offer_sdp: &str, login_end: Option<BoxFuture<()>>) -> Result<String, ApiError> {
         if self.sessions() >= self.viewers_max {
-            let message = format!("all {} places are taken (--max-viewers)", self.viewers_max);
+            let message =
+                format!("all {} viewer slots are in use (--max-viewers): try again later", self.viewers_max);
             return Err(ApiError { code: "full", ..busy(message) });
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (viewer, answer) = Viewer::accept(&self.context, id, offer_sdp, clock::now().instant)
             .map_err(|error| refused(&error))?;
         let worker = self.least_loaded();
-        let Some(mailbox) = self.mailboxes.get(worker) else { return Err(busy("no worker".to_owned())) };
+        let Some(mailbox) = self.mailboxes.get(worker) else { return Err(busy("no worker runs".to_owned())) };
         if worker != 0
             && let Some(receiver) = self.mailboxes.first()
         {
             let ufrag = viewer.local_ufrag().to_owned();
             receiver
                 .send(Command::Route { ufrag, worker })
-                .map_err(|_| busy("the worker is busy".to_owned()))?;
+                .map_err(|_| busy("the worker has too many commands pending: try again".to_owned()))?;
         }
         let (guard, gone) = session_guard();
         let guard = login_end.is_some().then_some(guard);
         mailbox
             .send(Command::Adopt { viewer: Box::new(viewer), guard })
-            .map_err(|_| busy("the worker is busy".to_owned()))?;
+            .map_err(|_| busy("the worker has too many commands pending: try again".to_owned()))?;
         self.adopted.fetch_add(1, Ordering::Relaxed);
         if let Some(login_end) = login_end {
-            // As many of these as there are sessions.
+            // One task per session with a login.
             tokio::spawn(login_watch::end_with_login(id, login_end, gone, mailbox.clone()));
         }
         Ok(answer)
@@ -170,28 +171,25 @@ impl AppBackend {
         (0..self.counters.len()).min_by_key(|&index| self.counters.get(index).map_or(0, load)).unwrap_or(0)
     }
 
-    fn camera_state(&self) -> (&'static str, Value) {
+    fn camera_summary(&self) -> CameraSummary {
+        let layout = match self.camera.status() {
+            CameraStatus::Away { reason } => return CameraSummary::Away { reason },
+            CameraStatus::Attached { layout, .. } => layout.to_string(),
+        };
         let now_ns = clock::now().monotonic_ns.unsigned_abs();
-        match self.camera.status() {
-            CameraStatus::Away { reason } => ("away", json!({ "state": "away", "reason": reason })),
-            CameraStatus::Attached { layout, .. } => {
-                let last = self.first_counter(|counters| counters.last_unit_at_ns.get());
-                let live = last != 0 && now_ns.saturating_sub(last) < STALLED_AFTER_NS;
-                let state = if live { "live" } else { "stalled" };
-                let interval = self.first_counter(|counters| counters.unit_interval_ns.get());
-                let fps = if live && interval > 0 { 10_000_000_000 / interval } else { 0 };
-                #[expect(clippy::cast_precision_loss, reason = "frames per second for people")]
-                let fps = fps as f64 / 10.0;
-                let detail = json!({
-                    "state": state,
-                    "layout": layout.to_string(),
-                    "width": self.first_counter(|counters| counters.width.get()),
-                    "height": self.first_counter(|counters| counters.height.get()),
-                    "fps": fps,
-                });
-                (state, detail)
-            }
-        }
+        let last_ns = self.first_counter(|counters| counters.last_unit_at_ns.get());
+        let is_live = last_ns != 0 && now_ns.saturating_sub(last_ns) < STALLED_AFTER_NS;
+        let interval_ns = self.first_counter(|counters| counters.unit_interval_ns.get());
+        let tenths_fps = if is_live && interval_ns > 0 { 10_000_000_000 / interval_ns } else { 0 };
+        #[expect(clippy::cast_precision_loss, reason = "the frame rate is for display")]
+        let fps = tenths_fps as f64 / 10.0;
+        let picture = CameraPicture {
+            layout,
+            width: self.first_counter(|counters| counters.width.get()),
+            height: self.first_counter(|counters| counters.height.get()),
+            fps,
+        };
+        if is_live { CameraSummary::Live(picture) } else { CameraSummary::Stalled(picture) }
     }
 
     fn first_counter(&self, get: impl Fn(&WorkerCounters) -> u64) -> u64 {
@@ -207,19 +205,55 @@ fn refused(error: &OfferError) -> ApiError {
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s: None }
 }
 
-/// Asks every worker for its sessions; one that does not answer in time is left out.
-async fn statuses(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
-    let mut statuses = Vec::new();
+/// Returns the state of all sessions. A worker that does not answer in time is skipped.
+async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<http::ViewerStatus> {
+    let mut viewers = Vec::new();
     for mailbox in mailboxes {
         let (reply, answer) = tokio::sync::oneshot::channel();
         if mailbox.send(Command::Statuses(reply)).is_err() {
             continue;
         }
-        if let Ok(Ok(mut some)) = tokio::time::timeout(REPLY_TIMEOUT, answer).await {
-            statuses.append(&mut some);
+        if let Ok(Ok(statuses)) = tokio::time::timeout(REPLY_TIMEOUT, answer).await {
+            viewers.extend(statuses.into_iter().map(viewer));
         }
     }
-    statuses
+    viewers
+}
+
+fn viewer(status: ViewerStatus) -> http::ViewerStatus {
+    http::ViewerStatus {
+        id: status.id,
+        state: match status.state {
+            ViewerState::Connecting => http::ViewerState::Connecting,
+            ViewerState::Connected => http::ViewerState::Connected,
+            ViewerState::Closing => http::ViewerState::Closing,
+            ViewerState::Closed => http::ViewerState::Closed,
+        },
+        gate: match status.gate {
+            GateState::WaitingForIdr => ViewerGate::WaitingForIdr,
+            GateState::Live => ViewerGate::Live,
+            GateState::DroppedToIdr => ViewerGate::DroppedToIdr,
+        },
+        remote: status.remote,
+        profile: status.profile,
+        connected_ms: status.connected_ms,
+        first_idr_ms: status.first_idr_ms,
+        units_sent: status.units_sent,
+        units_replayed: status.units_replayed,
+        replays: status.replays,
+        units_dropped: status.units_dropped,
+        drops_to_idr: status.drops_to_idr,
+        bytes_sent: status.bytes_sent,
+        datagrams: status.datagrams,
+        datagrams_rejected: status.datagrams_rejected,
+        nacks: status.nacks,
+        plis: status.plis,
+        retransmits: status.retransmits,
+        retransmits_refused: status.retransmits_refused,
+        loss_fraction: status.loss_fraction,
+        rtt_ms: status.rtt_ms,
+        jitter_ms: status.jitter_ms,
+    }
 }
 
 impl Backend for AppBackend {
@@ -227,13 +261,16 @@ impl Backend for AppBackend {
         Box::pin(std::future::ready(self.accept(sdp, login_end)))
     }
 
-    fn viewers(&self) -> BoxFuture<Value> {
-        let mailboxes = self.mailboxes.clone();
-        Box::pin(async move { json!(statuses(mailboxes).await) })
+    fn viewers(&self) -> BoxFuture<Vec<http::ViewerStatus>> {
+        Box::pin(viewers(self.mailboxes.clone()))
     }
 
-    fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<Value, ApiError>> {
-        Box::pin(recordings::perform(self.recorder.clone(), command))
+    fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<RecordingReply, ApiError>> {
+        Box::pin(recordings::run(self.recorder.clone(), command))
+    }
+
+    fn recording_status(&self) -> BoxFuture<Result<RecordingStatus, ApiError>> {
+        Box::pin(recordings::status(self.recorder.clone()))
     }
 
     fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
@@ -241,19 +278,15 @@ impl Backend for AppBackend {
     }
 
     fn ready(&self) -> Result<(), String> {
-        match self.camera_state() {
-            ("live", _) => Ok(()),
-            ("stalled", _) => Err("the camera is attached but writes no access units".to_owned()),
-            (_, detail) => Err(detail
-                .get("reason")
-                .and_then(Value::as_str)
-                .unwrap_or("waiting for the camera")
-                .to_owned()),
+        match self.camera_summary() {
+            CameraSummary::Live(_) => Ok(()),
+            CameraSummary::Stalled(_) => Err("the camera is attached but writes no access units".to_owned()),
+            CameraSummary::Away { reason } => Err(reason),
         }
     }
 
     fn summary(&self) -> Summary {
-        Summary { camera: self.camera_state().1, viewers: self.sessions(), is_recording: self.is_recording() }
+        Summary { camera: self.camera_summary(), viewers: self.sessions(), is_recording: self.is_recording() }
     }
 
     fn metrics(&self) -> String {

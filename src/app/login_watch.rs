@@ -1,9 +1,8 @@
-//! A session that was let in with a login ends with it. Decides nothing about logins: it waits, on the control
-//! thread, for the end of one and tells the worker.
+//! Ends a session together with the login that allowed it. Runs on the control thread.
 //!
 //! ```text
-//!   login ends ──────► end_with_login ── Command::LogOut ──► worker
-//!   session is gone ─► end_with_login ends (its SessionGuard was dropped)
+//!   login ends ───► end_with_login ── Command::LogOut ──► worker
+//!   session ends ─► end_with_login returns (the SessionGuard was dropped)
 //! ```
 
 use std::time::Duration;
@@ -11,10 +10,10 @@ use std::time::Duration;
 use crate::http::BoxFuture;
 use crate::worker::commands::{Command, Mailbox, SessionEnd};
 
-/// A mailbox that is full empties within a turn.
-const AGAIN: Duration = Duration::from_millis(10);
+/// Between two attempts to send to a full mailbox. A worker empties its mailbox within one turn.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Tells the worker when `login_end`, the login of its session `viewer`, is over. Returns when the session is gone.
+/// Tells the worker to close the session `viewer` when `login_end` completes. Returns when the session has ended.
 pub(super) async fn end_with_login(
     viewer: u32,
     login_end: BoxFuture<()>,
@@ -24,12 +23,12 @@ pub(super) async fn end_with_login(
     let log_out = async {
         login_end.await;
         while mailbox.send(Command::LogOut { viewer }).is_err() {
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     };
     tokio::select! {
         biased;
-        // Only ever an error: the other end is gone.
+        // Completes with an error when the guard is dropped.
         _ = gone => {}
         () = log_out => {}
     }
@@ -48,27 +47,27 @@ mod tests {
     }
 
     #[test]
-    fn the_worker_is_told_when_the_login_is_over_even_if_its_mailbox_was_full() {
+    fn the_end_of_a_login_reaches_a_worker_whose_mailbox_was_full() {
         let (mailbox, reader) = mailbox().unwrap();
         for _ in 0..limits::COMMANDS_MAX {
             assert!(mailbox.send(Command::Stop).is_ok());
         }
         let (_guard, gone) = session_guard();
         block_on(async {
-            let told = tokio::spawn(end_with_login(7, Box::pin(std::future::ready(())), gone, mailbox));
-            tokio::time::sleep(2 * AGAIN).await;
-            assert!(!told.is_finished());
+            let task = tokio::spawn(end_with_login(7, Box::pin(std::future::ready(())), gone, mailbox));
+            tokio::time::sleep(2 * RETRY_INTERVAL).await;
+            assert!(!task.is_finished());
             let before =
                 reader.commands.try_iter().filter(|command| matches!(command, Command::Stop)).count();
             assert_eq!(before, limits::COMMANDS_MAX);
-            told.await.unwrap();
+            task.await.unwrap();
         });
         assert!(matches!(reader.commands.try_recv(), Ok(Command::LogOut { viewer: 7 })));
-        assert!(reader.commands.try_recv().is_err(), "once");
+        assert!(reader.commands.try_recv().is_err(), "the command was sent twice");
     }
 
     #[test]
-    fn nobody_waits_for_the_login_of_a_session_that_is_gone() {
+    fn the_task_ends_with_its_session() {
         let (mailbox, reader) = mailbox().unwrap();
         let (guard, gone) = session_guard();
         block_on(async {

@@ -1,38 +1,62 @@
-//! The recorder as the HTTP side sees it: commands in, JSON out, files to read. May not touch a file itself.
+//! Runs recording commands of the HTTP API on the recorder and converts its answers. This module must not touch files.
 
 use std::io;
 use std::sync::Arc;
 
-use serde::Serialize;
-use serde_json::{Value, json};
-
-use crate::http::{ApiError, BoxFuture, RecordingCommand, RecordingFile};
+use crate::http::{
+    ApiError, BoxFuture, RecordingCommand, RecordingFailure, RecordingFile, RecordingInfo, RecordingReply,
+    RecordingReport, RecordingState, RecordingStatus, StartRecording,
+};
 use crate::recorder::library::Download;
-use crate::recorder::{RecorderError, RecorderHandle, StartRequest};
+use crate::recorder::{self, RecorderError, RecorderHandle, RecorderState, StartRequest};
 
-/// Carries a command out.
-pub(super) async fn perform(
+/// Runs a command.
+pub(super) async fn run(
     recorder: Option<RecorderHandle>,
     command: RecordingCommand,
-) -> Result<Value, ApiError> {
+) -> Result<RecordingReply, ApiError> {
     let recorder = recorder.ok_or_else(no_recorder)?;
-    match command {
-        RecordingCommand::Start(body) => {
-            let request = start_request(&body)?;
-            told(recorder.start(request).await)
-        }
-        RecordingCommand::Stop => told(recorder.stop().await),
-        RecordingCommand::Heartbeat => {
-            told(recorder.heartbeat().await.map(|()| json!({ "status": "recording" })))
-        }
-        RecordingCommand::Status => told(recorder.status().await),
-        RecordingCommand::List => {
-            told(recorder.list().await.map(|recordings| json!({ "recordings": recordings })))
-        }
+    let reply = match command {
+        RecordingCommand::Start(start) => recorder.start(start_request(start)).await.map(|started| {
+            let recorder::StartReply { filename, name, waits_for_idr } = started;
+            RecordingReply::Started { filename, name, waits_for_idr }
+        }),
+        RecordingCommand::Stop => recorder.stop().await.map(|stopped| RecordingReply::Stopped {
+            report: report(stopped.report),
+            reason: stopped.reason.as_str(),
+            kept: stopped.kept,
+        }),
+        RecordingCommand::Heartbeat => recorder.heartbeat().await.map(|()| RecordingReply::HeartbeatAccepted),
+        RecordingCommand::List => recorder.list().await.map(|recordings| RecordingReply::List {
+            recordings: recordings.into_iter().map(info).collect(),
+        }),
         RecordingCommand::Delete(name) => {
-            told(recorder.delete(name.clone()).await.map(|()| json!({ "status": "deleted", "name": name })))
+            recorder.delete(name.clone()).await.map(|()| RecordingReply::Deleted { name })
         }
-    }
+    };
+    reply.map_err(|error| api_error(&error))
+}
+
+/// Returns the state of the recorder.
+pub(super) async fn status(recorder: Option<RecorderHandle>) -> Result<RecordingStatus, ApiError> {
+    let recorder = recorder.ok_or_else(no_recorder)?;
+    let status = recorder.status().await.map_err(|error| api_error(&error))?;
+    Ok(RecordingStatus {
+        recording: status.recording,
+        state: match status.state {
+            RecorderState::Idle => RecordingState::Idle,
+            RecorderState::Starting => RecordingState::Starting,
+            RecorderState::Recording => RecordingState::Recording,
+            RecorderState::Stopping => RecordingState::Stopping,
+        },
+        report: status.report.map(report),
+        reason: status.reason.map(|reason| reason.as_str()),
+        error: status.error.map(|error| RecordingFailure {
+            error: error.to_string(),
+            code: error.code(),
+            status: error.status(),
+        }),
+    })
 }
 
 /// Opens a recording.
@@ -41,39 +65,49 @@ pub(super) async fn open(
     name: String,
 ) -> Result<Arc<dyn RecordingFile>, ApiError> {
     let recorder = recorder.ok_or_else(no_recorder)?;
-    let download = recorder.open(name).await.map_err(|error| refused(&error))?;
+    let download = recorder.open(name).await.map_err(|error| api_error(&error))?;
     Ok(Arc::new(OpenRecording(download)))
 }
 
-/// The program was told to leave recording to others.
 fn no_recorder() -> ApiError {
-    ApiError::new(501, "no_recorder", "this server does not record: it was started with --no-recorder")
+    let message = "this server does not record, because it was started with --no-recorder";
+    ApiError::new(501, "no_recorder", message)
 }
 
-/// An empty body is a start without wishes.
-fn start_request(body: &[u8]) -> Result<StartRequest, ApiError> {
-    if body.trim_ascii().is_empty() {
-        return Ok(StartRequest::default());
+fn start_request(start: StartRecording) -> StartRequest {
+    let StartRecording { filename, pre_roll_s, max_duration_s, heartbeat_s } = start;
+    StartRequest { filename, pre_roll_s, max_duration_s, heartbeat_s }
+}
+
+fn report(report: recorder::Report) -> RecordingReport {
+    RecordingReport {
+        filename: report.filename,
+        name: report.name,
+        frame_count: report.frame_count,
+        bytes_written: report.bytes_written,
+        duration: report.duration,
+        pre_roll: report.pre_roll,
+        start_delay: report.start_delay,
+        dropped_units: report.dropped_units,
+        torn_units: report.torn_units,
+        gaps: report.gaps,
+        files: report.files,
     }
-    // By way of a map: serde would take an array for the struct as well.
-    let fields = serde_json::from_slice(body).and_then(|fields| {
-        serde_json::from_value(Value::Object(fields)) // only an object has fields
-    });
-    fields.map_err(|error: serde_json::Error| {
-        let reason: String = error.to_string().chars().take(160).collect();
-        ApiError::new(
-            400,
-            "bad_json",
-            format!("expected {{\"filename\", \"pre_roll_s\", \"max_duration_s\", \"heartbeat_s\"}}, all optional: {reason}"),
-        )
-    })
 }
 
-fn told<T: Serialize>(result: Result<T, RecorderError>) -> Result<Value, ApiError> {
-    result.map(|answer| json!(answer)).map_err(|error| refused(&error))
+fn info(info: recorder::RecordingInfo) -> RecordingInfo {
+    RecordingInfo {
+        name: info.name,
+        bytes: info.bytes,
+        duration: info.duration,
+        started_at: info.started_at,
+        complete: info.complete,
+        recovered: info.recovered,
+        recording: info.recording,
+    }
 }
 
-fn refused(error: &RecorderError) -> ApiError {
+fn api_error(error: &RecorderError) -> ApiError {
     let retry_after_s = (error.status() == 503).then_some(1);
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s }
 }
@@ -106,31 +140,8 @@ impl RecordingFile for OpenRecording {
         Box::pin(async move {
             let Some(mut progress) = progress else { return bytes };
             let grown = progress.wait_for(|now| now.committed_bytes > bytes || now.finished).await;
-            // The sender is gone when the file is closed: then it has grown for the last time.
+            // The recorder drops the sender when it closes the file. The file does not grow any more then.
             grown.map_or(bytes, |now| now.committed_bytes.max(bytes))
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-
-    #[test]
-    fn an_empty_body_is_a_start_without_wishes() {
-        for body in ["", " \r\n", "{}"] {
-            assert_eq!(start_request(body.as_bytes()).unwrap(), StartRequest::default());
-        }
-        let request = start_request(br#"{"filename":"a.h264","pre_roll_s":1.5}"#).unwrap();
-        assert_eq!((request.filename.as_deref(), request.pre_roll_s), (Some("a.h264"), Some(1.5)));
-    }
-
-    #[test]
-    fn a_body_that_is_no_request_is_refused_with_400() {
-        for body in ["[]", "{", "\"a\"", "{\"filename\":5}", "\0"] {
-            let error = start_request(body.as_bytes()).unwrap_err();
-            assert_eq!((error.status, error.code), (400, "bad_json"), "{body}");
-        }
     }
 }

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use crate::recorder::names::Format;
 
 pub(super) fn format(text: &str) -> Result<Format, String> {
-    text.parse().map_err(|_| "h264 or mp4".to_owned())
+    match text {
+        "h264" => Ok(Format::H264),
+        "mp4" => Ok(Format::Mp4),
+        _ => Err("h264 or mp4".into()),
+    }
 }
 
 pub(super) fn directory(text: &str) -> Result<PathBuf, String> {

@@ -1,5 +1,5 @@
-//! From the bytes of a slot to the NAL units to send or record: parameter sets are remembered, inserted where
-//! an IDR lacks them, and never sent twice in a unit. Copies nothing but new parameter sets.
+//! Turns the bytes of a slot into the NAL units to send or record. Caches parameter sets, inserts those an IDR lacks,
+//! and removes repeated ones. Copies only new parameter sets.
 
 use std::sync::Arc;
 
@@ -11,22 +11,22 @@ use super::nal::{self, NalUnit, ScanError, kind};
 use super::parameter_sets::{self, ParameterSetError, ParameterSets};
 use crate::base::limits;
 
-/// Why a unit must be skipped. None of them is fatal: the next IDR is a fresh start.
+/// Why a unit must be skipped. No error is fatal: decoding can start again at the next IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// Not an Annex-B access unit.
-    #[error("no access unit: {0}")]
+    /// The bytes are not an Annex-B access unit.
+    #[error("not an access unit: {0}")]
     Scan(#[from] ScanError),
-    /// It carries a parameter set that is broken, so its slices cannot be trusted to mean an older one.
+    /// The unit carries a broken parameter set, so its slices cannot be decoded with an older one.
     #[error("broken parameter set: {0}")]
     ParameterSet(#[from] ParameterSetError),
-    /// A slice whose header cannot be read.
+    /// A slice header is broken.
     #[error("broken slice header: {0}")]
     Slice(SyntaxError),
-    /// No slice: parameter sets or other data alone. Parameter sets are remembered for the next IDR.
+    /// The unit has no slice. Its parameter sets are kept for the next IDR.
     #[error("no slice in the unit")]
     NoSlice,
-    /// An IDR whose parameter sets are neither in the unit nor known from before.
+    /// The parameter sets of an IDR are neither in the unit nor in the cache.
     #[error("an IDR refers to picture parameter set {pps_id}, which (or whose SPS) was never seen")]
     MissingParameterSets {
         /// `pic_parameter_set_id` of the slice.
@@ -34,28 +34,27 @@ pub enum UnitError {
     },
 }
 
-/// A parameter set that the unit at hand carries.
+/// A parameter set that the current unit carries.
 #[derive(Copy, Clone, PartialEq, Eq)]
 struct Carried {
     kind: u8,
     id: u8,
 }
 
-/// Scans units, keeps parameter sets and says what to send. One per consumer; reused; allocates nothing
-/// while parameter sets stay the same and units have no more NAL units than the largest one before.
+/// Scans access units, caches parameter sets and lists the NAL units to send. Each consumer has its own.
+///
+/// It allocates only for new parameter sets and for a unit with more NAL units than any before.
 pub struct Assembler {
     sets: ParameterSets,
     scanned: SmallVec<[NalUnit; 16]>,
     items: SmallVec<[Item; 16]>,
     carried: SmallVec<[Carried; 8]>,
-    /// Picture parameter sets of the unit's slices, each once, in the order of the slices.
+    /// Ids of the picture parameter sets that the slices use, each once, in slice order.
     needed: SmallVec<[u8; 8]>,
-    /// Number of the current GOP, from 1; parameter sets remember in which one they were last carried.
+    /// Number of the current GOP, from 1. Each parameter set records the GOP that last carried it.
     gop: u32,
-    /// The current GOP's IDR was assembled: what later units of it need is inserted too.
-    joined: bool,
-    reported_generation: u32,
-    change_was_pending: bool,
+    /// True if the IDR of the current GOP was assembled. Only then do later units get missing sets inserted.
+    idr_assembled: bool,
 }
 
 impl Default for Assembler {
@@ -65,7 +64,7 @@ impl Default for Assembler {
 }
 
 impl Assembler {
-    /// An assembler that knows no parameter sets yet.
+    /// Creates an assembler with an empty cache.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -75,59 +74,51 @@ impl Assembler {
             carried: SmallVec::new_const(),
             needed: SmallVec::new_const(),
             gop: 0,
-            joined: false,
-            reported_generation: 0,
-            change_was_pending: false,
+            idr_assembled: false,
         }
     }
 
-    /// The parameter sets seen so far.
+    /// Returns the parameter sets seen so far.
     #[must_use]
     pub fn parameter_sets(&self) -> &ParameterSets {
         &self.sets
     }
 
-    /// Scans one access unit and lays out what to send, in this order: the access unit delimiter, missing
-    /// parameter sets, everything else as it came. Precisely:
+    /// Scans one access unit and lists its NAL units in sending order: the access unit delimiter, missing parameter
+    /// sets, then everything else in its original order. In detail:
     ///
-    /// - An IDR has every parameter set its slices refer to, exactly once: what the unit lacks is inserted
-    ///   before everything but the delimiter (SEI may refer to the SPS), PPS after the unit's own SPS.
-    ///   Later units of that GOP get a parameter set inserted when no unit of the GOP carried it yet.
-    /// - A parameter set that comes twice is sent once, with its last content. The delimiter is moved to the
-    ///   front and an SPS before the PPS that refers to it, where the encoder did otherwise.
-    /// - NAL units of unspecified kinds (0, 24 to 31) are left out: decoders ignore them, and in RTP they would
-    ///   read as aggregates and fragments. Everything else passes unchanged, filler data too.
-    /// - Two pictures in one unit are taken as they are.
+    /// - An IDR has every parameter set its slices refer to, exactly once. Missing sets are inserted before everything
+    ///   except the delimiter, because SEI may refer to the SPS. A missing PPS goes after the unit's own SPS.
+    ///   Later units of the GOP get a set inserted if no unit of the GOP has carried it yet.
+    /// - A repeated parameter set is sent once, with its last content. The delimiter is moved to the front, and an SPS
+    ///   before the PPS that refers to it, if the encoder wrote them in another order.
+    /// - NAL units of unspecified kinds (0, 24 to 31) are removed. Decoders ignore them, and in RTP their kinds mean
+    ///   aggregates and fragments. Everything else passes unchanged, including filler data.
+    /// - Two pictures in one unit pass unchanged.
     ///
     /// # Errors
-    /// [`UnitError`]: the unit must be skipped.
+    /// [`UnitError`]: the caller must skip the unit.
     pub fn assemble<'a>(&'a mut self, bytes: &'a [u8]) -> Result<AssembledUnit<'a>, UnitError> {
         self.sets.begin();
-        self.change_was_pending = self.sets.generation() != self.reported_generation;
         self.items.clear();
         self.carried.clear();
         let picture = self.arrange(bytes)?;
-        let parameter_sets_changed = self.sets.generation() != self.reported_generation;
-        self.reported_generation = self.sets.generation();
-        Ok(AssembledUnit { bytes, items: &self.items, picture, parameter_sets_changed })
+        Ok(AssembledUnit { bytes, items: &self.items, picture })
     }
 
-    /// Learns all that `other` knows: to assemble a second time, and alike, what `other` did. Call it when
-    /// `other` has just assembled an IDR and continue with that IDR.
+    /// Copies the state of `other`, so that this assembler gives the same output for the same units.
+    /// Call it when `other` has just assembled an IDR, and continue with that IDR.
     pub fn copy_from(&mut self, other: &Assembler) {
         self.sets.copy_from(&other.sets);
         self.gop = other.gop;
-        self.joined = false;
-        self.reported_generation = other.reported_generation;
+        self.idr_assembled = false;
     }
 
-    /// Takes back what the last unit taught: call it when its bytes turn out to have been overwritten while
-    /// they were read. The next unit to be used then is an IDR.
+    /// Restores the parameter sets from before the last unit. Call it if the camera overwrote the unit's bytes while
+    /// they were read. The next unit used must be an IDR.
     pub fn forget_last_unit(&mut self) {
         self.sets.roll_back();
-        self.joined = false;
-        let pending = u32::from(self.change_was_pending);
-        self.reported_generation = self.sets.generation().wrapping_sub(pending);
+        self.idr_assembled = false;
     }
 
     fn arrange(&mut self, bytes: &[u8]) -> Result<Picture, UnitError> {
@@ -143,20 +134,20 @@ impl Assembler {
             self.sets.mark_carried(set.kind, set.id, self.gop);
         }
         if picture.is_idr {
-            self.joined = true;
+            self.idr_assembled = true;
         }
         let result = self.insert_missing(picture.is_idr);
         if result.is_err() {
-            self.joined = false;
+            self.idr_assembled = false;
         }
         result?;
-        self.lay_out_head(head_count);
-        self.lay_out_rest(bytes, head_count)?;
+        self.append_head(head_count);
+        self.append_rest(bytes, head_count)?;
         Ok(picture)
     }
 
-    /// Remembers the parameter sets before the first slice. Goes backwards: of two with the same id the last
-    /// one counts, the other is left out.
+    /// Stores the parameter sets before the first slice. Goes backwards: of two sets with the same id the last one
+    /// counts and the other is removed.
     fn store_head(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
         let mut result = Ok(());
         for nal in self.scanned.iter_mut().take(head_count).rev() {
@@ -165,7 +156,7 @@ impl Assembler {
             }
             let set = nal.slice(bytes);
             match parameter_sets::read_id(set, nal.kind) {
-                Ok(id) if self.carried.contains(&Carried { kind: nal.kind, id }) => nal.kind = LEFT_OUT,
+                Ok(id) if self.carried.contains(&Carried { kind: nal.kind, id }) => nal.kind = REMOVED,
                 Ok(id) => {
                     self.carried.push(Carried { kind: nal.kind, id });
                     result = self.sets.store(set, nal.kind).map(drop).and(result);
@@ -176,7 +167,7 @@ impl Assembler {
         Ok(result?)
     }
 
-    /// Reads the slice headers: which picture parameter sets are needed and what picture it is.
+    /// Reads the slice headers: the picture type and the picture parameter sets that the slices use.
     fn read_slices(&mut self, bytes: &[u8]) -> Result<Picture, UnitError> {
         self.needed.clear();
         let mut picture = Picture::default();
@@ -195,9 +186,9 @@ impl Assembler {
         if self.needed.is_empty() { Err(UnitError::NoSlice) } else { Ok(picture) }
     }
 
-    /// Puts the parameter sets that the slices need and this GOP has not carried yet in front.
+    /// Inserts the parameter sets that the slices use and this GOP has not carried yet.
     fn insert_missing(&mut self, is_idr: bool) -> Result<(), UnitError> {
-        let Self { sets, items, carried, needed, gop, joined, .. } = self;
+        let Self { sets, items, carried, needed, gop, idr_assembled, .. } = self;
         for (index, &pps_id) in needed.iter().enumerate() {
             let known = sets.pps_by_id(pps_id).and_then(|pps| Some((pps, sets.sps_by_id(pps.sps_id)?)));
             let Some((pps, sps)) = known else {
@@ -212,7 +203,7 @@ impl Assembler {
                 sets.activate(sps.id);
             }
             for (kind, id, bytes) in wanted {
-                if *joined && sets.mark_carried(kind, id, *gop) {
+                if *idr_assembled && sets.mark_carried(kind, id, *gop) {
                     carried.push(Carried { kind, id });
                     items.push(Item::Cached { kind, bytes });
                 }
@@ -221,8 +212,8 @@ impl Assembler {
         Ok(())
     }
 
-    /// Lays out what comes before the first slice, behind what was inserted; sorts only where it must.
-    fn lay_out_head(&mut self, head_count: usize) {
+    /// Appends the NAL units before the first slice to the inserted ones. Sorts only if the order is wrong.
+    fn append_head(&mut self, head_count: usize) {
         let mut in_order = self.items.is_empty();
         let mut rank_before = 0;
         for (index, nal) in self.scanned.iter().take(head_count).enumerate() {
@@ -243,15 +234,14 @@ impl Assembler {
         }
     }
 
-    /// Lays out the slices and what comes between and behind them, repeated parameter sets left out.
-    fn lay_out_rest(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
+    /// Appends the slices and the NAL units between and after them, without repeated parameter sets.
+    fn append_rest(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
         for nal in self.scanned.iter().skip(head_count) {
             if matches!(nal.kind, kind::SPS | kind::PPS) {
-                let generation = self.sets.generation();
-                let id = self.sets.store(nal.slice(bytes), nal.kind)?;
+                let (id, changed) = self.sets.store(nal.slice(bytes), nal.kind)?;
                 self.sets.mark_carried(nal.kind, id, self.gop);
                 let set = Carried { kind: nal.kind, id };
-                if self.carried.contains(&set) && generation == self.sets.generation() {
+                if !changed && self.carried.contains(&set) {
                     continue;
                 }
                 self.carried.push(set);
@@ -264,17 +254,17 @@ impl Assembler {
     }
 }
 
-/// `nal_ref_idc` of a NAL header.
+/// The bits of `nal_ref_idc` in a NAL header.
 const NAL_REF_IDC: u8 = 0x60;
 
-/// Marks a scanned NAL unit as not to be sent: an unspecified kind.
-const LEFT_OUT: u8 = 0;
+/// Kind given to a scanned NAL unit that must not be sent. It is unspecified, so the unit is skipped.
+const REMOVED: u8 = 0;
 
 fn is_specified(kind: u8) -> bool {
     (kind::SLICE..=23).contains(&kind)
 }
 
-/// Where a NAL unit goes in front of the first slice (H.264 7.4.1.2.3).
+/// Returns the position of a NAL unit before the first slice (H.264 7.4.1.2.3).
 fn rank(kind: u8) -> u8 {
     match kind {
         kind::AUD => 0,
@@ -284,7 +274,7 @@ fn rank(kind: u8) -> u8 {
     }
 }
 
-/// `pic_parameter_set_id` of a slice (H.264 7.3.3).
+/// Reads `pic_parameter_set_id` of a slice header (H.264 7.3.3).
 fn slice_pps_id(slice: &[u8]) -> Result<u8, SyntaxError> {
     let mut bits = BitReader::new(slice.get(1..).unwrap_or_default());
     bits.unsigned("first_mb_in_slice", limits::PICTURE_MACROBLOCKS_MAX)?;
@@ -304,20 +294,20 @@ mod tests {
         assembler.assemble(&unit).map(|unit| unit.nals().map(|nal| nal.bytes.to_vec()).collect())
     }
 
-    /// An assembler that has seen one complete IDR with SPS 0 and PPS 0.
-    fn joined() -> Assembler {
+    /// Returns an assembler that has seen one complete IDR with SPS 0 and PPS 0.
+    fn started() -> Assembler {
         let mut assembler = Assembler::new();
         assembled(&mut assembler, &[&sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)]).unwrap();
         assembler
     }
 
     #[test]
-    fn a_complete_idr_passes_as_it_came() {
+    fn complete_idr_passes_unchanged() {
         let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
         let unit = annex_b(&[AUD, &sps, &pps, SEI, &idr]);
         let mut assembler = Assembler::new();
         let assembled = assembler.assemble(&unit).unwrap();
-        assert!(assembled.is_idr() && assembled.is_reference() && assembled.parameter_sets_changed());
+        assert!(assembled.is_idr() && assembled.is_reference());
         assert_eq!(assembled.nals().map(|nal| nal.kind).collect::<Vec<_>>(), [9, 7, 8, 6, 5]);
         assert_eq!(assembled.nal_count(), 5);
         for index in 0..5 {
@@ -327,11 +317,10 @@ mod tests {
         }
         let info = assembler.parameter_sets().stream_info().unwrap();
         assert_eq!((info.profile_level_id, info.width, info.height), ([66, 0xC0, 31], 1280, 720));
-        assert!(!assembler.assemble(&unit).unwrap().parameter_sets_changed());
     }
 
     #[test]
-    fn an_idr_gets_exactly_the_parameter_sets_it_lacks() {
+    fn idr_gets_exactly_the_parameter_sets_it_lacks() {
         let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
         let whole: Vec<&[u8]> = vec![AUD, &sps, &pps, SEI, &idr];
         for lacking in [vec![], vec![1], vec![2], vec![1, 2]] {
@@ -341,7 +330,7 @@ mod tests {
                 .filter(|(index, _)| !lacking.contains(index))
                 .map(|(_, nal)| *nal)
                 .collect();
-            let mut assembler = joined();
+            let mut assembler = started();
             let unit = annex_b(&nals);
             let assembled = assembler.assemble(&unit).unwrap();
             assert_eq!(
@@ -355,15 +344,15 @@ mod tests {
     }
 
     #[test]
-    fn parameter_sets_go_in_front_where_there_is_no_delimiter() {
-        let mut assembler = joined();
+    fn parameter_sets_go_first_without_a_delimiter() {
+        let mut assembler = started();
         let nals = assembled(&mut assembler, &[&idr(0)]).unwrap();
         assert_eq!(nals, [sps(0, 31, 80, 45), pps(0, 0, 0), idr(0)]);
     }
 
     #[test]
-    fn only_the_sets_the_slices_refer_to_are_inserted() {
-        let mut assembler = joined();
+    fn only_parameter_sets_used_by_slices_are_inserted() {
+        let mut assembler = started();
         let others: [&[u8]; 4] = [&sps(1, 40, 120, 68), &pps(1, 1, 0), &pps(2, 0, 3), &pps(9, 31, 0)];
         assert_eq!(assembled(&mut assembler, &others), Err(UnitError::NoSlice));
         assert_eq!(
@@ -376,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idr_without_known_parameter_sets_is_refused_until_they_come() {
+    fn idr_with_unknown_parameter_sets_is_rejected_until_they_arrive() {
         let mut assembler = Assembler::new();
         let missing = Err(UnitError::MissingParameterSets { pps_id: 0 });
         assert_eq!(assembled(&mut assembler, &[&idr(0)]), missing);
@@ -386,18 +375,17 @@ mod tests {
     }
 
     #[test]
-    fn parameter_sets_sent_alone_count_as_a_change_of_the_next_unit() {
-        let mut assembler = joined();
+    fn parameter_sets_sent_alone_are_used_by_the_next_unit() {
+        let mut assembler = started();
         assert_eq!(assembled(&mut assembler, &[&sps(0, 31, 40, 30)]), Err(UnitError::NoSlice));
         let unit = annex_b(&[&idr(0)]);
         let assembled = assembler.assemble(&unit).unwrap();
-        assert!(assembled.parameter_sets_changed());
         assert_eq!(assembled.nal(0).bytes, sps(0, 31, 40, 30));
         assert_eq!(assembler.parameter_sets().stream_info().unwrap().width, 640);
     }
 
     #[test]
-    fn a_pps_before_its_sps_is_put_behind_it() {
+    fn pps_before_its_sps_is_moved_after_it() {
         let mut assembler = Assembler::new();
         let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
         let nals = assembled(&mut assembler, &[AUD, &pps, &sps, SEI, &idr]).unwrap();
@@ -405,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_delimiter_is_put_first() {
+    fn late_delimiter_is_moved_to_the_front() {
         let mut assembler = Assembler::new();
         let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
         let nals = assembled(&mut assembler, &[SEI, &sps, AUD, &pps, &idr]).unwrap();
@@ -413,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn sei_before_parameter_sets_stays_where_it_was() {
+    fn sei_before_parameter_sets_keeps_its_position() {
         let mut assembler = Assembler::new();
         let unit: [&[u8]; 5] = [AUD, SEI, &sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)];
         assert_eq!(assembled(&mut assembler, &unit).unwrap(), unit);
@@ -425,14 +413,11 @@ mod tests {
         let (sps, old, new, idr) = (sps(0, 31, 80, 45), pps(0, 0, 1), pps(0, 0, 2), idr(0));
         let nals = assembled(&mut assembler, &[&sps, &old, &sps, &new, &idr, &sps, &new, &idr]).unwrap();
         assert_eq!(nals, [sps.clone(), new.clone(), idr.clone(), idr.clone()]);
-        let generation = assembler.parameter_sets().generation();
-        assembled(&mut assembler, &[&sps, &old, &sps, &new, &idr]).unwrap();
-        assert_eq!(assembler.parameter_sets().generation(), generation);
     }
 
     #[test]
-    fn two_pictures_in_a_unit_are_taken_as_they_are() {
-        let mut assembler = joined();
+    fn two_pictures_in_one_unit_pass_unchanged() {
+        let mut assembler = started();
         let (new, idr, other) = (pps(0, 0, 7), idr(0), non_idr(0));
         let nals = assembled(&mut assembler, &[AUD, &idr, AUD, &new, &other]).unwrap();
         assert_eq!(nals, [AUD, &sps(0, 31, 80, 45), &pps(0, 0, 0), &idr, AUD, &new, &other]);
@@ -443,8 +428,8 @@ mod tests {
     }
 
     #[test]
-    fn a_later_unit_gets_a_parameter_set_its_gop_has_not_carried() {
-        let mut assembler = joined();
+    fn later_unit_gets_a_parameter_set_its_gop_has_not_carried() {
+        let mut assembler = started();
         assert_eq!(assembled(&mut assembler, &[&pps(1, 0, 0)]), Err(UnitError::NoSlice));
         assert_eq!(assembled(&mut assembler, &[&non_idr(1)]).unwrap(), [pps(1, 0, 0), non_idr(1)]);
         for _ in 0..2 {
@@ -467,8 +452,8 @@ mod tests {
     }
 
     #[test]
-    fn reference_and_idr_are_told_from_the_slices() {
-        let mut assembler = joined();
+    fn reference_and_idr_flags_come_from_the_slices() {
+        let mut assembler = started();
         for (header, is_reference) in [(0x01, false), (0x21, true), (0x41, true), (0x61, true)] {
             let unit = annex_b(&[AUD, &slice(header, 0, 20)]);
             let assembled = assembler.assemble(&unit).unwrap();
@@ -477,17 +462,16 @@ mod tests {
     }
 
     #[test]
-    fn unspecified_kinds_are_left_out_and_filler_stays() {
-        let mut assembler = joined();
+    fn unspecified_kinds_are_removed_and_filler_is_kept() {
+        let mut assembler = started();
         let filler: &[u8] = &[0x0C, 0xFF, 0x80];
         let unit: [&[u8]; 7] = [&[0x00, 1], &[0x18, 1], filler, &non_idr(0), &[0x7C, 9], filler, &[0x1F, 1]];
         assert_eq!(assembled(&mut assembler, &unit).unwrap(), [filler, &non_idr(0), filler]);
     }
 
     #[test]
-    fn broken_units_are_refused_and_teach_nothing_broken() {
-        let mut assembler = joined();
-        let generation = assembler.parameter_sets().generation();
+    fn broken_units_are_rejected_and_do_not_change_the_cache() {
+        let mut assembler = started();
         let broken_sps = [0x67, 66, 0, 31, 0x80];
         let result = assembled(&mut assembler, &[&broken_sps, &pps(0, 0, 0), &idr(0)]);
         assert!(matches!(result, Err(UnitError::ParameterSet(_))), "{result:?}");
@@ -497,38 +481,37 @@ mod tests {
         assert!(matches!(result, Err(UnitError::Slice(_))), "{result:?}");
         assert_eq!(assembled(&mut assembler, &[AUD, SEI]), Err(UnitError::NoSlice));
         assert_eq!(assembler.assemble(&[]).err(), Some(UnitError::Scan(ScanError::NoStartCode)));
-        assert_eq!(assembler.parameter_sets().generation(), generation);
-        assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap().len(), 3);
+        let cached = [sps(0, 31, 80, 45), pps(0, 0, 0), idr(0)];
+        assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap(), cached);
     }
 
     #[test]
-    fn a_forgotten_unit_leaves_the_parameter_sets_of_before() {
-        let mut assembler = joined();
+    fn forgetting_a_unit_restores_the_parameter_sets_before_it() {
+        let mut assembler = started();
         let torn = annex_b(&[&sps(0, 31, 2, 2), &pps(0, 0, 9), &idr(0)]);
-        assert!(assembler.assemble(&torn).unwrap().parameter_sets_changed());
+        assembler.assemble(&torn).unwrap();
         assembler.forget_last_unit();
         let unit = annex_b(&[&idr(0)]);
         let assembled = assembler.assemble(&unit).unwrap();
-        assert!(!assembled.parameter_sets_changed());
         assert_eq!(assembled.nal(0).bytes, sps(0, 31, 80, 45));
         assert_eq!(assembled.nal(1).bytes, pps(0, 0, 0));
     }
 
     #[test]
-    fn a_change_that_was_pending_before_a_forgotten_unit_still_shows() {
-        let mut assembler = joined();
+    fn forgetting_a_unit_keeps_parameter_sets_of_earlier_units() {
+        let mut assembler = started();
         assert_eq!(assembled(&mut assembler, &[&pps(0, 0, 8)]), Err(UnitError::NoSlice));
         assembled(&mut assembler, &[&sps(0, 31, 2, 2), &idr(0)]).unwrap();
         assembler.forget_last_unit();
-        let unit = annex_b(&[&idr(0)]);
-        assert!(assembler.assemble(&unit).unwrap().parameter_sets_changed());
+        let nals = assembled(&mut assembler, &[&idr(0)]).unwrap();
+        assert_eq!(nals, [sps(0, 31, 80, 45), pps(0, 0, 8), idr(0)]);
     }
 
     proptest! {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn every_assembled_idr_has_each_parameter_set_it_needs_once(
+        fn every_assembled_idr_has_each_needed_parameter_set_once(
             units in prop::collection::vec(hostile_bytes(80), 1..12)
         ) {
             let mut assembler = Assembler::new();

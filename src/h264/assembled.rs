@@ -1,58 +1,51 @@
-//! What the [`Assembler`](super::Assembler) hands out: the NAL units of one access unit, borrowed, in order.
+//! Output of the [`Assembler`](super::Assembler): the NAL units of one access unit, borrowed and in order.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::nal::NalUnit;
 
-/// The NAL units to send or record for one access unit, in order. Borrows the slot and the assembler.
+/// The NAL units to send or record for one access unit, in order. Borrows from the slot and the assembler.
 #[derive(Copy, Clone)]
 pub struct AssembledUnit<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) items: &'a [Item],
     pub(super) picture: Picture,
-    pub(super) parameter_sets_changed: bool,
 }
 
 impl<'a> AssembledUnit<'a> {
-    /// It has a slice of an IDR picture: decoding can start here.
+    /// Returns true if the unit has an IDR slice: decoding can start here.
     #[must_use]
     pub fn is_idr(&self) -> bool {
         self.picture.is_idr
     }
 
-    /// Other pictures may refer to it (`nal_ref_idc`); when not, dropping it breaks nothing.
+    /// Returns true if other pictures may refer to this one (`nal_ref_idc`). Other units can be dropped safely.
     #[must_use]
     pub fn is_reference(&self) -> bool {
         self.picture.is_reference
     }
 
-    /// Number of NAL units, at least 1.
+    /// Returns the number of NAL units, at least 1.
     #[must_use]
     pub fn nal_count(&self) -> usize {
         self.items.len()
     }
 
-    /// NAL unit `index`.
+    /// Returns NAL unit `index`.
     ///
     /// # Panics
-    /// When `index` is not below [`AssembledUnit::nal_count`].
+    /// If `index` is not below [`AssembledUnit::nal_count`].
     #[must_use]
     pub fn nal(&self, index: usize) -> Nal<'a> {
         let Some(item) = self.items.get(index) else { panic!("NAL unit {index} of {}", self.items.len()) };
         item.nal(self.bytes)
     }
 
-    /// All NAL units in order.
+    /// Iterates over all NAL units in order.
     pub fn nals(&self) -> impl Iterator<Item = Nal<'a>> + use<'a> {
         let bytes = self.bytes;
         self.items.iter().map(move |item| item.nal(bytes))
-    }
-
-    /// The parameter sets, or which of them are active, changed since the last unit that was assembled.
-    #[must_use]
-    pub fn parameter_sets_changed(&self) -> bool {
-        self.parameter_sets_changed
     }
 }
 
@@ -67,21 +60,22 @@ impl fmt::Debug for AssembledUnit<'_> {
 /// A NAL unit of an assembled unit.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Nal<'a> {
-    /// Its bytes, without start code; never empty.
+    /// Bytes without start code; never empty.
     pub bytes: &'a [u8],
     /// `nal_unit_type`.
     pub kind: u8,
-    /// Where it lies in the bytes given to [`Assembler::assemble`](super::Assembler::assemble); `None` when inserted from the cache.
+    /// Offset in the bytes given to [`Assembler::assemble`](super::Assembler::assemble). `None` if the NAL unit was
+    /// inserted from the cache.
     pub slot_offset: Option<u32>,
 }
 
-/// A NAL unit of the layout: in the slot or from the cache.
+/// A NAL unit of the output, located in the slot or in the parameter set cache.
 pub(super) enum Item {
     Slot(NalUnit),
     Cached { kind: u8, bytes: Arc<[u8]> },
 }
 
-/// What the slices of a unit say.
+/// Properties read from the slices of a unit.
 #[derive(Copy, Clone, Default)]
 pub(super) struct Picture {
     pub(super) is_idr: bool,

@@ -1,23 +1,23 @@
-//! What MP4 needs of H.264: the `avcC` record and the lengths that stand in place of start codes
-//! (ISO/IEC 14496-15). Makes bytes from parameter sets; knows nothing of boxes and files.
+//! The MP4 form of H.264 (ISO/IEC 14496-15): the `avcC` record, and length prefixes in place of start codes.
+//! MP4 boxes and files belong to `recorder::format`.
 
 use super::parameter_sets::ParameterSets;
 
-/// Bytes of the length in front of each NAL unit; the record below says so.
+/// Bytes of the length before each NAL unit. The configuration record declares the same size.
 pub const LENGTH_PREFIX_BYTES: usize = 4;
 
-/// Length prefix of a NAL unit of `nal_bytes` bytes (at most 4 GB).
+/// Returns the length prefix of a NAL unit of `nal_bytes` bytes (at most 4 GB).
 #[must_use]
 pub fn length_prefix(nal_bytes: usize) -> [u8; LENGTH_PREFIX_BYTES] {
     u32::try_from(nal_bytes).unwrap_or(u32::MAX).to_be_bytes()
 }
 
-/// Profiles whose record ends in chroma format and bit depths (5.3.3.1.2).
+/// Profiles whose record ends with chroma format and bit depths (5.3.3.1.2).
 const PROFILES_WITH_CHROMA_INFO: [u8; 4] = [100, 110, 122, 144];
 const PPS_COUNT_MAX: usize = 255;
 
-/// `AVCDecoderConfigurationRecord` (5.3.3.1.2) of the active sequence parameter set and the picture parameter
-/// sets that refer to it: the content of an `avcC` box. `None` until both are known.
+/// Returns the content of an `avcC` box: the `AVCDecoderConfigurationRecord` (5.3.3.1.2) of the active sequence
+/// parameter set and the picture parameter sets that refer to it. Returns `None` until both are known.
 #[must_use]
 pub fn configuration_record(sets: &ParameterSets) -> Option<Vec<u8>> {
     let sps = sets.active_sps()?;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_record_holds_the_active_sps_and_its_pps() {
+    fn record_holds_the_active_sps_and_its_pps() {
         let mut assembler = Assembler::new();
         assert_eq!(configuration_record(assembler.parameter_sets()), None);
         let (first, second) = (sps(0, 31, 80, 45), sps(1, 40, 120, 68));
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_record_without_a_pps() {
+    fn record_is_none_without_a_pps() {
         let mut assembler = Assembler::new();
         let _ = assembler.assemble(&annex_b(&[sps(0, 31, 80, 45)]));
         assert_eq!(configuration_record(assembler.parameter_sets()), None);

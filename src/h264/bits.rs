@@ -1,13 +1,13 @@
-//! Bits of a NAL unit's RBSP, emulation prevention removed while reading (H.264 7.3.1, 7.2, 9.1).
-//! Reads forward only, never past the end, and every variable-length value has a maximum.
+//! Bit reader for a NAL unit's RBSP. Removes emulation prevention while reading (H.264 7.3.1, 7.2, 9.1).
+//! It reads forward only and never past the end, and every variable-length value has a maximum.
 
-/// Why the syntax of a NAL unit could not be read.
+/// Why a NAL unit could not be parsed.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyntaxError {
-    /// The NAL unit ends in the middle of a value.
+    /// The NAL unit ends inside a value.
     #[error("the NAL unit ends too early")]
     Truncated,
-    /// A value the standard does not allow.
+    /// A value that the standard does not allow.
     #[error("{0} is out of range")]
     OutOfRange(&'static str),
 }
@@ -15,7 +15,7 @@ pub enum SyntaxError {
 /// Reader over the bytes of one NAL unit.
 pub(super) struct BitReader<'a> {
     bytes: std::slice::Iter<'a, u8>,
-    /// Zero bytes just read: after two of them a 3 is emulation prevention.
+    /// Consecutive zero bytes just read. After two of them, a 3 is emulation prevention.
     zeros: u8,
     current: u8,
     bits_left: u8,
@@ -45,7 +45,7 @@ impl<'a> BitReader<'a> {
         Ok(self.current >> self.bits_left & 1 == 1)
     }
 
-    /// A whole byte, wherever the reader stands: `u(8)`.
+    /// Reads `u(8)`, not necessarily byte-aligned.
     pub(super) fn byte(&mut self) -> Result<u8, SyntaxError> {
         let mut value = 0;
         for _ in 0..8 {
@@ -54,7 +54,7 @@ impl<'a> BitReader<'a> {
         Ok(value)
     }
 
-    /// `ue(v)` up to `max`.
+    /// Reads `ue(v)`, at most `max`.
     pub(super) fn unsigned(&mut self, field: &'static str, max: u32) -> Result<u32, SyntaxError> {
         let mut prefix = 0;
         while !self.bit()? {
@@ -70,13 +70,13 @@ impl<'a> BitReader<'a> {
         if value - 1 > max { Err(SyntaxError::OutOfRange(field)) } else { Ok(value - 1) }
     }
 
-    /// `ue(v)` up to `max`, one byte wide.
+    /// Reads `ue(v)`, at most `max`, as one byte.
     pub(super) fn unsigned_u8(&mut self, field: &'static str, max: u8) -> Result<u8, SyntaxError> {
         let value = self.unsigned(field, u32::from(max))?;
         u8::try_from(value).map_err(|_| SyntaxError::OutOfRange(field))
     }
 
-    /// `se(v)`, any value of 32 bits but the smallest.
+    /// Reads `se(v)`: any 32-bit value except the smallest.
     pub(super) fn signed(&mut self, field: &'static str) -> Result<i32, SyntaxError> {
         let code = self.unsigned(field, u32::MAX - 1)?;
         let magnitude = i32::try_from(code.div_ceil(2)).map_err(|_| SyntaxError::OutOfRange(field))?;
@@ -91,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn values_of_the_standard_are_read() {
+    fn exp_golomb_codes_of_the_standard_are_read() {
         // H.264 table 9-2: 1 010 011 00100 00101
         let mut bits = BitReader::new(&[0b1010_0110, 0b0100_0010, 0b1000_0000]);
         for value in 0..5 {
@@ -100,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn emulation_prevention_is_removed_and_a_plain_3_is_not() {
+    fn emulation_prevention_is_removed_and_other_3_bytes_are_kept() {
         let mut bits = BitReader::new(&[0, 0, 3, 1, 0, 3, 0, 0, 3, 0, 0, 3, 3]);
         let bytes: Vec<u8> = std::iter::from_fn(|| bits.byte().ok()).collect();
         assert_eq!(bytes, [0, 0, 1, 0, 3, 0, 0, 0, 0, 3]);
     }
 
     #[test]
-    fn the_end_and_endless_prefixes_are_errors() {
+    fn truncated_and_too_long_codes_are_errors() {
         assert_eq!(BitReader::new(&[]).bit(), Err(SyntaxError::Truncated));
         assert_eq!(BitReader::new(&[0, 0, 3]).unsigned("x", 9), Err(SyntaxError::Truncated));
         assert_eq!(BitReader::new(&[0; 64]).unsigned("x", u32::MAX), Err(SyntaxError::OutOfRange("x")));
@@ -118,7 +118,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn what_was_written_is_read(
+        fn written_values_are_read_back(
             values in prop::collection::vec((any::<bool>(), 0..u32::MAX - 1, -(1 << 30)..1 << 30), 0..40)
         ) {
             let mut writer = BitWriter::default();

@@ -1,4 +1,4 @@
-//! NAL units of an Annex-B access unit, as ranges. Finds them; does not look inside them.
+//! Finds the NAL units of an Annex-B access unit, as byte ranges. Does not parse their content.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::base::limits;
 
-/// `nal_unit_type` values (H.264 table 7-1) this crate tells apart.
+/// The `nal_unit_type` values (H.264 table 7-1) that this crate distinguishes.
 pub mod kind {
     /// Coded slice of a non-IDR picture.
     pub const SLICE: u8 = 1;
@@ -27,60 +27,61 @@ pub mod kind {
     pub const FILLER: u8 = 12;
     /// Sequence parameter set extension.
     pub const SPS_EXTENSION: u8 = 13;
-    /// Prefix NAL unit: belongs to the slice right after it.
+    /// Prefix NAL unit; belongs to the slice that follows it.
     pub const PREFIX: u8 = 14;
     /// Subset sequence parameter set.
     pub const SUBSET_SPS: u8 = 15;
 }
 
-/// The bytes between start codes, which nothing else in a conforming stream may look like (H.264 annex B).
+/// Start code prefix. No NAL unit of a conforming stream contains these bytes (H.264 annex B).
 static START_CODE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(&[0, 0, 1]));
 const START_CODE_BYTES: usize = 3;
 
-/// One NAL unit of an access unit: where its bytes lie, start code and trailing zero bytes excluded.
+/// Byte range of one NAL unit in its access unit, without start code and trailing zero bytes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct NalUnit {
     /// Offset of the NAL header byte.
     pub start: u32,
-    /// Offset behind the last byte; always greater than `start`.
+    /// Offset one past the last byte; always greater than `start`.
     pub end: u32,
     /// `nal_unit_type`, 0 to 31.
     pub kind: u8,
 }
 
 impl NalUnit {
-    /// The NAL unit's bytes in the access unit it was found in (empty for any other, shorter one).
+    /// Returns the bytes of this NAL unit. `unit` must be the access unit that was scanned; a shorter slice gives an
+    /// empty result.
     #[must_use]
     pub fn slice(self, unit: &[u8]) -> &[u8] {
         unit.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 }
 
-/// Why bytes are not an Annex-B access unit.
+/// Why bytes are not a valid Annex-B access unit.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScanError {
     /// No `00 00 01` anywhere.
     #[error("no start code")]
     NoStartCode,
-    /// Something other than zero bytes before the first start code.
+    /// A nonzero byte before the first start code.
     #[error("bytes before the first start code")]
     LeadingBytes,
-    /// A NAL unit with `forbidden_zero_bit` set: a transmission error or no H.264 at all.
+    /// A NAL unit has `forbidden_zero_bit` set: a transmission error, or not H.264.
     #[error("forbidden_zero_bit is set")]
     ForbiddenBit,
     /// More NAL units than [`limits::NAL_UNITS_MAX`].
     #[error("more than {} NAL units", limits::NAL_UNITS_MAX)]
     TooManyNalUnits,
-    /// Offsets would not fit 32 bits.
+    /// The unit is too long for 32-bit offsets.
     #[error("unit of {0} bytes")]
     TooLong(usize),
 }
 
-/// Finds all NAL units of an access unit in byte-stream format (H.264 annex B): three- and four-byte start
-/// codes, leading and trailing zero bytes, empty NAL units left out. `out` is cleared first.
+/// Finds all NAL units of an access unit in byte-stream format (H.264 annex B) and writes them to `out`, which is
+/// cleared first. Accepts three- and four-byte start codes and zero bytes around them. Skips empty NAL units.
 ///
 /// # Errors
-/// [`ScanError`]; what `out` holds then is unspecified.
+/// [`ScanError`]; the content of `out` is then unspecified.
 pub fn scan(bytes: &[u8], out: &mut SmallVec<[NalUnit; 16]>) -> Result<(), ScanError> {
     out.clear();
     if u32::try_from(bytes.len()).is_err() {
@@ -107,8 +108,8 @@ pub fn scan(bytes: &[u8], out: &mut SmallVec<[NalUnit; 16]>) -> Result<(), ScanE
     }
 }
 
-/// An access unit up to the head of its first slice: with all its parameter sets (H.264 7.4.1.2.3) and enough of the
-/// slice to tell what picture it is. Whole where no slice is found.
+/// Returns the access unit up to the header of its first slice: all parameter sets (H.264 7.4.1.2.3) and enough of the
+/// slice to know the picture type. Returns the whole unit if it has no slice.
 pub fn up_to_first_slice(bytes: &[u8]) -> &[u8] {
     let kind_at = |code: usize| bytes.get(code + START_CODE_BYTES).map(|header| header & 0x1F);
     let is_slice =
@@ -118,8 +119,8 @@ pub fn up_to_first_slice(bytes: &[u8]) -> &[u8] {
     bytes.get(..end).unwrap_or(bytes)
 }
 
-/// The NAL unit in `bytes[start..limit]`, `trailing_zero_8bits` and the zero byte of a four-byte start code
-/// cut off. A NAL unit itself never ends in a zero byte (H.264 7.4.1).
+/// Returns the NAL unit in `bytes[start..limit]` without `trailing_zero_8bits` and without the zero byte of a following
+/// four-byte start code. A NAL unit itself never ends in a zero byte (H.264 7.4.1).
 #[expect(clippy::cast_possible_truncation, reason = "scan has checked that every offset fits 32 bits")]
 fn nal_between(bytes: &[u8], start: usize, limit: usize) -> Result<Option<NalUnit>, ScanError> {
     let body = bytes.get(start..limit).unwrap_or_default();
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The same by the letter of annex B, one byte at a time.
+    /// Reference implementation of annex B, one byte at a time.
     fn scan_naively(bytes: &[u8]) -> Result<Vec<NalUnit>, ScanError> {
         let is_code = |at: usize| bytes[at..].starts_with(&[0, 0, 1]);
         let codes: Vec<usize> = (0..bytes.len()).filter(|at| is_code(*at)).collect();
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_ends_at_its_first_slice_for_whoever_only_wants_to_know_what_it_is() {
+    fn up_to_first_slice_cuts_after_the_slice_header() {
         let mut unit = vec![0, 0, 0, 1, 0x67, 1, 2, 3, 0, 0, 1, 0x68, 4];
         assert_eq!(up_to_first_slice(&unit), unit, "no slice");
         unit.extend([0, 0, 1, 0x65]);
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn leading_and_trailing_zero_bytes_belong_to_no_nal_unit() {
+    fn zero_bytes_around_nal_units_are_skipped() {
         let unit = [0, 0, 0, 0, 0, 1, 0x67, 9, 0, 0, 0, 0, 0, 1, 0x65, 4, 0, 0, 0];
         let nals = scanned(&unit).unwrap();
         assert_eq!(nals[0], NalUnit { start: 6, end: 8, kind: 7 });
@@ -210,19 +211,19 @@ mod tests {
     }
 
     #[test]
-    fn zero_bytes_and_emulation_prevention_inside_a_nal_unit_stay() {
+    fn zero_bytes_and_emulation_prevention_inside_a_nal_unit_are_kept() {
         let unit = annex_b(&[&[0x65, 0, 0, 3, 1, 0, 0, 2, 0, 5]]);
         assert_eq!(scanned(&unit).unwrap()[0].slice(&unit), &[0x65, 0, 0, 3, 1, 0, 0, 2, 0, 5]);
     }
 
     #[test]
-    fn empty_nal_units_are_left_out() {
+    fn empty_nal_units_are_skipped() {
         assert_eq!(kinds(&[0, 0, 1, 0, 0, 1, 0x65, 1, 0, 0, 1, 0, 0, 1]), [5]);
         assert_eq!(scanned(&[0, 0, 1]), Ok(vec![]));
     }
 
     #[test]
-    fn what_is_no_byte_stream_is_refused() {
+    fn invalid_byte_streams_are_rejected() {
         assert_eq!(scanned(&[]), Err(ScanError::NoStartCode));
         assert_eq!(scanned(&[0; 1000]), Err(ScanError::NoStartCode));
         assert_eq!(scanned(&[0, 0, 0, 9, 0x65, 1, 2]), Err(ScanError::NoStartCode));
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_nal_units_is_bounded() {
+    fn number_of_nal_units_is_bounded() {
         let nals = vec![[0x01, 0x80]; limits::NAL_UNITS_MAX];
         assert_eq!(scanned(&annex_b(&nals)).unwrap().len(), limits::NAL_UNITS_MAX);
         let nals = vec![[0x01, 0x80]; limits::NAL_UNITS_MAX + 1];
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_as_large_as_a_slot_is_scanned() {
+    fn unit_as_large_as_a_slot_is_scanned() {
         let mut unit = annex_b(&[vec![0x67, 1], vec![0x65; limits::SLOT_DATA_BYTES_MAX - 9]]);
         assert_eq!(kinds(&unit), [7, 5]);
         let end = unit.len();
@@ -251,12 +252,12 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn the_scan_equals_its_naive_twin(bytes in hostile_bytes(400)) {
+        fn scan_equals_the_naive_reference(bytes in hostile_bytes(400)) {
             prop_assert_eq!(scanned(&bytes), scan_naively(&bytes));
         }
 
         #[test]
-        fn the_scan_equals_its_naive_twin_on_few_values(bytes in prop::collection::vec(0..4_u8, 0..200)) {
+        fn scan_equals_the_naive_reference_on_few_byte_values(bytes in prop::collection::vec(0..4_u8, 0..200)) {
             prop_assert_eq!(scanned(&bytes), scan_naively(&bytes));
         }
     }

@@ -1,5 +1,5 @@
 //! RTP payloads of an access unit (RFC 6184, packetization-mode 1), built once and shared by all viewers.
-//! Knows nothing of RTP headers, sequence numbers or viewers.
+//! RTP headers, sequence numbers and viewers belong to `session`.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,37 +9,37 @@ use super::nal::kind;
 use super::payloads::{Payloads, Pool};
 use crate::base::limits;
 
-pub(super) const STAP_A: u8 = 24;
-pub(super) const FU_A: u8 = 28;
-pub(super) const FU_START: u8 = 0x80;
-pub(super) const FU_END: u8 = 0x40;
-/// FU indicator and FU header.
-pub(super) const FU_HEADER_BYTES: usize = 2;
-/// Length field in front of each NAL unit of a STAP-A.
-pub(super) const STAP_SIZE_BYTES: usize = 2;
+const STAP_A: u8 = 24;
+const FU_A: u8 = 28;
+const FU_START: u8 = 0x80;
+const FU_END: u8 = 0x40;
+/// Bytes of the FU indicator and FU header.
+const FU_HEADER_BYTES: usize = 2;
+/// Bytes of the length field before each NAL unit of a STAP-A.
+const STAP_SIZE_BYTES: usize = 2;
 const F_BIT: u8 = 0x80;
 const NRI_BITS: u8 = 0x60;
 const KIND_BITS: u8 = 0x1F;
-/// Payloads shorter than this would be all headers.
+/// Smallest payload size that leaves room for media after the headers.
 const PAYLOAD_BYTES_MIN: usize = 16;
 
-/// Cuts access units into RTP payloads, in buffers that are reused once nobody holds them any more.
+/// Cuts access units into RTP payloads, in buffers that are reused once no viewer holds them.
 ///
-/// Consecutive NAL units that are no slices (delimiter, parameter sets, SEI) share a STAP-A (5.7.1) when they
-/// fit; a slice is a single NAL unit packet (5.6) when it fits, else FU-A fragments (5.8) that all have the
-/// full size but the last: behind the small first payload the rest of a unit is one GSO train per slice.
+/// Consecutive NAL units that are not slices (delimiter, parameter sets, SEI) share a STAP-A (5.7.1) if they fit.
+/// A slice becomes a single NAL unit packet (5.6) if it fits, else FU-A fragments (5.8).
+/// All fragments but the last have the full size, so each slice is one GSO batch.
 pub struct Packetizer {
     payload_bytes_max: usize,
-    /// The last fragment of a slice, and a slice in a packet of its own.
+    /// Most bytes of a slice's last fragment, and of a slice that is not fragmented.
     last_bytes_max: usize,
     pool: Pool,
 }
 
 impl Packetizer {
-    /// A packetiser whose payloads have at most `payload_bytes_max` bytes.
+    /// Creates a packetiser whose payloads have at most `payload_bytes_max` bytes.
     ///
     /// # Panics
-    /// When `payload_bytes_max` is below 16 or above 65535.
+    /// If `payload_bytes_max` is below 16 or above 65535.
     #[must_use]
     pub fn new(payload_bytes_max: usize) -> Self {
         assert!((PAYLOAD_BYTES_MIN..=usize::from(u16::MAX)).contains(&payload_bytes_max));
@@ -53,58 +53,58 @@ impl Packetizer {
         }
     }
 
-    /// The one for our RTP: payloads of [`limits::RTP_PAYLOAD_BYTES_MAX`], and where a unit ends with a slice its last
-    /// packet has room for the header extensions.
+    /// Creates the packetiser for WebRTC: payloads of [`limits::RTP_PAYLOAD_BYTES_MAX`]. The last packet of a slice
+    /// leaves room for the RTP header extensions.
     #[must_use]
     pub fn for_rtp() -> Self {
         let last_bytes_max = limits::RTP_PAYLOAD_BYTES_MAX - limits::RTP_EXTENSIONS_BYTES_MAX;
         Self { last_bytes_max, ..Self::new(limits::RTP_PAYLOAD_BYTES_MAX) }
     }
 
-    /// Payload buffers newly allocated so far. Stands still in a steady stream.
+    /// Returns the number of payload buffers allocated so far. It stops growing in a steady stream.
     #[must_use]
     pub fn allocations(&self) -> u64 {
         self.pool.allocations
     }
 
-    /// Puts the payloads of `unit` into `out`, which is cleared first: several in each buffer, none of them empty; the
-    /// last one is the one that gets the RTP marker.
+    /// Writes the payloads of `unit` to `out`, which is cleared first. Each buffer holds several payloads and none is
+    /// empty. The last payload gets the RTP marker.
     pub fn packetize(&mut self, unit: &AssembledUnit<'_>, out: &mut Vec<Arc<Payloads>>) {
         out.clear();
         self.pool.collect();
-        let mut run = 0..0; // NAL units waiting to share a STAP-A
-        let mut run_bytes = 1;
+        let mut group = 0..0; // NAL units collected for one STAP-A
+        let mut group_bytes = 1;
         for (index, nal) in unit.nals().enumerate() {
             let bytes = STAP_SIZE_BYTES + nal.bytes.len();
             let may_share = !is_slice(nal.kind) && bytes < self.payload_bytes_max;
-            if !may_share || run_bytes + bytes > self.payload_bytes_max {
-                self.close_run(unit, run, run_bytes, out);
-                run = index..index;
-                run_bytes = 1;
+            if !may_share || group_bytes + bytes > self.payload_bytes_max {
+                self.flush_group(unit, group, group_bytes, out);
+                group = index..index;
+                group_bytes = 1;
             }
             if may_share {
-                run.end = index + 1;
-                run_bytes += bytes;
+                group.end = index + 1;
+                group_bytes += bytes;
             } else {
                 self.single_or_fragments(nal.bytes, out);
-                run = index + 1..index + 1;
+                group = index + 1..index + 1;
             }
         }
-        self.close_run(unit, run, run_bytes, out);
+        self.flush_group(unit, group, group_bytes, out);
         self.pool.close(out);
     }
 
-    fn close_run(
+    fn flush_group(
         &mut self,
         unit: &AssembledUnit<'_>,
-        run: Range<usize>,
+        group: Range<usize>,
         bytes: usize,
         out: &mut Vec<Arc<Payloads>>,
     ) {
-        match run.len() {
+        match group.len() {
             0 => {}
-            1 => self.single_or_fragments(unit.nal(run.start).bytes, out),
-            _ => self.pool.write(bytes, out, |payload| aggregate(unit, &run, payload)),
+            1 => self.single_or_fragments(unit.nal(group.start).bytes, out),
+            _ => self.pool.write(bytes, out, |payload| aggregate(unit, &group, payload)),
         }
     }
 
@@ -126,8 +126,8 @@ impl Packetizer {
         }
     }
 
-    /// Bytes of a fragment of a NAL unit of so many: the most there may be, and a little less where the last one would not
-    /// leave the room it has to.
+    /// Returns the body bytes of each fragment of a NAL unit of `body_bytes`: the maximum, or a little less if the last
+    /// fragment would otherwise exceed `last_bytes_max`.
     fn piece_bytes(&self, body_bytes: usize) -> usize {
         let full = self.payload_bytes_max - FU_HEADER_BYTES;
         let last_max = self.last_bytes_max - FU_HEADER_BYTES;
@@ -143,9 +143,9 @@ fn is_slice(nal_kind: u8) -> bool {
     (kind::SLICE..=kind::IDR_SLICE).contains(&nal_kind)
 }
 
-/// STAP-A of the NAL units in `run`: F is the or, NRI the maximum of theirs.
-fn aggregate(unit: &AssembledUnit<'_>, run: &Range<usize>, payload: &mut Vec<u8>) {
-    let nals = || unit.nals().skip(run.start).take(run.len());
+/// Writes a STAP-A of the NAL units in `group`. F is the OR and NRI the maximum of theirs.
+fn aggregate(unit: &AssembledUnit<'_>, group: &Range<usize>, payload: &mut Vec<u8>) {
+    let nals = || unit.nals().skip(group.start).take(group.len());
     let indicator = nals().fold(STAP_A, |indicator, nal| {
         let header = nal.bytes.first().copied().unwrap_or_default();
         let nri = (indicator & NRI_BITS).max(header & NRI_BITS);
@@ -160,14 +160,15 @@ fn aggregate(unit: &AssembledUnit<'_>, run: &Range<usize>, payload: &mut Vec<u8>
 
 #[cfg(test)]
 mod tests {
+    use super::super::Assembler;
     use super::super::testing::{AUD, SEI, annex_b, hostile_bytes, idr, non_idr, pps, slice, sps};
-    use super::super::{Assembler, Depacketizer};
     use std::collections::VecDeque;
+    use support::depacketize::Depacketizer;
 
     use super::*;
     use proptest::prelude::*;
 
-    /// A stream's state for the tests: assembler, packetiser and the payloads of the last unit.
+    /// Assembler, packetiser and the payloads of the last unit.
     struct Sender {
         assembler: Assembler,
         packetizer: Packetizer,
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_one_and_a_small_slice_are_single_nal_units() {
+    fn a_lone_nal_unit_and_a_small_slice_are_single_nal_unit_packets() {
         let mut sender = Sender::new(1140);
         let slice = non_idr(0);
         let payloads = sender.send(&[AUD, &slice, SEI]);
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_slice_is_cut_into_equal_fragments_and_a_rest() {
+    fn large_slice_is_cut_into_equal_fragments_and_a_remainder() {
         let mut sender = Sender::new(100);
         let slice = slice(0x41, 0, 300);
         let payloads = sender.send(&[&slice]);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_around_the_limit_are_cut_right() {
+    fn slices_around_the_size_limit_are_cut_correctly() {
         for size in 95..=205 {
             let mut sender = Sender::new(100);
             let nal: Vec<u8> = slice(0x41, 0, 400)[..size].iter().map(|byte| byte | 0x40).collect();
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_packet_of_a_slice_has_room_for_header_extensions() {
+    fn last_packet_of_a_slice_leaves_room_for_header_extensions() {
         let last_max = limits::RTP_PAYLOAD_BYTES_MAX - limits::RTP_EXTENSIONS_BYTES_MAX;
         let mut sender = Sender::new(1140);
         sender.packetizer = Packetizer::for_rtp();
@@ -257,13 +258,16 @@ mod tests {
             let lengths: Vec<usize> = sender.send(&[&nal]).iter().map(Vec::len).collect();
             let (last, full) = lengths.split_last().unwrap();
             assert!(*last <= last_max, "{size} bytes: {lengths:?}");
-            assert!(full.iter().all(|length| *length == full[0] && last <= length), "one train: {lengths:?}");
+            assert!(
+                full.iter().all(|length| *length == full[0] && last <= length),
+                "one GSO batch: {lengths:?}"
+            );
             assert!(full.iter().all(|length| *length <= limits::RTP_PAYLOAD_BYTES_MAX));
         }
     }
 
     #[test]
-    fn aggregates_are_split_where_they_do_not_fit_and_large_ones_are_fragments() {
+    fn nal_units_that_do_not_fit_one_aggregate_are_split_or_fragmented() {
         let mut sender = Sender::new(64);
         let sei = |bytes: usize| [&[0x06][..], &vec![0x55; bytes - 1]].concat();
         let (small, one, exact, large) = (sei(20), sei(63), sei(64), sei(65));
@@ -279,13 +283,13 @@ mod tests {
     }
 
     #[test]
-    fn an_aggregate_has_the_highest_nri_of_its_nal_units() {
+    fn aggregate_takes_the_highest_nri_of_its_nal_units() {
         let mut sender = Sender::new(1140);
         let payloads = sender.send(&[&[0x26, 1, 2], &[0x46, 3, 4], &[0x06, 5, 6], &non_idr(0)]);
         assert_eq!(payloads[0][0], 0x40 | STAP_A);
     }
 
-    /// Units of varying sizes, the payloads of the last `held` units held as a retransmission cache does.
+    /// Packetises units of varying sizes while a retransmission cache holds the payloads of the last `held` units.
     fn allocations_per_round(held: usize, rounds: usize) -> Vec<u64> {
         let mut sender = Sender::new(1140);
         let mut cache = VecDeque::new();
@@ -305,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_steady_stream_stops_allocating() {
+    fn steady_stream_stops_allocating() {
         for held in [0, 1, 7, 30, 45] {
             let per_round = allocations_per_round(held, 12);
             assert!(per_round[0] > 0);
@@ -314,24 +318,24 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_that_holds_on_does_not_stop_the_reuse() {
+    fn buffers_are_reused_while_one_viewer_holds_old_ones() {
         let mut sender = Sender::new(1140);
-        let mut hoard = Vec::new();
+        let mut held_forever = Vec::new();
         let mut last = 0;
         for round in 0..200 {
             let payloads = sender.send_shared(&[AUD, &slice(0x41, 0, 20_000)]).to_vec();
             if round < 100 {
-                hoard.extend(payloads);
+                held_forever.extend(payloads);
             } else if round == 180 {
                 last = sender.packetizer.allocations();
             }
         }
-        assert!(hoard.len() > 4 * limits::PAYLOAD_POOL_CHECKS_MAX);
+        assert!(held_forever.len() > 4 * limits::PAYLOAD_POOL_CHECKS_MAX);
         assert_eq!(sender.packetizer.allocations(), last);
     }
 
     #[test]
-    fn held_payloads_are_never_written_again() {
+    fn held_payloads_are_never_overwritten() {
         let mut sender = Sender::new(100);
         let held: Vec<Arc<Payloads>> = sender.send_shared(&[&slice(0x41, 0, 1_000)]).to_vec();
         let copy = copied(&held);
@@ -345,7 +349,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn the_receiving_twin_gets_the_nal_units_back(
+        fn depacketizer_returns_the_sent_nal_units(
             sizes in prop::collection::vec((0..4_usize, 3..400_usize), 1..20),
             payload_bytes_max in 16..300_usize,
         ) {
@@ -368,7 +372,7 @@ mod tests {
         }
 
         #[test]
-        fn hostile_units_never_panic_and_survive_the_round_trip(
+        fn hostile_units_never_panic_and_round_trip(
             units in prop::collection::vec(hostile_bytes(200), 1..6),
             payload_bytes_max in 16..200_usize,
         ) {

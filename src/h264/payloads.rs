@@ -1,22 +1,24 @@
-//! RTP payloads in buffers that viewers share and that are used again once nobody holds them any more. Knows nothing of
-//! what a payload says.
+//! RTP payloads in reference-counted buffers that all viewers share. A buffer is reused once no viewer holds it.
+//! This module does not read or interpret payloads.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::base::limits;
 
-/// Consecutive RTP payloads of one access unit, one behind the other in one buffer: what all viewers of a worker share,
-/// and what they hold to send it again. One handle for several packets, so that holding costs little.
+/// Consecutive RTP payloads of one access unit, packed into one buffer.
+///
+/// All viewers of a worker share it, and retransmission caches hold it. One reference count covers several packets,
+/// which keeps caching cheap.
 #[derive(Debug, Default)]
 pub struct Payloads {
     bytes: Vec<u8>,
-    /// Where each ends; fewer than 2^16 bytes in all.
+    /// End offset of each payload; a buffer is shorter than 2^16 bytes.
     ends: Vec<u16>,
 }
 
 impl Payloads {
-    /// Room for payloads of so many bytes together.
+    /// Allocates a buffer for payloads of `bytes` bytes together.
     fn with_room(bytes: usize) -> Payloads {
         Payloads {
             bytes: Vec::with_capacity(bytes),
@@ -24,32 +26,32 @@ impl Payloads {
         }
     }
 
-    /// How many.
+    /// Returns the number of payloads.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// Returns true if there are no payloads.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// Bytes of all of them.
+    /// Returns the bytes of all payloads together.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The payload at `index`.
+    /// Returns the payload at `index`.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         let end = usize::from(*self.ends.get(index)?);
         self.bytes.get(self.start(index)..end)
     }
 
-    /// All, in order.
+    /// Iterates over all payloads in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> + DoubleEndedIterator {
         (0..self.len()).map(|index| self.get(index).unwrap_or_default())
     }
@@ -59,12 +61,12 @@ impl Payloads {
         before.map_or(0, |end| usize::from(*end))
     }
 
-    /// Whether one more of `bytes` bytes fits without allocating.
+    /// Returns true if a payload of `bytes` bytes fits without an allocation.
     fn has_room(&self, bytes: usize) -> bool {
         self.ends.len() < self.ends.capacity() && self.bytes.len() + bytes <= self.bytes.capacity()
     }
 
-    /// One more, which `write` writes behind the last.
+    /// Appends one payload; `write` appends its bytes.
     fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
         let end = u16::try_from(self.bytes.len());
@@ -78,10 +80,10 @@ impl Payloads {
     }
 }
 
-/// For whoever makes payloads without a packetiser.
+/// Builds payloads without a packetiser, for tests and benchmarks.
 ///
 /// # Panics
-/// Where they have 64 KiB or more together.
+/// If the payloads have 64 KiB or more together.
 impl<P: AsRef<[u8]>> FromIterator<P> for Payloads {
     fn from_iter<I: IntoIterator<Item = P>>(payloads: I) -> Payloads {
         let mut all = Payloads::default();
@@ -93,23 +95,23 @@ impl<P: AsRef<[u8]>> FromIterator<P> for Payloads {
     }
 }
 
-/// Buffers for payloads, all of one size.
+/// Pool of payload buffers of equal size.
 ///
-/// The pool keeps a handle to what it hands out and gets the buffer back when that handle is the only one
-/// left. Viewers let go roughly in the order of sending, so the search starts at the oldest.
+/// The pool keeps a reference to each buffer in use. The buffer is free again once that reference is the only one.
+/// Viewers drop buffers roughly in the order of sending, so the search starts at the oldest.
 pub(super) struct Pool {
     buffer_bytes: usize,
     free: Vec<Arc<Payloads>>,
     handed_out: VecDeque<Arc<Payloads>>,
-    /// The buffer that takes the next payload; handed out when it is closed.
+    /// The buffer that takes the next payload; moves to `handed_out` when it is closed.
     open: Option<Arc<Payloads>>,
-    /// Buffers known at most: the rest is the allocator's when it is let go.
+    /// Most buffers the pool tracks. Any others return to the allocator when viewers drop them.
     buffers_max: usize,
     pub(super) allocations: u64,
 }
 
 impl Pool {
-    /// Of buffers for `buffer_bytes`, all together about `bytes_max`.
+    /// Creates a pool of buffers for `buffer_bytes` bytes each, about `bytes_max` bytes in all.
     pub(super) fn new(buffer_bytes: usize, bytes_max: usize) -> Pool {
         let buffers_max = bytes_max / (buffer_bytes + limits::PAYLOAD_BUFFER_OVERHEAD_BYTES);
         Pool {
@@ -122,9 +124,10 @@ impl Pool {
         }
     }
 
-    /// Takes back buffers that nobody else holds, oldest first. Held ones are passed over, at most
-    /// [`limits::PAYLOAD_POOL_CHECKS_MAX`] of them; if nothing else was found they go to the back of the queue,
-    /// so that one viewer's hoard does not hide what lies behind it.
+    /// Moves buffers that no viewer holds to the free list, oldest first.
+    ///
+    /// Skips at most [`limits::PAYLOAD_POOL_CHECKS_MAX`] buffers that are still held. If the search finds no free one,
+    /// the skipped buffers move to the back of the queue: one viewer's cache must not hide the buffers behind it.
     pub(super) fn collect(&mut self) {
         let mut passed = 0;
         let mut found = false;
@@ -132,7 +135,7 @@ impl Pool {
             && let Some(buffer) = self.handed_out.get_mut(passed)
         {
             if Arc::strong_count(buffer) == 1 && Arc::get_mut(buffer).is_some() {
-                // Puts the passed front one in its place: the order stays nearly that of handing out.
+                // Swaps with the front buffer, which was skipped: the order stays nearly oldest first.
                 self.free.extend(self.handed_out.swap_remove_front(passed));
                 found = true;
             } else {
@@ -144,8 +147,8 @@ impl Pool {
         }
     }
 
-    /// Has `write` write a payload of `bytes` bytes, at most a buffer's, behind the one before it. A buffer that is full is
-    /// put into `out`.
+    /// Appends a payload of `bytes` bytes, at most a buffer's size, by calling `write`. A buffer that becomes full is
+    /// pushed to `out`.
     pub(super) fn write(
         &mut self,
         bytes: usize,
@@ -164,7 +167,7 @@ impl Pool {
         self.open = Some(buffer);
     }
 
-    /// Puts the open buffer, if there is one, into `out`.
+    /// Pushes the open buffer, if any, to `out`.
     pub(super) fn close(&mut self, out: &mut Vec<Arc<Payloads>>) {
         if let Some(buffer) = self.open.take() {
             if self.handed_out.len() >= self.buffers_max {
@@ -178,7 +181,7 @@ impl Pool {
     fn take(&mut self) -> Arc<Payloads> {
         let Some(mut buffer) = self.free.pop() else {
             self.allocations += 1;
-            // Room to keep the buffer in either place: nothing else here grows.
+            // Reserves a place in both lists now; nothing else in the pool allocates.
             self.handed_out.reserve(1);
             self.free.reserve(self.handed_out.len() + 1);
             return Arc::new(Payloads::with_room(self.buffer_bytes));
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_lie_side_by_side_until_a_buffer_is_full() {
+    fn payloads_share_a_buffer_until_it_is_full() {
         let mut pool = Pool::new(100, 10_000);
         let groups = write(&mut pool, &[40, 60, 1, 99, 100, 30, 80]);
         let lengths: Vec<Vec<usize>> =
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_bounded_however_much_is_held() {
+    fn pool_size_is_bounded_when_viewers_hold_many_buffers() {
         let mut pool = Pool::new(1_000, 100_000);
         let mut held = Vec::new();
         for index in 0..5_000 {
@@ -235,6 +238,6 @@ mod tests {
             write(&mut pool, &[1 + index * 13 % 999]);
             assert!(pool.free.len() + pool.handed_out.len() <= pool.buffers_max + 1);
         }
-        assert_eq!(pool.allocations, 5_000, "then each is one of those that are known");
+        assert_eq!(pool.allocations, 5_000, "the second half reuses pooled buffers");
     }
 }

@@ -1,5 +1,5 @@
-//! The stamp of the camera simulator: one SEI NAL unit per access unit that says which unit it is, when it was
-//! published and what its slices must sum to. Makes and reads stamps; does not know who carries them.
+//! The stamp of the camera simulator: one SEI NAL unit per access unit with the unit's number, publication time and
+//! checksum. Tests and load viewers read it to detect lost, reordered and torn units and to measure latency.
 //!
 //! ```text
 //!  byte 0       06                  nal_unit_type 6 (SEI), nal_ref_idc 0
@@ -12,7 +12,7 @@
 //!      44       80                  rbsp_trailing_bits
 //! ```
 //!
-//! No byte is below 4, so emulation prevention never changes the length and fields can be patched in place.
+//! No byte is below 4, so emulation prevention never changes the length and fields can be overwritten in place.
 
 /// Marks a `user_data_unregistered` SEI message as a stamp ("camera-sim stamp", no byte below 4).
 pub const STAMP_UUID: [u8; 16] = *b"camera-sim stamp";
@@ -25,22 +25,22 @@ const CRC_AT: usize = PUBLISHED_AT + WIDE;
 const NARROW: usize = 5;
 const TRAILING_BITS: u8 = 0x80;
 
-/// What a stamp says.
+/// Fields of a stamp.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
-    /// Counts the access units of one simulator run, across restarts and file loops, from 0.
+    /// Number of the access unit in one simulator run, from 0. Continues across restarts and file loops.
     pub unit_number: u64,
-    /// CLOCK_MONOTONIC in ns, read just before the unit was published.
+    /// CLOCK_MONOTONIC in nanoseconds, read just before the unit was published.
     pub published_monotonic_ns: i64,
     /// [`crc32_of_slices`] of the unit.
     pub slices_crc32: u32,
 }
 
 impl Stamp {
-    /// Bytes of the NAL unit, start code excluded; the same for every stamp.
+    /// Bytes of the NAL unit without start code; every stamp has this size.
     pub const NAL_BYTES: usize = CRC_AT + NARROW + 1;
 
-    /// The whole NAL unit, start code excluded.
+    /// Returns the whole NAL unit without start code.
     #[must_use]
     pub fn encode(&self) -> [u8; Self::NAL_BYTES] {
         let mut nal = [TRAILING_BITS; Self::NAL_BYTES];
@@ -55,18 +55,18 @@ impl Stamp {
         nal
     }
 
-    /// Appends the whole NAL unit, start code excluded.
+    /// Appends the whole NAL unit without start code.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.encode());
     }
 
-    /// The first stamp among the NAL units of an access unit. The bytes are foreign: whatever is not exactly a
-    /// stamp is none.
+    /// Returns the first stamp among the NAL units of an access unit. The bytes are untrusted: a NAL unit counts as a
+    /// stamp only if it matches the layout exactly.
     pub fn find<'a>(unit_nals: impl Iterator<Item = &'a [u8]>) -> Option<Stamp> {
         unit_nals.into_iter().find_map(Stamp::parse)
     }
 
-    /// Reads one NAL unit as a stamp, if it is one.
+    /// Parses one NAL unit as a stamp. Returns `None` if it is not a stamp.
     #[must_use]
     pub fn parse(nal: &[u8]) -> Option<Stamp> {
         let nal: &[u8; Self::NAL_BYTES] = nal.try_into().ok()?;
@@ -85,7 +85,7 @@ impl Stamp {
     }
 }
 
-/// `value` in groups of seven bits, most significant first, the top bit of each byte set.
+/// Encodes `value` in groups of seven bits, most significant first, with the top bit of each byte set.
 fn groups<const COUNT: usize>(value: u64) -> [u8; COUNT] {
     let mut out = [0; COUNT];
     for (place, byte) in out.iter_mut().rev().enumerate() {
@@ -94,7 +94,7 @@ fn groups<const COUNT: usize>(value: u64) -> [u8; COUNT] {
     out
 }
 
-/// The inverse of [`groups`]; `None` where a top bit is missing or the value needs more than 64 bits.
+/// Inverse of [`groups`]. Returns `None` if a top bit is missing or the value needs more than 64 bits.
 fn value(groups: &[u8]) -> Option<u64> {
     let mut value: u64 = 0;
     for byte in groups {
@@ -106,14 +106,14 @@ fn value(groups: &[u8]) -> Option<u64> {
     Some(value)
 }
 
-/// CRC-32 (IEEE 802.3, as in zlib) over the bytes of all coded slices (`nal_unit_type` 1 to 5) in their order,
-/// NAL header included, start codes and everything else left out.
+/// Returns the CRC-32 (IEEE 802.3, as in zlib) over all coded slices (`nal_unit_type` 1 to 5) in order. Includes the NAL
+/// headers; excludes start codes and all other NAL units.
 pub fn crc32_of_slices<'a>(nals: impl Iterator<Item = &'a [u8]>) -> u32 {
     let slices = nals.filter(|nal| nal.first().is_some_and(|header| (1..=5).contains(&(header & 0x1F))));
     !slices.fold(!0, crc32_update)
 }
 
-/// `CRC_TABLES[0]` advances the sum by one byte, table `k` by a byte that `k` more bytes follow.
+/// `CRC_TABLES[0]` advances the checksum by one byte. Table `k` does it for a byte that `k` more bytes follow.
 static CRC_TABLES: [[u32; 256]; 8] = crc_tables();
 
 #[expect(clippy::indexing_slicing, reason = "const evaluation; out of bounds fails to compile")]
@@ -143,7 +143,7 @@ const fn crc_tables() -> [[u32; 256]; 8] {
     tables
 }
 
-/// Advances an inverted CRC-32 over `bytes`, eight at a time.
+/// Advances an inverted CRC-32 over `bytes`, eight bytes at a time.
 #[expect(
     clippy::indexing_slicing,
     reason = "tables of 256 entries indexed by bytes; the hot loop of a checking viewer"
@@ -182,9 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_is_the_well_known_one_and_covers_slices_only() {
+    fn checksum_is_crc32_over_slices_only() {
         let nals: [&[u8]; 4] = [b"\x06 an SEI", b"123456789", b"\x67 an SPS", b""];
-        // '1' is 0x31: nal_unit_type 17, no slice; so the check value needs the plain update.
+        // '1' is 0x31, nal_unit_type 17, which is not a slice. So the CRC check value is tested on the plain update.
         assert_eq!(crc32_of_slices(nals.into_iter()), 0);
         assert_eq!(!crc32_update(!0, b"123456789"), 0xCBF4_3926);
         let whole = crc32_of_slices([b"\x65abc".as_slice(), b"\x41def"].into_iter());
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_stamp_of_a_unit_is_found_among_its_nal_units() {
+    fn first_stamp_of_a_unit_is_found() {
         let stamp = Stamp { unit_number: 7, published_monotonic_ns: -1, slices_crc32: 9 };
         let encoded = nal(&stamp);
         let nals: [&[u8]; 4] = [b"\x09\xF0", b"\x06\x05\x01\x80", &encoded, b"\x65slice"];
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_needs_more_than_its_bits_is_no_stamp() {
+    fn field_with_too_many_bits_is_not_a_stamp() {
         let mut encoded = nal(&Stamp { unit_number: u64::MAX, ..Stamp::default() });
         assert!(Stamp::parse(&encoded).is_some());
         encoded[NUMBER_AT] = 0x82;
@@ -215,7 +215,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn stamps_survive_and_never_need_emulation_prevention(
+        fn stamps_round_trip_and_never_need_emulation_prevention(
             unit_number: u64, published_monotonic_ns: i64, slices_crc32: u32,
         ) {
             let stamp = Stamp { unit_number, published_monotonic_ns, slices_crc32 };
@@ -226,7 +226,7 @@ mod tests {
         }
 
         #[test]
-        fn foreign_bytes_are_a_stamp_only_if_they_encode_back(
+        fn bytes_are_a_stamp_only_if_they_encode_back(
             at in 0..Stamp::NAL_BYTES, byte: u8, cut in 0..=Stamp::NAL_BYTES, unit_number: u64,
         ) {
             let mut encoded = nal(&Stamp { unit_number, ..Stamp::default() });
@@ -238,7 +238,7 @@ mod tests {
         }
 
         #[test]
-        fn sums_agree_with_a_bitwise_twin(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn checksum_equals_a_bitwise_reference(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let mut naive = !0_u32;
             for byte in &bytes {
                 naive ^= u32::from(*byte);

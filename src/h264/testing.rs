@@ -1,8 +1,8 @@
-//! Streams for the tests of this room: parameter sets, slices and access units written bit by bit.
+//! Test data: parameter sets, slices and access units, written bit by bit.
 
 use proptest::prelude::*;
 
-/// Writes RBSP syntax.
+/// Writes the bits of an RBSP.
 #[derive(Default)]
 pub(crate) struct BitWriter {
     bits: Vec<bool>,
@@ -25,7 +25,7 @@ impl BitWriter {
         self.ue(if value > 0 { value.unsigned_abs() * 2 - 1 } else { value.unsigned_abs() * 2 })
     }
 
-    /// The NAL unit: stop bit, padding, emulation prevention.
+    /// Returns the NAL unit: adds stop bit, padding and emulation prevention.
     pub(crate) fn nal(mut self, header: u8) -> Vec<u8> {
         self.bits.push(true);
         let mut nal = vec![header];
@@ -44,19 +44,19 @@ impl BitWriter {
     }
 }
 
-/// A baseline SPS of level `level_idc`, `width` and `height` in macroblocks.
+/// Returns a Baseline SPS of level `level_idc`; `width` and `height` in macroblocks.
 pub(crate) fn sps(id: u32, level_idc: u32, width: u32, height: u32) -> Vec<u8> {
     let writer = BitWriter::default().bits(66, 8).bits(0xC0, 8).bits(level_idc, 8).ue(id);
     let writer = writer.ue(0).ue(2).ue(1).bits(0, 1);
     writer.ue(width - 1).ue(height - 1).bits(0b1_1_0_0, 4).nal(0x67)
 }
 
-/// A PPS; `content` makes it differ from others of that id.
+/// Returns a PPS; `content` makes it differ from others with the same id.
 pub(crate) fn pps(id: u32, sps_id: u32, content: u32) -> Vec<u8> {
     BitWriter::default().ue(id).ue(sps_id).bits(0, 2).ue(0).ue(content).nal(0x68)
 }
 
-/// A slice of `bytes` or a few more bytes without a start code inside.
+/// Returns a slice of at least `bytes` bytes that contains no start code.
 pub(crate) fn slice(header: u8, pps_id: u32, bytes: usize) -> Vec<u8> {
     let mut writer = BitWriter::default().ue(0).ue(7).ue(pps_id);
     for index in 0..bytes.saturating_sub(2) {
@@ -76,7 +76,7 @@ pub(crate) fn non_idr(pps_id: u32) -> Vec<u8> {
 pub(crate) const AUD: &[u8] = &[0x09, 0xF0];
 pub(crate) const SEI: &[u8] = &[0x06, 0x05, 0x01, 0xAA, 0x80];
 
-/// The NAL units as a byte stream, three- and four-byte start codes in turn.
+/// Returns the NAL units as a byte stream with alternating three- and four-byte start codes.
 pub(crate) fn annex_b<T: AsRef<[u8]>>(nals: &[T]) -> Vec<u8> {
     let mut unit = Vec::new();
     for (index, nal) in nals.iter().enumerate() {
@@ -86,7 +86,7 @@ pub(crate) fn annex_b<T: AsRef<[u8]>>(nals: &[T]) -> Vec<u8> {
     unit
 }
 
-/// Bytes in which start codes and emulation prevention are as likely as anything else.
+/// Random bytes with many start codes and emulation prevention bytes.
 pub(crate) fn hostile_bytes(length_max: usize) -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => Just(vec![0, 0, 1]),

@@ -1,17 +1,20 @@
-//! Who is let in when there is a token: `Authorization: Bearer`, or the cookie of a login. Time is an argument.
+//! Decides who is let in when the server has a token: `Authorization: Bearer`, or the cookie of a login. Time is an
+//! argument.
 //!
 //! ```text
-//!  POST /api/session {"token"} ─► throttle ─► compare ─► cookie EXPIRES.ID.SEAL
-//!  every other request ─► cookie with a true seal, not lapsed, not ended ─► in
-//!                      └► Bearer ─► throttle ─► compare ─► in
+//!  POST /api/session {"token"} ─► rate limit ─► compare ─► cookie EXPIRES.ID.SEAL
+//!  every other request ─► cookie with a valid seal, not expired, not logged out ─► admitted
+//!                      └► Bearer ─► rate limit ─► compare ─► admitted
 //! ```
 //!
-//! A login is not kept anywhere: its seal, keyed by the token, makes it true, so that any number of logins take no
-//! memory and outlive a restart. Ending one is what has to be remembered. Another token ends them all.
+//! The server stores no logins. A login is valid because its seal is an HMAC with a key derived from the token. Any
+//! number of logins therefore takes no memory, and logins survive a restart. Only logouts are stored. A new token
+//! ends all logins.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -22,58 +25,60 @@ use super::backend::ApiError;
 use super::credentials::{self, ID_BYTES, Login, SEAL_BYTES};
 use super::lock;
 use super::throttle::Throttle;
-use crate::base::clock::{Moment, monotonic_ns};
+use crate::base::clock::{self, Moment};
 use crate::base::limits;
 use crate::base::log_limit::LogLimit;
 use crate::config::Token;
 use crate::metrics::LoginCounters;
 
-/// Lets in who knows the token.
+/// Checks tokens and logins.
 pub struct Access {
     token: Token,
     key: hmac::Key,
     /// Cookie name over plain HTTP, and over TLS.
     cookie_names: [String; 2],
     throttle: Mutex<Throttle>,
-    complaints: Mutex<Complaints>,
-    /// Logins that were ended, with the time they would have lapsed.
-    ended: Mutex<HashMap<[u8; ID_BYTES], u64>>,
-    /// Rings when another one is.
-    endings: watch::Sender<()>,
+    /// Logins that were logged out, with the second since 1970 at which they would have expired.
+    logged_out: Mutex<HashMap<[u8; ID_BYTES], u64>>,
+    /// Notified at each logout.
+    logouts: watch::Sender<()>,
+    log_limit: LogLimit,
+    /// Wrong tokens since the last log line about them.
+    unlogged: AtomicU64,
     counters: Arc<LoginCounters>,
 }
 
-/// What a request shows.
+/// The headers of a request that can prove a right to enter.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Shown<'a> {
+pub struct Credentials<'a> {
     /// `Authorization`
     pub authorization: Option<&'a str>,
     /// `Cookie`
     pub cookie: Option<&'a str>,
 }
 
-/// How somebody was let in.
+/// What let a request in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// By the token.
+pub enum Admission {
+    /// The token.
     Token,
-    /// By a login.
+    /// A login.
     Login(VerifiedLogin),
 }
 
-/// A login that was found true.
+/// A login with a valid seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifiedLogin {
     login: Login,
-    /// Its cookie is one for TLS.
+    /// Its cookie is the one for TLS.
     is_secure: bool,
 }
 
 impl Access {
-    /// For this token. `port` tells the cookies of several servers on one host apart (a cookie knows no ports);
-    /// `counters` learn who was refused.
+    /// Access with this token. `port` is part of the cookie names, because a cookie is valid for all ports of a
+    /// host. `counters` count refusals.
     ///
-    /// Takes some 10 ms: the key that seals logins is stretched.
+    /// Takes about 10 ms, because the key for logins is stretched.
     #[must_use]
     pub fn new(token: Token, port: u16, counters: Arc<LoginCounters>, now: Instant) -> Access {
         let mut key = [0; SEAL_BYTES];
@@ -90,55 +95,57 @@ impl Access {
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             cookie_names: [format!("streaming-{port}"), format!("__Host-streaming-{port}")],
             throttle: Mutex::new(Throttle::new(now)),
-            complaints: Mutex::default(),
-            ended: Mutex::new(HashMap::new()),
-            endings: watch::Sender::new(()),
+            logged_out: Mutex::new(HashMap::new()),
+            logouts: watch::Sender::new(()),
+            log_limit: LogLimit::default(),
+            unlogged: AtomicU64::new(0),
             counters,
         }
     }
 
-    /// Lets a request in, or says why not.
+    /// Checks the credentials of a request from `peer`.
     ///
     /// # Errors
-    /// 401 without a token or login or with a wrong one; 429 after too many wrong tokens.
-    pub fn check(&self, shown: Shown<'_>, peer: IpAddr, now: Moment) -> Result<Entry, ApiError> {
-        if let Some(pass) = self.login_of(shown.cookie, now) {
-            return Ok(Entry::Login(pass));
+    /// 401 if token and login are missing or wrong; 429 after too many wrong tokens.
+    pub fn check(&self, shown: Credentials<'_>, peer: IpAddr, now: Moment) -> Result<Admission, ApiError> {
+        if let Some(login) = self.login_of(shown.cookie, now) {
+            return Ok(Admission::Login(login));
         }
         match shown.authorization.and_then(credentials::bearer) {
-            Some(token) => self.attempt(token, peer, now).map(|()| Entry::Token),
+            Some(token) => self.attempt(token, peer, now).map(|()| Admission::Token),
             None => Err(ApiError::new(
                 401,
                 "token_required",
-                "this server asks for its token: send `Authorization: Bearer TOKEN`, or log in on the page",
+                "this server requires its token: send `Authorization: Bearer TOKEN`, or log in on the page",
             )),
         }
     }
 
-    /// A login for who sends the right token: the value of a `Set-Cookie` header.
+    /// Makes a login if `token` is right. Returns the value of a `Set-Cookie` header.
     ///
     /// # Errors
     /// 401 and 429 as [`Access::check`], 500 without random numbers.
     pub fn log_in(&self, token: &str, peer: IpAddr, is_tls: bool, now: Moment) -> Result<String, ApiError> {
         self.attempt(token, peer, now)?;
         let mut id = [0; ID_BYTES];
-        rand::fill(&mut id).map_err(|_| ApiError::new(500, "internal", "no random numbers"))?;
+        rand::fill(&mut id)
+            .map_err(|_| ApiError::new(500, "internal", "the system gave no random numbers"))?;
         Ok(self.cookie(id, is_tls, now))
     }
 
-    /// The same login for longer: the value of a `Set-Cookie` header, when it is time.
+    /// Returns a `Set-Cookie` value that extends the login, or `None` if it was made or extended recently.
     #[must_use]
-    pub fn renew(&self, pass: VerifiedLogin, now: Moment) -> Option<String> {
-        let left_s = pass.login.expires_s.saturating_sub(now.unix_s);
+    pub fn renew(&self, login: VerifiedLogin, now: Moment) -> Option<String> {
+        let left_s = login.login.expires_s.saturating_sub(now.unix_s);
         (left_s < limits::LOGIN_LIFETIME.as_secs() / 10 * 9)
-            .then(|| self.cookie(pass.login.id, pass.is_secure, now))
+            .then(|| self.cookie(login.login.id, login.is_secure, now))
     }
 
-    /// Ends the login of this request, if it has one: values of `Set-Cookie` headers that remove it.
+    /// Ends the login of this request, if it has one. Returns `Set-Cookie` values that remove the cookies.
     #[must_use]
     pub fn log_out(&self, cookie: Option<&str>, now: Moment) -> [String; 2] {
-        if let Some(pass) = self.login_of(cookie, now) {
-            let mut ended = lock(&self.ended);
+        if let Some(VerifiedLogin { login, .. }) = self.login_of(cookie, now) {
+            let mut ended = lock(&self.logged_out);
             if ended.len() >= limits::LOGOUTS_MAX {
                 ended.retain(|_, expires_s| *expires_s > now.unix_s);
             }
@@ -147,10 +154,10 @@ impl Access {
             {
                 ended.remove(&oldest);
             }
-            // A renewed login lapses later than the cookie that ends it.
-            ended.insert(pass.login.id, now.unix_s.saturating_add(limits::LOGIN_LIFETIME.as_secs()));
+            // A renewed cookie of the same login may expire later than this one.
+            ended.insert(login.id, now.unix_s.saturating_add(limits::LOGIN_LIFETIME.as_secs()));
             drop(ended);
-            self.endings.send_replace(());
+            self.logouts.send_replace(());
         }
         let [plain, secure] = &self.cookie_names;
         [
@@ -159,50 +166,60 @@ impl Access {
         ]
     }
 
-    /// Whether a login that was let in still would be.
+    /// Returns true if the login has neither expired nor been logged out.
     #[must_use]
-    pub fn holds(&self, pass: VerifiedLogin, now: Moment) -> bool {
-        pass.login.expires_s > now.unix_s && !lock(&self.ended).contains_key(&pass.login.id)
+    pub(super) fn is_valid(&self, verified: VerifiedLogin, now: Moment) -> bool {
+        let VerifiedLogin { login, .. } = verified;
+        login.expires_s > now.unix_s && !lock(&self.logged_out).contains_key(&login.id)
     }
 
-    /// Changes whenever a login is ended.
+    /// Returns a receiver that changes at each logout.
     #[must_use]
-    pub fn endings(&self) -> watch::Receiver<()> {
-        self.endings.subscribe()
+    pub(super) fn logouts(&self) -> watch::Receiver<()> {
+        self.logouts.subscribe()
     }
 
     fn attempt(&self, token: &str, peer: IpAddr, now: Moment) -> Result<(), ApiError> {
         let mut throttle = lock(&self.throttle);
-        // Who has to wait is not even told that a token would have been right.
+        // A throttled request learns nothing about its token, so guessing does not go on meanwhile.
         if let Err(wait) = throttle.may_attempt(peer, now.steady) {
             self.counters.too_many.add(1);
             let retry_after_s = Some(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1));
-            let message = "too many wrong tokens from this address".to_owned();
+            let message =
+                "too many wrong tokens came from this address: wait before the next attempt".to_owned();
             return Err(ApiError { status: 429, code: "too_many_attempts", message, retry_after_s });
         }
         if self.token.is(token.as_bytes()) {
-            throttle.succeeded(peer, now.steady);
+            throttle.on_success(peer, now.steady);
             return Ok(());
         }
-        throttle.failed(peer, now.steady);
-        // Still under the throttle's lock: one thread at a time adds.
+        throttle.on_failure(peer, now.steady);
+        // The throttle is still locked: the counter has one writer at a time.
         self.counters.wrong.add(1);
-        lock(&self.complaints).note(peer);
-        Err(ApiError::new(401, "wrong_token", "this is not the token of this server"))
+        self.log_wrong_token(peer);
+        Err(ApiError::new(401, "wrong_token", "the token is wrong"))
     }
 
-    /// The true login among the cookies.
+    fn log_wrong_token(&self, peer: IpAddr) {
+        let count = self.unlogged.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.log_limit.allows(clock::monotonic_ns()) {
+            self.unlogged.store(0, Ordering::Relaxed);
+            log::warn!("http: wrong token from {peer} ({count} wrong tokens since the last such line)");
+        }
+    }
+
+    /// Returns the first cookie that is a valid login.
     fn login_of(&self, cookie: Option<&str>, now: Moment) -> Option<VerifiedLogin> {
         let [plain, secure] = &self.cookie_names;
         let found = credentials::cookies(cookie?, [plain, secure]);
         let mut logins = found.filter_map(|(name, value)| Some((name == secure, Login::parse(value)?)));
         let (is_secure, login) = logins.find(|(_, login)| {
-            // In constant time, says its documentation.
+            // Compares in constant time, as its documentation says.
             hmac::verify(&self.key, &login.sealed_bytes(), &login.seal).is_ok()
                 && login.expires_s > now.unix_s
         })?;
-        let pass = VerifiedLogin { login, is_secure };
-        self.holds(pass, now).then_some(pass)
+        let verified = VerifiedLogin { login, is_secure };
+        self.is_valid(verified, now).then_some(verified)
     }
 
     fn cookie(&self, id: [u8; ID_BYTES], is_tls: bool, now: Moment) -> String {
@@ -214,23 +231,6 @@ impl Access {
         let [plain, secure] = &self.cookie_names;
         let (name, attribute) = if is_tls { (secure, "; Secure") } else { (plain, "") };
         format!("{name}={value}; Path=/; Max-Age={lifetime_s}; HttpOnly; SameSite=Strict{attribute}")
-    }
-}
-
-/// Wrong tokens are logged, once in a while.
-#[derive(Default)]
-struct Complaints {
-    limit: LogLimit,
-    untold: u64,
-}
-
-impl Complaints {
-    fn note(&mut self, peer: IpAddr) {
-        self.untold += 1;
-        if self.limit.allows(monotonic_ns()) {
-            log::warn!("http: wrong token from {peer} ({} wrong since this was last said)", self.untold);
-            self.untold = 0;
-        }
     }
 }
 
@@ -263,24 +263,24 @@ mod tests {
     }
 
     /// Checks the value of a `Set-Cookie` header, as a browser would send it back.
-    fn enter(access: &Access, set_cookie: &str, now: Moment) -> Result<Entry, ApiError> {
-        access.check(Shown { cookie: set_cookie.split(';').next(), authorization: None }, HOME, now)
+    fn enter(access: &Access, set_cookie: &str, now: Moment) -> Result<Admission, ApiError> {
+        access.check(Credentials { cookie: set_cookie.split(';').next(), authorization: None }, HOME, now)
     }
 
     #[test]
-    fn a_login_lapses_unless_it_is_used_and_thus_renewed() {
+    fn a_login_expires_unless_it_is_used_and_renewed() {
         let (access, now) = start();
         let cookie = access.log_in(TOKEN, HOME, false, now).unwrap();
         assert!(enter(&access, &cookie, later(now, 30 * DAY_S - 1)).is_ok());
         assert_eq!(enter(&access, &cookie, later(now, 30 * DAY_S)).unwrap_err().status, 401);
 
-        let Ok(Entry::Login(fresh)) = enter(&access, &cookie, later(now, DAY_S)) else { panic!() };
-        assert_eq!(access.renew(fresh, later(now, DAY_S)), None, "not at every look");
-        let Ok(Entry::Login(used)) = enter(&access, &cookie, later(now, 20 * DAY_S)) else { panic!() };
+        let Ok(Admission::Login(fresh)) = enter(&access, &cookie, later(now, DAY_S)) else { panic!() };
+        assert_eq!(access.renew(fresh, later(now, DAY_S)), None, "too early to extend it");
+        let Ok(Admission::Login(used)) = enter(&access, &cookie, later(now, 20 * DAY_S)) else { panic!() };
         let renewed = access.renew(used, later(now, 20 * DAY_S)).unwrap();
         assert!(enter(&access, &renewed, later(now, 49 * DAY_S)).is_ok());
         assert!(renewed.starts_with("streaming-8080=") && !renewed.ends_with("; Secure"));
-        // Ending it ends both cookies of it.
+        // A logout ends both cookies of the login.
         let _ = access.log_out(cookie.split(';').next(), later(now, 20 * DAY_S));
         assert!(enter(&access, &renewed, later(now, 21 * DAY_S)).is_err());
         assert!(enter(&access, &cookie, later(now, 21 * DAY_S)).is_err());
@@ -294,30 +294,33 @@ mod tests {
             let now = later(now, count);
             let cookie = access.log_in(TOKEN, HOME, true, now).unwrap();
             let _ = access.log_out(cookie.split(';').next(), now);
-            assert!(enter(&access, &cookie, now).is_err(), "the newest logout counts");
+            assert!(enter(&access, &cookie, now).is_err(), "the newest logout is stored");
         }
-        assert!(lock(&access.ended).len() <= limits::LOGOUTS_MAX);
-        assert!(enter(&access, &first, now).is_ok(), "nobody is thrown out by others' logins");
+        assert!(lock(&access.logged_out).len() <= limits::LOGOUTS_MAX);
+        assert!(enter(&access, &first, now).is_ok(), "other logins do not end this one");
     }
 
     #[test]
-    fn a_logout_without_a_true_login_is_not_remembered() {
+    fn a_logout_without_a_valid_login_is_not_stored() {
         let (access, now) = start();
         let forged = Login { expires_s: u64::MAX, id: [7; ID_BYTES], seal: [7; SEAL_BYTES] }.to_text();
         let _ = access.log_out(Some(&format!("streaming-8080={forged}")), now);
         let _ = access.log_out(None, now);
-        assert!(lock(&access.ended).is_empty());
+        assert!(lock(&access.logged_out).is_empty());
     }
 
     #[test]
-    fn a_true_login_is_found_beside_planted_ones() {
+    fn a_valid_login_is_found_beside_forged_cookies() {
         let (access, now) = start();
         let cookie = access.log_in(TOKEN, HOME, true, now).unwrap();
-        let planted = format!("streaming-8080=0.0.0; {}", cookie.split(';').next().unwrap_or_default());
+        let forged = format!("streaming-8080=0.0.0; {}", cookie.split(';').next().unwrap_or_default());
         assert!(enter(&access, &cookie, now).is_ok());
-        let shown = Shown { cookie: Some(&planted), authorization: None };
-        let Ok(Entry::Login(pass)) = access.check(shown, HOME, now) else { panic!() };
-        let renewed = access.renew(pass, later(now, 20 * DAY_S)).unwrap();
-        assert!(renewed.starts_with("__Host-streaming-8080=") && renewed.ends_with("; Secure"), "as it came");
+        let shown = Credentials { cookie: Some(&forged), authorization: None };
+        let Ok(Admission::Login(login)) = access.check(shown, HOME, now) else { panic!() };
+        let renewed = access.renew(login, later(now, 20 * DAY_S)).unwrap();
+        assert!(
+            renewed.starts_with("__Host-streaming-8080=") && renewed.ends_with("; Secure"),
+            "renewed for TLS, as it was made"
+        );
     }
 }

@@ -1,8 +1,8 @@
-//! The certificate and key that TLS serves: read from the owner's files, or made here and kept in one. Says what is
-//! wrong with them in words an owner can act on; serves nothing.
+//! The certificate and key for TLS: read from the files of the owner, or made here and stored in one file. Reports
+//! problems in words that the owner can act on.
 //!
-//! A self-signed certificate is really two: one for this machine, and an authority that signed it, whose key is
-//! thrown away at once. A phone that is told to trust the authority trusts this one machine and nothing else.
+//! With --tls-self-signed there are two certificates: one of this machine, and one of an authority that signed it. The
+//! key of the authority is discarded at once, so a phone that trusts the authority trusts only this machine.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -24,84 +24,84 @@ use x509_cert::der::Decode;
 use crate::base::limits;
 use crate::config::Tls;
 
-/// Why there is nothing to serve with.
+/// Why TLS has no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A file without a certificate.
-    #[error("{} holds no certificate: expected PEM, `-----BEGIN CERTIFICATE-----`", path.display())]
+    /// The file contains no certificate.
+    #[error("{} contains no certificate: expected PEM, `-----BEGIN CERTIFICATE-----`", path.display())]
     NoCertificate {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A file without a key.
+    /// The file contains no usable key.
     #[error(
-        "{} holds no private key that can be used: expected PEM, `-----BEGIN PRIVATE KEY-----`, without a passphrase",
+        "{} contains no private key that can be used: expected PEM, `-----BEGIN PRIVATE KEY-----`, without a passphrase",
         path.display()
     )]
     NoKey {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The two cannot be served.
+    /// Certificate and key cannot be used together.
     #[error("{}: {reason}", path.display())]
     Unusable {
-        /// The certificate's file.
+        /// File of the certificate.
         path: PathBuf,
-        /// Why: broken, or not a pair.
+        /// The certificate is malformed, or the key does not fit it.
         reason: String,
     },
-    /// Our own certificate cannot be made.
+    /// A self-signed certificate cannot be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
-    /// Our own certificate cannot be kept.
-    #[error("cannot keep the certificate in {}: {source}; say where with --state-path", path.display())]
-    Keep {
-        /// The file.
+    /// A self-signed certificate cannot be stored.
+    #[error("cannot store the certificate in {}: {source}. Choose a writable directory with --state-path", path.display())]
+    Store {
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
 }
 
-/// What TLS serves, and what the owner should know of it.
+/// Certificate and key for TLS, and warnings about them.
 pub struct Certificate {
-    /// This machine's first, then those it hangs on.
+    /// The certificate of this machine first, then its issuers.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Its key.
+    /// Private key of the first certificate.
     pub key: PrivateKeyDer<'static>,
-    /// Where it lies.
+    /// File of the certificate.
     pub path: PathBuf,
-    /// Seconds since 1970 at which it lapses; `None` when it does not say so readably.
+    /// Expiry in seconds since 1970; `None` if the certificate cannot be parsed.
     pub expires_s: Option<u64>,
-    /// What is not as it should be, in words.
+    /// Warnings for the owner.
     pub findings: Vec<String>,
 }
 
-/// Reads the certificate of `tls`; one of our own is made for `names` (names and addresses) when there is none, or
-/// when it is about to lapse. `now_s`: seconds since 1970.
+/// Reads the certificate of `tls`. A self-signed one is made for `names` (names and addresses) if it is missing or
+/// expires soon. `now_s`: seconds since 1970.
 ///
 /// # Errors
 /// See [`CertificateError`].
 pub fn obtain(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, CertificateError> {
     if let Tls::SelfSigned { directory } = tls {
         let path = directory.join(SELF_SIGNED);
-        let is_good = match fs::exists(&path) {
-            Ok(true) => !is_ending(&read(tls, names, now_s)?, now_s),
+        let is_usable = match fs::exists(&path) {
+            Ok(true) => !expires_soon(&read(tls, names, now_s)?, now_s),
             _ => false,
         };
-        if !is_good {
+        if !is_usable {
             make(directory, names, now_s)?;
             let authority = directory.join(SELF_SIGNED_AUTHORITY);
             log::info!(
-                "TLS: made a certificate, {}; phones may be told to trust {}",
+                "TLS: made a self-signed certificate, {}. To avoid browser warnings, install {} on your devices",
                 path.display(),
                 authority.display()
             );
@@ -110,7 +110,7 @@ pub fn obtain(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, Ce
     read(tls, names, now_s)
 }
 
-/// Reads the certificate of `tls` and makes nothing.
+/// Reads the certificate of `tls`. Never makes one.
 ///
 /// # Errors
 /// See [`CertificateError`].
@@ -130,7 +130,10 @@ pub fn read(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, Cert
     };
     let mut findings = Vec::new();
     if key_mode & 0o004 != 0 {
-        findings.push(format!("everybody on this machine can read {}: chmod o-r", key_path.display()));
+        findings.push(format!(
+            "every user of this machine can read the private key in {}: run chmod o-r",
+            key_path.display()
+        ));
     }
     let expires_s = chain.first().and_then(expiry);
     let mut certificate = Certificate { chain, key, path: cert_path, expires_s, findings };
@@ -141,9 +144,9 @@ pub fn read(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, Cert
     Ok(certificate)
 }
 
-/// File of our own certificate, its authority and its key, in the state directory.
+/// File with the self-signed certificate, its authority and its key, in the state directory.
 pub const SELF_SIGNED: &str = "self-signed.pem";
-/// File of the authority alone, to be given to phones and `curl --cacert`.
+/// File with the authority only, for phones and `curl --cacert`.
 pub const SELF_SIGNED_AUTHORITY: &str = "self-signed-ca.pem";
 
 impl Certificate {
@@ -151,14 +154,14 @@ impl Certificate {
         let Some(expires_s) = self.expires_s else { return };
         let days = expires_s.saturating_sub(now_s) / SECONDS_OF_DAY;
         if expires_s <= now_s {
-            self.findings.push(format!("{} has lapsed: browsers refuse it", self.path.display()));
+            self.findings.push(format!("{} has expired: browsers refuse it", self.path.display()));
         } else if days < limits::CERTIFICATE_DAYS_LOW {
-            self.findings.push(format!("{} lapses in {days} days", self.path.display()));
+            self.findings.push(format!("{} expires in {days} days", self.path.display()));
         }
     }
 
-    /// An address that is new since the certificate was made is no reason to make another: phones that trust this
-    /// one would have to be told again.
+    /// Warns about names that the certificate lacks. A new address does not cause a new certificate, because phones
+    /// would have to trust the new one again.
     fn note_names(&mut self, names: &[String]) {
         let Some(first) = self.chain.first() else { return };
         let Ok(parsed) = ParsedCertificate::try_from(first) else { return };
@@ -169,7 +172,7 @@ impl Certificate {
         let missing: Vec<&str> = names.iter().filter(is_missing).map(String::as_str).collect();
         if !missing.is_empty() {
             self.findings.push(format!(
-                "{} does not name {}: delete it to have another made at the next start or SIGHUP",
+                "{} is not valid for {}: delete the file to get a new certificate at the next start or SIGHUP",
                 self.path.display(),
                 missing.join(", ")
             ));
@@ -177,7 +180,7 @@ impl Certificate {
     }
 }
 
-fn is_ending(certificate: &Certificate, now_s: u64) -> bool {
+fn expires_soon(certificate: &Certificate, now_s: u64) -> bool {
     let low_s = limits::CERTIFICATE_DAYS_LOW * SECONDS_OF_DAY;
     certificate.expires_s.is_some_and(|expires_s| expires_s < now_s.saturating_add(low_s))
 }
@@ -189,7 +192,7 @@ fn expiry(certificate: &CertificateDer<'_>) -> Option<u64> {
     Some(certificate.tbs_certificate().validity().not_after.to_unix_duration().as_secs())
 }
 
-/// The bytes and the mode bits of a file.
+/// Returns the bytes and the mode bits of a file.
 fn read_file(path: &Path) -> Result<(Vec<u8>, u32), CertificateError> {
     let read = || {
         let file = File::open(path)?;
@@ -201,30 +204,30 @@ fn read_file(path: &Path) -> Result<(Vec<u8>, u32), CertificateError> {
     read().map_err(|source| CertificateError::Unreadable { path: path.to_owned(), source })
 }
 
-/// Makes and keeps key, certificate and authority.
+/// Makes key, certificate and authority, and stores them.
 fn make(directory: &Path, names: &[String], now_s: u64) -> Result<(), CertificateError> {
     let authority = authority(names, now_s)?;
     let key = KeyPair::generate()?;
     let certificate = leaf(names, now_s)?.signed_by(&key, &authority)?;
-    let keep = |path: PathBuf, mode: u32, parts: &[(&str, &[u8])]| {
+    let store = |path: PathBuf, mode: u32, parts: &[(&str, &[u8])]| {
         let written = pem(parts).and_then(|text| write_whole(&path, text.as_bytes(), mode));
-        written.map_err(|source| CertificateError::Keep { path, source })
+        written.map_err(|source| CertificateError::Store { path, source })
     };
     let shown = directory.to_owned();
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(|source| CertificateError::Keep { path: shown, source })?;
+    made.map_err(|source| CertificateError::Store { path: shown, source })?;
     let signer = ("CERTIFICATE", authority.as_ref().der().as_ref());
-    keep(directory.join(SELF_SIGNED_AUTHORITY), 0o644, &[signer])?;
+    store(directory.join(SELF_SIGNED_AUTHORITY), 0o644, &[signer])?;
     let ours = ("CERTIFICATE", certificate.der().as_ref());
-    keep(directory.join(SELF_SIGNED), 0o600, &[ours, signer, ("PRIVATE KEY", &key.serialize_der())])
+    store(directory.join(SELF_SIGNED), 0o600, &[ours, signer, ("PRIVATE KEY", &key.serialize_der())])
 }
 
-/// Signs one certificate; its key ends with this value.
+/// Makes an authority for one signature. Its key is dropped with the returned value.
 fn authority(names: &[String], now_s: u64) -> Result<CertifiedIssuer<'static, KeyPair>, CertificateError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     (params.not_before, params.not_after) = validity(now_s)?;
-    // Never two of one name: a phone may have the last one still.
+    // The mark makes the name unique: a phone may still have the previous authority.
     let machine = names.first().map_or("camera", String::as_str);
     let mark: String = key.public_key_raw().iter().rev().take(4).map(|byte| format!("{byte:02x}")).collect();
     params.distinguished_name.push(DnType::CommonName, format!("streaming-server on {machine} {mark}"));
@@ -233,7 +236,7 @@ fn authority(names: &[String], now_s: u64) -> Result<CertifiedIssuer<'static, Ke
     Ok(CertifiedIssuer::self_signed(params, key)?)
 }
 
-/// What iOS asks of a certificate: SAN, `serverAuth`, 825 days at most (support.apple.com/103769).
+/// The requirements of iOS: SAN, `serverAuth`, 825 days at most (support.apple.com/103769).
 fn leaf(names: &[String], now_s: u64) -> Result<CertificateParams, CertificateError> {
     let mut params = CertificateParams::default();
     (params.not_before, params.not_after) = validity(now_s)?;
@@ -250,7 +253,7 @@ fn leaf(names: &[String], now_s: u64) -> Result<CertificateParams, CertificateEr
     Ok(params)
 }
 
-/// From a day ago, for clocks that are behind ours.
+/// The validity begins a day ago, for devices whose clocks are behind.
 fn validity(now_s: u64) -> Result<(time::OffsetDateTime, time::OffsetDateTime), CertificateError> {
     let now_s = now_s.max(PLAUSIBLE_S);
     let date = |unix_s: u64| {
@@ -261,7 +264,7 @@ fn validity(now_s: u64) -> Result<(time::OffsetDateTime, time::OffsetDateTime), 
     Ok((date(now_s - SECONDS_OF_DAY)?, date(now_s + limits::SELF_SIGNED_DAYS * SECONDS_OF_DAY)?))
 }
 
-/// A camera without a clock of its own starts in 1970; this program is younger.
+/// Lower bound of the current time: a machine without a battery-backed clock starts in 1970.
 const PLAUSIBLE_S: u64 = 1_790_000_000;
 
 fn pem(parts: &[(&str, &[u8])]) -> io::Result<String> {
@@ -269,10 +272,10 @@ fn pem(parts: &[(&str, &[u8])]) -> io::Result<String> {
     parts.iter().map(encode).collect::<Result<String, _>>().map_err(io::Error::other)
 }
 
-/// Whole or not at all, with these rights from the first moment.
+/// Replaces the file atomically. The new file has the mode from its creation.
 fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let partial = path.with_extension(format!("{}.new", std::process::id()));
-    // Left by one that was killed; usually absent.
+    // A killed process may have left it; usually it is absent.
     let _ = fs::remove_file(&partial);
     let written =
         OpenOptions::new().write(true).create_new(true).mode(mode).open(&partial).and_then(|mut file| {
@@ -281,7 +284,7 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
             fs::rename(&partial, path)
         });
     if written.is_err() {
-        // Absent when it was not made.
+        // Fails if the file was not created.
         let _ = fs::remove_file(&partial);
     }
     written

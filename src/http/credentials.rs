@@ -1,9 +1,9 @@
-//! What a request shows to be let in: the `Authorization` and `Cookie` headers, and the text of our own cookie.
-//! Parses foreign bytes; decides nothing.
+//! Parses what a request sends to be let in: the headers `Authorization` and `Cookie`, and the text of our cookie. Does
+//! not check that it is right.
 
 use crate::base::limits;
 
-/// The token of `Authorization: Bearer TOKEN` (RFC 6750 section 2.1); the scheme in any case.
+/// Returns the token of `Authorization: Bearer TOKEN` (RFC 6750 section 2.1). The scheme is case-insensitive.
 #[must_use]
 pub(super) fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, token) = authorization.trim().split_once(' ')?;
@@ -11,21 +11,22 @@ pub(super) fn bearer(authorization: &str) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-/// Name and value of the cookies that have one of `names`, in the order of the header, a few at most.
+/// Returns name and value of the cookies with one of `names`, in the order of the header, at most
+/// `limits::COOKIES_TRIED_MAX`.
 pub(super) fn cookies<'a>(header: &'a str, names: [&'a str; 2]) -> impl Iterator<Item = (&'a str, &'a str)> {
     let pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
     let ours = pairs.filter(move |(name, _)| names.contains(name));
     ours.map(|(name, value)| (name, value.trim_matches('"'))).take(limits::COOKIES_TRIED_MAX)
 }
 
-/// A login as its cookie has it: `EXPIRES.ID.SEAL`, all in lower-case hexadecimal. Says nothing of its truth.
+/// The fields of a login cookie, `EXPIRES.ID.SEAL` in lower-case hexadecimal. The seal may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Login {
-    /// Seconds since 1970 at which it lapses.
+    /// Expiry in seconds since 1970.
     pub(super) expires_s: u64,
     /// Random, different for each login.
     pub(super) id: [u8; ID_BYTES],
-    /// HMAC-SHA-256 over both.
+    /// HMAC-SHA-256 of the other fields.
     pub(super) seal: [u8; SEAL_BYTES],
 }
 
@@ -33,7 +34,7 @@ pub(super) const ID_BYTES: usize = 16;
 pub(super) const SEAL_BYTES: usize = 32;
 
 impl Login {
-    /// What is sealed.
+    /// Returns the bytes that the seal covers.
     pub(super) fn sealed_bytes(&self) -> [u8; 8 + ID_BYTES] {
         let mut bytes = [0; 8 + ID_BYTES];
         let (expires, id) = bytes.split_at_mut(8);
@@ -42,7 +43,7 @@ impl Login {
         bytes
     }
 
-    /// `None` when it is not exactly what [`Login::to_text`] writes.
+    /// Returns `None` for any text that [`Login::to_text`] does not write.
     pub(super) fn parse(text: &str) -> Option<Login> {
         let mut parts = text.split('.');
         let (expires, id, seal) = (parts.next()?, parts.next()?, parts.next()?);
@@ -67,7 +68,7 @@ impl Login {
     }
 }
 
-/// Lower-case hexadecimal of exactly so many bytes.
+/// Decodes lower-case hexadecimal of exactly `BYTES` bytes.
 fn decode<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
@@ -92,13 +93,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bearer_takes_the_token_and_nothing_else() {
+    fn bearer_returns_the_token_only() {
         assert_eq!(bearer("Bearer abc"), Some("abc"));
         assert_eq!(bearer("bearer   abc "), Some("abc"));
         for none in ["", "Bearer", "Bearer ", "Basic abc", "Bearerabc", "Token abc", " "] {
             assert_eq!(bearer(none), None, "{none:?}");
         }
-        assert_eq!(bearer("Bearer a b"), Some("a b"), "compared as it is, and wrong");
+        assert_eq!(
+            bearer("Bearer a b"),
+            Some("a b"),
+            "a token with a space is compared as sent, and is wrong"
+        );
     }
 
     #[test]
@@ -111,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_written_is_read() {
+    fn only_text_that_to_text_writes_is_parsed() {
         let login = Login { expires_s: 1_800_000_000, id: [0xA5; 16], seal: [0x5A; 32] };
         let text = login.to_text();
         assert_eq!(Login::parse(&text), Some(login));
@@ -132,7 +137,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_read_without_a_panic_and_no_two_texts_are_one_login(
+        fn any_text_is_parsed_without_a_panic_and_no_two_texts_are_one_login(
             text in "[0-9a-fA-F.]{0,120}|\\PC{0,60}|([0-9a-f]{16}\\.[0-9a-f]{32}\\.[0-9a-f]{64})",
         ) {
             if let Some(login) = Login::parse(&text) {

@@ -1,53 +1,53 @@
-//! What `/debug/` can show: paths and queries to an [`Inspection`], its answer to a response. Pure; who takes the
-//! profiles is seen through [`Diagnostics`] only.
+//! The paths below `/debug/`: turns path and query into an [`Inspection`], and its result into a response. Pure; the
+//! module `app` implements [`Diagnostics`].
 
-use super::ApiError;
+use super::backend::ApiError;
 use super::response::Response;
 use crate::base::limits;
 
 /// Takes profiles and traces of this process.
 pub trait Diagnostics: Send + Sync + 'static {
-    /// Does it. Blocks: [`Inspection::Cpu`] for as long as it measures.
+    /// Runs the inspection and returns its body. Blocks; [`Inspection::Cpu`] blocks while it measures.
     ///
     /// # Errors
-    /// 503 while another profile is taken, 500 when the system refuses.
+    /// 503 while another profile is taken, 500 if the operating system refuses.
     fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError>;
 }
 
-/// One thing to look at.
+/// A profile, a trace or another view of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inspection {
-    /// What there is, as text.
+    /// List of the profiles, as text.
     Index,
     /// CPU time of all threads, gzip'd profile.proto.
     Cpu {
-        /// How long to measure.
+        /// Duration of the measurement.
         seconds: u32,
     },
-    /// Memory in use by stack, gzip'd profile.proto.
+    /// Memory in use per stack, gzip'd profile.proto.
     Heap,
-    /// The same samples, default view allocated since the start.
+    /// The same samples, with memory allocated since the start as the default view.
     Allocs,
-    /// Every thread: 0 as profile.proto, 1 a list as text, 2 with stacks.
+    /// All threads: 0 as profile.proto, 1 as a text list, 2 as text with stacks.
     Threads {
-        /// As of Go's `?debug=`.
+        /// As in Go's `?debug=`.
         debug: u8,
     },
-    /// Waiting for locks.
+    /// Lock contention; always an empty profile.
     Mutex,
-    /// Waiting for anything.
+    /// Blocking calls; always an empty profile.
     Block,
     /// The command line, NUL-separated.
     Cmdline,
-    /// The last seconds of every access unit and datagram run, Trace Event Format.
+    /// All access units and batches of the last seconds, Trace Event Format.
     Trace {
-        /// How far back.
+        /// Seconds back from now.
         seconds: u32,
     },
 }
 
 impl Inspection {
-    /// How long it measures.
+    /// Returns the duration of the measurement in seconds; 0 if the inspection takes no time.
     #[must_use]
     pub fn seconds(self) -> u32 {
         match self {
@@ -67,13 +67,13 @@ impl Inspection {
     }
 }
 
-/// The inspection a path asks for; `None` for a path that is not below `/debug/`.
+/// Returns the inspection of a path, or the error response; `None` if the path is not below `/debug/`.
 #[must_use]
 pub fn inspection(method: &str, path: &str, query: Option<&str>) -> Option<Result<Inspection, Response>> {
     let rest = path.strip_prefix("/debug/")?;
     let query = query.unwrap_or_default();
     if method != "GET" {
-        let response = Response::error(405, "method_not_allowed", "/debug/ takes GET");
+        let response = Response::error(405, "method_not_allowed", "/debug/ accepts GET");
         return Some(Err(response.header("allow", "GET")));
     }
     Some(match rest {
@@ -87,13 +87,17 @@ pub fn inspection(method: &str, path: &str, query: Option<&str>) -> Option<Resul
             None | Some("0") => Ok(Inspection::Threads { debug: 0 }),
             Some("1") => Ok(Inspection::Threads { debug: 1 }),
             Some("2") => Ok(Inspection::Threads { debug: 2 }),
-            Some(_) => Err(Response::error(400, "bad_query", "debug is 0, 1 or 2")),
+            Some(_) => Err(Response::error(400, "bad_query", "debug must be 0, 1 or 2")),
         },
         "pprof/mutex" => Ok(Inspection::Mutex),
         "pprof/block" => Ok(Inspection::Block),
         "pprof/cmdline" => Ok(Inspection::Cmdline),
         "trace" => seconds(query, 5, limits::TRACE_SECONDS_MAX).map(|seconds| Inspection::Trace { seconds }),
-        _ => Err(Response::error(404, "not_found", "no such path; see /debug/pprof/")),
+        _ => Err(Response::error(
+            404,
+            "not_found",
+            "this path does not exist: /debug/pprof/ lists the profiles",
+        )),
     })
 }
 
@@ -105,11 +109,11 @@ fn seconds(query: &str, default: u32, max: u32) -> Result<u32, Response> {
     let Some(text) = value(query, "seconds") else { return Ok(default) };
     match text.parse() {
         Ok(seconds) if (1..=max).contains(&seconds) => Ok(seconds),
-        _ => Err(Response::error(400, "bad_query", &format!("seconds is a number from 1 to {max}"))),
+        _ => Err(Response::error(400, "bad_query", &format!("seconds must be a number from 1 to {max}"))),
     }
 }
 
-/// What came out of it.
+/// The response with the result of an inspection.
 #[must_use]
 pub fn answer(what: Inspection, result: Result<Vec<u8>, ApiError>) -> Response {
     match result {
@@ -123,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_queries_name_inspections() {
+    fn paths_and_queries_select_inspections() {
         for (path, query, expected) in [
             ("/debug/pprof/", None, Inspection::Index),
             ("/debug/pprof/profile", None, Inspection::Cpu { seconds: 30 }),
@@ -136,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_by_its_status() {
+    fn other_requests_are_refused_with_their_status() {
         assert_eq!(inspection("GET", "/health", None), None);
         for (method, path, query, status) in [
             ("POST", "/debug/pprof/heap", None, 405),

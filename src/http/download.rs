@@ -1,5 +1,5 @@
-//! A recording as a response: which part of it, and the task that reads it piece by piece. Holds no more than a
-//! few pieces in memory, and blocks no thread that serves others.
+//! Sends a recording: which part of the file answers a request, and the task that reads the part piece by piece.
+//! Keeps a few pieces in memory and blocks no thread that serves other requests.
 
 use std::io;
 use std::ops::Range;
@@ -11,39 +11,40 @@ use http_body_util::channel::{Channel, Sender};
 use super::backend::RecordingFile;
 use super::login_lifetime::{self, LoginLifetime};
 use super::ranges::{Part, part};
+use super::request::Head;
 use super::response::Response;
-use super::routes::Head;
 use crate::base::limits;
 
-/// The bytes that follow a response's head.
-pub(super) struct Stream {
+/// The bytes that follow the head of a response.
+pub(super) struct FileStream {
     file: Arc<dyn RecordingFile>,
     range: Range<u64>,
-    /// Go on with what is recorded meanwhile.
+    /// Continue with what is recorded meanwhile.
     follow: bool,
-    /// The login that what has no end ends with.
-    lifetime: Option<LoginLifetime>,
+    /// Ends a followed recording.
+    login: Option<LoginLifetime>,
 }
 
-/// What answers a request for `file`: the head, and what to stream after it. What is there may be read to its end
-/// whatever becomes of the login; who follows a recording as it grows is cut off.
+/// Returns the head of the answer and the bytes that follow it. A download of a known length may finish after its
+/// login has ended. A recording that is followed as it grows ends with its login.
 pub(super) fn answer(
     head: &Head<'_>,
     file: Arc<dyn RecordingFile>,
     follow: bool,
-    lifetime: Option<LoginLifetime>,
-) -> (Response, Option<Stream>) {
+    login: Option<LoginLifetime>,
+) -> (Response, Option<FileStream>) {
     let (bytes, etag) = (file.bytes(), file.etag());
     if head.if_none_match.is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag)) && !follow {
         return (Response::empty(304).header("etag", etag), None);
     }
-    let asked = if follow { Part::Whole } else { part(head.range, head.if_range, &etag, bytes) };
-    let (status, range) = match asked {
+    let requested = if follow { Part::Whole } else { part(head.range, head.if_range, &etag, bytes) };
+    let (status, range) = match requested {
         Part::Whole => (200, 0..bytes),
         Part::Some(range) => (206, range),
         Part::Nothing => {
-            let response = Response::error(416, "range", "nothing of that range is in the file")
-                .header("content-range", format!("bytes */{bytes}"));
+            let message = format!("the range lies outside of the file, which has {bytes} bytes");
+            let response =
+                Response::error(416, "range", &message).header("content-range", format!("bytes */{bytes}"));
             return (response, None);
         }
     };
@@ -60,23 +61,19 @@ pub(super) fn answer(
     if !follow {
         response = response.header("content-length", (range.end - range.start).to_string());
     }
-    let stream = (head.method != "HEAD").then_some(Stream {
-        file,
-        range,
-        follow,
-        lifetime: lifetime.filter(|_| follow),
-    });
+    let login = login.filter(|_| follow);
+    let stream = (head.method != "HEAD").then_some(FileStream { file, range, follow, login });
     (response, stream)
 }
 
-/// A name as it may stand between quotes in a header.
+/// Returns the name with characters replaced that a quoted header value must not contain.
 fn quotable(name: &str) -> String {
     let plain = |letter: char| letter.is_ascii_graphic() && letter != '"' && letter != '\\';
     name.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect()
 }
 
-impl Stream {
-    /// The body, filled by a task of its own; that task ends when the reader is gone.
+impl FileStream {
+    /// Returns the body. A task fills it and ends when the reader has left.
     pub(super) fn into_body(self) -> Channel<Bytes, io::Error> {
         let (sender, body) = Channel::new(limits::DOWNLOAD_PIECES_AHEAD);
         tokio::spawn(self.fill(sender));
@@ -84,14 +81,14 @@ impl Stream {
     }
 
     async fn fill(mut self, mut sender: Sender<Bytes, io::Error>) {
-        let lifetime = self.lifetime.take();
+        let login = self.login.take();
         let ended = tokio::select! {
             biased;
-            () = login_lifetime::over(lifetime) => Err(io::ErrorKind::PermissionDenied.into()),
+            () = login_lifetime::ended(login) => Err(io::ErrorKind::PermissionDenied.into()),
             ended = self.send(&mut sender) => ended,
         };
         if let Err(error) = ended {
-            // The reader sees that this is not the whole of it.
+            // Without the final chunk the reader knows that the file is incomplete.
             sender.abort(error);
         }
     }
@@ -119,7 +116,7 @@ impl Stream {
         }
     }
 
-    /// The next piece, read on a thread that may wait for the disk.
+    /// Reads the next piece, on a thread that may wait for the disk.
     async fn piece(&self) -> io::Result<Bytes> {
         let left = usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX);
         let (file, offset, bytes) =

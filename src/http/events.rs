@@ -1,46 +1,46 @@
-//! GET /api/events: the state of the server as server-sent events (WHATWG HTML, section 9.2), one `status` a second
-//! and, when it changes, `camera`, `viewers` or `recording` at once. One task looks for all listeners, and only
-//! while there are any. A listener that does not read loses events, never memory.
+//! GET /api/events: the state of the server as server-sent events (WHATWG HTML, section 9.2). A `status` event is sent
+//! every second, and `camera`, `viewers` or `recording` when that part changes. One task polls the backend for all
+//! listeners, and only while there are any. A listener that does not read loses events; memory stays bounded.
 
 use std::io;
+use std::mem::discriminant;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
-use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::backend::{Backend, RecordingCommand, Summary};
+use super::backend::{ApiError, Backend};
 use super::login_lifetime::{self, LoginLifetime};
-use super::response::Response;
-use super::{ApiError, routes};
+use super::response::{Response, json_text};
+use super::types::{CameraSummary, RecordingState, RecordingStatus, Status, Summary};
 use crate::base::limits;
 
-/// What GET /api/status answers and a `status` event carries: `{"camera", "viewers", "recording", "version"}`.
-pub(super) async fn status(backend: &dyn Backend) -> Value {
-    status_of(&backend.summary(), backend).await
+/// Returns the body of GET /api/status and of a `status` event.
+pub(super) async fn status(backend: &dyn Backend) -> Status {
+    status_of(backend.summary(), backend).await
 }
 
-async fn status_of(summary: &Summary, backend: &dyn Backend) -> Value {
-    let asked = timeout(limits::EVENTS_RECORDER_TIMEOUT, backend.recording(RecordingCommand::Status)).await;
-    let recording = match asked {
+async fn status_of(summary: Summary, backend: &dyn Backend) -> Status {
+    let answer = timeout(limits::EVENTS_RECORDER_TIMEOUT, backend.recording_status()).await;
+    let recording = match answer {
         Ok(Ok(recording)) => recording,
-        // There is no recorder (--no-recorder).
-        Ok(Err(error)) if error.status == 501 => json!({ "recording": false, "state": "off" }),
-        // A recorder whose disk hangs must not silence the rest.
-        _ => json!({ "recording": summary.is_recording, "state": "unresponsive" }),
+        // The server has no recorder (--no-recorder).
+        Ok(Err(error)) if error.status == 501 => RecordingStatus::bare(RecordingState::Off, false),
+        // The disk hangs. The rest of the status is still useful.
+        _ => RecordingStatus::bare(RecordingState::Unresponsive, summary.is_recording),
     };
-    routes::status(summary, &recording)
+    Status { camera: summary.camera, viewers: summary.viewers, recording, version: env!("CARGO_PKG_VERSION") }
 }
 
-/// Hands events from the one that looks to all that listen.
+/// Polls the backend and broadcasts events to all listeners.
 pub(super) struct Feed {
     backend: Arc<dyn Backend>,
     events: broadcast::Sender<Bytes>,
-    places: Arc<Semaphore>,
-    came: Notify,
+    permits: Arc<Semaphore>,
+    subscribed: Notify,
     stop: watch::Receiver<bool>,
 }
 
@@ -49,105 +49,123 @@ impl Feed {
         Feed {
             backend,
             events: broadcast::Sender::new(limits::EVENTS_KEPT),
-            places: Arc::new(Semaphore::new(limits::EVENT_LISTENERS_MAX)),
-            came: Notify::new(),
+            permits: Arc::new(Semaphore::new(limits::EVENT_LISTENERS_MAX)),
+            subscribed: Notify::new(),
             stop,
         }
     }
 
-    /// Looks and tells; never returns.
+    /// Polls and broadcasts; never returns.
     pub(super) async fn run(&self) {
         loop {
             if self.events.receiver_count() == 0 {
-                self.came.notified().await;
+                self.subscribed.notified().await;
             }
             let mut known = self.backend.summary();
-            let mut told_at = Instant::now();
-            self.tell(&known, &["status"]).await;
+            let mut status_sent_at = Instant::now();
+            self.broadcast(&known, &[Event::Status]).await;
             while self.events.receiver_count() > 0 {
                 sleep(limits::EVENTS_LOOK).await;
                 let now = self.backend.summary();
-                let mut names = changes(&known, &now);
-                if told_at.elapsed() >= limits::EVENTS_STATUS_INTERVAL {
-                    names.push("status");
-                    told_at = Instant::now();
+                let mut events = changes(&known, &now);
+                if status_sent_at.elapsed() >= limits::EVENTS_STATUS_INTERVAL {
+                    events.push(Event::Status);
+                    status_sent_at = Instant::now();
                 }
-                if !names.is_empty() {
-                    self.tell(&now, &names).await;
+                if !events.is_empty() {
+                    self.broadcast(&now, &events).await;
                 }
                 known = now;
             }
         }
     }
 
-    async fn tell(&self, summary: &Summary, names: &[&str]) {
-        let status = status_of(summary, self.backend.as_ref()).await;
-        for name in names {
-            // Nobody left to hear it is fine.
-            let _ = self.events.send(event(name, status.get(*name).unwrap_or(&status)));
+    async fn broadcast(&self, summary: &Summary, events: &[Event]) {
+        let status = status_of(summary.clone(), self.backend.as_ref()).await;
+        for event in events {
+            // Fails if the last listener has just left.
+            let _ = self.events.send(event.text(&status));
         }
     }
 
-    /// The head of an answer and what follows it, as long as the login holds that it was asked for with; or 503
-    /// beyond `limits::EVENT_LISTENERS_MAX`.
-    pub(super) async fn listen(
+    /// Returns the head of the answer and the events that follow, until `login` ends; or 503 above
+    /// `limits::EVENT_LISTENERS_MAX`.
+    pub(super) async fn subscribe(
         &self,
-        lifetime: Option<LoginLifetime>,
-    ) -> Result<(Response, Listener), ApiError> {
-        let place = self.places.clone().try_acquire_owned().map_err(|_| ApiError {
+        login: Option<LoginLifetime>,
+    ) -> Result<(Response, Subscription), ApiError> {
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| ApiError {
             status: 503,
             code: "too_many_listeners",
-            message: format!("{} listeners at once; GET /api/status instead", limits::EVENT_LISTENERS_MAX),
+            message: format!(
+                "all {} event streams are in use: poll GET /api/status instead",
+                limits::EVENT_LISTENERS_MAX
+            ),
             retry_after_s: Some(limits::EVENTS_RETRY_AFTER_S),
         })?;
         let events = self.events.subscribe();
-        self.came.notify_one();
+        self.subscribed.notify_one();
         let mut first = format!("retry: {}\n\n", limits::EVENTS_STATUS_INTERVAL.as_millis()).into_bytes();
-        first.extend_from_slice(&event("status", &status(self.backend.as_ref()).await));
+        first.extend_from_slice(&Event::Status.text(&status(self.backend.as_ref()).await));
         let response = Response::empty(200)
             .header("content-type", "text/event-stream")
             .header("cache-control", "no-store")
-            // A proxy that collects bytes before it passes them on would make events late (nginx).
+            // Without it nginx collects bytes before it passes them on, and events arrive late.
             .header("x-accel-buffering", "no");
         let (first, stop) = (first.into(), self.stop.clone());
-        Ok((response, Listener { first, events, stop, lifetime, _place: place }))
+        Ok((response, Subscription { first, events, stop, login, _permit: permit }))
     }
 }
 
-/// What differs, by the names of the events that tell it.
-fn changes(before: &Summary, now: &Summary) -> Vec<&'static str> {
-    let state = |summary: &Summary| summary.camera.get("state").cloned();
-    let size =
-        |summary: &Summary| (summary.camera.get("width").cloned(), summary.camera.get("height").cloned());
-    let mut names = Vec::new();
-    if state(before) != state(now) || size(before) != size(now) {
-        names.push("camera");
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Status,
+    Camera,
+    Viewers,
+    Recording,
+}
+
+impl Event {
+    /// One event as sent. The JSON has no line breaks, so it fits one `data` line.
+    fn text(self, status: &Status) -> Bytes {
+        let (name, data) = match self {
+            Event::Status => ("status", json_text(status)),
+            Event::Camera => ("camera", json_text(&status.camera)),
+            Event::Viewers => ("viewers", json_text(&status.viewers)),
+            Event::Recording => ("recording", json_text(&status.recording)),
+        };
+        Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+    }
+}
+
+/// Returns the events that report the differences. The frame rate changes all the time and is not a difference.
+fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
+    let size = |camera: &CameraSummary| camera.picture().map(|picture| (picture.width, picture.height));
+    let mut events = Vec::new();
+    if discriminant(&before.camera) != discriminant(&now.camera) || size(&before.camera) != size(&now.camera)
+    {
+        events.push(Event::Camera);
     }
     if before.viewers != now.viewers {
-        names.push("viewers");
+        events.push(Event::Viewers);
     }
     if before.is_recording != now.is_recording {
-        names.push("recording");
+        events.push(Event::Recording);
     }
-    names
+    events
 }
 
-/// One event. JSON as serde_json writes it has no line breaks, so one `data` line holds it.
-fn event(name: &str, data: &Value) -> Bytes {
-    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
-}
-
-/// The events that follow a response's head.
-pub(super) struct Listener {
+/// The events that follow the head of one answer.
+pub(super) struct Subscription {
     first: Bytes,
     events: broadcast::Receiver<Bytes>,
     stop: watch::Receiver<bool>,
-    lifetime: Option<LoginLifetime>,
-    _place: OwnedSemaphorePermit,
+    login: Option<LoginLifetime>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Listener {
-    /// The body, filled by a task of its own until the listener or its login is gone or the server stops.
+impl Subscription {
+    /// Returns the body. A task fills it until the listener leaves, the login ends or the server stops.
     pub(super) fn into_body(self) -> Channel<Bytes, io::Error> {
         let (sender, body) = Channel::new(1);
         tokio::spawn(self.fill(sender));
@@ -155,29 +173,29 @@ impl Listener {
     }
 
     async fn fill(mut self, sender: Sender<Bytes, io::Error>) {
-        let (mut stop, lifetime) = (self.stop.clone(), self.lifetime.take());
-        // Also while a listener does not read.
+        let (mut stop, login) = (self.stop.clone(), self.login.take());
+        // Also ends the task of a listener that does not read.
         tokio::select! {
             biased;
             _ = stop.wait_for(|&stopped| stopped) => {}
-            () = login_lifetime::over(lifetime) => {}
-            () = self.tell(sender) => {}
+            () = login_lifetime::ended(login) => {}
+            () = self.send(sender) => {}
         }
     }
 
-    async fn tell(&mut self, mut sender: Sender<Bytes, io::Error>) {
+    async fn send(&mut self, mut sender: Sender<Bytes, io::Error>) {
         let mut next = Some(std::mem::take(&mut self.first));
         while let Some(event) = next {
             if sender.send_data(event).await.is_err() {
                 return;
             }
-            next = newest(&mut self.events).await;
+            next = next_kept(&mut self.events).await;
         }
     }
 }
 
-/// The next event that is still kept.
-async fn newest(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
+/// Returns the next event, skipping those that were overwritten because the listener reads too slowly.
+async fn next_kept(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
     loop {
         match events.recv().await {
             Ok(event) => return Some(event),
@@ -189,31 +207,48 @@ async fn newest(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::types::CameraPicture;
     use super::*;
 
-    fn summary(state: &str, viewers: u32, is_recording: bool) -> Summary {
-        Summary { camera: json!({ "state": state, "fps": 30.0 }), viewers, is_recording }
+    fn away() -> CameraSummary {
+        CameraSummary::Away { reason: "line\nbreak".to_owned() }
+    }
+
+    fn live(width: u64, fps: f64) -> CameraSummary {
+        CameraSummary::Live(CameraPicture { layout: "v3".to_owned(), width, height: 720, fps })
+    }
+
+    fn summary(camera: CameraSummary, viewers: u32, is_recording: bool) -> Summary {
+        Summary { camera, viewers, is_recording }
     }
 
     #[test]
-    fn each_change_is_told_by_its_name() {
-        let before = summary("live", 1, false);
+    fn each_change_has_its_own_event() {
+        let before = summary(live(1280, 30.0), 1, false);
         assert!(changes(&before, &before).is_empty());
-        assert_eq!(changes(&before, &summary("away", 1, false)), ["camera"]);
-        assert_eq!(changes(&before, &summary("live", 2, false)), ["viewers"]);
-        assert_eq!(changes(&before, &summary("live", 0, true)), ["viewers", "recording"]);
+        assert_eq!(changes(&before, &summary(away(), 1, false)), [Event::Camera]);
+        assert_eq!(changes(&before, &summary(live(640, 30.0), 1, false)), [Event::Camera]);
+        assert_eq!(changes(&before, &summary(live(1280, 30.0), 2, false)), [Event::Viewers]);
+        let both = summary(live(1280, 30.0), 0, true);
+        assert_eq!(changes(&before, &both), [Event::Viewers, Event::Recording]);
     }
 
     #[test]
-    fn the_frame_rate_alone_is_no_change() {
-        let mut now = summary("live", 1, false);
-        now.camera = json!({ "state": "live", "fps": 29.9 });
-        assert!(changes(&summary("live", 1, false), &now).is_empty());
+    fn a_new_frame_rate_alone_is_no_event() {
+        let (before, now) = (summary(live(1280, 30.0), 1, false), summary(live(1280, 29.9), 1, false));
+        assert!(changes(&before, &now).is_empty());
     }
 
     #[test]
-    fn an_event_is_one_line_of_data() {
-        let text = event("camera", &json!({ "reason": "line\nbreak" }));
-        assert_eq!(text, "event: camera\ndata: {\"reason\":\"line\\nbreak\"}\n\n");
+    fn an_event_has_one_line_of_data() {
+        let status = Status {
+            camera: away(),
+            viewers: 2,
+            recording: RecordingStatus::bare(RecordingState::Idle, false),
+            version: "1",
+        };
+        let text = Event::Camera.text(&status);
+        assert_eq!(text, "event: camera\ndata: {\"reason\":\"line\\nbreak\",\"state\":\"away\"}\n\n");
+        assert_eq!(Event::Viewers.text(&status), "event: viewers\ndata: 2\n\n");
     }
 }

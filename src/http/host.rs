@@ -1,20 +1,20 @@
-//! Which names we answer to. A page of another site can point its own name at our address (DNS rebinding): to the
-//! browser it is then one origin with us, but its requests still name the other site. Pure.
+//! Checks that `Host` names this server, against DNS rebinding: a foreign page can point its own name at our address.
+//! The browser then treats us as the same origin, but the requests still name the foreign site. Pure.
 
 use std::net::IpAddr;
 
-/// The names.
+/// The accepted names.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
     names: Vec<String>,
     is_any: bool,
 }
 
-/// Endings under which nobody can register a name that we could be mistaken for: home routers and mDNS.
+/// Domains of home routers and mDNS. Names in them cannot be registered on the internet.
 const HOME_ENDINGS: [&str; 6] = ["local", "lan", "home", "internal", "home.arpa", "localdomain"];
 
 impl Hosts {
-    /// This machine's `hostname`, and `allowed` names in lower case; `*` among these allows any.
+    /// Accepts the `hostname` of this machine and the `allowed` names, which are in lower case. `*` accepts all names.
     #[must_use]
     pub fn new(hostname: &str, allowed: impl IntoIterator<Item = String>) -> Hosts {
         let hostname = hostname.to_ascii_lowercase();
@@ -27,8 +27,8 @@ impl Hosts {
         Hosts { names, is_any }
     }
 
-    /// Whether `host` (name and port) may be us: an address, a name without a dot (nobody owns those on the
-    /// internet), `localhost`, or one of the names.
+    /// Returns true if `host` (name and port) may name this server: an IP address, a name without a dot (these do not
+    /// exist on the internet), `localhost`, or an accepted name.
     #[must_use]
     pub fn allows(&self, host: &str) -> bool {
         if self.is_any {
@@ -42,7 +42,7 @@ impl Hosts {
     }
 }
 
-/// The host's name in lower case, without port and final dot; `None` when it is not `name[:port]`.
+/// Returns the name in lower case, without port and final dot; `None` if `host` is not `name[:port]`.
 fn name_of(host: &str) -> Option<String> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => {
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_own_names_and_allowed_names_are_us() {
+    fn addresses_own_names_and_allowed_names_are_accepted() {
         for good in [
             "192.0.2.7",
             "192.0.2.7:8080",
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_are_not() {
+    fn other_names_are_refused() {
         for bad in [
             "evil.example",
             "evil.example:8080",
@@ -136,12 +136,12 @@ mod tests {
     }
 
     #[test]
-    fn a_star_allows_any() {
+    fn a_star_accepts_all_names() {
         assert!(Hosts::new("camera", ["*".to_owned()]).allows("evil.example"));
     }
 
     #[test]
-    fn a_machine_without_a_name_has_none() {
+    fn an_empty_hostname_accepts_no_extra_name() {
         assert!(!Hosts::new("", []).allows(".local"));
     }
 
@@ -149,7 +149,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn no_text_with_a_foreign_domain_at_its_end_is_us(prefix in "\\PC{0,30}", port in ":[0-9]{1,5}|") {
+        fn no_text_that_ends_in_a_foreign_domain_is_accepted(prefix in "\\PC{0,30}", port in ":[0-9]{1,5}|") {
             let host = format!("{prefix}.evil.example{port}");
             prop_assert!(!hosts().allows(&host), "{host}");
         }

@@ -1,13 +1,13 @@
-//! The HTTP endpoint for this machine only: the same routes, profiles and traces, by may_minihttp on a loopback
-//! address. For curl, Prometheus and `go tool pprof`; a browser belongs on [`public`](super::public).
+//! The HTTP endpoint for this machine only: the same routes plus profiles and traces, by may_minihttp on a loopback
+//! address. For curl, Prometheus and `go tool pprof`. Browsers use [`public`](super::public).
 //!
 //! ```text
 //!  coroutine: head ─► guard ─► body ─┬─► tokio task: Backend ──────┬─ channel ─► coroutine: answer
 //!                                    └─► thread: Diagnostics ──────┘
 //! ```
 //!
-//! A coroutine parses and waits; what blocks or needs stack runs elsewhere. No coroutine is ever cancelled (that
-//! is a panic): the endpoint ends with the process.
+//! A coroutine parses and waits. Code that blocks or needs stack runs elsewhere. No coroutine is ever cancelled,
+//! because that is a panic: the endpoint ends with the process.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -23,17 +23,18 @@ use tokio::runtime::Handle;
 
 use super::backend::{ApiError, Backend};
 use super::debug::{self, Diagnostics, Inspection};
-use super::local_guard::{self, Connection, Guard, MemoryWatch};
-use super::login;
-use super::routes::{self, Action, Endpoint, Head, Policy, Response};
-use super::{events, lock};
+use super::local_guard::{self, Connection, GrowthLimit, Guard};
+use super::request::Head;
+use super::response::Response;
+use super::routes::{self, Action, Endpoint, Policy};
+use super::{events, lock, login};
 use crate::base::limits;
 
-/// What stands behind the endpoint.
+/// What the endpoint needs from the program.
 pub struct LocalConfig {
-    /// Address to listen at; loopback. Port 0: any.
+    /// Loopback address to listen at. Port 0: any free port.
     pub address: SocketAddr,
-    /// The program; once it is dropped the answer is 503.
+    /// Answers requests. After it is dropped, requests are answered with 503.
     pub backend: Weak<dyn Backend>,
     /// Takes profiles.
     pub diagnostics: Weak<dyn Diagnostics>,
@@ -41,15 +42,15 @@ pub struct LocalConfig {
     pub runtime: Handle,
 }
 
-/// Starts the endpoint on threads of its own; gives its address. It ends with the process.
+/// Starts the endpoint on its own threads and returns its address. It ends with the process.
 ///
 /// # Errors
-/// The address is not loopback, is in use, or threads are not to be had.
+/// The address is not loopback or is in use, or no thread can be started.
 pub fn start(config: LocalConfig) -> io::Result<SocketAddr> {
     if !config.address.ip().is_loopback() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a loopback address"));
     }
-    // may binds with SO_REUSEPORT, which would let a second server start and take every other connection.
+    // may binds with SO_REUSEPORT: without this check a second server would start and get every other connection.
     let address = TcpListener::bind(config.address)?.local_addr()?;
     let library = may::config();
     library.set_workers(limits::LOCAL_WORKERS);
@@ -58,44 +59,47 @@ pub fn start(config: LocalConfig) -> io::Result<SocketAddr> {
     library.set_worker_pin(false);
     library.set_timeout_ns(SLOW_POLL_NS);
     if !local_guard::is_possible() {
-        log::warn!("control {address}: pidfd_getfd is refused: callers that never finish are not hung up on");
+        log::warn!(
+            "control {address}: the kernel refuses pidfd_getfd, so connections that never finish a request stay open"
+        );
     }
     let shared = Arc::new(Shared { config, guard: Guard::default(), inspections: AtomicU32::new(0) });
     let guard = shared.guard.clone();
-    let watching = std::thread::Builder::new()
+    let guarding = std::thread::Builder::new()
         .name("control-watch".to_owned())
         .stack_size(limits::HELPER_STACK_BYTES)
-        .spawn(move || watch(&guard))?;
-    let watching = watching.thread().clone();
-    // Dropping a coroutine's handle detaches it.
-    drop(Factory { shared, watching }.start(address)?);
+        .spawn(move || enforce_limits(&guard))?;
+    let guarding = guarding.thread().clone();
+    // Dropping the handle of a coroutine detaches it.
+    drop(Factory { shared, guarding }.start(address)?);
     Ok(address)
 }
 
-/// How long its threads sleep when nothing happens.
+/// Sleep of the library's threads while nothing happens.
 const SLOW_POLL_NS: u64 = 500_000_000;
 
-fn watch(guard: &Guard) {
-    let mut memory = MemoryWatch::default();
-    let mut is_waited_for = false;
+/// Closes connections that wait too long or make the program grow.
+fn enforce_limits(guard: &Guard) {
+    let mut growth = GrowthLimit::default();
+    let mut is_request_pending = false;
     loop {
-        // Unparked with each connection.
-        std::thread::park_timeout(if is_waited_for {
+        // A new connection unparks this thread.
+        std::thread::park_timeout(if is_request_pending {
             limits::LOCAL_MEMORY_INTERVAL
         } else {
             limits::LOCAL_WATCH_INTERVAL
         });
-        is_waited_for = guard.close_late(now());
-        if !is_waited_for {
-            memory.rest();
-        } else if local_guard::private_bytes().is_some_and(|bytes| memory.is_too_much(bytes)) {
-            log::warn!("control: requests without an end take the memory: those callers are hung up on");
+        is_request_pending = guard.close_late(now());
+        if !is_request_pending {
+            growth.reset();
+        } else if local_guard::private_bytes().is_some_and(|bytes| growth.is_exceeded(bytes)) {
+            log::warn!("control: incomplete requests use too much memory: their connections are closed");
             guard.close_waiting();
         }
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "an edge with threads of its own: how long callers take")]
+#[expect(clippy::disallowed_methods, reason = "an edge with its own threads: measures how long callers take")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -108,18 +112,18 @@ struct Shared {
 
 struct Factory {
     shared: Arc<Shared>,
-    /// The thread that watches over connections.
-    watching: std::thread::Thread,
+    /// The thread that enforces the limits.
+    guarding: std::thread::Thread,
 }
 
 impl HttpServiceFactory for Factory {
     type Service = Service;
 
-    /// The library numbers a connection by its descriptor.
+    /// The library passes the descriptor of the connection as `id`.
     fn new_service(&self, id: usize) -> Service {
         let descriptor = RawFd::try_from(id).unwrap_or(-1);
         let connection = self.shared.guard.admit(descriptor, now());
-        self.watching.unpark();
+        self.guarding.unpark();
         Service { shared: Arc::clone(&self.shared), connection, is_over: false }
     }
 }
@@ -128,13 +132,13 @@ impl HttpServiceFactory for Factory {
 struct Service {
     shared: Arc<Shared>,
     connection: Arc<Connection>,
-    /// Nothing after the last answer is a request.
+    /// The last answer was sent. The bytes after it are not a request.
     is_over: bool,
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.shared.guard.forget(&self.connection);
+        self.shared.guard.remove(&self.connection);
     }
 }
 
@@ -144,10 +148,10 @@ impl HttpService for Service {
             self.connection.close();
             return Ok(());
         }
-        let (response, is_framed) = match Asked::read(request) {
-            Ok(asked) => {
+        let (response, is_framed) = match LocalRequest::read(request) {
+            Ok(request) => {
                 self.connection.begin();
-                (self.shared.respond(asked), true)
+                (self.shared.respond(request), true)
             }
             Err(response) => (response, false),
         };
@@ -158,43 +162,42 @@ impl HttpService for Service {
             }
         }
         let is_last = self.connection.end(response.body.len(), now()) || !is_framed;
-        give(if is_last { response.closing() } else { response }, answer);
+        write_response(if is_last { response.closing() } else { response }, answer);
         Ok(())
     }
 }
 
 /// A request, copied out of the library's buffer.
-struct Asked {
+struct LocalRequest {
     method: String,
     path: String,
     query: Option<String>,
     host: Option<String>,
     origin: Option<String>,
-    /// `Sec-Fetch-Site`: how the page that asks stands to us, in its browser's words.
+    /// `Sec-Fetch-Site`: the relation of the requesting page to this server, as its browser states it.
     site: Option<String>,
     requested_method: Option<String>,
-    route: Result<Wanted, Response>,
+    target: Result<Target, Response>,
     body: Vec<u8>,
 }
 
-/// What it is for.
 #[derive(Clone, Copy)]
-enum Wanted {
+enum Target {
     Endpoint(Endpoint),
     Inspection(Inspection),
 }
 
-impl Asked {
-    /// Reads head and body. The error ends the connection: where the next request begins is not known.
-    fn read(request: Request) -> Result<Asked, Response> {
+impl LocalRequest {
+    /// Reads head and body. After an error the connection must be closed: the start of the next request is unknown.
+    fn read(request: Request) -> Result<LocalRequest, Response> {
         if request.path().len() > limits::LOCAL_TARGET_BYTES_MAX {
-            return Err(Response::error(414, "target_too_long", "the path is too long"));
+            return Err(Response::error(414, "target_too_long", "the path with its query is too long"));
         }
         let (path, query) = match request.path().split_once('?') {
             Some((path, query)) => (path, Some(query.to_owned())),
             None => (request.path(), None),
         };
-        let mut asked = Asked {
+        let mut read = LocalRequest {
             method: request.method().to_owned(),
             path: path.to_owned(),
             query,
@@ -202,40 +205,52 @@ impl Asked {
             origin: header(&request, "origin")?,
             site: header(&request, "sec-fetch-site")?,
             requested_method: header(&request, "access-control-request-method")?,
-            route: Err(Response::empty(500)),
+            target: Err(Response::empty(500)),
             body: Vec::new(),
         };
-        asked.route = asked.find_route();
-        let bytes_max = match asked.route {
-            Ok(Wanted::Endpoint(endpoint)) => endpoint.body_bytes_max(),
+        read.target = read.find_target();
+        let bytes_max = match read.target {
+            Ok(Target::Endpoint(endpoint)) => endpoint.body_bytes_max(),
             _ => limits::COMMAND_BYTES_MAX,
         };
         let headers = request.headers().iter().map(|header| (header.name, header.value));
         let bytes = local_guard::body_bytes(headers, bytes_max)?;
         if bytes > 0 {
-            asked.body = vec![0; bytes];
-            let broken = |_| Response::error(400, "bad_body", "the body is broken off");
-            request.body().read_exact(&mut asked.body).map_err(broken)?;
+            read.body = vec![0; bytes];
+            let incomplete = |_| Response::error(400, "bad_body", "the body is shorter than Content-Length");
+            request.body().read_exact(&mut read.body).map_err(incomplete)?;
         }
-        Ok(asked)
+        Ok(read)
     }
 
-    fn find_route(&self) -> Result<Wanted, Response> {
+    fn find_target(&self) -> Result<Target, Response> {
         if !local_guard::is_this_machine(self.host.as_deref()) {
-            return Err(Response::error(403, "host_refused", "this endpoint serves this machine only"));
+            return Err(Response::error(
+                403,
+                "host_refused",
+                "this endpoint serves this machine only: use localhost or a loopback address",
+            ));
         }
-        // Reading has a price here: profiles. A picture that is a profile needs no answer to cost one.
+        // A GET can be expensive here (profiles), even if the page cannot read the answer, as with an <img>.
         if matches!(self.site.as_deref(), Some("cross-site" | "same-site")) {
-            return Err(Response::error(403, "origin_refused", "this endpoint is for no other page"));
+            return Err(Response::error(
+                403,
+                "origin_refused",
+                "pages of other sites may not use this endpoint",
+            ));
         }
         if self.method == "HEAD" {
-            return Err(Response::error(405, "method_not_allowed", "HEAD is for the public endpoint")
-                .header("allow", "GET, POST, DELETE"));
+            return Err(Response::error(
+                405,
+                "method_not_allowed",
+                "this endpoint does not answer HEAD: use the public endpoint (--http)",
+            )
+            .header("allow", "GET, POST, DELETE"));
         }
         if let Some(inspection) = debug::inspection(&self.method, &self.path, self.query.as_deref()) {
-            return inspection.map(Wanted::Inspection);
+            return inspection.map(Target::Inspection);
         }
-        routes::admit(&Policy::default(), &self.head()).map(Wanted::Endpoint)
+        routes::admit(&Policy::default(), &self.head()).map(Target::Endpoint)
     }
 
     fn head(&self) -> Head<'_> {
@@ -251,68 +266,75 @@ impl Asked {
     }
 }
 
-/// A header that may come once, as text.
+/// Returns a header that may be sent once, as text.
 fn header(request: &Request, name: &str) -> Result<Option<String>, Response> {
     let mut values = request.headers().iter().filter(|header| header.name.eq_ignore_ascii_case(name));
     let value = values.next().map(|header| std::str::from_utf8(header.value).map(str::to_owned));
     match (value.transpose(), values.next()) {
         (Ok(value), None) => Ok(value),
-        _ => Err(Response::error(400, "bad_header", &format!("header {name}: twice, or not text"))),
+        _ => Err(Response::error(
+            400,
+            "bad_header",
+            &format!("the header {name} was sent twice or is not text"),
+        )),
     }
 }
 
 impl Shared {
-    /// Has it answered elsewhere and waits.
-    fn respond(&self, asked: Asked) -> Response {
-        match asked.route {
+    /// Has the request answered on another thread and waits for the answer.
+    fn respond(&self, request: LocalRequest) -> Response {
+        match request.target {
             Err(response) => response,
-            Ok(Wanted::Inspection(what)) => self.inspect(what),
-            Ok(Wanted::Endpoint(endpoint)) => self.ask_backend(endpoint, asked),
+            Ok(Target::Inspection(what)) => self.inspect(what),
+            Ok(Target::Endpoint(endpoint)) => self.call_backend(endpoint, request),
         }
     }
 
-    fn ask_backend(&self, endpoint: Endpoint, asked: Asked) -> Response {
+    fn call_backend(&self, endpoint: Endpoint, request: LocalRequest) -> Response {
         let Some(backend) = self.config.backend.upgrade() else { return stopping() };
         let (reply, answer) = mpsc::channel();
-        // A task that the runtime drops takes its sender along.
+        // If the runtime drops the task, the sender is dropped too and the wait ends.
         drop(self.config.runtime.spawn(async move {
-            let action = routes::act(endpoint, &asked.head(), &asked.body);
+            let action = routes::act(endpoint, &request.head(), &request.body);
             let response = perform(backend, action).await;
-            // The asking side has given up.
-            let _ = reply.send(routes::finish(&Policy::default(), &asked.head(), response));
+            // Fails if the wait has timed out.
+            let _ = reply.send(routes::finish(&Policy::default(), &request.head(), response));
         }));
-        answer.recv_timeout(limits::BACKEND_TIMEOUT).unwrap_or_else(|_| busy("the server did not get to it"))
+        answer
+            .recv_timeout(limits::BACKEND_TIMEOUT)
+            .unwrap_or_else(|_| busy("the server did not answer in time"))
     }
 
     fn inspect(&self, what: Inspection) -> Response {
         let Some(diagnostics) = self.config.diagnostics.upgrade() else { return stopping() };
         let running = self.inspections.fetch_add(1, Ordering::Relaxed);
-        let place = Place(&self.inspections);
+        let permit = InspectionPermit(&self.inspections);
         if running >= limits::INSPECTIONS_MAX {
-            return busy("enough profiles are being taken");
+            return busy("too many profiles are being taken: try again later");
         }
         let (reply, answer) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("inspection".to_owned())
             .stack_size(limits::INSPECTION_STACK_BYTES)
             .spawn(move || {
-                // The asking side has given up.
+                // Fails if the wait has timed out.
                 let _ = reply.send(debug::answer(what, diagnostics.inspect(what)));
             });
         if let Err(error) = thread {
-            return busy(&format!("no thread to be had: {error}"));
+            return busy(&format!("the system cannot start a thread for the profile: {error}"));
         }
-        let patience = Duration::from_secs(u64::from(what.seconds())) + limits::INSPECTION_GRACE;
-        let response = answer.recv_timeout(patience).unwrap_or_else(|_| busy("the profile did not come"));
-        drop(place);
+        let timeout_after = Duration::from_secs(u64::from(what.seconds())) + limits::INSPECTION_GRACE;
+        let response =
+            answer.recv_timeout(timeout_after).unwrap_or_else(|_| busy("the profile did not finish in time"));
+        drop(permit);
         response
     }
 }
 
-/// A place among the inspections, given back on drop.
-struct Place<'a>(&'a AtomicU32);
+/// Counts one running inspection until it is dropped.
+struct InspectionPermit<'a>(&'a AtomicU32);
 
-impl Drop for Place<'_> {
+impl Drop for InspectionPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -324,14 +346,15 @@ async fn perform(backend: Arc<dyn Backend>, action: Action) -> Response {
         Action::Offer { sdp } => routes::answer_offer(backend.offer(&sdp, None).await),
         Action::Viewers => routes::answer_viewers(&backend.viewers().await),
         Action::Status => Response::json(200, &events::status(backend.as_ref()).await),
-        Action::Events => Response::error(404, "not_here", "events are told by the public endpoint (--http)"),
+        Action::Events => Response::error(404, "not_here", "events are on the public endpoint (--http)"),
         Action::Ready => routes::answer_ready(backend.ready()),
-        // Who may log in to this machine needs no token here.
+        // Users of this machine need no token.
         Action::Session | Action::LogIn { .. } | Action::LogOut => login::answer(false),
         Action::Metrics => routes::answer_metrics(backend.metrics()),
         Action::Recording(command) => routes::answer_recording(backend.recording(command).await),
+        Action::RecordingStatus => routes::answer_recording(backend.recording_status().await),
         Action::Download { .. } => {
-            Response::error(404, "not_here", "recordings are downloaded from the public endpoint (--http)")
+            Response::error(404, "not_here", "downloads are on the public endpoint (--http)")
         }
     }
 }
@@ -341,12 +364,12 @@ fn busy(message: &str) -> Response {
 }
 
 fn stopping() -> Response {
-    Response::error(503, "stopping", "the server is stopping")
+    Response::error(503, "stopping", "the server is shutting down")
 }
 
-/// Hands a response to the library, which writes a Content-Length beside it.
-fn give(response: Response, answer: &mut may_minihttp::Response) {
-    // 204 and 304 may not carry the Content-Length it always writes.
+/// Passes a response to the library, which adds a Content-Length.
+fn write_response(response: Response, answer: &mut may_minihttp::Response) {
+    // The library always sends a Content-Length, which a 204 must not have.
     let status = if response.status == 204 { 200 } else { response.status };
     answer.status_code(usize::from(status), reason(status));
     let content_type = response.content_type.map(|kind| ("content-type", kind.to_owned()));
@@ -357,11 +380,11 @@ fn give(response: Response, answer: &mut may_minihttp::Response) {
     answer.body_vec(response.body.to_vec());
 }
 
-/// The library has room for 16 and panics beyond.
+/// The library panics above 16 headers and adds some itself.
 const HEADERS_MAX: usize = 14;
 
-/// A header line that lives as long as the library wants: forever. Few different ones are ever answered; beyond
-/// the bound a line is left out.
+/// Returns a header line with the static lifetime that the library requires. There are few different lines; above the
+/// bound a line is omitted.
 fn interned(name: &str, value: &str) -> Option<&'static str> {
     static LINES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let line = format!("{name}: {value}");

@@ -1,5 +1,5 @@
-//! What may_minihttp does not guard: how long a connection may take, how many there are, how much is answered on
-//! one, and requests whose length cannot be trusted. Knows no routes.
+//! Limits that may_minihttp lacks: duration, number and answered bytes of connections, and the checks of
+//! `Content-Length` and `Host`.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -14,26 +14,26 @@ use super::lock;
 use super::response::Response;
 use crate::base::limits;
 
-/// A connection as the guard sees it.
+/// A connection under the limits of the guard.
 pub(super) struct Connection {
-    /// A second descriptor of its socket; `None` where the kernel does not give one (seccomp).
+    /// A second descriptor of the socket; `None` if the kernel refuses one (seccomp).
     socket: Option<TcpStream>,
     state: Mutex<State>,
 }
 
 struct State {
-    /// Since when the next request is waited for; `None` while one is answered.
+    /// When the wait for the next request began; `None` while a request is answered.
     waiting_since: Option<Instant>,
     answered_bytes: usize,
 }
 
 impl Connection {
-    /// A request is complete and about to be answered.
+    /// Marks the request as complete.
     pub(super) fn begin(&self) {
         lock(&self.state).waiting_since = None;
     }
 
-    /// It is answered with so many bytes; the next one is waited for. True when it should be the last.
+    /// Marks the request as answered with `bytes`. Returns true if the connection should be closed after it.
     pub(super) fn end(&self, bytes: usize, now: Instant) -> bool {
         let mut state = lock(&self.state);
         state.waiting_since = Some(now);
@@ -41,13 +41,13 @@ impl Connection {
         state.answered_bytes > limits::LOCAL_CONNECTION_BYTES_MAX
     }
 
-    /// Whether so much is answered that the next request is not.
+    /// Returns true if the connection has used up its answered bytes.
     pub(super) fn is_spent(&self) -> bool {
         lock(&self.state).answered_bytes > limits::LOCAL_CONNECTION_BYTES_MAX
     }
 
-    /// Says why and closes, past the library: what follows a request that cannot be framed is no request.
-    /// False when there is no descriptor to do it with.
+    /// Sends `response` and closes, without the library: after a malformed length the next request cannot be found.
+    /// Returns false without a second descriptor.
     pub(super) fn refuse(&self, response: &Response) -> bool {
         let Some(mut socket) = self.socket.as_ref() else { return false };
         let head = format!(
@@ -56,24 +56,24 @@ impl Connection {
             response.body.len(),
         );
         let answer = [head.as_bytes(), &response.body].concat();
-        // It fits the socket's buffer or the caller does not read.
+        // The answer fits the socket buffer, unless the caller does not read.
         let _ = socket.write(&answer);
         self.close();
         true
     }
 
-    /// The library notices at its next read.
+    /// Shuts the socket down. The library notices at its next read.
     pub(super) fn close(&self) {
         if let Some(socket) = &self.socket {
-            // An error means it is closed already.
+            // Fails if the socket is already closed.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
-    /// Closes so that a caller who goes on sending learns it at once and not at its next look at a full window.
+    /// Closes with a reset, so that a caller who is still sending gets an error at once.
     fn abort(&self) {
         if let Some(socket) = &self.socket {
-            // Without it the caller just learns later.
+            // Without it the caller gets the error later.
             let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
         }
         self.close();
@@ -96,10 +96,10 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Takes note of a connection by its descriptor. Above the bound it is closed at once.
+    /// Adds a connection, given by its descriptor. Above the limit it is closed at once.
     pub(super) fn admit(&self, descriptor: RawFd, now: Instant) -> Arc<Connection> {
         let state = State { waiting_since: Some(now), answered_bytes: 0 };
-        let connection = Arc::new(Connection { socket: second(descriptor), state: Mutex::new(state) });
+        let connection = Arc::new(Connection { socket: duplicate(descriptor), state: Mutex::new(state) });
         let mut connections = lock(&self.connections);
         connections.push(Arc::clone(&connection));
         if connections.len() > limits::LOCAL_CONNECTIONS_MAX {
@@ -108,48 +108,48 @@ impl Guard {
         connection
     }
 
-    /// The connection has ended.
-    pub(super) fn forget(&self, connection: &Arc<Connection>) {
+    /// Removes a connection that has ended.
+    pub(super) fn remove(&self, connection: &Arc<Connection>) {
         lock(&self.connections).retain(|other| !Arc::ptr_eq(other, connection));
     }
 
-    /// Closes what is late. Says whether a request is waited for.
+    /// Closes connections that have waited too long. Returns true if a connection still waits for a request.
     pub(super) fn close_late(&self, now: Instant) -> bool {
         let connections = lock(&self.connections);
         connections.iter().filter(|connection| connection.is_late(now)).for_each(|it| it.abort());
         connections.iter().any(|connection| connection.is_waiting())
     }
 
-    /// Closes all whose request is not complete.
+    /// Closes all connections whose request is incomplete.
     pub(super) fn close_waiting(&self) {
         lock(&self.connections).iter().filter(|connection| connection.is_waiting()).for_each(|it| it.abort());
     }
 }
 
-/// Sees to it that callers without end do not take the memory. How much the library holds for one cannot be asked, nor
-/// does a small receive buffer bound how fast it reads; so the whole program's growth is looked at. Connections that
-/// are closed without need were idle, and their callers connect anew.
+/// Detects memory growth caused by endless requests. The library does not tell how much it buffers per connection, and
+/// a small receive buffer does not limit how fast it reads. So the growth of the whole program is measured. A false
+/// alarm closes idle connections only, and their callers can reconnect.
 #[derive(Default)]
-pub(super) struct MemoryWatch {
+pub(super) struct GrowthLimit {
     before_bytes: Option<usize>,
 }
 
-impl MemoryWatch {
-    /// `bytes` of memory are in use while requests are waited for: whether these are to be given up.
-    pub(super) fn is_too_much(&mut self, bytes: usize) -> bool {
+impl GrowthLimit {
+    /// Takes the memory in use while requests are incomplete. Returns true if it has grown above the limit.
+    pub(super) fn is_exceeded(&mut self, bytes: usize) -> bool {
         let before = self.before_bytes.map_or(bytes, |before| before.min(bytes));
         let has_grown = bytes - before > limits::LOCAL_GROWTH_BYTES_MAX;
         self.before_bytes = Some(if has_grown { bytes } else { before });
         has_grown
     }
 
-    /// Nobody is waited for: growth is anybody's.
-    pub(super) fn rest(&mut self) {
+    /// Forgets the measurements: no request is incomplete, so growth has other causes.
+    pub(super) fn reset(&mut self) {
         self.before_bytes = None;
     }
 }
 
-/// Memory of this process that is not shared (the camera's ring is): proc_pid_statm(5).
+/// Returns the resident bytes of this process without shared memory such as the camera's ring: proc_pid_statm(5).
 pub(super) fn private_bytes() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut pages = text.split_whitespace().skip(1).map_while(|field| field.parse::<usize>().ok());
@@ -157,30 +157,32 @@ pub(super) fn private_bytes() -> Option<usize> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size())
 }
 
-/// A second descriptor for a socket known by number only: the library tells no more (pidfd_getfd(2), Linux 5.6).
-fn second(descriptor: RawFd) -> Option<TcpStream> {
+/// Duplicates a descriptor that is known by number only; the library gives no more (pidfd_getfd(2), Linux 5.6).
+fn duplicate(descriptor: RawFd) -> Option<TcpStream> {
     let myself = pidfd_open(getpid(), PidfdFlags::empty()).ok()?;
     let copy = pidfd_getfd(&myself, descriptor, PidfdGetfdFlags::empty()).ok()?;
     let socket = TcpStream::from(copy);
-    // The library reads all there is and keeps it until a request is complete: the less is there the better. On an
-    // idle machine 16 kB let 0.2 MB/s through; on a busy one hundreds, for which there is the MemoryWatch.
+    // The library reads all available bytes and keeps them until the request is complete. A small buffer slows that
+    // down: 16 kB let 0.2 MB/s through on an idle machine. On a busy one it is hundreds; GrowthLimit covers that.
     if let Err(error) = sockopt::set_socket_recv_buffer_size(&socket, limits::LOCAL_RECEIVE_BYTES) {
-        log::warn!("control: SO_RCVBUF: {error}");
+        log::warn!(
+            "control: cannot set SO_RCVBUF, so endless requests take more memory before they are closed: {error}"
+        );
     }
     Some(socket)
 }
 
-/// Whether connections can be guarded here at all.
+/// Returns true if the kernel permits duplicating descriptors, which all limits need.
 pub(super) fn is_possible() -> bool {
     use std::os::fd::AsRawFd;
     let Ok(myself) = pidfd_open(getpid(), PidfdFlags::empty()) else { return false };
     pidfd_getfd(&myself, myself.as_raw_fd(), PidfdGetfdFlags::empty()).is_ok()
 }
 
-/// The length of the body that follows, as RFC 9112 section 6 has it.
+/// Returns the length of the body (RFC 9112 section 6).
 ///
 /// # Errors
-/// The response to a request without a length that can be trusted, or with too long a body.
+/// The response to a request whose length is malformed or too long.
 pub(super) fn body_bytes<'a>(
     headers: impl Iterator<Item = (&'a str, &'a [u8])>,
     bytes_max: usize,
@@ -189,7 +191,11 @@ pub(super) fn body_bytes<'a>(
     let mut length = None;
     for (name, value) in headers {
         if name.eq_ignore_ascii_case("transfer-encoding") {
-            return Err(Response::error(411, "length_required", "send a Content-Length, not chunks"));
+            return Err(Response::error(
+                411,
+                "length_required",
+                "this endpoint reads no chunked bodies: send a Content-Length",
+            ));
         }
         if !name.eq_ignore_ascii_case("content-length") {
             continue;
@@ -199,19 +205,19 @@ pub(super) fn body_bytes<'a>(
             return bad("Content-Length is not a number");
         }
         if length.is_some() {
-            return bad("Content-Length came twice");
+            return bad("Content-Length was sent twice");
         }
         length = std::str::from_utf8(value).ok().and_then(|text| text.parse::<usize>().ok());
     }
     let length = length.unwrap_or(0);
     if length > bytes_max {
-        let message = format!("the body may have {bytes_max} bytes at most");
+        let message = format!("the body is too long: at most {bytes_max} bytes are accepted");
         return Err(Response::error(413, "body_too_large", &message));
     }
     Ok(length)
 }
 
-/// Whether `Host` names this machine: a page of another name that resolves to loopback is kept out.
+/// Returns true if `Host` is a loopback name or missing. Refuses pages whose own name resolves to loopback.
 pub(super) fn is_this_machine(host: Option<&str>) -> bool {
     let Some(host) = host else { return true };
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -227,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_length_is_digits_once_and_bounded() {
+    fn a_length_is_bounded_and_consists_of_digits() {
         let with = |lengths: &[&[u8]]| {
             let headers = lengths.iter().map(|value| ("Content-LENGTH", *value));
             body_bytes(headers, 100).map_err(|response| response.status)
@@ -245,21 +251,21 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_judged_from_the_least_that_was_in_use_while_somebody_was_waited_for() {
+    fn growth_is_measured_from_the_lowest_memory_during_a_wait() {
         const MORE: usize = limits::LOCAL_GROWTH_BYTES_MAX;
-        let mut watch = MemoryWatch::default();
-        assert!(!watch.is_too_much(5 * MORE));
-        assert!(!watch.is_too_much(2 * MORE), "given back");
-        assert!(!watch.is_too_much(3 * MORE));
-        assert!(watch.is_too_much(3 * MORE + 1));
-        assert!(!watch.is_too_much(4 * MORE), "told once");
-        watch.rest();
-        assert!(!watch.is_too_much(9 * MORE));
+        let mut limit = GrowthLimit::default();
+        assert!(!limit.is_exceeded(5 * MORE));
+        assert!(!limit.is_exceeded(2 * MORE), "memory was freed");
+        assert!(!limit.is_exceeded(3 * MORE));
+        assert!(limit.is_exceeded(3 * MORE + 1));
+        assert!(!limit.is_exceeded(4 * MORE), "reported once");
+        limit.reset();
+        assert!(!limit.is_exceeded(9 * MORE));
         assert!(private_bytes().unwrap() > 100_000);
     }
 
     #[test]
-    fn only_names_of_this_machine_are_hosts() {
+    fn only_loopback_names_are_accepted_as_host() {
         for good in ["localhost", "localhost:6060", "127.0.0.1:6060", "[::1]:6060", "127.1.2.3"] {
             assert!(is_this_machine(Some(good)), "{good}");
         }

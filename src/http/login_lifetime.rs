@@ -1,5 +1,5 @@
-//! What goes on under a login: answers that have no end of their own and live pictures end with it. Decides nothing;
-//! whether a login holds is [`super::access`]'s to say.
+//! Ends what a login allows: event streams, followed recordings and sessions stop when their login ends.
+//! [`super::access`] decides whether a login is valid.
 
 use std::sync::Arc;
 
@@ -10,32 +10,32 @@ use super::access::{Access, VerifiedLogin};
 use crate::base::clock::Moment;
 use crate::base::limits;
 
-/// The login an answer was asked for with.
+/// Watches one login until it ends.
 pub(super) struct LoginLifetime {
     access: Arc<Access>,
-    pass: VerifiedLogin,
-    endings: watch::Receiver<()>,
+    login: VerifiedLogin,
+    logouts: watch::Receiver<()>,
 }
 
 impl LoginLifetime {
-    pub(super) fn new(access: Arc<Access>, pass: VerifiedLogin) -> LoginLifetime {
-        let endings = access.endings();
-        LoginLifetime { access, pass, endings }
+    pub(super) fn new(access: Arc<Access>, login: VerifiedLogin) -> LoginLifetime {
+        let logouts = access.logouts();
+        LoginLifetime { access, login, logouts }
     }
 
-    /// Returns when the login was ended or has lapsed.
-    pub(super) async fn over(mut self) {
-        while self.access.holds(self.pass, Moment::now()) {
-            // A login that lapses says nothing: it is looked at now and then.
-            let _ = timeout(limits::LOGIN_LOOK, self.endings.changed()).await;
+    /// Completes when the login has expired or its owner has logged out.
+    pub(super) async fn ended(mut self) {
+        while self.access.is_valid(self.login, Moment::now()) {
+            // A logout sends a notification. Expiry does not, so it is polled.
+            let _ = timeout(limits::LOGIN_LOOK, self.logouts.changed()).await;
         }
     }
 }
 
-/// Returns when the login is over; never where there is none.
-pub(super) async fn over(lifetime: Option<LoginLifetime>) {
-    match lifetime {
-        Some(lifetime) => lifetime.over().await,
+/// As [`LoginLifetime::ended`]; never completes without a login.
+pub(super) async fn ended(login: Option<LoginLifetime>) {
+    match login {
+        Some(login) => login.ended().await,
         None => std::future::pending().await,
     }
 }

@@ -1,9 +1,8 @@
-//! HTTP: what a browser or a script may ask, and the answers.
+//! HTTP: the page, the API, the login and TLS.
 //!
-//! [`routes`] decides without I/O: a request in, a response or a call to the [`Backend`] out. [`public`]
-//! is the adapter a browser and the network reach (hyper), [`local`] the one for this machine only
-//! (may_minihttp), with profiles and traces ([`debug`]). Nothing here knows workers, sessions or the
-//! camera: the rest of the program is only seen through [`Backend`].
+//! [`routes`] decides without I/O about each request. Two adapters move the bytes: [`public`] (hyper) for browsers and
+//! the network, [`local`] (may_minihttp) for this machine, with profiles and traces ([`debug`]). The rest of the program
+//! is visible only as [`Backend`]. This module must not use workers, sessions, the recorder or the camera.
 
 pub mod access;
 mod assets;
@@ -21,22 +20,25 @@ mod login_lifetime;
 mod origin;
 pub mod public;
 pub mod ranges;
+pub mod request;
 mod response;
 pub mod routes;
 mod stream;
 mod throttle;
 pub mod tls;
+mod types;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use access::Access;
-pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile, Summary};
+pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile};
 pub use debug::{Diagnostics, Inspection};
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};
 pub use tls::TlsKeys;
+pub use types::*;
 
-/// Locks, also what a thread that panicked left behind: none of this room's states is invalid half-way.
+/// Locks the mutex, even after a panic of another thread: no state in this module is invalid half-way.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

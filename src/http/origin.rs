@@ -1,10 +1,9 @@
-//! Is a page ours? Compares the `Origin` of a request with the host it was sent to. Decides nothing about
-//! lists; pure.
+//! Tells our own page from foreign ones: compares `Origin` with the host that the request was sent to. Pure.
 
-/// Whether `origin` (RFC 6454, `scheme://host[:port]`) names the authority in `host`.
+/// Returns true if `origin` (RFC 6454, `scheme://host[:port]`) names the authority in `host`.
 ///
-/// The scheme is not compared: behind a proxy that ends TLS the browser says https and we see http. A port
-/// that is the scheme's default counts as absent on both sides.
+/// The scheme is not compared: behind a proxy that ends TLS the browser uses https and we see http. A default port
+/// counts as absent on both sides.
 #[must_use]
 pub(super) fn is_same(origin: &str, host: Option<&str>) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else {
@@ -20,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_authority_is_the_same_page() {
+    fn the_same_authority_is_the_same_origin() {
         assert!(is_same("http://cam:8080", Some("cam:8080")));
         assert!(is_same("https://cam.example", Some("cam.example")));
         assert!(is_same("https://cam.example", Some("cam.example:443")));
@@ -29,7 +28,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_foreign() {
+    fn every_other_origin_is_foreign() {
         assert!(!is_same("http://cam:8081", Some("cam:8080")));
         assert!(!is_same("http://evil", Some("cam")));
         assert!(!is_same("http://cam.evil", Some("cam")));

@@ -1,6 +1,5 @@
-//! The HTTP endpoint that browsers and the network reach: hyper, HTTP/1.1, on the caller's tokio
-//! current_thread runtime. Bounds everything a connection can hold or take; decides nothing about
-//! requests (that is [`routes`]) nor who is let in (that is [`super::access`]).
+//! The HTTP endpoint for browsers and the network: hyper, HTTP/1.1, on the caller's tokio current_thread runtime.
+//! Limits the time and memory of connections. [`routes`] decides about requests, [`super::access`] about credentials.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -26,53 +25,55 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::access::{Access, Entry, Shown};
+use super::access::{Access, Admission, Credentials};
 use super::backend::{ApiError, Backend, BoxFuture};
-use super::download;
-use super::events::{self, Feed, Listener};
+use super::download::{self, FileStream};
+use super::events::{self, Feed, Subscription};
 use super::host::Hosts;
 use super::login;
 use super::login_lifetime::LoginLifetime;
-use super::routes::{self, Action, Endpoint, Head, Policy, Response};
+use super::request::Head;
+use super::response::Response;
+use super::routes::{self, Action, Endpoint, Policy};
 use super::stream::Stream;
 use super::tls::{Handshakes, TlsKeys};
-use crate::base::clock::{Moment, monotonic_ns};
+use crate::base::clock::{self, Moment};
 use crate::base::limits;
 use crate::base::log_limit::LogLimit;
 
-/// What the endpoint needs to know.
+/// Settings of one endpoint.
 #[derive(Clone)]
 pub struct HttpConfig {
     /// Address the listener is bound to, for log lines.
     pub address: SocketAddr,
-    /// Origins beside our own whose pages may use the API.
+    /// Foreign origins whose pages may use the API.
     pub allow_origin: Vec<String>,
-    /// Names we answer to; `None`: any.
+    /// Accepted values of `Host`; `None`: all.
     pub hosts: Option<Hosts>,
-    /// Who is let in; `None`: everybody.
+    /// Checks tokens and logins; `None`: the endpoint is open.
     pub access: Option<Arc<Access>>,
-    /// With these the endpoint speaks TLS.
+    /// Certificate and key; `None`: plain HTTP.
     pub tls: Option<Arc<TlsKeys>>,
 }
 
 impl HttpConfig {
-    /// Without TLS and open to everybody.
+    /// Plain HTTP without a token.
     #[must_use]
     pub fn open(address: SocketAddr) -> HttpConfig {
         HttpConfig { address, allow_origin: Vec::new(), hosts: None, access: None, tls: None }
     }
 }
 
-/// Times a connection is given. The defaults are the program's; tests shorten them.
+/// Time limits of a connection. Tests shorten the defaults.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpTimeouts {
-    /// From accept until TLS is agreed upon.
+    /// From accept until the TLS handshake is complete.
     pub handshake: Duration,
-    /// From accept, a handshake or the last answer until a request's head is complete.
+    /// From accept, the handshake or the last answer until the head of a request is complete.
     pub header: Duration,
-    /// For a request's body.
+    /// For the body of a request.
     pub body: Duration,
-    /// For the backend's part of the answer.
+    /// For the backend.
     pub backend: Duration,
 }
 
@@ -87,8 +88,8 @@ impl Default for HttpTimeouts {
     }
 }
 
-/// Serves until `stop` becomes true (or its sender is gone), then lets answers in progress finish for
-/// `limits::CLOSE_TIMEOUT` and returns. `listener` must be nonblocking.
+/// Serves until `stop` becomes true or its sender is dropped. Then answers in progress have `limits::CLOSE_TIMEOUT` to
+/// finish. `listener` must be nonblocking.
 pub async fn serve(
     config: HttpConfig,
     listener: std::net::TcpListener,
@@ -109,7 +110,10 @@ pub async fn serve_with(
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
-            log::error!("http {}: the listener does not fit the runtime: {error}", config.address);
+            log::error!(
+                "http {}: the runtime cannot use the listener, so this endpoint is closed: {error}",
+                config.address
+            );
             return;
         }
     };
@@ -117,26 +121,27 @@ pub async fn serve_with(
     let (access, tls, handshakes) = (config.access, config.tls, Handshakes::default());
     let feed = Feed::new(backend.clone(), stop.clone());
     let endpoint = Arc::new(Shared { policy, access, tls, handshakes, timeouts, backend, feed });
-    let mut feeding = JoinSet::new();
-    let fed = endpoint.clone();
-    feeding.spawn(async move { fed.feed.run().await });
-    let mut doorman = Doorman::new(endpoint, stop.clone());
+    // Dropping the set at the end cancels the task.
+    let mut feed_task = JoinSet::new();
+    let feeding = endpoint.clone();
+    feed_task.spawn(async move { feeding.feed.run().await });
+    let mut acceptor = Acceptor::new(endpoint, stop.clone());
     loop {
         tokio::select! {
             biased;
             _ = stop.wait_for(|&stopped| stopped) => break,
-            Some(_) = doorman.connections.join_next() => {}
+            Some(_) = acceptor.connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => doorman.admit(stream, peer.ip()),
-                Err(error) => doorman.back_off(&config.address, &error).await,
+                Ok((stream, peer)) => acceptor.admit(stream, peer.ip()),
+                Err(error) => acceptor.back_off(&config.address, &error).await,
             },
         }
     }
     drop(listener);
-    doorman.close().await;
+    acceptor.close().await;
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared {
     policy: Policy,
     access: Option<Arc<Access>>,
@@ -147,65 +152,67 @@ struct Shared {
     feed: Feed,
 }
 
-/// Lets connections in, or not.
-struct Doorman {
+/// Accepts connections up to a limit.
+struct Acceptor {
     shared: Arc<Shared>,
     stop: watch::Receiver<bool>,
     connections: JoinSet<()>,
-    places: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
-    warnings: LogLimit,
+    permits: Arc<Semaphore>,
+    refusal_permits: Arc<Semaphore>,
+    log_limit: LogLimit,
 }
 
-impl Doorman {
-    fn new(shared: Arc<Shared>, stop: watch::Receiver<bool>) -> Doorman {
-        Doorman {
+impl Acceptor {
+    fn new(shared: Arc<Shared>, stop: watch::Receiver<bool>) -> Acceptor {
+        Acceptor {
             shared,
             stop,
             connections: JoinSet::new(),
-            places: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
-            refusals: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
-            warnings: LogLimit::default(),
+            permits: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
+            refusal_permits: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
+            log_limit: LogLimit::default(),
         }
     }
 
     fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
         prepare(&stream);
-        if let Ok(place) = self.places.clone().try_acquire_owned() {
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
             let (shared, mut stop) = (self.shared.clone(), self.stop.clone());
             self.connections.spawn(async move {
                 if let Some((stream, caller)) = shared.open(stream, peer, &mut stop).await {
                     run_connection(shared, stream, caller, stop).await;
                 }
-                drop(place);
+                drop(permit);
             });
-        } else if let Ok(place) = self.refusals.clone().try_acquire_owned() {
-            self.complain("http: all connections are taken, refusing more");
+        } else if let Ok(permit) = self.refusal_permits.clone().try_acquire_owned() {
+            self.warn(&format!(
+                "http: all {} connections are in use: further ones are refused",
+                limits::CONNECTIONS_MAX
+            ));
             self.connections.spawn(async move {
                 refuse(stream).await;
-                drop(place);
+                drop(permit);
             });
         }
     }
 
-    /// After a failed accept. One lost connection is nothing; no descriptors or memory left (EMFILE,
-    /// ENFILE, ENOBUFS, ENOMEM) would make this loop spin.
+    /// Handles a failed accept. A lost connection needs nothing. Without descriptors or memory (EMFILE, ENFILE, ENOBUFS,
+    /// ENOMEM) the loop pauses, because it would spin.
     async fn back_off(&mut self, address: &SocketAddr, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-            self.complain(&format!("http {address}: accepting failed, trying again: {error}"));
+            self.warn(&format!("http {address}: cannot accept a connection, trying again: {error}"));
             sleep(ACCEPT_PAUSE).await;
         }
     }
 
-    /// Logs a warning, at most once a minute.
-    fn complain(&self, message: &str) {
-        if self.warnings.allows(monotonic_ns()) {
+    fn warn(&self, message: &str) {
+        if self.log_limit.allows(clock::monotonic_ns()) {
             log::warn!("{message}");
         }
     }
 
-    /// Connections see `stop` themselves; those that don't end in time are dropped.
+    /// Waits until all connections have ended after `stop`; the remaining ones are dropped.
     async fn close(mut self) {
         let all_ended = async { while self.connections.join_next().await.is_some() {} };
         if timeout(limits::CLOSE_TIMEOUT, all_ended).await.is_err() {
@@ -216,7 +223,7 @@ impl Doorman {
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Socket options; a kernel that refuses one costs nothing but the nicety.
+/// Sets socket options. The connection works without them too.
 fn prepare(stream: &TcpStream) {
     let answer_timeout_ms = u32::try_from(limits::ANSWER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
@@ -227,7 +234,7 @@ fn prepare(stream: &TcpStream) {
     }
 }
 
-/// One connection from its first request to its last.
+/// Serves one connection until it ends.
 async fn run_connection(
     shared: Arc<Shared>,
     stream: Stream,
@@ -242,33 +249,33 @@ async fn run_connection(
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
-        // A caller that has said all it wants (`nc -N`) still gets its answers.
+        // A caller that has closed its sending side (`nc -N`) still gets its answers.
         .half_close(true)
         .max_header_size(limits::HEADER_BYTES_MAX)
         .max_buf_size(limits::CONNECTION_BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let is_stopping = tokio::select! {
         ended = poll_fn(|context| connection.poll_without_shutdown(context)) => {
-            note_end(ended);
+            log_end(ended);
             false
         }
         _ = stop.wait_for(|&stopped| stopped) => true,
     };
     if is_stopping {
         Pin::new(&mut connection).graceful_shutdown();
-        note_end(poll_fn(|context| connection.poll_without_shutdown(context)).await);
+        log_end(poll_fn(|context| connection.poll_without_shutdown(context)).await);
     }
     connection.into_parts().io.into_inner().linger().await;
 }
 
-/// A connection that ends badly is the other side's doing and no news.
-fn note_end(ended: hyper::Result<()>) {
+/// Logs a connection error for debugging only: it is the caller's fault.
+fn log_end(ended: hyper::Result<()>) {
     if let Err(error) = ended {
         log::debug!("http: connection ended: {error}");
     }
 }
 
-/// Tells a connection beyond the bound so. The answer fits any socket buffer. One that expects TLS sees an end.
+/// Answers a connection above the limit with 503. The answer fits any socket buffer. A TLS caller gets an error.
 async fn refuse(stream: TcpStream) {
     if matches!(stream.try_write(REFUSAL), Ok(bytes) if bytes == REFUSAL.len()) {
         Stream::Plain(stream).linger().await;
@@ -283,17 +290,17 @@ retry-after: 1\r\n\
 connection: close\r\n\r\n\
 {\"error\":\"too many connections\",\"code\":\"too_many_connections\"}";
 
-/// Who is at the other end of a connection.
+/// The other end of a connection.
 #[derive(Clone, Copy, Debug)]
 struct Caller {
     peer: IpAddr,
     is_tls: bool,
-    /// Speaks plain HTTP where TLS is expected.
-    is_misled: bool,
+    /// Sends plain HTTP to a TLS port.
+    is_plain_on_tls: bool,
 }
 
 impl Shared {
-    /// Does what comes before HTTP. `None`: nothing to go on with.
+    /// Runs the TLS handshake, if this endpoint has TLS. Returns `None` if the connection has ended.
     async fn open(
         &self,
         socket: TcpStream,
@@ -301,19 +308,19 @@ impl Shared {
         stop: &mut watch::Receiver<bool>,
     ) -> Option<(Stream, Caller)> {
         let Some(keys) = &self.tls else {
-            return Some((Stream::Plain(socket), Caller { peer, is_tls: false, is_misled: false }));
+            return Some((Stream::Plain(socket), Caller { peer, is_tls: false, is_plain_on_tls: false }));
         };
         tokio::select! {
             stream = self.handshakes.open(keys, socket, self.timeouts.handshake) => {
                 let stream = stream?;
                 let is_tls = stream.is_tls();
-                Some((stream, Caller { peer, is_tls, is_misled: !is_tls }))
+                Some((stream, Caller { peer, is_tls, is_plain_on_tls: !is_tls }))
             }
             _ = stop.wait_for(|&stopped| stopped) => None,
         }
     }
 
-    /// One request to one response.
+    /// Answers one request.
     async fn answer(&self, request: Request<Incoming>, caller: Caller) -> hyper::Response<AnswerBody> {
         let (parts, body) = request.into_parts();
         let (response, stream) = match head_of(&parts) {
@@ -326,25 +333,33 @@ impl Shared {
         into_hyper(response, stream)
     }
 
-    /// What ends the matter before a body is read, or the endpoint and how the caller was let in.
-    fn admit(&self, head: &Head<'_>, caller: Caller) -> Result<(Endpoint, Option<Entry>), Response> {
-        if caller.is_misled {
+    /// Checks a request before its body is read. Returns its endpoint and what let it in.
+    ///
+    /// # Errors
+    /// The response that refuses the request.
+    fn admit(&self, head: &Head<'_>, caller: Caller) -> Result<(Endpoint, Option<Admission>), Response> {
+        if caller.is_plain_on_tls {
             routes::admit_host(&self.policy, head)?;
-            return Err(login::send_to_tls(head));
+            return Err(login::redirect_to_tls(head));
         }
         let endpoint = routes::admit(&self.policy, head)?;
-        let entry = match &self.access {
+        let admission = match &self.access {
             Some(access) if !endpoint.is_open() => {
-                let shown = Shown { authorization: head.authorization, cookie: head.cookie };
+                let shown = Credentials { authorization: head.authorization, cookie: head.cookie };
                 Some(access.check(shown, caller.peer, Moment::now()).map_err(login::refusal)?)
             }
             _ => None,
         };
-        Ok((endpoint, entry))
+        Ok((endpoint, admission))
     }
 
-    async fn respond(&self, head: &Head<'_>, caller: Caller, body: Incoming) -> (Response, Option<Follow>) {
-        let (endpoint, entry) = match self.admit(head, caller) {
+    async fn respond(
+        &self,
+        head: &Head<'_>,
+        caller: Caller,
+        body: Incoming,
+    ) -> (Response, Option<StreamedBody>) {
+        let (endpoint, admission) = match self.admit(head, caller) {
             Ok(admitted) => admitted,
             Err(response) => return (response, None),
         };
@@ -354,16 +369,17 @@ impl Shared {
         };
         let action = routes::act(endpoint, head, &body);
         drop(body);
-        if let Some(response) = self.session(&action, head, caller, entry) {
+        if let Some(response) = self.session(&action, head, caller, admission) {
             return (response, None);
         }
-        match timeout(self.timeouts.backend, self.perform(head, action, self.lifetime(entry))).await {
+        match timeout(self.timeouts.backend, self.perform(head, action, self.login_lifetime(admission))).await
+        {
             Ok(answer) => answer,
             Err(_) => {
                 let error = ApiError {
                     status: 503,
                     code: "busy",
-                    message: "the server did not get to it in time".into(),
+                    message: "the server did not answer in time: try again".into(),
                     retry_after_s: Some(1),
                 };
                 (error.into(), None)
@@ -371,7 +387,7 @@ impl Shared {
         }
     }
 
-    /// The whole body, bounded in bytes and time. A length that is too long is refused unread.
+    /// Reads the body within its limits of bytes and time. A too large Content-Length is refused without reading.
     async fn read_body(&self, endpoint: Endpoint, body: Incoming) -> Result<Bytes, Response> {
         let bytes_max = endpoint.body_bytes_max();
         if body.size_hint().lower() > bytes_max as u64 {
@@ -381,29 +397,29 @@ impl Shared {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(routes::body_too_large(endpoint)),
             Ok(Err(_)) => {
-                Err(Response::error(400, "bad_body", "the body is broken off or malformed").closing())
+                Err(Response::error(400, "bad_body", "the body is malformed or ends early").closing())
             }
             Err(_) => Err(Response::error(408, "timeout", "the body did not arrive in time").closing()),
         }
     }
 
-    /// The answer below `/api/session`; `None` for everything else.
+    /// Answers requests for `/api/session`; `None` for all others.
     fn session(
         &self,
         action: &Action,
         head: &Head<'_>,
         caller: Caller,
-        entry: Option<Entry>,
+        admission: Option<Admission>,
     ) -> Option<Response> {
         let Some(access) = &self.access else {
             let is_session = matches!(action, Action::Session | Action::LogIn { .. } | Action::LogOut);
             return is_session.then(|| login::answer(false));
         };
-        // A proxy may end TLS before us: what the browser says of its page is what counts for the cookie.
+        // A proxy may end TLS before us. The scheme that the browser uses decides about the cookie.
         let is_tls = caller.is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
-        let cookies = match (action, entry) {
-            (Action::Session, Some(Entry::Login(pass))) => {
-                access.renew(pass, Moment::now()).into_iter().collect()
+        let cookies = match (action, admission) {
+            (Action::Session, Some(Admission::Login(login))) => {
+                access.renew(login, Moment::now()).into_iter().collect()
             }
             (Action::Session, _) => Vec::new(),
             (Action::LogOut, _) => access.log_out(head.cookie, Moment::now()).to_vec(),
@@ -420,10 +436,12 @@ impl Shared {
         )
     }
 
-    /// The login that an answer without end and a live picture end with; who shows the token itself has none.
-    fn lifetime(&self, entry: Option<Entry>) -> Option<LoginLifetime> {
-        match (&self.access, entry) {
-            (Some(access), Some(Entry::Login(pass))) => Some(LoginLifetime::new(Arc::clone(access), pass)),
+    /// Returns the login that ends streams and sessions of this request; `None` if the token itself let it in.
+    fn login_lifetime(&self, admission: Option<Admission>) -> Option<LoginLifetime> {
+        match (&self.access, admission) {
+            (Some(access), Some(Admission::Login(login))) => {
+                Some(LoginLifetime::new(Arc::clone(access), login))
+            }
             _ => None,
         }
     }
@@ -432,51 +450,52 @@ impl Shared {
         &self,
         head: &Head<'_>,
         action: Action,
-        lifetime: Option<LoginLifetime>,
-    ) -> (Response, Option<Follow>) {
+        login: Option<LoginLifetime>,
+    ) -> (Response, Option<StreamedBody>) {
         let response = match action {
             Action::Respond(response) => response,
             Action::Recording(command) => routes::answer_recording(self.backend.recording(command).await),
+            Action::RecordingStatus => routes::answer_recording(self.backend.recording_status().await),
             Action::Download { name, follow } => match self.backend.open_recording(name).await {
                 Ok(file) => {
-                    let (response, stream) = download::answer(head, file, follow, lifetime);
-                    return (response, stream.map(Follow::File));
+                    let (response, stream) = download::answer(head, file, follow, login);
+                    return (response, stream.map(StreamedBody::File));
                 }
                 Err(error) => error.into(),
             },
             Action::Offer { sdp } => {
-                let lifetime = lifetime.map(|lifetime| Box::pin(lifetime.over()) as BoxFuture<()>);
-                routes::answer_offer(self.backend.offer(&sdp, lifetime).await)
+                let login_end = login.map(|login| Box::pin(login.ended()) as BoxFuture<()>);
+                routes::answer_offer(self.backend.offer(&sdp, login_end).await)
             }
             Action::Viewers => routes::answer_viewers(&self.backend.viewers().await),
             Action::Status => Response::json(200, &events::status(self.backend.as_ref()).await),
-            Action::Events => match self.feed.listen(lifetime).await {
-                Ok((response, listener)) => {
-                    let follows = head.method != "HEAD";
-                    return (response, follows.then_some(Follow::Events(listener)));
+            Action::Events => match self.feed.subscribe(login).await {
+                Ok((response, events)) => {
+                    let has_body = head.method != "HEAD";
+                    return (response, has_body.then_some(StreamedBody::Events(events)));
                 }
                 Err(error) => error.into(),
             },
             Action::Ready => routes::answer_ready(self.backend.ready()),
             Action::Metrics => routes::answer_metrics(self.backend.metrics()),
-            // Answered by `session` before.
+            // Not reached: `session` has answered.
             Action::Session | Action::LogIn { .. } | Action::LogOut => login::answer(self.access.is_some()),
         };
         (response, None)
     }
 }
 
-/// What follows a response's head.
-enum Follow {
-    File(download::Stream),
-    Events(Listener),
+/// A body that is produced while it is sent.
+enum StreamedBody {
+    File(FileStream),
+    Events(Subscription),
 }
 
-/// Bytes at hand, or what comes piece by piece.
+/// A complete body, or a streamed one.
 type AnswerBody = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
 
-/// What [`routes`] wants to know of a request. HTTP/1.1 needs exactly one Host (RFC 9112 section 3.2); a
-/// second Origin is nothing a browser sends.
+/// Returns the headers that [`routes`] reads. HTTP/1.1 requires exactly one Host (RFC 9112 section 3.2). A browser never
+/// sends two Origins.
 fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
     let host = single(&parts.headers, &header::HOST)?;
     if host.is_none() && parts.version == Version::HTTP_11 {
@@ -497,12 +516,12 @@ fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
     })
 }
 
-/// A header that only helps: ignored when it is not text.
+/// Returns an optional header; one that is not text is ignored.
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// A header that may come once, as text.
+/// Returns a header that may be sent once, as text.
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Response> {
     let mut values = headers.get_all(name).iter();
     let first = values.next().map(HeaderValue::to_str).transpose().map_err(|_| bad_header(name))?;
@@ -510,14 +529,14 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
 }
 
 fn bad_header(name: &HeaderName) -> Response {
-    let message = format!("header {name}: missing, twice, or not text");
+    let message = format!("the header {name} is missing, was sent twice or is not text");
     Response::error(400, "bad_header", &message).closing()
 }
 
-fn into_hyper(response: Response, stream: Option<Follow>) -> hyper::Response<AnswerBody> {
+fn into_hyper(response: Response, stream: Option<StreamedBody>) -> hyper::Response<AnswerBody> {
     let body = match stream {
-        Some(Follow::File(stream)) => Either::Right(stream.into_body()),
-        Some(Follow::Events(listener)) => Either::Right(listener.into_body()),
+        Some(StreamedBody::File(stream)) => Either::Right(stream.into_body()),
+        Some(StreamedBody::Events(events)) => Either::Right(events.into_body()),
         None => Either::Left(Full::new(response.body)),
     };
     let mut answer = hyper::Response::new(body);
@@ -528,7 +547,7 @@ fn into_hyper(response: Response, stream: Option<Follow>) -> hyper::Response<Ans
             Ok(value) => {
                 answer.headers_mut().append(HeaderName::from_static(name), value);
             }
-            Err(error) => log::error!("http: header {name} left out: {error}"),
+            Err(error) => log::error!("http: response header {name} is malformed and was omitted: {error}"),
         }
     }
     answer

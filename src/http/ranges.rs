@@ -1,20 +1,20 @@
-//! Byte ranges of a file (RFC 9110 section 14). Pure: headers in, what to send out.
+//! Byte ranges of a file (RFC 9110 section 14) and percent-encoding of path segments. Pure.
 
 use std::ops::Range;
 
-/// What part of a file answers a request.
+/// The part of a file that answers a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     /// 200: the whole file.
     Whole,
-    /// 206: these bytes, not empty, inside the file.
+    /// 206: these bytes. The range is not empty and lies within the file.
     Some(Range<u64>),
-    /// 416: nothing of what was asked is in the file.
+    /// 416: the requested range lies outside of the file.
     Nothing,
 }
 
-/// Reads `Range`, guarded by `If-Range`: one range of bytes is answered with that part; several, another unit, a
-/// malformed header or another version of the file with the whole (RFC 9110 sections 14.2, 13.1.5).
+/// Evaluates `Range` and `If-Range`. One range of bytes selects that part. Several ranges, another unit, a malformed
+/// header or another version of the file select the whole file (RFC 9110 sections 14.2, 13.1.5).
 #[must_use]
 pub fn part(range: Option<&str>, if_range: Option<&str>, etag: &str, file_bytes: u64) -> Part {
     let Some(spec) = range.and_then(|range| range.trim().strip_prefix("bytes=")) else { return Part::Whole };
@@ -30,7 +30,7 @@ pub fn part(range: Option<&str>, if_range: Option<&str>, etag: &str, file_bytes:
             let end = last.map_or(file_bytes, |last| last.saturating_add(1).min(file_bytes));
             if first < end { Part::Some(first..end) } else { Part::Nothing }
         }
-        // The last so many bytes.
+        // A suffix: the last `count` bytes.
         (Ok(None), Ok(Some(count))) if count > 0 && file_bytes > 0 => {
             Part::Some(file_bytes.saturating_sub(count)..file_bytes)
         }
@@ -39,7 +39,7 @@ pub fn part(range: Option<&str>, if_range: Option<&str>, etag: &str, file_bytes:
     }
 }
 
-/// A number, nothing, or something else. A number too large for 64 bits is beyond every file.
+/// Returns the number, or `None` for empty text. A number above 64 bits lies behind the end of every file.
 fn number(text: &str) -> Result<Option<u64>, ()> {
     if text.is_empty() {
         return Ok(None);
@@ -50,7 +50,7 @@ fn number(text: &str) -> Result<Option<u64>, ()> {
     Ok(Some(text.parse().unwrap_or(u64::MAX)))
 }
 
-/// A path segment without its percent-encoding; `None` when it is malformed or not UTF-8 (RFC 3986 section 2.1).
+/// Decodes the percent-encoding of a path segment; `None` if it is malformed or not UTF-8 (RFC 3986 section 2.1).
 #[must_use]
 pub fn decode_segment(segment: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(segment.len());
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn one_range_is_answered_with_that_part() {
+    fn one_range_selects_that_part() {
         assert_eq!(of("bytes=0-"), Part::Some(0..100));
         assert_eq!(of("bytes=10-19"), Part::Some(10..20));
         assert_eq!(of("bytes=90-500"), Part::Some(90..100));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_file_is_416() {
+    fn a_range_outside_of_the_file_is_416() {
         for range in ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=99999999999999999999999-"] {
             assert_eq!(of(range), Part::Nothing, "{range}");
         }
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_answered_with_the_whole() {
+    fn a_malformed_range_selects_the_whole_file() {
         for range in [
             "bytes=",
             "bytes=-",
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_answered_with_the_whole() {
+    fn another_version_selects_the_whole_file() {
         assert_eq!(part(Some("bytes=1-2"), Some("\"b\""), "\"a\"", 100), Part::Whole);
         assert_eq!(part(Some("bytes=1-2"), Some("\"a\""), "\"a\"", 100), Part::Some(1..3));
     }
@@ -132,7 +132,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn a_part_is_never_empty_and_always_inside(range: String, bytes: u64) {
+        fn a_part_is_never_empty_and_lies_within_the_file(range: String, bytes: u64) {
             if let Part::Some(part) = part(Some(&format!("bytes={range}")), None, "", bytes) {
                 prop_assert!(part.start < part.end && part.end <= bytes);
             }

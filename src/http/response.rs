@@ -1,20 +1,21 @@
-//! An HTTP response as plain data, before any adapter turns it into bytes. Does no I/O.
+//! An HTTP response as plain data, before an adapter turns it into bytes. Does no I/O.
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
-use super::ApiError;
+use super::backend::ApiError;
 
-/// A response: status, headers beside `Content-Type`, body.
+/// A response: status, headers, body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// HTTP status code.
     pub status: u16,
-    /// `Content-Type`; none for an empty body.
+    /// `Content-Type`; `None` for an empty body.
     pub content_type: Option<&'static str>,
-    /// Further headers, names in lower case.
+    /// The other headers, names in lower case.
     pub headers: Vec<(&'static str, String)>,
-    /// The body; an adapter leaves it out for HEAD.
+    /// The body. An adapter omits it for HEAD.
     pub body: Bytes,
 }
 
@@ -31,10 +32,10 @@ impl Response {
         Response { status, content_type: Some(content_type), headers: Vec::new(), body: body.into() }
     }
 
-    /// A JSON response; never cached.
+    /// A JSON response that must not be cached.
     #[must_use]
-    pub fn json(status: u16, value: &Value) -> Response {
-        Response::with_body(status, "application/json", value.to_string()).header("cache-control", "no-store")
+    pub fn json(status: u16, value: &impl Serialize) -> Response {
+        Response::with_body(status, "application/json", json_text(value)).header("cache-control", "no-store")
     }
 
     /// `{"error": message, "code": code}`.
@@ -50,11 +51,17 @@ impl Response {
         self
     }
 
-    /// The same response, after which the adapter closes the connection.
+    /// The same response; the adapter closes the connection after it.
     #[must_use]
     pub fn closing(self) -> Response {
         self.header("connection", "close")
     }
+}
+
+/// Returns JSON in one line, keys sorted.
+pub(super) fn json_text(value: &impl Serialize) -> String {
+    // Serialising fails only for map keys that are no strings. Our types have none.
+    serde_json::to_value(value).unwrap_or_default().to_string()
 }
 
 impl From<ApiError> for Response {

@@ -1,28 +1,27 @@
-//! Requests to answers, without I/O: which path means what, who may call it, what is malformed.
+//! Turns a request into a decision, without I/O: which path means what, what is malformed, which page may send it.
 //!
 //! ```text
 //!  Head ──admit──► Endpoint ──act(body)──► Action ──(adapter calls the Backend)──► Response ──finish──►
 //!    └──────────► Response (404, 405, 403, preflight)
 //! ```
 //!
-//! A new route is one line in `ROUTES`, one [`Endpoint`] and, when it needs the rest of the program, one
-//! [`Action`]. May not read sockets, files or clocks.
+//! A new route is one line in `ROUTES`, one [`Endpoint`] and, if it needs the rest of the program, one [`Action`].
+//! This module must not read sockets, files or clocks.
 
-use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
-use super::ApiError;
 use super::assets::{self, Asset};
-use super::backend::{RecordingCommand, Summary};
+use super::backend::{ApiError, RecordingCommand};
 use super::host::Hosts;
-use super::login;
 use super::origin;
 use super::ranges;
-pub use super::response::Response;
+use super::request::{self, Head};
+use super::response::Response;
+use super::types::ViewerStatus;
 use crate::base::limits;
 
-/// What a route does.
+/// The meaning of a route.
 #[derive(Clone, Copy, Debug)]
 pub enum Endpoint {
     /// POST /api/webrtc/offer
@@ -64,7 +63,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Bytes of request body this endpoint reads; a longer body is answered 413.
+    /// Returns the body bytes this endpoint reads at most. A longer body is answered with 413.
     #[must_use]
     pub fn body_bytes_max(self) -> usize {
         match self {
@@ -78,8 +77,8 @@ impl Endpoint {
         }
     }
 
-    /// Whether it answers without a token where there is one: that the process runs, the page's files, and the
-    /// login, which asks for the token itself. A new route is not open.
+    /// Returns true if the endpoint needs no token even when the server has one: the health check, the files of the
+    /// page, and the login, which checks the token itself. A new route is not open.
     #[must_use]
     pub fn is_open(self) -> bool {
         matches!(self, Endpoint::Health | Endpoint::File(_) | Endpoint::LogIn)
@@ -105,7 +104,7 @@ const fn post(path: &'static str, endpoint: Endpoint) -> Route {
     Route { method: "POST", path, endpoint }
 }
 
-/// Every route. HEAD follows from GET, OPTIONS from all.
+/// All routes. HEAD is derived from GET, OPTIONS from all methods.
 static ROUTES: &[Route] = &[
     post("/api/webrtc/offer", Endpoint::Offer),
     get("/api/viewers", Endpoint::Viewers),
@@ -133,17 +132,17 @@ static ROUTES: &[Route] = &[
     get("/icon.svg", Endpoint::File(&assets::ICON)),
 ];
 
-/// Method, path and endpoint of every route, for tests that may not forget one.
+/// Returns method, path and endpoint of every route, for tests that must cover all of them.
 pub fn table() -> impl Iterator<Item = (&'static str, &'static str, Endpoint)> {
     ROUTES.iter().map(|route| (route.method, route.path, route.endpoint))
 }
 
 const HEALTH: &str = "/health";
-/// The one path with a name in it.
+/// The only path with a variable part.
 const RECORDING: &str = "/api/recordings/NAME";
 const RECORDING_PREFIX: &str = "/api/recordings/";
 
-/// The path as the table has it.
+/// Returns the path as it is written in the table.
 fn template(path: &str) -> &str {
     match path.strip_prefix(RECORDING_PREFIX) {
         Some(name) if !name.is_empty() && !name.contains('/') => RECORDING,
@@ -151,90 +150,65 @@ fn template(path: &str) -> &str {
     }
 }
 
-/// The recording a path names, as far as it can be decoded.
+/// Returns the name of the recording in a path.
 fn recording_name(path: &str) -> Result<String, Response> {
     let segment = path.strip_prefix(RECORDING_PREFIX).unwrap_or_default();
     ranges::decode_segment(segment)
         .ok_or_else(|| Response::error(400, "bad_name", "the name's percent-encoding is malformed"))
 }
 
-/// What is known of a request before its body is read.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Head<'a> {
-    /// Method in upper case.
-    pub method: &'a str,
-    /// Path as sent, percent-encoding kept.
-    pub path: &'a str,
-    /// What follows the `?`.
-    pub query: Option<&'a str>,
-    /// `Host`, or the authority of an absolute-form target.
-    pub host: Option<&'a str>,
-    /// `Origin`
-    pub origin: Option<&'a str>,
-    /// `If-None-Match`
-    pub if_none_match: Option<&'a str>,
-    /// `Range`
-    pub range: Option<&'a str>,
-    /// `If-Range`
-    pub if_range: Option<&'a str>,
-    /// `Authorization`
-    pub authorization: Option<&'a str>,
-    /// `Cookie`
-    pub cookie: Option<&'a str>,
-    /// `Access-Control-Request-Method`: present on a CORS preflight.
-    pub requested_method: Option<&'a str>,
-}
-
-/// Who may call from a page that is not ours, and by which names.
+/// Which foreign pages may call the API, and under which names this server answers.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// Origins (`https://host[:port]`) whose pages may use the API.
     pub allow_origin: Vec<String>,
-    /// Names we answer to; `None`: any.
+    /// Accepted values of `Host`; `None`: all.
     pub hosts: Option<Hosts>,
 }
 
-/// What is to be done for a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What an adapter does for a request.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Nothing but answer.
+    /// Send this response.
     Respond(Response),
-    /// Hand the offer to the backend, answer with [`answer_offer`].
+    /// Pass the offer to the backend, answer with [`answer_offer`].
     Offer {
-        /// The browser's session description.
+        /// SDP of the browser.
         sdp: String,
     },
     /// Answer with [`answer_viewers`].
     Viewers,
-    /// Answer with [`status`].
+    /// Answer with [`super::events::status`].
     Status,
-    /// Answer with one event after the other.
+    /// Answer with a stream of server-sent events.
     Events,
     /// Answer with [`answer_ready`].
     Ready,
     /// Answer with [`answer_metrics`].
     Metrics,
-    /// Ask the recorder, answer with [`answer_recording`].
+    /// Run the command, answer with [`answer_recording`].
     Recording(RecordingCommand),
-    /// Say whether a token is asked for.
+    /// Answer with [`answer_recording`] of the recorder's state.
+    RecordingStatus,
+    /// Say whether this server has a token; renew the caller's login.
     Session,
-    /// Let in who has this token.
+    /// Make a login if the token is right.
     LogIn {
         /// As sent.
         token: String,
     },
     /// End the caller's login.
     LogOut,
-    /// Open this recording and send what `download` makes of it.
+    /// Open this recording and send it.
     Download {
-        /// Its name.
+        /// Name of the recording.
         name: String,
-        /// Go on as the recording grows (`?follow=1`).
+        /// Continue while the recording grows (`?follow=1`).
         follow: bool,
     },
 }
 
-/// The whole decision for a request whose body is at hand.
+/// Decides about a request whose body has been read.
 #[must_use]
 pub fn route(policy: &Policy, head: &Head<'_>, body: &[u8]) -> Action {
     match admit(policy, head) {
@@ -244,44 +218,48 @@ pub fn route(policy: &Policy, head: &Head<'_>, body: &[u8]) -> Action {
     }
 }
 
-/// First half: finds the endpoint, or the response that ends the matter before a body is read.
+/// First half, before the body is read: finds the endpoint.
 ///
 /// # Errors
-/// The response: 404, 405, 403 of a foreign name or page, or the answer to OPTIONS.
+/// The response that needs no endpoint: 404, 405, 403 for a foreign name or page, or the answer to OPTIONS.
 pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<Endpoint, Response> {
     let path = template(head.path);
-    // Who only looks whether the process runs may call it what they like.
+    // A health check may use any name.
     if path != HEALTH {
         admit_host(policy, head)?;
     }
     let allowed = allowed_methods(path);
     if allowed.is_empty() {
-        return Err(Response::error(404, "not_found", "no such path"));
+        return Err(Response::error(404, "not_found", "this path does not exist"));
     }
     if head.method == "OPTIONS" {
         return Err(options(policy, head, &allowed));
     }
     let wanted = if head.method == "HEAD" { "GET" } else { head.method };
     let Some(route) = ROUTES.iter().find(|route| route.path == path && route.method == wanted) else {
-        let message = format!("{} takes {}", head.path, allowed.join(", "));
+        let message = format!("{} accepts {}", head.path, allowed.join(", "));
         return Err(Response::error(405, "method_not_allowed", &message).header("allow", allowed.join(", ")));
     };
     if wanted != "GET" && !origin_may_change(policy, head) {
-        return Err(Response::error(403, "origin_refused", "this Origin may not change anything here"));
+        return Err(Response::error(
+            403,
+            "origin_refused",
+            "a page of this Origin may not change anything on this server: list it with --allow-origin",
+        ));
     }
     Ok(route.endpoint)
 }
 
-/// Refuses a name that is not ours.
+/// Checks that `Host` names this server.
 ///
 /// # Errors
-/// 403, saying what to do.
+/// 403 for another name.
 pub fn admit_host(policy: &Policy, head: &Head<'_>) -> Result<(), Response> {
     match (&policy.hosts, head.host) {
         (Some(hosts), Some(host)) if !hosts.allows(host) => {
-            let name: String = host.chars().take(REASON_CHARS_MAX).collect();
+            let name: String = host.chars().take(request::QUOTED_CHARS_MAX).collect();
             let message = format!(
-                "this server does not know itself by the name \"{name}\": if it is right, start it with --allow-host NAME"
+                "this server does not answer to the name \"{name}\". If the name is right, start the server with --allow-host NAME"
             );
             Err(Response::error(403, "host_refused", &message).closing())
         }
@@ -289,11 +267,11 @@ pub fn admit_host(policy: &Policy, head: &Head<'_>) -> Result<(), Response> {
     }
 }
 
-/// Second half: looks at the body. The caller has bounded it by [`Endpoint::body_bytes_max`].
+/// Second half: reads the body. The caller has limited it to [`Endpoint::body_bytes_max`].
 #[must_use]
 pub fn act(endpoint: Endpoint, head: &Head<'_>, body: &[u8]) -> Action {
     match endpoint {
-        Endpoint::Offer => match parse_offer(body) {
+        Endpoint::Offer => match request::parse_offer(body) {
             Ok(sdp) => Action::Offer { sdp },
             Err(error) => Action::Respond(error.into()),
         },
@@ -303,17 +281,20 @@ pub fn act(endpoint: Endpoint, head: &Head<'_>, body: &[u8]) -> Action {
         Endpoint::Health => Action::Respond(Response::json(200, &json!({ "status": "ok" }))),
         Endpoint::Ready => Action::Ready,
         Endpoint::Session => Action::Session,
-        Endpoint::LogIn => match login::parse_login(body) {
+        Endpoint::LogIn => match request::parse_login(body) {
             Ok(token) => Action::LogIn { token },
             Err(error) => Action::Respond(error.into()),
         },
         Endpoint::LogOut => Action::LogOut,
         Endpoint::Metrics => Action::Metrics,
         Endpoint::File(asset) => Action::Respond(file(asset, head.if_none_match)),
-        Endpoint::StartRecording => Action::Recording(RecordingCommand::Start(Bytes::copy_from_slice(body))),
+        Endpoint::StartRecording => match request::parse_start(body) {
+            Ok(start) => Action::Recording(RecordingCommand::Start(start)),
+            Err(error) => Action::Respond(error.into()),
+        },
         Endpoint::StopRecording => Action::Recording(RecordingCommand::Stop),
         Endpoint::Heartbeat => Action::Recording(RecordingCommand::Heartbeat),
-        Endpoint::RecordingStatus => Action::Recording(RecordingCommand::Status),
+        Endpoint::RecordingStatus => Action::RecordingStatus,
         Endpoint::Recordings => Action::Recording(RecordingCommand::List),
         Endpoint::Download | Endpoint::DeleteRecording => match recording_name(head.path) {
             Err(response) => Action::Respond(response),
@@ -328,11 +309,11 @@ pub fn act(endpoint: Endpoint, head: &Head<'_>, body: &[u8]) -> Action {
     }
 }
 
-/// The recorder's answer.
+/// The answer to a recording command or to a request for the recorder's state.
 #[must_use]
-pub fn answer_recording(result: Result<Value, ApiError>) -> Response {
+pub fn answer_recording(result: Result<impl Serialize, ApiError>) -> Response {
     match result {
-        Ok(value) => Response::json(200, &value),
+        Ok(reply) => Response::json(200, &reply),
         Err(error) => error.into(),
     }
 }
@@ -348,19 +329,8 @@ pub fn answer_offer(result: Result<String, ApiError>) -> Response {
 
 /// The answer to GET /api/viewers.
 #[must_use]
-pub fn answer_viewers(viewers: &Value) -> Response {
-    Response::json(200, viewers)
-}
-
-/// What GET /api/status answers: `{"camera": {...}, "viewers": count, "recording": {...}, "version": ...}`.
-#[must_use]
-pub fn status(summary: &Summary, recording: &Value) -> Value {
-    json!({
-        "camera": summary.camera,
-        "viewers": summary.viewers,
-        "recording": recording,
-        "version": env!("CARGO_PKG_VERSION"),
-    })
+pub fn answer_viewers(viewers: &[ViewerStatus]) -> Response {
+    Response::json(200, &viewers)
 }
 
 /// The answer to GET /ready.
@@ -379,14 +349,14 @@ pub fn answer_metrics(text: String) -> Response {
         .header("cache-control", "no-store")
 }
 
-/// 413, naming the bound. Closes the connection: the rest of the body is not worth reading.
+/// 413 with the bound. Closes the connection instead of reading the rest of the body.
 #[must_use]
 pub fn body_too_large(endpoint: Endpoint) -> Response {
-    let message = format!("the body may have {} bytes at most", endpoint.body_bytes_max());
+    let message = format!("the body is too long: at most {} bytes are accepted", endpoint.body_bytes_max());
     Response::error(413, "body_too_large", &message).closing()
 }
 
-/// Last step of every response: the headers that hold for all, and CORS for an allow-listed page.
+/// Last step of every response: adds the security headers, and CORS headers for an allow-listed page.
 #[must_use]
 pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response {
     let is_page = response.content_type.is_some_and(|kind| kind.starts_with("text/html"));
@@ -395,7 +365,7 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
         .header("referrer-policy", "no-referrer")
         .header("cross-origin-resource-policy", "same-origin");
     let response = match response.status {
-        // Headers of a 304 replace those the browser has kept: the page would get the policy of data.
+        // A browser replaces its stored headers by those of a 304. The page would get the policy of API responses.
         304 => response,
         _ if is_page => response.header("content-security-policy", page_policy(policy)),
         _ => response.header("content-security-policy", API_POLICY),
@@ -419,17 +389,17 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     }
 }
 
-/// Listed pages may show the page in a frame.
+/// Allow-listed pages may show the viewer page in a frame.
 fn page_policy(policy: &Policy) -> String {
     let origins = policy.allow_origin.iter().map(|origin| format!(" {origin}"));
     origins.fold(PAGE_POLICY.to_owned(), |text, origin| text + &origin)
 }
 
-/// What the page may load: its own files and API, nothing else, inside its own frames only. Ends with these.
+/// The page may load its own files and API only. `frame-ancestors` comes last: allow-listed origins are appended.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
-/// Everything that is not the page is data.
+/// Policy of every response that is not the page.
 const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 
 impl Policy {
@@ -438,7 +408,7 @@ impl Policy {
     }
 }
 
-/// Whether a state-changing request may proceed: no Origin (not a page), our own page, or a listed one.
+/// Returns true if a state-changing request may proceed: without Origin (not a page), from our page, or allow-listed.
 fn origin_may_change(policy: &Policy, head: &Head<'_>) -> bool {
     match head.origin {
         None => true,
@@ -446,7 +416,7 @@ fn origin_may_change(policy: &Policy, head: &Head<'_>) -> bool {
     }
 }
 
-/// Methods a path takes, OPTIONS last; empty for an unknown path.
+/// Returns the methods of a path, OPTIONS last; empty for an unknown path.
 fn allowed_methods(path: &str) -> Vec<&'static str> {
     let mut methods = Vec::new();
     for route in ROUTES.iter().filter(|route| route.path == path) {
@@ -461,7 +431,7 @@ fn allowed_methods(path: &str) -> Vec<&'static str> {
     methods
 }
 
-/// OPTIONS: what the path takes; for the preflight of a listed page also what that page may send.
+/// Answers OPTIONS with the methods of the path, and the preflight of an allow-listed page with what it may send.
 fn options(policy: &Policy, head: &Head<'_>, allowed: &[&str]) -> Response {
     let methods = allowed.join(", ");
     let response = Response::empty(204).header("allow", methods.clone());
@@ -470,9 +440,11 @@ fn options(policy: &Policy, head: &Head<'_>, allowed: &[&str]) -> Response {
             .header("access-control-allow-methods", methods)
             .header("access-control-allow-headers", "content-type, authorization")
             .header("access-control-max-age", "600"),
-        (Some(_), Some(origin)) if !origin::is_same(origin, head.host) => {
-            Response::error(403, "origin_refused", "this Origin is not on the allow list")
-        }
+        (Some(_), Some(origin)) if !origin::is_same(origin, head.host) => Response::error(
+            403,
+            "origin_refused",
+            "pages of this Origin may not use this server: list it with --allow-origin",
+        ),
         _ => response,
     }
 }
@@ -490,35 +462,6 @@ fn file(asset: &'static Asset, if_none_match: Option<&str>) -> Response {
     response.header("etag", etag).header("cache-control", "no-cache")
 }
 
-#[derive(Deserialize)]
-struct OfferBody {
-    #[serde(rename = "type")]
-    kind: String,
-    sdp: String,
-}
-
-/// `{"type": "offer", "sdp": ...}`, whatever the content type says (curl sends a form's).
-fn parse_offer(body: &[u8]) -> Result<String, ApiError> {
-    let offer: OfferBody = serde_json::from_slice(body).map_err(|error| {
-        let reason: String = error.to_string().chars().take(REASON_CHARS_MAX).collect();
-        ApiError::new(400, "bad_json", format!("expected {{\"type\": \"offer\", \"sdp\": ...}}: {reason}"))
-    })?;
-    if offer.kind != "offer" {
-        return Err(ApiError::new(400, "bad_type", "\"type\" must be \"offer\""));
-    }
-    if !offer.sdp.trim_start().starts_with("v=0") {
-        return Err(ApiError::new(
-            400,
-            "bad_sdp",
-            "\"sdp\" must be a session description, starting with v=0",
-        ));
-    }
-    Ok(offer.sdp)
-}
-
-/// A parser may quote its input in its error; this much of it is helpful.
-const REASON_CHARS_MAX: usize = 160;
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -526,7 +469,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_has_each_method_and_path_once() {
+    fn each_method_and_path_is_in_the_table_once() {
         for (index, route) in ROUTES.iter().enumerate() {
             let again = ROUTES.iter().skip(index + 1);
             assert!(again.into_iter().all(|other| (other.method, other.path) != (route.method, route.path)));
@@ -535,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_beyond_the_bound_is_not_parsed() {
+    fn a_body_above_the_bound_is_not_parsed() {
         let head = Head { method: "POST", path: "/api/webrtc/offer", ..Head::default() };
         let body = vec![b' '; limits::BODY_BYTES_MAX + 1];
         match route(&Policy::default(), &head, &body) {
@@ -548,7 +491,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn whatever_comes_is_answered_without_a_server_error(
+        fn no_request_causes_a_server_error(
             method in "GET|HEAD|POST|OPTIONS|[A-Z]{0,9}",
             path in "/|/api/webrtc/offer|/viewer.js|.{0,40}",
             origin in proptest::option::of("null|https?://[a-z:\\[\\]0-9.]{0,12}|.{0,20}"),

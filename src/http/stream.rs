@@ -1,4 +1,4 @@
-//! The bytes of one connection, plain or over TLS, as hyper reads and writes them, and its end. Knows no HTTP.
+//! One connection as a byte stream for hyper, plain or over TLS, and its orderly end.
 
 use std::future::poll_fn;
 use std::io;
@@ -12,7 +12,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::base::limits;
 
-/// A connection that is ready for HTTP.
+/// A connection after the TLS handshake, if it has one.
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -30,23 +30,23 @@ impl Stream {
         }
     }
 
-    /// Closes our side and reads on for a moment: closing with unread bytes would reset the connection and may
-    /// take the last answer with it (RFC 9112 section 9.6).
+    /// Closes the sending side and reads for a moment. Closing a socket with unread bytes resets the connection, and
+    /// the caller may lose the last answer (RFC 9112 section 9.6).
     pub(super) async fn linger(mut self) {
-        let farewell = async {
+        let closing = async {
             if poll_fn(|context| Pin::new(&mut self).poll_shutdown(context)).await.is_ok() {
-                read_to_the_end(self.socket()).await;
+                read_to_end(self.socket()).await;
             }
         };
-        // Either outcome is an end: the other side closed, or it had its time.
-        let _ = timeout(limits::LINGER, farewell).await;
+        // After the timeout the socket is closed all the same.
+        let _ = timeout(limits::LINGER, closing).await;
     }
 }
 
-async fn read_to_the_end(socket: &TcpStream) {
-    let mut scrap = [0; 4096];
+async fn read_to_end(socket: &TcpStream) {
+    let mut discarded = [0; 4096];
     while socket.readable().await.is_ok() {
-        match socket.try_read(&mut scrap) {
+        match socket.try_read(&mut discarded) {
             Ok(0) => break,
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => break,
             _ => {}

@@ -1,5 +1,5 @@
-//! How often an address may be wrong. Buckets of attempts, refilled with time, for each address and for all;
-//! pure, time is an argument, memory is bounded.
+//! Rate limit for wrong tokens: one leaky bucket per address and one for all addresses together. Pure; time is an
+//! argument, memory is bounded.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::limits;
 
-/// The attempts of all addresses.
+/// The buckets of all addresses.
 pub(super) struct Throttle {
     all: Bucket,
     addresses: HashMap<IpAddr, Address>,
@@ -15,11 +15,11 @@ pub(super) struct Throttle {
 
 struct Address {
     bucket: Bucket,
-    /// The right token came from here: others' failures do not count against it.
+    /// The right token came from this address, so the bucket of all addresses does not apply to it.
     is_known: bool,
 }
 
-/// Attempts left, as the time at which all of them are back (GCRA, the leaky bucket as one number).
+/// A leaky bucket as one number (GCRA): the time at which all attempts are available again.
 #[derive(Clone, Copy)]
 struct Bucket {
     full_at: Instant,
@@ -32,7 +32,7 @@ impl Bucket {
         Bucket { full_at: now, interval, attempts }
     }
 
-    /// Time until one attempt is there; zero when there is one.
+    /// Returns the time until the next attempt is allowed; zero if one is allowed now.
     fn wait(&self, now: Instant) -> Duration {
         let missing = self.full_at.saturating_duration_since(now) + self.interval;
         missing.saturating_sub(self.interval * self.attempts)
@@ -49,7 +49,10 @@ impl Throttle {
         Throttle { all, addresses: HashMap::new() }
     }
 
-    /// Whether this address may attempt now; else how long it has to wait.
+    /// Checks that this address may attempt now.
+    ///
+    /// # Errors
+    /// The time it has to wait.
     pub(super) fn may_attempt(&self, peer: IpAddr, now: Instant) -> Result<(), Duration> {
         let address = self.addresses.get(&group(peer));
         let mine = address.map_or(Duration::ZERO, |address| address.bucket.wait(now));
@@ -58,8 +61,8 @@ impl Throttle {
         if wait.is_zero() { Ok(()) } else { Err(wait) }
     }
 
-    /// The attempt was wrong.
-    pub(super) fn failed(&mut self, peer: IpAddr, now: Instant) {
+    /// Counts a wrong token.
+    pub(super) fn on_failure(&mut self, peer: IpAddr, now: Instant) {
         let address = self.entry(peer, now);
         address.bucket.take(now);
         if !address.is_known {
@@ -67,15 +70,15 @@ impl Throttle {
         }
     }
 
-    /// The attempt was right.
-    pub(super) fn succeeded(&mut self, peer: IpAddr, now: Instant) {
+    /// Exempts the address of a right token from the common bucket.
+    pub(super) fn on_success(&mut self, peer: IpAddr, now: Instant) {
         self.entry(peer, now).is_known = true;
     }
 
     fn entry(&mut self, peer: IpAddr, now: Instant) -> &mut Address {
         let peer = group(peer);
         if !self.addresses.contains_key(&peer) && self.addresses.len() >= limits::ATTEMPT_ADDRESSES_MAX {
-            // Who has most attempts left loses least by being forgotten; a known one only when all are known.
+            // The address with the most attempts left loses least. A known one is removed only if all are known.
             let least = self.addresses.iter().min_by_key(|(_, a)| (a.is_known, a.bucket.full_at));
             if let Some(least) = least.map(|(peer, _)| *peer) {
                 self.addresses.remove(&least);
@@ -87,7 +90,7 @@ impl Throttle {
     }
 }
 
-/// A subscriber has a whole /64 of IPv6 to itself.
+/// Returns the key of a bucket: for IPv6 the /64, because one subscriber owns all addresses of it.
 fn group(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
@@ -114,18 +117,18 @@ mod tests {
         let peer = ip("192.0.2.1");
         for _ in 0..limits::ATTEMPTS_OF_ADDRESS {
             assert_eq!(throttle.may_attempt(peer, now), Ok(()));
-            throttle.failed(peer, now);
+            throttle.on_failure(peer, now);
         }
         assert_eq!(throttle.may_attempt(peer, now), Err(limits::ATTEMPT_INTERVAL_OF_ADDRESS));
         assert_eq!(throttle.may_attempt(ip("192.0.2.2"), now), Ok(()));
         let later = now + limits::ATTEMPT_INTERVAL_OF_ADDRESS;
         assert_eq!(throttle.may_attempt(peer, later), Ok(()));
-        throttle.failed(peer, later);
+        throttle.on_failure(peer, later);
         assert!(throttle.may_attempt(peer, later).is_err());
         let full = later + limits::ATTEMPT_INTERVAL_OF_ADDRESS * limits::ATTEMPTS_OF_ADDRESS;
         for _ in 0..limits::ATTEMPTS_OF_ADDRESS {
             assert_eq!(throttle.may_attempt(peer, full), Ok(()));
-            throttle.failed(peer, full);
+            throttle.on_failure(peer, full);
         }
         assert!(throttle.may_attempt(peer, full).is_err());
     }
@@ -135,24 +138,27 @@ mod tests {
         let now = start();
         let mut throttle = Throttle::new(now);
         for host in 0..limits::ATTEMPTS_OF_ADDRESS {
-            throttle.failed(ip(&format!("2001:db8::{host:x}")), now);
+            throttle.on_failure(ip(&format!("2001:db8::{host:x}")), now);
         }
         assert!(throttle.may_attempt(ip("2001:db8::ffff"), now).is_err());
         assert!(throttle.may_attempt(ip("2001:db8:0:1::1"), now).is_ok());
         for _ in 0..limits::ATTEMPTS_OF_ADDRESS {
-            throttle.failed(ip("::ffff:192.0.2.1"), now);
+            throttle.on_failure(ip("::ffff:192.0.2.1"), now);
         }
-        assert!(throttle.may_attempt(ip("192.0.2.1"), now).is_err(), "one IPv4 address, however written");
+        assert!(
+            throttle.may_attempt(ip("192.0.2.1"), now).is_err(),
+            "an IPv4 address mapped into IPv6 is the same address"
+        );
     }
 
     #[test]
-    fn many_addresses_together_run_out_but_a_known_one_goes_on() {
+    fn many_addresses_share_a_limit_that_exempts_known_ones() {
         let now = start();
         let mut throttle = Throttle::new(now);
         let home = ip("198.51.100.7");
-        throttle.succeeded(home, now);
+        throttle.on_success(home, now);
         for host in 0..limits::ATTEMPTS_OF_ALL {
-            throttle.failed(IpAddr::from((0x0a00_0000 + host).to_be_bytes()), now);
+            throttle.on_failure(IpAddr::from((0x0a00_0000 + host).to_be_bytes()), now);
         }
         assert!(throttle.may_attempt(ip("203.0.113.1"), now).is_err());
         assert_eq!(throttle.may_attempt(home, now), Ok(()));
@@ -160,13 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn however_many_addresses_attempt_few_are_remembered() {
+    fn memory_stays_bounded_when_many_addresses_attempt() {
         let mut now = start();
         let mut throttle = Throttle::new(now);
         let home = ip("198.51.100.7");
-        throttle.succeeded(home, now);
+        throttle.on_success(home, now);
         for host in 0..100_000_u32 {
-            throttle.failed(IpAddr::from((0x0a00_0000 + host).to_be_bytes()), now);
+            throttle.on_failure(IpAddr::from((0x0a00_0000 + host).to_be_bytes()), now);
             now += Duration::from_micros(1);
         }
         assert_eq!(throttle.addresses.len(), limits::ATTEMPT_ADDRESSES_MAX);

@@ -1,5 +1,5 @@
-//! TLS before HTTP: the certificate that is served, changed while connections go on, and handshakes that are bounded
-//! in number and time. Knows no routes.
+//! TLS below HTTP: the current certificate, which can be replaced while connections are open, and the limits on number
+//! and duration of handshakes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,16 +18,16 @@ use super::lock;
 use super::stream::Stream;
 use crate::base::limits;
 
-/// What new connections are served with.
+/// Certificate and key for new connections.
 pub struct TlsKeys {
     current: RwLock<Arc<ServerConfig>>,
 }
 
 impl TlsKeys {
-    /// Serves `chain`, whose first certificate is that of `key`. TLS 1.2 and 1.3, HTTP/1.1.
+    /// Uses `chain`, whose first certificate belongs to `key`. TLS 1.2 and 1.3, ALPN HTTP/1.1.
     ///
     /// # Errors
-    /// What is wrong with the two, such as that they do not belong together.
+    /// The pair cannot be used, for example because the key does not fit the certificate.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -35,10 +35,10 @@ impl TlsKeys {
         Ok(TlsKeys { current: RwLock::new(Arc::new(server_config(chain, key)?)) })
     }
 
-    /// Serves these from the next connection on; those that are open keep theirs.
+    /// Uses this pair from the next connection on. Open connections keep theirs.
     ///
     /// # Errors
-    /// As [`TlsKeys::new`]; then the old ones stay.
+    /// As [`TlsKeys::new`]; the old pair then stays in use.
     pub fn replace(
         &self,
         chain: Vec<CertificateDer<'static>>,
@@ -69,18 +69,22 @@ fn server_config(
     Ok(config)
 }
 
-/// The handshakes in progress. Above the bound the oldest gives way: whoever says nothing does not keep out who
-/// comes later.
+/// The handshakes in progress. At the limit the oldest is dropped, so idle connections cannot block new ones.
 #[derive(Clone, Default)]
 pub(super) struct Handshakes {
-    waiting: Arc<Mutex<VecDeque<oneshot::Sender<()>>>>,
+    pending: Arc<Mutex<VecDeque<oneshot::Sender<()>>>>,
 }
 
 impl Handshakes {
-    /// Makes a connection ready for HTTP. Whoever speaks plain HTTP is not asked for a handshake. `None`: it
-    /// broke off, took too long or gave way.
-    pub(super) async fn open(&self, keys: &TlsKeys, socket: TcpStream, patience: Duration) -> Option<Stream> {
-        let mut told_to_go = self.enter();
+    /// Runs the handshake of a connection. A connection that begins with plain HTTP is returned without one. Returns
+    /// `None` if the handshake failed, took longer than `timeout_after`, or was dropped at the limit.
+    pub(super) async fn open(
+        &self,
+        keys: &TlsKeys,
+        socket: TcpStream,
+        timeout_after: Duration,
+    ) -> Option<Stream> {
+        let mut dropped = self.register();
         let acceptor = TlsAcceptor::from(keys.current());
         let opening = async {
             let mut first = [0];
@@ -93,36 +97,37 @@ impl Handshakes {
             }
         };
         tokio::select! {
-            opened = timeout(patience, opening) => match opened {
+            opened = timeout(timeout_after, opening) => match opened {
                 Ok(Ok(stream)) => Some(stream),
-                Ok(Err(error)) => broken(&error),
-                Err(elapsed) => broken(&elapsed.into()),
+                Ok(Err(error)) => failed(&error),
+                Err(elapsed) => failed(&elapsed.into()),
             },
-            _ = &mut told_to_go => broken(&io::Error::other("gave way to a newer one")),
+            _ = &mut dropped => failed(&io::Error::other("dropped for a newer connection")),
         }
     }
 
-    fn enter(&self) -> oneshot::Receiver<()> {
-        let (tell, told_to_go) = oneshot::channel();
-        let mut waiting = lock(&self.waiting);
-        // Those that have ended have dropped their receivers.
-        waiting.retain(|other| !other.is_closed());
-        if waiting.len() >= limits::TLS_HANDSHAKES_MAX
-            && let Some(oldest) = waiting.pop_front()
+    /// Adds a handshake and drops the oldest one at the limit. The receiver completes when this one is dropped.
+    fn register(&self) -> oneshot::Receiver<()> {
+        let (sender, dropped) = oneshot::channel();
+        let mut pending = lock(&self.pending);
+        // Handshakes that have ended have dropped their receivers.
+        pending.retain(|other| !other.is_closed());
+        if pending.len() >= limits::TLS_HANDSHAKES_MAX
+            && let Some(oldest) = pending.pop_front()
         {
-            // It may just have ended.
+            // Fails if the oldest has just ended.
             let _ = oldest.send(());
         }
-        waiting.push_back(tell);
-        told_to_go
+        pending.push_back(sender);
+        dropped
     }
 }
 
 /// First byte of a TLS connection (RFC 8446 section 5.1).
 const HANDSHAKE_RECORD: [u8; 1] = [22];
 
-/// The other side's doing and no news.
-fn broken(error: &io::Error) -> Option<Stream> {
+/// The caller's fault: logged for debugging only.
+fn failed(error: &io::Error) -> Option<Stream> {
     log::debug!("http: TLS handshake ended: {error}");
     None
 }

@@ -36,7 +36,7 @@ pub enum ProfileError {
     #[error("another profile is being taken; try again later")]
     Busy,
     /// An argument is 0 or above its bound.
-    #[error("{0} out of range")]
+    #[error("the {0} is out of range")]
     Range(&'static str),
     /// The kernel refused the signal handler.
     #[error("cannot handle SIGPROF: {0}")]

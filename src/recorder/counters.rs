@@ -1,26 +1,26 @@
-//! Counters of the recorder. Its threads write them, any thread reads them.
+//! Counters of the recorder. Its threads write them; any thread reads them.
 
 use std::sync::atomic::AtomicBool;
 
 use crate::base::counters::Counter;
 use crate::base::histogram::LatencyTotals;
 
-/// What the recorder did since the program started.
+/// Counts since the program started.
 #[derive(Debug, Default)]
 pub struct RecorderCounters {
-    /// A recording runs.
+    /// True while a recording runs.
     pub active: AtomicBool,
-    /// Access units written whole.
+    /// Access units written completely.
     pub units: Counter,
-    /// Bytes of files committed, headers included.
+    /// Bytes of committed units, headers included.
     pub bytes: Counter,
-    /// Units that a recording lacks, for whatever reason.
+    /// Access units missing in recordings, for any reason.
     pub dropped: Counter,
-    /// Of those: overwritten by the camera while the disk read them.
+    /// Units that the camera overwrote while the disk read them.
     pub torn: Counter,
-    /// Of those: overtaken by the camera before they were read (slow disk).
+    /// Units that the camera overwrote before the recorder read them (slow disk).
     pub lapped: Counter,
-    /// Of those: not an access unit of H.264.
+    /// Units that are not valid H.264 access units.
     pub rejected: Counter,
     /// Failed operations on files.
     pub disk_errors: Counter,
@@ -32,6 +32,6 @@ pub struct RecorderCounters {
     pub recovered: Counter,
     /// Files deleted by the retention rules.
     pub retired: Counter,
-    /// Submission to completion of each write.
+    /// Time of each write from submission to completion.
     pub write_latency: LatencyTotals,
 }

@@ -1,8 +1,8 @@
-//! The recorder's only I/O on the file at hand: carries out what recording.rs wants, with io_uring
-//! (tokio-uring) for all file data. Decides nothing; every operation ends in one completion.
+//! I/O on the files that are being written. Carries out the operations of `recording.rs`; every operation ends in exactly
+//! one completion. All file data goes through io_uring (tokio-uring).
 //!
-//! Opening, locking and cutting a file are plain system calls: they touch no data and tokio-uring has
-//! no safe way to them.
+//! Opening, locking and truncating are plain system calls: they move no data, and tokio-uring has no safe function for
+//! them.
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
@@ -17,11 +17,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_uring::buf::BoundedBuf as _;
 
 use super::counters::RecorderCounters;
-use super::library::{Library, Progress};
+use super::library::Library;
 use super::names::{Format, Stem};
-use super::operation::{Completion, Ending, FileId, Output};
+use super::operation::{Completion, FileEnding, FileId, Output};
 use super::sidecar::Sidecar;
-use super::types::RecorderError;
+use super::types::{Progress, RecorderError};
 use crate::base::clock::monotonic_ns;
 use crate::base::limits;
 
@@ -33,7 +33,7 @@ pub(super) struct Disk {
     completions: mpsc::UnboundedSender<(FileId, Completion)>,
 }
 
-/// One file under two handles of the same open file: one for io_uring, one for plain calls.
+/// One open file with two descriptors: one for io_uring, one for plain system calls.
 struct OpenFile {
     ring: tokio_uring::fs::File,
     plain: fs::File,
@@ -43,8 +43,8 @@ struct OpenFile {
 }
 
 impl Disk {
-    /// At most one write or reservation, one sync and a few endings are under way at a time, so the
-    /// channel of completions is bounded by them.
+    /// Creates the disk and the receiver of its completions. The channel needs no limit of its own: at most one write or
+    /// reservation, one sync and [`limits::FINISHING_MAX`] endings are in flight.
     pub(super) fn new(
         library: Library,
         counters: Arc<RecorderCounters>,
@@ -53,29 +53,31 @@ impl Disk {
         (Disk { library, counters, files: HashMap::new(), completions }, receiver)
     }
 
-    /// Carries out an output that is about a file. `still_intact` is asked when a write has completed.
+    /// Carries out a file operation. `still_intact` is called when a write has completed.
     pub(super) fn execute(&mut self, output: Output, still_intact: impl FnOnce() -> bool + 'static) {
         match output {
             Output::Create { file, stem, number, exact } => self.create(file, &stem, number, exact),
             Output::Write { file, offset, parts } => self.write(file, offset, parts, still_intact),
-            Output::Allocate { file, offset, bytes } => self.run(file, move |open| async move {
+            Output::Allocate { file, offset, bytes } => self.spawn(file, move |open| async move {
                 Completion::Allocated(open.ring.fallocate(offset, bytes, libc::FALLOC_FL_KEEP_SIZE).await)
             }),
             Output::Truncate { file, bytes } => {
-                self.run(file, move |open| async move { Completion::Truncated(open.plain.set_len(bytes)) })
+                self.spawn(file, move |open| async move { Completion::Truncated(open.plain.set_len(bytes)) })
             }
-            Output::Sync { file } => self.run(file, |open| async move {
+            Output::Sync { file } => self.spawn(file, |open| async move {
                 let synced = open.ring.sync_data().await;
                 Completion::Synced(synced.and_then(|()| Ok(open.plain.metadata()?.nlink() > 0)))
             }),
             Output::Finish { file, ending } => self.finish(file, ending),
             Output::Discard { file } => self.discard(file),
-            Output::Started(_) | Output::Stopped(_) => debug_assert!(false, "answers are not for the disk"),
+            Output::Started(_) | Output::Stopped(_) => {
+                debug_assert!(false, "replies are not disk operations")
+            }
         }
     }
 
-    /// Tells readers how far the file is.
-    pub(super) fn show_progress(&self, file: FileId, progress: Progress) {
+    /// Publishes the progress of a file to its readers.
+    pub(super) fn publish_progress(&self, file: FileId, progress: Progress) {
         if let Some(open) = self.files.get(&file) {
             open.progress.send_replace(progress);
         }
@@ -83,11 +85,11 @@ impl Disk {
 
     fn complete(&self, file: FileId, completion: Completion) {
         // The receiver lives as long as the recorder's loop.
-        let _loop_is_gone = self.completions.send((file, completion));
+        let _ignored_after_shutdown = self.completions.send((file, completion));
     }
 
-    /// Runs an operation beside the loop; its completion comes through the channel.
-    fn run<F: Future<Output = Completion> + 'static>(
+    /// Runs an operation as a task. Its completion goes through the channel.
+    fn spawn<F: Future<Output = Completion> + 'static>(
         &self,
         file: FileId,
         operation: impl FnOnce(Rc<OpenFile>) -> F,
@@ -100,7 +102,7 @@ impl Disk {
         let completions = self.completions.clone();
         tokio_uring::spawn(async move {
             let completion = operation.await;
-            let _loop_is_gone = completions.send((file, completion));
+            let _ignored_after_shutdown = completions.send((file, completion));
         });
     }
 
@@ -113,7 +115,7 @@ impl Disk {
     ) {
         let counters = Arc::clone(&self.counters);
         let submitted_ns = monotonic_ns();
-        self.run(file, move |open| async move {
+        self.spawn(file, move |open| async move {
             let (result, parts) = open.ring.writev_at(parts, offset).await;
             counters.write_latency.record(u64::try_from(monotonic_ns() - submitted_ns).unwrap_or(0));
             let intact = still_intact();
@@ -141,7 +143,7 @@ impl Disk {
             let opened =
                 OpenOptions::new().read(true).write(true).create_new(true).open(self.library.path(&name));
             match opened {
-                Ok(plain) => return self.set_up(plain, name, stem.format).map(|open| (open, number)),
+                Ok(plain) => return self.prepare(plain, name, stem.format).map(|open| (open, number)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     if exact {
                         return Err(RecorderError::Exists { name });
@@ -153,32 +155,32 @@ impl Disk {
         Err(RecorderError::TooManyFiles)
     }
 
-    fn set_up(&self, plain: fs::File, name: String, format: Format) -> Result<OpenFile, RecorderError> {
-        // The lock tells a second server, and a repair after a restart, that somebody writes here. File
-        // systems without locks are none the worse.
-        let _unlocked = flock(&plain, FlockOperation::NonBlockingLockExclusive);
-        let set_up = || {
+    fn prepare(&self, plain: fs::File, name: String, format: Format) -> Result<OpenFile, RecorderError> {
+        // The lock keeps a second server, or a repair after a restart, from changing the file. On a file system without
+        // locks this protection is missing.
+        let _unsupported_is_ignored = flock(&plain, FlockOperation::NonBlockingLockExclusive);
+        let prepare = || {
             if format == Format::H264 {
                 Sidecar::default().overwrite(self.library.directory(), &name)?;
             }
             plain.try_clone()
         };
-        match set_up() {
+        match prepare() {
             Ok(second) => {
                 let progress = self.library.register(&name);
                 Ok(OpenFile { ring: tokio_uring::fs::File::from_std(second), plain, name, format, progress })
             }
             Err(error) => {
-                let _empty_file_stays = fs::remove_file(self.library.path(&name));
-                let _no_note = fs::remove_file(Sidecar::path(self.library.directory(), &name));
+                let _ignored_if_it_fails = fs::remove_file(self.library.path(&name));
+                let _ignored_if_missing = fs::remove_file(Sidecar::path(self.library.directory(), &name));
                 Err(RecorderError::io("creating the file", &error))
             }
         }
     }
 
-    fn finish(&mut self, file: FileId, ending: Ending) {
+    fn finish(&mut self, file: FileId, ending: FileEnding) {
         let library = self.library.clone();
-        self.run(file, move |open| async move {
+        self.spawn(file, move |open| async move {
             let result = open.finish(ending, &library).await;
             open.close(&library);
             Completion::Finished(result)
@@ -190,7 +192,7 @@ impl Disk {
         let Some(open) = self.files.remove(&file) else { return };
         let removed = fs::remove_file(self.library.path(&open.name));
         if open.format == Format::H264 {
-            let _no_note = fs::remove_file(Sidecar::path(self.library.directory(), &open.name));
+            let _ignored_if_missing = fs::remove_file(Sidecar::path(self.library.directory(), &open.name));
         }
         open.close(&self.library);
         let result = match removed {
@@ -204,12 +206,12 @@ impl Disk {
 }
 
 impl OpenFile {
-    /// Appends the index, makes it durable, and only then turns the switch: a crash or an error before
-    /// leaves the unfinished form, which plays as well.
-    async fn finish(&self, ending: Ending, library: &Library) -> Result<(), RecorderError> {
+    /// Appends the index, makes it durable, and only then writes the `mdat` header. A crash or an error before that
+    /// leaves the unfinished form, which players can read too.
+    async fn finish(&self, ending: FileEnding, library: &Library) -> Result<(), RecorderError> {
         let failed = |error: io::Error| RecorderError::io("finishing the file", &error);
         let end = ending.committed + ending.tail.len() as u64;
-        let note = Sidecar {
+        let sidecar = Sidecar {
             started_at_s: ending.started_at_s,
             duration_s: Some(ending.duration_s),
             complete: true,
@@ -221,15 +223,15 @@ impl OpenFile {
             self.ring.sync_data().await.map_err(failed)?;
             return Err(failed(error));
         }
-        // Frees what was reserved, and whatever a torn unit left behind the last whole one.
+        // Releases reserved space and removes a torn unit after the last whole one.
         self.plain.set_len(end).map_err(failed)?;
         self.ring.sync_data().await.map_err(failed)?;
-        if let Some((offset, switch)) = ending.switch {
-            self.write_all(switch.to_vec(), offset).await.map_err(failed)?;
+        if let Some((offset, header)) = ending.mdat_header {
+            self.write_all(header.to_vec(), offset).await.map_err(failed)?;
             self.ring.sync_data().await.map_err(failed)?;
         }
         if self.format == Format::H264 {
-            note.overwrite(library.directory(), &self.name).map_err(failed)?;
+            sidecar.overwrite(library.directory(), &self.name).map_err(failed)?;
         }
         Ok(())
     }
@@ -250,7 +252,7 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Readers see the finished file from now on.
+    /// Marks the file as finished for readers and for the library.
     fn close(&self, library: &Library) {
         library.unregister(&self.name);
         self.progress.send_modify(|progress| progress.finished = true);

@@ -1,5 +1,5 @@
-//! The recorder's thread: feeds recording.rs with units, commands and completions, and hands what it
-//! wants to disk.rs. One turn: do all that is wanted, then wait for whatever comes first.
+//! The recorder's thread. It passes units, commands and completions to `recording.rs` and the resulting operations to
+//! `disk.rs`. Each turn carries out all outputs, then waits for the next input.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::counters::RecorderCounters;
 use super::disk::Disk;
-use super::library::{Library, Progress};
+use super::library::Library;
 use super::names::{Format, Stem, Zone};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::recording::Recording;
@@ -19,14 +19,14 @@ use crate::base::clock::{monotonic_ns, unix_s};
 use crate::base::limits;
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
 
-type Answer<T> = oneshot::Sender<Result<T, RecorderError>>;
+type Reply<T> = oneshot::Sender<Result<T, RecorderError>>;
 
-/// What the recorder is asked to do.
+/// A request to the recorder with the channel for its reply.
 pub(super) enum Command {
-    Start(StartRequest, Answer<StartReply>),
-    Stop(Answer<StopReply>),
-    Heartbeat(Answer<()>),
-    Status(Answer<Status>),
+    Start(StartRequest, Reply<StartReply>),
+    Stop(Reply<StopReply>),
+    Heartbeat(Reply<()>),
+    Status(Reply<Status>),
 }
 
 pub(super) struct Engine {
@@ -37,30 +37,31 @@ pub(super) struct Engine {
     completions: mpsc::UnboundedReceiver<(FileId, Completion)>,
     commands: mpsc::Receiver<Command>,
     shutdown: watch::Receiver<bool>,
-    bell: Arc<Notify>,
+    unit_published: Arc<Notify>,
     library: Library,
     counters: Arc<RecorderCounters>,
     format: Format,
     retention: Retention,
-    retained_at_ns: i64,
-    retaining: Option<JoinHandle<()>>,
+    retention_ran_at_ns: i64,
+    retention_task: Option<JoinHandle<()>>,
     zone: Zone,
-    /// The unit that is being written.
+    /// The unit that is being written. It keeps the lease on the slot.
     current: Option<UnitView>,
-    start_answer: Option<Answer<StartReply>>,
-    stop_answer: Option<Answer<StopReply>>,
-    /// While idle: the ring is too short to look at it now and then, so follow every unit.
+    start_reply: Option<Reply<StartReply>>,
+    stop_reply: Option<Reply<StopReply>>,
+    /// True if the ring lapped the idle recorder between two polls. Then it reads every unit as it is published.
     follow_while_idle: bool,
     shutting_down: bool,
 }
 
-/// What an engine is made of.
-pub(super) struct Parts {
+/// Arguments of [`Engine::new`].
+pub(super) struct EngineSetup {
     pub(super) camera: Camera,
     pub(super) commands: mpsc::Receiver<Command>,
     /// Changes, or loses its sender, when the program ends.
     pub(super) shutdown: watch::Receiver<bool>,
-    pub(super) bell: Arc<Notify>,
+    /// Notified when the camera publishes a unit.
+    pub(super) unit_published: Arc<Notify>,
     pub(super) library: Library,
     pub(super) counters: Arc<RecorderCounters>,
     pub(super) format: Format,
@@ -68,8 +69,9 @@ pub(super) struct Parts {
 }
 
 impl Engine {
-    pub(super) fn new(parts: Parts) -> Engine {
-        let Parts { camera, commands, shutdown, bell, library, counters, format, retention } = parts;
+    pub(super) fn new(setup: EngineSetup) -> Engine {
+        let EngineSetup { camera, commands, shutdown, unit_published, library, counters, format, retention } =
+            setup;
         let (disk, completions) = Disk::new(library.clone(), Arc::clone(&counters));
         let directory = library.directory().display().to_string();
         Engine {
@@ -80,23 +82,23 @@ impl Engine {
             completions,
             commands,
             shutdown,
-            bell,
+            unit_published,
             library,
             counters,
             format,
             retention,
-            retained_at_ns: i64::MIN,
-            retaining: None,
+            retention_ran_at_ns: i64::MIN,
+            retention_task: None,
             zone: Zone::local(),
             current: None,
-            start_answer: None,
-            stop_answer: None,
+            start_reply: None,
+            stop_reply: None,
             follow_while_idle: false,
             shutting_down: false,
         }
     }
 
-    /// Runs until told to shut down, or until nobody can give commands any more.
+    /// Runs until shutdown, or until all handles are dropped.
     pub(super) async fn run(mut self) {
         loop {
             self.work();
@@ -104,16 +106,16 @@ impl Engine {
             if self.shutting_down && idle {
                 return;
             }
-            let look_at_ring = self.recording.can_take_unit() || (idle && self.follow_while_idle);
-            let wait = self.wait(idle);
+            let is_waiting_for_unit = self.recording.can_take_unit() || (idle && self.follow_while_idle);
+            let wait = self.wait_max(idle);
             tokio::select! {
-                Some((file, completion)) = self.completions.recv() => self.complete(file, completion),
-                Some(command) = self.commands.recv() => self.handle(command),
+                Some((file, completion)) = self.completions.recv() => self.handle_completion(file, completion),
+                Some(command) = self.commands.recv() => self.handle_command(command),
                 _ = self.shutdown.changed(), if !self.shutting_down => {
                     self.shutting_down = true;
                     self.recording.handle_shutdown(monotonic_ns());
                 }
-                () = self.bell.notified(), if look_at_ring => {}
+                () = self.unit_published.notified(), if is_waiting_for_unit => {}
                 () = tokio::time::sleep(wait) => {}
             }
             let now_ns = monotonic_ns();
@@ -123,17 +125,17 @@ impl Engine {
         }
     }
 
-    /// How long nothing happens by itself.
-    fn wait(&self, idle: bool) -> std::time::Duration {
-        let look_ms = if idle { limits::RECORDER_IDLE_POLL_MS } else { limits::RECORDER_POLL_MS };
-        let look = std::time::Duration::from_millis(look_ms);
+    /// Returns the longest time to wait for an input: until the next deadline or the next poll of the ring.
+    fn wait_max(&self, idle: bool) -> std::time::Duration {
+        let poll_ms = if idle { limits::RECORDER_IDLE_POLL_MS } else { limits::RECORDER_POLL_MS };
+        let poll = std::time::Duration::from_millis(poll_ms);
         let deadline = self.recording.next_deadline().map(|deadline_ns| {
             std::time::Duration::from_nanos(u64::try_from(deadline_ns - monotonic_ns()).unwrap_or(0))
         });
-        deadline.map_or(look, |deadline| deadline.min(look))
+        deadline.map_or(poll, |deadline| deadline.min(poll))
     }
 
-    /// Carries out all outputs and takes units until the next thing has to be waited for.
+    /// Carries out all outputs and takes units until the next step needs an input.
     fn work(&mut self) {
         loop {
             while let Some(output) = self.recording.poll_output() {
@@ -146,7 +148,7 @@ impl Engine {
                 }
             } else {
                 if self.recording.state() == RecorderState::Idle {
-                    self.follow(now_ns);
+                    self.cache_parameter_sets(now_ns);
                 }
                 break;
             }
@@ -154,7 +156,7 @@ impl Engine {
         while let Some(output) = self.recording.poll_output() {
             self.execute(output);
         }
-        self.retain();
+        self.delete_old_recordings();
     }
 
     fn execute(&mut self, output: Output) {
@@ -163,13 +165,13 @@ impl Engine {
                 if let Err(error) = &result {
                     log::warn!("recording not started: {error}");
                 }
-                if let Some(answer) = self.start_answer.take() {
-                    let _caller_left = answer.send(result);
+                if let Some(reply) = self.start_reply.take() {
+                    let _ignored_if_caller_left = reply.send(result);
                 }
             }
             Output::Stopped(result) => {
-                if let Some(answer) = self.stop_answer.take() {
-                    let _caller_left = answer.send(result);
+                if let Some(reply) = self.stop_reply.take() {
+                    let _ignored_if_caller_left = reply.send(result);
                 }
             }
             Output::Write { .. } => {
@@ -180,7 +182,7 @@ impl Engine {
         }
     }
 
-    /// Takes the next unit of the ring; `false` if there is none now.
+    /// Takes the next unit from the ring. Returns false if there is none now.
     fn record_next(&mut self, now_ns: i64) -> bool {
         match self.cursor.next(now_ns) {
             Next::Unit(view) => {
@@ -208,13 +210,13 @@ impl Engine {
         true
     }
 
-    /// While nothing is recorded, only parameter sets are looked for: a camera may send them just once.
-    fn follow(&mut self, now_ns: i64) {
+    /// Reads new units for their parameter sets while no recording runs: a camera may send them only once.
+    fn cache_parameter_sets(&mut self, now_ns: i64) {
         self.current = None;
         for _ in 0..limits::IDLE_UNITS_PER_POLL_MAX {
             match self.cursor.next(now_ns) {
                 Next::Unit(view) => {
-                    self.remember_parameter_sets(&view);
+                    self.remember_intact(&view);
                 }
                 Next::Lapped { .. } => self.follow_while_idle = true,
                 Next::Rejected(_) | Next::Restarted => {}
@@ -223,7 +225,8 @@ impl Engine {
         }
     }
 
-    fn remember_parameter_sets(&mut self, view: &UnitView) -> bool {
+    /// Caches the parameter sets of a unit. Returns true if the unit is an IDR and the camera did not overwrite it.
+    fn remember_intact(&mut self, view: &UnitView) -> bool {
         let is_idr = self.recording.remember_parameter_sets(&view.bytes);
         let intact = view.is_intact();
         if !intact {
@@ -232,7 +235,7 @@ impl Engine {
         is_idr && intact
     }
 
-    fn complete(&mut self, file: FileId, completion: Completion) {
+    fn handle_completion(&mut self, file: FileId, completion: Completion) {
         let now_ns = monotonic_ns();
         let was_idle = self.recording.state() == RecorderState::Idle;
         let is_write = matches!(completion, Completion::Written { .. });
@@ -244,24 +247,23 @@ impl Engine {
         if !self.recording.has_pending_unit() {
             self.current = None;
         }
-        if is_write && let Some((committed_bytes, duration_s, started_at_s)) = self.recording.progress(file) {
-            self.disk
-                .show_progress(file, Progress { committed_bytes, duration_s, started_at_s, finished: false });
+        if is_write && let Some(progress) = self.recording.progress(file) {
+            self.disk.publish_progress(file, progress);
         }
         if let Some(Err(error)) = finished {
-            log::error!("recording: {error}");
+            log::error!("a recording file could not be finished: {error}");
         }
         if !was_idle && self.recording.state() == RecorderState::Idle {
-            self.ended();
+            self.handle_recording_end();
         }
     }
 
-    fn ended(&mut self) {
+    fn handle_recording_end(&mut self) {
         self.cursor = self.camera.cursor();
-        self.retained_at_ns = i64::MIN;
+        self.retention_ran_at_ns = i64::MIN;
         match self.recording.last() {
             (Some(last), None) => log::info!(
-                "recorded {}: {} units, {} bytes, {:.1} s, {} units dropped ({})",
+                "recorded {}: {} units, {} bytes, {:.1} s, {} units dropped (stop reason: {})",
                 last.report.name,
                 last.report.frame_count,
                 last.report.bytes_written,
@@ -269,32 +271,32 @@ impl Engine {
                 last.report.dropped_units,
                 last.reason.as_str()
             ),
-            (_, Some(error)) => log::error!("recording ended: {error}"),
+            (_, Some(error)) => log::error!("the recording ended with an error: {error}"),
             (None, None) => {}
         }
     }
 
-    fn handle(&mut self, command: Command) {
+    fn handle_command(&mut self, command: Command) {
         let now_ns = monotonic_ns();
         match command {
-            Command::Start(request, answer) => match self.start(now_ns, &request) {
-                Ok(()) => self.start_answer = Some(answer),
+            Command::Start(request, reply) => match self.start(now_ns, &request) {
+                Ok(()) => self.start_reply = Some(reply),
                 Err(error) => {
                     log::warn!("recording not started: {error}");
-                    let _caller_left = answer.send(Err(error));
+                    let _ignored_if_caller_left = reply.send(Err(error));
                 }
             },
-            Command::Stop(answer) => match self.recording.handle_stop(now_ns) {
-                Ok(()) => self.stop_answer = Some(answer),
+            Command::Stop(reply) => match self.recording.handle_stop(now_ns) {
+                Ok(()) => self.stop_reply = Some(reply),
                 Err(error) => {
-                    let _caller_left = answer.send(Err(error));
+                    let _ignored_if_caller_left = reply.send(Err(error));
                 }
             },
-            Command::Heartbeat(answer) => {
-                let _caller_left = answer.send(self.recording.handle_heartbeat(now_ns));
+            Command::Heartbeat(reply) => {
+                let _ignored_if_caller_left = reply.send(self.recording.handle_heartbeat(now_ns));
             }
-            Command::Status(answer) => {
-                let _caller_left = answer.send(Ok(self.status()));
+            Command::Status(reply) => {
+                let _ignored_if_caller_left = reply.send(Ok(self.status()));
             }
         }
     }
@@ -308,26 +310,28 @@ impl Engine {
     }
 
     fn start(&mut self, now_ns: i64, request: &StartRequest) -> Result<(), RecorderError> {
-        self.recording.may_start()?;
+        self.recording.check_can_start()?;
         if self.shutting_down {
             return Err(RecorderError::Unresponsive);
         }
-        let mut start = check(request, self.format, &self.zone)?;
+        let mut start = validate(request, self.format, &self.zone)?;
         let pre_roll_ns = seconds("pre_roll_s", request.pre_roll_s)?.unwrap_or(0);
         if let CameraStatus::Away { .. } = self.camera.status() {
             return Err(RecorderError::CameraAway);
         }
-        self.follow(now_ns);
-        let begin = self.rewind(now_ns, pre_roll_ns);
+        self.cache_parameter_sets(now_ns);
+        let begin = self.find_first_idr(now_ns, pre_roll_ns);
         start.waits_for_idr = begin.is_none();
         self.cursor = begin.unwrap_or_else(|| self.camera.cursor());
         self.recording.handle_start(now_ns, start)
     }
 
-    /// A cursor at the IDR to begin with: the newest that is at least that far back, so that nothing
-    /// after the request is lost; if the ring doesn't reach so far, the oldest it holds. `None`: the ring
-    /// holds no IDR (it is short, or the GOP is long).
-    fn rewind(&mut self, now_ns: i64, pre_roll_ns: i64) -> Option<Cursor> {
+    /// Returns a cursor at the IDR with which the recording shall begin.
+    ///
+    /// This is the newest IDR that is at least `pre_roll_ns` old, so that nothing after the request is missing. If the
+    /// ring does not reach that far, it is the oldest IDR in the ring. `None` if the ring holds no IDR: it is short, or
+    /// the GOP is long.
+    fn find_first_idr(&mut self, now_ns: i64, pre_roll_ns: i64) -> Option<Cursor> {
         let newest = self.camera.cursor();
         let CameraStatus::Attached { layout, .. } = self.camera.status() else { return None };
         let slots = layout.slot_count();
@@ -339,7 +343,7 @@ impl Engine {
             match cursor.next(now_ns) {
                 Next::Unit(view) => {
                     let old_enough = view.captured_monotonic_ns <= now_ns.saturating_sub(pre_roll_ns);
-                    if self.remember_parameter_sets(&view) && (old_enough || chosen.is_none()) {
+                    if self.remember_intact(&view) && (old_enough || chosen.is_none()) {
                         chosen = Some(back);
                     }
                 }
@@ -350,17 +354,17 @@ impl Engine {
         newest.units_back(chosen?)
     }
 
-    /// Applies the retention rules now and then, on a thread of its own.
-    fn retain(&mut self) {
+    /// Applies the retention rules at intervals, on a blocking thread.
+    fn delete_old_recordings(&mut self) {
         let now_ns = monotonic_ns();
-        let due = now_ns >= self.retained_at_ns.saturating_add(limits::RETENTION_INTERVAL_NS);
-        let busy = self.retaining.as_ref().is_some_and(|retaining| !retaining.is_finished());
+        let due = now_ns >= self.retention_ran_at_ns.saturating_add(limits::RETENTION_INTERVAL_NS);
+        let busy = self.retention_task.as_ref().is_some_and(|task| !task.is_finished());
         if self.retention.is_empty() || !due || busy {
             return;
         }
-        self.retained_at_ns = now_ns;
+        self.retention_ran_at_ns = now_ns;
         let (library, rules) = (self.library.clone(), self.retention);
-        self.retaining = Some(tokio::task::spawn_blocking(move || {
+        self.retention_task = Some(tokio::task::spawn_blocking(move || {
             match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
                 Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
                 Err(error) => log::warn!("retention: {error}"),
@@ -377,15 +381,15 @@ fn incoming(view: &UnitView) -> IncomingUnit {
     }
 }
 
-fn check(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start, RecorderError> {
-    let asked = request.filename.as_deref().filter(|name| !name.is_empty());
-    let stem = match asked {
-        Some(name) => Stem::asked(name, format)?,
+fn validate(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start, RecorderError> {
+    let requested = request.filename.as_deref().filter(|name| !name.is_empty());
+    let stem = match requested {
+        Some(name) => Stem::from_request(name, format)?,
         None => Stem { stem: zone.default_stem(unix_s()), format },
     };
     Ok(Start {
         stem,
-        exact: asked.is_some(),
+        exact: requested.is_some(),
         max_duration_ns: seconds("max_duration_s", request.max_duration_s)?.filter(|ns| *ns > 0),
         heartbeat_ns: seconds("heartbeat_s", request.heartbeat_s)?.filter(|ns| *ns > 0),
         started_at_s: u64::try_from(unix_s()).unwrap_or(0),
@@ -393,7 +397,7 @@ fn check(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start, R
     })
 }
 
-/// A number of seconds from a request, as nanoseconds.
+/// Converts a number of seconds of a request to nanoseconds.
 fn seconds(field: &'static str, value: Option<f64>) -> Result<Option<i64>, RecorderError> {
     let Some(value) = value else { return Ok(None) };
     if !(0.0..=limits::REQUEST_SECONDS_MAX).contains(&value) {

@@ -1,5 +1,5 @@
-//! How the rest of the program talks to the recorder: a bounded channel of commands in, answers out.
-//! Touches no file itself but through library.rs, on a thread that may wait.
+//! The interface of the recorder for the rest of the program: a bounded channel of commands with replies.
+//! Requests about finished files go to `library.rs` on a blocking thread.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::counters::RecorderCounters;
-use super::engine::{Command, Engine, Parts};
+use super::engine::{Command, Engine, EngineSetup};
 use super::library::{Download, Library};
 use super::names::Format;
 use super::retention::Retention;
@@ -17,28 +17,28 @@ use super::types::{RecorderError, RecordingInfo, StartReply, StartRequest, Statu
 use crate::base::limits;
 use crate::camera::{Camera, Wakeup};
 
-/// What the recorder needs to know.
+/// Options of the recorder.
 #[derive(Clone, Debug)]
 pub struct RecorderConfig {
-    /// Where files go; created (0755) when the first recording starts.
+    /// Directory of the files. Created (0755) when the first recording starts.
     pub directory: PathBuf,
-    /// What a recording without an extension in its name is.
+    /// Format of a recording whose name has no extension.
     pub format: Format,
-    /// When old recordings are deleted.
+    /// Rules for deleting old recordings.
     pub retention: Retention,
 }
 
-/// Why there is no recorder.
+/// Why the recorder could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// io_uring is not to be had.
+    /// The kernel refused io_uring.
     #[error(
         "the recorder needs io_uring, and the kernel refuses it: {0}. Allow it (sysctl kernel.io_uring_disabled=0; \
          in a container a seccomp profile that permits io_uring_setup, io_uring_enter and io_uring_register)"
     )]
     Uring(std::io::Error),
-    /// No thread.
-    #[error("no thread for the recorder: {0}")]
+    /// A thread could not be created.
+    #[error("could not create a thread for the recorder: {0}")]
     Thread(std::io::Error),
 }
 
@@ -50,14 +50,13 @@ impl Wakeup for UnitWakeup {
     }
 }
 
-/// Starts the recorder's thread. Files that a crash left are repaired beside it, on a thread that ends
-/// when that is done.
+/// Starts the recorder's thread. A second, temporary thread repairs files that a crash left unfinished.
 ///
-/// The thread ends after [`RecorderHandle::shutdown`], or when all handles are dropped; a recording
-/// that runs is finished first.
+/// The thread ends after [`RecorderHandle::shutdown`] or when all handles are dropped. It finishes a running recording
+/// first.
 ///
 /// # Errors
-/// [`SpawnError`], with what to do about it.
+/// [`SpawnError`]. Its text says how to allow io_uring.
 pub fn spawn(
     camera: &Camera,
     config: RecorderConfig,
@@ -65,16 +64,16 @@ pub fn spawn(
     let counters = Arc::new(RecorderCounters::default());
     let library = Library::new(&config.directory, Arc::clone(&counters));
     let (sender, commands) = mpsc::channel(limits::RECORDER_COMMANDS_MAX);
-    let (ending, shutdown) = watch::channel(false);
-    let bell = Arc::new(Notify::new());
-    camera.add_wakeup(Arc::new(UnitWakeup(Arc::clone(&bell))));
-    // Before the first recording can start: what is unfinished now was left by a crash.
-    repair_beside(&library).map_err(SpawnError::Thread)?;
-    let parts = Parts {
+    let (shutdown_sender, shutdown) = watch::channel(false);
+    let unit_published = Arc::new(Notify::new());
+    camera.add_wakeup(Arc::new(UnitWakeup(Arc::clone(&unit_published))));
+    // No recording has started yet, so every unfinished file was left by a crash.
+    repair_in_background(&library).map_err(SpawnError::Thread)?;
+    let setup = EngineSetup {
         camera: camera.clone(),
         commands,
         shutdown,
-        bell,
+        unit_published,
         library: library.clone(),
         counters: Arc::clone(&counters),
         format: config.format,
@@ -87,138 +86,139 @@ pub fn spawn(
             Ok(runtime) => (Some(runtime), Ok(())),
             Err(error) => (None, Err(error)),
         };
-        let _spawn_waits_for_it = ready.send(result);
+        let _received_below = ready.send(result);
         if let Some(runtime) = runtime {
-            runtime.block_on(Engine::new(parts).run());
+            runtime.block_on(Engine::new(setup).run());
         }
     };
     let thread =
         thread::Builder::new().name("recorder".to_owned()).spawn(body).map_err(SpawnError::Thread)?;
     match is_ready.recv() {
         Ok(Ok(())) => {
-            let ending = Arc::new(ending);
-            Ok((RecorderHandle { commands: sender, ending, library, counters }, thread))
+            let shutdown = Arc::new(shutdown_sender);
+            Ok((RecorderHandle { commands: sender, shutdown, library, counters }, thread))
         }
         Ok(Err(error)) => Err(SpawnError::Uring(error)),
         Err(_) => Err(SpawnError::Thread(std::io::ErrorKind::BrokenPipe.into())),
     }
 }
 
-fn repair_beside(library: &Library) -> std::io::Result<()> {
+fn repair_in_background(library: &Library) -> std::io::Result<()> {
     let unfinished = library.unfinished();
     let library = library.clone();
     let repair = move || {
-        library.sweep();
+        library.remove_orphaned_sidecars();
         for name in unfinished {
             match library.repair(&name) {
-                Ok(true) => log::info!("recording {name} was left unfinished by a crash and is repaired"),
-                Ok(false) => log::info!("recording {name} was left unfinished and holds nothing to repair"),
-                Err(error) => log::error!("recording {name}: {error}"),
+                Ok(true) => log::info!("recording {name} was left unfinished by a crash; it is now repaired"),
+                Ok(false) => log::info!(
+                    "recording {name} was left unfinished by a crash; it holds no whole access unit or is in use"
+                ),
+                Err(error) => log::error!("recording {name} could not be repaired: {error}"),
             }
         }
     };
     thread::Builder::new().name("repair".to_owned()).spawn(repair).map(drop)
 }
 
-/// The recorder, for everybody who may command it. The waiting methods need a tokio runtime with a
-/// timer on the calling side.
+/// Sends commands to the recorder's thread. The async methods need a tokio runtime with a timer.
 #[derive(Clone, Debug)]
 pub struct RecorderHandle {
     commands: mpsc::Sender<Command>,
-    ending: Arc<watch::Sender<bool>>,
+    shutdown: Arc<watch::Sender<bool>>,
     library: Library,
     counters: Arc<RecorderCounters>,
 }
 
 impl RecorderHandle {
-    /// Starts a recording: answered when the file is created.
+    /// Starts a recording. Returns when the file is created.
     ///
     /// # Errors
-    /// Already recording, bad name or numbers, name taken, no camera, disk full, directory unusable.
+    /// Already recording, bad name or numbers, name in use, no camera, disk full, directory not usable.
     pub async fn start(&self, request: StartRequest) -> Result<StartReply, RecorderError> {
-        self.ask(|answer| Command::Start(request, answer)).await
+        self.request(|reply| Command::Start(request, reply)).await
     }
 
-    /// Stops the recording: answered when the file is finished and on the disk.
+    /// Stops the recording. Returns when the file is finished and durable.
     ///
     /// # Errors
-    /// Not recording, already stopping, or what went wrong with the file.
+    /// Not recording, already stopping, or an error of the file.
     pub async fn stop(&self) -> Result<StopReply, RecorderError> {
-        self.ask(Command::Stop).await
+        self.request(Command::Stop).await
     }
 
-    /// Tells that somebody still watches (`heartbeat_s` of the start).
+    /// Restarts the heartbeat timeout (`heartbeat_s` of the start).
     ///
     /// # Errors
     /// Not recording.
     pub async fn heartbeat(&self) -> Result<(), RecorderError> {
-        self.ask(Command::Heartbeat).await
+        self.request(Command::Heartbeat).await
     }
 
-    /// How the recording goes, or how the last one went.
+    /// Returns the state of the recorder and the figures of the running or last recording.
     ///
     /// # Errors
     /// [`RecorderError::Unresponsive`].
     pub async fn status(&self) -> Result<Status, RecorderError> {
-        self.ask(Command::Status).await
+        self.request(Command::Status).await
     }
 
-    /// All recordings, newest first.
+    /// Returns all recordings, newest first.
     ///
     /// # Errors
-    /// The directory can't be read.
+    /// The directory cannot be read.
     pub async fn list(&self) -> Result<Vec<RecordingInfo>, RecorderError> {
-        self.beside(Library::list).await
+        self.run_blocking(Library::list).await
     }
 
-    /// Opens a recording for download; one that runs up to its last whole unit.
+    /// Opens a recording for download. A running one can be read up to its last whole unit.
     ///
     /// # Errors
-    /// Bad or unknown name, or what the system says.
+    /// Bad or unknown name, or an error of the file.
     pub async fn open(&self, name: String) -> Result<Download, RecorderError> {
-        self.beside(move |library| library.open(&name)).await
+        self.run_blocking(move |library| library.open(&name)).await
     }
 
-    /// Deletes a recording that doesn't run.
+    /// Deletes a recording that is not being written.
     ///
     /// # Errors
-    /// Bad or unknown name, in use, or what the system says.
+    /// Bad or unknown name, file in use, or an error of the file.
     pub async fn delete(&self, name: String) -> Result<(), RecorderError> {
-        self.beside(move |library| library.delete(&name)).await
+        self.run_blocking(move |library| library.delete(&name)).await
     }
 
-    /// Ends the recorder: a running recording is finished, then its thread returns. Doesn't wait:
-    /// join the thread.
+    /// Ends the recorder: a running recording is finished, then the thread returns. This call does not wait; join the
+    /// thread.
     pub fn shutdown(&self) {
-        self.ending.send_replace(true);
+        self.shutdown.send_replace(true);
     }
 
-    /// What the recorder did so far.
+    /// Returns the counters since the program started.
     #[must_use]
     pub fn counters(&self) -> &RecorderCounters {
         &self.counters
     }
 
-    /// The recordings, for callers on threads that may wait.
+    /// Returns the directory of recordings. Its methods block.
     #[must_use]
     pub fn library(&self) -> &Library {
         &self.library
     }
 
-    async fn ask<T>(
+    async fn request<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, RecorderError>>) -> Command,
     ) -> Result<T, RecorderError> {
-        let (answer, answered) = oneshot::channel();
-        self.commands.try_send(command(answer)).map_err(|_| RecorderError::Unresponsive)?;
-        let patience = Duration::from_secs(limits::RECORDER_REPLY_S);
-        match tokio::time::timeout(patience, answered).await {
+        let (reply, receiver) = oneshot::channel();
+        self.commands.try_send(command(reply)).map_err(|_| RecorderError::Unresponsive)?;
+        let timeout = Duration::from_secs(limits::RECORDER_REPLY_S);
+        match tokio::time::timeout(timeout, receiver).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(RecorderError::Unresponsive),
         }
     }
 
-    async fn beside<T: Send + 'static>(
+    async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Library) -> Result<T, RecorderError> + Send + 'static,
     ) -> Result<T, RecorderError> {

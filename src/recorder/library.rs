@@ -1,6 +1,5 @@
 //! The directory of recordings: list, open for download, delete, retention, repair after a crash.
-//! Works on files that are not being written; the running one belongs to disk.rs. Blocks, so it is
-//! called from threads that may wait, never from the recorder's.
+//! Its methods block, so the recorder's thread must not call them. Files that are being written belong to `disk.rs`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,39 +12,27 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use tokio::sync::watch;
 
 use super::counters::RecorderCounters;
+use super::format::fmp4::{self, Form};
+use super::format::moov::{self, Notes};
+use super::format::recovery::{ReadAt as _, WholeFragments, whole_fragments};
+use super::format::{TIMESCALE, annexb};
 use super::names::{self, Format};
 use super::retention::{Candidate, Retention, to_retire};
 use super::sidecar::Sidecar;
-use super::types::{RecorderError, RecordingInfo};
+use super::types::{Progress, RecorderError, RecordingInfo};
 use crate::base::limits;
-use crate::recorder::format::annexb;
-use crate::recorder::format::fmp4::{self, Form};
-use crate::recorder::format::moov::{self, Notes};
-use crate::recorder::format::recovery::{ReadAt as _, survey};
 
-/// How far the running recording is.
-#[derive(Copy, Clone, Debug, Default, PartialEq)]
-pub struct Progress {
-    /// Bytes of whole units in the file: what may be served.
-    pub committed_bytes: u64,
-    /// Seconds recorded so far.
-    pub duration_s: f64,
-    /// When it began, seconds since 1970.
-    pub started_at_s: u64,
-    /// The file is finished; its first bytes and its length are about to change or did.
-    pub finished: bool,
-}
-
-/// The recordings of one directory. Clones share what is known of running files.
+/// The recordings of one directory. Clones share the list of files that are being written.
 #[derive(Clone, Debug)]
 pub struct Library {
     directory: Arc<Path>,
-    running: Arc<Mutex<Vec<Running>>>,
+    running: Arc<Mutex<Vec<RunningFile>>>,
     counters: Arc<RecorderCounters>,
 }
 
+/// A file that is being written.
 #[derive(Debug)]
-struct Running {
+struct RunningFile {
     name: String,
     progress: watch::Receiver<Progress>,
 }
@@ -54,36 +41,37 @@ struct Running {
 #[derive(Debug)]
 pub struct Download {
     file: File,
-    head: Vec<u8>,
+    /// Replaces the first bytes of a file that is being written: finishing changes them on disk.
+    first_bytes: Vec<u8>,
     /// File name.
     pub name: String,
     /// Bytes that can be read now.
     pub bytes: u64,
-    /// Whether the file has its final form.
+    /// True if the file has its final form.
     pub complete: bool,
-    /// Strong validator, with quotes. While recording it stays the same and `bytes` grows; bytes
-    /// once served never change under it.
+    /// Strong validator, with quotes. While recording it stays the same and `bytes` grows. Bytes that were served never
+    /// change under the same validator.
     pub etag: String,
     /// `video/mp4` or `video/h264`.
     pub content_type: &'static str,
-    /// When the file was last written to.
+    /// Time of the last write.
     pub modified: SystemTime,
-    /// For `?follow=1`: tells how far the file has grown. `None` if it isn't being written.
+    /// Growth of the file, for `?follow=1`. `None` if the file is not being written.
     pub progress: Option<watch::Receiver<Progress>>,
 }
 
 impl Download {
-    /// Reads at that offset; 0 at the end of the file. Blocks as long as the disk takes. The caller keeps
-    /// within `bytes`, or what `progress` says.
+    /// Reads at `offset`. Returns 0 at the end of the file. Blocks until the disk answers. The caller must stay below
+    /// `bytes`, or below the committed bytes of `progress`.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the read.
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        // The first bytes change when a recording is finished; this reader goes on seeing the old form.
-        let head = usize::try_from(offset).ok().and_then(|offset| self.head.get(offset..));
-        if let Some(head) = head.filter(|head| !head.is_empty()) {
-            let bytes = head.len().min(out.len());
-            for (to, from) in out.iter_mut().zip(head) {
+        // Finishing changes the first bytes on disk. This reader keeps the unfinished form it started with.
+        let first = usize::try_from(offset).ok().and_then(|offset| self.first_bytes.get(offset..));
+        if let Some(first) = first.filter(|first| !first.is_empty()) {
+            let bytes = first.len().min(out.len());
+            for (to, from) in out.iter_mut().zip(first) {
                 *to = *from;
             }
             return Ok(bytes);
@@ -92,22 +80,22 @@ impl Download {
     }
 }
 
-/// What is known of a file without reading all of it.
-struct Entry {
+/// Facts about a file that do not need a full read.
+struct ListedFile {
     info: RecordingInfo,
     started_at_s: u64,
-    /// We made it, and it is finished: retention may delete it.
-    ours_and_complete: bool,
+    /// True if this recorder wrote and finished the file. Only such files may be deleted by retention.
+    is_ours_and_complete: bool,
 }
 
 impl Library {
-    /// The recordings in that directory, which need not exist yet.
+    /// Opens a library on a directory, which need not exist yet.
     #[must_use]
     pub fn new(directory: &Path, counters: Arc<RecorderCounters>) -> Library {
         Library { directory: directory.into(), running: Arc::default(), counters }
     }
 
-    /// Where the files are.
+    /// Returns the directory of the files.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -122,26 +110,26 @@ impl Library {
         created.map_err(|error| self.directory_error(&error))
     }
 
-    /// All recordings, newest first.
+    /// Returns all recordings, newest first.
     ///
     /// # Errors
-    /// [`RecorderError::Directory`]; a directory that doesn't exist yet is empty.
+    /// [`RecorderError::Directory`]. A directory that does not exist yet counts as empty.
     pub fn list(&self) -> Result<Vec<RecordingInfo>, RecorderError> {
         let mut entries = self.entries()?;
         entries.sort_by(|a, b| (b.started_at_s, &b.info.name).cmp(&(a.started_at_s, &a.info.name)));
         Ok(entries.into_iter().map(|entry| entry.info).collect())
     }
 
-    /// Opens a recording, also one that is being written: that one up to its last whole unit.
+    /// Opens a recording. One that is being written can be read up to its last whole unit.
     ///
     /// # Errors
-    /// Bad or unknown name; what the system says.
+    /// Bad or unknown name, or an error of the file.
     pub fn open(&self, name: &str) -> Result<Download, RecorderError> {
-        let format = names::check_existing(name)?;
+        let format = names::validate_existing(name)?;
         let progress = self.progress(name);
         let file = self.open_file(name, false)?;
         let metadata = file.metadata().map_err(|error| RecorderError::io("reading the file", &error))?;
-        let mut head = Vec::new();
+        let mut first_bytes = Vec::new();
         let mut bytes = metadata.len();
         let mut etag =
             format!("\"{:x}-{bytes:x}-{:x}.{:x}\"", metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
@@ -149,12 +137,12 @@ impl Library {
             bytes = progress.borrow().committed_bytes;
             etag = format!("\"{:x}-live\"", metadata.ino());
             if format == Format::Mp4 && bytes > 0 {
-                head.extend_from_slice(&fmp4::START_UNFINISHED);
+                first_bytes.extend_from_slice(&fmp4::START_UNFINISHED);
             }
         }
         Ok(Download {
             file,
-            head,
+            first_bytes,
             name: name.to_owned(),
             bytes,
             complete: progress.is_none(),
@@ -165,24 +153,24 @@ impl Library {
         })
     }
 
-    /// Deletes a recording that isn't being written.
+    /// Deletes a recording that is not being written.
     ///
     /// # Errors
-    /// Bad or unknown name; in use; what the system says.
+    /// Bad or unknown name, file in use, or an error of the file.
     pub fn delete(&self, name: &str) -> Result<(), RecorderError> {
-        let format = names::check_existing(name)?;
+        let format = names::validate_existing(name)?;
         if self.progress(name).is_some() {
             return Err(RecorderError::InUse { name: name.to_owned() });
         }
         fs::remove_file(self.path(name)).map_err(|error| file_error(name, "deleting", &error))?;
         if format == Format::H264 {
-            let _gone_already = fs::remove_file(Sidecar::path(&self.directory, name));
+            let _ignored_if_missing = fs::remove_file(Sidecar::path(&self.directory, name));
         }
         Ok(())
     }
 
-    /// Deletes what the rules say, oldest first; returns the names. Never a file that is being written,
-    /// unfinished, or not ours.
+    /// Applies the retention rules, oldest recordings first. Returns the deleted names. Never deletes a file that is being
+    /// written, is unfinished, or was not written by this recorder.
     ///
     /// # Errors
     /// [`RecorderError::Directory`].
@@ -197,23 +185,23 @@ impl Library {
                 name: entry.info.name,
                 bytes: entry.info.bytes,
                 started_at_s: entry.started_at_s,
-                deletable: entry.ours_and_complete,
+                deletable: entry.is_ours_and_complete,
             })
             .collect();
-        let mut retired = to_retire(candidates, rules, self.free_bytes(), now_s);
-        retired.retain(|name| self.delete(name).is_ok());
-        self.counters.retired.add_shared(retired.len() as u64);
-        Ok(retired)
+        let mut deleted = to_retire(candidates, rules, self.free_bytes(), now_s);
+        deleted.retain(|name| self.delete(name).is_ok());
+        self.counters.retired.add_shared(deleted.len() as u64);
+        Ok(deleted)
     }
 
-    /// Bytes left on the file system, if it tells.
+    /// Returns the free bytes of the file system. `None` if they are unknown.
     #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
         let system = rustix::fs::statvfs(&*self.directory).ok()?;
         Some(system.f_bavail.saturating_mul(system.f_frsize))
     }
 
-    /// Names of files that a crash left unfinished. To be called before the first recording starts.
+    /// Returns the names of files that a crash left unfinished. Call it before the first recording starts.
     #[must_use]
     pub fn unfinished(&self) -> Vec<String> {
         let is_unfinished = |name: &String| match Format::of(name) {
@@ -227,18 +215,20 @@ impl Library {
                         .is_ok_and(|filled| filled && fmp4::form(&start) == Form::Unfinished),
                 }
             }
-            Some(Format::H264) => Sidecar::read(&self.directory, name).is_some_and(|note| !note.complete),
+            Some(Format::H264) => {
+                Sidecar::read(&self.directory, name).is_some_and(|sidecar| !sidecar.complete)
+            }
             None => false,
         };
         self.names().unwrap_or_default().into_iter().filter(is_unfinished).collect()
     }
 
-    /// Repairs a file that a crash left: cut to its last whole unit and finished; removed if there is
-    /// none. Another process that still writes it holds a lock on it; then nothing is done.
-    /// Returns whether there is a recording now.
+    /// Repairs a file that a crash left unfinished: truncates it to its last whole unit and finishes it. Removes it if it
+    /// has no whole unit. Does nothing if another process has locked the file, because it still writes it.
+    /// Returns true if the file is a finished recording now.
     ///
     /// # Errors
-    /// What the system says; the file then is as playable as before.
+    /// An error of the file. The file is then as playable as before.
     pub fn repair(&self, name: &str) -> Result<bool, RecorderError> {
         let repaired =
             self.try_repair(name).map_err(|error| RecorderError::io("repairing the file", &error))?;
@@ -250,33 +240,33 @@ impl Library {
         let options = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let flags = i32::try_from(options.bits()).unwrap_or(0);
         let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(self.path(name))?;
-        if !lock_in_time(&file) {
+        if !lock_with_retries(&file) {
             return Ok(false);
         }
         let bytes = file.total_bytes()?;
         if bytes == 0 {
             fs::remove_file(self.path(name))?;
-            let _none_for_mp4 = fs::remove_file(Sidecar::path(&self.directory, name));
+            let _ignored_if_missing = fs::remove_file(Sidecar::path(&self.directory, name));
             return Ok(false);
         }
         if Format::of(name) == Some(Format::H264) {
             self.repair_h264(name, &file, bytes)?;
             return Ok(true);
         }
-        match survey(&file)? {
-            Some(survey) => {
-                file.set_len(survey.end)?;
+        match whole_fragments(&file)? {
+            Some(WholeFragments { track, index, fragments_offset, end }) => {
+                file.set_len(end)?;
                 let notes = Notes { recovered: true, dropped_units: 0 };
-                let tail = moov::finished(&survey.track, &survey.index, survey.fragments_offset, notes);
-                if let Err(error) = file.write_all_at(&tail, survey.end).and_then(|()| file.sync_data()) {
-                    file.set_len(survey.end)?;
+                let tail = moov::finished(&track, &index, fragments_offset, notes);
+                if let Err(error) = file.write_all_at(&tail, end).and_then(|()| file.sync_data()) {
+                    file.set_len(end)?;
                     return Err(error);
                 }
-                file.write_all_at(&fmp4::switch_finished(survey.end), fmp4::SWITCH_OFFSET)?;
+                file.write_all_at(&fmp4::mdat_header(end), fmp4::MDAT_HEADER_OFFSET)?;
                 file.sync_data()?;
                 Ok(true)
             }
-            // Less than one unit: nothing was recorded. More than that is not ours to throw away.
+            // Too small for a whole unit: nothing was recorded. A larger file is kept, because it may be foreign.
             None if bytes < 2 * limits::SLOT_DATA_BYTES_MAX as u64 => {
                 fs::remove_file(self.path(name))?;
                 Ok(false)
@@ -299,33 +289,33 @@ impl Library {
             }
             tail_bytes = (tail_bytes * 4).min(bytes).min(limits::RECOVERY_TAIL_BYTES_MAX);
         };
-        // Also when nothing is cut: frees what is reserved behind the end.
+        // Needed even without a cut: releases the space reserved after the end.
         file.set_len(end)?;
         file.sync_data()?;
-        let mut note = Sidecar::read(&self.directory, name).unwrap_or_default();
-        (note.complete, note.recovered, note.duration_s) = (true, true, None);
-        note.overwrite(&self.directory, name)
+        let mut sidecar = Sidecar::read(&self.directory, name).unwrap_or_default();
+        (sidecar.complete, sidecar.recovered, sidecar.duration_s) = (true, true, None);
+        sidecar.overwrite(&self.directory, name)
     }
 
-    /// Removes notes whose recording is gone.
-    pub fn sweep(&self) {
+    /// Removes sidecars whose recording no longer exists.
+    pub(super) fn remove_orphaned_sidecars(&self) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let file_name = entry.file_name();
             let Some(name) = file_name.to_str().and_then(Sidecar::recording_of) else { continue };
             if !self.path(name).exists() {
-                let _kept_if_it_fails = fs::remove_file(entry.path());
+                let _ignored_if_it_fails = fs::remove_file(entry.path());
             }
         }
     }
 
-    /// A file is being written from now on.
+    /// Registers a file that is being written. Its writer publishes progress through the sender.
     pub(super) fn register(&self, name: &str) -> watch::Sender<Progress> {
         let (sender, progress) = watch::channel(Progress::default());
-        self.lock().push(Running { name: name.to_owned(), progress });
+        self.lock().push(RunningFile { name: name.to_owned(), progress });
         sender
     }
 
-    /// A file isn't written any more.
+    /// Removes a file from the list of files being written.
     pub(super) fn unregister(&self, name: &str) {
         self.lock().retain(|running| running.name != name);
     }
@@ -346,12 +336,12 @@ impl Library {
         running.iter().find(|running| running.name == name).map(|running| running.progress.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Running>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<RunningFile>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_file(&self, name: &str, write: bool) -> Result<File, RecorderError> {
-        // NOFOLLOW: only files of this directory. NONBLOCK: a pipe must not make us wait.
+        // NOFOLLOW: only files of this directory. NONBLOCK: opening a pipe must not block.
         let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
         let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(self.path(name));
         let file = opened.map_err(|error| file_error(name, "opening", &error))?;
@@ -369,16 +359,16 @@ impl Library {
         };
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         Ok(names
-            .filter(|name| names::check_existing(name).is_ok())
+            .filter(|name| names::validate_existing(name).is_ok())
             .take(limits::RECORDINGS_LISTED_MAX)
             .collect())
     }
 
-    fn entries(&self) -> Result<Vec<Entry>, RecorderError> {
-        Ok(self.names()?.into_iter().filter_map(|name| self.entry(name)).collect())
+    fn entries(&self) -> Result<Vec<ListedFile>, RecorderError> {
+        Ok(self.names()?.into_iter().filter_map(|name| self.inspect(name)).collect())
     }
 
-    fn entry(&self, name: String) -> Option<Entry> {
+    fn inspect(&self, name: String) -> Option<ListedFile> {
         let file = self.open_file(&name, false).ok()?;
         let metadata = file.metadata().ok()?;
         let mut info = RecordingInfo {
@@ -391,17 +381,17 @@ impl Library {
             name,
         };
         let mut started_at_s = None;
-        let mut ours = false;
+        let mut is_ours = false;
         if let Some(progress) = self.progress(&info.name).map(|progress| *progress.borrow()) {
             (info.complete, info.recording, info.bytes) = (false, true, progress.committed_bytes);
             info.duration = Some(progress.duration_s);
             started_at_s = Some(progress.started_at_s);
         } else if Format::of(&info.name) == Some(Format::H264) {
-            if let Some(note) = Sidecar::read(&self.directory, &info.name) {
-                ours = note.complete;
+            if let Some(sidecar) = Sidecar::read(&self.directory, &info.name) {
+                is_ours = sidecar.complete;
                 (info.complete, info.recovered, info.duration) =
-                    (note.complete, note.recovered, note.duration_s);
-                started_at_s = Some(note.started_at_s);
+                    (sidecar.complete, sidecar.recovered, sidecar.duration_s);
+                started_at_s = Some(sidecar.started_at_s);
             }
         } else {
             let mut start = [0; 48];
@@ -414,23 +404,26 @@ impl Library {
             let mut moov = [0; moov::SUMMARY_BYTES];
             let filled = moov_offset.is_some_and(|offset| file.fill_at(&mut moov, offset).unwrap_or(false));
             let summary = moov::summary(&moov).filter(|_| filled);
-            ours = matches!(form, Form::Finished { .. }) && summary.is_some();
+            is_ours = matches!(form, Form::Finished { .. }) && summary.is_some();
             info.complete = form != Form::Unfinished && metadata.len() > 0;
             info.recovered = summary.and_then(|summary| summary.notes).is_some_and(|notes| notes.recovered);
-            info.duration = summary
-                .filter(|_| ours)
-                .map(|summary| summary.duration_90k as f64 / f64::from(fmp4::TIMESCALE));
+            info.duration =
+                summary.filter(|_| is_ours).map(|summary| summary.duration_90k as f64 / f64::from(TIMESCALE));
             started_at_s = summary.map(|summary| summary.started_at_s);
         }
         info.started_at = started_at_s.and_then(names::rfc3339);
         let modified_s = u64::try_from(metadata.mtime()).unwrap_or(0);
-        Some(Entry { started_at_s: started_at_s.unwrap_or(modified_s), ours_and_complete: ours, info })
+        Some(ListedFile {
+            started_at_s: started_at_s.unwrap_or(modified_s),
+            is_ours_and_complete: is_ours,
+            info,
+        })
     }
 }
 
-/// Whether nobody else writes the file. The kernel may hold a killed process's lock a moment longer,
-/// until its last writes are done.
-fn lock_in_time(file: &File) -> bool {
+/// Locks the file. Returns false if another process holds the lock. Retries, because the kernel keeps the lock of a killed
+/// process until its last writes are done.
+fn lock_with_retries(file: &File) -> bool {
     (0..limits::REPAIR_LOCK_ATTEMPTS).any(|attempt| {
         if attempt > 0 {
             std::thread::sleep(Duration::from_millis(100));
@@ -440,7 +433,7 @@ fn lock_in_time(file: &File) -> bool {
 }
 
 fn file_error(name: &str, doing: &'static str, error: &io::Error) -> RecorderError {
-    // ELOOP: a symbolic link is no recording.
+    // ELOOP: the name is a symbolic link, which is never a recording.
     let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
     if error.kind() == io::ErrorKind::NotFound || is_link {
         return RecorderError::NotFound { name: name.to_owned() };

@@ -1,12 +1,12 @@
-//! SINK: decides what is written to files; disk.rs does it. Never blocks or slows the live path: it has
-//! its own thread and its own cursor, and a slow disk laps only this room.
+//! SINK: writes the camera's access units to files. It has its own thread and its own cursor, so a slow disk never delays
+//! the live path: the camera then laps only the recorder.
 //!
 //! ```text
-//!  handle (any thread) ── commands ──► engine (thread) ◄── bell, cursor ── camera
+//!  handle (any thread) ── commands ──► engine (thread) ◄── wake-up, cursor ── camera
 //!                                        │        ▲
 //!                          units, ticks  ▼        │ completions
-//!                        recording ► segment ─► disk ── io_uring ──► files
-//!                          (pure)    (pure: fmp4, moov, annexb, timeline)
+//!                  recording ► recorded_file ─► disk ── io_uring ──► files
+//!                    (pure)   (pure: format)
 //!  handle ── list, open, delete, repair, retention ──► library (files that are not being written)
 //! ```
 
@@ -18,9 +18,10 @@ mod handle;
 pub mod library;
 pub mod names;
 pub(crate) mod operation;
+mod pending_unit;
+mod recorded_file;
 pub(crate) mod recording;
 pub mod retention;
-mod segment;
 mod sidecar;
 #[cfg(test)]
 pub(crate) mod tests;

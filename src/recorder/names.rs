@@ -1,11 +1,10 @@
-//! PURE: the names of recordings. Touches no file; reads the time zone only where it says so.
+//! PURE: the names of recordings. Only [`Zone::local`] does I/O: it reads the time zone.
 
 use std::fmt;
-use std::str::FromStr;
 
 use crate::base::limits::RECORDING_NAME_BYTES_MAX;
 
-/// The container of a recording, told by its extension.
+/// Container format of a recording, given by its extension.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// Annex-B byte stream, `.h264`.
@@ -16,7 +15,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The extension without its dot.
+    /// Returns the extension without its dot.
     #[must_use]
     pub fn extension(self) -> &'static str {
         match self {
@@ -25,7 +24,7 @@ impl Format {
         }
     }
 
-    /// The media type HTTP serves it as.
+    /// Returns the HTTP media type.
     #[must_use]
     pub fn content_type(self) -> &'static str {
         match self {
@@ -34,10 +33,14 @@ impl Format {
         }
     }
 
-    /// The format a file name's extension stands for.
+    /// Returns the format of a file name, by its extension.
     #[must_use]
     pub fn of(name: &str) -> Option<Format> {
-        name.rsplit_once('.').and_then(|(_, extension)| extension.parse().ok())
+        match name.rsplit_once('.')?.1 {
+            "h264" => Some(Format::H264),
+            "mp4" => Some(Format::Mp4),
+            _ => None,
+        }
     }
 }
 
@@ -47,71 +50,54 @@ impl fmt::Display for Format {
     }
 }
 
-impl FromStr for Format {
-    type Err = UnknownFormat;
-
-    fn from_str(text: &str) -> Result<Format, UnknownFormat> {
-        match text {
-            "h264" => Ok(Format::H264),
-            "mp4" => Ok(Format::Mp4),
-            _ => Err(UnknownFormat),
-        }
-    }
-}
-
-/// Neither `h264` nor `mp4`.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a recording's format is h264 or mp4")]
-pub struct UnknownFormat;
-
-/// Why a name can't be a recording's.
+/// Why a name is not allowed for a recording.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing, or nothing but an extension.
+    /// Empty, or only an extension.
     #[error("the name is empty")]
     Empty,
-    /// Too long.
+    /// Longer than [`RECORDING_NAME_BYTES_MAX`].
     #[error("the name is longer than {RECORDING_NAME_BYTES_MAX} bytes")]
     TooLong,
-    /// It would leave the directory.
-    #[error("the name holds a path separator")]
+    /// A path separator: the file would be outside the directory.
+    #[error("the name contains a path separator")]
     Path,
-    /// Hidden files and `..`.
+    /// A leading dot: a hidden file, or `..`.
     #[error("the name begins with a dot")]
     LeadingDot,
-    /// NUL, line feed and the like.
-    #[error("the name holds a control character")]
+    /// A control character such as NUL or line feed.
+    #[error("the name contains a control character")]
     Control,
-    /// Asked for an existing file by something that is no recording's name.
+    /// The name of an existing file must have a known extension.
     #[error("recordings end in .mp4 or .h264")]
     Extension,
 }
 
-/// A checked name, without its extension.
+/// A validated file name, split into stem and format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stem {
     /// Name without dot and extension.
     pub stem: String,
-    /// Stands for the extension.
+    /// Gives the extension.
     pub format: Format,
 }
 
 impl Stem {
-    /// Checks a name a user asked for; a missing extension is `default`'s.
-    pub fn asked(name: &str, default: Format) -> Result<Stem, NameError> {
+    /// Validates a requested name. A missing extension is that of `default`.
+    pub fn from_request(name: &str, default: Format) -> Result<Stem, NameError> {
         let (stem, format) = match Format::of(name) {
             Some(format) => (name.rsplit_once('.').map_or("", |(stem, _)| stem), format),
             None => (name, default),
         };
         let stem = Stem { stem: stem.to_owned(), format };
-        check(stem.stem.as_str())?;
+        validate(stem.stem.as_str())?;
         if stem.numbered(1).len() > RECORDING_NAME_BYTES_MAX {
             return Err(NameError::TooLong);
         }
         Ok(stem)
     }
 
-    /// The file name of the `number`th file, from 1: `name.mp4`, `name_2.mp4`, ...
+    /// Returns the file name of file `number`, from 1: `name.mp4`, `name_2.mp4`, ...
     #[must_use]
     pub fn numbered(&self, number: u32) -> String {
         let Stem { stem, format } = self;
@@ -119,16 +105,16 @@ impl Stem {
     }
 }
 
-/// Checks the name of a file that may exist.
-pub fn check_existing(name: &str) -> Result<Format, NameError> {
-    check(name)?;
+/// Validates the name of an existing file.
+pub fn validate_existing(name: &str) -> Result<Format, NameError> {
+    validate(name)?;
     if name.len() > RECORDING_NAME_BYTES_MAX + "_9999".len() {
         return Err(NameError::TooLong);
     }
     Format::of(name).ok_or(NameError::Extension)
 }
 
-fn check(name: &str) -> Result<(), NameError> {
+fn validate(name: &str) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::Empty);
     }
@@ -144,12 +130,12 @@ fn check(name: &str) -> Result<(), NameError> {
     Ok(())
 }
 
-/// The local time zone, read once (`TZ`, else `/etc/localtime`), right across changes of the clocks.
+/// The local time zone, read once from `TZ`, else `/etc/localtime`. It includes daylight saving rules.
 #[derive(Clone, Debug)]
 pub struct Zone(tz::TimeZone);
 
 impl Zone {
-    /// Reads the zone of this machine; UTC if there is none.
+    /// Reads the zone of this machine; UTC if none is set.
     #[must_use]
     pub fn local() -> Zone {
         let name = std::env::var("TZ").unwrap_or_default();
@@ -157,13 +143,7 @@ impl Zone {
         Zone(zone.unwrap_or_else(|_| tz::TimeZone::utc()))
     }
 
-    /// UTC, for tests.
-    #[must_use]
-    pub fn utc() -> Zone {
-        Zone(tz::TimeZone::utc())
-    }
-
-    /// `recording_YYYYMMDD_HHMMSS` in local time.
+    /// Returns `recording_YYYYMMDD_HHMMSS` in local time.
     #[must_use]
     pub fn default_stem(&self, unix_s: i64) -> String {
         match tz::DateTime::from_timespec(unix_s, 0, self.0.as_ref()) {
@@ -181,7 +161,7 @@ impl Zone {
     }
 }
 
-/// RFC 3339 in UTC, as the API writes times.
+/// Returns the time in RFC 3339 form, UTC.
 #[must_use]
 pub fn rfc3339(unix_s: u64) -> Option<String> {
     let time = tz::UtcDateTime::from_timespec(i64::try_from(unix_s).ok()?, 0).ok()?;
@@ -201,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn good_names_get_their_extension() {
+    fn allowed_names_get_their_extension() {
         let cases = [
             ("cat", "cat.mp4"),
             ("cat.h264", "cat.h264"),
@@ -209,17 +189,20 @@ mod tests {
             ("cat.txt", "cat.txt.mp4"),
             ("猫 und hund", "猫 und hund.mp4"),
         ];
-        for (asked, file) in cases {
-            assert_eq!(Stem::asked(asked, Format::Mp4).map(|stem| stem.numbered(1)), Ok(file.to_owned()));
+        for (name, file) in cases {
+            assert_eq!(
+                Stem::from_request(name, Format::Mp4).map(|stem| stem.numbered(1)),
+                Ok(file.to_owned())
+            );
         }
         assert_eq!(
-            Stem::asked("cat", Format::H264).map(|stem| stem.numbered(3)),
+            Stem::from_request("cat", Format::H264).map(|stem| stem.numbered(3)),
             Ok("cat_3.h264".to_owned())
         );
     }
 
     #[test]
-    fn hostile_names_are_refused() {
+    fn hostile_names_are_rejected() {
         let long = "x".repeat(300);
         let cases = [
             ("", NameError::Empty),
@@ -236,17 +219,17 @@ mod tests {
             ("a\u{85}b", NameError::Control),
             (long.as_str(), NameError::TooLong),
         ];
-        for (asked, error) in cases {
-            assert_eq!(Stem::asked(asked, Format::Mp4), Err(error), "{asked:?}");
-            assert!(check_existing(asked).is_err(), "{asked:?}");
+        for (name, error) in cases {
+            assert_eq!(Stem::from_request(name, Format::Mp4), Err(error), "{name:?}");
+            assert!(validate_existing(name).is_err(), "{name:?}");
         }
-        assert_eq!(check_existing("a.txt"), Err(NameError::Extension));
-        assert_eq!(check_existing("a.mp4"), Ok(Format::Mp4));
+        assert_eq!(validate_existing("a.txt"), Err(NameError::Extension));
+        assert_eq!(validate_existing("a.mp4"), Ok(Format::Mp4));
     }
 
     #[test]
-    fn names_and_times_are_calendar_times() {
-        assert_eq!(Zone::utc().default_stem(1_766_759_452), "recording_20251226_143052");
+    fn default_names_use_local_time_and_the_api_uses_utc() {
+        assert_eq!(Zone(tz::TimeZone::utc()).default_stem(1_766_759_452), "recording_20251226_143052");
         assert_eq!(rfc3339(1_766_759_452).as_deref(), Some("2025-12-26T14:30:52Z"));
         let tokyo = tz::TimeZone::from_posix_tz("JST-9").map(Zone);
         assert_eq!(

@@ -1,17 +1,17 @@
-//! PURE: what to do with commands, units and completed disk operations. Opens no file, reads no clock:
-//! time is an argument (`CLOCK_MONOTONIC`, nanoseconds), wishes leave through [`Recording::poll_output`].
+//! PURE: the recorder's state machine. Inputs are commands, access units and completed disk operations. Outputs leave
+//! through [`Recording::poll_output`]. Time is an argument (`CLOCK_MONOTONIC`, nanoseconds).
 //!
 //! ```text
-//!            start            created                stop, limit               units in the ring done
+//!            start            created                stop, limit                all units written
 //!   idle ────────► starting ─────────► running ─────────────────► draining ──────────────┐
 //!    ▲                 │ failed                │ error                                   ▼
 //!    └─────────────────┴───────────────────────┴────────────────────────────────────► closing
 //!                                                 all files finished: back to idle
 //! ```
 //!
-//! One write is in flight at a time, and the file's committed length advances only when it completed
-//! and the unit's bytes were still the camera's own; else the next write goes to the same place.
-//! Every `handle_*` and `push_unit` is to be followed by a full drain of the outputs.
+//! One write is in flight at a time. The committed length advances only if the write completed and the camera did not
+//! overwrite the slot meanwhile. Otherwise the next write goes to the same offset.
+//! After every `handle_*` and `push_unit` the caller must drain all outputs.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,8 +22,9 @@ use smallvec::SmallVec;
 
 use super::counters::RecorderCounters;
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
-use super::segment::{Held, Segment, Written};
-use super::types::{RecorderError, RecorderState, Report, StartReply, StopReason, StopReply};
+use super::pending_unit::PendingUnit;
+use super::recorded_file::{RecordedFile, WriteOutcome};
+use super::types::{Progress, RecorderError, RecorderState, Report, StartReply, StopReason, StopReply};
 use crate::base::limits;
 use crate::h264::{Assembler, up_to_first_slice};
 
@@ -31,44 +32,48 @@ use crate::h264::{Assembler, up_to_first_slice};
 enum Phase {
     Starting,
     Running,
-    /// Writing what was published before the stop.
+    /// Units published before the stop are still written.
     Draining {
-        asked_ns: i64,
+        stopped_ns: i64,
     },
     Closing,
 }
 
-/// The recorder's decisions: at most one recording, its files, and the numbers of the last one.
+/// State of the recorder: at most one active recording, and the result of the last one.
 pub(crate) struct Recording {
     assembler: Assembler,
     counters: Arc<RecorderCounters>,
-    /// How paths of files begin in answers.
+    /// Directory prefix of file paths in replies.
     directory: String,
     outputs: VecDeque<Output>,
-    active: Option<Active>,
+    active: Option<ActiveRecording>,
     next_file: FileId,
     last: Option<StopReply>,
     last_error: Option<RecorderError>,
 }
 
-struct Active {
+struct ActiveRecording {
     phase: Phase,
     start: Start,
     started_ns: i64,
     heartbeat_at_ns: i64,
-    segment: Option<Segment>,
+    file: Option<RecordedFile>,
     creating: Option<FileId>,
+    /// Number of the current file in this recording, from 1.
     number: u32,
-    held: Option<Held>,
+    pending: Option<PendingUnit>,
+    /// True until the next IDR: units before it cannot be decoded and are dropped.
     waiting_idr: bool,
+    /// True if the last unit was dropped.
     in_gap: bool,
     finishing: SmallVec<[FileId; limits::FINISHING_MAX]>,
     report: Report,
-    /// Seconds of the files that are closed.
+    /// Seconds recorded in files that are closed.
     closed_duration_s: f64,
     reason: StopReason,
     error: Option<RecorderError>,
-    stop_asked: bool,
+    /// A stop request waits for its reply.
+    stop_requested: bool,
 }
 
 impl Recording {
@@ -85,14 +90,14 @@ impl Recording {
         }
     }
 
-    /// The next thing to do.
+    /// Returns the next operation or reply to carry out.
     pub(crate) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// Starts a recording; the answer comes as [`Output::Started`].
+    /// Starts a recording. The reply leaves as [`Output::Started`].
     pub(crate) fn handle_start(&mut self, now_ns: i64, start: Start) -> Result<(), RecorderError> {
-        self.may_start()?;
+        self.check_can_start()?;
         let file = self.new_file();
         self.last_error = None;
         self.counters.active.store(true, Relaxed);
@@ -102,15 +107,15 @@ impl Recording {
             number: 1,
             exact: start.exact,
         });
-        self.active = Some(Active {
+        self.active = Some(ActiveRecording {
             phase: Phase::Starting,
             start,
             started_ns: now_ns,
             heartbeat_at_ns: now_ns,
-            segment: None,
+            file: None,
             creating: Some(file),
             number: 1,
-            held: None,
+            pending: None,
             waiting_idr: true,
             in_gap: false,
             finishing: SmallVec::new(),
@@ -118,13 +123,13 @@ impl Recording {
             closed_duration_s: 0.0,
             reason: StopReason::Requested,
             error: None,
-            stop_asked: false,
+            stop_requested: false,
         });
         Ok(())
     }
 
-    /// Whether a start would be taken.
-    pub(crate) fn may_start(&self) -> Result<(), RecorderError> {
+    /// Returns an error if a recording cannot be started now.
+    pub(crate) fn check_can_start(&self) -> Result<(), RecorderError> {
         match &self.active {
             None => Ok(()),
             Some(active) if active.phase == Phase::Closing => Err(RecorderError::Stopping),
@@ -132,19 +137,19 @@ impl Recording {
         }
     }
 
-    /// Stops the recording; the answer comes as [`Output::Stopped`].
+    /// Stops the recording. The reply leaves as [`Output::Stopped`].
     pub(crate) fn handle_stop(&mut self, now_ns: i64) -> Result<(), RecorderError> {
         let active = self.active.as_mut().ok_or(RecorderError::NotRecording)?;
-        if active.stop_asked || active.phase == Phase::Closing {
+        if active.stop_requested || active.phase == Phase::Closing {
             return Err(RecorderError::Stopping);
         }
-        active.stop_asked = true;
+        active.stop_requested = true;
         active.end(now_ns, StopReason::Requested);
         self.advance();
         Ok(())
     }
 
-    /// The program ends: as a stop, but nobody waits for an answer.
+    /// Stops the recording because the program ends. There is no reply.
     pub(crate) fn handle_shutdown(&mut self, now_ns: i64) {
         if let Some(active) = &mut self.active {
             active.end(now_ns, StopReason::Shutdown);
@@ -152,64 +157,64 @@ impl Recording {
         }
     }
 
-    /// Somebody still watches.
+    /// Restarts the heartbeat timeout.
     pub(crate) fn handle_heartbeat(&mut self, now_ns: i64) -> Result<(), RecorderError> {
         let active = self.active.as_mut().ok_or(RecorderError::NotRecording)?;
         active.heartbeat_at_ns = now_ns;
         Ok(())
     }
 
-    /// Whether the next unit of the ring can be taken now.
+    /// Returns true if [`Recording::push_unit`] may be called.
     pub(crate) fn can_take_unit(&self) -> bool {
         self.active.as_ref().is_some_and(|active| {
             matches!(active.phase, Phase::Running | Phase::Draining { .. })
-                && active.held.is_none()
-                && active.segment.as_ref().is_some_and(Segment::is_idle)
+                && active.pending.is_none()
+                && active.file.as_ref().is_some_and(RecordedFile::is_idle)
                 && active.finishing.len() < limits::FINISHING_MAX
         })
     }
 
-    /// Whether a unit given by [`Recording::push_unit`] may still be read.
+    /// Returns true while the disk may still read the unit of the last [`Recording::push_unit`].
     pub(crate) fn has_pending_unit(&self) -> bool {
-        self.active.as_ref().is_some_and(|active| active.held.is_some())
+        self.active.as_ref().is_some_and(|active| active.pending.is_some())
     }
 
-    /// Looks at a unit without recording it: parameter sets are remembered.
+    /// Caches the parameter sets of a unit without recording it. Returns true if the unit is an IDR.
     pub(crate) fn remember_parameter_sets(&mut self, bytes: &[u8]) -> bool {
         self.assembler.assemble(up_to_first_slice(bytes)).is_ok_and(|unit| unit.is_idr())
     }
 
-    /// The unit observed last was overwritten meanwhile.
+    /// Undoes the last [`Recording::remember_parameter_sets`]: the camera overwrote the unit while it was read.
     pub(crate) fn forget_parameter_sets(&mut self) {
         self.assembler.forget_last_unit();
     }
 
-    /// Takes the next unit ([`Recording::can_take_unit`] must be true).
+    /// Takes the next unit. [`Recording::can_take_unit`] must be true.
     pub(crate) fn push_unit(&mut self, now_ns: i64, unit: &IncomingUnit) {
         let Some(active) = &mut self.active else { return };
-        if let Phase::Draining { asked_ns } = active.phase
-            && unit.captured_ns > asked_ns
+        if let Phase::Draining { stopped_ns } = active.phase
+            && unit.captured_ns > stopped_ns
         {
             active.phase = Phase::Closing;
             return self.advance();
         }
-        let Some(held) = Held::new(&mut self.assembler, unit, now_ns) else {
+        let Some(pending) = PendingUnit::new(&mut self.assembler, unit, now_ns) else {
             self.counters.rejected.add_shared(1);
             return self.handle_gap(1);
         };
-        if active.waiting_idr && !held.is_idr() {
+        if active.waiting_idr && !pending.is_idr() {
             return self.count_dropped(1);
         }
         active.waiting_idr = false;
-        if active.report.frame_count == 0 && held.is_idr() {
-            active.begin_with(unit.captured_ns);
+        if active.report.frame_count == 0 && pending.is_idr() {
+            active.set_first_unit(unit.captured_ns);
         }
-        active.held = Some(held);
-        self.rotate_if_needed();
+        active.pending = Some(pending);
+        self.start_next_file_if_needed();
         self.advance();
     }
 
-    /// Units are missing from here on: nothing is written until the next IDR.
+    /// Counts missing units. Nothing is written until the next IDR.
     pub(crate) fn handle_gap(&mut self, missed_units: u32) {
         self.count_dropped(u64::from(missed_units));
         if let Some(active) = &mut self.active {
@@ -217,39 +222,39 @@ impl Recording {
         }
     }
 
-    /// The ring holds no further whole unit now; `begun` says that the camera has begun one, or that it is whole
-    /// already but not known to be.
+    /// Handles an empty ring: no further complete unit is readable now. `begun` is true if the camera has started a unit,
+    /// which may even be complete already.
     pub(crate) fn handle_ring_empty(&mut self, now_ns: i64, begun: bool) {
         if let Some(active) = &mut self.active
-            && let Phase::Draining { asked_ns } = active.phase
-            && active.held.is_none()
-            && !(begun && now_ns - asked_ns < limits::DRAIN_BEGUN_NS_MAX)
+            && let Phase::Draining { stopped_ns } = active.phase
+            && active.pending.is_none()
+            && !(begun && now_ns - stopped_ns < limits::DRAIN_BEGUN_NS_MAX)
         {
             active.phase = Phase::Closing;
             self.advance();
         }
     }
 
-    /// When [`Recording::handle_tick`] is to be called at the latest.
+    /// Returns when [`Recording::handle_tick`] must be called.
     pub(crate) fn next_deadline(&self) -> Option<i64> {
         let active = self.active.as_ref()?;
-        let sync = active.segment.as_ref().and_then(Segment::sync_deadline);
+        let sync = active.file.as_ref().and_then(RecordedFile::sync_deadline);
         let ending = match active.phase {
             Phase::Running => active.ending_deadline().map(|(deadline, _)| deadline),
-            Phase::Draining { asked_ns } => Some(asked_ns.saturating_add(limits::DRAIN_NS_MAX)),
+            Phase::Draining { stopped_ns } => Some(stopped_ns.saturating_add(limits::DRAIN_NS_MAX)),
             Phase::Starting | Phase::Closing => None,
         };
         [sync, ending].into_iter().flatten().min()
     }
 
-    /// Does what is due.
+    /// Handles deadlines that have passed.
     pub(crate) fn handle_tick(&mut self, now_ns: i64) {
         let Some(active) = &mut self.active else { return };
-        if let Some(segment) = &mut active.segment
-            && segment.sync_deadline().is_some_and(|deadline| deadline <= now_ns)
+        if let Some(file) = &mut active.file
+            && file.sync_deadline().is_some_and(|deadline| deadline <= now_ns)
         {
-            segment.sync_started(now_ns);
-            self.outputs.push_back(Output::Sync { file: segment.id() });
+            file.handle_sync_started(now_ns);
+            self.outputs.push_back(Output::Sync { file: file.id() });
         }
         match active.phase {
             Phase::Running => {
@@ -259,7 +264,7 @@ impl Recording {
                     active.end(now_ns, reason);
                 }
             }
-            Phase::Draining { asked_ns } if now_ns - asked_ns >= limits::DRAIN_NS_MAX => {
+            Phase::Draining { stopped_ns } if now_ns - stopped_ns >= limits::DRAIN_NS_MAX => {
                 active.phase = Phase::Closing;
             }
             _ => {}
@@ -267,26 +272,26 @@ impl Recording {
         self.advance();
     }
 
-    /// An output is done.
+    /// Handles the completion of a disk operation.
     pub(crate) fn handle_completion(&mut self, now_ns: i64, file: FileId, completion: Completion) {
         match completion {
-            Completion::Created(result) => self.created(now_ns, file, result),
-            Completion::Finished(result) => self.finished(file, result),
-            Completion::Synced(result) => self.synced(file, result),
+            Completion::Created(result) => self.handle_created(now_ns, file, result),
+            Completion::Finished(result) => self.handle_finished(file, result),
+            Completion::Synced(result) => self.handle_synced(file, result),
             Completion::Allocated(result) => {
-                if let Some(segment) = self.segment(file) {
-                    segment.allocated(result);
+                if let Some(file) = self.current_file(file) {
+                    file.handle_allocated(result);
                 }
             }
             Completion::Truncated(result) => {
-                if let Some(segment) = self.segment(file) {
-                    segment.truncated();
+                if let Some(file) = self.current_file(file) {
+                    file.handle_truncated();
                 }
                 if let Err(error) = result {
                     self.fail(RecorderError::io("truncating the file", &error));
                 }
             }
-            Completion::Written { result, intact } => self.written(file, result, intact),
+            Completion::Written { result, intact } => self.handle_written(file, result, intact),
         }
         self.advance();
     }
@@ -300,21 +305,29 @@ impl Recording {
         }
     }
 
-    /// Numbers of the running recording, if one runs.
+    /// Returns the figures of the active recording, if any.
     pub(crate) fn report(&self) -> Option<Report> {
-        self.active.as_ref().filter(|active| active.phase != Phase::Starting).map(Active::full_report)
+        self.active
+            .as_ref()
+            .filter(|active| active.phase != Phase::Starting)
+            .map(ActiveRecording::full_report)
     }
 
-    /// The last recording and what ended it, if not a person.
+    /// Returns the result of the last recording, and the error that ended it or the active one.
     pub(crate) fn last(&self) -> (Option<&StopReply>, Option<&RecorderError>) {
         let error = self.active.as_ref().and_then(|active| active.error.as_ref());
         (self.last.as_ref(), error.or(self.last_error.as_ref()))
     }
 
-    /// Of a file that is being written: bytes of whole units, seconds, and when it began.
-    pub(crate) fn progress(&self, file: FileId) -> Option<(u64, f64, u64)> {
-        let segment = self.active.as_ref()?.segment.as_ref()?;
-        (segment.id() == file).then(|| (segment.committed(), segment.duration_s(), segment.started_at_s()))
+    /// Returns the progress of a file that is being written.
+    pub(crate) fn progress(&self, file: FileId) -> Option<Progress> {
+        let current = self.active.as_ref()?.file.as_ref().filter(|current| current.id() == file)?;
+        Some(Progress {
+            committed_bytes: current.committed(),
+            duration_s: current.duration_s(),
+            started_at_s: current.started_at_s(),
+            finished: false,
+        })
     }
 
     fn new_file(&mut self) -> FileId {
@@ -322,14 +335,14 @@ impl Recording {
         self.next_file
     }
 
-    fn segment(&mut self, file: FileId) -> Option<&mut Segment> {
-        self.active.as_mut()?.segment.as_mut().filter(|segment| segment.id() == file)
+    fn current_file(&mut self, id: FileId) -> Option<&mut RecordedFile> {
+        self.active.as_mut()?.file.as_mut().filter(|file| file.id() == id)
     }
 
     fn count_dropped(&mut self, units: u64) {
         let Some(active) = &mut self.active else { return };
         if active.report.frame_count == 0 || units == 0 {
-            return; // the recording begins at its first IDR
+            return; // the recording starts at its first IDR; nothing is missing before
         }
         active.report.dropped_units += units;
         active.report.gaps += u64::from(!active.in_gap);
@@ -337,36 +350,36 @@ impl Recording {
         self.counters.dropped.add_shared(units);
     }
 
-    /// The IDR at hand belongs to the next file if the stream changed or the file is long enough.
-    fn rotate_if_needed(&mut self) {
-        let file = self.next_file.wrapping_add(1);
+    /// Ends the current file if the pending unit must go to the next one.
+    fn start_next_file_if_needed(&mut self) {
+        let next = self.next_file.wrapping_add(1);
         let Some(active) = &mut self.active else { return };
-        let (Some(held), Some(segment)) = (&active.held, &active.segment) else { return };
-        if !segment.must_end_before(held) {
+        let (Some(pending), Some(file)) = (&active.pending, &active.file) else { return };
+        if !file.must_end_before(pending) {
             return;
         }
-        if !held.is_idr() {
-            active.held = None;
+        if !pending.is_idr() {
+            active.pending = None;
             active.waiting_idr = true;
         }
-        if active.number >= limits::RECORDING_SEGMENTS_MAX {
+        if active.number >= limits::RECORDING_FILES_MAX {
             return self.fail(RecorderError::TooManyFiles);
         }
-        self.next_file = file;
-        close_segment(active, &mut self.outputs);
-        active.creating = Some(file);
+        self.next_file = next;
+        close_file(active, &mut self.outputs);
+        active.creating = Some(next);
         let (stem, number) = (active.start.stem.clone(), active.number + 1);
-        self.outputs.push_back(Output::Create { file, stem, number, exact: false });
+        self.outputs.push_back(Output::Create { file: next, stem, number, exact: false });
     }
 
-    /// Moves on whatever can move.
+    /// Submits the next operation of the current phase.
     fn advance(&mut self) {
         let Some(active) = &mut self.active else { return };
         match active.phase {
             Phase::Starting => {}
             Phase::Running | Phase::Draining { .. } => {
-                let (Some(held), Some(segment)) = (&active.held, &mut active.segment) else { return };
-                match segment.next_operation(held) {
+                let (Some(pending), Some(file)) = (&active.pending, &mut active.file) else { return };
+                match file.next_operation(pending) {
                     Ok(Some(output)) => self.outputs.push_back(output),
                     Ok(None) => {}
                     Err(error) => {
@@ -376,11 +389,11 @@ impl Recording {
                 }
             }
             Phase::Closing => {
-                if active.segment.as_ref().is_some_and(|segment| !segment.is_idle()) {
+                if active.file.as_ref().is_some_and(|file| !file.is_idle()) {
                     return;
                 }
-                active.held = None;
-                close_segment(active, &mut self.outputs);
+                active.pending = None;
+                close_file(active, &mut self.outputs);
                 if active.creating.is_none() && active.finishing.is_empty() {
                     self.conclude();
                 }
@@ -388,7 +401,7 @@ impl Recording {
         }
     }
 
-    fn created(&mut self, now_ns: i64, file: FileId, result: Result<(String, u32), RecorderError>) {
+    fn handle_created(&mut self, now_ns: i64, file: FileId, result: Result<(String, u32), RecorderError>) {
         let Some(active) = self.active.as_mut().filter(|active| active.creating == Some(file)) else {
             return;
         };
@@ -400,8 +413,8 @@ impl Recording {
                 active.report.files.push(name.clone());
                 active.report.name.clone_from(&name);
                 active.report.filename = format!("{}/{name}", self.directory);
-                active.segment =
-                    Some(Segment::new(file, active.start.stem.format, active.start.started_at_s, now_ns));
+                let start = &active.start;
+                active.file = Some(RecordedFile::new(file, start.stem.format, start.started_at_s, now_ns));
                 if active.phase == Phase::Starting {
                     active.phase = Phase::Running;
                 }
@@ -422,37 +435,37 @@ impl Recording {
         }
     }
 
-    fn written(&mut self, file: FileId, result: io::Result<u64>, intact: bool) {
+    fn handle_written(&mut self, file: FileId, result: io::Result<u64>, intact: bool) {
         let Some(active) = self.active.as_mut() else { return };
-        let Some(segment) = active.segment.as_mut().filter(|segment| segment.id() == file) else { return };
-        let Some(held) = &active.held else { return };
-        match segment.written(held, result, intact) {
-            Ok(Written::More) => {}
-            Ok(Written::Unit { bytes }) => {
-                active.held = None;
+        let Some(file) = active.file.as_mut().filter(|current| current.id() == file) else { return };
+        let Some(pending) = &active.pending else { return };
+        match file.handle_written(pending, result, intact) {
+            Ok(WriteOutcome::Partial) => {}
+            Ok(WriteOutcome::Complete { bytes }) => {
+                active.pending = None;
                 active.in_gap = false;
                 active.report.frame_count += 1;
                 active.report.bytes_written += bytes;
                 self.counters.units.add_shared(1);
                 self.counters.bytes.add_shared(bytes);
             }
-            Ok(Written::Torn) => {
-                active.held = None;
+            Ok(WriteOutcome::Torn) => {
+                active.pending = None;
                 active.report.torn_units += u64::from(active.report.frame_count > 0);
                 self.counters.torn.add_shared(1);
                 self.assembler.forget_last_unit();
                 self.handle_gap(1);
             }
             Err(error) => {
-                active.held = None;
+                active.pending = None;
                 self.fail(error);
             }
         }
     }
 
-    fn synced(&mut self, file: FileId, result: io::Result<bool>) {
-        let Some(segment) = self.segment(file) else { return };
-        segment.sync_done();
+    fn handle_synced(&mut self, file: FileId, result: io::Result<bool>) {
+        let Some(file) = self.current_file(file) else { return };
+        file.handle_sync_done();
         match result {
             Ok(true) => {}
             Ok(false) => self.fail(RecorderError::Removed),
@@ -460,7 +473,7 @@ impl Recording {
         }
     }
 
-    fn finished(&mut self, file: FileId, result: Result<(), RecorderError>) {
+    fn handle_finished(&mut self, file: FileId, result: Result<(), RecorderError>) {
         let Some(active) = &mut self.active else { return };
         active.finishing.retain(|finishing| *finishing != file);
         match result {
@@ -469,12 +482,12 @@ impl Recording {
         }
     }
 
-    /// Ends the recording because of an error: what is written stays and is finished.
+    /// Ends the recording because of an error. Files keep what was written and are finished.
     fn fail(&mut self, error: RecorderError) {
         let Some(active) = &mut self.active else { return };
         self.counters.disk_errors.add_shared(1);
         active.phase = Phase::Closing;
-        active.held = None;
+        active.pending = None;
         active.error.get_or_insert(error);
     }
 
@@ -485,7 +498,7 @@ impl Recording {
         let reason = active.error.clone().map_or(active.reason, StopReason::Failed);
         let kept = report.frame_count > 0;
         let reply = StopReply { report, reason, kept };
-        if active.stop_asked {
+        if active.stop_requested {
             let reply = active.error.clone().map_or(Ok(reply.clone()), Err);
             self.outputs.push_back(Output::Stopped(reply));
         }
@@ -496,19 +509,19 @@ impl Recording {
     }
 }
 
-impl Active {
-    /// The unit captured then is to be the first of the recording: says how far that is from the request.
-    fn begin_with(&mut self, captured_ns: i64) {
+impl ActiveRecording {
+    /// Records how far the first unit is from the start request.
+    fn set_first_unit(&mut self, captured_ns: i64) {
         let after_request = captured_ns.saturating_sub(self.started_ns) as f64 / 1e9;
         self.report.pre_roll = (-after_request).max(0.0);
         self.report.start_delay = after_request.max(0.0);
     }
 
-    /// No unit captured after now is wanted.
+    /// Ends the recording at `now_ns`: later units are not recorded.
     fn end(&mut self, now_ns: i64, reason: StopReason) {
         match self.phase {
             Phase::Starting => self.phase = Phase::Closing,
-            Phase::Running => self.phase = Phase::Draining { asked_ns: now_ns },
+            Phase::Running => self.phase = Phase::Draining { stopped_ns: now_ns },
             Phase::Draining { .. } | Phase::Closing => return,
         }
         self.reason = reason;
@@ -528,25 +541,25 @@ impl Active {
 
     fn full_report(&self) -> Report {
         let mut report = self.report.clone();
-        report.duration = self.closed_duration_s + self.segment.as_ref().map_or(0.0, Segment::duration_s);
+        report.duration = self.closed_duration_s + self.file.as_ref().map_or(0.0, RecordedFile::duration_s);
         report
     }
 }
 
-/// Finishes the file at hand, or removes it if it holds nothing.
-fn close_segment(active: &mut Active, outputs: &mut VecDeque<Output>) {
-    let Some(segment) = active.segment.take() else { return };
-    let file = segment.id();
+/// Finishes the current file, or removes it if it holds no unit.
+fn close_file(active: &mut ActiveRecording, outputs: &mut VecDeque<Output>) {
+    let Some(closed) = active.file.take() else { return };
+    let file = closed.id();
     active.finishing.push(file);
-    active.closed_duration_s += segment.duration_s();
-    if segment.is_empty() {
+    active.closed_duration_s += closed.duration_s();
+    if closed.is_empty() {
         active.report.files.pop();
         outputs.push_back(Output::Discard { file });
     } else {
-        let before = segment.committed();
-        let ending = segment.into_ending(active.report.dropped_units);
+        let committed = closed.committed();
+        let ending = closed.into_ending(active.report.dropped_units);
         active.report.bytes_written += ending.tail.len() as u64;
-        debug_assert_eq!(before, ending.committed);
+        debug_assert_eq!(committed, ending.committed);
         outputs.push_back(Output::Finish { file, ending });
     }
 }

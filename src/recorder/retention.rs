@@ -1,27 +1,27 @@
-//! PURE: which recordings go when space or age says so. Deletes nothing.
+//! PURE: selects the recordings that the retention rules delete. `library.rs` deletes them.
 
 use crate::base::limits;
 
-/// The rules; a missing one doesn't apply.
+/// Retention rules. A rule that is `None` does not apply.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// Bytes all recordings together may take.
+    /// Most bytes for all recordings together.
     pub retain_bytes: Option<u64>,
-    /// Days a recording is kept.
+    /// Days that a recording is kept.
     pub retain_days: Option<u32>,
-    /// Bytes to be left free on the file system.
+    /// Bytes that must stay free on the file system.
     pub min_free_bytes: Option<u64>,
 }
 
 impl Retention {
-    /// Whether no rule applies.
+    /// Returns true if no rule applies.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Retention::default()
     }
 }
 
-/// A file that counts, and perhaps may go.
+/// A recording that counts for the limits. Only `deletable` ones may be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) name: String,
@@ -30,7 +30,7 @@ pub(super) struct Candidate {
     pub(super) deletable: bool,
 }
 
-/// Names to delete, oldest first.
+/// Returns the names to delete, oldest first.
 pub(super) fn to_retire(
     mut candidates: Vec<Candidate>,
     rules: &Retention,
@@ -83,12 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_nothing_goes() {
+    fn nothing_is_deleted_without_rules() {
         assert!(retire(Retention::default(), 0).is_empty());
     }
 
     #[test]
-    fn the_oldest_go_first_and_never_the_running_one() {
+    fn oldest_are_deleted_first_and_the_running_one_never() {
         let bytes = |max| Retention { retain_bytes: Some(max), ..Retention::default() };
         assert!(retire(bytes(800), 0).is_empty());
         assert_eq!(retire(bytes(799), 0), ["old"]);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_from_before_the_clock_was_set_has_no_age() {
+    fn recording_from_before_the_clock_was_set_is_not_deleted_by_age() {
         let rules = Retention { retain_days: Some(1), ..Retention::default() };
         let mut unset = candidates();
         unset.iter_mut().for_each(|candidate| candidate.started_at_s %= DAY_0);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn age_and_free_space_are_rules_of_their_own() {
+    fn age_and_free_space_rules_apply_independently() {
         let days = Retention { retain_days: Some(6), ..Retention::default() };
         assert_eq!(retire(days, 0), ["old"]);
         let free = Retention { min_free_bytes: Some(1_000), ..Retention::default() };

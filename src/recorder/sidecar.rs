@@ -1,6 +1,6 @@
-//! The hidden note beside an `.h264` recording (`.NAME.json`): a byte stream can't say when it began,
-//! how long it is, or whether it is finished; an MP4 can and has no note. Always 512 bytes, so that
-//! finishing overwrites a block that is there even on a full disk.
+//! The hidden sidecar file of an `.h264` recording (`.NAME.json`). It holds the start time, duration and completeness,
+//! which a byte stream cannot hold. An MP4 holds them itself and has no sidecar.
+//! The file always has 512 bytes, so finishing a recording overwrites an existing block, even on a full disk.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-const NOTE_BYTES: usize = 512;
+const SIDECAR_BYTES: usize = 512;
 
-/// What the note says.
+/// Content of a sidecar.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Sidecar {
@@ -27,20 +27,20 @@ impl Sidecar {
         directory.join(format!(".{name}.json"))
     }
 
-    /// The recording whose note has this file name.
+    /// Returns the recording name if `file_name` is the name of a sidecar.
     pub(super) fn recording_of(file_name: &str) -> Option<&str> {
         file_name.strip_prefix('.')?.strip_suffix(".json").filter(|name| name.ends_with(".h264"))
     }
 
     pub(super) fn read(directory: &Path, name: &str) -> Option<Sidecar> {
-        let text = fs::read(Self::path(directory, name)).ok().filter(|text| text.len() == NOTE_BYTES)?;
+        let text = fs::read(Self::path(directory, name)).ok().filter(|text| text.len() == SIDECAR_BYTES)?;
         serde_json::from_slice(&text).ok()
     }
 
-    /// The note's bytes, padded with spaces.
+    /// Returns the JSON padded with spaces to the fixed size.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec(self).unwrap_or_default();
-        text.resize(NOTE_BYTES - 1, b' ');
+        text.resize(SIDECAR_BYTES - 1, b' ');
         text.push(b'\n');
         text
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_has_one_size_and_reads_back() {
+    fn sidecar_has_a_fixed_size_and_round_trips() {
         let extreme = Sidecar {
             started_at_s: u64::MAX,
             duration_s: Some(-1_234_567.890_625),
@@ -66,9 +66,9 @@ mod tests {
             recovered: false,
             dropped_units: u64::MAX,
         };
-        for note in [Sidecar::default(), extreme] {
-            assert_eq!(note.bytes().len(), NOTE_BYTES);
-            assert_eq!(serde_json::from_slice::<Sidecar>(&note.bytes()).ok(), Some(note));
+        for sidecar in [Sidecar::default(), extreme] {
+            assert_eq!(sidecar.bytes().len(), SIDECAR_BYTES);
+            assert_eq!(serde_json::from_slice::<Sidecar>(&sidecar.bytes()).ok(), Some(sidecar));
         }
         assert_eq!(Sidecar::recording_of(".a.h264.json"), Some("a.h264"));
         assert_eq!(Sidecar::recording_of(".json"), None);

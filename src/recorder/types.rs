@@ -159,6 +159,19 @@ pub struct RecordingInfo {
     pub recording: bool,
 }
 
+/// Progress of a file that is being written.
+#[derive(Copy, Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Bytes of whole units in the file. Only these may be served.
+    pub committed_bytes: u64,
+    /// Seconds recorded so far.
+    pub duration_s: f64,
+    /// Capture time of the first unit, seconds since 1970.
+    pub started_at_s: u64,
+    /// True once the file is finished. Finishing changes its first bytes and its length.
+    pub finished: bool,
+}
+
 /// Why the recorder refused a request or ended a recording.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecorderError {

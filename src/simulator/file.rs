@@ -19,7 +19,7 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Opening or reading failed.
-    #[error("{path}: {source}")]
+    #[error("cannot read {path}: {source}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -27,7 +27,9 @@ pub enum FileError {
         source: io::Error,
     },
     /// The file is larger than `FILE_BYTES_MAX`.
-    #[error("{path} is larger than {FILE_BYTES_MAX} bytes: cut a shorter part, which plays in a loop")]
+    #[error(
+        "{path} is larger than {FILE_BYTES_MAX} bytes: cut it to a shorter part, the simulator plays it in a loop"
+    )]
     TooLarge {
         /// The file.
         path: PathBuf,

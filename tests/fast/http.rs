@@ -1,5 +1,5 @@
-//! The HTTP endpoint over real sockets and raw bytes, in front of a stub backend: every route and every
-//! refusal. Uses nothing of the rest of the program.
+//! The HTTP endpoint over real sockets and raw bytes, in front of a stub backend: every route and every refusal. Does not
+//! use the rest of the program.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -38,7 +38,7 @@ const PATHS: [(&str, &str); 12] = [
 // ---- routes -------------------------------------------------------------------------------------------
 
 #[test]
-fn an_offer_is_answered() {
+fn an_offer_gets_an_answer() {
     let server = Server::start();
     let reply = server.offer(br#"{"type":"offer","sdp":"v=0\r\n"}"#);
     assert_eq!(reply.status, 200);
@@ -57,7 +57,7 @@ fn an_offer_may_come_with_any_content_type_and_further_fields() {
 }
 
 #[test]
-fn a_chunked_offer_is_answered() {
+fn a_chunked_offer_gets_an_answer() {
     let server = Server::start();
     let reply = server.raw(
         b"POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
@@ -77,13 +77,15 @@ fn refusals_of_the_backend_reach_the_caller() {
 }
 
 #[test]
-fn plain_routes_answer() {
+fn simple_routes_answer() {
     let server = Server::start();
     assert_eq!(server.get("/health").json(), json!({ "status": "ok" }));
     assert_eq!(server.get("/health?now=1").status, 200);
-    assert_eq!(server.get("/api/viewers").json(), json!([{ "id": 1 }, { "id": 2 }]));
+    let viewers = server.get("/api/viewers").json();
+    assert_eq!((&viewers[0]["id"], &viewers[1]["id"]), (&json!(1), &json!(2)));
     let status = server.get("/api/status").json();
-    assert_eq!(status["camera"], json!({ "state": "away" }));
+    assert_eq!(status["camera"], json!({ "state": "away", "reason": "no camera" }));
+    assert_eq!(status["recording"], json!({ "recording": false, "state": "idle" }));
     assert_eq!(status["viewers"], json!(2));
     assert_eq!(status["version"], json!(env!("CARGO_PKG_VERSION")));
     let metrics = server.get("/metrics");
@@ -92,7 +94,23 @@ fn plain_routes_answer() {
 }
 
 #[test]
-fn ready_says_why_not() {
+fn viewers_have_all_their_fields() {
+    let server = Server::start();
+    let viewers = server.get("/api/viewers").json();
+    assert_eq!(
+        viewers[0],
+        json!({
+            "id": 1, "state": "connected", "gate": "waiting_for_idr", "remote": "192.0.2.1:5000",
+            "profile": null, "connected_ms": 1, "first_idr_ms": null, "units_sent": 0,
+            "units_replayed": 0, "replays": 0, "units_dropped": 0, "drops_to_idr": 0, "bytes_sent": 0,
+            "datagrams": 0, "datagrams_rejected": 0, "nacks": 0, "plis": 0, "retransmits": 0,
+            "retransmits_refused": 0, "loss_fraction": 0.5, "rtt_ms": null, "jitter_ms": null,
+        })
+    );
+}
+
+#[test]
+fn ready_gives_the_reason_of_a_503() {
     let server = Server::start();
     let reply = server.get("/ready");
     assert_eq!((reply.status, reply.json()), (503, json!({ "status": "waiting", "reason": "no camera" })));
@@ -102,7 +120,7 @@ fn ready_says_why_not() {
 }
 
 #[test]
-fn the_page_loads_nothing_from_elsewhere() {
+fn the_page_loads_its_own_files_only() {
     let server = Server::start();
     let page = server.get("/");
     assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
@@ -113,7 +131,7 @@ fn the_page_loads_nothing_from_elsewhere() {
     assert!(!policy.contains("unsafe"));
     assert!(
         policy.ends_with(&format!("; frame-ancestors 'self' {FRIEND}")),
-        "only listed pages frame ours: {policy}"
+        "only allow-listed pages may frame ours: {policy}"
     );
     let html = String::from_utf8(page.body).unwrap();
     for file in ["viewer.js", "viewer.css", "icon.svg"] {
@@ -136,7 +154,7 @@ fn files_are_revalidated_by_etag() {
         assert_eq!((again.status, again.body.len()), (304, 0), "{tags}");
         assert_eq!(again.header("etag"), Some(etag));
     }
-    // A browser puts the headers of a 304 in the place of those it kept: the page's policy must outlive that.
+    // A browser replaces its stored headers by those of a 304. The policy of the page must survive that.
     let page = server.get("/");
     let headers = format!("If-None-Match: {}\r\n", page.header("etag").unwrap());
     let again = server.request("GET", "/", &headers, b"");
@@ -155,7 +173,7 @@ fn every_response_carries_the_safety_headers() {
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{path}");
         assert_eq!(reply.header("referrer-policy"), Some("no-referrer"), "{path}");
         assert_eq!(reply.header("cross-origin-resource-policy"), Some("same-origin"), "{path}");
-        assert_eq!(reply.header("strict-transport-security"), None, "a browser would remember it for years");
+        assert_eq!(reply.header("strict-transport-security"), None, "browsers store this header for years");
         assert!(reply.header("content-security-policy").unwrap().contains("frame-ancestors"), "{path}");
         assert!(matches!(reply.header("cache-control"), Some("no-store" | "no-cache")), "{path}");
         assert!(reply.header("content-security-policy").unwrap().contains("default-src 'none'"), "{path}");
@@ -165,7 +183,7 @@ fn every_response_carries_the_safety_headers() {
 // ---- methods and paths --------------------------------------------------------------------------------
 
 #[test]
-fn a_wrong_method_is_405_and_says_what_is_allowed() {
+fn a_wrong_method_is_405_with_the_allowed_methods() {
     let server = Server::start();
     for (path, right) in PATHS {
         for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "TRACE", "BREW"] {
@@ -196,7 +214,7 @@ fn head_has_the_headers_of_get_and_no_body() {
 }
 
 #[test]
-fn unknown_paths_are_404_and_nothing_leaves_the_table() {
+fn paths_outside_of_the_table_are_404() {
     let server = Server::start();
     for path in [
         "/nothing",
@@ -222,16 +240,16 @@ fn unknown_paths_are_404_and_nothing_leaves_the_table() {
 }
 
 #[test]
-fn an_absolute_target_means_its_path() {
+fn an_absolute_target_is_routed_by_its_path() {
     let server = Server::start();
     let reply = server.get(&format!("http://{}/health", server.address));
     assert_eq!(reply.status, 200);
 }
 
-// ---- pages of others ----------------------------------------------------------------------------------
+// ---- foreign pages ------------------------------------------------------------------------------------
 
 #[test]
-fn only_our_page_and_listed_pages_may_post() {
+fn only_our_page_and_allow_listed_pages_may_post() {
     let server = Server::start();
     let own = format!("http://{}", server.address);
     let foreign_port = format!("http://127.0.0.1:{}", server.address.port() ^ 1);
@@ -263,7 +281,7 @@ fn only_our_page_and_listed_pages_may_post() {
 }
 
 #[test]
-fn reading_is_not_refused_but_shared_with_listed_pages_only() {
+fn only_allow_listed_pages_may_read_an_answer() {
     let server = Server::start();
     let foreign = server.request("GET", "/api/status", "Origin: https://evil.example\r\n", b"");
     assert_eq!((foreign.status, foreign.header("access-control-allow-origin")), (200, None));
@@ -272,7 +290,7 @@ fn reading_is_not_refused_but_shared_with_listed_pages_only() {
 }
 
 #[test]
-fn preflights_are_answered_for_listed_pages_only() {
+fn only_preflights_of_allow_listed_pages_succeed() {
     let server = Server::start();
     let ask = |origin: &str| {
         let headers = format!("Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\n");

@@ -7,6 +7,7 @@
 )]
 
 mod config;
+mod depacketize;
 mod http;
 mod session;
 mod session_hostile;

@@ -1,4 +1,4 @@
-//! The test card, decoded by a decoder that is not ours: every picture is whole and says its number.
+//! The test card decoded by ffmpeg: each picture is complete and shows its number.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::io::Write;
@@ -31,7 +31,7 @@ fn stream(config: TestCardConfig, first: u64, count: u64) -> Vec<u8> {
     bytes
 }
 
-/// Decodes with ffmpeg: the luma of all pictures, one after another. Any complaint fails the test.
+/// Decodes with ffmpeg and returns the luma of all pictures in order. A warning of ffmpeg fails the test.
 fn decode(stream: Vec<u8>) -> Vec<u8> {
     let mut ffmpeg = Command::new("ffmpeg")
         .args(["-v", "warning", "-err_detect", "explode", "-probesize", "64M", "-f", "h264", "-i", "-"])
@@ -60,7 +60,7 @@ fn decode(stream: Vec<u8>) -> Vec<u8> {
     output.stdout
 }
 
-/// Every unit is decoded to a picture that shows its number.
+/// Asserts that each unit decodes to a picture that shows its number.
 fn assert_numbers(config: TestCardConfig, first: u64, count: u64) {
     let luma = decode(stream(config, first, count));
     let (width, height) = (config.width as usize, config.height as usize);
@@ -73,14 +73,14 @@ fn assert_numbers(config: TestCardConfig, first: u64, count: u64) {
 }
 
 #[test]
-fn every_picture_of_every_size_says_its_number() {
+fn pictures_of_every_size_show_their_number() {
     for (width, height) in [(288, 128), (320, 240), (640, 480), (854, 480), (1280, 720), (1920, 1080)] {
         assert_numbers(config(width, height), 0, 40);
     }
 }
 
 #[test]
-fn every_picture_says_its_number_at_any_bit_rate_and_in_any_number_of_slices() {
+fn pictures_show_their_number_at_any_bit_rate_and_slice_count() {
     for (bitrate_kbps, slices) in [(300, 1), (600, 2), (8_000, 1), (8_000, 4), (60_000, 1000)] {
         let config = TestCardConfig { bitrate_kbps: Some(bitrate_kbps), slices, ..config(1280, 720) };
         assert_numbers(config, 1000, 65);
@@ -88,7 +88,7 @@ fn every_picture_says_its_number_at_any_bit_rate_and_in_any_number_of_slices() {
 }
 
 #[test]
-fn padding_and_slices_change_the_bytes_and_not_the_picture() {
+fn padding_and_slices_do_not_change_the_picture() {
     let plain = decode(stream(config(1280, 720), 0, 35));
     let padded = TestCardConfig { bitrate_kbps: Some(8_000), slices: 5, ..config(1280, 720) };
     assert!(decode(stream(padded, 0, 35)) == plain);
@@ -107,7 +107,7 @@ fn long_and_short_gops_and_rare_parameter_sets_decode() {
 }
 
 #[test]
-fn the_wanted_bit_rate_is_met_with_idr_units_four_times_the_others() {
+fn the_bit_rate_is_met_and_idr_units_have_four_times_the_size() {
     for kbps in [4_000, 8_000, 20_000] {
         let mut card =
             TestCard::new(TestCardConfig { bitrate_kbps: Some(kbps), ..config(1280, 720) }).unwrap();
@@ -124,7 +124,7 @@ fn the_wanted_bit_rate_is_met_with_idr_units_four_times_the_others() {
 }
 
 #[test]
-fn each_unit_carries_its_stamp_before_the_slices_whose_sum_it_tells() {
+fn each_unit_has_its_stamp_before_the_slices_that_it_checksums() {
     let config = TestCardConfig { slices: 3, bitrate_kbps: Some(2_000), ..config(640, 480) };
     let mut card = TestCard::new(config).unwrap();
     let (mut unit, mut nals) = (Unit::default(), smallvec::SmallVec::new());
@@ -141,7 +141,7 @@ fn each_unit_carries_its_stamp_before_the_slices_whose_sum_it_tells() {
 }
 
 #[test]
-fn what_cannot_be_coded_is_refused_with_a_reason() {
+fn invalid_configurations_are_refused_with_a_reason() {
     for (width, height) in [(0, 0), (1281, 720), (16, 16), (8192, 720)] {
         let refused = TestCard::new(config(width, height)).err().unwrap();
         assert!(refused.to_string().contains("288x128"), "{refused}");

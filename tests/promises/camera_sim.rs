@@ -43,21 +43,21 @@ fn now_ns() -> i64 {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-/// What one reader of the whole run saw.
+/// The counts of one reader over the whole run.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Stamps in order; only of units that were intact.
+    /// Stamps of intact units, in order.
     stamps: Vec<Stamp>,
     sizes: Vec<(u32, u32)>,
     frame_numbers: Vec<u64>,
     captured_ages_ns: Vec<i64>,
-    /// Intact units whose bytes are not what their stamp says.
+    /// Units that passed as intact and do not match their stamp.
     wrong: u64,
     missed: u64,
     rejected: u64,
     torn: u64,
     restarted: u64,
-    /// How long the reader holds a unit before it reads it: from nothing to this, in turn.
+    /// The longest time the reader holds a unit before it reads it; it varies from 0 to this.
     dawdles: Duration,
     looks: u32,
 }
@@ -67,7 +67,7 @@ impl Seen {
         self.stamps.iter().map(|stamp| stamp.unit_number).collect()
     }
 
-    fn look(&mut self, next: &Next) {
+    fn count(&mut self, next: &Next) {
         match next {
             Next::Unit(unit) => {
                 self.looks += 1;
@@ -98,7 +98,7 @@ impl Seen {
     }
 }
 
-/// A reader that follows the ring until told that the camera is done.
+/// A reader that follows the ring until the camera is done.
 struct Reader {
     done: Arc<AtomicBool>,
     seen: JoinHandle<Seen>,
@@ -122,7 +122,7 @@ impl Reader {
                 match cursor.next(now_ns()) {
                     Next::Empty | Next::Away if is_last => return seen,
                     Next::Empty | Next::Away => std::thread::sleep(Duration::from_micros(500)),
-                    next => seen.look(&next),
+                    next => seen.count(&next),
                 }
             }
         };
@@ -136,8 +136,8 @@ impl Reader {
     }
 }
 
-/// Runs the camera to its end with a reader beside it from before the first unit. On a machine so busy that the
-/// reader hardly got a look, once more: what was not looked at shows nothing.
+/// Runs the camera to its end with a reader that starts before the first unit. Runs it again if the machine was so busy
+/// that the reader read next to nothing: such a run tests nothing.
 fn watch(config: SimulatorConfig) -> (SimulatorReport, Seen) {
     const ATTEMPTS: u32 = 8;
     for _ in 1..ATTEMPTS {
@@ -149,14 +149,14 @@ fn watch(config: SimulatorConfig) -> (SimulatorReport, Seen) {
     watch_dawdling(config, Duration::ZERO)
 }
 
-/// As [`watch`], with a reader that is late with every other unit.
+/// As [`watch`], with a reader that holds every other unit for up to `dawdles`.
 fn watch_dawdling(config: SimulatorConfig, dawdles: Duration) -> (SimulatorReport, Seen) {
     let reader = Reader::start(&config.name, dawdles);
     let never = AtomicBool::new(false);
     let keeping = SimulatorConfig { unlink_at_exit: false, ..config };
     let report = simulator::run(&keeping, &never).unwrap();
-    // The reader's doorbell looks at least every 300 ms; the last unit of an index-first ring has no next one to
-    // tell that it is whole.
+    // The reader polls at least every 300 ms. The last unit of an index-first ring has no next unit that would prove it
+    // complete.
     let rest = Duration::from_nanos(COMMIT_UNSEEN_NS.unsigned_abs());
     std::thread::sleep(Duration::from_millis(300) + rest);
     let seen = reader.finish();
@@ -178,35 +178,35 @@ fn every_layout_delivers_every_unit_once_and_whole() {
         assert!(is_increasing(&numbers), "{layout}: {numbers:?}");
         let told = seen.missed + seen.torn;
         let first = *numbers.first().unwrap();
-        assert!(numbers.len() as u64 + told >= 100 - first, "{layout}: {told} told, {numbers:?}");
+        assert!(numbers.len() as u64 + told >= 100 - first, "{layout}: {told} reported, {numbers:?}");
     }
 }
 
 #[test]
-fn no_torn_unit_passes_for_whole_however_fast_the_camera_writes_halves() {
+fn no_torn_unit_passes_as_intact_at_any_speed() {
     for layout in [Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6] {
         let tear = Tear { every: 3, pause: Duration::from_micros(300) };
         let torn = misbehaving(layout, 3000, Faults { tear: Some(tear), ..Default::default() });
-        // Up to about twice the time of a lap, so that many units are overwritten while they are read.
+        // Up to about two laps of the ring, so that many units are overwritten while they are read.
         let lap = Duration::from_micros(150) * layout.slot_count();
         let (report, seen) = watch_dawdling(SimulatorConfig { fps: None, ..torn }, 2 * lap);
         assert_eq!(report.torn, 1000, "{layout}");
         assert_eq!(seen.wrong, 0, "{layout}: {} right, {} torn", seen.stamps.len(), seen.torn);
-        assert!(seen.torn > 0 && !seen.stamps.is_empty(), "{layout}: the test tests something");
+        assert!(seen.torn > 0 && !seen.stamps.is_empty(), "{layout}: both torn and intact units must occur");
         assert!(is_increasing(&seen.numbers()), "{layout}");
     }
 }
 
 #[test]
-fn lies_are_published_and_never_pass_for_units() {
+fn malformed_units_are_published_and_never_pass_as_intact() {
     let lying = misbehaving(Layout::V3, 110, Faults { malformed_every: Some(5), ..Default::default() });
     let (report, seen) = watch(lying);
     assert_eq!(report.malformed, 22);
     let lied: Vec<u64> = (0..110).filter(|number| (number + 1) % 5 == 0).collect();
-    // Two of eleven kinds lie about the metadata only and leave the unit usable.
+    // Two of eleven kinds change only metadata and leave the unit usable.
     let told = seen.numbers().iter().filter(|number| lied.contains(number)).count();
     assert!(told <= 4, "{told}: {seen:?}");
-    assert!(seen.rejected > 0 && seen.wrong <= 4, "garbage passes the ring and fails its sum: {seen:?}");
+    assert!(seen.rejected > 0 && seen.wrong <= 4, "garbage passes the ring and fails its checksum: {seen:?}");
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn dropped_pictures_leave_gaps_in_their_numbers() {
 }
 
 #[test]
-fn a_burst_comes_at_once_and_was_captured_in_time() {
+fn a_burst_arrives_at_once_with_its_true_capture_times() {
     let burst = Burst { every: 20, units: 8 };
     let bursting = misbehaving(Layout::V3, 60, Faults { burst: Some(burst), ..Default::default() });
     for clock in [TimestampClock::Realtime, TimestampClock::Monotonic] {
@@ -259,7 +259,7 @@ fn a_burst_comes_at_once_and_was_captured_in_time() {
 }
 
 #[test]
-fn a_stalled_camera_falls_silent_and_ends_when_told_to() {
+fn a_stalled_camera_publishes_nothing_and_still_stops() {
     let stop = Arc::new(AtomicBool::new(false));
     let stall = Stall { after: 10, lasting: None };
     let stalling = misbehaving(Layout::V1, 1000, Faults { stall: Some(stall), ..Default::default() });
@@ -282,7 +282,7 @@ fn a_stalled_camera_falls_silent_and_ends_when_told_to() {
 }
 
 #[test]
-fn a_file_is_played_round_and_round_with_new_numbers() {
+fn a_file_is_played_in_a_loop_with_increasing_unit_numbers() {
     let mut card = simulator::TestCard::new(simulator::TestCardConfig {
         width: 320,
         height: 240,
@@ -310,7 +310,7 @@ fn a_file_is_played_round_and_round_with_new_numbers() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_before_a_ring_is_made() {
+fn invalid_options_are_refused_before_a_ring_is_created() {
     let wrong = [
         Faults { malformed_every: Some(0), ..Default::default() },
         Faults { drop_every: Some(0), ..Default::default() },
@@ -375,14 +375,17 @@ fn camera_sim_removes_its_ring_on_sigint_and_sigterm_and_leaves_it_on_sigkill() 
         if is_left {
             let again =
                 camera_sim(&["--shm", &name, "--units", "3", "--pattern", "320x240"]).output().unwrap();
-            assert!(again.status.success(), "a ring that a killed camera left is no obstacle: {again:?}");
+            assert!(
+                again.status.success(),
+                "a ring left by a killed camera must not stop the next one: {again:?}"
+            );
         }
         assert!(RingWriter::attach(&name).is_err());
     }
 }
 
 #[test]
-fn camera_sim_does_not_take_a_ring_away_from_a_camera_that_writes_it() {
+fn camera_sim_refuses_a_ring_that_another_camera_writes() {
     let name = unique_name();
     let first = running(&name, &[]);
     let second = camera_sim(&["--shm", &name, "--units", "3"]).output().unwrap();
@@ -396,7 +399,7 @@ fn camera_sim_does_not_take_a_ring_away_from_a_camera_that_writes_it() {
 }
 
 #[test]
-fn camera_sim_explains_itself_and_what_is_wrong() {
+fn camera_sim_prints_help_and_clear_errors() {
     let help = camera_sim(&["--help"]).output().unwrap();
     let text = String::from_utf8(help.stdout).unwrap();
     for flag in ["--shm", "--layout", "--file", "--pattern", "--fps", "--tear", "--lie", "--restart-every"] {

@@ -1,4 +1,4 @@
-//! Hostile input: each gets a clear error or a silent, counted drop, and the viewer next door sees nothing.
+//! Hostile input: each case ends in a clear error or a counted drop, and does not disturb another viewer.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -20,28 +20,28 @@ use support::viewer::{Offer, ViewerSimulator};
 
 const OFFER: &str = "/api/webrtc/offer";
 
-/// A camera, a server and a viewer who must not notice.
-struct House {
+/// A camera, a server and a viewer that must not be disturbed.
+struct Setup {
     _camera: CameraSim,
     server: Server,
     viewer: ViewerSimulator,
 }
 
-fn house() -> House {
+fn setup() -> Setup {
     let shm = unique_shm();
     let line = "--layout v3 --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30";
     let camera = CameraSim::start(&shm, &words(line));
     let server = Server::start(&shm, &[]);
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(10);
-    House { _camera: camera, server, viewer }
+    Setup { _camera: camera, server, viewer }
 }
 
-impl House {
+impl Setup {
     fn assert_undisturbed(mut self) {
         self.viewer.wait_more_units(30);
         assert!(self.viewer.report().connected);
-        self.viewer.leave().assert_perfect("the viewer next door");
+        self.viewer.leave().assert_perfect("the other viewer");
         self.server.assert_healthy();
     }
 
@@ -54,7 +54,7 @@ impl House {
     }
 }
 
-/// A STUN binding request (RFC 8489) with this username and a wrong integrity.
+/// A STUN binding request (RFC 8489) with this username and a wrong MESSAGE-INTEGRITY.
 fn binding_request(username: &str, random: &mut Random) -> Vec<u8> {
     let mut attributes = Vec::new();
     let mut attribute = |kind: u16, value: &[u8]| {
@@ -77,55 +77,55 @@ fn binding_request(username: &str, random: &mut Random) -> Vec<u8> {
 
 #[test]
 fn random_datagrams_change_nothing() {
-    let house = house();
+    let setup = setup();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut random = Random::new(1);
     for round in 0..20_000_u32 {
         let count = random.below(1500) as usize;
         let mut bytes = random.bytes(count);
-        // Every class of the demultiplexer (RFC 7983): STUN, DTLS, TURN, RTP, RTCP.
+        // Each class of the demultiplexer (RFC 7983): STUN, DTLS, TURN, RTP, RTCP.
         if let Some(first) = bytes.first_mut() {
             *first = [0, 1, 20, 22, 23, 64, 128, 144, 200, 255][random.below(10) as usize];
         }
-        let _ = socket.send_to(&bytes, house.server.udp);
+        let _ = socket.send_to(&bytes, setup.server.udp);
         if round % 200 == 0 {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
     for count in [0, 1, 2, 19, 20, 21, 65_000] {
-        let _ = socket.send_to(&random.bytes(count), house.server.udp);
+        let _ = socket.send_to(&random.bytes(count), setup.server.udp);
     }
-    house.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn stun_with_a_wrong_name_or_signature_is_not_answered_as_success() {
-    let house = house();
+    let setup = setup();
     let offer = Offer::new();
-    let answer = offer.post(house.server.http).unwrap_or_else(|r| panic!("{}", r.text()));
+    let answer = offer.post(setup.server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     let ufrag = answer.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).unwrap().to_owned();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut random = Random::new(2);
-    for username in ["nobody:me", &format!("{ufrag}:me"), &ufrag, "", ":", &"x".repeat(500)] {
+    for username in ["unknown:me", &format!("{ufrag}:me"), &ufrag, "", ":", &"x".repeat(500)] {
         for _ in 0..50 {
-            socket.send_to(&binding_request(username, &mut random), house.server.udp).unwrap();
+            socket.send_to(&binding_request(username, &mut random), setup.server.udp).unwrap();
         }
         let whole = binding_request(username, &mut random);
         for cut in 0..whole.len() {
-            socket.send_to(&whole[..cut], house.server.udp).unwrap();
+            socket.send_to(&whole[..cut], setup.server.udp).unwrap();
         }
     }
     let mut buffer = [0; 1500];
     while let Ok((count, _)) = socket.recv_from(&mut buffer) {
         assert!(count < 2 || buffer[..2] != [0x01, 0x01], "a success response to a forged request");
     }
-    house.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn broken_offers_get_a_clear_400() {
-    let house = house();
+    let setup = setup();
     let mut random = Random::new(3);
     let garbage = random.bytes(4096);
     let bodies: Vec<Vec<u8>> = vec![
@@ -143,90 +143,90 @@ fn broken_offers_get_a_clear_400() {
         garbage,
     ];
     for body in bodies {
-        house.post(&body).assert_error(&[400]);
+        setup.post(&body).assert_error(&[400]);
     }
     for sdp in ["\u{0}\u{0}\u{0}", "m=video 9 X 96", &"a=x\r\n".repeat(5_000), "v=0\r\nm=\r\nm=\r\n"] {
-        house.offer(sdp).assert_error(&[400, 422]);
+        setup.offer(sdp).assert_error(&[400, 422]);
     }
-    house.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn every_cut_and_many_mutations_of_a_good_offer_do_no_harm() {
-    let house = house();
+fn truncated_and_mutated_offers_do_no_harm() {
+    let setup = setup();
     let good = Offer::new().sdp.clone();
     let mut random = Random::new(4);
     for _ in 0..150 {
         let cut = good[..random.below(good.len() as u64) as usize].to_owned();
-        assert_ne!(house.offer(&cut).status, 500);
+        assert_ne!(setup.offer(&cut).status, 500);
         let mut bytes = good.clone().into_bytes();
         for _ in 0..=random.below(8) {
             let at = random.below(bytes.len() as u64) as usize;
             bytes[at] = b' ' + random.below(95) as u8;
         }
-        let response = house.offer(&String::from_utf8(bytes).unwrap());
+        let response = setup.offer(&String::from_utf8(bytes).unwrap());
         assert!(matches!(response.status, 200 | 400 | 422 | 503), "{}", response.text());
     }
-    house.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn a_body_of_ten_megabytes_is_refused() {
-    let house = house();
-    let response = house.post(&vec![b'x'; 10_000_000]);
+    let setup = setup();
+    let response = setup.post(&vec![b'x'; 10_000_000]);
     assert!(matches!(response.status, 413 | 400 | 0), "{}", response.status);
-    let lie = format!("POST {OFFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n");
-    let response = http::raw(house.server.http, &[lie.as_bytes()]);
+    let request = format!("POST {OFFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n");
+    let response = http::raw(setup.server.http, &[request.as_bytes()]);
     assert!(matches!(response.status, 413 | 400 | 0), "{}", response.status);
-    house.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn an_offer_without_h264_gets_422() {
-    let house = house();
+    let setup = setup();
     let sdp = Offer::new().sdp.replace("H264/90000", "VP8/90000");
-    house.offer(&sdp).assert_error(&[422]);
-    house.assert_undisturbed();
+    setup.offer(&sdp).assert_error(&[422]);
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn an_offer_with_more_lines_than_we_send_is_answered_or_refused_in_order() {
-    let house = house();
+fn additional_media_sections_are_answered_in_order_or_refused() {
+    let setup = setup();
     let good = Offer::new().sdp.clone();
     let line_at = good.find("m=video").unwrap();
     let twice = format!("{good}{}", good[line_at..].replace("a=mid:", "a=mid:second"));
-    let response = house.offer(&twice);
+    let response = setup.offer(&twice);
     assert!(matches!(response.status, 200 | 400 | 422), "{}", response.text());
     let many = format!("{good}{}", good[line_at..].repeat(50));
-    assert!(matches!(house.offer(&many).status, 200 | 400 | 413 | 422));
-    house.assert_undisturbed();
+    assert!(matches!(setup.offer(&many).status, 200 | 400 | 413 | 422));
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn wrong_methods_and_paths_get_405_and_404() {
-    let house = house();
-    let response = http::get(house.server.http, OFFER);
+    let setup = setup();
+    let response = http::get(setup.server.http, OFFER);
     response.assert_error(&[405]);
     assert!(response.header("allow").is_some_and(|allow| allow.contains("POST")));
-    http::get(house.server.http, "/no/such/thing").assert_error(&[404]);
-    http::get(house.server.http, "/../../etc/passwd").assert_error(&[400, 404]);
-    house.assert_undisturbed();
+    http::get(setup.server.http, "/no/such/thing").assert_error(&[404]);
+    http::get(setup.server.http, "/../../etc/passwd").assert_error(&[400, 404]);
+    setup.assert_undisturbed();
 }
 
 #[test]
 fn a_foreign_origin_may_not_offer() {
-    let house = house();
+    let setup = setup();
     let body = json!({"type": "offer", "sdp": Offer::new().sdp}).to_string();
     let headers = [("Content-Type", "application/json"), ("Origin", "http://evil.example")];
-    let response = http::request(house.server.http, "POST", OFFER, &headers, body.as_bytes());
+    let response = http::request(setup.server.http, "POST", OFFER, &headers, body.as_bytes());
     response.assert_error(&[403]);
-    house.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn slow_and_endless_requests_hold_nothing_up() {
-    let house = house();
-    let open = || TcpStream::connect(house.server.http).unwrap();
+fn slow_and_endless_requests_delay_no_viewer() {
+    let setup = setup();
+    let open = || TcpStream::connect(setup.server.http).unwrap();
     let mut idle: Vec<TcpStream> = (0..50).map(|_| open()).collect();
     for stream in &mut idle {
         let _ =
@@ -244,14 +244,14 @@ fn slow_and_endless_requests_hold_nothing_up() {
     endless.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let _ = endless.take(64 * 1024).read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP/1.1 200"), "endless headers were accepted");
-    let viewers: Value = house.server.get("/api/viewers").json();
+    let viewers: Value = setup.server.get("/api/viewers").json();
     assert!(!viewers.is_null());
     drop(idle);
-    house.assert_undisturbed();
+    setup.assert_undisturbed();
 }
 
 #[test]
-fn rings_that_lie_are_refused_and_the_server_waits_on() {
+fn malformed_rings_are_refused_and_the_server_keeps_waiting() {
     let shm = unique_shm();
     let path = support::camera::segment_path(&shm);
     std::fs::write(&path, vec![0xFF; 4096]).unwrap();
@@ -267,7 +267,7 @@ fn rings_that_lie_are_refused_and_the_server_waits_on() {
 }
 
 #[test]
-fn a_camera_that_lies_in_its_headers_is_survived() {
+fn slots_with_malformed_metadata_are_counted_and_skipped() {
     let shm = unique_shm();
     let line = "--layout v3 --pattern 640x480 --fps 60 --bitrate-kbps 2000 --gop 30 --lie 25";
     let _camera = CameraSim::start(&shm, &words(line));

@@ -1,5 +1,5 @@
-//! The measuring instruments are measured first: viewer, relay and books must see what is there and say so
-//! when something is wrong. The other end here is a bare str0m sender, nothing of the program itself.
+//! Tests of tests/support: the viewer simulator, the relay and the counts must report what was sent, and report faults.
+//! The sender is plain str0m, not the program.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -27,7 +27,7 @@ use support::random::Random;
 use support::relay::{LossyRelay, Weather, rewrite_answer};
 use support::viewer::Offer;
 
-// ---- units as a camera would make them -------------------------------------------------------------------
+// ---- units as a camera makes them ------------------------------------------------------------------------
 
 fn slice(unit_number: u64, kind: u8) -> Vec<u8> {
     let mut bytes = vec![0x60 | kind];
@@ -97,7 +97,7 @@ impl Sender {
         Self { address, answer, stop, thread: Some(thread) }
     }
 
-    fn say_goodbye(mut self) {
+    fn close(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap();
     }
@@ -156,7 +156,7 @@ fn write_unit(rtc: &mut Rtc, mid: Mid, unit_number: u64, sequence: &mut u64) {
 // ---- the instruments -------------------------------------------------------------------------------------
 
 #[test]
-fn the_books_balance_when_nothing_is_wrong() {
+fn a_clean_stream_counts_no_fault() {
     let (mut account, mut sequence) = (Account::default(), 0);
     (0..30).for_each(|unit_number| push_unit(&mut account, &mut sequence, unit_number, 0));
     account.report.assert_perfect("a clean stream");
@@ -164,7 +164,7 @@ fn the_books_balance_when_nothing_is_wrong() {
 }
 
 #[test]
-fn the_books_see_missing_duplicated_reordered_torn_and_restarted() {
+fn missing_duplicated_reordered_torn_and_restarted_units_are_counted() {
     let (mut account, mut sequence) = (Account::default(), 0);
     for unit_number in [0, 1, 4, 4] {
         push_unit(&mut account, &mut sequence, unit_number, 0);
@@ -180,7 +180,7 @@ fn the_books_see_missing_duplicated_reordered_torn_and_restarted() {
 }
 
 #[test]
-fn the_books_wait_for_a_late_packet_and_give_a_lost_one_up() {
+fn a_late_packet_is_awaited_and_a_lost_one_is_counted() {
     let mut account = Account::default();
     let packets: Vec<Vec<u8>> = (0..3).flat_map(|unit_number| payloads(unit_number, 0)).collect();
     let arrived = |sequence: usize, at_ns| Arrived {
@@ -209,7 +209,7 @@ fn samples_are_found_by_name_and_labels() {
 }
 
 #[test]
-fn the_answer_keeps_everything_but_the_candidates() {
+fn rewriting_an_answer_changes_only_the_candidates() {
     let sdp =
         "v=0\r\na=candidate:1 1 udp 1 10.0.0.1 5 typ host\r\na=x\r\na=candidate:2 1 udp 1 ::1 5 typ host\r\n";
     let rewritten = rewrite_answer(sdp, "127.0.0.1:9".parse().unwrap());
@@ -217,7 +217,7 @@ fn the_answer_keeps_everything_but_the_candidates() {
 }
 
 #[test]
-fn a_relay_loses_what_its_weather_says_and_delivers_the_rest() {
+fn a_relay_loses_its_share_and_delivers_the_rest() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     server.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let weather =
@@ -237,14 +237,14 @@ fn a_relay_loses_what_its_weather_says_and_delivers_the_rest() {
 }
 
 #[test]
-fn a_viewer_receives_every_unit_and_hears_the_goodbye() {
+fn a_viewer_receives_every_unit_and_the_close_notify() {
     let offer = Offer::new();
     let sender = Sender::answer(&offer.sdp);
     let viewer = offer.watch(&sender.answer);
     viewer.wait_units(100);
     viewer.report().assert_perfect("a viewer of a bare sender");
-    sender.say_goodbye();
-    support::wait_until("the goodbye", || viewer.report().told_goodbye);
+    sender.close();
+    support::wait_until("the close_notify", || viewer.report().got_close_notify);
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn a_viewer_that_asks_for_an_idr_gets_the_gop_again() {
     let idrs = viewer.report().idrs;
     // Long enough after the first IDR for the request not to be about that one.
     std::thread::sleep(Duration::from_millis(300));
-    viewer.ask_idr();
+    viewer.request_idr();
     wait_until("another IDR", || viewer.report().idrs > idrs);
     viewer.wait_more_units(30);
     let report = viewer.report();

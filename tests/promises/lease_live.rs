@@ -98,7 +98,7 @@ fn the_camera_is_asked_for_an_idr_when_a_viewer_asks_and_when_one_comes_late() {
     assert!(idrs >= 1 && asked_first >= 1.0, "{idrs} IDRs, asked {asked_first} times");
 
     std::thread::sleep(Duration::from_millis(600)); // the camera is asked at most twice a second
-    viewer.ask_idr();
+    viewer.request_idr();
     // The GOP so far at once, and a new one of the camera behind it.
     wait_until("the IDR that was asked for", || viewer.report().idrs > idrs && asked() > asked_first);
     viewer.wait_more_units(45);

@@ -65,7 +65,7 @@ fn a_viewer_that_asks_for_an_idr_is_heard() {
     let viewer =
         support::viewer::ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(10);
-    viewer.ask_idr();
+    viewer.request_idr();
     wait_until("the PLI is counted", || {
         server.metrics().value("keyframe_requests_total", &[]).unwrap_or(0.0) > 0.0
     });

@@ -1,4 +1,4 @@
-//! Recording as a whole: a real ring, a real recorder thread, real files, judged by ffprobe and ffmpeg.
+//! The recorder end to end: a real ring, a real recorder thread and real files, checked with ffprobe and ffmpeg.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -26,7 +26,7 @@ use rig::{
 const FORMATS: [Format; 2] = [Format::Mp4, Format::H264];
 
 #[test]
-fn a_recording_is_complete_and_plays_and_is_little_more_than_its_units() {
+fn recording_is_complete_plays_and_has_little_overhead() {
     let picture = Picture { width: 1280, height: 720, bitrate_kbps: Some(8_000), fps: 30 };
     for format in FORMATS {
         let directory = TemporaryDirectory::new();
@@ -42,8 +42,8 @@ fn a_recording_is_complete_and_plays_and_is_little_more_than_its_units() {
         let path = directory.0.join(&name);
         let numbers = unit_numbers(&path);
         assert_complete(&numbers);
-        assert!(numbers[0] <= first, "starts at the IDR before the request: {} {first}", numbers[0]);
-        assert!(*numbers.last().unwrap() >= last, "all published before the stop");
+        assert!(numbers[0] <= first, "the file starts at the IDR before the request: {} {first}", numbers[0]);
+        assert!(*numbers.last().unwrap() >= last, "the file holds all units published before the stop");
         assert_eq!(numbers.len() as u64, reply.report.frame_count);
         assert_eq!(assert_plays(&path), numbers.len());
         let bytes = std::fs::metadata(&path).unwrap().len();
@@ -63,7 +63,7 @@ fn a_recording_is_complete_and_plays_and_is_little_more_than_its_units() {
 }
 
 #[test]
-fn the_running_file_downloads_and_plays_up_to_its_last_unit() {
+fn running_file_can_be_downloaded_and_plays_up_to_its_last_unit() {
     for format in FORMATS {
         let directory = TemporaryDirectory::new();
         let camera = TestCamera::new(Layout::V3, SMALL);
@@ -81,7 +81,7 @@ fn the_running_file_downloads_and_plays_up_to_its_last_unit() {
         );
         let early = copy(&download, &directory.0.join(format!("early.{format}")));
         assert!(rig.stop().is_ok());
-        // A reader that began before the end keeps seeing the old form.
+        // A reader that started before the end keeps the unfinished form.
         let late = copy(&download, &directory.0.join(format!("late.{format}")));
         for path in [early, late] {
             let numbers = unit_numbers(&path);
@@ -111,7 +111,7 @@ fn copy(download: &streaming_server::recorder::library::Download, to: &Path) -> 
 }
 
 #[test]
-fn requests_at_the_wrong_time_or_with_bad_values_are_refused_by_name() {
+fn invalid_requests_are_rejected_with_their_error_code() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
@@ -132,7 +132,11 @@ fn requests_at_the_wrong_time_or_with_bad_values_are_refused_by_name() {
     assert!(rig.stop().is_ok());
     let before = std::fs::read(directory.0.join("cat.mp4")).unwrap();
     assert_eq!(codes(rig.start(named("cat"))), Err((409, "exists")));
-    assert_eq!(std::fs::read(directory.0.join("cat.mp4")).unwrap(), before, "never overwritten");
+    assert_eq!(
+        std::fs::read(directory.0.join("cat.mp4")).unwrap(),
+        before,
+        "an existing file is never overwritten"
+    );
     let status = rig.status();
     assert!(!status.recording && status.report.is_some_and(|report| report.frame_count >= 3));
     for name in ["../x", "none.mp4", "a.txt", ".cat.mp4"] {
@@ -144,12 +148,12 @@ fn requests_at_the_wrong_time_or_with_bad_values_are_refused_by_name() {
 }
 
 #[test]
-fn a_pre_roll_begins_before_the_request() {
+fn pre_roll_starts_before_the_request() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, Picture { fps: 10, ..SMALL });
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
     camera.wait_units(43);
-    // IDRs are units 20 and 40; 43 - 21 is the last old enough.
+    // IDRs are units 20 and 40. Unit 22 is the newest that is 2.1 s old, so the recording starts at unit 20.
     rig.start(StartRequest { pre_roll_s: Some(2.1), ..named("early") }).unwrap();
     rig.wait_recorded(30);
     rig.stop().unwrap();
@@ -160,13 +164,13 @@ fn a_pre_roll_begins_before_the_request() {
 }
 
 #[test]
-fn a_recording_says_how_far_before_or_after_the_request_it_begins() {
+fn report_tells_pre_roll_and_start_delay() {
     for (layout, waits) in [(Layout::V1, false), (Layout::V3Ring6, true)] {
         let directory = TemporaryDirectory::new();
         let camera = TestCamera::new(layout, Picture { fps: 10, ..SMALL });
         let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
         camera.wait_units(46);
-        // The last IDR is unit 40, which a ring of 30 slots holds and one of 6 does not; the next is 60.
+        // The last IDR is unit 40. A ring of 30 slots still holds it, one of 6 does not. The next IDR is unit 60.
         let request = StartRequest { pre_roll_s: Some(0.1), ..named("cat") };
         assert_eq!(rig.wait(rig.handle.start(request)).unwrap().waits_for_idr, waits, "{layout}");
         rig.wait_recorded(3);
@@ -184,7 +188,7 @@ fn a_recording_says_how_far_before_or_after_the_request_it_begins() {
 }
 
 #[test]
-fn a_new_resolution_goes_on_in_the_next_mp4_and_in_the_same_h264() {
+fn new_resolution_starts_a_new_mp4_but_not_a_new_h264() {
     for (format, files) in [(Format::Mp4, vec!["cat.mp4", "cat_2.mp4"]), (Format::H264, vec!["cat.h264"])] {
         let directory = TemporaryDirectory::new();
         let camera = TestCamera::new(Layout::V3, SMALL);
@@ -206,7 +210,7 @@ fn a_new_resolution_goes_on_in_the_next_mp4_and_in_the_same_h264() {
 }
 
 #[test]
-fn a_camera_that_goes_and_comes_back_leaves_a_gap_of_its_length() {
+fn absent_camera_leaves_a_gap_of_its_length() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
@@ -225,7 +229,7 @@ fn a_camera_that_goes_and_comes_back_leaves_a_gap_of_its_length() {
 }
 
 #[test]
-fn without_a_camera_there_is_nothing_to_record() {
+fn start_without_a_camera_is_rejected() {
     let directory = TemporaryDirectory::new();
     let rig = Rig::new("/ss-test-no-such-ring", &directory.0, Format::Mp4);
     let error = rig.start(StartRequest::default()).unwrap_err();
@@ -235,14 +239,14 @@ fn without_a_camera_there_is_nothing_to_record() {
 }
 
 #[test]
-fn a_camera_that_shows_nothing_leaves_no_file() {
+fn recording_without_a_unit_leaves_no_file() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     camera.paused.store(true, Ordering::SeqCst);
     let rig = Rig::new(&camera.name, &directory.0, Format::H264);
     std::thread::sleep(Duration::from_millis(100));
     if camera.count() > 0 {
-        return; // it published before it was paused
+        return; // the camera published before it was paused
     }
     rig.start(named("cat")).unwrap();
     let reply = rig.stop().unwrap();
@@ -251,7 +255,7 @@ fn a_camera_that_shows_nothing_leaves_no_file() {
 }
 
 #[test]
-fn a_shutdown_finishes_the_recording() {
+fn shutdown_finishes_the_recording() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
@@ -268,7 +272,7 @@ fn a_shutdown_finishes_the_recording() {
 }
 
 #[test]
-fn duration_and_heartbeat_stop_by_themselves() {
+fn duration_limit_and_missing_heartbeat_stop_the_recording() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
@@ -288,7 +292,7 @@ fn duration_and_heartbeat_stop_by_themselves() {
 }
 
 #[test]
-fn old_recordings_make_room_and_foreign_files_stay() {
+fn retention_deletes_own_recordings_and_keeps_foreign_files() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     let retention = Retention { retain_bytes: Some(1), ..Retention::default() };
@@ -308,17 +312,17 @@ fn old_recordings_make_room_and_foreign_files_stay() {
         rig.wait(rig.handle.list()).unwrap().into_iter().map(|info| info.name).collect();
     left.sort();
     assert_eq!(left, ["foreign.h264", "foreign.mp4"]);
-    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 2, "no notes left over");
+    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 2, "no sidecar is left");
 }
 
 #[test]
-fn a_full_disk_ends_the_recording_and_leaves_a_file_that_plays() {
+fn full_disk_ends_the_recording_and_leaves_a_playable_file() {
     let picture = Picture { bitrate_kbps: Some(20_000), ..SMALL };
     for format in FORMATS {
         for ext4 in [false, true] {
             let mounted = if ext4 { Mounted::ext4(24 << 20) } else { Mounted::tmpfs(12 << 20) };
             let Some(disk) = mounted else {
-                eprintln!("not allowed to mount: not tested");
+                eprintln!("skipped: this process may not mount file systems");
                 continue;
             };
             let camera = TestCamera::new(Layout::V3, picture);
@@ -335,7 +339,7 @@ fn a_full_disk_ends_the_recording_and_leaves_a_file_that_plays() {
             assert_eq!(numbers.len() as u64, status.report.unwrap().frame_count);
             assert_eq!(assert_plays(&path), numbers.len());
             let info = rig.wait(rig.handle.list()).unwrap().remove(0);
-            assert!(info.complete, "room for the index was kept");
+            assert!(info.complete, "space for the index was reserved");
             std::fs::write(disk.path.join("filler"), vec![1; 32 << 20]).unwrap_err();
             assert_eq!(rig.start(named("again")).unwrap_err().status(), 507);
             std::fs::remove_file(disk.path.join("filler")).unwrap();
@@ -350,9 +354,9 @@ fn a_full_disk_ends_the_recording_and_leaves_a_file_that_plays() {
 }
 
 #[test]
-fn a_disk_that_hangs_laps_only_the_recorder() {
+fn hanging_disk_delays_only_the_recorder() {
     let Some(disk) = Mounted::ext4(128 << 20) else {
-        eprintln!("not allowed to mount: not tested");
+        eprintln!("skipped: this process may not mount file systems");
         return;
     };
     let camera = TestCamera::new(Layout::V3, SMALL);
@@ -364,7 +368,7 @@ fn a_disk_that_hangs_laps_only_the_recorder() {
         return;
     }
     camera.wait_units(90);
-    assert_eq!(rig.status().state, RecorderState::Recording, "it answers while the disk hangs");
+    assert_eq!(rig.status().state, RecorderState::Recording, "the recorder replies while the disk hangs");
     assert!(disk.run("fsfreeze", &["-u"]));
     camera.wait_units(60);
     let reply = rig.stop().unwrap();
@@ -373,13 +377,13 @@ fn a_disk_that_hangs_laps_only_the_recorder() {
     let numbers = unit_numbers(&path);
     let steps: Vec<u64> =
         numbers.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| *step != 1).collect();
-    assert_eq!(steps.len(), 1, "one gap: {steps:?}");
+    assert_eq!(steps.len(), 1, "exactly one gap: {steps:?}");
     assert_eq!(steps[0] - 1, reply.report.dropped_units, "every missing unit is counted");
     assert_eq!(assert_plays(&path), numbers.len());
 }
 
 #[test]
-fn a_directory_that_cannot_be_used_is_an_error_and_one_that_comes_back_is_used() {
+fn unusable_directory_is_an_error_and_works_again_once_repaired() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     let recordings = directory.0.join("recordings");

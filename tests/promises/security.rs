@@ -142,13 +142,13 @@ fn a_live_picture_ends_with_the_login_it_was_asked_for_with() {
 
     assert_eq!(session("DELETE", &[("Cookie", &mine)], "").status, 200);
     for viewer in [&first, &second] {
-        wait_until("the goodbye", || viewer.report().told_goodbye);
+        wait_until("the close_notify", || viewer.report().got_close_notify);
     }
     let refused = ViewerSimulator::connect_with(server.http, &[("Cookie", &mine)]);
     assert_eq!(refused.err().map(|answer| answer.status), Some(401));
     for viewer in [&of_other, &of_token] {
         viewer.wait_more_units(30);
-        assert!(!viewer.report().told_goodbye);
+        assert!(!viewer.report().got_close_notify);
     }
     let logged_out = || server.process.log().matches("closed: LoggedOut").count();
     wait_until("both in the log", || logged_out() >= 2);

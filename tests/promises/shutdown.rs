@@ -35,7 +35,7 @@ fn says_goodbye(signal: Signal) {
     let status = server.process.wait_exit(Duration::from_secs(30));
     assert_eq!(status.code(), Some(0), "{}", server.process.log());
     for viewer in &viewers {
-        wait_until("the viewer is told", || viewer.report().told_goodbye);
+        wait_until("the close_notify", || viewer.report().got_close_notify);
     }
     let left: Vec<String> = shared_memory();
     let ours = shm.trim_start_matches('/');

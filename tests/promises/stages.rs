@@ -121,7 +121,7 @@ fn a_viewer_behind_a_bad_network_shows_in_its_own_metrics_and_goes_with_it() {
     ] {
         wait_until(&format!("{name} above 0"), || {
             // Again and again: the request itself may be lost.
-            viewer.ask_idr();
+            viewer.request_idr();
             server.metrics().value(name, &[("viewer", &id)]).is_some_and(|value| value > 0.0)
         });
     }

@@ -1,61 +1,61 @@
-//! What a viewer really got: puts RTP packets in order, joins them to access units and keeps the books over
-//! the unit numbers that the camera simulator stamps into each. A naive twin of the program's own
-//! depacketizer on purpose: the two must not share a mistake.
+//! What a viewer received: orders RTP packets, joins them to access units, and counts by the unit number that the
+//! camera simulator stamps into each. Written apart from the program's own depacketizer, so that the two do not share a
+//! mistake.
 
 use std::collections::BTreeMap;
 
 use streaming_server::h264::{Assembler, Stamp, crc32_of_slices};
 
-/// How long a hole in the sequence numbers is waited for before it counts as lost.
+/// How long a missing packet is awaited before it counts as lost.
 const HOLE_PATIENCE_NS: i64 = 1_500_000_000;
 
-/// The books of one viewer.
+/// The counts of one viewer.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub connected: bool,
-    /// The server said goodbye (DTLS close_notify).
-    pub told_goodbye: bool,
-    /// The local session ended, for whatever reason.
+    /// The server closed the session with a DTLS close_notify.
+    pub got_close_notify: bool,
+    /// The local session ended, for any reason.
     pub ended: bool,
-    /// Access units received whole, with a stamp.
+    /// Complete access units with a stamp.
     pub units: u64,
-    /// Whole units without a stamp.
+    /// Complete units without a stamp.
     pub unstamped: u64,
-    /// Unit numbers that never came between two that did.
+    /// Unit numbers missing between two received ones.
     pub missing: u64,
     pub duplicated: u64,
     pub reordered: u64,
-    /// Units whose slices do not have the checksum of their stamp.
+    /// Units whose slices do not match the checksum in their stamp.
     pub torn: u64,
-    /// The unit numbers began anew: another camera.
+    /// Times that the unit numbers started again: another camera.
     pub restarts: u64,
     pub idrs: u64,
     /// IDR units without exactly one SPS and one PPS before their first slice.
     pub bad_idrs: u64,
-    /// The first unit began with something else than an IDR.
+    /// The first unit was no IDR.
     pub began_without_idr: bool,
     pub first_unit: Option<u64>,
     pub last_unit: Option<u64>,
-    /// RTP packets given up on.
+    /// RTP packets counted as lost.
     pub lost_packets: u64,
-    /// RTP packets that came twice or after they were given up.
+    /// RTP packets that came twice, or after they were counted as lost.
     pub late_packets: u64,
-    /// Pictures' size, from the last SPS.
+    /// Width and height from the last SPS.
     pub size: Option<(u32, u32)>,
-    /// Published in the ring -> last datagram received, one sample per unit.
+    /// From publication in the ring to the last datagram received, one sample per unit.
     pub latencies_ns: Vec<i64>,
 }
 
 impl Report {
-    /// 0 missing, 0 duplicated, 0 reordered, 0 torn, every IDR with its parameter sets.
+    /// Asserts that no unit is missing, duplicated, reordered or torn, and that each IDR has its parameter sets.
     pub fn assert_perfect(&self, who: &str) {
         let wrong = self.missing + self.duplicated + self.reordered + self.torn + self.unstamped;
-        let books = Report { latencies_ns: Vec::new(), ..self.clone() };
-        assert_eq!(wrong + self.bad_idrs + self.restarts, 0, "{who}: {books:?}");
-        assert!(!self.began_without_idr, "{who}: {books:?}");
+        let counts = Report { latencies_ns: Vec::new(), ..self.clone() };
+        assert_eq!(wrong + self.bad_idrs + self.restarts, 0, "{who}: {counts:?}");
+        assert!(!self.began_without_idr, "{who}: {counts:?}");
     }
 
-    /// The latency that `fraction` of the units stayed below, in ns.
+    /// The latency quantile at `fraction`, in ns.
     pub fn latency_ns(&self, fraction: f64) -> i64 {
         let mut sorted = self.latencies_ns.clone();
         sorted.sort_unstable();
@@ -64,7 +64,7 @@ impl Report {
     }
 }
 
-/// One RTP packet as it came.
+/// One RTP packet and its arrival time.
 pub struct Arrived {
     pub payload: Vec<u8>,
     pub marker: bool,
@@ -72,14 +72,14 @@ pub struct Arrived {
     pub at_ns: i64,
 }
 
-/// Orders, joins, counts.
+/// Orders packets, joins them to units and counts both.
 #[derive(Default)]
 pub struct Account {
     pub report: Report,
     held: BTreeMap<u64, Arrived>,
     next: Option<u64>,
     unit: UnitParts,
-    /// Packets are missing before the next one: maybe the end of the open unit, maybe the beginning of the next.
+    /// Packets before the next one are missing: they may belong to the open unit or to the next one.
     after_hole: bool,
     last_published_ns: i64,
     assembler: Option<Assembler>,
@@ -94,7 +94,7 @@ struct UnitParts {
 }
 
 impl Account {
-    /// `sequence` is extended: it does not wrap.
+    /// `sequence` is the extended sequence number, which does not wrap.
     pub fn push(&mut self, sequence: u64, packet: Arrived) {
         let now_ns = packet.at_ns;
         let next = *self.next.get_or_insert(sequence);
@@ -127,7 +127,7 @@ impl Account {
 
     fn join(&mut self, packet: Arrived) {
         if self.unit.rtp_time.is_some_and(|time| time != packet.rtp_time) {
-            // The end of the unit before was lost.
+            // The end of the previous unit was lost.
             self.unit = UnitParts::default();
         }
         self.unit.broken |= std::mem::take(&mut self.after_hole);
@@ -144,7 +144,7 @@ impl Account {
     }
 
     fn count(&mut self, nal_units: &[Vec<u8>], at_ns: i64) {
-        self.look_at_parameter_sets(nal_units);
+        self.check_parameter_sets(nal_units);
         let Some(stamp) = Stamp::find(nal_units.iter().map(Vec::as_slice)) else {
             self.report.unstamped += 1;
             return;
@@ -169,7 +169,7 @@ impl Account {
         self.last_published_ns = stamp.published_monotonic_ns;
     }
 
-    fn look_at_parameter_sets(&mut self, nal_units: &[Vec<u8>]) {
+    fn check_parameter_sets(&mut self, nal_units: &[Vec<u8>]) {
         let kinds: Vec<u8> = nal_units.iter().map(|nal| nal[0] & 0x1F).collect();
         let Some(slice) = kinds.iter().position(|kind| matches!(kind, 1 | 5)) else { return };
         if kinds[slice] != 5 {
@@ -192,7 +192,7 @@ impl Account {
 }
 
 impl UnitParts {
-    /// RFC 6184: single NAL unit, STAP-A (24) or FU-A (28). `None`: not understood or out of place.
+    /// RFC 6184: single NAL unit, STAP-A (24) or FU-A (28). `None`: another type, or out of place.
     fn add(&mut self, payload: &[u8]) -> Option<()> {
         match payload.first()? & 0x1F {
             1..=23 if self.fragment.is_none() => self.nal_units.push(payload.to_vec()),

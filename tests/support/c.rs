@@ -5,10 +5,10 @@ use std::process::Command;
 
 use super::unique_shm;
 
-/// Every compiler the header has to please.
+/// The compilers that must accept the header.
 pub const COMPILERS: [&str; 2] = ["gcc", "clang"];
 
-/// Where programs are made; removed on drop.
+/// A directory for programs, removed on drop.
 pub struct Workshop(PathBuf);
 
 impl Workshop {
@@ -22,12 +22,12 @@ impl Workshop {
         self.0.join(name)
     }
 
-    /// Compiles one of tests/support/c; gives the program.
+    /// Compiles a file of tests/support/c and returns the path of the program.
     pub fn compile(&self, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
         self.run(compiler, &sources().join(source), source, flags)
     }
 
-    /// Compiles `text`; gives the program.
+    /// Compiles `text` and returns the path of the program.
     pub fn compile_text(&self, compiler: &str, name: &str, text: &str, flags: &[&str]) -> PathBuf {
         let source = self.0.join(format!("{name}.c"));
         std::fs::write(&source, text).unwrap();

@@ -18,7 +18,7 @@ pub fn steady(layout: &str) -> Vec<String> {
     words(&format!("--layout {layout} --pattern 1280x720 --fps 30 --bitrate-kbps 8000 --gop 30"))
 }
 
-/// Splits a line of arguments.
+/// Splits a command line at its spaces.
 pub fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
@@ -28,18 +28,18 @@ impl CameraSim {
         Self { shm: shm.to_owned(), process: spawn(shm, arguments) }
     }
 
-    /// Another camera on the same name: the old one is killed with -9 first.
+    /// Kills the camera with SIGKILL and starts another one on the same name.
     pub fn restart(&mut self, arguments: &[String]) {
         self.kill();
         self.process = spawn(&self.shm, arguments);
     }
 
-    /// As a crash: no goodbye, the segment stays.
+    /// SIGKILL, as in a crash: the segment stays.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// SIGTERM, and waits for the end.
+    /// SIGTERM, and waits for the exit.
     pub fn stop(&mut self) {
         self.process.signal(Signal::TERM);
         self.process.wait_exit(Duration::from_secs(20));
@@ -61,7 +61,7 @@ impl Drop for CameraSim {
     }
 }
 
-/// Where a shared-memory name lies.
+/// The file of a shared-memory name.
 pub fn segment_path(shm: &str) -> String {
     format!("/dev/shm{shm}")
 }

@@ -1,11 +1,10 @@
-//! A small blocking HTTP/1.1 client on `TcpStream`: one request per connection. It is deliberately dumb, so
-//! that tests can also send what no proper client would.
+//! A small blocking HTTP/1.1 client on `TcpStream`: one request per connection. It sends malformed requests too.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// What came back; status 0 when the server closed the connection without an answer.
+/// A response. Status 0: the server closed the connection without an answer.
 #[derive(Clone, Debug, Default)]
 pub struct Response {
     pub status: u16,
@@ -26,7 +25,7 @@ impl Response {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// Asserts a JSON error with a code and a message.
+    /// Asserts one of `statuses` and a JSON body with a code and a message.
     pub fn assert_error(&self, statuses: &[u16]) {
         assert!(statuses.contains(&self.status), "{} is none of {statuses:?}: {}", self.status, self.text());
         let error = self.json();
@@ -60,8 +59,8 @@ pub fn request(
     raw(server, &[head.as_bytes(), body])
 }
 
-/// Sends these bytes as they are and reads until the server closes. A server that refuses early may close
-/// while we still write; then what it said counts.
+/// Sends these bytes unchanged and reads until the response is complete or the server closes. A server may refuse and
+/// close while we still write; its response counts then.
 pub fn raw(server: SocketAddr, parts: &[&[u8]]) -> Response {
     let mut stream = TcpStream::connect(server).unwrap_or_else(|error| panic!("{server}: {error}"));
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

@@ -12,6 +12,7 @@ pub mod account;
 pub mod c;
 pub mod camera;
 pub mod debugger;
+pub mod depacketize;
 pub mod http;
 pub mod metrics;
 pub mod process;
@@ -61,7 +62,7 @@ pub fn properties_of(cases: u32) -> Config {
 /// A shared-memory name no other test uses.
 pub fn unique_shm() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("/ss-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!("/ss-test-{}-{:05}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Looks every 20 ms until `look` gives a value; panics with `what` after [`PATIENCE`].

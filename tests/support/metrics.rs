@@ -1,4 +1,4 @@
-//! Reads the Prometheus text format: enough of it to ask for a sample by name and labels.
+//! Parses the Prometheus text format as far as samples by name and labels need it.
 
 /// The samples of one scrape.
 #[derive(Clone, Debug)]
@@ -13,7 +13,7 @@ impl Metrics {
         Self(lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}"))).collect())
     }
 
-    /// The sum over all samples of that name whose labels include these; `None` when there is none.
+    /// The sum of the samples with this name whose labels include these; `None` without any.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let has = |have: &[(String, String)]| {
             labels.iter().all(|(key, value)| have.iter().any(|(k, v)| k == key && v == value))
@@ -23,7 +23,7 @@ impl Metrics {
         (!hits.is_empty()).then(|| hits.iter().sum())
     }
 
-    /// As [`Metrics::value`]; panics when there is no such sample.
+    /// As [`Metrics::value`] without labels; panics without a sample.
     pub fn expect(&self, name: &str) -> f64 {
         self.value(name, &[]).unwrap_or_else(|| panic!("no metric {name}, only {:?}", self.names()))
     }

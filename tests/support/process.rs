@@ -1,4 +1,4 @@
-//! A child process whose output is kept and which never outlives its test.
+//! A child process that keeps its output and is killed with its test.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -29,12 +29,12 @@ impl Process {
         self.child.id()
     }
 
-    /// All lines of both outputs so far.
+    /// The lines of stdout and stderr so far.
     pub fn log(&self) -> String {
         self.lines.lock().unwrap().join("\n")
     }
 
-    /// What follows `marker` in the first line that holds it.
+    /// The text after `marker` in the first line that contains it.
     pub fn after(&self, marker: &str) -> Option<String> {
         let lines = self.lines.lock().unwrap();
         lines.iter().find_map(|line| line.split_once(marker).map(|(_, rest)| rest.trim().to_owned()))
@@ -55,7 +55,7 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for the end of the process; panics with its log when it stays.
+    /// Waits for the exit; panics with the log after `patience`.
     pub fn wait_exit(&mut self, patience: Duration) -> ExitStatus {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {

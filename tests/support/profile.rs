@@ -1,10 +1,9 @@
-//! A small decoder of profile.proto, the twin of the encoder: reads what pprof would, and checks what pprof
-//! checks. Shares no code with it.
+//! A small decoder of profile.proto. It makes the checks that pprof makes and shares no code with the encoder.
 
 use std::collections::HashMap;
 use std::io::Read;
 
-/// One sample with its names in place of ids.
+/// One sample with names in place of ids.
 #[derive(Debug, Default)]
 pub struct Sample {
     /// Function names, innermost first.
@@ -77,7 +76,7 @@ fn messages<'a>(all: &'a [Field<'a>], field: u64) -> impl Iterator<Item = &'a [u
 }
 
 impl Profile {
-    /// Panics on whatever pprof would refuse.
+    /// Decodes a gzip-compressed profile; panics where pprof would refuse it.
     pub fn decode(gzip: &[u8]) -> Profile {
         let mut plain = Vec::new();
         flate2::read::GzDecoder::new(gzip).read_to_end(&mut plain).unwrap();
@@ -128,7 +127,7 @@ impl Profile {
         }
     }
 
-    /// The sum of the value at `index` over the samples that are `wanted`.
+    /// The sum of the value at `index` over the samples for which `wanted` is true.
     pub fn total(&self, index: usize, wanted: impl Fn(&Sample) -> bool) -> i64 {
         self.samples.iter().filter(|sample| wanted(sample)).map(|sample| sample.values[index]).sum()
     }

@@ -1,4 +1,4 @@
-//! Seeded randomness: the same seed gives the same test. Not for secrets.
+//! Random numbers from a seed, so that a test can be repeated. Not for secrets.
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ impl Random {
         self.next() % bound.max(1)
     }
 
-    /// True `percent` times in a hundred.
+    /// Returns true with a probability of `percent` %.
     pub fn chance(&mut self, percent: f64) -> bool {
         (self.below(1_000_000) as f64) < percent * 10_000.0
     }

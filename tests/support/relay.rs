@@ -1,5 +1,5 @@
-//! A bad network in user space: a UDP relay between one viewer and the server that loses, delays and
-//! reorders datagrams. Seeded, so the same datagrams in the same order meet the same fate.
+//! A UDP relay between one viewer and the server that loses, delays and reorders datagrams. The same seed and the same
+//! datagrams give the same losses.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 
 use super::random::Random;
 
-/// What the network does to a datagram, each way.
+/// The network's properties, in each direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
     pub seed: u64,
     pub loss_percent: f64,
     /// One way: half of the round trip.
     pub delay: Duration,
-    /// Datagrams held back by another 5 ms, so that later ones overtake them.
+    /// Percentage of datagrams that are delayed by 5 ms more, so that later ones overtake them.
     pub reorder_percent: f64,
 }
 
-/// The relay; stops on drop.
+/// A running relay; stops on drop.
 pub struct LossyRelay {
-    /// Where the viewer sends to.
+    /// The address that the viewer sends to.
     pub address: SocketAddr,
     counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
@@ -173,7 +173,7 @@ impl Direction {
     }
 }
 
-/// The answer with one candidate only, the relay's. Everything else stays as it was.
+/// The answer with the relay's candidate in place of all others.
 pub fn rewrite_answer(sdp: &str, relay: SocketAddr) -> String {
     let mut out = String::new();
     let mut written = false;

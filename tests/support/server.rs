@@ -1,4 +1,4 @@
-//! The real `streaming-server` process on ports of the kernel's choice.
+//! The real `streaming-server` process on ports that the kernel chooses.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -18,7 +18,7 @@ pub struct Server {
     pub udp: SocketAddr,
 }
 
-/// The server's command line, ports still open.
+/// The server's command line, without addresses.
 pub fn command(shm: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(super::program("streaming-server"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
@@ -28,15 +28,15 @@ pub fn command(shm: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// As [`command`], on loopback and on ports of the kernel's choice.
+/// As [`command`], on loopback and on ports that the kernel chooses.
 pub fn loopback(shm: &str, arguments: &[&str]) -> Command {
     let mut command = command(shm, &["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"]);
     command.args(arguments);
     command
 }
 
-/// The same program under `strace`, which makes system calls late or fail as `inject` says (strace(1)). The process
-/// started is the server itself: the tracer is beside it and goes with it.
+/// The same command under `strace`, which delays or fails system calls as `inject` says (strace(1)). The process that is
+/// started is the server; the tracer is another process and ends with it.
 pub fn meddled(command: &Command, inject: &str) -> Command {
     let mut strace = Command::new("strace");
     let call = inject.split(':').next().unwrap_or_default();
@@ -58,7 +58,7 @@ impl Server {
         Self::spawn(&mut loopback(shm, arguments))
     }
 
-    /// Starts a command, such as one with more in its environment or under strace.
+    /// Starts a prepared command, such as one under strace.
     pub fn spawn(command: &mut Command) -> Self {
         let mut process = Process::spawn("streaming-server", command);
         let line = wait_within(PATIENCE, "the line `listening: http=... udp=...`", || {
@@ -84,7 +84,7 @@ impl Server {
         Metrics::parse(&response.text())
     }
 
-    /// The entries of /api/viewers, whether the answer is a list or an object with one.
+    /// The entries of /api/viewers, either as a list or in the field `viewers`.
     pub fn viewers(&self) -> Vec<serde_json::Value> {
         let value = self.get("/api/viewers").json();
         let list = if value.is_array() { value } else { value["viewers"].clone() };
@@ -98,18 +98,18 @@ impl Server {
         });
     }
 
-    /// Waits until access units flow.
+    /// Waits until /ready returns 200.
     pub fn wait_ready(&self) {
         super::wait_until("200 on /ready", || self.get("/ready").status == 200);
     }
 
-    /// SIGTERM; the exit code, `None` after a signal.
+    /// Sends SIGTERM and returns the exit code; `None` after a signal.
     pub fn terminate(&mut self) -> Option<i32> {
         self.process.signal(Signal::TERM);
         self.process.wait_exit(Duration::from_secs(30)).code()
     }
 
-    /// Asserts that it still runs and answers.
+    /// Asserts that the server runs and answers on /health.
     pub fn assert_healthy(&mut self) {
         assert!(self.process.exited().is_none(), "the server ended:\n{}", self.process.log());
         assert_eq!(self.get("/health").status, 200);

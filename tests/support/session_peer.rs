@@ -1,5 +1,5 @@
-//! A browser in memory: str0m's client on a fake clock, wired to one of our viewers through queues that
-//! a test may look into. No sockets, no sleeping; used by tests and benches of the session.
+//! A browser in memory: str0m's client on a fake clock, connected to one of our viewers by queues that a test can read.
+//! No sockets, no sleeping.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -22,12 +22,12 @@ use streaming_server::session::{
     SrtpChoice, Viewer, ViewerState,
 };
 
-/// Where the server listens.
+/// The server's address.
 pub fn server_address() -> SocketAddr {
     "192.0.2.1:8189".parse().unwrap()
 }
 
-/// Where the browser is.
+/// The browser's address.
 pub fn client_address() -> SocketAddr {
     "198.51.100.7:40000".parse().unwrap()
 }
@@ -37,20 +37,20 @@ pub fn context(srtp: SrtpChoice) -> Arc<SessionContext> {
         .unwrap()
 }
 
-/// Keeps the datagrams of a viewer.
+/// A sink that keeps all datagrams.
 #[derive(Default)]
 pub struct Outbox(pub Vec<(Destination, Vec<u8>)>);
 
 impl DatagramSink for Outbox {
     fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
-        // What isn't written would be seen.
+        // Bytes that are not written stay visible.
         let mut datagram = vec![0xEE; bytes];
         write(&mut datagram);
         self.0.push((*to, datagram));
     }
 }
 
-/// One buffer that is used again and again, as the edge's is.
+/// A sink with one buffer that is reused, as the UDP driver's is.
 pub struct OneRun(pub Vec<u8>);
 
 impl DatagramSink for OneRun {
@@ -64,7 +64,7 @@ impl DatagramSink for OneRun {
     }
 }
 
-/// What the network does to a datagram: it may change it, and lose it (`false`).
+/// The network: may change a datagram, and loses it by returning `false`.
 pub type Fate = Box<dyn FnMut(&mut Vec<u8>) -> bool>;
 
 pub struct Pair {
@@ -79,19 +79,19 @@ pub struct Pair {
     pub packets: Vec<RtpPacket>,
     /// Sizes of the datagrams the viewer sent, in order.
     pub sent_sizes: Vec<usize>,
-    /// `true` lets a datagram of the viewer through.
+    /// The network from the viewer to the browser.
     pub to_client: Fate,
-    /// `true` lets a datagram of the browser through.
+    /// The network from the browser to the viewer.
     pub to_viewer: Fate,
     pub answer: String,
     pub offer: String,
     client_deadline: Instant,
     viewer_deadline: Instant,
-    /// Datagrams on their way; `true` is towards the browser.
+    /// Datagrams in flight; `true`: to the browser.
     in_flight: VecDeque<(bool, Vec<u8>)>,
 }
 
-/// A browser's side: offers to receive H.264.
+/// A browser's session that offers to receive H.264.
 pub fn client(now: Instant, version: DtlsVersion, provider: Option<CryptoProvider>) -> Rtc {
     let mut config =
         RtcConfig::new().set_rtp_mode(true).set_dtls_version(version).clear_codecs().enable_h264(true);
@@ -148,7 +148,7 @@ impl Pair {
         }
     }
 
-    /// Connects; panics if that takes a fake minute.
+    /// Connects; panics after a minute on the fake clock.
     pub fn connect(&mut self) {
         let deadline = self.now + Duration::from_secs(60);
         while !(self.connected && self.viewer.status(self.now).state == ViewerState::Connected) {
@@ -157,7 +157,7 @@ impl Pair {
         }
     }
 
-    /// Lets `time` pass.
+    /// Advances the clock by `time`, with all timers and datagrams on the way.
     pub fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -177,13 +177,13 @@ impl Pair {
     fn tick(&mut self) {
         self.client.handle_input(Input::Timeout(self.now)).unwrap();
         self.drain_client();
-        // As the worker does: only when it is due.
+        // As the worker does: only after the deadline.
         if self.viewer_deadline <= self.now {
             self.viewer.handle_timeout(self.now);
         }
     }
 
-    /// Delivers until both are silent.
+    /// Delivers datagrams until neither side sends one.
     pub fn settle(&mut self) {
         self.drain_viewer();
         self.drain_client();
@@ -208,7 +208,7 @@ impl Pair {
         self.settle();
     }
 
-    /// Puts what the viewer sent on its way.
+    /// Queues the viewer's datagrams for the browser.
     pub fn deliver(&mut self, outbox: Outbox) {
         for (to, mut bytes) in outbox.0 {
             let expected = Destination { local: Some(server_address().ip()), remote: client_address() };
@@ -256,7 +256,7 @@ impl Pair {
     }
 }
 
-/// A unit of `count` payloads of `bytes`, the last one shorter, whose content names it; several in a buffer.
+/// The payloads of one unit: `count` of `bytes` each, the last one shorter. Each begins with the unit and its index.
 pub fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
     let payload = |index: usize| {
         let length = if index + 1 == count { bytes / 3 + 8 } else { bytes };
@@ -269,12 +269,12 @@ pub fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
     all.chunks(FULL_PAYLOADS_OF_BUFFER).map(|several| Arc::new(several.iter().collect())).collect()
 }
 
-/// Each of them.
+/// The payloads one by one.
 pub fn each(payloads: &[Arc<Payloads>]) -> Vec<&[u8]> {
     payloads.iter().flat_map(|several| several.iter()).collect()
 }
 
-/// A unit around `payloads`, 3000 ticks of 90 kHz apart.
+/// A unit of these payloads; units are 3000 ticks of 90 kHz apart.
 pub fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
     PacketizedUnit {
         payloads,

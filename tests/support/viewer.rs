@@ -1,5 +1,5 @@
-//! A viewer without a picture: str0m as a browser would be (full ICE, controlling; DTLS client; NACK and
-//! RTX), one UDP socket, one thread. What it received is in its [`Report`].
+//! A viewer without a decoder: str0m as a browser (full ICE, controlling; DTLS client; NACK and RTX), one UDP socket, one
+//! thread. Its counts are in a [`Report`].
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,11 +18,11 @@ use super::http::{self, Response};
 use super::{monotonic_ns, wait_for};
 
 const WATCH: u8 = 0;
-const ASK_IDR: u8 = 1;
+const REQUEST_IDR: u8 = 1;
 const LEAVE: u8 = 2;
 const VANISH: u8 = 3;
 
-/// A viewer in its own thread. Vanishes on drop.
+/// A viewer in its own thread. Stops without a close on drop.
 pub struct ViewerSimulator {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -31,10 +31,10 @@ pub struct ViewerSimulator {
 #[derive(Default)]
 struct Shared {
     report: Mutex<Report>,
-    wish: AtomicU8,
+    command: AtomicU8,
 }
 
-/// An offer that was not yet answered.
+/// An offer without an answer yet.
 pub struct Offer {
     rtc: Rtc,
     pending: SdpPendingOffer,
@@ -44,7 +44,7 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// One receive-only H.264 line, host candidate on loopback.
+    /// An offer of one receive-only H.264 section with a host candidate on loopback.
     pub fn new() -> Self {
         static CRYPTO: Once = Once::new();
         CRYPTO.call_once(|| str0m::crypto::from_feature_flags().install_process_default());
@@ -61,7 +61,7 @@ impl Offer {
         Self { rtc, pending, mid, socket, sdp }
     }
 
-    /// Posts the offer; the answer's SDP, or what the server said instead.
+    /// Posts the offer and returns the answer's SDP, or the server's refusal.
     pub fn post(&self, server: SocketAddr) -> Result<String, Box<Response>> {
         self.post_with(server, &[])
     }
@@ -78,7 +78,7 @@ impl Offer {
         Ok(answer["sdp"].as_str().unwrap().to_owned())
     }
 
-    /// Takes the answer and begins to watch.
+    /// Applies the answer and starts the viewer.
     pub fn watch(self, answer_sdp: &str) -> ViewerSimulator {
         let mut rtc = self.rtc;
         let answer = SdpAnswer::from_sdp_string(answer_sdp)
@@ -98,19 +98,19 @@ impl Offer {
 }
 
 impl ViewerSimulator {
-    /// Offers to the server and watches; what the server said when it refused.
+    /// Posts an offer and starts the viewer, or returns the server's refusal.
     pub fn connect(server: SocketAddr) -> Result<Self, Box<Response>> {
         Self::connect_with(server, &[])
     }
 
-    /// The same with headers of the caller's.
+    /// As [`Self::connect`], with more request headers.
     pub fn connect_with(server: SocketAddr, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
         let offer = Offer::new();
         let answer = offer.post_with(server, headers)?;
         Ok(offer.watch(&answer))
     }
 
-    /// `count` viewers, all connected.
+    /// Starts `count` viewers and waits until each has a unit.
     pub fn crowd(server: SocketAddr, count: usize) -> Vec<Self> {
         let connect =
             |_| Self::connect(server).unwrap_or_else(|refusal| panic!("refused: {}", refusal.text()));
@@ -123,30 +123,30 @@ impl ViewerSimulator {
         self.shared.report.lock().unwrap().clone()
     }
 
-    /// Waits until at least `count` units came in all.
+    /// Waits until the viewer has received at least `count` units in all.
     pub fn wait_units(&self, count: u64) {
-        wait_for(&format!("{count} units at a viewer, books: {:?}", self.brief()), || {
+        wait_for(&format!("{count} units at a viewer, so far {:?}", self.brief()), || {
             (self.report().units >= count).then_some(())
         });
     }
 
-    /// Waits for `count` units more than there are now.
+    /// Waits for `count` more units.
     pub fn wait_more_units(&self, count: u64) {
         self.wait_units(self.report().units + count);
     }
 
     /// Sends a PLI.
-    pub fn ask_idr(&self) {
-        self.shared.wish.store(ASK_IDR, Ordering::Relaxed);
+    pub fn request_idr(&self) {
+        self.shared.command.store(REQUEST_IDR, Ordering::Relaxed);
     }
 
-    /// Leaves with a DTLS close, as a closed tab does.
+    /// Closes the session by DTLS, as a closed tab does.
     pub fn leave(mut self) -> Report {
         self.end(LEAVE);
         self.report()
     }
 
-    /// Is gone without a word, as after kill -9.
+    /// Stops without a close, as after kill -9.
     pub fn vanish(mut self) -> Report {
         self.end(VANISH);
         self.report()
@@ -157,7 +157,7 @@ impl ViewerSimulator {
     }
 
     fn end(&mut self, how: u8) {
-        self.shared.wish.store(how, Ordering::Relaxed);
+        self.shared.command.store(how, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -184,13 +184,13 @@ impl Life {
         let mut buffer = vec![0; 2048];
         let mut leave_by: Option<Instant> = None;
         while self.rtc.is_alive() {
-            match self.shared.wish.load(Ordering::Relaxed) {
+            match self.shared.command.load(Ordering::Relaxed) {
                 VANISH => return,
                 LEAVE if leave_by.is_none() => {
                     let _ = self.rtc.close();
                     leave_by = Some(Instant::now() + Duration::from_secs(2));
                 }
-                ASK_IDR => self.send_pli(),
+                REQUEST_IDR => self.send_pli(),
                 _ => {}
             }
             if leave_by.is_some_and(|deadline| Instant::now() > deadline) {
@@ -198,7 +198,7 @@ impl Life {
             }
             let due = self.drain();
             self.publish();
-            // Also while datagrams come without a pause: a handshake may wait for nothing but the time.
+            // Also while datagrams keep coming: a handshake may depend on a timer.
             if Instant::now() >= due {
                 let _ = self.rtc.handle_input(Input::Timeout(Instant::now()));
                 self.drain();
@@ -218,7 +218,7 @@ impl Life {
         }
     }
 
-    /// Polls until there is nothing left to do before the returned moment.
+    /// Polls str0m until it waits, and returns its deadline.
     fn drain(&mut self) -> Instant {
         let far = Instant::now() + Duration::from_millis(50);
         while self.rtc.is_alive() {
@@ -237,7 +237,7 @@ impl Life {
     fn note(&mut self, event: Event) {
         match event {
             Event::Connected => self.account.report.connected = true,
-            Event::Closed => self.account.report.told_goodbye = true,
+            Event::Closed => self.account.report.got_close_notify = true,
             Event::IceConnectionStateChange(IceConnectionState::Disconnected) => {
                 self.account.report.connected = false;
             }
@@ -257,13 +257,14 @@ impl Life {
     }
 
     fn send_pli(&mut self) {
-        let _ = self.shared.wish.compare_exchange(ASK_IDR, WATCH, Ordering::Relaxed, Ordering::Relaxed);
+        let _ =
+            self.shared.command.compare_exchange(REQUEST_IDR, WATCH, Ordering::Relaxed, Ordering::Relaxed);
         if let Some(stream) = self.rtc.direct_api().stream_rx_by_mid(self.mid, None) {
             stream.request_keyframe(KeyframeRequestKind::Pli);
         }
     }
 
-    /// The books as others see them. Samples are moved, not copied: this runs after every datagram.
+    /// Copies the counts to the shared report. Latency samples are moved: this runs after every datagram.
     fn publish(&mut self) {
         let mut shared = self.shared.report.lock().unwrap();
         let mut samples = std::mem::take(&mut shared.latencies_ns);

@@ -1,10 +1,11 @@
 //! Architecture and style as tests: they read the sources as text and fail where a rule is broken.
-//! They must not build, run or change anything. Each rule is a plain function of (path, text).
+//! They must not build or change anything. Each rule is a plain function of (path, text).
 //! Each rule also has a test that shows it fail on a small bad sample, so a rule that stops working is noticed.
 
 #![cfg(test)]
 
 mod code;
+mod dependencies;
 mod layout;
 mod scan;
 mod words;

@@ -1,6 +1,6 @@
 //! Bounds of NAL units, payloads and their buffers.
 
-use super::{RTP_OVERHEAD_BYTES_MAX, SLOT_DATA_BYTES_MAX};
+use super::RTP_OVERHEAD_BYTES_MAX;
 
 /// Bytes of a datagram. With UDP and IPv6 headers it fits every IPv6 path (1280 bytes, RFC 8200 section 5) and most
 /// tunnels.
@@ -37,12 +37,6 @@ pub const PAYLOAD_BUFFER_OVERHEAD_BYTES: usize = 1_024;
 /// Buffers in use that a packetiser checks per access unit before it allocates a new one.
 pub const PAYLOAD_POOL_CHECKS_MAX: usize = 64;
 
-/// Bytes of NAL units that a receiver collects for one access unit.
-pub const RECEIVED_UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX + 64 * 1024;
-
 /// First bytes of a slice, including its header byte, that contain the first three numbers of the slice header
 /// (H.264 7.3.3).
 pub const SLICE_HEAD_BYTES: usize = 64;
-
-/// NAL units that a receiver collects for one access unit: those of a slot and the missing parameter sets.
-pub const RECEIVED_NAL_UNITS_MAX: usize = 2 * NAL_UNITS_MAX;

@@ -30,7 +30,7 @@ pub const RECORDING_DURATION_SOFT_NS: i64 = 3_600_000_000_000;
 pub const RECORDING_UNITS_MAX: usize = 1 << 20;
 
 /// Files of one recording, after splits and changed parameter sets.
-pub const RECORDING_SEGMENTS_MAX: u32 = 9_999;
+pub const RECORDING_FILES_MAX: u32 = 9_999;
 
 /// Files of one recording that may be finishing (index, fdatasync) while the next one is written.
 pub const FINISHING_MAX: usize = 4;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{RTX_CACHE_PACKETS, VIEWER_IN_FLIGHT_MAX};
+use super::VIEWER_IN_FLIGHT_MAX;
 
 /// Worker threads of one process.
 pub const WORKERS_MAX: usize = 64;
@@ -58,7 +58,7 @@ pub const REPLAY_IN_FLIGHT_MAX: u32 = VIEWER_IN_FLIGHT_MAX / 4;
 /// RTP time between two replayed units.
 pub const REPLAY_STEP_90K: u64 = 1;
 
-/// Packets in the retransmission cache during and after a replay of more than [`RTX_CACHE_PACKETS`]: Chromium waits for a
+/// Packets in the retransmission cache during and after a replay of more than [`super::RTX_CACHE_PACKETS`]: Chromium waits for a
 /// lost packet for as many.
 pub const REPLAY_RTX_PACKETS: usize = 2_048;
 

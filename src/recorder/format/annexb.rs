@@ -1,11 +1,11 @@
-//! PURE: `.h264` files, the byte stream of Rec. ITU-T H.264, Annex B. Opens no file.
+//! PURE: `.h264` files, the byte stream format of Rec. ITU-T H.264, Annex B.
 
 use bytes::Bytes;
 use memchr::memmem;
 
 const START_CODE: &[u8] = &[0, 0, 0, 1];
 
-/// Appends one access unit as parts of a gathered write, without copying it. Returns their bytes.
+/// Appends one access unit as parts of a gathered write, without copying it. Returns the bytes of all parts.
 pub fn gather(nal_units: &[Bytes], parts: &mut Vec<Bytes>) -> u64 {
     let mut bytes = 0;
     for nal in nal_units {
@@ -16,9 +16,9 @@ pub fn gather(nal_units: &[Bytes], parts: &mut Vec<Bytes>) -> u64 {
     bytes
 }
 
-/// Where the last access unit of a stretch of byte stream begins (at its start code), if at least
-/// one whole unit lies before it. After a crash all before that place is whole; of the last unit
-/// nobody can tell.
+/// Returns the offset of the start code of the last access unit, if at least one whole unit precedes it.
+///
+/// After a crash everything before that offset is whole. The last unit may be truncated: a byte stream does not tell.
 #[must_use]
 pub fn last_unit_start(stream: &[u8]) -> Option<usize> {
     let mut last = None;
@@ -73,7 +73,7 @@ mod tests {
     const SECOND_SLICE: &[u8] = &[0x41, 0x1a, 1, 2, 3];
 
     #[test]
-    fn the_last_unit_is_found_whatever_it_starts_with() {
+    fn last_unit_is_found_for_every_kind_of_first_nal_unit() {
         let cases: [&[&[&[u8]]]; 4] = [
             &[&[AUD, SPS, PPS, IDR], &[AUD, SLICE], &[AUD, SLICE]],
             &[&[SPS, PPS, IDR], &[SLICE, SECOND_SLICE], &[SLICE, SECOND_SLICE]],
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_unit_is_never_given_up() {
+    fn single_unit_is_never_cut() {
         let (bytes, _) = stream(&[&[AUD, SPS, PPS, IDR]]);
         assert_eq!(last_unit_start(&bytes), None);
         assert_eq!(last_unit_start(&[]), None);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_anywhere_leaves_whole_units() {
+    fn truncated_stream_is_cut_at_a_unit_start() {
         let (bytes, starts) = stream(&[&[SPS, PPS, IDR], &[SLICE, SECOND_SLICE], &[SLICE], &[SLICE]]);
         for cut in 0..=bytes.len() {
             if let Some(end) = last_unit_start(&bytes[..cut]) {

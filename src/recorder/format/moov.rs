@@ -1,44 +1,44 @@
-//! PURE: the `moov` box of a recording, in its fragmented and in its finished form.
-//! Opens no file. Written out by hand: the boxes are few, and the tests hold them against an
-//! independent MP4 library.
+//! PURE: the `moov` box of a recording, for the unfinished and the finished form.
+//! It is written without an MP4 library because the boxes are few. The tests compare it with an independent library.
 
 use smallvec::SmallVec;
 
-use crate::recorder::format::fmp4::{FRAGMENT_HEADER_BYTES, Index, TIMESCALE, Track, u32_at, u64_at};
+use super::boxes::{boxed, child, empty_table, full_box, u32_at, u32s, u64_at};
+use super::track::{FRAGMENT_HEADER_BYTES, Index, TIMESCALE, Track};
 
-/// Seconds from 1904, where MP4 counts from, to 1970.
+/// Seconds from the MP4 epoch (1904) to 1970.
 const EPOCH_1904_S: u64 = 2_082_844_800;
 
-/// Marks the box in which a finished recording says how it came about.
+/// UUID of the box that holds [`Notes`].
 const NOTES_UUID: [u8; 16] = *b"ss-recording-1.0";
 
 const MATRIX: [u32; 9] = [0x1_0000, 0, 0, 0, 0x1_0000, 0, 0, 0, 0x4000_0000];
 
-/// What a finished recording says about itself beside the picture.
+/// Facts about a finished recording that MP4 has no field for.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
-    /// Repaired after a crash.
+    /// True if the file was repaired after a crash.
     pub recovered: bool,
-    /// Access units that the camera published and the file lacks (slow disk, torn, garbage).
+    /// Access units that the camera published and the file lacks: slow disk, torn slot or invalid data.
     pub dropped_units: u64,
 }
 
-/// What a listing shows of a `moov`.
+/// The fields of a `moov` that a listing needs.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Seconds since 1970.
+    /// Capture time of the first unit, seconds since 1970.
     pub started_at_s: u64,
-    /// In units of 1/90000 s; 0 while unfinished.
+    /// Duration in 1/90000 s; 0 while unfinished.
     pub duration_90k: u64,
-    /// Notes of a finished recording.
+    /// Present in finished recordings only.
     pub notes: Option<Notes>,
 }
 
-/// Bytes at the start of a `moov` that [`summary`] needs.
+/// Bytes from the start of a `moov` that [`summary`] reads.
 pub const SUMMARY_BYTES: usize = 8 + 120 + 40;
 
-/// The `moov` of a file that is being recorded: no samples, and `mvex` for the fragments to come.
-pub(in crate::recorder) fn write_fragmented(track: &Track, out: &mut Vec<u8>) {
+/// Appends the `moov` of an unfinished file: no samples, and `mvex` for the fragments that follow.
+pub(super) fn write_fragmented(track: &Track, out: &mut Vec<u8>) {
     boxed(out, b"moov", |out| {
         mvhd(track, 0, out);
         trak(track, 0, out, |out| {
@@ -51,7 +51,7 @@ pub(in crate::recorder) fn write_fragmented(track: &Track, out: &mut Vec<u8>) {
     });
 }
 
-/// The index of a finished file whose first fragment starts at `fragments_offset`.
+/// Returns the `moov` of a finished file whose first fragment starts at `fragments_offset`.
 #[must_use]
 pub fn finished(track: &Track, index: &Index, fragments_offset: u64, notes: Notes) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024 + 20 * index.len());
@@ -67,7 +67,7 @@ pub fn finished(track: &Track, index: &Index, fragments_offset: u64, notes: Note
     out
 }
 
-/// Reads the start of a `moov` (at least [`SUMMARY_BYTES`] if the box is that long).
+/// Parses the start of a `moov`. `bytes` should hold [`SUMMARY_BYTES`] if the box is that long.
 #[must_use]
 pub fn summary(bytes: &[u8]) -> Option<Summary> {
     if bytes.get(4..8)? != b"moov" || bytes.get(12..16)? != b"mvhd" || bytes.get(16)? != &1 {
@@ -80,7 +80,7 @@ pub fn summary(bytes: &[u8]) -> Option<Summary> {
     Some(Summary { started_at_s, duration_90k: u64_at(bytes, 40)?, notes })
 }
 
-/// Reads the track back from the `moov` that `write_fragmented` made.
+/// Parses the track from a `moov` that `write_fragmented` made.
 #[must_use]
 pub fn parse_track(moov: &[u8]) -> Option<Track> {
     let started_at_s = summary(moov)?.started_at_s;
@@ -92,17 +92,6 @@ pub fn parse_track(moov: &[u8]) -> Option<Track> {
     let height = u16::from_be_bytes(*entry.get(26..)?.first_chunk()?);
     let configuration = child(entry.get(78..)?, b"avcC")?.to_vec();
     Some(Track { width, height, configuration, started_at_s })
-}
-
-/// The body of the first box of that kind.
-fn child<'a>(mut inside: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
-    loop {
-        let bytes = usize::try_from(u32_at(inside, 0)?).ok().filter(|bytes| *bytes >= 8)?;
-        if inside.get(4..8)? == kind {
-            return inside.get(8..bytes);
-        }
-        inside = inside.get(bytes..)?;
-    }
 }
 
 fn mvhd(track: &Track, duration_90k: u64, out: &mut Vec<u8>) {
@@ -117,7 +106,7 @@ fn mvhd(track: &Track, duration_90k: u64, out: &mut Vec<u8>) {
     });
 }
 
-/// Creation and modification time.
+/// Appends creation and modification time.
 fn times(track: &Track, out: &mut Vec<u8>) {
     let time = track.started_at_s.saturating_add(EPOCH_1904_S).to_be_bytes();
     out.extend_from_slice(&time);
@@ -170,7 +159,7 @@ fn sample_description(track: &Track, out: &mut Vec<u8>) {
             out.extend_from_slice(&track.width.to_be_bytes());
             out.extend_from_slice(&track.height.to_be_bytes());
             u32s(out, &[0x48_0000, 0x48_0000, 0]); // 72 dpi
-            out.extend_from_slice(&[0, 1]); // one picture in a sample
+            out.extend_from_slice(&[0, 1]); // one picture per sample
             out.extend_from_slice(&[0; 32]); // compressor name
             out.extend_from_slice(&[0, 0x18, 0xff, 0xff]); // 24 bits, no colour table
             boxed(out, b"avcC", |out| out.extend_from_slice(&track.configuration));
@@ -178,7 +167,7 @@ fn sample_description(track: &Track, out: &mut Vec<u8>) {
     });
 }
 
-/// stts, stss, stsc, stsz, stco: each unit is a chunk of its own, as a fragment header lies between.
+/// Appends stts, stss, stsc, stsz and stco. Each unit is a chunk, because fragment headers separate the units.
 fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
     let count = u32::try_from(index.len()).unwrap_or(u32::MAX);
     full_box(out, b"stts", 0, |out| {
@@ -216,30 +205,4 @@ fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
         u32s(out, &[u32::try_from(offsets.len()).unwrap_or(u32::MAX)]);
         u32s(out, &offsets);
     });
-}
-
-fn boxed(out: &mut Vec<u8>, kind: &[u8; 4], body: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(kind);
-    body(out);
-    let bytes = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
-    if let Some(size) = out.get_mut(start..start + 4) {
-        size.copy_from_slice(&bytes.to_be_bytes());
-    }
-}
-
-fn full_box(out: &mut Vec<u8>, kind: &[u8; 4], version_and_flags: u32, body: impl FnOnce(&mut Vec<u8>)) {
-    boxed(out, kind, |out| {
-        u32s(out, &[version_and_flags]);
-        body(out);
-    });
-}
-
-fn empty_table(out: &mut Vec<u8>, kind: &[u8; 4]) {
-    full_box(out, kind, 0, |out| u32s(out, &[0]));
-}
-
-fn u32s(out: &mut Vec<u8>, values: &[u32]) {
-    values.iter().for_each(|value| out.extend_from_slice(&value.to_be_bytes()));
 }

@@ -1,17 +1,17 @@
-//! PURE: reads what a crash left of an MP4 recording. Writes nothing; bytes come through [`ReadAt`].
+//! PURE: finds the whole fragments of an MP4 recording that a crash left unfinished. It only reads, through [`ReadAt`].
 
 use std::io;
 
-use crate::recorder::format::fmp4::{
-    FRAGMENT_HEADER_BYTES, Form, Fragment, Index, SWITCH_BYTES, SWITCH_OFFSET, Track, form, head,
-};
-use crate::recorder::format::moov::parse_track;
+use super::boxes::u32_at;
+use super::fmp4::{Form, MDAT_HEADER_BYTES, MDAT_HEADER_OFFSET, file_header, form};
+use super::moov::parse_track;
+use super::track::{FRAGMENT_HEADER_BYTES, Fragment, Index, Track};
 
-/// Bytes at offsets: a file, or a slice in tests.
+/// Random access to bytes: a file, or a slice in tests.
 pub trait ReadAt {
-    /// Fills `out` from `offset` on; `false` if the end comes first.
+    /// Fills `out` from `offset`. Returns false if the end comes first.
     fn fill_at(&self, out: &mut [u8], offset: u64) -> io::Result<bool>;
-    /// Bytes in all.
+    /// Returns the total number of bytes.
     fn total_bytes(&self) -> io::Result<u64>;
 }
 
@@ -43,54 +43,54 @@ impl ReadAt for std::fs::File {
     }
 }
 
-/// What is whole in an unfinished recording.
+/// The whole fragments of an unfinished recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Survey {
-    /// What the file says of its track.
+pub struct WholeFragments {
+    /// Track read from the file header.
     pub track: Track,
-    /// The units that are whole.
+    /// The whole units.
     pub index: Index,
-    /// Where the first fragment starts.
+    /// Offset of the first fragment.
     pub fragments_offset: u64,
-    /// Where the last whole fragment ends: all behind it is to be cut off.
+    /// Offset of the end of the last whole fragment. A repair truncates the file here.
     pub end: u64,
 }
 
 /// A `moov` without samples is some 700 bytes and the parameter sets.
 const HEAD_BYTES_MAX: u64 = 1 << 20;
 
-/// Reads an unfinished recording up to its last whole fragment. `None` if it isn't one of ours, is
-/// finished, or was cut before its first fragment.
-pub fn survey<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<Survey>> {
-    let Some((track, fragments_offset)) = read_head(file)? else { return Ok(None) };
-    let mut survey = Survey { track, index: Index::default(), fragments_offset, end: fragments_offset };
+/// Reads an unfinished recording up to its last whole fragment. Returns `None` if the file is not from this recorder, is
+/// finished, or ends before its first fragment is whole.
+pub fn whole_fragments<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<WholeFragments>> {
+    let Some((track, fragments_offset)) = read_file_header(file)? else { return Ok(None) };
+    let mut whole =
+        WholeFragments { track, index: Index::default(), fragments_offset, end: fragments_offset };
     let mut header = [0; FRAGMENT_HEADER_BYTES];
-    while file.fill_at(&mut header, survey.end)? {
+    while file.fill_at(&mut header, whole.end)? {
         let Some(fragment) = Fragment::parse(&header) else { break };
-        let unit_offset = survey.end + FRAGMENT_HEADER_BYTES as u64;
-        let in_order = if survey.index.is_empty() {
+        let unit_offset = whole.end + FRAGMENT_HEADER_BYTES as u64;
+        let in_order = if whole.index.is_empty() {
             fragment.time_90k == 0
         } else {
-            fragment.time_90k > survey.index.last_time_90k()
+            fragment.time_90k > whole.index.last_time_90k()
         };
-        let numbered =
-            usize::try_from(fragment.sequence).is_ok_and(|number| number == survey.index.len() + 1);
+        let numbered = usize::try_from(fragment.sequence).is_ok_and(|number| number == whole.index.len() + 1);
         if !in_order || !numbered || !unit_is_whole(file, unit_offset, fragment.unit_bytes)? {
             break;
         }
-        survey.index.push(&fragment);
-        survey.end = unit_offset + u64::from(fragment.unit_bytes);
+        whole.index.push(&fragment);
+        whole.end = unit_offset + u64::from(fragment.unit_bytes);
     }
-    Ok((!survey.index.is_empty()).then_some(survey))
+    Ok((!whole.index.is_empty()).then_some(whole))
 }
 
-fn read_head<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<(Track, u64)>> {
-    let moov_offset = SWITCH_OFFSET + SWITCH_BYTES as u64;
+fn read_file_header<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<(Track, u64)>> {
+    let moov_offset = MDAT_HEADER_OFFSET + MDAT_HEADER_BYTES as u64;
     let mut start = [0; 56];
     if !file.fill_at(&mut start, 0)? || form(&start) != Form::Unfinished {
         return Ok(None);
     }
-    let moov_bytes = crate::recorder::format::fmp4::u32_at(&start, 48).map_or(0, u64::from);
+    let moov_bytes = u32_at(&start, 48).map_or(0, u64::from);
     if !(8..HEAD_BYTES_MAX).contains(&moov_bytes) {
         return Ok(None);
     }
@@ -99,13 +99,13 @@ fn read_head<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<(Track, u64)>> {
         return Ok(None);
     }
     let Some(track) = parse_track(&moov) else { return Ok(None) };
-    // Only what we wrote ourselves is taken for ours.
-    let same = head(&track).get(SWITCH_BYTES + 32..) == Some(moov.as_slice());
+    // Only a byte-identical header proves that this recorder wrote the file.
+    let same = file_header(&track).get(MDAT_HEADER_BYTES + 32..) == Some(moov.as_slice());
     Ok(same.then_some((track, moov_offset + moov_bytes)))
 }
 
-/// Whether the unit is all there: its length prefixes must lead exactly to its end. After a power
-/// loss a file may hold zeros where data never reached the disk; a length of 0 ends the unit.
+/// Returns true if the unit is whole: its length prefixes must lead exactly to its end. After a power loss a file may
+/// hold zeros where data never reached the disk, so a length of 0 means that the unit is not whole.
 fn unit_is_whole<F: ReadAt + ?Sized>(file: &F, offset: u64, bytes: u32) -> io::Result<bool> {
     let end = offset + u64::from(bytes);
     if end > file.total_bytes()? {

@@ -1,4 +1,4 @@
-//! The formats, checked by reading back with our own parser and with an independent one.
+//! Reads written files back with our own parser and with an independent one.
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 
@@ -7,11 +7,10 @@ use proptest::prelude::*;
 use shiguredo_mp4::boxes::SampleEntry;
 use shiguredo_mp4::demux::{DemuxError, Fmp4FileDemuxer, Input, Mp4FileDemuxer, RequiredInput, Sample};
 
-use crate::recorder::format::fmp4::{
-    self, FRAGMENT_HEADER_BYTES, Form, Fragment, Index, TIMESCALE, Track, UnitKind,
-};
-use crate::recorder::format::moov::{self, Notes};
-use crate::recorder::format::recovery::{Survey, survey};
+use super::fmp4::{self, Form};
+use super::moov::{self, Notes};
+use super::recovery::{WholeFragments, whole_fragments};
+use super::{FRAGMENT_HEADER_BYTES, Fragment, Index, TIMESCALE, Track, UnitKind, index_bytes_max};
 
 #[derive(Clone, Debug)]
 struct Unit {
@@ -41,7 +40,7 @@ fn track() -> impl Strategy<Value = Track> {
     )
 }
 
-/// A Baseline record with one SPS and this PPS.
+/// Returns a Baseline configuration record with one SPS and this PPS.
 fn configuration(pps: &[u8]) -> Vec<u8> {
     let mut out = vec![1, 66, 0xc0, 30, 0xff, 0xe1, 0, 4, 0x67, 66, 0xc0, 30, 1, 0];
     out.push(u8::try_from(pps.len()).unwrap());
@@ -49,9 +48,9 @@ fn configuration(pps: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A file as the recorder writes it, and where each fragment ends.
+/// Returns a file as the recorder writes it, its index, and the end offset of each fragment.
 fn unfinished(track: &Track, units: &[Unit]) -> (Vec<u8>, Index, Vec<usize>) {
-    let mut file = fmp4::head(track);
+    let mut file = fmp4::file_header(track);
     let (mut index, mut ends, mut time_90k) = (Index::default(), Vec::new(), 0);
     for (number, unit) in units.iter().enumerate() {
         time_90k += if number == 0 { 0 } else { u64::from(unit.since_90k) };
@@ -76,14 +75,14 @@ fn unfinished(track: &Track, units: &[Unit]) -> (Vec<u8>, Index, Vec<usize>) {
 
 fn finish(mut file: Vec<u8>, track: &Track, index: &Index, notes: Notes) -> Vec<u8> {
     let end = file.len() as u64;
-    let tail = moov::finished(track, index, fmp4::head(track).len() as u64, notes);
-    assert!(tail.len() as u64 <= fmp4::index_bytes_max(index.len()), "{} for {}", tail.len(), index.len());
+    let tail = moov::finished(track, index, fmp4::file_header(track).len() as u64, notes);
+    assert!(tail.len() as u64 <= index_bytes_max(index.len()), "{} for {}", tail.len(), index.len());
     file.extend_from_slice(&tail);
-    file[32..48].copy_from_slice(&fmp4::switch_finished(end));
+    file[32..48].copy_from_slice(&fmp4::mdat_header(end));
     file
 }
 
-/// What a reader gets out of a file.
+/// One sample as a reader sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Read {
     time_90k: u64,
@@ -136,7 +135,7 @@ fn input(file: &[u8], required: RequiredInput) -> Input<'_> {
     required.to_input(&file[start..end])
 }
 
-fn by_oracle_fragmented(file: &[u8], track: &Track) -> Vec<Read> {
+fn read_fragmented(file: &[u8], track: &Track) -> Vec<Read> {
     let mut demuxer = Fmp4FileDemuxer::new();
     let mut out = Vec::new();
     loop {
@@ -152,7 +151,7 @@ fn by_oracle_fragmented(file: &[u8], track: &Track) -> Vec<Read> {
     }
 }
 
-fn by_oracle_plain(file: &[u8], track: &Track) -> Vec<Read> {
+fn read_finished(file: &[u8], track: &Track) -> Vec<Read> {
     let mut demuxer = Mp4FileDemuxer::new();
     let mut out = Vec::new();
     while let Some(required) = demuxer.required_input() {
@@ -172,34 +171,34 @@ proptest! {
     #![proptest_config(support::properties())]
 
     #[test]
-    fn both_forms_read_back_equal(track in track(), units in prop::collection::vec(unit(), 1..20)) {
+    fn both_forms_are_read_back_unchanged(track in track(), units in prop::collection::vec(unit(), 1..20)) {
         let (file, index, ends) = unfinished(&track, &units);
         let expected = expected(&units, &index);
-        let whole = survey(file.as_slice()).unwrap();
+        let whole = whole_fragments(file.as_slice()).unwrap();
         let end = *ends.last().unwrap() as u64;
-        let head = fmp4::head(&track).len() as u64;
-        let survey = Survey { track: track.clone(), index: index.clone(), fragments_offset: head, end };
-        prop_assert_eq!(whole, Some(survey));
-        let fragmented = by_oracle_fragmented(&file, &track);
+        let head = fmp4::file_header(&track).len() as u64;
+        let expected_whole = WholeFragments { track: track.clone(), index: index.clone(), fragments_offset: head, end };
+        prop_assert_eq!(whole, Some(expected_whole));
+        let fragmented = read_fragmented(&file, &track);
         prop_assert_eq!(fragmented.len(), expected.len());
         for (read, expected) in fragmented.iter().zip(&expected) {
-            // The duration of a fragment is a guess; its time is exact.
+            // The duration of a fragment is an estimate; its time is exact.
             prop_assert_eq!((read.time_90k, read.idr, &read.bytes), (expected.time_90k, expected.idr, &expected.bytes));
         }
         prop_assert_eq!(fmp4::form(&file), Form::Unfinished);
         let notes = Notes { recovered: units.len() % 2 == 0, dropped_units: 7 };
         let finished = finish(file, &track, &index, notes);
         prop_assert_eq!(fmp4::form(&finished), Form::Finished { index_offset: end });
-        prop_assert_eq!(by_oracle_plain(&finished, &track), expected);
+        prop_assert_eq!(read_finished(&finished, &track), expected);
         let summary = moov::summary(&finished[usize::try_from(end).unwrap()..]).unwrap();
         prop_assert_eq!(summary.notes, Some(notes));
         prop_assert_eq!(summary.started_at_s, track.started_at_s);
         prop_assert_eq!(summary.duration_90k, index.duration_90k());
-        prop_assert_eq!(crate::recorder::format::recovery::survey(finished.as_slice()).unwrap(), None);
+        prop_assert_eq!(whole_fragments(finished.as_slice()).unwrap(), None);
     }
 
     #[test]
-    fn a_cut_anywhere_keeps_exactly_the_whole_units(
+    fn truncated_file_keeps_exactly_the_whole_units(
         track in track(),
         units in prop::collection::vec(unit(), 1..8),
         cut in 0.0..=1.0f64,
@@ -209,26 +208,26 @@ proptest! {
         let cut = (cut * file.len() as f64).round() as usize;
         let whole = ends.iter().filter(|end| **end <= cut).count();
         let mut broken = file[..cut].to_vec();
-        let surveyed = survey(broken.as_slice()).unwrap();
-        prop_assert_eq!(surveyed.as_ref().map_or(0, |survey| survey.index.len()), whole);
-        // What a crash may leave behind the last whole unit: zeros, or half of something.
+        let recovered = whole_fragments(broken.as_slice()).unwrap();
+        prop_assert_eq!(recovered.as_ref().map_or(0, |found| found.index.len()), whole);
+        // After the last whole unit a crash may leave zeros or part of a fragment.
         if ends.contains(&cut) {
             for tail in [&garbage[..], &[0; 300]] {
                 broken.truncate(cut);
                 broken.extend_from_slice(tail);
-                prop_assert_eq!(&survey(broken.as_slice()).unwrap(), &surveyed);
+                prop_assert_eq!(&whole_fragments(broken.as_slice()).unwrap(), &recovered);
             }
         }
-        if let Some(survey) = surveyed {
-            broken.truncate(usize::try_from(survey.end).unwrap());
-            let repaired = finish(broken, &survey.track, &survey.index, Notes { recovered: true, dropped_units: 0 });
-            prop_assert_eq!(by_oracle_plain(&repaired, &track).len(), whole);
+        if let Some(found) = recovered {
+            broken.truncate(usize::try_from(found.end).unwrap());
+            let repaired = finish(broken, &found.track, &found.index, Notes { recovered: true, dropped_units: 0 });
+            prop_assert_eq!(read_finished(&repaired, &track).len(), whole);
         }
     }
 
     #[test]
-    fn hostile_files_are_told_from_ours(bytes in prop::collection::vec(any::<u8>(), 0..400), at in 0usize..900, flip: u8) {
-        prop_assert_eq!(survey(bytes.as_slice()).unwrap(), None);
+    fn hostile_files_are_never_recovered(bytes in prop::collection::vec(any::<u8>(), 0..400), at in 0usize..900, flip: u8) {
+        prop_assert_eq!(whole_fragments(bytes.as_slice()).unwrap(), None);
         let _any = moov::summary(&bytes);
         let _any = moov::parse_track(&bytes);
         let track = Track { width: 16, height: 16, configuration: configuration(&[1]), started_at_s: 0 };
@@ -236,11 +235,11 @@ proptest! {
         let (mut file, _, _) = unfinished(&track, &units);
         let at = at % file.len();
         file[at] ^= flip;
-        let _any = survey(file.as_slice()).unwrap();
+        let _any = whole_fragments(file.as_slice()).unwrap();
     }
 
     #[test]
-    fn a_fragment_header_is_read_as_it_was_written(sequence: u32, time_90k: u64, duration_90k: u32, unit_bytes in 0..u32::MAX - 8) {
+    fn fragment_header_round_trips(sequence: u32, time_90k: u64, duration_90k: u32, unit_bytes in 0..u32::MAX - 8) {
         for kind in [UnitKind::Idr, UnitKind::Reference, UnitKind::Disposable] {
             let fragment = Fragment { sequence, time_90k, duration_90k, unit_bytes, kind };
             prop_assert_eq!(Fragment::parse(&fragment.header()), Some(fragment));
@@ -248,7 +247,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_template_byte_is_noticed(at in 0..FRAGMENT_HEADER_BYTES, flip in 1u8..) {
+    fn changed_byte_of_a_fragment_header_is_detected(at in 0..FRAGMENT_HEADER_BYTES, flip in 1u8..) {
         let fragment = Fragment { sequence: 3, time_90k: 9_000, duration_90k: 3_000, unit_bytes: 77, kind: UnitKind::Idr };
         let mut header = fragment.header();
         header[at] ^= flip;
@@ -257,10 +256,10 @@ proptest! {
 }
 
 #[test]
-fn zeros_where_data_never_reached_the_disk_end_the_recording() {
+fn zeros_after_a_power_loss_end_the_recording() {
     let track = Track { width: 16, height: 16, configuration: configuration(&[1]), started_at_s: 0 };
     let units = vec![Unit { nal_units: vec![vec![0x65; 200]], since_90k: 3_000, kind: UnitKind::Idr }; 3];
     let (mut file, _, ends) = unfinished(&track, &units);
     file[ends[1] + FRAGMENT_HEADER_BYTES..].fill(0);
-    assert_eq!(survey(file.as_slice()).unwrap().unwrap().end, ends[1] as u64);
+    assert_eq!(whole_fragments(file.as_slice()).unwrap().unwrap().end, ends[1] as u64);
 }

@@ -1,12 +1,12 @@
-//! PURE: when a unit is shown, from when it was captured. Reads no clock.
+//! PURE: computes presentation times from capture times. Time is an argument.
 
 use crate::base::limits::CAPTURE_AGE_MAX_NS;
 
-/// Places units on the time axis of one file, 90000 to the second.
+/// Time axis of one file, 90000 ticks per second.
 ///
-/// Times come from the capture clock, so gaps (dropped units, a camera away) stay as long as they
-/// were. They strictly rise, whatever a camera writes: a time that lies in the future, or implausibly
-/// far back, is replaced by the time of arrival.
+/// Times come from the capture clock, so gaps (dropped units, an absent camera) keep their length.
+/// Times always increase, even with a faulty camera clock. A capture time in the future or implausibly old is replaced
+/// by the time of arrival.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Timeline {
     placed: Option<Placed>,
@@ -19,8 +19,8 @@ struct Placed {
 }
 
 impl Timeline {
-    /// The time of a unit captured at `captured_ns` (`CLOCK_MONOTONIC`). Notes nothing: see
-    /// [`Timeline::commit`].
+    /// Returns the time of a unit captured at `captured_ns` (`CLOCK_MONOTONIC`). Changes nothing until
+    /// [`Timeline::commit`], because the write may fail.
     pub(crate) fn place(&self, captured_ns: i64, now_ns: i64) -> u64 {
         let Some(placed) = self.placed else { return 0 };
         let since_ns = plausible(captured_ns, now_ns).saturating_sub(placed.origin_ns);
@@ -28,14 +28,14 @@ impl Timeline {
         time_90k.max(placed.last_90k + 1)
     }
 
-    /// The unit is in the file at that time.
+    /// Records that the unit was written with `time_90k`.
     pub(crate) fn commit(&mut self, captured_ns: i64, now_ns: i64, time_90k: u64) {
         let origin_ns = self.placed.map_or(plausible(captured_ns, now_ns), |placed| placed.origin_ns);
         self.placed = Some(Placed { origin_ns, last_90k: time_90k });
     }
 }
 
-/// The capture time, or the time of arrival if the camera's can't be true.
+/// Returns the capture time, or the time of arrival if the capture time is not plausible.
 pub(crate) fn plausible(captured_ns: i64, now_ns: i64) -> i64 {
     let age_ns = now_ns.saturating_sub(captured_ns);
     if (0..=CAPTURE_AGE_MAX_NS).contains(&age_ns) { captured_ns } else { now_ns }
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_capture_times_fall_back_to_the_arrival() {
+    fn implausible_capture_times_fall_back_to_the_arrival_time() {
         let now = 1_000 * SECOND;
         for captured in [0, i64::MIN, i64::MAX, now + 1, now - CAPTURE_AGE_MAX_NS - 1] {
             assert_eq!(plausible(captured, now), now);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn times_rise_even_if_the_camera_repeats_itself() {
+    fn times_increase_even_if_capture_times_repeat_or_go_back() {
         let mut timeline = Timeline::default();
         let mut last = None;
         for captured in [5 * SECOND, 5 * SECOND, 4 * SECOND, i64::MAX, 6 * SECOND] {

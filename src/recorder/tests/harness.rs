@@ -1,5 +1,5 @@
-//! A disk in memory that can be full, broken and short, a fake clock and a camera, for the tests of
-//! recording.rs. Not part of the program.
+//! A recorder state machine with a fake clock, a fake camera and an in-memory disk. The disk can be full, fail, and write
+//! short.
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 
@@ -12,14 +12,15 @@ use bytes::Bytes;
 use crate::h264::testing::{self, BitWriter};
 use crate::recorder::counters::RecorderCounters;
 use crate::recorder::format::fmp4::{self, Form};
-use crate::recorder::format::recovery::survey;
+use crate::recorder::format::recovery::whole_fragments;
+use crate::recorder::format::{FRAGMENT_HEADER_BYTES, Fragment, UnitKind};
 use crate::recorder::names::{Format, Stem};
 use crate::recorder::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use crate::recorder::recording::Recording;
 use crate::recorder::types::{RecorderError, RecorderState, StartReply, StopReply};
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
-pub(crate) const FRAME: i64 = SECOND / 30;
+pub(crate) const UNIT_INTERVAL: i64 = SECOND / 30;
 
 #[derive(Default)]
 pub(crate) struct FakeFile {
@@ -35,11 +36,11 @@ pub(crate) struct Harness {
     pub(crate) now_ns: i64,
     pub(crate) files: BTreeMap<FileId, FakeFile>,
     pub(crate) removed: Vec<String>,
-    pub(crate) waiting: VecDeque<(FileId, Completion)>,
-    /// Bytes on the disk in all.
+    pub(crate) completions: VecDeque<(FileId, Completion)>,
+    /// Size of the disk in bytes.
     pub(crate) capacity: u64,
-    pub(crate) can_allocate: bool,
-    /// Writes at most so many bytes at once.
+    pub(crate) has_fallocate: bool,
+    /// Most bytes that one write accepts.
     pub(crate) write_max: usize,
     pub(crate) taken_names: Vec<String>,
     pub(crate) create_error: Option<RecorderError>,
@@ -47,7 +48,7 @@ pub(crate) struct Harness {
     pub(crate) torn: bool,
     pub(crate) started: Vec<Result<StartReply, RecorderError>>,
     pub(crate) stopped: Vec<Result<StopReply, RecorderError>>,
-    pub(crate) frame: u32,
+    pub(crate) unit_number: u32,
 }
 
 pub(crate) fn start(format: Format) -> Start {
@@ -67,7 +68,7 @@ pub(crate) fn parameter_sets(width: u32) -> Vec<u8> {
     [&[0, 0, 0, 1], sps.as_slice(), &[0, 0, 1], pps.as_slice()].concat()
 }
 
-/// A slice that carries its frame number, so that files can be checked for order.
+/// Returns a slice that carries a unit number, so that tests can check the order in files.
 pub(crate) fn slice(header: u8, number: u32) -> Vec<u8> {
     let mut nal = BitWriter::default().ue(0).ue(7).ue(0).bits(0xff, 8).nal(header);
     nal.extend((0..4).rev().map(|byte| (number >> (7 * byte) & 0x7f) as u8 | 0x80));
@@ -83,7 +84,7 @@ pub(crate) fn delta(number: u32) -> Vec<u8> {
     [vec![0, 0, 0, 1], slice(0x41, number)].concat()
 }
 
-pub(crate) fn frame_number(nal: &[u8]) -> u32 {
+pub(crate) fn unit_number_of(nal: &[u8]) -> u32 {
     nal[nal.len() - 40..].iter().for_each(|byte| assert_eq!(*byte, 0x55));
     let tail = nal.iter().rposition(|byte| *byte != 0x55).unwrap();
     nal[tail - 3..=tail].iter().fold(0, |number, byte| number << 7 | u32::from(byte & 0x7f))
@@ -96,9 +97,9 @@ impl Harness {
             now_ns: 1_000 * SECOND,
             files: BTreeMap::new(),
             removed: Vec::new(),
-            waiting: VecDeque::new(),
+            completions: VecDeque::new(),
             capacity: 1 << 40,
-            can_allocate: true,
+            has_fallocate: true,
             write_max: usize::MAX,
             taken_names: Vec::new(),
             create_error: None,
@@ -106,20 +107,20 @@ impl Harness {
             torn: false,
             started: Vec::new(),
             stopped: Vec::new(),
-            frame: 0,
+            unit_number: 0,
         }
     }
 
     pub(crate) fn recording(format: Format) -> Harness {
         let mut harness = Harness::new();
         harness.recording.handle_start(harness.now_ns, start(format)).unwrap();
-        harness.settle();
+        harness.run_until_idle();
         assert_eq!(harness.recording.state(), RecorderState::Recording);
         harness
     }
 
-    /// Moves outputs to the disk, which then has completions waiting.
-    pub(crate) fn drain(&mut self) {
+    /// Carries out all outputs. Their completions are queued, not yet delivered.
+    pub(crate) fn execute_outputs(&mut self) {
         while let Some(output) = self.recording.poll_output() {
             let completion = match output {
                 Output::Started(result) => {
@@ -132,7 +133,7 @@ impl Harness {
                 }
                 output => self.carry_out(output),
             };
-            self.waiting.push_back(completion);
+            self.completions.push_back(completion);
         }
     }
 
@@ -150,10 +151,10 @@ impl Harness {
                 let free = self.free();
                 let open = self.files.get_mut(&file).unwrap();
                 assert!(offset >= open.bytes.len() as u64 || open.reserved == offset);
-                let result = if !self.can_allocate {
+                let result = if !self.has_fallocate {
                     Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
                 } else if bytes > free {
-                    open.reserved += free; // as ext4 does
+                    open.reserved += free; // as on ext4
                     Err(io::Error::from_raw_os_error(libc::ENOSPC))
                 } else {
                     open.reserved = offset + bytes;
@@ -187,8 +188,8 @@ impl Harness {
                 let result = self.write(file, ending.committed, &ending.tail);
                 let open = self.files.get_mut(&file).unwrap();
                 let result = if result.is_ok_and(|written| written == ending.tail.len() as u64) {
-                    if let Some((offset, switch)) = ending.switch {
-                        open.bytes[usize::try_from(offset).unwrap()..][..16].copy_from_slice(&switch);
+                    if let Some((offset, header)) = ending.mdat_header {
+                        open.bytes[usize::try_from(offset).unwrap()..][..16].copy_from_slice(&header);
                     }
                     open.finished = true;
                     open.bytes.truncate(end);
@@ -251,17 +252,17 @@ impl Harness {
         Ok(written as u64)
     }
 
-    pub(crate) fn complete_one(&mut self) -> bool {
-        self.drain();
-        let Some((file, completion)) = self.waiting.pop_front() else { return false };
+    pub(crate) fn complete_next(&mut self) -> bool {
+        self.execute_outputs();
+        let Some((file, completion)) = self.completions.pop_front() else { return false };
         self.now_ns += 100_000;
         self.recording.handle_completion(self.now_ns, file, completion);
-        self.drain();
+        self.execute_outputs();
         true
     }
 
-    pub(crate) fn settle(&mut self) {
-        while self.complete_one() {}
+    pub(crate) fn run_until_idle(&mut self) {
+        while self.complete_next() {}
     }
 
     pub(crate) fn push(&mut self, bytes: Vec<u8>) {
@@ -274,17 +275,21 @@ impl Harness {
         self.recording.push_unit(self.now_ns, &unit);
     }
 
-    /// One picture, IDR every 10, written to the end.
-    pub(crate) fn picture(&mut self) {
-        let bytes = if self.frame.is_multiple_of(10) { idr(self.frame, 80) } else { delta(self.frame) };
-        self.frame += 1;
-        self.now_ns += FRAME;
+    /// Publishes one unit, an IDR every 10, and runs until it is written.
+    pub(crate) fn publish(&mut self) {
+        let bytes = if self.unit_number.is_multiple_of(10) {
+            idr(self.unit_number, 80)
+        } else {
+            delta(self.unit_number)
+        };
+        self.unit_number += 1;
+        self.now_ns += UNIT_INTERVAL;
         self.push(bytes);
-        self.settle();
+        self.run_until_idle();
     }
 
-    pub(crate) fn pictures(&mut self, count: u32) {
-        (0..count).for_each(|_| self.picture());
+    pub(crate) fn publish_units(&mut self, count: u32) {
+        (0..count).for_each(|_| self.publish());
     }
 
     pub(crate) fn tick(&mut self, ns: i64) {
@@ -292,23 +297,23 @@ impl Harness {
         if self.recording.next_deadline().is_some_and(|deadline| deadline <= self.now_ns) {
             self.recording.handle_tick(self.now_ns);
         }
-        self.settle();
+        self.run_until_idle();
     }
 
     pub(crate) fn stop(&mut self) -> Result<StopReply, RecorderError> {
         self.recording.handle_stop(self.now_ns)?;
-        self.settle();
+        self.run_until_idle();
         self.recording.handle_ring_empty(self.now_ns, false);
-        self.settle();
+        self.run_until_idle();
         assert_eq!(self.recording.state(), RecorderState::Idle);
         self.stopped.pop().unwrap()
     }
 
-    /// Frame numbers in a file, by its name; the file must be valid in every respect.
-    pub(crate) fn frames(&self, name: &str) -> Vec<u32> {
+    /// Returns the unit numbers in a file. Panics if the file is not valid.
+    pub(crate) fn unit_numbers(&self, name: &str) -> Vec<u32> {
         let file = self.files.values().find(|file| file.name == name).unwrap();
         if name.ends_with(".h264") {
-            return frames_of_stream(&file.bytes);
+            return unit_numbers_of_stream(&file.bytes);
         }
         let mut bytes = file.bytes.clone();
         if file.finished {
@@ -316,12 +321,14 @@ impl Harness {
             bytes.truncate(usize::try_from(index_offset).unwrap());
             bytes[..48].copy_from_slice(&fmp4::START_UNFINISHED);
         }
-        let whole = survey(bytes.as_slice()).unwrap().unwrap();
-        assert_eq!(whole.end, bytes.len() as u64, "only whole units");
+        let whole = whole_fragments(bytes.as_slice()).unwrap().unwrap();
+        assert_eq!(whole.end, bytes.len() as u64, "the file holds only whole units");
         let mut at = usize::try_from(whole.fragments_offset).unwrap();
-        let mut frames = Vec::new();
-        for (unit_bytes, idr) in whole.index.units() {
-            at += fmp4::FRAGMENT_HEADER_BYTES;
+        let mut numbers = Vec::new();
+        while at < bytes.len() {
+            let header = bytes[at..].first_chunk::<FRAGMENT_HEADER_BYTES>().unwrap();
+            let Fragment { unit_bytes, kind, .. } = Fragment::parse(header).unwrap();
+            at += FRAGMENT_HEADER_BYTES;
             let (mut rest, mut kinds) = (&bytes[at..at + unit_bytes as usize], Vec::new());
             at += unit_bytes as usize;
             while !rest.is_empty() {
@@ -329,30 +336,30 @@ impl Harness {
                 let (nal, tail) = tail.split_at(u32::from_be_bytes(*length) as usize);
                 kinds.push(nal[0] & 0x1f);
                 if matches!(nal[0] & 0x1f, 1 | 5) {
-                    frames.push(frame_number(nal));
+                    numbers.push(unit_number_of(nal));
                 }
                 rest = tail;
             }
-            assert_eq!(kinds, if idr { vec![7, 8, 5] } else { vec![1] });
+            assert_eq!(kinds, if kind == UnitKind::Idr { vec![7, 8, 5] } else { vec![1] });
         }
-        frames
+        numbers
     }
 }
 
-pub(crate) fn frames_of_stream(bytes: &[u8]) -> Vec<u32> {
+pub(crate) fn unit_numbers_of_stream(bytes: &[u8]) -> Vec<u32> {
     let mut nal_units = smallvec::SmallVec::new();
-    let mut frames = Vec::new();
+    let mut numbers = Vec::new();
     for chunk in split_units(bytes) {
         crate::h264::scan(chunk, &mut nal_units).unwrap();
         let kinds: Vec<u8> = nal_units.iter().map(|nal| nal.kind).collect();
         assert!(kinds == [7, 8, 5] || kinds == [1], "{kinds:?}");
         let last = nal_units.last().unwrap();
-        frames.push(frame_number(&chunk[last.start as usize..last.end as usize]));
+        numbers.push(unit_number_of(&chunk[last.start as usize..last.end as usize]));
     }
-    frames
+    numbers
 }
 
-/// A stream's units; each begins with an SPS or is a single slice.
+/// Splits a byte stream into units; each begins with an SPS or is a single slice.
 pub(crate) fn split_units(bytes: &[u8]) -> Vec<&[u8]> {
     let starts: Vec<usize> = memchr::memmem::find_iter(bytes, &[0, 0, 0, 1]).collect();
     let begins: Vec<usize> = starts

@@ -15,7 +15,7 @@ use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 use super::camera::Ledger;
 use super::network::{Link, Weather};
 use super::{MS, SECOND};
-use crate::h264::Depacketizer;
+use support::depacketize::Depacketizer;
 
 /// How long a receiver waits for a missing packet before it goes on without.
 const PATIENCE_NS: i64 = 600 * MS;
@@ -273,7 +273,7 @@ impl Decoder {
         (connected_ns, owed_since_ns): (i64, Option<i64>),
     ) -> Result<Verdict, String> {
         let slice = nals.last().ok_or("an empty unit")?;
-        let number = crate::recorder::tests::harness::frame_number(slice);
+        let number = crate::recorder::tests::harness::unit_number_of(slice);
         let unit = ledger.get(number).ok_or(format!("unit {number} was never published"))?;
         if self.newest.is_none() && unit.nals.len() > nals.len() && unit.nals.ends_with(nals) {
             // What was lost before the first packet that arrived isn't known to be missing.

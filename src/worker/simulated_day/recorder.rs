@@ -11,7 +11,7 @@ use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::recorder::RecorderState;
 use crate::recorder::names::{Format, Stem};
 use crate::recorder::operation::{Completion, FileId, IncomingUnit, Start};
-use crate::recorder::tests::harness::{Harness, frame_number, start};
+use crate::recorder::tests::harness::{Harness, start, unit_number_of};
 use support::random::Random;
 
 pub(super) struct SimulatedRecorder {
@@ -109,8 +109,8 @@ impl SimulatedRecorder {
     }
 
     fn submit(&mut self, now_ns: i64) {
-        self.disk.drain();
-        while let Some((file, completion)) = self.disk.waiting.pop_front() {
+        self.disk.execute_outputs();
+        while let Some((file, completion)) = self.disk.completions.pop_front() {
             // One disk: what was asked for later is done later.
             let after = self.busy.back().map_or(now_ns, |(at_ns, ..)| *at_ns);
             self.busy.push_back((after.max(now_ns) + MS + self.slowness_ns, file, completion));
@@ -139,7 +139,7 @@ impl SimulatedRecorder {
                     captured_ns: view.captured_monotonic_ns,
                     captured_at_s: Some(1_700_000_000),
                 };
-                self.taken = Some(frame_number(&view.bytes));
+                self.taken = Some(unit_number_of(&view.bytes));
                 self.current = Some(view);
                 self.disk.recording.push_unit(now_ns, &unit);
                 if !self.disk.recording.has_pending_unit() {
@@ -174,7 +174,7 @@ impl SimulatedRecorder {
         self.disk.started.clear();
         let Some(reply) = self.disk.stopped.pop() else { return Ok(()) };
         let report = reply.map_err(|error| format!("a recording failed: {error}"))?.report;
-        let written: Vec<u32> = report.files.iter().flat_map(|name| self.disk.frames(name)).collect();
+        let written: Vec<u32> = report.files.iter().flat_map(|name| self.disk.unit_numbers(name)).collect();
         let bytes: u64 = self.disk.files.values().map(|file| file.bytes.len() as u64).sum();
         let span = written.first().zip(written.last()).map_or(0, |(first, last)| last - first + 1);
         let missing = u64::from(span) - written.len() as u64;

@@ -1,5 +1,5 @@
-//! Token and login over real sockets: every route of the table with no, a wrong and the right token, over HTTP and
-//! TLS; the cookie; how often one may be wrong; names we don't answer to.
+//! Token and login over real sockets: every route without, with a wrong and with the right token, over HTTP and TLS; the
+//! cookie; the rate limit; foreign host names.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -48,14 +48,19 @@ fn request_text(method: &str, path: &str, headers: &str, body: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
 }
 
-/// The head of an answer, which may have no end.
+/// Sends a request and reads the head of the answer, whose body may never end.
 fn head(mut stream: impl Read + Write, request: &str) -> Reply {
     stream.write_all(request.as_bytes()).unwrap();
     stream.flush().unwrap();
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        assert_eq!(stream.read(&mut byte).unwrap(), 1, "an end in {:?}", String::from_utf8_lossy(&bytes));
+        assert_eq!(
+            stream.read(&mut byte).unwrap(),
+            1,
+            "the connection ended after {:?}",
+            String::from_utf8_lossy(&bytes)
+        );
         bytes.push(byte[0]);
     }
     Reply::parse(&bytes)
@@ -72,7 +77,7 @@ pub(crate) fn cookie(set_cookie: &str) -> String {
     format!("Cookie: theme=dark; {}\r\n", set_cookie.split(';').next().unwrap())
 }
 
-/// A call of every route that there is, with a body that its endpoint takes.
+/// Returns a call of every route, with a valid body.
 fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
     let calls = routes::table().map(|(method, path, endpoint)| {
         let body = match (method, path) {
@@ -88,7 +93,7 @@ fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
 // ---- every route ---------------------------------------------------------------------------------------
 
 #[test]
-fn only_health_the_files_of_the_page_and_the_login_are_open() {
+fn only_health_page_files_and_login_are_open() {
     let open: Vec<_> = every_call().into_iter().filter(|call| call.2).map(|call| (call.0, call.1)).collect();
     let is_listed = |(method, path): &(&str, String)| {
         let is_file = path == "/" || [".js", ".css", ".svg"].iter().any(|ending| path.ends_with(ending));
@@ -99,7 +104,8 @@ fn only_health_the_files_of_the_page_and_the_login_are_open() {
     assert!(every_call().len() > open.len() + 10);
 }
 
-/// Every route with no, a wrong and the right token, each from an address of its own: the wrong ones are counted.
+/// Calls every route without, with a wrong and with the right token. Each route uses its own source address, because
+/// wrong tokens are counted per address.
 fn matrix(connect: impl Fn([u8; 4]) -> Box<dyn Connection>) {
     let mut source = [127, 0, 1, 0];
     for (method, path, is_open, body) in every_call() {
@@ -133,13 +139,13 @@ pub(crate) trait Connection: Read + Write {}
 impl<T: Read + Write> Connection for T {}
 
 #[test]
-fn every_route_over_http_with_no_a_wrong_and_the_right_token() {
+fn every_route_over_http_without_with_wrong_and_with_right_token() {
     let server = guarded();
     matrix(|source| Box::new(server.connect_from(source)));
 }
 
 #[test]
-fn every_route_over_tls_with_no_a_wrong_and_the_right_token() {
+fn every_route_over_tls_without_with_wrong_and_with_right_token() {
     let authority = Authority::new();
     let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
         access: Some(access(TOKEN, 8080)),
@@ -150,7 +156,7 @@ fn every_route_over_tls_with_no_a_wrong_and_the_right_token() {
 }
 
 #[test]
-fn without_a_token_everything_is_open_and_the_session_says_so() {
+fn without_a_token_everything_is_open() {
     let server = Server::start();
     for (method, path, _, body) in every_call() {
         let reply = head(server.connect(), &request_text(method, &path, "", body));
@@ -161,7 +167,7 @@ fn without_a_token_everything_is_open_and_the_session_says_so() {
 }
 
 #[test]
-fn head_asks_for_the_token_as_get_does_and_a_preflight_does_not() {
+fn head_requires_the_token_and_a_preflight_does_not() {
     let server = guarded();
     assert_eq!(server.request("HEAD", "/api/status", "", b"").status, 401);
     assert_eq!(server.request("HEAD", "/api/status", &bearer(TOKEN), b"").status, 200);
@@ -170,7 +176,7 @@ fn head_asks_for_the_token_as_get_does_and_a_preflight_does_not() {
 }
 
 #[test]
-fn a_body_is_not_read_before_the_token() {
+fn the_token_is_checked_before_the_body_is_read() {
     let server = guarded();
     let head =
         "POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 60000\r\n\r\n";
@@ -180,14 +186,14 @@ fn a_body_is_not_read_before_the_token() {
 // ---- the cookie ----------------------------------------------------------------------------------------
 
 #[test]
-fn a_login_is_a_cookie_that_scripts_and_other_sites_cannot_use() {
+fn the_login_cookie_is_http_only_and_same_site() {
     let server = guarded();
     let plain = log_in(&server);
     let attributes: Vec<&str> = plain.split("; ").skip(1).collect();
     assert_eq!(attributes, ["Path=/", "Max-Age=2592000", "HttpOnly", "SameSite=Strict"]);
     assert!(plain.starts_with("streaming-8080="));
     assert!(!plain.contains(TOKEN) && plain.len() < 250);
-    assert_ne!(log_in(&server), plain, "each login is another");
+    assert_ne!(log_in(&server), plain, "two logins have the same cookie");
     assert_eq!(server.request("GET", "/api/status", &cookie(&plain), b"").status, 200);
     assert_eq!(
         server.request("GET", "/api/session", &cookie(&plain), b"").json(),
@@ -196,7 +202,7 @@ fn a_login_is_a_cookie_that_scripts_and_other_sites_cannot_use() {
 }
 
 #[test]
-fn over_tls_the_cookie_is_secure_also_when_a_proxy_ends_the_tls() {
+fn the_cookie_is_secure_over_tls_and_behind_a_tls_proxy() {
     let authority = Authority::new();
     let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
         access: Some(access(TOKEN, 8080)),
@@ -223,7 +229,7 @@ fn over_tls_the_cookie_is_secure_also_when_a_proxy_ends_the_tls() {
 }
 
 #[test]
-fn a_cookie_with_one_letter_changed_is_no_login() {
+fn a_cookie_with_one_changed_letter_is_refused() {
     let server = guarded();
     let good = log_in(&server);
     let pair = good.split(';').next().unwrap();
@@ -235,24 +241,28 @@ fn a_cookie_with_one_letter_changed_is_no_login() {
         let reply = server.request("GET", "/api/status", &format!("Cookie: {changed}\r\n"), b"");
         assert_eq!((reply.status, reply.code().as_str()), (401, "token_required"), "{changed}");
     }
-    assert_eq!(server.request("GET", "/api/status", &cookie(&good), b"").status, 200, "and none was counted");
+    assert_eq!(
+        server.request("GET", "/api/status", &cookie(&good), b"").status,
+        200,
+        "a wrong cookie must not count as a wrong token"
+    );
 }
 
 #[test]
-fn logging_out_ends_the_login_everywhere_and_no_other() {
+fn a_logout_ends_that_login_only() {
     let server = guarded();
     let (mine, other) = (log_in(&server), log_in(&server));
     let reply = server.request("DELETE", "/api/session", &cookie(&mine), b"");
     assert_eq!(reply.status, 200);
     let removed: Vec<_> = reply.headers.iter().filter(|header| header.0 == "set-cookie").collect();
-    assert_eq!(removed.len(), 2, "under both names");
+    assert_eq!(removed.len(), 2, "both cookies are removed");
     assert!(removed.iter().all(|header| header.1.contains("=; ") && header.1.contains("Max-Age=0")));
     assert_eq!(server.request("GET", "/api/status", &cookie(&mine), b"").status, 401);
     assert_eq!(server.request("GET", "/api/status", &cookie(&other), b"").status, 200);
 }
 
 #[test]
-fn a_login_outlives_a_restart_but_not_another_token_or_server() {
+fn a_login_survives_a_restart_but_not_another_token_or_port() {
     let good = log_in(&guarded());
     let with = |text: &'static str, port| {
         let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
@@ -263,11 +273,11 @@ fn a_login_outlives_a_restart_but_not_another_token_or_server() {
     };
     assert_eq!(with(TOKEN, 8080), 200, "the same server started again");
     assert_eq!(with("another-token-than-before", 8080), 401);
-    assert_eq!(with(TOKEN, 8081), 401, "the cookie is called otherwise there");
+    assert_eq!(with(TOKEN, 8081), 401, "the cookie has another name there");
 }
 
 #[test]
-fn a_login_needs_the_token_as_json_and_the_answer_does_not_repeat_it() {
+fn a_login_requires_json_and_its_answer_does_not_repeat_the_token() {
     let server = guarded();
     let bodies = ["", "{}", "[]", "null", "token=correct-horse-battery", r#"{"token":7}"#, r#"{"token":"a"#];
     for body in bodies {
@@ -282,10 +292,10 @@ fn a_login_needs_the_token_as_json_and_the_answer_does_not_repeat_it() {
     assert_eq!(server.request("POST", "/api/session", "", &long).status, 413);
 }
 
-// ---- being wrong too often -----------------------------------------------------------------------------
+// ---- rate limit ----------------------------------------------------------------------------------------
 
 #[test]
-fn who_is_wrong_too_often_has_to_wait_and_others_do_not() {
+fn wrong_tokens_throttle_their_address_only() {
     let server = guarded();
     let good = log_in(&server);
     let guesser = [127, 0, 9, 9];
@@ -295,7 +305,7 @@ fn who_is_wrong_too_often_has_to_wait_and_others_do_not() {
     for count in 0..limits::ATTEMPTS_OF_ADDRESS {
         assert_eq!(guess(&format!("wrong-token-number-{count}")).status, 401);
     }
-    // Slow machines give an attempt back meanwhile.
+    // On a slow machine the limit may allow a few more attempts meanwhile.
     let mut late = (0..40).map(|_| guess("wrong-token-once-more")).filter(|reply| reply.status == 429);
     let reply = late.next().unwrap();
     let retry_after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
@@ -303,18 +313,18 @@ fn who_is_wrong_too_often_has_to_wait_and_others_do_not() {
     let body = json!({ "token": "wrong-token-number-x" }).to_string();
     let login = (0..40)
         .map(|_| head(server.connect_from(guesser), &request_text("POST", "/api/session", "", &body)).status);
-    assert!(login.into_iter().any(|status| status == 429), "the login counts with the header");
+    assert!(login.into_iter().any(|status| status == 429), "the login shares the limit with the header");
 
     let status = |source, headers: &str| {
         head(server.connect_from(source), &request_text("GET", "/api/status", headers, "")).status
     };
-    assert_eq!(status(guesser, &cookie(&good)), 200, "who is logged in goes on");
-    assert_eq!(status([127, 0, 9, 10], &bearer(TOKEN)), 200, "others are not held up");
+    assert_eq!(status(guesser, &cookie(&good)), 200, "a login is not throttled");
+    assert_eq!(status([127, 0, 9, 10], &bearer(TOKEN)), 200, "other addresses are not throttled");
     assert_eq!(server.get("/health").status, 200);
 }
 
 #[test]
-fn while_waiting_the_right_token_is_refused_too_so_that_guessing_tells_nothing() {
+fn a_throttled_address_is_refused_even_with_the_right_token() {
     let server = guarded();
     let ask = |token: &str| {
         head(server.connect_from([127, 0, 9, 11]), &request_text("GET", "/api/status", &bearer(token), ""))
@@ -325,7 +335,7 @@ fn while_waiting_the_right_token_is_refused_too_so_that_guessing_tells_nothing()
         wrong += 1;
         assert!(wrong < 100);
     }
-    // Straight after a refusal; a machine that is held up may just have given an attempt back.
+    // Right after a refusal. On a slow machine the limit may allow an attempt in between, hence the repetition.
     let refused = (0..20).any(|_| ask("wrong-token-wrong-token") == 429 && ask(TOKEN) == 429);
     assert!(refused);
 }
@@ -339,7 +349,7 @@ fn requests_without_a_token_are_not_counted() {
     assert_eq!(server.request("GET", "/api/status", &bearer(TOKEN), b"").status, 200);
 }
 
-// ---- other pages and other names -----------------------------------------------------------------------
+// ---- foreign pages and names ---------------------------------------------------------------------------
 
 #[test]
 fn a_foreign_page_is_refused_even_with_the_token_or_a_login() {
@@ -352,24 +362,24 @@ fn a_foreign_page_is_refused_even_with_the_token_or_a_login() {
             assert_eq!((reply.status, reply.code().as_str()), (403, "origin_refused"), "{method} {path}");
         }
     }
-    assert_eq!(
-        server.request("GET", "/api/status", &good, b"").status,
-        200,
-        "not even the logout came through"
-    );
+    assert_eq!(server.request("GET", "/api/status", &good, b"").status, 200, "a foreign page could log out");
 }
 
 #[test]
-fn a_listed_page_may_come_with_the_token() {
+fn an_allow_listed_page_may_use_the_token() {
     let server = guarded();
     let headers = format!("Origin: {FRIEND}\r\n{}", bearer(TOKEN));
     let reply = server.request("POST", "/api/webrtc/offer", &headers, OFFER.as_bytes());
     assert_eq!((reply.status, reply.header("access-control-allow-origin")), (200, Some(FRIEND)));
-    assert_eq!(reply.header("access-control-allow-credentials"), None, "but not with our cookie");
+    assert_eq!(
+        reply.header("access-control-allow-credentials"),
+        None,
+        "an allow-listed page must not use the cookie"
+    );
 }
 
 #[test]
-fn a_name_that_is_not_ours_is_refused_on_every_route_but_health() {
+fn a_foreign_host_name_is_refused_on_every_route_but_health() {
     let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
         hosts: Some(Hosts::new("camera", ["cam.example".to_owned()])),
         ..HttpConfig::open(address)
@@ -394,7 +404,7 @@ fn a_name_that_is_not_ours_is_refused_on_every_route_but_health() {
 // ---- hostile headers -----------------------------------------------------------------------------------
 
 #[test]
-fn headers_that_cannot_be_trusted_are_refused() {
+fn ambiguous_headers_are_refused() {
     let server = guarded();
     let twice = format!("{}{}", bearer(TOKEN), bearer("something-else-here"));
     assert_eq!(server.request("GET", "/api/status", &twice, b"").status, 400);
@@ -409,7 +419,7 @@ fn headers_that_cannot_be_trusted_are_refused() {
 }
 
 #[test]
-fn no_credentials_but_the_right_ones_open_the_door() {
+fn random_credentials_are_refused() {
     let server = guarded();
     let mut connection: Option<TcpStream> = None;
     let mut source = 0_u8;
@@ -421,7 +431,7 @@ fn no_credentials_but_the_right_ones_open_the_door() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     for _ in 0..400 {
         let line = strategy.new_tree(&mut runner).unwrap().current();
-        // A connection per few requests: each address may be wrong some times only.
+        // A new source address after a few requests, because wrong tokens are counted per address.
         source = source.wrapping_add(1);
         let mut stream =
             connection.take().unwrap_or_else(|| server.connect_from([127, 0, 77, source.max(1)]));
@@ -431,10 +441,10 @@ fn no_credentials_but_the_right_ones_open_the_door() {
     }
 }
 
-// ---- how it is compared --------------------------------------------------------------------------------
+// ---- constant time -------------------------------------------------------------------------------------
 
-/// Time cannot be measured in a test that must not fail on a busy machine; that the one comparison there is takes
-/// constant time, and that there is no other, can be read.
+/// A timing measurement would fail on a busy machine. So this test reads the source: the only comparison of the token is
+/// the constant-time one.
 #[test]
 fn the_token_is_compared_in_constant_time_and_nowhere_else() {
     let token = include_str!("../../../src/config/security.rs");
@@ -444,7 +454,11 @@ fn the_token_is_compared_in_constant_time_and_nowhere_else() {
     let equal = token.split("impl PartialEq for Token").nth(1).unwrap().split("\n}\n").next().unwrap();
     assert!(equal.contains("self.is(other.expose())"), "{equal}");
     let access = include_str!("../../../src/http/access.rs");
-    assert_eq!(access.matches(".expose()").count(), 1, "to derive the key of the logins");
+    assert_eq!(
+        access.matches(".expose()").count(),
+        1,
+        "only the derivation of the login key may read the token"
+    );
     assert!(access.contains("self.token.is(") && access.contains("hmac::verify("));
     assert!(!access.contains("seal =="));
 }

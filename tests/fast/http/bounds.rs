@@ -1,4 +1,4 @@
-//! What hostile and slow callers get: bodies, heads, time, numbers, and the end of the endpoint.
+//! Hostile and slow callers: malformed or too large bodies and heads, timeouts, many connections, and shutdown.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -50,7 +50,7 @@ fn a_body_of_10_mb_is_refused() {
 }
 
 #[test]
-fn a_length_that_is_too_long_is_refused_unread() {
+fn a_too_large_content_length_is_refused_before_the_body() {
     let server = Server::start();
     let head = "POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n";
     let mut stream = server.connect();
@@ -59,7 +59,7 @@ fn a_length_that_is_too_long_is_refused_unread() {
 }
 
 #[test]
-fn chunks_are_counted() {
+fn too_many_chunks_are_refused() {
     let server = Server::start();
     let mut bytes =
         b"POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
@@ -100,7 +100,7 @@ fn broken_chunks_are_400() {
 // ---- bad heads ----------------------------------------------------------------------------------------
 
 #[test]
-fn malformed_heads_are_refused_and_leave_nothing_behind() {
+fn malformed_heads_are_refused() {
     let server = Server::start();
     let cases: [&[u8]; 12] = [
         b"POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
@@ -151,7 +151,7 @@ fn a_head_below_the_bound_is_read() {
     assert_eq!(server.request("GET", "/health", &cookie, b"").status, 200);
 }
 
-// ---- slowness -----------------------------------------------------------------------------------------
+// ---- timeouts -----------------------------------------------------------------------------------------
 
 fn short() -> HttpTimeouts {
     let short = Duration::from_millis(150);
@@ -159,7 +159,7 @@ fn short() -> HttpTimeouts {
 }
 
 #[test]
-fn a_slow_head_is_cut_off() {
+fn a_slow_head_ends_the_connection() {
     let server = Server::with_timeouts(short());
     let mut stream = server.connect();
     stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n").unwrap();
@@ -175,7 +175,7 @@ fn a_slow_head_is_cut_off() {
 }
 
 #[test]
-fn silence_is_cut_off_before_and_between_requests() {
+fn an_idle_connection_is_closed_before_and_between_requests() {
     let server = Server::with_timeouts(short());
     assert_eq!(read_to_end(&mut server.connect()), b"");
     let mut stream = server.connect();
@@ -194,7 +194,7 @@ fn a_slow_body_is_408() {
 }
 
 #[test]
-fn a_backend_that_hangs_is_503() {
+fn a_hanging_backend_is_503() {
     let server = Server::with_timeouts(short());
     let reply = server.offer(br#"{"type":"offer","sdp":"v=0 hang"}"#);
     assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (503, "busy", Some("1")));
@@ -234,7 +234,7 @@ fn a_thousand_pipelined_requests_are_all_answered() {
     assert_eq!(replies.matches("HTTP/1.1 200").count(), 1_000);
 }
 
-/// Asks on an open connection and reads one response whose body ends in `}`.
+/// Sends a request on an open connection and reads a response whose body ends in `}`.
 fn ask(stream: &mut TcpStream) -> Option<Reply> {
     stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
     let mut bytes = Vec::new();
@@ -249,7 +249,7 @@ fn ask(stream: &mut TcpStream) -> Option<Reply> {
 }
 
 #[test]
-fn connections_beyond_the_bound_are_told_so_and_places_come_back() {
+fn connections_above_the_limit_get_503_until_others_close() {
     let server = Server::start();
     let mut held: Vec<TcpStream> = Vec::new();
     for _ in 0..limits::CONNECTIONS_MAX {
@@ -272,7 +272,7 @@ fn connections_beyond_the_bound_are_told_so_and_places_come_back() {
 // ---- stopping -----------------------------------------------------------------------------------------
 
 #[test]
-fn stopping_finishes_the_answer_in_progress_and_closes_the_rest() {
+fn stop_finishes_answers_in_progress_and_closes_idle_connections() {
     let mut server = Server::start();
     let mut idle = server.connect();
     assert_eq!(ask(&mut idle).unwrap().status, 200);
@@ -283,7 +283,7 @@ fn stopping_finishes_the_answer_in_progress_and_closes_the_rest() {
         body.len()
     );
     busy.write_all(head.as_bytes()).unwrap();
-    // 100 Continue: the request is being served.
+    // 100 Continue shows that the request is being served.
     let mut interim = [0; 25];
     busy.read_exact(&mut interim).unwrap();
     assert!(interim.starts_with(b"HTTP/1.1 100 "));
@@ -293,11 +293,11 @@ fn stopping_finishes_the_answer_in_progress_and_closes_the_rest() {
     assert_eq!(read_to_end(&mut idle), b"");
     assert_eq!(Reply::parse(&read_to_end(&mut busy)).status, 200);
     server.stop();
-    assert!(TcpStream::connect(server.address).is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(server.address).is_err(), "the port is still open");
 }
 
 #[test]
-fn stopping_does_not_wait_for_a_request_that_never_ends() {
+fn stop_does_not_wait_for_an_incomplete_request() {
     let mut server = Server::start();
     let mut stream = server.connect();
     stream.write_all(b"POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n").unwrap();

@@ -1,4 +1,4 @@
-//! GET /api/events: what a listener hears, and what listeners that don't behave can do to others.
+//! GET /api/events: the events a listener receives, and listeners that misbehave.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -20,7 +20,7 @@ impl Listener {
         Listener::with(server, "")
     }
 
-    /// With further headers, each with its line's end.
+    /// With further headers, each with its line break.
     pub(crate) fn with(server: &Server, headers: &str) -> Listener {
         let mut stream = server.connect();
         write!(stream, "GET /api/events HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", server.address).unwrap();
@@ -39,7 +39,7 @@ impl Listener {
         (self.lines.read_line(&mut line).unwrap() > 0).then(|| line.trim_end().to_owned())
     }
 
-    /// The next event's name and data, past the framing of chunks; `None` at the end.
+    /// Returns name and data of the next event, skipping the chunk framing; `None` at the end.
     pub(crate) fn event(&mut self) -> Option<(String, Value)> {
         let name = loop {
             if let Some(name) = self.line()?.strip_prefix("event: ") {
@@ -50,7 +50,7 @@ impl Listener {
         Some((name, serde_json::from_str(line.strip_prefix("data: ").unwrap()).unwrap()))
     }
 
-    /// The next event of this name.
+    /// Returns the data of the next event with this name.
     pub(crate) fn wait_for(&mut self, wanted: &str) -> Value {
         loop {
             let (name, data) = self.event().unwrap();
@@ -62,7 +62,7 @@ impl Listener {
 }
 
 #[test]
-fn a_listener_hears_the_status_at_once_and_again_and_again() {
+fn a_listener_gets_the_status_at_once_and_periodically() {
     let server = Server::start();
     let mut listener = Listener::new(&server);
     assert!(listener.head[0].contains(" 200 "), "{:?}", listener.head);
@@ -72,32 +72,36 @@ fn a_listener_hears_the_status_at_once_and_again_and_again() {
     let (name, first) = listener.event().unwrap();
     assert_eq!(name, "status");
     assert_eq!(first, server.get("/api/status").json());
-    assert_eq!((&first["camera"], &first["viewers"]), (&json!({ "state": "away" }), &json!(2)));
+    assert_eq!(
+        (&first["camera"], &first["viewers"]),
+        (&json!({ "state": "away", "reason": "no camera" }), &json!(2))
+    );
     assert!(first["recording"].is_object());
     assert_eq!(listener.wait_for("status"), first);
     assert_eq!(listener.wait_for("status"), first);
 }
 
 #[test]
-fn every_change_is_an_event_of_its_own() {
+fn every_change_has_its_own_event() {
     let server = Server::start();
     let mut listener = Listener::new(&server);
     listener.event().unwrap();
-    listener.wait_for("status"); // the feed has looked by now
+    listener.wait_for("status"); // the feed has polled by now
     server.backend.is_ready.store(true, Ordering::Relaxed);
-    assert_eq!(listener.wait_for("camera"), json!({ "state": "live" }));
+    let live = json!({ "state": "live", "layout": "v3", "width": 1280, "height": 720, "fps": 29.9 });
+    assert_eq!(listener.wait_for("camera"), live);
     server.backend.viewers.store(7, Ordering::Relaxed);
     assert_eq!(listener.wait_for("viewers"), json!(7));
     server.backend.is_recording.store(true, Ordering::Relaxed);
-    assert!(listener.wait_for("recording").is_object());
+    assert_eq!(listener.wait_for("recording"), json!({ "recording": true, "state": "recording" }));
     let status = listener.wait_for("status");
     assert_eq!((&status["camera"]["state"], &status["viewers"]), (&json!("live"), &json!(7)));
 }
 
 #[test]
-fn a_listener_that_never_reads_holds_up_nobody() {
+fn listeners_that_never_read_do_not_delay_others() {
     let server = Server::start();
-    let _deaf: Vec<Listener> = (0..10).map(|_| Listener::new(&server)).collect();
+    let _unread: Vec<Listener> = (0..10).map(|_| Listener::new(&server)).collect();
     let mut listener = Listener::new(&server);
     for _ in 0..3 {
         listener.wait_for("status");
@@ -106,7 +110,7 @@ fn a_listener_that_never_reads_holds_up_nobody() {
 }
 
 #[test]
-fn beyond_the_bound_a_listener_is_told_to_ask_instead() {
+fn a_listener_above_the_limit_gets_503() {
     let server = Server::start();
     let mut listeners: Vec<Listener> = (0..EVENT_LISTENERS_MAX).map(|_| Listener::new(&server)).collect();
     let refused = server.get("/api/events");
@@ -114,12 +118,12 @@ fn beyond_the_bound_a_listener_is_told_to_ask_instead() {
     assert!(refused.header("retry-after").is_some());
     assert_eq!(server.get("/api/status").status, 200);
     listeners.pop();
-    // Its place is free when the server notices, at the next event it cannot deliver.
+    // The server notices at the next event that it cannot deliver.
     while !Listener::new(&server).head[0].contains(" 200 ") {}
 }
 
 #[test]
-fn head_of_events_has_no_body_and_takes_no_place() {
+fn head_of_events_has_no_body_and_counts_as_no_listener() {
     let server = Server::start();
     for _ in 0..=EVENT_LISTENERS_MAX {
         let head = server.request("HEAD", "/api/events", "", b"");
@@ -131,7 +135,7 @@ fn head_of_events_has_no_body_and_takes_no_place() {
 }
 
 #[test]
-fn listeners_hear_the_end_when_the_server_stops() {
+fn event_streams_end_when_the_server_stops() {
     let mut server = Server::start();
     let mut listeners: Vec<Listener> = (0..3).map(|_| Listener::new(&server)).collect();
     server.stop();
@@ -141,7 +145,7 @@ fn listeners_hear_the_end_when_the_server_stops() {
 }
 
 #[test]
-fn a_request_after_a_listener_on_the_same_connection_is_not_smuggled() {
+fn a_request_after_events_on_the_same_connection_is_answered() {
     let server = Server::start();
     let mut stream = server.connect();
     write!(

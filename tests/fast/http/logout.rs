@@ -1,5 +1,4 @@
-//! What goes on when somebody logs out: everything without an end of its own ends, on every connection of that login
-//! and on no other.
+//! A logout ends all answers without a known length of that login, on every connection, and none of another login.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,7 +15,7 @@ fn log_out(server: &Server, set_cookie: &str) {
 }
 
 #[test]
-fn listeners_hear_the_end_when_their_login_is_ended_and_others_go_on() {
+fn a_logout_ends_the_event_streams_of_that_login_only() {
     let server = guarded();
     let (mine, other) = (log_in(&server), log_in(&server));
     let listen = |headers: &str| {
@@ -38,19 +37,19 @@ fn listeners_hear_the_end_when_their_login_is_ended_and_others_go_on() {
 }
 
 #[test]
-fn listeners_that_do_not_read_lose_their_places_by_a_logout() {
+fn a_logout_frees_the_slots_of_listeners_that_do_not_read() {
     let server = guarded();
     let (mine, other) = (log_in(&server), log_in(&server));
-    let deaf: Vec<Listener> =
+    let unread: Vec<Listener> =
         (0..EVENT_LISTENERS_MAX).map(|_| Listener::with(&server, &cookie(&mine))).collect();
-    assert!(deaf.iter().all(|listener| listener.head[0].contains(" 200 ")));
+    assert!(unread.iter().all(|listener| listener.head[0].contains(" 200 ")));
     assert!(Listener::with(&server, &cookie(&other)).head[0].contains(" 503 "));
     log_out(&server, &mine);
-    // The connections are still there, their listeners are not.
+    // The connections are still open, but they hold no listener slots any more.
     while !Listener::with(&server, &cookie(&other)).head[0].contains(" 200 ") {}
 }
 
-/// A download whose first bytes have come.
+/// Starts a download and reads its first bytes.
 fn download(server: &Server, query: &str, headers: &str) -> TcpStream {
     let mut stream = server.connect();
     let path = format!("/api/recordings/endless.mp4{query}");
@@ -62,14 +61,14 @@ fn download(server: &Server, query: &str, headers: &str) -> TcpStream {
 }
 
 #[test]
-fn who_follows_a_recording_is_cut_off_by_a_logout() {
+fn a_logout_ends_a_followed_recording() {
     let server = guarded();
     let mine = log_in(&server);
     let mut stream = download(&server, "?follow=1", &cookie(&mine));
     log_out(&server, &mine);
     // Without a logout this recording never ends.
     let rest = read_to_end(&mut stream);
-    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "the reader is told that something is missing");
+    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "the final chunk would claim a complete file");
 }
 
 #[test]

@@ -1,25 +1,50 @@
 //! Recording commands and downloads over real sockets.
 
+use std::io::{Read, Write};
+
+use serde_json::{Value, json};
 use streaming_server::base::limits;
+use streaming_server::http::{RecordingCommand, StartRecording};
 
 use super::stub::{CLIP_BYTES, CLIP_GROWTH, Server};
-use std::io::{Read, Write};
 
 #[test]
 fn recording_commands_reach_the_recorder() {
     let server = Server::start();
-    let command = |method, path, body: &[u8]| {
-        let reply = server.request(method, path, "", body);
-        assert_eq!(reply.status, 200, "{method} {path}");
-        reply.json()["command"].as_str().unwrap().to_owned()
+    let run = |method, path, body: &[u8], reply: Value| {
+        let answer = server.request(method, path, "", body);
+        assert_eq!((answer.status, answer.json()), (200, reply), "{method} {path}");
+        server.backend.commands.lock().unwrap().pop()
     };
-    assert_eq!(command("POST", "/api/recording/start", b""), "Start(b\"\")");
-    assert_eq!(command("POST", "/api/recording/start", b"{}"), "Start(b\"{}\")");
-    assert_eq!(command("POST", "/api/recording/stop", b""), "Stop");
-    assert_eq!(command("POST", "/api/recording/heartbeat", b""), "Heartbeat");
-    assert_eq!(command("GET", "/api/recording/status", b""), "Status");
-    assert_eq!(command("GET", "/api/recordings", b""), "List");
-    assert_eq!(command("DELETE", "/api/recordings/a%20b.mp4", b""), "Delete(\"a b.mp4\")");
+    let started =
+        json!({ "status": "recording", "filename": "/r/a.mp4", "name": "a.mp4", "waits_for_idr": false });
+    let start = "/api/recording/start";
+    let defaults = Some(RecordingCommand::Start(StartRecording::default()));
+    assert_eq!(run("POST", start, b"", started.clone()), defaults);
+    assert_eq!(run("POST", start, b"{}", started.clone()), defaults);
+    let options = StartRecording {
+        filename: Some("a".to_owned()),
+        pre_roll_s: Some(1.5),
+        max_duration_s: Some(60.0),
+        heartbeat_s: Some(5.0),
+    };
+    let body = br#"{"filename":"a","pre_roll_s":1.5,"max_duration_s":60,"heartbeat_s":5}"#;
+    assert_eq!(run("POST", start, body, started), Some(RecordingCommand::Start(options)));
+    let stopped = json!({
+        "status": "stopped", "filename": "", "name": "", "frame_count": 0, "bytes_written": 0, "duration": 0.0,
+        "pre_roll": 0.0, "start_delay": 0.0, "dropped_units": 0, "torn_units": 0, "gaps": 0, "files": [],
+        "reason": "asked", "kept": true,
+    });
+    assert_eq!(run("POST", "/api/recording/stop", b"", stopped), Some(RecordingCommand::Stop));
+    let alive = json!({ "status": "recording" });
+    assert_eq!(run("POST", "/api/recording/heartbeat", b"", alive), Some(RecordingCommand::Heartbeat));
+    let idle = json!({ "recording": false, "state": "idle" });
+    assert_eq!(run("GET", "/api/recording/status", b"", idle), None);
+    assert_eq!(run("GET", "/api/recordings", b"", json!({ "recordings": [] })), Some(RecordingCommand::List));
+    let deleted = json!({ "status": "deleted", "name": "a b.mp4" });
+    let delete = Some(RecordingCommand::Delete("a b.mp4".to_owned()));
+    assert_eq!(run("DELETE", "/api/recordings/a%20b.mp4", b"", deleted), delete);
+    assert_eq!(server.request("POST", start, "", b"[]").code(), "bad_json");
     let large = server.request("POST", "/api/recording/start", "", &[b' '; limits::COMMAND_BYTES_MAX + 1]);
     assert_eq!(large.status, 413);
     let foreign = server.request("DELETE", "/api/recordings/a", "Origin: https://evil.example\r\n", b"");
@@ -32,11 +57,11 @@ fn recording_commands_reach_the_recorder() {
 
 /// Bytes `from..to` of the stub's recording.
 fn clip(from: u64, to: u64) -> Vec<u8> {
-    (from..to).map(|place| (place & 0xff) as u8).collect()
+    (from..to).map(|offset| (offset & 0xff) as u8).collect()
 }
 
 #[test]
-fn a_recording_is_downloaded_whole_in_part_or_not_again() {
+fn a_download_is_whole_or_a_range_or_304() {
     let server = Server::start();
     let path = "/api/recordings/a%20b.mp4";
     let whole = server.get(path);
@@ -57,7 +82,7 @@ fn a_recording_is_downloaded_whole_in_part_or_not_again() {
 }
 
 #[test]
-fn a_recording_that_grows_can_be_followed() {
+fn a_growing_recording_can_be_followed() {
     let server = Server::start();
     let reply = server.get("/api/recordings/a%20b.mp4?follow=1");
     assert_eq!((reply.status, reply.header("transfer-encoding")), (200, Some("chunked")));
@@ -76,7 +101,7 @@ fn a_recording_that_grows_can_be_followed() {
 }
 
 #[test]
-fn a_reader_that_leaves_in_the_middle_harms_nobody() {
+fn readers_that_leave_early_do_no_harm() {
     let server = Server::start();
     for _ in 0..20 {
         let mut stream = server.connect();

@@ -1,31 +1,33 @@
-//! The endpoint on a port of its own in front of a stub backend, and raw requests to it.
+//! The endpoint on its own port in front of a stub backend, and raw requests to it.
 
 use std::future::pending;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use streaming_server::http::{
-    ApiError, Backend, BoxFuture, HttpConfig, HttpTimeouts, RecordingCommand, RecordingFile, Summary,
-    serve_with,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, HttpConfig, HttpTimeouts, RecordingCommand,
+    RecordingFile, RecordingReply, RecordingReport, RecordingState, RecordingStatus, Summary, ViewerGate,
+    ViewerState, ViewerStatus, serve_with,
 };
 use tokio::sync::watch;
 
-/// Only a guard against a test that hangs.
+/// Ends a test that would hang otherwise.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The one origin on the allow list.
+/// The only origin on the allow list.
 pub(crate) const FRIEND: &str = "https://home.example";
 
-/// Answers offers by what their SDP says.
+/// Answers an offer according to words in its SDP, and stores recording commands.
 pub(crate) struct Stub {
     pub(crate) is_ready: AtomicBool,
     pub(crate) is_recording: AtomicBool,
     pub(crate) viewers: AtomicU32,
+    pub(crate) commands: Mutex<Vec<RecordingCommand>>,
 }
 
 impl Backend for Stub {
@@ -33,7 +35,7 @@ impl Backend for Stub {
         let sdp = sdp.to_owned();
         Box::pin(async move {
             if sdp.contains("full") {
-                let message = "all places are taken".into();
+                let message = "all viewer slots are in use".into();
                 return Err(ApiError { status: 503, code: "full", message, retry_after_s: Some(5) });
             }
             if sdp.contains("vp8") {
@@ -49,8 +51,8 @@ impl Backend for Stub {
         })
     }
 
-    fn viewers(&self) -> BoxFuture<Value> {
-        Box::pin(async { json!([{ "id": 1 }, { "id": 2 }]) })
+    fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {
+        Box::pin(async { vec![viewer(1), viewer(2)] })
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -58,9 +60,13 @@ impl Backend for Stub {
     }
 
     fn summary(&self) -> Summary {
-        let state = if self.is_ready.load(Ordering::Relaxed) { "live" } else { "away" };
+        let camera = if self.is_ready.load(Ordering::Relaxed) {
+            CameraSummary::Live(CameraPicture { layout: "v3".into(), width: 1280, height: 720, fps: 29.9 })
+        } else {
+            CameraSummary::Away { reason: "no camera".into() }
+        };
         Summary {
-            camera: json!({ "state": state }),
+            camera,
             viewers: self.viewers.load(Ordering::Relaxed),
             is_recording: self.is_recording.load(Ordering::Relaxed),
         }
@@ -70,8 +76,25 @@ impl Backend for Stub {
         "# TYPE up gauge\nup 1\n".into()
     }
 
-    fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<Value, ApiError>> {
-        Box::pin(async move { Ok(json!({ "command": format!("{command:?}") })) })
+    fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<RecordingReply, ApiError>> {
+        let (filename, name) = ("/r/a.mp4".to_owned(), "a.mp4".to_owned());
+        let reply = match &command {
+            RecordingCommand::Start(_) => RecordingReply::Started { filename, name, waits_for_idr: false },
+            RecordingCommand::Stop => {
+                RecordingReply::Stopped { report: RecordingReport::default(), reason: "asked", kept: true }
+            }
+            RecordingCommand::Heartbeat => RecordingReply::HeartbeatAccepted,
+            RecordingCommand::List => RecordingReply::List { recordings: Vec::new() },
+            RecordingCommand::Delete(name) => RecordingReply::Deleted { name: name.clone() },
+        };
+        self.commands.lock().unwrap().push(command);
+        Box::pin(async move { Ok(reply) })
+    }
+
+    fn recording_status(&self) -> BoxFuture<Result<RecordingStatus, ApiError>> {
+        let is_recording = self.is_recording.load(Ordering::Relaxed);
+        let state = if is_recording { RecordingState::Recording } else { RecordingState::Idle };
+        Box::pin(async move { Ok(RecordingStatus::bare(state, is_recording)) })
     }
 
     fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
@@ -85,8 +108,35 @@ impl Backend for Stub {
     }
 }
 
-/// A recording of 1,000,000 bytes, each the low byte of its place; it grows once more while it is followed. The
-/// endless one has more than sockets hold, and whoever follows it waits for good.
+fn viewer(id: u32) -> ViewerStatus {
+    ViewerStatus {
+        id,
+        state: ViewerState::Connected,
+        gate: ViewerGate::WaitingForIdr,
+        remote: Some(SocketAddr::from(([192, 0, 2, 1], 5000))),
+        profile: None,
+        connected_ms: 1,
+        first_idr_ms: None,
+        units_sent: 0,
+        units_replayed: 0,
+        replays: 0,
+        units_dropped: 0,
+        drops_to_idr: 0,
+        bytes_sent: 0,
+        datagrams: 0,
+        datagrams_rejected: 0,
+        nacks: 0,
+        plis: 0,
+        retransmits: 0,
+        retransmits_refused: 0,
+        loss_fraction: Some(0.5),
+        rtt_ms: None,
+        jitter_ms: None,
+    }
+}
+
+/// A recording of 1,000,000 bytes; each byte is the low byte of its offset. It grows once while it is followed. The
+/// endless one is larger than socket buffers and never grows while it is followed.
 struct Clip {
     is_endless: bool,
 }
@@ -113,8 +163,8 @@ impl RecordingFile for Clip {
     }
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> std::io::Result<usize> {
-        for (place, byte) in (offset..).zip(out.iter_mut()) {
-            *byte = (place & 0xff) as u8;
+        for (offset, byte) in (offset..).zip(out.iter_mut()) {
+            *byte = (offset & 0xff) as u8;
         }
         Ok(out.len())
     }
@@ -158,6 +208,7 @@ impl Server {
             is_ready: AtomicBool::new(false),
             is_recording: AtomicBool::new(false),
             viewers: AtomicU32::new(2),
+            commands: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);
         let config = HttpConfig { allow_origin: vec![FRIEND.into()], ..configure(address) };
@@ -175,7 +226,7 @@ impl Server {
         stream
     }
 
-    /// The same, from another address of this machine.
+    /// As [`Server::connect`], from another loopback address.
     pub(crate) fn connect_from(&self, source: [u8; 4]) -> TcpStream {
         use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
@@ -194,7 +245,7 @@ impl Server {
         read_to_end(&mut stream)
     }
 
-    /// One request on its own connection.
+    /// Sends one request on a new connection.
     pub(crate) fn request(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Reply {
         let mut bytes = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
@@ -229,7 +280,7 @@ impl Drop for Server {
     }
 }
 
-/// Everything until the end; a reset is an end.
+/// Reads until the connection is closed or reset.
 pub(crate) fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
@@ -266,7 +317,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The code of a JSON error, after checking its form.
+    /// Checks the form of a JSON error and returns its code.
     pub(crate) fn code(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/json"));
         let value = self.json();

@@ -1,5 +1,5 @@
-//! TLS before HTTP: versions, plain requests at the wrong door, silent and slow handshakes, changing the certificate
-//! while connections go on. An independent client (rustls) that trusts our authority only.
+//! TLS: versions, plain HTTP on the TLS port, silent and slow handshakes, and a new certificate while connections are
+//! open. The client is rustls and trusts our authority only.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -21,11 +21,11 @@ use super::stub::{Reply, Server, read_to_end};
 
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
-/// Now, as far as these tests are concerned.
+/// The current time in these tests, in seconds since 1970.
 const NOW_S: u64 = 1_800_000_000;
 const DAY_S: u64 = 24 * 3600;
 
-/// A directory with a certificate of the server's own making, and clients that trust it.
+/// A directory with a self-signed certificate, and clients that trust it.
 pub(crate) struct Authority {
     directory: PathBuf,
 }
@@ -47,7 +47,7 @@ impl Authority {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("streaming-tls-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let authority = Authority { directory: std::env::temp_dir().join(name).join("deeper") };
-        // Clients check it against the real clock.
+        // Clients check the certificate against the real clock.
         authority.obtain(real_now_s()).unwrap();
         authority
     }
@@ -93,7 +93,7 @@ fn real_now_s() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// One request that closes the connection, and all of the answer.
+/// Sends a request that closes the connection and reads the whole answer.
 pub(crate) fn exchange(mut stream: TlsStream, request: &[u8]) -> Reply {
     stream.write_all(request).unwrap();
     let mut bytes = Vec::new();
@@ -114,7 +114,7 @@ fn serve(authority: &Authority, timeouts: HttpTimeouts) -> (Server, Arc<TlsKeys>
 // ---- handshakes ----------------------------------------------------------------------------------------
 
 #[test]
-fn tls_1_2_and_1_3_are_spoken_under_every_name_of_the_certificate() {
+fn tls_1_2_and_1_3_work_under_every_name_of_the_certificate() {
     let authority = Authority::new();
     let (server, _) = serve(&authority, HttpTimeouts::default());
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
@@ -126,21 +126,24 @@ fn tls_1_2_and_1_3_are_spoken_under_every_name_of_the_certificate() {
         assert_eq!(exchange(stream, HEALTH).status, 200, "{name}");
     }
     let mut other = authority.connect_as(server.connect(), "evil.example", rustls::ALL_VERSIONS);
-    assert!(other.write_all(HEALTH).and_then(|()| other.flush()).is_err(), "a name that is not in it");
+    assert!(
+        other.write_all(HEALTH).and_then(|()| other.flush()).is_err(),
+        "a name that the certificate lacks"
+    );
 }
 
 #[test]
-fn a_whole_recording_comes_over_tls() {
+fn a_whole_recording_is_downloaded_over_tls() {
     let authority = Authority::new();
     let (server, _) = serve(&authority, HttpTimeouts::default());
     let request = b"GET /api/recordings/a%20b.mp4 HTTP/1.1\r\nHost: camera\r\nConnection: close\r\n\r\n";
     let reply = exchange(authority.connect(server.connect()), request);
     assert_eq!((reply.status, reply.body.len() as u64), (200, super::stub::CLIP_BYTES));
-    assert!(reply.body.iter().enumerate().all(|(place, byte)| *byte == (place & 0xff) as u8));
+    assert!(reply.body.iter().enumerate().all(|(offset, byte)| *byte == (offset & 0xff) as u8));
 }
 
 #[test]
-fn plain_http_at_the_tls_port_is_told_where_to_go() {
+fn plain_http_on_a_tls_port_is_redirected() {
     let authority = Authority::new();
     let (server, _) = serve(&authority, HttpTimeouts::default());
     let redirected = server.request("GET", "/api/status?a=b", "", b"");
@@ -152,13 +155,13 @@ fn plain_http_at_the_tls_port_is_told_where_to_go() {
     assert!(refused.json()["error"].as_str().unwrap().contains("https://"));
     let foreign = server.raw(b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
     let foreign = Reply::parse(&foreign);
-    assert_eq!((foreign.status, foreign.header("location")), (403, None), "nobody is sent to a foreign name");
+    assert_eq!((foreign.status, foreign.header("location")), (403, None), "a redirect to a foreign name");
     let nameless = Reply::parse(&server.raw(b"GET / HTTP/1.0\r\n\r\n"));
     assert_eq!((nameless.status, nameless.header("location")), (400, None));
 }
 
 #[test]
-fn garbage_instead_of_a_handshake_ends_that_connection_only() {
+fn a_malformed_handshake_ends_that_connection_only() {
     let authority = Authority::new();
     let (server, _) = serve(&authority, HttpTimeouts::default());
     let cases: [&[u8]; 6] = [
@@ -172,7 +175,7 @@ fn garbage_instead_of_a_handshake_ends_that_connection_only() {
     for case in cases {
         let mut stream = server.connect();
         let _ = stream.write_all(case);
-        // It may have hung up already.
+        // The server may have closed already.
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let answer = read_to_end(&mut stream);
         assert!(!answer.starts_with(b"HTTP/"), "{case:?}");
@@ -181,17 +184,17 @@ fn garbage_instead_of_a_handshake_ends_that_connection_only() {
 }
 
 #[test]
-fn silent_and_slow_handshakes_hold_up_nobody() {
+fn silent_and_slow_handshakes_do_not_block_new_ones() {
     let authority = Authority::new();
     let (server, _) = serve(&authority, HttpTimeouts::default());
     let silent: Vec<TcpStream> = (0..limits::TLS_HANDSHAKES_MAX + 30).map(|_| server.connect()).collect();
     let mut slow = server.connect();
-    // The beginning of a ClientHello, and never the rest.
+    // The first bytes of a ClientHello. The rest is never sent.
     slow.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]).unwrap();
     for _ in 0..5 {
         assert_eq!(exchange(authority.connect(server.connect()), HEALTH).status, 200);
     }
-    // The oldest gave way, the newest are still waited for.
+    // The oldest were dropped, the newest are still open.
     let mut oldest = &silent[0];
     oldest.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     assert_eq!(oldest.read(&mut [0; 16]).unwrap(), 0);
@@ -202,7 +205,7 @@ fn silent_and_slow_handshakes_hold_up_nobody() {
 }
 
 #[test]
-fn a_handshake_that_takes_too_long_is_ended() {
+fn a_slow_handshake_times_out() {
     let authority = Authority::new();
     let timeouts = HttpTimeouts { handshake: Duration::from_millis(100), ..HttpTimeouts::default() };
     let (server, _) = serve(&authority, timeouts);
@@ -214,7 +217,7 @@ fn a_handshake_that_takes_too_long_is_ended() {
 }
 
 #[test]
-fn stopping_does_not_wait_for_handshakes() {
+fn stop_does_not_wait_for_handshakes() {
     let authority = Authority::new();
     let (mut server, _) = serve(&authority, HttpTimeouts::default());
     let _silent = server.connect();
@@ -225,7 +228,7 @@ fn stopping_does_not_wait_for_handshakes() {
 // ---- certificates --------------------------------------------------------------------------------------
 
 #[test]
-fn a_new_certificate_is_served_to_new_connections_and_old_ones_go_on() {
+fn a_new_certificate_applies_to_new_connections_only() {
     let (first, second) = (Authority::new(), Authority::new());
     let (server, keys) = serve(&first, HttpTimeouts::default());
     let mut open = first.connect(server.connect());
@@ -248,16 +251,16 @@ fn a_new_certificate_is_served_to_new_connections_and_old_ones_go_on() {
     let mut refused = first.connect(server.connect());
     assert!(
         refused.write_all(HEALTH).and_then(|()| refused.flush()).is_err(),
-        "the old one is not served any more"
+        "the old certificate is still in use"
     );
-    // A pair that does not fit changes nothing.
+    // A key that does not fit the certificate is refused and changes nothing.
     let (chain, key) = (first.obtain(real_now_s()).unwrap().chain, second.obtain(real_now_s()).unwrap().key);
     assert!(keys.replace(chain, key).is_err());
     assert_eq!(exchange(second.connect(server.connect()), HEALTH).status, 200);
 }
 
 #[test]
-fn a_self_signed_certificate_is_kept_until_it_is_about_to_lapse() {
+fn a_self_signed_certificate_is_kept_until_it_expires_soon() {
     let authority = Authority::new();
     let path = authority.directory.join(certificate::SELF_SIGNED);
     fs::remove_file(&path).unwrap();
@@ -265,26 +268,26 @@ fn a_self_signed_certificate_is_kept_until_it_is_about_to_lapse() {
     assert_eq!(made.expires_s, Some(NOW_S + limits::SELF_SIGNED_DAYS * DAY_S));
     assert!(made.findings.is_empty(), "{:?}", made.findings);
     let again = authority.obtain(NOW_S + 700 * DAY_S).unwrap();
-    assert_eq!(again.chain, made.chain, "kept");
+    assert_eq!(again.chain, made.chain, "not kept");
     let renewed = authority.obtain(NOW_S + 790 * DAY_S).unwrap();
-    assert_ne!(renewed.chain, made.chain, "made anew");
+    assert_ne!(renewed.chain, made.chain, "not renewed");
     assert_eq!(renewed.expires_s, Some(NOW_S + (790 + limits::SELF_SIGNED_DAYS) * DAY_S));
     use std::os::unix::fs::PermissionsExt;
     let mode = |path: &PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&authority.directory)), (0o600, 0o700));
     let files = fs::read_dir(&authority.directory).unwrap().count();
-    assert_eq!(files, 2, "nothing half-written is left");
+    assert_eq!(files, 2, "a temporary file is left");
     let pem = fs::read_to_string(authority.directory.join(certificate::SELF_SIGNED_AUTHORITY)).unwrap();
-    assert!(!pem.contains("PRIVATE"), "phones get no key");
+    assert!(!pem.contains("PRIVATE"), "the file for phones contains a key");
     assert_eq!(
         fs::read_to_string(&path).unwrap().matches("PRIVATE KEY").count(),
         2,
-        "one key, not the authority's"
+        "one key, without that of the authority"
     );
 }
 
 #[test]
-fn a_clock_that_stands_in_1970_makes_a_certificate_of_our_days() {
+fn a_clock_in_1970_makes_a_certificate_that_is_valid_today() {
     let authority = Authority::new();
     fs::remove_file(authority.directory.join(certificate::SELF_SIGNED)).unwrap();
     let made = authority.obtain(0).unwrap();
@@ -292,7 +295,7 @@ fn a_clock_that_stands_in_1970_makes_a_certificate_of_our_days() {
 }
 
 #[test]
-fn an_address_that_is_new_is_said_and_does_not_change_the_certificate() {
+fn a_new_address_causes_a_warning_and_no_new_certificate() {
     let authority = Authority::new();
     let made = authority.obtain(real_now_s()).unwrap();
     let mut more = names();
@@ -300,11 +303,11 @@ fn an_address_that_is_new_is_said_and_does_not_change_the_certificate() {
     let again = certificate::obtain(&authority.options(), &more, real_now_s()).unwrap();
     assert_eq!(again.chain, made.chain);
     assert_eq!(again.findings.len(), 1);
-    assert!(again.findings[0].contains("does not name 198.51.100.1:"), "{}", again.findings[0]);
+    assert!(again.findings[0].contains("is not valid for 198.51.100.1:"), "{}", again.findings[0]);
 }
 
 #[test]
-fn the_owners_files_are_read_and_what_is_wrong_with_them_is_said() {
+fn problems_of_the_owners_files_are_reported() {
     let (one, other) = (Authority::new(), Authority::new());
     let good = one.directory.join(certificate::SELF_SIGNED);
     let path = |name: &str, text: &[u8]| {
@@ -326,8 +329,8 @@ fn the_owners_files_are_read_and_what_is_wrong_with_them_is_said() {
     assert!(error(&good, &missing).contains("missing.pem"));
     assert!(error(&one.directory, &good).contains("cannot read"), "a directory");
     let empty = path("empty.pem", b"");
-    assert!(error(&empty, &good).contains("holds no certificate"));
-    assert!(error(&good, &empty).contains("holds no private key"));
+    assert!(error(&empty, &good).contains("contains no certificate"));
+    assert!(error(&good, &empty).contains("contains no private key"));
     let authority_only = one.directory.join(certificate::SELF_SIGNED_AUTHORITY);
     assert!(error(&good, &authority_only).contains("without a passphrase"));
     let locked = path(
@@ -336,9 +339,9 @@ fn the_owners_files_are_read_and_what_is_wrong_with_them_is_said() {
     );
     assert!(error(&good, &locked).contains("without a passphrase"));
     let binary = path("binary.pem", &[0, 255, 7, 0]);
-    assert!(error(&binary, &good).contains("holds no certificate"));
+    assert!(error(&binary, &good).contains("contains no certificate"));
     let torn = path("torn.pem", b"-----BEGIN CERTIFICATE-----\nMIIB\n");
-    assert!(error(&torn, &good).contains("holds no certificate"));
+    assert!(error(&torn, &good).contains("contains no certificate"));
 
     let not_der = path("not_der.pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let found = read(&not_der, &good, 0).unwrap();
@@ -346,10 +349,10 @@ fn the_owners_files_are_read_and_what_is_wrong_with_them_is_said() {
     let mixed = read(&good, &other.directory.join(certificate::SELF_SIGNED), real_now_s()).unwrap();
     assert!(TlsKeys::new(mixed.chain, mixed.key).is_err(), "not a pair");
 
-    let lapsed = read(&good, &good, real_now_s() + 900 * DAY_S).unwrap();
-    assert!(lapsed.findings[0].contains("has lapsed"), "{:?}", lapsed.findings);
+    let expired = read(&good, &good, real_now_s() + 900 * DAY_S).unwrap();
+    assert!(expired.findings[0].contains("has expired"), "{:?}", expired.findings);
     let ending = read(&good, &good, real_now_s() + (limits::SELF_SIGNED_DAYS - 2) * DAY_S).unwrap();
-    assert!(ending.findings[0].contains("lapses in"), "{:?}", ending.findings);
+    assert!(ending.findings[0].contains("expires in"), "{:?}", ending.findings);
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&good, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(read(&good, &good, real_now_s()).unwrap().findings[0].contains("chmod o-r"));

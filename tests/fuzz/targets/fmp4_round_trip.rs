@@ -1,15 +1,16 @@
-//! Units and timing from the fuzzer: what the MP4 writer writes is read back equal, in both forms.
+//! Units and times from the fuzzer: the MP4 writer's output must be read back unchanged, in both forms.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use streaming_server::recorder::fmp4::{self, Form, Fragment, Index, Track, UnitKind};
-use streaming_server::recorder::moov::{self, Notes};
-use streaming_server::recorder::recovery::survey;
+use streaming_server::recorder::format::fmp4::{self, Form};
+use streaming_server::recorder::format::moov::{self, Notes};
+use streaming_server::recorder::format::recovery::whole_fragments;
+use streaming_server::recorder::format::{Fragment, Index, Track, UnitKind, index_bytes_max};
 
 fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
     let (width, height, started_at_s, configuration, units) = input;
     let track = Track { width, height, configuration, started_at_s: u64::from(started_at_s) };
-    let mut file = fmp4::head(&track);
+    let mut file = fmp4::file_header(&track);
     let fragments_offset = file.len() as u64;
     let (mut index, mut time_90k) = (Index::default(), 0);
     for (since_90k, kind, nal_units) in units {
@@ -33,16 +34,19 @@ fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
         index.push(&fragment);
     }
     let end = file.len() as u64;
-    let found = survey(file.as_slice()).unwrap();
+    let found = whole_fragments(file.as_slice()).unwrap();
     assert_eq!(found.is_some(), !index.is_empty());
     let Some(found) = found else { return };
-    assert_eq!((&found.track, &found.index, found.fragments_offset, found.end), (&track, &index, fragments_offset, end));
+    assert_eq!(
+        (&found.track, &found.index, found.fragments_offset, found.end),
+        (&track, &index, fragments_offset, end)
+    );
     let notes = Notes { recovered: width % 2 == 0, dropped_units: u64::from(height) };
     let tail = moov::finished(&track, &index, fragments_offset, notes);
-    let room = fmp4::index_bytes_max(index.len()) + track.configuration.len() as u64;
+    let room = index_bytes_max(index.len()) + track.configuration.len() as u64;
     assert!(tail.len() as u64 <= room);
     file.extend(&tail);
-    file[32..48].copy_from_slice(&fmp4::switch_finished(end));
+    file[32..48].copy_from_slice(&fmp4::mdat_header(end));
     assert_eq!(fmp4::form(&file), Form::Finished { index_offset: end });
     let summary = moov::summary(&tail).unwrap();
     assert_eq!((summary.notes, summary.duration_90k), (Some(notes), index.duration_90k()));

@@ -1,12 +1,12 @@
-//! Any bytes as an access unit: the scan equals its naive twin, and what the assembler hands out lies in the unit.
+//! Any bytes as an access unit: the scan must equal a naive reference, and the assembler must return bytes of the unit.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use smallvec::SmallVec;
-use streaming_server::h264::{Assembler, avcc, scan};
 use streaming_server::base::limits;
+use streaming_server::h264::{Assembler, avcc, scan};
 
-/// Start and end of all NAL units by the letter of H.264 annex B; `None` where the scan has to refuse.
+/// Reference implementation of H.264 annex B: start and end of all NAL units. `None` if the scan must fail.
 fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
     let codes: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(&[0, 0, 1])).collect();
     if bytes[..*codes.first()?].iter().any(|byte| *byte != 0) {
@@ -29,10 +29,11 @@ fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
 fuzz_target!(|bytes: &[u8]| {
     let mut nals = SmallVec::new();
     let scanned = scan(bytes, &mut nals).ok();
-    let found = scanned.map(|()| nals.iter().map(|nal| (nal.start as usize, nal.end as usize)).collect::<Vec<_>>());
+    let found =
+        scanned.map(|()| nals.iter().map(|nal| (nal.start as usize, nal.end as usize)).collect::<Vec<_>>());
     assert_eq!(found, scan_naively(bytes));
 
-    // The second pass meets the parameter sets of the first one.
+    // The second pass starts with the parameter sets of the first one.
     let mut assembler = Assembler::new();
     for _ in 0..2 {
         if let Ok(unit) = assembler.assemble(bytes) {

@@ -1,11 +1,11 @@
-//! Recorders killed with -9 at random moments: every file plays, before and after the repair.
+//! Recorders killed with SIGKILL at random moments: every file plays before and after the repair.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use streaming_server::camera::Layout;
-use streaming_server::recorder::format::recovery::survey;
+use streaming_server::recorder::format::recovery::whole_fragments;
 use streaming_server::recorder::names::Format;
 
 use super::rig::{
@@ -16,12 +16,12 @@ const RING: &str = "SS_TEST_RING";
 const DIRECTORY: &str = "SS_TEST_DIRECTORY";
 const FORMAT: &str = "SS_TEST_FORMAT";
 
-/// Not a test of its own: the process that is killed runs this, and everybody else nothing.
+/// Body of the child process that is killed. Without the environment variables it returns at once.
 #[test]
-fn child_records_until_it_is_killed() {
+fn child_records_until_killed() {
     let Ok(ring) = std::env::var(RING) else { return };
     let directory = std::env::var(DIRECTORY).unwrap();
-    let format: Format = std::env::var(FORMAT).unwrap().parse().unwrap();
+    let format = Format::of(&format!("x.{}", std::env::var(FORMAT).unwrap())).unwrap();
     let rig = Rig::new(&ring, Path::new(&directory), format);
     while rig.start(named("killed")).is_err() {
         std::thread::sleep(Duration::from_millis(10));
@@ -33,7 +33,7 @@ fn child_records_until_it_is_killed() {
 
 fn child(ring: &str, directory: &Path, format: Format) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "recording::kill::child_records_until_it_is_killed", "--nocapture"])
+        .args(["--exact", "recording::kill::child_records_until_killed", "--nocapture"])
         .env(RING, ring)
         .env(DIRECTORY, directory)
         .env(FORMAT, format.to_string())
@@ -43,7 +43,7 @@ fn child(ring: &str, directory: &Path, format: Format) -> Child {
         .unwrap()
 }
 
-/// Kills a recorder some time after its file began to grow; returns the bytes it left.
+/// Kills a recorder `after_us` microseconds after its file began to grow. Returns the bytes of the file.
 fn record_and_kill(camera: &TestCamera, path: &Path, format: Format, after_us: u64) -> u64 {
     let mut child = child(&camera.name, path.parent().unwrap(), format);
     let bytes = || std::fs::metadata(path).map_or(0, |metadata| metadata.len());
@@ -56,16 +56,16 @@ fn record_and_kill(camera: &TestCamera, path: &Path, format: Format, after_us: u
     bytes()
 }
 
-/// Whether the kill hit between two units: else the last one is cut off, and players complain of it.
-/// (Of a byte stream only a decoder could tell.)
+/// Returns true if the kill hit between two units. Otherwise the last unit is truncated and players report an error.
+/// For a byte stream it returns false: only a decoder could tell.
 fn is_whole(path: &Path) -> bool {
     let file = std::fs::File::open(path).unwrap();
-    let whole = survey(&file).unwrap().map(|survey| survey.end);
+    let whole = whole_fragments(&file).unwrap().map(|whole| whole.end);
     whole == Some(file.metadata().unwrap().len())
 }
 
 #[test]
-fn a_killed_recorder_loses_at_most_its_last_unit() {
+fn killed_recorder_loses_at_most_its_last_unit() {
     let kills: u64 = std::env::var("RECORDING_KILLS").map_or(20, |kills| kills.parse().unwrap());
     let camera = TestCamera::new(Layout::V3, SMALL);
     camera.wait_units(25);
@@ -73,9 +73,9 @@ fn a_killed_recorder_loses_at_most_its_last_unit() {
         let format = if kill % 4 == 3 { Format::H264 } else { Format::Mp4 };
         let directory = TemporaryDirectory::new();
         let path = directory.0.join(format!("killed.{format}"));
-        // Spread over a second, at no multiple of the camera's interval.
+        // Spread over one second, not at multiples of the camera's interval.
         let left = record_and_kill(&camera, &path, format, kill * 7_919_331 % 1_000_003);
-        // As it lies there: what a player makes of it before any repair.
+        // Play the file before any repair.
         let copy = directory.0.join(format!("unrepaired.{format}"));
         std::fs::copy(&path, &copy).unwrap();
         let before = is_whole(&copy).then(|| {
@@ -85,7 +85,7 @@ fn a_killed_recorder_loses_at_most_its_last_unit() {
             before
         });
         std::fs::remove_file(&copy).unwrap();
-        // The next start repairs it.
+        // The next start of a recorder repairs the file.
         let rig = Rig::new(&camera.name, &directory.0, format);
         while rig.handle.counters().recovered.get() == 0 {
             std::thread::sleep(Duration::from_millis(5));
@@ -96,11 +96,14 @@ fn a_killed_recorder_loses_at_most_its_last_unit() {
         assert_complete(&after);
         assert_eq!(assert_plays(&path), after.len());
         if format == Format::Mp4 {
-            assert!(before.is_none_or(|before| before == after), "kill {kill}: a whole fragment was lost");
+            assert!(
+                before.is_none_or(|before| before == after),
+                "kill {kill}: the repair removed a whole fragment"
+            );
             assert!(info.duration.is_some_and(|duration| duration > 0.0) && info.started_at.is_some());
         }
         assert!(left > 0);
-        // What was reserved is given back, and a repaired file is left alone from now on.
+        // The repair releases reserved space, and a repaired file is not changed again.
         assert!(rig.handle.library().unfinished().is_empty());
         let bytes = std::fs::read(&path).unwrap();
         drop(rig);
@@ -110,7 +113,7 @@ fn a_killed_recorder_loses_at_most_its_last_unit() {
 }
 
 #[test]
-fn a_file_that_another_server_writes_is_not_repaired() {
+fn file_locked_by_another_server_is_not_repaired() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
@@ -127,7 +130,7 @@ fn a_file_that_another_server_writes_is_not_repaired() {
 }
 
 #[test]
-fn files_cut_anywhere_play_and_are_repaired() {
+fn truncated_files_are_repaired_and_play() {
     let directory = TemporaryDirectory::new();
     let camera = TestCamera::new(Layout::V3, SMALL);
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);

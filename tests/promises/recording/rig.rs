@@ -1,4 +1,4 @@
-//! A camera, a recorder and the judges of their files, for the tests of the recorder.
+//! A camera, a recorder and file checks for the recorder tests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,7 +23,7 @@ pub(crate) fn unique(what: &str) -> String {
     format!("ss-test-{}-{what}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A directory that goes away with its contents.
+/// A directory that is removed with its contents on drop.
 pub(crate) struct TemporaryDirectory(pub(crate) PathBuf);
 
 impl TemporaryDirectory {
@@ -40,7 +40,7 @@ impl Drop for TemporaryDirectory {
     }
 }
 
-/// What a test may change about the running camera.
+/// Settings that a test can change while the camera runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Picture {
     pub(crate) width: u32,
@@ -51,7 +51,7 @@ pub(crate) struct Picture {
 
 pub(crate) const SMALL: Picture = Picture { width: 320, height: 192, bitrate_kbps: None, fps: 60 };
 
-/// A camera on a thread: publishes the test card at a real pace until dropped.
+/// A camera on a thread. Publishes the test card in real time until dropped.
 pub(crate) struct TestCamera {
     pub(crate) name: String,
     stop: Arc<AtomicBool>,
@@ -68,14 +68,14 @@ impl TestCamera {
         let (stop, paused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let published = Arc::new(AtomicU64::new(0));
         let picture = Arc::new(Mutex::new(picture));
-        let loop_of = PublishLoop {
+        let publisher = PublishLoop {
             writer,
             stop: Arc::clone(&stop),
             paused: Arc::clone(&paused),
             published: Arc::clone(&published),
             picture: Arc::clone(&picture),
         };
-        let thread = Some(std::thread::spawn(move || loop_of.run()));
+        let thread = Some(std::thread::spawn(move || publisher.run()));
         TestCamera { name, stop, published, paused, picture, thread }
     }
 
@@ -87,7 +87,7 @@ impl TestCamera {
         self.published.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many more units were published.
+    /// Waits until `count` more units are published.
     pub(crate) fn wait_units(&self, count: u64) {
         let target = self.count() + count;
         while self.count() < target {
@@ -207,14 +207,14 @@ impl Rig {
         self.wait(self.handle.status()).unwrap()
     }
 
-    /// Waits until the recorder is in that state.
+    /// Waits until the recorder is in `state`.
     pub(crate) fn wait_state(&self, state: RecorderState) {
         while self.status().state != state {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Waits until the recording has so many units.
+    /// Waits until the recording has at least `units` units.
     pub(crate) fn wait_recorded(&self, units: u64) {
         while self.status().report.is_none_or(|report| report.frame_count < units) {
             std::thread::sleep(Duration::from_millis(10));
@@ -236,7 +236,7 @@ pub(crate) fn named(name: &str) -> StartRequest {
     StartRequest { filename: Some(name.to_owned()), ..StartRequest::default() }
 }
 
-/// ffprobe reads it without an error, ffmpeg decodes it in silence. Returns the pictures decoded.
+/// Asserts that ffprobe and ffmpeg read the file without any message. Returns the number of decoded pictures.
 pub(crate) fn assert_plays(path: &Path) -> usize {
     let probe = Command::new("ffprobe").args(["-v", "error", "-show_streams"]).arg(path).output().unwrap();
     assert!(probe.status.success(), "{}", String::from_utf8_lossy(&probe.stderr));
@@ -251,20 +251,20 @@ pub(crate) fn assert_plays(path: &Path) -> usize {
     String::from_utf8_lossy(&decode.stdout).lines().filter(|line| !line.starts_with('#')).count()
 }
 
-/// Unit numbers in a file, in order. Every unit is whole (its checksum says so), every IDR has its
+/// Returns the unit numbers in a file, in order. Asserts that every unit matches its checksum and every IDR has its
 /// parameter sets exactly once.
 pub(crate) fn unit_numbers(path: &Path) -> Vec<u64> {
     let stream = byte_stream(path);
     numbers_of_stream(&stream)
 }
 
-/// The file's units as a byte stream.
+/// Returns the units of the file as a byte stream.
 pub(crate) fn byte_stream(path: &Path) -> Vec<u8> {
     if path.extension().is_some_and(|extension| extension == "h264") {
         return std::fs::read(path).unwrap();
     }
     let mut copy = Command::new("ffmpeg");
-    // The raw muxer thinks in whole pictures: with the real times of a busy machine two may fall into one.
+    // The raw muxer rounds times to whole pictures and would merge two units of a busy machine, so renumber them.
     let renumbered = ["-c", "copy", "-bsf:v", "setts=ts=N*3000", "-f", "h264", "-"];
     let copy = copy.args(["-v", "error", "-i"]).arg(path).args(renumbered);
     let copy = copy.output().unwrap();
@@ -272,7 +272,7 @@ pub(crate) fn byte_stream(path: &Path) -> Vec<u8> {
     copy.stdout
 }
 
-/// As [`unit_numbers`]; each unit of the stream begins with its delimiter.
+/// As [`unit_numbers`], for a byte stream in which each unit begins with its delimiter.
 fn numbers_of_stream(stream: &[u8]) -> Vec<u64> {
     let starts: Vec<usize> = memchr::memmem::find_iter(stream, &[0, 0, 0, 1, 9]).collect();
     let ends = starts.iter().skip(1).copied().chain([stream.len()]);
@@ -292,15 +292,15 @@ fn numbers_of_stream(stream: &[u8]) -> Vec<u64> {
     starts.iter().zip(ends).map(number).collect()
 }
 
-/// Each number is the one before plus 1.
+/// Asserts that the numbers are consecutive.
 pub(crate) fn assert_complete(numbers: &[u64]) {
     assert!(!numbers.is_empty());
     for pair in numbers.windows(2) {
-        assert_eq!(pair[1], pair[0] + 1, "units missing, doubled or out of order");
+        assert_eq!(pair[1], pair[0] + 1, "units are missing, repeated or out of order");
     }
 }
 
-/// A small file system of its own, if this process may mount one.
+/// A small mounted file system, unmounted on drop. The constructors return `None` if this process may not mount.
 pub(crate) struct Mounted {
     pub(crate) path: PathBuf,
     image: Option<PathBuf>,

@@ -1,0 +1,112 @@
+//! The part of a request that the routes read: the head as text, and the JSON bodies. Pure.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::backend::ApiError;
+use super::types::StartRecording;
+
+/// What is known of a request before its body is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head<'a> {
+    /// Method in upper case.
+    pub method: &'a str,
+    /// Path as sent, percent-encoding kept.
+    pub path: &'a str,
+    /// The part after the `?`.
+    pub query: Option<&'a str>,
+    /// `Host`, or the authority of an absolute-form target.
+    pub host: Option<&'a str>,
+    /// `Origin`
+    pub origin: Option<&'a str>,
+    /// `If-None-Match`
+    pub if_none_match: Option<&'a str>,
+    /// `Range`
+    pub range: Option<&'a str>,
+    /// `If-Range`
+    pub if_range: Option<&'a str>,
+    /// `Authorization`
+    pub authorization: Option<&'a str>,
+    /// `Cookie`
+    pub cookie: Option<&'a str>,
+    /// `Access-Control-Request-Method`: present on a CORS preflight.
+    pub requested_method: Option<&'a str>,
+}
+
+/// Characters of foreign text that an error message repeats at most.
+pub(super) const QUOTED_CHARS_MAX: usize = 160; // local bound
+
+#[derive(Deserialize)]
+struct OfferBody {
+    #[serde(rename = "type")]
+    kind: String,
+    sdp: String,
+}
+
+/// Returns the SDP of `{"type": "offer", "sdp": ...}`. The content type is not checked: curl sends that of a form.
+pub(super) fn parse_offer(body: &[u8]) -> Result<String, ApiError> {
+    let offer: OfferBody = serde_json::from_slice(body)
+        .map_err(|error| bad_json("expected {\"type\": \"offer\", \"sdp\": ...}", &error))?;
+    if offer.kind != "offer" {
+        return Err(ApiError::new(400, "bad_type", "\"type\" must be \"offer\""));
+    }
+    if !offer.sdp.trim_start().starts_with("v=0") {
+        let message = "\"sdp\" must be a session description that starts with v=0";
+        return Err(ApiError::new(400, "bad_sdp", message));
+    }
+    Ok(offer.sdp)
+}
+
+/// Returns the options of a start. An empty body means the defaults.
+pub(super) fn parse_start(body: &[u8]) -> Result<StartRecording, ApiError> {
+    if body.trim_ascii().is_empty() {
+        return Ok(StartRecording::default());
+    }
+    // Parsed as a map first: serde accepts an array for a struct too.
+    let fields =
+        serde_json::from_slice(body).and_then(|fields| serde_json::from_value(Value::Object(fields)));
+    fields.map_err(|error| {
+        let expected =
+            "expected {\"filename\", \"pre_roll_s\", \"max_duration_s\", \"heartbeat_s\"}, all optional";
+        bad_json(expected, &error)
+    })
+}
+
+#[derive(Deserialize)]
+struct LoginBody {
+    token: String,
+}
+
+/// Returns the token of `{"token": "..."}`. The error does not repeat the body, which may contain the token.
+pub(super) fn parse_login(body: &[u8]) -> Result<String, ApiError> {
+    let bad = |_| ApiError::new(400, "bad_json", "expected {\"token\": \"...\"}");
+    serde_json::from_slice::<LoginBody>(body).map(|login| login.token).map_err(bad)
+}
+
+fn bad_json(expected: &str, error: &serde_json::Error) -> ApiError {
+    // The parser's message may quote the input.
+    let reason: String = error.to_string().chars().take(QUOTED_CHARS_MAX).collect();
+    ApiError::new(400, "bad_json", format!("{expected}: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_start_body_means_the_defaults() {
+        for body in ["", " \r\n", "{}"] {
+            assert_eq!(parse_start(body.as_bytes()).unwrap(), StartRecording::default());
+        }
+        let request = parse_start(br#"{"filename":"a.h264","pre_roll_s":1.5}"#).unwrap();
+        assert_eq!((request.filename.as_deref(), request.pre_roll_s), (Some("a.h264"), Some(1.5)));
+    }
+
+    #[test]
+    fn a_malformed_start_body_is_refused_with_400() {
+        for body in ["[]", "{", "\"a\"", "{\"filename\":5}", "\0"] {
+            let error = parse_start(body.as_bytes()).unwrap_err();
+            assert_eq!((error.status, error.code), (400, "bad_json"), "{body}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! PURE: writes and reads single MP4 boxes (ISO/IEC 14496-12, 4.2).
+
+/// Appends a box; `body` appends its content.
+pub(super) fn boxed(out: &mut Vec<u8>, kind: &[u8; 4], body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(kind);
+    body(out);
+    let bytes = u32::try_from(out.len() - start).unwrap_or(u32::MAX);
+    if let Some(size) = out.get_mut(start..start + 4) {
+        size.copy_from_slice(&bytes.to_be_bytes());
+    }
+}
+
+/// Appends a box with version and flags (`FullBox`).
+pub(super) fn full_box(
+    out: &mut Vec<u8>,
+    kind: &[u8; 4],
+    version_and_flags: u32,
+    body: impl FnOnce(&mut Vec<u8>),
+) {
+    boxed(out, kind, |out| {
+        u32s(out, &[version_and_flags]);
+        body(out);
+    });
+}
+
+/// Appends a table without entries.
+pub(super) fn empty_table(out: &mut Vec<u8>, kind: &[u8; 4]) {
+    full_box(out, kind, 0, |out| u32s(out, &[0]));
+}
+
+/// Appends big-endian 32-bit values.
+pub(super) fn u32s(out: &mut Vec<u8>, values: &[u32]) {
+    values.iter().for_each(|value| out.extend_from_slice(&value.to_be_bytes()));
+}
+
+/// Returns the content of the first box of kind `kind`.
+pub(super) fn child<'a>(mut inside: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
+    loop {
+        let bytes = usize::try_from(u32_at(inside, 0)?).ok().filter(|bytes| *bytes >= 8)?;
+        if inside.get(4..8)? == kind {
+            return inside.get(8..bytes);
+        }
+        inside = inside.get(bytes..)?;
+    }
+}
+
+pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+pub(super) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(*bytes.get(offset..)?.first_chunk()?))
+}

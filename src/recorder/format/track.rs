@@ -1,0 +1,145 @@
+//! PURE: what the fragments and the index of an MP4 recording share: the track, its access units and their times.
+
+/// Ticks per second of all times in the file.
+pub const TIMESCALE: u32 = 90_000;
+
+/// Bytes of `moof` and the `mdat` header, before the bytes of the access unit.
+pub const FRAGMENT_HEADER_BYTES: usize = 108;
+
+/// Properties of the one track of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Track {
+    /// Width of the picture in pixels, cropping applied.
+    pub width: u16,
+    /// Height of the picture in pixels, cropping applied.
+    pub height: u16,
+    /// Decoder configuration record (`avcC`), see `h264::avcc`.
+    pub configuration: Vec<u8>,
+    /// Capture time of the first access unit, seconds since 1970.
+    pub started_at_s: u64,
+}
+
+/// How an access unit depends on others.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum UnitKind {
+    /// Playback can start here.
+    Idr,
+    /// Refers to earlier units; later units refer to it.
+    Reference,
+    /// Refers to earlier units; no unit refers to it.
+    Disposable,
+}
+
+impl UnitKind {
+    /// Returns `sample_flags` (ISO/IEC 14496-12, 8.8.3.1).
+    pub(super) fn sample_flags(self) -> u32 {
+        match self {
+            UnitKind::Idr => 0x0200_0000,
+            UnitKind::Reference => 0x0101_0000,
+            UnitKind::Disposable => 0x0181_0000,
+        }
+    }
+
+    pub(super) fn from_sample_flags(flags: u32) -> Option<UnitKind> {
+        [UnitKind::Idr, UnitKind::Reference, UnitKind::Disposable]
+            .into_iter()
+            .find(|kind| kind.sample_flags() == flags)
+    }
+}
+
+/// Header fields of one fragment, which holds one access unit.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Number of the fragment in its file, from 1.
+    pub sequence: u32,
+    /// Presentation time in [`TIMESCALE`], from the first unit of the file.
+    pub time_90k: u64,
+    /// Expected duration in [`TIMESCALE`]. The time of the next fragment overrides it.
+    pub duration_90k: u32,
+    /// Bytes of the unit with its length prefixes.
+    pub unit_bytes: u32,
+    /// How the unit depends on others.
+    pub kind: UnitKind,
+}
+
+/// Table of the units of a file, 8 bytes each. All tables of the final `moov` are derived from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Index {
+    entries: Vec<IndexEntry>,
+    last_time_90k: u64,
+    last_duration_90k: u32,
+    payload_bytes: u64,
+}
+
+/// `bytes_and_idr` holds the size of the unit in bytes; its top bit is set for an IDR.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+struct IndexEntry {
+    bytes_and_idr: u32,
+    since_previous_90k: u32,
+}
+
+const IDR_BIT: u32 = 1 << 31;
+
+impl Index {
+    /// Appends a unit that was written to the file.
+    pub fn push(&mut self, fragment: &Fragment) {
+        let since =
+            if self.entries.is_empty() { 0 } else { fragment.time_90k.saturating_sub(self.last_time_90k) };
+        let since_previous_90k = u32::try_from(since).unwrap_or(u32::MAX);
+        let idr = if fragment.kind == UnitKind::Idr { IDR_BIT } else { 0 };
+        debug_assert!(fragment.unit_bytes < IDR_BIT, "a slot holds 3 MB");
+        self.entries.push(IndexEntry { bytes_and_idr: fragment.unit_bytes | idr, since_previous_90k });
+        self.last_time_90k = fragment.time_90k;
+        self.last_duration_90k = fragment.duration_90k;
+        self.payload_bytes += u64::from(fragment.unit_bytes);
+    }
+
+    /// Returns the number of units in the file.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns true if the file holds no unit.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Returns the time of the last unit, in [`TIMESCALE`].
+    #[must_use]
+    pub fn last_time_90k(&self) -> u64 {
+        self.last_time_90k
+    }
+
+    /// Returns the time from the first unit to the end of the last, in [`TIMESCALE`].
+    #[must_use]
+    pub fn duration_90k(&self) -> u64 {
+        if self.entries.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
+    }
+
+    /// Returns the duration to write for the next unit: the last interval, or 1/30 s if that is not plausible.
+    #[must_use]
+    pub fn expected_duration_90k(&self) -> u32 {
+        let last = self.entries.last().map_or(0, |entry| entry.since_previous_90k);
+        if (1..=TIMESCALE).contains(&last) { last } else { TIMESCALE / 30 }
+    }
+
+    /// Iterates over the size of each unit in bytes, with true for an IDR.
+    pub(super) fn units(&self) -> impl ExactSizeIterator<Item = (u32, bool)> {
+        self.entries.iter().map(|entry| (entry.bytes_and_idr & !IDR_BIT, entry.bytes_and_idr & IDR_BIT != 0))
+    }
+
+    /// Iterates over the duration of each unit, in [`TIMESCALE`].
+    pub(super) fn durations_90k(&self) -> impl Iterator<Item = u32> {
+        let next = self.entries.iter().skip(1).map(|entry| entry.since_previous_90k);
+        next.chain((!self.entries.is_empty()).then_some(self.last_duration_90k))
+    }
+}
+
+/// Returns an upper bound for the bytes of the index of `units` units. The recorder keeps this much disk space reserved,
+/// so that it can always finish the file.
+#[must_use]
+pub fn index_bytes_max(units: usize) -> u64 {
+    4_096 + 20 * units as u64
+}

@@ -1,0 +1,90 @@
+//! PURE: an access unit between the ring and the file.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::format::UnitKind;
+use super::operation::IncomingUnit;
+use crate::base::limits;
+use crate::h264::{Assembler, avcc};
+
+/// An access unit that is being written. Its NAL units are slices of the camera's slot.
+#[derive(Debug)]
+pub(super) struct PendingUnit {
+    pub(super) nal_units: SmallVec<[Bytes; 8]>,
+    pub(super) kind: UnitKind,
+    /// `CLOCK_MONOTONIC`, as the camera wrote it.
+    pub(super) captured_ns: i64,
+    /// `CLOCK_MONOTONIC`, when the recorder took the unit from the ring.
+    pub(super) arrived_ns: i64,
+    pub(super) captured_at_s: Option<u64>,
+    /// Present for an IDR only.
+    pub(super) stream: Option<StreamHeader>,
+}
+
+/// What an MP4 file states about its stream.
+#[derive(Debug)]
+pub(super) struct StreamHeader {
+    /// Content of the `avcC` box.
+    pub(super) configuration: Vec<u8>,
+    /// Pixels, cropping applied.
+    pub(super) width: u16,
+    /// Pixels, cropping applied.
+    pub(super) height: u16,
+}
+
+impl PendingUnit {
+    /// Parses a unit. Returns `None` if it cannot be recorded.
+    pub(super) fn new(assembler: &mut Assembler, unit: &IncomingUnit, now_ns: i64) -> Option<PendingUnit> {
+        let assembled = assembler.assemble(&unit.bytes).ok()?;
+        if assembled.nal_count() > limits::NAL_UNITS_MAX {
+            return None;
+        }
+        let kind = match (assembled.is_idr(), assembled.is_reference()) {
+            (true, _) => UnitKind::Idr,
+            (false, true) => UnitKind::Reference,
+            (false, false) => UnitKind::Disposable,
+        };
+        let nal_units = assembled.nals().map(|nal| slice(&unit.bytes, nal.slot_offset, nal.bytes)).collect();
+        let stream = match kind {
+            UnitKind::Idr => Some(StreamHeader::new(assembler)?),
+            _ => None,
+        };
+        Some(PendingUnit {
+            nal_units,
+            kind,
+            captured_ns: unit.captured_ns,
+            arrived_ns: now_ns,
+            captured_at_s: unit.captured_at_s,
+            stream,
+        })
+    }
+
+    pub(super) fn is_idr(&self) -> bool {
+        self.kind == UnitKind::Idr
+    }
+
+    /// Returns the bytes of the unit in a file: each NAL unit with a 4-byte length or start code.
+    pub(super) fn prefixed_bytes(&self) -> u64 {
+        self.nal_units.iter().map(|nal| nal.len() as u64 + 4).sum()
+    }
+}
+
+impl StreamHeader {
+    fn new(assembler: &Assembler) -> Option<StreamHeader> {
+        let sets = assembler.parameter_sets();
+        let info = sets.stream_info()?;
+        let (width, height) = (u16::try_from(info.width).ok()?, u16::try_from(info.height).ok()?);
+        Some(StreamHeader { configuration: avcc::configuration_record(sets)?, width, height })
+    }
+}
+
+/// Returns a NAL unit as a slice of the slot. Copies only an inserted parameter set.
+fn slice(slot: &Bytes, offset: Option<u32>, nal: &[u8]) -> Bytes {
+    let start = offset.and_then(|offset| usize::try_from(offset).ok());
+    let range = start.and_then(|start| Some(start..start.checked_add(nal.len())?));
+    match range.filter(|range| range.end <= slot.len()) {
+        Some(range) => slot.slice(range),
+        None => Bytes::copy_from_slice(nal),
+    }
+}

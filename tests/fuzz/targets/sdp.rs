@@ -1,0 +1,29 @@
+//! Any text as an offer: it is refused, or answered with one H.264 section that only sends.
+#![no_main]
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use libfuzzer_sys::fuzz_target;
+use streaming_server::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
+
+fn context() -> &'static Arc<SessionContext> {
+    static CONTEXT: OnceLock<Arc<SessionContext>> = OnceLock::new();
+    CONTEXT.get_or_init(|| {
+        let candidates = vec!["192.0.2.1:8189".parse().unwrap()];
+        SessionContext::new(SessionConfig { candidates, advertise: vec![], srtp: SrtpChoice::Gcm }).unwrap()
+    })
+}
+
+fuzz_target!(|offer: &str| {
+    let Ok((viewer, answer)) = Viewer::accept(context(), 7, offer, Instant::now()) else { return };
+    assert!(answer.starts_with("v=0\r\n") && answer.ends_with("\r\n"));
+    let lines: Vec<&str> = answer.split("\r\n").collect();
+    assert!(
+        lines.iter().any(|line| line.starts_with("a=rtpmap:") && line.contains("H264/90000")),
+        "{answer}"
+    );
+    assert_eq!(lines.iter().filter(|line| **line == "a=sendonly").count(), 1, "{answer}");
+    assert!(lines.iter().all(|line| !line.contains(['\r', '\n'])), "{answer}");
+    drop(viewer);
+});
