@@ -64,6 +64,3 @@ pub const VIEWER_PATHS_MAX: usize = 64;
 /// Datagrams of one viewer that the kernel may hold unsent. Above half of it, non-reference units are skipped. Above
 /// it, all units up to the next IDR are dropped.
 pub const VIEWER_IN_FLIGHT_MAX: u32 = 1_024;
-
-/// HMAC key schedules cached per thread, one per viewer, for STUN.
-pub const HMAC_KEYS_CACHED: usize = 64;
