@@ -98,8 +98,8 @@ impl AppBackend {
         let beat = |name: String, turns| Heartbeat { name, turns };
         let workers = self.counters.iter().enumerate();
         let workers = workers.map(|(index, worker)| beat(format!("worker {index}"), worker.turns.get()));
-        let doorbell = beat("doorbell".to_owned(), self.camera.counters().wakes.get());
-        Health { summary: self.status_line(), heartbeats: workers.chain([doorbell]).collect() }
+        let camera_wait = beat("camera wait".to_owned(), self.camera.counters().wakes.get());
+        Health { summary: self.status_line(), heartbeats: workers.chain([camera_wait]).collect() }
     }
 
     fn status_line(&self) -> String {
