@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::VIEWER_IN_FLIGHT_MAX;
+use super::{VIEWER_IN_FLIGHT_MAX, VIEWERS_MAX};
 
 /// Worker threads of one process.
 pub const WORKERS_MAX: usize = 64;
@@ -12,6 +12,12 @@ pub const COMMANDS_MAX: usize = 256;
 
 /// Datagrams queued for a worker that does not receive itself.
 pub const FORWARDED_DATAGRAMS_MAX: usize = 1_024;
+
+/// Routes from the receiving worker to the sessions of other workers: those of all viewers, and as many ending ones.
+pub const ROUTES_MAX: usize = 2 * VIEWERS_MAX;
+
+/// Route updates of one worker that wait for room in the receiving worker's mailbox.
+pub const ROUTE_UPDATES_MAX: usize = 2 * VIEWERS_MAX;
 
 /// Commands handled in one turn; also forwarded datagrams.
 pub const COMMANDS_PER_TURN_MAX: usize = 64;
