@@ -1,14 +1,9 @@
-//! Requests and replies of the recorder. Their serde form is the JSON of `/api/recording/*` and `/api/recordings`,
-//! so field names and enum strings are part of the HTTP interface.
-
-use serde::ser::SerializeStruct as _;
-use serde::{Deserialize, Serialize, Serializer};
+//! Requests, replies and errors of the recorder. `app` converts them to the types of the HTTP interface.
 
 use super::names::NameError;
 
-/// Body of `POST /api/recording/start`. Every field is optional.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+/// A request to start a recording. Every field is optional.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StartRequest {
     /// File name, with or without extension. Empty or missing: a name made from the local time.
     pub filename: Option<String>,
@@ -21,24 +16,23 @@ pub struct StartRequest {
     pub heartbeat_s: Option<f64>,
 }
 
-/// Reply to a start. Its JSON carries `"status": "recording"`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "status", rename = "recording")]
+/// Reply to a start.
+#[derive(Clone, Debug, PartialEq)]
 pub struct StartReply {
     /// Path of the file.
     pub filename: String,
-    /// Name of the file in `/api/recordings`.
+    /// File name in the list of recordings.
     pub name: String,
     /// True if the ring holds no IDR: the recording then begins at the camera's next one.
     pub waits_for_idr: bool,
 }
 
 /// Figures of one recording, running or finished.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// Path of the newest file.
     pub filename: String,
-    /// Name of the newest file in `/api/recordings`.
+    /// Name of the newest file in the list of recordings.
     pub name: String,
     /// Access units written.
     pub frame_count: u64,
@@ -60,12 +54,10 @@ pub struct Report {
     pub files: Vec<String>,
 }
 
-/// Reply to a stop. Its JSON carries `"status": "stopped"`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "status", rename = "stopped")]
+/// Reply to a stop.
+#[derive(Clone, Debug, PartialEq)]
 pub struct StopReply {
     /// Final figures of the recording.
-    #[serde(flatten)]
     pub report: Report,
     /// Why the recording stopped.
     pub reason: StopReason,
@@ -74,8 +66,7 @@ pub struct StopReply {
 }
 
 /// What the recorder is doing.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum RecorderState {
     /// No recording exists.
     Idle,
@@ -98,12 +89,12 @@ pub enum StopReason {
     Heartbeat,
     /// The program ends.
     Shutdown,
-    /// An error ended it. In JSON the reason is the error's code.
+    /// An error ended it. [`StopReason::as_str`] gives its code.
     Failed(RecorderError),
 }
 
 impl StopReason {
-    /// Returns the reason as JSON and log lines show it.
+    /// Returns the reason as the HTTP interface and log lines show it.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -116,32 +107,23 @@ impl StopReason {
     }
 }
 
-impl Serialize for StopReason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-/// Reply to `GET /api/recording/status`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// State of the recorder and figures of its recording.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Status {
     /// True in [`RecorderState::Recording`] only.
     pub recording: bool,
     /// What the recorder is doing.
     pub state: RecorderState,
     /// Figures of the running recording, else of the last one.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
     /// Why the last recording stopped; only while idle.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<StopReason>,
     /// The error that ended the last recording or prevented its start.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<RecorderError>,
 }
 
-/// One entry of `GET /api/recordings`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// One file in the list of recordings.
+#[derive(Clone, Debug, PartialEq)]
 pub struct RecordingInfo {
     /// File name.
     pub name: String,
@@ -190,7 +172,7 @@ pub enum RecorderError {
     /// A requested number of seconds is out of range.
     #[error("{field} must be a number of seconds between 0 and 2592000")]
     Seconds {
-        /// Name of the JSON field.
+        /// Name of the request field.
         field: &'static str,
     },
     /// Files are never overwritten.
@@ -289,55 +271,5 @@ impl RecorderError {
             return RecorderError::DiskFull;
         }
         RecorderError::Io { doing, reason: error.to_string() }
-    }
-}
-
-/// The `error` object of a status: text for people, code for programs, HTTP status.
-impl Serialize for RecorderError {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut object = serializer.serialize_struct("RecorderError", 3)?;
-        object.serialize_field("error", &self.to_string())?;
-        object.serialize_field("code", self.code())?;
-        object.serialize_field("status", &self.status())?;
-        object.end()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn replies_keep_their_json_form() {
-        let start = StartReply { filename: "rec/a.mp4".into(), name: "a.mp4".into(), waits_for_idr: true };
-        let expected =
-            json!({"status": "recording", "filename": "rec/a.mp4", "name": "a.mp4", "waits_for_idr": true});
-        assert_eq!(serde_json::to_value(start).unwrap(), expected);
-        let report = json!({
-            "filename": "", "name": "", "frame_count": 0, "bytes_written": 0, "duration": 0.0, "pre_roll": 0.0,
-            "start_delay": 0.0, "dropped_units": 0, "torn_units": 0, "gaps": 0, "files": [],
-        });
-        let mut expected = report.clone();
-        expected["status"] = json!("stopped");
-        expected["reason"] = json!("asked");
-        expected["kept"] = json!(false);
-        let stop = StopReply { report: Report::default(), reason: StopReason::Requested, kept: false };
-        assert_eq!(serde_json::to_value(stop).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_status_keeps_its_json_form() {
-        let status = Status {
-            recording: false,
-            state: RecorderState::Idle,
-            report: None,
-            reason: Some(StopReason::Failed(RecorderError::DiskFull)),
-            error: Some(RecorderError::DiskFull),
-        };
-        let error = json!({"error": "the disk is full", "code": "disk_full", "status": 507});
-        let expected = json!({"recording": false, "state": "idle", "reason": "disk_full", "error": error});
-        assert_eq!(serde_json::to_value(status).unwrap(), expected);
     }
 }

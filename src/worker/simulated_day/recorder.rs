@@ -199,7 +199,7 @@ impl SimulatedRecorder {
         self.totals.dropped += report.dropped_units;
         self.disk.files.clear();
         self.disk.removed.clear();
-        self.disk.taken_names.clear();
+        self.disk.existing_names.clear();
         Ok(())
     }
 }
