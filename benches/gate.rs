@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mimalloc::MiMalloc;
-use peer::{OneRun, Pair};
+use peer::{Pair, ReusedBuffer};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
@@ -219,7 +219,7 @@ struct Viewing {
     pair: Pair,
     payloads: Vec<Arc<Payloads>>,
     number: u64,
-    out: OneRun,
+    out: ReusedBuffer,
 }
 
 /// Sends a unit to one viewer: gate, headers, SRTP with AES-256-GCM, retransmission cache.
@@ -227,7 +227,7 @@ fn session_turn(operations: u64) {
     let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.connect();
     let payloads = peer::payloads(0, DATAGRAMS, PAYLOAD_BYTES);
-    let viewing = Viewing { pair, payloads, number: 0, out: OneRun(Vec::with_capacity(1 << 16)) };
+    let viewing = Viewing { pair, payloads, number: 0, out: ReusedBuffer(Vec::with_capacity(1 << 16)) };
     let pass = |viewing: &mut Viewing| {
         viewing.pair.now += Duration::from_millis(33);
         viewing.number += 1;

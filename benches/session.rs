@@ -1,5 +1,5 @@
-//! What a viewer costs: SRTP of one packet, and a whole turn of a session (one access unit in, its datagrams out)
-//! with what it allocates.
+//! Time and allocations of a viewer: SRTP of one packet, one access unit through a session, an offer, a STUN check, an
+//! idle timeout.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench fails by panicking")]
 #![allow(missing_docs, reason = "a program")]
@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{AllocProfiler, Bencher, black_box};
-use peer::{OneRun, Outbox, Pair, payloads, unit};
+use peer::{
+    Outbox, Pair, ReusedBuffer, USUAL_PRIORITY, client_address, payloads, server_address, signed_request,
+    unit,
+};
 use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
 use streaming_server::session::media::srtp::{self, RtpPacket};
@@ -26,7 +29,7 @@ fn main() {
 const HEADER_BYTES: usize = 24;
 const PACKET_BYTES: usize = HEADER_BYTES + 1_140;
 
-/// One packet sealed where it leaves from.
+/// Encrypts one packet into the send buffer.
 #[divan::bench(args = [SrtpProfile::AES128_CM_SHA1_80, SrtpProfile::AEAD_AES_128_GCM, SrtpProfile::AEAD_AES_256_GCM])]
 fn seal(bencher: Bencher<'_, '_>, profile: SrtpProfile) {
     let (sealer, _) = srtp::contexts(profile, &[1; 96], false).unwrap();
@@ -40,23 +43,23 @@ fn seal(bencher: Bencher<'_, '_>, profile: SrtpProfile) {
     });
 }
 
-/// One unit of 29 payloads to one viewer: the gate, headers, SRTP (AES-256-GCM), the cache.
+/// Sends one unit of 29 payloads to one viewer: gate, headers, SRTP (AES-256-GCM), RTX cache.
 #[divan::bench]
 fn session_turn(bencher: Bencher<'_, '_>) {
     let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.connect();
     let payloads = payloads(0, 29, 1_140);
-    let (mut number, mut run) = (0, OneRun(Vec::with_capacity(1 << 16)));
+    let (mut number, mut buffer) = (0, ReusedBuffer(Vec::with_capacity(1 << 16)));
     bencher.counter(ItemsCount::new(29_usize)).bench_local(|| {
         pair.now += Duration::from_millis(33);
         number += 1;
-        run.0.clear();
-        pair.viewer.push_access_unit(pair.now, &unit(&payloads, number, number == 1), &mut run);
-        black_box(run.0.len())
+        buffer.0.clear();
+        pair.viewer.push_access_unit(pair.now, &unit(&payloads, number, number == 1), &mut buffer);
+        black_box(buffer.0.len())
     });
 }
 
-/// From offer to answer: what a viewer costs before it connects.
+/// Answers one offer.
 #[divan::bench]
 fn accept(bencher: Bencher<'_, '_>) {
     let context = peer::context(SrtpChoice::Gcm);
@@ -64,7 +67,20 @@ fn accept(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| Viewer::accept(&context, 1, &pair.offer, pair.now).unwrap());
 }
 
-/// A turn without media: a deadline that has come.
+/// Handles one STUN consent check of a connected viewer and sends the response.
+#[divan::bench]
+fn stun_check(bencher: Bencher<'_, '_>) {
+    let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    pair.connect();
+    let request = signed_request(&pair, USUAL_PRIORITY, &[]);
+    bencher.bench_local(|| {
+        pair.now += Duration::from_millis(1);
+        pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), client_address(), &request);
+        pair.viewer.drain(pair.now, &mut Outbox::default());
+    });
+}
+
+/// Handles a timeout without media.
 #[divan::bench]
 fn idle_timeout(bencher: Bencher<'_, '_>) {
     let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);

@@ -44,7 +44,7 @@ mod stages {
     use std::time::Duration;
 
     use str0m::config::DtlsVersion;
-    use streaming_server::camera::writer::RingWriter;
+    use streaming_server::camera::RingWriter;
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
     use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::clock;
-use crate::camera::mapping::{Access, Mapping};
+use crate::camera::{Access, Mapping};
 use crate::config::Config;
 use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 

@@ -128,9 +128,6 @@ pub const VIEWER_PATHS_MAX: usize = 64;
 /// skipped, above it the viewer drops to the next IDR.
 pub const VIEWER_IN_FLIGHT_MAX: u32 = 1_024;
 
-/// HMAC key schedules cached per thread: one per viewer, for STUN.
-pub const HMAC_KEYS_CACHED: usize = 64;
-
 // ---- service ---------------------------------------------------------------------------------------
 
 /// Looks at the heartbeats within the time a service manager waits for a sign of life.

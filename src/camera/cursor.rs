@@ -1,109 +1,100 @@
-//! One consumer's place in the ring: the next unit, lapped, restarted, a few units back.
-//! May not wait, and never holds the camera: the ring is written whether a cursor follows or not.
+//! One consumer's position in the ring. This module must not wait. A cursor never delays the camera.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use bytes::Bytes;
 
-pub use super::layout::MetadataError as Rejection;
-use super::layout::SlotMetadata;
+use super::layout::{MetadataError, SlotMetadata};
 use super::lease_ring::{Found, LeaseRing, LeasedUnit};
-use super::source::{Attachment, Camera};
+use super::sequence::{ahead, is_in_ring};
+use super::source::{Attachment, Camera, MonotonicNs};
 use crate::base::limits::CAPTURE_AGE_MAX_NS;
 
-/// Nanoseconds of CLOCK_MONOTONIC.
-pub type MonotonicNs = i64;
-
-/// One access unit borrowed from the ring. Read it, then ask [`UnitView::is_intact`] whether what was read
-/// may be used. On a lease ring the slot is leased until the last clone or slice of `bytes` is dropped.
+/// One access unit borrowed from the ring. Read it, then call [`UnitView::is_intact`] before using the result.
+/// On a lease ring the slot is leased until the last clone or slice of `bytes` is dropped.
 #[derive(Clone, Debug)]
 pub struct UnitView {
-    /// The access unit in place, Annex B. Slices and clones share the mapping or the lease; none allocates.
+    /// The access unit in its slot, Annex B. Slices and clones share the mapping or the lease; none allocates.
     pub bytes: Bytes,
     /// The unit's number in the ring, wrapping.
     pub sequence: u32,
-    /// The camera's own count of pictures.
+    /// The camera's own picture count.
     pub frame_number: u64,
-    /// Capture time as CLOCK_REALTIME nanoseconds, whichever clock the camera used; `None` if it is near
-    /// neither clock.
+    /// Capture time in CLOCK_REALTIME nanoseconds, for either clock of the camera. `None` if it is near neither
+    /// clock.
     pub captured_at_ns: Option<i64>,
-    /// Capture time as CLOCK_MONOTONIC nanoseconds, never after the `now_ns` it was read at, which it is
-    /// when the capture time is unusable.
+    /// Capture time in CLOCK_MONOTONIC nanoseconds, at most the `now_ns` of the read. If the capture time is
+    /// unusable, it is that `now_ns`.
     pub captured_monotonic_ns: MonotonicNs,
-    /// Width in pixels as the slot says.
+    /// Width in pixels, from the slot.
     pub width: u32,
-    /// Height in pixels as the slot says.
+    /// Height in pixels, from the slot.
     pub height: u32,
-    /// +1 for every attach and restart of the camera.
-    pub epoch: u32,
-    ticket: Arc<Attachment>,
+    attachment: Arc<Attachment>,
 }
 
 impl UnitView {
-    /// Whether everything read from `bytes` before this call was this unit. Call it after the last read;
-    /// what was read is to be thrown away if not. A `false` is counted (`torn`).
+    /// Returns true if everything read from `bytes` before this call belongs to this unit. Call it after the last
+    /// read, and discard what was read if it returns false.
     ///
-    /// The margin is one slot more than it seems to need: seeing a byte of the unit that reuses the slot
-    /// implies only an index one below that unit's own.
-    ///
-    /// On a lease ring nothing is overwritten while it is leased: `false` only says that the camera began anew
-    /// or its segment was cut, and counts nothing.
+    /// On a lease ring a leased slot is not overwritten. There, false means that the camera restarted or that its
+    /// segment shrank.
     #[must_use]
     pub fn is_intact(&self) -> bool {
         fence(Ordering::Acquire);
-        let mapping = &self.ticket.mapping;
+        let mapping = &self.attachment.mapping;
         if mapping.leases().is_some() {
-            return !mapping.is_lost() && self.ticket.has_its_writer();
+            return !mapping.is_lost() && self.attachment.has_its_writer();
         }
-        let is_in_place = is_safe(self.sequence, mapping.write_index(), mapping.layout().slot_count());
-        let is_intact = is_in_place && self.ticket.is_current();
-        if !is_intact {
-            self.ticket.counters.torn.add_shared(1);
-        }
-        is_intact
+        is_in_ring(self.sequence, mapping.write_index(), mapping.layout().slot_count())
+            && self.attachment.is_current()
     }
 }
 
-/// What a cursor finds.
+/// Result of [`Cursor::next`].
 #[derive(Clone, Debug)]
 pub enum Next {
     /// The next unit.
     Unit(UnitView),
-    /// Nothing new.
+    /// No new unit.
     Empty,
-    /// The camera overtook the cursor, which jumped to the newest unit. Told once.
+    /// The camera overtook the cursor, or dropped units. The cursor skipped to the next unit it can read.
     Lapped {
-        /// Units that will not be seen.
+        /// Units skipped.
         missed_units: u32,
     },
     /// One slot was skipped.
-    Rejected(Rejection),
-    /// The camera began again: expect a new stream.
+    Rejected(MetadataError),
+    /// The camera restarted: a new stream begins.
     Restarted,
     /// No camera is mapped.
     Away,
 }
 
-/// One consumer's place in the ring.
+/// One consumer's position in the ring.
 #[derive(Clone, Debug)]
 pub struct Cursor {
     camera: Camera,
     generation: u64,
     attachment: Option<Arc<Attachment>>,
-    /// The unit to be read next.
+    /// The unit to read next.
     position: u32,
     last_frame_number: Option<u64>,
 }
 
-impl Cursor {
-    pub(super) fn new(camera: Camera) -> Cursor {
-        let (generation, attachment) = camera.place();
+impl Camera {
+    /// A cursor whose first unit is the next one published. [`Cursor::units_back`] reaches earlier units.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        let (generation, attachment) = self.current();
         let position = attachment.as_ref().map_or(0, |attachment| attachment.mapping.write_index());
-        Cursor { camera, generation, attachment, position, last_frame_number: None }
+        Cursor { camera: self.clone(), generation, attachment, position, last_frame_number: None }
     }
+}
 
-    /// Finds the next unit. Never blocks; call it until `Empty` or `Away`.
+impl Cursor {
+    /// Returns the next unit or event. Never blocks. Call it until it returns `Empty` or `Away`.
     pub fn next(&mut self, now_ns: MonotonicNs) -> Next {
         if self.follow_camera() {
             return Next::Restarted;
@@ -130,13 +121,13 @@ impl Cursor {
         }
         let metadata = attachment.mapping.metadata(self.position);
         let index = attachment.mapping.write_index();
-        if !is_safe(self.position, index, attachment.mapping.layout().slot_count()) {
+        if !is_in_ring(self.position, index, attachment.mapping.layout().slot_count()) {
             let newest = attachment.available().wrapping_sub(1);
-            return self.jump(&attachment, newest);
+            return self.skip_to(newest);
         }
         let bytes = usize::try_from(metadata.data_bytes).unwrap_or(usize::MAX);
         let mapping = Arc::clone(&attachment.mapping);
-        self.take(attachment, &metadata, now_ns, |unit| mapping.slot_bytes(unit, bytes))
+        self.lend(attachment, &metadata, now_ns, |unit| mapping.slot_bytes(unit, bytes))
     }
 
     fn next_leased(
@@ -149,29 +140,29 @@ impl Cursor {
             Found::Unit(LeasedUnit { metadata, slot }) => {
                 let bytes = usize::try_from(metadata.data_bytes).unwrap_or(usize::MAX);
                 if bytes > slot.len() {
-                    let rejection = Rejection::DataBytes { data_bytes: metadata.data_bytes };
-                    return self.reject(rejection, now_ns);
+                    let reason = MetadataError::DataBytes { data_bytes: metadata.data_bytes };
+                    return self.reject(reason, now_ns);
                 }
-                self.take(attachment, &metadata, now_ns, |_| slot.slice(..bytes))
+                self.lend(attachment, &metadata, now_ns, |_| slot.slice(..bytes))
             }
             Found::Refused => {
-                attachment.counters.leases_refused.add_shared(1);
+                self.camera.counters().leases_refused.add_shared(1);
                 Next::Empty
             }
-            Found::Gone => self.skip(&attachment, ring),
+            Found::Gone => self.skip_missing(&attachment, ring),
         }
     }
 
-    /// No slot of the lease ring holds this cursor's unit: a late cursor goes on with the newest one, one that is
-    /// in time met a unit that the camera had to drop.
-    fn skip(&mut self, attachment: &Attachment, ring: &LeaseRing) -> Next {
+    /// Skips a unit that no slot of the lease ring holds. A late cursor continues with the newest unit. A cursor
+    /// that is in time met a unit that the camera dropped, and continues with the next one.
+    fn skip_missing(&mut self, attachment: &Attachment, ring: &LeaseRing) -> Next {
         let lag = attachment.mapping.write_index().wrapping_sub(self.position);
         let is_in_time = lag <= attachment.mapping.layout().slot_count() / 2;
         let Some(position) = ring.after(self.position, is_in_time) else { return Next::Empty };
-        self.jump(attachment, position)
+        self.skip_to(position)
     }
 
-    /// Units published and not yet read.
+    /// Returns the count of readable units that this cursor has not read yet.
     #[must_use]
     pub fn lag_slots(&self) -> u32 {
         let lag =
@@ -179,7 +170,8 @@ impl Cursor {
         u32::try_from(lag).unwrap_or(0)
     }
 
-    /// Units begun and not yet read; those that are not whole, or not yet known to be, are among them.
+    /// Returns the count of units that the camera has begun and this cursor has not read yet. It includes units that
+    /// are not known to be complete.
     #[must_use]
     pub fn begun_slots(&self) -> u32 {
         let begun = self
@@ -189,8 +181,8 @@ impl Cursor {
         u32::try_from(begun).unwrap_or(0)
     }
 
-    /// A second cursor `count` units before this one, for pre-roll and instant start; `None` if that unit
-    /// is not safely in the ring or belongs to an earlier run of the camera.
+    /// Returns a second cursor `count` units before this one, for pre-roll and instant start. Returns `None` if the
+    /// ring may no longer hold that unit, or if it belongs to an earlier run of the camera.
     #[must_use]
     pub fn units_back(&self, count: u32) -> Option<Cursor> {
         let attachment = self.attachment.as_ref()?;
@@ -199,22 +191,22 @@ impl Cursor {
         let index = mapping.write_index();
         let is_in_slot = match mapping.leases() {
             Some(ring) => ring.holds(position),
-            None => is_safe(position, index, mapping.layout().slot_count()),
+            None => is_in_ring(position, index, mapping.layout().slot_count()),
         };
-        let is_there = position == index || is_in_slot;
-        (is_there && attachment.is_current()).then(|| Cursor {
+        let is_readable = position == index || is_in_slot;
+        (is_readable && attachment.is_current()).then(|| Cursor {
             position,
             last_frame_number: None,
             ..self.clone()
         })
     }
 
-    /// Moves to the camera's current run; says whether there is a new one.
+    /// Moves to the camera's current run. Returns true if a new run has begun.
     fn follow_camera(&mut self) -> bool {
         if self.camera.generation() == self.generation {
             return false;
         }
-        let (generation, attachment) = self.camera.place();
+        let (generation, attachment) = self.camera.current();
         self.generation = generation;
         self.last_frame_number = None;
         self.attachment = attachment;
@@ -224,33 +216,33 @@ impl Cursor {
         self.attachment.is_some()
     }
 
-    /// The slot of this cursor's unit is being written again: go on with unit `to`.
-    fn jump(&mut self, attachment: &Attachment, to: u32) -> Next {
-        let missed_units = u32::try_from(ahead(to, self.position)).unwrap_or(0);
-        self.position = to;
+    /// Continues with unit `position`.
+    fn skip_to(&mut self, position: u32) -> Next {
+        let missed_units = u32::try_from(ahead(position, self.position)).unwrap_or(0);
+        self.position = position;
         self.last_frame_number = None;
-        attachment.counters.lapped_units.add_shared(u64::from(missed_units));
         Next::Lapped { missed_units }
     }
 
-    fn reject(&mut self, rejection: Rejection, now_ns: MonotonicNs) -> Next {
+    fn reject(&mut self, reason: MetadataError, now_ns: MonotonicNs) -> Next {
         self.position = self.position.wrapping_add(1);
-        self.camera.note_rejection(rejection, now_ns);
-        Next::Rejected(rejection)
+        self.camera.log_rejection(reason, now_ns);
+        Next::Rejected(reason)
     }
 
-    fn take(
+    /// Validates the metadata, advances, and makes the view of the unit; `bytes_of` borrows its bytes.
+    fn lend(
         &mut self,
         attachment: Arc<Attachment>,
         metadata: &SlotMetadata,
         now_ns: MonotonicNs,
-        lend: impl FnOnce(u32) -> Bytes,
+        bytes_of: impl FnOnce(u32) -> Bytes,
     ) -> Next {
         let sequence = self.position;
-        if let Err(rejection) = metadata.validate() {
-            return self.reject(rejection, now_ns);
+        if let Err(reason) = metadata.validate() {
+            return self.reject(reason, now_ns);
         }
-        // A camera that goes on in the same segment without resetting the index counts its pictures anew.
+        // A camera that restarts in the same segment without resetting the index restarts its picture count.
         if self.last_frame_number.take().is_some_and(|last| metadata.frame_number < last) {
             return Next::Restarted;
         }
@@ -258,34 +250,16 @@ impl Cursor {
         self.last_frame_number = Some(metadata.frame_number);
         let captured = Captured::find(metadata, now_ns, self.camera.realtime_offset_ns());
         Next::Unit(UnitView {
-            bytes: lend(sequence),
+            bytes: bytes_of(sequence),
             sequence,
             frame_number: metadata.frame_number,
             captured_at_ns: captured.realtime_ns,
             captured_monotonic_ns: captured.monotonic_ns,
             width: metadata.width.unsigned_abs(),
             height: metadata.height.unsigned_abs(),
-            epoch: attachment.epoch,
-            ticket: attachment,
+            attachment,
         })
     }
-}
-
-/// How far `a` is ahead of `b`, both wrapping; negative when it is behind.
-pub(super) fn ahead(a: u32, b: u32) -> i32 {
-    a.wrapping_sub(b).cast_signed()
-}
-
-/// Whether the slot of unit `unit` certainly holds it when the index is `index`.
-///
-/// The next unit in the same slot is `unit + slots`, but where the index wraps: the slot is the unit's
-/// number modulo the ring's size, and 2^32 is no multiple of that. There the numbering of slots breaks off
-/// and begins again with slot 0.
-pub(super) fn is_safe(unit: u32, index: u32, slots: u32) -> bool {
-    let next_in_slot = unit.checked_add(slots).unwrap_or(unit % slots);
-    let age = index.wrapping_sub(unit);
-    // 0 is not published, or the index was reset; huge is an index that jumped back.
-    age >= 1 && age < next_in_slot.wrapping_sub(unit).saturating_sub(1)
 }
 
 /// A capture time on both clocks.
@@ -296,8 +270,8 @@ struct Captured {
 }
 
 impl Captured {
-    /// The daemon's header promises CLOCK_MONOTONIC, the daemon writes CLOCK_REALTIME: the time is of
-    /// that clock whose present it is near.
+    /// Decides which clock the camera used: the one whose current time is near. The daemon's header documents
+    /// CLOCK_MONOTONIC, but the daemon writes CLOCK_REALTIME.
     fn find(metadata: &SlotMetadata, now_ns: MonotonicNs, realtime_offset_ns: i64) -> Captured {
         let time_ns = metadata
             .timestamp_s

@@ -1,6 +1,5 @@
-//! The ring layouts of the camera daemon: offsets, sizes, detection, and what a slot says about itself. The five
-//! legacy ones are told by their size; the sixth, the lease ring, by its header (`lease_header.rs`).
-//! Pure numbers: may not map, read or wait for anything.
+//! PURE: the ring layouts of the camera daemon: offsets, sizes, detection, slot metadata. The five legacy layouts are
+//! identified by their size, the lease ring by its header (`lease_header.rs`).
 //!
 //! ```text
 //!  v0   0 write_index                                          8  slots (48 + data, stride 3110448)  x 30
@@ -19,40 +18,40 @@ use std::str::FromStr;
 use super::lease_header::{Geometry, HeaderError};
 use crate::base::limits::{LEASE_SLOT_BYTES, LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
 
-/// The value of `format` that says the slot holds H.264 (JPEG is 0, NV12 is 1, RGB is 2).
+/// The value of `format` for H.264 (JPEG is 0, NV12 is 1, RGB is 2).
 pub const FORMAT_H264: i32 = 3;
 
-/// One released layout of the camera daemon's segment (64-bit Linux, glibc: `sem_t` has 32 bytes).
+/// A released layout of the camera daemon's segment (64-bit Linux, glibc: `sem_t` has 32 bytes).
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// No semaphore; the index is raised before the slot is copied.
     V0,
     /// With semaphore; the index is raised before the slot is copied.
     V1,
-    /// As v1 with brightness fields; daemons up to January 2026 raise the index first.
+    /// Like v1 with brightness fields. Daemons up to January 2026 raise the index first.
     V2,
-    /// Control words on lines of their own; the slot is copied before the index is raised.
+    /// Each control word on its own cache line; the slot is copied before the index is raised.
     V3,
-    /// As v3 with a ring of six slots.
+    /// Like v3 with six slots.
     V3Ring6,
-    /// Slots are leased by their readers, found by the header's magic; see [`crate::camera::lease`].
+    /// Readers lease the slots. Identified by the header's magic; see [`crate::camera::lease`].
     Lease(Geometry),
 }
 
 impl Layout {
-    /// A lease ring unless its maker says otherwise: as many slots as the legacy rings, as large.
+    /// The default lease ring: number and size of its slots are those of the legacy rings.
     pub const LEASE: Layout = match Geometry::new(LEASE_SLOTS, LEASE_SLOT_BYTES) {
         Ok(geometry) => Layout::Lease(geometry),
-        Err(_) => panic!("the default lies within the bounds"),
+        Err(_) => panic!("the default is within the bounds"),
     };
 
     /// Every legacy layout, oldest first.
     pub const LEGACY: [Layout; 5] = [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6];
 
-    /// Finds a legacy layout out from the size of the segment.
+    /// Returns the legacy layout of a segment of this size.
     ///
     /// # Errors
-    /// [`LayoutError::UnknownSize`] names the size and every known layout.
+    /// [`LayoutError::UnknownSize`] lists the size and every known layout.
     pub fn detect(segment_bytes: u64) -> Result<Layout, LayoutError> {
         Layout::LEGACY
             .into_iter()
@@ -69,7 +68,7 @@ impl Layout {
         }
     }
 
-    /// Slots of the ring; unit `f` of a legacy ring lives in slot `f mod slot_count`.
+    /// Number of slots. Unit `f` of a legacy ring is in slot `f mod slot_count`.
     #[must_use]
     pub const fn slot_count(self) -> u32 {
         match self {
@@ -79,13 +78,13 @@ impl Layout {
         }
     }
 
-    /// Offset in the segment of slot `index`, which wraps at `slot_count`.
+    /// Offset of slot `index` in the segment. The index wraps at `slot_count`.
     #[must_use]
     pub const fn slot_offset(self, index: u32) -> usize {
         self.first_slot_offset() + (index % self.slot_count()) as usize * self.slot_stride()
     }
 
-    /// Offset of the access unit in its slot.
+    /// Offset of the access unit within its slot.
     #[must_use]
     pub const fn data_offset(self) -> usize {
         match self {
@@ -97,14 +96,14 @@ impl Layout {
 
     /// Bytes from one slot to the next.
     #[must_use]
-    pub const fn slot_stride(self) -> usize {
+    const fn slot_stride(self) -> usize {
         match self {
             Layout::Lease(ring) => ring.slot_bytes(),
             _ => (self.data_offset() + SLOT_DATA_BYTES_MAX).next_multiple_of(8),
         }
     }
 
-    /// Offset of the `sem_t` that the daemon posts once a unit is whole.
+    /// Offset of the `sem_t` that the daemon posts after each unit.
     #[must_use]
     pub const fn semaphore_offset(self) -> Option<usize> {
         match self {
@@ -124,19 +123,19 @@ impl Layout {
         }
     }
 
-    /// Offset of a legacy ring's `u32 write_index`: how many units the daemon has begun or published, wrapping.
+    /// Offset of a legacy ring's `u32 write_index`: the count of units begun or published, wrapping.
     #[must_use]
     pub const fn write_index_offset(self) -> usize {
         0
     }
 
-    /// Whether the index may be raised before the slot is whole (v2 daemons before February 2026 do).
+    /// Returns true if the index may be raised before the slot is complete (v2 daemons before February 2026 do that).
     #[must_use]
     pub const fn publishes_index_first(self) -> bool {
         matches!(self, Layout::V0 | Layout::V1 | Layout::V2)
     }
 
-    /// Bytes before the first slot: the page of control words.
+    /// Offset of the first slot; the control words are before it.
     #[must_use]
     pub const fn first_slot_offset(self) -> usize {
         match self {
@@ -147,7 +146,7 @@ impl Layout {
         }
     }
 
-    /// The name used on the command line and in logs.
+    /// Name on the command line and in logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -179,27 +178,27 @@ impl FromStr for Layout {
     }
 }
 
-/// Why no layout was found.
+/// Why no layout matches.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// The segment is as large as no known layout, and does not begin as a lease ring.
-    #[error("a segment of {segment_bytes} bytes is no known camera ring; known: {}", KnownLayouts)]
+    /// No known layout has this size, and the segment is not a lease ring.
+    #[error("a segment of {segment_bytes} bytes is not a known camera ring; known: {}", KnownLayouts)]
     UnknownSize {
         /// Bytes of the segment.
         segment_bytes: u64,
     },
     /// No layout has this name.
-    #[error("no camera layout is called {name:?}; known: v0, v1, v2, v3, v3-6, lease")]
+    #[error("there is no camera layout {name:?}; known: v0, v1, v2, v3, v3-6, lease")]
     UnknownName {
-        /// What was asked for.
+        /// The name given.
         name: String,
     },
-    /// A lease ring whose header may not be believed.
-    #[error("a lease ring that cannot be read: {0}")]
+    /// The lease ring's header is invalid.
+    #[error("the lease ring cannot be read: {0}")]
     Lease(#[from] HeaderError),
 }
 
-/// Displays every legacy layout with its size.
+/// Displays every legacy layout with its size in bytes.
 struct KnownLayouts;
 
 impl fmt::Display for KnownLayouts {
@@ -212,32 +211,32 @@ impl fmt::Display for KnownLayouts {
     }
 }
 
-/// What a slot says about its unit, copied out of the ring; foreign until [`SlotMetadata::validate`] agrees.
+/// Metadata of the unit in a slot, copied from the ring. It is untrusted until [`SlotMetadata::validate`] accepts it.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlotMetadata {
-    /// The camera's own count of pictures.
+    /// The camera's own picture count.
     pub frame_number: u64,
     /// Seconds of the capture time, on CLOCK_REALTIME or CLOCK_MONOTONIC.
     pub timestamp_s: i64,
     /// Nanoseconds of the capture time.
     pub timestamp_ns: i64,
-    /// Which camera took the picture.
+    /// Number of the camera that took the picture.
     pub camera_id: i32,
     /// Width in pixels.
     pub width: i32,
     /// Height in pixels.
     pub height: i32,
-    /// [`FORMAT_H264`] or something this program skips.
+    /// [`FORMAT_H264`], or a format that this program skips.
     pub format: i32,
     /// Bytes of the access unit.
     pub data_bytes: u64,
 }
 
 impl SlotMetadata {
-    /// Bytes of the metadata that every layout shares, at the start of each slot.
+    /// Bytes of the metadata at the start of each slot, the same in all layouts.
     pub const BYTES: usize = 48;
 
-    /// Reads the native-endian fields as the daemon's C struct lays them out.
+    /// Reads the native-endian fields of the daemon's C struct.
     #[must_use]
     pub fn parse(bytes: &[u8; 48]) -> SlotMetadata {
         SlotMetadata {
@@ -252,7 +251,7 @@ impl SlotMetadata {
         }
     }
 
-    /// Lays the fields out as the daemon's C struct does.
+    /// Writes the fields like the daemon's C struct.
     #[must_use]
     pub fn encode(&self) -> [u8; 48] {
         let mut bytes = [0; 48];
@@ -272,10 +271,10 @@ impl SlotMetadata {
         bytes
     }
 
-    /// Says whether the slot may be read as an access unit.
+    /// Checks that the slot can be read as an access unit.
     ///
     /// # Errors
-    /// The first field that may not be as it is.
+    /// The first invalid field.
     pub fn validate(&self) -> Result<(), MetadataError> {
         if self.format != FORMAT_H264 {
             return Err(MetadataError::NotH264 { format: self.format });
@@ -318,7 +317,7 @@ pub enum MetadataError {
     },
 }
 
-/// The `BYTES` bytes at `OFFSET`, both known at compile time to lie inside.
+/// Returns the `BYTES` bytes at `OFFSET`. The compiler checks that they are inside.
 fn field<const OFFSET: usize, const BYTES: usize>(bytes: &[u8; 48]) -> [u8; BYTES] {
     const { assert!(OFFSET + BYTES <= 48, "a field lies inside the metadata") };
     let mut value = [0; BYTES];
@@ -340,7 +339,7 @@ const _: () = {
     while i < Layout::LEGACY.len() {
         #[expect(clippy::indexing_slicing, reason = "const evaluation; out of bounds fails to compile")]
         let layout = Layout::LEGACY[i];
-        // mapping.rs reads the metadata as eight-byte words and the index as one four-byte word.
+        // mapping.rs reads the metadata as eight-byte words, and the index as one four-byte word.
         assert!(layout.first_slot_offset().is_multiple_of(8), "slots are 8-aligned");
         assert!(layout.slot_stride().is_multiple_of(8), "every slot is 8-aligned");
         assert!(layout.write_index_offset().is_multiple_of(4), "the index is 4-aligned");
@@ -364,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_lie_where_the_daemon_puts_them() {
+    fn slot_offsets_match_the_daemon() {
         let golden = [
             (Layout::V0, 8, 3_110_456, 48, None, None),
             (Layout::V1, 40, 3_110_488, 48, Some(8), Some(4)),
@@ -385,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn every_layout_is_found_by_its_size_and_its_name() {
+    fn every_layout_is_found_by_size_and_by_name() {
         for layout in Layout::LEGACY {
             assert_eq!(Layout::detect(layout.segment_bytes() as u64), Ok(layout));
             assert_eq!(layout.to_string().parse(), Ok(layout));
@@ -393,12 +392,12 @@ mod tests {
         assert_eq!(Layout::LEASE.to_string().parse(), Ok(Layout::LEASE));
         assert!(
             Layout::detect(Layout::LEASE.segment_bytes() as u64).is_err(),
-            "its header tells, not its size"
+            "a lease ring is identified by its header, not its size"
         );
     }
 
     #[test]
-    fn an_unknown_size_is_named_beside_the_known_layouts() {
+    fn unknown_size_error_lists_the_known_layouts() {
         let message = Layout::detect(4096).unwrap_err().to_string();
         for part in ["4096", "v0 93313448", "v1 93313480", "v2 93313960", "v3 93314112", "v3-6 18662976"] {
             assert!(message.contains(part), "{message}");
@@ -406,19 +405,19 @@ mod tests {
     }
 
     #[test]
-    fn foreign_headers_are_refused_with_their_reason() {
+    fn invalid_metadata_is_refused_with_its_reason() {
         assert_eq!(h264(1).validate(), Ok(()));
         assert_eq!(h264(3_110_400).validate(), Ok(()));
         for data_bytes in [0, 3_110_401, u64::MAX] {
             assert_eq!(h264(data_bytes).validate(), Err(MetadataError::DataBytes { data_bytes }));
         }
         for format in [0, 1, 2, 4, -1, i32::MIN] {
-            let lie = SlotMetadata { format, ..h264(1) };
-            assert_eq!(lie.validate(), Err(MetadataError::NotH264 { format }));
+            let invalid = SlotMetadata { format, ..h264(1) };
+            assert_eq!(invalid.validate(), Err(MetadataError::NotH264 { format }));
         }
         for (width, height) in [(0, 720), (1280, 0), (-1, 1), (i32::MAX, 1), (1, i32::MIN)] {
-            let lie = SlotMetadata { width, height, ..h264(1) };
-            assert_eq!(lie.validate(), Err(MetadataError::Dimensions { width, height }));
+            let invalid = SlotMetadata { width, height, ..h264(1) };
+            assert_eq!(invalid.validate(), Err(MetadataError::Dimensions { width, height }));
         }
     }
 
@@ -426,13 +425,13 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn any_bytes_parse_and_encode_to_themselves(bytes in prop::collection::vec(any::<u8>(), 48)) {
+        fn any_bytes_survive_parse_and_encode(bytes in prop::collection::vec(any::<u8>(), 48)) {
             let bytes: [u8; 48] = bytes.try_into().unwrap();
             prop_assert_eq!(SlotMetadata::parse(&bytes).encode(), bytes);
         }
 
         #[test]
-        fn what_validates_fits_its_slot(
+        fn valid_metadata_fits_its_slot(
             format in 2..5_i32,
             width in any::<i32>(),
             height in any::<i32>(),

@@ -1,5 +1,5 @@
-//! PURE: the lease protocol, on one atomic word per slot: claim, publish, lease, release, reap. Knows no memory
-//! map, no file and no time; may use nothing but `core`, so that tests/loom can model exactly this code.
+//! PURE: the lease protocol on one atomic word per slot: claim, publish, lease, release, reap. This module uses nothing
+//! but `core`, no memory map, file or clock, so that tests/loom can model exactly this code.
 //!
 //! ```text
 //!  word     63 ........ 24 | 23 .. 17 | 16      | 15 .......... 0
@@ -10,49 +10,49 @@
 //!    ▲      no reader bit,                                               │         │ release: fetch_and,
 //!    └────── never the slot in `latest` ◄────────────────────────────────┤         │ Release
 //!                                                                        └─ lease ──┘
-//!                                                                           look, Acquire; CAS iff it is
-//!                                                                           that unit and nobody writes
+//!                                                                           load, Acquire; CAS if it holds
+//!                                                                           the unit and is not WRITING
 //! ```
 //!
-//! Unit `f` has sequence `f + 1`; sequence 0 is an empty slot. A sequence that no slot ever gets is a unit the
-//! camera had to drop.
+//! Unit `f` has sequence `f + 1`; sequence 0 is an empty slot. A sequence that never appears in a slot is a unit that
+//! the camera dropped.
 
 use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
-/// The slot is being filled.
+/// The writer is filling the slot.
 pub const WRITING: u64 = 1 << 16;
 /// One bit for each reader.
 pub const READERS: u64 = WRITING - 1;
-/// Where the sequence starts in the word.
+/// First bit of the sequence in the word.
 pub const SEQUENCE_SHIFT: u32 = 24;
-/// Sequences have 40 bits: a thousand years of 30 units a second.
+/// Sequences have 40 bits: a thousand years at 30 units a second. A local bound: part of the protocol.
 pub const SEQUENCE_MAX: u64 = (1 << (64 - SEQUENCE_SHIFT)) - 1;
-/// `latest` is a sequence and a slot of 8 bits.
+/// `latest` is a sequence above a slot number of 8 bits.
 pub const LATEST_SHIFT: u32 = 8;
-/// Times a compare-and-swap is tried again because somebody else's bit changed.
+/// Attempts of a compare-and-swap that fails because another bit of the word changed. A local bound.
 const ATTEMPTS_MAX: u32 = 64;
 
-/// Readers a ring can tell apart.
+/// Readers of one ring. A local bound: part of the protocol.
 pub const READERS_MAX: u32 = 16;
-/// Slots a ring can have.
+/// Slots of one ring. A local bound: part of the protocol.
 pub const SLOTS_MAX: u32 = 1 << LATEST_SHIFT;
 
 /// A shared word: the standard library's atomic, or the model checker's.
 pub trait Word {
-    /// As [`core::sync::atomic::AtomicU64::load`].
+    /// Like [`core::sync::atomic::AtomicU64::load`].
     fn load(&self, order: Ordering) -> u64;
-    /// As [`core::sync::atomic::AtomicU64::store`].
+    /// Like [`core::sync::atomic::AtomicU64::store`].
     fn store(&self, value: u64, order: Ordering);
-    /// As [`core::sync::atomic::AtomicU64::compare_exchange`] with a relaxed failure.
+    /// Like [`core::sync::atomic::AtomicU64::compare_exchange`] with a relaxed failure. Returns true on success.
     fn swap_if(&self, current: u64, new: u64, order: Ordering) -> bool;
-    /// As [`core::sync::atomic::AtomicU64::fetch_and`].
+    /// Like [`core::sync::atomic::AtomicU64::fetch_and`].
     fn and(&self, mask: u64, order: Ordering);
 }
 
 impl Word for core::sync::atomic::AtomicU64 {
-    /// A relaxed load and, where asked for, a fence: no less than an acquire load, and allowed on pages that are
-    /// mapped read-only.
+    /// A relaxed load and, for a stronger `order`, a fence. It orders at least as much as an acquire load, and it is
+    /// allowed on pages that are mapped read-only.
     fn load(&self, order: Ordering) -> u64 {
         let value = self.load(Relaxed);
         if order != Relaxed {
@@ -76,37 +76,37 @@ impl Word for core::sync::atomic::AtomicU64 {
 
 /// The words of all slots.
 pub trait Slots {
-    /// What a slot's word is.
+    /// Type of a slot's word.
     type Word: Word;
 
-    /// How many there are, at most [`SLOTS_MAX`].
+    /// Number of slots, at most [`SLOTS_MAX`].
     fn count(&self) -> u32;
 
     /// The word of slot `slot`, which is below [`Slots::count`].
     fn word(&self, slot: u32) -> &Self::Word;
 }
 
-/// Every ordering and every check of the protocol, each by name, so that the model can weaken one at a time and
-/// show that it is needed. [`Sound`] is what runs.
+/// Every ordering and every check of the protocol by name. The model weakens one at a time to show that it is needed.
+/// [`Sound`] is the set that runs.
 pub trait Rules {
-    /// Of the claiming compare-and-swap. Acquire: reads of the slot by its last reader come before our writes.
-    /// Release: who sees the slot claimed sees in `latest` that there is a newer unit.
+    /// The claiming compare-and-swap. Acquire: reads by the slot's last reader come before our writes.
+    /// Release: a reader that sees the claim also sees in `latest` that there is a newer unit.
     const CLAIM: Ordering = AcqRel;
-    /// Of the publishing store: our writes come before it.
+    /// The publishing store: our writes come before it.
     const PUBLISH: Ordering = Release;
-    /// Of looking at a word to lease it: our reads come after the camera's writes, and of a slot that is claimed
-    /// the unit is not the newest any more. The compare-and-swap that follows finds the same sequence, so it
-    /// needs no ordering of its own.
+    /// The load of a word before it is leased: our reads come after the camera's writes, and the unit of a claimed slot
+    /// is known not to be the newest. The compare-and-swap that follows finds the same sequence, so it needs no
+    /// ordering of its own.
     const LEASE: Ordering = Acquire;
-    /// Of giving the lease back: our reads come before it.
+    /// The release of a lease: our reads come before it.
     const RELEASE: Ordering = Release;
-    /// Of storing `latest`: who sees it finds the unit in its slot, or a newer one.
+    /// The store of `latest`: a reader that sees it finds the unit in its slot, or a newer one.
     const LATEST_STORE: Ordering = Release;
-    /// Of loading `latest`, for the same.
+    /// The load of `latest`, for the same.
     const LATEST_LOAD: Ordering = Acquire;
     /// A slot with a lease is not claimed.
     const SPARES_LEASED: bool = true;
-    /// The slot in `latest` is not claimed: the newest unit can always be leased.
+    /// The slot in `latest` is not claimed, so the newest unit can always be leased.
     const SPARES_LATEST: bool = true;
     /// A slot that is being filled is not leased.
     const REFUSES_WRITING: bool = true;
@@ -114,37 +114,36 @@ pub trait Rules {
     const REFUSES_OTHERS: bool = true;
 }
 
-/// The protocol as it is.
+/// The complete protocol.
 #[derive(Copy, Clone, Debug)]
 pub struct Sound;
 
 impl Rules for Sound {}
 
-/// The sequence in a slot's word; 0 is an empty slot.
+/// Returns the sequence in a slot's word; 0 for an empty slot.
 #[must_use]
 pub const fn sequence_of(word: u64) -> u64 {
     word >> SEQUENCE_SHIFT
 }
 
-/// Whether a slot holds a whole unit.
+/// Returns true if the slot holds a complete unit.
 #[must_use]
 pub const fn is_readable(word: u64) -> bool {
     word & WRITING == 0 && sequence_of(word) != 0
 }
 
-/// The readers that hold the slot, one bit each.
-#[must_use]
-pub const fn readers_of(word: u64) -> u64 {
+/// Returns the readers that lease the slot, one bit each.
+const fn readers_of(word: u64) -> u64 {
     word & READERS
 }
 
-/// The sequence after this one, past the wrap at 40 bits.
+/// Returns the next sequence; it wraps at 40 bits and skips 0.
 #[must_use]
 pub const fn after(sequence: u64) -> u64 {
     if sequence >= SEQUENCE_MAX { 1 } else { sequence + 1 }
 }
 
-/// The newest unit: its sequence, 0 before the first, and the slot that holds it.
+/// Returns the sequence of the newest unit, 0 before the first, and its slot.
 #[must_use]
 pub fn latest<R: Rules>(word: &impl Word) -> (u64, u32) {
     let latest = word.load(R::LATEST_LOAD);
@@ -153,9 +152,9 @@ pub fn latest<R: Rules>(word: &impl Word) -> (u64, u32) {
     (latest >> LATEST_SHIFT, slot)
 }
 
-/// Finds a slot for unit `sequence` and marks it as being filled: of those that nobody leases the one with the
-/// oldest unit, but never `latest`, the slot of the newest. `None`: every slot is leased; the unit is to be
-/// dropped. For the one writer only; never waits.
+/// Finds a slot for unit `sequence` and marks it as WRITING. It takes the slot with the oldest unit that no reader
+/// leases, but never `latest`, the slot of the newest unit. Returns `None` if every slot is leased: the writer must drop
+/// the unit. For the only writer; never waits.
 pub fn claim<R: Rules>(slots: &impl Slots, sequence: u64, latest: Option<u32>) -> Option<u32> {
     for _ in 0..ATTEMPTS_MAX {
         let free = |&(slot, word): &(u32, u64)| {
@@ -170,29 +169,29 @@ pub fn claim<R: Rules>(slots: &impl Slots, sequence: u64, latest: Option<u32>) -
     None
 }
 
-/// Shows the claimed slot to the readers.
+/// Publishes the claimed slot.
 pub fn publish<R: Rules>(slots: &impl Slots, slot: u32, sequence: u64, latest: &impl Word) {
     slots.word(slot).store(sequence << SEQUENCE_SHIFT, R::PUBLISH);
     latest.store(sequence << LATEST_SHIFT | u64::from(slot), R::LATEST_STORE);
 }
 
-/// Gives a claimed slot back empty.
+/// Makes a claimed slot empty again.
 pub fn abandon(word: &impl Word) {
     word.store(0, Release);
 }
 
-/// What trying to lease a slot gave.
+/// Result of [`lease`].
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Lease {
-    /// The slot is ours until [`release`].
+    /// The slot is leased until [`release`].
     Held,
-    /// It does not hold that unit (any more).
+    /// The slot does not hold the unit.
     Gone,
-    /// Others changed the word all the time; try again later.
+    /// Other processes kept changing the word; try again later.
     Busy,
 }
 
-/// Leases a slot for `reader`, who holds no lease on it, if it holds unit `sequence`.
+/// Leases the slot for `reader` if it holds unit `sequence`. The reader must not lease it already.
 pub fn lease<R: Rules>(word: &impl Word, sequence: u64, reader: u32) -> Lease {
     for _ in 0..ATTEMPTS_MAX {
         let current = word.load(R::LEASE);
@@ -208,13 +207,13 @@ pub fn lease<R: Rules>(word: &impl Word, sequence: u64, reader: u32) -> Lease {
     Lease::Busy
 }
 
-/// Gives a lease back.
+/// Releases the lease of `reader`.
 pub fn release<R: Rules>(word: &impl Word, reader: u32) {
     word.and(!bit(reader), R::RELEASE);
 }
 
-/// Gives back every lease of a reader that is gone. The caller holds that reader's identity meanwhile: else its
-/// number might be taken by another reader, whose leases these would be.
+/// Releases every lease of a reader that has ended. The caller must hold that reader's lock meanwhile: otherwise a new
+/// reader could take the number and lose its leases.
 pub fn reap(slots: &impl Slots, reader: u32) {
     for slot in 0..slots.count() {
         let word = slots.word(slot);
@@ -224,15 +223,15 @@ pub fn reap(slots: &impl Slots, reader: u32) {
     }
 }
 
-/// The readers in the way of the camera, one bit each: those that lease a slot whose unit is older than any a
-/// ring without leases would still hold, when `sequence` is about to be claimed.
+/// Returns the overdue readers, one bit each, when `sequence` is about to be claimed: those that lease a unit older than
+/// any that a ring without leases would still hold.
 pub fn overdue(slots: &impl Slots, sequence: u64) -> u64 {
     let oldest = sequence.saturating_sub(u64::from(slots.count()));
     let words = (0..slots.count()).map(|slot| slots.word(slot).load(Relaxed));
     words.filter(|&word| sequence_of(word) <= oldest).fold(0, |readers, word| readers | readers_of(word))
 }
 
-/// A word a dead writer left as being filled is made empty; leases stay. For the one writer only.
+/// Empties the slots that a dead writer left as WRITING; leases stay. For the only writer.
 pub fn sweep(slots: &impl Slots) {
     for slot in 0..slots.count() {
         let word = slots.word(slot);
@@ -255,7 +254,7 @@ mod tests {
     struct Ring {
         words: Vec<AtomicU64>,
         latest: AtomicU64,
-        /// Two words that must agree wherever they are read under a lease.
+        /// Two words per slot that must agree when they are read under a lease.
         data: Vec<[AtomicU64; 2]>,
     }
 
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn units_go_round_the_slots_and_the_newest_is_known() {
+    fn units_rotate_through_the_slots_and_latest_follows() {
         let ring = Ring::new(4);
         for sequence in 1..=20 {
             assert_eq!(ring.write(sequence), Some(((sequence - 1) % 4) as u32));
@@ -303,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leased_slot_is_left_out_and_the_oldest_other_one_taken() {
+    fn claim_skips_leased_slots_and_takes_the_oldest_unit() {
         let ring = Ring::new(4);
         (1..=4).for_each(|sequence| assert!(ring.write(sequence).is_some()));
         assert_eq!(lease::<Sound>(&ring.words[0], 1, 7), Lease::Held);
@@ -312,11 +311,11 @@ mod tests {
         assert_eq!(overdue(&ring, 7), 1 << 7);
         release::<Sound>(&ring.words[0], 7);
         assert_eq!(overdue(&ring, 7), 0);
-        assert_eq!(ring.write(7), Some(0), "the oldest again");
+        assert_eq!(ring.write(7), Some(0), "the oldest unit's slot");
     }
 
     #[test]
-    fn with_every_other_slot_leased_the_unit_is_dropped_and_the_newest_stays() {
+    fn unit_is_dropped_when_all_other_slots_are_leased() {
         let ring = Ring::new(4);
         (1..=4).for_each(|sequence| assert!(ring.write(sequence).is_some()));
         (0..3).for_each(|slot| assert_eq!(lease::<Sound>(ring.word(slot), slot.into(), 0), Lease::Gone));
@@ -329,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_being_filled_or_holds_another_unit_is_not_leased() {
+    fn slot_that_is_written_or_holds_another_unit_is_not_leased() {
         let ring = Ring::new(2);
         ring.write(1);
         let slot = claim::<Sound>(&ring, 2, ring.newest_slot()).unwrap();
@@ -340,20 +339,20 @@ mod tests {
         assert_eq!(lease::<Sound>(ring.word(0), 2, 0), Lease::Gone);
         assert_eq!(lease::<Sound>(ring.word(0), 1, 0), Lease::Held);
         sweep(&ring);
-        assert_eq!(readers_of(ring.word(0).load(Relaxed)), 1, "a sweep leaves leases alone");
+        assert_eq!(readers_of(ring.word(0).load(Relaxed)), 1, "a sweep keeps leases");
     }
 
     #[test]
-    fn sequences_wrap_past_the_empty_one() {
+    fn sequences_wrap_past_zero() {
         assert_eq!(after(0), 1);
         assert_eq!(after(SEQUENCE_MAX), 1);
         assert_eq!(sequence_of(SEQUENCE_MAX << SEQUENCE_SHIFT | WRITING | READERS), SEQUENCE_MAX);
     }
 
     #[test]
-    fn what_is_read_under_a_lease_is_of_one_piece() {
+    fn unit_read_under_a_lease_is_never_torn() {
         let (ring, done) = (Ring::new(4), AtomicBool::new(false));
-        // Few under an interpreter, many on a machine.
+        // Fewer under Miri, which is slow.
         let units = if cfg!(miri) { 200 } else { 200_000 };
         std::thread::scope(|scope| {
             for reader in 0..3 {

@@ -1,42 +1,42 @@
-//! PURE: how the lease ring lies in its segment, and whether a header may be believed. The C side of the same
-//! numbers is `pet_camera_ring.h`; tests/promises/c_camera.rs compiles it and compares them.
+//! PURE: layout of the lease ring in its segment, and validation of its header. `pet_camera_ring.h` has the same
+//! numbers in C; tests/promises/c_camera.rs compiles it and compares them.
 //!
 //! ```text
-//!  0     header: 88 bytes of what the ring is, written once
-//!        `latest`, `futex`, `keyframe_request`, `dropped` and `state`: each on a 64-byte line of its own
+//!  0     header: 88 bytes that describe the ring, written once
+//!        `latest`, `futex`, `keyframe_request`, `dropped` with `state`: each on its own 64-byte line
 //!  4096  control blocks, 128 bytes each: word, captured_ns, frame_number, bytes, flags, NAL units, picture size
-//!        data, on a page: the slots, slot_bytes each
+//!        data, page-aligned: the slots, slot_bytes each
 //! ```
 
 use crate::base::limits::{LEASE_SLOT_BYTES_MAX, LEASE_SLOTS_MIN, PICTURE_SIDE_MAX};
 use crate::camera::lease::{READERS_MAX, SLOTS_MAX};
 
-/// The first eight bytes of a lease ring: "PCAMRING" as a little-endian machine reads it.
+/// The first eight bytes of a lease ring: "PCAMRING" as a little-endian number.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PCAMRING");
-/// The version that is read and written.
+/// The version that this program reads and writes.
 pub const VERSION: u32 = 1;
-/// `header_size`: bytes of the header page.
+/// Value of `header_size`: bytes of the header page.
 pub const HEADER_SIZE: u32 = 4096;
-/// The same as an offset.
+/// The same number as an offset.
 pub const HEADER_BYTES: usize = HEADER_SIZE as usize;
 /// Bytes of one slot's control block.
 pub const CONTROL_BYTES: usize = 128;
-/// "H264" as a little-endian machine reads it.
+/// "H264" as a little-endian number.
 pub const FOURCC_H264: u32 = u32::from_le_bytes(*b"H264");
-/// `state` of a ring whose writer has said that it is done.
+/// `state` after the writer has closed the ring.
 pub const STATE_CLOSED: u32 = 2;
-/// `state` of a ring that is written.
+/// `state` while the writer uses the ring.
 pub const STATE_OPEN: u32 = 1;
-/// `flags` of a slot whose unit is an IDR.
+/// Bit of a slot's `flags`: the unit is an IDR.
 pub const FLAG_IDR: u32 = 1;
-/// NAL unit offsets a control block has room for.
+/// Number of NAL unit offsets in a control block. A local bound: part of the layout.
 pub const NAL_OFFSETS_MAX: usize = 15;
-/// The byte of the segment that a living writer locks (open file description lock).
+/// Offset of the byte that a living writer locks (open file description lock).
 pub const WRITER_LOCK: i64 = 0x7ffe_0000;
-/// The byte that the reader with number 0 locks; the others follow.
+/// Offset of the byte that reader 0 locks. The bytes of the other readers follow.
 pub const READER_LOCKS: i64 = 0x7fff_0000;
 
-/// Where the fields of the header lie.
+/// Offsets of the header's fields.
 pub mod header {
     /// `u64`, written last.
     pub const MAGIC: usize = 0;
@@ -68,23 +68,23 @@ pub mod header {
     pub const FPS_NUM: usize = 72;
     /// `u32`
     pub const FPS_DEN: usize = 76;
-    /// `u64`: one more for every writer that took the segment over.
+    /// `u64`: grows by one with every writer that takes the segment over.
     pub const EPOCH: usize = 80;
-    /// `u64`: the first sequence of that writer.
+    /// `u64`: the first sequence of the current writer.
     pub const EPOCH_SEQUENCE: usize = 88;
-    /// `u64`: sequence << 8 | slot of the newest unit.
+    /// `u64`: sequence << 8 | slot, of the newest unit.
     pub const LATEST: usize = 128;
     /// `u32`: changes with every unit; readers wait on it.
     pub const FUTEX: usize = 192;
-    /// `u32`: not 0 when a reader wants an IDR.
+    /// `u32`: not 0 after a reader requested an IDR.
     pub const KEYFRAME_REQUEST: usize = 256;
-    /// `u64`: units the camera had no slot for.
+    /// `u64`: count of units that found no free slot.
     pub const DROPPED: usize = 320;
     /// `u32`
     pub const STATE: usize = 328;
 }
 
-/// Where the fields of a control block lie.
+/// Offsets of a control block's fields.
 pub mod control {
     /// `u64`, see `lease.rs`.
     pub const WORD: usize = 0;
@@ -96,18 +96,18 @@ pub mod control {
     pub const LEN: usize = 24;
     /// `u32`
     pub const FLAGS: usize = 28;
-    /// `u32`: offsets told, 0 where the camera does not tell any.
+    /// `u32`: number of offsets, 0 if the camera gives none.
     pub const NAL_COUNT: usize = 32;
-    /// `u32[15]`: where NAL units start, start code included.
+    /// `u32[15]`: offsets of the NAL units' start codes.
     pub const NAL_OFFSET: usize = 36;
-    /// `u32`: pixels; 0 is the header's.
+    /// `u32`: pixels; 0 means the header's value.
     pub const WIDTH: usize = 96;
-    /// `u32`: pixels; 0 is the header's.
+    /// `u32`: pixels; 0 means the header's value.
     pub const HEIGHT: usize = 100;
 }
 
-/// How large a lease ring is and where its parts lie; only [`Geometry::new`] and [`Geometry::read`] make one, so
-/// that every slot lies inside the segment.
+/// Size and offsets of a lease ring. Only [`Geometry::new`] and [`Geometry::read`] make one, so every slot lies inside
+/// the segment.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Geometry {
     slot_count: u32,
@@ -118,10 +118,10 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// A ring of `slot_count` slots for units of up to `slot_bytes` bytes, which is rounded up to a line of 64.
+    /// A ring of `slot_count` slots of `slot_bytes` bytes, rounded up to a multiple of 64.
     ///
     /// # Errors
-    /// [`HeaderError`] if one of the numbers cannot be.
+    /// [`HeaderError`] if a number is out of range.
     pub const fn new(slot_count: u32, slot_bytes: u32) -> Result<Geometry, HeaderError> {
         if slot_count < LEASE_SLOTS_MIN || slot_count > SLOTS_MAX {
             return Err(HeaderError::SlotCount { slot_count });
@@ -142,11 +142,10 @@ impl Geometry {
         })
     }
 
-    /// What the header of a segment of `segment_bytes` bytes says, if it may be believed. `header` is a copy of
-    /// its first bytes: foreign, any value may come.
+    /// Validates the header of a segment of `segment_bytes` bytes. `header` is an untrusted copy of its first bytes.
     ///
     /// # Errors
-    /// [`HeaderError`] names the first field that cannot be.
+    /// [`HeaderError`] with the first invalid field.
     pub fn read(header: &[u8; HEADER_COPY_BYTES], segment_bytes: u64) -> Result<Geometry, HeaderError> {
         let word = |offset: usize| u32::from_ne_bytes(field(header, offset));
         let long = |offset: usize| u64::from_ne_bytes(field(header, offset));
@@ -165,10 +164,10 @@ impl Geometry {
             return Err(HeaderError::NotH264 { fourcc });
         }
         let slot_bytes = long(header::SLOT_SIZE);
-        let told = u32::try_from(slot_bytes).unwrap_or(0);
-        let geometry = Geometry::new(word(header::SLOT_COUNT), told)
-            .map_err(|error| if told == 0 { HeaderError::SlotSize { slot_bytes } } else { error })?;
-        geometry.check_places(&long, slot_bytes, segment_bytes)?;
+        let narrow = u32::try_from(slot_bytes).unwrap_or(0);
+        let geometry = Geometry::new(word(header::SLOT_COUNT), narrow)
+            .map_err(|error| if narrow == 0 { HeaderError::SlotSize { slot_bytes } } else { error })?;
+        geometry.check_offsets(&long, slot_bytes, segment_bytes)?;
         let (width, height) = (word(header::WIDTH), word(header::HEIGHT));
         let side_max = PICTURE_SIDE_MAX.unsigned_abs();
         if width > side_max || height > side_max {
@@ -177,18 +176,18 @@ impl Geometry {
         Ok(geometry)
     }
 
-    /// The one way to lay the ring out is the one both sides know.
-    fn check_places(
+    /// Checks that the header's offsets are those of this geometry: there is only one valid layout.
+    fn check_offsets(
         &self,
-        told: &impl Fn(usize) -> u64,
+        long: &impl Fn(usize) -> u64,
         slot_bytes: u64,
         segment_bytes: u64,
     ) -> Result<(), HeaderError> {
         let known = [
             ("slot_size", slot_bytes, u64::from(self.slot_bytes)),
-            ("ctl_offset", told(header::CTL_OFFSET), u64::from(self.control_offset)),
-            ("data_offset", told(header::DATA_OFFSET), u64::from(self.data_offset)),
-            ("total_size", told(header::TOTAL_SIZE), self.segment_bytes as u64),
+            ("ctl_offset", long(header::CTL_OFFSET), u64::from(self.control_offset)),
+            ("data_offset", long(header::DATA_OFFSET), u64::from(self.data_offset)),
+            ("total_size", long(header::TOTAL_SIZE), self.segment_bytes as u64),
             ("the segment's size", segment_bytes, self.segment_bytes as u64),
         ];
         match known.into_iter().find(|(_, found, expected)| found != expected) {
@@ -197,13 +196,13 @@ impl Geometry {
         }
     }
 
-    /// Slots of the ring.
+    /// Number of slots.
     #[must_use]
     pub const fn slot_count(&self) -> u32 {
         self.slot_count
     }
 
-    /// Bytes of the largest unit a slot can hold.
+    /// Bytes of a slot: the largest unit it can hold.
     #[must_use]
     pub const fn slot_bytes(&self) -> usize {
         self.slot_bytes as usize
@@ -215,75 +214,75 @@ impl Geometry {
         self.segment_bytes
     }
 
-    /// Offset of the first slot's data: header and control blocks lie before it.
+    /// Offset of the first slot's data. Header and control blocks are before it.
     #[must_use]
     pub const fn data_offset(&self) -> usize {
         self.data_offset as usize
     }
 
-    /// Offset of the control block of slot `slot`, which wraps at the ring's size.
+    /// Offset of the control block of `slot`, which wraps at the number of slots.
     #[must_use]
     pub const fn control_of(&self, slot: u32) -> usize {
         self.control_offset as usize + (slot % self.slot_count) as usize * CONTROL_BYTES
     }
 
-    /// Offset of the data of slot `slot`, which wraps at the ring's size, from the first one's.
+    /// Offset of the data of `slot` from the first slot's data. `slot` wraps at the number of slots.
     #[must_use]
     pub const fn data_of(&self, slot: u32) -> usize {
         (slot % self.slot_count) as usize * self.slot_bytes()
     }
 
-    /// Slots one reader may lease at once: a quarter, so that no reader alone brings the camera to dropping.
+    /// Slots that one reader may lease at once: a quarter, so that no single reader makes the camera drop units.
     #[must_use]
     pub const fn leases_max(&self) -> u32 {
         self.slot_count / 4
     }
 }
 
-/// The data is mapped by itself, so it starts on a page: of 64 KiB, the largest that Linux has.
+/// The data has a mapping of its own, so it starts on a page. 64 KiB is the largest page size of Linux.
 const PAGE_BYTES: usize = 65_536;
 
-/// Bytes of the header that say what the ring is.
+/// Bytes at the start of the header that [`Geometry::read`] checks.
 pub const HEADER_COPY_BYTES: usize = 96;
 
-/// Why a header is not believed.
+/// Why a header is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// It is no lease ring.
-    #[error("the magic of a lease ring is not there")]
+    /// The segment is not a lease ring.
+    #[error("the magic of a lease ring is missing")]
     Magic,
     /// Another version.
-    #[error("version {version} of the lease ring; known: {VERSION}, with a header of {HEADER_BYTES} bytes")]
+    #[error("the lease ring has version {version}; known: {VERSION}, with a header of {HEADER_BYTES} bytes")]
     Version {
         /// The version found.
         version: u32,
     },
-    /// The ring holds something else.
-    #[error("a lease ring of {}, not of H.264", fourcc.to_le_bytes().escape_ascii())]
+    /// The ring holds another format.
+    #[error("the lease ring holds {}, not H264", fourcc.to_le_bytes().escape_ascii())]
     NotH264 {
         /// The code found.
         fourcc: u32,
     },
     /// Too few slots or too many.
-    #[error("a lease ring of {slot_count} slots is not within {LEASE_SLOTS_MIN}..={SLOTS_MAX}")]
+    #[error("the lease ring has {slot_count} slots, not within {LEASE_SLOTS_MIN}..={SLOTS_MAX}")]
     SlotCount {
         /// The number found.
         slot_count: u32,
     },
     /// Slots that are empty or too large.
-    #[error("slots of {slot_bytes} bytes are not within 1..={LEASE_SLOT_BYTES_MAX}")]
+    #[error("its slots have {slot_bytes} bytes, not within 1..={LEASE_SLOT_BYTES_MAX}")]
     SlotSize {
         /// The number found.
         slot_bytes: u64,
     },
-    /// A part does not lie where it has to.
-    #[error("{what} is {found} and has to be {expected}")]
+    /// An offset or size does not match the slots.
+    #[error("{what} is {found} but must be {expected}")]
     Place {
-        /// Which number.
+        /// Name of the field.
         what: &'static str,
         /// The number found.
         found: u64,
-        /// The number that belongs to the ring's slots.
+        /// The number that matches the ring's slots.
         expected: u64,
     },
     /// No picture has these dimensions.
@@ -296,13 +295,13 @@ pub enum HeaderError {
     },
 }
 
-/// The bytes at `offset`; zeros past the end, which no constant of this file reaches.
+/// Returns the bytes at `offset`; zeros past the end, which no constant of this file reaches.
 fn field<const BYTES: usize>(header: &[u8; HEADER_COPY_BYTES], offset: usize) -> [u8; BYTES] {
     header.get(offset..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; BYTES])
 }
 
 const _: () = {
-    assert!(header::EPOCH_SEQUENCE + 8 == HEADER_COPY_BYTES, "what is copied is what is checked");
+    assert!(header::EPOCH_SEQUENCE + 8 == HEADER_COPY_BYTES, "the copy ends with the last checked field");
     assert!(control::HEIGHT + 4 <= CONTROL_BYTES, "a control block holds its fields");
     assert!(control::NAL_OFFSET + 4 * NAL_OFFSETS_MAX == control::WIDTH, "the offsets fill their place");
     assert!(SLOTS_MAX as usize * LEASE_SLOT_BYTES_MAX as usize <= usize::MAX / 2, "no sum overflows");
@@ -315,8 +314,8 @@ mod tests {
 
     use super::*;
 
-    /// A header as a writer makes it.
-    fn good(geometry: &Geometry) -> [u8; HEADER_COPY_BYTES] {
+    /// A valid header.
+    fn valid_header(geometry: &Geometry) -> [u8; HEADER_COPY_BYTES] {
         let mut header = [0; HEADER_COPY_BYTES];
         let mut put =
             |offset: usize, bytes: &[u8]| header[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -334,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_lie_one_behind_the_other() {
+    fn parts_follow_each_other() {
         let ring = Geometry::new(30, 1_000_000).unwrap();
         assert_eq!((ring.slot_bytes(), ring.data_offset()), (1_000_000, 65_536));
         assert_eq!((ring.control_of(0), ring.control_of(29), ring.control_of(30)), (4096, 7808, 4096));
@@ -343,20 +342,20 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_believed_when_all_its_numbers_agree() {
+    fn header_with_matching_numbers_is_accepted() {
         let ring = Geometry::new(8, 4096).unwrap();
-        assert_eq!(Geometry::read(&good(&ring), ring.segment_bytes as u64), Ok(ring));
+        assert_eq!(Geometry::read(&valid_header(&ring), ring.segment_bytes as u64), Ok(ring));
     }
 
     #[test]
-    fn each_lie_is_told_apart() {
+    fn each_invalid_field_has_its_own_error() {
         let ring = Geometry::new(8, 4096).unwrap();
-        let told = |offset: usize, value: &[u8]| {
-            let mut header = good(&ring);
+        let error_of = |offset: usize, value: &[u8]| {
+            let mut header = valid_header(&ring);
             header[offset..offset + value.len()].copy_from_slice(value);
             Geometry::read(&header, ring.segment_bytes as u64).unwrap_err().to_string()
         };
-        let lies: [(usize, &[u8], &str); 10] = [
+        let invalid: [(usize, &[u8], &str); 10] = [
             (header::MAGIC, b"X", "magic"),
             (header::VERSION, &2_u32.to_ne_bytes(), "version 2"),
             (header::FOURCC, b"MJPG", "MJPG"),
@@ -368,17 +367,21 @@ mod tests {
             (header::SLOT_COUNT, &9_u32.to_ne_bytes(), "total_size"),
             (header::WIDTH, &u32::MAX.to_ne_bytes(), "4294967295x0"),
         ];
-        for (offset, value, expected) in lies {
-            assert!(told(offset, value).contains(expected), "{}", told(offset, value));
+        for (offset, value, expected) in invalid {
+            let error = error_of(offset, value);
+            assert!(error.contains(expected), "{error}");
         }
-        assert!(Geometry::read(&good(&ring), ring.segment_bytes as u64 - 1).is_err(), "a shorter segment");
+        assert!(
+            Geometry::read(&valid_header(&ring), ring.segment_bytes as u64 - 1).is_err(),
+            "a shorter segment"
+        );
     }
 
     proptest! {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn any_bytes_are_believed_only_if_every_slot_lies_inside(
+        fn any_accepted_header_has_every_slot_inside_the_segment(
             noise in prop::collection::vec(any::<u8>(), HEADER_COPY_BYTES),
             keep in prop::collection::vec(any::<bool>(), HEADER_COPY_BYTES / 4),
             slots in 0..300_u32,
@@ -387,10 +390,10 @@ mod tests {
             is_right_size in any::<bool>(),
         ) {
             let geometry = Geometry::new(slots, slot_bytes);
-            let base = geometry.clone().map_or([0; HEADER_COPY_BYTES], |geometry| good(&geometry));
+            let base = geometry.clone().map_or([0; HEADER_COPY_BYTES], |geometry| valid_header(&geometry));
             let mut header = base;
             for (i, byte) in header.iter_mut().enumerate() {
-                // Mostly the truth, or nothing but the first check would ever be tried.
+                // Mostly valid bytes: otherwise only the first check would ever run.
                 if i >= 64 || !keep[i / 4] && noise[i] < 16 {
                     *byte = noise[i];
                 }

@@ -1,8 +1,8 @@
-//! The reading side of a lease ring: finds units, leases their slots, lends them as `Bytes` that give the lease
-//! back when the last clone is dropped. May not wait, map (`mapping.rs`) or decide which unit to read (`cursor.rs`).
+//! The reading side of a lease ring. It finds units, leases their slots and lends them as `Bytes`. Dropping the last
+//! clone releases the lease. This module must not wait, map (`mapping.rs`) or choose the unit to read (`cursor.rs`).
 //!
-//! One mapping is one reader, whatever number of cursors read through it: the slots it holds are counted here, the
-//! shared word has one bit for all of them.
+//! One mapping is one reader, no matter how many cursors read through it. The shared word has one bit for all of
+//! them; the number of loans per slot is counted here.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,110 +14,107 @@ use super::layout::{FORMAT_H264, SlotMetadata};
 use super::lease::{self, Lease, READERS_MAX, SLOTS_MAX, Slots, Sound};
 use super::lease_header::{Geometry, READER_LOCKS, STATE_CLOSED, WRITER_LOCK, control, header};
 use super::locks::{is_byte_locked, lock_byte};
-use super::mapping::{Access, MappingError, Region};
+use super::region::Region;
+use super::segment::MappingError;
 
-/// Header and control blocks of a mapped lease ring, and what this reader holds of it.
+/// Header and control blocks of a mapped lease ring, and the leases of this reader.
 #[derive(Debug)]
 pub(super) struct LeaseRing {
-    /// The locks go with it.
+    /// Holds the lock on the reader number.
     file: Arc<OwnedFd>,
     control: Region,
-    /// All slots.
+    /// The data of all slots.
     data: Bytes,
     geometry: Geometry,
-    /// The number this reader has; `None` where it only looks.
+    /// The number of this reader; `None` for a mapping that only inspects the ring.
     reader: Option<u32>,
-    held: Mutex<Held>,
+    leases: Mutex<Leases>,
 }
 
-/// The slots this reader holds.
+/// The slots that this reader leases.
 #[derive(Debug)]
-struct Held {
-    /// How many times each slot is lent.
-    lent: Box<[u32]>,
-    /// Slots that are lent at all.
+struct Leases {
+    /// Loans of each slot.
+    loans: Box<[u32]>,
+    /// Slots with at least one loan.
     slots: u32,
 }
 
-/// A unit in its slot.
+/// A unit in its leased slot.
 #[derive(Debug)]
 pub(super) struct LeasedUnit {
-    /// What the slot says about it.
+    /// Copied from the control block; not validated.
     pub(super) metadata: SlotMetadata,
-    /// The whole slot; dropping the last clone of it gives the lease back.
+    /// The whole slot. Dropping its last clone releases the lease.
     pub(super) slot: Bytes,
 }
 
-/// What looking for a unit gave.
+/// Result of leasing a unit.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// It is there, and ours until it is dropped.
+    /// The slot is leased until the unit is dropped.
     Unit(LeasedUnit),
-    /// No slot holds it (any more).
+    /// No slot holds the unit.
     Gone,
-    /// This reader holds as many slots as it may, or others change the word all the time: try later.
+    /// This reader leases as many slots as it may, or others keep changing the word. Try again later.
     Refused,
 }
 
 impl LeaseRing {
-    pub(super) fn new(
-        name: &str,
-        file: Arc<OwnedFd>,
-        control: Region,
-        data: Bytes,
-        geometry: Geometry,
-        access: Access,
-    ) -> Result<LeaseRing, MappingError> {
-        let held = Held { lent: vec![0; geometry.slot_count() as usize].into_boxed_slice(), slots: 0 };
-        let mut ring = LeaseRing { file, control, data, geometry, reader: None, held: Mutex::new(held) };
-        if access != Access::Inspect {
-            if !ring.has_writer() {
-                return Err(MappingError::NoWriter { name: name.to_owned() });
-            }
-            let reader = (0..READERS_MAX)
-                .find(|reader| lock_byte(&ring.file, READER_LOCKS + i64::from(*reader)))
-                .ok_or_else(|| MappingError::ReadersMax { name: name.to_owned() })?;
-            // Whoever had the number before is gone, perhaps without giving its slots back.
-            lease::reap(&ring.words(), reader);
-            ring.reader = Some(reader);
-        }
-        Ok(ring)
+    /// A ring that can be inspected. [`LeaseRing::register_reader`] allows it to lease slots.
+    pub(super) fn new(file: Arc<OwnedFd>, control: Region, data: Bytes, geometry: Geometry) -> LeaseRing {
+        let leases = Leases { loans: vec![0; geometry.slot_count() as usize].into_boxed_slice(), slots: 0 };
+        LeaseRing { file, control, data, geometry, reader: None, leases: Mutex::new(leases) }
     }
 
-    /// Units published so far, dropped ones counted, wrapping: the number after the newest one's.
+    /// Takes a free reader number of the ring called `name`. The mapping must be writable.
+    pub(super) fn register_reader(&mut self, name: &str) -> Result<(), MappingError> {
+        if !self.has_writer() {
+            return Err(MappingError::NoWriter { name: name.to_owned() });
+        }
+        let reader = (0..READERS_MAX)
+            .find(|reader| lock_byte(&self.file, READER_LOCKS + i64::from(*reader)))
+            .ok_or_else(|| MappingError::ReadersMax { name: name.to_owned() })?;
+        // The reader that had this number before has ended, perhaps without releasing its leases.
+        lease::reap(&self.words(), reader);
+        self.reader = Some(reader);
+        Ok(())
+    }
+
+    /// Returns the number after the newest unit's, wrapping. Dropped units count.
     pub(super) fn write_index(&self) -> u32 {
         let (sequence, _) = lease::latest::<Sound>(self.control.long_word(header::LATEST));
         low(sequence)
     }
 
-    /// Which writer it is, counted up.
+    /// Returns the epoch: it grows by one with every writer.
     pub(super) fn epoch(&self) -> u64 {
         acquire(self.control.long_word(header::EPOCH))
     }
 
-    /// The number of the first unit of the present writer.
+    /// Returns the number of the first unit of the current writer.
     pub(super) fn epoch_start(&self) -> u32 {
         low(acquire(self.control.long_word(header::EPOCH_SEQUENCE))).wrapping_sub(1)
     }
 
-    /// The word that changes with every unit, for waiting.
+    /// The futex word that changes with every unit.
     pub(super) fn futex(&self) -> &AtomicU32 {
         self.control.word(header::FUTEX)
     }
 
-    /// Asks the camera for an IDR.
+    /// Sets the flag that asks the camera for an IDR.
     pub(super) fn request_idr(&self) {
         if self.reader.is_some() {
             self.control.word(header::KEYFRAME_REQUEST).store(1, Ordering::Relaxed);
         }
     }
 
-    /// Units the camera had no slot for.
+    /// Returns the count of units that found no free slot.
     pub(super) fn dropped(&self) -> u64 {
         self.control.long_word(header::DROPPED).load(Ordering::Relaxed)
     }
 
-    /// Whether a writer lives and has not said that it is done.
+    /// Returns true if a writer lives and has not closed the ring.
     pub(super) fn has_writer(&self) -> bool {
         self.control.word(header::STATE).load(Ordering::Relaxed) != STATE_CLOSED
             && is_byte_locked(&self.file, WRITER_LOCK)
@@ -127,12 +124,12 @@ impl LeaseRing {
         self.control.is_lost()
     }
 
-    /// Whether a slot holds unit `unit`.
+    /// Returns true if a slot holds `unit`.
     pub(super) fn holds(&self, unit: u32) -> bool {
         self.find(unit).is_some()
     }
 
-    /// The next unit after `unit` that a slot holds: the nearest, or the newest one.
+    /// Returns a unit after `unit` that a slot holds: the nearest one, or the newest.
     pub(super) fn after(&self, unit: u32, nearest: bool) -> Option<u32> {
         let units = (0..self.geometry.slot_count()).filter_map(|slot| {
             let word = acquire(self.word(slot));
@@ -143,14 +140,14 @@ impl LeaseRing {
         ahead.map(|ahead| unit.wrapping_add(ahead))
     }
 
-    /// Leases the slot of unit `unit`.
+    /// Leases the slot of `unit`.
     pub(super) fn lease(self: &Arc<Self>, unit: u32) -> Found {
         let Some(reader) = self.reader else { return Found::Refused };
         let Some((slot, sequence)) = self.find(unit) else { return Found::Gone };
-        let mut held = self.held();
-        let is_full = held.slots >= self.geometry.leases_max();
-        let Some(lent) = held.lent.get_mut(slot as usize) else { return Found::Gone };
-        if *lent == 0 {
+        let mut leases = self.leases();
+        let is_full = leases.slots >= self.geometry.leases_max();
+        let Some(loans) = leases.loans.get_mut(slot as usize) else { return Found::Gone };
+        if *loans == 0 {
             if is_full {
                 return Found::Refused;
             }
@@ -160,18 +157,19 @@ impl LeaseRing {
                 Lease::Busy => return Found::Refused,
             }
         } else if lease::sequence_of(self.word(slot).load(Ordering::Relaxed)) != sequence {
-            return Found::Gone; // found before another cursor of ours leased what came into the slot
+            return Found::Gone; // another cursor of ours leased a newer unit in this slot meanwhile
         }
-        *lent += 1;
-        held.slots += u32::from(held.lent.get(slot as usize) == Some(&1));
-        drop(held);
+        *loans += 1;
+        let is_first_loan = *loans == 1;
+        leases.slots += u32::from(is_first_loan);
+        drop(leases);
         let start = self.geometry.data_of(slot);
         let data = self.data.slice(start..start + self.geometry.slot_bytes());
         let owner = LeasedSlot { ring: Arc::clone(self), slot, data };
         Found::Unit(LeasedUnit { metadata: self.metadata(slot), slot: Bytes::from_owner(owner) })
     }
 
-    /// What a slot says about unit `unit`, read without a lease: for people, not for decisions.
+    /// Reads the metadata of `unit` without a lease. For display only, not for decisions.
     pub(super) fn metadata_of(&self, unit: u32) -> SlotMetadata {
         let Some((slot, sequence)) = self.find(unit) else { return SlotMetadata::default() };
         let metadata = self.metadata(slot);
@@ -205,18 +203,18 @@ impl LeaseRing {
         }
     }
 
-    /// The slot that holds unit `unit`, and the whole sequence in its word.
+    /// Returns the slot that holds `unit`, and the 40-bit sequence in its word.
     fn find(&self, unit: u32) -> Option<(u32, u64)> {
-        let wanted = unit.wrapping_add(1);
-        let look = |slot: u32| {
+        let sequence_low = unit.wrapping_add(1);
+        let holds_unit = |slot: u32| {
             let word = acquire(self.word(slot));
             let sequence = lease::sequence_of(word);
-            (lease::is_readable(word) && low(sequence) == wanted).then_some((slot, sequence))
+            (lease::is_readable(word) && low(sequence) == sequence_low).then_some((slot, sequence))
         };
-        // Usually the newest is wanted.
+        // Mostly the newest unit is read: try its slot first.
         let (_, newest) = lease::latest::<Sound>(self.control.long_word(header::LATEST));
         let newest = (newest < self.geometry.slot_count()).then_some(newest);
-        newest.and_then(look).or_else(|| (0..self.geometry.slot_count()).find_map(look))
+        newest.and_then(holds_unit).or_else(|| (0..self.geometry.slot_count()).find_map(holds_unit))
     }
 
     fn word(&self, slot: u32) -> &AtomicU64 {
@@ -227,28 +225,29 @@ impl LeaseRing {
         Words { control: &self.control, geometry: &self.geometry }
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give_back(&self, slot: u32) {
-        let mut held = self.held();
-        let Some(lent) = held.lent.get_mut(slot as usize) else { return };
-        *lent = lent.saturating_sub(1);
-        if *lent == 0 {
-            // Under the lock: else the bit of a cursor that leases it right now would go.
+    /// Ends one loan of `slot`; the last one releases the lease.
+    fn release(&self, slot: u32) {
+        let mut leases = self.leases();
+        let Some(loans) = leases.loans.get_mut(slot as usize) else { return };
+        *loans = loans.saturating_sub(1);
+        if *loans == 0 {
+            // Under the lock: otherwise this could clear the bit of a cursor that leases the slot right now.
             if let Some(reader) = self.reader {
                 lease::release::<Sound>(self.word(slot), reader);
             }
-            held.slots = held.slots.saturating_sub(1);
+            leases.slots = leases.slots.saturating_sub(1);
         }
     }
 }
 
-/// The words of a mapped ring, for the protocol.
-pub(super) struct Words<'a> {
-    pub(super) control: &'a Region,
-    pub(super) geometry: &'a Geometry,
+/// The slot words of a mapped ring, for the protocol.
+struct Words<'a> {
+    control: &'a Region,
+    geometry: &'a Geometry,
 }
 
 impl Slots for Words<'_> {
@@ -264,13 +263,13 @@ impl Slots for Words<'_> {
 }
 
 impl AsRef<AtomicU32> for LeaseRing {
-    /// The word that changes with every unit.
+    /// The futex word that changes with every unit.
     fn as_ref(&self) -> &AtomicU32 {
         self.futex()
     }
 }
 
-/// A lent slot as the owner of `Bytes`.
+/// Holds one loan of a slot for `Bytes` that borrow from it.
 struct LeasedSlot {
     ring: Arc<LeaseRing>,
     slot: u32,
@@ -285,7 +284,7 @@ impl AsRef<[u8]> for LeasedSlot {
 
 impl Drop for LeasedSlot {
     fn drop(&mut self) {
-        self.ring.give_back(self.slot);
+        self.ring.release(self.slot);
     }
 }
 
@@ -293,11 +292,11 @@ fn acquire(word: &AtomicU64) -> u64 {
     lease::Word::load(word, Ordering::Acquire)
 }
 
-/// Cursors count units by 32 bits.
+/// Cursors number units with 32 bits.
 #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits")]
 const fn low(sequence: u64) -> u32 {
     sequence as u32
 }
 
 const _: () =
-    assert!(SLOTS_MAX as usize * 4 < u16::MAX as usize, "a unit's distance in the ring is never negative");
+    assert!(SLOTS_MAX as usize * 4 < u16::MAX as usize, "distances within the ring stay positive in 32 bits");

@@ -1,5 +1,5 @@
-//! The writing side of a lease ring, in Rust: for the simulator and for tests, as `pet_camera_ring.h` is for the
-//! camera daemon. Never waits, not for any reader. May not map (`writer.rs`) or decide what is written.
+//! The writing side of a lease ring in Rust, for the simulator and for tests. `pet_camera_ring.h` is the same for
+//! the camera daemon. It never waits for a reader. It does not map the segment (`writer.rs`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,23 +13,23 @@ use super::lease_header::{
     VERSION, WRITER_LOCK, control, header,
 };
 use super::locks::{lock_byte, unlock_byte};
-use super::writer::Pages;
+use super::writable_map::WritableMap;
 
-/// The one writer of a lease ring. Dropping it says that it is done and leaves the segment.
+/// The only writer of a lease ring. Dropping it marks the ring as closed and keeps the segment.
 pub(super) struct LeaseWriter {
-    pages: Pages,
-    /// The lock goes with it and the pages. `None` once abandoned.
+    map: WritableMap,
+    /// Holds the writer lock, together with the mapping. `None` after [`LeaseWriter::abandon`].
     file: Option<OwnedFd>,
     geometry: Geometry,
-    /// The last one used, published or not.
+    /// The last sequence used, published or dropped.
     sequence: u64,
 }
 
 impl LeaseWriter {
-    /// Takes the ring: a fresh one where an interval is told, else the one that lies there. `None` if it has a
-    /// living writer.
+    /// Becomes the writer: of a new ring if an interval is given, otherwise of the existing one. Returns `None` if
+    /// the ring has a living writer.
     pub(super) fn new(
-        pages: Pages,
+        map: WritableMap,
         file: OwnedFd,
         geometry: Geometry,
         fresh_interval_ms: Option<u32>,
@@ -37,7 +37,7 @@ impl LeaseWriter {
         if !lock_byte(&file, WRITER_LOCK) {
             return None;
         }
-        let mut writer = LeaseWriter { pages, file: Some(file), geometry, sequence: 0 };
+        let mut writer = LeaseWriter { map, file: Some(file), geometry, sequence: 0 };
         match fresh_interval_ms {
             Some(interval_ms) => writer.write_header(interval_ms),
             None => writer.take_over(),
@@ -57,7 +57,7 @@ impl LeaseWriter {
             (header::STATE, STATE_OPEN),
         ];
         for (offset, value) in words {
-            self.pages.word(offset).store(value, Ordering::Relaxed);
+            self.map.word(offset).store(value, Ordering::Relaxed);
         }
         let long_words = [
             (header::SLOT_SIZE, self.geometry.slot_bytes()),
@@ -68,26 +68,26 @@ impl LeaseWriter {
             (header::EPOCH_SEQUENCE, 1),
         ];
         for (offset, value) in long_words {
-            self.pages.long_word(offset).store(value as u64, Ordering::Relaxed);
+            self.map.long_word(offset).store(value as u64, Ordering::Relaxed);
         }
-        // Whoever sees the magic sees the rest.
-        self.pages.long_word(header::MAGIC).store(MAGIC, Ordering::Release);
+        // A reader that sees the magic sees the whole header.
+        self.map.long_word(header::MAGIC).store(MAGIC, Ordering::Release);
     }
 
-    /// Goes on where a dead writer ended: leases and sequences stay, half-written slots become empty.
+    /// Continues after a dead writer: leases and sequences stay, half-written slots become empty.
     fn take_over(&mut self) {
         lease::sweep(self);
-        (self.sequence, _) = lease::latest::<Sound>(self.pages.long_word(header::LATEST));
+        (self.sequence, _) = lease::latest::<Sound>(self.map.long_word(header::LATEST));
         let first = lease::after(self.sequence);
-        self.pages.long_word(header::EPOCH_SEQUENCE).store(first, Ordering::Relaxed);
-        self.pages.word(header::STATE).store(STATE_OPEN, Ordering::Relaxed);
-        self.pages.word(header::KEYFRAME_REQUEST).store(0, Ordering::Relaxed);
-        self.pages.long_word(header::EPOCH).fetch_add(1, Ordering::Release);
-        self.wake();
+        self.map.long_word(header::EPOCH_SEQUENCE).store(first, Ordering::Relaxed);
+        self.map.word(header::STATE).store(STATE_OPEN, Ordering::Relaxed);
+        self.map.word(header::KEYFRAME_REQUEST).store(0, Ordering::Relaxed);
+        self.map.long_word(header::EPOCH).fetch_add(1, Ordering::Release);
+        self.wake_readers();
     }
 
-    /// Writes one unit, given in two parts, into a slot that nobody leases and shows it. `false`: there is no such
-    /// slot, or it is too small; the unit is dropped and its number goes missing.
+    /// Writes one unit, given in two parts, into a free slot and publishes it. Returns false if no slot is free or
+    /// large enough: the unit is dropped and its number stays missing.
     pub(super) fn publish(
         &mut self,
         metadata: &SlotMetadata,
@@ -100,23 +100,23 @@ impl LeaseWriter {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         let slot = if bytes <= self.geometry.slot_bytes() { self.claim(sequence) } else { None };
         let Some(slot) = slot else {
-            self.pages.long_word(header::DROPPED).fetch_add(1, Ordering::Relaxed);
+            self.map.long_word(header::DROPPED).fetch_add(1, Ordering::Relaxed);
             return false;
         };
         let [first, second] = parts;
         let data = self.geometry.data_offset() + self.geometry.data_of(slot);
         self.write_control(slot, metadata, flags);
-        self.pages.copy_in(data, first);
+        self.map.copy_in(data, first);
         between();
-        self.pages.copy_in(data + first.len(), second);
-        lease::publish::<Sound>(self, slot, sequence, self.pages.long_word(header::LATEST));
-        self.wake();
+        self.map.copy_in(data + first.len(), second);
+        lease::publish::<Sound>(self, slot, sequence, self.map.long_word(header::LATEST));
+        self.wake_readers();
         true
     }
 
     fn claim(&self, sequence: u64) -> Option<u32> {
         self.file.as_ref()?;
-        let (newest, slot) = lease::latest::<Sound>(self.pages.long_word(header::LATEST));
+        let (newest, slot) = lease::latest::<Sound>(self.map.long_word(header::LATEST));
         let newest = (newest != 0).then_some(slot);
         self.reap(lease::overdue(self, sequence));
         lease::claim::<Sound>(self, sequence, newest).or_else(|| {
@@ -125,8 +125,8 @@ impl LeaseWriter {
         })
     }
 
-    /// Gives the slots back of those of `readers` who are gone. Their lock is held meanwhile, so that nobody takes
-    /// their number.
+    /// Releases the leases of those of `readers` (one bit each) that have ended. Holds the lock of each number
+    /// meanwhile, so that no new reader takes it.
     fn reap(&self, readers: u64) {
         let Some(file) = &self.file else { return };
         for reader in (0..READERS_MAX).filter(|reader| readers & (1 << reader) != 0) {
@@ -138,15 +138,15 @@ impl LeaseWriter {
         }
     }
 
-    /// A lie about the size is told as far as 32 bits can; another format is no unit of this ring.
+    /// Writes the control block. A size above 32 bits is clamped; a format other than H.264 becomes size 0.
     fn write_control(&self, slot: u32, metadata: &SlotMetadata, flags: u32) {
         let block = self.geometry.control_of(slot);
         let seconds_ns = metadata.timestamp_s.saturating_mul(1_000_000_000);
         let captured_ns = seconds_ns.saturating_add(metadata.timestamp_ns).cast_unsigned();
-        let told = u32::try_from(metadata.data_bytes).unwrap_or(u32::MAX);
-        let bytes = if metadata.format == FORMAT_H264 { told } else { 0 };
-        self.pages.long_word(block + control::CAPTURED_NS).store(captured_ns, Ordering::Relaxed);
-        self.pages.long_word(block + control::FRAME_NUMBER).store(metadata.frame_number, Ordering::Relaxed);
+        let data_bytes = u32::try_from(metadata.data_bytes).unwrap_or(u32::MAX);
+        let bytes = if metadata.format == FORMAT_H264 { data_bytes } else { 0 };
+        self.map.long_word(block + control::CAPTURED_NS).store(captured_ns, Ordering::Relaxed);
+        self.map.long_word(block + control::FRAME_NUMBER).store(metadata.frame_number, Ordering::Relaxed);
         let words = [
             (control::LEN, bytes),
             (control::FLAGS, flags),
@@ -155,35 +155,35 @@ impl LeaseWriter {
             (control::HEIGHT, metadata.height.cast_unsigned()),
         ];
         for (offset, value) in words {
-            self.pages.word(block + offset).store(value, Ordering::Relaxed);
+            self.map.word(block + offset).store(value, Ordering::Relaxed);
         }
     }
 
-    fn wake(&self) {
-        let word = self.pages.word(header::FUTEX);
+    fn wake_readers(&self) {
+        let word = self.map.word(header::FUTEX);
         word.fetch_add(1, Ordering::Release);
-        // Nobody waiting is no error, and there is no other.
+        // It is no error if no reader waits, and there is no other error.
         let _ = futex::wake(word, futex::Flags::empty(), i32::MAX.unsigned_abs());
     }
 
     pub(super) fn write_index(&self) -> u32 {
-        let (sequence, _) = lease::latest::<Sound>(self.pages.long_word(header::LATEST));
-        #[expect(clippy::cast_possible_truncation, reason = "cursors count by 32 bits")]
+        let (sequence, _) = lease::latest::<Sound>(self.map.long_word(header::LATEST));
+        #[expect(clippy::cast_possible_truncation, reason = "cursors number units with 32 bits")]
         let index = sequence as u32;
         index
     }
 
     pub(super) fn take_idr_request(&self) -> bool {
-        self.pages.word(header::KEYFRAME_REQUEST).swap(0, Ordering::Relaxed) != 0
+        self.map.word(header::KEYFRAME_REQUEST).swap(0, Ordering::Relaxed) != 0
     }
 
     pub(super) fn dropped(&self) -> u64 {
-        self.pages.long_word(header::DROPPED).load(Ordering::Relaxed)
+        self.map.long_word(header::DROPPED).load(Ordering::Relaxed)
     }
 
     pub(super) fn abandon(&mut self) {
         if let Some(file) = self.file.take() {
-            unlock_byte(&file, WRITER_LOCK); // our pages keep the open file and its locks
+            unlock_byte(&file, WRITER_LOCK); // the mapping keeps the open file and its locks
         }
     }
 }
@@ -196,15 +196,15 @@ impl Slots for LeaseWriter {
     }
 
     fn word(&self, slot: u32) -> &AtomicU64 {
-        self.pages.long_word(self.geometry.control_of(slot) + control::WORD)
+        self.map.long_word(self.geometry.control_of(slot) + control::WORD)
     }
 }
 
 impl Drop for LeaseWriter {
     fn drop(&mut self) {
         if self.file.is_some() {
-            self.pages.word(header::STATE).store(STATE_CLOSED, Ordering::Relaxed);
-            self.wake();
+            self.map.word(header::STATE).store(STATE_CLOSED, Ordering::Relaxed);
+            self.wake_readers();
         }
     }
 }

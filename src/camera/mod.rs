@@ -1,23 +1,22 @@
-//! SOURCE: access units borrowed from the camera's slot ring. May not know who consumes them.
+//! SOURCE: access units borrowed from the camera's slot ring. This module must not know its consumers.
 //!
 //! ```text
-//!  segment ─► mapping ─► cursor ─► UnitView       one cursor per consumer, any number
+//!  segment ─► mapping ─► cursor ─► UnitView      one cursor per consumer, any number of them
 //!     │          ▲
-//!     │       source      which segment, which run, status, counters, bells
+//!     │       source                             the attached segment and run, status, counters, wake-ups
 //!     │          ▲
-//!     └───────► doorbell ─► watch ─► settle       a thread of its own or a worker's: waits, follows the index,
-//!                                                 re-attaches, rings
+//!     └───────► waiter ─► segment_follower       a thread of its own or a worker: waits, follows the index,
+//!                         ─► commit_detector     finds complete units, re-attaches, wakes the consumers
 //! ```
 //!
-//! On a lease ring `mapping` is a [`lease`] of each slot that is read: nothing is torn and nothing copied.
+//! On a lease ring every slot that is read is leased ([`lease`]): no unit is torn and none is copied.
 //!
 //! # Reading a ring from another program
 //!
-//! A consumer is a [`Camera`] (which segment, kept up to date by the [`doorbell`] on a thread of its own), a [`Wakeup`]
-//! that wakes the consumer, and a [`Cursor`]. It works on every layout, beside the server and beside other
-//! consumers; each reads at its own pace and none of them can hold up the camera. (The five legacy rings have one
-//! semaphore, whose wakes only one process can take: a second one uses [`Wake::Poll`].) This one counts IDRs and
-//! bytes:
+//! A consumer has a [`Camera`] (the segment; [`waiter::run`] keeps it up to date on a thread of its own), a
+//! [`Wakeup`] and a [`Cursor`]. It works on every layout, also next to the server and other consumers. Each consumer
+//! reads at its own speed, and none can delay the camera. (A legacy ring has one semaphore, and only one process can
+//! take its posts: a second process uses [`Wake::Poll`].) This example counts IDRs and bytes:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,10 +24,11 @@
 //! use std::thread::{self, Thread};
 //! use std::time::Duration;
 //!
-//! use streaming_server::camera::{Wakeup, Camera, Next, Wake, waiter};
+//! use streaming_server::base::clock;
+//! use streaming_server::camera::{Camera, Next, Wake, Wakeup, waiter};
 //! use streaming_server::h264::Assembler;
 //!
-//! /// Wakes the thread that counts.
+//! /// Wakes the counting thread.
 //! struct Unpark(Thread);
 //!
 //! impl Wakeup for Unpark {
@@ -37,8 +37,8 @@
 //!     }
 //! }
 //!
-//! /// Counts until `idrs_wanted` IDRs came: those, and the bytes of all access units up to the last.
-//! fn count(ring: &str, idrs_wanted: u64) -> (u64, u64) {
+//! /// Reads until `idr_count` IDRs have arrived. Returns their number and the bytes of all access units.
+//! fn count(ring: &str, idr_count: u64) -> (u64, u64) {
 //!     let camera = Camera::new(ring, Wake::Auto);
 //!     camera.add_wakeup(Arc::new(Unpark(thread::current())));
 //!     let stop = Arc::new(AtomicBool::new(false));
@@ -49,11 +49,11 @@
 //!     let mut cursor = camera.cursor();
 //!     let mut assembler = Assembler::new();
 //!     let (mut idrs, mut bytes) = (0, 0);
-//!     while idrs < idrs_wanted {
+//!     while idrs < idr_count {
 //!         match cursor.next(clock::monotonic_ns()) {
 //!             Next::Unit(unit) => {
-//!                 // `unit.bytes` lies in the slot. Keep a clone of it as long as you like: on a lease ring the
-//!                 // slot stays yours, on the others `is_intact` tells afterwards whether it did.
+//!                 // `unit.bytes` borrows from the slot. On a lease ring a clone keeps the slot leased. On other
+//!                 // rings call `is_intact` after the last read.
 //!                 let is_idr = assembler.assemble(&unit.bytes).is_ok_and(|assembled| assembled.is_idr());
 //!                 if unit.is_intact() {
 //!                     idrs += u64::from(is_idr);
@@ -64,12 +64,12 @@
 //!             }
 //!             Next::Empty | Next::Away => thread::park_timeout(Duration::from_millis(200)),
 //!             Next::Lapped { missed_units } => eprintln!("{missed_units} units missed"),
-//!             Next::Rejected(reason) => eprintln!("a slot without a unit: {reason}"),
+//!             Next::Rejected(reason) => eprintln!("skipped slot: {reason}"),
 //!             Next::Restarted => assembler = Assembler::new(),
 //!         }
 //!     }
 //!     stop.store(true, Ordering::Release);
-//!     waiting.join().expect("the doorbell does not panic");
+//!     waiting.join().expect("the waiter does not panic");
 //!     (idrs, bytes)
 //! }
 //!
@@ -94,18 +94,24 @@
 //! ```
 
 mod commit_detector;
-pub mod cursor;
-pub mod layout;
+mod cursor;
+mod layout;
 pub mod lease;
 pub mod lease_header;
 mod lease_ring;
 mod lease_writer;
 mod locks;
-pub mod mapping;
+mod mapping;
+mod region;
+mod segment;
 mod segment_follower;
-pub mod source;
+mod semaphore;
+mod sequence;
+mod source;
+mod unit_interval;
 pub mod waiter;
-pub mod writer;
+mod writable_map;
+mod writer;
 
 #[cfg(test)]
 mod lease_tests;
@@ -114,8 +120,11 @@ mod test_ring;
 #[cfg(test)]
 pub(crate) mod test_waiter;
 
-pub use cursor::{Cursor, MonotonicNs, Next, Rejection, UnitView};
+pub use cursor::{Cursor, Next, UnitView};
 pub use layout::{FORMAT_H264, Layout, LayoutError, MetadataError, SlotMetadata};
 pub use lease_header::Geometry;
-pub use source::{Camera, CameraCounters, CameraStatus, Wake, Wakeup};
+pub use mapping::{Access, Mapping};
+pub use segment::MappingError;
+pub use source::{Camera, CameraCounters, CameraStatus, MonotonicNs, Wake, Wakeup};
+pub use unit_interval::{ArrivalPredictor, PredictedArrival};
 pub use writer::{RingWriter, WriterError};

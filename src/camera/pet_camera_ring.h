@@ -1,13 +1,13 @@
 /*
- * pet_camera_ring.h: a camera's side of the lease ring, as a single header. C11, Linux, no dependency.
+ * pet_camera_ring.h: the camera's side of the lease ring, as a single header. C11, Linux, no dependencies.
  *
  * NAME
  *     pcr_create, pcr_claim, pcr_publish, pcr_abandon, pcr_take_keyframe_request, pcr_close
- *         - hand H.264 access units to streaming-server (and to any other reader) without a copy
+ *         - pass H.264 access units to streaming-server and to other readers without a copy
  *
  * SYNOPSIS
- *     #define PET_CAMERA_RING_IMPLEMENTATION    in exactly one .c file, before anything is included
- *     #include "pet_camera_ring.h"              (link with -lrt where the C library is older than glibc 2.34)
+ *     #define PET_CAMERA_RING_IMPLEMENTATION    in exactly one .c file, before all includes
+ *     #include "pet_camera_ring.h"              (link with -lrt if the C library is older than glibc 2.34)
  *
  *     int   pcr_create(struct pcr *ring, const struct pcr_config *config);
  *     void *pcr_claim(struct pcr *ring);
@@ -17,40 +17,41 @@
  *     void  pcr_close(struct pcr *ring, int remove);
  *
  * DESCRIPTION
- *     The ring is a POSIX shared-memory segment of slots. The camera claims a slot, lets its encoder write one
- *     access unit (Annex B, with start codes) straight into it, and publishes it. Readers lease the slots they
- *     read; a slot is claimed again only when nobody leases it. So no reader ever sees half a unit, and nothing
- *     has to be copied out. The camera never waits for a reader, whatever becomes of it: slots of readers that
- *     crashed are taken back, and where every slot is leased the unit is dropped and its number goes missing.
+ *     The ring is a POSIX shared-memory segment of slots. The camera claims a slot, its encoder writes one access
+ *     unit (Annex B, with start codes) into it, and the camera publishes it. Readers lease the slots that they
+ *     read. A slot is claimed again only when no reader leases it. So no reader sees half a unit, and no reader
+ *     needs a copy. The camera never waits for a reader. It takes the slots of crashed readers back. If every slot
+ *     is leased, it drops the unit, and readers see that its number is missing.
  *
- *     pcr_create() makes the segment, or goes on in the one that a camera of the same name and size left
- *     behind; readers then keep what they lease and see that the camera began anew. Fields of the
- *     configuration that are 0 take the default in brackets.
+ *     pcr_create() creates the segment, or continues in one that a camera of the same name and size left behind.
+ *     Readers then keep their leases and see that the camera restarted. Fields of the configuration that are 0
+ *     take the default in brackets.
  *
- *     pcr_claim() gives the memory of a free slot, pcr_room(ring) bytes. NULL: every slot is leased; drop this
- *     unit (that is counted) and code the next one as an IDR. One slot can be claimed at a time.
+ *     pcr_claim() returns the memory of a free slot, pcr_room(ring) bytes. It returns NULL if every slot is leased:
+ *     drop this unit (it is counted) and encode the next one as an IDR. Only one slot can be claimed at a time.
  *
- *     pcr_publish() shows the claimed slot. Readers wake up.
+ *     pcr_publish() publishes the claimed slot and wakes the readers.
  *
- *     pcr_abandon() gives the claimed slot back: there was nothing to encode. If a coded unit is lost here, set
- *     `unit->bytes` to 0 in pcr_publish() instead: then readers learn that one is missing.
+ *     pcr_abandon() returns the claimed slot unused, if there was no picture to encode. If an encoded unit is lost,
+ *     call pcr_publish() with `unit->bytes` 0 instead: then readers see that a unit is missing.
  *
- *     pcr_take_keyframe_request() is 1 once after a reader asked for an IDR, else 0. Look before each picture.
+ *     pcr_take_keyframe_request() returns 1 once after a reader requested an IDR, otherwise 0. Call it before each
+ *     picture.
  *
- *     pcr_close() ends: readers see that the camera is away. With `remove` the name is removed as well, and the
- *     next camera makes a new segment.
+ *     pcr_close() closes the ring: readers see that the camera is away. With `remove` it also removes the name, and
+ *     the next camera creates a new segment.
  *
- *     A ring belongs to one thread. The segment is made with mode 0666 under the umask: readers write their
- *     leases into it. The lock that says "this camera lives" goes with the last descriptor and mapping of the open
- *     file: a child made by fork(2) keeps it until it ends or calls execve(2).
+ *     Only one thread may use a ring. The segment has mode 0666 under the umask, because readers write their leases
+ *     into it. The lock of a living camera ends with the last descriptor and mapping of the open file: a child of
+ *     fork(2) keeps it until it ends or calls execve(2).
  *
  * RETURN VALUE
- *     0, or a negative errno: -EBUSY where another camera writes this name, -EINVAL for sizes that cannot be,
- *     -EMSGSIZE from pcr_publish() for a unit larger than its slot and -ENODATA for one of 0 bytes (both are
- *     dropped: code the next one as an IDR), and what shm_open(3), ftruncate(2) and mmap(2) say.
+ *     0 or a negative errno: -EBUSY if another camera writes this ring, -EINVAL for invalid sizes, the errors of
+ *     shm_open(3), ftruncate(2) and mmap(2). From pcr_publish(): -EMSGSIZE for a unit larger than its slot, -ENODATA
+ *     for one of 0 bytes. Both are dropped: encode the next unit as an IDR.
  *
  * EXAMPLE
- *     A whole camera around an encoder of your own (tests/promises/c_camera.rs compiles this and runs it):
+ *     A complete camera around your encoder (tests/promises/c_camera.rs compiles and runs this):
  *
  *     #define PET_CAMERA_RING_IMPLEMENTATION
  *     #include "pet_camera_ring.h"
@@ -70,7 +71,7 @@
  *             struct pcr_unit unit = { .captured_ns = encoder_captured_ns(), .frame_number = frame };
  *             want_idr |= pcr_take_keyframe_request(&ring);
  *             void *slot = pcr_claim(&ring);
- *             if (slot == NULL) {             // every slot is leased: leave this picture out
+ *             if (slot == NULL) {             // every slot is leased: skip this picture
  *                 want_idr = 1;
  *                 continue;
  *             }
@@ -125,10 +126,10 @@ struct pcr_header {
     uint32_t version, header_size, slot_count, max_readers;
     uint64_t slot_size, ctl_offset, data_offset, total_size;
     uint32_t fourcc, flags;
-    _Atomic uint32_t width, height; /* pixels; 0 where only the slots tell */
+    _Atomic uint32_t width, height; /* pixels; 0 if only the slots have them */
     uint32_t fps_num, fps_den;
-    _Atomic uint64_t epoch;          /* one more for every camera that went on in the segment */
-    _Atomic uint64_t epoch_sequence; /* that camera's first sequence */
+    _Atomic uint64_t epoch;          /* grows by one with every camera that takes the segment over */
+    _Atomic uint64_t epoch_sequence; /* the current camera's first sequence */
     uint8_t unused_0[32];
     _Atomic uint64_t latest; /* sequence << 8 | slot */
     uint8_t unused_1[56];
@@ -141,39 +142,39 @@ struct pcr_header {
     uint8_t unused_4[52];
 };
 
-/* What there is to know of one slot. */
+/* The control block of one slot. */
 struct pcr_control {
     _Atomic uint64_t word; /* sequence << 24 | writing << 16 | one bit for each reader */
     _Atomic uint64_t captured_ns, frame_number;
     _Atomic uint32_t len, flags, nal_count, nal_offset[PCR_NAL_OFFSETS_MAX];
-    _Atomic uint32_t width, height; /* 0: the header's */
+    _Atomic uint32_t width, height; /* 0: use the header's */
     uint8_t unused[24];
 };
 
 struct pcr_config {
-    const char *name;          /* a slash and a name, as for shm_open(3) */
+    const char *name;          /* a slash and a name, see shm_open(3) */
     uint32_t slot_count;       /* 8 to 256 [30] */
-    uint32_t slot_bytes;       /* the largest unit, at most 16 MiB [3110400] */
+    uint32_t slot_bytes;       /* size of the largest unit, at most 16 MiB [3110400] */
     uint32_t width, height;    /* pixels */
     uint32_t fps_num, fps_den; /* [30 / 1] */
 };
 
 struct pcr_unit {
-    size_t bytes;              /* 0: the unit was lost on the way */
+    size_t bytes;              /* 0: the unit was lost */
     uint64_t captured_ns;      /* CLOCK_MONOTONIC (or CLOCK_REALTIME) nanoseconds */
-    uint64_t frame_number;     /* the camera's own count of pictures */
+    uint64_t frame_number;     /* the camera's own picture count */
     uint32_t flags;            /* PCR_IDR */
-    uint32_t width, height;    /* pixels, where they differ from the configuration's; else 0 */
-    uint32_t nal_count;        /* offsets below; 0 where they are not known */
-    const uint32_t *nal_offset; /* where the NAL units start, start codes included */
+    uint32_t width, height;    /* pixels if they differ from the configuration, else 0 */
+    uint32_t nal_count;        /* number of offsets below; 0 if unknown */
+    const uint32_t *nal_offset; /* offsets of the NAL units' start codes */
 };
 
-/* A camera's hold on its ring; nothing in it is for the caller. */
+/* A camera's ring. Its fields are private. */
 struct pcr {
     struct pcr_header *header;
     struct pcr_control *control;
     uint8_t *data;
-    uint64_t sequence; /* the last one used */
+    uint64_t sequence; /* the last sequence used */
     size_t total;
     uint32_t slot_count, slot_bytes;
     int file, claimed;
@@ -187,19 +188,19 @@ void pcr_abandon(struct pcr *ring);
 int pcr_take_keyframe_request(struct pcr *ring);
 void pcr_close(struct pcr *ring, int remove);
 
-/* Bytes of a slot. */
+/* Returns the bytes of a slot. */
 static inline size_t pcr_room(const struct pcr *ring)
 {
     return ring->slot_bytes;
 }
 
-_Static_assert(sizeof(struct pcr_header) == 384, "fields lie where the readers look for them");
-_Static_assert(offsetof(struct pcr_header, latest) == 128, "each on a line of its own");
-_Static_assert(offsetof(struct pcr_header, futex) == 192, "each on a line of its own");
-_Static_assert(offsetof(struct pcr_header, keyframe_request) == 256, "each on a line of its own");
-_Static_assert(offsetof(struct pcr_header, dropped) == 320, "each on a line of its own");
-_Static_assert(sizeof(struct pcr_control) == 128, "a control block has two lines");
-_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "processes share no locks of the C library");
+_Static_assert(sizeof(struct pcr_header) == 384, "readers expect this size");
+_Static_assert(offsetof(struct pcr_header, latest) == 128, "on its own cache line");
+_Static_assert(offsetof(struct pcr_header, futex) == 192, "on its own cache line");
+_Static_assert(offsetof(struct pcr_header, keyframe_request) == 256, "on its own cache line");
+_Static_assert(offsetof(struct pcr_header, dropped) == 320, "on its own cache line");
+_Static_assert(sizeof(struct pcr_control) == 128, "a control block has two cache lines");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomics must not use locks of the C library");
 
 #ifdef PET_CAMERA_RING_IMPLEMENTATION
 
@@ -214,7 +215,7 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "proces
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* One byte of the segment locked (or, F_UNLCK, given back) as this open file; 0 or a negative errno. */
+/* Locks one byte of the segment for this open file, or unlocks it (F_UNLCK). Returns 0 or a negative errno. */
 static int pcr_lock(int file, off_t byte, short type)
 {
     struct flock lock;
@@ -243,7 +244,7 @@ static size_t pcr_data_offset(uint32_t slot_count)
     return (end + PCR_PAGE_BYTES - 1) / PCR_PAGE_BYTES * PCR_PAGE_BYTES;
 }
 
-/* A segment that is as this camera would make it. */
+/* Returns 1 if this camera would create the same segment. */
 static int pcr_is_same(const struct pcr *ring)
 {
     const struct pcr_header *header = ring->header;
@@ -254,7 +255,7 @@ static int pcr_is_same(const struct pcr *ring)
         && header->total_size == ring->total && header->fourcc == PCR_FOURCC_H264;
 }
 
-/* Goes on where a dead camera ended: leases and sequences stay, half-written slots become empty. */
+/* Continues after a dead camera: leases and sequences stay, half-written slots become empty. */
 static void pcr_take_over(struct pcr *ring, const struct pcr_config *config)
 {
     struct pcr_header *header = ring->header;
@@ -292,11 +293,11 @@ static void pcr_write_header(struct pcr *ring, const struct pcr_config *config)
     atomic_store_explicit(&header->epoch, 1, memory_order_relaxed);
     atomic_store_explicit(&header->epoch_sequence, 1, memory_order_relaxed);
     atomic_store_explicit(&header->state, PCR_STATE_OPEN, memory_order_relaxed);
-    /* Whoever sees the magic sees the rest. */
+    /* A reader that sees the magic sees the whole header. */
     atomic_store_explicit(&header->magic, PCR_MAGIC, memory_order_release);
 }
 
-/* Opens, locks and maps; the segment has its size. -EBUSY: another camera has it. */
+/* Opens, locks and maps the segment, and checks its size. Returns -EBUSY if another camera has it. */
 static int pcr_map(struct pcr *ring, int flags)
 {
     struct stat status;
@@ -312,7 +313,7 @@ static int pcr_map(struct pcr *ring, int flags)
     } else if (fstat(ring->file, &status) != 0) {
         error = -errno;
     } else if ((size_t)status.st_size != ring->total) {
-        error = -ESTALE; /* of another size, or no lease ring */
+        error = -ESTALE; /* another size, or not a lease ring */
     } else {
         void *map = mmap(NULL, ring->total, PROT_READ | PROT_WRITE, MAP_SHARED, ring->file, 0);
         if (map != MAP_FAILED) {
@@ -365,8 +366,8 @@ int pcr_create(struct pcr *ring, const struct pcr_config *config)
     return error;
 }
 
-/* Gives the slots back of those of `readers` (one bit each) who are gone. Their lock is held meanwhile, so that
- * nobody takes their number. */
+/* Releases the leases of those of `readers` (one bit each) that have ended. Holds the lock of each number meanwhile,
+ * so that no new reader takes it. */
 static void pcr_reap(struct pcr *ring, uint64_t readers)
 {
     for (uint32_t reader = 0; reader < PCR_READERS_MAX; reader++) {
@@ -384,8 +385,8 @@ static void pcr_reap(struct pcr *ring, uint64_t readers)
     }
 }
 
-/* Claims, of the slots that nobody leases, the one with the oldest unit, but never the newest unit's; -1: none.
- * `*overdue` gets the readers that lease a unit older than any a ring without leases would hold. */
+/* Claims the slot with the oldest unit that no reader leases, but never the newest unit's slot. Returns -1 if there is
+ * none. `*overdue` gets the readers that lease a unit older than any that a ring without leases would hold. */
 static int pcr_try_claim(struct pcr *ring, uint64_t sequence, uint64_t *overdue)
 {
     uint64_t latest = atomic_load_explicit(&ring->header->latest, memory_order_acquire);
@@ -433,7 +434,7 @@ void *pcr_claim(struct pcr *ring)
         ring->claimed = pcr_try_claim(ring, sequence, &overdue);
     }
     if (ring->claimed < 0) {
-        ring->sequence = sequence; /* the number that goes missing */
+        ring->sequence = sequence; /* this number stays missing */
         atomic_fetch_add_explicit(&ring->header->dropped, 1, memory_order_relaxed);
         return NULL;
     }

@@ -1,184 +1,123 @@
-//! The camera as all consumers share it: which segment is mapped now, its state, its counters, its bells.
-//! May not wait for units nor read them.
+//! The camera as its consumers share it: the attached segment, its state, counters and wake-ups.
+//! This module neither waits for units nor reads them.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::cursor::{Cursor, MonotonicNs, Rejection, is_safe};
-use super::layout::Layout;
-use super::mapping::{Access, Mapping, MappingError};
+use super::layout::{Layout, MetadataError};
+use super::mapping::{Access, Mapping};
+use super::segment::MappingError;
+use super::sequence::is_in_ring;
 use crate::base::clock;
 use crate::base::counters::Counter;
-use crate::base::limits::{IDR_REQUEST_INTERVAL_NS, LOG_INTERVAL_NS};
+use crate::base::limits::IDR_REQUEST_INTERVAL_NS;
 use crate::base::log_limit::LogLimit;
 
-/// Something that is rung when there may be a new unit or the camera's state changed. Rings carry nothing,
-/// may be spurious and may be merged; the rung one looks at its cursor.
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub type MonotonicNs = i64;
+
+/// Wakes one consumer when there may be a new unit or when the camera's state changed.
+///
+/// A wake-up carries no data. It may be spurious, and several may merge into one. The consumer then polls its cursor.
 pub trait Wakeup: Send + Sync {
-    /// Called on the doorbell's thread (or on that of a cursor that notices a restart): must be quick and
-    /// may not call [`Camera::add_wakeup`].
+    /// Called on the thread of the camera wait, or of a cursor that finds a restart. It must be quick and must not
+    /// call [`Camera::add_wakeup`].
     fn wake(&self);
 }
 
-/// How the doorbell learns of new units.
+/// How the camera wait learns of new units.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// The semaphore where the layout has one and the segment may be written (a lease ring has a futex), else
-    /// polling.
+    /// The semaphore or the lease ring's futex if the layout has one and the segment is writable, otherwise polling.
     Auto,
-    /// The semaphore or futex; polls, with a warning, where it cannot be used.
+    /// The semaphore or futex; if it cannot be used, polling with a warning.
     Semaphore,
-    /// Polling, read-only: the polite choice beside another server on the same ring.
+    /// Polling, read-only. It leaves the semaphore to another server on the same ring.
     Poll,
 }
 
-impl FromStr for Wake {
-    type Err = WakeError;
-
-    fn from_str(name: &str) -> Result<Wake, WakeError> {
-        match name {
-            "auto" => Ok(Wake::Auto),
-            "semaphore" => Ok(Wake::Semaphore),
-            "poll" => Ok(Wake::Poll),
-            _ => Err(WakeError { name: name.to_owned() }),
-        }
-    }
-}
-
-impl fmt::Display for Wake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Wake::Auto => "auto",
-            Wake::Semaphore => "semaphore",
-            Wake::Poll => "poll",
-        })
-    }
-}
-
-/// No way of waking has this name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is no way to wait for the camera; known: auto, semaphore, poll")]
-pub struct WakeError {
-    /// What was asked for.
-    pub name: String,
-}
-
-/// What is known of the camera.
+/// State of the camera.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CameraStatus {
     /// No segment is mapped.
     Away {
-        /// Why, for people.
+        /// Why, as text for the user.
         reason: String,
     },
-    /// A segment is mapped; whether units come is told by `last_unit_at_ns`.
+    /// A segment is mapped. Units may or may not arrive.
     Attached {
-        /// The layout found.
+        /// The layout of the segment.
         layout: Layout,
-        /// Width of the newest unit in pixels, 0 before the first.
-        width: u32,
-        /// Height of the newest unit in pixels, 0 before the first.
-        height: u32,
-        /// When the doorbell saw the newest unit, CLOCK_MONOTONIC; `None` before the first.
-        last_unit_at_ns: Option<MonotonicNs>,
-        /// Units seen since the program started.
-        units_seen: u64,
-        /// +1 for every attach and restart.
-        epoch: u32,
     },
 }
 
-/// Counts over the camera's life in this process. Relaxed: each is true by itself.
+/// Counts since this process started.
 #[derive(Debug, Default)]
 pub struct CameraCounters {
     /// Segments attached.
     pub attached: Counter,
-    /// Restarts of the camera: another segment, or an index that jumped back.
-    pub restarted: Counter,
-    /// Turns of the doorbell: semaphore wakes, time-outs and looks.
+    /// Polls of the camera wait: after wake-ups, time-outs and sleeps.
     pub wakes: Counter,
-    /// Turns of the doorbell that found a new unit.
-    pub wakes_with_unit: Counter,
-    /// Units the doorbell saw published.
-    pub units_seen: Counter,
-    /// Units that cursors missed because they were lapped.
-    pub lapped_units: Counter,
-    /// Views found overwritten by [`super::cursor::UnitView::is_intact`]; never on a lease ring.
-    pub torn: Counter,
-    /// Units not read at once because this program held as many slots of a lease ring as it may.
+    /// Units not read at once because this process leased as many slots as it may.
     pub leases_refused: Counter,
-    /// IDRs asked of the camera.
+    /// IDRs requested from the camera.
     pub idrs_requested: Counter,
-    /// Slots skipped because they do not hold H.264.
-    pub rejected_format: Counter,
-    /// Slots skipped because of their size.
-    pub rejected_data_bytes: Counter,
-    /// Slots skipped because of their dimensions.
-    pub rejected_dimensions: Counter,
 }
 
-impl CameraCounters {
-    fn count_rejection(&self, rejection: Rejection) {
-        let counter = match rejection {
-            Rejection::NotH264 { .. } => &self.rejected_format,
-            Rejection::DataBytes { .. } => &self.rejected_data_bytes,
-            Rejection::Dimensions { .. } => &self.rejected_dimensions,
-        };
-        counter.add_shared(1);
-    }
-}
-
-/// One run of the camera on one mapped segment.
+/// One run of the camera on one mapped segment. A restart of the camera begins a new run.
 #[derive(Debug)]
 pub(super) struct Attachment {
     pub(super) mapping: Arc<Mapping>,
-    /// +1 for every attach and restart.
-    pub(super) epoch: u32,
     /// The unit at which a cursor of this run begins.
     pub(super) start: u32,
     /// The oldest unit that belongs to this run.
     pub(super) floor: u32,
-    /// Which writer of a lease ring it is.
+    /// The writer's epoch on a lease ring.
     ring_epoch: u64,
-    pub(super) counters: Arc<CameraCounters>,
-    /// Index-first layouts: units before this one are whole. Written by the doorbell.
-    whole: AtomicU32,
-    /// The camera began again in the same segment.
+    /// Index-first layouts: units before this one are completely written. Set by the camera wait.
+    committed: AtomicU32,
+    /// The camera restarted in the same segment.
     is_superseded: AtomicBool,
 }
 
 impl Attachment {
+    fn new(mapping: Arc<Mapping>, start: u32, floor: u32) -> Arc<Attachment> {
+        let committed = AtomicU32::new(mapping.write_index().wrapping_sub(1));
+        let ring_epoch = mapping.leases().map_or(0, |ring| ring.epoch());
+        let is_superseded = AtomicBool::new(false);
+        Arc::new(Attachment { mapping, start, floor, ring_epoch, committed, is_superseded })
+    }
+
     /// Units before the returned number may be read.
     pub(super) fn available(&self) -> u32 {
-        let whole = self.whole.load(Ordering::Acquire);
+        let committed = self.committed.load(Ordering::Acquire);
         let index = self.mapping.write_index();
         if !self.mapping.layout().publishes_index_first() {
             return index;
         }
-        // The copy of a unit is over when the next one is begun.
-        if whole == index { index } else { index.wrapping_sub(1) }
+        // The camera begins a unit only after it has copied the one before.
+        if committed == index { index } else { index.wrapping_sub(1) }
     }
 
-    /// The doorbell saw that units before `whole` are whole.
-    pub(super) fn set_whole(&self, whole: u32) {
-        self.whole.store(whole, Ordering::Release);
+    /// Index-first layouts: records that units before `committed` are completely written.
+    pub(super) fn set_committed(&self, committed: u32) {
+        self.committed.store(committed, Ordering::Release);
     }
 
-    /// Whether the slots still belong to this run.
+    /// Returns true if the slots still belong to this run.
     pub(super) fn is_current(&self) -> bool {
         !self.is_superseded.load(Ordering::Acquire) && !self.mapping.is_lost() && self.has_its_writer()
     }
 
-    /// Whether the camera of this run is still the one that writes a lease ring; legacy rings don't tell.
+    /// Returns true if the writer of this run still owns the lease ring. Always true on legacy rings.
     pub(super) fn has_its_writer(&self) -> bool {
         self.mapping.leases().is_none_or(|ring| ring.epoch() == self.ring_epoch)
     }
 }
 
 #[derive(Debug)]
-enum Place {
+enum State {
     Away { reason: String },
     Attached(Arc<Attachment>),
 }
@@ -186,31 +125,30 @@ enum Place {
 struct Shared {
     name: String,
     wake: Wake,
-    /// +1 whenever `place` changes: tells cursors to look there.
+    /// Grows with every change of `state`. Cursors compare it instead of taking the lock.
     generation: AtomicU64,
-    place: Mutex<Place>,
-    epoch: AtomicU32,
-    bells: Mutex<Vec<Arc<dyn Wakeup>>>,
-    counters: Arc<CameraCounters>,
-    last_unit_at_ns: AtomicI64,
-    /// Width and height of the newest unit, one in each half.
-    picture: AtomicU64,
+    state: Mutex<State>,
+    wakeups: Mutex<Vec<Arc<dyn Wakeup>>>,
+    counters: CameraCounters,
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC.
     realtime_offset_ns: AtomicI64,
     rejection_log: LogLimit,
     restart_log: LogLimit,
-    keyframe_limit: LogLimit,
+    idr_limit: LogLimit,
 }
 
-/// Handle to the camera; clones share it.
+/// Between two log lines about restarts.
+const RESTART_LOG_NS: i64 = 1_000_000_000; // local bound: a restart is rare and worth a line
+
+/// Handle to the camera. Clones share its state.
 #[derive(Clone)]
 pub struct Camera {
     shared: Arc<Shared>,
 }
 
 impl Camera {
-    /// A camera whose segment is called `name`, attached when it is there already. [`super::waiter::run`]
-    /// keeps it up to date from then on.
+    /// A camera whose segment is called `name`. It is attached at once if the segment exists.
+    /// [`super::waiter::run`] keeps it up to date from then on.
     #[must_use]
     pub fn new(name: &str, wake: Wake) -> Camera {
         let camera = Camera {
@@ -218,16 +156,13 @@ impl Camera {
                 name: name.to_owned(),
                 wake,
                 generation: AtomicU64::new(0),
-                place: Mutex::new(Place::Away { reason: "not looked for yet".to_owned() }),
-                epoch: AtomicU32::new(0),
-                bells: Mutex::default(),
-                counters: Arc::default(),
-                last_unit_at_ns: AtomicI64::new(i64::MIN),
-                picture: AtomicU64::new(0),
+                state: Mutex::new(State::Away { reason: "not opened yet".to_owned() }),
+                wakeups: Mutex::default(),
+                counters: CameraCounters::default(),
                 realtime_offset_ns: AtomicI64::new(0),
                 rejection_log: LogLimit::default(),
-                restart_log: LogLimit::new(LOG_INTERVAL_NS / 60),
-                keyframe_limit: LogLimit::new(IDR_REQUEST_INTERVAL_NS),
+                restart_log: LogLimit::new(RESTART_LOG_NS),
+                idr_limit: LogLimit::new(IDR_REQUEST_INTERVAL_NS),
             }),
         };
         camera.refresh_clocks();
@@ -241,72 +176,54 @@ impl Camera {
         camera
     }
 
-    /// A cursor whose first unit is the next one published; earlier ones by [`Cursor::units_back`].
-    #[must_use]
-    pub fn cursor(&self) -> Cursor {
-        Cursor::new(self.clone())
+    /// Registers a wake-up for all later events.
+    pub fn add_wakeup(&self, wakeup: Arc<dyn Wakeup>) {
+        lock(&self.shared.wakeups).push(wakeup);
     }
 
-    /// Adds a bell that is rung from now on.
-    pub fn add_wakeup(&self, bell: Arc<dyn Wakeup>) {
-        lock(&self.shared.bells).push(bell);
-    }
-
-    /// What is known of the camera now.
+    /// Returns the current state.
     #[must_use]
     pub fn status(&self) -> CameraStatus {
-        let attachment = match &*lock(&self.shared.place) {
-            Place::Away { reason } => return CameraStatus::Away { reason: reason.clone() },
-            Place::Attached(attachment) => Arc::clone(attachment),
-        };
-        let picture = self.shared.picture.load(Ordering::Relaxed);
-        let last_unit_at_ns = self.shared.last_unit_at_ns.load(Ordering::Relaxed);
-        CameraStatus::Attached {
-            layout: attachment.mapping.layout(),
-            width: u32::try_from(picture >> 32).unwrap_or(0),
-            height: u32::try_from(picture & u64::from(u32::MAX)).unwrap_or(0),
-            last_unit_at_ns: (last_unit_at_ns != i64::MIN).then_some(last_unit_at_ns),
-            units_seen: self.shared.counters.units_seen.get(),
-            epoch: attachment.epoch,
+        match &*lock(&self.shared.state) {
+            State::Away { reason } => CameraStatus::Away { reason: reason.clone() },
+            State::Attached(attachment) => CameraStatus::Attached { layout: attachment.mapping.layout() },
         }
     }
 
-    /// The counters of the camera and of all its cursors.
+    /// The counters of the camera wait and of all cursors.
     #[must_use]
     pub fn counters(&self) -> &CameraCounters {
         &self.shared.counters
     }
 
-    /// Asks the camera for an IDR, at most once in [`IDR_REQUEST_INTERVAL_NS`] however often it is called.
-    /// `false` where that cannot be asked: on the legacy rings, and while the camera is away.
+    /// Requests an IDR from the camera, at most once per [`IDR_REQUEST_INTERVAL_NS`]. Returns false if the camera
+    /// cannot be asked: on legacy rings, and while it is away.
     pub fn request_idr(&self, now_ns: MonotonicNs) -> bool {
-        let (_, attachment) = self.place();
+        let (_, attachment) = self.current();
         let Some(ring) = attachment.as_ref().and_then(|attachment| attachment.mapping.leases()) else {
             return false;
         };
-        if self.shared.keyframe_limit.allows(now_ns) {
+        if self.shared.idr_limit.allows(now_ns) {
             self.shared.counters.idrs_requested.add_shared(1);
             ring.request_idr();
         }
         true
     }
 
-    /// Units the camera had no free slot for, as its lease ring tells; 0 on the legacy rings.
+    /// Returns the count of units that found no free slot in the lease ring; 0 on legacy rings.
     #[must_use]
     pub fn units_dropped(&self) -> u64 {
-        let (_, attachment) = self.place();
+        let (_, attachment) = self.current();
         attachment.and_then(|attachment| Some(attachment.mapping.leases()?.dropped())).unwrap_or(0)
     }
 
-    /// The name of the segment.
+    /// Name of the segment.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.shared.name
     }
 
-    /// How the doorbell is to learn of new units.
-    #[must_use]
-    pub fn wake(&self) -> Wake {
+    pub(super) fn wake(&self) -> Wake {
         self.shared.wake
     }
 
@@ -314,17 +231,17 @@ impl Camera {
         self.shared.generation.load(Ordering::Acquire)
     }
 
-    /// The current run, if any, and the generation it belongs to.
-    pub(super) fn place(&self) -> (u64, Option<Arc<Attachment>>) {
-        let place = lock(&self.shared.place);
-        let attachment = match &*place {
-            Place::Away { .. } => None,
-            Place::Attached(attachment) => Some(Arc::clone(attachment)),
+    /// Returns the generation and the current run; `None` while the camera is away.
+    pub(super) fn current(&self) -> (u64, Option<Arc<Attachment>>) {
+        let state = lock(&self.shared.state);
+        let attachment = match &*state {
+            State::Away { .. } => None,
+            State::Attached(attachment) => Some(Arc::clone(attachment)),
         };
         (self.shared.generation.load(Ordering::Acquire), attachment)
     }
 
-    /// Maps the segment as `--wake` allows it.
+    /// Maps the segment with the access that `--wake` allows.
     pub(super) fn open_mapping(&self) -> Result<Arc<Mapping>, MappingError> {
         let access = match self.shared.wake {
             Wake::Poll => Access::ReadOnly,
@@ -338,117 +255,89 @@ impl Camera {
         }
     }
 
-    /// Everything from now on comes from `mapping`; cursors begin at unit `start`.
+    /// Begins a run on `mapping`. Cursors begin at unit `start`.
     pub(super) fn attach(&self, mapping: Arc<Mapping>, start: u32) {
         let layout = mapping.layout();
         let first = mapping.write_index();
-        let wakes = if self.shared.wake == Wake::Poll { "by polling" } else { mapping.wakes() };
-        if self.shared.wake == Wake::Semaphore && mapping.semaphore().is_none() && mapping.leases().is_none()
-        {
-            log::warn!("camera {}: no semaphore that may be used, polling instead", self.shared.name);
+        let method = if self.shared.wake == Wake::Poll { "by polling" } else { mapping.wake_method() };
+        let has_wakeups = mapping.semaphore_words().is_some() || mapping.leases().is_some();
+        if self.shared.wake == Wake::Semaphore && !has_wakeups {
+            log::warn!("camera {}: it has no usable semaphore, polling instead", self.shared.name);
         }
         log::info!(
-            "camera attached: {}, layout {layout} ({} bytes, {} slots), unit {first}, woken {wakes}",
+            "camera attached: {}, layout {layout} ({} bytes, {} slots), unit {first}, woken {method}",
             self.shared.name,
             layout.segment_bytes(),
             layout.slot_count()
         );
         self.shared.counters.attached.add_shared(1);
         let floor = mapping.leases().map_or(0, |ring| ring.epoch_start());
-        let attachment = self.new_attachment(mapping, start, floor);
-        self.move_to(&mut lock(&self.shared.place), Place::Attached(attachment));
+        let attachment = Attachment::new(mapping, start, floor);
+        self.set_state(&mut lock(&self.shared.state), State::Attached(attachment));
         self.wake_consumers();
     }
 
-    /// Nothing is mapped from now on.
+    /// Unmaps the segment: the camera is away.
     pub(super) fn detach(&self, reason: &str) {
-        let mut place = lock(&self.shared.place);
-        if let Place::Away { reason: known } = &mut *place {
+        let mut state = lock(&self.shared.state);
+        if let State::Away { reason: known } = &mut *state {
             reason.clone_into(known);
             return;
         }
-        self.move_to(&mut place, Place::Away { reason: reason.to_owned() });
-        drop(place);
+        self.set_state(&mut state, State::Away { reason: reason.to_owned() });
+        drop(state);
         log::warn!("camera away: {reason}");
         self.wake_consumers();
     }
 
-    /// The camera of run `old` began again in the same segment. Whoever notices says so; told once.
+    /// Begins a new run on the segment of `old`, because the camera restarted in it. Only the first caller does so.
     pub(super) fn restart(&self, old: &Arc<Attachment>, now_ns: MonotonicNs) {
-        let mut place = lock(&self.shared.place);
-        if !matches!(&*place, Place::Attached(current) if Arc::ptr_eq(current, old)) {
+        let mut state = lock(&self.shared.state);
+        if !matches!(&*state, State::Attached(current) if Arc::ptr_eq(current, old)) {
             return;
         }
         old.is_superseded.store(true, Ordering::Release);
         let (start, floor) = restart_at(&old.mapping);
-        let attachment = self.new_attachment(Arc::clone(&old.mapping), start, floor);
-        self.move_to(&mut place, Place::Attached(attachment));
-        drop(place);
-        self.count_restart(now_ns, "in the same segment");
+        let attachment = Attachment::new(Arc::clone(&old.mapping), start, floor);
+        self.set_state(&mut state, State::Attached(attachment));
+        drop(state);
+        self.log_restart(now_ns, "in the same segment");
         self.wake_consumers();
     }
 
-    /// Counts a restart of the camera and says so.
-    pub(super) fn count_restart(&self, now_ns: MonotonicNs, how: &str) {
-        self.shared.counters.restarted.add_shared(1);
+    pub(super) fn log_restart(&self, now_ns: MonotonicNs, how: &str) {
         if self.shared.restart_log.allows(now_ns) {
             log::info!("camera restarted {how}: {}", self.shared.name);
         }
     }
 
-    /// The doorbell saw `units` new ones, the newest of `width` x `height` pixels.
-    pub(super) fn note_units(&self, units: u32, width: i32, height: i32, now_ns: MonotonicNs) {
-        self.shared.counters.units_seen.add_shared(u64::from(units));
-        self.shared.last_unit_at_ns.store(now_ns, Ordering::Relaxed);
-        let width = u64::from(u32::try_from(width).unwrap_or(0));
-        let height = u64::from(u32::try_from(height).unwrap_or(0));
-        self.shared.picture.store(width << 32 | height, Ordering::Relaxed);
-    }
-
-    /// A cursor skips a slot.
-    pub(super) fn note_rejection(&self, rejection: Rejection, now_ns: MonotonicNs) {
-        self.shared.counters.count_rejection(rejection);
+    pub(super) fn log_rejection(&self, reason: MetadataError, now_ns: MonotonicNs) {
         if self.shared.rejection_log.allows(now_ns) {
-            log::warn!("camera {}: slots are skipped: {rejection}", self.shared.name);
+            log::warn!("camera {}: slots are skipped: {reason}", self.shared.name);
         }
     }
 
-    /// Rings every bell.
     pub(super) fn wake_consumers(&self) {
-        for bell in lock(&self.shared.bells).iter() {
-            bell.wake();
+        for wakeup in lock(&self.shared.wakeups).iter() {
+            wakeup.wake();
         }
     }
 
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, as of the doorbell's last look.
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, as of the last [`Camera::refresh_clocks`].
     pub(super) fn realtime_offset_ns(&self) -> i64 {
         self.shared.realtime_offset_ns.load(Ordering::Relaxed)
     }
 
-    /// Reads both clocks; the doorbell calls this about once a second.
+    /// Reads both clocks. The camera wait calls this about once a second.
     pub(super) fn refresh_clocks(&self) {
-        let offset_ns = clock::realtime_ns() - clock::monotonic_ns();
+        let monotonic_ns = clock::monotonic_ns();
+        let offset_ns = clock::realtime_ns() - monotonic_ns;
         self.shared.realtime_offset_ns.store(offset_ns, Ordering::Relaxed);
     }
 
-    fn new_attachment(&self, mapping: Arc<Mapping>, start: u32, floor: u32) -> Arc<Attachment> {
-        let whole = AtomicU32::new(mapping.write_index().wrapping_sub(1));
-        let ring_epoch = mapping.leases().map_or(0, |ring| ring.epoch());
-        Arc::new(Attachment {
-            mapping,
-            epoch: self.shared.epoch.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
-            start,
-            floor,
-            ring_epoch,
-            counters: Arc::clone(&self.shared.counters),
-            whole,
-            is_superseded: AtomicBool::new(false),
-        })
-    }
-
-    /// Changes the place under its lock and tells the cursors.
-    fn move_to(&self, place: &mut Place, to: Place) {
-        *place = to;
+    /// Replaces the state under its lock, then raises the generation.
+    fn set_state(&self, state: &mut State, new: State) {
+        *state = new;
         self.shared.generation.fetch_add(1, Ordering::Release);
     }
 }
@@ -459,15 +348,15 @@ impl fmt::Debug for Camera {
     }
 }
 
-/// Where a cursor begins in a run that has just begun, and the oldest unit of that run: with unit 0, its
-/// first IDR, while that is still in the ring.
+/// Returns the unit at which cursors begin in a new run, and the oldest unit of that run. Cursors begin with the
+/// run's first unit, which is its first IDR, if the ring still holds it.
 pub(super) fn restart_at(mapping: &Mapping) -> (u32, u32) {
     let index = mapping.write_index();
     if let Some(ring) = mapping.leases() {
         let first = ring.epoch_start();
         return if first == index || ring.holds(first) { (first, first) } else { (index, first) };
     }
-    if index == 0 || is_safe(0, index, mapping.layout().slot_count()) { (0, 0) } else { (index, index) }
+    if index == 0 || is_in_ring(0, index, mapping.layout().slot_count()) { (0, 0) } else { (index, index) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -479,16 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ways_of_waking_are_read_and_shown_alike() {
-        for wake in [Wake::Auto, Wake::Semaphore, Wake::Poll] {
-            assert_eq!(wake.to_string().parse(), Ok(wake));
-        }
-        let message = "futex".parse::<Wake>().unwrap_err().to_string();
-        assert!(message.contains("futex") && message.contains("semaphore"), "{message}");
-    }
-
-    #[test]
-    fn a_camera_without_segment_is_away_and_says_why() {
+    fn camera_without_a_segment_is_away_and_names_it() {
         let camera = Camera::new("/ss-test-never-there", Wake::Auto);
         let CameraStatus::Away { reason } = camera.status() else { panic!("{:?}", camera.status()) };
         assert!(reason.contains("/ss-test-never-there"), "{reason}");

@@ -1,5 +1,5 @@
-//! A camera for tests of this room: writes a real segment with `pwrite`, step by step in the daemon's order.
-//! May not be used outside tests.
+//! A camera for tests of this module: it writes a real segment with `pwrite`, step by step in the daemon's order.
+//! For tests only.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,15 +10,15 @@ use super::cursor::{Cursor, Next, UnitView};
 use super::layout::{FORMAT_H264, Layout, SlotMetadata};
 use super::source::{Camera, Wake};
 
-/// The unit that must have been found.
+/// Returns the unit; panics on any other result.
 pub(super) fn unit(next: Next) -> UnitView {
     match next {
         Next::Unit(unit) => unit,
-        other => panic!("no unit but {other:?}"),
+        other => panic!("no unit: {other:?}"),
     }
 }
 
-/// Metadata of a 720p picture of these bytes.
+/// Metadata of a 720p picture with this data.
 pub(super) fn metadata(frame_number: u64, data: &[u8]) -> SlotMetadata {
     SlotMetadata {
         frame_number,
@@ -30,7 +30,7 @@ pub(super) fn metadata(frame_number: u64, data: &[u8]) -> SlotMetadata {
     }
 }
 
-/// A camera that polls the segment of this name, and a cursor on it.
+/// A polling camera on the segment called `name`, and a cursor on it.
 pub(super) fn attach(name: &str) -> (Camera, Cursor) {
     let camera = Camera::new(name, Wake::Poll);
     let cursor = camera.cursor();
@@ -39,14 +39,14 @@ pub(super) fn attach(name: &str) -> (Camera, Cursor) {
 
 static SEGMENTS: AtomicU32 = AtomicU32::new(0);
 
-/// A segment under a name of its own, unlinked when dropped.
+/// A segment under a unique name. The drop unlinks it.
 pub(super) struct TestRing {
     name: String,
     layout: Layout,
     file: OwnedFd,
-    /// Units begun, as the index says.
+    /// The write index: units begun.
     pub(super) index: u32,
-    /// Of the next unit.
+    /// Frame number of the next unit.
     pub(super) frame_number: u64,
 }
 
@@ -56,7 +56,7 @@ impl TestRing {
         TestRing::named(&format!("/ss-test-{}-camera-{number}", std::process::id()), layout)
     }
 
-    /// A fresh segment in place of whatever has the name.
+    /// A new segment; replaces any segment of that name.
     pub(super) fn named(name: &str, layout: Layout) -> TestRing {
         let _ = shm::unlink(name);
         let flags = shm::OFlags::CREATE | shm::OFlags::EXCL | shm::OFlags::RDWR;
@@ -77,7 +77,7 @@ impl TestRing {
         let _ = shm::unlink(&self.name);
     }
 
-    /// What the next unit's metadata would be.
+    /// Metadata of the next unit with this data.
     pub(super) fn metadata(&self, data: &[u8]) -> SlotMetadata {
         metadata(self.frame_number, data)
     }
@@ -95,7 +95,7 @@ impl TestRing {
         self.write(self.layout.write_index_offset(), &index.to_ne_bytes());
     }
 
-    /// One unit in the daemon's order.
+    /// Publishes one unit in the daemon's order.
     pub(super) fn publish(&mut self, data: &[u8]) {
         let metadata = self.metadata(data);
         self.publish_as(&metadata, data);
@@ -114,7 +114,7 @@ impl TestRing {
         }
     }
 
-    /// The index-first order, stopped after raising the index.
+    /// Begins a unit in the index-first order: raises the index and stops there.
     pub(super) fn begin(&mut self) -> u32 {
         let unit = self.index;
         self.set_index(unit.wrapping_add(1));

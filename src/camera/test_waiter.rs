@@ -1,11 +1,9 @@
-//! The doorbell for tests of other rooms: looks when it is told to, on whatever clock they run. May not be used
-//! outside tests.
+//! A camera waiter for tests of other modules: it polls when the test says so, on any clock. For tests only.
 
-use super::cursor::MonotonicNs;
 use super::segment_follower::SegmentFollower;
-use super::source::Camera;
+use super::source::{Camera, MonotonicNs};
 
-/// Follows a camera as [`super::waiter::run`] does, without a thread.
+/// Follows a camera like [`super::waiter::run`], without a thread.
 pub(crate) struct TestWaiter(SegmentFollower);
 
 impl TestWaiter {
@@ -13,7 +11,7 @@ impl TestWaiter {
         TestWaiter(SegmentFollower::new(camera.clone()))
     }
 
-    /// One look at the ring.
+    /// Polls the ring once.
     pub(crate) fn poll(&mut self, now_ns: MonotonicNs) {
         self.0.poll(now_ns, None);
     }

@@ -1,5 +1,5 @@
-//! UNSAFE: the producing side of a slot ring, as the camera daemon writes it; for the simulator and for tests.
-//! Never part of the server's live path: may not be used by a consumer, may not decide what is written.
+//! UNSAFE: the writing side of a slot ring, in the order of the camera daemon. For the simulator and for tests.
+//! It is not part of the server's live path: no consumer may use it.
 //!
 //! ```text
 //!  v0, v1, v2   index = n + 1 ─► metadata, data ─► sem_post (v1, v2)
@@ -7,48 +7,45 @@
 //!  lease        claim a slot ─► metadata, data ─► publish ─► latest ─► futex      (lease_writer.rs)
 //! ```
 //!
-//! The daemon copies whole slots of 3.1 MB in the index-first layouts. What matters to a reader is the order, so
-//! only metadata and `data_bytes` bytes are copied here; the window in which a slot is half written is smaller
-//! than the daemon's and [`RingWriter::publish_torn`] widens it at will.
-#![expect(
-    unsafe_code,
-    reason = "stores and a semaphore in memory that other processes map; no safe API has them"
-)]
+//! The daemon copies whole slots of 3.1 MB in the index-first layouts. A reader depends on the order only, so this
+//! writer copies just the metadata and the unit. Its window of a half-written slot is shorter than the daemon's;
+//! [`RingWriter::publish_torn`] widens it.
+#![expect(unsafe_code, reason = "a semaphore in memory that other processes map; no safe API has it")]
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
-use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{Mode, fstat, ftruncate};
 use rustix::io::Errno;
 use rustix::shm;
 
 use super::layout::{Layout, LayoutError, SlotMetadata};
-use super::lease_header::{FLAG_IDR, HeaderError};
+use super::lease_header::FLAG_IDR;
 use super::lease_writer::LeaseWriter;
-use super::mapping::read_geometry;
+use super::segment::detect_layout;
+use super::writable_map::WritableMap;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
-/// A camera's hold on its ring. Dropping it leaves the segment where it is; see [`RingWriter::unlink`].
+/// The writer of a ring. Dropping it leaves the segment in place; see [`RingWriter::unlink`].
 pub struct RingWriter {
     ring: Ring,
     layout: Layout,
     name: String,
-    /// `st_dev` and `st_ino`: which segment this is, whatever the name means by now.
+    /// `st_dev` and `st_ino` of the segment; the name may refer to another one by now.
     identity: (u64, u64),
 }
 
 enum Ring {
-    Legacy(Pages),
+    Legacy(WritableMap),
     Lease(LeaseWriter),
 }
 
 impl RingWriter {
-    /// Makes a fresh segment under `name` (an old one of that name is unlinked first; whoever has it mapped
-    /// keeps it) with index 0 and a process-shared semaphore of value 0.
+    /// Creates a segment called `name` with index 0 and a process-shared semaphore of value 0. An old segment of
+    /// that name is unlinked first; processes that map it keep it.
     ///
     /// # Errors
-    /// [`WriterError`]; nothing is left behind.
+    /// [`WriterError`]; no segment is left behind.
     pub fn create(name: &str, layout: Layout, frame_interval_ms: u32) -> Result<RingWriter, WriterError> {
         check_name(name)?;
         match shm::unlink(name) {
@@ -57,30 +54,30 @@ impl RingWriter {
         }
         let fresh = RingWriter::open(name, Some((layout, frame_interval_ms)));
         if fresh.is_err() {
-            // The error that is returned says more than a failed clean-up would.
+            // The first error is more useful than one of the clean-up.
             let _ = shm::unlink(name);
         }
         fresh
     }
 
-    /// Maps the segment that exists under `name` and goes on at its index, as the daemon does when it is
-    /// restarted: index, semaphore and slots stay as they are. On a lease ring it is the next epoch.
+    /// Maps the existing segment called `name` and continues at its index, like a restarted daemon. Index,
+    /// semaphore and slots stay as they are. On a lease ring this begins the next epoch.
     ///
     /// # Errors
-    /// [`WriterError`], also if the size is that of no known layout, or if the writer of a lease ring lives.
+    /// [`WriterError`], also if the size fits no known layout or if the lease ring has a living writer.
     pub fn attach(name: &str) -> Result<RingWriter, WriterError> {
         check_name(name)?;
         RingWriter::open(name, None)
     }
 
-    /// Opens and maps; makes the segment first where a layout is given.
+    /// Opens and maps the segment. With a layout, creates it first.
     fn open(name: &str, create: Option<(Layout, u32)>) -> Result<RingWriter, WriterError> {
         let segment = |errno: Errno| WriterError::Segment { name: name.to_owned(), source: errno.into() };
         let mut flags = shm::OFlags::RDWR;
         if create.is_some() {
             flags |= shm::OFlags::CREATE | shm::OFlags::EXCL;
         }
-        // As the daemon: anyone may read and post; the umask narrows it.
+        // As the daemon does: all users may read and post; the umask narrows it.
         let file = shm::open(name, flags, Mode::from_raw_mode(0o666)).map_err(segment)?;
         if let Some((layout, _)) = create {
             ftruncate(&file, layout.segment_bytes() as u64).map_err(segment)?;
@@ -89,25 +86,18 @@ impl RingWriter {
         let segment_bytes = status.st_size.cast_unsigned();
         let layout = match create {
             Some((layout, _)) => Ok(layout),
-            None => match read_geometry(&file, segment_bytes) {
-                Ok(geometry) => Ok(Layout::Lease(geometry)),
-                Err(HeaderError::Magic) => Layout::detect(segment_bytes),
-                Err(error) => Err(LayoutError::Lease(error)),
-            },
+            None => detect_layout(&file, segment_bytes),
         };
         let layout = layout.map_err(|source| WriterError::Layout { name: name.to_owned(), source })?;
-        let map = MmapOptions::new()
-            .len(layout.segment_bytes())
-            .map_raw(&file)
+        let map = WritableMap::new(&file, layout.segment_bytes())
             .map_err(|source| WriterError::Map { name: name.to_owned(), source })?;
-        let pages = Pages { map };
         let interval_ms = create.map(|(_, interval_ms)| interval_ms);
         let ring = match layout {
             Layout::Lease(geometry) => Ring::Lease(
-                LeaseWriter::new(pages, file, geometry, interval_ms)
+                LeaseWriter::new(map, file, geometry, interval_ms)
                     .ok_or_else(|| WriterError::InUse { name: name.to_owned() })?,
             ),
-            _ => Ring::Legacy(pages),
+            _ => Ring::Legacy(map),
         };
         let identity = (status.st_dev, status.st_ino);
         let writer = RingWriter { ring, layout, name: name.to_owned(), identity };
@@ -118,13 +108,13 @@ impl RingWriter {
     }
 
     fn initialise(&self, frame_interval_ms: u32) -> Result<(), WriterError> {
-        let Ring::Legacy(pages) = &self.ring else { return Ok(()) };
+        let Ring::Legacy(map) = &self.ring else { return Ok(()) };
         if let Some(offset) = self.layout.frame_interval_offset() {
-            pages.word(offset).store(frame_interval_ms, Ordering::Relaxed);
+            map.word(offset).store(frame_interval_ms, Ordering::Relaxed);
         }
-        if let Some(semaphore) = self.semaphore(pages) {
+        if let Some(semaphore) = self.semaphore(map) {
             // SAFETY: `semaphore` lies in the mapping, 8-aligned, with the 32 bytes of a sem_t before the first
-            // slot (const asserts in layout.rs); the segment is ours since O_EXCL, so nobody uses it yet.
+            // slot (const asserts in layout.rs). O_EXCL made the segment just now: no other process uses it yet.
             let result = unsafe { libc::sem_init(semaphore, 1, 0) };
             if result != 0 {
                 return Err(WriterError::Semaphore { source: io::Error::last_os_error() });
@@ -133,20 +123,22 @@ impl RingWriter {
         Ok(())
     }
 
-    /// Publishes one access unit in the order of the layout. `metadata` is written as it is, truthful or not;
-    /// of `data` at most [`SLOT_DATA_BYTES_MAX`] bytes are. `false`: a lease ring had no slot free (or none
-    /// large enough) and the unit is dropped, as readers see by its missing number.
+    /// Publishes one access unit in the order of the layout. `metadata` is written without a check. At most
+    /// [`SLOT_DATA_BYTES_MAX`] bytes of `data` are written.
+    ///
+    /// Returns false if a lease ring had no free slot that is large enough. The unit is dropped then, and readers
+    /// see that its number is missing.
     pub fn publish(&mut self, metadata: &SlotMetadata, data: &[u8]) -> bool {
         self.publish_in_parts(metadata, 0, data, &[], || {})
     }
 
-    /// As [`RingWriter::publish`], for an IDR: a lease ring tells it.
+    /// Like [`RingWriter::publish`], for an IDR: a lease ring flags it.
     pub fn publish_idr(&mut self, metadata: &SlotMetadata, data: &[u8]) -> bool {
         self.publish_in_parts(metadata, FLAG_IDR, data, &[], || {})
     }
 
-    /// As [`RingWriter::publish`], with `between` run when half of the bytes are written: readers of a legacy
-    /// ring may meanwhile see the first half of this unit and the second of the one that was in the slot before.
+    /// Like [`RingWriter::publish`], but runs `between` when half of the bytes are written. Readers of a legacy
+    /// ring may then see the first half of this unit and the second half of the slot's previous unit.
     pub fn publish_torn(&mut self, metadata: &SlotMetadata, data: &[u8], between: impl FnOnce()) -> bool {
         let (first, second) = data.split_at(data.len() / 2);
         self.publish_in_parts(metadata, 0, first, second, between)
@@ -160,26 +152,26 @@ impl RingWriter {
         second: &[u8],
         between: impl FnOnce(),
     ) -> bool {
-        let pages = match &mut self.ring {
+        let map = match &mut self.ring {
             Ring::Lease(lease) => return lease.publish(metadata, flags, [first, second], between),
-            Ring::Legacy(pages) => pages,
+            Ring::Legacy(map) => map,
         };
-        let index = pages.word(self.layout.write_index_offset());
+        let index = map.word(self.layout.write_index_offset());
         let unit = index.load(Ordering::Relaxed);
         let next = unit.wrapping_add(1);
         if self.layout.publishes_index_first() {
             index.store(next, Ordering::Release);
-            // Whoever sees a byte of this unit (and fences) sees the index that announces it.
+            // A reader that sees a byte of this unit (and fences) sees the index that announces it.
             fence(Ordering::Release);
         }
         let slot = self.layout.slot_offset(unit);
         let data_at = slot + self.layout.data_offset();
-        pages.copy_in(slot, &metadata.encode());
+        map.copy_in(slot, &metadata.encode());
         let first = first.get(..first.len().min(SLOT_DATA_BYTES_MAX)).unwrap_or_default();
-        pages.copy_in(data_at, first);
+        map.copy_in(data_at, first);
         between();
         let room = SLOT_DATA_BYTES_MAX - first.len();
-        pages.copy_in(data_at + first.len(), second.get(..second.len().min(room)).unwrap_or_default());
+        map.copy_in(data_at + first.len(), second.get(..second.len().min(room)).unwrap_or_default());
         if !self.layout.publishes_index_first() {
             fence(Ordering::Release);
             index.store(next, Ordering::Release);
@@ -188,24 +180,24 @@ impl RingWriter {
         true
     }
 
-    /// Units begun or published so far, wrapping.
+    /// Returns the count of units begun or published so far, wrapping.
     #[must_use]
     pub fn write_index(&self) -> u32 {
         match &self.ring {
-            Ring::Legacy(pages) => pages.word(self.layout.write_index_offset()).load(Ordering::Acquire),
+            Ring::Legacy(map) => map.word(self.layout.write_index_offset()).load(Ordering::Acquire),
             Ring::Lease(lease) => lease.write_index(),
         }
     }
 
-    /// Sets the index, as a daemon that clears its segment at start would (and for tests near the wrap). A lease
-    /// ring has none.
+    /// Sets the index of a legacy ring, like a daemon that clears its segment at start. Does nothing on a lease
+    /// ring.
     pub fn set_write_index(&mut self, index: u32) {
-        if let Ring::Legacy(pages) = &self.ring {
-            pages.word(self.layout.write_index_offset()).store(index, Ordering::Release);
+        if let Ring::Legacy(map) = &self.ring {
+            map.word(self.layout.write_index_offset()).store(index, Ordering::Release);
         }
     }
 
-    /// Whether a reader of a lease ring has asked for an IDR since the last call.
+    /// Returns true if a reader of a lease ring has requested an IDR since the last call.
     pub fn take_idr_request(&mut self) -> bool {
         match &self.ring {
             Ring::Legacy(_) => false,
@@ -213,7 +205,7 @@ impl RingWriter {
         }
     }
 
-    /// Units that found no slot in a lease ring, over all its writers.
+    /// Returns the count of units that found no slot in a lease ring, over all its writers.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         match &self.ring {
@@ -222,15 +214,15 @@ impl RingWriter {
         }
     }
 
-    /// Gives up being the writer of a lease ring without saying so, as a daemon that is killed does; what is
-    /// published from then on is dropped.
+    /// Stops being the writer of a lease ring without closing it, like a daemon that is killed. Units published
+    /// after this are dropped.
     pub fn abandon(&mut self) {
         if let Ring::Lease(lease) = &mut self.ring {
             lease.abandon();
         }
     }
 
-    /// The layout this ring is written in.
+    /// The layout of the ring.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
@@ -242,70 +234,31 @@ impl RingWriter {
         self.identity
     }
 
-    /// Removes the name, if it still means this segment; consumers keep what they have mapped.
+    /// Removes the name if it still refers to this segment. Consumers keep their mappings.
     pub fn unlink(&self) {
         let current = shm::open(&self.name, shm::OFlags::RDONLY, Mode::empty()).and_then(fstat);
         if current.is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity) {
-            // Someone else may have removed it in between; then there is nothing left to do.
+            // If another process removed it in between, nothing is left to do.
             let _ = shm::unlink(&self.name);
         }
     }
 
-    /// Tells one waiting reader that a unit is whole (v0 has no semaphore).
+    /// Posts the semaphore: wakes one waiting reader. v0 has no semaphore.
     fn post(&self) {
-        let Ring::Legacy(pages) = &self.ring else { return };
-        if let Some(semaphore) = self.semaphore(pages) {
-            // SAFETY: `semaphore` is the initialised sem_t of this mapping (or of whoever made the segment);
+        let Ring::Legacy(map) = &self.ring else { return };
+        if let Some(semaphore) = self.semaphore(map) {
+            // SAFETY: `semaphore` is the initialised sem_t of this mapping (or of the process that made the segment);
             // sem_post may be called from any thread and process. At SEM_VALUE_MAX it fails without effect.
             let _ = unsafe { libc::sem_post(semaphore) };
         }
     }
 
-    fn semaphore(&self, pages: &Pages) -> Option<*mut libc::sem_t> {
-        self.layout.semaphore_offset().map(|offset| pages.map.as_mut_ptr().wrapping_add(offset).cast())
+    fn semaphore(&self, map: &WritableMap) -> Option<*mut libc::sem_t> {
+        self.layout.semaphore_offset().map(|offset| map.pointer(offset).cast())
     }
 }
 
-/// A segment mapped for writing.
-pub(super) struct Pages {
-    map: MmapRaw,
-}
-
-impl Pages {
-    /// The shared `u32` at `offset`.
-    pub(super) fn word(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset + size_of::<AtomicU32>() <= self.map.len(), "control words lie in the mapping");
-        let word = self.map.as_mut_ptr().wrapping_add(offset).cast::<u32>();
-        assert!(word.is_aligned(), "control words are 4-aligned in a page-aligned mapping");
-        // SAFETY: in bounds and aligned as asserted; the mapping lives as long as `self`, which bounds the
-        // reference; this process touches the word through atomics only.
-        unsafe { AtomicU32::from_ptr(word) }
-    }
-
-    /// The shared `u64` at `offset`.
-    pub(super) fn long_word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset + size_of::<AtomicU64>() <= self.map.len(), "control words lie in the mapping");
-        let word = self.map.as_mut_ptr().wrapping_add(offset).cast::<u64>();
-        assert!(word.is_aligned(), "control words are 8-aligned in a page-aligned mapping");
-        // SAFETY: as in `word`.
-        unsafe { AtomicU64::from_ptr(word) }
-    }
-
-    /// Copies `bytes` to `offset`, where they have to fit.
-    pub(super) fn copy_in(&self, offset: usize, bytes: &[u8]) {
-        assert!(
-            offset.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len()),
-            "slots lie in the mapping"
-        );
-        let target = self.map.as_mut_ptr().wrapping_add(offset);
-        // SAFETY: `target` and the bytes behind it lie in the writable mapping as asserted; `bytes` is ordinary
-        // memory of this process, which holds no reference into the mapping, so they do not overlap. Readers in
-        // other mappings may see the bytes change: that is the protocol they check for.
-        unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-    }
-}
-
-/// A POSIX shared-memory name: a slash, then at most 254 bytes without one.
+/// Accepts a POSIX shared-memory name: a slash, then 1 to 254 bytes without a slash.
 fn check_name(name: &str) -> Result<(), WriterError> {
     match name.strip_prefix('/') {
         Some(rest) if !rest.is_empty() && rest.len() < 255 && !rest.contains(['/', '\0']) => Ok(()),
@@ -313,35 +266,35 @@ fn check_name(name: &str) -> Result<(), WriterError> {
     }
 }
 
-/// Why there is no ring to write.
+/// Why a ring cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriterError {
-    /// Not a name of shared memory.
+    /// The name is not one of shared memory.
     #[error(
-        "{name:?} is no shared-memory name: it has to be a slash and a name without one, like /pet_camera_stream"
+        "{name:?} is not a shared-memory name: use a slash and a name without a slash, like /pet_camera_stream"
     )]
     Name {
-        /// What was given.
+        /// The name given.
         name: String,
     },
-    /// Making, opening or sizing failed.
-    #[error("shared memory {name} cannot be made or opened for writing: {source}")]
+    /// Creating, opening or sizing failed.
+    #[error("shared memory {name} cannot be created or opened for writing: {source}")]
     Segment {
         /// The segment's name.
         name: String,
-        /// The kernel's reason.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The segment that exists is no camera ring.
+    /// The existing segment is not a camera ring.
     #[error("shared memory {name}: {source}")]
     Layout {
         /// The segment's name.
         name: String,
-        /// Its size and the known ones.
+        /// The size found and the known sizes.
         source: LayoutError,
     },
     /// The lease ring has a living writer.
-    #[error("the lease ring {name} is being written by another camera")]
+    #[error("the lease ring {name} is written by another camera")]
     InUse {
         /// The segment's name.
         name: String,
@@ -351,13 +304,13 @@ pub enum WriterError {
     Map {
         /// The segment's name.
         name: String,
-        /// The kernel's reason.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The semaphore could not be initialised.
     #[error("sem_init: {source}")]
     Semaphore {
-        /// The C library's reason.
+        /// The C library's error.
         source: io::Error,
     },
 }
@@ -368,8 +321,9 @@ mod tests {
     use crate::camera::layout::FORMAT_H264;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::AtomicU64;
 
-    /// The ring as a reader in another process sees it: through the file, not through the writer's mapping.
+    /// The ring as another process sees it: through the file, not through the writer's mapping.
     struct Segment {
         writer: RingWriter,
         file: File,
@@ -394,7 +348,7 @@ mod tests {
         }
 
         /// glibc keeps the value in the low 32 bits of a sem_t's first word on 64-bit machines.
-        fn posted(file: &File, layout: Layout) -> Option<u32> {
+        fn post_count(file: &File, layout: Layout) -> Option<u32> {
             layout.semaphore_offset().map(|offset| u32::from_ne_bytes(Segment::bytes(file, offset)))
         }
     }
@@ -422,13 +376,13 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_ring_has_its_layouts_size_interval_and_an_empty_semaphore() {
+    fn new_ring_has_the_layouts_size_and_interval_and_an_empty_semaphore() {
         for layout in Layout::LEGACY {
             let segment = Segment::new(layout);
             let bytes = segment.file.metadata().unwrap().len();
             assert_eq!(Layout::detect(bytes), Ok(layout));
             assert_eq!(Segment::index(&segment.file), 0);
-            assert!(Segment::posted(&segment.file, layout).is_none_or(|value| value == 0));
+            assert!(Segment::post_count(&segment.file, layout).is_none_or(|value| value == 0));
             if let Some(offset) = layout.frame_interval_offset() {
                 assert_eq!(u32::from_ne_bytes(Segment::bytes(&segment.file, offset)), 33, "{layout}");
             }
@@ -436,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn each_layout_raises_its_index_where_the_daemon_does_and_posts_last() {
+    fn each_layout_raises_its_index_like_the_daemon_and_posts_last() {
         for layout in Layout::LEGACY {
             let mut segment = Segment::new(layout);
             let file = segment.file.try_clone().unwrap();
@@ -447,17 +401,17 @@ mod tests {
                 assert_eq!(Segment::bytes(&file, layout.slot_offset(0)), unit.encode(), "{layout}");
                 let data = layout.slot_offset(0) + layout.data_offset();
                 assert_eq!(&Segment::bytes::<8>(&file, data), b"abcd\0\0\0\0", "{layout}");
-                assert!(Segment::posted(&file, layout).is_none_or(|value| value == 0), "{layout}");
+                assert!(Segment::post_count(&file, layout).is_none_or(|value| value == 0), "{layout}");
             });
             assert_eq!(Segment::index(&file), 1);
             let data = layout.slot_offset(0) + layout.data_offset();
             assert_eq!(&Segment::bytes::<8>(&file, data), b"abcdefgh", "{layout}");
-            assert!(Segment::posted(&file, layout).is_none_or(|value| value == 1), "{layout}");
+            assert!(Segment::post_count(&file, layout).is_none_or(|value| value == 1), "{layout}");
         }
     }
 
     #[test]
-    fn units_go_around_the_ring_and_the_index_wraps() {
+    fn units_reuse_slots_and_the_index_wraps() {
         for layout in [Layout::V1, Layout::V3Ring6] {
             let mut segment = Segment::new(layout);
             for number in 0..layout.slot_count() + 2 {
@@ -473,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lie_about_the_size_is_told_but_never_acted_on() {
+    fn false_size_is_written_but_not_used() {
         let mut segment = Segment::new(Layout::V3Ring6);
         segment.writer.publish(&metadata(0, 0), b"next slot");
         let too_much = vec![7; SLOT_DATA_BYTES_MAX + 100];
@@ -481,13 +435,13 @@ mod tests {
         segment.writer.publish(&metadata(1, u64::MAX), &too_much);
         segment.writer.set_write_index(5);
         segment.writer.publish_torn(&metadata(1, u64::MAX), &too_much, || {});
-        let told = SlotMetadata::parse(&Segment::bytes(&segment.file, segment.layout.slot_offset(5)));
-        assert_eq!(told.data_bytes, u64::MAX);
+        let written = SlotMetadata::parse(&Segment::bytes(&segment.file, segment.layout.slot_offset(5)));
+        assert_eq!(written.data_bytes, u64::MAX);
         assert_eq!(segment.file.metadata().unwrap().len(), segment.layout.segment_bytes() as u64);
     }
 
     #[test]
-    fn a_restarted_camera_goes_on_in_the_same_segment_or_in_a_new_one() {
+    fn restarted_camera_continues_in_its_segment_or_creates_a_new_one() {
         let mut segment = Segment::new(Layout::V1);
         segment.writer.publish(&metadata(0, 1), b"a");
         let mut again = RingWriter::attach(&segment.writer.name).unwrap();
@@ -498,14 +452,14 @@ mod tests {
         let fresh = RingWriter::create(&segment.writer.name, Layout::V3, 33).unwrap();
         assert_ne!(fresh.identity(), segment.writer.identity());
         segment.writer.unlink();
-        assert!(RingWriter::attach(&fresh.name).is_ok(), "the old writer must not remove the new ring");
+        assert!(RingWriter::attach(&fresh.name).is_ok(), "the old writer must not unlink the new ring");
         fresh.unlink();
         let gone = RingWriter::attach(&fresh.name);
         assert!(matches!(gone, Err(WriterError::Segment { .. })));
     }
 
     #[test]
-    fn names_that_are_no_shared_memory_are_refused() {
+    fn invalid_shared_memory_names_are_refused() {
         for name in ["", "/", "camera", "/a/b", "/../etc/passwd", "/a\0b"] {
             let refused = RingWriter::create(name, Layout::V1, 33);
             assert!(matches!(refused, Err(WriterError::Name { .. })), "{name:?}");

@@ -1,20 +1,20 @@
-//! Where a session's datagrams go. The session says how long the next one is and writes it where it leaves from:
-//! what is encrypted is not copied again. No I/O here; the worker's edge is one sink, a test's list another.
+//! Where a session's datagrams go. The session reserves the length and writes the encrypted bytes into the send buffer
+//! itself, so nothing is copied afterwards. No I/O: the worker's sink is io_uring, the tests' sink is a list.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// From where to where a datagram goes.
+/// Source and target of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// The address to send from; `None` leaves it to the routing table.
+    /// Local address to send from; `None` leaves the choice to the routing table.
     pub local: Option<IpAddr>,
-    /// Where to.
+    /// Address and port of the viewer.
     pub remote: SocketAddr,
 }
 
 /// Takes the datagrams of one session, in order.
 pub trait DatagramSink {
-    /// Takes a datagram of `bytes` bytes, all of which `write` writes. Without room for it the datagram is lost as
-    /// on any other part of its way: `write` is not called, and the sink counts it.
+    /// Reserves a datagram of `bytes` bytes; `write` fills all of them. Without room the datagram is lost, as on the
+    /// network: `write` is not called, and the sink counts the loss.
     fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8]));
 }

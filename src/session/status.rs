@@ -1,15 +1,15 @@
-//! What a viewer tells of itself.
+//! The state and counters of one viewer, as `/api/viewers` and the metrics show them.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::viewer::{Counters, Phase, Viewer};
 use crate::session::media::gate::GateState;
 use crate::session::media::sender::SentCounters;
+use crate::session::viewer::{Phase, Viewer};
 
-/// Where a viewer's connection stands.
+/// State of a viewer's connection.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ViewerState {
@@ -17,24 +17,24 @@ pub enum ViewerState {
     Connecting,
     /// Media can be sent.
     Connected,
-    /// The goodbye is being sent.
+    /// The goodbye (RTCP BYE, DTLS close_notify) is being sent.
     Closing,
     /// The session is over.
     Closed,
 }
 
-/// One viewer as told to the outside; counters since its offer.
+/// Snapshot of one viewer. Counters start at its offer.
 #[derive(Clone, Debug, Serialize)]
 pub struct ViewerStatus {
-    /// Its number.
+    /// Number of the viewer, unique in the process.
     pub id: u32,
-    /// Where the connection stands.
+    /// State of the connection.
     pub state: ViewerState,
-    /// Where the gate stands.
+    /// State of the gate.
     pub gate: GateState,
-    /// Where the last authenticated STUN request came from.
+    /// Source of the latest authenticated STUN request.
     pub remote: Option<SocketAddr>,
-    /// SRTP profile agreed on.
+    /// Negotiated SRTP profile.
     pub profile: Option<String>,
     /// Milliseconds since DTLS finished.
     pub connected_ms: u64,
@@ -42,70 +42,72 @@ pub struct ViewerStatus {
     pub first_idr_ms: Option<u64>,
     /// Access units sent.
     pub units_sent: u64,
-    /// Of them, those sent late because the viewer joined, or asked for an IDR, in the middle of a GOP.
+    /// Access units of `units_sent` that were replayed from the GOP because the viewer joined or requested an IDR.
     pub units_replayed: u64,
-    /// How often it was given the GOP so far.
+    /// GOP replays begun.
     pub replays: u64,
     /// Access units held back after the first one was sent.
     pub units_dropped: u64,
-    /// How often the viewer dropped to the next IDR.
+    /// Times the viewer dropped to the next IDR.
     pub drops_to_idr: u64,
     /// UDP payload bytes sent.
     pub bytes_sent: u64,
     /// Datagrams sent.
     pub datagrams: u64,
-    /// Datagrams that were malformed, not authenticated or unexpected.
+    /// Received datagrams that were malformed, not authenticated or unexpected.
     pub datagrams_rejected: u64,
     /// NACK messages received.
     pub nacks: u64,
-    /// Requests for an IDR received (PLI and FIR).
+    /// IDR requests received (PLI and FIR).
     pub plis: u64,
-    /// Packets sent again.
+    /// Packets retransmitted.
     pub retransmits: u64,
-    /// Packets not sent again: the viewer asked for too many, or for the same again within a round trip.
+    /// Packets not retransmitted: over the budget of a second, or requested again within [`RESEND_GUARD`].
+    ///
+    /// [`RESEND_GUARD`]: crate::base::limits::RESEND_GUARD
     pub retransmits_refused: u64,
-    /// Packets lost according to the viewer's latest reports, 0 to 1.
+    /// Loss reported by the viewer's latest receiver report, 0 to 1.
     pub loss_fraction: Option<f32>,
-    /// Round trip, from the latest report.
+    /// Round-trip time from the latest receiver report, in milliseconds.
     pub rtt_ms: Option<f32>,
-    /// Jitter of the arrival times at the viewer.
+    /// Interarrival jitter from the latest receiver report, in milliseconds.
     pub jitter_ms: Option<f32>,
 }
 
 impl Viewer {
-    /// How the viewer is doing. What it reports is about a second old.
+    /// Returns a snapshot. The viewer's own figures are up to a second old.
     pub fn status(&self, now: Instant) -> ViewerStatus {
-        let Counters { units_sent, datagrams_rejected, .. } = self.counters;
-        let SentCounters { datagrams, bytes: bytes_sent, retransmits } = self.sender.tally;
-        let reception = self.sender.reception;
+        let media = &self.media;
+        let SentCounters { datagrams, bytes: bytes_sent, retransmits } = media.sender.sent;
+        let reception = media.sender.reception;
         let connected = self.connected_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         ViewerStatus {
-            id: self.id,
+            id: self.id(),
             state: match self.phase {
                 Phase::Connecting => ViewerState::Connecting,
                 Phase::Connected => ViewerState::Connected,
                 Phase::Closing(_) => ViewerState::Closing,
                 Phase::Closed(_) => ViewerState::Closed,
             },
-            gate: self.gate.state(),
-            remote: self.heard_from,
-            profile: self.profile.map(|profile| profile.to_string()),
+            gate: media.gate.state(),
+            remote: self.transport.checked_from(),
+            profile: media.profile.map(|profile| profile.to_string()),
             connected_ms: milliseconds(connected),
-            first_idr_ms: self.first_idr_at.map(|at| milliseconds(at - self.accepted_at)),
-            units_sent,
-            units_replayed: self.replays.units,
-            replays: self.replays.count,
-            units_dropped: self.gate.units_dropped(),
-            drops_to_idr: self.gate.drops_to_idr(),
+            first_idr_ms: media.first_idr_at.map(|at| milliseconds(at - self.accepted_at)),
+            units_sent: media.units_sent,
+            units_replayed: media.units_replayed,
+            replays: media.catch_up.count,
+            units_dropped: media.gate.units_dropped(),
+            drops_to_idr: media.gate.drops_to_idr(),
             bytes_sent,
             datagrams,
-            datagrams_rejected,
+            datagrams_rejected: self.datagrams_rejected,
             nacks: reception.nacks,
             plis: reception.idr_requests,
             retransmits,
-            retransmits_refused: self.sender.refused(),
+            retransmits_refused: media.sender.refused(),
             loss_fraction: reception.loss_fraction,
-            rtt_ms: self.rtt().map(|rtt| rtt.as_secs_f32() * 1e3),
+            rtt_ms: reception.rtt.map(|rtt| rtt.as_secs_f32() * 1e3),
             jitter_ms: reception.jitter.map(|jitter| jitter as f32 / 90.0),
         }
     }

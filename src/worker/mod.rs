@@ -13,7 +13,6 @@ mod gop_backfill;
 mod inline_wait;
 pub mod registry;
 mod replay;
-mod rhythm;
 pub mod rtp_clock;
 #[cfg(test)]
 mod simulated_day;

@@ -1,4 +1,4 @@
-//! One viewer and one browser in memory: connecting, media, feedback, leaving, hostile input.
+//! One viewer and one browser in memory: connecting, media, feedback, closing, forged input.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,7 +29,7 @@ fn connected(choice: SrtpChoice, version: DtlsVersion) -> Pair {
     pair
 }
 
-/// Sends `count` units of `packets` payloads, an IDR first.
+/// Sends `count` units of `packets` payloads; the first is an IDR.
 fn send_units(pair: &mut Pair, from: u32, count: u32, packets: usize) {
     for number in from..from + count {
         let payloads = payloads(number, packets, PAYLOAD_BYTES);
@@ -54,7 +54,7 @@ fn dtls_1_2_connects_with_aes_256_gcm() {
 }
 
 #[test]
-fn auto_versions_connect_whatever_the_browser_speaks() {
+fn every_dtls_version_of_the_browser_connects() {
     for (choice, version) in [
         (SrtpChoice::Cm, DtlsVersion::Dtls12),
         (SrtpChoice::Cm, DtlsVersion::Dtls13),
@@ -68,7 +68,7 @@ fn auto_versions_connect_whatever_the_browser_speaks() {
 }
 
 #[test]
-fn units_arrive_whole_in_order_with_marker_and_time() {
+fn units_arrive_complete_in_order_with_marker_and_time() {
     for choice in [SrtpChoice::Gcm, SrtpChoice::Cm] {
         let mut pair = connected(choice, DtlsVersion::Auto);
         send_units(&mut pair, 0, 40, 29);
@@ -83,7 +83,11 @@ fn units_arrive_whole_in_order_with_marker_and_time() {
             assert_eq!(packet.header.timestamp, first.wrapping_add(number * 3_000));
             assert_eq!(packet.header.sequence_number, sequence.wrapping_add(index as u16));
             let extensions = &packet.header.ext_vals;
-            assert_eq!(extensions.play_delay_max.is_some(), part == 28, "once a unit");
+            assert_eq!(
+                extensions.play_delay_max.is_some(),
+                part == 28,
+                "only with the last packet of a unit"
+            );
             assert_eq!(extensions.mid, (part == 28).then_some(pair.mid));
         }
         let status = pair.viewer.status(pair.now);
@@ -92,7 +96,7 @@ fn units_arrive_whole_in_order_with_marker_and_time() {
 }
 
 #[test]
-fn sequence_numbers_wrap_without_losing_a_packet() {
+fn sequence_numbers_wrap_without_loss() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     for number in 0..300 {
         let payloads = payloads(number, 256, 60);
@@ -105,7 +109,7 @@ fn sequence_numbers_wrap_without_losing_a_packet() {
 }
 
 #[test]
-fn every_unit_is_one_train_of_equal_datagrams() {
+fn datagrams_of_a_unit_have_equal_sizes_except_the_last() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     pair.run(Duration::from_millis(100));
     for number in 0..70_u32 {
@@ -123,18 +127,18 @@ fn every_unit_is_one_train_of_equal_datagrams() {
 }
 
 #[test]
-fn the_capture_time_reaches_the_browser_with_every_idr_and_every_second() {
+fn capture_time_is_sent_with_every_idr_and_every_second() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     send_units(&mut pair, 0, 65, 2);
     let carries: Vec<_> =
         pair.packets.iter().map(|packet| packet.header.ext_vals.abs_capture_time.is_some()).collect();
-    assert_eq!(carries[..4], [false, true, false, false], "the last packet of a unit");
+    assert_eq!(carries[..4], [false, true, false, false], "only the last packet of a unit carries it");
     let units = carries.chunks(2).filter(|unit| unit[1]).count();
     assert!((2..=4).contains(&units), "{units} of 65 units in 2.1 s");
 }
 
 #[test]
-fn lost_packets_are_asked_for_and_sent_again() {
+fn lost_packets_are_requested_and_retransmitted() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     send_units(&mut pair, 0, 5, 10);
     let count = Cell::new(0);
@@ -151,15 +155,15 @@ fn lost_packets_are_asked_for_and_sent_again() {
     let mut got: Vec<_> = pair.packets.iter().map(|packet| packet.payload[..8].to_vec()).collect();
     got.sort();
     got.dedup();
-    assert_eq!(got.len(), 400, "all of 40 units of 10");
+    assert_eq!(got.len(), 400, "every packet of 40 units of 10");
     let status = pair.viewer.status(pair.now);
     assert!(status.retransmits >= 15, "{status:?}");
     assert!(status.nacks > 0, "{status:?}");
 }
 
-/// The packet index, and so the nonce, comes from SSRC and sequence number; here no sequence number wraps.
+/// SSRC and sequence number give the packet index and thus the nonce. No sequence number wraps in this test.
 #[test]
-fn no_packet_is_sealed_twice_under_one_number_whatever_is_sent_again() {
+fn retransmissions_never_reuse_a_packet_index() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     let sealed = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&sealed);
@@ -182,13 +186,13 @@ fn no_packet_is_sealed_twice_under_one_number_whatever_is_sent_again() {
 }
 
 #[test]
-fn receiver_reports_tell_round_trip_and_loss() {
+fn receiver_reports_give_round_trip_jitter_and_loss() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
-    // When reports are due is random (RFC 3550 section 6.3.1): units are sent until they have come.
+    // Report times are random (RFC 3550 section 6.3.1), so units are sent until the reports have arrived.
     let mut sent = 0;
-    let mut send_until = |pair: &mut Pair, told: fn(&ViewerStatus) -> bool| {
+    let mut send_until = |pair: &mut Pair, is_reported: fn(&ViewerStatus) -> bool| {
         let end = sent + 3_000;
-        while !told(&pair.viewer.status(pair.now)) {
+        while !is_reported(&pair.viewer.status(pair.now)) {
             assert!(sent < end, "{:?}", pair.viewer.status(pair.now));
             send_units(pair, sent, 150, 5);
             sent += 150;
@@ -205,7 +209,7 @@ fn receiver_reports_tell_round_trip_and_loss() {
 }
 
 #[test]
-fn a_picture_loss_indication_asks_for_a_keyframe_once() {
+fn pli_and_fir_are_reported_once_each() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     send_units(&mut pair, 0, 3, 3);
     assert!(!pair.viewer.take_idr_wanted());
@@ -214,13 +218,13 @@ fn a_picture_loss_indication_asks_for_a_keyframe_once() {
         pair.client.direct_api().stream_rx_by_mid(mid, None).unwrap().request_keyframe(kind);
         pair.run(Duration::from_millis(100));
         assert!(pair.viewer.take_idr_wanted(), "{kind:?}");
-        assert!(!pair.viewer.take_idr_wanted(), "taken");
+        assert!(!pair.viewer.take_idr_wanted(), "reported once");
     }
     assert_eq!(pair.viewer.status(pair.now).plis, 2);
 }
 
 #[test]
-fn nothing_is_sent_before_the_first_idr_or_after_a_gap() {
+fn units_before_the_first_idr_or_after_a_gap_are_not_sent() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     let payloads = payloads(0, 2, PAYLOAD_BYTES);
     pair.push(&unit(&payloads, 0, false));
@@ -236,7 +240,7 @@ fn nothing_is_sent_before_the_first_idr_or_after_a_gap() {
 }
 
 #[test]
-fn congestion_drops_to_the_next_idr_and_is_counted() {
+fn congested_viewer_drops_to_the_next_idr_and_is_counted() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     let payloads = payloads(0, 2, PAYLOAD_BYTES);
     pair.push(&unit(&payloads, 0, true));
@@ -251,7 +255,7 @@ fn congestion_drops_to_the_next_idr_and_is_counted() {
 }
 
 #[test]
-fn close_tells_the_browser() {
+fn close_sends_close_notify() {
     for version in [DtlsVersion::Dtls12, DtlsVersion::Dtls13] {
         let mut pair = connected(SrtpChoice::Cm, version);
         pair.viewer.close(pair.now);
@@ -263,7 +267,7 @@ fn close_tells_the_browser() {
 }
 
 #[test]
-fn a_browser_that_closes_is_gone_at_once() {
+fn close_by_the_browser_ends_the_session_at_once() {
     for version in [DtlsVersion::Dtls12, DtlsVersion::Dtls13] {
         let mut pair = connected(SrtpChoice::Cm, version);
         pair.client.close().unwrap();
@@ -273,7 +277,7 @@ fn a_browser_that_closes_is_gone_at_once() {
 }
 
 #[test]
-fn a_viewer_that_never_connects_is_closed_after_ten_seconds() {
+fn unfinished_handshake_is_closed_after_ten_seconds() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     let start = pair.now;
     pair.to_viewer = Box::new(|_| false);
@@ -286,7 +290,7 @@ fn a_viewer_that_never_connects_is_closed_after_ten_seconds() {
 }
 
 #[test]
-fn ice_alone_does_not_keep_a_viewer() {
+fn ice_without_dtls_is_closed_after_ten_seconds() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.to_viewer = Box::new(|bytes| bytes[0] < 2);
     pair.run(Duration::from_millis(10_010));
@@ -294,7 +298,7 @@ fn ice_alone_does_not_keep_a_viewer() {
 }
 
 #[test]
-fn a_handshake_survives_loss() {
+fn handshake_succeeds_despite_packet_loss() {
     for seed in 0..8_u32 {
         let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
         let random = Rc::new(Cell::new(seed.wrapping_mul(2_654_435_761) | 1));
@@ -313,9 +317,9 @@ fn a_handshake_survives_loss() {
     }
 }
 
-/// A ClientHello that comes late, after the server has told DTLS the time for the last time long ago.
+/// The ClientHello arrives long after the last timeout that DTLS has handled.
 #[test]
-fn a_late_handshake_sends_no_flight_twice() {
+fn late_handshake_sends_no_flight_twice() {
     for version in [DtlsVersion::Dtls12, DtlsVersion::Auto] {
         let mut pair = Pair::new(&context(SrtpChoice::Gcm), version);
         let is_dtls = |bytes: &[u8]| matches!(bytes.first(), Some(20..=63));
@@ -332,7 +336,7 @@ fn a_late_handshake_sends_no_flight_twice() {
         });
         pair.connect();
         pair.run(Duration::from_millis(300));
-        // A repeated flight differs in its record numbers only: it shows in the count of large datagrams.
+        // A repeated flight differs only in its record numbers, so it shows as two large datagrams of equal size.
         let sizes: Vec<usize> = flights.borrow().iter().map(Vec::len).collect();
         let mut large: Vec<usize> = sizes.iter().copied().filter(|size| *size > 100).collect();
         let all = large.len();
@@ -343,10 +347,10 @@ fn a_late_handshake_sends_no_flight_twice() {
 }
 
 #[test]
-fn consent_expires_fifteen_seconds_after_the_last_check() {
+fn consent_expires_fifteen_seconds_after_the_last_stun_request() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     pair.run(Duration::from_secs(60));
-    assert_eq!(pair.closed, None, "a living browser stays");
+    assert_eq!(pair.closed, None, "a browser that sends STUN checks stays");
     pair.to_viewer = Box::new(|_| false);
     pair.run(Duration::from_secs(11));
     assert_eq!(pair.closed, None);
@@ -355,7 +359,7 @@ fn consent_expires_fifteen_seconds_after_the_last_check() {
 }
 
 #[test]
-fn media_from_the_viewer_and_unauthenticated_stun_do_not_keep_consent() {
+fn only_authenticated_stun_renews_consent() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     pair.to_viewer = Box::new(|bytes| bytes[0] >= 2);
     let ufrag = pair.viewer.local_ufrag().to_owned();
@@ -371,9 +375,9 @@ fn media_from_the_viewer_and_unauthenticated_stun_do_not_keep_consent() {
 fn demultiplexing_follows_ufrag_and_address() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     let seen = Rc::new(RefCell::new(Vec::new()));
-    let sink = Rc::clone(&seen);
+    let ufrags = Rc::clone(&seen);
     pair.to_viewer = Box::new(move |bytes| {
-        sink.borrow_mut().extend(stun_ufrag(bytes).map(str::to_owned));
+        ufrags.borrow_mut().extend(stun_ufrag(bytes).map(str::to_owned));
         true
     });
     assert!(!pair.viewer.accepts_address(client_address()));
@@ -384,7 +388,7 @@ fn demultiplexing_follows_ufrag_and_address() {
     assert!(seen.borrow().iter().all(|ufrag| ufrag == pair.viewer.local_ufrag()));
 }
 
-/// A binding request with an attribute order as browsers send it and an integrity nobody computed.
+/// A binding request with the attributes of a browser and an invalid MESSAGE-INTEGRITY.
 fn forged_request(username: &str) -> Vec<u8> {
     let mut body = Vec::new();
     let mut attribute = |kind: u16, value: &[u8]| {
@@ -407,7 +411,7 @@ fn forged_request(username: &str) -> Vec<u8> {
 }
 
 #[test]
-fn forged_stun_gets_no_answer_and_no_address() {
+fn forged_stun_gets_no_answer_and_adds_no_address() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     let ufrag = pair.viewer.local_ufrag().to_owned();
     let stranger: SocketAddr = "203.0.113.9:5000".parse().unwrap();
@@ -425,11 +429,11 @@ fn forged_stun_gets_no_answer_and_no_address() {
     }
     assert!(!pair.viewer.accepts_address(stranger));
     send_units(&mut pair, 0, 2, 3);
-    assert_eq!(pair.packets.len(), 6, "and the viewer does not notice");
+    assert_eq!(pair.packets.len(), 6, "the viewer is not affected");
 }
 
 #[test]
-fn two_hundred_offers_that_never_connect_leave_nothing() {
+fn two_hundred_unfinished_handshakes_are_all_closed() {
     let context = context(SrtpChoice::Gcm);
     let pair = Pair::new(&context, DtlsVersion::Dtls12);
     let start = pair.now;
@@ -445,7 +449,7 @@ fn two_hundred_offers_that_never_connect_leave_nothing() {
                 false
             }
         });
-        assert_eq!(outbox.0, [], "ICE-lite speaks when spoken to");
+        assert_eq!(outbox.0, [], "ICE-lite only answers");
         now = viewers
             .iter()
             .map(Viewer::next_deadline)
@@ -458,12 +462,12 @@ fn two_hundred_offers_that_never_connect_leave_nothing() {
     assert_eq!(
         std::sync::Arc::strong_count(&context) - 1,
         usize::from(true),
-        "only the pair's viewer is left"
+        "only the viewer of `pair` is left"
     );
 }
 
 #[test]
-fn time_that_runs_backwards_is_held() {
+fn backward_time_is_ignored() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     let before: Instant = pair.now.checked_sub(Duration::from_secs(5)).unwrap();
     let payloads = payloads(0, 3, PAYLOAD_BYTES);

@@ -1,4 +1,4 @@
-//! A hostile network and a hostile viewer: what they send ends at worst their own session.
+//! Input of a hostile network and a hostile viewer. At worst it ends the sender's own session.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use peer::{Outbox, Pair, client_address, context, payloads, server_address, unit};
+use peer::{
+    Outbox, Pair, USUAL_PRIORITY, client_address, context, payloads, server_address, signed_request, unit,
+};
 use proptest::prelude::*;
 use str0m::config::DtlsVersion;
 use str0m::crypto::{
@@ -24,7 +26,7 @@ use str0m::crypto::{
 use streaming_server::base::limits;
 use streaming_server::session::SrtpChoice;
 
-/// Sends `count` units of `packets` payloads, an IDR first.
+/// Sends `count` units of `packets` payloads; the first is an IDR.
 fn send_units(pair: &mut Pair, from: u32, count: u32, packets: usize) {
     for number in from..from + count {
         let payloads = payloads(number, packets, 1_100);
@@ -33,22 +35,22 @@ fn send_units(pair: &mut Pair, from: u32, count: u32, packets: usize) {
     }
 }
 
-// ---- a viewer with valid keys that says what it should not -----------------------------------------
+// ---- a viewer with valid keys and forged RTCP ------------------------------------------------------
 
 thread_local! {
-    /// What the browser's next RTCP packet says behind its first 8 bytes.
+    /// Contents of the browser's next RTCP packet after its first 8 bytes.
     static FORGED: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// An empty receiver report, up to its SSRC.
+/// Header of an empty receiver report.
 const EMPTY_REPORT: [u8; 4] = [0x80, 201, 0, 1];
 
-/// Application feedback, the carrier.
+/// Payload type of the application feedback that carries the forgery.
 const CARRIER: u8 = 206;
 
-/// The SRTP provider of such a viewer. str0m calls the cipher with 12 bytes of associated data for RTCP
-/// only; the carrier's header becomes that of an empty receiver report, so that all that follows is read
-/// as RTCP packets of their own. The network in [`evil_pair`] puts the same header into the datagram.
+/// SRTP provider of such a viewer. Only RTCP has 12 bytes of associated data in str0m's calls. The carrier's header is
+/// replaced by that of an empty receiver report, so that the rest is parsed as RTCP packets. The network in
+/// [`evil_pair`] puts the same header into the datagram.
 #[derive(Debug)]
 struct EvilSrtp;
 
@@ -143,13 +145,13 @@ fn evil_pair() -> Pair {
     pair
 }
 
-/// SSRC of the viewer's stream, as the answer says.
+/// Returns the SSRC of the viewer's stream, read from the answer.
 fn stream_ssrc(pair: &Pair) -> u32 {
     let group = pair.answer.lines().find_map(|line| line.strip_prefix("a=ssrc-group:FID ")).unwrap();
     group.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Lets the browser send an RTCP packet whose part behind an empty receiver report is `forged`.
+/// Makes the browser send an RTCP packet: an empty receiver report followed by `forged`.
 fn send_forged(pair: &mut Pair, mut forged: Vec<u8>) {
     forged.resize(forged.len().next_multiple_of(4).max(4), 0);
     let filler = vec![0_u8; forged.len() - 4];
@@ -157,11 +159,11 @@ fn send_forged(pair: &mut Pair, mut forged: Vec<u8>) {
     let ssrc = stream_ssrc(pair);
     pair.client.direct_api().send_app_specific_feedback(1.into(), ssrc.into(), filler);
     pair.settle();
-    assert!(FORGED.take().is_none(), "it left");
+    assert!(FORGED.take().is_none(), "the forged packet was sent");
     pair.run(Duration::from_millis(2));
 }
 
-/// One RTCP packet: kind, count or format, and what comes after the header.
+/// Builds an RTCP packet from type, count or format, and body.
 fn rtcp(kind: u8, count: u8, body: &[u8]) -> Vec<u8> {
     let words = body.len().div_ceil(4);
     let mut bytes = vec![0x80 | (count & 31), kind];
@@ -172,7 +174,7 @@ fn rtcp(kind: u8, count: u8, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_flood_of_nacks_is_answered_within_bounds() {
+fn nack_flood_is_answered_within_bounds() {
     let mut pair = evil_pair();
     send_units(&mut pair, 0, 10, 29);
     let sequence = pair.packets.last().unwrap().header.sequence_number.wrapping_sub(100);
@@ -191,11 +193,11 @@ fn a_flood_of_nacks_is_answered_within_bounds() {
     pair.packets.clear();
     pair.run(Duration::from_secs(2));
     send_units(&mut pair, 10, 3, 3);
-    assert!(pair.packets.len() >= 9, "the session goes on");
+    assert!(pair.packets.len() >= 9, "the session continues");
 }
 
-/// Packets that look like RTCP: real kinds, odd counts, bodies about our stream or not, and sometimes a
-/// length that lies or padding that is none.
+/// RTCP-like packets: real types, odd counts, bodies about our stream or another, sometimes a wrong length or wrong
+/// padding.
 fn rtcp_like() -> impl Strategy<Value = Vec<(u8, u8, bool, Vec<u8>, u8)>> {
     let kind = prop_oneof![8 => 200..=207_u8, 1 => any::<u8>()];
     let count = prop_oneof![Just(0_u8), Just(1), Just(2), Just(4), Just(11), Just(15), Just(31)];
@@ -228,7 +230,7 @@ proptest! {
     #![proptest_config(support::properties_of(24))]
 
     #[test]
-    fn authenticated_nonsense_in_rtcp_harms_nobody(
+    fn authenticated_invalid_rtcp_does_not_end_the_session(
         packets in proptest::collection::vec(rtcp_like(), 100..200),
     ) {
         let mut pair = evil_pair();
@@ -247,47 +249,15 @@ proptest! {
 
 // ---- STUN with the right password ------------------------------------------------------------------
 
-/// Of a peer-reflexive candidate.
-const USUAL_PRIORITY: [u8; 4] = [110, 0, 1, 255];
-
-/// A binding request signed as the browser would, with more attributes than it would send.
-fn signed_request(pair: &Pair, priority: [u8; 4], attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
-    let value = |sdp: &str, name: &str| {
-        sdp.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned()).unwrap()
-    };
-    let local = value(&pair.answer, "a=ice-ufrag:");
-    let remote = value(&pair.offer, "a=ice-ufrag:");
-    let password = value(&pair.answer, "a=ice-pwd:");
-    let mut body = Vec::new();
-    let mut attribute = |kind: u16, value: &[u8]| {
-        body.extend(kind.to_be_bytes());
-        body.extend((value.len() as u16).to_be_bytes());
-        body.extend(value);
-        body.resize(body.len().next_multiple_of(4), 0);
-    };
-    attribute(0x0006, format!("{local}:{remote}").as_bytes());
-    attribute(0x0024, &priority);
-    attributes.iter().for_each(|(kind, value)| attribute(*kind, value));
-    let mut bytes = vec![0, 1];
-    bytes.extend((body.len() as u16 + 24).to_be_bytes());
-    bytes.extend([0x21, 0x12, 0xa4, 0x42]);
-    bytes.extend([3; 12]);
-    bytes.extend(body);
-    let tag = stock().sha1_hmac_provider.sha1_hmac(password.as_bytes(), &[&bytes]);
-    bytes.extend([0, 8, 0, 20]);
-    bytes.extend(tag);
-    bytes
-}
-
 #[test]
-fn a_viewer_that_nominates_another_address_gets_its_media_there() {
+fn media_follows_the_nominated_address() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.connect();
     let moved = SocketAddr::from(([203, 0, 113, 9], 7_000));
     let request = signed_request(&pair, [127, 255, 255, 255], &[(0x0025, Vec::new())]);
     pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), moved, &request);
     pair.viewer.drain(pair.now, &mut Outbox::default());
-    // Within a second: that is how often the path is looked at.
+    // The selected path is checked once a second.
     pair.now += Duration::from_millis(1_100);
     pair.viewer.handle_timeout(pair.now);
     pair.viewer.drain(pair.now, &mut Outbox::default());
@@ -298,7 +268,7 @@ fn a_viewer_that_nominates_another_address_gets_its_media_there() {
 }
 
 #[test]
-fn a_viewer_with_endless_addresses_is_held_to_a_few() {
+fn number_of_addresses_of_a_viewer_is_bounded() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.connect();
     let request = signed_request(&pair, USUAL_PRIORITY, &[]);
@@ -320,7 +290,7 @@ proptest! {
     #![proptest_config(support::properties_of(24))]
 
     #[test]
-    fn signed_nonsense_in_stun_harms_nobody(
+    fn authenticated_invalid_stun_is_handled(
         requests in proptest::collection::vec(
             (
                 proptest::collection::vec(
@@ -352,7 +322,7 @@ proptest! {
     }
 }
 
-// ---- anyone on the way -----------------------------------------------------------------------------
+// ---- attackers on the path -------------------------------------------------------------------------
 
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let first =
@@ -369,7 +339,7 @@ proptest! {
     #![proptest_config(support::properties_of(24))]
 
     #[test]
-    fn any_datagrams_at_any_time_harm_nobody(
+    fn arbitrary_datagrams_do_not_disturb_a_session(
         before in proptest::collection::vec(hostile(), 0..20),
         after in proptest::collection::vec(hostile(), 0..60),
     ) {
@@ -388,19 +358,19 @@ proptest! {
     }
 
     #[test]
-    fn damaged_datagrams_of_a_real_browser_harm_nobody(
+    fn damaged_datagrams_of_a_browser_are_handled(
         damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..6_u8), 1..40),
     ) {
         let mut pair = Pair::new(&context(SrtpChoice::Cm), DtlsVersion::Auto);
         let mut damage = damage.into_iter().cycle();
         let twins = Rc::new(RefCell::new(Vec::new()));
-        let sink = Rc::clone(&twins);
+        let damaged = Rc::clone(&twins);
         pair.to_viewer = Box::new(move |bytes| {
             let (at, value, how) = damage.next().unwrap();
             let mut twin = bytes.to_vec();
             let at = at.index(twin.len());
             if how == 0 { twin.truncate(at) } else { twin[at] ^= value }
-            sink.borrow_mut().push(twin);
+            damaged.borrow_mut().push(twin);
             true
         });
         for _ in 0..400 {

@@ -1,5 +1,5 @@
-//! A viewer that needs an IDR in the middle of a GOP: it is given the GOP so far, or waits, and joins the live units
-//! without a unit that its decoder could not use. In memory, on a fake clock.
+//! A viewer needs an IDR in the middle of a GOP: the GOP so far is replayed, or the viewer waits. Every unit it gets can
+//! be decoded. In memory, on a fake clock.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ use streaming_server::session::{
 
 const PACKETS: usize = 3;
 const WITH_GOP: GopAvailability = GopAvailability { has_gop: true, next_idr_in: None };
-const WITHOUT: GopAvailability = GopAvailability { has_gop: false, next_idr_in: None };
+const NO_GOP: GopAvailability = GopAvailability { has_gop: false, next_idr_in: None };
 const INTERVAL: Duration = Duration::from_millis(33);
 
 fn connected() -> Pair {
@@ -51,7 +51,7 @@ fn replay(pair: &mut Pair, number: u32, newest: u32, is_idr: bool, packets: usiz
     pair.settle();
 }
 
-/// What the worker does for a need, with a GOP from `idr` to `newest`.
+/// Catches up as the worker does, with a GOP from `idr` to `newest`.
 fn join(pair: &mut Pair, idr: u32, newest: u32) {
     assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
     assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP), CatchUpDecision::Replay);
@@ -63,7 +63,7 @@ fn join(pair: &mut Pair, idr: u32, newest: u32) {
     pair.viewer.end_catch_up(true);
 }
 
-/// Numbers of the units received, from the payloads; each whole.
+/// Returns the numbers of the received units, read from the payloads.
 fn received(pair: &Pair) -> Vec<u32> {
     let number = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().unwrap());
     let numbers: Vec<u32> = pair.packets.iter().map(|packet| number(&packet.payload)).collect();
@@ -75,7 +75,7 @@ fn times(pair: &Pair) -> Vec<u32> {
     all.chunk_by(|a, b| a == b).map(|unit| unit[0]).collect()
 }
 
-fn ask(pair: &mut Pair) -> IdrReason {
+fn request_idr(pair: &mut Pair) -> IdrReason {
     let mid = pair.mid;
     let stream = pair.client.direct_api();
     let mut stream = stream;
@@ -85,7 +85,7 @@ fn ask(pair: &mut Pair) -> IdrReason {
 }
 
 #[test]
-fn a_viewer_that_joins_gets_the_gop_so_far_and_then_the_live_units() {
+fn joining_viewer_gets_the_gop_so_far_and_then_live_units() {
     let mut pair = connected();
     join(&mut pair, 300, 449);
     for number in 450..460 {
@@ -101,7 +101,7 @@ fn a_viewer_that_joins_gets_the_gop_so_far_and_then_the_live_units() {
 }
 
 #[test]
-fn replayed_units_stand_just_before_the_newest_and_time_goes_on_as_if_nothing_was() {
+fn rtp_times_of_replayed_units_lie_just_before_the_newest_unit() {
     let mut pair = connected();
     join(&mut pair, 300, 449);
     for number in 450..453 {
@@ -110,15 +110,15 @@ fn replayed_units_stand_just_before_the_newest_and_time_goes_on_as_if_nothing_wa
     }
     let times = times(&pair);
     let steps: Vec<u32> = times.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
-    assert_eq!(steps[..149], [1; 149], "not in slow motion");
+    assert_eq!(steps[..149], [1; 149], "replayed units play at once");
     assert_eq!(steps[149..], [3_000; 3], "live units keep their own time");
-    // Each carries its capture time, with its last packet: it cannot be told from the RTP time.
+    // The last packet of each carries the capture time, which does not follow from the compressed RTP time.
     let carries = |index: usize| pair.packets[index].header.ext_vals.abs_capture_time.is_some();
     assert!((1..=150).all(|unit| carries(unit * PACKETS - 1)));
 }
 
 #[test]
-fn live_units_wait_for_the_end_of_the_replay() {
+fn live_units_are_ignored_during_a_replay() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
     pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
@@ -135,7 +135,7 @@ fn live_units_wait_for_the_end_of_the_replay() {
 }
 
 #[test]
-fn the_next_idr_of_the_camera_ends_a_replay() {
+fn live_idr_ends_a_replay() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
     pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
@@ -150,7 +150,7 @@ fn the_next_idr_of_the_camera_ends_a_replay() {
 }
 
 #[test]
-fn a_replay_that_cannot_go_on_sends_nothing_until_the_next_idr() {
+fn abandoned_replay_drops_to_the_next_idr() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
     pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
@@ -166,51 +166,51 @@ fn a_replay_that_cannot_go_on_sends_nothing_until_the_next_idr() {
 }
 
 #[test]
-fn without_a_gop_a_viewer_that_joins_waits_for_the_next_idr_and_is_told_once() {
+fn joining_viewer_without_a_gop_waits_for_the_next_idr() {
     let mut pair = connected();
     assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
-    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITHOUT), CatchUpDecision::WaitForIdr);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, NO_GOP), CatchUpDecision::WaitForIdr);
     assert_eq!(pair.viewer.poll_idr_reason(), None);
     live(&mut pair, 7, false);
     assert_eq!(received(&pair), [0; 0]);
-    let need = ask(&mut pair);
+    let reason = request_idr(&mut pair);
     assert_eq!(
-        pair.viewer.decide_catch_up(pair.now, need, WITH_GOP),
+        pair.viewer.decide_catch_up(pair.now, reason, WITH_GOP),
         CatchUpDecision::WaitForIdr,
-        "it waits already"
+        "it waits for the IDR of its join"
     );
     live(&mut pair, 8, true);
     assert_eq!(received(&pair), [8]);
 }
 
 #[test]
-fn a_viewer_that_is_not_connected_needs_nothing() {
+fn unconnected_viewer_needs_no_idr() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     assert_eq!(pair.viewer.poll_idr_reason(), None);
 }
 
 #[test]
-fn a_request_is_answered_by_a_replay_when_the_idr_is_neither_new_nor_near() {
+fn idr_request_is_answered_by_a_replay_unless_an_idr_is_recent_or_near() {
     let mut pair = connected();
     live(&mut pair, 0, true);
-    let need = ask(&mut pair);
-    assert_eq!(need, IdrReason::Request);
+    let reason = request_idr(&mut pair);
+    assert_eq!(reason, IdrReason::Request);
     assert_eq!(
-        pair.viewer.decide_catch_up(pair.now, need, WITH_GOP),
+        pair.viewer.decide_catch_up(pair.now, reason, WITH_GOP),
         CatchUpDecision::AlreadySent,
-        "one was just sent"
+        "an IDR was just sent"
     );
     pair.run(Duration::from_secs(1));
     let near = GopAvailability { has_gop: true, next_idr_in: Some(Duration::from_millis(100)) };
-    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, near), CatchUpDecision::WaitForIdr);
-    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, WITHOUT), CatchUpDecision::WaitForIdr);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, near), CatchUpDecision::WaitForIdr);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, NO_GOP), CatchUpDecision::WaitForIdr);
     let far = GopAvailability { has_gop: true, next_idr_in: Some(Duration::from_secs(3)) };
-    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, far), CatchUpDecision::Replay);
-    pair.viewer.begin_catch_up(pair.now, need, 93);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, far), CatchUpDecision::Replay);
+    pair.viewer.begin_catch_up(pair.now, reason, 93);
     assert_eq!(
-        pair.viewer.decide_catch_up(pair.now, need, far),
+        pair.viewer.decide_catch_up(pair.now, reason, far),
         CatchUpDecision::AlreadySent,
-        "it is on its way"
+        "the replay is in progress"
     );
     for number in 0..=30 {
         replay(&mut pair, number, 30, number == 0, PACKETS);
@@ -218,29 +218,29 @@ fn a_request_is_answered_by_a_replay_when_the_idr_is_neither_new_nor_near() {
     pair.viewer.end_catch_up(true);
     pair.run(Duration::from_millis(500));
     assert_eq!(
-        pair.viewer.decide_catch_up(pair.now, need, far),
+        pair.viewer.decide_catch_up(pair.now, reason, far),
         CatchUpDecision::WaitForIdr,
-        "one in two seconds"
+        "one replay in two seconds"
     );
     pair.run(limits::REPLAY_INTERVAL);
-    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, far), CatchUpDecision::Replay);
-    assert!(times(&pair).is_sorted_by(|a, b| b.wrapping_sub(*a) as i32 > 0), "time never goes back");
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, far), CatchUpDecision::Replay);
+    assert!(times(&pair).is_sorted_by(|a, b| b.wrapping_sub(*a) as i32 > 0), "RTP time never goes back");
 }
 
 #[test]
-fn a_congested_viewer_is_not_answered_with_a_burst() {
+fn congested_viewer_gets_no_replay() {
     let mut pair = connected();
     live(&mut pair, 0, true);
     pair.run(Duration::from_secs(1));
     pair.viewer.note_congestion(limits::VIEWER_IN_FLIGHT_MAX + 1);
     live(&mut pair, 1, false);
     pair.viewer.note_congestion(0);
-    let need = ask(&mut pair);
-    assert_eq!(pair.viewer.decide_catch_up(pair.now, need, WITH_GOP), CatchUpDecision::WaitForIdr);
+    let reason = request_idr(&mut pair);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, WITH_GOP), CatchUpDecision::WaitForIdr);
 }
 
 #[test]
-fn units_nothing_refers_to_are_left_out_of_a_replay_but_for_the_newest() {
+fn replay_skips_non_reference_units_except_the_newest() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
     pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
@@ -260,7 +260,7 @@ fn units_nothing_refers_to_are_left_out_of_a_replay_but_for_the_newest() {
     assert_eq!(pair.viewer.status(pair.now).drops_to_idr, 0);
 }
 
-/// Loses every `every`th RTP packet, up to packet `until`.
+/// Drops every `every`th RTP packet, up to packet `until`.
 fn lose(pair: &mut Pair, every: u32, until: u32) {
     let count = Cell::new(0_u32);
     pair.to_client = Box::new(move |bytes| {
@@ -270,13 +270,13 @@ fn lose(pair: &mut Pair, every: u32, until: u32) {
     });
 }
 
-/// Different packets received.
+/// Returns the number of different packets received.
 fn unique(pair: &Pair) -> usize {
     pair.packets.iter().map(|packet| packet.seq_no).collect::<std::collections::BTreeSet<_>>().len()
 }
 
 #[test]
-fn what_is_lost_of_a_replay_is_sent_again_and_after_it_too() {
+fn packets_lost_in_and_after_a_replay_are_retransmitted() {
     let mut pair = connected();
     lose(&mut pair, 50, 400);
     pair.viewer.poll_idr_reason();
@@ -291,9 +291,9 @@ fn what_is_lost_of_a_replay_is_sent_again_and_after_it_too() {
         pair.run(INTERVAL);
         live(&mut pair, number, false);
     }
-    assert_eq!(unique(&pair), 500 + 40 * PACKETS, "every packet came, some of them again");
+    assert_eq!(unique(&pair), 500 + 40 * PACKETS, "every packet arrived");
     assert!(pair.viewer.status(pair.now).retransmits >= 8);
-    // At an IDR a second later the usual cache is back: losses are still repaired.
+    // An IDR a second later restores the usual cache size; losses are still repaired.
     live(&mut pair, 90, true);
     pair.packets.clear();
     lose(&mut pair, 5, 5);
@@ -304,7 +304,7 @@ fn what_is_lost_of_a_replay_is_sent_again_and_after_it_too() {
     assert_eq!(unique(&pair), 29 * PACKETS);
 }
 
-/// RTP time minus wall clock of the sender reports, in seconds: the receiver's idea of when a unit was.
+/// Returns RTP time minus NTP time of the sender reports, in seconds: from it a receiver dates a unit.
 fn report_offsets(pair: &Pair) -> Vec<f64> {
     let seconds = |time: std::time::SystemTime| {
         time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
@@ -314,7 +314,7 @@ fn report_offsets(pair: &Pair) -> Vec<f64> {
 }
 
 #[test]
-fn sender_reports_tell_the_same_time_during_and_after_a_replay() {
+fn sender_reports_agree_during_and_after_a_replay() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
     pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
@@ -347,7 +347,7 @@ enum Step {
     Live { is_idr: bool, gap_before: bool },
     Replayed,
     Abandon,
-    Need,
+    IdrNeeded,
     Congested(bool),
 }
 
@@ -358,7 +358,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => live,
         16 => Just(Step::Replayed),
         1 => Just(Step::Abandon),
-        4 => Just(Step::Need),
+        4 => Just(Step::IdrNeeded),
         1 => any::<bool>().prop_map(Step::Congested),
     ];
     proptest::collection::vec(step, 400)
@@ -367,10 +367,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(support::properties_of(12))]
 
-    /// The worker's part is played by a naive twin: a list of the GOP so far. The viewer's decoder takes a unit only
-    /// after the one before it, or an IDR.
+    /// A naive twin replaces the worker: a list of the units since the IDR. The decoder accepts an IDR, or a unit that
+    /// follows the one before it.
     #[test]
-    fn a_decoder_can_use_everything_that_is_sent(steps in steps()) {
+    fn every_unit_sent_can_be_decoded(steps in steps()) {
         let mut pair = connected();
         let (mut number, mut gop, mut place): (u32, Option<Vec<u32>>, usize) = (0, None, 0);
         let mut idrs = std::collections::BTreeSet::new();
@@ -393,11 +393,11 @@ proptest! {
                     pair.push(&unit);
                     pair.now += INTERVAL;
                 }
-                Step::Need => {
+                Step::IdrNeeded => {
                     let available = GopAvailability { has_gop: gop.is_some(), next_idr_in: None };
-                    let need = pair.viewer.poll_idr_reason().unwrap_or(IdrReason::Request);
-                    if pair.viewer.decide_catch_up(pair.now, need, available) == CatchUpDecision::Replay {
-                        pair.viewer.begin_catch_up(pair.now, need, 10);
+                    let reason = pair.viewer.poll_idr_reason().unwrap_or(IdrReason::Request);
+                    if pair.viewer.decide_catch_up(pair.now, reason, available) == CatchUpDecision::Replay {
+                        pair.viewer.begin_catch_up(pair.now, reason, 10);
                         place = 0;
                     }
                 }

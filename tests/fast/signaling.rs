@@ -1,4 +1,4 @@
-//! Offers of real browsers and of nobody in their right mind, and what they are answered.
+//! SDP offers of real browsers and malformed ones, and their answers.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -45,8 +45,8 @@ fn session(bundle: &str) -> String {
     )
 }
 
-/// A video m-line as Chromium writes it for a `recvonly` transceiver; `codecs` are payload type,
-/// packetization mode, profile-level-id; each has an RTX with the next number.
+/// Builds Chromium's video m-line for a `recvonly` transceiver. `codecs`: payload type, packetization mode,
+/// profile-level-id. The next payload type is the RTX of each.
 fn chromium_video(mid: &str, codecs: &[(u8, u8, &str)]) -> String {
     let numbers: String = codecs.iter().map(|(pt, ..)| format!(" {pt} {}", pt + 1)).collect();
     let mut text = format!(
@@ -75,7 +75,7 @@ fn chromium_video(mid: &str, codecs: &[(u8, u8, &str)]) -> String {
     text
 }
 
-/// What Chromium without hardware decoding offers.
+/// H.264 codecs offered by Chromium without hardware decoding.
 const CHROMIUM: &[(u8, u8, &str)] = &[
     (103, 1, "42001f"),
     (107, 0, "42001f"),
@@ -107,7 +107,7 @@ fn payload_types(answer: &str) -> String {
 }
 
 #[test]
-fn chromium_gets_its_best_h264_with_rtx_and_nothing_else() {
+fn chromium_gets_only_its_best_h264_with_rtx() {
     let answer = accept(&chromium()).unwrap();
     assert_eq!(payload_types(&answer), "117 118");
     assert_lines(
@@ -143,7 +143,7 @@ fn chromium_gets_its_best_h264_with_rtx_and_nothing_else() {
 }
 
 #[test]
-fn the_credentials_are_long_enough_and_never_the_same() {
+fn ice_credentials_are_long_enough_and_unique() {
     let values = |name: &str| {
         let answers = [accept(&chromium()).unwrap(), accept(&chromium()).unwrap()];
         answers.map(|answer| answer.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned())
@@ -151,14 +151,14 @@ fn the_credentials_are_long_enough_and_never_the_same() {
     let [ufrag, other] = values("a=ice-ufrag:");
     assert!(
         ufrag.len() >= 8 && ufrag != other && ufrag.starts_with("7/"),
-        "{ufrag}: unique by the viewer's id"
+        "{ufrag}: begins with the viewer's id"
     );
     let [password, other] = values("a=ice-pwd:");
     assert!(password.len() >= 22 && password != other);
 }
 
 #[test]
-fn the_highest_profile_wins_whatever_its_place() {
+fn highest_profile_is_chosen_independent_of_order() {
     let best = |codecs: &[(u8, u8, &str)]| {
         payload_types(&accept(&(session("") + &chromium_video("0", codecs))).unwrap())
     };
@@ -170,7 +170,7 @@ fn the_highest_profile_wins_whatever_its_place() {
 }
 
 #[test]
-fn firefox_with_session_level_fingerprint_is_served() {
+fn firefox_offer_with_session_level_fingerprint_is_accepted() {
     let offer = format!(
         "v=0\r\no=mozilla...THIS_IS_SDPARTA-99.0 7323741323 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n\
          {FINGERPRINT}\r\na=group:BUNDLE 0\r\na=ice-options:trickle\r\na=msid-semantic:WMS *\r\n\
@@ -190,7 +190,7 @@ fn firefox_with_session_level_fingerprint_is_served() {
 }
 
 #[test]
-fn safari_style_sendrecv_without_rtx_is_served_sendonly() {
+fn sendrecv_offer_without_rtx_is_answered_sendonly() {
     let offer = chromium().replace("a=recvonly", "a=sendrecv").replace("rtx/90000", "red/90000");
     let answer = accept(&offer).unwrap();
     assert_eq!(payload_types(&answer), "117");
@@ -198,7 +198,7 @@ fn safari_style_sendrecv_without_rtx_is_served_sendonly() {
 }
 
 #[test]
-fn audio_and_a_second_video_and_data_are_rejected_in_place() {
+fn audio_data_and_second_video_are_rejected_in_order() {
     let audio = "m=audio 9 UDP/TLS/RTP/SAVPF 111 63\r\nc=IN IP4 0.0.0.0\r\na=mid:a0\r\na=recvonly\r\na=rtpmap:111 opus/48000/2\r\n";
     let data = "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\nc=IN IP4 0.0.0.0\r\na=mid:d\r\na=sctp-port:5000\r\n";
     let offer = session("a=group:BUNDLE a0 v0 v1 d\r\n")
@@ -222,7 +222,7 @@ fn audio_and_a_second_video_and_data_are_rejected_in_place() {
 }
 
 #[test]
-fn the_first_video_that_can_be_served_is_served() {
+fn first_acceptable_video_is_chosen() {
     let sendonly = chromium_video("v0", CHROMIUM).replace("a=recvonly", "a=sendonly");
     let disabled = chromium_video("v1", CHROMIUM).replace("m=video 9", "m=video 0");
     let no_h264 = chromium_video("v2", &[]);
@@ -234,7 +234,7 @@ fn the_first_video_that_can_be_served_is_served() {
 }
 
 #[test]
-fn transport_attributes_may_stand_at_the_tagged_line_only() {
+fn transport_attributes_may_be_on_the_first_bundled_m_line_only() {
     let video = chromium_video("v", CHROMIUM).replace(&transport(), "");
     let audio = format!("m=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:a\r\na=inactive\r\n{}", transport());
     assert!(accept(&(session("a=group:BUNDLE a v\r\n") + &audio + &video)).is_ok());
@@ -242,13 +242,13 @@ fn transport_attributes_may_stand_at_the_tagged_line_only() {
 }
 
 #[test]
-fn a_passive_offer_makes_us_the_dtls_client() {
+fn passive_offer_makes_us_the_dtls_client() {
     let answer = accept(&chromium().replace("actpass", "passive")).unwrap();
     assert_lines(&answer, &["a=setup:active"]);
 }
 
 #[test]
-fn no_common_codec_is_told_from_a_broken_offer() {
+fn missing_codec_and_malformed_offer_have_different_errors() {
     let good = chromium();
     for (from, to) in [
         ("a=recvonly", "a=sendonly"),
@@ -288,7 +288,7 @@ fn no_common_codec_is_told_from_a_broken_offer() {
 }
 
 #[test]
-fn nothing_and_too_much_are_refused() {
+fn empty_and_oversized_offers_are_refused() {
     let big = chromium() + &"a=x:y\r\n".repeat(limits::OFFER_BYTES_MAX / 6);
     let many = session("") + &"m=video 0 UDP/TLS/RTP/SAVPF 96\r\n".repeat(limits::OFFER_MEDIA_MAX + 1);
     for offer in ["", "\r\n", "hello", "{}", "v=0", "v=0\r\n", "v=0\r\nm=", "v=0\r\nm=video", &big, &many] {
@@ -297,7 +297,7 @@ fn nothing_and_too_much_are_refused() {
 }
 
 #[test]
-fn clashing_payload_types_and_extension_ids_are_harmless() {
+fn clashing_payload_types_and_extension_ids_are_ignored() {
     let clash = chromium()
         .replace("a=rtpmap:118 rtx", "a=rtpmap:117 rtx")
         .replace("a=fmtp:118 apt=117", "a=fmtp:117 apt=117")
@@ -311,13 +311,13 @@ fn clashing_payload_types_and_extension_ids_are_harmless() {
 }
 
 #[test]
-fn lines_may_end_as_they_like() {
+fn lf_and_missing_line_ends_are_accepted() {
     assert!(accept(&chromium().replace("\r\n", "\n")).is_ok());
     assert!(accept(chromium().trim_end()).is_ok());
 }
 
 #[test]
-fn a_configuration_without_a_usable_address_is_refused() {
+fn configuration_without_a_usable_address_is_refused() {
     let with = |candidates: Vec<SocketAddr>| {
         SessionContext::new(SessionConfig { candidates, ..SessionConfig::default() }).map(drop)
     };
@@ -328,7 +328,7 @@ fn a_configuration_without_a_usable_address_is_refused() {
 }
 
 #[test]
-fn the_profile_aimed_for_is_told() {
+fn chosen_profile_follows_the_configuration() {
     let chosen = |srtp| {
         let candidates = vec![address("192.0.2.1:8189")];
         SessionContext::new(SessionConfig { candidates, srtp, ..SessionConfig::default() })
@@ -344,13 +344,13 @@ proptest! {
     #![proptest_config(support::properties_of(64))]
 
     #[test]
-    fn any_text_is_answered_or_refused(text in "(v=0\r\n)?(\\PC|[\r\n=:a-z0-9 ]){0,400}") {
+    fn any_text_is_accepted_or_refused(text in "(v=0\r\n)?(\\PC|[\r\n=:a-z0-9 ]){0,400}") {
         let _ = accept(&text);
     }
 
-    /// Lines of a real offer, some missing, doubled, moved or damaged.
+    /// Lines of a real offer, some of them removed, repeated, moved or damaged.
     #[test]
-    fn damaged_offers_are_answered_or_refused(
+    fn damaged_offers_are_accepted_or_refused(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4_u8, any::<char>()), 0..12),
     ) {
         let offer = chromium();

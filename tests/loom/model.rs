@@ -1,10 +1,10 @@
-//! The lease protocol under a model checker: every order in which camera and readers can meet, with every value the
-//! memory model lets them see. Then each ordering and each check is weakened by itself, and the model must fail.
-//! May not change the protocol: it includes the file that the server is built from.
+//! The lease protocol under a model checker: every interleaving of camera and readers, with every value that the memory
+//! model allows. Then each ordering and each check is weakened on its own, and the model must fail.
+//! It includes the source file that the server is built from.
 #![cfg(test)]
 
 #[path = "../../src/camera/lease.rs"]
-#[allow(dead_code, reason = "what only the server uses")]
+#[allow(dead_code, reason = "some items are used by the server only")]
 mod lease;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,8 +34,8 @@ impl Word for AtomicU64 {
     }
 }
 
-/// What a slot holds: the checker tells when an access is not ordered after the others, and the value whether it
-/// is the right unit's.
+/// Data of a slot. The checker reports an access that is not ordered after the others; the value shows which unit it
+/// belongs to.
 struct Data {
     accesses: UnsafeCell<()>,
     value: AtomicU64,
@@ -45,8 +45,8 @@ struct Ring {
     words: Vec<AtomicU64>,
     latest: AtomicU64,
     data: Vec<Data>,
-    /// Whether somebody holds the identity of reader 0: in the kernel, a lock.
-    identity: AtomicBool,
+    /// The lock on the number of reader 0; in the real ring a kernel lock.
+    reader_lock: AtomicBool,
 }
 
 impl Slots for Ring {
@@ -68,11 +68,11 @@ impl Ring {
             words: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             latest: AtomicU64::new(0),
             data: (0..slots).map(data).collect(),
-            identity: AtomicBool::new(false),
+            reader_lock: AtomicBool::new(false),
         })
     }
 
-    /// The camera's turn: one unit, or none where every slot is leased.
+    /// The camera writes one unit, or none if every slot is leased.
     fn write<R: Rules>(&self, sequence: u64) {
         let (newest, slot) = lease::latest::<R>(&self.latest);
         let newest = (newest != 0).then_some(slot);
@@ -87,7 +87,7 @@ impl Ring {
         data.value.store(sequence, Relaxed);
     }
 
-    /// Under a lease: whatever is read is the unit's.
+    /// Reads under a lease: every byte must be the unit's.
     fn read(&self, slot: u32, sequence: u64) {
         let data = &self.data[slot as usize];
         data.accesses.with(|_| ());
@@ -104,7 +104,7 @@ impl Ring {
         true
     }
 
-    /// A reader that goes by `latest`. Where the newest unit is not to be had there is a newer one.
+    /// A reader that follows `latest`. If it cannot lease the newest unit, there must be a newer one.
     fn read_latest<R: Rules>(&self, reader: u32) {
         let (sequence, slot) = lease::latest::<R>(&self.latest);
         if sequence != 0 && !self.read_leased::<R>(slot, sequence, reader) {
@@ -113,18 +113,18 @@ impl Ring {
         }
     }
 
-    fn take_identity(&self) -> bool {
-        self.identity.compare_exchange(false, true, AcqRel, Relaxed).is_ok()
+    fn try_lock_reader(&self) -> bool {
+        self.reader_lock.compare_exchange(false, true, AcqRel, Relaxed).is_ok()
     }
 
-    fn give_identity_back(&self) {
-        self.identity.store(false, Release);
+    fn unlock_reader(&self) {
+        self.reader_lock.store(false, Release);
     }
 }
 
 // ---- scenes --------------------------------------------------------------------------------------------
 
-/// A reader that follows `latest` while the camera goes round two slots.
+/// A reader follows `latest` while the camera rotates through two slots.
 fn following<R: Rules + 'static>() {
     let ring = Ring::new(2);
     let reader = {
@@ -136,7 +136,7 @@ fn following<R: Rules + 'static>() {
     ring.read_latest::<R>(0);
 }
 
-/// A reader that looks for units in the slots themselves, as one does that reads older ones.
+/// A reader searches the slots for older units.
 fn searching<R: Rules + 'static>() {
     let ring = Ring::new(2);
     let reader = {
@@ -150,7 +150,7 @@ fn searching<R: Rules + 'static>() {
     reader.join().unwrap();
 }
 
-/// Two readers on the same slots: giving one's lease back leaves the other's.
+/// Two readers lease the same slots: the release of one keeps the lease of the other.
 fn two_readers<R: Rules + 'static>() {
     let ring = Ring::new(2);
     ring.write::<R>(1);
@@ -166,8 +166,8 @@ fn two_readers<R: Rules + 'static>() {
     }
 }
 
-/// Reader 0 died with a lease; the camera reaps it while somebody else becomes reader 0.
-fn reaping<const HOLDS_IDENTITY: bool>() {
+/// Reader 0 died with a lease. The camera reaps it while a new process becomes reader 0.
+fn reaping<const HOLDS_LOCK: bool>() {
     let ring = Ring::new(2);
     ring.write::<Sound>(1);
     assert_eq!(lease::lease::<Sound>(ring.word(0), 1, 0), Lease::Held);
@@ -175,27 +175,27 @@ fn reaping<const HOLDS_IDENTITY: bool>() {
     let reader = {
         let ring = Arc::clone(&ring);
         thread::spawn(move || {
-            if ring.take_identity() {
+            if ring.try_lock_reader() {
                 lease::reap(&*ring, 0);
                 ring.read_leased::<Sound>(1, 2, 0);
-                ring.give_identity_back();
+                ring.unlock_reader();
             }
         })
     };
     assert!(lease::overdue(&*ring, 3) & !1 == 0);
-    if HOLDS_IDENTITY {
-        if ring.take_identity() {
+    if HOLDS_LOCK {
+        if ring.try_lock_reader() {
             lease::reap(&*ring, 0);
-            ring.give_identity_back();
+            ring.unlock_reader();
         }
-    } else if !ring.identity.load(Acquire) {
+    } else if !ring.reader_lock.load(Acquire) {
         lease::reap(&*ring, 0);
     }
     (3..=4).for_each(|sequence| ring.write::<Sound>(sequence));
     reader.join().unwrap();
 }
 
-/// A camera died while it filled slot 1; the next one goes on.
+/// A camera died while it filled slot 1. The next one takes the ring over.
 fn taking_over<const SWEEPS: bool>() {
     let ring = Ring::new(2);
     ring.write::<Sound>(1);
@@ -212,7 +212,7 @@ fn taking_over<const SWEEPS: bool>() {
     };
     assert!(!lease::is_readable(ring.word(1).load(Relaxed)));
     if !SWEEPS {
-        // What the word would say if a new camera took the half-written slot for a unit.
+        // The word as a new camera would leave it if it took the half-written slot for a unit.
         ring.word(1).store(2 << 24, Release);
     }
     (2..=3).for_each(|sequence| ring.write::<Sound>(sequence));
@@ -221,7 +221,7 @@ fn taking_over<const SWEEPS: bool>() {
 
 fn explore(scene: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
-    // LOOM_MAX_PREEMPTIONS says otherwise; three find every weakness below.
+    // LOOM_MAX_PREEMPTIONS overrides this. Three preemptions find every weakness below.
     model.preemption_bound = model.preemption_bound.or(Some(3));
     model.check(scene);
 }
@@ -232,41 +232,41 @@ fn all_scenes<R: Rules + 'static>() {
     explore(two_readers::<R>);
 }
 
-// ---- the protocol as it is ---------------------------------------------------------------------------
+// ---- the complete protocol ---------------------------------------------------------------------------
 
 #[test]
-fn a_reader_that_follows_the_newest_unit_reads_only_whole_ones() {
+fn reader_that_follows_the_newest_unit_reads_only_complete_units() {
     explore(following::<Sound>);
 }
 
 #[test]
-fn a_reader_that_searches_the_slots_reads_only_whole_units() {
+fn reader_that_searches_the_slots_reads_only_complete_units() {
     explore(searching::<Sound>);
 }
 
 #[test]
-fn two_readers_of_one_slot_do_not_release_each_other() {
+fn readers_of_one_slot_keep_each_others_leases() {
     explore(two_readers::<Sound>);
 }
 
 #[test]
-fn a_dead_readers_leases_are_reaped_and_nobody_elses() {
+fn only_a_dead_readers_leases_are_reaped() {
     explore(reaping::<true>);
 }
 
 #[test]
-fn a_dead_cameras_half_written_slot_is_never_read() {
+fn half_written_slot_of_a_dead_camera_is_never_read() {
     explore(taking_over::<true>);
 }
 
 // ---- one weakness at a time ------------------------------------------------------------------------------
 
-/// Whether the checker finds fault with a scene.
+/// Returns true if the checker finds an error in the scene.
 fn fails(scene: impl FnOnce()) -> bool {
     catch_unwind(AssertUnwindSafe(scene)).is_err()
 }
 
-/// One test for each ordering and check: a protocol with just that weakened must fail.
+/// One test for each ordering and check: the protocol with only that one weakened must fail.
 macro_rules! mutations {
     ($($test:ident: $rule:ident: $kind:ty = $weak:expr;)*) => { $(
         #[test]
@@ -275,7 +275,7 @@ macro_rules! mutations {
             impl Rules for Weak {
                 const $rule: $kind = $weak;
             }
-            assert!(fails(all_scenes::<Weak>), "{} can be weakened unnoticed", stringify!($rule));
+            assert!(fails(all_scenes::<Weak>), "weakening {} goes unnoticed", stringify!($rule));
         }
     )* };
 }
@@ -283,23 +283,23 @@ macro_rules! mutations {
 mutations! {
     without_acquire_the_claim_is_caught: CLAIM: Ordering = Release;
     without_release_the_claim_is_caught: CLAIM: Ordering = Acquire;
-    without_release_the_publishing_is_caught: PUBLISH: Ordering = Relaxed;
+    without_release_the_publish_is_caught: PUBLISH: Ordering = Relaxed;
     without_acquire_the_lease_is_caught: LEASE: Ordering = Relaxed;
-    without_release_the_giving_back_is_caught: RELEASE: Ordering = Relaxed;
+    without_release_the_lease_release_is_caught: RELEASE: Ordering = Relaxed;
     without_release_storing_latest_is_caught: LATEST_STORE: Ordering = Relaxed;
     without_acquire_loading_latest_is_caught: LATEST_LOAD: Ordering = Relaxed;
     claiming_leased_slots_is_caught: SPARES_LEASED: bool = false;
     claiming_the_newest_slot_is_caught: SPARES_LATEST: bool = false;
-    leasing_while_it_is_written_is_caught: REFUSES_WRITING: bool = false;
+    leasing_a_slot_that_is_written_is_caught: REFUSES_WRITING: bool = false;
     leasing_another_unit_is_caught: REFUSES_OTHERS: bool = false;
 }
 
 #[test]
-fn reaping_without_holding_the_identity_is_caught() {
+fn reaping_without_the_readers_lock_is_caught() {
     assert!(fails(|| explore(reaping::<false>)));
 }
 
 #[test]
-fn taking_a_half_written_slot_for_a_unit_is_caught() {
+fn publishing_a_half_written_slot_is_caught() {
     assert!(fails(|| explore(taking_over::<false>)));
 }

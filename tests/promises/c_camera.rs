@@ -1,5 +1,5 @@
-//! The C side of the lease ring: `pet_camera_ring.h` says the same as the Rust side, compiles cleanly with every
-//! compiler there is, and the example in its comment is a camera that a viewer can watch.
+//! The C side of the lease ring: `pet_camera_ring.h` has the same numbers as the Rust side and compiles without warnings
+//! with every installed compiler. The example in its comment is a camera that a viewer can watch.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -28,7 +28,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{camera, unique_shm, wait_until};
 
-/// Where the fields lie.
+/// Offsets of the fields.
 const FIELDS: [(&str, usize); 31] = [
     ("header.magic", header::MAGIC),
     ("header.version", header::VERSION),
@@ -64,11 +64,11 @@ const FIELDS: [(&str, usize); 31] = [
 ];
 
 #[test]
-fn both_languages_mean_the_same_numbers() {
+fn c_and_rust_have_the_same_numbers() {
     let workshop = Workshop::new();
     let output = Command::new(workshop.compile("cc", "layout.c", &[])).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let told: HashMap<&str, u64> = text
+    let in_c: HashMap<&str, u64> = text
         .lines()
         .filter_map(|line| line.split_once(' '))
         .map(|(name, v)| (name, v.parse().unwrap()))
@@ -101,37 +101,37 @@ fn both_languages_mean_the_same_numbers() {
     let known = known.into_iter().chain(FIELDS.map(|(name, offset)| (name, offset as u64)));
     let mut compared = 0;
     for (name, value) in known {
-        assert_eq!(told.get(name), Some(&value), "{name}");
+        assert_eq!(in_c.get(name), Some(&value), "{name}");
         compared += 1;
     }
-    assert_eq!(compared, told.len(), "every number that C tells is compared");
+    assert_eq!(compared, in_c.len(), "every number of the C program is compared");
 }
 
 #[test]
-fn the_header_compiles_without_a_word_with_every_compiler() {
+fn header_compiles_without_warnings_with_every_compiler() {
     let workshop = Workshop::new();
     for compiler in COMPILERS {
         workshop.compile(compiler, "layout.c", &["-O2"]);
         workshop.compile(compiler, "stress_camera.c", &["-O0"]);
-        // A file that only uses the ring, beside the one that has it in it.
+        // A second file that uses the header without the implementation.
         let user =
             "#include <stdio.h>\n#include \"pet_camera_ring.h\"\nint main(void) { return PCR_IDR != 1; }\n";
         workshop.compile_text(compiler, "user", user, &[]);
     }
 }
 
-/// The example of the header's comment, as a program.
+/// Returns the example of the header's comment as a program.
 fn example() -> String {
     let text = include_str!("../../src/camera/pet_camera_ring.h");
     let (_, after) = text.split_once(" * EXAMPLE\n").unwrap();
     let (example, _) = after.split_once(" * The numbers below").unwrap();
     let lines = example.lines().filter_map(|line| line.strip_prefix(" *     ")).skip(1);
     let source = lines.map(|line| format!("{line}\n")).collect::<String>();
-    assert!(source.lines().count() <= 42, "short enough to be read");
+    assert!(source.lines().count() <= 42, "the example stays short");
     source
 }
 
-/// A file of `units` test pictures, each with its delimiter, number and sum.
+/// Writes a file of `units` test pictures, each with delimiter, number and checksum.
 fn film(workshop: &Workshop, units: u64) -> PathBuf {
     let mut card = TestCard::new(TestCardConfig {
         width: 320,
@@ -155,7 +155,7 @@ fn film(workshop: &Workshop, units: u64) -> PathBuf {
 }
 
 #[test]
-fn the_example_of_the_header_is_a_camera_that_viewers_watch() {
+fn viewers_can_watch_the_example_camera() {
     let workshop = Workshop::new();
     let film = film(&workshop, 30 * 120);
     for compiler in COMPILERS {
@@ -172,7 +172,7 @@ fn the_example_of_the_header_is_a_camera_that_viewers_watch() {
         for viewer in viewers {
             viewer.leave().assert_perfect(&format!("a viewer of the example, {compiler}"));
         }
-        // Killed, it comes back on the ring that it left.
+        // After a kill it continues on its old ring.
         let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
         viewer.wait_units(10);
         example.kill();

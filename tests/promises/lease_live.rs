@@ -1,5 +1,5 @@
-//! The lease ring between real processes: a server that stops, hangs or is killed costs the camera nothing, viewers
-//! get their IDR when they ask for one, and the recorder writes straight from leased slots.
+//! The lease ring between real processes: a server that stops, hangs or is killed does not delay the camera. Viewers get
+//! the IDRs they request, and the recorder writes directly from leased slots.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -18,7 +18,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{unique_shm, wait_until};
 
-/// The camera's own account at its end.
+/// Stops the camera and returns its log with the final counts.
 fn account_of(mut camera: CameraSim) -> String {
     camera.stop();
     wait_until("the camera's account", || camera.log().contains(" units in "));
@@ -26,7 +26,7 @@ fn account_of(mut camera: CameraSim) -> String {
 }
 
 #[test]
-fn a_server_that_stands_still_holds_up_nobody() {
+fn stopped_server_delays_neither_camera_nor_other_servers() {
     let shm = unique_shm();
     let camera = CameraSim::start(&shm, &steady("lease"));
     let directory = std::env::temp_dir().join(format!("ss-lease-{}", shm.replace('/', "")));
@@ -47,7 +47,7 @@ fn a_server_that_stands_still_holds_up_nobody() {
     watching.leave().assert_perfect("a viewer of the other server");
     let report = stalled.leave();
     assert_eq!(report.torn + report.duplicated + report.bad_idrs, 0, "{report:?}");
-    assert!(slow.metrics().expect("lapped_total") > 0.0, "it stood still for more than a ring");
+    assert!(slow.metrics().expect("lapped_total") > 0.0, "it was stopped for more than one ring");
     for server in [&slow, &server] {
         assert_eq!(server.metrics().expect("torn_total"), 0.0);
         assert_eq!(server.metrics().expect("camera_units_dropped_total"), 0.0);
@@ -59,10 +59,10 @@ fn a_server_that_stands_still_holds_up_nobody() {
 }
 
 #[test]
-fn servers_that_are_killed_again_and_again_leave_no_lease_behind() {
+fn killed_servers_leave_no_leases() {
     let shm = unique_shm();
     let camera = CameraSim::start(&shm, &words("--layout lease --pattern 320x240 --fps 120 --gop 30"));
-    // More servers than a ring has readers: the numbers of the dead are given out again.
+    // More servers than a ring has reader numbers: the numbers of dead servers are reused.
     for _ in 0..3 {
         let servers: Vec<Server> = (0..6).map(|_| Server::start(&shm, &[])).collect();
         for mut server in servers {
@@ -80,33 +80,33 @@ fn servers_that_are_killed_again_and_again_leave_no_lease_behind() {
 }
 
 #[test]
-fn the_camera_is_asked_for_an_idr_when_a_viewer_asks_and_when_one_comes_late() {
+fn idr_is_requested_for_a_viewers_pli_and_for_a_late_viewer() {
     let shm = unique_shm();
-    // An IDR by itself comes once in an hour.
+    // Without a request the camera sends one IDR per hour.
     let camera = CameraSim::start(
         &shm,
         &words("--layout lease --pattern 640x480 --fps 30 --gop 108000 --bitrate-kbps 1000"),
     );
     wait_until("the camera's ring", || std::path::Path::new(&segment_path(&shm)).exists());
-    std::thread::sleep(Duration::from_secs(3)); // the first one is no longer in the ring when the server comes
+    std::thread::sleep(Duration::from_secs(3)); // the first IDR has left the ring when the server starts
     let server = Server::start(&shm, &[]);
     server.wait_ready();
-    let asked = || server.metrics().expect("camera_keyframe_requests_total");
+    let requests = || server.metrics().expect("camera_keyframe_requests_total");
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(30);
-    let (idrs, asked_first) = (viewer.report().idrs, asked());
-    assert!(idrs >= 1 && asked_first >= 1.0, "{idrs} IDRs, asked {asked_first} times");
+    let (idrs, requests_first) = (viewer.report().idrs, requests());
+    assert!(idrs >= 1 && requests_first >= 1.0, "{idrs} IDRs, {requests_first} requests");
 
-    std::thread::sleep(Duration::from_millis(600)); // the camera is asked at most twice a second
+    std::thread::sleep(Duration::from_millis(600)); // at most two requests per second reach the camera
     viewer.request_idr();
-    // The GOP so far at once, and a new one of the camera behind it.
-    wait_until("the IDR that was asked for", || viewer.report().idrs > idrs && asked() > asked_first);
+    // The viewer gets the current GOP at once, and then the new one.
+    wait_until("the requested IDR", || viewer.report().idrs > idrs && requests() > requests_first);
     viewer.wait_more_units(45);
 
-    let asked_before = asked();
+    let requests_before = requests();
     let late = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     late.wait_units(30);
-    assert!(asked() > asked_before, "a long way through the GOP");
+    assert!(requests() > requests_before, "the viewer joined late in the GOP");
     for report in [viewer.leave(), late.leave()] {
         assert_eq!(report.torn + report.bad_idrs + report.unstamped, 0, "{report:?}");
         assert!(!report.began_without_idr, "{report:?}");
@@ -116,7 +116,7 @@ fn the_camera_is_asked_for_an_idr_when_a_viewer_asks_and_when_one_comes_late() {
 }
 
 #[test]
-fn a_server_that_comes_in_the_middle_of_a_gop_shows_it_from_its_idr() {
+fn server_started_in_mid_gop_shows_it_from_its_idr() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &words("--layout v3 --pattern 320x240 --fps 2 --gop 1200"));
     wait_until("the camera's ring", || std::path::Path::new(&segment_path(&shm)).exists());
@@ -126,12 +126,12 @@ fn a_server_that_comes_in_the_middle_of_a_gop_shows_it_from_its_idr() {
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(8);
     let report = viewer.leave();
-    report.assert_perfect("a viewer of a GOP whose IDR the server never saw live");
+    report.assert_perfect("a viewer of a GOP whose IDR is older than the server");
     assert_eq!((report.first_unit, report.idrs), (Some(0), 1));
 }
 
 #[test]
-fn a_camera_that_misbehaves_on_a_lease_ring_shows_nothing_torn() {
+fn misbehaving_camera_on_a_lease_ring_shows_no_torn_unit() {
     let shm = unique_shm();
     let camera = CameraSim::start(
         &shm,
@@ -143,20 +143,20 @@ fn a_camera_that_misbehaves_on_a_lease_ring_shows_nothing_torn() {
     viewer.wait_units(200);
     let report = viewer.leave();
     assert_eq!(report.duplicated + report.reordered + report.bad_idrs, 0, "{report:?}");
-    assert_eq!(server.metrics().expect("torn_total"), 0.0, "written in halves, shown whole");
+    assert_eq!(server.metrics().expect("torn_total"), 0.0, "written in halves, shown complete");
     server.assert_healthy();
     let account = account_of(camera);
     assert!(
         account.contains(" torn") && account.contains(" malformed"),
-        "the camera did as it was told: {account}"
+        "the camera misbehaved as configured: {account}"
     );
 }
 
-/// CPU per unit and viewer, and latencies, on both rings in turn: figures for a record, on a quiet machine and with
+/// Prints CPU and latencies on both rings in turn. For a quiet machine:
 /// `cargo test --release --test lease_live -- --ignored --nocapture`.
 #[test]
-#[ignore = "measures and judges nothing"]
-fn the_lease_ring_beside_v3_in_turn() {
+#[ignore = "measures only, has no assertion"]
+fn lease_ring_and_v3_in_turn() {
     const ROUNDS: usize = 6;
     const VIEWERS: usize = 4;
     for round in 0..2 * ROUNDS {

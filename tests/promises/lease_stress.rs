@@ -1,8 +1,7 @@
-//! The lease ring under stress: a C camera at 5000 units a second, eight readers as processes of their own that hold
-//! several slots each, one of them killed with -9 every 100 ms. No byte of another unit is ever seen, the camera
-//! loses no time, and every slot comes back.
+//! The lease ring under stress: a C camera at 5000 units a second and eight reader processes that lease several slots
+//! each. Every 100 ms one of them is killed with -9. No reader sees a byte of another unit, and every slot is released.
 //!
-//! `SS_STRESS_SECONDS` says how long [5]; 600 is the run of a release.
+//! `SS_STRESS_SECONDS` sets the duration [5]; a release runs 600.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -26,62 +25,62 @@ use support::random::Random;
 use support::{monotonic_ns, unique_shm, wait_for, wait_until};
 
 const READERS: usize = 8;
-/// In the environment of a reader: the ring's name. Without it the reader's body is an empty test.
+/// Environment variable of a reader: the ring's name. Without it the reader's test does nothing.
 const RING_OF_READER: &str = "SS_STRESS_RING";
 
-/// What a reader checked, printed once a second so that a killed one has told.
+/// Counts of a reader. It prints them every 20 ms, so that a killed reader has reported.
 #[derive(Default)]
-struct Books {
+struct Counts {
     checked: u64,
     lapped: u64,
     refused: u64,
 }
 
 #[test]
-fn a_reader_of_the_stress_test() {
+fn reader_process_of_the_stress_test() {
     let Ok(ring) = std::env::var(RING_OF_READER) else { return };
     let camera = Camera::new(&ring, Wake::Auto);
     let mut cursor = camera.cursor();
-    let bell = camera.clone();
-    std::thread::spawn(move || waiter::run(bell, Arc::new(AtomicBool::new(false)), false));
+    let followed = camera.clone();
+    std::thread::spawn(move || waiter::run(followed, Arc::new(AtomicBool::new(false)), false));
     let mut random = Random::new(std::process::id().into());
-    let (mut books, mut refused_before) = (Books::default(), 0);
-    // Some are let go at once, some held for a while and looked at again.
+    let (mut counts, mut refused_before) = (Counts::default(), 0);
+    // Some units are dropped at once, others are held and checked again later.
     let mut held: VecDeque<UnitView> = VecDeque::new();
-    let (mut told, mut holding) = (Instant::now(), 0);
+    let (mut printed, mut holding) = (Instant::now(), 0);
     loop {
         match cursor.next(monotonic_ns()) {
             Next::Unit(unit) => {
-                check(&unit, &mut books);
+                check(&unit, &mut counts);
                 if random.chance(30.0) {
                     held.push_back(unit);
                 }
             }
-            Next::Lapped { missed_units } => books.lapped += u64::from(missed_units),
+            Next::Lapped { missed_units } => counts.lapped += u64::from(missed_units),
             Next::Empty => std::thread::sleep(Duration::from_micros(200)),
             Next::Away | Next::Restarted => std::thread::sleep(Duration::from_millis(5)),
             Next::Rejected(rejection) => panic!("{rejection}"),
         }
-        // Now and then as many as a reader may hold, and more, so that it is refused.
+        // Sometimes more than a reader may lease, so that a lease is refused.
         if random.chance(1.0) {
             holding = random.below(18) as usize;
         }
         while held.len() > holding {
-            check(&held.pop_front().unwrap(), &mut books);
+            check(&held.pop_front().unwrap(), &mut counts);
         }
-        if told.elapsed() > Duration::from_millis(20) {
-            let refused_in_all = camera.counters().leases_refused.get();
-            books.refused = refused_in_all - refused_before;
-            refused_before = refused_in_all;
-            println!("books {} {} {}", books.checked, books.lapped, books.refused);
-            books = Books::default();
-            told = Instant::now();
+        if printed.elapsed() > Duration::from_millis(20) {
+            let refused = camera.counters().leases_refused.get();
+            counts.refused = refused - refused_before;
+            refused_before = refused;
+            println!("counts {} {} {}", counts.checked, counts.lapped, counts.refused);
+            counts = Counts::default();
+            printed = Instant::now();
         }
     }
 }
 
-/// Number, length and sum of a unit that is leased.
-fn check(unit: &UnitView, books: &mut Books) {
+/// Checks number and checksum of a leased unit.
+fn check(unit: &UnitView, counts: &mut Counts) {
     let number = u64::from_ne_bytes(unit.bytes[..8].try_into().unwrap());
     let sum = u32::from_ne_bytes(unit.bytes[8..12].try_into().unwrap());
     let is_whole = number == unit.frame_number && crc32_of_slices([&unit.bytes[12..]].into_iter()) == sum;
@@ -89,30 +88,30 @@ fn check(unit: &UnitView, books: &mut Books) {
         println!("TORN unit {number} as {}", unit.frame_number);
         std::process::abort();
     }
-    books.checked += 1;
+    counts.checked += 1;
 }
 
 fn reader(ring: &str) -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "lease_stress::a_reader_of_the_stress_test", "--nocapture"])
+        .args(["--exact", "lease_stress::reader_process_of_the_stress_test", "--nocapture"])
         .env(RING_OF_READER, ring);
     Process::spawn("reader", &mut command)
 }
 
-/// Adds up the books of a reader that is gone; panics if it saw a torn unit.
-fn settle(reader: &Process, sums: &mut [u64; 3]) {
+/// Adds the counts of an ended reader. Panics if it saw a torn unit.
+fn add_counts(reader: &Process, sums: &mut [u64; 3]) {
     let log = reader.log();
     assert!(!log.contains("TORN") && !log.contains("panicked"), "{log}");
-    for line in log.lines().filter_map(|line| line.strip_prefix("books ")) {
+    for line in log.lines().filter_map(|line| line.strip_prefix("counts ")) {
         for (sum, number) in sums.iter_mut().zip(line.split(' ')) {
-            *sum += number.parse::<u64>().unwrap_or(0); // the last line may be cut
+            *sum += number.parse::<u64>().unwrap_or(0); // the last line may be incomplete
         }
     }
 }
 
 #[test]
-fn readers_that_are_killed_all_the_time_cost_nobody_a_unit() {
+fn killed_readers_leave_no_leases_and_no_torn_units() {
     let seconds = std::env::var("SS_STRESS_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
     let (workshop, ring) = (Workshop::new(), unique_shm());
     let program = workshop.compile("cc", "stress_camera.c", &["-O2"]);
@@ -127,22 +126,22 @@ fn readers_that_are_killed_all_the_time_cost_nobody_a_unit() {
         let victim = random.below(READERS as u64) as usize;
         let mut dead = std::mem::replace(&mut readers[victim], reader(&ring));
         dead.kill();
-        settle(&dead, &mut sums);
+        add_counts(&dead, &mut sums);
         killed += 1;
     }
-    // Those that live now have all looked at units, however slow the machine is.
+    // Every living reader has checked units, however slow the machine is.
     for reader in &readers {
-        wait_until("a reader checks units", || reader.log().matches("books").count() > 1);
+        wait_until("a reader checks units", || reader.log().matches("counts").count() > 1);
     }
     for reader in &mut readers {
         reader.kill();
-        settle(reader, &mut sums);
+        add_counts(reader, &mut sums);
     }
-    // The camera takes the slots back as it goes round the ring.
+    // The camera releases the dead readers' slots while it rotates through the ring.
     std::thread::sleep(Duration::from_millis(500));
     camera.signal(Signal::TERM);
-    let line = wait_for("the camera's books", || camera.after("units="));
-    let told = |key: &str| -> u64 {
+    let line = wait_for("the camera's counts", || camera.after("units="));
+    let count = |key: &str| -> u64 {
         let value = line.split_whitespace().find_map(|word| word.strip_prefix(key));
         value.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {key} in {line}"))
     };
@@ -151,6 +150,6 @@ fn readers_that_are_killed_all_the_time_cost_nobody_a_unit() {
         "{seconds} s: units={line}; {killed} readers killed, {checked} checks, 0 torn, {lapped} lapped, {refused} refused"
     );
     assert!(camera.wait_exit(support::PATIENCE).success());
-    assert_eq!(told("leased="), 0, "every slot came back");
-    assert!(told("published=") > 0 && checked > 0);
+    assert_eq!(count("leased="), 0, "every slot is released");
+    assert!(count("published=") > 0 && checked > 0);
 }

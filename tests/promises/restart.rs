@@ -1,5 +1,5 @@
-//! The camera may come late, crash, come back on the same or a new segment, in another size: viewers stay
-//! connected and see the new picture by themselves.
+//! The camera may start late, crash, and return on the same or a new segment in another size. Viewers stay connected
+//! and see the new picture without a reload.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -22,7 +22,12 @@ fn small(layout: &str) -> Vec<String> {
     words(&format!("--layout {layout} --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30"))
 }
 
-fn survives(first: &[String], second: &[String], removed_between: bool, size_after: (u32, u32)) {
+fn viewer_survives_restart(
+    first: &[String],
+    second: &[String],
+    removed_between: bool,
+    size_after: (u32, u32),
+) {
     let shm = unique_shm();
     let mut camera = CameraSim::start(&shm, first);
     let mut server = Server::start(&shm, &[]);
@@ -32,7 +37,7 @@ fn survives(first: &[String], second: &[String], removed_between: bool, size_aft
     if removed_between {
         camera.remove_segment();
     }
-    wait_until("/ready says 503 while the camera is away", || server.get("/ready").status == 503);
+    wait_until("/ready returns 503 while the camera is away", || server.get("/ready").status == 503);
     let before = viewer.report();
     camera.restart(second);
     viewer.wait_units(before.units + 40);
@@ -46,46 +51,46 @@ fn survives(first: &[String], second: &[String], removed_between: bool, size_aft
 }
 
 #[test]
-fn a_server_started_right_after_a_killed_one_gets_its_udp_port() {
+fn server_waits_for_the_udp_port_of_a_killed_one() {
     let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
     let udp = holder.local_addr().unwrap().to_string();
     let mut command =
         server::command(&unique_shm(), &["--http", "127.0.0.1:0", "--control", "off", "--udp", &udp]);
     let mut process = Process::spawn("streaming-server", &mut command);
-    wait_until("that it found the port in use", || process.log().contains("is in use, waiting"));
+    wait_until("the port-in-use message", || process.log().contains("is in use, waiting"));
     drop(holder);
-    wait_until("that it listens", || process.after("listening: ").is_some());
+    wait_until("the listening message", || process.after("listening: ").is_some());
     process.signal(Signal::TERM);
     assert_eq!(process.wait_exit(Duration::from_secs(30)).code(), Some(0));
 }
 
 #[test]
-fn a_camera_that_returns_on_a_new_segment_is_seen() {
-    survives(&steady("v1"), &steady("v1"), true, (1280, 720));
+fn camera_on_a_new_segment_is_followed() {
+    viewer_survives_restart(&steady("v1"), &steady("v1"), true, (1280, 720));
 }
 
 #[test]
-fn a_camera_that_returns_in_another_size_is_seen() {
-    survives(&steady("v3"), &small("v3"), true, (640, 480));
+fn camera_with_another_picture_size_is_followed() {
+    viewer_survives_restart(&steady("v3"), &small("v3"), true, (640, 480));
 }
 
 #[test]
-fn a_camera_that_returns_with_another_layout_is_seen() {
-    survives(&steady("v1"), &small("v3-6"), true, (640, 480));
+fn camera_with_another_layout_is_followed() {
+    viewer_survives_restart(&steady("v1"), &small("v3-6"), true, (640, 480));
 }
 
 #[test]
-fn a_camera_that_returns_with_the_lease_layout_is_seen() {
-    survives(&steady("v1"), &small("lease"), true, (640, 480));
-    survives(&steady("lease"), &small("lease"), false, (640, 480));
+fn camera_with_the_lease_layout_is_followed() {
+    viewer_survives_restart(&steady("v1"), &small("lease"), true, (640, 480));
+    viewer_survives_restart(&steady("lease"), &small("lease"), false, (640, 480));
 }
 
 #[test]
-fn a_camera_that_replaces_the_segment_without_removing_it_first_is_seen() {
-    survives(&small("v2"), &small("v2"), false, (640, 480));
+fn camera_that_replaces_its_segment_is_followed() {
+    viewer_survives_restart(&small("v2"), &small("v2"), false, (640, 480));
 }
 
-fn survives_restarts_in_place(layout: &str, onto: &str) {
+fn viewer_survives_repeated_restarts(layout: &str, onto: &str) {
     let shm = unique_shm();
     let mut arguments = small(layout);
     arguments.extend(words(&format!("--restart-every 45:1.5 --restart {onto}")));
@@ -100,25 +105,25 @@ fn survives_restarts_in_place(layout: &str, onto: &str) {
 }
 
 #[test]
-fn a_camera_that_goes_on_in_the_same_segment_is_seen() {
-    survives_restarts_in_place("v1", "same");
-    survives_restarts_in_place("lease", "same");
+fn camera_that_continues_in_its_segment_is_followed() {
+    viewer_survives_repeated_restarts("v1", "same");
+    viewer_survives_repeated_restarts("lease", "same");
 }
 
 #[test]
-fn a_camera_that_begins_anew_in_the_same_segment_is_seen() {
-    survives_restarts_in_place("v1", "rewind");
-    survives_restarts_in_place("v3-6", "rewind");
+fn camera_that_rewinds_its_segment_is_followed() {
+    viewer_survives_repeated_restarts("v1", "rewind");
+    viewer_survives_repeated_restarts("v3-6", "rewind");
 }
 
 #[test]
-fn a_camera_that_makes_new_segments_again_and_again_is_seen() {
-    survives_restarts_in_place("v0", "new");
-    survives_restarts_in_place("lease", "new");
+fn camera_with_repeated_new_segments_is_followed() {
+    viewer_survives_repeated_restarts("v0", "new");
+    viewer_survives_repeated_restarts("lease", "new");
 }
 
 #[test]
-fn a_camera_that_changes_its_size_on_the_fly_is_seen() {
+fn picture_size_change_without_restart_is_followed() {
     let shm = unique_shm();
     let mut arguments = small("v1");
     arguments.extend(words("--change-resolution 45:320x240"));
@@ -132,7 +137,7 @@ fn a_camera_that_changes_its_size_on_the_fly_is_seen() {
 }
 
 #[test]
-fn a_camera_that_comes_after_the_viewer_is_seen() {
+fn camera_that_starts_after_the_viewer_is_seen() {
     let shm = unique_shm();
     let server = Server::start(&shm, &[]);
     assert_eq!(server.get("/ready").status, 503);
@@ -145,7 +150,7 @@ fn a_camera_that_comes_after_the_viewer_is_seen() {
 }
 
 #[test]
-fn a_camera_that_dies_five_times_is_seen_five_times() {
+fn viewer_survives_five_camera_crashes() {
     let shm = unique_shm();
     let mut camera = CameraSim::start(&shm, &small("v3"));
     let server = Server::start(&shm, &[]);

@@ -1,5 +1,5 @@
-//! No torn picture ever: a camera that overwrites what is being read, at a thousand units a second, costs
-//! units and never shows half of one. What was dropped is counted.
+//! No torn picture: a camera that overwrites units during the read, at a thousand units a second, makes the server drop
+//! units, but no viewer sees half of one. Dropped units are counted.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,9 +14,9 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{test_seconds, unique_shm};
 
-/// Two viewers beside a camera that misbehaves as `pace` says; nothing torn may arrive, and what is missing must
-/// be in the counters. Gives how many units the server dropped.
-fn nothing_torn_arrives(layout: &str, pace: &str) -> f64 {
+/// Runs two viewers with a camera that misbehaves as `pace` configures. No torn unit may arrive, and missing units must be
+/// counted. Returns how many units the server dropped.
+fn assert_no_torn_units(layout: &str, pace: &str) -> f64 {
     let shm = unique_shm();
     let line = format!("--layout {layout} --pattern 640x480 --bitrate-kbps 16000 --gop 30 {pace}");
     let _camera = CameraSim::start(&shm, &words(&line));
@@ -28,12 +28,12 @@ fn nothing_torn_arrives(layout: &str, pace: &str) -> f64 {
     let count = |name: &str| metrics.value(name, &[]).unwrap_or(0.0);
     let dropped = count("torn_total") + count("lapped_total") + count("rejected_slots_total");
     for report in &reports {
-        let books = support::account::Report { latencies_ns: Vec::new(), ..report.clone() };
-        eprintln!("{layout} {pace}: dropped {dropped} (torn {}), {books:?}", count("torn_total"));
+        let counts = support::account::Report { latencies_ns: Vec::new(), ..report.clone() };
+        eprintln!("{layout} {pace}: dropped {dropped} (torn {}), {counts:?}", count("torn_total"));
         assert_eq!(report.torn, 0, "{layout}: torn units reached a viewer");
         assert_eq!(report.duplicated + report.reordered + report.bad_idrs, 0, "{layout}");
         assert!(!report.began_without_idr);
-        // Units that are left out where an IDR comes while a viewer is still being given the GOP before.
+        // Units skipped because an IDR arrived while a viewer still received the previous GOP.
         let cut = count("gop_replays_cut_total");
         assert!(report.missing == 0 || dropped + cut > 0.0, "{layout}: missing and not counted");
     }
@@ -41,31 +41,31 @@ fn nothing_torn_arrives(layout: &str, pace: &str) -> f64 {
     dropped
 }
 
-/// A thousand units a second, every seventh half written for 300 us: late enough to be read torn, if the reader
-/// did not wait and check.
+/// A thousand units a second, every seventh half written for 300 us: a reader that does not wait and check would read
+/// torn units.
 const FAST: &str = "--fps 1000 --tear 7";
-/// As fast as memory takes it: the ring goes round many times while a reader looks at one slot.
+/// At memory speed: the ring wraps many times while a reader reads one slot.
 const FLAT_OUT: &str = "--flat-out --tear 10:50";
 
 #[test]
-fn a_tearing_camera_on_v0_shows_no_torn_unit() {
-    nothing_torn_arrives("v0", FAST);
+fn tearing_camera_on_v0_shows_no_torn_unit() {
+    assert_no_torn_units("v0", FAST);
 }
 
 #[test]
-fn a_tearing_camera_on_v1_shows_no_torn_unit() {
-    nothing_torn_arrives("v1", FAST);
+fn tearing_camera_on_v1_shows_no_torn_unit() {
+    assert_no_torn_units("v1", FAST);
 }
 
 #[test]
-fn a_tearing_camera_on_v3_with_six_slots_shows_no_torn_unit() {
-    nothing_torn_arrives("v3-6", FAST);
+fn tearing_camera_on_v3_with_six_slots_shows_no_torn_unit() {
+    assert_no_torn_units("v3-6", FAST);
 }
 
 #[test]
-fn a_camera_that_laps_its_readers_shows_no_torn_unit_and_the_drops_are_counted() {
+fn lapping_camera_shows_no_torn_unit_and_drops_are_counted() {
     for layout in ["v0", "v1", "v3", "v3-6"] {
-        let dropped = nothing_torn_arrives(layout, FLAT_OUT);
-        assert!(dropped > 0.0, "{layout}: nobody keeps up with this camera, so something must be counted");
+        let dropped = assert_no_torn_units(layout, FLAT_OUT);
+        assert!(dropped > 0.0, "{layout}: no reader keeps up with this camera, so drops must be counted");
     }
 }

@@ -51,9 +51,9 @@ impl DatagramSink for Outbox {
 }
 
 /// A sink with one buffer that is reused, as the UDP driver's is.
-pub struct OneRun(pub Vec<u8>);
+pub struct ReusedBuffer(pub Vec<u8>);
 
-impl DatagramSink for OneRun {
+impl DatagramSink for ReusedBuffer {
     fn push_datagram(&mut self, _: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
         if self.0.len() + bytes > self.0.capacity() {
             self.0.clear();
@@ -75,7 +75,7 @@ pub struct Pair {
     pub connected: bool,
     pub client_closed: bool,
     pub closed: Option<CloseReason>,
-    /// RTP packets the browser decrypted.
+    /// RTP packets decrypted by the browser.
     pub packets: Vec<RtpPacket>,
     /// Sizes of the datagrams the viewer sent, in order.
     pub sent_sizes: Vec<usize>,
@@ -284,4 +284,37 @@ pub fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> Packetized
         captured_at_ns: Some(1_700_000_000_000_000_000),
         gap_before: false,
     }
+}
+
+/// Priority of a peer-reflexive candidate.
+pub const USUAL_PRIORITY: [u8; 4] = [110, 0, 1, 255];
+
+/// Builds a binding request with a valid MESSAGE-INTEGRITY and additional attributes.
+pub fn signed_request(pair: &Pair, priority: [u8; 4], attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
+    let value = |sdp: &str, name: &str| {
+        sdp.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned()).unwrap()
+    };
+    let local = value(&pair.answer, "a=ice-ufrag:");
+    let remote = value(&pair.offer, "a=ice-ufrag:");
+    let password = value(&pair.answer, "a=ice-pwd:");
+    let mut body = Vec::new();
+    let mut attribute = |kind: u16, value: &[u8]| {
+        body.extend(kind.to_be_bytes());
+        body.extend(u16::try_from(value.len()).unwrap().to_be_bytes());
+        body.extend(value);
+        body.resize(body.len().next_multiple_of(4), 0);
+    };
+    attribute(0x0006, format!("{local}:{remote}").as_bytes());
+    attribute(0x0024, &priority);
+    attributes.iter().for_each(|(kind, value)| attribute(*kind, value));
+    let mut bytes = vec![0, 1];
+    bytes.extend((u16::try_from(body.len()).unwrap() + 24).to_be_bytes());
+    bytes.extend([0x21, 0x12, 0xa4, 0x42]);
+    bytes.extend([3; 12]);
+    bytes.extend(body);
+    let tag =
+        str0m::crypto::from_feature_flags().sha1_hmac_provider.sha1_hmac(password.as_bytes(), &[&bytes]);
+    bytes.extend([0, 8, 0, 20]);
+    bytes.extend(tag);
+    bytes
 }

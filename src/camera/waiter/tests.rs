@@ -1,32 +1,75 @@
-//! The doorbell, on a thread of its own and looked at by hand.
+//! Tests of the camera wait, on a thread of its own and polled by hand.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use super::*;
 use crate::camera::cursor::{Cursor, Next};
 use crate::camera::layout::Layout;
-use crate::camera::mapping::Access;
+use crate::camera::mapping::{Access, Mapping};
+use crate::camera::semaphore::WAITER;
 use crate::camera::source::Wakeup;
 use crate::camera::test_ring::TestRing;
 
-fn poster_of(ring: &TestRing) -> Poster {
-    Poster::new(Mapping::open(ring.name(), Access::Semaphore).unwrap())
+/// The camera's side of the semaphore.
+struct Poster(Arc<Mapping>);
+
+impl Poster {
+    fn new(ring: &TestRing) -> Poster {
+        let poster = Poster(Mapping::open(ring.name(), Access::Semaphore).unwrap());
+        poster.initialise();
+        poster
+    }
+
+    /// Initialises the semaphore, as the daemon does when it starts.
+    fn initialise(&self) {
+        // SAFETY: the pointer is to 32 aligned, writable bytes. A process that waits there sees other values, which
+        // cannot harm memory.
+        let result = unsafe { libc::sem_init(self.pointer(), 1, 0) };
+        assert_eq!(result, 0);
+    }
+
+    fn pointer(&self) -> *mut libc::sem_t {
+        self.0.semaphore().unwrap()
+    }
+
+    fn post(&self, times: u32) {
+        for _ in 0..times {
+            // SAFETY: the semaphore was initialised in `new` and stays mapped.
+            let result = unsafe { libc::sem_post(self.pointer()) };
+            assert_eq!(result, 0);
+        }
+    }
+
+    fn value(&self) -> i32 {
+        let mut value = 0;
+        // SAFETY: as in `post`; `value` outlives the call.
+        let result = unsafe { libc::sem_getvalue(self.pointer(), &raw mut value) };
+        assert_eq!(result, 0);
+        value
+    }
+
+    /// Registered waiters.
+    fn waiters(&self) -> u64 {
+        let (_, state): (_, &AtomicU64) = self.0.semaphore_words().unwrap();
+        state.load(Ordering::Relaxed) / WAITER
+    }
 }
 
-struct ChannelBell(SyncSender<()>);
+struct ChannelWakeup(SyncSender<()>);
 
-impl Wakeup for ChannelBell {
+impl Wakeup for ChannelWakeup {
     fn wake(&self) {
         let _ = self.0.try_send(());
     }
 }
 
-/// A doorbell on a thread of its own.
+/// A camera wait on a thread of its own.
 struct Running {
     camera: Camera,
     cursor: Cursor,
-    rung: Receiver<()>,
+    wakeups: Receiver<()>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -34,23 +77,23 @@ struct Running {
 impl Running {
     fn new(name: &str, wake: Wake) -> Running {
         let camera = Camera::new(name, wake);
-        let (sender, rung) = sync_channel(1);
-        camera.add_wakeup(Arc::new(ChannelBell(sender)));
+        let (sender, wakeups) = sync_channel(1);
+        camera.add_wakeup(Arc::new(ChannelWakeup(sender)));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let (camera, stop) = (camera.clone(), Arc::clone(&stop));
             move || run(camera, stop, false)
         });
-        Running { cursor: camera.cursor(), camera, rung, stop, thread: Some(thread) }
+        Running { cursor: camera.cursor(), camera, wakeups, stop, thread: Some(thread) }
     }
 
-    /// The next unit, waited for by the bell.
+    /// Waits for wake-ups until the next unit is there.
     fn unit(&mut self) -> Vec<u8> {
         loop {
             match self.cursor.next(monotonic_ns()) {
                 Next::Unit(unit) => return unit.bytes.to_vec(),
                 Next::Empty | Next::Away => {
-                    self.rung.recv_timeout(Duration::from_secs(20)).expect("the wake-up comes");
+                    self.wakeups.recv_timeout(Duration::from_secs(20)).expect("the wake-up comes");
                 }
                 Next::Restarted => {}
                 other => panic!("{other:?}"),
@@ -67,27 +110,27 @@ impl Drop for Running {
 }
 
 #[test]
-fn every_way_of_waking_brings_every_unit_on_every_layout() {
+fn every_wait_method_delivers_every_unit_on_every_layout() {
     for layout in Layout::LEGACY {
         for wake in [Wake::Auto, Wake::Semaphore, Wake::Poll] {
             let mut ring = TestRing::new(layout);
-            let poster = layout.semaphore_offset().map(|_| poster_of(&ring));
+            let poster = layout.semaphore_offset().map(|_| Poster::new(&ring));
             let mut running = Running::new(ring.name(), wake);
             for i in 0..40_u8 {
                 ring.publish(&[i; 2000]);
                 if let Some(poster) = &poster {
                     poster.post(1);
                 }
-                assert_eq!(running.unit(), [i; 2000], "{layout}, {wake}");
+                assert_eq!(running.unit(), [i; 2000], "{layout}, {wake:?}");
             }
         }
     }
 }
 
 #[test]
-fn polling_never_touches_the_semaphore() {
+fn polling_leaves_the_semaphore_untouched() {
     let mut ring = TestRing::new(Layout::V1);
-    let poster = poster_of(&ring);
+    let poster = Poster::new(&ring);
     let mut running = Running::new(ring.name(), Wake::Poll);
     for i in 0..5_u8 {
         ring.publish(&[i; 500]);
@@ -95,13 +138,14 @@ fn polling_never_touches_the_semaphore() {
         running.unit();
     }
     assert_eq!(poster.value(), 5);
-    assert!(running.camera.place().1.unwrap().mapping.semaphore().is_none(), "mapped read-only");
+    let (_, attachment) = running.camera.current();
+    assert!(attachment.unwrap().mapping.semaphore_words().is_none(), "mapped read-only");
 }
 
 #[test]
-fn wakes_that_another_process_takes_are_replaced_by_polling() {
+fn polling_replaces_posts_that_another_process_takes() {
     let mut ring = TestRing::new(Layout::V3);
-    let _poster = poster_of(&ring);
+    let _poster = Poster::new(&ring);
     let mut running = Running::new(ring.name(), Wake::Auto);
     for i in 0..60_u8 {
         ring.publish(&[i]);
@@ -110,9 +154,9 @@ fn wakes_that_another_process_takes_are_replaced_by_polling() {
 }
 
 #[test]
-fn posts_piled_up_while_nobody_looked_are_one_wake() {
+fn accumulated_posts_are_taken_in_one_poll() {
     let mut ring = TestRing::new(Layout::V1);
-    let poster = poster_of(&ring);
+    let poster = Poster::new(&ring);
     poster.post(50_000);
     let mut running = Running::new(ring.name(), Wake::Auto);
     ring.publish(b"first");
@@ -123,8 +167,8 @@ fn posts_piled_up_while_nobody_looked_are_one_wake() {
 }
 
 #[test]
-fn a_camera_that_comes_and_goes_is_followed() {
-    let name = format!("/ss-test-{}-doorbell", std::process::id());
+fn camera_is_followed_from_segment_to_segment() {
+    let name = format!("/ss-test-{}-waiter", std::process::id());
     let mut running = Running::new(&name, Wake::Auto);
     for (i, layout) in (1_u8..).zip(Layout::LEGACY) {
         let mut ring = TestRing::named(&name, layout);
@@ -138,10 +182,10 @@ fn a_camera_that_comes_and_goes_is_followed() {
 }
 
 #[test]
-fn a_segment_truncated_under_the_semaphore_wait_kills_nobody() {
+fn segment_truncated_during_the_semaphore_wait_does_not_end_the_process() {
     for layout in [Layout::V1, Layout::V3] {
         let mut ring = TestRing::new(layout);
-        let poster = poster_of(&ring);
+        let poster = Poster::new(&ring);
         let mut running = Running::new(ring.name(), Wake::Auto);
         ring.publish(b"before");
         poster.post(1);
@@ -158,58 +202,58 @@ fn a_segment_truncated_under_the_semaphore_wait_kills_nobody() {
 }
 
 #[test]
-fn a_semaphore_that_never_blocks_is_given_up() {
-    let mut trust = Trust::default();
+fn semaphore_that_never_blocks_is_given_up() {
+    let mut check = WakeupCheck::default();
     for _ in 0..WAKES_EMPTY_MAX {
-        assert!(trust.allows(3));
-        trust.judge(3, 7, Progress::Quiet, true);
+        assert!(check.allows(3));
+        check.on_poll(3, 7, Progress::Unchanged, true);
     }
-    assert!(!trust.allows(3));
-    assert!(trust.allows(4), "the next camera is trusted again");
+    assert!(!check.allows(3));
+    assert!(check.allows(4), "the next segment is tried again");
 }
 
 #[test]
-fn a_semaphore_shared_with_another_server_is_given_up() {
-    let mut trust = Trust::default();
+fn semaphore_shared_with_another_server_is_given_up() {
+    let mut check = WakeupCheck::default();
     for _ in 0..100 {
-        trust.judge(3, 1, Progress::Advanced(1), true);
-        trust.judge(3, 0, Progress::Advanced(1), true);
+        check.on_poll(3, 1, Progress::Advanced(1), true);
+        check.on_poll(3, 0, Progress::Advanced(1), true);
     }
-    assert!(!trust.allows(3));
-    let mut trust = Trust::default();
+    assert!(!check.allows(3));
+    let mut check = WakeupCheck::default();
     for _ in 0..100 {
-        trust.judge(3, 0, Progress::Advanced(1), false);
-        trust.judge(3, 1, Progress::Quiet, true);
+        check.on_poll(3, 0, Progress::Advanced(1), false);
+        check.on_poll(3, 1, Progress::Unchanged, true);
     }
-    assert!(trust.allows(3), "short looks at an unsettled unit prove nothing");
+    assert!(check.allows(3), "early polls for an incomplete unit prove nothing");
 }
 
-/// Looks as a worker does: when told to.
-fn looked(doorbell: &mut CameraWaiter) -> bool {
-    let is_rung = doorbell.is_rung();
-    doorbell.poll(monotonic_ns());
-    is_rung
+/// Polls once, as a worker does. Returns true if the waiter was signalled before.
+fn poll_once(waiter: &mut CameraWaiter) -> bool {
+    let is_signalled = waiter.is_signalled();
+    waiter.poll(monotonic_ns());
+    is_signalled
 }
 
 #[test]
-fn the_word_tells_of_each_unit_until_somebody_looks() {
+fn word_signals_each_unit_until_it_is_polled() {
     let mut ring = TestRing::new(Layout::V3);
-    let poster = poster_of(&ring);
-    let camera = Camera::new(ring.name(), Wake::Auto);
-    let mut doorbell = CameraWaiter::new(camera.clone());
-    assert!(doorbell.word().is_none(), "nothing is mapped yet");
-    looked(&mut doorbell);
-    for unit in 1..5 {
-        assert!(!doorbell.is_rung());
+    let poster = Poster::new(&ring);
+    let mut waiter = CameraWaiter::new(Camera::new(ring.name(), Wake::Auto));
+    assert!(waiter.word().is_none(), "no segment is followed yet");
+    poll_once(&mut waiter);
+    for _ in 0..4 {
+        assert!(!waiter.is_signalled());
         ring.publish(b"unit");
         poster.post(1);
-        assert!(looked(&mut doorbell));
-        assert_eq!((camera.counters().units_seen.get(), poster.value()), (unit, 0));
+        assert!(waiter.is_signalled());
+        assert!(waiter.poll(monotonic_ns()), "a new unit");
+        assert_eq!(poster.value(), 0);
     }
-    // The daemon starts again and makes its semaphore anew: we are announced with the next look.
-    poster.make();
-    looked(&mut doorbell);
-    let word = doorbell.word().map(|(word, seen)| (Arc::clone(word), seen));
+    // The daemon restarts and initialises its semaphore again: the next poll registers the waiter again.
+    poster.initialise();
+    poll_once(&mut waiter);
+    let word = waiter.word().map(|(word, seen)| (Arc::clone(word), seen));
     let waiting = std::thread::spawn(move || {
         let (word, seen) = word.unwrap();
         while (*word).as_ref().load(Ordering::Acquire) == seen {
@@ -222,45 +266,43 @@ fn the_word_tells_of_each_unit_until_somebody_looks() {
 }
 
 #[test]
-fn nobody_is_announced_any_more_when_the_doorbell_is_gone() {
+fn dropped_waiter_is_not_registered_at_the_semaphore() {
     let ring = TestRing::new(Layout::V1);
-    let poster = poster_of(&ring);
-    let waiters = || poster.waiters();
-    let mut doorbell = CameraWaiter::new(Camera::new(ring.name(), Wake::Auto));
-    looked(&mut doorbell);
-    looked(&mut doorbell);
-    assert_eq!(waiters(), 1);
-    doorbell.poll_instead("a test");
-    looked(&mut doorbell);
-    assert_eq!((waiters(), doorbell.word().is_none()), (0, true));
-    drop(doorbell);
-    assert_eq!(waiters(), 0);
+    let poster = Poster::new(&ring);
+    let mut waiter = CameraWaiter::new(Camera::new(ring.name(), Wake::Auto));
+    poll_once(&mut waiter);
+    poll_once(&mut waiter);
+    assert_eq!(poster.waiters(), 1);
+    waiter.give_up_wakeups("a test");
+    poll_once(&mut waiter);
+    assert_eq!((poster.waiters(), waiter.word().is_none()), (0, true));
+    drop(waiter);
+    assert_eq!(poster.waiters(), 0);
 }
 
 #[test]
-fn a_lent_doorbell_goes_on_with_the_thread_that_stands_by() {
+fn handed_out_waiter_continues_on_the_fallback_thread() {
     let mut ring = TestRing::new(Layout::V3);
-    let poster = poster_of(&ring);
+    let poster = Poster::new(&ring);
     let camera = Camera::new(ring.name(), Wake::Auto);
-    let (bell, rung) = sync_channel(1);
-    let (back, given_back) = sync_channel(2);
+    let (sender, wakeups) = sync_channel(1);
+    let (fallback, returned) = sync_channel(2);
     let stop = Arc::new(AtomicBool::new(false));
-    let standby = std::thread::spawn({
+    let fallback_thread = std::thread::spawn({
         let stop = Arc::clone(&stop);
-        move || run_fallback(&given_back, &stop, false)
+        move || run_fallback(&returned, &stop, false)
     });
-    let lent = WaiterHandoff::new(CameraWaiter::new(camera.clone()), back.clone());
-    // Whatever ends the borrower.
-    let borrower = std::thread::spawn(move || {
-        let _lent = lent;
-        panic!("as a worker never should");
+    let handoff = WaiterHandoff::new(CameraWaiter::new(camera.clone()), fallback.clone());
+    let worker = std::thread::spawn(move || {
+        let _handoff = handoff;
+        panic!("the worker fails");
     });
-    assert!(borrower.join().is_err());
-    camera.add_wakeup(Arc::new(ChannelBell(bell)));
+    assert!(worker.join().is_err());
+    camera.add_wakeup(Arc::new(ChannelWakeup(sender)));
     ring.publish(b"unit");
     poster.post(1);
-    rung.recv_timeout(Duration::from_secs(20)).expect("the wake-up comes");
+    wakeups.recv_timeout(Duration::from_secs(20)).expect("the wake-up comes");
     stop.store(true, Ordering::Release);
-    let _ = back.try_send(None);
-    standby.join().unwrap();
+    let _ = fallback.try_send(None);
+    fallback_thread.join().unwrap();
 }

@@ -1,5 +1,5 @@
-//! Which access units one viewer gets: starts at an IDR, drops to the next one when units are missing.
-//! A pure state machine: no packets, no time, no I/O.
+//! Decides which access units one viewer gets: starts at an IDR, drops to the next IDR when units are missing.
+//! A pure state machine without packets, time or I/O.
 //!
 //! ```text
 //!                 IDR                       gap, congestion
@@ -7,25 +7,25 @@
 //!                            IDR (not congested)
 //! ```
 //!
-//! Promise: a unit is sent only if every reference unit since the last sent IDR was sent.
+//! Invariant: a unit is sent only if every reference unit since the last sent IDR was sent.
 
 use serde::Serialize;
 
 use crate::base::limits;
 
-/// Where a viewer stands.
+/// State of the gate.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GateState {
-    /// Nothing was sent yet; the first unit will be an IDR.
+    /// No unit was sent yet; the first will be an IDR.
     WaitingForIdr,
     /// Everything since the last IDR was sent.
     Live,
-    /// Something was not sent; everything is held back until the next IDR.
+    /// A unit was not sent; all units are held back until the next IDR.
     DroppedToIdr,
 }
 
-/// What the gate has to know of an access unit.
+/// The properties of an access unit that the gate needs.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct GateUnit {
     /// The unit is an IDR: it needs no other unit.
@@ -36,17 +36,17 @@ pub struct GateUnit {
     pub gap_before: bool,
 }
 
-/// How full the way to the viewer is.
+/// How many of the viewer's datagrams wait in the kernel.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Congestion {
     None,
-    /// Units that nothing refers to are left out.
+    /// Non-reference units are skipped.
     Some,
     /// Nothing is sent; the viewer drops to the next IDR.
     Full,
 }
 
-/// The state machine of one viewer.
+/// The gate of one viewer.
 #[derive(Debug)]
 pub struct Gate {
     state: GateState,
@@ -62,7 +62,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// A gate that waits for its first IDR.
+    /// Creates a gate that waits for its first IDR.
     pub fn new() -> Self {
         Self {
             state: GateState::WaitingForIdr,
@@ -72,7 +72,7 @@ impl Gate {
         }
     }
 
-    /// Whether `unit` goes to the viewer. Every unit must be shown to the gate, in order.
+    /// Returns true if `unit` is to be sent. Must be called for every unit, in order.
     pub fn admit(&mut self, unit: GateUnit) -> bool {
         let lost = unit.gap_before && !unit.is_idr;
         if self.state == GateState::Live && (lost || self.congestion == Congestion::Full) {
@@ -92,9 +92,8 @@ impl Gate {
         admitted
     }
 
-    /// Tells how many datagrams of this viewer the kernel still holds. Above half of
-    /// [`limits::VIEWER_IN_FLIGHT_MAX`] non-reference units are left out; above it the viewer drops to
-    /// the next IDR.
+    /// Sets how many datagrams of this viewer the kernel still holds. Above half of [`limits::VIEWER_IN_FLIGHT_MAX`]
+    /// non-reference units are skipped; above it the viewer drops to the next IDR.
     pub fn note_in_flight(&mut self, datagrams: u32) {
         self.congestion = if datagrams > limits::VIEWER_IN_FLIGHT_MAX {
             Congestion::Full
@@ -108,23 +107,23 @@ impl Gate {
         }
     }
 
-    /// A unit that was admitted could not be sent after all: as if it had been lost before the gate.
+    /// Reports that an admitted unit could not be sent. It counts as lost.
     pub fn retract(&mut self) {
         self.units_dropped += 1;
         self.drop_to_idr();
     }
 
-    /// Where the viewer stands.
+    /// Returns the state.
     pub fn state(&self) -> GateState {
         self.state
     }
 
-    /// How often the viewer dropped to the next IDR.
+    /// Returns how often the viewer dropped to the next IDR.
     pub fn drops_to_idr(&self) -> u64 {
         self.drops_to_idr
     }
 
-    /// Units held back since the first one was sent.
+    /// Returns how many units were held back since the first one was sent.
     pub fn units_dropped(&self) -> u64 {
         self.units_dropped
     }
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn starts_at_an_idr_and_does_not_count_what_came_before() {
+    fn first_unit_is_an_idr_and_earlier_units_do_not_count_as_dropped() {
         let mut gate = Gate::new();
         assert!(!gate.admit(REFERENCE));
         assert!(!gate.admit(DISPOSABLE));
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_holds_everything_back_until_the_next_idr() {
+    fn gap_holds_all_units_back_until_the_next_idr() {
         let mut gate = Gate::new();
         assert!(gate.admit(IDR));
         assert!(!gate.admit(after_gap(REFERENCE)));
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_before_an_idr_costs_nothing() {
+    fn gap_before_an_idr_drops_nothing() {
         let mut gate = Gate::new();
         assert!(gate.admit(after_gap(IDR)));
         assert!(gate.admit(after_gap(IDR)));
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn congestion_first_leaves_out_what_nobody_refers_to() {
+    fn mild_congestion_skips_only_non_reference_units() {
         let mut gate = Gate::new();
         gate.admit(IDR);
         gate.note_in_flight(limits::VIEWER_IN_FLIGHT_MAX / 2 + 1);
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn congestion_drops_to_the_first_idr_after_it_is_over() {
+    fn full_congestion_drops_to_the_first_idr_after_it() {
         let mut gate = Gate::new();
         gate.admit(IDR);
         gate.note_in_flight(limits::VIEWER_IN_FLIGHT_MAX + 1);
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retracted_unit_counts_as_lost() {
+    fn retracted_unit_counts_as_lost() {
         let mut gate = Gate::new();
         assert!(gate.admit(IDR));
         gate.retract();
@@ -230,9 +229,9 @@ mod tests {
     proptest! {
         #![proptest_config(support::properties())]
 
-        /// The naive twin is a decoder: it knows what it got, and refuses what it cannot decode.
+        /// Compared with a naive decoder, which refuses units whose references it did not get.
         #[test]
-        fn never_sends_a_unit_whose_reference_was_not_sent(steps in steps()) {
+        fn every_sent_unit_can_be_decoded(steps in steps()) {
             let mut gate = Gate::new();
             let mut decodable = false;
             for step in steps {
@@ -248,9 +247,9 @@ mod tests {
             }
         }
 
-        /// Without gaps and congestion everything from the first IDR on is sent.
+        /// Without gaps and congestion, every unit from the first IDR on is sent.
         #[test]
-        fn sends_everything_when_nothing_is_wrong(kinds in proptest::collection::vec(0..3_u8, 0..100)) {
+        fn every_unit_is_sent_without_gaps_and_congestion(kinds in proptest::collection::vec(0..3_u8, 0..100)) {
             let mut gate = Gate::new();
             let mut started = false;
             for kind in kinds {

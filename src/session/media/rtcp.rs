@@ -1,9 +1,9 @@
-//! RTCP in the clear: what viewers report and ask for is read, what we tell them is written. Pure and bounded by the
-//! datagram; knows no keys, no time and no session.
+//! Unencrypted RTCP: parses the viewers' reports and feedback, writes our reports. Pure, and bounded by the datagram; keys,
+//! time and session state are handled elsewhere.
 //!
 //! RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI), RFC 5104 section 4.3.1 (FIR), RFC 3611
-//! sections 4.4 and 4.5 (reference times of receivers, by which they learn the round trip). What else there is (REMB,
-//! APP, transport feedback) is skipped by its length.
+//! sections 4.4 and 4.5 (receiver reference times, from which receivers compute the round trip). Other packets (REMB, APP,
+//! transport feedback) are skipped by their length.
 
 const VERSION: u8 = 2 << 6;
 const HEADER_BYTES: usize = 4;
@@ -17,45 +17,45 @@ const TRANSPORT_FEEDBACK: u8 = 205;
 const PAYLOAD_FEEDBACK: u8 = 206;
 const EXTENDED_REPORT: u8 = 207;
 
-/// Blocks of an extended report.
+/// Block types of an extended report.
 const REFERENCE_TIME: u8 = 4;
 const DELAY_SINCE_REFERENCE: u8 = 5;
 
-/// Formats of feedback.
+/// Feedback message types.
 const NACK: u8 = 1;
 const PLI: u8 = 1;
 const FIR: u8 = 4;
 
 const SDES_CNAME: u8 = 1;
 
-/// One packet of a compound.
+/// One packet of a compound packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packet<'a> {
-    /// The report blocks of a sender's or receiver's report.
-    Report(Blocks<'a>),
-    /// Packets of the stream `media` did not arrive.
+    /// Report blocks of a sender or receiver report.
+    Report(ReportBlocks<'a>),
+    /// Generic NACK: packets of the stream `media` did not arrive.
     Nack {
         /// SSRC of the stream.
         media: u32,
-        /// Which ones.
-        lost: Lost<'a>,
+        /// Their sequence numbers.
+        lost: LostPackets<'a>,
     },
-    /// The viewer cannot go on without an IDR (picture loss indication) of `media`.
+    /// Picture loss indication: the viewer needs an IDR of `media`.
     Pli {
         /// SSRC of the stream.
         media: u32,
     },
-    /// The viewer wants an IDR (full intra request).
-    Fir(Requests<'a>),
-    /// The viewer's clock, to be told back to it.
-    ReferenceTime(Reference),
+    /// Full intra request: the viewer needs an IDR.
+    Fir(FirEntries<'a>),
+    /// The viewer's clock, returned in our next report.
+    ReferenceTime(ReferenceTime),
     /// The viewer leaves.
     Bye,
-    /// Nothing that concerns a sender.
+    /// Irrelevant to a sender.
     Other,
 }
 
-/// The packets of a compound, up to its end or the first that does not hold together.
+/// Returns the packets of a compound packet, up to its end or the first malformed one.
 pub fn packets(compound: &[u8]) -> impl Iterator<Item = Packet<'_>> {
     let mut rest = compound;
     std::iter::from_fn(move || {
@@ -65,7 +65,7 @@ pub fn packets(compound: &[u8]) -> impl Iterator<Item = Packet<'_>> {
     })
 }
 
-/// The first packet, and what stands behind it.
+/// Splits off the first packet.
 fn split(bytes: &[u8]) -> Option<(Packet<'_>, &[u8])> {
     let &[first, kind, high, low] = bytes.first_chunk::<HEADER_BYTES>()?;
     if first & 0xC0 != VERSION {
@@ -75,20 +75,20 @@ fn split(bytes: &[u8]) -> Option<(Packet<'_>, &[u8])> {
     let (packet, behind) = bytes.split_at_checked(HEADER_BYTES + body_bytes)?;
     let mut body = packet.get(HEADER_BYTES..)?;
     if first & 0x20 != 0 {
-        // Padding: the last byte counts it, itself included.
+        // The last byte of padding is its length, itself included.
         let padding = usize::from(*body.last()?);
         body = body.get(..body.len().checked_sub(padding).filter(|_| padding > 0)?)?;
     }
     Some((read(kind, first & 0x1F, body)?, behind))
 }
 
-/// `None` where the body is shorter than its kind needs.
+/// Returns `None` if the body is shorter than its type requires.
 fn read(kind: u8, count: u8, body: &[u8]) -> Option<Packet<'_>> {
     let blocks = |skipped: usize| {
         let bytes = body.get(skipped..)?.get(..usize::from(count) * REPORT_BLOCK_BYTES)?;
-        Some(Packet::Report(Blocks(bytes)))
+        Some(Packet::Report(ReportBlocks(bytes)))
     };
-    // Both SSRCs of feedback: who asks, and about which stream.
+    // Feedback begins with the SSRCs of its sender and of the stream it is about.
     let feedback = || {
         let (head, rest) = body.split_first_chunk::<8>()?;
         Some((u32::from_be_bytes(*head.last_chunk()?), rest))
@@ -97,34 +97,34 @@ fn read(kind: u8, count: u8, body: &[u8]) -> Option<Packet<'_>> {
         (SENDER_REPORT, _) => blocks(24),
         (RECEIVER_REPORT, _) => blocks(4),
         (TRANSPORT_FEEDBACK, NACK) => {
-            feedback().map(|(media, rest)| Packet::Nack { media, lost: Lost(rest) })
+            feedback().map(|(media, rest)| Packet::Nack { media, lost: LostPackets(rest) })
         }
         (PAYLOAD_FEEDBACK, PLI) => feedback().map(|(media, _)| Packet::Pli { media }),
-        (PAYLOAD_FEEDBACK, FIR) => feedback().map(|(_, rest)| Packet::Fir(Requests(rest))),
-        (EXTENDED_REPORT, _) => Some(reference(body).map_or(Packet::Other, Packet::ReferenceTime)),
+        (PAYLOAD_FEEDBACK, FIR) => feedback().map(|(_, rest)| Packet::Fir(FirEntries(rest))),
+        (EXTENDED_REPORT, _) => Some(reference_time(body).map_or(Packet::Other, Packet::ReferenceTime)),
         (GOODBYE, _) => Some(Packet::Bye),
         _ => Some(Packet::Other),
     }
 }
 
-/// A receiver's clock (RFC 3611 section 4.4).
+/// A receiver's reference time (RFC 3611 section 4.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reference {
+pub struct ReferenceTime {
     /// SSRC of the receiver.
     pub receiver: u32,
     /// The middle 32 bits of its NTP time.
     pub middle: u32,
 }
 
-/// The reference time in an extended report, if there is one.
-fn reference(body: &[u8]) -> Option<Reference> {
+/// Returns the first reference time of an extended report.
+fn reference_time(body: &[u8]) -> Option<ReferenceTime> {
     let (receiver, mut blocks) = body.split_first_chunk::<4>()?;
     loop {
         let (&[kind, _, high, low], rest) = blocks.split_first_chunk::<4>()?;
         let (content, behind) = rest.split_at_checked(4 * usize::from(u16::from_be_bytes([high, low])))?;
         if kind == REFERENCE_TIME {
             let &[_, _, a, b, c, d, _, _] = content.first_chunk::<8>()?;
-            return Some(Reference {
+            return Some(ReferenceTime {
                 receiver: u32::from_be_bytes(*receiver),
                 middle: u32::from_be_bytes([a, b, c, d]),
             });
@@ -133,9 +133,9 @@ fn reference(body: &[u8]) -> Option<Reference> {
     }
 }
 
-/// Appends what a receiver learns its round trip from (RFC 3611 section 4.5): its own time, and that it came
-/// `delay` 65536ths of a second ago.
-pub fn write_delay_since(ssrc: u32, reference: Reference, delay: u32, out: &mut Vec<u8>) {
+/// Appends the block from which a receiver computes its round trip (RFC 3611 section 4.5): its own reference time, and
+/// the `delay` since its arrival in 65536ths of a second.
+pub fn write_delay_since(ssrc: u32, reference: ReferenceTime, delay: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(&[VERSION, EXTENDED_REPORT, 0, 5]);
     out.extend_from_slice(&ssrc.to_be_bytes());
     out.extend_from_slice(&[DELAY_SINCE_REFERENCE, 0, 0, 3]);
@@ -144,29 +144,29 @@ pub fn write_delay_since(ssrc: u32, reference: Reference, delay: u32, out: &mut 
     }
 }
 
-/// Report blocks.
+/// Report blocks of one report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Blocks<'a>(&'a [u8]);
+pub struct ReportBlocks<'a>(&'a [u8]);
 
-impl<'a> Blocks<'a> {
-    /// One by one.
+impl<'a> ReportBlocks<'a> {
+    /// Iterates over the blocks.
     pub fn iter(&self) -> impl Iterator<Item = ReportBlock> + use<'a> {
         self.0.chunks_exact(REPORT_BLOCK_BYTES).filter_map(ReportBlock::read)
     }
 }
 
-/// What a viewer received of one stream (RFC 3550 section 6.4.1).
+/// A viewer's reception of one stream (RFC 3550 section 6.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReportBlock {
     /// SSRC of the stream.
     pub ssrc: u32,
-    /// Of the packets since its last report, so many 256ths were lost.
+    /// Fraction of packets lost since the viewer's previous report, in 256ths.
     pub fraction_lost: u8,
-    /// Jitter of the arrival times, in RTP time.
+    /// Interarrival jitter in RTP time.
     pub jitter: u32,
-    /// The middle 32 bits of the NTP time in our last report that it got; 0 for none.
+    /// Middle 32 bits of the NTP time in our latest report the viewer received; 0 for none.
     pub last_report: u32,
-    /// How long that was before this one, in 65536ths of a second.
+    /// Delay from that report to this one, in 65536ths of a second.
     pub delay: u32,
 }
 
@@ -182,22 +182,22 @@ impl ReportBlock {
         })
     }
 
-    /// The round trip that the block tells of when it arrives at the NTP time `now`; none where it answers no report.
-    /// A clock that was coarse may give a little less than nothing: that is none at all.
+    /// Returns the round trip in 65536ths of a second if the block arrives at NTP time `now`; `None` if it answers no
+    /// report. A coarse clock may yield a slightly negative span; it counts as 0.
     pub fn round_trip_65536ths(&self, now: u64) -> Option<u32> {
-        #[expect(clippy::cast_possible_truncation, reason = "the middle 32 bits are what is meant")]
+        #[expect(clippy::cast_possible_truncation, reason = "the format takes the middle 32 bits")]
         let now = (now >> 16) as u32;
         let span = now.wrapping_sub(self.last_report).wrapping_sub(self.delay);
         (self.last_report != 0).then_some(if span > i32::MAX.unsigned_abs() { 0 } else { span })
     }
 }
 
-/// Sequence numbers that are missing (RFC 4585 section 6.2.1).
+/// Sequence numbers of a generic NACK (RFC 4585 section 6.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost<'a>(&'a [u8]);
+pub struct LostPackets<'a>(&'a [u8]);
 
-impl<'a> Lost<'a> {
-    /// One by one, up to 17 for each four bytes.
+impl<'a> LostPackets<'a> {
+    /// Iterates over them, up to 17 for each four bytes.
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
         self.0.chunks_exact(4).filter_map(|entry| entry.first_chunk::<4>()).flat_map(|&[a, b, c, d]| {
             let (first, following) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
@@ -207,25 +207,25 @@ impl<'a> Lost<'a> {
     }
 }
 
-/// Streams of which an IDR is wanted.
+/// Entries of a full intra request, one for each stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Requests<'a>(&'a [u8]);
+pub struct FirEntries<'a>(&'a [u8]);
 
-impl Requests<'_> {
-    /// Whether `ssrc` is among them.
+impl FirEntries<'_> {
+    /// Returns true if `ssrc` is one of the streams.
     pub fn contains(&self, ssrc: u32) -> bool {
         self.0.chunks_exact(8).any(|entry| entry.starts_with(&ssrc.to_be_bytes()))
     }
 }
 
-/// What a sender's report says (RFC 3550 section 6.4.1).
+/// Contents of a sender report (RFC 3550 section 6.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SenderReport {
     /// SSRC of the stream.
     pub ssrc: u32,
-    /// Now, as NTP time.
+    /// Time of the report, NTP.
     pub ntp: u64,
-    /// The same moment in the stream's RTP time.
+    /// The same instant in the stream's RTP time.
     pub rtp_time: u32,
     /// Packets sent.
     pub packets: u32,
@@ -233,7 +233,7 @@ pub struct SenderReport {
     pub octets: u32,
 }
 
-/// Appends a report and the sender's name, at most 255 bytes of it, as every compound begins.
+/// Appends a sender report and the CNAME, cut to 255 bytes: every compound packet begins with these two.
 pub fn write_report(report: &SenderReport, cname: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(&[VERSION, SENDER_REPORT, 0, 6]);
     out.extend_from_slice(&report.ssrc.to_be_bytes());
@@ -246,7 +246,7 @@ pub fn write_report(report: &SenderReport, cname: &str, out: &mut Vec<u8>) {
         Ok(bytes) => (name, bytes),
         Err(_) => (name.get(..255).unwrap_or_default(), u8::MAX),
     };
-    // The list of items ends with at least one zero, and at a multiple of four.
+    // The item list ends with at least one zero byte and is padded to a multiple of four.
     let items_bytes = (2 + name.len() + 1).next_multiple_of(4);
     let words = u8::try_from(1 + items_bytes / 4).unwrap_or(u8::MAX);
     out.extend_from_slice(&[VERSION | 1, SOURCE_DESCRIPTION, 0, words]);
@@ -257,7 +257,7 @@ pub fn write_report(report: &SenderReport, cname: &str, out: &mut Vec<u8>) {
     out.resize(end, 0);
 }
 
-/// Appends a goodbye of all `ssrcs`, at most 31.
+/// Appends a BYE for `ssrcs`, at most 31.
 pub fn write_goodbye(ssrcs: &[u32], out: &mut Vec<u8>) {
     let ssrcs = ssrcs.get(..31).unwrap_or(ssrcs);
     let count = u8::try_from(ssrcs.len()).unwrap_or_default();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compound_of_a_browser_is_read_in_order() {
+    fn compound_packet_of_a_browser_is_parsed_in_order() {
         let report = [7, 5, 0x40_00_00_01, 99, 45, 0xb705_2000, 0x0005_4000];
         let mut compound = packet(RECEIVER_REPORT, 1, &words(&report));
         compound.extend(packet(207, 0, &words(&[7, 0x0100_0002, 2, 3]))); // XR
@@ -307,7 +307,7 @@ mod tests {
 
     /// The example of RFC 3550 section 6.4.1, figure 2.
     #[test]
-    fn the_round_trip_is_that_of_the_rfc() {
+    fn round_trip_matches_the_rfc_example() {
         let block = ReportBlock {
             ssrc: 1,
             fraction_lost: 0,
@@ -321,16 +321,16 @@ mod tests {
         assert_eq!(
             ReportBlock { delay: 0x000b_6001, ..block }.round_trip_65536ths(now),
             Some(0),
-            "never negative"
+            "a negative span counts as 0"
         );
     }
 
     #[test]
-    fn a_reference_time_is_found_behind_other_blocks_and_told_back() {
+    fn reference_time_is_found_after_other_blocks_and_returned() {
         let blocks = [7, 0x0100_0001, 9, 0x0400_0002, 0x0102_0304, 0x0506_0708];
         let report = packet(EXTENDED_REPORT, 0, &words(&blocks));
         let Some(Packet::ReferenceTime(reference)) = packets(&report).next() else { panic!() };
-        assert_eq!(reference, Reference { receiver: 7, middle: 0x0304_0506 });
+        assert_eq!(reference, ReferenceTime { receiver: 7, middle: 0x0304_0506 });
         let short = packet(EXTENDED_REPORT, 0, &words(&blocks[..5]));
         assert_eq!(packets(&short).next(), Some(Packet::Other));
         let mut out = Vec::new();
@@ -341,12 +341,12 @@ mod tests {
 
     #[test]
     fn sequence_numbers_wrap_in_a_nack() {
-        let lost = Lost(&[0xff, 0xff, 0x00, 0x03]);
+        let lost = LostPackets(&[0xff, 0xff, 0x00, 0x03]);
         assert_eq!(lost.iter().collect::<Vec<_>>(), [65_535, 0, 1]);
     }
 
     #[test]
-    fn padding_is_not_content_and_impossible_padding_ends_the_compound() {
+    fn padding_is_removed_and_impossible_padding_ends_the_compound() {
         let mut padded = packet(TRANSPORT_FEEDBACK, NACK, &words(&[7, 5, 100 << 16, 4]));
         padded[0] |= 0x20;
         let Some(Packet::Nack { lost, .. }) = packets(&padded).next() else { panic!() };
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_a_report_a_name_and_a_goodbye() {
+    fn report_cname_and_goodbye_are_written() {
         for name in ["", "a", "ab", "abcdefghijklmnop", &"x".repeat(300)] {
             let report =
                 SenderReport { ssrc: 5, ntp: 0x0102_0304_0506_0708, rtp_time: 9, packets: 10, octets: 11 };
@@ -378,7 +378,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_are_parsed_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             for packet in packets(&bytes) {
                 match packet {
                     Packet::Report(blocks) => prop_assert!(blocks.iter().count() <= 31),
@@ -389,7 +389,7 @@ mod tests {
         }
 
         #[test]
-        fn packets_that_hold_together_are_all_found(
+        fn every_wellformed_packet_is_found(
             bodies in prop::collection::vec((192..=223_u8, 0..32_u8, 0..20_usize), 1..10),
         ) {
             let mut compound = Vec::new();

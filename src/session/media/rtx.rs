@@ -1,208 +1,194 @@
-//! Packets that can be sent again: the last ones of a stream, by sequence number, and how many of them a viewer may
-//! ask for. Decides what is sent again, builds nothing.
+//! Sent packets kept for retransmission, by sequence number, and how many of them a viewer may request. Decides what is
+//! retransmitted; builds no packet.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::base::limits;
 use crate::h264::Payloads;
 
-/// Packets that were sent one after the other, their payloads in one buffer.
+/// Consecutive packets of one unit, with their payloads in one buffer.
 #[derive(Clone, Debug)]
-pub(in crate::session) struct Sent {
-    pub(in crate::session) payloads: Arc<Payloads>,
-    /// Capture time they were sent with, NTP; 0 for none.
-    pub(in crate::session) captured_ntp: u64,
-    pub(in crate::session) rtp_time: u32,
-    /// With the last of them the unit ends.
-    pub(in crate::session) is_end: bool,
+pub(super) struct SentPackets {
+    pub(super) payloads: Arc<Payloads>,
+    /// Capture time sent with the unit, NTP; 0 for none.
+    pub(super) captured_ntp: u64,
+    pub(super) rtp_time: u32,
+    /// The last of these packets ends the unit.
+    pub(super) is_end: bool,
 }
 
-impl Sent {
-    /// Whether the packet at `place` is the last of its unit.
-    pub(in crate::session) fn is_last(&self, place: usize) -> bool {
+impl SentPackets {
+    /// Returns true if the packet at `place` is the last of its unit.
+    pub(super) fn is_last(&self, place: usize) -> bool {
         self.is_end && place + 1 == self.payloads.len()
     }
 }
 
-/// Packets and when they were sent, in milliseconds since the cache was made.
+/// Packets in the cache. All `_ms` times count from the creation of the cache.
 #[derive(Debug)]
-struct Kept {
-    sent: Sent,
-    /// Sequence number, extended, of the first.
+struct CacheEntry {
+    sent: SentPackets,
+    /// Extended sequence number of the first packet.
     first: u64,
     sent_ms: u32,
 }
 
-impl Kept {
+impl CacheEntry {
     fn packets(&self) -> usize {
         self.sent.payloads.len()
     }
 }
 
-/// A packet that was sent again.
 #[derive(Clone, Copy, Debug)]
-struct Again {
+struct Retransmission {
     sequence: u64,
     at_ms: u32,
 }
 
-/// Retransmissions in the current second.
-#[derive(Clone, Copy, Debug)]
-struct Budget {
-    since: Instant,
-    used: u32,
-}
-
-/// Packets in this second and the one before.
+/// Counts of the current second, and the packets of the second before.
 #[derive(Clone, Copy, Debug, Default)]
-struct Rate {
-    since_ms: u32,
+struct Second {
+    began_ms: u32,
     packets: u32,
     packets_before: u32,
+    retransmissions: u32,
 }
 
-impl Rate {
-    fn move_to(&mut self, now_ms: u32) {
-        let seconds = now_ms.wrapping_sub(self.since_ms) / 1_000;
+impl Second {
+    fn advance(&mut self, now_ms: u32) {
+        let seconds = now_ms.wrapping_sub(self.began_ms) / 1_000;
         if seconds > 0 {
-            self.packets_before = if seconds == 1 { self.packets } else { 0 };
-            self.packets = 0;
-            self.since_ms = now_ms;
+            let packets_before = if seconds == 1 { self.packets } else { 0 };
+            *self = Second { began_ms: now_ms, packets: 0, packets_before, retransmissions: 0 };
         }
     }
 
-    /// So many that the 16 bits of a sequence number may mean another packet by the time a viewer's request is here:
-    /// it would get a piece of another picture.
+    /// Returns true at a packet rate at which 16 bits may name another packet by the time a NACK arrives. The viewer
+    /// would get a piece of another picture.
     fn is_ambiguous(&self) -> bool {
         self.packets + self.packets_before >= 1 << 15
     }
 }
 
-/// Sent packets, the oldest first; their sequence numbers are consecutive. What lies in one buffer comes and goes
-/// together.
+/// Sent packets, oldest first, with consecutive sequence numbers. Packets of one buffer are added and evicted together.
 #[derive(Debug)]
-pub(in crate::session) struct RtxCache {
-    kept: VecDeque<Kept>,
-    /// How many packets that is.
+pub(super) struct RtxCache {
+    entries: VecDeque<CacheEntry>,
+    /// Packets in all entries.
     packets: usize,
-    /// Sequence number, extended, of the next packet.
+    /// Extended sequence number of the next packet.
     next: u64,
     packets_max: usize,
-    made_at: Instant,
-    /// When the unit that is being pushed is sent.
+    created_at: Instant,
+    /// Send time of the unit being pushed.
     unit_ms: u32,
-    budget: Budget,
-    rate: Rate,
-    /// Asked for, to be sent again.
-    wanted: VecDeque<u64>,
-    /// Sent again lately: not once more within [`limits::RESEND_GUARD`].
-    again: VecDeque<Again>,
-    /// Not sent again: asked for too often.
-    pub(in crate::session) refused: u64,
+    second: Second,
+    /// Sequence numbers to be retransmitted.
+    pending: VecDeque<u64>,
+    /// Recent retransmissions: none is repeated within [`limits::RESEND_GUARD`].
+    recent: VecDeque<Retransmission>,
+    /// Requests refused by guard, budget or ambiguity.
+    pub(super) refused: u64,
 }
 
 impl RtxCache {
-    /// An empty cache of at most [`limits::RTX_CACHE_PACKETS`], for a stream that begins with `next`. Takes no memory
-    /// before its first packet.
-    pub(in crate::session) fn new(next: u64, now: Instant) -> RtxCache {
+    /// Creates an empty cache of at most [`limits::RTX_CACHE_PACKETS`] for a stream that begins with `next`. Allocates
+    /// nothing before the first packet.
+    pub(super) fn new(next: u64, now: Instant) -> RtxCache {
         RtxCache {
-            kept: VecDeque::new(),
+            entries: VecDeque::new(),
             packets: 0,
             next,
             packets_max: limits::RTX_CACHE_PACKETS,
-            made_at: now,
+            created_at: now,
             unit_ms: 0,
-            budget: Budget { since: now, used: 0 },
-            rate: Rate::default(),
-            wanted: VecDeque::new(),
-            again: VecDeque::new(),
+            second: Second::default(),
+            pending: VecDeque::new(),
+            recent: VecDeque::new(),
             refused: 0,
         }
     }
 
-    /// Sequence number, extended, of the next packet.
-    pub(in crate::session) fn next(&self) -> u64 {
+    /// Returns the extended sequence number of the next packet.
+    pub(super) fn next(&self) -> u64 {
         self.next
     }
 
-    /// From now on at most so many packets.
-    pub(in crate::session) fn set_packets_max(&mut self, packets_max: usize) {
+    /// Sets how many packets the cache holds; a smaller number evicts the oldest.
+    pub(super) fn set_packets_max(&mut self, packets_max: usize) {
         self.packets_max = packets_max;
         while self.packets > packets_max {
-            self.let_go();
+            self.evict_oldest();
         }
-        self.kept.shrink_to(packets_max);
+        self.entries.shrink_to(packets_max);
     }
 
-    /// The packets of a unit follow. Lets go of what is too old to be asked for.
-    pub(in crate::session) fn begin_unit(&mut self, now: Instant) {
+    /// Begins a unit, whose packets are pushed next. Evicts packets older than [`limits::RTX_CACHE_AGE`].
+    pub(super) fn begin_unit(&mut self, now: Instant) {
         let now_ms = self.milliseconds(now);
         self.unit_ms = now_ms;
-        self.rate.move_to(now_ms);
-        while self.kept.front().is_some_and(|kept| is_out_of_date(now_ms, kept.sent_ms)) {
-            self.let_go();
+        self.second.advance(now_ms);
+        while self.entries.front().is_some_and(|entry| is_expired(now_ms, entry.sent_ms)) {
+            self.evict_oldest();
         }
     }
 
-    /// Keeps the packets that were sent with the sequence numbers from [`RtxCache::next`] on.
-    pub(in crate::session) fn push(&mut self, sent: Sent) {
+    /// Adds packets that were sent with the sequence numbers from [`RtxCache::next`] on.
+    pub(super) fn push(&mut self, sent: SentPackets) {
         let packets = sent.payloads.len();
         while self.packets > 0 && self.packets + packets > self.packets_max {
-            self.let_go();
+            self.evict_oldest();
         }
-        let counted = u64::try_from(packets).unwrap_or_default();
-        self.rate.packets += u32::try_from(packets).unwrap_or_default();
-        self.kept.push_back(Kept { sent, first: self.next, sent_ms: self.unit_ms });
+        self.second.packets += u32::try_from(packets).unwrap_or_default();
+        self.entries.push_back(CacheEntry { sent, first: self.next, sent_ms: self.unit_ms });
         self.packets += packets;
-        self.next += counted;
+        self.next += u64::try_from(packets).unwrap_or_default();
     }
 
-    fn let_go(&mut self) {
-        match self.kept.pop_front() {
-            Some(kept) => self.packets -= kept.packets(),
+    fn evict_oldest(&mut self) {
+        match self.entries.pop_front() {
+            Some(entry) => self.packets -= entry.packets(),
             None => self.packets = 0,
         }
     }
 
-    /// A viewer asks for the packet of this sequence number. It gets it once in [`limits::RESEND_GUARD`],
-    /// while the budget of the second lasts and as long as the number means one packet only.
-    pub(in crate::session) fn ask(&mut self, now: Instant, sequence: u16) {
+    /// Handles a NACK of one packet. It is retransmitted at most once in [`limits::RESEND_GUARD`], within the budget of
+    /// a second, and only while its sequence number is unambiguous.
+    pub(super) fn on_nack(&mut self, now: Instant, sequence: u16) {
         let now_ms = self.milliseconds(now);
         let Some(sequence) = self.extend(sequence) else { return };
-        if self.find(sequence).is_none_or(|(kept, _)| is_out_of_date(now_ms, kept.sent_ms)) {
+        if self.find(sequence).is_none_or(|(entry, _)| is_expired(now_ms, entry.sent_ms)) {
             return;
         }
-        while self.again.front().is_some_and(|again| is_past_guard(now_ms, again.at_ms)) {
-            self.again.pop_front();
+        while self.recent.front().is_some_and(|recent| is_past_guard(now_ms, recent.at_ms)) {
+            self.recent.pop_front();
         }
-        let is_on_its_way = self.again.iter().any(|again| again.sequence == sequence);
-        if now.saturating_duration_since(self.budget.since) >= Duration::from_secs(1) {
-            self.budget = Budget { since: now, used: 0 };
-        }
-        if is_on_its_way || self.rate.is_ambiguous() || self.budget.used >= limits::RETRANSMITS_PER_SECOND_MAX
-        {
+        let is_in_transit = self.recent.iter().any(|recent| recent.sequence == sequence);
+        self.second.advance(now_ms);
+        let is_over_budget = self.second.retransmissions >= limits::RETRANSMITS_PER_SECOND_MAX;
+        if is_in_transit || is_over_budget || self.second.is_ambiguous() {
             self.refused += 1;
             return;
         }
-        self.budget.used += 1;
-        self.again.push_back(Again { sequence, at_ms: now_ms });
-        self.wanted.push_back(sequence);
+        self.second.retransmissions += 1;
+        self.recent.push_back(Retransmission { sequence, at_ms: now_ms });
+        self.pending.push_back(sequence);
     }
 
-    /// The next packet to be sent again: its sequence number, those it was sent with and its place among them. What the
-    /// cache lost meanwhile is left out.
-    pub(in crate::session) fn take_wanted(&mut self) -> Option<(u64, Sent, usize)> {
+    /// Returns the next packet to retransmit: its sequence number, the packets it was sent with, its place among them.
+    /// Packets evicted since their NACK are skipped.
+    pub(super) fn poll_retransmission(&mut self) -> Option<(u64, SentPackets, usize)> {
         loop {
-            let sequence = self.wanted.pop_front()?;
-            if let Some((kept, place)) = self.find(sequence) {
-                return Some((sequence, kept.sent.clone(), place));
+            let sequence = self.pending.pop_front()?;
+            if let Some((entry, place)) = self.find(sequence) {
+                return Some((sequence, entry.sent.clone(), place));
             }
         }
     }
 
-    /// The newest sent sequence number that ends in these 16 bits.
+    /// Returns the newest sent sequence number that ends in these 16 bits.
     fn extend(&self, sequence: u16) -> Option<u64> {
         let newest = self.next.checked_sub(1)?;
         #[expect(clippy::cast_possible_truncation, reason = "a sequence number is the low 16 bits")]
@@ -210,21 +196,24 @@ impl RtxCache {
         newest.checked_sub(u64::from(behind))
     }
 
-    /// The buffer with that packet, and the packet's place in it.
-    fn find(&self, sequence: u64) -> Option<(&Kept, usize)> {
-        let after = self.kept.partition_point(|kept| kept.first <= sequence);
-        let kept = self.kept.get(after.checked_sub(1)?)?;
-        let place = usize::try_from(sequence - kept.first).ok()?;
-        (place < kept.packets()).then_some((kept, place))
+    /// Returns the entry that holds the packet, and the packet's place in it.
+    fn find(&self, sequence: u64) -> Option<(&CacheEntry, usize)> {
+        let after = self.entries.partition_point(|entry| entry.first <= sequence);
+        let entry = self.entries.get(after.checked_sub(1)?)?;
+        let place = usize::try_from(sequence - entry.first).ok()?;
+        (place < entry.packets()).then_some((entry, place))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "ages are compared, and none is 49 days")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "only differences are used, and none reaches 49 days"
+    )]
     fn milliseconds(&self, now: Instant) -> u32 {
-        now.saturating_duration_since(self.made_at).as_millis() as u32
+        now.saturating_duration_since(self.created_at).as_millis() as u32
     }
 }
 
-fn is_out_of_date(now_ms: u32, sent_ms: u32) -> bool {
+fn is_expired(now_ms: u32, sent_ms: u32) -> bool {
     u128::from(now_ms.wrapping_sub(sent_ms)) > limits::RTX_CACHE_AGE.as_millis()
 }
 
@@ -235,19 +224,20 @@ fn is_past_guard(now_ms: u32, at_ms: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn now() -> Instant {
         #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
         Instant::now()
     }
 
-    fn packet(number: u64) -> Sent {
+    fn packet(number: u64) -> SentPackets {
         packets(number..number + 1)
     }
 
-    fn packets(numbers: std::ops::Range<u64>) -> Sent {
+    fn packets(numbers: std::ops::Range<u64>) -> SentPackets {
         let payloads = Arc::new(numbers.map(u64::to_be_bytes).collect());
-        Sent { payloads, captured_ntp: 0, rtp_time: 0, is_end: true }
+        SentPackets { payloads, captured_ntp: 0, rtp_time: 0, is_end: true }
     }
 
     fn filled(first: u64, count: u64, at: Instant) -> RtxCache {
@@ -257,13 +247,13 @@ mod tests {
         cache
     }
 
-    fn wanted(cache: &mut RtxCache) -> Vec<u64> {
-        std::iter::from_fn(|| cache.take_wanted())
+    fn retransmitted(cache: &mut RtxCache) -> Vec<u64> {
+        std::iter::from_fn(|| cache.poll_retransmission())
             .map(|(sequence, sent, place)| {
                 assert_eq!(
                     sent.payloads.get(place).unwrap(),
                     sequence.to_be_bytes(),
-                    "the packet of that number"
+                    "the payload of that sequence number"
                 );
                 sequence
             })
@@ -271,18 +261,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_sent_again_and_nothing_else() {
+    fn only_cached_packets_are_retransmitted() {
         let at = now();
         let mut cache = filled(65_500, 100, at);
         for sequence in [65_499, 65_500, 65_535, 0, 63, 64, 30_000] {
-            cache.ask(at, sequence);
+            cache.on_nack(at, sequence);
         }
-        assert_eq!(wanted(&mut cache), [65_500, 65_535, 65_536, 65_599]);
+        assert_eq!(retransmitted(&mut cache), [65_500, 65_535, 65_536, 65_599]);
         assert_eq!(cache.refused, 0);
     }
 
     #[test]
-    fn packets_of_one_buffer_are_found_each_and_go_together() {
+    fn packets_of_one_buffer_are_found_singly_and_evicted_together() {
         let at = now();
         let mut cache = RtxCache::new(0, at);
         cache.set_packets_max(20);
@@ -290,87 +280,95 @@ mod tests {
         for first in [0, 8, 16] {
             cache.push(packets(first..first + 8));
         }
-        (0..24).for_each(|sequence| cache.ask(at, sequence));
-        assert_eq!(wanted(&mut cache), (8..24).collect::<Vec<_>>(), "24 are more than may be kept");
-        let (kept, place) = cache.find(15).unwrap();
-        assert!(kept.sent.is_last(place) && !kept.sent.is_last(place - 1));
+        (0..24).for_each(|sequence| cache.on_nack(at, sequence));
+        assert_eq!(retransmitted(&mut cache), (8..24).collect::<Vec<_>>(), "24 are more than may be entry");
+        let (entry, place) = cache.find(15).unwrap();
+        assert!(entry.sent.is_last(place) && !entry.sent.is_last(place - 1));
         cache.push(packets(24..64));
-        assert_eq!((cache.kept.len(), cache.packets), (1, 40), "the newest stay, however many they are");
+        assert_eq!(
+            (cache.entries.len(), cache.packets),
+            (1, 40),
+            "the newest buffer stays even if it exceeds the limit"
+        );
     }
 
     #[test]
-    fn the_cache_holds_so_many_and_only_so_long() {
+    fn cache_is_bounded_in_packets_and_age() {
         let at = now();
         let mut cache = filled(0, limits::RTX_CACHE_PACKETS as u64 + 10, at);
-        assert_eq!(cache.kept.len(), limits::RTX_CACHE_PACKETS);
-        cache.ask(at, 9);
-        cache.ask(at, 10);
-        assert_eq!(wanted(&mut cache), [10]);
+        assert_eq!(cache.entries.len(), limits::RTX_CACHE_PACKETS);
+        cache.on_nack(at, 9);
+        cache.on_nack(at, 10);
+        assert_eq!(retransmitted(&mut cache), [10]);
         let late = at + limits::RTX_CACHE_AGE + Duration::from_millis(1);
-        cache.ask(late, 100);
-        assert_eq!(wanted(&mut cache), [0_u64; 0]);
+        cache.on_nack(late, 100);
+        assert_eq!(retransmitted(&mut cache), [0_u64; 0]);
         cache.begin_unit(late);
-        assert!(cache.kept.is_empty());
+        assert!(cache.entries.is_empty());
         cache.push(packet(cache.next()));
-        cache.ask(late, 394);
-        assert_eq!(wanted(&mut cache), [394]);
+        cache.on_nack(late, 394);
+        assert_eq!(retransmitted(&mut cache), [394]);
     }
 
     #[test]
-    fn a_packet_asked_for_twice_at_once_is_sent_again_once() {
+    fn packet_requested_twice_at_once_is_retransmitted_once() {
         let at = now();
         let mut cache = filled(0, 10, at);
-        cache.ask(at, 3);
-        cache.ask(at + limits::RESEND_GUARD - Duration::from_millis(1), 3);
-        assert_eq!((wanted(&mut cache), cache.refused), (vec![3], 1));
-        cache.ask(at + limits::RESEND_GUARD, 3);
-        assert_eq!(wanted(&mut cache), [3]);
+        cache.on_nack(at, 3);
+        cache.on_nack(at + limits::RESEND_GUARD - Duration::from_millis(1), 3);
+        assert_eq!((retransmitted(&mut cache), cache.refused), (vec![3], 1));
+        cache.on_nack(at + limits::RESEND_GUARD, 3);
+        assert_eq!(retransmitted(&mut cache), [3]);
     }
 
     #[test]
-    fn a_flood_is_answered_within_the_budget_of_a_second() {
+    fn nack_flood_is_answered_within_the_budget_of_a_second() {
         let at = now();
         let mut cache = filled(0, 300, at);
         for round in 0..20_u64 {
             let at = at + limits::RESEND_GUARD * u32::try_from(round).unwrap();
-            (0..300).for_each(|sequence| cache.ask(at, sequence));
+            (0..300).for_each(|sequence| cache.on_nack(at, sequence));
         }
         let budget = limits::RETRANSMITS_PER_SECOND_MAX as usize;
-        assert_eq!(wanted(&mut cache).len(), budget);
+        assert_eq!(retransmitted(&mut cache).len(), budget);
         assert_eq!(cache.refused, 6_000 - budget as u64);
         let later = at + Duration::from_secs(1);
-        cache.ask(later, 299);
-        assert_eq!(wanted(&mut cache), [299]);
+        cache.on_nack(later, 299);
+        assert_eq!(retransmitted(&mut cache), [299]);
     }
 
     #[test]
-    fn a_smaller_cache_keeps_the_newest() {
+    fn smaller_cache_keeps_the_newest() {
         let at = now();
         let mut cache = RtxCache::new(0, at);
         cache.set_packets_max(1_000);
         (0..1_000).for_each(|number| cache.push(packet(number)));
         cache.set_packets_max(10);
-        (989..1_000).for_each(|sequence| cache.ask(at, sequence));
-        assert_eq!(wanted(&mut cache), (990..1_000).collect::<Vec<_>>());
+        (989..1_000).for_each(|sequence| cache.on_nack(at, sequence));
+        assert_eq!(retransmitted(&mut cache), (990..1_000).collect::<Vec<_>>());
     }
 
     #[test]
-    fn where_numbers_come_round_too_soon_nothing_is_sent_again() {
+    fn nothing_is_retransmitted_while_sequence_numbers_are_ambiguous() {
         let at = now();
         let mut cache = filled(1, 32_767, at);
-        cache.ask(at, 32_767);
-        assert_eq!(wanted(&mut cache), [32_767]);
+        cache.on_nack(at, 32_767);
+        assert_eq!(retransmitted(&mut cache), [32_767]);
         cache.push(packet(32_768));
-        cache.ask(at, 32_768);
+        cache.on_nack(at, 32_768);
         let later = at + Duration::from_millis(1_500);
         cache.begin_unit(later);
         cache.push(packet(32_769));
-        cache.ask(later, 32_769);
-        assert_eq!((wanted(&mut cache), cache.refused), (vec![], 2), "and not in the second after it");
+        cache.on_nack(later, 32_769);
+        assert_eq!(
+            (retransmitted(&mut cache), cache.refused),
+            (vec![], 2),
+            "the second after it is ambiguous too"
+        );
         let calm = later + Duration::from_millis(1_500);
         cache.begin_unit(calm);
         cache.push(packet(32_770));
-        cache.ask(calm, 32_770);
-        assert_eq!(wanted(&mut cache), [32_770]);
+        cache.on_nack(calm, 32_770);
+        assert_eq!(retransmitted(&mut cache), [32_770]);
     }
 }

@@ -1,10 +1,9 @@
-//! SRTP and SRTCP of one session: seals RTP packets straight into the memory they are sent from, opens the viewer's
-//! reports. RFC 3711 (AES-CM with HMAC-SHA1-80) and RFC 7714 (AES-128/256-GCM) on aws-lc-rs. Pure: no packet is
-//! kept, no time is read.
+//! SRTP and SRTCP of one session: encrypts RTP packets straight into the send buffer, decrypts the viewer's reports.
+//! RFC 3711 (AES-CM with HMAC-SHA1-80) and RFC 7714 (AES-128/256-GCM) on aws-lc-rs. Pure: keeps no packet, reads no clock.
 //!
-//! Keys have one owner: DTLS gives them to the session's [`Sealer`] and [`Opener`] and to nobody else (str0m never
-//! sees them), neither can be copied, and each packet's index is used by the caller once (RTP) or counted here
-//! (RTCP). So no nonce is used twice. Key schedules are made once per session.
+//! No nonce is used twice. DTLS gives the keys only to the session's [`Sealer`] and [`Opener`]; str0m never sees them and
+//! neither can be copied. The caller uses each RTP index once, and SRTCP indices are counted here. Key schedules are made
+//! once per session.
 
 use std::fmt;
 
@@ -21,22 +20,22 @@ use crate::base::limits;
 const GCM_TAG_BYTES: usize = 16;
 const CM_TAG_BYTES: usize = 10;
 
-/// What protection adds to an RTP packet, at most.
+/// Largest authentication tag of an RTP packet, in bytes.
 pub const TAG_BYTES_MAX: usize = GCM_TAG_BYTES;
 
-/// The part of an RTCP packet that stays readable: header and sender.
+/// Unencrypted part of an SRTCP packet: header and sender SSRC.
 const RTCP_CLEAR_BYTES: usize = 8;
 
-/// The E flag and the 31 bits of an SRTCP packet's index.
+/// SRTCP trailer: E flag and 31-bit index.
 const RTCP_INDEX_BYTES: usize = 4;
 
-/// What protection adds to an RTCP packet, at most.
+/// Largest overhead of an SRTCP packet, in bytes.
 pub const RTCP_OVERHEAD_BYTES_MAX: usize = RTCP_INDEX_BYTES + TAG_BYTES_MAX;
 
-/// E: the packet is encrypted.
+/// E flag: the packet is encrypted.
 const ENCRYPTED: u32 = 1 << 31;
 
-/// Key derivation labels (RFC 3711 section 4.3.2): the encryption key's; authentication and salt follow it.
+/// Key derivation labels of the encryption keys (RFC 3711 section 4.3.2); authentication and salt follow.
 const LABEL_RTP: u8 = 0;
 const LABEL_RTCP: u8 = 3;
 
@@ -73,7 +72,7 @@ impl CounterMode {
         })
     }
 
-    /// The key stream of `index`, applied.
+    /// Applies the key stream of `index` to `data`.
     fn apply(&self, ssrc: u32, index: u64, data: &mut [u8]) -> Option<()> {
         let mut iv = [0; 16];
         let (salted, _) = iv.split_at_mut(14);
@@ -104,7 +103,7 @@ impl Gcm {
         Some(Gcm { key, salt: salt.try_into().ok()? })
     }
 
-    /// Sections 8.1 and 9.1; `index` has 48 bits.
+    /// Builds the nonce (RFC 7714 sections 8.1 and 9.1); `index` has 48 bits.
     fn nonce(&self, ssrc: u32, index: u64) -> Nonce {
         let mut iv = self.salt;
         mix(&mut iv, 2, &ssrc.to_be_bytes());
@@ -113,7 +112,7 @@ impl Gcm {
     }
 }
 
-/// `bytes[at..] ^= part`. The upper 16 bits of an index are zero and fall on what stands before its field.
+/// `bytes[at..] ^= part`. The upper 16 bits of an index are zero, so the bytes before its field do not change.
 fn mix(bytes: &mut [u8], at: usize, part: &[u8]) {
     bytes.iter_mut().skip(at).zip(part).for_each(|(byte, part)| *byte ^= part);
 }
@@ -124,7 +123,7 @@ enum Cipher {
 }
 
 impl Cipher {
-    /// The session keys that `label` names.
+    /// Derives the session keys of `label`.
     fn derive(profile: SrtpProfile, master: &Master<'_>, label: u8) -> Option<Cipher> {
         let lengths = lengths(profile)?;
         let key = master.derive(label, lengths.key)?;
@@ -137,14 +136,14 @@ impl Cipher {
     }
 }
 
-/// One direction's master key and salt.
+/// Master key and salt of one direction.
 struct Master<'a> {
     key: &'a [u8],
     salt: &'a [u8],
 }
 
 impl Master<'_> {
-    /// RFC 3711 section 4.3.1, with the key derivation rate 0.
+    /// Derives key material (RFC 3711 section 4.3.1, key derivation rate 0).
     fn derive(&self, label: u8, bytes: usize) -> Option<SmallVec<[u8; 32]>> {
         let algorithm = if self.key.len() == 32 { &cipher::AES_256 } else { &cipher::AES_128 };
         let key = UnboundCipherKey::new(algorithm, self.key).and_then(EncryptingKey::ctr).ok()?;
@@ -159,12 +158,12 @@ impl Master<'_> {
 
 // ---- sending ---------------------------------------------------------------------------------------
 
-/// Protects what is sent to the viewer.
+/// Encrypts and authenticates packets to the viewer.
 pub struct Sealer {
     rtp: Cipher,
     rtcp: Cipher,
     tag_bytes: usize,
-    /// The next SRTCP packet's; 31 bits.
+    /// Index of the next SRTCP packet; 31 bits.
     rtcp_index: u32,
 }
 
@@ -174,18 +173,18 @@ impl fmt::Debug for Sealer {
     }
 }
 
-/// One RTP packet to be sealed.
+/// The parts of one RTP packet.
 #[derive(Clone, Copy, Debug)]
 pub struct RtpPacket<'a> {
-    /// Sender of the header, again.
+    /// SSRC, as in the header.
     pub ssrc: u32,
-    /// Rollover counter and sequence number, 48 bits; no other packet of this SSRC has the same.
+    /// Rollover counter and sequence number, 48 bits; unique for this SSRC.
     pub index: u64,
     /// The header with its extensions.
     pub header: &'a [u8],
-    /// What stands before the payload: the original sequence number of a packet that is sent again.
+    /// Precedes the payload: the original sequence number of an RTX packet.
     pub prefix: &'a [u8],
-    /// The payload.
+    /// RTP payload.
     pub payload: &'a [u8],
 }
 
@@ -199,19 +198,18 @@ impl Sealer {
         })
     }
 
-    /// Bytes that protection adds to an RTP packet.
+    /// Returns the overhead of an RTP packet in bytes.
     pub fn tag_bytes(&self) -> usize {
         self.tag_bytes
     }
 
-    /// Bytes that protection adds to an RTCP packet.
+    /// Returns the overhead of an RTCP packet in bytes.
     pub fn rtcp_overhead_bytes(&self) -> usize {
         RTCP_INDEX_BYTES + self.tag_bytes
     }
 
-    /// Writes the protected packet to `out`, whose length is that of all its parts and [`Sealer::tag_bytes`]. With
-    /// AES-GCM the payload is read and the datagram written in one pass. False, and nothing but zeros in `out`,
-    /// where the lengths do not fit.
+    /// Writes the encrypted packet to `out`, whose length must be that of all parts plus [`Sealer::tag_bytes`]. AES-GCM
+    /// reads the payload and writes the datagram in one pass. Returns false and zeroes `out` if the lengths do not fit.
     pub fn seal_rtp(&self, packet: &RtpPacket<'_>, out: &mut [u8]) -> bool {
         let sealed = self.try_seal_rtp(packet, out).is_some();
         if !sealed {
@@ -253,8 +251,8 @@ impl Sealer {
         }
     }
 
-    /// Writes the protected compound `packet` to `out`, whose length is the packet's and
-    /// [`Sealer::rtcp_overhead_bytes`]. False, and zeros, where the lengths do not fit or 2^31 packets were sealed.
+    /// Writes the encrypted compound packet to `out`, whose length must be that of `packet` plus
+    /// [`Sealer::rtcp_overhead_bytes`]. Returns false and zeroes `out` if the lengths do not fit or after 2^31 packets.
     pub fn seal_rtcp(&mut self, packet: &[u8], out: &mut [u8]) -> bool {
         let sealed = self.try_seal_rtcp(packet, out).is_some();
         if !sealed {
@@ -295,7 +293,7 @@ impl Sealer {
     }
 }
 
-/// `first` and `second`, one behind the other.
+/// Writes `first` and then `second`.
 fn join(out: &mut [u8], first: &[u8], second: &[u8]) -> Option<()> {
     let (head, tail) = out.split_at_mut_checked(first.len())?;
     head.copy_from_slice(first);
@@ -306,7 +304,7 @@ fn join(out: &mut [u8], first: &[u8], second: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// What AES-GCM authenticates beside the encrypted part of an RTCP packet (RFC 7714 section 9.2).
+/// Returns the associated data of an encrypted RTCP packet (RFC 7714 section 9.2).
 fn rtcp_aad(header: &[u8], trailer: [u8; RTCP_INDEX_BYTES]) -> Option<[u8; 12]> {
     let mut aad = [0; 12];
     let (head, tail) = aad.split_at_mut(RTCP_CLEAR_BYTES);
@@ -317,10 +315,10 @@ fn rtcp_aad(header: &[u8], trailer: [u8; RTCP_INDEX_BYTES]) -> Option<[u8; 12]> 
 
 // ---- receiving -------------------------------------------------------------------------------------
 
-/// Opens the viewer's SRTCP. Of its RTP we want nothing.
+/// Decrypts the viewer's SRTCP. A viewer sends no RTP.
 pub struct Opener {
     rtcp: Cipher,
-    /// What was received, by sender.
+    /// Replay windows by sender SSRC.
     windows: SmallVec<[(u32, ReplayWindow); 1]>,
 }
 
@@ -335,8 +333,8 @@ impl Opener {
         Some(Opener { rtcp: Cipher::derive(profile, master, LABEL_RTCP)?, windows: SmallVec::new() })
     }
 
-    /// Puts the compound packet of an SRTCP datagram into `out`. False where it is forged, damaged, not encrypted or
-    /// was received before (RFC 3711 section 3.3.2); `out` is nothing to be read then.
+    /// Decrypts an SRTCP datagram into `out`. Returns false if it is forged, damaged, not encrypted or was received
+    /// before (RFC 3711 section 3.3.2); then the contents of `out` must not be used.
     pub fn open_rtcp(&mut self, datagram: &[u8], out: &mut Vec<u8>) -> bool {
         out.clear();
         self.try_open_rtcp(datagram, out).is_some()
@@ -372,7 +370,7 @@ impl Opener {
         self.note(ssrc, index)
     }
 
-    /// The index, where the packet is encrypted and was not seen yet.
+    /// Returns the index if the packet is encrypted and was not received before.
     fn fresh_index(&self, ssrc: u32, trailer: [u8; RTCP_INDEX_BYTES]) -> Option<u32> {
         let word = u32::from_be_bytes(trailer);
         let index = word & !ENCRYPTED;
@@ -381,7 +379,7 @@ impl Opener {
         (word & ENCRYPTED != 0 && is_fresh).then_some(index)
     }
 
-    /// An authentic packet: it won't be taken again. `None` where the viewer has too many senders.
+    /// Records an authentic packet in the replay window. Returns `None` if the viewer has too many senders.
     fn note(&mut self, ssrc: u32, index: u32) -> Option<()> {
         if let Some((_, window)) = self.windows.iter_mut().find(|(sender, _)| *sender == ssrc) {
             window.note(index);
@@ -395,7 +393,7 @@ impl Opener {
     }
 }
 
-/// The newest index and which of the 64 up to it were seen, the newest lowest.
+/// Newest index, and a bit for each of the 64 indices up to it that were received; bit 0 is the newest.
 #[derive(Clone, Copy, Debug)]
 struct ReplayWindow {
     newest: u32,
@@ -423,9 +421,9 @@ impl ReplayWindow {
 
 // ---- keys ------------------------------------------------------------------------------------------
 
-/// Both directions of a finished DTLS handshake. RFC 5764 section 4.2: the DTLS client's key comes first, then the
-/// server's, then their salts. `is_client`: that client are we. `None` where the material is too short or the
-/// profile unknown.
+/// Derives the contexts of both directions from DTLS key material (RFC 5764 section 4.2: client key, server key, client
+/// salt, server salt). `is_client`: we are the DTLS client. Returns `None` if the material is too short or the profile is
+/// unsupported.
 pub fn contexts(profile: SrtpProfile, material: &[u8], is_client: bool) -> Option<(Sealer, Opener)> {
     let lengths = lengths(profile)?;
     let (client_key, rest) = material.split_at_checked(lengths.key)?;

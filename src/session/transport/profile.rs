@@ -1,5 +1,5 @@
-//! Which SRTP profile is cheaper on this machine, and how to get it. Measures the ciphers of
-//! `srtp.rs` on packets of real size; knows nothing of sessions.
+//! Chooses the SRTP profile that is cheaper on this machine, and the DTLS version that leads to it.
+//! Measures the ciphers of `media/srtp.rs` on packets of usual size.
 
 use std::fmt;
 use std::hint::black_box;
@@ -10,15 +10,15 @@ use str0m::crypto::dtls::SrtpProfile;
 
 use crate::session::media::srtp::{self, RtpPacket};
 
-/// `--srtp`: which SRTP profile to aim for.
+/// `--srtp`: which SRTP profile to prefer.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub enum SrtpChoice {
-    /// Whichever encrypts a packet faster here, measured at start.
+    /// The one that encrypts a packet faster on this machine, measured at start.
     #[default]
     Auto,
-    /// AES-256-GCM: the faster one with AES instructions.
+    /// AES-256-GCM: faster on CPUs with AES instructions.
     Gcm,
-    /// AES-128-CM with HMAC-SHA1: the faster one without.
+    /// AES-128-CM with HMAC-SHA1: faster on CPUs without.
     Cm,
 }
 
@@ -32,15 +32,15 @@ impl fmt::Display for SrtpChoice {
     }
 }
 
-/// The profile aimed for. The handshake may still end with another one: see [`Aim::dtls_version`].
+/// The preferred profile. The handshake may end with another one: see [`TargetProfile::dtls_version`].
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(in crate::session) enum Aim {
+pub(in crate::session) enum TargetProfile {
     Gcm,
     Cm,
 }
 
-impl Aim {
-    pub(in crate::session) fn decide(choice: SrtpChoice) -> Self {
+impl TargetProfile {
+    pub(in crate::session) fn choose(choice: SrtpChoice) -> Self {
         match choice {
             SrtpChoice::Gcm => Self::Gcm,
             SrtpChoice::Cm => Self::Cm,
@@ -63,10 +63,9 @@ impl Aim {
         }
     }
 
-    /// The order of profiles cannot be configured in dimpl 0.9, but it depends on the version: as
-    /// server of DTLS 1.2 it takes AES-256-GCM, AES-128-GCM, AES-128-CM in this order; of DTLS 1.3 the
-    /// first profile of the client, in browsers AES-128-CM. A browser without DTLS 1.3 therefore gets
-    /// AES-256-GCM in either case.
+    /// Returns the DTLS version to offer. dimpl 0.9 has a fixed order of profiles, but it depends on the version.
+    /// A DTLS 1.2 server takes AES-256-GCM, AES-128-GCM, AES-128-CM in this order. A DTLS 1.3 server takes the client's
+    /// first profile, in browsers AES-128-CM. A browser without DTLS 1.3 gets AES-256-GCM in either case.
     pub(in crate::session) fn dtls_version(self) -> DtlsVersion {
         match self {
             Self::Gcm => DtlsVersion::Dtls12,
@@ -79,10 +78,11 @@ const PACKET_BYTES: usize = 1_160;
 const HEADER_BYTES: usize = 24;
 const PACKETS: u32 = 64;
 const ROUNDS: usize = 12;
-/// Enough for any profile; they protect nothing.
+/// Key material long enough for any profile. It protects nothing.
 const KEY_BYTES: usize = 96;
 
-/// The best time of one packet with AES-256-GCM and with AES-128-CM: in turn, a few milliseconds in all.
+/// Returns the best time of one packet with AES-256-GCM and with AES-128-CM. The ciphers take turns; all rounds take a
+/// few milliseconds.
 fn measure() -> (Duration, Duration) {
     let packet = [0x5a_u8; PACKET_BYTES];
     let mut output = [0_u8; PACKET_BYTES + srtp::TAG_BYTES_MAX];
@@ -104,7 +104,7 @@ fn measure() -> (Duration, Duration) {
     best.into()
 }
 
-#[expect(clippy::disallowed_methods, reason = "a measurement at start, not a decision of a session")]
+#[expect(clippy::disallowed_methods, reason = "a measurement at start; no session depends on it")]
 fn timed(packet: impl FnMut(u64)) -> Duration {
     let start = Instant::now();
     (0..u64::from(PACKETS)).for_each(packet);
@@ -116,9 +116,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_takes_the_cheaper_one_of_this_machine() {
+    fn both_profiles_are_measured_and_an_explicit_choice_is_kept() {
         let (gcm, cm) = measure();
         assert!(!gcm.is_zero() && !cm.is_zero());
-        assert_eq!(Aim::decide(SrtpChoice::Cm), Aim::Cm);
+        assert_eq!(TargetProfile::choose(SrtpChoice::Cm), TargetProfile::Cm);
     }
 }

@@ -1,5 +1,6 @@
-//! The one thing demultiplexing needs of a STUN message: whom it is for.
-//! Reads untrusted bytes without copying; authenticates nothing.
+//! STUN: the ufrag that demultiplexing needs, and the HMAC that authenticates. Reads untrusted bytes without copying.
+
+use aws_lc_rs::hmac;
 
 /// Header length and magic cookie (RFC 8489 section 5).
 const HEADER_BYTES: usize = 20;
@@ -7,8 +8,8 @@ const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 const BINDING_REQUEST: [u8; 2] = [0x00, 0x01];
 const ATTRIBUTE_USERNAME: u16 = 0x0006;
 
-/// The local ufrag (the part before the colon) of a STUN binding request's USERNAME; `None` for
-/// anything else. The message is not authenticated by this.
+/// Returns the local ufrag (before the colon) in the USERNAME of a STUN binding request; `None` for anything else.
+/// Does not authenticate the message.
 ///
 /// ```text
 ///  0      2        4              8                 20
@@ -37,6 +38,15 @@ pub fn stun_ufrag(bytes: &[u8]) -> Option<&str> {
     None
 }
 
+/// Returns the HMAC-SHA1 of `parts`, joined (RFC 8489 section 14.5).
+pub(super) fn hmac_sha1(key: &hmac::Key, parts: &[&[u8]]) -> [u8; 20] {
+    let mut context = hmac::Context::with_key(key);
+    parts.iter().for_each(|part| context.update(part));
+    let mut tag = [0; 20];
+    tag.copy_from_slice(context.sign().as_ref());
+    tag
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,13 +69,13 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_ufrag_behind_other_attributes() {
+    fn ufrag_is_found_after_other_attributes() {
         let bytes = message(&[(0x0024, &[0, 0, 0, 1]), (0x8022, b"odd"), (0x0006, b"12+abc:peer")]);
         assert_eq!(stun_ufrag(&bytes), Some("12+abc"));
     }
 
     #[test]
-    fn refuses_what_is_not_a_binding_request_with_a_username() {
+    fn only_a_complete_binding_request_with_a_username_has_a_ufrag() {
         let good = message(&[(0x0006, b"a:b")]);
         for index in [0, 1, 2, 3, 4, 7] {
             let mut bad = good.clone();
@@ -82,22 +92,37 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_longer_than_the_message_ends_the_walk() {
+    fn attribute_longer_than_the_message_is_refused() {
         let mut bytes = message(&[(0x0024, &[0, 0, 0, 1]), (0x0006, b"a:b")]);
         bytes[23] = 200;
         assert_eq!(stun_ufrag(&bytes), None);
+    }
+
+    /// RFC 2202 section 3, test cases 1 and 6 (a key longer than a block).
+    #[test]
+    fn hmac_sha1_matches_rfc_2202() {
+        let tag = |key: &[u8], parts: &[&[u8]]| {
+            hmac_sha1(&hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, key), parts)
+        };
+        assert_eq!(hex(&tag(&[0x0b; 20], &[b"Hi ", b"There"])), "b617318655057264e28bc0b6fb378c8ef146be00");
+        let message: &[u8] = b"Test Using Larger Than Block-Size Key - Hash Key First";
+        assert_eq!(hex(&tag(&[0xaa; 80], &[message])), "aa4ae5e15272d00e95705637ce8a3b55ed402112");
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     proptest! {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn survives_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_handled(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = stun_ufrag(&bytes);
         }
 
         #[test]
-        fn survives_any_attributes_and_reads_only_inside(
+        fn ufrag_of_any_attributes_lies_inside_the_message(
             body in proptest::collection::vec(any::<u8>(), 0..50).prop_map(|mut b| { b.resize(b.len() / 4 * 4, 0); b }),
         ) {
             let mut bytes = message(&[]);
@@ -110,7 +135,7 @@ mod tests {
         }
 
         #[test]
-        fn round_trips(ufrag in "[A-Za-z0-9+/]{1,32}", remote in "[A-Za-z0-9+/]{1,32}", before in 0..5_usize) {
+        fn written_username_is_read_back(ufrag in "[A-Za-z0-9+/]{1,32}", remote in "[A-Za-z0-9+/]{1,32}", before in 0..5_usize) {
             let username = format!("{ufrag}:{remote}");
             let bytes = message(&[(0x0025, &b"xxxxx"[..before]), (0x0006, username.as_bytes())]);
             prop_assert_eq!(stun_ufrag(&bytes), Some(ufrag.as_str()));

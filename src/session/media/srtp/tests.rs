@@ -59,7 +59,7 @@ fn seal_rtcp(sealer: &mut Sealer, packet: &[u8]) -> Vec<u8> {
 
 /// RFC 3711 appendix B.3.
 #[test]
-fn session_keys_are_those_of_rfc_3711() {
+fn session_keys_match_rfc_3711() {
     let (key, salt) = (hex("E1F97A0D3E018BE0D64FA32C06DE4139"), hex("0EC675AD498AFEEBB6960B3AABE6"));
     let master = Master { key: &key, salt: &salt };
     assert_eq!(master.derive(0, 16).unwrap().to_vec(), hex("C61E7A93744F39EE10734AFE3FF7A087"));
@@ -69,7 +69,7 @@ fn session_keys_are_those_of_rfc_3711() {
 
 /// RFC 3711 appendix B.2: the key stream.
 #[test]
-fn aes_cm_gives_the_key_stream_of_rfc_3711() {
+fn aes_cm_key_stream_matches_rfc_3711() {
     let (key, salt) = (hex("2B7E151628AED2A6ABF7158809CF4F3C"), hex("F0F1F2F3F4F5F6F7F8F9FAFBFCFD"));
     let cm = CounterMode::new(&key, &salt, &[]).unwrap();
     let mut stream = [0; 48];
@@ -81,7 +81,7 @@ fn aes_cm_gives_the_key_stream_of_rfc_3711() {
 
 /// Known answer of libsrtp's `srtp_validate`, keys of RFC 3711.
 #[test]
-fn aes_cm_packets_are_those_of_libsrtp() {
+fn aes_cm_packets_match_libsrtp() {
     let (key, salt) = (hex("e1f97a0d3e018be0d64fa32c06de4139"), hex("0ec675ad498afeebb6960b3aabe6"));
     let sealer = Sealer::new(SrtpProfile::AES128_CM_SHA1_80, &Master { key: &key, salt: &salt }).unwrap();
     let header = hex("800f1234decafbadcafebabe");
@@ -90,12 +90,16 @@ fn aes_cm_packets_are_those_of_libsrtp() {
     let expected = hex("800f1234decafbadcafebabe4e55dc4ce79978d88ca4d215949d2402b78d6acc99ea179b8dbb");
     assert_eq!(seal(&sealer, &packet), expected);
     let (prefix, payload) = packet.payload.split_at(2);
-    assert_eq!(seal(&sealer, &RtpPacket { prefix, payload, ..packet }), expected, "a prefix is payload");
+    assert_eq!(
+        seal(&sealer, &RtpPacket { prefix, payload, ..packet }),
+        expected,
+        "the prefix is encrypted like payload"
+    );
 }
 
-/// RFC 7714 sections 16.1.1 and 16.2.1; both give the session keys themselves.
+/// RFC 7714 sections 16.1.1 and 16.2.1, which give the session keys.
 #[test]
-fn aes_gcm_packets_are_those_of_rfc_7714() {
+fn aes_gcm_packets_match_rfc_7714() {
     let payload = hex("47616c6c696120657374206f6d6e69732064697669736120696e207061727465732074726573");
     let header = hex("8040f17b8041f8d35501a0b2");
     let salt = hex("517569642070726f2071756f");
@@ -117,13 +121,17 @@ fn aes_gcm_packets_are_those_of_rfc_7714() {
         let expected = [header.clone(), hex(sealed)].concat();
         assert_eq!(seal(&sealer, &packet), expected);
         let (prefix, payload) = payload.split_at(2);
-        assert_eq!(seal(&sealer, &RtpPacket { prefix, payload, ..packet }), expected, "a prefix is payload");
+        assert_eq!(
+            seal(&sealer, &RtpPacket { prefix, payload, ..packet }),
+            expected,
+            "the prefix is encrypted like payload"
+        );
     }
 }
 
-/// The SRTCP packet of RFC 7714 section 17.1, index 0x5d4, opened and sealed.
+/// The SRTCP packet of RFC 7714 section 17.1 with index 0x5d4, in both directions.
 #[test]
-fn aes_gcm_reports_are_those_of_rfc_7714() {
+fn aes_gcm_reports_match_rfc_7714() {
     let plain = hex(
         "81c8000d4d6172734e5450314e545032525450200000042a0000e9304c756e61deadbeefdeadbeefdeadbeefdeadbeefdeadbeef",
     );
@@ -141,9 +149,9 @@ fn aes_gcm_reports_are_those_of_rfc_7714() {
     assert_eq!(out, plain);
 }
 
-/// A report of a real session, recorded by str0m (`test_aes128_cm_sha1_80`), with both directions' keys.
+/// A report of a real session with the keys of both directions, recorded by str0m (`test_aes128_cm_sha1_80`).
 #[test]
-fn aes_cm_reports_are_those_of_a_recorded_session() {
+fn aes_cm_reports_match_a_recorded_session() {
     let material = hex(
         "2CB02346B42276A672CFD143AEC2D5EEDDDE55F0AD7BCAC22666F1C6386173ED6EB25CB7D26A61A1EE2C210ADAE760AAA2FD67B672C41AED105F9D36",
     );
@@ -163,7 +171,7 @@ fn aes_cm_reports_are_those_of_a_recorded_session() {
 }
 
 #[test]
-fn a_packet_is_taken_once_and_old_ones_never() {
+fn packet_is_accepted_once_and_old_packets_never() {
     for profile in PROFILES {
         let ((_, mut opener), (mut browser, _)) = both(profile);
         let mut out = Vec::new();
@@ -179,7 +187,7 @@ fn a_packet_is_taken_once_and_old_ones_never() {
 }
 
 #[test]
-fn senders_have_windows_of_their_own_and_are_few() {
+fn each_sender_has_a_replay_window_and_senders_are_bounded() {
     let ((_, mut opener), (mut browser, _)) = both(SrtpProfile::AEAD_AES_256_GCM);
     let mut out = Vec::new();
     for ssrc in 0..limits::RTCP_SENDERS_MAX + 3 {
@@ -192,7 +200,7 @@ fn senders_have_windows_of_their_own_and_are_few() {
 }
 
 #[test]
-fn reports_in_the_clear_are_refused() {
+fn unencrypted_reports_are_refused() {
     for profile in PROFILES {
         let ((_, mut opener), (mut browser, _)) = both(profile);
         let mut sealed = seal_rtcp(&mut browser, &[0x80, 201, 0, 1, 0, 0, 0, 1]);
@@ -203,7 +211,7 @@ fn reports_in_the_clear_are_refused() {
 }
 
 #[test]
-fn an_index_that_is_used_up_seals_nothing() {
+fn exhausted_rtcp_index_encrypts_nothing() {
     let ((mut sealer, _), _) = both(SrtpProfile::AEAD_AES_256_GCM);
     sealer.rtcp_index = ENCRYPTED - 1;
     seal_rtcp(&mut sealer, &[0x80, 201, 0, 1, 0, 0, 0, 1]);
@@ -213,7 +221,7 @@ fn an_index_that_is_used_up_seals_nothing() {
 }
 
 #[test]
-fn short_key_material_makes_no_context() {
+fn short_key_material_is_refused() {
     for profile in PROFILES {
         let material = material(profile);
         assert!(contexts(profile, &material[..material.len() - 1], true).is_none());
@@ -224,7 +232,7 @@ proptest! {
     #![proptest_config(support::properties())]
 
     #[test]
-    fn what_is_sealed_opens_and_a_flipped_bit_is_refused(
+    fn encrypted_packet_decrypts_and_a_flipped_bit_is_refused(
         payload in prop::collection::vec(any::<u8>(), 0..1_300),
         prefix in prop::collection::vec(any::<u8>(), 0..3),
         header in prop::collection::vec(any::<u8>(), 12..60),
@@ -246,7 +254,7 @@ proptest! {
     }
 
     #[test]
-    fn wrong_lengths_are_refused_and_leave_nothing_behind(room in 0..200_usize) {
+    fn wrong_lengths_are_refused_and_zero_the_buffer(room in 0..200_usize) {
         for profile in PROFILES {
             let ((mut sealer, _), _) = both(profile);
             let mut out = vec![0xEE; room];
@@ -262,7 +270,7 @@ proptest! {
     }
 
     #[test]
-    fn reports_open_and_damaged_ones_are_refused(
+    fn reports_decrypt_and_damaged_reports_are_refused(
         packet in prop::collection::vec(any::<u8>(), 8..300),
         flip in any::<prop::sample::Index>(),
         cut in any::<prop::sample::Index>(),
@@ -289,7 +297,7 @@ proptest! {
     }
 
     #[test]
-    fn the_window_takes_each_index_once_if_it_is_recent(indices in prop::collection::vec(0..300_u32, 1..200)) {
+    fn replay_window_accepts_each_recent_index_once(indices in prop::collection::vec(0..300_u32, 1..200)) {
         let mut window: Option<ReplayWindow> = None;
         let mut taken: Vec<u32> = Vec::new();
         for index in indices {

@@ -1,31 +1,32 @@
-//! Offer to answer: reads a browser's SDP offer (RFC 8866, JSEP RFC 9429), picks the one video m-line we
-//! send on and writes the answer. Pure text; the session itself is set up from [`Negotiated`].
+//! SDP: reads a browser's offer (RFC 8866, JSEP RFC 9429), picks the video m-line to send on, writes the answer.
+//! Pure text; [`Negotiated`] has everything the session needs.
 //!
-//! Not str0m's SDP layer: that one answers every m-line it knows, keeps codecs the stream is not in,
-//! remembers every remote candidate (as ICE-lite agent we need none: the viewer is learnt from its
-//! checks) and can be made to panic by clashing payload types. Everything else of the offer is ignored.
+//! str0m's SDP layer is not used. It answers every m-line it knows, keeps codecs the stream does not use and remembers
+//! every remote candidate; an ICE-lite agent learns the viewer's address from its checks. Clashing payload types can make
+//! it panic. Unknown parts of an offer are ignored.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use crate::base::limits;
+use crate::session::media::stream::Extensions;
 
 /// Why an offer was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OfferError {
-    /// Not an offer we can read; the text says what is wrong.
+    /// The text is not a usable offer; the message says why.
     #[error("the offer is malformed: {0}")]
     Malformed(String),
-    /// No video m-line with H.264 in packetization mode 1 that wants to receive.
+    /// No video m-line that receives H.264 in packetization mode 1.
     #[error("the offer has no video that receives H.264 with packetization-mode=1")]
     NoCommonCodec,
-    /// Our side is at fault.
+    /// The server failed to set the session up.
     #[error("the session could not be set up: {0}")]
     Internal(String),
 }
 
 impl OfferError {
-    /// The HTTP status that says this.
+    /// Returns the HTTP status of the response.
     pub fn status(&self) -> u16 {
         match self {
             Self::Malformed(_) => 400,
@@ -34,7 +35,7 @@ impl OfferError {
         }
     }
 
-    /// The `code` of the JSON error.
+    /// Returns the `code` of the JSON error.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "invalid_offer",
@@ -48,7 +49,7 @@ fn malformed<T>(what: impl Into<String>) -> Result<T, OfferError> {
     Err(OfferError::Malformed(what.into()))
 }
 
-/// One m-line with its attributes (`a=` lines without that prefix).
+/// One m-line with its attributes (`a=` lines without the prefix).
 #[derive(Debug, Default)]
 struct Section<'a> {
     kind: &'a str,
@@ -65,7 +66,7 @@ impl<'a> Section<'a> {
             (Some(kind), Some(port), Some(protocol)) => {
                 Ok(Self { kind, port, protocol, formats: words.collect(), attributes: Vec::new() })
             }
-            _ => malformed("an m-line without kind, port and protocol"),
+            _ => malformed("an m-line lacks kind, port or protocol"),
         }
     }
 
@@ -73,7 +74,7 @@ impl<'a> Section<'a> {
         self.attributes.contains(&attribute)
     }
 
-    /// Values of all `a=name:value` lines.
+    /// Returns the values of all `a=name:value` lines.
     fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a str> + 's {
         self.attributes.iter().filter_map(move |line| line.strip_prefix(name)?.strip_prefix(':'))
     }
@@ -82,7 +83,7 @@ impl<'a> Section<'a> {
         self.values(name).next().map(str::trim)
     }
 
-    /// The value of `a=name:<payload type> value`.
+    /// Returns the value of `a=name:<payload type> value`.
     fn payload_value(&self, name: &str, payload_type: u8) -> Option<&'a str> {
         self.values(name).find_map(|value| {
             let (number, rest) = value.trim_start().split_once(' ')?;
@@ -90,100 +91,91 @@ impl<'a> Section<'a> {
         })
     }
 
-    fn wants_to_receive(&self) -> bool {
+    fn is_receiving(&self) -> bool {
         let disabled = self.port == "0" && !self.has("bundle-only");
         !disabled && !self.has("sendonly") && !self.has("inactive")
     }
 }
 
-/// An offer that was read; nothing is decided yet.
+/// A parsed offer.
 #[derive(Debug)]
-pub(in crate::session) struct Offer<'a> {
+pub(super) struct Offer<'a> {
     session: Section<'a>,
     media: Vec<Section<'a>>,
 }
 
-/// What was agreed on: all that a session needs to know of the offer.
+/// Result of the negotiation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::session) struct Negotiated {
-    /// Which m-line is served.
+pub(super) struct Negotiated {
+    /// Index of the m-line we send on.
     index: usize,
-    pub(in crate::session) mid: String,
-    pub(in crate::session) remote_ufrag: String,
-    pub(in crate::session) remote_password: String,
+    pub(super) mid: String,
+    pub(super) remote_ufrag: String,
+    pub(super) remote_password: String,
     /// SHA-256 of the viewer's certificate.
-    pub(in crate::session) fingerprint: [u8; 32],
-    /// We open the DTLS handshake (the offer said `a=setup:passive`).
-    pub(in crate::session) dtls_client: bool,
-    pub(in crate::session) video: Video,
-    /// Ids of the header extensions, where offered.
-    pub(in crate::session) extensions: Extensions,
+    pub(super) fingerprint: [u8; 32],
+    /// We are the DTLS client: the offer has `a=setup:passive`.
+    pub(super) dtls_client: bool,
+    pub(super) video: Video,
+    pub(super) extensions: Extensions,
 }
 
-/// The payload type chosen.
+/// The chosen codec.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::session) struct Video {
-    pub(in crate::session) payload_type: u8,
-    pub(in crate::session) rtx: Option<u8>,
-    pub(in crate::session) profile_level_id: u32,
-}
-
-/// Ids (1 to 14, RFC 8285 one-byte form) of the header extensions we can send.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::session) struct Extensions {
-    pub(in crate::session) mid: Option<u8>,
-    pub(in crate::session) playout_delay: Option<u8>,
-    pub(in crate::session) capture_time: Option<u8>,
+pub(super) struct Video {
+    pub(super) payload_type: u8,
+    pub(super) rtx: Option<u8>,
+    pub(super) profile_level_id: u32,
 }
 
 const URI_MID: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
 const URI_PLAYOUT_DELAY: &str = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay";
 const URI_CAPTURE_TIME: &str = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time";
 
-/// Baseline at level 1: what a missing `profile-level-id` means (RFC 6184 section 8.1).
+/// Baseline at level 1: the default of `profile-level-id` (RFC 6184 section 8.1).
 const PROFILE_LEVEL_ID_DEFAULT: u32 = 0x42_000a;
 
 impl<'a> Offer<'a> {
-    /// Reads the text. Bounded by [`limits::OFFER_BYTES_MAX`] and [`limits::OFFER_MEDIA_MAX`].
-    pub(in crate::session) fn parse(text: &'a str) -> Result<Self, OfferError> {
+    /// Parses an offer. Bounded by [`limits::OFFER_BYTES_MAX`] and [`limits::OFFER_MEDIA_MAX`].
+    pub(super) fn parse(text: &'a str) -> Result<Self, OfferError> {
         if text.len() > limits::OFFER_BYTES_MAX {
-            return malformed(format!("longer than {} bytes", limits::OFFER_BYTES_MAX));
+            return malformed(format!("it is longer than {} bytes", limits::OFFER_BYTES_MAX));
         }
         if !text.starts_with("v=0") {
-            return malformed("it does not begin with v=0, so it is no SDP");
+            return malformed("it is not SDP: the first line is not v=0");
         }
         if text.contains(|c: char| c.is_control() && !matches!(c, '\r' | '\n' | '\t')) {
-            return malformed("control characters");
+            return malformed("it contains control characters");
         }
         let mut offer = Self { session: Section::default(), media: Vec::new() };
         for line in text.split(['\r', '\n']).filter(|line| !line.is_empty()) {
             if let Some(media) = line.strip_prefix("m=") {
                 if offer.media.len() == limits::OFFER_MEDIA_MAX {
-                    return malformed(format!("more than {} m-lines", limits::OFFER_MEDIA_MAX));
+                    return malformed(format!("it has more than {} m-lines", limits::OFFER_MEDIA_MAX));
                 }
                 offer.media.push(Section::parse_media(media)?);
             } else if let Some(attribute) = line.strip_prefix("a=") {
                 offer.media.last_mut().unwrap_or(&mut offer.session).attributes.push(attribute.trim_end());
             }
         }
-        if offer.media.is_empty() { malformed("no m-line") } else { Ok(offer) }
+        if offer.media.is_empty() { malformed("it has no m-line") } else { Ok(offer) }
     }
 
-    /// Picks the first m-line we can serve and its best payload type.
-    pub(in crate::session) fn negotiate(&self) -> Result<Negotiated, OfferError> {
+    /// Picks the first m-line we can send on, and its best payload type.
+    pub(super) fn negotiate(&self) -> Result<Negotiated, OfferError> {
         let served = self.media.iter().enumerate().find_map(|(index, section)| {
             let receives = section.kind == "video"
                 && matches!(section.protocol, "UDP/TLS/RTP/SAVPF" | "RTP/SAVPF")
-                && section.wants_to_receive();
+                && section.is_receiving();
             receives.then(|| choose_video(section)).flatten().map(|video| (index, section, video))
         });
-        // What every offer needs is checked first: a text without it is broken, whatever codecs it has.
+        // Transport attributes are checked first: an offer without them is malformed, whatever codecs it has.
         let any = served.as_ref().map(|(_, section, _)| *section).or(self.media.first());
         let any = any.ok_or(OfferError::NoCommonCodec)?;
         let (remote_ufrag, remote_password) = self.ice_credentials(any)?;
         let fingerprint = self.fingerprint(any)?;
         if self.session.has("ice-lite") {
-            return malformed("both sides would be ICE-lite");
+            return malformed("it is ICE-lite, as this server is");
         }
         let dtls_client = match self.transport(any, "setup") {
             None | Some("actpass" | "active") => false,
@@ -207,8 +199,8 @@ impl<'a> Offer<'a> {
         })
     }
 
-    /// A transport attribute: of the m-line, the session, or the m-line that carries its BUNDLE group
-    /// (RFC 9143 section 7.1.3: it may stand there only).
+    /// Returns a transport attribute of the m-line, of the session, or of the first m-line of the BUNDLE group, which
+    /// may be the only one that has it (RFC 9143 section 7.1.3).
     fn transport(&self, section: &Section<'a>, name: &str) -> Option<&'a str> {
         section.value(name).or_else(|| self.session.value(name)).or_else(|| self.tagged()?.value(name))
     }
@@ -249,17 +241,17 @@ impl<'a> Offer<'a> {
         }
     }
 
-    /// Writes the answer: the served m-line from `local`, every other one rejected (port 0).
-    pub(in crate::session) fn answer(&self, agreed: &Negotiated, local: &Local<'_>) -> String {
+    /// Writes the answer. Every m-line except the served one is rejected with port 0.
+    pub(super) fn answer(&self, negotiated: &Negotiated, local: &LocalDescription<'_>) -> String {
         let mut sdp = String::with_capacity(2_048);
         let _ = write!(sdp, "v=0\r\no=- {} 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n", local.session_id);
-        if self.bundle().is_some_and(|mids| mids.split_ascii_whitespace().any(|mid| mid == agreed.mid)) {
-            let _ = write!(sdp, "a=group:BUNDLE {}\r\n", agreed.mid);
+        if self.bundle().is_some_and(|mids| mids.split_ascii_whitespace().any(|mid| mid == negotiated.mid)) {
+            let _ = write!(sdp, "a=group:BUNDLE {}\r\n", negotiated.mid);
         }
         let _ = write!(sdp, "a=msid-semantic: WMS {STREAM_ID}\r\na=ice-lite\r\n");
         for (index, section) in self.media.iter().enumerate() {
-            if index == agreed.index {
-                write_served(&mut sdp, section, agreed, local);
+            if index == negotiated.index {
+                write_served(&mut sdp, section, negotiated, local);
             } else {
                 write_rejected(&mut sdp, section);
             }
@@ -268,7 +260,7 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// `sha-256 AB:CD:...` as bytes.
+/// Parses `sha-256 AB:CD:...`.
 fn parse_sha256(value: &str) -> Option<[u8; 32]> {
     let (hash, digits) = value.trim().split_once(' ')?;
     let mut bytes = [0; 32];
@@ -280,9 +272,8 @@ fn parse_sha256(value: &str) -> Option<[u8; 32]> {
     (hash.eq_ignore_ascii_case("sha-256") && octets.next().is_none()).then_some(bytes)
 }
 
-/// The best H.264 payload type of an m-line: packetization mode 1, the highest profile, then the order
-/// of the offer. Every decoder plays what its own profile covers and, in browsers, High under any of
-/// them, so no profile is refused.
+/// Returns the best H.264 payload type of an m-line: packetization mode 1, then the highest profile, then the order of
+/// the offer. No profile is refused: every decoder plays its own profile, and browsers play High under any of them.
 fn choose_video(section: &Section<'_>) -> Option<Video> {
     let mut best: Option<(u8, Video)> = None;
     for payload_type in section.formats.iter().filter_map(|text| text.parse().ok()).filter(is_dynamic) {
@@ -314,12 +305,12 @@ fn parameter<'a>(parameters: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// Payload types that can be told from RTCP on one port (RFC 5761 section 4).
+/// Returns true for payload types that cannot be confused with RTCP on the same port (RFC 5761 section 4).
 fn is_dynamic(payload_type: &u8) -> bool {
     matches!(payload_type, 35..=63 | 96..=127)
 }
 
-/// High, Main, Constrained Baseline, Baseline, anything else.
+/// Ranks High over Main, Constrained Baseline, Baseline and anything else.
 fn profile_rank(profile_level_id: u32) -> u8 {
     let [_, profile_idc, constraints, _] = profile_level_id.to_be_bytes();
     match profile_idc {
@@ -368,22 +359,22 @@ fn extensions(section: &Section<'_>) -> Extensions {
 
 // ---- the answer ------------------------------------------------------------------------------------
 
-/// Name of the media stream in the page.
+/// Id of the media stream in the page.
 const STREAM_ID: &str = "pet-camera";
-/// Name of the track in the page.
+/// Id of the track in the page.
 const TRACK_ID: &str = "video";
 
-/// Our side of the answer.
+/// Our values for the answer.
 #[derive(Debug)]
-pub(in crate::session) struct Local<'a> {
-    pub(in crate::session) session_id: u64,
-    pub(in crate::session) ufrag: &'a str,
-    pub(in crate::session) password: &'a str,
-    pub(in crate::session) fingerprint: &'a [u8],
-    pub(in crate::session) candidates: &'a [SocketAddr],
-    pub(in crate::session) cname: &'a str,
-    pub(in crate::session) ssrc: u32,
-    pub(in crate::session) rtx_ssrc: Option<u32>,
+pub(super) struct LocalDescription<'a> {
+    pub(super) session_id: u64,
+    pub(super) ufrag: &'a str,
+    pub(super) password: &'a str,
+    pub(super) fingerprint: &'a [u8],
+    pub(super) candidates: &'a [SocketAddr],
+    pub(super) cname: &'a str,
+    pub(super) ssrc: u32,
+    pub(super) rtx_ssrc: Option<u32>,
 }
 
 fn write_rejected(sdp: &mut String, section: &Section<'_>) {
@@ -395,32 +386,37 @@ fn write_rejected(sdp: &mut String, section: &Section<'_>) {
     }
 }
 
-fn write_served(sdp: &mut String, section: &Section<'_>, agreed: &Negotiated, local: &Local<'_>) {
-    let Video { payload_type, rtx, .. } = agreed.video;
+fn write_served(
+    sdp: &mut String,
+    section: &Section<'_>,
+    negotiated: &Negotiated,
+    local: &LocalDescription<'_>,
+) {
+    let Video { payload_type, rtx, .. } = negotiated.video;
     let _ = write!(sdp, "m=video 9 {} {payload_type}", section.protocol);
     if let Some(rtx) = rtx {
         let _ = write!(sdp, " {rtx}");
     }
     sdp.push_str("\r\nc=IN IP4 0.0.0.0\r\na=rtcp:9 IN IP4 0.0.0.0\r\n");
-    write_transport(sdp, agreed, local);
-    let _ = write!(sdp, "a=mid:{}\r\n", agreed.mid);
-    let Extensions { mid, playout_delay, capture_time } = agreed.extensions;
+    write_transport(sdp, negotiated, local);
+    let _ = write!(sdp, "a=mid:{}\r\n", negotiated.mid);
+    let Extensions { mid, playout_delay, capture_time } = negotiated.extensions;
     for (id, uri) in [(mid, URI_MID), (playout_delay, URI_PLAYOUT_DELAY), (capture_time, URI_CAPTURE_TIME)] {
         if let Some(id) = id {
             let _ = write!(sdp, "a=extmap:{id} {uri}\r\n");
         }
     }
     let _ = write!(sdp, "a=sendonly\r\na=msid:{STREAM_ID} {TRACK_ID}\r\na=rtcp-mux\r\n");
-    // Reduced-size RTCP (RFC 5506); round trips for a viewer that sends nothing (RFC 3611 section 4.4):
-    // without them a browser cannot relate our clock to its own, and tells no capture time.
+    // Reduced-size RTCP (RFC 5506), and round trips for receivers (RFC 3611 section 4.4). Without the latter a browser
+    // cannot relate our clock to its own and reports no capture time.
     for line in ["rtcp-rsize", "rtcp-xr:rcvr-rtt=all"].into_iter().filter(|line| section.has(line)) {
         let _ = write!(sdp, "a={line}\r\n");
     }
-    write_codec(sdp, section, &agreed.video);
+    write_codec(sdp, section, &negotiated.video);
     write_sources(sdp, local);
 }
 
-fn write_transport(sdp: &mut String, agreed: &Negotiated, local: &Local<'_>) {
+fn write_transport(sdp: &mut String, negotiated: &Negotiated, local: &LocalDescription<'_>) {
     for (index, address) in local.candidates.iter().enumerate() {
         // RFC 8445 section 5.1.2: type preference of a host 126, earlier candidates first.
         let local_preference = 65_535_usize.saturating_sub(index);
@@ -435,7 +431,7 @@ fn write_transport(sdp: &mut String, agreed: &Negotiated, local: &Local<'_>) {
         let separator = if index == 0 { "" } else { ":" };
         let _ = write!(sdp, "{separator}{byte:02X}");
     }
-    let setup = if agreed.dtls_client { "active" } else { "passive" };
+    let setup = if negotiated.dtls_client { "active" } else { "passive" };
     let _ = write!(sdp, "\r\na=setup:{setup}\r\n");
 }
 
@@ -460,8 +456,8 @@ fn write_codec(sdp: &mut String, section: &Section<'_>, video: &Video) {
     }
 }
 
-fn write_sources(sdp: &mut String, local: &Local<'_>) {
-    let Local { ssrc, cname, .. } = local;
+fn write_sources(sdp: &mut String, local: &LocalDescription<'_>) {
+    let LocalDescription { ssrc, cname, .. } = local;
     if let Some(rtx) = local.rtx_ssrc {
         let _ = write!(sdp, "a=ssrc-group:FID {ssrc} {rtx}\r\n");
     }
