@@ -33,7 +33,7 @@ use streaming_server::h264::{Assembler, Packetizer, Payloads, scan};
 use streaming_server::recorder::format::{Fragment, Index, UnitKind, fmp4};
 use streaming_server::session::SrtpChoice;
 use streaming_server::session::media::srtp::{self, RtpPacket, Sealer};
-use streaming_server::uring::{UdpDriver, UdpDriverConfig, open_socket};
+use streaming_server::uring::{Driver, UdpDriver, UdpDriverConfig, open_socket};
 
 /// The program's allocator with a counter.
 struct Counting;

@@ -97,7 +97,7 @@ mod path {
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
     use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};
-    use streaming_server::uring::{UdpDriver, UdpDriverConfig, open_socket};
+    use streaming_server::uring::{Driver, UdpDriver, UdpDriverConfig, open_socket};
 
     use super::peer::{Pair, context};
     use super::{COPIED, Cell, Copied};

@@ -48,7 +48,7 @@ mod stages {
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
     use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};
-    use streaming_server::uring::{Completion, UdpDriver, UdpDriverConfig, open_socket};
+    use streaming_server::uring::{Completion, Driver, UdpDriver, UdpDriverConfig, open_socket};
 
     use super::allocations;
     use super::peer::{Pair, context};

@@ -15,7 +15,7 @@ use std::time::Duration;
 use streaming_server::profiling::{
     self, Allocator, Contention, Heap, ProfileError, contention_profile, cpu_profile, heap_profile, threads,
 };
-use streaming_server::uring::{Completion, Outgoing, UdpDriver, UdpDriverConfig, open_socket};
+use streaming_server::uring::{Completion, Driver, UdpDriver, UdpDriverConfig, open_socket};
 use support::profile::Profile;
 
 #[global_allocator]
@@ -197,7 +197,7 @@ fn sockets_and_io_uring_keep_working_under_the_profiling_signal() {
             one.write_all(&buffer).unwrap();
             other.read_exact(&mut buffer).unwrap();
             for _ in 0..8 {
-                driver.send(Outgoing { viewer: 1, local: None, remote, bytes: vec![7; 900] });
+                driver.send_with(1, None, remote, 900, |room| room.fill(7));
             }
             driver.flush();
             driver.submit_and_wait(Duration::from_millis(1)).unwrap();

@@ -17,7 +17,7 @@ use crate::metrics::{LoginCounters, WorkerCounters, trace};
 use crate::recorder::RecorderHandle;
 use crate::session::media::gate::GateState;
 use crate::session::{OfferError, SessionContext, Viewer, ViewerState, ViewerStatus};
-use crate::worker::commands::{Command, Mailbox, session_guard};
+use crate::worker::commands::{Command, Mailbox, hand_over, session_guard};
 
 /// How long a worker may take to report its viewers.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -98,8 +98,8 @@ impl AppBackend {
         let beat = |name: String, turns| Heartbeat { name, turns };
         let workers = self.counters.iter().enumerate();
         let workers = workers.map(|(index, worker)| beat(format!("worker {index}"), worker.turns.get()));
-        let doorbell = beat("doorbell".to_owned(), self.camera.counters().wakes.get());
-        Health { summary: self.status_line(), heartbeats: workers.chain([doorbell]).collect() }
+        let camera_wait = beat("camera wait".to_owned(), self.camera.counters().wakes.get());
+        Health { summary: self.status_line(), heartbeats: workers.chain([camera_wait]).collect() }
     }
 
     fn status_line(&self) -> String {
@@ -143,21 +143,11 @@ impl AppBackend {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (viewer, answer) = Viewer::accept(&self.context, id, offer_sdp, clock::now().instant)
             .map_err(|error| refused(&error))?;
-        let worker = self.least_loaded();
-        let Some(mailbox) = self.mailboxes.get(worker) else { return Err(busy("no worker runs".to_owned())) };
-        if worker != 0
-            && let Some(receiver) = self.mailboxes.first()
-        {
-            let ufrag = viewer.local_ufrag().to_owned();
-            receiver
-                .send(Command::Route { ufrag, worker })
-                .map_err(|_| busy("the worker has too many commands pending: try again".to_owned()))?;
-        }
+        let owner = self.least_loaded();
+        let Some(mailbox) = self.mailboxes.get(owner) else { return Err(busy("no worker runs".to_owned())) };
         let (guard, gone) = session_guard();
         let guard = login_end.is_some().then_some(guard);
-        mailbox
-            .send(Command::Adopt { viewer: Box::new(viewer), guard })
-            .map_err(|_| busy("the worker has too many commands pending: try again".to_owned()))?;
+        hand_over(&self.mailboxes, owner, Box::new(viewer), guard).map_err(|full| busy(full.to_string()))?;
         self.adopted.fetch_add(1, Ordering::Relaxed);
         if let Some(login_end) = login_end {
             // One task per session with a login.

@@ -353,6 +353,12 @@ pub const COMMANDS_MAX: usize = 256;
 /// Datagrams waiting for a worker that does not receive itself.
 pub const FORWARDED_DATAGRAMS_MAX: usize = 1_024;
 
+/// Routes from the receiving worker to the sessions of other workers: those of all viewers, and as many that end.
+pub const ROUTES_MAX: usize = 2 * VIEWERS_MAX;
+
+/// Route updates of one worker that wait for room in the receiving worker's mailbox.
+pub const ROUTE_UPDATES_MAX: usize = 2 * VIEWERS_MAX;
+
 /// Commands and forwarded datagrams handled in one turn each.
 pub const COMMANDS_PER_TURN_MAX: usize = 64;
 

@@ -1,5 +1,5 @@
-//! Decides who is let in when the server has a token: `Authorization: Bearer`, or the cookie of a login. Time is an
-//! argument.
+//! Authenticates requests when the server has a token: by `Authorization: Bearer`, or by the cookie of a login. Time is
+//! an argument.
 //!
 //! ```text
 //!  POST /api/session {"token"} ─► rate limit ─► compare ─► cookie EXPIRES.ID.SEAL

@@ -381,7 +381,7 @@ fn write_response(response: Response, answer: &mut may_minihttp::Response) {
 }
 
 /// The library panics above 16 headers and adds some itself.
-const HEADERS_MAX: usize = 14;
+const HEADERS_MAX: usize = 14; // local bound: the library's
 
 /// Returns a header line with the static lifetime that the library requires. There are few different lines; above the
 /// bound a line is omitted.

@@ -1,5 +1,5 @@
 //! Responses about the login: the answer of `/api/session`, the refusal of a request without a valid token or login,
-//! and the redirect from plain HTTP to TLS. Pure; [`super::access`] decides who is let in.
+//! and the redirect from plain HTTP to TLS. Pure; [`super::access`] authenticates requests.
 
 use serde_json::json;
 

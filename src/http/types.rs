@@ -347,6 +347,24 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_recording_status_has_reason_and_error() {
+        let (error, code, status) = ("the disk is full".to_owned(), "disk_full", 507);
+        let failed = RecordingStatus {
+            reason: Some("disk_full"),
+            error: Some(RecordingFailure { error, code, status }),
+            ..RecordingStatus::bare(RecordingState::Idle, false)
+        };
+        let error = json!({ "error": "the disk is full", "code": "disk_full", "status": 507 });
+        assert_eq!(
+            json_of(&failed),
+            json!({ "recording": false, "state": "idle", "reason": "disk_full", "error": error })
+        );
+        let report = Some(RecordingReport { frame_count: 7, ..RecordingReport::default() });
+        let running = RecordingStatus { report, ..RecordingStatus::bare(RecordingState::Recording, true) };
+        assert_eq!(json_of(&running)["frame_count"], json!(7));
+    }
+
+    #[test]
     fn a_bare_recording_status_has_two_fields() {
         let off = RecordingStatus::bare(RecordingState::Off, false);
         assert_eq!(json_of(&off), json!({ "recording": false, "state": "off" }));

@@ -3,15 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use crate::session::media::gate::GateState;
 use crate::session::media::sender::SentCounters;
 use crate::session::viewer::{Phase, Viewer};
 
 /// State of a viewer's connection.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum ViewerState {
     /// ICE and DTLS are not finished.
     Connecting,
@@ -24,7 +21,7 @@ pub enum ViewerState {
 }
 
 /// Snapshot of one viewer. Counters start at its offer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct ViewerStatus {
     /// Number of the viewer, unique in the process.
     pub id: u32,

@@ -7,7 +7,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::Serialize;
 use str0m::RtcError;
 
 use crate::base::limits;
@@ -29,8 +28,7 @@ pub enum Output {
 }
 
 /// Why a session ended.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     /// ICE and DTLS did not finish within [`limits::HANDSHAKE_TIMEOUT`].
     HandshakeTimeout,

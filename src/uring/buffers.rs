@@ -1,15 +1,15 @@
-//! UNSAFE. The memory the kernel holds while an operation batches: message headers, addresses, control,
-//! datagrams, the receive buffers and their ring. May not talk to the kernel; `ring.rs` does.
+//! UNSAFE. The memory that the kernel holds while an operation runs: message headers, addresses, control messages,
+//! datagrams, the receive buffers and their ring. System calls are made in `ring.rs` only.
 //!
-//! What makes it sound:
-//! 1. Whatever the kernel gets a pointer to lives in its own allocation ([`Slot`], with the bytes that a send's owns) or
-//!    mapping ([`BufferRing`]) behind a raw pointer; moving its owner moves no byte of it.
-//! 2. It has two states. *Ours*: references to it may be made. *Held*: from the moment `ring.rs` takes the
-//!    pointer for a submission until it hands back the operation's last completion; no reference is made,
-//!    nothing is written, nothing is freed. Only a [`Cqe`] that carries the slot's
-//!    own token and is the last of its operation ends it, and only `ring.rs` makes those.
-//! 3. Dropping an owner frees what is ours and leaks what is held. So no order of drops, no panic and no
-//!    kernel that never answers can free memory in use: the worst case is a leak, told in the log.
+//! Soundness:
+//! 1. Everything that the kernel gets a pointer to is in its own allocation ([`Slot`], and the bytes that a send's slot
+//!    owns) or mapping ([`BufferRing`]) behind a raw pointer. Moving the owner does not move it.
+//! 2. The memory has two states. *Ours*: references to it may be made. *Held*: from the moment `ring.rs` takes the
+//!    pointer for a submission until it returns the operation's last completion; no reference is made, nothing is
+//!    written, nothing is freed. Only a [`Cqe`] with the slot's own token that is the last of its operation ends the
+//!    held state, and only `ring.rs` makes a [`Cqe`].
+//! 3. Dropping an owner frees memory that is ours and leaks memory that is held. So no order of drops, no panic and no
+//!    kernel that does not answer can free memory in use. The worst case is a leak, which is logged.
 
 #![expect(unsafe_code, reason = "memory shared with the kernel has no owner the borrow checker knows")]
 
@@ -30,7 +30,7 @@ use crate::base::limits::{
     GSO_BYTES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SEND_BUFFERS_KEPT, SENDS_MAX,
 };
 
-/// One allocation that one operation may lend to the kernel.
+/// One allocation that one operation can hand to the kernel.
 pub(super) struct Slot<T> {
     memory: NonNull<T>,
     token: Token,
@@ -38,12 +38,12 @@ pub(super) struct Slot<T> {
 }
 
 impl<T> Slot<T> {
-    /// A slot for the operation `token`, ours.
+    /// Makes a slot for the operation `token`. Its state is *ours*.
     pub(super) fn new(memory: T, token: Token) -> Slot<T> {
         Slot { memory: NonNull::from(Box::leak(Box::new(memory))), token, is_held: false }
     }
 
-    /// Whether the kernel has it.
+    /// Returns true while the kernel holds the memory.
     pub(super) fn is_held(&self) -> bool {
         self.is_held
     }
@@ -66,20 +66,20 @@ impl<T> Slot<T> {
         Some(unsafe { self.memory.as_mut() })
     }
 
-    /// Gives the memory to the kernel: the pointer is valid until [`Slot::release`].
+    /// Hands the memory to the kernel. The pointer is valid until [`Slot::release`].
     ///
     /// # Panics
-    /// Where the kernel has it already: two operations would end the one's hold with the other's completion.
+    /// If the kernel already holds it: the completion of one operation would end the hold of the other.
     fn hold(&mut self) -> (*mut T, Token) {
         assert!(!self.is_held, "one operation per slot");
         self.is_held = true;
         (self.memory.as_ptr(), self.token)
     }
 
-    /// Takes the memory back: `cqe` is the last completion of its operation.
+    /// Takes the memory back. `cqe` is the last completion of its operation.
     ///
     /// # Panics
-    /// Where `cqe` is another operation's or not the last: that would be a reference under the kernel's pen.
+    /// If `cqe` belongs to another operation or is not the last: the kernel could still write the memory.
     fn release(&mut self, cqe: &Cqe) {
         assert!(cqe.token() == self.token && cqe.is_last(), "only its own last completion ends an operation");
         self.is_held = false;
@@ -97,22 +97,22 @@ impl<T> Drop for Slot<T> {
     }
 }
 
-/// What one send lends to the kernel. `header` comes first: a pointer to the memory is one to the header.
+/// Memory of one send. `header` comes first: a pointer to the memory is a pointer to the header.
 #[repr(C)]
 struct SendMemory {
     header: libc::msghdr,
     control: Aligned<CONTROL_BYTES>,
     address: Aligned<ADDRESS_BYTES>,
     iovec: libc::iovec,
-    /// The batch's datagrams, one behind the other. Its own allocation, initialized, and no shorter than any batch in it.
+    /// The batch's datagrams, one after another. Its own allocation, initialized, at least as long as the batch.
     bytes: Vec<u8>,
 }
 
-/// Bytes aligned as the kernel's structures in them are.
+/// Bytes aligned for the kernel structures in them.
 #[repr(C, align(8))]
 struct Aligned<const N: usize>([u8; N]);
 
-/// A message header that names nothing.
+/// Returns a message header without address, data and control messages.
 fn empty_header() -> libc::msghdr {
     // SAFETY: msghdr is a C structure of pointers and integers; all zero bytes are a valid value of each.
     unsafe { std::mem::zeroed() }
@@ -129,8 +129,8 @@ impl SendMemory {
         }
     }
 
-    /// The place of a datagram at `at`. The first takes room for a whole batch, of which only what is written takes
-    /// memory; a datagram that is larger than any batch grows it.
+    /// Returns the bytes of a datagram at `at`. The first call allocates a whole batch, of which only written pages take
+    /// memory. A datagram larger than a batch grows the allocation.
     fn room(&mut self, at: usize, bytes: usize) -> Option<&mut [u8]> {
         let end = at.checked_add(bytes)?;
         if self.bytes.is_empty() {
@@ -141,8 +141,8 @@ impl SendMemory {
         self.bytes.get_mut(at..end)
     }
 
-    /// Points the header at the bytes of `batch`; false where the socket cannot reach its remote, or the batch is not in
-    /// here.
+    /// Fills in the header for `batch`. Returns false if the socket cannot reach the remote, or `batch` is longer than the
+    /// bytes here.
     fn seal(&mut self, batch: &Batch, family: Family) -> bool {
         let Some((address, address_bytes)) = encode_address(batch.route.remote, family) else {
             return false;
@@ -164,17 +164,17 @@ impl SendMemory {
     }
 }
 
-/// The send operations: allocated when first needed, up to a bound, and used again and again, the one that came back
-/// last first: its bytes are still in the cache, and those that are seldom needed never take their memory.
+/// The send operations, allocated when first needed, up to a limit, and reused. The one freed last is used first: its
+/// bytes are still in the cache, and operations that are rarely needed take no memory.
 pub(super) struct SendSlab {
     slots: Vec<(Slot<SendMemory>, Option<Batch>)>,
-    /// Taken at the back. Those without bytes stand in front.
+    /// Indices of free operations, used from the back. Those without bytes are in front.
     free: VecDeque<u32>,
     slots_max: u32,
 }
 
 impl SendSlab {
-    /// Room for `sends_max` operations, at least one, at most [`SENDS_MAX`].
+    /// Allows `sends_max` operations, 1 to [`SENDS_MAX`].
     pub(super) fn new(sends_max: usize) -> SendSlab {
         let slots_max = sends_max.clamp(1, SENDS_MAX);
         SendSlab {
@@ -184,7 +184,7 @@ impl SendSlab {
         }
     }
 
-    /// An operation for a batch; `None` where all are with the kernel.
+    /// Returns a free operation; `None` if the kernel holds all.
     pub(super) fn acquire(&mut self) -> Option<u32> {
         if let Some(index) = self.free.pop_back() {
             return Some(index);
@@ -194,14 +194,15 @@ impl SendSlab {
         Some(index)
     }
 
-    /// The place of a datagram of `bytes` bytes at `at` in an operation that is ours; what is there is old.
+    /// Returns the bytes of a datagram at `at` in an operation that is ours. They contain old data.
     pub(super) fn room(&mut self, index: u32, at: usize, bytes: usize) -> Option<&mut [u8]> {
         let room = self.slot(index).and_then(|(slot, _)| slot.get_mut()?.room(at, bytes));
         debug_assert!(room.is_some(), "the open batch is ours");
         room
     }
 
-    /// Lends operation `index`, holding the datagrams of `batch`, to the kernel. `None`: unreachable or not ours.
+    /// Hands operation `index` with the datagrams of `batch` to the kernel. `None` if the remote is unreachable or the
+    /// operation is not ours.
     pub(super) fn hold(
         &mut self,
         index: u32,
@@ -217,21 +218,21 @@ impl SendSlab {
         Some((memory.cast_const().cast(), token)) // `header` is the first field of a repr(C) structure
     }
 
-    /// Takes an operation back at its completion; what it sent.
+    /// Takes an operation back at its completion. Returns the batch that it sent.
     pub(super) fn complete(&mut self, index: u32, cqe: &Cqe) -> Option<Batch> {
         let (slot, batch) = self.slot(index)?;
         slot.release(cqe);
         batch.take()
     }
 
-    /// The datagrams of `batch` in an operation that is ours, oldest first.
+    /// Returns the datagrams of `batch` in an operation that is ours, oldest first.
     pub(super) fn datagrams(&mut self, index: u32, batch: &Batch) -> impl Iterator<Item = &[u8]> {
         let bytes = self.slot(index).and_then(|(slot, _)| slot.get()?.bytes.get(..batch.shape.bytes));
         bytes.unwrap_or_default().chunks(batch.shape.segment_bytes.max(1))
     }
 
-    /// Gives an operation that is ours back for the next batch. Of those that are free only the first few keep their
-    /// bytes: a jam that needed many is over.
+    /// Frees an operation that is ours. At most [`SEND_BUFFERS_KEPT`] free operations keep their bytes: the congestion
+    /// that needed more is over.
     pub(super) fn free(&mut self, index: u32) {
         let is_enough = self.free.len() >= SEND_BUFFERS_KEPT;
         let Some(memory) = self.slot(index).and_then(|(slot, _)| slot.get_mut()) else { return };
@@ -241,7 +242,7 @@ impl SendSlab {
         if is_enough { self.free.push_front(index) } else { self.free.push_back(index) }
     }
 
-    /// Whether the kernel has none.
+    /// Returns true if the kernel holds no send operation.
     pub(super) fn is_idle(&self) -> bool {
         self.slots.iter().all(|(slot, _)| !slot.is_held())
     }
@@ -251,33 +252,33 @@ impl SendSlab {
     }
 }
 
-/// A bell's eight bytes (eventfd(2)).
+/// The eight bytes of an eventfd read (eventfd(2)).
 pub(super) struct EventfdMemory(Slot<u64>);
 
 impl EventfdMemory {
-    /// Memory for bell `index`.
+    /// Makes the memory for eventfd `index`.
     pub(super) fn new(index: u16) -> EventfdMemory {
         EventfdMemory(Slot::new(0, Token::Eventfd(index)))
     }
 
-    /// Whether its read is with the kernel.
+    /// Returns true while the kernel holds the read.
     pub(super) fn is_armed(&self) -> bool {
         self.0.is_held()
     }
 
-    /// Lends the eight bytes for one read.
+    /// Hands the eight bytes to the kernel for one read.
     pub(super) fn hold(&mut self) -> (*mut u8, u32, Token) {
         let (memory, token) = self.0.hold();
         (memory.cast(), 8, token)
     }
 
-    /// Takes them back.
+    /// Takes the bytes back.
     pub(super) fn complete(&mut self, cqe: &Cqe) {
         self.0.release(cqe);
     }
 }
 
-/// What one one-shot receive lends to the kernel; `header` first, as in [`SendMemory`].
+/// Memory of a one-shot receive. `header` comes first, as in [`SendMemory`].
 #[repr(C)]
 struct ReceiveMemory {
     header: libc::msghdr,
@@ -310,7 +311,7 @@ impl ReceiveMemory {
         self.header.msg_controllen = CONTROL_BYTES;
     }
 
-    /// What the kernel left: lengths are its word, so they are bounded by ours.
+    /// Returns what the kernel received. Its lengths are limited to ours.
     fn parts(&self, received_bytes: usize) -> Result<ReceivedParts, ReceiveFault> {
         if self.header.msg_flags & libc::MSG_TRUNC != 0 {
             return Err(ReceiveFault::Truncated);
@@ -330,12 +331,12 @@ pub(super) enum Receiver {
     None,
     /// One multishot receive over a buffer ring (Linux 6.0).
     Multishot(BufferRing),
-    /// Several one-shot receives with a buffer each.
+    /// Several one-shot receives with one buffer each.
     OneShot(ReceiveSlab),
 }
 
 impl Receiver {
-    /// Takes the buffer of a completion and reads what is in it.
+    /// Takes the buffer of a completion and reads its header.
     pub(super) fn take(&mut self, cqe: &Cqe) -> Option<(u16, Result<ReceivedParts, ReceiveFault>)> {
         match self {
             Receiver::None => None,
@@ -344,7 +345,7 @@ impl Receiver {
         }
     }
 
-    /// Bytes of a buffer that is lent to our caller.
+    /// Returns the bytes of a buffer that the caller has.
     pub(super) fn bytes(&self, buffer: u16, start: usize, length: usize) -> &[u8] {
         let bytes = match self {
             Receiver::None => None,
@@ -354,7 +355,7 @@ impl Receiver {
         bytes.and_then(|bytes| bytes.get(start..start + length)).unwrap_or_default()
     }
 
-    /// Gives a lent buffer back for the next datagram.
+    /// Gives a buffer of the caller back for the next datagram.
     pub(super) fn recycle(&mut self, buffer: u16) {
         match self {
             Receiver::None => {}
@@ -363,7 +364,7 @@ impl Receiver {
         }
     }
 
-    /// Whether the kernel holds none of it.
+    /// Returns true if the kernel holds no receive.
     pub(super) fn is_idle(&self) -> bool {
         match self {
             Receiver::None => true,
@@ -375,29 +376,30 @@ impl Receiver {
 
 /// The buffers of one-shot receives.
 pub(super) struct ReceiveSlab {
-    slots: Vec<(Slot<ReceiveMemory>, Place)>,
+    slots: Vec<(Slot<ReceiveMemory>, BufferUse)>,
 }
 
-/// Where a receive buffer is.
+/// Who uses a receive buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// With us or the kernel, to be filled.
+enum BufferUse {
+    /// Free, or held by the kernel to be filled.
     Empty,
-    /// With our caller, to be read.
-    Lent,
+    /// The caller reads it.
+    Caller,
 }
 
 impl ReceiveSlab {
-    /// [`RECEIVE_OPERATIONS`] buffers.
+    /// Makes [`RECEIVE_OPERATIONS`] buffers.
     pub(super) fn new() -> ReceiveSlab {
-        let slot = |index| (Slot::new(ReceiveMemory::new(), Token::ReceiveOne(index)), Place::Empty);
+        let slot = |index| (Slot::new(ReceiveMemory::new(), Token::ReceiveOne(index)), BufferUse::Empty);
         ReceiveSlab { slots: (0..RECEIVE_OPERATIONS).map(slot).collect() }
     }
 
-    /// Lends one empty buffer to the kernel; `None` where all are in use.
+    /// Hands one empty buffer to the kernel; `None` if all are in use.
     pub(super) fn hold(&mut self) -> Option<(*mut libc::msghdr, Token)> {
-        let is_empty =
-            |(slot, place): &&mut (Slot<ReceiveMemory>, Place)| *place == Place::Empty && !slot.is_held();
+        let is_empty = |(slot, usage): &&mut (Slot<ReceiveMemory>, BufferUse)| {
+            *usage == BufferUse::Empty && !slot.is_held()
+        };
         let (slot, _) = self.slots.iter_mut().find(is_empty)?;
         slot.get_mut()?.seal();
         let (memory, token) = slot.hold();
@@ -406,22 +408,22 @@ impl ReceiveSlab {
 
     fn take(&mut self, cqe: &Cqe) -> Option<(u16, Result<ReceivedParts, ReceiveFault>)> {
         let Token::ReceiveOne(buffer) = cqe.token() else { return None };
-        let (slot, place) = self.slots.get_mut(usize::from(buffer))?;
+        let (slot, usage) = self.slots.get_mut(usize::from(buffer))?;
         slot.release(cqe);
         let received_bytes = usize::try_from(cqe.result()).ok()?;
-        *place = Place::Lent;
+        *usage = BufferUse::Caller;
         Some((buffer, slot.get()?.parts(received_bytes)))
     }
 
     fn bytes(&self, buffer: u16) -> Option<&[u8]> {
-        let (slot, place) = self.slots.get(usize::from(buffer))?;
-        let memory = slot.get().filter(|_| *place == Place::Lent)?;
+        let (slot, usage) = self.slots.get(usize::from(buffer))?;
+        let memory = slot.get().filter(|_| *usage == BufferUse::Caller)?;
         Some(&memory.datagram)
     }
 
     fn recycle(&mut self, buffer: u16) {
-        if let Some((_, place)) = self.slots.get_mut(usize::from(buffer)) {
-            *place = Place::Empty;
+        if let Some((_, usage)) = self.slots.get_mut(usize::from(buffer)) {
+            *usage = BufferUse::Empty;
         }
     }
 }
@@ -434,11 +436,11 @@ impl ReceiveSlab {
 ///           | msghdr of the receive                                        |  behind them
 ///  data     | RECEIVE_BUFFER_BYTES |  x RECEIVE_BUFFERS
 /// ```
-/// A buffer is the kernel's from `offer` until a completion names it; then it is lent until `recycle`.
+/// The kernel holds a buffer from `offer` until a completion names it; then the caller has it until `recycle`.
 pub(super) struct BufferRing {
     entries: Option<MmapRaw>,
     data: Option<MmapRaw>,
-    places: Vec<Place>,
+    uses: Vec<BufferUse>,
     lent_count: u16,
     tail: u16,
     is_armed: bool,
@@ -447,14 +449,14 @@ pub(super) struct BufferRing {
 /// `struct io_uring_buf`.
 const ENTRY_BYTES: usize = 16;
 
-/// Where `struct io_uring_buf_ring` has its tail: the reserved field of the first entry.
+/// Offset of the tail in `struct io_uring_buf_ring`: the reserved field of the first entry.
 const TAIL_AT: usize = 14;
 
-/// Where the receive's message header lies in the mapping of the entries.
+/// Offset of the receive's message header in the mapping of the entries.
 const HEADER_AT: usize = RECEIVE_BUFFERS as usize * ENTRY_BYTES;
 
 impl BufferRing {
-    /// Maps ring and buffers, offers all of them. Pages become resident when first written.
+    /// Maps the ring and the buffers and offers all buffers. Pages become resident when first written.
     pub(super) fn new() -> io::Result<BufferRing> {
         let entries = MmapRaw::from(MmapMut::map_anon(HEADER_AT + size_of::<libc::msghdr>())?);
         let data = MmapMut::map_anon(usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES)?;
@@ -463,12 +465,12 @@ impl BufferRing {
         header.msg_controllen = CONTROL_BYTES;
         let header_at = entries.as_mut_ptr().wrapping_add(HEADER_AT).cast::<libc::msghdr>();
         // SAFETY: the mapping is writable, ends with room for a msghdr at HEADER_AT, and is aligned to a page;
-        // HEADER_AT is a multiple of 16, so the pointer is aligned. Nobody else has the mapping yet.
+        // HEADER_AT is a multiple of 16, so the pointer is aligned. No other reference to the mapping exists yet.
         unsafe { header_at.write(header) };
         let mut ring = BufferRing {
             entries: Some(entries),
             data: Some(MmapRaw::from(data)),
-            places: vec![Place::Empty; usize::from(RECEIVE_BUFFERS)],
+            uses: vec![BufferUse::Empty; usize::from(RECEIVE_BUFFERS)],
             lent_count: 0,
             tail: 0,
             is_armed: false,
@@ -477,22 +479,22 @@ impl BufferRing {
         Ok(ring)
     }
 
-    /// Address of the entries, for registration; the mapping lives as long as `self`, or forever.
+    /// Returns the address of the entries, for registration. The mapping lives as long as `self`, or is leaked.
     pub(super) fn address(&self) -> Option<*const u8> {
         self.entries.as_ref().map(MmapRaw::as_ptr)
     }
 
-    /// Whether the receive is with the kernel.
+    /// Returns true while the kernel holds the receive.
     pub(super) fn is_armed(&self) -> bool {
         self.is_armed
     }
 
-    /// Whether the kernel has at least one buffer.
+    /// Returns true if the kernel has at least one buffer.
     pub(super) fn has_buffers(&self) -> bool {
         self.lent_count < RECEIVE_BUFFERS
     }
 
-    /// Lends the receive's header (and so all offered buffers) to the kernel.
+    /// Hands the receive's header, and so all offered buffers, to the kernel.
     pub(super) fn hold(&mut self) -> Option<(*const libc::msghdr, Token)> {
         assert!(!self.is_armed, "one multishot receive per ring");
         let entries = self.entries.as_ref()?;
@@ -508,9 +510,9 @@ impl BufferRing {
             self.is_armed = false;
         }
         let buffer = cqe.buffer()?;
-        let place = self.places.get_mut(usize::from(buffer))?;
-        debug_assert!(*place == Place::Empty, "the kernel names a buffer once per offer");
-        *place = Place::Lent;
+        let usage = self.uses.get_mut(usize::from(buffer))?;
+        debug_assert!(*usage == BufferUse::Empty, "the kernel names a buffer once per offer");
+        *usage = BufferUse::Caller;
         self.lent_count += 1;
         let written = usize::try_from(cqe.result()).unwrap_or(0).min(RECEIVE_BUFFER_BYTES);
         let parts = match self.bytes(buffer).and_then(|bytes| bytes.get(..written)) {
@@ -521,20 +523,20 @@ impl BufferRing {
     }
 
     fn bytes(&self, buffer: u16) -> Option<&[u8]> {
-        self.places.get(usize::from(buffer)).filter(|place| **place == Place::Lent)?;
+        self.uses.get(usize::from(buffer)).filter(|usage| **usage == BufferUse::Caller)?;
         let start = usize::from(buffer) * RECEIVE_BUFFER_BYTES;
         let data = self.data.as_ref()?.as_ptr().wrapping_add(start);
-        // SAFETY: `places` has RECEIVE_BUFFERS entries, so `buffer` is below it and the range lies in the
-        // mapping, which is initialized (zero pages) and lives as long as self. The buffer is lent: the
+        // SAFETY: `uses` has RECEIVE_BUFFERS entries, so `buffer` is below it and the range lies in the
+        // mapping, which is initialized (zero pages) and lives as long as self. The buffer is lent to us: the
         // kernel named it in a completion and forgot it (provided buffers are used once) until `offer`,
-        // which needs `&mut self`, so nobody writes while the reference lives.
+        // which needs `&mut self`, so it is not written while the reference lives.
         Some(unsafe { std::slice::from_raw_parts(data, RECEIVE_BUFFER_BYTES) })
     }
 
     fn recycle(&mut self, buffer: u16) {
-        let Some(place) = self.places.get_mut(usize::from(buffer)) else { return };
-        if *place == Place::Lent {
-            *place = Place::Empty;
+        let Some(usage) = self.uses.get_mut(usize::from(buffer)) else { return };
+        if *usage == BufferUse::Caller {
+            *usage = BufferUse::Empty;
             self.lent_count -= 1;
             self.offer(buffer);
         }
@@ -563,7 +565,7 @@ impl BufferRing {
         // SAFETY: TAIL_AT is even and the mapping page-aligned, so the pointer is; it lies in the mapping,
         // which outlives the reference; all accesses to the tail, ours and the kernel's, are atomic.
         let tail = unsafe { AtomicU16::from_ptr(tail_at) };
-        tail.store(self.tail, Ordering::Release); // the entry is seen before the tail that counts it
+        tail.store(self.tail, Ordering::Release); // the entry becomes visible before the tail that counts it
     }
 }
 
@@ -581,7 +583,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_a_jam_few_operations_keep_their_bytes_and_those_are_used_first() {
+    fn after_congestion_few_operations_keep_their_bytes_and_are_used_first() {
         let mut slab = SendSlab::new(100);
         let taken: Vec<u32> = (0..100).map_while(|_| slab.acquire()).collect();
         assert_eq!((taken.len(), slab.acquire()), (100, None));
@@ -594,7 +596,7 @@ mod tests {
         let order: Vec<u32> = (0..100).map_while(|_| slab.acquire()).collect();
         let kept: Vec<bool> = order.into_iter().map(|index| has_bytes(&mut slab, index)).collect();
         assert_eq!(kept.len(), 100);
-        assert!(kept[..SEND_BUFFERS_KEPT].iter().all(|has| *has), "the last to come back goes first");
+        assert!(kept[..SEND_BUFFERS_KEPT].iter().all(|has| *has), "the one freed last is used first");
         assert!(kept[SEND_BUFFERS_KEPT..].iter().all(|has| !has));
     }
 }

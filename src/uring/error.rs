@@ -1,66 +1,65 @@
-//! Why a driver cannot be made, and what the one who batches the server can do about it. Pure but for one look at
-//! `/proc/sys`.
+//! Why a driver cannot be set up, and what the operator can do. Pure, except that it reads one file in `/proc/sys`.
 
 use std::io;
 
 use crate::base::limits::EVENTFDS_MAX;
 
-/// Why there is no driver, or no longer.
+/// Why a driver could not be set up or stopped working.
 #[derive(Debug, thiserror::Error)]
 pub enum UdpDriverError {
-    /// The system does not let this process use io_uring.
+    /// This process may not use io_uring.
     #[error("io_uring is not allowed here ({source}): {advice}")]
     Forbidden {
-        /// The system's answer.
+        /// Error of the system call.
         source: io::Error,
-        /// Which setting, and what to do.
+        /// The setting that forbids it, and what to do.
         advice: &'static str,
     },
-    /// The kernel's io_uring lacks something the driver cannot do without.
+    /// The kernel's io_uring lacks an operation that the driver needs.
     #[error("this kernel's io_uring lacks {missing}; Linux 6.1 or newer is recommended")]
     TooOld {
-        /// What is missing.
+        /// The missing operation, and the Linux version that has it.
         missing: &'static str,
     },
-    /// There is no memory for the ring.
+    /// Not enough memory for the ring.
     #[error(
         "no memory for io_uring ({source}): before Linux 5.12 its queues count against the limit of locked memory; \
          raise it (`ulimit -l`, systemd: LimitMEMLOCK=), lower --max-viewers, or free memory"
     )]
     Memory {
-        /// The system's answer.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// The ring could not be made for another reason.
+    /// `io_uring_setup` failed for another reason.
     #[error("cannot set up io_uring: {source}")]
     Setup {
-        /// The system's reason.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// More eventfds than a driver watches.
-    #[error("{count} eventfds, at most {EVENTFDS_MAX} can be watched")]
+    /// More eventfds than a driver can read.
+    #[error("{count} eventfds, but a driver reads at most {EVENTFDS_MAX}")]
     Eventfds {
-        /// How many were given.
+        /// Number of eventfds given.
         count: usize,
     },
-    /// Socket or eventfd are not what they should be.
+    /// The socket or an eventfd cannot be used.
     #[error("cannot use the {what}: {source}")]
     Descriptor {
-        /// Which.
+        /// Name of the descriptor, for the log.
         what: &'static str,
-        /// The system's reason.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// Submitting or waiting failed.
+    /// `io_uring_enter` failed.
     #[error("io_uring_enter failed: {source}")]
     Enter {
-        /// The system's reason.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
 impl UdpDriverError {
-    /// Tells a refusal from a failure.
+    /// Classifies an error of `io_uring_setup`.
     pub(super) fn of_setup(source: io::Error) -> UdpDriverError {
         let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         match advice(source.raw_os_error(), sysctl.as_deref().map(str::trim)) {
@@ -70,7 +69,7 @@ impl UdpDriverError {
         }
     }
 
-    /// The same of `io_uring_enter`, which a filter may forbid by itself.
+    /// Classifies an error of `io_uring_enter`, which a seccomp filter can forbid alone.
     pub(super) fn of_enter(source: io::Error) -> UdpDriverError {
         match advice(source.raw_os_error(), None) {
             Some(advice) => UdpDriverError::Forbidden { source, advice },
@@ -79,7 +78,7 @@ impl UdpDriverError {
     }
 }
 
-/// What to do about a refused `io_uring_setup`, by its error and `kernel.io_uring_disabled`.
+/// Returns what to do about a refused call, by its error number and the value of `kernel.io_uring_disabled`.
 fn advice(errno: Option<i32>, sysctl: Option<&str>) -> Option<&'static str> {
     match (errno?, sysctl) {
         (libc::EPERM, Some("2")) => {
@@ -106,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_names_the_setting_and_what_to_do() {
+    fn refusal_names_the_setting_and_what_to_do() {
         assert!(
             advice(Some(libc::EPERM), Some("2")).unwrap().contains("sysctl -w kernel.io_uring_disabled=0")
         );
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn no_memory_names_the_limit_and_an_enter_that_is_forbidden_the_filter() {
+    fn lack_of_memory_names_the_limit_and_forbidden_enter_names_the_filter() {
         let error = |errno| io::Error::from_raw_os_error(errno);
         assert!(UdpDriverError::of_setup(error(libc::ENOMEM)).to_string().contains("LimitMEMLOCK"));
         assert!(UdpDriverError::of_enter(error(libc::EPERM)).to_string().contains("seccomp"));

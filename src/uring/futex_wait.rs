@@ -1,23 +1,23 @@
-//! [`FutexWait`]: the wait for one word of shared memory. May not know what the word means.
+//! [`FutexWait`]: the wait for one word of shared memory to change.
 
 use std::sync::atomic::AtomicU32;
 
 use super::ring::{Cqe, Ring};
 use super::{FutexWord, UdpCounters};
 
-/// One word, waited for by one operation at a time.
+/// The wanted wait and the one that the kernel holds: at most one operation at a time.
 #[derive(Default)]
 pub(super) struct FutexWait {
     wanted: Option<(FutexWord, u32)>,
-    /// The word the kernel waits for; held so that it stays what it is.
+    /// The word that the kernel waits for. Kept here so that it stays mapped.
     armed: Option<FutexWord>,
-    /// Its end is asked for.
+    /// The cancellation of `armed` is submitted.
     is_ending: bool,
 }
 
 impl FutexWait {
-    /// Waits for `word` to be another than given, from the next [`FutexWait::arm`] on.
-    pub(super) fn want(&mut self, word: Option<(&FutexWord, u32)>) {
+    /// Sets the word to wait for and its expected value. Takes effect with the next [`FutexWait::arm`].
+    pub(super) fn set(&mut self, word: Option<(&FutexWord, u32)>) {
         match (&mut self.wanted, word) {
             (Some((known, expected)), Some((word, now_expected))) if FutexWord::ptr_eq(known, word) => {
                 *expected = now_expected;
@@ -26,7 +26,7 @@ impl FutexWait {
         }
     }
 
-    /// Queues what has to change: the wait, or the end of one for another word.
+    /// Queues the wanted wait, or the cancellation of a wait for another word.
     pub(super) fn arm(&mut self, ring: &mut Ring, counters: &mut UdpCounters) {
         match (&self.armed, &self.wanted) {
             (None, Some((word, expected))) if ring.push_futex_wait(at(word), *expected, counters) => {
@@ -42,13 +42,14 @@ impl FutexWait {
         }
     }
 
-    /// The kernel waits no longer. Tells whether the word that is wanted changed, or cannot be waited for.
+    /// Handles the end of the kernel's wait. Returns Ok if the wanted word changed, and the error number if the kernel
+    /// cannot wait for it.
     pub(super) fn complete(&mut self, cqe: &Cqe) -> Option<Result<(), i32>> {
         let armed = self.armed.take()?;
         self.is_ending = false;
         let is_wanted = self.wanted.as_ref().is_some_and(|(word, _)| FutexWord::ptr_eq(word, &armed));
-        let told = match cqe.result().saturating_neg() {
-            // Woken; or changed before the kernel began to wait.
+        let outcome = match cqe.result().saturating_neg() {
+            // Woken, or the word changed before the wait began.
             ..=0 | libc::EAGAIN => Ok(()),
             libc::EINTR | libc::ECANCELED => return None,
             errno => Err(errno),
@@ -57,10 +58,10 @@ impl FutexWait {
             return None;
         }
         self.wanted = None;
-        Some(told)
+        Some(outcome)
     }
 
-    /// Whether the kernel waits.
+    /// Returns true while the kernel waits.
     pub(super) fn is_armed(&self) -> bool {
         self.armed.is_some()
     }
@@ -80,7 +81,7 @@ mod tests {
     use rustix::thread::futex;
 
     use super::*;
-    use crate::uring::{Completion, Features, UdpDriver, UdpDriverConfig, open_socket};
+    use crate::uring::{Completion, Driver, Features, UdpDriver, UdpDriverConfig, open_socket};
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -91,7 +92,7 @@ mod tests {
         UdpDriver::with_features(config, features).unwrap()
     }
 
-    /// A word of memory as a camera's.
+    /// A futex word like a camera's.
     struct Shared(AtomicU32);
 
     impl AsRef<AtomicU32> for Shared {
@@ -107,29 +108,29 @@ mod tests {
 
         fn change(&self) {
             self.0.fetch_add(1, Ordering::Release);
-            // As a camera does, which is another process.
+            // Not private: a camera is another process.
             futex::wake(&self.0, futex::Flags::empty(), 1).unwrap();
         }
     }
 
-    /// Turns until the driver told of its word `count` times.
-    fn turn_until_told(driver: &mut UdpDriver, word: &FutexWord, count: usize) {
-        let mut told = 0;
-        while told < count {
-            driver.watch(Some((word, (**word).as_ref().load(Ordering::Acquire))));
+    /// Runs turns until the driver reported `count` changes of its word.
+    fn turn_until_changed(driver: &mut UdpDriver, word: &FutexWord, count: usize) {
+        let mut changes = 0;
+        while changes < count {
+            driver.set_futex_wait(Some((word, (**word).as_ref().load(Ordering::Acquire))));
             driver.submit_and_wait(PATIENCE).unwrap();
             while let Some(completion) = driver.next_completion() {
                 assert!(matches!(completion, Completion::Futex(Ok(()))), "{completion:?}");
-                told += 1;
+                changes += 1;
             }
         }
     }
 
     #[test]
-    fn a_word_that_changes_is_told_whether_before_the_wait_or_during_it() {
+    fn change_before_or_during_the_wait_is_reported() {
         let mut driver = driver(Features::ALL);
         if !driver.features().futex {
-            return eprintln!("not tried: no futex wait before Linux 6.7");
+            return eprintln!("not tested: this kernel has no futex wait (Linux 6.7)");
         }
         let shared = Shared::new();
         let word: FutexWord = Arc::clone(&shared) as FutexWord;
@@ -141,50 +142,50 @@ mod tests {
                     shared.change();
                 }
             });
-            turn_until_told(&mut driver, &word, 1);
+            turn_until_changed(&mut driver, &word, 1);
             changer.join().unwrap();
-            // Expected as it is no longer.
-            driver.watch(Some((&word, u32::MAX)));
+            // The expected value is already wrong.
+            driver.set_futex_wait(Some((&word, u32::MAX)));
             driver.submit_and_wait(PATIENCE).unwrap();
             assert!(matches!(driver.next_completion(), Some(Completion::Futex(Ok(())))));
         }
     }
 
     #[test]
-    fn another_word_takes_the_place_of_the_one_before_and_none_ends_the_wait() {
+    fn another_word_or_none_ends_the_wait() {
         let mut driver = driver(Features::ALL);
         if !driver.features().futex {
-            return eprintln!("not tried: no futex wait before Linux 6.7");
+            return eprintln!("not tested: this kernel has no futex wait (Linux 6.7)");
         }
         let (old, new) = (Shared::new(), Shared::new());
         let (old_word, new_word): (FutexWord, FutexWord) =
             (Arc::clone(&old) as FutexWord, Arc::clone(&new) as FutexWord);
         let turn = |driver: &mut UdpDriver, word: Option<(&FutexWord, u32)>| {
             for _ in 0..3 {
-                driver.watch(word);
+                driver.set_futex_wait(word);
                 driver.submit_and_wait(Duration::from_millis(1)).unwrap();
             }
             driver.next_completion().is_some()
         };
         assert!(!turn(&mut driver, Some((&old_word, 0))));
         assert!(!turn(&mut driver, Some((&new_word, 0))));
-        assert_eq!(Arc::strong_count(&old), 2, "the driver has let go of it");
+        assert_eq!(Arc::strong_count(&old), 2, "the driver has dropped the old word");
         old.change();
-        assert!(!turn(&mut driver, Some((&new_word, 0))), "nobody asked");
+        assert!(!turn(&mut driver, Some((&new_word, 0))), "the old word is no longer waited for");
         new.change();
         assert!(turn(&mut driver, Some((&new_word, 1))));
         assert!(!turn(&mut driver, None));
         assert_eq!(Arc::strong_count(&new), 2);
         turn(&mut driver, Some((&new_word, 1)));
         drop(driver);
-        assert_eq!(Arc::strong_count(&new), 2, "the end of the driver ends its wait");
+        assert_eq!(Arc::strong_count(&new), 2, "dropping the driver ends its wait");
     }
 
     #[test]
-    fn without_futexes_a_word_is_never_told() {
+    fn without_the_futex_feature_no_change_is_reported() {
         let mut driver = driver(Features { futex: false, ..Features::ALL });
         let word: FutexWord = Shared::new();
-        driver.watch(Some((&word, 7)));
+        driver.set_futex_wait(Some((&word, 7)));
         driver.submit_and_wait(Duration::from_millis(1)).unwrap();
         assert!(driver.next_completion().is_none());
     }

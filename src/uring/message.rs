@@ -1,15 +1,15 @@
-//! Socket addresses, control messages and the multishot receive's header as the bytes the kernel reads and
-//! writes. Pure: no system call, no pointer; whatever the kernel wrote is checked before it is used.
+//! Socket addresses, control messages and the multishot receive's header as bytes for the kernel. Pure: no system call,
+//! no pointer. Bytes that the kernel wrote are checked before use.
 
 use std::mem::{offset_of, size_of};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use rustix::net::AddressFamily;
 
-/// Room for a sender's or receiver's address.
+/// Bytes for a socket address of either family.
 pub(super) const ADDRESS_BYTES: usize = size_of::<libc::sockaddr_in6>();
 
-/// Room for the control messages of one datagram: a segment size and the larger pktinfo.
+/// Bytes for the control messages of one send: a segment size and the larger pktinfo.
 pub(super) const CONTROL_BYTES: usize = control_space(2) + control_space(PKTINFO_V6_BYTES);
 
 /// `struct io_uring_recvmsg_out`: u32 namelen, controllen, payloadlen, flags.
@@ -21,7 +21,7 @@ const PKTINFO_V4_BYTES: usize = size_of::<libc::in_pktinfo>();
 /// `struct in6_pktinfo`: the local address, u32 interface.
 const PKTINFO_V6_BYTES: usize = size_of::<libc::in6_pktinfo>();
 
-/// Family of a socket; a v6 one is dual-stack and speaks IPv4 by mapped addresses.
+/// Address family of a socket. A V6 socket is dual-stack: IPv4 addresses are IPv4-mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     /// `AF_INET`.
@@ -40,8 +40,7 @@ const fn align(bytes: usize) -> usize {
     bytes.next_multiple_of(size_of::<usize>())
 }
 
-/// An address as `sockaddr_in` or `sockaddr_in6`, and its length; `None` where the socket's family cannot
-/// reach it.
+/// Returns an address as `sockaddr_in` or `sockaddr_in6`, and its length; `None` if the socket's family cannot reach it.
 pub(super) fn encode_address(remote: SocketAddr, family: Family) -> Option<([u8; ADDRESS_BYTES], u32)> {
     match (family, unmapped(remote)) {
         (Family::V4, SocketAddr::V4(v4)) => Some(encode_v4(v4)),
@@ -72,7 +71,7 @@ fn encode_v6(address: &SocketAddrV6) -> ([u8; ADDRESS_BYTES], u32) {
     (bytes, u32::try_from(length).unwrap_or_default())
 }
 
-/// Reads a `sockaddr_in` or `sockaddr_in6`; a v4-mapped address comes back as IPv4.
+/// Reads a `sockaddr_in` or `sockaddr_in6`. Returns an IPv4-mapped address as IPv4.
 pub(super) fn decode_address(bytes: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(field(bytes, 0)?);
     let port = u16::from_be_bytes(field(bytes, 2)?);
@@ -89,7 +88,7 @@ pub(super) fn decode_address(bytes: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-/// IPv4 for a v4-mapped address, anything else as it is.
+/// Returns an IPv4-mapped address as IPv4, any other unchanged.
 pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
@@ -97,9 +96,9 @@ pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Control messages for a send: segment size and source address, each where given. Returns their length.
+/// Writes the control messages of a send: segment size and source address, if given. Returns their length.
 ///
-/// A source address of the wrong family for `remote` is left out: the kernel chooses.
+/// A source address of another family than `remote` is left out: the kernel chooses one.
 pub(super) fn encode_control(
     control: &mut [u8; CONTROL_BYTES],
     family: Family,
@@ -135,7 +134,7 @@ fn put_pktinfo_v6(control: &mut [u8], at: usize, local: Ipv6Addr, interface: u32
     put_message(control, at, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info)
 }
 
-/// Writes one control message at `at`; returns the space it takes.
+/// Writes one control message at `at`. Returns the space it takes.
 fn put_message(control: &mut [u8], at: usize, level: i32, kind: i32, data: &[u8]) -> usize {
     let header = align(size_of::<libc::cmsghdr>());
     let length = header + data.len();
@@ -146,7 +145,7 @@ fn put_message(control: &mut [u8], at: usize, level: i32, kind: i32, data: &[u8]
     control_space(data.len())
 }
 
-/// The local address a datagram was sent to, from the control messages that came with it.
+/// Returns the local address of a received datagram from its control messages.
 pub(super) fn decode_local(mut control: &[u8]) -> Option<IpAddr> {
     let header = align(size_of::<libc::cmsghdr>());
     loop {
@@ -166,30 +165,30 @@ pub(super) fn decode_local(mut control: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// One datagram as a receive left it.
+/// Addresses and position of a received datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReceivedParts {
-    /// Who sent it.
+    /// Sender's address.
     pub(super) remote: SocketAddr,
-    /// Which of our addresses it was sent to.
+    /// Our address that it was sent to.
     pub(super) local: Option<IpAddr>,
-    /// Where its bytes start in the buffer.
+    /// Offset of the payload in the buffer.
     pub(super) start: usize,
-    /// How many they are.
+    /// Bytes of the payload.
     pub(super) length: usize,
 }
 
-/// Why a receive yields no datagram.
+/// Why a receive has no usable datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReceiveFault {
     /// The datagram was larger than the buffer.
     Truncated,
-    /// No sender, or lengths that do not fit the buffer.
+    /// No sender address, or lengths that do not fit the buffer.
     Malformed,
 }
 
-/// Reads what a multishot receive put in a buffer (io_uring_prep_recvmsg_multishot(3)):
-/// `header 16 | address | control | datagram`, address and control at their full room.
+/// Reads the buffer of a multishot receive (io_uring_prep_recvmsg_multishot(3)):
+/// `header 16 | address | control | datagram`, address and control padded to their full size.
 pub(super) fn parse_multishot(buffer: &[u8]) -> Result<ReceivedParts, ReceiveFault> {
     let word = |at| field(buffer, at).map(u32::from_ne_bytes).ok_or(ReceiveFault::Malformed);
     let (address_bytes, control_bytes, length, flags) = (word(0)?, word(4)?, word(8)?, word(12)?);
@@ -207,13 +206,13 @@ pub(super) fn parse_multishot(buffer: &[u8]) -> Result<ReceivedParts, ReceiveFau
     Ok(ReceivedParts { remote, local: decode_local(control), start, length })
 }
 
-/// The used part of a field of `room_bytes` at `at`.
+/// Returns the used part of a field of `room_bytes` at `at`.
 fn room(buffer: &[u8], at: usize, room_bytes: usize, used_bytes: u32) -> Result<&[u8], ReceiveFault> {
     let used = usize::try_from(used_bytes).map_err(|_| ReceiveFault::Malformed)?.min(room_bytes);
     buffer.get(at..at + used).ok_or(ReceiveFault::Malformed)
 }
 
-/// Copies `source` to `target[at..]`; returns its length. All callers write constant layouts that fit.
+/// Copies `source` to `target[at..]` and returns its length. All callers write constant layouts that fit.
 fn put(target: &mut [u8], at: usize, source: &[u8]) -> usize {
     match target.get_mut(at..at + source.len()) {
         Some(room) => room.copy_from_slice(source),
@@ -222,7 +221,7 @@ fn put(target: &mut [u8], at: usize, source: &[u8]) -> usize {
     source.len()
 }
 
-/// `N` bytes at `at`.
+/// Returns the `N` bytes at `at`.
 fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk::<N>().copied()
 }
@@ -243,7 +242,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn an_address_comes_back(address in addresses()) {
+        fn address_survives_encoding(address in addresses()) {
             let (bytes, length) = encode_address(address, Family::V6).unwrap();
             prop_assert_eq!(decode_address(&bytes[..length as usize]), Some(unmapped(address)));
             if let Some((bytes, length)) = encode_address(address, Family::V4) {
@@ -253,7 +252,7 @@ mod tests {
         }
 
         #[test]
-        fn a_local_address_is_found_behind_a_segment_size(ip in any::<[u8; 4]>(), segment in any::<Option<u16>>()) {
+        fn local_address_is_found_behind_a_segment_size(ip in any::<[u8; 4]>(), segment in any::<Option<u16>>()) {
             let remote = "192.0.2.1:9".parse().unwrap();
             for family in [Family::V4, Family::V6] {
                 let mut control = [0; CONTROL_BYTES];
@@ -263,7 +262,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_refused_or_stay_inside(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_rejected_or_stay_within_the_buffer(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(parts) = parse_multishot(&bytes) {
                 prop_assert!(parts.start + parts.length <= bytes.len());
             }
@@ -272,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn a_datagram_is_found_where_the_kernel_put_it(address in addresses(), datagram in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn datagram_is_found_in_the_kernels_layout(address in addresses(), datagram in prop::collection::vec(any::<u8>(), 0..100)) {
             let (name, name_bytes) = encode_address(address, Family::V6).unwrap();
             let mut control = [0; CONTROL_BYTES];
             let control_bytes = encode_control(&mut control, Family::V6, None, Some("::5".parse().unwrap()), "[::9]:1".parse().unwrap());
@@ -292,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_datagram_is_told() {
+    fn truncated_datagram_is_reported() {
         let mut buffer = vec![0; 400];
         buffer[12..16].copy_from_slice(&(libc::MSG_TRUNC as u32).to_ne_bytes());
         assert_eq!(parse_multishot(&buffer), Err(ReceiveFault::Truncated));
     }
 
     #[test]
-    fn a_v4_socket_cannot_reach_v6() {
+    fn v4_socket_cannot_reach_v6() {
         assert_eq!(encode_address("[2001:db8::1]:5".parse().unwrap(), Family::V4), None);
     }
 }

@@ -1,17 +1,16 @@
-//! EDGE: UDP through io_uring. One [`UdpDriver`] per worker. May not know what the bytes mean, who a viewer is, or
-//! what time it is.
+//! EDGE: UDP through io_uring, one [`UdpDriver`] per worker. This module does not interpret payloads and reads no clock.
 //!
 //! ```text
 //!   send_with, send_with .. ─► batches of equal size ─► one sendmsg each (UDP_SEGMENT) ─┐
-//!   eventfds, receives re-armed ───────────────────────────────────────────────────┼─► one io_uring_enter
-//!   next_completion ◄── datagrams, eventfds, sends that ended ◄── all completions ◄─┘
+//!   eventfd reads, receives, futex wait queued again ───────────────────────────────────┼─► one io_uring_enter
+//!   next_completion ◄── datagrams, eventfds, futex, completed sends ◄── all completions ◄─┘
 //! ```
 //!
-//! A turn is: [`UdpDriver::submit_and_wait`], then [`UdpDriver::next_completion`] until it is empty, then
-//! [`UdpDriver::send_with`] for what that asks for, viewer by viewer with [`UdpDriver::flush`] between.
+//! A turn is: [`Driver::submit_and_wait`], then [`Driver::next_completion`] until it returns `None`, then
+//! [`Driver::send_with`] viewer by viewer, with [`Driver::flush`] after each.
 //!
-//! What the kernel holds is never freed before the kernel says it is done: see `buffers.rs` for the rule and
-//! `udp_driver.rs` for the end. Unsafe code lives in `ring.rs` and `buffers.rs` only.
+//! Memory that the kernel holds is not freed before its last completion: see `buffers.rs` for the rule and
+//! `udp_driver.rs` for the drop. Unsafe code is in `ring.rs` and `buffers.rs` only.
 
 mod buffers;
 mod error;
@@ -26,28 +25,29 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 pub use error::UdpDriverError;
 pub use udp::{SocketError, open_socket};
 pub use udp_driver::UdpDriver;
 
-/// What an [`UdpDriver`] works on.
+/// Descriptors and limits of a [`UdpDriver`].
 pub struct UdpDriverConfig {
-    /// A bound UDP socket, from [`open_socket`]; drivers may share it. `O_NONBLOCK` is cleared on it.
+    /// A bound UDP socket from [`open_socket`]. Drivers may share it. `O_NONBLOCK` is cleared on it.
     pub socket: Arc<OwnedFd>,
-    /// Whether this driver receives (of those that share a socket, one should).
+    /// True if this driver receives. Of the drivers that share a socket, one should.
     pub receives: bool,
-    /// Eventfds to watch, at most [`limits::EVENTFDS_MAX`](crate::base::limits::EVENTFDS_MAX). Only this driver reads
-    /// them; `O_NONBLOCK` is cleared on them.
+    /// Eventfds to read, at most [`limits::EVENTFDS_MAX`](crate::base::limits::EVENTFDS_MAX). Only this driver reads
+    /// them. `O_NONBLOCK` is cleared on them.
     pub eventfds: Vec<Arc<OwnedFd>>,
-    /// Send operations with the kernel at a time, 1 to [`limits::SENDS_MAX`](crate::base::limits::SENDS_MAX).
+    /// Send operations that the kernel may hold at once, 1 to [`limits::SENDS_MAX`](crate::base::limits::SENDS_MAX).
     pub sends_max: usize,
 }
 
-/// A word of shared memory that another process changes and wakes (futex(2)); whoever holds it keeps it mapped.
+/// A word of shared memory that another process changes and wakes (futex(2)). The `Arc` keeps it mapped.
 pub type FutexWord = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
 
-/// What the kernel offers and the driver uses.
+/// Kernel features that the driver uses if they are available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// `IORING_SETUP_SINGLE_ISSUER` (Linux 6.0).
@@ -60,14 +60,14 @@ pub struct Features {
     pub submit_all: bool,
     /// Multishot recvmsg over a buffer ring (Linux 6.0).
     pub multishot_receive: bool,
-    /// Batches become one send with `UDP_SEGMENT` (Linux 4.18); off, every datagram is a send of its own.
+    /// A batch is one send with `UDP_SEGMENT` (Linux 4.18). Without it every datagram is a send of its own.
     pub gso: bool,
     /// Waiting for a futex, `IORING_OP_FUTEX_WAIT` (Linux 6.7).
     pub futex: bool,
 }
 
 impl Features {
-    /// All of them.
+    /// All features.
     pub const ALL: Features = Features {
         single_issuer: true,
         defer_taskrun: true,
@@ -78,7 +78,7 @@ impl Features {
         futex: true,
     };
 
-    /// Each by the name people know, in the order of [`Features::bits`].
+    /// Returns each feature with its name, in the order of [`Features::bits`].
     #[must_use]
     pub fn list(&self) -> [(&'static str, bool); 7] {
         [
@@ -92,13 +92,13 @@ impl Features {
         ]
     }
 
-    /// As a number, one bit per feature.
+    /// Returns the features as a number, one bit per feature.
     #[must_use]
     pub fn bits(&self) -> u64 {
         self.list().iter().rev().fold(0, |bits, (_, is_there)| bits << 1 | u64::from(*is_there))
     }
 
-    /// From [`Features::bits`]; further bits mean nothing.
+    /// Reverses [`Features::bits`]. Unknown bits are ignored.
     #[must_use]
     pub fn from_bits(bits: u64) -> Features {
         let has = |at: u32| bits >> at & 1 == 1;
@@ -113,7 +113,7 @@ impl Features {
         }
     }
 
-    /// The names of those that are missing, for people; empty where none is.
+    /// Returns the names of the missing features, separated by commas.
     #[must_use]
     pub fn missing(&self) -> String {
         let missing: Vec<&str> =
@@ -121,8 +121,8 @@ impl Features {
         missing.join(", ")
     }
 
-    /// Gives up the youngest set-up flag; false where none is left.
-    fn leave_one_out(&mut self) -> bool {
+    /// Clears the set-up flag of the newest Linux version. Returns false if none is left.
+    fn drop_newest_flag(&mut self) -> bool {
         let flags = [
             &mut self.defer_taskrun, // needs single_issuer, so it goes first
             &mut self.single_issuer,
@@ -133,27 +133,62 @@ impl Features {
     }
 }
 
-/// A datagram to send.
-#[derive(Clone, Debug)]
-pub struct Outgoing {
-    /// Whose it is; only datagrams of the same viewer share a batch.
-    pub viewer: u32,
-    /// Source address; the kernel's choice where `None` or of another family than `remote`.
-    pub local: Option<IpAddr>,
-    /// Destination.
-    pub remote: SocketAddr,
-    /// The UDP payload.
-    pub bytes: Vec<u8>,
+/// What a worker does with its driver. [`UdpDriver`] implements it on io_uring, the simulated day on a simulated
+/// network.
+pub trait Driver {
+    /// Submits everything queued and collects all completions. Waits up to `timeout` for the first one, unless some are
+    /// still to be taken with [`Driver::next_completion`]. One `io_uring_enter`.
+    ///
+    /// # Errors
+    /// [`UdpDriverError::Enter`] when the ring is unusable. A timeout or a signal is no error.
+    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError>;
+
+    /// Returns the next completion, in the kernel's order.
+    fn next_completion(&mut self) -> Option<Completion>;
+
+    /// Returns the payload of a datagram; empty if another driver received it.
+    fn datagram(&self, received: &Received) -> &[u8];
+
+    /// Gives a datagram's buffer back for the next datagram. Ignored if another driver received it.
+    fn recycle(&mut self, received: Received);
+
+    /// Queues a datagram of `bytes` bytes, all of which `write` writes in place. It joins the open batch if viewer, route
+    /// and size fit, and leaves with the next [`Driver::submit_and_wait`] or earlier.
+    ///
+    /// `local` is the source address; the kernel chooses one when it is `None` or of another family than `remote`. If no
+    /// operation is free, even after asking the kernel, `write` is not called and the datagram is counted as dropped.
+    fn send_with(
+        &mut self,
+        viewer: u32,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    );
+
+    /// Closes the open batch: the next datagram starts another. Call it after each viewer.
+    fn flush(&mut self);
+
+    /// Returns the counts since the driver was made.
+    fn counters(&self) -> &UdpCounters;
+
+    /// Returns the number of `viewer`'s datagrams whose sends the kernel has not completed.
+    fn in_flight(&self, viewer: u32) -> u32;
+
+    /// Waits for `word` to differ from the given value, from the next [`Driver::submit_and_wait`] on. The wait ends with
+    /// one [`Completion::Futex`]; then set it again. `None`, or another word, cancels it; another value for the same
+    /// word does not. Without [`Features::futex`] it does nothing.
+    fn set_futex_wait(&mut self, word: Option<(&FutexWord, u32)>);
 }
 
-/// A datagram that arrived, in a buffer of the driver: read it with [`UdpDriver::datagram`], give it back with
-/// [`UdpDriver::recycle`]. One that is not given back is a buffer less.
+/// A received datagram in a buffer of the driver. Read it with [`Driver::datagram`] and give the buffer back with
+/// [`Driver::recycle`]; otherwise the buffer is lost.
 #[derive(Debug)]
 #[must_use = "a buffer not recycled is lost to receiving"]
 pub struct Received {
-    /// Who sent it; IPv4 as IPv4 also on a dual-stack socket.
+    /// Sender's address; not IPv4-mapped, also on a dual-stack socket.
     pub remote: SocketAddr,
-    /// Which of our addresses it was sent to.
+    /// Our address that it was sent to.
     pub local: Option<IpAddr>,
     driver: u32,
     buffer: u16,
@@ -163,34 +198,33 @@ pub struct Received {
 
 #[cfg(test)]
 impl Received {
-    /// One that no driver received: for a simulated network.
+    /// A datagram of a simulated network.
     pub(crate) fn simulated(remote: SocketAddr, local: IpAddr) -> Received {
         Received { remote, local: Some(local), driver: 0, buffer: 0, start: 0, length: 0 }
     }
 }
 
-/// Something that happened.
+/// One completed operation.
 #[derive(Debug)]
 pub enum Completion {
     /// A datagram arrived.
     Datagram(Received),
-    /// The bell of this index rang; its eventfd is drained.
+    /// The eventfd with this index was written, and has been read.
     Eventfd(usize),
-    /// The word given to [`UdpDriver::watch`] changed, or was not as expected; or the kernel refuses to wait for it, with the
-    /// error number (positive, errno(3)).
+    /// The word of [`Driver::set_futex_wait`] changed. An error is the kernel's refusal to wait (positive, errno(3)).
     Futex(Result<(), i32>),
-    /// A send ended.
+    /// A send completed.
     Sent {
-        /// Whose datagrams.
+        /// Number of the viewer.
         viewer: u32,
-        /// How many the send held.
+        /// Datagrams of the send.
         datagrams: u32,
         /// Bytes sent, or the error number (positive, errno(3)).
         result: Result<u32, i32>,
     },
 }
 
-/// What a driver has done, since it was made.
+/// Counts of a driver since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UdpCounters {
     /// `io_uring_enter` calls.
@@ -199,29 +233,29 @@ pub struct UdpCounters {
     pub sqes: u64,
     /// Completions received.
     pub completions: u64,
-    /// Times completions had to wait in the kernel for room.
+    /// Times that completions waited in the kernel for room in the queue.
     pub cq_overflows: u64,
-    /// Send operations queued, batches and single datagrams.
+    /// Send operations queued, of batches and single datagrams.
     pub sends: u64,
-    /// Of these, batches of several datagrams in one GSO send.
+    /// Of these, GSO sends of several datagrams.
     pub gso_batches: u64,
-    /// Datagrams the kernel took.
+    /// Datagrams sent.
     pub datagrams_sent: u64,
-    /// Their bytes, headers excluded.
+    /// Payload bytes sent, without headers.
     pub bytes_sent: u64,
     /// Datagrams dropped because a queue was full (`ENOBUFS`, `EAGAIN`) or no operation was free.
     pub datagrams_dropped: u64,
-    /// Datagrams that could not be sent for another reason.
+    /// Datagrams that failed for another reason.
     pub send_errors: u64,
-    /// Batches a route refused and that went out one by one instead.
+    /// Batches that a route refused and whose datagrams were sent one by one.
     pub gso_fallbacks: u64,
     /// Datagrams received.
     pub received: u64,
-    /// Datagrams too large for a buffer, dropped.
+    /// Datagrams dropped because they were larger than a buffer.
     pub recv_truncated: u64,
-    /// Times receiving paused because all buffers were in use; the socket's own buffer holds meanwhile.
+    /// Times that receiving paused because all buffers were in use. The socket's buffer holds the datagrams meanwhile.
     pub recv_no_buffers: u64,
-    /// Receives that failed otherwise.
+    /// Receives that failed for another reason.
     pub recv_errors: u64,
 }
 
@@ -230,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_survive_as_bits() {
+    fn features_survive_conversion_to_bits() {
         for bits in 0..128 {
             assert_eq!(Features::from_bits(bits).bits(), bits);
         }
@@ -241,12 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn features_are_given_up_youngest_first_and_end() {
+    fn set_up_flags_are_dropped_newest_first() {
         let mut features = Features::ALL;
-        assert!(features.leave_one_out());
-        assert!(!features.defer_taskrun && features.single_issuer, "deferring needs a single issuer");
-        assert!(features.leave_one_out() && features.leave_one_out() && features.leave_one_out());
-        assert!(!features.leave_one_out());
-        assert!(features.gso && features.multishot_receive, "not of the set-up");
+        assert!(features.drop_newest_flag());
+        assert!(!features.defer_taskrun && features.single_issuer, "DEFER_TASKRUN needs SINGLE_ISSUER");
+        assert!(features.drop_newest_flag() && features.drop_newest_flag() && features.drop_newest_flag());
+        assert!(!features.drop_newest_flag());
+        assert!(features.gso && features.multishot_receive, "no set-up flags");
     }
 }

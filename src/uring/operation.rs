@@ -1,29 +1,28 @@
-//! What an operation is called (its token) and how datagrams become batches. Pure: no memory the kernel sees,
-//! no system call.
+//! Tokens that name operations, and the rule by which datagrams form batches. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::base::limits::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
-/// Names an operation in the ring: it goes out as `user_data` and comes back with each completion.
+/// Names an operation: submitted as `user_data`, returned with each completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
     /// The multishot receive.
     Receive,
-    /// A one-shot receive, by buffer.
+    /// A one-shot receive, by the index of its buffer.
     ReceiveOne(u16),
-    /// The read of a bell, by index.
+    /// The read of an eventfd, by index.
     Eventfd(u16),
-    /// A send, by operation.
+    /// A send, by the index of its operation.
     Send(u32),
-    /// A cancellation; nothing waits for it.
+    /// A cancellation. Its completion is ignored.
     Cancel,
-    /// The wait for a word to change.
+    /// The futex wait.
     Futex,
 }
 
 impl Token {
-    /// The token as `user_data`: kind in the upper half, index in the lower.
+    /// Returns the token as `user_data`: kind in the upper half, index in the lower.
     pub(super) fn pack(self) -> u64 {
         let (kind, index) = match self {
             Token::Receive => (1, 0),
@@ -36,7 +35,7 @@ impl Token {
         (kind << 32) | u64::from(index)
     }
 
-    /// The token in `user_data`; `None` for anything [`Token::pack`] does not make.
+    /// Returns the token in `user_data`; `None` for any value that [`Token::pack`] cannot produce.
     pub(super) fn unpack(user_data: u64) -> Option<Token> {
         let index = u32::try_from(user_data & u64::from(u32::MAX)).ok()?;
         match (user_data >> 32, index) {
@@ -51,40 +50,40 @@ impl Token {
     }
 }
 
-/// Where a datagram leaves from and goes to.
+/// Source and destination of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
-    /// Source address; the kernel's choice where `None`.
+    /// Source address; `None` lets the kernel choose.
     pub(super) local: Option<IpAddr>,
-    /// Destination.
+    /// Destination address and port.
     pub(super) remote: SocketAddr,
 }
 
-/// The sizes of the datagrams in a batch: all of `segment_bytes`, only the last may be shorter.
+/// Sizes of the datagrams in a batch: all have `segment_bytes`, only the last may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BatchShape {
-    /// Bytes of every datagram but the last.
+    /// Bytes of every datagram except the last.
     pub(super) segment_bytes: usize,
-    /// Datagrams so far, at least one.
+    /// Number of datagrams, at least one.
     pub(super) segment_count: usize,
-    /// Bytes of all of them.
+    /// Bytes of all datagrams.
     pub(super) bytes: usize,
     is_closed: bool,
 }
 
 impl BatchShape {
-    /// A batch of one datagram. Empty and oversized ones stay alone: an empty segment would vanish.
+    /// A batch of one datagram. Empty and oversized ones stay alone: an empty segment would be lost.
     pub(super) fn of_first(bytes: usize) -> BatchShape {
         let is_closed = bytes == 0 || bytes > GSO_BYTES_MAX;
         BatchShape { segment_bytes: bytes, segment_count: 1, bytes, is_closed }
     }
 
-    /// The same batch, taking no more.
+    /// Returns the same batch, closed.
     pub(super) fn closed(self) -> BatchShape {
         BatchShape { is_closed: true, ..self }
     }
 
-    /// Whether a datagram of `bytes` may join.
+    /// Returns true if a datagram of `bytes` may join.
     pub(super) fn accepts(&self, bytes: usize) -> bool {
         !self.is_closed
             && bytes > 0
@@ -93,20 +92,20 @@ impl BatchShape {
             && self.bytes + bytes <= GSO_BYTES_MAX
     }
 
-    /// Adds a datagram that [`BatchShape::accepts`] took; a shorter one is the last.
+    /// Adds a datagram that [`BatchShape::accepts`]. A shorter one closes the batch.
     pub(super) fn push(&mut self, bytes: usize) {
-        debug_assert!(self.accepts(bytes), "asked first");
+        debug_assert!(self.accepts(bytes), "`accepts` was checked first");
         self.segment_count += 1;
         self.bytes += bytes;
         self.is_closed = bytes < self.segment_bytes || self.segment_count == GSO_SEGMENTS_MAX;
     }
 
-    /// Whether no further datagram can join.
+    /// Returns true if no further datagram can join.
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
     }
 
-    /// The segment size to tell the kernel (`UDP_SEGMENT`); `None` for a datagram alone.
+    /// Returns the segment size for the kernel (`UDP_SEGMENT`); `None` for a single datagram.
     pub(super) fn gso_segment(&self) -> Option<u16> {
         if self.segment_count > 1 { u16::try_from(self.segment_bytes).ok() } else { None }
     }
@@ -115,39 +114,37 @@ impl BatchShape {
 /// Consecutive datagrams of one viewer on one route: one send operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
-    /// Whose datagrams.
+    /// Number of the viewer.
     pub(super) viewer: u32,
-    /// From where to where.
     pub(super) route: Route,
-    /// Their sizes.
     pub(super) shape: BatchShape,
 }
 
 impl Batch {
-    /// Whether a datagram of `bytes` for `viewer` on `route` may join.
+    /// Returns true if a datagram of `bytes` for `viewer` on `route` may join.
     pub(super) fn accepts(&self, viewer: u32, route: &Route, bytes: usize) -> bool {
         self.viewer == viewer && self.route == *route && self.shape.accepts(bytes)
     }
 }
 
-/// What the result of a send asks for.
+/// Outcome of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SendOutcome {
-    /// Handed to the network: so many bytes.
+    /// The kernel sent this many bytes.
     Sent(u32),
-    /// No room in a queue: a loss like any other on the way (`ENOBUFS`, `EAGAIN`).
+    /// A queue was full (`ENOBUFS`, `EAGAIN`): counts as loss on the network.
     Dropped,
-    /// This route takes no GSO send: its datagrams go out one by one.
+    /// The route takes no GSO send.
     Refused,
-    /// The destination cannot be reached or the datagram cannot be sent.
+    /// The destination is unreachable, or the datagram cannot be sent.
     Failed,
 }
 
 impl SendOutcome {
-    /// Reads the result of a completion: bytes, or an error number below zero.
+    /// Classifies the result of a completion: bytes, or a negative error number.
     ///
-    /// `EIO` is an interface without checksum offload, `EINVAL` (`EMSGSIZE` since Linux 6.14) a segment
-    /// beyond the path's MTU, `EOPNOTSUPP` a tunnel without GSO; all of them only say so of a batch.
+    /// `EIO` means an interface without checksum offload, `EINVAL` (`EMSGSIZE` since Linux 6.14) a segment larger than
+    /// the path's MTU, `EOPNOTSUPP` a tunnel without GSO. They mean a refusal only for a batch of several datagrams.
     pub(super) fn of(result: i32, shape: &BatchShape) -> SendOutcome {
         if let Ok(bytes) = u32::try_from(result) {
             return SendOutcome::Sent(bytes);
@@ -167,7 +164,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Batches of sizes as the driver builds them.
+    /// Splits sizes into batches as the driver does.
     fn batches(sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut out: Vec<Vec<usize>> = Vec::new();
         let mut open: Option<BatchShape> = None;
@@ -186,7 +183,7 @@ mod tests {
         out
     }
 
-    /// The rule as prose: is this list of sizes one GSO send?
+    /// Returns true if a list of sizes can be one GSO send.
     fn is_batch(sizes: &[usize]) -> bool {
         let [first, middle @ .., last] = sizes else {
             return sizes.len() == 1;
@@ -198,7 +195,7 @@ mod tests {
             && sizes.iter().sum::<usize>() <= GSO_BYTES_MAX
     }
 
-    /// The twin: take the longest prefix that is a batch, again and again.
+    /// The naive twin: takes the longest prefix that is a batch, repeatedly.
     fn naive_batches(mut sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut out = Vec::new();
         while !sizes.is_empty() {
@@ -216,7 +213,7 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn runs_are_the_longest_prefixes_that_are_runs(
+        fn each_batch_is_the_longest_possible_prefix(
             sizes in prop::collection::vec(
                 prop_oneof![Just(1200usize), Just(1140), Just(40), 0usize..70_000, Just(0)], 0..200),
         ) {
@@ -224,14 +221,14 @@ mod tests {
         }
 
         #[test]
-        fn equal_sizes_fill_runs(count in 1usize..300, bytes in 1usize..1_400) {
+        fn equal_sizes_fill_whole_batches(count in 1usize..300, bytes in 1usize..1_400) {
             let sizes = vec![bytes; count];
             prop_assert_eq!(batches(&sizes), naive_batches(&sizes));
             prop_assert_eq!(batches(&sizes).len(), count.div_ceil(GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / bytes)));
         }
 
         #[test]
-        fn tokens_come_back_as_they_went(index in any::<u32>(), small in any::<u16>()) {
+        fn tokens_survive_packing(index in any::<u32>(), small in any::<u16>()) {
             for token in [Token::Receive, Token::ReceiveOne(small), Token::Eventfd(small), Token::Send(index),
                           Token::Cancel] {
                 prop_assert_eq!(Token::unpack(token.pack()), Some(token));
@@ -239,7 +236,7 @@ mod tests {
         }
 
         #[test]
-        fn a_token_nobody_made_is_none_or_packs_to_itself(user_data in any::<u64>()) {
+        fn unknown_user_data_is_no_token_or_packs_to_itself(user_data in any::<u64>()) {
             if let Some(token) = Token::unpack(user_data) {
                 prop_assert_eq!(token.pack(), user_data);
             }
@@ -247,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_one_has_no_segment_size() {
+    fn batch_of_one_has_no_segment_size() {
         let mut shape = BatchShape::of_first(1200);
         assert_eq!(shape.gso_segment(), None);
         shape.push(1200);
@@ -258,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn another_viewer_or_route_is_another_run() {
+    fn other_viewer_or_route_does_not_join_a_batch() {
         let route = Route { local: None, remote: "192.0.2.1:5000".parse().unwrap() };
         let batch = Batch { viewer: 1, route, shape: BatchShape::of_first(100) };
         assert!(batch.accepts(1, &route, 100));
@@ -270,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_run_is_refused() {
+    fn only_a_batch_of_several_is_refused() {
         let one = BatchShape::of_first(100);
         let mut two = one;
         two.push(100);

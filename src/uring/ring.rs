@@ -1,5 +1,5 @@
-//! UNSAFE. The ring itself: set-up, submission, completion, cancellation, and the one socket option that has
-//! no safe name. May not know what a batch is or own the memory it submits: `buffers.rs` does.
+//! UNSAFE. The io_uring: set-up, submission, completion, cancellation, and the one socket option without a safe
+//! wrapper. The submitted memory belongs to `buffers.rs`.
 
 #![expect(unsafe_code, reason = "a submission queue entry carries pointers only the caller can vouch for")]
 
@@ -17,13 +17,13 @@ use super::operation::{Batch, Token};
 use super::{Features, UdpCounters, UdpDriverError};
 use crate::base::limits::RECEIVE_BUFFERS;
 
-/// The buffer group of the one buffer ring of a driver.
+/// Buffer group of the driver's one buffer ring.
 const BUFFER_GROUP: u16 = 0;
 
 /// `FUTEX2_SIZE_U32` of linux/futex.h; without `FUTEX2_PRIVATE`: shared between processes.
 const FUTEX2_SIZE_U32: u32 = 2;
 
-/// One completion. Made by [`Ring::pop`] alone and not copied: whoever has one knows that the kernel sent it.
+/// One completion. Only [`Ring::pop`] makes it and it cannot be copied: its existence proves that the kernel sent it.
 #[derive(Debug)]
 pub(super) struct Cqe {
     token: Token,
@@ -32,22 +32,22 @@ pub(super) struct Cqe {
 }
 
 impl Cqe {
-    /// Whose completion.
+    /// Returns the token of the operation.
     pub(super) fn token(&self) -> Token {
         self.token
     }
 
-    /// What the system call would have returned, an error as a number below zero.
+    /// Returns the result of the system call; an error is negative.
     pub(super) fn result(&self) -> i32 {
         self.result
     }
 
-    /// Whether the operation is over and its memory ours again.
+    /// Returns true if the operation has ended and its memory is ours again.
     pub(super) fn is_last(&self) -> bool {
         !cqueue::more(self.flags)
     }
 
-    /// The provided buffer it used.
+    /// Returns the index of the provided buffer, if it used one.
     pub(super) fn buffer(&self) -> Option<u16> {
         cqueue::buffer_select(self.flags)
     }
@@ -59,7 +59,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Sets up a ring, asking for `features` and leaving out one after the other what the kernel refuses.
+    /// Sets up a ring with `features`. Removes from them, one at a time, what the kernel refuses.
     pub(super) fn new(
         features: &mut Features,
         submissions: u32,
@@ -79,7 +79,7 @@ impl Ring {
                     features.futex &= probe(&ring)?.is_supported(opcode::FutexWait::CODE);
                     return Ok(Ring { ring });
                 }
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && features.leave_one_out() => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && features.drop_newest_flag() => {}
                 Err(error) => return Err(UdpDriverError::of_setup(error)),
             }
         }
@@ -97,13 +97,13 @@ impl Ring {
         }
     }
 
-    /// Takes the registration back.
+    /// Removes the registration.
     pub(super) fn unregister_buffers(&mut self) -> io::Result<()> {
         self.ring.submitter().unregister_buf_ring(BUFFER_GROUP)
     }
 
-    /// Queues the send of operation `index` with the datagrams of `batch`. False where there is no way to: the
-    /// queue stays full or the socket cannot reach the remote; the operation is still ours then.
+    /// Queues the send of operation `index` with the datagrams of `batch`. Returns false if the queue stays full or the
+    /// socket cannot reach the remote; the operation is then still ours.
     pub(super) fn push_send(
         &mut self,
         socket: &OwnedFd,
@@ -123,10 +123,10 @@ impl Ring {
         true
     }
 
-    /// Queues the read of a bell; it is not armed where the queue stays full.
+    /// Queues the read of an eventfd, unless the queue stays full.
     pub(super) fn push_eventfd(
         &mut self,
-        bell: &OwnedFd,
+        eventfd: &OwnedFd,
         memory: &mut EventfdMemory,
         counters: &mut UdpCounters,
     ) {
@@ -134,12 +134,12 @@ impl Ring {
             return;
         }
         let (buffer, bytes, token) = memory.hold();
-        let entry = opcode::Read::new(Fd(bell.as_raw_fd()), buffer, bytes).build();
+        let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), buffer, bytes).build();
         // SAFETY: the eight bytes are in a slot held since the line above, as in `push_send`.
         unsafe { self.push(entry, token) };
     }
 
-    /// Queues the wait for `word` to be another than `expected`; false where the queue stays full.
+    /// Queues the wait for `word` to differ from `expected`. Returns false if the queue stays full.
     pub(super) fn push_futex_wait(
         &mut self,
         word: &AtomicU32,
@@ -151,13 +151,12 @@ impl Ring {
         }
         let any_waker = u64::from(u32::MAX);
         let entry = opcode::FutexWait::new(word.as_ptr(), u64::from(expected), any_waker, FUTEX2_SIZE_U32);
-        // SAFETY: the kernel only reads the word, once, when it takes the entry; an address that is no longer mapped is
-        // an error to it (EFAULT), nothing else.
+        // SAFETY: the kernel only reads the word, once, when it takes the entry. An unmapped address only gives EFAULT.
         unsafe { self.push(entry.build(), Token::Futex) };
         true
     }
 
-    /// Queues the end of the wait for a word; its completion follows. False where the queue stays full.
+    /// Queues the cancellation of the futex wait, whose completion follows. Returns false if the queue stays full.
     pub(super) fn push_futex_cancel(&mut self, counters: &mut UdpCounters) -> bool {
         if !self.make_room(counters) {
             return false;
@@ -168,7 +167,7 @@ impl Ring {
         true
     }
 
-    /// Queues the multishot receive; it is not armed where the queue stays full.
+    /// Queues the multishot receive, unless the queue stays full.
     pub(super) fn push_receive(
         &mut self,
         socket: &OwnedFd,
@@ -180,13 +179,13 @@ impl Ring {
         }
         let Some((header, token)) = buffers.hold() else { return };
         let entry = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), header, BUFFER_GROUP).build();
-        // SAFETY: the header lies in the mapping of `buffers`, is written once at its making, and the mapping
-        // is armed since the line above: it is leaked rather than unmapped until the last completion. The
-        // buffers the kernel writes are those offered and not lent.
+        // SAFETY: the header is in the mapping of `buffers` and was written once, when that was made. The mapping is
+        // armed since the line above: until the last completion it is leaked rather than unmapped. The kernel writes
+        // only buffers that are offered and not lent to us.
         unsafe { self.push(entry, token) };
     }
 
-    /// Queues one-shot receives for all empty buffers, as far as the queue takes them.
+    /// Queues one-shot receives for all empty buffers until the queue is full.
     pub(super) fn push_receives(
         &mut self,
         socket: &OwnedFd,
@@ -202,7 +201,7 @@ impl Ring {
         }
     }
 
-    /// Whether the queue has room; submits what is in it where it has not.
+    /// Submits the queue if it is full. Returns true if it has room.
     fn make_room(&mut self, counters: &mut UdpCounters) -> bool {
         if !self.ring.submission().is_full() {
             return true;
@@ -211,26 +210,26 @@ impl Ring {
         entered.is_ok() && !self.ring.submission().is_full()
     }
 
-    /// Queues an entry under `token`, room having been made.
+    /// Queues an entry under `token`. The queue has room.
     ///
     /// # Safety
     /// What `entry` points to stays valid and untouched until the last completion of `token`.
     unsafe fn push(&mut self, entry: squeue::Entry, token: Token) {
         let entry = entry.user_data(token.pack());
-        // SAFETY: the caller's promise is the one push asks for.
+        // SAFETY: the caller's promise is the one that push requires.
         let pushed = unsafe { self.ring.submission().push(&entry) };
-        debug_assert!(pushed.is_ok(), "room was made");
+        debug_assert!(pushed.is_ok(), "the queue has room");
     }
 
-    /// One `io_uring_enter`: submits all that is queued and waits up to `wait` for one completion, not at all
-    /// for zero. A wait that ends without one is no error.
+    /// One `io_uring_enter`: submits everything queued and waits up to `wait` for one completion. A zero `wait` does not
+    /// wait. A wait that ends without a completion is no error.
     pub(super) fn enter(&mut self, wait: Duration, counters: &mut UdpCounters) -> Result<(), UdpDriverError> {
         let queued = self.ring.submission().len();
         let result = if wait.is_zero() {
             let queued = u32::try_from(queued).unwrap_or(u32::MAX);
             let submitter = self.ring.submitter();
             // SAFETY: no argument structure; `queued` entries are in the queue; waiting for none. GETEVENTS
-            // makes the kernel batch deferred work and flush overflowed completions.
+            // makes the kernel run deferred work and flush overflowed completions.
             unsafe { submitter.enter::<libc::sigset_t>(queued, 0, EnterFlags::GETEVENTS.bits(), None) }
         } else {
             let timespec = Timespec::from(wait);
@@ -248,23 +247,23 @@ impl Ring {
         }
     }
 
-    /// The next completion that has arrived. Completions nobody's token names are dropped.
+    /// Returns the next completion. One with an unknown token is dropped.
     pub(super) fn pop(&mut self) -> Option<Cqe> {
         loop {
             let entry = self.ring.completion().next()?;
             if let Some(token) = Token::unpack(entry.user_data()) {
                 return Some(Cqe { token, result: entry.result(), flags: entry.flags() });
             }
-            debug_assert!(false, "a completion of nobody's: {entry:?}");
+            debug_assert!(false, "a completion with an unknown token: {entry:?}");
         }
     }
 
-    /// Whether completions wait in the kernel for room in the queue; the next `enter` brings them.
+    /// Returns true if completions wait in the kernel for room in the queue. The next [`Ring::enter`] fetches them.
     pub(super) fn is_overflown(&mut self) -> bool {
         self.ring.submission().cq_overflow()
     }
 
-    /// Asks the kernel to cancel all operations; their completions follow. Best effort.
+    /// Cancels all operations, whose completions follow. Best effort.
     pub(super) fn cancel_all(&mut self, counters: &mut UdpCounters) {
         let patience = Timespec::from(Duration::from_millis(100));
         let cancelled = self.ring.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
@@ -277,7 +276,7 @@ impl Ring {
     }
 }
 
-/// What operations there are; an error where one is not that a driver cannot do without.
+/// Returns the kernel's operations. An error if one is missing that the driver needs.
 fn probe(ring: &IoUring) -> Result<Probe, UdpDriverError> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(UdpDriverError::of_setup)?;
@@ -319,7 +318,7 @@ pub(super) fn report_local_address(socket: BorrowedFd<'_>, family: Family) -> io
     let on: libc::c_int = 1;
     let bytes = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open for the call (borrowed); `on` is an int that lives through it and `bytes`
-    // is its size, as both options want.
+    // is its size, as both options require.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), bytes) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

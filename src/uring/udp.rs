@@ -1,4 +1,4 @@
-//! The UDP socket: opening it, and the routes that take no GSO send. May not submit anything.
+//! The UDP socket: opening it, and the routes that take no GSO send.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,45 +17,44 @@ use super::message::Family;
 use super::ring::report_local_address;
 use crate::base::limits::{PLAIN_ROUTES_MAX, SOCKET_BUFFER_BYTES};
 
-/// Why there is no UDP socket.
+/// Why the UDP socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The system gives no socket.
+    /// The kernel refused a socket.
     #[error("cannot open a UDP socket for {address}: {source}")]
     Open {
-        /// The address asked for.
+        /// Address to bind.
         address: SocketAddr,
-        /// The system's reason.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// The address is in use or not ours.
+    /// The address is in use, or not an address of this machine.
     #[error(
         "cannot bind UDP {address}: {source}; is another server running, or is the address not this machine's?"
     )]
     Bind {
-        /// The address asked for.
+        /// Address to bind.
         address: SocketAddr,
-        /// The system's reason.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// The socket does not do what it must.
+    /// A socket option was refused.
     #[error("cannot set up the UDP socket on {address} ({option}): {source}")]
     Option {
-        /// The address asked for.
+        /// Address to bind.
         address: SocketAddr,
-        /// What was to be set.
+        /// Name of the option, for the log.
         option: &'static str,
-        /// The system's reason.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// Opens the UDP socket of the workers and binds it; returns it with its real address and port.
+/// Opens and binds the workers' UDP socket. Returns it with its address and port.
 ///
-/// The unspecified IPv4 address opens a dual-stack `[::]` socket where the machine has IPv6, so that one port
-/// serves both; the unspecified IPv6 address does too. The socket reports each datagram's local address and
-/// has buffers for several IDR bursts, as large as the system permits. It is not shared by address
-/// (`SO_REUSEPORT`): a second server on the port is an error.
+/// An unspecified address opens a dual-stack `[::]` socket, so that one port serves IPv4 and IPv6; `0.0.0.0` on a machine
+/// without IPv6 opens an IPv4 socket. The socket reports each datagram's local address. Its buffers hold several IDR
+/// bursts, as far as the system permits. `SO_REUSEPORT` is not set: a second server on the port is an error.
 ///
 /// # Errors
 /// [`SocketError`], naming the address.
@@ -93,7 +92,7 @@ fn open(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), SocketError> {
     Ok((socket, bound))
 }
 
-/// As much buffer as permitted: beyond the system's bound with `CAP_NET_ADMIN`, else up to it.
+/// Sets the buffer sizes: beyond the system's limit with `CAP_NET_ADMIN`, else up to it.
 fn grow_buffers(socket: &OwnedFd) -> Result<(), Errno> {
     set_socket_send_buffer_size_force(socket, SOCKET_BUFFER_BYTES)
         .or_else(|_| set_socket_send_buffer_size(socket, SOCKET_BUFFER_BYTES))?;
@@ -105,7 +104,7 @@ fn local_address(socket: BorrowedFd<'_>) -> Result<SocketAddr, Errno> {
     SocketAddr::try_from(getsockname(socket)?)
 }
 
-/// The family of a bound socket.
+/// Returns the address family of a bound socket.
 pub(super) fn family_of(socket: BorrowedFd<'_>) -> io::Result<Family> {
     match local_address(socket)? {
         SocketAddr::V4(_) => Ok(Family::V4),
@@ -113,8 +112,8 @@ pub(super) fn family_of(socket: BorrowedFd<'_>) -> io::Result<Family> {
     }
 }
 
-/// Clears `O_NONBLOCK`: io_uring would hand `EAGAIN` to us instead of waiting for the descriptor itself.
-pub(super) fn let_ring_wait(descriptor: BorrowedFd<'_>) -> io::Result<()> {
+/// Clears `O_NONBLOCK`. With it io_uring would return `EAGAIN` instead of waiting for the descriptor.
+pub(super) fn make_blocking(descriptor: BorrowedFd<'_>) -> io::Result<()> {
     let flags = fcntl_getfl(descriptor)?;
     if flags.contains(OFlags::NONBLOCK) {
         fcntl_setfl(descriptor, flags - OFlags::NONBLOCK)?;
@@ -122,19 +121,20 @@ pub(super) fn let_ring_wait(descriptor: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Destinations that refused a GSO send: their datagrams go out one by one. Bounded; the oldest makes room.
+/// Destinations that refused a GSO send: their datagrams are sent one by one. At most [`PLAIN_ROUTES_MAX`]; beyond, the
+/// oldest is removed.
 #[derive(Debug, Default)]
 pub(super) struct PlainRoutes {
     remotes: VecDeque<IpAddr>,
 }
 
 impl PlainRoutes {
-    /// Whether `remote` takes no GSO send.
+    /// Returns true if the address of `remote` refused a GSO send.
     pub(super) fn contains(&self, remote: SocketAddr) -> bool {
         !self.remotes.is_empty() && self.remotes.contains(&remote.ip().to_canonical())
     }
 
-    /// Remembers `remote`; false where it was known.
+    /// Adds the address of `remote`. Returns false if it was known.
     pub(super) fn insert(&mut self, remote: SocketAddr) -> bool {
         if self.contains(remote) {
             return false;
@@ -152,22 +152,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_routes_are_by_address_and_bounded() {
+    fn plain_routes_ignore_the_port_and_are_bounded() {
         let mut routes = PlainRoutes::default();
         let remote = |n: usize| SocketAddr::from(([10, 0, 0, u8::try_from(n).unwrap()], 5000));
         assert!(!routes.contains(remote(0)));
         assert!(routes.insert(remote(0)));
-        assert!(!routes.insert(SocketAddr::new(remote(0).ip(), 6000)), "another port is the same route");
-        assert!(routes.contains("[::ffff:10.0.0.0]:1".parse().unwrap()), "mapped is the same address");
+        assert!(!routes.insert(SocketAddr::new(remote(0).ip(), 6000)), "the same address with another port");
+        assert!(routes.contains("[::ffff:10.0.0.0]:1".parse().unwrap()), "the same address, IPv4-mapped");
         for n in 1..=PLAIN_ROUTES_MAX {
             routes.insert(remote(n));
         }
-        assert!(!routes.contains(remote(0)), "the oldest made room");
+        assert!(!routes.contains(remote(0)), "the oldest is removed");
         assert!(routes.contains(remote(PLAIN_ROUTES_MAX)));
     }
 
     #[test]
-    fn a_port_in_use_is_an_error_that_names_it() {
+    fn port_in_use_is_an_error_with_its_number() {
         let (_first, bound) = open_socket("0.0.0.0:0".parse().unwrap()).unwrap();
         let again = SocketAddr::from(([0, 0, 0, 0], bound.port()));
         let error = open_socket(again).unwrap_err();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_buffers_are_as_large_as_permitted() {
+    fn send_buffer_has_the_largest_permitted_size() {
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let before = rustix::net::sockopt::socket_send_buffer_size(&socket).unwrap();
         assert!(before >= 200_000, "{before}");

@@ -1,5 +1,5 @@
-//! [`UdpDriver`]: the turn. Builds batches, submits once, takes completions apart. May not look into a datagram, and
-//! touches no memory the kernel holds: `buffers.rs` and `ring.rs` do.
+//! [`UdpDriver`]: builds batches, submits once per turn and handles completions. Memory that the kernel holds is touched
+//! only in `buffers.rs` and `ring.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -16,60 +16,60 @@ use super::operation::{Batch, BatchShape, Route, SendOutcome, Token};
 use super::ring::{Cqe, Ring};
 use super::udp::{self, PlainRoutes};
 use super::{
-    Completion, Features, FutexWord, Outgoing, Received, UdpCounters, UdpDriverConfig, UdpDriverError,
+    Completion, Driver, Features, FutexWord, Received, UdpCounters, UdpDriverConfig, UdpDriverError,
 };
 use crate::base::limits::{
     EVENTFDS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX, SUBMIT_DATAGRAMS,
 };
 
-/// Waits for completions when a driver ends, and how long each takes at most.
-const FAREWELL: (usize, Duration) = (40, Duration::from_millis(50));
+/// Waits for completions when a driver is dropped: how many, and the longest time of each.
+const DROP_WAITS: (usize, Duration) = (40, Duration::from_millis(50));
 
-/// An eventfd and the read that watches it.
+/// An eventfd and its read operation.
 struct Eventfd {
-    eventfd: Arc<OwnedFd>,
+    fd: Arc<OwnedFd>,
     memory: EventfdMemory,
-    /// Its read failed for good: it is not watched any more.
+    /// The read failed with an error that does not pass. It is not queued again.
     is_broken: bool,
 }
 
-/// A worker's io_uring with its UDP socket and all memory the kernel holds for it. Stays on its thread.
+/// A worker's io_uring with its UDP socket and all memory that the kernel holds for it. Used by one thread only.
 pub struct UdpDriver {
     ring: Ring,
     sends: SendSlab,
     receiver: Receiver,
     eventfds: Vec<Eventfd>,
-    watch: FutexWait,
+    futex_wait: FutexWait,
     socket: Arc<OwnedFd>,
     family: Family,
     features: Features,
     counters: UdpCounters,
     identity: u32,
-    /// The batch that takes the next datagram, with its operation.
+    /// The batch that takes the next datagram, and the index of its send operation.
     open: Option<(u32, Batch)>,
-    /// Datagrams of refused batches.
+    /// Datagrams of refused GSO sends, to be sent one by one.
     resends: VecDeque<(u32, Route, Vec<u8>)>,
     plain_routes: PlainRoutes,
     in_flight: HashMap<u32, u32>,
     ready: VecDeque<Completion>,
     receive_errors_in_a_row: u32,
-    /// Datagrams queued since the kernel was last entered.
+    /// Datagrams queued since the last `io_uring_enter`.
     queued_datagrams: u32,
-    /// No operation was free although the kernel was asked: drop without asking again this turn.
+    /// No operation was free after an extra `io_uring_enter`: drop datagrams for the rest of the turn.
     is_starved: bool,
 }
 
 impl UdpDriver {
-    /// Sets up the ring on the calling thread, which must be the one that uses it, and starts receiving and
-    /// watching the eventfds. Uses what the kernel has of [`Features::ALL`].
+    /// Sets up the ring and starts to receive and to read the eventfds. The calling thread must be the one that uses the
+    /// driver. Uses every feature of [`Features::ALL`] that the kernel has.
     ///
     /// # Errors
-    /// [`UdpDriverError`]: which rule forbids io_uring and what to do, or what failed.
+    /// [`UdpDriverError`], which says what failed and, if io_uring is forbidden, what to do.
     pub fn new(config: UdpDriverConfig) -> Result<UdpDriver, UdpDriverError> {
         UdpDriver::with_features(config, Features::ALL)
     }
 
-    /// [`UdpDriver::new`] with at most the given features: for comparison and for testing the way of old kernels.
+    /// As [`UdpDriver::new`], with at most the given features. For benches, and for tests of the fallbacks.
     ///
     /// # Errors
     /// As [`UdpDriver::new`].
@@ -84,22 +84,21 @@ impl UdpDriver {
         }
         let unusable = |what| move |source| UdpDriverError::Descriptor { what, source };
         let family = udp::family_of(socket.as_fd()).map_err(unusable("UDP socket"))?;
-        udp::let_ring_wait(socket.as_fd()).map_err(unusable("UDP socket"))?;
-        for bell in &eventfds {
-            udp::let_ring_wait(bell.as_fd()).map_err(unusable("eventfd"))?;
+        udp::make_blocking(socket.as_fd()).map_err(unusable("UDP socket"))?;
+        for eventfd in &eventfds {
+            udp::make_blocking(eventfd.as_fd()).map_err(unusable("eventfd"))?;
         }
         let sends_max = sends_max.clamp(1, SENDS_MAX);
         let (submissions, completions) = queue_sizes(sends_max + eventfds.len());
         let mut ring = Ring::new(&mut features, submissions, completions)?;
         let receiver = if receives { receiver(&mut ring, &mut features)? } else { Receiver::None };
-        let bell =
-            |(index, eventfd)| Eventfd { eventfd, memory: EventfdMemory::new(index), is_broken: false };
+        let eventfd = |(index, fd)| Eventfd { fd, memory: EventfdMemory::new(index), is_broken: false };
         let mut driver = UdpDriver {
             ring,
             sends: SendSlab::new(sends_max),
             receiver,
-            eventfds: (0u16..).zip(eventfds).map(bell).collect(),
-            watch: FutexWait::default(),
+            eventfds: (0u16..).zip(eventfds).map(eventfd).collect(),
+            futex_wait: FutexWait::default(),
             socket,
             family,
             features,
@@ -114,139 +113,29 @@ impl UdpDriver {
             queued_datagrams: 0,
             is_starved: false,
         };
-        driver.submit_and_wait(Duration::ZERO)?; // tells whether the kernel has the multishot receive
+        driver.submit_and_wait(Duration::ZERO)?; // a kernel without the multishot receive refuses it here
         Ok(driver)
     }
 
-    /// Submits everything queued and waits up to `timeout` for at least one completion, not at all where some
-    /// are still to be taken with [`UdpDriver::next_completion`]; collects all that have arrived. One
-    /// `io_uring_enter`.
-    ///
-    /// # Errors
-    /// [`UdpDriverError::Enter`] where the ring is unusable. A timeout or a signal is no error.
-    pub fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError> {
-        self.is_starved = false;
-        self.resend();
-        self.flush();
-        self.arm();
-        let wait = if self.ready.is_empty() { timeout } else { Duration::ZERO };
-        if self.ready.is_empty() {
-            self.ready.clear(); // starts again at its first page instead of walking through all of them
-        }
-        self.queued_datagrams = 0;
-        self.ring.enter(wait, &mut self.counters)?;
-        self.reap();
-        Ok(())
-    }
-
-    /// Enters the kernel early once enough is queued: it copies what was just encrypted out of the processor's
-    /// cache, the buffers come back for the next viewer, and no viewer waits until all others are encrypted.
+    /// Enters the kernel before the turn ends once [`SUBMIT_DATAGRAMS`] are queued: the kernel copies datagrams that are
+    /// still in the cache, their buffers are free for the next viewer, and no viewer waits for the encryption of all.
     fn submit_early(&mut self) {
         if self.queued_datagrams < SUBMIT_DATAGRAMS {
             return;
         }
         self.queued_datagrams = 0;
         if let Err(error) = self.ring.enter(Duration::ZERO, &mut self.counters) {
-            log::debug!("submitting early: {error}"); // told again, and handled, at the end of the turn
+            log::debug!("submitting early: {error}"); // reported again, and handled, at the end of the turn
         }
         self.reap();
     }
 
-    /// From the next [`UdpDriver::submit_and_wait`] on waits for the word to be another than given, once:
-    /// [`Completion::Futex`] tells, then the driver has to be told anew. A word in another place takes its place, the same
-    /// one with another value does not. Nothing where the kernel has no [`Features::futex`].
-    pub fn watch(&mut self, word: Option<(&FutexWord, u32)>) {
-        self.watch.want(word.filter(|_| self.features.futex));
-    }
-
-    /// What happened, in the order the kernel told it.
-    pub fn next_completion(&mut self) -> Option<Completion> {
-        self.ready.pop_front()
-    }
-
-    /// The bytes of a datagram; empty for one of another driver.
-    pub fn datagram(&self, received: &Received) -> &[u8] {
-        if received.driver != self.identity {
-            return &[];
-        }
-        self.receiver.bytes(received.buffer, received.start, received.length)
-    }
-
-    /// Gives a datagram's buffer back for the next; one of another driver is ignored.
-    pub fn recycle(&mut self, received: Received) {
-        if received.driver == self.identity {
-            self.receiver.recycle(received.buffer);
-        }
-    }
-
-    /// Queues a datagram that is there already: [`UdpDriver::send_with`] and a copy.
-    pub fn send(&mut self, datagram: Outgoing) {
-        let Outgoing { viewer, local, remote, bytes } = datagram;
-        self.send_with(viewer, local, remote, bytes.len(), |room| room.copy_from_slice(&bytes));
-    }
-
-    /// Queues a datagram of `bytes` bytes, all of which `write` writes where it leaves from. It joins the open batch where
-    /// viewer, route and size fit, and leaves with the next [`UdpDriver::submit_and_wait`]. `local`: the source address; the
-    /// kernel's choice where `None` or of another family than `remote`. Where no operation is free even after asking
-    /// the kernel, nothing is written and the datagram is counted as dropped.
-    pub fn send_with(
-        &mut self,
-        viewer: u32,
-        local: Option<IpAddr>,
-        remote: SocketAddr,
-        bytes: usize,
-        write: impl FnOnce(&mut [u8]),
-    ) {
-        let route = Route { local, remote };
-        let (index, at) = match &mut self.open {
-            Some((index, batch)) if batch.accepts(viewer, &route, bytes) => {
-                let at = batch.shape.bytes;
-                batch.shape.push(bytes);
-                (*index, at)
-            }
-            _ => {
-                self.flush();
-                self.resend();
-                let Some(index) = self.acquire() else {
-                    self.counters.datagrams_dropped += 1;
-                    return;
-                };
-                self.open = Some((index, self.start(viewer, route, bytes)));
-                (index, 0)
-            }
-        };
-        if let Some(room) = self.sends.room(index, at, bytes) {
-            write(room);
-        }
-        if self.open.as_ref().is_some_and(|(_, batch)| batch.shape.is_closed()) {
-            self.flush();
-        }
-    }
-
-    /// Closes the open batch: the next datagram starts another. Call it at the end of each viewer's drain.
-    pub fn flush(&mut self) {
-        if let Some((index, batch)) = self.open.take() {
-            self.submit(index, &batch);
-            self.submit_early();
-        }
-    }
-
-    /// What this driver has done.
-    pub fn counters(&self) -> &UdpCounters {
-        &self.counters
-    }
-
-    /// What it uses of the kernel.
+    /// Returns the kernel features in use.
     pub fn features(&self) -> Features {
         self.features
     }
 
-    /// Datagrams of `viewer` handed to the kernel whose sends have not ended.
-    pub fn in_flight(&self, viewer: u32) -> u32 {
-        self.in_flight.get(&viewer).copied().unwrap_or(0)
-    }
-
-    /// An operation for a batch, asking the kernel once a turn for those that ended where all are in use.
+    /// Returns a free send operation. If none is free, reaps completions with an extra `io_uring_enter`, once a turn.
     fn acquire(&mut self) -> Option<u32> {
         let free = self.sends.acquire();
         if free.is_some() || self.is_starved {
@@ -261,7 +150,7 @@ impl UdpDriver {
         free
     }
 
-    /// A batch of one datagram; closed where its route takes no GSO send.
+    /// Starts a batch of one datagram. It is closed if the route takes no GSO send.
     fn start(&self, viewer: u32, route: Route, bytes: usize) -> Batch {
         let shape = BatchShape::of_first(bytes);
         let takes_more = self.features.gso && !self.plain_routes.contains(route.remote);
@@ -287,7 +176,7 @@ impl UdpDriver {
         }
     }
 
-    /// Sends the datagrams of refused batches one by one.
+    /// Queues the datagrams of refused GSO sends one by one.
     fn resend(&mut self) {
         while let Some((viewer, route, bytes)) = self.resends.pop_front() {
             match self.acquire() {
@@ -303,7 +192,7 @@ impl UdpDriver {
         }
     }
 
-    /// Queues the receives and bell reads that are not with the kernel.
+    /// Queues every receive, eventfd read and futex wait that the kernel does not hold.
     fn arm(&mut self) {
         let (socket, counters) = (&self.socket, &mut self.counters);
         let may_receive = self.receive_errors_in_a_row <= RECEIVE_ERRORS_MAX;
@@ -314,13 +203,15 @@ impl UdpDriver {
             Receiver::OneShot(slab) if may_receive => self.ring.push_receives(socket, slab, counters),
             _ => {}
         }
-        for bell in self.eventfds.iter_mut().filter(|bell| !bell.memory.is_armed() && !bell.is_broken) {
-            self.ring.push_eventfd(&bell.eventfd, &mut bell.memory, counters);
+        for eventfd in
+            self.eventfds.iter_mut().filter(|eventfd| !eventfd.memory.is_armed() && !eventfd.is_broken)
+        {
+            self.ring.push_eventfd(&eventfd.fd, &mut eventfd.memory, counters);
         }
-        self.watch.arm(&mut self.ring, counters);
+        self.futex_wait.arm(&mut self.ring, counters);
     }
 
-    /// Takes all completions, also those that overflowed.
+    /// Handles all completions, overflowed ones included.
     fn reap(&mut self) {
         loop {
             while let Some(cqe) = self.ring.pop() {
@@ -342,22 +233,22 @@ impl UdpDriver {
             Token::Send(index) => self.complete_send(index, cqe),
             Token::Receive | Token::ReceiveOne(_) => self.complete_receive(cqe),
             Token::Eventfd(index) => self.complete_eventfd(usize::from(index), cqe),
-            Token::Futex => self.ready.extend(self.watch.complete(cqe).map(Completion::Futex)),
+            Token::Futex => self.ready.extend(self.futex_wait.complete(cqe).map(Completion::Futex)),
             Token::Cancel => {}
         }
     }
 
     fn complete_eventfd(&mut self, index: usize, cqe: &Cqe) {
-        let Some(bell) = self.eventfds.get_mut(index) else { return };
-        bell.memory.complete(cqe);
+        let Some(eventfd) = self.eventfds.get_mut(index) else { return };
+        eventfd.memory.complete(cqe);
         match cqe.result().saturating_neg() {
             ..0 => self.ready.push_back(Completion::Eventfd(index)),
             libc::EINTR | libc::ECANCELED => {}
-            // Somebody set O_NONBLOCK since: clear it, or every turn would end at once.
-            libc::EAGAIN if udp::let_ring_wait(bell.eventfd.as_fd()).is_ok() => {}
+            // Another process set O_NONBLOCK. Clear it: else every wait would end at once.
+            libc::EAGAIN if udp::make_blocking(eventfd.fd.as_fd()).is_ok() => {}
             errno => {
-                bell.is_broken = true;
-                log::error!("bell {index} is not watched any more: {}", io::Error::from_raw_os_error(errno));
+                eventfd.is_broken = true;
+                log::error!("eventfd {index} is no longer read: {}", io::Error::from_raw_os_error(errno));
             }
         }
     }
@@ -391,13 +282,15 @@ impl UdpDriver {
         self.ready.push_back(Completion::Sent { viewer: batch.viewer, datagrams, result });
     }
 
-    /// A route takes no GSO send: its datagrams go out one by one, these and all further.
+    /// The route takes no GSO send: these datagrams and all later ones to it are sent one by one.
     fn refuse(&mut self, index: u32, batch: &Batch, result: i32) {
         self.counters.gso_fallbacks += 1;
         if self.plain_routes.insert(batch.route.remote) && self.counters.gso_fallbacks == 1 {
             let reason = io::Error::from_raw_os_error(result.saturating_neg());
             let remote = batch.route.remote.ip();
-            log::info!("the route to {remote} takes no GSO sends ({reason}): single datagrams from now on");
+            log::info!(
+                "the route to {remote} refused a GSO send ({reason}); its datagrams are sent one by one"
+            );
         }
         for bytes in self.sends.datagrams(index, batch) {
             if self.resends.len() < RESENDS_MAX {
@@ -451,19 +344,21 @@ impl UdpDriver {
                 self.receive_errors_in_a_row += 1;
                 if self.receive_errors_in_a_row == RECEIVE_ERRORS_MAX + 1 {
                     let error = io::Error::from_raw_os_error(errno);
-                    log::error!("receiving stops after {RECEIVE_ERRORS_MAX} failures in a row: {error}");
+                    log::error!(
+                        "receiving stopped after {RECEIVE_ERRORS_MAX} errors in a row; the last one: {error}"
+                    );
                 }
             }
         }
     }
 
-    /// Sends what is queued, cancels the rest and waits for every last completion, a bounded while. Whether
-    /// all have come.
+    /// Submits what is queued, cancels all other operations and waits for their last completions, at most
+    /// [`DROP_WAITS`]. Returns true if all came.
     fn end(&mut self) -> bool {
         self.flush();
         let mut is_usable = self.ring.enter(Duration::ZERO, &mut self.counters).is_ok();
         self.ring.cancel_all(&mut self.counters);
-        let (tries, patience) = FAREWELL;
+        let (tries, patience) = DROP_WAITS;
         for _ in 0..tries {
             self.reap();
             if self.is_idle() || !is_usable {
@@ -474,28 +369,114 @@ impl UdpDriver {
         self.is_idle()
     }
 
-    /// Whether the kernel holds no memory of ours.
+    /// Returns true if the kernel holds no memory of ours.
     fn is_idle(&self) -> bool {
         self.sends.is_idle()
             && self.receiver.is_idle()
-            && self.eventfds.iter().all(|bell| !bell.memory.is_armed())
-            && !self.watch.is_armed()
+            && self.eventfds.iter().all(|eventfd| !eventfd.memory.is_armed())
+            && !self.futex_wait.is_armed()
     }
 }
 
-/// Ends all operations. After that nothing is held, so the fields may be dropped in any order. Should the
-/// kernel not answer, the memory it still holds is leaked by its owners in `buffers.rs`, whatever happens to
-/// the ring.
+impl Driver for UdpDriver {
+    fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError> {
+        self.is_starved = false;
+        self.resend();
+        self.flush();
+        self.arm();
+        let wait = if self.ready.is_empty() { timeout } else { Duration::ZERO };
+        if self.ready.is_empty() {
+            self.ready.clear(); // reuses the deque's first page instead of cycling through all of them
+        }
+        self.queued_datagrams = 0;
+        self.ring.enter(wait, &mut self.counters)?;
+        self.reap();
+        Ok(())
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.ready.pop_front()
+    }
+
+    fn datagram(&self, received: &Received) -> &[u8] {
+        if received.driver != self.identity {
+            return &[];
+        }
+        self.receiver.bytes(received.buffer, received.start, received.length)
+    }
+
+    fn recycle(&mut self, received: Received) {
+        if received.driver == self.identity {
+            self.receiver.recycle(received.buffer);
+        }
+    }
+
+    fn send_with(
+        &mut self,
+        viewer: u32,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) {
+        let route = Route { local, remote };
+        let (index, at) = match &mut self.open {
+            Some((index, batch)) if batch.accepts(viewer, &route, bytes) => {
+                let at = batch.shape.bytes;
+                batch.shape.push(bytes);
+                (*index, at)
+            }
+            _ => {
+                self.flush();
+                self.resend();
+                let Some(index) = self.acquire() else {
+                    self.counters.datagrams_dropped += 1;
+                    return;
+                };
+                self.open = Some((index, self.start(viewer, route, bytes)));
+                (index, 0)
+            }
+        };
+        if let Some(room) = self.sends.room(index, at, bytes) {
+            write(room);
+        }
+        if self.open.as_ref().is_some_and(|(_, batch)| batch.shape.is_closed()) {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some((index, batch)) = self.open.take() {
+            self.submit(index, &batch);
+            self.submit_early();
+        }
+    }
+
+    fn counters(&self) -> &UdpCounters {
+        &self.counters
+    }
+
+    fn in_flight(&self, viewer: u32) -> u32 {
+        self.in_flight.get(&viewer).copied().unwrap_or(0)
+    }
+
+    fn set_futex_wait(&mut self, word: Option<(&FutexWord, u32)>) {
+        self.futex_wait.set(word.filter(|_| self.features.futex));
+    }
+}
+
+/// Ends all operations. Then the kernel holds nothing and the fields may be dropped in any order. If the kernel does
+/// not answer, the owners in `buffers.rs` leak the memory it still holds, whatever happens to the ring.
 impl Drop for UdpDriver {
     fn drop(&mut self) {
         if !self.end() {
-            log::warn!("the kernel did not end all operations: their memory is left to it");
+            log::warn!("the kernel did not end all operations in time; their memory is leaked");
         }
     }
 }
 
-/// Sizes of the submission and completion queue for so many sends and eventfds: a turn's submissions fit, and so
-/// do the completions of all operations at once.
+/// Returns the sizes of the submission and the completion queue for `operations` sends and eventfd reads. The
+/// completions of all operations fit at once.
 fn queue_sizes(operations: usize) -> (u32, u32) {
     let receives = usize::from(RECEIVE_BUFFERS);
     let submissions = (operations + 64).next_power_of_two();
@@ -504,7 +485,7 @@ fn queue_sizes(operations: usize) -> (u32, u32) {
     (entries(submissions), entries(completions))
 }
 
-/// The best way of receiving the kernel lets us prepare.
+/// Prepares the multishot receive, or one-shot receives where the kernel has no buffer ring.
 fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, UdpDriverError> {
     if features.multishot_receive {
         let buffers = BufferRing::new().map_err(|source| UdpDriverError::Setup { source })?;
@@ -517,7 +498,7 @@ fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, UdpDri
     Ok(Receiver::OneShot(ReceiveSlab::new()))
 }
 
-/// A count of datagrams, bounded by the segments of a batch.
+/// Converts a count of datagrams; a batch has at most 52.
 fn count(datagrams: usize) -> u32 {
     u32::try_from(datagrams).unwrap_or(u32::MAX)
 }
@@ -534,22 +515,23 @@ mod tests {
             assert!(completions as usize >= operations + usize::from(RECEIVE_BUFFERS));
         }
     }
+
     #[test]
-    fn the_end_takes_all_memory_back() {
+    fn dropping_the_driver_gets_all_memory_back_from_the_kernel() {
         for multishot_receive in [true, false] {
             let (socket, _) = udp::open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-            let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+            let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
             let config = UdpDriverConfig {
                 socket: Arc::new(socket),
                 receives: true,
-                eventfds: vec![Arc::new(bell)],
+                eventfds: vec![Arc::new(eventfd)],
                 sends_max: 4,
             };
             let features = Features { multishot_receive, ..Features::ALL };
             let mut driver = UdpDriver::with_features(config, features).unwrap();
             driver.submit_and_wait(Duration::from_millis(1)).unwrap();
-            assert!(!driver.is_idle(), "receive and bell are with the kernel");
-            assert!(driver.end(), "and come back");
+            assert!(!driver.is_idle(), "the kernel holds the receive and the eventfd read");
+            assert!(driver.end(), "both completed");
         }
     }
 }

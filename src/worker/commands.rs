@@ -32,23 +32,23 @@ pub fn session_guard() -> (SessionGuard, SessionEnd) {
     (SessionGuard { _sender: sender }, end)
 }
 
-/// What a worker can be asked.
+/// A command to a worker.
 pub enum Command {
     /// Take over a session whose answer is on its way to the browser.
     Adopt {
         /// The session.
         viewer: Box<Viewer>,
-        /// GopUnit as long as the session is.
+        /// Dropped when the session ends.
         guard: Option<SessionGuard>,
     },
-    /// The login that this session was let in with is over: say goodbye.
+    /// Close a session whose login has ended.
     LogOut {
         /// [`Viewer::id`]
         viewer: u32,
     },
-    /// Tell the state of every session.
+    /// Reply with the status of every session.
     Statuses(oneshot::Sender<Vec<ViewerStatus>>),
-    /// To the receiving worker: STUN for this ufrag belongs to that worker.
+    /// To the receiving worker: forward STUN for this ufrag to that worker.
     Route {
         /// Local ufrag of the session.
         ufrag: String,
@@ -62,24 +62,56 @@ pub enum Command {
         /// Local ufrag of the session.
         ufrag: String,
     },
-    /// To the receiving worker: the session with this ufrag is gone.
+    /// To the receiving worker: remove the routes of the session with this ufrag.
     Forget {
         /// Local ufrag of the session.
         ufrag: String,
     },
-    /// Say goodbye to every viewer and end.
+    /// Close every session and end.
     Stop,
 }
 
-/// A datagram that arrived at another worker.
+/// A datagram that the receiving worker forwards to the session's worker.
 #[derive(Debug)]
 pub struct Forwarded {
-    /// Who sent it.
+    /// Sender's address.
     pub remote: SocketAddr,
-    /// The address it was sent to.
+    /// Our address that it was sent to.
     pub local: Option<IpAddr>,
-    /// Its payload.
+    /// UDP payload.
     pub bytes: Vec<u8>,
+}
+
+/// No room in a worker's mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the worker has too many commands pending: try again")]
+pub struct MailboxFull;
+
+/// Hands a new session to worker `owner` of `mailboxes`, and its route to worker 0, which receives for all workers.
+///
+/// # Errors
+/// [`MailboxFull`]: the session is dropped and its route is removed.
+pub fn hand_over(
+    mailboxes: &[Mailbox],
+    owner: usize,
+    viewer: Box<Viewer>,
+    guard: Option<SessionGuard>,
+) -> Result<(), MailboxFull> {
+    let mailbox = mailboxes.get(owner).ok_or(MailboxFull)?;
+    let receiver = mailboxes.first().filter(|_| owner != 0);
+    let ufrag = viewer.local_ufrag().to_owned();
+    if let Some(receiver) = receiver {
+        let route = Command::Route { ufrag: ufrag.clone(), worker: owner };
+        receiver.send(route).map_err(|_| MailboxFull)?;
+    }
+    if mailbox.send(Command::Adopt { viewer, guard }).is_ok() {
+        return Ok(());
+    }
+    if let Some(receiver) = receiver {
+        // If this does not fit either, the route stays until it is the oldest of a full table.
+        let _ = receiver.send(Command::Forget { ufrag });
+    }
+    Err(MailboxFull)
 }
 
 /// The sending end of a worker's mailbox. Clones share the mailbox.

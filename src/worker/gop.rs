@@ -1,9 +1,8 @@
-//! The newest GOP from its IDR on, as payloads: as much of it as was looked at again so far. Pure bookkeeping; may
-//! not touch the ring or a session.
+//! The current GOP from its IDR on, as RTP payloads: the part that is kept so far. Pure bookkeeping.
 //!
 //! ```text
 //!   IDR ──────────────────────────────► newest unit
-//!   [ kept here, packetised ][ still safely in the ring ]
+//!   [ kept here, packetised ][ still safe in the ring ]
 //!                            ▲ next()
 //! ```
 
@@ -13,26 +12,26 @@ use std::sync::Arc;
 use crate::base::limits;
 use crate::h264::Payloads;
 
-/// What is known of one kept unit, beside its payloads.
+/// A kept unit without its payloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct UnitInfo {
-    /// Its number in the ring, wrapping.
+    /// Sequence number in the ring, wrapping.
     pub(super) number: u32,
     pub(super) is_idr: bool,
     pub(super) is_reference: bool,
-    /// Capture time, CLOCK_REALTIME in ns.
+    /// Capture time, CLOCK_REALTIME.
     pub(super) captured_at_ns: Option<i64>,
 }
 
-/// One kept unit with its payloads.
+/// A kept unit with its payloads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GopUnit<'a> {
-    pub(super) unit: UnitInfo,
+    pub(super) info: UnitInfo,
     pub(super) payloads: &'a [Arc<Payloads>],
 }
 
 impl GopUnit<'_> {
-    /// Bytes of all payloads.
+    /// Returns the bytes of all payloads.
     pub(super) fn bytes(&self) -> usize {
         bytes_of(self.payloads)
     }
@@ -42,32 +41,32 @@ fn bytes_of(payloads: &[Arc<Payloads>]) -> usize {
     payloads.iter().map(|payloads| payloads.bytes()).sum()
 }
 
-/// Whether the newest GOP can be given from its IDR on.
+/// State of the current GOP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// No IDR came yet, or something is missing after the last one.
+    /// No IDR came yet, or a unit after the last one is missing.
     #[default]
     Broken,
-    /// From the IDR up to the unit before `next` everything is kept; what follows is in the ring.
+    /// Every unit from the IDR up to the one before `next` is kept; the rest is in the ring.
     Whole { next: u32 },
-    /// It is larger than what may be kept.
+    /// The GOP exceeds [`limits::GOP_BYTES_MAX`] or [`limits::GOP_UNITS_MAX`].
     TooLarge,
 }
 
-/// The newest GOP.
+/// The current GOP.
 #[derive(Default)]
 pub(super) struct Gop {
     state: State,
     units: Vec<(UnitInfo, Range<usize>)>,
     payloads: Vec<Arc<Payloads>>,
     bytes: usize,
-    /// Number of the last IDR, and how many units the GOP before it had.
+    /// Number of the last IDR, and the length in units of the GOP before it.
     begun_at: Option<u32>,
     length_before: Option<u32>,
 }
 
 impl Gop {
-    /// The camera wrote an IDR as unit `number`: what was kept is of no use any more.
+    /// Starts a new GOP with the IDR at `number` and drops the one before.
     pub(super) fn begin(&mut self, number: u32) {
         let is_whole = self.state != State::Broken;
         self.clear();
@@ -76,19 +75,19 @@ impl Gop {
         self.state = State::Whole { next: number };
     }
 
-    /// A unit after the IDR is missing: nothing can follow it until the next IDR.
-    pub(super) fn lose(&mut self) {
+    /// A unit after the IDR is missing: the GOP is dropped until the next IDR.
+    pub(super) fn handle_loss(&mut self) {
         self.clear();
         self.begun_at = None;
         self.state = State::Broken;
     }
 
-    /// Whether no IDR is known of that everything since is to be had.
+    /// Returns true when no complete GOP can be sent.
     pub(super) fn is_broken(&self) -> bool {
         self.state == State::Broken
     }
 
-    /// The unit to be kept next; `None` while the GOP cannot be given.
+    /// Returns the number of the unit to keep next; `None` when the GOP cannot be sent.
     pub(super) fn next(&self) -> Option<u32> {
         match self.state {
             State::Whole { next } => Some(next),
@@ -96,9 +95,8 @@ impl Gop {
         }
     }
 
-    /// Keeps the unit that [`Gop::next`] asked for. `false`: with it the GOP is larger than may be kept, and all of
-    /// it was let go.
-    pub(super) fn keep(&mut self, unit: UnitInfo, payloads: &[Arc<Payloads>]) -> bool {
+    /// Keeps the unit with the number [`Gop::next`]. Returns false when the GOP got too large; all of it is dropped.
+    pub(super) fn keep(&mut self, info: UnitInfo, payloads: &[Arc<Payloads>]) -> bool {
         let bytes = bytes_of(payloads);
         if self.bytes + bytes > limits::GOP_BYTES_MAX || self.units.len() >= limits::GOP_UNITS_MAX {
             self.clear();
@@ -107,48 +105,48 @@ impl Gop {
         }
         let begin = self.payloads.len();
         self.payloads.extend_from_slice(payloads);
-        self.units.push((unit, begin..self.payloads.len()));
+        self.units.push((info, begin..self.payloads.len()));
         self.bytes += bytes;
-        self.pass();
+        self.skip();
         true
     }
 
-    /// The unit that [`Gop::next`] asked for is no picture: parameter sets alone.
-    pub(super) fn pass(&mut self) {
+    /// Skips the unit with the number [`Gop::next`], which is no picture (parameter sets alone).
+    pub(super) fn skip(&mut self) {
         if let State::Whole { next } = &mut self.state {
             *next = next.wrapping_add(1);
         }
     }
 
-    /// The kept unit at `index`, the IDR being 0.
+    /// Returns the kept unit at `index`, the IDR being 0.
     pub(super) fn at(&self, index: usize) -> Option<GopUnit<'_>> {
-        let (unit, range) = self.units.get(index)?;
-        Some(GopUnit { unit: *unit, payloads: self.payloads.get(range.clone())? })
+        let (info, range) = self.units.get(index)?;
+        Some(GopUnit { info: *info, payloads: self.payloads.get(range.clone())? })
     }
 
-    /// Units kept.
+    /// Returns the number of kept units.
     pub(super) fn len(&self) -> usize {
         self.units.len()
     }
 
-    /// Bytes of their payloads.
+    /// Returns the payload bytes of all kept units.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// RTP packets they make.
+    /// Returns the number of RTP packets of all kept units.
     pub(super) fn packets(&self) -> usize {
         self.payloads.iter().map(|payloads| payloads.len()).sum()
     }
 
-    /// Whether a ring of `slots` can't hold this GOP: it doesn't already, with `position` the unit to come, or the
-    /// GOP before this one was too long for it.
+    /// Returns true if this GOP is longer than a ring of `slots`, or is expected to be because the one before was.
+    /// `position`: number of the unit to come.
     pub(super) fn is_longer_than(&self, slots: u32, position: u32) -> bool {
         let length = self.begun_at.map(|begun_at| position.wrapping_sub(begun_at));
         length.max(self.length_before).is_some_and(|length| length > slots)
     }
 
-    /// Units until the next IDR when the newest unit is `newest`, should this GOP be as long as the one before.
+    /// Returns the units from `newest` to the next IDR, assuming a GOP as long as the one before.
     pub(super) fn units_to_idr(&self, newest: u32) -> Option<u32> {
         self.length_before?.checked_sub(newest.wrapping_sub(self.begun_at?))
     }
@@ -157,7 +155,7 @@ impl Gop {
         self.units.clear();
         self.payloads.clear();
         self.bytes = 0;
-        // A large GOP was an exception or will be back: the lists themselves are small beside the payloads.
+        // The lists keep their capacity: they are small compared with the payloads.
     }
 }
 
@@ -175,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_in_order_from_the_idr_and_begins_anew_with_the_next() {
+    fn units_are_kept_in_order_until_the_next_idr() {
         let mut gop = Gop::default();
         assert_eq!((gop.next(), gop.len()), (None, 0), "no IDR yet");
         gop.begin(u32::MAX - 1);
@@ -185,35 +183,35 @@ mod tests {
         }
         assert_eq!((gop.len(), gop.bytes(), gop.packets()), (4, 1_000, 10));
         let third = gop.at(2).unwrap();
-        assert_eq!((third.unit.number, third.payloads.len(), third.bytes()), (0, 3, 300));
+        assert_eq!((third.info.number, third.payloads.len(), third.bytes()), (0, 3, 300));
         assert!(gop.at(4).is_none());
         gop.begin(2);
         assert_eq!((gop.next(), gop.len(), gop.bytes(), gop.packets()), (Some(2), 0, 0, 0));
     }
 
     #[test]
-    fn after_a_loss_nothing_is_given_until_the_next_idr() {
+    fn loss_drops_the_gop_until_the_next_idr() {
         let mut gop = Gop::default();
         gop.begin(5);
         gop.keep(unit(5), &payloads(1, 10));
-        gop.lose();
+        gop.handle_loss();
         assert_eq!((gop.next(), gop.len(), gop.bytes()), (None, 0, 0));
-        gop.pass();
+        gop.skip();
         assert_eq!(gop.next(), None);
         gop.begin(9);
         assert_eq!(gop.next(), Some(9));
     }
 
     #[test]
-    fn a_slot_without_a_picture_is_passed_over() {
+    fn slot_without_a_picture_is_skipped() {
         let mut gop = Gop::default();
         gop.begin(5);
-        gop.pass();
+        gop.skip();
         assert_eq!((gop.next(), gop.len()), (Some(6), 0));
     }
 
     #[test]
-    fn what_is_too_large_is_let_go_and_not_begun_again_before_the_next_idr() {
+    fn gop_that_is_too_large_is_dropped_until_the_next_idr() {
         let mut gop = Gop::default();
         gop.begin(0);
         let large = payloads(256, limits::GOP_BYTES_MAX / 1_024);
@@ -226,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn the_next_idr_is_expected_where_the_last_gop_says() {
+    fn next_idr_is_expected_after_the_length_of_the_last_gop() {
         let mut gop = Gop::default();
         gop.begin(100);
-        assert_eq!(gop.units_to_idr(110), None, "the first GOP tells nothing");
+        assert_eq!(gop.units_to_idr(110), None, "no earlier GOP to measure");
         gop.begin(130);
         assert_eq!((gop.units_to_idr(130), gop.units_to_idr(158)), (Some(30), Some(2)));
-        assert_eq!(gop.units_to_idr(161), None, "longer than the one before");
-        gop.lose();
+        assert_eq!(gop.units_to_idr(161), None, "already longer than the one before");
+        gop.handle_loss();
         gop.begin(190);
-        assert_eq!(gop.units_to_idr(191), None, "it was not whole");
+        assert_eq!(gop.units_to_idr(191), None, "the GOP before was not complete");
     }
 }

@@ -1,5 +1,8 @@
-//! Looks at the newest GOP a second time: keeps what the ring is about to lose, and fetches the rest when a viewer
-//! needs it. While the ring holds the whole GOP nothing is kept. May not touch a session.
+//! Keeps the current GOP for viewers who join. Units that the ring is about to lose are kept; the rest is fetched from
+//! the ring when a viewer needs it. While the ring holds the whole GOP, nothing is kept.
+//!
+//! A GOP longer than the ring is kept from its IDR on: then the live payloads are kept as they are. Only units that were
+//! not kept at once are assembled and packetised a second time.
 
 use std::sync::Arc;
 
@@ -12,7 +15,8 @@ use crate::h264::{self, Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::worker::gop::{Gop, UnitInfo};
 
-/// The second look. Its packetiser is its own, so that what is kept does not cost the live one its buffers.
+/// The kept GOP and a second reader of the ring. The reader has its own packetiser, so that what it keeps does not
+/// empty the live one's pool.
 pub(super) struct GopBackfill {
     camera: Camera,
     gop: Gop,
@@ -21,15 +25,15 @@ pub(super) struct GopBackfill {
     payloads: Vec<Arc<Payloads>>,
     /// Slots of the ring.
     slots: u32,
-    /// The ring was searched for the IDR that the live side did not see, since it last lost something.
+    /// The ring was searched for an IDR since the last loss.
     is_searched: bool,
 }
 
-/// Where the live cursor stands.
+/// Position of the live cursor.
 #[derive(Clone, Copy)]
 pub(super) struct Live<'a> {
     pub(super) cursor: &'a Cursor,
-    /// The unit it reads next.
+    /// Sequence number that the cursor reads next.
     pub(super) position: u32,
     pub(super) now_ns: i64,
 }
@@ -47,7 +51,7 @@ impl GopBackfill {
         }
     }
 
-    /// The live side took an IDR as unit `number`; `assembler` has just assembled it.
+    /// Starts a GOP with the live IDR at `number`, which `assembler` has just assembled.
     pub(super) fn begin(&mut self, number: u32, assembler: &Assembler) {
         self.assembler.copy_from(assembler);
         self.start(number);
@@ -62,43 +66,66 @@ impl GopBackfill {
     }
 
     /// The live side lost a unit.
-    pub(super) fn lose(&mut self) {
-        self.gop.lose();
+    pub(super) fn handle_loss(&mut self) {
+        self.gop.handle_loss();
         self.is_searched = false;
     }
 
-    /// Keeps what the ring is about to lose. Called after every unit of the live side.
-    pub(super) fn keep_up(&mut self, live: Live<'_>, counters: &WorkerCounters) {
-        let reach = if self.gop.is_longer_than(self.slots, live.position) { 0 } else { reach(self.slots) };
+    /// Returns true if [`GopBackfill::keep_up`] will probably keep the unit before `position` at once: packetise it
+    /// even without viewers.
+    pub(super) fn keeps_at_once(&self, position: u32) -> bool {
+        self.gop.next().is_some() && self.reach(position) == 0
+    }
+
+    /// Keeps what the ring is about to lose. Called after every live unit; `payloads` are those of `unit`, or none if it
+    /// was not packetised.
+    pub(super) fn keep_up(
+        &mut self,
+        live: Live<'_>,
+        unit: UnitInfo,
+        payloads: &[Arc<Payloads>],
+        counters: &WorkerCounters,
+    ) {
+        let reach = self.reach(live.position);
         while let Some(next) = self.gop.next()
             && live.position.wrapping_sub(next) > reach
         {
-            self.look_at(next, live, counters);
+            if next == unit.number && !payloads.is_empty() {
+                keep(&mut self.gop, unit, payloads, counters);
+            } else {
+                self.read(next, live, counters);
+            }
         }
         counters.gop_bytes.set(self.gop.bytes() as u64);
     }
 
-    /// The GOP, everything up to the live side's newest unit fetched; `None` where it cannot be given.
+    /// Units behind the newest that are left in the ring; 0 when every unit is kept at once.
+    fn reach(&self, position: u32) -> u32 {
+        if self.gop.is_longer_than(self.slots, position) { 0 } else { ring_reach(self.slots) }
+    }
+
+    /// Returns the GOP up to the live side's newest unit, after fetching what is missing from the ring. `None` when the
+    /// GOP is not complete.
     pub(super) fn fetch(&mut self, live: Live<'_>, counters: &WorkerCounters) -> Option<&Gop> {
         if self.gop.is_broken() && !std::mem::replace(&mut self.is_searched, true) {
-            self.search(live);
+            self.find_idr(live);
         }
         while let Some(next) = self.gop.next()
             && next != live.position
         {
-            self.look_at(next, live, counters);
+            self.read(next, live, counters);
         }
         counters.gop_bytes.set(self.gop.bytes() as u64);
         self.gop.next().map(|_| &self.gop)
     }
 
-    /// What is kept now.
+    /// Returns what is kept now.
     pub(super) fn gop(&self) -> &Gop {
         &self.gop
     }
 
-    /// Begins at the newest IDR that is safely in the ring: the live side began, or went on, after it.
-    fn search(&mut self, live: Live<'_>) {
+    /// Starts at the newest IDR in the ring. The live side started, or continued after a loss, behind it.
+    fn find_idr(&mut self, live: Live<'_>) {
         let mut nals = SmallVec::new();
         for back in 1.. {
             let number = live.position.wrapping_sub(back);
@@ -115,17 +142,17 @@ impl GopBackfill {
         }
     }
 
-    /// Moves on by exactly one unit, or gives the GOP up.
-    fn look_at(&mut self, number: u32, live: Live<'_>, counters: &WorkerCounters) {
+    /// Reads unit `number` from the ring a second time and keeps it, or drops the GOP.
+    fn read(&mut self, number: u32, live: Live<'_>, counters: &WorkerCounters) {
         let back = live.position.wrapping_sub(number);
         let found = live.cursor.units_back(back).map(|mut cursor| cursor.next(live.now_ns));
         match found {
-            Some(Next::Unit(view)) if view.sequence == number => self.look(&view, counters),
-            _ => self.miss(counters),
+            Some(Next::Unit(view)) if view.sequence == number => self.packetize(&view, counters),
+            _ => self.handle_overwritten(counters),
         }
     }
 
-    fn look(&mut self, view: &UnitView, counters: &WorkerCounters) {
+    fn packetize(&mut self, view: &UnitView, counters: &WorkerCounters) {
         self.payloads.clear();
         let kind = match self.assembler.assemble(&view.bytes) {
             Ok(unit) => {
@@ -133,34 +160,38 @@ impl GopBackfill {
                 Some((unit.is_idr(), unit.is_reference()))
             }
             Err(UnitError::NoSlice) => None,
-            Err(_) => return self.miss(counters),
+            Err(_) => return self.handle_overwritten(counters),
         };
         if !view.is_intact() {
-            return self.miss(counters);
+            return self.handle_overwritten(counters);
         }
         match kind {
-            None => self.gop.pass(),
+            None => self.gop.skip(),
             Some((is_idr, is_reference)) => {
                 let (number, captured_at_ns) = (view.sequence, view.captured_at_ns);
                 let unit = UnitInfo { number, is_idr, is_reference, captured_at_ns };
-                if !self.gop.keep(unit, &self.payloads) {
-                    counters.gops_too_large.add(1);
-                }
+                keep(&mut self.gop, unit, &self.payloads, counters);
             }
         }
         self.payloads.clear();
     }
 
-    /// The camera was there before the second look.
-    fn miss(&mut self, counters: &WorkerCounters) {
+    /// The camera overwrote the unit before it was read a second time.
+    fn handle_overwritten(&mut self, counters: &WorkerCounters) {
         counters.gops_missed.add(1);
-        self.gop.lose();
+        self.gop.handle_loss();
     }
 }
 
-/// Units behind the newest that a ring of `slots` is trusted to hold while the worker may be held up; 0 where the
-/// ring is too short for that.
-fn reach(slots: u32) -> u32 {
+fn keep(gop: &mut Gop, unit: UnitInfo, payloads: &[Arc<Payloads>], counters: &WorkerCounters) {
+    if !gop.keep(unit, payloads) {
+        counters.gops_too_large.add(1);
+    }
+}
+
+/// Units behind the newest that a ring of `slots` holds safely even if the worker is delayed; 0 when the ring is too
+/// short for that.
+fn ring_reach(slots: u32) -> u32 {
     slots.saturating_sub(2 + limits::GOP_MARGIN_UNITS)
 }
 
@@ -175,13 +206,16 @@ mod tests {
     const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95, 0xa0, 0x50, 0x16, 0xc8];
     const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
 
-    /// A camera in the same thread, the live side of a worker, and its second look.
+    /// A camera in the same thread, the live side of a worker, and its backfill.
     struct Bench {
         writer: RingWriter,
         written: u32,
         cursor: Cursor,
         position: u32,
         assembler: Assembler,
+        packetizer: Packetizer,
+        payloads: Vec<Arc<Payloads>>,
+        has_viewers: bool,
         backfill: GopBackfill,
         counters: WorkerCounters,
     }
@@ -205,12 +239,15 @@ mod tests {
                 cursor: camera.cursor(),
                 position: 0,
                 assembler: Assembler::new(),
+                packetizer: Packetizer::for_rtp(),
+                payloads: Vec::new(),
+                has_viewers: false,
                 backfill: GopBackfill::new(camera),
                 counters: WorkerCounters::default(),
             }
         }
 
-        /// Only the first IDR of all carries parameter sets. The slice says its number.
+        /// Only the first IDR carries parameter sets. The slice contains its number.
         fn publish(&mut self, is_idr: bool, bytes: usize) {
             let mut unit = if self.written == 0 { [SPS, PPS].concat() } else { Vec::new() };
             unit.extend_from_slice(&[0, 0, 0, 1, if is_idr { 0x65 } else { 0x41 }, 0xb8]);
@@ -230,54 +267,77 @@ mod tests {
             self.written += 1;
         }
 
-        /// As `Source::take`.
+        /// As `Source::poll_unit`.
         fn take(&mut self) {
             loop {
                 match self.cursor.next(0) {
-                    Next::Unit(view) => {
-                        self.position = view.sequence.wrapping_add(1);
-                        match self.assembler.assemble(&view.bytes).map(|unit| unit.is_idr()) {
-                            Ok(true) => self.backfill.begin(view.sequence, &self.assembler),
-                            Ok(false) => {}
-                            Err(_) => self.backfill.lose(),
-                        }
-                        let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
-                        self.backfill.keep_up(live, &self.counters);
-                    }
+                    Next::Unit(view) => self.take_unit(&view),
                     Next::Empty | Next::Away => return,
-                    _ => self.backfill.lose(),
+                    _ => self.backfill.handle_loss(),
                 }
             }
         }
 
-        /// Numbers of the GOP's units, as their payloads say.
+        fn take_unit(&mut self, view: &UnitView) {
+            self.position = view.sequence.wrapping_add(1);
+            self.payloads.clear();
+            let Ok(unit) = self.assembler.assemble(&view.bytes) else {
+                return self.backfill.handle_loss();
+            };
+            if self.has_viewers || self.backfill.keeps_at_once(self.position) {
+                self.packetizer.packetize(&unit, &mut self.payloads);
+            }
+            let info = UnitInfo {
+                number: view.sequence,
+                is_idr: unit.is_idr(),
+                is_reference: unit.is_reference(),
+                captured_at_ns: view.captured_at_ns,
+            };
+            if info.is_idr {
+                self.backfill.begin(view.sequence, &self.assembler);
+            }
+            let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
+            self.backfill.keep_up(live, info, &self.payloads, &self.counters);
+        }
+
+        /// Returns true if the newest kept unit has the live payloads themselves.
+        fn shares_live_payloads(&self) -> bool {
+            let gop = self.backfill.gop();
+            let newest = gop.len().checked_sub(1).and_then(|index| gop.at(index));
+            newest.is_some_and(|unit| {
+                unit.payloads.len() == self.payloads.len()
+                    && unit.payloads.iter().zip(&self.payloads).all(|(kept, live)| Arc::ptr_eq(kept, live))
+            })
+        }
+
+        /// Returns the numbers of the GOP's units, read from their payloads.
         fn numbers(&mut self) -> Option<Vec<u32>> {
             let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
             let gop = self.backfill.fetch(live, &self.counters)?;
             let numbers = (0..gop.len()).map(|index| {
                 let kept = gop.at(index).unwrap();
-                assert_eq!(kept.unit.is_idr, index == 0);
+                assert_eq!(kept.info.is_idr, index == 0);
                 // Parameter sets come first, as a STAP-A, and only with the IDR.
                 let mut payloads = kept.payloads.iter().flat_map(|payloads| payloads.iter());
                 let first = payloads.next().unwrap();
-                assert_eq!(first[0] & 0x1f == 24, index == 0, "unit {}", kept.unit.number);
+                assert_eq!(first[0] & 0x1f == 24, index == 0, "unit {}", kept.info.number);
                 let slice = if index == 0 { payloads.next().unwrap() } else { first };
                 let at = if slice[0] & 0x1f == 28 { 3 } else { 2 };
                 let number: [u8; 4] = slice[at..at + 4].try_into().unwrap();
-                assert_eq!(number, kept.unit.number.to_be_bytes().map(|byte| byte | 0x80));
-                kept.unit.number
+                assert_eq!(number, kept.info.number.to_be_bytes().map(|byte| byte | 0x80));
+                kept.info.number
             });
             Some(numbers.collect())
         }
     }
 
     #[test]
-    fn a_short_ring_is_trusted_with_nothing() {
-        assert_eq!((reach(30), reach(6), reach(1)), (20, 0, 0));
+    fn short_ring_holds_nothing_safely() {
+        assert_eq!((ring_reach(30), ring_reach(6), ring_reach(1)), (20, 0, 0));
     }
 
     #[test]
-    fn nothing_is_kept_while_the_ring_suffices_and_little_at_the_end_of_its_reach() {
+    fn units_are_kept_only_when_the_ring_is_about_to_lose_them() {
         let mut bench = Bench::new(Layout::V3);
         let mut kept = Vec::new();
         for number in 0..90 {
@@ -291,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_gop_is_kept_even_by_a_worker_that_is_held_up_for_nearly_a_ring() {
+    fn long_gop_is_kept_by_a_worker_delayed_for_almost_a_ring() {
         let mut bench = Bench::new(Layout::V3);
         for number in 0..32 {
             bench.publish(number == 0, 100);
@@ -302,7 +362,7 @@ mod tests {
             bench.take();
         }
         assert_eq!(bench.numbers().map(|numbers| numbers.len()), Some(32 + 20 * 27));
-        // The next one is expected to be long too, from its beginning.
+        // The next GOP is expected to be long too, from its IDR on.
         bench.publish(true, 100);
         bench.take();
         (0..27).for_each(|_| bench.publish(false, 100));
@@ -314,9 +374,9 @@ mod tests {
     }
 
     #[test]
-    fn the_gop_so_far_is_to_be_had_at_every_moment_on_every_ring() {
+    fn current_gop_is_complete_after_every_unit_on_every_layout() {
         for layout in [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6] {
-            // Index-first layouts: nobody says here that the newest unit is whole.
+            // Index-first layouts: nothing here signals that the newest unit is complete.
             let unseen = u32::from(matches!(layout, Layout::V0 | Layout::V1 | Layout::V2));
             let mut bench = Bench::new(layout);
             for number in 0..150_u32 {
@@ -330,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gop_that_was_lost_is_not_given() {
+    fn lost_gop_is_not_returned() {
         let mut bench = Bench::new(Layout::V3Ring6);
         bench.publish(true, 100);
         bench.take();
@@ -344,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_comes_in_the_middle_of_a_gop_finds_its_idr_in_the_ring() {
+    fn worker_that_starts_within_a_gop_finds_its_idr_in_the_ring() {
         let mut bench = Bench::new(Layout::V3);
         (0..12).for_each(|number| bench.publish(number == 0, 100));
         bench.cursor = bench.backfill.camera.cursor();
@@ -355,18 +415,18 @@ mod tests {
             bench.publish(false, 100);
             bench.take();
         });
-        assert_eq!(bench.numbers(), Some((0..63).collect()), "kept like any other from then on");
+        assert_eq!(bench.numbers(), Some((0..63).collect()), "kept like any other GOP from then on");
     }
 
     #[test]
-    fn a_worker_that_was_lapped_finds_the_newest_idr_in_the_ring() {
+    fn lapped_worker_finds_the_newest_idr_in_the_ring() {
         let mut bench = Bench::new(Layout::V3);
         bench.publish(true, 100);
         bench.take();
         (1..=60).for_each(|number| bench.publish(number == 40 || number == 50, 100));
         bench.take();
         assert_eq!(bench.numbers(), Some((50..61).collect()));
-        // Once more, and the ring holds no IDR: nothing is given before the next.
+        // Lapped again, and the ring holds no IDR: the next one starts a GOP.
         (0..60).for_each(|_| bench.publish(false, 100));
         bench.take();
         assert_eq!((bench.numbers(), bench.numbers()), (None, None));
@@ -376,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gop_that_is_too_large_is_counted_once_and_over_with_the_next_idr() {
+    fn gop_that_is_too_large_is_counted_once_until_the_next_idr() {
         let mut bench = Bench::new(Layout::V3Ring6);
         for number in 0..12 {
             bench.publish(number == 0, limits::GOP_BYTES_MAX / 8);
@@ -389,18 +449,37 @@ mod tests {
         assert_eq!(bench.numbers(), Some(vec![12]));
     }
 
+    #[test]
+    fn gop_longer_than_the_ring_keeps_the_live_payloads() {
+        for has_viewers in [true, false] {
+            let mut bench = Bench::new(Layout::V3);
+            bench.has_viewers = has_viewers;
+            let mut shared = Vec::new();
+            for number in 0..120 {
+                bench.publish(number % 60 == 0, 2_000);
+                bench.take();
+                shared.push(bench.shares_live_payloads());
+            }
+            assert!(shared[..30].iter().all(|is_shared| !is_shared), "the ring still holds the GOP");
+            assert!(shared[31..].iter().all(|is_shared| *is_shared), "{shared:?}");
+            assert_eq!(bench.numbers(), Some((60..120).collect()));
+        }
+    }
+
     proptest! {
         #![proptest_config(support::properties_of(40))]
 
-        /// Whatever the pace of the worker, what it gives is whole: from an IDR to the newest unit it took.
+        /// At any pace of the worker, a returned GOP is complete: from an IDR to the newest unit taken.
         #[test]
-        fn what_is_given_is_always_whole(
+        fn returned_gop_is_always_complete(
             steps in prop::collection::vec((0..9_u32, 0..40_u8, any::<bool>()), 1..120),
             is_short: bool,
+            has_viewers: bool,
         ) {
             let mut bench = Bench::new(if is_short { Layout::V3Ring6 } else { Layout::V3 });
+            bench.has_viewers = has_viewers;
             let mut idrs = Vec::new();
-            for (burst, idr, looks) in steps {
+            for (burst, idr, is_fetched) in steps {
                 for index in 0..=burst {
                     let is_idr = bench.written == 0 || (idr == 0 && index == 0);
                     if is_idr {
@@ -409,7 +488,7 @@ mod tests {
                     bench.publish(is_idr, 40);
                 }
                 bench.take();
-                if looks && let Some(numbers) = bench.numbers() {
+                if is_fetched && let Some(numbers) = bench.numbers() {
                     let newest = bench.written - 1;
                     let expected: Vec<u32> = (*idrs.last().unwrap()..=newest).collect();
                     prop_assert_eq!(numbers, expected);

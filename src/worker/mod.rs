@@ -1,26 +1,28 @@
-//! One pinned thread that runs the rooms: reap, input, fan out, drain, submit. May not block but in
-//! `io_uring_enter`, and may not be used by any other room.
+//! LOOP: one thread per worker runs camera cursor, h264, sessions and uring in turns: reap, input, fan out, drain,
+//! submit. A worker blocks only in `io_uring_enter`.
 //!
 //! ```text
-//!   camera bell ─┐                       ┌─► session 0 ─┐
-//!   mailbox bell ┼─► turn: cursor ► h264 ┼─► session 1 ─┼─► uring ► UDP
-//!   datagrams ───┘                       └─► session k ─┘
+//!   camera wake-up ──┐                       ┌─► session 0 ─┐
+//!   mailbox wake-up ─┼─► turn: cursor ► h264 ┼─► session 1 ─┼─► uring ► UDP
+//!   datagrams ───────┘                       └─► session k ─┘
 //! ```
 
+mod catch_up;
+mod catch_up_pace;
 pub mod commands;
 mod gop;
 mod gop_backfill;
 mod inline_wait;
-pub mod registry;
-mod replay;
-pub mod rtp_clock;
+mod registry;
+mod routes;
+mod rtp_clock;
 #[cfg(test)]
 mod simulated_day;
 mod source;
 mod timing;
 mod totals;
 mod turn;
-mod wire;
+mod viewer_sink;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -43,7 +45,7 @@ pub enum WorkerError {
     /// The kernel refused an eventfd.
     #[error("worker eventfd: {0}")]
     Eventfd(#[source] std::io::Error),
-    /// io_uring is not to be had; the text says what to do.
+    /// io_uring is not available; the text says what to do.
     #[error(transparent)]
     Driver(#[from] UdpDriverError),
     /// The thread ended before it was ready.
@@ -51,22 +53,21 @@ pub enum WorkerError {
     Ended(usize),
 }
 
-/// What all workers share.
+/// What all workers are built from.
 pub struct WorkersConfig {
-    /// How many, at least 1.
+    /// Number of workers, at least 1.
     pub count: usize,
-    /// Where access units come from.
+    /// Source of the access units.
     pub camera: Camera,
-    /// The one UDP socket.
+    /// The UDP socket that all workers share.
     pub socket: Arc<OwnedFd>,
-    /// Viewers one process may have; sizes the send operations.
+    /// Most viewers of the process; sets the number of send operations.
     pub viewers_max: usize,
-    /// The camera's camera_wait, for the first worker; given back where the kernel lets io_uring wait for no futex (before
-    /// Linux 6.7).
+    /// The camera wait, for the first worker. Handed back when io_uring has no futex wait (before Linux 6.7).
     pub camera_wait: Option<WaiterHandoff>,
 }
 
-/// The workers, running.
+/// The running workers.
 pub struct Workers {
     /// One mailbox per worker, in order.
     pub mailboxes: Vec<Mailbox>,
@@ -79,8 +80,8 @@ impl Workers {
     /// Starts the workers and waits until each has its ring.
     ///
     /// # Errors
-    /// [`WorkerError`] when a thread, an eventfd or io_uring is refused; workers already started end with
-    /// their mailboxes.
+    /// [`WorkerError`] when a thread, an eventfd or io_uring is refused. Workers that were already started end when
+    /// their mailboxes are dropped.
     pub fn start(mut config: WorkersConfig) -> Result<Workers, WorkerError> {
         let mut workers = Workers { mailboxes: Vec::new(), counters: Vec::new(), threads: Vec::new() };
         let mut readers = Vec::new();
@@ -135,8 +136,7 @@ impl Workers {
         }
     }
 
-    /// Waits until every worker has said goodbye to its viewers and ended. Send
-    /// [`commands::Command::Stop`] first.
+    /// Waits until every worker has closed its sessions and ended. Send [`commands::Command::Stop`] first.
     pub fn join(&mut self) {
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -171,8 +171,8 @@ fn run(
     }
 }
 
-/// Keeps this thread on the `index`th core it may use. A single worker is left to the scheduler: pinned, it
-/// would wait behind whatever else runs on its core.
+/// Pins this thread to the `index`th core it may use. A single worker is not pinned: it would wait for other threads
+/// on its core.
 fn pin(index: usize) {
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
     let cores: Vec<usize> =

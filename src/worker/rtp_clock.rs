@@ -1,8 +1,8 @@
-//! RTP time from capture time: 90 kHz, strictly increasing whatever the camera's clock does. Pure.
+//! RTP time from capture time: 90 kHz, strictly increasing even when the camera's clock is not. Pure.
 
 /// Turns capture timestamps (CLOCK_MONOTONIC ns) into extended RTP times (RFC 6184: 90 kHz).
 #[derive(Debug, Default)]
-pub struct RtpClock {
+pub(super) struct RtpClock {
     last: Option<Last>,
 }
 
@@ -12,16 +12,16 @@ struct Last {
     rtp_time_90k: u64,
 }
 
-/// A step larger than this is not the camera's pace but a clock that was set or a lie; then the pace goes on.
+/// A larger step is a clock that was set or a wrong timestamp; it advances by one tick.
 const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000;
 
-/// What a unit is worth when its timestamp cannot be used: one tick, so that time still increases.
+/// Step of a unit whose timestamp is not usable: one tick, so that time still increases.
 const STEP_90K_MIN: u64 = 1;
 
 impl RtpClock {
-    /// The RTP time of the unit captured at `captured_ns`. Starts at 0; sessions add their own offset.
-    /// Backward and absurd steps advance by one tick and become the new reference.
-    pub fn rtp_time_90k(&mut self, captured_ns: i64) -> u64 {
+    /// Returns the RTP time of the unit captured at `captured_ns`. Starts at 0; sessions add their own offset.
+    /// A backward or too large step advances by one tick, and its timestamp becomes the new reference.
+    pub(super) fn rtp_time_90k(&mut self, captured_ns: i64) -> u64 {
         let rtp_time_90k = match self.last {
             None => 0,
             Some(last) => {
@@ -37,7 +37,7 @@ impl RtpClock {
     }
 }
 
-/// Ticks since the clock's zero, rounded: differences of these never accumulate an error.
+/// Converts nanoseconds to 90 kHz ticks, rounded. Differences of results do not accumulate an error.
 fn ticks(ns: i64) -> u64 {
     let ns = u128::from(ns.max(0).unsigned_abs());
     u64::try_from((ns * 9 + 50_000) / 100_000).unwrap_or(u64::MAX)
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_hour_at_30_fps_does_not_drift() {
+    fn hour_at_30_units_per_second_does_not_drift() {
         let mut clock = RtpClock::default();
         let mut last = 0;
         for unit in 0..108_000_i64 {
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn time_increases_whatever_the_camera_says() {
+    fn time_increases_for_any_sequence_of_timestamps() {
         let mut clock = RtpClock::default();
         let mut last = clock.rtp_time_90k(5_000_000_000);
         for captured_ns in [4_000_000_000, 0, -7, i64::MAX, i64::MIN, 1, 1, 33_333_334] {
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_of_the_camera_is_a_gap_in_rtp_time() {
+    fn capture_gap_becomes_an_rtp_time_gap() {
         let mut clock = RtpClock::default();
         assert_eq!(clock.rtp_time_90k(1_000_000_000), 0);
         assert_eq!(clock.rtp_time_90k(11_000_000_000), 900_000);

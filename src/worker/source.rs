@@ -1,31 +1,39 @@
-//! From the cursor to payloads: what a worker does with an access unit before it knows any viewer.
-//! May not touch a session.
+//! From the cursor to RTP payloads: everything a worker does with an access unit that is the same for all viewers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::clock::Now;
 use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::h264::{Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::PacketizedUnit;
-use crate::worker::gop::Gop;
+use crate::worker::gop::{Gop, UnitInfo};
 use crate::worker::gop_backfill::{GopBackfill, Live};
-use crate::worker::replay::NewestUnit;
 use crate::worker::rtp_clock::RtpClock;
 use crate::worker::timing::TimedUnit;
 
-/// What a look at the ring gave.
+/// Result of [`Source::poll_unit`].
 pub(super) enum Polled {
-    /// A unit lies packetised in the source.
+    /// A new unit: see [`Source::unit`].
     Unit,
-    /// Something else happened (lapped, refused, restarted); look again.
+    /// A slot without a usable unit (lapped, rejected, restarted). Poll again.
     Again,
-    /// Nothing new.
+    /// No new slot.
     Empty,
 }
 
-/// One worker's own cursor and what it makes of the units.
+/// The newest live unit. The units of a catch-up get RTP times just before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewestUnit {
+    /// Sequence number in the ring, wrapping.
+    pub(super) number: u32,
+    pub(super) rtp_time_90k: u64,
+    /// When the worker took it.
+    pub(super) at: Instant,
+}
+
+/// One worker's cursor and the current unit.
 pub(super) struct Source {
     cursor: Cursor,
     assembler: Assembler,
@@ -33,13 +41,13 @@ pub(super) struct Source {
     clock: RtpClock,
     payloads: Vec<Arc<Payloads>>,
     unit: Unit,
-    /// Units were lost since the last one that was handed on.
+    /// Units were lost since the last one that was passed on.
     gap: bool,
     last_captured_ns: Option<i64>,
     backfill: GopBackfill,
-    /// The unit the cursor reads next.
+    /// Sequence number that the cursor reads next.
     position: u32,
-    latest: Option<NewestUnit>,
+    newest: Option<NewestUnit>,
 }
 
 #[derive(Default)]
@@ -65,40 +73,46 @@ impl Source {
             last_captured_ns: None,
             backfill: GopBackfill::new(camera),
             position: 0,
-            latest: None,
+            newest: None,
         }
     }
 
-    /// Takes the next unit from the ring. `wanted`: somebody watches; without it the unit is only looked at
-    /// (parameter sets are kept, nothing is copied).
-    pub(super) fn take(&mut self, now: Now, wanted: bool, counters: &WorkerCounters) -> Polled {
+    /// Reads the next unit from the ring. Without viewers it is packetised only where the backfill keeps it; its
+    /// parameter sets are always kept.
+    pub(super) fn poll_unit(&mut self, now: Now, has_viewers: bool, counters: &WorkerCounters) -> Polled {
         let next = self.cursor.next(now.monotonic_ns);
         counters.lag_slots.set(u64::from(self.cursor.lag_slots()));
         match next {
-            Next::Unit(view) => self.packetize(&view, now, wanted, counters),
+            Next::Unit(view) => self.packetize(&view, now, has_viewers, counters),
             Next::Lapped { missed_units } => {
                 counters.lapped.add(u64::from(missed_units));
-                self.lose()
+                self.handle_loss()
             }
             Next::Rejected(_) => {
                 counters.rejected.add(1);
-                self.lose()
+                self.handle_loss()
             }
             Next::Restarted => {
                 counters.restarts.add(1);
-                self.lose()
+                self.handle_loss()
             }
             Next::Empty | Next::Away => Polled::Empty,
         }
     }
 
-    fn lose(&mut self) -> Polled {
+    fn handle_loss(&mut self) -> Polled {
         self.gap = true;
-        self.backfill.lose();
+        self.backfill.handle_loss();
         Polled::Again
     }
 
-    fn packetize(&mut self, view: &UnitView, now: Now, wanted: bool, counters: &WorkerCounters) -> Polled {
+    fn packetize(
+        &mut self,
+        view: &UnitView,
+        now: Now,
+        has_viewers: bool,
+        counters: &WorkerCounters,
+    ) -> Polled {
         counters.units_read.add(1);
         counters.last_unit_at_ns.set(now.monotonic_ns.unsigned_abs());
         self.position = view.sequence.wrapping_add(1);
@@ -107,28 +121,24 @@ impl Source {
             Ok(unit) => unit,
             Err(error) => {
                 if !view.is_intact() {
-                    counters.torn.add(1);
-                    self.assembler.forget_last_unit();
-                    return self.lose();
+                    return self.handle_torn(counters);
                 }
                 count_refused(&error, counters);
                 // Parameter sets alone are no picture: nothing was lost.
-                return if matches!(error, UnitError::NoSlice) { Polled::Again } else { self.lose() };
+                return if matches!(error, UnitError::NoSlice) { Polled::Again } else { self.handle_loss() };
             }
         };
-        if wanted {
+        if has_viewers || self.backfill.keeps_at_once(self.position) {
             self.packetizer.packetize(&unit, &mut self.payloads);
         }
         let (is_idr, is_reference) = (unit.is_idr(), unit.is_reference());
         if !view.is_intact() {
-            counters.torn.add(1);
-            self.assembler.forget_last_unit();
             self.payloads.clear();
-            return self.lose();
+            return self.handle_torn(counters);
         }
         counters.units_processed.add(1);
         counters.payload_allocations.set_total(self.packetizer.allocations());
-        self.note_stream(view, counters);
+        self.update_stream_counters(view, counters);
         if is_idr {
             self.backfill.begin(view.sequence, &self.assembler);
         }
@@ -144,30 +154,39 @@ impl Source {
             },
         };
         let rtp_time_90k = self.unit.rtp_time_90k;
-        self.latest = Some(NewestUnit { number: view.sequence, rtp_time_90k, at: now.instant });
+        self.newest = Some(NewestUnit { number: view.sequence, rtp_time_90k, at: now.instant });
+        let info =
+            UnitInfo { number: view.sequence, is_idr, is_reference, captured_at_ns: view.captured_at_ns };
         let live = Live { cursor: &self.cursor, position: self.position, now_ns: now.monotonic_ns };
-        self.backfill.keep_up(live, counters);
+        self.backfill.keep_up(live, info, &self.payloads, counters);
         Polled::Unit
     }
 
-    /// The newest GOP from its IDR up to the newest unit taken; `None` where it cannot be given.
-    pub(super) fn gop_so_far(&mut self, now_ns: i64, counters: &WorkerCounters) -> Option<&Gop> {
+    /// The camera overwrote the unit while it was read.
+    fn handle_torn(&mut self, counters: &WorkerCounters) -> Polled {
+        counters.torn.add(1);
+        self.assembler.forget_last_unit();
+        self.handle_loss()
+    }
+
+    /// Returns the current GOP from its IDR up to the newest unit; `None` when a part of it is missing.
+    pub(super) fn current_gop(&mut self, now_ns: i64, counters: &WorkerCounters) -> Option<&Gop> {
         let live = Live { cursor: &self.cursor, position: self.position, now_ns };
         self.backfill.fetch(live, counters)
     }
 
-    /// The newest unit taken; before the first, one that would be taken now.
-    pub(super) fn latest(&self, now: Now) -> NewestUnit {
-        self.latest.unwrap_or(NewestUnit { number: 0, rtp_time_90k: 0, at: now.instant })
+    /// Returns the newest unit. Before the first one, returns unit 0 at `now`.
+    pub(super) fn newest(&self, now: Now) -> NewestUnit {
+        self.newest.unwrap_or(NewestUnit { number: 0, rtp_time_90k: 0, at: now.instant })
     }
 
-    /// Time until the camera's next IDR, as far as the last GOP tells.
+    /// Returns the time until the camera's next IDR, assuming a GOP as long as the last one.
     pub(super) fn next_idr_in(&self, counters: &WorkerCounters) -> Option<Duration> {
-        let units = self.backfill.gop().units_to_idr(self.latest?.number)?;
+        let units = self.backfill.gop().units_to_idr(self.newest?.number)?;
         Some(Duration::from_nanos(counters.unit_interval_ns.get()) * units)
     }
 
-    fn note_stream(&mut self, view: &UnitView, counters: &WorkerCounters) {
+    fn update_stream_counters(&mut self, view: &UnitView, counters: &WorkerCounters) {
         let (width, height) = self
             .assembler
             .parameter_sets()
@@ -184,7 +203,7 @@ impl Source {
         }
     }
 
-    /// The unit that [`Source::take`] left.
+    /// Returns the unit of the last [`Polled::Unit`].
     pub(super) fn unit(&self) -> PacketizedUnit<'_> {
         PacketizedUnit {
             payloads: &self.payloads,
@@ -196,7 +215,7 @@ impl Source {
         }
     }
 
-    /// The same unit as its timing knows it.
+    /// Returns the same unit for timing.
     pub(super) fn timed(&self) -> TimedUnit {
         self.unit.timed
     }

@@ -1,5 +1,4 @@
-//! Where a worker's time goes: takes the timestamps of a turn and hands them to the stage histograms and the
-//! flight recorder. May not change what the worker does.
+//! Timestamps of a worker's turn for the stage histograms and the flight recorder. Does not influence the worker.
 
 use std::collections::VecDeque;
 
@@ -15,31 +14,31 @@ const PUBLISH_NS: i64 = 500_000_000;
 /// The unit a turn works on.
 #[derive(Clone, Copy, Default)]
 pub(super) struct TimedUnit {
-    /// Its number in the ring.
+    /// Sequence number in the ring.
     pub(super) number: u32,
-    /// When it was captured, where the camera says so usably.
+    /// Capture time, CLOCK_MONOTONIC; `None` when the camera's timestamp is not usable.
     pub(super) captured_ns: Option<i64>,
 }
 
-/// One worker's histograms and what it is timing.
+/// One worker's histograms and the unit being timed.
 #[derive(Default)]
 pub(super) struct Timing {
     stages: StageRecorder,
     unit: Option<(TimedUnit, UnitTimes)>,
-    /// When the last viewer of this unit was done: when the next one begins.
+    /// When the previous viewer's copy of this unit was encrypted.
     last_ns: i64,
-    /// Something was encrypted that the kernel has not been given yet.
+    /// Some datagrams are encrypted but not yet submitted to the kernel.
     is_unsubmitted: bool,
     published_ns: i64,
 }
 
 impl Timing {
-    /// The source left `unit`, found in the turn that began at `seen_ns`. Without viewers it was only looked at.
-    pub(super) fn packetised(
+    /// The source has `unit`, found in the turn that began at `seen_ns`. Without viewers its packetising is not timed.
+    pub(super) fn on_packetised(
         &mut self,
         unit: TimedUnit,
         seen_ns: i64,
-        wanted: bool,
+        has_viewers: bool,
         counters: &WorkerCounters,
     ) {
         let packetised_ns = clock::monotonic_ns();
@@ -47,7 +46,7 @@ impl Timing {
             self.stages.record(Stage::CapturedToSeen, seen_ns - captured_ns);
             counters.stages.latest_read_ns.set(positive(seen_ns - captured_ns));
         }
-        if wanted {
+        if has_viewers {
             self.stages.record(Stage::SeenToPacketised, packetised_ns - seen_ns);
             counters.stages.latest_process_ns.set(positive(packetised_ns - seen_ns));
         }
@@ -58,12 +57,12 @@ impl Timing {
         self.last_ns = packetised_ns;
     }
 
-    /// A viewer was given the unit and drained; `sends` knows how many datagrams that made.
-    pub(super) fn encrypted(&mut self, viewer: u32, sends: &mut Sends) {
+    /// The unit was encrypted for `viewer`. `sends` counted its datagrams.
+    pub(super) fn on_encrypted(&mut self, viewer: u32, sends: &mut SendTiming) {
         let (begun_ns, encrypted_ns) = (self.last_ns, clock::monotonic_ns());
         self.last_ns = encrypted_ns;
         let Some((unit, times)) = self.unit else { return };
-        if !sends.take_any_handed() {
+        if !sends.take_new_datagrams() {
             return;
         }
         self.stages.record(Stage::PacketisedToEncrypted, encrypted_ns - times.packetised_ns);
@@ -74,12 +73,12 @@ impl Timing {
             write,
             captured_ns: unit.captured_ns,
             packetised_ns: times.packetised_ns,
-            until: sends.handed,
+            until: sends.datagrams,
         });
     }
 
-    /// The turn ends: what it encrypted goes to the kernel now.
-    pub(super) fn submitted<'a>(&mut self, all: impl Iterator<Item = &'a mut Sends>) {
+    /// The turn ends: everything encrypted in it is submitted to the kernel now.
+    pub(super) fn on_submitted<'a>(&mut self, all: impl Iterator<Item = &'a mut SendTiming>) {
         if !std::mem::take(&mut self.is_unsubmitted) {
             return;
         }
@@ -92,10 +91,10 @@ impl Timing {
         }
     }
 
-    /// Sends ended; `in_flight` of this viewer's datagrams have not.
-    pub(super) fn sent(
+    /// Send operations completed; `in_flight` datagrams of this viewer are still with the kernel.
+    pub(super) fn on_sent(
         &mut self,
-        sends: &mut Sends,
+        sends: &mut SendTiming,
         in_flight: u32,
         sent_ns: i64,
         counters: &WorkerCounters,
@@ -112,7 +111,7 @@ impl Timing {
         }
     }
 
-    /// Lets a scrape see the histograms, now and then.
+    /// Copies the histograms to `counters` for a scrape, every [`PUBLISH_NS`].
     pub(super) fn publish(&mut self, now_ns: i64, counters: &WorkerCounters) {
         if now_ns - self.published_ns >= PUBLISH_NS {
             self.published_ns = now_ns;
@@ -125,13 +124,13 @@ fn positive(span_ns: i64) -> u64 {
     u64::try_from(span_ns).unwrap_or(0)
 }
 
-/// A viewer's datagrams on their way, as far as they are timed.
+/// One viewer's units on their way to the network. At most [`limits::TIMED_UNITS_MAX`] are timed at once.
 #[derive(Default)]
-pub(super) struct Sends {
+pub(super) struct SendTiming {
     /// Datagrams handed to the driver so far.
-    handed: u64,
-    /// Of them, those whose unit has been noted, or that belonged to none.
-    noted: u64,
+    datagrams: u64,
+    /// Those of them that are assigned to a unit or belong to none.
+    assigned: u64,
     sendings: VecDeque<Sending>,
 }
 
@@ -140,23 +139,24 @@ struct Sending {
     write: WriteTimes,
     captured_ns: Option<i64>,
     packetised_ns: i64,
-    /// Sent when so many datagrams of the viewer have been.
+    /// The unit is sent when this many datagrams of the viewer are.
     until: u64,
 }
 
-impl Sends {
-    /// The driver was given a datagram.
-    pub(super) fn hand(&mut self) {
-        self.handed += 1;
+impl SendTiming {
+    /// One datagram was handed to the driver.
+    pub(super) fn count_datagram(&mut self) {
+        self.datagrams += 1;
     }
 
-    /// What was handed so far belongs to no unit.
-    pub(super) fn skip(&mut self) {
-        self.noted = self.handed;
+    /// The datagrams so far belong to no timed unit.
+    pub(super) fn skip_untimed(&mut self) {
+        self.assigned = self.datagrams;
     }
 
-    fn take_any_handed(&mut self) -> bool {
-        std::mem::replace(&mut self.noted, self.handed) < self.handed
+    /// Assigns the new datagrams to a unit. Returns false if there are none.
+    fn take_new_datagrams(&mut self) -> bool {
+        std::mem::replace(&mut self.assigned, self.datagrams) < self.datagrams
     }
 
     fn push(&mut self, sending: Sending) {
@@ -170,10 +170,10 @@ impl Sends {
         self.sendings.iter_mut().rev().take_while(|sending| sending.write.submitted_ns == 0)
     }
 
-    /// The oldest unit all of whose datagrams are sent or lost: sends end in order, so what is in flight is the
-    /// newest.
+    /// Removes the oldest unit whose datagrams are all sent or lost. Sends complete in order, so the datagrams in
+    /// flight are the newest.
     fn take_sent(&mut self, in_flight: u32) -> Option<Sending> {
-        let ended = self.handed.saturating_sub(u64::from(in_flight));
+        let ended = self.datagrams.saturating_sub(u64::from(in_flight));
         let first = self.sendings.front()?;
         if first.write.submitted_ns == 0 || first.until > ended {
             return None;
@@ -191,29 +191,33 @@ mod tests {
     struct Bench {
         timing: Timing,
         counters: WorkerCounters,
-        sends: Sends,
+        sends: SendTiming,
     }
 
     impl Bench {
         fn new() -> Self {
-            Bench { timing: Timing::default(), counters: WorkerCounters::default(), sends: Sends::default() }
+            Bench {
+                timing: Timing::default(),
+                counters: WorkerCounters::default(),
+                sends: SendTiming::default(),
+            }
         }
 
         fn unit(&mut self, number: u32, captured_ns: Option<i64>, datagrams: u32) {
             let seen_ns = clock::monotonic_ns();
-            self.timing.packetised(TimedUnit { number, captured_ns }, seen_ns, true, &self.counters);
-            self.sends.skip();
-            (0..datagrams).for_each(|_| self.sends.hand());
-            self.timing.encrypted(4, &mut self.sends);
+            self.timing.on_packetised(TimedUnit { number, captured_ns }, seen_ns, true, &self.counters);
+            self.sends.skip_untimed();
+            (0..datagrams).for_each(|_| self.sends.count_datagram());
+            self.timing.on_encrypted(4, &mut self.sends);
         }
 
         fn sent(&mut self, in_flight: u32) {
             let now_ns = clock::monotonic_ns();
-            self.timing.sent(&mut self.sends, in_flight, now_ns, &self.counters);
+            self.timing.on_sent(&mut self.sends, in_flight, now_ns, &self.counters);
         }
 
         fn submitted(&mut self) {
-            self.timing.submitted(std::iter::once(&mut self.sends));
+            self.timing.on_submitted(std::iter::once(&mut self.sends));
         }
 
         fn summary(&mut self, stage: Stage) -> StageSummary {
@@ -224,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stages_add_up_to_the_whole_way() {
+    fn stage_times_add_up_to_the_total() {
         let mut bench = Bench::new();
         for number in 0..50 {
             bench.unit(number, Some(clock::monotonic_ns() - 3_000_000), 10);
@@ -245,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_is_sent_when_its_own_last_datagram_is() {
+    fn unit_is_sent_when_its_last_datagram_is_sent() {
         let mut bench = Bench::new();
         bench.unit(1, None, 10);
         bench.submitted();
@@ -267,9 +271,9 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_that_got_nothing_and_datagrams_of_no_unit_are_not_timed() {
+    fn viewers_without_datagrams_and_datagrams_without_a_unit_are_not_timed() {
         let mut bench = Bench::new();
-        bench.sends.hand();
+        bench.sends.count_datagram();
         bench.unit(1, None, 0);
         bench.submitted();
         bench.sent(0);
@@ -278,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_that_stalls_is_timed_within_bounds() {
+    fn stalled_viewer_has_a_bounded_number_of_timed_units() {
         let mut bench = Bench::new();
         for number in 0..100 {
             bench.unit(number, None, 1);

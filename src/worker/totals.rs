@@ -1,5 +1,5 @@
-//! Sums over the sessions of one worker, those that ended included. May not be asked more than about once a
-//! second: it walks every session.
+//! Sums over all sessions of one worker, ended ones included. A pass visits every session, so it runs at most every
+//! [`PERIOD`] and when a session starts or ends.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::session::{ViewerState, ViewerStatus};
 use crate::uring::UdpCounters;
 use crate::worker::registry::Registry;
 
-/// Time between two walks.
+/// Time between two passes.
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// What the sessions that ended had counted, and when the next walk is due.
+/// Counts of the ended sessions, and when the next pass is due.
 #[derive(Default)]
 pub(super) struct Totals {
     ended: Sums,
@@ -42,19 +42,19 @@ impl Sums {
 }
 
 impl Totals {
-    /// A session ended: what it counted is kept.
+    /// Adds the final counts of a session that ended.
     pub(super) fn keep(&mut self, status: &ViewerStatus) {
         self.ended.add(status);
         self.due = None;
     }
 
-    /// The next look at the counters is to be fresh: a session came or went.
+    /// Makes the next [`Totals::update`] run a pass: a session started or ended.
     pub(super) fn refresh(&mut self) {
         self.due = None;
     }
 
-    /// Walks the sessions, if a walk is due, and writes the sums to `counters`.
-    pub(super) fn count(&mut self, sessions: &mut Registry, now: Now, counters: &WorkerCounters) {
+    /// If a pass is due, writes the sums over all sessions to `counters`.
+    pub(super) fn update(&mut self, sessions: &mut Registry, now: Now, counters: &WorkerCounters) {
         if self.due.is_some_and(|due| now.instant < due) {
             return;
         }
@@ -101,8 +101,8 @@ fn figures(status: &ViewerStatus) -> ViewerFigures {
     }
 }
 
-/// Copies what the driver counts, as plain integers of the same thread, to where a scrape can read it.
-pub(super) fn count_datagrams(driver: &UdpCounters, counters: &WorkerCounters) {
+/// Copies the driver's plain integers to the counters that a scrape reads.
+pub(super) fn copy_driver_counters(driver: &UdpCounters, counters: &WorkerCounters) {
     counters.datagrams_received.set_total(driver.received);
     counters.receive_errors.set_total(driver.recv_truncated + driver.recv_no_buffers + driver.recv_errors);
     counters.datagrams_sent.set_total(driver.datagrams_sent);

@@ -1,5 +1,5 @@
-//! One turn: reap all completions, feed the sessions, fan out new access units, drain every touched session,
-//! submit once. Work per turn is bounded. May not block but in `UdpDriver::submit_and_wait`.
+//! One turn of a worker: reap all completions, feed the sessions, fan out new access units, drain every touched
+//! session, submit once. Work per turn is bounded. The only call that blocks is `Driver::submit_and_wait`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,57 +11,59 @@ use crate::camera::Camera;
 use crate::camera::waiter::WaiterHandoff;
 use crate::metrics::WorkerCounters;
 use crate::session::{Output, PacketizedUnit, ViewerStatus, stun_ufrag};
-use crate::uring::{Completion, Received, UdpDriverError};
+use crate::uring::{Completion, Driver, Received, UdpDriverError};
+use crate::worker::catch_up::CatchUpTurn;
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
 use crate::worker::inline_wait::InlineWait;
-use crate::worker::registry::{Registry, Routes, SessionSlot};
-use crate::worker::replay::ReplayTurn;
+use crate::worker::registry::{Registry, SessionSlot};
+use crate::worker::routes::{RouteUpdates, Routes};
 use crate::worker::source::{Polled, Source};
 use crate::worker::timing::Timing;
-use crate::worker::totals::{Totals, count_datagrams};
-use crate::worker::wire::{Driver, ViewerSink};
+use crate::worker::totals::{Totals, copy_driver_counters};
 
-/// What a worker is made from; moved to its thread.
+/// Everything a worker is built from. Moves to the worker's thread.
 pub(super) struct Seed {
     pub(super) index: usize,
     pub(super) camera: Camera,
     pub(super) peers: Vec<Mailbox>,
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) reader: MailboxReader,
-    /// The camera's, where this worker is the one that waits for it.
+    /// Set for the worker that runs the camera wait.
     pub(super) camera_wait: Option<WaiterHandoff>,
 }
 
-/// Longest sleep of a worker that has nothing to wait for.
+/// Longest sleep of a worker without a deadline.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Deadlines this close are handled together: one wake instead of several.
+/// Deadlines this close are handled together, in one wake-up.
 const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 
 /// One worker: everything its thread owns.
-pub(super) struct Worker<W> {
+pub(super) struct Worker<D> {
     index: usize,
-    pub(super) driver: W,
+    driver: D,
     camera: Camera,
     source: Source,
-    pub(super) sessions: Registry,
-    pub(super) routes: Routes,
+    sessions: Registry,
+    routes: Routes,
+    route_updates: RouteUpdates,
     peers: Vec<Mailbox>,
-    peer_rung: Vec<bool>,
+    /// Peers that got a datagram in this turn and are woken at its end.
+    peers_to_wake: Vec<bool>,
     counters: Arc<WorkerCounters>,
-    pub(super) reader: MailboxReader,
-    /// The viewer that is served first; moves on with every unit so that no one is always last.
+    reader: MailboxReader,
+    /// Index of the viewer served first. Advances with every unit, so that no viewer is always last.
     first: usize,
     totals: Totals,
     timing: Timing,
     stopping_until: Option<Instant>,
-    /// A viewer is being given the GOP so far: the next turn comes soon.
-    is_replaying: bool,
+    /// A viewer is catching up with the current GOP: the next turn follows after [`limits::REPLAY_TURN`].
+    is_catching_up: bool,
     camera_wait: Option<InlineWait>,
 }
 
-impl<W: Driver> Worker<W> {
-    pub(super) fn new(seed: Seed, driver: W) -> Self {
+impl<D: Driver> Worker<D> {
+    pub(super) fn new(seed: Seed, driver: D) -> Self {
         Worker {
             index: seed.index,
             driver,
@@ -69,7 +71,8 @@ impl<W: Driver> Worker<W> {
             camera: seed.camera,
             sessions: Registry::default(),
             routes: Routes::default(),
-            peer_rung: vec![false; seed.peers.len()],
+            route_updates: RouteUpdates::default(),
+            peers_to_wake: vec![false; seed.peers.len()],
             peers: seed.peers,
             counters: seed.counters,
             reader: seed.reader,
@@ -77,12 +80,12 @@ impl<W: Driver> Worker<W> {
             totals: Totals::default(),
             timing: Timing::default(),
             stopping_until: None,
-            is_replaying: false,
+            is_catching_up: false,
             camera_wait: seed.camera_wait.map(InlineWait::new),
         }
     }
 
-    /// Turns until told to stop.
+    /// Runs turns until [`Command::Stop`] is done.
     pub(super) fn run(mut self) {
         let mut now = clock::now();
         while !self.is_done(now) {
@@ -99,10 +102,10 @@ impl<W: Driver> Worker<W> {
     }
 
     pub(super) fn submit(&mut self, now: Now) -> Result<(), UdpDriverError> {
-        self.timing.submitted(self.sessions.iter_mut().map(|slot| &mut slot.sends));
+        self.timing.on_submitted(self.sessions.iter_mut().map(|slot| &mut slot.sends));
         let mut wait = self.time_to_wait(now);
         if let Some(camera_wait) = &mut self.camera_wait {
-            self.driver.watch(camera_wait.word());
+            self.driver.set_futex_wait(camera_wait.word());
             wait = wait.min(camera_wait.time_to_wait(now, self.sessions.len()));
         }
         self.driver.submit_and_wait(wait)
@@ -119,29 +122,29 @@ impl<W: Driver> Worker<W> {
             .map_or(IDLE, |deadline| deadline.saturating_duration_since(now.instant));
         let idle = match self.stopping_until {
             Some(_) => Duration::from_millis(20),
-            None if self.is_replaying => limits::REPLAY_TURN,
+            None if self.is_catching_up => limits::REPLAY_TURN,
             None => IDLE,
         };
         wait.min(idle)
     }
 
     pub(super) fn turn(&mut self, now: Now) {
-        // Commands before datagrams: a session's first STUN must find it.
+        // Commands come before datagrams: the first STUN request of a session must find it.
         self.take_commands(now);
         self.reap(now);
-        // Others wait to be rung: before this worker's own work.
+        // The camera wait wakes the other consumers, so it comes before this worker's own work.
         if let Some(camera_wait) = &mut self.camera_wait {
             camera_wait.turn(now);
         }
         self.take_forwarded(now);
         self.drain_touched(now);
         self.fan_out(now);
-        self.replay(now);
-        self.take_deadlines(now);
+        self.catch_up(now);
+        self.handle_deadlines(now);
         self.drain_touched(now);
         self.remove_closed(now);
-        self.ring_peers();
-        self.count(now);
+        self.wake_peers();
+        self.update_counters(now);
     }
 
     fn reap(&mut self, now: Now) {
@@ -149,9 +152,9 @@ impl<W: Driver> Worker<W> {
         for _ in 0..limits::COMPLETIONS_PER_TURN_MAX {
             match self.driver.next_completion() {
                 Some(Completion::Datagram(received)) => self.receive(now, received),
-                // The driver counts them.
+                // The driver counts the datagrams.
                 Some(Completion::Sent { .. }) => any_sent = true,
-                // What rang is looked at in every turn.
+                // Every turn polls the mailbox and the camera.
                 Some(Completion::Eventfd(_)) => {}
                 Some(Completion::Futex(result)) => {
                     if let Some(camera_wait) = &mut self.camera_wait {
@@ -169,7 +172,7 @@ impl<W: Driver> Worker<W> {
     fn time_sent(&mut self, now: Now) {
         for slot in self.sessions.iter_mut() {
             let in_flight = self.driver.in_flight(slot.viewer.id());
-            self.timing.sent(&mut slot.sends, in_flight, now.monotonic_ns, &self.counters);
+            self.timing.on_sent(&mut slot.sends, in_flight, now.monotonic_ns, &self.counters);
         }
     }
 
@@ -182,7 +185,7 @@ impl<W: Driver> Worker<W> {
             slot.touched = true;
             let id = slot.viewer.id();
             if slot.remote != Some(remote) && slot.viewer.accepts_address(remote) {
-                self.sessions.learn(id, remote);
+                self.sessions.learn_address(id, remote);
             }
         } else {
             let owner = match ufrag {
@@ -204,17 +207,20 @@ impl<W: Driver> Worker<W> {
         let Some(peer) = self.peers.get(worker) else { return };
         if peer.forward(datagram) {
             self.counters.datagrams_forwarded.add(1);
-            if let Some(rung) = self.peer_rung.get_mut(worker) {
-                *rung = true;
+            if let Some(to_wake) = self.peers_to_wake.get_mut(worker) {
+                *to_wake = true;
             }
         } else {
             self.counters.inbox_full.add(1);
         }
     }
 
-    fn ring_peers(&mut self) {
-        for (peer, rung) in self.peers.iter().zip(&mut self.peer_rung) {
-            if std::mem::take(rung) {
+    fn wake_peers(&mut self) {
+        if let Some(receiver) = self.peers.first() {
+            self.route_updates.send(receiver);
+        }
+        for (peer, to_wake) in self.peers.iter().zip(&mut self.peers_to_wake) {
+            if std::mem::take(to_wake) {
                 peer.wake();
             }
         }
@@ -223,15 +229,19 @@ impl<W: Driver> Worker<W> {
     fn take_forwarded(&mut self, now: Now) {
         for _ in 0..limits::COMMANDS_PER_TURN_MAX {
             let Ok(datagram) = self.reader.datagrams.try_recv() else { return };
-            self.take_forwarded_datagram(now, &datagram);
+            self.handle_forwarded(now, &datagram);
         }
-        // More are waiting: come back at once.
+        self.wake_again();
+    }
+
+    /// Work is left over: the next turn follows at once.
+    fn wake_again(&self) {
         if let Some(own) = self.peers.get(self.index) {
             own.wake();
         }
     }
 
-    fn take_forwarded_datagram(&mut self, now: Now, datagram: &Forwarded) {
+    fn handle_forwarded(&mut self, now: Now, datagram: &Forwarded) {
         let ufrag = stun_ufrag(&datagram.bytes);
         let Some(slot) = find(&mut self.sessions, datagram.remote, ufrag) else {
             self.counters.datagrams_unclaimed.add(1);
@@ -241,38 +251,27 @@ impl<W: Driver> Worker<W> {
         slot.touched = true;
         if slot.remote != Some(datagram.remote) && slot.viewer.accepts_address(datagram.remote) {
             let (id, ufrag) = (slot.viewer.id(), slot.viewer.local_ufrag().to_owned());
-            self.sessions.learn(id, datagram.remote);
-            self.tell_receiver(Command::Learned { ufrag, remote: datagram.remote });
-        }
-    }
-
-    /// Worker 0 receives for all.
-    fn tell_receiver(&self, command: Command) {
-        if let Some(receiver) = self.peers.first()
-            && receiver.send(command).is_err()
-        {
-            log::warn!("worker {}: the receiving worker's mailbox is full", self.index);
+            self.sessions.learn_address(id, datagram.remote);
+            self.route_updates.push(Command::Learned { ufrag, remote: datagram.remote });
         }
     }
 
     fn take_commands(&mut self, now: Now) {
         for _ in 0..limits::COMMANDS_PER_TURN_MAX {
             let Ok(command) = self.reader.commands.try_recv() else { return };
-            self.take_command(now, command);
+            self.handle_command(now, command);
         }
-        if let Some(own) = self.peers.get(self.index) {
-            own.wake();
-        }
+        self.wake_again();
     }
 
-    fn take_command(&mut self, now: Now, command: Command) {
+    fn handle_command(&mut self, now: Now, command: Command) {
         match command {
             Command::Adopt { viewer, guard } => {
                 self.sessions.insert(*viewer, guard, now.instant);
                 self.totals.refresh();
             }
             Command::LogOut { viewer } => {
-                // It may have gone by itself meanwhile.
+                // The session may have ended in the meantime.
                 if let Some(slot) = self.sessions.by_id(viewer) {
                     slot.viewer.log_out(now.instant);
                     slot.touched = true;
@@ -281,12 +280,12 @@ impl<W: Driver> Worker<W> {
             Command::Statuses(reply) => {
                 let statuses: Vec<ViewerStatus> =
                     self.sessions.iter_mut().map(|slot| slot.viewer.status(now.instant)).collect();
-                // The asker may have given up.
+                // The receiving side may have timed out.
                 let _ = reply.send(statuses);
             }
             Command::Route { ufrag, worker } => self.routes.insert(ufrag, worker),
-            Command::Learned { ufrag, remote } => self.routes.learn(&ufrag, remote),
-            Command::Forget { ufrag } => self.routes.forget(&ufrag),
+            Command::Learned { ufrag, remote } => self.routes.learn_address(&ufrag, remote),
+            Command::Forget { ufrag } => self.routes.remove(&ufrag),
             Command::Stop => self.stop(now),
         }
     }
@@ -301,46 +300,50 @@ impl<W: Driver> Worker<W> {
 
     fn fan_out(&mut self, now: Now) {
         for _ in 0..limits::UNITS_PER_TURN_MAX {
-            let wanted = self.sessions.len() > 0 && self.stopping_until.is_none();
-            match self.source.take(now, wanted, &self.counters) {
+            let has_viewers = self.sessions.len() > 0 && self.stopping_until.is_none();
+            match self.source.poll_unit(now, has_viewers, &self.counters) {
                 Polled::Unit => {
-                    self.timing.packetised(self.source.timed(), now.monotonic_ns, wanted, &self.counters);
-                    if wanted {
-                        self.publish(now);
+                    self.timing.on_packetised(
+                        self.source.timed(),
+                        now.monotonic_ns,
+                        has_viewers,
+                        &self.counters,
+                    );
+                    if has_viewers {
+                        self.send_live(now);
                     }
                 }
                 Polled::Again => {}
                 Polled::Empty => return,
             }
         }
-        if let Some(own) = self.peers.get(self.index) {
-            own.wake();
-        }
+        self.wake_again();
     }
 
-    fn publish(&mut self, now: Now) {
+    /// Sends the source's current unit to every viewer.
+    fn send_live(&mut self, now: Now) {
         let unit = self.source.unit();
         let count = self.sessions.len();
         self.first = (self.first + 1) % count.max(1);
         for place in 0..count {
             let Some(slot) = self.sessions.at((self.first + place) % count) else { continue };
-            push(&mut self.driver, slot, now, &unit);
-            self.timing.encrypted(slot.viewer.id(), &mut slot.sends);
+            push_live(&mut self.driver, slot, now, &unit);
+            self.timing.on_encrypted(slot.viewer.id(), &mut slot.sends);
         }
     }
 
-    /// After the live units: they come first.
-    fn replay(&mut self, now: Now) {
+    /// Runs after the live units: they have priority.
+    fn catch_up(&mut self, now: Now) {
         let (source, driver, counters) = (&mut self.source, &mut self.driver, &*self.counters);
-        let mut replayer = ReplayTurn { source, driver, counters, now, is_idr_wanted: false };
-        self.is_replaying = replayer.turn(&mut self.sessions, self.first);
-        // Once for all viewers.
-        if replayer.is_idr_wanted {
+        let mut turn = CatchUpTurn { source, driver, counters, now, is_idr_wanted: false };
+        self.is_catching_up = turn.run(&mut self.sessions, self.first);
+        // One request serves all viewers.
+        if turn.is_idr_wanted {
             self.camera.request_idr(now.monotonic_ns);
         }
     }
 
-    fn take_deadlines(&mut self, now: Now) {
+    fn handle_deadlines(&mut self, now: Now) {
         for slot in self.sessions.iter_mut() {
             if slot.deadline <= now.instant + DEADLINE_SLACK {
                 slot.viewer.handle_timeout(now.instant);
@@ -358,26 +361,24 @@ impl<W: Driver> Worker<W> {
     }
 
     fn remove_closed(&mut self, now: Now) {
-        let (counters, totals, index, peers) = (&self.counters, &mut self.totals, self.index, &self.peers);
+        let (counters, totals, index) = (&self.counters, &mut self.totals, self.index);
+        let route_updates = &mut self.route_updates;
         self.sessions.remove_closed(|slot| {
             counters.sessions_closed.add(1);
             totals.keep(&slot.viewer.status(now.instant));
-            if index != 0
-                && let Some(receiver) = peers.first()
-            {
-                // A route that stays behind only forwards datagrams nobody claims.
-                let _ = receiver.send(Command::Forget { ufrag: slot.viewer.local_ufrag().to_owned() });
+            if index != 0 {
+                route_updates.push(Command::Forget { ufrag: slot.viewer.local_ufrag().to_owned() });
             }
         });
     }
 
-    fn count(&mut self, now: Now) {
+    fn update_counters(&mut self, now: Now) {
         self.counters.turns.add(1);
         if let Some(camera_wait) = &self.camera_wait {
             self.counters.busy_poll_ns.set_total(camera_wait.polled_ns());
         }
-        count_datagrams(self.driver.counters(), &self.counters);
-        self.totals.count(&mut self.sessions, now, &self.counters);
+        copy_driver_counters(self.driver.counters(), &self.counters);
+        self.totals.update(&mut self.sessions, now, &self.counters);
         self.timing.publish(now.monotonic_ns, &self.counters);
     }
 }
@@ -393,23 +394,49 @@ fn find<'a>(
     }
 }
 
-fn push(driver: &mut impl Driver, slot: &mut SessionSlot, now: Now, unit: &PacketizedUnit<'_>) {
+fn push_live(driver: &mut impl Driver, slot: &mut SessionSlot, now: Now, unit: &PacketizedUnit<'_>) {
     slot.viewer.note_congestion(driver.in_flight(slot.viewer.id()));
-    slot.sends.skip();
-    let SessionSlot { viewer, sends, .. } = slot;
-    let viewer_id = viewer.id();
-    viewer.push_access_unit(now.instant, unit, &mut ViewerSink { driver, viewer: viewer_id, sends });
+    slot.sends.skip_untimed();
+    let (viewer, mut sink) = slot.with_sink(driver);
+    viewer.push_access_unit(now.instant, unit, &mut sink);
     slot.deadline = slot.viewer.next_deadline();
     driver.flush();
 }
 
-/// Every mutation of a session is followed by this: all it wants sent goes to the driver.
-pub(super) fn drain(driver: &mut impl Driver, slot: &mut SessionSlot, now: Instant) {
-    let SessionSlot { viewer, sends, .. } = slot;
-    let viewer_id = viewer.id();
-    match viewer.drain(now, &mut ViewerSink { driver, viewer: viewer_id, sends }) {
+/// Hands everything a session wants to send to the driver. Follows every mutation of a session.
+fn drain(driver: &mut impl Driver, slot: &mut SessionSlot, now: Instant) {
+    let (viewer, mut sink) = slot.with_sink(driver);
+    match viewer.drain(now, &mut sink) {
         Output::Wait(deadline) => slot.deadline = deadline,
-        Output::Closed(reason) => log::info!("viewer {viewer_id}: closed: {reason:?}"),
+        Output::Closed(reason) => log::info!("viewer {}: closed: {reason:?}", slot.viewer.id()),
     }
     driver.flush();
+}
+
+/// What the simulated day drives and checks.
+#[cfg(test)]
+impl<D> Worker<D> {
+    pub(super) fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    pub(super) fn driver_mut(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    pub(super) fn sessions(&self) -> &Registry {
+        &self.sessions
+    }
+
+    pub(super) fn session(&mut self, id: u32) -> Option<&mut SessionSlot> {
+        self.sessions.by_id(id)
+    }
+
+    pub(super) fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    pub(super) fn reader(&self) -> &MailboxReader {
+        &self.reader
+    }
 }

@@ -1,5 +1,5 @@
-// The camera in C from the comment of pet_camera_ring.h, in a real browser: what its encoder writes into the slots is
-// shown, in order. The film it plays is a recording of the simulator's.
+// The C camera from the comment of pet_camera_ring.h, in a real browser: the browser shows the access units that its
+// encoder writes into the slots, in order. The camera plays a recording of the simulator.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -8,12 +8,12 @@ import path from 'node:path';
 import test from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
-import { sleep, startCamera, startServer, uniqueShm } from './support/house.mjs';
+import { sleep, startCamera, startServer, uniqueShm } from './support/processes.mjs';
 
 const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const HEADER = path.join(ROOT, 'src/camera/pet_camera_ring.h');
 
-/** The example of the header's comment as a program on ring `shm`. */
+/** Compiles the example in the header's comment as a program that writes to the ring `shm`. */
 function compileExample(directory, shm) {
   const text = readFileSync(HEADER, 'utf8').split(' * EXAMPLE\n')[1].split(' * The numbers below')[0];
   const lines = text.split('\n').filter((line) => line.startsWith(' *     ')).map((line) => line.slice(7)).slice(1);
@@ -25,7 +25,7 @@ function compileExample(directory, shm) {
   return program;
 }
 
-/** A quarter of a minute of numbered pictures at four times the speed, recorded; at least half a minute to play. */
+/** Records numbered pictures at 120 fps for 12 seconds. Played at 30 fps, they last more than half a minute. */
 async function makeFilm(directory) {
   const shm = uniqueShm();
   const camera = startCamera(shm, ['--layout', 'lease', '--pattern', '640x480', '--fps', '120', '--gop', '30']);
@@ -41,7 +41,7 @@ async function makeFilm(directory) {
   return path.join(directory, started.name);
 }
 
-test('a camera in C on the lease ring is shown', { timeout: 300_000 }, async (t) => {
+test('a C camera on the lease ring is shown', { timeout: 300_000 }, async (t) => {
   const directory = mkdtempSync(path.join(tmpdir(), 'ss-c-camera-'));
   t.after(() => rmSync(directory, { recursive: true, force: true }));
   const film = await makeFilm(directory);

@@ -1,10 +1,11 @@
-// The camera dies and comes back in another size: the page says so, keeps its connection and shows the new picture.
+// The camera process is killed and returns with another picture size. The page reports it, keeps its connection and
+// shows the new picture.
 import assert from 'node:assert/strict';
 import { mkdirSync } from 'node:fs';
 import path from 'node:path';
 import test from 'node:test';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
-import { PICTURES, startCamera, startServer, uniqueShm, waitFor } from './support/house.mjs';
+import { PICTURES, startCamera, startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
 const camera = (pattern) =>
   ['--layout', 'v1', '--pattern', pattern, '--fps', '30', '--bitrate-kbps', '2000', '--gop', '30'];
@@ -22,22 +23,22 @@ test('a camera that goes away and returns is shown by the same connection', { ti
   await viewer.pictures(30);
   const connections = await viewer.connectionCount();
   await source.stop();
-  await waitFor('the page says that the camera is away', async () => /away/i.test(await viewer.says()));
+  await waitFor('the page shows that the camera is away', async () => /away/i.test(await viewer.says()));
   mkdirSync(PICTURES, { recursive: true });
   await viewer.page.screenshot({ path: path.join(PICTURES, 'away.png') });
 
   await viewer.forget();
   source = startCamera(shm, camera('640x480'));
   await viewer.pictures(30);
-  await waitFor('the page no longer says away', async () => !/away/i.test(await viewer.says()));
+  await waitFor('the page no longer shows "away"', async () => !/away/i.test(await viewer.says()));
   const seen = await viewer.seen();
   assertInOrder(assert, seen.filter((picture) => picture.width === 640));
   assert.equal(seen.at(-1).width, 640, 'the new size');
-  assert.equal(await viewer.connectionCount(), connections, 'the page had to connect anew');
+  assert.equal(await viewer.connectionCount(), connections, 'the page reconnected');
   assert.deepEqual(viewer.errors, []);
 });
 
-test('a page that waits for a server reconnects by itself', { timeout: 300_000 }, async (t) => {
+test('the page reconnects when the server is back', { timeout: 300_000 }, async (t) => {
   const first = await startServer(['--demo', '--shm', uniqueShm()]);
   const address = new URL(first.url).host;
   t.after(() => first.stop());

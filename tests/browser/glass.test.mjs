@@ -1,10 +1,10 @@
-// How old a picture is when it is shown: the browser knows it only when our reports tell its clock back to it (RFC 3611).
+// Latency from capture to display. The browser can compute it only if our reports return its clock (RFC 3611).
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { openViewer, startBrowser } from './support/browser.mjs';
-import { startServer, uniqueShm, waitFor } from './support/house.mjs';
+import { startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
-test('the browser learns when each picture was captured', { timeout: 180_000 }, async (t) => {
+test('the browser knows the capture time of each picture', { timeout: 180_000 }, async (t) => {
   const server = await startServer(['--demo', '--shm', uniqueShm()]);
   t.after(() => server.stop());
   const browser = await startBrowser();

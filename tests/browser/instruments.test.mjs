@@ -1,14 +1,14 @@
-// The browser tests' own instruments: the relay loses what it is told to and delivers the rest; the number in
-// the picture is read, or refused when a cell is wrong.
+// Tests of the test support: the relay drops the configured share and delivers the rest; the number in the picture is
+// read, or refused if a cell is wrong.
 import assert from 'node:assert/strict';
 import dgram from 'node:dgram';
 import { once } from 'node:events';
 import test from 'node:test';
-import { sleep } from './support/house.mjs';
+import { sleep } from './support/processes.mjs';
 import { startRelay } from './support/relay.mjs';
 import { readUnitNumber, STRIP } from './support/unit_number.mjs';
 
-test('the relay loses its share and delivers the rest', async (t) => {
+test('the relay drops the configured share and delivers the rest', async (t) => {
   const server = dgram.createSocket('udp4');
   server.bind(0, '127.0.0.1');
   await once(server, 'listening');
@@ -23,7 +23,7 @@ test('the relay loses its share and delivers the rest', async (t) => {
   assert.ok(relay.lost > 60 && relay.lost < 140, `${relay.lost} of 200`);
 });
 
-/** The lowest lines of a test card as RGBA, black but for the cells. */
+/** The bottom lines of a test card as RGBA, black except for the cells. */
 function card(number, width, pictureHeight) {
   const height = Math.min(STRIP.height, pictureHeight);
   const rgba = new Uint8ClampedArray(4 * width * height);

@@ -1,14 +1,14 @@
-// Joining in the middle of a long GOP, in a real browser: the first picture is there at once, every later one in
-// order, and the picture runs at the camera's pace as soon as it has caught up.
+// Joining in the middle of a long GOP, in a real browser: the first picture is shown at once, later ones in order, and
+// after the catch-up the picture runs at the camera's frame rate.
 //
-// SS_JOINS    joins on each ring [3]; with 30 the percentiles mean something
+// SS_JOINS    joins on each ring [3]; use 30 for meaningful percentiles
 // SS_LAYOUTS  rings to join on [v1 v3-6 v0]
-// SS_GOP_S    seconds from one IDR to the next [30]: longer than the test, so that no picture begins with the next one
+// SS_GOP_S    seconds from one IDR to the next [30]: longer than the test, so that no viewer starts at the next IDR
 // SS_CAMERA   more options of camera-sim
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
-import { metric, sleep, startCamera, startServer, uniqueShm, waitFor } from './support/house.mjs';
+import { metric, sleep, startCamera, startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
 const JOINS = Number(process.env.SS_JOINS ?? 3);
 const LAYOUTS = (process.env.SS_LAYOUTS ?? 'v1 v3-6 v0').split(' ');
@@ -16,14 +16,14 @@ const MORE = (process.env.SS_CAMERA ?? '').split(' ').filter((word) => word !== 
 const GOP_S = Number(process.env.SS_GOP_S ?? 30);
 const FPS = 30;
 const AT_ONCE = 3;
-/** How long a viewer is watched after its first picture. */
+/** Observation of a viewer after its first picture. */
 const WATCH_MS = 4_000;
 const ATTEMPTS = 3;
 
 const camera = (layout) => ['--layout', layout, '--pattern', '1280x720', '--fps', `${FPS}`,
   '--bitrate-kbps', '2000', '--gop', `${FPS * GOP_S}`, ...MORE];
 
-/** Notes when the page takes an answer: the clock starts there. */
+/** Stores the time at which the page gets an answer: the measurement starts there. */
 function noteAnswer(page) {
   return page.addInitScript(() => {
     const take = RTCPeerConnection.prototype.setRemoteDescription;
@@ -34,8 +34,7 @@ function noteAnswer(page) {
   });
 }
 
-/** Units between what a viewer shows and what it will show once settled, by time since its first picture: how far it
- *  still has to run. */
+/** Returns, over the time since the first picture, how many units a viewer is behind the pace it has at the end. */
 function lags(seen) {
   const settled = seen.slice(-FPS).map((picture) => picture.unit - (picture.at * FPS) / 1000).sort((a, b) => a - b);
   const pace = settled[Math.floor(settled.length / 2)];
@@ -63,13 +62,13 @@ async function join(browser, server) {
     caughtUpMs: lag.find((at) => at.units < 2.5).ms,
     late: later.filter((at) => Math.abs(at.units) > 3.5).length / Math.max(1, later.length),
     unitsPerSecond: pace(readable),
-    // A new connection may begin with an empty picture.
+    // A new connection may start with an empty picture.
     broken: seen.filter((picture) => picture.unit === null && picture.at > readable[0].at).length,
     seen: readable, stats, connections, errors: viewer.errors,
   };
 }
 
-/** Units per second of wall clock in the last second that was watched. */
+/** Returns units per second in the last observed second. */
 function pace(seen) {
   const last = seen.at(-1);
   const before = seen.findLast((picture) => picture.at < last.at - 1_000) ?? seen[0];
@@ -81,8 +80,8 @@ const percentile = (values, share) => {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
 };
 
-/** Joins on one ring; null where the machine held the server up for longer than the ring lasts: then viewers wait for
- *  the next IDR, rightly. */
+/** Joins on one ring. Returns null if the machine stalled the server for longer than the ring holds: then viewers
+ *  correctly wait for the next IDR. */
 async function joinsOn(t, layout) {
   const shm = uniqueShm();
   const server = await startServer(['--shm', shm]);
@@ -96,9 +95,9 @@ async function joinsOn(t, layout) {
       const some = Array.from({ length: Math.min(AT_ONCE, JOINS - joins.length) }, () => join(browser, server));
       joins.push(...await Promise.all(some));
     }
-    return (await wasHeldUp(t, server)) && process.env.SS_JOINS === undefined ? null : joins;
+    return (await wasStalled(t, server)) && process.env.SS_JOINS === undefined ? null : joins;
   } catch (error) {
-    if (!(await wasHeldUp(t, server))) throw error;
+    if (!(await wasStalled(t, server))) throw error;
     return null;
   } finally {
     await browser.close();
@@ -107,10 +106,10 @@ async function joinsOn(t, layout) {
   }
 }
 
-async function wasHeldUp(t, server) {
+async function wasStalled(t, server) {
   const names = ['lapped_total', 'torn_total', 'gop_missed_total'];
   const counts = await Promise.all(names.map((name) => metric(server, name)));
-  if (counts.some((count) => count > 0)) t.diagnostic(`the server was held up: ${names} are ${counts}`);
+  if (counts.some((count) => count > 0)) t.diagnostic(`the machine stalled the server: ${names} are ${counts}`);
   return counts.some((count) => count > 0);
 }
 
@@ -128,22 +127,22 @@ function describe(t, joins) {
 }
 
 for (const layout of LAYOUTS) {
-  test(`${layout}: viewers that join in the middle of a long GOP see it at once`, { timeout: 900_000 }, async (t) => {
+  test(`${layout}: viewers that join in the middle of a long GOP get a picture at once`, { timeout: 900_000 }, async (t) => {
     let joins = null;
     for (let attempt = 0; attempt < ATTEMPTS && joins === null; attempt += 1) joins = await joinsOn(t, layout);
     if (joins === null) {
-      t.skip(`the machine held the server up ${ATTEMPTS} times`);
+      t.skip(`the machine stalled the server ${ATTEMPTS} times`);
       return;
     }
     describe(t, joins);
     for (const one of joins) {
       assertInOrder(assert, one.seen);
       assert.deepEqual(one.errors, []);
-      assert.equal(one.connections, 1, 'the page had to connect anew');
+      assert.equal(one.connections, 1, 'the page reconnected');
       assert.equal(one.broken, 0, 'pictures without a readable unit number');
       assert.ok(one.unitsPerSecond > 0.6 * FPS && one.unitsPerSecond < 1.4 * FPS, `${one.unitsPerSecond} units/s`);
-      // Without what this is about it would begin with the next IDR.
-      if (GOP_S >= 30) assert.ok(one.first.unit < GOP_S * FPS, `began with unit ${one.first.unit}`);
+      // Without the catch-up a viewer would start at the next IDR.
+      if (GOP_S >= 30) assert.ok(one.first.unit < GOP_S * FPS, `started at unit ${one.first.unit}`);
     }
   });
 }

@@ -1,10 +1,10 @@
-// The demo in a real browser: the picture moves, in order, and the page has nothing to complain about.
+// The demo in a real browser: the picture moves, units are in order, and the page reports no error.
 import assert from 'node:assert/strict';
 import { mkdirSync } from 'node:fs';
 import path from 'node:path';
 import test from 'node:test';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
-import { PICTURES, startServer, uniqueShm } from './support/house.mjs';
+import { PICTURES, startServer, uniqueShm } from './support/processes.mjs';
 
 const VIEWERS = Number(process.env.SS_VIEWERS ?? 3);
 
@@ -26,7 +26,7 @@ test('the demo shows a moving picture', { timeout: 180_000 }, async (t) => {
   const first = await grab();
   const before = await viewer.seen();
   await viewer.pictures(before.length + 30);
-  assert.notEqual(await grab(), first, 'the picture stands still');
+  assert.notEqual(await grab(), first, 'the picture is frozen');
   const units = assertInOrder(assert, await viewer.seen());
   assert.equal(await viewer.broken(), 0, 'pictures without a readable unit number');
   assert.ok(units.at(-1) > units[0] + 60, `units ${units[0]} to ${units.at(-1)}`);
@@ -42,7 +42,7 @@ test('the demo shows a moving picture', { timeout: 180_000 }, async (t) => {
   await viewer.page.screenshot({ path: path.join(PICTURES, 'phone.png') });
 });
 
-test(`${VIEWERS} viewers at once miss nothing`, { timeout: 300_000 }, async (t) => {
+test(`${VIEWERS} viewers at once miss no unit`, { timeout: 300_000 }, async (t) => {
   const server = await startServer(['--demo', '--shm', uniqueShm()]);
   t.after(() => server.stop());
   const browser = await startBrowser();
@@ -64,9 +64,9 @@ test(`${VIEWERS} viewers at once miss nothing`, { timeout: 300_000 }, async (t) 
       + `${grown('framesDecoded')} decoded, ${grown('framesDropped')} dropped by the browser, fps ${end[index].framesPerSecond}`);
     assert.equal(await viewer.broken(), 0, `viewer ${index}: pictures without a readable unit number`);
     assert.equal(end[index].packetsLost, 0, `viewer ${index}: packets lost`);
-    assert.equal(end[index].nackCount, 0, `viewer ${index}: retransmissions asked for`);
-    // As many pictures decoded as units passed: none was missing. A few are between decoder and screen when the
-    // two numbers are taken, more of them where the machine is too busy to present every one.
+    assert.equal(end[index].nackCount, 0, `viewer ${index}: retransmissions requested`);
+    // As many pictures were decoded as units were shown, so none was missing. A few pictures are between decoder and
+    // screen at the time of measurement, more of them if the machine is too busy to present every one.
     const skipped = Math.max(0, grown('framesDecoded') - units.length);
     const difference = Math.abs(grown('unit') - grown('framesDecoded'));
     assert.ok(difference <= 10 + skipped, `viewer ${index}: ${grown('unit')} units, ${grown('framesDecoded')} decoded`);

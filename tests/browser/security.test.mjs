@@ -1,5 +1,5 @@
-// Token and TLS as a person meets them: the page asks for the token and goes on, plays over https, logs out; and
-// pages of others get nowhere, whatever name they give themselves.
+// Token and TLS in a real browser: the page requests the token, plays over https and logs out. Pages of other origins and
+// names can do nothing.
 import assert from 'node:assert/strict';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import test from 'node:test';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
-import { PICTURES, startServer, uniqueShm, waitFor } from './support/house.mjs';
+import { PICTURES, startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
 const TOKEN = 'correct-horse-battery';
 
@@ -27,7 +27,7 @@ async function logIn(page, token) {
   await page.click('#login-button');
 }
 
-test('over https the page asks for the token, plays, records and logs out', { timeout: 240_000 }, async (t) => {
+test('over https the page requests the token, plays, records and logs out', { timeout: 240_000 }, async (t) => {
   const directory = temporary(t);
   const server = await startServer(['--demo', '--shm', uniqueShm(), '--tls-self-signed', '--state-path', directory,
     '--token', TOKEN, ...recordsTo(directory)]);
@@ -52,11 +52,11 @@ test('over https the page asks for the token, plays, records and logs out', { ti
   const [cookie] = await page.context().cookies(url);
   assert.match(cookie.name, /^__Host-streaming-\d+$/);
   assert.deepEqual([cookie.httpOnly, cookie.secure, cookie.sameSite, cookie.path], [true, true, 'Strict', '/']);
-  assert.equal(await page.evaluate(() => document.cookie), '', 'no script sees it');
+  assert.equal(await page.evaluate(() => document.cookie), '', 'scripts must not see the cookie');
   assert.ok(!cookie.value.includes(TOKEN));
 
-  // The whole page works by the cookie alone: events, commands, the list, a recording's film.
-  await page.mouse.move(640, 300); // the bar hides from who does not move
+  // The whole page works with the cookie only: events, commands, the list, a download.
+  await page.mouse.move(640, 300); // the bar hides without pointer movement
   await page.click('#record-button');
   await page.waitForSelector('body[data-recording]');
   await page.mouse.move(600, 320);
@@ -76,7 +76,7 @@ test('over https the page asks for the token, plays, records and logs out', { ti
   await again.click('#logout-button');
   await again.waitForSelector('dialog#login[open]');
   assert.deepEqual(await page.context().cookies(url), []);
-  // The other tab, which only watched, has lost its picture and asks for the token too.
+  // The other tab loses its picture and requests the token too.
   await page.waitForSelector('dialog#login[open]');
   await page.waitForFunction(() => document.getElementById('video').srcObject === null);
   const open = () => window.probe.connections.filter((pc) => pc.connectionState === 'connected').length;
@@ -84,11 +84,11 @@ test('over https the page asks for the token, plays, records and logs out', { ti
   const stolen = { cookie: `${cookie.name}=${cookie.value}` };
   const answer = await again.request.get(`${url}api/status`, { headers: stolen });
   assert.equal(answer.status(), 401, 'the login has ended at the server too');
-  const complaints = viewer.errors.filter((error) => !error.includes('401'));
-  assert.deepEqual(complaints, []);
+  const otherErrors = viewer.errors.filter((error) => !error.includes('401'));
+  assert.deepEqual(otherErrors, []);
 });
 
-test('the page asks again when the server has another token', { timeout: 180_000 }, async (t) => {
+test('the page requests the token again after it was changed', { timeout: 180_000 }, async (t) => {
   const directory = temporary(t);
   const start = (token, http = '127.0.0.1:0') =>
     startServer(['--demo', '--shm', uniqueShm(), '--token', token, '--http', http, ...recordsTo(directory)]);
@@ -107,7 +107,7 @@ test('the page asks again when the server has another token', { timeout: 180_000
 
 test('no page of another origin or name starts a recording', { timeout: 180_000 }, async (t) => {
   const directory = temporary(t);
-  // The easiest prey: no token.
+  // The weakest setup: no token.
   const server = await startServer(['--demo', '--shm', uniqueShm(), ...recordsTo(directory)]);
   t.after(() => server.stop());
   const evil = createServer((request, response) => response.setHeader('content-type', 'text/html').end('<p>evil'));
@@ -137,7 +137,7 @@ test('no page of another origin or name starts a recording', { timeout: 180_000 
     };
   }, { start, status: `${server.url}api/status` });
   assert.equal(tries.json, 'failed');
-  assert.equal(tries.read, 'failed', 'nor is anything told to it');
+  assert.equal(tries.read, 'failed', 'a foreign page must not read a status');
   assert.equal(await isRecording(server), false, JSON.stringify(tries));
 
   const port = new URL(server.url).port;
@@ -153,14 +153,14 @@ test('no page of another origin or name starts a recording', { timeout: 180_000 
   assert.equal(asked.status(), 403);
   assert.equal(await isRecording(server), false);
 
-  // The same from our own page, so that the refusals above mean something.
+  // The same request from our page succeeds, so the refusals above have the right cause.
   await page.goto(server.url);
   await page.mouse.move(640, 300);
   await page.click('#record-button');
   await waitFor('the recording', () => isRecording(server));
 });
 
-test('a login is not lent to pages of other origins', { timeout: 180_000 }, async (t) => {
+test('pages of other origins cannot use a login', { timeout: 180_000 }, async (t) => {
   const directory = temporary(t);
   const server = await startServer(['--demo', '--shm', uniqueShm(), '--token', TOKEN, ...recordsTo(directory)]);
   t.after(() => server.stop());
@@ -188,7 +188,7 @@ test('a browser that trusts the certificate shows the page without a warning', {
   const directory = temporary(t);
   const server = await startServer(['--demo', '--shm', uniqueShm(), '--tls-self-signed', '--state-path', directory]);
   t.after(() => server.stop());
-  // Chromium takes no authority by option; the key of our certificate alone, for a test.
+  // Chromium has no option for an authority, only one for the key of a certificate.
   const pem = readFileSync(path.join(directory, 'self-signed.pem'), 'latin1');
   const { X509Certificate, createHash } = await import('node:crypto');
   const spki = new X509Certificate(pem).publicKey.export({ type: 'spki', format: 'der' });

@@ -18,7 +18,7 @@ use streaming_server::base::limits::{
     GSO_SEGMENTS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMIT_DATAGRAMS,
 };
 use streaming_server::uring::{
-    Completion, Features, Outgoing, Received, UdpDriver, UdpDriverConfig, open_socket,
+    Completion, Driver, Features, Received, UdpDriver, UdpDriverConfig, open_socket,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,8 +53,8 @@ fn viewer(address: &str) -> (UdpSocket, SocketAddr) {
     (socket, bound)
 }
 
-fn outgoing(viewer: u32, remote: SocketAddr, bytes: Vec<u8>) -> Outgoing {
-    Outgoing { viewer, local: None, remote, bytes }
+fn send(driver: &mut UdpDriver, viewer: u32, remote: SocketAddr, bytes: &[u8]) {
+    driver.send_with(viewer, None, remote, bytes.len(), |room| room.copy_from_slice(bytes));
 }
 
 /// `count` datagrams of `bytes`, each filled from its number.
@@ -112,7 +112,7 @@ fn datagrams_arrive_whole_and_in_order() {
         let sizes = [1200, 1200, 1200, 7, 1200, 0, 0, 900, 900, 899, 1, 1, 1200, 9_000];
         let datagrams: Vec<Vec<u8>> =
             sizes.iter().enumerate().map(|(n, &bytes)| numbered(n + 1, bytes).pop().unwrap()).collect();
-        datagrams.iter().for_each(|bytes| driver.send(outgoing(1, to, bytes.clone())));
+        datagrams.iter().for_each(|bytes| send(&mut driver, 1, to, bytes));
         turn_until_sent(&mut driver, datagrams.len() as u32);
         for datagram in &datagrams {
             assert_eq!(receive(&viewer), (datagram.clone(), from));
@@ -129,7 +129,7 @@ fn a_run_of_equal_sizes_is_one_send_and_separate_datagrams() {
     let (viewer, to) = viewer("127.0.0.1:0");
     let mut datagrams = numbered(20, 1200);
     datagrams[19].truncate(333);
-    datagrams.iter().for_each(|bytes| driver.send(outgoing(7, to, bytes.clone())));
+    datagrams.iter().for_each(|bytes| send(&mut driver, 7, to, bytes));
     assert_eq!(driver.in_flight(7), 20, "the short one closed the run");
     let sent = turn_until_sent(&mut driver, 20);
     assert_eq!(sent, [(7, 20, Ok(19 * 1200 + 333))]);
@@ -146,7 +146,7 @@ fn enters_for_ten_viewers(count: usize) -> (u64, u64) {
     let viewers: Vec<_> = (0..10).map(|_| viewer("127.0.0.1:0")).collect();
     let before = *driver.counters();
     for (id, (_, to)) in (0..).zip(&viewers) {
-        numbered(count, 1200).into_iter().for_each(|bytes| driver.send(outgoing(id, *to, bytes)));
+        numbered(count, 1200).into_iter().for_each(|bytes| send(&mut driver, id, *to, &bytes));
         driver.flush();
     }
     let early = driver.counters().enters - before.enters;
@@ -177,7 +177,7 @@ fn a_long_train_is_split_where_the_kernel_wants_it() {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
     let datagrams = numbered(3 * GSO_SEGMENTS_MAX + 1, 1200);
-    datagrams.iter().for_each(|bytes| driver.send(outgoing(1, to, bytes.clone())));
+    datagrams.iter().for_each(|bytes| send(&mut driver, 1, to, bytes));
     driver.flush();
     turn_until_sent(&mut driver, datagrams.len() as u32);
     assert_eq!((driver.counters().sends, driver.counters().gso_batches), (4, 3));
@@ -203,7 +203,7 @@ fn v4_and_v6_and_v4_over_dual_stack_are_told_by_their_own_names() {
             viewer.send_to(b"hello", to).unwrap();
             let got = turn_until_received(&mut driver, 1);
             assert_eq!(got, [(b"hello".to_vec(), from, Some(to.ip()))], "{ours} {theirs}");
-            driver.send(outgoing(1, from, b"and back".to_vec()));
+            send(&mut driver, 1, from, b"and back");
             turn_until_sent(&mut driver, 1);
             assert_eq!(receive(&viewer), (b"and back".to_vec(), to));
         }
@@ -220,7 +220,7 @@ fn the_answer_leaves_from_the_address_that_was_asked() {
         let (_, remote, local) = turn_until_received(&mut driver, 1).pop().unwrap();
         assert_eq!((remote, local), (from, Some(asked.ip())));
         for bytes in numbered(3, 800) {
-            driver.send(Outgoing { viewer: 1, local, remote, bytes });
+            driver.send_with(1, local, remote, bytes.len(), |room| room.copy_from_slice(&bytes));
         }
         turn_until_sent(&mut driver, 3);
         for datagram in numbered(3, 800) {
@@ -378,8 +378,8 @@ fn a_closed_port_does_not_stop_sending() {
     let closed = viewer("127.0.0.1:0").1;
     let (viewer, to) = viewer("127.0.0.1:0");
     for round in 0..20u8 {
-        driver.send(outgoing(1, closed, vec![round; 100]));
-        driver.send(outgoing(2, to, vec![round; 100]));
+        send(&mut driver, 1, closed, &[round; 100]);
+        send(&mut driver, 2, to, &[round; 100]);
         turn_until_sent(&mut driver, 2);
         assert_eq!(receive(&viewer).0, vec![round; 100]);
     }
@@ -389,9 +389,9 @@ fn a_closed_port_does_not_stop_sending() {
 fn what_the_socket_cannot_reach_is_counted_and_the_rest_is_sent() {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
-    driver.send(outgoing(1, "[::1]:5000".parse().unwrap(), vec![0; 10]));
-    driver.send(outgoing(1, to, vec![0; 70_000]));
-    driver.send(outgoing(1, to, vec![5; 10]));
+    send(&mut driver, 1, "[::1]:5000".parse().unwrap(), &[0; 10]);
+    send(&mut driver, 1, to, &[0; 70_000]);
+    send(&mut driver, 1, to, &[5; 10]);
     let sent = turn_until_sent(&mut driver, 2);
     assert_eq!(sent, [(1, 1, Err(libc::EMSGSIZE)), (1, 1, Ok(10))]);
     assert_eq!(driver.counters().send_errors, 2);
@@ -407,7 +407,7 @@ fn one_operation_serves_a_whole_turn() {
     let mut driver = UdpDriver::new(config).unwrap();
     let (viewer, to) = viewer("127.0.0.1:0");
     for n in 0..50u8 {
-        driver.send(outgoing(u32::from(n), to, vec![n; 40]));
+        send(&mut driver, u32::from(n), to, &[n; 40]);
     }
     turn_until_sent(&mut driver, 50);
     for n in 0..50u8 {
@@ -430,7 +430,7 @@ fn an_edge_that_ends_sends_what_is_queued_and_lets_its_descriptors_go() {
         let mut driver = UdpDriver::with_features(config, features).unwrap();
         let (viewer, to) = viewer("127.0.0.1:0");
         driver.submit_and_wait(Duration::from_millis(1)).unwrap();
-        driver.send(outgoing(1, to, b"good bye".to_vec()));
+        send(&mut driver, 1, to, b"good bye");
         drop(driver);
         assert_eq!(receive(&viewer).0, b"good bye");
         assert_eq!((Arc::strong_count(&socket), Arc::strong_count(&bell)), (1, 1));
@@ -453,7 +453,7 @@ fn edges_share_one_socket() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut second = UdpDriver::new(config(false)).unwrap();
-            second.send(outgoing(1, to, b"from the second".to_vec()));
+            send(&mut second, 1, to, b"from the second");
             turn_until_sent(&mut second, 1);
         });
     });
@@ -496,7 +496,7 @@ fn inner_route_that_refuses_gso() {
     for round in 0..3u64 {
         // Larger than the path's MTU: as a segment refused, alone fragmented and delivered.
         let datagrams = numbered(20, 1400);
-        datagrams.iter().for_each(|bytes| driver.send(outgoing(1, to, bytes.clone())));
+        datagrams.iter().for_each(|bytes| send(&mut driver, 1, to, bytes));
         turn_until_sent(&mut driver, 20);
         for datagram in datagrams {
             assert_eq!(receive(&viewer).0, datagram);
@@ -529,7 +529,7 @@ fn inner_sends_the_kernel_holds() {
     // stay with the kernel.
     let nobody = "10.9.9.77:5000".parse().unwrap();
     for n in 0..100 {
-        driver.send(outgoing(n, nobody, vec![0; 1200]));
+        send(&mut driver, n, nobody, &[0; 1200]);
     }
     driver.submit_and_wait(Duration::from_millis(10)).unwrap();
     let held: u32 = (0..100).map(|viewer| driver.in_flight(viewer)).sum();

@@ -1,5 +1,5 @@
-//! The control endpoint of the real process by raw HTTP: every route, profiles read by Go's own tool, a second
-//! instance, other addresses, and requests that no proper client would send.
+//! The control endpoint of the real process by raw HTTP: every route, profiles read by `go tool pprof`, a second
+//! instance, other addresses, and malformed requests.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -22,7 +22,7 @@ use support::process::Process;
 use support::server::{self, Server};
 use support::{PATIENCE, unique_shm, wait_until, wait_within};
 
-/// A running demo and its control address.
+/// Starts a demo and returns it with its control address.
 fn demo() -> (Server, SocketAddr) {
     start(&["--demo", "--control", "127.0.0.1:0"])
 }
@@ -41,11 +41,11 @@ fn get(control: SocketAddr, path: &str) -> Response {
     http::get(control, path)
 }
 
-/// Takes a profile in a thread; returns when it is being taken.
+/// Takes a profile in a thread. Returns while the profile is being taken.
 fn profile_meanwhile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Response> {
     let path = format!("/debug/pprof/profile?seconds={seconds}");
     let profile = thread::spawn(move || {
-        // The looks below are profiles too.
+        // The requests below take profiles too, so this one may get a 503 first.
         wait_within(PATIENCE, "a profile", || Some(get(control, &path)).filter(|answer| answer.status != 503))
     });
     wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
@@ -53,7 +53,7 @@ fn profile_meanwhile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Re
 }
 
 #[test]
-fn every_route_of_the_public_side_answers() {
+fn every_public_route_answers() {
     let (mut server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     assert_eq!(get(control, "/health").json()["status"], "ok");
@@ -72,7 +72,7 @@ fn every_route_of_the_public_side_answers() {
 }
 
 #[test]
-fn a_recording_is_steered_by_it() {
+fn recording_commands_work() {
     let (server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     let started = http::post_json(control, "/api/recording/start", &json!({"filename": "a.mp4"}));
@@ -85,12 +85,12 @@ fn a_recording_is_steered_by_it() {
     let recordings = get(control, "/api/recordings").json();
     assert_eq!(recordings["recordings"][0]["name"], "a.mp4", "{recordings}");
     get(control, "/api/recordings/a.mp4").assert_error(&[404]);
-    assert_eq!(server.get("/api/recordings/a.mp4").status, 200, "the public side has the file");
+    assert_eq!(server.get("/api/recordings/a.mp4").status, 200, "the public endpoint has the file");
     assert_eq!(http::request(control, "DELETE", "/api/recordings/a.mp4", &[], b"").status, 200);
 }
 
 #[test]
-fn profiles_and_traces_come_in_their_formats() {
+fn profiles_and_traces_have_their_formats() {
     let (mut server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     assert!(get(control, "/debug/pprof/").text().contains("goroutine"));
@@ -113,7 +113,7 @@ fn profiles_and_traces_come_in_their_formats() {
 }
 
 #[test]
-fn others_are_answered_while_a_profile_is_taken_and_a_second_profile_is_refused() {
+fn requests_are_answered_during_a_profile_and_a_second_profile_is_refused() {
     let (mut server, control) = demo();
     let profile = profile_meanwhile(control, 5);
     wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
@@ -121,17 +121,17 @@ fn others_are_answered_while_a_profile_is_taken_and_a_second_profile_is_refused(
         assert_eq!(get(control, "/health").status, 200);
         assert_eq!(get(control, "/metrics").status, 200);
     }
-    assert!(!profile.is_finished(), "all of that came before the profile");
+    assert!(!profile.is_finished(), "all answers arrived before the profile");
     assert_eq!(profile.join().unwrap().status, 200);
     server.assert_healthy();
 }
 
 #[test]
-fn go_tool_pprof_names_our_functions() {
+fn go_tool_pprof_shows_our_functions() {
     let (mut server, control) = demo();
     let url = format!("http://{control}/debug/pprof/profile?seconds=2");
     let home = std::env::temp_dir().join(format!("pprof{}", unique_shm().replace('/', "-")));
-    // Something to be seen: a demo alone rests most of the time.
+    // Load for the profile: a demo alone is idle most of the time.
     let done = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&done);
     let busy = thread::spawn(move || {
@@ -172,7 +172,7 @@ fn a_second_instance_fails_with_a_clear_error() {
 }
 
 #[test]
-fn it_is_not_reachable_by_another_address_or_name() {
+fn other_addresses_and_host_names_are_refused() {
     let (_server, control) = demo();
     let hosts = ["evil.example", "192.0.2.2:6060", "127.0.0.1.evil.example"];
     for host in hosts {
@@ -193,7 +193,7 @@ fn it_is_not_reachable_by_another_address_or_name() {
 }
 
 #[test]
-fn sigterm_ends_the_process_cleanly_while_callers_wait() {
+fn sigterm_ends_the_process_cleanly_with_open_connections() {
     let (mut server, control) = demo();
     let profile = profile_meanwhile(control, 20);
     let idle = TcpStream::connect(control).unwrap();
@@ -203,7 +203,7 @@ fn sigterm_ends_the_process_cleanly_while_callers_wait() {
     let _ = profile.join();
 }
 
-/// Lengths that are none.
+/// Requests with a malformed Content-Length, and the statuses that may answer them.
 fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list: Vec<(Vec<u8>, &'static [u16])> = Vec::new();
     let lengths: [&[u8]; 16] = [
@@ -233,7 +233,7 @@ fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     list
 }
 
-/// Complete requests that are wrong, and the statuses that may answer them; 0: closed without an answer.
+/// Malformed requests, and the statuses that may answer them; 0: closed without an answer.
 fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list = malformed_lengths();
     let mut add = |text: &str, statuses: &'static [u16]| list.push((text.as_bytes().to_vec(), statuses));
@@ -289,7 +289,7 @@ fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
 }
 
 #[test]
-fn malformed_requests_are_refused_and_none_harms() {
+fn malformed_requests_are_refused_without_harm() {
     let (mut server, control) = demo();
     let list = malformed();
     assert!(list.len() >= 70, "{}", list.len());
@@ -309,7 +309,7 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     for (request, statuses) in malformed() {
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
         let answer = answer_to(public, &request, true);
-        // It takes HEAD, more headers and longer queries; the rest is refused as on the other one.
+        // The public endpoint accepts HEAD, more headers and longer queries. It refuses the rest like the control one.
         let may_pass = statuses.contains(&200)
             || request.starts_with(b"HEAD /health")
             || request.starts_with(b"GET /health?")
@@ -323,11 +323,11 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     server.assert_healthy();
 }
 
-/// The status of the answer to these bytes on a connection of their own, which says that no more come if `is_all`.
+/// Sends bytes on a new connection and returns the status of the answer. Closes the sending side if `is_all`.
 fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    // Who refuses early may close while we still write.
+    // The server may refuse and close while we still write.
     let _ = stream.write_all(request);
     if is_all {
         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -335,7 +335,7 @@ fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
     read_answer(&mut stream)
 }
 
-/// The status of the first answer; 0 when the connection is closed without one.
+/// Returns the status of the first answer; 0 if the connection is closed without one.
 fn read_answer(stream: &mut TcpStream) -> u16 {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
@@ -353,26 +353,26 @@ fn read_answer(stream: &mut TcpStream) -> u16 {
     text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
-/// The most memory the process ever had.
+/// Returns the peak memory of the process.
 fn peak_kb(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").trim().parse().unwrap()
 }
 
-/// Writes without end until the server hangs up.
+/// Writes until the server closes the connection.
 fn flood(control: SocketAddr, beginning: &str, more: &[u8]) {
     let mut stream = TcpStream::connect(control).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(beginning.as_bytes()).unwrap();
     let since = Instant::now();
     while stream.write_all(more).is_ok() {
-        assert!(since.elapsed() < Duration::from_secs(60), "not hung up on: {beginning:?}");
+        assert!(since.elapsed() < Duration::from_secs(60), "the connection stays open after {beginning:?}");
     }
 }
 
 #[test]
-fn callers_without_end_are_hung_up_on_while_others_are_served_and_memory_stays_bounded() {
+fn endless_requests_are_closed_and_memory_stays_bounded() {
     let (mut server, control) = demo();
     wait_until("200 on /ready", || get(control, "/ready").status == 200);
     let before_kb = peak_kb(server.process.id());
@@ -381,7 +381,7 @@ fn callers_without_end_are_hung_up_on_while_others_are_served_and_memory_stays_b
     endless.into_iter().for_each(|thread| thread.join().unwrap());
     let pipeline = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
     flood(control, "", &pipeline);
-    // Beginnings without an end: a head, a body, nothing at all.
+    // Incomplete requests: a head, a body, nothing at all.
     let beginnings: [&[u8]; 4] = [
         b"",
         b"GET /hea",
@@ -399,7 +399,7 @@ fn callers_without_end_are_hung_up_on_while_others_are_served_and_memory_stays_b
         let status = read_answer(&mut stream);
         assert!([0, 400].contains(&status), "{status}");
     }
-    // Far more connections than there are places.
+    // Many more connections than the limit.
     let crowd: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(control).unwrap()).collect();
     drop(crowd);
     wait_until("200 on /health", || get(control, "/health").status == 200);
@@ -410,7 +410,7 @@ fn callers_without_end_are_hung_up_on_while_others_are_served_and_memory_stays_b
 }
 
 #[test]
-fn off_means_that_nothing_listens_and_the_server_runs() {
+fn control_off_opens_no_port() {
     let spare = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = spare.local_addr().unwrap();
     let mut server = Server::start(&unique_shm(), &["--control", "off"]);
@@ -420,7 +420,7 @@ fn off_means_that_nothing_listens_and_the_server_runs() {
     assert!(TcpStream::connect(address).is_err());
 }
 
-/// Exit code and output of a subcommand.
+/// Runs a subcommand and returns its exit code and output.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(support::program("streaming-server")).args(arguments).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -428,7 +428,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn healthcheck_tells_a_server_from_none() {
+fn healthcheck_fails_without_a_server() {
     let (mut server, _) = demo();
     let http = server.http.to_string();
     assert_eq!(run(&["healthcheck", "--http", &http]), (Some(0), String::new()));
@@ -439,7 +439,7 @@ fn healthcheck_tells_a_server_from_none() {
 }
 
 #[test]
-fn doctor_says_what_is_well_and_fails_on_a_port_in_use() {
+fn doctor_lists_its_checks_and_fails_on_a_port_in_use() {
     let directory = std::env::temp_dir();
     let free = ["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"];
     let common =

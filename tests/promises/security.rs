@@ -1,5 +1,5 @@
-//! Token and TLS of the real process, asked by curl as an owner would: start, SIGHUP, healthcheck and doctor, the
-//! control endpoint beside it, and what is said of options and files that cannot be used.
+//! Token and TLS of the real process, with curl as the client: start, SIGHUP, healthcheck and doctor, the control
+//! endpoint, and the errors for unusable options and files.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: a panic is the report")]
 
 use std::fs;
@@ -18,7 +18,7 @@ use support::{unique_shm, wait_for, wait_until};
 
 const TOKEN: &str = "correct-horse-battery";
 
-/// A directory of the test's own, removed at its end.
+/// A temporary directory, removed at the end of the test.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -39,7 +39,7 @@ impl Directory {
         path
     }
 
-    /// The files of a self-signed certificate made by the program itself, as if from elsewhere.
+    /// Has the program make a self-signed certificate, and returns its files.
     fn certificate(&self, name: &str) -> (String, String) {
         let state = self.path(name);
         let mut server = Server::start(&unique_shm(), &["--tls-self-signed", "--state-path", &state]);
@@ -54,7 +54,7 @@ impl Drop for Directory {
     }
 }
 
-/// Status and body of what curl gets; 0 when there is no answer.
+/// Returns status and body of a curl request; status 0 without an answer.
 fn curl(arguments: &[&str]) -> (u16, String) {
     let common = ["--silent", "--max-time", "60", "--write-out", "\n%{http_code}"];
     let output = Command::new("curl").args(common).args(arguments).stdin(Stdio::null()).output().unwrap();
@@ -63,7 +63,7 @@ fn curl(arguments: &[&str]) -> (u16, String) {
     (status.parse().unwrap(), body.to_owned())
 }
 
-/// Exit code and output of a run that ends by itself; a subcommand comes first.
+/// Runs the program with these arguments and returns its exit code and output.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(support::program("streaming-server"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
@@ -75,7 +75,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_token_from_a_file_guards_the_server_and_shows_nowhere() {
+fn a_token_file_protects_the_server_and_stays_secret() {
     let directory = Directory::new();
     let file = directory.write("token", &format!("{TOKEN}\nsecond line\n"));
     let control = ["--control", "127.0.0.1:0"];
@@ -96,7 +96,7 @@ fn a_token_from_a_file_guards_the_server_and_shows_nowhere() {
     assert!(!server.process.log().contains(TOKEN), "{}", server.process.log());
     assert!(server.process.log().contains("token = given, not shown"));
 
-    // This machine's own endpoint asks for nothing, and serves this machine only.
+    // The control endpoint requires no token and serves this machine only.
     let control = wait_for("the control address", || server.process.after("control: http://"));
     let control = control.split('/').next().unwrap().to_owned();
     let status = format!("http://{control}/api/status");
@@ -120,8 +120,8 @@ fn a_token_from_a_file_guards_the_server_and_shows_nowhere() {
 }
 
 #[test]
-fn a_live_picture_ends_with_the_login_it_was_asked_for_with() {
-    // Two workers: the sessions of one login need not be with the same.
+fn a_logout_ends_the_live_pictures_of_that_login() {
+    // With two workers the sessions of one login can be on different workers.
     let mut server = Server::start(&unique_shm(), &["--demo", "--token", TOKEN, "--workers", "2"]);
     let session = |method, headers: &[(&str, &str)], body: &str| {
         http::request(server.http, method, "/api/session", headers, body.as_bytes())
@@ -133,7 +133,7 @@ fn a_live_picture_ends_with_the_login_it_was_asked_for_with() {
     let (mine, other) = (log_in(), log_in());
     let bearer = format!("Bearer {TOKEN}");
     let join = |name, value: &str| ViewerSimulator::connect_with(server.http, &[(name, value)]).unwrap();
-    assert!(ViewerSimulator::connect(server.http).is_err(), "without any");
+    assert!(ViewerSimulator::connect(server.http).is_err(), "an offer without token and login");
     let (first, second) = (join("Cookie", &mine), join("Cookie", &mine));
     let (of_other, of_token) = (join("Cookie", &other), join("Authorization", &bearer));
     for viewer in [&first, &second, &of_other, &of_token] {
@@ -154,7 +154,7 @@ fn a_live_picture_ends_with_the_login_it_was_asked_for_with() {
     wait_until("both in the log", || logged_out() >= 2);
     assert_eq!(logged_out(), 2);
 
-    // A logout after the picture was left has nothing to end.
+    // A logout after the viewer has left ends no session.
     of_other.leave();
     wait_until("that it left", || server.process.log().contains("closed: PeerClosed"));
     assert_eq!(session("DELETE", &[("Cookie", &other)], "").status, 200);
@@ -181,18 +181,18 @@ fn refused_tokens_are_counted_by_reason() {
     let wrong = "Authorization: Bearer wrong-wrong-wrong-wrong";
     assert_eq!(curl(&[&status]).0, 401);
     assert_eq!(curl(&["-H", &format!("Authorization: Bearer {TOKEN}"), &status]).0, 200);
-    assert_eq!(refused("wrong_token"), 0, "who shows none is not refused one");
+    assert_eq!(refused("wrong_token"), 0, "a request without a token counts as no wrong token");
     assert_eq!(curl(&["-H", wrong, &status]).0, 401);
     assert_eq!(curl(&["--json", "{\"token\":\"wrong-wrong-wrong-wrong\"}", &session]).0, 401);
     assert_eq!((refused("wrong_token"), refused("too_many_attempts")), (2, 0));
-    wait_until("who is wrong again and again has to wait", || curl(&["-H", wrong, &status]).0 == 429);
+    wait_until("429 after many wrong tokens", || curl(&["-H", wrong, &status]).0 == 429);
     assert_eq!(refused("too_many_attempts"), 1);
     assert!(refused("wrong_token") >= 10);
     assert_eq!(server.terminate(), Some(0));
 }
 
 #[test]
-fn a_self_signed_server_answers_over_tls_and_keeps_its_certificate_and_logins() {
+fn a_self_signed_server_answers_over_tls_and_keeps_its_certificate() {
     let directory = Directory::new();
     let state = directory.path("state");
     let arguments =
@@ -204,8 +204,12 @@ fn a_self_signed_server_answers_over_tls_and_keeps_its_certificate_and_logins() 
     assert_eq!(curl(&["--cacert", &ca, &format!("{https}/health")]).0, 200);
     assert_eq!(curl(&["--cacert", &ca, &format!("{https}/api/status")]).0, 401);
     assert_eq!(curl(&["--cacert", &ca, "-H", &bearer, &format!("{https}/api/status")]).0, 200);
-    assert_eq!(curl(&[&format!("{https}/health")]).0, 0, "unknown to who was not told");
-    assert_eq!(curl(&["--tls-max", "1.1", "--cacert", &ca, &format!("{https}/health")]).0, 0, "too old");
+    assert_eq!(curl(&[&format!("{https}/health")]).0, 0, "curl must not trust an unknown authority");
+    assert_eq!(
+        curl(&["--tls-max", "1.1", "--cacert", &ca, &format!("{https}/health")]).0,
+        0,
+        "TLS 1.1 is too old"
+    );
     assert_eq!(curl(&["--tls-max", "1.2", "--cacert", &ca, &format!("{https}/health")]).0, 200);
     let plain = format!("http://{}", server.http);
     assert_eq!(curl(&[&format!("{plain}/")]).0, 307);
@@ -220,7 +224,7 @@ fn a_self_signed_server_answers_over_tls_and_keeps_its_certificate_and_logins() 
     let tls = ["--tls-self-signed", "--state-path", &state];
     assert_eq!(run(&[&["healthcheck", "--http", &at], &tls[..]].concat()), (Some(0), String::new()));
     let (code, text) = run(&["healthcheck", "--http", &at]);
-    assert_eq!(code, Some(1), "told of TLS by the options only: {text}");
+    assert_eq!(code, Some(1), "healthcheck uses TLS only with the TLS options: {text}");
     let before = fs::read(&ca).unwrap();
     assert_eq!(server.terminate(), Some(0));
     let again = Server::start(&unique_shm(), &arguments);
@@ -229,7 +233,7 @@ fn a_self_signed_server_answers_over_tls_and_keeps_its_certificate_and_logins() 
 }
 
 #[test]
-fn sighup_serves_the_new_certificate_and_a_broken_one_changes_nothing() {
+fn sighup_loads_a_new_certificate_and_ignores_a_malformed_one() {
     let directory = Directory::new();
     let (first, first_ca) = directory.certificate("first");
     let (second, second_ca) = directory.certificate("second");
@@ -238,7 +242,7 @@ fn sighup_serves_the_new_certificate_and_a_broken_one_changes_nothing() {
     let url = format!("https://{}/health", server.http);
     assert_eq!(curl(&["--cacert", &first_ca, &url]).0, 200);
 
-    // A download that goes on while the certificate changes: one connection, two requests, a pause between them.
+    // One connection with two requests. The certificate changes between them.
     let mut slow = Command::new("curl")
         .args([
             "--silent",
@@ -259,14 +263,16 @@ fn sighup_serves_the_new_certificate_and_a_broken_one_changes_nothing() {
 
     directory.write("now.pem", "-----BEGIN CERTIFICATE-----\nnonsense\n");
     server.process.signal(Signal::HUP);
-    wait_until("the complaint", || server.process.log().contains("TLS goes on with the certificate it has"));
+    wait_until("the error in the log", || {
+        server.process.log().contains("TLS goes on with the certificate it has")
+    });
     assert_eq!(curl(&["--cacert", &first_ca, &url]).0, 200);
 
     directory.write("now.pem", &fs::read_to_string(&second).unwrap());
     server.process.signal(Signal::HUP);
     wait_until("the new certificate", || curl(&["--cacert", &second_ca, &url]).0 == 200);
     assert_eq!(curl(&["--cacert", &first_ca, &url]).0, 0);
-    assert!(slow.wait().unwrap().success(), "the open connection went on");
+    assert!(slow.wait().unwrap().success(), "the open connection was closed");
     server.process.signal(Signal::HUP);
     server.process.signal(Signal::HUP);
     assert_eq!(curl(&["--cacert", &second_ca, &url]).0, 200);
@@ -285,7 +291,7 @@ fn without_tls_sighup_changes_nothing() {
 }
 
 #[test]
-fn options_and_files_that_cannot_be_used_end_the_start_with_a_reason() {
+fn unusable_options_and_files_end_the_start_with_a_reason() {
     let directory = Directory::new();
     let (good, ca) = directory.certificate("good");
     let (other, _) = directory.certificate("other");
@@ -305,9 +311,13 @@ fn options_and_files_that_cannot_be_used_end_the_start_with_a_reason() {
         (&["--http-plain", "127.0.0.1:0"], 2, "--http-plain is for servers with TLS"),
         (&["--allow-host", "http://cam"], 2, "a host name without scheme"),
         (&["--tls-cert", &missing, "--tls-key", &good], 1, "TLS: cannot read"),
-        (&["--tls-cert", &good, "--tls-key", &ca], 1, "holds no private key"),
+        (&["--tls-cert", &good, "--tls-key", &ca], 1, "contains no private key"),
         (&["--tls-cert", &good, "--tls-key", &other], 1, "good/self-signed.pem: "),
-        (&["--tls-self-signed", "--state-path", &nowhere], 1, "say where with --state-path"),
+        (
+            &["--tls-self-signed", "--state-path", &nowhere],
+            1,
+            "Choose a writable directory with --state-path",
+        ),
     ];
     for (arguments, code, message) in cases {
         let (ended, text) = run(&[&common[..], arguments].concat());
@@ -315,13 +325,13 @@ fn options_and_files_that_cannot_be_used_end_the_start_with_a_reason() {
         assert!(text.contains(message), "{arguments:?}: {text}");
         assert!(
             !text.contains("secret\"") && !text.contains("with spaces in"),
-            "the secret is repeated: {text}"
+            "the output contains the secret: {text}"
         );
     }
 }
 
 #[test]
-fn doctor_looks_at_token_and_certificate() {
+fn doctor_checks_token_and_certificate() {
     let directory = Directory::new();
     let (good, ca) = directory.certificate("good");
     let records = directory.path("records");
@@ -347,7 +357,7 @@ fn doctor_looks_at_token_and_certificate() {
 }
 
 #[test]
-fn who_can_be_reached_without_a_token_is_warned() {
+fn an_open_port_without_a_token_causes_a_warning() {
     let warned = |arguments: &[&str], message: &str| {
         let mut command = server::command(&unique_shm(), arguments);
         let mut process = support::process::Process::spawn(

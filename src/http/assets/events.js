@@ -1,51 +1,51 @@
-// What the server says of itself, once a second and at every change.
+// The state of the server: updated every second and at every change.
 //
-//   EventSource api/events ──► status, camera, viewers, recording ──► every listener, the newest status whole
-//   silent for a while, or not to be had (a proxy, too many listeners) ──► GET api/status once a second
+//   EventSource api/events ──► status, camera, viewers, recording ──► every listener gets the complete status
+//   no event for a while, or no event stream (proxy, too many listeners) ──► GET api/status once a second
 //
-// Nothing is asked while the page is hidden: a browser gives one server six connections for all its tabs.
+// A hidden page requests nothing: a browser opens at most six connections to one server for all its tabs.
 
 const TICK_MS = 1000;
-const SILENCE_MS = 2500; // two of the server's seconds, and some
-const ASK_TIMEOUT_MS = 3000;
-const AGAIN_MS = [1000, 2000, 5000, 10000];
+const SILENCE_MS = 2500; // the server sends a status every second
+const POLL_TIMEOUT_MS = 3000;
+const REOPEN_MS = [1000, 2000, 5000, 10000];
 
 const listeners = [];
 let source = null;
-let openings = 0;
-let openAgainAt = 0;
-let heardAt = 0;
+let failedOpenings = 0;
+let reopenAt = 0;
+let updatedAt = 0;
 let missed = 0;
 let status = null;
 
-// Calls `listener(status, missed)`: the newest status, or null and how many times in a row none was to be had.
+// Calls `listener(status, missed)` with the newest status, or with null and the number of failed polls in a row.
 export function onStatus(listener) {
   listeners.push(listener);
 }
 
-function tell() {
+function notify() {
   for (const listener of listeners) listener(status, missed);
 }
 
-function heard(news) {
-  heardAt = performance.now();
+function update(news) {
+  updatedAt = performance.now();
   missed = 0;
-  openings = 0;
+  failedOpenings = 0;
   status = { ...status, ...news };
-  tell();
+  notify();
 }
 
 function open() {
   source = new EventSource("api/events");
-  source.addEventListener("status", (event) => heard(JSON.parse(event.data)));
+  source.addEventListener("status", (event) => update(JSON.parse(event.data)));
   for (const part of ["camera", "viewers", "recording"]) {
-    source.addEventListener(part, (event) => status && heard({ [part]: JSON.parse(event.data) }));
+    source.addEventListener(part, (event) => status && update({ [part]: JSON.parse(event.data) }));
   }
   source.onerror = () => {
     close();
-    heardAt = 0; // the next tick asks
-    openAgainAt = performance.now() + AGAIN_MS[Math.min(openings, AGAIN_MS.length - 1)];
-    openings += 1;
+    updatedAt = 0; // the next tick polls
+    reopenAt = performance.now() + REOPEN_MS[Math.min(failedOpenings, REOPEN_MS.length - 1)];
+    failedOpenings += 1;
   };
 }
 
@@ -54,26 +54,26 @@ function close() {
   source = null;
 }
 
-// As fetch; the time holds for the answer's body too. (AbortSignal.timeout is unknown to Safari before 16.)
+// As fetch, with a timeout that includes the body. (Safari before 16 has no AbortSignal.timeout.)
 export function fetchWithTimeout(path, timeout_ms, options = {}) {
   const abort = new AbortController();
-  setTimeout(() => abort.abort(), timeout_ms); // nothing to abort once the body is read
+  setTimeout(() => abort.abort(), timeout_ms); // no effect after the body was read
   return fetch(path, { cache: "no-store", signal: abort.signal, ...options });
 }
 
-// Tells at once, for example after the page's own command.
-export async function askStatus() {
+// Polls the status now, for example after a command of this page.
+export async function pollStatus() {
   try {
-    const response = await fetchWithTimeout("api/status", ASK_TIMEOUT_MS);
+    const response = await fetchWithTimeout("api/status", POLL_TIMEOUT_MS);
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
     const news = await response.json();
-    const opened = openings; // an answer is no sign that events come
-    heard(news);
-    openings = opened;
+    const failures = failedOpenings; // an answer to a poll does not prove that events work
+    update(news);
+    failedOpenings = failures;
   } catch {
     missed += 1;
     status = null;
-    tell();
+    notify();
   }
 }
 
@@ -82,11 +82,11 @@ async function tick() {
   if (document.hidden) {
     close();
   } else {
-    if (!source && window.EventSource && now >= openAgainAt) open();
-    if (now - heardAt > SILENCE_MS) {
+    if (!source && window.EventSource && now >= reopenAt) open();
+    if (now - updatedAt > SILENCE_MS) {
       const silent = source;
-      await askStatus();
-      // The server answers and the source is silent: it hangs, or a proxy holds its events back.
+      await pollStatus();
+      // The server answers polls but sends no events: the stream hangs, or a proxy buffers it.
       if (silent && silent === source && missed === 0 && silent.readyState === EventSource.OPEN) silent.onerror();
     }
   }
@@ -94,7 +94,7 @@ async function tick() {
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) openAgainAt = 0;
+  if (!document.hidden) reopenAt = 0;
 });
 window.addEventListener("pagehide", close);
 setTimeout(tick);

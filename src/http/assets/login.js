@@ -1,5 +1,5 @@
-// The login of the viewer page. Whatever the page asks for and is refused (401) brings up the form; the right token
-// becomes a cookie that scripts cannot read, and the page starts afresh. Where no token is asked for, nothing shows.
+// The login of the viewer page. Every response with 401 opens the form. The right token sets a cookie that scripts
+// cannot read, and the page reloads. Without a token on the server the form never opens.
 
 const SESSION = "api/session";
 const $ = (id) => document.getElementById(id);
@@ -8,15 +8,15 @@ const field = $("login-token");
 const note = $("login-note");
 const button = $("login-button");
 
-// Loaded before the other scripts: every answer passes here.
-const fetchPlainly = window.fetch.bind(window);
+// This script is loaded first, so every response of the page passes here.
+const originalFetch = window.fetch.bind(window);
 window.fetch = async (...request) => {
-  const response = await fetchPlainly(...request);
-  if (response.status === 401) ask();
+  const response = await originalFetch(...request);
+  if (response.status === 401) openForm();
   return response;
 };
 
-function ask() {
+function openForm() {
   if (dialog.open) return;
   dialog.showModal();
   field.focus();
@@ -27,7 +27,7 @@ async function logIn(event) {
   button.disabled = true;
   note.textContent = "";
   try {
-    const response = await fetchPlainly(SESSION, {
+    const response = await originalFetch(SESSION, {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify({ token: field.value.trim() }),
@@ -36,40 +36,40 @@ async function logIn(event) {
     const answer = await response.json().catch(() => ({}));
     note.textContent = refusal(response, answer);
   } catch {
-    note.textContent = "The server does not answer.";
+    note.textContent = "The server does not answer. Check that it runs, then try again.";
   }
   button.disabled = false;
   field.select();
 }
 
 function refusal(response, answer) {
-  if (response.status === 401) return "That is not the token.";
+  if (response.status === 401) return "This is not the token of the server.";
   if (response.status === 429) return `Too many wrong tokens. Try again in ${response.headers.get("retry-after")} s.`;
   return answer.error || `HTTP ${response.status}`;
 }
 
 async function logOut() {
-  await fetchPlainly(SESSION, { method: "DELETE" }).catch(() => {});
+  await originalFetch(SESSION, { method: "DELETE" }).catch(() => {});
   location.reload();
 }
 
 // Another tab may have logged in meanwhile.
-async function look() {
+async function checkSession() {
   try {
-    const response = await fetchPlainly(SESSION, { cache: "no-store" });
-    if (response.status === 401) return ask();
+    const response = await originalFetch(SESSION, { cache: "no-store" });
+    if (response.status === 401) return openForm();
     const { token_required: isRequired } = await response.json();
     $("logout-button").hidden = !isRequired;
     if (dialog.open) location.reload();
   } catch {
-    // The page says itself that the server is gone.
+    // The status of the page already shows that the server does not answer.
   }
 }
 
 $("login-form").addEventListener("submit", logIn);
 $("logout-button").addEventListener("click", logOut);
 dialog.addEventListener("cancel", (event) => event.preventDefault());
-// The page's keys are not for what is typed here.
+// Keys typed into the form are not shortcuts of the page.
 dialog.addEventListener("keydown", (event) => event.stopPropagation());
-document.addEventListener("visibilitychange", () => !document.hidden && dialog.open && look());
-look();
+document.addEventListener("visibilitychange", () => !document.hidden && dialog.open && checkSession());
+checkSession();

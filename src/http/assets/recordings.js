@@ -1,9 +1,9 @@
-// Recordings on the viewer page: the record button with its elapsed time, and the drawer with the list.
+// Recordings on the viewer page: the record button with the elapsed time, and the drawer with the list.
 //
 //   events.js ── recording ──► button
 //   drawer open ── GET api/recordings ──► list: play here, download, delete
 
-import { askStatus, fetchWithTimeout, onStatus } from "./events.js";
+import { fetchWithTimeout, onStatus, pollStatus } from "./events.js";
 
 const TIMEOUT_MS = 15000; // a stop waits until the file is on the disk
 const CONFIRM_MS = 4000;
@@ -21,7 +21,7 @@ let isRecording = false;
 let isBusy = false;
 let playing = null; // name of the recording in the player
 
-async function ask(method, path, body) {
+async function request(method, path, body) {
   const options = { method };
   if (body) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json" } });
   const response = await fetchWithTimeout(path, TIMEOUT_MS, options);
@@ -30,7 +30,7 @@ async function ask(method, path, body) {
   return answer;
 }
 
-function say(text) {
+function showNote(text) {
   if (note.textContent !== text) note.textContent = text;
 }
 
@@ -57,14 +57,14 @@ function showStatus(status) {
   recordButton.disabled = isBusy;
   recordText.textContent = isRecording ? `Stop ${clock(status.duration || 0)}` : "Record";
   document.body.toggleAttribute("data-recording", isRecording);
-  if (status.error) say(status.error.error);
+  if (status.error) showNote(status.error.error);
   if (ended && !drawer.hidden) refresh();
 }
 
-// Without a status the live view says that the server is gone; this comes back with it.
-function statusCame(status) {
+// Without a status the live view shows that the server is gone. The button keeps its state.
+function onNewStatus(status) {
   if (!status || isBusy) return;
-  // A server that does not record has nothing to press.
+  // --no-recorder: the server has nothing to record or list.
   recordButton.hidden = drawerButton.hidden = status.recording.state === "off";
   showStatus(status.recording);
   if (isRecording && !drawer.hidden) refresh();
@@ -74,15 +74,15 @@ async function toggleRecording() {
   isBusy = true;
   recordButton.disabled = true;
   try {
-    const answer = await ask("POST", isRecording ? "api/recording/stop" : "api/recording/start");
-    say(answer.status === "stopped" ? `Saved ${answer.name}, ${clock(answer.duration)}` : `Recording ${answer.name}`);
+    const answer = await request("POST", isRecording ? "api/recording/stop" : "api/recording/start");
+    showNote(answer.status === "stopped" ? `Saved ${answer.name}, ${clock(answer.duration)}` : `Recording ${answer.name}`);
   } catch (error) {
-    say(error.message);
+    showNote(error.message);
   } finally {
     isBusy = false;
   }
   recordButton.disabled = false;
-  await askStatus();
+  await pollStatus();
   if (!drawer.hidden) refresh();
 }
 
@@ -101,7 +101,7 @@ function row(recording) {
   const marks = [recording.recording && "recording now", recording.recovered && "recovered"].filter(Boolean);
   const facts = [started, recording.duration === null ? "" : clock(recording.duration), size(recording.bytes), ...marks];
   const play = element("button", { type: "button", textContent: "Play", onclick: () => open(recording.name) });
-  play.disabled = !recording.name.endsWith(".mp4"); // browsers play no bare H.264
+  play.disabled = !recording.name.endsWith(".mp4"); // browsers cannot play raw H.264
   const download = element("a", { href: pathOf(recording.name), download: recording.name, textContent: "Download" });
   const remove = element("button", { type: "button", textContent: "Delete", className: "danger" });
   remove.disabled = recording.recording;
@@ -119,16 +119,16 @@ let shown = "";
 
 async function refresh() {
   try {
-    const { recordings } = await ask("GET", "api/recordings");
+    const { recordings } = await request("GET", "api/recordings");
     const next = JSON.stringify(recordings);
     if (next === shown) return;
-    // A list that is being used is not exchanged under the finger.
+    // Do not replace the list while one of its buttons has the focus.
     if (list.contains(document.activeElement) && shown) return;
     shown = next;
     list.replaceChildren(...recordings.map(row));
     $("recording-none").hidden = recordings.length > 0;
   } catch (error) {
-    say(error.message);
+    showNote(error.message);
   }
 }
 
@@ -149,10 +149,10 @@ function confirmDelete(button, name) {
 async function remove(name) {
   if (playing === name) close();
   try {
-    await ask("DELETE", pathOf(name));
-    say(`Deleted ${name}`);
+    await request("DELETE", pathOf(name));
+    showNote(`Deleted ${name}`);
   } catch (error) {
-    say(error.message);
+    showNote(error.message);
   }
   refresh();
 }
@@ -162,7 +162,7 @@ function open(name) {
   player.hidden = false;
   player.src = pathOf(name);
   player.setAttribute("aria-label", `Recording ${name}`);
-  player.play().catch(() => {}); // the controls are there
+  player.play().catch(() => {}); // if autoplay is blocked, the user presses play
   player.scrollIntoView({ block: "nearest" });
 }
 
@@ -184,10 +184,10 @@ function toggleDrawer() {
 recordButton.addEventListener("click", toggleRecording);
 drawerButton.addEventListener("click", toggleDrawer);
 $("drawer-close").addEventListener("click", toggleDrawer);
-player.addEventListener("error", () => playing && say("This recording cannot be played here; download it."));
+player.addEventListener("error", () => playing && showNote("This browser cannot play the recording. Download it instead."));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
   if (event.key === "Escape" && !drawer.hidden) toggleDrawer();
   if (event.key === "r" && !isBusy && !event.target.closest("input, textarea")) toggleRecording();
 });
-onStatus(statusCame);
+onStatus(onNewStatus);

@@ -1,10 +1,10 @@
-// The viewer page: one WebRTC connection to the server, kept alive by itself.
+// The viewer page: one WebRTC connection to the server that reconnects automatically.
 //
-//   events.js ── camera, server there? ──────────────────┐
-//   tick (once a second) ── getStats ──► frames moving? ──┴──► state ──► page
-//   connect ── POST api/webrtc/offer ──► video.   Any end of it ──► reconnect with backoff.
+//   events.js ── state of camera and server ─────────────────────┐
+//   tick (once a second) ── getStats ──► does the picture move? ──┴──► state ──► page
+//   connect ── POST api/webrtc/offer ──► video.   Every end of the connection ──► reconnect with backoff.
 //
-// For tests, and stable: window.__viewer = {
+// Stable interface for tests: window.__viewer = {
 //   state    "connecting" | "live" | "waiting" | "away" | "stalled" | "server-gone" | "full" | "refused" | "tap",
 //   stats()  the last sample: { state, fps, bitrate_bps, width, height, frames_decoded, frames_dropped,
 //            freezes, packets_lost, loss_percent, jitter_buffer_ms, rtt_ms, connects,
@@ -16,8 +16,8 @@ import { fetchWithTimeout, onStatus } from "./events.js";
 
 const TICK_MS = 1000;
 const OFFER_TIMEOUT_MS = 8000;
-const STALL_MS = 5000; // no picture for so long, though the camera is live: connect anew
-const DISCONNECT_GRACE_MS = 2000; // ICE often recovers from "disconnected" by itself
+const STALL_MS = 5000; // the camera is live but the picture has not moved for this long: reconnect
+const DISCONNECT_GRACE_MS = 2000; // ICE often recovers from "disconnected"
 const BACKOFF_MS = [300, 700, 1500, 3000, 5000, 8000];
 const QUIET_MS = 3500;
 const LATENCY_SAMPLES = 300;
@@ -31,13 +31,13 @@ const canvas = $("canvas");
 const TEXTS = {
   connecting: ["Connecting…", ""],
   live: ["Live", ""],
-  waiting: ["Waiting for the camera", "The picture starts by itself."],
-  away: ["Camera away", "The picture comes back by itself."],
-  stalled: ["The camera sends no pictures", "The picture comes back by itself."],
+  waiting: ["Waiting for the camera", "The picture starts when the camera runs."],
+  away: ["Camera away", "The picture returns when the camera runs again."],
+  stalled: ["The camera sends no pictures", "The picture returns when the camera sends again."],
   "server-gone": ["Server not reachable", "Trying again…"],
-  full: ["All places are taken", "Trying again…"],
+  full: ["The server has no free viewer slot", "Trying again…"],
   refused: ["The server refused the connection", ""],
-  tap: ["Tap to play", "This browser starts video only after a tap."],
+  tap: ["Tap to play", "This browser plays video only after a tap."],
 };
 
 let pc = null;
@@ -46,12 +46,12 @@ let retryTimer = 0;
 let graceTimer = 0;
 let attempts = 0;
 let connects = 0;
-let refusal = null; // { state: "full" | "refused", detail }: why the last offer was turned down
-let camera = null; // as the server says; null: unknown
+let refusal = null; // { state: "full" | "refused", detail }: why the server refused the last offer
+let camera = null; // state as reported by the server; null: unknown
 let missedStatus = 0;
 let wasLive = false;
 let isPlayBlocked = false;
-let movedAt = 0; // when the picture last moved, or the connection was made
+let movedAt = 0; // when the picture last moved or the connection was started
 
 function decideState(now) {
   if (pc && isMoving(now)) return isPlayBlocked ? "tap" : "live";
@@ -75,7 +75,7 @@ function show(now = performance.now()) {
   }
   const [title, text] = TEXTS[next];
   const detail = refusal && next === refusal.state ? refusal.detail || text : text;
-  // Only changes are written: the message is a live region, a screen reader says every write.
+  // Write changes only: the message is a live region, and a screen reader reads out every write.
   if ($("message-title").textContent !== title) $("message-title").textContent = title;
   if ($("message-detail").textContent !== detail) $("message-detail").textContent = detail;
   if (state !== next) {
@@ -100,7 +100,7 @@ async function connect() {
   mine.onconnectionstatechange = () => pc === mine && connectionChanged(mine);
   try {
     await mine.setLocalDescription();
-    // The server is ICE-lite and learns our addresses from our checks: no need to wait for candidates.
+    // The server is ICE-lite and gets our addresses from our checks, so there is no wait for candidates.
     const answer = await postOffer(mine.localDescription.sdp);
     if (pc !== mine) return;
     await mine.setRemoteDescription(answer);
@@ -111,7 +111,7 @@ async function connect() {
       };
     }
   } catch (error) {
-    if (pc === mine) turnedDown(error);
+    if (pc === mine) offerFailed(error);
   }
 }
 
@@ -134,11 +134,11 @@ async function postOffer(sdp) {
   throw new Refused(response.status, body.code, body.error || `HTTP ${response.status}`, retryAfter);
 }
 
-function turnedDown(error) {
+function offerFailed(error) {
   refusal = null;
   let wait_ms = 0;
   if (error instanceof Refused) {
-    if (error.status === 401) video.srcObject = null; // who is logged out keeps no last picture either
+    if (error.status === 401) video.srcObject = null; // after a logout the last picture must not stay visible
     const isFull = error.code === "full";
     refusal = { state: isFull ? "full" : "refused", detail: isFull ? "" : error.message };
     wait_ms = error.status === 503 ? error.retryAfter * 1000 : BACKOFF_MS[BACKOFF_MS.length - 1];
@@ -150,7 +150,7 @@ function preferLowLatency(transceiver) {
   const { receiver } = transceiver;
   if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
   if ("playoutDelayHint" in receiver) receiver.playoutDelayHint = 0;
-  // Capture times travel in a header extension that browsers know but do not offer by default.
+  // Browsers support the header extension with capture times but do not offer it by default.
   if (!transceiver.setHeaderExtensionsToNegotiate) return;
   try {
     const extensions = transceiver.getHeaderExtensionsToNegotiate();
@@ -158,7 +158,7 @@ function preferLowLatency(transceiver) {
     if (captureTime) captureTime.direction = "sendrecv";
     transceiver.setHeaderExtensionsToNegotiate(extensions);
   } catch (error) {
-    console.info("no capture times:", error.message);
+    console.info("no capture times, so the latency is measured from the arrival:", error.message);
   }
 }
 
@@ -179,7 +179,7 @@ function connectionChanged(mine) {
   }
 }
 
-// Frees our side and, with the DTLS close it sends, the server's at once.
+// Closes the connection. The DTLS close lets the server end the session at once.
 function disconnect() {
   clearTimeout(retryTimer);
   clearTimeout(graceTimer);
@@ -202,7 +202,7 @@ function reconnect(atLeast_ms = 0) {
   show();
 }
 
-// Something changed for the better (network back, page shown, server back): no waiting.
+// Reconnects without backoff: the network or the server is back, or the page is visible again.
 function reconnectNow() {
   attempts = 0;
   if (!pc || !isMoving(performance.now())) connect();
@@ -210,7 +210,7 @@ function reconnectNow() {
 
 // ---- once a second ----------------------------------------------------------------------------------
 
-function statusCame(status, missed) {
+function onNewStatus(status, missed) {
   const wasGone = missedStatus >= 2;
   missedStatus = missed;
   camera = status ? status.camera : null;
@@ -219,7 +219,7 @@ function statusCame(status, missed) {
 }
 
 async function tick() {
-  // A hidden page keeps its connection and asks nothing.
+  // A hidden page keeps its connection and requests nothing.
   if (!document.hidden) {
     await takeSample();
     const now = performance.now();
@@ -238,7 +238,7 @@ async function tick() {
 
 const latencies = []; // the last LATENCY_SAMPLES of one kind, in ms
 let latencyKind = null;
-let before = null; // the report the rates are counted from
+let before = null; // the previous report, for rates
 let sample = emptySample();
 
 function emptySample() {
@@ -289,8 +289,8 @@ function readStream(stream, earlier, pair) {
   };
 }
 
-// Capture -> shown where the browser knows the capture time (on our clock: it estimates the difference to
-// the sender's); else from the last packet's arrival.
+// Measures the latency from capture to display if the browser knows the capture time (it estimates the offset between
+// the sender's clock and ours), otherwise from the arrival of the last packet.
 function frameShown(now, frame) {
   const shown = frame.expectedDisplayTime || frame.presentationTime || now;
   const hasCapture = frame.captureTime !== undefined && isPlausible(shown - frame.captureTime);
@@ -301,7 +301,7 @@ function frameShown(now, frame) {
 
 const isPlausible = (latency_ms) => latency_ms > 0 && latency_ms < 60_000;
 
-// The two kinds don't mix: from the first known capture time on, only those count.
+// The two kinds are not mixed: after the first known capture time only that kind counts.
 function noteLatency(kind, latency_ms) {
   if (kind !== latencyKind && latencyKind === "capture") return;
   if (kind !== latencyKind) latencies.length = 0;
@@ -329,7 +329,7 @@ let isStatusShown = readSetting("status") !== "off";
 
 function statusParts() {
   const word = STATE_WORDS[state] || state;
-  if (state !== "live" && state !== "tap") return [word]; // figures of a picture that stands say nothing
+  if (state !== "live" && state !== "tap") return [word]; // figures of a frozen picture are misleading
   const { kind, p50_ms } = latency();
   const parts = [
     word,
@@ -344,7 +344,7 @@ function statusParts() {
   return parts;
 }
 
-// Breaks between parts only.
+// Breaks lines between parts only.
 function wrap(context, parts, width) {
   const lines = [];
   for (const part of parts) {
@@ -391,7 +391,7 @@ function readSetting(name) {
   try {
     return localStorage.getItem(name);
   } catch {
-    return null; // storage is off: settings last as long as the page
+    return null; // without storage a setting lasts until the page is closed
   }
 }
 
@@ -401,7 +401,7 @@ function toggleStatus() {
   try {
     localStorage.setItem("status", isStatusShown ? "on" : "off");
   } catch {
-    // as above
+    // no storage, see readSetting
   }
   drawStatusLine();
 }
@@ -418,7 +418,7 @@ function tapped() {
 
 let quietTimer = 0;
 
-function stir() {
+function onActivity() {
   delete document.body.dataset.quiet;
   clearTimeout(quietTimer);
   quietTimer = setTimeout(() => (document.body.dataset.quiet = ""), QUIET_MS);
@@ -435,7 +435,7 @@ function wireControls() {
     if (event.key === "s") toggleStatus();
     if (event.key === "f" && document.fullscreenEnabled) toggleFullscreen();
   });
-  for (const name of ["pointermove", "pointerdown", "keydown", "focusin"]) document.addEventListener(name, stir);
+  for (const name of ["pointermove", "pointerdown", "keydown", "focusin"]) document.addEventListener(name, onActivity);
 }
 
 function wirePage() {
@@ -444,7 +444,7 @@ function wirePage() {
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", (event) => event.persisted && reconnectNow());
   document.addEventListener("visibilitychange", () => {
-    movedAt = performance.now(); // nobody watched the clock meanwhile
+    movedAt = performance.now(); // ticks do not measure while the page is hidden
     if (!document.hidden && (!pc || pc.connectionState === "disconnected")) reconnectNow();
   });
 }
@@ -457,14 +457,14 @@ window.__viewer = {
 
 wireControls();
 wirePage();
-stir();
+onActivity();
 show();
 if (typeof RTCPeerConnection === "undefined") {
   refusal = { state: "refused", detail: "This browser has no WebRTC." };
   show();
 } else {
   if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(frameShown);
-  onStatus(statusCame);
+  onStatus(onNewStatus);
   connect();
   tick();
 }

@@ -9,14 +9,11 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use crate::base::limits;
 use crate::session::media::gate::GateState;
 
 /// Why a viewer needs an IDR.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum IdrReason {
     /// The viewer joined and has no picture yet.
     Join,

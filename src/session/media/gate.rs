@@ -9,13 +9,10 @@
 //!
 //! Invariant: a unit is sent only if every reference unit since the last sent IDR was sent.
 
-use serde::Serialize;
-
 use crate::base::limits;
 
 /// State of the gate.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum GateState {
     /// No unit was sent yet; the first will be an IDR.
     WaitingForIdr,

@@ -7,8 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::{MS, SECOND};
-use crate::uring::{Completion, FutexWord, Received, UdpCounters, UdpDriverError};
-use crate::worker::wire::Driver;
+use crate::uring::{Completion, Driver, FutexWord, Received, UdpCounters, UdpDriverError};
 use support::random::Random;
 
 /// A day is thinned: one datagram that waits in the kernel stands for so many of a real stream.
@@ -147,7 +146,7 @@ pub(super) struct SimulatedDriver {
     in_flight: HashMap<u32, u32>,
     counters: UdpCounters,
     /// How long the worker last wanted to sleep.
-    pub(super) asked_to_wait: Duration,
+    pub(super) last_timeout: Duration,
 }
 
 impl SimulatedDriver {
@@ -162,7 +161,7 @@ impl SimulatedDriver {
     }
 
     /// Whether the next look at it gives something.
-    pub(super) fn has_news(&self) -> bool {
+    pub(super) fn has_completions(&self) -> bool {
         !self.completions.is_empty() || !self.arrived.is_empty()
     }
 
@@ -180,7 +179,7 @@ impl SimulatedDriver {
 
 impl Driver for SimulatedDriver {
     fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError> {
-        self.asked_to_wait = timeout;
+        self.last_timeout = timeout;
         Ok(())
     }
 
@@ -231,5 +230,5 @@ impl Driver for SimulatedDriver {
         self.in_flight.get(&viewer).map_or(0, |count| count * STANDS_FOR)
     }
 
-    fn watch(&mut self, _: Option<(&FutexWord, u32)>) {}
+    fn set_futex_wait(&mut self, _: Option<(&FutexWord, u32)>) {}
 }

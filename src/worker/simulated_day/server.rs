@@ -1,5 +1,5 @@
-//! The server of a simulated day: its workers, one after another in one thread, each with the real turn and a wire of
-//! the simulated network.
+//! The server of a simulated day: its workers in one thread, each with the real turn and a driver of the simulated
+//! network.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::base::limits;
 use crate::camera::Camera;
 use crate::metrics::WorkerCounters;
 use crate::session::Viewer;
-use crate::worker::commands::{Command, Mailbox, mailbox};
+use crate::worker::commands::{Mailbox, hand_over, mailbox};
 use crate::worker::turn::{Seed, Worker};
 
-/// Turns of all workers at one moment: more means that they never come to rest.
+/// Turns of all workers at one moment. More means that they wake each other forever.
 const TURNS_MAX: usize = 100;
 
 pub(super) struct Server {
@@ -47,69 +47,64 @@ impl Server {
         viewer as usize % self.workers.len()
     }
 
-    /// As the backend does it.
+    /// Gives a new session to its worker, as the backend does.
     pub(super) fn adopt(&self, viewer: Viewer) {
-        let worker = self.owner(viewer.id());
-        let (receiver, mailbox) = (&self.mailboxes[0], &self.mailboxes[worker]);
-        if worker != 0 {
-            let ufrag = viewer.local_ufrag().to_owned();
-            assert!(receiver.send(Command::Route { ufrag, worker }).is_ok());
-        }
-        assert!(mailbox.send(Command::Adopt { viewer: Box::new(viewer), guard: None }).is_ok());
+        let owner = self.owner(viewer.id());
+        assert_eq!(hand_over(&self.mailboxes, owner, Box::new(viewer), None), Ok(()));
     }
 
-    /// A datagram came to the server's socket.
+    /// Delivers a datagram to the server's socket.
     pub(super) fn receive(&mut self, from: SocketAddr, bytes: Vec<u8>) {
-        self.workers[0].driver.receive(from, bytes);
+        self.workers[0].driver_mut().receive(from, bytes);
     }
 
-    /// Every worker turns until nobody has anything to do; says how long they want to sleep.
+    /// Runs turns of all workers until none has work left. Returns the shortest wait they asked for.
     pub(super) fn turn(&mut self, now: Now) -> Duration {
         for _ in 0..TURNS_MAX {
             for worker in &mut self.workers {
-                take_ring(worker);
+                clear_wakeup(worker);
                 as_server(|| {
                     worker.turn(now);
                     worker.submit(now).unwrap();
                 });
             }
-            if !self.workers.iter().any(|worker| is_rung(worker) || worker.driver.has_news()) {
-                let waits = self.workers.iter().map(|worker| worker.driver.asked_to_wait);
+            if !self.workers.iter().any(|worker| is_woken(worker) || worker.driver().has_completions()) {
+                let waits = self.workers.iter().map(|worker| worker.driver().last_timeout);
                 return waits.min().unwrap();
             }
         }
-        panic!("the workers do not come to rest");
+        panic!("the workers still have work after {TURNS_MAX} turns");
     }
 
-    /// What was sent since the last look, by viewer.
+    /// Takes what was sent since the last call, by viewer.
     pub(super) fn take_outbox(&mut self) -> Vec<(u32, SocketAddr, Vec<u8>)> {
-        self.workers.iter_mut().flat_map(|worker| std::mem::take(&mut worker.driver.outbox)).collect()
+        self.workers.iter_mut().flat_map(|worker| std::mem::take(&mut worker.driver_mut().outbox)).collect()
     }
 
-    /// A datagram of this viewer has left the kernel.
+    /// One datagram of this viewer has left the kernel.
     pub(super) fn left(&mut self, viewer: u32) {
         let owner = self.owner(viewer);
-        self.workers[owner].driver.left(viewer);
+        self.workers[owner].driver_mut().left(viewer);
     }
 
     pub(super) fn sessions(&self) -> usize {
-        self.workers.iter().map(|worker| worker.sessions.len()).sum()
+        self.workers.iter().map(|worker| worker.sessions().len()).sum()
     }
 
     pub(super) fn viewer(&mut self, id: u32) -> Option<&mut Viewer> {
         let owner = self.owner(id);
-        self.workers[owner].sessions.by_id(id).map(|entry| &mut entry.viewer)
+        self.workers[owner].session(id).map(|slot| &mut slot.viewer)
     }
 
-    /// A count of all workers.
+    /// Returns the sum of a counter over all workers.
     pub(super) fn count(&self, counter: impl Fn(&WorkerCounters) -> &Counter) -> u64 {
         self.counters.iter().map(|counters| counter(counters).get()).sum()
     }
 
-    /// A jam is seen: what waits in the kernel for one viewer is bounded, by the gate, the unit that went past it and
-    /// what is sent again.
+    /// The datagrams that wait in the kernel for one viewer are bounded: by the gate, the unit that passed it last, and
+    /// retransmissions.
     pub(super) fn check_in_flight(&self) -> Result<(), String> {
-        let most = self.workers.iter().map(|worker| worker.driver.most_in_flight()).max();
+        let most = self.workers.iter().map(|worker| worker.driver().most_in_flight()).max();
         match most {
             Some(most) if most > 4 * limits::VIEWER_IN_FLIGHT_MAX => {
                 Err(format!("{most} datagrams in flight"))
@@ -118,32 +113,77 @@ impl Server {
         }
     }
 
-    /// Nothing may be known of sessions that are gone: each has one ufrag and at most one address.
+    /// The tables hold only live sessions: one ufrag and at most one address for each.
     pub(super) fn check_tables(&self) -> Result<(), String> {
-        let elsewhere: usize = self.workers.iter().skip(1).map(|worker| worker.sessions.len()).sum();
-        let routes = self.workers[0].routes.counts();
+        let elsewhere: usize = self.workers.iter().skip(1).map(|worker| worker.sessions().len()).sum();
+        let routes = self.workers[0].routes().counts();
         if routes != (elsewhere, elsewhere) {
             return Err(format!("{routes:?} routes to {elsewhere} sessions"));
         }
         for worker in &self.workers {
-            let (sessions, known) = (worker.sessions.len(), worker.sessions.counts());
+            let (sessions, known) = (worker.sessions().len(), worker.sessions().counts());
             if known != (sessions, sessions) {
-                return Err(format!("{known:?} ways to {sessions} sessions"));
+                return Err(format!("{known:?} ufrags and addresses for {sessions} sessions"));
             }
         }
         Ok(())
     }
 }
 
-fn is_rung(worker: &Worker<SimulatedDriver>) -> bool {
-    let eventfd = worker.reader.eventfd();
+fn is_woken(worker: &Worker<SimulatedDriver>) -> bool {
+    let eventfd = worker.reader().eventfd();
     let mut polled = [PollFd::new(&*eventfd, PollFlags::IN)];
     poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
 }
 
-/// Empties the eventfd, as the driver does.
-fn take_ring(worker: &Worker<SimulatedDriver>) {
-    if is_rung(worker) {
-        rustix::io::read(&*worker.reader.eventfd(), &mut [0; 8]).unwrap();
+/// Reads the eventfd, as the driver does.
+fn clear_wakeup(worker: &Worker<SimulatedDriver>) {
+    if is_woken(worker) {
+        rustix::io::read(&*worker.reader().eventfd(), &mut [0; 8]).unwrap();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::browser::{Browser, Manners, server_address};
+    use super::super::network::{Link, Weather};
+    use super::*;
+    use crate::base::clock;
+    use crate::session::{SessionConfig, SessionContext, SrtpChoice};
+    use crate::worker::commands::{Command, MailboxFull};
+
+    fn viewer(id: u32) -> Box<Viewer> {
+        let now = clock::now();
+        let config =
+            SessionConfig { candidates: vec![server_address()], advertise: vec![], srtp: SrtpChoice::Gcm };
+        let link = Link::new(Weather::Clean, (1, 0), id);
+        let (_, offer) = Browser::new(id, Manners::Polite, link, (now.instant, now.monotonic_ns));
+        let context = SessionContext::new(config).unwrap();
+        let (viewer, _) = Viewer::accept(&context, id, &offer, now.instant).unwrap();
+        Box::new(viewer)
+    }
+
+    #[test]
+    fn session_of_another_worker_gets_a_route() {
+        let (mailboxes, readers): (Vec<_>, Vec<_>) = (0..2).map(|_| mailbox().unwrap()).unzip();
+        let session = viewer(1);
+        let expected = session.local_ufrag().to_owned();
+        assert_eq!(hand_over(&mailboxes, 1, session, None), Ok(()));
+        let route = readers[0].commands.try_recv();
+        assert!(matches!(route, Ok(Command::Route { ufrag, worker: 1 }) if ufrag == expected));
+        assert!(readers[0].commands.try_recv().is_err());
+        assert!(matches!(readers[1].commands.try_recv(), Ok(Command::Adopt { .. })));
+    }
+
+    #[test]
+    fn route_is_removed_when_the_owner_cannot_adopt_the_session() {
+        let (mailboxes, readers): (Vec<_>, Vec<_>) = (0..2).map(|_| mailbox().unwrap()).unzip();
+        while mailboxes[1].send(Command::Stop).is_ok() {}
+        let session = viewer(2);
+        let expected = session.local_ufrag().to_owned();
+        assert_eq!(hand_over(&mailboxes, 1, session, None), Err(MailboxFull));
+        assert!(matches!(readers[0].commands.try_recv(), Ok(Command::Route { .. })));
+        let forget = readers[0].commands.try_recv();
+        assert!(matches!(forget, Ok(Command::Forget { ufrag }) if ufrag == expected));
     }
 }

@@ -1,6 +1,6 @@
-// Chromium without a screen, and what we ask of a page: which units it showed, and what it says of itself.
+// Headless Chromium, and the data of a page: the units it showed and the state it reports.
 import { chromium } from 'playwright-core';
-import { waitFor } from './house.mjs';
+import { waitFor } from './processes.mjs';
 import { readUnitNumber, STRIP } from './unit_number.mjs';
 
 const ARGUMENTS = [
@@ -19,7 +19,7 @@ const ARGUMENTS = [
   '--autoplay-policy=no-user-gesture-required',
 ];
 
-/** A browser with a new profile of its own, gone on close. */
+/** Starts a browser with a new profile, which is removed on close. */
 export async function startBrowser(more = []) {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
@@ -28,8 +28,8 @@ export async function startBrowser(more = []) {
   });
 }
 
-// Runs in the page before its own scripts: remembers every connection, and for every presented picture its
-// unit number, read from the blocks in the picture.
+// Runs in the page before its scripts. Stores every connection, and for every presented picture the unit number, read from
+// the blocks in the picture.
 function probe({ read, strip }) {
   // eslint-disable-next-line no-eval
   const readUnitNumber = (0, eval)(`(${read})`);
@@ -44,7 +44,7 @@ function probe({ read, strip }) {
   const canvas = document.createElement('canvas');
   const pen = canvas.getContext('2d', { willReadFrequently: true });
   const watch = (video) => {
-    const look = (now, metadata) => {
+    const onPicture = (now, metadata) => {
       const height = Math.min(strip.height, video.videoHeight);
       canvas.width = video.videoWidth;
       canvas.height = height;
@@ -55,9 +55,9 @@ function probe({ read, strip }) {
       if (unit === null) window.probe.broken += 1;
       window.probe.seen.push({ unit, at: now, presented: metadata.presentedFrames, width: video.videoWidth });
       if (window.probe.seen.length > 20_000) window.probe.seen.shift();
-      video.requestVideoFrameCallback(look);
+      video.requestVideoFrameCallback(onPicture);
     };
-    video.requestVideoFrameCallback(look);
+    video.requestVideoFrameCallback(onPicture);
   };
   const known = new WeakSet();
   setInterval(() => {
@@ -70,8 +70,8 @@ function probe({ read, strip }) {
   }, 20);
 }
 
-/** A page on the server's URL in a window of its own (a tab in the background presents nothing); `viewer.page`,
- *  and questions to it. */
+/** Opens the server's URL in a new window (a background tab presents no pictures). Returns `viewer.page` and functions
+ *  that query it. */
 export async function openViewer(browser, url, before = async () => {}, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 720 }, ...options });
   await context.addInitScript(probe, { read: readUnitNumber.toString(), strip: STRIP });
@@ -87,23 +87,23 @@ export async function openViewer(browser, url, before = async () => {}, options 
     seen: () => page.evaluate(() => window.probe.seen),
     broken: () => page.evaluate(() => window.probe.broken),
     forget: () => page.evaluate(() => { window.probe.seen = []; window.probe.broken = 0; }),
-    /** Waits for so many presented pictures since the last forget. */
+    /** Waits for `count` presented pictures since the last forget. */
     pictures: (count) => waitFor(`${count} pictures in the page`, () =>
       page.evaluate((wanted) => window.probe.seen.length >= wanted, count)),
-    /** inbound-rtp statistics of the newest connection, with the unit shown at that moment. */
+    /** inbound-rtp statistics of the newest connection, with the unit shown at that time. */
     stats: () => page.evaluate(async () => {
       const report = await window.probe.connections.at(-1).getStats();
       const inbound = [...report.values()].find((entry) => entry.type === 'inbound-rtp' && entry.kind === 'video');
       return { ...inbound, unit: window.probe.seen.at(-1)?.unit };
     }),
     connectionCount: () => page.evaluate(() => window.probe.connections.length),
-    /** What the page says of itself, for people and for tests. */
+    /** State and visible text of the page. */
     says: () => page.evaluate(() => `${document.body.dataset.state} ${document.body.innerText}`),
   };
   return viewer;
 }
 
-/** Asserts that the unit numbers seen never go back. */
+/** Asserts that the unit numbers never decrease. */
 export function assertInOrder(assert, seen) {
   const units = seen.map((picture) => picture.unit).filter((unit) => unit !== null);
   for (let index = 1; index < units.length; index += 1) {

@@ -1,4 +1,4 @@
-// A bad network in user space, for a browser: a UDP relay with seeded loss and a fixed delay each way.
+// A bad network in user space: a UDP relay with seeded loss and a fixed delay in each direction.
 import dgram from 'node:dgram';
 import { once } from 'node:events';
 
@@ -44,7 +44,7 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
   return relay;
 }
 
-/** Lets the page's offers through, and puts the relay in the place of every IPv4 candidate of the answer. */
+/** Passes the page's offers on, and replaces the port of every IPv4 candidate of the answer by that of the relay. */
 export function routeThrough(relay) {
   return (page) => page.route('**/api/webrtc/offer', async (route) => {
     const response = await route.fetch();

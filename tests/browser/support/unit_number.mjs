@@ -1,11 +1,11 @@
 // The unit number in the test card's picture: 36 cells in two rows at the bottom, Gray-coded with parity.
 // The geometry is documented at `NumberBlocks` in src/simulator/picture.rs.
 
-/** As much of the picture's bottom as holds the cells of every size up to 1920 pixels of width. */
+/** Lines at the bottom that contain the cells, for all widths up to 1920 pixels. */
 export const STRIP = { height: 208 };
 
-/** Reads the number from RGBA pixels of the picture's lowest `height` lines; null when it is not readable.
- *  Runs inside the page, so it may not refer to anything outside itself. */
+/** Reads the number from the RGBA pixels of the lowest `height` lines; null if it is not readable. Runs in the page, so it
+ *  must not use anything outside of itself. */
 export function readUnitNumber(rgba, width, height, pictureHeight) {
   const columns = Math.floor(width / 16);
   const cell = 16 * Math.floor(columns / 18);

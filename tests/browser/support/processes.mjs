@@ -1,4 +1,4 @@
-// The real server and the real camera for the browser tests, as processes that never outlive their test.
+// Starts the real server and camera for the browser tests, as processes that end with their test.
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import path from 'node:path';
@@ -9,9 +9,9 @@ const ROOT = path.resolve(HERE, '../../..');
 
 /** Where the binaries are: SS_BIN (relative to tests/browser), else the debug build. */
 const BINARIES = path.resolve(HERE, '..', process.env.SS_BIN ?? '../../target/debug');
-/** Pictures of what was seen. */
+/** Directory of screenshots. */
 export const PICTURES = path.join(ROOT, 'target/browser');
-/** Nothing is awaited for longer; what has not come by then is absent. */
+/** Timeout of every wait. */
 export const PATIENCE_MS = 60_000;
 
 let nextName = 0;
@@ -19,17 +19,17 @@ export const uniqueShm = () => `/ss-browser-${process.pid}-${nextName++}`;
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-// A page that was asked just as it was left (it reloads after a login) has not answered yet.
+// The page reloads after a login. A query at that moment fails and is repeated.
 const NAVIGATED = 'Execution context was destroyed, most likely because of a navigation';
 const unlessNavigated = (error) => {
   if (!String(error?.message).includes(NAVIGATED)) throw error;
 };
 
-/** Looks every 50 ms until `look` gives something truthy. */
-export async function waitFor(what, look) {
+/** Calls `poll` every 50 ms until it returns something truthy. */
+export async function waitFor(what, poll) {
   const deadline = Date.now() + PATIENCE_MS;
   for (;;) {
-    const found = await Promise.resolve().then(look).catch(unlessNavigated);
+    const found = await Promise.resolve().then(poll).catch(unlessNavigated);
     if (found) return found;
     if (Date.now() > deadline) throw new Error(`never came within ${PATIENCE_MS} ms: ${what}`);
     await sleep(50);
@@ -51,7 +51,7 @@ function start(name, args) {
   return running;
 }
 
-/** A server on loopback ports of the kernel's choice; `server.url`, `server.udp`. */
+/** Starts a server on free loopback ports; `server.url`, `server.udpPort`. */
 export async function startServer(args) {
   const server = start('streaming-server', ['--http', '127.0.0.1:0', '--udp', '0.0.0.0:0', '--control', 'off', ...args]);
   const line = await waitFor('the line `listening:`', () => {
@@ -63,7 +63,7 @@ export async function startServer(args) {
   return server;
 }
 
-/** A camera on a ring; its segment is removed on stop. */
+/** Starts a camera on a ring. The shared memory is removed on stop. */
 export function startCamera(shm, args) {
   const camera = start('camera-sim', ['--shm', shm, ...args]);
   const stop = camera.stop;
@@ -76,7 +76,7 @@ export function startCamera(shm, args) {
   return camera;
 }
 
-/** A sample of /metrics by name, summed over labels. */
+/** Returns a metric of /metrics, summed over its labels. */
 export async function metric(server, name) {
   const text = await (await fetch(`${server.url}metrics`)).text();
   const values = text.split('\n').filter((line) => line.split(/[ {]/)[0] === name);
