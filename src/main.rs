@@ -1,4 +1,4 @@
-//! Command line and wiring. May not decide anything a room could decide.
+//! Command line and signals. It must not make decisions: those belong to the modules.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line per check; failure when one of them failed.
+/// Prints one line per check. Fails if a check failed.
 fn examine(config: &Config) -> ExitCode {
     let checks = doctor::examine(config);
     let mut stdout = std::io::stdout().lock();

@@ -22,13 +22,13 @@ use crate::app::backend::AppBackend;
 use crate::app::service::{self, Notifier};
 use crate::base::limits;
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
-use crate::camera::{Camera, Layout, Wake};
-use crate::config::{self, Config, RecordFormat, WakeChoice};
+use crate::camera::{Camera, Layout};
+use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
 use crate::http::{self, ApiError, Backend, Diagnostics, Inspection};
 use crate::profiling::{self, Contention, ProfileError};
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
-use crate::session::{SessionConfig, SessionContext, SrtpChoice};
+use crate::session::{SessionConfig, SessionContext};
 use crate::simulator::{self, SimulatorConfig};
 use crate::uring::{self, SocketError};
 use crate::worker::{WorkerError, Workers, WorkersConfig};
@@ -103,7 +103,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let (socket, udp) = open_udp(config.udp)?;
     let mut threads = Threads::default();
     let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
-    let camera = Camera::new(&shm, wake(config.wake));
+    let camera = Camera::new(&shm, config.wake);
     let context = session_context(config, udp)?;
     let _settled = Settled(Arc::clone(&context));
     let socket = Arc::new(socket);
@@ -254,33 +254,14 @@ fn listen(address: SocketAddr, option: &'static str) -> Result<TcpListener, Serv
 fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContext>, ServerError> {
     let candidates = host_candidates(udp, &interface_addresses());
     let advertise = config.advertise.iter().map(|address| address.with_port(udp.port())).collect();
-    let session_config = SessionConfig { candidates, advertise, srtp: srtp(config.srtp) };
+    let session_config = SessionConfig { candidates, advertise, srtp: config.srtp };
     SessionContext::new(session_config).map_err(|error| ServerError::Sessions(error.to_string()))
-}
-
-fn wake(choice: WakeChoice) -> Wake {
-    match choice {
-        WakeChoice::Auto => Wake::Auto,
-        WakeChoice::Semaphore => Wake::Semaphore,
-        WakeChoice::Poll => Wake::Poll,
-    }
-}
-
-fn srtp(choice: config::SrtpChoice) -> SrtpChoice {
-    match choice {
-        config::SrtpChoice::Auto => SrtpChoice::Auto,
-        config::SrtpChoice::Gcm => SrtpChoice::Gcm,
-        config::SrtpChoice::Cm => SrtpChoice::Cm,
-    }
 }
 
 fn recorder_config(config: &Config) -> RecorderConfig {
     RecorderConfig {
         directory: config.record_path.clone(),
-        format: match config.record_format {
-            RecordFormat::H264 => recorder::names::Format::H264,
-            RecordFormat::Mp4 => recorder::names::Format::Mp4,
-        },
+        format: config.record_format,
         retention: recorder::retention::Retention {
             retain_bytes: config.retain_bytes,
             retain_days: config.retain_days,

@@ -37,6 +37,16 @@ pub enum Wake {
     Poll,
 }
 
+impl fmt::Display for Wake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Wake::Auto => "auto",
+            Wake::Semaphore => "semaphore",
+            Wake::Poll => "poll",
+        })
+    }
+}
+
 /// State of the camera.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CameraStatus {

@@ -1,15 +1,15 @@
-//! What can be wrong with a configuration, said so that it can be mended. Parses nothing.
+//! Errors in a configuration. Each names the source of the value and what the option accepts.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Where a value came from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
     /// A command line flag.
     Flag(&'static str),
-    /// A variable of the environment, by its whole name.
+    /// An environment variable, by its whole name.
     Environment(String),
     /// A key of the file.
     File(PathBuf, &'static str),
@@ -28,33 +28,33 @@ impl fmt::Display for ValueOrigin {
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A value that its option does not take.
+    /// A value that the option does not accept.
     #[error("{origin}: \"{value}\" is not valid: expected {expected}")]
     BadValue {
-        /// Where it was given.
+        /// The source of the value.
         origin: ValueOrigin,
-        /// What was given.
+        /// The value.
         value: String,
-        /// What would have been right.
+        /// What the option accepts.
         expected: String,
     },
-    /// A secret that its option does not take; the value is not repeated.
+    /// A bad secret. The message does not repeat it.
     #[error("{origin}: not valid: expected {expected}")]
     BadSecret {
-        /// Where it was given.
+        /// The source of the value.
         origin: ValueOrigin,
-        /// What would have been right, and what is wrong.
+        /// What the option accepts, and what is wrong.
         expected: String,
     },
-    /// Options that do not fit each other.
+    /// Options that contradict each other.
     #[error("{0}")]
     Together(String),
     /// A flag that does not exist.
     #[error("unknown option {flag}{}; see --help", did_you_mean("--", *suggestion))]
     UnknownFlag {
-        /// As given.
+        /// The flag.
         flag: String,
-        /// The closest option that exists, if one is close.
+        /// The most similar option, if one is similar.
         suggestion: Option<&'static str>,
     },
     /// A key of the file that does not exist.
@@ -62,25 +62,25 @@ pub enum ConfigError {
     UnknownKey {
         /// The file.
         path: PathBuf,
-        /// As given.
+        /// The key.
         key: String,
-        /// The closest option that exists, if one is close.
+        /// The most similar option, if one is similar.
         suggestion: Option<&'static str>,
     },
-    /// Something on the command line that is no option.
+    /// An argument that is not an option.
     #[error("unexpected argument \"{0}\"; options start with --, see --help")]
     UnexpectedArgument(String),
-    /// A flag without its value, or with one it does not take.
+    /// A flag without its value, or a switch with a value.
     #[error("{0}; see --help")]
     CommandLine(String),
     /// The file of --config or --token-file cannot be read.
     #[error("{origin}: cannot read {}: {source}", path.display())]
     FileUnreadable {
-        /// Where its name was given.
+        /// The source of the file's name.
         origin: ValueOrigin,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The file of --config is not TOML.
@@ -88,7 +88,7 @@ pub enum ConfigError {
     FileSyntax {
         /// The file.
         path: PathBuf,
-        /// What the parser says, with the line.
+        /// The parser's message, with the line.
         reason: String,
     },
 }

@@ -1,7 +1,8 @@
-//! The text of --help and --version, made from the table of options. Prints nothing itself.
+//! The texts of --help and --version, made from the table of options.
 
 use std::fmt::Write;
 
+use super::Config;
 use super::options::{OPTIONS, OptionSpec, Section};
 
 pub(super) fn version() -> String {
@@ -31,18 +32,18 @@ const SECTIONS: [(Section, &str); 6] = [
 ];
 
 const INTRODUCTION: &str = "\
-A camera's H.264 from its shared-memory ring to browsers, within milliseconds.
+Sends a camera's H.264 video from a shared-memory ring to browsers within milliseconds.
 
 Usage: streaming-server [OPTIONS]
 
   streaming-server --demo      try it without a camera: open http://localhost:8080
-  streaming-server             the camera's ring at its usual name
-  streaming-server doctor      checks ring, io_uring, ports and disk, with advice (takes OPTIONS)
-  streaming-server healthcheck asks the server on --http; exit code 0 when it is well
+  streaming-server             read the camera's ring at its default name
+  streaming-server doctor      check ring, io_uring, ports and disk, with advice (takes OPTIONS)
+  streaming-server healthcheck ask the running server on --http; exit code 0 if it is healthy
 ";
 
-/// Column the explanations start in.
-const COLUMN: usize = 27;
+/// Column at which the explanations begin.
+const COLUMN: usize = 27; // local bound: layout of the help
 
 fn describe(text: &mut String, spec: &OptionSpec) {
     let flag = format!("  --{} {}", spec.name, spec.value);
@@ -51,24 +52,27 @@ fn describe(text: &mut String, spec: &OptionSpec) {
     for line in lines {
         let _ = writeln!(text, "{:COLUMN$}{line}", "");
     }
-    let note = match (spec.default, spec.is_repeatable) {
-        ("", true) => "may be given several times".to_owned(),
-        ("", false) => return,
-        (default, _) => format!("default {default}"),
+    let default = (spec.show)(&Config::default());
+    let note = match default.as_str() {
+        "" if spec.is_repeatable => "may be given several times".to_owned(),
+        "" => return,
+        _ if spec.value.is_empty() => return,
+        default => format!("default {default}"),
     };
     let _ = writeln!(text, "{:COLUMN$}[{note}]", "");
 }
 
 const CLOSING: &str = "
-  -h, --help               This text.
-  -V, --version            The version.
+  -h, --help               Print this text.
+  -V, --version            Print the version.
 
-Every option is also a variable of the environment (--max-viewers: STREAMING_MAX_VIEWERS; lists
-with commas; switches true or false) and a key of the --config file (max-viewers = 16; lists in
-brackets). Flags win over the environment, the environment over the file.
+Every option is also an environment variable (--max-viewers: STREAMING_MAX_VIEWERS; commas
+separate the values of a list; switches are true or false) and a key of the --config file
+(max-viewers = 16; lists in brackets). Flags override the environment, the environment
+overrides the file.
 
 Examples:
-  streaming-server --http :8081 --wake poll          beside another server on the same ring
+  streaming-server --http :8081 --wake poll          next to another server on the same ring
   streaming-server --advertise 203.0.113.7           behind a router that forwards UDP 8189
   STREAMING_SHM=/front_door streaming-server         another camera
 ";
@@ -78,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn help_names_every_option_and_stays_within_a_terminal() {
+    fn help_names_every_option_and_fits_a_terminal() {
         let help = help();
         for spec in OPTIONS {
             assert!(help.contains(&format!("--{}", spec.name)), "{}", spec.name);

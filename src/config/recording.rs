@@ -1,31 +1,13 @@
-//! Values of the options about recordings. Touches no file: a directory is only named here.
+//! Parsers for the options about recordings. Touches no file.
 
-use std::fmt;
 use std::path::PathBuf;
 
-/// What a recording without an extension in its name becomes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RecordFormat {
-    /// Annex-B byte stream.
-    H264,
-    /// Hybrid MP4.
-    #[default]
-    Mp4,
-}
+use crate::recorder::names::Format;
 
-impl fmt::Display for RecordFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            RecordFormat::H264 => "h264",
-            RecordFormat::Mp4 => "mp4",
-        })
-    }
-}
-
-pub(super) fn format(text: &str) -> Result<RecordFormat, String> {
+pub(super) fn format(text: &str) -> Result<Format, String> {
     match text {
-        "h264" => Ok(RecordFormat::H264),
-        "mp4" => Ok(RecordFormat::Mp4),
+        "h264" => Ok(Format::H264),
+        "mp4" => Ok(Format::Mp4),
         _ => Err("h264 or mp4".into()),
     }
 }
@@ -37,15 +19,15 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 
-pub(super) fn days(text: &str) -> Result<Option<u32>, String> {
+pub(super) fn days(text: &str) -> Result<u32, String> {
     match text.parse() {
-        Ok(days) if days > 0 => Ok(Some(days)),
+        Ok(days) if days > 0 => Ok(days),
         _ => Err("a number of days, at least 1".into()),
     }
 }
 
 /// Bytes with an optional K, M, G or T (powers of 1024).
-pub(super) fn bytes(text: &str) -> Result<Option<u64>, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let expected = || "a number of bytes, such as 500M or 20G (K, M, G, T: powers of 1024)".to_owned();
     let text = text.trim();
     let (digits, shift) = match text.char_indices().last() {
@@ -63,7 +45,7 @@ pub(super) fn bytes(text: &str) -> Result<Option<u64>, String> {
     };
     let number: u64 = digits.parse().map_err(|_| expected())?;
     match number.checked_mul(1 << shift) {
-        Some(bytes) if bytes > 0 => Ok(Some(bytes)),
+        Some(bytes) if bytes > 0 => Ok(bytes),
         _ => Err(expected()),
     }
 }
@@ -74,24 +56,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_take_a_unit() {
-        assert_eq!(bytes("1").unwrap(), Some(1));
-        assert_eq!(bytes("2k").unwrap(), Some(2048));
-        assert_eq!(bytes("3G").unwrap(), Some(3 << 30));
+    fn bytes_accept_a_unit() {
+        assert_eq!(bytes("1").unwrap(), 1);
+        assert_eq!(bytes("2k").unwrap(), 2048);
+        assert_eq!(bytes("3G").unwrap(), 3 << 30);
     }
 
     #[test]
-    fn what_is_no_number_of_bytes_is_refused() {
+    fn bad_byte_counts_are_refused() {
         for bad in ["", "0", "G", "-1", "1.5G", "1X", "99999999999T", "1 G", "é"] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn days_and_formats_are_what_they_say() {
-        assert_eq!(days("7").unwrap(), Some(7));
+    fn days_formats_and_directories_are_checked() {
+        assert_eq!(days("7").unwrap(), 7);
         assert!(days("0").is_err() && days("x").is_err());
-        assert_eq!(format("h264").unwrap(), RecordFormat::H264);
+        assert_eq!(format("h264").unwrap(), Format::H264);
         assert!(format("avi").is_err());
         assert!(directory("").is_err());
     }

@@ -1,14 +1,15 @@
-//! Who may ask the server, and over what: the token, TLS, and the names it answers to. Values and the rules
-//! between them; reads no file by itself, except the token's through the reader it is given.
+//! Values of the options about security, and the rules between them: token, TLS, host names. Reads the token's
+//! file through a function that the caller passes in, and no other file.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
-use super::options::Given;
+use super::options::BadText;
+use super::sources::GivenByName;
+use super::values;
 use crate::base::limits;
 
 /// The shared secret. Never printed, and compared in constant time only.
@@ -18,18 +19,18 @@ pub struct Token {
 }
 
 impl Token {
-    /// Its bytes, to derive keys from. Compare with [`Token::is`] instead.
+    /// Returns the bytes, to derive keys from. Use [`Token::is`] to compare.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         self.text.as_bytes()
     }
 
-    /// Whether `text` is the token. Takes a time that depends on the length of `text` only.
+    /// Returns true if `text` is the token. The time it takes depends on the length of `text` only.
     #[must_use]
     pub fn is(&self, text: &[u8]) -> bool {
         use aws_lc_rs::constant_time::verify_slices_are_equal;
         use aws_lc_rs::digest::{SHA256, digest};
-        // Equal lengths, so that not even the token's length shows.
+        // Digests have equal lengths, so the comparison does not reveal the token's length.
         let (mine, theirs) = (digest(&SHA256, self.text.as_bytes()), digest(&SHA256, text));
         verify_slices_are_equal(mine.as_ref(), theirs.as_ref()).is_ok()
     }
@@ -62,15 +63,15 @@ fn token(text: &str) -> Result<Token, String> {
         _ => "it has spaces or characters beyond ASCII".to_owned(),
     };
     Err(format!(
-        "{} to {} letters, digits and signs without spaces, such as `openssl rand -hex 16` prints; {fault}",
+        "{} to {} letters, digits and signs without spaces, such as the output of `openssl rand -hex 16`; {fault}",
         limits::TOKEN_BYTES_MIN,
         limits::TOKEN_BYTES_MAX
     ))
 }
 
-/// The token of --token, or of the first line of --token-file.
+/// Returns the token of --token, or of the first line of --token-file.
 pub(super) fn find_token(
-    given: &BTreeMap<&'static str, Given>,
+    given: &GivenByName,
     read_file: impl Fn(&Path) -> io::Result<String>,
 ) -> Result<Option<Token>, ConfigError> {
     let (given, text) = match (given.get("token"), given.get("token-file")) {
@@ -94,35 +95,56 @@ pub(super) fn find_token(
 /// Where the certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
-    /// PEM files of the owner's.
+    /// PEM files of the operator.
     Files {
-        /// The certificate, then those it hangs on.
+        /// The certificate, followed by its issuers.
         cert: PathBuf,
         /// Its private key, without a passphrase.
         key: PathBuf,
     },
-    /// One of our own making, kept in this directory.
+    /// A generated certificate.
     SelfSigned {
-        /// Made when it does not exist.
+        /// Where it is stored. Created if it does not exist.
         directory: PathBuf,
     },
 }
 
-impl fmt::Display for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Tls::Files { cert, key } => write!(f, "{} with {}", cert.display(), key.display()),
-            Tls::SelfSigned { directory } => write!(f, "self-signed, kept in {}", directory.display()),
-        }
+/// [`Tls`] as the options that give it.
+#[derive(Default)]
+pub(super) struct ShownTls {
+    pub(super) cert: String,
+    pub(super) key: String,
+    pub(super) self_signed: String,
+    pub(super) state_path: String,
+}
+
+pub(super) fn shown(tls: Option<&Tls>) -> ShownTls {
+    match tls {
+        None => ShownTls::default(),
+        Some(Tls::Files { cert, key }) => ShownTls {
+            cert: cert.display().to_string(),
+            key: key.display().to_string(),
+            ..ShownTls::default()
+        },
+        Some(Tls::SelfSigned { directory }) => ShownTls {
+            self_signed: "true".to_owned(),
+            state_path: directory.display().to_string(),
+            ..ShownTls::default()
+        },
     }
 }
 
-/// --tls-cert with --tls-key, or --tls-self-signed with --state-path, or neither.
+/// Returns the result of --tls-cert with --tls-key, or of --tls-self-signed with --state-path.
 pub(super) fn tls(
-    given: &BTreeMap<&'static str, Given>,
-    is_self_signed: bool,
+    given: &GivenByName,
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Option<Tls>, ConfigError> {
+    let is_self_signed =
+        match given.get("tls-self-signed").and_then(|given| Some((given, given.values.last()?))) {
+            Some((given, text)) => values::switch(text)
+                .map_err(|expected| given.bad_value(BadText { text: text.clone(), expected }))?,
+            None => false,
+        };
     let path = |name: &str| given.get(name).and_then(|given| given.values.last()).map(PathBuf::from);
     match (path("tls-cert"), path("tls-key"), is_self_signed) {
         (None, None, false) => Ok(None),
@@ -130,7 +152,7 @@ pub(super) fn tls(
         (None, None, true) => match path("state-path").or_else(|| usual_state_path(env)) {
             Some(directory) => Ok(Some(Tls::SelfSigned { directory })),
             None => Err(ConfigError::Together(
-                "--tls-self-signed keeps its certificate in a directory: say which with --state-path".into(),
+                "--tls-self-signed stores its certificate in a directory: give one with --state-path".into(),
             )),
         },
         (_, _, true) => Err(exclusive("tls-self-signed", "tls-cert and --tls-key")),
@@ -139,11 +161,11 @@ pub(super) fn tls(
     }
 }
 
-/// systemd's StateDirectory=, else where the XDG rules put the state of programs.
+/// Returns systemd's StateDirectory=, else the directory of the XDG rules.
 fn usual_state_path(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let directory = |name: &str| {
         let value = env(name).filter(|value| !value.is_empty())?;
-        // systemd separates several by colons.
+        // systemd separates several directories by colons.
         let first = value.to_str().and_then(|text| text.split(':').next()).map(PathBuf::from);
         Some(first.unwrap_or_else(|| PathBuf::from(&value)))
     };
@@ -154,15 +176,15 @@ fn usual_state_path(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 }
 
 fn exclusive(one: &str, other: &str) -> ConfigError {
-    ConfigError::Together(format!("--{one} and --{other} exclude each other: give one of them"))
+    ConfigError::Together(format!("--{one} and --{other} exclude each other: give only one"))
 }
 
-/// A name the server may be asked by.
+/// A host name to accept in requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowHost(String);
 
 impl AllowHost {
-    /// In lower case; `*` stands for any name.
+    /// Returns the name in lower case; `*` accepts any name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -194,7 +216,7 @@ mod tests {
     const GOOD: &str = "0123456789abcdef";
 
     #[test]
-    fn a_token_is_long_enough_and_fits_a_header() {
+    fn tokens_must_be_long_enough_and_fit_a_header() {
         assert!(token(GOOD).is_ok());
         assert!(token(&"x".repeat(limits::TOKEN_BYTES_MAX)).is_ok());
         let long = "x".repeat(limits::TOKEN_BYTES_MAX + 1);
@@ -204,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_itself_only_and_never_shown() {
+    fn token_equals_only_itself_and_debug_hides_it() {
         let good = token(GOOD).unwrap();
         assert!(good.is(GOOD.as_bytes()));
         for other in ["", "0", "0123456789abcdeF", "0123456789abcdef0", "0123456789abcde"] {
@@ -214,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_names() {
+    fn host_names_are_checked_and_lowered() {
         assert_eq!(allow_host("Cam.Example.").map(|host| host.to_string()), Ok("cam.example".into()));
         assert!(allow_host("*").is_ok());
         for bad in ["", "http://cam", "cam:8080", "cam/x", "a b", "*.example", "é"] {
@@ -223,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_directory_is_systemds_or_the_users() {
+    fn state_directory_comes_from_systemd_or_xdg() {
         let find = |pairs: &'static [(&str, &str)]| {
             usual_state_path(|name| pairs.iter().find(|pair| pair.0 == name).map(|pair| pair.1.into()))
         };

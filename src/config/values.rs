@@ -1,18 +1,19 @@
-//! The types of option values and their parsers. A parser's error is the text after "expected". Knows
-//! nothing of where a value came from.
+//! Types of option values, and their parsers. The error of a parser is the text after "expected".
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 
 use crate::base::limits;
+use crate::camera::Wake;
+use crate::session::SrtpChoice;
 
 /// Name of a POSIX shared-memory segment: `/name`, as shm_open(3) takes it portably.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShmName(String);
 
 impl ShmName {
-    /// With its leading slash.
+    /// Returns the name with its leading slash.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -31,8 +32,8 @@ impl fmt::Display for ShmName {
     }
 }
 
-/// Longest shared-memory name with its slash (NAME_MAX of tmpfs).
-const SHM_NAME_BYTES_MAX: usize = 255;
+/// Bytes of a shared-memory name with its slash (NAME_MAX of tmpfs).
+const SHM_NAME_BYTES_MAX: usize = 255; // local bound: the kernel's
 
 pub(super) fn shm(text: &str) -> Result<ShmName, String> {
     let is_good = text
@@ -43,7 +44,7 @@ pub(super) fn shm(text: &str) -> Result<ShmName, String> {
         Ok(ShmName(text.into()))
     } else {
         Err(format!(
-            "a shared-memory name: one leading slash, no other, {SHM_NAME_BYTES_MAX} bytes at most, such as {}",
+            "a shared-memory name: one leading slash, no other slash, {SHM_NAME_BYTES_MAX} bytes at most, such as {}",
             ShmName::default()
         ))
     }
@@ -69,33 +70,33 @@ pub(super) fn control(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
     }
-    // A bare port means this machine here, not all addresses.
+    // Here a bare port means the loopback address, not all addresses.
     let port = text.strip_prefix(':').unwrap_or(text).parse();
     let address = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).or_else(|_| address(text));
     match address {
         Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
         _ => Err("a loopback address, such as 127.0.0.1:6060 or [::1]:6060, or off: \
-                  the control endpoint serves this machine only"
+                  the control endpoint is for this machine only"
             .into()),
     }
 }
 
-/// The other way round.
+/// Returns the text that [`control`] parses.
 pub(super) fn or_off(address: Option<SocketAddr>) -> String {
     address.map_or_else(|| "off".to_owned(), |address| address.to_string())
 }
 
-/// An address that viewers can reach us at though no interface has it.
+/// An address at which viewers reach this server, though no interface has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advertise {
     /// The address.
     pub ip: IpAddr,
-    /// The port, where it differs from the UDP port we listen on.
+    /// The port, if it differs from the UDP port.
     pub port: Option<u16>,
 }
 
 impl Advertise {
-    /// The whole address, given the UDP port we listen on.
+    /// Returns the whole address; `udp_port` is the default port.
     #[must_use]
     pub fn with_port(self, udp_port: u16) -> SocketAddr {
         SocketAddr::new(self.ip, self.port.unwrap_or(udp_port))
@@ -134,12 +135,12 @@ pub(super) fn max_viewers(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Worker threads.
+/// Number of worker threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {
-    /// One below 64 expected viewers, else one per core.
+    /// One if `--max-viewers` is below 64, else one per core.
     Auto,
-    /// So many.
+    /// A fixed number.
     Count(NonZeroUsize),
 }
 
@@ -162,54 +163,12 @@ pub(super) fn workers(text: &str) -> Result<Workers, String> {
     }
 }
 
-/// How the doorbell waits for the camera.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WakeChoice {
-    /// The semaphore where the ring has one.
-    Auto,
-    /// The semaphore; only one reader of a ring may use it.
-    Semaphore,
-    /// Looking at the right moment; never touches the semaphore.
-    Poll,
-}
-
-impl fmt::Display for WakeChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            WakeChoice::Auto => "auto",
-            WakeChoice::Semaphore => "semaphore",
-            WakeChoice::Poll => "poll",
-        })
-    }
-}
-
-pub(super) fn wake(text: &str) -> Result<WakeChoice, String> {
+pub(super) fn wake(text: &str) -> Result<Wake, String> {
     match text {
-        "auto" => Ok(WakeChoice::Auto),
-        "semaphore" => Ok(WakeChoice::Semaphore),
-        "poll" => Ok(WakeChoice::Poll),
+        "auto" => Ok(Wake::Auto),
+        "semaphore" => Ok(Wake::Semaphore),
+        "poll" => Ok(Wake::Poll),
         _ => Err("auto, semaphore or poll".into()),
-    }
-}
-
-/// Which SRTP cipher is offered first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SrtpChoice {
-    /// The faster one on this machine, measured at start.
-    Auto,
-    /// AEAD_AES_256_GCM.
-    Gcm,
-    /// AES128_CM_HMAC_SHA1_80.
-    Cm,
-}
-
-impl fmt::Display for SrtpChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SrtpChoice::Auto => "auto",
-            SrtpChoice::Gcm => "gcm",
-            SrtpChoice::Cm => "cm",
-        })
     }
 }
 
@@ -227,13 +186,13 @@ pub(super) fn srtp(text: &str) -> Result<SrtpChoice, String> {
 pub struct Origin(String);
 
 impl Origin {
-    /// As browsers send it.
+    /// Returns the origin as browsers send it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Its host, without scheme and port.
+    /// Returns the host, without scheme and port.
     #[must_use]
     pub fn host(&self) -> &str {
         let authority = self.0.split_once("://").map_or("", |(_, authority)| authority);
@@ -271,4 +230,14 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
         "false" | "0" | "no" | "off" => Ok(false),
         _ => Err("true or false".into()),
     }
+}
+
+/// Joins the values with commas.
+pub(super) fn list<T: ToString>(values: &[T]) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns the value as text; empty if there is none.
+pub(super) fn maybe(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
 }

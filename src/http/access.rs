@@ -181,7 +181,7 @@ impl Access {
 
     fn attempt(&self, token: &str, peer: IpAddr, now: Moment) -> Result<(), ApiError> {
         let mut throttle = lock(&self.throttle);
-        // A throttled request learns nothing about its token, so guessing does not go on meanwhile.
+        // A throttled token is not compared at all, so guessing gives no information.
         if let Err(wait) = throttle.may_attempt(peer, now.steady) {
             self.counters.too_many.add(1);
             let retry_after_s = Some(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1));

@@ -23,14 +23,14 @@ test('a camera that goes away and returns is shown by the same connection', { ti
   await viewer.pictures(30);
   const connections = await viewer.connectionCount();
   await source.stop();
-  await waitFor('the page shows that the camera is away', async () => /away/i.test(await viewer.says()));
+  await waitFor('the page shows that the camera is away', async () => /away/i.test(await viewer.shownText()));
   mkdirSync(PICTURES, { recursive: true });
   await viewer.page.screenshot({ path: path.join(PICTURES, 'away.png') });
 
   await viewer.forget();
   source = startCamera(shm, camera('640x480'));
   await viewer.pictures(30);
-  await waitFor('the page no longer shows "away"', async () => !/away/i.test(await viewer.says()));
+  await waitFor('the page no longer shows "away"', async () => !/away/i.test(await viewer.shownText()));
   const seen = await viewer.seen();
   assertInOrder(assert, seen.filter((picture) => picture.width === 640));
   assert.equal(seen.at(-1).width, 640, 'the new size');

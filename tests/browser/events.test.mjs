@@ -49,5 +49,5 @@ test('a page without events polls instead', { timeout: 300_000 }, async (t) => {
   await record('stop');
   await isShown(viewer, false);
   await server.stop('SIGKILL');
-  await waitFor('the page shows that the server is gone', async () => /server-gone/.test(await viewer.says()));
+  await waitFor('the page shows that the server is gone', async () => /server-gone/.test(await viewer.shownText()));
 });

@@ -1,4 +1,4 @@
-//! The configuration from its three sources: who wins, what is refused, and what the refusal says.
+//! The configuration: which source wins, which values are refused, and what the errors say.
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
 use std::collections::HashMap;
@@ -7,9 +7,9 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use streaming_server::config::{Config, ConfigError, Parsed, SrtpChoice, WakeChoice, Workers};
+use streaming_server::config::{Config, ConfigError, Parsed, SrtpChoice, Tls, Wake, Workers};
 
-/// All three sources; an empty file text means there is no file.
+/// Parses all three sources. An empty `file` means that there is no file.
 fn parse(args: &[&str], env: &[(&str, &str)], file: &str) -> Result<Parsed, ConfigError> {
     let env: HashMap<&str, &str> = env.iter().copied().collect();
     Config::from_args(
@@ -40,7 +40,7 @@ fn error(args: &[&str], env: &[(&str, &str)], file: &str) -> String {
 }
 
 #[test]
-fn without_anything_the_defaults_of_the_manual_hold() {
+fn without_options_the_documented_defaults_hold() {
     let config = run(&[], &[], "");
     assert_eq!(config, Config::default());
     assert_eq!(config.shm.as_str(), "/pet_camera_stream");
@@ -49,7 +49,7 @@ fn without_anything_the_defaults_of_the_manual_hold() {
     assert_eq!(config.max_viewers, 32);
     assert_eq!(config.workers, Workers::Auto);
     assert_eq!(config.log_level, log::LevelFilter::Info);
-    assert_eq!(config.to_string(), "", "only what differs is printed");
+    assert_eq!(config.to_string(), "", "defaults are not printed");
 }
 
 #[test]
@@ -85,10 +85,10 @@ fn every_option_can_be_given_by_flag() {
         &[],
         "",
     );
-    let printed = "shm = /front\nhttp = 0.0.0.0:8081\nudp = [::1]:9000\n\
-                   advertise = 203.0.113.7, [2001:db8::7]:8190\nmax-viewers = 100\nworkers = 2\nwake = poll\n\
-                   realtime = true\nallow-origin = https://home.example, http://10.0.0.1:3000\n\
-                   log-level = warn\nsrtp = gcm\ndemo = true\n";
+    let printed = "shm = /front\nwake = poll\nrealtime = true\ndemo = true\nhttp = 0.0.0.0:8081\nudp = [::1]:9000\n\
+                   advertise = 203.0.113.7, [2001:db8::7]:8190\n\
+                   allow-origin = https://home.example, http://10.0.0.1:3000\nmax-viewers = 100\nworkers = 2\n\
+                   srtp = gcm\nlog-level = warn\n";
     assert_eq!(config.to_string(), printed);
     let addresses: Vec<String> =
         config.advertise.iter().map(|address| address.with_port(8189).to_string()).collect();
@@ -96,7 +96,7 @@ fn every_option_can_be_given_by_flag() {
 }
 
 #[test]
-fn the_environment_and_the_file_know_the_same_options() {
+fn environment_and_file_accept_the_same_options_as_flags() {
     let flags = run(
         &["--max-viewers", "5", "--srtp", "cm", "--realtime", "--advertise", "1.2.3.4", "--advertise", "::2"],
         &[],
@@ -116,27 +116,27 @@ fn the_environment_and_the_file_know_the_same_options() {
 }
 
 #[test]
-fn flags_beat_the_environment_and_the_environment_beats_the_file() {
+fn flags_override_the_environment_and_the_environment_overrides_the_file() {
     let file = "http = 1001\nudp = 1002\nwake = \"semaphore\"\nadvertise = [\"9.9.9.9\"]\nrealtime = true\n";
     let environment =
         [("STREAMING_UDP", "2002"), ("STREAMING_WAKE", "auto"), ("STREAMING_ADVERTISE", "8.8.8.8")];
     let args = ["--config", "server.toml", "--wake", "poll", "--realtime=false"];
     let config = run(&args, &environment, file);
     assert_eq!((config.http.port(), config.udp.port()), (1001, 2002));
-    assert_eq!(config.wake, WakeChoice::Poll);
+    assert_eq!(config.wake, Wake::Poll);
     assert_eq!(config.advertise.iter().map(ToString::to_string).collect::<Vec<_>>(), ["8.8.8.8"]);
     assert!(!config.realtime);
     assert_eq!(config.srtp, SrtpChoice::Auto);
 }
 
 #[test]
-fn the_last_of_a_repeated_flag_counts_and_an_empty_variable_is_none() {
+fn last_repeated_flag_wins_and_empty_variable_is_ignored() {
     assert_eq!(run(&["--max-viewers", "1", "--max-viewers", "2"], &[], "").max_viewers, 2);
     assert_eq!(run(&[], &[("STREAMING_MAX_VIEWERS", "")], "").max_viewers, 32);
 }
 
 #[test]
-fn addresses_may_be_short() {
+fn addresses_may_be_abbreviated() {
     for (text, address) in [
         ("8081", "0.0.0.0:8081"),
         (":8081", "0.0.0.0:8081"),
@@ -149,7 +149,7 @@ fn addresses_may_be_short() {
 }
 
 #[test]
-fn the_control_address_is_loopback_or_off() {
+fn control_address_must_be_loopback_or_off() {
     for (text, printed) in [
         ("off", "control = off\n"),
         ("6061", "control = 127.0.0.1:6061\n"),
@@ -162,7 +162,7 @@ fn the_control_address_is_loopback_or_off() {
 }
 
 #[test]
-fn bad_values_name_the_option_the_value_and_what_is_expected() {
+fn bad_value_errors_name_option_value_and_what_is_accepted() {
     for (flag, bad, expected) in [
         ("--http", "nowhere", "IP:PORT"),
         ("--http", "127.0.0.1", "IP:PORT"),
@@ -202,7 +202,7 @@ fn bad_values_name_the_option_the_value_and_what_is_expected() {
 }
 
 #[test]
-fn a_bad_value_is_blamed_on_its_source() {
+fn bad_value_errors_name_the_source() {
     let message = error(&[], &[("STREAMING_UDP", "x")], "");
     assert!(message.starts_with("STREAMING_UDP (environment): \"x\""), "{message}");
     let message = error(&["--config", "server.toml"], &[], "udp = \"x\"\n");
@@ -210,7 +210,7 @@ fn a_bad_value_is_blamed_on_its_source() {
 }
 
 #[test]
-fn what_does_not_exist_is_refused_with_a_hint() {
+fn unknown_options_are_refused_with_a_suggestion() {
     assert_eq!(
         error(&["--max-viewer", "3"], &[], ""),
         "unknown option --max-viewer (did you mean --max-viewers?); see --help"
@@ -226,7 +226,7 @@ fn what_does_not_exist_is_refused_with_a_hint() {
 }
 
 #[test]
-fn a_bad_file_is_named_with_the_reason() {
+fn bad_file_errors_name_file_and_reason() {
     let message = error(&["--config", "gone.toml"], &[], "");
     assert!(message.starts_with("--config: cannot read gone.toml: "), "{message}");
     let message = error(&["--config", "server.toml"], &[], "http = \n");
@@ -253,7 +253,7 @@ fn text_that_is_not_utf_8_is_refused() {
 }
 
 #[test]
-fn help_and_version_win() {
+fn help_and_version_override_all_other_arguments() {
     for args in [["--help", "--nonsense"], ["-h", "--nonsense"]] {
         let Ok(Parsed::Print(text)) = parse(&args, &[("STREAMING_UDP", "x")], "") else { panic!("no help") };
         for part in ["--max-viewers", "STREAMING_MAX_VIEWERS", "--demo", "Examples:", "default 0.0.0.0:8080"]
@@ -268,12 +268,12 @@ fn help_and_version_win() {
 const TOKEN: &str = "0123456789abcdef0123";
 
 #[test]
-fn token_and_tls_come_from_every_source_and_the_token_is_never_printed() {
+fn token_and_tls_are_read_from_every_source_and_the_token_is_never_printed() {
     let flags =
         ["--token", TOKEN, "--tls-cert", "c.pem", "--tls-key", "k.pem", "--allow-host", "Cam.Example"];
     let config = run(&[&flags[..], &["--http-plain", ":8081"]].concat(), &[], "");
     assert!(config.token.as_ref().unwrap().is(TOKEN.as_bytes()));
-    let printed = "token = given, not shown\ntls = c.pem with k.pem\nhttp-plain = 0.0.0.0:8081\n\
+    let printed = "token = given, not shown\ntls-cert = c.pem\ntls-key = k.pem\nhttp-plain = 0.0.0.0:8081\n\
                    allow-host = cam.example\n";
     assert_eq!(config.to_string(), printed);
     assert!(!format!("{config:?}").contains(TOKEN));
@@ -295,7 +295,7 @@ fn token_and_tls_come_from_every_source_and_the_token_is_never_printed() {
 }
 
 #[test]
-fn the_token_file_has_the_token_in_its_first_line() {
+fn token_file_holds_the_token_in_its_first_line() {
     let text = format!("{TOKEN}\r\nrest\n");
     let with_file = run(&["--token-file", "server.toml"], &[], &text);
     assert!(with_file.token.unwrap().is(TOKEN.as_bytes()));
@@ -309,12 +309,17 @@ fn the_token_file_has_the_token_in_its_first_line() {
 }
 
 #[test]
-fn a_self_signed_certificate_is_kept_where_state_is_kept() {
-    let directory = |args: &[&str], env: &[(&str, &str)]| {
-        run(&[args, &["--tls-self-signed"]].concat(), env, "").tls.unwrap().to_string()
-    };
-    assert_eq!(directory(&["--state-path", "/a"], &[("HOME", "/h")]), "self-signed, kept in /a");
-    assert_eq!(directory(&[], &[("HOME", "/h")]), "self-signed, kept in /h/.local/state/streaming-server");
-    assert_eq!(directory(&[], &[("STATE_DIRECTORY", "/v"), ("HOME", "/h")]), "self-signed, kept in /v");
+fn self_signed_certificate_is_stored_in_the_state_directory() {
+    let directory =
+        |args: &[&str], env: &[(&str, &str)]| match run(&[args, &["--tls-self-signed"]].concat(), env, "")
+            .tls
+            .unwrap()
+        {
+            Tls::SelfSigned { directory } => directory.display().to_string(),
+            tls => panic!("{tls:?}"),
+        };
+    assert_eq!(directory(&["--state-path", "/a"], &[("HOME", "/h")]), "/a");
+    assert_eq!(directory(&[], &[("HOME", "/h")]), "/h/.local/state/streaming-server");
+    assert_eq!(directory(&[], &[("STATE_DIRECTORY", "/v"), ("HOME", "/h")]), "/v");
     assert!(error(&["--tls-self-signed"], &[], "").contains("--state-path"));
 }

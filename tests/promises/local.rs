@@ -42,7 +42,7 @@ fn get(control: SocketAddr, path: &str) -> Response {
 }
 
 /// Takes a profile in a thread. Returns while the profile is being taken.
-fn profile_meanwhile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Response> {
+fn start_profile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Response> {
     let path = format!("/debug/pprof/profile?seconds={seconds}");
     let profile = thread::spawn(move || {
         // The requests below take profiles too, so this one may get a 503 first.
@@ -115,7 +115,7 @@ fn profiles_and_traces_have_their_formats() {
 #[test]
 fn requests_are_answered_during_a_profile_and_a_second_profile_is_refused() {
     let (mut server, control) = demo();
-    let profile = profile_meanwhile(control, 5);
+    let profile = start_profile(control, 5);
     wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
     for _ in 0..10 {
         assert_eq!(get(control, "/health").status, 200);
@@ -195,7 +195,7 @@ fn other_addresses_and_host_names_are_refused() {
 #[test]
 fn sigterm_ends_the_process_cleanly_with_open_connections() {
     let (mut server, control) = demo();
-    let profile = profile_meanwhile(control, 20);
+    let profile = start_profile(control, 20);
     let idle = TcpStream::connect(control).unwrap();
     wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
     assert_eq!(server.terminate(), Some(0));

@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("session", &["camera", "h264", "metrics", "base"]),
     ("simulator", &["camera", "h264", "base"]),
     // The option enums are types of the modules that they configure.
-    ("config", &["camera", "session", "base"]),
+    ("config", &["camera", "recorder", "session", "base"]),
     ("http", &["config", "metrics", "base"]),
     ("worker", &["camera", "h264", "session", "uring", "metrics", "base"]),
 ];

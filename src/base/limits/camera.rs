@@ -1,90 +1,91 @@
-//! Bounds of the camera's ring and of waiting for it.
+//! Bounds of the camera's ring and of the camera wait.
 
-/// Bytes of the data area of one slot in every legacy layout (1920x1080 NV12 and a little more).
+/// Bytes of the data area of a slot in every legacy layout (1920x1080 NV12 and a little more).
 pub const SLOT_DATA_BYTES_MAX: usize = 3_110_400;
 
-/// Bytes of one slot of a lease ring; a larger one is refused, and of a unit only what fits a legacy slot is read.
+/// Bytes of a slot of a lease ring. Rings with larger slots are refused. Units larger than a legacy slot are not read.
 pub const LEASE_SLOT_BYTES_MAX: u32 = 16 << 20;
 
-/// Slots a lease ring must have: a quarter of them is what one reader may hold.
+/// Minimum number of slots of a lease ring. One reader may hold a quarter of them.
 pub const LEASE_SLOTS_MIN: u32 = 8;
 
-/// Slots of a lease ring unless its maker says otherwise: a second at 30 units/s.
+/// Default number of slots of a lease ring: a second at 30 units/s.
 pub const LEASE_SLOTS: u32 = 30;
 
-/// Bytes of its slots: as many as the legacy ones have.
+/// Default bytes of a slot of a lease ring, as in the legacy layouts.
 pub const LEASE_SLOT_BYTES: u32 = 3_110_400;
 
-/// Between two requests for an IDR made to the camera: its answer is some units away.
+/// Nanoseconds between two requests to the camera for an IDR: the camera answers some units later.
 pub const IDR_REQUEST_INTERVAL_NS: i64 = 500_000_000;
 
-/// Pixels of a picture's longer side; a slot that says more is lying.
+/// Pixels of a picture's longer side. A slot with a larger value is malformed.
 pub const PICTURE_SIDE_MAX: i32 = 8_192;
 
-/// Memory ranges of rings mapped at once in the process (two for a mapping with a semaphore or leases). Old
-/// mappings live as long as a consumer borrows from them.
+/// Memory ranges of rings mapped at once in the process: two per mapping with a semaphore or leases. A mapping lives as
+/// long as a consumer borrows from it.
 pub const MAPPED_RANGES_MAX: usize = 256;
 
-/// A step forward of the write index beyond this is another run of the camera, not units missed: the
-/// doorbell looks at least five times a second.
+/// Largest step of the write index between two polls. A larger one means that the camera restarted, because polls are at most
+/// 0.2 s apart.
 pub const INDEX_STEP_MAX: u32 = 1 << 20;
 
-/// A capture time further than this from a clock was not taken from that clock.
+/// Nanoseconds between a capture time and a clock above which the time was not taken from that clock.
 pub const CAPTURE_AGE_MAX_NS: i64 = 10_000_000_000;
 
-/// Longest sleep of the doorbell: how late it may notice its stop flag.
+/// Longest camera wait in nanoseconds: the delay after which a stop flag is noticed.
 pub const CAMERA_WAIT_MAX_NS: i64 = 200_000_000;
 
-/// Between two looks of the doorbell for a camera that is not there.
+/// Nanoseconds between two attempts to open the camera's segment.
 pub const CAMERA_RETRY_NS: i64 = 100_000_000;
 
-/// Between two comparisons of the segment's name with what is mapped, while units come.
+/// Nanoseconds between two checks if the segment's name still means the mapped segment, while units arrive.
 pub const CAMERA_CHECK_NS: i64 = 1_000_000_000;
 
-/// The same while none come.
+/// The same while no units arrive.
 pub const CAMERA_CHECK_SILENT_NS: i64 = 200_000_000;
 
-/// A ring without a new unit for this long is silent.
+/// Nanoseconds without a new unit after which a ring counts as silent.
 pub const CAMERA_SILENT_NS: i64 = 1_000_000_000;
 
-/// Between two looks at a ring that is polled around the expected arrival of a unit.
+/// Nanoseconds between two polls of a ring around the expected arrival of a unit.
 pub const POLL_STEP_NS: i64 = 500_000;
 
-/// How long a slot of an index-first ring must stay unchanged when its end is seen to be rewritten.
+/// Nanoseconds for which a slot of an index-first ring must stay unchanged after its end was rewritten.
 pub const COMMIT_STABLE_NS: i64 = 1_000_000;
 
-/// The same when that cannot be seen: longer than any busy machine holds a camera up in the middle of its copy. At
-/// more than two units a second the next unit tells before.
+/// The same if the rewriting cannot be seen: longer than a busy machine delays a camera in the middle of its copy. Above two
+/// units per second the next unit comes first and commits this one.
 pub const COMMIT_UNSEEN_NS: i64 = 500_000_000;
 
-/// The same where the camera posts: the rest that tells once where the count of posts stands. Below the time
-/// between two units, or it would never be told.
+/// The same if the camera posts a semaphore: the pause that matches the count of posts to the index. Must be shorter than
+/// the time between two units.
 pub const COMMIT_POSTED_NS: i64 = 10_000_000;
 
-/// Bytes of a slot remembered, at most, to see that its end was rewritten.
+/// Bytes of a slot that are remembered to detect that its end was rewritten.
 pub const PRE_IMAGE_BYTES_MAX: usize = 256 * 1024;
 
-/// Units in a row without their wake, after which the semaphore is given up for polling.
+/// Units in a row without a wake-up after which polling replaces the semaphore.
 pub const WAKES_MISSED_MAX: u32 = 8;
 
-/// Wakes in a row without a unit, after which the semaphore is given up for polling.
+/// Wake-ups in a row without a unit after which polling replaces the semaphore.
 pub const WAKES_EMPTY_MAX: u32 = 1_000;
 
-/// From one unit to the next, for a camera to have a rhythm that may be relied on: 4 to 250 units a second.
+/// Intervals between units that can be predicted: 4 to 250 units per second.
 pub const PREDICTED_INTERVALS_NS: std::ops::Range<i64> = 4_000_000..250_000_000;
 
-/// Units that have come evenly before the next is expected.
+/// Regular units before the next one is predicted.
 pub const PREDICTION_UNITS_MIN: u32 = 10;
 
-/// How far units of an even camera are from when they were expected, on average: no more than a thread takes to wake.
+/// Mean deviation of units from their prediction, in nanoseconds, up to which a camera is regular: the wake-up latency of a
+/// thread.
 pub const PREDICTION_JITTER_NS_MAX: i64 = 100_000;
 
-/// Viewers of a worker that polls busily for a unit when it is due. With more of them a viewer waits for others, not for
-/// the worker to wake.
+/// Viewers up to which a worker polls busily for a unit that is due. With more viewers, sending to the others dominates the
+/// latency, not the wake-up.
 pub const BUSY_POLL_VIEWERS_MAX: usize = 16;
 
-/// Longest busy poll: at 30 units a second 0.6 % of a core.
+/// Longest busy poll in nanoseconds: 0.6 % of a core at 30 units/s.
 pub const BUSY_POLL_NS_MAX: i64 = 200_000;
 
-/// Added to both ends of a busy poll.
+/// Nanoseconds added at both ends of a busy poll.
 pub const BUSY_POLL_MARGIN_NS: i64 = 5_000;

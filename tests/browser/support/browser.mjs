@@ -98,7 +98,7 @@ export async function openViewer(browser, url, before = async () => {}, options 
     }),
     connectionCount: () => page.evaluate(() => window.probe.connections.length),
     /** State and visible text of the page. */
-    says: () => page.evaluate(() => `${document.body.dataset.state} ${document.body.innerText}`),
+    shownText: () => page.evaluate(() => `${document.body.dataset.state} ${document.body.innerText}`),
   };
   return viewer;
 }

@@ -1,0 +1,203 @@
+//! The three sources of option values: command line, environment, file. Knows names and texts, not what they mean.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::error::{ConfigError, ValueOrigin};
+use super::options::{BadText, OPTIONS, OptionSpec};
+
+/// The texts given for one option, and their source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Given {
+    pub(super) values: Vec<String>,
+    pub(super) origin: ValueOrigin,
+}
+
+impl Given {
+    pub(super) fn bad_value(&self, bad: BadText) -> ConfigError {
+        ConfigError::BadValue { origin: self.origin.clone(), value: bad.text, expected: bad.expected }
+    }
+}
+
+/// Texts by option name.
+pub(super) type GivenByName = BTreeMap<&'static str, Given>;
+
+/// The result of reading a command line.
+pub(super) enum Flags {
+    Given(GivenByName),
+    Help,
+    Version,
+}
+
+/// Reads the command line. --help and --version win over everything after them.
+pub(super) fn from_flags(args: impl IntoIterator<Item = OsString>) -> Result<Flags, ConfigError> {
+    let mut given = GivenByName::new();
+    let mut parser = lexopt::Parser::from_args(args);
+    while let Some(arg) = parser.next().map_err(command_line)? {
+        let name = match arg {
+            lexopt::Arg::Long("help") | lexopt::Arg::Short('h') => return Ok(Flags::Help),
+            lexopt::Arg::Long("version") | lexopt::Arg::Short('V') => return Ok(Flags::Version),
+            lexopt::Arg::Long(name) => name.to_owned(),
+            lexopt::Arg::Short(letter) => {
+                return Err(ConfigError::UnknownFlag { flag: format!("-{letter}"), suggestion: None });
+            }
+            lexopt::Arg::Value(value) => {
+                return Err(ConfigError::UnexpectedArgument(value.to_string_lossy().into_owned()));
+            }
+        };
+        let Some(spec) = find(&name) else {
+            return Err(ConfigError::UnknownFlag { flag: format!("--{name}"), suggestion: closest(&name) });
+        };
+        let origin = ValueOrigin::Flag(spec.name);
+        let value = if spec.value.is_empty() {
+            parser.optional_value().unwrap_or_else(|| "true".into())
+        } else {
+            parser.value().map_err(command_line)?
+        };
+        let value = text(value, &origin)?;
+        given.entry(spec.name).or_insert_with(|| Given { values: Vec::new(), origin }).values.push(value);
+    }
+    Ok(Flags::Given(given))
+}
+
+fn command_line(error: lexopt::Error) -> ConfigError {
+    ConfigError::CommandLine(error.to_string())
+}
+
+/// Reads the environment: `STREAMING_MAX_VIEWERS` for `max-viewers`. Commas separate the values of a repeatable
+/// option. An empty variable counts as absent.
+pub(super) fn from_environment(env: impl Fn(&str) -> Option<OsString>) -> Result<GivenByName, ConfigError> {
+    let mut given = GivenByName::new();
+    for spec in OPTIONS {
+        let variable = environment_name(spec.name);
+        let Some(value) = env(&variable).filter(|value| !value.is_empty()) else { continue };
+        let origin = ValueOrigin::Environment(variable);
+        let value = text(value, &origin)?;
+        let values = if spec.is_repeatable {
+            value.split(',').map(|part| part.trim().to_owned()).collect()
+        } else {
+            vec![value]
+        };
+        given.insert(spec.name, Given { values, origin });
+    }
+    Ok(given)
+}
+
+fn environment_name(name: &str) -> String {
+    format!("STREAMING_{}", name.replace('-', "_").to_ascii_uppercase())
+}
+
+/// A value of the TOML file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FileValue {
+    Switch(bool),
+    Number(i64),
+    Text(String),
+    List(Vec<String>),
+    Other(IgnoredAny),
+}
+
+/// Reads the file. Its keys are the names of the flags, with `-` or `_`.
+pub(super) fn from_file(
+    given_path: &Given,
+    read_file: impl Fn(&Path) -> io::Result<String>,
+) -> Result<GivenByName, ConfigError> {
+    let path = PathBuf::from(given_path.values.last().map(String::as_str).unwrap_or_default());
+    let text = read_file(&path).map_err(|source| ConfigError::FileUnreadable {
+        origin: given_path.origin.clone(),
+        path: path.clone(),
+        source,
+    })?;
+    let values: BTreeMap<String, FileValue> = basic_toml::from_str(&text)
+        .map_err(|error| ConfigError::FileSyntax { path: path.clone(), reason: error.to_string() })?;
+    let mut given = GivenByName::new();
+    for (key, value) in values {
+        let name = key.replace('_', "-");
+        let Some(spec) = find(&name).filter(|spec| spec.name != "config") else {
+            return Err(ConfigError::UnknownKey { path, key, suggestion: closest(&name) });
+        };
+        let origin = ValueOrigin::File(path.clone(), spec.name);
+        let values = file_values(spec, value).map_err(|expected| ConfigError::BadValue {
+            origin: origin.clone(),
+            value: key,
+            expected: expected.to_owned(),
+        })?;
+        given.insert(spec.name, Given { values, origin });
+    }
+    Ok(given)
+}
+
+fn file_values(spec: &OptionSpec, value: FileValue) -> Result<Vec<String>, &'static str> {
+    match value {
+        FileValue::Switch(value) if spec.value.is_empty() => Ok(vec![value.to_string()]),
+        FileValue::Number(value) if !spec.value.is_empty() => Ok(vec![value.to_string()]),
+        FileValue::Text(value) => Ok(vec![value]),
+        FileValue::List(values) if spec.is_repeatable => Ok(values),
+        _ if spec.value.is_empty() => Err("true or false"),
+        _ if spec.is_repeatable => Err("a list of strings"),
+        _ => Err("a string or a number"),
+    }
+}
+
+fn find(name: &str) -> Option<&'static OptionSpec> {
+    OPTIONS.iter().find(|spec| spec.name == name)
+}
+
+fn text(value: OsString, origin: &ValueOrigin) -> Result<String, ConfigError> {
+    value.into_string().map_err(|value| ConfigError::BadValue {
+        origin: origin.clone(),
+        value: value.to_string_lossy().into_owned(),
+        expected: "UTF-8 text".into(),
+    })
+}
+
+/// Returns the option that `name` probably means: `name` is its prefix or at most two edits away.
+fn closest(name: &str) -> Option<&'static str> {
+    let name: String = name.chars().take(32).collect();
+    let names = OPTIONS.iter().map(|spec| spec.name);
+    let is_prefix = |option: &&str| name.len() >= 3 && option.starts_with(&name);
+    if let Some(found) = names.clone().find(is_prefix) {
+        return Some(found);
+    }
+    let best = names.map(|option| (edits(&name, option), option)).min()?;
+    (best.0 <= 2).then_some(best.1)
+}
+
+/// Returns the Levenshtein distance.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cell, cb) in row.iter_mut().skip(1).zip(b.chars()) {
+            let above = *cell;
+            let replaced = diagonal + usize::from(ca != cb);
+            left = replaced.min(above + 1).min(left + 1);
+            diagonal = above;
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_count_replaced_inserted_and_removed_letters() {
+        assert_eq!(edits("kitten", "sitting"), 3);
+        assert_eq!(edits("", "abc"), 3);
+        assert_eq!(edits("udp", "udp"), 0);
+        assert_eq!(edits("htp", "http"), 1);
+    }
+}
