@@ -1,4 +1,4 @@
-//! Viewers that leave, vanish or never connect leave no resources behind, and a full server has room again.
+//! Sessions end without leftovers: closed by the viewer, vanished viewers, offers that never connect, and a full server.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -13,7 +13,7 @@ use support::server::Server;
 use support::viewer::{Offer, ViewerSimulator};
 use support::{PATIENCE, unique_shm};
 
-/// Consent expires after 15 s (RFC 7675); the rest is slack for a busy machine.
+/// Consent expires after 15 s; the rest is slack for a busy machine.
 const CONSENT: Duration = Duration::from_secs(15 + 15);
 
 fn camera(shm: &str) -> CameraSim {
@@ -31,7 +31,7 @@ fn descriptors(server: &Server) -> usize {
 }
 
 #[test]
-fn a_viewer_that_closes_is_removed_at_once() {
+fn closed_session_ends_at_once() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let server = Server::start(&shm, &[]);
@@ -44,7 +44,7 @@ fn a_viewer_that_closes_is_removed_at_once() {
 }
 
 #[test]
-fn a_viewer_that_vanishes_is_removed_when_its_consent_expires() {
+fn session_of_a_vanished_viewer_ends_when_consent_expires() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let server = Server::start(&shm, &[]);
@@ -56,7 +56,7 @@ fn a_viewer_that_vanishes_is_removed_when_its_consent_expires() {
 }
 
 #[test]
-fn two_hundred_offers_that_never_connect_leave_nothing() {
+fn two_hundred_offers_that_never_connect_leave_no_memory() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let mut server = Server::start(&shm, &["--max-viewers", "300"]);
@@ -71,16 +71,16 @@ fn two_hundred_offers_that_never_connect_leave_nothing() {
     assert_eq!(answered, 200);
     server.wait_viewers(CONSENT, 1);
     let resident_twice = resident_kb(&server);
-    // The second 200 offers reuse the memory of the first. 200 leaked sessions would hold ten times the 4 MB.
+    // The second wave reuses the memory of the first. 4 MB is a tenth of what 200 leaked sessions would hold.
     assert!(resident_twice < resident_once + 4096, "{resident_once} kB, then {resident_twice} kB");
     assert!(descriptors(&server) <= descriptors_before + 2, "descriptors are leaked");
     viewer.wait_more_units(30);
-    viewer.leave().assert_perfect("the viewer during 400 offers");
+    viewer.leave().assert_perfect("the viewer beside 400 offers");
     server.assert_healthy();
 }
 
 #[test]
-fn a_full_server_refuses_and_accepts_again_after_one_leaves() {
+fn full_server_refuses_until_a_viewer_leaves() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let server = Server::start(&shm, &["--max-viewers", "2"]);
