@@ -1,4 +1,4 @@
-//! Counters of one thread each: one writer, any number of readers, relaxed. May not be shared by two writers.
+//! Counters of a worker and of logins. Each has one writing thread; any thread may read.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,7 +6,7 @@ use super::stages::StageTotals;
 use super::trace::FlightRecorder;
 use crate::base::counters::{Counter, Gauge};
 
-/// What one worker counts. On cache lines of its own, so that a scrape never slows another worker.
+/// Counters of one worker. Aligned to cache lines, so that reading them does not slow another worker.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct WorkerCounters {
@@ -111,16 +111,16 @@ pub struct WorkerCounters {
     pub viewer_figures: FigureBoard,
 }
 
-/// Who was not let in.
+/// Refused logins and requests.
 #[derive(Debug, Default)]
 pub struct LoginCounters {
     /// Wrong tokens.
     pub wrong: Counter,
-    /// Tokens that were not looked at: their address has to wait.
+    /// Tokens that were not checked because their address must wait.
     pub too_many: Counter,
 }
 
-/// What is exposed of one session.
+/// Exposed statistics of one session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ViewerFigures {
     /// The session's number.
@@ -131,7 +131,7 @@ pub struct ViewerFigures {
     pub rtt_s: Option<f32>,
     /// Jitter of the arrival times at the viewer, in seconds.
     pub jitter_s: Option<f32>,
-    /// Access units held back.
+    /// Access units not sent.
     pub drops: u64,
     /// NACK messages.
     pub nacks: u64,
@@ -141,12 +141,12 @@ pub struct ViewerFigures {
     pub first_idr_s: Option<f32>,
 }
 
-/// Where a worker puts the figures of its sessions for a scrape to read. As long as it has sessions.
+/// The statistics of a worker's sessions, for a scrape to read.
 #[derive(Debug, Default)]
 pub struct FigureBoard(Mutex<Vec<ViewerFigures>>);
 
 impl FigureBoard {
-    /// Puts new figures up. Never waits: while a scrape reads, the old ones stay.
+    /// Replaces the statistics. Never waits: while a scrape reads, the old ones stay.
     pub fn put(&self, figures: impl Iterator<Item = ViewerFigures>) {
         if let Ok(mut board) = self.0.try_lock() {
             board.clear();
@@ -154,7 +154,7 @@ impl FigureBoard {
         }
     }
 
-    /// The figures that are up.
+    /// Returns the latest statistics.
     pub fn get(&self) -> Vec<ViewerFigures> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

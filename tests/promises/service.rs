@@ -97,7 +97,7 @@ fn a_manager_hears_ready_status_life_and_stopping() {
     drop(viewer);
     assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
     manager.wait_line(&["STOPPING=1"]);
-    assert!(!manager.heard.iter().any(|line| line.contains("does not turn")), "{:?}", manager.heard);
+    assert!(!manager.heard.iter().any(|line| line.contains("is stuck")), "{:?}", manager.heard);
 }
 
 #[test]
@@ -110,11 +110,11 @@ fn a_worker_that_hangs_ends_the_signs_of_life() {
     let mut server = Server::spawn(&mut command);
     wait_until("signs of life", || manager.signs_of_life() >= 2);
     let worker = Stopped::thread(server.process.id(), "worker-0");
-    manager.wait_line(&["STATUS=worker 0 does not turn any more"]);
+    manager.wait_line(&["STATUS=worker 0 is stuck"]);
     let last = manager.signs_of_life();
     std::thread::sleep(WATCHDOG + WATCHDOG / 2);
     assert_eq!(manager.signs_of_life(), last, "a manager would have killed it by now");
-    assert!(server.process.log().contains("worker 0 does not turn any more"), "{}", server.process.log());
+    assert!(server.process.log().contains("worker 0 is stuck"), "{}", server.process.log());
     assert_eq!(server.get("/health").status, 200, "the rest still answers: only the worker hangs");
     assert!(server.process.exited().is_none());
     drop(worker);
