@@ -101,7 +101,7 @@ impl Engine {
     /// Runs until shutdown, or until all handles are dropped.
     pub(super) async fn run(mut self) {
         loop {
-            self.work();
+            self.advance();
             let idle = self.recording.state() == RecorderState::Idle;
             if self.shutting_down && idle {
                 return;
@@ -136,7 +136,7 @@ impl Engine {
     }
 
     /// Carries out all outputs and takes units until the next step needs an input.
-    fn work(&mut self) {
+    fn advance(&mut self) {
         loop {
             while let Some(output) = self.recording.poll_output() {
                 self.execute(output);

@@ -1,8 +1,8 @@
-//! Requests and replies of the recorder. `http` defines the JSON that `app` makes of them.
+//! Requests, replies and errors of the recorder. `app` converts them to the types of the HTTP interface.
 
 use super::names::NameError;
 
-/// Options of a start. Every field is optional.
+/// A request to start a recording. Every field is optional.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StartRequest {
     /// File name, with or without extension. Empty or missing: a name made from the local time.
@@ -21,7 +21,7 @@ pub struct StartRequest {
 pub struct StartReply {
     /// Path of the file.
     pub filename: String,
-    /// Name of the file in `/api/recordings`.
+    /// File name in the list of recordings.
     pub name: String,
     /// True if the ring holds no IDR: the recording then begins at the camera's next one.
     pub waits_for_idr: bool,
@@ -32,7 +32,7 @@ pub struct StartReply {
 pub struct Report {
     /// Path of the newest file.
     pub filename: String,
-    /// Name of the newest file in `/api/recordings`.
+    /// Name of the newest file in the list of recordings.
     pub name: String,
     /// Access units written.
     pub frame_count: u64,
@@ -89,12 +89,12 @@ pub enum StopReason {
     Heartbeat,
     /// The program ends.
     Shutdown,
-    /// An error ended it.
+    /// An error ended it. [`StopReason::as_str`] gives its code.
     Failed(RecorderError),
 }
 
 impl StopReason {
-    /// Returns the reason as the API and log lines show it: for an error its code.
+    /// Returns the reason as the HTTP interface and log lines show it.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -107,7 +107,7 @@ impl StopReason {
     }
 }
 
-/// Reply to `GET /api/recording/status`.
+/// State of the recorder and figures of its recording.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
     /// True in [`RecorderState::Recording`] only.
@@ -122,7 +122,7 @@ pub struct Status {
     pub error: Option<RecorderError>,
 }
 
-/// One entry of `GET /api/recordings`.
+/// One file in the list of recordings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordingInfo {
     /// File name.
@@ -172,7 +172,7 @@ pub enum RecorderError {
     /// A requested number of seconds is out of range.
     #[error("{field} must be a number of seconds between 0 and 2592000")]
     Seconds {
-        /// Name of the JSON field.
+        /// Name of the request field.
         field: &'static str,
     },
     /// Files are never overwritten.

@@ -14,4 +14,4 @@ mod session_hostile;
 mod session_replay;
 mod signaling;
 mod test_card;
-mod udp_edge;
+mod udp_driver;

@@ -1,4 +1,4 @@
-//! A viewer that joins in the middle of a long GOP sees the picture at once, on every layout, and nobody else notices.
+//! A viewer that joins within a long GOP sees the picture at once, on every layout, without effect on other viewers.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -13,7 +13,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{unique_shm, wait_until};
 
-/// Units of a GOP: half a minute. Nobody here waits for the next IDR.
+/// Units of a GOP: half a minute. No test here waits for the next IDR.
 const GOP: u64 = 900;
 
 fn camera(shm: &str, layout: &str, kbps: u32) -> CameraSim {
@@ -25,20 +25,18 @@ fn metric(server: &Server, name: &str, labels: &[(&str, &str)]) -> f64 {
     server.metrics().value(name, labels).unwrap_or_else(|| panic!("no {name}"))
 }
 
-/// A server that saw the beginning of the camera's first GOP, a few seconds into it.
+/// Returns a server that read the camera's first GOP from its IDR on, a few seconds into it.
 fn in_the_middle(layout: &str, kbps: u32) -> (CameraSim, Server) {
     let shm = unique_shm();
     let server = Server::start(&shm, &[]);
     let camera = camera(&shm, layout, kbps);
     server.wait_ready();
-    wait_until("an IDR that the ring no longer holds", || {
-        metric(&server, "frames_processed_total", &[]) >= 40.0
-    });
+    wait_until("the ring to lose the first IDR", || metric(&server, "frames_processed_total", &[]) >= 40.0);
     (camera, server)
 }
 
-/// The worker was never held up for longer than its ring lasts, which on 6 slots is a tenth of a second: else viewers
-/// wait for the next IDR, rightly.
+/// Returns true if the worker was never delayed for longer than its ring lasts, which is 0.1 s with 6 slots. After such a
+/// delay viewers rightly wait for the next IDR.
 fn was_undisturbed(server: &Server) -> bool {
     ["lapped_total", "torn_total", "gop_missed_total"].iter().all(|name| metric(server, name, &[]) == 0.0)
 }
@@ -48,18 +46,18 @@ fn connect(server: &Server) -> ViewerSimulator {
 }
 
 #[test]
-fn every_viewer_begins_at_the_idr_and_misses_nothing_on_every_layout() {
+fn every_viewer_starts_at_the_idr_and_misses_no_unit_on_every_layout() {
     for layout in ["v0", "v1", "v3", "v3-6"] {
         let watched = (0..5).any(|_| two_join(layout));
-        assert!(watched, "{layout}: the machine stood still five times");
+        assert!(watched, "{layout}: the machine delayed the worker five times");
     }
 }
 
-/// `false`: the machine did not let the worker run.
+/// Returns false if the machine delayed the worker.
 fn two_join(layout: &str) -> bool {
     let (_camera, server) = in_the_middle(layout, 1_500);
     let viewers = [connect(&server), connect(&server)];
-    wait_until("the units so far and some more at both", || {
+    wait_until("the current GOP and some more units at both viewers", || {
         viewers.iter().all(|viewer| viewer.report().units >= 80) || !was_undisturbed(&server)
     });
     if !was_undisturbed(&server) {
@@ -67,7 +65,7 @@ fn two_join(layout: &str) -> bool {
     }
     for viewer in &viewers {
         let report = viewer.report();
-        assert!(report.last_unit.unwrap() < GOP, "{layout}: so late that the next IDR came");
+        assert!(report.last_unit.unwrap() < GOP, "{layout}: too late, the next IDR arrived");
         report.assert_perfect(layout);
         assert_eq!((report.first_unit, report.idrs), (Some(0), 1), "{layout}");
     }
@@ -82,7 +80,7 @@ fn two_join(layout: &str) -> bool {
 }
 
 #[test]
-fn while_the_ring_suffices_nothing_is_kept_and_viewers_still_begin_at_its_idr() {
+fn short_gop_is_not_kept_and_viewers_start_at_its_idr_in_the_ring() {
     let shm = unique_shm();
     let line = "--layout v3 --pattern 640x480 --fps 30 --bitrate-kbps 1500 --gop 20";
     let _camera = CameraSim::start(&shm, &words(line));
@@ -94,7 +92,7 @@ fn while_the_ring_suffices_nothing_is_kept_and_viewers_still_begin_at_its_idr() 
         let viewer = connect(&server);
         viewer.wait_units(25);
         let report = viewer.leave();
-        // Who joins just before the camera's next IDR goes on with that one: what is left of the GOP is left out.
+        // A viewer that joins just before the camera's next IDR continues with that one and skips the rest of the GOP.
         assert!(report.missing < 20 && report.lost_packets == 0, "{report:?}");
         assert_eq!(report.duplicated + report.reordered + report.torn + report.bad_idrs, 0, "{report:?}");
         assert!(!report.began_without_idr && report.first_unit.unwrap().is_multiple_of(20));
@@ -102,24 +100,24 @@ fn while_the_ring_suffices_nothing_is_kept_and_viewers_still_begin_at_its_idr() 
 }
 
 #[test]
-fn a_viewer_that_asks_for_an_idr_gets_the_gop_again() {
+fn viewer_that_requests_an_idr_gets_the_gop_again() {
     let (_camera, server) = in_the_middle("v1", 1_500);
     let viewer = connect(&server);
     viewer.wait_units(45);
     let idrs = viewer.report().idrs;
-    // Long enough after the first IDR for the request not to be about that one.
+    // Later than the time in which a request refers to the first IDR.
     std::thread::sleep(Duration::from_millis(300));
     viewer.request_idr();
     wait_until("another IDR", || viewer.report().idrs > idrs);
     viewer.wait_more_units(30);
     let report = viewer.report();
-    assert!(report.last_unit.unwrap() < GOP, "it was the camera's next");
+    assert!(report.last_unit.unwrap() < GOP, "the IDR was the camera's next one");
     assert_eq!(report.torn + report.bad_idrs + report.missing, 0, "{report:?}");
     assert_eq!(metric(&server, "gop_replays_total", &[("reason", "request")]), 1.0);
 }
 
 #[test]
-fn viewers_who_join_cost_a_viewer_who_watches_nothing() {
+fn joining_viewers_do_not_disturb_a_watching_viewer() {
     let (_camera, server) = in_the_middle("v1", 4_000);
     let watching = connect(&server);
     watching.wait_units(45);
@@ -127,14 +125,14 @@ fn viewers_who_join_cost_a_viewer_who_watches_nothing() {
     for _ in 0..3 {
         let joining = ViewerSimulator::crowd(server.http, 3);
         joining.iter().for_each(|viewer| viewer.wait_units(80));
-        joining.into_iter().for_each(|viewer| viewer.leave().assert_perfect("a viewer who joins"));
+        joining.into_iter().for_each(|viewer| viewer.leave().assert_perfect("joining viewer"));
     }
     let report = watching.leave();
-    report.assert_perfect("the viewer who watches");
+    report.assert_perfect("watching viewer");
     let mut during = report.latencies_ns[before..].to_vec();
     during.sort_unstable();
     let at = |share: usize| during[(during.len() - 1) * share / 100] / 1_000;
     eprintln!("while 9 joined: p50 {} us, p95 {} us (not a gate)", at(50), at(95));
-    // A replay of its own units would show as seconds.
+    // Units sent to it a second time would show as latencies of seconds.
     assert!(at(50) < 500_000, "p50 {} us", at(50));
 }

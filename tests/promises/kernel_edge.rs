@@ -1,6 +1,5 @@
-//! The edge to the kernel where the kernel has less, or lets us do less: each part of io_uring that is missing is done
-//! without, one that is forbidden is an error that says what to do. Real seccomp filters, and strace(1) in the place of
-//! older kernels.
+//! io_uring on older or restricted kernels: a missing feature has a fallback, a forbidden call is an error that says what
+//! to do. Uses real seccomp filters, and strace(1) to simulate older kernels.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -17,7 +16,7 @@ use support::server::{self, Server, loopback, meddled};
 use support::viewer::ViewerSimulator;
 use support::{PATIENCE, unique_shm};
 
-/// Starts a program from a thread that must not make one system call, as a service or a container must not.
+/// Starts a program from a thread that may not make one system call, as in a restricted service or container.
 fn spawn_without(call: i64, errno: i32, mut command: Command) -> Process {
     let thread = std::thread::spawn(move || {
         let errno = SeccompAction::Errno(errno.try_into().unwrap());
@@ -31,7 +30,7 @@ fn spawn_without(call: i64, errno: i32, mut command: Command) -> Process {
     thread.join().unwrap()
 }
 
-/// It ends with exit code 1 and says all of this.
+/// Asserts that the program ends with exit code 1 and logs all `parts`.
 fn gives_up(mut process: Process, parts: &[&str]) {
     let status = process.wait_exit(PATIENCE);
     let log = process.log();
@@ -51,7 +50,7 @@ fn doctor(shm: &str) -> Command {
 }
 
 #[test]
-fn io_uring_forbidden_by_a_filter_is_an_error_that_names_the_calls_to_allow() {
+fn io_uring_forbidden_by_a_filter_is_an_error_with_the_calls_to_allow() {
     let advice = ["seccomp", "io_uring_setup", "io_uring_enter", "io_uring_register", "SystemCallFilter="];
     for errno in [libc::EPERM, libc::ENOSYS] {
         let shm = unique_shm();
@@ -64,7 +63,7 @@ fn io_uring_forbidden_by_a_filter_is_an_error_that_names_the_calls_to_allow() {
 }
 
 #[test]
-fn a_filter_that_forbids_only_a_part_of_io_uring_is_told_like_one_that_forbids_all() {
+fn filter_that_forbids_a_part_of_io_uring_gives_the_same_error() {
     for call in [libc::SYS_io_uring_enter, libc::SYS_io_uring_register] {
         let shm = unique_shm();
         gives_up(
@@ -75,18 +74,18 @@ fn a_filter_that_forbids_only_a_part_of_io_uring_is_told_like_one_that_forbids_a
 }
 
 #[test]
-fn no_memory_for_the_ring_names_the_limit() {
+fn error_for_lack_of_ring_memory_names_the_limit() {
     let shm = unique_shm();
     let mut command = meddled(&loopback(&shm, &[]), "io_uring_setup:error=ENOMEM");
     gives_up(Process::spawn("streaming-server", &mut command), &["LimitMEMLOCK", "ulimit -l"]);
 }
 
-/// Which of io_uring's features a server uses that is met like this, according to its metrics and to the doctor.
+/// Returns the io_uring features that a server uses under `inject`, according to its metrics. Checks the doctor's report.
 fn features_used(inject: &str) -> Vec<String> {
     let shm = unique_shm();
     let _camera =
         CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30"));
-    // Without the recorder, whose own ring would be met alike.
+    // Without the recorder, whose own ring would be affected too.
     let mut server = Server::spawn(&mut meddled(&loopback(&shm, &["--no-recorder"]), inject));
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(30);
@@ -112,8 +111,8 @@ fn features_used(inject: &str) -> Vec<String> {
 }
 
 #[test]
-fn set_up_flags_a_kernel_refuses_are_left_out_one_by_one_and_viewers_see_no_difference() {
-    // What this kernel has may be less than all; each refusal takes the youngest away.
+fn refused_set_up_flags_are_dropped_one_by_one_without_effect_on_viewers() {
+    // This kernel may lack some features already. Each refusal drops the newest flag.
     let mut before = usize::MAX;
     for refusals in [1, 4] {
         let used = features_used(&format!("io_uring_setup:error=EINVAL:when=1..{refusals}"));
@@ -125,18 +124,18 @@ fn set_up_flags_a_kernel_refuses_are_left_out_one_by_one_and_viewers_see_no_diff
 }
 
 #[test]
-fn without_a_buffer_ring_single_receives_do() {
-    // The first registration asks for the operations, the second brings the buffer ring.
+fn one_shot_receives_replace_a_missing_buffer_ring() {
+    // The first registration is the probe, the second is the buffer ring.
     let used = features_used("io_uring_register:error=EINVAL:when=2");
     assert!(!used.iter().any(|name| name == "multishot receive"), "{used:?}");
 }
 
 #[test]
-fn a_kernel_that_cannot_be_asked_or_is_too_old_is_said() {
+fn refused_ring_set_up_is_an_error_and_version_still_works() {
     let shm = unique_shm();
     let mut command = meddled(&loopback(&shm, &[]), "io_uring_setup:error=EINVAL");
     gives_up(Process::spawn("streaming-server", &mut command), &["io_uring", "Invalid argument"]);
     let version =
         Process::spawn("streaming-server", &mut server::command(&shm, &["--version"])).wait_exit(PATIENCE);
-    assert!(version.success(), "what needs no ring still works");
+    assert!(version.success(), "--version needs no ring");
 }

@@ -1,5 +1,4 @@
-//! Viewers come and go, and leave nothing behind: goodbye, vanishing, offers that never connect, and a house
-//! that is full.
+//! Sessions end without leftovers: closed by the viewer, vanished viewers, offers that never connect, and a full server.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,7 +13,7 @@ use support::server::Server;
 use support::viewer::{Offer, ViewerSimulator};
 use support::{PATIENCE, unique_shm};
 
-/// Consent runs out after 15 s; slack for a busy machine.
+/// Consent expires after 15 s; the rest is slack for a busy machine.
 const CONSENT: Duration = Duration::from_secs(15 + 15);
 
 fn camera(shm: &str) -> CameraSim {
@@ -32,20 +31,20 @@ fn descriptors(server: &Server) -> usize {
 }
 
 #[test]
-fn a_viewer_that_says_goodbye_is_gone_at_once() {
+fn closed_session_ends_at_once() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let server = Server::start(&shm, &[]);
     let mut viewers = ViewerSimulator::crowd(server.http, 3);
     server.wait_viewers(PATIENCE, 3);
     viewers.pop().unwrap().leave();
-    // Well before consent could have run out.
+    // Well before consent could expire.
     server.wait_viewers(Duration::from_secs(10), 2);
     viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
 }
 
 #[test]
-fn a_viewer_that_vanishes_is_gone_when_its_consent_ends() {
+fn session_of_a_vanished_viewer_ends_when_consent_expires() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let server = Server::start(&shm, &[]);
@@ -57,7 +56,7 @@ fn a_viewer_that_vanishes_is_gone_when_its_consent_ends() {
 }
 
 #[test]
-fn two_hundred_offers_that_never_connect_leave_nothing() {
+fn two_hundred_offers_that_never_connect_leave_no_memory() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let mut server = Server::start(&shm, &["--max-viewers", "300"]);
@@ -72,16 +71,16 @@ fn two_hundred_offers_that_never_connect_leave_nothing() {
     assert_eq!(answered, 200);
     server.wait_viewers(CONSENT, 1);
     let resident_twice = resident_kb(&server);
-    // The second wave lives where the first one lived. 4 MB is a tenth of what 200 kept sessions would hold.
+    // The second wave reuses the memory of the first. 4 MB is a tenth of what 200 leaked sessions would hold.
     assert!(resident_twice < resident_once + 4096, "{resident_once} kB, then {resident_twice} kB");
-    assert!(descriptors(&server) <= descriptors_before + 2, "descriptors are left");
+    assert!(descriptors(&server) <= descriptors_before + 2, "descriptors are leaked");
     viewer.wait_more_units(30);
     viewer.leave().assert_perfect("the viewer beside 400 offers");
     server.assert_healthy();
 }
 
 #[test]
-fn a_full_house_says_so_and_has_room_again_when_one_leaves() {
+fn full_server_refuses_until_a_viewer_leaves() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let server = Server::start(&shm, &["--max-viewers", "2"]);

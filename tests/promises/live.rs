@@ -1,5 +1,5 @@
-//! The main promise: every access unit the camera publishes reaches every viewer, once, whole and in order,
-//! whatever layout the ring has. Real processes, real sockets; steady 1280x720 at 8 Mbit/s.
+//! The main promise: every published access unit reaches every viewer once, whole and in order, on every ring layout.
+//! Real processes, real sockets; steady 1280x720 at 8 Mbit/s.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -77,17 +77,17 @@ fn layout_lease_every_unit_reaches_ten_viewers() {
 }
 
 #[test]
-fn a_lease_ring_that_is_polled_loses_nothing_either() {
+fn polled_lease_ring_loses_no_unit() {
     every_viewer_gets_every_unit("lease", &["--wake", "poll"]);
 }
 
 #[test]
-fn polling_beside_an_old_server_loses_nothing_either() {
+fn polled_v1_ring_loses_no_unit() {
     every_viewer_gets_every_unit("v1", &["--wake", "poll"]);
 }
 
 #[test]
-fn beside_a_server_that_waits_on_the_semaphore_neither_loses_a_unit() {
+fn two_servers_on_one_ring_lose_no_unit() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &steady("v1"));
     let older = Server::start(&shm, &["--wake", "semaphore"]);
@@ -111,12 +111,12 @@ fn beside_a_server_that_waits_on_the_semaphore_neither_loses_a_unit() {
 }
 
 #[test]
-fn two_workers_share_the_viewers() {
+fn every_unit_reaches_the_viewers_of_two_workers() {
     every_viewer_gets_every_unit("v3", &["--workers", "2"]);
 }
 
 #[test]
-fn a_viewer_that_comes_late_starts_with_an_idr() {
+fn late_viewer_starts_with_an_idr() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &steady("v1"));
     let server = Server::start(&shm, &[]);

@@ -1,4 +1,4 @@
-//! A bad network costs retransmissions, not pictures: 5 % loss each way and 30 ms of round trip.
+//! On a bad network retransmission repairs the pictures: 5 % loss each way and a round trip of 30 ms.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -33,8 +33,8 @@ fn watch_through(kbps: u32, weather: Weather) -> (support::account::Report, supp
 
 #[test]
 fn five_percent_loss_is_repaired_by_retransmission() {
-    // str0m asks for the last 100 packets only, up to five times a round trip apart: at this rate they span half a second,
-    // IDR included. At 4 Mbit/s an IDR's burst pushes holes out of that window after one or two tries.
+    // str0m sends NACKs for the last 100 packets only, up to five times a round trip apart. At this rate they span half a
+    // second, IDR included. At 4 Mbit/s an IDR pushes gaps out of that window after one or two tries.
     let (report, metrics, lost) = watch_through(
         1_500,
         Weather { seed: 42, loss_percent: 5.0, delay: Duration::from_millis(15), reorder_percent: 0.0 },
@@ -43,12 +43,12 @@ fn five_percent_loss_is_repaired_by_retransmission() {
     assert!(metrics.expect("nacks_total") > 0.0);
     assert!(metrics.expect("retransmits_total") > 0.0);
     assert_eq!(report.torn + report.duplicated + report.reordered, 0, "{report:?}");
-    // A repair can be lost as well, and is asked for again: five tries of 0.95 squared leave one packet in 100,000.
+    // A retransmission can be lost too, and is requested again: five tries of 0.95 squared leave one packet in 100,000.
     assert!(report.missing <= 1, "missing {} of {}", report.missing, report.units);
 }
 
 #[test]
-fn reordering_alone_costs_nothing() {
+fn reordering_alone_loses_no_unit() {
     let (report, _, _) = watch_through(
         4_000,
         Weather { seed: 43, loss_percent: 0.0, delay: Duration::from_millis(5), reorder_percent: 2.0 },
@@ -57,7 +57,7 @@ fn reordering_alone_costs_nothing() {
 }
 
 #[test]
-fn a_viewer_that_asks_for_an_idr_is_heard() {
+fn idr_request_of_a_viewer_is_counted() {
     let shm = unique_shm();
     let line = "--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 1000 --gop 30";
     let _camera = CameraSim::start(&shm, &words(line));

@@ -1,5 +1,5 @@
 //! What a viewer received: orders RTP packets, joins them to access units, and counts by the unit number that the
-//! camera simulator stamps into each. Written apart from the program's own depacketizer, so that the two do not share a
+//! camera simulator stamps into each. It shares no code with `depacketize`, so that the two do not share a
 //! mistake.
 
 use std::collections::BTreeMap;

@@ -33,7 +33,6 @@ const MAY_BE_UNSAFE: &[&str] = &[
 /// Files that may read a clock. Everywhere else time is an argument.
 const MAY_READ_THE_CLOCK: &[&str] = &[
     "src/base/clock.rs",
-    "src/recorder/clock.rs", // an edge with a thread of its own
     "src/camera/waiter.rs",
     "src/camera/source.rs",   // how far the camera's two possible clocks are apart
     "src/recorder/disk.rs",   // an edge: how long a write took

@@ -42,7 +42,7 @@ pub(crate) struct Harness {
     pub(crate) has_fallocate: bool,
     /// Most bytes that one write accepts.
     pub(crate) write_max: usize,
-    pub(crate) taken_names: Vec<String>,
+    pub(crate) existing_names: Vec<String>,
     pub(crate) create_error: Option<RecorderError>,
     pub(crate) write_error: Option<i32>,
     pub(crate) torn: bool,
@@ -101,7 +101,7 @@ impl Harness {
             capacity: 1 << 40,
             has_fallocate: true,
             write_max: usize::MAX,
-            taken_names: Vec::new(),
+            existing_names: Vec::new(),
             create_error: None,
             write_error: None,
             torn: false,
@@ -131,7 +131,7 @@ impl Harness {
                     self.stopped.push(result);
                     continue;
                 }
-                output => self.carry_out(output),
+                output => self.execute(output),
             };
             self.completions.push_back(completion);
         }
@@ -142,7 +142,7 @@ impl Harness {
         self.capacity.saturating_sub(used)
     }
 
-    pub(crate) fn carry_out(&mut self, output: Output) -> (FileId, Completion) {
+    pub(crate) fn execute(&mut self, output: Output) -> (FileId, Completion) {
         match output {
             Output::Create { file, stem, number, exact } => {
                 (file, Completion::Created(self.create(file, &stem, number, exact)))
@@ -221,8 +221,8 @@ impl Harness {
         }
         for number in first.. {
             let name = stem.numbered(number);
-            if !self.taken_names.contains(&name) {
-                self.taken_names.push(name.clone());
+            if !self.existing_names.contains(&name) {
+                self.existing_names.push(name.clone());
                 self.files.insert(file, FakeFile { name: name.clone(), ..FakeFile::default() });
                 return Ok((name, number));
             } else if exact {

@@ -48,7 +48,7 @@ fn start_and_stop_are_rejected_in_the_wrong_state() {
     );
     harness.run_until_idle();
     assert_eq!(harness.recording.handle_stop(0), Err(RecorderError::NotRecording));
-    harness.taken_names.clear();
+    harness.existing_names.clear();
     harness.recording.handle_start(harness.now_ns, start(Format::Mp4)).unwrap();
 }
 
@@ -68,7 +68,7 @@ fn stop_while_starting_removes_the_empty_file() {
 #[test]
 fn existing_name_is_an_error_if_requested_and_skipped_otherwise() {
     let mut harness = Harness::new();
-    harness.taken_names = vec!["cat.mp4".to_owned(), "cat_2.mp4".to_owned()];
+    harness.existing_names = vec!["cat.mp4".to_owned(), "cat_2.mp4".to_owned()];
     harness.recording.handle_start(harness.now_ns, start(Format::Mp4)).unwrap();
     harness.run_until_idle();
     assert_eq!(harness.started.pop(), Some(Err(RecorderError::Exists { name: "cat.mp4".to_owned() })));

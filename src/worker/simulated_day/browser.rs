@@ -1,5 +1,5 @@
-//! A browser of a simulated day: str0m's client at the other end of the real session, and a decoder that knows
-//! what it may show. Has no clock and no socket.
+//! A browser of a simulated day: str0m's client at the other end of the real session, and a decoder that knows which
+//! units can be shown. No clock, no socket.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,21 +17,21 @@ use super::network::{Link, Weather};
 use super::{MS, SECOND};
 use support::depacketize::Depacketizer;
 
-/// How long a receiver waits for a missing packet before it goes on without.
+/// How long a receiver waits for a missing packet before it skips it.
 const PATIENCE_NS: i64 = 600 * MS;
 
-/// Who joins or asks for an IDR is given the GOP so far, without the units nothing refers to; it is with the live ones
-/// after so long.
+/// After a join or an IDR request the viewer gets the current GOP without non-reference units. It has caught up after
+/// this time.
 const REPLAY_NS: i64 = 2 * SECOND;
 
 /// How a browser behaves.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Manners {
-    /// Says goodbye.
+    /// Closes the session when it leaves.
     Polite,
-    /// Is gone from one moment to the next.
+    /// Leaves without closing the session.
     Vanishing,
-    /// Asked for a session and never sends a datagram.
+    /// Makes an offer and never sends a datagram.
     Silent,
     /// Sends STUN and never finishes DTLS.
     Stuck,
@@ -46,7 +46,7 @@ pub(super) struct Browser {
     pub(super) connected_ns: Option<i64>,
     pub(super) deadline: Instant,
     pub(super) decoder: Decoder,
-    /// Datagrams for the server, to be taken after every call.
+    /// Datagrams for the server. Taken after every call.
     pub(super) outbox: Vec<Vec<u8>>,
     rtc: Rtc,
     mid: Mid,
@@ -54,7 +54,7 @@ pub(super) struct Browser {
     asked_at_ns: i64,
 }
 
-/// Where the server listens.
+/// The server's UDP address.
 pub(super) fn server_address() -> SocketAddr {
     "192.0.2.1:8189".parse().unwrap()
 }
@@ -74,7 +74,7 @@ fn rtc(address: SocketAddr, now: Instant, id: u32) -> Rtc {
 }
 
 impl Browser {
-    /// A browser and its offer.
+    /// Returns a browser and its SDP offer.
     pub(super) fn new(
         id: u32,
         manners: Manners,
@@ -113,7 +113,7 @@ impl Browser {
 
     pub(super) fn handle_datagram(&mut self, now: Instant, now_ns: i64, bytes: &[u8]) {
         if let Ok(receive) = Receive::new(Protocol::Udp, server_address(), self.address, bytes) {
-            // What a broken way does to DTLS may end this browser; the server has to cope.
+            // A bad network can break DTLS and end this browser. The server must handle that.
             let _ = self.rtc.handle_input(Input::Receive(now, receive));
         }
         self.drain(now_ns);
@@ -124,13 +124,13 @@ impl Browser {
         self.drain(now_ns);
     }
 
-    pub(super) fn say_goodbye(&mut self, now_ns: i64) {
+    pub(super) fn close(&mut self, now_ns: i64) {
         let _ = self.rtc.close();
         self.drain(now_ns);
     }
 
-    /// Asks for an IDR, at most once a second.
-    pub(super) fn ask(&mut self, now_ns: i64) {
+    /// Requests an IDR, at most once a second.
+    pub(super) fn request_idr(&mut self, now_ns: i64) {
         if now_ns - self.asked_at_ns < SECOND {
             return;
         }
@@ -169,14 +169,14 @@ impl Browser {
         }
     }
 
-    /// Units published before may be left out: see [`REPLAY_NS`].
+    /// Returns the time from which on every published unit must arrive: see [`REPLAY_NS`].
     pub(super) fn owed_since_ns(&self) -> i64 {
         self.connected_ns.unwrap_or(i64::MAX - REPLAY_NS).max(self.asked_at_ns) + REPLAY_NS
     }
 
-    /// What arrived is put together and judged. On a clean or narrow way nothing may be missing that was sent,
-    /// and nothing may come that can't be shown; on a clean one nothing may be left out.
-    pub(super) fn watch(&mut self, now_ns: i64, ledger: &Ledger) -> Result<(), String> {
+    /// Assembles and checks what arrived. On a clean or narrow link no sent unit may be missing, and every unit must be
+    /// decodable. On a clean link no unit may be skipped either.
+    pub(super) fn check_arrived(&mut self, now_ns: i64, ledger: &Ledger) -> Result<(), String> {
         let weather = self.link.weather;
         for unit in self.decoder.whole_units(now_ns) {
             let connected_ns = self.connected_ns.unwrap_or(now_ns);
@@ -184,9 +184,11 @@ impl Browser {
             let verdict = self.decoder.judge(&unit, ledger, weather, (connected_ns, owed_since_ns));
             match verdict {
                 Ok(Verdict::Shown | Verdict::Excused) => {}
-                Ok(Verdict::Hidden) if matches!(weather, Weather::Lossy | Weather::Awful) => self.ask(now_ns),
+                Ok(Verdict::Hidden) if matches!(weather, Weather::Lossy | Weather::Awful) => {
+                    self.request_idr(now_ns)
+                }
                 Ok(Verdict::Hidden) => {
-                    return Err(format!("a unit whose reference was not sent: {:?}", self.decoder));
+                    return Err(format!("a unit whose reference unit was not sent: {:?}", self.decoder));
                 }
                 Err(error) => return Err(format!("{error}: {:?}", self.decoder)),
             }
@@ -195,16 +197,16 @@ impl Browser {
     }
 }
 
-/// What a decoder makes of a unit.
+/// What a decoder can do with a unit.
 enum Verdict {
     Shown,
-    /// The unit it refers to never came.
+    /// The unit that it refers to is missing.
     Hidden,
-    /// The same, but its IDR was sent before the browser had finished its handshake: browsers throw that away.
+    /// The same, but its IDR was sent before the browser had finished its handshake: browsers drop that.
     Excused,
 }
 
-/// Puts packets in order and units together, and knows which of them can be shown.
+/// Sorts packets, assembles units and decides which of them can be shown.
 #[derive(Default)]
 pub(super) struct Decoder {
     held: BTreeMap<u64, (i64, RtpPacket)>,
@@ -212,11 +214,11 @@ pub(super) struct Decoder {
     depacketizer: Depacketizer,
     /// The newest reference unit that was shown.
     reference: Option<u32>,
-    /// The last unit that came.
+    /// The last unit that arrived.
     last: Option<u32>,
-    /// The newest unit that ever came.
+    /// The newest unit that arrived so far.
     pub(super) newest: Option<u32>,
-    /// IDRs that were asked for, and GOPs that came again.
+    /// IDR requests, and GOPs that arrived again.
     asked: u32,
     came_again: u32,
     pub(super) shown: u64,
@@ -242,7 +244,7 @@ impl Decoder {
         self.held.entry(*packet.seq_no).or_insert((now_ns, packet));
     }
 
-    /// Units that are whole; after a gap that was waited for long enough, what follows it.
+    /// Returns the complete units. A gap older than [`PATIENCE_NS`] is skipped.
     fn whole_units(&mut self, now_ns: i64) -> Vec<Vec<Vec<u8>>> {
         let mut units = Vec::new();
         while let Some(entry) = self.held.first_entry() {
@@ -264,7 +266,7 @@ impl Decoder {
         units
     }
 
-    /// Whether the unit can be shown. An error is something no network can do.
+    /// Decides if the unit can be shown. An error is something that no network can cause.
     fn judge(
         &mut self,
         nals: &[Vec<u8>],
@@ -276,7 +278,7 @@ impl Decoder {
         let number = crate::recorder::tests::harness::unit_number_of(slice);
         let unit = ledger.get(number).ok_or(format!("unit {number} was never published"))?;
         if self.newest.is_none() && unit.nals.len() > nals.len() && unit.nals.ends_with(nals) {
-            // What was lost before the first packet that arrived isn't known to be missing.
+            // The receiver cannot know that packets before the first one are missing.
             let is_lost = matches!(weather, Weather::Lossy | Weather::Awful);
             return if is_lost { Ok(Verdict::Hidden) } else { Err("no beginning".to_owned()) };
         }
@@ -284,11 +286,11 @@ impl Decoder {
             return Err(format!("unit {number} is not what was published"));
         }
         if self.last.is_some_and(|last| number <= last) {
-            // Who asks for an IDR may be given the GOP so far once more.
+            // A viewer that requests an IDR may get the current GOP once more.
             self.came_again += 1;
             let is_whole = unit.is_idr || matches!(weather, Weather::Lossy | Weather::Awful);
             if !is_whole || self.came_again > self.asked {
-                return Err(format!("unit {number} came again or late"));
+                return Err(format!("unit {number} arrived again or late"));
             }
         }
         let from = self.last.replace(number).map_or(number, |last| last + 1);

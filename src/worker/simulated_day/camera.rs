@@ -1,6 +1,6 @@
-//! The camera of a simulated day: made-up H.264 of realistic sizes in a real ring, with restarts, other
-//! resolutions, silence, slots that lie and an encoder that sends pictures nothing refers to. Keeps a ledger of
-//! what it published, for whoever receives it.
+//! The camera of a simulated day: synthetic H.264 of realistic sizes in a real ring, with restarts, other resolutions,
+//! silence, slots with wrong metadata and non-reference units. Its ledger holds what it published, for the checks at the
+//! receivers.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,26 +11,26 @@ use crate::h264::testing::BitWriter;
 use crate::recorder::tests::harness::parameter_sets;
 use support::random::Random;
 
-/// Units the ledger remembers: more than the longest jam of a link holds back.
+/// Units in the ledger: more than the longest congestion of a link delays.
 const REMEMBERED: usize = 4_096;
 
-/// Macroblocks of the two widths it changes between.
+/// The two picture widths, in macroblocks.
 const WIDTHS: [u32; 2] = [80, 40];
 
-/// What is known of a unit that was published.
+/// One published unit.
 pub(super) struct Published {
-    /// The access unit without start codes, as a receiver puts it together.
+    /// The NAL units without start codes, as a receiver assembles them.
     pub(super) nals: Vec<Vec<u8>>,
     pub(super) is_idr: bool,
     pub(super) is_reference: bool,
     /// The unit it refers to.
     pub(super) refers_to: u32,
     pub(super) published_ns: i64,
-    /// Everybody on a good way has to get it; else something happened that may cost it.
+    /// Every viewer on a good link must get it. False if something happened that may lose it.
     pub(super) is_owed: bool,
 }
 
-/// What was published, by number.
+/// The published units, by number.
 #[derive(Default)]
 pub(super) struct Ledger {
     units: VecDeque<Published>,
@@ -42,18 +42,18 @@ impl Ledger {
         self.units.get(number.checked_sub(self.first)? as usize)
     }
 
-    /// The number the next unit will have.
+    /// Returns the number of the next unit.
     pub(super) fn next(&self) -> u32 {
         self.first + self.units.len() as u32
     }
 
-    /// The first unit of `range` published since then that nobody on a good way may miss.
+    /// Returns the first unit of `range`, published at `since_ns` or later, that every viewer on a good link must get.
     pub(super) fn first_owed(&self, mut range: Range<u32>, since_ns: i64) -> Option<u32> {
         let is_owed = |unit: &Published| unit.is_owed && unit.published_ns >= since_ns;
         range.find(|number| self.get(*number).is_none_or(is_owed))
     }
 
-    /// When the IDR of unit `number` was published.
+    /// Returns the time when the IDR of unit `number` was published.
     pub(super) fn idr_before_ns(&self, number: u32) -> i64 {
         let mut back = (self.first..=number).rev().filter_map(|number| self.get(number));
         back.find(|unit| unit.is_idr).map_or(i64::MIN, |unit| unit.published_ns)
@@ -68,7 +68,7 @@ impl Ledger {
     }
 }
 
-/// What a camera may do at a unit.
+/// An irregularity of the camera.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Whim {
     Nothing,
@@ -96,14 +96,14 @@ pub(super) struct SimulatedCamera {
     frame_number: u64,
     width: usize,
     last_reference: u32,
-    /// What was published since may be lost, until an IDR.
+    /// Units may be lost from here to the next IDR.
     is_broken: bool,
-    /// The server does not look: nothing is owed.
+    /// The server is stalled: no unit is owed.
     pub(super) is_unwatched: bool,
-    /// No whims.
+    /// No irregularities happen.
     pub(super) is_calm: bool,
     pub(super) restarts: u32,
-    /// How often each was had, in the order of `WHIMS`.
+    /// How often each happened, in the order of `WHIMS`.
     pub(super) whims: [u32; WHIMS.len()],
 }
 
@@ -115,7 +115,7 @@ impl Drop for SimulatedCamera {
 
 impl SimulatedCamera {
     pub(super) fn new(name: &str, seed: u64, units_per_s: u32, gop: u32, now_ns: i64) -> SimulatedCamera {
-        // The short ring laps whoever is held up for more than a second.
+        // The short ring laps a reader that is delayed for more than a second.
         let layout = if seed.is_multiple_of(2) { Layout::V3 } else { Layout::V3Ring6 };
         SimulatedCamera {
             name: name.to_owned(),
@@ -138,7 +138,7 @@ impl SimulatedCamera {
         }
     }
 
-    /// Publishes the unit that is due, or does something else.
+    /// Publishes the unit that is due, or starts an irregularity.
     pub(super) fn work(&mut self, now_ns: i64) {
         let whim = self.whim();
         self.next_ns += self.interval_ns;
@@ -161,7 +161,7 @@ impl SimulatedCamera {
         self.publish(now_ns, whim == Whim::Lie);
     }
 
-    /// Something about once in fifteen GOPs.
+    /// Draws an irregularity, about once in fifteen GOPs.
     fn whim(&mut self) -> Whim {
         if self.is_calm || self.random.below(u64::from(15 * self.gop)) != 0 {
             return Whim::Nothing;
@@ -203,12 +203,12 @@ impl SimulatedCamera {
         }
     }
 
-    /// `lies`: the slot's metadata is nonsense, so that nobody can read the unit.
+    /// `lies`: the slot's metadata is invalid, so that no reader can use the unit.
     fn publish(&mut self, now_ns: i64, lies: bool) {
         let is_idr = self.gop_position == 0;
         let is_reference = is_idr || lies || self.random.below(4) != 0;
         let number = self.ledger.next();
-        // Of a few sizes, so that what is kept of them is the same in every round.
+        // Few different sizes, so that pools hold the same in every round.
         let body = if is_idr { 5_000 + 500 * self.random.below(8) } else { 100 + 300 * self.random.below(8) };
         let header = if is_idr { 0x65 } else { u8::from(is_reference) << 6 | 1 };
         let slice = self.slice(header, number, body as usize);

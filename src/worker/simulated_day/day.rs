@@ -1,4 +1,4 @@
-//! The day itself: who does what when, and what has to hold.
+//! The schedule of a simulated day and its invariants.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,25 +21,25 @@ use crate::camera::{Camera, Wake};
 use crate::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
 use support::random::Random;
 
-/// Seconds of a quiet time: longer than any session outlives its browser.
+/// Seconds of a quiet time: longer than a session can outlive its browser.
 pub(super) const QUIET_S: u64 = 40;
 
-/// Steps within one millisecond.
+/// Most steps within one millisecond.
 const STEPS_MAX: u32 = 1_000;
 
-/// What a day is like.
+/// Parameters of a day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) rounds: u32,
     pub(super) busy_s: u64,
-    /// Browsers that come and go, at a time.
+    /// Browsers at a time that join and leave.
     pub(super) guests: u32,
-    /// Browsers that stay all day.
+    /// Browsers that stay the whole day.
     pub(super) residents: u32,
     pub(super) units_per_s: u32,
     pub(super) gop: u32,
-    /// The first one receives for all.
+    /// Number of workers. The first one receives for all.
     pub(super) workers: usize,
     /// Prints a line after every round.
     pub(super) tells: bool,
@@ -53,7 +53,7 @@ struct Ghost {
     weather: Weather,
     left_ns: i64,
     patience_ns: i64,
-    /// When it has to be gone too.
+    /// The session must have ended by then.
     until_ns: i64,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Day {
     server: Server,
     context: Arc<SessionContext>,
     server_wakes_ns: i64,
-    /// The server is held up until then.
+    /// The server is stalled until then.
     stalled_until_ns: i64,
     stalls: u32,
     recorder: SimulatedRecorder,
@@ -83,7 +83,7 @@ pub(super) struct Day {
     shown: u64,
     hidden: u64,
     held_bytes: Vec<i64>,
-    /// On the server's account of this thread before the day.
+    /// Bytes on the server's account of this thread before the day.
     held_before: i64,
     digest: u64,
 }
@@ -92,7 +92,7 @@ impl Day {
     pub(super) fn new(plan: Plan) -> Day {
         static DAYS: AtomicU32 = AtomicU32::new(0);
         let name = format!("/ss-test-day-{}-{}", std::process::id(), DAYS.fetch_add(1, Ordering::Relaxed));
-        fastrand::seed(plan.seed); // what str0m draws
+        fastrand::seed(plan.seed); // str0m's random numbers
         let now = clock::now();
         let start_ns = now.monotonic_ns / MS * MS;
         let sim_camera =
@@ -129,7 +129,7 @@ impl Day {
         }
     }
 
-    /// Lives the whole day; an error says what was wrong and when.
+    /// Runs the whole day. An error says what was wrong and when.
     pub(super) fn run(mut self) -> Result<Summary, String> {
         let result = self.live();
         let at_ms = (self.now_ns - self.start_ns) / MS;
@@ -181,16 +181,16 @@ impl Day {
         }
     }
 
-    /// Lets `seconds` pass.
+    /// Advances the clock by `seconds`.
     fn pass(&mut self, seconds: u64) -> Result<(), String> {
         let end_ns = self.now_ns + seconds as i64 * SECOND;
         let mut steps = 0;
         loop {
-            // Whatever happens within a millisecond is met by one turn.
+            // Everything that happens within a millisecond is handled by one turn.
             let next_ns = (self.next_ns() + MS - 1) / MS * MS;
             steps = if next_ns > self.now_ns { 0 } else { steps + 1 };
             if steps > STEPS_MAX {
-                return Err("the server never sleeps again".to_owned());
+                return Err("the server does not come to rest".to_owned());
             }
             self.now_ns = next_ns.max(self.now_ns).min(end_ns);
             if self.now_ns >= end_ns {
@@ -216,24 +216,24 @@ impl Day {
     }
 
     fn step(&mut self) -> Result<(), String> {
-        let mut is_rung = false;
+        let mut is_woken = false;
         while self.camera.next_ns <= self.now_ns {
             let restarts = self.camera.restarts;
             self.camera.work(self.now_ns);
             if self.camera.restarts > restarts {
                 self.recorder.note_restart(self.camera.ledger.next());
             }
-            is_rung = true;
+            is_woken = true;
         }
         as_server(|| self.camera_waiter.poll(self.now_ns));
-        is_rung |= self.deliver()?;
+        is_woken |= self.deliver()?;
         self.wake_browsers();
-        if (is_rung || self.server_wakes_ns <= self.now_ns) && self.stalled_until_ns <= self.now_ns {
+        if (is_woken || self.server_wakes_ns <= self.now_ns) && self.stalled_until_ns <= self.now_ns {
             self.turn();
         }
         if self.next_second_ns <= self.now_ns {
             self.next_second_ns += SECOND;
-            self.look_around()?;
+            self.run_second()?;
         }
         self.camera.is_unwatched = self.now_ns < self.stalled_until_ns;
         let (now_ns, ledger) = (self.now_ns, &self.camera.ledger);
@@ -266,39 +266,39 @@ impl Day {
 
     // ---- the network -----------------------------------------------------------------------------------
 
-    /// Delivers what is due; says whether the worker has something to do.
+    /// Delivers due datagrams. Returns true if a worker has work.
     fn deliver(&mut self) -> Result<bool, String> {
-        let mut is_rung = false;
+        let mut is_woken = false;
         let now = self.now();
         while let Some(event) = self.calendar.take(self.now_ns) {
             match event {
                 Event::LeftKernel { viewer } => {
                     self.server.left(viewer);
-                    is_rung = true;
+                    is_woken = true;
                 }
                 Event::ToServer { from, bytes } => {
                     self.note(1 << 40);
                     self.server.receive(from, bytes);
-                    is_rung = true;
+                    is_woken = true;
                 }
                 Event::ToBrowser { viewer, bytes } => {
                     self.note(1 << 41 | u64::from(viewer));
                     let Some(browser) = self.browsers.get_mut(&viewer) else { continue };
                     browser.handle_datagram(now.instant, now.monotonic_ns, &bytes);
-                    let verdict = browser.watch(now.monotonic_ns, &self.camera.ledger);
+                    let verdict = browser.check_arrived(now.monotonic_ns, &self.camera.ledger);
                     let weather = browser.link.weather;
                     verdict.map_err(|wrong| {
                         let status = self.status(viewer);
-                        format!("viewer {viewer} on a {weather:?} way: {wrong}\n{status}")
+                        format!("viewer {viewer} on a {weather:?} link: {wrong}\n{status}")
                     })?;
                     self.post(viewer);
                 }
             }
         }
-        Ok(is_rung)
+        Ok(is_woken)
     }
 
-    /// Puts what a browser sent on its way.
+    /// Puts a browser's datagrams on the network.
     fn post(&mut self, viewer: u32) {
         let Some(browser) = self.browsers.get_mut(&viewer) else { return };
         for bytes in std::mem::take(&mut browser.outbox) {
@@ -316,7 +316,7 @@ impl Day {
                 && browser.deadline <= now.instant
             {
                 browser.handle_timeout(now.instant, now.monotonic_ns);
-                // A deadline that does not move would stop the clock.
+                // A deadline that does not advance would stop the clock.
                 browser.deadline = browser.deadline.max(now.instant + Duration::from_millis(1));
                 self.post(id);
             }
@@ -325,7 +325,7 @@ impl Day {
 
     // ---- once a second ---------------------------------------------------------------------------------
 
-    fn look_around(&mut self) -> Result<(), String> {
+    fn run_second(&mut self) -> Result<(), String> {
         let leaving: Vec<u32> =
             self.order.iter().copied().filter(|id| self.browsers[id].leaves_ns <= self.now_ns).collect();
         leaving.into_iter().for_each(|id| self.leave(id));
@@ -359,12 +359,12 @@ impl Day {
         }
     }
 
-    /// Now and then the worker is held up, the disk is slow, a recording begins or ends, a browser asks for an IDR.
+    /// At random: the worker stalls, the disk is slow, a recording starts or stops, a browser requests an IDR.
     fn trouble(&mut self) {
         if self.random.below(60) == 0 && self.stalled_until_ns <= self.now_ns {
             self.stalled_until_ns = self.now_ns + (50 + self.random.below(7_000) as i64) * MS;
             self.stalls += 1;
-            // Their last datagrams are on their way: read late, they count as a late sign of life.
+            // Their last datagrams are still in flight. Read late, they renew the consent late.
             for ghost in self.ghosts.iter_mut().filter(|ghost| self.now_ns - ghost.left_ns < SECOND) {
                 ghost.until_ns = self.stalled_until_ns + ghost.patience_ns;
             }
@@ -380,7 +380,7 @@ impl Day {
             8 => {
                 let id = self.order[self.random.below(self.order.len() as u64) as usize];
                 if let Some(browser) = self.browsers.get_mut(&id) {
-                    browser.ask(self.now_ns);
+                    browser.request_idr(self.now_ns);
                 }
             }
             _ => {}
@@ -414,7 +414,7 @@ impl Day {
             && matches!(browser.link.weather, Weather::Clean | Weather::Narrow);
         let mut patience = limits::CONSENT_TIMEOUT.max(limits::HANDSHAKE_TIMEOUT);
         if browser.manners == Manners::Polite {
-            browser.say_goodbye(self.now_ns);
+            browser.close(self.now_ns);
             if is_sure {
                 patience = Duration::from_secs(1);
             }
@@ -424,7 +424,7 @@ impl Day {
         self.order.retain(|other| *other != id);
         self.shown += browser.decoder.shown;
         self.hidden += browser.decoder.hidden;
-        // A server that is held up sees it later.
+        // A stalled server notices it later.
         let (left_ns, patience_ns) = (self.now_ns, patience.as_nanos() as i64);
         let until_ns = left_ns.max(self.stalled_until_ns) + patience_ns;
         let (manners, weather) = (browser.manners, browser.link.weather);
@@ -437,7 +437,7 @@ impl Day {
         }
     }
 
-    // ---- what has to hold ------------------------------------------------------------------------------
+    // ---- invariants ------------------------------------------------------------------------------------
 
     fn status(&mut self, id: u32) -> String {
         let now = self.now().instant;
@@ -449,7 +449,7 @@ impl Day {
         self.server.viewer(id).is_some()
     }
 
-    /// Sessions end in time when their browser is gone.
+    /// A session ends in time after its browser is gone.
     fn check_ghosts(&mut self) -> Result<(), String> {
         for ghost in std::mem::take(&mut self.ghosts) {
             if !self.has_session(ghost.id) {
@@ -467,13 +467,13 @@ impl Day {
         Ok(())
     }
 
-    /// Who has a good way is connected and gets what is published.
+    /// A browser on a good link is connected and gets every unit.
     fn check_present(&mut self) -> Result<(), String> {
         for id in self.order.clone() {
             let browser = &self.browsers[&id];
             let is_good = browser.link.weather == Weather::Clean
                 && matches!(browser.manners, Manners::Polite | Manners::Vanishing);
-            // A stall may come in the middle of joining.
+            // The server may stall during a join.
             let is_settled = self.now_ns - browser.joined_ns > 10 * SECOND;
             if !is_good || !is_settled || self.now_ns < self.stalled_until_ns + SECOND {
                 continue;
@@ -481,14 +481,14 @@ impl Day {
             let (newest, owed_since_ns) = (browser.decoder.newest, browser.owed_since_ns());
             let is_connected = browser.connected_ns.is_some();
             if !is_connected || !self.has_session(id) {
-                return Err(format!("viewer {id} has a good way and no session: {}", self.status(id)));
+                return Err(format!("viewer {id} has a good link and no session: {}", self.status(id)));
             }
-            // A second is on its way.
+            // The units of the last second may be in flight.
             let due = self.camera.ledger.next().saturating_sub(self.plan.units_per_s);
             let from = newest.map_or(due, |newest| newest + 1);
             if let Some(missed) = self.camera.ledger.first_owed(from..due, owed_since_ns) {
                 return Err(format!(
-                    "viewer {id} got {newest:?} and nothing since, not even {missed}\n{}",
+                    "viewer {id} got {newest:?} as the newest unit and misses {missed}\n{}",
                     self.status(id)
                 ));
             }
@@ -496,7 +496,7 @@ impl Day {
         Ok(())
     }
 
-    /// Only the residents are here, all is quiet: as much is held as the last time.
+    /// After a quiet time only the residents are left. Records the bytes that the server holds.
     fn check_equal_state(&mut self) -> Result<(), String> {
         let sessions = self.server.sessions();
         if sessions != self.plan.residents as usize {
@@ -504,11 +504,11 @@ impl Day {
         }
         self.server.check_tables()?;
         if !self.recorder.is_idle() {
-            return Err("the recording does not end".to_owned());
+            return Err("the recording does not stop".to_owned());
         }
         let on_their_way = self.calendar.len();
         if on_their_way > 20 * sessions {
-            return Err(format!("{on_their_way} datagrams on their way in a quiet time"));
+            return Err(format!("{on_their_way} datagrams in flight in a quiet time"));
         }
         let held = server_bytes() - self.held_before;
         self.held_bytes.push(held);

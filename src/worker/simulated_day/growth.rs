@@ -1,13 +1,13 @@
-//! The rule of a simulated day for what the server holds: pools may fill, nothing may grow.
+//! The memory rule of a simulated day: pools may fill, nothing else may grow.
 
-/// What full pools hold, whatever the day: 2.1 to 2.5 MB at the end of days of 18 rounds, flat from the fifth on. A small
+/// Bytes in full pools: 2.1 to 2.5 MB measured at the end of days of 18 rounds, constant from the fifth round on. A small
 /// day ends before they are full.
 const POOLS_BYTES: i64 = 2_500_000;
 
-/// Bytes the server may hold more than at the same place of an earlier round: pools reach their high-water marks.
+/// Bytes that the server may hold more than at the same point of an earlier round: pools reach their high-water marks.
 const GROWTH_BYTES_MAX: i64 = 512 * 1024;
 
-/// The second half of a day may not hold more than its first half, at the same states.
+/// The second half of a day must not hold more than the first half in the same state.
 pub(super) fn check_growth(held_bytes: &[i64]) -> Result<(), String> {
     let (first, rest) = held_bytes.split_at(held_bytes.len().div_ceil(2));
     let most = |bytes: &[i64]| bytes.iter().copied().max();
@@ -20,7 +20,7 @@ pub(super) fn check_growth(held_bytes: &[i64]) -> Result<(), String> {
 }
 
 #[test]
-fn growth_is_seen_and_the_filling_of_pools_is_none() {
+fn growth_is_an_error_and_filling_pools_is_not() {
     assert!(check_growth(&[]).is_ok() && check_growth(&[5_000_000]).is_ok());
     assert!(check_growth(&[1_000_000, 2_000_000, 2_100_000]).is_ok());
     assert!(check_growth(&[2_000_000, 2_000_000, 2_000_000, 1_000_000]).is_ok());

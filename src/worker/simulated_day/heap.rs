@@ -1,5 +1,5 @@
-//! UNSAFE. Heap bytes in use, per thread and per account: the allocator of the unit tests. A simulated day runs in
-//! one thread; what the server holds goes to its account, what browsers and the rest of the world hold does not.
+//! UNSAFE. The allocator of the unit tests: counts heap bytes in use per thread, on the server's account only. A simulated
+//! day runs in one thread; the bytes of browsers and the simulated network are not counted.
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait by its nature")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -15,7 +15,7 @@ thread_local! {
     static SERVER_BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
-/// Adds to this thread's account, if it is the server's turn. A thread that ends has no account any more.
+/// Adds to this thread's account while the server runs. A thread that ends has no account.
 fn count(bytes: usize, sign: i64) {
     let in_server = IN_SERVER.try_with(Cell::get).unwrap_or(false);
     if in_server && let Ok(bytes) = i64::try_from(bytes) {
@@ -45,8 +45,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Runs the server's part of a step: what it allocates and frees is on its account. What it hands out or takes
-/// over has to be copied within.
+/// Runs the server's part of a step: its allocations are counted. Data that crosses the border must be copied inside.
 pub(super) fn as_server<T>(work: impl FnOnce() -> T) -> T {
     let before = IN_SERVER.replace(true);
     let result = work();
@@ -54,7 +53,7 @@ pub(super) fn as_server<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The part of a step that is the world's after all.
+/// Runs a part of the server's step without counting.
 pub(super) fn as_world<T>(work: impl FnOnce() -> T) -> T {
     let before = IN_SERVER.replace(false);
     let result = work();
@@ -62,13 +61,13 @@ pub(super) fn as_world<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Bytes the server holds, of what this thread allocated for it.
+/// Returns the bytes that the server holds of this thread's allocations.
 pub(super) fn server_bytes() -> i64 {
     SERVER_BYTES.get()
 }
 
 #[test]
-fn what_the_server_keeps_is_on_its_account_and_nothing_else() {
+fn only_the_bytes_of_the_server_are_counted() {
     let before = server_bytes();
     let ours = vec![0_u8; 1_000];
     let mut kept: Vec<u8> = as_server(|| {

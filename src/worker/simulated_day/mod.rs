@@ -1,35 +1,35 @@
-//! A day of the whole program on a fake clock, from one seed, in one thread: a camera with its whims and a real
-//! ring, the real turn of a worker with real sessions, browsers that come and go over a bad network, and the
-//! recorder on and off. Only the sockets and the disk are made up. Not part of the program.
+//! A day of the whole program on a fake clock, from one seed, in one thread: an irregular camera with a real ring, the
+//! real turn of a worker with real sessions, browsers that join and leave over a bad network, and recordings. Only the
+//! sockets and the disk are simulated. Test code.
 //!
 //! ```text
-//!  camera ─► ring ─► worker turn ─► sessions ─► wire ─► network ─► browsers ─► decoders
-//!              └───► recorder ─► disk in memory     ◄── feedback ◄──┘      └──► what is wrong?
+//!  camera ─► ring ─► worker turn ─► sessions ─► driver ─► network ─► browsers ─► decoders
+//!              └───► recorder ─► disk in memory       ◄── feedback ◄──┘      └──► checks
 //! ```
 //!
-//! The day goes in rounds: a busy time, then a quiet time in which all guests leave and only the residents stay.
-//! At the end of each quiet time the server is in the same state as the time before, and has to hold as much.
+//! A day has rounds: a busy time, then a quiet time in which all guests leave and only the residents stay. At the end of
+//! each quiet time the server is in the same state as in the round before and must hold the same memory.
 //!
-//! A day is thinned to few units a second, and everything happens on a grid of a millisecond. The seed decides what
-//! camera, viewers and disk draw, and what becomes of each datagram: by its way, direction, millisecond and place in it,
-//! whatever else is sent. It does not decide what cryptography draws: keys, a byte or two of signatures, and how long
-//! DTLS waits before it sends a flight again (a datagram at another moment has another fate). So days of one seed are
-//! alike, not equal: what failed fails again unless a handshake on a bad way is part of it.
+//! A day has few units a second, and everything happens on a grid of one millisecond. The seed determines the random
+//! numbers of camera, viewers and disk, and the fate of each datagram by link, direction, millisecond and place in it. It
+//! does not determine cryptography: keys, a byte or two of signatures, and the time before DTLS repeats a flight (a
+//! datagram at another time has another fate). So days of one seed are similar, not equal: a failure repeats unless a
+//! handshake on a bad link is part of it.
 //!
-//! What a day was seen to catch, of faults put into the program one at a time (seeds 1 to 4, ten residents):
+//! Faults that were put into the program one at a time (seeds 1 to 4, ten residents), and the result:
 //!
 //! | fault | small day |
 //! |---|---|
-//! | a closed session stays; consent or the handshake never ends | hung, before `STEPS_MAX` was there to say so |
-//! | a route, or the address of a session, is never forgotten | caught |
-//! | the gate admits what follows a gap; a gap is not told to it | caught by one seed in two to three |
-//! | a sequence number is used twice; the wrong packet is sent again | caught |
+//! | a closed session stays; consent or the handshake never ends | hung, before `STEPS_MAX` existed to report it |
+//! | a route, or the address of a session, is never removed | caught |
+//! | the gate admits units after a gap; a gap is not reported to it | caught by one seed in two to three |
+//! | a sequence number is used twice; the wrong packet is retransmitted | caught |
 //! | the cache of sent packets has neither age nor bound | caught: it grows |
 //! | the recorder leaks every unit | caught by one seed in three: a small day writes little |
 //! | that cache has no age, or no bound (the other one holds) | not seen |
 //! | torn units are not noticed: one thread never reads while the camera writes | not seen |
-//! | a replay ends only with the next IDR | not seen: what is late after a join is excused for two seconds |
-//! | nothing is ever sent again; the budget for it is unlimited | not seen: loss is mild, nobody floods |
+//! | a catch-up ends only with the next IDR | not seen: late units are allowed for two seconds after a join |
+//! | no retransmissions; no limit on retransmissions | not seen: loss is mild, no viewer floods |
 //! | congestion is ignored; the kept GOP is never cleared | not seen: the bound of `check_in_flight` is wide |
 //! | timed units have no bound | not seen: the gate bounds them first |
 //!
@@ -75,20 +75,20 @@ fn small(seed: u64) -> Plan {
 fn run(plan: Plan) -> Summary {
     match Day::new(plan).run() {
         Ok(summary) => summary,
-        Err(wrong) => panic!("{wrong}\nThe day is {plan:?}; days of one seed are alike."),
+        Err(wrong) => panic!("{wrong}\nThe day is {plan:?}; days of one seed are similar, not equal."),
     }
 }
 
-/// Seeds of the small days of every test run: about a second each.
+/// Seeds of the small days in every test run; about a second each.
 const SMALL_DAYS: std::ops::RangeInclusive<u64> = 1..=4;
 
 #[test]
-fn a_small_day_passes_with_one_worker() {
+fn small_day_passes_with_one_worker() {
     SMALL_DAYS.filter(|seed| seed % 2 == 0).for_each(|seed| println!("{}", run(small(seed))));
 }
 
 #[test]
-fn a_small_day_passes_with_a_worker_that_receives_for_another() {
+fn small_day_passes_with_a_worker_that_receives_for_another() {
     SMALL_DAYS.filter(|seed| seed % 2 == 1).for_each(|seed| println!("{}", run(small(seed))));
 }
 

@@ -1,5 +1,5 @@
-//! The network of a simulated day: what becomes of a datagram between server and browser, and the worker's driver
-//! at its one end. Seeded: see `Link`.
+//! The network of a simulated day: loss and delay of datagrams between server and browser, and the worker's driver at
+//! one end. Seeded: see [`Link`].
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -10,36 +10,36 @@ use super::{MS, SECOND};
 use crate::uring::{Completion, Driver, FutexWord, Received, UdpCounters, UdpDriverError};
 use support::random::Random;
 
-/// A day is thinned: one datagram that waits in the kernel stands for so many of a real stream.
+/// A simulated stream has few datagrams: one in the kernel counts as this many of a real stream.
 const STANDS_FOR: u32 = 64;
 
-/// What a datagram takes on a narrow way, whatever its size: sizes differ by a byte from day to day.
+/// Time of a datagram on a narrow link. Independent of its size, which differs by a byte from day to day.
 const NARROW_NS: i64 = 5 * MS;
 
-/// What a browser's way to the server is like.
+/// Quality of a browser's link.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Weather {
-    /// Nothing is lost, everything stays in order.
+    /// No loss, no reordering.
     Clean,
-    /// As clean, but now and then jammed: datagrams wait in the server's kernel.
+    /// As clean, but congested at times: datagrams wait in the server's kernel.
     Narrow,
-    /// Some loss, delays that change, so that datagrams overtake each other.
+    /// Some loss, and jitter that reorders datagrams.
     Lossy,
-    /// A lot of loss, at times all of it.
+    /// Heavy loss, and outages.
     Awful,
 }
 
-/// One browser's way. What becomes of a datagram depends on the seed, the viewer, the direction, the millisecond and
-/// its place among those of that millisecond, and on nothing else: one datagram more does not change the others' fate.
+/// One browser's link. The fate of a datagram depends only on the seed, the viewer, the direction, the millisecond and its
+/// place in that millisecond: one datagram more does not change the fate of the others.
 pub(super) struct Link {
     pub(super) weather: Weather,
     seed: u64,
     /// When the day began.
     start_ns: i64,
     delay_ns: i64,
-    /// Narrow: the datagrams before have left by then. Awful: nothing comes through until then.
+    /// Narrow: when the earlier datagrams have left. Awful: end of the outage.
     busy_until_ns: i64,
-    /// Downwards and upwards: the newest moment, and datagrams in it so far.
+    /// For down and up: the newest millisecond, and the datagrams in it so far.
     places: [(i64, u64); 2],
 }
 
@@ -51,7 +51,7 @@ impl Link {
         Link { weather, seed, start_ns, delay_ns, busy_until_ns: 0, places: [(0, 0); 2] }
     }
 
-    /// What is drawn for the next datagram of this direction.
+    /// Returns the random numbers of the next datagram in this direction.
     fn fate(&mut self, direction: usize, now_ns: i64) -> Random {
         let place = &mut self.places[direction];
         *place = if place.0 == now_ns { (now_ns, place.1 + 1) } else { (now_ns, 0) };
@@ -61,21 +61,21 @@ impl Link {
         Random::new(self.seed ^ Random::new(moment).next())
     }
 
-    /// When a datagram from the server has left the kernel, and when it arrives, if it does.
+    /// Returns when a datagram from the server leaves the kernel, and when it arrives unless it is lost.
     pub(super) fn downwards(&mut self, now_ns: i64) -> (i64, Option<i64>) {
         let mut random = self.fate(0, now_ns);
         if self.weather != Weather::Narrow {
             return (now_ns, self.arrival(now_ns, &mut random));
         }
         if random.below(2_000) == 0 {
-            // Never sooner than a jam before it: what waits would be overtaken.
+            // Never earlier than the congestion before: waiting datagrams would be overtaken.
             self.busy_until_ns = self.busy_until_ns.max(now_ns + (1 + random.below(20) as i64) * SECOND);
         }
         self.busy_until_ns = self.busy_until_ns.max(now_ns) + NARROW_NS;
         (self.busy_until_ns, Some(self.busy_until_ns + self.delay_ns))
     }
 
-    /// When a datagram from the browser arrives, if it does.
+    /// Returns when a datagram from the browser arrives, unless it is lost.
     pub(super) fn upwards(&mut self, now_ns: i64) -> Option<i64> {
         let mut random = self.fate(1, now_ns);
         self.arrival(now_ns, &mut random)
@@ -95,14 +95,14 @@ impl Link {
     }
 }
 
-/// Where something is due.
+/// Something that happens later.
 pub(super) enum Event {
     ToServer { from: SocketAddr, bytes: Vec<u8> },
     ToBrowser { viewer: u32, bytes: Vec<u8> },
     LeftKernel { viewer: u32 },
 }
 
-/// Everything on its way, in order of arrival.
+/// Future events in order of time.
 #[derive(Default)]
 pub(super) struct Calendar {
     due: BinaryHeap<Reverse<(i64, u64)>>,
@@ -134,38 +134,38 @@ impl Calendar {
     }
 }
 
-/// The worker's driver: takes datagrams, tells what is in flight.
+/// The worker's driver on the simulated network.
 #[derive(Default)]
 pub(super) struct SimulatedDriver {
-    /// What the worker sent since the last look, by viewer.
+    /// Datagrams that the worker sent since they were last taken, by viewer.
     pub(super) outbox: Vec<(u32, SocketAddr, Vec<u8>)>,
     completions: VecDeque<Completion>,
-    /// Datagrams that came in, and the one that is being looked at.
+    /// Received datagrams, and the one that the worker reads now.
     arrived: VecDeque<(SocketAddr, Vec<u8>)>,
-    looked_at: Option<Vec<u8>>,
+    current: Option<Vec<u8>>,
     in_flight: HashMap<u32, u32>,
     counters: UdpCounters,
-    /// How long the worker last wanted to sleep.
+    /// Timeout of the worker's last wait.
     pub(super) last_timeout: Duration,
 }
 
 impl SimulatedDriver {
-    /// A datagram has come in.
+    /// Adds a received datagram.
     pub(super) fn receive(&mut self, from: SocketAddr, bytes: Vec<u8>) {
         self.arrived.push_back((from, bytes));
     }
 
-    /// Datagrams in flight for the viewer that has the most.
+    /// Returns the datagrams in flight of the viewer with the most.
     pub(super) fn most_in_flight(&self) -> u32 {
         self.in_flight.values().map(|count| count * STANDS_FOR).max().unwrap_or(0)
     }
 
-    /// Whether the next look at it gives something.
+    /// Returns true if a completion is waiting.
     pub(super) fn has_completions(&self) -> bool {
         !self.completions.is_empty() || !self.arrived.is_empty()
     }
 
-    /// A datagram has left the kernel: the worker is told with its next turn.
+    /// A datagram has left the kernel: the worker gets the completion in its next turn.
     pub(super) fn left(&mut self, viewer: u32) {
         self.completions.push_back(Completion::Sent { viewer, datagrams: 1, result: Ok(0) });
         if let Some(count) = self.in_flight.get_mut(&viewer) {
@@ -184,21 +184,21 @@ impl Driver for SimulatedDriver {
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
-        assert!(self.looked_at.is_none(), "a receive buffer was not given back");
+        assert!(self.current.is_none(), "a receive buffer was not given back");
         if let Some(completion) = self.completions.pop_front() {
             return Some(completion);
         }
         let (from, bytes) = self.arrived.pop_front()?;
-        self.looked_at = Some(bytes);
+        self.current = Some(bytes);
         Some(Completion::Datagram(Received::simulated(from, super::browser::server_address().ip())))
     }
 
     fn datagram(&self, _: &Received) -> &[u8] {
-        self.looked_at.as_deref().unwrap()
+        self.current.as_deref().unwrap()
     }
 
     fn recycle(&mut self, _: Received) {
-        let bytes = self.looked_at.take().unwrap();
+        let bytes = self.current.take().unwrap();
         super::heap::as_world(|| drop(bytes));
     }
 

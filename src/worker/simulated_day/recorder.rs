@@ -1,5 +1,5 @@
-//! The recorder of a simulated day: the real state machine, a disk in memory that is slow at times, and its own
-//! cursor on the ring, as `recorder/engine.rs` has it. Files are checked, counted and thrown away.
+//! The recorder of a simulated day: the real state machine, a disk in memory that is slow at times, and a cursor of its
+//! own, as in `recorder/engine.rs`. Files are checked, counted and deleted.
 
 use std::collections::VecDeque;
 
@@ -21,17 +21,17 @@ pub(super) struct SimulatedRecorder {
     current: Option<UnitView>,
     /// Operations the disk has not finished.
     busy: VecDeque<(i64, FileId, Completion)>,
-    /// Every operation takes at least so long.
+    /// Extra time of every disk operation.
     pub(super) slowness_ns: i64,
     recordings: u32,
-    /// The last unit it took from the ring.
+    /// The last unit read from the ring.
     taken: Option<u32>,
-    /// The camera began again while units were unread: nobody can tell the recorder how many it lost.
+    /// The camera restarted while units were unread: the number of lost units is unknown.
     is_blurred: bool,
     pub(super) totals: Totals,
 }
 
-/// All recordings together, as their files say.
+/// Sums over all recordings, read from their files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) recordings: u64,
@@ -73,22 +73,22 @@ impl SimulatedRecorder {
     }
 
     pub(super) fn stop(&mut self, now_ns: i64) {
-        // Refused while one is being stopped already.
+        // An error while the recording is already stopping.
         let _ = self.disk.recording.handle_stop(now_ns);
     }
 
-    /// The camera begins again; the next unit it publishes is `next`.
+    /// The camera restarts; the next unit is `next`.
     pub(super) fn note_restart(&mut self, next: u32) {
         self.is_blurred |= self.taken.is_some_and(|taken| taken + 1 < next);
     }
 
-    /// When there is something to do without a new unit.
+    /// Returns when the recorder has work without a new unit.
     pub(super) fn next_ns(&self) -> Option<i64> {
         let completed = self.busy.front().map(|(at_ns, ..)| *at_ns);
         [completed, self.disk.recording.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Does all that can be done now.
+    /// Does all work that is due.
     pub(super) fn work(&mut self, now_ns: i64, ledger: &Ledger) -> Result<(), String> {
         self.disk.now_ns = now_ns;
         while let Some((_, file, completion)) = self.busy.pop_front_if(|(at_ns, ..)| *at_ns <= now_ns) {
@@ -104,14 +104,14 @@ impl SimulatedRecorder {
             }
         }
         self.submit(now_ns);
-        self.look_while_idle(now_ns);
+        self.drain_while_idle(now_ns);
         self.check_stopped(ledger)
     }
 
     fn submit(&mut self, now_ns: i64) {
         self.disk.execute_outputs();
         while let Some((file, completion)) = self.disk.completions.pop_front() {
-            // One disk: what was asked for later is done later.
+            // One disk: operations complete in order.
             let after = self.busy.back().map_or(now_ns, |(at_ns, ..)| *at_ns);
             self.busy.push_back((after.max(now_ns) + MS + self.slowness_ns, file, completion));
         }
@@ -157,7 +157,7 @@ impl SimulatedRecorder {
         true
     }
 
-    fn look_while_idle(&mut self, now_ns: i64) {
+    fn drain_while_idle(&mut self, now_ns: i64) {
         while self.is_idle() {
             match self.cursor.next(now_ns) {
                 Next::Unit(view) => {
@@ -169,7 +169,7 @@ impl SimulatedRecorder {
         }
     }
 
-    /// A recording that ended: every file is valid, holds what was published, and the numbers agree.
+    /// Checks a finished recording: every file is valid, holds published units, and the counts agree.
     fn check_stopped(&mut self, ledger: &Ledger) -> Result<(), String> {
         self.disk.started.clear();
         let Some(reply) = self.disk.stopped.pop() else { return Ok(()) };
@@ -190,7 +190,7 @@ impl SimulatedRecorder {
             ));
         }
         if self.disk.files.values().any(|file| !file.finished || file.reserved != 0) {
-            return Err("a file was left unfinished or its reservation kept".to_owned());
+            return Err("a file is unfinished or keeps its preallocated space".to_owned());
         }
         self.totals.recordings += 1;
         self.totals.files += self.disk.files.len() as u64;
@@ -199,7 +199,7 @@ impl SimulatedRecorder {
         self.totals.dropped += report.dropped_units;
         self.disk.files.clear();
         self.disk.removed.clear();
-        self.disk.taken_names.clear();
+        self.disk.existing_names.clear();
         Ok(())
     }
 }
@@ -208,7 +208,7 @@ impl SimulatedRecorder {
 fn is_decodable(written: &[u32], ledger: &Ledger) -> bool {
     let mut reference = None;
     written.iter().all(|number| {
-        // One recorded too long ago to be remembered can't be judged.
+        // A unit that left the ledger cannot be checked.
         let Some(unit) = ledger.get(*number) else { return true };
         let is_fine = unit.is_idr || reference.is_none() || reference == Some(unit.refers_to);
         if unit.is_reference {

@@ -1,10 +1,10 @@
-//! What a simulated day was like, for people.
+//! Summary of a simulated day, for the test output.
 
 use std::fmt;
 
 use super::recorder::Totals;
 
-/// What a day was like.
+/// Counts of a day.
 pub(super) struct Summary {
     pub(super) seed: u64,
     pub(super) simulated_s: i64,
@@ -21,7 +21,7 @@ pub(super) struct Summary {
     pub(super) units_dropped: u64,
     pub(super) recordings: Totals,
     pub(super) held_bytes: Vec<i64>,
-    /// Of everything that arrived anywhere, in order.
+    /// Hash over all arrivals in order.
     pub(super) digest: u64,
 }
 
@@ -31,13 +31,13 @@ impl fmt::Display for Summary {
         let Totals { recordings, files, units: recorded, bytes, dropped } = self.recordings;
         writeln!(
             out,
-            "seed {seed}: {simulated_s} s, {joined} viewers, {units} units; whims of the camera {whims:?}, \
+            "seed {seed}: {simulated_s} s, {joined} viewers, {units} units; camera irregularities {whims:?}, \
              {stalls} stalls of the worker, {} turns, {} datagrams",
             self.turns, self.datagrams
         )?;
         writeln!(
             out,
-            "  {} units shown, {} that could not be; {} NACKs, {} requests for an IDR, {} units dropped",
+            "  {} units shown, {} not decodable; {} NACKs, {} requests for an IDR, {} units dropped",
             self.shown, self.hidden, self.nacks, self.idr_requests, self.units_dropped
         )?;
         writeln!(

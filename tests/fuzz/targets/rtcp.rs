@@ -1,4 +1,4 @@
-//! A viewer's reports: any bytes are refused or opened, and what was opened, whatever it says, is read to an end.
+//! RTCP: any bytes are refused or decrypted, and every decrypted compound packet is parsed to its end.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -15,7 +15,7 @@ fn read(compound: &[u8]) {
             Packet::ReferenceTime(reference) => {
                 let mut report = Vec::new();
                 rtcp::write_delay_since(1, reference, 2, &mut report);
-                assert!(rtcp::packets(&report).eq([Packet::Other]), "an answer asks nothing");
+                assert!(rtcp::packets(&report).eq([Packet::Other]), "our report contains no request");
             }
             Packet::Pli { .. } | Packet::Bye | Packet::Other => {}
         }
@@ -29,13 +29,13 @@ fuzz_target!(|data: &[u8]| {
     for profile in profiles {
         let (_, mut ours) = srtp::contexts(profile, &[1; 96], false).unwrap();
         let mut out = Vec::new();
-        assert!(!ours.open_rtcp(data, &mut out), "forged");
+        assert!(!ours.open_rtcp(data, &mut out), "forged packets are refused");
         let (mut viewer, _) = srtp::contexts(profile, &[1; 96], true).unwrap();
         let mut sealed = vec![0; data.len() + viewer.rtcp_overhead_bytes()];
         if viewer.seal_rtcp(data, &mut sealed) {
             assert!(ours.open_rtcp(&sealed, &mut out));
             assert_eq!(out, data);
-            assert!(!ours.open_rtcp(&sealed, &mut out), "a second time");
+            assert!(!ours.open_rtcp(&sealed, &mut out), "a replayed packet is refused");
         }
     }
 });

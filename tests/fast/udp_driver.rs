@@ -1,5 +1,5 @@
-//! The UDP driver on real sockets: what is sent arrives whole and in order, what arrives is told, nothing the
-//! kernel holds is lost or freed.
+//! The UDP driver on real sockets: datagrams arrive whole and in order, received ones are reported, and memory that the
+//! kernel holds is neither lost nor freed.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -23,7 +23,7 @@ use streaming_server::uring::{
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The oldest way the driver knows.
+/// The fallbacks for the oldest supported kernel.
 const NO_FEATURES: Features = Features {
     single_issuer: false,
     defer_taskrun: false,
@@ -44,7 +44,7 @@ fn driver(address: &str) -> (UdpDriver, SocketAddr) {
     driver_with(address, true, Features::ALL)
 }
 
-/// A browser's side: a plain socket.
+/// The browser's side: a plain socket.
 fn viewer(address: &str) -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind(address).unwrap();
     rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4 << 20).unwrap();
@@ -57,7 +57,7 @@ fn send(driver: &mut UdpDriver, viewer: u32, remote: SocketAddr, bytes: &[u8]) {
     driver.send_with(viewer, None, remote, bytes.len(), |room| room.copy_from_slice(bytes));
 }
 
-/// `count` datagrams of `bytes`, each filled from its number.
+/// Returns `count` datagrams of `bytes`, each filled from its number.
 fn numbered(count: usize, bytes: usize) -> Vec<Vec<u8>> {
     (0..count).map(|n| (0..bytes).map(|at| (n * 31 + at) as u8).collect()).collect()
 }
@@ -69,7 +69,7 @@ fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     (buffer, from)
 }
 
-/// Turns until `count` datagrams have come; they are copied out and recycled.
+/// Runs turns until `count` datagrams are received. They are copied and recycled.
 fn turn_until_received(driver: &mut UdpDriver, count: usize) -> Vec<(Vec<u8>, SocketAddr, Option<IpAddr>)> {
     let mut out = Vec::new();
     while out.len() < count {
@@ -81,12 +81,12 @@ fn turn_until_received(driver: &mut UdpDriver, count: usize) -> Vec<(Vec<u8>, So
                 driver.recycle(received);
             }
         }
-        assert!(out.len() > before, "only {before} of {count} datagrams came");
+        assert!(out.len() > before, "only {before} of {count} datagrams arrived");
     }
     out
 }
 
-/// Turns until `count` datagrams of sends have ended. A refused run takes a turn without telling.
+/// Runs turns until the sends of `count` datagrams completed. A refused batch takes a turn without a completion.
 fn turn_until_sent(driver: &mut UdpDriver, count: u32) -> Vec<(u32, u32, Result<u32, i32>)> {
     let mut out = Vec::new();
     let mut ended = 0;
@@ -99,7 +99,11 @@ fn turn_until_sent(driver: &mut UdpDriver, count: u32) -> Vec<(u32, u32, Result<
                 out.push((viewer, datagrams, result));
             }
         }
-        assert_ne!((ended, driver.counters().gso_fallbacks), before, "not all of {count} datagrams ended");
+        assert_ne!(
+            (ended, driver.counters().gso_fallbacks),
+            before,
+            "not all sends of {count} datagrams completed"
+        );
     }
     out
 }
@@ -124,13 +128,13 @@ fn datagrams_arrive_whole_and_in_order() {
 }
 
 #[test]
-fn a_run_of_equal_sizes_is_one_send_and_separate_datagrams() {
+fn batch_of_equal_sizes_is_one_send_and_separate_datagrams() {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
     let mut datagrams = numbered(20, 1200);
     datagrams[19].truncate(333);
     datagrams.iter().for_each(|bytes| send(&mut driver, 7, to, bytes));
-    assert_eq!(driver.in_flight(7), 20, "the short one closed the run");
+    assert_eq!(driver.in_flight(7), 20, "the short datagram closed the batch");
     let sent = turn_until_sent(&mut driver, 20);
     assert_eq!(sent, [(7, 20, Ok(19 * 1200 + 333))]);
     assert_eq!((driver.counters().sends, driver.counters().gso_batches), (1, 1));
@@ -139,8 +143,8 @@ fn a_run_of_equal_sizes_is_one_send_and_separate_datagrams() {
     }
 }
 
-/// Sends each of ten viewers a unit of `count` datagrams; how often the kernel was entered for it, before the turn's
-/// end and in all.
+/// Sends each of ten viewers a unit of `count` datagrams. Returns the number of `io_uring_enter` calls before the end of
+/// the turn, and in all.
 fn enters_for_ten_viewers(count: usize) -> (u64, u64) {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let viewers: Vec<_> = (0..10).map(|_| viewer("127.0.0.1:0")).collect();
@@ -162,18 +166,18 @@ fn enters_for_ten_viewers(count: usize) -> (u64, u64) {
 }
 
 #[test]
-fn small_units_of_ten_viewers_are_one_enter() {
+fn small_units_of_ten_viewers_need_one_enter() {
     assert_eq!(enters_for_ten_viewers(2), (0, 1));
 }
 
 #[test]
-fn a_large_unit_goes_out_before_the_next_viewers_is_made() {
+fn large_unit_is_submitted_before_the_next_viewer_is_served() {
     const { assert!(29 >= SUBMIT_DATAGRAMS) };
     assert_eq!(enters_for_ten_viewers(29), (10, 11));
 }
 
 #[test]
-fn a_long_train_is_split_where_the_kernel_wants_it() {
+fn long_batch_is_split_at_the_kernels_limit() {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
     let datagrams = numbered(3 * GSO_SEGMENTS_MAX + 1, 1200);
@@ -187,7 +191,7 @@ fn a_long_train_is_split_where_the_kernel_wants_it() {
 }
 
 #[test]
-fn v4_and_v6_and_v4_over_dual_stack_are_told_by_their_own_names() {
+fn addresses_are_reported_unmapped_on_every_family() {
     for features in [Features::ALL, NO_FEATURES] {
         for (ours, to, theirs) in [
             ("127.0.0.1:0", "127.0.0.1", "127.0.0.1:0"),
@@ -211,7 +215,7 @@ fn v4_and_v6_and_v4_over_dual_stack_are_told_by_their_own_names() {
 }
 
 #[test]
-fn the_answer_leaves_from_the_address_that_was_asked() {
+fn reply_leaves_from_the_address_that_the_request_was_sent_to() {
     for ours in ["0.0.0.0:0", "[::]:0"] {
         let (mut driver, bound) = driver(ours);
         let (viewer, from) = viewer("127.0.0.1:0");
@@ -226,12 +230,12 @@ fn the_answer_leaves_from_the_address_that_was_asked() {
         for datagram in numbered(3, 800) {
             assert_eq!(receive(&viewer), (datagram, asked));
         }
-        assert_eq!(driver.counters().gso_batches, 1, "source address and segment size in one send");
+        assert_eq!(driver.counters().gso_batches, 1, "one send has the source address and the segment size");
     }
 }
 
 #[test]
-fn a_bell_wakes_each_time_it_rings() {
+fn every_write_to_an_eventfd_completes_the_wait() {
     for flags in [EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK] {
         let eventfds: Vec<Arc<OwnedFd>> = (0..3).map(|_| Arc::new(eventfd(0, flags).unwrap())).collect();
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -243,25 +247,28 @@ fn a_bell_wakes_each_time_it_rings() {
         };
         let mut driver = UdpDriver::new(config).unwrap();
         for index in [1, 0, 2, 2, 1] {
-            let bell = Arc::clone(&eventfds[index]);
-            let ringer = std::thread::spawn(move || {
+            let eventfd = Arc::clone(&eventfds[index]);
+            let writer = std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(5));
-                rustix::io::write(&bell, &3u64.to_ne_bytes()).unwrap();
+                rustix::io::write(&eventfd, &3u64.to_ne_bytes()).unwrap();
             });
             driver.submit_and_wait(PATIENCE).unwrap();
             let completion = driver.next_completion();
-            assert!(matches!(completion, Some(Completion::Eventfd(rung)) if rung == index), "{completion:?}");
+            assert!(
+                matches!(completion, Some(Completion::Eventfd(written)) if written == index),
+                "{completion:?}"
+            );
             assert!(driver.next_completion().is_none());
-            ringer.join().unwrap();
+            writer.join().unwrap();
         }
         driver.submit_and_wait(Duration::from_millis(1)).unwrap();
-        assert!(driver.next_completion().is_none(), "all eventfds are drained");
+        assert!(driver.next_completion().is_none(), "all eventfds have been read");
     }
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "what is tested is time passing")]
-fn a_timeout_returns_without_completions_after_its_time() {
+#[expect(clippy::disallowed_methods, reason = "the test measures time")]
+fn wait_without_completions_lasts_its_timeout() {
     let (mut driver, _) = driver("127.0.0.1:0");
     for timeout in [Duration::ZERO, Duration::from_micros(300), Duration::from_millis(20)] {
         let start = std::time::Instant::now();
@@ -272,7 +279,7 @@ fn a_timeout_returns_without_completions_after_its_time() {
 }
 
 #[test]
-fn completions_not_yet_taken_keep_a_turn_from_waiting() {
+fn submit_does_not_wait_while_completions_are_left() {
     let (mut driver, to) = driver("127.0.0.1:0");
     let (viewer, _) = viewer("127.0.0.1:0");
     viewer.send_to(b"one", to).unwrap();
@@ -281,7 +288,7 @@ fn completions_not_yet_taken_keep_a_turn_from_waiting() {
     assert!(matches!(driver.next_completion(), Some(Completion::Datagram(_))));
 }
 
-/// Sends 10 000 datagrams in bursts larger than the buffers and holds all buffers through each burst.
+/// Sends 10 000 datagrams in bursts larger than the buffers, and keeps all buffers during each burst.
 fn flood(features: Features) -> (Vec<u32>, UdpDriver) {
     let (mut driver, to) = driver_with("127.0.0.1:0", true, features);
     let (viewer, _) = viewer("127.0.0.1:0");
@@ -301,7 +308,7 @@ fn flood(features: Features) -> (Vec<u32>, UdpDriver) {
                 held.push(received);
             }
             if held.len() == before {
-                assert!(!held.is_empty(), "{} of {sent} came, the rest is lost", got.len());
+                assert!(!held.is_empty(), "{} of {sent} arrived, the rest is lost", got.len());
                 held.drain(..).for_each(|received| driver.recycle(received));
             }
         }
@@ -310,15 +317,15 @@ fn flood(features: Features) -> (Vec<u32>, UdpDriver) {
 }
 
 #[test]
-fn a_flood_beyond_the_buffers_loses_nothing_the_kernel_has() {
+fn flood_beyond_the_buffers_loses_no_datagram() {
     let (got, driver) = flood(Features::ALL);
     assert_eq!(got, (0..10_000).collect::<Vec<_>>());
-    assert!(driver.counters().recv_no_buffers > 0, "the buffers did run out");
+    assert!(driver.counters().recv_no_buffers > 0, "the buffers ran out");
     assert_eq!(driver.counters().received, 10_000);
 }
 
 #[test]
-fn a_flood_loses_nothing_on_old_kernels_either() {
+fn flood_loses_no_datagram_without_the_newer_features() {
     let (mut got, driver) = flood(NO_FEATURES);
     got.sort_unstable();
     assert_eq!(got, (0..10_000).collect::<Vec<_>>());
@@ -326,7 +333,7 @@ fn a_flood_loses_nothing_on_old_kernels_either() {
 }
 
 #[test]
-fn recycled_buffers_serve_again_and_again() {
+fn recycled_buffers_are_reused() {
     let (mut driver, to) = driver("127.0.0.1:0");
     let (viewer, _) = viewer("127.0.0.1:0");
     for _ in 0..10 * u32::from(RECEIVE_BUFFERS) / 64 {
@@ -339,7 +346,7 @@ fn recycled_buffers_serve_again_and_again() {
 }
 
 #[test]
-fn a_datagram_too_large_is_counted_and_the_next_arrives() {
+fn oversized_datagram_is_counted_and_the_next_arrives() {
     for features in [Features::ALL, NO_FEATURES] {
         let (mut driver, to) = driver_with("127.0.0.1:0", true, features);
         let (viewer, from) = viewer("127.0.0.1:0");
@@ -360,20 +367,20 @@ fn a_datagram_too_large_is_counted_and_the_next_arrives() {
 }
 
 #[test]
-fn a_datagram_of_another_edge_is_not_read_and_not_recycled() {
+fn datagram_of_another_driver_is_neither_read_nor_recycled() {
     let (mut ours, to) = driver("127.0.0.1:0");
     let (mut other, _) = driver("127.0.0.1:0");
     let (viewer, _) = viewer("127.0.0.1:0");
     viewer.send_to(b"mine", to).unwrap();
     ours.submit_and_wait(PATIENCE).unwrap();
-    let Some(Completion::Datagram(received)) = ours.next_completion() else { panic!("nothing came") };
+    let Some(Completion::Datagram(received)) = ours.next_completion() else { panic!("no datagram arrived") };
     assert_eq!(ours.datagram(&received), b"mine");
     assert_eq!(other.datagram(&received), b"");
     other.recycle(received);
 }
 
 #[test]
-fn a_closed_port_does_not_stop_sending() {
+fn closed_port_does_not_stop_sending() {
     let (mut driver, _) = driver("127.0.0.1:0");
     let closed = viewer("127.0.0.1:0").1;
     let (viewer, to) = viewer("127.0.0.1:0");
@@ -386,7 +393,7 @@ fn a_closed_port_does_not_stop_sending() {
 }
 
 #[test]
-fn what_the_socket_cannot_reach_is_counted_and_the_rest_is_sent() {
+fn unreachable_destination_is_counted_and_other_datagrams_are_sent() {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
     send(&mut driver, 1, "[::1]:5000".parse().unwrap(), &[0; 10]);
@@ -400,7 +407,7 @@ fn what_the_socket_cannot_reach_is_counted_and_the_rest_is_sent() {
 }
 
 #[test]
-fn one_operation_serves_a_whole_turn() {
+fn one_send_operation_is_reused_within_a_turn() {
     let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
     let config =
         UdpDriverConfig { socket: Arc::new(socket), receives: false, eventfds: Vec::new(), sends_max: 1 };
@@ -417,14 +424,14 @@ fn one_operation_serves_a_whole_turn() {
 }
 
 #[test]
-fn an_edge_that_ends_sends_what_is_queued_and_lets_its_descriptors_go() {
+fn dropped_driver_sends_what_is_queued_and_closes_its_descriptors() {
     for features in [Features::ALL, NO_FEATURES] {
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-        let (socket, bell) = (Arc::new(socket), Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()));
+        let (socket, wakeup) = (Arc::new(socket), Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()));
         let config = UdpDriverConfig {
             socket: Arc::clone(&socket),
             receives: true,
-            eventfds: vec![Arc::clone(&bell)],
+            eventfds: vec![Arc::clone(&wakeup)],
             sends_max: 8,
         };
         let mut driver = UdpDriver::with_features(config, features).unwrap();
@@ -433,13 +440,13 @@ fn an_edge_that_ends_sends_what_is_queued_and_lets_its_descriptors_go() {
         send(&mut driver, 1, to, b"good bye");
         drop(driver);
         assert_eq!(receive(&viewer).0, b"good bye");
-        assert_eq!((Arc::strong_count(&socket), Arc::strong_count(&bell)), (1, 1));
-        rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+        assert_eq!((Arc::strong_count(&socket), Arc::strong_count(&wakeup)), (1, 1));
+        rustix::io::write(&wakeup, &1u64.to_ne_bytes()).unwrap();
     }
 }
 
 #[test]
-fn edges_share_one_socket() {
+fn drivers_share_one_socket() {
     let (socket, bound) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
     let socket = Arc::new(socket);
     let config = |receives| UdpDriverConfig {
@@ -462,8 +469,8 @@ fn edges_share_one_socket() {
     assert_eq!(turn_until_received(&mut first, 1)[0].0, b"to the first");
 }
 
-/// Runs one of the ignored tests below in a network of its own, prepared by `script`. Not everywhere allowed:
-/// where it is not, that is said and nothing tested.
+/// Runs one of the ignored tests below in its own network namespace, prepared by `script`. Prints a line and tests nothing
+/// where namespaces are not allowed.
 fn in_own_network(test: &str, script: &str) {
     let unshare = |script: &str| {
         let mut command = Command::new("unshare");
@@ -471,12 +478,12 @@ fn in_own_network(test: &str, script: &str) {
         command
     };
     if !unshare(script).status().is_ok_and(|status| status.success()) {
-        println!("not tested: this machine lets us make no network of our own");
+        println!("not tested: this machine does not allow network namespaces");
         return;
     }
     let exe = std::env::current_exe().unwrap();
     let script =
-        format!("{script} && exec '{}' --exact udp_edge::{test} --ignored --nocapture", exe.display());
+        format!("{script} && exec '{}' --exact udp_driver::{test} --ignored --nocapture", exe.display());
     let output = unshare(&script).output().unwrap();
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -484,24 +491,24 @@ fn in_own_network(test: &str, script: &str) {
 }
 
 #[test]
-fn a_route_that_refuses_gso_gets_single_datagrams() {
+fn route_that_refuses_gso_gets_single_datagrams() {
     in_own_network("inner_route_that_refuses_gso", "ip link set lo mtu 1280 up");
 }
 
 #[test]
-#[ignore = "run in a network of its own by the test above"]
+#[ignore = "the test above runs it in a network namespace"]
 fn inner_route_that_refuses_gso() {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
     let (viewer, to) = viewer("127.0.0.1:0");
     for round in 0..3u64 {
-        // Larger than the path's MTU: as a segment refused, alone fragmented and delivered.
+        // Larger than the path's MTU: refused as a segment, but fragmented and delivered alone.
         let datagrams = numbered(20, 1400);
         datagrams.iter().for_each(|bytes| send(&mut driver, 1, to, bytes));
         turn_until_sent(&mut driver, 20);
         for datagram in datagrams {
             assert_eq!(receive(&viewer).0, datagram);
         }
-        assert_eq!(driver.counters().gso_fallbacks, 1, "told once, remembered in round {round}");
+        assert_eq!(driver.counters().gso_fallbacks, 1, "refused once, remembered in round {round}");
         assert_eq!(driver.counters().datagrams_sent, 20 * (round + 1));
     }
     assert_eq!((driver.counters().gso_batches, driver.counters().send_errors), (1, 0));
@@ -509,7 +516,7 @@ fn inner_route_that_refuses_gso() {
 }
 
 #[test]
-fn sends_the_kernel_holds_survive_the_end_of_the_edge() {
+fn sends_that_the_kernel_holds_survive_the_drop_of_the_driver() {
     in_own_network(
         "inner_sends_the_kernel_holds",
         "ip link set lo up && ip link add v0 type veth peer name v1 && ip addr add 10.9.9.1/24 dev v0 \
@@ -518,24 +525,23 @@ fn sends_the_kernel_holds_survive_the_end_of_the_edge() {
 }
 
 #[test]
-#[ignore = "run in a network of its own by the test above"]
+#[ignore = "the test above runs it in a network namespace"]
 fn inner_sends_the_kernel_holds() {
     let (socket, _) = open_socket("10.9.9.1:0".parse().unwrap()).unwrap();
     rustix::net::sockopt::set_socket_send_buffer_size(&socket, 8_192).unwrap();
     let config =
         UdpDriverConfig { socket: Arc::new(socket), receives: true, eventfds: Vec::new(), sends_max: 16 };
     let mut driver = UdpDriver::new(config).unwrap();
-    // Nobody answers for this address: datagrams wait for ARP, fill the socket's buffer, and further sends
-    // stay with the kernel.
-    let nobody = "10.9.9.77:5000".parse().unwrap();
+    // No host answers ARP for this address: datagrams fill the socket's buffer, and the kernel holds further sends.
+    let unanswered = "10.9.9.77:5000".parse().unwrap();
     for n in 0..100 {
-        send(&mut driver, n, nobody, &[0; 1200]);
+        send(&mut driver, n, unanswered, &[0; 1200]);
     }
     driver.submit_and_wait(Duration::from_millis(10)).unwrap();
     let held: u32 = (0..100).map(|viewer| driver.in_flight(viewer)).sum();
-    assert!(held > 0, "the kernel holds some");
-    assert!(driver.counters().datagrams_dropped > 0, "beyond the operations datagrams are dropped");
+    assert!(held > 0, "the kernel holds some sends");
+    assert!(driver.counters().datagrams_dropped > 0, "datagrams are dropped when no operation is free");
     let enters = driver.counters().enters;
-    assert!(enters < 10, "and the kernel is asked once a turn, not once a datagram: {enters}");
+    assert!(enters < 10, "one extra enter a turn, not one a datagram: {enters}");
     drop(driver);
 }
