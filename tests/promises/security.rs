@@ -284,9 +284,7 @@ fn without_tls_sighup_changes_nothing() {
     let mut server = Server::start(&unique_shm(), &[]);
     assert_eq!(server.get("/health").status, 200);
     server.process.signal(Signal::HUP);
-    wait_until("the line in the log", || {
-        server.process.log().contains("SIGHUP: nothing to reload")
-    });
+    wait_until("the line in the log", || server.process.log().contains("SIGHUP: nothing to reload"));
     server.assert_healthy();
 }
 
