@@ -21,7 +21,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{http, unique_shm, wait_for, wait_within};
 
-/// Rates over a minute need some scrapes first, and the recorder and the viewers' reports some seconds.
+/// Rates over a minute need some scrapes; the recorder and the viewers' reports need some seconds.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn script(name: &str) -> PathBuf {
@@ -36,7 +36,7 @@ fn is_installed(program: &str) -> bool {
     found
 }
 
-/// A directory of its own, removed on drop.
+/// A temporary directory, removed on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -59,7 +59,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// The configuration we ship, with another target and a scrape every second.
+    /// Returns the shipped configuration with another target and a scrape every second.
     fn start(directory: &Path, target: SocketAddr) -> Self {
         let shipped = fs::read_to_string(script("prometheus.yml")).unwrap();
         let config = shipped
@@ -90,7 +90,7 @@ impl Prometheus {
         answer.json()["data"].clone()
     }
 
-    /// The values of a query now.
+    /// Returns the current values of a query.
     fn query(&self, expression: &str) -> Vec<f64> {
         let result = self.ask(&format!("/api/v1/query?query={}", percent_encoded(expression)));
         let series = result["result"].as_array().cloned().unwrap_or_default();
@@ -102,7 +102,7 @@ fn percent_encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// (panel, query) of every panel of the dashboard.
+/// Returns (panel, query) of every panel of the dashboard.
 fn dashboard() -> Vec<(String, String)> {
     let text = fs::read_to_string(script("grafana-dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
@@ -158,7 +158,7 @@ fn rules_are_healthy(prometheus: &Prometheus) {
 }
 
 #[test]
-fn the_six_panels_that_were_asked_for_are_there() {
+fn dashboard_has_the_six_required_panels() {
     let titles: Vec<String> = dashboard().into_iter().map(|(title, _)| title).collect();
     for title in
         ["Frame Throughput", "Drop Rate", "Channel Buffer Usage", "Active Clients", "Latency", "Error Rate"]
@@ -167,9 +167,9 @@ fn the_six_panels_that_were_asked_for_are_there() {
     }
 }
 
-/// promtool's test of the alerts: a tenth of the units dropped fires, a hundredth does not.
+/// promtool's test of the alerts: 10 % of dropped units fire the alert, 1 % does not.
 #[test]
-fn the_alert_for_drops_fires_above_five_percent() {
+fn drop_alert_fires_above_five_percent() {
     if !is_installed("promtool") {
         return;
     }
@@ -206,7 +206,7 @@ fn the_alert_for_drops_fires_above_five_percent() {
     assert!(output.status.success(), "{said}\n{tests}");
 }
 
-/// The folded text (`>-`) of an alert's description.
+/// Returns the folded text (`>-`) of an alert's description.
 fn described(alerts: &str, name: &str) -> String {
     let (_, alert) = alerts.split_once(&format!("alert: {name}")).unwrap();
     let (_, text) = alert.split_once("description: >-\n").unwrap();

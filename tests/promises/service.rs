@@ -1,5 +1,5 @@
-//! What a service manager hears on a real notify socket: ready, status, signs of life, stopping; and that the signs of
-//! life end when a worker hangs, so that the manager restarts the program.
+//! Messages to a service manager on a real notify socket: ready, status, watchdog, stopping. When a worker hangs, the
+//! watchdog messages end, so that the manager restarts the program.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -18,14 +18,14 @@ use support::server::{Server, loopback};
 use support::viewer::ViewerSimulator;
 use support::{http, unique_shm, wait_for, wait_until};
 
-/// The manager's end of the notify socket, in a directory of its own.
+/// The manager's end of the notify socket, in its own directory.
 struct Manager {
     socket: UnixDatagram,
     directory: PathBuf,
     heard: Vec<String>,
 }
 
-/// What `WatchdogSec=` would be.
+/// The watchdog timeout, as `WatchdogSec=` sets it.
 const WATCHDOG: Duration = Duration::from_secs(4);
 
 impl Manager {
@@ -37,7 +37,7 @@ impl Manager {
         Manager { socket, directory, heard: Vec::new() }
     }
 
-    /// Puts into the command's environment what systemd would.
+    /// Sets the environment variables that systemd sets.
     fn introduce(&self, command: &mut Command) {
         command.env("NOTIFY_SOCKET", self.directory.join("notify"));
         command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).env_remove("WATCHDOG_PID");
@@ -76,7 +76,7 @@ fn camera(shm: &str) -> CameraSim {
 }
 
 #[test]
-fn a_manager_hears_ready_status_life_and_stopping() {
+fn manager_receives_ready_status_watchdog_and_stopping() {
     let shm = unique_shm();
     let mut manager = Manager::new();
     let recordings = manager.directory.join("recordings");
@@ -101,7 +101,7 @@ fn a_manager_hears_ready_status_life_and_stopping() {
 }
 
 #[test]
-fn a_worker_that_hangs_ends_the_signs_of_life() {
+fn hanging_worker_ends_the_watchdog_messages() {
     let shm = unique_shm();
     let mut manager = Manager::new();
     let _camera = camera(&shm);
@@ -122,7 +122,7 @@ fn a_worker_that_hangs_ends_the_signs_of_life() {
 }
 
 #[test]
-fn without_a_watchdog_the_status_is_told_and_no_sign_of_life_is_owed() {
+fn without_a_watchdog_only_the_status_is_sent() {
     let shm = unique_shm();
     let mut manager = Manager::new();
     let mut command = loopback(&shm, &["--no-recorder"]);
@@ -139,7 +139,7 @@ fn without_a_watchdog_the_status_is_told_and_no_sign_of_life_is_owed() {
 }
 
 #[test]
-fn a_server_that_leaves_recording_to_others_says_so_and_shows_the_picture() {
+fn server_without_recorder_refuses_recordings_and_serves_video() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let mut server = Server::start(&shm, &["--no-recorder"]);

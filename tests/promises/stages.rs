@@ -1,5 +1,5 @@
-//! Latency and viewers in numbers: every stage and every `viewer_*` metric moves when something provokes it, and
-//! what they say fits together and fits what viewers see.
+//! Latency and viewer metrics: every stage and every `viewer_*` metric changes when it should, and the values agree with
+//! each other and with what viewers measure.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -37,7 +37,7 @@ fn percentile(metrics: &Metrics, stage: &str, percentile: &str) -> f64 {
 }
 
 #[test]
-fn every_stage_counts_what_every_viewer_got() {
+fn every_stage_counts_the_units_of_every_viewer() {
     const VIEWERS: usize = 10;
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &steady("v3"));
@@ -76,7 +76,7 @@ fn every_stage_counts_what_every_viewer_got() {
 }
 
 #[test]
-fn buckets_cumulate_up_to_the_count() {
+fn buckets_are_cumulative_up_to_the_count() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &steady("v1"));
     let server = Server::start(&shm, &[]);
@@ -96,7 +96,7 @@ fn buckets_cumulate_up_to_the_count() {
 }
 
 #[test]
-fn a_viewer_behind_a_bad_network_shows_in_its_own_metrics_and_goes_with_it() {
+fn lossy_viewer_changes_only_its_own_metrics_which_end_with_it() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --bitrate-kbps 4000"));
     let server = Server::start(&shm, &[]);
@@ -132,7 +132,7 @@ fn a_viewer_behind_a_bad_network_shows_in_its_own_metrics_and_goes_with_it() {
 }
 
 #[test]
-fn drops_show_by_viewer_and_are_warned_of() {
+fn drops_are_counted_per_viewer_and_logged() {
     let shm = unique_shm();
     let line = "--layout v1 --pattern 640x480 --bitrate-kbps 2000 --gop 30 --lie 10";
     let _camera = CameraSim::start(&shm, &words(line));
