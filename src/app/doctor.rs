@@ -1,5 +1,5 @@
-//! `streaming-server doctor` and `streaming-server healthcheck`: looks at what the server would stand on, or asks
-//! a running one how it is. Changes nothing but a file it writes into the record directory and removes again.
+//! `streaming-server doctor` checks what the server needs on this machine. `streaming-server healthcheck` asks a running
+//! server. Both change nothing, except that doctor writes and removes a probe file in the record directory.
 
 mod security;
 
@@ -15,25 +15,25 @@ use crate::camera::{Access, Mapping};
 use crate::config::Config;
 use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 
-/// How a check came out.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing to do.
+    /// No action needed.
     Ok,
-    /// The server runs, with less than it could have.
+    /// The server runs, but slower or with fewer features.
     Warn,
-    /// The server does not run like this.
+    /// The server cannot run.
     Fail,
 }
 
 /// One line of the report.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// What was looked at.
+    /// The subject of the check.
     pub what: &'static str,
-    /// How it is.
+    /// The result.
     pub verdict: Verdict,
-    /// What was found and, unless all is well, what to do.
+    /// The finding, and for other results than `Ok` what to do.
     pub finding: String,
 }
 
@@ -52,7 +52,7 @@ fn check(what: &'static str, verdict: Verdict, finding: impl Into<String>) -> Ch
     Check { what, verdict, finding: finding.into() }
 }
 
-/// Looks at everything a server with this configuration needs. A running one holds its ports: they fail then.
+/// Checks everything that a server with this configuration needs. The port checks fail while a server is running.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![ring(config)];
@@ -71,13 +71,14 @@ pub fn examine(config: &Config) -> Vec<Check> {
 
 fn ring(config: &Config) -> Check {
     if config.demo {
-        return check("ring", Verdict::Ok, "--demo brings its own");
+        return check("ring", Verdict::Ok, "--demo creates its own ring");
     }
     let name = config.shm.as_str();
     let mapping = match Mapping::open(name, Access::Inspect) {
         Ok(mapping) => mapping,
         Err(error) => {
-            let advice = "the server waits for the camera; is it running, is --shm its name?";
+            let advice =
+                "the server waits for the camera. Is the camera running? Is --shm the name of its ring?";
             return check("ring", Verdict::Warn, format!("{name}: {error}: {advice}"));
         }
     };
@@ -85,7 +86,7 @@ fn ring(config: &Config) -> Check {
     let newest = mapping.write_index().wrapping_sub(1);
     let slot = mapping.metadata(newest);
     if let Err(error) = slot.validate() {
-        let finding = format!("{name}: layout {layout}, its newest slot is not usable yet: {error}");
+        let finding = format!("{name}: layout {layout}, but its newest slot is not usable yet: {error}");
         return check("ring", Verdict::Warn, finding);
     }
     let stamp_s = slot.timestamp_s;
@@ -94,20 +95,16 @@ fn ring(config: &Config) -> Check {
         (real, monotonic) if real <= monotonic => ("CLOCK_REALTIME", real),
         (_, monotonic) => ("CLOCK_MONOTONIC", monotonic),
     };
-    let found = format!("{name}: layout {layout}, {}x{}, stamps of {clock}", slot.width, slot.height);
+    let found = format!("{name}: layout {layout}, {}x{}, timestamps of {clock}", slot.width, slot.height);
     if age_s > STALE_S {
-        let advice = "the camera has stopped or its clock is wrong";
-        return check(
-            "ring",
-            Verdict::Warn,
-            format!("{found}, the newest {age_s} s away from now: {advice}"),
-        );
+        let advice = "the camera stopped or its clock is wrong";
+        return check("ring", Verdict::Warn, format!("{found}, the newest {age_s} s from now: {advice}"));
     }
     check("ring", Verdict::Ok, found)
 }
 
-/// A camera that writes is never this far behind.
-const STALE_S: u64 = 5;
+/// Age of the newest slot in seconds above which the camera does not write.
+const STALE_S: u64 = 5; // local bound: only this check uses it
 
 fn sending() -> Vec<Check> {
     let socket = match uring::open_socket(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) {
@@ -123,19 +120,18 @@ fn sending() -> Vec<Check> {
     let release = system.release().to_string_lossy();
     let missing = Features { gso: true, futex: true, ..features }.missing();
     let ring = if missing.is_empty() && features.futex {
-        check("io_uring", Verdict::Ok, format!("Linux {release} has all that is used of it"))
+        check("io_uring", Verdict::Ok, format!("Linux {release} has every feature that the server uses"))
     } else if missing.is_empty() {
-        let finding =
-            format!("Linux {release}; from 6.7 on the camera wakes a worker without a thread between");
+        let finding = format!("Linux {release} works; from Linux 6.7 on the camera wakes a worker directly");
         check("io_uring", Verdict::Ok, finding)
     } else {
-        let finding = format!("Linux {release}, without {missing}: works, Linux 6.1 or newer is faster");
+        let finding = format!("Linux {release} lacks {missing}: it works, Linux 6.1 or newer is faster");
         check("io_uring", Verdict::Warn, finding)
     };
     let gso = if features.gso {
-        check("gso", Verdict::Ok, "runs of datagrams go out as one")
+        check("gso", Verdict::Ok, "batches of datagrams are sent with one call (UDP_SEGMENT)")
     } else {
-        check("gso", Verdict::Warn, "every datagram is sent by itself; Linux 4.18 or newer has UDP_SEGMENT")
+        check("gso", Verdict::Warn, "datagrams are sent one by one; Linux 4.18 or newer has UDP_SEGMENT")
     };
     vec![ring, gso]
 }
@@ -152,7 +148,7 @@ fn port(what: &'static str, option: &str, address: SocketAddr, bound: std::io::R
     match bound {
         Ok(()) => check(what, Verdict::Ok, format!("{address} is free")),
         Err(error) => {
-            let advice = "is a server running? choose another with";
+            let advice = "is a server running? Choose another address with";
             check(what, Verdict::Fail, format!("{address}: {error}: {advice} {option}"))
         }
     }
@@ -160,35 +156,38 @@ fn port(what: &'static str, option: &str, address: SocketAddr, bound: std::io::R
 
 fn recordings(directory: &Path) -> Check {
     let shown = directory.display();
-    // It is made when the first recording starts: what is above it has to allow that.
+    // The first recording creates the directory, so the nearest existing ancestor must be writable.
     let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
     let probe = existing.join(format!(".streaming-server-doctor-{}", std::process::id()));
     let written = std::fs::write(&probe, b"x");
-    // Absent when it could not be written.
+    // If the write failed, there may be no file.
     let _ = std::fs::remove_file(&probe);
     if let Err(error) = written {
-        let advice = "choose another with --record-path, or give this user the right to write";
+        let advice = "choose another directory with --record-path, or make it writable for this user";
         return check("recordings", Verdict::Fail, format!("{shown}: {error}: {advice}"));
     }
     match rustix::fs::statvfs(existing) {
         Ok(system) => {
             let free = system.f_bavail.saturating_mul(system.f_frsize);
             let verdict = if free < FREE_BYTES_LOW { Verdict::Warn } else { Verdict::Ok };
-            let advice =
-                if verdict == Verdict::Warn { "; little: see --retain-bytes, --min-free-bytes" } else { "" };
+            let advice = if verdict == Verdict::Warn {
+                "; this is little: see --retain-bytes and --min-free-bytes"
+            } else {
+                ""
+            };
             check("recordings", verdict, format!("{shown} is writable, {free} bytes free{advice}"))
         }
         Err(error) => check("recordings", Verdict::Warn, format!("{shown}: free bytes unknown: {error}")),
     }
 }
 
-/// Minutes of a recording.
-const FREE_BYTES_LOW: u64 = 1 << 30;
+/// Free bytes below which a warning is given: some minutes of recording.
+const FREE_BYTES_LOW: u64 = 1 << 30; // local bound: only this check uses it
 
-/// Asks the server on this machine whether it is well; the error is why not.
+/// Asks the server on this machine for its health.
 ///
 /// # Errors
-/// In words: nobody answers, or not 200.
+/// There is no answer, or its status is not 200.
 pub fn healthcheck(config: &Config) -> Result<(), String> {
     let ip = match config.http.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -200,7 +199,7 @@ pub fn healthcheck(config: &Config) -> Result<(), String> {
     if status.starts_with("HTTP/1.1 200 ") { Ok(()) } else { Err(format!("http {address}: {status}")) }
 }
 
-/// The status line of GET /health, which asks for no token.
+/// Returns the status line of GET /health, which requires no token.
 fn ask(address: SocketAddr, is_tls: bool) -> std::io::Result<String> {
     let stream = TcpStream::connect_timeout(&address, HEALTH_TIMEOUT)?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
@@ -216,4 +215,4 @@ fn ask_over(mut stream: impl Read + Write, address: SocketAddr) -> std::io::Resu
     Ok(String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned())
 }
 
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3); // local bound: only the healthcheck uses it

@@ -1,5 +1,4 @@
-//! The counters as Prometheus text: names of the Go design where it has them, additions beside them.
-//! May not decide anything.
+//! The page of GET /metrics. Metrics that the Go server had keep its names.
 
 mod recorder;
 mod replay;
@@ -13,16 +12,16 @@ use crate::metrics::{Exposition, LoginCounters, WorkerCounters, process as kerne
 use crate::recorder::counters::RecorderCounters;
 use crate::uring::Features;
 
-/// Where the numbers come from.
+/// The values of the page.
 pub(super) struct Sources<'a> {
     pub(super) workers: &'a [Arc<WorkerCounters>],
     pub(super) camera: &'a CameraCounters,
-    /// Units a lease ring had no slot for.
+    /// Units that the camera dropped for lack of a free slot (lease ring).
     pub(super) camera_dropped: u64,
-    /// Slots of the ring; 0 while the camera is away.
+    /// Slots of the ring. 0 while the camera is away.
     pub(super) slots: u32,
     pub(super) camera_live: bool,
-    /// `None` where the program does not record.
+    /// `None` with --no-recorder.
     pub(super) recorder: Option<&'a RecorderCounters>,
     pub(super) logins: &'a LoginCounters,
     pub(super) sessions: u32,
@@ -31,7 +30,7 @@ pub(super) struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// Every worker reads every unit: what the ring gave is what the busiest of them took.
+    /// Returns the maximum over all workers, for counts of units: every worker reads every unit.
     fn most(&self, get: impl Fn(&WorkerCounters) -> u64) -> u64 {
         self.workers.iter().map(|worker| get(worker)).max().unwrap_or(0)
     }
@@ -41,7 +40,7 @@ impl Sources<'_> {
     }
 }
 
-/// The whole page of GET /metrics.
+/// Returns the whole page of GET /metrics.
 pub(super) fn metrics(sources: &Sources<'_>) -> String {
     let mut text = Exposition::new();
     units(&mut text, sources);
@@ -59,48 +58,47 @@ pub(super) fn metrics(sources: &Sources<'_>) -> String {
 
 fn units(text: &mut Exposition, from: &Sources<'_>) {
     let gauge = u8::from;
-    text.counter("frames_read_total", "Access units taken from the camera's ring.")
+    text.counter("frames_read_total", "Access units read from the camera's ring.")
         .value(from.most(|w| w.units_read.get()));
     text.counter("frames_processed_total", "Access units assembled and checked.")
         .value(from.most(|w| w.units_processed.get()));
-    text.counter("frames_sent_total", "Access units handed to viewers; one unit to ten viewers counts ten.")
+    text.counter("frames_sent_total", "Access units sent, counted once per viewer.")
         .value(from.sum(|w| w.units_sent.get()));
-    text.counter("frames_dropped_total", "Access units a consumer did not take.")
+    text.counter("frames_dropped_total", "Access units that a consumer dropped.")
         .labelled("component", "webrtc", from.sum(|w| w.units_dropped.get()))
         .labelled("component", "recorder", from.recorder.map_or(0, |recorder| recorder.dropped.get()));
-    text.counter("torn_total", "Access units the camera overwrote while they were read; none is sent.")
-        .value(from.most(|w| w.torn.get()));
-    text.counter("lapped_total", "Access units missed because a consumer was a whole ring late.")
-        .value(from.most(|w| w.lapped.get()));
-    text.counter("rejected_slots_total", "Slots whose metadata cannot be or whose format is not H.264.")
-        .value(from.most(|w| w.rejected.get()));
-    text.counter("camera_restarts_total", "Times a consumer saw the camera's ring start anew.")
-        .value(from.most(|w| w.restarts.get()));
-    text.counter("camera_attached_total", "Times the camera's segment was opened.")
-        .value(from.camera.attached.get());
     text.counter(
-        "camera_keyframe_requests_total",
-        "IDRs asked of the camera; only a lease ring can be asked.",
+        "torn_total",
+        "Access units that the camera overwrote while they were read. They are not sent.",
     )
-    .value(from.camera.idrs_requested.get());
-    text.counter("camera_units_dropped_total", "Access units the camera had no free slot for (lease ring).")
-        .value(from.camera_dropped);
+    .value(from.most(|w| w.torn.get()));
+    text.counter("lapped_total", "Access units missed because the camera lapped a consumer.")
+        .value(from.most(|w| w.lapped.get()));
+    text.counter("rejected_slots_total", "Slots with invalid metadata or a format other than H.264.")
+        .value(from.most(|w| w.rejected.get()));
+    text.counter("camera_restarts_total", "Restarts of the camera.").value(from.most(|w| w.restarts.get()));
+    text.counter("camera_attached_total", "Times that the camera's shared-memory segment was opened.")
+        .value(from.camera.attached.get());
+    text.counter("camera_keyframe_requests_total", "IDRs requested from the camera (lease ring only).")
+        .value(from.camera.idrs_requested.get());
+    text.counter(
+        "camera_units_dropped_total",
+        "Access units that the camera dropped for lack of a free slot (lease ring).",
+    )
+    .value(from.camera_dropped);
     text.counter(
         "leases_refused_total",
-        "Access units not read at once: this program held its share of slots.",
+        "Access units not read at once because this program held its maximum of slots.",
     )
     .value(from.camera.leases_refused.get());
-    text.counter("doorbell_wakes_total", "Looks of the thread that waits for the camera.")
+    text.counter("doorbell_wakes_total", "Wake-ups of the camera wait: semaphore, timeout or poll.")
         .value(from.camera.wakes.get());
-    text.counter("busy_poll_seconds_total", "Time a worker polled for access units that were about to come.")
+    text.counter("busy_poll_seconds_total", "Time that workers spent in busy polling for access units.")
         .value(Duration::from_nanos(from.sum(|w| w.busy_poll_ns.get())).as_secs_f64());
     text.gauge("camera_live", "1 while access units arrive.").value(gauge(from.camera_live));
-    text.gauge("channel_buffer_usage", "Slots between a consumer and the newest access unit.").labelled(
-        "channel",
-        "webrtc",
-        from.most(|w| w.lag_slots.get()),
-    );
-    text.gauge("channel_buffer_capacity", "Slots of the camera's ring; 0 while it is away.")
+    text.gauge("channel_buffer_usage", "Slots between a worker's cursor and the newest access unit.")
+        .labelled("channel", "webrtc", from.most(|w| w.lag_slots.get()));
+    text.gauge("channel_buffer_capacity", "Slots of the camera's ring. 0 while the camera is away.")
         .labelled("channel", "webrtc", from.slots);
     text.counter("errors_total", "Errors by type.")
         .labelled("type", "read", from.most(|w| w.torn.get() + w.rejected.get()))
@@ -110,26 +108,25 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
 
 fn viewers(text: &mut Exposition, from: &Sources<'_>) {
     text.gauge("active_clients", "Viewers connected.").value(from.sum(|w| w.viewers.get()));
-    text.gauge("sessions", "Sessions held, connected or not.").value(from.sessions);
+    text.gauge("sessions", "Sessions, connected or not.").value(from.sessions);
     text.gauge("viewers_max", "Sessions allowed at once.").value(from.viewers_max);
-    text.counter("sessions_closed_total", "Sessions that ended, for whatever reason.")
+    text.counter("sessions_closed_total", "Sessions that ended, for any reason.")
         .value(from.sum(|w| w.sessions_closed.get()));
     text.counter("nacks_total", "NACK messages of viewers.").value(from.sum(|w| w.nacks.get()));
-    text.counter("retransmits_total", "RTP packets sent again.").value(from.sum(|w| w.retransmits.get()));
+    text.counter("retransmits_total", "RTP packets retransmitted.").value(from.sum(|w| w.retransmits.get()));
     text.counter("keyframe_requests_total", "PLI and FIR messages of viewers.")
         .value(from.sum(|w| w.idr_requests.get()));
 }
 
 fn network(text: &mut Exposition, from: &Sources<'_>) {
-    text.counter("datagrams_sent_total", "UDP datagrams handed to the kernel.")
-        .value(from.sum(|w| w.datagrams_sent.get()));
+    text.counter("datagrams_sent_total", "UDP datagrams sent.").value(from.sum(|w| w.datagrams_sent.get()));
     text.counter("sent_bytes_total", "Payload bytes of those datagrams.")
         .value(from.sum(|w| w.bytes_sent.get()));
     text.counter("datagrams_dropped_total", "Datagrams dropped before the kernel took them.")
         .value(from.sum(|w| w.datagrams_dropped.get()));
     text.counter("gso_runs_total", "Sends of more than one datagram (UDP_SEGMENT).")
         .value(from.sum(|w| w.gso_batches.get()));
-    text.counter("gso_fallbacks_total", "Routes that had to fall back to plain sends.")
+    text.counter("gso_fallbacks_total", "Routes that fell back to sends without GSO.")
         .value(from.sum(|w| w.gso_fallbacks.get()));
     text.counter("datagrams_received_total", "UDP datagrams received.")
         .value(from.sum(|w| w.datagrams_received.get()));
@@ -139,22 +136,22 @@ fn network(text: &mut Exposition, from: &Sources<'_>) {
         .value(from.sum(|w| w.datagrams_forwarded.get()));
     text.counter(
         "receive_errors_total",
-        "Datagrams truncated, without a buffer, or without room in an inbox.",
+        "Datagrams dropped on receipt: truncated, no buffer, or a full mailbox.",
     )
     .value(from.sum(|w| w.receive_errors.get() + w.inbox_full.get()));
     text.counter("io_uring_enters_total", "io_uring_enter calls of the workers.")
         .value(from.sum(|w| w.enters.get()));
-    let features = text.gauge("io_uring_feature", "1 where the kernel has it and the workers use it.");
+    let features = text.gauge("io_uring_feature", "1 if the kernel has the feature and the workers use it.");
     let all = Features::from_bits(from.workers.iter().fold(u64::MAX, |all, w| all & w.uring_features.get()));
     for (name, is_used) in all.list() {
         features.labelled("feature", name, u8::from(is_used));
     }
-    text.counter("payload_allocations_total", "Payload buffers the packetisers had to allocate.")
+    text.counter("payload_allocations_total", "Payload buffers allocated by the packetisers.")
         .value(from.sum(|w| w.payload_allocations.get()));
 }
 
 fn logins(text: &mut Exposition, from: &LoginCounters) {
-    text.counter("logins_refused_total", "Tokens refused, in logins and in requests.")
+    text.counter("logins_refused_total", "Refused tokens, in logins and in requests.")
         .labelled("reason", "wrong_token", from.wrong.get())
         .labelled("reason", "too_many_attempts", from.too_many.get());
 }
@@ -164,7 +161,7 @@ fn process(text: &mut Exposition, from: &Sources<'_>) {
     let uptime_s = from.uptime_ns as f64 / 1e9;
     text.gauge("uptime_seconds", "Seconds since the server started.").value(format_args!("{uptime_s:.3}"));
     kernel::expose(text);
-    text.gauge("build_info", "The version that runs; always 1.").labelled(
+    text.gauge("build_info", "Always 1. The label is the running version.").labelled(
         "version",
         env!("CARGO_PKG_VERSION"),
         1,

@@ -1,4 +1,4 @@
-//! The wiring: which thread runs which room, who starts first and who stops last. Used by main and by nobody else.
+//! Starts and stops the server: its threads, their order, and the signals. Only main uses it.
 
 pub(crate) mod security;
 
@@ -34,48 +34,48 @@ use crate::uring::{self, SocketError};
 use crate::worker::{WorkerError, Workers, WorkersConfig};
 use security::Security;
 
-/// Why the server could not start or had to end.
+/// Reasons why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The HTTP address is not to be had.
+    /// The HTTP address is not available.
     #[error(
         "cannot listen on http {address}: {source}; is another server running? choose another with {option}"
     )]
     Http {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// Where it was asked for.
+        /// The option that sets it.
         option: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The UDP address is not to be had.
+    /// The UDP address is not available.
     #[error("cannot open udp {address}: {source} (--udp chooses another)")]
     Udp {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: SocketError,
     },
-    /// The control address is not to be had.
+    /// The control address is not available.
     #[error(
         "cannot serve control at {address}: {source}; is another server running? choose another with --control, or --control off"
     )]
     Control {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// TLS has nothing to serve with.
+    /// The certificate is not usable.
     #[error("TLS: {0}")]
     Certificate(#[from] http::certificate::CertificateError),
-    /// A thread or a runtime is not to be had.
+    /// A thread or a runtime could not start.
     #[error("cannot start {what}: {source}")]
     Start {
         /// The part that did not start.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The certificate or the crypto self-check failed.
@@ -92,7 +92,7 @@ pub enum ServerError {
 /// Runs the server until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// [`ServerError`] when a part cannot start; each says which option helps.
+/// [`ServerError`] if a part cannot start. It names the option that helps.
 pub fn run(config: &Config) -> Result<(), ServerError> {
     log::info!("streaming-server {}: {config}", env!("CARGO_PKG_VERSION"));
     let listener = listen(config.http, "--http")?;
@@ -105,7 +105,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
     let camera = Camera::new(&shm, config.wake);
     let context = session_context(config, udp)?;
-    let _settled = Settled(Arc::clone(&context));
+    let _join_preparation = JoinPreparation(Arc::clone(&context));
     let socket = Arc::new(socket);
     let camera_wait = threads.start_camera_wait(&camera, config.realtime)?;
     let workers = start_workers(config, &camera, &socket, camera_wait)?;
@@ -127,15 +127,15 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     announce(config, http, plain.as_ref(), udp);
     let endpoints = Endpoints { http, listener, plain, security };
     let result = serve(config, &runtime, endpoints, &app_backend, workers);
-    // From here on the control endpoint says that the server stops.
+    // From now on the control endpoint answers that the server is stopping.
     drop(instruments);
     result
 }
 
-/// Opens the UDP socket. A server that was killed has left its own to its io_uring, which the kernel takes apart only
-/// after the process is gone: whoever restarts it at once would find the port in use.
+/// Opens the UDP socket. The io_uring of a killed server keeps its socket open until the kernel has freed it, shortly
+/// after the process ended. A restart therefore waits for the port.
 fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
-    const PAUSE: Duration = Duration::from_millis(20);
+    const PAUSE: Duration = Duration::from_millis(20); // local bound: only this loop uses it
     let mut left = limits::UDP_PORT_PATIENCE;
     loop {
         match uring::open_socket(address) {
@@ -143,7 +143,7 @@ fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
                 if source.kind() == io::ErrorKind::AddrInUse && !left.is_zero() =>
             {
                 if left == limits::UDP_PORT_PATIENCE {
-                    log::info!("udp {address} is in use, waiting whether it becomes free");
+                    log::info!("udp {address} is in use: waiting for it to become free");
                 }
                 std::thread::sleep(PAUSE);
                 left = left.saturating_sub(PAUSE);
@@ -153,16 +153,16 @@ fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
     }
 }
 
-/// However the program ends, it is not in the middle of its preparations.
-struct Settled(Arc<SessionContext>);
+/// Joins the background certificate generation before exit; aws-lc aborts otherwise.
+struct JoinPreparation(Arc<SessionContext>);
 
-impl Drop for Settled {
+impl Drop for JoinPreparation {
     fn drop(&mut self) {
         self.0.join_preparation();
     }
 }
 
-/// Starts the control endpoint, if one is wanted. It answers as long as what is returned lives.
+/// Starts the control endpoint if it is configured. It answers as long as the returned value lives.
 fn start_control(
     config: &Config,
     app_backend: &Arc<AppBackend>,
@@ -183,7 +183,7 @@ fn start_control(
     Ok(instruments)
 }
 
-/// The profiles and traces of this process, for the control endpoint.
+/// Profiles and traces of this process, for the control endpoint.
 struct Instruments {
     app_backend: Arc<AppBackend>,
 }
@@ -217,10 +217,10 @@ impl Diagnostics for Instruments {
     }
 }
 
-/// A caller that met another profile may try again.
-const RETRY_AFTER_S: u32 = 5;
+/// Retry-After seconds while another profile is taken.
+const RETRY_AFTER_S: u32 = 5; // local bound: only this file uses it
 
-/// The HTTP endpoints' sockets and what they share.
+/// Sockets and shared settings of the HTTP endpoints.
 struct Endpoints {
     http: SocketAddr,
     listener: TcpListener,
@@ -229,7 +229,7 @@ struct Endpoints {
 }
 
 impl Endpoints {
-    /// Serves until `stopped`.
+    /// Serves until `stopped` is set.
     async fn serve(self, backend: Arc<dyn Backend>, stopped: watch::Receiver<bool>) {
         let http = self.security.http(self.http);
         let main = http::serve(http, self.listener, Arc::clone(&backend), stopped.clone());
@@ -286,7 +286,7 @@ fn start_workers(
     Ok(workers)
 }
 
-/// One worker serves 64 viewers with room to spare; beyond, one per core.
+/// Returns the number of workers: one for up to 64 viewers, else one per core.
 fn worker_count(config: &Config) -> usize {
     match config.workers {
         config::Workers::Count(count) => count.get(),
@@ -295,7 +295,7 @@ fn worker_count(config: &Config) -> usize {
     }
 }
 
-/// Says where to look: a line for people on stdout, a line for scripts in the log.
+/// Prints the URL of the page on stdout, and the addresses in the log for scripts.
 fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp: SocketAddr) {
     log::info!("listening: http={http} udp={udp}");
     let plain = plain.and_then(|listener| listener.local_addr().ok());
@@ -306,7 +306,7 @@ fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp:
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let host = if http.ip().is_unspecified() { "localhost".to_owned() } else { bracketed(http) };
     let mut stdout = io::stdout().lock();
-    // A closed stdout is no reason not to serve.
+    // The server also runs with a closed stdout.
     let _ = writeln!(stdout, "open {scheme}://{host}:{}/", http.port());
     let _ = stdout.flush();
 }
@@ -318,7 +318,7 @@ fn bracketed(address: SocketAddr) -> String {
     }
 }
 
-/// Runs the HTTP endpoints on this thread until a signal, then stops the workers.
+/// Runs the HTTP endpoints on this thread until a signal arrives, then stops the workers.
 fn serve(
     config: &Config,
     runtime: &Runtime,
@@ -338,18 +338,18 @@ fn serve(
         notifier.ready();
         tokio::select! {
             () = service::supervise(&mut notifier, watchdog_period(), || app_backend.health()) => {}
-            () = &mut server => log::error!("the HTTP endpoint ended by itself"),
-            _ = interrupt.recv() => log::info!("SIGINT: stopping; once more to stop at once"),
-            _ = terminate.recv() => log::info!("SIGTERM: stopping; once more to stop at once"),
-            () = security.heed_hangups(config) => log::info!("the terminal is gone: stopping"),
+            () = &mut server => log::error!("the HTTP endpoint ended unexpectedly: stopping"),
+            _ = interrupt.recv() => log::info!("SIGINT: stopping; send it again to stop at once"),
+            _ = terminate.recv() => log::info!("SIGTERM: stopping; send it again to stop at once"),
+            () = security.handle_hangups(config) => log::info!("the terminal was closed: stopping"),
         }
         notifier.stopping();
-        // A running recording is finished while the viewers are told.
+        // The recording is finished while the sessions are closed.
         app_backend.stop_recorder();
-        // Receivers may be gone when the endpoint ended by itself.
+        // If the endpoint ended first, there are no receivers.
         let _ = stop.send(true);
         tokio::select! {
-            () = say_goodbye(Arc::clone(app_backend), workers) => {}
+            () = close_sessions(Arc::clone(app_backend), workers) => {}
             _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
             _ = terminate.recv() => log::warn!("second signal: stopping at once"),
         }
@@ -357,55 +357,54 @@ fn serve(
     })
 }
 
-/// How often the service manager is to be told that all is well, if it asked for it.
+/// Returns the time between two watchdog keep-alives, if the service manager has a watchdog.
 fn watchdog_period() -> Option<Duration> {
     let usec = std::env::var_os("WATCHDOG_USEC");
     let pid = std::env::var_os("WATCHDOG_PID");
     service::watchdog_period(usec.as_deref(), pid.as_deref(), std::process::id())
 }
 
-/// Lets the workers tell their viewers; a thread of its own, so that signals are still heard.
-async fn say_goodbye(app_backend: Arc<AppBackend>, mut workers: Workers) {
+/// Closes all sessions and joins the workers, on a separate thread so that signals are still handled.
+async fn close_sessions(app_backend: Arc<AppBackend>, mut workers: Workers) {
     let (done, finished) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name("goodbye".to_owned()).spawn(move || {
+    let thread = std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
         app_backend.stop();
         workers.join();
-        // The waiting side is gone after a second signal.
+        // After a second signal there is no receiver.
         let _ = done.send(());
     });
     match thread {
         Ok(_) => {
             let patience = Duration::from_millis(limits::STOP_MS_MAX * 3);
             if tokio::time::timeout(patience, finished).await.is_err() {
-                log::warn!("a worker did not end in time");
+                log::warn!("a worker did not stop in time");
             }
         }
-        Err(error) => log::warn!("viewers are not told: {error}"),
+        Err(error) => log::warn!("the sessions are not closed, viewers will time out: {error}"),
     }
 }
 
-/// Name of the demo's ring, before the number of its process.
+/// Prefix of the demo ring's name. The process id follows.
 const DEMO_RING: &str = "/streaming-server-demo-";
 
-/// A demo that was killed could not unlink its ring; its number says that it is gone.
+/// Unlinks the rings of demos that were killed: their process ids no longer exist.
 fn remove_rings_of_killed_demos() {
     let Ok(segments) = std::fs::read_dir("/dev/shm") else { return };
     for segment in segments.flatten() {
         let name = format!("/{}", segment.file_name().to_string_lossy());
         let process = name.strip_prefix(DEMO_RING).and_then(|number| number.parse::<u32>().ok());
         if process.is_some_and(|number| !std::path::Path::new(&format!("/proc/{number}")).exists()) {
-            // Another demo may have been faster.
+            // Another demo may have unlinked it already.
             let _ = rustix::shm::unlink(name.as_str());
         }
     }
 }
 
-/// The threads beside the workers. Dropping it tells them to end and waits, so that the simulator's ring is
-/// unlinked however the server ends.
+/// The threads other than the workers. Drop stops and joins them, so that the simulator always unlinks its ring.
 #[derive(Default)]
 struct Threads {
     stop: Arc<AtomicBool>,
-    /// Tells the doorbell's thread that nobody needs it any more.
+    /// Ends the thread of the camera wait.
     camera_wait: Option<SyncSender<Option<CameraWaiter>>>,
     handles: Vec<JoinHandle<()>>,
 }
@@ -421,19 +420,19 @@ impl Threads {
         Ok(())
     }
 
-    /// Starts the thread that waits for the camera where no worker does, and after the workers have ended. With
-    /// `realtime` it does from the beginning; else the doorbell is to be given to a worker.
+    /// Starts the fallback thread for the camera wait: it runs if no worker does, and after the workers have ended. With
+    /// `realtime` it runs from the start. Otherwise returns the wait, to hand it to a worker.
     fn start_camera_wait(
         &mut self,
         camera: &Camera,
         realtime: bool,
     ) -> Result<Option<WaiterHandoff>, ServerError> {
-        let (back, given_back) = sync_channel(2);
+        let (back, returned) = sync_channel(2);
         self.camera_wait = Some(back.clone());
         let stop = Arc::clone(&self.stop);
-        self.spawn("doorbell", move || waiter::run_fallback(&given_back, &stop, realtime))?;
-        let lent = WaiterHandoff::new(CameraWaiter::new(camera.clone()), back);
-        Ok((!realtime).then_some(lent))
+        self.spawn("camera-wait", move || waiter::run_fallback(&returned, &stop, realtime))?;
+        let handoff = WaiterHandoff::new(CameraWaiter::new(camera.clone()), back);
+        Ok((!realtime).then_some(handoff))
     }
 
     fn start_recorder(&mut self, camera: &Camera, config: &Config) -> Result<RecorderHandle, ServerError> {
@@ -442,7 +441,7 @@ impl Threads {
         Ok(handle)
     }
 
-    /// Starts the simulator on a ring of its own; gives the ring's name.
+    /// Starts the simulator on its own ring. Returns the ring's name.
     fn start_demo(&mut self) -> Result<String, ServerError> {
         remove_rings_of_killed_demos();
         let shm = format!("{DEMO_RING}{}", std::process::id());
@@ -462,7 +461,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(camera_wait) = self.camera_wait.take() {
-            // Full, or its thread is gone: it has one already.
+            // If the channel is full or closed, the thread has its message already.
             let _ = camera_wait.try_send(None);
         }
         for handle in self.handles.drain(..) {

@@ -1,5 +1,5 @@
-//! What the service manager (systemd) is told over its notify socket: ready, how it goes, still alive, stopping;
-//! see sd_notify(3). Reads no environment and no clock. Without a manager nothing is sent and nothing waits.
+//! Messages to the service manager (systemd) over its notify socket: ready, status, watchdog, stopping. See
+//! sd_notify(3). Reads no environment and no clock. Without a service manager nothing is sent.
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::base::limits;
 
-/// The way to the service manager. Every message is one datagram, sent without waiting: a manager that does not
-/// read must not hold the server up.
+/// The connection to the service manager. Each message is one datagram, sent without blocking: a manager that does
+/// not read must not delay the server.
 #[derive(Debug, Default)]
 pub struct Notifier {
     socket: Option<UnixDatagram>,
@@ -18,32 +18,32 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// `address` is `$NOTIFY_SOCKET`: a path, or a name in the abstract namespace after `@`. Without one there is
-    /// nobody to tell; one that cannot be used is a warning.
+    /// `address` is `$NOTIFY_SOCKET`: a path, or `@` and a name in the abstract namespace. Without an address nothing is
+    /// sent. An unusable address is logged as a warning.
     #[must_use]
     pub fn new(address: Option<&OsStr>) -> Notifier {
         let Some(address) = address.filter(|address| !address.is_empty()) else { return Notifier::default() };
         match connect(address) {
             Ok(socket) => Notifier { socket: Some(socket), last_status: String::new() },
             Err(error) => {
-                log::warn!("the service manager cannot be told at {}: {error}", address.display());
+                log::warn!("cannot reach the service manager at {}: {error}", address.display());
                 Notifier::default()
             }
         }
     }
 
-    /// Whether anybody listens.
+    /// Returns true if there is a service manager.
     #[must_use]
-    pub fn is_heard(&self) -> bool {
+    pub fn has_manager(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// The server listens: units that come after it may start.
+    /// Reports that the server listens. systemd then starts the units ordered after it.
     pub fn ready(&self) {
         self.send("READY=1");
     }
 
-    /// One line for `systemctl status`; sent only when it changed.
+    /// Sends one line for `systemctl status`, if it changed.
     pub fn status(&mut self, line: &str) {
         if self.last_status != line {
             line.clone_into(&mut self.last_status);
@@ -51,21 +51,21 @@ impl Notifier {
         }
     }
 
-    /// A sign of life. Without one for `WatchdogSec=` the manager kills and restarts the program.
+    /// Sends a watchdog keep-alive. Without one within `WatchdogSec=` the manager kills and restarts the program.
     pub fn alive(&self) {
         self.send("WATCHDOG=1");
     }
 
-    /// The server is on its way out.
+    /// Reports that the server is stopping.
     pub fn stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=stopping: the recording is finished, viewers are told");
+        self.send("STOPPING=1\nSTATUS=stopping: finishing the recording, closing the sessions");
     }
 
     fn send(&self, message: &str) {
         if let Some(socket) = &self.socket
             && let Err(error) = socket.send(message.as_bytes())
         {
-            log::debug!("the service manager was not told {message}: {error}");
+            log::debug!("could not send {message} to the service manager: {error}");
         }
     }
 }
@@ -81,8 +81,8 @@ fn connect(address: &OsStr) -> std::io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Time between two looks at the heartbeats, from `$WATCHDOG_USEC` and `$WATCHDOG_PID`: a fraction of what the
-/// manager waits for; `None` where it does not wait for signs of life, or waits for those of another process.
+/// Returns the time between two heartbeat checks from `$WATCHDOG_USEC` and `$WATCHDOG_PID`: a fraction of the watchdog
+/// timeout. `None` if there is no watchdog, or if it watches another process.
 #[must_use]
 pub fn watchdog_period(usec: Option<&OsStr>, pid: Option<&OsStr>, own_pid: u32) -> Option<Duration> {
     let number = |text: &OsStr| text.to_str()?.parse::<u64>().ok();
@@ -93,28 +93,28 @@ pub fn watchdog_period(usec: Option<&OsStr>, pid: Option<&OsStr>, own_pid: u32) 
     Some(Duration::from_micros(usec) / limits::SIGNS_OF_LIFE_PER_WATCHDOG)
 }
 
-/// What the server tells of itself at each look.
+/// State of the server at one heartbeat check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// One line for people.
+    /// One line for `systemctl status`.
     pub summary: String,
-    /// A count per thread that must not stop; each grows as long as its thread turns.
+    /// One count per thread that must not stop. It grows with each turn of the thread.
     pub heartbeats: Vec<Heartbeat>,
 }
 
-/// A thread and how often it has turned.
+/// Turns of one thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Its name, as in the log.
+    /// Name of the thread, as in the log.
     pub name: String,
-    /// Its turns.
+    /// Number of turns.
     pub turns: u64,
 }
 
-/// Looks at the server again and again and tells the manager: the status when it changed and, while every thread
-/// turns, a sign of life. Runs on the thread that serves HTTP, which is thereby watched too. Never ends.
+/// Checks the server periodically. Sends the status if it changed, and a watchdog keep-alive while every thread turns.
+/// Runs on the HTTP thread, so that the watchdog covers this thread too. Never returns.
 pub async fn supervise(notifier: &mut Notifier, watchdog: Option<Duration>, look: impl Fn() -> Health) {
-    if !notifier.is_heard() {
+    if !notifier.has_manager() {
         return std::future::pending().await;
     }
     let mut timer = tokio::time::interval(watchdog.unwrap_or(limits::STATUS_PERIOD));
@@ -131,45 +131,44 @@ pub async fn supervise(notifier: &mut Notifier, watchdog: Option<Duration>, look
                 notifier.status(&health.summary);
             }
             Some(missing) => {
-                if missing.looks == STUCK_LOOKS {
+                if missing.checks == STUCK_CHECKS {
                     log::error!(
-                        "{} does not turn any more: the service manager gets no sign of life",
+                        "{} is stuck: the watchdog of the service manager is no longer triggered",
                         missing.name
                     );
                 }
-                if missing.looks >= STUCK_LOOKS {
-                    notifier.status(&format!("{} does not turn any more", missing.name));
+                if missing.checks >= STUCK_CHECKS {
+                    notifier.status(&format!("{} is stuck", missing.name));
                 }
             }
         }
     }
 }
 
-/// Looks in a row without a turn after which a thread is called stuck. One alone is nothing: a thread without work
-/// turns once a second.
-const STUCK_LOOKS: u32 = 2;
+/// Checks in a row without a turn after which a thread counts as stuck. One is normal: an idle thread turns once a
+/// second.
+const STUCK_CHECKS: u32 = 2; // local bound: only this file uses it
 
-/// Who did not turn since the look before.
+/// A thread that did not turn since the previous check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Missing {
     name: String,
-    looks: u32,
+    checks: u32,
 }
 
-/// The heartbeats of the look before.
+/// The heartbeats of the previous check.
 #[derive(Debug, Default)]
 struct Pulse {
     before: Vec<Heartbeat>,
-    looks_missed: u32,
+    checks_missed: u32,
 }
 
 impl Pulse {
-    /// The first thread that has not turned since the last look; `None` where all have.
+    /// Returns the first thread that has not turned since the previous check.
     fn missing(&mut self, now: &[Heartbeat]) -> Option<Missing> {
-        let stands = now.iter().find(|beat| self.before.contains(beat));
-        self.looks_missed = if stands.is_some() { self.looks_missed + 1 } else { 0 };
-        let missing = stands.map(|beat| Missing { name: beat.name.clone(), looks: self.looks_missed });
-        // The count of one that stands is kept by equality; the others move on.
+        let stuck = now.iter().find(|beat| self.before.contains(beat));
+        self.checks_missed = if stuck.is_some() { self.checks_missed + 1 } else { 0 };
+        let missing = stuck.map(|beat| Missing { name: beat.name.clone(), checks: self.checks_missed });
         self.before = now.to_vec();
         missing
     }
@@ -187,20 +186,20 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_stands_is_named_and_counted_until_it_turns() {
+    fn stuck_thread_is_named_and_counted_until_it_turns() {
         let mut pulse = Pulse::default();
-        assert_eq!(pulse.missing(&beats(&[0, 0])), None, "nothing is known yet");
+        assert_eq!(pulse.missing(&beats(&[0, 0])), None, "the first check has nothing to compare");
         assert_eq!(pulse.missing(&beats(&[1, 5])), None);
-        for looks in 1..4 {
-            let missing = pulse.missing(&beats(&[1 + u64::from(looks), 5])).unwrap();
-            assert_eq!((missing.name.as_str(), missing.looks), ("worker 1", looks));
+        for checks in 1..4 {
+            let missing = pulse.missing(&beats(&[1 + u64::from(checks), 5])).unwrap();
+            assert_eq!((missing.name.as_str(), missing.checks), ("worker 1", checks));
         }
         assert_eq!(pulse.missing(&beats(&[9, 6])), None);
-        assert_eq!(pulse.missing(&beats(&[10, 6])).unwrap().looks, 1);
+        assert_eq!(pulse.missing(&beats(&[10, 6])).unwrap().checks, 1);
     }
 
     #[test]
-    fn the_watchdog_is_ours_only_with_a_time_and_our_own_number() {
+    fn watchdog_needs_a_timeout_and_our_process_id() {
         let period = |usec: Option<&str>, pid: Option<&str>| {
             watchdog_period(usec.map(OsStr::new), pid.map(OsStr::new), 42)
         };
@@ -213,11 +212,11 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_datagrams_and_a_status_is_told_once() {
+    fn each_message_is_a_datagram_and_an_unchanged_status_is_not_repeated() {
         let name = format!("ss-test-notify-{}", std::process::id());
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let mut notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))));
-        assert!(notifier.is_heard());
+        assert!(notifier.has_manager());
         notifier.ready();
         notifier.status("two\nlines");
         notifier.status("two\nlines");
@@ -230,10 +229,10 @@ mod tests {
     }
 
     #[test]
-    fn without_a_manager_nothing_is_sent() {
-        assert!(!Notifier::new(None).is_heard());
-        assert!(!Notifier::new(Some(OsStr::new(""))).is_heard());
-        assert!(!Notifier::new(Some(OsStr::new("/nonexistent/notify"))).is_heard());
+    fn without_a_service_manager_no_message_is_sent() {
+        assert!(!Notifier::new(None).has_manager());
+        assert!(!Notifier::new(Some(OsStr::new(""))).has_manager());
+        assert!(!Notifier::new(Some(OsStr::new("/nonexistent/notify"))).has_manager());
         Notifier::default().ready();
     }
 }

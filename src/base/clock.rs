@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
 
-const NS_PER_S: i64 = 1_000_000_000;
+const NS_PER_S: i64 = 1_000_000_000; // local bound: a unit
 
 /// One moment, in the two forms that a worker needs.
 #[derive(Clone, Copy, Debug)]

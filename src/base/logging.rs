@@ -1,21 +1,21 @@
-//! Log lines to stderr, in journald's prefix form when journald listens. May not allocate a file or a thread.
+//! Log lines to stderr, with journald's priority prefix if stderr is the journal.
 
 use std::io::Write;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// The sink; one line per record, written at once so that lines of threads never mix.
+/// The sink. It writes each record with one call, so that lines of different threads do not mix.
 struct Stderr {
     journald: bool,
 }
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // To this one every caller that hangs up is an error.
+        // This library logs an error for every closed connection.
         if metadata.target().starts_with("may_minihttp") {
             return false;
         }
-        // Libraries speak only when something is wrong.
+        // Of libraries only warnings and errors are logged.
         metadata.target().starts_with("streaming_server") || metadata.level() <= Level::Warn
     }
 
@@ -32,14 +32,14 @@ impl Log for Stderr {
         } else {
             format!("{:<5} {text}\n", record.level())
         };
-        // Nobody is left to be told that stderr is gone.
+        // If stderr is closed, there is no other place to report it.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
 
     fn flush(&self) {}
 }
 
-/// `may` calls it an error when the CPU profiler's signal interrupts its wait; it just waits again.
+/// Returns true for the error that `may` logs when the CPU profiler's signal interrupts its wait. It retries.
 fn is_noise(target: &str, text: &str) -> bool {
     target.starts_with("may::") && (text.contains("Interrupted") || text.contains("EINTR"))
 }
@@ -54,7 +54,7 @@ fn syslog_priority(level: Level) -> u8 {
     }
 }
 
-/// Starts logging at `level`. A second call changes nothing.
+/// Starts logging at `level`. Further calls have no effect.
 pub fn start(level: LevelFilter) {
     let journald = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
     if log::set_boxed_logger(Box::new(Stderr { journald })).is_ok() {
@@ -62,8 +62,8 @@ pub fn start(level: LevelFilter) {
     }
 }
 
-/// Whether `stream`, "device:inode" of what journald reads (systemd.exec(5)), is this process's stderr: the variable is
-/// inherited also by those whose output was led elsewhere.
+/// Returns true if `stream`, the "device:inode" of the journal (systemd.exec(5)), is this process's stderr. A process
+/// whose output is redirected inherits the variable too.
 fn is_stderr(stream: &str) -> bool {
     rustix::fs::fstat(std::io::stderr())
         .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interrupted_wait_of_may_is_noise_and_other_errors_are_not() {
+    fn interrupted_waits_of_may_are_not_logged_but_other_errors_are() {
         let interrupted = std::io::Error::from_raw_os_error(4);
         let denied = std::io::Error::from_raw_os_error(13);
         assert!(is_noise("may::io::event_loop", &format!("select error = {interrupted:?}")));
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_led_elsewhere_is_not_the_journal() {
+    fn redirected_stderr_is_not_the_journal() {
         let file = rustix::fs::fstat(std::io::stderr()).unwrap();
         assert!(is_stderr(&format!("{}:{}", file.st_dev, file.st_ino)));
         for other in ["", "9:9999999", "nonsense"] {

@@ -1,4 +1,4 @@
-//! Counters of one thread each: one writer, any number of readers, relaxed. May not be shared by two writers.
+//! Counters of a worker and of logins. Each has one writing thread; any thread may read.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,31 +6,31 @@ use super::stages::StageTotals;
 use super::trace::FlightRecorder;
 use crate::base::counters::{Counter, Gauge};
 
-/// What one worker counts. On cache lines of its own, so that a scrape never slows another worker.
+/// Counters of one worker. Aligned to cache lines, so that reading them does not slow another worker.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct WorkerCounters {
     /// Access units taken from the ring.
     pub units_read: Counter,
-    /// Access units assembled and packetised (or ready to be, when nobody watches).
+    /// Access units assembled and packetised (without viewers: assembled only).
     pub units_processed: Counter,
-    /// Access units handed to viewers (one unit to ten viewers counts ten).
+    /// Access units sent, counted once per viewer.
     pub units_sent: Counter,
-    /// Access units not handed to a viewer: gate closed, congestion, loss before it.
+    /// Access units not sent to a viewer: gate closed, congestion, or loss before it.
     pub units_dropped: Counter,
     /// Access units overwritten by the camera while they were read.
     pub torn: Counter,
     /// Access units missed because the camera lapped the cursor.
     pub lapped: Counter,
-    /// Slots refused: metadata that cannot be (sizes, dimensions) or another format than H.264.
+    /// Slots refused: invalid metadata (sizes, dimensions) or another format than H.264.
     pub rejected: Counter,
     /// Access units refused: no slice, broken NAL units.
     pub malformed_units: Counter,
     /// IDR access units whose parameter sets were never seen.
     pub missing_parameter_sets: Counter,
-    /// The camera came back: new segment or an index that jumped back.
+    /// Restarts of the camera: a new segment, or an index that jumped back.
     pub restarts: Counter,
-    /// Slots between the cursor and the newest unit when the worker last looked.
+    /// Slots between the cursor and the newest unit at the worker's last poll.
     pub lag_slots: Gauge,
     /// Nanoseconds between the last two units, smoothed (1/8).
     pub unit_interval_ns: Gauge,
@@ -41,33 +41,33 @@ pub struct WorkerCounters {
     /// Height of the stream's picture; 0 while unknown.
     pub height: Gauge,
 
-    /// Sessions held, connected or not.
+    /// Sessions, connected or not.
     pub sessions: Gauge,
     /// Sessions connected (DTLS done).
     pub viewers: Gauge,
-    /// Sessions that ended, for whatever reason.
+    /// Sessions that ended, for any reason.
     pub sessions_closed: Counter,
     /// NACKed packets reported by viewers.
     pub nacks: Counter,
     /// Picture-loss indications and full-intra requests of viewers.
     pub idr_requests: Counter,
-    /// RTP packets sent again.
+    /// RTP packets retransmitted.
     pub retransmits: Counter,
-    /// Viewers given the GOP so far because they joined.
+    /// Replays of the current GOP to joining viewers.
     pub replays_of_joins: Counter,
-    /// The same because they asked for an IDR.
+    /// Replays of the current GOP that answer an IDR request.
     pub replays_of_requests: Counter,
-    /// Such replays that the camera's next IDR ended early.
+    /// Replays that the camera's next IDR ended early.
     pub replays_cut: Counter,
-    /// Access units given that way.
+    /// Access units sent in replays.
     pub units_replayed: Counter,
-    /// Viewers that had to wait for the camera's next IDR.
+    /// Viewers that waited for the camera's next IDR.
     pub idr_waits: Counter,
-    /// GOPs that the camera overwrote before they were kept.
+    /// GOPs that the camera overwrote before they were saved.
     pub gops_missed: Counter,
-    /// GOPs larger than what may be kept.
+    /// GOPs too large to be saved.
     pub gops_too_large: Counter,
-    /// Payload bytes of the newest GOP kept beside the ring.
+    /// Payload bytes of the newest GOP saved outside the ring.
     pub gop_bytes: Gauge,
 
     /// Datagrams received.
@@ -78,7 +78,7 @@ pub struct WorkerCounters {
     pub datagrams_forwarded: Counter,
     /// Datagrams not handed to another worker because its inbox was full.
     pub inbox_full: Counter,
-    /// Datagrams the receiving side had to drop (truncated, no buffer).
+    /// Datagrams dropped on receipt (truncated, no buffer).
     pub receive_errors: Counter,
     /// Datagrams sent.
     pub datagrams_sent: Counter,
@@ -94,11 +94,11 @@ pub struct WorkerCounters {
     pub gso_fallbacks: Counter,
     /// `io_uring_enter` calls.
     pub enters: Counter,
-    /// What the worker's io_uring can do, one bit per feature in the order of the edge's list.
+    /// Features of the worker's io_uring, one bit each in the order of `uring::Features`.
     pub uring_features: Gauge,
     /// Turns of the worker's loop.
     pub turns: Counter,
-    /// Nanoseconds polled busily for access units that were about to come.
+    /// Nanoseconds of busy polling for access units.
     pub busy_poll_ns: Counter,
     /// Payload buffers newly allocated by the packetiser.
     pub payload_allocations: Counter,
@@ -111,16 +111,16 @@ pub struct WorkerCounters {
     pub viewer_figures: FigureBoard,
 }
 
-/// Who was not let in.
+/// Refused logins and requests.
 #[derive(Debug, Default)]
 pub struct LoginCounters {
     /// Wrong tokens.
     pub wrong: Counter,
-    /// Tokens that were not looked at: their address has to wait.
+    /// Tokens that were not checked because their address must wait.
     pub too_many: Counter,
 }
 
-/// What is exposed of one session.
+/// Exposed statistics of one session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ViewerFigures {
     /// The session's number.
@@ -131,7 +131,7 @@ pub struct ViewerFigures {
     pub rtt_s: Option<f32>,
     /// Jitter of the arrival times at the viewer, in seconds.
     pub jitter_s: Option<f32>,
-    /// Access units held back.
+    /// Access units not sent.
     pub drops: u64,
     /// NACK messages.
     pub nacks: u64,
@@ -141,12 +141,12 @@ pub struct ViewerFigures {
     pub first_idr_s: Option<f32>,
 }
 
-/// Where a worker puts the figures of its sessions for a scrape to read. As long as it has sessions.
+/// The statistics of a worker's sessions, for a scrape to read.
 #[derive(Debug, Default)]
 pub struct FigureBoard(Mutex<Vec<ViewerFigures>>);
 
 impl FigureBoard {
-    /// Puts new figures up. Never waits: while a scrape reads, the old ones stay.
+    /// Replaces the statistics. Never waits: while a scrape reads, the old ones stay.
     pub fn put(&self, figures: impl Iterator<Item = ViewerFigures>) {
         if let Ok(mut board) = self.0.try_lock() {
             board.clear();
@@ -154,7 +154,7 @@ impl FigureBoard {
         }
     }
 
-    /// The figures that are up.
+    /// Returns the latest statistics.
     pub fn get(&self) -> Vec<ViewerFigures> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

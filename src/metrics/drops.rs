@@ -1,18 +1,18 @@
-//! Notices when too many access units are dropped. Pure: counts and times are arguments. May not log.
+//! Detects that too many access units are dropped. Counts and times are arguments.
 
 use crate::base::log_limit::LogLimit;
 
-/// Share of dropped units above which somebody should look, in percent.
-pub const DROPS_MAX_PERCENT: u64 = 5;
+/// Percent of dropped units above which a warning is due.
+pub const DROPS_MAX_PERCENT: u64 = 5; // local bound: threshold of this warning
 
-/// The drops of the last so many nanoseconds count.
-const WINDOW_NS: i64 = 10_000_000_000;
+/// Nanoseconds of the window in which drops count.
+const WINDOW_NS: i64 = 10_000_000_000; // local bound: only this file uses it
 
-/// Marks kept of the past: one per second of the window and its beginning.
-const MARKS: usize = 11;
+/// Remembered totals: one per second of the window, and its begin.
+const MARKS: usize = 11; // local bound: follows from the window
 
-/// With fewer units in the window their share says nothing.
-const UNITS_MIN: u64 = 60;
+/// Units in the window below which the share is not significant.
+const UNITS_MIN: u64 = 60; // local bound: only this file uses it
 
 /// Totals at one moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,7 +22,7 @@ struct Mark {
     dropped: u64,
 }
 
-/// Watches two totals that grow.
+/// Watches the totals of sent and dropped units.
 #[derive(Debug, Default)]
 pub struct DropWatch {
     marks: [Mark; MARKS],
@@ -41,7 +41,7 @@ impl DropWatch {
         (is_high && self.warnings.allows(now_ns)).then(|| lost * 100 / units)
     }
 
-    /// Keeps a mark a second and gives the oldest in the window.
+    /// Stores one mark per second. Returns the oldest one in the window.
     fn mark(&mut self, mark: Mark) -> Mark {
         let newest = self.marks.first().copied().unwrap_or_default();
         if self.marked == 0 || mark.at_ns - newest.at_ns >= WINDOW_NS / 10 {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_dropped_is_told_once_a_minute() {
+    fn ten_percent_drops_warn_once_a_minute() {
         let mut totals = (0, 0);
         let warned = run(&mut DropWatch::default(), 1_000, 130, 10, &mut totals);
         assert_eq!(warned.len(), 3, "{warned:?}");
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn few_drops_and_old_drops_are_not_told() {
+    fn few_or_old_drops_do_not_warn() {
         let (mut watch, mut totals) = (DropWatch::default(), (0, 0));
         assert!(run(&mut watch, 0, 30, 4, &mut totals).is_empty());
         assert!(!run(&mut watch, 30, 20, 50, &mut totals).is_empty());
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_is_that_of_the_last_ten_seconds() {
+    fn share_covers_the_last_ten_seconds() {
         let (mut watch, mut totals) = (DropWatch::default(), (0, 0));
         run(&mut watch, 0, 1_000, 0, &mut totals);
         totals.1 += 1_000;

@@ -1,9 +1,9 @@
-//! The Prometheus text format, version 0.0.4. May not know which metrics exist.
+//! The Prometheus text format, version 0.0.4.
 //! Source: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
 use std::fmt::{Display, Write};
 
-/// A text under construction: families in the order they are opened, each with its samples.
+/// Builds the text: families in the order in which they are opened, each with its samples.
 #[derive(Debug, Default)]
 pub struct Exposition {
     text: String,
@@ -11,7 +11,7 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// An empty text.
+    /// Creates an empty text.
     pub fn new() -> Self {
         Self::default()
     }
@@ -26,7 +26,7 @@ impl Exposition {
         self.open(name, help, "gauge")
     }
 
-    // Hundreds of calls make a page: each of them as small as it can be.
+    // A page has hundreds of calls: not inlined, to keep the code small.
     #[inline(never)]
     fn open(&mut self, name: &'static str, help: &str, kind: &str) -> &mut Self {
         self.family = name;
@@ -106,7 +106,7 @@ impl Exposition {
         self
     }
 
-    /// The finished text.
+    /// Returns the finished text.
     pub fn finish(self) -> String {
         self.text
     }
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families_and_samples_come_out_in_the_text_format() {
+    fn families_and_samples_follow_the_text_format() {
         let mut exposition = Exposition::new();
         exposition.counter("a_total", "What a counts.").value(3);
         exposition.gauge("b", "What b is.").labelled("kind", "x\"y\\z\n", 1.5);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_cumulates_and_speaks_seconds() {
+    fn histogram_buckets_are_cumulative_and_in_seconds() {
         let mut exposition = Exposition::new();
         exposition.histogram_us(
             "w_seconds",

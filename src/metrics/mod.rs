@@ -1,4 +1,4 @@
-//! Counters and their text. May not influence what it counts, lock on a hot path or allocate while counting.
+//! Counters, latencies and their text formats. Counting must not lock or allocate.
 
 pub mod counters;
 pub mod drops;

@@ -1,18 +1,18 @@
-//! What the kernel says of this process, under the names of Prometheus' client libraries. Cold: read per scrape.
+//! Process metrics from the kernel, under the names of Prometheus' client libraries. Read per scrape.
 
 use crate::metrics::Exposition;
 
-/// Adds the `process_*` family; what cannot be read is left out.
+/// Adds the `process_*` family. Values that cannot be read are omitted.
 pub fn expose(text: &mut Exposition) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for (field, name, help) in [
         (
             "VmRSS:",
             "process_resident_memory_bytes",
-            "Resident memory, touched pages of the camera's ring included.",
+            "Resident memory, including used pages of the camera's ring.",
         ),
-        ("RssAnon:", "process_anonymous_memory_bytes", "Resident memory of our own."),
-        ("RssShmem:", "process_shared_memory_bytes", "Touched pages of the camera's ring."),
+        ("RssAnon:", "process_anonymous_memory_bytes", "Resident memory without the camera's ring."),
+        ("RssShmem:", "process_shared_memory_bytes", "Used pages of the camera's ring."),
         ("VmSize:", "process_virtual_memory_bytes", "Virtual memory."),
     ] {
         if let Some(kibibytes) = number_after(&status, field) {
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_figure_of_this_process_is_there() {
+    fn every_process_metric_is_exposed() {
         let mut text = Exposition::new();
         expose(&mut text);
         let text = text.finish();

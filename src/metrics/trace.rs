@@ -1,9 +1,9 @@
-//! The flight recorder: the stage timestamps of the last minute, one writer, read at any time without stopping
-//! it; and its picture in the Trace Event Format, which Perfetto and Chrome show. Writing may not lock, and may
-//! allocate only until the rings are full once.
+//! The flight recorder: stage timestamps of the last minute, and their export in the Trace Event Format for Perfetto
+//! and Chrome. One thread writes; others read at any time without blocking it. Writing takes no lock, and allocates only
+//! until the rings have been full once.
 //!
-//! Each entry is a seqlock: the writer makes the stamp 0, writes, and stamps it with the entry's number; a
-//! reader that finds the same stamp before and after has read one whole entry.
+//! Each entry is a seqlock: the writer sets the stamp to 0, writes the words, and sets the stamp to the entry's number
+//! plus 1. A reader that finds the same stamp before and after has read one whole entry.
 //! Source: <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>.
 
 use std::fmt::Write;
@@ -30,7 +30,7 @@ pub struct UnitTimes {
 pub struct WriteTimes {
     /// The unit's number in the ring.
     pub number: u32,
-    /// Whose.
+    /// The session's number.
     pub viewer: u32,
     /// The worker turned to this viewer.
     pub begun_ns: i64,
@@ -120,12 +120,12 @@ fn both(upper: u32, lower: u32) -> u64 {
     u64::from(upper) << 32 | u64::from(lower)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
+#[expect(clippy::cast_possible_truncation, reason = "splits the word in halves")]
 fn halves(word: u64) -> (u32, u32) {
     ((word >> 32) as u32, word as u32)
 }
 
-/// What an entry holds.
+/// The payload of an entry.
 type Words = [u64; 4];
 
 #[derive(Debug, Default)]
@@ -151,7 +151,7 @@ impl Entry {
         }
         let [first, second, third, fourth] = &self.words;
         let words = [first, second, third, fourth].map(|word| word.load(Ordering::Relaxed));
-        // Whoever read a word of a later entry sees that entry's 0, or its stamp.
+        // A reader that read a word of a later entry also sees that entry's 0 or its stamp.
         fence(Ordering::Acquire);
         (self.stamp.load(Ordering::Relaxed) == stamp).then_some(words)
     }
@@ -190,7 +190,7 @@ impl Ring {
         self.written.store(number + 1, Ordering::Release);
     }
 
-    /// The entries that are whole, oldest first; those overwritten meanwhile are left out.
+    /// Returns the whole entries, oldest first, without those overwritten meanwhile.
     fn read(&self) -> impl Iterator<Item = Words> {
         let end = self.written.load(Ordering::Acquire);
         (end.saturating_sub(self.capacity())..end).filter_map(|number| {
@@ -256,7 +256,7 @@ impl ChromeTrace {
         ));
     }
 
-    /// A span beside the thread, where several overlap.
+    /// A span outside the thread, where several may overlap.
     fn waited(&mut self, name: &str, args: &Args, from_ns: i64, to_ns: i64) {
         let id = Id { worker: self.worker, args };
         let (from, to) = (Micros(from_ns), Micros(to_ns));
@@ -289,7 +289,7 @@ impl std::fmt::Display for Args {
     }
 }
 
-/// Tells the spans of one name apart.
+/// Distinguishes spans of the same name.
 struct Id<'a> {
     worker: usize,
     args: &'a Args,
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn units_and_writes_come_back_as_they_went() {
+    fn units_and_writes_are_read_back_unchanged() {
         let recorder = FlightRecorder::default();
         (0..100).for_each(|number| recorder.note_unit(&unit(number)));
         (0..100).for_each(|number| recorder.note_write(&write(number, 7)));
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_make_room() {
+    fn new_entries_replace_the_oldest() {
         let recorder = FlightRecorder::default();
         let count = u32::try_from(TRACE_UNITS_MAX).unwrap() + 300;
         (0..count).for_each(|number| recorder.note_unit(&unit(number)));
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_too_long_is_cut_and_one_backwards_is_nothing() {
+    fn long_spans_are_cut_and_negative_spans_become_zero() {
         let recorder = FlightRecorder::default();
         let base = WriteTimes {
             begun_ns: 1_000,
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_beside_the_writer_sees_whole_entries_in_order() {
+    fn concurrent_reader_sees_whole_entries_in_order() {
         let (recorder, done) = (FlightRecorder::default(), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {

@@ -100,7 +100,7 @@ fn profiles_and_traces_have_their_formats() {
         assert_eq!(profile.body[..2], [0x1f, 0x8b], "{path} is gzip'd");
     }
     let threads = get(control, "/debug/pprof/goroutine?debug=2").text();
-    for name in ["doorbell", "control-watch"] {
+    for name in ["camera-wait", "control-watch"] {
         assert!(threads.contains(name), "no {name} in {threads}");
     }
     let line = get(control, "/debug/pprof/cmdline").text();

@@ -1,6 +1,6 @@
-//! A real Prometheus scrapes a real server: every query of the Grafana dashboard returns numbers, every alert evaluates, and
-//! the alert for drops fires above its threshold. Needs Debian's package `prometheus`; without it the tests are skipped with
-//! a message.
+//! A real Prometheus scrapes a real server: every query of the Grafana dashboard returns numbers, every alert
+//! can be evaluated, and the alert for drops fires when it should. Needs Debian's package `prometheus`; without
+//! it the tests say so and check nothing.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -59,7 +59,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts Prometheus with our configuration, another target and a scrape per second.
+    /// Returns the shipped configuration with another target and a scrape every second.
     fn start(directory: &Path, target: SocketAddr) -> Self {
         let shipped = fs::read_to_string(script("prometheus.yml")).unwrap();
         let config = shipped
@@ -81,8 +81,8 @@ impl Prometheus {
         Prometheus { _process: process, address }
     }
 
-    fn get(&self, path: &str) -> Value {
-        // Prometheus listens before it is ready.
+    fn ask(&self, path: &str) -> Value {
+        // It listens before it is ready.
         let answer = wait_for("Prometheus ready to answer", || {
             let answer = http::get(self.address, path);
             (answer.status != 503).then_some(answer)
@@ -90,9 +90,9 @@ impl Prometheus {
         answer.json()["data"].clone()
     }
 
-    /// Evaluates a query now and returns its values.
+    /// Returns the current values of a query.
     fn query(&self, expression: &str) -> Vec<f64> {
-        let result = self.get(&format!("/api/v1/query?query={}", percent_encoded(expression)));
+        let result = self.ask(&format!("/api/v1/query?query={}", percent_encoded(expression)));
         let series = result["result"].as_array().cloned().unwrap_or_default();
         series.iter().filter_map(|one| one["value"][1].as_str()?.parse().ok()).collect()
     }
@@ -102,7 +102,7 @@ fn percent_encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// (panel, query) of every panel of the dashboard.
+/// Returns (panel, query) of every panel of the dashboard.
 fn dashboard() -> Vec<(String, String)> {
     let text = fs::read_to_string(script("grafana-dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
@@ -149,7 +149,7 @@ fn every_panel_of_the_dashboard_has_data() {
 
 fn rules_are_healthy(prometheus: &Prometheus) {
     wait_for("a healthy evaluation of every alert", || {
-        let groups = prometheus.get("/api/v1/rules")["groups"].clone();
+        let groups = prometheus.ask("/api/v1/rules")["groups"].clone();
         let rules: Vec<Value> =
             groups.as_array()?.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect();
         assert!(rules.iter().all(|rule| rule["state"] == "inactive"), "{rules:?}");
@@ -158,7 +158,7 @@ fn rules_are_healthy(prometheus: &Prometheus) {
 }
 
 #[test]
-fn the_six_required_panels_exist() {
+fn dashboard_has_the_six_required_panels() {
     let titles: Vec<String> = dashboard().into_iter().map(|(title, _)| title).collect();
     for title in
         ["Frame Throughput", "Drop Rate", "Channel Buffer Usage", "Active Clients", "Latency", "Error Rate"]
@@ -167,9 +167,9 @@ fn the_six_required_panels_exist() {
     }
 }
 
-/// Unit test of the alerts with promtool: 10 % dropped units fire the alert, 1 % does not.
+/// promtool's test of the alerts: 10 % of dropped units fire the alert, 1 % does not.
 #[test]
-fn the_alert_for_drops_fires_above_five_percent() {
+fn drop_alert_fires_above_five_percent() {
     if !is_installed("promtool") {
         return;
     }
@@ -206,7 +206,7 @@ fn the_alert_for_drops_fires_above_five_percent() {
     assert!(output.status.success(), "{said}\n{tests}");
 }
 
-/// The folded text (`>-`) of an alert's description.
+/// Returns the folded text (`>-`) of an alert's description.
 fn described(alerts: &str, name: &str) -> String {
     let (_, alert) = alerts.split_once(&format!("alert: {name}")).unwrap();
     let (_, text) = alert.split_once("description: >-\n").unwrap();

@@ -57,7 +57,7 @@ fn server_waits_for_the_udp_port_of_a_killed_one() {
     let mut command =
         server::command(&unique_shm(), &["--http", "127.0.0.1:0", "--control", "off", "--udp", &udp]);
     let mut process = Process::spawn("streaming-server", &mut command);
-    wait_until("the port-in-use message", || process.log().contains("is in use, waiting"));
+    wait_until("the port-in-use message", || process.log().contains("is in use: waiting"));
     drop(holder);
     wait_until("the listening message", || process.after("listening: ").is_some());
     process.signal(Signal::TERM);

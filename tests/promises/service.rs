@@ -1,5 +1,5 @@
-//! The messages on a real systemd notify socket: ready, status, watchdog, stopping. The watchdog messages stop when a worker
-//! hangs, so that the service manager restarts the program.
+//! Messages to a service manager on a real notify socket: ready, status, watchdog, stopping. When a worker hangs, the
+//! watchdog messages end, so that the manager restarts the program.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -18,14 +18,14 @@ use support::server::{Server, loopback};
 use support::viewer::ViewerSimulator;
 use support::{http, unique_shm, wait_for, wait_until};
 
-/// The manager's end of the notify socket, in a temporary directory.
+/// The manager's end of the notify socket, in its own directory.
 struct Manager {
     socket: UnixDatagram,
     directory: PathBuf,
-    received: Vec<String>,
+    heard: Vec<String>,
 }
 
-/// The value of `WatchdogSec=`.
+/// The watchdog timeout, as `WatchdogSec=` sets it.
 const WATCHDOG: Duration = Duration::from_secs(4);
 
 impl Manager {
@@ -34,7 +34,7 @@ impl Manager {
         std::fs::create_dir_all(&directory).unwrap();
         let socket = UnixDatagram::bind(directory.join("notify")).unwrap();
         socket.set_nonblocking(true).unwrap();
-        Manager { socket, directory, received: Vec::new() }
+        Manager { socket, directory, heard: Vec::new() }
     }
 
     /// Sets the environment variables that systemd sets.
@@ -43,24 +43,24 @@ impl Manager {
         command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).env_remove("WATCHDOG_PID");
     }
 
-    /// Reads pending messages and returns all lines so far.
-    fn receive(&mut self) -> &[String] {
+    /// Takes what has come; everything so far is in `heard`, line by line.
+    fn listen(&mut self) -> &[String] {
         let mut buffer = [0; 4_096];
         while let Ok(bytes) = self.socket.recv(&mut buffer) {
             let message = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
-            self.received.extend(message.lines().map(str::to_owned));
+            self.heard.extend(message.lines().map(str::to_owned));
         }
-        &self.received
+        &self.heard
     }
 
-    fn watchdog_messages(&mut self) -> usize {
-        self.receive().iter().filter(|line| *line == "WATCHDOG=1").count()
+    fn signs_of_life(&mut self) -> usize {
+        self.listen().iter().filter(|line| *line == "WATCHDOG=1").count()
     }
 
-    /// Waits for a line with all `parts`.
+    /// Waits for a line that holds all of these.
     fn wait_line(&mut self, parts: &[&str]) {
-        wait_until(&format!("a line with {parts:?}, received only {:?}", self.received.clone()), || {
-            self.receive().iter().any(|line| parts.iter().all(|part| line.contains(part)))
+        wait_until(&format!("a line with {parts:?}, heard only {:?}", self.heard.clone()), || {
+            self.listen().iter().any(|line| parts.iter().all(|part| line.contains(part)))
         });
     }
 }
@@ -76,7 +76,7 @@ fn camera(shm: &str) -> CameraSim {
 }
 
 #[test]
-fn the_manager_gets_ready_status_watchdog_and_stopping_messages() {
+fn manager_receives_ready_status_watchdog_and_stopping() {
     let shm = unique_shm();
     let mut manager = Manager::new();
     let recordings = manager.directory.join("recordings");
@@ -84,7 +84,7 @@ fn the_manager_gets_ready_status_watchdog_and_stopping_messages() {
     manager.introduce(&mut command);
     let mut server = Server::spawn(&mut command);
     manager.wait_line(&["READY=1"]);
-    assert_eq!(server.get("/health").status, 200, "after READY the server must answer");
+    assert_eq!(server.get("/health").status, 200, "ready means that it answers");
     manager.wait_line(&["STATUS=camera away", "viewers 0", "not recording"]);
     let _camera = camera(&shm);
     manager.wait_line(&["STATUS=camera live 640x480"]);
@@ -92,33 +92,33 @@ fn the_manager_gets_ready_status_watchdog_and_stopping_messages() {
     manager.wait_line(&["viewers 1"]);
     assert_eq!(http::request(server.http, "POST", "/api/recording/start", &[], b"").status, 200);
     manager.wait_line(&["viewers 1, recording"]);
-    let before = manager.watchdog_messages();
-    wait_until("further watchdog messages", || manager.watchdog_messages() >= before + 3);
+    let before = manager.signs_of_life();
+    wait_until("further signs of life", || manager.signs_of_life() >= before + 3);
     drop(viewer);
     assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
     manager.wait_line(&["STOPPING=1"]);
-    assert!(!manager.received.iter().any(|line| line.contains("does not turn")), "{:?}", manager.received);
+    assert!(!manager.heard.iter().any(|line| line.contains("is stuck")), "{:?}", manager.heard);
 }
 
 #[test]
-fn a_hanging_worker_stops_the_watchdog_messages() {
+fn hanging_worker_ends_the_watchdog_messages() {
     let shm = unique_shm();
     let mut manager = Manager::new();
     let _camera = camera(&shm);
     let mut command = loopback(&shm, &["--no-recorder"]);
     manager.introduce(&mut command);
     let mut server = Server::spawn(&mut command);
-    wait_until("watchdog messages", || manager.watchdog_messages() >= 2);
+    wait_until("signs of life", || manager.signs_of_life() >= 2);
     let worker = Stopped::thread(server.process.id(), "worker-0");
-    manager.wait_line(&["STATUS=worker 0 does not turn any more"]);
-    let last = manager.watchdog_messages();
+    manager.wait_line(&["STATUS=worker 0 is stuck"]);
+    let last = manager.signs_of_life();
     std::thread::sleep(WATCHDOG + WATCHDOG / 2);
-    assert_eq!(manager.watchdog_messages(), last, "by now systemd would have killed it");
-    assert!(server.process.log().contains("worker 0 does not turn any more"), "{}", server.process.log());
-    assert_eq!(server.get("/health").status, 200, "only the worker hangs, the rest still answers");
+    assert_eq!(manager.signs_of_life(), last, "a manager would have killed it by now");
+    assert!(server.process.log().contains("worker 0 is stuck"), "{}", server.process.log());
+    assert_eq!(server.get("/health").status, 200, "the rest still answers: only the worker hangs");
     assert!(server.process.exited().is_none());
     drop(worker);
-    wait_until("watchdog messages once the worker runs again", || manager.watchdog_messages() > last + 2);
+    wait_until("signs of life once it turns again", || manager.signs_of_life() > last + 2);
 }
 
 #[test]
@@ -127,19 +127,19 @@ fn without_a_watchdog_only_the_status_is_sent() {
     let mut manager = Manager::new();
     let mut command = loopback(&shm, &["--no-recorder"]);
     manager.introduce(&mut command);
-    // The watchdog messages are expected from another process.
+    // Signs of life are another process's duty.
     command.env("WATCHDOG_PID", "1");
     let mut server = Server::spawn(&mut command);
     manager.wait_line(&["READY=1"]);
     manager.wait_line(&["STATUS=camera away", "no recorder"]);
     let _camera = camera(&shm);
     manager.wait_line(&["STATUS=camera live"]);
-    assert_eq!(manager.watchdog_messages(), 0);
+    assert_eq!(manager.signs_of_life(), 0);
     assert_eq!(server.terminate(), Some(0));
 }
 
 #[test]
-fn a_server_without_a_recorder_reports_it_and_serves_viewers() {
+fn server_without_recorder_refuses_recordings_and_serves_video() {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let mut server = Server::start(&shm, &["--no-recorder"]);

@@ -1,5 +1,4 @@
-//! Start and stop: every viewer gets a close_notify, the exit code is 0, nothing is left behind, and start-up errors name the
-//! cause.
+//! Start and stop: every session is closed, the exit code is 0, no file or ring remains. Start-up errors name the cause.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -26,7 +25,7 @@ fn shared_memory() -> Vec<String> {
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }
 
-fn closes_all_sessions(signal: Signal) {
+fn closes_sessions(signal: Signal) {
     let shm = unique_shm();
     let _camera = camera(&shm);
     let mut server = Server::start(&shm, &[]);
@@ -39,22 +38,22 @@ fn closes_all_sessions(signal: Signal) {
     }
     let left: Vec<String> = shared_memory();
     let ours = shm.trim_start_matches('/');
-    // The ring belongs to the camera and stays. No other segment may have our name.
+    // The camera's ring stays, it is the camera's. Nothing else bears our name.
     assert!(left.iter().filter(|name| name.contains(ours)).all(|name| name == ours), "{left:?}");
     assert!(std::path::Path::new(&segment_path(&shm)).exists(), "the server removed the camera's ring");
 }
 
 #[test]
-fn sigterm_closes_all_sessions_and_exits_0() {
-    closes_all_sessions(Signal::TERM);
+fn sigterm_closes_sessions_and_exits_0() {
+    closes_sessions(Signal::TERM);
 }
 
 #[test]
-fn sigint_closes_all_sessions_and_exits_0() {
-    closes_all_sessions(Signal::INT);
+fn sigint_closes_sessions_and_exits_0() {
+    closes_sessions(Signal::INT);
 }
 
-/// The certificate is generated in the background for some 40 ms. A stop meanwhile must be clean too.
+/// The certificate is generated in the background for about 40 ms. Stopping meanwhile must work too.
 #[test]
 fn sigterm_right_after_the_start_exits_0() {
     for _ in 0..40 {
@@ -64,13 +63,13 @@ fn sigterm_right_after_the_start_exits_0() {
 }
 
 #[test]
-fn a_server_without_camera_or_viewers_stops_too() {
+fn server_without_camera_and_viewers_stops() {
     let mut server = Server::start(&unique_shm(), &[]);
     assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
 }
 
 #[test]
-fn a_second_signal_exits_at_once() {
+fn second_signal_stops_at_once() {
     let shm = unique_shm();
     let mut server = Server::start(&shm, &[]);
     server.process.signal(Signal::TERM);
@@ -81,7 +80,7 @@ fn a_second_signal_exits_at_once() {
 }
 
 #[test]
-fn the_demo_leaves_no_ring_behind() {
+fn demo_unlinks_its_ring() {
     let before = shared_memory();
     let mut server = Server::start(&unique_shm(), &["--demo"]);
     server.wait_ready();
@@ -94,7 +93,7 @@ fn the_demo_leaves_no_ring_behind() {
 }
 
 #[test]
-fn without_a_ring_the_server_waits_and_logs_it() {
+fn missing_ring_is_logged_and_waited_for() {
     let shm = unique_shm();
     let mut server = Server::start(&shm, &[]);
     let ready = server.get("/ready");
@@ -119,7 +118,7 @@ fn fails_with(arguments: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn a_port_in_use_is_a_clear_error() {
+fn port_in_use_error_names_the_address() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = tcp.local_addr().unwrap().to_string();
     fails_with(&["--http", &address, "--udp", "127.0.0.1:0"], &[&address, "in use"]);
@@ -129,7 +128,7 @@ fn a_port_in_use_is_a_clear_error() {
 }
 
 #[test]
-fn wrong_options_are_clear_errors() {
+fn bad_option_errors_name_the_value() {
     fails_with(&["--no-such-option"], &["no-such-option"]);
     fails_with(&["--http", "nonsense"], &["nonsense"]);
     fails_with(&["--max-viewers", "0"], &["max-viewers"]);
@@ -138,7 +137,7 @@ fn wrong_options_are_clear_errors() {
 }
 
 #[test]
-fn help_and_version_answer_and_exit_0() {
+fn help_and_version_exit_0() {
     for (flag, word) in [("--help", "--shm"), ("--version", env!("CARGO_PKG_VERSION"))] {
         let mut command = server::command(&unique_shm(), &[flag]);
         let mut process = Process::spawn("streaming-server", &mut command);

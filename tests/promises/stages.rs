@@ -1,5 +1,5 @@
-//! Latency and viewer metrics: every stage and every `viewer_*` metric changes when it should, and the metrics agree with
-//! each other and with what viewers count.
+//! Latency and viewer metrics: every stage and every `viewer_*` metric changes when it should, and the values agree with
+//! each other and with what viewers measure.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -47,7 +47,7 @@ fn every_stage_counts_the_units_of_every_viewer() {
     viewers.iter().for_each(|viewer| viewer.wait_units(test_seconds() * 30));
     let reports: Vec<_> = viewers.into_iter().map(ViewerSimulator::leave).collect();
     let units: u64 = reports.iter().map(|report| report.units).sum();
-    // The worker publishes about twice a second. Units of a replayed GOP are not timed: they are old.
+    // The worker publishes about twice a second. What was given to viewers that joined is not timed: it is old.
     let metrics = wait_for("the histograms of the last units", || {
         let metrics = server.metrics();
         let live = units as f64 - metrics.expect("gop_replayed_units_total");
@@ -59,11 +59,11 @@ fn every_stage_counts_the_units_of_every_viewer() {
         assert!(0.0 < p50 && p50 <= p99 && p99 <= percentile(&metrics, name, "99.9"), "{name}: {p50} {p99}");
         eprintln!("{name}: p50 {:.0} us, p99 {:.0} us (not a gate)", p50 * 1e6, p99 * 1e6);
     }
-    // Once per viewer and unit; a unit in flight when a viewer left is the difference.
+    // Once per viewer and unit; a unit on its way when a viewer left is the difference.
     let per_viewer = ["packetised_to_encrypted", "encrypted_to_submitted", "submitted_to_sent"];
     let counts = per_viewer.map(|name| stage(&metrics, "count", name));
     assert!(counts[0] >= counts[2] && counts[2] + VIEWERS as f64 >= counts[0], "{counts:?}");
-    // The total is at least as long as its last part.
+    // The whole way is at least as long as its last part.
     assert!(stage(&metrics, "sum", "captured_to_sent") >= stage(&metrics, "sum", "submitted_to_sent"));
     for name in ["read", "process", "send"] {
         assert!(metrics.value("latency_microseconds", &[("stage", name)]).unwrap() > 0.0, "{name}");
@@ -76,7 +76,7 @@ fn every_stage_counts_the_units_of_every_viewer() {
 }
 
 #[test]
-fn buckets_cumulate_up_to_the_count() {
+fn buckets_are_cumulative_up_to_the_count() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &steady("v1"));
     let server = Server::start(&shm, &[]);
@@ -96,7 +96,7 @@ fn buckets_cumulate_up_to_the_count() {
 }
 
 #[test]
-fn the_metrics_of_a_viewer_show_its_bad_network_and_end_with_it() {
+fn lossy_viewer_changes_only_its_own_metrics_which_end_with_it() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --bitrate-kbps 4000"));
     let server = Server::start(&shm, &[]);
@@ -120,19 +120,19 @@ fn the_metrics_of_a_viewer_show_its_bad_network_and_end_with_it() {
         "viewer_first_idr_seconds",
     ] {
         wait_until(&format!("{name} above 0"), || {
-            // Repeated, because the request itself may be lost.
+            // Again and again: the request itself may be lost.
             viewer.request_idr();
             server.metrics().value(name, &[("viewer", &id)]).is_some_and(|value| value > 0.0)
         });
     }
     viewer.leave();
-    wait_until("the end of its metrics", || {
+    wait_until("its metrics being gone", || {
         server.metrics().value("viewer_nacks_total", &[("viewer", &id)]).is_none()
     });
 }
 
 #[test]
-fn drops_are_counted_by_viewer_and_logged() {
+fn drops_are_counted_per_viewer_and_logged() {
     let shm = unique_shm();
     let line = "--layout v1 --pattern 640x480 --bitrate-kbps 2000 --gop 30 --lie 10";
     let _camera = CameraSim::start(&shm, &words(line));

@@ -1,4 +1,4 @@
-//! What `doctor` says of token and certificate, and the TLS that `healthcheck` speaks to the server on this machine.
+//! The checks of token and certificate for `doctor`, and the TLS client of `healthcheck`.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -15,30 +15,33 @@ use crate::base::clock::Moment;
 use crate::config::{Config, Tls};
 use crate::http::{TlsKeys, certificate};
 
-/// Whether somebody is asked for anything.
+/// Checks if the server requires a token.
 pub(super) fn token(config: &Config) -> Check {
     let plain = config.http_plain.is_some_and(|address| !address.ip().is_loopback());
     let is_reachable = plain || !config.http.ip().is_loopback();
     match (&config.token, is_reachable) {
         (Some(_), _) if is_reachable && (config.tls.is_none() || plain) => {
-            let advice = "it crosses the network readable: see --tls-self-signed, --tls-cert";
-            check("token", Verdict::Warn, format!("is asked for; {advice}"))
+            let advice = "it crosses the network unencrypted: see --tls-self-signed and --tls-cert";
+            check("token", Verdict::Warn, format!("required; {advice}"))
         }
-        (Some(_), _) => check("token", Verdict::Ok, "is asked for"),
-        (None, false) => check("token", Verdict::Ok, "none, and this machine only is served"),
+        (Some(_), _) => check("token", Verdict::Ok, "required"),
+        (None, false) => check("token", Verdict::Ok, "none; only this machine can connect"),
         (None, true) => {
-            let finding = format!("none: anyone who reaches {} can watch: see --token-file", config.http);
+            let finding = format!(
+                "none: anyone who can reach {} can watch and record; set one with --token-file",
+                config.http
+            );
             check("token", Verdict::Warn, finding)
         }
     }
 }
 
-/// Whether TLS has something to serve.
+/// Checks the certificate.
 pub(super) fn certificate(config: &Config, tls: &Tls) -> Check {
     if let Tls::SelfSigned { directory } = tls
         && !directory.join(certificate::SELF_SIGNED).exists()
     {
-        let finding = format!("the certificate will be made and kept in {}", directory.display());
+        let finding = format!("the server will generate a certificate in {}", directory.display());
         return check("tls", Verdict::Ok, finding);
     }
     let now_s = Moment::now().unix_s;
@@ -52,16 +55,16 @@ pub(super) fn certificate(config: &Config, tls: &Tls) -> Check {
     match (TlsKeys::new(found.chain, found.key), days) {
         (Err(error), _) => check("tls", Verdict::Fail, format!("{shown}: {error}")),
         (Ok(_), _) if !findings.is_empty() => check("tls", Verdict::Warn, findings),
-        (Ok(_), Some(days)) => check("tls", Verdict::Ok, format!("{shown} holds for {days} days")),
-        (Ok(_), None) => check("tls", Verdict::Warn, format!("{shown} does not say how long it holds")),
+        (Ok(_), Some(days)) => check("tls", Verdict::Ok, format!("{shown} is valid for {days} more days")),
+        (Ok(_), None) => check("tls", Verdict::Warn, format!("{shown} has no readable expiry date")),
     }
 }
 
-/// TLS to the server of this machine. Its certificate is not judged: it is made out to the names others use, and
-/// nothing secret is sent.
+/// Opens TLS to the server on this machine. The certificate is not verified: it names other addresses than the loopback
+/// address, and nothing secret is sent.
 ///
 /// # Errors
-/// TLS cannot be set up at all; a failing handshake shows at the first byte.
+/// TLS cannot be set up. A failing handshake is reported at the first byte.
 pub(super) fn over_tls(socket: TcpStream) -> io::Result<impl Read + Write> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -75,7 +78,7 @@ pub(super) fn over_tls(socket: TcpStream) -> io::Result<impl Read + Write> {
     Ok(StreamOwned::new(connection, socket))
 }
 
-/// Takes any certificate, as long as the other side has its key.
+/// Accepts any certificate whose key the server has.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

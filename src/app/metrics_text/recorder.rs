@@ -1,4 +1,4 @@
-//! The recorder's counters as Prometheus text. May not decide anything.
+//! The recorder's counters as Prometheus text.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -10,15 +10,23 @@ use crate::recorder::counters::RecorderCounters;
 pub(super) fn expose(text: &mut Exposition, from: &RecorderCounters) {
     text.gauge("recording_active", "1 while a recording runs.").value(u8::from(from.active.load(Relaxed)));
     for (name, help, value) in [
-        ("recorded_units_total", "Access units written whole.", &from.units),
-        ("recorded_bytes_total", "Bytes of recordings on the disk.", &from.bytes),
+        ("recorded_units_total", "Access units written.", &from.units),
+        ("recorded_bytes_total", "Bytes of recordings written to disk.", &from.bytes),
         ("recordings_started_total", "Recordings started.", &from.started),
         ("recordings_finished_total", "Files finished with an index.", &from.finished),
         ("recordings_recovered_total", "Files repaired after a crash.", &from.recovered),
         ("recordings_retired_total", "Files deleted by the retention rules.", &from.retired),
-        ("recording_dropped_units_total", "Units a recording lacks, for whatever reason.", &from.dropped),
-        ("recording_torn_units_total", "Of those: overwritten while the disk read them.", &from.torn),
-        ("recording_lapped_units_total", "Of those: overtaken by the camera (slow disk).", &from.lapped),
+        (
+            "recording_dropped_units_total",
+            "Access units missing in recordings, for any reason.",
+            &from.dropped,
+        ),
+        (
+            "recording_torn_units_total",
+            "Of those: overwritten by the camera while they were written.",
+            &from.torn,
+        ),
+        ("recording_lapped_units_total", "Of those: lapped by the camera (slow disk).", &from.lapped),
         ("disk_errors_total", "Failed operations on files.", &from.disk_errors),
     ] {
         text.counter(name, help).value(value.get());

@@ -1,4 +1,4 @@
-//! Stage latencies and the figures of every viewer as Prometheus text. May not decide anything.
+//! Stage latencies and statistics of every viewer as Prometheus text.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::metrics::exposition::Seconds;
 use crate::metrics::stages::{StageSummary, StageTotals, summarise};
 use crate::metrics::{Exposition, ViewerFigures, WorkerCounters};
 
-/// Percentiles told beside the buckets: exact to 1 %, but since the start.
+/// Percentiles in addition to the buckets, within 1 %, since the start.
 const PERCENTILES: [(&str, f64); 3] = [("50", 0.5), ("99", 0.99), ("99.9", 0.999)];
 
 /// Adds the latency and `viewer_*` families.
@@ -20,7 +20,7 @@ pub(super) fn expose(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
 }
 
 fn histograms(text: &mut Exposition, stages: &[StageSummary]) {
-    text.histogram("stage_latency_seconds", "Time an access unit takes from one stage to the next.");
+    text.histogram("stage_latency_seconds", "Time of an access unit from one stage to the next.");
     for summary in stages {
         let label = format!("stage=\"{}\",", summary.stage.name());
         let latencies = &summary.latencies;
@@ -30,7 +30,10 @@ fn histograms(text: &mut Exposition, stages: &[StageSummary]) {
 }
 
 fn percentiles(text: &mut Exposition, stages: &[StageSummary]) {
-    text.gauge("stage_latency_percentile_seconds", "Percentiles of the same since the start, within 1 %.");
+    text.gauge(
+        "stage_latency_percentile_seconds",
+        "Percentiles of stage_latency_seconds since the start, within 1 %.",
+    );
     for summary in stages {
         for (name, share) in PERCENTILES {
             if let Some(latency_ns) = summary.latencies.quantile_ns(share) {
@@ -41,14 +44,14 @@ fn percentiles(text: &mut Exposition, stages: &[StageSummary]) {
     }
 }
 
-/// The Go design's gauges.
+/// The latency gauges of the Go server.
 fn latest(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     let slowest_us = |get: fn(&StageTotals) -> u64| {
         workers.iter().map(|worker| get(&worker.stages)).max().unwrap_or(0) / 1_000
     };
     text.gauge(
         "latency_microseconds",
-        "Latest latency: of the camera and its wake, of packetising, of sending.",
+        "Latest latency: capture to wake-up (read), packetising (process), sending (send).",
     )
     .labelled("stage", "read", slowest_us(|stages| stages.latest_read_ns.get()))
     .labelled("stage", "process", slowest_us(|stages| stages.latest_process_ns.get()))
@@ -64,7 +67,7 @@ fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
             }
         }
     };
-    text.gauge("viewer_loss_ratio", "Share of packets lost, by the viewer's latest report.");
+    text.gauge("viewer_loss_ratio", "Share of packets lost, from the viewer's latest report.");
     family(text, |figures| figures.loss_ratio);
     text.gauge("viewer_rtt_seconds", "Round trip to the viewer.");
     family(text, |figures| figures.rtt_s);
@@ -77,7 +80,7 @@ fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
             text.labelled("viewer", &figures.id.to_string(), get(figures));
         }
     };
-    text.counter("viewer_drops_total", "Access units held back from the viewer.");
+    text.counter("viewer_drops_total", "Access units not sent to the viewer.");
     count(text, |figures| figures.drops);
     text.counter("viewer_nacks_total", "NACK messages of the viewer.");
     count(text, |figures| figures.nacks);

@@ -1,5 +1,4 @@
-//! Wiring of token, TLS and names: what the options say becomes what the HTTP endpoints need, at start and again on
-//! SIGHUP. Decides nothing a room could decide.
+//! Prepares token, TLS and host names for the HTTP endpoints from the options, at start and again on SIGHUP.
 
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
@@ -15,7 +14,7 @@ use crate::http::certificate::{self, Certificate, CertificateError};
 use crate::http::{Access, Hosts, HttpConfig, TlsKeys};
 use crate::metrics::LoginCounters;
 
-/// What the endpoints share.
+/// Settings that the endpoints share.
 #[derive(Clone)]
 pub(super) struct Security {
     access: Option<Arc<Access>>,
@@ -24,7 +23,7 @@ pub(super) struct Security {
     allow_origin: Vec<String>,
 }
 
-/// Reads the certificate, or makes it, and derives the keys of the logins.
+/// Reads or generates the certificate, and derives the keys of the logins.
 pub(super) fn prepare(
     config: &Config,
     http: SocketAddr,
@@ -56,7 +55,7 @@ pub(super) fn prepare(
 }
 
 impl Security {
-    /// For the endpoint of --http.
+    /// Returns the configuration of the endpoint of --http.
     pub(super) fn http(&self, address: SocketAddr) -> HttpConfig {
         HttpConfig {
             address,
@@ -67,19 +66,18 @@ impl Security {
         }
     }
 
-    /// For the endpoint of --http-plain.
+    /// Returns the configuration of the endpoint of --http-plain.
     pub(super) fn plain(&self, address: SocketAddr) -> HttpConfig {
         HttpConfig { tls: None, ..self.http(address) }
     }
 
-    /// Reloads on every SIGHUP. Ends when the terminal that the server was started from is gone: then the signal
-    /// said so.
-    pub(super) async fn heed_hangups(&self, config: &Config) {
+    /// Reloads the certificate on every SIGHUP. Returns if the SIGHUP came because the server's terminal was closed.
+    pub(super) async fn handle_hangups(&self, config: &Config) {
         let was_terminal = io::stdin().is_terminal();
         let mut hangups = match signal(SignalKind::hangup()) {
             Ok(hangups) => hangups,
             Err(error) => {
-                log::warn!("SIGHUP is not heard: {error}");
+                log::warn!("SIGHUP cannot be handled: {error}");
                 return std::future::pending().await;
             }
         };
@@ -91,10 +89,10 @@ impl Security {
         }
     }
 
-    /// SIGHUP: certificate and key once more. What cannot be used changes nothing.
+    /// Reads certificate and key again. If they are unusable, the old ones stay.
     fn reload(&self, config: &Config) {
         let (Some(tls), Some(keys)) = (&config.tls, &self.keys) else {
-            log::info!("SIGHUP: there is nothing to read again, only TLS files are");
+            log::info!("SIGHUP: nothing to reload, because TLS is off");
             return;
         };
         let replaced = obtain(tls, config).and_then(|certificate| {
@@ -106,23 +104,26 @@ impl Security {
         });
         match replaced {
             Ok(path) => {
-                log::info!("SIGHUP: TLS serves {} from now on; open connections go on", path.display())
+                log::info!(
+                    "SIGHUP: new connections use the certificate {}; open ones continue",
+                    path.display()
+                )
             }
-            Err(error) => log::error!("SIGHUP: TLS goes on with the certificate it has: {error}"),
+            Err(error) => log::error!("SIGHUP: the old TLS certificate stays in use: {error}"),
         }
     }
 }
 
-/// Says what is open that might better not be.
+/// Warns about unprotected access.
 pub(super) fn warn(config: &Config, http: SocketAddr, plain: Option<SocketAddr>) {
     let open = if config.tls.is_some() { plain } else { Some(http) };
     if config.token.is_none() && !(http.ip().is_loopback() && plain.is_none_or(|it| it.ip().is_loopback())) {
         log::warn!(
-            "anyone who reaches {http} can watch and record: set a token (--token-file), or bind 127.0.0.1 with --http"
+            "no token is set: anyone who can reach {http} can watch and record; set one (--token-file), or bind 127.0.0.1 with --http"
         );
     } else if let Some(open) = open.filter(|open| config.token.is_some() && !open.ip().is_loopback()) {
         log::warn!(
-            "the token crosses the network readable on its way to {open}: --tls-self-signed, or --tls-cert with --tls-key"
+            "the token crosses the network unencrypted to {open}: use --tls-self-signed, or --tls-cert with --tls-key"
         );
     }
 }
@@ -135,7 +136,7 @@ fn obtain(tls: &Tls, config: &Config) -> Result<Certificate, CertificateError> {
     Ok(certificate)
 }
 
-/// What this machine is called and reached at, for a certificate of our own; its name first.
+/// Returns the names and addresses of this machine for a self-signed certificate, the host name first.
 pub(crate) fn names(config: &Config) -> Vec<String> {
     let hostname = hostname().to_ascii_lowercase();
     let is_name = !hostname.is_empty()
@@ -149,7 +150,7 @@ pub(crate) fn names(config: &Config) -> Vec<String> {
     }
     names.push("localhost".to_owned());
     names.extend(config.allow_host.iter().map(|host| host.as_str().to_owned()).filter(|name| name != "*"));
-    // An address that is valid on one link only cannot stand in a URL.
+    // A link-local address cannot be used in a URL.
     let is_link_local =
         |ip: &std::net::IpAddr| matches!(ip, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
     let mut addresses = interface_addresses();
@@ -163,7 +164,7 @@ pub(crate) fn names(config: &Config) -> Vec<String> {
     names
 }
 
-/// What the machine calls itself; empty when it has no readable name.
+/// Returns the host name. Empty if it is not readable.
 fn hostname() -> String {
     rustix::system::uname().nodename().to_str().unwrap_or_default().to_owned()
 }
