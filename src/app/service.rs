@@ -34,7 +34,7 @@ impl Notifier {
 
     /// Returns true if there is a service manager.
     #[must_use]
-    pub fn has_manager(&self) -> bool {
+    fn has_manager(&self) -> bool {
         self.socket.is_some()
     }
 

@@ -4,6 +4,13 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+/// A text that an option does not accept.
+pub(super) struct BadText {
+    pub(super) text: String,
+    /// What the option accepts.
+    pub(super) expected: String,
+}
+
 /// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {

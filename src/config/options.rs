@@ -1,6 +1,7 @@
 //! The table of options: one row for each, with its name, its help, and how its value is read and shown.
 
 use super::Config;
+use super::error::BadText;
 use super::recording;
 use super::security;
 use super::values;
@@ -29,13 +30,6 @@ pub(super) struct OptionSpec {
     pub(super) set: fn(&mut Config, &[String]) -> Result<(), BadText>,
     /// Returns the value of the field as text. Empty if the option has no value.
     pub(super) show: fn(&Config) -> String,
-}
-
-/// A text that an option does not accept.
-pub(super) struct BadText {
-    pub(super) text: String,
-    /// What the option accepts.
-    pub(super) expected: String,
 }
 
 /// A row without a field of its own: `security` reads it together with other options.

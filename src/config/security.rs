@@ -6,8 +6,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::error::ConfigError;
-use super::options::BadText;
+use super::error::{BadText, ConfigError};
 use super::sources::GivenByName;
 use super::values;
 use crate::base::limits;

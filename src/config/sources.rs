@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::error::{ConfigError, ValueOrigin};
-use super::options::{BadText, OPTIONS, OptionSpec};
+use super::error::{BadText, ConfigError, ValueOrigin};
+use super::options::{OPTIONS, OptionSpec};
 
 /// The texts given for one option, and their source.
 #[derive(Clone, Debug, PartialEq, Eq)]

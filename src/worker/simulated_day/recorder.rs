@@ -181,8 +181,8 @@ impl SimulatedRecorder {
         let is_in_order = written.is_sorted_by(|a, b| a < b);
         let is_decodable = is_decodable(&written, ledger);
         let counts = report.frame_count == written.len() as u64 && report.bytes_written == bytes;
-        let is_told = missing <= report.dropped_units || self.is_blurred;
-        if !(is_in_order && is_decodable && counts && is_told && self.busy.is_empty()) {
+        let is_reported = missing <= report.dropped_units || self.is_blurred;
+        if !(is_in_order && is_decodable && counts && is_reported && self.busy.is_empty()) {
             return Err(format!(
                 "a recording is wrong: {report:?}; its files: {} units, {bytes} bytes, {missing} missing; in order \
                  {is_in_order}, decodable {is_decodable}",
