@@ -44,14 +44,22 @@ Usage: streaming-server [OPTIONS]
 
 /// Column at which the explanations begin.
 const COLUMN: usize = 27; // local bound: layout of the help
+/// Columns of the terminal the help is made for.
+const WIDTH: usize = 95; // local bound: layout of the help
 
 fn describe(text: &mut String, spec: &OptionSpec) {
     let flag = format!("  --{} {}", spec.name, spec.value);
-    let mut lines = spec.help.iter();
-    let _ = writeln!(text, "{:COLUMN$}{}", flag, lines.next().unwrap_or(&""));
-    for line in lines {
-        let _ = writeln!(text, "{:COLUMN$}{line}", "");
+    let mut lead = flag.as_str();
+    let mut line = String::new();
+    for word in spec.help.split(' ') {
+        if COLUMN + line.len() + word.len() >= WIDTH {
+            let _ = writeln!(text, "{:COLUMN$}{line}", std::mem::take(&mut lead));
+            line.clear();
+        }
+        line += if line.is_empty() { "" } else { " " };
+        line += word;
     }
+    let _ = writeln!(text, "{lead:COLUMN$}{line}");
     let default = (spec.show)(&Config::default());
     let note = match default.as_str() {
         "" if spec.is_repeatable => "may be given several times".to_owned(),
