@@ -40,7 +40,7 @@ pub enum ConfigError {
     BadValue {
         /// The source of the value.
         origin: ValueOrigin,
-        /// The value.
+        /// The value as given.
         value: String,
         /// What the option accepts.
         expected: String,
@@ -59,7 +59,7 @@ pub enum ConfigError {
     /// A flag that does not exist.
     #[error("unknown option {flag}{}; see --help", did_you_mean("--", *suggestion))]
     UnknownFlag {
-        /// The flag.
+        /// The flag as given.
         flag: String,
         /// The most similar option, if one is similar.
         suggestion: Option<&'static str>,
@@ -69,7 +69,7 @@ pub enum ConfigError {
     UnknownKey {
         /// The file.
         path: PathBuf,
-        /// The key.
+        /// The key as written in the file.
         key: String,
         /// The most similar option, if one is similar.
         suggestion: Option<&'static str>,

@@ -21,7 +21,7 @@ pub(super) enum Section {
 type SetField = fn(&mut Config, &[String]) -> Result<(), BadText>;
 type ShowField = fn(&Config) -> String;
 
-/// One option.
+/// One option, a row of the table below.
 pub(super) struct OptionSpec {
     pub(super) name: &'static str,
     /// Placeholder of the value in the help. Empty for a switch.

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-/// The accepted names.
+/// The host names under which requests may address this server.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
     names: Vec<String>,

@@ -128,7 +128,7 @@ impl HttpServiceFactory for Factory {
     }
 }
 
-/// One connection.
+/// Serves the requests of one connection, one after another.
 struct Service {
     shared: Arc<Shared>,
     connection: Arc<Connection>,

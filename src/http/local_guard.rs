@@ -89,7 +89,7 @@ impl Connection {
     }
 }
 
-/// All connections.
+/// The open connections of the control endpoint; closes those that exceed their limits.
 #[derive(Clone, Default)]
 pub(super) struct Guard {
     connections: Arc<Mutex<Vec<Arc<Connection>>>>,

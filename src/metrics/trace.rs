@@ -137,7 +137,7 @@ struct Entry {
 impl Entry {
     fn write(&self, stamp: u64, words: Words) {
         self.stamp.store(0, Ordering::Relaxed);
-        // Seqlock: a reader that sees one of the new words also sees the stamp 0.
+        // Seqlock: a reader that sees one of the new words also sees the stamp 0 or a later one.
         fence(Ordering::Release);
         for (to, word) in self.words.iter().zip(words) {
             to.store(word, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// One thread.
+/// State of one thread, from its files below /proc/self/task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Task {
     pub(super) id: i32,

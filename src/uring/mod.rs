@@ -67,7 +67,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// All features.
+    /// Every feature. A driver removes those that its kernel lacks.
     pub const ALL: Features = Features {
         single_issuer: true,
         defer_taskrun: true,

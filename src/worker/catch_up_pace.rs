@@ -23,7 +23,7 @@ impl CatchUpProgress {
 #[derive(Debug)]
 pub(super) struct TokenBucket {
     bytes_per_s: u64,
-    /// Negative after a unit larger than what was left.
+    /// Bytes that may be sent now. Negative after a unit that was larger than the rest of the bucket.
     bytes: i64,
     filled_at: Instant,
 }

@@ -36,7 +36,7 @@ pub fn session_guard() -> (SessionGuard, SessionEnd) {
 pub enum Command {
     /// Take over a session whose answer is on its way to the browser.
     Adopt {
-        /// The session.
+        /// The session, which has answered its offer and sent nothing yet.
         viewer: Box<Viewer>,
         /// Dropped when the session ends.
         guard: Option<SessionGuard>,

@@ -67,7 +67,7 @@ pub struct WorkersConfig {
     pub camera_wait: Option<WaiterHandoff>,
 }
 
-/// The running workers.
+/// Mailboxes, counters and threads of the running workers.
 pub struct Workers {
     /// One mailbox per worker, in order.
     pub mailboxes: Vec<Mailbox>,

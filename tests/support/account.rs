@@ -9,7 +9,7 @@ use streaming_server::h264::{Assembler, Stamp, crc32_of_slices};
 /// How long a missing packet is awaited before it counts as lost.
 const HOLE_PATIENCE_NS: i64 = 1_500_000_000;
 
-/// The counts of one viewer.
+/// Units, packets and faults that one viewer has counted.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub connected: bool,

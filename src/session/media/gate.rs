@@ -43,7 +43,7 @@ enum Congestion {
     Full,
 }
 
-/// The gate of one viewer.
+/// Decides for each access unit if one viewer gets it; see the top of this file.
 #[derive(Debug)]
 pub struct Gate {
     state: GateState,

@@ -49,7 +49,7 @@ pub enum Packet<'a> {
     Fir(FirEntries<'a>),
     /// The viewer's clock, returned in our next report.
     ReferenceTime(ReferenceTime),
-    /// The viewer leaves.
+    /// BYE: the viewer leaves the session.
     Bye,
     /// Irrelevant to a sender.
     Other,

@@ -97,7 +97,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// A parsed offer.
+/// An offer, split into its session part and its m-lines.
 #[derive(Debug)]
 pub(super) struct Offer<'a> {
     session: Section<'a>,
