@@ -30,7 +30,7 @@ struct Copied {
 const MEDIA_BYTES_MIN: usize = 1_000;
 
 fn count(bytes: usize) {
-    // A thread that ends has no counter any more. It is not the measured one.
+    // Fails in a thread that is ending, whose thread-local is gone. The measured thread still runs.
     let _ = COPIED.try_with(|copied| {
         let mut sum = copied.get();
         *(if bytes < MEDIA_BYTES_MIN { &mut sum.small } else { &mut sum.media }) += bytes;
@@ -53,10 +53,10 @@ unsafe fn move_byte(target: *mut u8, source: *const u8, index: usize) {
     unsafe { to.write_volatile(byte) };
 }
 
-/// C's `memcpy`, for all statically linked code of this process.
+/// Replaces C's `memcpy` in all statically linked code of this process and counts the copied bytes.
 ///
 /// # Safety
-/// As C says.
+/// The same as for C's `memcpy`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(target: *mut u8, source: *const u8, bytes: usize) -> *mut u8 {
     count(bytes);
@@ -69,10 +69,10 @@ unsafe extern "C" fn memcpy(target: *mut u8, source: *const u8, bytes: usize) ->
     target
 }
 
-/// C's `memmove`.
+/// Replaces C's `memmove` and counts the copied bytes.
 ///
 /// # Safety
-/// As C says.
+/// The same as for C's `memmove`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memmove(target: *mut u8, source: *const u8, bytes: usize) -> *mut u8 {
     count(bytes);

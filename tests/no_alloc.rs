@@ -18,7 +18,7 @@ thread_local! {
 // SAFETY: every call is passed on unchanged to the system's allocator, whose contract is this trait's.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
-        // A thread that ends has no counter any more. It is not the measured one.
+        // Fails in a thread that is ending, whose thread-local is gone. The measured thread still runs.
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
         // SAFETY: the caller's promise about `memory` is passed on.
         unsafe { System.alloc(memory) }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::http::BoxFuture;
 use crate::worker::commands::{Command, Mailbox, SessionEnd};
 
-/// Between two attempts to send to a full mailbox. A worker empties its mailbox within one turn.
+/// Time between two attempts to send to a full mailbox. A worker empties its mailbox within one turn.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Tells the worker to close the session `viewer` when `login_end` completes. Returns when the session has ended.

@@ -12,7 +12,7 @@ use crate::metrics::{Exposition, LoginCounters, WorkerCounters, process as kerne
 use crate::recorder::counters::RecorderCounters;
 use crate::uring::Features;
 
-/// The values of the page.
+/// Everything that GET /metrics reports.
 pub(super) struct Sources<'a> {
     pub(super) workers: &'a [Arc<WorkerCounters>],
     pub(super) camera: &'a CameraCounters,

@@ -10,7 +10,7 @@ use crate::http::{
 use crate::recorder::library::Download;
 use crate::recorder::{self, RecorderError, RecorderHandle, RecorderState, StartRequest};
 
-/// Runs a command.
+/// Runs a command of the HTTP API on the recorder. Without a recorder, as in all functions here, the error is 501.
 pub(super) async fn run(
     recorder: Option<RecorderHandle>,
     command: RecordingCommand,
@@ -37,7 +37,7 @@ pub(super) async fn run(
     reply.map_err(|error| api_error(&error))
 }
 
-/// Returns the state of the recorder.
+/// Returns the recorder's status in the types of the HTTP API.
 pub(super) async fn status(recorder: Option<RecorderHandle>) -> Result<RecordingStatus, ApiError> {
     let recorder = recorder.ok_or_else(no_recorder)?;
     let status = recorder.status().await.map_err(|error| api_error(&error))?;
@@ -59,7 +59,7 @@ pub(super) async fn status(recorder: Option<RecorderHandle>) -> Result<Recording
     })
 }
 
-/// Opens a recording.
+/// Opens a recording for download.
 pub(super) async fn open(
     recorder: Option<RecorderHandle>,
     name: String,

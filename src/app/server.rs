@@ -346,7 +346,7 @@ fn serve(
         notifier.stopping();
         // The recording is finished while the sessions are closed.
         app_backend.stop_recorder();
-        // If the endpoint ended first, there are no receivers.
+        // Fails only if the HTTP endpoint has already ended.
         let _ = stop.send(true);
         tokio::select! {
             () = close_sessions(Arc::clone(app_backend), workers) => {}
@@ -370,7 +370,7 @@ async fn close_sessions(app_backend: Arc<AppBackend>, mut workers: Workers) {
     let thread = std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
         app_backend.stop();
         workers.join();
-        // After a second signal there is no receiver.
+        // Fails only after a second signal, which stops the wait for this message.
         let _ = done.send(());
     });
     match thread {
@@ -461,7 +461,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(camera_wait) = self.camera_wait.take() {
-            // If the channel is full or closed, the thread has its message already.
+            // Fails if the channel already holds a message or the thread has ended. Both end the wait.
             let _ = camera_wait.try_send(None);
         }
         for handle in self.handles.drain(..) {

@@ -133,7 +133,7 @@ pub async fn supervise(notifier: &mut Notifier, watchdog: Option<Duration>, look
             Some(missing) => {
                 if missing.checks == STUCK_CHECKS {
                     log::error!(
-                        "{} is stuck: the watchdog of the service manager is no longer triggered",
+                        "{} is stuck: keep-alives stop, so that the watchdog of the service manager restarts the program",
                         missing.name
                     );
                 }

@@ -49,7 +49,7 @@ impl CommitDetector {
         self.pre_image_metadata = mapping.metadata(unit);
         self.pre_image.clear();
         self.pre_image.extend_from_slice(&mapping.slot_bytes(unit, bytes.min(PRE_IMAGE_BYTES_MAX)));
-        // If the camera began the unit meanwhile, this copy proves nothing.
+        // If the camera began to write the unit during the copy, the copy may contain new bytes and is discarded.
         self.pre_image_unit = (mapping.write_index() == unit).then_some(unit);
     }
 
@@ -152,7 +152,8 @@ impl PostCount {
         let proven = posts.index_before.wrapping_sub(1);
         let counted = self.posted.map(|posted| posted.wrapping_add(posts.taken));
         let posted = match counted {
-            // Otherwise there are more posts than units: foreign posts, or an anchor set too high.
+            // The count is valid only up to the index. More posts than units mean that another process posted, or that
+            // the count was anchored too high.
             Some(counted) if ahead(counted, index) <= 0 => {
                 if ahead(proven, counted) > 0 {
                     proven
@@ -292,7 +293,7 @@ mod tests {
             let mut count = PostCount::default();
             for step in steps {
                 match step {
-                    // Half of a unit: first the index, next time the copy and the post.
+                    // Each step is half of a unit: the first raises the index, the second copies and posts.
                     Step::Camera if index == copied => index = index.wrapping_add(1),
                     Step::Camera => {
                         copied = index;

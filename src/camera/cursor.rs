@@ -153,8 +153,8 @@ impl Cursor {
         }
     }
 
-    /// Skips a unit that no slot of the lease ring holds. A late cursor continues with the newest unit. A cursor
-    /// that is in time met a unit that the camera dropped, and continues with the next one.
+    /// Skips a unit that no slot of the lease ring holds. If the cursor is at most half a ring behind, the camera
+    /// dropped the unit, and the cursor continues with the next one. A later cursor continues with the newest unit.
     fn skip_missing(&mut self, attachment: &Attachment, ring: &LeaseRing) -> Next {
         let lag = attachment.mapping.write_index().wrapping_sub(self.position);
         let is_in_time = lag <= attachment.mapping.layout().slot_count() / 2;

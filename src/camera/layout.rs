@@ -308,7 +308,7 @@ pub enum MetadataError {
         data_bytes: u64,
     },
     /// No picture has these dimensions.
-    #[error("a picture of {width}x{height} is not within 1..={PICTURE_SIDE_MAX} a side")]
+    #[error("a picture of {width}x{height} is not within 1..={PICTURE_SIDE_MAX} pixels a side")]
     Dimensions {
         /// The width found, in pixels.
         width: i32,

@@ -102,7 +102,7 @@ pub trait Rules {
     const RELEASE: Ordering = Release;
     /// The store of `latest`: a reader that sees it finds the unit in its slot, or a newer one.
     const LATEST_STORE: Ordering = Release;
-    /// The load of `latest`, for the same.
+    /// The load of `latest`. Pairs with [`Rules::LATEST_STORE`].
     const LATEST_LOAD: Ordering = Acquire;
     /// A slot with a lease is not claimed.
     const SPARES_LEASED: bool = true;
@@ -223,8 +223,8 @@ pub fn reap(slots: &impl Slots, reader: u32) {
     }
 }
 
-/// Returns the overdue readers, one bit each, when `sequence` is about to be claimed: those that lease a unit older than
-/// any that a ring without leases would still hold.
+/// Returns the overdue readers, one bit each, before `sequence` is claimed. A reader is overdue if it leases a unit
+/// that a ring without leases would already have overwritten.
 pub fn overdue(slots: &impl Slots, sequence: u64) -> u64 {
     let oldest = sequence.saturating_sub(u64::from(slots.count()));
     let words = (0..slots.count()).map(|slot| slots.word(slot).load(Relaxed));

@@ -270,7 +270,7 @@ pub enum HeaderError {
         slot_count: u32,
     },
     /// Slots that are empty or too large.
-    #[error("its slots have {slot_bytes} bytes, not within 1..={LEASE_SLOT_BYTES_MAX}")]
+    #[error("the slots of the lease ring have {slot_bytes} bytes, not within 1..={LEASE_SLOT_BYTES_MAX}")]
     SlotSize {
         /// The number found.
         slot_bytes: u64,
@@ -286,7 +286,7 @@ pub enum HeaderError {
         expected: u64,
     },
     /// No picture has these dimensions.
-    #[error("a picture of {width}x{height} is larger than {PICTURE_SIDE_MAX} a side")]
+    #[error("a picture of {width}x{height} is larger than {PICTURE_SIDE_MAX} pixels a side")]
     Dimensions {
         /// The width found, in pixels.
         width: u32,

@@ -129,7 +129,7 @@ impl LeaseRing {
         self.find(unit).is_some()
     }
 
-    /// Returns a unit after `unit` that a slot holds: the nearest one, or the newest.
+    /// Returns the first unit after `unit` that a slot holds if `nearest` is true, otherwise the newest one.
     pub(super) fn after(&self, unit: u32, nearest: bool) -> Option<u32> {
         let units = (0..self.geometry.slot_count()).filter_map(|slot| {
             let word = acquire(self.word(slot));

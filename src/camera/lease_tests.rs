@@ -323,7 +323,7 @@ fn segment_that_shrinks_under_a_lease_does_not_end_the_process() {
     let CameraStatus::Away { reason } = camera.status() else { panic!("still attached") };
     assert!(reason.contains("of 0 bytes"), "{reason}");
     drop(held);
-    // The writer's pages are gone too: the drop must not touch them.
+    // The writer's pages are gone too. Its drop would access them and fault, so it must not run.
     ring.writer.unlink();
     std::mem::forget(ring);
 }

@@ -200,7 +200,7 @@ extern "C" fn on_fault(_signal: libc::c_int, info: *mut libc::siginfo_t, _contex
             return;
         }
     }
-    // Not ours: restore the previous action. The access faults again and reaches that one.
+    // The address is in none of our mappings. Restore the previous action: the access faults again and triggers it.
     // SAFETY: all-zero bytes are a valid `sigaction`: the default, which ends the process.
     let default: libc::sigaction = unsafe { std::mem::zeroed() };
     let before = FAULTS_BEFORE.get().unwrap_or(&default);

@@ -48,7 +48,7 @@ pub enum MappingError {
         name: String,
     },
     /// Every reader number of the lease ring is in use.
-    #[error("the lease ring {name} has all its readers")]
+    #[error("the lease ring {name} already has its maximum number of readers")]
     ReadersMax {
         /// Name of the segment.
         name: String,
@@ -124,7 +124,7 @@ fn read_geometry(file: &OwnedFd, segment_bytes: u64) -> Result<Geometry, HeaderE
     let mut header = [0; HEADER_COPY_BYTES];
     match rustix::io::pread(file, &mut header, 0) {
         Ok(HEADER_COPY_BYTES) => Geometry::read(&header, segment_bytes),
-        // Too short for a header, or unreadable: the size decides.
+        // Too short for a header, or unreadable: not a lease ring. The caller then detects the layout by the size.
         _ => Err(HeaderError::Magic),
     }
 }

@@ -41,7 +41,7 @@ struct Run {
     index: u32,
     /// Units before this one are complete.
     available: u32,
-    /// When the index last moved; before that, when the run began.
+    /// Time of the last change of the index, or the start of the run before the first change.
     moved_at_ns: MonotonicNs,
     frame_number: u64,
     detector: CommitDetector,
@@ -183,7 +183,7 @@ impl SegmentFollower {
 
 impl Run {
     fn new(attachment: Arc<Attachment>, now_ns: MonotonicNs) -> Run {
-        // From the run's start: units published before the first poll count as new.
+        // Begins at the index of the attachment, so units published before the first poll count as new.
         let index = attachment.start;
         // On an index-first ring the newest unit may still be copied. At index 0 there is none.
         let is_complete = !attachment.mapping.layout().publishes_index_first() || index == 0;
@@ -215,7 +215,8 @@ impl Run {
             complete = posted;
         }
         let is_posted = posted.is_none_or(|posted| posted == self.index);
-        // With posts, one stable slot anchors the post count. Without posts, every unit needs this proof.
+        // If the semaphore's posts can be counted, a slot that stays unchanged is needed once, to anchor the count.
+        // Without posts, each unit is complete only when its slot stays unchanged.
         let unseen_ns = if posts.is_some() { COMMIT_POSTED_NS } else { COMMIT_UNSEEN_NS };
         if (complete != self.index || !is_posted) && self.detector.poll(mapping, newest, now_ns, unseen_ns) {
             complete = self.index;

@@ -69,7 +69,7 @@ impl Drop for Semaphore {
     fn drop(&mut self) {
         if let Some(state) = self.state() {
             let unregister = |state: u64| state.checked_sub(WAITER);
-            // Fails if no waiter is registered: the camera has initialised the semaphore again.
+            // Fails if the camera has initialised the semaphore again, which removed the registration.
             let _ = state.fetch_update(Ordering::SeqCst, Ordering::Relaxed, unregister);
         }
     }

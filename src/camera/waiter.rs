@@ -75,7 +75,7 @@ impl WaiterHandoff {
 
 impl Drop for WaiterHandoff {
     fn drop(&mut self) {
-        // Fails only if the fallback thread has ended: the program is ending.
+        // Fails only if the fallback thread has ended, which happens only when the program stops.
         let _ = self.fallback.try_send(self.waiter.take());
     }
 }
@@ -89,7 +89,7 @@ pub struct CameraWaiter {
     schedule: PollSchedule,
     check: WakeupCheck,
     due_ns: MonotonicNs,
-    /// The next poll is late enough that a wake-up should arrive before it.
+    /// True if a wake-up should arrive before the next poll, because that poll is late.
     expects_wakeup: bool,
     method: WaitMethod,
 }
@@ -197,7 +197,7 @@ impl CameraWaiter {
         if let Some(ring) = mapping.leases() {
             let word = Arc::clone(ring) as FutexWord;
             if !matches!(&self.method, WaitMethod::Futex(known, _) if FutexWord::ptr_eq(known, &word)) {
-                // A value that the word does not have: the first wait ends at once.
+                // Start with a wrong expected value, so that the first futex wait returns at once.
                 let seen = (*word).as_ref().load(Ordering::Acquire).wrapping_sub(1);
                 self.method = WaitMethod::Futex(word, seen);
             }
@@ -280,7 +280,7 @@ fn request_realtime() {
 /// Waits at most `timeout_ns` until `word` is no longer `seen`. Other processes change the word and wake.
 fn wait_for_change(word: &AtomicU32, seen: u32, timeout_ns: i64) {
     let timeout = Timespec { tv_sec: timeout_ns / 1_000_000_000, tv_nsec: timeout_ns.max(0) % 1_000_000_000 };
-    // Changed already, woken, timed out or interrupted: the caller polls in each case.
+    // The result does not matter: the caller polls the camera after a change, a timeout and an interruption alike.
     let _ = futex::wait(word, futex::Flags::empty(), seen, Some(&timeout));
 }
 

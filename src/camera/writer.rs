@@ -54,7 +54,7 @@ impl RingWriter {
         }
         let fresh = RingWriter::open(name, Some((layout, frame_interval_ms)));
         if fresh.is_err() {
-            // The first error is more useful than one of the clean-up.
+            // An error of the clean-up is ignored: the first error names the cause.
             let _ = shm::unlink(name);
         }
         fresh
@@ -77,7 +77,7 @@ impl RingWriter {
         if create.is_some() {
             flags |= shm::OFlags::CREATE | shm::OFlags::EXCL;
         }
-        // As the daemon does: all users may read and post; the umask narrows it.
+        // The same mode as the camera daemon's: all users may read and post, unless the umask forbids it.
         let file = shm::open(name, flags, Mode::from_raw_mode(0o666)).map_err(segment)?;
         if let Some((layout, _)) = create {
             ftruncate(&file, layout.segment_bytes() as u64).map_err(segment)?;
@@ -161,7 +161,7 @@ impl RingWriter {
         let next = unit.wrapping_add(1);
         if self.layout.publishes_index_first() {
             index.store(next, Ordering::Release);
-            // A reader that sees a byte of this unit (and fences) sees the index that announces it.
+            // Pairs with the reader's acquire fence: a reader that has seen a byte of this unit also sees the index.
             fence(Ordering::Release);
         }
         let slot = self.layout.slot_offset(unit);
@@ -308,7 +308,7 @@ pub enum WriterError {
         source: io::Error,
     },
     /// The semaphore could not be initialised.
-    #[error("sem_init: {source}")]
+    #[error("cannot initialise the ring's semaphore: {source}")]
     Semaphore {
         /// The C library's error.
         source: io::Error,

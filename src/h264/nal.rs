@@ -71,7 +71,7 @@ pub enum ScanError {
     #[error("more than {} NAL units", limits::NAL_UNITS_MAX)]
     TooManyNalUnits,
     /// The unit is too long for 32-bit offsets.
-    #[error("unit of {0} bytes")]
+    #[error("an access unit of {0} bytes is too long")]
     TooLong(usize),
 }
 

@@ -11,7 +11,7 @@ use crate::base::limits;
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterSetError {
     /// Longer than [`limits::PARAMETER_SET_BYTES_MAX`].
-    #[error("a parameter set of {0} bytes")]
+    #[error("a parameter set of {0} bytes is too long")]
     TooLong(usize),
     /// A `profile_idc` that H.264 does not define.
     #[error("unknown profile_idc {0}")]

@@ -48,7 +48,7 @@ pub struct Access {
     counters: Arc<LoginCounters>,
 }
 
-/// The headers of a request that can prove a right to enter.
+/// The request headers that can carry a token or a login.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Credentials<'a> {
     /// `Authorization`
@@ -57,12 +57,12 @@ pub struct Credentials<'a> {
     pub cookie: Option<&'a str>,
 }
 
-/// What let a request in.
+/// How a request was authorised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// The token.
+    /// By the token in its `Authorization` header.
     Token,
-    /// A login.
+    /// By a login cookie.
     Login(VerifiedLogin),
 }
 
@@ -70,7 +70,7 @@ pub enum Admission {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifiedLogin {
     login: Login,
-    /// Its cookie is the one for TLS.
+    /// True if the login came in the cookie for TLS.
     is_secure: bool,
 }
 
@@ -214,7 +214,7 @@ impl Access {
         let found = credentials::cookies(cookie?, [plain, secure]);
         let mut logins = found.filter_map(|(name, value)| Some((name == secure, Login::parse(value)?)));
         let (is_secure, login) = logins.find(|(_, login)| {
-            // Compares in constant time, as its documentation says.
+            // `hmac::verify` compares in constant time.
             hmac::verify(&self.key, &login.sealed_bytes(), &login.seal).is_ok()
                 && login.expires_s > now.unix_s
         })?;

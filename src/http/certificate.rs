@@ -227,7 +227,7 @@ fn authority(names: &[String], now_s: u64) -> Result<CertifiedIssuer<'static, Ke
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     (params.not_before, params.not_after) = validity(now_s)?;
-    // The mark makes the name unique: a phone may still have the previous authority.
+    // The mark makes the authority's name unique, because a phone may still trust an earlier authority of this machine.
     let machine = names.first().map_or("camera", String::as_str);
     let mark: String = key.public_key_raw().iter().rev().take(4).map(|byte| format!("{byte:02x}")).collect();
     params.distinguished_name.push(DnType::CommonName, format!("streaming-server on {machine} {mark}"));
@@ -275,7 +275,7 @@ fn pem(parts: &[(&str, &[u8])]) -> io::Result<String> {
 /// Replaces the file atomically. The new file has the mode from its creation.
 fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let partial = path.with_extension(format!("{}.new", std::process::id()));
-    // A killed process may have left it; usually it is absent.
+    // Removes the file that a killed process with the same id may have left. Fails if there is none.
     let _ = fs::remove_file(&partial);
     let written =
         OpenOptions::new().write(true).create_new(true).mode(mode).open(&partial).and_then(|mut file| {

@@ -19,9 +19,9 @@ use crate::base::limits;
 pub(super) struct FileStream {
     file: Arc<dyn RecordingFile>,
     range: Range<u64>,
-    /// Continue with what is recorded meanwhile.
+    /// True if the body continues with bytes that are recorded during the download.
     follow: bool,
-    /// Ends a followed recording.
+    /// The end of this login ends a followed download.
     login: Option<LoginLifetime>,
 }
 

@@ -281,7 +281,7 @@ fn header(request: &Request, name: &str) -> Result<Option<String>, Response> {
 }
 
 impl Shared {
-    /// Has the request answered on another thread and waits for the answer.
+    /// Computes the response on another thread and waits for it.
     fn respond(&self, request: LocalRequest) -> Response {
         match request.target {
             Err(response) => response,

@@ -200,7 +200,7 @@ pub(super) fn body_bytes<'a>(
         if !name.eq_ignore_ascii_case("content-length") {
             continue;
         }
-        // Digits only: `parse` would take a sign.
+        // Digits only, because `parse` would also accept a sign.
         if value.is_empty() || value.len() > 15 || !value.iter().all(u8::is_ascii_digit) {
             return bad("Content-Length is not a number");
         }

@@ -38,7 +38,7 @@ pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};
 pub use tls::TlsKeys;
 pub use types::*;
 
-/// Locks the mutex, even after a panic of another thread: no state in this module is invalid half-way.
+/// Locks the mutex. Ignores poisoning: a panic cannot leave any state of this module inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -333,7 +333,7 @@ impl Shared {
         into_hyper(response, stream)
     }
 
-    /// Checks a request before its body is read. Returns its endpoint and what let it in.
+    /// Checks a request before its body is read. Returns its endpoint and how it was authorised.
     ///
     /// # Errors
     /// The response that refuses the request.
@@ -436,7 +436,8 @@ impl Shared {
         )
     }
 
-    /// Returns the login that ends streams and sessions of this request; `None` if the token itself let it in.
+    /// Returns the login that ends streams and sessions of this request; `None` if it carried the
+    /// token itself.
     fn login_lifetime(&self, admission: Option<Admission>) -> Option<LoginLifetime> {
         match (&self.access, admission) {
             (Some(access), Some(Admission::Login(login))) => {
@@ -478,7 +479,7 @@ impl Shared {
             },
             Action::Ready => routes::answer_ready(self.backend.ready()),
             Action::Metrics => routes::answer_metrics(self.backend.metrics()),
-            // Not reached: `session` has answered.
+            // Not reached: `session` answers these actions before.
             Action::Session | Action::LogIn { .. } | Action::LogOut => login::answer(self.access.is_some()),
         };
         (response, None)

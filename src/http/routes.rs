@@ -190,11 +190,11 @@ pub enum Action {
     Recording(RecordingCommand),
     /// Answer with [`answer_recording`] of the recorder's state.
     RecordingStatus,
-    /// Say whether this server has a token; renew the caller's login.
+    /// Report if this server requires a token, and renew the caller's login.
     Session,
     /// Make a login if the token is right.
     LogIn {
-        /// As sent.
+        /// Token in the request body, not yet checked.
         token: String,
     },
     /// End the caller's login.
@@ -389,7 +389,7 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     }
 }
 
-/// Allow-listed pages may show the viewer page in a frame.
+/// Returns the Content-Security-Policy of the viewer page. Only allow-listed origins and our own may frame the page.
 fn page_policy(policy: &Policy) -> String {
     let origins = policy.allow_origin.iter().map(|origin| format!(" {origin}"));
     origins.fold(PAGE_POLICY.to_owned(), |text, origin| text + &origin)
@@ -431,7 +431,8 @@ fn allowed_methods(path: &str) -> Vec<&'static str> {
     methods
 }
 
-/// Answers OPTIONS with the methods of the path, and the preflight of an allow-listed page with what it may send.
+/// Answers OPTIONS with the methods of the path. A CORS preflight of an allow-listed page also gets the methods and
+/// headers that the page may use.
 fn options(policy: &Policy, head: &Head<'_>, allowed: &[&str]) -> Response {
     let methods = allowed.join(", ");
     let response = Response::empty(204).header("allow", methods.clone());

@@ -78,7 +78,8 @@ impl Throttle {
     fn entry(&mut self, peer: IpAddr, now: Instant) -> &mut Address {
         let peer = group(peer);
         if !self.addresses.contains_key(&peer) && self.addresses.len() >= limits::ATTEMPT_ADDRESSES_MAX {
-            // The address with the most attempts left loses least. A known one is removed only if all are known.
+            // Evicts the address with the most attempts left, because it loses the least. Addresses that have sent the
+            // right token are evicted only if all have.
             let least = self.addresses.iter().min_by_key(|(_, a)| (a.is_known, a.bucket.full_at));
             if let Some(least) = least.map(|(peer, _)| *peer) {
                 self.addresses.remove(&least);

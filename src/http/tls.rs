@@ -110,12 +110,12 @@ impl Handshakes {
     fn register(&self) -> oneshot::Receiver<()> {
         let (sender, dropped) = oneshot::channel();
         let mut pending = lock(&self.pending);
-        // Handshakes that have ended have dropped their receivers.
+        // Removes handshakes that have ended: their receivers are dropped.
         pending.retain(|other| !other.is_closed());
         if pending.len() >= limits::TLS_HANDSHAKES_MAX
             && let Some(oldest) = pending.pop_front()
         {
-            // Fails if the oldest has just ended.
+            // Fails if the oldest handshake has just ended.
             let _ = oldest.send(());
         }
         pending.push_back(sender);

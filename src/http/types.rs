@@ -91,7 +91,7 @@ pub struct ViewerStatus {
     pub units_sent: u64,
     /// Of these, the units sent late, because the viewer joined or requested an IDR in the middle of a GOP.
     pub units_replayed: u64,
-    /// How many times the GOP so far was sent again from its IDR.
+    /// Replays of the current GOP, each from its IDR on, after a join or an IDR request.
     pub replays: u64,
     /// Access units not sent after the first one was sent.
     pub units_dropped: u64,

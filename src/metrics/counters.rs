@@ -72,7 +72,7 @@ pub struct WorkerCounters {
 
     /// Datagrams received.
     pub datagrams_received: Counter,
-    /// Datagrams no session claimed (wrong ufrag, unknown address, noise).
+    /// Datagrams that belong to no session (wrong ufrag, unknown address, noise).
     pub datagrams_unclaimed: Counter,
     /// Datagrams handed to another worker.
     pub datagrams_forwarded: Counter,
@@ -107,7 +107,7 @@ pub struct WorkerCounters {
     pub stages: StageTotals,
     /// Stage timestamps of the last minute.
     pub trace: FlightRecorder,
-    /// Every session's figures at the worker's last walk over them.
+    /// Statistics of every session, as of the worker's last pass over its sessions.
     pub viewer_figures: FigureBoard,
 }
 

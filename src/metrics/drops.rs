@@ -31,8 +31,9 @@ pub struct DropWatch {
 }
 
 impl DropWatch {
-    /// Looks at the totals (CLOCK_MONOTONIC ns, units). Some(percent dropped over the last 10 s) when that is
-    /// more than [`DROPS_MAX_PERCENT`] and the last warning is a minute old. Call it every second or more often.
+    /// Records the totals of sent and dropped units at `now_ns` (CLOCK_MONOTONIC). Returns the percentage dropped in
+    /// the last 10 s if it exceeds [`DROPS_MAX_PERCENT`] and the last warning is at least a minute old. Call it at
+    /// least once a second.
     pub fn look(&mut self, now_ns: i64, sent: u64, dropped: u64) -> Option<u64> {
         let oldest = self.mark(Mark { at_ns: now_ns, sent, dropped });
         let lost = dropped.saturating_sub(oldest.dropped);
@@ -62,7 +63,7 @@ mod tests {
 
     const SECOND_NS: i64 = 1_000_000_000;
 
-    /// Ten viewers for `seconds`, of whose units `percent` are dropped; the seconds that warned.
+    /// Simulates ten viewers for `seconds`, with `percent` of their units dropped. Returns the seconds with a warning.
     fn run(
         watch: &mut DropWatch,
         from_s: i64,

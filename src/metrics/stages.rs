@@ -9,26 +9,26 @@
 use crate::base::counters::Gauge;
 use crate::base::histogram::{LatencyRecorder, LatencySummary, LatencyTotals};
 
-/// The time between two moments on the way of an access unit.
+/// One step of an access unit through the server. Each step begins where the one before ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// From the camera's timestamp to the begin of the turn in which a worker found the unit. Legacy rings do not
+    /// From the camera's timestamp to the start of the turn in which a worker found the unit. Legacy rings do not
     /// say when a unit was published, so this includes the camera's own processing.
     CapturedToSeen,
-    /// To the payloads being ready for all viewers. Recorded only while there are viewers.
+    /// Until the payloads are ready for all viewers. Recorded only while there are viewers.
     SeenToPacketised,
-    /// To one viewer's datagrams being encrypted, including the time for the viewers before it.
+    /// Until one viewer's datagrams are encrypted, including the time for the viewers before it.
     PacketisedToEncrypted,
-    /// To `io_uring_enter`, including the encryption for the viewers after it.
+    /// Until `io_uring_enter`, including the encryption for the viewers after it.
     EncryptedToSubmitted,
-    /// To the completion of its last send, when the worker reaps it.
+    /// Until the worker reaps the completion of the viewer's last send.
     SubmittedToSent,
-    /// The whole way: from the camera's timestamp to one viewer's last datagram.
+    /// The total: from the camera's timestamp to the completion of one viewer's last send.
     CapturedToSent,
 }
 
 impl Stage {
-    /// Every stage, in the order of the data.
+    /// Every stage, in the order in which a unit passes them; the total comes last.
     pub const ALL: [Stage; 6] = [
         Stage::CapturedToSeen,
         Stage::SeenToPacketised,
@@ -62,7 +62,8 @@ impl StageRecorder {
         recorder.record(u64::try_from(took_ns).unwrap_or(0));
     }
 
-    /// Moves everything recorded to `totals`; what a scrape is reading stays for the next call.
+    /// Moves everything recorded to `totals`; latencies of a stage that a scrape is reading stay for the next
+    /// call.
     pub fn publish(&mut self, totals: &StageTotals) {
         self.0.iter_mut().zip(&totals.latencies).for_each(|(from, to)| from.publish(to));
     }

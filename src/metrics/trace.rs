@@ -12,33 +12,33 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::base::limits::{TRACE_CHUNK, TRACE_UNITS_MAX, TRACE_WRITES_MAX};
 
-/// When an access unit passed the stages that all viewers share. CLOCK_MONOTONIC ns.
+/// Times at which an access unit passed the stages before the viewers. All times are CLOCK_MONOTONIC ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnitTimes {
-    /// Its number in the ring.
+    /// The unit's number in the ring.
     pub number: u32,
     /// The camera's timestamp; where it is unusable, `seen_ns`.
     pub captured_ns: i64,
-    /// Beginning of the turn that found it.
+    /// Start of the turn in which the worker found the unit.
     pub seen_ns: i64,
-    /// Its payloads were ready.
+    /// The RTP payloads were ready.
     pub packetised_ns: i64,
 }
 
-/// When it passed those of one viewer. CLOCK_MONOTONIC ns.
+/// Times at which a unit passed the stages of one viewer. All times are CLOCK_MONOTONIC ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteTimes {
     /// The unit's number in the ring.
     pub number: u32,
     /// The session's number.
     pub viewer: u32,
-    /// The worker turned to this viewer.
+    /// The worker began to send the unit to this viewer.
     pub begun_ns: i64,
-    /// Its datagrams were encrypted.
+    /// All datagrams were encrypted.
     pub encrypted_ns: i64,
-    /// They went to the kernel.
+    /// All datagrams were submitted to the kernel.
     pub submitted_ns: i64,
-    /// The last of them was sent.
+    /// The send of the last datagram completed.
     pub sent_ns: i64,
 }
 
@@ -56,7 +56,7 @@ impl Default for FlightRecorder {
 }
 
 impl FlightRecorder {
-    /// Notes a unit. Only the owning thread may call it.
+    /// Records a unit. Only the owning thread may call it.
     pub fn note_unit(&self, times: &UnitTimes) {
         let UnitTimes { number, captured_ns, seen_ns, packetised_ns } = *times;
         let seen_after = after(captured_ns, seen_ns);
@@ -69,7 +69,7 @@ impl FlightRecorder {
         ]);
     }
 
-    /// Notes that a viewer got a unit. Only the owning thread may call it.
+    /// Records that a unit was sent to a viewer. Only the owning thread may call it.
     pub fn note_write(&self, times: &WriteTimes) {
         let WriteTimes { number, viewer, begun_ns, encrypted_ns, submitted_ns, sent_ns } = *times;
         self.writes.push([
@@ -80,7 +80,7 @@ impl FlightRecorder {
         ]);
     }
 
-    /// The units seen since `since_ns`, oldest first.
+    /// Returns the units seen since `since_ns`, oldest first.
     pub fn units(&self, since_ns: i64) -> Vec<UnitTimes> {
         let unit = |[base, number, spans, _]: Words| {
             let (captured_ns, (seen_after, packetised_after)) = (base.cast_signed(), halves(spans));
@@ -94,7 +94,7 @@ impl FlightRecorder {
         self.units.read().map(unit).filter(|unit| unit.seen_ns >= since_ns).collect()
     }
 
-    /// The writes begun since `since_ns`, in the order in which they ended.
+    /// Returns the sent units whose encryption began since `since_ns`, in the order of their completion.
     pub fn writes(&self, since_ns: i64) -> Vec<WriteTimes> {
         let write = |[base, ids, spans, sent_after]: Words| {
             let (begun_ns, (encrypted_after, submitted_after)) = (base.cast_signed(), halves(spans));
@@ -137,7 +137,7 @@ struct Entry {
 impl Entry {
     fn write(&self, stamp: u64, words: Words) {
         self.stamp.store(0, Ordering::Relaxed);
-        // The 0 is seen before any of the words.
+        // Seqlock: a reader that sees one of the new words also sees the stamp 0.
         fence(Ordering::Release);
         for (to, word) in self.words.iter().zip(words) {
             to.store(word, Ordering::Relaxed);
@@ -151,7 +151,8 @@ impl Entry {
         }
         let [first, second, third, fourth] = &self.words;
         let words = [first, second, third, fourth].map(|word| word.load(Ordering::Relaxed));
-        // A reader that read a word of a later entry also sees that entry's 0 or its stamp.
+        // Pairs with the fence in `write`: if one of the words is already from a later entry, the second load sees that
+        // entry's stamp or 0, so the words are discarded.
         fence(Ordering::Acquire);
         (self.stamp.load(Ordering::Relaxed) == stamp).then_some(words)
     }
@@ -190,7 +191,7 @@ impl Ring {
         self.written.store(number + 1, Ordering::Release);
     }
 
-    /// Returns the whole entries, oldest first, without those overwritten meanwhile.
+    /// Returns the complete entries, oldest first. Omits entries that are overwritten during the read.
     fn read(&self) -> impl Iterator<Item = Words> {
         let end = self.written.load(Ordering::Acquire);
         (end.saturating_sub(self.capacity())..end).filter_map(|number| {
@@ -200,9 +201,9 @@ impl Ring {
     }
 }
 
-/// What some workers did since `since_ns` (CLOCK_MONOTONIC) as a trace: a JSON object in the Trace Event Format,
-/// timestamps in microseconds of that clock. A process per worker; on its thread what the worker itself did
-/// (`packetise`, `encrypt`), beside it what it waited for (`camera`, `queued`, `send`).
+/// Returns the activity of the workers since `since_ns` (CLOCK_MONOTONIC) as JSON in the Trace Event Format. Timestamps
+/// are in microseconds of that clock. Each worker is shown as a process. Its work (`packetise`, `encrypt`) is on its
+/// thread, its waiting times (`camera`, `queued`, `send`) are separate spans.
 pub fn to_chrome_json<'a>(workers: impl Iterator<Item = &'a FlightRecorder>, since_ns: i64) -> String {
     let mut trace =
         ChromeTrace { json: String::from("{\"displayTimeUnit\":\"ms\",\"traceEvents\":["), worker: 0 };
@@ -248,7 +249,7 @@ impl ChromeTrace {
         self.waited("send", &args, submitted_ns, sent_ns);
     }
 
-    /// A slice on the worker's own thread, where one thing happens at a time.
+    /// Adds work of the worker's thread as a complete event. Such events do not overlap.
     fn did(&mut self, name: &str, args: &Args, from_ns: i64, to_ns: i64) {
         let (from, took) = (Micros(from_ns), Micros(to_ns - from_ns));
         self.event(format_args!(
@@ -256,7 +257,7 @@ impl ChromeTrace {
         ));
     }
 
-    /// A span outside the thread, where several may overlap.
+    /// Adds a waiting time as an asynchronous event. Such events may overlap.
     fn waited(&mut self, name: &str, args: &Args, from_ns: i64, to_ns: i64) {
         let id = Id { worker: self.worker, args };
         let (from, to) = (Micros(from_ns), Micros(to_ns));
@@ -273,7 +274,7 @@ impl ChromeTrace {
     }
 }
 
-/// Which unit and viewer an event is about.
+/// The unit and the viewer of an event.
 struct Args {
     number: u32,
     viewer: Option<u32>,

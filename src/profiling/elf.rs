@@ -32,7 +32,7 @@ pub(super) struct Image {
 pub(super) fn read(path: &Path, file_offsets: &[u64]) -> Option<Image> {
     let cache = ReadCache::new(File::open(path).ok()?);
     let file = object::File::parse(&cache).ok()?;
-    // 0 where no segment holds the offset.
+    // Returns the address at which a file offset is loaded, or 0 if no segment contains the offset.
     let address_of = |file_offset: &u64| {
         let mut loads = file.segments().map(|segment| (segment.file_range(), segment.address()));
         let within = |((start, bytes), address): ((u64, u64), u64)| {

@@ -69,7 +69,8 @@ pub(super) fn sample(address: usize, bytes: usize) {
     let is_first = RANDOM.with(|random| random.get() == 0);
     let distance = random_distance();
     if is_first {
-        // The thread's countdown starts with this allocation, which is sampled only if the first distance ends in it.
+        // This is the thread's first allocation and starts its countdown. It is sampled only if the first random
+        // distance ends within it.
         let left = distance - bytes.cast_signed() as i64;
         BYTES_LEFT.with(|countdown| countdown.set(if left >= 0 { left } else { random_distance() }));
         if left >= 0 {

@@ -31,7 +31,7 @@ pub enum ContextError {
     #[error("no usable address to announce to viewers; give one with --udp or --advertise")]
     NoCandidates,
     /// More than [`limits::CANDIDATES_MAX`] addresses.
-    #[error("{0} candidates; at most {max} can be announced", max = limits::CANDIDATES_MAX)]
+    #[error("{0} addresses to announce to viewers, but at most {max} are possible", max = limits::CANDIDATES_MAX)]
     TooManyCandidates(usize),
     /// Viewers cannot send to this address.
     #[error("{0} cannot be announced to viewers")]
@@ -82,7 +82,7 @@ impl SessionContext {
             certificate: OnceLock::new(),
         });
         let prepared = Arc::clone(&context);
-        // If the thread cannot start, the first offer does this work.
+        // If the thread cannot start, the first offer does the preparation.
         let _ = std::thread::Builder::new()
             .name("session-prepare".into())
             .spawn(move || prepared.join_preparation());

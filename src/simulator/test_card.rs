@@ -204,7 +204,8 @@ impl TestCard {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "float casts saturate")]
     fn refresh(&mut self, target: f64, is_idr: bool) {
         let fixed = self.codings.iter().filter(|coding| **coding == Coding::Samples).count() * SAMPLES_BYTES;
-        // A copy takes 9 to 17 bits; the rest of an IDR is parameter sets and headers.
+        // Bytes of the other macroblocks, parameter sets and headers. In an IDR, a macroblock that copies its neighbour
+        // takes 9 to 17 bits.
         let rest = if is_idr { self.codings.len() * 3 / 2 } else { 80 };
         let room = (target.max(0.0) as usize).min(UNIT_BYTES_MAX).saturating_sub(fixed + rest);
         let mut wanted = room / SAMPLES_BYTES;

@@ -377,7 +377,7 @@ pub(super) struct ReceiveSlab {
     slots: Vec<(Slot<ReceiveMemory>, BufferUse)>,
 }
 
-/// Who uses a receive buffer.
+/// Current user of a receive buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum BufferUse {
     /// Free, or held by the kernel to be filled.

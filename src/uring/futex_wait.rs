@@ -49,7 +49,7 @@ impl FutexWait {
         self.is_ending = false;
         let is_wanted = self.wanted.as_ref().is_some_and(|(word, _)| FutexWord::ptr_eq(word, &armed));
         let outcome = match cqe.result().saturating_neg() {
-            // Woken, or the word changed before the wait began.
+            // The word changed during the wait, or before it began (EAGAIN).
             ..=0 | libc::EAGAIN => Ok(()),
             libc::EINTR | libc::ECANCELED => return None,
             errno => Err(errno),
@@ -108,7 +108,7 @@ mod tests {
 
         fn change(&self) {
             self.0.fetch_add(1, Ordering::Release);
-            // Not private: a camera is another process.
+            // Without FUTEX_PRIVATE_FLAG: in reality the camera wakes from another process.
             futex::wake(&self.0, futex::Flags::empty(), 1).unwrap();
         }
     }
@@ -144,7 +144,7 @@ mod tests {
             });
             turn_until_changed(&mut driver, &word, 1);
             changer.join().unwrap();
-            // The expected value is already wrong.
+            // The word no longer has the expected value, so the wait completes at once.
             driver.set_futex_wait(Some((&word, u32::MAX)));
             driver.submit_and_wait(PATIENCE).unwrap();
             assert!(matches!(driver.next_completion(), Some(Completion::Futex(Ok(())))));

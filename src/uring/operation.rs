@@ -78,7 +78,7 @@ impl BatchShape {
         BatchShape { segment_bytes: bytes, segment_count: 1, bytes, is_closed }
     }
 
-    /// Returns the same batch, closed.
+    /// Returns the same batch, closed: no further datagram can join.
     pub(super) fn closed(self) -> BatchShape {
         BatchShape { is_closed: true, ..self }
     }

@@ -17,7 +17,7 @@ pub(super) struct CatchUpTurn<'a, D> {
     pub(super) driver: &'a mut D,
     pub(super) counters: &'a WorkerCounters,
     pub(super) now: Now,
-    /// Set when the camera should be asked for an IDR: a viewer waits for one, or is better served by one.
+    /// True if the camera should be asked for an IDR, because a viewer waits for one or would catch up faster with one.
     pub(super) is_idr_wanted: bool,
 }
 
@@ -100,9 +100,9 @@ impl<D: Driver> CatchUpTurn<'_, D> {
     }
 }
 
-/// Returns true if the camera should be asked for an IDR although a GOP of `units` can be sent. A viewer that requests
-/// an IDR may have lost more than it knows; a viewer that joins late would have a long way through the GOP. The IDR
-/// ends the catch-up.
+/// Returns true if the camera should be asked for an IDR although a GOP of `units` can be replayed. The new IDR ends
+/// the replay early. A viewer that requests an IDR may have lost more packets than it knows. For a viewer that joins
+/// late in a long GOP, the replay would take too long.
 fn is_new_idr_better(reason: IdrReason, units: usize) -> bool {
     reason == IdrReason::Request || units > limits::REPLAY_UNITS_SHORT
 }
@@ -112,8 +112,9 @@ fn end(slot: &mut SessionSlot, is_complete: bool) {
     slot.viewer.end_catch_up(is_complete);
 }
 
-/// The RTP time of a unit sent again: one tick before the next unit's, ending at the newest live unit. The viewer's
-/// clock then fits the live units that follow, and everything before is late and shown at once.
+/// Returns the RTP time of a replayed unit: one tick before the next unit's, so that the last one ends at the newest
+/// live unit. The browser treats all replayed units as late and shows them at once. The live units that follow are on
+/// time.
 fn catch_up_time(newest: &NewestUnit, unit: &GopUnit<'_>) -> CatchUpTime {
     let units_before = newest.number.wrapping_sub(unit.info.number);
     let rtp_time_90k = newest.rtp_time_90k.saturating_sub(u64::from(units_before) * limits::REPLAY_STEP_90K);

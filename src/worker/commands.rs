@@ -108,7 +108,7 @@ pub fn hand_over(
         return Ok(());
     }
     if let Some(receiver) = receiver {
-        // If this does not fit either, the route stays until it is the oldest of a full table.
+        // If this mailbox is full too, the unused route stays until it is evicted as the oldest of a full table.
         let _ = receiver.send(Command::Forget { ufrag });
     }
     Err(MailboxFull)
@@ -135,7 +135,7 @@ struct EventfdWakeup(Arc<OwnedFd>);
 
 impl Wakeup for EventfdWakeup {
     fn wake(&self) {
-        // The write fails only when 2^64 - 2 wake-ups are unread; the worker is awake then.
+        // The write fails only if 2^64 - 2 earlier wake-ups are unread, so the worker wakes anyway.
         let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
     }
 }
@@ -213,7 +213,7 @@ impl MailboxReader {
 
     /// Makes the camera's wake-up do nothing on the calling thread. For the worker that runs the camera wait.
     pub(super) fn skip_camera_wakeup_here(&self) {
-        // Called once; a second thread would keep its wake-up.
+        // Only the first call has an effect; one thread calls this.
         let _ = self.camera_wakeup.skipped_on.set(thread::current().id());
     }
 }

@@ -124,7 +124,8 @@ impl GopBackfill {
         &self.gop
     }
 
-    /// Starts at the newest IDR in the ring. The live side started, or continued after a loss, behind it.
+    /// Starts the kept GOP at the newest IDR in the ring. Called when the live cursor has not read that IDR, because it
+    /// started or continued after a loss behind it.
     fn find_idr(&mut self, live: Live<'_>) {
         let mut nals = SmallVec::new();
         for back in 1.. {
@@ -376,7 +377,8 @@ mod tests {
     #[test]
     fn current_gop_is_complete_after_every_unit_on_every_layout() {
         for layout in [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6] {
-            // Index-first layouts: nothing here signals that the newest unit is complete.
+            // On index-first layouts a reader needs a signal that the newest unit is complete. This test gives none, so
+            // that unit is not available yet.
             let unseen = u32::from(matches!(layout, Layout::V0 | Layout::V1 | Layout::V2));
             let mut bench = Bench::new(layout);
             for number in 0..150_u32 {

@@ -40,10 +40,10 @@ use crate::worker::commands::{Mailbox, MailboxReader, mailbox};
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The kernel refused a thread.
-    #[error("worker thread: {0}")]
+    #[error("cannot create a worker thread: {0}")]
     Thread(#[source] std::io::Error),
     /// The kernel refused an eventfd.
-    #[error("worker eventfd: {0}")]
+    #[error("cannot create an eventfd for a worker: {0}")]
     Eventfd(#[source] std::io::Error),
     /// io_uring is not available; the text says what to do.
     #[error(transparent)]

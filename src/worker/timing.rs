@@ -11,7 +11,7 @@ use crate::metrics::trace::{UnitTimes, WriteTimes};
 /// Nanoseconds between two publications of the histograms.
 const PUBLISH_NS: i64 = 500_000_000;
 
-/// The unit a turn works on.
+/// The access unit that the current turn sends.
 #[derive(Clone, Copy, Default)]
 pub(super) struct TimedUnit {
     /// Sequence number in the ring.
@@ -25,7 +25,7 @@ pub(super) struct TimedUnit {
 pub(super) struct Timing {
     stages: StageRecorder,
     unit: Option<(TimedUnit, UnitTimes)>,
-    /// When the previous viewer's copy of this unit was encrypted.
+    /// Time at which the unit was encrypted for the previous viewer.
     last_ns: i64,
     /// Some datagrams are encrypted but not yet submitted to the kernel.
     is_unsubmitted: bool,
@@ -33,7 +33,8 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// The source has `unit`, found in the turn that began at `seen_ns`. Without viewers its packetising is not timed.
+    /// Call it when `unit` is packetised. The turn that found the unit began at `seen_ns`. Without viewers the stage
+    /// is not recorded.
     pub(super) fn on_packetised(
         &mut self,
         unit: TimedUnit,
@@ -57,7 +58,7 @@ impl Timing {
         self.last_ns = packetised_ns;
     }
 
-    /// The unit was encrypted for `viewer`. `sends` counted its datagrams.
+    /// Call it when the unit is encrypted for `viewer`. `sends` has counted its datagrams.
     pub(super) fn on_encrypted(&mut self, viewer: u32, sends: &mut SendTiming) {
         let (begun_ns, encrypted_ns) = (self.last_ns, clock::monotonic_ns());
         self.last_ns = encrypted_ns;
@@ -77,7 +78,7 @@ impl Timing {
         });
     }
 
-    /// The turn ends: everything encrypted in it is submitted to the kernel now.
+    /// Call it at the end of a turn, when everything encrypted in it is submitted to the kernel.
     pub(super) fn on_submitted<'a>(&mut self, all: impl Iterator<Item = &'a mut SendTiming>) {
         if !std::mem::take(&mut self.is_unsubmitted) {
             return;
@@ -91,7 +92,7 @@ impl Timing {
         }
     }
 
-    /// Send operations completed; `in_flight` datagrams of this viewer are still with the kernel.
+    /// Call it when sends of this viewer have completed. The kernel still holds `in_flight` of its datagrams.
     pub(super) fn on_sent(
         &mut self,
         sends: &mut SendTiming,
@@ -129,7 +130,7 @@ fn positive(span_ns: i64) -> u64 {
 pub(super) struct SendTiming {
     /// Datagrams handed to the driver so far.
     datagrams: u64,
-    /// Those of them that are assigned to a unit or belong to none.
+    /// How many of `datagrams` are already assigned to a unit, or belong to none.
     assigned: u64,
     sendings: VecDeque<Sending>,
 }
@@ -139,17 +140,17 @@ struct Sending {
     write: WriteTimes,
     captured_ns: Option<i64>,
     packetised_ns: i64,
-    /// The unit is sent when this many datagrams of the viewer are.
+    /// The unit is sent completely when this many datagrams of the viewer were sent, counted from its start.
     until: u64,
 }
 
 impl SendTiming {
-    /// One datagram was handed to the driver.
+    /// Counts a datagram that was handed to the driver.
     pub(super) fn count_datagram(&mut self) {
         self.datagrams += 1;
     }
 
-    /// The datagrams so far belong to no timed unit.
+    /// Marks all datagrams so far as belonging to no timed unit.
     pub(super) fn skip_untimed(&mut self) {
         self.assigned = self.datagrams;
     }

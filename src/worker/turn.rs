@@ -48,7 +48,8 @@ pub(super) struct Worker<D> {
     routes: Routes,
     route_updates: RouteUpdates,
     peers: Vec<Mailbox>,
-    /// Peers that got a datagram in this turn and are woken at its end.
+    /// One flag per worker: true if this turn forwarded a datagram to it. These workers are woken at the end of the
+    /// turn.
     peers_to_wake: Vec<bool>,
     counters: Arc<WorkerCounters>,
     reader: MailboxReader,
@@ -57,7 +58,7 @@ pub(super) struct Worker<D> {
     totals: Totals,
     timing: Timing,
     stopping_until: Option<Instant>,
-    /// A viewer is catching up with the current GOP: the next turn follows after [`limits::REPLAY_TURN`].
+    /// True if a viewer is catching up with the current GOP. The next turn then follows after [`limits::REPLAY_TURN`].
     is_catching_up: bool,
     camera_wait: Option<InlineWait>,
 }
@@ -154,7 +155,7 @@ impl<D: Driver> Worker<D> {
                 Some(Completion::Datagram(received)) => self.receive(now, received),
                 // The driver counts the datagrams.
                 Some(Completion::Sent { .. }) => any_sent = true,
-                // Every turn polls the mailbox and the camera.
+                // Nothing to do here: every turn polls the mailbox and the camera anyway.
                 Some(Completion::Eventfd(_)) => {}
                 Some(Completion::Futex(result)) => {
                     if let Some(camera_wait) = &mut self.camera_wait {
@@ -280,7 +281,7 @@ impl<D: Driver> Worker<D> {
             Command::Statuses(reply) => {
                 let statuses: Vec<ViewerStatus> =
                     self.sessions.iter_mut().map(|slot| slot.viewer.status(now.instant)).collect();
-                // The receiving side may have timed out.
+                // Fails if the requester has timed out.
                 let _ = reply.send(statuses);
             }
             Command::Route { ufrag, worker } => self.routes.insert(ufrag, worker),

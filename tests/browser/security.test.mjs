@@ -1,5 +1,5 @@
-// Token and TLS in a real browser: the page requests the token, plays over https and logs out. Pages of other origins and
-// names can do nothing.
+// Token and TLS in a real browser: the page asks for the token, plays over https and logs out. Pages of other origins
+// or host names can neither read the status nor start a recording.
 import assert from 'node:assert/strict';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -27,7 +27,7 @@ async function logIn(page, token) {
   await page.click('#login-button');
 }
 
-test('over https the page requests the token, plays, records and logs out', { timeout: 240_000 }, async (t) => {
+test('over https the page asks for the token, plays, records and logs out', { timeout: 240_000 }, async (t) => {
   const directory = temporary(t);
   const server = await startServer(['--demo', '--shm', uniqueShm(), '--tls-self-signed', '--state-path', directory,
     '--token', TOKEN, ...recordsTo(directory)]);
@@ -76,19 +76,20 @@ test('over https the page requests the token, plays, records and logs out', { ti
   await again.click('#logout-button');
   await again.waitForSelector('dialog#login[open]');
   assert.deepEqual(await page.context().cookies(url), []);
-  // The other tab loses its picture and requests the token too.
+  // The logout in one tab also ends the video in the other tab and opens its login form.
   await page.waitForSelector('dialog#login[open]');
   await page.waitForFunction(() => document.getElementById('video').srcObject === null);
   const open = () => window.probe.connections.filter((pc) => pc.connectionState === 'connected').length;
   assert.equal(await page.evaluate(open), 0);
+  // A copy of the cookie is useless after the logout.
   const stolen = { cookie: `${cookie.name}=${cookie.value}` };
   const answer = await again.request.get(`${url}api/status`, { headers: stolen });
-  assert.equal(answer.status(), 401, 'the login has ended at the server too');
+  assert.equal(answer.status(), 401, 'the server still accepts the cookie after the logout');
   const otherErrors = viewer.errors.filter((error) => !error.includes('401'));
   assert.deepEqual(otherErrors, []);
 });
 
-test('the page requests the token again after it was changed', { timeout: 180_000 }, async (t) => {
+test('the page asks for the token again after it was changed', { timeout: 180_000 }, async (t) => {
   const directory = temporary(t);
   const start = (token, http = '127.0.0.1:0') =>
     startServer(['--demo', '--shm', uniqueShm(), '--token', token, '--http', http, ...recordsTo(directory)]);
@@ -105,15 +106,16 @@ test('the page requests the token again after it was changed', { timeout: 180_00
   await viewer.pictures(10);
 });
 
-test('no page of another origin or name starts a recording', { timeout: 180_000 }, async (t) => {
+test('no page of another origin or host name can start a recording', { timeout: 180_000 }, async (t) => {
   const directory = temporary(t);
-  // The weakest setup: no token.
+  // Without a token: only the checks of Origin and Host protect the server.
   const server = await startServer(['--demo', '--shm', uniqueShm(), ...recordsTo(directory)]);
   t.after(() => server.stop());
   const evil = createServer((request, response) => response.setHeader('content-type', 'text/html').end('<p>evil'));
   await new Promise((resolve) => evil.listen(0, '127.0.0.1', resolve));
   t.after(() => evil.close());
-  // Both names lead to this machine: a foreign page, and ours under a foreign name (DNS rebinding).
+  // Both host names resolve to this machine. evil.example serves a foreign page. rebound.example is a foreign name for
+  // our own server, as in a DNS rebinding attack.
   const browser = await startBrowser(['--host-resolver-rules=MAP *.example 127.0.0.1']);
   t.after(() => browser.close());
   const page = await browser.newPage();
@@ -137,30 +139,32 @@ test('no page of another origin or name starts a recording', { timeout: 180_000 
     };
   }, { start, status: `${server.url}api/status` });
   assert.equal(tries.json, 'failed');
-  assert.equal(tries.read, 'failed', 'a foreign page must not read a status');
+  assert.equal(tries.read, 'failed', 'a foreign page read the status');
   assert.equal(await isRecording(server), false, JSON.stringify(tries));
 
   const port = new URL(server.url).port;
   const answer = await page.goto(`http://rebound.example:${port}/`);
   assert.equal(answer.status(), 403);
   assert.match(await answer.text(), /--allow-host/);
-  // What was refused may load nothing; and if it could, it would be refused too.
+  // A script on the 403 page cannot start a recording either: the page's policy blocks its request. If the request were
+  // sent, the server would answer 403.
   const inside = await page.evaluate(() =>
     fetch('/api/recording/start', { method: 'POST' }).then((answer) => answer.status, () => 403));
   assert.equal(inside, 403);
+  // The same request without a page, so that no policy of the browser blocks it: the server refuses the host name.
   const asked = await page.request.post(`http://127.0.0.1:${port}/api/recording/start`,
     { headers: { host: `rebound.example:${port}` } });
   assert.equal(asked.status(), 403);
   assert.equal(await isRecording(server), false);
 
-  // The same request from our page succeeds, so the refusals above have the right cause.
+  // Our own page can start a recording, so the requests above failed because of their origin or host name.
   await page.goto(server.url);
   await page.mouse.move(640, 300);
   await page.click('#record-button');
   await waitFor('the recording', () => isRecording(server));
 });
 
-test('pages of other origins cannot use a login', { timeout: 180_000 }, async (t) => {
+test('pages of other origins cannot use the login cookie', { timeout: 180_000 }, async (t) => {
   const directory = temporary(t);
   const server = await startServer(['--demo', '--shm', uniqueShm(), '--token', TOKEN, ...recordsTo(directory)]);
   t.after(() => server.stop());
@@ -173,7 +177,7 @@ test('pages of other origins cannot use a login', { timeout: 180_000 }, async (t
   await page.goto(server.url);
   await logIn(page, TOKEN);
   await page.waitForSelector('#logout-button:not([hidden])');
-  // Another port of the same host is the same site: the browser sends the cookie along.
+  // Another port of the same host is another origin but the same site, so the browser sends the SameSite cookie.
   await page.goto(`http://127.0.0.1:${neighbour.address().port}/`);
   await page.evaluate((start) =>
     fetch(start, { method: 'POST', mode: 'no-cors', credentials: 'include', body: '{}' }).catch(() => {}),
@@ -188,7 +192,7 @@ test('a browser that trusts the certificate shows the page without a warning', {
   const directory = temporary(t);
   const server = await startServer(['--demo', '--shm', uniqueShm(), '--tls-self-signed', '--state-path', directory]);
   t.after(() => server.stop());
-  // Chromium has no option for an authority, only one for the key of a certificate.
+  // Chromium has no option to trust an authority, only one to trust the public key of a certificate.
   const pem = readFileSync(path.join(directory, 'self-signed.pem'), 'latin1');
   const { X509Certificate, createHash } = await import('node:crypto');
   const spki = new X509Certificate(pem).publicKey.export({ type: 'spki', format: 'der' });

@@ -212,7 +212,7 @@ fn taking_over<const SWEEPS: bool>() {
     };
     assert!(!lease::is_readable(ring.word(1).load(Relaxed)));
     if !SWEEPS {
-        // The word as a new camera would leave it if it took the half-written slot for a unit.
+        // The state that a wrong recovery by a restarted camera would leave: the half-written slot marked as published.
         ring.word(1).store(2 << 24, Release);
     }
     (2..=3).for_each(|sequence| ring.write::<Sound>(sequence));

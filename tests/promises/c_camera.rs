@@ -172,7 +172,7 @@ fn viewers_can_watch_the_example_camera() {
         for viewer in viewers {
             viewer.leave().assert_perfect(&format!("a viewer of the example, {compiler}"));
         }
-        // After a kill it continues on its old ring.
+        // A killed camera that starts again continues on the ring it left.
         let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
         viewer.wait_units(10);
         example.kill();

@@ -51,7 +51,7 @@ struct Seen {
     sizes: Vec<(u32, u32)>,
     frame_numbers: Vec<u64>,
     captured_ages_ns: Vec<i64>,
-    /// Units that passed as intact and do not match their stamp.
+    /// Units that the cursor reported as intact although their bytes do not match their stamp.
     wrong: u64,
     missed: u64,
     rejected: u64,
@@ -136,8 +136,8 @@ impl Reader {
     }
 }
 
-/// Runs the camera to its end with a reader that starts before the first unit. Runs it again if the machine was so busy
-/// that the reader read next to nothing: such a run tests nothing.
+/// Runs the camera to its end with a reader that starts before the first unit. Repeats the run if the machine was so
+/// busy that the reader read less than half of the units.
 fn watch(config: SimulatorConfig) -> (SimulatorReport, Seen) {
     const ATTEMPTS: u32 = 8;
     for _ in 1..ATTEMPTS {

@@ -105,7 +105,7 @@ fn viewer_that_requests_an_idr_gets_the_gop_again() {
     let viewer = connect(&server);
     viewer.wait_units(45);
     let idrs = viewer.report().idrs;
-    // Later than the time in which a request refers to the first IDR.
+    // A request soon after the first IDR counts as answered by that IDR, so this one is sent later.
     std::thread::sleep(Duration::from_millis(300));
     viewer.request_idr();
     wait_until("another IDR", || viewer.report().idrs > idrs);
@@ -133,6 +133,6 @@ fn joining_viewers_do_not_disturb_a_watching_viewer() {
     during.sort_unstable();
     let at = |share: usize| during[(during.len() - 1) * share / 100] / 1_000;
     eprintln!("while 9 joined: p50 {} us, p95 {} us (not a gate)", at(50), at(95));
-    // Units sent to it a second time would show as latencies of seconds.
+    // If a join replayed old units to this viewer too, they would show as latencies of seconds.
     assert!(at(50) < 500_000, "p50 {} us", at(50));
 }

@@ -143,7 +143,7 @@ fn misbehaving_camera_on_a_lease_ring_shows_no_torn_unit() {
     viewer.wait_units(200);
     let report = viewer.leave();
     assert_eq!(report.duplicated + report.reordered + report.bad_idrs, 0, "{report:?}");
-    assert_eq!(server.metrics().expect("torn_total"), 0.0, "written in halves, shown complete");
+    assert_eq!(server.metrics().expect("torn_total"), 0.0, "a lease ring publishes only complete units");
     server.assert_healthy();
     let account = account_of(camera);
     assert!(

@@ -41,7 +41,7 @@ fn get(control: SocketAddr, path: &str) -> Response {
     http::get(control, path)
 }
 
-/// Takes a profile in a thread. Returns while the profile is being taken.
+/// Starts taking a profile in another thread. Returns as soon as the server has started it.
 fn start_profile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Response> {
     let path = format!("/debug/pprof/profile?seconds={seconds}");
     let profile = thread::spawn(move || {

@@ -82,7 +82,7 @@ impl Prometheus {
     }
 
     fn ask(&self, path: &str) -> Value {
-        // It listens before it is ready.
+        // Prometheus accepts connections before it can answer queries.
         let answer = wait_for("Prometheus ready to answer", || {
             let answer = http::get(self.address, path);
             (answer.status != 503).then_some(answer)

@@ -81,7 +81,7 @@ fn running_file_can_be_downloaded_and_plays_up_to_its_last_unit() {
         );
         let early = copy(&download, &directory.0.join(format!("early.{format}")));
         assert!(rig.stop().is_ok());
-        // A reader that started before the end keeps the unfinished form.
+        // A download that was opened before the stop still reads the unfinished form of the file.
         let late = copy(&download, &directory.0.join(format!("late.{format}")));
         for path in [early, late] {
             let numbers = unit_numbers(&path);

@@ -39,7 +39,7 @@ impl Directory {
         path
     }
 
-    /// Has the program make a self-signed certificate, and returns its files.
+    /// Starts the program so that it generates a self-signed certificate. Returns the certificate's files.
     fn certificate(&self, name: &str) -> (String, String) {
         let state = self.path(name);
         let mut server = Server::start(&unique_shm(), &["--tls-self-signed", "--state-path", &state]);

@@ -18,11 +18,12 @@ use support::server::{Server, loopback};
 use support::viewer::ViewerSimulator;
 use support::{http, unique_shm, wait_for, wait_until};
 
-/// The manager's end of the notify socket, in its own directory.
+/// A fake service manager: the receiving end of the notify socket, in a temporary directory.
 struct Manager {
     socket: UnixDatagram,
     directory: PathBuf,
-    heard: Vec<String>,
+    /// All lines received so far.
+    received: Vec<String>,
 }
 
 /// The watchdog timeout, as `WatchdogSec=` sets it.
@@ -34,7 +35,7 @@ impl Manager {
         std::fs::create_dir_all(&directory).unwrap();
         let socket = UnixDatagram::bind(directory.join("notify")).unwrap();
         socket.set_nonblocking(true).unwrap();
-        Manager { socket, directory, heard: Vec::new() }
+        Manager { socket, directory, received: Vec::new() }
     }
 
     /// Sets the environment variables that systemd sets.
@@ -43,24 +44,25 @@ impl Manager {
         command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).env_remove("WATCHDOG_PID");
     }
 
-    /// Takes what has come; everything so far is in `heard`, line by line.
-    fn listen(&mut self) -> &[String] {
+    /// Receives all waiting messages. Returns every line received so far.
+    fn receive(&mut self) -> &[String] {
         let mut buffer = [0; 4_096];
         while let Ok(bytes) = self.socket.recv(&mut buffer) {
             let message = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
-            self.heard.extend(message.lines().map(str::to_owned));
+            self.received.extend(message.lines().map(str::to_owned));
         }
-        &self.heard
+        &self.received
     }
 
-    fn signs_of_life(&mut self) -> usize {
-        self.listen().iter().filter(|line| *line == "WATCHDOG=1").count()
+    /// Returns the number of watchdog messages received so far.
+    fn watchdog_messages(&mut self) -> usize {
+        self.receive().iter().filter(|line| *line == "WATCHDOG=1").count()
     }
 
-    /// Waits for a line that holds all of these.
+    /// Waits for a line that contains all `parts`.
     fn wait_line(&mut self, parts: &[&str]) {
-        wait_until(&format!("a line with {parts:?}, heard only {:?}", self.heard.clone()), || {
-            self.listen().iter().any(|line| parts.iter().all(|part| line.contains(part)))
+        wait_until(&format!("a line with {parts:?}, received only {:?}", self.received.clone()), || {
+            self.receive().iter().any(|line| parts.iter().all(|part| line.contains(part)))
         });
     }
 }
@@ -84,7 +86,7 @@ fn manager_receives_ready_status_watchdog_and_stopping() {
     manager.introduce(&mut command);
     let mut server = Server::spawn(&mut command);
     manager.wait_line(&["READY=1"]);
-    assert_eq!(server.get("/health").status, 200, "ready means that it answers");
+    assert_eq!(server.get("/health").status, 200, "READY=1 was sent before the server answered requests");
     manager.wait_line(&["STATUS=camera away", "viewers 0", "not recording"]);
     let _camera = camera(&shm);
     manager.wait_line(&["STATUS=camera live 640x480"]);
@@ -92,12 +94,12 @@ fn manager_receives_ready_status_watchdog_and_stopping() {
     manager.wait_line(&["viewers 1"]);
     assert_eq!(http::request(server.http, "POST", "/api/recording/start", &[], b"").status, 200);
     manager.wait_line(&["viewers 1, recording"]);
-    let before = manager.signs_of_life();
-    wait_until("further signs of life", || manager.signs_of_life() >= before + 3);
+    let before = manager.watchdog_messages();
+    wait_until("three more watchdog messages", || manager.watchdog_messages() >= before + 3);
     drop(viewer);
     assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
     manager.wait_line(&["STOPPING=1"]);
-    assert!(!manager.heard.iter().any(|line| line.contains("is stuck")), "{:?}", manager.heard);
+    assert!(!manager.received.iter().any(|line| line.contains("is stuck")), "{:?}", manager.received);
 }
 
 #[test]
@@ -108,17 +110,17 @@ fn hanging_worker_ends_the_watchdog_messages() {
     let mut command = loopback(&shm, &["--no-recorder"]);
     manager.introduce(&mut command);
     let mut server = Server::spawn(&mut command);
-    wait_until("signs of life", || manager.signs_of_life() >= 2);
+    wait_until("two watchdog messages", || manager.watchdog_messages() >= 2);
     let worker = Stopped::thread(server.process.id(), "worker-0");
     manager.wait_line(&["STATUS=worker 0 is stuck"]);
-    let last = manager.signs_of_life();
+    let last = manager.watchdog_messages();
     std::thread::sleep(WATCHDOG + WATCHDOG / 2);
-    assert_eq!(manager.signs_of_life(), last, "a manager would have killed it by now");
+    assert_eq!(manager.watchdog_messages(), last, "a watchdog message although a worker hangs");
     assert!(server.process.log().contains("worker 0 is stuck"), "{}", server.process.log());
-    assert_eq!(server.get("/health").status, 200, "the rest still answers: only the worker hangs");
+    assert_eq!(server.get("/health").status, 200, "only the worker hangs, HTTP still answers");
     assert!(server.process.exited().is_none());
     drop(worker);
-    wait_until("signs of life once it turns again", || manager.signs_of_life() > last + 2);
+    wait_until("watchdog messages after the worker continues", || manager.watchdog_messages() > last + 2);
 }
 
 #[test]
@@ -127,14 +129,14 @@ fn without_a_watchdog_only_the_status_is_sent() {
     let mut manager = Manager::new();
     let mut command = loopback(&shm, &["--no-recorder"]);
     manager.introduce(&mut command);
-    // Signs of life are another process's duty.
+    // WATCHDOG_PID names another process, so this one must not send watchdog messages.
     command.env("WATCHDOG_PID", "1");
     let mut server = Server::spawn(&mut command);
     manager.wait_line(&["READY=1"]);
     manager.wait_line(&["STATUS=camera away", "no recorder"]);
     let _camera = camera(&shm);
     manager.wait_line(&["STATUS=camera live"]);
-    assert_eq!(manager.signs_of_life(), 0);
+    assert_eq!(manager.watchdog_messages(), 0);
     assert_eq!(server.terminate(), Some(0));
 }
 

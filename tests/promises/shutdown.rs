@@ -38,7 +38,7 @@ fn closes_sessions(signal: Signal) {
     }
     let left: Vec<String> = shared_memory();
     let ours = shm.trim_start_matches('/');
-    // The camera's ring stays, it is the camera's. Nothing else bears our name.
+    // The ring belongs to the camera, so it stays. No other shared memory with this test's name may be left.
     assert!(left.iter().filter(|name| name.contains(ours)).all(|name| name == ours), "{left:?}");
     assert!(std::path::Path::new(&segment_path(&shm)).exists(), "the server removed the camera's ring");
 }
@@ -53,7 +53,7 @@ fn sigint_closes_sessions_and_exits_0() {
     closes_sessions(Signal::INT);
 }
 
-/// The certificate is generated in the background for about 40 ms. Stopping meanwhile must work too.
+/// The certificate is generated in the background for about 40 ms. A stop during that time must also exit with 0.
 #[test]
 fn sigterm_right_after_the_start_exits_0() {
     for _ in 0..40 {

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-/// How long a wait lasts before the thing awaited counts as absent. Generous: the machine may be busy.
+/// Timeout of every wait in the tests. Long, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Seconds a steady-state test runs: `SS_TEST_SECONDS`, else 6.
@@ -65,12 +65,12 @@ pub fn unique_shm() -> String {
     format!("/ss-test-{}-{:05}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Looks every 20 ms until `look` gives a value; panics with `what` after [`PATIENCE`].
+/// Calls `look` every 20 ms until it returns a value. Panics after [`PATIENCE`] with a message that contains `what`.
 pub fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     wait_within(PATIENCE, what, look)
 }
 
-/// As [`wait_for`], with its own patience.
+/// As [`wait_for`], with another timeout.
 pub fn wait_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience;
     loop {

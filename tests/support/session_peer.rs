@@ -43,7 +43,7 @@ pub struct Outbox(pub Vec<(Destination, Vec<u8>)>);
 
 impl DatagramSink for Outbox {
     fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
-        // Bytes that are not written stay visible.
+        // A recognisable fill pattern shows bytes that the sender did not write.
         let mut datagram = vec![0xEE; bytes];
         write(&mut datagram);
         self.0.push((*to, datagram));

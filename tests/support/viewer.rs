@@ -198,7 +198,7 @@ impl Life {
             }
             let due = self.drain();
             self.publish();
-            // Also while datagrams keep coming: a handshake may depend on a timer.
+            // Handled in every pass, even if datagrams keep arriving: a handshake may depend on a timer.
             if Instant::now() >= due {
                 let _ = self.rtc.handle_input(Input::Timeout(Instant::now()));
                 self.drain();

@@ -29,7 +29,8 @@ pub const MAPPED_RANGES_MAX: usize = 256;
 /// 0.2 s apart.
 pub const INDEX_STEP_MAX: u32 = 1 << 20;
 
-/// Nanoseconds between a capture time and a clock above which the time was not taken from that clock.
+/// Nanoseconds by which a capture time may differ from a clock's current time. With a larger difference, the capture
+/// time was not taken from that clock.
 pub const CAPTURE_AGE_MAX_NS: i64 = 10_000_000_000;
 
 /// Longest camera wait in nanoseconds: the delay after which a stop flag is noticed.
@@ -50,15 +51,16 @@ pub const CAMERA_SILENT_NS: i64 = 1_000_000_000;
 /// Nanoseconds between two polls of a ring around the expected arrival of a unit.
 pub const POLL_STEP_NS: i64 = 500_000;
 
-/// Nanoseconds for which a slot of an index-first ring must stay unchanged after its end was rewritten.
+/// Nanoseconds for which the newest slot of an index-first ring must stay unchanged to count as complete, if the end of
+/// the unit was seen to change.
 pub const COMMIT_STABLE_NS: i64 = 1_000_000;
 
-/// The same if the rewriting cannot be seen: longer than a busy machine delays a camera in the middle of its copy. Above two
-/// units per second the next unit comes first and commits this one.
+/// The same if no change was seen. Longer than a busy machine delays a camera in the middle of its copy. Above two
+/// units per second, the next unit arrives earlier and proves that this one is complete.
 pub const COMMIT_UNSEEN_NS: i64 = 500_000_000;
 
-/// The same if the camera posts a semaphore: the pause that matches the count of posts to the index. Must be shorter than
-/// the time between two units.
+/// The same if the camera posts a semaphore. After this pause the count of posts is matched to the index. Must be
+/// shorter than the time between two units.
 pub const COMMIT_POSTED_NS: i64 = 10_000_000;
 
 /// Bytes of a slot that are remembered to detect that its end was rewritten.

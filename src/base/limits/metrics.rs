@@ -25,8 +25,9 @@ pub const TIMED_UNITS_MAX: usize = 8;
 /// Access units in a worker's flight recorder: a minute at 30 units/s.
 pub const TRACE_UNITS_MAX: usize = 2_048;
 
-/// Sent units (one per viewer and access unit) in it: a minute with 8 viewers, 640 kB when full.
+/// Sent units (one per viewer and access unit) in a worker's flight recorder: a minute with 8 viewers, 640 kB when
+/// full.
 pub const TRACE_WRITES_MAX: usize = 16_384;
 
-/// Entries of both that are allocated at a time, when first needed.
+/// Entries of a flight recorder that are allocated at a time, when first needed.
 pub const TRACE_CHUNK: usize = 256;

@@ -43,7 +43,7 @@ pub const ATTEMPTS_OF_ALL: u32 = 200;
 /// Time after which all addresses together may send one more.
 pub const ATTEMPT_INTERVAL_OF_ALL: Duration = Duration::from_millis(500);
 
-/// Addresses whose attempts are remembered. The one with the oldest attempt is replaced.
+/// Addresses whose attempts are remembered. At the limit, the one with the most attempts left is replaced.
 pub const ATTEMPT_ADDRESSES_MAX: usize = 1024;
 
 /// Bytes of a host name (RFC 1035 section 2.3.4).

@@ -74,7 +74,8 @@ pub const REPLAY_INTERVAL: Duration = Duration::from_secs(2);
 /// A request for an IDR waits for the camera's next one if that is expected within this time.
 pub const REPLAY_WORTH: Duration = Duration::from_millis(300);
 
-/// A request that arrives this soon after an IDR was sent was made before that IDR arrived (or 1.5 round trips).
+/// An IDR request is ignored for this time, or 1.5 round trips if that is longer, after an IDR was sent: the viewer
+/// sent the request before that IDR arrived.
 pub const IDR_ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// Send operations kept per viewer: an IDR unit of 8 Mbit/s takes about 3 to 6 batches.

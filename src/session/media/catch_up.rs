@@ -56,7 +56,7 @@ pub struct CatchUpTime {
 /// A viewer's catch-up state.
 #[derive(Debug, Default)]
 pub(in crate::session) struct CatchUp {
-    /// The join has got its decision; it is reported only once.
+    /// True once the catch-up after the join was decided: a join is decided only once.
     is_join_decided: bool,
     is_active: bool,
     /// Begin of the latest replay that answered a request.
@@ -125,7 +125,7 @@ impl CatchUp {
         }
         let is_soon = available.next_idr_in.is_some_and(|wait| wait < limits::REPLAY_WORTH);
         let is_repeated = since(self.requested_at).is_some_and(|age| age < limits::REPLAY_INTERVAL);
-        // A viewer that dropped to the next IDR has a slow link; a burst would not help it.
+        // Units are being dropped until the next IDR, because the link is slow. A replay would add to the congestion.
         let is_congested = gate != GateState::Live;
         if !available.has_gop || is_soon || is_repeated || is_congested {
             return CatchUpDecision::WaitForIdr;

@@ -9,9 +9,9 @@ pub(super) const FIXED_BYTES: usize = 12;
 /// Header with all extensions.
 const HEADER_BYTES_MAX: usize = FIXED_BYTES + limits::RTP_EXTENSIONS_BYTES_MAX; // local bound
 
-/// The two headers of a unit's packets. Only the last packet has the extensions. Receivers apply them to the packets
-/// without: playout delay and mid until they change, the capture time along the RTP time (abs-capture-time section 4).
-/// A byte saved per packet is a byte less to send and to authenticate.
+/// The two headers of a unit's packets. Only the last packet carries the extensions, which saves bytes in all others.
+/// Receivers keep the last playout delay and mid until they change. They extrapolate the capture time along the RTP
+/// time (abs-capture-time section 4).
 pub(super) struct UnitHeaders {
     plain: Header,
     extended: Header,

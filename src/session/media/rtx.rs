@@ -65,8 +65,8 @@ impl Second {
         }
     }
 
-    /// Returns true at a packet rate at which 16 bits may name another packet by the time a NACK arrives. The viewer
-    /// would get a piece of another picture.
+    /// Returns true if the packet rate is so high that the 16-bit sequence number may wrap before a NACK arrives. The
+    /// number then also stands for a newer packet, and the viewer would get a part of another picture.
     fn is_ambiguous(&self) -> bool {
         self.packets + self.packets_before >= 1 << 15
     }

@@ -43,8 +43,8 @@ struct LinkState {
 }
 
 impl DtlsLink {
-    /// Sets the time of the next datagram. str0m passes DTLS a datagram without the time. An answering flight would
-    /// count as sent at the last timeout, and went out twice within milliseconds.
+    /// Sets the arrival time of the next datagram, because str0m passes a datagram to DTLS without it. Otherwise the
+    /// flight that answers would count as sent at the last timeout, and would be retransmitted within milliseconds.
     pub(super) fn set_now(&self, now: Instant) {
         self.state().now = Some(now);
     }

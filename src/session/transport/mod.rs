@@ -157,7 +157,7 @@ impl Transport {
         self.rtc.close()
     }
 
-    /// Ends the connection without a word to the viewer.
+    /// Ends the connection without notifying the viewer.
     pub(super) fn disconnect(&mut self) {
         self.rtc.disconnect();
     }

@@ -208,7 +208,7 @@ impl SimulatedCamera {
         let is_idr = self.gop_position == 0;
         let is_reference = is_idr || lies || self.random.below(4) != 0;
         let number = self.ledger.next();
-        // Few different sizes, so that pools hold the same in every round.
+        // Only a few different sizes, so that memory pools stop growing after the first rounds.
         let body = if is_idr { 5_000 + 500 * self.random.below(8) } else { 100 + 300 * self.random.below(8) };
         let header = if is_idr { 0x65 } else { u8::from(is_reference) << 6 | 1 };
         let slice = self.slice(header, number, body as usize);

@@ -83,7 +83,7 @@ pub(super) struct Day {
     shown: u64,
     hidden: u64,
     held_bytes: Vec<i64>,
-    /// Bytes on the server's account of this thread before the day.
+    /// Value of `SERVER_BYTES` in `heap.rs` before the day.
     held_before: i64,
     digest: u64,
 }
@@ -316,7 +316,7 @@ impl Day {
                 && browser.deadline <= now.instant
             {
                 browser.handle_timeout(now.instant, now.monotonic_ns);
-                // A deadline that does not advance would stop the clock.
+                // Without this, a browser whose deadline does not advance would stop the simulated clock.
                 browser.deadline = browser.deadline.max(now.instant + Duration::from_millis(1));
                 self.post(id);
             }
@@ -364,7 +364,8 @@ impl Day {
         if self.random.below(60) == 0 && self.stalled_until_ns <= self.now_ns {
             self.stalled_until_ns = self.now_ns + (50 + self.random.below(7_000) as i64) * MS;
             self.stalls += 1;
-            // Their last datagrams are still in flight. Read late, they renew the consent late.
+            // Datagrams of browsers that left within the last second may still be in flight. The stalled server reads
+            // them late, so it also renews their consent late.
             for ghost in self.ghosts.iter_mut().filter(|ghost| self.now_ns - ghost.left_ns < SECOND) {
                 ghost.until_ns = self.stalled_until_ns + ghost.patience_ns;
             }
@@ -424,7 +425,7 @@ impl Day {
         self.order.retain(|other| *other != id);
         self.shown += browser.decoder.shown;
         self.hidden += browser.decoder.hidden;
-        // A stalled server notices it later.
+        // A stalled server notices only after the stall that the browser has left.
         let (left_ns, patience_ns) = (self.now_ns, patience.as_nanos() as i64);
         let until_ns = left_ns.max(self.stalled_until_ns) + patience_ns;
         let (manners, weather) = (browser.manners, browser.link.weather);
@@ -473,7 +474,7 @@ impl Day {
             let browser = &self.browsers[&id];
             let is_good = browser.link.weather == Weather::Clean
                 && matches!(browser.manners, Manners::Polite | Manners::Vanishing);
-            // The server may stall during a join.
+            // A join takes longer if the server stalls during it.
             let is_settled = self.now_ns - browser.joined_ns > 10 * SECOND;
             if !is_good || !is_settled || self.now_ns < self.stalled_until_ns + SECOND {
                 continue;

@@ -15,7 +15,8 @@ thread_local! {
     static SERVER_BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
-/// Adds to this thread's account while the server runs. A thread that ends has no account.
+/// Adds to this thread's `SERVER_BYTES` while the server's part of a step runs. Does nothing in a thread that is
+/// ending.
 fn count(bytes: usize, sign: i64) {
     let in_server = IN_SERVER.try_with(Cell::get).unwrap_or(false);
     if in_server && let Ok(bytes) = i64::try_from(bytes) {
@@ -45,7 +46,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Runs the server's part of a step: its allocations are counted. Data that crosses the border must be copied inside.
+/// Runs the server's part of a step and counts its allocations. Data that passes between the simulation and the server
+/// must be copied inside `work`: otherwise its allocation and its release are not both counted.
 pub(super) fn as_server<T>(work: impl FnOnce() -> T) -> T {
     let before = IN_SERVER.replace(true);
     let result = work();

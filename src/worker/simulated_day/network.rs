@@ -69,7 +69,7 @@ impl Link {
             return (now_ns, self.arrival(now_ns, &mut random));
         }
         if random.below(2_000) == 0 {
-            // Never earlier than the congestion before: waiting datagrams would be overtaken.
+            // Never earlier than the end of an earlier congestion: new datagrams would overtake the waiting ones.
             self.busy_until_ns = self.busy_until_ns.max(now_ns + (1 + random.below(20) as i64) * SECOND);
         }
         self.busy_until_ns = self.busy_until_ns.max(now_ns) + NARROW_NS;

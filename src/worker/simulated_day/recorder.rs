@@ -73,7 +73,7 @@ impl SimulatedRecorder {
     }
 
     pub(super) fn stop(&mut self, now_ns: i64) {
-        // An error while the recording is already stopping.
+        // Fails if the recording is already stopping.
         let _ = self.disk.recording.handle_stop(now_ns);
     }
 

@@ -335,7 +335,8 @@ fn a_throttled_address_is_refused_even_with_the_right_token() {
         wrong += 1;
         assert!(wrong < 100);
     }
-    // Right after a refusal. On a slow machine the limit may allow an attempt in between, hence the repetition.
+    // The right token must be refused while the limit is exhausted. On a slow machine the limit may already allow the
+    // next attempt, so this is repeated.
     let refused = (0..20).any(|_| ask("wrong-token-wrong-token") == 429 && ask(TOKEN) == 429);
     assert!(refused);
 }
