@@ -65,7 +65,7 @@ const FIELDS: [(&str, usize); 31] = [
 
 #[test]
 fn c_and_rust_have_the_same_numbers() {
-    let workshop = Workshop::new();
+    let workshop = Workshop::create();
     let output = Command::new(workshop.compile("cc", "layout.c", &[])).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let in_c: HashMap<&str, u64> = text
@@ -109,7 +109,7 @@ fn c_and_rust_have_the_same_numbers() {
 
 #[test]
 fn header_compiles_without_warnings_with_every_compiler() {
-    let workshop = Workshop::new();
+    let workshop = Workshop::create();
     for compiler in COMPILERS {
         workshop.compile(compiler, "layout.c", &["-O2"]);
         workshop.compile(compiler, "stress_camera.c", &["-O0"]);
@@ -156,7 +156,7 @@ fn film(workshop: &Workshop, units: u64) -> PathBuf {
 
 #[test]
 fn viewers_can_watch_the_example_camera() {
-    let workshop = Workshop::new();
+    let workshop = Workshop::create();
     let film = film(&workshop, 30 * 120);
     for compiler in COMPILERS {
         let shm = unique_shm();

@@ -101,7 +101,7 @@ fn random_datagrams_change_nothing() {
 #[test]
 fn stun_with_a_wrong_name_or_signature_is_not_answered_as_success() {
     let setup = setup();
-    let offer = Offer::new();
+    let offer = Offer::create();
     let answer = offer.post(setup.server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     let ufrag = answer.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:")).unwrap().to_owned();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -154,7 +154,7 @@ fn broken_offers_get_a_clear_400() {
 #[test]
 fn truncated_and_mutated_offers_do_no_harm() {
     let setup = setup();
-    let good = Offer::new().sdp.clone();
+    let good = Offer::create().sdp.clone();
     let mut random = Random::new(4);
     for _ in 0..150 {
         let cut = good[..random.below(good.len() as u64) as usize].to_owned();
@@ -184,7 +184,7 @@ fn a_body_of_ten_megabytes_is_refused() {
 #[test]
 fn an_offer_without_h264_gets_422() {
     let setup = setup();
-    let sdp = Offer::new().sdp.replace("H264/90000", "VP8/90000");
+    let sdp = Offer::create().sdp.replace("H264/90000", "VP8/90000");
     setup.offer(&sdp).assert_error(&[422]);
     setup.assert_undisturbed();
 }
@@ -192,7 +192,7 @@ fn an_offer_without_h264_gets_422() {
 #[test]
 fn additional_media_sections_are_answered_in_order_or_refused() {
     let setup = setup();
-    let good = Offer::new().sdp.clone();
+    let good = Offer::create().sdp.clone();
     let line_at = good.find("m=video").unwrap();
     let twice = format!("{good}{}", good[line_at..].replace("a=mid:", "a=mid:second"));
     let response = setup.offer(&twice);
@@ -216,7 +216,7 @@ fn wrong_methods_and_paths_get_405_and_404() {
 #[test]
 fn a_foreign_origin_may_not_offer() {
     let setup = setup();
-    let body = json!({"type": "offer", "sdp": Offer::new().sdp}).to_string();
+    let body = json!({"type": "offer", "sdp": Offer::create().sdp}).to_string();
     let headers = [("Content-Type", "application/json"), ("Origin", "http://evil.example")];
     let response = http::request(setup.server.http, "POST", OFFER, &headers, body.as_bytes());
     response.assert_error(&[403]);

@@ -238,7 +238,7 @@ fn a_relay_loses_its_share_and_delivers_the_rest() {
 
 #[test]
 fn a_viewer_receives_every_unit_and_the_close_notify() {
-    let offer = Offer::new();
+    let offer = Offer::create();
     let sender = Sender::answer(&offer.sdp);
     let viewer = offer.watch(&sender.answer);
     viewer.wait_units(100);
@@ -249,7 +249,7 @@ fn a_viewer_receives_every_unit_and_the_close_notify() {
 
 #[test]
 fn a_viewer_behind_a_lossy_relay_is_repaired() {
-    let offer = Offer::new();
+    let offer = Offer::create();
     let sender = Sender::answer(&offer.sdp);
     let weather =
         Weather { seed: 5, loss_percent: 5.0, delay: Duration::from_millis(15), reorder_percent: 1.0 };

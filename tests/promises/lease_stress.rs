@@ -113,7 +113,7 @@ fn add_counts(reader: &Process, sums: &mut [u64; 3]) {
 #[test]
 fn killed_readers_leave_no_leases_and_no_torn_units() {
     let seconds = std::env::var("SS_STRESS_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
-    let (workshop, ring) = (Workshop::new(), unique_shm());
+    let (workshop, ring) = (Workshop::create(), unique_shm());
     let program = workshop.compile("cc", "stress_camera.c", &["-O2"]);
     let mut camera = Process::spawn("stress_camera", Command::new(program).args([&ring, "5000"]));
     wait_until("the C camera is ready", || camera.log().contains("ready"));

@@ -63,11 +63,11 @@ fn two_hundred_offers_that_never_connect_leave_no_memory() {
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(10);
     let descriptors_before = descriptors(&server);
-    let answered = (0..200).filter(|_| Offer::new().post(server.http).is_ok()).count();
+    let answered = (0..200).filter(|_| Offer::create().post(server.http).is_ok()).count();
     assert_eq!(answered, 200);
     server.wait_viewers(CONSENT, 1);
     let resident_once = resident_kb(&server);
-    let answered = (0..200).filter(|_| Offer::new().post(server.http).is_ok()).count();
+    let answered = (0..200).filter(|_| Offer::create().post(server.http).is_ok()).count();
     assert_eq!(answered, 200);
     server.wait_viewers(CONSENT, 1);
     let resident_twice = resident_kb(&server);

@@ -20,7 +20,7 @@ fn watch_through(kbps: u32, weather: Weather) -> (support::account::Report, supp
     let _camera = CameraSim::start(&shm, &words(&line));
     let server = Server::start(&shm, &[]);
     server.wait_ready();
-    let offer = Offer::new();
+    let offer = Offer::create();
     let answer = offer.post(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     let relay = LossyRelay::start(server.udp, weather);
     let viewer = offer.watch(&rewrite_answer(&answer, relay.address));

@@ -102,7 +102,7 @@ fn lossy_viewer_changes_only_its_own_metrics_which_end_with_it() {
     let _camera = CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --bitrate-kbps 4000"));
     let server = Server::start(&shm, &[]);
     server.wait_ready();
-    let offer = Offer::new();
+    let offer = Offer::create();
     let answer = offer.post(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     let weather =
         Weather { seed: 3, loss_percent: 6.0, delay: Duration::from_millis(10), reorder_percent: 0.0 };

@@ -12,7 +12,7 @@ pub const COMPILERS: [&str; 2] = ["gcc", "clang"];
 pub struct Workshop(PathBuf);
 
 impl Workshop {
-    pub fn new() -> Workshop {
+    pub fn create() -> Workshop {
         let path = std::env::temp_dir().join(format!("ss-c-{}", unique_shm().replace('/', "")));
         std::fs::create_dir_all(&path).unwrap();
         Workshop(path)

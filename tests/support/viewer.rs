@@ -45,7 +45,7 @@ pub struct Offer {
 
 impl Offer {
     /// An offer of one receive-only H.264 section with a host candidate on loopback.
-    pub fn new() -> Self {
+    pub fn create() -> Self {
         static CRYPTO: Once = Once::new();
         CRYPTO.call_once(|| str0m::crypto::from_feature_flags().install_process_default());
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -105,7 +105,7 @@ impl ViewerSimulator {
 
     /// As [`Self::connect`], with more request headers.
     pub fn connect_with(server: SocketAddr, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
-        let offer = Offer::new();
+        let offer = Offer::create();
         let answer = offer.post_with(server, headers)?;
         Ok(offer.watch(&answer))
     }

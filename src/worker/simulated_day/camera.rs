@@ -241,7 +241,7 @@ impl SimulatedCamera {
     fn slice(&mut self, header: u8, number: u32, body: usize) -> Vec<u8> {
         let mut nal = BitWriter::default().ue(0).ue(7).ue(0).bits(0xff, 8).nal(header);
         while nal.len() < body {
-            nal.extend(self.random.next().to_le_bytes().map(|byte| byte | 0x80));
+            nal.extend(self.random.next_u64().to_le_bytes().map(|byte| byte | 0x80));
         }
         nal.extend((0..4).rev().map(|byte| (number >> (7 * byte) & 0x7f) as u8 | 0x80));
         nal.extend(std::iter::repeat_n(0x55, 40));

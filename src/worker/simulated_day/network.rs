@@ -46,7 +46,7 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(weather: Weather, (seed, start_ns): (u64, i64), viewer: u32) -> Link {
         let mut random = Random::new(seed ^ u64::from(viewer) << 32);
-        let seed = random.next();
+        let seed = random.next_u64();
         let delay_ns = (1 + random.below(60) as i64) * MS;
         Link { weather, seed, start_ns, delay_ns, busy_until_ns: 0, places: [(0, 0); 2] }
     }
@@ -56,9 +56,10 @@ impl Link {
         let place = &mut self.places[direction];
         *place = if place.0 == now_ns { (now_ns, place.1 + 1) } else { (now_ns, 0) };
         let since_start_ns = now_ns - self.start_ns;
-        let moment =
-            Random::new(since_start_ns.cast_unsigned()).next().wrapping_add(place.1 << 1 | direction as u64);
-        Random::new(self.seed ^ Random::new(moment).next())
+        let moment = Random::new(since_start_ns.cast_unsigned())
+            .next_u64()
+            .wrapping_add(place.1 << 1 | direction as u64);
+        Random::new(self.seed ^ Random::new(moment).next_u64())
     }
 
     /// Returns when a datagram from the server leaves the kernel, and when it arrives unless it is lost.
