@@ -306,7 +306,7 @@ fn unusable_options_and_files_end_the_start_with_a_reason() {
         (&["--tls-cert", &good], 2, "--tls-cert needs --tls-key"),
         (&["--tls-key", &good], 2, "--tls-key needs --tls-cert"),
         (&["--tls-self-signed", "--tls-cert", &good, "--tls-key", &good], 2, "exclude each other"),
-        (&["--http-plain", "127.0.0.1:0"], 2, "--http-plain is for servers with TLS"),
+        (&["--http-plain", "127.0.0.1:0"], 2, "--http-plain needs TLS"),
         (&["--allow-host", "http://cam"], 2, "a host name without scheme"),
         (&["--tls-cert", &missing, "--tls-key", &good], 1, "TLS: cannot read"),
         (&["--tls-cert", &good, "--tls-key", &ca], 1, "contains no private key"),
