@@ -178,7 +178,7 @@ pub enum Action {
     },
     /// Answer with [`answer_viewers`].
     Viewers,
-    /// Answer with [`super::events::status`].
+    /// Answer with `events::status`.
     Status,
     /// Answer with a stream of server-sent events.
     Events,
