@@ -114,8 +114,9 @@ impl RecordedFile {
         self.id
     }
 
+    /// Returns true if no operation is in flight. A write that was partial and is not resubmitted yet is not in flight.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.operation, Operation::None)
+        matches!(self.operation, Operation::None | Operation::Writing { resubmit: true, .. })
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -486,8 +486,8 @@ impl Recording {
     fn fail(&mut self, error: RecorderError) {
         let Some(active) = &mut self.active else { return };
         self.counters.disk_errors.add_shared(1);
+        // The pending unit stays until its write, if one is in flight, has completed: see `advance`.
         active.phase = Phase::Closing;
-        active.pending = None;
         active.error.get_or_insert(error);
     }
 

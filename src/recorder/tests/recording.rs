@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::harness::{Harness, SECOND, UNIT_INTERVAL, idr, start};
+use super::harness::{Harness, SECOND, UNIT_INTERVAL, delta, idr, start};
 use crate::base::limits;
 use crate::recorder::names::Format;
 use crate::recorder::operation::{Completion, Output, Start};
@@ -248,6 +248,30 @@ fn deleted_file_ends_the_recording() {
     harness.recording.handle_completion(harness.now_ns, file, Completion::Synced(Ok(false)));
     harness.run_until_idle();
     assert_eq!(harness.recording.last().1, Some(&RecorderError::Removed));
+}
+
+#[test]
+fn file_deleted_during_a_write_ends_the_recording() {
+    for write_max in [usize::MAX, 64] {
+        let mut harness = Harness::recording(Format::Mp4);
+        harness.publish_units(3);
+        harness.write_max = write_max;
+        harness.now_ns += 2 * SECOND;
+        harness.recording.handle_tick(harness.now_ns);
+        let Some(Output::Sync { file }) = harness.recording.poll_output() else { panic!("no sync") };
+        harness.push(delta(3));
+        harness.execute_outputs();
+        assert_eq!(harness.completions.len(), 1, "the write is in flight");
+        harness.recording.handle_completion(harness.now_ns, file, Completion::Synced(Ok(false)));
+        assert!(harness.recording.has_pending_unit(), "the disk still reads the slot");
+        harness.run_until_idle();
+        assert_eq!(harness.recording.state(), RecorderState::Idle, "write of at most {write_max} bytes");
+        assert_eq!(harness.recording.last().1, Some(&RecorderError::Removed));
+        assert_eq!(
+            harness.unit_numbers("cat.mp4"),
+            if write_max == 64 { 0..3 } else { 0..4 }.collect::<Vec<_>>()
+        );
+    }
 }
 
 #[test]
