@@ -1,5 +1,7 @@
 //! Detects that too many access units are dropped. Counts and times are arguments.
 
+use std::collections::VecDeque;
+
 use crate::base::log_limit::LogLimit;
 
 /// Percent of dropped units above which a warning is due.
@@ -8,14 +10,11 @@ pub const DROPS_MAX_PERCENT: u64 = 5; // local bound: threshold of this warning
 /// Nanoseconds of the window in which drops count.
 const WINDOW_NS: i64 = 10_000_000_000; // local bound: only this file uses it
 
-/// Remembered totals: one per second of the window, and its begin.
-const MARKS: usize = 11; // local bound: follows from the window
-
 /// Units in the window below which the share is not significant.
 const UNITS_MIN: u64 = 60; // local bound: only this file uses it
 
 /// Totals at one moment.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Mark {
     at_ns: i64,
     sent: u64,
@@ -25,8 +24,8 @@ struct Mark {
 /// Watches the totals of sent and dropped units.
 #[derive(Debug, Default)]
 pub struct DropWatch {
-    marks: [Mark; MARKS],
-    marked: usize,
+    /// One mark per second of the window, oldest first.
+    marks: VecDeque<Mark>,
     warnings: LogLimit,
 }
 
@@ -44,16 +43,13 @@ impl DropWatch {
 
     /// Stores one mark per second. Returns the oldest one in the window.
     fn mark(&mut self, mark: Mark) -> Mark {
-        let newest = self.marks.first().copied().unwrap_or_default();
-        if self.marked == 0 || mark.at_ns - newest.at_ns >= WINDOW_NS / 10 {
-            self.marks.rotate_right(1);
-            if let Some(first) = self.marks.first_mut() {
-                *first = mark;
-            }
-            self.marked = (self.marked + 1).min(MARKS);
+        let is_due = |newest: &Mark| mark.at_ns - newest.at_ns >= WINDOW_NS / 10;
+        if self.marks.back().is_none_or(is_due) {
+            self.marks.push_back(mark);
         }
-        let mut kept = self.marks.iter().take(self.marked);
-        kept.rfind(|kept| mark.at_ns - kept.at_ns <= WINDOW_NS + WINDOW_NS / 20).copied().unwrap_or(mark)
+        let is_old = |oldest: &mut Mark| mark.at_ns - oldest.at_ns > WINDOW_NS + WINDOW_NS / 20;
+        while self.marks.pop_front_if(is_old).is_some() {}
+        self.marks.front().copied().unwrap_or(mark)
     }
 }
 

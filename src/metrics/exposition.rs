@@ -35,21 +35,17 @@ impl Exposition {
 
     /// Adds a sample without labels to the open family.
     pub fn value(&mut self, value: impl Display) -> &mut Self {
-        self.sample(&[], &value)
+        self.with_labels(&[], &value)
     }
 
     /// Adds a sample with one label to the open family. The label's value is escaped.
     pub fn labelled(&mut self, label: &str, label_value: &str, value: impl Display) -> &mut Self {
-        self.sample(&[(label, label_value)], &value)
+        self.with_labels(&[(label, label_value)], &value)
     }
 
     /// Adds a sample with labels to the open family. Their values are escaped.
-    pub fn with_labels(&mut self, labels: &[(&str, &str)], value: impl Display) -> &mut Self {
-        self.sample(labels, &value)
-    }
-
     #[inline(never)]
-    fn sample(&mut self, labels: &[(&str, &str)], value: &dyn Display) -> &mut Self {
+    pub fn with_labels(&mut self, labels: &[(&str, &str)], value: &dyn Display) -> &mut Self {
         let name = self.family;
         if labels.is_empty() {
             return self.write(format_args!("{name} {value}\n"));
@@ -86,18 +82,6 @@ impl Exposition {
         let labels =
             if label.is_empty() { String::new() } else { format!("{{{}}}", label.trim_end_matches(',')) };
         self.write(format_args!("{name}_sum{labels} {}\n{name}_count{labels} {count}\n", Seconds(sum_ns)))
-    }
-
-    /// Adds a whole family of one histogram in seconds, as [`Exposition::distribution`] takes it.
-    pub fn histogram_us(
-        &mut self,
-        name: &'static str,
-        help: &str,
-        buckets: impl Iterator<Item = (u64, u64)>,
-        count: u64,
-        sum_ns: u64,
-    ) -> &mut Self {
-        self.histogram(name, help).distribution("", buckets, count, sum_ns)
     }
 
     fn write(&mut self, arguments: std::fmt::Arguments<'_>) -> &mut Self {
@@ -147,9 +131,8 @@ mod tests {
     #[test]
     fn histogram_buckets_are_cumulative_and_in_seconds() {
         let mut exposition = Exposition::new();
-        exposition.histogram_us(
-            "w_seconds",
-            "Writes.",
+        exposition.histogram("w_seconds", "Writes.").distribution(
+            "",
             [(50, 2), (1_000_000, 3)].into_iter(),
             6,
             2_500_000_000,

@@ -81,22 +81,13 @@ pub struct StageTotals {
     pub latest_send_ns: Gauge,
 }
 
-/// One stage of all workers together.
-#[derive(Clone, Debug)]
-pub struct StageSummary {
-    /// The stage.
-    pub stage: Stage,
-    /// Its latencies.
-    pub latencies: LatencySummary,
-}
-
 /// Merges the totals of all workers, stage by stage.
-pub fn summarise<'a>(workers: impl Iterator<Item = &'a StageTotals> + Clone) -> Vec<StageSummary> {
+pub fn summarise<'a>(workers: impl Iterator<Item = &'a StageTotals> + Clone) -> Vec<(Stage, LatencySummary)> {
     let merged = |stage: Stage| {
         let mut latencies = LatencySummary::default();
         let totals = workers.clone().filter_map(|worker| worker.latencies.get(stage as usize));
         totals.for_each(|totals| latencies.merge(totals));
-        StageSummary { stage, latencies }
+        (stage, latencies)
     };
     Stage::ALL.into_iter().map(merged).collect()
 }
@@ -114,9 +105,9 @@ mod tests {
             recorder.record(Stage::SubmittedToSent, 30_000);
             recorder.publish(worker);
         }
-        for summary in summarise(workers.iter()) {
-            let count = if summary.stage == Stage::SubmittedToSent { 2 } else { 0 };
-            assert_eq!(summary.latencies.count(), count, "{:?}", summary.stage);
+        for (stage, latencies) in summarise(workers.iter()) {
+            let count = if stage == Stage::SubmittedToSent { 2 } else { 0 };
+            assert_eq!(latencies.count(), count, "{stage:?}");
         }
     }
 
@@ -128,7 +119,7 @@ mod tests {
             recorder.record(Stage::CapturedToSent, took_ns);
         }
         recorder.publish(&totals);
-        let latencies = summarise(std::iter::once(&totals)).pop().unwrap().latencies;
+        let latencies = summarise(std::iter::once(&totals)).pop().unwrap().1;
         assert_eq!(latencies.count(), 5);
         assert_eq!(latencies.buckets(&STAGE_BUCKETS_US).iter().sum::<u64>(), 3);
     }

@@ -236,32 +236,32 @@ impl ChromeTrace {
 
     fn unit(&mut self, unit: &UnitTimes) {
         let UnitTimes { number, captured_ns, seen_ns, packetised_ns } = *unit;
-        let args = Args { number, viewer: None };
-        self.waited("camera", &args, captured_ns, seen_ns);
+        let (id, args) = (format!("0.{number}"), format!("{{\"unit\":{number}}}"));
+        self.waited("camera", &id, &args, captured_ns, seen_ns);
         self.did("packetise", &args, seen_ns, packetised_ns);
     }
 
     fn write(&mut self, write: &WriteTimes) {
         let WriteTimes { number, viewer, begun_ns, encrypted_ns, submitted_ns, sent_ns } = *write;
-        let args = Args { number, viewer: Some(viewer) };
+        let id = format!("{viewer}.{number}");
+        let args = format!("{{\"unit\":{number},\"viewer\":{viewer}}}");
         self.did("encrypt", &args, begun_ns, encrypted_ns);
-        self.waited("queued", &args, encrypted_ns, submitted_ns);
-        self.waited("send", &args, submitted_ns, sent_ns);
+        self.waited("queued", &id, &args, encrypted_ns, submitted_ns);
+        self.waited("send", &id, &args, submitted_ns, sent_ns);
     }
 
     /// Adds work of the worker's thread as a complete event. Such events do not overlap.
-    fn did(&mut self, name: &str, args: &Args, from_ns: i64, to_ns: i64) {
-        let (from, took) = (Micros(from_ns), Micros(to_ns - from_ns));
+    fn did(&mut self, name: &str, args: &str, from_ns: i64, to_ns: i64) {
+        let (from, took) = (micros(from_ns), micros(to_ns - from_ns));
         self.event(format_args!(
             "\"ph\":\"X\",\"name\":\"{name}\",\"cat\":\"stage\",\"ts\":{from},\"dur\":{took},\"args\":{args}"
         ));
     }
 
-    /// Adds a waiting time as an asynchronous event. Such events may overlap.
-    fn waited(&mut self, name: &str, args: &Args, from_ns: i64, to_ns: i64) {
-        let id = Id { worker: self.worker, args };
-        let (from, to) = (Micros(from_ns), Micros(to_ns));
-        let what = format_args!("\"name\":\"{name}\",\"cat\":\"{name}\",\"id\":\"{id}\"").to_string();
+    /// Adds a waiting time as an asynchronous event. Such events may overlap. `id` distinguishes events of the same name.
+    fn waited(&mut self, name: &str, id: &str, args: &str, from_ns: i64, to_ns: i64) {
+        let (from, to) = (micros(from_ns), micros(to_ns));
+        let what = format!("\"name\":\"{name}\",\"cat\":\"{name}\",\"id\":\"{}.{id}\"", self.worker);
         self.event(format_args!("\"ph\":\"b\",{what},\"ts\":{from},\"args\":{args}"));
         self.event(format_args!("\"ph\":\"e\",{what},\"ts\":{to}"));
     }
@@ -274,42 +274,10 @@ impl ChromeTrace {
     }
 }
 
-/// The unit and the viewer of an event.
-struct Args {
-    number: u32,
-    viewer: Option<u32>,
-}
-
-impl std::fmt::Display for Args {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{{\"unit\":{}", self.number)?;
-        if let Some(viewer) = self.viewer {
-            write!(f, ",\"viewer\":{viewer}")?;
-        }
-        f.write_char('}')
-    }
-}
-
-/// Distinguishes spans of the same name.
-struct Id<'a> {
-    worker: usize,
-    args: &'a Args,
-}
-
-impl std::fmt::Display for Id<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.{}", self.worker, self.args.viewer.unwrap_or(0), self.args.number)
-    }
-}
-
-/// Nanoseconds, shown as microseconds; not negative.
-struct Micros(i64);
-
-impl std::fmt::Display for Micros {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ns = self.0.max(0);
-        write!(f, "{}.{:03}", ns / 1_000, ns % 1_000)
-    }
+/// Returns nanoseconds as microseconds; not negative.
+fn micros(ns: i64) -> String {
+    let ns = ns.max(0);
+    format!("{}.{:03}", ns / 1_000, ns % 1_000)
 }
 
 #[cfg(test)]

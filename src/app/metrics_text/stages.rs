@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::base::histogram::LatencySummary;
 use crate::base::limits::STAGE_BUCKETS_US;
 use crate::metrics::exposition::Seconds;
-use crate::metrics::stages::{StageSummary, StageTotals, summarise};
+use crate::metrics::stages::{Stage, StageTotals, summarise};
 use crate::metrics::{Exposition, ViewerFigures, WorkerCounters};
 
 /// Percentiles in addition to the buckets, within 1 %, since the start.
@@ -19,26 +20,25 @@ pub(super) fn expose(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     viewers(text, workers);
 }
 
-fn histograms(text: &mut Exposition, stages: &[StageSummary]) {
+fn histograms(text: &mut Exposition, stages: &[(Stage, LatencySummary)]) {
     text.histogram("stage_latency_seconds", "Time of an access unit from one stage to the next.");
-    for summary in stages {
-        let label = format!("stage=\"{}\",", summary.stage.name());
-        let latencies = &summary.latencies;
+    for (stage, latencies) in stages {
+        let label = format!("stage=\"{}\",", stage.name());
         let buckets = STAGE_BUCKETS_US.into_iter().zip(latencies.buckets(&STAGE_BUCKETS_US));
         text.distribution(&label, buckets, latencies.count(), latencies.sum_ns());
     }
 }
 
-fn percentiles(text: &mut Exposition, stages: &[StageSummary]) {
+fn percentiles(text: &mut Exposition, stages: &[(Stage, LatencySummary)]) {
     text.gauge(
         "stage_latency_percentile_seconds",
         "Percentiles of stage_latency_seconds since the start, within 1 %.",
     );
-    for summary in stages {
+    for (stage, latencies) in stages {
         for (name, share) in PERCENTILES {
-            if let Some(latency_ns) = summary.latencies.quantile_ns(share) {
-                let labels = [("stage", summary.stage.name()), ("percentile", name)];
-                text.with_labels(&labels, Seconds(latency_ns));
+            if let Some(latency_ns) = latencies.quantile_ns(share) {
+                let labels = [("stage", stage.name()), ("percentile", name)];
+                text.with_labels(&labels, &Seconds(latency_ns));
             }
         }
     }
