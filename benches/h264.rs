@@ -124,7 +124,7 @@ fn assemble_and_packetize_unit(bencher: Bencher<'_, '_>, unit: Unit) {
 }
 
 fn started() -> Assembler {
-    let mut assembler = Assembler::new();
+    let mut assembler = Assembler::default();
     assembler.assemble(&UNITS[1].annex_b()).unwrap();
     assembler
 }

@@ -178,7 +178,7 @@ mod path {
         let mut writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
         let mut cursor = Camera::new(&name, Wake::Poll).cursor();
         writer.unlink();
-        let (mut assembler, mut packetizer) = (Assembler::new(), Packetizer::for_rtp());
+        let (mut assembler, mut packetizer) = (Assembler::default(), Packetizer::for_rtp());
         let mut pair = Pair::new(&context(choice), DtlsVersion::Auto);
         pair.connect();
         let mut driver = driver();

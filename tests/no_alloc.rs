@@ -100,7 +100,7 @@ mod stages {
         let name = format!("/ss-test-no-alloc-{}", std::process::id());
         let mut writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
         let mut cursor = Camera::new(&name, Wake::Poll).cursor();
-        let (mut assembler, mut packetizer) = (Assembler::new(), Packetizer::for_rtp());
+        let (mut assembler, mut packetizer) = (Assembler::default(), Packetizer::for_rtp());
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let remote = receiver.local_addr().unwrap();

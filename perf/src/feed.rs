@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use streaming_server::camera::{Camera, Cursor, Next, Wake, Wakeup, waiter};
-use streaming_server::h264::avcc::{configuration_record, length_prefix};
+use streaming_server::h264::avcc::configuration_record;
 use streaming_server::h264::{AssembledUnit, Assembler};
 
 use crate::Fallible;
@@ -73,7 +73,7 @@ fn video(unit: &AssembledUnit<'_>, out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(&[if unit.is_idr() { 0x17 } else { 0x27 }, 1, 0, 0, 0]);
     for nal in unit.nals() {
-        out.extend_from_slice(&length_prefix(nal.bytes.len()));
+        out.extend_from_slice(&u32::try_from(nal.bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
         out.extend_from_slice(nal.bytes);
     }
 }
@@ -111,7 +111,7 @@ pub(crate) fn run(shm: &str) -> Fallible<()> {
     let camera = Camera::new(shm, Wake::Auto);
     let pipe = Pipe {
         cursor: camera.cursor(),
-        assembler: Assembler::new(),
+        assembler: Assembler::default(),
         body: Vec::new(),
         out: Vec::new(),
         begun_ns: None,

@@ -178,7 +178,7 @@ pub(crate) fn run(shm: &str) -> Fallible<()> {
     let sender = Arc::new(Mutex::new(Sender {
         socket: Arc::clone(&socket),
         cursor: camera.cursor(),
-        assembler: Assembler::new(),
+        assembler: Assembler::default(),
         packetizer: Packetizer::for_rtp(),
         payloads: Vec::new(),
         listeners: Vec::new(),

@@ -47,7 +47,7 @@
 //!         thread::spawn(move || waiter::run(camera, stop, false))
 //!     };
 //!     let mut cursor = camera.cursor();
-//!     let mut assembler = Assembler::new();
+//!     let mut assembler = Assembler::default();
 //!     let (mut idrs, mut bytes) = (0, 0);
 //!     while idrs < idr_count {
 //!         match cursor.next(clock::monotonic_ns()) {
@@ -65,7 +65,7 @@
 //!             Next::Empty | Next::Away => thread::park_timeout(Duration::from_millis(200)),
 //!             Next::Lapped { missed_units } => eprintln!("{missed_units} units missed"),
 //!             Next::Rejected(reason) => eprintln!("skipped slot: {reason}"),
-//!             Next::Restarted => assembler = Assembler::new(),
+//!             Next::Restarted => assembler = Assembler::default(),
 //!         }
 //!     }
 //!     stop.store(true, Ordering::Release);

@@ -44,6 +44,7 @@ struct Carried {
 /// Scans access units, caches parameter sets and lists the NAL units to send. Each consumer has its own.
 ///
 /// It allocates only for new parameter sets and for a unit with more NAL units than any before.
+#[derive(Default)]
 pub struct Assembler {
     sets: ParameterSets,
     scanned: SmallVec<[NalUnit; 16]>,
@@ -57,27 +58,7 @@ pub struct Assembler {
     idr_assembled: bool,
 }
 
-impl Default for Assembler {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Assembler {
-    /// Creates an assembler with an empty cache.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            sets: ParameterSets::new(),
-            scanned: SmallVec::new_const(),
-            items: SmallVec::new_const(),
-            carried: SmallVec::new_const(),
-            needed: SmallVec::new_const(),
-            gop: 0,
-            idr_assembled: false,
-        }
-    }
-
     /// Returns the parameter sets seen so far.
     #[must_use]
     pub fn parameter_sets(&self) -> &ParameterSets {
@@ -129,18 +110,12 @@ impl Assembler {
         let picture = self.read_slices(bytes)?;
         if picture.is_idr {
             self.gop = self.gop.wrapping_add(1).max(1);
+            self.idr_assembled = true;
         }
         for set in &self.carried {
             self.sets.mark_carried(set.kind, set.id, self.gop);
         }
-        if picture.is_idr {
-            self.idr_assembled = true;
-        }
-        let result = self.insert_missing(picture.is_idr);
-        if result.is_err() {
-            self.idr_assembled = false;
-        }
-        result?;
+        self.insert_missing(picture.is_idr)?;
         self.append_head(head_count);
         self.append_rest(bytes, head_count)?;
         Ok(picture)
@@ -190,9 +165,11 @@ impl Assembler {
     fn insert_missing(&mut self, is_idr: bool) -> Result<(), UnitError> {
         let Self { sets, items, carried, needed, gop, idr_assembled, .. } = self;
         for (index, &pps_id) in needed.iter().enumerate() {
-            let known = sets.pps_by_id(pps_id).and_then(|pps| Some((pps, sets.sps_by_id(pps.sps_id)?)));
+            let known =
+                sets.pps_by_id(pps_id).and_then(|pps| Some((pps, sets.sps_by_id(pps.fields.sps_id)?)));
             let Some((pps, sps)) = known else {
                 if is_idr {
+                    *idr_assembled = false;
                     return Err(UnitError::MissingParameterSets { pps_id });
                 }
                 continue;
@@ -200,7 +177,7 @@ impl Assembler {
             let wanted =
                 [(kind::SPS, sps.id, Arc::clone(&sps.bytes)), (kind::PPS, pps_id, Arc::clone(&pps.bytes))];
             if is_idr && index == 0 {
-                sets.activate(sps.id);
+                sets.active_sps_id = Some(sps.id);
             }
             for (kind, id, bytes) in wanted {
                 if *idr_assembled && sets.mark_carried(kind, id, *gop) {
@@ -296,7 +273,7 @@ mod tests {
 
     /// Returns an assembler that has seen one complete IDR with SPS 0 and PPS 0.
     fn started() -> Assembler {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         assembled(&mut assembler, &[&sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)]).unwrap();
         assembler
     }
@@ -305,7 +282,7 @@ mod tests {
     fn complete_idr_passes_unchanged() {
         let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
         let unit = annex_b(&[AUD, &sps, &pps, SEI, &idr]);
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let assembled = assembler.assemble(&unit).unwrap();
         assert!(assembled.is_idr() && assembled.is_reference());
         assert_eq!(assembled.nals().map(|nal| nal.kind).collect::<Vec<_>>(), [9, 7, 8, 6, 5]);
@@ -366,7 +343,7 @@ mod tests {
 
     #[test]
     fn idr_with_unknown_parameter_sets_is_rejected_until_they_arrive() {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let missing = Err(UnitError::MissingParameterSets { pps_id: 0 });
         assert_eq!(assembled(&mut assembler, &[&idr(0)]), missing);
         assert_eq!(assembled(&mut assembler, &[&pps(0, 0, 0), &idr(0)]), missing, "its SPS is unknown");
@@ -386,7 +363,7 @@ mod tests {
 
     #[test]
     fn pps_before_its_sps_is_moved_after_it() {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
         let nals = assembled(&mut assembler, &[AUD, &pps, &sps, SEI, &idr]).unwrap();
         assert_eq!(nals, [AUD, &sps, &pps, SEI, &idr]);
@@ -394,7 +371,7 @@ mod tests {
 
     #[test]
     fn late_delimiter_is_moved_to_the_front() {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
         let nals = assembled(&mut assembler, &[SEI, &sps, AUD, &pps, &idr]).unwrap();
         assert_eq!(nals, [AUD, &sps, &pps, SEI, &idr]);
@@ -402,14 +379,14 @@ mod tests {
 
     #[test]
     fn sei_before_parameter_sets_keeps_its_position() {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let unit: [&[u8]; 5] = [AUD, SEI, &sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)];
         assert_eq!(assembled(&mut assembler, &unit).unwrap(), unit);
     }
 
     #[test]
     fn repeated_parameter_sets_are_sent_once_with_their_last_content() {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let (sps, old, new, idr) = (sps(0, 31, 80, 45), pps(0, 0, 1), pps(0, 0, 2), idr(0));
         let nals = assembled(&mut assembler, &[&sps, &old, &sps, &new, &idr, &sps, &new, &idr]).unwrap();
         assert_eq!(nals, [sps.clone(), new.clone(), idr.clone(), idr.clone()]);
@@ -447,7 +424,7 @@ mod tests {
 
     #[test]
     fn units_before_the_first_idr_pass_unchanged() {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         assert_eq!(assembled(&mut assembler, &[AUD, &non_idr(3)]).unwrap(), [AUD, &non_idr(3)]);
     }
 
@@ -514,7 +491,7 @@ mod tests {
         fn every_assembled_idr_has_each_needed_parameter_set_once(
             units in prop::collection::vec(hostile_bytes(80), 1..12)
         ) {
-            let mut assembler = Assembler::new();
+            let mut assembler = Assembler::default();
             for unit in &units {
                 let Ok(assembled) = assembler.assemble(unit) else { continue };
                 let nals: Vec<_> = assembled.nals().collect();

@@ -1,12 +1,11 @@
 //! Output of the [`Assembler`](super::Assembler): the NAL units of one access unit, borrowed and in order.
 
-use std::fmt;
 use std::sync::Arc;
 
 use super::nal::NalUnit;
 
 /// The NAL units to send or record for one access unit, in order. Borrows from the slot and the assembler.
-#[derive(Copy, Clone)]
+#[derive(Copy, Clone, Debug)]
 pub struct AssembledUnit<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) items: &'a [Item],
@@ -49,14 +48,6 @@ impl<'a> AssembledUnit<'a> {
     }
 }
 
-impl fmt::Debug for AssembledUnit<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds = self.items.iter().map(Item::kind);
-        write!(formatter, "AssembledUnit, NAL units of kind ")?;
-        formatter.debug_list().entries(kinds).finish()
-    }
-}
-
 /// A NAL unit of an assembled unit.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Nal<'a> {
@@ -70,13 +61,14 @@ pub struct Nal<'a> {
 }
 
 /// A NAL unit of the output, located in the slot or in the parameter set cache.
+#[derive(Debug)]
 pub(super) enum Item {
     Slot(NalUnit),
     Cached { kind: u8, bytes: Arc<[u8]> },
 }
 
 /// Properties read from the slices of a unit.
-#[derive(Copy, Clone, Default)]
+#[derive(Copy, Clone, Debug, Default)]
 pub(super) struct Picture {
     pub(super) is_idr: bool,
     pub(super) is_reference: bool,

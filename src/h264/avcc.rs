@@ -1,16 +1,7 @@
-//! The MP4 form of H.264 (ISO/IEC 14496-15): the `avcC` record, and length prefixes in place of start codes.
+//! The MP4 form of H.264 (ISO/IEC 14496-15): the `avcC` record.
 //! MP4 boxes and files belong to `recorder::format`.
 
 use super::parameter_sets::ParameterSets;
-
-/// Bytes of the length before each NAL unit. The configuration record declares the same size.
-pub const LENGTH_PREFIX_BYTES: usize = 4;
-
-/// Returns the length prefix of a NAL unit of `nal_bytes` bytes (at most 4 GB).
-#[must_use]
-pub fn length_prefix(nal_bytes: usize) -> [u8; LENGTH_PREFIX_BYTES] {
-    u32::try_from(nal_bytes).unwrap_or(u32::MAX).to_be_bytes()
-}
 
 /// Profiles whose record ends with chroma format and bit depths (5.3.3.1.2).
 const PROFILES_WITH_CHROMA_INFO: [u8; 4] = [100, 110, 122, 144];
@@ -21,10 +12,10 @@ const PPS_COUNT_MAX: usize = 255; // local bound
 #[must_use]
 pub fn configuration_record(sets: &ParameterSets) -> Option<Vec<u8>> {
     let sps = sets.active_sps()?;
-    let pps = || sets.pps().filter(|pps| pps.sps_id == sps.id).take(PPS_COUNT_MAX);
+    let pps = || sets.pps().filter(|pps| pps.fields.sps_id == sps.id).take(PPS_COUNT_MAX);
     let pps_count = u8::try_from(pps().count()).ok().filter(|count| *count > 0)?;
-    let [profile, constraints, level] = sps.info.profile_level_id;
-    let length_size_minus_one = 3;
+    let [profile, constraints, level] = sps.fields.info.profile_level_id;
+    let length_size_minus_one = 3; // a length of 4 bytes before each NAL unit
     let sps_count = 1;
     let mut record = vec![1, profile, constraints, level, 0xFC | length_size_minus_one, 0xE0 | sps_count];
     append_set(&mut record, &sps.bytes)?;
@@ -35,9 +26,9 @@ pub fn configuration_record(sets: &ParameterSets) -> Option<Vec<u8>> {
     if PROFILES_WITH_CHROMA_INFO.contains(&profile) {
         let no_sps_extensions = 0;
         record.extend([
-            0xFC | sps.chroma_format_idc,
-            0xF8 | sps.bit_depth_luma_minus8,
-            0xF8 | sps.bit_depth_chroma_minus8,
+            0xFC | sps.fields.chroma_format_idc,
+            0xF8 | sps.fields.bit_depth_luma_minus8,
+            0xF8 | sps.fields.bit_depth_chroma_minus8,
             no_sps_extensions,
         ]);
     }
@@ -58,7 +49,7 @@ mod tests {
 
     #[test]
     fn record_holds_the_active_sps_and_its_pps() {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         assert_eq!(configuration_record(assembler.parameter_sets()), None);
         let (first, second) = (sps(0, 31, 80, 45), sps(1, 40, 120, 68));
         let unit = annex_b(&[first, second.clone(), pps(0, 0, 0), pps(1, 1, 0), pps(2, 1, 3), idr(2)]);
@@ -79,7 +70,7 @@ mod tests {
             0x67, 0x6E, 0x00, 0x28, 0xA6, 0xCD, 0x94, 0x07, 0x80, 0x22, 0x7A, 0x97, 0x01, 0x10, 0x00, 0x00,
             0x03, 0x00, 0x10, 0x00, 0x00, 0x03, 0x03, 0xC0, 0xF1, 0x83, 0x19, 0x60,
         ];
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let unit = annex_b(&[sps.to_vec(), pps(0, 0, 0), idr(0)]);
         assembler.assemble(&unit).unwrap();
         let record = configuration_record(assembler.parameter_sets()).unwrap();
@@ -89,13 +80,8 @@ mod tests {
 
     #[test]
     fn record_is_none_without_a_pps() {
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let _ = assembler.assemble(&annex_b(&[sps(0, 31, 80, 45)]));
         assert_eq!(configuration_record(assembler.parameter_sets()), None);
-    }
-
-    #[test]
-    fn lengths_are_big_endian() {
-        assert_eq!(length_prefix(0x0001_0203), [0, 1, 2, 3]);
     }
 }

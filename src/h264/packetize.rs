@@ -178,7 +178,7 @@ mod tests {
     impl Sender {
         fn new(payload_bytes_max: usize) -> Self {
             let packetizer = Packetizer::new(payload_bytes_max);
-            Self { assembler: Assembler::new(), packetizer, payloads: Vec::new() }
+            Self { assembler: Assembler::default(), packetizer, payloads: Vec::new() }
         }
 
         fn send_shared(&mut self, nals: &[&[u8]]) -> &[Arc<Payloads>] {

@@ -22,7 +22,7 @@ pub enum ParameterSetError {
 }
 
 /// Stream properties that signalling and file headers need.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamInfo {
     /// `profile_idc`, constraint flags and `level_idc`: the SDP's `profile-level-id` (RFC 6184 8.1).
     pub profile_level_id: [u8; 3],
@@ -32,11 +32,21 @@ pub struct StreamInfo {
     pub height: u32,
 }
 
-/// A sequence parameter set (H.264 7.3.2.1.1).
+/// A parameter set of a stream, with the fields that this program uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SequenceParameterSet {
-    /// `seq_parameter_set_id`, 0 to 31.
+pub(super) struct ParameterSet<T> {
+    /// `seq_parameter_set_id`, 0 to 31, or `pic_parameter_set_id`, 0 to 255.
     pub(super) id: u8,
+    pub(super) fields: T,
+    /// The whole NAL unit, without start code.
+    pub(super) bytes: Arc<[u8]>,
+    /// Last GOP that carried this set with this content; 0 for none.
+    carried_in: u32,
+}
+
+/// Fields of a sequence parameter set (H.264 7.3.2.1.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SpsFields {
     /// Profile, level and picture size.
     pub(super) info: StreamInfo,
     /// `chroma_format_idc`, 0 (monochrome) to 3 (4:4:4).
@@ -45,19 +55,13 @@ pub(super) struct SequenceParameterSet {
     pub(super) bit_depth_luma_minus8: u8,
     /// `bit_depth_chroma_minus8`, 0 to 6.
     pub(super) bit_depth_chroma_minus8: u8,
-    /// The whole NAL unit, without start code.
-    pub(super) bytes: Arc<[u8]>,
 }
 
-/// A picture parameter set (H.264 7.3.2.2).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PictureParameterSet {
-    /// `pic_parameter_set_id`, 0 to 255.
-    pub(super) id: u8,
+/// Fields of a picture parameter set (H.264 7.3.2.2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PpsFields {
     /// `seq_parameter_set_id` of the sequence parameter set it refers to.
     pub(super) sps_id: u8,
-    /// The whole NAL unit, without start code.
-    pub(super) bytes: Arc<[u8]>,
 }
 
 /// Profiles whose SPS carries chroma format, bit depths and scaling matrices (7.3.2.1.1).
@@ -67,49 +71,27 @@ const SPS_ID_MAX: u8 = 31; // local bound
 const PPS_ID_MAX: u8 = 255; // local bound
 const MACROBLOCK_PIXELS: u32 = 16;
 
-/// The operations that both kinds of parameter set share.
-trait ParameterSet: Sized {
-    fn parse(bytes: Arc<[u8]>) -> Result<Self, ParameterSetError>;
-    fn id(&self) -> u8;
-    fn bytes(&self) -> &Arc<[u8]>;
+/// Parses the id and the fields of a sequence parameter set.
+fn parse_sps(nal: &[u8]) -> Result<(u8, SpsFields), ParameterSetError> {
+    let mut bits = BitReader::new(nal.get(1..).unwrap_or_default());
+    let profile_level_id = [bits.byte()?, bits.byte()?, bits.byte()?];
+    let [profile_idc, ..] = profile_level_id;
+    let id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
+    let mut set = SpsFields { chroma_format_idc: 1, ..SpsFields::default() };
+    set.info.profile_level_id = profile_level_id;
+    let mut separate_colour_planes = false;
+    if PROFILES_WITH_CHROMA_INFO.contains(&profile_idc) {
+        separate_colour_planes = set.read_chroma_info(&mut bits)?;
+    } else if !PROFILES_WITHOUT.contains(&profile_idc) {
+        return Err(ParameterSetError::Profile(profile_idc));
+    }
+    skip_frame_numbering(&mut bits)?;
+    set.read_size(&mut bits, separate_colour_planes)?;
+    bits.bit()?; // vui_parameters_present_flag; the rest is not used
+    Ok((id, set))
 }
 
-impl ParameterSet for SequenceParameterSet {
-    fn parse(bytes: Arc<[u8]>) -> Result<Self, ParameterSetError> {
-        let mut bits = BitReader::new(bytes.get(1..).unwrap_or_default());
-        let profile_level_id = [bits.byte()?, bits.byte()?, bits.byte()?];
-        let [profile_idc, ..] = profile_level_id;
-        let id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
-        let mut set = Self {
-            id,
-            info: StreamInfo { profile_level_id, width: 0, height: 0 },
-            chroma_format_idc: 1,
-            bit_depth_luma_minus8: 0,
-            bit_depth_chroma_minus8: 0,
-            bytes: Arc::clone(&bytes),
-        };
-        let mut separate_colour_planes = false;
-        if PROFILES_WITH_CHROMA_INFO.contains(&profile_idc) {
-            separate_colour_planes = set.read_chroma_info(&mut bits)?;
-        } else if !PROFILES_WITHOUT.contains(&profile_idc) {
-            return Err(ParameterSetError::Profile(profile_idc));
-        }
-        skip_frame_numbering(&mut bits)?;
-        set.read_size(&mut bits, separate_colour_planes)?;
-        bits.bit()?; // vui_parameters_present_flag; the rest is not used
-        Ok(set)
-    }
-
-    fn id(&self) -> u8 {
-        self.id
-    }
-
-    fn bytes(&self) -> &Arc<[u8]> {
-        &self.bytes
-    }
-}
-
-impl SequenceParameterSet {
+impl SpsFields {
     fn read_chroma_info(&mut self, bits: &mut BitReader<'_>) -> Result<bool, SyntaxError> {
         self.chroma_format_idc = bits.unsigned_u8("chroma_format_idc", 3)?;
         let separate_colour_planes = self.chroma_format_idc == 3 && bits.bit()?;
@@ -204,22 +186,13 @@ fn skip_scaling_list(bits: &mut BitReader<'_>, entries: u32) -> Result<(), Synta
     Ok(())
 }
 
-impl ParameterSet for PictureParameterSet {
-    fn parse(bytes: Arc<[u8]>) -> Result<Self, ParameterSetError> {
-        let mut bits = BitReader::new(bytes.get(1..).unwrap_or_default());
-        let id = bits.unsigned_u8("pic_parameter_set_id", PPS_ID_MAX)?;
-        let sps_id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
-        bits.bit()?; // entropy_coding_mode_flag; the rest is not used
-        Ok(Self { id, sps_id, bytes: Arc::clone(&bytes) })
-    }
-
-    fn id(&self) -> u8 {
-        self.id
-    }
-
-    fn bytes(&self) -> &Arc<[u8]> {
-        &self.bytes
-    }
+/// Parses the id and the fields of a picture parameter set.
+fn parse_pps(nal: &[u8]) -> Result<(u8, PpsFields), ParameterSetError> {
+    let mut bits = BitReader::new(nal.get(1..).unwrap_or_default());
+    let id = bits.unsigned_u8("pic_parameter_set_id", PPS_ID_MAX)?;
+    let sps_id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
+    bits.bit()?; // entropy_coding_mode_flag; the rest is not used
+    Ok((id, PpsFields { sps_id }))
 }
 
 /// Reads the id of an SPS or PPS NAL unit.
@@ -234,41 +207,35 @@ pub(super) fn read_id(nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError>
     Ok(bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?)
 }
 
-#[derive(Clone)]
-struct StoredSet<T> {
-    set: T,
-    /// Last GOP that carried this set with this content; 0 for none.
-    carried_in: u32,
-}
-
 /// Parameter sets of one type, sorted by id.
+#[derive(Default)]
 struct Table<T> {
-    entries: Vec<StoredSet<T>>,
+    entries: Vec<ParameterSet<T>>,
     /// For rollback: each id stored since the last `begin`, and the set it replaced.
-    journal: Vec<(u8, Option<StoredSet<T>>)>,
+    journal: Vec<(u8, Option<ParameterSet<T>>)>,
 }
 
-impl<T: ParameterSet> Table<T> {
-    const fn new() -> Self {
-        Self { entries: Vec::new(), journal: Vec::new() }
-    }
-
-    fn get(&self, id: u8) -> Option<&T> {
-        self.entries.iter().find(|entry| entry.set.id() == id).map(|entry| &entry.set)
+impl<T> Table<T> {
+    fn get(&self, id: u8) -> Option<&ParameterSet<T>> {
+        self.entries.iter().find(|entry| entry.id == id)
     }
 
     /// Stores a set. Returns its id, and true if the set is new or changed. The id range bounds the table.
-    fn store(&mut self, nal: &[u8]) -> Result<(u8, bool), ParameterSetError> {
-        if let Some(entry) = self.entries.iter().find(|entry| **entry.set.bytes() == *nal) {
-            return Ok((entry.set.id(), false));
+    fn store(
+        &mut self,
+        nal: &[u8],
+        parse: fn(&[u8]) -> Result<(u8, T), ParameterSetError>,
+    ) -> Result<(u8, bool), ParameterSetError> {
+        if let Some(entry) = self.entries.iter().find(|entry| *entry.bytes == *nal) {
+            return Ok((entry.id, false));
         }
         if nal.len() > limits::PARAMETER_SET_BYTES_MAX {
             return Err(ParameterSetError::TooLong(nal.len()));
         }
-        let set = T::parse(Arc::from(nal))?; // copied first, then checked
-        let id = set.id();
-        let entry = StoredSet { set, carried_in: 0 };
-        let displaced = match self.entries.binary_search_by_key(&id, |entry| entry.set.id()) {
+        let bytes: Arc<[u8]> = Arc::from(nal); // copied first, then checked
+        let (id, fields) = parse(&bytes)?;
+        let entry = ParameterSet { id, fields, bytes, carried_in: 0 };
+        let displaced = match self.entries.binary_search_by_key(&id, |entry| entry.id) {
             Ok(at) => self.entries.get_mut(at).map(|old| std::mem::replace(old, entry)),
             Err(at) => {
                 self.entries.insert(at, entry);
@@ -281,7 +248,7 @@ impl<T: ParameterSet> Table<T> {
 
     /// Records that this GOP carries the set. Returns false if it already did.
     fn mark_carried(&mut self, id: u8, gop: u32) -> bool {
-        match self.entries.iter_mut().find(|entry| entry.set.id() == id) {
+        match self.entries.iter_mut().find(|entry| entry.id == id) {
             Some(entry) => std::mem::replace(&mut entry.carried_in, gop) != gop,
             None => false,
         }
@@ -289,9 +256,9 @@ impl<T: ParameterSet> Table<T> {
 
     fn roll_back(&mut self) {
         while let Some((id, displaced)) = self.journal.pop() {
-            self.entries.retain(|entry| entry.set.id() != id);
+            self.entries.retain(|entry| entry.id != id);
             if let Some(entry) = displaced {
-                let at = self.entries.partition_point(|other| other.set.id() < id);
+                let at = self.entries.partition_point(|other| other.id < id);
                 self.entries.insert(at, entry);
             }
         }
@@ -299,24 +266,17 @@ impl<T: ParameterSet> Table<T> {
 }
 
 /// The parameter sets of one stream, by id.
+#[derive(Default)]
 pub struct ParameterSets {
-    sequence: Table<SequenceParameterSet>,
-    picture: Table<PictureParameterSet>,
-    active_sps_id: Option<u8>,
+    sequence: Table<SpsFields>,
+    picture: Table<PpsFields>,
+    /// Id of the SPS of the last IDR.
+    pub(super) active_sps_id: Option<u8>,
     /// Active set before the current unit, for [`ParameterSets::roll_back`].
     active_sps_id_before: Option<u8>,
 }
 
 impl ParameterSets {
-    pub(super) const fn new() -> Self {
-        Self {
-            sequence: Table::new(),
-            picture: Table::new(),
-            active_sps_id: None,
-            active_sps_id_before: None,
-        }
-    }
-
     /// Copies all sets of `other`.
     pub(super) fn copy_from(&mut self, other: &Self) {
         self.sequence.entries.clone_from(&other.sequence.entries);
@@ -327,30 +287,25 @@ impl ParameterSets {
     /// Returns profile, level and size of the active sequence parameter set. `None` until a set was seen.
     #[must_use]
     pub fn stream_info(&self) -> Option<StreamInfo> {
-        self.active_sps().map(|sps| sps.info)
+        self.active_sps().map(|sps| sps.fields.info)
     }
 
     /// Returns the sequence parameter set of the last IDR picture; before the first IDR, the one with the lowest id.
-    pub(super) fn active_sps(&self) -> Option<&SequenceParameterSet> {
+    pub(super) fn active_sps(&self) -> Option<&ParameterSet<SpsFields>> {
         let active = self.active_sps_id.and_then(|id| self.sequence.get(id));
-        active.or_else(|| self.sps().next())
-    }
-
-    /// Iterates over all sequence parameter sets in the order of their ids.
-    pub(super) fn sps(&self) -> impl Iterator<Item = &SequenceParameterSet> {
-        self.sequence.entries.iter().map(|entry| &entry.set)
+        active.or_else(|| self.sequence.entries.first())
     }
 
     /// Iterates over all picture parameter sets in the order of their ids.
-    pub(super) fn pps(&self) -> impl Iterator<Item = &PictureParameterSet> {
-        self.picture.entries.iter().map(|entry| &entry.set)
+    pub(super) fn pps(&self) -> impl Iterator<Item = &ParameterSet<PpsFields>> {
+        self.picture.entries.iter()
     }
 
-    pub(super) fn sps_by_id(&self, id: u8) -> Option<&SequenceParameterSet> {
+    pub(super) fn sps_by_id(&self, id: u8) -> Option<&ParameterSet<SpsFields>> {
         self.sequence.get(id)
     }
 
-    pub(super) fn pps_by_id(&self, id: u8) -> Option<&PictureParameterSet> {
+    pub(super) fn pps_by_id(&self, id: u8) -> Option<&ParameterSet<PpsFields>> {
         self.picture.get(id)
     }
 
@@ -364,8 +319,8 @@ impl ParameterSets {
     /// Stores an SPS or PPS NAL unit. Returns its id, and true if the set is new or changed.
     pub(super) fn store(&mut self, nal: &[u8], nal_kind: u8) -> Result<(u8, bool), ParameterSetError> {
         match nal_kind {
-            kind::SPS => self.sequence.store(nal),
-            _ => self.picture.store(nal),
+            kind::SPS => self.sequence.store(nal, parse_sps),
+            _ => self.picture.store(nal, parse_pps),
         }
     }
 
@@ -375,10 +330,6 @@ impl ParameterSets {
             kind::SPS => self.sequence.mark_carried(id, gop),
             _ => self.picture.mark_carried(id, gop),
         }
-    }
-
-    pub(super) fn activate(&mut self, sps_id: u8) {
-        self.active_sps_id = Some(sps_id);
     }
 
     /// Restores the state at the last [`ParameterSets::begin`].
@@ -395,8 +346,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parsed(nal: &[u8]) -> Result<SequenceParameterSet, ParameterSetError> {
-        SequenceParameterSet::parse(Arc::from(nal))
+    fn parsed(nal: &[u8]) -> Result<SpsFields, ParameterSetError> {
+        parse_sps(nal).map(|(_, set)| set)
     }
 
     fn info(nal: &[u8]) -> ([u8; 3], u32, u32) {
@@ -479,8 +430,8 @@ mod tests {
         }
         writer = writer.ue(4).ue(1).bits(0, 1).se(-7).se(9).ue(3).se(1).se(-2).se(3);
         let nal = writer.ue(4).bits(0, 1).ue(79).ue(44).bits(0b1100, 4).nal(0x67);
-        let sps = parsed(&nal).unwrap();
-        assert_eq!((sps.id, sps.info.width, sps.info.height), (3, 1280, 720));
+        let (id, sps) = parse_sps(&nal).unwrap();
+        assert_eq!((id, sps.info.width, sps.info.height), (3, 1280, 720));
     }
 
     #[test]
@@ -508,7 +459,7 @@ mod tests {
 
     #[test]
     fn sets_are_stored_by_id_and_replaced_when_they_change() {
-        let mut sets = ParameterSets::new();
+        let mut sets = ParameterSets::default();
         assert_eq!(sets.stream_info(), None);
         assert_eq!(store(&mut sets, &sps(1, 31, 80, 45)), Ok((1, true)));
         assert_eq!(store(&mut sets, &pps(7, 1, 0)), Ok((7, true)));
@@ -517,7 +468,7 @@ mod tests {
         assert_eq!(store(&mut sets, &pps(7, 1, 5)), Ok((7, true)));
         assert_eq!(store(&mut sets, &pps(255, 1, 0)), Ok((255, true)));
         assert_eq!(store(&mut sets, &sps(0, 40, 120, 68)), Ok((0, true)));
-        assert_eq!(sets.sps().map(|set| set.id).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(sets.sequence.entries.iter().map(|set| set.id).collect::<Vec<_>>(), [0, 1]);
         assert_eq!(
             sets.pps().map(|set| (set.id, set.bytes.to_vec())).collect::<Vec<_>>(),
             [(7, pps(7, 1, 5)), (255, pps(255, 1, 0)),]
@@ -526,7 +477,7 @@ mod tests {
 
     #[test]
     fn broken_sets_leave_the_cache_unchanged() {
-        let mut sets = ParameterSets::new();
+        let mut sets = ParameterSets::default();
         store(&mut sets, &sps(0, 31, 80, 45)).unwrap();
         assert!(store(&mut sets, &[0x67, 66, 0, 31]).is_err());
         assert!(store(&mut sets, &[0x68]).is_err());
@@ -535,21 +486,24 @@ mod tests {
         let mut long = sps(0, 31, 80, 45);
         long.resize(limits::PARAMETER_SET_BYTES_MAX + 1, 0xFF);
         assert_eq!(store(&mut sets, &long), Err(ParameterSetError::TooLong(long.len())));
-        assert_eq!((sets.sps().count(), sets.pps().count()), (1, 0));
+        assert_eq!((sets.sequence.entries.len(), sets.pps().count()), (1, 0));
     }
 
     #[test]
     fn roll_back_restores_content_and_active_set() {
-        let mut sets = ParameterSets::new();
+        let mut sets = ParameterSets::default();
         store(&mut sets, &sps(0, 31, 80, 45)).unwrap();
-        sets.activate(0);
+        sets.active_sps_id = Some(0);
         sets.begin();
         store(&mut sets, &sps(0, 31, 40, 30)).unwrap();
         store(&mut sets, &sps(0, 31, 20, 10)).unwrap();
         store(&mut sets, &sps(1, 31, 20, 10)).unwrap();
-        sets.activate(1);
+        sets.active_sps_id = Some(1);
         sets.roll_back();
-        assert_eq!(sets.sps().map(|set| (set.id, set.info.width)).collect::<Vec<_>>(), [(0, 1280)]);
+        assert_eq!(
+            sets.sequence.entries.iter().map(|set| (set.id, set.fields.info.width)).collect::<Vec<_>>(),
+            [(0, 1280)]
+        );
         assert_eq!(sets.stream_info().unwrap().width, 1280);
         sets.roll_back();
         assert_eq!(sets.stream_info().unwrap().width, 1280, "a second roll_back changes nothing");
@@ -560,8 +514,8 @@ mod tests {
 
         #[test]
         fn sizes_round_trip(id in 0..32_u32, level in 1..63_u32, width in 1..1056_u32, height in 1..1056_u32) {
-            let set = parsed(&sps(id, level, width, height)).unwrap();
-            prop_assert_eq!((u32::from(set.id), set.info.width, set.info.height), (id, width * 16, height * 16));
+            let (parsed_id, set) = parse_sps(&sps(id, level, width, height)).unwrap();
+            prop_assert_eq!((u32::from(parsed_id), set.info.width, set.info.height), (id, width * 16, height * 16));
         }
 
         #[test]
@@ -571,7 +525,7 @@ mod tests {
         ) {
             let mut nal = vec![0x67, profile];
             nal.extend(&bytes);
-            let mut sets = ParameterSets::new();
+            let mut sets = ParameterSets::default();
             let _ = store(&mut sets, &nal);
             nal[0] = 0x68;
             let _ = store(&mut sets, &nal);

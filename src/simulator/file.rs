@@ -92,7 +92,7 @@ impl FileSource {
     fn of(bytes: Vec<u8>) -> FileSource {
         let nals = nal_units(&bytes);
         let mut source = FileSource { bytes, nals, units: Vec::new(), next: 0 };
-        let mut assembler = Assembler::new();
+        let mut assembler = Assembler::default();
         let mut unit = Unit::default();
         for nals in access_units(&source.bytes, &source.nals) {
             source.copy(&nals, &mut unit);

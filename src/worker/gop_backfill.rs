@@ -43,7 +43,7 @@ impl GopBackfill {
         GopBackfill {
             camera,
             gop: Gop::default(),
-            assembler: Assembler::new(),
+            assembler: Assembler::default(),
             packetizer: Packetizer::for_rtp(),
             payloads: Vec::new(),
             slots: 0,
@@ -239,7 +239,7 @@ mod tests {
                 written: 0,
                 cursor: camera.cursor(),
                 position: 0,
-                assembler: Assembler::new(),
+                assembler: Assembler::default(),
                 packetizer: Packetizer::for_rtp(),
                 payloads: Vec::new(),
                 has_viewers: false,

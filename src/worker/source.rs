@@ -64,7 +64,7 @@ impl Source {
     pub(super) fn new(camera: Camera) -> Self {
         Source {
             cursor: camera.cursor(),
-            assembler: Assembler::new(),
+            assembler: Assembler::default(),
             packetizer: Packetizer::for_rtp(),
             clock: RtpClock::default(),
             payloads: Vec::new(),

@@ -46,7 +46,7 @@ fn units_of(file: &PathBuf) -> (Vec<u64>, u64) {
     let stream = copy.stdout;
     let mut starts: Vec<usize> = memchr::memmem::find_iter(&stream, &[0, 0, 0, 1, 9]).collect();
     starts.push(stream.len());
-    let mut assembler = Assembler::new();
+    let mut assembler = Assembler::default();
     let mut numbers = Vec::new();
     for unit in starts.windows(2) {
         let unit = assembler.assemble(&stream[unit[0]..unit[1]]).unwrap();

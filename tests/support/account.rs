@@ -184,7 +184,7 @@ impl Account {
         }
         let annex_b: Vec<u8> =
             nal_units.iter().flat_map(|nal| [&[0, 0, 0, 1], nal.as_slice()].concat()).collect();
-        let assembler = self.assembler.get_or_insert_with(Assembler::new);
+        let assembler = self.assembler.get_or_insert_default();
         if assembler.assemble(&annex_b).is_ok() {
             self.report.size = assembler.parameter_sets().stream_info().map(|info| (info.width, info.height));
         }

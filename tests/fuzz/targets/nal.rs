@@ -34,7 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(found, scan_naively(bytes));
 
     // The second pass starts with the parameter sets of the first one.
-    let mut assembler = Assembler::new();
+    let mut assembler = Assembler::default();
     for _ in 0..2 {
         if let Ok(unit) = assembler.assemble(bytes) {
             assert!(unit.nal_count() > 0);

@@ -11,7 +11,7 @@ use support::depacketize::Depacketizer;
 fuzz_target!(|bytes: &[u8]| {
     let Some((size, stream)) = bytes.split_first() else { return };
     let payload_bytes_max = 16 + usize::from(*size);
-    let mut assembler = Assembler::new();
+    let mut assembler = Assembler::default();
     let mut packetizer = Packetizer::new(payload_bytes_max);
     let (mut receiver, mut disturbed) = (Depacketizer::new(), Depacketizer::new());
     let mut sequence_number = 65_530_u16;
