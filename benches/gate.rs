@@ -196,7 +196,7 @@ struct Packets {
 
 /// Scans the bytes of a slot and packetises them.
 fn packetize(operations: u64) {
-    let mut assembler = Assembler::new();
+    let mut assembler = Assembler::default();
     assembler.assemble(&unit(true)).unwrap();
     let packetizer = Packetizer::for_rtp();
     let held = (0..30).map(|_| Vec::new()).collect();
@@ -312,14 +312,14 @@ fn fmp4_fragment(operations: u64) {
         writing,
         |writing| writing.parts.clear(),
         |writing| {
-            let mut fragment = Fragment {
+            let fragment = Fragment {
                 sequence: u32::try_from(writing.index.len()).unwrap() + 1,
                 time_90k: writing.index.len() as u64 * 3_000,
                 duration_90k: 3_000,
-                unit_bytes: 0,
+                unit_bytes: writing.unit.iter().map(|nal| u32::try_from(nal.len()).unwrap() + 4).sum(),
                 kind: UnitKind::Reference,
             };
-            fmp4::gather(&mut fragment, &writing.unit, &mut writing.parts).unwrap();
+            fmp4::gather(&fragment, &writing.unit, &mut writing.parts);
             writing.index.push(&fragment);
         },
     );

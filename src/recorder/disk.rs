@@ -16,7 +16,6 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, watch};
 use tokio_uring::buf::BoundedBuf as _;
 
-use super::counters::RecorderCounters;
 use super::library::Library;
 use super::names::{Format, Stem};
 use super::operation::{Completion, FileEnding, FileId, Output};
@@ -28,7 +27,6 @@ use crate::base::limits;
 /// The files being written and finished.
 pub(super) struct Disk {
     library: Library,
-    counters: Arc<RecorderCounters>,
     files: HashMap<FileId, Rc<OpenFile>>,
     completions: mpsc::UnboundedSender<(FileId, Completion)>,
 }
@@ -38,19 +36,15 @@ struct OpenFile {
     ring: tokio_uring::fs::File,
     plain: fs::File,
     name: String,
-    format: Format,
     progress: watch::Sender<Progress>,
 }
 
 impl Disk {
     /// Creates the disk and the receiver of its completions. The channel needs no limit of its own: at most one write or
     /// reservation, one sync and [`limits::FINISHING_MAX`] endings are in flight.
-    pub(super) fn new(
-        library: Library,
-        counters: Arc<RecorderCounters>,
-    ) -> (Disk, mpsc::UnboundedReceiver<(FileId, Completion)>) {
+    pub(super) fn new(library: Library) -> (Disk, mpsc::UnboundedReceiver<(FileId, Completion)>) {
         let (completions, receiver) = mpsc::unbounded_channel();
-        (Disk { library, counters, files: HashMap::new(), completions }, receiver)
+        (Disk { library, files: HashMap::new(), completions }, receiver)
     }
 
     /// Carries out a file operation. `still_intact` is called when a write has completed.
@@ -113,7 +107,7 @@ impl Disk {
         parts: Vec<Bytes>,
         still_intact: impl FnOnce() -> bool + 'static,
     ) {
-        let counters = Arc::clone(&self.counters);
+        let counters = Arc::clone(&self.library.counters);
         let submitted_ns = monotonic_ns();
         self.spawn(file, move |open| async move {
             let (result, parts) = open.ring.writev_at(parts, offset).await;
@@ -144,11 +138,10 @@ impl Disk {
                 OpenOptions::new().read(true).write(true).create_new(true).open(self.library.path(&name));
             match opened {
                 Ok(plain) => return self.prepare(plain, name, stem.format).map(|open| (open, number)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    if exact {
-                        return Err(RecorderError::Exists { name });
-                    }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && exact => {
+                    return Err(RecorderError::Exists(name));
                 }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(self.library.directory_error(&error)),
             }
         }
@@ -168,11 +161,10 @@ impl Disk {
         match prepare() {
             Ok(second) => {
                 let progress = self.library.register(&name);
-                Ok(OpenFile { ring: tokio_uring::fs::File::from_std(second), plain, name, format, progress })
+                Ok(OpenFile { ring: tokio_uring::fs::File::from_std(second), plain, name, progress })
             }
             Err(error) => {
-                let _ignored_if_it_fails = fs::remove_file(self.library.path(&name));
-                let _ignored_if_missing = fs::remove_file(Sidecar::path(self.library.directory(), &name));
+                let _ignored_if_it_fails = self.library.remove(&name);
                 Err(RecorderError::io("creating the file", &error))
             }
         }
@@ -190,10 +182,7 @@ impl Disk {
 
     fn discard(&mut self, file: FileId) {
         let Some(open) = self.files.remove(&file) else { return };
-        let removed = fs::remove_file(self.library.path(&open.name));
-        if open.format == Format::H264 {
-            let _ignored_if_missing = fs::remove_file(Sidecar::path(self.library.directory(), &open.name));
-        }
+        let removed = self.library.remove(&open.name);
         open.close(&self.library);
         let result = match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -211,13 +200,6 @@ impl OpenFile {
     async fn finish(&self, ending: FileEnding, library: &Library) -> Result<(), RecorderError> {
         let failed = |error: io::Error| RecorderError::io("finishing the file", &error);
         let end = ending.committed + ending.tail.len() as u64;
-        let sidecar = Sidecar {
-            started_at_s: ending.started_at_s,
-            duration_s: Some(ending.duration_s),
-            complete: true,
-            recovered: false,
-            dropped_units: ending.dropped_units,
-        };
         if let Err(error) = self.write_all(ending.tail, ending.committed).await {
             self.plain.set_len(ending.committed).map_err(failed)?;
             self.ring.sync_data().await.map_err(failed)?;
@@ -230,7 +212,7 @@ impl OpenFile {
             self.write_all(header.to_vec(), offset).await.map_err(failed)?;
             self.ring.sync_data().await.map_err(failed)?;
         }
-        if self.format == Format::H264 {
+        if let Some(sidecar) = ending.sidecar {
             sidecar.overwrite(library.directory(), &self.name).map_err(failed)?;
         }
         Ok(())

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::counters::RecorderCounters;
 use super::disk::Disk;
 use super::library::Library;
 use super::names::{Format, Stem, Zone};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::recording::Recording;
-use super::retention::Retention;
-use super::types::{RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply};
+use super::types::{
+    RecorderConfig, RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply,
+};
 use crate::base::clock::{monotonic_ns, unix_s};
 use crate::base::limits;
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
@@ -36,12 +36,12 @@ pub(super) struct Engine {
     disk: Disk,
     completions: mpsc::UnboundedReceiver<(FileId, Completion)>,
     commands: mpsc::Receiver<Command>,
+    /// Changes, or loses its sender, when the program ends.
     shutdown: watch::Receiver<bool>,
+    /// Notified when the camera publishes a unit.
     unit_published: Arc<Notify>,
     library: Library,
-    counters: Arc<RecorderCounters>,
-    format: Format,
-    retention: Retention,
+    config: RecorderConfig,
     retention_ran_at_ns: i64,
     retention_task: Option<JoinHandle<()>>,
     zone: Zone,
@@ -54,39 +54,28 @@ pub(super) struct Engine {
     shutting_down: bool,
 }
 
-/// Arguments of [`Engine::new`].
-pub(super) struct EngineSetup {
-    pub(super) camera: Camera,
-    pub(super) commands: mpsc::Receiver<Command>,
-    /// Changes, or loses its sender, when the program ends.
-    pub(super) shutdown: watch::Receiver<bool>,
-    /// Notified when the camera publishes a unit.
-    pub(super) unit_published: Arc<Notify>,
-    pub(super) library: Library,
-    pub(super) counters: Arc<RecorderCounters>,
-    pub(super) format: Format,
-    pub(super) retention: Retention,
-}
-
 impl Engine {
-    pub(super) fn new(setup: EngineSetup) -> Engine {
-        let EngineSetup { camera, commands, shutdown, unit_published, library, counters, format, retention } =
-            setup;
-        let (disk, completions) = Disk::new(library.clone(), Arc::clone(&counters));
-        let directory = library.directory().display().to_string();
+    pub(super) fn new(
+        camera: Camera,
+        library: Library,
+        config: RecorderConfig,
+        commands: mpsc::Receiver<Command>,
+        shutdown: watch::Receiver<bool>,
+        unit_published: Arc<Notify>,
+    ) -> Engine {
+        let (disk, completions) = Disk::new(library.clone());
+        let directory = config.directory.display().to_string();
         Engine {
             cursor: camera.cursor(),
             camera,
-            recording: Recording::new(Arc::clone(&counters), directory),
+            recording: Recording::new(Arc::clone(&library.counters), directory),
             disk,
             completions,
             commands,
             shutdown,
             unit_published,
             library,
-            counters,
-            format,
-            retention,
+            config,
             retention_ran_at_ns: i64::MIN,
             retention_task: None,
             zone: Zone::local(),
@@ -137,43 +126,26 @@ impl Engine {
 
     /// Carries out all outputs and takes units until the next step needs an input.
     fn advance(&mut self) {
+        let mut ring_is_empty = false;
         loop {
-            while let Some(output) = self.recording.poll_output() {
+            if let Some(output) = self.recording.poll_output() {
                 self.execute(output);
-            }
-            let now_ns = monotonic_ns();
-            if self.recording.can_take_unit() {
-                if !self.record_next(now_ns) {
-                    break;
-                }
+            } else if self.recording.can_take_unit() && !ring_is_empty {
+                ring_is_empty = !self.record_next(monotonic_ns());
             } else {
-                if self.recording.state() == RecorderState::Idle {
-                    self.cache_parameter_sets(now_ns);
-                }
                 break;
             }
         }
-        while let Some(output) = self.recording.poll_output() {
-            self.execute(output);
+        if self.recording.state() == RecorderState::Idle {
+            self.cache_parameter_sets(monotonic_ns());
         }
         self.delete_old_recordings();
     }
 
     fn execute(&mut self, output: Output) {
         match output {
-            Output::Started(result) => {
-                if let Err(error) = &result {
-                    log::warn!("recording not started: {error}");
-                }
-                if let Some(reply) = self.start_reply.take() {
-                    let _ignored_if_caller_left = reply.send(result);
-                }
-            }
-            Output::Stopped(result) => {
-                if let Some(reply) = self.stop_reply.take() {
-                    let _ignored_if_caller_left = reply.send(result);
-                }
-            }
+            Output::Started(result) => reply_to_start(self.start_reply.take(), result),
+            Output::Stopped(result) => reply(self.stop_reply.take(), result),
             Output::Write { .. } => {
                 let unit = self.current.clone();
                 self.disk.execute(output, move || unit.is_none_or(|unit| unit.is_intact()));
@@ -194,11 +166,11 @@ impl Engine {
                 }
             }
             Next::Lapped { missed_units } => {
-                self.counters.lapped.add_shared(u64::from(missed_units));
+                self.library.counters.lapped.add_shared(u64::from(missed_units));
                 self.recording.handle_gap(missed_units);
             }
             Next::Rejected(_) => {
-                self.counters.rejected.add_shared(1);
+                self.library.counters.rejected.add_shared(1);
                 self.recording.handle_gap(1);
             }
             Next::Restarted => self.recording.handle_gap(0),
@@ -239,19 +211,15 @@ impl Engine {
         let now_ns = monotonic_ns();
         let was_idle = self.recording.state() == RecorderState::Idle;
         let is_write = matches!(completion, Completion::Written { .. });
-        let finished = match &completion {
-            Completion::Finished(result) => Some(result.clone()),
-            _ => None,
-        };
+        if let Completion::Finished(Err(error)) = &completion {
+            log::error!("a recording file could not be finished: {error}");
+        }
         self.recording.handle_completion(now_ns, file, completion);
         if !self.recording.has_pending_unit() {
             self.current = None;
         }
         if is_write && let Some(progress) = self.recording.progress(file) {
             self.disk.publish_progress(file, progress);
-        }
-        if let Some(Err(error)) = finished {
-            log::error!("a recording file could not be finished: {error}");
         }
         if !was_idle && self.recording.state() == RecorderState::Idle {
             self.handle_recording_end();
@@ -279,25 +247,16 @@ impl Engine {
     fn handle_command(&mut self, command: Command) {
         let now_ns = monotonic_ns();
         match command {
-            Command::Start(request, reply) => match self.start(now_ns, &request) {
-                Ok(()) => self.start_reply = Some(reply),
-                Err(error) => {
-                    log::warn!("recording not started: {error}");
-                    let _ignored_if_caller_left = reply.send(Err(error));
-                }
+            Command::Start(request, caller) => match self.start(now_ns, &request) {
+                Ok(()) => self.start_reply = Some(caller),
+                Err(error) => reply_to_start(Some(caller), Err(error)),
             },
-            Command::Stop(reply) => match self.recording.handle_stop(now_ns) {
-                Ok(()) => self.stop_reply = Some(reply),
-                Err(error) => {
-                    let _ignored_if_caller_left = reply.send(Err(error));
-                }
+            Command::Stop(caller) => match self.recording.handle_stop(now_ns) {
+                Ok(()) => self.stop_reply = Some(caller),
+                Err(error) => reply(Some(caller), Err(error)),
             },
-            Command::Heartbeat(reply) => {
-                let _ignored_if_caller_left = reply.send(self.recording.handle_heartbeat(now_ns));
-            }
-            Command::Status(reply) => {
-                let _ignored_if_caller_left = reply.send(Ok(self.status()));
-            }
+            Command::Heartbeat(caller) => reply(Some(caller), self.recording.handle_heartbeat(now_ns)),
+            Command::Status(caller) => reply(Some(caller), Ok(self.status())),
         }
     }
 
@@ -314,7 +273,7 @@ impl Engine {
         if self.shutting_down {
             return Err(RecorderError::Unresponsive);
         }
-        let mut start = validate(request, self.format, &self.zone)?;
+        let mut start = validate(request, self.config.format, &self.zone)?;
         let pre_roll_ns = seconds("pre_roll_s", request.pre_roll_s)?.unwrap_or(0);
         if let CameraStatus::Away { .. } = self.camera.status() {
             return Err(RecorderError::CameraAway);
@@ -359,11 +318,11 @@ impl Engine {
         let now_ns = monotonic_ns();
         let due = now_ns >= self.retention_ran_at_ns.saturating_add(limits::RETENTION_INTERVAL_NS);
         let busy = self.retention_task.as_ref().is_some_and(|task| !task.is_finished());
-        if self.retention.is_empty() || !due || busy {
+        if self.config.retention.is_empty() || !due || busy {
             return;
         }
         self.retention_ran_at_ns = now_ns;
-        let (library, rules) = (self.library.clone(), self.retention);
+        let (library, rules) = (self.library.clone(), self.config.retention);
         self.retention_task = Some(tokio::task::spawn_blocking(move || {
             match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
                 Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
@@ -371,6 +330,19 @@ impl Engine {
             }
         }));
     }
+}
+
+fn reply<T>(caller: Option<Reply<T>>, result: Result<T, RecorderError>) {
+    if let Some(caller) = caller {
+        let _ignored_if_caller_left = caller.send(result);
+    }
+}
+
+fn reply_to_start(caller: Option<Reply<StartReply>>, result: Result<StartReply, RecorderError>) {
+    if let Err(error) = &result {
+        log::warn!("recording not started: {error}");
+    }
+    reply(caller, result);
 }
 
 fn incoming(view: &UnitView) -> IncomingUnit {
@@ -401,7 +373,7 @@ fn validate(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start
 fn seconds(field: &'static str, value: Option<f64>) -> Result<Option<i64>, RecorderError> {
     let Some(value) = value else { return Ok(None) };
     if !(0.0..=limits::REQUEST_SECONDS_MAX).contains(&value) {
-        return Err(RecorderError::Seconds { field });
+        return Err(RecorderError::Seconds(field));
     }
     Ok(i64::try_from(std::time::Duration::from_secs_f64(value).as_nanos()).ok())
 }

@@ -1,7 +1,7 @@
 //! The interface of the recorder for the rest of the program: a bounded channel of commands with replies.
 //! Requests about finished files go to `library.rs` on a blocking thread.
 
-use std::path::PathBuf;
+use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -9,24 +9,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::counters::RecorderCounters;
-use super::engine::{Command, Engine, EngineSetup};
+use super::engine::{Command, Engine};
 use super::library::{Download, Library};
-use super::names::Format;
-use super::retention::Retention;
-use super::types::{RecorderError, RecordingInfo, StartReply, StartRequest, Status, StopReply};
+use super::types::{
+    RecorderConfig, RecorderError, RecordingInfo, StartReply, StartRequest, Status, StopReply,
+};
 use crate::base::limits;
 use crate::camera::{Camera, Wakeup};
-
-/// Options of the recorder.
-#[derive(Clone, Debug)]
-pub struct RecorderConfig {
-    /// Directory of the files. Created (0755) when the first recording starts.
-    pub directory: PathBuf,
-    /// Format of a recording whose name has no extension.
-    pub format: Format,
-    /// Rules for deleting old recordings.
-    pub retention: Retention,
-}
 
 /// Why the recorder could not start.
 #[derive(Debug, thiserror::Error)]
@@ -36,10 +25,10 @@ pub enum SpawnError {
         "the recorder needs io_uring, and the kernel refuses it: {0}. Allow it (sysctl kernel.io_uring_disabled=0; \
          in a container a seccomp profile that permits io_uring_setup, io_uring_enter and io_uring_register)"
     )]
-    Uring(std::io::Error),
+    Uring(io::Error),
     /// A thread could not be created.
     #[error("could not create a thread for the recorder: {0}")]
-    Thread(std::io::Error),
+    Thread(io::Error),
 }
 
 struct UnitWakeup(Arc<Notify>);
@@ -61,49 +50,33 @@ pub fn spawn(
     camera: &Camera,
     config: RecorderConfig,
 ) -> Result<(RecorderHandle, JoinHandle<()>), SpawnError> {
-    let counters = Arc::new(RecorderCounters::default());
-    let library = Library::new(&config.directory, Arc::clone(&counters));
+    let library = Library::new(&config.directory, Arc::default());
     let (sender, commands) = mpsc::channel(limits::RECORDER_COMMANDS_MAX);
     let (shutdown_sender, shutdown) = watch::channel(false);
     let unit_published = Arc::new(Notify::new());
     camera.add_wakeup(Arc::new(UnitWakeup(Arc::clone(&unit_published))));
     // No recording has started yet, so every unfinished file was left by a crash.
     repair_in_background(&library).map_err(SpawnError::Thread)?;
-    let setup = EngineSetup {
-        camera: camera.clone(),
-        commands,
-        shutdown,
-        unit_published,
-        library: library.clone(),
-        counters: Arc::clone(&counters),
-        format: config.format,
-        retention: config.retention,
-    };
-    let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
-    let body = move || {
-        let runtime = tokio_uring::Runtime::new(tokio_uring::builder().entries(64));
-        let (runtime, result) = match runtime {
-            Ok(runtime) => (Some(runtime), Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        let _received_below = ready.send(result);
-        if let Some(runtime) = runtime {
-            runtime.block_on(Engine::new(setup).run());
+    let (camera, engine_library) = (camera.clone(), library.clone());
+    let (started, is_started) = std::sync::mpsc::sync_channel(1);
+    let body = move || match tokio_uring::Runtime::new(tokio_uring::builder().entries(64)) {
+        Ok(runtime) => {
+            let _received_below = started.send(Ok(()));
+            let engine = Engine::new(camera, engine_library, config, commands, shutdown, unit_published);
+            runtime.block_on(engine.run());
+        }
+        Err(error) => {
+            let _received_below = started.send(Err(error));
         }
     };
     let thread =
         thread::Builder::new().name("recorder".to_owned()).spawn(body).map_err(SpawnError::Thread)?;
-    match is_ready.recv() {
-        Ok(Ok(())) => {
-            let shutdown = Arc::new(shutdown_sender);
-            Ok((RecorderHandle { commands: sender, shutdown, library, counters }, thread))
-        }
-        Ok(Err(error)) => Err(SpawnError::Uring(error)),
-        Err(_) => Err(SpawnError::Thread(std::io::ErrorKind::BrokenPipe.into())),
-    }
+    let started = is_started.recv().map_err(|_| SpawnError::Thread(io::ErrorKind::BrokenPipe.into()))?;
+    started.map_err(SpawnError::Uring)?;
+    Ok((RecorderHandle { commands: sender, shutdown: Arc::new(shutdown_sender), library }, thread))
 }
 
-fn repair_in_background(library: &Library) -> std::io::Result<()> {
+fn repair_in_background(library: &Library) -> io::Result<()> {
     let unfinished = library.unfinished();
     let library = library.clone();
     let repair = move || {
@@ -127,7 +100,6 @@ pub struct RecorderHandle {
     commands: mpsc::Sender<Command>,
     shutdown: Arc<watch::Sender<bool>>,
     library: Library,
-    counters: Arc<RecorderCounters>,
 }
 
 impl RecorderHandle {
@@ -196,7 +168,7 @@ impl RecorderHandle {
     /// Returns the counters since the program started.
     #[must_use]
     pub fn counters(&self) -> &RecorderCounters {
-        &self.counters
+        &self.library.counters
     }
 
     /// Returns the directory of recordings. Its methods block.

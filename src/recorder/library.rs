@@ -1,8 +1,9 @@
 //! The directory of recordings: list, open for download, delete, retention, repair after a crash.
 //! Its methods block, so the recorder's thread must not call them. Files that are being written belong to `disk.rs`.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use super::counters::RecorderCounters;
 use super::format::fmp4::{self, Form};
 use super::format::moov::{self, Notes};
-use super::format::recovery::{ReadAt as _, WholeFragments, whole_fragments};
+use super::format::recovery::{WholeFragments, fill_at, whole_fragments};
 use super::format::{TIMESCALE, annexb};
 use super::names::{self, Format};
 use super::retention::{Candidate, Retention, to_retire};
@@ -26,15 +27,9 @@ use crate::base::limits;
 #[derive(Clone, Debug)]
 pub struct Library {
     directory: Arc<Path>,
-    running: Arc<Mutex<Vec<RunningFile>>>,
-    counters: Arc<RecorderCounters>,
-}
-
-/// A file that is being written.
-#[derive(Debug)]
-struct RunningFile {
-    name: String,
-    progress: watch::Receiver<Progress>,
+    /// Progress of the files that are being written, by name.
+    running: Arc<Mutex<HashMap<String, watch::Receiver<Progress>>>>,
+    pub(super) counters: Arc<RecorderCounters>,
 }
 
 /// A recording opened for reading.
@@ -69,14 +64,10 @@ impl Download {
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
         // Finishing changes the first bytes on disk. This reader keeps the unfinished form it started with.
         let first = usize::try_from(offset).ok().and_then(|offset| self.first_bytes.get(offset..));
-        if let Some(first) = first.filter(|first| !first.is_empty()) {
-            let bytes = first.len().min(out.len());
-            for (to, from) in out.iter_mut().zip(first) {
-                *to = *from;
-            }
-            return Ok(bytes);
+        match first.filter(|first| !first.is_empty()) {
+            Some(mut first) => first.read(out),
+            None => self.file.read_at(out, offset),
         }
-        self.file.read_at(out, offset)
     }
 }
 
@@ -127,7 +118,7 @@ impl Library {
     pub fn open(&self, name: &str) -> Result<Download, RecorderError> {
         let format = names::validate_existing(name)?;
         let progress = self.progress(name);
-        let file = self.open_file(name, false)?;
+        let file = self.open_file(name, false).map_err(|error| file_error(name, "opening", &error))?;
         let metadata = file.metadata().map_err(|error| RecorderError::io("reading the file", &error))?;
         let mut first_bytes = Vec::new();
         let mut bytes = metadata.len();
@@ -158,15 +149,20 @@ impl Library {
     /// # Errors
     /// Bad or unknown name, file in use, or an error of the file.
     pub fn delete(&self, name: &str) -> Result<(), RecorderError> {
-        let format = names::validate_existing(name)?;
+        names::validate_existing(name)?;
         if self.progress(name).is_some() {
-            return Err(RecorderError::InUse { name: name.to_owned() });
+            return Err(RecorderError::InUse(name.to_owned()));
         }
-        fs::remove_file(self.path(name)).map_err(|error| file_error(name, "deleting", &error))?;
-        if format == Format::H264 {
+        self.remove(name).map_err(|error| file_error(name, "deleting", &error))
+    }
+
+    /// Removes a file, and its sidecar unless the file is still there.
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+        let removed = fs::remove_file(self.path(name));
+        if Format::of(name) == Some(Format::H264) && !self.path(name).exists() {
             let _ignored_if_missing = fs::remove_file(Sidecar::path(&self.directory, name));
         }
-        Ok(())
+        removed
     }
 
     /// Applies the retention rules, oldest recordings first. Returns the deleted names. Never deletes a file that is being
@@ -205,16 +201,10 @@ impl Library {
     #[must_use]
     pub fn unfinished(&self) -> Vec<String> {
         let is_unfinished = |name: &String| match Format::of(name) {
-            Some(Format::Mp4) => {
-                let Ok(file) = self.open_file(name, false) else { return false };
-                let mut start = [0; 48];
-                match file.total_bytes() {
-                    Ok(0) => true,
-                    _ => file
-                        .fill_at(&mut start, 0)
-                        .is_ok_and(|filled| filled && fmp4::form(&start) == Form::Unfinished),
-                }
-            }
+            Some(Format::Mp4) => self.open_file(name, false).is_ok_and(|file| {
+                let is_empty = file.metadata().is_ok_and(|metadata| metadata.len() == 0);
+                is_empty || read_form(&file).is_ok_and(|form| form == Form::Unfinished)
+            }),
             Some(Format::H264) => {
                 Sidecar::read(&self.directory, name).is_some_and(|sidecar| !sidecar.complete)
             }
@@ -237,16 +227,13 @@ impl Library {
     }
 
     fn try_repair(&self, name: &str) -> io::Result<bool> {
-        let options = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let flags = i32::try_from(options.bits()).unwrap_or(0);
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(self.path(name))?;
+        let file = self.open_file(name, true)?;
         if !lock_with_retries(&file) {
             return Ok(false);
         }
-        let bytes = file.total_bytes()?;
+        let bytes = file.metadata()?.len();
         if bytes == 0 {
-            fs::remove_file(self.path(name))?;
-            let _ignored_if_missing = fs::remove_file(Sidecar::path(&self.directory, name));
+            self.remove(name)?;
             return Ok(false);
         }
         if Format::of(name) == Some(Format::H264) {
@@ -280,7 +267,7 @@ impl Library {
         let end = loop {
             let mut tail = vec![0; usize::try_from(tail_bytes).unwrap_or(0)];
             let start = bytes - tail_bytes;
-            file.fill_at(&mut tail, start)?;
+            fill_at(file, &mut tail, start)?;
             if let Some(end) = annexb::last_unit_start(&tail) {
                 break start + end as u64;
             }
@@ -311,13 +298,13 @@ impl Library {
     /// Registers a file that is being written. Its writer publishes progress through the sender.
     pub(super) fn register(&self, name: &str) -> watch::Sender<Progress> {
         let (sender, progress) = watch::channel(Progress::default());
-        self.lock().push(RunningFile { name: name.to_owned(), progress });
+        self.lock().insert(name.to_owned(), progress);
         sender
     }
 
     /// Removes a file from the list of files being written.
     pub(super) fn unregister(&self, name: &str) {
-        self.lock().retain(|running| running.name != name);
+        self.lock().remove(name);
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -327,26 +314,25 @@ impl Library {
     pub(super) fn directory_error(&self, error: &io::Error) -> RecorderError {
         match RecorderError::io("", error) {
             RecorderError::DiskFull => RecorderError::DiskFull,
-            _ => RecorderError::Directory { reason: error.to_string() },
+            _ => RecorderError::Directory(error.to_string()),
         }
     }
 
     fn progress(&self, name: &str) -> Option<watch::Receiver<Progress>> {
-        let running = self.lock();
-        running.iter().find(|running| running.name == name).map(|running| running.progress.clone())
+        self.lock().get(name).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<RunningFile>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Progress>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open_file(&self, name: &str, write: bool) -> Result<File, RecorderError> {
+    /// Opens a regular file for reading, and for writing too if `write` is true.
+    fn open_file(&self, name: &str, write: bool) -> io::Result<File> {
         // NOFOLLOW: only files of this directory. NONBLOCK: opening a pipe must not block.
         let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
-        let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(self.path(name));
-        let file = opened.map_err(|error| file_error(name, "opening", &error))?;
+        let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(self.path(name))?;
         if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-            return Err(RecorderError::NotFound { name: name.to_owned() });
+            return Err(io::ErrorKind::NotFound.into());
         }
         Ok(file)
     }
@@ -394,15 +380,14 @@ impl Library {
                 started_at_s = Some(sidecar.started_at_s);
             }
         } else {
-            let mut start = [0; 48];
-            let form = if file.fill_at(&mut start, 0).ok()? { fmp4::form(&start) } else { Form::Foreign };
+            let form = read_form(&file).ok()?;
             let moov_offset = match form {
                 Form::Finished { index_offset } => Some(index_offset),
                 Form::Unfinished => Some(48),
                 Form::Foreign => None,
             };
             let mut moov = [0; moov::SUMMARY_BYTES];
-            let filled = moov_offset.is_some_and(|offset| file.fill_at(&mut moov, offset).unwrap_or(false));
+            let filled = moov_offset.is_some_and(|offset| fill_at(&file, &mut moov, offset).unwrap_or(false));
             let summary = moov::summary(&moov).filter(|_| filled);
             is_ours = matches!(form, Form::Finished { .. }) && summary.is_some();
             info.complete = form != Form::Unfinished && metadata.len() > 0;
@@ -421,6 +406,12 @@ impl Library {
     }
 }
 
+/// Reads the form of an MP4. A file that is too short for a header is foreign.
+fn read_form(file: &File) -> io::Result<Form> {
+    let mut start = [0; 48];
+    Ok(if fill_at(file, &mut start, 0)? { fmp4::form(&start) } else { Form::Foreign })
+}
+
 /// Locks the file. Returns false if another process holds the lock. Retries, because the kernel keeps the lock of a killed
 /// process until its last writes are done.
 fn lock_with_retries(file: &File) -> bool {
@@ -436,7 +427,7 @@ fn file_error(name: &str, doing: &'static str, error: &io::Error) -> RecorderErr
     // ELOOP: the name is a symbolic link, which is never a recording.
     let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
     if error.kind() == io::ErrorKind::NotFound || is_link {
-        return RecorderError::NotFound { name: name.to_owned() };
+        return RecorderError::NotFound(name.to_owned());
     }
     RecorderError::io(doing, error)
 }

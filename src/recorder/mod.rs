@@ -27,5 +27,5 @@ mod sidecar;
 pub(crate) mod tests;
 mod types;
 
-pub use handle::{RecorderConfig, RecorderHandle, SpawnError, spawn};
+pub use handle::{RecorderHandle, SpawnError, spawn};
 pub use types::*;

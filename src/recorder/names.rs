@@ -147,15 +147,11 @@ impl Zone {
     #[must_use]
     pub fn default_stem(&self, unix_s: i64) -> String {
         match tz::DateTime::from_timespec(unix_s, 0, self.0.as_ref()) {
-            Ok(time) => format!(
-                "recording_{:04}{:02}{:02}_{:02}{:02}{:02}",
-                time.year(),
-                time.month(),
-                time.month_day(),
-                time.hour(),
-                time.minute(),
-                time.second()
-            ),
+            Ok(time) => {
+                let (year, month, day) = (time.year(), time.month(), time.month_day());
+                let (hour, minute, second) = (time.hour(), time.minute(), time.second());
+                format!("recording_{year:04}{month:02}{day:02}_{hour:02}{minute:02}{second:02}")
+            }
             Err(_) => format!("recording_{unix_s}"),
         }
     }
@@ -165,15 +161,9 @@ impl Zone {
 #[must_use]
 pub fn rfc3339(unix_s: u64) -> Option<String> {
     let time = tz::UtcDateTime::from_timespec(i64::try_from(unix_s).ok()?, 0).ok()?;
-    Some(format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        time.year(),
-        time.month(),
-        time.month_day(),
-        time.hour(),
-        time.minute(),
-        time.second()
-    ))
+    let (year, month, day) = (time.year(), time.month(), time.month_day());
+    let (hour, minute, second) = (time.hour(), time.minute(), time.second());
+    Some(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::io;
 use bytes::Bytes;
 
 use super::names::Stem;
+use super::sidecar::Sidecar;
 use super::types::{RecorderError, StartReply, StopReply};
 
 /// Identifies one file between the state machine and the disk.
@@ -40,9 +41,8 @@ pub(crate) struct FileEnding {
     pub(crate) tail: Vec<u8>,
     /// Offset and bytes of the header that marks an MP4 as finished.
     pub(crate) mdat_header: Option<(u64, [u8; 16])>,
-    pub(crate) started_at_s: u64,
-    pub(crate) duration_s: f64,
-    pub(crate) dropped_units: u64,
+    /// Final content of the sidecar of an `.h264`.
+    pub(crate) sidecar: Option<Sidecar>,
 }
 
 /// Result of a disk operation. `Started` and `Stopped` have no completion.

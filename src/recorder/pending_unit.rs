@@ -3,34 +3,22 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::format::UnitKind;
+use super::format::timeline::plausible;
+use super::format::{Track, UnitKind};
 use super::operation::IncomingUnit;
 use crate::base::limits;
-use crate::h264::{Assembler, avcc};
+use crate::h264::{Assembler, ParameterSets, avcc};
 
 /// An access unit that is being written. Its NAL units are slices of the camera's slot.
 #[derive(Debug)]
 pub(super) struct PendingUnit {
     pub(super) nal_units: SmallVec<[Bytes; 8]>,
     pub(super) kind: UnitKind,
-    /// `CLOCK_MONOTONIC`, as the camera wrote it.
+    /// `CLOCK_MONOTONIC`, as the camera wrote it; the time of arrival if that is not plausible.
     pub(super) captured_ns: i64,
-    /// `CLOCK_MONOTONIC`, when the recorder took the unit from the ring.
-    pub(super) arrived_ns: i64,
     pub(super) captured_at_s: Option<u64>,
-    /// Present for an IDR only.
-    pub(super) stream: Option<StreamHeader>,
-}
-
-/// What an MP4 file states about its stream.
-#[derive(Debug)]
-pub(super) struct StreamHeader {
-    /// Content of the `avcC` box.
-    pub(super) configuration: Vec<u8>,
-    /// Pixels, cropping applied.
-    pub(super) width: u16,
-    /// Pixels, cropping applied.
-    pub(super) height: u16,
+    /// What an MP4 that begins with this unit states about it. Present for an IDR only.
+    pub(super) track: Option<Track>,
 }
 
 impl PendingUnit {
@@ -46,17 +34,16 @@ impl PendingUnit {
             (false, false) => UnitKind::Disposable,
         };
         let nal_units = assembled.nals().map(|nal| slice(&unit.bytes, nal.slot_offset, nal.bytes)).collect();
-        let stream = match kind {
-            UnitKind::Idr => Some(StreamHeader::new(assembler)?),
+        let track = match kind {
+            UnitKind::Idr => Some(track(assembler.parameter_sets())?),
             _ => None,
         };
         Some(PendingUnit {
             nal_units,
             kind,
-            captured_ns: unit.captured_ns,
-            arrived_ns: now_ns,
+            captured_ns: plausible(unit.captured_ns, now_ns),
             captured_at_s: unit.captured_at_s,
-            stream,
+            track,
         })
     }
 
@@ -70,13 +57,10 @@ impl PendingUnit {
     }
 }
 
-impl StreamHeader {
-    fn new(assembler: &Assembler) -> Option<StreamHeader> {
-        let sets = assembler.parameter_sets();
-        let info = sets.stream_info()?;
-        let (width, height) = (u16::try_from(info.width).ok()?, u16::try_from(info.height).ok()?);
-        Some(StreamHeader { configuration: avcc::configuration_record(sets)?, width, height })
-    }
+fn track(sets: &ParameterSets) -> Option<Track> {
+    let info = sets.stream_info()?;
+    let (width, height) = (u16::try_from(info.width).ok()?, u16::try_from(info.height).ok()?);
+    Some(Track { configuration: avcc::configuration_record(sets)?, width, height, started_at_s: 0 })
 }
 
 /// Returns a NAL unit as a slice of the slot. Copies only an inserted parameter set.

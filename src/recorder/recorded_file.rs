@@ -3,15 +3,15 @@
 use std::io;
 
 use bytes::Bytes;
-use rustix::io::Errno;
 
 use super::format::moov::{self, Notes};
-use super::format::timeline::{Timeline, plausible};
+use super::format::timeline::time_90k;
 use super::format::{self, Fragment, Index, Track, annexb, fmp4};
 use super::names::Format;
 use super::operation::{FileEnding, FileId, Output};
-use super::pending_unit::{PendingUnit, StreamHeader};
-use super::types::RecorderError;
+use super::pending_unit::PendingUnit;
+use super::sidecar::Sidecar;
+use super::types::{Progress, RecorderError, is_full};
 use crate::base::limits;
 
 /// Retries of an interrupted write. Local: no other module uses this bound.
@@ -33,12 +33,13 @@ pub(super) enum WriteOutcome {
 
 /// State of one file. At most one disk operation is in flight per file, besides a sync.
 pub(super) struct RecordedFile {
-    id: FileId,
-    container: Container,
+    pub(super) id: FileId,
+    format: Format,
+    /// Present in an MP4 from its first write on.
+    mp4: Option<Mp4>,
     /// Bytes of whole units, headers included.
     committed: u64,
     started_at_s: u64,
-    timeline: Timeline,
     index: Index,
     first_captured_ns: i64,
     operation: Operation,
@@ -50,31 +51,24 @@ pub(super) struct RecordedFile {
     last_sync_ns: i64,
 }
 
-enum Container {
-    H264,
-    /// `None` until the first unit is written.
-    Mp4(Option<Mp4>),
-}
-
 struct Mp4 {
     track: Track,
-    fragments_offset: u64,
+    /// The bytes before the first fragment.
+    header: Bytes,
 }
 
-/// The operation in flight.
+/// The operation in flight. `done` counts the bytes of the unit and its headers that are written already.
+#[derive(Copy, Clone, PartialEq, Eq)]
 enum Operation {
     None,
-    Allocating {
-        bytes: u64,
-    },
+    Allocating,
     Truncating,
-    /// `resubmit`: the next write, first or after a short one, must be submitted.
     Writing {
-        fragment: Fragment,
-        new_file: Option<Mp4>,
         done: u64,
-        total: u64,
-        resubmit: bool,
+    },
+    /// Nothing is in flight after a short write: the rest must be submitted.
+    PartlyWritten {
+        done: u64,
     },
 }
 
@@ -92,13 +86,10 @@ impl RecordedFile {
     pub(super) fn new(id: FileId, format: Format, started_at_s: u64, now_ns: i64) -> RecordedFile {
         RecordedFile {
             id,
-            container: match format {
-                Format::H264 => Container::H264,
-                Format::Mp4 => Container::Mp4(None),
-            },
+            format,
+            mp4: None,
             committed: 0,
             started_at_s,
-            timeline: Timeline::default(),
             index: Index::default(),
             first_captured_ns: 0,
             operation: Operation::None,
@@ -110,29 +101,26 @@ impl RecordedFile {
         }
     }
 
-    pub(super) fn id(&self) -> FileId {
-        self.id
-    }
-
     /// Returns true if no operation is in flight. A write that was partial and is not resubmitted yet is not in flight.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.operation, Operation::None | Operation::Writing { resubmit: true, .. })
+        matches!(self.operation, Operation::None | Operation::PartlyWritten { .. })
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
 
-    pub(super) fn committed(&self) -> u64 {
-        self.committed
-    }
-
-    pub(super) fn started_at_s(&self) -> u64 {
-        self.started_at_s
-    }
-
     pub(super) fn duration_s(&self) -> f64 {
         self.index.duration_90k() as f64 / f64::from(format::TIMESCALE)
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            committed_bytes: self.committed,
+            duration_s: self.duration_s(),
+            started_at_s: self.started_at_s,
+            finished: false,
+        }
     }
 
     /// Returns true if this unit must go to the next file.
@@ -143,14 +131,13 @@ impl RecordedFile {
         if self.is_empty() {
             return false;
         }
-        let changed = match (&self.container, &unit.stream) {
-            (Container::Mp4(Some(mp4)), Some(stream)) => {
-                (&mp4.track.configuration, mp4.track.width, mp4.track.height)
-                    != (&stream.configuration, stream.width, stream.height)
+        let changed = match (&self.mp4, &unit.track) {
+            (Some(Mp4 { track: old, .. }), Some(new)) => {
+                (&old.configuration, old.width, old.height) != (&new.configuration, new.width, new.height)
             }
             _ => false,
         };
-        let age_ns = plausible(unit.captured_ns, unit.arrived_ns).saturating_sub(self.first_captured_ns);
+        let age_ns = unit.captured_ns.saturating_sub(self.first_captured_ns);
         let long =
             age_ns >= limits::RECORDING_DURATION_SOFT_NS || self.committed >= limits::RECORDING_BYTES_SOFT;
         let full = self.index.len() >= limits::RECORDING_UNITS_MAX
@@ -161,8 +148,8 @@ impl RecordedFile {
     /// Returns the next disk operation needed to write this unit. `None` while an operation is in flight.
     pub(super) fn next_operation(&mut self, unit: &PendingUnit) -> Result<Option<Output>, RecorderError> {
         let file = self.id;
-        match &self.operation {
-            Operation::Writing { resubmit: true, .. } => return Ok(self.next_write(unit)),
+        match self.operation {
+            Operation::PartlyWritten { done } => return Ok(Some(self.write(unit, done))),
             Operation::None => {}
             _ => return Ok(None),
         }
@@ -170,28 +157,35 @@ impl RecordedFile {
             self.operation = Operation::Truncating;
             return Ok(Some(Output::Truncate { file, bytes: self.committed }));
         }
+        if self.format == Format::Mp4
+            && self.is_empty()
+            && let Some(track) = &unit.track
+        {
+            let started_at_s = unit.captured_at_s.unwrap_or(self.started_at_s);
+            let track = Track { started_at_s, ..track.clone() };
+            self.mp4 = Some(Mp4 { header: fmp4::file_header(&track).into(), track });
+        }
         // Reserve space for the index too, so that the file can be finished on a full disk.
         let needed = self.committed + self.bytes_needed(unit) + self.tail_bytes_max();
         if needed > self.allocation.end && self.allocation.step > 0 {
             if self.allocation.step < limits::ALLOCATE_BYTES_MIN {
                 return Err(RecorderError::DiskFull);
             }
+            self.operation = Operation::Allocating;
             let (offset, bytes) = (self.allocation.end, self.allocation.step);
-            self.operation = Operation::Allocating { bytes };
             return Ok(Some(Output::Allocate { file, offset, bytes }));
         }
-        let (fragment, new_file) = self.prepare(unit)?;
-        let total = self.bytes_needed(unit);
-        self.operation = Operation::Writing { fragment, new_file, done: 0, total, resubmit: true };
-        Ok(self.next_write(unit))
+        Ok(Some(self.write(unit, 0)))
     }
 
     /// Handles the completion of a reservation.
     pub(super) fn handle_allocated(&mut self, result: io::Result<()>) {
-        let Operation::Allocating { bytes } = self.operation else { return };
+        if self.operation != Operation::Allocating {
+            return;
+        }
         self.operation = Operation::None;
         match result {
-            Ok(()) => self.allocation.end += bytes,
+            Ok(()) => self.allocation.end += self.allocation.step,
             Err(error) if is_full(&error) => {
                 // A failed reservation may have taken all free space: release it and reserve less.
                 self.allocation.step /= 2;
@@ -215,40 +209,28 @@ impl RecordedFile {
         result: io::Result<u64>,
         intact: bool,
     ) -> Result<WriteOutcome, RecorderError> {
-        let Operation::Writing { done, total, resubmit, .. } = &mut self.operation else {
-            return Ok(WriteOutcome::Partial);
-        };
-        let failure = match result {
-            Ok(bytes) if bytes > 0 => {
-                *done += bytes;
-                None
-            }
-            Ok(_) => Some(RecorderError::DiskFull),
+        let Operation::Writing { done } = self.operation else { return Ok(WriteOutcome::Partial) };
+        self.operation = Operation::None;
+        let done = match result {
+            Ok(0) => return Err(RecorderError::DiskFull),
+            Ok(bytes) => done + bytes,
             Err(error) if is_interruption(&error) && self.write_retries < WRITE_RETRIES_MAX => {
                 self.write_retries += 1;
-                None
+                done
             }
-            Err(error) => Some(RecorderError::io("writing", &error)),
+            Err(error) => return Err(RecorderError::io("writing", &error)),
         };
-        if let Some(failure) = failure {
-            self.operation = Operation::None;
-            return Err(failure);
-        }
-        if intact && *done < *total {
-            *resubmit = true;
+        let bytes = self.bytes_needed(unit);
+        if intact && done < bytes {
+            self.operation = Operation::PartlyWritten { done };
             return Ok(WriteOutcome::Partial);
         }
         self.write_retries = 0;
-        let Operation::Writing { fragment, new_file, total, .. } =
-            std::mem::replace(&mut self.operation, Operation::None)
-        else {
-            return Ok(WriteOutcome::Partial);
-        };
         if !intact {
             return Ok(WriteOutcome::Torn);
         }
-        self.commit(unit, &fragment, new_file, total);
-        Ok(WriteOutcome::Complete { bytes: total })
+        self.commit(unit, bytes);
+        Ok(WriteOutcome::Complete { bytes })
     }
 
     /// Returns when written data must be synced to disk. `None` if there is none, or a sync is in flight.
@@ -266,105 +248,78 @@ impl RecordedFile {
 
     /// Returns the data that finishes the file.
     pub(super) fn into_ending(self, dropped_units: u64) -> FileEnding {
-        let mut ending = FileEnding {
-            committed: self.committed,
-            tail: Vec::new(),
-            mdat_header: None,
-            started_at_s: self.started_at_s,
-            duration_s: self.duration_s(),
-            dropped_units,
+        let committed = self.committed;
+        let Some(mp4) = &self.mp4 else {
+            let sidecar = Sidecar {
+                started_at_s: self.started_at_s,
+                duration_s: Some(self.duration_s()),
+                complete: true,
+                recovered: false,
+                dropped_units,
+            };
+            return FileEnding { committed, tail: Vec::new(), mdat_header: None, sidecar: Some(sidecar) };
         };
-        if let Container::Mp4(Some(mp4)) = &self.container {
-            let notes = Notes { recovered: false, dropped_units };
-            ending.tail = moov::finished(&mp4.track, &self.index, mp4.fragments_offset, notes);
-            ending.mdat_header = Some((fmp4::MDAT_HEADER_OFFSET, fmp4::mdat_header(self.committed)));
-        }
-        ending
+        let notes = Notes { recovered: false, dropped_units };
+        let tail = moov::finished(&mp4.track, &self.index, mp4.header.len() as u64, notes);
+        let mdat_header = Some((fmp4::MDAT_HEADER_OFFSET, fmp4::mdat_header(committed)));
+        FileEnding { committed, tail, mdat_header, sidecar: None }
     }
 
     /// Returns the bytes that writing this unit adds to the file.
     fn bytes_needed(&self, unit: &PendingUnit) -> u64 {
-        match &self.container {
-            Container::H264 => unit.prefixed_bytes(),
-            Container::Mp4(mp4) => {
-                let file_header = match (mp4, &unit.stream) {
-                    (None, Some(stream)) => fmp4::file_header(&self.track(unit, stream)).len() as u64,
-                    _ => 0,
-                };
-                file_header + format::FRAGMENT_HEADER_BYTES as u64 + unit.prefixed_bytes()
-            }
-        }
+        let headers = match &self.mp4 {
+            Some(mp4) if self.is_empty() => mp4.header.len() + format::FRAGMENT_HEADER_BYTES,
+            Some(_) => format::FRAGMENT_HEADER_BYTES,
+            None => 0,
+        };
+        headers as u64 + unit.prefixed_bytes()
     }
 
     /// Returns an upper bound for the bytes that finish the file after one more unit.
     fn tail_bytes_max(&self) -> u64 {
-        match self.container {
-            Container::H264 => 0,
-            Container::Mp4(_) => format::index_bytes_max(self.index.len() + 1),
+        match self.format {
+            Format::H264 => 0,
+            Format::Mp4 => format::index_bytes_max(self.index.len() + 1),
         }
     }
 
-    fn track(&self, unit: &PendingUnit, stream: &StreamHeader) -> Track {
-        Track {
-            width: stream.width,
-            height: stream.height,
-            configuration: stream.configuration.clone(),
-            started_at_s: unit.captured_at_s.unwrap_or(self.started_at_s),
-        }
-    }
-
-    /// Returns the fragment header of the unit, and the track if the unit is the first of an MP4.
-    fn prepare(&self, unit: &PendingUnit) -> Result<(Fragment, Option<Mp4>), RecorderError> {
-        let fragment = Fragment {
+    fn fragment(&self, unit: &PendingUnit) -> Fragment {
+        let since_first_ns = unit.captured_ns.saturating_sub(self.first_captured_ns);
+        let time_90k = if self.is_empty() { 0 } else { time_90k(since_first_ns, self.index.last_time_90k()) };
+        Fragment {
             sequence: u32::try_from(self.index.len() + 1).unwrap_or(u32::MAX),
-            time_90k: self.timeline.place(unit.captured_ns, unit.arrived_ns),
+            time_90k,
             duration_90k: self.index.expected_duration_90k(),
-            unit_bytes: u32::try_from(unit.prefixed_bytes()).map_err(|_| RecorderError::TooManyFiles)?,
+            unit_bytes: u32::try_from(unit.prefixed_bytes()).unwrap_or(u32::MAX), // a slot holds 3 MB
             kind: unit.kind,
-        };
-        let new_file = match (&self.container, &unit.stream) {
-            (Container::Mp4(None), Some(stream)) => {
-                let track = self.track(unit, stream);
-                let fragments_offset = fmp4::file_header(&track).len() as u64;
-                Some(Mp4 { track, fragments_offset })
-            }
-            _ => None,
-        };
-        Ok((fragment, new_file))
-    }
-
-    /// Returns the write of the rest of the unit.
-    fn next_write(&mut self, unit: &PendingUnit) -> Option<Output> {
-        let Operation::Writing { fragment, new_file, done, resubmit, .. } = &mut self.operation else {
-            return None;
-        };
-        *resubmit = false;
-        let mut parts = Vec::with_capacity(2 * unit.nal_units.len() + 1);
-        match &self.container {
-            Container::H264 => {
-                annexb::gather(&unit.nal_units, &mut parts);
-            }
-            Container::Mp4(_) => {
-                parts.extend(new_file.as_ref().map(|mp4| Bytes::from(fmp4::file_header(&mp4.track))));
-                fmp4::gather(fragment, &unit.nal_units, &mut parts);
-            }
         }
-        skip(&mut parts, *done);
-        debug_assert!(parts.len() <= limits::WRITE_PARTS_MAX);
-        Some(Output::Write { file: self.id, offset: self.committed + *done, parts })
     }
 
-    fn commit(&mut self, unit: &PendingUnit, fragment: &Fragment, new_file: Option<Mp4>, total: u64) {
-        if self.index.is_empty() {
-            self.first_captured_ns = plausible(unit.captured_ns, unit.arrived_ns);
+    /// Returns the write of the unit after its first `done` bytes.
+    fn write(&mut self, unit: &PendingUnit, done: u64) -> Output {
+        self.operation = Operation::Writing { done };
+        let mut parts = Vec::with_capacity(2 * unit.nal_units.len() + 1);
+        if let Some(mp4) = &self.mp4 {
+            if self.is_empty() {
+                parts.push(mp4.header.clone());
+            }
+            fmp4::gather(&self.fragment(unit), &unit.nal_units, &mut parts);
+        } else {
+            annexb::gather(&unit.nal_units, &mut parts);
+        }
+        skip(&mut parts, done);
+        debug_assert!(parts.len() <= limits::WRITE_PARTS_MAX);
+        Output::Write { file: self.id, offset: self.committed + done, parts }
+    }
+
+    fn commit(&mut self, unit: &PendingUnit, bytes: u64) {
+        let fragment = self.fragment(unit);
+        if self.is_empty() {
+            self.first_captured_ns = unit.captured_ns;
             self.started_at_s = unit.captured_at_s.unwrap_or(self.started_at_s);
         }
-        if let Some(mp4) = new_file {
-            self.container = Container::Mp4(Some(mp4));
-        }
-        self.timeline.commit(unit.captured_ns, unit.arrived_ns, fragment.time_90k);
-        self.index.push(fragment);
-        self.committed += total;
+        self.index.push(&fragment);
+        self.committed += bytes;
         self.dirty = true;
     }
 }
@@ -379,14 +334,6 @@ fn skip(parts: &mut Vec<Bytes>, mut done: u64) {
     });
 }
 
-fn errno(error: &io::Error) -> Option<Errno> {
-    error.raw_os_error().map(Errno::from_raw_os_error)
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(errno(error), Some(Errno::NOSPC | Errno::DQUOT))
-}
-
 fn is_interruption(error: &io::Error) -> bool {
-    matches!(errno(error), Some(Errno::INTR | Errno::AGAIN))
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
 }

@@ -47,7 +47,7 @@ pub(crate) struct Recording {
     directory: String,
     outputs: VecDeque<Output>,
     active: Option<ActiveRecording>,
-    next_file: FileId,
+    last_file: FileId,
     last: Option<StopReply>,
     last_error: Option<RecorderError>,
 }
@@ -67,9 +67,8 @@ struct ActiveRecording {
     /// True if the last unit was dropped.
     in_gap: bool,
     finishing: SmallVec<[FileId; limits::FINISHING_MAX]>,
+    /// Its duration is that of the closed files.
     report: Report,
-    /// Seconds recorded in files that are closed.
-    closed_duration_s: f64,
     reason: StopReason,
     error: Option<RecorderError>,
     /// A stop request waits for its reply.
@@ -79,12 +78,12 @@ struct ActiveRecording {
 impl Recording {
     pub(crate) fn new(counters: Arc<RecorderCounters>, directory: String) -> Recording {
         Recording {
-            assembler: Assembler::new(),
+            assembler: Assembler::default(),
             counters,
             directory,
             outputs: VecDeque::new(),
             active: None,
-            next_file: 0,
+            last_file: 0,
             last: None,
             last_error: None,
         }
@@ -98,7 +97,8 @@ impl Recording {
     /// Starts a recording. The reply leaves as [`Output::Started`].
     pub(crate) fn handle_start(&mut self, now_ns: i64, start: Start) -> Result<(), RecorderError> {
         self.check_can_start()?;
-        let file = self.new_file();
+        self.last_file = self.last_file.wrapping_add(1);
+        let file = self.last_file;
         self.last_error = None;
         self.counters.active.store(true, Relaxed);
         self.outputs.push_back(Output::Create {
@@ -120,7 +120,6 @@ impl Recording {
             in_gap: false,
             finishing: SmallVec::new(),
             report: Report::default(),
-            closed_duration_s: 0.0,
             reason: StopReason::Requested,
             error: None,
             stop_requested: false,
@@ -254,7 +253,7 @@ impl Recording {
             && file.sync_deadline().is_some_and(|deadline| deadline <= now_ns)
         {
             file.handle_sync_started(now_ns);
-            self.outputs.push_back(Output::Sync { file: file.id() });
+            self.outputs.push_back(Output::Sync { file: file.id });
         }
         match active.phase {
             Phase::Running => {
@@ -321,22 +320,12 @@ impl Recording {
 
     /// Returns the progress of a file that is being written.
     pub(crate) fn progress(&self, file: FileId) -> Option<Progress> {
-        let current = self.active.as_ref()?.file.as_ref().filter(|current| current.id() == file)?;
-        Some(Progress {
-            committed_bytes: current.committed(),
-            duration_s: current.duration_s(),
-            started_at_s: current.started_at_s(),
-            finished: false,
-        })
-    }
-
-    fn new_file(&mut self) -> FileId {
-        self.next_file = self.next_file.wrapping_add(1);
-        self.next_file
+        let current = self.active.as_ref()?.file.as_ref()?;
+        (current.id == file).then(|| current.progress())
     }
 
     fn current_file(&mut self, id: FileId) -> Option<&mut RecordedFile> {
-        self.active.as_mut()?.file.as_mut().filter(|file| file.id() == id)
+        self.active.as_mut()?.file.as_mut().filter(|file| file.id == id)
     }
 
     fn count_dropped(&mut self, units: u64) {
@@ -352,7 +341,7 @@ impl Recording {
 
     /// Ends the current file if the pending unit must go to the next one.
     fn start_next_file_if_needed(&mut self) {
-        let next = self.next_file.wrapping_add(1);
+        let next = self.last_file.wrapping_add(1);
         let Some(active) = &mut self.active else { return };
         let (Some(pending), Some(file)) = (&active.pending, &active.file) else { return };
         if !file.must_end_before(pending) {
@@ -365,7 +354,7 @@ impl Recording {
         if active.number >= limits::RECORDING_FILES_MAX {
             return self.fail(RecorderError::TooManyFiles);
         }
-        self.next_file = next;
+        self.last_file = next;
         close_file(active, &mut self.outputs);
         active.creating = Some(next);
         let (stem, number) = (active.start.stem.clone(), active.number + 1);
@@ -437,7 +426,7 @@ impl Recording {
 
     fn handle_written(&mut self, file: FileId, result: io::Result<u64>, intact: bool) {
         let Some(active) = self.active.as_mut() else { return };
-        let Some(file) = active.file.as_mut().filter(|current| current.id() == file) else { return };
+        let Some(file) = active.file.as_mut().filter(|current| current.id == file) else { return };
         let Some(pending) = &active.pending else { return };
         match file.handle_written(pending, result, intact) {
             Ok(WriteOutcome::Partial) => {}
@@ -541,7 +530,7 @@ impl ActiveRecording {
 
     fn full_report(&self) -> Report {
         let mut report = self.report.clone();
-        report.duration = self.closed_duration_s + self.file.as_ref().map_or(0.0, RecordedFile::duration_s);
+        report.duration += self.file.as_ref().map_or(0.0, RecordedFile::duration_s);
         report
     }
 }
@@ -549,17 +538,15 @@ impl ActiveRecording {
 /// Finishes the current file, or removes it if it holds no unit.
 fn close_file(active: &mut ActiveRecording, outputs: &mut VecDeque<Output>) {
     let Some(closed) = active.file.take() else { return };
-    let file = closed.id();
+    let file = closed.id;
     active.finishing.push(file);
-    active.closed_duration_s += closed.duration_s();
+    active.report.duration += closed.duration_s();
     if closed.is_empty() {
         active.report.files.pop();
         outputs.push_back(Output::Discard { file });
     } else {
-        let committed = closed.committed();
         let ending = closed.into_ending(active.report.dropped_units);
         active.report.bytes_written += ending.tail.len() as u64;
-        debug_assert_eq!(committed, ending.committed);
         outputs.push_back(Output::Finish { file, ending });
     }
 }

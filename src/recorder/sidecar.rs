@@ -14,7 +14,7 @@ const SIDECAR_BYTES: usize = 512;
 /// Content of a sidecar.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Sidecar {
+pub(crate) struct Sidecar {
     pub(super) started_at_s: u64,
     pub(super) duration_s: Option<f64>,
     pub(super) complete: bool,

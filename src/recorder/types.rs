@@ -1,6 +1,21 @@
 //! Requests, replies and errors of the recorder. `app` converts them to the types of the HTTP interface.
 
-use super::names::NameError;
+use std::io;
+use std::path::PathBuf;
+
+use super::names::{Format, NameError};
+use super::retention::Retention;
+
+/// Options of the recorder.
+#[derive(Clone, Debug)]
+pub struct RecorderConfig {
+    /// Directory of the files. Created (0755) when the first recording starts.
+    pub directory: PathBuf,
+    /// Format of a recording whose name has no extension.
+    pub format: Format,
+    /// Rules for deleting old recordings.
+    pub retention: Retention,
+}
 
 /// A request to start a recording. Every field is optional.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -169,42 +184,27 @@ pub enum RecorderError {
     /// The requested file name is not allowed.
     #[error("bad file name: {0}")]
     Name(#[from] NameError),
-    /// A requested number of seconds is out of range.
-    #[error("{field} must be a number of seconds between 0 and 2592000")]
-    Seconds {
-        /// Name of the request field.
-        field: &'static str,
-    },
-    /// Files are never overwritten.
-    #[error("a recording named {name} exists")]
-    Exists {
-        /// File name.
-        name: String,
-    },
-    /// No such recording.
-    #[error("no recording is named {name}")]
-    NotFound {
-        /// File name.
-        name: String,
-    },
-    /// The file is being written.
-    #[error("{name} is being recorded")]
-    InUse {
-        /// File name.
-        name: String,
-    },
+    /// A requested number of seconds is out of range. Holds the name of the request field.
+    #[error("{0} must be a number of seconds between 0 and 2592000")]
+    Seconds(&'static str),
+    /// Files are never overwritten. Holds the file name.
+    #[error("a recording named {0} exists")]
+    Exists(String),
+    /// No recording has this file name.
+    #[error("no recording is named {0}")]
+    NotFound(String),
+    /// The file of this name is being written.
+    #[error("{0} is being recorded")]
+    InUse(String),
     /// No camera writes to the ring.
     #[error("no camera: nothing to record")]
     CameraAway,
     /// No space is left, or the quota is used up.
     #[error("the disk is full")]
     DiskFull,
-    /// The directory of recordings cannot be read or written.
-    #[error("the directory of recordings can't be used: {reason}")]
-    Directory {
-        /// The system's error text.
-        reason: String,
-    },
+    /// The directory of recordings cannot be read or written. Holds the system's error text.
+    #[error("the directory of recordings can't be used: {0}")]
+    Directory(String),
     /// The file was deleted while it was recorded.
     #[error("the file was deleted while it was recorded")]
     Removed,
@@ -228,48 +228,47 @@ impl RecorderError {
     /// Returns the HTTP status of this error.
     #[must_use]
     pub fn status(&self) -> u16 {
-        use RecorderError as E;
-        match self {
-            E::Name(_) | E::Seconds { .. } => 400,
-            E::NotFound { .. } => 404,
-            E::AlreadyRecording | E::NotRecording | E::Stopping | E::Exists { .. } | E::InUse { .. } => 409,
-            E::Directory { .. } | E::Removed | E::Io { .. } | E::TooManyFiles => 500,
-            E::CameraAway | E::Unresponsive => 503,
-            E::DiskFull => 507,
-        }
+        self.status_and_code().0
     }
 
     /// Returns the stable code that programs compare.
     #[must_use]
     pub fn code(&self) -> &'static str {
+        self.status_and_code().1
+    }
+
+    fn status_and_code(&self) -> (u16, &'static str) {
         use RecorderError as E;
         match self {
-            E::AlreadyRecording => "already_recording",
-            E::NotRecording => "not_recording",
-            E::Stopping => "stopping",
-            E::Name(_) => "bad_name",
-            E::Seconds { .. } => "bad_seconds",
-            E::Exists { .. } => "exists",
-            E::NotFound { .. } => "not_found",
-            E::InUse { .. } => "in_use",
-            E::CameraAway => "camera_away",
-            E::DiskFull => "disk_full",
-            E::Directory { .. } => "directory",
-            E::Removed => "removed",
-            E::Io { .. } => "io",
-            E::TooManyFiles => "too_many_files",
-            E::Unresponsive => "recorder_busy",
+            E::AlreadyRecording => (409, "already_recording"),
+            E::NotRecording => (409, "not_recording"),
+            E::Stopping => (409, "stopping"),
+            E::Name(_) => (400, "bad_name"),
+            E::Seconds(_) => (400, "bad_seconds"),
+            E::Exists(_) => (409, "exists"),
+            E::NotFound(_) => (404, "not_found"),
+            E::InUse(_) => (409, "in_use"),
+            E::CameraAway => (503, "camera_away"),
+            E::DiskFull => (507, "disk_full"),
+            E::Directory(_) => (500, "directory"),
+            E::Removed => (500, "removed"),
+            E::Io { .. } => (500, "io"),
+            E::TooManyFiles => (500, "too_many_files"),
+            E::Unresponsive => (503, "recorder_busy"),
         }
     }
 
     /// Returns the error of a failed file operation; [`RecorderError::DiskFull`] for ENOSPC and EDQUOT.
     #[must_use]
-    pub fn io(doing: &'static str, error: &std::io::Error) -> RecorderError {
-        let full =
-            [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT].map(|errno| Some(errno.raw_os_error()));
-        if full.contains(&error.raw_os_error()) {
+    pub fn io(doing: &'static str, error: &io::Error) -> RecorderError {
+        if is_full(error) {
             return RecorderError::DiskFull;
         }
         RecorderError::Io { doing, reason: error.to_string() }
     }
+}
+
+/// Returns true if no space is left (ENOSPC), or the quota is used up (EDQUOT).
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

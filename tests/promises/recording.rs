@@ -75,10 +75,7 @@ fn running_file_can_be_downloaded_and_plays_up_to_its_last_unit() {
         assert!(!download.complete && download.progress.is_some());
         let info = rig.wait(rig.handle.list()).unwrap().remove(0);
         assert!(info.recording && !info.complete && info.bytes >= download.bytes && info.duration.is_some());
-        assert_eq!(
-            rig.wait(rig.handle.delete(name.clone())),
-            Err(RecorderError::InUse { name: name.clone() })
-        );
+        assert_eq!(rig.wait(rig.handle.delete(name.clone())), Err(RecorderError::InUse(name.clone())));
         let early = copy(&download, &directory.0.join(format!("early.{format}")));
         assert!(rig.stop().is_ok());
         // A download that was opened before the stop still reads the unfinished form of the file.
@@ -93,7 +90,7 @@ fn running_file_can_be_downloaded_and_plays_up_to_its_last_unit() {
         assert!(finished.complete && finished.progress.is_none() && finished.etag != download.etag);
         assert!(download.progress.unwrap().borrow().finished);
         assert_eq!(rig.wait(rig.handle.delete(name.clone())), Ok(()));
-        assert_eq!(rig.wait(rig.handle.delete(name.clone())), Err(RecorderError::NotFound { name }));
+        assert_eq!(rig.wait(rig.handle.delete(name.clone())), Err(RecorderError::NotFound(name)));
     }
 }
 

@@ -25,25 +25,17 @@ pub(super) fn full_box(
     });
 }
 
-/// Appends a table without entries.
-pub(super) fn empty_table(out: &mut Vec<u8>, kind: &[u8; 4]) {
-    full_box(out, kind, 0, |out| u32s(out, &[0]));
+/// Appends a table: the number of rows, then the rows.
+pub(super) fn table<const COLUMNS: usize>(out: &mut Vec<u8>, kind: &[u8; 4], rows: &[[u32; COLUMNS]]) {
+    full_box(out, kind, 0, |out| {
+        u32s(out, &[u32::try_from(rows.len()).unwrap_or(u32::MAX)]);
+        u32s(out, rows.as_flattened());
+    });
 }
 
 /// Appends big-endian 32-bit values.
 pub(super) fn u32s(out: &mut Vec<u8>, values: &[u32]) {
     values.iter().for_each(|value| out.extend_from_slice(&value.to_be_bytes()));
-}
-
-/// Returns the content of the first box of kind `kind`.
-pub(super) fn child<'a>(mut inside: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
-    loop {
-        let bytes = usize::try_from(u32_at(inside, 0)?).ok().filter(|bytes| *bytes >= 8)?;
-        if inside.get(4..8)? == kind {
-            return inside.get(8..bytes);
-        }
-        inside = inside.get(bytes..)?;
-    }
 }
 
 pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {

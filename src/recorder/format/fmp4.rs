@@ -64,19 +64,15 @@ impl Fragment {
 
 /// Appends one fragment as parts of a gathered write: `[header, length][NAL unit][length][NAL unit]...`.
 ///
-/// Copies only headers and lengths, and sets `fragment.unit_bytes`. Returns the bytes of all parts, or `None` if the
-/// unit is too big for a box (4 GiB; a slot holds 3 MB).
-pub fn gather(fragment: &mut Fragment, nal_units: &[Bytes], parts: &mut Vec<Bytes>) -> Option<u64> {
-    let unit_bytes: usize = nal_units.iter().map(|nal| nal.len() + 4).sum();
-    fragment.unit_bytes = u32::try_from(unit_bytes).ok().filter(|bytes| *bytes < u32::MAX - 8)?;
+/// Copies only headers and lengths. `fragment.unit_bytes` must count the NAL units with their lengths.
+pub fn gather(fragment: &Fragment, nal_units: &[Bytes], parts: &mut Vec<Bytes>) {
     let mut small = BytesMut::with_capacity(FRAGMENT_HEADER_BYTES + 4 * nal_units.len());
     small.put_slice(&fragment.header());
     for nal in nal_units {
-        small.put_u32(u32::try_from(nal.len()).ok()?);
+        small.put_u32(u32::try_from(nal.len()).unwrap_or(u32::MAX)); // a slot holds 3 MB
         parts.push(small.split().freeze());
         parts.push(nal.clone());
     }
-    Some((FRAGMENT_HEADER_BYTES + unit_bytes) as u64)
 }
 
 /// Returns the bytes before the first fragment of an unfinished file.
@@ -114,19 +110,17 @@ pub enum Form {
 /// Returns the form of a file with these first 48 bytes.
 #[must_use]
 pub fn form(start: &[u8]) -> Form {
-    let Some(start) = start.first_chunk::<48>() else { return Form::Foreign };
-    let (ftyp, form_header) = start.split_at(32);
-    if *start == START_UNFINISHED {
+    let (ftyp, free) = START_UNFINISHED.split_at(32);
+    let Some(header) = start.strip_prefix(ftyp).and_then(|rest| rest.first_chunk::<MDAT_HEADER_BYTES>())
+    else {
+        return Form::Foreign;
+    };
+    if header == free {
         return Form::Unfinished;
     }
-    if !START_UNFINISHED.starts_with(ftyp) {
-        return Form::Foreign;
-    }
-    match (form_header.starts_with(b"\0\0\0\x01mdat"), u64_at(form_header, 8)) {
-        (true, Some(bytes)) => match bytes.checked_add(MDAT_HEADER_OFFSET) {
-            Some(index_offset) => Form::Finished { index_offset },
-            None => Form::Foreign,
-        },
-        _ => Form::Foreign,
+    let mdat_bytes = header.strip_prefix(b"\0\0\0\x01mdat").and_then(|bytes| u64_at(bytes, 0));
+    match mdat_bytes.and_then(|bytes| bytes.checked_add(MDAT_HEADER_OFFSET)) {
+        Some(index_offset) => Form::Finished { index_offset },
+        None => Form::Foreign,
     }
 }

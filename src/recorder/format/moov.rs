@@ -1,9 +1,7 @@
 //! PURE: the `moov` box of a recording, for the unfinished and the finished form.
 //! It is written without an MP4 library because the boxes are few. The tests compare it with an independent library.
 
-use smallvec::SmallVec;
-
-use super::boxes::{boxed, child, empty_table, full_box, u32_at, u32s, u64_at};
+use super::boxes::{boxed, full_box, table, u32_at, u32s, u64_at};
 use super::track::{FRAGMENT_HEADER_BYTES, Index, TIMESCALE, Track};
 
 /// Seconds from the MP4 epoch (1904) to 1970.
@@ -37,16 +35,14 @@ pub struct Summary {
 /// Bytes from the start of a `moov` that [`summary`] reads.
 pub const SUMMARY_BYTES: usize = 8 + 120 + 40;
 
+/// Offset of the `avc1` box in an unfinished `moov`.
+const AVC1_OFFSET: usize = 418;
+
 /// Appends the `moov` of an unfinished file: no samples, and `mvex` for the fragments that follow.
 pub(super) fn write_fragmented(track: &Track, out: &mut Vec<u8>) {
     boxed(out, b"moov", |out| {
         mvhd(track, 0, out);
-        trak(track, 0, out, |out| {
-            empty_table(out, b"stts");
-            empty_table(out, b"stsc");
-            full_box(out, b"stsz", 0, |out| u32s(out, &[0, 0]));
-            empty_table(out, b"stco");
-        });
+        trak(track, &Index::default(), 0, out);
         boxed(out, b"mvex", |out| full_box(out, b"trex", 0, |out| u32s(out, &[1, 1, 0, 0, 0])));
     });
 }
@@ -62,7 +58,7 @@ pub fn finished(track: &Track, index: &Index, fragments_offset: u64, notes: Note
             u32s(out, &[u32::from(notes.recovered)]);
             out.extend_from_slice(&notes.dropped_units.to_be_bytes());
         });
-        trak(track, index.duration_90k(), out, |out| sample_tables(index, fragments_offset, out));
+        trak(track, index, fragments_offset, out);
     });
     out
 }
@@ -80,17 +76,15 @@ pub fn summary(bytes: &[u8]) -> Option<Summary> {
     Some(Summary { started_at_s, duration_90k: u64_at(bytes, 40)?, notes })
 }
 
-/// Parses the track from a `moov` that `write_fragmented` made.
+/// Parses the track from a `moov` that `write_fragmented` made: the boxes before the content of `avcC` have fixed sizes.
 #[must_use]
 pub fn parse_track(moov: &[u8]) -> Option<Track> {
     let started_at_s = summary(moov)?.started_at_s;
-    let stsd = [b"trak", b"mdia", b"minf", b"stbl", b"stsd"]
-        .iter()
-        .try_fold(moov.get(8..)?, |inside, kind| child(inside, kind))?;
-    let entry = child(stsd.get(8..)?, b"avc1")?;
-    let width = u16::from_be_bytes(*entry.get(24..)?.first_chunk()?);
-    let height = u16::from_be_bytes(*entry.get(26..)?.first_chunk()?);
-    let configuration = child(entry.get(78..)?, b"avcC")?.to_vec();
+    let avc1 = moov.get(AVC1_OFFSET..)?;
+    let avcc_bytes = usize::try_from(u32_at(avc1, 86)?).ok()?;
+    let configuration = avc1.get(94..avcc_bytes.checked_add(86)?)?.to_vec();
+    let width = u16::from_be_bytes(*avc1.get(32..)?.first_chunk()?);
+    let height = u16::from_be_bytes(*avc1.get(34..)?.first_chunk()?);
     Some(Track { width, height, configuration, started_at_s })
 }
 
@@ -113,7 +107,8 @@ fn times(track: &Track, out: &mut Vec<u8>) {
     out.extend_from_slice(&time);
 }
 
-fn trak(track: &Track, duration_90k: u64, out: &mut Vec<u8>, tables: impl FnOnce(&mut Vec<u8>)) {
+fn trak(track: &Track, index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
+    let duration_90k = index.duration_90k();
     boxed(out, b"trak", |out| {
         full_box(out, b"tkhd", 0x0100_0003, |out| {
             times(track, out);
@@ -143,7 +138,7 @@ fn trak(track: &Track, duration_90k: u64, out: &mut Vec<u8>, tables: impl FnOnce
                 });
                 boxed(out, b"stbl", |out| {
                     sample_description(track, out);
-                    tables(out);
+                    sample_tables(index, fragments_offset, out);
                 });
             });
         });
@@ -168,41 +163,34 @@ fn sample_description(track: &Track, out: &mut Vec<u8>) {
 }
 
 /// Appends stts, stss, stsc, stsz and stco. Each unit is a chunk, because fragment headers separate the units.
+/// Without units there is no stss: it would state that no unit is an IDR.
 fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
-    let count = u32::try_from(index.len()).unwrap_or(u32::MAX);
-    full_box(out, b"stts", 0, |out| {
-        let mut runs: Vec<(u32, u32)> = Vec::with_capacity(index.len());
-        for duration in index.durations_90k() {
-            match runs.last_mut() {
-                Some((run, same)) if *same == duration => *run += 1,
-                _ => runs.push((1, duration)),
-            }
+    let mut runs: Vec<[u32; 2]> = Vec::with_capacity(index.len());
+    for duration in index.durations_90k() {
+        match runs.last_mut() {
+            Some([run, same]) if *same == duration => *run += 1,
+            _ => runs.push([1, duration]),
         }
-        u32s(out, &[u32::try_from(runs.len()).unwrap_or(u32::MAX)]);
-        runs.iter().for_each(|(run, duration)| u32s(out, &[*run, *duration]));
-    });
-    full_box(out, b"stss", 0, |out| {
-        let idrs: Vec<u32> = (1..).zip(index.units()).filter(|(_, (_, idr))| *idr).map(|(n, _)| n).collect();
-        u32s(out, &[u32::try_from(idrs.len()).unwrap_or(u32::MAX)]);
-        u32s(out, &idrs);
-    });
-    let one_chunk = [1, 1, 1, 1];
-    full_box(out, b"stsc", 0, |out| u32s(out, if count == 0 { &[0] } else { &one_chunk }));
+    }
+    table(out, b"stts", &runs);
+    if !index.is_empty() {
+        let idrs: Vec<[u32; 1]> =
+            (1..).zip(index.units()).filter(|(_, (_, idr))| *idr).map(|(number, _)| [number]).collect();
+        table(out, b"stss", &idrs);
+    }
+    let one_unit_per_chunk: &[[u32; 3]] = if index.is_empty() { &[] } else { &[[1, 1, 1]] };
+    table(out, b"stsc", one_unit_per_chunk);
     full_box(out, b"stsz", 0, |out| {
-        u32s(out, &[0, count]);
+        u32s(out, &[0, u32::try_from(index.len()).unwrap_or(u32::MAX)]);
         index.units().for_each(|(bytes, _)| u32s(out, &[bytes]));
     });
-    let header = FRAGMENT_HEADER_BYTES as u64;
-    let offsets = index.units().scan(fragments_offset, |next, (bytes, _)| {
-        let offset = *next + header;
-        *next = offset + u64::from(bytes);
-        Some(offset)
+    let mut next = fragments_offset;
+    let offsets = index.units().map(|(bytes, _)| {
+        let offset = next + FRAGMENT_HEADER_BYTES as u64;
+        next = offset + u64::from(bytes);
+        Some([u32::try_from(offset).ok()?])
     });
-    let offsets: Option<SmallVec<[u32; 0]>> = offsets.map(|offset| u32::try_from(offset).ok()).collect();
-    full_box(out, b"stco", 0, |out| {
-        // RECORDING_BYTES_MAX keeps every offset below 4 GiB.
-        let offsets = offsets.unwrap_or_default();
-        u32s(out, &[u32::try_from(offsets.len()).unwrap_or(u32::MAX)]);
-        u32s(out, &offsets);
-    });
+    // RECORDING_BYTES_MAX keeps every offset below 4 GiB.
+    let offsets: Option<Vec<[u32; 1]>> = offsets.collect();
+    table(out, b"stco", &offsets.unwrap_or_default());
 }

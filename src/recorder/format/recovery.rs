@@ -1,45 +1,19 @@
-//! PURE: finds the whole fragments of an MP4 recording that a crash left unfinished. It only reads, through [`ReadAt`].
+//! PURE: finds the whole fragments of an MP4 recording that a crash left unfinished. It only reads.
 
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::boxes::u32_at;
 use super::fmp4::{Form, MDAT_HEADER_BYTES, MDAT_HEADER_OFFSET, file_header, form};
 use super::moov::parse_track;
 use super::track::{FRAGMENT_HEADER_BYTES, Fragment, Index, Track};
 
-/// Random access to bytes: a file, or a slice in tests.
-pub trait ReadAt {
-    /// Fills `out` from `offset`. Returns false if the end comes first.
-    fn fill_at(&self, out: &mut [u8], offset: u64) -> io::Result<bool>;
-    /// Returns the total number of bytes.
-    fn total_bytes(&self) -> io::Result<u64>;
-}
-
-impl ReadAt for [u8] {
-    fn fill_at(&self, out: &mut [u8], offset: u64) -> io::Result<bool> {
-        let inside = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)?.get(..out.len()));
-        if let Some(inside) = inside {
-            out.copy_from_slice(inside);
-        }
-        Ok(inside.is_some())
-    }
-
-    fn total_bytes(&self) -> io::Result<u64> {
-        Ok(self.len() as u64)
-    }
-}
-
-impl ReadAt for std::fs::File {
-    fn fill_at(&self, out: &mut [u8], offset: u64) -> io::Result<bool> {
-        match std::os::unix::fs::FileExt::read_exact_at(self, out, offset) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn total_bytes(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+/// Fills `out` from `offset`. Returns false if the file ends first.
+pub fn fill_at(mut file: impl Read + Seek, out: &mut [u8], offset: u64) -> io::Result<bool> {
+    file.seek(SeekFrom::Start(offset))?;
+    match file.read_exact(out) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -61,12 +35,12 @@ const HEAD_BYTES_MAX: u64 = 1 << 20; // local bound
 
 /// Reads an unfinished recording up to its last whole fragment. Returns `None` if the file is not from this recorder, is
 /// finished, or ends before its first fragment is whole.
-pub fn whole_fragments<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<WholeFragments>> {
-    let Some((track, fragments_offset)) = read_file_header(file)? else { return Ok(None) };
+pub fn whole_fragments(mut file: impl Read + Seek) -> io::Result<Option<WholeFragments>> {
+    let Some((track, fragments_offset)) = read_file_header(&mut file)? else { return Ok(None) };
     let mut whole =
         WholeFragments { track, index: Index::default(), fragments_offset, end: fragments_offset };
     let mut header = [0; FRAGMENT_HEADER_BYTES];
-    while file.fill_at(&mut header, whole.end)? {
+    while fill_at(&mut file, &mut header, whole.end)? {
         let Some(fragment) = Fragment::parse(&header) else { break };
         let unit_offset = whole.end + FRAGMENT_HEADER_BYTES as u64;
         let in_order = if whole.index.is_empty() {
@@ -75,7 +49,7 @@ pub fn whole_fragments<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<WholeF
             fragment.time_90k > whole.index.last_time_90k()
         };
         let numbered = usize::try_from(fragment.sequence).is_ok_and(|number| number == whole.index.len() + 1);
-        if !in_order || !numbered || !unit_is_whole(file, unit_offset, fragment.unit_bytes)? {
+        if !in_order || !numbered || !unit_is_whole(&mut file, unit_offset, fragment.unit_bytes)? {
             break;
         }
         whole.index.push(&fragment);
@@ -84,10 +58,10 @@ pub fn whole_fragments<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<WholeF
     Ok((!whole.index.is_empty()).then_some(whole))
 }
 
-fn read_file_header<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<(Track, u64)>> {
+fn read_file_header(file: &mut (impl Read + Seek)) -> io::Result<Option<(Track, u64)>> {
     let moov_offset = MDAT_HEADER_OFFSET + MDAT_HEADER_BYTES as u64;
     let mut start = [0; 56];
-    if !file.fill_at(&mut start, 0)? || form(&start) != Form::Unfinished {
+    if !fill_at(&mut *file, &mut start, 0)? || form(&start) != Form::Unfinished {
         return Ok(None);
     }
     let moov_bytes = u32_at(&start, 48).map_or(0, u64::from);
@@ -95,7 +69,7 @@ fn read_file_header<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<(Track, u
         return Ok(None);
     }
     let mut moov = vec![0; usize::try_from(moov_bytes).unwrap_or(0)];
-    if !file.fill_at(&mut moov, moov_offset)? {
+    if !fill_at(&mut *file, &mut moov, moov_offset)? {
         return Ok(None);
     }
     let Some(track) = parse_track(&moov) else { return Ok(None) };
@@ -106,15 +80,15 @@ fn read_file_header<F: ReadAt + ?Sized>(file: &F) -> io::Result<Option<(Track, u
 
 /// Returns true if the unit is whole: its length prefixes must lead exactly to its end. After a power loss a file may
 /// hold zeros where data never reached the disk, so a length of 0 means that the unit is not whole.
-fn unit_is_whole<F: ReadAt + ?Sized>(file: &F, offset: u64, bytes: u32) -> io::Result<bool> {
+fn unit_is_whole(file: &mut (impl Read + Seek), offset: u64, bytes: u32) -> io::Result<bool> {
     let end = offset + u64::from(bytes);
-    if end > file.total_bytes()? {
+    if end > file.seek(SeekFrom::End(0))? {
         return Ok(false);
     }
     let mut at = offset;
     let mut prefix = [0; 4];
     while at < end {
-        if end - at < 5 || !file.fill_at(&mut prefix, at)? {
+        if end - at < 5 || !fill_at(&mut *file, &mut prefix, at)? {
             return Ok(false);
         }
         let nal_bytes = u32::from_be_bytes(prefix);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 
+use std::io::Cursor;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use shiguredo_mp4::boxes::SampleEntry;
@@ -54,19 +56,19 @@ fn unfinished(track: &Track, units: &[Unit]) -> (Vec<u8>, Index, Vec<usize>) {
     let (mut index, mut ends, mut time_90k) = (Index::default(), Vec::new(), 0);
     for (number, unit) in units.iter().enumerate() {
         time_90k += if number == 0 { 0 } else { u64::from(unit.since_90k) };
-        let mut fragment = Fragment {
+        let fragment = Fragment {
             sequence: u32::try_from(number).unwrap() + 1,
             time_90k,
             duration_90k: index.expected_duration_90k(),
-            unit_bytes: 0,
+            unit_bytes: unit.nal_units.iter().map(|nal| nal.len() as u32 + 4).sum(),
             kind: unit.kind,
         };
         let nal_units: Vec<Bytes> = unit.nal_units.iter().cloned().map(Bytes::from).collect();
         let mut parts = Vec::new();
-        let bytes = fmp4::gather(&mut fragment, &nal_units, &mut parts).unwrap();
-        let before = file.len() as u64;
+        fmp4::gather(&fragment, &nal_units, &mut parts);
+        let before = file.len();
         parts.iter().for_each(|part| file.extend_from_slice(part));
-        assert_eq!(file.len() as u64 - before, bytes);
+        assert_eq!(file.len() - before, FRAGMENT_HEADER_BYTES + fragment.unit_bytes as usize);
         index.push(&fragment);
         ends.push(file.len());
     }
@@ -174,7 +176,7 @@ proptest! {
     fn both_forms_are_read_back_unchanged(track in track(), units in prop::collection::vec(unit(), 1..20)) {
         let (file, index, ends) = unfinished(&track, &units);
         let expected = expected(&units, &index);
-        let whole = whole_fragments(file.as_slice()).unwrap();
+        let whole = whole_fragments(Cursor::new(&file)).unwrap();
         let end = *ends.last().unwrap() as u64;
         let head = fmp4::file_header(&track).len() as u64;
         let expected_whole = WholeFragments { track: track.clone(), index: index.clone(), fragments_offset: head, end };
@@ -194,7 +196,7 @@ proptest! {
         prop_assert_eq!(summary.notes, Some(notes));
         prop_assert_eq!(summary.started_at_s, track.started_at_s);
         prop_assert_eq!(summary.duration_90k, index.duration_90k());
-        prop_assert_eq!(whole_fragments(finished.as_slice()).unwrap(), None);
+        prop_assert_eq!(whole_fragments(Cursor::new(&finished)).unwrap(), None);
     }
 
     #[test]
@@ -208,14 +210,14 @@ proptest! {
         let cut = (cut * file.len() as f64).round() as usize;
         let whole = ends.iter().filter(|end| **end <= cut).count();
         let mut broken = file[..cut].to_vec();
-        let recovered = whole_fragments(broken.as_slice()).unwrap();
+        let recovered = whole_fragments(Cursor::new(&broken)).unwrap();
         prop_assert_eq!(recovered.as_ref().map_or(0, |found| found.index.len()), whole);
         // After the last whole unit a crash may leave zeros or part of a fragment.
         if ends.contains(&cut) {
             for tail in [&garbage[..], &[0; 300]] {
                 broken.truncate(cut);
                 broken.extend_from_slice(tail);
-                prop_assert_eq!(&whole_fragments(broken.as_slice()).unwrap(), &recovered);
+                prop_assert_eq!(&whole_fragments(Cursor::new(&broken)).unwrap(), &recovered);
             }
         }
         if let Some(found) = recovered {
@@ -227,7 +229,7 @@ proptest! {
 
     #[test]
     fn hostile_files_are_never_recovered(bytes in prop::collection::vec(any::<u8>(), 0..400), at in 0usize..900, flip: u8) {
-        prop_assert_eq!(whole_fragments(bytes.as_slice()).unwrap(), None);
+        prop_assert_eq!(whole_fragments(Cursor::new(&bytes)).unwrap(), None);
         let _any = moov::summary(&bytes);
         let _any = moov::parse_track(&bytes);
         let track = Track { width: 16, height: 16, configuration: configuration(&[1]), started_at_s: 0 };
@@ -235,7 +237,7 @@ proptest! {
         let (mut file, _, _) = unfinished(&track, &units);
         let at = at % file.len();
         file[at] ^= flip;
-        let _any = whole_fragments(file.as_slice()).unwrap();
+        let _any = whole_fragments(Cursor::new(&file)).unwrap();
     }
 
     #[test]
@@ -261,5 +263,5 @@ fn zeros_after_a_power_loss_end_the_recording() {
     let units = vec![Unit { nal_units: vec![vec![0x65; 200]], since_90k: 3_000, kind: UnitKind::Idr }; 3];
     let (mut file, _, ends) = unfinished(&track, &units);
     file[ends[1] + FRAGMENT_HEADER_BYTES..].fill(0);
-    assert_eq!(whole_fragments(file.as_slice()).unwrap().unwrap().end, ends[1] as u64);
+    assert_eq!(whole_fragments(Cursor::new(&file)).unwrap().unwrap().end, ends[1] as u64);
 }

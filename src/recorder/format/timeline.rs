@@ -2,40 +2,18 @@
 
 use crate::base::limits::CAPTURE_AGE_MAX_NS;
 
-/// Time axis of one file, 90000 ticks per second.
+/// Returns the time, in 1/90000 s, of a unit captured `since_first_ns` after the first unit of its file. It is greater
+/// than `last_90k`, the time of the unit before.
 ///
 /// Times come from the capture clock, so gaps (dropped units, an absent camera) keep their length.
-/// Times always increase, even with a faulty camera clock. A capture time in the future or implausibly old is replaced
-/// by the time of arrival.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Timeline {
-    placed: Option<Placed>,
+/// Times always increase, even with a faulty camera clock.
+pub(crate) fn time_90k(since_first_ns: i64, last_90k: u64) -> u64 {
+    let time_90k =
+        u64::try_from(since_first_ns).map_or(0, |ns| ns / 100_000 * 9 + ns % 100_000 * 9 / 100_000);
+    time_90k.max(last_90k + 1)
 }
 
-#[derive(Copy, Clone, Debug)]
-struct Placed {
-    origin_ns: i64,
-    last_90k: u64,
-}
-
-impl Timeline {
-    /// Returns the time of a unit captured at `captured_ns` (`CLOCK_MONOTONIC`). Changes nothing until
-    /// [`Timeline::commit`], because the write may fail.
-    pub(crate) fn place(&self, captured_ns: i64, now_ns: i64) -> u64 {
-        let Some(placed) = self.placed else { return 0 };
-        let since_ns = plausible(captured_ns, now_ns).saturating_sub(placed.origin_ns);
-        let time_90k = u64::try_from(since_ns).map_or(0, |ns| ns / 100_000 * 9 + ns % 100_000 * 9 / 100_000);
-        time_90k.max(placed.last_90k + 1)
-    }
-
-    /// Records that the unit was written with `time_90k`.
-    pub(crate) fn commit(&mut self, captured_ns: i64, now_ns: i64, time_90k: u64) {
-        let origin_ns = self.placed.map_or(plausible(captured_ns, now_ns), |placed| placed.origin_ns);
-        self.placed = Some(Placed { origin_ns, last_90k: time_90k });
-    }
-}
-
-/// Returns the capture time, or the time of arrival if the capture time is not plausible.
+/// Returns the capture time, or the time of arrival if the capture time is in the future or implausibly old.
 pub(crate) fn plausible(captured_ns: i64, now_ns: i64) -> i64 {
     let age_ns = now_ns.saturating_sub(captured_ns);
     if (0..=CAPTURE_AGE_MAX_NS).contains(&age_ns) { captured_ns } else { now_ns }
@@ -49,12 +27,8 @@ mod tests {
 
     #[test]
     fn gaps_keep_their_length() {
-        let mut timeline = Timeline::default();
-        let start = 50 * SECOND;
-        for (captured, expected) in [(0, 0), (SECOND / 30, 2_999), (7 * SECOND, 630_000)] {
-            let time = timeline.place(start + captured, start + captured + 1_000);
-            assert_eq!(time, expected);
-            timeline.commit(start + captured, start + captured + 1_000, time);
+        for (captured, last, expected) in [(SECOND / 30, 0, 2_999), (7 * SECOND, 2_999, 630_000)] {
+            assert_eq!(time_90k(captured, last), expected);
         }
     }
 
@@ -69,14 +43,11 @@ mod tests {
 
     #[test]
     fn times_increase_even_if_capture_times_repeat_or_go_back() {
-        let mut timeline = Timeline::default();
-        let mut last = None;
-        for captured in [5 * SECOND, 5 * SECOND, 4 * SECOND, i64::MAX, 6 * SECOND] {
-            let now = 6 * SECOND;
-            let time = timeline.place(captured, now);
-            timeline.commit(captured, now, time);
-            assert!(last < Some(time));
-            last = Some(time);
+        let (first, now, mut last) = (5 * SECOND, 6 * SECOND, 0);
+        for captured in [5 * SECOND, 4 * SECOND, i64::MAX, 6 * SECOND] {
+            let time = time_90k(plausible(captured, now) - first, last);
+            assert!(last < time);
+            last = time;
         }
     }
 }

@@ -68,7 +68,6 @@ pub struct Index {
     entries: Vec<IndexEntry>,
     last_time_90k: u64,
     last_duration_90k: u32,
-    payload_bytes: u64,
 }
 
 /// `bytes_and_idr` holds the size of the unit in bytes; its top bit is set for an IDR.
@@ -91,7 +90,6 @@ impl Index {
         self.entries.push(IndexEntry { bytes_and_idr: fragment.unit_bytes | idr, since_previous_90k });
         self.last_time_90k = fragment.time_90k;
         self.last_duration_90k = fragment.duration_90k;
-        self.payload_bytes += u64::from(fragment.unit_bytes);
     }
 
     /// Returns the number of units in the file.

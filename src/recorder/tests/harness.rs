@@ -4,7 +4,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use std::io::{self, Cursor};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -226,7 +226,7 @@ impl Harness {
                 self.files.insert(file, FakeFile { name: name.clone(), ..FakeFile::default() });
                 return Ok((name, number));
             } else if exact {
-                return Err(RecorderError::Exists { name });
+                return Err(RecorderError::Exists(name));
             }
         }
         unreachable!()
@@ -321,7 +321,7 @@ impl Harness {
             bytes.truncate(usize::try_from(index_offset).unwrap());
             bytes[..48].copy_from_slice(&fmp4::START_UNFINISHED);
         }
-        let whole = whole_fragments(bytes.as_slice()).unwrap().unwrap();
+        let whole = whole_fragments(Cursor::new(&bytes)).unwrap().unwrap();
         assert_eq!(whole.end, bytes.len() as u64, "the file holds only whole units");
         let mut at = usize::try_from(whole.fragments_offset).unwrap();
         let mut numbers = Vec::new();

@@ -71,7 +71,7 @@ fn existing_name_is_an_error_if_requested_and_skipped_otherwise() {
     harness.existing_names = vec!["cat.mp4".to_owned(), "cat_2.mp4".to_owned()];
     harness.recording.handle_start(harness.now_ns, start(Format::Mp4)).unwrap();
     harness.run_until_idle();
-    assert_eq!(harness.started.pop(), Some(Err(RecorderError::Exists { name: "cat.mp4".to_owned() })));
+    assert_eq!(harness.started.pop(), Some(Err(RecorderError::Exists("cat.mp4".to_owned()))));
     assert_eq!(harness.recording.state(), RecorderState::Idle);
     harness.recording.handle_start(harness.now_ns, Start { exact: false, ..start(Format::Mp4) }).unwrap();
     harness.run_until_idle();
@@ -179,10 +179,10 @@ fn io_error_ends_the_recording_and_keeps_whole_units() {
 #[test]
 fn failed_start_gets_a_reply_and_leaves_no_file() {
     let mut harness = Harness::new();
-    harness.create_error = Some(RecorderError::Directory { reason: "read-only".to_owned() });
+    harness.create_error = Some(RecorderError::Directory("read-only".to_owned()));
     harness.recording.handle_start(harness.now_ns, start(Format::Mp4)).unwrap();
     harness.run_until_idle();
-    assert!(matches!(harness.started.as_slice(), [Err(RecorderError::Directory { .. })]));
+    assert!(matches!(harness.started.as_slice(), [Err(RecorderError::Directory(_))]));
     assert_eq!(harness.recording.state(), RecorderState::Idle);
     assert!(harness.recording.last().1.is_some() && harness.files.is_empty());
 }

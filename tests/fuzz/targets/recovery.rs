@@ -2,16 +2,18 @@
 //! as whole must be accepted again on its own.
 #![no_main]
 
+use std::io::Cursor;
+
 use libfuzzer_sys::fuzz_target;
 use streaming_server::recorder::format::fmp4::{self, START_UNFINISHED};
 use streaming_server::recorder::format::recovery::whole_fragments;
 use streaming_server::recorder::format::{Track, annexb, moov};
 
 fn check(file: &[u8]) {
-    if let Some(found) = whole_fragments(file).unwrap() {
+    if let Some(found) = whole_fragments(Cursor::new(file)).unwrap() {
         let end = found.end as usize;
         assert!(end <= file.len() && !found.index.is_empty());
-        assert_eq!(whole_fragments(&file[..end]).unwrap(), Some(found));
+        assert_eq!(whole_fragments(Cursor::new(&file[..end])).unwrap(), Some(found));
     }
 }
 
