@@ -10,13 +10,13 @@ use crate::app::{login_watch, metrics_text, recordings};
 use crate::base::clock;
 use crate::camera::{Camera, CameraStatus};
 use crate::http::{
-    self, ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, RecordingCommand, RecordingFile,
-    RecordingReply, RecordingStatus, Summary, ViewerGate,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, RecordingCommand, RecordingFile,
+    RecordingReply, RecordingStatus, Summary,
 };
+use crate::metrics::status::ViewerStatus;
 use crate::metrics::{LoginCounters, WorkerCounters, trace};
 use crate::recorder::RecorderHandle;
-use crate::session::media::gate::GateState;
-use crate::session::{OfferError, SessionContext, Viewer, ViewerState, ViewerStatus};
+use crate::session::{OfferError, SessionContext, Viewer};
 use crate::worker::commands::{Command, Mailbox, hand_over, session_guard};
 
 /// How long a worker may take to report its viewers.
@@ -196,7 +196,7 @@ fn refused(error: &OfferError) -> ApiError {
 }
 
 /// Returns the state of all sessions. A worker that does not answer in time is skipped.
-async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<http::ViewerStatus> {
+async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
     let mut viewers = Vec::new();
     for mailbox in mailboxes {
         let (reply, answer) = tokio::sync::oneshot::channel();
@@ -204,46 +204,10 @@ async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<http::ViewerStatus> {
             continue;
         }
         if let Ok(Ok(statuses)) = tokio::time::timeout(REPLY_TIMEOUT, answer).await {
-            viewers.extend(statuses.into_iter().map(viewer));
+            viewers.extend(statuses);
         }
     }
     viewers
-}
-
-fn viewer(status: ViewerStatus) -> http::ViewerStatus {
-    http::ViewerStatus {
-        id: status.id,
-        state: match status.state {
-            ViewerState::Connecting => http::ViewerState::Connecting,
-            ViewerState::Connected => http::ViewerState::Connected,
-            ViewerState::Closing => http::ViewerState::Closing,
-            ViewerState::Closed => http::ViewerState::Closed,
-        },
-        gate: match status.gate {
-            GateState::WaitingForIdr => ViewerGate::WaitingForIdr,
-            GateState::Live => ViewerGate::Live,
-            GateState::DroppedToIdr => ViewerGate::DroppedToIdr,
-        },
-        remote: status.remote,
-        profile: status.profile,
-        connected_ms: status.connected_ms,
-        first_idr_ms: status.first_idr_ms,
-        units_sent: status.units_sent,
-        units_replayed: status.units_replayed,
-        replays: status.replays,
-        units_dropped: status.units_dropped,
-        drops_to_idr: status.drops_to_idr,
-        bytes_sent: status.bytes_sent,
-        datagrams: status.datagrams,
-        datagrams_rejected: status.datagrams_rejected,
-        nacks: status.nacks,
-        plis: status.plis,
-        retransmits: status.retransmits,
-        retransmits_refused: status.retransmits_refused,
-        loss_fraction: status.loss_fraction,
-        rtt_ms: status.rtt_ms,
-        jitter_ms: status.jitter_ms,
-    }
 }
 
 impl Backend for AppBackend {
@@ -251,7 +215,7 @@ impl Backend for AppBackend {
         Box::pin(std::future::ready(self.accept(sdp, login_end)))
     }
 
-    fn viewers(&self) -> BoxFuture<Vec<http::ViewerStatus>> {
+    fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {
         Box::pin(viewers(self.mailboxes.clone()))
     }
 

@@ -5,7 +5,8 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::types::{RecordingReply, RecordingStatus, StartRecording, Summary, ViewerStatus};
+use super::types::{RecordingReply, RecordingStatus, Summary};
+use crate::metrics::status::{StartRequest, ViewerStatus};
 
 /// A boxed future, as the object-safe [`Backend`] needs it.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -45,7 +46,7 @@ pub trait Backend: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordingCommand {
     /// Start a recording.
-    Start(StartRecording),
+    Start(StartRequest),
     /// Stop and finish the file.
     Stop,
     /// Postpone the stop of a recording that was started with `heartbeat_s`.

@@ -15,8 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backend::{ApiError, Backend};
 use super::login_lifetime::{self, LoginLifetime};
 use super::response::{Response, json_text};
-use super::types::{CameraSummary, RecordingState, RecordingStatus, Status, Summary};
+use super::types::{CameraSummary, RecordingStatus, Status, Summary};
 use crate::base::limits;
+use crate::metrics::status::RecorderState;
 
 /// Returns the body of GET /api/status and of a `status` event.
 pub(super) async fn status(backend: &dyn Backend) -> Status {
@@ -28,9 +29,9 @@ async fn status_of(summary: Summary, backend: &dyn Backend) -> Status {
     let recording = match answer {
         Ok(Ok(recording)) => recording,
         // The server has no recorder (--no-recorder).
-        Ok(Err(error)) if error.status == 501 => RecordingStatus::bare(RecordingState::Off, false),
+        Ok(Err(error)) if error.status == 501 => RecordingStatus::bare(RecorderState::Off, false),
         // The disk hangs. The rest of the status is still useful.
-        _ => RecordingStatus::bare(RecordingState::Unresponsive, summary.is_recording),
+        _ => RecordingStatus::bare(RecorderState::Unresponsive, summary.is_recording),
     };
     Status { camera: summary.camera, viewers: summary.viewers, recording, version: env!("CARGO_PKG_VERSION") }
 }
@@ -244,7 +245,7 @@ mod tests {
         let status = Status {
             camera: away(),
             viewers: 2,
-            recording: RecordingStatus::bare(RecordingState::Idle, false),
+            recording: RecordingStatus::bare(RecorderState::Idle, false),
             version: "1",
         };
         let text = Event::Camera.text(&status);

@@ -18,8 +18,8 @@ use super::origin;
 use super::ranges;
 use super::request::{self, Head};
 use super::response::Response;
-use super::types::ViewerStatus;
 use crate::base::limits;
+use crate::metrics::status::ViewerStatus;
 
 /// The meaning of a route.
 #[derive(Clone, Copy, Debug)]

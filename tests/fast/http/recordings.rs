@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::{Value, json};
 use streaming_server::base::limits;
-use streaming_server::http::{RecordingCommand, StartRecording};
+use streaming_server::http::RecordingCommand;
+use streaming_server::metrics::status::StartRequest;
 
 use super::stub::{CLIP_BYTES, CLIP_GROWTH, Server};
 
@@ -19,10 +20,10 @@ fn recording_commands_reach_the_recorder() {
     let started =
         json!({ "status": "recording", "filename": "/r/a.mp4", "name": "a.mp4", "waits_for_idr": false });
     let start = "/api/recording/start";
-    let defaults = Some(RecordingCommand::Start(StartRecording::default()));
+    let defaults = Some(RecordingCommand::Start(StartRequest::default()));
     assert_eq!(run("POST", start, b"", started.clone()), defaults);
     assert_eq!(run("POST", start, b"{}", started.clone()), defaults);
-    let options = StartRecording {
+    let options = StartRequest {
         filename: Some("a".to_owned()),
         pre_roll_s: Some(1.5),
         max_duration_s: Some(60.0),

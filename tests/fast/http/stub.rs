@@ -11,8 +11,10 @@ use std::time::Duration;
 use serde_json::Value;
 use streaming_server::http::{
     ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, HttpConfig, HttpTimeouts, RecordingCommand,
-    RecordingFile, RecordingReply, RecordingReport, RecordingState, RecordingStatus, Summary, ViewerGate,
-    ViewerState, ViewerStatus, serve_with,
+    RecordingFile, RecordingReply, RecordingStatus, Summary, serve_with,
+};
+use streaming_server::metrics::status::{
+    GateState, RecorderState, RecordingReport, StartReply, ViewerState, ViewerStatus,
 };
 use tokio::sync::watch;
 
@@ -79,7 +81,9 @@ impl Backend for Stub {
     fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<RecordingReply, ApiError>> {
         let (filename, name) = ("/r/a.mp4".to_owned(), "a.mp4".to_owned());
         let reply = match &command {
-            RecordingCommand::Start(_) => RecordingReply::Started { filename, name, waits_for_idr: false },
+            RecordingCommand::Start(_) => {
+                RecordingReply::Started(StartReply { filename, name, waits_for_idr: false })
+            }
             RecordingCommand::Stop => {
                 RecordingReply::Stopped { report: RecordingReport::default(), reason: "asked", kept: true }
             }
@@ -93,7 +97,7 @@ impl Backend for Stub {
 
     fn recording_status(&self) -> BoxFuture<Result<RecordingStatus, ApiError>> {
         let is_recording = self.is_recording.load(Ordering::Relaxed);
-        let state = if is_recording { RecordingState::Recording } else { RecordingState::Idle };
+        let state = if is_recording { RecorderState::Recording } else { RecorderState::Idle };
         Box::pin(async move { Ok(RecordingStatus::bare(state, is_recording)) })
     }
 
@@ -112,7 +116,7 @@ fn viewer(id: u32) -> ViewerStatus {
     ViewerStatus {
         id,
         state: ViewerState::Connected,
-        gate: ViewerGate::WaitingForIdr,
+        gate: GateState::WaitingForIdr,
         remote: Some(SocketAddr::from(([192, 0, 2, 1], 5000))),
         profile: None,
         connected_ms: 1,
