@@ -16,7 +16,7 @@ pub(super) async fn run(
 ) -> Result<RecordingReply, ApiError> {
     let recorder = recorder.ok_or_else(no_recorder)?;
     let reply = match command {
-        RecordingCommand::Start(start) => recorder.start(start).await.map(RecordingReply::Started),
+        RecordingCommand::Start(request) => recorder.start(request?).await.map(RecordingReply::Started),
         RecordingCommand::Stop => recorder.stop().await.map(|stopped| RecordingReply::Stopped {
             report: stopped.report,
             reason: stopped.reason.as_str(),
@@ -99,5 +99,19 @@ impl RecordingFile for OpenRecording {
             // The recorder drops the sender when it closes the file. The file does not grow any more then.
             grown.map_or(bytes, |now| now.committed_bytes.max(bytes))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn without_a_recorder_a_malformed_start_is_refused_with_501() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let malformed = ApiError::new(400, "bad_json", "not JSON");
+        let error = runtime.block_on(run(None, RecordingCommand::Start(Err(malformed)))).unwrap_err();
+        assert_eq!((error.status, error.code), (501, "no_recorder"));
     }
 }

@@ -12,6 +12,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use super::lock;
 use super::response::Response;
+use super::routes;
 use crate::base::limits;
 
 /// A connection under the limits of the guard.
@@ -211,8 +212,7 @@ pub(super) fn body_bytes<'a>(
     }
     let length = length.unwrap_or(0);
     if length > bytes_max {
-        let message = format!("the body is too long: at most {bytes_max} bytes are accepted");
-        return Err(Response::error(413, "body_too_large", &message));
+        return Err(routes::body_too_large(bytes_max));
     }
     Ok(length)
 }

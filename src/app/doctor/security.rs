@@ -52,8 +52,8 @@ pub(super) fn certificate(config: &Config, tls: &Tls) -> Check {
     let shown = found.path.display().to_string();
     let days = found.expires_s.map(|expires_s| expires_s.saturating_sub(now_s) / (24 * 3600));
     let findings = found.findings.join("; ");
-    match (TlsKeys::new(found.chain, found.key), days) {
-        (Err(error), _) => check("tls", Verdict::Fail, format!("{shown}: {error}")),
+    match (TlsKeys::new(found), days) {
+        (Err(error), _) => check("tls", Verdict::Fail, error.to_string()),
         (Ok(_), _) if !findings.is_empty() => check("tls", Verdict::Warn, findings),
         (Ok(_), Some(days)) => check("tls", Verdict::Ok, format!("{shown} is valid for {days} more days")),
         (Ok(_), None) => check("tls", Verdict::Warn, format!("{shown} has no readable expiry date")),
