@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::app::service::{Health, Heartbeat};
-use crate::app::{login_watch, metrics_text, recordings};
+use crate::app::{login_watch, recordings};
 use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
 use crate::http::{
@@ -106,7 +106,7 @@ impl AppBackend {
         self.recorder.as_ref().is_some_and(|recorder| recorder.counters().active.load(Ordering::Relaxed))
     }
 
-    fn sessions(&self) -> u32 {
+    pub(super) fn sessions(&self) -> u32 {
         let closed: u64 = self.counters.iter().map(|counters| counters.sessions_closed.get()).sum();
         let adopted = u64::from(self.adopted.load(Ordering::Relaxed));
         u32::try_from(adopted.saturating_sub(closed)).unwrap_or(u32::MAX)
@@ -245,21 +245,6 @@ impl Backend for AppBackend {
     }
 
     fn metrics(&self) -> String {
-        let uptime_ns = clock::monotonic_ns().saturating_sub(self.started_ns).unsigned_abs();
-        metrics_text::metrics(&metrics_text::Sources {
-            workers: &self.counters,
-            camera: self.camera.counters(),
-            camera_dropped: self.camera.units_dropped(),
-            slots: match self.camera.status() {
-                CameraStatus::Attached { layout, .. } => layout.slot_count(),
-                CameraStatus::Away { .. } => 0,
-            },
-            camera_live: self.ready().is_ok(),
-            recorder: self.recorder.as_ref().map(RecorderHandle::counters),
-            logins: &self.logins,
-            sessions: self.sessions(),
-            viewers_max: self.viewers_max,
-            uptime_ns,
-        })
+        self.metrics_page()
     }
 }

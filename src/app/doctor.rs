@@ -61,7 +61,8 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.extend(config.http_plain.map(|address| tcp("http-plain", "--http-plain", address)));
     checks.extend(config.tls.as_ref().map(|tls| security::certificate(config, tls)));
     checks.push(security::token(config));
-    checks.push(udp(config.udp));
+    let udp = UdpSocket::bind(config.udp).map(drop);
+    checks.push(port("udp", "--udp", config.udp, udp));
     checks.extend(config.control.map(|address| tcp("control", "--control", address)));
     if !config.no_recorder {
         checks.push(recordings(&config.record_path));
@@ -140,10 +141,6 @@ fn tcp(what: &'static str, option: &str, address: SocketAddr) -> Check {
     port(what, option, address, TcpListener::bind(address).map(drop))
 }
 
-fn udp(address: SocketAddr) -> Check {
-    port("udp", "--udp", address, UdpSocket::bind(address).map(drop))
-}
-
 fn port(what: &'static str, option: &str, address: SocketAddr, bound: std::io::Result<()>) -> Check {
     match bound {
         Ok(()) => check(what, Verdict::Ok, format!("{address} is free")),
@@ -169,11 +166,10 @@ fn recordings(directory: &Path) -> Check {
     match rustix::fs::statvfs(existing) {
         Ok(system) => {
             let free = system.f_bavail.saturating_mul(system.f_frsize);
-            let verdict = if free < FREE_BYTES_LOW { Verdict::Warn } else { Verdict::Ok };
-            let advice = if verdict == Verdict::Warn {
-                "; this is little: see --retain-bytes and --min-free-bytes"
+            let (verdict, advice) = if free < FREE_BYTES_LOW {
+                (Verdict::Warn, "; this is little: see --retain-bytes and --min-free-bytes")
             } else {
-                ""
+                (Verdict::Ok, "")
             };
             check("recordings", verdict, format!("{shown} is writable, {free} bytes free{advice}"))
         }

@@ -104,9 +104,13 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let camera = Camera::new(&shm, config.wake);
     let context = session_context(config, udp)?;
     let _join_preparation = JoinPreparation(Arc::clone(&context));
-    let socket = Arc::new(socket);
-    let camera_wait = threads.start_camera_wait(&camera, config.realtime)?;
-    let workers = start_workers(config, &camera, &socket, camera_wait)?;
+    let workers = Workers::start(WorkersConfig {
+        count: worker_count(config),
+        camera: camera.clone(),
+        socket: Arc::new(socket),
+        viewers_max: config.max_viewers,
+        camera_wait: threads.start_camera_wait(&camera, config.realtime)?,
+    })?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
     let app_backend = Arc::new(AppBackend {
         camera,
@@ -210,34 +214,6 @@ fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContex
     let advertise = config.advertise.iter().map(|address| address.with_port(udp.port())).collect();
     let session_config = SessionConfig { candidates, advertise, srtp: config.srtp };
     SessionContext::new(session_config).map_err(|error| ServerError::Sessions(error.to_string()))
-}
-
-fn recorder_config(config: &Config) -> RecorderConfig {
-    RecorderConfig {
-        directory: config.record_path.clone(),
-        format: config.record_format,
-        retention: recorder::retention::Retention {
-            retain_bytes: config.retain_bytes,
-            retain_days: config.retain_days,
-            min_free_bytes: config.min_free_bytes,
-        },
-    }
-}
-
-fn start_workers(
-    config: &Config,
-    camera: &Camera,
-    socket: &Arc<OwnedFd>,
-    camera_wait: Option<WaiterHandoff>,
-) -> Result<Workers, ServerError> {
-    let workers = Workers::start(WorkersConfig {
-        count: worker_count(config),
-        camera: camera.clone(),
-        socket: Arc::clone(socket),
-        viewers_max: config.max_viewers,
-        camera_wait,
-    })?;
-    Ok(workers)
 }
 
 /// Returns the number of workers: one for up to 64 viewers, else one per core.
@@ -387,7 +363,16 @@ impl Threads {
     }
 
     fn start_recorder(&mut self, camera: &Camera, config: &Config) -> Result<RecorderHandle, ServerError> {
-        let (handle, thread) = recorder::spawn(camera, recorder_config(config))?;
+        let recorder_config = RecorderConfig {
+            directory: config.record_path.clone(),
+            format: config.record_format,
+            retention: recorder::retention::Retention {
+                retain_bytes: config.retain_bytes,
+                retain_days: config.retain_days,
+                min_free_bytes: config.min_free_bytes,
+            },
+        };
+        let (handle, thread) = recorder::spawn(camera, recorder_config)?;
         self.handles.push(thread);
         Ok(handle)
     }

@@ -34,7 +34,7 @@ use super::perform::perform;
 use super::request::Head;
 use super::response::{BodyStream, Response};
 use super::routes::{self, Action, Policy, Route};
-use super::stream::Stream;
+use super::stream::{Stream, linger};
 use super::tls::{Handshakes, TlsKeys};
 use crate::base::clock::{self, Moment};
 use crate::base::limits;
@@ -238,7 +238,7 @@ async fn run_connection(
         Pin::new(&mut connection).graceful_shutdown();
         log_end(poll_fn(|context| connection.poll_without_shutdown(context)).await);
     }
-    connection.into_parts().io.into_inner().linger().await;
+    linger(connection.into_parts().io.into_inner()).await;
 }
 
 /// Logs a connection error for debugging only: it is the caller's fault.
@@ -251,7 +251,7 @@ fn log_end(ended: hyper::Result<()>) {
 /// Answers a connection above the limit with 503. The answer fits any socket buffer. A TLS caller gets an error.
 async fn refuse(stream: TcpStream) {
     if matches!(stream.try_write(REFUSAL), Ok(bytes) if bytes == REFUSAL.len()) {
-        Stream::Plain(stream).linger().await;
+        linger(Box::new(stream)).await;
     }
 }
 
@@ -273,7 +273,7 @@ struct Caller {
 impl Shared {
     /// Runs the TLS handshake, if this endpoint has TLS. Returns `None` if the connection has ended.
     async fn open(&self, socket: TcpStream, stop: &mut watch::Receiver<bool>) -> Option<Stream> {
-        let Some(keys) = &self.config.tls else { return Some(Stream::Plain(socket)) };
+        let Some(keys) = &self.config.tls else { return Some(Box::new(socket)) };
         tokio::select! {
             stream = self.handshakes.open(keys, socket, self.config.timeouts.handshake) => stream,
             _ = stop.wait_for(|&stopped| stopped) => None,

@@ -82,9 +82,9 @@ impl Handshakes {
             let mut first = [0];
             match socket.peek(&mut first).await {
                 Ok(1) if first != HANDSHAKE_RECORD && first[0].is_ascii_alphabetic() => {
-                    Ok(Stream::Plain(socket))
+                    Ok(Box::new(socket) as Stream)
                 }
-                Ok(_) => acceptor.accept(socket).await.map(|stream| Stream::Tls(Box::new(stream))),
+                Ok(_) => acceptor.accept(socket).await.map(|stream| Box::new(stream) as Stream),
                 Err(error) => Err(error),
             }
         };

@@ -50,7 +50,7 @@ pub(super) fn certificate(config: &Config, tls: &Tls) -> Check {
         Err(error) => return check("tls", Verdict::Fail, error.to_string()),
     };
     let shown = found.path.display().to_string();
-    let days = found.expires_s.map(|expires_s| expires_s.saturating_sub(now_s) / (24 * 3600));
+    let days = found.days_left(now_s);
     let findings = found.findings.join("; ");
     match (TlsKeys::new(found), days) {
         (Err(error), _) => check("tls", Verdict::Fail, error.to_string()),

@@ -17,7 +17,7 @@ use streaming_server::config::Tls;
 use streaming_server::http::certificate::{self, Certificate, CertificateError};
 use streaming_server::http::{Hosts, HttpConfig, HttpTimeouts, Policy, TlsKeys};
 
-use super::stub::{Reply, Server, read_to_end};
+use super::stub::{Reply, Server, open, read_to_end};
 
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
