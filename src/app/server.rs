@@ -195,7 +195,9 @@ impl Endpoints {
         });
         let main = http::serve(self.config, self.listener, backend, stopped);
         match plain {
-            Some(plain) => drop(tokio::join!(main, plain)),
+            Some(plain) => {
+                tokio::join!(main, plain);
+            }
             None => main.await,
         }
     }

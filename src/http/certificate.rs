@@ -210,9 +210,10 @@ fn read_file(path: &Path) -> Result<(Vec<u8>, u32), CertificateError> {
 
 /// Makes key, certificate and authority, and stores them.
 fn make(directory: &Path, names: &[String], now_s: u64) -> Result<(), CertificateError> {
-    let authority = authority(names, now_s)?;
+    let machine = names.first().map_or("camera", String::as_str);
+    let authority = authority(machine, now_s)?;
     let key = KeyPair::generate()?;
-    let certificate = leaf(names, now_s)?.signed_by(&key, &authority)?;
+    let certificate = leaf(machine, names, now_s)?.signed_by(&key, &authority)?;
     let store = |path: PathBuf, mode: u32, parts: &[(&str, &[u8])]| {
         let written = pem(parts).and_then(|text| write_whole(&path, text.as_bytes(), mode));
         written.map_err(|source| CertificateError::Store { path, source })
@@ -227,10 +228,9 @@ fn make(directory: &Path, names: &[String], now_s: u64) -> Result<(), Certificat
 }
 
 /// Makes an authority for one signature. Its key is dropped with the returned value.
-fn authority(names: &[String], now_s: u64) -> Result<CertifiedIssuer<'static, KeyPair>, CertificateError> {
+fn authority(machine: &str, now_s: u64) -> Result<CertifiedIssuer<'static, KeyPair>, CertificateError> {
     let key = KeyPair::generate()?;
     // The mark makes the authority's name unique, because a phone may still trust an earlier authority of this machine.
-    let machine = machine(names);
     let mark: String = key.public_key_raw().iter().rev().take(4).map(|byte| format!("{byte:02x}")).collect();
     let mut params = named(format!("streaming-server on {machine} {mark}"), now_s)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -239,8 +239,8 @@ fn authority(names: &[String], now_s: u64) -> Result<CertifiedIssuer<'static, Ke
 }
 
 /// The requirements of iOS: SAN, `serverAuth`, 825 days at most (support.apple.com/103769).
-fn leaf(names: &[String], now_s: u64) -> Result<CertificateParams, CertificateError> {
-    let mut params = named(machine(names).to_owned(), now_s)?;
+fn leaf(machine: &str, names: &[String], now_s: u64) -> Result<CertificateParams, CertificateError> {
+    let mut params = named(machine.to_owned(), now_s)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
@@ -251,10 +251,6 @@ fn leaf(names: &[String], now_s: u64) -> Result<CertificateParams, CertificateEr
         });
     }
     Ok(params)
-}
-
-fn machine(names: &[String]) -> &str {
-    names.first().map_or("camera", String::as_str)
 }
 
 /// Begins a certificate with this common name. The validity begins a day ago, for devices whose clocks are behind.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 
-use super::backend::RecordingFile;
-use super::login_lifetime::{self, LoginLifetime};
+use super::backend::{BoxFuture, RecordingFile};
+use super::login_lifetime;
 use super::ranges::{Part, part};
 use super::request::Head;
 use super::response::{BodyStream, Response};
@@ -21,7 +21,7 @@ pub(super) fn answer(
     head: &Head<'_>,
     file: Arc<dyn RecordingFile>,
     follow: bool,
-    login: Option<LoginLifetime>,
+    login_end: Option<BoxFuture<()>>,
 ) -> (Response, Option<BodyStream>) {
     let (bytes, etag) = (file.bytes(), file.etag());
     if head.if_none_match.is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag)) && !follow {
@@ -58,7 +58,7 @@ pub(super) fn answer(
     tokio::spawn(async move {
         let sent = tokio::select! {
             biased;
-            () = login_lifetime::ended(login.filter(|_| follow)) => Err(io::ErrorKind::PermissionDenied.into()),
+            () = login_lifetime::ended(login_end.filter(|_| follow)) => Err(io::ErrorKind::PermissionDenied.into()),
             sent = send(&file, range, follow, &mut sender) => sent,
         };
         if let Err(error) = sent {

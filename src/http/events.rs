@@ -12,8 +12,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::backend::{ApiError, Backend};
-use super::login_lifetime::{self, LoginLifetime};
+use super::backend::{ApiError, Backend, BoxFuture};
+use super::login_lifetime;
 use super::response::{BodyStream, Response, json_text};
 use super::types::{CameraSummary, RecordingStatus, Status, Summary};
 use crate::base::limits;
@@ -89,12 +89,12 @@ impl Feed {
         }
     }
 
-    /// Returns the head of the answer and, with `has_body`, the events that follow until the listener leaves, `login`
-    /// ends or the server stops; or 503 above `limits::EVENT_LISTENERS_MAX`.
+    /// Returns the head of the answer and, with `has_body`, the events that follow until the listener leaves, the
+    /// login ends or the server stops; or 503 above `limits::EVENT_LISTENERS_MAX`.
     pub(super) async fn subscribe(
         &self,
         has_body: bool,
-        login: Option<LoginLifetime>,
+        login_end: Option<BoxFuture<()>>,
     ) -> Result<(Response, Option<BodyStream>), ApiError> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| ApiError {
             status: 503,
@@ -124,7 +124,7 @@ impl Feed {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|&stopped| stopped) => {}
-                () = login_lifetime::ended(login) => {}
+                () = login_lifetime::ended(login_end) => {}
                 () = send(first.into(), events, sender) => {}
             }
             drop(permit);

@@ -25,11 +25,11 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::access::{Access, VerifiedLogin};
-use super::backend::{ApiError, Backend, BoxFuture};
+use super::backend::{ApiError, Backend};
 use super::download;
 use super::events::Feed;
 use super::login;
-use super::login_lifetime::LoginLifetime;
+use super::login_lifetime::login_end;
 use super::perform::perform;
 use super::request::Head;
 use super::response::{BodyStream, Response};
@@ -380,17 +380,14 @@ impl Shared {
         login: Option<VerifiedLogin>,
     ) -> Result<Answer, ApiError> {
         let access = self.config.access.as_ref();
-        let login = access.zip(login).map(|(access, login)| LoginLifetime::new(Arc::clone(access), login));
+        let login_end = access.zip(login).map(|(access, login)| login_end(Arc::clone(access), login));
         match action {
             Action::Download { name, follow } => {
                 let file = self.backend.open_recording(name).await?;
-                Ok(download::answer(head, file, follow, login))
+                Ok(download::answer(head, file, follow, login_end))
             }
-            Action::Events => self.feed.subscribe(head.method != "HEAD", login).await,
-            action => {
-                let login_end = login.map(|login| Box::pin(login.ended()) as BoxFuture<()>);
-                Ok((perform(self.backend.as_ref(), action, login_end).await?, None))
-            }
+            Action::Events => self.feed.subscribe(head.method != "HEAD", login_end).await,
+            action => Ok((perform(self.backend.as_ref(), action, login_end).await?, None)),
         }
     }
 }

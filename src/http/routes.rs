@@ -127,7 +127,7 @@ pub struct Policy {
     pub hosts: Option<Hosts>,
 }
 
-/// What an adapter does for a request: [`perform`](super::perform::perform) runs it.
+/// What an adapter does for a request. `perform` runs it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Send this response.
