@@ -14,6 +14,8 @@
 //!
 //! No byte is below 4, so emulation prevention never changes the length and fields can be overwritten in place.
 
+use bytes::BufMut as _;
+
 /// Marks a `user_data_unregistered` SEI message as a stamp ("camera-sim stamp", no byte below 4).
 pub const STAMP_UUID: [u8; 16] = *b"camera-sim stamp";
 
@@ -44,14 +46,12 @@ impl Stamp {
     #[must_use]
     pub fn encode(&self) -> [u8; Self::NAL_BYTES] {
         let mut nal = [TRAILING_BITS; Self::NAL_BYTES];
-        let constant = HEADER.into_iter().chain(STAMP_UUID);
-        let fields = groups::<WIDE>(self.unit_number)
-            .into_iter()
-            .chain(groups::<WIDE>(self.published_monotonic_ns.cast_unsigned()))
-            .chain(groups::<NARROW>(u64::from(self.slices_crc32)));
-        for (target, source) in nal.iter_mut().zip(constant.chain(fields)) {
-            *target = source;
-        }
+        let mut rest: &mut [u8] = &mut nal;
+        rest.put_slice(&HEADER);
+        rest.put_slice(&STAMP_UUID);
+        rest.put_slice(&groups::<WIDE>(self.unit_number));
+        rest.put_slice(&groups::<WIDE>(self.published_monotonic_ns.cast_unsigned()));
+        rest.put_slice(&groups::<NARROW>(u64::from(self.slices_crc32)));
         nal
     }
 

@@ -158,7 +158,7 @@ pub enum RecorderState {
 }
 
 /// One file, an entry of `GET /api/recordings`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RecordingInfo {
     /// File name.
     pub name: String,

@@ -18,7 +18,7 @@ use super::format::moov::{self, Notes};
 use super::format::recovery::{WholeFragments, fill_at, whole_fragments};
 use super::format::{TIMESCALE, annexb};
 use super::names::{self, Format};
-use super::retention::{Candidate, Retention, to_retire};
+use super::retention::{ListedFile, Retention, to_retire};
 use super::sidecar::Sidecar;
 use super::types::{Progress, RecorderError, RecordingInfo};
 use crate::base::limits;
@@ -69,14 +69,6 @@ impl Download {
             None => self.file.read_at(out, offset),
         }
     }
-}
-
-/// Facts about a file that do not need a full read.
-struct ListedFile {
-    info: RecordingInfo,
-    started_at_s: u64,
-    /// True if this recorder wrote and finished the file. Only such files may be deleted by retention.
-    is_ours_and_complete: bool,
 }
 
 impl Library {
@@ -174,17 +166,7 @@ impl Library {
         if rules.is_empty() {
             return Ok(Vec::new());
         }
-        let candidates: Vec<Candidate> = self
-            .entries()?
-            .into_iter()
-            .map(|entry| Candidate {
-                name: entry.info.name,
-                bytes: entry.info.bytes,
-                started_at_s: entry.started_at_s,
-                deletable: entry.is_ours_and_complete,
-            })
-            .collect();
-        let mut deleted = to_retire(candidates, rules, self.free_bytes(), now_s);
+        let mut deleted = to_retire(self.entries()?, rules, self.free_bytes(), now_s);
         deleted.retain(|name| self.delete(name).is_ok());
         self.counters.retired.add_shared(deleted.len() as u64);
         Ok(deleted)
@@ -357,15 +339,8 @@ impl Library {
     fn inspect(&self, name: String) -> Option<ListedFile> {
         let file = self.open_file(&name, false).ok()?;
         let metadata = file.metadata().ok()?;
-        let mut info = RecordingInfo {
-            bytes: metadata.len(),
-            duration: None,
-            started_at: None,
-            complete: true,
-            recovered: false,
-            recording: false,
-            name,
-        };
+        let mut info =
+            RecordingInfo { name, bytes: metadata.len(), complete: true, ..RecordingInfo::default() };
         let mut started_at_s = None;
         let mut is_ours = false;
         if let Some(progress) = self.progress(&info.name).map(|progress| *progress.borrow()) {

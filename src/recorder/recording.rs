@@ -18,8 +18,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use smallvec::SmallVec;
-
 use super::counters::RecorderCounters;
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::pending_unit::PendingUnit;
@@ -68,7 +66,8 @@ struct ActiveRecording {
     waiting_idr: bool,
     /// True if the last unit was dropped.
     in_gap: bool,
-    finishing: SmallVec<[FileId; limits::FINISHING_MAX]>,
+    /// Number of files that are being finished.
+    finishing: usize,
     /// Its duration is that of the closed files.
     report: RecordingReport,
     reason: StopReason,
@@ -120,7 +119,7 @@ impl Recording {
             pending: None,
             waiting_idr: true,
             in_gap: false,
-            finishing: SmallVec::new(),
+            finishing: 0,
             report: RecordingReport::default(),
             reason: StopReason::Requested,
             error: None,
@@ -171,7 +170,7 @@ impl Recording {
             matches!(active.phase, Phase::Running | Phase::Draining { .. })
                 && active.pending.is_none()
                 && active.file.as_ref().is_some_and(RecordedFile::is_idle)
-                && active.finishing.len() < limits::FINISHING_MAX
+                && active.finishing < limits::FINISHING_MAX
         })
     }
 
@@ -277,7 +276,7 @@ impl Recording {
     pub(crate) fn handle_completion(&mut self, now_ns: i64, file: FileId, completion: Completion) {
         match completion {
             Completion::Created(result) => self.handle_created(now_ns, file, result),
-            Completion::Finished(result) => self.handle_finished(file, result),
+            Completion::Finished(result) => self.handle_finished(result),
             Completion::Synced(result) => self.handle_synced(file, result),
             Completion::Allocated(result) => {
                 if let Some(file) = self.current_file(file) {
@@ -385,7 +384,7 @@ impl Recording {
                 }
                 active.pending = None;
                 close_file(active, &mut self.outputs);
-                if active.creating.is_none() && active.finishing.is_empty() {
+                if active.creating.is_none() && active.finishing == 0 {
                     self.conclude();
                 }
             }
@@ -464,9 +463,9 @@ impl Recording {
         }
     }
 
-    fn handle_finished(&mut self, file: FileId, result: Result<(), RecorderError>) {
+    fn handle_finished(&mut self, result: Result<(), RecorderError>) {
         let Some(active) = &mut self.active else { return };
-        active.finishing.retain(|finishing| *finishing != file);
+        active.finishing -= 1;
         match result {
             Ok(()) => self.counters.finished.add_shared(1),
             Err(error) => self.fail(error),
@@ -541,7 +540,7 @@ impl ActiveRecording {
 fn close_file(active: &mut ActiveRecording, outputs: &mut VecDeque<Output>) {
     let Some(closed) = active.file.take() else { return };
     let file = closed.id;
-    active.finishing.push(file);
+    active.finishing += 1;
     active.report.duration += closed.duration_s();
     if closed.is_empty() {
         active.report.files.pop();

@@ -1,6 +1,7 @@
 //! PURE: selects the recordings that the retention rules delete. `library.rs` deletes them.
 
 use crate::base::limits;
+use crate::metrics::status::RecordingInfo;
 
 /// Retention rules. A rule that is `None` does not apply.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
@@ -21,38 +22,39 @@ impl Retention {
     }
 }
 
-/// A recording that counts for the limits. Only `deletable` ones may be deleted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Candidate {
-    pub(super) name: String,
-    pub(super) bytes: u64,
+/// Facts about a recording that do not need a full read.
+#[derive(Clone, Debug)]
+pub(super) struct ListedFile {
+    pub(super) info: RecordingInfo,
+    /// Capture time of the first unit, or the time of the last write if that is unknown; seconds since 1970.
     pub(super) started_at_s: u64,
-    pub(super) deletable: bool,
+    /// True if this recorder wrote and finished the file. All files count for the limits, only such files are deleted.
+    pub(super) is_ours_and_complete: bool,
 }
 
 /// Returns the names to delete, oldest first.
 pub(super) fn to_retire(
-    mut candidates: Vec<Candidate>,
+    mut files: Vec<ListedFile>,
     rules: &Retention,
     free_bytes: Option<u64>,
     now_s: u64,
 ) -> Vec<String> {
-    let total_bytes: u64 = candidates.iter().map(|candidate| candidate.bytes).sum();
+    let total_bytes: u64 = files.iter().map(|file| file.info.bytes).sum();
     let over = rules.retain_bytes.map_or(0, |max| total_bytes.saturating_sub(max));
     let short = rules.min_free_bytes.zip(free_bytes).map_or(0, |(min, free)| min.saturating_sub(free));
     let mut to_free = over.max(short);
     let oldest_s = rules.retain_days.map(|days| now_s.saturating_sub(u64::from(days) * 86_400));
-    candidates.retain(|candidate| candidate.deletable);
-    candidates.sort_by(|a, b| (a.started_at_s, &a.name).cmp(&(b.started_at_s, &b.name)));
+    files.retain(|file| file.is_ours_and_complete);
+    files.sort_by(|a, b| (a.started_at_s, &a.info.name).cmp(&(b.started_at_s, &b.info.name)));
     let mut retired = Vec::new();
-    for candidate in candidates {
-        let too_old = candidate.started_at_s >= limits::AGE_KNOWN_SINCE_S
-            && oldest_s.is_some_and(|oldest_s| candidate.started_at_s < oldest_s);
+    for file in files {
+        let too_old = file.started_at_s >= limits::AGE_KNOWN_SINCE_S
+            && oldest_s.is_some_and(|oldest_s| file.started_at_s < oldest_s);
         if !too_old && to_free == 0 {
             break;
         }
-        to_free = to_free.saturating_sub(candidate.bytes);
-        retired.push(candidate.name);
+        to_free = to_free.saturating_sub(file.info.bytes);
+        retired.push(file.info.name);
     }
     retired
 }
@@ -63,12 +65,11 @@ mod tests {
 
     const DAY_0: u64 = 1_800_000_000;
 
-    fn candidates() -> Vec<Candidate> {
-        let one = |name: &str, bytes, day: u64, deletable| Candidate {
-            name: name.to_owned(),
-            bytes,
+    fn files() -> Vec<ListedFile> {
+        let one = |name: &str, bytes, day: u64, is_ours_and_complete| ListedFile {
+            info: RecordingInfo { name: name.to_owned(), bytes, ..RecordingInfo::default() },
             started_at_s: DAY_0 + day * 86_400,
-            deletable,
+            is_ours_and_complete,
         };
         vec![
             one("new", 100, 9, true),
@@ -79,7 +80,7 @@ mod tests {
     }
 
     fn retire(rules: Retention, free: u64) -> Vec<String> {
-        to_retire(candidates(), &rules, Some(free), DAY_0 + 10 * 86_400)
+        to_retire(files(), &rules, Some(free), DAY_0 + 10 * 86_400)
     }
 
     #[test]
@@ -99,8 +100,8 @@ mod tests {
     #[test]
     fn recording_from_before_the_clock_was_set_is_not_deleted_by_age() {
         let rules = Retention { retain_days: Some(1), ..Retention::default() };
-        let mut unset = candidates();
-        unset.iter_mut().for_each(|candidate| candidate.started_at_s %= DAY_0);
+        let mut unset = files();
+        unset.iter_mut().for_each(|file| file.started_at_s %= DAY_0);
         assert!(to_retire(unset, &rules, None, DAY_0).is_empty());
     }
 
