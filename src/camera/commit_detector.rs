@@ -10,15 +10,19 @@ use crate::base::limits::{
     COMMIT_STABLE_NS, COMMIT_UNSEEN_NS, COUNT_ANCHOR_UNITS, PRE_IMAGE_BYTES_MAX, SLOT_DATA_BYTES_MAX,
 };
 
-/// The bytes at the end of a unit that are compared.
+/// The bytes at the end of a unit that must stay the same between two polls.
 const TAIL_BYTES: usize = 64;
+
+/// The bytes at the end of a unit of which one must differ from the pre-image. Few, because all of them must belong to
+/// the last moment of the copy: 64 bytes are more than half of a small unit.
+const END_BYTES: usize = 16;
 
 /// Detects the end of the camera's copy into the newest slot, on rings whose index is raised before the copy.
 ///
 /// A slot counts as committed when all of this holds:
 /// - its metadata and the last bytes of its unit are the same in two polls [`COMMIT_STABLE_NS`] apart,
 /// - the frame number is the expected one,
-/// - the tail differs from the pre-image: a copy of the slot taken before the camera began the unit.
+/// - the end of the tail differs from the pre-image: a copy of the slot taken before the camera began the unit.
 ///
 /// A camera that is preempted in the middle of its copy leaves the tail unchanged. Without a visible difference the
 /// slot must stay unchanged for [`COMMIT_UNSEEN_NS`].
@@ -121,10 +125,12 @@ impl Tail {
         Tail { end, bytes }
     }
 
+    /// Returns true if the last [`END_BYTES`] of the unit differ from the pre-image.
     fn differs_from(&self, pre_image: &[u8]) -> bool {
-        let start = self.end.saturating_sub(TAIL_BYTES);
-        let old = pre_image.get(start..self.end);
-        old.is_some_and(|old| !self.bytes.starts_with(old))
+        let tail = self.bytes.get(..self.end.min(TAIL_BYTES)).unwrap_or_default();
+        let end_bytes = tail.len().min(END_BYTES);
+        let old = pre_image.get(self.end - end_bytes..self.end);
+        old.is_some_and(|old| !tail.ends_with(old))
     }
 }
 
@@ -256,6 +262,20 @@ mod tests {
         ring.write_data(unit, 500, &[99; 500]);
         assert!(!detector.poll(&mapping, unit, 5 * MS));
         assert!(detector.poll(&mapping, unit, 6 * MS));
+    }
+
+    #[test]
+    fn small_unit_is_not_committed_by_its_first_half() {
+        let (mut ring, mapping, mut detector) = ring_of_units();
+        let unit = ring.begin();
+        ring.write_metadata(unit, &ring.metadata(&[99; 80]));
+        ring.write_data(unit, 0, &[99; 40]);
+        for ms in 0..10 {
+            assert!(!detector.poll(&mapping, unit, ms * MS));
+        }
+        ring.write_data(unit, 40, &[99; 40]);
+        assert!(!detector.poll(&mapping, unit, 20 * MS));
+        assert!(detector.poll(&mapping, unit, 21 * MS));
     }
 
     #[test]
