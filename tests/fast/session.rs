@@ -18,7 +18,7 @@ use peer::{Outbox, Pair, client_address, context, each, payloads, server_address
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
 use streaming_server::session::{
-    CloseReason, Output, PacketizedUnit, SrtpChoice, Viewer, ViewerStatus, stun_ufrag,
+    CloseReason, IdrReason, Output, SrtpChoice, Viewer, ViewerStatus, stun_ufrag,
 };
 
 const PAYLOAD_BYTES: usize = 1_100;
@@ -212,13 +212,13 @@ fn receiver_reports_give_round_trip_jitter_and_loss() {
 fn pli_and_fir_are_reported_once_each() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     send_units(&mut pair, 0, 3, 3);
-    assert!(!pair.viewer.take_idr_wanted());
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
     let mid = pair.mid;
     for kind in [KeyframeRequestKind::Pli, KeyframeRequestKind::Fir] {
         pair.client.direct_api().stream_rx_by_mid(mid, None).unwrap().request_keyframe(kind);
         pair.run(Duration::from_millis(100));
-        assert!(pair.viewer.take_idr_wanted(), "{kind:?}");
-        assert!(!pair.viewer.take_idr_wanted(), "reported once");
+        assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Request), "{kind:?}");
+        assert_eq!(pair.viewer.poll_idr_reason(), None, "reported once");
     }
     assert_eq!(pair.viewer.status(pair.now).plis, 2);
 }
@@ -230,7 +230,9 @@ fn units_before_the_first_idr_or_after_a_gap_are_not_sent() {
     pair.push(&unit(&payloads, 0, false));
     assert_eq!(pair.packets.len(), 0);
     pair.push(&unit(&payloads, 1, true));
-    pair.push(&PacketizedUnit { gap_before: true, ..unit(&payloads, 3, false) });
+    let mut after_gap = unit(&payloads, 3, false);
+    after_gap.info.gap_before = true;
+    pair.push(&after_gap);
     pair.push(&unit(&payloads, 4, false));
     assert_eq!(pair.packets.len(), 2);
     pair.push(&unit(&payloads, 5, true));

@@ -74,7 +74,7 @@ impl Second {
 
 /// Sent packets, oldest first, with consecutive sequence numbers. Packets of one buffer are added and evicted together.
 #[derive(Debug)]
-pub(super) struct RtxCache {
+pub(in crate::session) struct RtxCache {
     entries: VecDeque<CacheEntry>,
     /// Packets in all entries.
     packets: usize,
@@ -90,7 +90,7 @@ pub(super) struct RtxCache {
     /// Recent retransmissions: none is repeated within [`limits::RESEND_GUARD`].
     recent: VecDeque<Retransmission>,
     /// Requests refused by guard, budget or ambiguity.
-    pub(super) refused: u64,
+    pub(in crate::session) refused: u64,
 }
 
 impl RtxCache {
