@@ -39,9 +39,9 @@ pub enum CloseReason {
     ConsentExpired,
     /// The viewer closed DTLS.
     PeerClosed,
-    /// [`Viewer::close`] was called.
+    /// The server ends.
     Local,
-    /// [`Viewer::log_out`] was called.
+    /// The login of the session has ended.
     LoggedOut,
     /// DTLS or str0m failed: wrong certificate, no SRTP, broken handshake.
     Failed,
@@ -195,16 +195,7 @@ impl Viewer {
 
     /// Ends the session with a goodbye (RTCP BYE, DTLS close_notify). The next drain sends it and returns
     /// [`Output::Closed`].
-    pub fn close(&mut self, now: Instant) {
-        self.leave(now, CloseReason::Local);
-    }
-
-    /// Ends the session as [`Viewer::close`] does, because its login has ended.
-    pub fn log_out(&mut self, now: Instant) {
-        self.leave(now, CloseReason::LoggedOut);
-    }
-
-    fn leave(&mut self, now: Instant, reason: CloseReason) {
+    pub fn close(&mut self, now: Instant, reason: CloseReason) {
         self.advance(now);
         match self.phase {
             Phase::Connecting => self.finish(reason),

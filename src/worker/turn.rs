@@ -9,7 +9,7 @@ use crate::base::limits;
 use crate::camera::Camera;
 use crate::camera::waiter::WaiterHandoff;
 use crate::metrics::WorkerCounters;
-use crate::session::{Output, ViewerStatus, stun_ufrag};
+use crate::session::{CloseReason, Output, ViewerStatus, stun_ufrag};
 use crate::uring::{Completion, Driver, Received, UdpDriverError};
 use crate::worker::catch_up::CatchUpTurn;
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
@@ -252,7 +252,7 @@ impl<D: Driver> Worker<D> {
             Command::LogOut { viewer } => {
                 // The session may have ended in the meantime.
                 if let Some(slot) = self.sessions.by_id(viewer) {
-                    slot.viewer.log_out(now.instant);
+                    slot.viewer.close(now.instant, CloseReason::LoggedOut);
                     slot.touched = true;
                 }
             }
@@ -274,7 +274,7 @@ impl<D: Driver> Worker<D> {
     fn stop(&mut self, now: Now) {
         self.stopping_until = Some(now.instant + Duration::from_millis(limits::STOP_MS_MAX));
         for slot in &mut self.sessions.slots {
-            slot.viewer.close(now.instant);
+            slot.viewer.close(now.instant, CloseReason::Local);
             slot.touched = true;
         }
     }

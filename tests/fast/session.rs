@@ -260,7 +260,7 @@ fn congested_viewer_drops_to_the_next_idr_and_is_counted() {
 fn close_sends_close_notify() {
     for version in [DtlsVersion::Dtls12, DtlsVersion::Dtls13] {
         let mut pair = connected(SrtpChoice::Cm, version);
-        pair.viewer.close(pair.now);
+        pair.viewer.close(pair.now, CloseReason::Local);
         pair.settle();
         assert_eq!(pair.closed, Some(CloseReason::Local));
         assert!(pair.viewer.is_closed());
