@@ -22,7 +22,6 @@ pub use context::{ContextError, SessionConfig, SessionContext};
 pub use media::catch_up::{CatchUpDecision, GopAvailability, GopSize, IdrReason};
 pub use media::{PacketizedUnit, UnitInfo};
 pub use sink::{DatagramSink, Destination};
-pub use status::{ViewerState, ViewerStatus};
 pub use transport::profile::SrtpChoice;
 pub use transport::sdp::OfferError;
 pub use transport::stun::stun_ufrag;

@@ -11,9 +11,10 @@ use str0m::crypto::dtls::SrtpProfile;
 use str0m::{Input, RtcError};
 
 use crate::base::limits;
+use crate::metrics::status::GateState;
 use crate::session::context::SessionContext;
 use crate::session::media::catch_up::{CatchUp, CatchUpDecision, GopAvailability, IdrReason};
-use crate::session::media::gate::{Gate, GateState, GateUnit};
+use crate::session::media::gate::{Gate, GateUnit};
 use crate::session::media::sender::Sender;
 use crate::session::media::{PacketizedUnit, UnitInfo, srtp};
 use crate::session::sink::DatagramSink;
