@@ -7,11 +7,12 @@
 //!  receiver reports ─► loss, round trip    once a second: sender report ─► encrypt ─► sink
 //! ```
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::limits;
 use crate::session::media::rtcp::{self, Packet, ReportBlock, SenderReport};
-use crate::session::media::rtx::{RtxCache, SentPackets};
+use crate::session::media::rtx::RtxCache;
 use crate::session::media::srtp::{Opener, RtpPacket, Sealer, TAG_BYTES_MAX};
 use crate::session::media::wallclock::{self, Wallclock};
 use crate::session::media::{Extensions, PacketizedUnit, StreamParameters};
@@ -157,7 +158,7 @@ impl Sender {
             let count = |count: usize| u32::try_from(count).unwrap_or_default();
             self.octets = self.octets.wrapping_add(count(payloads.bytes()));
             self.packets = self.packets.wrapping_add(count(payloads.len()));
-            self.cache.push(SentPackets { payloads: payloads.clone(), captured_ntp, rtp_time, is_end });
+            self.cache.push(Arc::clone(payloads), rtp_time, captured_ntp, is_end);
         }
     }
 
