@@ -231,17 +231,22 @@ impl<D: Driver> Worker<D> {
     }
 
     fn take_commands(&mut self, now: Now) {
-        for taken in 0..limits::COMMANDS_PER_TURN_MAX {
-            let Ok(command) = self.reader.commands.try_recv() else {
-                // The mailbox was full if route updates wait. Only a turn that took commands makes room.
-                if let Some(own) = self.peers.get(self.index).filter(|_| taken > 0) {
-                    own.retry_updates();
-                }
-                return;
-            };
+        let mut taken = 0;
+        while taken < limits::COMMANDS_PER_TURN_MAX
+            && let Ok(command) = self.reader.commands.try_recv()
+        {
             self.handle_command(now, command);
+            taken += 1;
         }
-        self.wake_again();
+        // Route updates wait only while the mailbox is full: the commands taken have made room for them.
+        if taken > 0
+            && let Some(own) = self.peers.get(self.index)
+        {
+            own.retry_updates();
+        }
+        if taken == limits::COMMANDS_PER_TURN_MAX {
+            self.wake_again();
+        }
     }
 
     fn handle_command(&mut self, now: Now, command: Command) {
