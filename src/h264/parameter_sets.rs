@@ -207,6 +207,9 @@ pub(super) fn read_id(nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError>
     Ok(bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?)
 }
 
+/// Parses the id and the fields of a NAL unit.
+type Parser<T> = fn(&[u8]) -> Result<(u8, T), ParameterSetError>;
+
 /// Parameter sets of one type, sorted by id.
 #[derive(Default)]
 struct Table<T> {
@@ -221,11 +224,7 @@ impl<T> Table<T> {
     }
 
     /// Stores a set. Returns its id, and true if the set is new or changed. The id range bounds the table.
-    fn store(
-        &mut self,
-        nal: &[u8],
-        parse: fn(&[u8]) -> Result<(u8, T), ParameterSetError>,
-    ) -> Result<(u8, bool), ParameterSetError> {
+    fn store(&mut self, nal: &[u8], parse: Parser<T>) -> Result<(u8, bool), ParameterSetError> {
         if let Some(entry) = self.entries.iter().find(|entry| *entry.bytes == *nal) {
             return Ok((entry.id, false));
         }
