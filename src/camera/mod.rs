@@ -107,10 +107,10 @@ mod segment;
 mod segment_follower;
 mod semaphore;
 mod sequence;
+mod shared_map;
 mod source;
 mod unit_interval;
 pub mod waiter;
-mod writable_map;
 mod writer;
 
 #[cfg(test)]
