@@ -73,14 +73,13 @@
 //!     (idrs, bytes)
 //! }
 //!
-//! # use streaming_server::simulator::{self, SimulatorConfig, Source};
+//! # use streaming_server::simulator::{self, SimulatorConfig, TestCardConfig};
 //! # let ring = format!("/ss-doc-{}", std::process::id());
 //! # let ended = Arc::new(AtomicBool::new(false));
 //! # let config = SimulatorConfig {
 //! #     name: ring.clone(),
 //! #     layout: "lease".parse().unwrap(),
-//! #     source: Source::Pattern { width: 320, height: 240 },
-//! #     gop: 10,
+//! #     card: TestCardConfig { width: 320, height: 240, gop: 10, ..TestCardConfig::default() },
 //! #     ..SimulatorConfig::default()
 //! # };
 //! # let camera = {

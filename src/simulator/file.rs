@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::bits::StartCode;
+use super::bits::START_CODE_LONG;
 use super::unit::Unit;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::h264::nal::kind;
@@ -60,6 +60,8 @@ struct FileUnit {
     /// Indices of its NAL units.
     nals: Range<usize>,
     is_idr: bool,
+    /// Bytes of the unit with the stamp.
+    bytes: usize,
     width: u32,
     height: u32,
 }
@@ -85,8 +87,12 @@ impl FileSource {
         if source.units.is_empty() {
             return Err(FileError::NoStart { path: path.to_owned() });
         }
-        source.check_sizes(path)?;
-        Ok(source)
+        match (0..).zip(&source.units).find(|(_, unit)| unit.bytes > SLOT_DATA_BYTES_MAX) {
+            Some((index, unit)) => {
+                Err(FileError::UnitTooLarge { path: path.to_owned(), index, bytes: unit.bytes })
+            }
+            None => Ok(source),
+        }
     }
 
     fn of(bytes: Vec<u8>) -> FileSource {
@@ -95,26 +101,16 @@ impl FileSource {
         let mut assembler = Assembler::new();
         let mut unit = Unit::default();
         for nals in access_units(&source.bytes, &source.nals) {
+            unit.begin(false, 0, 0);
             source.copy(&nals, &mut unit);
             let is_idr = assembler.assemble(unit.bytes()).is_ok_and(|assembled| assembled.is_idr());
             let Some(info) = assembler.parameter_sets().stream_info() else { continue };
             if is_idr || !source.units.is_empty() {
-                source.units.push(FileUnit { nals, is_idr, width: info.width, height: info.height });
+                let (bytes, width, height) = (unit.bytes.len(), info.width, info.height);
+                source.units.push(FileUnit { nals, is_idr, bytes, width, height });
             }
         }
         source
-    }
-
-    fn check_sizes(&self, path: &Path) -> Result<(), FileError> {
-        let mut unit = Unit::default();
-        for (index, file_unit) in self.units.iter().enumerate() {
-            self.copy(&file_unit.nals, &mut unit);
-            let bytes = unit.bytes().len();
-            if bytes > SLOT_DATA_BYTES_MAX {
-                return Err(FileError::UnitTooLarge { path: path.to_owned(), index, bytes });
-            }
-        }
-        Ok(())
     }
 
     /// Restarts from the beginning of the file.
@@ -137,9 +133,8 @@ impl FileSource {
         unit.seal(unit_number);
     }
 
+    /// Appends these NAL units to `unit`, with room for the stamp before the first slice.
     fn copy(&self, nals: &Range<usize>, unit: &mut Unit) {
-        let (is_idr, width, height) = (unit.is_idr, unit.width, unit.height);
-        unit.begin(is_idr, width, height);
         let mut stamped = false;
         for nal in self.nals.get(nals.clone()).unwrap_or_default() {
             let bytes = self.bytes.get(nal.clone()).unwrap_or_default();
@@ -148,11 +143,11 @@ impl FileSource {
                 unit.place_stamp();
                 stamped = true;
             }
-            unit.bytes.extend_from_slice(StartCode::Long.bytes());
+            unit.bytes.extend_from_slice(START_CODE_LONG);
             let start = unit.bytes.len();
             unit.bytes.extend_from_slice(bytes);
             if is_slice {
-                unit.add_slice(start..unit.bytes.len());
+                unit.slices.push(start..unit.bytes.len());
             }
         }
     }
