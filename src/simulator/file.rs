@@ -15,7 +15,7 @@ use crate::h264::{Assembler, Stamp};
 /// Maximum size of a file in bytes, a local bound: the file is held in memory.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
-/// Reasons why a file cannot be played.
+/// Reasons why the file of this path cannot be played.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Opening or reading failed.
@@ -28,21 +28,15 @@ pub enum FileError {
     },
     /// The file is larger than `FILE_BYTES_MAX`.
     #[error(
-        "{path} is larger than {FILE_BYTES_MAX} bytes: cut it to a shorter part, the simulator plays it in a loop"
+        "{0} is larger than {FILE_BYTES_MAX} bytes: cut it to a shorter part, the simulator plays it in a loop"
     )]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
+    TooLarge(PathBuf),
     /// The file has no IDR with parameter sets.
     #[error(
-        "{path} has no IDR picture with parameter sets. It must be H.264 in byte-stream format (Annex B); convert with \
+        "{0} has no IDR picture with parameter sets. It must be H.264 in byte-stream format (Annex B); convert with \
          ffmpeg -i x.mp4 -c copy -bsf:v h264_mp4toannexb x.h264"
     )]
-    NoStart {
-        /// The file.
-        path: PathBuf,
-    },
+    NoStart(PathBuf),
     /// One access unit does not fit into a slot.
     #[error("access unit {index} of {path} has {bytes} bytes; a slot holds {SLOT_DATA_BYTES_MAX}")]
     UnitTooLarge {
@@ -81,11 +75,11 @@ impl FileSource {
         let file = File::open(path).map_err(failed)?;
         let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
         if read as u64 > FILE_BYTES_MAX {
-            return Err(FileError::TooLarge { path: path.to_owned() });
+            return Err(FileError::TooLarge(path.to_owned()));
         }
         let source = FileSource::of(bytes);
         if source.units.is_empty() {
-            return Err(FileError::NoStart { path: path.to_owned() });
+            return Err(FileError::NoStart(path.to_owned()));
         }
         match (0..).zip(&source.units).find(|(_, unit)| unit.bytes > SLOT_DATA_BYTES_MAX) {
             Some((index, unit)) => {
