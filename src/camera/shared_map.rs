@@ -27,7 +27,7 @@ impl SharedMap {
         Ok(SharedMap { raw: raw? })
     }
 
-    /// The address of `offset`. Panics if no aligned `T` lies there.
+    /// The address of `offset`. Panics unless the whole of an aligned `T` is in the range.
     pub(super) fn pointer<T>(&self, offset: usize) -> *mut T {
         let is_inside = offset.is_multiple_of(align_of::<T>()) && offset + size_of::<T>() <= self.raw.len();
         assert!(is_inside, "control words lie in the mapping, aligned");
