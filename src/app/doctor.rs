@@ -118,8 +118,8 @@ fn sending() -> Vec<Check> {
     };
     let system = rustix::system::uname();
     let release = system.release().to_string_lossy();
-    let missing = Features { gso: true, futex: true, ..features }.missing();
-    let ring = if missing.is_empty() && features.futex {
+    let missing = (features | Features::GSO | Features::FUTEX).missing();
+    let ring = if missing.is_empty() && features.contains(Features::FUTEX) {
         check("io_uring", Verdict::Ok, format!("Linux {release} has every feature that the server uses"))
     } else if missing.is_empty() {
         let finding = format!("Linux {release} works; from Linux 6.7 on the camera wakes a worker directly");
@@ -128,7 +128,7 @@ fn sending() -> Vec<Check> {
         let finding = format!("Linux {release} lacks {missing}: it works, Linux 6.1 or newer is faster");
         check("io_uring", Verdict::Warn, finding)
     };
-    let gso = if features.gso {
+    let gso = if features.contains(Features::GSO) {
         check("gso", Verdict::Ok, "batches of datagrams are sent with one call (UDP_SEGMENT)")
     } else {
         check("gso", Verdict::Warn, "datagrams are sent one by one; Linux 4.18 or newer has UDP_SEGMENT")
