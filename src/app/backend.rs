@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::app::service::{Health, Heartbeat};
-use crate::app::{login_watch, metrics_text, recordings};
-use crate::base::clock;
+use crate::app::{login_watch, recordings};
+use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
 use crate::http::{
-    self, ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, RecordingCommand, RecordingFile,
-    RecordingReply, RecordingStatus, Summary, ViewerGate,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, RecordingCommand, RecordingFile,
+    RecordingReply, RecordingStatus, Summary,
 };
+use crate::metrics::status::ViewerStatus;
 use crate::metrics::{LoginCounters, WorkerCounters, trace};
+use crate::profiling::{self, Contention, ProfileError};
 use crate::recorder::RecorderHandle;
-use crate::session::media::gate::GateState;
-use crate::session::{OfferError, SessionContext, Viewer, ViewerState, ViewerStatus};
+use crate::session::{OfferError, SessionContext, Viewer};
 use crate::worker::commands::{Command, Mailbox, hand_over, session_guard};
 
 /// How long a worker may take to report its viewers.
@@ -25,50 +26,27 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// An attached camera without an access unit for this long is stalled.
 pub(super) const STALLED_AFTER_NS: u64 = 1_500_000_000;
 
-/// `Retry-After` of a refused offer, in seconds.
+/// `Retry-After` of a refused offer or profile, in seconds.
 const RETRY_AFTER_S: u32 = 5;
 
 /// The program behind the HTTP endpoints.
 pub struct AppBackend {
-    camera: Camera,
-    context: Arc<SessionContext>,
-    mailboxes: Vec<Mailbox>,
-    counters: Vec<Arc<WorkerCounters>>,
-    recorder: Option<RecorderHandle>,
-    logins: Arc<LoginCounters>,
-    viewers_max: u32,
-    next_id: AtomicU32,
+    pub(super) camera: Camera,
+    pub(super) context: Arc<SessionContext>,
+    pub(super) mailboxes: Vec<Mailbox>,
+    pub(super) counters: Vec<Arc<WorkerCounters>>,
+    /// `None` with --no-recorder.
+    pub(super) recorder: Option<RecorderHandle>,
+    pub(super) logins: Arc<LoginCounters>,
+    pub(super) viewers_max: u32,
+    pub(super) next_id: AtomicU32,
     /// Sessions made since the start. The workers count the closed ones.
-    adopted: AtomicU32,
-    started_ns: i64,
+    pub(super) adopted: AtomicU32,
+    /// CLOCK_MONOTONIC of the start.
+    pub(super) started_ns: i64,
 }
 
 impl AppBackend {
-    /// A backend for running workers and, unless --no-recorder is set, the recorder.
-    pub fn new(
-        camera: Camera,
-        context: Arc<SessionContext>,
-        mailboxes: Vec<Mailbox>,
-        counters: Vec<Arc<WorkerCounters>>,
-        recorder: Option<RecorderHandle>,
-        logins: Arc<LoginCounters>,
-        viewers_max: u32,
-    ) -> Self {
-        let started_ns = clock::now().monotonic_ns;
-        AppBackend {
-            camera,
-            context,
-            mailboxes,
-            counters,
-            recorder,
-            logins,
-            viewers_max,
-            next_id: AtomicU32::new(1),
-            adopted: AtomicU32::new(0),
-            started_ns,
-        }
-    }
-
     /// Tells every worker to close its sessions and end.
     pub fn stop(&self) {
         for mailbox in &self.mailboxes {
@@ -119,7 +97,7 @@ impl AppBackend {
 
     /// Returns what the workers did in the last `seconds`, as JSON in the Trace Event Format for Perfetto or Chrome. The
     /// workers keep about a minute.
-    pub fn trace(&self, seconds: u32) -> String {
+    fn trace(&self, seconds: u32) -> String {
         let since_ns = clock::monotonic_ns().saturating_sub(i64::from(seconds) * 1_000_000_000);
         trace::to_chrome_json(self.counters.iter().map(|worker| &worker.trace), since_ns)
     }
@@ -128,7 +106,7 @@ impl AppBackend {
         self.recorder.as_ref().is_some_and(|recorder| recorder.counters().active.load(Ordering::Relaxed))
     }
 
-    fn sessions(&self) -> u32 {
+    pub(super) fn sessions(&self) -> u32 {
         let closed: u64 = self.counters.iter().map(|counters| counters.sessions_closed.get()).sum();
         let adopted = u64::from(self.adopted.load(Ordering::Relaxed));
         u32::try_from(adopted.saturating_sub(closed)).unwrap_or(u32::MAX)
@@ -138,16 +116,19 @@ impl AppBackend {
         if self.sessions() >= self.viewers_max {
             let message =
                 format!("all {} viewer slots are in use (--max-viewers): try again later", self.viewers_max);
-            return Err(ApiError { code: "full", ..busy(message) });
+            return Err(ApiError { code: "full", ..ApiError::busy(message, RETRY_AFTER_S) });
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (viewer, answer) = Viewer::accept(&self.context, id, offer_sdp, clock::now().instant)
             .map_err(|error| refused(&error))?;
         let owner = self.least_loaded();
-        let Some(mailbox) = self.mailboxes.get(owner) else { return Err(busy("no worker runs".to_owned())) };
+        let Some(mailbox) = self.mailboxes.get(owner) else {
+            return Err(ApiError::busy("no worker runs", RETRY_AFTER_S));
+        };
         let (guard, gone) = session_guard();
         let guard = login_end.is_some().then_some(guard);
-        hand_over(&self.mailboxes, owner, Box::new(viewer), guard).map_err(|full| busy(full.to_string()))?;
+        hand_over(&self.mailboxes, owner, Box::new(viewer), guard)
+            .map_err(|full| ApiError::busy(full.to_string(), RETRY_AFTER_S))?;
         self.adopted.fetch_add(1, Ordering::Relaxed);
         if let Some(login_end) = login_end {
             // One task per session with a login.
@@ -187,16 +168,12 @@ impl AppBackend {
     }
 }
 
-fn busy(message: String) -> ApiError {
-    ApiError { status: 503, code: "busy", message, retry_after_s: Some(RETRY_AFTER_S) }
-}
-
 fn refused(error: &OfferError) -> ApiError {
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s: None }
 }
 
 /// Returns the state of all sessions. A worker that does not answer in time is skipped.
-async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<http::ViewerStatus> {
+async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
     let mut viewers = Vec::new();
     for mailbox in mailboxes {
         let (reply, answer) = tokio::sync::oneshot::channel();
@@ -204,46 +181,10 @@ async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<http::ViewerStatus> {
             continue;
         }
         if let Ok(Ok(statuses)) = tokio::time::timeout(REPLY_TIMEOUT, answer).await {
-            viewers.extend(statuses.into_iter().map(viewer));
+            viewers.extend(statuses);
         }
     }
     viewers
-}
-
-fn viewer(status: ViewerStatus) -> http::ViewerStatus {
-    http::ViewerStatus {
-        id: status.id,
-        state: match status.state {
-            ViewerState::Connecting => http::ViewerState::Connecting,
-            ViewerState::Connected => http::ViewerState::Connected,
-            ViewerState::Closing => http::ViewerState::Closing,
-            ViewerState::Closed => http::ViewerState::Closed,
-        },
-        gate: match status.gate {
-            GateState::WaitingForIdr => ViewerGate::WaitingForIdr,
-            GateState::Live => ViewerGate::Live,
-            GateState::DroppedToIdr => ViewerGate::DroppedToIdr,
-        },
-        remote: status.remote,
-        profile: status.profile,
-        connected_ms: status.connected_ms,
-        first_idr_ms: status.first_idr_ms,
-        units_sent: status.units_sent,
-        units_replayed: status.units_replayed,
-        replays: status.replays,
-        units_dropped: status.units_dropped,
-        drops_to_idr: status.drops_to_idr,
-        bytes_sent: status.bytes_sent,
-        datagrams: status.datagrams,
-        datagrams_rejected: status.datagrams_rejected,
-        nacks: status.nacks,
-        plis: status.plis,
-        retransmits: status.retransmits,
-        retransmits_refused: status.retransmits_refused,
-        loss_fraction: status.loss_fraction,
-        rtt_ms: status.rtt_ms,
-        jitter_ms: status.jitter_ms,
-    }
 }
 
 impl Backend for AppBackend {
@@ -251,7 +192,7 @@ impl Backend for AppBackend {
         Box::pin(std::future::ready(self.accept(sdp, login_end)))
     }
 
-    fn viewers(&self) -> BoxFuture<Vec<http::ViewerStatus>> {
+    fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {
         Box::pin(viewers(self.mailboxes.clone()))
     }
 
@@ -267,6 +208,28 @@ impl Backend for AppBackend {
         Box::pin(recordings::open(self.recorder.clone(), name))
     }
 
+    fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError> {
+        let result = match what {
+            Inspection::Index => Ok(profiling::index().as_bytes().to_vec()),
+            Inspection::Cmdline => Ok(profiling::cmdline()),
+            Inspection::Trace { seconds } => Ok(self.trace(seconds).into_bytes()),
+            Inspection::Cpu { seconds } => {
+                let duration = Duration::from_secs(u64::from(seconds));
+                profiling::cpu_profile(duration, limits::PROFILE_FREQUENCY_HZ)
+            }
+            Inspection::Heap => Ok(profiling::heap_profile(profiling::Heap::InUse)),
+            Inspection::Allocs => Ok(profiling::heap_profile(profiling::Heap::Allocs)),
+            Inspection::Threads { debug } => profiling::threads(debug),
+            Inspection::Mutex => Ok(profiling::contention_profile(Contention::Mutex)),
+            Inspection::Block => Ok(profiling::contention_profile(Contention::Block)),
+        };
+        result.map_err(|error| match error {
+            ProfileError::Busy => ApiError::busy(error.to_string(), RETRY_AFTER_S),
+            ProfileError::Range(_) => ApiError::new(400, "bad_query", error.to_string()),
+            ProfileError::Signal(_) => ApiError::new(500, "profile", error.to_string()),
+        })
+    }
+
     fn ready(&self) -> Result<(), String> {
         match self.camera_summary() {
             CameraSummary::Live(_) => Ok(()),
@@ -280,21 +243,6 @@ impl Backend for AppBackend {
     }
 
     fn metrics(&self) -> String {
-        let uptime_ns = clock::now().monotonic_ns.saturating_sub(self.started_ns).unsigned_abs();
-        metrics_text::metrics(&metrics_text::Sources {
-            workers: &self.counters,
-            camera: self.camera.counters(),
-            camera_dropped: self.camera.units_dropped(),
-            slots: match self.camera.status() {
-                CameraStatus::Attached { layout, .. } => layout.slot_count(),
-                CameraStatus::Away { .. } => 0,
-            },
-            camera_live: self.ready().is_ok(),
-            recorder: self.recorder.as_ref().map(RecorderHandle::counters),
-            logins: &self.logins,
-            sessions: self.sessions(),
-            viewers_max: self.viewers_max,
-            uptime_ns,
-        })
+        self.metrics_page()
     }
 }

@@ -48,30 +48,33 @@ impl fmt::Display for Check {
     }
 }
 
-fn check(what: &'static str, verdict: Verdict, finding: impl Into<String>) -> Check {
-    Check { what, verdict, finding: finding.into() }
+/// Result of a check, and its text.
+type Finding = (Verdict, String);
+
+fn check(what: &'static str, (verdict, finding): Finding) -> Check {
+    Check { what, verdict, finding }
 }
 
 /// Checks everything that a server with this configuration needs. The port checks fail while a server is running.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Check> {
-    let mut checks = vec![ring(config)];
+    let mut checks = vec![check("ring", ring(config))];
     checks.extend(sending());
-    checks.push(tcp("http", "--http", config.http));
-    checks.extend(config.http_plain.map(|address| tcp("http-plain", "--http-plain", address)));
-    checks.extend(config.tls.as_ref().map(|tls| security::certificate(config, tls)));
-    checks.push(security::token(config));
-    checks.push(udp(config.udp));
-    checks.extend(config.control.map(|address| tcp("control", "--control", address)));
+    checks.push(tcp("http", config.http));
+    checks.extend(config.http_plain.map(|address| tcp("http-plain", address)));
+    checks.extend(config.tls.as_ref().map(|tls| check("tls", security::certificate(config, tls))));
+    checks.push(check("token", security::token(config)));
+    checks.push(port("udp", config.udp, UdpSocket::bind(config.udp).map(drop)));
+    checks.extend(config.control.map(|address| tcp("control", address)));
     if !config.no_recorder {
-        checks.push(recordings(&config.record_path));
+        checks.push(check("recordings", recordings(&config.record_path)));
     }
     checks
 }
 
-fn ring(config: &Config) -> Check {
+fn ring(config: &Config) -> Finding {
     if config.demo {
-        return check("ring", Verdict::Ok, "--demo creates its own ring");
+        return (Verdict::Ok, "--demo creates its own ring".to_owned());
     }
     let name = config.shm.as_str();
     let mapping = match Mapping::open(name, Access::Inspect) {
@@ -79,7 +82,7 @@ fn ring(config: &Config) -> Check {
         Err(error) => {
             let advice =
                 "the server waits for the camera. Is the camera running? Is --shm the name of its ring?";
-            return check("ring", Verdict::Warn, format!("{name}: {error}: {advice}"));
+            return (Verdict::Warn, format!("{name}: {error}: {advice}"));
         }
     };
     let layout = mapping.layout();
@@ -87,10 +90,9 @@ fn ring(config: &Config) -> Check {
     let slot = mapping.metadata(newest);
     if let Err(error) = slot.validate() {
         let finding = format!("{name}: layout {layout}, but its newest slot is not usable yet: {error}");
-        return check("ring", Verdict::Warn, finding);
+        return (Verdict::Warn, finding);
     }
-    let stamp_s = slot.timestamp_s;
-    let age = |now_s: i64| stamp_s.abs_diff(now_s);
+    let age = |now_s: i64| slot.timestamp_s.abs_diff(now_s);
     let (clock, age_s) = match (age(clock::unix_s()), age(clock::monotonic_ns() / 1_000_000_000)) {
         (real, monotonic) if real <= monotonic => ("CLOCK_REALTIME", real),
         (_, monotonic) => ("CLOCK_MONOTONIC", monotonic),
@@ -98,9 +100,9 @@ fn ring(config: &Config) -> Check {
     let found = format!("{name}: layout {layout}, {}x{}, timestamps of {clock}", slot.width, slot.height);
     if age_s > STALE_S {
         let advice = "the camera stopped or its clock is wrong";
-        return check("ring", Verdict::Warn, format!("{found}, the newest {age_s} s from now: {advice}"));
+        return (Verdict::Warn, format!("{found}, the newest {age_s} s from now: {advice}"));
     }
-    check("ring", Verdict::Ok, found)
+    (Verdict::Ok, found)
 }
 
 /// Age of the newest slot in seconds above which the camera does not write.
@@ -109,52 +111,49 @@ const STALE_S: u64 = 5; // local bound: only this check uses it
 fn sending() -> Vec<Check> {
     let socket = match uring::open_socket(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) {
         Ok((socket, _)) => Arc::new(socket),
-        Err(error) => return vec![check("udp socket", Verdict::Fail, error.to_string())],
+        Err(error) => return vec![check("udp socket", (Verdict::Fail, error.to_string()))],
     };
     let config = UdpDriverConfig { socket, receives: true, eventfds: Vec::new(), sends_max: 64 };
     let features = match UdpDriver::new(config) {
         Ok(edge) => edge.features(),
-        Err(error) => return vec![check("io_uring", Verdict::Fail, error.to_string())],
+        Err(error) => return vec![check("io_uring", (Verdict::Fail, error.to_string()))],
     };
     let system = rustix::system::uname();
     let release = system.release().to_string_lossy();
     let missing = (features | Features::GSO | Features::FUTEX).missing();
-    let ring = if missing.is_empty() && features.contains(Features::FUTEX) {
-        check("io_uring", Verdict::Ok, format!("Linux {release} has every feature that the server uses"))
-    } else if missing.is_empty() {
-        let finding = format!("Linux {release} works; from Linux 6.7 on the camera wakes a worker directly");
-        check("io_uring", Verdict::Ok, finding)
-    } else {
-        let finding = format!("Linux {release} lacks {missing}: it works, Linux 6.1 or newer is faster");
-        check("io_uring", Verdict::Warn, finding)
+    let (verdict, finding) = match (missing.is_empty(), features.contains(Features::FUTEX)) {
+        (true, true) => (Verdict::Ok, "has every feature that the server uses".to_owned()),
+        (true, false) => {
+            (Verdict::Ok, "works; from Linux 6.7 on the camera wakes a worker directly".to_owned())
+        }
+        _ => (Verdict::Warn, format!("lacks {missing}: it works, Linux 6.1 or newer is faster")),
     };
-    let gso = if features.contains(Features::GSO) {
-        check("gso", Verdict::Ok, "batches of datagrams are sent with one call (UDP_SEGMENT)")
+    let ring = check("io_uring", (verdict, format!("Linux {release} {finding}")));
+    let (verdict, finding) = if features.contains(Features::GSO) {
+        (Verdict::Ok, "batches of datagrams are sent with one call (UDP_SEGMENT)")
     } else {
-        check("gso", Verdict::Warn, "datagrams are sent one by one; Linux 4.18 or newer has UDP_SEGMENT")
+        (Verdict::Warn, "datagrams are sent one by one; Linux 4.18 or newer has UDP_SEGMENT")
     };
-    vec![ring, gso]
+    vec![ring, check("gso", (verdict, finding.to_owned()))]
 }
 
-fn tcp(what: &'static str, option: &str, address: SocketAddr) -> Check {
-    port(what, option, address, TcpListener::bind(address).map(drop))
+fn tcp(what: &'static str, address: SocketAddr) -> Check {
+    port(what, address, TcpListener::bind(address).map(drop))
 }
 
-fn udp(address: SocketAddr) -> Check {
-    port("udp", "--udp", address, UdpSocket::bind(address).map(drop))
-}
-
-fn port(what: &'static str, option: &str, address: SocketAddr, bound: std::io::Result<()>) -> Check {
-    match bound {
-        Ok(()) => check(what, Verdict::Ok, format!("{address} is free")),
+/// The result of binding an address. The option that sets the address has the name of the check.
+fn port(what: &'static str, address: SocketAddr, bound: std::io::Result<()>) -> Check {
+    let finding = match bound {
+        Ok(()) => (Verdict::Ok, format!("{address} is free")),
         Err(error) => {
             let advice = "is a server running? Choose another address with";
-            check(what, Verdict::Fail, format!("{address}: {error}: {advice} {option}"))
+            (Verdict::Fail, format!("{address}: {error}: {advice} --{what}"))
         }
-    }
+    };
+    check(what, finding)
 }
 
-fn recordings(directory: &Path) -> Check {
+fn recordings(directory: &Path) -> Finding {
     let shown = directory.display();
     // The first recording creates the directory, so the nearest existing ancestor must be writable.
     let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
@@ -164,20 +163,19 @@ fn recordings(directory: &Path) -> Check {
     let _ = std::fs::remove_file(&probe);
     if let Err(error) = written {
         let advice = "choose another directory with --record-path, or make it writable for this user";
-        return check("recordings", Verdict::Fail, format!("{shown}: {error}: {advice}"));
+        return (Verdict::Fail, format!("{shown}: {error}: {advice}"));
     }
     match rustix::fs::statvfs(existing) {
         Ok(system) => {
             let free = system.f_bavail.saturating_mul(system.f_frsize);
-            let verdict = if free < FREE_BYTES_LOW { Verdict::Warn } else { Verdict::Ok };
-            let advice = if verdict == Verdict::Warn {
-                "; this is little: see --retain-bytes and --min-free-bytes"
+            let (verdict, advice) = if free < FREE_BYTES_LOW {
+                (Verdict::Warn, "; this is little: see --retain-bytes and --min-free-bytes")
             } else {
-                ""
+                (Verdict::Ok, "")
             };
-            check("recordings", verdict, format!("{shown} is writable, {free} bytes free{advice}"))
+            (verdict, format!("{shown} is writable, {free} bytes free{advice}"))
         }
-        Err(error) => check("recordings", Verdict::Warn, format!("{shown}: free bytes unknown: {error}")),
+        Err(error) => (Verdict::Warn, format!("{shown}: free bytes unknown: {error}")),
     }
 }
 

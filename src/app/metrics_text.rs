@@ -4,60 +4,44 @@ mod recorder;
 mod replay;
 mod stages;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::camera::CameraCounters;
+use crate::app::backend::AppBackend;
+use crate::base::clock;
+use crate::camera::CameraStatus;
+use crate::http::Backend;
 use crate::metrics::{Exposition, LoginCounters, WorkerCounters, process as kernel};
-use crate::recorder::counters::RecorderCounters;
 use crate::uring::Features;
 
-/// Everything that GET /metrics reports.
-pub(super) struct Sources<'a> {
-    pub(super) workers: &'a [Arc<WorkerCounters>],
-    pub(super) camera: &'a CameraCounters,
-    /// Units that the camera dropped for lack of a free slot (lease ring).
-    pub(super) camera_dropped: u64,
-    /// Slots of the ring. 0 while the camera is away.
-    pub(super) slots: u32,
-    pub(super) camera_live: bool,
-    /// `None` with --no-recorder.
-    pub(super) recorder: Option<&'a RecorderCounters>,
-    pub(super) logins: &'a LoginCounters,
-    pub(super) sessions: u32,
-    pub(super) viewers_max: u32,
-    pub(super) uptime_ns: u64,
-}
+impl AppBackend {
+    /// Returns the whole page of GET /metrics.
+    pub(super) fn metrics_page(&self) -> String {
+        let mut text = Exposition::new();
+        units(&mut text, self);
+        viewers(&mut text, self);
+        network(&mut text, self);
+        replay::expose(&mut text, self);
+        stages::expose(&mut text, &self.counters);
+        if let Some(recorder) = &self.recorder {
+            recorder::expose(&mut text, recorder.counters());
+        }
+        logins(&mut text, &self.logins);
+        process(&mut text, self);
+        text.finish()
+    }
 
-impl Sources<'_> {
     /// Returns the maximum over all workers, for counts of units: every worker reads every unit.
     fn most(&self, get: impl Fn(&WorkerCounters) -> u64) -> u64 {
-        self.workers.iter().map(|worker| get(worker)).max().unwrap_or(0)
+        self.counters.iter().map(|worker| get(worker)).max().unwrap_or(0)
     }
 
     fn sum(&self, get: impl Fn(&WorkerCounters) -> u64) -> u64 {
-        self.workers.iter().map(|worker| get(worker)).sum()
+        self.counters.iter().map(|worker| get(worker)).sum()
     }
 }
 
-/// Returns the whole page of GET /metrics.
-pub(super) fn metrics(sources: &Sources<'_>) -> String {
-    let mut text = Exposition::new();
-    units(&mut text, sources);
-    viewers(&mut text, sources);
-    network(&mut text, sources);
-    replay::expose(&mut text, sources.workers);
-    stages::expose(&mut text, sources.workers);
-    if let Some(recorder) = sources.recorder {
-        recorder::expose(&mut text, recorder);
-    }
-    logins(&mut text, sources.logins);
-    process(&mut text, sources);
-    text.finish()
-}
-
-fn units(text: &mut Exposition, from: &Sources<'_>) {
-    let gauge = u8::from;
+fn units(text: &mut Exposition, from: &AppBackend) {
+    let camera = from.camera.counters();
     text.counter("frames_read_total", "Access units read from the camera's ring.")
         .value(from.most(|w| w.units_read.get()));
     text.counter("frames_processed_total", "Access units assembled and checked.")
@@ -66,7 +50,11 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
         .value(from.sum(|w| w.units_sent.get()));
     text.counter("frames_dropped_total", "Access units that a consumer dropped.")
         .labelled("component", "webrtc", from.sum(|w| w.units_dropped.get()))
-        .labelled("component", "recorder", from.recorder.map_or(0, |recorder| recorder.dropped.get()));
+        .labelled(
+            "component",
+            "recorder",
+            from.recorder.as_ref().map_or(0, |recorder| recorder.counters().dropped.get()),
+        );
     text.counter(
         "torn_total",
         "Access units that the camera overwrote while they were read. They are not sent.",
@@ -78,37 +66,41 @@ fn units(text: &mut Exposition, from: &Sources<'_>) {
         .value(from.most(|w| w.rejected.get()));
     text.counter("camera_restarts_total", "Restarts of the camera.").value(from.most(|w| w.restarts.get()));
     text.counter("camera_attached_total", "Times that the camera's shared-memory segment was opened.")
-        .value(from.camera.attached.get());
+        .value(camera.attached.get());
     text.counter("camera_keyframe_requests_total", "IDRs requested from the camera (lease ring only).")
-        .value(from.camera.idrs_requested.get());
+        .value(camera.idrs_requested.get());
     text.counter(
         "camera_units_dropped_total",
         "Access units that the camera dropped for lack of a free slot (lease ring).",
     )
-    .value(from.camera_dropped);
+    .value(from.camera.units_dropped());
     text.counter(
         "leases_refused_total",
         "Access units not read at once because this program held its maximum of slots.",
     )
-    .value(from.camera.leases_refused.get());
+    .value(camera.leases_refused.get());
     text.counter("doorbell_wakes_total", "Wake-ups of the camera wait: semaphore, timeout or poll.")
-        .value(from.camera.wakes.get());
+        .value(camera.wakes.get());
     text.counter("busy_poll_seconds_total", "Time that workers spent in busy polling for access units.")
         .value(Duration::from_nanos(from.sum(|w| w.busy_poll_ns.get())).as_secs_f64());
-    text.gauge("camera_live", "1 while access units arrive.").value(gauge(from.camera_live));
+    text.gauge("camera_live", "1 while access units arrive.").value(u8::from(from.ready().is_ok()));
+    let slots = match from.camera.status() {
+        CameraStatus::Attached { layout, .. } => layout.slot_count(),
+        CameraStatus::Away { .. } => 0,
+    };
     text.gauge("channel_buffer_usage", "Slots between a worker's cursor and the newest access unit.")
         .labelled("channel", "webrtc", from.most(|w| w.lag_slots.get()));
     text.gauge("channel_buffer_capacity", "Slots of the camera's ring. 0 while the camera is away.")
-        .labelled("channel", "webrtc", from.slots);
+        .labelled("channel", "webrtc", slots);
     text.counter("errors_total", "Errors by type.")
         .labelled("type", "read", from.most(|w| w.torn.get() + w.rejected.get()))
         .labelled("type", "process", from.most(|w| w.malformed_units.get() + w.missing_parameter_sets.get()))
         .labelled("type", "send", from.sum(|w| w.send_errors.get() + w.datagrams_dropped.get()));
 }
 
-fn viewers(text: &mut Exposition, from: &Sources<'_>) {
+fn viewers(text: &mut Exposition, from: &AppBackend) {
     text.gauge("active_clients", "Viewers connected.").value(from.sum(|w| w.viewers.get()));
-    text.gauge("sessions", "Sessions, connected or not.").value(from.sessions);
+    text.gauge("sessions", "Sessions, connected or not.").value(from.sessions());
     text.gauge("viewers_max", "Sessions allowed at once.").value(from.viewers_max);
     text.counter("sessions_closed_total", "Sessions that ended, for any reason.")
         .value(from.sum(|w| w.sessions_closed.get()));
@@ -118,7 +110,7 @@ fn viewers(text: &mut Exposition, from: &Sources<'_>) {
         .value(from.sum(|w| w.idr_requests.get()));
 }
 
-fn network(text: &mut Exposition, from: &Sources<'_>) {
+fn network(text: &mut Exposition, from: &AppBackend) {
     text.counter("datagrams_sent_total", "UDP datagrams sent.").value(from.sum(|w| w.datagrams_sent.get()));
     text.counter("sent_bytes_total", "Payload bytes of those datagrams.")
         .value(from.sum(|w| w.bytes_sent.get()));
@@ -142,7 +134,7 @@ fn network(text: &mut Exposition, from: &Sources<'_>) {
     text.counter("io_uring_enters_total", "io_uring_enter calls of the workers.")
         .value(from.sum(|w| w.enters.get()));
     let features = text.gauge("io_uring_feature", "1 if the kernel has the feature and the workers use it.");
-    let all = from.workers.iter().fold(u64::MAX, |all, w| all & w.uring_features.get());
+    let all = from.counters.iter().fold(u64::MAX, |all, w| all & w.uring_features.get());
     for (name, is_used) in Features::from_bits_truncate(all).list() {
         features.labelled("feature", name, u8::from(is_used));
     }
@@ -156,9 +148,9 @@ fn logins(text: &mut Exposition, from: &LoginCounters) {
         .labelled("reason", "too_many_attempts", from.too_many.get());
 }
 
-fn process(text: &mut Exposition, from: &Sources<'_>) {
-    #[expect(clippy::cast_precision_loss, reason = "seconds for people")]
-    let uptime_s = from.uptime_ns as f64 / 1e9;
+fn process(text: &mut Exposition, from: &AppBackend) {
+    let uptime_ns = clock::monotonic_ns().saturating_sub(from.started_ns).unsigned_abs();
+    let uptime_s = Duration::from_nanos(uptime_ns).as_secs_f64();
     text.gauge("uptime_seconds", "Seconds since the server started.").value(format_args!("{uptime_s:.3}"));
     kernel::expose(text);
     text.gauge("build_info", "Always 1. The label is the running version.").labelled(

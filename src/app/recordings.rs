@@ -4,11 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use crate::http::{
-    ApiError, BoxFuture, RecordingCommand, RecordingFailure, RecordingFile, RecordingInfo, RecordingReply,
-    RecordingReport, RecordingState, RecordingStatus, StartRecording,
+    ApiError, BoxFuture, RecordingCommand, RecordingFailure, RecordingFile, RecordingReply, RecordingStatus,
 };
 use crate::recorder::library::Download;
-use crate::recorder::{self, RecorderError, RecorderHandle, RecorderState, StartRequest};
+use crate::recorder::{RecorderError, RecorderHandle};
 
 /// Runs a command of the HTTP API on the recorder. Without a recorder, as in all functions here, the error is 501.
 pub(super) async fn run(
@@ -17,19 +16,14 @@ pub(super) async fn run(
 ) -> Result<RecordingReply, ApiError> {
     let recorder = recorder.ok_or_else(no_recorder)?;
     let reply = match command {
-        RecordingCommand::Start(start) => recorder.start(start_request(start)).await.map(|started| {
-            let recorder::StartReply { filename, name, waits_for_idr } = started;
-            RecordingReply::Started { filename, name, waits_for_idr }
-        }),
+        RecordingCommand::Start(request) => recorder.start(request?).await.map(RecordingReply::Started),
         RecordingCommand::Stop => recorder.stop().await.map(|stopped| RecordingReply::Stopped {
-            report: report(stopped.report),
+            report: stopped.report,
             reason: stopped.reason.as_str(),
             kept: stopped.kept,
         }),
         RecordingCommand::Heartbeat => recorder.heartbeat().await.map(|()| RecordingReply::HeartbeatAccepted),
-        RecordingCommand::List => recorder.list().await.map(|recordings| RecordingReply::List {
-            recordings: recordings.into_iter().map(info).collect(),
-        }),
+        RecordingCommand::List => recorder.list().await.map(|recordings| RecordingReply::List { recordings }),
         RecordingCommand::Delete(name) => {
             recorder.delete(name.clone()).await.map(|()| RecordingReply::Deleted { name })
         }
@@ -43,13 +37,8 @@ pub(super) async fn status(recorder: Option<RecorderHandle>) -> Result<Recording
     let status = recorder.status().await.map_err(|error| api_error(&error))?;
     Ok(RecordingStatus {
         recording: status.recording,
-        state: match status.state {
-            RecorderState::Idle => RecordingState::Idle,
-            RecorderState::Starting => RecordingState::Starting,
-            RecorderState::Recording => RecordingState::Recording,
-            RecorderState::Stopping => RecordingState::Stopping,
-        },
-        report: status.report.map(report),
+        state: status.state,
+        report: status.report,
         reason: status.reason.map(|reason| reason.as_str()),
         error: status.error.map(|error| RecordingFailure {
             error: error.to_string(),
@@ -72,39 +61,6 @@ pub(super) async fn open(
 fn no_recorder() -> ApiError {
     let message = "this server does not record, because it was started with --no-recorder";
     ApiError::new(501, "no_recorder", message)
-}
-
-fn start_request(start: StartRecording) -> StartRequest {
-    let StartRecording { filename, pre_roll_s, max_duration_s, heartbeat_s } = start;
-    StartRequest { filename, pre_roll_s, max_duration_s, heartbeat_s }
-}
-
-fn report(report: recorder::Report) -> RecordingReport {
-    RecordingReport {
-        filename: report.filename,
-        name: report.name,
-        frame_count: report.frame_count,
-        bytes_written: report.bytes_written,
-        duration: report.duration,
-        pre_roll: report.pre_roll,
-        start_delay: report.start_delay,
-        dropped_units: report.dropped_units,
-        torn_units: report.torn_units,
-        gaps: report.gaps,
-        files: report.files,
-    }
-}
-
-fn info(info: recorder::RecordingInfo) -> RecordingInfo {
-    RecordingInfo {
-        name: info.name,
-        bytes: info.bytes,
-        duration: info.duration,
-        started_at: info.started_at,
-        complete: info.complete,
-        recovered: info.recovered,
-        recording: info.recording,
-    }
 }
 
 fn api_error(error: &RecorderError) -> ApiError {
@@ -143,5 +99,19 @@ impl RecordingFile for OpenRecording {
             // The recorder drops the sender when it closes the file. The file does not grow any more then.
             grown.map_or(bytes, |now| now.committed_bytes.max(bytes))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn without_a_recorder_a_malformed_start_is_refused_with_501() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let malformed = ApiError::new(400, "bad_json", "not JSON");
+        let error = runtime.block_on(run(None, RecordingCommand::Start(Err(malformed)))).unwrap_err();
+        assert_eq!((error.status, error.code), (501, "no_recorder"));
     }
 }

@@ -4,12 +4,12 @@ pub(crate) mod security;
 
 use std::io;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,19 +20,17 @@ use tokio::sync::watch;
 use crate::app::addresses::{host_candidates, interface_addresses};
 use crate::app::backend::AppBackend;
 use crate::app::service::{self, Notifier};
-use crate::base::limits;
+use crate::base::{clock, limits};
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
 use crate::camera::{Camera, Layout};
 use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
-use crate::http::{self, ApiError, Backend, Diagnostics, Inspection};
-use crate::profiling::{self, Contention, ProfileError};
+use crate::http::{self, Backend, HttpConfig};
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
 use crate::session::{SessionConfig, SessionContext};
 use crate::simulator::{self, SimulatorConfig};
 use crate::uring::{self, SocketError};
 use crate::worker::{WorkerError, Workers, WorkersConfig};
-use security::Security;
 
 /// Reasons why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -99,37 +97,41 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let http = listener.local_addr().unwrap_or(config.http);
     let plain = config.http_plain.map(|address| listen(address, "--http-plain")).transpose()?;
     let logins = Arc::default();
-    let security = security::prepare(config, http, &logins)?;
+    let http_config = security::prepare(config, http, &logins)?;
     let (socket, udp) = open_udp(config.udp)?;
     let mut threads = Threads::default();
     let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
     let camera = Camera::new(&shm, config.wake);
     let context = session_context(config, udp)?;
     let _join_preparation = JoinPreparation(Arc::clone(&context));
-    let socket = Arc::new(socket);
-    let camera_wait = threads.start_camera_wait(&camera, config.realtime)?;
-    let workers = start_workers(config, &camera, &socket, camera_wait)?;
+    let workers = Workers::start(WorkersConfig {
+        count: worker_count(config),
+        camera: camera.clone(),
+        socket: Arc::new(socket),
+        viewers_max: config.max_viewers,
+        camera_wait: threads.start_camera_wait(&camera, config.realtime)?,
+    })?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
-    let app_backend = Arc::new(AppBackend::new(
+    let app_backend = Arc::new(AppBackend {
         camera,
         context,
-        workers.mailboxes.clone(),
-        workers.counters.clone(),
+        mailboxes: workers.mailboxes.clone(),
+        counters: workers.counters.clone(),
         recorder,
         logins,
-        u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
-    ));
+        viewers_max: u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
+        next_id: AtomicU32::new(1),
+        adopted: AtomicU32::new(0),
+        started_ns: clock::monotonic_ns(),
+    });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| ServerError::Start { what: "the HTTP runtime", source })?;
-    let instruments = start_control(config, &app_backend, runtime.handle())?;
+    start_control(config, &app_backend, runtime.handle())?;
     announce(config, http, plain.as_ref(), udp);
-    let endpoints = Endpoints { http, listener, plain, security };
-    let result = serve(config, &runtime, endpoints, &app_backend, workers);
-    // From now on the control endpoint answers that the server is stopping.
-    drop(instruments);
-    result
+    let endpoints = Endpoints { config: http_config, listener, plain };
+    serve(config, &runtime, endpoints, &app_backend, workers)
 }
 
 /// Opens the UDP socket. The io_uring of a killed server keeps its socket open until the kernel has freed it, shortly
@@ -162,79 +164,39 @@ impl Drop for JoinPreparation {
     }
 }
 
-/// Starts the control endpoint if it is configured. It answers as long as the returned value lives.
+/// Starts the control endpoint if it is configured. It answers as long as the backend lives.
 fn start_control(
     config: &Config,
     app_backend: &Arc<AppBackend>,
     runtime: &Handle,
-) -> Result<Arc<dyn Diagnostics>, ServerError> {
-    let instruments: Arc<dyn Diagnostics> = Arc::new(Instruments { app_backend: Arc::clone(app_backend) });
-    if let Some(address) = config.control {
-        let backend: Arc<dyn Backend> = Arc::clone(app_backend) as Arc<dyn Backend>;
-        let local = LocalConfig {
-            address,
-            backend: Arc::downgrade(&backend),
-            diagnostics: Arc::downgrade(&instruments),
-            runtime: runtime.clone(),
-        };
-        let bound = http::local::start(local).map_err(|source| ServerError::Control { address, source })?;
-        log::info!("control: http://{bound}/ for this machine, profiles below /debug/pprof/");
-    }
-    Ok(instruments)
+) -> Result<(), ServerError> {
+    let Some(address) = config.control else { return Ok(()) };
+    let backend = Arc::downgrade(app_backend) as Weak<dyn Backend>;
+    let local = LocalConfig { address, backend, runtime: runtime.clone() };
+    let bound = http::local::start(local).map_err(|source| ServerError::Control { address, source })?;
+    log::info!("control: http://{bound}/ for this machine, profiles below /debug/pprof/");
+    Ok(())
 }
 
-/// Profiles and traces of this process, for the control endpoint.
-struct Instruments {
-    app_backend: Arc<AppBackend>,
-}
-
-impl Diagnostics for Instruments {
-    fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError> {
-        let result = match what {
-            Inspection::Index => Ok(profiling::index().as_bytes().to_vec()),
-            Inspection::Cmdline => Ok(profiling::cmdline()),
-            Inspection::Trace { seconds } => Ok(self.app_backend.trace(seconds).into_bytes()),
-            Inspection::Cpu { seconds } => {
-                let duration = Duration::from_secs(u64::from(seconds));
-                profiling::cpu_profile(duration, limits::PROFILE_FREQUENCY_HZ)
-            }
-            Inspection::Heap => Ok(profiling::heap_profile(profiling::Heap::InUse)),
-            Inspection::Allocs => Ok(profiling::heap_profile(profiling::Heap::Allocs)),
-            Inspection::Threads { debug } => profiling::threads(debug),
-            Inspection::Mutex => Ok(profiling::contention_profile(Contention::Mutex)),
-            Inspection::Block => Ok(profiling::contention_profile(Contention::Block)),
-        };
-        result.map_err(|error| match error {
-            ProfileError::Busy => ApiError {
-                retry_after_s: Some(RETRY_AFTER_S),
-                ..ApiError::new(503, "busy", error.to_string())
-            },
-            ProfileError::Range(_) => ApiError::new(400, "bad_query", error.to_string()),
-            ProfileError::Signal(_) => ApiError::new(500, "profile", error.to_string()),
-        })
-    }
-}
-
-/// Retry-After seconds while another profile is taken.
-const RETRY_AFTER_S: u32 = 5; // local bound: only this file uses it
-
-/// Sockets and shared settings of the HTTP endpoints.
+/// Sockets and settings of the HTTP endpoints.
 struct Endpoints {
-    http: SocketAddr,
+    config: HttpConfig,
     listener: TcpListener,
     plain: Option<TcpListener>,
-    security: Security,
 }
 
 impl Endpoints {
     /// Serves until `stopped` is set.
     async fn serve(self, backend: Arc<dyn Backend>, stopped: watch::Receiver<bool>) {
-        let http = self.security.http(self.http);
-        let main = http::serve(http, self.listener, Arc::clone(&backend), stopped.clone());
-        match self.plain {
+        let plain = self.plain.map(|listener| {
+            let address = listener.local_addr().unwrap_or(self.config.address);
+            let config = HttpConfig { address, tls: None, ..self.config.clone() };
+            http::serve(config, listener, Arc::clone(&backend), stopped.clone())
+        });
+        let main = http::serve(self.config, self.listener, backend, stopped);
+        match plain {
             Some(plain) => {
-                let address = plain.local_addr().unwrap_or(self.http);
-                tokio::join!(main, http::serve(self.security.plain(address), plain, backend, stopped));
+                tokio::join!(main, plain);
             }
             None => main.await,
         }
@@ -256,34 +218,6 @@ fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContex
     SessionContext::new(session_config).map_err(|error| ServerError::Sessions(error.to_string()))
 }
 
-fn recorder_config(config: &Config) -> RecorderConfig {
-    RecorderConfig {
-        directory: config.record_path.clone(),
-        format: config.record_format,
-        retention: recorder::retention::Retention {
-            retain_bytes: config.retain_bytes,
-            retain_days: config.retain_days,
-            min_free_bytes: config.min_free_bytes,
-        },
-    }
-}
-
-fn start_workers(
-    config: &Config,
-    camera: &Camera,
-    socket: &Arc<OwnedFd>,
-    camera_wait: Option<WaiterHandoff>,
-) -> Result<Workers, ServerError> {
-    let workers = Workers::start(WorkersConfig {
-        count: worker_count(config),
-        camera: camera.clone(),
-        socket: Arc::clone(socket),
-        viewers_max: config.max_viewers,
-        camera_wait,
-    })?;
-    Ok(workers)
-}
-
 /// Returns the number of workers: one for up to 64 viewers, else one per core.
 fn worker_count(config: &Config) -> usize {
     match config.workers {
@@ -302,18 +236,15 @@ fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp:
     }
     security::warn(config, http, plain);
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    let host = if http.ip().is_unspecified() { "localhost".to_owned() } else { bracketed(http) };
+    let host = match http.ip() {
+        ip if ip.is_unspecified() => "localhost".to_owned(),
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    };
     let mut stdout = io::stdout().lock();
     // The server also runs with a closed stdout.
     let _ = writeln!(stdout, "open {scheme}://{host}:{}/", http.port());
     let _ = stdout.flush();
-}
-
-fn bracketed(address: SocketAddr) -> String {
-    match address {
-        SocketAddr::V4(v4) => v4.ip().to_string(),
-        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
-    }
 }
 
 /// Runs the HTTP endpoints on this thread until a signal arrives, then stops the workers.
@@ -330,7 +261,7 @@ fn serve(
         let mut terminate = signal(SignalKind::terminate()).map_err(start("signal handling"))?;
         let (stop, stopped) = watch::channel(false);
         let backend = Arc::clone(app_backend) as Arc<dyn Backend>;
-        let security = endpoints.security.clone();
+        let keys = endpoints.config.tls.clone();
         let mut server = pin!(endpoints.serve(backend, stopped));
         let mut notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
         notifier.ready();
@@ -339,7 +270,7 @@ fn serve(
             () = &mut server => log::error!("the HTTP endpoint ended unexpectedly: stopping"),
             _ = interrupt.recv() => log::info!("SIGINT: stopping; send it again to stop at once"),
             _ = terminate.recv() => log::info!("SIGTERM: stopping; send it again to stop at once"),
-            () = security.handle_hangups(config) => log::info!("the terminal was closed: stopping"),
+            () = security::handle_hangups(config, keys.as_deref()) => log::info!("the terminal was closed: stopping"),
         }
         notifier.stopping();
         // The recording is finished while the sessions are closed.
@@ -434,7 +365,16 @@ impl Threads {
     }
 
     fn start_recorder(&mut self, camera: &Camera, config: &Config) -> Result<RecorderHandle, ServerError> {
-        let (handle, thread) = recorder::spawn(camera, recorder_config(config))?;
+        let recorder_config = RecorderConfig {
+            directory: config.record_path.clone(),
+            format: config.record_format,
+            retention: recorder::retention::Retention {
+                retain_bytes: config.retain_bytes,
+                retain_days: config.retain_days,
+                min_free_bytes: config.min_free_bytes,
+            },
+        };
+        let (handle, thread) = recorder::spawn(camera, recorder_config)?;
         self.handles.push(thread);
         Ok(handle)
     }

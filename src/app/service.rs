@@ -130,15 +130,14 @@ pub async fn supervise(notifier: &mut Notifier, watchdog: Option<Duration>, look
                 }
                 notifier.status(&health.summary);
             }
-            Some(missing) => {
-                if missing.checks == STUCK_CHECKS {
+            Some(name) => {
+                if pulse.checks_missed == STUCK_CHECKS {
                     log::error!(
-                        "{} is stuck: keep-alives stop, so that the watchdog of the service manager restarts the program",
-                        missing.name
+                        "{name} is stuck: keep-alives stop, so that the watchdog of the service manager restarts the program"
                     );
                 }
-                if missing.checks >= STUCK_CHECKS {
-                    notifier.status(&format!("{} is stuck", missing.name));
+                if pulse.checks_missed >= STUCK_CHECKS {
+                    notifier.status(&format!("{name} is stuck"));
                 }
             }
         }
@@ -149,13 +148,6 @@ pub async fn supervise(notifier: &mut Notifier, watchdog: Option<Duration>, look
 /// second.
 const STUCK_CHECKS: u32 = 2; // local bound: only this file uses it
 
-/// A thread that did not turn since the previous check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Missing {
-    name: String,
-    checks: u32,
-}
-
 /// The heartbeats of the previous check.
 #[derive(Debug, Default)]
 struct Pulse {
@@ -164,13 +156,12 @@ struct Pulse {
 }
 
 impl Pulse {
-    /// Returns the first thread that has not turned since the previous check.
-    fn missing(&mut self, now: &[Heartbeat]) -> Option<Missing> {
+    /// Returns the name of the first thread that has not turned since the previous check.
+    fn missing<'a>(&mut self, now: &'a [Heartbeat]) -> Option<&'a str> {
         let stuck = now.iter().find(|beat| self.before.contains(beat));
         self.checks_missed = if stuck.is_some() { self.checks_missed + 1 } else { 0 };
-        let missing = stuck.map(|beat| Missing { name: beat.name.clone(), checks: self.checks_missed });
         self.before = now.to_vec();
-        missing
+        stuck.map(|beat| beat.name.as_str())
     }
 }
 
@@ -191,11 +182,12 @@ mod tests {
         assert_eq!(pulse.missing(&beats(&[0, 0])), None, "the first check has nothing to compare");
         assert_eq!(pulse.missing(&beats(&[1, 5])), None);
         for checks in 1..4 {
-            let missing = pulse.missing(&beats(&[1 + u64::from(checks), 5])).unwrap();
-            assert_eq!((missing.name.as_str(), missing.checks), ("worker 1", checks));
+            assert_eq!(pulse.missing(&beats(&[1 + u64::from(checks), 5])), Some("worker 1"));
+            assert_eq!(pulse.checks_missed, checks);
         }
         assert_eq!(pulse.missing(&beats(&[9, 6])), None);
-        assert_eq!(pulse.missing(&beats(&[10, 6])).unwrap().checks, 1);
+        assert_eq!(pulse.missing(&beats(&[10, 6])), Some("worker 1"));
+        assert_eq!(pulse.checks_missed, 1);
     }
 
     #[test]

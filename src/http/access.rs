@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use super::backend::ApiError;
 use super::credentials::{self, ID_BYTES, Login, SEAL_BYTES};
 use super::lock;
+use super::request::Head;
 use super::throttle::Throttle;
 use crate::base::clock::{self, Moment};
 use crate::base::limits;
@@ -46,24 +47,6 @@ pub struct Access {
     /// Wrong tokens since the last log line about them.
     unlogged: AtomicU64,
     counters: Arc<LoginCounters>,
-}
-
-/// The request headers that can carry a token or a login.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Credentials<'a> {
-    /// `Authorization`
-    pub authorization: Option<&'a str>,
-    /// `Cookie`
-    pub cookie: Option<&'a str>,
-}
-
-/// How a request was authorised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// By the token in its `Authorization` header.
-    Token,
-    /// By a login cookie.
-    Login(VerifiedLogin),
 }
 
 /// A login with a valid seal.
@@ -103,16 +86,21 @@ impl Access {
         }
     }
 
-    /// Checks the credentials of a request from `peer`.
+    /// Checks the credentials of a request from `peer`. Returns its login, or `None` if it carried the token itself.
     ///
     /// # Errors
     /// 401 if token and login are missing or wrong; 429 after too many wrong tokens.
-    pub fn check(&self, shown: Credentials<'_>, peer: IpAddr, now: Moment) -> Result<Admission, ApiError> {
-        if let Some(login) = self.login_of(shown.cookie, now) {
-            return Ok(Admission::Login(login));
+    pub fn check(
+        &self,
+        head: &Head<'_>,
+        peer: IpAddr,
+        now: Moment,
+    ) -> Result<Option<VerifiedLogin>, ApiError> {
+        if let Some(login) = self.login_of(head.cookie, now) {
+            return Ok(Some(login));
         }
-        match shown.authorization.and_then(credentials::bearer) {
-            Some(token) => self.attempt(token, peer, now).map(|()| Admission::Token),
+        match head.authorization.and_then(credentials::bearer) {
+            Some(token) => self.attempt(token, peer, now).map(|()| None),
             None => Err(ApiError::new(
                 401,
                 "token_required",
@@ -263,8 +251,8 @@ mod tests {
     }
 
     /// Checks the value of a `Set-Cookie` header, as a browser would send it back.
-    fn enter(access: &Access, set_cookie: &str, now: Moment) -> Result<Admission, ApiError> {
-        access.check(Credentials { cookie: set_cookie.split(';').next(), authorization: None }, HOME, now)
+    fn enter(access: &Access, set_cookie: &str, now: Moment) -> Result<Option<VerifiedLogin>, ApiError> {
+        access.check(&Head { cookie: set_cookie.split(';').next(), ..Head::default() }, HOME, now)
     }
 
     #[test]
@@ -274,9 +262,9 @@ mod tests {
         assert!(enter(&access, &cookie, later(now, 30 * DAY_S - 1)).is_ok());
         assert_eq!(enter(&access, &cookie, later(now, 30 * DAY_S)).unwrap_err().status, 401);
 
-        let Ok(Admission::Login(fresh)) = enter(&access, &cookie, later(now, DAY_S)) else { panic!() };
+        let Ok(Some(fresh)) = enter(&access, &cookie, later(now, DAY_S)) else { panic!() };
         assert_eq!(access.renew(fresh, later(now, DAY_S)), None, "too early to extend it");
-        let Ok(Admission::Login(used)) = enter(&access, &cookie, later(now, 20 * DAY_S)) else { panic!() };
+        let Ok(Some(used)) = enter(&access, &cookie, later(now, 20 * DAY_S)) else { panic!() };
         let renewed = access.renew(used, later(now, 20 * DAY_S)).unwrap();
         assert!(enter(&access, &renewed, later(now, 49 * DAY_S)).is_ok());
         assert!(renewed.starts_with("streaming-8080=") && !renewed.ends_with("; Secure"));
@@ -315,8 +303,8 @@ mod tests {
         let cookie = access.log_in(TOKEN, HOME, true, now).unwrap();
         let forged = format!("streaming-8080=0.0.0; {}", cookie.split(';').next().unwrap_or_default());
         assert!(enter(&access, &cookie, now).is_ok());
-        let shown = Credentials { cookie: Some(&forged), authorization: None };
-        let Ok(Admission::Login(login)) = access.check(shown, HOME, now) else { panic!() };
+        let head = Head { cookie: Some(&forged), ..Head::default() };
+        let Ok(Some(login)) = access.check(&head, HOME, now) else { panic!() };
         let renewed = access.renew(login, later(now, 20 * DAY_S)).unwrap();
         assert!(
             renewed.starts_with("__Host-streaming-8080=") && renewed.ends_with("; Secure"),

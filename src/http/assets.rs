@@ -3,11 +3,11 @@
 
 /// One file of the page.
 #[derive(Debug)]
-pub struct Asset {
+pub(super) struct Asset {
     /// `Content-Type`.
-    pub content_type: &'static str,
+    pub(super) content_type: &'static str,
     /// Content of the file.
-    pub bytes: &'static [u8],
+    pub(super) bytes: &'static [u8],
     /// FNV-1a hash of `bytes`.
     hash: u64,
 }
@@ -19,7 +19,7 @@ impl Asset {
 
     /// Returns the strong entity tag, quotes included (RFC 9110 section 8.8.3).
     #[must_use]
-    pub fn etag(&self) -> String {
+    pub(super) fn etag(&self) -> String {
         format!("\"{:016x}\"", self.hash)
     }
 }

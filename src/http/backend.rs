@@ -5,7 +5,8 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::types::{RecordingReply, RecordingStatus, StartRecording, Summary, ViewerStatus};
+use super::types::{RecordingReply, RecordingStatus, Summary};
+use crate::metrics::status::{StartRequest, ViewerStatus};
 
 /// A boxed future, as the object-safe [`Backend`] needs it.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -37,6 +38,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns the state of the recorder; 501 if the server has none.
     fn recording_status(&self) -> BoxFuture<Result<RecordingStatus, ApiError>>;
 
+    /// Takes a profile, a trace or another view of this process. Blocks; [`Inspection::Cpu`] blocks while it measures.
+    ///
+    /// # Errors
+    /// 503 while another profile is taken, 500 if the operating system refuses.
+    fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError>;
+
     /// Opens a recording for download.
     fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>>;
 }
@@ -44,8 +51,8 @@ pub trait Backend: Send + Sync + 'static {
 /// A command of the recorder.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordingCommand {
-    /// Start a recording.
-    Start(StartRecording),
+    /// Start a recording. The error of a malformed request comes after 501: a server without a recorder reads no request.
+    Start(Result<StartRequest, ApiError>),
     /// Stop and finish the file.
     Stop,
     /// Postpone the stop of a recording that was started with `heartbeat_s`.
@@ -54,6 +61,38 @@ pub enum RecordingCommand {
     List,
     /// Delete the recording with this name.
     Delete(String),
+}
+
+/// A profile, a trace or another view of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inspection {
+    /// List of the profiles, as text.
+    Index,
+    /// CPU time of all threads, gzip'd profile.proto.
+    Cpu {
+        /// Duration of the measurement.
+        seconds: u32,
+    },
+    /// Memory in use per stack, gzip'd profile.proto.
+    Heap,
+    /// The same samples, with memory allocated since the start as the default view.
+    Allocs,
+    /// All threads: 0 as profile.proto, 1 as a text list, 2 as text with stacks.
+    Threads {
+        /// As in Go's `?debug=`.
+        debug: u8,
+    },
+    /// Lock contention; always an empty profile.
+    Mutex,
+    /// Blocking calls; always an empty profile.
+    Block,
+    /// The command line, NUL-separated.
+    Cmdline,
+    /// All access units and batches of the last seconds, Trace Event Format.
+    Trace {
+        /// Seconds back from now.
+        seconds: u32,
+    },
 }
 
 /// A recording opened for reading.
@@ -99,5 +138,11 @@ impl ApiError {
     #[must_use]
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> ApiError {
         ApiError { status, code, message: message.into(), retry_after_s: None }
+    }
+
+    /// 503: the caller may try again after these seconds.
+    #[must_use]
+    pub fn busy(message: impl Into<String>, retry_after_s: u32) -> ApiError {
+        ApiError { retry_after_s: Some(retry_after_s), ..ApiError::new(503, "busy", message) }
     }
 }

@@ -94,7 +94,7 @@ pub fn obtain(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, Ce
     if let Tls::SelfSigned { directory } = tls {
         let path = directory.join(SELF_SIGNED);
         let is_usable = match fs::exists(&path) {
-            Ok(true) => !expires_soon(&read(tls, names, now_s)?, now_s),
+            Ok(true) => !read(tls, names, now_s)?.expires_soon(now_s),
             _ => false,
         };
         if !is_usable {
@@ -150,12 +150,21 @@ pub const SELF_SIGNED: &str = "self-signed.pem";
 pub const SELF_SIGNED_AUTHORITY: &str = "self-signed-ca.pem";
 
 impl Certificate {
+    /// Returns the full days until the certificate expires; `None` if it cannot be parsed.
+    pub fn days_left(&self, now_s: u64) -> Option<u64> {
+        Some(self.expires_s?.saturating_sub(now_s) / SECONDS_OF_DAY)
+    }
+
+    /// Returns true if the certificate has expired or does soon.
+    fn expires_soon(&self, now_s: u64) -> bool {
+        self.days_left(now_s).is_some_and(|days| days < limits::CERTIFICATE_DAYS_LOW)
+    }
+
     fn note_expiry(&mut self, now_s: u64) {
-        let Some(expires_s) = self.expires_s else { return };
-        let days = expires_s.saturating_sub(now_s) / SECONDS_OF_DAY;
-        if expires_s <= now_s {
+        let Some(days) = self.days_left(now_s) else { return };
+        if self.expires_s.is_some_and(|expires_s| expires_s <= now_s) {
             self.findings.push(format!("{} has expired: browsers refuse it", self.path.display()));
-        } else if days < limits::CERTIFICATE_DAYS_LOW {
+        } else if self.expires_soon(now_s) {
             self.findings.push(format!("{} expires in {days} days", self.path.display()));
         }
     }
@@ -180,11 +189,6 @@ impl Certificate {
     }
 }
 
-fn expires_soon(certificate: &Certificate, now_s: u64) -> bool {
-    let low_s = limits::CERTIFICATE_DAYS_LOW * SECONDS_OF_DAY;
-    certificate.expires_s.is_some_and(|expires_s| expires_s < now_s.saturating_add(low_s))
-}
-
 const SECONDS_OF_DAY: u64 = 24 * 3600;
 
 fn expiry(certificate: &CertificateDer<'_>) -> Option<u64> {
@@ -206,9 +210,10 @@ fn read_file(path: &Path) -> Result<(Vec<u8>, u32), CertificateError> {
 
 /// Makes key, certificate and authority, and stores them.
 fn make(directory: &Path, names: &[String], now_s: u64) -> Result<(), CertificateError> {
-    let authority = authority(names, now_s)?;
+    let machine = names.first().map_or("camera", String::as_str);
+    let authority = authority(machine, now_s)?;
     let key = KeyPair::generate()?;
-    let certificate = leaf(names, now_s)?.signed_by(&key, &authority)?;
+    let certificate = leaf(machine, names, now_s)?.signed_by(&key, &authority)?;
     let store = |path: PathBuf, mode: u32, parts: &[(&str, &[u8])]| {
         let written = pem(parts).and_then(|text| write_whole(&path, text.as_bytes(), mode));
         written.map_err(|source| CertificateError::Store { path, source })
@@ -223,24 +228,19 @@ fn make(directory: &Path, names: &[String], now_s: u64) -> Result<(), Certificat
 }
 
 /// Makes an authority for one signature. Its key is dropped with the returned value.
-fn authority(names: &[String], now_s: u64) -> Result<CertifiedIssuer<'static, KeyPair>, CertificateError> {
+fn authority(machine: &str, now_s: u64) -> Result<CertifiedIssuer<'static, KeyPair>, CertificateError> {
     let key = KeyPair::generate()?;
-    let mut params = CertificateParams::default();
-    (params.not_before, params.not_after) = validity(now_s)?;
     // The mark makes the authority's name unique, because a phone may still trust an earlier authority of this machine.
-    let machine = names.first().map_or("camera", String::as_str);
     let mark: String = key.public_key_raw().iter().rev().take(4).map(|byte| format!("{byte:02x}")).collect();
-    params.distinguished_name.push(DnType::CommonName, format!("streaming-server on {machine} {mark}"));
+    let mut params = named(format!("streaming-server on {machine} {mark}"), now_s)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     Ok(CertifiedIssuer::self_signed(params, key)?)
 }
 
 /// The requirements of iOS: SAN, `serverAuth`, 825 days at most (support.apple.com/103769).
-fn leaf(names: &[String], now_s: u64) -> Result<CertificateParams, CertificateError> {
-    let mut params = CertificateParams::default();
-    (params.not_before, params.not_after) = validity(now_s)?;
-    params.distinguished_name.push(DnType::CommonName, names.first().map_or("camera", String::as_str));
+fn leaf(machine: &str, names: &[String], now_s: u64) -> Result<CertificateParams, CertificateError> {
+    let mut params = named(machine.to_owned(), now_s)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
@@ -253,15 +253,18 @@ fn leaf(names: &[String], now_s: u64) -> Result<CertificateParams, CertificateEr
     Ok(params)
 }
 
-/// The validity begins a day ago, for devices whose clocks are behind.
-fn validity(now_s: u64) -> Result<(time::OffsetDateTime, time::OffsetDateTime), CertificateError> {
+/// Begins a certificate with this common name. The validity begins a day ago, for devices whose clocks are behind.
+fn named(common_name: String, now_s: u64) -> Result<CertificateParams, CertificateError> {
     let now_s = now_s.max(PLAUSIBLE_S);
     let date = |unix_s: u64| {
         let seconds = i64::try_from(unix_s).unwrap_or(i64::MAX);
-        time::OffsetDateTime::from_unix_timestamp(seconds)
-            .map_err(|_| CertificateError::Make(rcgen::Error::Time))
+        time::OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| rcgen::Error::Time)
     };
-    Ok((date(now_s - SECONDS_OF_DAY)?, date(now_s + limits::SELF_SIGNED_DAYS * SECONDS_OF_DAY)?))
+    let mut params = CertificateParams::default();
+    params.not_before = date(now_s - SECONDS_OF_DAY)?;
+    params.not_after = date(now_s + limits::SELF_SIGNED_DAYS * SECONDS_OF_DAY)?;
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    Ok(params)
 }
 
 /// Lower bound of the current time: a machine without a battery-backed clock starts in 1970.

@@ -35,53 +35,32 @@ pub(super) const SEAL_BYTES: usize = 32;
 
 impl Login {
     /// Returns the bytes that the seal covers.
-    pub(super) fn sealed_bytes(&self) -> [u8; 8 + ID_BYTES] {
-        let mut bytes = [0; 8 + ID_BYTES];
-        let (expires, id) = bytes.split_at_mut(8);
-        expires.copy_from_slice(&self.expires_s.to_be_bytes());
-        id.copy_from_slice(&self.id);
-        bytes
+    pub(super) fn sealed_bytes(&self) -> Vec<u8> {
+        [self.expires_s.to_be_bytes().as_slice(), &self.id].concat()
     }
 
     /// Returns `None` for any text that [`Login::to_text`] does not write.
     pub(super) fn parse(text: &str) -> Option<Login> {
-        let mut parts = text.split('.');
-        let (expires, id, seal) = (parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() {
-            return None;
-        }
-        Some(Login { expires_s: u64::from_be_bytes(decode(expires)?), id: decode(id)?, seal: decode(seal)? })
+        let mut parts = text.splitn(3, '.');
+        let expires_s = u64::from_str_radix(parts.next()?, 16).ok()?;
+        let login = Login { expires_s, id: decode(parts.next()?)?, seal: decode(parts.next()?)? };
+        (login.to_text() == text).then_some(login)
     }
 
     pub(super) fn to_text(self) -> String {
-        let mut text = String::with_capacity(2 * (8 + ID_BYTES + SEAL_BYTES) + 2);
-        for (index, part) in [&self.expires_s.to_be_bytes()[..], &self.id, &self.seal].iter().enumerate() {
-            if index > 0 {
-                text.push('.');
-            }
-            for byte in *part {
-                let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or_default();
-                text.extend([digit(byte >> 4), digit(byte & 15)]);
-            }
-        }
-        text
+        format!("{:016x}.{}.{}", self.expires_s, encode(self.id), encode(self.seal))
     }
 }
 
-/// Decodes lower-case hexadecimal of exactly `BYTES` bytes.
+fn encode<const BYTES: usize>(bytes: [u8; BYTES]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).concat()
+}
+
+/// Decodes the hexadecimal digits of `BYTES` bytes. Ignores further text.
 fn decode<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if pairs.len() != BYTES || !rest.is_empty() {
-        return None;
-    }
     let mut bytes = [0; BYTES];
-    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-        *byte = digit(*high)? << 4 | digit(*low)?;
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
     }
     Some(bytes)
 }

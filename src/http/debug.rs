@@ -1,50 +1,8 @@
-//! The paths below `/debug/`: turns path and query into an [`Inspection`], and its result into a response. Pure; the
-//! module `app` implements [`Diagnostics`].
+//! The paths below `/debug/`: turns path and query into an [`Inspection`], and its result into a response. Pure.
 
-use super::backend::ApiError;
+use super::backend::{ApiError, Inspection};
 use super::response::Response;
 use crate::base::limits;
-
-/// Takes profiles and traces of this process.
-pub trait Diagnostics: Send + Sync + 'static {
-    /// Runs the inspection and returns its body. Blocks; [`Inspection::Cpu`] blocks while it measures.
-    ///
-    /// # Errors
-    /// 503 while another profile is taken, 500 if the operating system refuses.
-    fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError>;
-}
-
-/// A profile, a trace or another view of this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Inspection {
-    /// List of the profiles, as text.
-    Index,
-    /// CPU time of all threads, gzip'd profile.proto.
-    Cpu {
-        /// Duration of the measurement.
-        seconds: u32,
-    },
-    /// Memory in use per stack, gzip'd profile.proto.
-    Heap,
-    /// The same samples, with memory allocated since the start as the default view.
-    Allocs,
-    /// All threads: 0 as profile.proto, 1 as a text list, 2 as text with stacks.
-    Threads {
-        /// As in Go's `?debug=`.
-        debug: u8,
-    },
-    /// Lock contention; always an empty profile.
-    Mutex,
-    /// Blocking calls; always an empty profile.
-    Block,
-    /// The command line, NUL-separated.
-    Cmdline,
-    /// All access units and batches of the last seconds, Trace Event Format.
-    Trace {
-        /// Seconds back from now.
-        seconds: u32,
-    },
-}
 
 impl Inspection {
     /// Returns the duration of the measurement in seconds; 0 if the inspection takes no time.

@@ -8,31 +8,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 
-use super::backend::RecordingFile;
-use super::login_lifetime::{self, LoginLifetime};
+use super::backend::{BoxFuture, RecordingFile};
+use super::login_lifetime;
 use super::ranges::{Part, part};
 use super::request::Head;
-use super::response::Response;
+use super::response::{BodyStream, Response};
 use crate::base::limits;
 
-/// The bytes that follow the head of a response.
-pub(super) struct FileStream {
-    file: Arc<dyn RecordingFile>,
-    range: Range<u64>,
-    /// True if the body continues with bytes that are recorded during the download.
-    follow: bool,
-    /// The end of this login ends a followed download.
-    login: Option<LoginLifetime>,
-}
-
-/// Returns the head of the answer and the bytes that follow it. A download of a known length may finish after its
+/// Returns the head of the answer and the body, which a task fills until the reader has left. A download of a known length may finish after its
 /// login has ended. A recording that is followed as it grows ends with its login.
 pub(super) fn answer(
     head: &Head<'_>,
     file: Arc<dyn RecordingFile>,
     follow: bool,
-    login: Option<LoginLifetime>,
-) -> (Response, Option<FileStream>) {
+    login_end: Option<BoxFuture<()>>,
+) -> (Response, Option<BodyStream>) {
     let (bytes, etag) = (file.bytes(), file.etag());
     if head.if_none_match.is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag)) && !follow {
         return (Response::empty(304).header("etag", etag), None);
@@ -61,9 +51,22 @@ pub(super) fn answer(
     if !follow {
         response = response.header("content-length", (range.end - range.start).to_string());
     }
-    let login = login.filter(|_| follow);
-    let stream = (head.method != "HEAD").then_some(FileStream { file, range, follow, login });
-    (response, stream)
+    if head.method == "HEAD" {
+        return (response, None);
+    }
+    let (mut sender, body) = Channel::new(limits::DOWNLOAD_PIECES_AHEAD);
+    tokio::spawn(async move {
+        let sent = tokio::select! {
+            biased;
+            () = login_lifetime::ended(login_end.filter(|_| follow)) => Err(io::ErrorKind::PermissionDenied.into()),
+            sent = send(&file, range, follow, &mut sender) => sent,
+        };
+        if let Err(error) = sent {
+            // Without the final chunk the reader knows that the file is incomplete.
+            sender.abort(error);
+        }
+    });
+    (response, Some(body))
 }
 
 /// Returns the name with characters replaced that a quoted header value must not contain.
@@ -72,61 +75,42 @@ fn quotable(name: &str) -> String {
     name.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect()
 }
 
-impl FileStream {
-    /// Returns the body. A task fills it and ends when the reader has left.
-    pub(super) fn into_body(self) -> Channel<Bytes, io::Error> {
-        let (sender, body) = Channel::new(limits::DOWNLOAD_PIECES_AHEAD);
-        tokio::spawn(self.fill(sender));
-        body
-    }
-
-    async fn fill(mut self, mut sender: Sender<Bytes, io::Error>) {
-        let login = self.login.take();
-        let ended = tokio::select! {
-            biased;
-            () = login_lifetime::ended(login) => Err(io::ErrorKind::PermissionDenied.into()),
-            ended = self.send(&mut sender) => ended,
-        };
-        if let Err(error) = ended {
-            // Without the final chunk the reader knows that the file is incomplete.
-            sender.abort(error);
-        }
-    }
-
-    async fn send(&mut self, sender: &mut Sender<Bytes, io::Error>) -> io::Result<()> {
-        loop {
-            while self.range.start < self.range.end {
-                let piece = self.piece().await?;
-                if piece.is_empty() {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                self.range.start += piece.len() as u64;
-                if sender.send_data(piece).await.is_err() {
-                    return Ok(());
-                }
+/// Sends the bytes of `range`, then with `follow` those that are recorded meanwhile. Ends when the reader has left.
+async fn send(
+    file: &Arc<dyn RecordingFile>,
+    mut range: Range<u64>,
+    follow: bool,
+    sender: &mut Sender<Bytes, io::Error>,
+) -> io::Result<()> {
+    loop {
+        while range.start < range.end {
+            let piece = read_piece(Arc::clone(file), range.clone()).await?;
+            if piece.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let end = self.range.end;
-            if !self.follow {
-                return Ok(());
-            }
-            self.range.end = self.file.grown_beyond(end).await;
-            if self.range.end <= end {
+            range.start += piece.len() as u64;
+            if sender.send_data(piece).await.is_err() {
                 return Ok(());
             }
         }
+        if !follow {
+            return Ok(());
+        }
+        range.end = file.grown_beyond(range.end).await;
+        if range.end <= range.start {
+            return Ok(());
+        }
     }
+}
 
-    /// Reads the next piece, on a thread that may wait for the disk.
-    async fn piece(&self) -> io::Result<Bytes> {
-        let left = usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX);
-        let (file, offset, bytes) =
-            (Arc::clone(&self.file), self.range.start, left.min(limits::DOWNLOAD_PIECE_BYTES));
-        let read = tokio::task::spawn_blocking(move || {
-            let mut piece = vec![0; bytes];
-            let filled = file.read_at(&mut piece, offset)?;
-            piece.truncate(filled);
-            Ok(Bytes::from(piece))
-        });
-        read.await.unwrap_or_else(|error| Err(io::Error::other(error)))
-    }
+/// Reads the first piece of `range`, on a thread that may wait for the disk.
+async fn read_piece(file: Arc<dyn RecordingFile>, range: Range<u64>) -> io::Result<Bytes> {
+    let left = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut piece = vec![0; left.min(limits::DOWNLOAD_PIECE_BYTES)];
+        let filled = file.read_at(&mut piece, range.start)?;
+        piece.truncate(filled);
+        Ok(Bytes::from(piece))
+    });
+    read.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

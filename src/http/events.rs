@@ -9,14 +9,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::backend::{ApiError, Backend};
-use super::login_lifetime::{self, LoginLifetime};
-use super::response::{Response, json_text};
-use super::types::{CameraSummary, RecordingState, RecordingStatus, Status, Summary};
+use super::backend::{ApiError, Backend, BoxFuture};
+use super::login_lifetime;
+use super::response::{BodyStream, Response, json_text};
+use super::types::{CameraSummary, RecordingStatus, Status, Summary};
 use crate::base::limits;
+use crate::metrics::status::RecorderState;
 
 /// Returns the body of GET /api/status and of a `status` event.
 pub(super) async fn status(backend: &dyn Backend) -> Status {
@@ -28,9 +29,9 @@ async fn status_of(summary: Summary, backend: &dyn Backend) -> Status {
     let recording = match answer {
         Ok(Ok(recording)) => recording,
         // The server has no recorder (--no-recorder).
-        Ok(Err(error)) if error.status == 501 => RecordingStatus::bare(RecordingState::Off, false),
+        Ok(Err(error)) if error.status == 501 => RecordingStatus::bare(RecorderState::Off, false),
         // The disk hangs. The rest of the status is still useful.
-        _ => RecordingStatus::bare(RecordingState::Unresponsive, summary.is_recording),
+        _ => RecordingStatus::bare(RecorderState::Unresponsive, summary.is_recording),
     };
     Status { camera: summary.camera, viewers: summary.viewers, recording, version: env!("CARGO_PKG_VERSION") }
 }
@@ -88,12 +89,13 @@ impl Feed {
         }
     }
 
-    /// Returns the head of the answer and the events that follow, until `login` ends; or 503 above
-    /// `limits::EVENT_LISTENERS_MAX`.
+    /// Returns the head of the answer and, with `has_body`, the events that follow until the listener leaves, the
+    /// login ends or the server stops; or 503 above `limits::EVENT_LISTENERS_MAX`.
     pub(super) async fn subscribe(
         &self,
-        login: Option<LoginLifetime>,
-    ) -> Result<(Response, Subscription), ApiError> {
+        has_body: bool,
+        login_end: Option<BoxFuture<()>>,
+    ) -> Result<(Response, Option<BodyStream>), ApiError> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| ApiError {
             status: 503,
             code: "too_many_listeners",
@@ -112,8 +114,22 @@ impl Feed {
             .header("cache-control", "no-store")
             // Without it nginx collects bytes before it passes them on, and events arrive late.
             .header("x-accel-buffering", "no");
-        let (first, stop) = (first.into(), self.stop.clone());
-        Ok((response, Subscription { first, events, stop, login, _permit: permit }))
+        if !has_body {
+            return Ok((response, None));
+        }
+        let (sender, body) = Channel::new(1);
+        let mut stop = self.stop.clone();
+        tokio::spawn(async move {
+            // Also ends the task of a listener that does not read.
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|&stopped| stopped) => {}
+                () = login_lifetime::ended(login_end) => {}
+                () = send(first.into(), events, sender) => {}
+            }
+            drop(permit);
+        });
+        Ok((response, Some(body)))
     }
 }
 
@@ -155,42 +171,11 @@ fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
     events
 }
 
-/// The events that follow the head of one answer.
-pub(super) struct Subscription {
-    first: Bytes,
-    events: broadcast::Receiver<Bytes>,
-    stop: watch::Receiver<bool>,
-    login: Option<LoginLifetime>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Subscription {
-    /// Returns the body. A task fills it until the listener leaves, the login ends or the server stops.
-    pub(super) fn into_body(self) -> Channel<Bytes, io::Error> {
-        let (sender, body) = Channel::new(1);
-        tokio::spawn(self.fill(sender));
-        body
-    }
-
-    async fn fill(mut self, sender: Sender<Bytes, io::Error>) {
-        let (mut stop, login) = (self.stop.clone(), self.login.take());
-        // Also ends the task of a listener that does not read.
-        tokio::select! {
-            biased;
-            _ = stop.wait_for(|&stopped| stopped) => {}
-            () = login_lifetime::ended(login) => {}
-            () = self.send(sender) => {}
-        }
-    }
-
-    async fn send(&mut self, mut sender: Sender<Bytes, io::Error>) {
-        let mut next = Some(std::mem::take(&mut self.first));
-        while let Some(event) = next {
-            if sender.send_data(event).await.is_err() {
-                return;
-            }
-            next = next_kept(&mut self.events).await;
-        }
+/// Sends `next`, then the events of the feed, until the listener leaves.
+async fn send(mut next: Bytes, mut events: broadcast::Receiver<Bytes>, mut sender: Sender<Bytes, io::Error>) {
+    while sender.send_data(next).await.is_ok() {
+        let Some(event) = next_kept(&mut events).await else { return };
+        next = event;
     }
 }
 
@@ -244,7 +229,7 @@ mod tests {
         let status = Status {
             camera: away(),
             viewers: 2,
-            recording: RecordingStatus::bare(RecordingState::Idle, false),
+            recording: RecordingStatus::bare(RecorderState::Idle, false),
             version: "1",
         };
         let text = Event::Camera.text(&status);

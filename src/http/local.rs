@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  coroutine: head ─► guard ─► body ─┬─► tokio task: Backend ──────┬─ channel ─► coroutine: answer
-//!                                    └─► thread: Diagnostics ──────┘
+//!                                    └─► thread: inspection ───────┘
 //! ```
 //!
 //! A coroutine parses and waits. Code that blocks or needs stack runs elsewhere. No coroutine is ever cancelled,
@@ -21,23 +21,22 @@ use may::sync::mpsc;
 use may_minihttp::{HttpService, HttpServiceFactory, Request};
 use tokio::runtime::Handle;
 
-use super::backend::{ApiError, Backend};
-use super::debug::{self, Diagnostics, Inspection};
+use super::backend::{ApiError, Backend, Inspection};
+use super::debug;
 use super::local_guard::{self, Connection, GrowthLimit, Guard};
+use super::lock;
+use super::perform::perform;
 use super::request::Head;
 use super::response::Response;
-use super::routes::{self, Action, Endpoint, Policy};
-use super::{events, lock, login};
+use super::routes::{self, Policy, Route};
 use crate::base::limits;
 
 /// What the endpoint needs from the program.
 pub struct LocalConfig {
     /// Loopback address to listen at. Port 0: any free port.
     pub address: SocketAddr,
-    /// Answers requests. After it is dropped, requests are answered with 503.
+    /// Answers requests and takes profiles. After it is dropped, requests are answered with 503.
     pub backend: Weak<dyn Backend>,
-    /// Takes profiles.
-    pub diagnostics: Weak<dyn Diagnostics>,
     /// Runs the backend's futures.
     pub runtime: Handle,
 }
@@ -169,21 +168,13 @@ impl HttpService for Service {
 
 /// A request, copied out of the library's buffer.
 struct LocalRequest {
-    method: String,
-    path: String,
-    query: Option<String>,
-    host: Option<String>,
-    origin: Option<String>,
-    /// `Sec-Fetch-Site`: the relation of the requesting page to this server, as its browser states it.
-    site: Option<String>,
-    requested_method: Option<String>,
     target: Result<Target, Response>,
+    path: String,
     body: Vec<u8>,
 }
 
-#[derive(Clone, Copy)]
 enum Target {
-    Endpoint(Endpoint),
+    Route(&'static Route),
     Inspection(Inspection),
 }
 
@@ -194,82 +185,66 @@ impl LocalRequest {
             return Err(Response::error(414, "target_too_long", "the path with its query is too long"));
         }
         let (path, query) = match request.path().split_once('?') {
-            Some((path, query)) => (path, Some(query.to_owned())),
+            Some((path, query)) => (path, Some(query)),
             None => (request.path(), None),
         };
-        let mut read = LocalRequest {
-            method: request.method().to_owned(),
-            path: path.to_owned(),
+        let head = Head {
+            method: request.method(),
+            path,
             query,
             host: header(&request, "host")?,
             origin: header(&request, "origin")?,
-            site: header(&request, "sec-fetch-site")?,
             requested_method: header(&request, "access-control-request-method")?,
-            target: Err(Response::empty(500)),
-            body: Vec::new(),
+            ..Head::default()
         };
-        read.target = read.find_target();
-        let bytes_max = match read.target {
-            Ok(Target::Endpoint(endpoint)) => endpoint.body_bytes_max(),
+        let target = find_target(&head, header(&request, "sec-fetch-site")?);
+        let bytes_max = match target {
+            Ok(Target::Route(route)) => route.body_bytes_max,
             _ => limits::COMMAND_BYTES_MAX,
         };
         let headers = request.headers().iter().map(|header| (header.name, header.value));
-        let bytes = local_guard::body_bytes(headers, bytes_max)?;
-        if bytes > 0 {
-            read.body = vec![0; bytes];
+        let mut body = vec![0; local_guard::body_bytes(headers, bytes_max)?];
+        let path = path.to_owned();
+        if !body.is_empty() {
             let incomplete = |_| Response::error(400, "bad_body", "the body is shorter than Content-Length");
-            request.body().read_exact(&mut read.body).map_err(incomplete)?;
+            request.body().read_exact(&mut body).map_err(incomplete)?;
         }
-        Ok(read)
-    }
-
-    fn find_target(&self) -> Result<Target, Response> {
-        if !local_guard::is_this_machine(self.host.as_deref()) {
-            return Err(Response::error(
-                403,
-                "host_refused",
-                "this endpoint serves this machine only: use localhost or a loopback address",
-            ));
-        }
-        // A GET can be expensive here (profiles), even if the page cannot read the answer, as with an <img>.
-        if matches!(self.site.as_deref(), Some("cross-site" | "same-site")) {
-            return Err(Response::error(
-                403,
-                "origin_refused",
-                "pages of other sites may not use this endpoint",
-            ));
-        }
-        if self.method == "HEAD" {
-            return Err(Response::error(
-                405,
-                "method_not_allowed",
-                "this endpoint does not answer HEAD: use the public endpoint (--http)",
-            )
-            .header("allow", "GET, POST, DELETE"));
-        }
-        if let Some(inspection) = debug::inspection(&self.method, &self.path, self.query.as_deref()) {
-            return inspection.map(Target::Inspection);
-        }
-        routes::admit(&Policy::default(), &self.head()).map(Target::Endpoint)
-    }
-
-    fn head(&self) -> Head<'_> {
-        Head {
-            method: &self.method,
-            path: &self.path,
-            query: self.query.as_deref(),
-            host: self.host.as_deref(),
-            origin: self.origin.as_deref(),
-            requested_method: self.requested_method.as_deref(),
-            ..Head::default()
-        }
+        Ok(LocalRequest { target, path, body })
     }
 }
 
+/// Returns what the request is for. `site` is `Sec-Fetch-Site`: the relation of the requesting page to this server, as its
+/// browser states it.
+fn find_target(head: &Head<'_>, site: Option<&str>) -> Result<Target, Response> {
+    if !local_guard::is_this_machine(head.host) {
+        return Err(Response::error(
+            403,
+            "host_refused",
+            "this endpoint serves this machine only: use localhost or a loopback address",
+        ));
+    }
+    // A GET can be expensive here (profiles), even if the page cannot read the answer, as with an <img>.
+    if matches!(site, Some("cross-site" | "same-site")) {
+        return Err(Response::error(403, "origin_refused", "pages of other sites may not use this endpoint"));
+    }
+    if head.method == "HEAD" {
+        return Err(Response::error(
+            405,
+            "method_not_allowed",
+            "this endpoint does not answer HEAD: use the public endpoint (--http)",
+        )
+        .header("allow", "GET, POST, DELETE"));
+    }
+    if let Some(inspection) = debug::inspection(head.method, head.path, head.query) {
+        return inspection.map(Target::Inspection);
+    }
+    routes::admit(&Policy::default(), head).map(Target::Route)
+}
+
 /// Returns a header that may be sent once, as text.
-fn header(request: &Request, name: &str) -> Result<Option<String>, Response> {
+fn header<'a>(request: &'a Request, name: &str) -> Result<Option<&'a str>, Response> {
     let mut values = request.headers().iter().filter(|header| header.name.eq_ignore_ascii_case(name));
-    let value = values.next().map(|header| std::str::from_utf8(header.value).map(str::to_owned));
+    let value = values.next().map(|header| std::str::from_utf8(header.value));
     match (value.transpose(), values.next()) {
         (Ok(value), None) => Ok(value),
         _ => Err(Response::error(
@@ -286,19 +261,20 @@ impl Shared {
         match request.target {
             Err(response) => response,
             Ok(Target::Inspection(what)) => self.inspect(what),
-            Ok(Target::Endpoint(endpoint)) => self.call_backend(endpoint, request),
+            Ok(Target::Route(route)) => self.call_backend(route, request.path, request.body),
         }
     }
 
-    fn call_backend(&self, endpoint: Endpoint, request: LocalRequest) -> Response {
+    fn call_backend(&self, route: &'static Route, path: String, body: Vec<u8>) -> Response {
         let Some(backend) = self.config.backend.upgrade() else { return stopping() };
         let (reply, answer) = mpsc::channel();
         // If the runtime drops the task, the sender is dropped too and the wait ends.
         drop(self.config.runtime.spawn(async move {
-            let action = routes::act(endpoint, &request.head(), &request.body);
-            let response = perform(backend, action).await;
+            let head = Head { path: &path, ..Head::default() };
+            let performed = perform(backend.as_ref(), route.act(&head, &body), None).await;
+            let response = performed.unwrap_or_else(Response::from);
             // Fails if the wait has timed out.
-            let _ = reply.send(routes::finish(&Policy::default(), &request.head(), response));
+            let _ = reply.send(routes::finish(&Policy::default(), &head, response));
         }));
         answer
             .recv_timeout(limits::BACKEND_TIMEOUT)
@@ -306,7 +282,7 @@ impl Shared {
     }
 
     fn inspect(&self, what: Inspection) -> Response {
-        let Some(diagnostics) = self.config.diagnostics.upgrade() else { return stopping() };
+        let Some(backend) = self.config.backend.upgrade() else { return stopping() };
         let running = self.inspections.fetch_add(1, Ordering::Relaxed);
         let permit = InspectionPermit(&self.inspections);
         if running >= limits::INSPECTIONS_MAX {
@@ -318,7 +294,7 @@ impl Shared {
             .stack_size(limits::INSPECTION_STACK_BYTES)
             .spawn(move || {
                 // Fails if the wait has timed out.
-                let _ = reply.send(debug::answer(what, diagnostics.inspect(what)));
+                let _ = reply.send(debug::answer(what, backend.inspect(what)));
             });
         if let Err(error) = thread {
             return busy(&format!("the system cannot start a thread for the profile: {error}"));
@@ -340,27 +316,8 @@ impl Drop for InspectionPermit<'_> {
     }
 }
 
-async fn perform(backend: Arc<dyn Backend>, action: Action) -> Response {
-    match action {
-        Action::Respond(response) => response,
-        Action::Offer { sdp } => routes::answer_offer(backend.offer(&sdp, None).await),
-        Action::Viewers => routes::answer_viewers(&backend.viewers().await),
-        Action::Status => Response::json(200, &events::status(backend.as_ref()).await),
-        Action::Events => Response::error(404, "not_here", "events are on the public endpoint (--http)"),
-        Action::Ready => routes::answer_ready(backend.ready()),
-        // Users of this machine need no token.
-        Action::Session | Action::LogIn { .. } | Action::LogOut => login::answer(false),
-        Action::Metrics => routes::answer_metrics(backend.metrics()),
-        Action::Recording(command) => routes::answer_recording(backend.recording(command).await),
-        Action::RecordingStatus => routes::answer_recording(backend.recording_status().await),
-        Action::Download { .. } => {
-            Response::error(404, "not_here", "downloads are on the public endpoint (--http)")
-        }
-    }
-}
-
 fn busy(message: &str) -> Response {
-    ApiError { status: 503, code: "busy", message: message.to_owned(), retry_after_s: Some(1) }.into()
+    ApiError::busy(message, 1).into()
 }
 
 fn stopping() -> Response {

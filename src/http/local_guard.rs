@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use super::lock;
 use super::response::Response;
+use super::routes;
 use crate::base::limits;
 
 /// A connection under the limits of the guard.
@@ -157,11 +158,9 @@ pub(super) fn private_bytes() -> Option<usize> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size())
 }
 
-/// Duplicates a descriptor that is known by number only; the library gives no more (pidfd_getfd(2), Linux 5.6).
+/// Duplicates a socket whose descriptor is known by number only; the library gives no more.
 fn duplicate(descriptor: RawFd) -> Option<TcpStream> {
-    let myself = pidfd_open(getpid(), PidfdFlags::empty()).ok()?;
-    let copy = pidfd_getfd(&myself, descriptor, PidfdGetfdFlags::empty()).ok()?;
-    let socket = TcpStream::from(copy);
+    let socket = TcpStream::from(copy(descriptor).ok()?);
     // The library reads all available bytes and keeps them until the request is complete. A small buffer slows that
     // down: 16 kB let 0.2 MB/s through on an idle machine. On a busy one it is hundreds; GrowthLimit covers that.
     if let Err(error) = sockopt::set_socket_recv_buffer_size(&socket, limits::LOCAL_RECEIVE_BYTES) {
@@ -172,11 +171,14 @@ fn duplicate(descriptor: RawFd) -> Option<TcpStream> {
     Some(socket)
 }
 
+/// Duplicates a descriptor of this process (pidfd_getfd(2), Linux 5.6).
+fn copy(descriptor: RawFd) -> rustix::io::Result<OwnedFd> {
+    pidfd_getfd(pidfd_open(getpid(), PidfdFlags::empty())?, descriptor, PidfdGetfdFlags::empty())
+}
+
 /// Returns true if the kernel permits duplicating descriptors, which all limits need.
 pub(super) fn is_possible() -> bool {
-    use std::os::fd::AsRawFd;
-    let Ok(myself) = pidfd_open(getpid(), PidfdFlags::empty()) else { return false };
-    pidfd_getfd(&myself, myself.as_raw_fd(), PidfdGetfdFlags::empty()).is_ok()
+    copy(std::io::stderr().as_raw_fd()).is_ok()
 }
 
 /// Returns the length of the body (RFC 9112 section 6).
@@ -211,8 +213,7 @@ pub(super) fn body_bytes<'a>(
     }
     let length = length.unwrap_or(0);
     if length > bytes_max {
-        let message = format!("the body is too long: at most {bytes_max} bytes are accepted");
-        return Err(Response::error(413, "body_too_large", &message));
+        return Err(routes::body_too_large(bytes_max));
     }
     Ok(length)
 }

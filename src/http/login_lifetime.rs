@@ -3,39 +3,28 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::access::{Access, VerifiedLogin};
+use super::backend::BoxFuture;
 use crate::base::clock::Moment;
 use crate::base::limits;
 
-/// Watches one login until it ends.
-pub(super) struct LoginLifetime {
-    access: Arc<Access>,
-    login: VerifiedLogin,
-    logouts: watch::Receiver<()>,
-}
-
-impl LoginLifetime {
-    pub(super) fn new(access: Arc<Access>, login: VerifiedLogin) -> LoginLifetime {
-        let logouts = access.logouts();
-        LoginLifetime { access, login, logouts }
-    }
-
-    /// Completes when the login has expired or its owner has logged out.
-    pub(super) async fn ended(mut self) {
-        while self.access.is_valid(self.login, Moment::now()) {
+/// Returns a future that completes when the login has expired or its owner has logged out.
+pub(super) fn login_end(access: Arc<Access>, login: VerifiedLogin) -> BoxFuture<()> {
+    let mut logouts = access.logouts();
+    Box::pin(async move {
+        while access.is_valid(login, Moment::now()) {
             // A logout sends a notification. Expiry does not, so it is polled.
-            let _ = timeout(limits::LOGIN_LOOK, self.logouts.changed()).await;
+            let _ = timeout(limits::LOGIN_LOOK, logouts.changed()).await;
         }
-    }
+    })
 }
 
-/// As [`LoginLifetime::ended`]; never completes without a login.
-pub(super) async fn ended(login: Option<LoginLifetime>) {
-    match login {
-        Some(login) => login.ended().await,
+/// Waits for the end of the login; forever without a login.
+pub(super) async fn ended(login_end: Option<BoxFuture<()>>) {
+    match login_end {
+        Some(login_end) => login_end.await,
         None => std::future::pending().await,
     }
 }

@@ -18,6 +18,7 @@ mod local_guard;
 mod login;
 mod login_lifetime;
 mod origin;
+mod perform;
 pub mod public;
 pub mod ranges;
 pub mod request;
@@ -31,10 +32,10 @@ mod types;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use access::Access;
-pub use backend::{ApiError, Backend, BoxFuture, RecordingCommand, RecordingFile};
-pub use debug::{Diagnostics, Inspection};
+pub use backend::{ApiError, Backend, BoxFuture, Inspection, RecordingCommand, RecordingFile};
 pub use host::Hosts;
-pub use public::{HttpConfig, HttpTimeouts, serve, serve_with};
+pub use public::{HttpConfig, HttpTimeouts, serve};
+pub use routes::Policy;
 pub use tls::TlsKeys;
 pub use types::*;
 

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -25,17 +24,17 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::access::{Access, Admission, Credentials};
-use super::backend::{ApiError, Backend, BoxFuture};
-use super::download::{self, FileStream};
-use super::events::{self, Feed, Subscription};
-use super::host::Hosts;
+use super::access::{Access, VerifiedLogin};
+use super::backend::{ApiError, Backend};
+use super::download;
+use super::events::Feed;
 use super::login;
-use super::login_lifetime::LoginLifetime;
+use super::login_lifetime::login_end;
+use super::perform::perform;
 use super::request::Head;
-use super::response::Response;
-use super::routes::{self, Action, Endpoint, Policy};
-use super::stream::Stream;
+use super::response::{BodyStream, Response};
+use super::routes::{self, Action, Policy, Route};
+use super::stream::{Stream, linger};
 use super::tls::{Handshakes, TlsKeys};
 use crate::base::clock::{self, Moment};
 use crate::base::limits;
@@ -46,22 +45,14 @@ use crate::base::log_limit::LogLimit;
 pub struct HttpConfig {
     /// Address the listener is bound to, for log lines.
     pub address: SocketAddr,
-    /// Foreign origins whose pages may use the API.
-    pub allow_origin: Vec<String>,
-    /// Accepted values of `Host`; `None`: all.
-    pub hosts: Option<Hosts>,
+    /// Foreign pages that may use the API, and accepted values of `Host`.
+    pub policy: Policy,
     /// Checks tokens and logins; `None`: the endpoint is open.
     pub access: Option<Arc<Access>>,
     /// Certificate and key; `None`: plain HTTP.
     pub tls: Option<Arc<TlsKeys>>,
-}
-
-impl HttpConfig {
-    /// Plain HTTP without a token.
-    #[must_use]
-    pub fn open(address: SocketAddr) -> HttpConfig {
-        HttpConfig { address, allow_origin: Vec::new(), hosts: None, access: None, tls: None }
-    }
+    /// Time limits of its connections.
+    pub timeouts: HttpTimeouts,
 }
 
 /// Time limits of a connection. Tests shorten the defaults.
@@ -94,38 +85,32 @@ pub async fn serve(
     config: HttpConfig,
     listener: std::net::TcpListener,
     backend: Arc<dyn Backend>,
-    stop: watch::Receiver<bool>,
-) {
-    serve_with(config, HttpTimeouts::default(), listener, backend, stop).await;
-}
-
-/// [`serve`] with other timeouts.
-pub async fn serve_with(
-    config: HttpConfig,
-    timeouts: HttpTimeouts,
-    listener: std::net::TcpListener,
-    backend: Arc<dyn Backend>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let address = config.address;
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
             log::error!(
-                "http {}: the runtime cannot use the listener, so this endpoint is closed: {error}",
-                config.address
+                "http {address}: the runtime cannot use the listener, so this endpoint is closed: {error}"
             );
             return;
         }
     };
-    let policy = Policy { allow_origin: config.allow_origin, hosts: config.hosts };
-    let (access, tls, handshakes) = (config.access, config.tls, Handshakes::default());
     let feed = Feed::new(backend.clone(), stop.clone());
-    let endpoint = Arc::new(Shared { policy, access, tls, handshakes, timeouts, backend, feed });
+    let shared = Arc::new(Shared { config, handshakes: Handshakes::default(), backend, feed });
     // Dropping the set at the end cancels the task.
     let mut feed_task = JoinSet::new();
-    let feeding = endpoint.clone();
+    let feeding = shared.clone();
     feed_task.spawn(async move { feeding.feed.run().await });
-    let mut acceptor = Acceptor::new(endpoint, stop.clone());
+    let mut acceptor = Acceptor {
+        shared,
+        stop: stop.clone(),
+        connections: JoinSet::new(),
+        permits: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
+        refusal_permits: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
+        log_limit: LogLimit::default(),
+    };
     loop {
         tokio::select! {
             biased;
@@ -133,7 +118,7 @@ pub async fn serve_with(
             Some(_) = acceptor.connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => acceptor.admit(stream, peer.ip()),
-                Err(error) => acceptor.back_off(&config.address, &error).await,
+                Err(error) => acceptor.back_off(&error).await,
             },
         }
     }
@@ -143,11 +128,8 @@ pub async fn serve_with(
 
 /// State that all connections share.
 struct Shared {
-    policy: Policy,
-    access: Option<Arc<Access>>,
-    tls: Option<Arc<TlsKeys>>,
+    config: HttpConfig,
     handshakes: Handshakes,
-    timeouts: HttpTimeouts,
     backend: Arc<dyn Backend>,
     feed: Feed,
 }
@@ -163,23 +145,13 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    fn new(shared: Arc<Shared>, stop: watch::Receiver<bool>) -> Acceptor {
-        Acceptor {
-            shared,
-            stop,
-            connections: JoinSet::new(),
-            permits: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
-            refusal_permits: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
-            log_limit: LogLimit::default(),
-        }
-    }
-
     fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
         prepare(&stream);
         if let Ok(permit) = self.permits.clone().try_acquire_owned() {
             let (shared, mut stop) = (self.shared.clone(), self.stop.clone());
             self.connections.spawn(async move {
-                if let Some((stream, caller)) = shared.open(stream, peer, &mut stop).await {
+                if let Some(stream) = shared.open(stream, &mut stop).await {
+                    let caller = Caller { peer, is_tls: stream.is_tls() };
                     run_connection(shared, stream, caller, stop).await;
                 }
                 drop(permit);
@@ -198,9 +170,10 @@ impl Acceptor {
 
     /// Handles a failed accept. A lost connection needs nothing. Without descriptors or memory (EMFILE, ENFILE, ENOBUFS,
     /// ENOMEM) the loop pauses, because it would spin.
-    async fn back_off(&mut self, address: &SocketAddr, error: &io::Error) {
+    async fn back_off(&mut self, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+            let address = self.shared.config.address;
             self.warn(&format!("http {address}: cannot accept a connection, trying again: {error}"));
             sleep(ACCEPT_PAUSE).await;
         }
@@ -241,7 +214,7 @@ async fn run_connection(
     caller: Caller,
     mut stop: watch::Receiver<bool>,
 ) {
-    let header_timeout = shared.timeouts.header;
+    let header_timeout = shared.config.timeouts.header;
     let service = service_fn(move |request| {
         let shared = shared.clone();
         Box::pin(async move { Ok::<_, Infallible>(shared.answer(request, caller).await) })
@@ -265,7 +238,7 @@ async fn run_connection(
         Pin::new(&mut connection).graceful_shutdown();
         log_end(poll_fn(|context| connection.poll_without_shutdown(context)).await);
     }
-    connection.into_parts().io.into_inner().linger().await;
+    linger(connection.into_parts().io.into_inner()).await;
 }
 
 /// Logs a connection error for debugging only: it is the caller's fault.
@@ -278,7 +251,7 @@ fn log_end(ended: hyper::Result<()>) {
 /// Answers a connection above the limit with 503. The answer fits any socket buffer. A TLS caller gets an error.
 async fn refuse(stream: TcpStream) {
     if matches!(stream.try_write(REFUSAL), Ok(bytes) if bytes == REFUSAL.len()) {
-        Stream::Plain(stream).linger().await;
+        linger(Box::new(stream)).await;
     }
 }
 
@@ -295,27 +268,14 @@ connection: close\r\n\r\n\
 struct Caller {
     peer: IpAddr,
     is_tls: bool,
-    /// Sends plain HTTP to a TLS port.
-    is_plain_on_tls: bool,
 }
 
 impl Shared {
     /// Runs the TLS handshake, if this endpoint has TLS. Returns `None` if the connection has ended.
-    async fn open(
-        &self,
-        socket: TcpStream,
-        peer: IpAddr,
-        stop: &mut watch::Receiver<bool>,
-    ) -> Option<(Stream, Caller)> {
-        let Some(keys) = &self.tls else {
-            return Some((Stream::Plain(socket), Caller { peer, is_tls: false, is_plain_on_tls: false }));
-        };
+    async fn open(&self, socket: TcpStream, stop: &mut watch::Receiver<bool>) -> Option<Stream> {
+        let Some(keys) = &self.config.tls else { return Some(Box::new(socket)) };
         tokio::select! {
-            stream = self.handshakes.open(keys, socket, self.timeouts.handshake) => {
-                let stream = stream?;
-                let is_tls = stream.is_tls();
-                Some((stream, Caller { peer, is_tls, is_plain_on_tls: !is_tls }))
-            }
+            stream = self.handshakes.open(keys, socket, self.config.timeouts.handshake) => stream,
             _ = stop.wait_for(|&stopped| stopped) => None,
         }
     }
@@ -323,79 +283,62 @@ impl Shared {
     /// Answers one request.
     async fn answer(&self, request: Request<Incoming>, caller: Caller) -> hyper::Response<AnswerBody> {
         let (parts, body) = request.into_parts();
-        let (response, stream) = match head_of(&parts) {
-            Ok(head) => {
-                let (response, stream) = self.respond(&head, caller, body).await;
-                (routes::finish(&self.policy, &head, response), stream)
-            }
-            Err(response) => (routes::finish(&self.policy, &Head::default(), response), None),
+        let (head, answer) = match head_of(&parts) {
+            Ok(head) => (head, self.respond(&head, caller, body).await),
+            Err(response) => (Head::default(), Err(response)),
         };
-        into_hyper(response, stream)
+        let (response, stream) = answer.unwrap_or_else(|response| (response, None));
+        into_hyper(routes::finish(&self.config.policy, &head, response), stream)
     }
 
-    /// Checks a request before its body is read. Returns its endpoint and how it was authorised.
+    /// Checks a request before its body is read. Returns its route and its login, if it has one.
     ///
     /// # Errors
     /// The response that refuses the request.
-    fn admit(&self, head: &Head<'_>, caller: Caller) -> Result<(Endpoint, Option<Admission>), Response> {
-        if caller.is_plain_on_tls {
-            routes::admit_host(&self.policy, head)?;
-            return Err(login::redirect_to_tls(head));
-        }
-        let endpoint = routes::admit(&self.policy, head)?;
-        let admission = match &self.access {
-            Some(access) if !endpoint.is_open() => {
-                let shown = Credentials { authorization: head.authorization, cookie: head.cookie };
-                Some(access.check(shown, caller.peer, Moment::now()).map_err(login::refusal)?)
-            }
-            _ => None,
-        };
-        Ok((endpoint, admission))
-    }
-
-    async fn respond(
+    fn admit(
         &self,
         head: &Head<'_>,
         caller: Caller,
-        body: Incoming,
-    ) -> (Response, Option<StreamedBody>) {
-        let (endpoint, admission) = match self.admit(head, caller) {
-            Ok(admitted) => admitted,
-            Err(response) => return (response, None),
-        };
-        let body = match self.read_body(endpoint, body).await {
-            Ok(body) => body,
-            Err(response) => return (response, None),
-        };
-        let action = routes::act(endpoint, head, &body);
-        drop(body);
-        if let Some(response) = self.session(&action, head, caller, admission) {
-            return (response, None);
+    ) -> Result<(&'static Route, Option<VerifiedLogin>), Response> {
+        let HttpConfig { policy, tls, access, .. } = &self.config;
+        if tls.is_some() && !caller.is_tls {
+            routes::admit_host(policy, head)?;
+            return Err(login::redirect_to_tls(head));
         }
-        match timeout(self.timeouts.backend, self.perform(head, action, self.login_lifetime(admission))).await
-        {
-            Ok(answer) => answer,
-            Err(_) => {
-                let error = ApiError {
-                    status: 503,
-                    code: "busy",
-                    message: "the server did not answer in time: try again".into(),
-                    retry_after_s: Some(1),
-                };
-                (error.into(), None)
+        let route = routes::admit(policy, head)?;
+        let login = match access {
+            Some(access) if !route.is_open => {
+                access.check(head, caller.peer, Moment::now()).map_err(login::refusal)?
             }
+            _ => None,
+        };
+        Ok((route, login))
+    }
+
+    async fn respond(&self, head: &Head<'_>, caller: Caller, body: Incoming) -> Result<Answer, Response> {
+        let (route, login) = self.admit(head, caller)?;
+        let body = self.read_body(route.body_bytes_max, body).await?;
+        let action = route.act(head, &body);
+        drop(body);
+        if let Some(response) = self.session(&action, head, caller, login) {
+            return Ok((response, None));
+        }
+        match timeout(self.config.timeouts.backend, self.perform(head, action, login)).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(ApiError::busy("the server did not answer in time: try again", 1).into()),
         }
     }
 
     /// Reads the body within its limits of bytes and time. A too large Content-Length is refused without reading.
-    async fn read_body(&self, endpoint: Endpoint, body: Incoming) -> Result<Bytes, Response> {
-        let bytes_max = endpoint.body_bytes_max();
+    async fn read_body(&self, bytes_max: usize, body: Incoming) -> Result<Bytes, Response> {
+        // Closes the connection instead of reading the rest of the body.
+        let too_large = || Err(routes::body_too_large(bytes_max).closing());
         if body.size_hint().lower() > bytes_max as u64 {
-            return Err(routes::body_too_large(endpoint));
+            return too_large();
         }
-        match timeout(self.timeouts.body, Limited::new(body, bytes_max).collect()).await {
+        match timeout(self.config.timeouts.body, Limited::new(body, bytes_max).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(routes::body_too_large(endpoint)),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => too_large(),
             Ok(Err(_)) => {
                 Err(Response::error(400, "bad_body", "the body is malformed or ends early").closing())
             }
@@ -403,97 +346,57 @@ impl Shared {
         }
     }
 
-    /// Answers requests for `/api/session`; `None` for all others.
+    /// Answers requests for `/api/session`; `None` for all others, and if there are no logins.
     fn session(
         &self,
         action: &Action,
         head: &Head<'_>,
         caller: Caller,
-        admission: Option<Admission>,
+        login: Option<VerifiedLogin>,
     ) -> Option<Response> {
-        let Some(access) = &self.access else {
-            let is_session = matches!(action, Action::Session | Action::LogIn { .. } | Action::LogOut);
-            return is_session.then(|| login::answer(false));
-        };
+        let access = self.config.access.as_ref()?;
         // A proxy may end TLS before us. The scheme that the browser uses decides about the cookie.
         let is_tls = caller.is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
-        let cookies = match (action, admission) {
-            (Action::Session, Some(Admission::Login(login))) => {
-                access.renew(login, Moment::now()).into_iter().collect()
+        let cookies = match action {
+            Action::Session => {
+                login.and_then(|login| access.renew(login, Moment::now())).into_iter().collect()
             }
-            (Action::Session, _) => Vec::new(),
-            (Action::LogOut, _) => access.log_out(head.cookie, Moment::now()).to_vec(),
-            (Action::LogIn { token }, _) => match access.log_in(token, caller.peer, is_tls, Moment::now()) {
+            Action::LogOut => access.log_out(head.cookie, Moment::now()).to_vec(),
+            Action::LogIn(token) => match access.log_in(token, caller.peer, is_tls, Moment::now()) {
                 Ok(cookie) => vec![cookie],
                 Err(error) => return Some(login::refusal(error)),
             },
             _ => return None,
         };
-        Some(
-            cookies
-                .into_iter()
-                .fold(login::answer(true), |answer, cookie| answer.header("set-cookie", cookie)),
-        )
+        let answer = login::answer(true);
+        Some(cookies.into_iter().fold(answer, |answer, cookie| answer.header("set-cookie", cookie)))
     }
 
-    /// Returns the login that ends streams and sessions of this request; `None` if it carried the
-    /// token itself.
-    fn login_lifetime(&self, admission: Option<Admission>) -> Option<LoginLifetime> {
-        match (&self.access, admission) {
-            (Some(access), Some(Admission::Login(login))) => {
-                Some(LoginLifetime::new(Arc::clone(access), login))
-            }
-            _ => None,
-        }
-    }
-
+    /// Runs the action. The end of `login` ends the stream or session that the action starts.
     async fn perform(
         &self,
         head: &Head<'_>,
         action: Action,
-        login: Option<LoginLifetime>,
-    ) -> (Response, Option<StreamedBody>) {
-        let response = match action {
-            Action::Respond(response) => response,
-            Action::Recording(command) => routes::answer_recording(self.backend.recording(command).await),
-            Action::RecordingStatus => routes::answer_recording(self.backend.recording_status().await),
-            Action::Download { name, follow } => match self.backend.open_recording(name).await {
-                Ok(file) => {
-                    let (response, stream) = download::answer(head, file, follow, login);
-                    return (response, stream.map(StreamedBody::File));
-                }
-                Err(error) => error.into(),
-            },
-            Action::Offer { sdp } => {
-                let login_end = login.map(|login| Box::pin(login.ended()) as BoxFuture<()>);
-                routes::answer_offer(self.backend.offer(&sdp, login_end).await)
+        login: Option<VerifiedLogin>,
+    ) -> Result<Answer, ApiError> {
+        let access = self.config.access.as_ref();
+        let login_end = access.zip(login).map(|(access, login)| login_end(Arc::clone(access), login));
+        match action {
+            Action::Download { name, follow } => {
+                let file = self.backend.open_recording(name).await?;
+                Ok(download::answer(head, file, follow, login_end))
             }
-            Action::Viewers => routes::answer_viewers(&self.backend.viewers().await),
-            Action::Status => Response::json(200, &events::status(self.backend.as_ref()).await),
-            Action::Events => match self.feed.subscribe(login).await {
-                Ok((response, events)) => {
-                    let has_body = head.method != "HEAD";
-                    return (response, has_body.then_some(StreamedBody::Events(events)));
-                }
-                Err(error) => error.into(),
-            },
-            Action::Ready => routes::answer_ready(self.backend.ready()),
-            Action::Metrics => routes::answer_metrics(self.backend.metrics()),
-            // Not reached: `session` answers these actions before.
-            Action::Session | Action::LogIn { .. } | Action::LogOut => login::answer(self.access.is_some()),
-        };
-        (response, None)
+            Action::Events => self.feed.subscribe(head.method != "HEAD", login_end).await,
+            action => Ok((perform(self.backend.as_ref(), action, login_end).await?, None)),
+        }
     }
 }
 
-/// A body that is produced while it is sent.
-enum StreamedBody {
-    File(FileStream),
-    Events(Subscription),
-}
+/// A response, and its body if it is produced while it is sent.
+type Answer = (Response, Option<BodyStream>);
 
 /// A complete body, or a streamed one.
-type AnswerBody = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
+type AnswerBody = Either<Full<Bytes>, BodyStream>;
 
 /// Returns the headers that [`routes`] reads. HTTP/1.1 requires exactly one Host (RFC 9112 section 3.2). A browser never
 /// sends two Origins.
@@ -534,12 +437,8 @@ fn bad_header(name: &HeaderName) -> Response {
     Response::error(400, "bad_header", &message).closing()
 }
 
-fn into_hyper(response: Response, stream: Option<StreamedBody>) -> hyper::Response<AnswerBody> {
-    let body = match stream {
-        Some(StreamedBody::File(stream)) => Either::Right(stream.into_body()),
-        Some(StreamedBody::Events(events)) => Either::Right(events.into_body()),
-        None => Either::Left(Full::new(response.body)),
-    };
+fn into_hyper(response: Response, stream: Option<BodyStream>) -> hyper::Response<AnswerBody> {
+    let body = stream.map_or_else(|| Either::Left(Full::new(response.body)), Either::Right);
     let mut answer = hyper::Response::new(body);
     *answer.status_mut() = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let content_type = response.content_type.map(|kind| ("content-type", kind.to_owned()));

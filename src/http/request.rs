@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::backend::ApiError;
-use super::types::StartRecording;
+use crate::metrics::status::StartRequest;
 
 /// What is known of a request before its body is read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,9 +58,9 @@ pub(super) fn parse_offer(body: &[u8]) -> Result<String, ApiError> {
 }
 
 /// Returns the options of a start. An empty body means the defaults.
-pub(super) fn parse_start(body: &[u8]) -> Result<StartRecording, ApiError> {
+pub(super) fn parse_start(body: &[u8]) -> Result<StartRequest, ApiError> {
     if body.trim_ascii().is_empty() {
-        return Ok(StartRecording::default());
+        return Ok(StartRequest::default());
     }
     // Parsed as a map first: serde accepts an array for a struct too.
     let fields =
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn an_empty_start_body_means_the_defaults() {
         for body in ["", " \r\n", "{}"] {
-            assert_eq!(parse_start(body.as_bytes()).unwrap(), StartRecording::default());
+            assert_eq!(parse_start(body.as_bytes()).unwrap(), StartRequest::default());
         }
         let request = parse_start(br#"{"filename":"a.h264","pre_roll_s":1.5}"#).unwrap();
         assert_eq!((request.filename.as_deref(), request.pre_roll_s), (Some("a.h264"), Some(1.5)));

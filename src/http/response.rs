@@ -1,10 +1,16 @@
 //! An HTTP response as plain data, before an adapter turns it into bytes. Does no I/O.
 
+use std::io;
+
 use bytes::Bytes;
+use http_body_util::channel::Channel;
 use serde::Serialize;
 use serde_json::json;
 
 use super::backend::ApiError;
+
+/// A body that a task produces while it is sent.
+pub(super) type BodyStream = Channel<Bytes, io::Error>;
 
 /// A response: status, headers, body.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ServerSessionMemoryCache;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use super::certificate::{Certificate, CertificateError};
 use super::lock;
 use super::stream::Stream;
 use crate::base::limits;
@@ -24,27 +24,20 @@ pub struct TlsKeys {
 }
 
 impl TlsKeys {
-    /// Uses `chain`, whose first certificate belongs to `key`. TLS 1.2 and 1.3, ALPN HTTP/1.1.
+    /// Uses this certificate. TLS 1.2 and 1.3, ALPN HTTP/1.1.
     ///
     /// # Errors
-    /// The pair cannot be used, for example because the key does not fit the certificate.
-    pub fn new(
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-    ) -> Result<TlsKeys, rustls::Error> {
-        Ok(TlsKeys { current: RwLock::new(Arc::new(server_config(chain, key)?)) })
+    /// [`CertificateError::Unusable`], for example because the key does not fit the certificate.
+    pub fn new(certificate: Certificate) -> Result<TlsKeys, CertificateError> {
+        Ok(TlsKeys { current: RwLock::new(server_config(certificate)?) })
     }
 
-    /// Uses this pair from the next connection on. Open connections keep theirs.
+    /// Uses this certificate from the next connection on. Open connections keep theirs.
     ///
     /// # Errors
-    /// As [`TlsKeys::new`]; the old pair then stays in use.
-    pub fn replace(
-        &self,
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-    ) -> Result<(), rustls::Error> {
-        let config = Arc::new(server_config(chain, key)?);
+    /// As [`TlsKeys::new`]; the old certificate then stays in use.
+    pub fn replace(&self, certificate: Certificate) -> Result<(), CertificateError> {
+        let config = server_config(certificate)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
@@ -54,19 +47,18 @@ impl TlsKeys {
     }
 }
 
-fn server_config(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<ServerConfig, rustls::Error> {
+fn server_config(certificate: Certificate) -> Result<Arc<ServerConfig>, CertificateError> {
+    let Certificate { chain, key, path, .. } = certificate;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&versions)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
+    let mut config =
+        config.map_err(|error| CertificateError::Unusable { path, reason: error.to_string() })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(limits::TLS_SESSIONS_MAX);
-    Ok(config)
+    Ok(Arc::new(config))
 }
 
 /// The handshakes in progress. At the limit the oldest is dropped, so idle connections cannot block new ones.
@@ -90,9 +82,9 @@ impl Handshakes {
             let mut first = [0];
             match socket.peek(&mut first).await {
                 Ok(1) if first != HANDSHAKE_RECORD && first[0].is_ascii_alphabetic() => {
-                    Ok(Stream::Plain(socket))
+                    Ok(Box::new(socket) as Stream)
                 }
-                Ok(_) => acceptor.accept(socket).await.map(|stream| Stream::Tls(Box::new(stream))),
+                Ok(_) => acceptor.accept(socket).await.map(|stream| Box::new(stream) as Stream),
                 Err(error) => Err(error),
             }
         };

@@ -1,9 +1,9 @@
-//! What the API answers and takes, as types. The serde derives in this file define the JSON: names of fields and
+//! What the API answers, as types; those that a stage fills are in [`crate::metrics::status`]. The serde derives in this file define the JSON: names of fields and
 //! variants are part of the API and stay.
 
-use std::net::SocketAddr;
+use serde::Serialize;
 
-use serde::{Deserialize, Serialize};
+use crate::metrics::status::{RecorderState, RecordingInfo, RecordingReport, StartReply};
 
 /// The state of the server without the recorder's details.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,113 +68,13 @@ pub struct Status {
     pub version: &'static str,
 }
 
-// ---- viewers -------------------------------------------------------------------------------------------
-
-/// One entry of `GET /api/viewers`. All counters start at the offer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ViewerStatus {
-    /// Number of the session, unique within one run of the server.
-    pub id: u32,
-    /// State of the connection.
-    pub state: ViewerState,
-    /// State of the gate that decides which access units are sent.
-    pub gate: ViewerGate,
-    /// Source address of the last authenticated STUN request.
-    pub remote: Option<SocketAddr>,
-    /// Negotiated SRTP profile.
-    pub profile: Option<String>,
-    /// Milliseconds since DTLS finished.
-    pub connected_ms: u64,
-    /// Milliseconds from the offer to the first IDR that was sent.
-    pub first_idr_ms: Option<u64>,
-    /// Access units sent.
-    pub units_sent: u64,
-    /// Of these, the units sent late, because the viewer joined or requested an IDR in the middle of a GOP.
-    pub units_replayed: u64,
-    /// Replays of the current GOP, each from its IDR on, after a join or an IDR request.
-    pub replays: u64,
-    /// Access units not sent after the first one was sent.
-    pub units_dropped: u64,
-    /// How many times the viewer had to wait for the next IDR because a unit was not sent.
-    pub drops_to_idr: u64,
-    /// UDP payload bytes sent.
-    pub bytes_sent: u64,
-    /// Datagrams sent.
-    pub datagrams: u64,
-    /// Received datagrams that were malformed, not authenticated or unexpected.
-    pub datagrams_rejected: u64,
-    /// NACK messages received.
-    pub nacks: u64,
-    /// IDR requests received (PLI and FIR).
-    pub plis: u64,
-    /// RTP packets retransmitted.
-    pub retransmits: u64,
-    /// Requests for a retransmission that were refused by a rate limit.
-    pub retransmits_refused: u64,
-    /// Fraction of lost packets in the latest receiver reports, 0 to 1.
-    pub loss_fraction: Option<f32>,
-    /// Round trip in milliseconds, from the latest receiver report.
-    pub rtt_ms: Option<f32>,
-    /// Interarrival jitter at the viewer in milliseconds.
-    pub jitter_ms: Option<f32>,
-}
-
-/// State of a viewer's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ViewerState {
-    /// ICE or DTLS has not finished.
-    Connecting,
-    /// Media can flow.
-    Connected,
-    /// The DTLS close is being sent.
-    Closing,
-    /// The session is over.
-    Closed,
-}
-
-/// State of a viewer's gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ViewerGate {
-    /// Nothing was sent yet.
-    WaitingForIdr,
-    /// All reference units since the last IDR were sent.
-    Live,
-    /// A unit was not sent. Nothing is sent before the next IDR.
-    DroppedToIdr,
-}
-
-// ---- recordings ----------------------------------------------------------------------------------------
-
-/// Body of `POST /api/recording/start`. All fields are optional.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct StartRecording {
-    /// Name of the file, with or without extension. Empty or missing: the local time.
-    pub filename: Option<String>,
-    /// Seconds before the request that the recording should include, as far as the ring still has them.
-    pub pre_roll_s: Option<f64>,
-    /// Seconds after which the recording stops.
-    pub max_duration_s: Option<f64>,
-    /// Seconds without a heartbeat after which the recording stops.
-    pub heartbeat_s: Option<f64>,
-}
-
 /// Answer to a recording command.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "status")]
 pub enum RecordingReply {
     /// To a start.
     #[serde(rename = "recording")]
-    Started {
-        /// Path of the file.
-        filename: String,
-        /// Name of the file in `/api/recordings`.
-        name: String,
-        /// True if the ring held no IDR: the recording begins with the next IDR of the camera.
-        waits_for_idr: bool,
-    },
+    Started(StartReply),
     /// To a stop.
     #[serde(rename = "stopped")]
     Stopped {
@@ -203,40 +103,13 @@ pub enum RecordingReply {
     },
 }
 
-/// Totals of one recording, running or finished.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct RecordingReport {
-    /// Path of the newest file.
-    pub filename: String,
-    /// Name of the newest file in `/api/recordings`.
-    pub name: String,
-    /// Access units written.
-    pub frame_count: u64,
-    /// Bytes of all files.
-    pub bytes_written: u64,
-    /// Seconds recorded.
-    pub duration: f64,
-    /// Of these, the seconds before the request.
-    pub pre_roll: f64,
-    /// Seconds after the request that are missing because the ring held no IDR.
-    pub start_delay: f64,
-    /// Published access units that are missing in the file.
-    pub dropped_units: u64,
-    /// Of these, the units that the camera overwrote while they were written to disk.
-    pub torn_units: u64,
-    /// Number of places in the file where units are missing.
-    pub gaps: u64,
-    /// Names of all files, in order.
-    pub files: Vec<String>,
-}
-
 /// Body of `GET /api/recording/status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RecordingStatus {
     /// True while a recording runs.
     pub recording: bool,
     /// State of the recorder.
-    pub state: RecordingState,
+    pub state: RecorderState,
     /// Totals of the running recording, otherwise of the last one.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub report: Option<RecordingReport>,
@@ -251,27 +124,9 @@ pub struct RecordingStatus {
 impl RecordingStatus {
     /// A status without details.
     #[must_use]
-    pub fn bare(state: RecordingState, is_recording: bool) -> RecordingStatus {
+    pub fn bare(state: RecorderState, is_recording: bool) -> RecordingStatus {
         RecordingStatus { recording: is_recording, state, report: None, reason: None, error: None }
     }
-}
-
-/// State of the recorder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RecordingState {
-    /// No recording runs.
-    Idle,
-    /// The file is being created, or the first IDR has not arrived.
-    Starting,
-    /// A recording runs.
-    Recording,
-    /// The file is being finished.
-    Stopping,
-    /// The server was started with --no-recorder.
-    Off,
-    /// The recorder did not answer in time, for example because the disk hangs.
-    Unresponsive,
 }
 
 /// An error of the recorder within a status.
@@ -283,25 +138,6 @@ pub struct RecordingFailure {
     pub code: &'static str,
     /// HTTP status of the same error as an answer.
     pub status: u16,
-}
-
-/// One entry of `GET /api/recordings`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RecordingInfo {
-    /// File name.
-    pub name: String,
-    /// Bytes that can be downloaded.
-    pub bytes: u64,
-    /// Seconds; `None` if only reading the whole file would tell.
-    pub duration: Option<f64>,
-    /// RFC 3339, UTC.
-    pub started_at: Option<String>,
-    /// True if the file has its index; false while it is recorded.
-    pub complete: bool,
-    /// True if the file was repaired after a crash.
-    pub recovered: bool,
-    /// True while the file is recorded.
-    pub recording: bool,
 }
 
 #[cfg(test)]
@@ -327,11 +163,11 @@ mod tests {
 
     #[test]
     fn recording_replies_carry_their_status_word() {
-        let started = RecordingReply::Started {
+        let started = RecordingReply::Started(StartReply {
             filename: "/r/a.mp4".to_owned(),
             name: "a.mp4".to_owned(),
             waits_for_idr: false,
-        };
+        });
         assert_eq!(
             json_of(&started),
             json!({ "status": "recording", "filename": "/r/a.mp4", "name": "a.mp4", "waits_for_idr": false })
@@ -352,7 +188,7 @@ mod tests {
         let failed = RecordingStatus {
             reason: Some("disk_full"),
             error: Some(RecordingFailure { error, code, status }),
-            ..RecordingStatus::bare(RecordingState::Idle, false)
+            ..RecordingStatus::bare(RecorderState::Idle, false)
         };
         let error = json!({ "error": "the disk is full", "code": "disk_full", "status": 507 });
         assert_eq!(
@@ -360,13 +196,13 @@ mod tests {
             json!({ "recording": false, "state": "idle", "reason": "disk_full", "error": error })
         );
         let report = Some(RecordingReport { frame_count: 7, ..RecordingReport::default() });
-        let running = RecordingStatus { report, ..RecordingStatus::bare(RecordingState::Recording, true) };
+        let running = RecordingStatus { report, ..RecordingStatus::bare(RecorderState::Recording, true) };
         assert_eq!(json_of(&running)["frame_count"], json!(7));
     }
 
     #[test]
     fn a_bare_recording_status_has_two_fields() {
-        let off = RecordingStatus::bare(RecordingState::Off, false);
+        let off = RecordingStatus::bare(RecorderState::Off, false);
         assert_eq!(json_of(&off), json!({ "recording": false, "state": "off" }));
     }
 }

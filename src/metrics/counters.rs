@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::stages::StageTotals;
+use super::status::ViewerStatus;
 use super::trace::FlightRecorder;
 use crate::base::counters::{Counter, Gauge};
 
@@ -108,7 +109,7 @@ pub struct WorkerCounters {
     /// Stage timestamps of the last minute.
     pub trace: FlightRecorder,
     /// Statistics of every session, as of the worker's last pass over its sessions.
-    pub viewer_figures: FigureBoard,
+    pub viewer_statuses: StatusBoard,
 }
 
 /// Refused logins and requests.
@@ -120,42 +121,20 @@ pub struct LoginCounters {
     pub too_many: Counter,
 }
 
-/// Exposed statistics of one session.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ViewerFigures {
-    /// The session's number.
-    pub id: u32,
-    /// Packets lost according to its latest reports, 0 to 1.
-    pub loss_ratio: Option<f32>,
-    /// Round trip in seconds.
-    pub rtt_s: Option<f32>,
-    /// Jitter of the arrival times at the viewer, in seconds.
-    pub jitter_s: Option<f32>,
-    /// Access units not sent.
-    pub drops: u64,
-    /// NACK messages.
-    pub nacks: u64,
-    /// PLI and FIR messages.
-    pub plis: u64,
-    /// Seconds from its offer to the first IDR sent.
-    pub first_idr_s: Option<f32>,
-}
-
 /// The statistics of a worker's sessions, for a scrape to read.
 #[derive(Debug, Default)]
-pub struct FigureBoard(Mutex<Vec<ViewerFigures>>);
+pub struct StatusBoard(Mutex<Vec<ViewerStatus>>);
 
-impl FigureBoard {
-    /// Replaces the statistics. Never waits: while a scrape reads, the old ones stay.
-    pub fn put(&self, figures: impl Iterator<Item = ViewerFigures>) {
+impl StatusBoard {
+    /// Exchanges the statistics for the old ones. Never waits: while a scrape reads, the old ones stay.
+    pub fn put(&self, statuses: &mut Vec<ViewerStatus>) {
         if let Ok(mut board) = self.0.try_lock() {
-            board.clear();
-            board.extend(figures);
+            std::mem::swap(&mut *board, statuses);
         }
     }
 
     /// Returns the latest statistics.
-    pub fn get(&self) -> Vec<ViewerFigures> {
+    pub fn get(&self) -> Vec<ViewerStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -24,7 +24,9 @@ use super::counters::RecorderCounters;
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
 use super::pending_unit::PendingUnit;
 use super::recorded_file::{RecordedFile, WriteOutcome};
-use super::types::{Progress, RecorderError, RecorderState, Report, StartReply, StopReason, StopReply};
+use super::types::{
+    Progress, RecorderError, RecorderState, RecordingReport, StartReply, StopReason, StopReply,
+};
 use crate::base::limits;
 use crate::h264::{Assembler, up_to_first_slice};
 
@@ -67,7 +69,7 @@ struct ActiveRecording {
     /// True if the last unit was dropped.
     in_gap: bool,
     finishing: SmallVec<[FileId; limits::FINISHING_MAX]>,
-    report: Report,
+    report: RecordingReport,
     /// Seconds recorded in files that are closed.
     closed_duration_s: f64,
     reason: StopReason,
@@ -119,7 +121,7 @@ impl Recording {
             waiting_idr: true,
             in_gap: false,
             finishing: SmallVec::new(),
-            report: Report::default(),
+            report: RecordingReport::default(),
             closed_duration_s: 0.0,
             reason: StopReason::Requested,
             error: None,
@@ -306,7 +308,7 @@ impl Recording {
     }
 
     /// Returns the figures of the active recording, if any.
-    pub(crate) fn report(&self) -> Option<Report> {
+    pub(crate) fn report(&self) -> Option<RecordingReport> {
         self.active
             .as_ref()
             .filter(|active| active.phase != Phase::Starting)
@@ -539,7 +541,7 @@ impl ActiveRecording {
         [heartbeat, duration].into_iter().flatten().min_by_key(|(deadline, _)| *deadline)
     }
 
-    fn full_report(&self) -> Report {
+    fn full_report(&self) -> RecordingReport {
         let mut report = self.report.clone();
         report.duration = self.closed_duration_s + self.file.as_ref().map_or(0.0, RecordedFile::duration_s);
         report

@@ -1,81 +1,17 @@
-//! Requests, replies and errors of the recorder. `app` converts them to the types of the HTTP interface.
+//! Requests, replies and errors of the recorder.
 
 use super::names::NameError;
-
-/// A request to start a recording. Every field is optional.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct StartRequest {
-    /// File name, with or without extension. Empty or missing: a name made from the local time.
-    pub filename: Option<String>,
-    /// Seconds before the request at which the recording shall begin. Limited by what the ring still holds;
-    /// [`Report::pre_roll`] says how much it was.
-    pub pre_roll_s: Option<f64>,
-    /// Seconds after which the recording stops by itself.
-    pub max_duration_s: Option<f64>,
-    /// Seconds without a heartbeat after which the recording stops by itself.
-    pub heartbeat_s: Option<f64>,
-}
-
-/// Reply to a start.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StartReply {
-    /// Path of the file.
-    pub filename: String,
-    /// File name in the list of recordings.
-    pub name: String,
-    /// True if the ring holds no IDR: the recording then begins at the camera's next one.
-    pub waits_for_idr: bool,
-}
-
-/// Figures of one recording, running or finished.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
-    /// Path of the newest file.
-    pub filename: String,
-    /// Name of the newest file in the list of recordings.
-    pub name: String,
-    /// Access units written.
-    pub frame_count: u64,
-    /// Bytes of all files of this recording.
-    pub bytes_written: u64,
-    /// Seconds recorded.
-    pub duration: f64,
-    /// Seconds recorded from before the request, back to an IDR that the ring still held.
-    pub pre_roll: f64,
-    /// Seconds missing after the request because the ring held no IDR.
-    pub start_delay: f64,
-    /// Access units that the camera published and the file lacks.
-    pub dropped_units: u64,
-    /// Dropped units that the camera overwrote while the disk read them.
-    pub torn_units: u64,
-    /// Number of gaps: stretches of consecutive dropped units.
-    pub gaps: u64,
-    /// Names of all files, in order.
-    pub files: Vec<String>,
-}
+pub use crate::metrics::status::{RecorderState, RecordingInfo, RecordingReport, StartReply, StartRequest};
 
 /// Reply to a stop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StopReply {
     /// Final figures of the recording.
-    pub report: Report,
+    pub report: RecordingReport,
     /// Why the recording stopped.
     pub reason: StopReason,
     /// False if no access unit was recorded and the empty file was removed.
     pub kept: bool,
-}
-
-/// What the recorder is doing.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum RecorderState {
-    /// No recording exists.
-    Idle,
-    /// The first file is being created.
-    Starting,
-    /// Access units are written as they are published.
-    Recording,
-    /// Units published before the stop are written, then the files are finished.
-    Stopping,
 }
 
 /// Why a recording stopped.
@@ -115,30 +51,11 @@ pub struct Status {
     /// What the recorder is doing.
     pub state: RecorderState,
     /// Figures of the running recording, else of the last one.
-    pub report: Option<Report>,
+    pub report: Option<RecordingReport>,
     /// Why the last recording stopped; only while idle.
     pub reason: Option<StopReason>,
     /// The error that ended the last recording or prevented its start.
     pub error: Option<RecorderError>,
-}
-
-/// One file in the list of recordings.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RecordingInfo {
-    /// File name.
-    pub name: String,
-    /// Bytes that can be downloaded.
-    pub bytes: u64,
-    /// Seconds. None if only decoding the whole file would give it.
-    pub duration: Option<f64>,
-    /// RFC 3339, UTC.
-    pub started_at: Option<String>,
-    /// True if the file has its index. False while recording.
-    pub complete: bool,
-    /// True if the file was repaired after a crash.
-    pub recovered: bool,
-    /// True while the file is being written.
-    pub recording: bool,
 }
 
 /// Progress of a file that is being written.

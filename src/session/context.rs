@@ -95,7 +95,7 @@ impl SessionContext {
         self.certificate();
     }
 
-    /// Returns the name of the preferred SRTP profile. [`ViewerStatus`](super::ViewerStatus) has the negotiated one.
+    /// Returns the name of the preferred SRTP profile. [`ViewerStatus`](crate::metrics::status::ViewerStatus) has the negotiated one.
     pub fn chosen_profile(&self) -> &'static str {
         self.target_profile().name()
     }

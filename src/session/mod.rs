@@ -22,7 +22,6 @@ pub use context::{ContextError, SessionConfig, SessionContext};
 pub use media::PacketizedUnit;
 pub use media::catch_up::{CatchUpDecision, CatchUpTime, GopAvailability, IdrReason};
 pub use sink::{DatagramSink, Destination};
-pub use status::{ViewerState, ViewerStatus};
 pub use transport::profile::SrtpChoice;
 pub use transport::sdp::OfferError;
 pub use transport::stun::stun_ufrag;

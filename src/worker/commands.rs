@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 
 use crate::base::limits;
 use crate::camera::Wakeup;
-use crate::session::{Viewer, ViewerStatus};
+use crate::metrics::status::ViewerStatus;
+use crate::session::Viewer;
 
 /// Held by the worker as long as it has the session; dropping it completes the [`SessionEnd`].
 #[derive(Debug)]

@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Now;
+use crate::metrics::WorkerCounters;
 use crate::metrics::drops::DropWatch;
-use crate::metrics::{ViewerFigures, WorkerCounters};
-use crate::session::{ViewerState, ViewerStatus};
+use crate::metrics::status::{ViewerState, ViewerStatus};
 use crate::uring::UdpCounters;
 use crate::worker::registry::Registry;
 
@@ -18,7 +18,7 @@ const PERIOD: Duration = Duration::from_millis(500);
 pub(super) struct Totals {
     ended: Sums,
     due: Option<Instant>,
-    figures: Vec<ViewerFigures>,
+    statuses: Vec<ViewerStatus>,
     drops: DropWatch,
 }
 
@@ -59,16 +59,16 @@ impl Totals {
             return;
         }
         self.due = Some(now.instant + PERIOD);
-        self.figures.clear();
+        self.statuses.clear();
         let mut sums = self.ended;
         let mut viewers = 0;
         for slot in sessions.iter_mut() {
             let status = slot.viewer.status(now.instant);
             viewers += u64::from(status.state == ViewerState::Connected);
             sums.add(&status);
-            self.figures.push(figures(&status));
+            self.statuses.push(status);
         }
-        counters.viewer_figures.put(self.figures.iter().copied());
+        counters.viewer_statuses.put(&mut self.statuses);
         self.warn_of_drops(&sums, now.monotonic_ns);
         counters.sessions.set(sessions.len() as u64);
         counters.viewers.set(viewers);
@@ -85,19 +85,6 @@ impl Totals {
                 "{percent} % of the access units for viewers were dropped in the last 10 s; see /api/viewers"
             );
         }
-    }
-}
-
-fn figures(status: &ViewerStatus) -> ViewerFigures {
-    ViewerFigures {
-        id: status.id,
-        loss_ratio: status.loss_fraction,
-        rtt_s: status.rtt_ms.map(|rtt_ms| rtt_ms / 1e3),
-        jitter_s: status.jitter_ms.map(|jitter_ms| jitter_ms / 1e3),
-        drops: status.units_dropped,
-        nacks: status.nacks,
-        plis: status.plis,
-        first_idr_s: status.first_idr_ms.map(|ms| Duration::from_millis(ms).as_secs_f32()),
     }
 }
 

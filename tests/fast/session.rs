@@ -17,9 +17,8 @@ use std::time::{Duration, Instant};
 use peer::{Outbox, Pair, client_address, context, each, payloads, server_address, unit};
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
-use streaming_server::session::{
-    CloseReason, Output, PacketizedUnit, SrtpChoice, Viewer, ViewerStatus, stun_ufrag,
-};
+use streaming_server::metrics::status::ViewerStatus;
+use streaming_server::session::{CloseReason, Output, PacketizedUnit, SrtpChoice, Viewer, stun_ufrag};
 
 const PAYLOAD_BYTES: usize = 1_100;
 

@@ -158,6 +158,8 @@ fn server_without_recorder_refuses_recordings_and_serves_video() {
         answer.assert_error(&[501]);
         assert_eq!(answer.json()["code"], "no_recorder", "{path}");
     }
+    let malformed = http::request(server.http, "POST", "/api/recording/start", &[], b"[");
+    malformed.assert_error(&[501]);
     let status = server.get("/api/status").json();
     assert_eq!(status["recording"], serde_json::json!({ "recording": false, "state": "off" }));
     wait_until("units in the metrics", || server.metrics().expect("frames_sent_total") >= 20.0);

@@ -17,9 +17,10 @@ use str0m::rtp::RtpPacket;
 use str0m::{Candidate, Event, Input, Rtc, RtcConfig};
 use streaming_server::base::limits::FULL_PAYLOADS_OF_BUFFER;
 use streaming_server::h264::Payloads;
+use streaming_server::metrics::status::ViewerState;
 use streaming_server::session::{
     CloseReason, DatagramSink, Destination, Output, PacketizedUnit, SessionConfig, SessionContext,
-    SrtpChoice, Viewer, ViewerState,
+    SrtpChoice, Viewer,
 };
 
 /// The server's address.

@@ -15,8 +15,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("uring", &["base"]),
     ("metrics", &["base"]),
     ("profiling", &["base"]),
-    ("recorder", &["camera", "h264", "base"]),
-    ("session", &["h264", "base"]),
+    ("recorder", &["camera", "h264", "metrics", "base"]),
+    ("session", &["h264", "metrics", "base"]),
     ("simulator", &["camera", "h264", "base"]),
     // The option enums are types of the modules that they configure.
     ("config", &["camera", "recorder", "session", "base"]),

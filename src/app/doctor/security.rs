@@ -9,54 +9,52 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_t
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
-use super::{Check, Verdict, check};
+use super::{Finding, Verdict};
 use crate::app::server::security;
 use crate::base::clock::Moment;
 use crate::config::{Config, Tls};
 use crate::http::{TlsKeys, certificate};
 
 /// Checks if the server requires a token.
-pub(super) fn token(config: &Config) -> Check {
+pub(super) fn token(config: &Config) -> Finding {
     let plain = config.http_plain.is_some_and(|address| !address.ip().is_loopback());
     let is_reachable = plain || !config.http.ip().is_loopback();
-    match (&config.token, is_reachable) {
-        (Some(_), _) if is_reachable && (config.tls.is_none() || plain) => {
-            let advice = "it crosses the network unencrypted: see --tls-self-signed and --tls-cert";
-            check("token", Verdict::Warn, format!("required; {advice}"))
-        }
-        (Some(_), _) => check("token", Verdict::Ok, "required"),
-        (None, false) => check("token", Verdict::Ok, "none; only this machine can connect"),
+    let (verdict, finding) = match (&config.token, is_reachable) {
+        (Some(_), true) if config.tls.is_none() || plain => (
+            Verdict::Warn,
+            "required; it crosses the network unencrypted: see --tls-self-signed and --tls-cert",
+        ),
+        (Some(_), _) => (Verdict::Ok, "required"),
+        (None, false) => (Verdict::Ok, "none; only this machine can connect"),
         (None, true) => {
-            let finding = format!(
-                "none: anyone who can reach {} can watch and record; set one with --token-file",
-                config.http
-            );
-            check("token", Verdict::Warn, finding)
+            let http = config.http;
+            let advice = "can watch and record; set one with --token-file";
+            return (Verdict::Warn, format!("none: anyone who can reach {http} {advice}"));
         }
-    }
+    };
+    (verdict, finding.to_owned())
 }
 
 /// Checks the certificate.
-pub(super) fn certificate(config: &Config, tls: &Tls) -> Check {
+pub(super) fn certificate(config: &Config, tls: &Tls) -> Finding {
     if let Tls::SelfSigned { directory } = tls
         && !directory.join(certificate::SELF_SIGNED).exists()
     {
-        let finding = format!("the server will generate a certificate in {}", directory.display());
-        return check("tls", Verdict::Ok, finding);
+        return (Verdict::Ok, format!("the server will generate a certificate in {}", directory.display()));
     }
     let now_s = Moment::now().unix_s;
     let found = match certificate::read(tls, &security::names(config), now_s) {
         Ok(found) => found,
-        Err(error) => return check("tls", Verdict::Fail, error.to_string()),
+        Err(error) => return (Verdict::Fail, error.to_string()),
     };
     let shown = found.path.display().to_string();
-    let days = found.expires_s.map(|expires_s| expires_s.saturating_sub(now_s) / (24 * 3600));
+    let days = found.days_left(now_s);
     let findings = found.findings.join("; ");
-    match (TlsKeys::new(found.chain, found.key), days) {
-        (Err(error), _) => check("tls", Verdict::Fail, format!("{shown}: {error}")),
-        (Ok(_), _) if !findings.is_empty() => check("tls", Verdict::Warn, findings),
-        (Ok(_), Some(days)) => check("tls", Verdict::Ok, format!("{shown} is valid for {days} more days")),
-        (Ok(_), None) => check("tls", Verdict::Warn, format!("{shown} has no readable expiry date")),
+    match (TlsKeys::new(found), days) {
+        (Err(error), _) => (Verdict::Fail, error.to_string()),
+        (Ok(_), _) if !findings.is_empty() => (Verdict::Warn, findings),
+        (Ok(_), Some(days)) => (Verdict::Ok, format!("{shown} is valid for {days} more days")),
+        (Ok(_), None) => (Verdict::Warn, format!("{shown} has no readable expiry date")),
     }
 }
 

@@ -1,11 +1,13 @@
 //! Stage latencies and statistics of every viewer as Prometheus text.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::limits::STAGE_BUCKETS_US;
 use crate::metrics::exposition::Seconds;
 use crate::metrics::stages::{StageSummary, StageTotals, summarise};
-use crate::metrics::{Exposition, ViewerFigures, WorkerCounters};
+use crate::metrics::status::ViewerStatus;
+use crate::metrics::{Exposition, WorkerCounters};
 
 /// Percentiles in addition to the buckets, within 1 %, since the start.
 const PERCENTILES: [(&str, f64); 3] = [("50", 0.5), ("99", 0.99), ("99.9", 0.999)];
@@ -59,31 +61,31 @@ fn latest(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
 }
 
 fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
-    let all: Vec<ViewerFigures> = workers.iter().flat_map(|worker| worker.viewer_figures.get()).collect();
-    let family = |text: &mut Exposition, get: fn(&ViewerFigures) -> Option<f32>| {
-        for figures in &all {
-            if let Some(value) = get(figures) {
-                text.labelled("viewer", &figures.id.to_string(), value);
+    let all: Vec<ViewerStatus> = workers.iter().flat_map(|worker| worker.viewer_statuses.get()).collect();
+    let family = |text: &mut Exposition, get: fn(&ViewerStatus) -> Option<f32>| {
+        for status in &all {
+            if let Some(value) = get(status) {
+                text.labelled("viewer", &status.id.to_string(), value);
             }
         }
     };
     text.gauge("viewer_loss_ratio", "Share of packets lost, from the viewer's latest report.");
-    family(text, |figures| figures.loss_ratio);
+    family(text, |status| status.loss_fraction);
     text.gauge("viewer_rtt_seconds", "Round trip to the viewer.");
-    family(text, |figures| figures.rtt_s);
+    family(text, |status| status.rtt_ms.map(|rtt_ms| rtt_ms / 1e3));
     text.gauge("viewer_jitter_seconds", "Jitter of the packets' arrival at the viewer.");
-    family(text, |figures| figures.jitter_s);
+    family(text, |status| status.jitter_ms.map(|jitter_ms| jitter_ms / 1e3));
     text.gauge("viewer_first_idr_seconds", "Time from the viewer's offer to the first IDR sent to it.");
-    family(text, |figures| figures.first_idr_s);
-    let count = |text: &mut Exposition, get: fn(&ViewerFigures) -> u64| {
-        for figures in &all {
-            text.labelled("viewer", &figures.id.to_string(), get(figures));
+    family(text, |status| status.first_idr_ms.map(|ms| Duration::from_millis(ms).as_secs_f32()));
+    let count = |text: &mut Exposition, get: fn(&ViewerStatus) -> u64| {
+        for status in &all {
+            text.labelled("viewer", &status.id.to_string(), get(status));
         }
     };
     text.counter("viewer_drops_total", "Access units not sent to the viewer.");
-    count(text, |figures| figures.drops);
+    count(text, |status| status.units_dropped);
     text.counter("viewer_nacks_total", "NACK messages of the viewer.");
-    count(text, |figures| figures.nacks);
+    count(text, |status| status.nacks);
     text.counter("viewer_plis_total", "PLI and FIR messages of the viewer.");
-    count(text, |figures| figures.plis);
+    count(text, |status| status.plis);
 }

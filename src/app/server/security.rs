@@ -11,33 +11,18 @@ use crate::app::addresses::interface_addresses;
 use crate::base::clock::Moment;
 use crate::config::{Config, Tls, host_of};
 use crate::http::certificate::{self, Certificate, CertificateError};
-use crate::http::{Access, Hosts, HttpConfig, TlsKeys};
+use crate::http::{Access, Hosts, HttpConfig, HttpTimeouts, Policy, TlsKeys};
 use crate::metrics::LoginCounters;
 
-/// Settings that the endpoints share.
-#[derive(Clone)]
-pub(super) struct Security {
-    access: Option<Arc<Access>>,
-    keys: Option<Arc<TlsKeys>>,
-    hosts: Hosts,
-    allow_origin: Vec<String>,
-}
-
-/// Reads or generates the certificate, and derives the keys of the logins.
+/// Reads or generates the certificate, and derives the keys of the logins. Returns the configuration of the endpoint of
+/// --http; that of --http-plain differs in address and TLS.
 pub(super) fn prepare(
     config: &Config,
     http: SocketAddr,
     logins: &Arc<LoginCounters>,
-) -> Result<Security, ServerError> {
-    let keys = match &config.tls {
-        Some(tls) => {
-            let certificate = obtain(tls, config)?;
-            let path = certificate.path.clone();
-            let keys = TlsKeys::new(certificate.chain, certificate.key);
-            let reason =
-                |error: rustls::Error| CertificateError::Unusable { path, reason: error.to_string() };
-            Some(Arc::new(keys.map_err(reason)?))
-        }
+) -> Result<HttpConfig, ServerError> {
+    let tls = match &config.tls {
+        Some(tls) => Some(Arc::new(TlsKeys::new(obtain(tls, config)?)?)),
         None => None,
     };
     let access = config
@@ -46,71 +31,44 @@ pub(super) fn prepare(
         .map(|token| Arc::new(Access::new(token, http.port(), Arc::clone(logins), Moment::now().steady)));
     let of_origins = config.allow_origin.iter().map(|origin| host_of(origin).to_owned());
     let allowed = config.allow_host.iter().cloned().chain(of_origins);
-    Ok(Security {
-        access,
-        keys,
-        hosts: Hosts::new(&hostname(), allowed),
-        allow_origin: config.allow_origin.clone(),
-    })
+    let policy =
+        Policy { hosts: Some(Hosts::new(&hostname(), allowed)), allow_origin: config.allow_origin.clone() };
+    Ok(HttpConfig { address: http, policy, access, tls, timeouts: HttpTimeouts::default() })
 }
 
-impl Security {
-    /// Returns the configuration of the endpoint of --http.
-    pub(super) fn http(&self, address: SocketAddr) -> HttpConfig {
-        HttpConfig {
-            address,
-            allow_origin: self.allow_origin.clone(),
-            hosts: Some(self.hosts.clone()),
-            access: self.access.clone(),
-            tls: self.keys.clone(),
+/// Reloads the certificate on every SIGHUP. Returns if the SIGHUP came because the server's terminal was closed.
+pub(super) async fn handle_hangups(config: &Config, keys: Option<&TlsKeys>) {
+    let was_terminal = io::stdin().is_terminal();
+    let mut hangups = match signal(SignalKind::hangup()) {
+        Ok(hangups) => hangups,
+        Err(error) => {
+            log::warn!("SIGHUP cannot be handled: {error}");
+            return std::future::pending().await;
         }
-    }
-
-    /// Returns the configuration of the endpoint of --http-plain.
-    pub(super) fn plain(&self, address: SocketAddr) -> HttpConfig {
-        HttpConfig { tls: None, ..self.http(address) }
-    }
-
-    /// Reloads the certificate on every SIGHUP. Returns if the SIGHUP came because the server's terminal was closed.
-    pub(super) async fn handle_hangups(&self, config: &Config) {
-        let was_terminal = io::stdin().is_terminal();
-        let mut hangups = match signal(SignalKind::hangup()) {
-            Ok(hangups) => hangups,
-            Err(error) => {
-                log::warn!("SIGHUP cannot be handled: {error}");
-                return std::future::pending().await;
-            }
-        };
-        while hangups.recv().await.is_some() {
-            if was_terminal && !io::stdin().is_terminal() {
-                return;
-            }
-            self.reload(config);
-        }
-    }
-
-    /// Reads certificate and key again. If they are unusable, the old ones stay.
-    fn reload(&self, config: &Config) {
-        let (Some(tls), Some(keys)) = (&config.tls, &self.keys) else {
-            log::info!("SIGHUP: nothing to reload, because TLS is off");
+    };
+    while hangups.recv().await.is_some() {
+        if was_terminal && !io::stdin().is_terminal() {
             return;
-        };
-        let replaced = obtain(tls, config).and_then(|certificate| {
-            let path = certificate.path;
-            match keys.replace(certificate.chain, certificate.key) {
-                Ok(()) => Ok(path),
-                Err(error) => Err(CertificateError::Unusable { path, reason: error.to_string() }),
-            }
-        });
-        match replaced {
-            Ok(path) => {
-                log::info!(
-                    "SIGHUP: new connections use the certificate {}; open ones continue",
-                    path.display()
-                )
-            }
-            Err(error) => log::error!("SIGHUP: the old TLS certificate stays in use: {error}"),
         }
+        match (&config.tls, keys) {
+            (Some(tls), Some(keys)) => reload(config, tls, keys),
+            _ => log::info!("SIGHUP: nothing to reload, because TLS is off"),
+        }
+    }
+}
+
+/// Reads certificate and key again. If they are unusable, the old ones stay.
+fn reload(config: &Config, tls: &Tls, keys: &TlsKeys) {
+    let replaced = obtain(tls, config).and_then(|certificate| {
+        let path = certificate.path.clone();
+        keys.replace(certificate).map(|()| path)
+    });
+    match replaced {
+        Ok(path) => {
+            let path = path.display();
+            log::info!("SIGHUP: new connections use the certificate {path}; open ones continue");
+        }
+        Err(error) => log::error!("SIGHUP: the old TLS certificate stays in use: {error}"),
     }
 }
 

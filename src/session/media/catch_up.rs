@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use crate::base::limits;
-use crate::session::media::gate::GateState;
+use crate::metrics::status::GateState;
 
 /// Why a viewer needs an IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

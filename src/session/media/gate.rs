@@ -10,17 +10,7 @@
 //! Invariant: a unit is sent only if every reference unit since the last sent IDR was sent.
 
 use crate::base::limits;
-
-/// State of the gate.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum GateState {
-    /// No unit was sent yet; the first will be an IDR.
-    WaitingForIdr,
-    /// Everything since the last IDR was sent.
-    Live,
-    /// A unit was not sent; all units are held back until the next IDR.
-    DroppedToIdr,
-}
+use crate::metrics::status::GateState;
 
 /// The properties of an access unit that the gate needs.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

@@ -18,9 +18,10 @@ use str0m::crypto::dtls::SrtpProfile;
 
 use crate::base::limits;
 use crate::h264::Payloads;
+use crate::metrics::status::GateState;
 use crate::session::sink::{DatagramSink, Destination};
 use catch_up::{CatchUp, CatchUpDecision, CatchUpTime, GopAvailability, IdrReason};
-use gate::{Gate, GateState, GateUnit};
+use gate::{Gate, GateUnit};
 use sender::{Sender, UnitTiming};
 use stream::StreamParameters;
 use wallclock::Wallclock;

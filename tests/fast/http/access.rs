@@ -11,9 +11,9 @@ use proptest::strategy::ValueTree;
 use serde_json::json;
 use streaming_server::base::limits;
 use streaming_server::config::{Config, Parsed, Token};
-use streaming_server::http::{Access, Hosts, HttpConfig, HttpTimeouts, routes};
+use streaming_server::http::{Access, Hosts, HttpConfig, HttpTimeouts, Policy, routes};
 
-use super::stub::{FRIEND, Reply, Server};
+use super::stub::{FRIEND, Reply, Server, open};
 use super::tls::{Authority, exchange};
 
 pub(crate) const TOKEN: &str = "correct-horse-battery";
@@ -36,7 +36,7 @@ fn access(text: &str, port: u16) -> Arc<Access> {
 pub(crate) fn guarded() -> Server {
     Server::configured(HttpTimeouts::default(), |address| HttpConfig {
         access: Some(access(TOKEN, 8080)),
-        ..HttpConfig::open(address)
+        ..open(address)
     })
 }
 
@@ -79,13 +79,13 @@ pub(crate) fn cookie(set_cookie: &str) -> String {
 
 /// Returns a call of every route, with a valid body.
 fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
-    let calls = routes::table().map(|(method, path, endpoint)| {
-        let body = match (method, path) {
+    let calls = routes::ROUTES.iter().map(|route| {
+        let body = match (route.method, route.path) {
             (_, "/api/webrtc/offer") => OFFER,
             ("POST", "/api/session") => r#"{"token":"correct-horse-battery"}"#,
             _ => "",
         };
-        (method, path.replace("NAME", "a%20b.mp4"), endpoint.is_open(), body)
+        (route.method, route.path.replace("NAME", "a%20b.mp4"), route.is_open, body)
     });
     calls.collect()
 }
@@ -150,7 +150,7 @@ fn every_route_over_tls_without_with_wrong_and_with_right_token() {
     let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
         access: Some(access(TOKEN, 8080)),
         tls: Some(authority.keys()),
-        ..HttpConfig::open(address)
+        ..open(address)
     });
     matrix(|source| Box::new(authority.connect(server.connect_from(source))));
 }
@@ -207,7 +207,7 @@ fn the_cookie_is_secure_over_tls_and_behind_a_tls_proxy() {
     let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
         access: Some(access(TOKEN, 8080)),
         tls: Some(authority.keys()),
-        ..HttpConfig::open(address)
+        ..open(address)
     });
     let body = json!({ "token": TOKEN }).to_string();
     let request = request_text("POST", "/api/session", "Connection: close\r\n", &body);
@@ -267,7 +267,7 @@ fn a_login_survives_a_restart_but_not_another_token_or_port() {
     let with = |text: &'static str, port| {
         let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
             access: Some(access(text, port)),
-            ..HttpConfig::open(address)
+            ..open(address)
         });
         server.request("GET", "/api/status", &cookie(&good), b"").status
     };
@@ -382,8 +382,8 @@ fn an_allow_listed_page_may_use_the_token() {
 #[test]
 fn a_foreign_host_name_is_refused_on_every_route_but_health() {
     let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
-        hosts: Some(Hosts::new("camera", ["cam.example".to_owned()])),
-        ..HttpConfig::open(address)
+        policy: Policy { hosts: Some(Hosts::new("camera", ["cam.example".to_owned()])), ..Policy::default() },
+        ..open(address)
     });
     let ask = |method: &str, path: &str, host: &str, body: &str| {
         let text = request_text(method, path, "", body).replace("Host: x", &format!("Host: {host}"));

@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::{Value, json};
 use streaming_server::base::limits;
-use streaming_server::http::{RecordingCommand, StartRecording};
+use streaming_server::http::RecordingCommand;
+use streaming_server::metrics::status::StartRequest;
 
 use super::stub::{CLIP_BYTES, CLIP_GROWTH, Server};
 
@@ -19,17 +20,17 @@ fn recording_commands_reach_the_recorder() {
     let started =
         json!({ "status": "recording", "filename": "/r/a.mp4", "name": "a.mp4", "waits_for_idr": false });
     let start = "/api/recording/start";
-    let defaults = Some(RecordingCommand::Start(StartRecording::default()));
+    let defaults = Some(RecordingCommand::Start(Ok(StartRequest::default())));
     assert_eq!(run("POST", start, b"", started.clone()), defaults);
     assert_eq!(run("POST", start, b"{}", started.clone()), defaults);
-    let options = StartRecording {
+    let options = StartRequest {
         filename: Some("a".to_owned()),
         pre_roll_s: Some(1.5),
         max_duration_s: Some(60.0),
         heartbeat_s: Some(5.0),
     };
     let body = br#"{"filename":"a","pre_roll_s":1.5,"max_duration_s":60,"heartbeat_s":5}"#;
-    assert_eq!(run("POST", start, body, started), Some(RecordingCommand::Start(options)));
+    assert_eq!(run("POST", start, body, started), Some(RecordingCommand::Start(Ok(options))));
     let stopped = json!({
         "status": "stopped", "filename": "", "name": "", "frame_count": 0, "bytes_written": 0, "duration": 0.0,
         "pre_roll": 0.0, "start_delay": 0.0, "dropped_units": 0, "torn_units": 0, "gaps": 0, "files": [],

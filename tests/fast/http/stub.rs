@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use streaming_server::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, HttpConfig, HttpTimeouts, RecordingCommand,
-    RecordingFile, RecordingReply, RecordingReport, RecordingState, RecordingStatus, Summary, ViewerGate,
-    ViewerState, ViewerStatus, serve_with,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, HttpConfig, HttpTimeouts, Inspection, Policy,
+    RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
+};
+use streaming_server::metrics::status::{
+    GateState, RecorderState, RecordingReport, StartReply, ViewerState, ViewerStatus,
 };
 use tokio::sync::watch;
 
@@ -79,7 +81,10 @@ impl Backend for Stub {
     fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<RecordingReply, ApiError>> {
         let (filename, name) = ("/r/a.mp4".to_owned(), "a.mp4".to_owned());
         let reply = match &command {
-            RecordingCommand::Start(_) => RecordingReply::Started { filename, name, waits_for_idr: false },
+            RecordingCommand::Start(Ok(_)) => {
+                RecordingReply::Started(StartReply { filename, name, waits_for_idr: false })
+            }
+            RecordingCommand::Start(Err(error)) => return Box::pin(std::future::ready(Err(error.clone()))),
             RecordingCommand::Stop => {
                 RecordingReply::Stopped { report: RecordingReport::default(), reason: "asked", kept: true }
             }
@@ -91,9 +96,13 @@ impl Backend for Stub {
         Box::pin(async move { Ok(reply) })
     }
 
+    fn inspect(&self, _: Inspection) -> Result<Vec<u8>, ApiError> {
+        Err(ApiError::new(501, "not_here", "the stub takes no profiles"))
+    }
+
     fn recording_status(&self) -> BoxFuture<Result<RecordingStatus, ApiError>> {
         let is_recording = self.is_recording.load(Ordering::Relaxed);
-        let state = if is_recording { RecordingState::Recording } else { RecordingState::Idle };
+        let state = if is_recording { RecorderState::Recording } else { RecorderState::Idle };
         Box::pin(async move { Ok(RecordingStatus::bare(state, is_recording)) })
     }
 
@@ -112,7 +121,7 @@ fn viewer(id: u32) -> ViewerStatus {
     ViewerStatus {
         id,
         state: ViewerState::Connected,
-        gate: ViewerGate::WaitingForIdr,
+        gate: GateState::WaitingForIdr,
         remote: Some(SocketAddr::from(([192, 0, 2, 1], 5000))),
         profile: None,
         connected_ms: 1,
@@ -188,13 +197,19 @@ pub(crate) struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Plain HTTP without a token.
+pub(crate) fn open(address: SocketAddr) -> HttpConfig {
+    let (policy, timeouts) = (Policy::default(), HttpTimeouts::default());
+    HttpConfig { address, policy, access: None, tls: None, timeouts }
+}
+
 impl Server {
     pub(crate) fn start() -> Server {
         Server::with_timeouts(HttpTimeouts::default())
     }
 
     pub(crate) fn with_timeouts(timeouts: HttpTimeouts) -> Server {
-        Server::configured(timeouts, HttpConfig::open)
+        Server::configured(timeouts, open)
     }
 
     pub(crate) fn configured(
@@ -211,11 +226,12 @@ impl Server {
             commands: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);
-        let config = HttpConfig { allow_origin: vec![FRIEND.into()], ..configure(address) };
+        let mut config = HttpConfig { timeouts, ..configure(address) };
+        config.policy.allow_origin.push(FRIEND.into());
         let stub = backend.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(serve_with(config, timeouts, listener, stub, stopped));
+            runtime.block_on(serve(config, listener, stub, stopped));
         });
         Server { address, backend, stop, thread: Some(thread) }
     }

@@ -15,9 +15,9 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, Support
 use streaming_server::base::limits;
 use streaming_server::config::Tls;
 use streaming_server::http::certificate::{self, Certificate, CertificateError};
-use streaming_server::http::{Hosts, HttpConfig, HttpTimeouts, TlsKeys};
+use streaming_server::http::{Hosts, HttpConfig, HttpTimeouts, Policy, TlsKeys};
 
-use super::stub::{Reply, Server, read_to_end};
+use super::stub::{Reply, Server, open, read_to_end};
 
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
@@ -61,8 +61,7 @@ impl Authority {
     }
 
     pub(crate) fn keys(&self) -> Arc<TlsKeys> {
-        let certificate = self.obtain(real_now_s()).unwrap();
-        Arc::new(TlsKeys::new(certificate.chain, certificate.key).unwrap())
+        Arc::new(TlsKeys::new(self.obtain(real_now_s()).unwrap()).unwrap())
     }
 
     fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
@@ -107,8 +106,8 @@ const KEPT_OPEN: &[u8] = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
 fn serve(authority: &Authority, timeouts: HttpTimeouts) -> (Server, Arc<TlsKeys>) {
     let keys = authority.keys();
     let tls = Some(Arc::clone(&keys));
-    let hosts = Some(Hosts::new("camera", []));
-    (Server::configured(timeouts, |address| HttpConfig { tls, hosts, ..HttpConfig::open(address) }), keys)
+    let policy = Policy { hosts: Some(Hosts::new("camera", [])), ..Policy::default() };
+    (Server::configured(timeouts, |address| HttpConfig { tls, policy, ..open(address) }), keys)
 }
 
 // ---- handshakes ----------------------------------------------------------------------------------------
@@ -244,8 +243,7 @@ fn a_new_certificate_applies_to_new_connections_only() {
         assert!(bytes.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&bytes[..count]));
     };
     ask();
-    let certificate = second.obtain(real_now_s()).unwrap();
-    keys.replace(certificate.chain, certificate.key).unwrap();
+    keys.replace(second.obtain(real_now_s()).unwrap()).unwrap();
     ask();
     assert_eq!(exchange(second.connect(server.connect()), HEALTH).status, 200);
     let mut refused = first.connect(server.connect());
@@ -254,8 +252,9 @@ fn a_new_certificate_applies_to_new_connections_only() {
         "the old certificate is still in use"
     );
     // A key that does not fit the certificate is refused and changes nothing.
-    let (chain, key) = (first.obtain(real_now_s()).unwrap().chain, second.obtain(real_now_s()).unwrap().key);
-    assert!(keys.replace(chain, key).is_err());
+    let key = second.obtain(real_now_s()).unwrap().key;
+    let mixed = Certificate { key, ..first.obtain(real_now_s()).unwrap() };
+    assert!(matches!(keys.replace(mixed), Err(CertificateError::Unusable { .. })));
     assert_eq!(exchange(second.connect(server.connect()), HEALTH).status, 200);
 }
 
@@ -321,7 +320,7 @@ fn problems_of_the_owners_files_are_reported() {
     };
     let found = read(&good, &good, real_now_s()).unwrap();
     assert!(found.findings.is_empty(), "{:?}", found.findings);
-    assert!(TlsKeys::new(found.chain, found.key).is_ok());
+    assert!(TlsKeys::new(found).is_ok());
 
     let error = |cert: &PathBuf, key: &PathBuf| read(cert, key, 0).err().unwrap().to_string();
     let missing = one.directory.join("missing.pem");
@@ -345,9 +344,9 @@ fn problems_of_the_owners_files_are_reported() {
 
     let not_der = path("not_der.pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let found = read(&not_der, &good, 0).unwrap();
-    assert!(TlsKeys::new(found.chain, found.key).is_err());
+    assert!(TlsKeys::new(found).is_err());
     let mixed = read(&good, &other.directory.join(certificate::SELF_SIGNED), real_now_s()).unwrap();
-    assert!(TlsKeys::new(mixed.chain, mixed.key).is_err(), "not a pair");
+    assert!(TlsKeys::new(mixed).is_err(), "not a pair");
 
     let expired = read(&good, &good, real_now_s() + 900 * DAY_S).unwrap();
     assert!(expired.findings[0].contains("has expired"), "{:?}", expired.findings);

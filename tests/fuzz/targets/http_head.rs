@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use streaming_server::base::clock::Moment;
 use streaming_server::config::{Config, Parsed};
 use streaming_server::http::Hosts;
-use streaming_server::http::access::{Access, Admission, Credentials};
+use streaming_server::http::access::Access;
 use streaming_server::http::ranges::{self, Part};
 use streaming_server::http::request::Head;
 use streaming_server::http::routes::{self, Action, Policy};
@@ -26,6 +26,10 @@ static ACCESS: LazyLock<Access> = LazyLock::new(|| {
     let Ok(Parsed::Run(config)) = parsed else { panic!("the options of the test are valid") };
     Access::new(config.token.expect("a token"), 8080, Arc::default(), Moment::now().steady)
 });
+
+fn decide(policy: &Policy, head: &Head<'_>, body: &[u8]) -> Action {
+    routes::admit(policy, head).map_or_else(Action::Respond, |route| route.act(head, body))
+}
 
 fuzz_target!(|text: &str| {
     let mut lines = text.split('\n');
@@ -45,28 +49,27 @@ fuzz_target!(|text: &str| {
     };
     let body = lines.next().unwrap_or_default().as_bytes();
     let policy = Policy { allow_origin: vec![FRIEND.to_owned()], hosts: None };
-    let action = routes::route(&policy, &head, body);
-    assert_eq!(action, routes::route(&policy, &head, body), "the same request, another decision");
+    let action = decide(&policy, &head, body);
+    assert_eq!(action, decide(&policy, &head, body), "the same request, another decision");
     if let Action::Respond(response) = action {
         let _ = routes::finish(&policy, &head, response);
     }
 
     let foreign = Head { host: Some(OWN), origin: Some("https://foreign.example"), ..head };
     if !matches!(foreign.method, "GET" | "HEAD" | "OPTIONS") {
-        assert!(matches!(routes::route(&policy, &foreign, body), Action::Respond(_)), "{foreign:?}");
+        assert!(matches!(decide(&policy, &foreign, body), Action::Respond(_)), "{foreign:?}");
     }
 
     let hosts = Some(Hosts::new("camera", []));
     let rebound = Head { host: Some("foreign.example"), ..head };
     if rebound.path != "/health" {
-        let action = routes::route(&Policy { hosts, ..policy.clone() }, &rebound, body);
+        let action = decide(&Policy { hosts, ..policy.clone() }, &rebound, body);
         assert!(matches!(action, Action::Respond(_)), "{rebound:?}");
     }
 
-    let shown = Credentials { authorization: head.authorization, cookie: head.cookie };
-    match ACCESS.check(shown, IpAddr::V4(Ipv4Addr::LOCALHOST), Moment::now()) {
-        Ok(Admission::Token) => assert!(head.authorization.is_some_and(|header| header.contains(TOKEN))),
-        Ok(Admission::Login(login)) => panic!("a forged cookie was admitted: {login:?}"),
+    match ACCESS.check(&head, IpAddr::V4(Ipv4Addr::LOCALHOST), Moment::now()) {
+        Ok(None) => assert!(head.authorization.is_some_and(|header| header.contains(TOKEN))),
+        Ok(Some(login)) => panic!("a forged cookie was admitted: {login:?}"),
         Err(error) => assert!(matches!(error.status, 401 | 429), "{error}"),
     }
 

@@ -1,0 +1,47 @@
+//! Runs an [`Action`] on the backend, for both adapters.
+
+use serde_json::json;
+
+use super::backend::{ApiError, Backend, BoxFuture};
+use super::response::Response;
+use super::routes::Action;
+use super::{events, login};
+
+/// Returns the response to an action. The public endpoint streams events and downloads itself and manages logins, if it
+/// has a token.
+///
+/// # Errors
+/// The error of the backend, or 404 for events and downloads.
+pub(super) async fn perform(
+    backend: &dyn Backend,
+    action: Action,
+    login_end: Option<BoxFuture<()>>,
+) -> Result<Response, ApiError> {
+    Ok(match action {
+        Action::Respond(response) => response,
+        Action::Offer(sdp) => {
+            let answer = backend.offer(&sdp, login_end).await?;
+            Response::json(200, &json!({ "type": "answer", "sdp": answer }))
+        }
+        Action::Viewers => Response::json(200, &backend.viewers().await),
+        Action::Status => Response::json(200, &events::status(backend).await),
+        Action::Ready => match backend.ready() {
+            Ok(()) => Response::json(200, &json!({ "status": "ready" })),
+            Err(reason) => Response::json(503, &json!({ "status": "waiting", "reason": reason })),
+        },
+        Action::Metrics => {
+            Response::with_body(200, "text/plain; version=0.0.4; charset=utf-8", backend.metrics())
+                .header("cache-control", "no-store")
+        }
+        Action::Recording(command) => Response::json(200, &backend.recording(command).await?),
+        Action::RecordingStatus => Response::json(200, &backend.recording_status().await?),
+        // No token is needed: the server has none, or a user of this machine asks.
+        Action::Session | Action::LogIn(_) | Action::LogOut => login::answer(false),
+        Action::Events => {
+            return Err(ApiError::new(404, "not_here", "events are on the public endpoint (--http)"));
+        }
+        Action::Download { .. } => {
+            return Err(ApiError::new(404, "not_here", "downloads are on the public endpoint (--http)"));
+        }
+    })
+}
