@@ -31,17 +31,8 @@ pub(super) fn shm(text: &str) -> Result<String, String> {
 
 /// `IP:PORT`, or `:PORT` and `PORT` for all IPv4 addresses.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(address) = text.parse() {
-        return Ok(address);
-    }
-    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
-        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    }
-    let port = text.strip_prefix(':').unwrap_or(text);
-    match port.parse() {
-        Ok(port) => Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
-        Err(_) => Err("IP:PORT, :PORT or PORT, such as 0.0.0.0:8080 or [::]:8080".into()),
-    }
+    address_or_port(text, Ipv4Addr::UNSPECIFIED)
+        .ok_or_else(|| "IP:PORT, :PORT or PORT, such as 0.0.0.0:8080 or [::]:8080".into())
 }
 
 /// A loopback address, or `off`.
@@ -50,14 +41,21 @@ pub(super) fn control(text: &str) -> Result<Option<SocketAddr>, String> {
         return Ok(None);
     }
     // Here a bare port means the loopback address, not all addresses.
-    let port = text.strip_prefix(':').unwrap_or(text).parse();
-    let address = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).or_else(|_| address(text));
-    match address {
-        Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
+    match address_or_port(text, Ipv4Addr::LOCALHOST) {
+        Some(address) if address.ip().is_loopback() => Ok(Some(address)),
         _ => Err("a loopback address, such as 127.0.0.1:6060 or [::1]:6060, or off: \
                   the control endpoint is for this machine only"
             .into()),
     }
+}
+
+/// Parses `IP:PORT`, `localhost:PORT`, or a port of `ip`.
+fn address_or_port(text: &str, ip: Ipv4Addr) -> Option<SocketAddr> {
+    let (ip, port) = match text.strip_prefix("localhost:") {
+        Some(port) => (Ipv4Addr::LOCALHOST, port),
+        None => (ip, text.strip_prefix(':').unwrap_or(text)),
+    };
+    text.parse().ok().or_else(|| Some(SocketAddr::from((ip, port.parse().ok()?))))
 }
 
 /// An address at which viewers reach this server, though no interface has it.

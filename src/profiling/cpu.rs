@@ -112,11 +112,11 @@ fn encode(table: &Table, threads: &SampledThreads, period_ns: i64, duration_ns: 
         ..Description::default()
     };
     pprof::encode(&description, &|visit| {
-        table.for_each(&mut |seen| {
+        for seen in table.stacks() {
             let count = i64::try_from(seen.count).unwrap_or(i64::MAX);
             let name = threads.names.get(&seen.thread).map_or("", String::as_str);
             let values = [count, count.saturating_mul(period_ns)];
-            visit(&Sample { frames: seen.frames, values: &values, labels: &[("thread", name)] });
-        });
+            visit(&Sample { frames: &seen.frames, values: &values, labels: &[("thread", name)] });
+        }
     })
 }

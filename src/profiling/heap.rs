@@ -67,19 +67,19 @@ fn filter(address: usize) -> Option<&'static AtomicU8> {
 #[cold]
 #[inline(never)]
 pub(super) fn sample(address: usize, bytes: usize) {
-    let is_first = RANDOM.with(|random| random.get() == 0);
-    let distance = random_distance();
+    let is_first = RANDOM.get() == 0;
+    let mut distance = random_distance();
     if is_first {
         // This is the thread's first allocation and starts its countdown. It is sampled only if the first random
         // distance ends within it.
         let left = distance - bytes.cast_signed() as i64;
-        BYTES_LEFT.with(|countdown| countdown.set(if left >= 0 { left } else { random_distance() }));
         if left >= 0 {
+            BYTES_LEFT.set(left);
             return;
         }
-    } else {
-        BYTES_LEFT.with(|countdown| countdown.set(distance));
+        distance = random_distance();
     }
+    BYTES_LEFT.set(distance);
     let mut frames = [0_usize; HEAP_STACK_FRAMES_MAX];
     let count = stack::keeping_errno(|| stack::walk_from_here(&mut frames));
     let frames = frames.get(..count).unwrap_or_default();
@@ -108,15 +108,12 @@ fn tables() -> MutexGuard<'static, Tables> {
 )]
 fn random_distance() -> i64 {
     static SEED: AtomicU64 = AtomicU64::new(1);
-    let state = RANDOM.with(|random| {
-        let mut state = random.get();
-        if state == 0 {
-            state = mix(SEED.fetch_add(1, Ordering::Relaxed)); // unrelated to the states of other threads
-        }
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).max(1);
-        random.set(state);
-        state
-    });
+    let mut state = RANDOM.get();
+    if state == 0 {
+        state = mix(SEED.fetch_add(1, Ordering::Relaxed)); // unrelated to the states of other threads
+    }
+    state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).max(1);
+    RANDOM.set(state);
     let uniform = ((mix(state) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
     (-uniform.ln() * HEAP_SAMPLING_BYTES as f64) as i64 + 1
 }

@@ -152,10 +152,10 @@ impl Encoder {
             ]);
             self.put(3, &message.0);
         }
-        let named = symbols.functions.iter().map(|f| (f.name.as_str(), f.system_name.as_str()));
-        for (index, (name, system_name)) in named.chain([(UNKNOWN, UNKNOWN)]).enumerate() {
-            let message =
-                Message::of([(1, id(index)), (2, self.string(name)), (3, self.string(system_name))]);
+        let functions = symbols.functions.iter().map(String::as_str).chain([UNKNOWN]);
+        for (index, name) in functions.enumerate() {
+            let shown = self.string(&symbols::demangled(name));
+            let message = Message::of([(1, id(index)), (2, shown), (3, self.string(name))]);
             self.put(5, &message.0);
         }
         for (index, (address, place)) in symbols.addresses.iter().zip(&symbols.places).enumerate() {

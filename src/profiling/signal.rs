@@ -28,7 +28,8 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Records SIGPROF in its table while it exists. Only one session can exist at a time.
 pub(super) struct Session {
-    table: Arc<Table>,
+    /// What the handler has recorded so far.
+    pub(super) table: Arc<Table>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -42,11 +43,6 @@ impl Session {
         let table = Arc::new(Table::new(trigger, text));
         TABLE.store(Arc::as_ptr(&table).cast_mut(), Ordering::SeqCst);
         Ok(Session { table, _turn: turn })
-    }
-
-    /// Returns the number of samples so far.
-    pub(super) fn recorded(&self) -> u64 {
-        self.table.recorded()
     }
 
     /// Ends the session and returns its table. Another session may start afterwards.

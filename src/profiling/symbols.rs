@@ -18,13 +18,6 @@ pub(super) struct Mapping {
     pub(super) build_id: String,
 }
 
-/// A function: its demangled name and its linker name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Function {
-    pub(super) name: String,
-    pub(super) system_name: String,
-}
-
 /// Indices of the mapping and the function that contain an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -39,7 +32,8 @@ pub(super) struct Symbols {
     pub(super) addresses: Vec<usize>,
     /// Our own program comes first, as pprof expects.
     pub(super) mappings: Vec<Mapping>,
-    pub(super) functions: Vec<Function>,
+    /// Linker names of the functions.
+    pub(super) functions: Vec<String>,
     /// One entry per requested address; `None` if no code is mapped there.
     pub(super) places: Vec<Option<Place>>,
 }
@@ -68,9 +62,9 @@ impl Symbols {
     }
 
     /// Returns the name of the function at an address.
-    pub(super) fn name_of(&self, address: usize) -> Option<&str> {
+    pub(super) fn name_of(&self, address: usize) -> Option<String> {
         let (_, place) = self.find(address)?;
-        self.functions.get(place.function).map(|function| function.name.as_str())
+        self.functions.get(place.function).map(|name| demangled(name))
     }
 
     /// Resolves the addresses inside one mapping. `own` is the range of our own code.
@@ -95,7 +89,7 @@ impl Symbols {
         for (place, symbol) in self.places.iter_mut().skip(first).take(offsets.len()).zip(found) {
             let start = symbol.as_ref().map(|symbol| symbol.start);
             let function = *known.entry(start).or_insert_with(|| {
-                self.functions.push(function(symbol.map_or_else(|| whole.clone(), |symbol| symbol.name)));
+                self.functions.push(symbol.map_or_else(|| whole.clone(), |symbol| symbol.name));
                 self.functions.len() - 1
             });
             *place = Some(Place { mapping: index, function });
@@ -103,9 +97,9 @@ impl Symbols {
     }
 }
 
-fn function(system_name: String) -> Function {
-    let name = format!("{:#}", rustc_demangle::demangle(&system_name));
-    Function { name, system_name }
+/// Returns a function's name as in the source, from its linker name.
+pub(super) fn demangled(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
 }
 
 /// Returns all executable mappings with a name, ascending; none without /proc.
@@ -157,9 +151,9 @@ mod tests {
     fn own_functions_are_named_and_unmapped_addresses_are_not() {
         let resolve_at = resolve as fn(Vec<usize>) -> Symbols as usize;
         let symbols = resolve(vec![resolve_at + 1, 8, usize::MAX, resolve_at, 8]);
-        let names: Vec<Option<&str>> =
+        let names: Vec<Option<String>> =
             symbols.addresses.iter().map(|address| symbols.name_of(*address)).collect();
-        let ours = Some("streaming_server::profiling::symbols::resolve");
-        assert_eq!(names, [None, ours, ours, None]);
+        let ours = Some("streaming_server::profiling::symbols::resolve".to_owned());
+        assert_eq!(names, [None, ours.clone(), ours, None]);
     }
 }

@@ -45,13 +45,13 @@ fn stacks_of(tasks: &[Task]) -> Result<Stacks, ProfileError> {
     let requested =
         tasks.iter().take(limits::PROFILE_THREADS_MAX).filter(|task| signal::request_stack(task.id)).count();
     let until_ns = clock::monotonic_ns() + i64::try_from(limits::PROFILE_ANSWER_MAX.as_nanos()).unwrap_or(0);
-    while session.recorded() < requested as u64 && clock::monotonic_ns() < until_ns {
+    while session.table.recorded() < requested as u64 && clock::monotonic_ns() < until_ns {
         thread::sleep(Duration::from_millis(1));
     }
     let mut stacks = Stacks::new();
-    session.stop().for_each(&mut |seen| {
-        stacks.entry(seen.thread).or_insert_with(|| seen.frames.to_vec());
-    });
+    for seen in session.stop().stacks() {
+        stacks.entry(seen.thread).or_insert(seen.frames);
+    }
     Ok(stacks)
 }
 

@@ -215,12 +215,10 @@ impl Ring {
         let left = self.ring.submission().len();
         self.counters.enters += 1;
         self.counters.sqes += u64::try_from(queued.saturating_sub(left)).unwrap_or_default();
-        match result {
-            Ok(_) => Ok(()),
-            Err(source) => match source.raw_os_error() {
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(UdpDriverError::of_enter(source)),
-            },
+        let Err(source) = result else { return Ok(()) };
+        match source.raw_os_error() {
+            Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            _ => Err(UdpDriverError::of_enter(source)),
         }
     }
 
