@@ -80,10 +80,9 @@ pub(super) fn sample(address: usize, bytes: usize) {
         distance = random_distance();
     }
     BYTES_LEFT.set(distance);
-    let mut frames = [0_usize; HEAP_STACK_FRAMES_MAX];
-    let count = stack::keeping_errno(|| stack::walk_from_here(&mut frames));
-    let frames = frames.get(..count).unwrap_or_default();
-    if !tables().add(address, bytes, frames) {
+    let mut frames = heapless::Vec::<usize, HEAP_STACK_FRAMES_MAX>::new();
+    stack::keeping_errno(|| stack::walk_from_here(&mut frames));
+    if !tables().add(address, bytes, &frames) {
         LOST.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -112,10 +112,10 @@ fn record(table: &Table, info: *const TimerSignal, context: *const libc::ucontex
     };
     // SAFETY: with SA_SIGINFO the third argument is the interrupted context, which lives while the handler runs.
     let registers = unsafe { context.as_ref() }.map_or_else(Registers::default, stack::interrupted);
-    let mut frames = [0_usize; STACK_FRAMES_MAX];
-    let found = stack::walk(&registers, &table.text, &mut frames);
+    let mut frames = heapless::Vec::<usize, STACK_FRAMES_MAX>::new();
+    stack::walk(&registers, &table.text, &mut frames);
     let thread = rustix::thread::gettid().as_raw_nonzero().get();
-    table.record(thread, count, frames.get(..found).unwrap_or_default());
+    table.record(thread, count, &frames);
 }
 
 /// Requests the stack of a thread of this process. Returns false if the thread no longer exists.
