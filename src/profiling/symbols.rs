@@ -2,8 +2,6 @@
 //! without symbols is shown by its own name in brackets.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::path::Path;
 
@@ -104,9 +102,8 @@ pub(super) fn demangled(name: &str) -> String {
 
 /// Returns all executable mappings with a name, ascending; none without /proc.
 pub(super) fn mappings() -> Vec<Mapping> {
-    let lines = |file| BufReader::new(file).lines().map_while(io::Result::ok);
-    let Ok(maps) = File::open("/proc/self/maps") else { return Vec::new() };
-    lines(maps).filter_map(|line| parse_mapping(&line)).collect()
+    let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
+    String::from_utf8_lossy(&maps).lines().filter_map(parse_mapping).collect()
 }
 
 /// Parses `start-end rwxp offset device inode   path` (proc(5)). `None` unless executable and with a path.
