@@ -248,10 +248,10 @@ mod tests {
     #[inline(never)]
     fn deep(levels: usize, frames: &mut Frames) -> usize {
         if levels == 0 {
-            walk_from_here(frames)
+            walk_from_here(frames);
         } else {
-            std::hint::black_box(deep(levels - 1, frames))
-        };
+            std::hint::black_box(deep(levels - 1, frames));
+        }
         frames.len()
     }
 
