@@ -96,7 +96,7 @@ mod path {
     use str0m::config::DtlsVersion;
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, RingWriter, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
-    use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};
+    use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice, UnitInfo};
     use streaming_server::uring::{Driver, UdpDriver, UdpDriverConfig, open_socket};
 
     use super::peer::{Pair, context};
@@ -195,14 +195,14 @@ mod path {
                 packetizer.packetize(&assembler.assemble(&view.bytes).unwrap(), &mut payloads);
                 assert!(view.is_intact());
             });
-            let packetized = PacketizedUnit {
-                payloads: &payloads,
+            let info = UnitInfo {
                 is_idr: number == 0,
                 is_reference: true,
                 rtp_time_90k: 3_000 * number,
                 captured_at_ns: None,
-                gap_before: false,
+                ..UnitInfo::default()
             };
+            let packetized = PacketizedUnit { info, payloads: &payloads };
             copied(&mut session, || {
                 let mut sink = ToEdge { driver: &mut driver, remote, bytes: 0 };
                 pair.viewer.push_access_unit(pair.now, &packetized, &mut sink);

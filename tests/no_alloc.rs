@@ -47,7 +47,7 @@ mod stages {
     use streaming_server::camera::RingWriter;
     use streaming_server::camera::{Camera, FORMAT_H264, Layout, Next, SlotMetadata, Wake};
     use streaming_server::h264::{Assembler, Packetizer};
-    use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice};
+    use streaming_server::session::{DatagramSink, Destination, PacketizedUnit, SrtpChoice, UnitInfo};
     use streaming_server::uring::{Completion, Driver, UdpDriver, UdpDriverConfig, open_socket};
 
     use super::allocations;
@@ -122,14 +122,14 @@ mod stages {
             assert!(view.is_intact());
             drop(view);
             let source = allocations() - before;
-            let packetized = PacketizedUnit {
-                payloads: &payloads,
+            let info = UnitInfo {
                 is_idr: number.is_multiple_of(30),
                 is_reference: true,
                 rtp_time_90k: 3_000 * number,
                 captured_at_ns: Some(1_700_000_000_000_000_000),
-                gap_before: false,
+                ..UnitInfo::default()
             };
+            let packetized = PacketizedUnit { info, payloads: &payloads };
             pair.run(Duration::from_millis(33));
             let before = allocations();
             let mut sink = ToEdge { driver: &mut driver, remote };

@@ -6,20 +6,26 @@ use std::sync::Arc;
 use super::layout::SlotMetadata;
 use super::mapping::Mapping;
 use super::sequence::ahead;
-use crate::base::limits::{COMMIT_STABLE_NS, PRE_IMAGE_BYTES_MAX, SLOT_DATA_BYTES_MAX};
+use crate::base::limits::{
+    COMMIT_STABLE_NS, COMMIT_UNSEEN_NS, COUNT_ANCHOR_UNITS, PRE_IMAGE_BYTES_MAX, SLOT_DATA_BYTES_MAX,
+};
 
-/// The bytes at the end of a unit that are compared.
+/// The bytes at the end of a unit that must stay the same between two polls.
 const TAIL_BYTES: usize = 64;
+
+/// The bytes at the end of a unit of which one must differ from the pre-image. Few, because all of them must belong to
+/// the last moment of the copy: 64 bytes are more than half of a small unit.
+const END_BYTES: usize = 16;
 
 /// Detects the end of the camera's copy into the newest slot, on rings whose index is raised before the copy.
 ///
 /// A slot counts as committed when all of this holds:
 /// - its metadata and the last bytes of its unit are the same in two polls [`COMMIT_STABLE_NS`] apart,
 /// - the frame number is the expected one,
-/// - the tail differs from the pre-image: a copy of the slot taken before the camera began the unit.
+/// - the end of the tail differs from the pre-image: a copy of the slot taken before the camera began the unit.
 ///
 /// A camera that is preempted in the middle of its copy leaves the tail unchanged. Without a visible difference the
-/// slot must stay unchanged for as long as the caller says.
+/// slot must stay unchanged for [`COMMIT_UNSEEN_NS`].
 #[derive(Debug, Default)]
 pub(super) struct CommitDetector {
     /// The unit whose slot was copied before the camera began it.
@@ -42,7 +48,7 @@ struct Candidate {
 impl CommitDetector {
     /// Copies the slot of `unit`, which the camera has not begun.
     pub(super) fn record_pre_image(&mut self, mapping: &Arc<Mapping>, unit: u32) {
-        if self.pre_image_unit == Some(unit) {
+        if self.has_pre_image(unit) {
             return;
         }
         let bytes = (self.recent_bytes + self.recent_bytes / 4).max(PRE_IMAGE_BYTES_MAX / 8);
@@ -53,27 +59,29 @@ impl CommitDetector {
         self.pre_image_unit = (mapping.write_index() == unit).then_some(unit);
     }
 
-    /// Polls the slot of `unit`, the newest one begun. Returns true if it is committed. `unseen_ns` is how long the
-    /// slot must stay unchanged if it does not differ from the pre-image.
-    pub(super) fn poll(&mut self, mapping: &Arc<Mapping>, unit: u32, now_ns: i64, unseen_ns: i64) -> bool {
+    /// Returns true if the slot of `unit` was copied before the camera began it.
+    pub(super) fn has_pre_image(&self, unit: u32) -> bool {
+        self.pre_image_unit == Some(unit)
+    }
+
+    /// Polls the slot of `unit`, the newest one begun. Returns true if it is committed.
+    pub(super) fn poll(&mut self, mapping: &Arc<Mapping>, unit: u32, now_ns: i64) -> bool {
         let metadata = mapping.metadata(unit);
         let tail = Tail::of_unit(mapping, unit, &metadata);
-        let stable_ns = match &self.candidate {
-            Some(seen) if seen.unit == unit && seen.metadata == metadata && seen.tail == tail => {
-                now_ns - seen.since_ns
-            }
-            _ => {
-                self.candidate = Some(Candidate { unit, metadata, tail, since_ns: now_ns });
-                return false;
-            }
-        };
-        let is_committed = self
-            .required_stable_ns(mapping, unit, &metadata, &tail, unseen_ns)
-            .is_some_and(|ns| stable_ns >= ns);
-        if is_committed {
-            self.recent_bytes = tail.end.max(self.recent_bytes - self.recent_bytes / 16);
+        let candidate = self.candidate.as_ref().filter(|seen| seen.unit == unit);
+        if candidate.is_none() {
+            self.recent_bytes -= self.recent_bytes / 16;
         }
-        is_committed
+        self.recent_bytes = self.recent_bytes.max(tail.end);
+        match candidate.filter(|seen| seen.metadata == metadata && seen.tail == tail) {
+            Some(seen) => self
+                .required_stable_ns(mapping, unit, &metadata, &tail)
+                .is_some_and(|required_ns| now_ns - seen.since_ns >= required_ns),
+            None => {
+                self.candidate = Some(Candidate { unit, metadata, tail, since_ns: now_ns });
+                false
+            }
+        }
     }
 
     /// Returns how long the slot must stay unchanged to count as committed; `None` while it holds the old unit.
@@ -83,10 +91,9 @@ impl CommitDetector {
         unit: u32,
         metadata: &SlotMetadata,
         tail: &Tail,
-        unseen_ns: i64,
     ) -> Option<i64> {
-        if self.pre_image_unit != Some(unit) {
-            return Some(unseen_ns);
+        if !self.has_pre_image(unit) {
+            return Some(COMMIT_UNSEEN_NS);
         }
         if *metadata == self.pre_image_metadata {
             return None;
@@ -94,7 +101,7 @@ impl CommitDetector {
         let before = mapping.metadata(unit.wrapping_sub(1));
         let is_expected = metadata.frame_number == before.frame_number.wrapping_add(1);
         let is_rewritten = tail.differs_from(&self.pre_image);
-        Some(if is_expected && is_rewritten { COMMIT_STABLE_NS } else { unseen_ns })
+        Some(if is_expected && is_rewritten { COMMIT_STABLE_NS } else { COMMIT_UNSEEN_NS })
     }
 }
 
@@ -118,10 +125,12 @@ impl Tail {
         Tail { end, bytes }
     }
 
+    /// Returns true if the last [`END_BYTES`] of the unit differ from the pre-image.
     fn differs_from(&self, pre_image: &[u8]) -> bool {
-        let start = self.end.saturating_sub(TAIL_BYTES);
-        let old = pre_image.get(start..self.end);
-        old.is_some_and(|old| !self.bytes.starts_with(old))
+        let tail = self.bytes.get(..self.end.min(TAIL_BYTES)).unwrap_or_default();
+        let end_bytes = tail.len().min(END_BYTES);
+        let old = pre_image.get(self.end - end_bytes..self.end);
+        old.is_some_and(|old| !tail.ends_with(old))
     }
 }
 
@@ -138,38 +147,53 @@ pub(super) struct Posts {
 /// index, copies, then posts. One post does not prove the newest unit: the camera may have begun another since.
 ///
 /// If all posts are taken after an index of `i` was loaded, at least `i - 1` units have been posted. Every later
-/// post is one more unit. The bound is exact after [`PostCount::anchor`]. Posts taken by other processes only make it
-/// lag.
+/// post is one more unit. This bound may be one unit below the exact count. It becomes exact when a poll happens between
+/// the camera's step of the index and its post. A camera that writes faster than it is polled keeps the bound too low,
+/// and its newest unit is complete when the next one begins.
+///
+/// A regular camera is never polled in that moment. For it, [`COUNT_ANCHOR_UNITS`] units in a row whose slots were seen to
+/// be complete, each with one post, show that the count is exact. A single such unit does not: the camera may be
+/// preempted between its copy and its post. Posts taken by other processes only lower the count.
 #[derive(Debug, Default)]
 pub(super) struct PostCount {
     /// Units known to be posted; `None` before the first poll.
     posted: Option<u32>,
+    /// The index at which a slot was last seen to be complete.
+    committed: u32,
+    /// Posts taken since then.
+    taken_since: u32,
+    /// Units in a row whose slots were seen to be complete, each with one post.
+    in_step: u32,
 }
 
 impl PostCount {
     /// Adds the posts of one poll; `index` was loaded after it. Returns how many units are complete.
     pub(super) fn update(&mut self, posts: Posts, index: u32) -> u32 {
+        self.taken_since = self.taken_since.saturating_add(posts.taken);
         let proven = posts.index_before.wrapping_sub(1);
         let counted = self.posted.map(|posted| posted.wrapping_add(posts.taken));
         let posted = match counted {
-            // The count is valid only up to the index. More posts than units mean that another process posted, or that
-            // the count was anchored too high.
-            Some(counted) if ahead(counted, index) <= 0 => {
-                if ahead(proven, counted) > 0 {
-                    proven
-                } else {
-                    counted
-                }
+            // More posts than units: the count was too high, or another process posted.
+            Some(counted) if ahead(counted, index) > 0 => {
+                self.in_step = 0;
+                proven
             }
+            Some(counted) if ahead(proven, counted) <= 0 => counted,
             _ => proven,
         };
         self.posted = Some(posted);
         posted
     }
 
-    /// Sets the exact count. The semaphore must be empty and the newest unit complete: `index` units are posted.
-    pub(super) fn anchor(&mut self, index: u32) {
-        self.posted = Some(index);
+    /// Reports that the slot of the newest of `index` units was seen to be complete.
+    pub(super) fn on_committed(&mut self, index: u32) {
+        let is_in_step = index.wrapping_sub(self.committed) == 1 && self.taken_since == 1;
+        self.in_step = if is_in_step { self.in_step + 1 } else { 0 };
+        self.committed = index;
+        self.taken_since = 0;
+        if self.in_step >= COUNT_ANCHOR_UNITS {
+            self.posted = Some(index);
+        }
     }
 }
 
@@ -178,7 +202,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::base::limits::COMMIT_UNSEEN_NS;
     use crate::camera::layout::Layout;
     use crate::camera::mapping::Access;
     use crate::camera::test_ring::TestRing;
@@ -202,9 +225,9 @@ mod tests {
         let unit = ring.begin();
         ring.write_metadata(unit, &ring.metadata(&[99; 1200]));
         ring.write_data(unit, 0, &[99; 1200]);
-        assert!(!detector.poll(&mapping, unit, 0, COMMIT_UNSEEN_NS), "one poll is never enough");
-        assert!(!detector.poll(&mapping, unit, MS - 1, COMMIT_UNSEEN_NS));
-        assert!(detector.poll(&mapping, unit, MS, COMMIT_UNSEEN_NS));
+        assert!(!detector.poll(&mapping, unit, 0), "one poll is never enough");
+        assert!(!detector.poll(&mapping, unit, MS - 1));
+        assert!(detector.poll(&mapping, unit, MS));
     }
 
     #[test]
@@ -214,9 +237,9 @@ mod tests {
         ring.write_metadata(unit, &ring.metadata(&[99; 1200]));
         for step in 0..6 {
             ring.write_data(unit, 0, &vec![99; 1150 + step * 10]);
-            assert!(!detector.poll(&mapping, unit, step as i64 * MS, COMMIT_UNSEEN_NS), "step {step}");
+            assert!(!detector.poll(&mapping, unit, step as i64 * MS), "step {step}");
         }
-        assert!(detector.poll(&mapping, unit, 6 * MS, COMMIT_UNSEEN_NS));
+        assert!(detector.poll(&mapping, unit, 6 * MS));
     }
 
     #[test]
@@ -224,7 +247,7 @@ mod tests {
         let (mut ring, mapping, mut detector) = ring_of_units();
         let unit = ring.begin();
         for ms in 0..1000 {
-            assert!(!detector.poll(&mapping, unit, ms * MS, COMMIT_UNSEEN_NS));
+            assert!(!detector.poll(&mapping, unit, ms * MS));
         }
     }
 
@@ -234,11 +257,25 @@ mod tests {
         let unit = ring.begin();
         ring.write_metadata(unit, &ring.metadata(&[99; 1000]));
         ring.write_data(unit, 0, &[99; 500]);
-        assert!(!detector.poll(&mapping, unit, 0, COMMIT_UNSEEN_NS));
-        assert!(!detector.poll(&mapping, unit, 4 * MS, COMMIT_UNSEEN_NS), "the old tail is still there");
+        assert!(!detector.poll(&mapping, unit, 0));
+        assert!(!detector.poll(&mapping, unit, 4 * MS), "the old tail is still there");
         ring.write_data(unit, 500, &[99; 500]);
-        assert!(!detector.poll(&mapping, unit, 5 * MS, COMMIT_UNSEEN_NS));
-        assert!(detector.poll(&mapping, unit, 6 * MS, COMMIT_UNSEEN_NS));
+        assert!(!detector.poll(&mapping, unit, 5 * MS));
+        assert!(detector.poll(&mapping, unit, 6 * MS));
+    }
+
+    #[test]
+    fn small_unit_is_not_committed_by_its_first_half() {
+        let (mut ring, mapping, mut detector) = ring_of_units();
+        let unit = ring.begin();
+        ring.write_metadata(unit, &ring.metadata(&[99; 80]));
+        ring.write_data(unit, 0, &[99; 40]);
+        for ms in 0..10 {
+            assert!(!detector.poll(&mapping, unit, ms * MS));
+        }
+        ring.write_data(unit, 40, &[99; 40]);
+        assert!(!detector.poll(&mapping, unit, 20 * MS));
+        assert!(detector.poll(&mapping, unit, 21 * MS));
     }
 
     #[test]
@@ -247,9 +284,9 @@ mod tests {
         let unit = ring.begin();
         let invalid = SlotMetadata { data_bytes: u64::MAX, ..ring.metadata(b"") };
         ring.write_metadata(unit, &invalid);
-        assert!(!detector.poll(&mapping, unit, 0, COMMIT_UNSEEN_NS));
-        assert!(!detector.poll(&mapping, unit, 2 * MS, COMMIT_UNSEEN_NS));
-        assert!(detector.poll(&mapping, unit, COMMIT_UNSEEN_NS, COMMIT_UNSEEN_NS));
+        assert!(!detector.poll(&mapping, unit, 0));
+        assert!(!detector.poll(&mapping, unit, 2 * MS));
+        assert!(detector.poll(&mapping, unit, COMMIT_UNSEEN_NS));
     }
 
     #[test]
@@ -266,7 +303,7 @@ mod tests {
     enum Step {
         Camera,
         Poll,
-        Anchor,
+        Committed,
         StolenPost,
     }
 
@@ -274,7 +311,7 @@ mod tests {
         let step = prop_oneof![
             6 => Just(Step::Camera),
             4 => Just(Step::Poll),
-            1 => Just(Step::Anchor),
+            1 => Just(Step::Committed),
             1 => Just(Step::StolenPost),
         ];
         prop::collection::vec(step, 1..200)
@@ -300,15 +337,14 @@ mod tests {
                         semaphore += 1;
                     }
                     Step::StolenPost => semaphore = semaphore.saturating_sub(1),
-                    Step::Poll | Step::Anchor => {
+                    Step::Poll | Step::Committed => {
                         let posts = Posts { taken: semaphore, index_before: index };
                         semaphore = 0;
                         let counted = count.update(posts, index);
                         prop_assert!(ahead(counted, copied) <= 0, "counted {counted}, copied {copied}");
                         prop_assert!(ahead(counted, index) >= -50, "never far behind");
-                        if matches!(step, Step::Anchor) && index == copied {
-                            count.anchor(index);
-                            prop_assert_eq!(count.update(Posts { taken: 0, ..posts }, index), index);
+                        if matches!(step, Step::Committed) && index == copied {
+                            count.on_committed(index);
                         }
                     }
                 }
@@ -316,15 +352,48 @@ mod tests {
         }
     }
 
+    fn poll(count: &mut PostCount, taken: u32, index: u32) -> u32 {
+        count.update(Posts { taken, index_before: index }, index)
+    }
+
     #[test]
-    fn anchored_count_proves_the_newest_unit_by_its_post() {
+    fn posts_prove_the_newest_unit_after_units_in_step() {
         let mut count = PostCount::default();
-        let posts = Posts { taken: 900, index_before: 7 };
-        assert_eq!(count.update(posts, 7), 6, "stale posts prove nothing");
-        count.anchor(7);
-        let posts = Posts { taken: 1, index_before: 8 };
-        assert_eq!(count.update(posts, 8), 8);
-        let posts = Posts { taken: 1, index_before: 10 };
-        assert_eq!(count.update(posts, 10), 9, "the tenth unit is begun but not posted");
+        assert_eq!(poll(&mut count, 900, 7), 6, "stale posts prove nothing");
+        count.on_committed(7);
+        for index in 8..8 + COUNT_ANCHOR_UNITS {
+            assert_eq!(poll(&mut count, 1, index), index - 1);
+            count.on_committed(index);
+        }
+        let next = 8 + COUNT_ANCHOR_UNITS;
+        assert_eq!(poll(&mut count, 1, next), next);
+        assert_eq!(poll(&mut count, 1, next + 2), next + 1, "the newest unit is begun but not posted");
+    }
+
+    #[test]
+    fn camera_preempted_before_its_post_does_not_raise_the_count() {
+        let mut count = PostCount::default();
+        poll(&mut count, 0, 7);
+        count.on_committed(7);
+        // The post of unit 7 comes late, together with the start of unit 8.
+        assert_eq!(poll(&mut count, 1, 8), 7);
+        count.on_committed(8);
+        assert_eq!(poll(&mut count, 1, 9), 8);
+    }
+
+    #[test]
+    fn post_too_many_ends_the_sequence_of_units_in_step() {
+        let mut count = PostCount::default();
+        poll(&mut count, 0, 7);
+        count.on_committed(7);
+        for index in 8..8 + COUNT_ANCHOR_UNITS {
+            poll(&mut count, 1, index);
+            count.on_committed(index);
+        }
+        let newest = 7 + COUNT_ANCHOR_UNITS;
+        assert_eq!(poll(&mut count, 1, newest), newest - 1, "the count was too high");
+        assert_eq!(poll(&mut count, 0, newest + 1), newest);
+        count.on_committed(newest + 1);
+        assert_eq!(poll(&mut count, 1, newest + 2), newest + 1);
     }
 }

@@ -8,10 +8,7 @@ use super::mapping::Mapping;
 use super::segment::{MappingError, SegmentIdentity};
 use super::sequence::ahead;
 use super::source::{Attachment, Camera, MonotonicNs, restart_at};
-use crate::base::limits::{
-    CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_SILENT_NS, COMMIT_POSTED_NS, COMMIT_UNSEEN_NS,
-    INDEX_STEP_MAX,
-};
+use crate::base::limits::{CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_SILENT_NS, INDEX_STEP_MAX};
 use crate::base::log_limit::LogLimit;
 
 /// Result of one poll.
@@ -214,17 +211,13 @@ impl Run {
         {
             complete = posted;
         }
-        let is_posted = posted.is_none_or(|posted| posted == self.index);
-        // If the semaphore's posts can be counted, a slot that stays unchanged is needed once, to anchor the count.
-        // Without posts, each unit is complete only when its slot stays unchanged.
-        let unseen_ns = if posts.is_some() { COMMIT_POSTED_NS } else { COMMIT_UNSEEN_NS };
-        if (complete != self.index || !is_posted) && self.detector.poll(mapping, newest, now_ns, unseen_ns) {
+        // Without an exact count of posts, the newest unit is complete when its slot shows it.
+        if complete != self.index && self.detector.poll(mapping, newest, now_ns) {
             complete = self.index;
-            if posts.is_some() {
-                self.posts.anchor(self.index);
-            }
+            self.posts.on_committed(self.index);
         }
-        if complete == self.index && posts.is_none() {
+        let needs_pre_image = complete == self.index || !self.detector.has_pre_image(newest);
+        if posted != Some(self.index) && needs_pre_image {
             self.detector.record_pre_image(mapping, self.index);
         }
         self.available = complete;
@@ -450,6 +443,60 @@ mod tests {
         scene.poll_after(200);
         assert!(matches!(scene.next(), Next::Restarted));
         assert_eq!(units(&mut scene), [b"new"]);
+    }
+
+    /// Polls with the given number of posts, as on a ring with a semaphore.
+    fn poll_posts(scene: &mut Scene, ms: i64, taken: u32) {
+        scene.now_ns += ms * MS;
+        let index_before = scene.follower.mapping().1.map_or(0, |mapping| mapping.write_index());
+        scene.follower.poll(scene.now_ns, Some(Posts { taken, index_before }));
+    }
+
+    #[test]
+    fn unit_of_a_camera_preempted_in_its_copy_is_not_delivered() {
+        let mut ring = TestRing::new(Layout::V1);
+        let mut scene = Scene::new(ring.name());
+        for number in 0..10_u8 {
+            ring.publish(&[number; 1000]);
+            poll_posts(&mut scene, 0, 1);
+        }
+        units(&mut scene);
+        let unit = ring.begin();
+        ring.write_metadata(unit, &ring.metadata(&[99; 1000]));
+        ring.write_data(unit, 0, &[99; 500]);
+        for _ in 0..100 {
+            poll_posts(&mut scene, 1, 0);
+        }
+        assert!(units(&mut scene).iter().all(|unit| unit[0] != 99), "half of a unit was delivered");
+        ring.write_data(unit, 500, &[99; 500]);
+        (0..3).for_each(|_| poll_posts(&mut scene, 1, 1));
+        assert_eq!(units(&mut scene), [[99; 1000]]);
+    }
+
+    #[test]
+    fn units_of_a_regular_camera_are_delivered_before_the_next_one_begins() {
+        for (layout, posts) in [(Layout::V0, None), (Layout::V1, Some(1))] {
+            let mut ring = TestRing::new(layout);
+            (0..50).for_each(|_| ring.publish(&[200; 40_000]));
+            let mut scene = Scene::new(ring.name());
+            scene.poll_after(0);
+            for number in 0..20_u8 {
+                ring.publish(&vec![number; 40_000]);
+                for ms in 0..33 {
+                    match posts {
+                        Some(posts) => poll_posts(&mut scene, 1, if ms == 0 { posts } else { 0 }),
+                        None => {
+                            scene.poll_after(1);
+                        }
+                    }
+                }
+                let delivered = units(&mut scene);
+                if number > 2 {
+                    let numbers: Vec<u8> = delivered.iter().map(|unit| unit[0]).collect();
+                    assert_eq!(numbers, [number], "{layout}");
+                }
+            }
+        }
     }
 
     #[test]

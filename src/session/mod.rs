@@ -19,8 +19,8 @@ mod transport;
 mod viewer;
 
 pub use context::{ContextError, SessionConfig, SessionContext};
-pub use media::PacketizedUnit;
-pub use media::catch_up::{CatchUpDecision, CatchUpTime, GopAvailability, IdrReason};
+pub use media::catch_up::{CatchUpDecision, GopAvailability, GopSize, IdrReason};
+pub use media::{PacketizedUnit, UnitInfo};
 pub use sink::{DatagramSink, Destination};
 pub use transport::profile::SrtpChoice;
 pub use transport::sdp::OfferError;

@@ -9,9 +9,8 @@ use crate::session::viewer::{Phase, Viewer};
 impl Viewer {
     /// Returns a snapshot. The viewer's own figures are up to a second old.
     pub fn status(&self, now: Instant) -> ViewerStatus {
-        let media = &self.media;
-        let SentCounters { datagrams, bytes: bytes_sent, retransmits } = media.sender.sent;
-        let reception = media.sender.reception;
+        let SentCounters { datagrams, bytes: bytes_sent, retransmits } = self.sender.sent;
+        let reception = self.sender.reception;
         let connected = self.connected_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         ViewerStatus {
             id: self.id(),
@@ -21,23 +20,23 @@ impl Viewer {
                 Phase::Closing(_) => ViewerState::Closing,
                 Phase::Closed(_) => ViewerState::Closed,
             },
-            gate: media.gate.state(),
-            remote: self.transport.checked_from(),
-            profile: media.profile.map(|profile| profile.to_string()),
+            gate: self.gate.state(),
+            remote: self.transport.checked_from,
+            profile: self.profile.map(|profile| profile.to_string()),
             connected_ms: milliseconds(connected),
-            first_idr_ms: media.first_idr_at.map(|at| milliseconds(at - self.accepted_at)),
-            units_sent: media.units_sent,
-            units_replayed: media.units_replayed,
-            replays: media.catch_up.count,
-            units_dropped: media.gate.units_dropped(),
-            drops_to_idr: media.gate.drops_to_idr(),
+            first_idr_ms: self.first_idr_at.map(|at| milliseconds(at - self.accepted_at)),
+            units_sent: self.units_sent,
+            units_replayed: self.units_replayed,
+            replays: self.catch_up.count,
+            units_dropped: self.gate.units_dropped(),
+            drops_to_idr: self.gate.drops_to_idr(),
             bytes_sent,
             datagrams,
             datagrams_rejected: self.datagrams_rejected,
             nacks: reception.nacks,
             plis: reception.idr_requests,
             retransmits,
-            retransmits_refused: media.sender.refused(),
+            retransmits_refused: self.sender.cache.refused,
             loss_fraction: reception.loss_fraction,
             rtt_ms: reception.rtt.map(|rtt| rtt.as_secs_f32() * 1e3),
             jitter_ms: reception.jitter.map(|jitter| jitter as f32 / 90.0),

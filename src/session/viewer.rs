@@ -7,14 +7,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use str0m::RtcError;
+use str0m::crypto::dtls::SrtpProfile;
+use str0m::{Input, RtcError};
 
 use crate::base::limits;
+use crate::metrics::status::GateState;
 use crate::session::context::SessionContext;
-use crate::session::media::catch_up::{CatchUpDecision, CatchUpTime, GopAvailability, IdrReason};
-use crate::session::media::{MediaStream, PacketizedUnit};
+use crate::session::media::catch_up::{CatchUp, CatchUpDecision, GopAvailability, IdrReason};
+use crate::session::media::gate::{Gate, GateUnit};
+use crate::session::media::sender::Sender;
+use crate::session::media::{PacketizedUnit, UnitInfo, srtp};
 use crate::session::sink::DatagramSink;
-use crate::session::transport::accept::{AcceptedOffer, accept_offer};
+use crate::session::transport::accept::accept_offer;
 use crate::session::transport::sdp::OfferError;
 use crate::session::transport::{DatagramKind, Transport, TransportOutput};
 
@@ -36,9 +40,9 @@ pub enum CloseReason {
     ConsentExpired,
     /// The viewer closed DTLS.
     PeerClosed,
-    /// [`Viewer::close`] was called.
+    /// The server ends.
     Local,
-    /// [`Viewer::log_out`] was called.
+    /// The login of the session has ended.
     LoggedOut,
     /// DTLS or str0m failed: wrong certificate, no SRTP, broken handshake.
     Failed,
@@ -58,26 +62,21 @@ pub(super) enum Phase {
 pub struct Viewer {
     id: u32,
     pub(super) transport: Transport,
-    pub(super) media: MediaStream,
+    pub(super) sender: Sender,
+    pub(super) gate: Gate,
+    pub(super) catch_up: CatchUp,
     pub(super) phase: Phase,
     has_said_goodbye: bool,
     /// Latest time seen. Time never runs backwards for str0m, whatever the caller passes.
     now: Instant,
     pub(super) accepted_at: Instant,
     pub(super) connected_at: Option<Instant>,
+    pub(super) first_idr_at: Option<Instant>,
+    pub(super) profile: Option<SrtpProfile>,
     pub(super) datagrams_rejected: u64,
+    pub(super) units_sent: u64,
+    pub(super) units_replayed: u64,
 }
-
-impl std::fmt::Debug for Viewer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Viewer").field("id", &self.id).field("phase", &self.phase).finish_non_exhaustive()
-    }
-}
-
-const _: fn() = || {
-    fn is_send<T: Send>() {}
-    is_send::<Viewer>();
-};
 
 impl Viewer {
     /// Reads the offer, sets the session up and returns it with the SDP answer. The viewer has
@@ -91,17 +90,23 @@ impl Viewer {
         offer_sdp: &str,
         now: Instant,
     ) -> Result<(Self, String), OfferError> {
-        let AcceptedOffer { transport, stream, answer } = accept_offer(context, id, offer_sdp, now)?;
+        let (transport, stream, answer) = accept_offer(context, id, offer_sdp, now)?;
         let viewer = Self {
             id,
             transport,
-            media: MediaStream::new(stream, context.wallclock, now),
+            sender: Sender::new(stream, context.wallclock, now),
+            gate: Gate::new(),
+            catch_up: CatchUp::default(),
             phase: Phase::Connecting,
             has_said_goodbye: false,
             now,
             accepted_at: now,
             connected_at: None,
+            first_idr_at: None,
+            profile: None,
             datagrams_rejected: 0,
+            units_sent: 0,
+            units_replayed: 0,
         };
         Ok((viewer, answer))
     }
@@ -113,13 +118,18 @@ impl Viewer {
 
     /// Returns the local ufrag: STUN requests for this session carry it before the colon of their USERNAME.
     pub fn local_ufrag(&self) -> &str {
-        self.transport.ufrag()
+        &self.transport.ufrag
     }
 
     /// Returns true if an authenticated STUN request arrived from `remote`: all other datagrams from there belong to
     /// this viewer.
     pub fn accepts_address(&self, remote: SocketAddr) -> bool {
         self.transport.accepts_address(remote)
+    }
+
+    /// Returns the number of datagrams sent so far.
+    pub fn datagrams_sent(&self) -> u64 {
+        self.sender.sent.datagrams
     }
 
     /// Returns true if the session is over and can be removed.
@@ -133,15 +143,15 @@ impl Viewer {
             Phase::Connecting => self.accepted_at + limits::HANDSHAKE_TIMEOUT,
             Phase::Connected => {
                 let consent = self.consent_deadline();
-                self.media.sender.report_due_at().map_or(consent, |report| report.min(consent))
+                self.sender.report_due_at.map_or(consent, |report| report.min(consent))
             }
             Phase::Closing(_) | Phase::Closed(_) => self.now,
         };
-        self.transport.deadline().min(own)
+        self.transport.deadline.min(own)
     }
 
     fn consent_deadline(&self) -> Instant {
-        self.transport.checked_at() + limits::CONSENT_TIMEOUT
+        self.transport.checked_at + limits::CONSENT_TIMEOUT
     }
 }
 
@@ -156,12 +166,10 @@ impl Viewer {
         }
         self.advance(now);
         let is_handled = match DatagramKind::of(bytes) {
-            DatagramKind::Stun => self.transport.handle_stun(self.now, local, remote, bytes),
-            DatagramKind::Dtls => self.transport.handle_dtls(self.now, local, remote, bytes),
             DatagramKind::Rtcp => {
-                self.transport.accepts_address(remote) && self.media.handle_rtcp(self.now, bytes)
+                self.transport.accepts_address(remote) && self.sender.handle_rtcp(self.now, bytes)
             }
-            DatagramKind::Other => false,
+            kind => self.transport.handle_datagram(self.now, kind, local, remote, bytes),
         };
         if !is_handled {
             self.datagrams_rejected += 1;
@@ -180,51 +188,21 @@ impl Viewer {
             }
             Phase::Closed(_) => {}
             _ => {
-                let result = self.transport.handle_timeout(self.now);
+                let result = self.transport.rtc.handle_input(Input::Timeout(self.now));
                 self.check(result);
             }
         }
     }
 
-    /// Sends a live access unit if the gate admits it and no catch-up is in progress. No drain has to follow;
-    /// [`Viewer::next_deadline`] may have come closer.
-    pub fn push_access_unit(
-        &mut self,
-        now: Instant,
-        unit: &PacketizedUnit<'_>,
-        sink: &mut impl DatagramSink,
-    ) {
-        if self.phase == Phase::Connected {
-            self.advance(now);
-            self.media.push_live(self.now, unit, self.transport.destination(), sink);
-        }
-    }
-
-    /// Sets how many datagrams of this viewer the kernel still holds. See [`Gate::note_in_flight`].
-    ///
-    /// [`Gate::note_in_flight`]: crate::session::media::gate::Gate::note_in_flight
-    pub fn note_congestion(&mut self, in_flight_datagrams: u32) {
-        self.media.gate.note_in_flight(in_flight_datagrams);
-    }
-
     /// Ends the session with a goodbye (RTCP BYE, DTLS close_notify). The next drain sends it and returns
     /// [`Output::Closed`].
-    pub fn close(&mut self, now: Instant) {
-        self.leave(now, CloseReason::Local);
-    }
-
-    /// Ends the session as [`Viewer::close`] does, because its login has ended.
-    pub fn log_out(&mut self, now: Instant) {
-        self.leave(now, CloseReason::LoggedOut);
-    }
-
-    fn leave(&mut self, now: Instant, reason: CloseReason) {
+    pub fn close(&mut self, now: Instant, reason: CloseReason) {
         self.advance(now);
         match self.phase {
             Phase::Connecting => self.finish(reason),
             Phase::Connected => {
                 self.phase = Phase::Closing(reason);
-                let result = self.transport.close();
+                let result = self.transport.rtc.close();
                 self.check(result);
             }
             Phase::Closing(_) | Phase::Closed(_) => {}
@@ -243,68 +221,131 @@ impl Viewer {
     }
 
     fn finish(&mut self, reason: CloseReason) {
-        self.transport.disconnect();
+        self.transport.rtc.disconnect();
         self.phase = Phase::Closed(reason);
     }
 }
 
-// ---- GOP catch-up ----------------------------------------------------------------------------------
+// ---- access units ----------------------------------------------------------------------------------
 
 impl Viewer {
-    /// Returns why the viewer needs an IDR, if it does; then call [`Viewer::decide_catch_up`]. Each request is reported
-    /// once.
-    pub fn poll_idr_reason(&mut self) -> Option<IdrReason> {
-        if self.phase == Phase::Connected { self.media.poll_idr_reason() } else { None }
-    }
-
-    /// Returns true once after the viewer requested an IDR (PLI or FIR) or lost its reference to a gap.
-    pub fn take_idr_wanted(&mut self) -> bool {
-        self.media.take_idr_wanted()
-    }
-
-    /// Decides how the viewer gets its IDR, given what the worker has. A join is decided once.
-    pub fn decide_catch_up(
-        &mut self,
-        now: Instant,
-        reason: IdrReason,
-        available: GopAvailability,
-    ) -> CatchUpDecision {
-        self.media.decide_catch_up(now, reason, available)
-    }
-
-    /// Begins a catch-up: the viewer gets [`Viewer::push_catch_up_unit`] and ignores live units until
-    /// [`Viewer::end_catch_up`] or the next live IDR. `packets`: RTP packets in the GOP so far.
-    pub fn begin_catch_up(&mut self, now: Instant, reason: IdrReason, packets: usize) {
-        self.media.begin_catch_up(now, reason, packets);
-    }
-
-    /// Returns true if a catch-up is in progress.
-    pub fn is_catching_up(&self) -> bool {
-        self.media.catch_up.is_active()
-    }
-
-    /// Sends the next unit of the GOP. Units are pushed in order, the IDR first. Units that no other unit needs are
-    /// skipped, except the newest (`is_newest`). Returns true if the unit was sent.
-    pub fn push_catch_up_unit(
+    /// Sends a live access unit if the gate admits it and no replay is in progress. Returns true if the unit, an IDR,
+    /// ended a replay. No drain has to follow; [`Viewer::next_deadline`] may have come closer.
+    pub fn push_access_unit(
         &mut self,
         now: Instant,
         unit: &PacketizedUnit<'_>,
-        time: CatchUpTime,
-        is_newest: bool,
         sink: &mut impl DatagramSink,
     ) -> bool {
         if self.phase != Phase::Connected {
             return false;
         }
         self.advance(now);
-        let to = self.transport.destination();
-        self.media.push_catch_up_unit(self.now, unit, time, is_newest, to, sink)
+        let mut has_ended_replay = false;
+        if unit.info.is_idr {
+            has_ended_replay = self.catch_up.replay.take().is_some();
+            self.sender.shrink_cache(self.now);
+        }
+        if !self.is_catching_up() {
+            self.send_unit(unit, self.now, sink);
+        }
+        has_ended_replay
     }
 
-    /// Ends a catch-up. If `is_complete`, the newest unit was pushed and live units follow; otherwise the rest is
-    /// unavailable and the viewer drops to the next IDR.
+    /// Sends a unit, whose RTP time stands for the instant `at`, if the gate admits it. Returns true if it was sent.
+    fn send_unit(&mut self, unit: &PacketizedUnit<'_>, at: Instant, sink: &mut impl DatagramSink) -> bool {
+        let UnitInfo { is_idr, is_reference, gap_before, .. } = unit.info;
+        if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
+            // Congestion requests no IDR: an IDR is large and would make it worse.
+            self.sender.is_idr_wanted |= gap_before;
+            return false;
+        }
+        let mut payloads = unit.payloads.iter().flat_map(|payloads| payloads.iter());
+        let oversized = payloads.any(|payload| payload.len() > limits::RTP_PAYLOAD_BYTES_MAX);
+        debug_assert!(!oversized, "the packetizer's bound");
+        let to = self.transport.destination().filter(|_| !oversized && !unit.payloads.is_empty());
+        let Some(to) = to else {
+            self.gate.retract();
+            return false;
+        };
+        self.sender.send_unit(self.now, unit, at, self.catch_up.replay.is_some(), &to, sink);
+        self.units_sent += 1;
+        if is_idr {
+            self.catch_up.idr_sent_at = Some(self.now);
+        }
+        self.first_idr_at.get_or_insert(self.now);
+        true
+    }
+
+    /// Sets how many datagrams of this viewer the kernel still holds. See [`Gate::note_in_flight`].
+    pub fn note_congestion(&mut self, in_flight_datagrams: u32) {
+        self.gate.note_in_flight(in_flight_datagrams);
+    }
+
+    /// Returns why the viewer needs an IDR, if it does; then call [`Viewer::decide_catch_up`]. Each request (PLI, FIR, or
+    /// a reference lost to a gap) is reported once.
+    pub fn poll_idr_reason(&mut self) -> Option<IdrReason> {
+        if self.phase != Phase::Connected {
+            return None;
+        }
+        if self.gate.state() == GateState::WaitingForIdr && !self.catch_up.is_join_decided {
+            return Some(IdrReason::Join);
+        }
+        std::mem::take(&mut self.sender.is_idr_wanted).then_some(IdrReason::Request)
+    }
+
+    /// Decides how the viewer gets its IDR, given what the worker has. A join is decided once. Begins a replay if that is
+    /// the decision: the viewer ignores live units until [`Viewer::end_catch_up`] or the next live IDR.
+    pub fn decide_catch_up(
+        &mut self,
+        now: Instant,
+        reason: IdrReason,
+        available: GopAvailability,
+    ) -> CatchUpDecision {
+        let (gate, rtt) = (self.gate.state(), self.sender.reception.rtt);
+        let decision = self.catch_up.decide(now, reason, gate, rtt, available);
+        if decision == CatchUpDecision::Replay {
+            self.sender.enlarge_cache(now, available.gop.map_or(0, |gop| gop.packets));
+        }
+        decision
+    }
+
+    /// Returns true if a replay is in progress.
+    pub fn is_catching_up(&self) -> bool {
+        self.catch_up.replay.is_some()
+    }
+
+    /// Returns the index of the GOP's unit to push next, the IDR being 0; `None` if none may be sent now.
+    pub fn poll_catch_up_unit(&mut self, now: Instant) -> Option<usize> {
+        self.catch_up.replay.as_mut()?.poll(now)
+    }
+
+    /// Sends the next unit of the GOP, whose RTP time stands for the instant `at`. Units that no other unit needs are
+    /// skipped, except the newest (`is_newest`). Returns true if the unit was sent.
+    pub fn push_catch_up_unit(
+        &mut self,
+        now: Instant,
+        unit: &PacketizedUnit<'_>,
+        at: Instant,
+        is_newest: bool,
+        sink: &mut impl DatagramSink,
+    ) -> bool {
+        let Some(replay) = &mut self.catch_up.replay else { return false };
+        replay.advance(unit.bytes());
+        self.advance(now);
+        let is_needed = unit.info.is_reference || unit.info.is_idr || is_newest;
+        let is_sent = self.phase == Phase::Connected && is_needed && self.send_unit(unit, at, sink);
+        self.units_replayed += u64::from(is_sent);
+        is_sent
+    }
+
+    /// Ends a replay. If `is_complete`, the newest unit was pushed and live units follow. Otherwise the rest is
+    /// unavailable: that is a gap, so the viewer drops to the next IDR.
     pub fn end_catch_up(&mut self, is_complete: bool) {
-        self.media.end_catch_up(is_complete);
+        let was_active = self.catch_up.replay.take().is_some();
+        if was_active && !is_complete && self.gate.state() == GateState::Live {
+            self.gate.retract();
+        }
     }
 }
 
@@ -322,7 +363,7 @@ impl Viewer {
                 return Output::Closed(reason);
             }
             match self.transport.poll_output() {
-                Ok(TransportOutput::Datagram(to, bytes)) => self.media.sender.send_plain(&bytes, &to, sink),
+                Ok(TransportOutput::Datagram(to, bytes)) => self.sender.send_plain(&bytes, &to, sink),
                 Ok(TransportOutput::Connected) => self.start_media(),
                 Ok(TransportOutput::PeerClosed) => {
                     if !matches!(self.phase, Phase::Closing(_)) {
@@ -332,7 +373,7 @@ impl Viewer {
                 Ok(TransportOutput::Idle) => match self.phase {
                     Phase::Closing(reason) if self.has_said_goodbye => self.finish(reason),
                     Phase::Closing(_) => {}
-                    _ if !self.transport.is_alive() => self.finish(CloseReason::Failed),
+                    _ if !self.transport.rtc.is_alive() => self.finish(CloseReason::Failed),
                     _ => {
                         self.send_feedback_answers(sink);
                         return Output::Wait(self.next_deadline());
@@ -347,8 +388,8 @@ impl Viewer {
     fn send_feedback_answers(&mut self, sink: &mut impl DatagramSink) {
         let Some(to) = self.transport.destination() else { return };
         if self.phase == Phase::Connected {
-            self.media.sender.send_retransmissions(&to, sink);
-            self.media.sender.send_report_if_due(self.now, &to, sink);
+            self.sender.send_retransmissions(&to, sink);
+            self.sender.send_report_if_due(self.now, &to, sink);
         }
     }
 
@@ -356,13 +397,15 @@ impl Viewer {
         if !std::mem::replace(&mut self.has_said_goodbye, true)
             && let Some(to) = self.transport.destination()
         {
-            self.media.sender.send_goodbye(self.now, &to, sink);
+            self.sender.send_goodbye(self.now, &to, sink);
         }
     }
 
     fn start_media(&mut self) {
-        let keys = self.transport.take_keys();
-        if keys.is_some_and(|keys| self.media.start(keys.profile, &keys.material, keys.is_client)) {
+        let keys = self.transport.dtls.take_keys();
+        self.profile = keys.as_ref().map(|keys| keys.profile);
+        self.sender.keys = keys.and_then(|keys| srtp::contexts(keys.profile, &keys.material, keys.is_client));
+        if self.sender.keys.is_some() {
             self.phase = Phase::Connected;
             self.connected_at = Some(self.now);
         } else {

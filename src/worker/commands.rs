@@ -1,12 +1,13 @@
 //! A worker's mailbox: bounded queues that other threads fill, and the wake-up that goes with them.
-//! Neither side may wait.
+//! Neither side may wait for the other's work.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -18,10 +19,7 @@ use crate::metrics::status::ViewerStatus;
 use crate::session::Viewer;
 
 /// Held by the worker as long as it has the session; dropping it completes the [`SessionEnd`].
-#[derive(Debug)]
-pub struct SessionGuard {
-    _sender: oneshot::Sender<Infallible>,
-}
+pub type SessionGuard = oneshot::Sender<Infallible>;
 
 /// Completes, with an error, when the [`SessionGuard`] is dropped.
 pub type SessionEnd = oneshot::Receiver<Infallible>;
@@ -29,8 +27,7 @@ pub type SessionEnd = oneshot::Receiver<Infallible>;
 /// A session guard and the future that completes when it is dropped.
 #[must_use]
 pub fn session_guard() -> (SessionGuard, SessionEnd) {
-    let (sender, end) = oneshot::channel();
-    (SessionGuard { _sender: sender }, end)
+    oneshot::channel()
 }
 
 /// A command to a worker.
@@ -109,8 +106,7 @@ pub fn hand_over(
         return Ok(());
     }
     if let Some(receiver) = receiver {
-        // If this mailbox is full too, the unused route stays until it is evicted as the oldest of a full table.
-        let _ = receiver.send(Command::Forget { ufrag });
+        receiver.update_routes(Command::Forget { ufrag });
     }
     Err(MailboxFull)
 }
@@ -120,25 +116,24 @@ pub fn hand_over(
 pub struct Mailbox {
     commands: SyncSender<Command>,
     datagrams: SyncSender<Forwarded>,
-    wakeup: Arc<EventfdWakeup>,
+    wakeup: Arc<OwnedFd>,
+    /// Route updates that did not fit `commands`, in order. Locked only to queue some, and by the worker only in a turn
+    /// with commands.
+    unsent: Arc<Mutex<VecDeque<Command>>>,
 }
 
 /// The worker's end of its mailbox.
 pub struct MailboxReader {
     pub(crate) commands: Receiver<Command>,
     pub(super) datagrams: Receiver<Forwarded>,
-    wakeup: Arc<EventfdWakeup>,
+    wakeup: Arc<OwnedFd>,
     camera_wakeup: Arc<CameraWakeup>,
 }
 
 /// Wakes the worker from `io_uring_enter` by its eventfd.
-struct EventfdWakeup(Arc<OwnedFd>);
-
-impl Wakeup for EventfdWakeup {
-    fn wake(&self) {
-        // The write fails only if 2^64 - 2 earlier wake-ups are unread, so the worker wakes anyway.
-        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
-    }
+fn wake(eventfd: &OwnedFd) {
+    // The write fails only if 2^64 - 2 earlier wake-ups are unread, so the worker wakes anyway.
+    let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
 }
 
 /// Wakes the worker for the camera, except on one thread.
@@ -146,7 +141,7 @@ impl Wakeup for EventfdWakeup {
 /// A worker that runs the camera wait itself polls the camera in its own turn and reads its cursor later in that
 /// turn. An eventfd write to itself would only cost a system call and an empty turn.
 struct CameraWakeup {
-    wakeup: Arc<EventfdWakeup>,
+    wakeup: Arc<OwnedFd>,
     /// Set when the worker runs the camera wait.
     skipped_on: OnceLock<ThreadId>,
 }
@@ -154,7 +149,7 @@ struct CameraWakeup {
 impl Wakeup for CameraWakeup {
     fn wake(&self) {
         if self.skipped_on.get().is_none_or(|thread| *thread != thread::current().id()) {
-            self.wakeup.wake();
+            wake(&self.wakeup);
         }
     }
 }
@@ -164,10 +159,10 @@ impl Wakeup for CameraWakeup {
 /// # Errors
 /// The kernel refused the eventfd, usually with EMFILE.
 pub fn mailbox() -> io::Result<(Mailbox, MailboxReader)> {
-    let wakeup = Arc::new(EventfdWakeup(Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?)));
+    let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
     let (commands, commands_reader) = sync_channel(limits::COMMANDS_MAX);
     let (datagrams, datagrams_reader) = sync_channel(limits::FORWARDED_DATAGRAMS_MAX);
-    let mailbox = Mailbox { commands, datagrams, wakeup: Arc::clone(&wakeup) };
+    let mailbox = Mailbox { commands, datagrams, wakeup: Arc::clone(&wakeup), unsent: Arc::default() };
     let camera_wakeup = Arc::new(CameraWakeup { wakeup: Arc::clone(&wakeup), skipped_on: OnceLock::new() });
     let reader =
         MailboxReader { commands: commands_reader, datagrams: datagrams_reader, wakeup, camera_wakeup };
@@ -189,6 +184,36 @@ impl Mailbox {
         }
     }
 
+    /// Queues a change of the receiving worker's routes and wakes it. What does not fit the mailbox waits until the worker
+    /// has taken its commands. At most [`limits::ROUTE_UPDATES_MAX`] wait; beyond, the oldest is dropped.
+    pub(super) fn update_routes(&self, command: Command) {
+        let mut unsent = self.unsent();
+        if unsent.len() >= limits::ROUTE_UPDATES_MAX {
+            unsent.pop_front();
+            log::debug!("the receiving worker's mailbox is full: one route update is dropped");
+        }
+        unsent.push_back(command);
+        self.send_all(unsent);
+    }
+
+    /// Queues the route updates that did not fit before. The worker calls it after it has taken commands.
+    pub(super) fn retry_updates(&self) {
+        self.send_all(self.unsent());
+    }
+
+    fn send_all(&self, mut unsent: MutexGuard<'_, VecDeque<Command>>) {
+        while let Some(command) = unsent.pop_front() {
+            if let Err(command) = self.send(command) {
+                unsent.push_front(command);
+                return;
+            }
+        }
+    }
+
+    fn unsent(&self) -> MutexGuard<'_, VecDeque<Command>> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Queues a datagram. Returns false when the queue is full. Does not wake the worker: call
     /// [`Mailbox::wake`] once per turn.
     pub(super) fn forward(&self, datagram: Forwarded) -> bool {
@@ -197,14 +222,14 @@ impl Mailbox {
 
     /// Wakes the worker.
     pub(super) fn wake(&self) {
-        self.wakeup.wake();
+        wake(&self.wakeup);
     }
 }
 
 impl MailboxReader {
     /// The eventfd that every wake-up writes to.
     pub(super) fn eventfd(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.wakeup.0)
+        Arc::clone(&self.wakeup)
     }
 
     /// The wake-up to register with the camera.
@@ -242,5 +267,38 @@ mod tests {
         let mut count = [0; 8];
         rustix::io::read(&*reader.eventfd(), &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+
+    fn forget(number: usize) -> Command {
+        Command::Forget { ufrag: number.to_string() }
+    }
+
+    #[test]
+    fn updates_that_do_not_fit_the_mailbox_are_sent_later_in_order() {
+        let (mailbox, reader) = mailbox().unwrap();
+        let count = limits::COMMANDS_MAX + 2;
+        (0..count).for_each(|number| mailbox.update_routes(forget(number)));
+        let mut received: Vec<Command> = reader.commands.try_iter().collect();
+        assert_eq!(received.len(), limits::COMMANDS_MAX);
+        mailbox.retry_updates();
+        received.extend(reader.commands.try_iter());
+        let numbers: Vec<usize> = received
+            .iter()
+            .map(|command| match command {
+                Command::Forget { ufrag } => ufrag.parse().unwrap(),
+                _ => panic!("another command"),
+            })
+            .collect();
+        assert_eq!(numbers, (0..count).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn unsent_updates_are_bounded() {
+        let (mailbox, _reader) = mailbox().unwrap();
+        while mailbox.send(Command::Stop).is_ok() {}
+        (0..limits::ROUTE_UPDATES_MAX + 5).for_each(|number| mailbox.update_routes(forget(number)));
+        let unsent = mailbox.unsent();
+        assert_eq!(unsent.len(), limits::ROUTE_UPDATES_MAX);
+        assert!(matches!(unsent.front(), Some(Command::Forget { ufrag }) if ufrag == "5"));
     }
 }

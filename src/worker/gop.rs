@@ -1,45 +1,200 @@
-//! The current GOP from its IDR on, as RTP payloads: the part that is kept so far. Pure bookkeeping.
+//! Keeps the current GOP, as RTP payloads, for viewers who join. Units that the ring is about to lose are kept; the rest is
+//! fetched from the ring when a viewer needs it. While the ring holds the whole GOP, nothing is kept.
 //!
 //! ```text
 //!   IDR ──────────────────────────────► newest unit
 //!   [ kept here, packetised ][ still safe in the ring ]
 //!                            ▲ next()
 //! ```
+//!
+//! A GOP longer than the ring is kept from its IDR on: then the live payloads are kept as they are. Only units that were
+//! not kept at once are assembled and packetised a second time.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::base::limits;
-use crate::h264::Payloads;
+use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
+use crate::h264::nal::kind;
+use crate::h264::{self, Assembler, Packetizer, Payloads, UnitError};
+use crate::metrics::WorkerCounters;
+use crate::session::{GopSize, PacketizedUnit, UnitInfo};
 
-/// A kept unit without its payloads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct UnitInfo {
-    /// Sequence number in the ring, wrapping.
-    pub(super) number: u32,
-    pub(super) is_idr: bool,
-    pub(super) is_reference: bool,
-    /// Capture time, CLOCK_REALTIME.
-    pub(super) captured_at_ns: Option<i64>,
+/// The kept GOP and a second reader of the ring. The reader has its own packetiser, so that what it keeps does not
+/// empty the live one's pool.
+pub(super) struct GopBackfill {
+    camera: Camera,
+    /// What is kept now.
+    pub(super) gop: Gop,
+    assembler: Assembler,
+    packetizer: Packetizer,
+    payloads: Vec<Arc<Payloads>>,
+    /// Slots of the ring.
+    slots: u32,
+    /// The ring was searched for an IDR since the last loss.
+    is_searched: bool,
 }
 
-/// A kept unit with its payloads.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct GopUnit<'a> {
-    pub(super) info: UnitInfo,
-    pub(super) payloads: &'a [Arc<Payloads>],
+/// Position of the live cursor.
+#[derive(Clone, Copy)]
+pub(super) struct Live<'a> {
+    pub(super) cursor: &'a Cursor,
+    /// Sequence number that the cursor reads next.
+    pub(super) position: u32,
+    pub(super) now_ns: i64,
 }
 
-impl GopUnit<'_> {
-    /// Returns the bytes of all payloads.
-    pub(super) fn bytes(&self) -> usize {
-        bytes_of(self.payloads)
+impl GopBackfill {
+    pub(super) fn new(camera: Camera) -> Self {
+        GopBackfill {
+            camera,
+            gop: Gop::default(),
+            assembler: Assembler::new(),
+            packetizer: Packetizer::for_rtp(),
+            payloads: Vec::new(),
+            slots: 0,
+            is_searched: false,
+        }
+    }
+
+    /// Starts a GOP with the live IDR at `number`, which `assembler` has just assembled.
+    pub(super) fn begin(&mut self, number: u32, assembler: &Assembler) {
+        self.assembler.copy_from(assembler);
+        self.start(number);
+    }
+
+    fn start(&mut self, number: u32) {
+        self.gop.begin(number);
+        self.slots = match self.camera.status() {
+            CameraStatus::Attached { layout, .. } => layout.slot_count(),
+            CameraStatus::Away { .. } => 0,
+        };
+    }
+
+    /// The live side lost a unit.
+    pub(super) fn handle_loss(&mut self) {
+        self.gop.handle_loss();
+        self.is_searched = false;
+    }
+
+    /// Returns true if [`GopBackfill::keep_up`] will probably keep the unit before `position` at once: packetise it
+    /// even without viewers.
+    pub(super) fn keeps_at_once(&self, position: u32) -> bool {
+        self.gop.next().is_some() && self.reach(position) == 0
+    }
+
+    /// Keeps what the ring is about to lose. Called after every live unit; `newest` has no payloads if it was not
+    /// packetised. Without `newest`, everything in the ring is kept.
+    pub(super) fn keep_up(
+        &mut self,
+        live: Live<'_>,
+        newest: Option<&PacketizedUnit<'_>>,
+        counters: &WorkerCounters,
+    ) {
+        let reach = newest.map_or(0, |_| self.reach(live.position));
+        while let Some(next) = self.gop.next()
+            && live.position.wrapping_sub(next) > reach
+        {
+            match newest.filter(|unit| unit.info.number == next && !unit.payloads.is_empty()) {
+                Some(unit) => keep(&mut self.gop, unit, counters),
+                None => self.read(next, live, counters),
+            }
+        }
+        counters.gop_bytes.set(self.gop.bytes as u64);
+    }
+
+    /// Units behind the newest that are left in the ring; 0 when every unit is kept at once.
+    fn reach(&self, position: u32) -> u32 {
+        if self.gop.is_longer_than(self.slots, position) { 0 } else { ring_reach(self.slots) }
+    }
+
+    /// Returns the GOP up to the live side's newest unit, after fetching what is missing from the ring. `None` when the
+    /// GOP is not complete.
+    pub(super) fn fetch(&mut self, live: Live<'_>, counters: &WorkerCounters) -> Option<&Gop> {
+        if self.gop.is_broken() && !std::mem::replace(&mut self.is_searched, true) {
+            self.find_idr(live);
+        }
+        self.keep_up(live, None, counters);
+        self.gop.next().map(|_| &self.gop)
+    }
+
+    /// Starts the kept GOP at the newest IDR in the ring. Called when the live cursor has not read that IDR, because it
+    /// started or continued after a loss behind it.
+    fn find_idr(&mut self, live: Live<'_>) {
+        let mut nals = SmallVec::new();
+        for back in 1.. {
+            let number = live.position.wrapping_sub(back);
+            let Some(mut cursor) = live.cursor.units_back(back) else { return };
+            let Next::Unit(view) = cursor.next(live.now_ns) else { return };
+            let is_idr = h264::scan(&view.bytes, &mut nals).is_ok()
+                && nals.iter().any(|nal| nal.kind == kind::IDR_SLICE);
+            if !view.is_intact() || view.sequence != number {
+                return;
+            }
+            if is_idr {
+                return self.start(number);
+            }
+        }
+    }
+
+    /// Reads unit `number` from the ring a second time and keeps it, or drops the GOP.
+    fn read(&mut self, number: u32, live: Live<'_>, counters: &WorkerCounters) {
+        let back = live.position.wrapping_sub(number);
+        let found = live.cursor.units_back(back).map(|mut cursor| cursor.next(live.now_ns));
+        match found {
+            Some(Next::Unit(view)) if view.sequence == number => self.packetize(&view, counters),
+            _ => self.handle_overwritten(counters),
+        }
+    }
+
+    fn packetize(&mut self, view: &UnitView, counters: &WorkerCounters) {
+        self.payloads.clear();
+        let info = match self.assembler.assemble(&view.bytes) {
+            Ok(unit) => {
+                self.packetizer.packetize(&unit, &mut self.payloads);
+                Some(UnitInfo {
+                    number: view.sequence,
+                    is_idr: unit.is_idr(),
+                    is_reference: unit.is_reference(),
+                    captured_at_ns: view.captured_at_ns,
+                    ..UnitInfo::default()
+                })
+            }
+            Err(UnitError::NoSlice) => None,
+            Err(_) => return self.handle_overwritten(counters),
+        };
+        if !view.is_intact() {
+            return self.handle_overwritten(counters);
+        }
+        match info {
+            None => self.gop.skip(),
+            Some(info) => keep(&mut self.gop, &PacketizedUnit { info, payloads: &self.payloads }, counters),
+        }
+        self.payloads.clear();
+    }
+
+    /// The camera overwrote the unit before it was read a second time.
+    fn handle_overwritten(&mut self, counters: &WorkerCounters) {
+        counters.gops_missed.add(1);
+        self.gop.handle_loss();
     }
 }
 
-fn bytes_of(payloads: &[Arc<Payloads>]) -> usize {
-    payloads.iter().map(|payloads| payloads.bytes()).sum()
+fn keep(gop: &mut Gop, unit: &PacketizedUnit<'_>, counters: &WorkerCounters) {
+    if !gop.keep(unit) {
+        counters.gops_too_large.add(1);
+    }
 }
+
+/// Units behind the newest that a ring of `slots` holds safely even if the worker is delayed; 0 when the ring is too
+/// short for that.
+fn ring_reach(slots: u32) -> u32 {
+    slots.saturating_sub(2 + limits::GOP_MARGIN_UNITS)
+}
+
+// ---- the kept part -----------------------------------------------------------------------------------
 
 /// State of the current GOP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +222,7 @@ pub(super) struct Gop {
 
 impl Gop {
     /// Starts a new GOP with the IDR at `number` and drops the one before.
-    pub(super) fn begin(&mut self, number: u32) {
+    fn begin(&mut self, number: u32) {
         let is_whole = self.state != State::Broken;
         self.clear();
         self.length_before = self.begun_at.filter(|_| is_whole).map(|before| number.wrapping_sub(before));
@@ -76,19 +231,19 @@ impl Gop {
     }
 
     /// A unit after the IDR is missing: the GOP is dropped until the next IDR.
-    pub(super) fn handle_loss(&mut self) {
+    fn handle_loss(&mut self) {
         self.clear();
         self.begun_at = None;
         self.state = State::Broken;
     }
 
     /// Returns true when no complete GOP can be sent.
-    pub(super) fn is_broken(&self) -> bool {
+    fn is_broken(&self) -> bool {
         self.state == State::Broken
     }
 
     /// Returns the number of the unit to keep next; `None` when the GOP cannot be sent.
-    pub(super) fn next(&self) -> Option<u32> {
+    fn next(&self) -> Option<u32> {
         match self.state {
             State::Whole { next } => Some(next),
             State::Broken | State::TooLarge => None,
@@ -96,32 +251,32 @@ impl Gop {
     }
 
     /// Keeps the unit with the number [`Gop::next`]. Returns false when the GOP got too large; all of it is dropped.
-    pub(super) fn keep(&mut self, info: UnitInfo, payloads: &[Arc<Payloads>]) -> bool {
-        let bytes = bytes_of(payloads);
+    fn keep(&mut self, unit: &PacketizedUnit<'_>) -> bool {
+        let bytes = unit.bytes();
         if self.bytes + bytes > limits::GOP_BYTES_MAX || self.units.len() >= limits::GOP_UNITS_MAX {
             self.clear();
             self.state = State::TooLarge;
             return false;
         }
         let begin = self.payloads.len();
-        self.payloads.extend_from_slice(payloads);
-        self.units.push((info, begin..self.payloads.len()));
+        self.payloads.extend_from_slice(unit.payloads);
+        self.units.push((unit.info, begin..self.payloads.len()));
         self.bytes += bytes;
         self.skip();
         true
     }
 
     /// Skips the unit with the number [`Gop::next`], which is no picture (parameter sets alone).
-    pub(super) fn skip(&mut self) {
+    fn skip(&mut self) {
         if let State::Whole { next } = &mut self.state {
             *next = next.wrapping_add(1);
         }
     }
 
     /// Returns the kept unit at `index`, the IDR being 0.
-    pub(super) fn at(&self, index: usize) -> Option<GopUnit<'_>> {
+    pub(super) fn at(&self, index: usize) -> Option<PacketizedUnit<'_>> {
         let (info, range) = self.units.get(index)?;
-        Some(GopUnit { info: *info, payloads: self.payloads.get(range.clone())? })
+        Some(PacketizedUnit { info: *info, payloads: self.payloads.get(range.clone())? })
     }
 
     /// Returns the number of kept units.
@@ -129,19 +284,15 @@ impl Gop {
         self.units.len()
     }
 
-    /// Returns the payload bytes of all kept units.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Returns the number of RTP packets of all kept units.
-    pub(super) fn packets(&self) -> usize {
-        self.payloads.iter().map(|payloads| payloads.len()).sum()
+    /// Returns the size of all kept units.
+    pub(super) fn size(&self) -> GopSize {
+        let packets = self.payloads.iter().map(|payloads| payloads.len()).sum();
+        GopSize { units: self.units.len(), packets, bytes: self.bytes }
     }
 
     /// Returns true if this GOP is longer than a ring of `slots`, or is expected to be because the one before was.
     /// `position`: number of the unit to come.
-    pub(super) fn is_longer_than(&self, slots: u32, position: u32) -> bool {
+    fn is_longer_than(&self, slots: u32, position: u32) -> bool {
         let length = self.begun_at.map(|begun_at| position.wrapping_sub(begun_at));
         length.max(self.length_before).is_some_and(|length| length > slots)
     }
@@ -160,79 +311,4 @@ impl Gop {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-
-    fn unit(number: u32) -> UnitInfo {
-        UnitInfo { number, is_idr: false, is_reference: true, captured_at_ns: None }
-    }
-
-    fn payloads(count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
-        (0..count).map(|_| Arc::new(std::iter::once(vec![7; bytes]).collect())).collect()
-    }
-
-    #[test]
-    fn units_are_kept_in_order_until_the_next_idr() {
-        let mut gop = Gop::default();
-        assert_eq!((gop.next(), gop.len()), (None, 0), "no IDR yet");
-        gop.begin(u32::MAX - 1);
-        for (index, number) in [u32::MAX - 1, u32::MAX, 0, 1].into_iter().enumerate() {
-            assert_eq!(gop.next(), Some(number));
-            assert!(gop.keep(unit(number), &payloads(index + 1, 100)));
-        }
-        assert_eq!((gop.len(), gop.bytes(), gop.packets()), (4, 1_000, 10));
-        let third = gop.at(2).unwrap();
-        assert_eq!((third.info.number, third.payloads.len(), third.bytes()), (0, 3, 300));
-        assert!(gop.at(4).is_none());
-        gop.begin(2);
-        assert_eq!((gop.next(), gop.len(), gop.bytes(), gop.packets()), (Some(2), 0, 0, 0));
-    }
-
-    #[test]
-    fn loss_drops_the_gop_until_the_next_idr() {
-        let mut gop = Gop::default();
-        gop.begin(5);
-        gop.keep(unit(5), &payloads(1, 10));
-        gop.handle_loss();
-        assert_eq!((gop.next(), gop.len(), gop.bytes()), (None, 0, 0));
-        gop.skip();
-        assert_eq!(gop.next(), None);
-        gop.begin(9);
-        assert_eq!(gop.next(), Some(9));
-    }
-
-    #[test]
-    fn slot_without_a_picture_is_skipped() {
-        let mut gop = Gop::default();
-        gop.begin(5);
-        gop.skip();
-        assert_eq!((gop.next(), gop.len()), (Some(6), 0));
-    }
-
-    #[test]
-    fn gop_that_is_too_large_is_dropped_until_the_next_idr() {
-        let mut gop = Gop::default();
-        gop.begin(0);
-        let large = payloads(256, limits::GOP_BYTES_MAX / 1_024);
-        let kept = (0..10).take_while(|number| gop.keep(unit(*number), &large)).count();
-        assert_eq!((kept, gop.len(), gop.bytes(), gop.next()), (4, 0, 0, None));
-        gop.begin(10);
-        let small = payloads(1, 1);
-        let kept = (0..2_000).take_while(|number| gop.keep(unit(*number), &small)).count();
-        assert_eq!((kept, gop.next()), (limits::GOP_UNITS_MAX, None));
-    }
-
-    #[test]
-    fn next_idr_is_expected_after_the_length_of_the_last_gop() {
-        let mut gop = Gop::default();
-        gop.begin(100);
-        assert_eq!(gop.units_to_idr(110), None, "no earlier GOP to measure");
-        gop.begin(130);
-        assert_eq!((gop.units_to_idr(130), gop.units_to_idr(158)), (Some(30), Some(2)));
-        assert_eq!(gop.units_to_idr(161), None, "already longer than the one before");
-        gop.handle_loss();
-        gop.begin(190);
-        assert_eq!(gop.units_to_idr(191), None, "the GOP before was not complete");
-    }
-}
+mod tests;

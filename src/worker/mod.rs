@@ -8,21 +8,17 @@
 //! ```
 
 mod catch_up;
-mod catch_up_pace;
 pub mod commands;
 mod gop;
-mod gop_backfill;
 mod inline_wait;
 mod registry;
 mod routes;
-mod rtp_clock;
 #[cfg(test)]
 mod simulated_day;
 mod source;
 mod timing;
 mod totals;
 mod turn;
-mod viewer_sink;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,14 +1,14 @@
 //! The sessions of one worker, found by ufrag (STUN) and by address (all other datagrams). No I/O.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use crate::session::Viewer;
-use crate::worker::catch_up_pace::CatchUpProgress;
-use crate::worker::commands::SessionGuard;
-use crate::worker::timing::SendTiming;
-use crate::worker::viewer_sink::ViewerSink;
+use crate::session::{DatagramSink, Destination, Viewer};
+use crate::uring::Driver;
+use crate::worker::commands::{Command, Mailbox, SessionGuard};
+use crate::worker::routes::Routes;
+use crate::worker::timing::Sending;
 
 /// A session and the worker's state about it.
 pub(super) struct SessionSlot {
@@ -17,56 +17,43 @@ pub(super) struct SessionSlot {
     pub(super) deadline: Instant,
     /// The session got input since its last drain.
     pub(super) touched: bool,
-    /// The newest address that passed the session's integrity check.
-    pub(super) remote: Option<SocketAddr>,
-    pub(super) sends: SendTiming,
-    /// Set while the viewer catches up with the current GOP.
-    pub(super) catch_up: Option<CatchUpProgress>,
+    pub(super) sends: VecDeque<Sending>,
     /// Dropped with the session, which completes its `SessionEnd`.
     _guard: Option<SessionGuard>,
 }
 
-impl SessionSlot {
-    /// The session, and a sink that hands its datagrams to `driver`.
-    pub(super) fn with_sink<'a, D>(&'a mut self, driver: &'a mut D) -> (&'a mut Viewer, ViewerSink<'a, D>) {
-        let sink = ViewerSink { driver, viewer: self.viewer.id(), sends: &mut self.sends };
-        (&mut self.viewer, sink)
+/// Hands one viewer's datagrams to the driver: the one step between a session and the UDP driver.
+pub(super) struct ViewerSink<'a, D> {
+    pub(super) driver: &'a mut D,
+    pub(super) viewer: u32,
+}
+
+impl<D: Driver> DatagramSink for ViewerSink<'_, D> {
+    fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
+        self.driver.send_with(self.viewer, to.local, to.remote, bytes, write);
     }
 }
 
-/// The sessions of one worker, in order of arrival.
-#[derive(Default)]
+/// The sessions of one worker.
 pub(super) struct Registry {
-    slots: Vec<SessionSlot>,
-    by_ufrag: HashMap<String, u32>,
-    by_address: HashMap<SocketAddr, u32>,
+    /// In order of arrival.
+    pub(super) slots: Vec<SessionSlot>,
+    /// Viewer numbers.
+    ids: Routes<u32>,
+    /// Mailbox of the receiving worker if that is another one: it gets the routes to these sessions.
+    receiver: Option<Mailbox>,
 }
 
 impl Registry {
+    pub(super) fn new(receiver: Option<Mailbox>) -> Registry {
+        Registry { slots: Vec::new(), ids: Routes::default(), receiver }
+    }
+
     /// Adds a session. Its first deadline is `now`.
     pub(super) fn insert(&mut self, viewer: Viewer, guard: Option<SessionGuard>, now: Instant) {
-        self.by_ufrag.insert(viewer.local_ufrag().to_owned(), viewer.id());
-        self.slots.push(SessionSlot {
-            viewer,
-            deadline: now,
-            touched: true,
-            remote: None,
-            sends: SendTiming::default(),
-            catch_up: None,
-            _guard: guard,
-        });
-    }
-
-    /// Returns the session that owns `ufrag`.
-    pub(super) fn by_ufrag(&mut self, ufrag: &str) -> Option<&mut SessionSlot> {
-        let id = *self.by_ufrag.get(ufrag)?;
-        self.by_id(id)
-    }
-
-    /// Returns the session that owns the address `remote`.
-    pub(super) fn by_address(&mut self, remote: SocketAddr) -> Option<&mut SessionSlot> {
-        let id = *self.by_address.get(&remote)?;
-        self.by_id(id)
+        self.ids.insert(viewer.local_ufrag().to_owned(), viewer.id());
+        let (deadline, sends) = (now, VecDeque::new());
+        self.slots.push(SessionSlot { viewer, deadline, touched: true, sends, _guard: guard });
     }
 
     /// Returns the session with the viewer number `id`.
@@ -74,35 +61,34 @@ impl Registry {
         self.slots.iter_mut().find(|slot| slot.viewer.id() == id)
     }
 
-    /// Notes that `remote` passed the integrity check of session `id`. The session's older address is removed.
-    pub(super) fn learn_address(&mut self, id: u32, remote: SocketAddr) {
-        let Some(slot) = self.slots.iter_mut().find(|slot| slot.viewer.id() == id) else { return };
-        if let Some(old) = slot.remote.replace(remote)
-            && old != remote
-            && self.by_address.get(&old) == Some(&id)
+    /// Hands a datagram to the session that owns `ufrag` (STUN) or the address `remote`. Returns false if there is none.
+    /// An address that passed the session's integrity check belongs to it from then on.
+    pub(super) fn deliver(
+        &mut self,
+        now: Instant,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        ufrag: Option<&str>,
+        bytes: &[u8],
+    ) -> bool {
+        let id = self.ids.find(ufrag, remote);
+        let Some(slot) = id.and_then(|id| self.by_id(id)) else { return false };
+        slot.viewer.handle_datagram(now, local, remote, bytes);
+        slot.touched = true;
+        if let Some(ufrag) = ufrag
+            && slot.viewer.accepts_address(remote)
+            && self.ids.learn_address(ufrag, remote)
+            && let Some(receiver) = &self.receiver
         {
-            self.by_address.remove(&old);
+            receiver.update_routes(Command::Learned { ufrag: ufrag.to_owned(), remote });
         }
-        self.by_address.insert(remote, id);
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut SessionSlot> {
-        self.slots.iter_mut()
-    }
-
-    /// Returns the session at `index`, in order of arrival.
-    pub(super) fn at(&mut self, index: usize) -> Option<&mut SessionSlot> {
-        self.slots.get_mut(index)
+        true
     }
 
     /// Returns the number of known ufrags and addresses.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.by_ufrag.len(), self.by_address.len())
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
+        self.ids.counts()
     }
 
     /// Returns the earliest deadline of all sessions.
@@ -111,20 +97,14 @@ impl Registry {
     }
 
     /// Removes the closed sessions after `on_closed` has seen each. The order of the others is kept.
-    pub(super) fn remove_closed(&mut self, mut on_closed: impl FnMut(&SessionSlot)) {
-        let (by_ufrag, by_address) = (&mut self.by_ufrag, &mut self.by_address);
-        self.slots.retain(|slot| {
-            let is_closed = slot.viewer.is_closed();
-            if is_closed {
-                on_closed(slot);
-                by_ufrag.remove(slot.viewer.local_ufrag());
-                if let Some(remote) = slot.remote
-                    && by_address.get(&remote) == Some(&slot.viewer.id())
-                {
-                    by_address.remove(&remote);
-                }
+    pub(super) fn remove_closed(&mut self, mut on_closed: impl FnMut(&Viewer)) {
+        for slot in self.slots.extract_if(.., |slot| slot.viewer.is_closed()) {
+            on_closed(&slot.viewer);
+            let ufrag = slot.viewer.local_ufrag();
+            self.ids.remove(ufrag);
+            if let Some(receiver) = &self.receiver {
+                receiver.update_routes(Command::Forget { ufrag: ufrag.to_owned() });
             }
-            !is_closed
-        });
+        }
     }
 }

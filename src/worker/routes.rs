@@ -1,38 +1,46 @@
-//! Which worker owns which session. Worker 0 receives for all workers and forwards by [`Routes`]; the other workers
-//! keep it up to date with [`RouteUpdates`].
+//! Which session or worker owns a ufrag or an address. Every worker finds its sessions this way. Worker 0 receives for all
+//! workers and forwards to them; they keep its routes up to date with [`Command::Learned`] and [`Command::Forget`].
+//!
+//! [`Command::Learned`]: crate::worker::commands::Command::Learned
+//! [`Command::Forget`]: crate::worker::commands::Command::Forget
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use crate::base::limits;
-use crate::worker::commands::{Command, Mailbox};
 
-/// The receiving worker's routes to the sessions of the other workers. At most [`limits::ROUTES_MAX`].
-#[derive(Default)]
-pub(super) struct Routes {
-    by_ufrag: HashMap<String, Route>,
-    by_address: HashMap<SocketAddr, usize>,
+/// Owners by ufrag (STUN) and by address (all other datagrams). At most [`limits::ROUTES_MAX`].
+pub(super) struct Routes<T> {
+    by_ufrag: HashMap<String, Route<T>>,
+    by_address: HashMap<SocketAddr, T>,
     /// Routes added so far.
     added: u64,
 }
 
-struct Route {
-    worker: usize,
+struct Route<T> {
+    owner: T,
+    /// The newest address that passed the session's integrity check.
     remote: Option<SocketAddr>,
     /// Value of `Routes::added` when this route was added.
     number: u64,
 }
 
-impl Routes {
-    /// STUN for `ufrag` goes to `worker`. At the limit the oldest route is removed.
-    pub(super) fn insert(&mut self, ufrag: String, worker: usize) {
+impl<T> Default for Routes<T> {
+    fn default() -> Self {
+        Routes { by_ufrag: HashMap::new(), by_address: HashMap::new(), added: 0 }
+    }
+}
+
+impl<T: Copy + PartialEq> Routes<T> {
+    /// STUN for `ufrag` goes to `owner`. At the limit the oldest route is removed.
+    pub(super) fn insert(&mut self, ufrag: String, owner: T) {
         if self.by_ufrag.len() >= limits::ROUTES_MAX
             && let Some(oldest) = self.oldest()
         {
             self.remove(&oldest);
         }
         self.added += 1;
-        self.by_ufrag.insert(ufrag, Route { worker, remote: None, number: self.added });
+        self.by_ufrag.insert(ufrag, Route { owner, remote: None, number: self.added });
     }
 
     fn oldest(&self) -> Option<String> {
@@ -40,20 +48,31 @@ impl Routes {
         Some(ufrag.clone())
     }
 
-    /// Datagrams from `remote` belong to the session with `ufrag`. The session's older address is removed.
-    pub(super) fn learn_address(&mut self, ufrag: &str, remote: SocketAddr) {
-        let Some(route) = self.by_ufrag.get_mut(ufrag) else { return };
-        if let Some(old) = route.remote.replace(remote)
-            && old != remote
-        {
-            self.by_address.remove(&old);
+    /// Datagrams from `remote` belong to the session with `ufrag`. The session's older address is removed. Returns false
+    /// if that is known already or there is no such session.
+    pub(super) fn learn_address(&mut self, ufrag: &str, remote: SocketAddr) -> bool {
+        let Some(route) = self.by_ufrag.get_mut(ufrag) else { return false };
+        let (old, owner) = (route.remote.replace(remote), route.owner);
+        if old == Some(remote) {
+            return false;
         }
-        self.by_address.insert(remote, route.worker);
+        self.remove_address(old, owner);
+        self.by_address.insert(remote, owner);
+        true
     }
 
     /// Removes the route and the address of the session with `ufrag`.
     pub(super) fn remove(&mut self, ufrag: &str) {
-        if let Some(Route { remote: Some(remote), .. }) = self.by_ufrag.remove(ufrag) {
+        if let Some(Route { owner, remote, .. }) = self.by_ufrag.remove(ufrag) {
+            self.remove_address(remote, owner);
+        }
+    }
+
+    /// Removes an address unless it belongs to another owner by now.
+    fn remove_address(&mut self, remote: Option<SocketAddr>, owner: T) {
+        if let Some(remote) = remote
+            && self.by_address.get(&remote) == Some(&owner)
+        {
             self.by_address.remove(&remote);
         }
     }
@@ -64,41 +83,11 @@ impl Routes {
         (self.by_ufrag.len(), self.by_address.len())
     }
 
-    /// Returns the index of the worker that owns `ufrag`.
-    pub(super) fn by_ufrag(&self, ufrag: &str) -> Option<usize> {
-        self.by_ufrag.get(ufrag).map(|route| route.worker)
-    }
-
-    /// Returns the index of the worker that owns the address `remote`.
-    pub(super) fn by_address(&self, remote: SocketAddr) -> Option<usize> {
-        self.by_address.get(&remote).copied()
-    }
-}
-
-/// Route commands on their way to the receiving worker, in order. One that does not fit its mailbox waits for the
-/// next turn. At most [`limits::ROUTE_UPDATES_MAX`] wait; beyond, the oldest is dropped.
-#[derive(Default)]
-pub(super) struct RouteUpdates {
-    unsent: VecDeque<Command>,
-}
-
-impl RouteUpdates {
-    /// Queues a command for the next [`RouteUpdates::send`].
-    pub(super) fn push(&mut self, command: Command) {
-        if self.unsent.len() >= limits::ROUTE_UPDATES_MAX {
-            self.unsent.pop_front();
-            log::debug!("the receiving worker's mailbox is full: one route update is dropped");
-        }
-        self.unsent.push_back(command);
-    }
-
-    /// Sends what fits the mailbox of the receiving worker.
-    pub(super) fn send(&mut self, receiver: &Mailbox) {
-        while let Some(command) = self.unsent.pop_front() {
-            if let Err(command) = receiver.send(command) {
-                self.unsent.push_front(command);
-                return;
-            }
+    /// Returns the owner of `ufrag`, or without one the owner of the address `remote`.
+    pub(super) fn find(&self, ufrag: Option<&str>, remote: SocketAddr) -> Option<T> {
+        match ufrag {
+            Some(ufrag) => self.by_ufrag.get(ufrag).map(|route| route.owner),
+            None => self.by_address.get(&remote).copied(),
         }
     }
 }
@@ -107,7 +96,6 @@ impl RouteUpdates {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::worker::commands::mailbox;
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -117,15 +105,15 @@ mod tests {
     fn routes_follow_a_session_to_its_new_address_and_are_removed_whole() {
         let mut routes = Routes::default();
         routes.learn_address("unknown", address(1000));
-        assert_eq!(routes.by_address(address(1000)), None);
+        assert_eq!(routes.find(None, address(1000)), None);
         routes.insert("abc".to_owned(), 3);
-        assert_eq!(routes.by_ufrag("abc"), Some(3));
+        assert_eq!(routes.find(Some("abc"), address(9)), Some(3));
         routes.learn_address("abc", address(1000));
         routes.learn_address("abc", address(2000));
-        assert_eq!(routes.by_address(address(1000)), None);
-        assert_eq!(routes.by_address(address(2000)), Some(3));
+        assert_eq!(routes.find(None, address(1000)), None);
+        assert_eq!(routes.find(None, address(2000)), Some(3));
         routes.remove("abc");
-        assert_eq!((routes.by_ufrag("abc"), routes.by_address(address(2000))), (None, None));
+        assert_eq!((routes.find(Some("abc"), address(9)), routes.find(None, address(2000))), (None, None));
     }
 
     #[test]
@@ -136,40 +124,22 @@ mod tests {
             routes.learn_address(&format!("ufrag {number}"), address(u16::try_from(number).unwrap()));
         }
         assert_eq!(routes.counts(), (limits::ROUTES_MAX, limits::ROUTES_MAX));
-        assert_eq!((routes.by_ufrag("ufrag 0"), routes.by_address(address(0))), (None, None));
-        assert_eq!((routes.by_ufrag("ufrag 1"), routes.by_address(address(1))), (Some(1), Some(1)));
-    }
-
-    fn forget(number: usize) -> Command {
-        Command::Forget { ufrag: number.to_string() }
-    }
-
-    #[test]
-    fn updates_that_do_not_fit_the_mailbox_are_sent_in_the_next_turn_in_order() {
-        let (mailbox, reader) = mailbox().unwrap();
-        let mut updates = RouteUpdates::default();
-        let count = limits::COMMANDS_MAX + 2;
-        (0..count).for_each(|number| updates.push(forget(number)));
-        updates.send(&mailbox);
-        let mut received: Vec<Command> = reader.commands.try_iter().collect();
-        assert_eq!(received.len(), limits::COMMANDS_MAX);
-        updates.send(&mailbox);
-        received.extend(reader.commands.try_iter());
-        let numbers: Vec<usize> = received
-            .iter()
-            .map(|command| match command {
-                Command::Forget { ufrag } => ufrag.parse().unwrap(),
-                _ => panic!("another command"),
-            })
-            .collect();
-        assert_eq!(numbers, (0..count).collect::<Vec<_>>());
+        assert_eq!((routes.find(Some("ufrag 0"), address(9)), routes.find(None, address(0))), (None, None));
+        assert_eq!(
+            (routes.find(Some("ufrag 1"), address(9)), routes.find(None, address(1))),
+            (Some(1), Some(1))
+        );
     }
 
     #[test]
-    fn unsent_updates_are_bounded() {
-        let mut updates = RouteUpdates::default();
-        (0..limits::ROUTE_UPDATES_MAX + 5).for_each(|number| updates.push(forget(number)));
-        assert_eq!(updates.unsent.len(), limits::ROUTE_UPDATES_MAX);
-        assert!(matches!(updates.unsent.front(), Some(Command::Forget { ufrag }) if ufrag == "5"));
+    fn address_that_another_owner_took_over_stays_with_it() {
+        let mut routes = Routes::default();
+        routes.insert("old".to_owned(), 1);
+        routes.insert("new".to_owned(), 2);
+        assert!(routes.learn_address("old", address(1000)));
+        assert!(!routes.learn_address("old", address(1000)), "known");
+        assert!(routes.learn_address("new", address(1000)));
+        routes.remove("old");
+        assert_eq!(routes.find(None, address(1000)), Some(2));
     }
 }

@@ -7,30 +7,24 @@ use crate::base::clock::Now;
 use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::h264::{Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
-use crate::session::PacketizedUnit;
-use crate::worker::gop::{Gop, UnitInfo};
-use crate::worker::gop_backfill::{GopBackfill, Live};
-use crate::worker::rtp_clock::RtpClock;
+use crate::session::{PacketizedUnit, UnitInfo};
+use crate::worker::gop::{Gop, GopBackfill, Live};
 use crate::worker::timing::TimedUnit;
+
+/// A larger step of the capture time is a clock that was set or a wrong timestamp; it advances by one tick.
+const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000; // local bound
+
+/// Step of a unit whose timestamp is not usable: one tick, so that time still increases.
+const STEP_90K_MIN: u64 = 1;
 
 /// Result of [`Source::poll_unit`].
 pub(super) enum Polled {
     /// A new unit: see [`Source::unit`].
-    Unit,
+    Unit(TimedUnit),
     /// A slot without a usable unit (lapped, rejected, restarted). Poll again.
     Again,
     /// No new slot.
     Empty,
-}
-
-/// The newest live unit. The units of a catch-up get RTP times just before it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NewestUnit {
-    /// Sequence number in the ring, wrapping.
-    pub(super) number: u32,
-    pub(super) rtp_time_90k: u64,
-    /// When the worker took it.
-    pub(super) at: Instant,
 }
 
 /// One worker's cursor and the current unit.
@@ -38,26 +32,16 @@ pub(super) struct Source {
     cursor: Cursor,
     assembler: Assembler,
     packetizer: Packetizer,
-    clock: RtpClock,
+    /// The unit of the last [`Polled::Unit`], its payloads, and when the worker took it.
+    unit: UnitInfo,
     payloads: Vec<Arc<Payloads>>,
-    unit: Unit,
+    taken_at: Option<Instant>,
     /// Units were lost since the last one that was passed on.
     gap: bool,
     last_captured_ns: Option<i64>,
     backfill: GopBackfill,
     /// Sequence number that the cursor reads next.
     position: u32,
-    newest: Option<NewestUnit>,
-}
-
-#[derive(Default)]
-struct Unit {
-    is_idr: bool,
-    is_reference: bool,
-    rtp_time_90k: u64,
-    captured_at_ns: Option<i64>,
-    gap_before: bool,
-    timed: TimedUnit,
 }
 
 impl Source {
@@ -66,14 +50,13 @@ impl Source {
             cursor: camera.cursor(),
             assembler: Assembler::new(),
             packetizer: Packetizer::for_rtp(),
-            clock: RtpClock::default(),
+            unit: UnitInfo::default(),
             payloads: Vec::new(),
-            unit: Unit::default(),
+            taken_at: None,
             gap: false,
             last_captured_ns: None,
             backfill: GopBackfill::new(camera),
             position: 0,
-            newest: None,
         }
     }
 
@@ -131,35 +114,33 @@ impl Source {
         if has_viewers || self.backfill.keeps_at_once(self.position) {
             self.packetizer.packetize(&unit, &mut self.payloads);
         }
-        let (is_idr, is_reference) = (unit.is_idr(), unit.is_reference());
+        let last = self.last_captured_ns.map(|last_ns| (last_ns, self.unit.rtp_time_90k));
+        let info = UnitInfo {
+            number: view.sequence,
+            is_idr: unit.is_idr(),
+            is_reference: unit.is_reference(),
+            gap_before: self.gap,
+            rtp_time_90k: rtp_time_90k(view.captured_monotonic_ns, last),
+            captured_at_ns: view.captured_at_ns,
+        };
         if !view.is_intact() {
             self.payloads.clear();
             return self.handle_torn(counters);
         }
+        self.unit = info;
+        self.gap = false;
+        self.taken_at = Some(now.instant);
         counters.units_processed.add(1);
         counters.payload_allocations.set_total(self.packetizer.allocations());
         self.update_stream_counters(view, counters);
-        if is_idr {
+        if info.is_idr {
             self.backfill.begin(view.sequence, &self.assembler);
         }
-        self.unit = Unit {
-            is_idr,
-            is_reference,
-            rtp_time_90k: self.clock.rtp_time_90k(view.captured_monotonic_ns),
-            captured_at_ns: view.captured_at_ns,
-            gap_before: std::mem::take(&mut self.gap),
-            timed: TimedUnit {
-                number: view.sequence,
-                captured_ns: view.captured_at_ns.map(|_| view.captured_monotonic_ns),
-            },
-        };
-        let rtp_time_90k = self.unit.rtp_time_90k;
-        self.newest = Some(NewestUnit { number: view.sequence, rtp_time_90k, at: now.instant });
-        let info =
-            UnitInfo { number: view.sequence, is_idr, is_reference, captured_at_ns: view.captured_at_ns };
         let live = Live { cursor: &self.cursor, position: self.position, now_ns: now.monotonic_ns };
-        self.backfill.keep_up(live, info, &self.payloads, counters);
-        Polled::Unit
+        let newest = PacketizedUnit { info, payloads: &self.payloads };
+        self.backfill.keep_up(live, Some(&newest), counters);
+        let captured_ns = view.captured_at_ns.map(|_| view.captured_monotonic_ns);
+        Polled::Unit(TimedUnit { number: view.sequence, captured_ns })
     }
 
     /// The camera overwrote the unit while it was read.
@@ -175,14 +156,14 @@ impl Source {
         self.backfill.fetch(live, counters)
     }
 
-    /// Returns the newest unit. Before the first one, returns unit 0 at `now`.
-    pub(super) fn newest(&self, now: Now) -> NewestUnit {
-        self.newest.unwrap_or(NewestUnit { number: 0, rtp_time_90k: 0, at: now.instant })
+    /// Returns the newest unit and when the worker took it. Before the first one, returns unit 0 at `now`.
+    pub(super) fn newest(&self, now: Now) -> (UnitInfo, Instant) {
+        (self.unit, self.taken_at.unwrap_or(now.instant))
     }
 
     /// Returns the time until the camera's next IDR, assuming a GOP as long as the last one.
     pub(super) fn next_idr_in(&self, counters: &WorkerCounters) -> Option<Duration> {
-        let units = self.backfill.gop().units_to_idr(self.newest?.number)?;
+        let units = self.backfill.gop.units_to_idr(self.unit.number)?;
         Some(Duration::from_nanos(counters.unit_interval_ns.get()) * units)
     }
 
@@ -205,19 +186,7 @@ impl Source {
 
     /// Returns the unit of the last [`Polled::Unit`].
     pub(super) fn unit(&self) -> PacketizedUnit<'_> {
-        PacketizedUnit {
-            payloads: &self.payloads,
-            is_idr: self.unit.is_idr,
-            is_reference: self.unit.is_reference,
-            rtp_time_90k: self.unit.rtp_time_90k,
-            captured_at_ns: self.unit.captured_at_ns,
-            gap_before: self.unit.gap_before,
-        }
-    }
-
-    /// Returns the same unit for timing.
-    pub(super) fn timed(&self) -> TimedUnit {
-        self.unit.timed
+        PacketizedUnit { info: self.unit, payloads: &self.payloads }
     }
 }
 
@@ -225,5 +194,57 @@ fn count_refused(error: &UnitError, counters: &WorkerCounters) {
     match error {
         UnitError::MissingParameterSets { .. } => counters.missing_parameter_sets.add(1),
         _ => counters.malformed_units.add(1),
+    }
+}
+
+/// Returns the RTP time (RFC 6184: 90 kHz) of a unit captured at `captured_ns`, CLOCK_MONOTONIC; `last`: both times of the
+/// unit before. Starts at 0; sessions add their own offset. Strictly increasing even when the camera's clock is not: a
+/// backward or too large step advances by one tick, and its timestamp becomes the new reference.
+fn rtp_time_90k(captured_ns: i64, last: Option<(i64, u64)>) -> u64 {
+    let Some((last_ns, last_90k)) = last else { return 0 };
+    let is_usable = (0..=STEP_NS_MAX).contains(&captured_ns.saturating_sub(last_ns));
+    let step = if is_usable { ticks(captured_ns).saturating_sub(ticks(last_ns)) } else { 0 };
+    last_90k + step.max(STEP_90K_MIN)
+}
+
+/// Converts nanoseconds to 90 kHz ticks, rounded. Differences of results do not accumulate an error.
+fn ticks(ns: i64) -> u64 {
+    let ns = u128::from(ns.max(0).unsigned_abs());
+    u64::try_from((ns * 9 + 50_000) / 100_000).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the RTP times of units captured at these times.
+    fn rtp_times(captured: impl IntoIterator<Item = i64>) -> Vec<u64> {
+        let mut last = None;
+        let times = captured.into_iter().map(|captured_ns| {
+            let time = rtp_time_90k(captured_ns, last);
+            last = Some((captured_ns, time));
+            time
+        });
+        times.collect()
+    }
+
+    #[test]
+    fn hour_at_30_units_per_second_does_not_drift() {
+        let times = rtp_times((0..108_000).map(|unit| 1_000_000_000 + unit * 1_000_000_000 / 30));
+        assert_eq!(times.last(), Some(&(107_999 * 3_000)));
+    }
+
+    #[test]
+    fn time_increases_for_any_sequence_of_timestamps() {
+        let times = rtp_times([5_000_000_000, 4_000_000_000, 0, -7, i64::MAX, i64::MIN, 1, 1, 33_333_334]);
+        for pair in times.windows(2) {
+            assert!((1..=3_600 * 90_000).contains(&(pair[1] - pair[0])), "{times:?}");
+        }
+        assert!(times.is_sorted());
+    }
+
+    #[test]
+    fn capture_gap_becomes_an_rtp_time_gap() {
+        assert_eq!(rtp_times([1_000_000_000, 11_000_000_000]), [0, 900_000]);
     }
 }

@@ -1,6 +1,7 @@
 //! Timestamps of a worker's turn for the stage histograms and the flight recorder. Does not influence the worker.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use crate::base::clock;
 use crate::base::limits;
@@ -24,7 +25,8 @@ pub(super) struct TimedUnit {
 #[derive(Default)]
 pub(super) struct Timing {
     stages: StageRecorder,
-    unit: Option<(TimedUnit, UnitTimes)>,
+    /// The unit being sent, and the time at which it was packetised.
+    unit: Option<(TimedUnit, i64)>,
     /// Time at which the unit was encrypted for the previous viewer.
     last_ns: i64,
     /// Some datagrams are encrypted but not yet submitted to the kernel.
@@ -52,60 +54,58 @@ impl Timing {
             counters.stages.latest_process_ns.set(positive(packetised_ns - seen_ns));
         }
         let captured_ns = unit.captured_ns.unwrap_or(seen_ns);
-        let times = UnitTimes { number: unit.number, captured_ns, seen_ns, packetised_ns };
-        counters.trace.note_unit(&times);
-        self.unit = Some((unit, times));
+        counters.trace.note_unit(&UnitTimes { number: unit.number, captured_ns, seen_ns, packetised_ns });
+        self.unit = Some((unit, packetised_ns));
         self.last_ns = packetised_ns;
     }
 
-    /// Call it when the unit is encrypted for `viewer`. `sends` has counted its datagrams.
-    pub(super) fn on_encrypted(&mut self, viewer: u32, sends: &mut SendTiming) {
+    /// Call it when the unit is encrypted for `viewer`, as these `datagrams` of it, counted from the session's start.
+    pub(super) fn on_encrypted(&mut self, viewer: u32, datagrams: Range<u64>, sends: &mut VecDeque<Sending>) {
         let (begun_ns, encrypted_ns) = (self.last_ns, clock::monotonic_ns());
         self.last_ns = encrypted_ns;
-        let Some((unit, times)) = self.unit else { return };
-        if !sends.take_new_datagrams() {
+        let Some((TimedUnit { number, captured_ns }, packetised_ns)) = self.unit else { return };
+        if datagrams.is_empty() {
             return;
         }
-        self.stages.record(Stage::PacketisedToEncrypted, encrypted_ns - times.packetised_ns);
+        self.stages.record(Stage::PacketisedToEncrypted, encrypted_ns - packetised_ns);
         self.is_unsubmitted = true;
-        let write =
-            WriteTimes { number: unit.number, viewer, begun_ns, encrypted_ns, submitted_ns: 0, sent_ns: 0 };
-        sends.push(Sending {
-            write,
-            captured_ns: unit.captured_ns,
-            packetised_ns: times.packetised_ns,
-            until: sends.datagrams,
-        });
+        if sends.len() < limits::TIMED_UNITS_MAX {
+            sends.reserve_exact(limits::TIMED_UNITS_MAX - sends.len());
+            let write = WriteTimes { number, viewer, begun_ns, encrypted_ns, submitted_ns: 0, sent_ns: 0 };
+            sends.push_back(Sending { write, captured_ns, packetised_ns, until: datagrams.end });
+        }
     }
 
     /// Call it at the end of a turn, when everything encrypted in it is submitted to the kernel.
-    pub(super) fn on_submitted<'a>(&mut self, all: impl Iterator<Item = &'a mut SendTiming>) {
+    pub(super) fn on_submitted<'a>(&mut self, all: impl Iterator<Item = &'a mut VecDeque<Sending>>) {
         if !std::mem::take(&mut self.is_unsubmitted) {
             return;
         }
         let submitted_ns = clock::monotonic_ns();
         for sends in all {
-            for sending in sends.unsubmitted() {
+            for sending in sends.iter_mut().rev().take_while(|sending| sending.write.submitted_ns == 0) {
                 sending.write.submitted_ns = submitted_ns;
                 self.stages.record(Stage::EncryptedToSubmitted, submitted_ns - sending.write.encrypted_ns);
             }
         }
     }
 
-    /// Call it when sends of this viewer have completed. The kernel still holds `in_flight` of its datagrams.
+    /// Call it when the first `ended` datagrams of this viewer were sent or lost. Sends complete in order, so the
+    /// datagrams in flight are the newest.
     pub(super) fn on_sent(
         &mut self,
-        sends: &mut SendTiming,
-        in_flight: u32,
+        sends: &mut VecDeque<Sending>,
+        ended: u64,
         sent_ns: i64,
         counters: &WorkerCounters,
     ) {
-        while let Some(sending) = sends.take_sent(in_flight) {
-            let mut write = sending.write;
+        while let Some(Sending { mut write, captured_ns, packetised_ns, .. }) =
+            sends.pop_front_if(|first| first.write.submitted_ns != 0 && first.until <= ended)
+        {
             write.sent_ns = sent_ns;
             self.stages.record(Stage::SubmittedToSent, sent_ns - write.submitted_ns);
-            counters.stages.latest_send_ns.set(positive(sent_ns - sending.packetised_ns));
-            if let Some(captured_ns) = sending.captured_ns {
+            counters.stages.latest_send_ns.set(positive(sent_ns - packetised_ns));
+            if let Some(captured_ns) = captured_ns {
                 self.stages.record(Stage::CapturedToSent, sent_ns - captured_ns);
             }
             counters.trace.note_write(&write);
@@ -125,62 +125,14 @@ fn positive(span_ns: i64) -> u64 {
     u64::try_from(span_ns).unwrap_or(0)
 }
 
-/// One viewer's units on their way to the network. At most [`limits::TIMED_UNITS_MAX`] are timed at once.
-#[derive(Default)]
-pub(super) struct SendTiming {
-    /// Datagrams handed to the driver so far.
-    datagrams: u64,
-    /// How many of `datagrams` are already assigned to a unit, or belong to none.
-    assigned: u64,
-    sendings: VecDeque<Sending>,
-}
-
+/// A unit on its way to one viewer. At most [`limits::TIMED_UNITS_MAX`] are timed at once.
 #[derive(Clone, Copy)]
-struct Sending {
+pub(super) struct Sending {
     write: WriteTimes,
     captured_ns: Option<i64>,
     packetised_ns: i64,
     /// The unit is sent completely when this many datagrams of the viewer were sent, counted from its start.
     until: u64,
-}
-
-impl SendTiming {
-    /// Counts a datagram that was handed to the driver.
-    pub(super) fn count_datagram(&mut self) {
-        self.datagrams += 1;
-    }
-
-    /// Marks all datagrams so far as belonging to no timed unit.
-    pub(super) fn skip_untimed(&mut self) {
-        self.assigned = self.datagrams;
-    }
-
-    /// Assigns the new datagrams to a unit. Returns false if there are none.
-    fn take_new_datagrams(&mut self) -> bool {
-        std::mem::replace(&mut self.assigned, self.datagrams) < self.datagrams
-    }
-
-    fn push(&mut self, sending: Sending) {
-        if self.sendings.len() < limits::TIMED_UNITS_MAX {
-            self.sendings.reserve_exact(limits::TIMED_UNITS_MAX - self.sendings.len());
-            self.sendings.push_back(sending);
-        }
-    }
-
-    fn unsubmitted(&mut self) -> impl Iterator<Item = &mut Sending> {
-        self.sendings.iter_mut().rev().take_while(|sending| sending.write.submitted_ns == 0)
-    }
-
-    /// Removes the oldest unit whose datagrams are all sent or lost. Sends complete in order, so the datagrams in
-    /// flight are the newest.
-    fn take_sent(&mut self, in_flight: u32) -> Option<Sending> {
-        let ended = self.datagrams.saturating_sub(u64::from(in_flight));
-        let first = self.sendings.front()?;
-        if first.write.submitted_ns == 0 || first.until > ended {
-            return None;
-        }
-        self.sendings.pop_front()
-    }
 }
 
 #[cfg(test)]
@@ -192,7 +144,9 @@ mod tests {
     struct Bench {
         timing: Timing,
         counters: WorkerCounters,
-        sends: SendTiming,
+        sends: VecDeque<Sending>,
+        /// Datagrams handed to the driver so far.
+        datagrams: u64,
     }
 
     impl Bench {
@@ -200,21 +154,22 @@ mod tests {
             Bench {
                 timing: Timing::default(),
                 counters: WorkerCounters::default(),
-                sends: SendTiming::default(),
+                sends: VecDeque::new(),
+                datagrams: 0,
             }
         }
 
-        fn unit(&mut self, number: u32, captured_ns: Option<i64>, datagrams: u32) {
+        fn unit(&mut self, number: u32, captured_ns: Option<i64>, datagrams: u64) {
             let seen_ns = clock::monotonic_ns();
             self.timing.on_packetised(TimedUnit { number, captured_ns }, seen_ns, true, &self.counters);
-            self.sends.skip_untimed();
-            (0..datagrams).for_each(|_| self.sends.count_datagram());
-            self.timing.on_encrypted(4, &mut self.sends);
+            let before = self.datagrams;
+            self.datagrams += datagrams;
+            self.timing.on_encrypted(4, before..self.datagrams, &mut self.sends);
         }
 
-        fn sent(&mut self, in_flight: u32) {
+        fn sent(&mut self, in_flight: u64) {
             let now_ns = clock::monotonic_ns();
-            self.timing.on_sent(&mut self.sends, in_flight, now_ns, &self.counters);
+            self.timing.on_sent(&mut self.sends, self.datagrams - in_flight, now_ns, &self.counters);
         }
 
         fn submitted(&mut self) {
@@ -274,7 +229,7 @@ mod tests {
     #[test]
     fn viewers_without_datagrams_and_datagrams_without_a_unit_are_not_timed() {
         let mut bench = Bench::new();
-        bench.sends.count_datagram();
+        bench.datagrams += 1;
         bench.unit(1, None, 0);
         bench.submitted();
         bench.sent(0);

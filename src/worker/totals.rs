@@ -54,7 +54,7 @@ impl Totals {
     }
 
     /// If a pass is due, writes the sums over all sessions to `counters`.
-    pub(super) fn update(&mut self, sessions: &mut Registry, now: Now, counters: &WorkerCounters) {
+    pub(super) fn update(&mut self, sessions: &Registry, now: Now, counters: &WorkerCounters) {
         if self.due.is_some_and(|due| now.instant < due) {
             return;
         }
@@ -62,7 +62,7 @@ impl Totals {
         self.statuses.clear();
         let mut sums = self.ended;
         let mut viewers = 0;
-        for slot in sessions.iter_mut() {
+        for slot in &sessions.slots {
             let status = slot.viewer.status(now.instant);
             viewers += u64::from(status.state == ViewerState::Connected);
             sums.add(&status);
@@ -70,7 +70,7 @@ impl Totals {
         }
         counters.viewer_statuses.put(&mut self.statuses);
         self.warn_of_drops(&sums, now.monotonic_ns);
-        counters.sessions.set(sessions.len() as u64);
+        counters.sessions.set(sessions.slots.len() as u64);
         counters.viewers.set(viewers);
         counters.units_sent.set_total(sums.units_sent);
         counters.units_dropped.set_total(sums.units_dropped);

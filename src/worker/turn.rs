@@ -1,7 +1,6 @@
 //! One turn of a worker: reap all completions, feed the sessions, fan out new access units, drain every touched
 //! session, submit once. Work per turn is bounded. The only call that blocks is `Driver::submit_and_wait`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,13 +10,13 @@ use crate::camera::Camera;
 use crate::camera::waiter::WaiterHandoff;
 use crate::metrics::WorkerCounters;
 use crate::metrics::status::ViewerStatus;
-use crate::session::{Output, PacketizedUnit, stun_ufrag};
+use crate::session::{CloseReason, Output, stun_ufrag};
 use crate::uring::{Completion, Driver, Received, UdpDriverError};
 use crate::worker::catch_up::CatchUpTurn;
 use crate::worker::commands::{Command, Forwarded, Mailbox, MailboxReader};
 use crate::worker::inline_wait::InlineWait;
-use crate::worker::registry::{Registry, SessionSlot};
-use crate::worker::routes::{RouteUpdates, Routes};
+use crate::worker::registry::{Registry, SessionSlot, ViewerSink};
+use crate::worker::routes::Routes;
 use crate::worker::source::{Polled, Source};
 use crate::worker::timing::Timing;
 use crate::worker::totals::{Totals, copy_driver_counters};
@@ -46,8 +45,8 @@ pub(super) struct Worker<D> {
     camera: Camera,
     source: Source,
     sessions: Registry,
-    routes: Routes,
-    route_updates: RouteUpdates,
+    /// Indices of the workers that own the other sessions; only the receiving worker has some.
+    routes: Routes<usize>,
     peers: Vec<Mailbox>,
     /// One flag per worker: true if this turn forwarded a datagram to it. These workers are woken at the end of the
     /// turn.
@@ -71,9 +70,8 @@ impl<D: Driver> Worker<D> {
             driver,
             source: Source::new(seed.camera.clone()),
             camera: seed.camera,
-            sessions: Registry::default(),
+            sessions: Registry::new(seed.peers.first().filter(|_| seed.index != 0).cloned()),
             routes: Routes::default(),
-            route_updates: RouteUpdates::default(),
             peers_to_wake: vec![false; seed.peers.len()],
             peers: seed.peers,
             counters: seed.counters,
@@ -104,17 +102,17 @@ impl<D: Driver> Worker<D> {
     }
 
     pub(super) fn submit(&mut self, now: Now) -> Result<(), UdpDriverError> {
-        self.timing.on_submitted(self.sessions.iter_mut().map(|slot| &mut slot.sends));
+        self.timing.on_submitted(self.sessions.slots.iter_mut().map(|slot| &mut slot.sends));
         let mut wait = self.time_to_wait(now);
         if let Some(camera_wait) = &mut self.camera_wait {
             self.driver.set_futex_wait(camera_wait.word());
-            wait = wait.min(camera_wait.time_to_wait(now, self.sessions.len()));
+            wait = wait.min(camera_wait.time_to_wait(now, self.sessions.slots.len()));
         }
         self.driver.submit_and_wait(wait)
     }
 
     fn is_done(&self, now: Now) -> bool {
-        self.stopping_until.is_some_and(|until| now.instant >= until || self.sessions.len() == 0)
+        self.stopping_until.is_some_and(|until| now.instant >= until || self.sessions.slots.is_empty())
     }
 
     fn time_to_wait(&self, now: Now) -> Duration {
@@ -172,9 +170,10 @@ impl<D: Driver> Worker<D> {
     }
 
     fn time_sent(&mut self, now: Now) {
-        for slot in self.sessions.iter_mut() {
+        for slot in &mut self.sessions.slots {
             let in_flight = self.driver.in_flight(slot.viewer.id());
-            self.timing.on_sent(&mut slot.sends, in_flight, now.monotonic_ns, &self.counters);
+            let ended = slot.viewer.datagrams_sent().saturating_sub(in_flight.into());
+            self.timing.on_sent(&mut slot.sends, ended, now.monotonic_ns, &self.counters);
         }
     }
 
@@ -182,19 +181,8 @@ impl<D: Driver> Worker<D> {
         let (remote, local) = (received.remote, received.local);
         let bytes = self.driver.datagram(&received);
         let ufrag = stun_ufrag(bytes);
-        if let Some(slot) = find(&mut self.sessions, remote, ufrag) {
-            slot.viewer.handle_datagram(now.instant, local, remote, bytes);
-            slot.touched = true;
-            let id = slot.viewer.id();
-            if slot.remote != Some(remote) && slot.viewer.accepts_address(remote) {
-                self.sessions.learn_address(id, remote);
-            }
-        } else {
-            let owner = match ufrag {
-                Some(ufrag) => self.routes.by_ufrag(ufrag),
-                None => self.routes.by_address(remote),
-            };
-            match owner {
+        if !self.sessions.deliver(now.instant, local, remote, ufrag, bytes) {
+            match self.routes.find(ufrag, remote) {
                 Some(worker) => {
                     let datagram = Forwarded { remote, local, bytes: bytes.to_vec() };
                     self.forward(worker, datagram);
@@ -218,9 +206,6 @@ impl<D: Driver> Worker<D> {
     }
 
     fn wake_peers(&mut self) {
-        if let Some(receiver) = self.peers.first() {
-            self.route_updates.send(receiver);
-        }
         for (peer, to_wake) in self.peers.iter().zip(&mut self.peers_to_wake) {
             if std::mem::take(to_wake) {
                 peer.wake();
@@ -230,8 +215,10 @@ impl<D: Driver> Worker<D> {
 
     fn take_forwarded(&mut self, now: Now) {
         for _ in 0..limits::COMMANDS_PER_TURN_MAX {
-            let Ok(datagram) = self.reader.datagrams.try_recv() else { return };
-            self.handle_forwarded(now, &datagram);
+            let Ok(Forwarded { remote, local, bytes }) = self.reader.datagrams.try_recv() else { return };
+            if !self.sessions.deliver(now.instant, local, remote, stun_ufrag(&bytes), &bytes) {
+                self.counters.datagrams_unclaimed.add(1);
+            }
         }
         self.wake_again();
     }
@@ -243,27 +230,23 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn handle_forwarded(&mut self, now: Now, datagram: &Forwarded) {
-        let ufrag = stun_ufrag(&datagram.bytes);
-        let Some(slot) = find(&mut self.sessions, datagram.remote, ufrag) else {
-            self.counters.datagrams_unclaimed.add(1);
-            return;
-        };
-        slot.viewer.handle_datagram(now.instant, datagram.local, datagram.remote, &datagram.bytes);
-        slot.touched = true;
-        if slot.remote != Some(datagram.remote) && slot.viewer.accepts_address(datagram.remote) {
-            let (id, ufrag) = (slot.viewer.id(), slot.viewer.local_ufrag().to_owned());
-            self.sessions.learn_address(id, datagram.remote);
-            self.route_updates.push(Command::Learned { ufrag, remote: datagram.remote });
-        }
-    }
-
     fn take_commands(&mut self, now: Now) {
-        for _ in 0..limits::COMMANDS_PER_TURN_MAX {
-            let Ok(command) = self.reader.commands.try_recv() else { return };
+        let mut taken = 0;
+        while taken < limits::COMMANDS_PER_TURN_MAX
+            && let Ok(command) = self.reader.commands.try_recv()
+        {
             self.handle_command(now, command);
+            taken += 1;
         }
-        self.wake_again();
+        // Route updates wait only while the mailbox is full: the commands taken have made room for them.
+        if taken > 0
+            && let Some(own) = self.peers.get(self.index)
+        {
+            own.retry_updates();
+        }
+        if taken == limits::COMMANDS_PER_TURN_MAX {
+            self.wake_again();
+        }
     }
 
     fn handle_command(&mut self, now: Now, command: Command) {
@@ -275,18 +258,20 @@ impl<D: Driver> Worker<D> {
             Command::LogOut { viewer } => {
                 // The session may have ended in the meantime.
                 if let Some(slot) = self.sessions.by_id(viewer) {
-                    slot.viewer.log_out(now.instant);
+                    slot.viewer.close(now.instant, CloseReason::LoggedOut);
                     slot.touched = true;
                 }
             }
             Command::Statuses(reply) => {
                 let statuses: Vec<ViewerStatus> =
-                    self.sessions.iter_mut().map(|slot| slot.viewer.status(now.instant)).collect();
+                    self.sessions.slots.iter().map(|slot| slot.viewer.status(now.instant)).collect();
                 // Fails if the requester has timed out.
                 let _ = reply.send(statuses);
             }
             Command::Route { ufrag, worker } => self.routes.insert(ufrag, worker),
-            Command::Learned { ufrag, remote } => self.routes.learn_address(&ufrag, remote),
+            Command::Learned { ufrag, remote } => {
+                self.routes.learn_address(&ufrag, remote);
+            }
             Command::Forget { ufrag } => self.routes.remove(&ufrag),
             Command::Stop => self.stop(now),
         }
@@ -294,23 +279,18 @@ impl<D: Driver> Worker<D> {
 
     fn stop(&mut self, now: Now) {
         self.stopping_until = Some(now.instant + Duration::from_millis(limits::STOP_MS_MAX));
-        for slot in self.sessions.iter_mut() {
-            slot.viewer.close(now.instant);
+        for slot in &mut self.sessions.slots {
+            slot.viewer.close(now.instant, CloseReason::Local);
             slot.touched = true;
         }
     }
 
     fn fan_out(&mut self, now: Now) {
         for _ in 0..limits::UNITS_PER_TURN_MAX {
-            let has_viewers = self.sessions.len() > 0 && self.stopping_until.is_none();
+            let has_viewers = !self.sessions.slots.is_empty() && self.stopping_until.is_none();
             match self.source.poll_unit(now, has_viewers, &self.counters) {
-                Polled::Unit => {
-                    self.timing.on_packetised(
-                        self.source.timed(),
-                        now.monotonic_ns,
-                        has_viewers,
-                        &self.counters,
-                    );
+                Polled::Unit(unit) => {
+                    self.timing.on_packetised(unit, now.monotonic_ns, has_viewers, &self.counters);
                     if has_viewers {
                         self.send_live(now);
                     }
@@ -325,12 +305,19 @@ impl<D: Driver> Worker<D> {
     /// Sends the source's current unit to every viewer.
     fn send_live(&mut self, now: Now) {
         let unit = self.source.unit();
-        let count = self.sessions.len();
+        let count = self.sessions.slots.len();
         self.first = (self.first + 1) % count.max(1);
         for place in 0..count {
-            let Some(slot) = self.sessions.at((self.first + place) % count) else { continue };
-            push_live(&mut self.driver, slot, now, &unit);
-            self.timing.on_encrypted(slot.viewer.id(), &mut slot.sends);
+            let Some(slot) = self.sessions.slots.get_mut((self.first + place) % count) else { continue };
+            let id = slot.viewer.id();
+            slot.viewer.note_congestion(self.driver.in_flight(id));
+            let before = slot.viewer.datagrams_sent();
+            let sink = &mut ViewerSink { driver: &mut self.driver, viewer: id };
+            let has_ended_replay = slot.viewer.push_access_unit(now.instant, &unit, sink);
+            self.counters.replays_cut.add(u64::from(has_ended_replay));
+            slot.deadline = slot.viewer.next_deadline();
+            self.driver.flush();
+            self.timing.on_encrypted(id, before..slot.viewer.datagrams_sent(), &mut slot.sends);
         }
     }
 
@@ -346,7 +333,7 @@ impl<D: Driver> Worker<D> {
     }
 
     fn handle_deadlines(&mut self, now: Now) {
-        for slot in self.sessions.iter_mut() {
+        for slot in &mut self.sessions.slots {
             if slot.deadline <= now.instant + DEADLINE_SLACK {
                 slot.viewer.handle_timeout(now.instant);
                 slot.touched = true;
@@ -355,7 +342,7 @@ impl<D: Driver> Worker<D> {
     }
 
     fn drain_touched(&mut self, now: Now) {
-        for slot in self.sessions.iter_mut() {
+        for slot in &mut self.sessions.slots {
             if std::mem::take(&mut slot.touched) {
                 drain(&mut self.driver, slot, now.instant);
             }
@@ -363,14 +350,10 @@ impl<D: Driver> Worker<D> {
     }
 
     fn remove_closed(&mut self, now: Now) {
-        let (counters, totals, index) = (&self.counters, &mut self.totals, self.index);
-        let route_updates = &mut self.route_updates;
-        self.sessions.remove_closed(|slot| {
+        let (counters, totals) = (&self.counters, &mut self.totals);
+        self.sessions.remove_closed(|viewer| {
             counters.sessions_closed.add(1);
-            totals.keep(&slot.viewer.status(now.instant));
-            if index != 0 {
-                route_updates.push(Command::Forget { ufrag: slot.viewer.local_ufrag().to_owned() });
-            }
+            totals.keep(&viewer.status(now.instant));
         });
     }
 
@@ -380,35 +363,15 @@ impl<D: Driver> Worker<D> {
             self.counters.busy_poll_ns.set_total(camera_wait.polled_ns());
         }
         copy_driver_counters(self.driver.counters(), &self.counters);
-        self.totals.update(&mut self.sessions, now, &self.counters);
+        self.totals.update(&self.sessions, now, &self.counters);
         self.timing.publish(now.monotonic_ns, &self.counters);
     }
 }
 
-fn find<'a>(
-    sessions: &'a mut Registry,
-    remote: SocketAddr,
-    ufrag: Option<&str>,
-) -> Option<&'a mut SessionSlot> {
-    match ufrag {
-        Some(ufrag) => sessions.by_ufrag(ufrag),
-        None => sessions.by_address(remote),
-    }
-}
-
-fn push_live(driver: &mut impl Driver, slot: &mut SessionSlot, now: Now, unit: &PacketizedUnit<'_>) {
-    slot.viewer.note_congestion(driver.in_flight(slot.viewer.id()));
-    slot.sends.skip_untimed();
-    let (viewer, mut sink) = slot.with_sink(driver);
-    viewer.push_access_unit(now.instant, unit, &mut sink);
-    slot.deadline = slot.viewer.next_deadline();
-    driver.flush();
-}
-
 /// Hands everything a session wants to send to the driver. Follows every mutation of a session.
 fn drain(driver: &mut impl Driver, slot: &mut SessionSlot, now: Instant) {
-    let (viewer, mut sink) = slot.with_sink(driver);
-    match viewer.drain(now, &mut sink) {
+    let sink = &mut ViewerSink { driver: &mut *driver, viewer: slot.viewer.id() };
+    match slot.viewer.drain(now, sink) {
         Output::Wait(deadline) => slot.deadline = deadline,
         Output::Closed(reason) => log::info!("viewer {}: closed: {reason:?}", slot.viewer.id()),
     }
@@ -434,7 +397,7 @@ impl<D> Worker<D> {
         self.sessions.by_id(id)
     }
 
-    pub(super) fn routes(&self) -> &Routes {
+    pub(super) fn routes(&self) -> &Routes<usize> {
         &self.routes
     }
 

@@ -18,7 +18,7 @@ use peer::{Outbox, Pair, client_address, context, each, payloads, server_address
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
 use streaming_server::metrics::status::ViewerStatus;
-use streaming_server::session::{CloseReason, Output, PacketizedUnit, SrtpChoice, Viewer, stun_ufrag};
+use streaming_server::session::{CloseReason, IdrReason, Output, SrtpChoice, Viewer, stun_ufrag};
 
 const PAYLOAD_BYTES: usize = 1_100;
 
@@ -211,13 +211,13 @@ fn receiver_reports_give_round_trip_jitter_and_loss() {
 fn pli_and_fir_are_reported_once_each() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
     send_units(&mut pair, 0, 3, 3);
-    assert!(!pair.viewer.take_idr_wanted());
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
     let mid = pair.mid;
     for kind in [KeyframeRequestKind::Pli, KeyframeRequestKind::Fir] {
         pair.client.direct_api().stream_rx_by_mid(mid, None).unwrap().request_keyframe(kind);
         pair.run(Duration::from_millis(100));
-        assert!(pair.viewer.take_idr_wanted(), "{kind:?}");
-        assert!(!pair.viewer.take_idr_wanted(), "reported once");
+        assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Request), "{kind:?}");
+        assert_eq!(pair.viewer.poll_idr_reason(), None, "reported once");
     }
     assert_eq!(pair.viewer.status(pair.now).plis, 2);
 }
@@ -229,7 +229,9 @@ fn units_before_the_first_idr_or_after_a_gap_are_not_sent() {
     pair.push(&unit(&payloads, 0, false));
     assert_eq!(pair.packets.len(), 0);
     pair.push(&unit(&payloads, 1, true));
-    pair.push(&PacketizedUnit { gap_before: true, ..unit(&payloads, 3, false) });
+    let mut after_gap = unit(&payloads, 3, false);
+    after_gap.info.gap_before = true;
+    pair.push(&after_gap);
     pair.push(&unit(&payloads, 4, false));
     assert_eq!(pair.packets.len(), 2);
     pair.push(&unit(&payloads, 5, true));
@@ -257,7 +259,7 @@ fn congested_viewer_drops_to_the_next_idr_and_is_counted() {
 fn close_sends_close_notify() {
     for version in [DtlsVersion::Dtls12, DtlsVersion::Dtls13] {
         let mut pair = connected(SrtpChoice::Cm, version);
-        pair.viewer.close(pair.now);
+        pair.viewer.close(pair.now, CloseReason::Local);
         pair.settle();
         assert_eq!(pair.closed, Some(CloseReason::Local));
         assert!(pair.viewer.is_closed());

@@ -18,14 +18,17 @@ use proptest::prelude::*;
 use str0m::config::DtlsVersion;
 use str0m::media::KeyframeRequestKind;
 use streaming_server::base::limits;
-use streaming_server::session::{
-    CatchUpDecision, CatchUpTime, GopAvailability, IdrReason, PacketizedUnit, SrtpChoice,
-};
+use streaming_server::session::{CatchUpDecision, GopAvailability, GopSize, IdrReason, SrtpChoice};
 
 const PACKETS: usize = 3;
-const WITH_GOP: GopAvailability = GopAvailability { has_gop: true, next_idr_in: None };
-const NO_GOP: GopAvailability = GopAvailability { has_gop: false, next_idr_in: None };
+const NO_GOP: GopAvailability = GopAvailability { gop: None, next_idr_in: None };
 const INTERVAL: Duration = Duration::from_millis(33);
+
+/// The worker has a GOP of `packets` RTP packets.
+fn with_gop(packets: usize) -> GopAvailability {
+    let gop = GopSize { units: packets / PACKETS, packets, bytes: packets * 900 };
+    GopAvailability { gop: Some(gop), next_idr_in: None }
+}
 
 fn connected() -> Pair {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
@@ -43,10 +46,10 @@ fn live(pair: &mut Pair, number: u32, is_idr: bool) {
 fn replay(pair: &mut Pair, number: u32, newest: u32, is_idr: bool, packets: usize) {
     let payloads = payloads(number, packets, 900);
     let behind = u64::from(newest - number);
-    let time = CatchUpTime { rtp_time_90k: u64::from(newest) * 3_000 - behind, at: pair.now };
-    let unit = PacketizedUnit { rtp_time_90k: 0, ..unit(&payloads, u64::from(number), is_idr) };
+    let mut unit = unit(&payloads, u64::from(number), is_idr);
+    unit.info.rtp_time_90k = u64::from(newest) * 3_000 - behind;
     let mut outbox = Outbox::default();
-    pair.viewer.push_catch_up_unit(pair.now, &unit, time, number == newest, &mut outbox);
+    pair.viewer.push_catch_up_unit(pair.now, &unit, pair.now, number == newest, &mut outbox);
     pair.deliver(outbox);
     pair.settle();
 }
@@ -54,9 +57,8 @@ fn replay(pair: &mut Pair, number: u32, newest: u32, is_idr: bool, packets: usiz
 /// Catches up as the worker does, with a GOP from `idr` to `newest`.
 fn join(pair: &mut Pair, idr: u32, newest: u32) {
     assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
-    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP), CatchUpDecision::Replay);
-    let packets = PACKETS * (newest - idr + 1) as usize;
-    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, packets);
+    let gop = with_gop(PACKETS * (newest - idr + 1) as usize);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, gop), CatchUpDecision::Replay);
     for number in idr..=newest {
         replay(pair, number, newest, number == idr, PACKETS);
     }
@@ -121,8 +123,7 @@ fn rtp_times_of_replayed_units_lie_just_before_the_newest_unit() {
 fn live_units_are_ignored_during_a_replay() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
-    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
-    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 12);
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(12));
     replay(&mut pair, 0, 2, true, PACKETS);
     live(&mut pair, 3, false);
     replay(&mut pair, 1, 3, false, PACKETS);
@@ -138,8 +139,7 @@ fn live_units_are_ignored_during_a_replay() {
 fn live_idr_ends_a_replay() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
-    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
-    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 30);
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(30));
     replay(&mut pair, 0, 9, true, PACKETS);
     live(&mut pair, 10, true);
     assert!(!pair.viewer.is_catching_up());
@@ -153,8 +153,7 @@ fn live_idr_ends_a_replay() {
 fn abandoned_replay_drops_to_the_next_idr() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
-    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
-    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 30);
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(30));
     replay(&mut pair, 0, 9, true, PACKETS);
     pair.viewer.end_catch_up(false);
     live(&mut pair, 10, false);
@@ -175,7 +174,7 @@ fn joining_viewer_without_a_gop_waits_for_the_next_idr() {
     assert_eq!(received(&pair), [0; 0]);
     let reason = request_idr(&mut pair);
     assert_eq!(
-        pair.viewer.decide_catch_up(pair.now, reason, WITH_GOP),
+        pair.viewer.decide_catch_up(pair.now, reason, with_gop(3)),
         CatchUpDecision::WaitForIdr,
         "it waits for the IDR of its join"
     );
@@ -196,17 +195,16 @@ fn idr_request_is_answered_by_a_replay_unless_an_idr_is_recent_or_near() {
     let reason = request_idr(&mut pair);
     assert_eq!(reason, IdrReason::Request);
     assert_eq!(
-        pair.viewer.decide_catch_up(pair.now, reason, WITH_GOP),
+        pair.viewer.decide_catch_up(pair.now, reason, with_gop(3)),
         CatchUpDecision::AlreadySent,
         "an IDR was just sent"
     );
     pair.run(Duration::from_secs(1));
-    let near = GopAvailability { has_gop: true, next_idr_in: Some(Duration::from_millis(100)) };
+    let near = GopAvailability { next_idr_in: Some(Duration::from_millis(100)), ..with_gop(93) };
     assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, near), CatchUpDecision::WaitForIdr);
     assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, NO_GOP), CatchUpDecision::WaitForIdr);
-    let far = GopAvailability { has_gop: true, next_idr_in: Some(Duration::from_secs(3)) };
+    let far = GopAvailability { next_idr_in: Some(Duration::from_secs(3)), ..with_gop(93) };
     assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, far), CatchUpDecision::Replay);
-    pair.viewer.begin_catch_up(pair.now, reason, 93);
     assert_eq!(
         pair.viewer.decide_catch_up(pair.now, reason, far),
         CatchUpDecision::AlreadySent,
@@ -236,22 +234,21 @@ fn congested_viewer_gets_no_replay() {
     live(&mut pair, 1, false);
     pair.viewer.note_congestion(0);
     let reason = request_idr(&mut pair);
-    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, WITH_GOP), CatchUpDecision::WaitForIdr);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, with_gop(3)), CatchUpDecision::WaitForIdr);
 }
 
 #[test]
 fn replay_skips_non_reference_units_except_the_newest() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
-    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
-    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 12);
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(12));
     for number in 0..4 {
         let payloads = payloads(number, PACKETS, 900);
-        let unit =
-            PacketizedUnit { is_reference: number == 0, ..unit(&payloads, u64::from(number), number == 0) };
-        let time = CatchUpTime { rtp_time_90k: u64::from(number), at: pair.now };
+        let mut unit = unit(&payloads, u64::from(number), number == 0);
+        unit.info.is_reference = number == 0;
+        unit.info.rtp_time_90k = u64::from(number);
         let mut outbox = Outbox::default();
-        pair.viewer.push_catch_up_unit(pair.now, &unit, time, number == 3, &mut outbox);
+        pair.viewer.push_catch_up_unit(pair.now, &unit, pair.now, number == 3, &mut outbox);
         pair.deliver(outbox);
         pair.settle();
     }
@@ -280,8 +277,7 @@ fn packets_lost_in_and_after_a_replay_are_retransmitted() {
     let mut pair = connected();
     lose(&mut pair, 50, 400);
     pair.viewer.poll_idr_reason();
-    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
-    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 2 * limits::RTX_CACHE_PACKETS);
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(2 * limits::RTX_CACHE_PACKETS));
     for number in 0..50 {
         replay(&mut pair, number, 49, number == 0, 10);
         pair.run(Duration::from_millis(20));
@@ -317,8 +313,7 @@ fn report_offsets(pair: &Pair) -> Vec<f64> {
 fn sender_reports_agree_during_and_after_a_replay() {
     let mut pair = connected();
     pair.viewer.poll_idr_reason();
-    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, WITH_GOP);
-    pair.viewer.begin_catch_up(pair.now, IdrReason::Join, 900);
+    pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(900));
     let mut newest = 299;
     // A slow replay: ten seconds of units in two, so that reports fall into it.
     for number in 0..300 {
@@ -389,15 +384,15 @@ proptest! {
                         gop.push(number);
                     }
                     let payloads = payloads(number, PACKETS, 100);
-                    let unit = PacketizedUnit { gap_before, ..unit(&payloads, u64::from(number), is_idr) };
+                    let mut unit = unit(&payloads, u64::from(number), is_idr);
+                    unit.info.gap_before = gap_before;
                     pair.push(&unit);
                     pair.now += INTERVAL;
                 }
                 Step::IdrNeeded => {
-                    let available = GopAvailability { has_gop: gop.is_some(), next_idr_in: None };
+                    let available = if gop.is_some() { with_gop(10) } else { NO_GOP };
                     let reason = pair.viewer.poll_idr_reason().unwrap_or(IdrReason::Request);
                     if pair.viewer.decide_catch_up(pair.now, reason, available) == CatchUpDecision::Replay {
-                        pair.viewer.begin_catch_up(pair.now, reason, 10);
                         place = 0;
                     }
                 }

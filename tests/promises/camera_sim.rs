@@ -23,12 +23,17 @@ fn unique_name() -> String {
     format!("/ss-test-sim-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Units per second. A ring of 30 slots then covers half a second in which a busy machine may delay the reader.
+const FPS: f64 = 60.0;
+/// Nanoseconds between two units, rounded down.
+const INTERVAL_NS: i64 = 16_000_000;
+
 fn config(layout: Layout, units: u64) -> SimulatorConfig {
     SimulatorConfig {
         name: unique_name(),
         layout,
         source: Source::Pattern { width: 640, height: 480 },
-        fps: Some(200.0),
+        fps: Some(FPS),
         units: Some(units),
         ..SimulatorConfig::default()
     }
@@ -136,16 +141,8 @@ impl Reader {
     }
 }
 
-/// Runs the camera to its end with a reader that starts before the first unit. Repeats the run if the machine was so
-/// busy that the reader read less than half of the units.
+/// Runs the camera to its end with a reader that starts before the first unit.
 fn watch(config: SimulatorConfig) -> (SimulatorReport, Seen) {
-    const ATTEMPTS: u32 = 8;
-    for _ in 1..ATTEMPTS {
-        let (report, seen) = watch_dawdling(config.clone(), Duration::ZERO);
-        if u64::from(seen.looks) + seen.rejected > report.published / 2 {
-            return (report, seen);
-        }
-    }
     watch_dawdling(config, Duration::ZERO)
 }
 
@@ -252,7 +249,7 @@ fn a_burst_arrives_at_once_with_its_true_capture_times() {
     for clock in [TimestampClock::Realtime, TimestampClock::Monotonic] {
         let (_, seen) = watch(SimulatorConfig { name: unique_name(), clock, ..bursting.clone() });
         for (number, age_ns) in seen.numbers().into_iter().zip(&seen.captured_ages_ns) {
-            let held_ns = 7_u64.saturating_sub(number % 20) as i64 * 5_000_000;
+            let held_ns = 7_u64.saturating_sub(number % 20) as i64 * INTERVAL_NS;
             assert!(*age_ns >= held_ns - 1_000_000, "unit {number} is {age_ns} ns old with {clock:?}");
         }
     }

@@ -20,7 +20,7 @@ use streaming_server::h264::Payloads;
 use streaming_server::metrics::status::ViewerState;
 use streaming_server::session::{
     CloseReason, DatagramSink, Destination, Output, PacketizedUnit, SessionConfig, SessionContext,
-    SrtpChoice, Viewer,
+    SrtpChoice, UnitInfo, Viewer,
 };
 
 /// The server's address.
@@ -277,14 +277,14 @@ pub fn each(payloads: &[Arc<Payloads>]) -> Vec<&[u8]> {
 
 /// A unit of these payloads; units are 3000 ticks of 90 kHz apart.
 pub fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
-    PacketizedUnit {
-        payloads,
+    let info = UnitInfo {
         is_idr,
         is_reference: true,
         rtp_time_90k: number * 3_000,
         captured_at_ns: Some(1_700_000_000_000_000_000),
-        gap_before: false,
-    }
+        ..UnitInfo::default()
+    };
+    PacketizedUnit { info, payloads }
 }
 
 /// Priority of a peer-reflexive candidate.

@@ -59,9 +59,9 @@ pub const COMMIT_STABLE_NS: i64 = 1_000_000;
 /// units per second, the next unit arrives earlier and proves that this one is complete.
 pub const COMMIT_UNSEEN_NS: i64 = 500_000_000;
 
-/// The same if the camera posts a semaphore. After this pause the count of posts is matched to the index. Must be
-/// shorter than the time between two units.
-pub const COMMIT_POSTED_NS: i64 = 10_000_000;
+/// Units in a row, each seen to be complete in its slot and with one post of the semaphore, after which the posts count
+/// as matched to the index.
+pub const COUNT_ANCHOR_UNITS: u32 = 3;
 
 /// Bytes of a slot that are remembered to detect that its end was rewritten.
 pub const PRE_IMAGE_BYTES_MAX: usize = 256 * 1024;

@@ -16,7 +16,7 @@ pub const FORWARDED_DATAGRAMS_MAX: usize = 1_024;
 /// Routes from the receiving worker to the sessions of other workers: those of all viewers, and as many ending ones.
 pub const ROUTES_MAX: usize = 2 * VIEWERS_MAX;
 
-/// Route updates of one worker that wait for room in the receiving worker's mailbox.
+/// Route updates that wait for room in the receiving worker's mailbox.
 pub const ROUTE_UPDATES_MAX: usize = 2 * VIEWERS_MAX;
 
 /// Commands handled in one turn; also forwarded datagrams.

@@ -1,5 +1,5 @@
-//! Decides how a viewer gets an IDR: by a replay of the GOP so far, or by waiting for the camera's next IDR. The worker
-//! holds the GOP and paces the replay.
+//! Decides how a viewer gets an IDR: by a replay of the GOP so far, or by waiting for the camera's next IDR. Paces the
+//! replay; the worker holds the GOP.
 //!
 //! ```text
 //!   joined, nothing sent yet ──┐                      every unit since the IDR, RTP time compressed
@@ -24,19 +24,29 @@ pub enum IdrReason {
 /// What the worker can offer a viewer that needs an IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct GopAvailability {
-    /// The newest GOP can be replayed from its IDR on.
-    pub has_gop: bool,
+    /// Size of the newest GOP, if it can be replayed from its IDR on.
+    pub gop: Option<GopSize>,
     /// Time until the camera's next IDR, if known.
     pub next_idr_in: Option<Duration>,
+}
+
+/// Size of a GOP so far.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct GopSize {
+    /// Access units.
+    pub units: usize,
+    /// RTP packets.
+    pub packets: usize,
+    /// Payload bytes.
+    pub bytes: usize,
 }
 
 /// How the viewer gets its IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum CatchUpDecision {
-    /// Replay the GOP so far: [`Viewer::begin_catch_up`], then [`Viewer::push_catch_up_unit`].
+    /// The GOP so far is replayed: [`Viewer::poll_catch_up_unit`] returns its units one by one.
     ///
-    /// [`Viewer::begin_catch_up`]: crate::session::Viewer::begin_catch_up
-    /// [`Viewer::push_catch_up_unit`]: crate::session::Viewer::push_catch_up_unit
+    /// [`Viewer::poll_catch_up_unit`]: crate::session::Viewer::poll_catch_up_unit
     Replay,
     /// Wait for the camera's next IDR, and request one if the camera supports that.
     WaitForIdr,
@@ -44,57 +54,23 @@ pub enum CatchUpDecision {
     AlreadySent,
 }
 
-/// RTP time of a replayed unit: just before the newest live unit.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct CatchUpTime {
-    /// RTP time of the unit, 90 kHz, extended. The session raises it where it would not increase.
-    pub rtp_time_90k: u64,
-    /// The instant that `rtp_time_90k` stands for in sender reports.
-    pub at: Instant,
-}
-
 /// A viewer's catch-up state.
 #[derive(Debug, Default)]
 pub(in crate::session) struct CatchUp {
     /// True once the catch-up after the join was decided: a join is decided only once.
-    is_join_decided: bool,
-    is_active: bool,
+    pub(in crate::session) is_join_decided: bool,
+    /// Set while a replay is in progress.
+    pub(in crate::session) replay: Option<Replay>,
     /// Begin of the latest replay that answered a request.
     requested_at: Option<Instant>,
-    idr_sent_at: Option<Instant>,
+    pub(in crate::session) idr_sent_at: Option<Instant>,
     /// Replays begun.
     pub(in crate::session) count: u64,
 }
 
 impl CatchUp {
-    pub(in crate::session) fn is_active(&self) -> bool {
-        self.is_active
-    }
-
-    pub(super) fn is_join_decided(&self) -> bool {
-        self.is_join_decided
-    }
-
-    pub(super) fn note_sent(&mut self, now: Instant, is_idr: bool) {
-        if is_idr {
-            self.idr_sent_at = Some(now);
-        }
-    }
-
-    pub(super) fn begin(&mut self, now: Instant, reason: IdrReason) {
-        self.is_active = true;
-        self.count += 1;
-        if reason == IdrReason::Request {
-            self.requested_at = Some(now);
-        }
-    }
-
-    /// Returns true if a catch-up was in progress.
-    pub(super) fn end(&mut self) -> bool {
-        std::mem::take(&mut self.is_active)
-    }
-
-    pub(super) fn decide(
+    /// Decides how the viewer gets its IDR, and begins a replay if that is the way.
+    pub(in crate::session) fn decide(
         &mut self,
         now: Instant,
         reason: IdrReason,
@@ -103,33 +79,139 @@ impl CatchUp {
         available: GopAvailability,
     ) -> CatchUpDecision {
         match reason {
-            IdrReason::Join => {
-                self.is_join_decided = true;
-                if available.has_gop { CatchUpDecision::Replay } else { CatchUpDecision::WaitForIdr }
+            IdrReason::Join => self.is_join_decided = true,
+            IdrReason::Request if self.is_idr_on_its_way(now, rtt) => return CatchUpDecision::AlreadySent,
+            IdrReason::Request => {}
+        }
+        let gop = available.gop.filter(|_| reason == IdrReason::Join || self.is_worth(now, gate, available));
+        let Some(gop) = gop else { return CatchUpDecision::WaitForIdr };
+        self.replay = Some(Replay::new(gop.bytes, now));
+        self.count += 1;
+        if reason == IdrReason::Request {
+            self.requested_at = Some(now);
+        }
+        CatchUpDecision::Replay
+    }
+
+    fn is_idr_on_its_way(&self, now: Instant, rtt: Option<Duration>) -> bool {
+        let in_transit = rtt.map_or(limits::IDR_ON_ITS_WAY, |rtt| limits::IDR_ON_ITS_WAY.max(rtt * 3 / 2));
+        self.replay.is_some() || is_within(self.idr_sent_at, now, in_transit)
+    }
+
+    /// Returns true if a replay should answer an IDR request.
+    fn is_worth(&self, now: Instant, gate: GateState, available: GopAvailability) -> bool {
+        let is_soon = available.next_idr_in.is_some_and(|wait| wait < limits::REPLAY_WORTH);
+        let is_repeated = is_within(self.requested_at, now, limits::REPLAY_INTERVAL);
+        // Units are being dropped until the next IDR, because the link is slow. A replay would add to the congestion.
+        let is_congested = gate != GateState::Live;
+        !is_soon && !is_repeated && !is_congested
+    }
+}
+
+fn is_within(at: Option<Instant>, now: Instant, span: Duration) -> bool {
+    at.is_some_and(|at| now.saturating_duration_since(at) < span)
+}
+
+/// How far and how fast a viewer catches up: the position in the GOP, and a token bucket in bytes. The first unit always
+/// passes.
+#[derive(Debug)]
+pub(in crate::session) struct Replay {
+    /// Index of the viewer's next unit, the IDR being 0.
+    next: usize,
+    bytes_per_s: u64,
+    /// Bytes that may be sent now. Negative after a unit that was larger than the rest of the bucket.
+    bytes: i64,
+    filled_at: Instant,
+}
+
+impl Replay {
+    /// Starts at the IDR. The bucket fills at a rate that sends `gop_bytes` in [`limits::REPLAY_MS`], within
+    /// [`limits::REPLAY_BYTES_PER_S`].
+    fn new(gop_bytes: usize, now: Instant) -> Replay {
+        let bytes_per_s = 1_000 * gop_bytes as u64 / limits::REPLAY_MS;
+        let (slowest, fastest) = (*limits::REPLAY_BYTES_PER_S.start(), *limits::REPLAY_BYTES_PER_S.end());
+        Replay { next: 0, bytes_per_s: bytes_per_s.clamp(slowest, fastest), bytes: 1, filled_at: now }
+    }
+
+    /// Fills the bucket. Returns the index of the next unit if it may be sent now.
+    pub(in crate::session) fn poll(&mut self, now: Instant) -> Option<usize> {
+        let earned = self.bytes_in(now.saturating_duration_since(self.filled_at));
+        let burst_max = self.bytes_in(Duration::from_millis(limits::REPLAY_BURST_MS));
+        self.filled_at = now;
+        self.bytes = self.bytes.saturating_add(earned).min(burst_max.max(self.bytes));
+        (self.bytes > 0).then_some(self.next)
+    }
+
+    /// Goes on to the unit after the next one, which has `bytes`.
+    pub(in crate::session) fn advance(&mut self, bytes: usize) {
+        self.next += 1;
+        self.bytes -= i64::try_from(bytes).unwrap_or(i64::MAX);
+    }
+
+    fn bytes_in(&self, span: Duration) -> i64 {
+        let nanoseconds = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        i64::try_from(u128::from(nanoseconds) * u128::from(self.bytes_per_s) / 1_000_000_000)
+            .unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::clock;
+
+    /// Milliseconds to send `units` of `unit_bytes` each, with a turn every `turn_ms`.
+    fn duration_ms(unit_bytes: usize, units: usize, turn_ms: u64) -> u64 {
+        let begin = clock::now().instant;
+        let mut replay = Replay::new(unit_bytes * units, begin);
+        let mut sent = 0;
+        for turn in 0.. {
+            let now = begin + Duration::from_millis(turn * turn_ms);
+            while sent < units && replay.poll(now) == Some(sent) {
+                replay.advance(unit_bytes);
+                sent += 1;
             }
-            IdrReason::Request => self.decide_request(now, gate, rtt, available),
+            if sent == units {
+                return turn * turn_ms;
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+
+    #[test]
+    fn first_unit_of_any_size_is_sent_at_once() {
+        let now = clock::now().instant;
+        let mut replay = Replay::new(400_000, now);
+        assert_eq!(replay.poll(now), Some(0));
+        replay.advance(300_000);
+        assert_eq!(replay.poll(now + Duration::from_millis(1)), None);
+    }
+
+    #[test]
+    fn gop_of_usual_size_takes_a_quarter_of_a_second() {
+        let expected = limits::REPLAY_MS;
+        for turn_ms in [1, 3] {
+            let took = duration_ms(8_000, 300, turn_ms);
+            assert!((expected - 10..=expected + 10).contains(&took), "{took} ms");
         }
     }
 
-    fn decide_request(
-        &self,
-        now: Instant,
-        gate: GateState,
-        rtt: Option<Duration>,
-        available: GopAvailability,
-    ) -> CatchUpDecision {
-        let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
-        let in_transit = rtt.map_or(limits::IDR_ON_ITS_WAY, |rtt| limits::IDR_ON_ITS_WAY.max(rtt * 3 / 2));
-        if self.is_active || since(self.idr_sent_at).is_some_and(|age| age < in_transit) {
-            return CatchUpDecision::AlreadySent;
-        }
-        let is_soon = available.next_idr_in.is_some_and(|wait| wait < limits::REPLAY_WORTH);
-        let is_repeated = since(self.requested_at).is_some_and(|age| age < limits::REPLAY_INTERVAL);
-        // Units are being dropped until the next IDR, because the link is slow. A replay would add to the congestion.
-        let is_congested = gate != GateState::Live;
-        if !available.has_gop || is_soon || is_repeated || is_congested {
-            return CatchUpDecision::WaitForIdr;
-        }
-        CatchUpDecision::Replay
+    #[test]
+    fn rate_stays_within_its_limits_for_large_and_small_gops() {
+        let large_ms = 1_000 * 10_000_000 / *limits::REPLAY_BYTES_PER_S.end();
+        let took = duration_ms(33_333, 300, 1);
+        assert!((large_ms - 10..=large_ms + 10).contains(&took), "{took} ms");
+        assert!(duration_ms(4_000, 10, 1) <= 10);
+    }
+
+    #[test]
+    fn delayed_worker_does_not_burst() {
+        let begin = clock::now().instant;
+        let mut replay = Replay::new(10_000_000, begin);
+        let late = begin + Duration::from_secs(1);
+        let burst = std::iter::from_fn(|| replay.poll(late).map(|_| replay.advance(1_200)));
+        let bytes = 1_200 * burst.count() as u64;
+        let burst_max = *limits::REPLAY_BYTES_PER_S.end() * limits::REPLAY_BURST_MS / 1_000;
+        assert!(bytes <= burst_max + 1_200, "{bytes} bytes at once");
     }
 }

@@ -8,36 +8,25 @@ use std::time::Instant;
 use crate::base::limits;
 use crate::h264::Payloads;
 
-/// Consecutive packets of one unit, with their payloads in one buffer.
+/// Consecutive packets of one unit, with their payloads in one buffer. All `_ms` times count from the creation of the
+/// cache.
 #[derive(Clone, Debug)]
 pub(super) struct SentPackets {
     pub(super) payloads: Arc<Payloads>,
+    pub(super) rtp_time: u32,
     /// Capture time sent with the unit, NTP; 0 for none.
     pub(super) captured_ntp: u64,
-    pub(super) rtp_time: u32,
     /// The last of these packets ends the unit.
-    pub(super) is_end: bool,
+    is_end: bool,
+    /// Extended sequence number of the first packet.
+    first: u64,
+    sent_ms: u32,
 }
 
 impl SentPackets {
     /// Returns true if the packet at `place` is the last of its unit.
     pub(super) fn is_last(&self, place: usize) -> bool {
         self.is_end && place + 1 == self.payloads.len()
-    }
-}
-
-/// Packets in the cache. All `_ms` times count from the creation of the cache.
-#[derive(Debug)]
-struct CacheEntry {
-    sent: SentPackets,
-    /// Extended sequence number of the first packet.
-    first: u64,
-    sent_ms: u32,
-}
-
-impl CacheEntry {
-    fn packets(&self) -> usize {
-        self.sent.payloads.len()
     }
 }
 
@@ -74,8 +63,8 @@ impl Second {
 
 /// Sent packets, oldest first, with consecutive sequence numbers. Packets of one buffer are added and evicted together.
 #[derive(Debug)]
-pub(super) struct RtxCache {
-    entries: VecDeque<CacheEntry>,
+pub(in crate::session) struct RtxCache {
+    entries: VecDeque<SentPackets>,
     /// Packets in all entries.
     packets: usize,
     /// Extended sequence number of the next packet.
@@ -90,7 +79,7 @@ pub(super) struct RtxCache {
     /// Recent retransmissions: none is repeated within [`limits::RESEND_GUARD`].
     recent: VecDeque<Retransmission>,
     /// Requests refused by guard, budget or ambiguity.
-    pub(super) refused: u64,
+    pub(in crate::session) refused: u64,
 }
 
 impl RtxCache {
@@ -136,20 +125,21 @@ impl RtxCache {
     }
 
     /// Adds packets that were sent with the sequence numbers from [`RtxCache::next`] on.
-    pub(super) fn push(&mut self, sent: SentPackets) {
-        let packets = sent.payloads.len();
+    pub(super) fn push(&mut self, payloads: Arc<Payloads>, rtp_time: u32, captured_ntp: u64, is_end: bool) {
+        let packets = payloads.len();
         while self.packets > 0 && self.packets + packets > self.packets_max {
             self.evict_oldest();
         }
         self.second.packets += u32::try_from(packets).unwrap_or_default();
-        self.entries.push_back(CacheEntry { sent, first: self.next, sent_ms: self.unit_ms });
+        let (first, sent_ms) = (self.next, self.unit_ms);
+        self.entries.push_back(SentPackets { payloads, rtp_time, captured_ntp, is_end, first, sent_ms });
         self.packets += packets;
         self.next += u64::try_from(packets).unwrap_or_default();
     }
 
     fn evict_oldest(&mut self) {
         match self.entries.pop_front() {
-            Some(entry) => self.packets -= entry.packets(),
+            Some(entry) => self.packets -= entry.payloads.len(),
             None => self.packets = 0,
         }
     }
@@ -183,7 +173,7 @@ impl RtxCache {
         loop {
             let sequence = self.pending.pop_front()?;
             if let Some((entry, place)) = self.find(sequence) {
-                return Some((sequence, entry.sent.clone(), place));
+                return Some((sequence, entry.clone(), place));
             }
         }
     }
@@ -197,11 +187,11 @@ impl RtxCache {
     }
 
     /// Returns the entry that holds the packet, and the packet's place in it.
-    fn find(&self, sequence: u64) -> Option<(&CacheEntry, usize)> {
+    fn find(&self, sequence: u64) -> Option<(&SentPackets, usize)> {
         let after = self.entries.partition_point(|entry| entry.first <= sequence);
         let entry = self.entries.get(after.checked_sub(1)?)?;
         let place = usize::try_from(sequence - entry.first).ok()?;
-        (place < entry.packets()).then_some((entry, place))
+        (place < entry.payloads.len()).then_some((entry, place))
     }
 
     #[expect(
@@ -231,19 +221,18 @@ mod tests {
         Instant::now()
     }
 
-    fn packet(number: u64) -> SentPackets {
-        packets(number..number + 1)
+    fn push(cache: &mut RtxCache, numbers: std::ops::Range<u64>) {
+        cache.push(Arc::new(numbers.map(u64::to_be_bytes).collect()), 0, 0, true);
     }
 
-    fn packets(numbers: std::ops::Range<u64>) -> SentPackets {
-        let payloads = Arc::new(numbers.map(u64::to_be_bytes).collect());
-        SentPackets { payloads, captured_ntp: 0, rtp_time: 0, is_end: true }
+    fn push_one(cache: &mut RtxCache, number: u64) {
+        push(cache, number..number + 1);
     }
 
     fn filled(first: u64, count: u64, at: Instant) -> RtxCache {
         let mut cache = RtxCache::new(first, at);
         cache.begin_unit(at);
-        (first..first + count).for_each(|number| cache.push(packet(number)));
+        (first..first + count).for_each(|number| push_one(&mut cache, number));
         cache
     }
 
@@ -278,13 +267,13 @@ mod tests {
         cache.set_packets_max(20);
         cache.begin_unit(at);
         for first in [0, 8, 16] {
-            cache.push(packets(first..first + 8));
+            push(&mut cache, first..first + 8);
         }
         (0..24).for_each(|sequence| cache.on_nack(at, sequence));
         assert_eq!(retransmitted(&mut cache), (8..24).collect::<Vec<_>>(), "24 are more than may be entry");
         let (entry, place) = cache.find(15).unwrap();
-        assert!(entry.sent.is_last(place) && !entry.sent.is_last(place - 1));
-        cache.push(packets(24..64));
+        assert!(entry.is_last(place) && !entry.is_last(place - 1));
+        push(&mut cache, 24..64);
         assert_eq!(
             (cache.entries.len(), cache.packets),
             (1, 40),
@@ -305,7 +294,8 @@ mod tests {
         assert_eq!(retransmitted(&mut cache), [0_u64; 0]);
         cache.begin_unit(late);
         assert!(cache.entries.is_empty());
-        cache.push(packet(cache.next()));
+        let next = cache.next();
+        push_one(&mut cache, next);
         cache.on_nack(late, 394);
         assert_eq!(retransmitted(&mut cache), [394]);
     }
@@ -342,7 +332,7 @@ mod tests {
         let at = now();
         let mut cache = RtxCache::new(0, at);
         cache.set_packets_max(1_000);
-        (0..1_000).for_each(|number| cache.push(packet(number)));
+        (0..1_000).for_each(|number| push_one(&mut cache, number));
         cache.set_packets_max(10);
         (989..1_000).for_each(|sequence| cache.on_nack(at, sequence));
         assert_eq!(retransmitted(&mut cache), (990..1_000).collect::<Vec<_>>());
@@ -354,11 +344,11 @@ mod tests {
         let mut cache = filled(1, 32_767, at);
         cache.on_nack(at, 32_767);
         assert_eq!(retransmitted(&mut cache), [32_767]);
-        cache.push(packet(32_768));
+        push_one(&mut cache, 32_768);
         cache.on_nack(at, 32_768);
         let later = at + Duration::from_millis(1_500);
         cache.begin_unit(later);
-        cache.push(packet(32_769));
+        push_one(&mut cache, 32_769);
         cache.on_nack(later, 32_769);
         assert_eq!(
             (retransmitted(&mut cache), cache.refused),
@@ -367,7 +357,7 @@ mod tests {
         );
         let calm = later + Duration::from_millis(1_500);
         cache.begin_unit(calm);
-        cache.push(packet(32_770));
+        push_one(&mut cache, 32_770);
         cache.on_nack(calm, 32_770);
         assert_eq!(retransmitted(&mut cache), [32_770]);
     }

@@ -11,28 +11,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::limits;
-use crate::h264::Payloads;
 use crate::session::media::rtcp::{self, Packet, ReportBlock, SenderReport};
-use crate::session::media::rtp_header::{FIXED_BYTES, UnitHeaders};
-use crate::session::media::rtx::{RtxCache, SentPackets};
+use crate::session::media::rtx::RtxCache;
 use crate::session::media::srtp::{Opener, RtpPacket, Sealer, TAG_BYTES_MAX};
-use crate::session::media::stream::StreamParameters;
-use crate::session::media::wallclock::Wallclock;
+use crate::session::media::wallclock::{self, Wallclock};
+use crate::session::media::{Extensions, PacketizedUnit, StreamParameters};
 use crate::session::sink::{DatagramSink, Destination};
 
-const _: () = assert!(FIXED_BYTES + TAG_BYTES_MAX + 2 == limits::RTP_OVERHEAD_BYTES_MAX);
+/// RTP header without extensions.
+const FIXED_BYTES: usize = 12;
 
-/// Times common to all packets of a unit.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct UnitTiming {
-    pub(super) now: Instant,
-    /// RTP time including the stream's offset.
-    pub(super) rtp_time: u32,
-    /// The instant that `rtp_time` stands for.
-    pub(super) at: Instant,
-    /// Capture time to send, NTP; 0 for none.
-    pub(super) captured_ntp: u64,
-}
+/// RTP header with all extensions.
+const HEADER_BYTES_MAX: usize = FIXED_BYTES + limits::RTP_EXTENSIONS_BYTES_MAX; // local bound
+
+const _: () = assert!(FIXED_BYTES + TAG_BYTES_MAX + 2 == limits::RTP_OVERHEAD_BYTES_MAX);
 
 /// The viewer's latest reports and its feedback so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,18 +55,26 @@ impl SentCounters {
 /// Sends the stream and handles its feedback.
 pub(in crate::session) struct Sender {
     stream: StreamParameters,
-    keys: Option<(Sealer, Opener)>,
+    /// Nothing is sent or received without keys.
+    pub(in crate::session) keys: Option<(Sealer, Opener)>,
     wallclock: Wallclock,
-    cache: RtxCache,
+    pub(in crate::session) cache: RtxCache,
+    /// The RTX cache is enlarged; time of the newest replayed unit.
+    large_cache_used_at: Option<Instant>,
     next_rtx: u64,
     pub(in crate::session) reception: Reception,
+    /// The viewer requested an IDR or lost its reference to a gap, and nothing was done about it yet.
+    pub(in crate::session) is_idr_wanted: bool,
     pub(in crate::session) sent: SentCounters,
     /// Packets and payload octets for sender reports; both wrap.
     packets: u32,
     octets: u32,
-    /// RTP time of the newest unit and the instant it stands for.
-    newest: Option<(u32, Instant)>,
-    report_due_at: Option<Instant>,
+    /// RTP time of the newest unit, 90 kHz, without the offset, and the instant it stands for.
+    newest: Option<(u64, Instant)>,
+    /// Time at which a capture time was last sent.
+    captured_at_sent: Option<Instant>,
+    /// When the next sender report is due; `None` before the first unit.
+    pub(in crate::session) report_due_at: Option<Instant>,
     /// The viewer's latest reference time and its arrival. The next report returns it, so Chromium can compute the
     /// offset of both clocks and thus the age of a picture.
     reference: Option<(rtcp::ReferenceTime, Instant)>,
@@ -82,17 +82,20 @@ pub(in crate::session) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(stream: StreamParameters, wallclock: Wallclock, now: Instant) -> Sender {
+    pub(in crate::session) fn new(stream: StreamParameters, wallclock: Wallclock, now: Instant) -> Sender {
         Sender {
             keys: None,
             wallclock,
             cache: RtxCache::new(stream.first_sequence.into(), now),
+            large_cache_used_at: None,
             next_rtx: stream.first_rtx_sequence.into(),
             reception: Reception::default(),
+            is_idr_wanted: false,
             sent: SentCounters::default(),
             packets: 0,
             octets: 0,
             newest: None,
+            captured_at_sent: None,
             report_due_at: None,
             reference: None,
             scratch: Vec::new(),
@@ -100,59 +103,78 @@ impl Sender {
         }
     }
 
-    /// Allows media: nothing is sent without keys.
-    pub(super) fn start(&mut self, keys: (Sealer, Opener)) {
-        self.keys = Some(keys);
+    /// Enlarges the RTX cache for a replay of `packets` RTP packets, so that a long GOP can be repaired.
+    pub(in crate::session) fn enlarge_cache(&mut self, now: Instant, packets: usize) {
+        if packets > limits::RTX_CACHE_PACKETS && self.large_cache_used_at.is_none() {
+            self.cache.set_packets_max(limits::REPLAY_RTX_PACKETS);
+            self.large_cache_used_at = Some(now);
+        }
     }
 
-    /// Sets how many sent packets stay available for retransmission.
-    pub(super) fn set_cache(&mut self, packets_max: usize) {
-        self.cache.set_packets_max(packets_max);
-    }
-
-    /// Returns how many requested retransmissions were refused.
-    pub(in crate::session) fn refused(&self) -> u64 {
-        self.cache.refused
-    }
-
-    /// Returns when the next sender report is due; `None` before the first unit.
-    pub(in crate::session) fn report_due_at(&self) -> Option<Instant> {
-        self.report_due_at
+    /// Shrinks an enlarged RTX cache once replayed packets are too old to be requested. Called at an IDR.
+    pub(in crate::session) fn shrink_cache(&mut self, now: Instant) {
+        let is_over = |at: Instant| now.saturating_duration_since(at) > limits::RTX_CACHE_AGE;
+        if self.large_cache_used_at.is_some_and(is_over) {
+            self.large_cache_used_at = None;
+            self.cache.set_packets_max(limits::RTX_CACHE_PACKETS);
+        }
     }
 
     // ---- media -------------------------------------------------------------------------------------
 
-    /// Sends a unit; nothing without keys. A packet for which the sink has no room counts as sent and lost.
-    pub(super) fn send_unit(
+    /// Sends a unit; nothing without keys. Its RTP time, raised where it would not increase, stands for the instant `at`.
+    /// A packet for which the sink has no room counts as sent and lost.
+    pub(in crate::session) fn send_unit(
         &mut self,
-        payloads: &[Arc<Payloads>],
-        timing: &UnitTiming,
+        now: Instant,
+        unit: &PacketizedUnit<'_>,
+        at: Instant,
+        is_replayed: bool,
         to: &Destination,
         sink: &mut impl DatagramSink,
     ) {
+        let rtp_time_90k = unit.info.rtp_time_90k.max(self.newest.map_or(0, |(sent, _)| sent + 1));
+        self.newest = Some((rtp_time_90k, at));
+        let rtp_time = self.rtp_time(rtp_time_90k);
+        let captured_ntp = self.capture_time(now, unit, is_replayed);
+        if is_replayed {
+            self.large_cache_used_at = self.large_cache_used_at.map(|_| now);
+        }
+        self.report_due_at.get_or_insert(now);
         let Some((sealer, _)) = &self.keys else { return };
-        let mut headers = UnitHeaders::new(&self.stream, timing.rtp_time, timing.captured_ntp);
-        self.cache.begin_unit(timing.now);
-        let ssrc = self.stream.ssrc;
-        let last_of_unit = payloads.len().saturating_sub(1);
-        for (buffer, payloads) in payloads.iter().enumerate() {
+        let StreamParameters { ssrc, payload_type, .. } = self.stream;
+        let mut headers = UnitHeaders::new(&self.stream, (ssrc, payload_type), rtp_time, captured_ntp);
+        self.cache.begin_unit(now);
+        let last_of_unit = unit.payloads.len().saturating_sub(1);
+        for (buffer, payloads) in unit.payloads.iter().enumerate() {
             let is_end = buffer == last_of_unit;
             let last = payloads.len().saturating_sub(1);
             for ((place, payload), index) in payloads.iter().enumerate().zip(self.cache.next()..) {
                 let is_last = is_end && place == last;
-                let header = headers.for_packet(payload, is_last);
-                header.set_packet(self.stream.payload_type, is_last, low16(index));
-                let packet = RtpPacket { ssrc, index, header: header.bytes(), prefix: &[], payload };
+                let header = headers.for_packet(payload, is_last, low16(index));
+                let packet = RtpPacket { ssrc, index, header, prefix: &[], payload };
                 seal(sealer, &packet, to, sink, &mut self.sent);
             }
             let count = |count: usize| u32::try_from(count).unwrap_or_default();
             self.octets = self.octets.wrapping_add(count(payloads.bytes()));
             self.packets = self.packets.wrapping_add(count(payloads.len()));
-            let UnitTiming { rtp_time, captured_ntp, .. } = *timing;
-            self.cache.push(SentPackets { payloads: Arc::clone(payloads), captured_ntp, rtp_time, is_end });
+            self.cache.push(Arc::clone(payloads), rtp_time, captured_ntp, is_end);
         }
-        self.newest = Some((timing.rtp_time, timing.at));
-        self.report_due_at.get_or_insert(timing.now);
+    }
+
+    /// Returns the RTP time to send: the low 32 bits, with the stream's offset.
+    fn rtp_time(&self, rtp_time_90k: u64) -> u32 {
+        low32(rtp_time_90k.into()).wrapping_add(self.stream.rtp_offset)
+    }
+
+    /// Returns the capture time to send with a unit (NTP), or 0. It goes with IDRs and at least once a second: receivers
+    /// interpolate in between, for up to 5 s. Replayed units always carry it, as their RTP time is not the capture time.
+    fn capture_time(&mut self, now: Instant, unit: &PacketizedUnit<'_>, is_replayed: bool) -> u64 {
+        let due = self.captured_at_sent.is_none_or(|at| now >= at + Duration::from_secs(1));
+        let captured_at = unit.info.captured_at_ns.and_then(|ns| u64::try_from(ns).ok());
+        let Some(ns) = captured_at.filter(|_| due || unit.info.is_idr || is_replayed) else { return 0 };
+        self.captured_at_sent = Some(now);
+        wallclock::ntp(Duration::from_nanos(ns))
     }
 
     /// Sends the requested retransmissions (RFC 4588: a stream of its own; the original sequence number precedes the
@@ -162,17 +184,14 @@ impl Sender {
         to: &Destination,
         sink: &mut impl DatagramSink,
     ) {
-        let (Some((sealer, _)), Some((ssrc, payload_type))) = (&self.keys, self.stream.rtx) else { return };
+        let (Some((sealer, _)), Some(rtx)) = (&self.keys, self.stream.rtx) else { return };
         while let Some((sequence, sent, place)) = self.cache.poll_retransmission() {
             let payload = sent.payloads.get(place).unwrap_or_default();
-            let mut headers = UnitHeaders::new(&self.stream, sent.rtp_time, sent.captured_ntp);
-            let header = headers.for_packet(payload, sent.is_last(place));
-            header.set_ssrc(ssrc);
-            header.set_packet(payload_type, sent.is_last(place), low16(self.next_rtx));
+            let mut headers = UnitHeaders::new(&self.stream, rtx, sent.rtp_time, sent.captured_ntp);
             let packet = RtpPacket {
-                ssrc,
+                ssrc: rtx.0,
                 index: self.next_rtx,
-                header: header.bytes(),
+                header: headers.for_packet(payload, sent.is_last(place), low16(self.next_rtx)),
                 prefix: &low16(sequence).to_be_bytes(),
                 payload,
             };
@@ -257,14 +276,14 @@ impl Sender {
 
     /// Returns the stream's RTP time at `now`, extrapolated from the newest unit.
     fn rtp_time_at(&self, now: Instant) -> u32 {
-        let Some((rtp_time, at)) = self.newest else { return 0 };
+        let Some((rtp_time_90k, at)) = self.newest else { return 0 };
         let ticks = |span: Duration| low32(span.as_micros() * 9 / 100);
         let after = ticks(now.saturating_duration_since(at));
-        rtp_time.wrapping_add(after).wrapping_sub(ticks(at.saturating_duration_since(now)))
+        self.rtp_time(rtp_time_90k).wrapping_add(after).wrapping_sub(ticks(at.saturating_duration_since(now)))
     }
 
     /// Handles an SRTCP datagram. Returns false if it is not authentic or was received before.
-    pub(super) fn handle_rtcp(&mut self, now: Instant, datagram: &[u8]) -> bool {
+    pub(in crate::session) fn handle_rtcp(&mut self, now: Instant, datagram: &[u8]) -> bool {
         let mut compound = std::mem::take(&mut self.scratch);
         let opened = match &mut self.keys {
             Some((_, opener)) => opener.open_rtcp(datagram, &mut compound),
@@ -289,10 +308,15 @@ impl Sender {
                 lost.iter().for_each(|sequence| self.cache.on_nack(now, sequence));
             }
             Packet::ReferenceTime(reference) => self.reference = Some((*reference, now)),
-            Packet::Pli { media } if *media == ours => self.reception.idr_requests += 1,
-            Packet::Fir(requests) if requests.contains(ours) => self.reception.idr_requests += 1,
+            Packet::Pli { media } if *media == ours => self.on_idr_request(),
+            Packet::Fir(requests) if requests.contains(ours) => self.on_idr_request(),
             _ => {}
         }
+    }
+
+    fn on_idr_request(&mut self) {
+        self.reception.idr_requests += 1;
+        self.is_idr_wanted = true;
     }
 
     fn on_report_block(&mut self, now: Instant, block: &ReportBlock) {
@@ -301,6 +325,84 @@ impl Sender {
         if let Some(span) = block.round_trip_65536ths(self.wallclock.ntp(now)) {
             self.reception.rtt = Some(Duration::from_micros((u64::from(span) * 1_000_000) >> 16));
         }
+    }
+}
+
+// ---- headers ---------------------------------------------------------------------------------------
+
+/// RTP header (RFC 3550 section 5.1) of a unit's packets, with header extensions (RFC 8285). Only the last packet carries
+/// the extensions, which saves bytes in all others. Receivers keep the last playout delay and mid until they change. They
+/// extrapolate the capture time along the RTP time (abs-capture-time section 4).
+struct UnitHeaders {
+    bytes: [u8; HEADER_BYTES_MAX],
+    /// Length with the extensions.
+    length: usize,
+    payload_type: u8,
+}
+
+impl UnitHeaders {
+    /// Writes the negotiated extensions in the one-byte form (RFC 8285 section 4.2): mid, a playout delay of 0, and the
+    /// capture time unless it is 0.
+    fn new(
+        stream: &StreamParameters,
+        (ssrc, payload_type): (u32, u8),
+        rtp_time: u32,
+        captured_ntp: u64,
+    ) -> UnitHeaders {
+        let mut headers = UnitHeaders { bytes: [0; HEADER_BYTES_MAX], length: 4, payload_type };
+        headers.put(&rtp_time.to_be_bytes());
+        headers.put(&ssrc.to_be_bytes());
+        headers.put(&[0xBE, 0xDE, 0, 0]);
+        let Extensions { mid, playout_delay, capture_time } = stream.extensions;
+        headers.put_extension(mid, stream.mid.as_bytes());
+        headers.put_extension(playout_delay, &[0; 3]);
+        if captured_ntp != 0 {
+            let mut value = [0; 16]; // the second half is the clock offset: 0, our clock is the camera's
+            let (time, _) = value.split_at_mut(8);
+            time.copy_from_slice(&captured_ntp.to_be_bytes());
+            headers.put_extension(capture_time, &value);
+        }
+        let words = headers.length.saturating_sub(FIXED_BYTES + 4).div_ceil(4);
+        if words == 0 {
+            headers.length = FIXED_BYTES;
+        } else {
+            headers.length = FIXED_BYTES + 4 + 4 * words; // zeros are padding
+            headers.set(FIXED_BYTES + 3, &[u8::try_from(words).unwrap_or_default()]);
+        }
+        headers
+    }
+
+    fn put_extension(&mut self, id: Option<u8>, value: &[u8]) {
+        let Some(id) = id.filter(|id| (1..=14).contains(id)) else { return };
+        let length = value.len().checked_sub(1).and_then(|length| u8::try_from(length).ok());
+        if let Some(length) = length.filter(|length| *length < 16) {
+            self.put(&[id << 4 | length]);
+            self.put(value);
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.set(self.length, bytes);
+        self.length += bytes.len();
+    }
+
+    fn set(&mut self, at: usize, bytes: &[u8]) {
+        match self.bytes.get_mut(at..at + bytes.len()) {
+            Some(room) => room.copy_from_slice(bytes),
+            None => debug_assert!(false, "HEADER_BYTES_MAX is the sum of all parts"),
+        }
+    }
+
+    /// Returns the header for a packet. The extensions are left out if the last packet has no room for them; the
+    /// packetizer leaves that room when it fragments a slice.
+    fn for_packet(&mut self, payload: &[u8], is_last: bool, sequence: u16) -> &[u8] {
+        let has_room = self.length - FIXED_BYTES + payload.len() <= limits::RTP_PAYLOAD_BYTES_MAX;
+        let length = if is_last && has_room { self.length } else { FIXED_BYTES };
+        let version = if length > FIXED_BYTES { 0x90 } else { 0x80 };
+        let marker = if is_last { 0x80 } else { 0 };
+        let [high, low] = sequence.to_be_bytes();
+        self.set(0, &[version, self.payload_type & 0x7F | marker, high, low]);
+        self.bytes.get(..length).unwrap_or_default()
     }
 }
 
@@ -333,13 +435,63 @@ fn low32(value: u128) -> u32 {
 mod tests {
     use super::*;
 
+    fn stream(extensions: Extensions) -> StreamParameters {
+        StreamParameters {
+            ssrc: 0x0102_0304,
+            payload_type: 96,
+            rtx: Some((0x0102_0305, 97)),
+            extensions,
+            mid: "0".to_owned(),
+            cname: "camera".to_owned(),
+            first_sequence: 7,
+            first_rtx_sequence: 9,
+            rtp_offset: 0,
+        }
+    }
+
+    fn headers(stream: &StreamParameters, rtp_time: u32, captured_ntp: u64) -> UnitHeaders {
+        UnitHeaders::new(stream, (stream.ssrc, stream.payload_type), rtp_time, captured_ntp)
+    }
+
+    #[test]
+    fn header_without_extensions_is_the_fixed_part() {
+        let mut headers = headers(&stream(Extensions::default()), 0x0a0b_0c0d, 5);
+        let fixed = [0x80, 0xe0, 0xff, 0xfe, 0x0a, 0x0b, 0x0c, 0x0d, 1, 2, 3, 4];
+        assert_eq!(headers.for_packet(&[], true, 0xfffe), fixed);
+    }
+
+    #[test]
+    fn extensions_have_the_one_byte_form_and_are_padded_to_a_word() {
+        let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
+        let mut short = headers(&stream(all), 0, 0);
+        let header = short.for_packet(&[], true, 1);
+        assert_eq!(header[..4], [0x90, 0xe0, 0, 1]);
+        assert_eq!(header[12..], [0xbe, 0xde, 0, 2, 0x40, b'0', 0x52, 0, 0, 0, 0, 0]);
+        let long = StreamParameters { mid: "m".repeat(16), ..stream(all) };
+        let mut long = headers(&long, 0, 0x1122_3344_5566_7788);
+        let header = long.for_packet(&[], true, 1);
+        assert_eq!(header.len(), HEADER_BYTES_MAX);
+        assert_eq!(header[37..47], [0xef, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0]);
+    }
+
+    #[test]
+    fn only_the_last_packet_has_extensions_and_only_if_there_is_room() {
+        let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
+        let mut headers = headers(&stream(all), 0, 0);
+        assert_eq!(headers.for_packet(&[], false, 1)[..4], [0x80, 0x60, 0, 1]);
+        assert_eq!(headers.for_packet(&[], false, 1).len(), FIXED_BYTES);
+        let full = [0; limits::RTP_PAYLOAD_BYTES_MAX];
+        assert_eq!(headers.for_packet(&full, true, 1)[..4], [0x80, 0xe0, 0, 1]);
+        assert_eq!(headers.for_packet(&full, true, 1).len(), FIXED_BYTES);
+    }
+
     #[test]
     fn rtp_time_of_a_report_is_extrapolated_from_the_newest_unit() {
         #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
         let now = Instant::now();
-        let mut sender = Sender::new(StreamParameters::for_tests(), Wallclock::read(), now);
+        let mut sender = Sender::new(stream(Extensions::default()), Wallclock::read(), now);
         assert_eq!(sender.rtp_time_at(now), 0, "no unit was sent");
-        sender.newest = Some((u32::MAX - 999, now));
+        sender.newest = Some((u64::from(u32::MAX) - 999, now));
         assert_eq!(sender.rtp_time_at(now + Duration::from_millis(100)), 8_000, "RTP time wraps");
     }
 }

@@ -5,8 +5,6 @@
 //! neither can be copied. The caller uses each RTP index once, and SRTCP indices are counted here. Key schedules are made
 //! once per session.
 
-use std::fmt;
-
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{self, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -164,12 +162,6 @@ pub struct Sealer {
     rtcp_index: u32,
 }
 
-impl fmt::Debug for Sealer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Sealer")
-    }
-}
-
 /// The parts of one RTP packet.
 #[derive(Clone, Copy, Debug)]
 pub struct RtpPacket<'a> {
@@ -317,12 +309,6 @@ pub struct Opener {
     rtcp: Cipher,
     /// Replay windows by sender SSRC.
     windows: SmallVec<[(u32, ReplayWindow); 1]>,
-}
-
-impl fmt::Debug for Opener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Opener")
-    }
 }
 
 impl Opener {

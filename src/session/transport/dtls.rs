@@ -34,7 +34,7 @@ pub(in crate::session) struct NegotiatedKeys {
 
 /// Carries what str0m does not pass through: the time to the endpoint, the keys back. Owned by both sides.
 #[derive(Clone, Default)]
-pub(super) struct DtlsLink(Arc<Mutex<LinkState>>);
+pub(in crate::session) struct DtlsLink(Arc<Mutex<LinkState>>);
 
 #[derive(Default)]
 struct LinkState {
@@ -50,7 +50,7 @@ impl DtlsLink {
     }
 
     /// Takes the keys; `None` until the handshake has negotiated SRTP.
-    pub(super) fn take_keys(&self) -> Option<NegotiatedKeys> {
+    pub(in crate::session) fn take_keys(&self) -> Option<NegotiatedKeys> {
         self.state().keys.take()
     }
 
@@ -81,11 +81,10 @@ pub(super) fn with_link<T>(build: impl FnOnce() -> T) -> (T, DtlsLink) {
 struct SharedDtls;
 
 impl SharedDtls {
+    /// Returns the shared configuration; the first call decides the MTU, which is the same for all sessions.
     fn config(mtu: usize) -> Result<Arc<dimpl::Config>, CryptoError> {
-        static SHARED: OnceLock<(usize, Arc<dimpl::Config>)> = OnceLock::new();
-        if let Some((shared_mtu, config)) = SHARED.get()
-            && *shared_mtu == mtu
-        {
+        static SHARED: OnceLock<Arc<dimpl::Config>> = OnceLock::new();
+        if let Some(config) = SHARED.get() {
             return Ok(Arc::clone(config));
         }
         let config = dimpl::Config::builder()
@@ -96,9 +95,7 @@ impl SharedDtls {
             .handshake_timeout(limits::HANDSHAKE_TIMEOUT)
             .build()
             .map_err(|error| CryptoError::Other(format!("DTLS configuration: {error}")))?;
-        let config = Arc::new(config);
-        let _ = SHARED.set((mtu, Arc::clone(&config)));
-        Ok(config)
+        Ok(Arc::clone(SHARED.get_or_init(|| Arc::new(config))))
     }
 }
 

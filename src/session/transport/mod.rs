@@ -20,7 +20,7 @@ use str0m::{Candidate, Event, Input, Rtc, RtcError};
 use crate::base::limits;
 use crate::session::context::SessionContext;
 use crate::session::sink::Destination;
-use dtls::{DtlsLink, NegotiatedKeys};
+use dtls::DtlsLink;
 use stun::stun_ufrag;
 
 /// Protocol of a datagram, by its first bytes (RFC 7983 section 7, RFC 5761 section 4).
@@ -58,11 +58,11 @@ struct Path {
 pub(super) enum TransportOutput {
     /// Send this STUN or DTLS datagram.
     Datagram(Destination, DatagramSend),
-    /// DTLS has finished: [`Transport::take_keys`] has the keys.
+    /// DTLS has finished: [`DtlsLink::take_keys`] has the keys.
     Connected,
     /// The viewer closed DTLS. Our close_notify is queued and leaves with this drain.
     PeerClosed,
-    /// Nothing more until the next input or [`Transport::deadline`].
+    /// Nothing more until the next input or `Transport::deadline`.
     Idle,
 }
 
@@ -71,39 +71,27 @@ pub(super) struct Transport {
     /// Number of the viewer, for the log.
     id: u32,
     context: Arc<SessionContext>,
-    rtc: Rtc,
-    ufrag: String,
+    pub(super) rtc: Rtc,
+    /// Local ufrag: viewers' STUN requests carry it before the colon of their USERNAME.
+    pub(super) ufrag: String,
     /// Key schedule of our ICE password: what incoming STUN is authenticated with.
     stun_key: hmac::Key,
-    dtls: DtlsLink,
+    pub(super) dtls: DtlsLink,
     paths: SmallVec<[Path; 2]>,
     /// Path on which str0m sends DTLS; media and reports follow it.
     selected: Option<Path>,
-    /// Time and source of the latest authenticated STUN request (consent freshness, RFC 7675).
-    checked_at: Instant,
-    checked_from: Option<SocketAddr>,
-    str0m_deadline: Instant,
+    /// Time and source of the latest authenticated STUN request (consent freshness, RFC 7675). Before the first, the time
+    /// of the offer.
+    pub(super) checked_at: Instant,
+    pub(super) checked_from: Option<SocketAddr>,
+    /// Time of str0m's next timeout; valid after [`TransportOutput::Idle`].
+    pub(super) deadline: Instant,
 }
 
 impl Transport {
-    /// Returns the local ufrag: viewers' STUN requests carry it before the colon of their USERNAME.
-    pub(super) fn ufrag(&self) -> &str {
-        &self.ufrag
-    }
-
     /// Returns true if an authenticated STUN request arrived from `remote`.
     pub(super) fn accepts_address(&self, remote: SocketAddr) -> bool {
         self.paths.iter().any(|path| path.remote == remote)
-    }
-
-    /// Returns the time of the latest authenticated STUN request, or of the offer before the first.
-    pub(super) fn checked_at(&self) -> Instant {
-        self.checked_at
-    }
-
-    /// Returns the source of the latest authenticated STUN request.
-    pub(super) fn checked_from(&self) -> Option<SocketAddr> {
-        self.checked_from
     }
 
     /// Returns where media and reports go; `None` before DTLS has sent anything.
@@ -111,58 +99,26 @@ impl Transport {
         self.selected.map(|path| Destination { local: path.local, remote: path.remote })
     }
 
-    /// Returns the time of str0m's next timeout; valid after [`TransportOutput::Idle`].
-    pub(super) fn deadline(&self) -> Instant {
-        self.str0m_deadline
-    }
-
-    /// Returns false once str0m has given up.
-    pub(super) fn is_alive(&self) -> bool {
-        self.rtc.is_alive()
-    }
-
     // ---- input -------------------------------------------------------------------------------------
 
-    /// Handles a STUN datagram. Returns false if it is malformed, not authenticated or not for this viewer.
-    pub(super) fn handle_stun(
+    /// Handles a STUN or DTLS datagram. Returns false if it is malformed, not authenticated, from an unknown source, or
+    /// not for this viewer.
+    pub(super) fn handle_datagram(
         &mut self,
         now: Instant,
+        kind: DatagramKind,
         local: Option<IpAddr>,
         remote: SocketAddr,
         bytes: &[u8],
     ) -> bool {
-        self.is_authenticated(bytes)
-            && self.note_path(now, local, remote)
-            && self.feed(now, local, remote, bytes)
-    }
-
-    /// Handles a DTLS datagram. Returns false if it is malformed or its source is unknown.
-    pub(super) fn handle_dtls(
-        &mut self,
-        now: Instant,
-        local: Option<IpAddr>,
-        remote: SocketAddr,
-        bytes: &[u8],
-    ) -> bool {
-        self.accepts_address(remote) && self.feed(now, local, remote, bytes)
-    }
-
-    /// Handles timeouts of ICE and DTLS, such as flights to be retransmitted.
-    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), RtcError> {
-        self.rtc.handle_input(Input::Timeout(now))
-    }
-
-    /// Queues DTLS close_notify.
-    pub(super) fn close(&mut self) -> Result<(), RtcError> {
-        self.rtc.close()
-    }
-
-    /// Ends the connection without notifying the viewer.
-    pub(super) fn disconnect(&mut self) {
-        self.rtc.disconnect();
-    }
-
-    fn feed(&mut self, now: Instant, local: Option<IpAddr>, remote: SocketAddr, bytes: &[u8]) -> bool {
+        let is_admitted = match kind {
+            DatagramKind::Stun => self.is_authenticated(bytes) && self.note_path(now, local, remote),
+            DatagramKind::Dtls => self.accepts_address(remote),
+            DatagramKind::Rtcp | DatagramKind::Other => false,
+        };
+        if !is_admitted {
+            return false;
+        }
         let Some(candidate) = self.candidate_for(local, remote) else { return false };
         let Ok(receive) = Receive::new(Protocol::Udp, remote, candidate, bytes) else { return false };
         self.dtls.set_now(now);
@@ -232,16 +188,11 @@ impl Transport {
                 }
                 str0m::Output::Event(_) => {}
                 str0m::Output::Timeout(deadline) => {
-                    self.str0m_deadline = deadline;
+                    self.deadline = deadline;
                     return Ok(TransportOutput::Idle);
                 }
             }
         }
-    }
-
-    /// Takes the result of the DTLS handshake; `None` if no SRTP profile was negotiated.
-    pub(super) fn take_keys(&self) -> Option<NegotiatedKeys> {
-        self.dtls.take_keys()
     }
 
     fn path(&self, remote: SocketAddr, candidate: SocketAddr) -> Option<Path> {

@@ -5,11 +5,13 @@
 //! every remote candidate; an ICE-lite agent learns the viewer's address from its checks. Clashing payload types can make
 //! it panic. Unknown parts of an offer are ignored.
 
-use std::fmt::Write as _;
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 
+use str0m::IceCreds;
+
 use crate::base::limits;
-use crate::session::media::stream::Extensions;
+use crate::session::media::{Extensions, StreamParameters};
 
 /// Why an offer was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,12 +64,10 @@ struct Section<'a> {
 impl<'a> Section<'a> {
     fn parse_media(line: &'a str) -> Result<Self, OfferError> {
         let mut words = line.split_ascii_whitespace();
-        match (words.next(), words.next(), words.next()) {
-            (Some(kind), Some(port), Some(protocol)) => {
-                Ok(Self { kind, port, protocol, formats: words.collect(), attributes: Vec::new() })
-            }
-            _ => malformed("an m-line lacks kind, port or protocol"),
-        }
+        let (Some(kind), Some(port), Some(protocol)) = (words.next(), words.next(), words.next()) else {
+            return malformed("an m-line lacks kind, port or protocol");
+        };
+        Ok(Self { kind, port, protocol, formats: words.collect(), attributes: Vec::new() })
     }
 
     fn has(&self, attribute: &str) -> bool {
@@ -91,6 +91,26 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// Returns the payload types that cannot be confused with RTCP on the same port (RFC 5761 section 4).
+    fn payload_types(&self) -> impl Iterator<Item = u8> {
+        let numbers = self.formats.iter().filter_map(|text| text.parse().ok());
+        numbers.filter(|number| matches!(number, 35..=63 | 96..=127))
+    }
+
+    /// Returns true if the `rtpmap` of a payload type begins with `codec`, in any case.
+    fn is_codec(&self, payload_type: u8, codec: &str) -> bool {
+        let map = self.payload_value("rtpmap", payload_type).unwrap_or_default();
+        map.get(..codec.len()).is_some_and(|name| name.eq_ignore_ascii_case(codec))
+    }
+
+    /// Returns the parameter `name` in the `fmtp` of a payload type.
+    fn parameter(&self, payload_type: u8, name: &str) -> Option<&'a str> {
+        self.payload_value("fmtp", payload_type)?.split(';').find_map(|one| {
+            let (key, value) = one.trim().split_once('=')?;
+            key.trim().eq_ignore_ascii_case(name).then_some(value.trim())
+        })
+    }
+
     fn is_receiving(&self) -> bool {
         let disabled = self.port == "0" && !self.has("bundle-only");
         !disabled && !self.has("sendonly") && !self.has("inactive")
@@ -110,8 +130,7 @@ pub(super) struct Negotiated {
     /// Index of the m-line we send on.
     index: usize,
     pub(super) mid: String,
-    pub(super) remote_ufrag: String,
-    pub(super) remote_password: String,
+    pub(super) remote: IceCreds,
     /// SHA-256 of the viewer's certificate.
     pub(super) fingerprint: [u8; 32],
     /// We are the DTLS client: the offer has `a=setup:passive`.
@@ -172,7 +191,7 @@ impl<'a> Offer<'a> {
         // Transport attributes are checked first: an offer without them is malformed, whatever codecs it has.
         let any = served.as_ref().map(|(_, section, _)| *section).or(self.media.first());
         let any = any.ok_or(OfferError::NoCommonCodec)?;
-        let (remote_ufrag, remote_password) = self.ice_credentials(any)?;
+        let remote = self.ice_credentials(any)?;
         let fingerprint = self.fingerprint(any)?;
         if self.session.has("ice-lite") {
             return malformed("it is ICE-lite, as this server is");
@@ -190,8 +209,7 @@ impl<'a> Offer<'a> {
         Ok(Negotiated {
             index,
             mid: mid.to_owned(),
-            remote_ufrag,
-            remote_password,
+            remote,
             fingerprint,
             dtls_client,
             video,
@@ -214,7 +232,7 @@ impl<'a> Offer<'a> {
         self.media.iter().find(|section| section.value("mid") == Some(mid))
     }
 
-    fn ice_credentials(&self, section: &Section<'a>) -> Result<(String, String), OfferError> {
+    fn ice_credentials(&self, section: &Section<'a>) -> Result<IceCreds, OfferError> {
         let is_ice = |text: &&str, bytes: std::ops::RangeInclusive<usize>| {
             bytes.contains(&text.len())
                 && text.bytes().all(|byte| {
@@ -224,7 +242,7 @@ impl<'a> Offer<'a> {
         let ufrag = self.transport(section, "ice-ufrag").filter(|text| is_ice(text, 4..=256));
         let password = self.transport(section, "ice-pwd").filter(|text| is_ice(text, 22..=256));
         match (ufrag, password) {
-            (Some(ufrag), Some(password)) => Ok((ufrag.to_owned(), password.to_owned())),
+            (Some(ufrag), Some(pass)) => Ok(IceCreds { ufrag: ufrag.to_owned(), pass: pass.to_owned() }),
             _ => {
                 malformed("a=ice-ufrag (4 to 256 characters) or a=ice-pwd (22 to 256) is missing or invalid")
             }
@@ -243,20 +261,20 @@ impl<'a> Offer<'a> {
 
     /// Writes the answer. Every m-line except the served one is rejected with port 0.
     pub(super) fn answer(&self, negotiated: &Negotiated, local: &LocalDescription<'_>) -> String {
-        let mut sdp = String::with_capacity(2_048);
-        let _ = write!(sdp, "v=0\r\no=- {} 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n", local.session_id);
-        if self.bundle().is_some_and(|mids| mids.split_ascii_whitespace().any(|mid| mid == negotiated.mid)) {
-            let _ = write!(sdp, "a=group:BUNDLE {}\r\n", negotiated.mid);
+        let mut lines = vec![format!("v=0\r\no=- {} 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0", local.session_id)];
+        let mid = &negotiated.mid;
+        if self.bundle().is_some_and(|mids| mids.split_ascii_whitespace().any(|bundled| bundled == mid)) {
+            lines.push(format!("a=group:BUNDLE {mid}"));
         }
-        let _ = write!(sdp, "a=msid-semantic: WMS {STREAM_ID}\r\na=ice-lite\r\n");
+        lines.push(format!("a=msid-semantic: WMS {STREAM_ID}\r\na=ice-lite"));
         for (index, section) in self.media.iter().enumerate() {
             if index == negotiated.index {
-                write_served(&mut sdp, section, negotiated, local);
+                push_served(&mut lines, section, negotiated, local);
             } else {
-                write_rejected(&mut sdp, section);
+                push_rejected(&mut lines, section);
             }
         }
-        sdp
+        lines.join("\r\n") + "\r\n"
     }
 }
 
@@ -275,39 +293,19 @@ fn parse_sha256(value: &str) -> Option<[u8; 32]> {
 /// Returns the best H.264 payload type of an m-line: packetization mode 1, then the highest profile, then the order of
 /// the offer. No profile is refused: every decoder plays its own profile, and browsers play High under any of them.
 fn choose_video(section: &Section<'_>) -> Option<Video> {
-    let mut best: Option<(u8, Video)> = None;
-    for payload_type in section.formats.iter().filter_map(|text| text.parse().ok()).filter(is_dynamic) {
-        let is_h264 = section
-            .payload_value("rtpmap", payload_type)
-            .is_some_and(|map| map.to_ascii_uppercase().starts_with("H264/90000"));
-        let parameters = section.payload_value("fmtp", payload_type).unwrap_or_default();
-        if !is_h264 || parameter(parameters, "packetization-mode") != Some("1") {
-            continue;
+    let usable = section.payload_types().filter_map(|payload_type| {
+        let parameter = |name| section.parameter(payload_type, name);
+        if !section.is_codec(payload_type, "H264/90000") || parameter("packetization-mode") != Some("1") {
+            return None;
         }
-        let Ok(profile_level_id) = parameter(parameters, "profile-level-id")
-            .map_or(Ok(PROFILE_LEVEL_ID_DEFAULT), |text| u32::from_str_radix(text, 16))
-        else {
-            continue;
+        let profile_level_id = match parameter("profile-level-id") {
+            Some(text) => u32::from_str_radix(text, 16).ok().filter(|id| *id <= 0xff_ffff)?,
+            None => PROFILE_LEVEL_ID_DEFAULT,
         };
-        let rank = profile_rank(profile_level_id);
-        if profile_level_id <= 0xff_ffff && best.as_ref().is_none_or(|(best_rank, _)| rank > *best_rank) {
-            let rtx = find_rtx(section, payload_type);
-            best = Some((rank, Video { payload_type, rtx, profile_level_id }));
-        }
-    }
-    best.map(|(_, video)| video)
-}
-
-fn parameter<'a>(parameters: &'a str, name: &str) -> Option<&'a str> {
-    parameters.split(';').find_map(|one| {
-        let (key, value) = one.trim().split_once('=')?;
-        key.trim().eq_ignore_ascii_case(name).then_some(value.trim())
-    })
-}
-
-/// Returns true for payload types that cannot be confused with RTCP on the same port (RFC 5761 section 4).
-fn is_dynamic(payload_type: &u8) -> bool {
-    matches!(payload_type, 35..=63 | 96..=127)
+        Some(Video { payload_type, rtx: find_rtx(section, payload_type), profile_level_id })
+    });
+    // The first of several with the same rank.
+    usable.min_by_key(|video| Reverse(profile_rank(video.profile_level_id)))
 }
 
 /// Ranks High over Main, Constrained Baseline, Baseline and anything else.
@@ -323,35 +321,27 @@ fn profile_rank(profile_level_id: u32) -> u8 {
 }
 
 fn find_rtx(section: &Section<'_>, payload_type: u8) -> Option<u8> {
-    section.formats.iter().filter_map(|text| text.parse().ok()).filter(is_dynamic).find(|candidate| {
-        let is_rtx = section
-            .payload_value("rtpmap", *candidate)
-            .is_some_and(|map| map.to_ascii_lowercase().starts_with("rtx/90000"));
-        let apt = section.payload_value("fmtp", *candidate).and_then(|text| parameter(text, "apt"));
-        *candidate != payload_type && is_rtx && apt.and_then(|text| text.parse().ok()) == Some(payload_type)
+    section.payload_types().find(|&candidate| {
+        let apt = section.parameter(candidate, "apt").and_then(|text| text.parse().ok());
+        candidate != payload_type && section.is_codec(candidate, "rtx/90000") && apt == Some(payload_type)
     })
 }
 
 fn extensions(section: &Section<'_>) -> Extensions {
     let mut found = Extensions::default();
-    let mut used = [false; 15];
     for value in section.values("extmap") {
         let mut words = value.split_ascii_whitespace();
         let (Some(id), Some(uri)) = (words.next(), words.next()) else { continue };
-        let id = id.split('/').next().and_then(|id| id.parse::<u8>().ok());
-        let Some((id, used)) =
-            id.filter(|id| *id > 0).and_then(|id| Some((id, used.get_mut(usize::from(id))?)))
-        else {
-            continue;
-        };
+        let id = id.split('/').next().and_then(|id| id.parse().ok()).filter(|id| (1..=14).contains(id));
+        let is_used = [found.mid, found.playout_delay, found.capture_time].contains(&id);
         let slot = match uri {
             URI_MID => &mut found.mid,
             URI_PLAYOUT_DELAY => &mut found.playout_delay,
             URI_CAPTURE_TIME => &mut found.capture_time,
             _ => continue,
         };
-        if slot.is_none() && !std::mem::replace(used, true) {
-            *slot = Some(id);
+        if slot.is_none() && !is_used {
+            *slot = id;
         }
     }
     found
@@ -368,100 +358,70 @@ const TRACK_ID: &str = "video";
 #[derive(Debug)]
 pub(super) struct LocalDescription<'a> {
     pub(super) session_id: u64,
-    pub(super) ufrag: &'a str,
-    pub(super) password: &'a str,
+    pub(super) credentials: &'a IceCreds,
     pub(super) fingerprint: &'a [u8],
     pub(super) candidates: &'a [SocketAddr],
-    pub(super) cname: &'a str,
-    pub(super) ssrc: u32,
-    pub(super) rtx_ssrc: Option<u32>,
+    pub(super) stream: &'a StreamParameters,
 }
 
-fn write_rejected(sdp: &mut String, section: &Section<'_>) {
+fn push_rejected(lines: &mut Vec<String>, section: &Section<'_>) {
     let Section { kind, protocol, .. } = section;
     let format = section.formats.first().unwrap_or(&"0");
-    let _ = write!(sdp, "m={kind} 0 {protocol} {format}\r\nc=IN IP4 0.0.0.0\r\na=inactive\r\n");
-    if let Some(mid) = section.value("mid") {
-        let _ = write!(sdp, "a=mid:{mid}\r\n");
-    }
+    lines.push(format!("m={kind} 0 {protocol} {format}\r\nc=IN IP4 0.0.0.0\r\na=inactive"));
+    lines.extend(section.value("mid").map(|mid| format!("a=mid:{mid}")));
 }
 
-fn write_served(
-    sdp: &mut String,
+fn push_served(
+    lines: &mut Vec<String>,
     section: &Section<'_>,
     negotiated: &Negotiated,
     local: &LocalDescription<'_>,
 ) {
-    let Video { payload_type, rtx, .. } = negotiated.video;
-    let _ = write!(sdp, "m=video 9 {} {payload_type}", section.protocol);
-    if let Some(rtx) = rtx {
-        let _ = write!(sdp, " {rtx}");
-    }
-    sdp.push_str("\r\nc=IN IP4 0.0.0.0\r\na=rtcp:9 IN IP4 0.0.0.0\r\n");
-    write_transport(sdp, negotiated, local);
-    let _ = write!(sdp, "a=mid:{}\r\n", negotiated.mid);
-    let Extensions { mid, playout_delay, capture_time } = negotiated.extensions;
+    let StreamParameters { ssrc, payload_type, rtx, extensions, mid, cname, .. } = local.stream;
+    let rtx_format = rtx.map_or_else(String::new, |(_, rtx)| format!(" {rtx}"));
+    lines.push(format!("m=video 9 {} {payload_type}{rtx_format}", section.protocol));
+    lines.push("c=IN IP4 0.0.0.0\r\na=rtcp:9 IN IP4 0.0.0.0".to_owned());
+    push_transport(lines, negotiated.dtls_client, local);
+    lines.push(format!("a=mid:{mid}"));
+    let Extensions { mid, playout_delay, capture_time } = extensions;
     for (id, uri) in [(mid, URI_MID), (playout_delay, URI_PLAYOUT_DELAY), (capture_time, URI_CAPTURE_TIME)] {
-        if let Some(id) = id {
-            let _ = write!(sdp, "a=extmap:{id} {uri}\r\n");
-        }
+        lines.extend(id.map(|id| format!("a=extmap:{id} {uri}")));
     }
-    let _ = write!(sdp, "a=sendonly\r\na=msid:{STREAM_ID} {TRACK_ID}\r\na=rtcp-mux\r\n");
+    lines.push(format!("a=sendonly\r\na=msid:{STREAM_ID} {TRACK_ID}\r\na=rtcp-mux"));
     // Reduced-size RTCP (RFC 5506), and round trips for receivers (RFC 3611 section 4.4). Without the latter a browser
     // cannot relate our clock to its own and reports no capture time.
-    for line in ["rtcp-rsize", "rtcp-xr:rcvr-rtt=all"].into_iter().filter(|line| section.has(line)) {
-        let _ = write!(sdp, "a={line}\r\n");
+    let offered = ["rtcp-rsize", "rtcp-xr:rcvr-rtt=all"].into_iter().filter(|line| section.has(line));
+    lines.extend(offered.map(|line| format!("a={line}")));
+    lines.push(format!("a=rtpmap:{payload_type} H264/90000"));
+    for feedback in ["ccm fir", "nack", "nack pli"] {
+        let is_offered = section.values("rtcp-fb").any(|value| {
+            let (number, rest) = value.split_once(' ').unwrap_or_default();
+            (number == "*" || number.parse() == Ok(*payload_type)) && rest.trim() == feedback
+        });
+        lines.extend(is_offered.then(|| format!("a=rtcp-fb:{payload_type} {feedback}")));
     }
-    write_codec(sdp, section, &negotiated.video);
-    write_sources(sdp, local);
+    let profile = format!("profile-level-id={:06x}", negotiated.video.profile_level_id);
+    lines.push(format!("a=fmtp:{payload_type} level-asymmetry-allowed=1;packetization-mode=1;{profile}"));
+    let sources = |ssrc| format!("a=ssrc:{ssrc} cname:{cname}\r\na=ssrc:{ssrc} msid:{STREAM_ID} {TRACK_ID}");
+    if let Some((rtx_ssrc, rtx)) = rtx {
+        lines.push(format!("a=rtpmap:{rtx} rtx/90000\r\na=fmtp:{rtx} apt={payload_type}"));
+        lines.push(format!("a=ssrc-group:FID {ssrc} {rtx_ssrc}"));
+    }
+    lines.push(sources(ssrc));
+    lines.extend(rtx.as_ref().map(|(rtx_ssrc, _)| sources(rtx_ssrc)));
 }
 
-fn write_transport(sdp: &mut String, negotiated: &Negotiated, local: &LocalDescription<'_>) {
+fn push_transport(lines: &mut Vec<String>, dtls_client: bool, local: &LocalDescription<'_>) {
     for (index, address) in local.candidates.iter().enumerate() {
         // RFC 8445 section 5.1.2: type preference of a host 126, earlier candidates first.
         let local_preference = 65_535_usize.saturating_sub(index);
         let priority = (126 << 24) | (local_preference << 8) | 255;
         let (ip, port) = (address.ip(), address.port());
-        let _ = write!(sdp, "a=candidate:{} 1 udp {priority} {ip} {port} typ host\r\n", index + 1);
+        lines.push(format!("a=candidate:{} 1 udp {priority} {ip} {port} typ host", index + 1));
     }
-    sdp.push_str("a=end-of-candidates\r\n");
-    let _ =
-        write!(sdp, "a=ice-ufrag:{}\r\na=ice-pwd:{}\r\na=fingerprint:sha-256 ", local.ufrag, local.password);
-    for (index, byte) in local.fingerprint.iter().enumerate() {
-        let separator = if index == 0 { "" } else { ":" };
-        let _ = write!(sdp, "{separator}{byte:02X}");
-    }
-    let setup = if negotiated.dtls_client { "active" } else { "passive" };
-    let _ = write!(sdp, "\r\na=setup:{setup}\r\n");
-}
-
-fn write_codec(sdp: &mut String, section: &Section<'_>, video: &Video) {
-    let Video { payload_type, rtx, profile_level_id } = video;
-    let _ = write!(sdp, "a=rtpmap:{payload_type} H264/90000\r\n");
-    for feedback in ["ccm fir", "nack", "nack pli"] {
-        let offered = section.values("rtcp-fb").any(|value| {
-            let (number, rest) = value.split_once(' ').unwrap_or_default();
-            (number == "*" || number.parse() == Ok(*payload_type)) && rest.trim() == feedback
-        });
-        if offered {
-            let _ = write!(sdp, "a=rtcp-fb:{payload_type} {feedback}\r\n");
-        }
-    }
-    let _ = write!(
-        sdp,
-        "a=fmtp:{payload_type} level-asymmetry-allowed=1;packetization-mode=1;profile-level-id={profile_level_id:06x}\r\n"
-    );
-    if let Some(rtx) = rtx {
-        let _ = write!(sdp, "a=rtpmap:{rtx} rtx/90000\r\na=fmtp:{rtx} apt={payload_type}\r\n");
-    }
-}
-
-fn write_sources(sdp: &mut String, local: &LocalDescription<'_>) {
-    let LocalDescription { ssrc, cname, .. } = local;
-    if let Some(rtx) = local.rtx_ssrc {
-        let _ = write!(sdp, "a=ssrc-group:FID {ssrc} {rtx}\r\n");
-    }
-    for ssrc in [Some(*ssrc), local.rtx_ssrc].into_iter().flatten() {
-        let _ = write!(sdp, "a=ssrc:{ssrc} cname:{cname}\r\na=ssrc:{ssrc} msid:{STREAM_ID} {TRACK_ID}\r\n");
-    }
+    let IceCreds { ufrag, pass } = local.credentials;
+    lines.push(format!("a=end-of-candidates\r\na=ice-ufrag:{ufrag}\r\na=ice-pwd:{pass}"));
+    let octets: Vec<String> = local.fingerprint.iter().map(|byte| format!("{byte:02X}")).collect();
+    let setup = if dtls_client { "active" } else { "passive" };
+    lines.push(format!("a=fingerprint:sha-256 {}\r\na=setup:{setup}", octets.join(":")));
 }

@@ -88,7 +88,7 @@ impl Server {
     }
 
     pub(super) fn sessions(&self) -> usize {
-        self.workers.iter().map(|worker| worker.sessions().len()).sum()
+        self.workers.iter().map(|worker| worker.sessions().slots.len()).sum()
     }
 
     pub(super) fn viewer(&mut self, id: u32) -> Option<&mut Viewer> {
@@ -115,13 +115,13 @@ impl Server {
 
     /// The tables hold only live sessions: one ufrag and at most one address for each.
     pub(super) fn check_tables(&self) -> Result<(), String> {
-        let elsewhere: usize = self.workers.iter().skip(1).map(|worker| worker.sessions().len()).sum();
+        let elsewhere: usize = self.workers.iter().skip(1).map(|worker| worker.sessions().slots.len()).sum();
         let routes = self.workers[0].routes().counts();
         if routes != (elsewhere, elsewhere) {
             return Err(format!("{routes:?} routes to {elsewhere} sessions"));
         }
         for worker in &self.workers {
-            let (sessions, known) = (worker.sessions().len(), worker.sessions().counts());
+            let (sessions, known) = (worker.sessions().slots.len(), worker.sessions().counts());
             if known != (sessions, sessions) {
                 return Err(format!("{known:?} ufrags and addresses for {sessions} sessions"));
             }
@@ -185,5 +185,21 @@ mod tests {
         assert!(matches!(readers[0].commands.try_recv(), Ok(Command::Route { .. })));
         let forget = readers[0].commands.try_recv();
         assert!(matches!(forget, Ok(Command::Forget { ufrag }) if ufrag == expected));
+    }
+
+    #[test]
+    fn route_is_removed_later_when_the_mailbox_of_its_worker_is_full_too() {
+        let (now, camera) = (clock::now(), Camera::new("/ss-test-no-camera", crate::camera::Wake::Poll));
+        let mut server = Server::new(&camera, 2);
+        while server.mailboxes[1].send(Command::Statuses(tokio::sync::oneshot::channel().0)).is_ok() {}
+        // The route is the last command that fits.
+        for _ in 1..limits::COMMANDS_MAX {
+            let unrelated = Command::Forget { ufrag: "unrelated".to_owned() };
+            assert!(server.mailboxes[0].send(unrelated).is_ok());
+        }
+        assert_eq!(hand_over(&server.mailboxes, 1, viewer(3), None), Err(MailboxFull));
+        assert!(server.mailboxes[0].send(Command::Stop).is_err(), "full");
+        server.turn(now);
+        assert_eq!(server.workers[0].routes().counts(), (0, 0));
     }
 }
