@@ -50,12 +50,10 @@ impl AppBackend {
     /// Tells every worker to close its sessions and end.
     pub fn stop(&self) {
         for mailbox in &self.mailboxes {
-            let mut command = Command::Stop;
             // A worker empties its mailbox within one turn.
             for _ in 0..100 {
-                match mailbox.send(command) {
-                    Ok(()) => break,
-                    Err(back) => command = back,
+                if mailbox.send(Command::Stop).is_ok() {
+                    break;
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -138,8 +136,8 @@ impl AppBackend {
     }
 
     fn least_loaded(&self) -> usize {
-        let load = |counters: &Arc<WorkerCounters>| counters.sessions.get();
-        (0..self.counters.len()).min_by_key(|&index| self.counters.get(index).map_or(0, load)).unwrap_or(0)
+        let loads = self.counters.iter().map(|counters| counters.sessions.get());
+        loads.enumerate().min_by_key(|&(_, load)| load).map_or(0, |(index, _)| index)
     }
 
     fn camera_summary(&self) -> CameraSummary {

@@ -27,7 +27,7 @@ use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
 use crate::http::{self, Backend, HttpConfig};
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
-use crate::session::{SessionConfig, SessionContext};
+use crate::session::{ContextError, SessionConfig, SessionContext};
 use crate::simulator::{self, SimulatorConfig};
 use crate::uring::{self, SocketError};
 use crate::worker::{WorkerError, Workers, WorkersConfig};
@@ -78,7 +78,7 @@ pub enum ServerError {
     },
     /// The certificate or the crypto self-check failed.
     #[error("cannot prepare sessions: {0}")]
-    Sessions(String),
+    Sessions(#[from] ContextError),
     /// The recorder did not start.
     #[error(transparent)]
     Recorder(#[from] recorder::SpawnError),
@@ -215,7 +215,7 @@ fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContex
     let candidates = host_candidates(udp, &interface_addresses());
     let advertise = config.advertise.iter().map(|address| address.with_port(udp.port())).collect();
     let session_config = SessionConfig { candidates, advertise, srtp: config.srtp };
-    SessionContext::new(session_config).map_err(|error| ServerError::Sessions(error.to_string()))
+    Ok(SessionContext::new(session_config)?)
 }
 
 /// Returns the number of workers: one for up to 64 viewers, else one per core.

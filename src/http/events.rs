@@ -156,19 +156,15 @@ impl Event {
 
 /// Returns the events that report the differences. The frame rate changes all the time and is not a difference.
 fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
-    let size = |camera: &CameraSummary| camera.picture().map(|picture| (picture.width, picture.height));
-    let mut events = Vec::new();
-    if discriminant(&before.camera) != discriminant(&now.camera) || size(&before.camera) != size(&now.camera)
-    {
-        events.push(Event::Camera);
-    }
-    if before.viewers != now.viewers {
-        events.push(Event::Viewers);
-    }
-    if before.is_recording != now.is_recording {
-        events.push(Event::Recording);
-    }
-    events
+    let shown = |camera: &CameraSummary| {
+        (discriminant(camera), camera.picture().map(|picture| (picture.width, picture.height)))
+    };
+    let parts = [
+        (Event::Camera, shown(&before.camera) != shown(&now.camera)),
+        (Event::Viewers, before.viewers != now.viewers),
+        (Event::Recording, before.is_recording != now.is_recording),
+    ];
+    parts.into_iter().filter(|(_, is_different)| *is_different).map(|(event, _)| event).collect()
 }
 
 /// Sends `next`, then the events of the feed, until the listener leaves.

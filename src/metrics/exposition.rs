@@ -88,18 +88,6 @@ impl Exposition {
         self.write(format_args!("{name}_sum{labels} {}\n{name}_count{labels} {count}\n", Seconds(sum_ns)))
     }
 
-    /// Adds a whole family of one histogram in seconds, as [`Exposition::distribution`] takes it.
-    pub fn histogram_us(
-        &mut self,
-        name: &'static str,
-        help: &str,
-        buckets: impl Iterator<Item = (u64, u64)>,
-        count: u64,
-        sum_ns: u64,
-    ) -> &mut Self {
-        self.histogram(name, help).distribution("", buckets, count, sum_ns)
-    }
-
     fn write(&mut self, arguments: std::fmt::Arguments<'_>) -> &mut Self {
         // Writing to a String cannot fail.
         let _ = self.text.write_fmt(arguments);
@@ -147,9 +135,8 @@ mod tests {
     #[test]
     fn histogram_buckets_are_cumulative_and_in_seconds() {
         let mut exposition = Exposition::new();
-        exposition.histogram_us(
-            "w_seconds",
-            "Writes.",
+        exposition.histogram("w_seconds", "Writes.").distribution(
+            "",
             [(50, 2), (1_000_000, 3)].into_iter(),
             6,
             2_500_000_000,

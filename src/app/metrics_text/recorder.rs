@@ -33,11 +33,6 @@ pub(super) fn expose(text: &mut Exposition, from: &RecorderCounters) {
     }
     let writes = from.write_latency.summary();
     let buckets = WRITE_BUCKETS_US.into_iter().zip(writes.buckets(&WRITE_BUCKETS_US));
-    text.histogram_us(
-        "recording_write_seconds",
-        "Time from submitting a write to its completion.",
-        buckets,
-        writes.count(),
-        writes.sum_ns(),
-    );
+    text.histogram("recording_write_seconds", "Time from submitting a write to its completion.")
+        .distribution("", buckets, writes.count(), writes.sum_ns());
 }
