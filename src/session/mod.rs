@@ -13,16 +13,33 @@
 
 mod context;
 pub mod media;
-mod sink;
 mod status;
 mod transport;
 mod viewer;
 
+use std::net::{IpAddr, SocketAddr};
+
 pub use context::{ContextError, SessionConfig, SessionContext};
 pub use media::catch_up::{CatchUpDecision, GopAvailability, GopSize, IdrReason};
 pub use media::{PacketizedUnit, UnitInfo};
-pub use sink::{DatagramSink, Destination};
 pub use transport::profile::SrtpChoice;
 pub use transport::sdp::OfferError;
 pub use transport::stun::stun_ufrag;
 pub use viewer::{CloseReason, Output, Viewer};
+
+/// Source and target of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Local address to send from; `None` leaves the choice to the routing table.
+    pub local: Option<IpAddr>,
+    /// Address and port of the viewer.
+    pub remote: SocketAddr,
+}
+
+/// Takes the datagrams of one session, in order. The session reserves the length and writes the encrypted bytes into the
+/// send buffer itself, so nothing is copied afterwards. The worker's sink is io_uring, the tests' sink is a list.
+pub trait DatagramSink {
+    /// Reserves a datagram of `bytes` bytes; `write` fills all of them. Without room the datagram is lost, as on the
+    /// network: `write` is not called, and the sink counts the loss.
+    fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8]));
+}

@@ -12,12 +12,12 @@ use str0m::{Input, RtcError};
 
 use crate::base::limits;
 use crate::metrics::status::GateState;
+use crate::session::DatagramSink;
 use crate::session::context::SessionContext;
 use crate::session::media::catch_up::{CatchUp, CatchUpDecision, GopAvailability, IdrReason};
 use crate::session::media::gate::{Gate, GateUnit};
 use crate::session::media::sender::Sender;
 use crate::session::media::{PacketizedUnit, UnitInfo, srtp};
-use crate::session::sink::DatagramSink;
 use crate::session::transport::accept::accept_offer;
 use crate::session::transport::sdp::OfferError;
 use crate::session::transport::{DatagramKind, Transport, TransportOutput};

@@ -19,7 +19,7 @@ const STEP_90K_MIN: u64 = 1;
 
 /// Result of [`Source::poll_unit`].
 pub(super) enum Polled {
-    /// A new unit: see [`Source::unit`].
+    /// A new unit, returned by [`Source::unit`], with its capture time.
     Unit(TimedUnit),
     /// A slot without a usable unit (lapped, rejected, restarted). Poll again.
     Again,

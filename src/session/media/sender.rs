@@ -16,7 +16,7 @@ use crate::session::media::rtx::RtxCache;
 use crate::session::media::srtp::{Opener, RtpPacket, Sealer, TAG_BYTES_MAX};
 use crate::session::media::wallclock::{self, Wallclock};
 use crate::session::media::{Extensions, PacketizedUnit, StreamParameters};
-use crate::session::sink::{DatagramSink, Destination};
+use crate::session::{DatagramSink, Destination};
 
 /// RTP header without extensions.
 const FIXED_BYTES: usize = 12;

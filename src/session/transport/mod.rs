@@ -18,8 +18,8 @@ use str0m::net::{DatagramSend, Protocol, Receive};
 use str0m::{Candidate, Event, Input, Rtc, RtcError};
 
 use crate::base::limits;
+use crate::session::Destination;
 use crate::session::context::SessionContext;
-use crate::session::sink::Destination;
 use dtls::DtlsLink;
 use stun::stun_ufrag;
 
