@@ -8,7 +8,7 @@ use std::time::Duration;
 use lexopt::prelude::*;
 use streaming_server::simulator::{
     self, Burst, ParameterSetPolicy, ResolutionChange, Restart, RestartOnto, SimulatorConfig,
-    SimulatorReport, Source, Stall, Tear, TimestampClock,
+    SimulatorReport, Stall, Tear, TimestampClock,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -148,17 +148,16 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::
                 }
                 let is_file = flag == "file";
                 let value = parser.value()?;
-                config.source =
-                    if is_file { Source::File(value.into()) } else { value.parse_with(parse_pattern)? };
+                if is_file {
+                    config.file = Some(value.into());
+                } else {
+                    (config.card.width, config.card.height) = value.parse_with(parse_size)?;
+                }
             }
             Long("restart") => onto = Some(parser.value()?.parse_with(parse_restart_onto)?),
             Long(flag) => {
                 let flag = flag.to_owned();
-                if !parse_stream(&flag, &mut parser, &mut config)?
-                    && !parse_misbehaviour(&flag, &mut parser, &mut config)?
-                {
-                    return Err(Long(&flag).unexpected());
-                }
+                set(&flag, &mut parser, &mut config)?;
             }
             other => return Err(other.unexpected()),
         }
@@ -171,12 +170,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::
     Ok(Some(config))
 }
 
-/// Parses flags of ring, rate and coding. Returns true if `flag` is one of them.
-fn parse_stream(
-    flag: &str,
-    parser: &mut lexopt::Parser,
-    config: &mut SimulatorConfig,
-) -> Result<bool, lexopt::Error> {
+/// Sets what `flag` configures: ring, rate, coding or faults.
+fn set(flag: &str, parser: &mut lexopt::Parser, config: &mut SimulatorConfig) -> Result<(), lexopt::Error> {
+    let (card, faults) = (&mut config.card, &mut config.faults);
     match flag {
         "shm" => config.name = parser.value()?.string()?,
         "layout" => config.layout = parser.value()?.parse()?,
@@ -195,68 +191,55 @@ fn parse_stream(
         }
         "flat-out" => config.fps = None,
         "units" => config.units = Some(parser.value()?.parse()?),
-        "bitrate-kbps" => config.bitrate_kbps = Some(parser.value()?.parse()?),
-        "gop" => config.gop = parser.value()?.parse()?,
-        "slices" => config.slices = parser.value()?.parse()?,
+        "bitrate-kbps" => card.bitrate_kbps = Some(parser.value()?.parse()?),
+        "gop" => card.gop = parser.value()?.parse()?,
+        "slices" => card.slices = parser.value()?.parse()?,
         "parameter-sets" => {
-            config.parameter_sets = parser.value()?.parse_with(|text| match text {
+            card.parameter_sets = parser.value()?.parse_with(|text| match text {
                 "every" => Ok(ParameterSetPolicy::Every),
                 "first" => Ok(ParameterSetPolicy::First),
                 _ => Err("the value must be every or first"),
             })?;
         }
-        "no-delimiters" => config.delimiters = false,
-        _ => return Ok(false),
-    }
-    Ok(true)
-}
-
-/// Parses flags of fault injection. Returns true if `flag` is one of them.
-fn parse_misbehaviour(
-    flag: &str,
-    parser: &mut lexopt::Parser,
-    config: &mut SimulatorConfig,
-) -> Result<bool, lexopt::Error> {
-    let faults = &mut config.faults;
-    match flag {
+        "no-delimiters" => card.delimiters = false,
         "stall-after" => {
-            let (after, lasting) = parser.value()?.parse_with(|text| count_and(text, parse_seconds))?;
+            let (after, lasting) = count_and(parser, parse_seconds)?;
             faults.stall = Some(Stall { after, lasting });
         }
         "restart-every" => {
-            let (every, pause) = parser.value()?.parse_with(|text| count_and(text, parse_seconds))?;
+            let (every, pause) = count_and(parser, parse_seconds)?;
             let pause = pause.unwrap_or(Duration::from_millis(500));
             faults.restart = Some(Restart { every, pause, onto: RestartOnto::Alternate });
         }
         "tear" => {
-            let (every, pause) = parser.value()?.parse_with(|text| count_and(text, parse_count))?;
+            let (every, pause) = count_and(parser, parse_count)?;
             faults.tear = Some(Tear { every, pause: Duration::from_micros(pause.unwrap_or(300)) });
         }
         "lie" => faults.malformed_every = Some(parser.value()?.parse()?),
         "change-resolution" => {
-            let (every, size) = parser.value()?.parse_with(|text| count_and(text, parse_size))?;
+            let (every, size) = count_and(parser, parse_size)?;
             let (width, height) = size.unwrap_or((640, 480));
             faults.change_resolution = Some(ResolutionChange { every, width, height });
         }
         "burst" => {
-            let (every, units) = parser.value()?.parse_with(|text| count_and(text, parse_count))?;
+            let (every, units) = count_and(parser, parse_count)?;
             faults.burst = Some(Burst { every, units: units.unwrap_or(5) });
         }
         "drop" => faults.drop_every = Some(parser.value()?.parse()?),
-        _ => return Ok(false),
+        _ => return Err(Long(flag).unexpected()),
     }
-    Ok(true)
+    Ok(())
 }
 
-/// Parses `N` or `N:MORE`.
+/// Takes a value of the form `N` or `N:MORE`.
 fn count_and<T>(
-    text: &str,
+    parser: &mut lexopt::Parser,
     parse_more: impl FnOnce(&str) -> Result<T, &'static str>,
-) -> Result<(u64, Option<T>), &'static str> {
-    match text.split_once(':') {
+) -> Result<(u64, Option<T>), lexopt::Error> {
+    parser.value()?.parse_with::<_, _, &'static str>(|text| match text.split_once(':') {
         None => Ok((parse_count(text)?, None)),
         Some((count, more)) => Ok((parse_count(count)?, Some(parse_more(more)?))),
-    }
+    })
 }
 
 fn parse_count(text: &str) -> Result<u64, &'static str> {
@@ -274,10 +257,6 @@ fn parse_size(text: &str) -> Result<(u32, u32), &'static str> {
         Some((Ok(width), Ok(height))) => Ok((width, height)),
         _ => Err("the size must be WIDTHxHEIGHT, such as 1280x720"),
     }
-}
-
-fn parse_pattern(text: &str) -> Result<Source, &'static str> {
-    parse_size(text).map(|(width, height)| Source::Pattern { width, height })
 }
 
 fn parse_restart_onto(text: &str) -> Result<RestartOnto, &'static str> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use bytes::Bytes;
 
 use super::layout::{MetadataError, SlotMetadata};
-use super::lease_ring::{Found, LeaseRing, LeasedUnit};
+use super::lease_ring::{Found, LeaseRing};
 use super::sequence::{ahead, is_in_ring};
 use super::source::{Attachment, Camera, MonotonicNs};
 use crate::base::limits::CAPTURE_AGE_MAX_NS;
@@ -137,7 +137,7 @@ impl Cursor {
         now_ns: MonotonicNs,
     ) -> Next {
         match ring.lease(self.position) {
-            Found::Unit(LeasedUnit { metadata, slot }) => {
+            Found::Unit(metadata, slot) => {
                 let bytes = usize::try_from(metadata.data_bytes).unwrap_or(usize::MAX);
                 if bytes > slot.len() {
                     let reason = MetadataError::DataBytes { data_bytes: metadata.data_bytes };

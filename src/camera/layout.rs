@@ -15,8 +15,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use super::lease_header::{Geometry, HeaderError};
 use crate::base::limits::{LEASE_SLOT_BYTES, LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
+
+/// Offset of a legacy ring's `u32 write_index`: the count of units begun or published, wrapping.
+pub(super) const WRITE_INDEX_OFFSET: usize = 0;
 
 /// The value of `format` for H.264 (JPEG is 0, NV12 is 1, RGB is 2).
 pub const FORMAT_H264: i32 = 3;
@@ -56,7 +61,7 @@ impl Layout {
         Layout::LEGACY
             .into_iter()
             .find(|layout| layout.segment_bytes() as u64 == segment_bytes)
-            .ok_or(LayoutError::UnknownSize { segment_bytes })
+            .ok_or(LayoutError::UnknownSize(segment_bytes))
     }
 
     /// Bytes of the whole segment.
@@ -103,30 +108,14 @@ impl Layout {
         }
     }
 
-    /// Offset of the `sem_t` that the daemon posts after each unit.
+    /// Offsets of the daemon's `u32 frame_interval_ms` and of the `sem_t` that it posts after each unit.
     #[must_use]
-    pub const fn semaphore_offset(self) -> Option<usize> {
+    pub const fn control_offsets(self) -> Option<(usize, usize)> {
         match self {
             Layout::V0 | Layout::Lease(_) => None,
-            Layout::V1 | Layout::V2 => Some(8),
-            Layout::V3 | Layout::V3Ring6 => Some(128),
+            Layout::V1 | Layout::V2 => Some((4, 8)),
+            Layout::V3 | Layout::V3Ring6 => Some((64, 128)),
         }
-    }
-
-    /// Offset of the daemon's `u32 frame_interval_ms`.
-    #[must_use]
-    pub const fn frame_interval_offset(self) -> Option<usize> {
-        match self {
-            Layout::V0 | Layout::Lease(_) => None,
-            Layout::V1 | Layout::V2 => Some(4),
-            Layout::V3 | Layout::V3Ring6 => Some(64),
-        }
-    }
-
-    /// Offset of a legacy ring's `u32 write_index`: the count of units begun or published, wrapping.
-    #[must_use]
-    pub const fn write_index_offset(self) -> usize {
-        0
     }
 
     /// Returns true if the index may be raised before the slot is complete (v2 daemons before February 2026 do that).
@@ -145,24 +134,19 @@ impl Layout {
             Layout::Lease(ring) => ring.data_offset(),
         }
     }
+}
 
-    /// Name on the command line and in logs.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
+/// Name on the command line and in logs.
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Layout::V0 => "v0",
             Layout::V1 => "v1",
             Layout::V2 => "v2",
             Layout::V3 => "v3",
             Layout::V3Ring6 => "v3-6",
             Layout::Lease(_) => "lease",
-        }
-    }
-}
-
-impl fmt::Display for Layout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        })
     }
 }
 
@@ -173,8 +157,8 @@ impl FromStr for Layout {
         Layout::LEGACY
             .into_iter()
             .chain([Layout::LEASE])
-            .find(|layout| layout.name() == name)
-            .ok_or_else(|| LayoutError::UnknownName { name: name.to_owned() })
+            .find(|layout| layout.to_string() == name)
+            .ok_or_else(|| LayoutError::UnknownName(name.to_owned()))
     }
 }
 
@@ -182,37 +166,25 @@ impl FromStr for Layout {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// No known layout has this size, and the segment is not a lease ring.
-    #[error("a segment of {segment_bytes} bytes is not a known camera ring; known: {}", KnownLayouts)]
-    UnknownSize {
-        /// Bytes of the segment.
-        segment_bytes: u64,
-    },
+    #[error("a segment of {0} bytes is not a known camera ring; known: {known}", known = known_layouts())]
+    UnknownSize(u64),
     /// No layout has this name.
-    #[error("there is no camera layout {name:?}; known: v0, v1, v2, v3, v3-6, lease")]
-    UnknownName {
-        /// The name given.
-        name: String,
-    },
+    #[error("there is no camera layout {0:?}; known: v0, v1, v2, v3, v3-6, lease")]
+    UnknownName(String),
     /// The lease ring's header is invalid.
     #[error("the lease ring cannot be read: {0}")]
     Lease(#[from] HeaderError),
 }
 
-/// Displays every legacy layout with its size in bytes.
-struct KnownLayouts;
-
-impl fmt::Display for KnownLayouts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, layout) in Layout::LEGACY.into_iter().enumerate() {
-            let separator = if i == 0 { "" } else { ", " };
-            write!(f, "{separator}{layout} {}", layout.segment_bytes())?;
-        }
-        Ok(())
-    }
+/// Lists every legacy layout with its size in bytes.
+fn known_layouts() -> String {
+    Layout::LEGACY.map(|layout| format!("{layout} {}", layout.segment_bytes())).join(", ")
 }
 
 /// Metadata of the unit in a slot, copied from the ring. It is untrusted until [`SlotMetadata::validate`] accepts it.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+/// It has the layout of the daemon's C struct at the start of each slot, the same on all legacy rings.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
 pub struct SlotMetadata {
     /// The camera's own picture count.
     pub frame_number: u64,
@@ -233,44 +205,6 @@ pub struct SlotMetadata {
 }
 
 impl SlotMetadata {
-    /// Bytes of the metadata at the start of each slot, the same in all layouts.
-    pub const BYTES: usize = 48;
-
-    /// Reads the native-endian fields of the daemon's C struct.
-    #[must_use]
-    pub fn parse(bytes: &[u8; 48]) -> SlotMetadata {
-        SlotMetadata {
-            frame_number: u64::from_ne_bytes(field::<0, 8>(bytes)),
-            timestamp_s: i64::from_ne_bytes(field::<8, 8>(bytes)),
-            timestamp_ns: i64::from_ne_bytes(field::<16, 8>(bytes)),
-            camera_id: i32::from_ne_bytes(field::<24, 4>(bytes)),
-            width: i32::from_ne_bytes(field::<28, 4>(bytes)),
-            height: i32::from_ne_bytes(field::<32, 4>(bytes)),
-            format: i32::from_ne_bytes(field::<36, 4>(bytes)),
-            data_bytes: u64::from_ne_bytes(field::<40, 8>(bytes)),
-        }
-    }
-
-    /// Writes the fields like the daemon's C struct.
-    #[must_use]
-    pub fn encode(&self) -> [u8; 48] {
-        let mut bytes = [0; 48];
-        let fields: [&[u8]; 8] = [
-            &self.frame_number.to_ne_bytes(),
-            &self.timestamp_s.to_ne_bytes(),
-            &self.timestamp_ns.to_ne_bytes(),
-            &self.camera_id.to_ne_bytes(),
-            &self.width.to_ne_bytes(),
-            &self.height.to_ne_bytes(),
-            &self.format.to_ne_bytes(),
-            &self.data_bytes.to_ne_bytes(),
-        ];
-        for (target, source) in bytes.iter_mut().zip(fields.into_iter().flatten()) {
-            *target = *source;
-        }
-        bytes
-    }
-
     /// Checks that the slot can be read as an access unit.
     ///
     /// # Errors
@@ -317,17 +251,8 @@ pub enum MetadataError {
     },
 }
 
-/// Returns the `BYTES` bytes at `OFFSET`. The compiler checks that they are inside.
-fn field<const OFFSET: usize, const BYTES: usize>(bytes: &[u8; 48]) -> [u8; BYTES] {
-    const { assert!(OFFSET + BYTES <= 48, "a field lies inside the metadata") };
-    let mut value = [0; BYTES];
-    for (target, source) in value.iter_mut().zip(bytes.iter().skip(OFFSET)) {
-        *target = *source;
-    }
-    value
-}
-
 const _: () = {
+    assert!(size_of::<SlotMetadata>() == 48, "the metadata of the released daemons");
     assert!(Layout::V0.segment_bytes() == 93_313_448, "v0 as released");
     assert!(Layout::V1.segment_bytes() == 93_313_480, "v1 as released");
     assert!(Layout::V2.segment_bytes() == 93_313_960, "v2 as released");
@@ -339,12 +264,11 @@ const _: () = {
     while i < Layout::LEGACY.len() {
         #[expect(clippy::indexing_slicing, reason = "const evaluation; out of bounds fails to compile")]
         let layout = Layout::LEGACY[i];
-        // mapping.rs reads the metadata as eight-byte words, and the index as one four-byte word.
+        // mapping.rs reads the metadata as eight-byte words.
         assert!(layout.first_slot_offset().is_multiple_of(8), "slots are 8-aligned");
         assert!(layout.slot_stride().is_multiple_of(8), "every slot is 8-aligned");
-        assert!(layout.write_index_offset().is_multiple_of(4), "the index is 4-aligned");
-        assert!(layout.data_offset() >= SlotMetadata::BYTES, "metadata comes before the data");
-        if let Some(offset) = layout.semaphore_offset() {
+        assert!(layout.data_offset() >= size_of::<SlotMetadata>(), "metadata comes before the data");
+        if let Some((_, offset)) = layout.control_offsets() {
             assert!(offset.is_multiple_of(8), "sem_t is 8-aligned");
             assert!(offset + 32 <= layout.first_slot_offset(), "sem_t lies before the slots");
         }
@@ -365,19 +289,18 @@ mod tests {
     #[test]
     fn slot_offsets_match_the_daemon() {
         let golden = [
-            (Layout::V0, 8, 3_110_456, 48, None, None),
-            (Layout::V1, 40, 3_110_488, 48, Some(8), Some(4)),
-            (Layout::V2, 40, 3_110_504, 60, Some(8), Some(4)),
-            (Layout::V3, 192, 3_110_656, 60, Some(128), Some(64)),
-            (Layout::V3Ring6, 192, 3_110_656, 60, Some(128), Some(64)),
+            (Layout::V0, 8, 3_110_456, 48, None),
+            (Layout::V1, 40, 3_110_488, 48, Some((4, 8))),
+            (Layout::V2, 40, 3_110_504, 60, Some((4, 8))),
+            (Layout::V3, 192, 3_110_656, 60, Some((64, 128))),
+            (Layout::V3Ring6, 192, 3_110_656, 60, Some((64, 128))),
         ];
-        for (layout, first, second, data, semaphore, interval) in golden {
+        for (layout, first, second, data, interval_and_semaphore) in golden {
             assert_eq!(layout.slot_offset(0), first, "{layout}");
             assert_eq!(layout.slot_offset(1), second, "{layout}");
             assert_eq!(layout.slot_offset(layout.slot_count()), first, "{layout}");
             assert_eq!(layout.data_offset(), data, "{layout}");
-            assert_eq!(layout.semaphore_offset(), semaphore, "{layout}");
-            assert_eq!(layout.frame_interval_offset(), interval, "{layout}");
+            assert_eq!(layout.control_offsets(), interval_and_semaphore, "{layout}");
             let last = layout.slot_offset(layout.slot_count() - 1);
             assert_eq!(last + layout.slot_stride(), layout.segment_bytes(), "{layout}");
         }
@@ -425,9 +348,18 @@ mod tests {
         #![proptest_config(support::properties())]
 
         #[test]
-        fn any_bytes_survive_parse_and_encode(bytes in prop::collection::vec(any::<u8>(), 48)) {
-            let bytes: [u8; 48] = bytes.try_into().unwrap();
-            prop_assert_eq!(SlotMetadata::parse(&bytes).encode(), bytes);
+        fn metadata_has_its_fields_where_the_daemon_has_them(bytes in prop::collection::vec(any::<u8>(), 48)) {
+            let metadata = SlotMetadata::read_from_bytes(&bytes).unwrap();
+            let (long, word) = (|at: usize| bytes[at..at + 8].try_into(), |at: usize| bytes[at..at + 4].try_into());
+            prop_assert_eq!(metadata.frame_number, u64::from_ne_bytes(long(0).unwrap()));
+            prop_assert_eq!(metadata.timestamp_s, i64::from_ne_bytes(long(8).unwrap()));
+            prop_assert_eq!(metadata.timestamp_ns, i64::from_ne_bytes(long(16).unwrap()));
+            prop_assert_eq!(metadata.camera_id, i32::from_ne_bytes(word(24).unwrap()));
+            prop_assert_eq!(metadata.width, i32::from_ne_bytes(word(28).unwrap()));
+            prop_assert_eq!(metadata.height, i32::from_ne_bytes(word(32).unwrap()));
+            prop_assert_eq!(metadata.format, i32::from_ne_bytes(word(36).unwrap()));
+            prop_assert_eq!(metadata.data_bytes, u64::from_ne_bytes(long(40).unwrap()));
+            prop_assert_eq!(metadata.as_bytes(), bytes);
         }
 
         #[test]

@@ -111,9 +111,8 @@ pub mod control {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Geometry {
     slot_count: u32,
-    slot_bytes: u32,
-    control_offset: u32,
-    data_offset: u32,
+    slot_bytes: usize,
+    data_offset: usize,
     segment_bytes: usize,
 }
 
@@ -124,22 +123,16 @@ impl Geometry {
     /// [`HeaderError`] if a number is out of range.
     pub const fn new(slot_count: u32, slot_bytes: u32) -> Result<Geometry, HeaderError> {
         if slot_count < LEASE_SLOTS_MIN || slot_count > SLOTS_MAX {
-            return Err(HeaderError::SlotCount { slot_count });
+            return Err(HeaderError::SlotCount(slot_count));
         }
         if slot_bytes == 0 || slot_bytes > LEASE_SLOT_BYTES_MAX {
-            return Err(HeaderError::SlotSize { slot_bytes: slot_bytes as u64 });
+            return Err(HeaderError::SlotSize(slot_bytes as u64));
         }
-        let slot_bytes = slot_bytes.next_multiple_of(64);
+        let slot_bytes = slot_bytes.next_multiple_of(64) as usize;
         let data = HEADER_BYTES + slot_count as usize * CONTROL_BYTES;
         let data_offset = data.next_multiple_of(PAGE_BYTES);
-        #[expect(clippy::cast_possible_truncation, reason = "4096 + 256 * 128 is below one page")]
-        Ok(Geometry {
-            slot_count,
-            slot_bytes,
-            control_offset: HEADER_SIZE,
-            data_offset: data_offset as u32,
-            segment_bytes: data_offset + slot_count as usize * slot_bytes as usize,
-        })
+        let segment_bytes = data_offset + slot_count as usize * slot_bytes;
+        Ok(Geometry { slot_count, slot_bytes, data_offset, segment_bytes })
     }
 
     /// Validates the header of a segment of `segment_bytes` bytes. `header` is an untrusted copy of its first bytes.
@@ -153,47 +146,37 @@ impl Geometry {
             return Err(HeaderError::Magic);
         }
         let version = word(header::VERSION);
-        if version != VERSION {
-            return Err(HeaderError::Version { version });
-        }
-        if word(header::HEADER_SIZE) != HEADER_SIZE || word(header::MAX_READERS) != READERS_MAX {
-            return Err(HeaderError::Version { version });
+        let sizes = (word(header::HEADER_SIZE), word(header::MAX_READERS));
+        if version != VERSION || sizes != (HEADER_SIZE, READERS_MAX) {
+            return Err(HeaderError::Version(version));
         }
         let fourcc = word(header::FOURCC);
         if fourcc != FOURCC_H264 {
-            return Err(HeaderError::NotH264 { fourcc });
+            return Err(HeaderError::NotH264(fourcc));
         }
         let slot_bytes = long(header::SLOT_SIZE);
         let narrow = u32::try_from(slot_bytes).unwrap_or(0);
         let geometry = Geometry::new(word(header::SLOT_COUNT), narrow)
-            .map_err(|error| if narrow == 0 { HeaderError::SlotSize { slot_bytes } } else { error })?;
-        geometry.check_offsets(&long, slot_bytes, segment_bytes)?;
+            .map_err(|error| if narrow == 0 { HeaderError::SlotSize(slot_bytes) } else { error })?;
+        // There is only one valid layout for these slots.
+        let places = [
+            ("slot_size", slot_bytes, geometry.slot_bytes),
+            ("ctl_offset", long(header::CTL_OFFSET), HEADER_BYTES),
+            ("data_offset", long(header::DATA_OFFSET), geometry.data_offset),
+            ("total_size", long(header::TOTAL_SIZE), geometry.segment_bytes),
+            ("the segment's size", segment_bytes, geometry.segment_bytes),
+        ];
+        for (what, found, expected) in places {
+            if found != expected as u64 {
+                return Err(HeaderError::Place { what, found, expected });
+            }
+        }
         let (width, height) = (word(header::WIDTH), word(header::HEIGHT));
         let side_max = PICTURE_SIDE_MAX.unsigned_abs();
         if width > side_max || height > side_max {
             return Err(HeaderError::Dimensions { width, height });
         }
         Ok(geometry)
-    }
-
-    /// Checks that the header's offsets are those of this geometry: there is only one valid layout.
-    fn check_offsets(
-        &self,
-        long: &impl Fn(usize) -> u64,
-        slot_bytes: u64,
-        segment_bytes: u64,
-    ) -> Result<(), HeaderError> {
-        let known = [
-            ("slot_size", slot_bytes, u64::from(self.slot_bytes)),
-            ("ctl_offset", long(header::CTL_OFFSET), u64::from(self.control_offset)),
-            ("data_offset", long(header::DATA_OFFSET), u64::from(self.data_offset)),
-            ("total_size", long(header::TOTAL_SIZE), self.segment_bytes as u64),
-            ("the segment's size", segment_bytes, self.segment_bytes as u64),
-        ];
-        match known.into_iter().find(|(_, found, expected)| found != expected) {
-            Some((what, found, expected)) => Err(HeaderError::Place { what, found, expected }),
-            None => Ok(()),
-        }
     }
 
     /// Number of slots.
@@ -205,7 +188,7 @@ impl Geometry {
     /// Bytes of a slot: the largest unit it can hold.
     #[must_use]
     pub const fn slot_bytes(&self) -> usize {
-        self.slot_bytes as usize
+        self.slot_bytes
     }
 
     /// Bytes of the whole segment.
@@ -217,19 +200,19 @@ impl Geometry {
     /// Offset of the first slot's data. Header and control blocks are before it.
     #[must_use]
     pub const fn data_offset(&self) -> usize {
-        self.data_offset as usize
+        self.data_offset
     }
 
     /// Offset of the control block of `slot`, which wraps at the number of slots.
     #[must_use]
     pub const fn control_of(&self, slot: u32) -> usize {
-        self.control_offset as usize + (slot % self.slot_count) as usize * CONTROL_BYTES
+        HEADER_BYTES + (slot % self.slot_count) as usize * CONTROL_BYTES
     }
 
     /// Offset of the data of `slot` from the first slot's data. `slot` wraps at the number of slots.
     #[must_use]
     pub const fn data_of(&self, slot: u32) -> usize {
-        (slot % self.slot_count) as usize * self.slot_bytes()
+        (slot % self.slot_count) as usize * self.slot_bytes
     }
 
     /// Slots that one reader may lease at once: a quarter, so that no single reader makes the camera drop units.
@@ -252,29 +235,17 @@ pub enum HeaderError {
     #[error("the magic of a lease ring is missing")]
     Magic,
     /// Another version.
-    #[error("the lease ring has version {version}; known: {VERSION}, with a header of {HEADER_BYTES} bytes")]
-    Version {
-        /// The version found.
-        version: u32,
-    },
+    #[error("the lease ring has version {0}; known: {VERSION}, with a header of {HEADER_BYTES} bytes")]
+    Version(u32),
     /// The ring holds another format.
-    #[error("the lease ring holds {}, not H264", fourcc.to_le_bytes().escape_ascii())]
-    NotH264 {
-        /// The code found.
-        fourcc: u32,
-    },
+    #[error("the lease ring holds {}, not H264", .0.to_le_bytes().escape_ascii())]
+    NotH264(u32),
     /// Too few slots or too many.
-    #[error("the lease ring has {slot_count} slots, not within {LEASE_SLOTS_MIN}..={SLOTS_MAX}")]
-    SlotCount {
-        /// The number found.
-        slot_count: u32,
-    },
+    #[error("the lease ring has {0} slots, not within {LEASE_SLOTS_MIN}..={SLOTS_MAX}")]
+    SlotCount(u32),
     /// Slots that are empty or too large.
-    #[error("the slots of the lease ring have {slot_bytes} bytes, not within 1..={LEASE_SLOT_BYTES_MAX}")]
-    SlotSize {
-        /// The number found.
-        slot_bytes: u64,
-    },
+    #[error("the slots of the lease ring have {0} bytes, not within 1..={LEASE_SLOT_BYTES_MAX}")]
+    SlotSize(u64),
     /// An offset or size does not match the slots.
     #[error("{what} is {found} but must be {expected}")]
     Place {
@@ -283,7 +254,7 @@ pub enum HeaderError {
         /// The number found.
         found: u64,
         /// The number that matches the ring's slots.
-        expected: u64,
+        expected: usize,
     },
     /// No picture has these dimensions.
     #[error("a picture of {width}x{height} is larger than {PICTURE_SIDE_MAX} pixels a side")]
@@ -324,9 +295,9 @@ mod tests {
         put(header::HEADER_SIZE, &4096_u32.to_ne_bytes());
         put(header::SLOT_COUNT, &geometry.slot_count.to_ne_bytes());
         put(header::MAX_READERS, &16_u32.to_ne_bytes());
-        put(header::SLOT_SIZE, &u64::from(geometry.slot_bytes).to_ne_bytes());
+        put(header::SLOT_SIZE, &(geometry.slot_bytes as u64).to_ne_bytes());
         put(header::CTL_OFFSET, &4096_u64.to_ne_bytes());
-        put(header::DATA_OFFSET, &u64::from(geometry.data_offset).to_ne_bytes());
+        put(header::DATA_OFFSET, &(geometry.data_offset as u64).to_ne_bytes());
         put(header::TOTAL_SIZE, &(geometry.segment_bytes as u64).to_ne_bytes());
         put(header::FOURCC, b"H264");
         header

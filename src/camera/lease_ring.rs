@@ -40,20 +40,12 @@ struct Leases {
     slots: u32,
 }
 
-/// A unit in its leased slot.
-#[derive(Debug)]
-pub(super) struct LeasedUnit {
-    /// Copied from the control block; not validated.
-    pub(super) metadata: SlotMetadata,
-    /// The whole slot. Dropping its last clone releases the lease.
-    pub(super) slot: Bytes,
-}
-
 /// Result of leasing a unit.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// The slot is leased until the unit is dropped.
-    Unit(LeasedUnit),
+    /// The metadata, copied and not validated, and the whole slot. Dropping the last clone of the slot's bytes
+    /// releases the lease.
+    Unit(SlotMetadata, Bytes),
     /// No slot holds the unit.
     Gone,
     /// This reader leases as many slots as it may, or others keep changing the word. Try again later.
@@ -70,53 +62,48 @@ impl LeaseRing {
     /// Takes a free reader number of the ring called `name`. The mapping must be writable.
     pub(super) fn register_reader(&mut self, name: &str) -> Result<(), MappingError> {
         if !self.has_writer() {
-            return Err(MappingError::NoWriter { name: name.to_owned() });
+            return Err(MappingError::NoWriter(name.to_owned()));
         }
         let reader = (0..READERS_MAX)
             .find(|reader| lock_byte(&self.file, READER_LOCKS + i64::from(*reader)))
-            .ok_or_else(|| MappingError::ReadersMax { name: name.to_owned() })?;
+            .ok_or_else(|| MappingError::ReadersMax(name.to_owned()))?;
         // The reader that had this number before has ended, perhaps without releasing its leases.
-        lease::reap(&self.words(), reader);
+        lease::reap(self, reader);
         self.reader = Some(reader);
         Ok(())
     }
 
     /// Returns the number after the newest unit's, wrapping. Dropped units count.
     pub(super) fn write_index(&self) -> u32 {
-        let (sequence, _) = lease::latest::<Sound>(self.control.long_word(header::LATEST));
+        let (sequence, _) = lease::latest::<Sound>(self.control.map.long_word(header::LATEST));
         low(sequence)
     }
 
     /// Returns the epoch: it grows by one with every writer.
     pub(super) fn epoch(&self) -> u64 {
-        acquire(self.control.long_word(header::EPOCH))
+        acquire(self.control.map.long_word(header::EPOCH))
     }
 
     /// Returns the number of the first unit of the current writer.
     pub(super) fn epoch_start(&self) -> u32 {
-        low(acquire(self.control.long_word(header::EPOCH_SEQUENCE))).wrapping_sub(1)
-    }
-
-    /// The futex word that changes with every unit.
-    pub(super) fn futex(&self) -> &AtomicU32 {
-        self.control.word(header::FUTEX)
+        low(acquire(self.control.map.long_word(header::EPOCH_SEQUENCE))).wrapping_sub(1)
     }
 
     /// Sets the flag that asks the camera for an IDR.
     pub(super) fn request_idr(&self) {
         if self.reader.is_some() {
-            self.control.word(header::KEYFRAME_REQUEST).store(1, Ordering::Relaxed);
+            self.control.map.word(header::KEYFRAME_REQUEST).store(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the count of units that found no free slot.
     pub(super) fn dropped(&self) -> u64 {
-        self.control.long_word(header::DROPPED).load(Ordering::Relaxed)
+        self.control.map.long_word(header::DROPPED).load(Ordering::Relaxed)
     }
 
     /// Returns true if a writer lives and has not closed the ring.
     pub(super) fn has_writer(&self) -> bool {
-        self.control.word(header::STATE).load(Ordering::Relaxed) != STATE_CLOSED
+        self.control.map.word(header::STATE).load(Ordering::Relaxed) != STATE_CLOSED
             && is_byte_locked(&self.file, WRITER_LOCK)
     }
 
@@ -166,7 +153,7 @@ impl LeaseRing {
         let start = self.geometry.data_of(slot);
         let data = self.data.slice(start..start + self.geometry.slot_bytes());
         let owner = LeasedSlot { ring: Arc::clone(self), slot, data };
-        Found::Unit(LeasedUnit { metadata: self.metadata(slot), slot: Bytes::from_owner(owner) })
+        Found::Unit(self.metadata(slot), Bytes::from_owner(owner))
     }
 
     /// Reads the metadata of `unit` without a lease. For display only, not for decisions.
@@ -181,11 +168,11 @@ impl LeaseRing {
 
     fn metadata(&self, slot: u32) -> SlotMetadata {
         let block = self.geometry.control_of(slot);
-        let word = |offset: usize| self.control.word(block + offset).load(Ordering::Relaxed);
-        let long = |offset: usize| self.control.long_word(block + offset).load(Ordering::Relaxed);
+        let word = |offset: usize| self.control.map.word(block + offset).load(Ordering::Relaxed);
+        let long = |offset: usize| self.control.map.long_word(block + offset).load(Ordering::Relaxed);
         let side = |own: usize, general: usize| {
             let pixels = match word(own) {
-                0 => self.control.word(general).load(Ordering::Relaxed),
+                0 => self.control.map.word(general).load(Ordering::Relaxed),
                 pixels => pixels,
             };
             i32::try_from(pixels).unwrap_or(-1)
@@ -212,17 +199,9 @@ impl LeaseRing {
             (lease::is_readable(word) && low(sequence) == sequence_low).then_some((slot, sequence))
         };
         // Mostly the newest unit is read: try its slot first.
-        let (_, newest) = lease::latest::<Sound>(self.control.long_word(header::LATEST));
+        let (_, newest) = lease::latest::<Sound>(self.control.map.long_word(header::LATEST));
         let newest = (newest < self.geometry.slot_count()).then_some(newest);
         newest.and_then(holds_unit).or_else(|| (0..self.geometry.slot_count()).find_map(holds_unit))
-    }
-
-    fn word(&self, slot: u32) -> &AtomicU64 {
-        self.control.long_word(self.geometry.control_of(slot) + control::WORD)
-    }
-
-    fn words(&self) -> Words<'_> {
-        Words { control: &self.control, geometry: &self.geometry }
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
@@ -244,13 +223,7 @@ impl LeaseRing {
     }
 }
 
-/// The slot words of a mapped ring, for the protocol.
-struct Words<'a> {
-    control: &'a Region,
-    geometry: &'a Geometry,
-}
-
-impl Slots for Words<'_> {
+impl Slots for LeaseRing {
     type Word = AtomicU64;
 
     fn count(&self) -> u32 {
@@ -258,14 +231,14 @@ impl Slots for Words<'_> {
     }
 
     fn word(&self, slot: u32) -> &AtomicU64 {
-        self.control.long_word(self.geometry.control_of(slot) + control::WORD)
+        self.control.map.long_word(self.geometry.control_of(slot) + control::WORD)
     }
 }
 
 impl AsRef<AtomicU32> for LeaseRing {
     /// The futex word that changes with every unit.
     fn as_ref(&self) -> &AtomicU32 {
-        self.futex()
+        self.control.map.word(header::FUTEX)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The writing side of a lease ring in Rust, for the simulator and for tests. `pet_camera_ring.h` is the same for
 //! the camera daemon. It never waits for a reader. It does not map the segment (`writer.rs`).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fd::OwnedFd;
@@ -13,11 +14,11 @@ use super::lease_header::{
     VERSION, WRITER_LOCK, control, header,
 };
 use super::locks::{lock_byte, unlock_byte};
-use super::writable_map::WritableMap;
+use super::shared_map::SharedMap;
 
 /// The only writer of a lease ring. Dropping it marks the ring as closed and keeps the segment.
 pub(super) struct LeaseWriter {
-    map: WritableMap,
+    map: Arc<SharedMap>,
     /// Holds the writer lock, together with the mapping. `None` after [`LeaseWriter::abandon`].
     file: Option<OwnedFd>,
     geometry: Geometry,
@@ -29,7 +30,7 @@ impl LeaseWriter {
     /// Becomes the writer: of a new ring if an interval is given, otherwise of the existing one. Returns `None` if
     /// the ring has a living writer.
     pub(super) fn new(
-        map: WritableMap,
+        map: Arc<SharedMap>,
         file: OwnedFd,
         geometry: Geometry,
         fresh_interval_ms: Option<u32>,

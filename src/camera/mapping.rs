@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use bytes::Bytes;
 use rustix::fd::OwnedFd;
+use rustix::fs::fstat;
 use rustix::shm;
 
-use super::layout::{Layout, SlotMetadata};
-use super::lease_header::Geometry;
+use super::layout::{Layout, SlotMetadata, WRITE_INDEX_OFFSET};
 use super::lease_ring::LeaseRing;
 use super::region::Region;
-use super::segment::{MappingError, SegmentIdentity, identify, open_segment};
+use super::segment::{MappingError, detect_layout, open_segment};
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
 /// What a mapping may do.
@@ -50,72 +50,35 @@ impl Mapping {
     /// [`MappingError`]. It refuses a size of no known layout, and a lease ring with an invalid header, without
     /// a living writer, or without write permission (leases are written).
     pub fn open(name: &str, access: Access) -> Result<Arc<Mapping>, MappingError> {
-        let flags = match access {
-            Access::Inspect | Access::ReadOnly => shm::OFlags::RDONLY,
-            Access::Semaphore => shm::OFlags::RDWR,
+        let open = |flags| {
+            let (file, identity) = open_segment(name, flags)?;
+            let layout = detect_layout(&file, identity.bytes)
+                .map_err(|error| MappingError::Layout { name: name.to_owned(), error })?;
+            Ok((Arc::new(file), identity.inode, layout))
         };
-        let mut file = open_segment(name, flags)?;
-        let (mut identity, mut layout) = identify(name, &file)?;
+        let is_semaphore = access == Access::Semaphore;
+        let (mut file, mut inode, mut layout) =
+            open(if is_semaphore { shm::OFlags::RDWR } else { shm::OFlags::RDONLY })?;
         if matches!(layout, Layout::Lease(_)) && access == Access::ReadOnly {
-            file = open_segment(name, shm::OFlags::RDWR)?;
-            (identity, layout) = identify(name, &file)?;
+            (file, inode, layout) = open(shm::OFlags::RDWR)?;
         }
-        match layout {
-            Layout::Lease(geometry) => Mapping::open_leases(name, file, identity, geometry, access),
-            layout => Mapping::open_legacy(name, file, identity, layout, access),
-        }
-    }
-
-    fn open_leases(
-        name: &str,
-        file: OwnedFd,
-        identity: SegmentIdentity,
-        geometry: Geometry,
-        access: Access,
-    ) -> Result<Arc<Mapping>, MappingError> {
-        let file = Arc::new(file);
-        let protection = match access {
-            Access::Inspect => libc::PROT_READ,
-            Access::ReadOnly | Access::Semaphore => libc::PROT_READ | libc::PROT_WRITE,
-        };
-        let control = Region::new(name, &file, 0..geometry.data_offset(), protection)?;
-        let slots = geometry.data_offset()..geometry.segment_bytes();
-        let region = Arc::new(Region::new(name, &file, slots, libc::PROT_READ)?);
+        let control_bytes = layout.first_slot_offset();
+        let slots_at = if matches!(layout, Layout::Lease(_)) { control_bytes } else { 0 };
+        let region = Arc::new(Region::new(name, &file, slots_at..layout.segment_bytes(), false)?);
         let segment = region.bytes();
-        let mut leases = LeaseRing::new(Arc::clone(&file), control, segment.clone(), geometry);
-        if access != Access::Inspect {
-            leases.register_reader(name)?;
-        }
-        Ok(Arc::new(Mapping {
-            layout: Layout::Lease(geometry),
-            inode: identity.inode,
-            file,
-            region,
-            segment,
-            control: None,
-            leases: Some(Arc::new(leases)),
-        }))
-    }
-
-    fn open_legacy(
-        name: &str,
-        file: OwnedFd,
-        identity: SegmentIdentity,
-        layout: Layout,
-        access: Access,
-    ) -> Result<Arc<Mapping>, MappingError> {
-        let region = Region::new(name, &file, 0..layout.segment_bytes(), libc::PROT_READ)?;
-        let control = match (access, layout.semaphore_offset()) {
-            (Access::Semaphore, Some(_)) => {
-                let protection = libc::PROT_READ | libc::PROT_WRITE;
-                Some(Region::new(name, &file, 0..layout.first_slot_offset(), protection)?)
+        let (mut control, mut leases) = (None, None);
+        if let Layout::Lease(geometry) = layout {
+            let is_reader = access != Access::Inspect;
+            let words = Region::new(name, &file, 0..control_bytes, is_reader)?;
+            let mut ring = LeaseRing::new(Arc::clone(&file), words, segment.clone(), geometry);
+            if is_reader {
+                ring.register_reader(name)?;
             }
-            _ => None,
-        };
-        let region = Arc::new(region);
-        let segment = region.bytes();
-        let (inode, file) = (identity.inode, Arc::new(file));
-        Ok(Arc::new(Mapping { layout, inode, file, region, segment, control, leases: None }))
+            leases = Some(Arc::new(ring));
+        } else if is_semaphore && layout.control_offsets().is_some() {
+            control = Some(Region::new(name, &file, 0..control_bytes, true)?);
+        }
+        Ok(Arc::new(Mapping { layout, inode, file, region, segment, control, leases }))
     }
 
     /// The reading side of a lease ring; `None` on the legacy layouts.
@@ -143,7 +106,7 @@ impl Mapping {
         if let Some(leases) = &self.leases {
             return leases.write_index();
         }
-        let index = self.region.word(self.layout.write_index_offset()).load(Ordering::Relaxed);
+        let index = self.region.map.word(WRITE_INDEX_OFFSET).load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         index
     }
@@ -155,13 +118,10 @@ impl Mapping {
         if let Some(leases) = &self.leases {
             return leases.metadata_of(unit);
         }
-        let mut bytes = [0; SlotMetadata::BYTES];
         let offset = self.layout.slot_offset(unit);
-        for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
-            let value = self.region.long_word(offset + i * 8).load(Ordering::Relaxed);
-            word.copy_from_slice(&value.to_ne_bytes());
-        }
-        SlotMetadata::parse(&bytes)
+        let load = |i| self.region.map.long_word(offset + i * 8).load(Ordering::Relaxed);
+        let words: [u64; size_of::<SlotMetadata>() / 8] = std::array::from_fn(load);
+        zerocopy::transmute!(words)
     }
 
     /// Lends the first `bytes` bytes, at most a slot's worth, from the slot of `unit` on a legacy ring. The unit's
@@ -174,15 +134,15 @@ impl Mapping {
 
     /// The camera's semaphore, if it is mapped read-write: its count, and its first eight bytes.
     pub(super) fn semaphore_words(&self) -> Option<(&AtomicU32, &AtomicU64)> {
-        let (control, offset) = self.control.as_ref().zip(self.layout.semaphore_offset())?;
-        Some((control.word(offset), control.long_word(offset)))
+        let (control, (_, offset)) = self.control.as_ref().zip(self.layout.control_offsets())?;
+        Some((control.map.word(offset), control.map.long_word(offset)))
     }
 
     /// The camera's semaphore as the C library sees it. It is valid as long as this mapping lives.
     #[cfg(test)]
     pub(super) fn semaphore(&self) -> Option<*mut libc::sem_t> {
-        let (control, offset) = self.control.as_ref().zip(self.layout.semaphore_offset())?;
-        Some(control.pointer(offset).cast())
+        let (control, (_, offset)) = self.control.as_ref().zip(self.layout.control_offsets())?;
+        Some(control.map.pointer(offset))
     }
 
     /// Returns true if the segment shrank under the mapping: reads may return zeros of our own.
@@ -193,20 +153,17 @@ impl Mapping {
             || self.leases.as_ref().is_some_and(|leases| leases.is_lost())
     }
 
-    /// How the camera's wake-ups arrive, for the log.
-    pub(super) fn wake_method(&self) -> &'static str {
-        match (&self.leases, &self.control) {
-            (Some(_), _) => "by futex",
-            (None, Some(_)) => "by semaphore",
-            (None, None) => "by polling",
-        }
+    /// How the camera's wake-ups arrive, for the log; `None` without wake-ups.
+    pub(super) fn wake_method(&self) -> Option<&'static str> {
+        let by_semaphore = self.control.as_ref().map(|_| "by semaphore");
+        self.leases.as_ref().map(|_| "by futex").or(by_semaphore)
     }
 
     /// Asks the kernel if the segment still has its size. Marks the mapping as lost and returns false if not.
     #[must_use]
     pub(super) fn check_size(&self) -> bool {
-        let has_its_size = SegmentIdentity::of_file(&self.file)
-            .is_ok_and(|identity| identity.bytes == self.layout.segment_bytes() as u64);
+        let bytes = self.layout.segment_bytes() as u64;
+        let has_its_size = fstat(&self.file).is_ok_and(|stat| stat.st_size.cast_unsigned() == bytes);
         if !has_its_size {
             self.region.set_lost();
         }

@@ -73,14 +73,13 @@
 //!     (idrs, bytes)
 //! }
 //!
-//! # use streaming_server::simulator::{self, SimulatorConfig, Source};
+//! # use streaming_server::simulator::{self, SimulatorConfig, TestCardConfig};
 //! # let ring = format!("/ss-doc-{}", std::process::id());
 //! # let ended = Arc::new(AtomicBool::new(false));
 //! # let config = SimulatorConfig {
 //! #     name: ring.clone(),
 //! #     layout: "lease".parse().unwrap(),
-//! #     source: Source::Pattern { width: 320, height: 240 },
-//! #     gop: 10,
+//! #     card: TestCardConfig { width: 320, height: 240, gop: 10, ..TestCardConfig::default() },
 //! #     ..SimulatorConfig::default()
 //! # };
 //! # let camera = {
@@ -107,10 +106,10 @@ mod segment;
 mod segment_follower;
 mod semaphore;
 mod sequence;
+mod shared_map;
 mod source;
 mod unit_interval;
 pub mod waiter;
-mod writable_map;
 mod writer;
 
 #[cfg(test)]

@@ -9,67 +9,40 @@
 //! No SIGBUS ends the process: a segment that shrinks under its mapping faults when it is touched, even inside the
 //! kernel's futex wait. The signal handler lays zero pages over the faulting mapping and marks it lost. Faults
 //! elsewhere go to the handler that was installed before.
-#![expect(unsafe_code, reason = "maps foreign memory, reads it by atomics, and catches its faults")]
+#![expect(unsafe_code, reason = "lends foreign memory and catches its faults")]
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use memmap2::{MmapOptions, MmapRaw};
 use rustix::fd::OwnedFd;
 
 use super::segment::MappingError;
+use super::shared_map::SharedMap;
 use crate::base::limits::MAPPED_RANGES_MAX;
 
 /// One mapped range and its entry in [`GUARDS`].
 #[derive(Debug)]
 pub(super) struct Region {
-    map: MmapRaw,
-    guard: usize,
+    pub(super) map: SharedMap,
+    guard: &'static Guard,
 }
 
 impl Region {
-    /// Maps `range` of the segment called `name` with the given `PROT_*` bits.
+    /// Maps `range` of the segment called `name`, read-write if `is_writable`.
     pub(super) fn new(
         name: &str,
         file: &OwnedFd,
         range: Range<usize>,
-        protection: i32,
+        is_writable: bool,
     ) -> Result<Region, MappingError> {
         install_fault_handler();
-        let bytes = range.len();
-        let mut options = MmapOptions::new();
-        options.offset(range.start as u64).len(bytes);
-        let map = if protection & libc::PROT_WRITE == 0 {
-            options.map_raw_read_only(file)
-        } else {
-            options.map_raw(file)
-        };
-        let map = map.map_err(|error| MappingError::Map { name: name.to_owned(), error })?;
-        let guard = Guard::claim(map.as_mut_ptr().expose_provenance(), bytes, protection)
-            .ok_or_else(|| MappingError::Full { name: name.to_owned() })?;
+        let map = SharedMap::new(file, range, is_writable)
+            .map_err(|error| MappingError::Map { name: name.to_owned(), error })?;
+        let protection = if is_writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let guard = Guard::claim(&map, protection).ok_or_else(|| MappingError::Full(name.to_owned()))?;
         Ok(Region { map, guard })
-    }
-
-    /// The shared `u32` at `offset`. A read-only range allows loads only.
-    pub(super) fn word(&self, offset: usize) -> &AtomicU32 {
-        let is_inside = offset.is_multiple_of(4) && offset + 4 <= self.map.len();
-        assert!(is_inside, "control words lie in the mapping, aligned");
-        let pointer = self.map.as_mut_ptr().wrapping_add(offset).cast::<u32>();
-        // SAFETY: inside the mapping and 4-aligned as asserted (a mapping starts at a page); the reference
-        // lives no longer than `self`. Read-only pages allow relaxed loads of native size, and nothing else is
-        // done to them (`Mapping` only loads from its region; `Access::Inspect` leases nothing).
-        unsafe { AtomicU32::from_ptr(pointer) }
-    }
-
-    /// The shared `u64` at `offset`, with the same rule.
-    pub(super) fn long_word(&self, offset: usize) -> &AtomicU64 {
-        let is_inside = offset.is_multiple_of(8) && offset + 8 <= self.map.len();
-        assert!(is_inside, "control words lie in the mapping, aligned");
-        let pointer = self.map.as_mut_ptr().wrapping_add(offset).cast::<u64>();
-        // SAFETY: as in `word`, with 8 bytes.
-        unsafe { AtomicU64::from_ptr(pointer) }
     }
 
     /// Lends the whole range. Slices and clones of the result keep it mapped and allocate nothing.
@@ -77,22 +50,14 @@ impl Region {
         Bytes::from_owner(RegionOwner(Arc::clone(self)))
     }
 
-    /// The address of `offset`, for the C library's semaphore functions.
-    #[cfg(test)]
-    pub(super) fn pointer(&self, offset: usize) -> *mut u8 {
-        self.map.as_mut_ptr().wrapping_add(offset)
-    }
-
     /// Returns true if the segment shrank: reads may return zeros of our own.
     pub(super) fn is_lost(&self) -> bool {
-        GUARDS.get(self.guard).is_some_and(|guard| guard.lost.load(Ordering::SeqCst))
+        self.guard.lost.load(Ordering::SeqCst)
     }
 
     /// Marks the range as lost.
     pub(super) fn set_lost(&self) {
-        if let Some(guard) = GUARDS.get(self.guard) {
-            guard.lost.store(true, Ordering::SeqCst);
-        }
+        self.guard.lost.store(true, Ordering::SeqCst);
     }
 }
 
@@ -101,7 +66,7 @@ struct RegionOwner(Arc<Region>);
 
 impl AsRef<[u8]> for RegionOwner {
     fn as_ref(&self) -> &[u8] {
-        let map = &self.0.map;
+        let map = &self.0.map.raw;
         // SAFETY: the range is mapped readable for as long as `self` lives, `map.len()` is within the
         // segment's size at mapping time, and later faults are answered with zero pages (`on_fault`).
         // Another process may write these bytes: the head of this file explains why that is acceptable.
@@ -111,11 +76,12 @@ impl AsRef<[u8]> for RegionOwner {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        Guard::release(self.guard); // before the range is unmapped by `map`, which is dropped after this
+        self.guard.release(); // before the range is unmapped by `map`, which is dropped after this
     }
 }
 
 /// A mapped range that the fault handler covers. `start` is 0 for a free entry and 1 while it is filled in.
+#[derive(Debug)]
 struct Guard {
     start: AtomicUsize,
     bytes: AtomicUsize,
@@ -133,23 +99,20 @@ static GUARDS: [Guard; MAPPED_RANGES_MAX] = [const {
 }; MAPPED_RANGES_MAX];
 
 impl Guard {
-    fn claim(start: usize, bytes: usize, protection: i32) -> Option<usize> {
-        let index = GUARDS.iter().position(|guard| {
-            guard.start.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        })?;
-        let guard = GUARDS.get(index)?;
+    fn claim(map: &SharedMap, protection: i32) -> Option<&'static Guard> {
+        let guard = GUARDS
+            .iter()
+            .find(|guard| guard.start.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok())?;
         guard.lost.store(false, Ordering::SeqCst);
         guard.protection.store(protection, Ordering::Relaxed);
-        guard.bytes.store(bytes, Ordering::Relaxed);
-        guard.start.store(start, Ordering::Release);
-        Some(index)
+        guard.bytes.store(map.raw.len(), Ordering::Relaxed);
+        guard.start.store(map.raw.as_mut_ptr().expose_provenance(), Ordering::Release);
+        Some(guard)
     }
 
-    fn release(index: usize) {
-        if let Some(guard) = GUARDS.get(index) {
-            guard.bytes.store(0, Ordering::SeqCst);
-            guard.start.store(0, Ordering::Release);
-        }
+    fn release(&self) {
+        self.bytes.store(0, Ordering::SeqCst);
+        self.start.store(0, Ordering::Release);
     }
 
     /// Lays zero pages over the whole range. Runs in a signal handler: atomics and one system call only.

@@ -8,15 +8,12 @@ use super::layout::{Layout, LayoutError};
 use super::lease_header::{Geometry, HEADER_COPY_BYTES, HeaderError};
 use crate::base::limits::MAPPED_RANGES_MAX;
 
-/// Why a segment is not mapped.
+/// Why the segment of this name is not mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MappingError {
     /// No segment has this name: the camera is not running.
-    #[error("there is no shared memory {name}")]
-    Missing {
-        /// Name of the segment.
-        name: String,
-    },
+    #[error("there is no shared memory {0}")]
+    Missing(String),
     /// The segment cannot be opened.
     #[error("cannot open shared memory {name}: {errno}")]
     Open {
@@ -42,23 +39,14 @@ pub enum MappingError {
         error: std::io::Error,
     },
     /// The lease ring has no living writer.
-    #[error("the lease ring {name} has no camera: its writer has ended")]
-    NoWriter {
-        /// Name of the segment.
-        name: String,
-    },
+    #[error("the lease ring {0} has no camera: its writer has ended")]
+    NoWriter(String),
     /// Every reader number of the lease ring is in use.
-    #[error("the lease ring {name} already has its maximum number of readers")]
-    ReadersMax {
-        /// Name of the segment.
-        name: String,
-    },
+    #[error("the lease ring {0} already has its maximum number of readers")]
+    ReadersMax(String),
     /// Too many old mappings are still borrowed from.
-    #[error("cannot map shared memory {name}: {MAPPED_RANGES_MAX} ranges are mapped already")]
-    Full {
-        /// Name of the segment.
-        name: String,
-    },
+    #[error("cannot map shared memory {0}: {MAPPED_RANGES_MAX} ranges are mapped already")]
+    Full(String),
 }
 
 impl MappingError {
@@ -81,50 +69,36 @@ pub(super) struct SegmentIdentity {
 impl SegmentIdentity {
     /// Asks the kernel which segment is called `name`, without mapping it.
     pub(super) fn of_name(name: &str) -> Result<SegmentIdentity, MappingError> {
-        let file = open_segment(name, shm::OFlags::RDONLY)?;
-        SegmentIdentity::of_file(&file).map_err(|errno| MappingError::Open { name: name.to_owned(), errno })
-    }
-
-    /// Asks the kernel about an open segment.
-    pub(super) fn of_file(file: &OwnedFd) -> Result<SegmentIdentity, Errno> {
-        let stat = rustix::fs::fstat(file)?;
-        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
-        Ok(SegmentIdentity { inode: (stat.st_dev, stat.st_ino), bytes })
+        open_segment(name, shm::OFlags::RDONLY).map(|(_, identity)| identity)
     }
 }
 
 /// Opens the segment called `name`.
-pub(super) fn open_segment(name: &str, flags: shm::OFlags) -> Result<OwnedFd, MappingError> {
-    shm::open(name, flags, shm::Mode::empty()).map_err(|errno| match errno {
-        Errno::NOENT => MappingError::Missing { name: name.to_owned() },
+pub(super) fn open_segment(
+    name: &str,
+    flags: shm::OFlags,
+) -> Result<(OwnedFd, SegmentIdentity), MappingError> {
+    let failed = |errno| match errno {
+        Errno::NOENT => MappingError::Missing(name.to_owned()),
         errno => MappingError::Open { name: name.to_owned(), errno },
-    })
-}
-
-/// Returns identity and layout of an open segment.
-pub(super) fn identify(name: &str, file: &OwnedFd) -> Result<(SegmentIdentity, Layout), MappingError> {
-    let open = |errno| MappingError::Open { name: name.to_owned(), errno };
-    let identity = SegmentIdentity::of_file(file).map_err(open)?;
-    let layout = detect_layout(file, identity.bytes)
-        .map_err(|error| MappingError::Layout { name: name.to_owned(), error })?;
-    Ok((identity, layout))
+    };
+    let file = shm::open(name, flags, shm::Mode::empty()).map_err(failed)?;
+    let stat = rustix::fs::fstat(&file).map_err(failed)?;
+    let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+    Ok((file, SegmentIdentity { inode: (stat.st_dev, stat.st_ino), bytes }))
 }
 
 /// Finds the layout of a segment: by the magic of the lease ring first, then by its size.
 pub(super) fn detect_layout(file: &OwnedFd, segment_bytes: u64) -> Result<Layout, LayoutError> {
-    match read_geometry(file, segment_bytes) {
+    let mut header = [0; HEADER_COPY_BYTES];
+    let geometry = match rustix::io::pread(file, &mut header, 0) {
+        Ok(HEADER_COPY_BYTES) => Geometry::read(&header, segment_bytes),
+        // Too short for a header, or unreadable: not a lease ring. The size decides.
+        _ => Err(HeaderError::Magic),
+    };
+    match geometry {
         Ok(geometry) => Ok(Layout::Lease(geometry)),
         Err(HeaderError::Magic) => Layout::detect(segment_bytes),
         Err(error) => Err(LayoutError::Lease(error)),
-    }
-}
-
-/// Reads the header of a lease ring from the file.
-fn read_geometry(file: &OwnedFd, segment_bytes: u64) -> Result<Geometry, HeaderError> {
-    let mut header = [0; HEADER_COPY_BYTES];
-    match rustix::io::pread(file, &mut header, 0) {
-        Ok(HEADER_COPY_BYTES) => Geometry::read(&header, segment_bytes),
-        // Too short for a header, or unreadable: not a lease ring. The caller then detects the layout by the size.
-        _ => Err(HeaderError::Magic),
     }
 }

@@ -253,32 +253,29 @@ impl Camera {
 
     /// Maps the segment with the access that `--wake` allows.
     pub(super) fn open_mapping(&self) -> Result<Arc<Mapping>, MappingError> {
-        let access = match self.shared.wake {
-            Wake::Poll => Access::ReadOnly,
-            Wake::Auto | Wake::Semaphore => Access::Semaphore,
-        };
-        match Mapping::open(&self.shared.name, access) {
-            Err(error) if access == Access::Semaphore && error.is_permission() => {
-                Mapping::open(&self.shared.name, Access::ReadOnly)
+        if self.shared.wake != Wake::Poll {
+            match Mapping::open(&self.shared.name, Access::Semaphore) {
+                Err(error) if error.is_permission() => {}
+                result => return result,
             }
-            result => result,
         }
+        Mapping::open(&self.shared.name, Access::ReadOnly)
     }
 
     /// Begins a run on `mapping`. Cursors begin at unit `start`.
     pub(super) fn attach(&self, mapping: Arc<Mapping>, start: u32) {
         let layout = mapping.layout();
         let first = mapping.write_index();
-        let method = if self.shared.wake == Wake::Poll { "by polling" } else { mapping.wake_method() };
-        let has_wakeups = mapping.semaphore_words().is_some() || mapping.leases().is_some();
-        if self.shared.wake == Wake::Semaphore && !has_wakeups {
+        let method = mapping.wake_method().filter(|_| self.shared.wake != Wake::Poll);
+        if self.shared.wake == Wake::Semaphore && method.is_none() {
             log::warn!("camera {}: it has no usable semaphore, polling instead", self.shared.name);
         }
         log::info!(
-            "camera attached: {}, layout {layout} ({} bytes, {} slots), unit {first}, woken {method}",
+            "camera attached: {}, layout {layout} ({} bytes, {} slots), unit {first}, woken {}",
             self.shared.name,
             layout.segment_bytes(),
-            layout.slot_count()
+            layout.slot_count(),
+            method.unwrap_or("by polling")
         );
         self.shared.counters.attached.add_shared(1);
         let floor = mapping.leases().map_or(0, |ring| ring.epoch_start());

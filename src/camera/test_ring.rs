@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fd::OwnedFd;
 use rustix::shm;
+use zerocopy::IntoBytes as _;
 
 use super::cursor::{Cursor, Next, UnitView};
-use super::layout::{FORMAT_H264, Layout, SlotMetadata};
+use super::layout::{FORMAT_H264, Layout, SlotMetadata, WRITE_INDEX_OFFSET};
 use super::source::{Camera, Wake};
 
 /// Returns the unit; panics on any other result.
@@ -87,12 +88,12 @@ impl TestRing {
     }
 
     pub(super) fn write_metadata(&self, unit: u32, metadata: &SlotMetadata) {
-        self.write(self.layout.slot_offset(unit), &metadata.encode());
+        self.write(self.layout.slot_offset(unit), metadata.as_bytes());
     }
 
     pub(super) fn set_index(&mut self, index: u32) {
         self.index = index;
-        self.write(self.layout.write_index_offset(), &index.to_ne_bytes());
+        self.write(WRITE_INDEX_OFFSET, &index.to_ne_bytes());
     }
 
     /// Publishes one unit in the daemon's order.

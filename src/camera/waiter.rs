@@ -49,8 +49,8 @@ pub fn run_fallback(returned: &Receiver<Option<CameraWaiter>>, stop: &AtomicBool
 /// A camera waiter owned by a thread with other work. When that thread ends, even by a panic, the drop sends the waiter
 /// to the fallback thread. So the camera is followed as long as the program runs.
 pub struct WaiterHandoff {
-    /// Only the drop takes it out.
-    waiter: Option<CameraWaiter>,
+    /// Always `Some` before the drop, which takes it out.
+    pub(crate) waiter: Option<CameraWaiter>,
     fallback: SyncSender<Option<CameraWaiter>>,
 }
 
@@ -59,17 +59,6 @@ impl WaiterHandoff {
     #[must_use]
     pub fn new(waiter: CameraWaiter, fallback: SyncSender<Option<CameraWaiter>>) -> WaiterHandoff {
         WaiterHandoff { waiter: Some(waiter), fallback }
-    }
-
-    /// The waiter. Always `Some` before the drop.
-    #[must_use]
-    pub fn get(&self) -> Option<&CameraWaiter> {
-        self.waiter.as_ref()
-    }
-
-    /// The waiter. Always `Some` before the drop.
-    pub fn get_mut(&mut self) -> Option<&mut CameraWaiter> {
-        self.waiter.as_mut()
     }
 }
 
@@ -81,14 +70,15 @@ impl Drop for WaiterHandoff {
 }
 
 /// Follows the camera, one poll at a time. Between two polls its owner waits until [`CameraWaiter::word`] changes, or
-/// until [`CameraWaiter::due_ns`].
+/// until its `due_ns`.
 pub struct CameraWaiter {
     follower: SegmentFollower,
     /// False with `--wake poll`.
     uses_wakeups: bool,
     schedule: PollSchedule,
     check: WakeupCheck,
-    due_ns: MonotonicNs,
+    /// Latest time of the next poll, CLOCK_MONOTONIC nanoseconds.
+    pub(crate) due_ns: MonotonicNs,
     /// True if a wake-up should arrive before the next poll, because that poll is late.
     expects_wakeup: bool,
     method: WaitMethod,
@@ -125,20 +115,14 @@ impl CameraWaiter {
             let wait_ns = self.due_ns.saturating_sub(monotonic_ns());
             match self.word() {
                 Some((word, seen)) => wait_for_change((**word).as_ref(), seen, wait_ns),
-                None => sleep(wait_ns),
+                None => std::thread::sleep(Duration::from_nanos(u64::try_from(wait_ns).unwrap_or(0))),
             }
             self.poll(monotonic_ns());
         }
     }
 
-    /// Returns the latest time of the next poll, CLOCK_MONOTONIC nanoseconds.
-    #[must_use]
-    pub fn due_ns(&self) -> MonotonicNs {
-        self.due_ns
-    }
-
     /// Returns the futex word and the value it had at the last poll. The owner waits until the word differs. `None`: no
-    /// wake-up can be used, the owner waits until [`CameraWaiter::due_ns`].
+    /// wake-up can be used, the owner waits until `due_ns`.
     #[must_use]
     pub fn word(&self) -> Option<(&FutexWord, u32)> {
         match &self.method {
@@ -282,12 +266,6 @@ fn wait_for_change(word: &AtomicU32, seen: u32, timeout_ns: i64) {
     let timeout = Timespec { tv_sec: timeout_ns / 1_000_000_000, tv_nsec: timeout_ns.max(0) % 1_000_000_000 };
     // The result does not matter: the caller polls the camera after a change, a timeout and an interruption alike.
     let _ = futex::wait(word, futex::Flags::empty(), seen, Some(&timeout));
-}
-
-fn sleep(ns: i64) {
-    if let Ok(ns @ 1..) = u64::try_from(ns) {
-        std::thread::sleep(Duration::from_nanos(ns));
-    }
 }
 
 #[cfg(test)]

@@ -13,31 +13,30 @@
 #![expect(unsafe_code, reason = "a semaphore in memory that other processes map; no safe API has it")]
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::fs::{Mode, fstat, ftruncate};
 use rustix::io::Errno;
 use rustix::shm;
+use zerocopy::IntoBytes as _;
 
-use super::layout::{Layout, LayoutError, SlotMetadata};
+use super::layout::{Layout, LayoutError, SlotMetadata, WRITE_INDEX_OFFSET};
 use super::lease_header::FLAG_IDR;
 use super::lease_writer::LeaseWriter;
-use super::segment::detect_layout;
-use super::writable_map::WritableMap;
+use super::segment::{SegmentIdentity, detect_layout};
+use super::shared_map::SharedMap;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
 /// The writer of a ring. Dropping it leaves the segment in place; see [`RingWriter::unlink`].
 pub struct RingWriter {
-    ring: Ring,
+    map: Arc<SharedMap>,
+    /// `None` on the legacy layouts.
+    lease: Option<LeaseWriter>,
     layout: Layout,
     name: String,
     /// `st_dev` and `st_ino` of the segment; the name may refer to another one by now.
     identity: (u64, u64),
-}
-
-enum Ring {
-    Legacy(WritableMap),
-    Lease(LeaseWriter),
 }
 
 impl RingWriter {
@@ -89,38 +88,28 @@ impl RingWriter {
             None => detect_layout(&file, segment_bytes),
         };
         let layout = layout.map_err(|source| WriterError::Layout { name: name.to_owned(), source })?;
-        let map = WritableMap::new(&file, layout.segment_bytes())
+        let map = SharedMap::new(&file, 0..layout.segment_bytes(), true)
             .map_err(|source| WriterError::Map { name: name.to_owned(), source })?;
+        let map = Arc::new(map);
         let interval_ms = create.map(|(_, interval_ms)| interval_ms);
-        let ring = match layout {
-            Layout::Lease(geometry) => Ring::Lease(
-                LeaseWriter::new(map, file, geometry, interval_ms)
-                    .ok_or_else(|| WriterError::InUse { name: name.to_owned() })?,
-            ),
-            _ => Ring::Legacy(map),
-        };
-        let identity = (status.st_dev, status.st_ino);
-        let writer = RingWriter { ring, layout, name: name.to_owned(), identity };
-        if let Some(interval_ms) = interval_ms {
-            writer.initialise(interval_ms)?;
-        }
-        Ok(writer)
-    }
-
-    fn initialise(&self, frame_interval_ms: u32) -> Result<(), WriterError> {
-        let Ring::Legacy(map) = &self.ring else { return Ok(()) };
-        if let Some(offset) = self.layout.frame_interval_offset() {
-            map.word(offset).store(frame_interval_ms, Ordering::Relaxed);
-        }
-        if let Some(semaphore) = self.semaphore(map) {
-            // SAFETY: `semaphore` lies in the mapping, 8-aligned, with the 32 bytes of a sem_t before the first
-            // slot (const asserts in layout.rs). O_EXCL made the segment just now: no other process uses it yet.
-            let result = unsafe { libc::sem_init(semaphore, 1, 0) };
+        let mut lease = None;
+        if let Layout::Lease(geometry) = layout {
+            lease = LeaseWriter::new(Arc::clone(&map), file, geometry, interval_ms);
+            if lease.is_none() {
+                return Err(WriterError::InUse(name.to_owned()));
+            }
+        } else if let (Some(interval_ms), Some(offsets)) = (interval_ms, layout.control_offsets()) {
+            let (interval_offset, semaphore_offset) = offsets;
+            map.word(interval_offset).store(interval_ms, Ordering::Relaxed);
+            // SAFETY: the pointer is to 32 aligned bytes in the mapping, before the first slot (const asserts in
+            // layout.rs). O_EXCL made the segment just now: no other process uses it yet.
+            let result = unsafe { libc::sem_init(map.pointer(semaphore_offset), 1, 0) };
             if result != 0 {
-                return Err(WriterError::Semaphore { source: io::Error::last_os_error() });
+                return Err(WriterError::Semaphore(io::Error::last_os_error()));
             }
         }
-        Ok(())
+        let identity = (status.st_dev, status.st_ino);
+        Ok(RingWriter { map, lease, layout, name: name.to_owned(), identity })
     }
 
     /// Publishes one access unit in the order of the layout. `metadata` is written without a check. At most
@@ -152,11 +141,10 @@ impl RingWriter {
         second: &[u8],
         between: impl FnOnce(),
     ) -> bool {
-        let map = match &mut self.ring {
-            Ring::Lease(lease) => return lease.publish(metadata, flags, [first, second], between),
-            Ring::Legacy(map) => map,
-        };
-        let index = map.word(self.layout.write_index_offset());
+        if let Some(lease) = &mut self.lease {
+            return lease.publish(metadata, flags, [first, second], between);
+        }
+        let index = self.map.word(WRITE_INDEX_OFFSET);
         let unit = index.load(Ordering::Relaxed);
         let next = unit.wrapping_add(1);
         if self.layout.publishes_index_first() {
@@ -166,58 +154,57 @@ impl RingWriter {
         }
         let slot = self.layout.slot_offset(unit);
         let data_at = slot + self.layout.data_offset();
-        map.copy_in(slot, &metadata.encode());
+        self.map.copy_in(slot, metadata.as_bytes());
         let first = first.get(..first.len().min(SLOT_DATA_BYTES_MAX)).unwrap_or_default();
-        map.copy_in(data_at, first);
+        self.map.copy_in(data_at, first);
         between();
         let room = SLOT_DATA_BYTES_MAX - first.len();
-        map.copy_in(data_at + first.len(), second.get(..second.len().min(room)).unwrap_or_default());
+        self.map.copy_in(data_at + first.len(), second.get(..second.len().min(room)).unwrap_or_default());
         if !self.layout.publishes_index_first() {
             fence(Ordering::Release);
             index.store(next, Ordering::Release);
         }
-        self.post();
+        if let Some((_, offset)) = self.layout.control_offsets() {
+            let semaphore = self.map.pointer(offset);
+            // SAFETY: `semaphore` is the initialised sem_t of this mapping (or of the process that made the segment);
+            // sem_post may be called from any thread and process. At SEM_VALUE_MAX it fails without effect.
+            let _ = unsafe { libc::sem_post(semaphore) };
+        }
         true
     }
 
     /// Returns the count of units begun or published so far, wrapping.
     #[must_use]
     pub fn write_index(&self) -> u32 {
-        match &self.ring {
-            Ring::Legacy(map) => map.word(self.layout.write_index_offset()).load(Ordering::Acquire),
-            Ring::Lease(lease) => lease.write_index(),
+        match &self.lease {
+            Some(lease) => lease.write_index(),
+            None => self.map.word(WRITE_INDEX_OFFSET).load(Ordering::Acquire),
         }
     }
 
     /// Sets the index of a legacy ring, like a daemon that clears its segment at start. Does nothing on a lease
     /// ring.
     pub fn set_write_index(&mut self, index: u32) {
-        if let Ring::Legacy(map) = &self.ring {
-            map.word(self.layout.write_index_offset()).store(index, Ordering::Release);
+        if self.lease.is_none() {
+            self.map.word(WRITE_INDEX_OFFSET).store(index, Ordering::Release);
         }
     }
 
     /// Returns true if a reader of a lease ring has requested an IDR since the last call.
     pub fn take_idr_request(&mut self) -> bool {
-        match &self.ring {
-            Ring::Legacy(_) => false,
-            Ring::Lease(lease) => lease.take_idr_request(),
-        }
+        self.lease.as_ref().is_some_and(LeaseWriter::take_idr_request)
     }
 
     /// Returns the count of units that found no slot in a lease ring, over all its writers.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        match &self.ring {
-            Ring::Legacy(_) => 0,
-            Ring::Lease(lease) => lease.dropped(),
-        }
+        self.lease.as_ref().map_or(0, LeaseWriter::dropped)
     }
 
     /// Stops being the writer of a lease ring without closing it, like a daemon that is killed. Units published
     /// after this are dropped.
     pub fn abandon(&mut self) {
-        if let Ring::Lease(lease) = &mut self.ring {
+        if let Some(lease) = &mut self.lease {
             lease.abandon();
         }
     }
@@ -236,25 +223,10 @@ impl RingWriter {
 
     /// Removes the name if it still refers to this segment. Consumers keep their mappings.
     pub fn unlink(&self) {
-        let current = shm::open(&self.name, shm::OFlags::RDONLY, Mode::empty()).and_then(fstat);
-        if current.is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity) {
+        if SegmentIdentity::of_name(&self.name).is_ok_and(|current| current.inode == self.identity) {
             // If another process removed it in between, nothing is left to do.
             let _ = shm::unlink(&self.name);
         }
-    }
-
-    /// Posts the semaphore: wakes one waiting reader. v0 has no semaphore.
-    fn post(&self) {
-        let Ring::Legacy(map) = &self.ring else { return };
-        if let Some(semaphore) = self.semaphore(map) {
-            // SAFETY: `semaphore` is the initialised sem_t of this mapping (or of the process that made the segment);
-            // sem_post may be called from any thread and process. At SEM_VALUE_MAX it fails without effect.
-            let _ = unsafe { libc::sem_post(semaphore) };
-        }
-    }
-
-    fn semaphore(&self, map: &WritableMap) -> Option<*mut libc::sem_t> {
-        self.layout.semaphore_offset().map(|offset| map.pointer(offset).cast())
     }
 }
 
@@ -262,7 +234,7 @@ impl RingWriter {
 fn check_name(name: &str) -> Result<(), WriterError> {
     match name.strip_prefix('/') {
         Some(rest) if !rest.is_empty() && rest.len() < 255 && !rest.contains(['/', '\0']) => Ok(()),
-        _ => Err(WriterError::Name { name: name.to_owned() }),
+        _ => Err(WriterError::Name(name.to_owned())),
     }
 }
 
@@ -271,12 +243,9 @@ fn check_name(name: &str) -> Result<(), WriterError> {
 pub enum WriterError {
     /// The name is not one of shared memory.
     #[error(
-        "{name:?} is not a shared-memory name: use a slash and a name without a slash, like /pet_camera_stream"
+        "{0:?} is not a shared-memory name: use a slash and a name without a slash, like /pet_camera_stream"
     )]
-    Name {
-        /// The name given.
-        name: String,
-    },
+    Name(String),
     /// Creating, opening or sizing failed.
     #[error("shared memory {name} cannot be created or opened for writing: {source}")]
     Segment {
@@ -294,11 +263,8 @@ pub enum WriterError {
         source: LayoutError,
     },
     /// The lease ring has a living writer.
-    #[error("the lease ring {name} is written by another camera")]
-    InUse {
-        /// The segment's name.
-        name: String,
-    },
+    #[error("the lease ring {0} is written by another camera")]
+    InUse(String),
     /// Mapping failed.
     #[error("shared memory {name} cannot be mapped: {source}")]
     Map {
@@ -308,11 +274,8 @@ pub enum WriterError {
         source: io::Error,
     },
     /// The semaphore could not be initialised.
-    #[error("cannot initialise the ring's semaphore: {source}")]
-    Semaphore {
-        /// The C library's error.
-        source: io::Error,
-    },
+    #[error("cannot initialise the ring's semaphore: {0}")]
+    Semaphore(#[source] io::Error),
 }
 
 #[cfg(test)]
@@ -349,7 +312,7 @@ mod tests {
 
         /// glibc keeps the value in the low 32 bits of a sem_t's first word on 64-bit machines.
         fn post_count(file: &File, layout: Layout) -> Option<u32> {
-            layout.semaphore_offset().map(|offset| u32::from_ne_bytes(Segment::bytes(file, offset)))
+            layout.control_offsets().map(|(_, offset)| u32::from_ne_bytes(Segment::bytes(file, offset)))
         }
     }
 
@@ -383,7 +346,7 @@ mod tests {
             assert_eq!(Layout::detect(bytes), Ok(layout));
             assert_eq!(Segment::index(&segment.file), 0);
             assert!(Segment::post_count(&segment.file, layout).is_none_or(|value| value == 0));
-            if let Some(offset) = layout.frame_interval_offset() {
+            if let Some((offset, _)) = layout.control_offsets() {
                 assert_eq!(u32::from_ne_bytes(Segment::bytes(&segment.file, offset)), 33, "{layout}");
             }
         }
@@ -398,7 +361,7 @@ mod tests {
             segment.writer.publish_torn(&unit, b"abcdefgh", || {
                 let announced = u32::from(layout.publishes_index_first());
                 assert_eq!(Segment::index(&file), announced, "{layout}");
-                assert_eq!(Segment::bytes(&file, layout.slot_offset(0)), unit.encode(), "{layout}");
+                assert_eq!(Segment::bytes::<48>(&file, layout.slot_offset(0)), unit.as_bytes(), "{layout}");
                 let data = layout.slot_offset(0) + layout.data_offset();
                 assert_eq!(&Segment::bytes::<8>(&file, data), b"abcd\0\0\0\0", "{layout}");
                 assert!(Segment::post_count(&file, layout).is_none_or(|value| value == 0), "{layout}");
@@ -435,8 +398,8 @@ mod tests {
         segment.writer.publish(&metadata(1, u64::MAX), &too_much);
         segment.writer.set_write_index(5);
         segment.writer.publish_torn(&metadata(1, u64::MAX), &too_much, || {});
-        let written = SlotMetadata::parse(&Segment::bytes(&segment.file, segment.layout.slot_offset(5)));
-        assert_eq!(written.data_bytes, u64::MAX);
+        let size_at = segment.layout.slot_offset(5) + 40;
+        assert_eq!(u64::from_ne_bytes(Segment::bytes(&segment.file, size_at)), u64::MAX);
         assert_eq!(segment.file.metadata().unwrap().len(), segment.layout.segment_bytes() as u64);
     }
 

@@ -10,28 +10,15 @@ pub(super) struct NalWriter<'a> {
     zeros: u32,
 }
 
-/// The start code in front of a NAL unit.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) enum StartCode {
-    /// `00 00 01`, allowed before any but the first NAL unit of an access unit and parameter sets.
-    Short,
-    /// `00 00 00 01`.
-    Long,
-}
-
-impl StartCode {
-    pub(super) fn bytes(self) -> &'static [u8] {
-        match self {
-            StartCode::Short => &[0, 0, 1],
-            StartCode::Long => &[0, 0, 0, 1],
-        }
-    }
-}
+/// The start code that is allowed before any but the first NAL unit of an access unit and parameter sets.
+pub(super) const START_CODE_SHORT: &[u8] = &[0, 0, 1];
+/// The start code that is allowed before every NAL unit.
+pub(super) const START_CODE_LONG: &[u8] = &[0, 0, 0, 1];
 
 impl<'a> NalWriter<'a> {
     /// Appends start code and NAL header: `nal_ref_idc` and `nal_unit_type`.
-    pub(super) fn begin(out: &'a mut Vec<u8>, start_code: StartCode, ref_idc: u8, kind: u8) -> NalWriter<'a> {
-        out.extend_from_slice(start_code.bytes());
+    pub(super) fn begin(out: &'a mut Vec<u8>, start_code: &[u8], ref_idc: u8, kind: u8) -> NalWriter<'a> {
+        out.extend_from_slice(start_code);
         out.push(ref_idc << 5 | kind);
         NalWriter { out, pending: 0, pending_bits: 0, zeros: 0 }
     }
@@ -105,7 +92,7 @@ mod tests {
 
     fn nal(write: impl FnOnce(&mut NalWriter<'_>)) -> Vec<u8> {
         let mut out = Vec::new();
-        let mut writer = NalWriter::begin(&mut out, StartCode::Short, 3, 7);
+        let mut writer = NalWriter::begin(&mut out, START_CODE_SHORT, 3, 7);
         write(&mut writer);
         writer.finish();
         assert_eq!(&out[..4], &[0, 0, 1, 0x67]);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::test_card::ParameterSetPolicy;
+use super::test_card::TestCardConfig;
 use crate::camera::Layout;
 
 /// Configuration of one run of the simulator.
@@ -13,20 +13,12 @@ pub struct SimulatorConfig {
     pub name: String,
     /// Layout of the ring.
     pub layout: Layout,
-    /// Where units come from.
-    pub source: Source,
-    /// Units per second; `None` publishes as fast as possible, with the unit sizes of 30 units/s.
+    /// An H.264 file in byte-stream format, played in a loop; `None` codes the test card.
+    pub file: Option<PathBuf>,
+    /// The test card.
+    pub card: TestCardConfig,
+    /// Units per second; `None` publishes as fast as possible, with the unit sizes of the test card's own rate.
     pub fps: Option<f64>,
-    /// Target bit rate of the test card; `None` does not pad the units.
-    pub bitrate_kbps: Option<u32>,
-    /// Units from one IDR of the test card to the next.
-    pub gop: u32,
-    /// Slices of each picture of the test card.
-    pub slices: u32,
-    /// Which IDR units of the test card carry parameter sets.
-    pub parameter_sets: ParameterSetPolicy,
-    /// Each unit of the test card starts with an access unit delimiter.
-    pub delimiters: bool,
     /// Clock of the timestamps in the slot metadata.
     pub clock: TimestampClock,
     /// Ends the run after this many units; dropped and malformed units count too.
@@ -44,13 +36,9 @@ impl Default for SimulatorConfig {
         SimulatorConfig {
             name: "/pet_camera_stream".to_owned(),
             layout: Layout::V1,
-            source: Source::Pattern { width: 1280, height: 720 },
+            file: None,
+            card: TestCardConfig::default(),
             fps: Some(30.0),
-            bitrate_kbps: None,
-            gop: 30,
-            slices: 1,
-            parameter_sets: ParameterSetPolicy::Every,
-            delimiters: true,
             clock: TimestampClock::Realtime,
             units: None,
             unlink_at_exit: true,
@@ -58,20 +46,6 @@ impl Default for SimulatorConfig {
             faults: Faults::default(),
         }
     }
-}
-
-/// Source of the access units.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The test card.
-    Pattern {
-        /// Width in pixels.
-        width: u32,
-        /// Height in pixels.
-        height: u32,
-    },
-    /// An H.264 file in byte-stream format, played in a loop.
-    File(PathBuf),
 }
 
 /// Clock of the timestamps in the slot metadata.

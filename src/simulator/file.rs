@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::bits::StartCode;
+use super::bits::START_CODE_LONG;
 use super::unit::Unit;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::h264::nal::kind;
@@ -15,7 +15,7 @@ use crate::h264::{Assembler, Stamp};
 /// Maximum size of a file in bytes, a local bound: the file is held in memory.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
-/// Reasons why a file cannot be played.
+/// Reasons why the file of this path cannot be played.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Opening or reading failed.
@@ -28,21 +28,15 @@ pub enum FileError {
     },
     /// The file is larger than `FILE_BYTES_MAX`.
     #[error(
-        "{path} is larger than {FILE_BYTES_MAX} bytes: cut it to a shorter part, the simulator plays it in a loop"
+        "{0} is larger than {FILE_BYTES_MAX} bytes: cut it to a shorter part, the simulator plays it in a loop"
     )]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
+    TooLarge(PathBuf),
     /// The file has no IDR with parameter sets.
     #[error(
-        "{path} has no IDR picture with parameter sets. It must be H.264 in byte-stream format (Annex B); convert with \
+        "{0} has no IDR picture with parameter sets. It must be H.264 in byte-stream format (Annex B); convert with \
          ffmpeg -i x.mp4 -c copy -bsf:v h264_mp4toannexb x.h264"
     )]
-    NoStart {
-        /// The file.
-        path: PathBuf,
-    },
+    NoStart(PathBuf),
     /// One access unit does not fit into a slot.
     #[error("access unit {index} of {path} has {bytes} bytes; a slot holds {SLOT_DATA_BYTES_MAX}")]
     UnitTooLarge {
@@ -60,6 +54,8 @@ struct FileUnit {
     /// Indices of its NAL units.
     nals: Range<usize>,
     is_idr: bool,
+    /// Bytes of the unit with the stamp.
+    bytes: usize,
     width: u32,
     height: u32,
 }
@@ -79,14 +75,18 @@ impl FileSource {
         let file = File::open(path).map_err(failed)?;
         let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
         if read as u64 > FILE_BYTES_MAX {
-            return Err(FileError::TooLarge { path: path.to_owned() });
+            return Err(FileError::TooLarge(path.to_owned()));
         }
         let source = FileSource::of(bytes);
         if source.units.is_empty() {
-            return Err(FileError::NoStart { path: path.to_owned() });
+            return Err(FileError::NoStart(path.to_owned()));
         }
-        source.check_sizes(path)?;
-        Ok(source)
+        match (0..).zip(&source.units).find(|(_, unit)| unit.bytes > SLOT_DATA_BYTES_MAX) {
+            Some((index, unit)) => {
+                Err(FileError::UnitTooLarge { path: path.to_owned(), index, bytes: unit.bytes })
+            }
+            None => Ok(source),
+        }
     }
 
     fn of(bytes: Vec<u8>) -> FileSource {
@@ -95,26 +95,16 @@ impl FileSource {
         let mut assembler = Assembler::new();
         let mut unit = Unit::default();
         for nals in access_units(&source.bytes, &source.nals) {
+            unit.begin(false, 0, 0);
             source.copy(&nals, &mut unit);
             let is_idr = assembler.assemble(unit.bytes()).is_ok_and(|assembled| assembled.is_idr());
             let Some(info) = assembler.parameter_sets().stream_info() else { continue };
             if is_idr || !source.units.is_empty() {
-                source.units.push(FileUnit { nals, is_idr, width: info.width, height: info.height });
+                let (bytes, width, height) = (unit.bytes.len(), info.width, info.height);
+                source.units.push(FileUnit { nals, is_idr, bytes, width, height });
             }
         }
         source
-    }
-
-    fn check_sizes(&self, path: &Path) -> Result<(), FileError> {
-        let mut unit = Unit::default();
-        for (index, file_unit) in self.units.iter().enumerate() {
-            self.copy(&file_unit.nals, &mut unit);
-            let bytes = unit.bytes().len();
-            if bytes > SLOT_DATA_BYTES_MAX {
-                return Err(FileError::UnitTooLarge { path: path.to_owned(), index, bytes });
-            }
-        }
-        Ok(())
     }
 
     /// Restarts from the beginning of the file.
@@ -137,9 +127,8 @@ impl FileSource {
         unit.seal(unit_number);
     }
 
+    /// Appends these NAL units to `unit`, with room for the stamp before the first slice.
     fn copy(&self, nals: &Range<usize>, unit: &mut Unit) {
-        let (is_idr, width, height) = (unit.is_idr, unit.width, unit.height);
-        unit.begin(is_idr, width, height);
         let mut stamped = false;
         for nal in self.nals.get(nals.clone()).unwrap_or_default() {
             let bytes = self.bytes.get(nal.clone()).unwrap_or_default();
@@ -148,11 +137,11 @@ impl FileSource {
                 unit.place_stamp();
                 stamped = true;
             }
-            unit.bytes.extend_from_slice(StartCode::Long.bytes());
+            unit.bytes.extend_from_slice(START_CODE_LONG);
             let start = unit.bytes.len();
             unit.bytes.extend_from_slice(bytes);
             if is_slice {
-                unit.add_slice(start..unit.bytes.len());
+                unit.slices.push(start..unit.bytes.len());
             }
         }
     }

@@ -17,8 +17,7 @@ mod test_card;
 mod unit;
 
 pub use config::{
-    Burst, Faults, ResolutionChange, Restart, RestartOnto, SimulatorConfig, Source, Stall, Tear,
-    TimestampClock,
+    Burst, Faults, ResolutionChange, Restart, RestartOnto, SimulatorConfig, Stall, Tear, TimestampClock,
 };
 pub use file::FileError;
 pub use picture::NumberBlocks;

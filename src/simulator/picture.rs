@@ -15,13 +15,15 @@
 //!  └───────────────────────────────┘
 //! ```
 
+use std::ops::Range;
+
 use super::font;
 
 /// Bytes of a macroblock: 16x16 luma, then 8x8 Cb, then 8x8 Cr; the order of I_PCM samples.
 pub(super) const MACROBLOCK_BYTES: usize = 384;
-pub(super) const LUMA_BYTES: usize = 256;
-pub(super) const CHROMA_BYTES: usize = 64;
 pub(super) type Macroblock = [u8; MACROBLOCK_BYTES];
+/// Luma, Cb and Cr in a macroblock: the bytes of the plane, and its samples per line.
+pub(super) const PLANES: [(Range<usize>, usize); 3] = [(0..256, 16), (256..320, 8), (320..384, 8)];
 
 /// Y, Cb, Cr in limited range (BT.709). All samples are at least 16, so none needs emulation prevention.
 type Colour = [u8; 3];
@@ -141,21 +143,17 @@ struct Area {
 pub(super) struct Canvas {
     pub(super) columns: usize,
     pub(super) rows: usize,
-    macroblocks: Vec<Macroblock>,
-    changed: Vec<bool>,
+    /// All macroblocks, row by row.
+    pub(super) macroblocks: Vec<Macroblock>,
+    /// One flag per macroblock: true if it changed since it was last coded.
+    pub(super) changed: Vec<bool>,
 }
 
 impl Canvas {
     fn new(columns: u32, rows: u32) -> Canvas {
         let (columns, rows) = (columns as usize, rows as usize);
         let mut macroblock = [0; MACROBLOCK_BYTES];
-        for (luma, sample) in macroblock.iter_mut().zip((0..LUMA_BYTES).map(|_| NIGHT[0])) {
-            *luma = sample;
-        }
-        let chroma = [NIGHT[1]; CHROMA_BYTES].into_iter().chain([NIGHT[2]; CHROMA_BYTES]);
-        for (target, sample) in macroblock.iter_mut().skip(LUMA_BYTES).zip(chroma) {
-            *target = sample;
-        }
+        fill_macroblock(&mut macroblock, &(0..16), &(0..16), NIGHT);
         Canvas {
             columns,
             rows,
@@ -164,35 +162,18 @@ impl Canvas {
         }
     }
 
-    /// All macroblocks, row by row.
-    pub(super) fn macroblocks(&self) -> &[Macroblock] {
-        &self.macroblocks
-    }
-
-    /// Returns one flag per macroblock: true if it changed since [`Canvas::mark_coded`].
-    pub(super) fn changed(&self) -> &[bool] {
-        &self.changed
-    }
-
-    /// Clears all change flags: the current picture has been coded.
-    pub(super) fn mark_coded(&mut self) {
-        self.changed.fill(false);
-    }
-
     fn fill(&mut self, area: Area, colour: Colour) {
         let (right, bottom) = (area.left + area.width, area.top + area.height);
         for row in area.top / 16..bottom.div_ceil(16) {
             for column in area.left / 16..right.div_ceil(16) {
                 let index = row as usize * self.columns + column as usize;
                 let inner = |edge: u32, origin: u32| edge.saturating_sub(16 * origin).min(16) as usize;
-                let (x, y) = (
-                    inner(area.left, column)..inner(right, column),
-                    inner(area.top, row)..inner(bottom, row),
-                );
+                let x = inner(area.left, column)..inner(right, column);
+                let y = inner(area.top, row)..inner(bottom, row);
                 if let (Some(macroblock), Some(changed)) =
                     (self.macroblocks.get_mut(index), self.changed.get_mut(index))
                 {
-                    *changed |= fill_macroblock(macroblock, x, y, colour);
+                    *changed |= fill_macroblock(macroblock, &x, &y, colour);
                 }
             }
         }
@@ -200,57 +181,36 @@ impl Canvas {
 }
 
 /// Fills pixels `x`, `y` of one macroblock. Returns true if a sample changed.
-fn fill_macroblock(
-    macroblock: &mut Macroblock,
-    x: std::ops::Range<usize>,
-    y: std::ops::Range<usize>,
-    colour: Colour,
-) -> bool {
-    let (luma, chroma) = macroblock.split_at_mut(LUMA_BYTES);
-    let (cb, cr) = chroma.split_at_mut(CHROMA_BYTES);
-    let half = |range: &std::ops::Range<usize>| range.start / 2..range.end / 2;
-    let (chroma_x, chroma_y) = (half(&x), half(&y));
-    let [colour_y, colour_cb, colour_cr] = colour;
-    let mut changed = fill_plane(luma, 16, x, y, colour_y);
-    changed |= fill_plane(cb, 8, chroma_x.clone(), chroma_y.clone(), colour_cb);
-    changed | fill_plane(cr, 8, chroma_x, chroma_y, colour_cr)
-}
-
-fn fill_plane(
-    plane: &mut [u8],
-    stride: usize,
-    x: std::ops::Range<usize>,
-    y: std::ops::Range<usize>,
-    value: u8,
-) -> bool {
+fn fill_macroblock(macroblock: &mut Macroblock, x: &Range<usize>, y: &Range<usize>, colour: Colour) -> bool {
     let mut changed = false;
-    for line in plane.chunks_exact_mut(stride).take(y.end).skip(y.start) {
-        let samples = line.get_mut(x.clone()).unwrap_or_default();
-        changed |= samples.iter().any(|sample| *sample != value);
-        samples.fill(value);
+    for ((plane, stride), value) in PLANES.into_iter().zip(colour) {
+        let scale = 16 / stride;
+        let lines = macroblock.get_mut(plane).unwrap_or_default().chunks_exact_mut(stride);
+        for line in lines.take(y.end / scale).skip(y.start / scale) {
+            let samples = line.get_mut(x.start / scale..x.end / scale).unwrap_or_default();
+            changed |= samples.iter().any(|sample| *sample != value);
+            samples.fill(value);
+        }
     }
     changed
 }
 
 /// The layout of the test card for one picture size, and its current content.
 pub(super) struct Picture {
-    canvas: Canvas,
+    pub(super) canvas: Canvas,
     blocks: NumberBlocks,
     track: Area,
     bar_left: Option<u32>,
-    clock: Clock,
+    clock_left: u32,
+    clock_top: u32,
+    /// Side of one font pixel in pixels.
+    clock_scale: u32,
+    shown_time: String,
     shown_number: Option<u32>,
 }
 
-struct Clock {
-    left: u32,
-    top: u32,
-    /// Side of one font pixel in pixels.
-    scale: u32,
-    shown: [u8; CLOCK_CHARACTERS],
-}
-
-const CLOCK_CHARACTERS: usize = 12;
+/// Width of the whole clock in font pixels: twelve characters.
+const CLOCK_WIDTH: u32 = 12 * font::CELL_WIDTH;
 /// Width of the moving bar and how far it moves from unit to unit, in pixels.
 const BAR_WIDTH: u32 = 32;
 const BAR_STEP: u32 = 8;
@@ -272,24 +232,14 @@ impl Picture {
             blocks,
             track: Area { left: 0, top: track_top, width: 16 * columns, height: 16 * track_rows },
             bar_left: None,
-            clock: Clock {
-                left: 16 * ((columns - clock_columns) / 2),
-                top: clock_top,
-                scale,
-                shown: [b' '; CLOCK_CHARACTERS],
-            },
+            clock_left: 16 * ((columns - clock_columns) / 2),
+            clock_top,
+            clock_scale: scale,
+            shown_time: " ".repeat(12),
             shown_number: None,
         };
         picture.paint_bars(16 * columns, track_top);
         Some(picture)
-    }
-
-    pub(super) fn canvas(&self) -> &Canvas {
-        &self.canvas
-    }
-
-    pub(super) fn mark_coded(&mut self) {
-        self.canvas.mark_coded();
     }
 
     fn paint_bars(&mut self, width: u32, height: u32) {
@@ -321,16 +271,11 @@ impl Picture {
         let phase = unit_number % (2 * span);
         let steps = phase.min(2 * span - phase);
         let left = u32::try_from(steps).unwrap_or_default() * BAR_STEP;
-        let before = self.bar_left.replace(left);
         let bar = |left| Area { left, width: BAR_WIDTH, ..self.track };
-        match before {
-            Some(before) if before.abs_diff(left) < BAR_WIDTH => {
-                let moved = before.abs_diff(left);
-                let freed = if left > before { before } else { left + BAR_WIDTH };
-                self.canvas.fill(Area { width: moved, ..bar(freed) }, NIGHT);
-            }
-            Some(before) => self.canvas.fill(bar(before), NIGHT),
-            None => {}
+        if let Some(before) = self.bar_left.replace(left) {
+            let freed_width = before.abs_diff(left).min(BAR_WIDTH);
+            let freed_left = if left > before { before } else { before + BAR_WIDTH - freed_width };
+            self.canvas.fill(Area { width: freed_width, ..bar(freed_left) }, NIGHT);
         }
         self.canvas.fill(bar(left), WHITE);
     }
@@ -338,49 +283,32 @@ impl Picture {
     /// Paints the time of day (UTC) of a CLOCK_REALTIME in ms.
     pub(super) fn paint_clock(&mut self, realtime_ms: u64) {
         let text = clock_text(realtime_ms);
-        let shown = std::mem::replace(&mut self.clock.shown, text);
-        for (place, (character, before)) in (0..).zip(text.into_iter().zip(shown)) {
+        let shown = std::mem::take(&mut self.shown_time);
+        for (place, (character, before)) in (0..).zip(text.bytes().zip(shown.bytes())) {
             if character != before {
                 self.paint_character(place, character);
             }
         }
+        self.shown_time = text;
     }
 
     fn paint_character(&mut self, place: u32, character: u8) {
-        let Clock { left, top, scale, .. } = self.clock;
-        let left = left + place * font::CELL_WIDTH * scale;
+        let side = self.clock_scale;
         for y in 0..font::CELL_HEIGHT {
             for x in 0..font::CELL_WIDTH {
-                let area = Area { left: left + x * scale, top: top + y * scale, width: scale, height: scale };
+                let left = self.clock_left + (place * font::CELL_WIDTH + x) * side;
+                let area = Area { left, top: self.clock_top + y * side, width: side, height: side };
                 self.canvas.fill(area, if font::is_set(character, x, y) { WHITE } else { NIGHT });
             }
         }
     }
 }
 
-/// Width of the whole clock in font pixels.
-#[expect(clippy::cast_possible_truncation, reason = "the clock has twelve characters")]
-const CLOCK_WIDTH: u32 = CLOCK_CHARACTERS as u32 * font::CELL_WIDTH;
-
 /// Formats a time in ms since the epoch as HH:MM:SS.mmm.
-fn clock_text(realtime_ms: u64) -> [u8; CLOCK_CHARACTERS] {
+fn clock_text(realtime_ms: u64) -> String {
     let seconds = realtime_ms / 1000;
-    let digit = |value: u64, place: u64| b'0' + u8::try_from(value / place % 10).unwrap_or_default();
     let (h, m, s, ms) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60, realtime_ms % 1000);
-    [
-        digit(h, 10),
-        digit(h, 1),
-        b':',
-        digit(m, 10),
-        digit(m, 1),
-        b':',
-        digit(s, 10),
-        digit(s, 1),
-        b'.',
-        digit(ms, 100),
-        digit(ms, 10),
-        digit(ms, 1),
-    ]
+    format!("{h:02}:{m:02}:{s:02}.{ms:03}")
 }
 
 #[cfg(test)]
@@ -388,7 +316,7 @@ mod tests {
     use super::*;
 
     fn luma(canvas: &Canvas, x: u32, y: u32) -> u8 {
-        let macroblock = &canvas.macroblocks()[(y / 16) as usize * canvas.columns + (x / 16) as usize];
+        let macroblock = &canvas.macroblocks[(y / 16) as usize * canvas.columns + (x / 16) as usize];
         macroblock[(y % 16 * 16 + x % 16) as usize]
     }
 
@@ -401,7 +329,7 @@ mod tests {
                 picture.paint_number(number);
                 let read = blocks.read(|x, y| {
                     assert!(x < width && y < height, "the centre is in the visible picture");
-                    luma(picture.canvas(), x, y)
+                    luma(&picture.canvas, x, y)
                 });
                 assert_eq!(read, Some(number), "{width}x{height}");
             }
@@ -415,7 +343,7 @@ mod tests {
         picture.paint_number(12345);
         for wrong in 0..NumberBlocks::CELLS {
             let read = blocks.read(|x, y| {
-                let sample = luma(picture.canvas(), x, y);
+                let sample = luma(&picture.canvas, x, y);
                 if (x, y) == blocks.centre(wrong) { 251 - sample } else { sample }
             });
             assert_eq!(read, None, "cell {wrong}");
@@ -429,9 +357,9 @@ mod tests {
             picture.paint_number(unit);
             picture.paint_bar(unit.into());
             picture.paint_clock(u64::from(unit) * 33);
-            let changed = picture.canvas().changed().iter().filter(|changed| **changed).count();
+            let changed = picture.canvas.changed.iter().filter(|changed| **changed).count();
             assert!(unit == 0 || changed < 32 + 16 + 60, "{unit}: {changed}");
-            picture.mark_coded();
+            picture.canvas.changed.fill(false);
         }
     }
 
@@ -443,13 +371,13 @@ mod tests {
         }
         let mut fresh = Picture::new(640, 480).unwrap();
         fresh.paint_bar(5);
-        assert!(moved.canvas().macroblocks() == fresh.canvas().macroblocks());
+        assert!(moved.canvas.macroblocks == fresh.canvas.macroblocks);
     }
 
     #[test]
     fn the_clock_shows_the_time_of_day() {
-        assert_eq!(&clock_text(0), b"00:00:00.000");
-        assert_eq!(&clock_text((23 * 3600 + 59 * 60 + 58) * 1000 + 86_400_000 * 20_000 + 7), b"23:59:58.007");
+        assert_eq!(clock_text(0), "00:00:00.000");
+        assert_eq!(clock_text((23 * 3600 + 59 * 60 + 58) * 1000 + 86_400_000 * 20_000 + 7), "23:59:58.007");
     }
 
     #[test]

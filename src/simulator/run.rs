@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::thread::clock_nanosleep_absolute;
 use rustix::time::{ClockId, Timespec};
 
-use super::config::{RestartOnto, SimulatorConfig, Source, TimestampClock};
+use super::config::{RestartOnto, SimulatorConfig, TimestampClock};
 use super::file::{FileError, FileSource};
 use super::malformed;
 use super::test_card::{TestCard, TestCardConfig, TestCardError};
@@ -21,8 +21,6 @@ const NS_PER_S: i64 = 1_000_000_000;
 const NAP_NS: i64 = 100_000_000;
 /// After a longer delay (debugger, SIGSTOP) the schedule moves on instead of catching up; a local bound.
 const LATE_NS_MAX: i64 = NS_PER_S;
-/// Rate that determines the unit sizes when units are published as fast as possible.
-const NOMINAL_FPS: f64 = 30.0;
 
 /// Counters of a run.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
@@ -115,8 +113,8 @@ fn check(config: &SimulatorConfig) -> Result<(), SimulatorError> {
     if config.fps.is_some_and(|fps| !(fps > 0.0 && fps <= 10_000.0)) {
         return Err(SimulatorError::Config { what: "the rate", range: "above 0, at most 10000 units/s" });
     }
-    let is_file = matches!(config.source, Source::File(_));
-    if is_file && (faults.change_resolution.is_some() || config.bitrate_kbps.is_some()) {
+    let needs_card = faults.change_resolution.is_some() || config.card.bitrate_kbps.is_some();
+    if needs_card && config.file.is_some() {
         let what = "the source for --bitrate-kbps and --change-resolution";
         return Err(SimulatorError::Config { what, range: "the test card, not a file" });
     }
@@ -146,9 +144,10 @@ struct Simulator<'a> {
 
 impl<'a> Simulator<'a> {
     fn new(config: &'a SimulatorConfig, stop: &'a AtomicBool) -> Result<Simulator<'a>, SimulatorError> {
-        let units = match &config.source {
-            Source::Pattern { width, height } => Units::Card(card(config, *width, *height)?),
-            Source::File(path) => Units::File(FileSource::open(path)?),
+        let TestCardConfig { width, height, .. } = config.card;
+        let units = match &config.file {
+            None => Units::Card(card(config, width, height)?),
+            Some(path) => Units::File(FileSource::open(path)?),
         };
         if !config.take_over && is_being_written(&config.name) {
             return Err(SimulatorError::RingInUse { name: config.name.clone() });
@@ -318,13 +317,12 @@ impl<'a> Simulator<'a> {
             (RestartOnto::Alternate, _) => RestartOnto::Rewind,
             (onto, _) => onto,
         };
-        match onto {
-            RestartOnto::New => self.ring = create_ring(self.config)?,
-            RestartOnto::Rewind => {
-                self.ring = RingWriter::attach(&self.config.name)?;
-                self.ring.set_write_index(0);
-            }
-            _ => self.ring = RingWriter::attach(&self.config.name)?,
+        self.ring = match onto {
+            RestartOnto::New => create_ring(self.config)?,
+            _ => RingWriter::attach(&self.config.name)?,
+        };
+        if onto == RestartOnto::Rewind {
+            self.ring.set_write_index(0);
         }
         match &mut self.units {
             Units::Card(card) => card.restart(),
@@ -341,11 +339,10 @@ impl<'a> Simulator<'a> {
             return Ok(());
         }
         self.other_resolution = !self.other_resolution;
-        let size = match self.config.source {
-            Source::Pattern { width, height } if !self.other_resolution => (width, height),
-            _ => (change.width, change.height),
-        };
-        self.units = Units::Card(card(self.config, size.0, size.1)?);
+        let TestCardConfig { width, height, .. } = self.config.card;
+        let (width, height) =
+            if self.other_resolution { (change.width, change.height) } else { (width, height) };
+        self.units = Units::Card(card(self.config, width, height)?);
         Ok(())
     }
 }
@@ -356,21 +353,12 @@ fn is_nth(number: u64, every: Option<u64>) -> bool {
 }
 
 fn card(config: &SimulatorConfig, width: u32, height: u32) -> Result<Box<TestCard>, TestCardError> {
-    let card = TestCard::new(TestCardConfig {
-        width,
-        height,
-        fps: config.fps.unwrap_or(NOMINAL_FPS),
-        bitrate_kbps: config.bitrate_kbps,
-        gop: config.gop,
-        slices: config.slices,
-        parameter_sets: config.parameter_sets,
-        delimiters: config.delimiters,
-    })?;
-    Ok(Box::new(card))
+    let fps = config.fps.unwrap_or(config.card.fps);
+    TestCard::new(TestCardConfig { width, height, fps, ..config.card }).map(Box::new)
 }
 
 fn create_ring(config: &SimulatorConfig) -> Result<RingWriter, WriterError> {
-    let interval_ns = interval_ns(config.fps.unwrap_or(NOMINAL_FPS));
+    let interval_ns = interval_ns(config.fps.unwrap_or(config.card.fps));
     let interval_ms = u32::try_from(interval_ns / 1_000_000).unwrap_or(u32::MAX);
     RingWriter::create(&config.name, config.layout, interval_ms)
 }
@@ -401,13 +389,14 @@ impl SimulatorConfig {
     /// Returns layout, source and rate in one line, for a log.
     #[must_use]
     pub fn summary(&self) -> String {
-        let source = match &self.source {
-            Source::Pattern { width, height } => format!("test card {width}x{height}"),
-            Source::File(path) => path.display().to_string(),
+        let TestCardConfig { width, height, bitrate_kbps, .. } = self.card;
+        let source = match &self.file {
+            None => format!("test card {width}x{height}"),
+            Some(path) => path.display().to_string(),
         };
         let rate = self.fps.map_or_else(|| "flat out".to_owned(), |fps| format!("{fps} units/s"));
-        let kbps = self.bitrate_kbps.map(|kbps| format!(", {kbps} kbit/s")).unwrap_or_default();
-        let layout: Layout = self.layout;
+        let kbps = bitrate_kbps.map(|kbps| format!(", {kbps} kbit/s")).unwrap_or_default();
+        let layout = self.layout;
         format!("{} ({layout}, {} bytes): {source}, {rate}{kbps}", self.name, layout.segment_bytes())
     }
 }

@@ -6,10 +6,13 @@
 //! target bit rate, unchanged macroblocks are written as samples too: a window of them that moves from unit to unit.
 //! Deblocking is off, so the decoded samples equal the written ones.
 
-use super::bits::{NalWriter, StartCode};
-use super::picture::{CHROMA_BYTES, LUMA_BYTES, MACROBLOCK_BYTES, Macroblock, Picture};
+use std::ops::Range;
+
+use super::bits::{NalWriter, START_CODE_LONG, START_CODE_SHORT};
+use super::picture::{MACROBLOCK_BYTES, Macroblock, PLANES, Picture};
 use super::unit::Unit;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
+use crate::h264::nal::kind;
 
 /// Coding parameters of the test card.
 #[derive(Copy, Clone, Debug, PartialEq)]
@@ -30,6 +33,21 @@ pub struct TestCardConfig {
     pub parameter_sets: ParameterSetPolicy,
     /// Each unit starts with an access unit delimiter.
     pub delimiters: bool,
+}
+
+impl Default for TestCardConfig {
+    fn default() -> TestCardConfig {
+        TestCardConfig {
+            width: 1280,
+            height: 720,
+            fps: 30.0,
+            bitrate_kbps: None,
+            gop: 30,
+            slices: 1,
+            parameter_sets: ParameterSetPolicy::Every,
+            delimiters: true,
+        }
+    }
 }
 
 /// Selects the IDR units that carry parameter sets.
@@ -82,17 +100,13 @@ const IDR_WEIGHT: f64 = 4.0;
 /// Maximum bytes of a unit at any bit rate, a local bound: it must fit into a slot.
 const UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX - 100_000;
 
-const NAL_SLICE: u8 = 1;
-const NAL_IDR: u8 = 5;
-const NAL_SPS: u8 = 7;
-const NAL_PPS: u8 = 8;
-const NAL_DELIMITER: u8 = 9;
-
 /// The encoder of one stream. It reuses its memory.
 pub struct TestCard {
     config: TestCardConfig,
     picture: Picture,
     codings: Vec<Coding>,
+    /// The first row of macroblocks of each slice, then the number of rows.
+    slice_rows: Vec<usize>,
     /// Units since the last IDR. 0: the next unit is an IDR.
     gop_position: u32,
     /// Number of IDR pictures so far.
@@ -124,11 +138,13 @@ impl TestCard {
             return Err(TestCardError::Range { what: "the rate", range: "above 0, at most 10000 units/s" });
         }
         let picture = Picture::new(width, height).ok_or(size)?;
-        let codings = vec![Coding::Samples; picture.canvas().macroblocks().len()];
+        let rows = picture.canvas.rows;
+        let slices = rows.min(config.slices as usize);
         Ok(TestCard {
             config,
+            codings: vec![Coding::Samples; picture.canvas.macroblocks.len()],
+            slice_rows: (0..=slices).map(|slice| slice * rows / slices).collect(),
             picture,
-            codings,
             gop_position: 0,
             idr_count: 0,
             refresh_at: 0,
@@ -161,7 +177,7 @@ impl TestCard {
             self.owed_bytes = (target - unit.bytes.len() as f64).clamp(-4e6, 4e6);
         }
         unit.seal(unit_number);
-        self.picture.mark_coded();
+        self.picture.canvas.changed.fill(false);
         self.idr_count += u32::from(is_idr);
         self.gop_position = (self.gop_position + 1) % self.config.gop;
     }
@@ -186,14 +202,14 @@ impl TestCard {
 
     /// Chooses the cheapest exact coding of each macroblock.
     fn plan(&mut self, is_idr: bool) {
-        let canvas = self.picture.canvas();
-        let (macroblocks, columns) = (canvas.macroblocks(), canvas.columns);
-        let first_rows = SliceRows::of(canvas.rows, self.config.slices);
-        for (index, (coding, changed)) in self.codings.iter_mut().zip(canvas.changed()).enumerate() {
+        let canvas = &self.picture.canvas;
+        let (macroblocks, columns) = (&canvas.macroblocks, canvas.columns);
+        for (index, (coding, changed)) in self.codings.iter_mut().zip(&canvas.changed).enumerate() {
             *coding = Coding::Skip;
             if is_idr || *changed {
                 let (row, column) = (index / columns, index % columns);
-                let above = if first_rows.begins_at(row) { None } else { macroblocks.get(index - columns) };
+                let is_first_row = self.slice_rows.contains(&row);
+                let above = if is_first_row { None } else { macroblocks.get(index - columns) };
                 let left = if column == 0 { None } else { macroblocks.get(index - 1) };
                 *coding = macroblocks.get(index).map_or(Coding::Samples, |own| exact_copy(own, above, left));
             }
@@ -226,26 +242,24 @@ impl TestCard {
     fn write(&self, is_idr: bool, unit: &mut Unit) {
         unit.begin(is_idr, self.config.width, self.config.height);
         if self.config.delimiters {
-            let mut nal = NalWriter::begin(&mut unit.bytes, StartCode::Long, 0, NAL_DELIMITER);
+            let mut nal = NalWriter::begin(&mut unit.bytes, START_CODE_LONG, 0, kind::AUD);
             nal.bits(3, if is_idr { 0 } else { 1 }); // primary_pic_type: I, or I and P
             nal.finish();
         }
         if is_idr && (self.idr_count == 0 || self.config.parameter_sets == ParameterSetPolicy::Every) {
-            self.write_sps(NalWriter::begin(&mut unit.bytes, StartCode::Long, 3, NAL_SPS));
-            write_pps(NalWriter::begin(&mut unit.bytes, StartCode::Long, 3, NAL_PPS));
+            self.write_sps(NalWriter::begin(&mut unit.bytes, START_CODE_LONG, 3, kind::SPS));
+            write_pps(NalWriter::begin(&mut unit.bytes, START_CODE_LONG, 3, kind::PPS));
         }
         unit.place_stamp();
-        let canvas = self.picture.canvas();
-        let slices = SliceRows::of(canvas.rows, self.config.slices);
-        for slice in 0..slices.count {
-            let rows = slices.first(slice)..slices.first(slice + 1);
+        let columns = self.picture.canvas.columns;
+        for (row, next_row) in self.slice_rows.iter().zip(self.slice_rows.iter().skip(1)) {
             // Both start codes appear in the stream, as with real encoders.
-            let start_code = if slice == 0 { StartCode::Long } else { StartCode::Short };
-            let start = unit.bytes.len() + start_code.bytes().len();
-            let kind = if is_idr { NAL_IDR } else { NAL_SLICE };
+            let start_code = if *row == 0 { START_CODE_LONG } else { START_CODE_SHORT };
+            let start = unit.bytes.len() + start_code.len();
+            let kind = if is_idr { kind::IDR_SLICE } else { kind::SLICE };
             let nal = NalWriter::begin(&mut unit.bytes, start_code, 3, kind);
-            self.write_slice(nal, is_idr, rows.start * canvas.columns..rows.end * canvas.columns);
-            unit.add_slice(start..unit.bytes.len());
+            self.write_slice(nal, is_idr, row * columns..next_row * columns);
+            unit.slices.push(start..unit.bytes.len());
         }
     }
 
@@ -300,8 +314,7 @@ impl TestCard {
 
     /// Returns the lowest level (H.264 table A-1) that permits size, rate and target bit rate; 5.2 beyond.
     fn level_idc(&self) -> u32 {
-        let canvas = self.picture.canvas();
-        let size = (canvas.columns * canvas.rows) as f64;
+        let size = self.codings.len() as f64;
         let kbps = f64::from(self.config.bitrate_kbps.unwrap_or(0));
         // level_idc, macroblocks per second and per picture, kbit/s.
         const LEVELS: [(u32, f64, f64, f64); 11] = [
@@ -324,11 +337,10 @@ impl TestCard {
     }
 
     /// `slice_layer_without_partitioning_rbsp` for the macroblocks of `range` (H.264 7.3.2.8).
-    fn write_slice(&self, mut nal: NalWriter<'_>, is_idr: bool, range: std::ops::Range<usize>) {
+    fn write_slice(&self, mut nal: NalWriter<'_>, is_idr: bool, range: Range<usize>) {
         self.write_slice_header(&mut nal, is_idr, range.start);
-        let canvas = self.picture.canvas();
         let mut skipped = 0;
-        let codings = self.codings.iter().zip(canvas.macroblocks()).enumerate();
+        let codings = self.codings.iter().zip(&self.picture.canvas.macroblocks).enumerate();
         for (index, (coding, samples)) in codings.take(range.end).skip(range.start) {
             if *coding == Coding::Skip {
                 skipped += 1;
@@ -383,7 +395,7 @@ impl TestCard {
     /// Writes `coeff_token` of an empty Intra16x16DCLevel (H.264 9.2.1). Its code depends on the number of coefficients
     /// of the neighbours: here 16 for I_PCM and 0 for the others. The mean of 16 and 0 selects the same code as 16.
     fn write_no_coefficients(&self, nal: &mut NalWriter<'_>, index: usize, slice_start: usize) {
-        let columns = self.picture.canvas().columns;
+        let columns = self.picture.canvas.columns;
         let has_samples = |neighbour: Option<usize>| {
             let in_slice = neighbour.filter(|neighbour| *neighbour >= slice_start);
             in_slice.is_some_and(|neighbour| self.codings.get(neighbour) == Some(&Coding::Samples))
@@ -426,53 +438,33 @@ fn timing(fps: f64) -> (u32, u32) {
     if fps.fract() == 0.0 { (1, 2 * fps as u32) } else { (1000, (2000.0 * fps).round() as u32) }
 }
 
-/// Distribution of the macroblock rows over the slices.
-#[derive(Copy, Clone)]
-struct SliceRows {
-    rows: usize,
-    count: usize,
-}
-
-impl SliceRows {
-    fn of(rows: usize, slices: u32) -> SliceRows {
-        SliceRows { rows, count: rows.min(slices as usize) }
-    }
-
-    fn first(self, slice: usize) -> usize {
-        slice * self.rows / self.count
-    }
-
-    fn begins_at(self, row: usize) -> bool {
-        (0..self.count).any(|slice| self.first(slice) == row)
-    }
-}
-
 /// Returns the prediction that reproduces these samples exactly, else `Samples`.
 fn exact_copy(own: &Macroblock, above: Option<&Macroblock>, left: Option<&Macroblock>) -> Coding {
-    if above.is_some_and(|above| planes(own, above).all(|(own, above, stride)| is_below(own, above, stride)))
-    {
-        return Coding::Vertical;
+    if above.is_some_and(|above| planes(own, above).all(is_below)) {
+        Coding::Vertical
+    } else if left.is_some_and(|left| planes(own, left).all(is_right_of)) {
+        Coding::Horizontal
+    } else {
+        Coding::Samples
     }
-    if left.is_some_and(|left| planes(own, left).all(|(own, left, stride)| is_right_of(own, left, stride))) {
-        return Coding::Horizontal;
-    }
-    Coding::Samples
 }
 
-/// Returns luma, Cb and Cr of both macroblocks in pairs, with the samples per line.
-fn planes<'a>(a: &'a Macroblock, b: &'a Macroblock) -> impl Iterator<Item = (&'a [u8], &'a [u8], usize)> {
-    const CR: usize = LUMA_BYTES + CHROMA_BYTES;
-    [(0..LUMA_BYTES, 16), (LUMA_BYTES..CR, 8), (CR..MACROBLOCK_BYTES, 8)]
-        .into_iter()
-        .filter_map(|(range, stride)| Some((a.get(range.clone())?, b.get(range)?, stride)))
+/// The same plane of a macroblock and of its neighbour, with the samples per line.
+type PlanePair<'a> = (&'a [u8], &'a [u8], usize);
+
+fn planes<'a>(own: &'a Macroblock, neighbour: &'a Macroblock) -> impl Iterator<Item = PlanePair<'a>> {
+    let pair = |(plane, stride): (Range<usize>, usize)| {
+        Some((own.get(plane.clone())?, neighbour.get(plane)?, stride))
+    };
+    PLANES.into_iter().filter_map(pair)
 }
 
-fn is_below(own: &[u8], above: &[u8], stride: usize) -> bool {
+fn is_below((own, above, stride): PlanePair<'_>) -> bool {
     let edge = above.rchunks_exact(stride).next();
     own.chunks_exact(stride).all(|line| Some(line) == edge)
 }
 
-fn is_right_of(own: &[u8], left: &[u8], stride: usize) -> bool {
+fn is_right_of((own, left, stride): PlanePair<'_>) -> bool {
     let mut lines = own.chunks_exact(stride).zip(left.chunks_exact(stride));
     lines.all(|(own, left)| own.iter().all(|sample| Some(sample) == left.last()))
 }

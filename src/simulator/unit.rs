@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::bits::StartCode;
+use super::bits::START_CODE_LONG;
 use crate::h264::{Stamp, crc32_of_slices};
 
 /// An access unit in byte-stream format with a stamp in it.
@@ -15,7 +15,8 @@ pub struct Unit {
     pub(super) is_idr: bool,
     stamp: Stamp,
     stamp_at: Option<usize>,
-    slices: Vec<Range<usize>>,
+    /// The ranges of the slices, without their start codes.
+    pub(super) slices: Vec<Range<usize>>,
 }
 
 impl Unit {
@@ -40,14 +41,9 @@ impl Unit {
 
     /// Reserves room for the stamp. The caller has written everything before the first slice.
     pub(super) fn place_stamp(&mut self) {
-        self.bytes.extend_from_slice(StartCode::Long.bytes());
+        self.bytes.extend_from_slice(START_CODE_LONG);
         self.stamp_at = Some(self.bytes.len());
         Stamp::default().write(&mut self.bytes);
-    }
-
-    /// Adds the range of a slice, without its start code.
-    pub(super) fn add_slice(&mut self, range: Range<usize>) {
-        self.slices.push(range);
     }
 
     /// Completes the unit: writes its number and the checksum of its slices into the stamp.

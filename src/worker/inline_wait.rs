@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::base::clock::{self, Now};
 use crate::base::limits;
-use crate::camera::waiter::{CameraWaiter, WaiterHandoff};
+use crate::camera::waiter::WaiterHandoff;
 use crate::camera::{ArrivalPredictor, PredictedArrival};
 use crate::uring::FutexWord;
 
@@ -49,7 +49,7 @@ impl InlineWait {
 
     /// Returns the futex word to wait for, and its value at the last poll.
     pub(super) fn word(&self) -> Option<(&FutexWord, u32)> {
-        self.handoff.get()?.word()
+        self.handoff.waiter.as_ref()?.word()
     }
 
     /// Returns how long the worker may wait, and plans a busy poll if `viewers` is small enough.
@@ -59,7 +59,7 @@ impl InlineWait {
         self.busy_poll = predicted
             .map(|arrival| BusyPoll::around(arrival, self.wake_latency_ns))
             .filter(|poll| poll.from_ns > now.monotonic_ns);
-        let due_ns = self.handoff.get().map_or(i64::MAX, CameraWaiter::due_ns);
+        let due_ns = self.handoff.waiter.as_ref().map_or(i64::MAX, |waiter| waiter.due_ns);
         let until_ns = self.busy_poll.map_or(due_ns, |poll| due_ns.min(poll.from_ns));
         let ns = until_ns.saturating_sub(now.monotonic_ns);
         Duration::from_nanos(u64::try_from(ns).unwrap_or(0))
@@ -68,7 +68,7 @@ impl InlineWait {
     /// Handles the completion of the kernel's futex wait; `Err` is an errno.
     pub(super) fn on_completion(&mut self, result: Result<(), i32>) {
         self.is_signalled = true;
-        if let (Err(errno), Some(waiter)) = (result, self.handoff.get_mut()) {
+        if let (Err(errno), Some(waiter)) = (result, &mut self.handoff.waiter) {
             waiter.give_up_wakeups(&io::Error::from_raw_os_error(errno).to_string());
         }
     }
@@ -76,7 +76,7 @@ impl InlineWait {
     /// Runs the planned busy poll if it is due: polls until the camera signals or the time is over. Returns true if
     /// time has passed, so that the caller reads the clock again.
     pub(super) fn poll_busily(&mut self, now: Now) -> bool {
-        let (Some(poll), Some(waiter)) = (self.busy_poll.take(), self.handoff.get()) else { return false };
+        let (Some(poll), Some(waiter)) = (self.busy_poll.take(), &self.handoff.waiter) else { return false };
         if now.monotonic_ns < poll.from_ns || waiter.is_signalled() {
             return false;
         }
@@ -101,8 +101,8 @@ impl InlineWait {
 
     /// Polls the camera if it signalled or if its poll is due.
     pub(super) fn turn(&mut self, now: Now) {
-        let Some(waiter) = self.handoff.get_mut() else { return };
-        if !std::mem::take(&mut self.is_signalled) && now.monotonic_ns < waiter.due_ns() {
+        let Some(waiter) = &mut self.handoff.waiter else { return };
+        if !std::mem::take(&mut self.is_signalled) && now.monotonic_ns < waiter.due_ns {
             return;
         }
         let found_by_busy_poll = std::mem::take(&mut self.found_by_busy_poll);
@@ -130,6 +130,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, sync_channel};
 
     use super::*;
+    use crate::camera::waiter::CameraWaiter;
     use crate::camera::{Camera, FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake, Wakeup};
 
     const INTERVAL_NS: i64 = 33_000_000;

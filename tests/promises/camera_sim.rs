@@ -15,7 +15,7 @@ use streaming_server::camera::{Camera, Layout, Next, RingWriter, Wake, waiter};
 use streaming_server::h264::{self, Stamp, crc32_of_slices};
 use streaming_server::simulator::{
     self, Burst, Faults, ResolutionChange, Restart, RestartOnto, SimulatorConfig, SimulatorError,
-    SimulatorReport, Source, Stall, Tear, TimestampClock,
+    SimulatorReport, Stall, Tear, TestCardConfig, TimestampClock,
 };
 
 fn unique_name() -> String {
@@ -32,7 +32,7 @@ fn config(layout: Layout, units: u64) -> SimulatorConfig {
     SimulatorConfig {
         name: unique_name(),
         layout,
-        source: Source::Pattern { width: 640, height: 480 },
+        card: TestCardConfig { width: 640, height: 480, ..TestCardConfig::default() },
         fps: Some(FPS),
         units: Some(units),
         ..SimulatorConfig::default()
@@ -280,17 +280,9 @@ fn a_stalled_camera_publishes_nothing_and_still_stops() {
 
 #[test]
 fn a_file_is_played_in_a_loop_with_increasing_unit_numbers() {
-    let mut card = simulator::TestCard::new(simulator::TestCardConfig {
-        width: 320,
-        height: 240,
-        fps: 30.0,
-        bitrate_kbps: None,
-        gop: 10,
-        slices: 2,
-        parameter_sets: simulator::ParameterSetPolicy::Every,
-        delimiters: true,
-    })
-    .unwrap();
+    let config_of_file =
+        TestCardConfig { width: 320, height: 240, gop: 10, slices: 2, ..TestCardConfig::default() };
+    let mut card = simulator::TestCard::new(config_of_file).unwrap();
     let (mut unit, mut stream) = (simulator::Unit::default(), Vec::new());
     for number in 0..20 {
         card.encode(number, 0, &mut unit);
@@ -298,8 +290,7 @@ fn a_file_is_played_in_a_loop_with_increasing_unit_numbers() {
     }
     let path = std::env::temp_dir().join(format!("ss-test-{}.h264", std::process::id()));
     std::fs::write(&path, stream).unwrap();
-    let (report, seen) =
-        watch(SimulatorConfig { source: Source::File(path.clone()), ..config(Layout::V3, 70) });
+    let (report, seen) = watch(SimulatorConfig { file: Some(path.clone()), ..config(Layout::V3, 70) });
     std::fs::remove_file(path).unwrap();
     assert_eq!((report.published, seen.wrong), (70, 0), "{seen:?}");
     assert!(is_increasing(&seen.numbers()) && seen.numbers().contains(&69), "{seen:?}");

@@ -15,7 +15,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/camera/region.rs",
     "src/camera/waiter.rs",
     "src/camera/waiter/tests.rs", // posts the semaphore like the camera daemon
-    "src/camera/writable_map.rs",
+    "src/camera/shared_map.rs",
     "src/camera/locks.rs",
     "src/camera/writer.rs",
     "src/uring/ring.rs",

@@ -114,7 +114,7 @@ fn every_wait_method_delivers_every_unit_on_every_layout() {
     for layout in Layout::LEGACY {
         for wake in [Wake::Auto, Wake::Semaphore, Wake::Poll] {
             let mut ring = TestRing::new(layout);
-            let poster = layout.semaphore_offset().map(|_| Poster::new(&ring));
+            let poster = layout.control_offsets().map(|_| Poster::new(&ring));
             let mut running = Running::new(ring.name(), wake);
             for i in 0..40_u8 {
                 ring.publish(&[i; 2000]);

@@ -349,7 +349,8 @@ impl UnitHeaders {
         rtp_time: u32,
         captured_ntp: u64,
     ) -> UnitHeaders {
-        let mut headers = UnitHeaders { bytes: [0; HEADER_BYTES_MAX], length: 4, payload_type };
+        let mut headers = UnitHeaders { bytes: [0; HEADER_BYTES_MAX], length: 0, payload_type };
+        headers.put(&[0x80, 0, 0, 0]);
         headers.put(&rtp_time.to_be_bytes());
         headers.put(&ssrc.to_be_bytes());
         headers.put(&[0xBE, 0xDE, 0, 0]);
@@ -398,10 +399,12 @@ impl UnitHeaders {
     fn for_packet(&mut self, payload: &[u8], is_last: bool, sequence: u16) -> &[u8] {
         let has_room = self.length - FIXED_BYTES + payload.len() <= limits::RTP_PAYLOAD_BYTES_MAX;
         let length = if is_last && has_room { self.length } else { FIXED_BYTES };
-        let version = if length > FIXED_BYTES { 0x90 } else { 0x80 };
+        if length > FIXED_BYTES {
+            self.set(0, &[0x90]); // extension bit; no packet of the unit follows its last one
+        }
         let marker = if is_last { 0x80 } else { 0 };
         let [high, low] = sequence.to_be_bytes();
-        self.set(0, &[version, self.payload_type & 0x7F | marker, high, low]);
+        self.set(1, &[self.payload_type & 0x7F | marker, high, low]);
         self.bytes.get(..length).unwrap_or_default()
     }
 }
