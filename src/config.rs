@@ -5,6 +5,7 @@
 //! caller passes all sources in: this module reads no environment and no file.
 
 mod error;
+mod given;
 mod help;
 mod options;
 mod recording;
@@ -23,17 +24,17 @@ pub use crate::camera::Wake;
 pub use crate::recorder::names::Format;
 pub use crate::session::SrtpChoice;
 pub use error::{ConfigError, ValueOrigin};
-pub use security::{AllowHost, Tls, Token};
-pub use values::{Advertise, Origin, ShmName, Workers};
+pub use security::{Tls, Token};
+pub use values::{Advertise, Workers, host_of};
 
 use options::OPTIONS;
-use sources::{Flags, GivenByName};
+use sources::Flags;
 
 /// The settings of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Shared-memory name of the camera's ring.
-    pub shm: ShmName,
+    pub shm: String,
     /// Address of the HTTP endpoint.
     pub http: SocketAddr,
     /// Loopback address of the control endpoint. `None`: there is no control endpoint.
@@ -56,10 +57,10 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// A further address, served without TLS. Only with `tls`.
     pub http_plain: Option<SocketAddr>,
-    /// Further host names to accept in requests.
-    pub allow_host: Vec<AllowHost>,
-    /// Other origins whose pages may use the API.
-    pub allow_origin: Vec<Origin>,
+    /// Further host names to accept in requests, in lower case. `*` accepts any name.
+    pub allow_host: Vec<String>,
+    /// Other origins (`scheme://host[:port]`, in lower case) whose pages may use the API.
+    pub allow_origin: Vec<String>,
     /// The most detailed level that is logged.
     pub log_level: log::LevelFilter,
     /// The preferred SRTP cipher.
@@ -83,7 +84,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Config {
         Config {
-            shm: ShmName::default(),
+            shm: values::SHM.to_owned(),
             http: SocketAddr::from(([0, 0, 0, 0], 8080)),
             control: Some(SocketAddr::from(([127, 0, 0, 1], 6060))),
             udp: SocketAddr::from(([0, 0, 0, 0], 8189)),
@@ -134,8 +135,7 @@ impl Config {
     ) -> Result<Parsed, ConfigError> {
         let flags = match sources::from_flags(args)? {
             Flags::Given(flags) => flags,
-            Flags::Help => return Ok(Parsed::Print(help::help())),
-            Flags::Version => return Ok(Parsed::Print(help::version())),
+            Flags::Print(text) => return Ok(Parsed::Print(text)),
         };
         let environment = sources::from_environment(&env)?;
         let path = flags.get("config").or_else(|| environment.get("config"));
@@ -146,7 +146,11 @@ impl Config {
         given.extend(environment);
         given.extend(flags);
         let mut config = Config::default();
-        config.apply(&given)?;
+        for spec in OPTIONS {
+            if let Some(given) = given.get(spec.name) {
+                (spec.set)(&mut config, given)?;
+            }
+        }
         config.token = security::find_token(&given, &read_file)?;
         config.tls = security::tls(&given, &env)?;
         if config.http_plain.is_some() && config.tls.is_none() {
@@ -154,15 +158,6 @@ impl Config {
             return Err(ConfigError::Together(message.into()));
         }
         Ok(Parsed::Run(Box::new(config)))
-    }
-
-    fn apply(&mut self, given: &GivenByName) -> Result<(), ConfigError> {
-        for spec in OPTIONS {
-            if let Some(given) = given.get(spec.name) {
-                (spec.set)(self, &given.values).map_err(|bad| given.bad_value(bad))?;
-            }
-        }
-        Ok(())
     }
 }
 

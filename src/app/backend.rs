@@ -215,18 +215,16 @@ impl Backend for AppBackend {
                 let duration = Duration::from_secs(u64::from(seconds));
                 profiling::cpu_profile(duration, limits::PROFILE_FREQUENCY_HZ)
             }
-            Inspection::Heap => profiling::heap_profile(profiling::Heap::InUse),
-            Inspection::Allocs => profiling::heap_profile(profiling::Heap::Allocs),
+            Inspection::Heap => Ok(profiling::heap_profile(profiling::Heap::InUse)),
+            Inspection::Allocs => Ok(profiling::heap_profile(profiling::Heap::Allocs)),
             Inspection::Threads { debug } => profiling::threads(debug),
-            Inspection::Mutex => profiling::contention_profile(Contention::Mutex),
-            Inspection::Block => profiling::contention_profile(Contention::Block),
+            Inspection::Mutex => Ok(profiling::contention_profile(Contention::Mutex)),
+            Inspection::Block => Ok(profiling::contention_profile(Contention::Block)),
         };
         result.map_err(|error| match error {
             ProfileError::Busy => ApiError::busy(error.to_string(), RETRY_AFTER_S),
             ProfileError::Range(_) => ApiError::new(400, "bad_query", error.to_string()),
-            ProfileError::Signal(_) | ProfileError::Encode(_) => {
-                ApiError::new(500, "profile", error.to_string())
-            }
+            ProfileError::Signal(_) => ApiError::new(500, "profile", error.to_string()),
         })
     }
 

@@ -120,8 +120,8 @@ fn sending() -> Vec<Check> {
     };
     let system = rustix::system::uname();
     let release = system.release().to_string_lossy();
-    let missing = Features { gso: true, futex: true, ..features }.missing();
-    let (verdict, finding) = match (missing.is_empty(), features.futex) {
+    let missing = (features | Features::GSO | Features::FUTEX).missing();
+    let (verdict, finding) = match (missing.is_empty(), features.contains(Features::FUTEX)) {
         (true, true) => (Verdict::Ok, "has every feature that the server uses".to_owned()),
         (true, false) => {
             (Verdict::Ok, "works; from Linux 6.7 on the camera wakes a worker directly".to_owned())
@@ -129,7 +129,7 @@ fn sending() -> Vec<Check> {
         _ => (Verdict::Warn, format!("lacks {missing}: it works, Linux 6.1 or newer is faster")),
     };
     let ring = check("io_uring", (verdict, format!("Linux {release} {finding}")));
-    let (verdict, finding) = if features.gso {
+    let (verdict, finding) = if features.contains(Features::GSO) {
         (Verdict::Ok, "batches of datagrams are sent with one call (UDP_SEGMENT)")
     } else {
         (Verdict::Warn, "datagrams are sent one by one; Linux 4.18 or newer has UDP_SEGMENT")

@@ -134,8 +134,8 @@ fn network(text: &mut Exposition, from: &AppBackend) {
     text.counter("io_uring_enters_total", "io_uring_enter calls of the workers.")
         .value(from.sum(|w| w.enters.get()));
     let features = text.gauge("io_uring_feature", "1 if the kernel has the feature and the workers use it.");
-    let all = Features::from_bits(from.counters.iter().fold(u64::MAX, |all, w| all & w.uring_features.get()));
-    for (name, is_used) in all.list() {
+    let all = from.counters.iter().fold(u64::MAX, |all, w| all & w.uring_features.get());
+    for (name, is_used) in Features::from_bits_truncate(all).list() {
         features.labelled("feature", name, u8::from(is_used));
     }
     text.counter("payload_allocations_total", "Payload buffers allocated by the packetisers.")

@@ -4,13 +4,6 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// A text that an option does not accept.
-pub(super) struct BadText {
-    pub(super) text: String,
-    /// What the option accepts.
-    pub(super) expected: String,
-}
-
 /// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
@@ -79,7 +72,7 @@ pub enum ConfigError {
     UnexpectedArgument(String),
     /// A flag without its value, or a switch with a value.
     #[error("{0}; see --help")]
-    CommandLine(String),
+    CommandLine(#[from] lexopt::Error),
     /// The file of --config or --token-file cannot be read.
     #[error("{origin}: cannot read {}: {source}", path.display())]
     FileUnreadable {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::Config;
-use super::options::{OPTIONS, OptionSpec, Section};
+use super::options::{OPTIONS, OptionSpec};
 
 pub(super) fn version() -> String {
     format!("streaming-server {}\n", env!("CARGO_PKG_VERSION"))
@@ -12,24 +12,17 @@ pub(super) fn version() -> String {
 pub(super) fn help() -> String {
     let mut text = version();
     text.push_str(INTRODUCTION);
-    for (section, title) in SECTIONS {
-        let _ = writeln!(text, "\n{title}:");
-        for spec in OPTIONS.iter().filter(|spec| spec.section == section) {
-            describe(&mut text, spec);
+    let mut section = "";
+    for spec in OPTIONS {
+        if spec.section != section {
+            section = spec.section;
+            let _ = writeln!(text, "\n{section}:");
         }
+        describe(&mut text, spec);
     }
     text.push_str(CLOSING);
     text
 }
-
-const SECTIONS: [(Section, &str); 6] = [
-    (Section::Camera, "Camera"),
-    (Section::Network, "Network"),
-    (Section::Security, "Security"),
-    (Section::Viewers, "Viewers"),
-    (Section::Recording, "Recording"),
-    (Section::Program, "Program"),
-];
 
 const INTRODUCTION: &str = "\
 Sends a camera's H.264 video from a shared-memory ring to browsers within milliseconds.

@@ -1,24 +1,13 @@
 //! The table of options: one row for each, with its name, its help, and how its value is read and shown.
 
 use super::Config;
-use super::error::BadText;
+use super::error::ConfigError;
+use super::given::{Given, Parse};
 use super::recording;
 use super::security;
 use super::values;
-use Section::{Camera, Network, Program, Recording, Security, Viewers};
 
-/// The section of the help that lists an option.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Section {
-    Camera,
-    Network,
-    Security,
-    Viewers,
-    Recording,
-    Program,
-}
-
-type SetField = fn(&mut Config, &[String]) -> Result<(), BadText>;
+type SetField = fn(&mut Config, &Given) -> Result<(), ConfigError>;
 type ShowField = fn(&Config) -> String;
 
 /// One option, a row of the table below.
@@ -27,7 +16,8 @@ pub(super) struct OptionSpec {
     /// Placeholder of the value in the help. Empty for a switch.
     pub(super) value: &'static str,
     pub(super) is_repeatable: bool,
-    pub(super) section: Section,
+    /// Heading in the help. The options of a section follow one another.
+    pub(super) section: &'static str,
     /// Explanation in the help, which wraps it.
     pub(super) help: &'static str,
     /// Parses the given texts into the field of the option.
@@ -37,13 +27,13 @@ pub(super) struct OptionSpec {
 }
 
 /// A row without a field of its own: `security` reads it together with other options.
-const fn one(section: Section, name: &'static str, value: &'static str) -> OptionSpec {
+const fn one(section: &'static str, name: &'static str, value: &'static str) -> OptionSpec {
     let (set, show): (SetField, ShowField) = (|_, _| Ok(()), |_| String::new());
     OptionSpec { name, value, is_repeatable: false, section, help: "", set, show }
 }
 
 /// As [`one`], for an option that may be given several times.
-const fn list(section: Section, name: &'static str, value: &'static str) -> OptionSpec {
+const fn list(section: &'static str, name: &'static str, value: &'static str) -> OptionSpec {
     OptionSpec { is_repeatable: true, ..one(section, name, value) }
 }
 
@@ -63,179 +53,168 @@ impl OptionSpec {
 
 /// Every option, in the order of the help.
 pub(super) static OPTIONS: &[OptionSpec] = &[
-    one(Camera, "shm", "NAME")
+    one("Camera", "shm", "NAME")
         .help(
             "Name of the camera's shared-memory ring. It need not exist yet: the server waits for it, \
              also after the camera restarts.",
         )
-        .set(|config, texts| set(&mut config.shm, values::shm, texts))
+        .set(|config, given| set(&mut config.shm, given, values::shm))
         .show(|config| config.shm.to_string()),
-    one(Camera, "wake", "HOW")
+    one("Camera", "wake", "HOW")
         .help(
             "How to wait for the camera: auto, semaphore or poll. Use poll if another server reads \
              the same ring: poll never touches the ring's semaphore and maps the ring read-only.",
         )
-        .set(|config, texts| set(&mut config.wake, values::wake, texts))
+        .set(|config, given| set(&mut config.wake, given, values::wake))
         .show(|config| config.wake.to_string()),
-    one(Camera, "realtime", "")
+    one("Camera", "realtime", "")
         .help(
             "Real-time priority for the thread that waits for the camera. Needs CAP_SYS_NICE. \
              Steadier latency on a busy machine.",
         )
-        .set(|config, texts| set(&mut config.realtime, values::switch, texts))
+        .set(|config, given| set(&mut config.realtime, given, values::switch))
         .show(|config| config.realtime.to_string()),
-    one(Camera, "demo", "")
+    one("Camera", "demo", "")
         .help("Run a simulated camera on its own ring. --shm is ignored.")
-        .set(|config, texts| set(&mut config.demo, values::switch, texts))
+        .set(|config, given| set(&mut config.demo, given, values::switch))
         .show(|config| config.demo.to_string()),
-    one(Network, "http", "ADDRESS")
+    one("Network", "http", "ADDRESS")
         .help("Address of the page and the API: IP:PORT, :PORT or PORT.")
-        .set(|config, texts| set(&mut config.http, values::address, texts))
+        .set(|config, given| set(&mut config.http, given, values::address))
         .show(|config| config.http.to_string()),
-    one(Network, "control", "ADDRESS")
+    one("Network", "control", "ADDRESS")
         .help(
             "Address for metrics, recording control and profiles, reachable from this machine only: a \
              loopback address, or off.",
         )
-        .set(|config, texts| set(&mut config.control, values::control, texts))
-        .show(|config| values::or_off(config.control)),
-    one(Network, "udp", "ADDRESS")
+        .set(|config, given| set(&mut config.control, given, values::control))
+        .show(|config| config.control.map_or_else(|| "off".to_owned(), |address| address.to_string())),
+    one("Network", "udp", "ADDRESS")
         .help("UDP address for all video. One port serves all viewers.")
-        .set(|config, texts| set(&mut config.udp, values::address, texts))
+        .set(|config, given| set(&mut config.udp, given, values::address))
         .show(|config| config.udp.to_string()),
-    list(Network, "advertise", "IP[:PORT]")
+    list("Network", "advertise", "IP[:PORT]")
         .help(
             "Another address at which viewers reach this server, such as the public address of a \
              router.",
         )
-        .set(|config, texts| set_list(&mut config.advertise, values::advertise, texts))
+        .set(|config, given| set_list(&mut config.advertise, given, values::advertise))
         .show(|config| values::list(&config.advertise)),
-    one(Security, "token", "TOKEN")
+    one("Security", "token", "TOKEN")
         .help(
             "Password for page and API: 16 to 256 characters. `ps` shows the command line to all \
              users: prefer --token-file or STREAMING_TOKEN.",
         )
         // The value stays secret.
         .show(|config| if config.token.is_some() { "given, not shown".to_owned() } else { String::new() }),
-    one(Security, "token-file", "FILE").help("File whose first line is the token."),
-    one(Security, "tls-cert", "FILE")
+    one("Security", "token-file", "FILE").help("File whose first line is the token."),
+    one("Security", "tls-cert", "FILE")
         .help(
             "Serve --http over TLS with this certificate chain (PEM). SIGHUP reloads certificate and \
              key.",
         )
-        .show(|config| security::shown(config.tls.as_ref()).cert),
-    one(Security, "tls-key", "FILE")
+        .show(|config| security::shown(config.tls.as_ref(), "tls-cert")),
+    one("Security", "tls-key", "FILE")
         .help("Private key of --tls-cert (PEM, no passphrase).")
-        .show(|config| security::shown(config.tls.as_ref()).key),
-    one(Security, "tls-self-signed", "")
+        .show(|config| security::shown(config.tls.as_ref(), "tls-key")),
+    one("Security", "tls-self-signed", "")
         .help(
             "Serve --http over TLS with a generated certificate for this machine's names and \
              addresses. It is stored in --state-path.",
         )
-        .show(|config| security::shown(config.tls.as_ref()).self_signed),
-    one(Security, "state-path", "DIRECTORY")
+        .show(|config| security::shown(config.tls.as_ref(), "tls-self-signed")),
+    one("Security", "state-path", "DIRECTORY")
         .help(
             "Directory for the server's own files. Default: $STATE_DIRECTORY, or \
              ~/.local/state/streaming-server.",
         )
-        .show(|config| security::shown(config.tls.as_ref()).state_path),
-    one(Security, "http-plain", "ADDRESS")
+        .show(|config| security::shown(config.tls.as_ref(), "state-path")),
+    one("Security", "http-plain", "ADDRESS")
         .help(
             "With TLS: also serve page and API without TLS at this address, such as 127.0.0.1:8081 \
              for scripts.",
         )
-        .set(|config, texts| set_some(&mut config.http_plain, values::address, texts))
+        .set(|config, given| set_some(&mut config.http_plain, given, values::address))
         .show(|config| values::maybe(config.http_plain)),
-    list(Security, "allow-host", "NAME")
+    list("Security", "allow-host", "NAME")
         .help(
             "Another host name to accept in requests, such as that of a proxy. Always accepted: this \
              machine's addresses, its host name, and names without a dot. * accepts any name.",
         )
-        .set(|config, texts| set_list(&mut config.allow_host, security::allow_host, texts))
+        .set(|config, given| set_list(&mut config.allow_host, given, security::allow_host))
         .show(|config| values::list(&config.allow_host)),
-    list(Security, "allow-origin", "ORIGIN")
+    list("Security", "allow-origin", "ORIGIN")
         .help(
             "A web origin (https://home.example) whose pages may use the API. Pages of other origins \
              are refused.",
         )
-        .set(|config, texts| set_list(&mut config.allow_origin, values::origin, texts))
+        .set(|config, given| set_list(&mut config.allow_origin, given, values::origin))
         .show(|config| values::list(&config.allow_origin)),
-    one(Viewers, "max-viewers", "N")
+    one("Viewers", "max-viewers", "N")
         .help("Viewers at the same time. Further ones get an error and may retry.")
-        .set(|config, texts| set(&mut config.max_viewers, values::max_viewers, texts))
+        .set(|config, given| set(&mut config.max_viewers, given, values::max_viewers))
         .show(|config| config.max_viewers.to_string()),
-    one(Viewers, "workers", "N")
+    one("Viewers", "workers", "N")
         .help("Threads that send video. auto: one if --max-viewers is below 64, else one per core.")
-        .set(|config, texts| set(&mut config.workers, values::workers, texts))
+        .set(|config, given| set(&mut config.workers, given, values::workers))
         .show(|config| config.workers.to_string()),
-    one(Viewers, "srtp", "CIPHER")
+    one("Viewers", "srtp", "CIPHER")
         .help(
             "Preferred cipher: gcm, cm, or auto. auto measures both at start and takes the faster \
              one.",
         )
-        .set(|config, texts| set(&mut config.srtp, values::srtp, texts))
+        .set(|config, given| set(&mut config.srtp, given, values::srtp))
         .show(|config| config.srtp.to_string()),
-    one(Recording, "record-path", "DIRECTORY")
+    one("Recording", "record-path", "DIRECTORY")
         .help("Directory for recordings. The first recording creates it.")
-        .set(|config, texts| set(&mut config.record_path, recording::directory, texts))
+        .set(|config, given| set(&mut config.record_path, given, recording::directory))
         .show(|config| config.record_path.display().to_string()),
-    one(Recording, "no-recorder", "")
+    one("Recording", "no-recorder", "")
         .help("Do not record: another program does.")
-        .set(|config, texts| set(&mut config.no_recorder, values::switch, texts))
+        .set(|config, given| set(&mut config.no_recorder, given, values::switch))
         .show(|config| config.no_recorder.to_string()),
-    one(Recording, "record-format", "FORMAT")
+    one("Recording", "record-format", "FORMAT")
         .help("mp4 or h264, for recordings whose name has no extension.")
-        .set(|config, texts| set(&mut config.record_format, recording::format, texts))
+        .set(|config, given| set(&mut config.record_format, given, recording::format))
         .show(|config| config.record_format.to_string()),
-    one(Recording, "retain-bytes", "BYTES")
+    one("Recording", "retain-bytes", "BYTES")
         .help(
             "Total size of all recordings, such as 20G. Above it the oldest finished ones are \
              deleted.",
         )
-        .set(|config, texts| set_some(&mut config.retain_bytes, recording::bytes, texts))
+        .set(|config, given| set_some(&mut config.retain_bytes, given, recording::bytes))
         .show(|config| values::maybe(config.retain_bytes)),
-    one(Recording, "retain-days", "DAYS")
+    one("Recording", "retain-days", "DAYS")
         .help("Days after which a recording is deleted.")
-        .set(|config, texts| set_some(&mut config.retain_days, recording::days, texts))
+        .set(|config, given| set_some(&mut config.retain_days, given, recording::days))
         .show(|config| values::maybe(config.retain_days)),
-    one(Recording, "min-free-bytes", "BYTES")
+    one("Recording", "min-free-bytes", "BYTES")
         .help("Free space to keep on the file system. Below it the oldest recordings are deleted.")
-        .set(|config, texts| set_some(&mut config.min_free_bytes, recording::bytes, texts))
+        .set(|config, given| set_some(&mut config.min_free_bytes, given, recording::bytes))
         .show(|config| values::maybe(config.min_free_bytes)),
-    one(Program, "log-level", "LEVEL")
+    one("Program", "log-level", "LEVEL")
         .help("off, error, warn or info. debug and trace exist in debug builds.")
-        .set(|config, texts| set(&mut config.log_level, values::log_level, texts))
+        .set(|config, given| set(&mut config.log_level, given, values::log_level))
         .show(|config| config.log_level.to_string().to_ascii_lowercase()),
-    one(Program, "config", "FILE").help("Read options from this TOML file."),
+    one("Program", "config", "FILE").help("Read options from this TOML file."),
 ];
 
-/// A parser of one value. The error is the text after "expected".
-type Parse<T> = fn(&str) -> Result<T, String>;
-
-/// Sets `field` to the last of `texts`.
-fn set<T>(field: &mut T, parse: Parse<T>, texts: &[String]) -> Result<(), BadText> {
-    if let Some(text) = texts.last() {
-        *field = parsed(parse, text)?;
-    }
+/// Sets `field` to the last value given.
+fn set<T>(field: &mut T, given: &Given, parse: Parse<T>) -> Result<(), ConfigError> {
+    *field = given.parse(parse)?;
     Ok(())
 }
 
 /// As [`set`], for an option that is absent by default.
-fn set_some<T>(field: &mut Option<T>, parse: Parse<T>, texts: &[String]) -> Result<(), BadText> {
-    if let Some(text) = texts.last() {
-        *field = Some(parsed(parse, text)?);
-    }
+fn set_some<T>(field: &mut Option<T>, given: &Given, parse: Parse<T>) -> Result<(), ConfigError> {
+    *field = Some(given.parse(parse)?);
     Ok(())
 }
 
 /// As [`set`], for an option that may be given several times.
-fn set_list<T>(field: &mut Vec<T>, parse: Parse<T>, texts: &[String]) -> Result<(), BadText> {
-    *field = texts.iter().map(|text| parsed(parse, text)).collect::<Result<_, _>>()?;
+fn set_list<T>(field: &mut Vec<T>, given: &Given, parse: Parse<T>) -> Result<(), ConfigError> {
+    *field = given.parse_all(parse)?;
     Ok(())
-}
-
-fn parsed<T>(parse: Parse<T>, text: &str) -> Result<T, BadText> {
-    parse(text).map_err(|expected| BadText { text: text.to_owned(), expected })
 }
 
 #[cfg(test)]

@@ -2,14 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::values;
 use crate::recorder::names::Format;
 
 pub(super) fn format(text: &str) -> Result<Format, String> {
-    match text {
-        "h264" => Ok(Format::H264),
-        "mp4" => Ok(Format::Mp4),
-        _ => Err("h264 or mp4".into()),
-    }
+    values::choice(text, &[Format::H264, Format::Mp4], "h264 or mp4")
 }
 
 pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
@@ -30,24 +27,17 @@ pub(super) fn days(text: &str) -> Result<u32, String> {
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let expected = || "a number of bytes, such as 500M or 20G (K, M, G, T: powers of 1024)".to_owned();
     let text = text.trim();
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, unit)) if unit.is_ascii_alphabetic() => {
-            let shift = match unit.to_ascii_uppercase() {
-                'K' => 10,
-                'M' => 20,
-                'G' => 30,
-                'T' => 40,
-                _ => return Err(expected()),
-            };
-            (text.get(..at).unwrap_or_default(), shift)
-        }
-        _ => (text, 0),
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.split_at(digits.len()).1.to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(expected()),
     };
-    let number: u64 = digits.parse().map_err(|_| expected())?;
-    match number.checked_mul(1 << shift) {
-        Some(bytes) if bytes > 0 => Ok(bytes),
-        _ => Err(expected()),
-    }
+    let bytes = digits.parse().ok().and_then(|number: u64| number.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(expected)
 }
 
 #[cfg(test)]

@@ -6,22 +6,20 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::error::{BadText, ConfigError};
-use super::sources::GivenByName;
+use super::error::ConfigError;
+use super::given::GivenByName;
 use super::values;
 use crate::base::limits;
 
 /// The shared secret. Never printed, and compared in constant time only.
 #[derive(Clone)]
-pub struct Token {
-    text: String,
-}
+pub struct Token(String);
 
 impl Token {
     /// Returns the bytes, to derive keys from. Use [`Token::is`] to compare.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
-        self.text.as_bytes()
+        self.0.as_bytes()
     }
 
     /// Returns true if `text` is the token. The time it takes depends on the length of `text` only.
@@ -30,7 +28,7 @@ impl Token {
         use aws_lc_rs::constant_time::verify_slices_are_equal;
         use aws_lc_rs::digest::{SHA256, digest};
         // Digests have equal lengths, so the comparison does not reveal the token's length.
-        let (mine, theirs) = (digest(&SHA256, self.text.as_bytes()), digest(&SHA256, text));
+        let (mine, theirs) = (digest(&SHA256, self.0.as_bytes()), digest(&SHA256, text));
         verify_slices_are_equal(mine.as_ref(), theirs.as_ref()).is_ok()
     }
 }
@@ -51,14 +49,10 @@ impl fmt::Debug for Token {
 
 /// Printable ASCII without spaces fits an `Authorization` header, a cookie and a shell.
 fn token(text: &str) -> Result<Token, String> {
-    let is_good = (limits::TOKEN_BYTES_MIN..=limits::TOKEN_BYTES_MAX).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_graphic());
-    if is_good {
-        return Ok(Token { text: text.to_owned() });
-    }
     let fault = match text.len() {
         length if length < limits::TOKEN_BYTES_MIN => format!("it has {length} characters"),
         length if length > limits::TOKEN_BYTES_MAX => format!("it has {length} bytes"),
+        _ if text.bytes().all(|byte| byte.is_ascii_graphic()) => return Ok(Token(text.to_owned())),
         _ => "it has spaces or characters beyond ASCII".to_owned(),
     };
     Err(format!(
@@ -76,14 +70,9 @@ pub(super) fn find_token(
     let (given, text) = match (given.get("token"), given.get("token-file")) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => return Err(exclusive("token", "token-file")),
-        (Some(given), None) => (given, given.values.last().cloned().unwrap_or_default()),
+        (Some(given), None) => (given, given.text().to_owned()),
         (None, Some(given)) => {
-            let path = PathBuf::from(given.values.last().map(String::as_str).unwrap_or_default());
-            let text = read_file(&path).map_err(|source| ConfigError::FileUnreadable {
-                origin: given.origin.clone(),
-                path,
-                source,
-            })?;
+            let text = given.read(read_file)?;
             (given, text.lines().next().unwrap_or_default().trim().to_owned())
         }
     };
@@ -108,29 +97,16 @@ pub enum Tls {
     },
 }
 
-/// [`Tls`] as the options that give it.
-#[derive(Default)]
-pub(super) struct ShownTls {
-    pub(super) cert: String,
-    pub(super) key: String,
-    pub(super) self_signed: String,
-    pub(super) state_path: String,
-}
-
-pub(super) fn shown(tls: Option<&Tls>) -> ShownTls {
-    match tls {
-        None => ShownTls::default(),
-        Some(Tls::Files { cert, key }) => ShownTls {
-            cert: cert.display().to_string(),
-            key: key.display().to_string(),
-            ..ShownTls::default()
-        },
-        Some(Tls::SelfSigned { directory }) => ShownTls {
-            self_signed: "true".to_owned(),
-            state_path: directory.display().to_string(),
-            ..ShownTls::default()
-        },
-    }
+/// Returns what the option `name` gave for `tls`; empty if nothing.
+pub(super) fn shown(tls: Option<&Tls>, name: &str) -> String {
+    let path = match (name, tls) {
+        ("tls-cert", Some(Tls::Files { cert, .. })) => cert,
+        ("tls-key", Some(Tls::Files { key, .. })) => key,
+        ("state-path", Some(Tls::SelfSigned { directory })) => directory,
+        ("tls-self-signed", Some(Tls::SelfSigned { .. })) => return "true".to_owned(),
+        _ => return String::new(),
+    };
+    path.display().to_string()
 }
 
 /// Returns the result of --tls-cert with --tls-key, or of --tls-self-signed with --state-path.
@@ -138,13 +114,11 @@ pub(super) fn tls(
     given: &GivenByName,
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Option<Tls>, ConfigError> {
-    let is_self_signed =
-        match given.get("tls-self-signed").and_then(|given| Some((given, given.values.last()?))) {
-            Some((given, text)) => values::switch(text)
-                .map_err(|expected| given.bad_value(BadText { text: text.clone(), expected }))?,
-            None => false,
-        };
-    let path = |name: &str| given.get(name).and_then(|given| given.values.last()).map(PathBuf::from);
+    let is_self_signed = match given.get("tls-self-signed") {
+        Some(given) => given.parse(values::switch)?,
+        None => false,
+    };
+    let path = |name: &str| given.get(name).map(|given| PathBuf::from(given.text()));
     match (path("tls-cert"), path("tls-key"), is_self_signed) {
         (None, None, false) => Ok(None),
         (Some(cert), Some(key), false) => Ok(Some(Tls::Files { cert, key })),
@@ -178,31 +152,14 @@ fn exclusive(one: &str, other: &str) -> ConfigError {
     ConfigError::Together(format!("--{one} and --{other} exclude each other: give only one"))
 }
 
-/// A host name to accept in requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowHost(String);
-
-impl AllowHost {
-    /// Returns the name in lower case; `*` accepts any name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for AllowHost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-pub(super) fn allow_host(text: &str) -> Result<AllowHost, String> {
+/// A host name in lower case; `*` accepts any name.
+pub(super) fn allow_host(text: &str) -> Result<String, String> {
     let lower = text.trim_end_matches('.').to_ascii_lowercase();
     let is_name = !lower.is_empty()
         && lower.len() <= limits::HOST_BYTES_MAX
         && lower.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
     if is_name || lower == "*" {
-        Ok(AllowHost(lower))
+        Ok(lower)
     } else {
         Err("a host name without scheme and port, such as camera.example.org, or * for any".into())
     }
@@ -236,7 +193,7 @@ mod tests {
 
     #[test]
     fn host_names_are_checked_and_lowered() {
-        assert_eq!(allow_host("Cam.Example.").map(|host| host.to_string()), Ok("cam.example".into()));
+        assert_eq!(allow_host("Cam.Example."), Ok("cam.example".into()));
         assert!(allow_host("*").is_ok());
         for bad in ["", "http://cam", "cam:8080", "cam/x", "a b", "*.example", "é"] {
             assert!(allow_host(bad).is_err(), "{bad:?}");

@@ -8,40 +8,28 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::error::{BadText, ConfigError, ValueOrigin};
+use super::error::{ConfigError, ValueOrigin};
+use super::given::{Given, GivenByName};
+use super::help;
 use super::options::{OPTIONS, OptionSpec};
-
-/// The texts given for one option, and their source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Given {
-    pub(super) values: Vec<String>,
-    pub(super) origin: ValueOrigin,
-}
-
-impl Given {
-    pub(super) fn bad_value(&self, bad: BadText) -> ConfigError {
-        ConfigError::BadValue { origin: self.origin.clone(), value: bad.text, expected: bad.expected }
-    }
-}
-
-/// Texts by option name.
-pub(super) type GivenByName = BTreeMap<&'static str, Given>;
 
 /// The result of reading a command line.
 pub(super) enum Flags {
     Given(GivenByName),
-    Help,
-    Version,
+    /// The text of --help or --version.
+    Print(String),
 }
 
 /// Reads the command line. --help and --version win over everything after them.
 pub(super) fn from_flags(args: impl IntoIterator<Item = OsString>) -> Result<Flags, ConfigError> {
     let mut given = GivenByName::new();
     let mut parser = lexopt::Parser::from_args(args);
-    while let Some(arg) = parser.next().map_err(command_line)? {
+    while let Some(arg) = parser.next()? {
         let name = match arg {
-            lexopt::Arg::Long("help") | lexopt::Arg::Short('h') => return Ok(Flags::Help),
-            lexopt::Arg::Long("version") | lexopt::Arg::Short('V') => return Ok(Flags::Version),
+            lexopt::Arg::Long("help") | lexopt::Arg::Short('h') => return Ok(Flags::Print(help::help())),
+            lexopt::Arg::Long("version") | lexopt::Arg::Short('V') => {
+                return Ok(Flags::Print(help::version()));
+            }
             lexopt::Arg::Long(name) => name.to_owned(),
             lexopt::Arg::Short(letter) => {
                 return Err(ConfigError::UnknownFlag { flag: format!("-{letter}"), suggestion: None });
@@ -57,16 +45,12 @@ pub(super) fn from_flags(args: impl IntoIterator<Item = OsString>) -> Result<Fla
         let value = if spec.value.is_empty() {
             parser.optional_value().unwrap_or_else(|| "true".into())
         } else {
-            parser.value().map_err(command_line)?
+            parser.value()?
         };
         let value = text(value, &origin)?;
         given.entry(spec.name).or_insert_with(|| Given { values: Vec::new(), origin }).values.push(value);
     }
     Ok(Flags::Given(given))
-}
-
-fn command_line(error: lexopt::Error) -> ConfigError {
-    ConfigError::CommandLine(error.to_string())
 }
 
 /// Reads the environment: `STREAMING_MAX_VIEWERS` for `max-viewers`. Commas separate the values of a repeatable
@@ -108,12 +92,8 @@ pub(super) fn from_file(
     given_path: &Given,
     read_file: impl Fn(&Path) -> io::Result<String>,
 ) -> Result<GivenByName, ConfigError> {
-    let path = PathBuf::from(given_path.values.last().map(String::as_str).unwrap_or_default());
-    let text = read_file(&path).map_err(|source| ConfigError::FileUnreadable {
-        origin: given_path.origin.clone(),
-        path: path.clone(),
-        source,
-    })?;
+    let path = PathBuf::from(given_path.text());
+    let text = given_path.read(read_file)?;
     let values: BTreeMap<String, FileValue> = basic_toml::from_str(&text)
         .map_err(|error| ConfigError::FileSyntax { path: path.clone(), reason: error.to_string() })?;
     let mut given = GivenByName::new();
@@ -165,28 +145,8 @@ fn closest(name: &str) -> Option<&'static str> {
     if let Some(found) = names.clone().find(is_prefix) {
         return Some(found);
     }
-    let best = names.map(|option| (edits(&name, option), option)).min()?;
+    let best = names.map(|option| (strsim::levenshtein(&name, option), option)).min()?;
     (best.0 <= 2).then_some(best.1)
-}
-
-/// Returns the Levenshtein distance.
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, cb) in row.iter_mut().skip(1).zip(b.chars()) {
-            let above = *cell;
-            let replaced = diagonal + usize::from(ca != cb);
-            left = replaced.min(above + 1).min(left + 1);
-            diagonal = above;
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -194,10 +154,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn edits_count_replaced_inserted_and_removed_letters() {
-        assert_eq!(edits("kitten", "sitting"), 3);
-        assert_eq!(edits("", "abc"), 3);
-        assert_eq!(edits("udp", "udp"), 0);
-        assert_eq!(edits("htp", "http"), 1);
+    fn closest_option_begins_with_the_name_or_is_two_letters_away() {
+        for near in ["max", "max-viewer", "maxviewers", "max-vievvers", "xmax-viewerss"] {
+            assert_eq!(closest(near), Some("max-viewers"), "{near}");
+        }
+        assert_eq!(closest("htp"), Some("http"));
+        for far in ["", "password", "maxvievvers"] {
+            assert_eq!(closest(far), None, "{far}");
+        }
     }
 }

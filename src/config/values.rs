@@ -8,61 +8,31 @@ use crate::base::limits;
 use crate::camera::Wake;
 use crate::session::SrtpChoice;
 
-/// Name of a POSIX shared-memory segment: `/name`, as shm_open(3) takes it portably.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShmName(String);
-
-impl ShmName {
-    /// Returns the name with its leading slash.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Default for ShmName {
-    fn default() -> ShmName {
-        ShmName("/pet_camera_stream".into())
-    }
-}
-
-impl fmt::Display for ShmName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+/// Default of --shm.
+pub(super) const SHM: &str = "/pet_camera_stream";
 
 /// Bytes of a shared-memory name with its slash (NAME_MAX of tmpfs).
 const SHM_NAME_BYTES_MAX: usize = 255; // local bound: the kernel's
 
-pub(super) fn shm(text: &str) -> Result<ShmName, String> {
+/// Name of a POSIX shared-memory segment: `/name`, as shm_open(3) takes it portably.
+pub(super) fn shm(text: &str) -> Result<String, String> {
     let is_good = text
         .strip_prefix('/')
         .is_some_and(|name| !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']))
         && text.len() <= SHM_NAME_BYTES_MAX;
     if is_good {
-        Ok(ShmName(text.into()))
+        Ok(text.into())
     } else {
         Err(format!(
-            "a shared-memory name: one leading slash, no other slash, {SHM_NAME_BYTES_MAX} bytes at most, such as {}",
-            ShmName::default()
+            "a shared-memory name: one leading slash, no other slash, {SHM_NAME_BYTES_MAX} bytes at most, such as {SHM}"
         ))
     }
 }
 
 /// `IP:PORT`, or `:PORT` and `PORT` for all IPv4 addresses.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(address) = text.parse() {
-        return Ok(address);
-    }
-    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
-        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    }
-    let port = text.strip_prefix(':').unwrap_or(text);
-    match port.parse() {
-        Ok(port) => Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
-        Err(_) => Err("IP:PORT, :PORT or PORT, such as 0.0.0.0:8080 or [::]:8080".into()),
-    }
+    address_or_port(text, Ipv4Addr::UNSPECIFIED)
+        .ok_or_else(|| "IP:PORT, :PORT or PORT, such as 0.0.0.0:8080 or [::]:8080".into())
 }
 
 /// A loopback address, or `off`.
@@ -71,19 +41,21 @@ pub(super) fn control(text: &str) -> Result<Option<SocketAddr>, String> {
         return Ok(None);
     }
     // Here a bare port means the loopback address, not all addresses.
-    let port = text.strip_prefix(':').unwrap_or(text).parse();
-    let address = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).or_else(|_| address(text));
-    match address {
-        Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
+    match address_or_port(text, Ipv4Addr::LOCALHOST) {
+        Some(address) if address.ip().is_loopback() => Ok(Some(address)),
         _ => Err("a loopback address, such as 127.0.0.1:6060 or [::1]:6060, or off: \
                   the control endpoint is for this machine only"
             .into()),
     }
 }
 
-/// Returns the text that [`control`] parses.
-pub(super) fn or_off(address: Option<SocketAddr>) -> String {
-    address.map_or_else(|| "off".to_owned(), |address| address.to_string())
+/// Parses `IP:PORT`, `localhost:PORT`, or a port of `ip`.
+fn address_or_port(text: &str, ip: Ipv4Addr) -> Option<SocketAddr> {
+    let (ip, port) = match text.strip_prefix("localhost:") {
+        Some(port) => (Ipv4Addr::LOCALHOST, port),
+        None => (ip, text.strip_prefix(':').unwrap_or(text)),
+    };
+    text.parse().ok().or_else(|| Some(SocketAddr::from((ip, port.parse().ok()?))))
 }
 
 /// An address at which viewers reach this server, though no interface has it.
@@ -163,50 +135,28 @@ pub(super) fn workers(text: &str) -> Result<Workers, String> {
     }
 }
 
+/// Returns the one of `choices` that is written as `text`.
+pub(super) fn choice<T: Copy + ToString>(text: &str, choices: &[T], expected: &str) -> Result<T, String> {
+    choices.iter().copied().find(|choice| choice.to_string() == text).ok_or_else(|| expected.to_owned())
+}
+
 pub(super) fn wake(text: &str) -> Result<Wake, String> {
-    match text {
-        "auto" => Ok(Wake::Auto),
-        "semaphore" => Ok(Wake::Semaphore),
-        "poll" => Ok(Wake::Poll),
-        _ => Err("auto, semaphore or poll".into()),
-    }
+    choice(text, &[Wake::Auto, Wake::Semaphore, Wake::Poll], "auto, semaphore or poll")
 }
 
 pub(super) fn srtp(text: &str) -> Result<SrtpChoice, String> {
-    match text {
-        "auto" => Ok(SrtpChoice::Auto),
-        "gcm" => Ok(SrtpChoice::Gcm),
-        "cm" => Ok(SrtpChoice::Cm),
-        _ => Err("auto, gcm or cm".into()),
-    }
+    choice(text, &[SrtpChoice::Auto, SrtpChoice::Gcm, SrtpChoice::Cm], "auto, gcm or cm")
 }
 
-/// A web origin, `scheme://host[:port]` (RFC 6454), in lower case.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin(String);
-
-impl Origin {
-    /// Returns the origin as browsers send it.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Returns the host, without scheme and port.
-    #[must_use]
-    pub fn host(&self) -> &str {
-        let authority = self.0.split_once("://").map_or("", |(_, authority)| authority);
-        authority.split(':').next().unwrap_or_default()
-    }
+/// Returns the host of a web origin, without scheme and port.
+#[must_use]
+pub fn host_of(origin: &str) -> &str {
+    let authority = origin.split_once("://").map_or("", |(_, authority)| authority);
+    authority.split(':').next().unwrap_or_default()
 }
 
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-pub(super) fn origin(text: &str) -> Result<Origin, String> {
+/// A web origin, `scheme://host[:port]` (RFC 6454), in lower case as browsers send it.
+pub(super) fn origin(text: &str) -> Result<String, String> {
     let lower = text.to_ascii_lowercase();
     let authority = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://"));
     let is_good = authority.is_some_and(|authority| {
@@ -214,7 +164,7 @@ pub(super) fn origin(text: &str) -> Result<Origin, String> {
         !authority.is_empty() && authority.chars().all(is_host)
     });
     if is_good {
-        Ok(Origin(lower))
+        Ok(lower)
     } else {
         Err("an origin as browsers send it: http(s)://HOST[:PORT] without a path, such as https://home.example".into())
     }

@@ -67,8 +67,7 @@ impl SampledThreads {
 ///
 /// # Errors
 /// [`ProfileError::Busy`] while another profile or thread list is taken, [`ProfileError::Range`] for a duration
-/// or frequency of 0 or above its bound in `limits`, [`ProfileError::Signal`] when the kernel refuses the handler,
-/// [`ProfileError::Encode`] when the result cannot be written.
+/// or frequency of 0 or above its bound in `limits`, [`ProfileError::Signal`] when the kernel refuses the handler.
 pub fn cpu_profile(duration: Duration, frequency_hz: u32) -> Result<Vec<u8>, ProfileError> {
     if duration.is_zero() || duration > limits::PROFILE_DURATION_MAX {
         return Err(ProfileError::Range("duration"));
@@ -92,15 +91,10 @@ pub fn cpu_profile(duration: Duration, frequency_hz: u32) -> Result<Vec<u8>, Pro
     threads.timers.clear();
     let duration_ns = clock::monotonic_ns() - start_ns;
     let table = session.stop();
-    encode(&table, &threads, period_ns, duration_ns).map_err(ProfileError::Encode)
+    Ok(encode(&table, &threads, period_ns, duration_ns))
 }
 
-fn encode(
-    table: &Table,
-    threads: &SampledThreads,
-    period_ns: i64,
-    duration_ns: i64,
-) -> std::io::Result<Vec<u8>> {
+fn encode(table: &Table, threads: &SampledThreads, period_ns: i64, duration_ns: i64) -> Vec<u8> {
     let mut comments = vec![format!("CPU time of user and kernel code, one sample per {period_ns} ns")];
     if table.lost() > 0 {
         comments.push(format!("{} samples did not fit into the table and are missing", table.lost()));
@@ -118,11 +112,11 @@ fn encode(
         ..Description::default()
     };
     pprof::encode(&description, &|visit| {
-        table.for_each(&mut |seen| {
+        for seen in table.stacks() {
             let count = i64::try_from(seen.count).unwrap_or(i64::MAX);
             let name = threads.names.get(&seen.thread).map_or("", String::as_str);
             let values = [count, count.saturating_mul(period_ns)];
-            visit(&Sample { frames: seen.frames, values: &values, labels: &[("thread", name)] });
-        });
+            visit(&Sample { frames: &seen.frames, values: &values, labels: &[("thread", name)] });
+        }
     })
 }

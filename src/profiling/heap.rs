@@ -3,13 +3,14 @@
 //! free of a sampled address. The allocator calls this module, so only the encoding may allocate.
 
 use std::cell::Cell;
-use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use heapless::index_map::FnvIndexMap;
+
 use super::pprof::{self, Description, Sample};
+use super::stack;
 use super::table::mix;
-use super::{ProfileError, stack};
 use crate::base::limits::{
     HEAP_FILTER_BYTES, HEAP_LIVE_MAX, HEAP_SAMPLING_BYTES, HEAP_STACK_FRAMES_MAX, HEAP_STACKS_MAX,
 };
@@ -66,23 +67,22 @@ fn filter(address: usize) -> Option<&'static AtomicU8> {
 #[cold]
 #[inline(never)]
 pub(super) fn sample(address: usize, bytes: usize) {
-    let is_first = RANDOM.with(|random| random.get() == 0);
-    let distance = random_distance();
+    let is_first = RANDOM.get() == 0;
+    let mut distance = random_distance();
     if is_first {
         // This is the thread's first allocation and starts its countdown. It is sampled only if the first random
         // distance ends within it.
         let left = distance - bytes.cast_signed() as i64;
-        BYTES_LEFT.with(|countdown| countdown.set(if left >= 0 { left } else { random_distance() }));
         if left >= 0 {
+            BYTES_LEFT.set(left);
             return;
         }
-    } else {
-        BYTES_LEFT.with(|countdown| countdown.set(distance));
+        distance = random_distance();
     }
-    let mut frames = [0_usize; HEAP_STACK_FRAMES_MAX];
-    let count = stack::keeping_errno(|| stack::walk_from_here(&mut frames));
-    let frames = frames.get(..count).unwrap_or_default();
-    if !tables().add(address, bytes, frames) {
+    BYTES_LEFT.set(distance);
+    let mut frames = heapless::Vec::<usize, HEAP_STACK_FRAMES_MAX>::new();
+    stack::keeping_errno(|| stack::walk_from_here(&mut frames));
+    if !tables().add(address, bytes, &frames) {
         LOST.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -107,85 +107,54 @@ fn tables() -> MutexGuard<'static, Tables> {
 )]
 fn random_distance() -> i64 {
     static SEED: AtomicU64 = AtomicU64::new(1);
-    let state = RANDOM.with(|random| {
-        let mut state = random.get();
-        if state == 0 {
-            state = mix(SEED.fetch_add(1, Ordering::Relaxed)); // unrelated to the states of other threads
-        }
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).max(1);
-        random.set(state);
-        state
-    });
+    let mut state = RANDOM.get();
+    if state == 0 {
+        state = mix(SEED.fetch_add(1, Ordering::Relaxed)); // unrelated to the states of other threads
+    }
+    state = state.wrapping_add(0x9e37_79b9_7f4a_7c15).max(1);
+    RANDOM.set(state);
     let uniform = ((mix(state) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
     (-uniform.ln() * HEAP_SAMPLING_BYTES as f64) as i64 + 1
 }
 
 /// An allocation site: a stack and its sampled allocations.
-#[derive(Clone, Copy)]
+#[derive(Clone, Default)]
 struct Site {
-    key: u64,
-    frames: [usize; HEAP_STACK_FRAMES_MAX],
-    frame_count: usize,
+    frames: heapless::Vec<usize, HEAP_STACK_FRAMES_MAX>,
     allocated_count: u64,
     allocated_bytes: u64,
     freed_count: u64,
     freed_bytes: u64,
 }
 
-/// A live sampled allocation. Address 0 marks an empty entry.
-#[derive(Clone, Copy)]
+/// A live sampled allocation.
 struct Living {
-    address: usize,
     bytes: usize,
-    site: u16,
+    /// Index of its site.
+    site: usize,
 }
 
 struct Tables {
-    /// Site 0 collects the samples of stacks that did not fit.
-    sites: [Site; HEAP_STACKS_MAX],
-    site_count: usize,
-    /// Index into `sites` by key, with linear probing. 0 marks an empty entry.
-    by_key: [u16; 2 * HEAP_STACKS_MAX],
-    living: [Living; HEAP_LIVE_MAX],
-    living_count: usize,
+    /// By a hash of the stack. Site 0 has the hash 0 and collects the samples of stacks that did not fit.
+    sites: FnvIndexMap<u64, Site, HEAP_STACKS_MAX>,
+    /// By address.
+    living: FnvIndexMap<usize, Living, HEAP_LIVE_MAX>,
 }
 
 impl Tables {
     /// All zero: the tables take no room in the binary, and memory only as they fill.
-    const EMPTY: Tables = Tables {
-        sites: [Site {
-            key: 0,
-            frames: [0; HEAP_STACK_FRAMES_MAX],
-            frame_count: 0,
-            allocated_count: 0,
-            allocated_bytes: 0,
-            freed_count: 0,
-            freed_bytes: 0,
-        }; HEAP_STACKS_MAX],
-        site_count: 0,
-        by_key: [0; 2 * HEAP_STACKS_MAX],
-        living: [Living { address: 0, bytes: 0, site: 0 }; HEAP_LIVE_MAX],
-        living_count: 0,
-    };
+    const EMPTY: Tables = Tables { sites: FnvIndexMap::new(), living: FnvIndexMap::new() };
 
     /// Returns false if the table of live allocations is full.
     fn add(&mut self, address: usize, bytes: usize, frames: &[usize]) -> bool {
-        if self.living_count >= HEAP_LIVE_MAX / 4 * 3 {
+        if self.living.len() >= HEAP_LIVE_MAX / 4 * 3 {
             return false;
         }
         let index = self.site_of(frames);
-        let Some(site) = self.sites.get_mut(usize::from(index)) else { return false };
+        let Some((_, site)) = self.sites.get_index_mut(index) else { return false };
         site.allocated_count += 1;
         site.allocated_bytes += bytes as u64;
-        let mut place = home_of(address);
-        while let Some(living) = self.living.get_mut(place) {
-            if living.address == 0 {
-                *living = Living { address, bytes, site: index };
-                break;
-            }
-            place = (place + 1) % HEAP_LIVE_MAX;
-        }
-        self.living_count += 1;
+        let _ = self.living.insert(address, Living { bytes, site: index }); // a quarter is free
         if let Some(count) = filter(address) {
             count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         }
@@ -193,41 +162,26 @@ impl Tables {
     }
 
     /// Returns the site of a stack. Adds a new site if there is room, else returns 0.
-    fn site_of(&mut self, frames: &[usize]) -> u16 {
-        self.site_count = self.site_count.max(1);
-        let key = frames.iter().fold(1, |key, frame| mix(key ^ *frame as u64)).max(1);
-        let mut place = usize::try_from(key & 0xffff_ffff).unwrap_or(0) % self.by_key.len();
-        while let Some(index) = self.by_key.get(place).copied().filter(|index| *index != 0) {
-            if self.sites.get(usize::from(index)).is_some_and(|site| site.key == key) {
-                return index;
-            }
-            place = (place + 1) % self.by_key.len();
+    fn site_of(&mut self, frames: &[usize]) -> usize {
+        if self.sites.is_empty() {
+            let _ = self.sites.insert(0, Site::default());
         }
-        let index = u16::try_from(self.site_count).unwrap_or(0);
-        let (Some(site), Some(by_key)) = (self.sites.get_mut(self.site_count), self.by_key.get_mut(place))
-        else {
-            return 0;
-        };
-        site.key = key;
-        site.frame_count = frames.len();
-        site.frames.iter_mut().zip(frames).for_each(|(to, from)| *to = *from);
-        *by_key = index;
-        self.site_count += 1;
-        index
+        let key = frames.iter().fold(1, |key, frame| mix(key ^ *frame as u64)).max(1);
+        if let Some(index) = self.sites.get_index_of(&key) {
+            return index;
+        }
+        let frames = heapless::Vec::from_slice(frames).unwrap_or_default();
+        match self.sites.insert(key, Site { frames, ..Site::default() }) {
+            Ok(_) => self.sites.len() - 1,
+            Err(_) => 0,
+        }
     }
 
     fn remove(&mut self, address: usize) {
-        let mut place = home_of(address);
-        let found = loop {
-            match self.living.get(place) {
-                Some(living) if living.address == address => break *living,
-                Some(living) if living.address != 0 => place = (place + 1) % HEAP_LIVE_MAX,
-                _ => return, // never sampled: a false positive of the filter
-            }
+        let Some(found) = self.living.swap_remove(&address) else {
+            return; // never sampled: a false positive of the filter
         };
-        self.close_gap(place);
-        self.living_count -= 1;
-        if let Some(site) = self.sites.get_mut(usize::from(found.site)) {
+        if let Some((_, site)) = self.sites.get_index_mut(found.site) {
             site.freed_count += 1;
             site.freed_bytes += found.bytes as u64;
         }
@@ -237,47 +191,13 @@ impl Tables {
             count.store(count.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
         }
     }
-
-    /// Empties an entry and moves displaced entries into the gap, so that a search may stop at an empty entry.
-    fn close_gap(&mut self, mut gap: usize) {
-        let mut place = gap;
-        loop {
-            place = (place + 1) % HEAP_LIVE_MAX;
-            let Some(living) = self.living.get(place).copied().filter(|living| living.address != 0) else {
-                break;
-            };
-            let distance_home = place.wrapping_sub(home_of(living.address)) % HEAP_LIVE_MAX;
-            let distance_gap = place.wrapping_sub(gap) % HEAP_LIVE_MAX;
-            if distance_home >= distance_gap {
-                self.put(gap, living);
-                gap = place;
-            }
-        }
-        self.put(gap, Living { address: 0, bytes: 0, site: 0 });
-    }
-
-    fn put(&mut self, place: usize, living: Living) {
-        if let Some(to) = self.living.get_mut(place) {
-            *to = living;
-        }
-    }
-}
-
-fn home_of(address: usize) -> usize {
-    usize::try_from(mix(address as u64) & 0xffff_ffff).unwrap_or(0) % HEAP_LIVE_MAX
 }
 
 /// Returns the heap profile as a gzip-compressed profile.proto with Go's sample types: `alloc_objects`, `alloc_space`,
 /// `inuse_objects`, `inuse_space`. Values are scaled up from samples that are 512 kB apart on average. The profile is
 /// empty unless [`Allocator`](super::Allocator) is the global allocator.
-///
-/// # Errors
-/// [`ProfileError::Encode`] when the result cannot be written.
-pub fn heap_profile(kind: Heap) -> Result<Vec<u8>, ProfileError> {
-    encode(kind).map_err(ProfileError::Encode)
-}
-
-fn encode(kind: Heap) -> io::Result<Vec<u8>> {
+#[must_use]
+pub fn heap_profile(kind: Heap) -> Vec<u8> {
     let lost = LOST.load(Ordering::Relaxed);
     let mut comments = vec![format!("sampled every {HEAP_SAMPLING_BYTES} bytes on average and scaled up")];
     if lost > 0 {
@@ -297,11 +217,11 @@ fn encode(kind: Heap) -> io::Result<Vec<u8>> {
         drop_frames: ALLOCATION_FRAMES,
         comments,
     };
-    let site_count = tables().site_count;
+    let site_count = tables().sites.len();
     pprof::encode(&description, &|visit| {
         for index in 0..site_count {
             // Copied, because the visitor allocates and the lock must not be held then.
-            let Some(site) = tables().sites.get(index).copied() else { break };
+            let Some(site) = tables().sites.get_index(index).map(|(_, site)| site.clone()) else { break };
             if site.allocated_count == 0 {
                 continue;
             }
@@ -310,8 +230,7 @@ fn encode(kind: Heap) -> io::Result<Vec<u8>> {
             let (alloc_objects, alloc_space) = scaled(site.allocated_count, site.allocated_bytes);
             let (inuse_objects, inuse_space) = scaled(live_count, live_bytes);
             let values = [alloc_objects, alloc_space, inuse_objects, inuse_space];
-            let frames = site.frames.get(..site.frame_count).unwrap_or_default();
-            visit(&Sample { frames, values: &values, labels: &[] });
+            visit(&Sample { frames: &site.frames, values: &values, labels: &[] });
         }
     })
 }
@@ -357,8 +276,8 @@ mod tests {
                     map.remove(&address);
                 }
             }
-            prop_assert_eq!(tables.living_count, map.len());
-            for site in tables.sites.iter().filter(|site| site.allocated_count > 0) {
+            prop_assert_eq!(tables.living.len(), map.len());
+            for site in tables.sites.values().filter(|site| site.allocated_count > 0) {
                 let own = site.frames.first().copied().unwrap_or(0);
                 let bytes: usize = map.values().filter(|(_, site)| *site == own).map(|(bytes, _)| bytes).sum();
                 prop_assert_eq!(site.allocated_bytes - site.freed_bytes, bytes as u64);
@@ -367,7 +286,7 @@ mod tests {
                 prop_assert!(may_be_sampled(address));
                 tables.remove(address);
             }
-            prop_assert_eq!(tables.living_count, 0);
+            prop_assert_eq!(tables.living.len(), 0);
         }
     }
 
@@ -376,12 +295,11 @@ mod tests {
         let mut tables = empty();
         let room = (1..=HEAP_LIVE_MAX).filter(|number| tables.add(number * 64, 1, &[*number])).count();
         assert_eq!(room, HEAP_LIVE_MAX / 4 * 3);
-        assert_eq!(tables.site_count, HEAP_STACKS_MAX);
-        let others = tables.sites.first().map(|site| site.allocated_count);
+        assert_eq!(tables.sites.len(), HEAP_STACKS_MAX);
+        let others = tables.sites.first().map(|(_, site)| site.allocated_count);
         assert_eq!(others, Some((room - HEAP_STACKS_MAX + 1) as u64));
         (1..=HEAP_LIVE_MAX).for_each(|number| tables.remove(number * 64));
-        assert_eq!(tables.living_count, 0);
-        assert!(tables.living.iter().all(|living| living.address == 0));
+        assert_eq!(tables.living.len(), 0);
     }
 
     #[test]

@@ -28,7 +28,8 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Records SIGPROF in its table while it exists. Only one session can exist at a time.
 pub(super) struct Session {
-    table: Arc<Table>,
+    /// What the handler has recorded so far.
+    pub(super) table: Arc<Table>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -42,11 +43,6 @@ impl Session {
         let table = Arc::new(Table::new(trigger, text));
         TABLE.store(Arc::as_ptr(&table).cast_mut(), Ordering::SeqCst);
         Ok(Session { table, _turn: turn })
-    }
-
-    /// Returns the number of samples so far.
-    pub(super) fn recorded(&self) -> u64 {
-        self.table.recorded()
     }
 
     /// Ends the session and returns its table. Another session may start afterwards.
@@ -116,10 +112,10 @@ fn record(table: &Table, info: *const TimerSignal, context: *const libc::ucontex
     };
     // SAFETY: with SA_SIGINFO the third argument is the interrupted context, which lives while the handler runs.
     let registers = unsafe { context.as_ref() }.map_or_else(Registers::default, stack::interrupted);
-    let mut frames = [0_usize; STACK_FRAMES_MAX];
-    let found = stack::walk(&registers, &table.text, &mut frames);
+    let mut frames = heapless::Vec::<usize, STACK_FRAMES_MAX>::new();
+    stack::walk(&registers, &table.text, &mut frames);
     let thread = rustix::thread::gettid().as_raw_nonzero().get();
-    table.record(thread, count, frames.get(..found).unwrap_or_default());
+    table.record(thread, count, &frames);
 }
 
 /// Requests the stack of a thread of this process. Returns false if the thread no longer exists.

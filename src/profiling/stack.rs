@@ -137,42 +137,29 @@ impl Window {
     }
 }
 
-/// Frames found so far, innermost first.
-struct Frames<'a> {
-    out: &'a mut [usize],
-    count: usize,
+/// Frames found so far, innermost first, with room for a fixed number.
+type Frames = heapless::VecView<usize>;
+
+/// Records a return address as the address of the call before it, so that the right function is named. Returns false if
+/// there is no room for another frame.
+fn push_return(frames: &mut Frames, address: usize) -> bool {
+    frames.push(address.wrapping_sub(1)).is_ok()
 }
 
-impl Frames<'_> {
-    /// Returns false if there is no room for another frame.
-    fn push(&mut self, address: usize) -> bool {
-        let Some(frame) = self.out.get_mut(self.count) else { return false };
-        *frame = address;
-        self.count += 1;
-        true
-    }
-
-    /// Records a return address as the address of the call before it, so that the right function is named.
-    fn push_return(&mut self, address: usize) -> bool {
-        self.push(address.wrapping_sub(1))
-    }
-}
-
-/// Fills `out` with the addresses of the stack, innermost first, and returns their number. `text` is the range of our
-/// own code. Async-signal-safe; changes errno.
-pub(super) fn walk(registers: &Registers, text: &Range<usize>, out: &mut [usize]) -> usize {
-    let mut frames = Frames { out, count: 0 };
+/// Adds the addresses of the stack to the empty `frames`, innermost first. `text` is the range of our own code.
+/// Async-signal-safe; changes errno.
+pub(super) fn walk(registers: &Registers, text: &Range<usize>, frames: &mut Frames) {
     let mut window = Window::new();
-    frames.push(registers.program_counter);
+    let _ = frames.push(registers.program_counter);
     let mut frame_pointer = registers.frame_pointer;
     let has_frame = is_above(frame_pointer, registers.stack_pointer);
     if !has_frame || !text.contains(&registers.program_counter) {
         if text.contains(&registers.link) {
-            frames.push_return(registers.link);
+            push_return(frames, registers.link);
         } else {
             let until = if has_frame { frame_pointer } else { usize::MAX };
             if let Some(at) = find_return(&mut window, registers.stack_pointer, until, text) {
-                frames.push_return(window.word(at).unwrap_or(0));
+                push_return(frames, window.word(at).unwrap_or(0));
                 if !has_frame {
                     frame_pointer = window.word(at - WORD_BYTES).unwrap_or(0);
                 }
@@ -180,24 +167,21 @@ pub(super) fn walk(registers: &Registers, text: &Range<usize>, out: &mut [usize]
         }
     }
     if is_above(frame_pointer, registers.stack_pointer) {
-        follow(&mut window, frame_pointer, &mut frames);
+        follow(&mut window, frame_pointer, frames);
     }
-    frames.count
 }
 
-/// Fills `out` with the callers of the calling function, innermost first. Changes errno.
+/// Adds the callers of the calling function to `frames`, innermost first. Changes errno.
 #[inline(never)]
-pub(super) fn walk_from_here(out: &mut [usize]) -> usize {
-    let mut frames = Frames { out, count: 0 };
-    follow(&mut Window::new(), own_frame_pointer(), &mut frames);
-    frames.count
+pub(super) fn walk_from_here(frames: &mut Frames) {
+    follow(&mut Window::new(), own_frame_pointer(), frames);
 }
 
-fn follow(window: &mut Window, mut frame_pointer: usize, frames: &mut Frames<'_>) {
+fn follow(window: &mut Window, mut frame_pointer: usize, frames: &mut Frames) {
     while let Some(caller) = window.word(frame_pointer) {
         let Some(return_address) = window.word(frame_pointer.wrapping_add(WORD_BYTES)) else { return };
         if return_address < PAGE_BYTES
-            || !frames.push_return(return_address)
+            || !push_return(frames, return_address)
             || !is_above(caller, frame_pointer)
         {
             return;
@@ -262,31 +246,35 @@ mod tests {
     use super::*;
 
     #[inline(never)]
-    fn deep(levels: usize, out: &mut [usize]) -> usize {
-        if levels == 0 { walk_from_here(out) } else { std::hint::black_box(deep(levels - 1, out)) }
+    fn deep(levels: usize, frames: &mut Frames) -> usize {
+        if levels == 0 {
+            walk_from_here(frames);
+        } else {
+            std::hint::black_box(deep(levels - 1, frames));
+        }
+        frames.len()
     }
 
     #[test]
     fn walk_finds_every_caller_and_stops_at_the_bound() {
-        let mut few = [0; 5];
-        assert_eq!(deep(20, &mut few), 5);
-        let mut many = [0; 200];
+        assert_eq!(deep(20, &mut heapless::Vec::<usize, 5>::new()), 5);
+        let (mut many, mut more) = (heapless::Vec::<usize, 200>::new(), heapless::Vec::<usize, 200>::new());
         let shallow = deep(1, &mut many);
-        assert_eq!(deep(21, &mut many), shallow + 20);
-        assert!(many[..shallow].iter().all(|address| *address > PAGE_BYTES));
+        assert_eq!(deep(21, &mut more), shallow + 20);
+        assert!(many.iter().all(|address| *address > PAGE_BYTES));
     }
 
     #[test]
     fn wrong_pointer_ends_the_walk_but_not_the_process() {
         let text = 0..usize::MAX;
         for wrong in [0, 8, 4096, 0xdead_bee8, usize::MAX - 7, usize::MAX, 0x7fff_ffff_f000] {
-            let mut out = [0; 8];
             let lower = wrong.saturating_sub(64);
             let registers =
                 Registers { program_counter: 4242, stack_pointer: lower, frame_pointer: wrong, link: 0 };
-            assert!(walk(&registers, &(1..2), &mut out) >= 1, "{wrong:x}");
-            assert_eq!(out[0], 4242);
-            let _ = walk(&registers, &text, &mut out);
+            let mut out = heapless::Vec::<usize, 8>::new();
+            walk(&registers, &(1..2), &mut out);
+            assert_eq!(out.first(), Some(&4242), "{wrong:x}");
+            walk(&registers, &text, &mut heapless::Vec::<usize, 8>::new());
         }
     }
 
@@ -300,10 +288,10 @@ mod tests {
         stack[5] = 0x2001;
         let registers =
             Registers { program_counter: 7, stack_pointer: at, frame_pointer: at + 2 * WORD_BYTES, link: 0 };
-        let mut out = [0; 8];
+        let mut out = heapless::Vec::<usize, 8>::new();
         let stack = std::hint::black_box(&stack);
-        assert_eq!(walk(&registers, &(0..100), &mut out), 3, "{stack:?}");
-        assert_eq!(out[..3], [7, 0x1000, 0x2000]);
+        walk(&registers, &(0..100), &mut out);
+        assert_eq!(out, [7, 0x1000, 0x2000], "{stack:?}");
     }
 
     #[cfg(target_arch = "x86_64")]

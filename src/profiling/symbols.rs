@@ -2,8 +2,6 @@
 //! without symbols is shown by its own name in brackets.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::path::Path;
 
@@ -18,13 +16,6 @@ pub(super) struct Mapping {
     pub(super) build_id: String,
 }
 
-/// A function: its demangled name and its linker name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Function {
-    pub(super) name: String,
-    pub(super) system_name: String,
-}
-
 /// Indices of the mapping and the function that contain an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -35,51 +26,68 @@ pub(super) struct Place {
 /// The result of [`resolve`].
 #[derive(Debug, Default)]
 pub(super) struct Symbols {
+    /// The requested addresses, ascending.
+    pub(super) addresses: Vec<usize>,
     /// Our own program comes first, as pprof expects.
     pub(super) mappings: Vec<Mapping>,
-    pub(super) functions: Vec<Function>,
+    /// Linker names of the functions.
+    pub(super) functions: Vec<String>,
     /// One entry per requested address; `None` if no code is mapped there.
     pub(super) places: Vec<Option<Place>>,
 }
 
-/// Resolves the ascending `addresses`.
-pub(super) fn resolve(addresses: &[usize]) -> Symbols {
-    let mut symbols =
-        Symbols { mappings: mappings(), functions: Vec::new(), places: vec![None; addresses.len()] };
+/// Resolves `addresses`.
+pub(super) fn resolve(mut addresses: Vec<usize>) -> Symbols {
+    addresses.sort_unstable();
+    addresses.dedup();
     let own = own_text();
-    symbols.mappings.sort_by_key(|mapping| (mapping.range != own, mapping.range.start));
+    let mut mappings = mappings();
+    mappings.sort_by_key(|mapping| (mapping.range != own, mapping.range.start));
+    let places = vec![None; addresses.len()];
+    let mut symbols = Symbols { addresses, mappings, functions: Vec::new(), places };
     for index in 0..symbols.mappings.len() {
-        let Some(mapping) = symbols.mappings.get(index) else { break };
-        let first = addresses.partition_point(|address| *address < mapping.range.start);
-        let end = addresses.partition_point(|address| *address < mapping.range.end);
-        // If the program file was replaced, only this path leads to the running file.
-        let path = if mapping.range == own { "/proc/self/exe".to_owned() } else { mapping.path.clone() };
-        if let Some(inside) = addresses.get(first..end)
-            && (index == 0 || !inside.is_empty())
-        {
-            symbols.name_inside(index, Path::new(&path), first, inside);
-        }
+        symbols.name_inside(index, &own);
     }
     symbols
 }
 
 impl Symbols {
-    /// Resolves the addresses inside one mapping; `first` is the index of the first of them.
-    fn name_inside(&mut self, index: usize, path: &Path, first: usize, addresses: &[usize]) {
+    /// Returns an address's index in `addresses` and its place.
+    pub(super) fn find(&self, address: usize) -> Option<(usize, Place)> {
+        let index = self.addresses.binary_search(&address).ok()?;
+        let place = self.places.get(index).copied().flatten()?;
+        Some((index, place))
+    }
+
+    /// Returns the name of the function at an address.
+    pub(super) fn name_of(&self, address: usize) -> Option<String> {
+        let (_, place) = self.find(address)?;
+        self.functions.get(place.function).map(|name| demangled(name))
+    }
+
+    /// Resolves the addresses inside one mapping. `own` is the range of our own code.
+    fn name_inside(&mut self, index: usize, own: &Range<usize>) {
         let Some(mapping) = self.mappings.get_mut(index) else { return };
+        let first = self.addresses.partition_point(|address| *address < mapping.range.start);
+        let inside = self.addresses.iter().skip(first).take_while(|address| mapping.range.contains(address));
         let offset_of = |address: &usize| (*address - mapping.range.start) as u64 + mapping.file_offset;
-        let offsets: Vec<u64> = addresses.iter().map(offset_of).collect();
+        let offsets: Vec<u64> = inside.map(offset_of).collect();
+        if index != 0 && offsets.is_empty() {
+            return;
+        }
+        // If the program file was replaced, only this path leads to the running file.
+        let path = if mapping.range == *own { "/proc/self/exe" } else { &mapping.path };
         // A file that cannot be read yields no names.
-        let image = elf::read(path, &offsets).unwrap_or_default();
+        let image = elf::read(Path::new(path), &offsets).unwrap_or_default();
         mapping.build_id = image.build_id;
         let whole =
             format!("[{}]", mapping.path.rsplit('/').next().unwrap_or_default().trim_matches(['[', ']']));
         let mut known: HashMap<Option<u64>, usize> = HashMap::new();
         let found = image.symbols.into_iter().chain(std::iter::repeat(None));
-        for (place, symbol) in self.places.iter_mut().skip(first).take(addresses.len()).zip(found) {
+        for (place, symbol) in self.places.iter_mut().skip(first).take(offsets.len()).zip(found) {
             let start = symbol.as_ref().map(|symbol| symbol.start);
             let function = *known.entry(start).or_insert_with(|| {
-                self.functions.push(function(symbol.map_or_else(|| whole.clone(), |symbol| symbol.name)));
+                self.functions.push(symbol.map_or_else(|| whole.clone(), |symbol| symbol.name));
                 self.functions.len() - 1
             });
             *place = Some(Place { mapping: index, function });
@@ -87,16 +95,15 @@ impl Symbols {
     }
 }
 
-fn function(system_name: String) -> Function {
-    let name = format!("{:#}", rustc_demangle::demangle(&system_name));
-    Function { name, system_name }
+/// Returns a function's name as in the source, from its linker name.
+pub(super) fn demangled(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
 }
 
 /// Returns all executable mappings with a name, ascending; none without /proc.
 pub(super) fn mappings() -> Vec<Mapping> {
-    let lines = |file| BufReader::new(file).lines().map_while(io::Result::ok);
-    let Ok(maps) = File::open("/proc/self/maps") else { return Vec::new() };
-    lines(maps).filter_map(|line| parse_mapping(&line)).collect()
+    let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
+    String::from_utf8_lossy(&maps).lines().filter_map(parse_mapping).collect()
 }
 
 /// Parses `start-end rwxp offset device inode   path` (proc(5)). `None` unless executable and with a path.
@@ -139,18 +146,11 @@ mod tests {
 
     #[test]
     fn own_functions_are_named_and_unmapped_addresses_are_not() {
-        let resolve_at = resolve as fn(&[usize]) -> Symbols as usize;
-        let mut addresses = [8, resolve_at, resolve_at + 1, usize::MAX];
-        addresses.sort_unstable();
-        let symbols = resolve(&addresses);
-        let names: Vec<Option<&str>> = symbols
-            .places
-            .iter()
-            .map(|place| {
-                place.and_then(|place| symbols.functions.get(place.function)).map(|f| f.name.as_str())
-            })
-            .collect();
-        let ours = Some("streaming_server::profiling::symbols::resolve");
-        assert_eq!(names, [None, ours, ours, None]);
+        let resolve_at = resolve as fn(Vec<usize>) -> Symbols as usize;
+        let symbols = resolve(vec![resolve_at + 1, 8, usize::MAX, resolve_at, 8]);
+        let names: Vec<Option<String>> =
+            symbols.addresses.iter().map(|address| symbols.name_of(*address)).collect();
+        let ours = Some("streaming_server::profiling::symbols::resolve".to_owned());
+        assert_eq!(names, [None, ours.clone(), ours, None]);
     }
 }

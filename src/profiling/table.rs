@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::base::limits::{PROFILE_FRAMES_MAX, PROFILE_STACKS_MAX, STACK_FRAMES_MAX};
+use crate::base::limits::{PROFILE_FRAMES_MAX, PROFILE_STACKS_MAX};
 
 /// Maximum number of entries probed for one stack; a local bound.
 const PROBES_MAX: usize = 16;
@@ -43,10 +43,10 @@ pub(super) struct Table {
 }
 
 /// One recorded stack.
-pub(super) struct Seen<'a> {
+pub(super) struct Seen {
     pub(super) thread: i32,
     pub(super) count: u64,
-    pub(super) frames: &'a [usize],
+    pub(super) frames: Vec<usize>,
 }
 
 impl Table {
@@ -95,22 +95,18 @@ impl Table {
         entry.is_complete.store(true, Ordering::Release);
     }
 
-    /// Calls `visit` with every complete stack, in the table's order.
-    pub(super) fn for_each(&self, visit: &mut dyn FnMut(&Seen<'_>)) {
-        let mut frames = [0_usize; STACK_FRAMES_MAX];
-        for entry in self.entries.iter().filter(|entry| entry.is_complete.load(Ordering::Acquire)) {
+    /// Returns every complete stack, in the table's order.
+    pub(super) fn stacks(&self) -> impl Iterator<Item = Seen> {
+        self.entries.iter().filter(|entry| entry.is_complete.load(Ordering::Acquire)).map(|entry| {
             let first = entry.first_frame.load(Ordering::Relaxed) as usize;
             let count = entry.frame_count.load(Ordering::Relaxed) as usize;
             let words = self.frames.get(first..first + count).unwrap_or_default();
-            for (frame, word) in frames.iter_mut().zip(words) {
-                *frame = word.load(Ordering::Relaxed);
-            }
-            visit(&Seen {
+            Seen {
                 thread: entry.thread.load(Ordering::Relaxed),
                 count: entry.count.load(Ordering::Relaxed),
-                frames: frames.get(..count).unwrap_or_default(),
-            });
-        }
+                frames: words.iter().map(|word| word.load(Ordering::Relaxed)).collect(),
+            }
+        })
     }
 
     /// Returns the number of samples so far, including lost ones.
@@ -154,8 +150,7 @@ mod tests {
 
     fn totals(table: &Table) -> BTreeMap<(i32, Vec<usize>), u64> {
         let mut all = BTreeMap::new();
-        table
-            .for_each(&mut |seen| *all.entry((seen.thread, seen.frames.to_vec())).or_insert(0) += seen.count);
+        table.stacks().for_each(|seen| *all.entry((seen.thread, seen.frames)).or_insert(0) += seen.count);
         all
     }
 

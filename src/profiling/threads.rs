@@ -1,8 +1,8 @@
 //! The goroutine profile of Go, for threads: one sample per thread with its name, state and current stack. A signal
 //! requests the stack of each thread; it interrupts interruptible system calls briefly (EINTR).
 
+use std::collections::HashMap;
 use std::fmt::Write;
-use std::io;
 use std::thread;
 use std::time::Duration;
 
@@ -15,58 +15,47 @@ use super::tasks::{self, Task};
 use crate::base::clock;
 use crate::base::limits;
 
-/// A thread and its stack, innermost frame first. The stack is empty if the thread did not answer.
-struct ThreadStack {
-    task: Task,
-    frames: Vec<usize>,
-}
+/// Stacks by thread, innermost frame first. Threads that did not answer are missing.
+type Stacks = HashMap<i32, Vec<usize>>;
 
 /// Returns all threads: with `debug` 0 as a gzip-compressed profile.proto, with 1 as a table in text, from 2 on with
 /// stacks. Threads that do not answer within 200 ms (in uninterruptible sleep) are listed without a stack. While a CPU
 /// profile is being taken, all threads are listed without a stack and a note says so.
 ///
 /// # Errors
-/// [`ProfileError::Signal`] when the kernel refuses the handler, [`ProfileError::Encode`] when the result cannot
-/// be written.
+/// [`ProfileError::Signal`] when the kernel refuses the handler.
 pub fn threads(debug: u8) -> Result<Vec<u8>, ProfileError> {
     let mut tasks: Vec<Task> = tasks::ids().into_iter().filter_map(tasks::task).collect();
     tasks.sort_by_key(|task| task.id);
-    let stacks = match stacks_of(&tasks) {
-        Ok(stacks) => Some(stacks),
-        Err(ProfileError::Busy) => None,
+    let (stacks, note) = match stacks_of(&tasks) {
+        Ok(stacks) => (stacks, ""),
+        Err(ProfileError::Busy) => (Stacks::new(), "no stacks: another profile is being taken"),
         Err(error) => return Err(error),
     };
-    let note = if stacks.is_none() { "no stacks: another profile is being taken" } else { "" };
-    let mut stacks = stacks.unwrap_or_default();
-    let with_stack = |task: Task| {
-        let own = stacks.iter_mut().find(|(id, _)| *id == task.id);
-        let frames = own.map(|(_, frames)| std::mem::take(frames)).unwrap_or_default();
-        ThreadStack { task, frames }
-    };
-    let stacks_by_thread: Vec<ThreadStack> = tasks.into_iter().map(with_stack).collect();
     match debug {
-        0 => encode(&stacks_by_thread, note).map_err(ProfileError::Encode),
-        1 => Ok(text(&stacks_by_thread, note, false).into_bytes()),
-        _ => Ok(text(&stacks_by_thread, note, true).into_bytes()),
+        0 => Ok(encode(&tasks, &stacks, note)),
+        _ => Ok(text(&tasks, &stacks, note, debug > 1).into_bytes()),
     }
 }
 
 /// Requests the stack of every thread and waits for the answers. If a late signal makes a thread answer twice, the
 /// first answer is used.
-fn stacks_of(tasks: &[Task]) -> Result<Vec<(i32, Vec<usize>)>, ProfileError> {
+fn stacks_of(tasks: &[Task]) -> Result<Stacks, ProfileError> {
     let session = Session::start(Trigger::Request, symbols::own_text())?;
     let requested =
         tasks.iter().take(limits::PROFILE_THREADS_MAX).filter(|task| signal::request_stack(task.id)).count();
     let until_ns = clock::monotonic_ns() + i64::try_from(limits::PROFILE_ANSWER_MAX.as_nanos()).unwrap_or(0);
-    while session.recorded() < requested as u64 && clock::monotonic_ns() < until_ns {
+    while session.table.recorded() < requested as u64 && clock::monotonic_ns() < until_ns {
         thread::sleep(Duration::from_millis(1));
     }
-    let mut stacks = Vec::new();
-    session.stop().for_each(&mut |seen| stacks.push((seen.thread, seen.frames.to_vec())));
+    let mut stacks = Stacks::new();
+    for seen in session.stop().stacks() {
+        stacks.entry(seen.thread).or_insert(seen.frames);
+    }
     Ok(stacks)
 }
 
-fn encode(stacks_by_thread: &[ThreadStack], note: &str) -> io::Result<Vec<u8>> {
+fn encode(tasks: &[Task], stacks: &Stacks, note: &str) -> Vec<u8> {
     let mut comments = vec!["one sample per thread; this program has no goroutines".to_owned()];
     if !note.is_empty() {
         comments.push(note.to_owned());
@@ -80,7 +69,8 @@ fn encode(stacks_by_thread: &[ThreadStack], note: &str) -> io::Result<Vec<u8>> {
         ..Description::default()
     };
     pprof::encode(&description, &|visit| {
-        for ThreadStack { task, frames } in stacks_by_thread {
+        for task in tasks {
+            let frames = stacks.get(&task.id).map(Vec::as_slice).unwrap_or_default();
             let (id, mut state) = (task.id.to_string(), [0; 4]);
             let state = task.state.encode_utf8(&mut state);
             let labels = [("thread", task.name.as_str()), ("tid", &id), ("state", state)];
@@ -89,32 +79,24 @@ fn encode(stacks_by_thread: &[ThreadStack], note: &str) -> io::Result<Vec<u8>> {
     })
 }
 
-fn text(stacks_by_thread: &[ThreadStack], note: &str, with_stacks: bool) -> String {
-    let mut addresses: Vec<usize> =
-        stacks_by_thread.iter().flat_map(|thread| thread.frames.iter().copied()).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    let symbols = if with_stacks { symbols::resolve(&addresses) } else { Symbols::default() };
-    let mut out = format!("{} threads\n", stacks_by_thread.len());
+fn text(tasks: &[Task], stacks: &Stacks, note: &str, with_stacks: bool) -> String {
+    let addresses = stacks.values().flatten().copied().collect();
+    let symbols = if with_stacks { symbols::resolve(addresses) } else { Symbols::default() };
+    let mut out = format!("{} threads\n", tasks.len());
     if !note.is_empty() {
         let _ = writeln!(out, "{note}"); // writing to a String does not fail
     }
-    for ThreadStack { task, frames } in stacks_by_thread {
+    for task in tasks {
         let wait = if task.wait_channel.is_empty() { "-" } else { &task.wait_channel };
         let _ = writeln!(
             out,
             "\nthread {} [{}] {:?} user {} ms, system {} ms, waits in {wait}",
             task.id, task.state, task.name, task.user_ms, task.system_ms
         );
-        let names = frames.iter().map_while(|frame| Some((frame, name_of(*frame, &addresses, &symbols)?)));
-        for (frame, name) in names {
+        let frames = stacks.get(&task.id).into_iter().flatten();
+        for (frame, name) in frames.map_while(|frame| Some((frame, symbols.name_of(*frame)?))) {
             let _ = writeln!(out, "\t{frame:#x} {name}");
         }
     }
     out
-}
-
-fn name_of<'a>(frame: usize, addresses: &[usize], symbols: &'a Symbols) -> Option<&'a str> {
-    let place = symbols.places.get(addresses.binary_search(&frame).ok()?)?.as_ref()?;
-    symbols.functions.get(place.function).map(|function| function.name.as_str())
 }

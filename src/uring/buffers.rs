@@ -43,7 +43,8 @@ impl<T> Slot<T> {
         Slot { memory: NonNull::from(Box::leak(Box::new(memory))), token, is_held: false }
     }
 
-    fn is_held(&self) -> bool {
+    /// Returns true while the kernel holds the memory.
+    pub(super) fn is_held(&self) -> bool {
         self.is_held
     }
 
@@ -69,7 +70,7 @@ impl<T> Slot<T> {
     ///
     /// # Panics
     /// If the kernel already holds it: the completion of one operation would end the hold of the other.
-    fn hold(&mut self) -> (*mut T, Token) {
+    pub(super) fn hold(&mut self) -> (*mut T, Token) {
         assert!(!self.is_held, "one operation per slot");
         self.is_held = true;
         (self.memory.as_ptr(), self.token)
@@ -79,7 +80,7 @@ impl<T> Slot<T> {
     ///
     /// # Panics
     /// If `cqe` belongs to another operation or is not the last: the kernel could still write the memory.
-    fn release(&mut self, cqe: &Cqe) {
+    pub(super) fn release(&mut self, cqe: &Cqe) {
         assert!(cqe.token() == self.token && cqe.is_last(), "only its own last completion ends an operation");
         self.is_held = false;
     }
@@ -117,6 +118,14 @@ fn empty_header() -> libc::msghdr {
     unsafe { std::mem::zeroed() }
 }
 
+/// Returns the header of a receive, with the room for address and control messages.
+pub(super) fn receive_header() -> libc::msghdr {
+    let mut header = empty_header();
+    header.msg_namelen = u32::try_from(ADDRESS_BYTES).unwrap_or_default();
+    header.msg_controllen = CONTROL_BYTES;
+    header
+}
+
 impl SendMemory {
     fn new() -> SendMemory {
         SendMemory {
@@ -146,10 +155,10 @@ impl SendMemory {
         let Some((address, address_bytes)) = encode_address(batch.route.remote, family) else {
             return false;
         };
-        let Some(bytes) = self.bytes.get_mut(..batch.shape.bytes) else { return false };
+        let Some(bytes) = self.bytes.get_mut(..batch.bytes) else { return false };
         self.iovec = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         self.address.0 = address;
-        let segment = batch.shape.gso_segment();
+        let segment = batch.gso_segment();
         let route = &batch.route;
         let control_bytes = encode_control(&mut self.control.0, family, segment, route.local, route.remote);
         self.header.msg_name = self.address.0.as_mut_ptr().cast();
@@ -170,16 +179,19 @@ pub(super) struct SendSlab {
     /// Indices of free operations, used from the back. Those without bytes are in front.
     free: VecDeque<u32>,
     slots_max: u32,
+    /// Family of the socket.
+    pub(super) family: Family,
 }
 
 impl SendSlab {
-    /// Allows `sends_max` operations, 1 to [`SENDS_MAX`].
-    pub(super) fn new(sends_max: usize) -> SendSlab {
+    /// Allows `sends_max` operations, 1 to [`SENDS_MAX`], on a socket of `family`.
+    pub(super) fn new(sends_max: usize, family: Family) -> SendSlab {
         let slots_max = sends_max.clamp(1, SENDS_MAX);
         SendSlab {
             slots: Vec::with_capacity(slots_max),
             free: VecDeque::with_capacity(slots_max),
             slots_max: u32::try_from(slots_max).unwrap_or(u32::MAX),
+            family,
         }
     }
 
@@ -202,12 +214,8 @@ impl SendSlab {
 
     /// Hands operation `index` with the datagrams of `batch` to the kernel. `None` if the remote is unreachable or the
     /// operation is not ours.
-    pub(super) fn hold(
-        &mut self,
-        index: u32,
-        batch: &Batch,
-        family: Family,
-    ) -> Option<(*const libc::msghdr, Token)> {
+    pub(super) fn hold(&mut self, index: u32, batch: &Batch) -> Option<(*const libc::msghdr, Token)> {
+        let family = self.family;
         let (slot, batch_of_slot) = self.slot(index)?;
         if !slot.get_mut()?.seal(batch, family) {
             return None;
@@ -226,8 +234,8 @@ impl SendSlab {
 
     /// Returns the datagrams of `batch` in an operation that is ours, oldest first.
     pub(super) fn datagrams(&mut self, index: u32, batch: &Batch) -> impl Iterator<Item = &[u8]> {
-        let bytes = self.slot(index).and_then(|(slot, _)| slot.get()?.bytes.get(..batch.shape.bytes));
-        bytes.unwrap_or_default().chunks(batch.shape.segment_bytes.max(1))
+        let bytes = self.slot(index).and_then(|(slot, _)| slot.get()?.bytes.get(..batch.bytes));
+        bytes.unwrap_or_default().chunks(batch.segment_bytes.max(1))
     }
 
     /// Frees an operation that is ours. At most [`SEND_BUFFERS_KEPT`] free ones keep their bytes after a congestion.
@@ -247,32 +255,6 @@ impl SendSlab {
 
     fn slot(&mut self, index: u32) -> Option<&mut (Slot<SendMemory>, Option<Batch>)> {
         self.slots.get_mut(usize::try_from(index).ok()?)
-    }
-}
-
-/// The eight bytes of an eventfd read (eventfd(2)).
-pub(super) struct EventfdMemory(Slot<u64>);
-
-impl EventfdMemory {
-    /// Makes the memory for eventfd `index`.
-    pub(super) fn new(index: u16) -> EventfdMemory {
-        EventfdMemory(Slot::new(0, Token::Eventfd(index)))
-    }
-
-    /// Returns true while the kernel holds the read.
-    pub(super) fn is_armed(&self) -> bool {
-        self.0.is_held()
-    }
-
-    /// Hands the eight bytes to the kernel for one read.
-    pub(super) fn hold(&mut self) -> (*mut u8, u32, Token) {
-        let (memory, token) = self.0.hold();
-        (memory.cast(), 8, token)
-    }
-
-    /// Takes the bytes back.
-    pub(super) fn complete(&mut self, cqe: &Cqe) {
-        self.0.release(cqe);
     }
 }
 
@@ -300,13 +282,11 @@ impl ReceiveMemory {
     fn seal(&mut self) {
         self.iovec =
             libc::iovec { iov_base: self.datagram.as_mut_ptr().cast(), iov_len: RECEIVE_BUFFER_BYTES };
-        self.header = empty_header();
+        self.header = receive_header();
         self.header.msg_name = self.address.0.as_mut_ptr().cast();
-        self.header.msg_namelen = u32::try_from(ADDRESS_BYTES).unwrap_or_default();
         self.header.msg_iov = &raw mut self.iovec;
         self.header.msg_iovlen = 1;
         self.header.msg_control = self.control.0.as_mut_ptr().cast();
-        self.header.msg_controllen = CONTROL_BYTES;
     }
 
     /// Returns what the kernel received. Its lengths are limited to ours.
@@ -458,13 +438,10 @@ impl BufferRing {
     pub(super) fn new() -> io::Result<BufferRing> {
         let entries = MmapRaw::from(MmapMut::map_anon(HEADER_AT + size_of::<libc::msghdr>())?);
         let data = MmapMut::map_anon(usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES)?;
-        let mut header = empty_header();
-        header.msg_namelen = u32::try_from(ADDRESS_BYTES).unwrap_or_default();
-        header.msg_controllen = CONTROL_BYTES;
         let header_at = entries.as_mut_ptr().wrapping_add(HEADER_AT).cast::<libc::msghdr>();
         // SAFETY: the mapping is writable, ends with room for a msghdr at HEADER_AT, and is aligned to a page;
         // HEADER_AT is a multiple of 16, so the pointer is aligned. No other reference to the mapping exists yet.
-        unsafe { header_at.write(header) };
+        unsafe { header_at.write(receive_header()) };
         let mut ring = BufferRing {
             entries: Some(entries),
             data: Some(MmapRaw::from(data)),
@@ -514,7 +491,7 @@ impl BufferRing {
         self.lent_count += 1;
         let written = usize::try_from(cqe.result()).unwrap_or(0).min(RECEIVE_BUFFER_BYTES);
         let parts = match self.bytes(buffer).and_then(|bytes| bytes.get(..written)) {
-            Some(bytes) => super::message::parse_multishot(bytes),
+            Some(bytes) => super::message::parse_multishot(bytes, &receive_header()),
             None => Err(ReceiveFault::Malformed),
         };
         Some((buffer, parts))
@@ -582,7 +559,7 @@ mod tests {
 
     #[test]
     fn after_congestion_few_operations_keep_their_bytes_and_are_used_first() {
-        let mut slab = SendSlab::new(100);
+        let mut slab = SendSlab::new(100, Family::V4);
         let taken: Vec<u32> = (0..100).map_while(|_| slab.acquire()).collect();
         assert_eq!((taken.len(), slab.acquire()), (100, None));
         for index in &taken {

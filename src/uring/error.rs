@@ -15,33 +15,21 @@ pub enum UdpDriverError {
         /// The setting that forbids it, and what to do.
         advice: &'static str,
     },
-    /// The kernel's io_uring lacks an operation that the driver needs.
-    #[error("this kernel's io_uring lacks {missing}; Linux 6.1 or newer is recommended")]
-    TooOld {
-        /// The missing operation, and the Linux version that has it.
-        missing: &'static str,
-    },
+    /// The kernel's io_uring lacks an operation that the driver needs. Names it and the Linux version that has it.
+    #[error("this kernel's io_uring lacks {0}; Linux 6.1 or newer is recommended")]
+    TooOld(&'static str),
     /// Not enough memory for the ring.
     #[error(
-        "no memory for io_uring ({source}): before Linux 5.12 its queues count against the limit of locked memory; \
+        "no memory for io_uring ({0}): before Linux 5.12 its queues count against the limit of locked memory; \
          raise it (`ulimit -l`, systemd: LimitMEMLOCK=), lower --max-viewers, or free memory"
     )]
-    Memory {
-        /// Error of the system call.
-        source: io::Error,
-    },
+    Memory(#[source] io::Error),
     /// `io_uring_setup` failed for another reason.
-    #[error("cannot set up io_uring: {source}")]
-    Setup {
-        /// Error of the system call.
-        source: io::Error,
-    },
-    /// More eventfds than a driver can read.
-    #[error("{count} eventfds, but a driver reads at most {EVENTFDS_MAX}")]
-    Eventfds {
-        /// Number of eventfds given.
-        count: usize,
-    },
+    #[error("cannot set up io_uring: {0}")]
+    Setup(#[source] io::Error),
+    /// This many eventfds are more than a driver can read.
+    #[error("{0} eventfds, but a driver reads at most {EVENTFDS_MAX}")]
+    Eventfds(usize),
     /// The socket or an eventfd cannot be used.
     #[error("cannot use the {what}: {source}")]
     Descriptor {
@@ -51,11 +39,8 @@ pub enum UdpDriverError {
         source: io::Error,
     },
     /// `io_uring_enter` failed.
-    #[error("io_uring_enter failed: {source}")]
-    Enter {
-        /// Error of the system call.
-        source: io::Error,
-    },
+    #[error("io_uring_enter failed: {0}")]
+    Enter(#[source] io::Error),
 }
 
 impl UdpDriverError {
@@ -64,8 +49,8 @@ impl UdpDriverError {
         let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         match advice(source.raw_os_error(), sysctl.as_deref().map(str::trim)) {
             Some(advice) => UdpDriverError::Forbidden { source, advice },
-            None if source.raw_os_error() == Some(libc::ENOMEM) => UdpDriverError::Memory { source },
-            None => UdpDriverError::Setup { source },
+            None if source.raw_os_error() == Some(libc::ENOMEM) => UdpDriverError::Memory(source),
+            None => UdpDriverError::Setup(source),
         }
     }
 
@@ -73,7 +58,7 @@ impl UdpDriverError {
     pub(super) fn of_enter(source: io::Error) -> UdpDriverError {
         match advice(source.raw_os_error(), None) {
             Some(advice) => UdpDriverError::Forbidden { source, advice },
-            None => UdpDriverError::Enter { source },
+            None => UdpDriverError::Enter(source),
         }
     }
 }
@@ -121,6 +106,6 @@ mod tests {
         let error = |errno| io::Error::from_raw_os_error(errno);
         assert!(UdpDriverError::of_setup(error(libc::ENOMEM)).to_string().contains("LimitMEMLOCK"));
         assert!(UdpDriverError::of_enter(error(libc::EPERM)).to_string().contains("seccomp"));
-        assert!(matches!(UdpDriverError::of_enter(error(libc::EBADF)), UdpDriverError::Enter { .. }));
+        assert!(matches!(UdpDriverError::of_enter(error(libc::EBADF)), UdpDriverError::Enter(_)));
     }
 }

@@ -1,9 +1,7 @@
 //! [`FutexWait`]: the wait for one word of shared memory to change.
 
-use std::sync::atomic::AtomicU32;
-
+use super::FutexWord;
 use super::ring::{Cqe, Ring};
-use super::{FutexWord, UdpCounters};
 
 /// The wanted wait and the one that the kernel holds: at most one operation at a time.
 #[derive(Default)]
@@ -27,16 +25,16 @@ impl FutexWait {
     }
 
     /// Queues the wanted wait, or the cancellation of a wait for another word.
-    pub(super) fn arm(&mut self, ring: &mut Ring, counters: &mut UdpCounters) {
+    pub(super) fn arm(&mut self, ring: &mut Ring) {
         match (&self.armed, &self.wanted) {
-            (None, Some((word, expected))) if ring.push_futex_wait(at(word), *expected, counters) => {
+            (None, Some((word, expected))) if ring.push_futex_wait((**word).as_ref(), *expected) => {
                 self.armed = Some(FutexWord::clone(word));
             }
             (Some(armed), wanted)
                 if !self.is_ending
                     && wanted.as_ref().is_none_or(|(word, _)| !FutexWord::ptr_eq(armed, word)) =>
             {
-                self.is_ending = ring.push_futex_cancel(counters);
+                self.is_ending = ring.push_futex_cancel();
             }
             _ => {}
         }
@@ -67,15 +65,11 @@ impl FutexWait {
     }
 }
 
-fn at(word: &FutexWord) -> &AtomicU32 {
-    (**word).as_ref()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::sync::Arc;
-    use std::sync::atomic::Ordering;
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
 
     use rustix::thread::futex;
@@ -128,8 +122,8 @@ mod tests {
 
     #[test]
     fn change_before_or_during_the_wait_is_reported() {
-        let mut driver = driver(Features::ALL);
-        if !driver.features().futex {
+        let mut driver = driver(Features::all());
+        if !driver.features().contains(Features::FUTEX) {
             return eprintln!("not tested: this kernel has no futex wait (Linux 6.7)");
         }
         let shared = Shared::new();
@@ -153,8 +147,8 @@ mod tests {
 
     #[test]
     fn another_word_or_none_ends_the_wait() {
-        let mut driver = driver(Features::ALL);
-        if !driver.features().futex {
+        let mut driver = driver(Features::all());
+        if !driver.features().contains(Features::FUTEX) {
             return eprintln!("not tested: this kernel has no futex wait (Linux 6.7)");
         }
         let (old, new) = (Shared::new(), Shared::new());
@@ -183,7 +177,7 @@ mod tests {
 
     #[test]
     fn without_the_futex_feature_no_change_is_reported() {
-        let mut driver = driver(Features { futex: false, ..Features::ALL });
+        let mut driver = driver(Features::all() - Features::FUTEX);
         let word: FutexWord = Shared::new();
         driver.set_futex_wait(Some((&word, 7)));
         driver.submit_and_wait(Duration::from_millis(1)).unwrap();

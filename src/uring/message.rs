@@ -4,6 +4,7 @@
 use std::mem::{offset_of, size_of};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
+use io_uring::types::RecvMsgOut;
 use rustix::net::AddressFamily;
 
 /// Bytes for a socket address of either family.
@@ -12,7 +13,7 @@ pub(super) const ADDRESS_BYTES: usize = size_of::<libc::sockaddr_in6>();
 /// Bytes for the control messages of one send: a segment size and the larger pktinfo.
 pub(super) const CONTROL_BYTES: usize = control_space(2) + control_space(PKTINFO_V6_BYTES);
 
-/// `struct io_uring_recvmsg_out`: u32 namelen, controllen, payloadlen, flags.
+/// `struct io_uring_recvmsg_out`: four numbers of 32 bits.
 const RECEIVE_HEADER_BYTES: usize = 16;
 
 /// `struct in_pktinfo`: i32 interface, the local address, the header's destination.
@@ -187,29 +188,17 @@ pub(super) enum ReceiveFault {
     Malformed,
 }
 
-/// Reads the buffer of a multishot receive (io_uring_prep_recvmsg_multishot(3)):
-/// `header 16 | address | control | datagram`, address and control padded to their full size.
-pub(super) fn parse_multishot(buffer: &[u8]) -> Result<ReceivedParts, ReceiveFault> {
-    let word = |at| field(buffer, at).map(u32::from_ne_bytes).ok_or(ReceiveFault::Malformed);
-    let (address_bytes, control_bytes, length, flags) = (word(0)?, word(4)?, word(8)?, word(12)?);
-    let address = room(buffer, RECEIVE_HEADER_BYTES, ADDRESS_BYTES, address_bytes)?;
-    let control = room(buffer, RECEIVE_HEADER_BYTES + ADDRESS_BYTES, CONTROL_BYTES, control_bytes)?;
-    let start = RECEIVE_HEADER_BYTES + ADDRESS_BYTES + CONTROL_BYTES;
-    if flags & libc::MSG_TRUNC.unsigned_abs() != 0 {
+/// Reads the buffer of a multishot receive (io_uring_prep_recvmsg_multishot(3)) that was submitted with `header`:
+/// `io_uring_recvmsg_out 16 | address | control | datagram`, address and control padded to their full size.
+pub(super) fn parse_multishot(buffer: &[u8], header: &libc::msghdr) -> Result<ReceivedParts, ReceiveFault> {
+    let received = RecvMsgOut::parse(buffer, header).map_err(|()| ReceiveFault::Malformed)?;
+    if received.is_payload_truncated() {
         return Err(ReceiveFault::Truncated);
     }
-    let length = usize::try_from(length).map_err(|_| ReceiveFault::Malformed)?;
-    if buffer.len().checked_sub(start).is_none_or(|room| length > room) {
-        return Err(ReceiveFault::Malformed);
-    }
-    let remote = decode_address(address).ok_or(ReceiveFault::Malformed)?;
-    Ok(ReceivedParts { remote, local: decode_local(control), start, length })
-}
-
-/// Returns the used part of a field of `room_bytes` at `at`.
-fn room(buffer: &[u8], at: usize, room_bytes: usize, used_bytes: u32) -> Result<&[u8], ReceiveFault> {
-    let used = usize::try_from(used_bytes).map_err(|_| ReceiveFault::Malformed)?.min(room_bytes);
-    buffer.get(at..at + used).ok_or(ReceiveFault::Malformed)
+    let remote = decode_address(received.name_data()).ok_or(ReceiveFault::Malformed)?;
+    let local = decode_local(received.control_data());
+    let start = RECEIVE_HEADER_BYTES + ADDRESS_BYTES + CONTROL_BYTES;
+    Ok(ReceivedParts { remote, local, start, length: received.payload_data().len() })
 }
 
 /// Copies `source` to `target[at..]` and returns its length. All callers write constant layouts that fit.
@@ -229,6 +218,7 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::uring::buffers::receive_header;
     use proptest::prelude::*;
 
     fn addresses() -> impl Strategy<Value = SocketAddr> {
@@ -263,7 +253,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_rejected_or_stay_within_the_buffer(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(parts) = parse_multishot(&bytes) {
+            if let Ok(parts) = parse_multishot(&bytes, &receive_header()) {
                 prop_assert!(parts.start + parts.length <= bytes.len());
             }
             let _ = decode_local(&bytes);
@@ -283,7 +273,7 @@ mod tests {
             buffer.extend_from_slice(&name);
             buffer.extend_from_slice(&control);
             buffer.extend_from_slice(&datagram);
-            let parts = parse_multishot(&buffer).unwrap();
+            let parts = parse_multishot(&buffer, &receive_header()).unwrap();
             prop_assert_eq!(parts.remote, unmapped(address));
             prop_assert_eq!(parts.local, Some("::5".parse().unwrap()));
             prop_assert_eq!(&buffer[parts.start..parts.start + parts.length], &datagram[..]);
@@ -294,7 +284,7 @@ mod tests {
     fn truncated_datagram_is_reported() {
         let mut buffer = vec![0; 400];
         buffer[12..16].copy_from_slice(&(libc::MSG_TRUNC as u32).to_ne_bytes());
-        assert_eq!(parse_multishot(&buffer), Err(ReceiveFault::Truncated));
+        assert_eq!(parse_multishot(&buffer, &receive_header()), Err(ReceiveFault::Truncated));
     }
 
     #[test]

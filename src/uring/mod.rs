@@ -47,89 +47,61 @@ pub struct UdpDriverConfig {
 /// A word of shared memory that another process changes and wakes (futex(2)). The `Arc` keeps it mapped.
 pub type FutexWord = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
 
-/// Kernel features that the driver uses if they are available.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Features {
-    /// `IORING_SETUP_SINGLE_ISSUER` (Linux 6.0).
-    pub single_issuer: bool,
-    /// `IORING_SETUP_DEFER_TASKRUN` (Linux 6.1).
-    pub defer_taskrun: bool,
-    /// `IORING_SETUP_COOP_TASKRUN` (Linux 5.19).
-    pub coop_taskrun: bool,
-    /// `IORING_SETUP_SUBMIT_ALL` (Linux 5.18).
-    pub submit_all: bool,
-    /// Multishot recvmsg over a buffer ring (Linux 6.0).
-    pub multishot_receive: bool,
-    /// A batch is one send with `UDP_SEGMENT` (Linux 4.18). Without it every datagram is a send of its own.
-    pub gso: bool,
-    /// Waiting for a futex, `IORING_OP_FUTEX_WAIT` (Linux 6.7).
-    pub futex: bool,
+bitflags::bitflags! {
+    /// Kernel features that the driver uses if they are available. A driver removes those that its kernel lacks.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// `IORING_SETUP_SINGLE_ISSUER` (Linux 6.0).
+        const SINGLE_ISSUER = 1;
+        /// `IORING_SETUP_DEFER_TASKRUN` (Linux 6.1).
+        const DEFER_TASKRUN = 1 << 1;
+        /// `IORING_SETUP_COOP_TASKRUN` (Linux 5.19).
+        const COOP_TASKRUN = 1 << 2;
+        /// `IORING_SETUP_SUBMIT_ALL` (Linux 5.18).
+        const SUBMIT_ALL = 1 << 3;
+        /// Multishot recvmsg over a buffer ring (Linux 6.0).
+        const MULTISHOT_RECEIVE = 1 << 4;
+        /// A batch is one send with `UDP_SEGMENT` (Linux 4.18). Without it every datagram is a send of its own.
+        const GSO = 1 << 5;
+        /// Waiting for a futex, `IORING_OP_FUTEX_WAIT` (Linux 6.7).
+        const FUTEX = 1 << 6;
+    }
 }
 
 impl Features {
-    /// Every feature. A driver removes those that its kernel lacks.
-    pub const ALL: Features = Features {
-        single_issuer: true,
-        defer_taskrun: true,
-        coop_taskrun: true,
-        submit_all: true,
-        multishot_receive: true,
-        gso: true,
-        futex: true,
-    };
-
-    /// Returns each feature with its name, in the order of [`Features::bits`].
-    #[must_use]
-    pub fn list(&self) -> [(&'static str, bool); 7] {
-        [
-            ("SINGLE_ISSUER", self.single_issuer),
-            ("DEFER_TASKRUN", self.defer_taskrun),
-            ("COOP_TASKRUN", self.coop_taskrun),
-            ("SUBMIT_ALL", self.submit_all),
-            ("multishot receive", self.multishot_receive),
-            ("GSO", self.gso),
-            ("futex wait", self.futex),
-        ]
-    }
-
-    /// Returns the features as a number, one bit per feature.
-    #[must_use]
-    pub fn bits(&self) -> u64 {
-        self.list().iter().rev().fold(0, |bits, (_, is_there)| bits << 1 | u64::from(*is_there))
-    }
-
-    /// Reverses [`Features::bits`]. Unknown bits are ignored.
-    #[must_use]
-    pub fn from_bits(bits: u64) -> Features {
-        let has = |at: u32| bits >> at & 1 == 1;
-        Features {
-            single_issuer: has(0),
-            defer_taskrun: has(1),
-            coop_taskrun: has(2),
-            submit_all: has(3),
-            multishot_receive: has(4),
-            gso: has(5),
-            futex: has(6),
-        }
+    /// Returns each feature's name and true if it is in the set, in the order of the bits.
+    pub fn list(self) -> impl Iterator<Item = (&'static str, bool)> {
+        let names = [
+            "SINGLE_ISSUER",
+            "DEFER_TASKRUN",
+            "COOP_TASKRUN",
+            "SUBMIT_ALL",
+            "multishot receive",
+            "GSO",
+            "futex wait",
+        ];
+        names.into_iter().zip(Features::all()).map(move |(name, feature)| (name, self.contains(feature)))
     }
 
     /// Returns the names of the missing features, separated by commas.
     #[must_use]
-    pub fn missing(&self) -> String {
+    pub fn missing(self) -> String {
         let missing: Vec<&str> =
-            self.list().into_iter().filter(|(_, is_there)| !is_there).map(|(name, _)| name).collect();
+            self.list().filter(|(_, is_there)| !is_there).map(|(name, _)| name).collect();
         missing.join(", ")
     }
 
-    /// Clears the set-up flag of the newest Linux version. Returns false if none is left.
+    /// Removes the set-up flag of the newest Linux version. Returns false if none is left.
     fn drop_newest_flag(&mut self) -> bool {
-        let flags = [
-            &mut self.defer_taskrun, // needs single_issuer, so it goes first
-            &mut self.single_issuer,
-            &mut self.coop_taskrun,
-            &mut self.submit_all,
+        let newest_first = [
+            Features::DEFER_TASKRUN, // needs SINGLE_ISSUER, so it goes first
+            Features::SINGLE_ISSUER,
+            Features::COOP_TASKRUN,
+            Features::SUBMIT_ALL,
         ];
-        flags.into_iter().find(|flag| **flag).map(|flag| *flag = false).is_some()
+        let newest = newest_first.into_iter().find(|flag| self.contains(*flag));
+        self.remove(newest.unwrap_or(Features::empty()));
+        newest.is_some()
     }
 }
 
@@ -177,7 +149,7 @@ pub trait Driver {
 
     /// Waits for `word` to differ from the given value, from the next [`Driver::submit_and_wait`] on. The wait ends with
     /// one [`Completion::Futex`]; then set it again. `None`, or another word, cancels it; another value for the same
-    /// word does not. Without [`Features::futex`] it does nothing.
+    /// word does not. Without [`Features::FUTEX`] it does nothing.
     fn set_futex_wait(&mut self, word: Option<(&FutexWord, u32)>);
 }
 
@@ -264,23 +236,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_survive_conversion_to_bits() {
-        for bits in 0..128 {
-            assert_eq!(Features::from_bits(bits).bits(), bits);
-        }
-        assert_eq!(Features::ALL.bits(), 127);
-        assert_eq!(Features::ALL.missing(), "");
-        let old = Features { defer_taskrun: false, multishot_receive: false, ..Features::ALL };
+    fn missing_features_are_named() {
+        assert_eq!((Features::all().bits(), Features::all().list().count()), (127, 7));
+        assert_eq!(Features::all().missing(), "");
+        let old = Features::all() - Features::DEFER_TASKRUN - Features::MULTISHOT_RECEIVE;
         assert_eq!(old.missing(), "DEFER_TASKRUN, multishot receive");
+        assert_eq!(Features::from_bits_truncate(u64::MAX), Features::all());
     }
 
     #[test]
     fn set_up_flags_are_dropped_newest_first() {
-        let mut features = Features::ALL;
+        let mut features = Features::all();
         assert!(features.drop_newest_flag());
-        assert!(!features.defer_taskrun && features.single_issuer, "DEFER_TASKRUN needs SINGLE_ISSUER");
+        assert_eq!(features, Features::all() - Features::DEFER_TASKRUN, "DEFER_TASKRUN needs SINGLE_ISSUER");
         assert!(features.drop_newest_flag() && features.drop_newest_flag() && features.drop_newest_flag());
         assert!(!features.drop_newest_flag());
-        assert!(features.gso && features.multishot_receive, "no set-up flags");
+        assert!(features.contains(Features::GSO | Features::MULTISHOT_RECEIVE), "no set-up flags");
     }
 }

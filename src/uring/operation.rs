@@ -59,71 +59,52 @@ pub(super) struct Route {
     pub(super) remote: SocketAddr,
 }
 
-/// Sizes of the datagrams in a batch: all have `segment_bytes`, only the last may be shorter.
+/// Consecutive datagrams of one viewer on one route: one send operation. All have `segment_bytes`, only the last may be
+/// shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BatchShape {
+pub(super) struct Batch {
+    /// Number of the viewer.
+    pub(super) viewer: u32,
+    pub(super) route: Route,
     /// Bytes of every datagram except the last.
     pub(super) segment_bytes: usize,
     /// Number of datagrams, at least one.
     pub(super) segment_count: usize,
     /// Bytes of all datagrams.
     pub(super) bytes: usize,
-    is_closed: bool,
+    /// No further datagram can join.
+    pub(super) is_closed: bool,
 }
 
-impl BatchShape {
+impl Batch {
     /// A batch of one datagram. Empty and oversized ones stay alone: an empty segment would be lost.
-    pub(super) fn of_first(bytes: usize) -> BatchShape {
+    pub(super) fn of_first(viewer: u32, route: Route, bytes: usize) -> Batch {
         let is_closed = bytes == 0 || bytes > GSO_BYTES_MAX;
-        BatchShape { segment_bytes: bytes, segment_count: 1, bytes, is_closed }
+        Batch { viewer, route, segment_bytes: bytes, segment_count: 1, bytes, is_closed }
     }
 
-    /// Returns the same batch, closed: no further datagram can join.
-    pub(super) fn closed(self) -> BatchShape {
-        BatchShape { is_closed: true, ..self }
-    }
-
-    /// Returns true if a datagram of `bytes` may join.
-    pub(super) fn accepts(&self, bytes: usize) -> bool {
-        !self.is_closed
+    /// Returns true if a datagram of `bytes` for `viewer` on `route` may join.
+    pub(super) fn accepts(&self, viewer: u32, route: &Route, bytes: usize) -> bool {
+        self.viewer == viewer
+            && self.route == *route
+            && !self.is_closed
             && bytes > 0
             && bytes <= self.segment_bytes
             && self.segment_count < GSO_SEGMENTS_MAX
             && self.bytes + bytes <= GSO_BYTES_MAX
     }
 
-    /// Adds a datagram that [`BatchShape::accepts`]. A shorter one closes the batch.
+    /// Adds a datagram that [`Batch::accepts`]. A shorter one closes the batch.
     pub(super) fn push(&mut self, bytes: usize) {
-        debug_assert!(self.accepts(bytes), "`accepts` was checked first");
+        debug_assert!(self.accepts(self.viewer, &self.route, bytes), "`accepts` was checked first");
         self.segment_count += 1;
         self.bytes += bytes;
         self.is_closed = bytes < self.segment_bytes || self.segment_count == GSO_SEGMENTS_MAX;
     }
 
-    /// Returns true if no further datagram can join.
-    pub(super) fn is_closed(&self) -> bool {
-        self.is_closed
-    }
-
     /// Returns the segment size for the kernel (`UDP_SEGMENT`); `None` for a single datagram.
     pub(super) fn gso_segment(&self) -> Option<u16> {
         if self.segment_count > 1 { u16::try_from(self.segment_bytes).ok() } else { None }
-    }
-}
-
-/// Consecutive datagrams of one viewer on one route: one send operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Batch {
-    /// Number of the viewer.
-    pub(super) viewer: u32,
-    pub(super) route: Route,
-    pub(super) shape: BatchShape,
-}
-
-impl Batch {
-    /// Returns true if a datagram of `bytes` for `viewer` on `route` may join.
-    pub(super) fn accepts(&self, viewer: u32, route: &Route, bytes: usize) -> bool {
-        self.viewer == viewer && self.route == *route && self.shape.accepts(bytes)
     }
 }
 
@@ -145,13 +126,13 @@ impl SendOutcome {
     ///
     /// `EIO` means an interface without checksum offload, `EINVAL` (`EMSGSIZE` since Linux 6.14) a segment larger than
     /// the path's MTU, `EOPNOTSUPP` a tunnel without GSO. They mean a refusal only for a batch of several datagrams.
-    pub(super) fn of(result: i32, shape: &BatchShape) -> SendOutcome {
+    pub(super) fn of(result: i32, batch: &Batch) -> SendOutcome {
         if let Ok(bytes) = u32::try_from(result) {
             return SendOutcome::Sent(bytes);
         }
         match result.saturating_neg() {
             libc::ENOBUFS | libc::EAGAIN => SendOutcome::Dropped,
-            libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::EMSGSIZE if shape.segment_count > 1 => {
+            libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::EMSGSIZE if batch.segment_count > 1 => {
                 SendOutcome::Refused
             }
             _ => SendOutcome::Failed,
@@ -161,21 +142,26 @@ impl SendOutcome {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
     use super::*;
     use proptest::prelude::*;
+
+    const ROUTE: Route =
+        Route { local: None, remote: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 5000)) };
 
     /// Splits sizes into batches as the driver does.
     fn batches(sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut out: Vec<Vec<usize>> = Vec::new();
-        let mut open: Option<BatchShape> = None;
+        let mut open: Option<Batch> = None;
         for &bytes in sizes {
             match (open.as_mut(), out.last_mut()) {
-                (Some(shape), Some(batch)) if shape.accepts(bytes) => {
-                    shape.push(bytes);
+                (Some(open), Some(batch)) if open.accepts(1, &ROUTE, bytes) => {
+                    open.push(bytes);
                     batch.push(bytes);
                 }
                 _ => {
-                    open = Some(BatchShape::of_first(bytes));
+                    open = Some(Batch::of_first(1, ROUTE, bytes));
                     out.push(vec![bytes]);
                 }
             }
@@ -245,30 +231,29 @@ mod tests {
 
     #[test]
     fn batch_of_one_has_no_segment_size() {
-        let mut shape = BatchShape::of_first(1200);
-        assert_eq!(shape.gso_segment(), None);
-        shape.push(1200);
-        assert_eq!(shape.gso_segment(), Some(1200));
-        shape.push(7);
-        assert!(shape.is_closed());
-        assert_eq!(shape.gso_segment(), Some(1200));
+        let mut batch = Batch::of_first(1, ROUTE, 1200);
+        assert_eq!(batch.gso_segment(), None);
+        batch.push(1200);
+        assert_eq!(batch.gso_segment(), Some(1200));
+        batch.push(7);
+        assert!(batch.is_closed);
+        assert_eq!(batch.gso_segment(), Some(1200));
     }
 
     #[test]
     fn other_viewer_or_route_does_not_join_a_batch() {
-        let route = Route { local: None, remote: "192.0.2.1:5000".parse().unwrap() };
-        let batch = Batch { viewer: 1, route, shape: BatchShape::of_first(100) };
-        assert!(batch.accepts(1, &route, 100));
-        assert!(!batch.accepts(2, &route, 100));
-        let other = Route { remote: "192.0.2.1:5001".parse().unwrap(), ..route };
+        let batch = Batch::of_first(1, ROUTE, 100);
+        assert!(batch.accepts(1, &ROUTE, 100));
+        assert!(!batch.accepts(2, &ROUTE, 100));
+        let other = Route { remote: "192.0.2.1:5001".parse().unwrap(), ..ROUTE };
         assert!(!batch.accepts(1, &other, 100));
-        let bound = Route { local: Some("192.0.2.9".parse().unwrap()), ..route };
+        let bound = Route { local: Some("192.0.2.9".parse().unwrap()), ..ROUTE };
         assert!(!batch.accepts(1, &bound, 100));
     }
 
     #[test]
     fn only_a_batch_of_several_is_refused() {
-        let one = BatchShape::of_first(100);
+        let one = Batch::of_first(1, ROUTE, 100);
         let mut two = one;
         two.push(100);
         for errno in [libc::EIO, libc::EINVAL, libc::EOPNOTSUPP, libc::EMSGSIZE] {

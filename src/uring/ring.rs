@@ -5,13 +5,14 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
 
-use super::buffers::{BufferRing, EventfdMemory, ReceiveSlab, SendSlab};
+use super::buffers::{BufferRing, ReceiveSlab, SendSlab, Slot};
 use super::message::Family;
 use super::operation::{Batch, Token};
 use super::{Features, UdpCounters, UdpDriverError};
@@ -53,31 +54,34 @@ impl Cqe {
     }
 }
 
-/// An io_uring with the features this kernel has.
+/// An io_uring with the features this kernel has, for one UDP socket.
 pub(super) struct Ring {
     ring: IoUring,
+    socket: Arc<OwnedFd>,
+    /// The counts of the driver.
+    pub(super) counters: UdpCounters,
 }
 
 impl Ring {
     /// Sets up a ring with `features`. Removes from them, one at a time, what the kernel refuses.
     pub(super) fn new(
+        socket: Arc<OwnedFd>,
         features: &mut Features,
-        submissions: u32,
-        completions: u32,
+        (submissions, completions): (u32, u32),
     ) -> Result<Ring, UdpDriverError> {
         loop {
-            match build(features, submissions, completions) {
+            match build(*features, submissions, completions) {
                 Ok(ring) if !ring.params().is_feature_ext_arg() => {
-                    return Err(UdpDriverError::TooOld { missing: "waiting with a timeout (Linux 5.11)" });
+                    return Err(UdpDriverError::TooOld("waiting with a timeout (Linux 5.11)"));
                 }
                 Ok(ring) if !ring.params().is_feature_nodrop() => {
-                    return Err(UdpDriverError::TooOld {
-                        missing: "a completion queue that keeps all (Linux 5.5)",
-                    });
+                    return Err(UdpDriverError::TooOld("a completion queue that keeps all (Linux 5.5)"));
                 }
                 Ok(ring) => {
-                    features.futex &= probe(&ring)?.is_supported(opcode::FutexWait::CODE);
-                    return Ok(Ring { ring });
+                    if !probe(&ring)?.is_supported(opcode::FutexWait::CODE) {
+                        features.remove(Features::FUTEX);
+                    }
+                    return Ok(Ring { ring, socket, counters: UdpCounters::default() });
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && features.drop_newest_flag() => {}
                 Err(error) => return Err(UdpDriverError::of_setup(error)),
@@ -104,19 +108,12 @@ impl Ring {
 
     /// Queues the send of operation `index` with the datagrams of `batch`. Returns false if the queue stays full or the
     /// socket cannot reach the remote; the operation is then still ours.
-    pub(super) fn push_send(
-        &mut self,
-        socket: &OwnedFd,
-        family: Family,
-        sends: &mut SendSlab,
-        (index, batch): (u32, &Batch),
-        counters: &mut UdpCounters,
-    ) -> bool {
-        if !self.make_room(counters) {
+    pub(super) fn push_send(&mut self, sends: &mut SendSlab, index: u32, batch: &Batch) -> bool {
+        if !self.make_room() {
             return false;
         }
-        let Some((header, token)) = sends.hold(index, batch, family) else { return false };
-        let entry = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header).build();
+        let Some((header, token)) = sends.hold(index, batch) else { return false };
+        let entry = opcode::SendMsg::new(Fd(self.socket.as_raw_fd()), header).build();
         // SAFETY: the header and all it points to are in a slot held since the line above; it is neither
         // written nor freed until the last completion of `token`.
         unsafe { self.push(entry, token) };
@@ -124,29 +121,19 @@ impl Ring {
     }
 
     /// Queues the read of an eventfd, unless the queue stays full.
-    pub(super) fn push_eventfd(
-        &mut self,
-        eventfd: &OwnedFd,
-        memory: &mut EventfdMemory,
-        counters: &mut UdpCounters,
-    ) {
-        if !self.make_room(counters) {
+    pub(super) fn push_eventfd(&mut self, eventfd: &OwnedFd, memory: &mut Slot<u64>) {
+        if !self.make_room() {
             return;
         }
-        let (buffer, bytes, token) = memory.hold();
-        let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), buffer, bytes).build();
+        let (buffer, token) = memory.hold();
+        let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), buffer.cast(), 8).build();
         // SAFETY: the eight bytes are in a slot held since the line above, as in `push_send`.
         unsafe { self.push(entry, token) };
     }
 
     /// Queues the wait for `word` to differ from `expected`. Returns false if the queue stays full.
-    pub(super) fn push_futex_wait(
-        &mut self,
-        word: &AtomicU32,
-        expected: u32,
-        counters: &mut UdpCounters,
-    ) -> bool {
-        if !self.make_room(counters) {
+    pub(super) fn push_futex_wait(&mut self, word: &AtomicU32, expected: u32) -> bool {
+        if !self.make_room() {
             return false;
         }
         let any_waker = u64::from(u32::MAX);
@@ -157,8 +144,8 @@ impl Ring {
     }
 
     /// Queues the cancellation of the futex wait, whose completion follows. Returns false if the queue stays full.
-    pub(super) fn push_futex_cancel(&mut self, counters: &mut UdpCounters) -> bool {
-        if !self.make_room(counters) {
+    pub(super) fn push_futex_cancel(&mut self) -> bool {
+        if !self.make_room() {
             return false;
         }
         let entry = opcode::AsyncCancel::new(Token::Futex.pack()).build();
@@ -168,17 +155,12 @@ impl Ring {
     }
 
     /// Queues the multishot receive, unless the queue stays full.
-    pub(super) fn push_receive(
-        &mut self,
-        socket: &OwnedFd,
-        buffers: &mut BufferRing,
-        counters: &mut UdpCounters,
-    ) {
-        if !self.make_room(counters) {
+    pub(super) fn push_receive(&mut self, buffers: &mut BufferRing) {
+        if !self.make_room() {
             return;
         }
         let Some((header, token)) = buffers.hold() else { return };
-        let entry = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), header, BUFFER_GROUP).build();
+        let entry = opcode::RecvMsgMulti::new(Fd(self.socket.as_raw_fd()), header, BUFFER_GROUP).build();
         // SAFETY: the header is in the mapping of `buffers` and was written once, when that was made. The mapping is
         // armed since the line above: until the last completion it is leaked rather than unmapped. The kernel writes
         // only buffers that are offered and not lent to us.
@@ -186,15 +168,10 @@ impl Ring {
     }
 
     /// Queues one-shot receives for all empty buffers until the queue is full.
-    pub(super) fn push_receives(
-        &mut self,
-        socket: &OwnedFd,
-        slab: &mut ReceiveSlab,
-        counters: &mut UdpCounters,
-    ) {
-        while self.make_room(counters) {
+    pub(super) fn push_receives(&mut self, slab: &mut ReceiveSlab) {
+        while self.make_room() {
             let Some((header, token)) = slab.hold() else { return };
-            let entry = opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header).build();
+            let entry = opcode::RecvMsg::new(Fd(self.socket.as_raw_fd()), header).build();
             // SAFETY: the header and all it points to are in a slot held since the line above, as in
             // `push_send`.
             unsafe { self.push(entry, token) };
@@ -202,11 +179,11 @@ impl Ring {
     }
 
     /// Submits the queue if it is full. Returns true if it has room.
-    fn make_room(&mut self, counters: &mut UdpCounters) -> bool {
+    fn make_room(&mut self) -> bool {
         if !self.ring.submission().is_full() {
             return true;
         }
-        let entered = self.enter(Duration::ZERO, counters);
+        let entered = self.enter(Duration::ZERO);
         entered.is_ok() && !self.ring.submission().is_full()
     }
 
@@ -223,7 +200,7 @@ impl Ring {
 
     /// One `io_uring_enter`: submits everything queued and waits up to `wait` for one completion. A zero `wait` does not
     /// wait. A wait that ends without a completion is no error.
-    pub(super) fn enter(&mut self, wait: Duration, counters: &mut UdpCounters) -> Result<(), UdpDriverError> {
+    pub(super) fn enter(&mut self, wait: Duration) -> Result<(), UdpDriverError> {
         let queued = self.ring.submission().len();
         let result = if wait.is_zero() {
             let queued = u32::try_from(queued).unwrap_or(u32::MAX);
@@ -236,14 +213,12 @@ impl Ring {
             self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
         };
         let left = self.ring.submission().len();
-        counters.enters += 1;
-        counters.sqes += u64::try_from(queued.saturating_sub(left)).unwrap_or_default();
-        match result {
-            Ok(_) => Ok(()),
-            Err(source) => match source.raw_os_error() {
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(UdpDriverError::of_enter(source)),
-            },
+        self.counters.enters += 1;
+        self.counters.sqes += u64::try_from(queued.saturating_sub(left)).unwrap_or_default();
+        let Err(source) = result else { return Ok(()) };
+        match source.raw_os_error() {
+            Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            _ => Err(UdpDriverError::of_enter(source)),
         }
     }
 
@@ -264,11 +239,11 @@ impl Ring {
     }
 
     /// Cancels all operations, whose completions follow. Best effort.
-    pub(super) fn cancel_all(&mut self, counters: &mut UdpCounters) {
+    pub(super) fn cancel_all(&mut self) {
         let patience = Timespec::from(Duration::from_millis(100));
         let cancelled = self.ring.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
         let is_unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
-        if cancelled.as_ref().is_err_and(is_unknown) && self.make_room(counters) {
+        if cancelled.as_ref().is_err_and(is_unknown) && self.make_room() {
             let entry = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
             // SAFETY: a cancellation points to no memory.
             unsafe { self.push(entry, Token::Cancel) };
@@ -286,24 +261,24 @@ fn probe(ring: &IoUring) -> Result<Probe, UdpDriverError> {
         (opcode::Read::CODE, "IORING_OP_READ (Linux 5.6)"),
     ];
     match needed.into_iter().find(|(code, _)| !probe.is_supported(*code)) {
-        Some((_, missing)) => Err(UdpDriverError::TooOld { missing }),
+        Some((_, missing)) => Err(UdpDriverError::TooOld(missing)),
         None => Ok(probe),
     }
 }
 
-fn build(features: &Features, submissions: u32, completions: u32) -> io::Result<IoUring> {
+fn build(features: Features, submissions: u32, completions: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(completions).setup_clamp().dontfork();
-    if features.submit_all {
+    if features.contains(Features::SUBMIT_ALL) {
         builder.setup_submit_all();
     }
-    if features.single_issuer {
+    if features.contains(Features::SINGLE_ISSUER) {
         builder.setup_single_issuer();
     }
-    if features.coop_taskrun {
+    if features.contains(Features::COOP_TASKRUN) {
         builder.setup_coop_taskrun();
     }
-    if features.defer_taskrun {
+    if features.contains(Features::DEFER_TASKRUN) {
         builder.setup_defer_taskrun();
     }
     builder.build(submissions)

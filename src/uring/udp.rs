@@ -75,20 +75,17 @@ fn open(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), SocketError> {
         SocketAddr::V4(_) => (Family::V4, AddressFamily::INET),
         SocketAddr::V6(_) => (Family::V6, AddressFamily::INET6),
     };
-    let option = |option| move |source: Errno| SocketError::Option { address, option, source: source.into() };
+    let refused = |option, source| SocketError::Option { address, option, source };
     let socket = socket_with(raw_family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDP))
         .map_err(|source| SocketError::Open { address, source: source.into() })?;
     if family == Family::V6 {
-        set_ipv6_v6only(&socket, false).map_err(option("dual stack"))?;
+        set_ipv6_v6only(&socket, false).map_err(|source| refused("dual stack", source.into()))?;
     }
-    report_local_address(socket.as_fd(), family).map_err(|source| SocketError::Option {
-        address,
-        option: "local address of datagrams",
-        source,
-    })?;
-    grow_buffers(&socket).map_err(option("buffer size"))?;
+    report_local_address(socket.as_fd(), family)
+        .map_err(|source| refused("local address of datagrams", source))?;
+    grow_buffers(&socket).map_err(|source| refused("buffer size", source.into()))?;
     bind(&socket, &address).map_err(|source| SocketError::Bind { address, source: source.into() })?;
-    let bound = local_address(socket.as_fd()).map_err(option("own address"))?;
+    let bound = local_address(socket.as_fd()).map_err(|source| refused("own address", source.into()))?;
     Ok((socket, bound))
 }
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::buffers::{BufferRing, EventfdMemory, ReceiveSlab, Receiver, SendSlab};
+use super::buffers::{BufferRing, ReceiveSlab, Receiver, SendSlab, Slot};
 use super::futex_wait::FutexWait;
-use super::message::{Family, ReceiveFault, encode_address};
-use super::operation::{Batch, BatchShape, Route, SendOutcome, Token};
+use super::message::{ReceiveFault, encode_address};
+use super::operation::{Batch, Route, SendOutcome, Token};
 use super::ring::{Cqe, Ring};
 use super::udp::{self, PlainRoutes};
 use super::{
@@ -28,7 +28,8 @@ const DROP_WAITS: (usize, Duration) = (40, Duration::from_millis(50));
 /// An eventfd and its read operation.
 struct Eventfd {
     fd: Arc<OwnedFd>,
-    memory: EventfdMemory,
+    /// The eight bytes of the read (eventfd(2)).
+    memory: Slot<u64>,
     /// The read failed with an error that does not pass. It is not queued again.
     is_broken: bool,
 }
@@ -40,10 +41,7 @@ pub struct UdpDriver {
     receiver: Receiver,
     eventfds: Vec<Eventfd>,
     futex_wait: FutexWait,
-    socket: Arc<OwnedFd>,
-    family: Family,
     features: Features,
-    counters: UdpCounters,
     identity: u32,
     /// The batch that takes the next datagram, and the index of its send operation.
     open: Option<(u32, Batch)>,
@@ -61,12 +59,12 @@ pub struct UdpDriver {
 
 impl UdpDriver {
     /// Sets up the ring and starts to receive and to read the eventfds. The calling thread must be the one that uses the
-    /// driver. Uses every feature of [`Features::ALL`] that the kernel has.
+    /// driver. Uses every feature of [`Features`] that the kernel has.
     ///
     /// # Errors
     /// [`UdpDriverError`], which says what failed and, if io_uring is forbidden, what to do.
     pub fn new(config: UdpDriverConfig) -> Result<UdpDriver, UdpDriverError> {
-        UdpDriver::with_features(config, Features::ALL)
+        UdpDriver::with_features(config, Features::all())
     }
 
     /// As [`UdpDriver::new`], with at most the given features. For benches, and for tests of the fallbacks.
@@ -80,7 +78,7 @@ impl UdpDriver {
         static IDENTITIES: AtomicU32 = AtomicU32::new(0);
         let UdpDriverConfig { socket, receives, eventfds, sends_max } = config;
         if eventfds.len() > EVENTFDS_MAX {
-            return Err(UdpDriverError::Eventfds { count: eventfds.len() });
+            return Err(UdpDriverError::Eventfds(eventfds.len()));
         }
         let unusable = |what| move |source| UdpDriverError::Descriptor { what, source };
         let family = udp::family_of(socket.as_fd()).map_err(unusable("UDP socket"))?;
@@ -89,26 +87,24 @@ impl UdpDriver {
             udp::make_blocking(eventfd.as_fd()).map_err(unusable("eventfd"))?;
         }
         let sends_max = sends_max.clamp(1, SENDS_MAX);
-        let (submissions, completions) = queue_sizes(sends_max + eventfds.len());
-        let mut ring = Ring::new(&mut features, submissions, completions)?;
+        let sizes = queue_sizes(sends_max + eventfds.len());
+        let mut ring = Ring::new(socket, &mut features, sizes)?;
         let receiver = if receives { receiver(&mut ring, &mut features)? } else { Receiver::None };
-        let eventfd = |(index, fd)| Eventfd { fd, memory: EventfdMemory::new(index), is_broken: false };
+        let eventfd =
+            |(index, fd)| Eventfd { fd, memory: Slot::new(0, Token::Eventfd(index)), is_broken: false };
         let mut driver = UdpDriver {
             ring,
-            sends: SendSlab::new(sends_max),
+            sends: SendSlab::new(sends_max, family),
             receiver,
             eventfds: (0u16..).zip(eventfds).map(eventfd).collect(),
             futex_wait: FutexWait::default(),
-            socket,
-            family,
             features,
-            counters: UdpCounters::default(),
             identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
             open: None,
             resends: VecDeque::with_capacity(RESENDS_MAX),
             plain_routes: PlainRoutes::default(),
             in_flight: HashMap::with_capacity(2 * sends_max),
-            ready: VecDeque::with_capacity(usize::try_from(completions).unwrap_or_default()),
+            ready: VecDeque::with_capacity(usize::try_from(sizes.1).unwrap_or_default()),
             receive_errors_in_a_row: 0,
             queued_datagrams: 0,
             is_starved: false,
@@ -124,7 +120,7 @@ impl UdpDriver {
             return;
         }
         self.queued_datagrams = 0;
-        if let Err(error) = self.ring.enter(Duration::ZERO, &mut self.counters) {
+        if let Err(error) = self.ring.enter(Duration::ZERO) {
             log::debug!("submitting early: {error}"); // reported again, and handled, at the end of the turn
         }
         self.reap();
@@ -141,7 +137,7 @@ impl UdpDriver {
         if free.is_some() || self.is_starved {
             return free;
         }
-        if let Err(error) = self.ring.enter(Duration::ZERO, &mut self.counters) {
+        if let Err(error) = self.ring.enter(Duration::ZERO) {
             log::debug!("no operation free: {error}");
         }
         self.reap();
@@ -152,27 +148,26 @@ impl UdpDriver {
 
     /// Starts a batch of one datagram. It is closed if the route takes no GSO send.
     fn start(&self, viewer: u32, route: Route, bytes: usize) -> Batch {
-        let shape = BatchShape::of_first(bytes);
-        let takes_more = self.features.gso && !self.plain_routes.contains(route.remote);
-        Batch { viewer, route, shape: if takes_more { shape } else { shape.closed() } }
+        let mut batch = Batch::of_first(viewer, route, bytes);
+        batch.is_closed |= !self.features.contains(Features::GSO) || self.plain_routes.contains(route.remote);
+        batch
     }
 
     /// Queues the send of a batch.
     fn submit(&mut self, index: u32, batch: &Batch) {
-        let datagrams = count(batch.shape.segment_count);
-        let operation = (index, batch);
-        if self.ring.push_send(&self.socket, self.family, &mut self.sends, operation, &mut self.counters) {
-            self.counters.sends += 1;
-            self.counters.gso_batches += u64::from(datagrams > 1);
+        let datagrams = count(batch.segment_count);
+        if self.ring.push_send(&mut self.sends, index, batch) {
+            self.ring.counters.sends += 1;
+            self.ring.counters.gso_batches += u64::from(datagrams > 1);
             *self.in_flight.entry(batch.viewer).or_insert(0) += datagrams;
             self.queued_datagrams += datagrams;
             return;
         }
         self.sends.free(index);
-        if encode_address(batch.route.remote, self.family).is_none() {
-            self.counters.send_errors += u64::from(datagrams);
+        if encode_address(batch.route.remote, self.sends.family).is_none() {
+            self.ring.counters.send_errors += u64::from(datagrams);
         } else {
-            self.counters.datagrams_dropped += u64::from(datagrams);
+            self.ring.counters.datagrams_dropped += u64::from(datagrams);
         }
     }
 
@@ -187,42 +182,41 @@ impl UdpDriver {
                     }
                     self.submit(index, &batch);
                 }
-                None => self.counters.datagrams_dropped += 1,
+                None => self.ring.counters.datagrams_dropped += 1,
             }
         }
     }
 
     /// Queues every receive, eventfd read and futex wait that the kernel does not hold.
     fn arm(&mut self) {
-        let (socket, counters) = (&self.socket, &mut self.counters);
         let may_receive = self.receive_errors_in_a_row <= RECEIVE_ERRORS_MAX;
         match &mut self.receiver {
             Receiver::Multishot(buffers) if may_receive && !buffers.is_armed() && buffers.has_buffers() => {
-                self.ring.push_receive(socket, buffers, counters);
+                self.ring.push_receive(buffers);
             }
-            Receiver::OneShot(slab) if may_receive => self.ring.push_receives(socket, slab, counters),
+            Receiver::OneShot(slab) if may_receive => self.ring.push_receives(slab),
             _ => {}
         }
         for eventfd in
-            self.eventfds.iter_mut().filter(|eventfd| !eventfd.memory.is_armed() && !eventfd.is_broken)
+            self.eventfds.iter_mut().filter(|eventfd| !eventfd.memory.is_held() && !eventfd.is_broken)
         {
-            self.ring.push_eventfd(&eventfd.fd, &mut eventfd.memory, counters);
+            self.ring.push_eventfd(&eventfd.fd, &mut eventfd.memory);
         }
-        self.futex_wait.arm(&mut self.ring, counters);
+        self.futex_wait.arm(&mut self.ring);
     }
 
     /// Handles all completions, overflowed ones included.
     fn reap(&mut self) {
         loop {
             while let Some(cqe) = self.ring.pop() {
-                self.counters.completions += 1;
+                self.ring.counters.completions += 1;
                 self.complete(&cqe);
             }
             if !self.ring.is_overflown() {
                 return;
             }
-            self.counters.cq_overflows += 1;
-            if self.ring.enter(Duration::ZERO, &mut self.counters).is_err() {
+            self.ring.counters.cq_overflows += 1;
+            if self.ring.enter(Duration::ZERO).is_err() {
                 return;
             }
         }
@@ -240,7 +234,7 @@ impl UdpDriver {
 
     fn complete_eventfd(&mut self, index: usize, cqe: &Cqe) {
         let Some(eventfd) = self.eventfds.get_mut(index) else { return };
-        eventfd.memory.complete(cqe);
+        eventfd.memory.release(cqe);
         match cqe.result().saturating_neg() {
             ..0 => self.ready.push_back(Completion::Eventfd(index)),
             libc::EINTR | libc::ECANCELED => {}
@@ -255,38 +249,34 @@ impl UdpDriver {
 
     fn complete_send(&mut self, index: u32, cqe: &Cqe) {
         let Some(batch) = self.sends.complete(index, cqe) else { return };
-        let datagrams = count(batch.shape.segment_count);
+        let datagrams = count(batch.segment_count);
         if let Some(in_flight) = self.in_flight.get_mut(&batch.viewer) {
             *in_flight = in_flight.saturating_sub(datagrams);
             if *in_flight == 0 {
                 self.in_flight.remove(&batch.viewer);
             }
         }
-        let result = match SendOutcome::of(cqe.result(), &batch.shape) {
-            SendOutcome::Refused => return self.refuse(index, &batch, cqe.result()),
+        let errno = cqe.result().saturating_neg();
+        let counters = &mut self.ring.counters;
+        let (counter, result) = match SendOutcome::of(cqe.result(), &batch) {
+            SendOutcome::Refused => return self.refuse(index, &batch, errno),
             SendOutcome::Sent(bytes) => {
-                self.counters.datagrams_sent += u64::from(datagrams);
-                self.counters.bytes_sent += u64::from(bytes);
-                Ok(bytes)
+                counters.bytes_sent += u64::from(bytes);
+                (&mut counters.datagrams_sent, Ok(bytes))
             }
-            SendOutcome::Dropped => {
-                self.counters.datagrams_dropped += u64::from(datagrams);
-                Err(cqe.result().saturating_neg())
-            }
-            SendOutcome::Failed => {
-                self.counters.send_errors += u64::from(datagrams);
-                Err(cqe.result().saturating_neg())
-            }
+            SendOutcome::Dropped => (&mut counters.datagrams_dropped, Err(errno)),
+            SendOutcome::Failed => (&mut counters.send_errors, Err(errno)),
         };
+        *counter += u64::from(datagrams);
         self.sends.free(index);
         self.ready.push_back(Completion::Sent { viewer: batch.viewer, datagrams, result });
     }
 
     /// The route takes no GSO send: these datagrams and all later ones to it are sent one by one.
-    fn refuse(&mut self, index: u32, batch: &Batch, result: i32) {
-        self.counters.gso_fallbacks += 1;
-        if self.plain_routes.insert(batch.route.remote) && self.counters.gso_fallbacks == 1 {
-            let reason = io::Error::from_raw_os_error(result.saturating_neg());
+    fn refuse(&mut self, index: u32, batch: &Batch, errno: i32) {
+        self.ring.counters.gso_fallbacks += 1;
+        if self.plain_routes.insert(batch.route.remote) && self.ring.counters.gso_fallbacks == 1 {
+            let reason = io::Error::from_raw_os_error(errno);
             let remote = batch.route.remote.ip();
             log::info!(
                 "the route to {remote} refused a GSO send ({reason}); its datagrams are sent one by one"
@@ -296,7 +286,7 @@ impl UdpDriver {
             if self.resends.len() < RESENDS_MAX {
                 self.resends.push_back((batch.viewer, batch.route, bytes.to_vec()));
             } else {
-                self.counters.datagrams_dropped += 1;
+                self.ring.counters.datagrams_dropped += 1;
             }
         }
         self.sends.free(index);
@@ -305,7 +295,7 @@ impl UdpDriver {
     fn complete_receive(&mut self, cqe: &Cqe) {
         match self.receiver.take(cqe) {
             Some((buffer, Ok(parts))) => {
-                self.counters.received += 1;
+                self.ring.counters.received += 1;
                 self.receive_errors_in_a_row = 0;
                 self.ready.push_back(Completion::Datagram(Received {
                     remote: parts.remote,
@@ -318,8 +308,8 @@ impl UdpDriver {
             }
             Some((buffer, Err(fault))) => {
                 match fault {
-                    ReceiveFault::Truncated => self.counters.recv_truncated += 1,
-                    ReceiveFault::Malformed => self.counters.recv_errors += 1,
+                    ReceiveFault::Truncated => self.ring.counters.recv_truncated += 1,
+                    ReceiveFault::Malformed => self.ring.counters.recv_errors += 1,
                 }
                 self.receiver.recycle(buffer);
             }
@@ -330,17 +320,17 @@ impl UdpDriver {
 
     fn fail_receive(&mut self, cqe: &Cqe) {
         match cqe.result().saturating_neg() {
-            libc::ENOBUFS => self.counters.recv_no_buffers += 1,
+            libc::ENOBUFS => self.ring.counters.recv_no_buffers += 1,
             libc::ECANCELED => {}
-            libc::EINVAL if cqe.token() == Token::Receive && self.counters.received == 0 => {
-                self.features.multishot_receive = false; // Linux 5.19 has the buffer ring but not the receive
+            libc::EINVAL if cqe.token() == Token::Receive && self.ring.counters.received == 0 => {
+                self.features.remove(Features::MULTISHOT_RECEIVE); // Linux 5.19 has the buffer ring but not the receive
                 if let Err(error) = self.ring.unregister_buffers() {
                     log::debug!("buffer ring: {error}");
                 }
                 self.receiver = Receiver::OneShot(ReceiveSlab::new());
             }
             errno => {
-                self.counters.recv_errors += 1;
+                self.ring.counters.recv_errors += 1;
                 self.receive_errors_in_a_row += 1;
                 if self.receive_errors_in_a_row == RECEIVE_ERRORS_MAX + 1 {
                     let error = io::Error::from_raw_os_error(errno);
@@ -356,15 +346,15 @@ impl UdpDriver {
     /// [`DROP_WAITS`]. Returns true if all came.
     fn end(&mut self) -> bool {
         self.flush();
-        let mut is_usable = self.ring.enter(Duration::ZERO, &mut self.counters).is_ok();
-        self.ring.cancel_all(&mut self.counters);
+        let mut is_usable = self.ring.enter(Duration::ZERO).is_ok();
+        self.ring.cancel_all();
         let (tries, patience) = DROP_WAITS;
         for _ in 0..tries {
             self.reap();
             if self.is_idle() || !is_usable {
                 break;
             }
-            is_usable = self.ring.enter(patience, &mut self.counters).is_ok();
+            is_usable = self.ring.enter(patience).is_ok();
         }
         self.is_idle()
     }
@@ -373,7 +363,7 @@ impl UdpDriver {
     fn is_idle(&self) -> bool {
         self.sends.is_idle()
             && self.receiver.is_idle()
-            && self.eventfds.iter().all(|eventfd| !eventfd.memory.is_armed())
+            && self.eventfds.iter().all(|eventfd| !eventfd.memory.is_held())
             && !self.futex_wait.is_armed()
     }
 }
@@ -389,7 +379,7 @@ impl Driver for UdpDriver {
             self.ready.clear(); // reuses the deque's first page instead of cycling through all of them
         }
         self.queued_datagrams = 0;
-        self.ring.enter(wait, &mut self.counters)?;
+        self.ring.enter(wait)?;
         self.reap();
         Ok(())
     }
@@ -422,15 +412,15 @@ impl Driver for UdpDriver {
         let route = Route { local, remote };
         let (index, at) = match &mut self.open {
             Some((index, batch)) if batch.accepts(viewer, &route, bytes) => {
-                let at = batch.shape.bytes;
-                batch.shape.push(bytes);
+                let at = batch.bytes;
+                batch.push(bytes);
                 (*index, at)
             }
             _ => {
                 self.flush();
                 self.resend();
                 let Some(index) = self.acquire() else {
-                    self.counters.datagrams_dropped += 1;
+                    self.ring.counters.datagrams_dropped += 1;
                     return;
                 };
                 self.open = Some((index, self.start(viewer, route, bytes)));
@@ -440,7 +430,7 @@ impl Driver for UdpDriver {
         if let Some(room) = self.sends.room(index, at, bytes) {
             write(room);
         }
-        if self.open.as_ref().is_some_and(|(_, batch)| batch.shape.is_closed()) {
+        if self.open.as_ref().is_some_and(|(_, batch)| batch.is_closed) {
             self.flush();
         }
     }
@@ -453,7 +443,7 @@ impl Driver for UdpDriver {
     }
 
     fn counters(&self) -> &UdpCounters {
-        &self.counters
+        &self.ring.counters
     }
 
     fn in_flight(&self, viewer: u32) -> u32 {
@@ -461,7 +451,7 @@ impl Driver for UdpDriver {
     }
 
     fn set_futex_wait(&mut self, word: Option<(&FutexWord, u32)>) {
-        self.futex_wait.set(word.filter(|_| self.features.futex));
+        self.futex_wait.set(word.filter(|_| self.features.contains(Features::FUTEX)));
     }
 }
 
@@ -487,14 +477,14 @@ fn queue_sizes(operations: usize) -> (u32, u32) {
 
 /// Prepares the multishot receive, or one-shot receives where the kernel has no buffer ring.
 fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, UdpDriverError> {
-    if features.multishot_receive {
-        let buffers = BufferRing::new().map_err(|source| UdpDriverError::Setup { source })?;
+    if features.contains(Features::MULTISHOT_RECEIVE) {
+        let buffers = BufferRing::new().map_err(UdpDriverError::Setup)?;
         match ring.register_buffers(&buffers) {
             Ok(()) => return Ok(Receiver::Multishot(buffers)),
             Err(error) => log::debug!("no buffer ring: {error}"),
         }
     }
-    features.multishot_receive = false;
+    features.remove(Features::MULTISHOT_RECEIVE);
     Ok(Receiver::OneShot(ReceiveSlab::new()))
 }
 
@@ -518,7 +508,7 @@ mod tests {
 
     #[test]
     fn dropping_the_driver_gets_all_memory_back_from_the_kernel() {
-        for multishot_receive in [true, false] {
+        for features in [Features::all(), Features::all() - Features::MULTISHOT_RECEIVE] {
             let (socket, _) = udp::open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
             let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
             let config = UdpDriverConfig {
@@ -527,7 +517,6 @@ mod tests {
                 eventfds: vec![Arc::new(eventfd)],
                 sends_max: 4,
             };
-            let features = Features { multishot_receive, ..Features::ALL };
             let mut driver = UdpDriver::with_features(config, features).unwrap();
             driver.submit_and_wait(Duration::from_millis(1)).unwrap();
             assert!(!driver.is_idle(), "the kernel holds the receive and the eventfd read");

@@ -29,7 +29,7 @@ use crate::base::limits;
 use crate::camera::Camera;
 use crate::camera::waiter::WaiterHandoff;
 use crate::metrics::WorkerCounters;
-use crate::uring::{UdpDriver, UdpDriverConfig, UdpDriverError};
+use crate::uring::{Features, UdpDriver, UdpDriverConfig, UdpDriverError};
 use crate::worker::commands::{Mailbox, MailboxReader, mailbox};
 
 /// Why a worker could not start.
@@ -153,7 +153,7 @@ fn run(
     }
     match UdpDriver::new(config) {
         Ok(driver) => {
-            seed.camera_wait = seed.camera_wait.filter(|_| driver.features().futex);
+            seed.camera_wait = seed.camera_wait.filter(|_| driver.features().contains(Features::FUTEX));
             if seed.camera_wait.is_some() {
                 seed.reader.skip_camera_wakeup_here();
             }

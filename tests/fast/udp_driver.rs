@@ -24,15 +24,7 @@ use streaming_server::uring::{
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The fallbacks for the oldest supported kernel.
-const NO_FEATURES: Features = Features {
-    single_issuer: false,
-    defer_taskrun: false,
-    coop_taskrun: false,
-    submit_all: false,
-    multishot_receive: false,
-    gso: false,
-    futex: false,
-};
+const NO_FEATURES: Features = Features::empty();
 
 fn driver_with(address: &str, receives: bool, features: Features) -> (UdpDriver, SocketAddr) {
     let (socket, bound) = open_socket(address.parse().unwrap()).unwrap();
@@ -41,7 +33,7 @@ fn driver_with(address: &str, receives: bool, features: Features) -> (UdpDriver,
 }
 
 fn driver(address: &str) -> (UdpDriver, SocketAddr) {
-    driver_with(address, true, Features::ALL)
+    driver_with(address, true, Features::all())
 }
 
 /// The browser's side: a plain socket.
@@ -110,7 +102,7 @@ fn turn_until_sent(driver: &mut UdpDriver, count: u32) -> Vec<(u32, u32, Result<
 
 #[test]
 fn datagrams_arrive_whole_and_in_order() {
-    for features in [Features::ALL, NO_FEATURES] {
+    for features in [Features::all(), NO_FEATURES] {
         let (mut driver, from) = driver_with("127.0.0.1:0", false, features);
         let (viewer, to) = viewer("127.0.0.1:0");
         let sizes = [1200, 1200, 1200, 7, 1200, 0, 0, 900, 900, 899, 1, 1, 1200, 9_000];
@@ -129,7 +121,7 @@ fn datagrams_arrive_whole_and_in_order() {
 
 #[test]
 fn batch_of_equal_sizes_is_one_send_and_separate_datagrams() {
-    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::all());
     let (viewer, to) = viewer("127.0.0.1:0");
     let mut datagrams = numbered(20, 1200);
     datagrams[19].truncate(333);
@@ -146,7 +138,7 @@ fn batch_of_equal_sizes_is_one_send_and_separate_datagrams() {
 /// Sends each of ten viewers a unit of `count` datagrams. Returns the number of `io_uring_enter` calls before the end of
 /// the turn, and in all.
 fn enters_for_ten_viewers(count: usize) -> (u64, u64) {
-    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::all());
     let viewers: Vec<_> = (0..10).map(|_| viewer("127.0.0.1:0")).collect();
     let before = *driver.counters();
     for (id, (_, to)) in (0..).zip(&viewers) {
@@ -178,7 +170,7 @@ fn large_unit_is_submitted_before_the_next_viewer_is_served() {
 
 #[test]
 fn long_batch_is_split_at_the_kernels_limit() {
-    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::all());
     let (viewer, to) = viewer("127.0.0.1:0");
     let datagrams = numbered(3 * GSO_SEGMENTS_MAX + 1, 1200);
     datagrams.iter().for_each(|bytes| send(&mut driver, 1, to, bytes));
@@ -192,7 +184,7 @@ fn long_batch_is_split_at_the_kernels_limit() {
 
 #[test]
 fn addresses_are_reported_unmapped_on_every_family() {
-    for features in [Features::ALL, NO_FEATURES] {
+    for features in [Features::all(), NO_FEATURES] {
         for (ours, to, theirs) in [
             ("127.0.0.1:0", "127.0.0.1", "127.0.0.1:0"),
             ("127.0.0.1:0", "127.0.0.1", "127.0.0.2:0"),
@@ -318,7 +310,7 @@ fn flood(features: Features) -> (Vec<u32>, UdpDriver) {
 
 #[test]
 fn flood_beyond_the_buffers_loses_no_datagram() {
-    let (got, driver) = flood(Features::ALL);
+    let (got, driver) = flood(Features::all());
     assert_eq!(got, (0..10_000).collect::<Vec<_>>());
     assert!(driver.counters().recv_no_buffers > 0, "the buffers ran out");
     assert_eq!(driver.counters().received, 10_000);
@@ -329,7 +321,7 @@ fn flood_loses_no_datagram_without_the_newer_features() {
     let (mut got, driver) = flood(NO_FEATURES);
     got.sort_unstable();
     assert_eq!(got, (0..10_000).collect::<Vec<_>>());
-    assert!(!driver.features().multishot_receive);
+    assert!(!driver.features().contains(Features::MULTISHOT_RECEIVE));
 }
 
 #[test]
@@ -347,7 +339,7 @@ fn recycled_buffers_are_reused() {
 
 #[test]
 fn oversized_datagram_is_counted_and_the_next_arrives() {
-    for features in [Features::ALL, NO_FEATURES] {
+    for features in [Features::all(), NO_FEATURES] {
         let (mut driver, to) = driver_with("127.0.0.1:0", true, features);
         let (viewer, from) = viewer("127.0.0.1:0");
         viewer.send_to(&vec![1; RECEIVE_BUFFER_BYTES + 1], to).unwrap();
@@ -394,7 +386,7 @@ fn closed_port_does_not_stop_sending() {
 
 #[test]
 fn unreachable_destination_is_counted_and_other_datagrams_are_sent() {
-    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::all());
     let (viewer, to) = viewer("127.0.0.1:0");
     send(&mut driver, 1, "[::1]:5000".parse().unwrap(), &[0; 10]);
     send(&mut driver, 1, to, &[0; 70_000]);
@@ -425,7 +417,7 @@ fn one_send_operation_is_reused_within_a_turn() {
 
 #[test]
 fn dropped_driver_sends_what_is_queued_and_closes_its_descriptors() {
-    for features in [Features::ALL, NO_FEATURES] {
+    for features in [Features::all(), NO_FEATURES] {
         let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         let (socket, wakeup) = (Arc::new(socket), Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()));
         let config = UdpDriverConfig {
@@ -498,7 +490,7 @@ fn route_that_refuses_gso_gets_single_datagrams() {
 #[test]
 #[ignore = "the test above runs it in a network namespace"]
 fn inner_route_that_refuses_gso() {
-    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::ALL);
+    let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::all());
     let (viewer, to) = viewer("127.0.0.1:0");
     for round in 0..3u64 {
         // Larger than the path's MTU: refused as a segment, but fragmented and delivered alone.

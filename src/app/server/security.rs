@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::ServerError;
 use crate::app::addresses::interface_addresses;
 use crate::base::clock::Moment;
-use crate::config::{Config, Tls};
+use crate::config::{Config, Tls, host_of};
 use crate::http::certificate::{self, Certificate, CertificateError};
 use crate::http::{Access, Hosts, HttpConfig, HttpTimeouts, Policy, TlsKeys};
 use crate::metrics::LoginCounters;
@@ -29,12 +29,10 @@ pub(super) fn prepare(
         .token
         .clone()
         .map(|token| Arc::new(Access::new(token, http.port(), Arc::clone(logins), Moment::now().steady)));
-    let of_origins = config.allow_origin.iter().map(|origin| origin.host().to_owned());
-    let allowed = config.allow_host.iter().map(|host| host.as_str().to_owned()).chain(of_origins);
-    let policy = Policy {
-        hosts: Some(Hosts::new(&hostname(), allowed)),
-        allow_origin: config.allow_origin.iter().map(|origin| origin.as_str().to_owned()).collect(),
-    };
+    let of_origins = config.allow_origin.iter().map(|origin| host_of(origin).to_owned());
+    let allowed = config.allow_host.iter().cloned().chain(of_origins);
+    let policy =
+        Policy { hosts: Some(Hosts::new(&hostname(), allowed)), allow_origin: config.allow_origin.clone() };
     Ok(HttpConfig { address: http, policy, access, tls, timeouts: HttpTimeouts::default() })
 }
 
@@ -109,7 +107,7 @@ pub(crate) fn names(config: &Config) -> Vec<String> {
         }
     }
     names.push("localhost".to_owned());
-    names.extend(config.allow_host.iter().map(|host| host.as_str().to_owned()).filter(|name| name != "*"));
+    names.extend(config.allow_host.iter().filter(|name| *name != "*").cloned());
     // A link-local address cannot be used in a URL.
     let is_link_local =
         |ip: &std::net::IpAddr| matches!(ip, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());

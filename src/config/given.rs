@@ -1,0 +1,55 @@
+//! The texts given for an option, and how they become values or errors that name their source.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::{ConfigError, ValueOrigin};
+
+/// The texts given for one option, and their source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Given {
+    pub(super) values: Vec<String>,
+    pub(super) origin: ValueOrigin,
+}
+
+/// A parser of one value. The error is the text after "expected".
+pub(super) type Parse<T> = fn(&str) -> Result<T, String>;
+
+impl Given {
+    /// Returns the last text, which wins.
+    pub(super) fn text(&self) -> &str {
+        self.values.last().map_or("", String::as_str)
+    }
+
+    /// Parses the last text.
+    pub(super) fn parse<T>(&self, parse: Parse<T>) -> Result<T, ConfigError> {
+        self.parse_text(parse, self.text())
+    }
+
+    /// Parses every text.
+    pub(super) fn parse_all<T>(&self, parse: Parse<T>) -> Result<Vec<T>, ConfigError> {
+        self.values.iter().map(|text| self.parse_text(parse, text)).collect()
+    }
+
+    fn parse_text<T>(&self, parse: Parse<T>, text: &str) -> Result<T, ConfigError> {
+        parse(text).map_err(|expected| ConfigError::BadValue {
+            origin: self.origin.clone(),
+            value: text.to_owned(),
+            expected,
+        })
+    }
+
+    /// Reads the file that the option names.
+    pub(super) fn read(
+        &self,
+        read_file: impl Fn(&Path) -> io::Result<String>,
+    ) -> Result<String, ConfigError> {
+        let path = PathBuf::from(self.text());
+        let origin = self.origin.clone();
+        read_file(&path).map_err(|source| ConfigError::FileUnreadable { origin, path, source })
+    }
+}
+
+/// Texts by option name.
+pub(super) type GivenByName = BTreeMap<&'static str, Given>;
