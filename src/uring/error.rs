@@ -67,10 +67,10 @@ impl UdpDriverError {
 fn advice(errno: Option<i32>, sysctl: Option<&str>) -> Option<&'static str> {
     match (errno?, sysctl) {
         (libc::EPERM, Some("2")) => {
-            Some("kernel.io_uring_disabled is 2; batch `sysctl -w kernel.io_uring_disabled=0` as root")
+            Some("kernel.io_uring_disabled is 2; run `sysctl -w kernel.io_uring_disabled=0` as root")
         }
         (libc::EPERM, Some("1")) => Some(
-            "kernel.io_uring_disabled is 1; set it to 0, or batch the server in the group of \
+            "kernel.io_uring_disabled is 1; set it to 0, or run the server in the group of \
              kernel.io_uring_group or with CAP_SYS_ADMIN",
         ),
         (libc::EPERM | libc::EACCES, _) => Some(
