@@ -1,12 +1,14 @@
-//! Counts the bytes that go through `memcpy` and `memmove` between the slot and the kernel, per access unit and per viewer.
-//! This process replaces both functions, so a new copy of a unit or a payload changes these numbers. Encryption is a pass
-//! of its own, not a copy.
+//! Counts the bytes that `memcpy` and `memmove` copy between the slot and the kernel, per access unit and per viewer.
+//! This process replaces both functions, so a new copy of a unit or a payload changes the counts. Encryption reads a
+//! payload and writes a datagram; the test does not count that as a copy.
+//!
+//! The numbers in the drawing are the copies that each step makes.
 //!
 //! ```text
 //!   slot ─1─► payloads, shared ─encryption (AES-CM: after a copy)─► batch of datagrams ─0─► kernel ─1─► packet
 //! ```
 //!
-//! A binary of its own, because it replaces two functions of C.
+//! This test is a binary of its own because it replaces two functions of C.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: a panic is the report")]
 #![expect(unsafe_code, reason = "memcpy and memmove are unsafe by their nature")]
 
@@ -21,16 +23,17 @@ thread_local! {
 /// Bytes copied by one thread.
 #[derive(Clone, Copy, Default)]
 struct Copied {
-    /// In copies of at least the size of an RTP payload.
+    /// Bytes in copies of at least [`MEDIA_BYTES_MIN`] bytes: units and RTP payloads.
     media: usize,
-    /// In smaller ones: headers.
+    /// Bytes in smaller copies: headers.
     small: usize,
 }
 
 const MEDIA_BYTES_MIN: usize = 1_000;
 
 fn count(bytes: usize) {
-    // Fails in a thread that is ending, whose thread-local is gone. The measured thread still runs.
+    // `try_with` fails in a thread that is ending and has destroyed its thread-local. The test does not measure such a
+    // thread, so the error is ignored.
     let _ = COPIED.try_with(|copied| {
         let mut sum = copied.get();
         *(if bytes < MEDIA_BYTES_MIN { &mut sum.small } else { &mut sum.media }) += bytes;
@@ -38,14 +41,15 @@ fn count(bytes: usize) {
     });
 }
 
-/// Moves one byte. Volatile, because the compiler would turn the loop around it into a call of `memcpy`.
+/// Copies one byte. The access is volatile, because otherwise the compiler would turn the caller's loop into a call of
+/// `memcpy`.
 ///
 /// # Safety
-/// As `memmove` for the byte at `index`.
+/// The contract is that of `memmove` for the byte at `index`.
 unsafe fn move_byte(target: *mut u8, source: *const u8, index: usize) {
     // SAFETY: the caller's promise covers `index`.
     let from = unsafe { source.add(index) };
-    // SAFETY: as above.
+    // SAFETY: the caller's promise covers `index` in `target` too.
     let to = unsafe { target.add(index) };
     // SAFETY: `from` may be read, by the caller's promise.
     let byte = unsafe { from.read_volatile() };
@@ -56,7 +60,7 @@ unsafe fn move_byte(target: *mut u8, source: *const u8, index: usize) {
 /// Replaces C's `memcpy` in all statically linked code of this process and counts the copied bytes.
 ///
 /// # Safety
-/// The same as for C's `memcpy`.
+/// The contract is that of C's `memcpy`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(target: *mut u8, source: *const u8, bytes: usize) -> *mut u8 {
     count(bytes);
@@ -72,7 +76,7 @@ unsafe extern "C" fn memcpy(target: *mut u8, source: *const u8, bytes: usize) ->
 /// Replaces C's `memmove` and counts the copied bytes.
 ///
 /// # Safety
-/// The same as for C's `memmove`.
+/// The contract is that of C's `memmove`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memmove(target: *mut u8, source: *const u8, bytes: usize) -> *mut u8 {
     count(bytes);
@@ -105,7 +109,7 @@ mod path {
     const UNITS: u64 = 100;
     const UNIT_BYTES: usize = 33_000;
 
-    /// Runs `act` and adds the bytes that it copies.
+    /// Runs `act` and adds the bytes that it copies to `into`. Returns the result of `act`.
     fn copied<T>(into: &mut Copied, act: impl FnOnce() -> T) -> T {
         let before = COPIED.with(Cell::get);
         let result = act();
@@ -140,7 +144,7 @@ mod path {
         }
     }
 
-    /// The worker's part: hands a session's datagrams to the driver.
+    /// Hands a session's datagrams to the driver, as the worker does.
     struct ToEdge<'a> {
         driver: &'a mut UdpDriver,
         remote: SocketAddr,
@@ -227,9 +231,11 @@ mod path {
             times(session.small),
             times(sending.small),
         );
-        // The last payload of a unit may be shorter than the threshold. Tables grow now and then.
+        // The ratio is not exactly 1. The last payload of a unit may be below `MEDIA_BYTES_MIN`, and a table that grows
+        // is copied too.
         assert!((0.9..1.1).contains(&once), "from the slot into payloads: {once}");
-        // AES-GCM reads the payload and writes the datagram; AES-CM encrypts a copy.
+        // AES-GCM reads the payload and writes the datagram without a copy. AES-CM first copies the payload and
+        // encrypts the copy.
         let is_gcm = pair.viewer.status(pair.now).profile.is_some_and(|profile| profile.contains("GCM"));
         let expected = if is_gcm { 0.0..0.001 } else { 0.9..1.1 };
         assert!(expected.contains(&each), "from a payload into a datagram: {each}");

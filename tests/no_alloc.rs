@@ -1,5 +1,6 @@
-//! After warm-up nothing is allocated per access unit, from the slot through a session to the socket.
-//! A binary of its own: it has a counting global allocator.
+//! After warm-up the server allocates nothing per access unit, on the way from the slot through a session to the
+//! socket.
+//! This test is a binary of its own because it replaces the global allocator with one that counts.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
 
@@ -15,12 +16,13 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call is passed on unchanged to the system's allocator, whose contract is this trait's.
+// SAFETY: every call is passed on unchanged to the system's allocator, which fulfils the contract of this trait.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
-        // Fails in a thread that is ending, whose thread-local is gone. The measured thread still runs.
+        // `try_with` fails in a thread that is ending and has destroyed its thread-local. The test does not measure
+        // such a thread, so the error is ignored.
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promise about `memory` is passed on.
+        // SAFETY: the caller's promise about `memory` holds for the system's allocator too.
         unsafe { System.alloc(memory) }
     }
 
@@ -56,7 +58,7 @@ mod stages {
     const WARM_UP: u64 = 400;
     const MEASURED: u64 = 300;
 
-    /// The worker's part: hands a session's datagrams to the driver.
+    /// Hands a session's datagrams to the driver, as the worker does.
     struct ToEdge<'a> {
         driver: &'a mut UdpDriver,
         remote: SocketAddr,
@@ -68,7 +70,8 @@ mod stages {
         }
     }
 
-    /// Unit `number` as a camera writes it: parameter sets and an IDR every 30, else one slice whose size varies.
+    /// Writes unit `number` to `into` as a camera would. Every 30th unit has parameter sets and an IDR. Every other
+    /// unit is one slice whose size varies.
     fn unit(number: u64, into: &mut Vec<u8>) {
         into.clear();
         let idr = number.is_multiple_of(30);

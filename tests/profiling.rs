@@ -1,5 +1,5 @@
-//! Profiles name the functions that use CPU and memory, `go tool pprof` reads them, and taking one does not disturb the
-//! process. The profiling allocator is the global allocator here.
+//! Profiles name the functions that use CPU and memory, `go tool pprof` reads them, and taking a profile does not
+//! disturb the process. This test uses the profiling allocator as its global allocator.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
 
 use std::hint::black_box;
@@ -21,7 +21,8 @@ use support::profile::Profile;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();
 
-/// One test at a time: only one profile may run, and memory of other tests must not be in it.
+/// Each test holds this lock while it runs. Only one profile may run at a time, and the memory of other tests must not
+/// be in a heap profile.
 static TURN: Mutex<()> = Mutex::new(());
 
 #[inline(never)]
@@ -45,7 +46,7 @@ fn leak_in_a_named_function(bytes: usize) -> Vec<u8> {
     black_box(vec![1_u8; black_box(bytes)])
 }
 
-/// Runs `body` while named threads run `work`.
+/// Runs `body` while `count` threads, named `burner-0` and up, run `work`. Returns the result of `body`.
 fn while_running<T>(count: usize, work: impl Fn(&AtomicBool) + Sync, body: impl FnOnce() -> T) -> T {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -60,7 +61,7 @@ fn while_running<T>(count: usize, work: impl Fn(&AtomicBool) + Sync, body: impl 
     })
 }
 
-/// A file that is removed when the test ends.
+/// A profile in a temporary file, which is removed on drop.
 struct Kept(PathBuf);
 
 impl Kept {
@@ -70,7 +71,7 @@ impl Kept {
         Kept(path)
     }
 
-    /// The output of `go tool pprof`; `None`, with a message, where Go is not installed.
+    /// Returns the output of `go tool pprof` for this file. Prints a message and returns `None` if Go is not installed.
     fn pprof(&self, arguments: &[&str]) -> Option<String> {
         let mut command = Command::new("go");
         command
@@ -156,7 +157,7 @@ fn a_second_profile_is_refused_and_the_thread_list_has_no_stacks_meanwhile() {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        // Either of the two may come first.
+        // Either of the two profiles may start first. The server must have refused the other one.
         assert!(refused > 0 || matches!(first.join().unwrap(), Err(ProfileError::Busy)));
     });
 }
@@ -210,7 +211,7 @@ fn sockets_and_io_uring_keep_working_under_the_profiling_signal() {
     let bytes = while_running(2, work, || {
         let bytes = cpu_profile(Duration::from_secs(2), 1_000).unwrap();
         for _ in 0..50 {
-            threads(1).unwrap(); // interrupts sleeping threads too
+            threads(1).unwrap(); // the listing interrupts sleeping threads too
         }
         bytes
     });
@@ -262,7 +263,8 @@ fn the_heap_profile_names_an_injected_leak_until_it_is_freed() {
     );
     assert_eq!((profile.period_type.as_str(), profile.period), ("space/bytes", 524_288));
     let found = in_use(&profile);
-    // 76 samples are expected. 40 MB within a factor of two fails once in 10^8 runs.
+    // The profiler samples one allocation per 524,288 bytes on average, so 40 MB give about 76 samples. Their estimate
+    // is wrong by more than a factor of two once in 10^8 runs.
     assert!((20_000_000..80_000_000).contains(&found), "{found}");
     let file = Kept::new("heap", &bytes);
     if let Some(top) = file.pprof(&["-top", "-cum", "-nodecount=30"]) {
@@ -361,7 +363,7 @@ fn an_empty_profile_is_valid_and_says_that_it_is_empty() {
     assert!(!profiling::cmdline().is_empty() && profiling::cmdline().last() != Some(&0));
 }
 
-/// Resident memory of this process in bytes.
+/// Returns the resident memory of this process in bytes.
 fn resident_bytes() -> usize {
     let pages: usize =
         std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();

@@ -1,5 +1,5 @@
-//! A server from start to exit in a few seconds: doctor, a camera, a viewer, a recording, a profile, SIGTERM. Also run by
-//! scripts/test-arm64 in an emulated machine, where it checks the real aarch64 binary.
+//! Runs a server from start to exit in a few seconds, with doctor, a camera, a viewer, a recording, a profile and
+//! SIGTERM. scripts/test-arm64 runs this test in an emulated machine too, to check the real aarch64 binary.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -22,7 +22,7 @@ use support::{PATIENCE, http, unique_shm, wait_until};
 
 const LOOPBACK: [&str; 6] = ["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "127.0.0.1:0"];
 
-/// `doctor` reports a machine that has all the server needs.
+/// Asserts that `doctor` finds all that the server needs on this machine.
 fn doctor_finds_no_problem(shm: &str, directory: &str) {
     let mut command = server::command(shm, &["--record-path", directory]);
     command.args(LOOPBACK);
@@ -39,7 +39,7 @@ fn doctor_finds_no_problem(shm: &str, directory: &str) {
     }
 }
 
-/// Records until a second is written, then reads the file back as a browser would.
+/// Records at least 30 units, downloads the file as a browser would, and asserts that it is complete.
 fn records(server: &Server) {
     let started = http::post_json(server.http, "/api/recording/start", &json!({ "filename": "smoke" }));
     assert_eq!(started.status, 200, "{}", started.text());
@@ -55,12 +55,12 @@ fn records(server: &Server) {
     assert_eq!((&listed["complete"], listed["bytes"].as_u64()), (&json!(true), Some(file.body.len() as u64)));
 }
 
-/// The profiler walks stacks on this architecture and names functions by the binary's symbols.
+/// Asserts that the profiler walks stacks on this architecture and finds the names of functions in the binary.
 fn is_profiled(server: &Server) {
     let control = server.process.after("control: http://").unwrap();
     let control = control.split('/').next().unwrap().parse().unwrap();
     let profile = thread::spawn(move || http::get(control, "/debug/pprof/profile?seconds=2"));
-    // Load for the profile: a server of one viewer is idle most of the time.
+    // The requests keep the server busy during the profile, because a server with one viewer is idle most of the time.
     while !profile.is_finished() {
         server.get("/metrics");
     }
@@ -77,8 +77,8 @@ fn is_profiled(server: &Server) {
     assert!(threads.contains("worker-0") && threads.contains("streaming_server::"), "{threads}");
 }
 
-/// All received units are right and the first is an IDR. An emulated machine may be too slow for all units: the server has
-/// counted each missing one as dropped.
+/// Asserts that all received units are intact and that the first is an IDR. On a slow emulated machine units may be
+/// missing, but the server must have counted each of them as dropped.
 fn is_accounted_for(report: Report, metrics: &Metrics) {
     let dropped = metrics.value("frames_dropped_total", &[("component", "webrtc")]).unwrap();
     let counted_drops = dropped + metrics.expect("lapped_total") + metrics.expect("torn_total");

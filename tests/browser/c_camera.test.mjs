@@ -1,5 +1,5 @@
-// The C camera from the comment of pet_camera_ring.h, in a real browser: the browser shows the access units that its
-// encoder writes into the slots, in order. The camera plays a recording of the simulator.
+// The C camera from the comment of pet_camera_ring.h, watched in a real browser. The browser must show the access units
+// in the order in which the encoder of the camera writes them. The camera plays a recording of the simulator.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -13,7 +13,8 @@ import { sleep, startCamera, startServer, uniqueShm } from './support/processes.
 const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const HEADER = path.join(ROOT, 'src/camera/pet_camera_ring.h');
 
-/** Compiles the example in the header's comment as a program that writes to the ring `shm`. */
+/** Compiles the example in the comment of the header, changed to write the ring `shm`. Returns the path of the
+ *  program. */
 function compileExample(directory, shm) {
   const text = readFileSync(HEADER, 'utf8').split(' * EXAMPLE\n')[1].split(' * The numbers below')[0];
   const lines = text.split('\n').filter((line) => line.startsWith(' *     ')).map((line) => line.slice(7)).slice(1);
@@ -25,7 +26,8 @@ function compileExample(directory, shm) {
   return program;
 }
 
-/** Records numbered pictures at 120 fps for 12 seconds. Played at 30 fps, they last more than half a minute. */
+/** Records 12 seconds of numbered pictures at 120 fps and returns the path of the file. The C camera plays it at 30
+ *  fps, so it lasts more than half a minute. */
 async function makeFilm(directory) {
   const shm = uniqueShm();
   const camera = startCamera(shm, ['--layout', 'lease', '--pattern', '640x480', '--fps', '120', '--gop', '30']);

@@ -1,5 +1,5 @@
-// The camera process is killed and returns with another picture size. The page reports it, keeps its connection and
-// shows the new picture.
+// The camera process is killed and returns with another picture size. The page reports that the camera is away, keeps
+// its connection and shows the new picture.
 import assert from 'node:assert/strict';
 import { mkdirSync } from 'node:fs';
 import path from 'node:path';

@@ -1,4 +1,4 @@
-// The page gets the state of the server by events, and polls only if no events arrive.
+// The server sends its state to the page as events. The page polls only if no events arrive.
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import os from 'node:os';
@@ -35,7 +35,7 @@ test('a recording started elsewhere is shown without polling', { timeout: 300_00
   await sleep(3000);
   assert.equal((await record('stop')).status, 200);
   await isShown(viewer, false);
-  assert.ok(requested.length <= 1, `requested: ${requested}`); // a busy machine may cause one poll
+  assert.ok(requested.length <= 1, `requested: ${requested}`); // on a busy machine one poll is allowed
   assert.deepEqual(viewer.errors, []);
 });
 

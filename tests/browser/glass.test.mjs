@@ -1,4 +1,5 @@
-// Latency from capture to display. The browser can compute it only if our reports return its clock (RFC 3611).
+// Latency from capture to display. The browser can compute it only because our RTCP reports return the reference time
+// of the browser (RFC 3611).
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { openViewer, startBrowser } from './support/browser.mjs';
@@ -21,6 +22,7 @@ test('the browser knows the capture time of each picture', { timeout: 180_000 },
   })));
   t.diagnostic(`shown ${shown.ageMs.toFixed(1)} ms after the capture`);
   assert.ok(shown.ageMs > 0, `shown ${-shown.ageMs} ms before the capture`);
-  // The browser estimates our clock from the reports. An estimate that is off by a second would be wrong.
+  // The browser estimates our clock from our RTCP reports. The capture time must not be more than a second before the
+  // start.
   assert.ok(shown.capturedAt > startedAt - 1_000, `captured ${startedAt - shown.capturedAt} ms before the camera started`);
 });

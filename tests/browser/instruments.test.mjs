@@ -1,5 +1,5 @@
-// Tests of the test support: the relay drops the configured share and delivers the rest; the number in the picture is
-// read, or refused if a cell is wrong.
+// Tests of the test support: the relay drops the configured share and delivers the rest. The reader of unit numbers
+// reads the number in a picture, and refuses it if a cell is wrong.
 import assert from 'node:assert/strict';
 import dgram from 'node:dgram';
 import { once } from 'node:events';
@@ -23,7 +23,7 @@ test('the relay drops the configured share and delivers the rest', async (t) => 
   assert.ok(relay.lost > 60 && relay.lost < 140, `${relay.lost} of 200`);
 });
 
-/** The bottom lines of a test card as RGBA, black except for the cells. */
+/** Returns the bottom lines of a test card as RGBA pixels. They are black except for the white cells of `number`. */
 function card(number, width, pictureHeight) {
   const height = Math.min(STRIP.height, pictureHeight);
   const rgba = new Uint8ClampedArray(4 * width * height);

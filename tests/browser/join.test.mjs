@@ -1,7 +1,8 @@
-// Joining in the middle of a long GOP, in a real browser: a viewer starts with the GOP that runs, shows its units in order,
-// and catches up with the camera. The frame rate is low, so that the ring covers seconds: a busy machine then does not
-// make the server miss a unit.
+// Joining in the middle of a long GOP, in a real browser: a viewer starts with the current GOP, shows its units in
+// order, and catches up with the camera. The frame rate is low so that the ring holds seconds. A busy machine then does
+// not make the server miss a unit.
 //
+// Environment variables, with their defaults in brackets:
 // SS_JOINS    joins on each ring [3]; use 30 for meaningful percentiles
 // SS_LAYOUTS  rings to join on [v1 v3-6 v0]
 // SS_FPS      frame rate of the camera [10]
@@ -18,13 +19,14 @@ const MORE = (process.env.SS_CAMERA ?? '').split(' ').filter((word) => word !== 
 const GOP_S = Number(process.env.SS_GOP_S ?? 50);
 const FPS = Number(process.env.SS_FPS ?? 10);
 const AT_ONCE = 3;
-/** Observation of a viewer after its first picture. */
+/** Milliseconds for which a viewer is watched after it has shown the unit that was newest at its first picture. */
 const WATCH_MS = 4_000;
 
 const camera = (layout) => ['--layout', layout, '--pattern', '640x360', '--fps', `${FPS}`,
   '--bitrate-kbps', '1000', '--gop', `${FPS * GOP_S}`, ...MORE];
 
-/** Stores the time at which the page gets an answer: the measurement starts there. */
+/** Stores the time at which the page applies the first answer of the server. The test measures the delay of the
+ *  first picture from that time. */
 function noteAnswer(page) {
   return page.addInitScript(() => {
     const take = RTCPeerConnection.prototype.setRemoteDescription;
@@ -35,7 +37,8 @@ function noteAnswer(page) {
   });
 }
 
-/** Returns, over the time since the first picture, how many units a viewer is behind the pace it has at the end. */
+/** Returns for each picture the milliseconds since the first picture, and how many units it is behind the steady
+ *  pace of the last FPS pictures. */
 function lags(seen) {
   const settled = seen.slice(-FPS).map((picture) => picture.unit - (picture.at * FPS) / 1000).sort((a, b) => a - b);
   const pace = settled[Math.floor(settled.length / 2)];
@@ -66,13 +69,13 @@ async function join(browser, server) {
     caughtUpMs: lag.find((at) => at.units < 2.5)?.ms ?? Number.NaN,
     late: later.filter((at) => Math.abs(at.units) > 3.5).length / Math.max(1, later.length),
     unitsPerSecond: pace(readable),
-    // A new connection may start with an empty picture.
+    // A new connection may start with an empty picture, so only pictures after the first readable one count as broken.
     broken: seen.filter((picture) => picture.unit === null && picture.at > readable[0].at).length,
     seen: readable, stats, connections, errors: viewer.errors,
   };
 }
 
-/** Returns units per second in the last observed second. */
+/** Returns how many units per second the page showed in the last observed second. */
 function pace(seen) {
   const last = seen.at(-1);
   const before = seen.findLast((picture) => picture.at < last.at - 1_000) ?? seen[0];
@@ -84,8 +87,9 @@ const percentile = (values, share) => {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
 };
 
-/** Joins on one ring. `missed` counts the units that the server lost because the machine stalled it for longer than the
- *  ring holds: then it has no whole GOP, and viewers correctly wait for the next IDR. */
+/** Lets viewers join on one ring and returns their measurements. `missed` counts the units that the server lost
+ *  because the machine stalled it for longer than the ring holds. After such a loss the server has no whole GOP, and
+ *  viewers correctly wait for the next IDR. */
 async function joinsOn(t, layout) {
   const shm = uniqueShm();
   const server = await startServer(['--shm', shm]);
@@ -128,7 +132,7 @@ for (const layout of LAYOUTS) {
       assert.deepEqual(one.errors, []);
       assert.equal(one.connections, 1, 'the page reconnected');
       assert.equal(one.broken, 0, 'pictures without a readable unit number');
-      // Without the catch-up a viewer would start at the next IDR.
+      // The unit GOP_S * FPS is the next IDR. A viewer that starts there did not get the current GOP.
       if (missed === 0 && GOP_S >= 30) assert.ok(one.first.unit < GOP_S * FPS, `started at unit ${one.first.unit}`);
     }
   });

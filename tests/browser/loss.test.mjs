@@ -1,4 +1,4 @@
-// 5 % loss and 30 ms of round trip between a real browser and the server: no broken picture.
+// With 5 % loss and a round trip of 30 ms between a real browser and the server, no picture is broken.
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
@@ -30,6 +30,6 @@ test('loss causes retransmissions and no broken picture', { timeout: 300_000 }, 
   const longest = Math.max(...gaps);
   const stats = await viewer.stats();
   t.diagnostic(`lost ${relay.lost} of ${relay.lost + relay.forwarded}, longest gap ${longest.toFixed(0)} ms, freezes ${stats.freezeCount}, PLI ${stats.pliCount}`);
-  // The longest freeze is only reported, because a busy machine freezes too. SS_STRICT makes it a check.
+  // The test only reports the longest freeze, because a busy machine causes freezes too. SS_STRICT makes it a check.
   if (process.env.SS_STRICT) assert.ok(longest <= 500, `a freeze of ${longest} ms`);
 });

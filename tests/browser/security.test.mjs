@@ -55,8 +55,8 @@ test('over https the page asks for the token, plays, records and logs out', { ti
   assert.equal(await page.evaluate(() => document.cookie), '', 'scripts must not see the cookie');
   assert.ok(!cookie.value.includes(TOKEN));
 
-  // The whole page works with the cookie only: events, commands, the list, a download.
-  await page.mouse.move(640, 300); // the bar hides without pointer movement
+  // The whole page works with the cookie alone: events, recording commands, the list of recordings, and a download.
+  await page.mouse.move(640, 300); // the page hides the bar while the pointer does not move
   await page.click('#record-button');
   await page.waitForSelector('body[data-recording]');
   await page.mouse.move(600, 320);
@@ -81,7 +81,7 @@ test('over https the page asks for the token, plays, records and logs out', { ti
   await page.waitForFunction(() => document.getElementById('video').srcObject === null);
   const open = () => window.probe.connections.filter((pc) => pc.connectionState === 'connected').length;
   assert.equal(await page.evaluate(open), 0);
-  // A copy of the cookie is useless after the logout.
+  // After the logout the server refuses a copy of the cookie.
   const stolen = { cookie: `${cookie.name}=${cookie.value}` };
   const answer = await again.request.get(`${url}api/status`, { headers: stolen });
   assert.equal(answer.status(), 401, 'the server still accepts the cookie after the logout');
@@ -108,7 +108,7 @@ test('the page asks for the token again after it was changed', { timeout: 180_00
 
 test('no page of another origin or host name can start a recording', { timeout: 180_000 }, async (t) => {
   const directory = temporary(t);
-  // Without a token: only the checks of Origin and Host protect the server.
+  // The server has no token, so only its checks of Origin and Host protect it.
   const server = await startServer(['--demo', '--shm', uniqueShm(), ...recordsTo(directory)]);
   t.after(() => server.stop());
   const evil = createServer((request, response) => response.setHeader('content-type', 'text/html').end('<p>evil'));
@@ -151,7 +151,7 @@ test('no page of another origin or host name can start a recording', { timeout: 
   const inside = await page.evaluate(() =>
     fetch('/api/recording/start', { method: 'POST' }).then((answer) => answer.status, () => 403));
   assert.equal(inside, 403);
-  // The same request without a page, so that no policy of the browser blocks it: the server refuses the host name.
+  // Send the same request without a page, so that no browser policy can block it. The server must refuse the host name.
   const asked = await page.request.post(`http://127.0.0.1:${port}/api/recording/start`,
     { headers: { host: `rebound.example:${port}` } });
   assert.equal(asked.status(), 403);
@@ -177,7 +177,8 @@ test('pages of other origins cannot use the login cookie', { timeout: 180_000 },
   await page.goto(server.url);
   await logIn(page, TOKEN);
   await page.waitForSelector('#logout-button:not([hidden])');
-  // Another port of the same host is another origin but the same site, so the browser sends the SameSite cookie.
+  // Another port of the same host is another origin but the same site. The browser therefore sends the SameSite cookie,
+  // and only the server can refuse the request.
   await page.goto(`http://127.0.0.1:${neighbour.address().port}/`);
   await page.evaluate((start) =>
     fetch(start, { method: 'POST', mode: 'no-cors', credentials: 'include', body: '{}' }).catch(() => {}),
@@ -192,7 +193,8 @@ test('a browser that trusts the certificate shows the page without a warning', {
   const directory = temporary(t);
   const server = await startServer(['--demo', '--shm', uniqueShm(), '--tls-self-signed', '--state-path', directory]);
   t.after(() => server.stop());
-  // Chromium has no option to trust an authority, only one to trust the public key of a certificate.
+  // Chromium has no option to trust an authority. It can only trust the public key of one certificate, named by its
+  // hash.
   const pem = readFileSync(path.join(directory, 'self-signed.pem'), 'latin1');
   const { X509Certificate, createHash } = await import('node:crypto');
   const spki = new X509Certificate(pem).publicKey.export({ type: 'spki', format: 'der' });

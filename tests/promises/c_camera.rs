@@ -1,5 +1,5 @@
-//! The C side of the lease ring: `pet_camera_ring.h` has the same numbers as the Rust side and compiles without warnings
-//! with every installed compiler. The example in its comment is a camera that a viewer can watch.
+//! The C side of the lease ring: `pet_camera_ring.h` has the same numbers as the Rust side and compiles without
+//! warnings with every installed compiler. Viewers can watch the example camera in the comment of the header.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -28,7 +28,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{camera, unique_shm, wait_until};
 
-/// Offsets of the fields.
+/// Fields by the names that `layout.c` prints, each with its offset in bytes on the Rust side.
 const FIELDS: [(&str, usize); 31] = [
     ("header.magic", header::MAGIC),
     ("header.version", header::VERSION),
@@ -113,14 +113,15 @@ fn header_compiles_without_warnings_with_every_compiler() {
     for compiler in COMPILERS {
         workshop.compile(compiler, "layout.c", &["-O2"]);
         workshop.compile(compiler, "stress_camera.c", &["-O0"]);
-        // A second file that uses the header without the implementation.
+        // A camera may include the header in further source files, without its implementation. Such a file must compile
+        // too.
         let user =
             "#include <stdio.h>\n#include \"pet_camera_ring.h\"\nint main(void) { return PCR_IDR != 1; }\n";
         workshop.compile_text(compiler, "user", user, &[]);
     }
 }
 
-/// Returns the example of the header's comment as a program.
+/// Returns the C source of the example camera in the comment of the header.
 fn example() -> String {
     let text = include_str!("../../src/camera/pet_camera_ring.h");
     let (_, after) = text.split_once(" * EXAMPLE\n").unwrap();
@@ -131,7 +132,8 @@ fn example() -> String {
     source
 }
 
-/// Writes a file of `units` test pictures, each with delimiter, number and checksum.
+/// Writes a file of `units` access units, each with a delimiter, its number and a checksum. Returns the path of the
+/// file.
 fn film(workshop: &Workshop, units: u64) -> PathBuf {
     let mut card = TestCard::new(TestCardConfig {
         width: 320,
@@ -172,7 +174,8 @@ fn viewers_can_watch_the_example_camera() {
         for viewer in viewers {
             viewer.leave().assert_perfect(&format!("a viewer of the example, {compiler}"));
         }
-        // A killed camera that starts again continues on the ring it left.
+        // Kill the camera and start it again. The new process continues on the ring that the killed one left, and the
+        // viewer sees more units.
         let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
         viewer.wait_units(10);
         example.kill();

@@ -1,4 +1,4 @@
-//! The simulated camera as a reader sees it: every layout, every injected fault, and the program around it.
+//! The simulated camera as a reader sees it: every layout, every injected fault, and the program `camera-sim`.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::path::Path;
@@ -23,9 +23,10 @@ fn unique_name() -> String {
     format!("/ss-test-sim-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Units per second. A ring of 30 slots then covers half a second in which a busy machine may delay the reader.
+/// Units per second. At this rate a ring of 30 slots holds half a second, so a busy machine may delay the reader that
+/// long.
 const FPS: f64 = 60.0;
-/// Nanoseconds between two units, rounded down.
+/// Nanoseconds between two units, rounded down to whole milliseconds.
 const INTERVAL_NS: i64 = 16_000_000;
 
 fn config(layout: Layout, units: u64) -> SimulatorConfig {
@@ -48,10 +49,10 @@ fn now_ns() -> i64 {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-/// The counts of one reader over the whole run.
+/// What one reader received and what its cursor reported, over the whole run.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Stamps of intact units, in order.
+    /// Stamps of the intact units, in the order of their arrival.
     stamps: Vec<Stamp>,
     sizes: Vec<(u32, u32)>,
     frame_numbers: Vec<u64>,
@@ -62,7 +63,8 @@ struct Seen {
     rejected: u64,
     torn: u64,
     restarted: u64,
-    /// The longest time the reader holds a unit before it reads it; it varies from 0 to this.
+    /// Longest time for which the reader holds a unit before it reads the bytes. The times rise from 0 to this value in
+    /// eight steps and start again.
     dawdles: Duration,
     looks: u32,
 }
@@ -103,7 +105,7 @@ impl Seen {
     }
 }
 
-/// A reader that follows the ring until the camera is done.
+/// A thread that reads every unit of a ring, and a thread that waits for the camera. [`Reader::finish`] ends both.
 struct Reader {
     done: Arc<AtomicBool>,
     seen: JoinHandle<Seen>,
@@ -141,19 +143,19 @@ impl Reader {
     }
 }
 
-/// Runs the camera to its end with a reader that starts before the first unit.
+/// Runs the camera to its end, with a reader that starts before the first unit and reads each unit at once.
 fn watch(config: SimulatorConfig) -> (SimulatorReport, Seen) {
     watch_dawdling(config, Duration::ZERO)
 }
 
-/// As [`watch`], with a reader that holds every other unit for up to `dawdles`.
+/// Does the same as [`watch`] with a reader that holds units for up to `dawdles` before it reads them.
 fn watch_dawdling(config: SimulatorConfig, dawdles: Duration) -> (SimulatorReport, Seen) {
     let reader = Reader::start(&config.name, dawdles);
     let never = AtomicBool::new(false);
     let keeping = SimulatorConfig { unlink_at_exit: false, ..config };
     let report = simulator::run(&keeping, &never).unwrap();
-    // The reader polls at least every 300 ms. The last unit of an index-first ring has no next unit that would prove it
-    // complete.
+    // Wait until the reader has received the last unit. It polls at least every 300 ms. On an index-first ring no next
+    // unit proves that the last one is complete, so the reader waits `COMMIT_UNSEEN_NS` longer.
     let rest = Duration::from_nanos(COMMIT_UNSEEN_NS.unsigned_abs());
     std::thread::sleep(Duration::from_millis(300) + rest);
     let seen = reader.finish();
@@ -184,7 +186,8 @@ fn no_torn_unit_passes_as_intact_at_any_speed() {
     for layout in [Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6] {
         let tear = Tear { every: 3, pause: Duration::from_micros(300) };
         let torn = misbehaving(layout, 3000, Faults { tear: Some(tear), ..Default::default() });
-        // Up to about two laps of the ring, so that many units are overwritten while they are read.
+        // The reader holds units for up to about two laps of the ring, so the camera overwrites many of them during the
+        // read.
         let lap = Duration::from_micros(150) * layout.slot_count();
         let (report, seen) = watch_dawdling(SimulatorConfig { fps: None, ..torn }, 2 * lap);
         assert_eq!(report.torn, 1000, "{layout}");
@@ -200,7 +203,8 @@ fn malformed_units_are_published_and_never_pass_as_intact() {
     let (report, seen) = watch(lying);
     assert_eq!(report.malformed, 22);
     let lied: Vec<u64> = (0..110).filter(|number| (number + 1) % 5 == 0).collect();
-    // Two of eleven kinds change only metadata and leave the unit usable.
+    // The 22 malformed units have eleven kinds of corruption, two units of each. Two kinds change only metadata, so up
+    // to four of the units may still pass as intact.
     let told = seen.numbers().iter().filter(|number| lied.contains(number)).count();
     assert!(told <= 4, "{told}: {seen:?}");
     assert!(seen.rejected > 0 && seen.wrong <= 4, "garbage passes the ring and fails its checksum: {seen:?}");
@@ -320,7 +324,7 @@ fn camera_sim(arguments: &[&str]) -> Command {
     command
 }
 
-/// A camera-sim that does not outlive a failed test.
+/// A camera-sim process that is killed on drop, so that it does not outlive a failed test.
 struct Running(Option<Child>);
 
 impl Running {
@@ -341,7 +345,7 @@ impl Drop for Running {
     }
 }
 
-/// A running camera-sim that has published its first units.
+/// Starts camera-sim and returns it when it has published its first units.
 fn running(name: &str, arguments: &[&str]) -> Running {
     let child = camera_sim(&[&["--shm", name, "--pattern", "320x240"], arguments].concat()).spawn().unwrap();
     let running = Running(Some(child));

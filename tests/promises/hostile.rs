@@ -1,4 +1,4 @@
-//! Hostile input: each case ends in a clear error or a counted drop, and does not disturb another viewer.
+//! Hostile input: each case ends in a clear error or a counted drop, and other viewers are not disturbed.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -20,7 +20,7 @@ use support::viewer::{Offer, ViewerSimulator};
 
 const OFFER: &str = "/api/webrtc/offer";
 
-/// A camera, a server and a viewer that must not be disturbed.
+/// A camera, a server and a viewer. Hostile input to the server must not disturb this viewer.
 struct Setup {
     _camera: CameraSim,
     server: Server,
@@ -54,7 +54,7 @@ impl Setup {
     }
 }
 
-/// A STUN binding request (RFC 8489) with this username and a wrong MESSAGE-INTEGRITY.
+/// Returns a STUN binding request (RFC 8489) with this username and a wrong MESSAGE-INTEGRITY.
 fn binding_request(username: &str, random: &mut Random) -> Vec<u8> {
     let mut attributes = Vec::new();
     let mut attribute = |kind: u16, value: &[u8]| {
@@ -83,7 +83,8 @@ fn random_datagrams_change_nothing() {
     for round in 0..20_000_u32 {
         let count = random.below(1500) as usize;
         let mut bytes = random.bytes(count);
-        // Each class of the demultiplexer (RFC 7983): STUN, DTLS, TURN, RTP, RTCP.
+        // The first byte of a datagram selects its class (RFC 7983): 0 and 1 are STUN, 20 to 23 DTLS, 64 TURN, 128 and
+        // 144 RTP or RTCP. The values 200 and 255 belong to no class.
         if let Some(first) = bytes.first_mut() {
             *first = [0, 1, 20, 22, 23, 64, 128, 144, 200, 255][random.below(10) as usize];
         }

@@ -1,5 +1,5 @@
-//! Tests of tests/support: the viewer simulator, the relay and the counts must report what was sent, and report faults.
-//! The sender is plain str0m, not the program.
+//! Tests of tests/support: the viewer simulator, the relay and the counts must report exactly what was sent, including
+//! every fault. The sender is a plain str0m instance, not the server under test.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -27,7 +27,7 @@ use support::random::Random;
 use support::relay::{LossyRelay, Weather, rewrite_answer};
 use support::viewer::Offer;
 
-// ---- units as a camera makes them ------------------------------------------------------------------------
+// ---- RTP packets of units as a camera makes them --------------------------------------------------------
 
 fn slice(unit_number: u64, kind: u8) -> Vec<u8> {
     let mut bytes = vec![0x60 | kind];
@@ -35,7 +35,8 @@ fn slice(unit_number: u64, kind: u8) -> Vec<u8> {
     bytes
 }
 
-/// RTP payloads of one unit: STAP-A of the small NAL units, FU-A of the slice.
+/// Returns the RTP payloads of one unit: one STAP-A with the small NAL units, then FU-As with the slice. A `crc_error`
+/// other than 0 makes the checksum in the stamp wrong.
 fn payloads(unit_number: u64, crc_error: u32) -> Vec<Vec<u8>> {
     let idr = unit_number.is_multiple_of(10);
     let slice = slice(unit_number, if idr { 5 } else { 1 });
@@ -71,7 +72,7 @@ fn push_unit(account: &mut Account, sequence: &mut u64, unit_number: u64, crc_er
     }
 }
 
-// ---- a sender --------------------------------------------------------------------------------------------
+// ---- a sender made of str0m ------------------------------------------------------------------------------
 
 struct Sender {
     address: SocketAddr,
@@ -153,7 +154,7 @@ fn write_unit(rtc: &mut Rtc, mid: Mid, unit_number: u64, sequence: &mut u64) {
     }
 }
 
-// ---- the instruments -------------------------------------------------------------------------------------
+// ---- tests -----------------------------------------------------------------------------------------------
 
 #[test]
 fn a_clean_stream_counts_no_fault() {

@@ -1,4 +1,5 @@
-//! A viewer that joins within a long GOP sees the picture at once, on every layout, without effect on other viewers.
+//! A viewer that joins in the middle of a long GOP sees the picture at once, on every layout, and does not affect other
+//! viewers.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -13,7 +14,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{unique_shm, wait_until};
 
-/// Units of a GOP: half a minute. No test here waits for the next IDR.
+/// Units of a GOP, which lasts half a minute at 30 units per second. Every test here ends before the next IDR.
 const GOP: u64 = 900;
 
 fn camera(shm: &str, layout: &str, kbps: u32) -> CameraSim {
@@ -25,7 +26,8 @@ fn metric(server: &Server, name: &str, labels: &[(&str, &str)]) -> f64 {
     server.metrics().value(name, labels).unwrap_or_else(|| panic!("no {name}"))
 }
 
-/// Returns a server that read the camera's first GOP from its IDR on, a few seconds into it.
+/// Starts a server and then a camera. Returns both when the ring no longer holds the first IDR, but the first GOP
+/// continues.
 fn in_the_middle(layout: &str, kbps: u32) -> (CameraSim, Server) {
     let shm = unique_shm();
     let server = Server::start(&shm, &[]);
@@ -35,8 +37,8 @@ fn in_the_middle(layout: &str, kbps: u32) -> (CameraSim, Server) {
     (camera, server)
 }
 
-/// Returns true if the worker was never delayed for longer than its ring lasts, which is 0.1 s with 6 slots. After such a
-/// delay viewers rightly wait for the next IDR.
+/// Returns true if the worker never lost a unit because of a delay. A ring of 6 slots holds units for 0.1 s only. After
+/// a longer delay viewers rightly wait for the next IDR.
 fn was_undisturbed(server: &Server) -> bool {
     ["lapped_total", "torn_total", "gop_missed_total"].iter().all(|name| metric(server, name, &[]) == 0.0)
 }
@@ -53,7 +55,8 @@ fn every_viewer_starts_at_the_idr_and_misses_no_unit_on_every_layout() {
     }
 }
 
-/// Returns false if the machine delayed the worker.
+/// Lets two viewers join and checks that they miss no unit. Returns false if the machine delayed the worker, so that
+/// nothing was checked.
 fn two_join(layout: &str) -> bool {
     let (_camera, server) = in_the_middle(layout, 1_500);
     let viewers = [connect(&server), connect(&server)];
@@ -92,7 +95,8 @@ fn short_gop_is_not_kept_and_viewers_start_at_its_idr_in_the_ring() {
         let viewer = connect(&server);
         viewer.wait_units(25);
         let report = viewer.leave();
-        // A viewer that joins just before the camera's next IDR continues with that one and skips the rest of the GOP.
+        // If the camera's next IDR arrives during the join, the viewer continues at that IDR and skips the rest of its
+        // first GOP.
         assert!(report.missing < 20 && report.lost_packets == 0, "{report:?}");
         assert_eq!(report.duplicated + report.reordered + report.torn + report.bad_idrs, 0, "{report:?}");
         assert!(!report.began_without_idr && report.first_unit.unwrap().is_multiple_of(20));
@@ -105,7 +109,8 @@ fn viewer_that_requests_an_idr_gets_the_gop_again() {
     let viewer = connect(&server);
     viewer.wait_units(45);
     let idrs = viewer.report().idrs;
-    // A request soon after the first IDR counts as answered by that IDR, so this one is sent later.
+    // The server ignores a request soon after an IDR, because that IDR already answers it. So the viewer waits before
+    // it sends the request.
     std::thread::sleep(Duration::from_millis(300));
     viewer.request_idr();
     wait_until("another IDR", || viewer.report().idrs > idrs);
@@ -133,6 +138,6 @@ fn joining_viewers_do_not_disturb_a_watching_viewer() {
     during.sort_unstable();
     let at = |share: usize| during[(during.len() - 1) * share / 100] / 1_000;
     eprintln!("while 9 joined: p50 {} us, p95 {} us (not a gate)", at(50), at(95));
-    // If a join replayed old units to this viewer too, they would show as latencies of seconds.
+    // If a join replayed old units to the watching viewer too, its latencies would be seconds.
     assert!(at(50) < 500_000, "p50 {} us", at(50));
 }

@@ -1,5 +1,5 @@
-//! io_uring on older or restricted kernels: a missing feature has a fallback, a forbidden call is an error that says what
-//! to do. Uses real seccomp filters, and strace(1) to simulate older kernels.
+//! io_uring on older or restricted kernels: each missing feature has a fallback, and a forbidden system call is an
+//! error that says what to do. The tests use real seccomp filters, and strace(1) to simulate older kernels.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -16,7 +16,8 @@ use support::server::{self, Server, loopback, meddled};
 use support::viewer::ViewerSimulator;
 use support::{PATIENCE, unique_shm};
 
-/// Starts a program from a thread that may not make one system call, as in a restricted service or container.
+/// Starts a program for which `call` fails with `errno`, as in a restricted service or container. The seccomp filter is
+/// set in a thread of its own, and the program inherits it.
 fn spawn_without(call: i64, errno: i32, mut command: Command) -> Process {
     let thread = std::thread::spawn(move || {
         let errno = SeccompAction::Errno(errno.try_into().unwrap());
@@ -30,7 +31,7 @@ fn spawn_without(call: i64, errno: i32, mut command: Command) -> Process {
     thread.join().unwrap()
 }
 
-/// Asserts that the program ends with exit code 1 and logs all `parts`.
+/// Waits for the program to end. Asserts that its exit code is 1 and that its log contains all `parts`.
 fn gives_up(mut process: Process, parts: &[&str]) {
     let status = process.wait_exit(PATIENCE);
     let log = process.log();
@@ -80,12 +81,13 @@ fn error_for_lack_of_ring_memory_names_the_limit() {
     gives_up(Process::spawn("streaming-server", &mut command), &["LimitMEMLOCK", "ulimit -l"]);
 }
 
-/// Returns the io_uring features that a server uses under `inject`, according to its metrics. Checks the doctor's report.
+/// Runs a server under the fault that `inject` describes. Returns the io_uring features that the server uses, according
+/// to its metrics. Asserts that `doctor` warns about each feature that is not used.
 fn features_used(inject: &str) -> Vec<String> {
     let shm = unique_shm();
     let _camera =
         CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30"));
-    // Without the recorder, whose own ring would be affected too.
+    // The server runs without a recorder, because `inject` would change the ring of the recorder too.
     let mut server = Server::spawn(&mut meddled(&loopback(&shm, &["--no-recorder"]), inject));
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(30);
@@ -112,7 +114,8 @@ fn features_used(inject: &str) -> Vec<String> {
 
 #[test]
 fn refused_set_up_flags_are_dropped_one_by_one_without_effect_on_viewers() {
-    // This kernel may lack some features already. Each refusal drops the newest flag.
+    // At each refusal the server drops its newest set-up flag and tries again. The kernel may lack some features
+    // anyway, so the test does not expect an exact number of them.
     let mut before = usize::MAX;
     for refusals in [1, 4] {
         let used = features_used(&format!("io_uring_setup:error=EINVAL:when=1..{refusals}"));
@@ -125,7 +128,8 @@ fn refused_set_up_flags_are_dropped_one_by_one_without_effect_on_viewers() {
 
 #[test]
 fn one_shot_receives_replace_a_missing_buffer_ring() {
-    // The first registration is the probe, the second is the buffer ring.
+    // The server calls io_uring_register first for the probe and then for the buffer ring, so `when=2` refuses the
+    // buffer ring.
     let used = features_used("io_uring_register:error=EINVAL:when=2");
     assert!(!used.iter().any(|name| name == "multishot receive"), "{used:?}");
 }

@@ -1,5 +1,5 @@
-//! The lease ring between real processes: a server that stops, hangs or is killed does not delay the camera. Viewers get
-//! the IDRs they request, and the recorder writes directly from leased slots.
+//! The lease ring between real processes: a server that is stopped, hangs or is killed does not delay the camera.
+//! Viewers get the IDRs that they request, and the recorder writes directly from leased slots.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -18,7 +18,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{unique_shm, wait_until};
 
-/// Stops the camera and returns its log with the final counts.
+/// Stops the camera and returns its log, which ends with the counts of the run.
 fn account_of(mut camera: CameraSim) -> String {
     camera.stop();
     wait_until("the camera's account", || camera.log().contains(" units in "));
@@ -62,7 +62,7 @@ fn stopped_server_delays_neither_camera_nor_other_servers() {
 fn killed_servers_leave_no_leases() {
     let shm = unique_shm();
     let camera = CameraSim::start(&shm, &words("--layout lease --pattern 320x240 --fps 120 --gop 30"));
-    // More servers than a ring has reader numbers: the numbers of dead servers are reused.
+    // The 18 servers are more than a ring has reader numbers, so the numbers of killed servers must be reused.
     for _ in 0..3 {
         let servers: Vec<Server> = (0..6).map(|_| Server::start(&shm, &[])).collect();
         for mut server in servers {
@@ -82,13 +82,13 @@ fn killed_servers_leave_no_leases() {
 #[test]
 fn idr_is_requested_for_a_viewers_pli_and_for_a_late_viewer() {
     let shm = unique_shm();
-    // Without a request the camera sends one IDR per hour.
+    // Without a request this camera sends only one IDR per hour.
     let camera = CameraSim::start(
         &shm,
         &words("--layout lease --pattern 640x480 --fps 30 --gop 108000 --bitrate-kbps 1000"),
     );
     wait_until("the camera's ring", || std::path::Path::new(&segment_path(&shm)).exists());
-    std::thread::sleep(Duration::from_secs(3)); // the first IDR has left the ring when the server starts
+    std::thread::sleep(Duration::from_secs(3)); // until the ring no longer holds the first IDR
     let server = Server::start(&shm, &[]);
     server.wait_ready();
     let requests = || server.metrics().expect("camera_keyframe_requests_total");
@@ -97,9 +97,9 @@ fn idr_is_requested_for_a_viewers_pli_and_for_a_late_viewer() {
     let (idrs, requests_first) = (viewer.report().idrs, requests());
     assert!(idrs >= 1 && requests_first >= 1.0, "{idrs} IDRs, {requests_first} requests");
 
-    std::thread::sleep(Duration::from_millis(600)); // at most two requests per second reach the camera
+    std::thread::sleep(Duration::from_millis(600)); // the server forwards at most two requests per second
     viewer.request_idr();
-    // The viewer gets the current GOP at once, and then the new one.
+    // The viewer first gets the current GOP again, and then the new IDR from the camera.
     wait_until("the requested IDR", || viewer.report().idrs > idrs && requests() > requests_first);
     viewer.wait_more_units(45);
 
@@ -120,7 +120,7 @@ fn server_started_in_mid_gop_shows_it_from_its_idr() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &words("--layout v3 --pattern 320x240 --fps 2 --gop 1200"));
     wait_until("the camera's ring", || std::path::Path::new(&segment_path(&shm)).exists());
-    std::thread::sleep(Duration::from_millis(1_500)); // a few units of a GOP of ten minutes
+    std::thread::sleep(Duration::from_millis(1_500)); // the camera publishes a few units of a GOP of ten minutes
     let server = Server::start(&shm, &[]);
     server.wait_ready();
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
@@ -152,8 +152,8 @@ fn misbehaving_camera_on_a_lease_ring_shows_no_torn_unit() {
     );
 }
 
-/// Prints CPU and latencies on both rings in turn. For a quiet machine:
-/// `cargo test --release --test lease_live -- --ignored --nocapture`.
+/// Prints CPU use and latencies of a server, by turns on a v3 ring and on a lease ring. Run it on a quiet machine:
+/// `cargo test --release --test promises lease_ring_and_v3_in_turn -- --ignored --nocapture`.
 #[test]
 #[ignore = "measures only, has no assertion"]
 fn lease_ring_and_v3_in_turn() {

@@ -1,7 +1,8 @@
-//! The lease ring under stress: a C camera at 5000 units a second and eight reader processes that lease several slots
-//! each. Every 100 ms one of them is killed with -9. No reader sees a byte of another unit, and every slot is released.
+//! The lease ring under stress: a C camera publishes 5000 units per second, and each of eight reader processes leases
+//! several slots. Every 100 ms the test kills one reader with SIGKILL. No reader may see a byte of another unit, and
+//! every slot must be released.
 //!
-//! `SS_STRESS_SECONDS` sets the duration [5]; a release runs 600.
+//! `SS_STRESS_SECONDS` sets the duration in seconds. The default is 5; before a release the test runs for 600 seconds.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -25,10 +26,11 @@ use support::random::Random;
 use support::{monotonic_ns, unique_shm, wait_for, wait_until};
 
 const READERS: usize = 8;
-/// Environment variable of a reader: the ring's name. Without it the reader's test does nothing.
+/// Environment variable with which the test gives a reader process the name of the ring. Without it the reader's test
+/// function returns at once.
 const RING_OF_READER: &str = "SS_STRESS_RING";
 
-/// Counts of a reader. It prints them every 20 ms, so that a killed reader has reported.
+/// Counts of a reader process since its last output. It prints them every 20 ms, so that a kill loses few counts.
 #[derive(Default)]
 struct Counts {
     checked: u64,
@@ -45,7 +47,8 @@ fn reader_process_of_the_stress_test() {
     std::thread::spawn(move || waiter::run(followed, Arc::new(AtomicBool::new(false)), false));
     let mut random = Random::new(std::process::id().into());
     let (mut counts, mut refused_before) = (Counts::default(), 0);
-    // Some units are dropped at once, others are held and checked again later.
+    // Units that the reader keeps leased. The reader checks them again before it releases them; it releases all other
+    // units at once.
     let mut held: VecDeque<UnitView> = VecDeque::new();
     let (mut printed, mut holding) = (Instant::now(), 0);
     loop {
@@ -61,7 +64,7 @@ fn reader_process_of_the_stress_test() {
             Next::Away | Next::Restarted => std::thread::sleep(Duration::from_millis(5)),
             Next::Rejected(rejection) => panic!("{rejection}"),
         }
-        // Sometimes more than a reader may lease, so that a lease is refused.
+        // The limit is sometimes above the number of slots that one reader may lease, so that the ring refuses a lease.
         if random.chance(1.0) {
             holding = random.below(18) as usize;
         }
@@ -79,7 +82,7 @@ fn reader_process_of_the_stress_test() {
     }
 }
 
-/// Checks number and checksum of a leased unit.
+/// Checks the number and checksum of a leased unit. Reports a torn unit and ends the process.
 fn check(unit: &UnitView, counts: &mut Counts) {
     let number = u64::from_ne_bytes(unit.bytes[..8].try_into().unwrap());
     let sum = u32::from_ne_bytes(unit.bytes[8..12].try_into().unwrap());
@@ -99,13 +102,13 @@ fn reader(ring: &str) -> Process {
     Process::spawn("reader", &mut command)
 }
 
-/// Adds the counts of an ended reader. Panics if it saw a torn unit.
+/// Adds the counts of an ended reader to `sums`. Panics if the reader saw a torn unit.
 fn add_counts(reader: &Process, sums: &mut [u64; 3]) {
     let log = reader.log();
     assert!(!log.contains("TORN") && !log.contains("panicked"), "{log}");
     for line in log.lines().filter_map(|line| line.strip_prefix("counts ")) {
         for (sum, number) in sums.iter_mut().zip(line.split(' ')) {
-            *sum += number.parse::<u64>().unwrap_or(0); // the last line may be incomplete
+            *sum += number.parse::<u64>().unwrap_or(0); // the kill may have cut the last line
         }
     }
 }
@@ -129,7 +132,7 @@ fn killed_readers_leave_no_leases_and_no_torn_units() {
         add_counts(&dead, &mut sums);
         killed += 1;
     }
-    // Every living reader has checked units, however slow the machine is.
+    // Wait until every running reader has checked units, however slow the machine is.
     for reader in &readers {
         wait_until("a reader checks units", || reader.log().matches("counts").count() > 1);
     }
@@ -137,7 +140,7 @@ fn killed_readers_leave_no_leases_and_no_torn_units() {
         reader.kill();
         add_counts(reader, &mut sums);
     }
-    // The camera releases the dead readers' slots while it rotates through the ring.
+    // Give the camera time to rotate through the ring: on its way it releases the slots of dead readers.
     std::thread::sleep(Duration::from_millis(500));
     camera.signal(Signal::TERM);
     let line = wait_for("the camera's counts", || camera.after("units="));

@@ -1,4 +1,5 @@
-//! Sessions end without leftovers: closed by the viewer, vanished viewers, offers that never connect, and a full server.
+//! Sessions end without leftovers, if a viewer closes or vanishes and if it never connects. A full server refuses new
+//! viewers.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -13,7 +14,7 @@ use support::server::Server;
 use support::viewer::{Offer, ViewerSimulator};
 use support::{PATIENCE, unique_shm};
 
-/// Consent expires after 15 s; the rest is slack for a busy machine.
+/// Longest wait until consent has expired: 15 s of the server plus 15 s of slack for a busy machine.
 const CONSENT: Duration = Duration::from_secs(15 + 15);
 
 fn camera(shm: &str) -> CameraSim {
@@ -38,7 +39,7 @@ fn closed_session_ends_at_once() {
     let mut viewers = ViewerSimulator::crowd(server.http, 3);
     server.wait_viewers(PATIENCE, 3);
     viewers.pop().unwrap().leave();
-    // Well before consent could expire.
+    // The wait is shorter than the 15 s of consent, so only the close of the viewer can have ended the session.
     server.wait_viewers(Duration::from_secs(10), 2);
     viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
 }
@@ -71,7 +72,8 @@ fn two_hundred_offers_that_never_connect_leave_no_memory() {
     assert_eq!(answered, 200);
     server.wait_viewers(CONSENT, 1);
     let resident_twice = resident_kb(&server);
-    // The second wave reuses the memory of the first. 4 MB is a tenth of what 200 leaked sessions would hold.
+    // The second 200 sessions reuse the memory of the first. If they leaked, 200 sessions would take ten times these 4
+    // MB.
     assert!(resident_twice < resident_once + 4096, "{resident_once} kB, then {resident_twice} kB");
     assert!(descriptors(&server) <= descriptors_before + 2, "descriptors are leaked");
     viewer.wait_more_units(30);

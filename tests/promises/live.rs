@@ -1,5 +1,5 @@
 //! The main promise: every published access unit reaches every viewer once, whole and in order, on every ring layout.
-//! Real processes, real sockets; steady 1280x720 at 8 Mbit/s.
+//! The tests use real processes and sockets, and a steady camera of 1280x720 at 8 Mbit/s.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -1,5 +1,5 @@
-//! The control endpoint of the real process by raw HTTP: every route, profiles read by `go tool pprof`, a second
-//! instance, other addresses, and malformed requests.
+//! The control endpoint of a real server process, tested with raw HTTP: every route, profiles read by `go tool pprof`,
+//! a second instance on the same address, connections to other addresses of the machine, and malformed requests.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -22,7 +22,7 @@ use support::process::Process;
 use support::server::{self, Server};
 use support::{PATIENCE, unique_shm, wait_until, wait_within};
 
-/// Starts a demo and returns it with its control address.
+/// Starts a server with `--demo` and returns it with its control address.
 fn demo() -> (Server, SocketAddr) {
     start(&["--demo", "--control", "127.0.0.1:0"])
 }
@@ -41,11 +41,11 @@ fn get(control: SocketAddr, path: &str) -> Response {
     http::get(control, path)
 }
 
-/// Starts taking a profile in another thread. Returns as soon as the server has started it.
+/// Requests a profile in another thread. Returns as soon as the server takes that profile.
 fn start_profile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Response> {
     let path = format!("/debug/pprof/profile?seconds={seconds}");
     let profile = thread::spawn(move || {
-        // The requests below take profiles too, so this one may get a 503 first.
+        // The requests below take profiles too, so the server may first refuse this one with 503.
         wait_within(PATIENCE, "a profile", || Some(get(control, &path)).filter(|answer| answer.status != 503))
     });
     wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
@@ -131,7 +131,8 @@ fn go_tool_pprof_shows_our_functions() {
     let (mut server, control) = demo();
     let url = format!("http://{control}/debug/pprof/profile?seconds=2");
     let home = std::env::temp_dir().join(format!("pprof{}", unique_shm().replace('/', "-")));
-    // Load for the profile: a demo alone is idle most of the time.
+    // The requests keep the server busy during the profile, because a server with `--demo` alone is idle most of the
+    // time.
     let done = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&done);
     let busy = thread::spawn(move || {
@@ -203,7 +204,8 @@ fn sigterm_ends_the_process_cleanly_with_open_connections() {
     let _ = profile.join();
 }
 
-/// Requests with a malformed Content-Length, and the statuses that may answer them.
+/// Returns requests with a malformed Content-Length, each with the statuses that the server may answer. Status 0 means
+/// that the connection is closed without an answer.
 fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list: Vec<(Vec<u8>, &'static [u16])> = Vec::new();
     let lengths: [&[u8]; 16] = [
@@ -233,7 +235,8 @@ fn malformed_lengths() -> Vec<(Vec<u8>, &'static [u16])> {
     list
 }
 
-/// Malformed requests, and the statuses that may answer them; 0: closed without an answer.
+/// Returns malformed requests, each with the statuses that the server may answer. Status 0 means that the connection is
+/// closed without an answer.
 fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
     let mut list = malformed_lengths();
     let mut add = |text: &str, statuses: &'static [u16]| list.push((text.as_bytes().to_vec(), statuses));
@@ -282,7 +285,7 @@ fn malformed() -> Vec<(Vec<u8>, &'static [u16])> {
     }
     let deep = "[".repeat(4_000);
     add(&format!("{post}Content-Length: 4000\r\n\r\n{deep}"), &[400, 413]);
-    list.push((b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(9), &[0])); // a TLS hello
+    list.push((b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(9), &[0])); // a TLS ClientHello
     list.push(((0..=255).cycle().take(5_000).collect(), &[0]));
     list.push((b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), &[0, 404, 403, 405]));
     list
@@ -309,7 +312,8 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     for (request, statuses) in malformed() {
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
         let answer = answer_to(public, &request, true);
-        // The public endpoint accepts HEAD, more headers and longer queries. It refuses the rest like the control one.
+        // Unlike the control endpoint, the public endpoint accepts HEAD, more headers and longer queries, so these
+        // requests may get a 200. Both endpoints refuse all others.
         let may_pass = statuses.contains(&200)
             || request.starts_with(b"HEAD /health")
             || request.starts_with(b"GET /health?")
@@ -323,11 +327,12 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
     server.assert_healthy();
 }
 
-/// Sends bytes on a new connection and returns the status of the answer. Closes the sending side if `is_all`.
+/// Sends `request` on a new connection and returns the status of the answer. If `is_all` is set, closes the sending
+/// side after the request.
 fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    // The server may refuse and close while we still write.
+    // The server may refuse the request and close the connection during the write, so a failed write is no fault.
     let _ = stream.write_all(request);
     if is_all {
         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -335,7 +340,7 @@ fn answer_to(address: SocketAddr, request: &[u8], is_all: bool) -> u16 {
     read_answer(&mut stream)
 }
 
-/// Returns the status of the first answer; 0 if the connection is closed without one.
+/// Returns the status of the first answer, or 0 if the connection is closed without an answer.
 fn read_answer(stream: &mut TcpStream) -> u16 {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
@@ -353,14 +358,14 @@ fn read_answer(stream: &mut TcpStream) -> u16 {
     text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
-/// Returns the peak memory of the process.
+/// Returns the peak resident memory of the process in kB.
 fn peak_kb(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").trim().parse().unwrap()
 }
 
-/// Writes until the server closes the connection.
+/// Writes `beginning` and then `more` again and again until the server closes the connection. Panics after 60 s.
 fn flood(control: SocketAddr, beginning: &str, more: &[u8]) {
     let mut stream = TcpStream::connect(control).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -381,7 +386,8 @@ fn endless_requests_are_closed_and_memory_stays_bounded() {
     endless.into_iter().for_each(|thread| thread.join().unwrap());
     let pipeline = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
     flood(control, "", &pipeline);
-    // Incomplete requests: a head, a body, nothing at all.
+    // The server must also close connections with incomplete requests: no byte at all, a part of the head, or a part of
+    // the body.
     let beginnings: [&[u8]; 4] = [
         b"",
         b"GET /hea",
@@ -399,7 +405,7 @@ fn endless_requests_are_closed_and_memory_stays_bounded() {
         let status = read_answer(&mut stream);
         assert!([0, 400].contains(&status), "{status}");
     }
-    // Many more connections than the limit.
+    // Open many more connections than the control endpoint serves at once.
     let crowd: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(control).unwrap()).collect();
     drop(crowd);
     wait_until("200 on /health", || get(control, "/health").status == 200);
@@ -420,7 +426,7 @@ fn control_off_opens_no_port() {
     assert!(TcpStream::connect(address).is_err());
 }
 
-/// Runs a subcommand and returns its exit code and output.
+/// Runs a subcommand of the server program and returns its exit code and its output.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(support::program("streaming-server")).args(arguments).output().unwrap();
     let text = [output.stdout, output.stderr].concat();

@@ -1,4 +1,4 @@
-//! On a bad network retransmission repairs the pictures: 5 % loss each way and a round trip of 30 ms.
+//! On a bad network, with 5 % loss each way and a round trip of 30 ms, retransmission repairs the pictures.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -33,8 +33,9 @@ fn watch_through(kbps: u32, weather: Weather) -> (support::account::Report, supp
 
 #[test]
 fn five_percent_loss_is_repaired_by_retransmission() {
-    // str0m sends NACKs for the last 100 packets only, up to five times a round trip apart. At this rate they span half a
-    // second, IDR included. At 4 Mbit/s an IDR pushes gaps out of that window after one or two tries.
+    // str0m requests a lost packet up to five times, a round trip apart, but only while it is among the last 100
+    // packets. At 1.5 Mbit/s 100 packets span half a second, including an IDR. At 4 Mbit/s an IDR pushes lost packets
+    // out of that window after one or two requests.
     let (report, metrics, lost) = watch_through(
         1_500,
         Weather { seed: 42, loss_percent: 5.0, delay: Duration::from_millis(15), reorder_percent: 0.0 },
@@ -43,7 +44,8 @@ fn five_percent_loss_is_repaired_by_retransmission() {
     assert!(metrics.expect("nacks_total") > 0.0);
     assert!(metrics.expect("retransmits_total") > 0.0);
     assert_eq!(report.torn + report.duplicated + report.reordered, 0, "{report:?}");
-    // A retransmission can be lost too, and is requested again: five tries of 0.95 squared leave one packet in 100,000.
+    // A request and its retransmission can be lost too, so one try succeeds with a probability of 0.95 squared. After
+    // five tries one lost packet in 100,000 is still missing.
     assert!(report.missing <= 1, "missing {} of {}", report.missing, report.units);
 }
 

@@ -1,5 +1,5 @@
-//! The promises: real servers, cameras and viewers as processes of their own. Run one at a time, a small machine has two
-//! cores: `cargo test --test promises -- --test-threads=1`.
+//! The promise tests: they start real servers and cameras as processes and connect simulated viewers to them. A small
+//! machine has only two cores, so run the tests one at a time: `cargo test --test promises -- --test-threads=1`.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -1,6 +1,6 @@
-//! A real Prometheus scrapes a real server: every query of the Grafana dashboard returns numbers, every alert
-//! can be evaluated, and the alert for drops fires when it should. Needs Debian's package `prometheus`; without
-//! it the tests say so and check nothing.
+//! A real Prometheus scrapes a real server: every query of the Grafana dashboard returns numbers, every alert can be
+//! evaluated, and the alert for drops fires when it should. The tests need Debian's package `prometheus`. Without it
+//! they print a message and check nothing.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -21,7 +21,8 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{http, unique_shm, wait_for, wait_within};
 
-/// Rates over a minute need some scrapes; the recorder and the viewers' reports need some seconds.
+/// Longest wait for data in every panel. A rate over a minute needs several scrapes, and the recorder and the RTCP
+/// reports of the viewers need a few seconds.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn script(name: &str) -> PathBuf {
@@ -59,7 +60,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Returns the shipped configuration with another target and a scrape every second.
+    /// Starts Prometheus with the shipped configuration, changed to scrape `target` once a second.
     fn start(directory: &Path, target: SocketAddr) -> Self {
         let shipped = fs::read_to_string(script("prometheus.yml")).unwrap();
         let config = shipped
@@ -82,7 +83,7 @@ impl Prometheus {
     }
 
     fn ask(&self, path: &str) -> Value {
-        // Prometheus accepts connections before it can answer queries.
+        // After its start Prometheus accepts connections before it can answer queries, and returns 503 until then.
         let answer = wait_for("Prometheus ready to answer", || {
             let answer = http::get(self.address, path);
             (answer.status != 503).then_some(answer)
@@ -90,7 +91,7 @@ impl Prometheus {
         answer.json()["data"].clone()
     }
 
-    /// Returns the current values of a query.
+    /// Returns the current value of each series that the query selects.
     fn query(&self, expression: &str) -> Vec<f64> {
         let result = self.ask(&format!("/api/v1/query?query={}", percent_encoded(expression)));
         let series = result["result"].as_array().cloned().unwrap_or_default();
@@ -102,7 +103,7 @@ fn percent_encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// Returns (panel, query) of every panel of the dashboard.
+/// Returns each query of the dashboard with the title of its panel: (title, query).
 fn dashboard() -> Vec<(String, String)> {
     let text = fs::read_to_string(script("grafana-dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
@@ -167,7 +168,7 @@ fn dashboard_has_the_six_required_panels() {
     }
 }
 
-/// promtool's test of the alerts: 10 % of dropped units fire the alert, 1 % does not.
+/// Runs the unit tests of promtool on the alerts: 10 % of dropped units fire the alert, 1 % does not.
 #[test]
 fn drop_alert_fires_above_five_percent() {
     if !is_installed("promtool") {
@@ -206,7 +207,7 @@ fn drop_alert_fires_above_five_percent() {
     assert!(output.status.success(), "{said}\n{tests}");
 }
 
-/// Returns the folded text (`>-`) of an alert's description.
+/// Returns the description of an alert as one line. In the file the description is folded YAML text (`>-`).
 fn described(alerts: &str, name: &str) -> String {
     let (_, alert) = alerts.split_once(&format!("alert: {name}")).unwrap();
     let (_, text) = alert.split_once("description: >-\n").unwrap();

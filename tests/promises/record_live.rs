@@ -1,5 +1,5 @@
-//! Recording with ten viewers, controlled over HTTP: no unit is missing in the file or at a viewer, and the file has little
-//! overhead. CPU and memory figures are printed but not checked.
+//! Recording while ten viewers watch, controlled over HTTP: no unit is missing in the file or at a viewer, and the file
+//! has little overhead. The test prints CPU and memory figures but does not check them.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -37,7 +37,8 @@ impl Drop for Directory {
     }
 }
 
-/// Returns the unit numbers in the file and the bytes of its access units. Each unit begins with its delimiter.
+/// Returns the unit numbers in the file and the total bytes of its access units. Each unit must begin with its access
+/// unit delimiter.
 fn units_of(file: &PathBuf) -> (Vec<u64>, u64) {
     let mut copy = Command::new("ffmpeg");
     let copy = copy.args(["-v", "error", "-i"]).arg(file);
@@ -69,7 +70,7 @@ fn silent(program: &str, arguments: &[&str], file: &PathBuf, rest: &[&str]) {
     );
 }
 
-/// Returns the CPU seconds and private memory (MB) of the server, from its own metrics.
+/// Returns the CPU seconds that the server used so far and its private memory in MB, from its own metrics.
 fn cost(metrics: &Metrics) -> (f64, f64) {
     (metrics.expect("process_cpu_seconds_total"), metrics.expect("process_anonymous_memory_bytes") / 1e6)
 }

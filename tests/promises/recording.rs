@@ -78,7 +78,7 @@ fn running_file_can_be_downloaded_and_plays_up_to_its_last_unit() {
         assert_eq!(rig.wait(rig.handle.delete(name.clone())), Err(RecorderError::InUse(name.clone())));
         let early = copy(&download, &directory.0.join(format!("early.{format}")));
         assert!(rig.stop().is_ok());
-        // A download that was opened before the stop still reads the unfinished form of the file.
+        // A download that was opened before the stop still reads the file as it was before the recorder finished it.
         let late = copy(&download, &directory.0.join(format!("late.{format}")));
         for path in [early, late] {
             let numbers = unit_numbers(&path);
@@ -150,7 +150,8 @@ fn pre_roll_starts_before_the_request() {
     let camera = TestCamera::new(Layout::V3, Picture { fps: 10, ..SMALL });
     let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
     camera.wait_units(43);
-    // IDRs are units 20 and 40. Unit 22 is the newest that is 2.1 s old, so the recording starts at unit 20.
+    // Units 20 and 40 are IDRs. At 2.1 s before the request unit 22 was the newest, so the recording starts at the IDR
+    // before it, unit 20.
     rig.start(StartRequest { pre_roll_s: Some(2.1), ..named("early") }).unwrap();
     rig.wait_recorded(30);
     rig.stop().unwrap();
@@ -167,7 +168,8 @@ fn report_tells_pre_roll_and_start_delay() {
         let camera = TestCamera::new(layout, Picture { fps: 10, ..SMALL });
         let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
         camera.wait_units(46);
-        // The last IDR is unit 40. A ring of 30 slots still holds it, one of 6 does not. The next IDR is unit 60.
+        // Unit 40 is the newest IDR and unit 60 the next one. A ring of 30 slots still holds unit 40, so the recording
+        // starts there. A ring of 6 slots no longer does, so the recording waits for unit 60.
         let request = StartRequest { pre_roll_s: Some(0.1), ..named("cat") };
         assert_eq!(rig.wait(rig.handle.start(request)).unwrap().waits_for_idr, waits, "{layout}");
         rig.wait_recorded(3);
@@ -243,7 +245,7 @@ fn recording_without_a_unit_leaves_no_file() {
     let rig = Rig::new(&camera.name, &directory.0, Format::H264);
     std::thread::sleep(Duration::from_millis(100));
     if camera.count() > 0 {
-        return; // the camera published before it was paused
+        return; // the camera published a unit before the pause, so the case cannot be tested
     }
     rig.start(named("cat")).unwrap();
     let reply = rig.stop().unwrap();

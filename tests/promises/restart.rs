@@ -1,5 +1,5 @@
-//! The camera may start late, crash, and return on the same or a new segment in another size. Viewers stay connected
-//! and see the new picture without a reload.
+//! The camera may start late or crash, and return on the same or a new segment with another picture size. Viewers stay
+//! connected and see the new picture without a reload.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

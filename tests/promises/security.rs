@@ -1,5 +1,5 @@
-//! Token and TLS of the real process, with curl as the client: start, SIGHUP, healthcheck and doctor, the control
-//! endpoint, and the errors for unusable options and files.
+//! Token and TLS of a real server process, with curl as the client: start, SIGHUP, healthcheck, doctor and the control
+//! endpoint. Unusable options and files must give clear errors.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: a panic is the report")]
 
 use std::fs;
@@ -39,7 +39,8 @@ impl Directory {
         path
     }
 
-    /// Starts the program so that it generates a self-signed certificate. Returns the certificate's files.
+    /// Starts a server that generates a self-signed certificate in the directory `name`, and stops it. Returns the
+    /// paths of the certificate and of its authority.
     fn certificate(&self, name: &str) -> (String, String) {
         let state = self.path(name);
         let mut server = Server::start(&unique_shm(), &["--tls-self-signed", "--state-path", &state]);
@@ -54,7 +55,8 @@ impl Drop for Directory {
     }
 }
 
-/// Returns status and body of a curl request; status 0 without an answer.
+/// Runs curl with these arguments and returns the status and the body of the answer. The status is 0 if no answer
+/// arrived.
 fn curl(arguments: &[&str]) -> (u16, String) {
     let common = ["--silent", "--max-time", "60", "--write-out", "\n%{http_code}"];
     let output = Command::new("curl").args(common).args(arguments).stdin(Stdio::null()).output().unwrap();
@@ -63,7 +65,7 @@ fn curl(arguments: &[&str]) -> (u16, String) {
     (status.parse().unwrap(), body.to_owned())
 }
 
-/// Runs the program with these arguments and returns its exit code and output.
+/// Runs the server program with these arguments, without `STREAMING_*` variables. Returns its exit code and its output.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(support::program("streaming-server"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
@@ -121,7 +123,7 @@ fn a_token_file_protects_the_server_and_stays_secret() {
 
 #[test]
 fn a_logout_ends_the_live_pictures_of_that_login() {
-    // With two workers the sessions of one login can be on different workers.
+    // With two workers the sessions of one login can be on different workers. The logout must end all of them.
     let mut server = Server::start(&unique_shm(), &["--demo", "--token", TOKEN, "--workers", "2"]);
     let session = |method, headers: &[(&str, &str)], body: &str| {
         http::request(server.http, method, "/api/session", headers, body.as_bytes())
@@ -154,7 +156,7 @@ fn a_logout_ends_the_live_pictures_of_that_login() {
     wait_until("both in the log", || logged_out() >= 2);
     assert_eq!(logged_out(), 2);
 
-    // A logout after the viewer has left ends no session.
+    // The viewer of this login has already left, so the logout must end no further session.
     of_other.leave();
     wait_until("that it left", || server.process.log().contains("closed: PeerClosed"));
     assert_eq!(session("DELETE", &[("Cookie", &other)], "").status, 200);
@@ -242,7 +244,8 @@ fn sighup_loads_a_new_certificate_and_ignores_a_malformed_one() {
     let url = format!("https://{}/health", server.http);
     assert_eq!(curl(&["--cacert", &first_ca, &url]).0, 200);
 
-    // One connection with two requests. The certificate changes between them.
+    // curl makes two requests on one connection, 3 s apart. The certificate changes between them, and the connection
+    // must stay open.
     let mut slow = Command::new("curl")
         .args([
             "--silent",

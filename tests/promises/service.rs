@@ -1,5 +1,5 @@
-//! Messages to a service manager on a real notify socket: ready, status, watchdog, stopping. When a worker hangs, the
-//! watchdog messages end, so that the manager restarts the program.
+//! The messages that the server sends to a service manager over a real notify socket: ready, status, watchdog,
+//! stopping. When a worker hangs, the watchdog messages end, so that the manager restarts the program.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -26,7 +26,7 @@ struct Manager {
     received: Vec<String>,
 }
 
-/// The watchdog timeout, as `WatchdogSec=` sets it.
+/// Watchdog timeout that the fake manager announces, as systemd does for `WatchdogSec=`.
 const WATCHDOG: Duration = Duration::from_secs(4);
 
 impl Manager {
@@ -38,7 +38,7 @@ impl Manager {
         Manager { socket, directory, received: Vec::new() }
     }
 
-    /// Sets the environment variables that systemd sets.
+    /// Sets the environment variables with which systemd names its notify socket and the watchdog timeout.
     fn introduce(&self, command: &mut Command) {
         command.env("NOTIFY_SOCKET", self.directory.join("notify"));
         command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()).env_remove("WATCHDOG_PID");
@@ -59,7 +59,7 @@ impl Manager {
         self.receive().iter().filter(|line| *line == "WATCHDOG=1").count()
     }
 
-    /// Waits for a line that contains all `parts`.
+    /// Waits until a received line contains all `parts`.
     fn wait_line(&mut self, parts: &[&str]) {
         wait_until(&format!("a line with {parts:?}, received only {:?}", self.received.clone()), || {
             self.receive().iter().any(|line| parts.iter().all(|part| line.contains(part)))
@@ -129,7 +129,7 @@ fn without_a_watchdog_only_the_status_is_sent() {
     let mut manager = Manager::new();
     let mut command = loopback(&shm, &["--no-recorder"]);
     manager.introduce(&mut command);
-    // WATCHDOG_PID names another process, so this one must not send watchdog messages.
+    // WATCHDOG_PID names another process, so the server must not send watchdog messages.
     command.env("WATCHDOG_PID", "1");
     let mut server = Server::spawn(&mut command);
     manager.wait_line(&["READY=1"]);

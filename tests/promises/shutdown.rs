@@ -1,4 +1,5 @@
-//! Start and stop: every session is closed, the exit code is 0, no file or ring remains. Start-up errors name the cause.
+//! Start and stop: at a stop every session is closed, the exit code is 0, and no file or ring remains. Start-up errors
+//! name the cause.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -53,7 +54,8 @@ fn sigint_closes_sessions_and_exits_0() {
     closes_sessions(Signal::INT);
 }
 
-/// The certificate is generated in the background for about 40 ms. A stop during that time must also exit with 0.
+/// The server generates its DTLS certificate in the background after the start, which takes about 40 ms. A stop during
+/// that time must also end with exit code 0.
 #[test]
 fn sigterm_right_after_the_start_exits_0() {
     for _ in 0..40 {

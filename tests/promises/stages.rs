@@ -1,4 +1,4 @@
-//! Latency and viewer metrics: every stage and every `viewer_*` metric changes when it should, and the values agree with
+//! Latency and viewer metrics: every stage and every `viewer_*` metric changes when it should. The values agree with
 //! each other and with what viewers measure.
 #![allow(
     clippy::unwrap_used,
@@ -47,8 +47,8 @@ fn every_stage_counts_the_units_of_every_viewer() {
     viewers.iter().for_each(|viewer| viewer.wait_units(test_seconds() * 30));
     let reports: Vec<_> = viewers.into_iter().map(ViewerSimulator::leave).collect();
     let units: u64 = reports.iter().map(|report| report.units).sum();
-    // The worker publishes its histograms about twice a second. Units replayed to joining viewers are old, so they are
-    // not timed.
+    // The worker publishes its histograms about twice a second. It does not time the units that it replays to joining
+    // viewers, because they are old.
     let metrics = wait_for("the histograms of the last units", || {
         let metrics = server.metrics();
         let live = units as f64 - metrics.expect("gop_replayed_units_total");
@@ -60,11 +60,12 @@ fn every_stage_counts_the_units_of_every_viewer() {
         assert!(0.0 < p50 && p50 <= p99 && p99 <= percentile(&metrics, name, "99.9"), "{name}: {p50} {p99}");
         eprintln!("{name}: p50 {:.0} us, p99 {:.0} us (not a gate)", p50 * 1e6, p99 * 1e6);
     }
-    // These stages count once per viewer and unit. At most one unit per viewer was still being sent when it left.
+    // These stages count each unit once per viewer. At most one unit per viewer was still being sent when the viewer
+    // left.
     let per_viewer = ["packetised_to_encrypted", "encrypted_to_submitted", "submitted_to_sent"];
     let counts = per_viewer.map(|name| stage(&metrics, "count", name));
     assert!(counts[0] >= counts[2] && counts[2] + VIEWERS as f64 >= counts[0], "{counts:?}");
-    // The time from capture to sent includes the last stage, so it is at least as long.
+    // The time from capture to sent includes the time from submitted to sent, so its sum is at least as large.
     assert!(stage(&metrics, "sum", "captured_to_sent") >= stage(&metrics, "sum", "submitted_to_sent"));
     for name in ["read", "process", "send"] {
         assert!(metrics.value("latency_microseconds", &[("stage", name)]).unwrap() > 0.0, "{name}");
@@ -121,7 +122,7 @@ fn lossy_viewer_changes_only_its_own_metrics_which_end_with_it() {
         "viewer_first_idr_seconds",
     ] {
         wait_until(&format!("{name} above 0"), || {
-            // Repeated, because the relay may lose the request.
+            // The viewer repeats its request in every pass, because the relay may lose one.
             viewer.request_idr();
             server.metrics().value(name, &[("viewer", &id)]).is_some_and(|value| value > 0.0)
         });

@@ -1,5 +1,5 @@
-//! No torn picture: a camera that overwrites units during the read, at a thousand units a second, makes the server drop
-//! units, but no viewer sees half of one. Dropped units are counted.
+//! No torn picture: a camera publishes a thousand units per second and overwrites units while the server reads them.
+//! The server drops and counts such units, and no viewer receives a part of one.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,8 +14,8 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{test_seconds, unique_shm};
 
-/// Runs two viewers with a camera that misbehaves as `pace` configures. No torn unit may arrive, and missing units must be
-/// counted. Returns how many units the server dropped.
+/// Runs two viewers with a camera that misbehaves as the options in `pace` say. Asserts that no torn unit arrives at a
+/// viewer and that the server counts missing units. Returns how many units the server dropped.
 fn assert_no_torn_units(layout: &str, pace: &str) -> f64 {
     let shm = unique_shm();
     let line = format!("--layout {layout} --pattern 640x480 --bitrate-kbps 16000 --gop 30 {pace}");
@@ -33,7 +33,7 @@ fn assert_no_torn_units(layout: &str, pace: &str) -> f64 {
         assert_eq!(report.torn, 0, "{layout}: torn units reached a viewer");
         assert_eq!(report.duplicated + report.reordered + report.bad_idrs, 0, "{layout}");
         assert!(!report.began_without_idr);
-        // A viewer may also miss units because an IDR arrived during its replay and ended it early.
+        // A viewer also misses units if an IDR arrived during its replay and ended the replay early.
         let cut = count("gop_replays_cut_total");
         assert!(report.missing == 0 || dropped + cut > 0.0, "{layout}: missing and not counted");
     }
@@ -41,10 +41,10 @@ fn assert_no_torn_units(layout: &str, pace: &str) -> f64 {
     dropped
 }
 
-/// A thousand units a second. The camera pauses for 300 us in the middle of every seventh unit, so a reader without
-/// checks would read torn units.
+/// Options of a camera that publishes a thousand units per second. It pauses for 300 us in the middle of every seventh
+/// unit, so a reader without checks would read torn units.
 const FAST: &str = "--fps 1000 --tear 7";
-/// Units are written at memory speed, so the ring wraps many times while a reader reads one slot.
+/// Options of a camera that writes units at memory speed, so the ring wraps many times while a reader reads one slot.
 const FLAT_OUT: &str = "--flat-out --tear 10:50";
 
 #[test]

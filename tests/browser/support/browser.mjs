@@ -1,4 +1,4 @@
-// Headless Chromium, and the data of a page: the units it showed and the state it reports.
+// Starts headless Chromium and reads from its pages which units they showed and which state they report.
 import { chromium } from 'playwright-core';
 import { waitFor } from './processes.mjs';
 import { readUnitNumber, STRIP } from './unit_number.mjs';
@@ -19,7 +19,7 @@ const ARGUMENTS = [
   '--autoplay-policy=no-user-gesture-required',
 ];
 
-/** Starts a browser with a new profile, which is removed on close. */
+/** Starts a browser with a new profile, which is removed when the browser is closed. */
 export async function startBrowser(more = []) {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
@@ -28,8 +28,8 @@ export async function startBrowser(more = []) {
   });
 }
 
-// Runs in the page before its scripts. Stores every connection, and for every presented picture the unit number, read from
-// the blocks in the picture.
+// This function runs in the page before the scripts of the page. It stores every connection in window.probe. For every
+// presented picture it stores the unit number, which it reads from the cells in the picture.
 function probe({ read, strip }) {
   // eslint-disable-next-line no-eval
   const readUnitNumber = (0, eval)(`(${read})`);
@@ -70,8 +70,8 @@ function probe({ read, strip }) {
   }, 20);
 }
 
-/** Opens the server's URL in a new window (a background tab presents no pictures). Returns `viewer.page` and functions
- *  that query it. */
+/** Opens `url` in a new window, because a background tab presents no pictures. Returns a viewer: its `page`, its
+ *  `errors`, and functions that query the page. */
 export async function openViewer(browser, url, before = async () => {}, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 720 }, ...options });
   await context.addInitScript(probe, { read: readUnitNumber.toString(), strip: STRIP });
@@ -90,20 +90,21 @@ export async function openViewer(browser, url, before = async () => {}, options 
     /** Waits for `count` presented pictures since the last forget. */
     pictures: (count) => waitFor(`${count} pictures in the page`, () =>
       page.evaluate((wanted) => window.probe.seen.length >= wanted, count)),
-    /** inbound-rtp statistics of the newest connection, with the unit shown at that time. */
+    /** Returns the inbound-rtp statistics of the newest connection, and as `unit` the number of the unit that the
+     *  page showed last. */
     stats: () => page.evaluate(async () => {
       const report = await window.probe.connections.at(-1).getStats();
       const inbound = [...report.values()].find((entry) => entry.type === 'inbound-rtp' && entry.kind === 'video');
       return { ...inbound, unit: window.probe.seen.at(-1)?.unit };
     }),
     connectionCount: () => page.evaluate(() => window.probe.connections.length),
-    /** State and visible text of the page. */
+    /** Returns the state of the page and its visible text. */
     shownText: () => page.evaluate(() => `${document.body.dataset.state} ${document.body.innerText}`),
   };
   return viewer;
 }
 
-/** Asserts that the unit numbers never decrease. */
+/** Asserts that the unit numbers never decrease. Returns the readable numbers. */
 export function assertInOrder(assert, seen) {
   const units = seen.map((picture) => picture.unit).filter((unit) => unit !== null);
   for (let index = 1; index < units.length; index += 1) {

@@ -1,4 +1,4 @@
-// Starts the real server and camera for the browser tests, as processes that end with their test.
+// Starts the real server and the camera simulator as processes for the browser tests.
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import path from 'node:path';
@@ -7,11 +7,12 @@ import { fileURLToPath } from 'node:url';
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const ROOT = path.resolve(HERE, '../../..');
 
-/** Where the binaries are: SS_BIN (relative to tests/browser), else the debug build. */
+/** Directory of the binaries: the environment variable SS_BIN, relative to tests/browser. The default is the debug
+ *  build. */
 const BINARIES = path.resolve(HERE, '..', process.env.SS_BIN ?? '../../target/debug');
-/** Directory of screenshots. */
+/** Directory in which the tests save screenshots. */
 export const PICTURES = path.join(ROOT, 'target/browser');
-/** Timeout of every wait. */
+/** Longest time that `waitFor` waits, in milliseconds. */
 export const PATIENCE_MS = 60_000;
 
 let nextName = 0;
@@ -19,13 +20,13 @@ export const uniqueShm = () => `/ss-browser-${process.pid}-${nextName++}`;
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-// The page reloads after a login. A query at that moment fails and is repeated.
+// The page reloads after a login. A query at that moment fails with this message, and `waitFor` repeats it.
 const NAVIGATED = 'Execution context was destroyed, most likely because of a navigation';
 const unlessNavigated = (error) => {
   if (!String(error?.message).includes(NAVIGATED)) throw error;
 };
 
-/** Calls `poll` every 50 ms until it returns something truthy. */
+/** Calls `poll` every 50 ms until it returns something truthy, and returns that. Throws an error after PATIENCE_MS. */
 export async function waitFor(what, poll) {
   const deadline = Date.now() + PATIENCE_MS;
   for (;;) {
@@ -51,7 +52,8 @@ function start(name, args) {
   return running;
 }
 
-/** Starts a server on free loopback ports; `server.url`, `server.udpPort`. */
+/** Starts a server on ports that the kernel chooses. Returns the process; `url` is its HTTP address and `udpPort`
+ *  its UDP port. */
 export async function startServer(args) {
   const server = start('streaming-server', ['--http', '127.0.0.1:0', '--udp', '0.0.0.0:0', '--control', 'off', ...args]);
   const line = await waitFor('the line `listening:`', () => {
@@ -63,7 +65,7 @@ export async function startServer(args) {
   return server;
 }
 
-/** Starts a camera on a ring. The shared memory is removed on stop. */
+/** Starts a camera that writes the ring `shm`. `stop` kills the camera and removes the ring. */
 export function startCamera(shm, args) {
   const camera = start('camera-sim', ['--shm', shm, ...args]);
   const stop = camera.stop;
@@ -76,7 +78,7 @@ export function startCamera(shm, args) {
   return camera;
 }
 
-/** Returns a metric of /metrics, summed over its labels. */
+/** Returns the value of a metric from /metrics, summed over all its labels. */
 export async function metric(server, name) {
   const text = await (await fetch(`${server.url}metrics`)).text();
   const values = text.split('\n').filter((line) => line.split(/[ {]/)[0] === name);

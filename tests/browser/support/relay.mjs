@@ -1,8 +1,10 @@
-// A bad network in user space: a UDP relay with seeded loss and a fixed delay in each direction.
+// Simulates a bad network: a UDP relay between viewer and server with seeded random loss and a fixed delay in each
+// direction.
 import dgram from 'node:dgram';
 import { once } from 'node:events';
 
-/** SplitMix64, as in tests/support/random.rs. */
+/** Returns a function that returns random numbers from 0 to below 1. The algorithm is SplitMix64, as in
+ *  tests/support/random.rs. */
 function randomOf(seed) {
   let state = BigInt(seed);
   const mask = (1n << 64n) - 1n;
@@ -29,7 +31,7 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
       return;
     }
     relay.forwarded += 1;
-    setTimeout(() => { try { send(); } catch { /* closed meanwhile */ } }, delayMs);
+    setTimeout(() => { try { send(); } catch { /* the socket was closed during the delay */ } }, delayMs);
   };
   const up = randomOf(seed);
   const down = randomOf(seed + 1);
@@ -44,7 +46,9 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
   return relay;
 }
 
-/** Passes the page's offers on, and replaces the port of every IPv4 candidate of the answer by that of the relay. */
+/** Returns a function that makes a page connect through the relay. It passes the offers of the page on to the
+ *  server. In the answer it replaces the port of every IPv4 candidate by that of the relay and removes other
+ *  candidates. */
 export function routeThrough(relay) {
   return (page) => page.route('**/api/webrtc/offer', async (route) => {
     const response = await route.fetch();

@@ -1,11 +1,11 @@
-// The unit number in the test card's picture: 36 cells in two rows at the bottom, Gray-coded with parity.
-// The geometry is documented at `NumberBlocks` in src/simulator/picture.rs.
+// Reads the unit number in the picture of the test card: 36 cells in two rows at the bottom, Gray-coded with a parity
+// cell. The geometry is documented at `NumberBlocks` in src/simulator/picture.rs.
 
-/** Lines at the bottom that contain the cells, for all widths up to 1920 pixels. */
+/** The bottom part of the picture that contains all cells: `height` lines suffice for every width up to 1920 pixels. */
 export const STRIP = { height: 208 };
 
-/** Reads the number from the RGBA pixels of the lowest `height` lines; null if it is not readable. Runs in the page, so it
- *  must not use anything outside of itself. */
+/** Reads the unit number from the RGBA pixels of the lowest `height` lines of the picture. Returns null if the
+ *  number is not readable. This function runs in the page, so it must not use anything defined outside of it. */
 export function readUnitNumber(rgba, width, height, pictureHeight) {
   const columns = Math.floor(width / 16);
   const cell = 16 * Math.floor(columns / 18);

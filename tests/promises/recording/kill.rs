@@ -1,4 +1,4 @@
-//! Recorders killed with SIGKILL at random moments: every file plays before and after the repair.
+//! Recorder processes are killed with SIGKILL at random moments. Every file plays before and after the repair.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,7 +16,7 @@ const RING: &str = "SS_TEST_RING";
 const DIRECTORY: &str = "SS_TEST_DIRECTORY";
 const FORMAT: &str = "SS_TEST_FORMAT";
 
-/// Body of the child process that is killed. Without the environment variables it returns at once.
+/// Runs in the child process that the test kills. Without the environment variables this test returns at once.
 #[test]
 fn child_records_until_killed() {
     let Ok(ring) = std::env::var(RING) else { return };
@@ -43,7 +43,8 @@ fn child(ring: &str, directory: &Path, format: Format) -> Child {
         .unwrap()
 }
 
-/// Kills a recorder `after_us` microseconds after its file began to grow. Returns the bytes of the file.
+/// Kills a recorder process `after_us` microseconds after its file began to grow. Returns the size of the file in
+/// bytes.
 fn record_and_kill(camera: &TestCamera, path: &Path, format: Format, after_us: u64) -> u64 {
     let mut child = child(&camera.name, path.parent().unwrap(), format);
     let bytes = || std::fs::metadata(path).map_or(0, |metadata| metadata.len());
@@ -57,7 +58,7 @@ fn record_and_kill(camera: &TestCamera, path: &Path, format: Format, after_us: u
 }
 
 /// Returns true if the kill hit between two units. Otherwise the last unit is truncated and players report an error.
-/// For a byte stream it returns false: only a decoder could tell.
+/// Returns false for every `.h264` file, because only a decoder could tell whether its last unit is whole.
 fn is_whole(path: &Path) -> bool {
     let file = std::fs::File::open(path).unwrap();
     let whole = whole_fragments(&file).unwrap().map(|whole| whole.end);
@@ -73,9 +74,9 @@ fn killed_recorder_loses_at_most_its_last_unit() {
         let format = if kill % 4 == 3 { Format::H264 } else { Format::Mp4 };
         let directory = TemporaryDirectory::new();
         let path = directory.0.join(format!("killed.{format}"));
-        // Spread over one second, not at multiples of the camera's interval.
+        // The delays are spread over one second and are not multiples of the interval of the camera.
         let left = record_and_kill(&camera, &path, format, kill * 7_919_331 % 1_000_003);
-        // Play the file before any repair.
+        // A copy of the file must play before any repair, unless the kill truncated its last unit.
         let copy = directory.0.join(format!("unrepaired.{format}"));
         std::fs::copy(&path, &copy).unwrap();
         let before = is_whole(&copy).then(|| {
@@ -85,7 +86,7 @@ fn killed_recorder_loses_at_most_its_last_unit() {
             before
         });
         std::fs::remove_file(&copy).unwrap();
-        // The next start of a recorder repairs the file.
+        // The next recorder that starts on the directory repairs the file.
         let rig = Rig::new(&camera.name, &directory.0, format);
         while rig.handle.counters().recovered.get() == 0 {
             std::thread::sleep(Duration::from_millis(5));
@@ -103,7 +104,8 @@ fn killed_recorder_loses_at_most_its_last_unit() {
             assert!(info.duration.is_some_and(|duration| duration > 0.0) && info.started_at.is_some());
         }
         assert!(left > 0);
-        // The repair releases reserved space, and a repaired file is not changed again.
+        // After the repair no file counts as unfinished, and another start of a recorder does not change the repaired
+        // file.
         assert!(rig.handle.library().unfinished().is_empty());
         let bytes = std::fs::read(&path).unwrap();
         drop(rig);

@@ -40,7 +40,7 @@ impl Drop for TemporaryDirectory {
     }
 }
 
-/// Settings that a test can change while the camera runs.
+/// Picture settings of a [`TestCamera`]. A test can change them while the camera runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Picture {
     pub(crate) width: u32,
@@ -51,7 +51,7 @@ pub(crate) struct Picture {
 
 pub(crate) const SMALL: Picture = Picture { width: 320, height: 192, bitrate_kbps: None, fps: 60 };
 
-/// A camera on a thread. Publishes the test card in real time until dropped.
+/// A simulated camera in a thread of its own. It publishes the test card in real time until it is dropped.
 pub(crate) struct TestCamera {
     pub(crate) name: String,
     stop: Arc<AtomicBool>,
@@ -167,7 +167,7 @@ pub(crate) fn monotonic_ns() -> i64 {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-/// A recorder on a ring, with its waiter.
+/// A recorder that reads a ring, and the thread that waits for new units of the camera.
 pub(crate) struct Rig {
     pub(crate) handle: RecorderHandle,
     runtime: tokio::runtime::Runtime,
@@ -236,7 +236,7 @@ pub(crate) fn named(name: &str) -> StartRequest {
     StartRequest { filename: Some(name.to_owned()), ..StartRequest::default() }
 }
 
-/// Asserts that ffprobe and ffmpeg read the file without any message. Returns the number of decoded pictures.
+/// Asserts that ffprobe and ffmpeg read the file without any error message. Returns the number of decoded pictures.
 pub(crate) fn assert_plays(path: &Path) -> usize {
     let probe = Command::new("ffprobe").args(["-v", "error", "-show_streams"]).arg(path).output().unwrap();
     assert!(probe.status.success(), "{}", String::from_utf8_lossy(&probe.stderr));
@@ -258,13 +258,15 @@ pub(crate) fn unit_numbers(path: &Path) -> Vec<u64> {
     numbers_of_stream(&stream)
 }
 
-/// Returns the units of the file as a byte stream.
+/// Returns the units of the file as an Annex B byte stream.
 pub(crate) fn byte_stream(path: &Path) -> Vec<u8> {
     if path.extension().is_some_and(|extension| extension == "h264") {
         return std::fs::read(path).unwrap();
     }
     let mut copy = Command::new("ffmpeg");
-    // The raw muxer rounds times to whole pictures and would merge two units of a busy machine, so renumber them.
+    // The raw H.264 muxer of ffmpeg rounds each timestamp to a multiple of the picture interval. On a busy machine two
+    // units can get the same timestamp, and ffmpeg would merge them. So `setts` first gives the units evenly spaced
+    // timestamps.
     let renumbered = ["-c", "copy", "-bsf:v", "setts=ts=N*3000", "-f", "h264", "-"];
     let copy = copy.args(["-v", "error", "-i"]).arg(path).args(renumbered);
     let copy = copy.output().unwrap();
@@ -272,7 +274,7 @@ pub(crate) fn byte_stream(path: &Path) -> Vec<u8> {
     copy.stdout
 }
 
-/// As [`unit_numbers`], for a byte stream in which each unit begins with its delimiter.
+/// Does the same as [`unit_numbers`] for a byte stream. Each unit in it must begin with its access unit delimiter.
 fn numbers_of_stream(stream: &[u8]) -> Vec<u64> {
     let starts: Vec<usize> = memchr::memmem::find_iter(stream, &[0, 0, 0, 1, 9]).collect();
     let ends = starts.iter().skip(1).copied().chain([stream.len()]);
@@ -292,7 +294,7 @@ fn numbers_of_stream(stream: &[u8]) -> Vec<u64> {
     starts.iter().zip(ends).map(number).collect()
 }
 
-/// Asserts that the numbers are consecutive.
+/// Asserts that there is at least one number and that all numbers are consecutive.
 pub(crate) fn assert_complete(numbers: &[u64]) {
     assert!(!numbers.is_empty());
     for pair in numbers.windows(2) {
@@ -300,7 +302,8 @@ pub(crate) fn assert_complete(numbers: &[u64]) {
     }
 }
 
-/// A small mounted file system, unmounted on drop. The constructors return `None` if this process may not mount.
+/// A small file system that is mounted for a test and unmounted on drop. The constructors return `None` if this process
+/// may not mount file systems.
 pub(crate) struct Mounted {
     pub(crate) path: PathBuf,
     image: Option<PathBuf>,
