@@ -47,9 +47,9 @@ fn count(bytes: usize) {
 /// # Safety
 /// The contract is that of `memmove` for the byte at `index`.
 unsafe fn move_byte(target: *mut u8, source: *const u8, index: usize) {
-    // SAFETY: the caller's promise covers `index`.
+    // SAFETY: the caller's promise covers the byte at `index` of `source`.
     let from = unsafe { source.add(index) };
-    // SAFETY: the caller's promise covers `index` in `target` too.
+    // SAFETY: the caller's promise covers the byte at `index` of `target`.
     let to = unsafe { target.add(index) };
     // SAFETY: `from` may be read, by the caller's promise.
     let byte = unsafe { from.read_volatile() };
@@ -66,7 +66,7 @@ unsafe extern "C" fn memcpy(target: *mut u8, source: *const u8, bytes: usize) ->
     count(bytes);
     let mut index = 0;
     while index < bytes {
-        // SAFETY: both are valid for `bytes` bytes, by the caller's promise.
+        // SAFETY: `target` and `source` are valid for `bytes` bytes, by the caller's promise.
         unsafe { move_byte(target, source, index) };
         index += 1;
     }
@@ -84,7 +84,7 @@ unsafe extern "C" fn memmove(target: *mut u8, source: *const u8, bytes: usize) -
     let mut done = 0;
     while done < bytes {
         let index = if is_forward { done } else { bytes - 1 - done };
-        // SAFETY: both are valid for `bytes` bytes, and no byte is written before it was read.
+        // SAFETY: `target` and `source` are valid for `bytes` bytes, and no byte is written before it was read.
         unsafe { move_byte(target, source, index) };
         done += 1;
     }
@@ -109,7 +109,7 @@ mod path {
     const UNITS: u64 = 100;
     const UNIT_BYTES: usize = 33_000;
 
-    /// Runs `act` and adds the bytes that it copies to `into`. Returns the result of `act`.
+    /// Runs `act` and returns its result. Adds to `into` how many bytes `act` copied.
     fn copied<T>(into: &mut Copied, act: impl FnOnce() -> T) -> T {
         let before = COPIED.with(Cell::get);
         let result = act();
@@ -223,9 +223,9 @@ mod path {
         let times = |bytes: usize| bytes as f64 / media_bytes as f64;
         let [once, each, handing] = [source, session, sending].map(|copied| times(copied.media));
         eprintln!(
-            "{choice}: each media byte is copied {once:.3} times for all viewers, and for each viewer {each:.3} times in \
-             its session, {handing:.3} on the way to the kernel and {:.3} by the kernel; small moves beside that: \
-             {:.3}, {:.3}, {:.3}",
+            "{choice}: each media byte is copied {once:.3} times for all viewers, and for each viewer {each:.3} times \
+             in its session, {handing:.3} on the way to the kernel and {:.3} by the kernel; smaller copies before, in \
+             and after the session: {:.3}, {:.3}, {:.3}",
             times(datagram_bytes),
             times(source.small),
             times(session.small),

@@ -211,7 +211,7 @@ fn sockets_and_io_uring_keep_working_under_the_profiling_signal() {
     let bytes = while_running(2, work, || {
         let bytes = cpu_profile(Duration::from_secs(2), 1_000).unwrap();
         for _ in 0..50 {
-            threads(1).unwrap(); // the listing interrupts sleeping threads too
+            threads(1).unwrap(); // listing the threads interrupts sleeping ones too
         }
         bytes
     });

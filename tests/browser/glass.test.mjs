@@ -23,6 +23,6 @@ test('the browser knows the capture time of each picture', { timeout: 180_000 },
   t.diagnostic(`shown ${shown.ageMs.toFixed(1)} ms after the capture`);
   assert.ok(shown.ageMs > 0, `shown ${-shown.ageMs} ms before the capture`);
   // The browser estimates our clock from our RTCP reports. The capture time must not be more than a second before the
-  // start.
+  // start of the camera.
   assert.ok(shown.capturedAt > startedAt - 1_000, `captured ${startedAt - shown.capturedAt} ms before the camera started`);
 });

@@ -132,7 +132,7 @@ for (const layout of LAYOUTS) {
       assert.deepEqual(one.errors, []);
       assert.equal(one.connections, 1, 'the page reconnected');
       assert.equal(one.broken, 0, 'pictures without a readable unit number');
-      // The unit GOP_S * FPS is the next IDR. A viewer that starts there did not get the current GOP.
+      // The next IDR is unit GOP_S * FPS. A viewer that starts at that unit or later did not get the current GOP.
       if (missed === 0 && GOP_S >= 30) assert.ok(one.first.unit < GOP_S * FPS, `started at unit ${one.first.unit}`);
     }
   });

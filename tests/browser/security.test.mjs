@@ -178,7 +178,7 @@ test('pages of other origins cannot use the login cookie', { timeout: 180_000 },
   await logIn(page, TOKEN);
   await page.waitForSelector('#logout-button:not([hidden])');
   // Another port of the same host is another origin but the same site. The browser therefore sends the SameSite cookie,
-  // and only the server can refuse the request.
+  // and the server must not accept it from that origin.
   await page.goto(`http://127.0.0.1:${neighbour.address().port}/`);
   await page.evaluate((start) =>
     fetch(start, { method: 'POST', mode: 'no-cors', credentials: 'include', body: '{}' }).catch(() => {}),

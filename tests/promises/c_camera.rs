@@ -28,7 +28,7 @@ use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::{camera, unique_shm, wait_until};
 
-/// Fields by the names that `layout.c` prints, each with its offset in bytes on the Rust side.
+/// Names of the fields as `layout.c` prints them, each with its offset in bytes on the Rust side.
 const FIELDS: [(&str, usize); 31] = [
     ("header.magic", header::MAGIC),
     ("header.version", header::VERSION),

@@ -154,8 +154,8 @@ fn watch_dawdling(config: SimulatorConfig, dawdles: Duration) -> (SimulatorRepor
     let never = AtomicBool::new(false);
     let keeping = SimulatorConfig { unlink_at_exit: false, ..config };
     let report = simulator::run(&keeping, &never).unwrap();
-    // Wait until the reader has received the last unit. It polls at least every 300 ms. On an index-first ring no next
-    // unit proves that the last one is complete, so the reader waits `COMMIT_UNSEEN_NS` longer.
+    // Wait until the reader has received the last unit. The reader polls at least every 300 ms. On an index-first ring
+    // no next unit proves that the last unit is complete, so the reader accepts it only after `COMMIT_UNSEEN_NS`.
     let rest = Duration::from_nanos(COMMIT_UNSEEN_NS.unsigned_abs());
     std::thread::sleep(Duration::from_millis(300) + rest);
     let seen = reader.finish();
@@ -279,7 +279,7 @@ fn a_stalled_camera_publishes_nothing_and_still_stops() {
     assert_eq!(ring.write_index(), 10);
     stop.store(true, Ordering::Relaxed);
     assert_eq!(run.join().unwrap().published, 10);
-    assert!(RingWriter::attach(&name).is_err(), "unlinked at the end");
+    assert!(RingWriter::attach(&name).is_err(), "the camera must unlink its ring at the end");
 }
 
 #[test]

@@ -26,8 +26,8 @@ fn metric(server: &Server, name: &str, labels: &[(&str, &str)]) -> f64 {
     server.metrics().value(name, labels).unwrap_or_else(|| panic!("no {name}"))
 }
 
-/// Starts a server and then a camera. Returns both when the ring no longer holds the first IDR, but the first GOP
-/// continues.
+/// Starts a server and then a camera. Returns both when the ring no longer holds the first IDR, while the first GOP
+/// still runs.
 fn in_the_middle(layout: &str, kbps: u32) -> (CameraSim, Server) {
     let shm = unique_shm();
     let server = Server::start(&shm, &[]);
@@ -37,8 +37,8 @@ fn in_the_middle(layout: &str, kbps: u32) -> (CameraSim, Server) {
     (camera, server)
 }
 
-/// Returns true if the worker never lost a unit because of a delay. A ring of 6 slots holds units for 0.1 s only. After
-/// a longer delay viewers rightly wait for the next IDR.
+/// Returns true if no delay made the worker lose a unit. A ring of 6 slots covers a delay of only 0.1 s. After a longer
+/// delay viewers rightly wait for the next IDR.
 fn was_undisturbed(server: &Server) -> bool {
     ["lapped_total", "torn_total", "gop_missed_total"].iter().all(|name| metric(server, name, &[]) == 0.0)
 }

@@ -81,13 +81,13 @@ fn error_for_lack_of_ring_memory_names_the_limit() {
     gives_up(Process::spawn("streaming-server", &mut command), &["LimitMEMLOCK", "ulimit -l"]);
 }
 
-/// Runs a server under the fault that `inject` describes. Returns the io_uring features that the server uses, according
-/// to its metrics. Asserts that `doctor` warns about each feature that is not used.
+/// Runs a server while strace makes system calls fail as `inject` says. Returns the io_uring features that the server
+/// uses, according to its metrics. Asserts that `doctor` warns about each feature that is not used.
 fn features_used(inject: &str) -> Vec<String> {
     let shm = unique_shm();
     let _camera =
         CameraSim::start(&shm, &words("--layout v1 --pattern 640x480 --fps 30 --bitrate-kbps 2000 --gop 30"));
-    // The server runs without a recorder, because `inject` would change the ring of the recorder too.
+    // The server runs without a recorder, because `inject` would affect the io_uring instance of the recorder too.
     let mut server = Server::spawn(&mut meddled(&loopback(&shm, &["--no-recorder"]), inject));
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));
     viewer.wait_units(30);

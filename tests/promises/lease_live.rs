@@ -47,7 +47,7 @@ fn stopped_server_delays_neither_camera_nor_other_servers() {
     watching.leave().assert_perfect("a viewer of the other server");
     let report = stalled.leave();
     assert_eq!(report.torn + report.duplicated + report.bad_idrs, 0, "{report:?}");
-    assert!(slow.metrics().expect("lapped_total") > 0.0, "it was stopped for more than one ring");
+    assert!(slow.metrics().expect("lapped_total") > 0.0, "the server stopped for longer than the ring lasts");
     for server in [&slow, &server] {
         assert_eq!(server.metrics().expect("torn_total"), 0.0);
         assert_eq!(server.metrics().expect("camera_units_dropped_total"), 0.0);
@@ -88,7 +88,7 @@ fn idr_is_requested_for_a_viewers_pli_and_for_a_late_viewer() {
         &words("--layout lease --pattern 640x480 --fps 30 --gop 108000 --bitrate-kbps 1000"),
     );
     wait_until("the camera's ring", || std::path::Path::new(&segment_path(&shm)).exists());
-    std::thread::sleep(Duration::from_secs(3)); // until the ring no longer holds the first IDR
+    std::thread::sleep(Duration::from_secs(3)); // wait until the ring no longer holds the first IDR
     let server = Server::start(&shm, &[]);
     server.wait_ready();
     let requests = || server.metrics().expect("camera_keyframe_requests_total");
@@ -97,7 +97,7 @@ fn idr_is_requested_for_a_viewers_pli_and_for_a_late_viewer() {
     let (idrs, requests_first) = (viewer.report().idrs, requests());
     assert!(idrs >= 1 && requests_first >= 1.0, "{idrs} IDRs, {requests_first} requests");
 
-    std::thread::sleep(Duration::from_millis(600)); // the server forwards at most two requests per second
+    std::thread::sleep(Duration::from_millis(600)); // the server requests at most two IDRs per second
     viewer.request_idr();
     // The viewer first gets the current GOP again, and then the new IDR from the camera.
     wait_until("the requested IDR", || viewer.report().idrs > idrs && requests() > requests_first);
@@ -120,7 +120,8 @@ fn server_started_in_mid_gop_shows_it_from_its_idr() {
     let shm = unique_shm();
     let _camera = CameraSim::start(&shm, &words("--layout v3 --pattern 320x240 --fps 2 --gop 1200"));
     wait_until("the camera's ring", || std::path::Path::new(&segment_path(&shm)).exists());
-    std::thread::sleep(Duration::from_millis(1_500)); // the camera publishes a few units of a GOP of ten minutes
+    // Wait until the camera has published a few units of a GOP of ten minutes.
+    std::thread::sleep(Duration::from_millis(1_500));
     let server = Server::start(&shm, &[]);
     server.wait_ready();
     let viewer = ViewerSimulator::connect(server.http).unwrap_or_else(|r| panic!("{}", r.text()));

@@ -26,11 +26,12 @@ use support::random::Random;
 use support::{monotonic_ns, unique_shm, wait_for, wait_until};
 
 const READERS: usize = 8;
-/// Environment variable with which the test gives a reader process the name of the ring. Without it the reader's test
-/// function returns at once.
+/// Environment variable with which the test gives a reader process the name of the ring. Without the variable the test
+/// function of the reader returns at once.
 const RING_OF_READER: &str = "SS_STRESS_RING";
 
-/// Counts of a reader process since its last output. It prints them every 20 ms, so that a kill loses few counts.
+/// Counts of a reader process since its last output. The process prints them every 20 ms, so that a kill loses few
+/// counts.
 #[derive(Default)]
 struct Counts {
     checked: u64,
@@ -64,7 +65,8 @@ fn reader_process_of_the_stress_test() {
             Next::Away | Next::Restarted => std::thread::sleep(Duration::from_millis(5)),
             Next::Rejected(rejection) => panic!("{rejection}"),
         }
-        // The limit is sometimes above the number of slots that one reader may lease, so that the ring refuses a lease.
+        // `holding` is sometimes more than the number of slots that one reader may lease, so that the ring refuses a
+        // lease.
         if random.chance(1.0) {
             holding = random.below(18) as usize;
         }
@@ -82,7 +84,7 @@ fn reader_process_of_the_stress_test() {
     }
 }
 
-/// Checks the number and checksum of a leased unit. Reports a torn unit and ends the process.
+/// Checks the number and checksum of a leased unit. If the unit is torn, prints its number and aborts the process.
 fn check(unit: &UnitView, counts: &mut Counts) {
     let number = u64::from_ne_bytes(unit.bytes[..8].try_into().unwrap());
     let sum = u32::from_ne_bytes(unit.bytes[8..12].try_into().unwrap());
@@ -108,7 +110,7 @@ fn add_counts(reader: &Process, sums: &mut [u64; 3]) {
     assert!(!log.contains("TORN") && !log.contains("panicked"), "{log}");
     for line in log.lines().filter_map(|line| line.strip_prefix("counts ")) {
         for (sum, number) in sums.iter_mut().zip(line.split(' ')) {
-            *sum += number.parse::<u64>().unwrap_or(0); // the kill may have cut the last line
+            *sum += number.parse::<u64>().unwrap_or(0); // the kill may cut the last line; a missing number is 0
         }
     }
 }
@@ -140,7 +142,8 @@ fn killed_readers_leave_no_leases_and_no_torn_units() {
         reader.kill();
         add_counts(reader, &mut sums);
     }
-    // Give the camera time to rotate through the ring: on its way it releases the slots of dead readers.
+    // The camera releases the slots of dead readers while it rotates through the ring. Wait until it has gone through
+    // all slots.
     std::thread::sleep(Duration::from_millis(500));
     camera.signal(Signal::TERM);
     let line = wait_for("the camera's counts", || camera.after("units="));

@@ -1,5 +1,5 @@
-//! Sessions end without leftovers, if a viewer closes or vanishes and if it never connects. A full server refuses new
-//! viewers.
+//! Every session ends without leftovers: if its viewer closes it, if the viewer vanishes, and if it never connects. A
+//! full server refuses new viewers.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,7 +14,7 @@ use support::server::Server;
 use support::viewer::{Offer, ViewerSimulator};
 use support::{PATIENCE, unique_shm};
 
-/// Longest wait until consent has expired: 15 s of the server plus 15 s of slack for a busy machine.
+/// Longest wait until consent has expired: the timeout of 15 s plus 15 s of slack for a busy machine.
 const CONSENT: Duration = Duration::from_secs(15 + 15);
 
 fn camera(shm: &str) -> CameraSim {
@@ -39,7 +39,7 @@ fn closed_session_ends_at_once() {
     let mut viewers = ViewerSimulator::crowd(server.http, 3);
     server.wait_viewers(PATIENCE, 3);
     viewers.pop().unwrap().leave();
-    // The wait is shorter than the 15 s of consent, so only the close of the viewer can have ended the session.
+    // The wait is shorter than the consent timeout of 15 s, so only the close by the viewer can have ended the session.
     server.wait_viewers(Duration::from_secs(10), 2);
     viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
 }
@@ -72,8 +72,8 @@ fn two_hundred_offers_that_never_connect_leave_no_memory() {
     assert_eq!(answered, 200);
     server.wait_viewers(CONSENT, 1);
     let resident_twice = resident_kb(&server);
-    // The second 200 sessions reuse the memory of the first. If they leaked, 200 sessions would take ten times these 4
-    // MB.
+    // The second 200 sessions reuse the memory of the first. If sessions leaked, 200 of them would take ten times the 4
+    // MB that are allowed here.
     assert!(resident_twice < resident_once + 4096, "{resident_once} kB, then {resident_twice} kB");
     assert!(descriptors(&server) <= descriptors_before + 2, "descriptors are leaked");
     viewer.wait_more_units(30);

@@ -41,11 +41,11 @@ fn get(control: SocketAddr, path: &str) -> Response {
     http::get(control, path)
 }
 
-/// Requests a profile in another thread. Returns as soon as the server takes that profile.
+/// Requests a profile in another thread. Returns as soon as the server is taking a profile.
 fn start_profile(control: SocketAddr, seconds: u32) -> thread::JoinHandle<Response> {
     let path = format!("/debug/pprof/profile?seconds={seconds}");
     let profile = thread::spawn(move || {
-        // The requests below take profiles too, so the server may first refuse this one with 503.
+        // The requests below take profiles too, so the server may refuse this request with 503 at first.
         wait_within(PATIENCE, "a profile", || Some(get(control, &path)).filter(|answer| answer.status != 503))
     });
     wait_until("the profile is being taken", || get(control, "/debug/pprof/profile?seconds=1").status == 503);
@@ -144,7 +144,7 @@ fn go_tool_pprof_shows_our_functions() {
     done.store(true, Ordering::Relaxed);
     busy.join().unwrap();
     let Ok(top) = top else {
-        println!("skipped: no go on this machine");
+        println!("skipped: `go` is not installed");
         return;
     };
     let _ = std::fs::remove_dir_all(&home);
@@ -185,7 +185,7 @@ fn other_addresses_and_host_names_are_refused() {
     let others = if_addrs::get_if_addrs().unwrap().into_iter().map(|interface| interface.ip());
     let others: Vec<IpAddr> = others.filter(|ip| !ip.is_loopback() && matches!(ip, IpAddr::V4(_))).collect();
     if others.is_empty() {
-        println!("skipped: no address beside loopback");
+        println!("skipped: this machine has only loopback addresses");
     }
     for other in others {
         let address = SocketAddr::new(other, control.port());
@@ -313,7 +313,7 @@ fn the_public_endpoint_refuses_the_same_malformed_requests() {
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
         let answer = answer_to(public, &request, true);
         // Unlike the control endpoint, the public endpoint accepts HEAD, more headers and longer queries, so these
-        // requests may get a 200. Both endpoints refuse all others.
+        // requests may get a 200. It refuses all other requests, as the control endpoint does.
         let may_pass = statuses.contains(&200)
             || request.starts_with(b"HEAD /health")
             || request.starts_with(b"GET /health?")
@@ -405,7 +405,7 @@ fn endless_requests_are_closed_and_memory_stays_bounded() {
         let status = read_answer(&mut stream);
         assert!([0, 400].contains(&status), "{status}");
     }
-    // Open many more connections than the control endpoint serves at once.
+    // Open many more connections than the control endpoint serves at once. The server must still answer afterwards.
     let crowd: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(control).unwrap()).collect();
     drop(crowd);
     wait_until("200 on /health", || get(control, "/health").status == 200);

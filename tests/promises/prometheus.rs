@@ -168,7 +168,7 @@ fn dashboard_has_the_six_required_panels() {
     }
 }
 
-/// Runs the unit tests of promtool on the alerts: 10 % of dropped units fire the alert, 1 % does not.
+/// Tests the alert rules with promtool: 10 % of dropped units fire the alert, 1 % does not.
 #[test]
 fn drop_alert_fires_above_five_percent() {
     if !is_installed("promtool") {

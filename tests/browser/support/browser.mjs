@@ -87,7 +87,7 @@ export async function openViewer(browser, url, before = async () => {}, options 
     seen: () => page.evaluate(() => window.probe.seen),
     broken: () => page.evaluate(() => window.probe.broken),
     forget: () => page.evaluate(() => { window.probe.seen = []; window.probe.broken = 0; }),
-    /** Waits for `count` presented pictures since the last forget. */
+    /** Waits until the page has presented `count` pictures since the last call of `forget`. */
     pictures: (count) => waitFor(`${count} pictures in the page`, () =>
       page.evaluate((wanted) => window.probe.seen.length >= wanted, count)),
     /** Returns the inbound-rtp statistics of the newest connection, and as `unit` the number of the unit that the

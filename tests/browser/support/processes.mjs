@@ -26,13 +26,14 @@ const unlessNavigated = (error) => {
   if (!String(error?.message).includes(NAVIGATED)) throw error;
 };
 
-/** Calls `poll` every 50 ms until it returns something truthy, and returns that. Throws an error after PATIENCE_MS. */
+/** Calls `poll` every 50 ms until it returns a truthy value, and returns that value. Throws an error after
+ *  PATIENCE_MS. */
 export async function waitFor(what, poll) {
   const deadline = Date.now() + PATIENCE_MS;
   for (;;) {
     const found = await Promise.resolve().then(poll).catch(unlessNavigated);
     if (found) return found;
-    if (Date.now() > deadline) throw new Error(`never came within ${PATIENCE_MS} ms: ${what}`);
+    if (Date.now() > deadline) throw new Error(`timed out after ${PATIENCE_MS} ms, waiting for: ${what}`);
     await sleep(50);
   }
 }
@@ -65,7 +66,7 @@ export async function startServer(args) {
   return server;
 }
 
-/** Starts a camera that writes the ring `shm`. `stop` kills the camera and removes the ring. */
+/** Starts a camera that writes the ring `shm`. `stop` kills the camera and removes the ring; `kill` leaves the ring. */
 export function startCamera(shm, args) {
   const camera = start('camera-sim', ['--shm', shm, ...args]);
   const stop = camera.stop;

@@ -46,9 +46,9 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
   return relay;
 }
 
-/** Returns a function that makes a page connect through the relay. It passes the offers of the page on to the
- *  server. In the answer it replaces the port of every IPv4 candidate by that of the relay and removes other
- *  candidates. */
+/** Returns a function that makes a page connect through the relay. The function passes the offers of the page on to
+ *  the server. In the answer it replaces the port of every IPv4 candidate by the port of the relay, and it removes
+ *  all other candidates. */
 export function routeThrough(relay) {
   return (page) => page.route('**/api/webrtc/offer', async (route) => {
     const response = await route.fetch();
