@@ -1,5 +1,5 @@
-//! Any bytes as a file that a crash left: the parsers of the repair must not panic or loop forever. A part that they accept
-//! as whole must be accepted again on its own.
+//! Takes any bytes as a file that a crash left behind. The parsers of the repair must not panic or loop forever. If
+//! they accept a part of the file as complete, they must accept this part again on its own.
 #![no_main]
 
 use std::io::Cursor;
