@@ -91,7 +91,7 @@ impl Ring {
     fn read(&self, slot: u32, sequence: u64) {
         let data = &self.data[slot as usize];
         data.accesses.with(|_| ());
-        assert_eq!(data.value.load(Relaxed), sequence, "a byte of another unit");
+        assert_eq!(data.value.load(Relaxed), sequence, "the slot holds a byte of another unit");
         data.accesses.with(|_| ());
     }
 

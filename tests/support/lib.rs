@@ -80,7 +80,7 @@ pub fn wait_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> 
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "never came within {patience:?}: {what}");
+        assert!(Instant::now() < deadline, "timed out after {patience:?} while waiting for: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

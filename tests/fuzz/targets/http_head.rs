@@ -50,7 +50,7 @@ fuzz_target!(|text: &str| {
     let body = lines.next().unwrap_or_default().as_bytes();
     let policy = Policy { allow_origin: vec![FRIEND.to_owned()], hosts: None };
     let action = decide(&policy, &head, body);
-    assert_eq!(action, decide(&policy, &head, body), "the same request, another decision");
+    assert_eq!(action, decide(&policy, &head, body), "the same request must give the same decision");
     if let Action::Respond(response) = action {
         let _ = routes::finish(&policy, &head, response);
     }
