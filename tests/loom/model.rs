@@ -137,7 +137,7 @@ fn following<R: Rules + 'static>() {
     ring.read_latest::<R>(0);
 }
 
-/// A reader searches the slots for older units.
+/// A reader searches the slots for older units while the camera writes new ones.
 fn searching<R: Rules + 'static>() {
     let ring = Ring::new(2);
     let reader = {

@@ -7,9 +7,9 @@ const STAP_A: u8 = 24;
 const FU_A: u8 = 28;
 const FU_START: u8 = 0x80;
 const FU_END: u8 = 0x40;
-/// Bytes of the FU indicator and FU header.
+/// Size in bytes of the FU indicator and the FU header together.
 const FU_HEADER_BYTES: usize = 2;
-/// Bytes of the length field before each NAL unit of a STAP-A.
+/// Size in bytes of the length field before each NAL unit of a STAP-A.
 const STAP_SIZE_BYTES: usize = 2;
 /// Maximum number of bytes collected for one access unit: the largest slot and its headers.
 const UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX + 64 * 1024;

@@ -127,7 +127,7 @@ impl Profile {
         }
     }
 
-    /// The sum of the value at `index` over the samples for which `wanted` is true.
+    /// Returns the sum of the values at `index` over the samples for which `wanted` is true.
     pub fn total(&self, index: usize, wanted: impl Fn(&Sample) -> bool) -> i64 {
         self.samples.iter().filter(|sample| wanted(sample)).map(|sample| sample.values[index]).sum()
     }

@@ -1,5 +1,5 @@
 //! Tests of architecture and style. They read the sources as text and fail if a rule is broken.
-//! They must not build or change anything. Each rule is a plain function of (path, text).
+//! The tests must not build or change anything. Each rule is a plain function of (path, text).
 //! Each rule also has a test that passes it a small bad sample, so a rule that stops working is noticed.
 
 #![cfg(test)]
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// Path of a file relative to the repository, and the text of the file.
 type Source = (String, String);
 
-/// The root of the repository.
+/// Returns the root directory of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }

@@ -25,7 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = (fmp4::form(bytes), moov::summary(bytes), moov::parse_track(bytes));
     if let Some(end) = annexb::last_unit_start(bytes) {
         assert!(end < bytes.len());
-        // Each step removes one unit, and the first unit always stays.
+        // A cut at `end` removes the last unit. A second cut must remove another unit, unless only one unit is left.
         assert!(annexb::last_unit_start(&bytes[..end]).is_none_or(|earlier| earlier < end));
     }
 });

@@ -39,7 +39,7 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
-/// Builds a binding request with these attributes and a valid MESSAGE-INTEGRITY.
+/// Builds a STUN binding request with the given attributes and a valid MESSAGE-INTEGRITY.
 fn signed_request(answer: &str, attributes: &[u8]) -> Vec<u8> {
     let value = |sdp: &'static str, name| sdp.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     let own = |name| answer.lines().find_map(|line| line.strip_prefix(name)).unwrap();
