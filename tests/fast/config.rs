@@ -1,4 +1,4 @@
-//! The configuration: which source wins, which values are refused, and what the errors say.
+//! Tests of the configuration: which source wins, which values are refused, and what the errors say.
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use streaming_server::config::{Config, ConfigError, Parsed, SrtpChoice, Tls, Wake, Workers};
 
-/// Parses all three sources. An empty `file` means that there is no file.
+/// Parses flags, environment and configuration file. An empty `file` means that the file does not exist.
 fn parse(args: &[&str], env: &[(&str, &str)], file: &str) -> Result<Parsed, ConfigError> {
     let env: HashMap<&str, &str> = env.iter().copied().collect();
     Config::from_args(

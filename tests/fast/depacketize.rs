@@ -1,4 +1,4 @@
-//! The receiver that tests use to reassemble RTP payloads (RFC 6184).
+//! Tests of the receiver with which other tests reassemble RTP payloads (RFC 6184).
 
 use proptest::prelude::*;
 use support::depacketize::{Depacketizer, DepacketizerCounters};
@@ -53,17 +53,17 @@ fn duplicate_and_late_packets_are_ignored() {
 fn malformed_payloads_drop_their_unit() {
     let malformed: [&[u8]; 12] = [
         &[],
-        &[0x00, 1],       // kind 0
-        &[0x79, 0, 1, 9], // STAP-B
-        &[0x5C],          // no FU header
-        MIDDLE,           // no start fragment before it
-        &[0x5C, 0xC1, 1], // start and end bits both set
-        &[0x78, 0],       // truncated length field
-        &[0x78, 0, 9, 1], // length beyond the payload
-        &[0x78, 0, 0],    // empty NAL unit
-        &[0x7D, 0x81, 1], // FU-B
-        &[0x5F],          // kind 31
-        FIRST,            // no end fragment
+        &[0x00, 1],       // type 0 is undefined
+        &[0x79, 0, 1, 9], // STAP-B is not supported
+        &[0x5C],          // the FU header is missing
+        MIDDLE,           // the start fragment is missing
+        &[0x5C, 0xC1, 1], // start and end bit are both set
+        &[0x78, 0],       // the length field is truncated
+        &[0x78, 0, 9, 1], // the length exceeds the payload
+        &[0x78, 0, 0],    // the NAL unit is empty
+        &[0x7D, 0x81, 1], // FU-B is not supported
+        &[0x5F],          // type 31 is undefined
+        FIRST,            // the end fragment is missing
     ];
     for (index, payload) in malformed.iter().enumerate() {
         let mut receiver = Depacketizer::new();
@@ -73,7 +73,7 @@ fn malformed_payloads_drop_their_unit() {
     }
     let mut receiver = Depacketizer::new();
     receiver.push(FIRST, false, 1, 0);
-    assert_eq!(receiver.push(SLICE, true, 1, 1), None, "a NAL unit between fragments");
+    assert_eq!(receiver.push(SLICE, true, 1, 1), None, "a NAL unit between fragments is malformed");
 }
 
 #[test]

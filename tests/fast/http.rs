@@ -1,5 +1,5 @@
-//! The HTTP endpoint over real sockets and raw bytes, in front of a stub backend: every route and every refusal. Does not
-//! use the rest of the program.
+//! Tests of the HTTP endpoint over real sockets and with raw bytes, in front of a stub backend: every route and every
+//! refusal. They do not use the rest of the program.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -35,7 +35,7 @@ const PATHS: [(&str, &str); 12] = [
     ("/icon.svg", "GET"),
 ];
 
-// ---- routes -------------------------------------------------------------------------------------------
+// ---- tests: routes ------------------------------------------------------------------------------------
 
 #[test]
 fn an_offer_gets_an_answer() {
@@ -154,7 +154,8 @@ fn files_are_revalidated_by_etag() {
         assert_eq!((again.status, again.body.len()), (304, 0), "{tags}");
         assert_eq!(again.header("etag"), Some(etag));
     }
-    // A browser replaces its stored headers by those of a 304. The policy of the page must survive that.
+    // A browser overwrites the headers of its cached page with those of a 304 response, so the 304 must not carry
+    // a Content-Security-Policy that differs from that of the page.
     let page = server.get("/");
     let headers = format!("If-None-Match: {}\r\n", page.header("etag").unwrap());
     let again = server.request("GET", "/", &headers, b"");
@@ -180,7 +181,7 @@ fn every_response_carries_the_safety_headers() {
     }
 }
 
-// ---- methods and paths --------------------------------------------------------------------------------
+// ---- tests: methods and paths -------------------------------------------------------------------------
 
 #[test]
 fn a_wrong_method_is_405_with_the_allowed_methods() {
@@ -246,7 +247,7 @@ fn an_absolute_target_is_routed_by_its_path() {
     assert_eq!(reply.status, 200);
 }
 
-// ---- foreign pages ------------------------------------------------------------------------------------
+// ---- tests: requests from foreign pages ---------------------------------------------------------------
 
 #[test]
 fn only_our_page_and_allow_listed_pages_may_post() {

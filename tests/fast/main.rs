@@ -1,4 +1,4 @@
-//! The fast tier: everything that starts no server and no camera process. Seconds in all.
+//! The fast tier: all tests that start no server process and no camera process. Together they take seconds.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

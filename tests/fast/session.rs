@@ -1,4 +1,4 @@
-//! One viewer and one browser in memory: connecting, media, feedback, closing, forged input.
+//! Tests of one session and one browser in memory: connecting, media, feedback, closing, forged input.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +28,7 @@ fn connected(choice: SrtpChoice, version: DtlsVersion) -> Pair {
     pair
 }
 
-/// Sends `count` units of `packets` payloads; the first is an IDR.
+/// Sends `count` units of `packets` payloads each, with numbers from `from` on. The first unit is an IDR.
 fn send_units(pair: &mut Pair, from: u32, count: u32, packets: usize) {
     for number in from..from + count {
         let payloads = payloads(number, packets, PAYLOAD_BYTES);
@@ -85,7 +85,7 @@ fn units_arrive_complete_in_order_with_marker_and_time() {
             assert_eq!(
                 extensions.play_delay_max.is_some(),
                 part == 28,
-                "only with the last packet of a unit"
+                "only the last packet of a unit has a playout delay"
             );
             assert_eq!(extensions.mid, (part == 28).then_some(pair.mid));
         }
@@ -133,7 +133,7 @@ fn capture_time_is_sent_with_every_idr_and_every_second() {
         pair.packets.iter().map(|packet| packet.header.ext_vals.abs_capture_time.is_some()).collect();
     assert_eq!(carries[..4], [false, true, false, false], "only the last packet of a unit carries it");
     let units = carries.chunks(2).filter(|unit| unit[1]).count();
-    assert!((2..=4).contains(&units), "{units} of 65 units in 2.1 s");
+    assert!((2..=4).contains(&units), "{units} of 65 units in 2.1 s carry the capture time");
 }
 
 #[test]
@@ -154,13 +154,14 @@ fn lost_packets_are_requested_and_retransmitted() {
     let mut got: Vec<_> = pair.packets.iter().map(|packet| packet.payload[..8].to_vec()).collect();
     got.sort();
     got.dedup();
-    assert_eq!(got.len(), 400, "every packet of 40 units of 10");
+    assert_eq!(got.len(), 400, "every packet of 40 units with 10 packets each");
     let status = pair.viewer.status(pair.now);
     assert!(status.retransmits >= 15, "{status:?}");
     assert!(status.nacks > 0, "{status:?}");
 }
 
-/// SSRC and sequence number give the packet index and thus the nonce. No sequence number wraps in this test.
+/// SSRC and sequence number determine the packet index and thus the nonce, so no pair of them may occur twice. No
+/// sequence number wraps in this test.
 #[test]
 fn retransmissions_never_reuse_a_packet_index() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
@@ -181,13 +182,14 @@ fn retransmissions_never_reuse_a_packet_index() {
     let unique: std::collections::HashSet<_> = sealed.iter().collect();
     assert_eq!(unique.len(), sealed.len());
     let streams: std::collections::HashSet<_> = sealed.iter().map(|(ssrc, _)| ssrc).collect();
-    assert_eq!(streams.len(), 2, "the stream and its retransmissions");
+    assert_eq!(streams.len(), 2, "one SSRC for the stream, one for its retransmissions");
 }
 
 #[test]
 fn receiver_reports_give_round_trip_jitter_and_loss() {
     let mut pair = connected(SrtpChoice::Gcm, DtlsVersion::Dtls12);
-    // Report times are random (RFC 3550 section 6.3.1), so units are sent until the reports have arrived.
+    // Receiver reports are sent at random times (RFC 3550 section 6.3.1), so units are sent until the reports have
+    // arrived.
     let mut sent = 0;
     let mut send_until = |pair: &mut Pair, is_reported: fn(&ViewerStatus) -> bool| {
         let end = sent + 3_000;
@@ -318,7 +320,7 @@ fn handshake_succeeds_despite_packet_loss() {
     }
 }
 
-/// The ClientHello arrives long after the last timeout that DTLS has handled.
+/// In this test the ClientHello arrives long after the last timeout that DTLS has handled.
 #[test]
 fn late_handshake_sends_no_flight_twice() {
     for version in [DtlsVersion::Dtls12, DtlsVersion::Auto] {
@@ -337,7 +339,7 @@ fn late_handshake_sends_no_flight_twice() {
         });
         pair.connect();
         pair.run(Duration::from_millis(300));
-        // A repeated flight differs only in its record numbers, so it shows as two large datagrams of equal size.
+        // A repeated flight differs only in its record numbers, so it would show as two large datagrams of equal size.
         let sizes: Vec<usize> = flights.borrow().iter().map(Vec::len).collect();
         let mut large: Vec<usize> = sizes.iter().copied().filter(|size| *size > 100).collect();
         let all = large.len();
@@ -389,7 +391,7 @@ fn demultiplexing_follows_ufrag_and_address() {
     assert!(seen.borrow().iter().all(|ufrag| ufrag == pair.viewer.local_ufrag()));
 }
 
-/// A binding request with the attributes of a browser and an invalid MESSAGE-INTEGRITY.
+/// Builds a STUN binding request with the attributes of a browser and an invalid MESSAGE-INTEGRITY.
 fn forged_request(username: &str) -> Vec<u8> {
     let mut body = Vec::new();
     let mut attribute = |kind: u16, value: &[u8]| {

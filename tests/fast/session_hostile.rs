@@ -1,4 +1,5 @@
-//! Input of a hostile network and a hostile viewer. At worst it ends the sender's own session.
+//! Tests with input from a hostile network and from a hostile viewer. Such input may end the sender's own session, but
+//! must have no other effect.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +27,7 @@ use str0m::crypto::{
 use streaming_server::base::limits;
 use streaming_server::session::SrtpChoice;
 
-/// Sends `count` units of `packets` payloads; the first is an IDR.
+/// Sends `count` units of `packets` payloads each, with numbers from `from` on. The first unit is an IDR.
 fn send_units(pair: &mut Pair, from: u32, count: u32, packets: usize) {
     for number in from..from + count {
         let payloads = payloads(number, packets, 1_100);
@@ -35,22 +36,22 @@ fn send_units(pair: &mut Pair, from: u32, count: u32, packets: usize) {
     }
 }
 
-// ---- a viewer with valid keys and forged RTCP ------------------------------------------------------
+// ---- tests: a viewer with valid keys sends forged RTCP ---------------------------------------------
 
 thread_local! {
-    /// Contents of the browser's next RTCP packet after its first 8 bytes.
+    /// Bytes that replace the contents of the browser's next RTCP packet after its first 8 bytes.
     static FORGED: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// Header of an empty receiver report.
+/// The first four bytes of an empty receiver report.
 const EMPTY_REPORT: [u8; 4] = [0x80, 201, 0, 1];
 
-/// Payload type of the application feedback that carries the forgery.
+/// RTCP packet type of the application feedback packet whose contents are replaced by the forged bytes.
 const CARRIER: u8 = 206;
 
-/// SRTP provider of such a viewer. Only RTCP has 12 bytes of associated data in str0m's calls. The carrier's header is
-/// replaced by that of an empty receiver report, so that the rest is parsed as RTCP packets. The network in
-/// [`evil_pair`] puts the same header into the datagram.
+/// SRTP provider of a viewer that forges RTCP. It recognises RTCP by the 12 bytes of associated data in str0m's calls.
+/// It replaces the header of the feedback packet by that of an empty receiver report, so that the server parses the
+/// bytes after the report as further RTCP packets. [`evil_pair`] puts the same header into the datagram.
 #[derive(Debug)]
 struct EvilSrtp;
 
@@ -145,13 +146,13 @@ fn evil_pair() -> Pair {
     pair
 }
 
-/// Returns the SSRC of the viewer's stream, read from the answer.
+/// Returns the SSRC of the server's video stream, read from the answer.
 fn stream_ssrc(pair: &Pair) -> u32 {
     let group = pair.answer.lines().find_map(|line| line.strip_prefix("a=ssrc-group:FID ")).unwrap();
     group.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Makes the browser send an RTCP packet: an empty receiver report followed by `forged`.
+/// Makes the browser send an RTCP packet that is an empty receiver report followed by `forged`.
 fn send_forged(pair: &mut Pair, mut forged: Vec<u8>) {
     forged.resize(forged.len().next_multiple_of(4).max(4), 0);
     let filler = vec![0_u8; forged.len() - 4];
@@ -163,7 +164,7 @@ fn send_forged(pair: &mut Pair, mut forged: Vec<u8>) {
     pair.run(Duration::from_millis(2));
 }
 
-/// Builds an RTCP packet from type, count or format, and body.
+/// Builds an RTCP packet of type `kind`. `count` is the count or the feedback format in its header.
 fn rtcp(kind: u8, count: u8, body: &[u8]) -> Vec<u8> {
     let words = body.len().div_ceil(4);
     let mut bytes = vec![0x80 | (count & 31), kind];
@@ -196,8 +197,8 @@ fn nack_flood_is_answered_within_bounds() {
     assert!(pair.packets.len() >= 9, "the session continues");
 }
 
-/// RTCP-like packets: real types, odd counts, bodies about our stream or another, sometimes a wrong length or wrong
-/// padding.
+/// Generates the parts of packets that resemble RTCP: real types, unusual counts, and bodies about our stream or about
+/// another stream. [`assemble`] gives some of the packets a wrong length or wrong padding.
 fn rtcp_like() -> impl Strategy<Value = Vec<(u8, u8, bool, Vec<u8>, u8)>> {
     let kind = prop_oneof![8 => 200..=207_u8, 1 => any::<u8>()];
     let count = prop_oneof![Just(0_u8), Just(1), Just(2), Just(4), Just(11), Just(15), Just(31)];
@@ -247,7 +248,7 @@ proptest! {
     }
 }
 
-// ---- STUN with the right password ------------------------------------------------------------------
+// ---- tests: STUN with the right password -----------------------------------------------------------
 
 #[test]
 fn media_follows_the_nominated_address() {
@@ -257,7 +258,8 @@ fn media_follows_the_nominated_address() {
     let request = signed_request(&pair, [127, 255, 255, 255], &[(0x0025, Vec::new())]);
     pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), moved, &request);
     pair.viewer.drain(pair.now, &mut Outbox::default());
-    // The selected path is checked once a second.
+    // The session asks str0m once a second for the selected path, so a second must pass before it sends to the new
+    // address.
     pair.now += Duration::from_millis(1_100);
     pair.viewer.handle_timeout(pair.now);
     pair.viewer.drain(pair.now, &mut Outbox::default());
@@ -322,7 +324,7 @@ proptest! {
     }
 }
 
-// ---- attackers on the path -------------------------------------------------------------------------
+// ---- tests: attackers on the network path ----------------------------------------------------------
 
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let first =

@@ -1,5 +1,6 @@
-//! A viewer needs an IDR in the middle of a GOP: the GOP so far is replayed, or the viewer waits. Every unit it gets can
-//! be decoded. In memory, on a fake clock.
+//! Tests of a viewer that needs an IDR in the middle of a GOP. Either the units of the GOP so far are replayed, or the
+//! viewer waits for the next IDR. The viewer must be able to decode every unit that it gets. The tests run in memory on
+//! a fake clock.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +25,7 @@ const PACKETS: usize = 3;
 const NO_GOP: GopAvailability = GopAvailability { gop: None, next_idr_in: None };
 const INTERVAL: Duration = Duration::from_millis(33);
 
-/// The worker has a GOP of `packets` RTP packets.
+/// Returns the availability that a worker with a GOP of `packets` RTP packets reports.
 fn with_gop(packets: usize) -> GopAvailability {
     let gop = GopSize { units: packets / PACKETS, packets, bytes: packets * 900 };
     GopAvailability { gop: Some(gop), next_idr_in: None }
@@ -36,13 +37,13 @@ fn connected() -> Pair {
     pair
 }
 
-/// Pushes live unit `number`.
+/// Pushes unit `number` as a live unit.
 fn live(pair: &mut Pair, number: u32, is_idr: bool) {
     let payloads = payloads(number, PACKETS, 900);
     pair.push(&unit(&payloads, u64::from(number), is_idr));
 }
 
-/// Pushes unit `number` of a GOP whose newest unit is `newest`.
+/// Pushes unit `number` as part of a replay. The newest unit of the GOP is `newest`.
 fn replay(pair: &mut Pair, number: u32, newest: u32, is_idr: bool, packets: usize) {
     let payloads = payloads(number, packets, 900);
     let behind = u64::from(newest - number);
@@ -54,7 +55,7 @@ fn replay(pair: &mut Pair, number: u32, newest: u32, is_idr: bool, packets: usiz
     pair.settle();
 }
 
-/// Catches up as the worker does, with a GOP from `idr` to `newest`.
+/// Replays the units from `idr` to `newest` to a viewer that has just joined, as the worker does.
 fn join(pair: &mut Pair, idr: u32, newest: u32) {
     assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
     let gop = with_gop(PACKETS * (newest - idr + 1) as usize);
@@ -65,7 +66,7 @@ fn join(pair: &mut Pair, idr: u32, newest: u32) {
     pair.viewer.end_catch_up(true);
 }
 
-/// Returns the numbers of the received units, read from the payloads.
+/// Returns the numbers of the received units, read from their payloads.
 fn received(pair: &Pair) -> Vec<u32> {
     let number = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().unwrap());
     let numbers: Vec<u32> = pair.packets.iter().map(|packet| number(&packet.payload)).collect();
@@ -114,7 +115,7 @@ fn rtp_times_of_replayed_units_lie_just_before_the_newest_unit() {
     let steps: Vec<u32> = times.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
     assert_eq!(steps[..149], [1; 149], "replayed units play at once");
     assert_eq!(steps[149..], [3_000; 3], "live units keep their own time");
-    // The last packet of each carries the capture time, which does not follow from the compressed RTP time.
+    // The RTP times of replayed units are compressed, so the last packet of each unit must carry the capture time.
     let carries = |index: usize| pair.packets[index].header.ext_vals.abs_capture_time.is_some();
     assert!((1..=150).all(|unit| carries(unit * PACKETS - 1)));
 }
@@ -176,7 +177,7 @@ fn joining_viewer_without_a_gop_waits_for_the_next_idr() {
     assert_eq!(
         pair.viewer.decide_catch_up(pair.now, reason, with_gop(3)),
         CatchUpDecision::WaitForIdr,
-        "it waits for the IDR of its join"
+        "the viewer has waited for an IDR since it joined"
     );
     live(&mut pair, 8, true);
     assert_eq!(received(&pair), [8]);
@@ -218,7 +219,7 @@ fn idr_request_is_answered_by_a_replay_unless_an_idr_is_recent_or_near() {
     assert_eq!(
         pair.viewer.decide_catch_up(pair.now, reason, far),
         CatchUpDecision::WaitForIdr,
-        "one replay in two seconds"
+        "at most one replay starts within two seconds"
     );
     pair.run(limits::REPLAY_INTERVAL);
     assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, far), CatchUpDecision::Replay);
@@ -257,7 +258,7 @@ fn replay_skips_non_reference_units_except_the_newest() {
     assert_eq!(pair.viewer.status(pair.now).drops_to_idr, 0);
 }
 
-/// Drops every `every`th RTP packet, up to packet `until`.
+/// Makes the network lose every `every`th RTP packet, up to packet number `until`.
 fn lose(pair: &mut Pair, every: u32, until: u32) {
     let count = Cell::new(0_u32);
     pair.to_client = Box::new(move |bytes| {
@@ -267,7 +268,7 @@ fn lose(pair: &mut Pair, every: u32, until: u32) {
     });
 }
 
-/// Returns the number of different packets received.
+/// Returns the number of different packets that the browser has received.
 fn unique(pair: &Pair) -> usize {
     pair.packets.iter().map(|packet| packet.seq_no).collect::<std::collections::BTreeSet<_>>().len()
 }
@@ -289,7 +290,7 @@ fn packets_lost_in_and_after_a_replay_are_retransmitted() {
     }
     assert_eq!(unique(&pair), 500 + 40 * PACKETS, "every packet arrived");
     assert!(pair.viewer.status(pair.now).retransmits >= 8);
-    // An IDR a second later restores the usual cache size; losses are still repaired.
+    // An IDR a second later restores the usual cache size. Packets lost after it must still be retransmitted.
     live(&mut pair, 90, true);
     pair.packets.clear();
     lose(&mut pair, 5, 5);
@@ -300,7 +301,7 @@ fn packets_lost_in_and_after_a_replay_are_retransmitted() {
     assert_eq!(unique(&pair), 29 * PACKETS);
 }
 
-/// Returns RTP time minus NTP time of the sender reports, in seconds: from it a receiver dates a unit.
+/// Returns RTP time minus NTP time of each sender report, in seconds. A receiver dates a unit with this difference.
 fn report_offsets(pair: &Pair) -> Vec<f64> {
     let seconds = |time: std::time::SystemTime| {
         time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
@@ -315,7 +316,8 @@ fn sender_reports_agree_during_and_after_a_replay() {
     pair.viewer.poll_idr_reason();
     pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(900));
     let mut newest = 299;
-    // A slow replay: ten seconds of units in two, so that reports fall into it.
+    // This replay is slow: it sends ten seconds of units in two seconds, so that sender reports are sent during the
+    // replay.
     for number in 0..300 {
         replay(&mut pair, number, newest, number == 0, PACKETS);
         if number % 5 == 4 {
@@ -332,7 +334,7 @@ fn sender_reports_agree_during_and_after_a_replay() {
         live(&mut pair, number, false);
     }
     let offsets = report_offsets(&pair);
-    assert!(offsets.len() > 100, "{} packets with a report before them", offsets.len());
+    assert!(offsets.len() > 100, "only {} packets follow a sender report", offsets.len());
     let (least, most) = offsets.iter().fold((f64::MAX, f64::MIN), |(a, b), &o| (a.min(o), b.max(o)));
     assert!(most - least < 0.1, "reports differ by {} s", most - least);
 }
@@ -362,8 +364,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(support::properties_of(12))]
 
-    /// A naive twin replaces the worker: a list of the units since the IDR. The decoder accepts an IDR, or a unit that
-    /// follows the one before it.
+    /// Replaces worker and decoder by naive models. The worker is a list of the units since the last IDR. The decoder
+    /// accepts an IDR, or a unit that directly follows the last accepted one.
     #[test]
     fn every_unit_sent_can_be_decoded(steps in steps()) {
         let mut pair = connected();

@@ -1,4 +1,4 @@
-//! SDP offers of real browsers and malformed ones, and their answers.
+//! Tests of SDP offers, both of real browsers and malformed ones, and of the answers to them.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -45,8 +45,8 @@ fn session(bundle: &str) -> String {
     )
 }
 
-/// Builds Chromium's video m-line for a `recvonly` transceiver. `codecs`: payload type, packetization mode,
-/// profile-level-id. The next payload type is the RTX of each.
+/// Builds Chromium's video m-line for a `recvonly` transceiver. Each codec is given by its payload type, packetization
+/// mode and profile-level-id. The next higher payload type is its RTX.
 fn chromium_video(mid: &str, codecs: &[(u8, u8, &str)]) -> String {
     let numbers: String = codecs.iter().map(|(pt, ..)| format!(" {pt} {}", pt + 1)).collect();
     let mut text = format!(
@@ -75,7 +75,7 @@ fn chromium_video(mid: &str, codecs: &[(u8, u8, &str)]) -> String {
     text
 }
 
-/// H.264 codecs offered by Chromium without hardware decoding.
+/// H.264 codecs that Chromium offers without hardware decoding: payload type, packetization mode, profile-level-id.
 const CHROMIUM: &[(u8, u8, &str)] = &[
     (103, 1, "42001f"),
     (107, 0, "42001f"),
@@ -151,7 +151,7 @@ fn ice_credentials_are_long_enough_and_unique() {
     let [ufrag, other] = values("a=ice-ufrag:");
     assert!(
         ufrag.len() >= 8 && ufrag != other && ufrag.starts_with("7/"),
-        "{ufrag}: begins with the viewer's id"
+        "{ufrag} must be long and unique and begin with the viewer's id"
     );
     let [password, other] = values("a=ice-pwd:");
     assert!(password.len() >= 22 && password != other);
@@ -348,7 +348,7 @@ proptest! {
         let _ = accept(&text);
     }
 
-    /// Lines of a real offer, some of them removed, repeated, moved or damaged.
+    /// Removes, repeats, swaps or damages some lines of a real offer.
     #[test]
     fn damaged_offers_are_accepted_or_refused(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4_u8, any::<char>()), 0..12),

@@ -1,4 +1,4 @@
-//! The test card decoded by ffmpeg: each picture is complete and shows its number.
+//! Tests of the test card: ffmpeg decodes it, and each picture must be complete and show its number.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a test")]
 
 use std::io::Write;
@@ -20,7 +20,7 @@ fn config(width: u32, height: u32) -> TestCardConfig {
     }
 }
 
-/// The byte stream of `count` units that start at number `first`.
+/// Returns the byte stream of `count` units, with numbers from `first` on.
 fn stream(config: TestCardConfig, first: u64, count: u64) -> Vec<u8> {
     let mut card = TestCard::new(config).unwrap();
     let (mut unit, mut bytes) = (Unit::default(), Vec::new());
@@ -31,7 +31,7 @@ fn stream(config: TestCardConfig, first: u64, count: u64) -> Vec<u8> {
     bytes
 }
 
-/// Decodes with ffmpeg and returns the luma of all pictures in order. A warning of ffmpeg fails the test.
+/// Decodes with ffmpeg and returns the luma of all pictures in order. The test fails if ffmpeg prints a warning.
 fn decode(stream: Vec<u8>) -> Vec<u8> {
     let mut ffmpeg = Command::new("ffmpeg")
         .args(["-v", "warning", "-err_detect", "explode", "-probesize", "64M", "-f", "h264", "-i", "-"])
@@ -60,7 +60,7 @@ fn decode(stream: Vec<u8>) -> Vec<u8> {
     output.stdout
 }
 
-/// Asserts that each unit decodes to a picture that shows its number.
+/// Asserts that each unit decodes to a picture that shows the number of the unit.
 fn assert_numbers(config: TestCardConfig, first: u64, count: u64) {
     let luma = decode(stream(config, first, count));
     let (width, height) = (config.width as usize, config.height as usize);

@@ -1,5 +1,5 @@
-//! The UDP driver on real sockets: datagrams arrive whole and in order, received ones are reported, and memory that the
-//! kernel holds is neither lost nor freed.
+//! Tests of the UDP driver on real sockets: datagrams arrive whole and in order, received datagrams are reported, and
+//! memory that the kernel holds is neither lost nor freed.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -23,7 +23,7 @@ use streaming_server::uring::{
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The fallbacks for the oldest supported kernel.
+/// No optional kernel feature. The driver then uses its fallbacks for the oldest supported kernel.
 const NO_FEATURES: Features = Features::empty();
 
 fn driver_with(address: &str, receives: bool, features: Features) -> (UdpDriver, SocketAddr) {
@@ -36,7 +36,7 @@ fn driver(address: &str) -> (UdpDriver, SocketAddr) {
     driver_with(address, true, Features::all())
 }
 
-/// The browser's side: a plain socket.
+/// Opens a plain socket in the place of a browser, and returns it with its address.
 fn viewer(address: &str) -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind(address).unwrap();
     rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4 << 20).unwrap();
@@ -49,7 +49,7 @@ fn send(driver: &mut UdpDriver, viewer: u32, remote: SocketAddr, bytes: &[u8]) {
     driver.send_with(viewer, None, remote, bytes.len(), |room| room.copy_from_slice(bytes));
 }
 
-/// Returns `count` datagrams of `bytes`, each filled from its number.
+/// Returns `count` datagrams of `bytes` bytes each. The number of a datagram determines its contents.
 fn numbered(count: usize, bytes: usize) -> Vec<Vec<u8>> {
     (0..count).map(|n| (0..bytes).map(|at| (n * 31 + at) as u8).collect()).collect()
 }
@@ -61,7 +61,7 @@ fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     (buffer, from)
 }
 
-/// Runs turns until `count` datagrams are received. They are copied and recycled.
+/// Runs turns until `count` datagrams are received. Returns copies of them and recycles their buffers.
 fn turn_until_received(driver: &mut UdpDriver, count: usize) -> Vec<(Vec<u8>, SocketAddr, Option<IpAddr>)> {
     let mut out = Vec::new();
     while out.len() < count {
@@ -78,7 +78,8 @@ fn turn_until_received(driver: &mut UdpDriver, count: usize) -> Vec<(Vec<u8>, So
     out
 }
 
-/// Runs turns until the sends of `count` datagrams completed. A refused batch takes a turn without a completion.
+/// Runs turns until the sends of `count` datagrams have completed, and returns the results. A turn in which the kernel
+/// refuses a batch gives no completion.
 fn turn_until_sent(driver: &mut UdpDriver, count: u32) -> Vec<(u32, u32, Result<u32, i32>)> {
     let mut out = Vec::new();
     let mut ended = 0;
@@ -135,8 +136,8 @@ fn batch_of_equal_sizes_is_one_send_and_separate_datagrams() {
     }
 }
 
-/// Sends each of ten viewers a unit of `count` datagrams. Returns the number of `io_uring_enter` calls before the end of
-/// the turn, and in all.
+/// Sends each of ten viewers a unit of `count` datagrams. Returns the number of `io_uring_enter` calls before the end
+/// of the turn, and the number of calls in the whole turn.
 fn enters_for_ten_viewers(count: usize) -> (u64, u64) {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::all());
     let viewers: Vec<_> = (0..10).map(|_| viewer("127.0.0.1:0")).collect();
@@ -222,7 +223,7 @@ fn reply_leaves_from_the_address_that_the_request_was_sent_to() {
         for datagram in numbered(3, 800) {
             assert_eq!(receive(&viewer), (datagram, asked));
         }
-        assert_eq!(driver.counters().gso_batches, 1, "one send has the source address and the segment size");
+        assert_eq!(driver.counters().gso_batches, 1, "one GSO send must carry all three datagrams");
     }
 }
 
@@ -280,7 +281,8 @@ fn submit_does_not_wait_while_completions_are_left() {
     assert!(matches!(driver.next_completion(), Some(Completion::Datagram(_))));
 }
 
-/// Sends 10 000 datagrams in bursts larger than the buffers, and keeps all buffers during each burst.
+/// Receives 10 000 datagrams in bursts larger than the number of buffers. Buffers are recycled only when no datagram
+/// arrives any more. Returns the received numbers and the driver.
 fn flood(features: Features) -> (Vec<u32>, UdpDriver) {
     let (mut driver, to) = driver_with("127.0.0.1:0", true, features);
     let (viewer, _) = viewer("127.0.0.1:0");
@@ -461,8 +463,8 @@ fn drivers_share_one_socket() {
     assert_eq!(turn_until_received(&mut first, 1)[0].0, b"to the first");
 }
 
-/// Runs one of the ignored tests below in its own network namespace, prepared by `script`. Prints a line and tests nothing
-/// where namespaces are not allowed.
+/// Runs one of the ignored tests below in its own network namespace, prepared by `script`. On a machine that does not
+/// allow namespaces, it prints a line and tests nothing.
 fn in_own_network(test: &str, script: &str) {
     let unshare = |script: &str| {
         let mut command = Command::new("unshare");
@@ -493,14 +495,19 @@ fn inner_route_that_refuses_gso() {
     let (mut driver, _) = driver_with("127.0.0.1:0", false, Features::all());
     let (viewer, to) = viewer("127.0.0.1:0");
     for round in 0..3u64 {
-        // Larger than the path's MTU: refused as a segment, but fragmented and delivered alone.
+        // Each datagram is larger than the path's MTU. The kernel refuses it as a GSO segment, but fragments and
+        // delivers it when it is sent alone.
         let datagrams = numbered(20, 1400);
         datagrams.iter().for_each(|bytes| send(&mut driver, 1, to, bytes));
         turn_until_sent(&mut driver, 20);
         for datagram in datagrams {
             assert_eq!(receive(&viewer).0, datagram);
         }
-        assert_eq!(driver.counters().gso_fallbacks, 1, "refused once, remembered in round {round}");
+        assert_eq!(
+            driver.counters().gso_fallbacks,
+            1,
+            "the kernel refuses GSO only once, also after round {round}"
+        );
         assert_eq!(driver.counters().datagrams_sent, 20 * (round + 1));
     }
     assert_eq!((driver.counters().gso_batches, driver.counters().send_errors), (1, 0));
@@ -524,7 +531,8 @@ fn inner_sends_the_kernel_holds() {
     let config =
         UdpDriverConfig { socket: Arc::new(socket), receives: true, eventfds: Vec::new(), sends_max: 16 };
     let mut driver = UdpDriver::new(config).unwrap();
-    // No host answers ARP for this address: datagrams fill the socket's buffer, and the kernel holds further sends.
+    // No host answers ARP for this address. Datagrams fill the socket's send buffer, and the kernel holds further
+    // sends.
     let unanswered = "10.9.9.77:5000".parse().unwrap();
     for n in 0..100 {
         send(&mut driver, n, unanswered, &[0; 1200]);
@@ -534,6 +542,6 @@ fn inner_sends_the_kernel_holds() {
     assert!(held > 0, "the kernel holds some sends");
     assert!(driver.counters().datagrams_dropped > 0, "datagrams are dropped when no operation is free");
     let enters = driver.counters().enters;
-    assert!(enters < 10, "one extra enter a turn, not one a datagram: {enters}");
+    assert!(enters < 10, "a full queue must not cost one enter for each datagram: {enters}");
     drop(driver);
 }

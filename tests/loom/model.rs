@@ -1,6 +1,6 @@
-//! The lease protocol under a model checker: every interleaving of camera and readers, with every value that the memory
-//! model allows. Then each ordering and each check is weakened on its own, and the model must fail.
-//! It includes the source file that the server is built from.
+//! The lease protocol under a model checker, which tries every interleaving of camera and readers, with every value
+//! that the memory model allows. Further tests weaken one ordering or check each, and the model must then fail.
+//! The module `lease` is the source file that the server itself is built from.
 #![cfg(test)]
 
 #[path = "../../src/camera/lease.rs"]
@@ -34,8 +34,8 @@ impl Word for AtomicU64 {
     }
 }
 
-/// Data of a slot. The checker reports an access that is not ordered after the others; the value shows which unit it
-/// belongs to.
+/// The data of a slot. The checker reports an access to `accesses` that is not ordered after the others. `value` shows
+/// which unit the data belongs to.
 struct Data {
     accesses: UnsafeCell<()>,
     value: AtomicU64,
@@ -45,7 +45,7 @@ struct Ring {
     words: Vec<AtomicU64>,
     latest: AtomicU64,
     data: Vec<Data>,
-    /// The lock on the number of reader 0; in the real ring a kernel lock.
+    /// The lock for reader number 0. In the real ring it is a lock of the kernel.
     reader_lock: AtomicBool,
 }
 
@@ -72,7 +72,7 @@ impl Ring {
         })
     }
 
-    /// The camera writes one unit, or none if every slot is leased.
+    /// Writes one unit as the camera does, or no unit if every slot is leased.
     fn write<R: Rules>(&self, sequence: u64) {
         let (newest, slot) = lease::latest::<R>(&self.latest);
         let newest = (newest != 0).then_some(slot);
@@ -87,11 +87,11 @@ impl Ring {
         data.value.store(sequence, Relaxed);
     }
 
-    /// Reads under a lease: every byte must be the unit's.
+    /// Reads a slot under a lease and asserts that every byte belongs to the unit.
     fn read(&self, slot: u32, sequence: u64) {
         let data = &self.data[slot as usize];
         data.accesses.with(|_| ());
-        assert_eq!(data.value.load(Relaxed), sequence, "a byte of another unit");
+        assert_eq!(data.value.load(Relaxed), sequence, "the slot holds a byte of another unit");
         data.accesses.with(|_| ());
     }
 
@@ -104,7 +104,8 @@ impl Ring {
         true
     }
 
-    /// A reader that follows `latest`. If it cannot lease the newest unit, there must be a newer one.
+    /// Reads the newest unit, as a reader that follows `latest` does. If this unit cannot be leased, a newer one must
+    /// exist.
     fn read_latest<R: Rules>(&self, reader: u32) {
         let (sequence, slot) = lease::latest::<R>(&self.latest);
         if sequence != 0 && !self.read_leased::<R>(slot, sequence, reader) {
@@ -122,9 +123,9 @@ impl Ring {
     }
 }
 
-// ---- scenes --------------------------------------------------------------------------------------------
+// ---- scenes that the model checker explores ------------------------------------------------------------
 
-/// A reader follows `latest` while the camera rotates through two slots.
+/// A reader follows `latest` while the camera writes to two slots in turn.
 fn following<R: Rules + 'static>() {
     let ring = Ring::new(2);
     let reader = {
@@ -136,7 +137,7 @@ fn following<R: Rules + 'static>() {
     ring.read_latest::<R>(0);
 }
 
-/// A reader searches the slots for older units.
+/// A reader searches the slots for older units while the camera writes new ones.
 fn searching<R: Rules + 'static>() {
     let ring = Ring::new(2);
     let reader = {
@@ -150,7 +151,7 @@ fn searching<R: Rules + 'static>() {
     reader.join().unwrap();
 }
 
-/// Two readers lease the same slots: the release of one keeps the lease of the other.
+/// Two readers lease the same slots. When one of them releases its lease, the lease of the other must stay.
 fn two_readers<R: Rules + 'static>() {
     let ring = Ring::new(2);
     ring.write::<R>(1);
@@ -166,7 +167,7 @@ fn two_readers<R: Rules + 'static>() {
     }
 }
 
-/// Reader 0 died with a lease. The camera reaps it while a new process becomes reader 0.
+/// Reader 0 died while it held a lease. The camera reaps this lease while a new process becomes reader 0.
 fn reaping<const HOLDS_LOCK: bool>() {
     let ring = Ring::new(2);
     ring.write::<Sound>(1);
@@ -195,7 +196,7 @@ fn reaping<const HOLDS_LOCK: bool>() {
     reader.join().unwrap();
 }
 
-/// A camera died while it filled slot 1. The next one takes the ring over.
+/// A camera died while it filled slot 1. The next camera takes the ring over.
 fn taking_over<const SWEEPS: bool>() {
     let ring = Ring::new(2);
     ring.write::<Sound>(1);
@@ -212,7 +213,7 @@ fn taking_over<const SWEEPS: bool>() {
     };
     assert!(!lease::is_readable(ring.word(1).load(Relaxed)));
     if !SWEEPS {
-        // The state that a wrong recovery by a restarted camera would leave: the half-written slot marked as published.
+        // A wrong recovery by a restarted camera would leave this state: the half-written slot is marked as published.
         ring.word(1).store(2 << 24, Release);
     }
     (2..=3).for_each(|sequence| ring.write::<Sound>(sequence));
@@ -221,7 +222,8 @@ fn taking_over<const SWEEPS: bool>() {
 
 fn explore(scene: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
-    // LOOM_MAX_PREEMPTIONS overrides this. Three preemptions find every weakness below.
+    // The variable LOOM_MAX_PREEMPTIONS overrides this bound. Three preemptions are enough to find every weakness
+    // below.
     model.preemption_bound = model.preemption_bound.or(Some(3));
     model.check(scene);
 }
@@ -232,7 +234,7 @@ fn all_scenes<R: Rules + 'static>() {
     explore(two_readers::<R>);
 }
 
-// ---- the complete protocol ---------------------------------------------------------------------------
+// ---- tests: the complete protocol has no error -------------------------------------------------------
 
 #[test]
 fn reader_that_follows_the_newest_unit_reads_only_complete_units() {
@@ -259,14 +261,14 @@ fn half_written_slot_of_a_dead_camera_is_never_read() {
     explore(taking_over::<true>);
 }
 
-// ---- one weakness at a time ------------------------------------------------------------------------------
+// ---- tests: the model fails if one ordering or check is weakened -----------------------------------------
 
 /// Returns true if the checker finds an error in the scene.
 fn fails(scene: impl FnOnce()) -> bool {
     catch_unwind(AssertUnwindSafe(scene)).is_err()
 }
 
-/// One test for each ordering and check: the protocol with only that one weakened must fail.
+/// Generates one test for each ordering and check. The test weakens only this ordering or check and expects an error.
 macro_rules! mutations {
     ($($test:ident: $rule:ident: $kind:ty = $weak:expr;)*) => { $(
         #[test]

@@ -1,48 +1,48 @@
-//! What a viewer received: orders RTP packets, joins them to access units, and counts by the unit number that the
-//! camera simulator stamps into each. It shares no code with `depacketize`, so that the two do not share a
+//! Counts what a viewer received. It orders RTP packets, joins them to access units, and checks the unit number that
+//! the camera simulator stamps into each unit. It shares no code with `depacketize`, so that the two do not share a
 //! mistake.
 
 use std::collections::BTreeMap;
 
 use streaming_server::h264::{Assembler, Stamp, crc32_of_slices};
 
-/// How long a missing packet is awaited before it counts as lost.
+/// A missing packet counts as lost when the packet after the gap has waited for this long.
 const HOLE_PATIENCE_NS: i64 = 1_500_000_000;
 
-/// Units, packets and faults that one viewer has counted.
+/// What one viewer has received: units, packets and faults.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub connected: bool,
-    /// The server closed the session with a DTLS close_notify.
+    /// True if the server closed the session with a DTLS close_notify.
     pub got_close_notify: bool,
-    /// The local session ended, for any reason.
+    /// True if the viewer's own session has ended, for any reason.
     pub ended: bool,
     /// Complete access units with a stamp.
     pub units: u64,
-    /// Complete units without a stamp.
+    /// Complete access units without a stamp.
     pub unstamped: u64,
-    /// Unit numbers missing between two received ones.
+    /// Unit numbers that are missing between two received units.
     pub missing: u64,
     pub duplicated: u64,
     pub reordered: u64,
     /// Units whose slices do not match the checksum in their stamp.
     pub torn: u64,
-    /// Times that the unit numbers started again: another camera.
+    /// How often the unit numbers started again, because another camera took over.
     pub restarts: u64,
     pub idrs: u64,
     /// IDR units without exactly one SPS and one PPS before their first slice.
     pub bad_idrs: u64,
-    /// The first unit was no IDR.
+    /// True if the first unit was not an IDR.
     pub began_without_idr: bool,
     pub first_unit: Option<u64>,
     pub last_unit: Option<u64>,
     /// RTP packets counted as lost.
     pub lost_packets: u64,
-    /// RTP packets that came twice, or after they were counted as lost.
+    /// RTP packets that arrived twice, or after they were counted as lost.
     pub late_packets: u64,
     /// Width and height from the last SPS.
     pub size: Option<(u32, u32)>,
-    /// From publication in the ring to the last datagram received, one sample per unit.
+    /// Time from the publication of a unit in the ring to the arrival of its last datagram, one sample for each unit.
     pub latencies_ns: Vec<i64>,
 }
 
@@ -55,7 +55,7 @@ impl Report {
         assert!(!self.began_without_idr, "{who}: {counts:?}");
     }
 
-    /// The latency quantile at `fraction`, in ns.
+    /// Returns the latency, in ns, that `fraction` of the units did not exceed.
     pub fn latency_ns(&self, fraction: f64) -> i64 {
         let mut sorted = self.latencies_ns.clone();
         sorted.sort_unstable();
@@ -72,14 +72,14 @@ pub struct Arrived {
     pub at_ns: i64,
 }
 
-/// Orders packets, joins them to units and counts both.
+/// Orders packets, joins them to units, and counts packets and units.
 #[derive(Default)]
 pub struct Account {
     pub report: Report,
     held: BTreeMap<u64, Arrived>,
     next: Option<u64>,
     unit: UnitParts,
-    /// Packets before the next one are missing: they may belong to the open unit or to the next one.
+    /// True if packets directly before the next one are missing. They may belong to the open unit or to the next unit.
     after_hole: bool,
     last_published_ns: i64,
     assembler: Option<Assembler>,
@@ -94,7 +94,7 @@ struct UnitParts {
 }
 
 impl Account {
-    /// `sequence` is the extended sequence number, which does not wrap.
+    /// Takes one received packet. `sequence` is the extended sequence number, which does not wrap.
     pub fn push(&mut self, sequence: u64, packet: Arrived) {
         let now_ns = packet.at_ns;
         let next = *self.next.get_or_insert(sequence);
@@ -127,7 +127,7 @@ impl Account {
 
     fn join(&mut self, packet: Arrived) {
         if self.unit.rtp_time.is_some_and(|time| time != packet.rtp_time) {
-            // The end of the previous unit was lost.
+            // The previous unit is still open, so its end was lost and its parts are dropped.
             self.unit = UnitParts::default();
         }
         self.unit.broken |= std::mem::take(&mut self.after_hole);
@@ -192,7 +192,8 @@ impl Account {
 }
 
 impl UnitParts {
-    /// RFC 6184: single NAL unit, STAP-A (24) or FU-A (28). `None`: another type, or out of place.
+    /// Adds a payload of RFC 6184: a single NAL unit, a STAP-A (24) or an FU-A (28). Returns `None` if the payload has
+    /// another type, is malformed, or must not follow the previous payload.
     fn add(&mut self, payload: &[u8]) -> Option<()> {
         match payload.first()? & 0x1F {
             1..=23 if self.fragment.is_none() => self.nal_units.push(payload.to_vec()),

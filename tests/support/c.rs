@@ -1,14 +1,14 @@
-//! C programs for tests, compiled with all warnings as errors into a directory of their own.
+//! Compiles C programs for tests. All warnings are errors, and each test uses its own directory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::unique_shm;
 
-/// The compilers that must accept the header.
+/// The compilers that must accept `pet_camera_ring.h` without a warning.
 pub const COMPILERS: [&str; 2] = ["gcc", "clang"];
 
-/// A directory for programs, removed on drop.
+/// A directory for compiled programs. It is removed on drop.
 pub struct Workshop(PathBuf);
 
 impl Workshop {

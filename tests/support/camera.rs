@@ -1,4 +1,4 @@
-//! The real `camera-sim` process, which writes a slot ring as the camera daemon does.
+//! Runs the real `camera-sim` process, which writes a slot ring as the camera daemon does.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use rustix::process::Signal;
 
 use super::process::Process;
 
-/// A camera on its own ring. Its segment is removed on drop.
+/// A running `camera-sim` with its own ring. On drop the process is killed and its shared-memory segment is removed.
 pub struct CameraSim {
     shm: String,
     process: Process,
 }
 
-/// 1280x720 at 30 units/s and 8 Mbit/s with an IDR every 30 units, on a ring of `layout`.
+/// Returns arguments for 1280x720 at 30 units/s and 8 Mbit/s with an IDR every 30 units, on a ring of `layout`.
 pub fn steady(layout: &str) -> Vec<String> {
     words(&format!("--layout {layout} --pattern 1280x720 --fps 30 --bitrate-kbps 8000 --gop 30"))
 }
@@ -28,18 +28,18 @@ impl CameraSim {
         Self { shm: shm.to_owned(), process: spawn(shm, arguments) }
     }
 
-    /// Kills the camera with SIGKILL and starts another one on the same name.
+    /// Kills the camera with SIGKILL and starts another one with the same shared-memory name.
     pub fn restart(&mut self, arguments: &[String]) {
         self.kill();
         self.process = spawn(&self.shm, arguments);
     }
 
-    /// SIGKILL, as in a crash: the segment stays.
+    /// Kills the camera with SIGKILL, which looks like a crash. The segment stays.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// SIGTERM, and waits for the exit.
+    /// Sends SIGTERM to the camera and waits until it has exited.
     pub fn stop(&mut self) {
         self.process.signal(Signal::TERM);
         self.process.wait_exit(Duration::from_secs(20));
@@ -61,7 +61,7 @@ impl Drop for CameraSim {
     }
 }
 
-/// The file of a shared-memory name.
+/// Returns the path of the file behind a shared-memory name.
 pub fn segment_path(shm: &str) -> String {
     format!("/dev/shm{shm}")
 }

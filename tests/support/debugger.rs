@@ -1,4 +1,4 @@
-//! UNSAFE. Stops one thread of a child process with ptrace(2): no signal stops a single thread.
+//! UNSAFE. Stops one thread of a child process with ptrace(2), because no signal stops a single thread.
 
 #![expect(unsafe_code, reason = "ptrace has no safe wrapper")]
 
@@ -7,13 +7,13 @@ use std::ptr::null_mut;
 
 use super::wait_for;
 
-/// Keeps a thread stopped until it is dropped. ptrace(2) ties it to the thread that created it.
+/// Keeps a thread stopped until this value is dropped. ptrace(2) requires that the same thread creates and drops it.
 pub struct Stopped {
     thread: libc::pid_t,
 }
 
 impl Stopped {
-    /// Stops the thread with this name.
+    /// Stops the thread of `process` that has this name.
     pub fn thread(process: u32, name: &str) -> Stopped {
         let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
         let mut tasks = tasks.map(|task| task.unwrap().path());
@@ -35,14 +35,14 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // An error means that the thread has ended.
+        // ptrace fails here only if the stopped thread has already ended, so the error is ignored.
         let _ = ptrace(libc::PTRACE_DETACH, self.thread);
     }
 }
 
 fn ptrace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {
-    // SAFETY: none of the three requests reads or writes memory of this process; they take a thread's number, no
-    // address, and no options or signal (null).
+    // SAFETY: none of the three requests reads or writes memory of this process. They take the number of a thread and
+    // no address, and no options or signal are passed (null).
     let result = unsafe { libc::ptrace(request, thread, null_mut::<u8>(), null_mut::<u8>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,5 +1,5 @@
-//! The receiver for `h264::Packetizer`: RTP payloads back to NAL units (RFC 6184, packetization-mode 1).
-//! It does not reorder, does not ask for retransmission, and drops access units with a loss.
+//! The receiver for `h264::Packetizer`: it turns RTP payloads back into NAL units (RFC 6184, packetization-mode 1).
+//! It does not reorder packets, does not request retransmissions, and drops access units of which a packet is lost.
 
 use streaming_server::base::limits::{NAL_UNITS_MAX, SLOT_DATA_BYTES_MAX};
 
@@ -7,13 +7,13 @@ const STAP_A: u8 = 24;
 const FU_A: u8 = 28;
 const FU_START: u8 = 0x80;
 const FU_END: u8 = 0x40;
-/// Bytes of the FU indicator and FU header.
+/// Size in bytes of the FU indicator and the FU header together.
 const FU_HEADER_BYTES: usize = 2;
-/// Bytes of the length field before each NAL unit of a STAP-A.
+/// Size in bytes of the length field before each NAL unit of a STAP-A.
 const STAP_SIZE_BYTES: usize = 2;
-/// Bytes collected for one access unit: the largest slot and its headers.
+/// Maximum number of bytes collected for one access unit: the largest slot and its headers.
 const UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX + 64 * 1024;
-/// NAL units collected for one access unit: those of a slot and the inserted parameter sets.
+/// Maximum number of NAL units collected for one access unit: those of a slot and the inserted parameter sets.
 const RECEIVED_NAL_UNITS_MAX: usize = 2 * NAL_UNITS_MAX;
 
 /// Counters of a [`Depacketizer`].
@@ -25,7 +25,7 @@ pub struct DepacketizerCounters {
     pub units_discarded: u64,
     /// Sequence numbers that never arrived or arrived too late.
     pub packets_lost: u64,
-    /// Duplicate and late packets, dropped.
+    /// Duplicate and late packets. The receiver drops them.
     pub packets_late: u64,
     /// Payloads that are not valid in packetization-mode 1.
     pub packets_malformed: u64,
@@ -56,7 +56,8 @@ impl Depacketizer {
         self.counters
     }
 
-    /// Takes the payload of the next RTP packet. Returns the NAL units of an access unit when `marker` completes it.
+    /// Takes the payload of the next RTP packet. Returns the NAL units of an access unit when `marker` completes the
+    /// unit.
     ///
     /// After a loss, the current access unit is dropped up to its marker, because the lost packet may belong to it.
     pub fn push(

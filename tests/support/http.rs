@@ -1,10 +1,10 @@
-//! A small blocking HTTP/1.1 client on `TcpStream`: one request per connection. It sends malformed requests too.
+//! A small blocking HTTP/1.1 client on `TcpStream`. Each request uses a new connection, and may be malformed.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// A response. Status 0: the server closed the connection without an answer.
+/// A response. Its status is 0 if the server closed the connection without a response.
 #[derive(Clone, Debug, Default)]
 pub struct Response {
     pub status: u16,
@@ -25,7 +25,7 @@ impl Response {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// Asserts one of `statuses` and a JSON body with a code and a message.
+    /// Asserts that the status is one of `statuses` and that the body is a JSON error with a code and a message.
     pub fn assert_error(&self, statuses: &[u16]) {
         assert!(statuses.contains(&self.status), "{} is none of {statuses:?}: {}", self.status, self.text());
         let error = self.json();
@@ -59,8 +59,8 @@ pub fn request(
     raw(server, &[head.as_bytes(), body])
 }
 
-/// Sends these bytes unchanged and reads until the response is complete or the server closes. A server may refuse and
-/// close while we still write; its response counts then.
+/// Sends these bytes unchanged and returns the response. Reading ends when the response is complete or the server
+/// closes. The server may refuse and close before it has received everything, so a failed write only ends the sending.
 pub fn raw(server: SocketAddr, parts: &[&[u8]]) -> Response {
     let mut stream = TcpStream::connect(server).unwrap_or_else(|error| panic!("{server}: {error}"));
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

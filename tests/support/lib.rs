@@ -1,5 +1,6 @@
-//! Shared by tests and benches: real processes, real sockets, and str0m in the place of a browser.
-//! No wait in here judges speed. Each has a generous bound and fails only if the awaited thing never happens.
+//! Code that tests and benches share: real processes, real sockets, and str0m in the place of a browser.
+//! No wait in this crate judges speed. Each wait has a generous timeout and fails only if the awaited event never
+//! happens.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -29,15 +30,16 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-/// Timeout of every wait in the tests. Long, because the machine may be busy.
+/// Timeout of every wait in the tests. It is long, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(45);
 
-/// Seconds a steady-state test runs: `SS_TEST_SECONDS`, else 6.
+/// Returns how many seconds a steady-state test runs: the value of `SS_TEST_SECONDS`, or 6 if it is not set.
 pub fn test_seconds() -> u64 {
     std::env::var("SS_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
 }
 
-/// The path of a binary of this package: in the directory `SS_BIN`, else where Cargo puts it beside the running test.
+/// Returns the path of a binary of this package. If `SS_BIN` is set, the binary is in that directory. Otherwise it is
+/// in the target directory of Cargo that contains the running test.
 pub fn program(name: &str) -> PathBuf {
     if let Some(directory) = std::env::var_os("SS_BIN") {
         return PathBuf::from(directory).join(name);
@@ -48,18 +50,19 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// Proptest with its usual number of cases, and the seeds of failures beside the test's source file.
+/// Returns a proptest configuration with the usual number of cases. The seeds of failures are stored beside the source
+/// file of the test.
 pub fn properties() -> Config {
     let beside_source = FileFailurePersistence::WithSource("proptest-regressions");
     Config { failure_persistence: Some(Box::new(beside_source)), ..Config::default() }
 }
 
-/// As [`properties`], with `cases` cases.
+/// Returns the same configuration as [`properties`], but with `cases` cases.
 pub fn properties_of(cases: u32) -> Config {
     Config { cases, ..properties() }
 }
 
-/// A shared-memory name no other test uses.
+/// Returns a shared-memory name that no other test uses.
 pub fn unique_shm() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("/ss-test-{}-{:05}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
@@ -70,24 +73,24 @@ pub fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     wait_within(PATIENCE, what, look)
 }
 
-/// As [`wait_for`], with another timeout.
+/// Waits like [`wait_for`], with the timeout `patience`.
 pub fn wait_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "never came within {patience:?}: {what}");
+        assert!(Instant::now() < deadline, "timed out after {patience:?} while waiting for: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// As [`wait_for`] for a condition.
+/// Waits like [`wait_for`] until `holds` returns true.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     wait_for(what, || holds().then_some(()));
 }
 
-/// CLOCK_MONOTONIC in nanoseconds, the clock of the stamp in every access unit.
+/// Returns CLOCK_MONOTONIC in nanoseconds. The stamp in every access unit uses the same clock.
 pub fn monotonic_ns() -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec * 1_000_000_000 + now.tv_nsec

@@ -1,10 +1,10 @@
-//! Parses the Prometheus text format as far as samples by name and labels need it.
+//! Parses the Prometheus text format as far as is needed to look up samples by name and labels.
 
 /// The samples of one scrape.
 #[derive(Clone, Debug)]
 pub struct Metrics(Vec<Sample>);
 
-/// Name, labels, value.
+/// Name, labels and value of a sample.
 type Sample = (String, Vec<(String, String)>, f64);
 
 impl Metrics {
@@ -13,7 +13,8 @@ impl Metrics {
         Self(lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}"))).collect())
     }
 
-    /// The sum of the samples with this name whose labels include these; `None` without any.
+    /// Returns the sum of the samples with this name whose labels include `labels`, or `None` if there is no such
+    /// sample.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let has = |have: &[(String, String)]| {
             labels.iter().all(|(key, value)| have.iter().any(|(k, v)| k == key && v == value))
@@ -23,7 +24,7 @@ impl Metrics {
         (!hits.is_empty()).then(|| hits.iter().sum())
     }
 
-    /// As [`Metrics::value`] without labels; panics without a sample.
+    /// Returns the same as [`Metrics::value`] without labels, but panics if there is no sample.
     pub fn expect(&self, name: &str) -> f64 {
         self.value(name, &[]).unwrap_or_else(|| panic!("no metric {name}, only {:?}", self.names()))
     }

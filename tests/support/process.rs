@@ -1,4 +1,4 @@
-//! A child process that keeps its output and is killed with its test.
+//! A child process whose output is kept, and which is killed when its test ends.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A running child. Killed and reaped on drop.
+/// A running child process. It is killed and reaped on drop.
 pub struct Process {
     name: String,
     child: Child,
@@ -29,12 +29,12 @@ impl Process {
         self.child.id()
     }
 
-    /// The lines of stdout and stderr so far.
+    /// Returns the lines of stdout and stderr so far.
     pub fn log(&self) -> String {
         self.lines.lock().unwrap().join("\n")
     }
 
-    /// The text after `marker` in the first line that contains it.
+    /// Returns the text after `marker` in the first line that contains `marker`, or `None` if no line does.
     pub fn after(&self, marker: &str) -> Option<String> {
         let lines = self.lines.lock().unwrap();
         lines.iter().find_map(|line| line.split_once(marker).map(|(_, rest)| rest.trim().to_owned()))
@@ -45,7 +45,7 @@ impl Process {
         kill_process(pid, signal).unwrap_or_else(|error| panic!("{}: {error}", self.name));
     }
 
-    /// SIGKILL, and waits until the process is gone.
+    /// Kills the process with SIGKILL and waits until it is gone.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -55,12 +55,12 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for the exit; panics with the log after `patience`.
+    /// Waits for the exit and returns the status. Panics with the log after `patience`.
     pub fn wait_exit(&mut self, patience: Duration) -> ExitStatus {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if let Some(status) = self.exited() {
-                thread::sleep(Duration::from_millis(50)); // its last lines
+                thread::sleep(Duration::from_millis(50)); // time for the threads that collect the last lines
                 return status;
             }
             thread::sleep(Duration::from_millis(10));

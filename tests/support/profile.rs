@@ -1,9 +1,9 @@
-//! A small decoder of profile.proto. It makes the checks that pprof makes and shares no code with the encoder.
+//! A small decoder of profile.proto. It makes the same checks as pprof and shares no code with the encoder.
 
 use std::collections::HashMap;
 use std::io::Read;
 
-/// One sample with names in place of ids.
+/// One sample of a profile, with names in place of ids.
 #[derive(Debug, Default)]
 pub struct Sample {
     /// Function names, innermost first.
@@ -25,7 +25,7 @@ pub struct Profile {
     pub samples: Vec<Sample>,
 }
 
-/// A field: its number and either a varint or bytes.
+/// A field of a message: its number, its value if it is a varint, and its bytes otherwise.
 type Field<'a> = (u64, u64, &'a [u8]);
 
 fn varint(bytes: &mut &[u8]) -> u64 {
@@ -76,7 +76,7 @@ fn messages<'a>(all: &'a [Field<'a>], field: u64) -> impl Iterator<Item = &'a [u
 }
 
 impl Profile {
-    /// Decodes a gzip-compressed profile; panics where pprof would refuse it.
+    /// Decodes a gzip-compressed profile. Panics if pprof would refuse the profile.
     pub fn decode(gzip: &[u8]) -> Profile {
         let mut plain = Vec::new();
         flate2::read::GzDecoder::new(gzip).read_to_end(&mut plain).unwrap();
@@ -127,7 +127,7 @@ impl Profile {
         }
     }
 
-    /// The sum of the value at `index` over the samples for which `wanted` is true.
+    /// Returns the sum of the values at `index` over the samples for which `wanted` is true.
     pub fn total(&self, index: usize, wanted: impl Fn(&Sample) -> bool) -> i64 {
         self.samples.iter().filter(|sample| wanted(sample)).map(|sample| sample.values[index]).sum()
     }

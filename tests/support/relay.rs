@@ -1,4 +1,4 @@
-//! A UDP relay between one viewer and the server that loses, delays and reorders datagrams. The same seed and the same
+//! A UDP relay between one viewer and the server. It loses, delays and reorders datagrams. The same seed and the same
 //! datagrams give the same losses.
 
 use std::cmp::Reverse;
@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 
 use super::random::Random;
 
-/// The network's properties, in each direction.
+/// Properties of the simulated network. They hold in each direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
     pub seed: u64,
     pub loss_percent: f64,
-    /// One way: half of the round trip.
+    /// Delay in one direction, which is half of the round trip.
     pub delay: Duration,
-    /// Percentage of datagrams that are delayed by 5 ms more, so that later ones overtake them.
+    /// Percentage of datagrams that are delayed by another 5 ms, so that later ones overtake them.
     pub reorder_percent: f64,
 }
 
-/// A running relay; stops on drop.
+/// A running relay. It stops on drop.
 pub struct LossyRelay {
     /// The address that the viewer sends to.
     pub address: SocketAddr,
@@ -173,7 +173,7 @@ impl Direction {
     }
 }
 
-/// The answer with the relay's candidate in place of all others.
+/// Returns the SDP answer with the relay's candidate in place of all others.
 pub fn rewrite_answer(sdp: &str, relay: SocketAddr) -> String {
     let mut out = String::new();
     let mut written = false;

@@ -1,4 +1,4 @@
-//! The real `streaming-server` process on ports that the kernel chooses.
+//! Runs the real `streaming-server` process on ports that the kernel chooses.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,14 +11,14 @@ use super::metrics::Metrics;
 use super::process::Process;
 use super::{PATIENCE, wait_within};
 
-/// A running server. Killed on drop.
+/// A running server process. It is killed on drop.
 pub struct Server {
     pub process: Process,
     pub http: SocketAddr,
     pub udp: SocketAddr,
 }
 
-/// The server's command line, without addresses.
+/// Returns the command line of the server, without addresses. It inherits no `STREAMING_*` variable.
 pub fn command(shm: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(super::program("streaming-server"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
@@ -28,15 +28,15 @@ pub fn command(shm: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// As [`command`], on loopback and on ports that the kernel chooses.
+/// Returns the same as [`command`], with loopback addresses and ports that the kernel chooses.
 pub fn loopback(shm: &str, arguments: &[&str]) -> Command {
     let mut command = command(shm, &["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"]);
     command.args(arguments);
     command
 }
 
-/// The same command under `strace`, which delays or fails system calls as `inject` says (strace(1)). The process that is
-/// started is the server; the tracer is another process and ends with it.
+/// Returns the same command under `strace`, which delays or fails system calls as `inject` says (strace(1)). The
+/// started process is the server itself. The tracer is another process, which ends together with the server.
 pub fn meddled(command: &Command, inject: &str) -> Command {
     let mut strace = Command::new("strace");
     let call = inject.split(':').next().unwrap_or_default();
@@ -53,12 +53,12 @@ pub fn meddled(command: &Command, inject: &str) -> Command {
 }
 
 impl Server {
-    /// Starts on loopback and waits for the line `listening: http=... udp=...`.
+    /// Starts a server on loopback and waits for its line `listening: http=... udp=...`.
     pub fn start(shm: &str, arguments: &[&str]) -> Self {
         Self::spawn(&mut loopback(shm, arguments))
     }
 
-    /// Starts a prepared command, such as one under strace.
+    /// Starts a prepared command, such as one under strace, and waits for its line `listening: ...`.
     pub fn spawn(command: &mut Command) -> Self {
         let mut process = Process::spawn("streaming-server", command);
         let line = wait_within(PATIENCE, "the line `listening: http=... udp=...`", || {
@@ -84,14 +84,14 @@ impl Server {
         Metrics::parse(&response.text())
     }
 
-    /// The entries of /api/viewers, either as a list or in the field `viewers`.
+    /// Returns the entries of /api/viewers. The response is either the list itself or has it in the field `viewers`.
     pub fn viewers(&self) -> Vec<serde_json::Value> {
         let value = self.get("/api/viewers").json();
         let list = if value.is_array() { value } else { value["viewers"].clone() };
         list.as_array().cloned().unwrap_or_else(|| panic!("no list of viewers in {list}"))
     }
 
-    /// Waits until exactly `count` viewers are listed.
+    /// Waits until /api/viewers lists exactly `count` viewers.
     pub fn wait_viewers(&self, patience: Duration, count: usize) {
         wait_within(patience, &format!("{count} viewers in /api/viewers"), || {
             (self.viewers().len() == count).then_some(())
@@ -103,13 +103,13 @@ impl Server {
         super::wait_until("200 on /ready", || self.get("/ready").status == 200);
     }
 
-    /// Sends SIGTERM and returns the exit code; `None` after a signal.
+    /// Sends SIGTERM and returns the exit code, or `None` if a signal ended the process.
     pub fn terminate(&mut self) -> Option<i32> {
         self.process.signal(Signal::TERM);
         self.process.wait_exit(Duration::from_secs(30)).code()
     }
 
-    /// Asserts that the server runs and answers on /health.
+    /// Asserts that the server is still running and answers on /health.
     pub fn assert_healthy(&mut self) {
         assert!(self.process.exited().is_none(), "the server ended:\n{}", self.process.log());
         assert_eq!(self.get("/health").status, 200);

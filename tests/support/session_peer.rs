@@ -1,5 +1,5 @@
-//! A browser in memory: str0m's client on a fake clock, connected to one of our viewers by queues that a test can read.
-//! No sockets, no sleeping.
+//! A browser in memory: str0m's client on a fake clock. It is connected to a session of the server
+//! ([`Viewer`]) by queues that a test can read. It uses no sockets and never sleeps.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -23,12 +23,12 @@ use streaming_server::session::{
     SrtpChoice, UnitInfo, Viewer,
 };
 
-/// The server's address.
+/// Returns the address of the server.
 pub fn server_address() -> SocketAddr {
     "192.0.2.1:8189".parse().unwrap()
 }
 
-/// The browser's address.
+/// Returns the address of the browser.
 pub fn client_address() -> SocketAddr {
     "198.51.100.7:40000".parse().unwrap()
 }
@@ -44,14 +44,15 @@ pub struct Outbox(pub Vec<(Destination, Vec<u8>)>);
 
 impl DatagramSink for Outbox {
     fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
-        // A recognisable fill pattern shows bytes that the sender did not write.
+        // The buffer starts with a recognisable fill pattern, so bytes that the sender did not write are visible in
+        // tests.
         let mut datagram = vec![0xEE; bytes];
         write(&mut datagram);
         self.0.push((*to, datagram));
     }
 }
 
-/// A sink with one buffer that is reused, as the UDP driver's is.
+/// A sink that reuses one buffer, as the UDP driver does.
 pub struct ReusedBuffer(pub Vec<u8>);
 
 impl DatagramSink for ReusedBuffer {
@@ -65,7 +66,7 @@ impl DatagramSink for ReusedBuffer {
     }
 }
 
-/// The network: may change a datagram, and loses it by returning `false`.
+/// The network in one direction. The function may change a datagram, and loses the datagram by returning `false`.
 pub type Fate = Box<dyn FnMut(&mut Vec<u8>) -> bool>;
 
 pub struct Pair {
@@ -76,23 +77,23 @@ pub struct Pair {
     pub connected: bool,
     pub client_closed: bool,
     pub closed: Option<CloseReason>,
-    /// RTP packets decrypted by the browser.
+    /// RTP packets that the browser has received and decrypted.
     pub packets: Vec<RtpPacket>,
-    /// Sizes of the datagrams the viewer sent, in order.
+    /// Sizes of the datagrams that the server sent, in order.
     pub sent_sizes: Vec<usize>,
-    /// The network from the viewer to the browser.
+    /// The network from the server to the browser.
     pub to_client: Fate,
-    /// The network from the browser to the viewer.
+    /// The network from the browser to the server.
     pub to_viewer: Fate,
     pub answer: String,
     pub offer: String,
     client_deadline: Instant,
     viewer_deadline: Instant,
-    /// Datagrams in flight; `true`: to the browser.
+    /// Datagrams in flight. The flag is true for a datagram to the browser.
     in_flight: VecDeque<(bool, Vec<u8>)>,
 }
 
-/// A browser's session that offers to receive H.264.
+/// Creates a browser's session with H.264 as its only codec.
 pub fn client(now: Instant, version: DtlsVersion, provider: Option<CryptoProvider>) -> Rtc {
     let mut config =
         RtcConfig::new().set_rtp_mode(true).set_dtls_version(version).clear_codecs().enable_h264(true);
@@ -149,7 +150,7 @@ impl Pair {
         }
     }
 
-    /// Connects; panics after a minute on the fake clock.
+    /// Connects the browser and the server. Panics after a minute on the fake clock.
     pub fn connect(&mut self) {
         let deadline = self.now + Duration::from_secs(60);
         while !(self.connected && self.viewer.status(self.now).state == ViewerState::Connected) {
@@ -158,7 +159,7 @@ impl Pair {
         }
     }
 
-    /// Advances the clock by `time`, with all timers and datagrams on the way.
+    /// Advances the clock by `time`, and handles every timer and datagram on the way.
     pub fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -178,13 +179,13 @@ impl Pair {
     fn tick(&mut self) {
         self.client.handle_input(Input::Timeout(self.now)).unwrap();
         self.drain_client();
-        // As the worker does: only after the deadline.
+        // The worker, too, calls `handle_timeout` only after the deadline.
         if self.viewer_deadline <= self.now {
             self.viewer.handle_timeout(self.now);
         }
     }
 
-    /// Delivers datagrams until neither side sends one.
+    /// Delivers datagrams until neither the server nor the browser sends another one.
     pub fn settle(&mut self) {
         self.drain_viewer();
         self.drain_client();
@@ -209,7 +210,7 @@ impl Pair {
         self.settle();
     }
 
-    /// Queues the viewer's datagrams for the browser.
+    /// Queues the datagrams in `outbox` for the browser.
     pub fn deliver(&mut self, outbox: Outbox) {
         for (to, mut bytes) in outbox.0 {
             let expected = Destination { local: Some(server_address().ip()), remote: client_address() };
@@ -257,7 +258,8 @@ impl Pair {
     }
 }
 
-/// The payloads of one unit: `count` of `bytes` each, the last one shorter. Each begins with the unit and its index.
+/// Returns the payloads of one unit: `count` payloads of `bytes` bytes each, but the last one is shorter. Each payload
+/// begins with the number of the unit and the index of the payload.
 pub fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
     let payload = |index: usize| {
         let length = if index + 1 == count { bytes / 3 + 8 } else { bytes };
@@ -270,12 +272,12 @@ pub fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {
     all.chunks(FULL_PAYLOADS_OF_BUFFER).map(|several| Arc::new(several.iter().collect())).collect()
 }
 
-/// The payloads one by one.
+/// Returns all payloads one by one, in order.
 pub fn each(payloads: &[Arc<Payloads>]) -> Vec<&[u8]> {
     payloads.iter().flat_map(|several| several.iter()).collect()
 }
 
-/// A unit of these payloads; units are 3000 ticks of 90 kHz apart.
+/// Returns a unit with these payloads. The RTP times of successive units are 3000 ticks of 90 kHz apart.
 pub fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> PacketizedUnit<'_> {
     let info = UnitInfo {
         is_idr,
@@ -287,10 +289,10 @@ pub fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> Packetized
     PacketizedUnit { info, payloads }
 }
 
-/// Priority of a peer-reflexive candidate.
+/// ICE priority of a peer-reflexive candidate.
 pub const USUAL_PRIORITY: [u8; 4] = [110, 0, 1, 255];
 
-/// Builds a binding request with a valid MESSAGE-INTEGRITY and additional attributes.
+/// Builds a STUN binding request with a valid MESSAGE-INTEGRITY and additional attributes.
 pub fn signed_request(pair: &Pair, priority: [u8; 4], attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
     let value = |sdp: &str, name: &str| {
         sdp.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned()).unwrap()

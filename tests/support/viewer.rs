@@ -1,5 +1,5 @@
-//! A viewer without a decoder: str0m as a browser (full ICE, controlling; DTLS client; NACK and RTX), one UDP socket, one
-//! thread. Its counts are in a [`Report`].
+//! A viewer without a decoder. str0m acts as the browser: full ICE in the controlling role, DTLS client, NACK and RTX.
+//! Each viewer has one UDP socket and one thread, and keeps its counts in a [`Report`].
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -22,7 +22,7 @@ const REQUEST_IDR: u8 = 1;
 const LEAVE: u8 = 2;
 const VANISH: u8 = 3;
 
-/// A viewer in its own thread. Stops without a close on drop.
+/// A viewer in its own thread. On drop it stops without closing the session.
 pub struct ViewerSimulator {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -34,7 +34,7 @@ struct Shared {
     command: AtomicU8,
 }
 
-/// An offer without an answer yet.
+/// An SDP offer that has no answer yet.
 pub struct Offer {
     rtc: Rtc,
     pending: SdpPendingOffer,
@@ -44,7 +44,7 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// An offer of one receive-only H.264 section with a host candidate on loopback.
+    /// Creates an offer with one receive-only H.264 section and a host candidate on loopback.
     pub fn create() -> Self {
         static CRYPTO: Once = Once::new();
         CRYPTO.call_once(|| str0m::crypto::from_feature_flags().install_process_default());
@@ -61,7 +61,7 @@ impl Offer {
         Self { rtc, pending, mid, socket, sdp }
     }
 
-    /// Posts the offer and returns the answer's SDP, or the server's refusal.
+    /// Posts the offer. Returns the SDP of the answer, or the response with which the server refused.
     pub fn post(&self, server: SocketAddr) -> Result<String, Box<Response>> {
         self.post_with(server, &[])
     }
@@ -98,19 +98,19 @@ impl Offer {
 }
 
 impl ViewerSimulator {
-    /// Posts an offer and starts the viewer, or returns the server's refusal.
+    /// Posts an offer and starts the viewer. If the server refuses, returns its response.
     pub fn connect(server: SocketAddr) -> Result<Self, Box<Response>> {
         Self::connect_with(server, &[])
     }
 
-    /// As [`Self::connect`], with more request headers.
+    /// Connects like [`Self::connect`], with additional request headers.
     pub fn connect_with(server: SocketAddr, headers: &[(&str, &str)]) -> Result<Self, Box<Response>> {
         let offer = Offer::create();
         let answer = offer.post_with(server, headers)?;
         Ok(offer.watch(&answer))
     }
 
-    /// Starts `count` viewers and waits until each has a unit.
+    /// Starts `count` viewers and waits until each has received a unit.
     pub fn crowd(server: SocketAddr, count: usize) -> Vec<Self> {
         let connect =
             |_| Self::connect(server).unwrap_or_else(|refusal| panic!("refused: {}", refusal.text()));
@@ -123,30 +123,30 @@ impl ViewerSimulator {
         self.shared.report.lock().unwrap().clone()
     }
 
-    /// Waits until the viewer has received at least `count` units in all.
+    /// Waits until the viewer has received at least `count` units since it started.
     pub fn wait_units(&self, count: u64) {
         wait_for(&format!("{count} units at a viewer, so far {:?}", self.brief()), || {
             (self.report().units >= count).then_some(())
         });
     }
 
-    /// Waits for `count` more units.
+    /// Waits until the viewer has received `count` more units.
     pub fn wait_more_units(&self, count: u64) {
         self.wait_units(self.report().units + count);
     }
 
-    /// Sends a PLI.
+    /// Makes the viewer send a PLI.
     pub fn request_idr(&self) {
         self.shared.command.store(REQUEST_IDR, Ordering::Relaxed);
     }
 
-    /// Closes the session by DTLS, as a closed tab does.
+    /// Closes the session by DTLS, as a closed tab does, and returns the final counts.
     pub fn leave(mut self) -> Report {
         self.end(LEAVE);
         self.report()
     }
 
-    /// Stops without a close, as after kill -9.
+    /// Stops without closing the session, as after kill -9, and returns the final counts.
     pub fn vanish(mut self) -> Report {
         self.end(VANISH);
         self.report()
@@ -198,7 +198,8 @@ impl Life {
             }
             let due = self.drain();
             self.publish();
-            // Handled in every pass, even if datagrams keep arriving: a handshake may depend on a timer.
+            // str0m's timeouts are handled in every pass, even if datagrams keep arriving, because a handshake may
+            // depend on a timer.
             if Instant::now() >= due {
                 let _ = self.rtc.handle_input(Input::Timeout(Instant::now()));
                 self.drain();
@@ -218,7 +219,7 @@ impl Life {
         }
     }
 
-    /// Polls str0m until it waits, and returns its deadline.
+    /// Handles all output of str0m. Returns the time of its next timeout.
     fn drain(&mut self) -> Instant {
         let far = Instant::now() + Duration::from_millis(50);
         while self.rtc.is_alive() {
@@ -264,7 +265,8 @@ impl Life {
         }
     }
 
-    /// Copies the counts to the shared report. Latency samples are moved: this runs after every datagram.
+    /// Copies the counts to the shared report. Latency samples are moved, because a copy after every datagram is too
+    /// slow.
     fn publish(&mut self) {
         let mut shared = self.shared.report.lock().unwrap();
         let mut samples = std::mem::take(&mut shared.latencies_ns);

@@ -1,49 +1,50 @@
-//! Rules about code: unsafe blocks, the sizes of functions and files, clocks, bounds, and dependencies.
+//! Tests of rules about code: where `unsafe`, clocks and bounds may occur, how long functions and files may be, and
+//! that every dependency has a stated reason.
 
 use std::fs;
 
 use super::scan::{function_lengths, line_of, mask, without_tests, words};
 use super::{check, listed, root, rust_sources, sources};
 
-/// Code lines that a function may have, counted as clippy's `too_many_lines` does.
+/// Maximum number of code lines of a function, counted as clippy's `too_many_lines` does.
 const FUNCTION_LINES_MAX: usize = 70;
-/// Lines that a source file may have, with its unit tests.
+/// Maximum number of lines of a source file, including its unit tests.
 const FILE_LINES_MAX: usize = 600;
 
-/// Files (or, ending in `/`, directories) that may contain `unsafe`.
+/// Files that may contain `unsafe`. An entry that ends in `/` allows all files of that directory.
 const MAY_BE_UNSAFE: &[&str] = &[
     "src/camera/region.rs",
     "src/camera/waiter.rs",
-    "src/camera/waiter/tests.rs", // posts the semaphore like the camera daemon
+    "src/camera/waiter/tests.rs", // the tests post the semaphore, as the camera daemon does
     "src/camera/shared_map.rs",
     "src/camera/locks.rs",
     "src/camera/writer.rs",
     "src/uring/ring.rs",
     "src/uring/buffers.rs",
     "src/profiling/",
-    "perf/src/socket.rs", // recvmmsg with timestamps, GSO sends, children that end with us
-    "src/worker/simulated_day/heap.rs", // a counting global allocator of the unit tests
-    "benches/profiling.rs", // calls two allocators by hand
-    "tests/no_alloc.rs",  // a counting global allocator
+    "perf/src/socket.rs", // calls recvmmsg and sendmsg, and makes child processes end with the harness
+    "src/worker/simulated_day/heap.rs", // defines a counting global allocator for the unit tests
+    "benches/profiling.rs", // calls the methods of two allocators directly
+    "tests/no_alloc.rs",  // defines a counting global allocator
     "tests/support/debugger.rs",
-    "tests/copies.rs", // its own memcpy and memmove, which count
-    "benches/gate.rs", // a counting global allocator
+    "tests/copies.rs", // defines memcpy and memmove that count the copied bytes
+    "benches/gate.rs", // defines a counting global allocator
 ];
 
-/// Files that may read a clock. Everywhere else time is an argument.
+/// Files that may read a clock. All other code gets the time as an argument.
 const MAY_READ_THE_CLOCK: &[&str] = &[
     "src/base/clock.rs",
     "src/camera/waiter.rs",
-    "src/camera/source.rs",   // how far the camera's two possible clocks are apart
-    "src/recorder/disk.rs",   // an edge: how long a write took
-    "src/recorder/engine.rs", // the recorder thread's loop
-    "src/session/media/wallclock.rs", // pairs the two clocks once, at start
-    "src/session/transport/profile.rs", // measures the SRTP profiles once, at start
-    "src/metrics/process.rs", // uptime and CPU time of the process, at a scrape
-    "src/profiling/clock.rs", // stamps profiles, paces the sampler's own waiting
+    "src/camera/source.rs", // measures the offset between the two clocks that a camera may use
+    "src/recorder/disk.rs", // measures how long a write takes
+    "src/recorder/engine.rs", // the loop of the recorder thread needs the current time
+    "src/session/media/wallclock.rs", // reads the monotonic and the wall clock together, once at start
+    "src/session/transport/profile.rs", // measures the speed of the SRTP profiles, once at start
+    "src/metrics/process.rs", // reads uptime and CPU time of the process for each scrape
+    "src/profiling/clock.rs", // stamps profiles and times the waits of the sampler
     "src/simulator/",
     "src/http/",
-    "src/app/doctor.rs", // how old the ring's newest stamp is
+    "src/app/doctor.rs", // measures the age of the newest timestamp in the ring
     "src/main.rs",
     "src/bin/",
     "tests/",
@@ -60,7 +61,8 @@ fn unsafe_only_where_marked(path: &str, text: &str) -> Vec<String> {
     at.into_iter().map(|i| format!("{path}:{}: unsafe outside the marked files", line_of(text, i))).collect()
 }
 
-/// A block or impl needs a SAFETY comment on its own line or in the lines above it, without an empty line between.
+/// Reports each unsafe block or impl without a `SAFETY:` comment. The comment must be on the same line or above it,
+/// with no empty line between.
 fn unsafe_is_argued(path: &str, text: &str) -> Vec<String> {
     let masked = mask(text);
     let lines: Vec<&str> = text.lines().collect();
@@ -97,7 +99,7 @@ fn short_files(path: &str, text: &str) -> Vec<String> {
     vec![format!("{path}: {lines} lines, {FILE_LINES_MAX} allowed")]
 }
 
-/// Unit tests may read a clock: they need a moment to start from.
+/// Reports each read of a clock outside the allowed files. Unit tests are exempt, because they need a start time.
 fn time_is_an_argument(path: &str, text: &str) -> Vec<String> {
     if listed(path, MAY_READ_THE_CLOCK) {
         return Vec::new();
@@ -109,7 +111,8 @@ fn time_is_an_argument(path: &str, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The bounds are in one place. A bound of one file only says so in a comment, on its line or the line above.
+/// Reports each constant `*_MAX` outside `src/base/limits`. A bound that concerns one file may stay there if the words
+/// `local bound` are on its line or on the line above.
 fn bounds_are_in_limits(path: &str, text: &str) -> Vec<String> {
     if path.starts_with("src/base/limits") || path.contains("/simulated_day/") {
         return Vec::new();
@@ -147,7 +150,7 @@ fn dependencies_say_why(path: &str, text: &str) -> Vec<String> {
     found
 }
 
-// ---- applied to the sources ----------------------------------------------------------------------------
+// ---- tests: the sources obey each rule -----------------------------------------------------------------
 
 #[test]
 fn unsafe_lives_in_the_marked_files_only() {
@@ -185,7 +188,7 @@ fn every_dependency_carries_its_reason() {
     check(&["Cargo.toml", "perf/Cargo.toml", "tests/support/Cargo.toml"].map(manifest), dependencies_say_why);
 }
 
-// ---- every rule fails on a bad sample ------------------------------------------------------------------
+// ---- tests: each rule reports a bad sample -------------------------------------------------------------
 
 #[test]
 fn the_unsafe_rules_see_a_stray_and_an_unargued_block() {

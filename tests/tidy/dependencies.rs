@@ -1,5 +1,6 @@
-//! Licences and sources of every crate that is built, from `cargo tree`. The offline part of what cargo-deny checks:
-//! cargo-deny itself takes longer to install than this whole suite to run. Advisories need the network and are not here.
+//! Checks the licence and the source of every crate that is built, as `cargo tree` lists them. These are the checks of
+//! cargo-deny that need no network. cargo-deny itself takes longer to install than this whole suite takes to run.
+//! Security advisories are not checked, because they need the network.
 
 use std::process::Command;
 
@@ -21,7 +22,7 @@ const LICENCES: &[&str] = &[
     "Zlib",
 ];
 
-/// What is wrong with a crate, from a line `name version (source)|licence`.
+/// Returns the faults of one crate. `line` has the form `name version (source)|licence`.
 fn crate_is_allowed(line: &str) -> Vec<String> {
     let Some((package, licence)) = line.split_once('|') else { return Vec::new() };
     let mut found = Vec::new();
@@ -29,7 +30,7 @@ fn crate_is_allowed(line: &str) -> Vec<String> {
         found
             .push(format!("{package}: licence `{licence}` is not in the list of tests/tidy/dependencies.rs"));
     }
-    // crates.io is the default source and is not printed; a package of this repository has its path.
+    // `cargo tree` does not print crates.io, the default source. For a package of this repository it prints the path.
     let source = package.split_once('(').map_or("", |(_, source)| source.trim_end_matches(')'));
     if source.contains("://") {
         found.push(format!("{package}: only crates.io and this repository are allowed as sources"));
@@ -37,8 +38,9 @@ fn crate_is_allowed(line: &str) -> Vec<String> {
     found
 }
 
-/// Returns true if each part of an SPDX expression offers an allowed licence. Groups of alternatives joined by AND are
-/// understood; a group of ANDs inside an OR is refused.
+/// Returns true if every part of an SPDX expression between two ANDs offers an allowed licence. Parentheses are
+/// ignored, so an AND inside an OR group is read too strictly: it may refuse an allowed licence, but never accepts a
+/// forbidden one.
 fn is_allowed(licence: &str) -> bool {
     let flat = licence.replace(['(', ')'], "").replace('/', " OR ");
     flat.split(" AND ").all(|part| part.split(" OR ").any(|name| LICENCES.contains(&name.trim())))

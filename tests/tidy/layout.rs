@@ -1,5 +1,5 @@
-//! Rules about modules: which one may use which, no two files that import each other, no public item without a user,
-//! and ARCHITECTURE.md's table of modules.
+//! Tests of rules about modules: which module may use which, no two files import each other, every public item has a
+//! user, and the table of modules in ARCHITECTURE.md agrees with the code.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -7,7 +7,8 @@ use std::fs;
 use super::scan::{Named, line_of, mask, paths_named, without_tests};
 use super::{Source, check, listed, report, root, rust_sources, sources};
 
-/// Which module may use which. A new arrow is a change of this table and of ARCHITECTURE.md, on purpose.
+/// Each module with the modules that it may use. To allow a new arrow, change this table and the one in
+/// ARCHITECTURE.md.
 const ARROWS: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("camera", &["base"]),
@@ -18,27 +19,28 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("recorder", &["camera", "h264", "metrics", "base"]),
     ("session", &["h264", "metrics", "base"]),
     ("simulator", &["camera", "h264", "base"]),
-    // The option enums are types of the modules that they configure.
+    // `config` uses these modules because each of them defines the types of its own options.
     ("config", &["camera", "recorder", "session", "base"]),
     ("http", &["config", "metrics", "base"]),
     ("worker", &["camera", "h264", "session", "uring", "metrics", "base"]),
 ];
 
-/// The only pair of files that may import each other: the two states of a buffer that the kernel may hold are one
-/// argument of soundness.
+/// The only pair of files that may import each other. They share one soundness argument, because `ring.rs` moves memory
+/// between the two states that `buffers.rs` defines: ours, and held by the kernel.
 const MUTUAL: &[(&str, &str)] = &[("src/uring/buffers.rs", "src/uring/ring.rs")];
 
-/// Unit tests of the whole program, which may use all of it.
+/// Unit tests of the whole program. They may use every module.
 const TESTS_OF_ALL: &[&str] = &["src/worker/simulated_day/", "src/simulated_day/", "src/simulated_day.rs"];
 
-/// The module that a file of src belongs to; `None` for `app`, `main`, `lib` and the binaries, which may use all.
+/// Returns the module that a file of src belongs to. Returns `None` for files that may use every module: `app`, `main`,
+/// `lib`, the binaries and the tests of the whole program.
 fn module_of(path: &str) -> Option<&str> {
     let inside = path.strip_prefix("src/").filter(|_| !listed(path, TESTS_OF_ALL))?;
     let first = inside.split('/').next()?.trim_end_matches(".rs");
     (!matches!(first, "main" | "app" | "lib" | "bin")).then_some(first)
 }
 
-/// The path of a file's module from the root of the crate; empty for lib.rs and main.rs.
+/// Returns the path of a file's module from the root of the crate. The path is empty for lib.rs and main.rs.
 fn module_path(path: &str) -> Vec<String> {
     let inside = path.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
     if matches!(inside, "lib" | "main" | "mod") {
@@ -58,7 +60,7 @@ fn is_unit_test(path: &str) -> bool {
         || name.starts_with("fake_")
 }
 
-/// The modules of the table that a file uses, each with its line.
+/// Returns the modules of `ARROWS` that a file uses, each with the line number of the use.
 fn modules_used(path: &str, text: &str) -> Vec<(usize, String)> {
     let named = paths_named(&mask(text), &module_path(path));
     let known = |name: &String| ARROWS.iter().any(|(module, _)| module == name);
@@ -89,8 +91,8 @@ fn unused_arrows(table: &[(&str, &[&str])], files: &[Source]) -> Vec<String> {
         .collect()
 }
 
-/// Pairs of files that import each other. Unit tests do not count. A parent and its own child module do not count
-/// either: a child is a part of its parent, split off for length.
+/// Returns the pairs of files that import each other. Unit tests are ignored. A parent and its child module may import
+/// each other, because the child is a part of the parent, moved to its own file to keep files short.
 fn mutual_imports(files: &[Source]) -> Vec<String> {
     let by_module: HashMap<Vec<String>, &str> = files
         .iter()
@@ -122,7 +124,7 @@ fn mutual_imports(files: &[Source]) -> Vec<String> {
         .collect()
 }
 
-/// The names that a module exports for one of its children or another module: (module, name) -> full path.
+/// Returns the names that modules export again with `pub use`, as (module, name) -> full path.
 fn reexports(files: &[Source]) -> HashMap<(Vec<String>, String), Vec<String>> {
     let mut exports = HashMap::new();
     for (path, text) in files {
@@ -150,7 +152,7 @@ fn reexports(files: &[Source]) -> HashMap<(Vec<String>, String), Vec<String>> {
     exports
 }
 
-/// The file that a path leads to: through re-exports to the deepest module that is a file.
+/// Returns the file that a path leads to. Re-exports are followed to the deepest module that has its own file.
 fn resolve<'a>(
     path: &[String],
     by_module: &HashMap<Vec<String>, &'a str>,
@@ -168,7 +170,7 @@ fn resolve<'a>(
     by_module.get(module).copied()
 }
 
-/// Public items (functions, types, constants) whose name no other file holds.
+/// Reports each public item (function, type, constant) whose name occurs in no other file.
 fn dead_items(files: &[Source], users: &[Source]) -> Vec<String> {
     let all: Vec<(&str, String)> =
         files.iter().chain(users).map(|(path, text)| (path.as_str(), mask(text))).collect();
@@ -184,7 +186,8 @@ fn dead_items(files: &[Source], users: &[Source]) -> Vec<String> {
         let masked = without_tests(&mask(text));
         for (at, kind, name) in public_items(&masked) {
             let is_used = holders.get(name.as_str()).is_some_and(|holders| holders.len() > 1);
-            // A type that a signature of its own file names must be as public as the function.
+            // A type that a signature of its own file names must be as public as the function, so it needs no other
+            // user.
             let is_in_signature = kind != "fn" && names_in_signatures(&masked, &name);
             if !is_used && !is_in_signature {
                 found.push(format!("{path}:{}: no other file uses `pub {kind} {name}`", line_of(text, at)));
@@ -228,7 +231,8 @@ fn names_in_signatures(masked: &str, name: &str) -> bool {
     })
 }
 
-/// The rows of ARCHITECTURE.md's table of modules: module and what it may use.
+/// Returns the rows of the module table in ARCHITECTURE.md, as module -> text of the column with the modules it may
+/// use.
 fn table_of(document: &str) -> BTreeMap<String, String> {
     let mut rows = BTreeMap::new();
     for line in document.lines().filter(|line| line.starts_with("| `")) {
@@ -244,7 +248,7 @@ fn table_of(document: &str) -> BTreeMap<String, String> {
     rows
 }
 
-/// Where ARCHITECTURE.md's table, the arrows and the directories of src disagree.
+/// Reports where the module table of ARCHITECTURE.md, `ARROWS` and the modules of src disagree.
 fn table_disagrees(document: &str, directories: &[String]) -> Vec<String> {
     let rows = table_of(document);
     let mut found = Vec::new();
@@ -267,7 +271,7 @@ fn table_disagrees(document: &str, directories: &[String]) -> Vec<String> {
     found
 }
 
-/// The modules of src: its directories and top-level files.
+/// Returns the names of the modules of src, which are its directories and its top-level files.
 fn modules() -> Vec<String> {
     let names = fs::read_dir(root().join("src"))
         .unwrap()
@@ -278,7 +282,7 @@ fn modules() -> Vec<String> {
     names
 }
 
-// ---- applied to the sources ----------------------------------------------------------------------------
+// ---- tests: the sources obey each rule -----------------------------------------------------------------
 
 #[test]
 fn modules_use_only_what_the_table_allows() {
@@ -308,7 +312,7 @@ fn the_table_in_architecture_md_agrees_with_the_arrows_and_with_src() {
     report(&table_disagrees(&document, &modules()));
 }
 
-// ---- every rule fails on a bad sample ------------------------------------------------------------------
+// ---- tests: each rule reports a bad sample -------------------------------------------------------------
 
 #[test]
 fn the_arrow_rule_sees_each_way_of_naming_a_module() {

@@ -1,6 +1,6 @@
-//! Architecture and style as tests: they read the sources as text and fail where a rule is broken.
-//! They must not build or change anything. Each rule is a plain function of (path, text).
-//! Each rule also has a test that shows it fail on a small bad sample, so a rule that stops working is noticed.
+//! Tests of architecture and style. They read the sources as text and fail if a rule is broken.
+//! The tests must not build or change anything. Each rule is a plain function of (path, text).
+//! Each rule also has a test that passes it a small bad sample, so a rule that stops working is noticed.
 
 #![cfg(test)]
 
@@ -13,10 +13,10 @@ mod words;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file's path relative to the repository, and its text.
+/// Path of a file relative to the repository, and the text of the file.
 type Source = (String, String);
 
-/// The root of the repository.
+/// Returns the root directory of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
@@ -36,7 +36,7 @@ fn collect(directory: &Path, extensions: &[&str], into: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every file below `directories` whose name ends with one of `extensions`, in the order of their paths.
+/// Returns every file below `directories` whose name ends with one of `extensions`, sorted by path.
 fn sources(directories: &[&str], extensions: &[&str]) -> Vec<Source> {
     let root = root();
     let mut paths = Vec::new();
@@ -55,7 +55,7 @@ fn rust_sources() -> Vec<Source> {
     sources(&["src", "tests", "benches", "perf"], &[".rs"])
 }
 
-/// The Markdown files at the top level.
+/// Returns the Markdown files at the top level of the repository.
 fn documents() -> Vec<Source> {
     let names = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.filter(|name| name.ends_with(".md")).collect();
@@ -63,7 +63,7 @@ fn documents() -> Vec<Source> {
     names.into_iter().map(|name| (name.clone(), fs::read_to_string(root().join(&name)).unwrap())).collect()
 }
 
-/// Applies a rule to each file and fails with all findings.
+/// Applies a rule to each file and fails with a list of all findings.
 fn check(files: &[Source], rule: impl Fn(&str, &str) -> Vec<String>) {
     report(&files.iter().flat_map(|(path, text)| rule(path, text)).collect::<Vec<_>>());
 }
@@ -72,7 +72,7 @@ fn report(found: &[String]) {
     assert!(found.is_empty(), "{} finding(s):\n{}", found.len(), found.join("\n"));
 }
 
-/// Returns true if `list` holds the path or, as an entry that ends in `/`, one of its directories.
+/// Returns true if `list` contains the path, or contains a directory (an entry that ends in `/`) above the path.
 fn listed(path: &str, list: &[&str]) -> bool {
     list.iter().any(|entry| if entry.ends_with('/') { path.starts_with(entry) } else { path == *entry })
 }

@@ -1,8 +1,8 @@
-//! A small scanner of Rust text for `tests/tidy`: blanks comments, strings and tests, finds words, functions and
-//! the paths that a file names. It knows brackets, not grammar. It must not grow into a parser.
+//! A small scanner of Rust text for `tests/tidy`. It blanks comments, strings and tests, and finds words, functions and
+//! the paths that a file names. It matches brackets but knows no grammar. It must not grow into a parser.
 
-/// The text with comments, strings and characters replaced by blanks; same byte offsets, same lines. Handles raw strings
-/// and nested comments. Leaves lifetimes as they are.
+/// Returns the text with comments, strings and character literals replaced by blanks. Byte offsets and line numbers
+/// stay the same. Raw strings and nested comments are handled, and lifetimes are left unchanged.
 pub(crate) fn mask(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = bytes.to_vec();
@@ -23,7 +23,7 @@ pub(crate) fn mask(text: &str) -> String {
     String::from_utf8(out).unwrap_or_default()
 }
 
-/// Where the comment or literal that begins at `at` ends; `at` itself when none begins here.
+/// Returns the offset at which the comment or literal that begins at `at` ends, or `at` if neither begins there.
 fn hidden_until(bytes: &[u8], at: usize) -> usize {
     let rest = &bytes[at..];
     if rest.starts_with(b"//") {
@@ -80,7 +80,8 @@ fn quoted_bytes(rest: &[u8], quote: u8) -> usize {
     rest.len()
 }
 
-/// 0 when no raw string begins here (`r#"..."#`, any number of `#`).
+/// Returns the length of the raw string (`r#"..."#` with any number of `#`) at the start of `rest`, or 0 if there is
+/// none.
 fn raw_string_bytes(rest: &[u8]) -> usize {
     let hashes = rest[1..].iter().take_while(|&&byte| byte == b'#').count();
     if rest.get(1 + hashes) != Some(&b'"') {
@@ -97,7 +98,7 @@ fn is_word(byte: u8) -> bool {
     byte == b'_' || byte.is_ascii_alphanumeric() || byte >= 0x80
 }
 
-/// Returns true if the bytes at `at..at + length` are a whole word.
+/// Returns true if the bytes at `at..at + length` form a whole word.
 pub(crate) fn is_word_at(text: &str, at: usize, length: usize) -> bool {
     let bytes = text.as_bytes();
     let before = at.checked_sub(1).and_then(|i| bytes.get(i)).is_some_and(|&byte| is_word(byte));
@@ -106,26 +107,26 @@ pub(crate) fn is_word_at(text: &str, at: usize, length: usize) -> bool {
     !before && !after
 }
 
-/// Offsets at which `word` is a whole word.
+/// Returns the offsets at which `word` occurs as a whole word.
 pub(crate) fn words(masked: &str, word: &str) -> Vec<usize> {
     let hits = masked.match_indices(word).map(|(at, _)| at);
     hits.filter(|&at| is_word_at(masked, at, word.len())).collect()
 }
 
-/// The line, from 1, that holds the byte at `at`.
+/// Returns the number of the line that contains the byte at `at`. The first line has number 1.
 pub(crate) fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count() + 1
 }
 
-/// (line, name, code lines of the body) of every function with a body. Blank lines and lines that held only
-/// a comment do not count.
+/// Returns (line, name, code lines of the body) for every function with a body. Blank lines are not counted, and a line
+/// with only a comment is blank in masked text.
 pub(crate) fn function_lengths(masked: &str) -> Vec<(usize, String, usize)> {
     let mut found = Vec::new();
     for at in words(masked, "fn") {
         let rest = masked[at + 2..].trim_start();
         let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         if name.is_empty() {
-            continue; // a function pointer type
+            continue; // `fn` without a name is a function pointer type
         }
         if let Some((open, close)) = body_of(masked, at) {
             let code = masked[open + 1..close].lines().filter(|line| !line.trim().is_empty()).count();
@@ -135,7 +136,7 @@ pub(crate) fn function_lengths(masked: &str) -> Vec<(usize, String, usize)> {
     found
 }
 
-/// Offsets of the braces around the body of the function that begins at `at`; `None` for a declaration.
+/// Returns the offsets of the braces around the body of the function that begins at `at`, or `None` if it has no body.
 fn body_of(masked: &str, at: usize) -> Option<(usize, usize)> {
     let mut nesting = 0_usize;
     for (offset, byte) in masked.bytes().enumerate().skip(at) {
@@ -163,7 +164,7 @@ fn closing_brace(masked: &str, open: usize) -> usize {
     masked.len()
 }
 
-/// The masked text with every item under `#[cfg(test)]` blanked too; same byte offsets.
+/// Returns the masked text with every item under `#[cfg(test)]` blanked as well. Byte offsets stay the same.
 pub(crate) fn without_tests(masked: &str) -> String {
     const MARK: &str = "#[cfg(test)]";
     let mut out = masked.as_bytes().to_vec();
@@ -174,7 +175,7 @@ pub(crate) fn without_tests(masked: &str) -> String {
     String::from_utf8(out).unwrap_or_default()
 }
 
-/// Where the item, field or statement after an attribute ends.
+/// Returns the offset at which the item, field or statement after an attribute ends.
 fn end_of_item(masked: &str, from: usize) -> usize {
     let rest = masked[from..].trim_start();
     let start = masked.len() - rest.len();
@@ -200,7 +201,8 @@ fn end_of_item(masked: &str, from: usize) -> usize {
     masked.len()
 }
 
-/// The first words of items and statements. Anything else after an attribute is a field, a variant or a match arm.
+/// First words of items and statements. If another word follows an attribute, the attribute belongs to a field, a
+/// variant or a match arm.
 const ITEM_WORDS: [&str; 17] = [
     "mod",
     "use",
@@ -225,17 +227,18 @@ fn is_word_char(c: char) -> bool {
     c == '_' || c.is_alphanumeric()
 }
 
-/// A path that a file names.
+/// A path that a file names, from the root of the crate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) line: usize,
     pub(crate) path: Vec<String>,
-    /// It stands in a `use` that exports it again (`pub use`, `pub(crate) use`).
+    /// True if the path is in a `use` that exports it again (`pub use`, `pub(crate) use`).
     pub(crate) is_reexport: bool,
 }
 
-/// Every path of the file that begins at a known module, from the crate's root: `crate::`, `streaming_server::`,
-/// `super::`, `self::`, and the members of `use` groups. `module` is the file's own path, empty for `lib.rs`.
+/// Returns every path of the file that begins with `crate::`, `streaming_server::`, `super::` or `self::`, resolved
+/// from the root of the crate. Each member of a `use` group is a path. `module` is the path of the file itself, empty
+/// for `lib.rs`.
 pub(crate) fn paths_named(masked: &str, module: &[String]) -> Vec<Named> {
     let mut found = Vec::new();
     for start in ["crate", "streaming_server", "super", "self"] {
@@ -257,7 +260,7 @@ pub(crate) fn paths_named(masked: &str, module: &[String]) -> Vec<Named> {
     found
 }
 
-/// Returns true if the statement that ends here began with `pub use` or `pub(...) use`.
+/// Returns true if `before` ends inside a statement that began with `pub use` or `pub(...) use`.
 fn is_reexport(before: &str) -> bool {
     let statement = before.rsplit([';', '}']).next().unwrap_or_default();
     statement
@@ -266,7 +269,7 @@ fn is_reexport(before: &str) -> bool {
         .is_some_and(|line| line.trim_start().starts_with("pub") && line.contains(" use "))
 }
 
-/// The full paths that begin with `base` and go on with `rest`: one, or one for each member of a group.
+/// Returns the full paths that begin with `base` and continue with `rest`. A group gives one path for each member.
 pub(crate) fn expand(rest: &str, mut base: Vec<String>) -> Vec<Vec<String>> {
     let rest = rest.trim_start();
     if rest.starts_with('{') {
@@ -285,7 +288,7 @@ pub(crate) fn expand(rest: &str, mut base: Vec<String>) -> Vec<Vec<String>> {
     }
 }
 
-/// The members of a `{...}` group, split at its own commas.
+/// Returns the members of a `{...}` group. It is split at its own commas, not at those of nested groups.
 fn members(group: &str) -> Vec<&str> {
     let mut members = Vec::new();
     let (mut nesting, mut start) = (0_usize, 0);

@@ -1,9 +1,11 @@
-//! Rules about text: plain words, nothing unfinished, no path of one machine, a first line that says what a file is.
+//! Tests of rules about text: plain words, no unfinished work, no path that exists on one machine only, and a first
+//! line that says what the file is.
 
 use super::scan::{is_word_at, line_of};
 use super::{Source, check, documents, rust_sources, sources};
 
-/// Words of unfinished work, and words for which the glossary has another. Split so that this file passes.
+/// Words that mark unfinished work, and words that the glossary replaces. `concat!` splits them so that this file
+/// passes.
 const FORBIDDEN: &[(&str, &str)] = &[
     (concat!("to", "do!"), "finish it"),
     (concat!("unimple", "mented!"), "finish it"),
@@ -17,7 +19,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (concat!("any", "how"), "a small error enum per edge"),
 ];
 
-/// Phrases of the dialect that this code base once had, each with the plain wording.
+/// Unclear phrases that this code base once used, each with the plain wording that replaces it.
 const DIALECT: &[(&str, &str)] = &[
     ("whoever", "any client that, the caller that"),
     ("nobody", "no viewer, no caller, no reader"),
@@ -58,7 +60,8 @@ const DIALECT: &[(&str, &str)] = &[
     ("keyframes", "IDRs"),
 ];
 
-/// Names of others that hold a word of the dialect: WebRTC's, str0m's, and fixed names of our interfaces.
+/// Names that contain a forbidden word but cannot change: names of WebRTC and str0m, and published names of our
+/// interfaces.
 const FIXED_NAMES: &[&str] = &[
     "keyframe_request",
     "keyframe_requests",
@@ -73,7 +76,7 @@ const FIXED_NAMES: &[&str] = &[
     "KeyframeRequest",
 ];
 
-/// Files that must name the phrases.
+/// Files that may contain the phrases, because they list them.
 const MAY_NAME_THE_DIALECT: &[&str] = &["tests/tidy/words.rs"];
 
 /// Beginnings of paths that exist on one machine only.
@@ -115,14 +118,14 @@ fn no_machine_paths(path: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// A word of a text in lower case, with its line. Underscores and upper case inside a word part it, so that names of
-/// tests are read too.
+/// A word of a text in lower case, with its line number. Identifiers are split at underscores, so the names of tests
+/// are checked too.
 struct Word<'a> {
     text: String,
     line: usize,
-    /// The identifier that it is part of.
+    /// The identifier that the word is part of.
     identifier: &'a str,
-    /// A full stop or another mark ends a sentence before it.
+    /// True if a full stop or another mark precedes the word, so that a new sentence begins with it.
     begins_sentence: bool,
 }
 
@@ -135,7 +138,7 @@ fn read_words(text: &str) -> Vec<Word<'_>> {
         for (at, identifier) in identifiers(line) {
             begins_sentence |= line[end..at].contains(['.', ';', ':', '"', '`', '(', ')', '|', '=', '{']);
             end = at + identifier.len();
-            // Fields of other crates and at-rules of CSS keep their names.
+            // Field names of other crates and at-rules of CSS cannot be renamed, so they are skipped.
             if line[..at].ends_with(['.', '@']) {
                 continue;
             }
@@ -165,7 +168,7 @@ fn identifiers(line: &str) -> Vec<(usize, &str)> {
     found
 }
 
-/// The glossary of a document names the words that it replaces.
+/// Returns the text with its glossary left blank, because a glossary must name the words that it replaces.
 fn without_glossary(text: &str) -> String {
     let mut is_glossary = false;
     let mut kept = String::new();
@@ -192,7 +195,8 @@ fn no_dialect(path: &str, text: &str) -> Vec<String> {
         for window in read.windows(phrase.len()) {
             let is_match = window.iter().zip(&phrase).all(|(word, expected)| word.text == *expected);
             let is_broken = window.iter().skip(1).any(|word| word.begins_sentence);
-            // A phrase of several words is either inside one identifier or made of whole words.
+            // A phrase of several words matches inside one identifier, or if none of its words is part of an identifier
+            // with `_`.
             let is_whole = window.iter().all(|word| {
                 std::ptr::eq(word.identifier, window[0].identifier)
                     || !window.iter().any(|w| w.identifier.contains('_'))
@@ -212,7 +216,7 @@ fn no_dialect(path: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// Every text of the repository: code, pages, scripts, documents.
+/// Returns every text of the repository that must be plain: code, pages, scripts and documents.
 fn texts() -> Vec<Source> {
     let extensions =
         [".rs", ".mjs", ".html", ".js", ".css", ".h", ".c", ".toml", ".md", ".sh", ".yml", ".service"];
@@ -224,7 +228,7 @@ fn texts() -> Vec<Source> {
     files
 }
 
-// ---- applied to the sources ----------------------------------------------------------------------------
+// ---- tests: the texts obey each rule -------------------------------------------------------------------
 
 #[test]
 fn every_file_says_what_it_is() {
@@ -246,7 +250,7 @@ fn no_path_of_one_machine() {
     check(&texts(), no_machine_paths);
 }
 
-// ---- every rule fails on a bad sample ------------------------------------------------------------------
+// ---- tests: each rule reports a bad sample -------------------------------------------------------------
 
 #[test]
 fn the_text_rules_see_bad_samples() {

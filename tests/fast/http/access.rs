@@ -1,5 +1,5 @@
-//! Token and login over real sockets: every route without, with a wrong and with the right token, over HTTP and TLS; the
-//! cookie; the rate limit; foreign host names.
+//! Tests of token and login over real sockets: every route without a token, with a wrong and with the right token, over
+//! HTTP and TLS; the cookie; the rate limit; foreign host names.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -48,7 +48,7 @@ fn request_text(method: &str, path: &str, headers: &str, body: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
 }
 
-/// Sends a request and reads the head of the answer, whose body may never end.
+/// Sends a request and returns the response without its body, which may never end.
 fn head(mut stream: impl Read + Write, request: &str) -> Reply {
     stream.write_all(request.as_bytes()).unwrap();
     stream.flush().unwrap();
@@ -77,7 +77,7 @@ pub(crate) fn cookie(set_cookie: &str) -> String {
     format!("Cookie: theme=dark; {}\r\n", set_cookie.split(';').next().unwrap())
 }
 
-/// Returns a call of every route, with a valid body.
+/// Returns one call of every route, with a valid body: method, path, true if the route needs no token, body.
 fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
     let calls = routes::ROUTES.iter().map(|route| {
         let body = match (route.method, route.path) {
@@ -90,7 +90,7 @@ fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
     calls.collect()
 }
 
-// ---- every route ---------------------------------------------------------------------------------------
+// ---- tests: every route with and without a token -------------------------------------------------------
 
 #[test]
 fn only_health_page_files_and_login_are_open() {
@@ -104,8 +104,8 @@ fn only_health_page_files_and_login_are_open() {
     assert!(every_call().len() > open.len() + 10);
 }
 
-/// Calls every route without, with a wrong and with the right token. Each route uses its own source address, because
-/// wrong tokens are counted per address.
+/// Calls every route without a token, with a wrong token and with the right token. Each route uses its own source
+/// address, because wrong tokens are counted per address.
 fn matrix(connect: impl Fn([u8; 4]) -> Box<dyn Connection>) {
     let mut source = [127, 0, 1, 0];
     for (method, path, is_open, body) in every_call() {
@@ -183,7 +183,7 @@ fn the_token_is_checked_before_the_body_is_read() {
     assert_eq!(Reply::parse(&server.raw(head.as_bytes())).status, 401);
 }
 
-// ---- the cookie ----------------------------------------------------------------------------------------
+// ---- tests: the login cookie ---------------------------------------------------------------------------
 
 #[test]
 fn the_login_cookie_is_http_only_and_same_site() {
@@ -271,9 +271,9 @@ fn a_login_survives_a_restart_but_not_another_token_or_port() {
         });
         server.request("GET", "/api/status", &cookie(&good), b"").status
     };
-    assert_eq!(with(TOKEN, 8080), 200, "the same server started again");
+    assert_eq!(with(TOKEN, 8080), 200, "a login must survive a restart");
     assert_eq!(with("another-token-than-before", 8080), 401);
-    assert_eq!(with(TOKEN, 8081), 401, "the cookie has another name there");
+    assert_eq!(with(TOKEN, 8081), 401, "the name of the cookie contains the port");
 }
 
 #[test]
@@ -292,7 +292,7 @@ fn a_login_requires_json_and_its_answer_does_not_repeat_the_token() {
     assert_eq!(server.request("POST", "/api/session", "", &long).status, 413);
 }
 
-// ---- rate limit ----------------------------------------------------------------------------------------
+// ---- tests: the rate limit for wrong tokens ------------------------------------------------------------
 
 #[test]
 fn wrong_tokens_throttle_their_address_only() {
@@ -305,7 +305,7 @@ fn wrong_tokens_throttle_their_address_only() {
     for count in 0..limits::ATTEMPTS_OF_ADDRESS {
         assert_eq!(guess(&format!("wrong-token-number-{count}")).status, 401);
     }
-    // On a slow machine the limit may allow a few more attempts meanwhile.
+    // A slow machine spreads the attempts over more time, so the limit may allow a few more of them before it refuses.
     let mut late = (0..40).map(|_| guess("wrong-token-once-more")).filter(|reply| reply.status == 429);
     let reply = late.next().unwrap();
     let retry_after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
@@ -336,7 +336,7 @@ fn a_throttled_address_is_refused_even_with_the_right_token() {
         assert!(wrong < 100);
     }
     // The right token must be refused while the limit is exhausted. On a slow machine the limit may already allow the
-    // next attempt, so this is repeated.
+    // next attempt, so both requests are repeated until both are refused.
     let refused = (0..20).any(|_| ask("wrong-token-wrong-token") == 429 && ask(TOKEN) == 429);
     assert!(refused);
 }
@@ -350,7 +350,7 @@ fn requests_without_a_token_are_not_counted() {
     assert_eq!(server.request("GET", "/api/status", &bearer(TOKEN), b"").status, 200);
 }
 
-// ---- foreign pages and names ---------------------------------------------------------------------------
+// ---- tests: foreign pages and foreign host names -------------------------------------------------------
 
 #[test]
 fn a_foreign_page_is_refused_even_with_the_token_or_a_login() {
@@ -363,7 +363,11 @@ fn a_foreign_page_is_refused_even_with_the_token_or_a_login() {
             assert_eq!((reply.status, reply.code().as_str()), (403, "origin_refused"), "{method} {path}");
         }
     }
-    assert_eq!(server.request("GET", "/api/status", &good, b"").status, 200, "a foreign page could log out");
+    assert_eq!(
+        server.request("GET", "/api/status", &good, b"").status,
+        200,
+        "a foreign page must not end a login"
+    );
 }
 
 #[test]
@@ -402,7 +406,7 @@ fn a_foreign_host_name_is_refused_on_every_route_but_health() {
     assert_eq!(preflight.status, 403);
 }
 
-// ---- hostile headers -----------------------------------------------------------------------------------
+// ---- tests: hostile headers ----------------------------------------------------------------------------
 
 #[test]
 fn ambiguous_headers_are_refused() {
@@ -432,7 +436,7 @@ fn random_credentials_are_refused() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     for _ in 0..400 {
         let line = strategy.new_tree(&mut runner).unwrap().current();
-        // A new source address after a few requests, because wrong tokens are counted per address.
+        // The source address changes after a few requests, because wrong tokens are counted per address.
         source = source.wrapping_add(1);
         let mut stream =
             connection.take().unwrap_or_else(|| server.connect_from([127, 0, 77, source.max(1)]));
@@ -442,10 +446,10 @@ fn random_credentials_are_refused() {
     }
 }
 
-// ---- constant time -------------------------------------------------------------------------------------
+// ---- tests: comparison of the token in constant time ---------------------------------------------------
 
-/// A timing measurement would fail on a busy machine. So this test reads the source: the only comparison of the token is
-/// the constant-time one.
+/// Reads the source text, because a timing measurement would fail on a busy machine. The only comparison of the token
+/// must be the constant-time one.
 #[test]
 fn the_token_is_compared_in_constant_time_and_nowhere_else() {
     let token = include_str!("../../../src/config/security.rs");

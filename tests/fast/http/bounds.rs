@@ -1,4 +1,5 @@
-//! Hostile and slow callers: malformed or too large bodies and heads, timeouts, many connections, and shutdown.
+//! Tests of hostile and slow clients: malformed or too large bodies and heads, timeouts, many connections, and
+//! shutdown.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,7 +10,7 @@ use streaming_server::http::HttpTimeouts;
 
 use super::stub::{Reply, Server, read_to_end};
 
-// ---- bad bodies ---------------------------------------------------------------------------------------
+// ---- tests: malformed and too large bodies ------------------------------------------------------------
 
 #[test]
 fn bad_offers_are_400_with_the_fitting_code() {
@@ -97,7 +98,7 @@ fn broken_chunks_are_400() {
     assert_eq!(Reply::parse(&reply).status, 400);
 }
 
-// ---- bad heads ----------------------------------------------------------------------------------------
+// ---- tests: malformed and too large heads -------------------------------------------------------------
 
 #[test]
 fn malformed_heads_are_refused() {
@@ -151,7 +152,7 @@ fn a_head_below_the_bound_is_read() {
     assert_eq!(server.request("GET", "/health", &cookie, b"").status, 200);
 }
 
-// ---- timeouts -----------------------------------------------------------------------------------------
+// ---- tests: timeouts ----------------------------------------------------------------------------------
 
 fn short() -> HttpTimeouts {
     let short = Duration::from_millis(150);
@@ -200,7 +201,7 @@ fn a_hanging_backend_is_503() {
     assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (503, "busy", Some("1")));
 }
 
-// ---- many ---------------------------------------------------------------------------------------------
+// ---- tests: many requests and many connections --------------------------------------------------------
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
@@ -234,7 +235,8 @@ fn a_thousand_pipelined_requests_are_all_answered() {
     assert_eq!(replies.matches("HTTP/1.1 200").count(), 1_000);
 }
 
-/// Sends a request on an open connection and reads a response whose body ends in `}`.
+/// Sends a request on an open connection and returns the response, whose body must end in `}`. Returns `None` if the
+/// connection is closed.
 fn ask(stream: &mut TcpStream) -> Option<Reply> {
     stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
     let mut bytes = Vec::new();
@@ -269,7 +271,7 @@ fn connections_above_the_limit_get_503_until_others_close() {
     }
 }
 
-// ---- stopping -----------------------------------------------------------------------------------------
+// ---- tests: shutdown ----------------------------------------------------------------------------------
 
 #[test]
 fn stop_finishes_answers_in_progress_and_closes_idle_connections() {
@@ -283,7 +285,7 @@ fn stop_finishes_answers_in_progress_and_closes_idle_connections() {
         body.len()
     );
     busy.write_all(head.as_bytes()).unwrap();
-    // 100 Continue shows that the request is being served.
+    // The interim response 100 Continue shows that the server is already serving the request.
     let mut interim = [0; 25];
     busy.read_exact(&mut interim).unwrap();
     assert!(interim.starts_with(b"HTTP/1.1 100 "));

@@ -1,4 +1,4 @@
-//! GET /api/events: the events a listener receives, and listeners that misbehave.
+//! Tests of GET /api/events: the events that a listener receives, and listeners that misbehave.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use streaming_server::base::limits::EVENT_LISTENERS_MAX;
 
 use super::stub::{Reply, Server};
 
-/// A listener reading event by event.
+/// A client that reads /api/events event by event.
 pub(crate) struct Listener {
     lines: BufReader<TcpStream>,
     pub(crate) head: Vec<String>,
@@ -20,7 +20,7 @@ impl Listener {
         Listener::with(server, "")
     }
 
-    /// With further headers, each with its line break.
+    /// Connects with additional request headers. Each header must end with its line break.
     pub(crate) fn with(server: &Server, headers: &str) -> Listener {
         let mut stream = server.connect();
         write!(stream, "GET /api/events HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", server.address).unwrap();
@@ -39,7 +39,7 @@ impl Listener {
         (self.lines.read_line(&mut line).unwrap() > 0).then(|| line.trim_end().to_owned())
     }
 
-    /// Returns name and data of the next event, skipping the chunk framing; `None` at the end.
+    /// Returns the name and data of the next event, or `None` at the end of the stream. Chunk framing is skipped.
     pub(crate) fn event(&mut self) -> Option<(String, Value)> {
         let name = loop {
             if let Some(name) = self.line()?.strip_prefix("event: ") {
@@ -86,7 +86,7 @@ fn every_change_has_its_own_event() {
     let server = Server::start();
     let mut listener = Listener::new(&server);
     listener.event().unwrap();
-    listener.wait_for("status"); // the feed has polled by now
+    listener.wait_for("status"); // this event shows that the feed has polled the old state
     server.backend.is_ready.store(true, Ordering::Relaxed);
     let live = json!({ "state": "live", "layout": "v3", "width": 1280, "height": 720, "fps": 29.9 });
     assert_eq!(listener.wait_for("camera"), live);
@@ -118,7 +118,7 @@ fn a_listener_above_the_limit_gets_503() {
     assert!(refused.header("retry-after").is_some());
     assert_eq!(server.get("/api/status").status, 200);
     listeners.pop();
-    // The server notices at the next event that it cannot deliver.
+    // The server notices a closed listener only when it fails to deliver the next event, so the attempt is repeated.
     while !Listener::new(&server).head[0].contains(" 200 ") {}
 }
 

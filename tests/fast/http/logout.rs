@@ -1,4 +1,5 @@
-//! A logout ends all answers without a known length of that login, on every connection, and none of another login.
+//! Tests that a logout ends all responses of unknown length that belong to this login, on every connection, and no
+//! response of another login.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -45,11 +46,11 @@ fn a_logout_frees_the_slots_of_listeners_that_do_not_read() {
     assert!(unread.iter().all(|listener| listener.head[0].contains(" 200 ")));
     assert!(Listener::with(&server, &cookie(&other)).head[0].contains(" 503 "));
     log_out(&server, &mine);
-    // The connections are still open, but they hold no listener slots any more.
+    // The connections are still open, but the server no longer counts them as listeners.
     while !Listener::with(&server, &cookie(&other)).head[0].contains(" 200 ") {}
 }
 
-/// Starts a download and reads its first bytes.
+/// Starts a download, reads its first bytes, and returns the connection.
 fn download(server: &Server, query: &str, headers: &str) -> TcpStream {
     let mut stream = server.connect();
     let path = format!("/api/recordings/endless.mp4{query}");
@@ -66,7 +67,7 @@ fn a_logout_ends_a_followed_recording() {
     let mine = log_in(&server);
     let mut stream = download(&server, "?follow=1", &cookie(&mine));
     log_out(&server, &mine);
-    // Without a logout this recording never ends.
+    // A followed recording never ends by itself here, so this read returns only because of the logout.
     let rest = read_to_end(&mut stream);
     assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "the final chunk would claim a complete file");
 }

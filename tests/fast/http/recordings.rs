@@ -1,4 +1,4 @@
-//! Recording commands and downloads over real sockets.
+//! Tests of recording commands and downloads over real sockets.
 
 use std::io::{Read, Write};
 
@@ -56,7 +56,7 @@ fn recording_commands_reach_the_recorder() {
     assert_eq!((wrong.status, wrong.header("allow")), (405, Some("GET, HEAD, DELETE, OPTIONS")));
 }
 
-/// Bytes `from..to` of the stub's recording.
+/// Returns bytes `from..to` of the stub's recording.
 fn clip(from: u64, to: u64) -> Vec<u8> {
     (from..to).map(|offset| (offset & 0xff) as u8).collect()
 }

@@ -1,4 +1,4 @@
-//! The endpoint on its own port in front of a stub backend, and raw requests to it.
+//! The HTTP endpoint on its own port in front of a stub backend, and functions that send raw requests to the endpoint.
 
 use std::future::pending;
 use std::io::{ErrorKind, Read, Write};
@@ -18,13 +18,13 @@ use streaming_server::metrics::status::{
 };
 use tokio::sync::watch;
 
-/// Ends a test that would hang otherwise.
+/// Read timeout. It ends a test that would hang otherwise.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The only origin on the allow list.
+/// The only origin that is on the allow list.
 pub(crate) const FRIEND: &str = "https://home.example";
 
-/// Answers an offer according to words in its SDP, and stores recording commands.
+/// A backend that answers an offer according to words in its SDP, and stores recording commands.
 pub(crate) struct Stub {
     pub(crate) is_ready: AtomicBool,
     pub(crate) is_recording: AtomicBool,
@@ -144,8 +144,8 @@ fn viewer(id: u32) -> ViewerStatus {
     }
 }
 
-/// A recording of 1,000,000 bytes; each byte is the low byte of its offset. It grows once while it is followed. The
-/// endless one is larger than socket buffers and never grows while it is followed.
+/// A recording of 1,000,000 bytes. Each byte is the low byte of its offset. The recording grows once while a client
+/// follows it. The endless recording is larger than the socket buffers. A client that follows it waits forever.
 struct Clip {
     is_endless: bool,
 }
@@ -197,7 +197,7 @@ pub(crate) struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Plain HTTP without a token.
+/// Returns a configuration for plain HTTP without a token.
 pub(crate) fn open(address: SocketAddr) -> HttpConfig {
     let (policy, timeouts) = (Policy::default(), HttpTimeouts::default());
     HttpConfig { address, policy, access: None, tls: None, timeouts }
@@ -242,7 +242,7 @@ impl Server {
         stream
     }
 
-    /// As [`Server::connect`], from another loopback address.
+    /// Connects like [`Server::connect`], but from another loopback address.
     pub(crate) fn connect_from(&self, source: [u8; 4]) -> TcpStream {
         use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
@@ -253,15 +253,15 @@ impl Server {
         stream
     }
 
-    /// Sends raw bytes and reads until the server closes.
+    /// Sends raw bytes and returns all that the server sends until it closes the connection.
     pub(crate) fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = self.connect();
-        // The server may refuse before it has read everything.
+        // The server may refuse the request before it has read everything, so a failed write is ignored.
         let _ = stream.write_all(bytes);
         read_to_end(&mut stream)
     }
 
-    /// Sends one request on a new connection.
+    /// Sends one request on a new connection and returns the response.
     pub(crate) fn request(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Reply {
         let mut bytes = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
@@ -281,7 +281,7 @@ impl Server {
         self.request("POST", "/api/webrtc/offer", "", body)
     }
 
-    /// Stops and waits for `serve` to return.
+    /// Stops the server and waits for `serve` to return.
     pub(crate) fn stop(&mut self) {
         self.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
@@ -296,7 +296,7 @@ impl Drop for Server {
     }
 }
 
-/// Reads until the connection is closed or reset.
+/// Reads until the connection is closed or reset, and returns all bytes.
 pub(crate) fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
@@ -333,7 +333,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// Checks the form of a JSON error and returns its code.
+    /// Asserts that the response is a JSON error, and returns its code.
     pub(crate) fn code(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/json"));
         let value = self.json();

@@ -1,5 +1,5 @@
-//! TLS: versions, plain HTTP on the TLS port, silent and slow handshakes, and a new certificate while connections are
-//! open. The client is rustls and trusts our authority only.
+//! Tests of TLS: versions, plain HTTP on the TLS port, silent and slow handshakes, and a new certificate while
+//! connections are open. The client is rustls and trusts only the certificate authority of the test.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -21,11 +21,11 @@ use super::stub::{Reply, Server, open, read_to_end};
 
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
-/// The current time in these tests, in seconds since 1970.
+/// The time that these tests pass as the current time, in seconds since 1970.
 const NOW_S: u64 = 1_800_000_000;
 const DAY_S: u64 = 24 * 3600;
 
-/// A directory with a self-signed certificate, and clients that trust it.
+/// Owns a directory with a self-signed certificate, and creates clients that trust this certificate.
 pub(crate) struct Authority {
     directory: PathBuf,
 }
@@ -47,7 +47,7 @@ impl Authority {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("streaming-tls-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let authority = Authority { directory: std::env::temp_dir().join(name).join("deeper") };
-        // Clients check the certificate against the real clock.
+        // The certificate is made with the real time, because clients check it against the real clock.
         authority.obtain(real_now_s()).unwrap();
         authority
     }
@@ -92,7 +92,7 @@ fn real_now_s() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Sends a request that closes the connection and reads the whole answer.
+/// Sends a request that asks the server to close the connection, and returns the whole response.
 pub(crate) fn exchange(mut stream: TlsStream, request: &[u8]) -> Reply {
     stream.write_all(request).unwrap();
     let mut bytes = Vec::new();
@@ -110,7 +110,7 @@ fn serve(authority: &Authority, timeouts: HttpTimeouts) -> (Server, Arc<TlsKeys>
     (Server::configured(timeouts, |address| HttpConfig { tls, policy, ..open(address) }), keys)
 }
 
-// ---- handshakes ----------------------------------------------------------------------------------------
+// ---- tests: handshakes ---------------------------------------------------------------------------------
 
 #[test]
 fn tls_1_2_and_1_3_work_under_every_name_of_the_certificate() {
@@ -127,7 +127,7 @@ fn tls_1_2_and_1_3_work_under_every_name_of_the_certificate() {
     let mut other = authority.connect_as(server.connect(), "evil.example", rustls::ALL_VERSIONS);
     assert!(
         other.write_all(HEALTH).and_then(|()| other.flush()).is_err(),
-        "a name that the certificate lacks"
+        "the certificate must not be valid for a foreign name"
     );
 }
 
@@ -154,7 +154,7 @@ fn plain_http_on_a_tls_port_is_redirected() {
     assert!(refused.json()["error"].as_str().unwrap().contains("https://"));
     let foreign = server.raw(b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
     let foreign = Reply::parse(&foreign);
-    assert_eq!((foreign.status, foreign.header("location")), (403, None), "a redirect to a foreign name");
+    assert_eq!((foreign.status, foreign.header("location")), (403, None), "no redirect to a foreign name");
     let nameless = Reply::parse(&server.raw(b"GET / HTTP/1.0\r\n\r\n"));
     assert_eq!((nameless.status, nameless.header("location")), (400, None));
 }
@@ -174,7 +174,7 @@ fn a_malformed_handshake_ends_that_connection_only() {
     for case in cases {
         let mut stream = server.connect();
         let _ = stream.write_all(case);
-        // The server may have closed already.
+        // The server may have closed the connection already, so a failed shutdown is ignored.
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let answer = read_to_end(&mut stream);
         assert!(!answer.starts_with(b"HTTP/"), "{case:?}");
@@ -188,12 +188,12 @@ fn silent_and_slow_handshakes_do_not_block_new_ones() {
     let (server, _) = serve(&authority, HttpTimeouts::default());
     let silent: Vec<TcpStream> = (0..limits::TLS_HANDSHAKES_MAX + 30).map(|_| server.connect()).collect();
     let mut slow = server.connect();
-    // The first bytes of a ClientHello. The rest is never sent.
+    // These are the first bytes of a ClientHello. The rest is never sent.
     slow.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]).unwrap();
     for _ in 0..5 {
         assert_eq!(exchange(authority.connect(server.connect()), HEALTH).status, 200);
     }
-    // The oldest were dropped, the newest are still open.
+    // The server must have closed the oldest silent connection. The newest must still be open.
     let mut oldest = &silent[0];
     oldest.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     assert_eq!(oldest.read(&mut [0; 16]).unwrap(), 0);
@@ -224,7 +224,7 @@ fn stop_does_not_wait_for_handshakes() {
     server.stop();
 }
 
-// ---- certificates --------------------------------------------------------------------------------------
+// ---- tests: certificates -------------------------------------------------------------------------------
 
 #[test]
 fn a_new_certificate_applies_to_new_connections_only() {
@@ -251,7 +251,7 @@ fn a_new_certificate_applies_to_new_connections_only() {
         refused.write_all(HEALTH).and_then(|()| refused.flush()).is_err(),
         "the old certificate is still in use"
     );
-    // A key that does not fit the certificate is refused and changes nothing.
+    // A key that does not match the certificate must be refused and must change nothing.
     let key = second.obtain(real_now_s()).unwrap().key;
     let mixed = Certificate { key, ..first.obtain(real_now_s()).unwrap() };
     assert!(matches!(keys.replace(mixed), Err(CertificateError::Unusable { .. })));
@@ -267,9 +267,9 @@ fn a_self_signed_certificate_is_kept_until_it_expires_soon() {
     assert_eq!(made.expires_s, Some(NOW_S + limits::SELF_SIGNED_DAYS * DAY_S));
     assert!(made.findings.is_empty(), "{:?}", made.findings);
     let again = authority.obtain(NOW_S + 700 * DAY_S).unwrap();
-    assert_eq!(again.chain, made.chain, "not kept");
+    assert_eq!(again.chain, made.chain, "the certificate must be kept");
     let renewed = authority.obtain(NOW_S + 790 * DAY_S).unwrap();
-    assert_ne!(renewed.chain, made.chain, "not renewed");
+    assert_ne!(renewed.chain, made.chain, "the certificate must be renewed");
     assert_eq!(renewed.expires_s, Some(NOW_S + (790 + limits::SELF_SIGNED_DAYS) * DAY_S));
     use std::os::unix::fs::PermissionsExt;
     let mode = |path: &PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -281,7 +281,7 @@ fn a_self_signed_certificate_is_kept_until_it_expires_soon() {
     assert_eq!(
         fs::read_to_string(&path).unwrap().matches("PRIVATE KEY").count(),
         2,
-        "one key, without that of the authority"
+        "the file must contain the key of the certificate and no other key"
     );
 }
 
@@ -326,7 +326,7 @@ fn problems_of_the_owners_files_are_reported() {
     let missing = one.directory.join("missing.pem");
     assert!(error(&missing, &good).contains("cannot read"));
     assert!(error(&good, &missing).contains("missing.pem"));
-    assert!(error(&one.directory, &good).contains("cannot read"), "a directory");
+    assert!(error(&one.directory, &good).contains("cannot read"), "a directory cannot be read");
     let empty = path("empty.pem", b"");
     assert!(error(&empty, &good).contains("contains no certificate"));
     assert!(error(&good, &empty).contains("contains no private key"));
@@ -346,7 +346,7 @@ fn problems_of_the_owners_files_are_reported() {
     let found = read(&not_der, &good, 0).unwrap();
     assert!(TlsKeys::new(found).is_err());
     let mixed = read(&good, &other.directory.join(certificate::SELF_SIGNED), real_now_s()).unwrap();
-    assert!(TlsKeys::new(mixed).is_err(), "not a pair");
+    assert!(TlsKeys::new(mixed).is_err(), "the key belongs to another certificate");
 
     let expired = read(&good, &good, real_now_s() + 900 * DAY_S).unwrap();
     assert!(expired.findings[0].contains("has expired"), "{:?}", expired.findings);

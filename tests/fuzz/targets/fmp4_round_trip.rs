@@ -1,4 +1,5 @@
-//! Units and times from the fuzzer: the MP4 writer's output must be read back unchanged, in both forms.
+//! Writes an MP4 file with units and times from the fuzzer. Its contents must be read back
+//! unchanged, both before and after it is finished with an index.
 #![no_main]
 
 use std::io::Cursor;

@@ -1,5 +1,5 @@
-//! Any request head, one field per line: it is routed or refused, a foreign page or host changes nothing, a byte range
-//! lies within the file, and only the right token is admitted.
+//! Takes any text as a request head, one field per line. Each request must be routed or refused. A foreign page or host
+//! must change nothing, a byte range must lie within the file, and only the right token may be admitted.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -50,7 +50,7 @@ fuzz_target!(|text: &str| {
     let body = lines.next().unwrap_or_default().as_bytes();
     let policy = Policy { allow_origin: vec![FRIEND.to_owned()], hosts: None };
     let action = decide(&policy, &head, body);
-    assert_eq!(action, decide(&policy, &head, body), "the same request, another decision");
+    assert_eq!(action, decide(&policy, &head, body), "the same request must give the same decision");
     if let Action::Respond(response) = action {
         let _ = routes::finish(&policy, &head, response);
     }

@@ -1,4 +1,4 @@
-//! Any bytes as the header of a lease ring: what is believed has every slot inside the segment.
+//! Takes any bytes as the header of a lease ring. If the header is accepted, every slot must be inside the segment.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -11,7 +11,7 @@ fuzz_target!(|input: (u64, bool, Vec<u8>)| {
     for (target, byte) in copy.iter_mut().zip(bytes) {
         *target = byte;
     }
-    // The magic is always right: otherwise nearly every input would be rejected by the first check.
+    // The magic is always right, because otherwise the first check would reject nearly every input.
     copy[..8].copy_from_slice(&MAGIC.to_ne_bytes());
     let total = u64::from_ne_bytes(copy[header::TOTAL_SIZE..header::TOTAL_SIZE + 8].try_into().unwrap());
     let segment_bytes = if right_size { total } else { told };

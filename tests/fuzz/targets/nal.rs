@@ -1,4 +1,5 @@
-//! Any bytes as an access unit: the scan must equal a naive reference, and the assembler must return bytes of the unit.
+//! Takes any bytes as an access unit. The scan must give the same result as a naive reference, and each NAL unit
+//! that the assembler takes from the input must have the bytes of the input.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -6,7 +7,8 @@ use smallvec::SmallVec;
 use streaming_server::base::limits;
 use streaming_server::h264::{Assembler, avcc, scan};
 
-/// Reference implementation of H.264 annex B: start and end of all NAL units. `None` if the scan must fail.
+/// Returns the start and end of all NAL units in a byte stream of H.264 annex B, or `None` if `scan` must fail. This is
+/// the reference implementation.
 fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
     let codes: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(&[0, 0, 1])).collect();
     if bytes[..*codes.first()?].iter().any(|byte| *byte != 0) {
@@ -33,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
         scanned.map(|()| nals.iter().map(|nal| (nal.start as usize, nal.end as usize)).collect::<Vec<_>>());
     assert_eq!(found, scan_naively(bytes));
 
-    // The second pass starts with the parameter sets of the first one.
+    // The second pass starts with the parameter sets that the first pass has stored.
     let mut assembler = Assembler::default();
     for _ in 0..2 {
         if let Ok(unit) = assembler.assemble(bytes) {

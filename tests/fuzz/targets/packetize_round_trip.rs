@@ -1,5 +1,6 @@
-//! Any stream of access units through assembler, packetiser and depacketiser must give the same NAL units. The first byte
-//! sets the payload size; `FE FD` separates the units. A second depacketiser gets payloads out of order and must not panic.
+//! Sends any stream of access units through assembler, packetizer and depacketizer, which must return the same NAL
+//! units. The first byte of the input sets the payload size, and `FE FD` separates the units. A second depacketizer
+//! receives payloads out of order and must not panic.
 #![no_main]
 
 use std::sync::Arc;

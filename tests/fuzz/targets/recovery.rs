@@ -1,5 +1,5 @@
-//! Any bytes as a file that a crash left: the parsers of the repair must not panic or loop forever. A part that they accept
-//! as whole must be accepted again on its own.
+//! Takes any bytes as a file that a crash left behind. The parsers of the repair must not panic or loop forever. If
+//! they accept a part of the file as complete, they must accept this part again on its own.
 #![no_main]
 
 use std::io::Cursor;
@@ -25,7 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = (fmp4::form(bytes), moov::summary(bytes), moov::parse_track(bytes));
     if let Some(end) = annexb::last_unit_start(bytes) {
         assert!(end < bytes.len());
-        // Each step removes one unit, and the first unit always stays.
+        // A cut at `end` removes the last unit. A second cut must remove another unit, unless only one unit is left.
         assert!(annexb::last_unit_start(&bytes[..end]).is_none_or(|earlier| earlier < end));
     }
 });

@@ -1,4 +1,4 @@
-//! RTCP: any bytes are refused or decrypted, and every decrypted compound packet is parsed to its end.
+//! Takes any bytes as RTCP. They must be refused or decrypted, and every compound packet must be parsed to its end.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

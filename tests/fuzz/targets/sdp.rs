@@ -1,4 +1,4 @@
-//! SDP offers: any text is refused, or answered with the same m-lines, of which one sends H.264.
+//! Takes any text as an SDP offer. It must be refused, or answered with the same m-lines, one of which sends H.264.
 #![no_main]
 
 use std::sync::{Arc, OnceLock};

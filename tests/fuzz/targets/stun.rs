@@ -1,4 +1,5 @@
-//! STUN: any bytes without a valid MESSAGE-INTEGRITY are refused; any attributes with one are handled.
+//! Takes any bytes as STUN. A message without a valid MESSAGE-INTEGRITY must be refused. A message with
+//! a valid MESSAGE-INTEGRITY must be handled, whatever its attributes are.
 #![no_main]
 
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +22,7 @@ fn server() -> IpAddr {
     IpAddr::from([192, 0, 2, 1])
 }
 
-/// Checks that datagrams are bounded, and drops them.
+/// A sink that checks the size of each datagram and then drops the datagram.
 struct Discard;
 
 impl DatagramSink for Discard {
@@ -38,7 +39,7 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
-/// Builds a binding request with these attributes and a valid MESSAGE-INTEGRITY.
+/// Builds a STUN binding request with the given attributes and a valid MESSAGE-INTEGRITY.
 fn signed_request(answer: &str, attributes: &[u8]) -> Vec<u8> {
     let value = |sdp: &'static str, name| sdp.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     let own = |name| answer.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -59,7 +60,7 @@ fn signed_request(answer: &str, attributes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A ufrag is found only in a complete binding request, before the colon of its USERNAME.
+/// Asserts that a ufrag is found only in a complete binding request, where it is the part of USERNAME before the colon.
 fn check_ufrag(bytes: &[u8]) {
     let Some(ufrag) = stun_ufrag(bytes) else { return };
     assert!(!ufrag.is_empty() && !ufrag.contains(':'));

@@ -1,5 +1,5 @@
-/* The "encoder" of the example in pet_camera_ring.h: plays the file named by CAMERA_FILE, Annex B with a delimiter
- * before each access unit, at 30 units a second, once; ends on SIGTERM. */
+/* The "encoder" of the example in pet_camera_ring.h. It plays the file named by CAMERA_FILE once, at 30 units a second,
+ * and ends on SIGTERM. The file is Annex B with a delimiter before each access unit. */
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -50,7 +50,7 @@ static void encoder_open(void)
     encoder_due_ns = encoder_now_ns();
 }
 
-/* Waits for the next picture's time; 0 when there is none any more. */
+/* Waits until the next picture is due. Returns 0 if the file has ended or SIGTERM has arrived. */
 static int encoder_wait_for_picture(void)
 {
     struct timespec due;
@@ -70,7 +70,8 @@ static uint64_t encoder_captured_ns(void)
     return encoder_due_ns;
 }
 
-/* Writes the next access unit; its bytes, 0 if it does not fit. A file cannot answer a wish for an IDR. */
+/* Writes the next access unit. Returns its size in bytes, or 0 if it does not fit into the slot. want_idr is ignored,
+ * because a file cannot insert an IDR. */
 static size_t encoder_encode(void *slot, size_t room, int want_idr)
 {
     size_t end = encoder_at + sizeof encoder_delimiter, bytes;

@@ -1,4 +1,5 @@
-/* Prints the numbers of pet_camera_ring.h, a name and a value in each line, for tests/promises/c_camera.rs to compare. */
+/* Prints the constants and field offsets of pet_camera_ring.h, one name and value in each line.
+ * tests/promises/c_camera.rs compares them with those of the server. */
 #define PET_CAMERA_RING_IMPLEMENTATION
 #include "pet_camera_ring.h"
 

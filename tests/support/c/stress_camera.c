@@ -1,5 +1,6 @@
-/* A camera for the stress test: stress_camera NAME UNITS_PER_SECOND. Each unit is its number, a CRC-32 of what
- * follows, and 500 to 8000 bytes made from the number. Ends on SIGTERM and says how it went, in one line. */
+/* A camera for the stress test. Usage: stress_camera NAME UNITS_PER_SECOND.
+ * Each unit consists of its number, a CRC-32 of the bytes after the CRC, and 500 to 8000 bytes made from the number.
+ * SIGTERM ends the program. It then prints its counts and longest times in one line. */
 #define PET_CAMERA_RING_IMPLEMENTATION
 #include "pet_camera_ring.h"
 
@@ -44,7 +45,7 @@ static uint32_t crc32(const uint8_t *bytes, size_t count)
     return ~crc;
 }
 
-/* Fills the slot; the unit's bytes. */
+/* Fills the slot with a unit and returns the size of the unit in bytes. */
 static size_t make_unit(uint8_t *slot, uint64_t number)
 {
     uint64_t state = number * UINT64_C(0x9e3779b97f4a7c15) | 1;
@@ -58,14 +59,14 @@ static size_t make_unit(uint8_t *slot, uint64_t number)
         }
         slot[at] = (uint8_t)(state >> at % 8 * 8);
     }
-    slot[12] = 0x61; /* what is summed looks like a coded slice: the reader's CRC is that of slices */
+    slot[12] = 0x61; /* makes the checksummed bytes look like a coded slice: the reader's CRC covers slices only */
     crc = crc32(slot + 12, bytes - 12);
     memcpy(slot, &number, sizeof number);
     memcpy(slot + 8, &crc, sizeof crc);
     return bytes;
 }
 
-/* The longest that claiming and publishing took. */
+/* The longest time that one call to claim or publish a slot has taken. */
 struct longest {
     uint64_t wall_ns, cpu_ns;
 };
