@@ -51,7 +51,8 @@ impl AppBackend {
     /// Sends every worker the command to close its sessions and to end.
     pub fn stop(&self) {
         for mailbox in &self.mailboxes {
-            // A full mailbox refuses the command. The worker empties it within one turn of its loop, so we try again.
+            // A full mailbox refuses the command, so this loop tries again. A worker empties its mailbox within one
+            // turn.
             for _ in 0..100 {
                 if mailbox.send(Command::Stop).is_ok() {
                     break;

@@ -163,8 +163,8 @@ fn recordings(directory: &Path) -> Finding {
     let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
     let probe = existing.join(format!(".streaming-server-doctor-{}", std::process::id()));
     let written = std::fs::write(&probe, b"x");
-    // The removal fails if the write has created no file. That error is ignored, because the error of the write is
-    // reported.
+    // The removal fails if the write has created no file. The error is ignored, because the error of the write is
+    // reported below.
     let _ = std::fs::remove_file(&probe);
     if let Err(error) = written {
         let advice = "choose another directory with --record-path, or make it writable for this user";

@@ -156,8 +156,8 @@ fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
     }
 }
 
-/// Its drop waits until the background generation of the certificate has ended. If the program exited earlier, aws-lc
-/// would abort.
+/// When this value is dropped, it waits until the background generation of the certificate has ended. Without this
+/// wait, aws-lc aborts when the program exits.
 struct JoinPreparation(Arc<SessionContext>);
 
 impl Drop for JoinPreparation {
@@ -302,7 +302,8 @@ async fn close_sessions(app_backend: Arc<AppBackend>, mut workers: Workers) {
     let thread = std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
         app_backend.stop();
         workers.join();
-        // This send fails if a second signal or the timeout below has ended the wait for it, so the error is ignored.
+        // This send fails if a second signal or the timeout below has ended the wait for this message, so the error is
+        // ignored.
         let _ = done.send(());
     });
     match thread {

@@ -104,7 +104,7 @@ pub struct Health {
     pub heartbeats: Vec<Heartbeat>,
 }
 
-/// How often one thread has run its loop. A thread whose count does not grow is stuck.
+/// A thread and the number of turns that its loop has made. If the number does not grow, the thread is stuck.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Name of the thread, as in the log.

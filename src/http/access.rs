@@ -257,7 +257,7 @@ mod tests {
         Moment { steady: now.steady + Duration::from_secs(seconds), unix_s: now.unix_s + seconds }
     }
 
-    /// Checks a request with the cookie of this `Set-Cookie` header, which a browser would send back.
+    /// Checks a request that sends back the cookie of this `Set-Cookie` header, as a browser does.
     fn enter(access: &Access, set_cookie: &str, now: Moment) -> Result<Option<VerifiedLogin>, ApiError> {
         access.check(&Head { cookie: set_cookie.split(';').next(), ..Head::default() }, HOME, now)
     }

@@ -55,8 +55,8 @@ pub trait Backend: Send + Sync + 'static {
 /// A command for the recorder.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordingCommand {
-    /// Start a recording. Holds the error if the request was malformed, because a server without a recorder must answer
-    /// 501 even then.
+    /// Start a recording with these options. If the request was malformed, this is the error to answer. A server
+    /// without a recorder answers 501 instead.
     Start(Result<StartRequest, ApiError>),
     /// Stop the recording and finish its file.
     Stop,

@@ -1,9 +1,9 @@
 //! Provides the certificate and the key for TLS: reads them from the files of the owner, or generates and stores them.
 //! Reports problems in words that the owner can act on.
 //!
-//! With --tls-self-signed there are two certificates: that of this machine, and that of the authority that signed it.
-//! The key of the authority is discarded at once, so the authority cannot sign anything else. A phone that trusts the
-//! authority therefore trusts only this machine.
+//! With --tls-self-signed there are two certificates: one of this machine, and one of the authority that signed the
+//! first. The key of the authority is discarded at once, so the authority cannot sign anything else. A phone that
+//! trusts the authority therefore trusts only this machine.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -172,7 +172,7 @@ impl Certificate {
     }
 
     /// Adds a warning about the names that the certificate does not contain. A new address of the machine does not
-    /// cause a new certificate, because the user would have to install that one on each phone.
+    /// cause a new certificate, because the user would then have to install a new authority on each phone.
     fn note_names(&mut self, names: &[String]) {
         let Some(first) = self.chain.first() else { return };
         let Ok(parsed) = ParsedCertificate::try_from(first) else { return };
@@ -272,8 +272,8 @@ fn named(common_name: String, now_s: u64) -> Result<CertificateParams, Certifica
     Ok(params)
 }
 
-/// Lower bound for the current time in seconds since 1970. It is needed because a machine without a battery-backed
-/// clock starts in 1970.
+/// Earliest time, in seconds since 1970, that is used as the current time. A machine without a battery-backed clock
+/// starts in 1970, so its new certificate would already have expired.
 const PLAUSIBLE_S: u64 = 1_790_000_000;
 
 fn pem(parts: &[(&str, &[u8])]) -> io::Result<String> {

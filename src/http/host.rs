@@ -15,8 +15,8 @@ pub struct Hosts {
 const HOME_ENDINGS: [&str; 6] = ["local", "lan", "home", "internal", "home.arpa", "localdomain"];
 
 impl Hosts {
-    /// Returns hosts that accept the `hostname` of this machine and the `allowed` names, which must be in lower case.
-    /// If `*` is one of `allowed`, all names are accepted.
+    /// Returns the accepted names: the `hostname` of this machine, also with each of `HOME_ENDINGS`, and the `allowed`
+    /// names, which must be in lower case. If `*` is one of `allowed`, all names are accepted.
     #[must_use]
     pub fn new(hostname: &str, allowed: impl IntoIterator<Item = String>) -> Hosts {
         let hostname = hostname.to_ascii_lowercase();

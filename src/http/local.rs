@@ -37,7 +37,7 @@ use crate::base::limits;
 pub struct LocalConfig {
     /// Loopback address to listen at. Port 0 selects any free port.
     pub address: SocketAddr,
-    /// Answers requests and takes profiles. After it is dropped, requests are answered with 503.
+    /// Answers requests and takes profiles. After the backend is dropped, requests are answered with 503.
     pub backend: Weak<dyn Backend>,
     /// Runs the backend's futures.
     pub runtime: Handle,
@@ -264,7 +264,8 @@ fn header<'a>(request: &'a Request, name: &str) -> Result<Option<&'a str>, Respo
 }
 
 impl Shared {
-    /// Returns the response. Calls of the backend run on another thread, and this coroutine waits for the result.
+    /// Returns the response to a request. Calls of the backend run on another thread, and this coroutine waits for the
+    /// result.
     fn respond(&self, request: LocalRequest) -> Response {
         match request.target {
             Err(response) => response,

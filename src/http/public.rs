@@ -379,7 +379,8 @@ impl Shared {
         Some(cookies.into_iter().fold(answer, |answer, cookie| answer.header("set-cookie", cookie)))
     }
 
-    /// Runs the action. If the action starts a stream or a session, that stream or session ends together with `login`.
+    /// Runs the action. If the action starts a session, an event stream or a download with `follow`, that ends together
+    /// with `login`.
     async fn perform(
         &self,
         head: &Head<'_>,

@@ -17,7 +17,7 @@ pub(super) type BodyStream = Channel<Bytes, io::Error>;
 pub struct Response {
     /// HTTP status code.
     pub status: u16,
-    /// `Content-Type`; `None` for an empty body.
+    /// Value of the header `Content-Type`; `None` for an empty body.
     pub content_type: Option<&'static str>,
     /// The other headers, with names in lower case.
     pub headers: Vec<(&'static str, String)>,

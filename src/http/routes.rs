@@ -171,7 +171,7 @@ pub enum Action {
 /// answer to OPTIONS.
 pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<&'static Route, Response> {
     let path = template(head.path);
-    // A health check may use any `Host`, so that of other paths only is checked.
+    // A health check may use any `Host`. For every other path, `Host` must name this server.
     if path != HEALTH {
         admit_host(policy, head)?;
     }

@@ -72,10 +72,10 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "status")]
 pub enum RecordingReply {
-    /// Answer to a start.
+    /// Answer to the command `start`.
     #[serde(rename = "recording")]
     Started(StartReply),
-    /// Answer to a stop.
+    /// Answer to the command `stop`.
     #[serde(rename = "stopped")]
     Stopped {
         /// Totals of the recording.
@@ -86,16 +86,16 @@ pub enum RecordingReply {
         /// False if no unit was recorded; the empty file is then removed.
         kept: bool,
     },
-    /// Answer to a heartbeat.
+    /// Answer to the command `heartbeat`.
     #[serde(rename = "recording")]
     HeartbeatAccepted,
-    /// Answer to a deletion.
+    /// Answer to the command that deletes a recording.
     #[serde(rename = "deleted")]
     Deleted {
         /// Name of the deleted file.
         name: String,
     },
-    /// Answer to a request for the list.
+    /// Answer to the request for the list of recordings.
     #[serde(untagged)]
     List {
         /// All recordings, newest first.

@@ -16,7 +16,8 @@ use crate::http::{Access, Hosts, HttpConfig, HttpTimeouts, Policy, TlsKeys};
 use crate::metrics::LoginCounters;
 
 /// Reads or generates the certificate, and derives the key that seals the logins. Returns the configuration of the
-/// endpoint at --http. The endpoint at --http-plain uses the same one, but with another address and without TLS.
+/// endpoint at --http. The endpoint at --http-plain uses the same configuration, but with another address and without
+/// TLS.
 pub(super) fn prepare(
     config: &Config,
     http: SocketAddr,

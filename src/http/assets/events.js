@@ -7,7 +7,7 @@
 // server for all its tabs.
 
 const TICK_MS = 1000;
-const SILENCE_MS = 2500; // without an event for this long, the page polls; the server sends one every second
+const SILENCE_MS = 2500; // if no event arrives for this long, the page polls; the server sends an event every second
 const POLL_TIMEOUT_MS = 3000;
 const REOPEN_MS = [1000, 2000, 5000, 10000];
 
@@ -70,7 +70,8 @@ export async function pollStatus() {
     const response = await fetchWithTimeout("api/status", POLL_TIMEOUT_MS);
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
     const news = await response.json();
-    const failures = failedOpenings; // update() sets it to 0, but an answered poll does not prove that events work
+    // An answered poll does not prove that events work, so failedOpenings keeps its value although update() sets it to 0.
+    const failures = failedOpenings;
     update(news);
     failedOpenings = failures;
   } catch {
@@ -89,8 +90,8 @@ async function tick() {
     if (now - updatedAt > SILENCE_MS) {
       const silent = source;
       await pollStatus();
-      // If the server answers polls but sends no events, the stream hangs or a proxy buffers it. It is then closed, and
-      // opened again later.
+      // If the server answers polls but sends no events, the stream hangs or a proxy buffers it. The stream is then
+      // closed, and opened again later.
       if (silent && silent === source && missed === 0 && silent.readyState === EventSource.OPEN) silent.onerror();
     }
   }
