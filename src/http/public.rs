@@ -202,10 +202,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 fn prepare(stream: &TcpStream) {
     let answer_timeout_ms = u32::try_from(limits::ANSWER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
-        log::debug!("http: TCP_USER_TIMEOUT: {error}");
+        log::debug!("http: cannot set TCP_USER_TIMEOUT: {error}");
     }
     if let Err(error) = stream.set_nodelay(true) {
-        log::debug!("http: TCP_NODELAY: {error}");
+        log::debug!("http: cannot set TCP_NODELAY: {error}");
     }
 }
 

@@ -70,7 +70,7 @@ export async function pollStatus() {
     const response = await fetchWithTimeout("api/status", POLL_TIMEOUT_MS);
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
     const news = await response.json();
-    // An answered poll does not prove that events work, so failedOpenings keeps its value although update() sets it to 0.
+    // An answered poll does not prove that events work. So failedOpenings keeps its value, which update() sets to 0.
     const failures = failedOpenings;
     update(news);
     failedOpenings = failures;
