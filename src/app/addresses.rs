@@ -1,10 +1,12 @@
-//! The ICE host candidates: addresses at which a browser may reach this machine. Read once at start.
+//! Finds the ICE host candidates: the addresses at which a browser may reach this machine. They are read once, at
+//! start.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Returns the host candidates of a socket bound to `bound`: that address or, if it is unspecified, every usable address
-/// of this machine (RFC 8445 section 5.1.1.1). Loopback comes last, for viewers on this machine. IPv6 addresses are
-/// omitted for an IPv4 socket. Link-local IPv6 addresses need a zone, which SDP cannot carry.
+/// Returns the host candidates of a socket that is bound to `bound`. A specific address is the only candidate. If
+/// `bound` is unspecified (0.0.0.0 or ::), every usable address of this machine is one (RFC 8445 section 5.1.1.1).
+/// Loopback addresses come last, because only viewers on this machine can use them. For an IPv4 socket, IPv6 addresses
+/// are omitted. Link-local addresses are omitted too: in IPv6 they need a zone, which SDP cannot carry.
 pub fn host_candidates(bound: SocketAddr, interfaces: &[IpAddr]) -> Vec<SocketAddr> {
     if !bound.ip().is_unspecified() {
         return vec![bound];
@@ -27,7 +29,7 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// Returns the addresses of all interfaces, or only loopback if they cannot be listed.
+/// Returns the addresses of all network interfaces, or only 127.0.0.1 if the interfaces cannot be listed.
 pub fn interface_addresses() -> Vec<IpAddr> {
     match if_addrs::get_if_addrs() {
         Ok(interfaces) => interfaces.into_iter().map(|interface| interface.ip()).collect(),

@@ -1,5 +1,6 @@
-//! Implements the backend of the HTTP endpoints: makes sessions, distributes them over the workers and reports the state
-//! of the program. Runs on the control thread. This module must not touch sockets or the ring.
+//! Implements [`Backend`] for the HTTP endpoints: makes sessions, distributes them over the workers and reports the
+//! state of the program. All of this runs on the HTTP thread, except profiles and traces, which get a thread each. This
+//! module must not touch sockets or the camera's ring.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,37 +21,38 @@ use crate::recorder::RecorderHandle;
 use crate::session::{OfferError, SessionContext, Viewer};
 use crate::worker::commands::{Command, Mailbox, hand_over, session_guard};
 
-/// How long a worker may take to report its viewers.
+/// Longest time to wait until a worker has reported its viewers.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An attached camera without an access unit for this long is stalled.
+/// Nanoseconds without an access unit after which an attached camera counts as stalled.
 pub(super) const STALLED_AFTER_NS: u64 = 1_500_000_000;
 
-/// `Retry-After` of a refused offer or profile, in seconds.
+/// Seconds in the `Retry-After` header of a refused offer or profile.
 const RETRY_AFTER_S: u32 = 5;
 
-/// The program behind the HTTP endpoints.
+/// The implementation of [`Backend`]. It gives the HTTP endpoints access to the rest of the program.
 pub struct AppBackend {
     pub(super) camera: Camera,
     pub(super) context: Arc<SessionContext>,
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) counters: Vec<Arc<WorkerCounters>>,
-    /// `None` with --no-recorder.
+    /// Handle of the recorder; `None` if the server was started with --no-recorder.
     pub(super) recorder: Option<RecorderHandle>,
     pub(super) logins: Arc<LoginCounters>,
     pub(super) viewers_max: u32,
     pub(super) next_id: AtomicU32,
-    /// Sessions made since the start. The workers count the closed ones.
+    /// Number of sessions made since the start. `counters` hold the number of sessions that have closed.
     pub(super) adopted: AtomicU32,
-    /// CLOCK_MONOTONIC of the start.
+    /// Time of the start, in nanoseconds of CLOCK_MONOTONIC.
     pub(super) started_ns: i64,
 }
 
 impl AppBackend {
-    /// Tells every worker to close its sessions and end.
+    /// Sends every worker the command to close its sessions and to end.
     pub fn stop(&self) {
         for mailbox in &self.mailboxes {
-            // A worker empties its mailbox within one turn.
+            // A full mailbox refuses the command, so this loop tries again. A worker empties its mailbox within one
+            // turn.
             for _ in 0..100 {
                 if mailbox.send(Command::Stop).is_ok() {
                     break;
@@ -60,16 +62,16 @@ impl AppBackend {
         }
     }
 
-    /// Tells the recorder to finish a running recording and end. Does not wait.
+    /// Requests that the recorder finishes a running recording and then ends. Does not wait until that has happened.
     pub fn stop_recorder(&self) {
         if let Some(recorder) = &self.recorder {
             recorder.shutdown();
         }
     }
 
-    /// Returns status line and heartbeats for the service manager. The heartbeats are those of the threads that live
-    /// video needs: the workers and the camera wait. The recorder is not among them, because a disk that hangs must not
-    /// cause a restart that interrupts the live picture.
+    /// Returns the status line and the heartbeats for the service manager. The threads that live video needs have a
+    /// heartbeat: the workers and the camera wait. The recorder has none: if the disk hangs, a restart would only
+    /// interrupt the live picture.
     pub fn health(&self) -> Health {
         let beat = |name: String, turns| Heartbeat { name, turns };
         let workers = self.counters.iter().enumerate();
@@ -93,8 +95,8 @@ impl AppBackend {
         format!("camera {camera}, viewers {viewers}, {recording}")
     }
 
-    /// Returns what the workers did in the last `seconds`, as JSON in the Trace Event Format for Perfetto or Chrome. The
-    /// workers keep about a minute.
+    /// Returns what the workers did in the last `seconds`, as JSON in the Trace Event Format, which Perfetto and Chrome
+    /// can show. The workers keep the events of about one minute.
     fn trace(&self, seconds: u32) -> String {
         let since_ns = clock::monotonic_ns().saturating_sub(i64::from(seconds) * 1_000_000_000);
         trace::to_chrome_json(self.counters.iter().map(|worker| &worker.trace), since_ns)
@@ -129,7 +131,7 @@ impl AppBackend {
             .map_err(|full| ApiError::busy(full.to_string(), RETRY_AFTER_S))?;
         self.adopted.fetch_add(1, Ordering::Relaxed);
         if let Some(login_end) = login_end {
-            // One task per session with a login.
+            // This task watches the login and ends the session when the login ends.
             tokio::spawn(login_watch::end_with_login(id, login_end, gone, mailbox.clone()));
         }
         Ok(answer)
@@ -170,7 +172,7 @@ fn refused(error: &OfferError) -> ApiError {
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s: None }
 }
 
-/// Returns the state of all sessions. A worker that does not answer in time is skipped.
+/// Returns the state of all sessions. The sessions of a worker that does not answer in time are left out.
 async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
     let mut viewers = Vec::new();
     for mailbox in mailboxes {

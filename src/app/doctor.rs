@@ -1,5 +1,6 @@
-//! `streaming-server doctor` checks what the server needs on this machine. `streaming-server healthcheck` asks a running
-//! server. Both change nothing, except that doctor writes and removes a probe file in the record directory.
+//! `streaming-server doctor` checks if this machine has everything that the server needs. `streaming-server
+//! healthcheck` asks a running server for its health. Both change nothing, except that doctor writes and removes a
+//! probe file in the record directory.
 
 mod security;
 
@@ -18,7 +19,7 @@ use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 /// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// No action needed.
+    /// No action is needed.
     Ok,
     /// The server runs, but slower or with fewer features.
     Warn,
@@ -26,14 +27,14 @@ pub enum Verdict {
     Fail,
 }
 
-/// One line of the report.
+/// One line of the report that `doctor` prints.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// The subject of the check.
+    /// Name of what was checked, such as `ring` or `udp`.
     pub what: &'static str,
-    /// The result.
+    /// Result of the check.
     pub verdict: Verdict,
-    /// The finding, and for other results than `Ok` what to do.
+    /// What the check found. For `Warn` and `Fail`, the text usually also says what to do.
     pub finding: String,
 }
 
@@ -48,14 +49,15 @@ impl fmt::Display for Check {
     }
 }
 
-/// Result of a check, and its text.
+/// Result of a check, and the text for [`Check::finding`].
 type Finding = (Verdict, String);
 
 fn check(what: &'static str, (verdict, finding): Finding) -> Check {
     Check { what, verdict, finding }
 }
 
-/// Checks everything that a server with this configuration needs. The port checks fail while a server is running.
+/// Checks everything that a server with this configuration needs. While a server is running, the checks of its ports
+/// fail.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![check("ring", ring(config))];
@@ -105,7 +107,7 @@ fn ring(config: &Config) -> Finding {
     (Verdict::Ok, found)
 }
 
-/// Age of the newest slot in seconds above which the camera does not write.
+/// Age of the newest slot, in seconds, above which `doctor` reports that the camera stopped.
 const STALE_S: u64 = 5; // local bound: only this check uses it
 
 fn sending() -> Vec<Check> {
@@ -141,7 +143,8 @@ fn tcp(what: &'static str, address: SocketAddr) -> Check {
     port(what, address, TcpListener::bind(address).map(drop))
 }
 
-/// The result of binding an address. The option that sets the address has the name of the check.
+/// Returns the check of a port. `bound` is the result of binding its address. The option that sets the address has the
+/// name of the check, `what`.
 fn port(what: &'static str, address: SocketAddr, bound: std::io::Result<()>) -> Check {
     let finding = match bound {
         Ok(()) => (Verdict::Ok, format!("{address} is free")),
@@ -155,11 +158,13 @@ fn port(what: &'static str, address: SocketAddr, bound: std::io::Result<()>) -> 
 
 fn recordings(directory: &Path) -> Finding {
     let shown = directory.display();
-    // The first recording creates the directory, so the nearest existing ancestor must be writable.
+    // The directory may not exist yet, because the first recording creates it. So we test if the nearest existing
+    // directory above it is writable.
     let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
     let probe = existing.join(format!(".streaming-server-doctor-{}", std::process::id()));
     let written = std::fs::write(&probe, b"x");
-    // If the write failed, there may be no file.
+    // The removal fails if the write has created no file. The error is ignored, because the error of the write is
+    // reported below.
     let _ = std::fs::remove_file(&probe);
     if let Err(error) = written {
         let advice = "choose another directory with --record-path, or make it writable for this user";
@@ -179,13 +184,13 @@ fn recordings(directory: &Path) -> Finding {
     }
 }
 
-/// Free bytes below which a warning is given: some minutes of recording.
+/// Free bytes below which `doctor` warns. This is enough for some minutes of recording.
 const FREE_BYTES_LOW: u64 = 1 << 30; // local bound: only this check uses it
 
-/// Asks the server on this machine for its health.
+/// Requests GET /health from the server on this machine. Returns `Ok` if the status is 200.
 ///
 /// # Errors
-/// There is no answer, or its status is not 200.
+/// Returns the reason as text if there is no answer or if its status is not 200.
 pub fn healthcheck(config: &Config) -> Result<(), String> {
     let ip = match config.http.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -197,7 +202,7 @@ pub fn healthcheck(config: &Config) -> Result<(), String> {
     if status.starts_with("HTTP/1.1 200 ") { Ok(()) } else { Err(format!("http {address}: {status}")) }
 }
 
-/// Returns the status line of GET /health, which requires no token.
+/// Sends GET /health, which requires no token, and returns the status line of the response.
 fn ask(address: SocketAddr, is_tls: bool) -> std::io::Result<String> {
     let stream = TcpStream::connect_timeout(&address, HEALTH_TIMEOUT)?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;

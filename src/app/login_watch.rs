@@ -1,4 +1,4 @@
-//! Ends a session together with the login that allowed it. Runs on the control thread.
+//! Ends a session when the login that allowed it ends. This code runs on the HTTP thread.
 //!
 //! ```text
 //!   login ends ───► end_with_login ── Command::LogOut ──► worker
@@ -10,10 +10,11 @@ use std::time::Duration;
 use crate::http::BoxFuture;
 use crate::worker::commands::{Command, Mailbox, SessionEnd};
 
-/// Time between two attempts to send to a full mailbox. A worker empties its mailbox within one turn.
+/// Time between two attempts to send to a full mailbox. A worker empties its mailbox within one turn of its loop.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Tells the worker to close the session `viewer` when `login_end` completes. Returns when the session has ended.
+/// Sends the worker the command to close the session `viewer` when `login_end` completes, and then returns. Returns
+/// earlier, without a command, if the session ends first.
 pub(super) async fn end_with_login(
     viewer: u32,
     login_end: BoxFuture<()>,
@@ -28,7 +29,7 @@ pub(super) async fn end_with_login(
     };
     tokio::select! {
         biased;
-        // Completes with an error when the guard is dropped.
+        // The worker drops the SessionGuard when the session ends. `gone` then completes with an error.
         _ = gone => {}
         () = log_out => {}
     }

@@ -1,4 +1,4 @@
-//! The page of GET /metrics. Metrics that the Go server had keep its names.
+//! Writes the page of GET /metrics. A metric that the earlier Go server also had keeps the name it had there.
 
 mod recorder;
 mod replay;
@@ -30,7 +30,8 @@ impl AppBackend {
         text.finish()
     }
 
-    /// Returns the maximum over all workers, for counts of units: every worker reads every unit.
+    /// Returns the maximum of a value over all workers. Counts of access units need the maximum, because every worker
+    /// reads every unit and a sum would count each unit several times.
     fn most(&self, get: impl Fn(&WorkerCounters) -> u64) -> u64 {
         self.counters.iter().map(|worker| get(worker)).max().unwrap_or(0)
     }
@@ -112,7 +113,7 @@ fn viewers(text: &mut Exposition, from: &AppBackend) {
 
 fn network(text: &mut Exposition, from: &AppBackend) {
     text.counter("datagrams_sent_total", "UDP datagrams sent.").value(from.sum(|w| w.datagrams_sent.get()));
-    text.counter("sent_bytes_total", "Payload bytes of those datagrams.")
+    text.counter("sent_bytes_total", "Payload bytes of the UDP datagrams sent.")
         .value(from.sum(|w| w.bytes_sent.get()));
     text.counter("datagrams_dropped_total", "Datagrams dropped before the kernel took them.")
         .value(from.sum(|w| w.datagrams_dropped.get()));

@@ -1,5 +1,6 @@
-//! APP: what HTTP asks for and how the threads are wired: the backend behind the routes, recordings, the metrics page,
-//! doctor, systemd. May use every other module; no other module uses this one.
+//! APP: implements what the HTTP endpoints request, and starts and stops the threads. It contains the backend behind
+//! the routes, recordings, the metrics page, doctor and the messages to systemd. It may use every other module; no
+//! other module uses it.
 
 pub mod addresses;
 pub mod backend;

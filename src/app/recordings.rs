@@ -1,4 +1,5 @@
-//! Runs recording commands of the HTTP API on the recorder and converts its answers. This module must not touch files.
+//! Passes recording commands of the HTTP API to the recorder, and converts the recorder's answers to the types of the
+//! API. This module must not touch files.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use crate::http::{
 use crate::recorder::library::Download;
 use crate::recorder::{RecorderError, RecorderHandle};
 
-/// Runs a command of the HTTP API on the recorder. Without a recorder, as in all functions here, the error is 501.
+/// Runs a command of the HTTP API on the recorder and returns the reply. If `recorder` is `None`, this and the other
+/// functions of the module return the error 501.
 pub(super) async fn run(
     recorder: Option<RecorderHandle>,
     command: RecordingCommand,
@@ -96,7 +98,8 @@ impl RecordingFile for OpenRecording {
         Box::pin(async move {
             let Some(mut progress) = progress else { return bytes };
             let grown = progress.wait_for(|now| now.committed_bytes > bytes || now.finished).await;
-            // The recorder drops the sender when it closes the file. The file does not grow any more then.
+            // An error means that the recorder has dropped the sender, which it does when it closes the file. The file
+            // then no longer grows, so `bytes` is the final number.
             grown.map_or(bytes, |now| now.committed_bytes.max(bytes))
         })
     }

@@ -1,4 +1,5 @@
-//! Starts and stops the server: its threads, their order, and the signals. Only main uses it.
+//! Starts the threads of the server in the right order, handles the signals, and stops the threads. Only `main` uses
+//! this module.
 
 pub(crate) mod security;
 
@@ -42,7 +43,7 @@ pub enum ServerError {
     Http {
         /// The configured address.
         address: SocketAddr,
-        /// The option that sets it.
+        /// The option that sets the address.
         option: &'static str,
         /// The kernel's error.
         source: io::Error,
@@ -65,7 +66,7 @@ pub enum ServerError {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The certificate is not usable.
+    /// The TLS certificate is not usable.
     #[error("TLS: {0}")]
     Certificate(#[from] http::certificate::CertificateError),
     /// A thread or a runtime could not start.
@@ -76,7 +77,7 @@ pub enum ServerError {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The certificate or the crypto self-check failed.
+    /// The addresses to announce to viewers are missing, too many or unusable.
     #[error("cannot prepare sessions: {0}")]
     Sessions(#[from] ContextError),
     /// The recorder did not start.
@@ -90,7 +91,7 @@ pub enum ServerError {
 /// Runs the server until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// [`ServerError`] if a part cannot start. It names the option that helps.
+/// Returns a [`ServerError`] if a part of the server cannot start. If an option can help, the error names it.
 pub fn run(config: &Config) -> Result<(), ServerError> {
     log::info!("streaming-server {}: {config}", env!("CARGO_PKG_VERSION"));
     let listener = listen(config.http, "--http")?;
@@ -134,8 +135,8 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     serve(config, &runtime, endpoints, &app_backend, workers)
 }
 
-/// Opens the UDP socket. The io_uring of a killed server keeps its socket open until the kernel has freed it, shortly
-/// after the process ended. A restart therefore waits for the port.
+/// Opens the UDP socket. If the port is in use, tries again for up to `limits::UDP_PORT_PATIENCE`. This helps after a
+/// server was killed: the kernel frees its io_uring, which holds the socket, only shortly after the process has ended.
 fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
     const PAUSE: Duration = Duration::from_millis(20); // local bound: only this loop uses it
     let mut left = limits::UDP_PORT_PATIENCE;
@@ -155,7 +156,8 @@ fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
     }
 }
 
-/// Joins the background certificate generation before exit; aws-lc aborts otherwise.
+/// When this value is dropped, it waits until the background generation of the certificate has ended. Without this
+/// wait, aws-lc aborts when the program exits.
 struct JoinPreparation(Arc<SessionContext>);
 
 impl Drop for JoinPreparation {
@@ -164,7 +166,8 @@ impl Drop for JoinPreparation {
     }
 }
 
-/// Starts the control endpoint if it is configured. It answers as long as the backend lives.
+/// Starts the control endpoint if its address is configured. The endpoint holds only a weak reference to the backend:
+/// after the backend is dropped, every request is answered with 503.
 fn start_control(
     config: &Config,
     app_backend: &Arc<AppBackend>,
@@ -186,7 +189,7 @@ struct Endpoints {
 }
 
 impl Endpoints {
-    /// Serves until `stopped` is set.
+    /// Serves HTTP on all listeners until `stopped` becomes true.
     async fn serve(self, backend: Arc<dyn Backend>, stopped: watch::Receiver<bool>) {
         let plain = self.plain.map(|listener| {
             let address = listener.local_addr().unwrap_or(self.config.address);
@@ -218,7 +221,7 @@ fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContex
     Ok(SessionContext::new(session_config)?)
 }
 
-/// Returns the number of workers: one for up to 64 viewers, else one per core.
+/// Returns the configured number of workers. The default is one worker for up to 64 viewers, otherwise one per core.
 fn worker_count(config: &Config) -> usize {
     match config.workers {
         config::Workers::Count(count) => count.get(),
@@ -227,7 +230,7 @@ fn worker_count(config: &Config) -> usize {
     }
 }
 
-/// Prints the URL of the page on stdout, and the addresses in the log for scripts.
+/// Prints the URL of the page on stdout, and logs the bound addresses, which scripts read from the log.
 fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp: SocketAddr) {
     log::info!("listening: http={http} udp={udp}");
     let plain = plain.and_then(|listener| listener.local_addr().ok());
@@ -242,12 +245,12 @@ fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp:
         IpAddr::V6(ip) => format!("[{ip}]"),
     };
     let mut stdout = io::stdout().lock();
-    // The server also runs with a closed stdout.
+    // A failed write to stdout is ignored: the server must keep running even if stdout is closed.
     let _ = writeln!(stdout, "open {scheme}://{host}:{}/", http.port());
     let _ = stdout.flush();
 }
 
-/// Runs the HTTP endpoints on this thread until a signal arrives, then stops the workers.
+/// Runs the HTTP endpoints on this thread until a signal arrives, then stops the recorder and the workers.
 fn serve(
     config: &Config,
     runtime: &Runtime,
@@ -273,9 +276,9 @@ fn serve(
             () = security::handle_hangups(config, keys.as_deref()) => log::info!("the terminal was closed: stopping"),
         }
         notifier.stopping();
-        // The recording is finished while the sessions are closed.
+        // This does not wait: the recorder finishes the recording while the sessions below are closed.
         app_backend.stop_recorder();
-        // Fails only if the HTTP endpoint has already ended.
+        // This send can fail only if the HTTP endpoints have already ended, so the error is ignored.
         let _ = stop.send(true);
         tokio::select! {
             () = close_sessions(Arc::clone(app_backend), workers) => {}
@@ -286,20 +289,21 @@ fn serve(
     })
 }
 
-/// Returns the time between two watchdog keep-alives, if the service manager has a watchdog.
+/// Returns the time between two watchdog keep-alives, or `None` if the service manager does not watch this process.
 fn watchdog_period() -> Option<Duration> {
     let usec = std::env::var_os("WATCHDOG_USEC");
     let pid = std::env::var_os("WATCHDOG_PID");
     service::watchdog_period(usec.as_deref(), pid.as_deref(), std::process::id())
 }
 
-/// Closes all sessions and joins the workers, on a separate thread so that signals are still handled.
+/// Closes all sessions and joins the workers. A separate thread does this, so that signals are still handled meanwhile.
 async fn close_sessions(app_backend: Arc<AppBackend>, mut workers: Workers) {
     let (done, finished) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
         app_backend.stop();
         workers.join();
-        // Fails only after a second signal, which stops the wait for this message.
+        // This send fails if a second signal or the timeout below has ended the wait for this message, so the error is
+        // ignored.
         let _ = done.send(());
     });
     match thread {
@@ -309,31 +313,33 @@ async fn close_sessions(app_backend: Arc<AppBackend>, mut workers: Workers) {
                 log::warn!("a worker did not stop in time");
             }
         }
-        Err(error) => log::warn!("the sessions are not closed, viewers will time out: {error}"),
+        Err(error) => log::warn!("could not close the sessions; viewers will time out: {error}"),
     }
 }
 
-/// Prefix of the demo ring's name. The process id follows.
+/// Beginning of the name of a demo's ring. The process id of the demo follows.
 const DEMO_RING: &str = "/streaming-server-demo-";
 
-/// Unlinks the rings of demos that were killed: their process ids no longer exist.
+/// Unlinks the rings that killed demos have left behind. A demo was killed if the process id in the ring's name no
+/// longer exists.
 fn remove_rings_of_killed_demos() {
     let Ok(segments) = std::fs::read_dir("/dev/shm") else { return };
     for segment in segments.flatten() {
         let name = format!("/{}", segment.file_name().to_string_lossy());
         let process = name.strip_prefix(DEMO_RING).and_then(|number| number.parse::<u32>().ok());
         if process.is_some_and(|number| !std::path::Path::new(&format!("/proc/{number}")).exists()) {
-            // Another demo may have unlinked it already.
+            // Another demo may already have unlinked the ring, so the error is ignored.
             let _ = rustix::shm::unlink(name.as_str());
         }
     }
 }
 
-/// The threads other than the workers. Drop stops and joins them, so that the simulator always unlinks its ring.
+/// All threads of the server except the workers. The drop stops and joins them, so that the simulator always unlinks
+/// its ring.
 #[derive(Default)]
 struct Threads {
     stop: Arc<AtomicBool>,
-    /// Ends the thread of the camera wait.
+    /// Channel to the camera-wait thread. The message `None` ends the thread.
     camera_wait: Option<SyncSender<Option<CameraWaiter>>>,
     handles: Vec<JoinHandle<()>>,
 }
@@ -349,8 +355,9 @@ impl Threads {
         Ok(())
     }
 
-    /// Starts the fallback thread for the camera wait: it runs if no worker does, and after the workers have ended. With
-    /// `realtime` it runs from the start. Otherwise returns the wait, to hand it to a worker.
+    /// Starts the camera-wait thread, which waits for the camera if no worker does. With `realtime`, this thread runs
+    /// the camera wait from the start, and the function returns `None`. Otherwise the function returns the camera wait
+    /// for a worker. The thread takes over if the worker cannot run the wait, or when the worker has ended.
     fn start_camera_wait(
         &mut self,
         camera: &Camera,
@@ -379,7 +386,7 @@ impl Threads {
         Ok(handle)
     }
 
-    /// Starts the simulator on its own ring. Returns the ring's name.
+    /// Starts the camera simulator, which writes into a ring of its own. Returns the name of the ring.
     fn start_demo(&mut self) -> Result<String, ServerError> {
         remove_rings_of_killed_demos();
         let shm = format!("{DEMO_RING}{}", std::process::id());
@@ -399,7 +406,8 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(camera_wait) = self.camera_wait.take() {
-            // Fails if the channel already holds a message or the thread has ended. Both end the wait.
+            // `None` ends the thread if it is still waiting for a handoff. The send fails if the channel is full or the
+            // thread has ended. The thread then ends without this message, so the error is ignored.
             let _ = camera_wait.try_send(None);
         }
         for handle in self.handles.drain(..) {

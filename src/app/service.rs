@@ -1,5 +1,5 @@
-//! Messages to the service manager (systemd) over its notify socket: ready, status, watchdog, stopping. See
-//! sd_notify(3). Reads no environment and no clock. Without a service manager nothing is sent.
+//! Sends messages to the service manager (systemd) over its notify socket: ready, status, watchdog and stopping, see
+//! sd_notify(3). This module reads no environment variables and no clock. Without a service manager it sends nothing.
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
@@ -18,8 +18,9 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// `address` is `$NOTIFY_SOCKET`: a path, or `@` and a name in the abstract namespace. Without an address nothing is
-    /// sent. An unusable address is logged as a warning.
+    /// Connects to the service manager. `address` is the value of `$NOTIFY_SOCKET`: a path, or `@` and a name in the
+    /// abstract namespace. Without an address, the notifier sends nothing. With an unusable address it logs a warning
+    /// and sends nothing.
     #[must_use]
     pub fn new(address: Option<&OsStr>) -> Notifier {
         let Some(address) = address.filter(|address| !address.is_empty()) else { return Notifier::default() };
@@ -32,18 +33,18 @@ impl Notifier {
         }
     }
 
-    /// Returns true if there is a service manager.
+    /// Returns true if this notifier is connected to a service manager.
     #[must_use]
     fn has_manager(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Reports that the server listens. systemd then starts the units ordered after it.
+    /// Reports that the server listens. systemd then starts the units that are ordered after this service.
     pub fn ready(&self) {
         self.send("READY=1");
     }
 
-    /// Sends one line for `systemctl status`, if it changed.
+    /// Sends the line that `systemctl status` shows, if it differs from the last one sent.
     pub fn status(&mut self, line: &str) {
         if self.last_status != line {
             line.clone_into(&mut self.last_status);
@@ -51,7 +52,8 @@ impl Notifier {
         }
     }
 
-    /// Sends a watchdog keep-alive. Without one within `WatchdogSec=` the manager kills and restarts the program.
+    /// Sends a watchdog keep-alive. If none arrives within `WatchdogSec=`, the service manager kills and restarts the
+    /// program.
     pub fn alive(&self) {
         self.send("WATCHDOG=1");
     }
@@ -81,8 +83,8 @@ fn connect(address: &OsStr) -> std::io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Returns the time between two heartbeat checks from `$WATCHDOG_USEC` and `$WATCHDOG_PID`: a fraction of the watchdog
-/// timeout. `None` if there is no watchdog, or if it watches another process.
+/// Returns the time between two heartbeat checks: a fraction of the watchdog timeout. `usec` and `pid` are the values
+/// of `$WATCHDOG_USEC` and `$WATCHDOG_PID`. Returns `None` if there is no watchdog, or if it watches another process.
 #[must_use]
 pub fn watchdog_period(usec: Option<&OsStr>, pid: Option<&OsStr>, own_pid: u32) -> Option<Duration> {
     let number = |text: &OsStr| text.to_str()?.parse::<u64>().ok();
@@ -98,21 +100,22 @@ pub fn watchdog_period(usec: Option<&OsStr>, pid: Option<&OsStr>, own_pid: u32) 
 pub struct Health {
     /// One line for `systemctl status`.
     pub summary: String,
-    /// One count per thread that must not stop. It grows with each turn of the thread.
+    /// One heartbeat for each thread that must not stop.
     pub heartbeats: Vec<Heartbeat>,
 }
 
-/// Turns of one thread.
+/// A thread and the number of turns that its loop has made. If the number does not grow, the thread is stuck.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Name of the thread, as in the log.
     pub name: String,
-    /// Number of turns.
+    /// Number of turns of the loop since the start.
     pub turns: u64,
 }
 
-/// Checks the server periodically. Sends the status if it changed, and a watchdog keep-alive while every thread turns.
-/// Runs on the HTTP thread, so that the watchdog covers this thread too. Never returns.
+/// Checks the server periodically. Sends the status line if it has changed, and a watchdog keep-alive as long as the
+/// heartbeat of every thread grows. This runs on the HTTP thread, so the watchdog covers that thread too. Never
+/// returns.
 pub async fn supervise(notifier: &mut Notifier, watchdog: Option<Duration>, look: impl Fn() -> Health) {
     if !notifier.has_manager() {
         return std::future::pending().await;
@@ -144,11 +147,11 @@ pub async fn supervise(notifier: &mut Notifier, watchdog: Option<Duration>, look
     }
 }
 
-/// Checks in a row without a turn after which a thread counts as stuck. One is normal: an idle thread turns once a
-/// second.
+/// Number of consecutive checks without a turn after which a thread counts as stuck. One such check is normal, because
+/// an idle thread turns only once a second.
 const STUCK_CHECKS: u32 = 2; // local bound: only this file uses it
 
-/// The heartbeats of the previous check.
+/// The heartbeats of the previous check, and the number of consecutive checks that found a thread without a turn.
 #[derive(Debug, Default)]
 struct Pulse {
     before: Vec<Heartbeat>,
@@ -156,7 +159,8 @@ struct Pulse {
 }
 
 impl Pulse {
-    /// Returns the name of the first thread that has not turned since the previous check.
+    /// Returns the name of the first thread that has made no turn since the previous check, or `None` if every thread
+    /// has.
     fn missing<'a>(&mut self, now: &'a [Heartbeat]) -> Option<&'a str> {
         let stuck = now.iter().find(|beat| self.before.contains(beat));
         self.checks_missed = if stuck.is_some() { self.checks_missed + 1 } else { 0 };

@@ -1,5 +1,5 @@
-//! Authenticates requests when the server has a token: by `Authorization: Bearer`, or by the cookie of a login. Time is
-//! an argument.
+//! Authenticates requests if the server has a token: by the header `Authorization: Bearer`, or by the cookie of a
+//! login. The functions take the time as an argument.
 //!
 //! ```text
 //!  POST /api/session {"token"} ─► rate limit ─► compare ─► cookie EXPIRES.ID.SEAL
@@ -7,9 +7,9 @@
 //!                      └► Bearer ─► rate limit ─► compare ─► admitted
 //! ```
 //!
-//! The server stores no logins. A login is valid because its seal is an HMAC with a key derived from the token. Any
-//! number of logins therefore takes no memory, and logins survive a restart. Only logouts are stored. A new token
-//! ends all logins.
+//! The server stores no logins. It recognises a login by the seal in the cookie, an HMAC with a key derived from the
+//! token. Logins therefore take no memory and survive a restart, and a new token ends all of them. Only logouts are
+//! stored.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -36,20 +36,21 @@ use crate::metrics::LoginCounters;
 pub struct Access {
     token: Token,
     key: hmac::Key,
-    /// Cookie name over plain HTTP, and over TLS.
+    /// Names of the login cookie: the first over plain HTTP, the second over TLS.
     cookie_names: [String; 2],
     throttle: Mutex<Throttle>,
-    /// Logins that were logged out, with the second since 1970 at which they would have expired.
+    /// Ids of the logins that were logged out, each with the latest time at which one of its cookies can expire, in
+    /// seconds since 1970.
     logged_out: Mutex<HashMap<[u8; ID_BYTES], u64>>,
-    /// Notified at each logout.
+    /// Sends a notification at each logout.
     logouts: watch::Sender<()>,
     log_limit: LogLimit,
-    /// Wrong tokens since the last log line about them.
+    /// Number of wrong tokens since the last log line about wrong tokens.
     unlogged: AtomicU64,
     counters: Arc<LoginCounters>,
 }
 
-/// A login with a valid seal.
+/// A login whose seal was verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifiedLogin {
     login: Login,
@@ -58,10 +59,10 @@ pub struct VerifiedLogin {
 }
 
 impl Access {
-    /// Access with this token. `port` is part of the cookie names, because a cookie is valid for all ports of a
-    /// host. `counters` count refusals.
+    /// Creates the checks for this token. `port` becomes part of the cookie names, because a browser sends a cookie to
+    /// all ports of a host. `counters` count the refusals.
     ///
-    /// Takes about 10 ms, because the key for logins is stretched.
+    /// This takes about 10 ms, because the key that seals the logins is stretched (PBKDF2).
     #[must_use]
     pub fn new(token: Token, port: u16, counters: Arc<LoginCounters>, now: Instant) -> Access {
         let mut key = [0; SEAL_BYTES];
@@ -86,10 +87,11 @@ impl Access {
         }
     }
 
-    /// Checks the credentials of a request from `peer`. Returns its login, or `None` if it carried the token itself.
+    /// Checks the credentials of a request from `peer`. Returns the login, or `None` if the request carried the token
+    /// itself.
     ///
     /// # Errors
-    /// 401 if token and login are missing or wrong; 429 after too many wrong tokens.
+    /// Returns 401 if the request has neither a valid login nor the right token, and 429 after too many wrong tokens.
     pub fn check(
         &self,
         head: &Head<'_>,
@@ -112,7 +114,8 @@ impl Access {
     /// Makes a login if `token` is right. Returns the value of a `Set-Cookie` header.
     ///
     /// # Errors
-    /// 401 and 429 as [`Access::check`], 500 without random numbers.
+    /// Returns 401 if the token is wrong, 429 after too many wrong tokens, and 500 if the system gives no random
+    /// numbers.
     pub fn log_in(&self, token: &str, peer: IpAddr, is_tls: bool, now: Moment) -> Result<String, ApiError> {
         self.attempt(token, peer, now)?;
         let mut id = [0; ID_BYTES];
@@ -121,7 +124,7 @@ impl Access {
         Ok(self.cookie(id, is_tls, now))
     }
 
-    /// Returns a `Set-Cookie` value that extends the login, or `None` if it was made or extended recently.
+    /// Returns a `Set-Cookie` value that extends the login, or `None` if at least nine tenths of the lifetime are left.
     #[must_use]
     pub fn renew(&self, login: VerifiedLogin, now: Moment) -> Option<String> {
         let left_s = login.login.expires_s.saturating_sub(now.unix_s);
@@ -129,7 +132,8 @@ impl Access {
             .then(|| self.cookie(login.login.id, login.is_secure, now))
     }
 
-    /// Ends the login of this request, if it has one. Returns `Set-Cookie` values that remove the cookies.
+    /// Ends the login in `cookie`, if there is a valid one. Returns the `Set-Cookie` values that remove both cookies
+    /// from the browser.
     #[must_use]
     pub fn log_out(&self, cookie: Option<&str>, now: Moment) -> [String; 2] {
         if let Some(VerifiedLogin { login, .. }) = self.login_of(cookie, now) {
@@ -142,7 +146,8 @@ impl Access {
             {
                 ended.remove(&oldest);
             }
-            // A renewed cookie of the same login may expire later than this one.
+            // A renewed cookie of the same login may expire later than this one. So the logout is kept for a full
+            // lifetime from now.
             ended.insert(login.id, now.unix_s.saturating_add(limits::LOGIN_LIFETIME.as_secs()));
             drop(ended);
             self.logouts.send_replace(());
@@ -161,7 +166,7 @@ impl Access {
         login.expires_s > now.unix_s && !lock(&self.logged_out).contains_key(&login.id)
     }
 
-    /// Returns a receiver that changes at each logout.
+    /// Returns a receiver that is notified at each logout.
     #[must_use]
     pub(super) fn logouts(&self) -> watch::Receiver<()> {
         self.logouts.subscribe()
@@ -169,7 +174,8 @@ impl Access {
 
     fn attempt(&self, token: &str, peer: IpAddr, now: Moment) -> Result<(), ApiError> {
         let mut throttle = lock(&self.throttle);
-        // A throttled token is not compared at all, so guessing gives no information.
+        // While the address is throttled, its token is not compared at all, so the answer reveals nothing about a
+        // guess.
         if let Err(wait) = throttle.may_attempt(peer, now.steady) {
             self.counters.too_many.add(1);
             let retry_after_s = Some(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1));
@@ -182,7 +188,7 @@ impl Access {
             return Ok(());
         }
         throttle.on_failure(peer, now.steady);
-        // The throttle is still locked: the counter has one writer at a time.
+        // The counter allows one writer at a time. The lock of the throttle, which is still held, ensures that.
         self.counters.wrong.add(1);
         self.log_wrong_token(peer);
         Err(ApiError::new(401, "wrong_token", "the token is wrong"))
@@ -196,13 +202,14 @@ impl Access {
         }
     }
 
-    /// Returns the first cookie that is a valid login.
+    /// Returns the first login in the cookies that has a valid seal and has not expired. Returns `None` if there is
+    /// none or if that login was logged out.
     fn login_of(&self, cookie: Option<&str>, now: Moment) -> Option<VerifiedLogin> {
         let [plain, secure] = &self.cookie_names;
         let found = credentials::cookies(cookie?, [plain, secure]);
         let mut logins = found.filter_map(|(name, value)| Some((name == secure, Login::parse(value)?)));
         let (is_secure, login) = logins.find(|(_, login)| {
-            // `hmac::verify` compares in constant time.
+            // `hmac::verify` compares in constant time, so the time it takes reveals nothing about the right seal.
             hmac::verify(&self.key, &login.sealed_bytes(), &login.seal).is_ok()
                 && login.expires_s > now.unix_s
         })?;
@@ -250,7 +257,7 @@ mod tests {
         Moment { steady: now.steady + Duration::from_secs(seconds), unix_s: now.unix_s + seconds }
     }
 
-    /// Checks the value of a `Set-Cookie` header, as a browser would send it back.
+    /// Checks a request that sends back the cookie of this `Set-Cookie` header, as a browser does.
     fn enter(access: &Access, set_cookie: &str, now: Moment) -> Result<Option<VerifiedLogin>, ApiError> {
         access.check(&Head { cookie: set_cookie.split(';').next(), ..Head::default() }, HOME, now)
     }
@@ -268,7 +275,7 @@ mod tests {
         let renewed = access.renew(used, later(now, 20 * DAY_S)).unwrap();
         assert!(enter(&access, &renewed, later(now, 49 * DAY_S)).is_ok());
         assert!(renewed.starts_with("streaming-8080=") && !renewed.ends_with("; Secure"));
-        // A logout ends both cookies of the login.
+        // One logout ends the login, so the original and the renewed cookie are both refused.
         let _ = access.log_out(cookie.split(';').next(), later(now, 20 * DAY_S));
         assert!(enter(&access, &renewed, later(now, 21 * DAY_S)).is_err());
         assert!(enter(&access, &cookie, later(now, 21 * DAY_S)).is_err());

@@ -1,10 +1,10 @@
-//! The files of the viewer page, compiled into the program. The ETag of a file is a hash of its bytes, so a browser
-//! revalidates it and gets 304 until the program changes.
+//! Contains the files of the viewer page, compiled into the program. The ETag of a file is a hash of its bytes. A
+//! browser that revalidates a file gets 304 until a new version of the program changes the file.
 
 /// One file of the page.
 #[derive(Debug)]
 pub(super) struct Asset {
-    /// `Content-Type`.
+    /// Value of the header `Content-Type`.
     pub(super) content_type: &'static str,
     /// Content of the file.
     pub(super) bytes: &'static [u8],
@@ -17,7 +17,7 @@ impl Asset {
         Asset { content_type, bytes, hash: fnv_1a(bytes) }
     }
 
-    /// Returns the strong entity tag, quotes included (RFC 9110 section 8.8.3).
+    /// Returns the strong entity tag, including its quotes (RFC 9110 section 8.8.3).
     #[must_use]
     pub(super) fn etag(&self) -> String {
         format!("\"{:016x}\"", self.hash)
@@ -38,7 +38,7 @@ pub(super) static STYLE: Asset =
     Asset::new("text/css; charset=utf-8", include_bytes!("assets/viewer.css").as_slice());
 pub(super) static ICON: Asset = Asset::new("image/svg+xml", include_bytes!("assets/icon.svg").as_slice());
 
-/// FNV-1a, 64 bits. Detects changed files; it is not a cryptographic hash.
+/// Returns the 64-bit FNV-1a hash of `bytes`. It detects changed files, but it is not a cryptographic hash.
 const fn fnv_1a(mut bytes: &[u8]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     while let Some((first, rest)) = bytes.split_first() {

@@ -1,4 +1,5 @@
-//! What the HTTP endpoints need from the rest of the program. The module `app` implements [`Backend`].
+//! Defines what the HTTP endpoints need from the rest of the program: the trait [`Backend`], which the module `app`
+//! implements, and the types of its methods.
 
 use std::future::Future;
 use std::io;
@@ -8,52 +9,56 @@ use std::sync::Arc;
 use super::types::{RecordingReply, RecordingStatus, Summary};
 use crate::metrics::status::{StartRequest, ViewerStatus};
 
-/// A boxed future, as the object-safe [`Backend`] needs it.
+/// A boxed future. [`Backend`] must be object-safe, so its methods return boxed futures.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The program behind the HTTP endpoints. A call that takes longer than `limits::BACKEND_TIMEOUT` is dropped and
-/// the request is answered with 503.
+/// Gives the HTTP endpoints access to the rest of the program. If a returned future takes longer than
+/// `limits::BACKEND_TIMEOUT`, the request is answered with 503.
 pub trait Backend: Send + Sync + 'static {
     /// Starts a session for a browser's SDP offer and returns the SDP answer, or an error (400, 422, 503).
     ///
-    /// The session ends at the latest when `login_end` completes. Without it, no login limits the session. Call this
-    /// on the runtime that polls `login_end`.
+    /// The session ends when `login_end` completes, or earlier. If `login_end` is `None`, the session depends on no
+    /// login. Must be called on a tokio runtime, because a new task polls `login_end`.
     fn offer(&self, sdp: &str, login_end: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>>;
 
     /// Returns the state of every session.
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>>;
 
-    /// Returns `Ok` if access units arrive, otherwise the reason in words for a person.
+    /// Returns `Ok` if access units arrive, otherwise the reason as a text for the user.
     fn ready(&self) -> Result<(), String>;
 
-    /// Returns the short state of the server. Cheap: it is called ten times a second while a page listens.
+    /// Returns a short summary of the server's state. Must be cheap, because it is called ten times a second while a
+    /// page listens to events.
     fn summary(&self) -> Summary;
 
     /// Returns all metrics in the Prometheus text format 0.0.4.
     fn metrics(&self) -> String;
 
-    /// Runs a command of the recorder.
+    /// Runs a command on the recorder and returns its reply.
     fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<RecordingReply, ApiError>>;
 
-    /// Returns the state of the recorder; 501 if the server has none.
+    /// Returns the state of the recorder, or the error 501 if the server has no recorder.
     fn recording_status(&self) -> BoxFuture<Result<RecordingStatus, ApiError>>;
 
-    /// Takes a profile, a trace or another view of this process. Blocks; [`Inspection::Cpu`] blocks while it measures.
+    /// Takes a profile, a trace or another view of this process, and returns the bytes of the response body. The call
+    /// blocks. With [`Inspection::Cpu`] it blocks until the measurement has ended.
     ///
     /// # Errors
-    /// 503 while another profile is taken, 500 if the operating system refuses.
+    /// Returns 503 while another profile is being taken, 400 for a value out of range, and 500 if the operating system
+    /// refuses.
     fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError>;
 
     /// Opens a recording for download.
     fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>>;
 }
 
-/// A command of the recorder.
+/// A command for the recorder.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordingCommand {
-    /// Start a recording. The error of a malformed request comes after 501: a server without a recorder reads no request.
+    /// Start a recording with these options. If the request was malformed, this is the error to answer. A server
+    /// without a recorder answers 501 instead.
     Start(Result<StartRequest, ApiError>),
-    /// Stop and finish the file.
+    /// Stop the recording and finish its file.
     Stop,
     /// Postpone the stop of a recording that was started with `heartbeat_s`.
     Heartbeat,
@@ -68,29 +73,29 @@ pub enum RecordingCommand {
 pub enum Inspection {
     /// List of the profiles, as text.
     Index,
-    /// CPU time of all threads, gzip'd profile.proto.
+    /// CPU time of all threads, as a gzip-compressed profile.proto.
     Cpu {
         /// Duration of the measurement.
         seconds: u32,
     },
-    /// Memory in use per stack, gzip'd profile.proto.
+    /// Memory in use per stack, as a gzip-compressed profile.proto.
     Heap,
-    /// The same samples, with memory allocated since the start as the default view.
+    /// The samples of [`Inspection::Heap`], but with the memory allocated since the start as the default view.
     Allocs,
-    /// All threads: 0 as profile.proto, 1 as a text list, 2 as text with stacks.
+    /// All threads, in the format that `debug` selects.
     Threads {
-        /// As in Go's `?debug=`.
+        /// Value of the query `?debug=`, as in Go: 0 selects profile.proto, 1 a list as text, 2 a text with stacks.
         debug: u8,
     },
-    /// Lock contention; always an empty profile.
+    /// Lock contention. The profile is always empty.
     Mutex,
-    /// Blocking calls; always an empty profile.
+    /// Blocking calls. The profile is always empty.
     Block,
-    /// The command line, NUL-separated.
+    /// The command line, with NUL bytes between the arguments.
     Cmdline,
-    /// All access units and batches of the last seconds, Trace Event Format.
+    /// All access units and batches of the last seconds, in the Trace Event Format.
     Trace {
-        /// Seconds back from now.
+        /// Number of seconds before now at which the trace starts.
         seconds: u32,
     },
 }
@@ -103,44 +108,46 @@ pub trait RecordingFile: Send + Sync + 'static {
     /// Returns the media type.
     fn content_type(&self) -> &'static str;
 
-    /// Returns the strong entity tag, quotes included.
+    /// Returns the strong entity tag, including its quotes.
     fn etag(&self) -> String;
 
-    /// Returns the file name, for `Content-Disposition`.
+    /// Returns the file name for the header `Content-Disposition`.
     fn name(&self) -> String;
 
-    /// Reads at `offset` and returns the number of bytes, 0 at the end. Blocks until the disk has answered.
+    /// Reads bytes from `offset` on into `out`. Returns the number of bytes read, which is 0 at the end of the file.
+    /// Blocks until the disk has answered.
     ///
     /// # Errors
-    /// The error of the operating system.
+    /// Returns the error of the operating system if the file cannot be read.
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Waits until more than `bytes` can be read or the recording has ended. Returns the bytes that can be read then.
+    /// Waits until more than `bytes` can be read or the recording has ended. Returns the number of bytes that can then
+    /// be read.
     fn grown_beyond(&self, bytes: u64) -> BoxFuture<u64>;
 }
 
-/// An error answer, sent as `{"error": message, "code": code}`.
+/// An error response. Its body is `{"error": message, "code": code}`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{status} {code}: {message}")]
 pub struct ApiError {
     /// HTTP status code.
     pub status: u16,
-    /// Stable word for programs, such as `bad_sdp` or `full`.
+    /// Error code for programs, such as `bad_sdp` or `full`. It never changes.
     pub code: &'static str,
-    /// Sentence for a person.
+    /// Error message for the user.
     pub message: String,
-    /// Seconds for the `Retry-After` header.
+    /// Seconds in the `Retry-After` header; `None` to omit the header.
     pub retry_after_s: Option<u32>,
 }
 
 impl ApiError {
-    /// An error without `Retry-After`.
+    /// Returns an error without a `Retry-After` header.
     #[must_use]
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> ApiError {
         ApiError { status, code, message: message.into(), retry_after_s: None }
     }
 
-    /// 503: the caller may try again after these seconds.
+    /// Returns an error 503. Its `Retry-After` header says that the caller may try again after `retry_after_s` seconds.
     #[must_use]
     pub fn busy(message: impl Into<String>, retry_after_s: u32) -> ApiError {
         ApiError { retry_after_s: Some(retry_after_s), ..ApiError::new(503, "busy", message) }

@@ -1,8 +1,9 @@
-//! The certificate and key for TLS: read from the files of the owner, or made here and stored in one file. Reports
-//! problems in words that the owner can act on.
+//! Provides the certificate and the key for TLS: reads them from the files of the owner, or generates and stores them.
+//! Reports problems in words that the owner can act on.
 //!
-//! With --tls-self-signed there are two certificates: one of this machine, and one of an authority that signed it. The
-//! key of the authority is discarded at once, so a phone that trusts the authority trusts only this machine.
+//! With --tls-self-signed there are two certificates: one of this machine, and one of the authority that signed the
+//! first. The key of the authority is discarded at once, so the authority cannot sign anything else. A phone that
+//! trusts the authority therefore trusts only this machine.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -24,7 +25,7 @@ use x509_cert::der::Decode;
 use crate::base::limits;
 use crate::config::Tls;
 
-/// Why TLS has no certificate.
+/// Reasons why there is no usable certificate for TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A file cannot be read.
@@ -41,7 +42,7 @@ pub enum CertificateError {
         /// Path of the file.
         path: PathBuf,
     },
-    /// The file contains no usable key.
+    /// The file contains no usable private key.
     #[error(
         "{} contains no private key that can be used: expected PEM, `-----BEGIN PRIVATE KEY-----`, without a passphrase",
         path.display()
@@ -53,9 +54,9 @@ pub enum CertificateError {
     /// Certificate and key cannot be used together.
     #[error("{}: {reason}", path.display())]
     Unusable {
-        /// File of the certificate.
+        /// Path of the certificate's file.
         path: PathBuf,
-        /// The certificate is malformed, or the key does not fit it.
+        /// The reason, for example that the certificate is malformed or that the key does not fit it.
         reason: String,
     },
     /// A self-signed certificate cannot be made.
@@ -77,19 +78,20 @@ pub struct Certificate {
     pub chain: Vec<CertificateDer<'static>>,
     /// Private key of the first certificate.
     pub key: PrivateKeyDer<'static>,
-    /// File of the certificate.
+    /// Path of the certificate's file.
     pub path: PathBuf,
-    /// Expiry in seconds since 1970; `None` if the certificate cannot be parsed.
+    /// Time of expiry in seconds since 1970; `None` if the certificate cannot be parsed.
     pub expires_s: Option<u64>,
     /// Warnings for the owner.
     pub findings: Vec<String>,
 }
 
-/// Reads the certificate of `tls`. A self-signed one is made for `names` (names and addresses) if it is missing or
-/// expires soon. `now_s`: seconds since 1970.
+/// Reads the certificate that `tls` selects. A self-signed certificate is first generated if it is missing or expires
+/// soon. It is made for `names`, which are host names and IP addresses. `now_s` is the current time in seconds since
+/// 1970.
 ///
 /// # Errors
-/// See [`CertificateError`].
+/// Returns a [`CertificateError`] if there is no usable certificate.
 pub fn obtain(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, CertificateError> {
     if let Tls::SelfSigned { directory } = tls {
         let path = directory.join(SELF_SIGNED);
@@ -110,10 +112,10 @@ pub fn obtain(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, Ce
     read(tls, names, now_s)
 }
 
-/// Reads the certificate of `tls`. Never makes one.
+/// Reads the certificate that `tls` selects. Never generates a certificate.
 ///
 /// # Errors
-/// See [`CertificateError`].
+/// Returns a [`CertificateError`] if there is no usable certificate.
 pub fn read(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, CertificateError> {
     let (cert_path, key_path) = match tls {
         Tls::Files { cert, key } => (cert.clone(), key.clone()),
@@ -144,18 +146,18 @@ pub fn read(tls: &Tls, names: &[String], now_s: u64) -> Result<Certificate, Cert
     Ok(certificate)
 }
 
-/// File with the self-signed certificate, its authority and its key, in the state directory.
+/// Name of the file with the self-signed certificate, its authority and its key. The file is in the state directory.
 pub const SELF_SIGNED: &str = "self-signed.pem";
-/// File with the authority only, for phones and `curl --cacert`.
+/// Name of the file with the authority only, for phones and `curl --cacert`. The file is in the state directory.
 pub const SELF_SIGNED_AUTHORITY: &str = "self-signed-ca.pem";
 
 impl Certificate {
-    /// Returns the full days until the certificate expires; `None` if it cannot be parsed.
+    /// Returns the number of full days until the certificate expires, or `None` if the certificate cannot be parsed.
     pub fn days_left(&self, now_s: u64) -> Option<u64> {
         Some(self.expires_s?.saturating_sub(now_s) / SECONDS_OF_DAY)
     }
 
-    /// Returns true if the certificate has expired or does soon.
+    /// Returns true if the certificate has expired or will expire soon.
     fn expires_soon(&self, now_s: u64) -> bool {
         self.days_left(now_s).is_some_and(|days| days < limits::CERTIFICATE_DAYS_LOW)
     }
@@ -169,8 +171,8 @@ impl Certificate {
         }
     }
 
-    /// Warns about names that the certificate lacks. A new address does not cause a new certificate, because phones
-    /// would have to trust the new one again.
+    /// Adds a warning about the names that the certificate does not contain. A new address of the machine does not
+    /// cause a new certificate, because the user would then have to install a new authority on each phone.
     fn note_names(&mut self, names: &[String]) {
         let Some(first) = self.chain.first() else { return };
         let Ok(parsed) = ParsedCertificate::try_from(first) else { return };
@@ -208,7 +210,7 @@ fn read_file(path: &Path) -> Result<(Vec<u8>, u32), CertificateError> {
     read().map_err(|source| CertificateError::Unreadable { path: path.to_owned(), source })
 }
 
-/// Makes key, certificate and authority, and stores them.
+/// Generates a key, a certificate and the authority that signs it. Stores them in `directory`.
 fn make(directory: &Path, names: &[String], now_s: u64) -> Result<(), CertificateError> {
     let machine = names.first().map_or("camera", String::as_str);
     let authority = authority(machine, now_s)?;
@@ -227,10 +229,11 @@ fn make(directory: &Path, names: &[String], now_s: u64) -> Result<(), Certificat
     store(directory.join(SELF_SIGNED), 0o600, &[ours, signer, ("PRIVATE KEY", &key.serialize_der())])
 }
 
-/// Makes an authority for one signature. Its key is dropped with the returned value.
+/// Generates an authority for one signature. Its private key exists only in the returned value and is dropped with it.
 fn authority(machine: &str, now_s: u64) -> Result<CertifiedIssuer<'static, KeyPair>, CertificateError> {
     let key = KeyPair::generate()?;
-    // The mark makes the authority's name unique, because a phone may still trust an earlier authority of this machine.
+    // The mark makes the name of the authority unique. This is needed because a phone may still trust an earlier
+    // authority of this machine.
     let mark: String = key.public_key_raw().iter().rev().take(4).map(|byte| format!("{byte:02x}")).collect();
     let mut params = named(format!("streaming-server on {machine} {mark}"), now_s)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -238,7 +241,8 @@ fn authority(machine: &str, now_s: u64) -> Result<CertifiedIssuer<'static, KeyPa
     Ok(CertifiedIssuer::self_signed(params, key)?)
 }
 
-/// The requirements of iOS: SAN, `serverAuth`, 825 days at most (support.apple.com/103769).
+/// Returns the parameters of the machine's certificate. It meets the requirements of iOS: all names in the SAN
+/// extension, the usage `serverAuth`, and a validity of at most 825 days (support.apple.com/103769).
 fn leaf(machine: &str, names: &[String], now_s: u64) -> Result<CertificateParams, CertificateError> {
     let mut params = named(machine.to_owned(), now_s)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -253,7 +257,8 @@ fn leaf(machine: &str, names: &[String], now_s: u64) -> Result<CertificateParams
     Ok(params)
 }
 
-/// Begins a certificate with this common name. The validity begins a day ago, for devices whose clocks are behind.
+/// Returns certificate parameters with this common name. The validity begins one day ago, for devices whose clocks are
+/// behind.
 fn named(common_name: String, now_s: u64) -> Result<CertificateParams, CertificateError> {
     let now_s = now_s.max(PLAUSIBLE_S);
     let date = |unix_s: u64| {
@@ -267,7 +272,8 @@ fn named(common_name: String, now_s: u64) -> Result<CertificateParams, Certifica
     Ok(params)
 }
 
-/// Lower bound of the current time: a machine without a battery-backed clock starts in 1970.
+/// Earliest time, in seconds since 1970, that is used as the current time. A machine without a battery-backed clock
+/// starts in 1970, so its new certificate would already have expired.
 const PLAUSIBLE_S: u64 = 1_790_000_000;
 
 fn pem(parts: &[(&str, &[u8])]) -> io::Result<String> {
@@ -275,10 +281,12 @@ fn pem(parts: &[(&str, &[u8])]) -> io::Result<String> {
     parts.iter().map(encode).collect::<Result<String, _>>().map_err(io::Error::other)
 }
 
-/// Replaces the file atomically. The new file has the mode from its creation.
+/// Replaces the file atomically. The new file is created with `mode`, so a private key is never readable by other
+/// users.
 fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let partial = path.with_extension(format!("{}.new", std::process::id()));
-    // Removes the file that a killed process with the same id may have left. Fails if there is none.
+    // Removes the file that a killed process with the same id may have left behind. The error is ignored, because
+    // usually there is no such file.
     let _ = fs::remove_file(&partial);
     let written =
         OpenOptions::new().write(true).create_new(true).mode(mode).open(&partial).and_then(|mut file| {
@@ -287,7 +295,7 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
             fs::rename(&partial, path)
         });
     if written.is_err() {
-        // Fails if the file was not created.
+        // This fails if the file was not created, so the error is ignored.
         let _ = fs::remove_file(&partial);
     }
     written

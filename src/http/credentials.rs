@@ -1,9 +1,10 @@
-//! Parses what a request sends to be let in: the headers `Authorization` and `Cookie`, and the text of our cookie. Does
-//! not check that it is right.
+//! Parses the credentials of a request: the headers `Authorization` and `Cookie`, and the text of the login cookie.
+//! Does not check if the credentials are right.
 
 use crate::base::limits;
 
-/// Returns the token of `Authorization: Bearer TOKEN` (RFC 6750 section 2.1). The scheme is case-insensitive.
+/// Returns the token of `Authorization: Bearer TOKEN` (RFC 6750 section 2.1), or `None` for any other value. The word
+/// `Bearer` is case-insensitive.
 #[must_use]
 pub(super) fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, token) = authorization.trim().split_once(' ')?;
@@ -11,8 +12,8 @@ pub(super) fn bearer(authorization: &str) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-/// Returns name and value of the cookies with one of `names`, in the order of the header, at most
-/// `limits::COOKIES_TRIED_MAX`.
+/// Returns the name and the value of each cookie that has one of `names`, in the order of the header. Returns at most
+/// `limits::COOKIES_TRIED_MAX` cookies.
 pub(super) fn cookies<'a>(header: &'a str, names: [&'a str; 2]) -> impl Iterator<Item = (&'a str, &'a str)> {
     let pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
     let ours = pairs.filter(move |(name, _)| names.contains(name));
@@ -24,7 +25,7 @@ pub(super) fn cookies<'a>(header: &'a str, names: [&'a str; 2]) -> impl Iterator
 pub(super) struct Login {
     /// Expiry in seconds since 1970.
     pub(super) expires_s: u64,
-    /// Random, different for each login.
+    /// Random bytes, different for each login.
     pub(super) id: [u8; ID_BYTES],
     /// HMAC-SHA-256 of the other fields.
     pub(super) seal: [u8; SEAL_BYTES],
@@ -39,7 +40,7 @@ impl Login {
         [self.expires_s.to_be_bytes().as_slice(), &self.id].concat()
     }
 
-    /// Returns `None` for any text that [`Login::to_text`] does not write.
+    /// Parses the text of a login cookie. Returns `None` for any text that [`Login::to_text`] would not write.
     pub(super) fn parse(text: &str) -> Option<Login> {
         let mut parts = text.splitn(3, '.');
         let expires_s = u64::from_str_radix(parts.next()?, 16).ok()?;
@@ -56,7 +57,7 @@ fn encode<const BYTES: usize>(bytes: [u8; BYTES]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).concat()
 }
 
-/// Decodes the hexadecimal digits of `BYTES` bytes. Ignores further text.
+/// Decodes `BYTES` bytes from hexadecimal digits. Ignores any text after them. Missing digits become zero bytes.
 fn decode<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
     let mut bytes = [0; BYTES];
     for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {

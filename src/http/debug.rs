@@ -1,11 +1,12 @@
-//! The paths below `/debug/`: turns path and query into an [`Inspection`], and its result into a response. Pure.
+//! Handles the paths below `/debug/`: turns the path and query into an [`Inspection`], and the result of the inspection
+//! into a response. Does no I/O.
 
 use super::backend::{ApiError, Inspection};
 use super::response::Response;
 use crate::base::limits;
 
 impl Inspection {
-    /// Returns the duration of the measurement in seconds; 0 if the inspection takes no time.
+    /// Returns the duration of the measurement in seconds, or 0 if the inspection measures nothing over time.
     #[must_use]
     pub fn seconds(self) -> u32 {
         match self {
@@ -25,7 +26,8 @@ impl Inspection {
     }
 }
 
-/// Returns the inspection of a path, or the error response; `None` if the path is not below `/debug/`.
+/// Returns the inspection that the path and query select, or an error response if they are invalid. Returns `None` if
+/// the path is not below `/debug/`.
 #[must_use]
 pub fn inspection(method: &str, path: &str, query: Option<&str>) -> Option<Result<Inspection, Response>> {
     let rest = path.strip_prefix("/debug/")?;
@@ -71,7 +73,7 @@ fn seconds(query: &str, default: u32, max: u32) -> Result<u32, Response> {
     }
 }
 
-/// The response with the result of an inspection.
+/// Returns the response with the result of an inspection.
 #[must_use]
 pub fn answer(what: Inspection, result: Result<Vec<u8>, ApiError>) -> Response {
     match result {

@@ -1,5 +1,5 @@
-//! Sends a recording: which part of the file answers a request, and the task that reads the part piece by piece.
-//! Keeps a few pieces in memory and blocks no thread that serves other requests.
+//! Sends a recording: decides which part of the file answers the request, and starts a task that reads the part piece
+//! by piece. Only a few pieces are in memory at a time. The thread that serves other requests is never blocked.
 
 use std::io;
 use std::ops::Range;
@@ -15,8 +15,9 @@ use super::request::Head;
 use super::response::{BodyStream, Response};
 use crate::base::limits;
 
-/// Returns the head of the answer and the body, which a task fills until the reader has left. A download of a known length may finish after its
-/// login has ended. A recording that is followed as it grows ends with its login.
+/// Returns the head of the response, and the body if the response has one. A new task fills the body until it is
+/// complete or the reader has left. A download of a known length may finish after its login has ended. With `follow`,
+/// the download continues while the recording grows, and stops when its login ends.
 pub(super) fn answer(
     head: &Head<'_>,
     file: Arc<dyn RecordingFile>,
@@ -62,20 +63,21 @@ pub(super) fn answer(
             sent = send(&file, range, follow, &mut sender) => sent,
         };
         if let Err(error) = sent {
-            // Without the final chunk the reader knows that the file is incomplete.
+            // The abort omits the final chunk of the body. From that the reader knows that the file is incomplete.
             sender.abort(error);
         }
     });
     (response, Some(body))
 }
 
-/// Returns the name with characters replaced that a quoted header value must not contain.
+/// Returns the name for a quoted header value: each character that such a value must not contain is replaced by `_`.
 fn quotable(name: &str) -> String {
     let plain = |letter: char| letter.is_ascii_graphic() && letter != '"' && letter != '\\';
     name.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect()
 }
 
-/// Sends the bytes of `range`, then with `follow` those that are recorded meanwhile. Ends when the reader has left.
+/// Sends the bytes of `range`. With `follow`, then sends new bytes as they are recorded, until the recording ends.
+/// Returns early if the reader has left.
 async fn send(
     file: &Arc<dyn RecordingFile>,
     mut range: Range<u64>,
@@ -103,7 +105,7 @@ async fn send(
     }
 }
 
-/// Reads the first piece of `range`, on a thread that may wait for the disk.
+/// Reads the first piece of `range`. A separate thread does this, because the read may wait for the disk.
 async fn read_piece(file: Arc<dyn RecordingFile>, range: Range<u64>) -> io::Result<Bytes> {
     let left = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
     let read = tokio::task::spawn_blocking(move || {

@@ -1,6 +1,7 @@
-//! GET /api/events: the state of the server as server-sent events (WHATWG HTML, section 9.2). A `status` event is sent
-//! every second, and `camera`, `viewers` or `recording` when that part changes. One task polls the backend for all
-//! listeners, and only while there are any. A listener that does not read loses events; memory stays bounded.
+//! Serves GET /api/events: sends the state of the server as server-sent events (WHATWG HTML, section 9.2). A `status`
+//! event is sent every second. A `camera`, `viewers` or `recording` event is sent when that part of the state changes.
+//! One task polls the backend for all listeners, and only while there are listeners. A listener that reads too slowly
+//! loses events, so memory stays bounded.
 
 use std::io;
 use std::mem::discriminant;
@@ -28,9 +29,10 @@ async fn status_of(summary: Summary, backend: &dyn Backend) -> Status {
     let answer = timeout(limits::EVENTS_RECORDER_TIMEOUT, backend.recording_status()).await;
     let recording = match answer {
         Ok(Ok(recording)) => recording,
-        // The server has no recorder (--no-recorder).
+        // The error 501 means that the server has no recorder (--no-recorder).
         Ok(Err(error)) if error.status == 501 => RecordingStatus::bare(RecorderState::Off, false),
-        // The disk hangs. The rest of the status is still useful.
+        // The recorder did not answer in time, usually because the disk hangs. The rest of the status is still useful,
+        // so it is sent.
         _ => RecordingStatus::bare(RecorderState::Unresponsive, summary.is_recording),
     };
     Status { camera: summary.camera, viewers: summary.viewers, recording, version: env!("CARGO_PKG_VERSION") }
@@ -56,7 +58,7 @@ impl Feed {
         }
     }
 
-    /// Polls and broadcasts; never returns.
+    /// Polls the backend while there are listeners, and broadcasts events to them. Never returns.
     pub(super) async fn run(&self) {
         loop {
             if self.events.receiver_count() == 0 {
@@ -84,13 +86,14 @@ impl Feed {
     async fn broadcast(&self, summary: &Summary, events: &[Event]) {
         let status = status_of(summary.clone(), self.backend.as_ref()).await;
         for event in events {
-            // Fails if the last listener has just left.
+            // This send fails if the last listener has just left, so the error is ignored.
             let _ = self.events.send(event.text(&status));
         }
     }
 
-    /// Returns the head of the answer and, with `has_body`, the events that follow until the listener leaves, the
-    /// login ends or the server stops; or 503 above `limits::EVENT_LISTENERS_MAX`.
+    /// Adds a listener. Returns the head of the response and, if `has_body`, the stream of events. The stream ends when
+    /// the listener leaves, the login ends or the server stops. Returns the error 503 if there are already
+    /// `limits::EVENT_LISTENERS_MAX` listeners.
     pub(super) async fn subscribe(
         &self,
         has_body: bool,
@@ -112,7 +115,7 @@ impl Feed {
         let response = Response::empty(200)
             .header("content-type", "text/event-stream")
             .header("cache-control", "no-store")
-            // Without it nginx collects bytes before it passes them on, and events arrive late.
+            // Without this header, nginx collects bytes before it passes them on, and events arrive late.
             .header("x-accel-buffering", "no");
         if !has_body {
             return Ok((response, None));
@@ -120,7 +123,8 @@ impl Feed {
         let (sender, body) = Channel::new(1);
         let mut stop = self.stop.clone();
         tokio::spawn(async move {
-            // Also ends the task of a listener that does not read.
+            // The first two branches also end the task if the listener does not read, because `send` then waits for the
+            // listener.
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|&stopped| stopped) => {}
@@ -142,7 +146,7 @@ enum Event {
 }
 
 impl Event {
-    /// One event as sent. The JSON has no line breaks, so it fits one `data` line.
+    /// Returns the event in the form in which it is sent. The JSON has no line breaks, so it fits into one `data` line.
     fn text(self, status: &Status) -> Bytes {
         let (name, data) = match self {
             Event::Status => ("status", json_text(status)),
@@ -154,7 +158,8 @@ impl Event {
     }
 }
 
-/// Returns the events that report the differences. The frame rate changes all the time and is not a difference.
+/// Returns one event for each part that differs between the summaries. The frame rate is not compared, because it
+/// changes all the time.
 fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
     let shown = |camera: &CameraSummary| {
         (discriminant(camera), camera.picture().map(|picture| (picture.width, picture.height)))
@@ -175,7 +180,8 @@ async fn send(mut next: Bytes, mut events: broadcast::Receiver<Bytes>, mut sende
     }
 }
 
-/// Returns the next event, skipping those that were overwritten because the listener reads too slowly.
+/// Returns the next event, or `None` when the feed has ended. Skips events that were overwritten because the listener
+/// reads too slowly.
 async fn next_kept(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
     loop {
         match events.recv().await {

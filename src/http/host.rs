@@ -1,5 +1,6 @@
-//! Checks that `Host` names this server, against DNS rebinding: a foreign page can point its own name at our address.
-//! The browser then treats us as the same origin, but the requests still name the foreign site. Pure.
+//! Checks that the header `Host` names this server, as a protection against DNS rebinding. In this attack, a foreign
+//! site points its own domain name at our address, so the browser treats us as the same origin. `Host` still contains
+//! the foreign name, so the request is refused. Does no I/O.
 
 use std::net::IpAddr;
 
@@ -10,11 +11,12 @@ pub struct Hosts {
     is_any: bool,
 }
 
-/// Domains of home routers and mDNS. Names in them cannot be registered on the internet.
+/// Domains that home routers and mDNS use. Names in these domains cannot be registered on the internet.
 const HOME_ENDINGS: [&str; 6] = ["local", "lan", "home", "internal", "home.arpa", "localdomain"];
 
 impl Hosts {
-    /// Accepts the `hostname` of this machine and the `allowed` names, which are in lower case. `*` accepts all names.
+    /// Returns the accepted names: the `hostname` of this machine, also with each of `HOME_ENDINGS`, and the `allowed`
+    /// names, which must be in lower case. If `*` is one of `allowed`, all names are accepted.
     #[must_use]
     pub fn new(hostname: &str, allowed: impl IntoIterator<Item = String>) -> Hosts {
         let hostname = hostname.to_ascii_lowercase();
@@ -27,8 +29,8 @@ impl Hosts {
         Hosts { names, is_any }
     }
 
-    /// Returns true if `host` (name and port) may name this server: an IP address, a name without a dot (these do not
-    /// exist on the internet), `localhost`, or an accepted name.
+    /// Returns true if `host` (a name and an optional port) may name this server. This holds for an IP address, a name
+    /// without a dot (such names do not exist on the internet), a name that ends in `.localhost`, and an accepted name.
     #[must_use]
     pub fn allows(&self, host: &str) -> bool {
         if self.is_any {
@@ -42,7 +44,8 @@ impl Hosts {
     }
 }
 
-/// Returns the name in lower case, without port and final dot; `None` if `host` is not `name[:port]`.
+/// Returns the name in lower case, without the port and a final dot. Returns `None` if `host` does not have the form
+/// `name[:port]`.
 fn name_of(host: &str) -> Option<String> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => {

@@ -1,13 +1,15 @@
-//! The HTTP endpoint for this machine only: the same routes plus profiles and traces, by may_minihttp on a loopback
-//! address. For curl, Prometheus and `go tool pprof`. Browsers use [`public`](super::public).
+//! The HTTP endpoint for this machine only (`--control`). It serves the same routes as [`public`](super::public), plus
+//! profiles and traces, with may_minihttp on a loopback address. It is meant for curl, Prometheus and `go tool pprof`;
+//! browsers use the public endpoint.
 //!
 //! ```text
 //!  coroutine: head ─► guard ─► body ─┬─► tokio task: Backend ──────┬─ channel ─► coroutine: answer
 //!                                    └─► thread: inspection ───────┘
 //! ```
 //!
-//! A coroutine parses and waits. Code that blocks or needs stack runs elsewhere. No coroutine is ever cancelled,
-//! because that is a panic: the endpoint ends with the process.
+//! A coroutine parses a request and waits for the answer. Code that blocks or needs a large stack runs on other
+//! threads. No coroutine is ever cancelled, because the cancellation would be a panic. The endpoint therefore ends only
+//! with the process.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -33,23 +35,25 @@ use crate::base::limits;
 
 /// What the endpoint needs from the program.
 pub struct LocalConfig {
-    /// Loopback address to listen at. Port 0: any free port.
+    /// Loopback address to listen at. Port 0 selects any free port.
     pub address: SocketAddr,
-    /// Answers requests and takes profiles. After it is dropped, requests are answered with 503.
+    /// Answers requests and takes profiles. After the backend is dropped, requests are answered with 503.
     pub backend: Weak<dyn Backend>,
     /// Runs the backend's futures.
     pub runtime: Handle,
 }
 
-/// Starts the endpoint on its own threads and returns its address. It ends with the process.
+/// Starts the endpoint on its own threads, and returns the address at which it listens. The endpoint ends only with the
+/// process.
 ///
 /// # Errors
-/// The address is not loopback or is in use, or no thread can be started.
+/// Returns an error if the address is not a loopback address or is in use, or if no thread can be started.
 pub fn start(config: LocalConfig) -> io::Result<SocketAddr> {
     if !config.address.ip().is_loopback() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a loopback address"));
     }
-    // may binds with SO_REUSEPORT: without this check a second server would start and get every other connection.
+    // This bind fails if the address is in use. The library `may` binds with SO_REUSEPORT, so without this check a
+    // second server would start and get every other connection.
     let address = TcpListener::bind(config.address)?.local_addr()?;
     let library = may::config();
     library.set_workers(limits::LOCAL_WORKERS);
@@ -69,20 +73,21 @@ pub fn start(config: LocalConfig) -> io::Result<SocketAddr> {
         .stack_size(limits::HELPER_STACK_BYTES)
         .spawn(move || enforce_limits(&guard))?;
     let guarding = guarding.thread().clone();
-    // Dropping the handle of a coroutine detaches it.
+    // Dropping the handle only detaches the coroutine, which continues to run.
     drop(Factory { shared, guarding }.start(address)?);
     Ok(address)
 }
 
-/// Sleep of the library's threads while nothing happens.
+/// Nanoseconds for which the library's threads sleep while nothing happens.
 const SLOW_POLL_NS: u64 = 500_000_000;
 
-/// Closes connections that wait too long or make the program grow.
+/// Closes connections on which a request takes too long to arrive. If incomplete requests use too much memory, closes
+/// all connections that wait for a request. Never returns.
 fn enforce_limits(guard: &Guard) {
     let mut growth = GrowthLimit::default();
     let mut is_request_pending = false;
     loop {
-        // A new connection unparks this thread.
+        // A new connection unparks this thread before the timeout.
         std::thread::park_timeout(if is_request_pending {
             limits::LOCAL_MEMORY_INTERVAL
         } else {
@@ -118,7 +123,7 @@ struct Factory {
 impl HttpServiceFactory for Factory {
     type Service = Service;
 
-    /// The library passes the descriptor of the connection as `id`.
+    /// Makes the service of a new connection. The library passes the descriptor of the connection's socket as `id`.
     fn new_service(&self, id: usize) -> Service {
         let descriptor = RawFd::try_from(id).unwrap_or(-1);
         let connection = self.shared.guard.admit(descriptor, now());
@@ -131,7 +136,7 @@ impl HttpServiceFactory for Factory {
 struct Service {
     shared: Arc<Shared>,
     connection: Arc<Connection>,
-    /// The last answer was sent. The bytes after it are not a request.
+    /// True after the last answer was sent. Bytes that arrive after that are not read as a request.
     is_over: bool,
 }
 
@@ -179,7 +184,8 @@ enum Target {
 }
 
 impl LocalRequest {
-    /// Reads head and body. After an error the connection must be closed: the start of the next request is unknown.
+    /// Reads the head and the body of a request. After an error the connection must be closed, because the start of the
+    /// next request is unknown.
     fn read(request: Request) -> Result<LocalRequest, Response> {
         if request.path().len() > limits::LOCAL_TARGET_BYTES_MAX {
             return Err(Response::error(414, "target_too_long", "the path with its query is too long"));
@@ -213,8 +219,8 @@ impl LocalRequest {
     }
 }
 
-/// Returns what the request is for. `site` is `Sec-Fetch-Site`: the relation of the requesting page to this server, as its
-/// browser states it.
+/// Returns what the request is for, or the response that refuses it. `site` is the value of `Sec-Fetch-Site`, in which
+/// a browser states how the requesting page is related to this server.
 fn find_target(head: &Head<'_>, site: Option<&str>) -> Result<Target, Response> {
     if !local_guard::is_this_machine(head.host) {
         return Err(Response::error(
@@ -223,7 +229,8 @@ fn find_target(head: &Head<'_>, site: Option<&str>) -> Result<Target, Response> 
             "this endpoint serves this machine only: use localhost or a loopback address",
         ));
     }
-    // A GET can be expensive here (profiles), even if the page cannot read the answer, as with an <img>.
+    // Pages of other sites are refused even for a GET, because a profile is expensive. A page can send a GET with an
+    // <img> element, although it cannot read the answer.
     if matches!(site, Some("cross-site" | "same-site")) {
         return Err(Response::error(403, "origin_refused", "pages of other sites may not use this endpoint"));
     }
@@ -241,7 +248,8 @@ fn find_target(head: &Head<'_>, site: Option<&str>) -> Result<Target, Response> 
     routes::admit(&Policy::default(), head).map(Target::Route)
 }
 
-/// Returns a header that may be sent once, as text.
+/// Returns the header as text, or `None` if it is missing. A header that was sent twice or is not text is refused with
+/// 400.
 fn header<'a>(request: &'a Request, name: &str) -> Result<Option<&'a str>, Response> {
     let mut values = request.headers().iter().filter(|header| header.name.eq_ignore_ascii_case(name));
     let value = values.next().map(|header| std::str::from_utf8(header.value));
@@ -256,7 +264,8 @@ fn header<'a>(request: &'a Request, name: &str) -> Result<Option<&'a str>, Respo
 }
 
 impl Shared {
-    /// Computes the response on another thread and waits for it.
+    /// Returns the response to a request. Calls of the backend run on another thread, and this coroutine waits for the
+    /// result.
     fn respond(&self, request: LocalRequest) -> Response {
         match request.target {
             Err(response) => response,
@@ -268,12 +277,12 @@ impl Shared {
     fn call_backend(&self, route: &'static Route, path: String, body: Vec<u8>) -> Response {
         let Some(backend) = self.config.backend.upgrade() else { return stopping() };
         let (reply, answer) = mpsc::channel();
-        // If the runtime drops the task, the sender is dropped too and the wait ends.
+        // If the runtime drops the task, the sender `reply` is dropped too, which ends the wait below.
         drop(self.config.runtime.spawn(async move {
             let head = Head { path: &path, ..Head::default() };
             let performed = perform(backend.as_ref(), route.act(&head, &body), None).await;
             let response = performed.unwrap_or_else(Response::from);
-            // Fails if the wait has timed out.
+            // This send fails if the wait below has timed out, so the error is ignored.
             let _ = reply.send(routes::finish(&Policy::default(), &head, response));
         }));
         answer
@@ -293,7 +302,7 @@ impl Shared {
             .name("inspection".to_owned())
             .stack_size(limits::INSPECTION_STACK_BYTES)
             .spawn(move || {
-                // Fails if the wait has timed out.
+                // This send fails if the wait below has timed out, so the error is ignored.
                 let _ = reply.send(debug::answer(what, backend.inspect(what)));
             });
         if let Err(error) = thread {
@@ -324,9 +333,9 @@ fn stopping() -> Response {
     Response::error(503, "stopping", "the server is shutting down")
 }
 
-/// Passes a response to the library, which adds a Content-Length.
+/// Passes a response to the library, which adds a Content-Length header.
 fn write_response(response: Response, answer: &mut may_minihttp::Response) {
-    // The library always sends a Content-Length, which a 204 must not have.
+    // A 204 is sent as 200: the library always sends a Content-Length, which a 204 must not have.
     let status = if response.status == 204 { 200 } else { response.status };
     answer.status_code(usize::from(status), reason(status));
     let content_type = response.content_type.map(|kind| ("content-type", kind.to_owned()));
@@ -337,11 +346,12 @@ fn write_response(response: Response, answer: &mut may_minihttp::Response) {
     answer.body_vec(response.body.to_vec());
 }
 
-/// The library panics above 16 headers and adds some itself.
-const HEADERS_MAX: usize = 14; // local bound: the library's
+/// Largest number of headers to pass to the library. The library panics above 16 headers and adds some itself.
+const HEADERS_MAX: usize = 14; // local bound: set by the library
 
-/// Returns a header line with the static lifetime that the library requires. There are few different lines; above the
-/// bound a line is omitted.
+/// Returns a header line with the static lifetime that the library requires. Each different line is allocated once and
+/// never freed. There are few different lines. Returns `None` for a new line above `limits::LOCAL_HEADER_LINES_MAX`;
+/// the header is then omitted.
 fn interned(name: &str, value: &str) -> Option<&'static str> {
     static LINES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let line = format!("{name}: {value}");

@@ -1,5 +1,5 @@
-//! Limits that may_minihttp lacks: duration, number and answered bytes of connections, and the checks of
-//! `Content-Length` and `Host`.
+//! Enforces limits that may_minihttp lacks: the number of connections, the time to wait for a request and the bytes
+//! answered on a connection. Also checks `Content-Length` and `Host`.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -15,9 +15,9 @@ use super::response::Response;
 use super::routes;
 use crate::base::limits;
 
-/// A connection under the limits of the guard.
+/// A connection whose limits the [`Guard`] enforces.
 pub(super) struct Connection {
-    /// A second descriptor of the socket; `None` if the kernel refuses one (seccomp).
+    /// A second descriptor of the socket; `None` if the kernel refuses one (for example by seccomp).
     socket: Option<TcpStream>,
     state: Mutex<State>,
 }
@@ -29,12 +29,13 @@ struct State {
 }
 
 impl Connection {
-    /// Marks the request as complete.
+    /// Records that a complete request has arrived and is being answered.
     pub(super) fn begin(&self) {
         lock(&self.state).waiting_since = None;
     }
 
-    /// Marks the request as answered with `bytes`. Returns true if the connection should be closed after it.
+    /// Records that the request was answered with `bytes` bytes. Returns true if the connection must be closed after
+    /// this answer.
     pub(super) fn end(&self, bytes: usize, now: Instant) -> bool {
         let mut state = lock(&self.state);
         state.waiting_since = Some(now);
@@ -42,13 +43,14 @@ impl Connection {
         state.answered_bytes > limits::LOCAL_CONNECTION_BYTES_MAX
     }
 
-    /// Returns true if the connection has used up its answered bytes.
+    /// Returns true if more bytes were answered on the connection than its limit allows.
     pub(super) fn is_spent(&self) -> bool {
         lock(&self.state).answered_bytes > limits::LOCAL_CONNECTION_BYTES_MAX
     }
 
-    /// Sends `response` and closes, without the library: after a malformed length the next request cannot be found.
-    /// Returns false without a second descriptor.
+    /// Sends `response` and closes the connection, without the library. This is needed after a malformed length,
+    /// because the start of the next request is unknown. Returns false and does nothing if there is no second
+    /// descriptor.
     pub(super) fn refuse(&self, response: &Response) -> bool {
         let Some(mut socket) = self.socket.as_ref() else { return false };
         let head = format!(
@@ -57,24 +59,24 @@ impl Connection {
             response.body.len(),
         );
         let answer = [head.as_bytes(), &response.body].concat();
-        // The answer fits the socket buffer, unless the caller does not read.
+        // The result is ignored: the answer fits into the socket buffer, unless the caller does not read.
         let _ = socket.write(&answer);
         self.close();
         true
     }
 
-    /// Shuts the socket down. The library notices at its next read.
+    /// Shuts the socket down. The library notices that at its next read.
     pub(super) fn close(&self) {
         if let Some(socket) = &self.socket {
-            // Fails if the socket is already closed.
+            // This fails if the socket is already closed, so the error is ignored.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
-    /// Closes with a reset, so that a caller who is still sending gets an error at once.
+    /// Closes the connection with a TCP reset, so that a caller who is still sending gets an error at once.
     fn abort(&self) {
         if let Some(socket) = &self.socket {
-            // Without it the caller gets the error later.
+            // A linger time of zero causes the reset. If it cannot be set, the caller only gets the error later.
             let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
         }
         self.close();
@@ -90,14 +92,15 @@ impl Connection {
     }
 }
 
-/// The open connections of the control endpoint; closes those that exceed their limits.
+/// Holds the open connections of the control endpoint, and closes those that exceed their limits.
 #[derive(Clone, Default)]
 pub(super) struct Guard {
     connections: Arc<Mutex<Vec<Arc<Connection>>>>,
 }
 
 impl Guard {
-    /// Adds a connection, given by its descriptor. Above the limit it is closed at once.
+    /// Adds the connection with this descriptor. If there are more than `limits::LOCAL_CONNECTIONS_MAX` connections,
+    /// the new one is closed at once.
     pub(super) fn admit(&self, descriptor: RawFd, now: Instant) -> Arc<Connection> {
         let state = State { waiting_since: Some(now), answered_bytes: 0 };
         let connection = Arc::new(Connection { socket: duplicate(descriptor), state: Mutex::new(state) });
@@ -114,29 +117,31 @@ impl Guard {
         lock(&self.connections).retain(|other| !Arc::ptr_eq(other, connection));
     }
 
-    /// Closes connections that have waited too long. Returns true if a connection still waits for a request.
+    /// Closes connections whose next request takes too long to arrive. Returns true if any connection waits for a
+    /// request.
     pub(super) fn close_late(&self, now: Instant) -> bool {
         let connections = lock(&self.connections);
         connections.iter().filter(|connection| connection.is_late(now)).for_each(|it| it.abort());
         connections.iter().any(|connection| connection.is_waiting())
     }
 
-    /// Closes all connections whose request is incomplete.
+    /// Closes all connections that wait for a request or for the rest of one.
     pub(super) fn close_waiting(&self) {
         lock(&self.connections).iter().filter(|connection| connection.is_waiting()).for_each(|it| it.abort());
     }
 }
 
-/// Detects memory growth caused by endless requests. The library does not tell how much it buffers per connection, and
-/// a small receive buffer does not limit how fast it reads. So the growth of the whole program is measured. A false
-/// alarm closes idle connections only, and their callers can reconnect.
+/// Detects memory growth caused by endless requests. The library does not report how much it buffers per connection,
+/// and a small receive buffer does not bound how fast it reads. So the memory of the whole program is measured. A false
+/// alarm closes only idle connections, whose callers can reconnect.
 #[derive(Default)]
 pub(super) struct GrowthLimit {
     before_bytes: Option<usize>,
 }
 
 impl GrowthLimit {
-    /// Takes the memory in use while requests are incomplete. Returns true if it has grown above the limit.
+    /// Takes a new measurement of the memory in use, made while a request is awaited. Returns true if the memory has
+    /// grown by more than the limit since the lowest measurement.
     pub(super) fn is_exceeded(&mut self, bytes: usize) -> bool {
         let before = self.before_bytes.map_or(bytes, |before| before.min(bytes));
         let has_grown = bytes - before > limits::LOCAL_GROWTH_BYTES_MAX;
@@ -144,13 +149,14 @@ impl GrowthLimit {
         has_grown
     }
 
-    /// Forgets the measurements: no request is incomplete, so growth has other causes.
+    /// Forgets the measurements. Called while no request is awaited, because growth then has other causes.
     pub(super) fn reset(&mut self) {
         self.before_bytes = None;
     }
 }
 
-/// Returns the resident bytes of this process without shared memory such as the camera's ring: proc_pid_statm(5).
+/// Returns the resident memory of this process in bytes, without shared memory such as the camera's ring (see
+/// proc_pid_statm(5)). Returns `None` if the kernel does not report it.
 pub(super) fn private_bytes() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut pages = text.split_whitespace().skip(1).map_while(|field| field.parse::<usize>().ok());
@@ -158,11 +164,13 @@ pub(super) fn private_bytes() -> Option<usize> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size())
 }
 
-/// Duplicates a socket whose descriptor is known by number only; the library gives no more.
+/// Returns a second descriptor of a socket and gives the socket a small receive buffer. Of the first descriptor, the
+/// library gives us only the number.
 fn duplicate(descriptor: RawFd) -> Option<TcpStream> {
     let socket = TcpStream::from(copy(descriptor).ok()?);
-    // The library reads all available bytes and keeps them until the request is complete. A small buffer slows that
-    // down: 16 kB let 0.2 MB/s through on an idle machine. On a busy one it is hundreds; GrowthLimit covers that.
+    // The library reads all available bytes and keeps them until the request is complete. A small receive buffer slows
+    // that down: 16 kB let 0.2 MB/s through on an idle machine. On a busy machine hundreds of MB/s come through, so
+    // GrowthLimit is also needed.
     if let Err(error) = sockopt::set_socket_recv_buffer_size(&socket, limits::LOCAL_RECEIVE_BYTES) {
         log::warn!(
             "control: cannot set SO_RCVBUF, so endless requests take more memory before they are closed: {error}"
@@ -176,15 +184,15 @@ fn copy(descriptor: RawFd) -> rustix::io::Result<OwnedFd> {
     pidfd_getfd(pidfd_open(getpid(), PidfdFlags::empty())?, descriptor, PidfdGetfdFlags::empty())
 }
 
-/// Returns true if the kernel permits duplicating descriptors, which all limits need.
+/// Returns true if the kernel permits duplicating descriptors. Without that, the guard cannot close connections.
 pub(super) fn is_possible() -> bool {
     copy(std::io::stderr().as_raw_fd()).is_ok()
 }
 
-/// Returns the length of the body (RFC 9112 section 6).
+/// Returns the length of the body in bytes, which is 0 without a `Content-Length` (RFC 9112 section 6).
 ///
 /// # Errors
-/// The response to a request whose length is malformed or too long.
+/// Returns the response to a request whose body is chunked, or whose length is malformed or above `bytes_max`.
 pub(super) fn body_bytes<'a>(
     headers: impl Iterator<Item = (&'a str, &'a [u8])>,
     bytes_max: usize,
@@ -202,7 +210,7 @@ pub(super) fn body_bytes<'a>(
         if !name.eq_ignore_ascii_case("content-length") {
             continue;
         }
-        // Digits only, because `parse` would also accept a sign.
+        // Only digits are accepted here, because `parse` would also accept a sign.
         if value.is_empty() || value.len() > 15 || !value.iter().all(u8::is_ascii_digit) {
             return bad("Content-Length is not a number");
         }
@@ -218,7 +226,8 @@ pub(super) fn body_bytes<'a>(
     Ok(length)
 }
 
-/// Returns true if `Host` is a loopback name or missing. Refuses pages whose own name resolves to loopback.
+/// Returns true if `Host` is missing, `localhost` or a loopback address. This refuses foreign pages whose own domain
+/// name resolves to a loopback address.
 pub(super) fn is_this_machine(host: Option<&str>) -> bool {
     let Some(host) = host else { return true };
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {

@@ -1,5 +1,5 @@
-//! Responses about the login: the answer of `/api/session`, the refusal of a request without a valid token or login,
-//! and the redirect from plain HTTP to TLS. Pure; [`super::access`] authenticates requests.
+//! Builds the responses about the login: the answer of `/api/session`, the refusal of a request without a valid token
+//! or login, and the redirect from plain HTTP to TLS. Does no I/O; [`super::access`] authenticates requests.
 
 use serde_json::json;
 
@@ -7,12 +7,12 @@ use super::backend::ApiError;
 use super::request::Head;
 use super::response::Response;
 
-/// The answer to every request for `/api/session`.
+/// Returns the response to a request for `/api/session` that was not refused.
 pub(super) fn answer(is_token_required: bool) -> Response {
     Response::json(200, &json!({ "token_required": is_token_required }))
 }
 
-/// Response for an unauthenticated or throttled request.
+/// Returns the response that refuses an unauthenticated or throttled request.
 pub(super) fn refusal(error: ApiError) -> Response {
     let challenge = match (error.status, error.code) {
         (401, "wrong_token") => Some("Bearer realm=\"streaming-server\", error=\"invalid_token\""),
@@ -26,8 +26,8 @@ pub(super) fn refusal(error: ApiError) -> Response {
     }
 }
 
-/// Response to plain HTTP on a TLS port: a redirect for GET and HEAD, otherwise an error. The caller has checked
-/// that `Host` names this server.
+/// Returns the response to a plain HTTP request on a TLS port: a redirect for GET and HEAD, otherwise an error. The
+/// caller must have checked that `Host` names this server.
 pub(super) fn redirect_to_tls(head: &Head<'_>) -> Response {
     let host = head.host.unwrap_or("HOST:PORT");
     let query = head.query.map(|query| format!("?{query}")).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Ends what a login allows: event streams, followed recordings and sessions stop when their login ends.
-//! [`super::access`] decides whether a login is valid.
+//! Reports the end of a login. Event streams, downloads that follow a recording, and sessions stop when their login
+//! ends. [`super::access`] decides whether a login is valid.
 
 use std::sync::Arc;
 
@@ -15,13 +15,14 @@ pub(super) fn login_end(access: Arc<Access>, login: VerifiedLogin) -> BoxFuture<
     let mut logouts = access.logouts();
     Box::pin(async move {
         while access.is_valid(login, Moment::now()) {
-            // A logout sends a notification. Expiry does not, so it is polled.
+            // A logout sends a notification, which ends this wait. An expiry sends none, so the timeout limits the wait
+            // and the login is then checked again.
             let _ = timeout(limits::LOGIN_LOOK, logouts.changed()).await;
         }
     })
 }
 
-/// Waits for the end of the login; forever without a login.
+/// Waits until the login has ended. Waits forever if there is no login.
 pub(super) async fn ended(login_end: Option<BoxFuture<()>>) {
     match login_end {
         Some(login_end) => login_end.await,

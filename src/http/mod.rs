@@ -1,8 +1,8 @@
 //! HTTP: the page, the API, the login and TLS.
 //!
-//! [`routes`] decides without I/O about each request. Two adapters move the bytes: [`public`] (hyper) for browsers and
-//! the network, [`local`] (may_minihttp) for this machine, with profiles and traces ([`debug`]). The rest of the program
-//! is visible only as [`Backend`]. This module must not use workers, sessions, the recorder or the camera.
+//! [`routes`] decides about each request without I/O. Two adapters move the bytes: [`public`] (hyper) for browsers and
+//! the network, [`local`] (may_minihttp) for this machine, with profiles and traces ([`debug`]). This module sees the
+//! rest of the program only as a [`Backend`]. It must not use workers, sessions, the recorder or the camera.
 
 pub mod access;
 mod assets;
@@ -39,7 +39,7 @@ pub use routes::Policy;
 pub use tls::TlsKeys;
 pub use types::*;
 
-/// Locks the mutex. Ignores poisoning: a panic cannot leave any state of this module inconsistent.
+/// Locks the mutex. Poisoning is ignored, because a panic cannot leave any state of this module inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,10 @@
-//! Tells our own page from foreign ones: compares `Origin` with the host that the request was sent to. Pure.
+//! Distinguishes our own page from foreign pages: compares `Origin` with the host to which the request was sent. Does
+//! no I/O.
 
 /// Returns true if `origin` (RFC 6454, `scheme://host[:port]`) names the authority in `host`.
 ///
-/// The scheme is not compared: behind a proxy that ends TLS the browser uses https and we see http. A default port
-/// counts as absent on both sides.
+/// The scheme is not compared: behind a proxy that terminates TLS, the browser uses https and we see http. The default
+/// port of the scheme is ignored in both names.
 #[must_use]
 pub(super) fn is_same(origin: &str, host: Option<&str>) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else {

@@ -7,11 +7,11 @@ use super::response::Response;
 use super::routes::Action;
 use super::{events, login};
 
-/// Returns the response to an action. The public endpoint streams events and downloads itself and manages logins, if it
-/// has a token.
+/// Runs an action and returns its response. Only the public endpoint has events and downloads, and it streams them
+/// without this function. If the server has a token, the public endpoint also answers the actions of the login itself.
 ///
 /// # Errors
-/// The error of the backend, or 404 for events and downloads.
+/// Returns the error of the backend, or 404 for events and downloads.
 pub(super) async fn perform(
     backend: &dyn Backend,
     action: Action,
@@ -35,7 +35,8 @@ pub(super) async fn perform(
         }
         Action::Recording(command) => Response::json(200, &backend.recording(command).await?),
         Action::RecordingStatus => Response::json(200, &backend.recording_status().await?),
-        // No token is needed: the server has none, or a user of this machine asks.
+        // No token is required here: either the server has none, or the request comes from this machine over the
+        // control endpoint.
         Action::Session | Action::LogIn(_) | Action::LogOut => login::answer(false),
         Action::Events => {
             return Err(ApiError::new(404, "not_here", "events are on the public endpoint (--http)"));

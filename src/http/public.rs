@@ -1,5 +1,6 @@
-//! The HTTP endpoint for browsers and the network: hyper, HTTP/1.1, on the caller's tokio current_thread runtime.
-//! Limits the time and memory of connections. [`routes`] decides about requests, [`super::access`] about credentials.
+//! The HTTP endpoint for browsers and the network. It serves HTTP/1.1 with hyper on the caller's tokio current_thread
+//! runtime, and limits the time and memory that connections use. [`routes`] decides about requests, [`super::access`]
+//! about credentials.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -43,28 +44,28 @@ use crate::base::log_limit::LogLimit;
 /// Settings of one endpoint.
 #[derive(Clone)]
 pub struct HttpConfig {
-    /// Address the listener is bound to, for log lines.
+    /// Address to which the listener is bound. It is used in log lines.
     pub address: SocketAddr,
-    /// Foreign pages that may use the API, and accepted values of `Host`.
+    /// The foreign pages that may use the API, and the accepted values of `Host`.
     pub policy: Policy,
-    /// Checks tokens and logins; `None`: the endpoint is open.
+    /// Checks tokens and logins; `None` if the endpoint requires no token.
     pub access: Option<Arc<Access>>,
-    /// Certificate and key; `None`: plain HTTP.
+    /// Certificate and key; `None` for plain HTTP.
     pub tls: Option<Arc<TlsKeys>>,
-    /// Time limits of its connections.
+    /// Time limits of the connections.
     pub timeouts: HttpTimeouts,
 }
 
 /// Time limits of a connection. Tests shorten the defaults.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpTimeouts {
-    /// From accept until the TLS handshake is complete.
+    /// Time from the accept until the TLS handshake is complete.
     pub handshake: Duration,
-    /// From accept, the handshake or the last answer until the head of a request is complete.
+    /// Time from the accept, the TLS handshake or the last answer until the head of a request is complete.
     pub header: Duration,
-    /// For the body of a request.
+    /// Time for the body of a request to arrive.
     pub body: Duration,
-    /// For the backend.
+    /// Time for the backend to answer.
     pub backend: Duration,
 }
 
@@ -79,8 +80,8 @@ impl Default for HttpTimeouts {
     }
 }
 
-/// Serves until `stop` becomes true or its sender is dropped. Then answers in progress have `limits::CLOSE_TIMEOUT` to
-/// finish. `listener` must be nonblocking.
+/// Serves HTTP until `stop` becomes true or its sender is dropped. After that, answers in progress have
+/// `limits::CLOSE_TIMEOUT` to finish. `listener` must be nonblocking.
 pub async fn serve(
     config: HttpConfig,
     listener: std::net::TcpListener,
@@ -99,7 +100,7 @@ pub async fn serve(
     };
     let feed = Feed::new(backend.clone(), stop.clone());
     let shared = Arc::new(Shared { config, handshakes: Handshakes::default(), backend, feed });
-    // Dropping the set at the end cancels the task.
+    // `feed_task` is dropped when this function returns, which cancels the task.
     let mut feed_task = JoinSet::new();
     let feeding = shared.clone();
     feed_task.spawn(async move { feeding.feed.run().await });
@@ -168,8 +169,9 @@ impl Acceptor {
         }
     }
 
-    /// Handles a failed accept. A lost connection needs nothing. Without descriptors or memory (EMFILE, ENFILE, ENOBUFS,
-    /// ENOMEM) the loop pauses, because it would spin.
+    /// Handles a failed accept. If the caller has already closed the new connection, there is nothing to do. If
+    /// descriptors or memory are exhausted (EMFILE, ENFILE, ENOBUFS, ENOMEM), waits a moment, because the accept loop
+    /// would otherwise spin.
     async fn back_off(&mut self, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
@@ -185,7 +187,7 @@ impl Acceptor {
         }
     }
 
-    /// Waits until all connections have ended after `stop`; the remaining ones are dropped.
+    /// Waits until all connections have ended, at most `limits::CLOSE_TIMEOUT`. Then drops the remaining connections.
     async fn close(mut self) {
         let all_ended = async { while self.connections.join_next().await.is_some() {} };
         if timeout(limits::CLOSE_TIMEOUT, all_ended).await.is_err() {
@@ -196,14 +198,14 @@ impl Acceptor {
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Sets socket options. The connection works without them too.
+/// Sets socket options. A failure is only logged, because the connection also works without the options.
 fn prepare(stream: &TcpStream) {
     let answer_timeout_ms = u32::try_from(limits::ANSWER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
-        log::debug!("http: TCP_USER_TIMEOUT: {error}");
+        log::debug!("http: cannot set TCP_USER_TIMEOUT: {error}");
     }
     if let Err(error) = stream.set_nodelay(true) {
-        log::debug!("http: TCP_NODELAY: {error}");
+        log::debug!("http: cannot set TCP_NODELAY: {error}");
     }
 }
 
@@ -222,7 +224,7 @@ async fn run_connection(
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
-        // A caller that has closed its sending side (`nc -N`) still gets its answers.
+        // With this option, a caller that has closed its sending side (such as `nc -N`) still gets its answers.
         .half_close(true)
         .max_header_size(limits::HEADER_BYTES_MAX)
         .max_buf_size(limits::CONNECTION_BUFFER_BYTES_MAX)
@@ -241,14 +243,15 @@ async fn run_connection(
     linger(connection.into_parts().io.into_inner()).await;
 }
 
-/// Logs a connection error for debugging only: it is the caller's fault.
+/// Logs a connection error at level debug only, because such an error is the caller's fault.
 fn log_end(ended: hyper::Result<()>) {
     if let Err(error) = ended {
         log::debug!("http: connection ended: {error}");
     }
 }
 
-/// Answers a connection above the limit with 503. The answer fits any socket buffer. A TLS caller gets an error.
+/// Answers a connection above the limit with 503. A single write is enough, because the answer fits into any socket
+/// buffer. A caller that uses TLS gets a TLS error instead.
 async fn refuse(stream: TcpStream) {
     if matches!(stream.try_write(REFUSAL), Ok(bytes) if bytes == REFUSAL.len()) {
         linger(Box::new(stream)).await;
@@ -263,7 +266,7 @@ retry-after: 1\r\n\
 connection: close\r\n\r\n\
 {\"error\":\"too many connections\",\"code\":\"too_many_connections\"}";
 
-/// The other end of a connection.
+/// What is known about the other end of a connection.
 #[derive(Clone, Copy, Debug)]
 struct Caller {
     peer: IpAddr,
@@ -271,7 +274,8 @@ struct Caller {
 }
 
 impl Shared {
-    /// Runs the TLS handshake, if this endpoint has TLS. Returns `None` if the connection has ended.
+    /// Runs the TLS handshake if this endpoint has TLS, and returns the stream for HTTP. Returns `None` if the
+    /// handshake has failed or the server stops.
     async fn open(&self, socket: TcpStream, stop: &mut watch::Receiver<bool>) -> Option<Stream> {
         let Some(keys) = &self.config.tls else { return Some(Box::new(socket)) };
         tokio::select! {
@@ -280,7 +284,7 @@ impl Shared {
         }
     }
 
-    /// Answers one request.
+    /// Returns the response to one request.
     async fn answer(&self, request: Request<Incoming>, caller: Caller) -> hyper::Response<AnswerBody> {
         let (parts, body) = request.into_parts();
         let (head, answer) = match head_of(&parts) {
@@ -291,10 +295,10 @@ impl Shared {
         into_hyper(routes::finish(&self.config.policy, &head, response), stream)
     }
 
-    /// Checks a request before its body is read. Returns its route and its login, if it has one.
+    /// Checks a request before its body is read. Returns the route and, if the request has one, the login.
     ///
     /// # Errors
-    /// The response that refuses the request.
+    /// Returns the response if the request is refused or needs no route, such as a redirect to TLS.
     fn admit(
         &self,
         head: &Head<'_>,
@@ -329,9 +333,10 @@ impl Shared {
         }
     }
 
-    /// Reads the body within its limits of bytes and time. A too large Content-Length is refused without reading.
+    /// Reads the body within its limits of bytes and time. If Content-Length is too large, the request is refused
+    /// before the body is read.
     async fn read_body(&self, bytes_max: usize, body: Incoming) -> Result<Bytes, Response> {
-        // Closes the connection instead of reading the rest of the body.
+        // The response closes the connection, because the rest of the body is not read.
         let too_large = || Err(routes::body_too_large(bytes_max).closing());
         if body.size_hint().lower() > bytes_max as u64 {
             return too_large();
@@ -346,7 +351,8 @@ impl Shared {
         }
     }
 
-    /// Answers requests for `/api/session`; `None` for all others, and if there are no logins.
+    /// Returns the response to a request for `/api/session`. Returns `None` for every other request, and if the server
+    /// has no token.
     fn session(
         &self,
         action: &Action,
@@ -355,7 +361,8 @@ impl Shared {
         login: Option<VerifiedLogin>,
     ) -> Option<Response> {
         let access = self.config.access.as_ref()?;
-        // A proxy may end TLS before us. The scheme that the browser uses decides about the cookie.
+        // If a proxy terminates TLS, we see plain HTTP although the browser uses https. The kind of the cookie depends
+        // on the scheme that the browser uses, so `Origin` counts too.
         let is_tls = caller.is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
         let cookies = match action {
             Action::Session => {
@@ -372,7 +379,8 @@ impl Shared {
         Some(cookies.into_iter().fold(answer, |answer, cookie| answer.header("set-cookie", cookie)))
     }
 
-    /// Runs the action. The end of `login` ends the stream or session that the action starts.
+    /// Runs the action. If the action starts a session, an event stream or a download with `follow`, that ends together
+    /// with `login`.
     async fn perform(
         &self,
         head: &Head<'_>,
@@ -392,14 +400,14 @@ impl Shared {
     }
 }
 
-/// A response, and its body if it is produced while it is sent.
+/// A response, and a body stream if the body is produced while it is sent.
 type Answer = (Response, Option<BodyStream>);
 
-/// A complete body, or a streamed one.
+/// The body of a response: complete, or a stream.
 type AnswerBody = Either<Full<Bytes>, BodyStream>;
 
-/// Returns the headers that [`routes`] reads. HTTP/1.1 requires exactly one Host (RFC 9112 section 3.2). A browser never
-/// sends two Origins.
+/// Returns the parts of the head that [`routes`] reads, or a 400 response if a header is invalid. HTTP/1.1 requires
+/// exactly one Host header (RFC 9112 section 3.2). Two Origin headers are invalid, because a browser never sends two.
 fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
     let host = single(&parts.headers, &header::HOST)?;
     if host.is_none() && parts.version == Version::HTTP_11 {
@@ -420,12 +428,13 @@ fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
     })
 }
 
-/// Returns an optional header; one that is not text is ignored.
+/// Returns a header as text, or `None` if it is missing or not text.
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Returns a header that may be sent once, as text.
+/// Returns a header as text, or `None` if it is missing. A header that was sent twice or is not text is refused with
+/// 400.
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Response> {
     let mut values = headers.get_all(name).iter();
     let first = values.next().map(HeaderValue::to_str).transpose().map_err(|_| bad_header(name))?;

@@ -1,20 +1,21 @@
-//! Byte ranges of a file (RFC 9110 section 14) and percent-encoding of path segments. Pure.
+//! Parses byte ranges of a file (RFC 9110 section 14), and decodes the percent-encoding of path segments. Does no I/O.
 
 use std::ops::Range;
 
 /// The part of a file that answers a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// 200: the whole file.
+    /// The whole file (status 200).
     Whole,
-    /// 206: these bytes. The range is not empty and lies within the file.
+    /// These bytes (status 206). The range is not empty and lies within the file.
     Some(Range<u64>),
-    /// 416: the requested range lies outside of the file.
+    /// No bytes (status 416), because the requested range lies outside of the file.
     Nothing,
 }
 
-/// Evaluates `Range` and `If-Range`. One range of bytes selects that part. Several ranges, another unit, a malformed
-/// header or another version of the file select the whole file (RFC 9110 sections 14.2, 13.1.5).
+/// Returns the part of the file that the headers `Range` and `If-Range` select. A single range of bytes selects that
+/// part. The whole file is selected by several ranges, another unit than bytes, a malformed header, or an `If-Range`
+/// for another version of the file (RFC 9110 sections 14.2, 13.1.5).
 #[must_use]
 pub fn part(range: Option<&str>, if_range: Option<&str>, etag: &str, file_bytes: u64) -> Part {
     let Some(spec) = range.and_then(|range| range.trim().strip_prefix("bytes=")) else { return Part::Whole };
@@ -30,7 +31,7 @@ pub fn part(range: Option<&str>, if_range: Option<&str>, etag: &str, file_bytes:
             let end = last.map_or(file_bytes, |last| last.saturating_add(1).min(file_bytes));
             if first < end { Part::Some(first..end) } else { Part::Nothing }
         }
-        // A suffix: the last `count` bytes.
+        // A range without a first byte is a suffix range: it selects the last `count` bytes.
         (Ok(None), Ok(Some(count))) if count > 0 && file_bytes > 0 => {
             Part::Some(file_bytes.saturating_sub(count)..file_bytes)
         }
@@ -39,7 +40,8 @@ pub fn part(range: Option<&str>, if_range: Option<&str>, etag: &str, file_bytes:
     }
 }
 
-/// Returns the number, or `None` for empty text. A number above 64 bits lies behind the end of every file.
+/// Returns the number, or `None` for an empty text. Text with anything but digits is an error. A number above 64 bits
+/// becomes `u64::MAX`, which lies behind the end of every file.
 fn number(text: &str) -> Result<Option<u64>, ()> {
     if text.is_empty() {
         return Ok(None);
@@ -50,7 +52,8 @@ fn number(text: &str) -> Result<Option<u64>, ()> {
     Ok(Some(text.parse().unwrap_or(u64::MAX)))
 }
 
-/// Decodes the percent-encoding of a path segment; `None` if it is malformed or not UTF-8 (RFC 3986 section 2.1).
+/// Decodes the percent-encoding of a path segment (RFC 3986 section 2.1). Returns `None` if the encoding is malformed
+/// or the result is not UTF-8.
 #[must_use]
 pub fn decode_segment(segment: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(segment.len());

@@ -1,4 +1,4 @@
-//! The part of a request that the routes read: the head as text, and the JSON bodies. Pure.
+//! Defines the part of a request that the routes read: the head as text, and the JSON bodies. Does no I/O.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -6,34 +6,34 @@ use serde_json::Value;
 use super::backend::ApiError;
 use crate::metrics::status::StartRequest;
 
-/// What is known of a request before its body is read.
+/// The parts of a request that are known before its body is read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Head<'a> {
     /// Method in upper case.
     pub method: &'a str,
-    /// Path as sent, percent-encoding kept.
+    /// Path as it was sent, with its percent-encoding.
     pub path: &'a str,
-    /// The part after the `?`.
+    /// The part of the target after the `?`.
     pub query: Option<&'a str>,
-    /// `Host`, or the authority of an absolute-form target.
+    /// Value of `Host`, or the authority of the target if the target is an absolute URL.
     pub host: Option<&'a str>,
-    /// `Origin`
+    /// Value of the header `Origin`.
     pub origin: Option<&'a str>,
-    /// `If-None-Match`
+    /// Value of the header `If-None-Match`.
     pub if_none_match: Option<&'a str>,
-    /// `Range`
+    /// Value of the header `Range`.
     pub range: Option<&'a str>,
-    /// `If-Range`
+    /// Value of the header `If-Range`.
     pub if_range: Option<&'a str>,
-    /// `Authorization`
+    /// Value of the header `Authorization`.
     pub authorization: Option<&'a str>,
-    /// `Cookie`
+    /// Value of the header `Cookie`.
     pub cookie: Option<&'a str>,
-    /// `Access-Control-Request-Method`: present on a CORS preflight.
+    /// Value of the header `Access-Control-Request-Method`, which is present on a CORS preflight.
     pub requested_method: Option<&'a str>,
 }
 
-/// Characters of foreign text that an error message repeats at most.
+/// Largest number of characters of foreign text that an error message repeats.
 pub(super) const QUOTED_CHARS_MAX: usize = 160; // local bound
 
 #[derive(Deserialize)]
@@ -43,7 +43,8 @@ struct OfferBody {
     sdp: String,
 }
 
-/// Returns the SDP of `{"type": "offer", "sdp": ...}`. The content type is not checked: curl sends that of a form.
+/// Returns the SDP of `{"type": "offer", "sdp": ...}`. The content type is not checked, because curl sends that of an
+/// HTML form by default.
 pub(super) fn parse_offer(body: &[u8]) -> Result<String, ApiError> {
     let offer: OfferBody = serde_json::from_slice(body)
         .map_err(|error| bad_json("expected {\"type\": \"offer\", \"sdp\": ...}", &error))?;
@@ -57,12 +58,12 @@ pub(super) fn parse_offer(body: &[u8]) -> Result<String, ApiError> {
     Ok(offer.sdp)
 }
 
-/// Returns the options of a start. An empty body means the defaults.
+/// Returns the options of a command that starts a recording. An empty body means the defaults.
 pub(super) fn parse_start(body: &[u8]) -> Result<StartRequest, ApiError> {
     if body.trim_ascii().is_empty() {
         return Ok(StartRequest::default());
     }
-    // Parsed as a map first: serde accepts an array for a struct too.
+    // The body is parsed as a map first, because serde would also accept an array for a struct.
     let fields =
         serde_json::from_slice(body).and_then(|fields| serde_json::from_value(Value::Object(fields)));
     fields.map_err(|error| {
@@ -84,7 +85,7 @@ pub(super) fn parse_login(body: &[u8]) -> Result<String, ApiError> {
 }
 
 fn bad_json(expected: &str, error: &serde_json::Error) -> ApiError {
-    // The parser's message may quote the input.
+    // The message of the parser may quote the input, so its length is limited.
     let reason: String = error.to_string().chars().take(QUOTED_CHARS_MAX).collect();
     ApiError::new(400, "bad_json", format!("{expected}: {reason}"))
 }

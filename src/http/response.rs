@@ -1,4 +1,4 @@
-//! An HTTP response as plain data, before an adapter turns it into bytes. Does no I/O.
+//! Holds an HTTP response as plain data, before an adapter turns it into bytes. Does no I/O.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::backend::ApiError;
 
-/// A body that a task produces while it is sent.
+/// A body that a task produces while the body is being sent.
 pub(super) type BodyStream = Channel<Bytes, io::Error>;
 
 /// A response: status, headers, body.
@@ -17,56 +17,56 @@ pub(super) type BodyStream = Channel<Bytes, io::Error>;
 pub struct Response {
     /// HTTP status code.
     pub status: u16,
-    /// `Content-Type`; `None` for an empty body.
+    /// Value of the header `Content-Type`; `None` for an empty body.
     pub content_type: Option<&'static str>,
-    /// The other headers, names in lower case.
+    /// The other headers, with names in lower case.
     pub headers: Vec<(&'static str, String)>,
     /// The body. An adapter omits it for HEAD.
     pub body: Bytes,
 }
 
 impl Response {
-    /// A response without a body.
+    /// Returns a response without a body.
     #[must_use]
     pub fn empty(status: u16) -> Response {
         Response { status, content_type: None, headers: Vec::new(), body: Bytes::new() }
     }
 
-    /// A response with a body of the given type.
+    /// Returns a response with a body of the given type.
     #[must_use]
     pub fn with_body(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response {
         Response { status, content_type: Some(content_type), headers: Vec::new(), body: body.into() }
     }
 
-    /// A JSON response that must not be cached.
+    /// Returns a JSON response that must not be cached.
     #[must_use]
     pub fn json(status: u16, value: &impl Serialize) -> Response {
         Response::with_body(status, "application/json", json_text(value)).header("cache-control", "no-store")
     }
 
-    /// `{"error": message, "code": code}`.
+    /// Returns a response whose body is `{"error": message, "code": code}`.
     #[must_use]
     pub fn error(status: u16, code: &'static str, message: &str) -> Response {
         Response::json(status, &json!({ "error": message, "code": code }))
     }
 
-    /// The same response with one more header.
+    /// Returns the same response with one more header.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Response {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// The same response; the adapter closes the connection after it.
+    /// Returns the same response with `connection: close`, after which the adapter closes the connection.
     #[must_use]
     pub fn closing(self) -> Response {
         self.header("connection", "close")
     }
 }
 
-/// Returns JSON in one line, keys sorted.
+/// Returns the value as JSON in one line, with sorted keys.
 pub(super) fn json_text(value: &impl Serialize) -> String {
-    // Serialising fails only for map keys that are no strings. Our types have none.
+    // Serialising fails only for a map whose keys are not strings. Our types have no such map.
     serde_json::to_value(value).unwrap_or_default().to_string()
 }
 

@@ -1,4 +1,5 @@
-//! Turns a request into a decision, without I/O: which path means what, what is malformed, which page may send it.
+//! Decides about requests without I/O: what a path means, if the request is malformed, and if the page that sent it may
+//! do so.
 //!
 //! ```text
 //!  Head ──admit──► Route ──act(body)──► Action ──perform (calls the Backend)──► Response ──finish──►
@@ -19,22 +20,22 @@ use super::request::{self, Head};
 use super::response::Response;
 use crate::base::limits;
 
-/// One line of the table.
+/// One line of the table [`ROUTES`].
 #[derive(Debug)]
 pub struct Route {
-    /// Method of the request. HEAD is derived from GET, OPTIONS from all methods.
+    /// Method of the request. A path with GET also accepts HEAD, and every path accepts OPTIONS.
     pub method: &'static str,
     /// Path, with `NAME` for the name of a recording.
     pub path: &'static str,
-    /// Bytes of the body that are read at most. A longer body is answered with 413.
+    /// Largest number of bytes that the body may have. A longer body is answered with 413.
     pub body_bytes_max: usize,
     /// True if the route needs no token even when the server has one: the health check, the files of the page, and the
-    /// login, which checks the token itself. A new route is not open.
+    /// login, which checks the token itself. By default, a route is not open.
     pub is_open: bool,
     parse: Parse,
 }
 
-/// Reads head and body of a request. The error is its response.
+/// Parses the head and the body of a request. An error becomes the response to the request.
 type Parse = fn(&Head<'_>, &[u8]) -> Result<Action, ApiError>;
 
 const fn get(path: &'static str, parse: Parse) -> Route {
@@ -67,7 +68,7 @@ pub static ROUTES: &[Route] = &[
     post("/api/recording/start", limits::COMMAND_BYTES_MAX, |_, body| {
         Ok(Action::Recording(RecordingCommand::Start(request::parse_start(body))))
     }),
-    // `stop` and `heartbeat` need no body, but scripts send `{}`.
+    // `stop` and `heartbeat` need no body, but a body is accepted and ignored, because scripts send `{}`.
     post("/api/recording/stop", limits::COMMAND_BYTES_MAX, |_, _| {
         Ok(Action::Recording(RecordingCommand::Stop))
     }),
@@ -99,11 +100,11 @@ pub static ROUTES: &[Route] = &[
 ];
 
 const HEALTH: &str = "/health";
-/// The only path with a variable part.
+/// The only path with a variable part, which is `NAME`.
 const RECORDING: &str = "/api/recordings/NAME";
 const RECORDING_PREFIX: &str = "/api/recordings/";
 
-/// Returns the path as it is written in the table.
+/// Returns the path as it is written in [`ROUTES`]: with `NAME` instead of the name of a recording.
 fn template(path: &str) -> &str {
     match path.strip_prefix(RECORDING_PREFIX) {
         Some(name) if !name.is_empty() && !name.contains('/') => RECORDING,
@@ -111,7 +112,7 @@ fn template(path: &str) -> &str {
     }
 }
 
-/// Returns the name of the recording in a path.
+/// Returns the decoded name of the recording in a path.
 fn recording_name(path: &str) -> Result<String, ApiError> {
     let segment = path.strip_prefix(RECORDING_PREFIX).unwrap_or_default();
     ranges::decode_segment(segment)
@@ -123,11 +124,11 @@ fn recording_name(path: &str) -> Result<String, ApiError> {
 pub struct Policy {
     /// Origins (`https://host[:port]`) whose pages may use the API.
     pub allow_origin: Vec<String>,
-    /// Accepted values of `Host`; `None`: all.
+    /// Accepted values of `Host`; `None` accepts all values.
     pub hosts: Option<Hosts>,
 }
 
-/// What an adapter does for a request. `perform` runs it.
+/// What an adapter must do for a request. `perform` runs the action on the backend.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Send this response.
@@ -163,13 +164,14 @@ pub enum Action {
     },
 }
 
-/// First half, before the body is read: finds the route.
+/// Finds the route of a request. This is the first of two steps, before the body is read; [`Route::act`] is the second.
 ///
 /// # Errors
-/// The response that needs no route: 404, 405, 403 for a foreign name or page, or the answer to OPTIONS.
+/// Returns the response if the request needs no route: 404, 405, 403 for a foreign `Host` or a foreign page, or the
+/// answer to OPTIONS.
 pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<&'static Route, Response> {
     let path = template(head.path);
-    // A health check may use any name.
+    // A health check may use any `Host`. For every other path, `Host` must name this server.
     if path != HEALTH {
         admit_host(policy, head)?;
     }
@@ -198,7 +200,7 @@ pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<&'static Route, Respons
 /// Checks that `Host` names this server.
 ///
 /// # Errors
-/// 403 for another name.
+/// Returns a 403 response if `Host` is another name.
 pub fn admit_host(policy: &Policy, head: &Head<'_>) -> Result<(), Response> {
     match (&policy.hosts, head.host) {
         (Some(hosts), Some(host)) if !hosts.allows(host) => {
@@ -213,21 +215,23 @@ pub fn admit_host(policy: &Policy, head: &Head<'_>) -> Result<(), Response> {
 }
 
 impl Route {
-    /// Second half: reads the body. The caller has limited it to `body_bytes_max`.
+    /// Parses the body and returns the action. This is the second step, after [`admit`]. The caller must have limited
+    /// the body to `body_bytes_max`.
     #[must_use]
     pub fn act(&self, head: &Head<'_>, body: &[u8]) -> Action {
         (self.parse)(head, body).unwrap_or_else(|error| Action::Respond(error.into()))
     }
 }
 
-/// 413 with the bound.
+/// Returns a 413 response whose text names the limit, `bytes_max`.
 #[must_use]
 pub fn body_too_large(bytes_max: usize) -> Response {
     let message = format!("the body is too long: at most {bytes_max} bytes are accepted");
     Response::error(413, "body_too_large", &message)
 }
 
-/// Last step of every response: adds the security headers, and CORS headers for an allow-listed page.
+/// Adds the security headers to a response, and the CORS headers if an allow-listed page has sent the request. This is
+/// the last step for every response.
 #[must_use]
 pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response {
     let is_page = response.content_type.is_some_and(|kind| kind.starts_with("text/html"));
@@ -236,7 +240,8 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
         .header("referrer-policy", "no-referrer")
         .header("cross-origin-resource-policy", "same-origin");
     let response = match response.status {
-        // A browser replaces its stored headers by those of a 304. The page would get the policy of API responses.
+        // A browser overwrites the headers of its cached page with those of a 304 response. A 304 carries no policy, so
+        // the cached page keeps the policy it has.
         304 => response,
         _ if is_page => response.header("content-security-policy", page_policy(policy)),
         _ => response.header("content-security-policy", API_POLICY),
@@ -260,17 +265,19 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     }
 }
 
-/// Returns the Content-Security-Policy of the viewer page. Only allow-listed origins and our own may frame the page.
+/// Returns the Content-Security-Policy of the viewer page. Only pages of our own origin and of allow-listed origins may
+/// embed it in a frame.
 fn page_policy(policy: &Policy) -> String {
     let origins = policy.allow_origin.iter().map(|origin| format!(" {origin}"));
     origins.fold(PAGE_POLICY.to_owned(), |text, origin| text + &origin)
 }
 
-/// The page may load its own files and API only. `frame-ancestors` comes last: allow-listed origins are appended.
+/// Content-Security-Policy of the viewer page, which may load only its own files and use only its own API.
+/// `frame-ancestors` must come last, because the allow-listed origins are appended to it.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
-/// Policy of every response that is not the page.
+/// Content-Security-Policy of every response that is not the page.
 const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 
 impl Policy {
@@ -279,7 +286,8 @@ impl Policy {
     }
 }
 
-/// Returns true if a state-changing request may proceed: without Origin (not a page), from our page, or allow-listed.
+/// Returns true if a state-changing request may proceed. Accepted are requests without Origin, which no page has sent,
+/// and requests of our own page or of an allow-listed page.
 fn origin_may_change(policy: &Policy, head: &Head<'_>) -> bool {
     match head.origin {
         None => true,
@@ -287,7 +295,7 @@ fn origin_may_change(policy: &Policy, head: &Head<'_>) -> bool {
     }
 }
 
-/// Returns the methods of a path, OPTIONS last; empty for an unknown path.
+/// Returns the methods of a path, with OPTIONS as the last, or an empty list for an unknown path.
 fn allowed_methods(path: &str) -> Vec<&'static str> {
     let mut methods = Vec::new();
     for route in ROUTES.iter().filter(|route| route.path == path) {
@@ -302,8 +310,8 @@ fn allowed_methods(path: &str) -> Vec<&'static str> {
     methods
 }
 
-/// Answers OPTIONS with the methods of the path. A CORS preflight of an allow-listed page also gets the methods and
-/// headers that the page may use.
+/// Answers OPTIONS with the methods of the path. The answer to a CORS preflight of an allow-listed page also contains
+/// the methods and headers that the page may use. A preflight of any other foreign page is refused with 403.
 fn options(policy: &Policy, head: &Head<'_>, allowed: &[&str]) -> Response {
     let methods = allowed.join(", ");
     let response = Response::empty(204).header("allow", methods.clone());

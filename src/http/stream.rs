@@ -1,4 +1,4 @@
-//! One connection as a byte stream for hyper, plain or over TLS, and its orderly end.
+//! Provides a connection as a byte stream for hyper, with or without TLS, and closes it in an orderly way.
 
 use std::future::poll_fn;
 use std::io;
@@ -11,10 +11,10 @@ use tokio_rustls::server::TlsStream;
 
 use crate::base::limits;
 
-/// A connection after the TLS handshake, if it has one.
+/// A connection that is ready for HTTP: plain TCP, or TLS with the handshake finished.
 pub(super) type Stream = Box<dyn Connection>;
 
-/// A plain connection, or one over TLS.
+/// A TCP connection, with or without TLS.
 pub(super) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {
     /// Returns true for a connection over TLS.
     fn is_tls(&self) -> bool;
@@ -43,15 +43,16 @@ impl Connection for TlsStream<TcpStream> {
     }
 }
 
-/// Closes the sending side and reads for a moment. Closing a socket with unread bytes resets the connection, and the
-/// caller may lose the last answer (RFC 9112 section 9.6).
+/// Closes the sending side, then reads until the caller closes too, at most for `limits::LINGER`. If the socket were
+/// closed with unread bytes, TCP would reset the connection, and the caller could lose the last answer (RFC 9112
+/// section 9.6).
 pub(super) async fn linger(mut stream: Stream) {
     let closing = async {
         if poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await.is_ok() {
             read_to_end(stream.socket()).await;
         }
     };
-    // After the timeout the socket is closed all the same.
+    // The result is ignored: even after a timeout the socket is closed, because `stream` is dropped.
     let _ = timeout(limits::LINGER, closing).await;
 }
 

@@ -1,5 +1,5 @@
-//! Rate limit for wrong tokens: one leaky bucket per address and one for all addresses together. Pure; time is an
-//! argument, memory is bounded.
+//! Limits the rate of wrong tokens with one leaky bucket per address and one for all addresses together. Does no I/O.
+//! The time is an argument, and memory is bounded.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,11 +15,11 @@ pub(super) struct Throttle {
 
 struct Address {
     bucket: Bucket,
-    /// The right token came from this address, so the bucket of all addresses does not apply to it.
+    /// True if the right token came from this address. The bucket of all addresses then does not apply to this address.
     is_known: bool,
 }
 
-/// A leaky bucket as one number (GCRA): the time at which all attempts are available again.
+/// A leaky bucket (GCRA). Its whole state is `full_at`, the time at which all attempts are available again.
 #[derive(Clone, Copy)]
 struct Bucket {
     full_at: Instant,
@@ -32,7 +32,7 @@ impl Bucket {
         Bucket { full_at: now, interval, attempts }
     }
 
-    /// Returns the time until the next attempt is allowed; zero if one is allowed now.
+    /// Returns the time until the next attempt is allowed, which is zero if an attempt is allowed now.
     fn wait(&self, now: Instant) -> Duration {
         let missing = self.full_at.saturating_duration_since(now) + self.interval;
         missing.saturating_sub(self.interval * self.attempts)
@@ -49,10 +49,10 @@ impl Throttle {
         Throttle { all, addresses: HashMap::new() }
     }
 
-    /// Checks that this address may attempt now.
+    /// Checks that this address may try a token now.
     ///
     /// # Errors
-    /// The time it has to wait.
+    /// Returns the time for which the address must wait.
     pub(super) fn may_attempt(&self, peer: IpAddr, now: Instant) -> Result<(), Duration> {
         let address = self.addresses.get(&group(peer));
         let mine = address.map_or(Duration::ZERO, |address| address.bucket.wait(now));
@@ -61,7 +61,7 @@ impl Throttle {
         if wait.is_zero() { Ok(()) } else { Err(wait) }
     }
 
-    /// Counts a wrong token.
+    /// Counts a wrong token from this address.
     pub(super) fn on_failure(&mut self, peer: IpAddr, now: Instant) {
         let address = self.entry(peer, now);
         address.bucket.take(now);
@@ -70,7 +70,7 @@ impl Throttle {
         }
     }
 
-    /// Exempts the address of a right token from the common bucket.
+    /// Records that the right token came from this address. The bucket of all addresses no longer applies to it.
     pub(super) fn on_success(&mut self, peer: IpAddr, now: Instant) {
         self.entry(peer, now).is_known = true;
     }
@@ -78,8 +78,9 @@ impl Throttle {
     fn entry(&mut self, peer: IpAddr, now: Instant) -> &mut Address {
         let peer = group(peer);
         if !self.addresses.contains_key(&peer) && self.addresses.len() >= limits::ATTEMPT_ADDRESSES_MAX {
-            // Evicts the address with the most attempts left, because it loses the least. Addresses that have sent the
-            // right token are evicted only if all have.
+            // The table is full, so one address is removed. The one with the most attempts left is chosen, because it
+            // gains the fewest attempts when it is forgotten. An address that has sent the right token is removed only
+            // if all addresses have.
             let least = self.addresses.iter().min_by_key(|(_, a)| (a.is_known, a.bucket.full_at));
             if let Some(least) = least.map(|(peer, _)| *peer) {
                 self.addresses.remove(&least);
@@ -91,7 +92,8 @@ impl Throttle {
     }
 }
 
-/// Returns the key of a bucket: for IPv6 the /64, because one subscriber owns all addresses of it.
+/// Returns the key under which an address is counted. For IPv6 this is the /64 prefix, because one subscriber owns all
+/// addresses in it.
 fn group(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),

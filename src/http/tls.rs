@@ -1,5 +1,5 @@
-//! TLS below HTTP: the current certificate, which can be replaced while connections are open, and the limits on number
-//! and duration of handshakes.
+//! Provides TLS below HTTP. Holds the current certificate, which can be replaced while connections are open, and limits
+//! the number and the duration of handshakes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,18 +24,18 @@ pub struct TlsKeys {
 }
 
 impl TlsKeys {
-    /// Uses this certificate. TLS 1.2 and 1.3, ALPN HTTP/1.1.
+    /// Returns keys that use this certificate for TLS 1.2 and 1.3, with HTTP/1.1 as the only protocol in ALPN.
     ///
     /// # Errors
-    /// [`CertificateError::Unusable`], for example because the key does not fit the certificate.
+    /// Returns [`CertificateError::Unusable`], for example because the key does not fit the certificate.
     pub fn new(certificate: Certificate) -> Result<TlsKeys, CertificateError> {
         Ok(TlsKeys { current: RwLock::new(server_config(certificate)?) })
     }
 
-    /// Uses this certificate from the next connection on. Open connections keep theirs.
+    /// Uses this certificate from the next connection on. Open connections keep the old one.
     ///
     /// # Errors
-    /// As [`TlsKeys::new`]; the old certificate then stays in use.
+    /// Returns the same errors as [`TlsKeys::new`]. The old certificate then stays in use.
     pub fn replace(&self, certificate: Certificate) -> Result<(), CertificateError> {
         let config = server_config(certificate)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
@@ -61,15 +61,16 @@ fn server_config(certificate: Certificate) -> Result<Arc<ServerConfig>, Certific
     Ok(Arc::new(config))
 }
 
-/// The handshakes in progress. At the limit the oldest is dropped, so idle connections cannot block new ones.
+/// The handshakes in progress. At the limit the oldest handshake is dropped, so idle connections cannot block new ones.
 #[derive(Clone, Default)]
 pub(super) struct Handshakes {
     pending: Arc<Mutex<VecDeque<oneshot::Sender<()>>>>,
 }
 
 impl Handshakes {
-    /// Runs the handshake of a connection. A connection that begins with plain HTTP is returned without one. Returns
-    /// `None` if the handshake failed, took longer than `timeout_after`, or was dropped at the limit.
+    /// Runs the TLS handshake of a connection. A connection that begins with plain HTTP is returned without a
+    /// handshake. Returns `None` if the handshake failed, took longer than `timeout_after`, or was dropped at the
+    /// limit.
     pub(super) async fn open(
         &self,
         keys: &TlsKeys,
@@ -98,16 +99,17 @@ impl Handshakes {
         }
     }
 
-    /// Adds a handshake and drops the oldest one at the limit. The receiver completes when this one is dropped.
+    /// Adds a handshake. At the limit, drops the oldest one. The returned receiver completes when the added handshake
+    /// is dropped.
     fn register(&self) -> oneshot::Receiver<()> {
         let (sender, dropped) = oneshot::channel();
         let mut pending = lock(&self.pending);
-        // Removes handshakes that have ended: their receivers are dropped.
+        // When a handshake ends, its receiver is dropped. The senders of such handshakes are removed here.
         pending.retain(|other| !other.is_closed());
         if pending.len() >= limits::TLS_HANDSHAKES_MAX
             && let Some(oldest) = pending.pop_front()
         {
-            // Fails if the oldest handshake has just ended.
+            // This send fails if the oldest handshake has just ended, so the error is ignored.
             let _ = oldest.send(());
         }
         pending.push_back(sender);
@@ -115,10 +117,10 @@ impl Handshakes {
     }
 }
 
-/// First byte of a TLS connection (RFC 8446 section 5.1).
+/// First byte of a TLS connection: the record type `handshake` (RFC 8446 section 5.1).
 const HANDSHAKE_RECORD: [u8; 1] = [22];
 
-/// The caller's fault: logged for debugging only.
+/// Logs a failed handshake at level debug only, because it is the caller's fault. Always returns `None`.
 fn failed(error: &io::Error) -> Option<Stream> {
     log::debug!("http: TLS handshake ended: {error}");
     None

@@ -1,5 +1,5 @@
-//! What the API answers, as types; those that a stage fills are in [`crate::metrics::status`]. The serde derives in this file define the JSON: names of fields and
-//! variants are part of the API and stay.
+//! Defines the types of the API's answers. Types that a stage fills are in [`crate::metrics::status`]. The serde
+//! derives in this file define the JSON, so the names of fields and variants are part of the API and must not change.
 
 use serde::Serialize;
 
@@ -22,7 +22,7 @@ pub struct Summary {
 pub enum CameraSummary {
     /// The shared memory of the camera is not attached.
     Away {
-        /// The reason, in words for a person.
+        /// The reason, as a text for the user.
         reason: String,
     },
     /// Access units arrive.
@@ -34,11 +34,11 @@ pub enum CameraSummary {
 /// The picture of an attached camera.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CameraPicture {
-    /// Layout of the shared memory.
+    /// Name of the layout of the shared memory.
     pub layout: String,
-    /// Pixels; 0 before the first IDR.
+    /// Width in pixels; 0 before the first IDR.
     pub width: u64,
-    /// Pixels; 0 before the first IDR.
+    /// Height in pixels; 0 before the first IDR.
     pub height: u64,
     /// Access units per second; 0 while the camera is stalled.
     pub fps: f64,
@@ -72,30 +72,30 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "status")]
 pub enum RecordingReply {
-    /// To a start.
+    /// Answer to the command `start`.
     #[serde(rename = "recording")]
     Started(StartReply),
-    /// To a stop.
+    /// Answer to the command `stop`.
     #[serde(rename = "stopped")]
     Stopped {
         /// Totals of the recording.
         #[serde(flatten)]
         report: RecordingReport,
-        /// Why it stopped: `asked`, `max_duration`, `heartbeat`, `shutdown` or the code of an error.
+        /// Why the recording stopped: `asked`, `max_duration`, `heartbeat`, `shutdown` or the code of an error.
         reason: &'static str,
         /// False if no unit was recorded; the empty file is then removed.
         kept: bool,
     },
-    /// To a heartbeat.
+    /// Answer to the command `heartbeat`.
     #[serde(rename = "recording")]
     HeartbeatAccepted,
-    /// To a deletion.
+    /// Answer to the command that deletes a recording.
     #[serde(rename = "deleted")]
     Deleted {
         /// Name of the deleted file.
         name: String,
     },
-    /// To a request for the list.
+    /// Answer to the request for the list of recordings.
     #[serde(untagged)]
     List {
         /// All recordings, newest first.
@@ -110,7 +110,7 @@ pub struct RecordingStatus {
     pub recording: bool,
     /// State of the recorder.
     pub state: RecorderState,
-    /// Totals of the running recording, otherwise of the last one.
+    /// Totals of the running recording or, if none runs, of the last one.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub report: Option<RecordingReport>,
     /// Why the last recording stopped.
@@ -122,7 +122,7 @@ pub struct RecordingStatus {
 }
 
 impl RecordingStatus {
-    /// A status without details.
+    /// Returns a status without details.
     #[must_use]
     pub fn bare(state: RecorderState, is_recording: bool) -> RecordingStatus {
         RecordingStatus { recording: is_recording, state, report: None, reason: None, error: None }
@@ -132,11 +132,11 @@ impl RecordingStatus {
 /// An error of the recorder within a status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecordingFailure {
-    /// Sentence for a person.
+    /// Error message for the user.
     pub error: String,
-    /// Stable word for programs.
+    /// Error code for programs. It never changes.
     pub code: &'static str,
-    /// HTTP status of the same error as an answer.
+    /// HTTP status with which a command that fails with this error is answered.
     pub status: u16,
 }
 

@@ -1,4 +1,4 @@
-//! The checks of token and certificate for `doctor`, and the TLS client of `healthcheck`.
+//! Checks the token and the certificate for `doctor`, and opens the TLS connection for `healthcheck`.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use crate::base::clock::Moment;
 use crate::config::{Config, Tls};
 use crate::http::{TlsKeys, certificate};
 
-/// Checks if the server requires a token.
+/// Checks if the server requires a token, and if the token crosses the network unencrypted.
 pub(super) fn token(config: &Config) -> Finding {
     let plain = config.http_plain.is_some_and(|address| !address.ip().is_loopback());
     let is_reachable = plain || !config.http.ip().is_loopback();
@@ -35,7 +35,7 @@ pub(super) fn token(config: &Config) -> Finding {
     (verdict, finding.to_owned())
 }
 
-/// Checks the certificate.
+/// Checks if the certificate and its key can be used, and when the certificate expires. Never generates a certificate.
 pub(super) fn certificate(config: &Config, tls: &Tls) -> Finding {
     if let Tls::SelfSigned { directory } = tls
         && !directory.join(certificate::SELF_SIGNED).exists()
@@ -58,11 +58,12 @@ pub(super) fn certificate(config: &Config, tls: &Tls) -> Finding {
     }
 }
 
-/// Opens TLS to the server on this machine. The certificate is not verified: it names other addresses than the loopback
-/// address, and nothing secret is sent.
+/// Opens a TLS connection over `socket` to the server on this machine. The certificate is not verified: it need not
+/// name the loopback address, and no secret is sent over the connection.
 ///
 /// # Errors
-/// TLS cannot be set up. A failing handshake is reported at the first byte.
+/// Returns an error if TLS cannot be set up. The handshake runs later: if it fails, the first read or write returns the
+/// error.
 pub(super) fn over_tls(socket: TcpStream) -> io::Result<impl Read + Write> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -76,7 +77,7 @@ pub(super) fn over_tls(socket: TcpStream) -> io::Result<impl Read + Write> {
     Ok(StreamOwned::new(connection, socket))
 }
 
-/// Accepts any certificate whose key the server has.
+/// Accepts every certificate. The server must still prove by a signature that it has the private key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! The recorder's counters as Prometheus text.
+//! Writes the counters of the recorder as Prometheus text.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -6,7 +6,7 @@ use crate::base::limits::WRITE_BUCKETS_US;
 use crate::metrics::Exposition;
 use crate::recorder::counters::RecorderCounters;
 
-/// Adds the `recording_*` families.
+/// Adds the metric families of the recorder to `text`.
 pub(super) fn expose(text: &mut Exposition, from: &RecorderCounters) {
     text.gauge("recording_active", "1 while a recording runs.").value(u8::from(from.active.load(Relaxed)));
     for (name, help, value) in [
@@ -23,10 +23,14 @@ pub(super) fn expose(text: &mut Exposition, from: &RecorderCounters) {
         ),
         (
             "recording_torn_units_total",
-            "Of those: overwritten by the camera while they were written.",
+            "Access units that the camera overwrote while they were being recorded.",
             &from.torn,
         ),
-        ("recording_lapped_units_total", "Of those: lapped by the camera (slow disk).", &from.lapped),
+        (
+            "recording_lapped_units_total",
+            "Access units not recorded because the camera lapped the recorder (slow disk).",
+            &from.lapped,
+        ),
         ("disk_errors_total", "Failed operations on files.", &from.disk_errors),
     ] {
         text.counter(name, help).value(value.get());

@@ -1,9 +1,9 @@
-//! GOP replays to viewers as Prometheus text.
+//! Writes the counters of GOP replays to viewers as Prometheus text.
 
 use crate::app::backend::AppBackend;
 use crate::metrics::Exposition;
 
-/// Adds the `gop_*` families.
+/// Adds the `gop_*` metric families to `text`.
 pub(super) fn expose(text: &mut Exposition, from: &AppBackend) {
     text.counter(
         "gop_replays_total",

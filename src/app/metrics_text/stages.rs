@@ -1,4 +1,4 @@
-//! Stage latencies and statistics of every viewer as Prometheus text.
+//! Writes the latencies of the stages and the statistics of every viewer as Prometheus text.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,11 @@ use crate::metrics::stages::{Stage, StageTotals, summarise};
 use crate::metrics::status::ViewerStatus;
 use crate::metrics::{Exposition, WorkerCounters};
 
-/// Percentiles in addition to the buckets, within 1 %, since the start.
+/// Percentiles that are reported in addition to the histogram's buckets: the label, and the percentile as a fraction.
+/// The values cover the time since the start and are exact within 1 %.
 const PERCENTILES: [(&str, f64); 3] = [("50", 0.5), ("99", 0.99), ("99.9", 0.999)];
 
-/// Adds the latency and `viewer_*` families.
+/// Adds the metric families of the latencies and the `viewer_*` families to `text`.
 pub(super) fn expose(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     let stages = summarise(workers.iter().map(|worker| &worker.stages));
     histograms(text, &stages);
@@ -46,7 +47,7 @@ fn percentiles(text: &mut Exposition, stages: &[(Stage, LatencySummary)]) {
     }
 }
 
-/// The latency gauges of the Go server.
+/// Adds the latency gauges that the earlier Go server had. Each shows the latest value of the slowest worker.
 fn latest(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     let slowest_us = |get: fn(&StageTotals) -> u64| {
         workers.iter().map(|worker| get(&worker.stages)).max().unwrap_or(0) / 1_000

@@ -1,4 +1,5 @@
-//! Prepares token, TLS and host names for the HTTP endpoints from the options, at start and again on SIGHUP.
+//! Prepares the token, TLS and the accepted host names of the HTTP endpoints from the options. On SIGHUP, reads the
+//! certificate again.
 
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
@@ -14,8 +15,9 @@ use crate::http::certificate::{self, Certificate, CertificateError};
 use crate::http::{Access, Hosts, HttpConfig, HttpTimeouts, Policy, TlsKeys};
 use crate::metrics::LoginCounters;
 
-/// Reads or generates the certificate, and derives the keys of the logins. Returns the configuration of the endpoint of
-/// --http; that of --http-plain differs in address and TLS.
+/// Reads or generates the certificate, and derives the key that seals the logins. Returns the configuration of the
+/// endpoint at --http. The endpoint at --http-plain uses the same configuration, but with another address and without
+/// TLS.
 pub(super) fn prepare(
     config: &Config,
     http: SocketAddr,
@@ -36,7 +38,8 @@ pub(super) fn prepare(
     Ok(HttpConfig { address: http, policy, access, tls, timeouts: HttpTimeouts::default() })
 }
 
-/// Reloads the certificate on every SIGHUP. Returns if the SIGHUP came because the server's terminal was closed.
+/// Reloads the certificate on every SIGHUP. Returns when a SIGHUP arrives because the terminal of the server was
+/// closed; the caller then stops the server.
 pub(super) async fn handle_hangups(config: &Config, keys: Option<&TlsKeys>) {
     let was_terminal = io::stdin().is_terminal();
     let mut hangups = match signal(SignalKind::hangup()) {
@@ -57,7 +60,7 @@ pub(super) async fn handle_hangups(config: &Config, keys: Option<&TlsKeys>) {
     }
 }
 
-/// Reads certificate and key again. If they are unusable, the old ones stay.
+/// Reads the certificate and the key again. If they cannot be used, the old ones stay in use.
 fn reload(config: &Config, tls: &Tls, keys: &TlsKeys) {
     let replaced = obtain(tls, config).and_then(|certificate| {
         let path = certificate.path.clone();
@@ -72,7 +75,8 @@ fn reload(config: &Config, tls: &Tls, keys: &TlsKeys) {
     }
 }
 
-/// Warns about unprotected access.
+/// Logs a warning if anyone on the network can use the server without a token, or if the token crosses the network
+/// unencrypted.
 pub(super) fn warn(config: &Config, http: SocketAddr, plain: Option<SocketAddr>) {
     let open = if config.tls.is_some() { plain } else { Some(http) };
     if config.token.is_none() && !(http.ip().is_loopback() && plain.is_none_or(|it| it.ip().is_loopback())) {
@@ -94,7 +98,8 @@ fn obtain(tls: &Tls, config: &Config) -> Result<Certificate, CertificateError> {
     Ok(certificate)
 }
 
-/// Returns the names and addresses of this machine for a self-signed certificate, the host name first.
+/// Returns the names and addresses of this machine for which a self-signed certificate is made. The host name comes
+/// first.
 pub(crate) fn names(config: &Config) -> Vec<String> {
     let hostname = hostname().to_ascii_lowercase();
     let is_name = !hostname.is_empty()
@@ -108,7 +113,7 @@ pub(crate) fn names(config: &Config) -> Vec<String> {
     }
     names.push("localhost".to_owned());
     names.extend(config.allow_host.iter().filter(|name| *name != "*").cloned());
-    // A link-local address cannot be used in a URL.
+    // Link-local IPv6 addresses are left out, because they cannot be used in a URL.
     let is_link_local =
         |ip: &std::net::IpAddr| matches!(ip, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
     let mut addresses = interface_addresses();
@@ -122,7 +127,7 @@ pub(crate) fn names(config: &Config) -> Vec<String> {
     names
 }
 
-/// Returns the host name. Empty if it is not readable.
+/// Returns the host name of this machine, or an empty text if it is not valid UTF-8.
 fn hostname() -> String {
     rustix::system::uname().nodename().to_str().unwrap_or_default().to_owned()
 }

@@ -1,12 +1,13 @@
-// The state of the server: updated every second and at every change.
+// Keeps the page informed of the state of the server: once a second and at every change.
 //
 //   EventSource api/events ──► status, camera, viewers, recording ──► every listener gets the complete status
 //   no event for a while, or no event stream (proxy, too many listeners) ──► GET api/status once a second
 //
-// A hidden page requests nothing: a browser opens at most six connections to one server for all its tabs.
+// A hidden page closes its event stream and polls nothing, because a browser opens at most six connections to one
+// server for all its tabs.
 
 const TICK_MS = 1000;
-const SILENCE_MS = 2500; // the server sends a status every second
+const SILENCE_MS = 2500; // if no event arrives for this long, the page polls; the server sends an event every second
 const POLL_TIMEOUT_MS = 3000;
 const REOPEN_MS = [1000, 2000, 5000, 10000];
 
@@ -18,7 +19,8 @@ let updatedAt = 0;
 let missed = 0;
 let status = null;
 
-// Calls `listener(status, missed)` with the newest status, or with null and the number of failed polls in a row.
+// Adds a listener. Every update calls `listener(status, missed)` with the newest status and 0, or with null and the
+// number of consecutive failed polls.
 export function onStatus(listener) {
   listeners.push(listener);
 }
@@ -43,7 +45,7 @@ function open() {
   }
   source.onerror = () => {
     close();
-    updatedAt = 0; // the next tick polls
+    updatedAt = 0; // the next tick then polls the status
     reopenAt = performance.now() + REOPEN_MS[Math.min(failedOpenings, REOPEN_MS.length - 1)];
     failedOpenings += 1;
   };
@@ -54,20 +56,22 @@ function close() {
   source = null;
 }
 
-// As fetch, with a timeout that includes the body. (Safari before 16 has no AbortSignal.timeout.)
+// Calls fetch with a timeout that also covers reading the body. AbortSignal.timeout is not used, because Safari before
+// version 16 does not have it.
 export function fetchWithTimeout(path, timeout_ms, options = {}) {
   const abort = new AbortController();
-  setTimeout(() => abort.abort(), timeout_ms); // no effect after the body was read
+  setTimeout(() => abort.abort(), timeout_ms); // an abort has no effect after the body was read
   return fetch(path, { cache: "no-store", signal: abort.signal, ...options });
 }
 
-// Polls the status now, for example after a command of this page.
+// Requests the status at once, for example after a command of this page.
 export async function pollStatus() {
   try {
     const response = await fetchWithTimeout("api/status", POLL_TIMEOUT_MS);
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
     const news = await response.json();
-    const failures = failedOpenings; // an answer to a poll does not prove that events work
+    // An answered poll does not prove that events work. So failedOpenings keeps its value, which update() sets to 0.
+    const failures = failedOpenings;
     update(news);
     failedOpenings = failures;
   } catch {
@@ -86,7 +90,8 @@ async function tick() {
     if (now - updatedAt > SILENCE_MS) {
       const silent = source;
       await pollStatus();
-      // The server answers polls but sends no events: the stream hangs, or a proxy buffers it.
+      // If the server answers polls but sends no events, the stream hangs or a proxy buffers it. The stream is then
+      // closed, and opened again later.
       if (silent && silent === source && missed === 0 && silent.readyState === EventSource.OPEN) silent.onerror();
     }
   }

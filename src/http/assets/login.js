@@ -1,5 +1,6 @@
-// The login of the viewer page. Every response with 401 opens the form. The right token sets a cookie that scripts
-// cannot read, and the page reloads. Without a token on the server the form never opens.
+// Shows the login form of the viewer page. Every response with status 401 opens the form. If the token is right, the
+// server sets a cookie that scripts cannot read, and the page reloads. If the server has no token, the form never
+// opens.
 
 const SESSION = "api/session";
 const $ = (id) => document.getElementById(id);
@@ -8,7 +9,8 @@ const field = $("login-token");
 const note = $("login-note");
 const button = $("login-button");
 
-// This script is loaded first, so every response of the page passes here.
+// Replaces window.fetch by a function that opens the form after a 401. This script is loaded first, so all requests of
+// the other scripts use that function.
 const originalFetch = window.fetch.bind(window);
 window.fetch = async (...request) => {
   const response = await originalFetch(...request);
@@ -53,7 +55,8 @@ async function logOut() {
   location.reload();
 }
 
-// Another tab may have logged in meanwhile.
+// Checks if the page is logged in. This runs at start, and when the page becomes visible while the form is open:
+// another tab may have logged in meanwhile.
 async function checkSession() {
   try {
     const response = await originalFetch(SESSION, { cache: "no-store" });
@@ -62,14 +65,14 @@ async function checkSession() {
     $("logout-button").hidden = !isRequired;
     if (dialog.open) location.reload();
   } catch {
-    // The status of the page already shows that the server does not answer.
+    // No message is needed here: the page already shows that the server does not answer.
   }
 }
 
 $("login-form").addEventListener("submit", logIn);
 $("logout-button").addEventListener("click", logOut);
 dialog.addEventListener("cancel", (event) => event.preventDefault());
-// Keys typed into the form are not shortcuts of the page.
+// Keys typed into the form must not trigger the keyboard shortcuts of the page.
 dialog.addEventListener("keydown", (event) => event.stopPropagation());
 document.addEventListener("visibilitychange", () => !document.hidden && dialog.open && checkSession());
 checkSession();

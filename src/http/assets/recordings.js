@@ -1,11 +1,11 @@
-// Recordings on the viewer page: the record button with the elapsed time, and the drawer with the list.
+// Controls the recordings on the viewer page: the record button with the elapsed time, and the drawer with the list.
 //
 //   events.js ── recording ──► button
 //   drawer open ── GET api/recordings ──► list: play here, download, delete
 
 import { fetchWithTimeout, onStatus, pollStatus } from "./events.js";
 
-const TIMEOUT_MS = 15000; // a stop waits until the file is on the disk
+const TIMEOUT_MS = 15000; // the server answers a stop only when the file is on the disk
 const CONFIRM_MS = 4000;
 
 const $ = (id) => document.getElementById(id);
@@ -19,7 +19,7 @@ const player = $("player");
 
 let isRecording = false;
 let isBusy = false;
-let playing = null; // name of the recording in the player
+let playing = null; // name of the recording in the player, or null
 
 async function request(method, path, body) {
   const options = { method };
@@ -61,10 +61,10 @@ function showStatus(status) {
   if (ended && !drawer.hidden) refresh();
 }
 
-// Without a status the live view shows that the server is gone. The button keeps its state.
+// Without a status, the record button keeps its state: the live view already shows that the server is not reachable.
 function onNewStatus(status) {
   if (!status || isBusy) return;
-  // --no-recorder: the server has nothing to record or list.
+  // A server with --no-recorder cannot record and has no list, so both buttons are hidden.
   recordButton.hidden = drawerButton.hidden = status.recording.state === "off";
   showStatus(status.recording);
   if (isRecording && !drawer.hidden) refresh();
@@ -122,7 +122,7 @@ async function refresh() {
     const { recordings } = await request("GET", "api/recordings");
     const next = JSON.stringify(recordings);
     if (next === shown) return;
-    // Do not replace the list while one of its buttons has the focus.
+    // The list is not replaced while one of its buttons has the focus, because the focus would be lost.
     if (list.contains(document.activeElement) && shown) return;
     shown = next;
     list.replaceChildren(...recordings.map(row));
@@ -162,7 +162,7 @@ function open(name) {
   player.hidden = false;
   player.src = pathOf(name);
   player.setAttribute("aria-label", `Recording ${name}`);
-  player.play().catch(() => {}); // if autoplay is blocked, the user presses play
+  player.play().catch(() => {}); // if the browser blocks autoplay, the user must press play
   player.scrollIntoView({ block: "nearest" });
 }
 

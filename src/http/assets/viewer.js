@@ -1,4 +1,4 @@
-// The viewer page: one WebRTC connection to the server that reconnects automatically.
+// Shows the live picture of the viewer page over one WebRTC connection, and reconnects automatically.
 //
 //   events.js ── state of camera and server ─────────────────────┐
 //   tick (once a second) ── getStats ──► does the picture move? ──┴──► state ──► page
@@ -16,8 +16,8 @@ import { fetchWithTimeout, onStatus } from "./events.js";
 
 const TICK_MS = 1000;
 const OFFER_TIMEOUT_MS = 8000;
-const STALL_MS = 5000; // the camera is live but the picture has not moved for this long: reconnect
-const DISCONNECT_GRACE_MS = 2000; // ICE often recovers from "disconnected"
+const STALL_MS = 5000; // reconnect if the camera is live but the picture has not moved for this long
+const DISCONNECT_GRACE_MS = 2000; // wait this long before reconnecting, because ICE often recovers from "disconnected"
 const BACKOFF_MS = [300, 700, 1500, 3000, 5000, 8000];
 const QUIET_MS = 3500;
 const LATENCY_SAMPLES = 300;
@@ -46,12 +46,12 @@ let retryTimer = 0;
 let graceTimer = 0;
 let attempts = 0;
 let connects = 0;
-let refusal = null; // { state: "full" | "refused", detail }: why the server refused the last offer
-let camera = null; // state as reported by the server; null: unknown
+let refusal = null; // why the server refused the last offer: { state: "full" | "refused", detail }
+let camera = null; // state of the camera as the server reported it; null if unknown
 let missedStatus = 0;
 let wasLive = false;
 let isPlayBlocked = false;
-let movedAt = 0; // when the picture last moved or the connection was started
+let movedAt = 0; // time at which the picture last moved or the connection was started
 
 function decideState(now) {
   if (pc && isMoving(now)) return isPlayBlocked ? "tap" : "live";
@@ -75,7 +75,7 @@ function show(now = performance.now()) {
   }
   const [title, text] = TEXTS[next];
   const detail = refusal && next === refusal.state ? refusal.detail || text : text;
-  // Write changes only: the message is a live region, and a screen reader reads out every write.
+  // Only changed texts are written: the message is a live region, so a screen reader reads out every write.
   if ($("message-title").textContent !== title) $("message-title").textContent = title;
   if ($("message-detail").textContent !== detail) $("message-detail").textContent = detail;
   if (state !== next) {
@@ -100,7 +100,8 @@ async function connect() {
   mine.onconnectionstatechange = () => pc === mine && connectionChanged(mine);
   try {
     await mine.setLocalDescription();
-    // The server is ICE-lite and gets our addresses from our checks, so there is no wait for candidates.
+    // The offer is sent without waiting for our ICE candidates: the server is ICE-lite and learns our addresses from
+    // our connectivity checks.
     const answer = await postOffer(mine.localDescription.sdp);
     if (pc !== mine) return;
     await mine.setRemoteDescription(answer);
@@ -150,7 +151,7 @@ function preferLowLatency(transceiver) {
   const { receiver } = transceiver;
   if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
   if ("playoutDelayHint" in receiver) receiver.playoutDelayHint = 0;
-  // Browsers support the header extension with capture times but do not offer it by default.
+  // Browsers support the RTP header extension with capture times, but offer it only if the page requests that.
   if (!transceiver.setHeaderExtensionsToNegotiate) return;
   try {
     const extensions = transceiver.getHeaderExtensionsToNegotiate();
@@ -179,7 +180,7 @@ function connectionChanged(mine) {
   }
 }
 
-// Closes the connection. The DTLS close lets the server end the session at once.
+// Closes the connection. This also closes DTLS, so the server can end the session at once.
 function disconnect() {
   clearTimeout(retryTimer);
   clearTimeout(graceTimer);
@@ -202,7 +203,7 @@ function reconnect(atLeast_ms = 0) {
   show();
 }
 
-// Reconnects without backoff: the network or the server is back, or the page is visible again.
+// Reconnects without backoff, because the network or the server is back, or because the page is visible again.
 function reconnectNow() {
   attempts = 0;
   if (!pc || !isMoving(performance.now())) connect();
@@ -219,7 +220,7 @@ function onNewStatus(status, missed) {
 }
 
 async function tick() {
-  // A hidden page keeps its connection and requests nothing.
+  // A hidden page keeps its connection, but its picture is not measured.
   if (!document.hidden) {
     await takeSample();
     const now = performance.now();
@@ -236,9 +237,9 @@ async function tick() {
 
 // ---- measuring --------------------------------------------------------------------------------------
 
-const latencies = []; // the last LATENCY_SAMPLES of one kind, in ms
+const latencies = []; // the newest latencies in ms, at most LATENCY_SAMPLES, all of the same kind
 let latencyKind = null;
-let before = null; // the previous report, for rates
+let before = null; // the previous report of the video stream, from which rates are computed
 let sample = emptySample();
 
 function emptySample() {
@@ -289,8 +290,9 @@ function readStream(stream, earlier, pair) {
   };
 }
 
-// Measures the latency from capture to display if the browser knows the capture time (it estimates the offset between
-// the sender's clock and ours), otherwise from the arrival of the last packet.
+// Measures the latency of a picture until it is displayed. The latency is counted from the capture if the browser knows
+// the capture time, otherwise from the arrival of the last packet. For the capture time, the browser estimates the
+// offset between the sender's clock and its own.
 function frameShown(now, frame) {
   const shown = frame.expectedDisplayTime || frame.presentationTime || now;
   const hasCapture = frame.captureTime !== undefined && isPlausible(shown - frame.captureTime);
@@ -301,7 +303,8 @@ function frameShown(now, frame) {
 
 const isPlausible = (latency_ms) => latency_ms > 0 && latency_ms < 60_000;
 
-// The two kinds are not mixed: after the first known capture time only that kind counts.
+// Adds a latency to the statistics. Latencies from capture and from arrival are not mixed: after the first known
+// capture time, only those from capture count.
 function noteLatency(kind, latency_ms) {
   if (kind !== latencyKind && latencyKind === "capture") return;
   if (kind !== latencyKind) latencies.length = 0;
@@ -329,7 +332,7 @@ let isStatusShown = readSetting("status") !== "off";
 
 function statusParts() {
   const word = STATE_WORDS[state] || state;
-  if (state !== "live" && state !== "tap") return [word]; // figures of a frozen picture are misleading
+  if (state !== "live" && state !== "tap") return [word]; // the figures of a frozen picture would be misleading
   const { kind, p50_ms } = latency();
   const parts = [
     word,
@@ -344,7 +347,7 @@ function statusParts() {
   return parts;
 }
 
-// Breaks lines between parts only.
+// Joins the parts into lines that fit into `width`. A line ends only between two parts, never inside one.
 function wrap(context, parts, width) {
   const lines = [];
   for (const part of parts) {
@@ -359,7 +362,7 @@ function wrap(context, parts, width) {
 function drawStatusLine() {
   const { clientWidth: width, clientHeight: height } = canvas;
   const ratio = window.devicePixelRatio || 1;
-  canvas.width = Math.round(width * ratio); // also clears
+  canvas.width = Math.round(width * ratio); // this also clears the canvas
   canvas.height = Math.round(height * ratio);
   const parts = statusParts();
   canvas.setAttribute("aria-label", parts.join(", "));
@@ -391,7 +394,7 @@ function readSetting(name) {
   try {
     return localStorage.getItem(name);
   } catch {
-    return null; // without storage a setting lasts until the page is closed
+    return null; // without storage, a setting lasts only until the page is closed
   }
 }
 
@@ -401,7 +404,7 @@ function toggleStatus() {
   try {
     localStorage.setItem("status", isStatusShown ? "on" : "off");
   } catch {
-    // no storage, see readSetting
+    // Without storage, the setting is not saved; see readSetting.
   }
   drawStatusLine();
 }
@@ -444,7 +447,7 @@ function wirePage() {
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", (event) => event.persisted && reconnectNow());
   document.addEventListener("visibilitychange", () => {
-    movedAt = performance.now(); // ticks do not measure while the page is hidden
+    movedAt = performance.now(); // the stall time starts again, because a hidden page is not measured
     if (!document.hidden && (!pc || pc.connectionState === "disconnected")) reconnectNow();
   });
 }
