@@ -270,7 +270,7 @@ mod tests {
             push(&mut cache, first..first + 8);
         }
         (0..24).for_each(|sequence| cache.on_nack(at, sequence));
-        assert_eq!(retransmitted(&mut cache), (8..24).collect::<Vec<_>>(), "20 of the 24 may be cached");
+        assert_eq!(retransmitted(&mut cache), (8..24).collect::<Vec<_>>(), "24 exceed the limit of 20");
         let (entry, place) = cache.find(15).unwrap();
         assert!(entry.is_last(place) && !entry.is_last(place - 1));
         push(&mut cache, 24..64);
