@@ -60,8 +60,8 @@ pub struct WorkersConfig {
     pub socket: Arc<OwnedFd>,
     /// Most viewers of the process at a time. Determines the number of send operations.
     pub viewers_max: usize,
-    /// The camera wait, which the first worker runs. It is handed back if io_uring has no futex wait (before Linux
-    /// 6.7).
+    /// The camera wait, which the first worker runs. If io_uring has no futex wait (before Linux 6.7), the fallback
+    /// thread gets it instead.
     pub camera_wait: Option<WaiterHandoff>,
 }
 

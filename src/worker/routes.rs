@@ -1,6 +1,6 @@
-//! Tables of which session or worker owns a ufrag or an address. Every worker finds its own sessions with such a table.
-//! Worker 0 receives for all workers and has a second table, by which it forwards datagrams. The other workers keep
-//! that table up to date with [`Command::Learned`] and [`Command::Forget`].
+//! Tables that map ufrags and addresses to the session or worker that owns them. Every worker finds its own sessions
+//! with such a table. Worker 0 receives for all workers and has a second table, by which it forwards datagrams. The
+//! other workers keep that table up to date with [`Command::Learned`] and [`Command::Forget`].
 //!
 //! [`Command::Learned`]: crate::worker::commands::Command::Learned
 //! [`Command::Forget`]: crate::worker::commands::Command::Forget

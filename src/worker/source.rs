@@ -145,7 +145,7 @@ impl Source {
         Polled::Unit(TimedUnit { number: view.sequence, captured_ns })
     }
 
-    /// Counts a unit that the camera overwrote while it was read. The unit is lost.
+    /// Counts a unit as torn and as lost, because the camera overwrote it while the worker read it.
     fn handle_torn(&mut self, counters: &WorkerCounters) -> Polled {
         counters.torn.add(1);
         self.assembler.forget_last_unit();

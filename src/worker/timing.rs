@@ -26,11 +26,11 @@ pub(super) struct TimedUnit {
 #[derive(Default)]
 pub(super) struct Timing {
     stages: StageRecorder,
-    /// The unit being sent, and the time at which it was packetised.
+    /// The unit that is being sent, and the time at which it was packetised.
     unit: Option<(TimedUnit, i64)>,
     /// Time at which the unit was encrypted for the previous viewer.
     last_ns: i64,
-    /// Some datagrams are encrypted but not yet submitted to the kernel.
+    /// True if some datagrams are encrypted but not yet submitted to the kernel.
     is_unsubmitted: bool,
     published_ns: i64,
 }

@@ -21,14 +21,14 @@ use crate::worker::source::{Polled, Source};
 use crate::worker::timing::Timing;
 use crate::worker::totals::{Totals, copy_driver_counters};
 
-/// Everything that a worker is built from. It is moved to the worker's thread.
+/// Everything that a worker is built from. The seed is moved to the worker's thread.
 pub(super) struct Seed {
     pub(super) index: usize,
     pub(super) camera: Camera,
     pub(super) peers: Vec<Mailbox>,
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) reader: MailboxReader,
-    /// Set for the worker that runs the camera wait.
+    /// The camera wait; `None` unless this worker runs it.
     pub(super) camera_wait: Option<WaiterHandoff>,
 }
 
@@ -256,7 +256,7 @@ impl<D: Driver> Worker<D> {
                 self.totals.refresh();
             }
             Command::LogOut { viewer } => {
-                // No session is found if it has ended in the meantime.
+                // No session is found if the session has ended in the meantime.
                 if let Some(slot) = self.sessions.by_id(viewer) {
                     slot.viewer.close(now.instant, CloseReason::LoggedOut);
                     slot.touched = true;

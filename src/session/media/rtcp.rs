@@ -134,7 +134,7 @@ fn reference_time(body: &[u8]) -> Option<ReferenceTime> {
 }
 
 /// Appends an extended report from which a receiver computes its round trip (RFC 3611 section 4.5). The report returns
-/// the receiver's own reference time, and the `delay` since that time arrived, in 65536ths of a second.
+/// the receiver's own reference time, and the `delay` since that reference time arrived here, in 65536ths of a second.
 pub fn write_delay_since(ssrc: u32, reference: ReferenceTime, delay: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(&[VERSION, EXTENDED_REPORT, 0, 5]);
     out.extend_from_slice(&ssrc.to_be_bytes());
@@ -149,7 +149,7 @@ pub fn write_delay_since(ssrc: u32, reference: ReferenceTime, delay: u32, out: &
 pub struct ReportBlocks<'a>(&'a [u8]);
 
 impl<'a> ReportBlocks<'a> {
-    /// Iterates over the blocks.
+    /// Returns an iterator over the blocks.
     pub fn iter(&self) -> impl Iterator<Item = ReportBlock> + use<'a> {
         self.0.chunks_exact(REPORT_BLOCK_BYTES).filter_map(ReportBlock::read)
     }
@@ -198,7 +198,7 @@ impl ReportBlock {
 pub struct LostPackets<'a>(&'a [u8]);
 
 impl<'a> LostPackets<'a> {
-    /// Iterates over the sequence numbers. Each entry of four bytes holds up to 17 of them.
+    /// Returns an iterator over the sequence numbers. Each entry of four bytes holds up to 17 of them.
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
         self.0.chunks_exact(4).filter_map(|entry| entry.first_chunk::<4>()).flat_map(|&[a, b, c, d]| {
             let (first, following) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
@@ -224,9 +224,9 @@ impl FirEntries<'_> {
 pub struct SenderReport {
     /// SSRC of the stream.
     pub ssrc: u32,
-    /// Time of the report, NTP.
+    /// Time of the report as an NTP timestamp.
     pub ntp: u64,
-    /// The same instant in the stream's RTP time.
+    /// RTP time of the stream at the same instant as `ntp`.
     pub rtp_time: u32,
     /// Number of packets sent so far.
     pub packets: u32,

@@ -171,9 +171,9 @@ impl Sender {
         low32(rtp_time_90k.into()).wrapping_add(self.stream.rtp_offset)
     }
 
-    /// Returns the capture time to send with a unit as an NTP timestamp, or 0 to send none. IDRs carry it, and so does
-    /// at least one unit a second: receivers interpolate in between, for up to 5 s. Replayed units always carry it,
-    /// because their RTP time is not their capture time.
+    /// Returns the capture time to send with a unit as an NTP timestamp, or 0 to send none. IDRs carry the capture
+    /// time, and so does at least one unit a second: receivers interpolate in between, for up to 5 s. Replayed units
+    /// always carry it, because their RTP time is not their capture time.
     fn capture_time(&mut self, now: Instant, unit: &PacketizedUnit<'_>, is_replayed: bool) -> u64 {
         let due = self.captured_at_sent.is_none_or(|at| now >= at + Duration::from_secs(1));
         let captured_at = unit.info.captured_at_ns.and_then(|ns| u64::try_from(ns).ok());
@@ -401,13 +401,13 @@ impl UnitHeaders {
         }
     }
 
-    /// Returns the header for a packet. The last packet has the extensions if there is room for them. There always is
-    /// after a fragmented slice, because the packetizer then leaves that room.
+    /// Returns the header for a packet. The last packet of a unit has the extensions if there is room for them. When
+    /// the packetizer fragments a slice, it leaves that room in the last packet.
     fn for_packet(&mut self, payload: &[u8], is_last: bool, sequence: u16) -> &[u8] {
         let has_room = self.length - FIXED_BYTES + payload.len() <= limits::RTP_PAYLOAD_BYTES_MAX;
         let length = if is_last && has_room { self.length } else { FIXED_BYTES };
         if length > FIXED_BYTES {
-            // Sets the extension bit for good: no other packet of the unit follows the last one.
+            // The extension bit need not be cleared again, because no other packet of the unit follows the last one.
             self.set(0, &[0x90]);
         }
         let marker = if is_last { 0x80 } else { 0 };

@@ -53,7 +53,7 @@ fn lengths(profile: SrtpProfile) -> Option<Lengths> {
 
 // ---- ciphers ---------------------------------------------------------------------------------------
 
-/// AES-CM with HMAC-SHA1 (RFC 3711 sections 4.1.1 and 4.2.1).
+/// Session keys for AES-CM with HMAC-SHA1 (RFC 3711 sections 4.1.1 and 4.2.1).
 struct CounterMode {
     key: EncryptingKey,
     salt: [u8; 14],
@@ -87,7 +87,7 @@ impl CounterMode {
     }
 }
 
-/// AES-GCM (RFC 7714).
+/// Session key and salt for AES-GCM (RFC 7714).
 struct Gcm {
     key: LessSafeKey,
     salt: [u8; 12],

@@ -78,7 +78,7 @@ fn configure(context: &SessionContext, credentials: &IceCreds) -> Result<RtcConf
         .set_dtls_version(context.target_profile().dtls_version())
         .set_local_ice_credentials(credentials.clone())
         .set_ice_lite(true)
-        .set_stats_interval(Some(Duration::from_secs(1))) // the reports name the selected path
+        .set_stats_interval(Some(Duration::from_secs(1))) // str0m then reports the selected path
         .clear_codecs()
         .clear_extension_map())
 }

@@ -1,7 +1,7 @@
 //! DTLS endpoints (dimpl) behind str0m's provider traits. All endpoints share one configuration.
 //!
 //! The keys of a handshake go to the session through a [`DtlsLink`], and never to str0m. SRTP is done in
-//! `media/srtp.rs`, and so each key has only one owner.
+//! `media/srtp.rs`, so each key has only one owner.
 
 use std::cell::Cell;
 use std::fmt;
@@ -93,7 +93,7 @@ impl SharedDtls {
         }
         let config = dimpl::Config::builder()
             .mtu(mtu)
-            .use_server_cookie(false) // no cookie: ICE has proved the peer's address
+            .use_server_cookie(false) // ICE has already proved that the peer receives at its address
             .flight_start_rto(limits::DTLS_FLIGHT_RETRANSMIT)
             .flight_retries(limits::DTLS_FLIGHT_RETRIES)
             .handshake_timeout(limits::HANDSHAKE_TIMEOUT)

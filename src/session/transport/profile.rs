@@ -63,9 +63,9 @@ impl TargetProfile {
         }
     }
 
-    /// Returns the DTLS version to offer, because dimpl 0.9 lets us choose the SRTP profile only through this version.
-    /// A DTLS 1.2 server prefers AES-256-GCM, then AES-128-GCM, then AES-128-CM. A DTLS 1.3 server takes the client's
-    /// first profile, which is AES-128-CM in browsers. A browser without DTLS 1.3 gets AES-256-GCM in either case.
+    /// Returns the DTLS version to use. dimpl 0.9 lets us choose the SRTP profile only through this version. A DTLS 1.2
+    /// server prefers AES-256-GCM, then AES-128-GCM, then AES-128-CM. A DTLS 1.3 server takes the client's first
+    /// profile, which is AES-128-CM in browsers. A browser without DTLS 1.3 gets AES-256-GCM in either case.
     pub(in crate::session) fn dtls_version(self) -> DtlsVersion {
         match self {
             Self::Gcm => DtlsVersion::Dtls12,

@@ -190,8 +190,8 @@ impl<'a> Offer<'a> {
                 && section.is_receiving();
             receives.then(|| choose_video(section)).flatten().map(|video| (index, section, video))
         });
-        // The transport attributes are checked before the codec: an offer without them is malformed, whatever codecs it
-        // has.
+        // The transport attributes are checked before the codec: an offer without them is malformed, regardless of its
+        // codecs.
         let any = served.as_ref().map(|(_, section, _)| *section).or(self.media.first());
         let any = any.ok_or(OfferError::NoCommonCodec)?;
         let remote = self.ice_credentials(any)?;

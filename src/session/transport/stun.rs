@@ -1,5 +1,5 @@
-//! STUN: reads the ufrag that tells which session a datagram belongs to, and computes the HMAC that authenticates it.
-//! Reads untrusted bytes without copying them.
+//! STUN: reads the ufrag that tells which session a datagram belongs to, and computes the HMAC that authenticates the
+//! datagram. Reads untrusted bytes without copying them.
 
 use aws_lc_rs::hmac;
 

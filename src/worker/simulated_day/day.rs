@@ -53,7 +53,7 @@ struct Ghost {
     weather: Weather,
     left_ns: i64,
     patience_ns: i64,
-    /// The session must have ended by then.
+    /// Time by which the session must have ended.
     until_ns: i64,
 }
 
@@ -366,7 +366,7 @@ impl Day {
             self.stalled_until_ns = self.now_ns + (50 + self.random.below(7_000) as i64) * MS;
             self.stalls += 1;
             // Datagrams of browsers that left within the last second may still be in flight. The stalled server reads
-            // them late, so it also renews their consent late.
+            // them late and so renews the consent late. Those sessions may therefore end later.
             for ghost in self.ghosts.iter_mut().filter(|ghost| self.now_ns - ghost.left_ns < SECOND) {
                 ghost.until_ns = self.stalled_until_ns + ghost.patience_ns;
             }
@@ -426,7 +426,7 @@ impl Day {
         self.order.retain(|other| *other != id);
         self.shown += browser.decoder.shown;
         self.hidden += browser.decoder.hidden;
-        // A stalled server notices only after the stall that the browser has left.
+        // A stalled server notices only after the stall that the browser has left, so the session may end later.
         let (left_ns, patience_ns) = (self.now_ns, patience.as_nanos() as i64);
         let until_ns = left_ns.max(self.stalled_until_ns) + patience_ns;
         let (manners, weather) = (browser.manners, browser.link.weather);

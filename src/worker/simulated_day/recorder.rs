@@ -19,7 +19,7 @@ pub(super) struct SimulatedRecorder {
     cursor: Cursor,
     disk: Harness,
     current: Option<UnitView>,
-    /// Operations that the disk has not finished, with the time when each will be.
+    /// Operations that the disk has not finished, each with the time at which it will finish.
     busy: VecDeque<(i64, FileId, Completion)>,
     /// Extra time of every disk operation.
     pub(super) slowness_ns: i64,

@@ -101,7 +101,7 @@ impl Server {
         self.counters.iter().map(|counters| counter(counters).get()).sum()
     }
 
-    /// Checks that the number of datagrams that wait in the kernel for one viewer is bounded. It has three parts: the
+    /// Checks that the number of datagrams that wait in the kernel for one viewer is bounded. The bound covers the
     /// limit of the gate, the last unit that passed the gate, and retransmissions.
     pub(super) fn check_in_flight(&self) -> Result<(), String> {
         let most = self.workers.iter().map(|worker| worker.driver().most_in_flight()).max();
