@@ -32,7 +32,7 @@ pub(super) struct GopBackfill {
     assembler: Assembler,
     packetizer: Packetizer,
     payloads: Vec<Arc<Payloads>>,
-    /// Number of slots of the ring; 0 while no ring is attached.
+    /// Number of slots of the ring when the GOP began; 0 if no ring was attached.
     slots: u32,
     /// True if the ring was searched for an IDR since the last loss.
     is_searched: bool,
@@ -121,8 +121,8 @@ impl GopBackfill {
         self.gop.next().map(|_| &self.gop)
     }
 
-    /// Starts the kept GOP at the newest IDR in the ring. Called if the live cursor has not read that IDR, because the
-    /// cursor started behind it or skipped it after a loss.
+    /// Starts the kept GOP at the newest IDR in the ring. Called if the live cursor has not read that IDR: it started
+    /// after the IDR, or skipped the IDR after a loss.
     fn find_idr(&mut self, live: Live<'_>) {
         let mut nals = SmallVec::new();
         for back in 1.. {
@@ -218,7 +218,7 @@ pub(super) struct Gop {
     bytes: usize,
     /// Number of the latest IDR; `None` after a loss.
     begun_at: Option<u32>,
-    /// Length in units of the GOP before the latest IDR; `None` if that GOP was not complete.
+    /// Length in units of the GOP before the latest IDR; `None` if there was none or one of its units was lost.
     length_before: Option<u32>,
 }
 

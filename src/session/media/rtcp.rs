@@ -1,9 +1,9 @@
 //! Unencrypted RTCP: parses the viewers' reports and feedback, and writes our reports. All functions are pure, and the
 //! size of the datagram bounds their work. Encryption, time and session state are handled elsewhere.
 //!
-//! Implements RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI), RFC 5104 section 4.3.1 (FIR),
-//! and RFC 3611 sections 4.4 and 4.5 (receiver reference times, from which receivers compute the round trip). Other
-//! packets (REMB, APP, transport feedback) are skipped by their length.
+//! Implements RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI) and RFC 5104 section 4.3.1 (FIR).
+//! Of RFC 3611 it implements sections 4.4 and 4.5: receiver reference times, from which receivers compute the round
+//! trip. Other packets (REMB, APP, transport feedback) are skipped by their length.
 
 const VERSION: u8 = 2 << 6;
 const HEADER_BYTES: usize = 4;

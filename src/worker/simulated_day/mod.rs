@@ -1,6 +1,6 @@
-//! A day of the whole program on a fake clock, from one seed, in one thread. It has an irregular camera with a real
-//! ring, the real turn of a worker with real sessions, browsers that join and leave over a bad network, and recordings.
-//! Only the sockets and the disk are simulated. This is test code.
+//! A day of the whole program on a fake clock, from one seed, in one thread. An irregular camera writes a real ring,
+//! and a worker runs its real turn with real sessions. Browsers join and leave over a bad network, and recordings are
+//! made. Only the sockets and the disk are simulated. This is test code.
 //!
 //! ```text
 //!  camera ─► ring ─► worker turn ─► sessions ─► driver ─► network ─► browsers ─► decoders
