@@ -1,4 +1,4 @@
-//! streaming-server: a camera's H.264 from a shared-memory ring to browsers and to disk.
+//! streaming-server: sends a camera's H.264 from a shared-memory ring to browsers, and records it to disk.
 //!
 //! ```text
 //!  camera daemon ─► slot ring in /dev/shm
@@ -10,9 +10,10 @@
 //!  control: HTTP ─► app ─► bounded commands ─► worker, recorder ─► reply
 //! ```
 //!
-//! [`base`] is used by all modules. [`camera`] is the source, [`h264`] is pure, [`recorder`] and [`session`] are sinks
-//! without I/O, [`uring`] is the edge, and [`worker`] is the loop that runs them. [`http`] defines what a client can
-//! request and [`app`] implements it. `ARCHITECTURE.md` and `tests/tidy` list which module may use which.
+//! All modules use [`base`]. [`camera`] is the source of the access units, [`h264`] is pure, and [`recorder`] and
+//! [`session`] are the sinks. [`uring`] wraps io_uring for UDP, and [`worker`] is the loop that runs cursor, sessions
+//! and io_uring. [`http`] defines what a client can request, and [`app`] implements it. `ARCHITECTURE.md` and
+//! `tests/tidy` list which module may use which.
 
 pub mod base;
 

@@ -1,4 +1,4 @@
-//! Command line and signals. It must not make decisions: those belong to the modules.
+//! Parses the command line, runs the requested command and returns its exit code. All decisions belong to the modules.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints one line per check. Fails if a check failed.
+/// Prints one line per check. Returns the failure code if a check failed.
 fn examine(config: &Config) -> ExitCode {
     let checks = doctor::examine(config);
     let mut stdout = std::io::stdout().lock();

@@ -1,4 +1,4 @@
-//! What all sessions of the process share: addresses, DTLS certificate, SRTP profile, the pairing of both clocks.
+//! State that all sessions of the process share: addresses, DTLS certificate, SRTP profile and wall clock.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -16,21 +16,22 @@ use crate::session::transport::profile::{SrtpChoice, TargetProfile};
 /// Configuration of all sessions, fixed at start.
 #[derive(Clone, Debug, Default)]
 pub struct SessionConfig {
-    /// Local host candidates: the addresses we receive on.
+    /// Local addresses that we receive on. str0m uses them as host candidates.
     pub candidates: Vec<SocketAddr>,
-    /// Further addresses under which a viewer reaches us (NAT 1:1). The answer lists them first; str0m never sees them.
+    /// Further addresses at which viewers can reach us, for example through a 1:1 NAT. The SDP answer lists them first,
+    /// but str0m does not get them.
     pub advertise: Vec<SocketAddr>,
-    /// Which SRTP profile to prefer.
+    /// SRTP profile to prefer.
     pub srtp: SrtpChoice,
 }
 
-/// The configuration cannot serve any viewer.
+/// Reason why no viewer could connect with a [`SessionConfig`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ContextError {
-    /// No address to receive on.
+    /// The configuration has no address to receive on.
     #[error("no usable address to announce to viewers; give one with --udp or --advertise")]
     NoCandidates,
-    /// More than [`limits::CANDIDATES_MAX`] addresses.
+    /// The configuration has more than [`limits::CANDIDATES_MAX`] addresses.
     #[error("{0} addresses to announce to viewers, but at most {max} are possible", max = limits::CANDIDATES_MAX)]
     TooManyCandidates(usize),
     /// Viewers cannot send to this address.
@@ -41,9 +42,9 @@ pub enum ContextError {
 /// Shared state of all sessions of the process.
 #[derive(Debug)]
 pub struct SessionContext {
-    /// Local candidates, as str0m knows them.
+    /// Local candidates that every session adds to str0m.
     pub(super) candidates: Vec<Candidate>,
-    /// Addresses as announced in the answer: `advertise` first.
+    /// Addresses that the SDP answer lists, `advertise` first.
     pub(super) announced: Vec<SocketAddr>,
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) wallclock: Wallclock,
@@ -53,11 +54,12 @@ pub struct SessionContext {
 }
 
 impl SessionContext {
-    /// Checks the configuration. A background thread generates the certificate and measures the ciphers, so that
-    /// start-up does not wait. The first offer waits for that thread if it has to.
+    /// Checks the configuration and creates the context. A background thread generates the certificate and measures the
+    /// speed of the ciphers, so start-up does not wait for either. An offer that arrives before they are ready waits
+    /// for that thread.
     ///
     /// # Errors
-    /// No usable candidate, or too many.
+    /// Returns an error if the configuration has no address to receive on, too many addresses, or an unusable address.
     pub fn new(config: SessionConfig) -> Result<Arc<Self>, ContextError> {
         let SessionConfig { candidates, advertise, srtp } = config;
         let announced: Vec<_> = advertise.into_iter().chain(candidates.iter().copied()).collect();
@@ -82,20 +84,22 @@ impl SessionContext {
             certificate: OnceLock::new(),
         });
         let prepared = Arc::clone(&context);
-        // If the thread cannot start, the first offer does the preparation.
+        // The result is ignored: if the thread cannot start, the first offer does the preparation instead.
         let _ = std::thread::Builder::new()
             .name("session-prepare".into())
             .spawn(move || prepared.join_preparation());
         Ok(context)
     }
 
-    /// Joins the background certificate generation before exit; aws-lc aborts otherwise.
+    /// Prepares the SRTP profile and the certificate, or waits until the background thread has done so. Must be called
+    /// before exit, because aws-lc aborts if the process exits while the certificate is being generated.
     pub fn join_preparation(&self) {
         self.target_profile();
         self.certificate();
     }
 
-    /// Returns the name of the preferred SRTP profile. [`ViewerStatus`](crate::metrics::status::ViewerStatus) has the negotiated one.
+    /// Returns the name of the preferred SRTP profile. The profile that a viewer has negotiated is in its
+    /// [`ViewerStatus`](crate::metrics::status::ViewerStatus).
     pub fn chosen_profile(&self) -> &'static str {
         self.target_profile().name()
     }

@@ -1,4 +1,5 @@
-//! SINK: one viewer as a state machine without I/O. This module must not touch a socket or read a clock.
+//! SINK: one viewer as a state machine without I/O. This module must not touch a socket. A session never reads a clock;
+//! only the context reads clocks, once at start.
 //!
 //! ```text
 //!  offer ─► transport::accept ─► answer
@@ -8,8 +9,8 @@
 //!  datagrams ─┴─► transport: STUN, ICE, DTLS (str0m, dimpl) ───────────────────────────┘
 //! ```
 //!
-//! The caller feeds a [`Viewer`] with datagrams and timeouts, and [drains](Viewer::drain) it after each such call.
-//! Access units are sent at once.
+//! The caller passes datagrams and timeouts to a [`Viewer`], and [drains](Viewer::drain) it after each such call.
+//! Access units need no drain: their datagrams go to the sink at once.
 
 mod context;
 pub mod media;
@@ -27,7 +28,7 @@ pub use transport::sdp::OfferError;
 pub use transport::stun::stun_ufrag;
 pub use viewer::{CloseReason, Output, Viewer};
 
-/// Source and target of a datagram.
+/// Local source address and remote target of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// Local address to send from; `None` leaves the choice to the routing table.
@@ -36,10 +37,10 @@ pub struct Destination {
     pub remote: SocketAddr,
 }
 
-/// Takes the datagrams of one session, in order. The session reserves the length and writes the encrypted bytes into the
-/// send buffer itself, so nothing is copied afterwards. The worker's sink is io_uring, the tests' sink is a list.
+/// Takes the datagrams of one session, in order. The session encrypts each datagram directly into the sink's send
+/// buffer, so no bytes are copied afterwards. The worker's sink is its io_uring driver; the sink of tests is a list.
 pub trait DatagramSink {
-    /// Reserves a datagram of `bytes` bytes; `write` fills all of them. Without room the datagram is lost, as on the
-    /// network: `write` is not called, and the sink counts the loss.
+    /// Reserves a datagram of `bytes` bytes and calls `write`, which must fill all of them. If there is no room, the
+    /// datagram is lost as if on the network: `write` is not called, and the sink counts the loss.
     fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8]));
 }

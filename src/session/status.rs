@@ -1,4 +1,4 @@
-//! Takes the snapshot of one viewer that `/api/viewers` and the metrics show.
+//! Builds the snapshot of one viewer that `/api/viewers` and the metrics show.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use crate::session::media::sender::SentCounters;
 use crate::session::viewer::{Phase, Viewer};
 
 impl Viewer {
-    /// Returns a snapshot. The viewer's own figures are up to a second old.
+    /// Returns a snapshot. Loss, round trip and jitter come from the viewer's reports and are up to a second old.
     pub fn status(&self, now: Instant) -> ViewerStatus {
         let SentCounters { datagrams, bytes: bytes_sent, retransmits } = self.sender.sent;
         let reception = self.sender.reception;

@@ -1,7 +1,8 @@
 //! One viewer: its transport, its media stream and the phase of its connection. No I/O, no clock: time is an argument,
 //! datagrams arrive as bytes and leave through a [`DatagramSink`].
 //!
-//! Every call that changes something (`handle_*`, `close`) is followed by a [`Viewer::drain`]; units are sent at once.
+//! After every call of `handle_*` or `close` the caller must call [`Viewer::drain`]. Access units need no drain: their
+//! datagrams go to the sink at once.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -25,9 +26,9 @@ use crate::session::transport::{DatagramKind, Transport, TransportOutput};
 /// Result of a drain.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Nothing more to send; call [`Viewer::handle_timeout`] at this time at the latest.
+    /// There is nothing more to send. The caller must call [`Viewer::handle_timeout`] at this time at the latest.
     Wait(Instant),
-    /// The session is over. Every later drain returns the same.
+    /// The session is over. Every later drain returns the same reason.
     Closed(CloseReason),
 }
 
@@ -36,15 +37,15 @@ pub enum Output {
 pub enum CloseReason {
     /// ICE and DTLS did not finish within [`limits::HANDSHAKE_TIMEOUT`].
     HandshakeTimeout,
-    /// No authenticated STUN request for [`limits::CONSENT_TIMEOUT`].
+    /// No authenticated STUN request has arrived for [`limits::CONSENT_TIMEOUT`].
     ConsentExpired,
-    /// The viewer closed DTLS.
+    /// The viewer closed the DTLS connection.
     PeerClosed,
-    /// The server ends.
+    /// The server is stopping.
     Local,
-    /// The login of the session has ended.
+    /// The login that the session belongs to has ended.
     LoggedOut,
-    /// DTLS or str0m failed: wrong certificate, no SRTP, broken handshake.
+    /// DTLS or str0m failed, for example because of a wrong certificate, no SRTP or a broken handshake.
     Failed,
 }
 
@@ -53,7 +54,7 @@ pub enum CloseReason {
 pub(super) enum Phase {
     Connecting,
     Connected,
-    /// The goodbye is being sent.
+    /// The goodbye (RTCP BYE and DTLS close_notify) is being sent.
     Closing(CloseReason),
     Closed(CloseReason),
 }
@@ -67,7 +68,7 @@ pub struct Viewer {
     pub(super) catch_up: CatchUp,
     pub(super) phase: Phase,
     has_said_goodbye: bool,
-    /// Latest time seen. Time never runs backwards for str0m, whatever the caller passes.
+    /// Latest time that the caller has passed. str0m gets only this time, so its clock never runs backwards.
     now: Instant,
     pub(super) accepted_at: Instant,
     pub(super) connected_at: Option<Instant>,
@@ -83,7 +84,7 @@ impl Viewer {
     /// [`limits::HANDSHAKE_TIMEOUT`] from `now` to connect.
     ///
     /// # Errors
-    /// See [`OfferError`]; no state is left behind.
+    /// Returns an [`OfferError`] if the offer cannot be served. No state is left behind.
     pub fn accept(
         context: &Arc<SessionContext>,
         id: u32,
@@ -116,13 +117,13 @@ impl Viewer {
         self.id
     }
 
-    /// Returns the local ufrag: STUN requests for this session carry it before the colon of their USERNAME.
+    /// Returns the local ICE ufrag. STUN requests for this session carry it in their USERNAME, before the colon.
     pub fn local_ufrag(&self) -> &str {
         &self.transport.ufrag
     }
 
-    /// Returns true if an authenticated STUN request arrived from `remote`: all other datagrams from there belong to
-    /// this viewer.
+    /// Returns true if an authenticated STUN request has arrived from `remote`. All other datagrams from that address
+    /// then belong to this viewer.
     pub fn accepts_address(&self, remote: SocketAddr) -> bool {
         self.transport.accepts_address(remote)
     }
@@ -137,7 +138,8 @@ impl Viewer {
         matches!(self.phase, Phase::Closed(_))
     }
 
-    /// Returns the time at which [`Viewer::handle_timeout`] must be called at the latest; valid after a drain.
+    /// Returns the latest time at which [`Viewer::handle_timeout`] must be called. The value is valid only when no
+    /// drain is pending.
     pub fn next_deadline(&self) -> Instant {
         let own = match self.phase {
             Phase::Connecting => self.accepted_at + limits::HANDSHAKE_TIMEOUT,
@@ -158,7 +160,7 @@ impl Viewer {
 // ---- input -----------------------------------------------------------------------------------------
 
 impl Viewer {
-    /// Handles a datagram from `remote` to our address `local`. A malformed, unauthenticated or unexpected one is
+    /// Handles a datagram from `remote` to our address `local`. A malformed, unauthenticated or unexpected datagram is
     /// counted and ignored.
     pub fn handle_datagram(&mut self, now: Instant, local: Option<IpAddr>, remote: SocketAddr, bytes: &[u8]) {
         if self.is_closed() {
@@ -176,7 +178,8 @@ impl Viewer {
         }
     }
 
-    /// Moves time forward: retransmissions, reports, and the deadlines of handshake and consent.
+    /// Advances the time to `now`. Ends the session if the handshake or the consent has timed out. Otherwise passes the
+    /// time to str0m; the next drain sends the retransmissions and reports that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.advance(now);
         match self.phase {
@@ -194,8 +197,8 @@ impl Viewer {
         }
     }
 
-    /// Ends the session with a goodbye (RTCP BYE, DTLS close_notify). The next drain sends it and returns
-    /// [`Output::Closed`].
+    /// Ends the session. If the viewer is connected, the next drain first sends a goodbye (RTCP BYE and DTLS
+    /// close_notify). The drain then returns [`Output::Closed`].
     pub fn close(&mut self, now: Instant, reason: CloseReason) {
         self.advance(now);
         match self.phase {
@@ -229,8 +232,9 @@ impl Viewer {
 // ---- access units ----------------------------------------------------------------------------------
 
 impl Viewer {
-    /// Sends a live access unit if the gate admits it and no replay is in progress. Returns true if the unit, an IDR,
-    /// ended a replay. No drain has to follow; [`Viewer::next_deadline`] may have come closer.
+    /// Sends a live access unit if the gate admits it and no replay is in progress. A live IDR ends a replay in
+    /// progress; the function then returns true. No drain has to follow, but [`Viewer::next_deadline`] may now be
+    /// earlier.
     pub fn push_access_unit(
         &mut self,
         now: Instant,
@@ -252,11 +256,13 @@ impl Viewer {
         has_ended_replay
     }
 
-    /// Sends a unit, whose RTP time stands for the instant `at`, if the gate admits it. Returns true if it was sent.
+    /// Sends a unit if the gate admits it. The unit's RTP time corresponds to the instant `at`. Returns true if the
+    /// unit was sent.
     fn send_unit(&mut self, unit: &PacketizedUnit<'_>, at: Instant, sink: &mut impl DatagramSink) -> bool {
         let UnitInfo { is_idr, is_reference, gap_before, .. } = unit.info;
         if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
-            // Congestion requests no IDR: an IDR is large and would make it worse.
+            // A gap makes the viewer need an IDR. Congestion does not request one: an IDR is large and would add to the
+            // congestion.
             self.sender.is_idr_wanted |= gap_before;
             return false;
         }
@@ -277,13 +283,13 @@ impl Viewer {
         true
     }
 
-    /// Sets how many datagrams of this viewer the kernel still holds. See [`Gate::note_in_flight`].
+    /// Sets the number of this viewer's datagrams that the kernel still holds. See [`Gate::note_in_flight`].
     pub fn note_congestion(&mut self, in_flight_datagrams: u32) {
         self.gate.note_in_flight(in_flight_datagrams);
     }
 
-    /// Returns why the viewer needs an IDR, if it does; then call [`Viewer::decide_catch_up`]. Each request (PLI, FIR, or
-    /// a reference lost to a gap) is reported once.
+    /// Returns the reason if the viewer needs an IDR. The caller must then call [`Viewer::decide_catch_up`]. Each
+    /// request is returned once; it comes from a PLI, a FIR or a gap in the units.
     pub fn poll_idr_reason(&mut self) -> Option<IdrReason> {
         if self.phase != Phase::Connected {
             return None;
@@ -294,8 +300,9 @@ impl Viewer {
         std::mem::take(&mut self.sender.is_idr_wanted).then_some(IdrReason::Request)
     }
 
-    /// Decides how the viewer gets its IDR, given what the worker has. A join is decided once. Begins a replay if that is
-    /// the decision: the viewer ignores live units until [`Viewer::end_catch_up`] or the next live IDR.
+    /// Decides how the viewer gets its IDR, from the GOP that the worker has available. The decision for a join is made
+    /// only once. If the decision is a replay, the replay begins: the viewer then ignores live units until
+    /// [`Viewer::end_catch_up`] or the next live IDR.
     pub fn decide_catch_up(
         &mut self,
         now: Instant,
@@ -315,13 +322,14 @@ impl Viewer {
         self.catch_up.replay.is_some()
     }
 
-    /// Returns the index of the GOP's unit to push next, the IDR being 0; `None` if none may be sent now.
+    /// Returns the index within the GOP of the unit to push next; the IDR has index 0. Returns `None` if no unit may be
+    /// sent now.
     pub fn poll_catch_up_unit(&mut self, now: Instant) -> Option<usize> {
         self.catch_up.replay.as_mut()?.poll(now)
     }
 
-    /// Sends the next unit of the GOP, whose RTP time stands for the instant `at`. Units that no other unit needs are
-    /// skipped, except the newest (`is_newest`). Returns true if the unit was sent.
+    /// Sends the next unit of the GOP, whose RTP time corresponds to the instant `at`. A non-reference unit is skipped
+    /// unless it is the newest unit (`is_newest`). Returns true if the unit was sent.
     pub fn push_catch_up_unit(
         &mut self,
         now: Instant,
@@ -339,8 +347,8 @@ impl Viewer {
         is_sent
     }
 
-    /// Ends a replay. If `is_complete`, the newest unit was pushed and live units follow. Otherwise the rest is
-    /// unavailable: that is a gap, so the viewer drops to the next IDR.
+    /// Ends a replay. `is_complete` is true if the newest unit was pushed, so that live units can follow. It is false
+    /// if the rest of the GOP is unavailable: the viewer then has a gap and drops to the next IDR.
     pub fn end_catch_up(&mut self, is_complete: bool) {
         let was_active = self.catch_up.replay.take().is_some();
         if was_active && !is_complete && self.gate.state() == GateState::Live {
@@ -352,7 +360,8 @@ impl Viewer {
 // ---- output ----------------------------------------------------------------------------------------
 
 impl Viewer {
-    /// Sends everything pending through `sink`: STUN, DTLS, retransmissions, reports.
+    /// Sends all pending datagrams through `sink`: STUN, DTLS, retransmissions and reports. Returns what the caller
+    /// must do next.
     pub fn drain(&mut self, now: Instant, sink: &mut impl DatagramSink) -> Output {
         self.advance(now);
         loop {

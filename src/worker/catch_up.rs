@@ -1,5 +1,5 @@
-//! Sends the current GOP to viewers who need it, spread over turns: a joining viewer must not delay the live units of
-//! the others, nor overflow a socket. `session` decides which viewer needs it.
+//! Sends the current GOP to viewers that need it. The work is spread over several turns: a joining viewer must neither
+//! delay the live units of the others nor overflow a socket. `session` decides which viewer needs the GOP.
 
 use crate::base::clock::Now;
 use crate::base::limits;
@@ -10,7 +10,7 @@ use crate::worker::gop::Gop;
 use crate::worker::registry::{Registry, SessionSlot, ViewerSink};
 use crate::worker::source::Source;
 
-/// One turn's share of all catch-ups.
+/// Everything that the catch-ups of all viewers need in one turn.
 pub(super) struct CatchUpTurn<'a, D> {
     pub(super) source: &'a mut Source,
     pub(super) driver: &'a mut D,
@@ -21,8 +21,8 @@ pub(super) struct CatchUpTurn<'a, D> {
 }
 
 impl<D: Driver> CatchUpTurn<'_, D> {
-    /// Starts catch-ups that viewers need and sends one turn's share, beginning with the viewer at index `first`.
-    /// Returns true if a viewer has not caught up yet.
+    /// Starts the catch-ups that viewers need, and sends about [`limits::REPLAY_BYTES_PER_TURN`] bytes, beginning with
+    /// the viewer at index `first`. Returns true if a viewer has not caught up yet.
     pub(super) fn run(&mut self, sessions: &mut Registry, first: usize) -> bool {
         let mut share = limits::REPLAY_BYTES_PER_TURN;
         let mut is_any_left = false;
@@ -60,7 +60,8 @@ impl<D: Driver> CatchUpTurn<'_, D> {
         }
     }
 
-    /// Sends units of one viewer until its token bucket, the turn's share or its in-flight limit is used up.
+    /// Sends units to one viewer until its token bucket is empty, the turn's `share` is used up, or its in-flight limit
+    /// is reached.
     fn go_on(&mut self, slot: &mut SessionSlot, share: &mut usize) {
         let (now, counters) = (self.now, self.counters);
         while *share > 0 && self.driver.in_flight(slot.viewer.id()) <= limits::REPLAY_IN_FLIGHT_MAX {
@@ -93,9 +94,9 @@ fn is_new_idr_better(reason: IdrReason, units: usize) -> bool {
     reason == IdrReason::Request || units > limits::REPLAY_UNITS_SHORT
 }
 
-/// Returns a kept unit as it is replayed: with an RTP time one tick before the next unit's, so that the last one ends at
-/// the newest live unit. The browser treats all replayed units as late and shows them at once. The live units that follow
-/// are on time.
+/// Returns the properties of a kept unit for its replay. Its RTP time is one tick before that of the next unit, so that
+/// the newest unit keeps its own time. The browser treats all replayed units as late and shows them at once. The live
+/// units that follow are on time.
 fn replayed(info: UnitInfo, newest: &UnitInfo) -> UnitInfo {
     let units_before = newest.number.wrapping_sub(info.number);
     let rtp_time_90k = newest.rtp_time_90k.saturating_sub(u64::from(units_before) * limits::REPLAY_STEP_90K);

@@ -1,5 +1,5 @@
-//! A worker's mailbox: bounded queues that other threads fill, and the wake-up that goes with them.
-//! Neither side may wait for the other's work.
+//! A worker's mailbox: bounded queues that other threads fill, and the eventfd that wakes the worker. Neither side may
+//! wait until the other side has done its work.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -18,13 +18,13 @@ use crate::camera::Wakeup;
 use crate::metrics::status::ViewerStatus;
 use crate::session::Viewer;
 
-/// Held by the worker as long as it has the session; dropping it completes the [`SessionEnd`].
+/// Guard that the worker holds as long as it has the session. Dropping the guard completes the [`SessionEnd`].
 pub type SessionGuard = oneshot::Sender<Infallible>;
 
-/// Completes, with an error, when the [`SessionGuard`] is dropped.
+/// Future that completes, with an error, when the [`SessionGuard`] is dropped.
 pub type SessionEnd = oneshot::Receiver<Infallible>;
 
-/// A session guard and the future that completes when it is dropped.
+/// Returns a session guard and the future that completes when that guard is dropped.
 #[must_use]
 pub fn session_guard() -> (SessionGuard, SessionEnd) {
     oneshot::channel()
@@ -32,7 +32,7 @@ pub fn session_guard() -> (SessionGuard, SessionEnd) {
 
 /// A command to a worker.
 pub enum Command {
-    /// Take over a session whose answer is on its way to the browser.
+    /// Take over a session, whose SDP answer is being sent to the browser.
     Adopt {
         /// The session, which has answered its offer and sent nothing yet.
         viewer: Box<Viewer>,
@@ -41,31 +41,31 @@ pub enum Command {
     },
     /// Close a session whose login has ended.
     LogOut {
-        /// [`Viewer::id`]
+        /// Number of the viewer, see [`Viewer::id`].
         viewer: u32,
     },
     /// Reply with the status of every session.
     Statuses(oneshot::Sender<Vec<ViewerStatus>>),
-    /// To the receiving worker: forward STUN for this ufrag to that worker.
+    /// Command to the receiving worker: forward STUN for this ufrag to the worker that owns the session.
     Route {
         /// Local ufrag of the session.
         ufrag: String,
-        /// Index of the worker that owns it.
+        /// Index of the worker that owns the session.
         worker: usize,
     },
-    /// To the receiving worker: datagrams from this address belong to the session with this ufrag.
+    /// Command to the receiving worker: datagrams from this address belong to the session with this ufrag.
     Learned {
         /// Remote address that passed the session's integrity check.
         remote: SocketAddr,
         /// Local ufrag of the session.
         ufrag: String,
     },
-    /// To the receiving worker: remove the routes of the session with this ufrag.
+    /// Command to the receiving worker: remove the routes of the session with this ufrag.
     Forget {
         /// Local ufrag of the session.
         ufrag: String,
     },
-    /// Close every session and end.
+    /// Close every session, then end the worker.
     Stop,
 }
 
@@ -74,13 +74,13 @@ pub enum Command {
 pub struct Forwarded {
     /// Sender's address.
     pub remote: SocketAddr,
-    /// Our address that it was sent to.
+    /// Our address that the datagram was sent to.
     pub local: Option<IpAddr>,
     /// UDP payload.
     pub bytes: Vec<u8>,
 }
 
-/// No room in a worker's mailbox.
+/// Error of a send to a worker's mailbox that has no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the worker has too many commands pending: try again")]
 pub struct MailboxFull;
@@ -88,7 +88,7 @@ pub struct MailboxFull;
 /// Hands a new session to worker `owner` of `mailboxes`, and its route to worker 0, which receives for all workers.
 ///
 /// # Errors
-/// [`MailboxFull`]: the session is dropped and its route is removed.
+/// Returns [`MailboxFull`] if a mailbox has no room. The session is then dropped and its route is removed.
 pub fn hand_over(
     mailboxes: &[Mailbox],
     owner: usize,
@@ -117,8 +117,8 @@ pub struct Mailbox {
     commands: SyncSender<Command>,
     datagrams: SyncSender<Forwarded>,
     wakeup: Arc<OwnedFd>,
-    /// Route updates that did not fit `commands`, in order. Locked only to queue some, and by the worker only in a turn
-    /// with commands.
+    /// Route updates that did not fit into `commands`, in order. Other threads lock the list only to add updates; the
+    /// worker locks it only in a turn in which it has taken commands.
     unsent: Arc<Mutex<VecDeque<Command>>>,
 }
 
@@ -130,19 +130,20 @@ pub struct MailboxReader {
     camera_wakeup: Arc<CameraWakeup>,
 }
 
-/// Wakes the worker from `io_uring_enter` by its eventfd.
+/// Wakes the worker from `io_uring_enter` through its eventfd.
 fn wake(eventfd: &OwnedFd) {
-    // The write fails only if 2^64 - 2 earlier wake-ups are unread, so the worker wakes anyway.
+    // The result is ignored: the write fails only if 2^64 - 2 earlier wake-ups are unread, and then the worker wakes
+    // anyway.
     let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
 }
 
-/// Wakes the worker for the camera, except on one thread.
+/// Wakes the worker when the camera has a new unit. Does nothing on the thread of a worker that runs the camera wait.
 ///
-/// A worker that runs the camera wait itself polls the camera in its own turn and reads its cursor later in that
-/// turn. An eventfd write to itself would only cost a system call and an empty turn.
+/// Such a worker polls the camera in its own turn and reads its cursor later in the same turn. An eventfd write to
+/// itself would only cost a system call and an empty turn.
 struct CameraWakeup {
     wakeup: Arc<OwnedFd>,
-    /// Set when the worker runs the camera wait.
+    /// Thread on which the wake-up does nothing. Set when the worker runs the camera wait.
     skipped_on: OnceLock<ThreadId>,
 }
 
@@ -154,10 +155,10 @@ impl Wakeup for CameraWakeup {
     }
 }
 
-/// Makes a mailbox and its reader.
+/// Creates a mailbox and its reader.
 ///
 /// # Errors
-/// The kernel refused the eventfd, usually with EMFILE.
+/// Returns an error if the kernel refuses the eventfd, usually with EMFILE.
 pub fn mailbox() -> io::Result<(Mailbox, MailboxReader)> {
     let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
     let (commands, commands_reader) = sync_channel(limits::COMMANDS_MAX);
@@ -173,7 +174,7 @@ impl Mailbox {
     /// Queues a command and wakes the worker.
     ///
     /// # Errors
-    /// Returns the command when the mailbox is full or its worker has ended.
+    /// Returns the command if the mailbox is full or its worker has ended.
     pub fn send(&self, command: Command) -> Result<(), Command> {
         match self.commands.try_send(command) {
             Ok(()) => {
@@ -184,8 +185,9 @@ impl Mailbox {
         }
     }
 
-    /// Queues a change of the receiving worker's routes and wakes it. What does not fit the mailbox waits until the worker
-    /// has taken its commands. At most [`limits::ROUTE_UPDATES_MAX`] wait; beyond, the oldest is dropped.
+    /// Queues a change of the receiving worker's routes and wakes that worker. Updates that do not fit into the mailbox
+    /// wait until the worker has taken commands. At most [`limits::ROUTE_UPDATES_MAX`] wait; above that the oldest is
+    /// dropped.
     pub(super) fn update_routes(&self, command: Command) {
         let mut unsent = self.unsent();
         if unsent.len() >= limits::ROUTE_UPDATES_MAX {
@@ -196,7 +198,7 @@ impl Mailbox {
         self.send_all(unsent);
     }
 
-    /// Queues the route updates that did not fit before. The worker calls it after it has taken commands.
+    /// Queues the route updates that did not fit before. The worker calls this after it has taken commands.
     pub(super) fn retry_updates(&self) {
         self.send_all(self.unsent());
     }
@@ -214,7 +216,7 @@ impl Mailbox {
         self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a datagram. Returns false when the queue is full. Does not wake the worker: call
+    /// Queues a datagram. Returns false if the queue is full. Does not wake the worker: the caller must call
     /// [`Mailbox::wake`] once per turn.
     pub(super) fn forward(&self, datagram: Forwarded) -> bool {
         self.datagrams.try_send(datagram).is_ok()
@@ -227,19 +229,19 @@ impl Mailbox {
 }
 
 impl MailboxReader {
-    /// The eventfd that every wake-up writes to.
+    /// Returns the eventfd that every wake-up writes to.
     pub(super) fn eventfd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.wakeup)
     }
 
-    /// The wake-up to register with the camera.
+    /// Returns the wake-up to register with the camera.
     pub(super) fn camera_wakeup(&self) -> Arc<dyn Wakeup> {
         Arc::clone(&self.camera_wakeup) as Arc<dyn Wakeup>
     }
 
-    /// Makes the camera's wake-up do nothing on the calling thread. For the worker that runs the camera wait.
+    /// Makes the camera's wake-up do nothing on the calling thread. The worker that runs the camera wait calls this.
     pub(super) fn skip_camera_wakeup_here(&self) {
-        // Only the first call has an effect; one thread calls this.
+        // The result is ignored: only a second call could fail, and a worker calls this once.
         let _ = self.camera_wakeup.skipped_on.set(thread::current().id());
     }
 }

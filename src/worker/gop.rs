@@ -1,5 +1,6 @@
-//! Keeps the current GOP, as RTP payloads, for viewers who join. Units that the ring is about to lose are kept; the rest is
-//! fetched from the ring when a viewer needs it. While the ring holds the whole GOP, nothing is kept.
+//! Keeps the current GOP, as RTP payloads, for viewers that join. Only the units that the ring is about to lose are
+//! kept; the others are read from the ring when a viewer needs them. While the ring holds the whole GOP, nothing is
+//! kept.
 //!
 //! ```text
 //!   IDR ──────────────────────────────► newest unit
@@ -7,8 +8,8 @@
 //!                            ▲ next()
 //! ```
 //!
-//! A GOP longer than the ring is kept from its IDR on: then the live payloads are kept as they are. Only units that were
-//! not kept at once are assembled and packetised a second time.
+//! If the GOP is longer than the ring, every unit is kept at once, and the live payloads are shared instead of made
+//! again. Only units that were not kept at once are assembled and packetised a second time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,22 +23,22 @@ use crate::h264::{self, Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::{GopSize, PacketizedUnit, UnitInfo};
 
-/// The kept GOP and a second reader of the ring. The reader has its own packetiser, so that what it keeps does not
-/// empty the live one's pool.
+/// The kept GOP, and a second reader of the ring. The reader has its own packetiser, because the buffers that it keeps
+/// would otherwise empty the pool of the live packetiser.
 pub(super) struct GopBackfill {
     camera: Camera,
-    /// What is kept now.
+    /// The GOP as far as it is kept now.
     pub(super) gop: Gop,
     assembler: Assembler,
     packetizer: Packetizer,
     payloads: Vec<Arc<Payloads>>,
-    /// Slots of the ring.
+    /// Number of slots of the ring when the GOP began; 0 if no ring was attached.
     slots: u32,
-    /// The ring was searched for an IDR since the last loss.
+    /// True if the ring was searched for an IDR since the last loss.
     is_searched: bool,
 }
 
-/// Position of the live cursor.
+/// The live cursor and its position.
 #[derive(Clone, Copy)]
 pub(super) struct Live<'a> {
     pub(super) cursor: &'a Cursor,
@@ -73,20 +74,20 @@ impl GopBackfill {
         };
     }
 
-    /// The live side lost a unit.
+    /// Drops the kept GOP, because the live side lost a unit.
     pub(super) fn handle_loss(&mut self) {
         self.gop.handle_loss();
         self.is_searched = false;
     }
 
-    /// Returns true if [`GopBackfill::keep_up`] will probably keep the unit before `position` at once: packetise it
-    /// even without viewers.
+    /// Returns true if [`GopBackfill::keep_up`] will probably keep the unit before `position` at once. The caller must
+    /// then packetise that unit even without viewers.
     pub(super) fn keeps_at_once(&self, position: u32) -> bool {
         self.gop.next().is_some() && self.reach(position) == 0
     }
 
-    /// Keeps what the ring is about to lose. Called after every live unit; `newest` has no payloads if it was not
-    /// packetised. Without `newest`, everything in the ring is kept.
+    /// Keeps the units that the ring is about to lose. Called after every live unit, with that unit as `newest`, which
+    /// has no payloads if it was not packetised. If `newest` is `None`, all units of the GOP are kept.
     pub(super) fn keep_up(
         &mut self,
         live: Live<'_>,
@@ -105,13 +106,13 @@ impl GopBackfill {
         counters.gop_bytes.set(self.gop.bytes as u64);
     }
 
-    /// Units behind the newest that are left in the ring; 0 when every unit is kept at once.
+    /// Returns how many of the newest units are left in the ring; 0 if every unit is kept at once.
     fn reach(&self, position: u32) -> u32 {
         if self.gop.is_longer_than(self.slots, position) { 0 } else { ring_reach(self.slots) }
     }
 
-    /// Returns the GOP up to the live side's newest unit, after fetching what is missing from the ring. `None` when the
-    /// GOP is not complete.
+    /// Reads the units that are not kept yet from the ring, and returns the GOP up to the newest live unit. Returns
+    /// `None` if the GOP is not complete.
     pub(super) fn fetch(&mut self, live: Live<'_>, counters: &WorkerCounters) -> Option<&Gop> {
         if self.gop.is_broken() && !std::mem::replace(&mut self.is_searched, true) {
             self.find_idr(live);
@@ -120,8 +121,8 @@ impl GopBackfill {
         self.gop.next().map(|_| &self.gop)
     }
 
-    /// Starts the kept GOP at the newest IDR in the ring. Called when the live cursor has not read that IDR, because it
-    /// started or continued after a loss behind it.
+    /// Starts the kept GOP at the newest IDR in the ring. Called if the live cursor has not read that IDR: it started
+    /// after the IDR, or skipped the IDR after a loss.
     fn find_idr(&mut self, live: Live<'_>) {
         let mut nals = SmallVec::new();
         for back in 1.. {
@@ -139,7 +140,7 @@ impl GopBackfill {
         }
     }
 
-    /// Reads unit `number` from the ring a second time and keeps it, or drops the GOP.
+    /// Reads unit `number` from the ring a second time and keeps it. If the unit is no longer there, drops the GOP.
     fn read(&mut self, number: u32, live: Live<'_>, counters: &WorkerCounters) {
         let back = live.position.wrapping_sub(number);
         let found = live.cursor.units_back(back).map(|mut cursor| cursor.next(live.now_ns));
@@ -175,7 +176,7 @@ impl GopBackfill {
         self.payloads.clear();
     }
 
-    /// The camera overwrote the unit before it was read a second time.
+    /// Drops the GOP, because a unit was overwritten before it could be read a second time.
     fn handle_overwritten(&mut self, counters: &WorkerCounters) {
         counters.gops_missed.add(1);
         self.gop.handle_loss();
@@ -188,8 +189,8 @@ fn keep(gop: &mut Gop, unit: &PacketizedUnit<'_>, counters: &WorkerCounters) {
     }
 }
 
-/// Units behind the newest that a ring of `slots` holds safely even if the worker is delayed; 0 when the ring is too
-/// short for that.
+/// Returns how many of the newest units a ring of `slots` slots holds safely even if the worker is delayed; 0 if the
+/// ring is too short for that.
 fn ring_reach(slots: u32) -> u32 {
     slots.saturating_sub(2 + limits::GOP_MARGIN_UNITS)
 }
@@ -199,10 +200,10 @@ fn ring_reach(slots: u32) -> u32 {
 /// State of the current GOP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// No IDR came yet, or a unit after the last one is missing.
+    /// No IDR has arrived yet, or a unit after the latest IDR is missing.
     #[default]
     Broken,
-    /// Every unit from the IDR up to the one before `next` is kept; the rest is in the ring.
+    /// Every unit from the IDR up to the unit before `next` is kept. The units from `next` on are in the ring.
     Whole { next: u32 },
     /// The GOP exceeds [`limits::GOP_BYTES_MAX`] or [`limits::GOP_UNITS_MAX`].
     TooLarge,
@@ -215,13 +216,14 @@ pub(super) struct Gop {
     units: Vec<(UnitInfo, Range<usize>)>,
     payloads: Vec<Arc<Payloads>>,
     bytes: usize,
-    /// Number of the last IDR, and the length in units of the GOP before it.
+    /// Number of the latest IDR; `None` after a loss.
     begun_at: Option<u32>,
+    /// Length in units of the GOP before the latest IDR; `None` if there was none or one of its units was lost.
     length_before: Option<u32>,
 }
 
 impl Gop {
-    /// Starts a new GOP with the IDR at `number` and drops the one before.
+    /// Starts a new GOP with the IDR at `number` and drops the previous GOP.
     fn begin(&mut self, number: u32) {
         let is_whole = self.state != State::Broken;
         self.clear();
@@ -230,19 +232,19 @@ impl Gop {
         self.state = State::Whole { next: number };
     }
 
-    /// A unit after the IDR is missing: the GOP is dropped until the next IDR.
+    /// Drops the GOP, because a unit after its IDR is missing. Nothing is kept until the next IDR.
     fn handle_loss(&mut self) {
         self.clear();
         self.begun_at = None;
         self.state = State::Broken;
     }
 
-    /// Returns true when no complete GOP can be sent.
+    /// Returns true if no complete GOP can be sent, because no IDR has arrived or a unit is missing.
     fn is_broken(&self) -> bool {
         self.state == State::Broken
     }
 
-    /// Returns the number of the unit to keep next; `None` when the GOP cannot be sent.
+    /// Returns the number of the unit to keep next, or `None` if the GOP cannot be sent.
     fn next(&self) -> Option<u32> {
         match self.state {
             State::Whole { next } => Some(next),
@@ -250,7 +252,8 @@ impl Gop {
         }
     }
 
-    /// Keeps the unit with the number [`Gop::next`]. Returns false when the GOP got too large; all of it is dropped.
+    /// Keeps the unit with the number [`Gop::next`]. Returns false if the GOP became too large; the whole GOP is then
+    /// dropped.
     fn keep(&mut self, unit: &PacketizedUnit<'_>) -> bool {
         let bytes = unit.bytes();
         if self.bytes + bytes > limits::GOP_BYTES_MAX || self.units.len() >= limits::GOP_UNITS_MAX {
@@ -266,14 +269,14 @@ impl Gop {
         true
     }
 
-    /// Skips the unit with the number [`Gop::next`], which is no picture (parameter sets alone).
+    /// Skips the unit with the number [`Gop::next`], because it has only parameter sets and no picture.
     fn skip(&mut self) {
         if let State::Whole { next } = &mut self.state {
             *next = next.wrapping_add(1);
         }
     }
 
-    /// Returns the kept unit at `index`, the IDR being 0.
+    /// Returns the kept unit at `index`; the IDR has index 0.
     pub(super) fn at(&self, index: usize) -> Option<PacketizedUnit<'_>> {
         let (info, range) = self.units.get(index)?;
         Some(PacketizedUnit { info: *info, payloads: self.payloads.get(range.clone())? })
@@ -290,14 +293,15 @@ impl Gop {
         GopSize { units: self.units.len(), packets, bytes: self.bytes }
     }
 
-    /// Returns true if this GOP is longer than a ring of `slots`, or is expected to be because the one before was.
-    /// `position`: number of the unit to come.
+    /// Returns true if this GOP is longer than a ring of `slots` slots, or if it is expected to be, because the
+    /// previous GOP was. `position` is the number of the next unit.
     fn is_longer_than(&self, slots: u32, position: u32) -> bool {
         let length = self.begun_at.map(|begun_at| position.wrapping_sub(begun_at));
         length.max(self.length_before).is_some_and(|length| length > slots)
     }
 
-    /// Returns the units from `newest` to the next IDR, assuming a GOP as long as the one before.
+    /// Returns how many units come from `newest` to the next IDR, if this GOP is as long as the previous one. Returns
+    /// `None` if that length is unknown or already exceeded.
     pub(super) fn units_to_idr(&self, newest: u32) -> Option<u32> {
         self.length_before?.checked_sub(newest.wrapping_sub(self.begun_at?))
     }
@@ -306,7 +310,7 @@ impl Gop {
         self.units.clear();
         self.payloads.clear();
         self.bytes = 0;
-        // The lists keep their capacity: they are small compared with the payloads.
+        // The lists keep their capacity, which is small compared with the payloads.
     }
 }
 

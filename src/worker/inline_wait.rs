@@ -1,6 +1,7 @@
-//! The camera wait inside a worker's turn: the kernel wakes the worker for the unit itself, without a thread between.
-//! With few viewers and an even camera the worker wakes shortly before the unit and polls busily until it arrives:
-//! waking a thread takes longer than sending to one viewer. This module only waits; the waiter wakes the consumers.
+//! The camera wait inside a worker's turn: the kernel wakes the worker directly for each unit, without a thread in
+//! between. With few viewers and a camera with a steady interval, the worker wakes shortly before the unit and
+//! busy-polls until the unit arrives. This saves time, because waking a thread takes longer than sending to one viewer.
+//! This module only waits; the waiter wakes the consumers.
 
 use std::io;
 use std::time::Duration;
@@ -14,16 +15,16 @@ use crate::uring::FutexWord;
 /// The camera waiter of a worker, and its prediction of the next unit.
 pub(super) struct InlineWait {
     handoff: WaiterHandoff,
-    /// The camera signalled since the last poll.
+    /// True if the camera has signalled since the last poll.
     is_signalled: bool,
     predictor: ArrivalPredictor,
-    /// How late the worker wakes after its time-out, as a running mean.
+    /// Running mean of how late the worker wakes after its timeout.
     wake_latency_ns: i64,
-    /// The next busy poll.
+    /// The busy poll that is planned next.
     busy_poll: Option<BusyPoll>,
-    /// A busy poll found the unit.
+    /// True if a busy poll found the unit.
     found_by_busy_poll: bool,
-    /// Time spent in busy polls.
+    /// Time spent in all busy polls so far.
     polled_ns: u64,
 }
 
@@ -47,12 +48,13 @@ impl InlineWait {
         }
     }
 
-    /// Returns the futex word to wait for, and its value at the last poll.
+    /// Returns the futex word to wait on, and its value at the last poll.
     pub(super) fn word(&self) -> Option<(&FutexWord, u32)> {
         self.handoff.waiter.as_ref()?.word()
     }
 
-    /// Returns how long the worker may wait, and plans a busy poll if `viewers` is small enough.
+    /// Returns how long the worker may wait. Plans a busy poll if `viewers` is small enough and the next arrival can be
+    /// predicted.
     pub(super) fn time_to_wait(&mut self, now: Now, viewers: usize) -> Duration {
         let may_poll = (1..=limits::BUSY_POLL_VIEWERS_MAX).contains(&viewers);
         let predicted = self.predictor.next_arrival().filter(|_| may_poll && self.word().is_some());
@@ -65,7 +67,7 @@ impl InlineWait {
         Duration::from_nanos(u64::try_from(ns).unwrap_or(0))
     }
 
-    /// Handles the completion of the kernel's futex wait; `Err` is an errno.
+    /// Handles the completion of the kernel's futex wait; an `Err` holds the errno.
     pub(super) fn on_completion(&mut self, result: Result<(), i32>) {
         self.is_signalled = true;
         if let (Err(errno), Some(waiter)) = (result, &mut self.handoff.waiter) {
@@ -73,8 +75,8 @@ impl InlineWait {
         }
     }
 
-    /// Runs the planned busy poll if it is due: polls until the camera signals or the time is over. Returns true if
-    /// time has passed, so that the caller reads the clock again.
+    /// Runs the planned busy poll if it is due: polls until the camera signals or the planned end is reached. Returns
+    /// true if time has passed, so that the caller reads the clock again.
     pub(super) fn poll_busily(&mut self, now: Now) -> bool {
         let (Some(poll), Some(waiter)) = (self.busy_poll.take(), &self.handoff.waiter) else { return false };
         if now.monotonic_ns < poll.from_ns || waiter.is_signalled() {
@@ -99,7 +101,7 @@ impl InlineWait {
         self.polled_ns
     }
 
-    /// Polls the camera if it signalled or if its poll is due.
+    /// Polls the camera if the camera has signalled or if the waiter's next poll is due.
     pub(super) fn turn(&mut self, now: Now) {
         let Some(waiter) = &mut self.handoff.waiter else { return };
         if !std::mem::take(&mut self.is_signalled) && now.monotonic_ns < waiter.due_ns {
@@ -107,7 +109,8 @@ impl InlineWait {
         }
         let found_by_busy_poll = std::mem::take(&mut self.found_by_busy_poll);
         if waiter.poll(now.monotonic_ns) {
-            // If the unit itself woke the worker, it arrived one wake-up latency earlier.
+            // A busy poll finds the unit without a wake-up. Otherwise the unit woke the worker, so it arrived one
+            // wake-up latency earlier.
             let latency_ns = if found_by_busy_poll { 0 } else { self.wake_latency_ns };
             self.predictor.on_unit(now.monotonic_ns - latency_ns);
         }
@@ -115,7 +118,8 @@ impl InlineWait {
 }
 
 impl BusyPoll {
-    /// Starts before most units arrive, one wake-up latency early, and ends after most have arrived.
+    /// Plans a busy poll for a predicted arrival. The poll starts before most units arrive, and earlier by the wake-up
+    /// latency. It ends after most units have arrived.
     fn around(arrival: PredictedArrival, wake_latency_ns: i64) -> BusyPoll {
         let PredictedArrival { at_ns, jitter_ns } = arrival;
         let from_ns = at_ns.saturating_sub(jitter_ns + limits::BUSY_POLL_MARGIN_NS + wake_latency_ns);
@@ -153,7 +157,7 @@ mod tests {
     }
 
     impl Scene {
-        /// A worker that has just polled an even camera.
+        /// Creates the wait of a worker that has just polled a camera with a steady interval.
         fn new(name: &str) -> Scene {
             let name = format!("/ss-test-{}-{name}", std::process::id());
             let ring = RingWriter::create(&name, Layout::V3, 33).unwrap();

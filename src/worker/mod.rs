@@ -1,5 +1,6 @@
-//! LOOP: one thread per worker runs camera cursor, h264, sessions and uring in turns: reap, input, fan out, drain,
-//! submit. A worker blocks only in `io_uring_enter`.
+//! LOOP: each worker is one thread that runs camera cursor, h264, sessions and io_uring in turns. A turn reaps
+//! completions, handles input, fans out new units, drains the sessions and submits. A worker blocks only in
+//! `io_uring_enter`.
 //!
 //! ```text
 //!   camera wake-up ──┐                       ┌─► session 0 ─┐
@@ -49,7 +50,7 @@ pub enum WorkerError {
     Ended(usize),
 }
 
-/// What all workers are built from.
+/// Configuration of all workers.
 pub struct WorkersConfig {
     /// Number of workers, at least 1.
     pub count: usize,
@@ -57,9 +58,10 @@ pub struct WorkersConfig {
     pub camera: Camera,
     /// The UDP socket that all workers share.
     pub socket: Arc<OwnedFd>,
-    /// Most viewers of the process; sets the number of send operations.
+    /// Most viewers of the process at a time. Determines the number of send operations.
     pub viewers_max: usize,
-    /// The camera wait, for the first worker. Handed back when io_uring has no futex wait (before Linux 6.7).
+    /// The camera wait, which the first worker runs. If io_uring has no futex wait (before Linux 6.7), the fallback
+    /// thread gets it instead.
     pub camera_wait: Option<WaiterHandoff>,
 }
 
@@ -76,8 +78,8 @@ impl Workers {
     /// Starts the workers and waits until each has its ring.
     ///
     /// # Errors
-    /// [`WorkerError`] when a thread, an eventfd or io_uring is refused. Workers that were already started end when
-    /// their mailboxes are dropped.
+    /// Returns a [`WorkerError`] if a thread, an eventfd or io_uring is refused. Workers that were already started end
+    /// when their mailboxes are dropped.
     pub fn start(mut config: WorkersConfig) -> Result<Workers, WorkerError> {
         let mut workers = Workers { mailboxes: Vec::new(), counters: Vec::new(), threads: Vec::new() };
         let mut readers = Vec::new();
@@ -132,7 +134,8 @@ impl Workers {
         }
     }
 
-    /// Waits until every worker has closed its sessions and ended. Send [`commands::Command::Stop`] first.
+    /// Waits until every worker has closed its sessions and ended. The caller must send [`commands::Command::Stop`]
+    /// first.
     pub fn join(&mut self) {
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -167,8 +170,8 @@ fn run(
     }
 }
 
-/// Pins this thread to the `index`th core it may use. A single worker is not pinned: it would wait for other threads
-/// on its core.
+/// Pins this thread to one of the cores that it may use, chosen by `index`. A single worker is not pinned, because it
+/// would have to wait for other threads on its core.
 fn pin(index: usize) {
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
     let cores: Vec<usize> =

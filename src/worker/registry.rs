@@ -15,14 +15,14 @@ pub(super) struct SessionSlot {
     pub(super) viewer: Viewer,
     /// When `Viewer::handle_timeout` is due.
     pub(super) deadline: Instant,
-    /// The session got input since its last drain.
+    /// True if the session got input since its last drain.
     pub(super) touched: bool,
     pub(super) sends: VecDeque<Sending>,
-    /// Dropped with the session, which completes its `SessionEnd`.
+    /// Guard that is dropped with the session, which completes the `SessionEnd`.
     _guard: Option<SessionGuard>,
 }
 
-/// Hands one viewer's datagrams to the driver: the one step between a session and the UDP driver.
+/// Passes one viewer's datagrams from its session to the UDP driver, with no step in between.
 pub(super) struct ViewerSink<'a, D> {
     pub(super) driver: &'a mut D,
     pub(super) viewer: u32,
@@ -36,11 +36,12 @@ impl<D: Driver> DatagramSink for ViewerSink<'_, D> {
 
 /// The sessions of one worker.
 pub(super) struct Registry {
-    /// In order of arrival.
+    /// Sessions in order of arrival.
     pub(super) slots: Vec<SessionSlot>,
-    /// Viewer numbers.
+    /// Viewer numbers by ufrag and by address.
     ids: Routes<u32>,
-    /// Mailbox of the receiving worker if that is another one: it gets the routes to these sessions.
+    /// Mailbox of the receiving worker, which gets the routes to these sessions. `None` if this is the receiving
+    /// worker.
     receiver: Option<Mailbox>,
 }
 
@@ -61,8 +62,9 @@ impl Registry {
         self.slots.iter_mut().find(|slot| slot.viewer.id() == id)
     }
 
-    /// Hands a datagram to the session that owns `ufrag` (STUN) or the address `remote`. Returns false if there is none.
-    /// An address that passed the session's integrity check belongs to it from then on.
+    /// Passes a datagram to the session that owns `ufrag` (STUN) or the address `remote`. Returns false if there is no
+    /// such session. Once STUN from `remote` has passed the session's integrity check, the address belongs to that
+    /// session.
     pub(super) fn deliver(
         &mut self,
         now: Instant,
@@ -96,7 +98,7 @@ impl Registry {
         self.slots.iter().map(|slot| slot.deadline).min()
     }
 
-    /// Removes the closed sessions after `on_closed` has seen each. The order of the others is kept.
+    /// Calls `on_closed` with each closed session and removes it. The order of the others is kept.
     pub(super) fn remove_closed(&mut self, mut on_closed: impl FnMut(&Viewer)) {
         for slot in self.slots.extract_if(.., |slot| slot.viewer.is_closed()) {
             on_closed(&slot.viewer);

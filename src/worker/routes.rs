@@ -1,5 +1,6 @@
-//! Which session or worker owns a ufrag or an address. Every worker finds its sessions this way. Worker 0 receives for all
-//! workers and forwards to them; they keep its routes up to date with [`Command::Learned`] and [`Command::Forget`].
+//! Tables that map ufrags and addresses to the session or worker that owns them. Every worker finds its own sessions
+//! with such a table. Worker 0 receives for all workers and has a second table, by which it forwards datagrams. The
+//! other workers keep that table up to date with [`Command::Learned`] and [`Command::Forget`].
 //!
 //! [`Command::Learned`]: crate::worker::commands::Command::Learned
 //! [`Command::Forget`]: crate::worker::commands::Command::Forget
@@ -9,11 +10,11 @@ use std::net::SocketAddr;
 
 use crate::base::limits;
 
-/// Owners by ufrag (STUN) and by address (all other datagrams). At most [`limits::ROUTES_MAX`].
+/// Owners by ufrag (STUN) and by address (all other datagrams). A table has at most [`limits::ROUTES_MAX`] routes.
 pub(super) struct Routes<T> {
     by_ufrag: HashMap<String, Route<T>>,
     by_address: HashMap<SocketAddr, T>,
-    /// Routes added so far.
+    /// Number of routes added so far.
     added: u64,
 }
 
@@ -32,7 +33,7 @@ impl<T> Default for Routes<T> {
 }
 
 impl<T: Copy + PartialEq> Routes<T> {
-    /// STUN for `ufrag` goes to `owner`. At the limit the oldest route is removed.
+    /// Adds a route: STUN for `ufrag` goes to `owner`. At the limit the oldest route is removed.
     pub(super) fn insert(&mut self, ufrag: String, owner: T) {
         if self.by_ufrag.len() >= limits::ROUTES_MAX
             && let Some(oldest) = self.oldest()
@@ -48,8 +49,8 @@ impl<T: Copy + PartialEq> Routes<T> {
         Some(ufrag.clone())
     }
 
-    /// Datagrams from `remote` belong to the session with `ufrag`. The session's older address is removed. Returns false
-    /// if that is known already or there is no such session.
+    /// Records that datagrams from `remote` belong to the session with `ufrag`, and removes the session's older
+    /// address. Returns false if the address was known already or there is no such session.
     pub(super) fn learn_address(&mut self, ufrag: &str, remote: SocketAddr) -> bool {
         let Some(route) = self.by_ufrag.get_mut(ufrag) else { return false };
         let (old, owner) = (route.remote.replace(remote), route.owner);
@@ -68,7 +69,7 @@ impl<T: Copy + PartialEq> Routes<T> {
         }
     }
 
-    /// Removes an address unless it belongs to another owner by now.
+    /// Removes an address, unless it belongs to another owner by now.
     fn remove_address(&mut self, remote: Option<SocketAddr>, owner: T) {
         if let Some(remote) = remote
             && self.by_address.get(&remote) == Some(&owner)
@@ -83,7 +84,7 @@ impl<T: Copy + PartialEq> Routes<T> {
         (self.by_ufrag.len(), self.by_address.len())
     }
 
-    /// Returns the owner of `ufrag`, or without one the owner of the address `remote`.
+    /// Returns the owner of `ufrag`. If `ufrag` is `None`, returns the owner of the address `remote`.
     pub(super) fn find(&self, ufrag: Option<&str>, remote: SocketAddr) -> Option<T> {
         match ufrag {
             Some(ufrag) => self.by_ufrag.get(ufrag).map(|route| route.owner),

@@ -1,4 +1,5 @@
-//! From the cursor to RTP payloads: everything a worker does with an access unit that is the same for all viewers.
+//! Reads access units from the cursor and turns them into RTP payloads. This is all the work on a unit that is the same
+//! for all viewers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,19 +12,20 @@ use crate::session::{PacketizedUnit, UnitInfo};
 use crate::worker::gop::{Gop, GopBackfill, Live};
 use crate::worker::timing::TimedUnit;
 
-/// A larger step of the capture time is a clock that was set or a wrong timestamp; it advances by one tick.
+/// Largest step of the capture time that is believed. After a larger step the clock was set or the timestamp is wrong,
+/// so the RTP time advances by one tick.
 const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000; // local bound
 
-/// Step of a unit whose timestamp is not usable: one tick, so that time still increases.
+/// RTP time step of a unit whose timestamp is not usable: one tick, so that the time still increases.
 const STEP_90K_MIN: u64 = 1;
 
 /// Result of [`Source::poll_unit`].
 pub(super) enum Polled {
-    /// A new unit, returned by [`Source::unit`], with its capture time.
+    /// A new unit, which [`Source::unit`] returns, with its number and capture time.
     Unit(TimedUnit),
-    /// A slot without a usable unit (lapped, rejected, restarted). Poll again.
+    /// A slot without a usable unit (lapped, rejected, restarted). The caller must poll again.
     Again,
-    /// No new slot.
+    /// There is no new slot.
     Empty,
 }
 
@@ -32,11 +34,11 @@ pub(super) struct Source {
     cursor: Cursor,
     assembler: Assembler,
     packetizer: Packetizer,
-    /// The unit of the last [`Polled::Unit`], its payloads, and when the worker took it.
+    /// The unit of the last [`Polled::Unit`]. The fields below hold its payloads and the time when the worker took it.
     unit: UnitInfo,
     payloads: Vec<Arc<Payloads>>,
     taken_at: Option<Instant>,
-    /// Units were lost since the last one that was passed on.
+    /// True if units were lost after the last unit that was passed on.
     gap: bool,
     last_captured_ns: Option<i64>,
     backfill: GopBackfill,
@@ -60,8 +62,8 @@ impl Source {
         }
     }
 
-    /// Reads the next unit from the ring. Without viewers it is packetised only where the backfill keeps it; its
-    /// parameter sets are always kept.
+    /// Reads the next unit from the ring. If there are no viewers, the unit is packetised only if the backfill keeps it
+    /// at once. Its parameter sets are always kept.
     pub(super) fn poll_unit(&mut self, now: Now, has_viewers: bool, counters: &WorkerCounters) -> Polled {
         let next = self.cursor.next(now.monotonic_ns);
         counters.lag_slots.set(u64::from(self.cursor.lag_slots()));
@@ -107,7 +109,7 @@ impl Source {
                     return self.handle_torn(counters);
                 }
                 count_refused(&error, counters);
-                // Parameter sets alone are no picture: nothing was lost.
+                // A unit with only parameter sets has no picture, so nothing was lost.
                 return if matches!(error, UnitError::NoSlice) { Polled::Again } else { self.handle_loss() };
             }
         };
@@ -143,20 +145,20 @@ impl Source {
         Polled::Unit(TimedUnit { number: view.sequence, captured_ns })
     }
 
-    /// The camera overwrote the unit while it was read.
+    /// Counts a unit as torn and as lost, because the camera overwrote it while the worker read it.
     fn handle_torn(&mut self, counters: &WorkerCounters) -> Polled {
         counters.torn.add(1);
         self.assembler.forget_last_unit();
         self.handle_loss()
     }
 
-    /// Returns the current GOP from its IDR up to the newest unit; `None` when a part of it is missing.
+    /// Returns the current GOP from its IDR up to the newest unit, or `None` if a part of the GOP is missing.
     pub(super) fn current_gop(&mut self, now_ns: i64, counters: &WorkerCounters) -> Option<&Gop> {
         let live = Live { cursor: &self.cursor, position: self.position, now_ns };
         self.backfill.fetch(live, counters)
     }
 
-    /// Returns the newest unit and when the worker took it. Before the first one, returns unit 0 at `now`.
+    /// Returns the newest unit and when the worker took it. Before the first unit, returns unit 0 at `now`.
     pub(super) fn newest(&self, now: Now) -> (UnitInfo, Instant) {
         (self.unit, self.taken_at.unwrap_or(now.instant))
     }
@@ -197,9 +199,10 @@ fn count_refused(error: &UnitError, counters: &WorkerCounters) {
     }
 }
 
-/// Returns the RTP time (RFC 6184: 90 kHz) of a unit captured at `captured_ns`, CLOCK_MONOTONIC; `last`: both times of the
-/// unit before. Starts at 0; sessions add their own offset. Strictly increasing even when the camera's clock is not: a
-/// backward or too large step advances by one tick, and its timestamp becomes the new reference.
+/// Returns the RTP time (90 kHz, RFC 6184) of a unit captured at `captured_ns` on CLOCK_MONOTONIC. `last` holds the
+/// capture time and the RTP time of the unit before. The first RTP time is 0; each session adds its own offset. RTP
+/// times always increase, even if the camera's clock does not. After a backward or too large step the RTP time advances
+/// by one tick, and the new timestamp becomes the reference for the next step.
 fn rtp_time_90k(captured_ns: i64, last: Option<(i64, u64)>) -> u64 {
     let Some((last_ns, last_90k)) = last else { return 0 };
     let is_usable = (0..=STEP_NS_MAX).contains(&captured_ns.saturating_sub(last_ns));
@@ -207,7 +210,8 @@ fn rtp_time_90k(captured_ns: i64, last: Option<(i64, u64)>) -> u64 {
     last_90k + step.max(STEP_90K_MIN)
 }
 
-/// Converts nanoseconds to 90 kHz ticks, rounded. Differences of results do not accumulate an error.
+/// Converts nanoseconds to 90 kHz ticks, rounded. The error of a difference between two results does not grow with
+/// time.
 fn ticks(ns: i64) -> u64 {
     let ns = u128::from(ns.max(0).unsigned_abs());
     u64::try_from((ns * 9 + 50_000) / 100_000).unwrap_or(u64::MAX)

@@ -1,4 +1,5 @@
-//! Timestamps of a worker's turn for the stage histograms and the flight recorder. Does not influence the worker.
+//! Takes the timestamps of a worker's turn for the stage histograms and the flight recorder. Does not influence the
+//! worker.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -25,18 +26,18 @@ pub(super) struct TimedUnit {
 #[derive(Default)]
 pub(super) struct Timing {
     stages: StageRecorder,
-    /// The unit being sent, and the time at which it was packetised.
+    /// The unit that is being sent, and the time at which it was packetised.
     unit: Option<(TimedUnit, i64)>,
     /// Time at which the unit was encrypted for the previous viewer.
     last_ns: i64,
-    /// Some datagrams are encrypted but not yet submitted to the kernel.
+    /// True if some datagrams are encrypted but not yet submitted to the kernel.
     is_unsubmitted: bool,
     published_ns: i64,
 }
 
 impl Timing {
-    /// Call it when `unit` is packetised. The turn that found the unit began at `seen_ns`. Without viewers the stage
-    /// is not recorded.
+    /// Records that `unit` was packetised now, in a turn that began at `seen_ns`. Without viewers the packetising stage
+    /// is not recorded, because the unit may not have been packetised.
     pub(super) fn on_packetised(
         &mut self,
         unit: TimedUnit,
@@ -59,7 +60,8 @@ impl Timing {
         self.last_ns = packetised_ns;
     }
 
-    /// Call it when the unit is encrypted for `viewer`, as these `datagrams` of it, counted from the session's start.
+    /// Records that the unit was encrypted for `viewer` now. `datagrams` is the range of datagrams that carry the unit,
+    /// counted from the start of the session.
     pub(super) fn on_encrypted(&mut self, viewer: u32, datagrams: Range<u64>, sends: &mut VecDeque<Sending>) {
         let (begun_ns, encrypted_ns) = (self.last_ns, clock::monotonic_ns());
         self.last_ns = encrypted_ns;
@@ -76,7 +78,8 @@ impl Timing {
         }
     }
 
-    /// Call it at the end of a turn, when everything encrypted in it is submitted to the kernel.
+    /// Records that everything encrypted in this turn is submitted to the kernel now. Called at the end of a turn, just
+    /// before the submission.
     pub(super) fn on_submitted<'a>(&mut self, all: impl Iterator<Item = &'a mut VecDeque<Sending>>) {
         if !std::mem::take(&mut self.is_unsubmitted) {
             return;
@@ -90,8 +93,8 @@ impl Timing {
         }
     }
 
-    /// Call it when the first `ended` datagrams of this viewer were sent or lost. Sends complete in order, so the
-    /// datagrams in flight are the newest.
+    /// Records that the first `ended` datagrams of this viewer were sent or lost. Sends complete in order, so the
+    /// datagrams still in flight are the newest.
     pub(super) fn on_sent(
         &mut self,
         sends: &mut VecDeque<Sending>,
@@ -112,7 +115,7 @@ impl Timing {
         }
     }
 
-    /// Copies the histograms to `counters` for a scrape, every [`PUBLISH_NS`].
+    /// Copies the histograms to `counters`, where a scrape reads them, once every [`PUBLISH_NS`].
     pub(super) fn publish(&mut self, now_ns: i64, counters: &WorkerCounters) {
         if now_ns - self.published_ns >= PUBLISH_NS {
             self.published_ns = now_ns;
@@ -125,13 +128,14 @@ fn positive(span_ns: i64) -> u64 {
     u64::try_from(span_ns).unwrap_or(0)
 }
 
-/// A unit on its way to one viewer. At most [`limits::TIMED_UNITS_MAX`] are timed at once.
+/// A unit that is being sent to one viewer. At most [`limits::TIMED_UNITS_MAX`] units per viewer are timed at once.
 #[derive(Clone, Copy)]
 pub(super) struct Sending {
     write: WriteTimes,
     captured_ns: Option<i64>,
     packetised_ns: i64,
-    /// The unit is sent completely when this many datagrams of the viewer were sent, counted from its start.
+    /// The unit is completely sent when this many datagrams of the viewer were sent, counted from the start of the
+    /// session.
     until: u64,
 }
 
@@ -146,7 +150,7 @@ mod tests {
         timing: Timing,
         counters: WorkerCounters,
         sends: VecDeque<Sending>,
-        /// Datagrams handed to the driver so far.
+        /// Number of datagrams handed to the driver so far.
         datagrams: u64,
     }
 

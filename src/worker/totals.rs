@@ -1,5 +1,5 @@
-//! Sums over all sessions of one worker, ended ones included. A pass visits every session, so it runs at most every
-//! [`PERIOD`] and when a session starts or ends.
+//! Sums over all sessions of one worker, including those that have ended. A pass visits every session. It therefore
+//! runs only every [`PERIOD`], and when a session starts or ends.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ impl Totals {
         self.due = None;
     }
 
-    /// Makes the next [`Totals::update`] run a pass: a session started or ended.
+    /// Makes the next [`Totals::update`] run a pass, because a session has started or ended.
     pub(super) fn refresh(&mut self) {
         self.due = None;
     }

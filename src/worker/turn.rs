@@ -21,21 +21,21 @@ use crate::worker::source::{Polled, Source};
 use crate::worker::timing::Timing;
 use crate::worker::totals::{Totals, copy_driver_counters};
 
-/// Everything a worker is built from. Moves to the worker's thread.
+/// Everything that a worker is built from. The seed is moved to the worker's thread.
 pub(super) struct Seed {
     pub(super) index: usize,
     pub(super) camera: Camera,
     pub(super) peers: Vec<Mailbox>,
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) reader: MailboxReader,
-    /// Set for the worker that runs the camera wait.
+    /// The camera wait; `None` unless this worker runs it.
     pub(super) camera_wait: Option<WaiterHandoff>,
 }
 
 /// Longest sleep of a worker without a deadline.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Deadlines this close are handled together, in one wake-up.
+/// Deadlines that are due within this time are handled together, in one wake-up.
 const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 
 /// One worker: everything its thread owns.
@@ -45,7 +45,7 @@ pub(super) struct Worker<D> {
     camera: Camera,
     source: Source,
     sessions: Registry,
-    /// Indices of the workers that own the other sessions; only the receiving worker has some.
+    /// Routes to the sessions of the other workers, by worker index. Only the receiving worker has any.
     routes: Routes<usize>,
     peers: Vec<Mailbox>,
     /// One flag per worker: true if this turn forwarded a datagram to it. These workers are woken at the end of the
@@ -85,7 +85,7 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// Runs turns until [`Command::Stop`] is done.
+    /// Runs turns until [`Command::Stop`] is done or io_uring fails.
     pub(super) fn run(mut self) {
         let mut now = clock::now();
         while !self.is_done(now) {
@@ -129,10 +129,10 @@ impl<D: Driver> Worker<D> {
     }
 
     pub(super) fn turn(&mut self, now: Now) {
-        // Commands come before datagrams: the first STUN request of a session must find it.
+        // Commands are handled before datagrams, so that the first STUN request of a session finds that session.
         self.take_commands(now);
         self.reap(now);
-        // The camera wait wakes the other consumers, so it comes before this worker's own work.
+        // The camera wait wakes the other consumers of the camera, so it runs before this worker's own work.
         if let Some(camera_wait) = &mut self.camera_wait {
             camera_wait.turn(now);
         }
@@ -152,7 +152,7 @@ impl<D: Driver> Worker<D> {
         for _ in 0..limits::COMPLETIONS_PER_TURN_MAX {
             match self.driver.next_completion() {
                 Some(Completion::Datagram(received)) => self.receive(now, received),
-                // The driver counts the datagrams.
+                // The driver itself counts sent datagrams. Only the time is recorded here.
                 Some(Completion::Sent { .. }) => any_sent = true,
                 // Nothing to do here: every turn polls the mailbox and the camera anyway.
                 Some(Completion::Eventfd(_)) => {}
@@ -223,7 +223,7 @@ impl<D: Driver> Worker<D> {
         self.wake_again();
     }
 
-    /// Work is left over: the next turn follows at once.
+    /// Makes the next turn follow at once, because work is left over from this turn.
     fn wake_again(&self) {
         if let Some(own) = self.peers.get(self.index) {
             own.wake();
@@ -238,7 +238,7 @@ impl<D: Driver> Worker<D> {
             self.handle_command(now, command);
             taken += 1;
         }
-        // Route updates wait only while the mailbox is full: the commands taken have made room for them.
+        // Route updates wait only because the mailbox was full. The commands just taken have made room for them.
         if taken > 0
             && let Some(own) = self.peers.get(self.index)
         {
@@ -256,7 +256,7 @@ impl<D: Driver> Worker<D> {
                 self.totals.refresh();
             }
             Command::LogOut { viewer } => {
-                // The session may have ended in the meantime.
+                // No session is found if the session has ended in the meantime.
                 if let Some(slot) = self.sessions.by_id(viewer) {
                     slot.viewer.close(now.instant, CloseReason::LoggedOut);
                     slot.touched = true;
@@ -265,7 +265,7 @@ impl<D: Driver> Worker<D> {
             Command::Statuses(reply) => {
                 let statuses: Vec<ViewerStatus> =
                     self.sessions.slots.iter().map(|slot| slot.viewer.status(now.instant)).collect();
-                // Fails if the requester has timed out.
+                // The result is ignored: the send fails only if the requester has timed out.
                 let _ = reply.send(statuses);
             }
             Command::Route { ufrag, worker } => self.routes.insert(ufrag, worker),
@@ -321,12 +321,12 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// Runs after the live units: they have priority.
+    /// Sends this turn's share of the catch-ups. Runs after the live units, which have priority.
     fn catch_up(&mut self, now: Now) {
         let (source, driver, counters) = (&mut self.source, &mut self.driver, &*self.counters);
         let mut turn = CatchUpTurn { source, driver, counters, now, is_idr_wanted: false };
         self.is_catching_up = turn.run(&mut self.sessions, self.first);
-        // One request serves all viewers.
+        // One request to the camera serves all viewers that need an IDR.
         if turn.is_idr_wanted {
             self.camera.request_idr(now.monotonic_ns);
         }
@@ -368,7 +368,7 @@ impl<D: Driver> Worker<D> {
     }
 }
 
-/// Hands everything a session wants to send to the driver. Follows every mutation of a session.
+/// Passes everything that a session wants to send to the driver. Must be called after every change of a session.
 fn drain(driver: &mut impl Driver, slot: &mut SessionSlot, now: Instant) {
     let sink = &mut ViewerSink { driver: &mut *driver, viewer: slot.viewer.id() };
     match slot.viewer.drain(now, sink) {
@@ -378,7 +378,7 @@ fn drain(driver: &mut impl Driver, slot: &mut SessionSlot, now: Instant) {
     driver.flush();
 }
 
-/// What the simulated day drives and checks.
+/// Access for the simulated day, which drives the worker and checks its state.
 #[cfg(test)]
 impl<D> Worker<D> {
     pub(super) fn driver(&self) -> &D {

@@ -1,5 +1,5 @@
-//! Decides how a viewer gets an IDR: by a replay of the GOP so far, or by waiting for the camera's next IDR. Paces the
-//! replay; the worker holds the GOP.
+//! Decides how a viewer gets an IDR: by a replay of the GOP so far, or by waiting for the camera's next IDR. This
+//! module also paces the replay; the worker holds the units of the GOP.
 //!
 //! ```text
 //!   joined, nothing sent yet ──┐                      every unit since the IDR, RTP time compressed
@@ -17,14 +17,14 @@ use crate::metrics::status::GateState;
 pub enum IdrReason {
     /// The viewer joined and has no picture yet.
     Join,
-    /// The viewer requested one (PLI or FIR).
+    /// The viewer requested an IDR (PLI or FIR), or missed units because of a gap.
     Request,
 }
 
 /// What the worker can offer a viewer that needs an IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct GopAvailability {
-    /// Size of the newest GOP, if it can be replayed from its IDR on.
+    /// Size of the newest GOP; `None` if the GOP cannot be replayed from its IDR on.
     pub gop: Option<GopSize>,
     /// Time until the camera's next IDR, if known.
     pub next_idr_in: Option<Duration>,
@@ -33,11 +33,11 @@ pub struct GopAvailability {
 /// Size of a GOP so far.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct GopSize {
-    /// Access units.
+    /// Number of access units.
     pub units: usize,
-    /// RTP packets.
+    /// Number of RTP packets.
     pub packets: usize,
-    /// Payload bytes.
+    /// Number of payload bytes.
     pub bytes: usize,
 }
 
@@ -50,26 +50,26 @@ pub enum CatchUpDecision {
     Replay,
     /// Wait for the camera's next IDR, and request one if the camera supports that.
     WaitForIdr,
-    /// An IDR was sent recently or is being replayed.
+    /// An IDR was sent recently or is being replayed, so nothing needs to be done.
     AlreadySent,
 }
 
 /// A viewer's catch-up state.
 #[derive(Debug, Default)]
 pub(in crate::session) struct CatchUp {
-    /// True once the catch-up after the join was decided: a join is decided only once.
+    /// True after the decision for the join. That decision is made only once.
     pub(in crate::session) is_join_decided: bool,
     /// Set while a replay is in progress.
     pub(in crate::session) replay: Option<Replay>,
-    /// Begin of the latest replay that answered a request.
+    /// Start time of the latest replay that answered an IDR request.
     requested_at: Option<Instant>,
     pub(in crate::session) idr_sent_at: Option<Instant>,
-    /// Replays begun.
+    /// Number of replays begun so far.
     pub(in crate::session) count: u64,
 }
 
 impl CatchUp {
-    /// Decides how the viewer gets its IDR, and begins a replay if that is the way.
+    /// Decides how the viewer gets its IDR, and begins a replay if that is the decision.
     pub(in crate::session) fn decide(
         &mut self,
         now: Instant,
@@ -112,11 +112,11 @@ fn is_within(at: Option<Instant>, now: Instant, span: Duration) -> bool {
     at.is_some_and(|at| now.saturating_duration_since(at) < span)
 }
 
-/// How far and how fast a viewer catches up: the position in the GOP, and a token bucket in bytes. The first unit always
-/// passes.
+/// Progress and pace of a replay: the position in the GOP, and a token bucket in bytes. The first unit may always be
+/// sent at once.
 #[derive(Debug)]
 pub(in crate::session) struct Replay {
-    /// Index of the viewer's next unit, the IDR being 0.
+    /// Index of the unit to send next; the IDR has index 0.
     next: usize,
     bytes_per_s: u64,
     /// Bytes that may be sent now. Negative after a unit that was larger than the rest of the bucket.
@@ -125,8 +125,8 @@ pub(in crate::session) struct Replay {
 }
 
 impl Replay {
-    /// Starts at the IDR. The bucket fills at a rate that sends `gop_bytes` in [`limits::REPLAY_MS`], within
-    /// [`limits::REPLAY_BYTES_PER_S`].
+    /// Creates a replay that starts at the IDR. Its bucket fills at the rate that sends `gop_bytes` in
+    /// [`limits::REPLAY_MS`], limited to the range [`limits::REPLAY_BYTES_PER_S`].
     fn new(gop_bytes: usize, now: Instant) -> Replay {
         let bytes_per_s = 1_000 * gop_bytes as u64 / limits::REPLAY_MS;
         let (slowest, fastest) = (*limits::REPLAY_BYTES_PER_S.start(), *limits::REPLAY_BYTES_PER_S.end());
@@ -142,7 +142,7 @@ impl Replay {
         (self.bytes > 0).then_some(self.next)
     }
 
-    /// Goes on to the unit after the next one, which has `bytes`.
+    /// Takes the `bytes` of the next unit from the bucket, and moves on to the unit after it.
     pub(in crate::session) fn advance(&mut self, bytes: usize) {
         self.next += 1;
         self.bytes -= i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
     use crate::base::clock;
 
-    /// Milliseconds to send `units` of `unit_bytes` each, with a turn every `turn_ms`.
+    /// Returns how many milliseconds a replay of `units` units of `unit_bytes` each takes with a turn every `turn_ms`.
     fn duration_ms(unit_bytes: usize, units: usize, turn_ms: u64) -> u64 {
         let begin = clock::now().instant;
         let mut replay = Replay::new(unit_bytes * units, begin);

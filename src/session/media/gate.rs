@@ -1,5 +1,5 @@
-//! Decides which access units one viewer gets: starts at an IDR, drops to the next IDR when units are missing.
-//! A pure state machine without packets, time or I/O.
+//! Decides which access units one viewer gets. The first unit is an IDR; after a missing unit the viewer gets nothing
+//! until the next IDR. This is a pure state machine without packets, time or I/O.
 //!
 //! ```text
 //!                 IDR                       gap, congestion
@@ -15,15 +15,15 @@ use crate::metrics::status::GateState;
 /// The properties of an access unit that the gate needs.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct GateUnit {
-    /// The unit is an IDR: it needs no other unit.
+    /// True if the unit is an IDR, which can be decoded without any other unit.
     pub is_idr: bool,
-    /// Other units may need this one.
+    /// True if other units may refer to this unit.
     pub is_reference: bool,
-    /// Units before this one were lost before they reached the gate.
+    /// True if units before this unit were lost before they reached the gate.
     pub gap_before: bool,
 }
 
-/// How many of the viewer's datagrams wait in the kernel.
+/// Congestion of the viewer's link, judged by how many of the viewer's datagrams wait in the kernel.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Congestion {
     None,
@@ -33,7 +33,7 @@ enum Congestion {
     Full,
 }
 
-/// Decides for each access unit if one viewer gets it; see the top of this file.
+/// Decides for each access unit if one viewer gets it. The top of this file shows the states.
 #[derive(Debug)]
 pub struct Gate {
     state: GateState,
@@ -79,8 +79,9 @@ impl Gate {
         admitted
     }
 
-    /// Sets how many datagrams of this viewer the kernel still holds. Above half of [`limits::VIEWER_IN_FLIGHT_MAX`]
-    /// non-reference units are skipped; above it the viewer drops to the next IDR.
+    /// Sets the number of this viewer's datagrams that the kernel still holds. Above half of
+    /// [`limits::VIEWER_IN_FLIGHT_MAX`] the gate skips non-reference units. Above the full limit the viewer drops to
+    /// the next IDR.
     pub fn note_in_flight(&mut self, datagrams: u32) {
         self.congestion = if datagrams > limits::VIEWER_IN_FLIGHT_MAX {
             Congestion::Full
@@ -94,13 +95,13 @@ impl Gate {
         }
     }
 
-    /// Reports that an admitted unit could not be sent. It counts as lost.
+    /// Reports that an admitted unit could not be sent. The unit counts as lost, so the viewer drops to the next IDR.
     pub fn retract(&mut self) {
         self.units_dropped += 1;
         self.drop_to_idr();
     }
 
-    /// Returns the state.
+    /// Returns the current state of the gate.
     pub fn state(&self) -> GateState {
         self.state
     }
@@ -110,7 +111,7 @@ impl Gate {
         self.drops_to_idr
     }
 
-    /// Returns how many units were held back since the first one was sent.
+    /// Returns how many units were not sent, counted from the first sent unit on.
     pub fn units_dropped(&self) -> u64 {
         self.units_dropped
     }
@@ -216,7 +217,7 @@ mod tests {
     proptest! {
         #![proptest_config(support::properties())]
 
-        /// Compared with a naive decoder, which refuses units whose references it did not get.
+        /// Compares the gate with a naive decoder, which cannot decode a unit whose references it did not get.
         #[test]
         fn every_sent_unit_can_be_decoded(steps in steps()) {
             let mut gate = Gate::new();

@@ -1,5 +1,5 @@
-//! The media stream of one viewer: gate, GOP catch-up, RTP sender, RTX, RTCP, SRTP. No I/O, no clock; ICE and DTLS are
-//! not handled here.
+//! The media stream of one viewer: gate, GOP catch-up, RTP sender, RTX, RTCP, SRTP. The stream does no I/O and gets the
+//! time as an argument. ICE and DTLS are handled in `transport`.
 
 pub(super) mod catch_up;
 pub mod gate;
@@ -25,7 +25,7 @@ pub struct PacketizedUnit<'a> {
 }
 
 impl PacketizedUnit<'_> {
-    /// Returns the bytes of all payloads.
+    /// Returns the total size of all payloads in bytes.
     pub fn bytes(&self) -> usize {
         self.payloads.iter().map(|payloads| payloads.bytes()).sum()
     }
@@ -34,18 +34,18 @@ impl PacketizedUnit<'_> {
 /// An access unit without its payloads.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnitInfo {
-    /// Sequence number in the ring, wrapping.
+    /// Sequence number in the ring; it wraps around.
     pub number: u32,
-    /// The unit is an IDR and carries its parameter sets.
+    /// True if the unit is an IDR; it then carries its parameter sets.
     pub is_idr: bool,
-    /// Other units may need this one.
+    /// True if other units may refer to this unit.
     pub is_reference: bool,
-    /// Units were lost before this one: unless it is an IDR, the viewer drops to the next IDR.
+    /// True if units were lost before this unit. Unless this unit is an IDR, the viewer then drops to the next IDR.
     pub gap_before: bool,
-    /// Capture time in 90 kHz, extended beyond 32 bits, monotonic. A replayed unit has a time just before the newest live
-    /// unit, so that the viewer plays it at once.
+    /// Capture time in 90 kHz ticks. It increases from unit to unit and does not wrap at 32 bits. A replayed unit gets
+    /// a time just before that of the newest live unit, so that the viewer plays it at once.
     pub rtp_time_90k: u64,
-    /// Capture time, CLOCK_REALTIME in ns.
+    /// Capture time on CLOCK_REALTIME in ns; `None` if the camera's timestamp is not usable.
     pub captured_at_ns: Option<i64>,
 }
 
@@ -59,10 +59,11 @@ pub(super) struct StreamParameters {
     pub(super) extensions: Extensions,
     pub(super) mid: String,
     pub(super) cname: String,
-    /// Below 2^15, so that no receiver misjudges the rollover counter (RFC 3711 section 3.3.1).
+    /// Sequence number of the first RTP packet. It is below 2^15, so that no receiver misjudges the rollover counter
+    /// (RFC 3711 section 3.3.1).
     pub(super) first_sequence: u16,
     pub(super) first_rtx_sequence: u16,
-    /// Random offset of RTP times.
+    /// Random offset that is added to every RTP time.
     pub(super) rtp_offset: u32,
 }
 

@@ -1,9 +1,9 @@
-//! Unencrypted RTCP: parses the viewers' reports and feedback, writes our reports. Pure, and bounded by the datagram; keys,
-//! time and session state are handled elsewhere.
+//! Unencrypted RTCP: parses the viewers' reports and feedback, and writes our reports. All functions are pure, and the
+//! size of the datagram bounds their work. Encryption, time and session state are handled elsewhere.
 //!
-//! RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI), RFC 5104 section 4.3.1 (FIR), RFC 3611
-//! sections 4.4 and 4.5 (receiver reference times, from which receivers compute the round trip). Other packets (REMB, APP,
-//! transport feedback) are skipped by their length.
+//! Implements RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI) and RFC 5104 section 4.3.1 (FIR).
+//! Of RFC 3611 it implements sections 4.4 and 4.5: receiver reference times, from which receivers compute the round
+//! trip. Other packets (REMB, APP, transport feedback) are skipped by their length.
 
 const VERSION: u8 = 2 << 6;
 const HEADER_BYTES: usize = 4;
@@ -33,29 +33,29 @@ const SDES_CNAME: u8 = 1;
 pub enum Packet<'a> {
     /// Report blocks of a sender or receiver report.
     Report(ReportBlocks<'a>),
-    /// Generic NACK: packets of the stream `media` did not arrive.
+    /// Generic NACK: some packets of a stream did not reach the viewer.
     Nack {
         /// SSRC of the stream.
         media: u32,
-        /// Their sequence numbers.
+        /// Sequence numbers of the missing packets.
         lost: LostPackets<'a>,
     },
-    /// Picture loss indication: the viewer needs an IDR of `media`.
+    /// Picture loss indication: the viewer needs an IDR of the stream `media`.
     Pli {
         /// SSRC of the stream.
         media: u32,
     },
     /// Full intra request: the viewer needs an IDR.
     Fir(FirEntries<'a>),
-    /// The viewer's clock, returned in our next report.
+    /// The viewer's clock, which our next report returns to the viewer.
     ReferenceTime(ReferenceTime),
     /// BYE: the viewer leaves the session.
     Bye,
-    /// Irrelevant to a sender.
+    /// Packet that is irrelevant to a sender.
     Other,
 }
 
-/// Returns the packets of a compound packet, up to its end or the first malformed one.
+/// Returns the packets of a compound packet, up to the end or up to the first malformed packet.
 pub fn packets(compound: &[u8]) -> impl Iterator<Item = Packet<'_>> {
     let mut rest = compound;
     std::iter::from_fn(move || {
@@ -65,7 +65,7 @@ pub fn packets(compound: &[u8]) -> impl Iterator<Item = Packet<'_>> {
     })
 }
 
-/// Splits off the first packet.
+/// Splits off the first packet, and returns it with the bytes behind it. Returns `None` if the packet is malformed.
 fn split(bytes: &[u8]) -> Option<(Packet<'_>, &[u8])> {
     let &[first, kind, high, low] = bytes.first_chunk::<HEADER_BYTES>()?;
     if first & 0xC0 != VERSION {
@@ -75,20 +75,20 @@ fn split(bytes: &[u8]) -> Option<(Packet<'_>, &[u8])> {
     let (packet, behind) = bytes.split_at_checked(HEADER_BYTES + body_bytes)?;
     let mut body = packet.get(HEADER_BYTES..)?;
     if first & 0x20 != 0 {
-        // The last byte of padding is its length, itself included.
+        // The last byte of the padding holds the number of padding bytes, including itself.
         let padding = usize::from(*body.last()?);
         body = body.get(..body.len().checked_sub(padding).filter(|_| padding > 0)?)?;
     }
     Some((read(kind, first & 0x1F, body)?, behind))
 }
 
-/// Returns `None` if the body is shorter than its type requires.
+/// Parses the body of a packet. Returns `None` if the body is shorter than its type requires.
 fn read(kind: u8, count: u8, body: &[u8]) -> Option<Packet<'_>> {
     let blocks = |skipped: usize| {
         let bytes = body.get(skipped..)?.get(..usize::from(count) * REPORT_BLOCK_BYTES)?;
         Some(Packet::Report(ReportBlocks(bytes)))
     };
-    // Feedback begins with the SSRCs of its sender and of the stream it is about.
+    // A feedback body begins with the SSRC of its sender, followed by the SSRC of the stream that it concerns.
     let feedback = || {
         let (head, rest) = body.split_first_chunk::<8>()?;
         Some((u32::from_be_bytes(*head.last_chunk()?), rest))
@@ -112,11 +112,11 @@ fn read(kind: u8, count: u8, body: &[u8]) -> Option<Packet<'_>> {
 pub struct ReferenceTime {
     /// SSRC of the receiver.
     pub receiver: u32,
-    /// The middle 32 bits of its NTP time.
+    /// Middle 32 bits of the receiver's NTP time.
     pub middle: u32,
 }
 
-/// Returns the first reference time of an extended report.
+/// Returns the first reference time of an extended report, or `None` if the report has none.
 fn reference_time(body: &[u8]) -> Option<ReferenceTime> {
     let (receiver, mut blocks) = body.split_first_chunk::<4>()?;
     loop {
@@ -133,8 +133,8 @@ fn reference_time(body: &[u8]) -> Option<ReferenceTime> {
     }
 }
 
-/// Appends the block from which a receiver computes its round trip (RFC 3611 section 4.5): its own reference time, and
-/// the `delay` since its arrival in 65536ths of a second.
+/// Appends an extended report from which a receiver computes its round trip (RFC 3611 section 4.5). The report returns
+/// the receiver's own reference time, and the `delay` since that reference time arrived here, in 65536ths of a second.
 pub fn write_delay_since(ssrc: u32, reference: ReferenceTime, delay: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(&[VERSION, EXTENDED_REPORT, 0, 5]);
     out.extend_from_slice(&ssrc.to_be_bytes());
@@ -149,7 +149,7 @@ pub fn write_delay_since(ssrc: u32, reference: ReferenceTime, delay: u32, out: &
 pub struct ReportBlocks<'a>(&'a [u8]);
 
 impl<'a> ReportBlocks<'a> {
-    /// Iterates over the blocks.
+    /// Returns an iterator over the blocks.
     pub fn iter(&self) -> impl Iterator<Item = ReportBlock> + use<'a> {
         self.0.chunks_exact(REPORT_BLOCK_BYTES).filter_map(ReportBlock::read)
     }
@@ -162,11 +162,11 @@ pub struct ReportBlock {
     pub ssrc: u32,
     /// Fraction of packets lost since the viewer's previous report, in 256ths.
     pub fraction_lost: u8,
-    /// Interarrival jitter in RTP time.
+    /// Interarrival jitter in units of RTP time.
     pub jitter: u32,
-    /// Middle 32 bits of the NTP time in our latest report the viewer received; 0 for none.
+    /// Middle 32 bits of the NTP time in our latest report that the viewer received; 0 if it has received none.
     pub last_report: u32,
-    /// Delay from that report to this one, in 65536ths of a second.
+    /// Time from the arrival of our latest report to the sending of this block, in 65536ths of a second.
     pub delay: u32,
 }
 
@@ -182,8 +182,9 @@ impl ReportBlock {
         })
     }
 
-    /// Returns the round trip in 65536ths of a second if the block arrives at NTP time `now`; `None` if it answers no
-    /// report. A coarse clock may yield a slightly negative span; it counts as 0.
+    /// Returns the round-trip time in 65536ths of a second, if the block arrived at the NTP time `now`. Returns `None`
+    /// if the viewer had not received any of our reports. Coarse clocks may cause a slightly negative result, which
+    /// counts as 0.
     pub fn round_trip_65536ths(&self, now: u64) -> Option<u32> {
         #[expect(clippy::cast_possible_truncation, reason = "the format takes the middle 32 bits")]
         let now = (now >> 16) as u32;
@@ -197,7 +198,7 @@ impl ReportBlock {
 pub struct LostPackets<'a>(&'a [u8]);
 
 impl<'a> LostPackets<'a> {
-    /// Iterates over them, up to 17 for each four bytes.
+    /// Returns an iterator over the sequence numbers. Each entry of four bytes holds up to 17 of them.
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
         self.0.chunks_exact(4).filter_map(|entry| entry.first_chunk::<4>()).flat_map(|&[a, b, c, d]| {
             let (first, following) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
@@ -212,7 +213,7 @@ impl<'a> LostPackets<'a> {
 pub struct FirEntries<'a>(&'a [u8]);
 
 impl FirEntries<'_> {
-    /// Returns true if `ssrc` is one of the streams.
+    /// Returns true if one of the entries requests an IDR of the stream `ssrc`.
     pub fn contains(&self, ssrc: u32) -> bool {
         self.0.chunks_exact(8).any(|entry| entry.starts_with(&ssrc.to_be_bytes()))
     }
@@ -223,17 +224,18 @@ impl FirEntries<'_> {
 pub struct SenderReport {
     /// SSRC of the stream.
     pub ssrc: u32,
-    /// Time of the report, NTP.
+    /// Time of the report as an NTP timestamp.
     pub ntp: u64,
-    /// The same instant in the stream's RTP time.
+    /// RTP time of the stream at the same instant as `ntp`.
     pub rtp_time: u32,
-    /// Packets sent.
+    /// Number of packets sent so far.
     pub packets: u32,
-    /// Payload bytes sent.
+    /// Number of payload bytes sent so far.
     pub octets: u32,
 }
 
-/// Appends a sender report and the CNAME, cut to 255 bytes: every compound packet begins with these two.
+/// Appends a sender report and a source description with the CNAME, cut to 255 bytes. Every compound packet must begin
+/// with these two packets.
 pub fn write_report(report: &SenderReport, cname: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(&[VERSION, SENDER_REPORT, 0, 6]);
     out.extend_from_slice(&report.ssrc.to_be_bytes());
@@ -246,7 +248,7 @@ pub fn write_report(report: &SenderReport, cname: &str, out: &mut Vec<u8>) {
         Ok(bytes) => (name, bytes),
         Err(_) => (name.get(..255).unwrap_or_default(), u8::MAX),
     };
-    // The item list ends with at least one zero byte and is padded to a multiple of four.
+    // The item list ends with at least one zero byte and is padded to a multiple of four bytes.
     let items_bytes = (2 + name.len() + 1).next_multiple_of(4);
     let words = u8::try_from(1 + items_bytes / 4).unwrap_or(u8::MAX);
     out.extend_from_slice(&[VERSION | 1, SOURCE_DESCRIPTION, 0, words]);
@@ -257,7 +259,7 @@ pub fn write_report(report: &SenderReport, cname: &str, out: &mut Vec<u8>) {
     out.resize(end, 0);
 }
 
-/// Appends a BYE for `ssrcs`, at most 31.
+/// Appends a BYE packet for the first 31 of `ssrcs` at most.
 pub fn write_goodbye(ssrcs: &[u32], out: &mut Vec<u8>) {
     let ssrcs = ssrcs.get(..31).unwrap_or(ssrcs);
     let count = u8::try_from(ssrcs.len()).unwrap_or_default();
@@ -285,7 +287,7 @@ mod tests {
     fn compound_packet_of_a_browser_is_parsed_in_order() {
         let report = [7, 5, 0x40_00_00_01, 99, 45, 0xb705_2000, 0x0005_4000];
         let mut compound = packet(RECEIVER_REPORT, 1, &words(&report));
-        compound.extend(packet(207, 0, &words(&[7, 0x0100_0002, 2, 3]))); // XR
+        compound.extend(packet(207, 0, &words(&[7, 0x0100_0002, 2, 3]))); // extended report (XR)
         compound.extend(packet(TRANSPORT_FEEDBACK, NACK, &words(&[7, 5, (100 << 16) | 0x8001])));
         compound.extend(packet(PAYLOAD_FEEDBACK, PLI, &words(&[7, 5])));
         compound.extend(packet(PAYLOAD_FEEDBACK, FIR, &words(&[7, 0, 5, 1 << 24])));
@@ -305,7 +307,7 @@ mod tests {
         assert!(requests.contains(5) && !requests.contains(7));
     }
 
-    /// The example of RFC 3550 section 6.4.1, figure 2.
+    /// The values are the example of RFC 3550 section 6.4.1, figure 2.
     #[test]
     fn round_trip_matches_the_rfc_example() {
         let block = ReportBlock {

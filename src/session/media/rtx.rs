@@ -1,5 +1,5 @@
-//! Sent packets kept for retransmission, by sequence number, and how many of them a viewer may request. Decides what is
-//! retransmitted; builds no packet.
+//! Keeps sent packets by sequence number for retransmission, and limits how many of them a viewer may request. This
+//! module only decides what is retransmitted; the sender builds the packets.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use crate::h264::Payloads;
 pub(super) struct SentPackets {
     pub(super) payloads: Arc<Payloads>,
     pub(super) rtp_time: u32,
-    /// Capture time sent with the unit, NTP; 0 for none.
+    /// Capture time that was sent with the unit, as an NTP timestamp; 0 if none was sent.
     pub(super) captured_ntp: u64,
-    /// The last of these packets ends the unit.
+    /// True if the last of these packets is also the last packet of the unit.
     is_end: bool,
     /// Extended sequence number of the first packet.
     first: u64,
@@ -36,7 +36,7 @@ struct Retransmission {
     at_ms: u32,
 }
 
-/// Counts of the current second, and the packets of the second before.
+/// Counts of the current second, and the number of packets that were sent in the second before.
 #[derive(Clone, Copy, Debug, Default)]
 struct Second {
     began_ms: u32,
@@ -55,7 +55,7 @@ impl Second {
     }
 
     /// Returns true if the packet rate is so high that the 16-bit sequence number may wrap before a NACK arrives. The
-    /// number then also stands for a newer packet, and the viewer would get a part of another picture.
+    /// number in the NACK could then mean a newer packet, and the viewer would get a part of another picture.
     fn is_ambiguous(&self) -> bool {
         self.packets + self.packets_before >= 1 << 15
     }
@@ -65,7 +65,7 @@ impl Second {
 #[derive(Debug)]
 pub(in crate::session) struct RtxCache {
     entries: VecDeque<SentPackets>,
-    /// Packets in all entries.
+    /// Number of packets in all entries.
     packets: usize,
     /// Extended sequence number of the next packet.
     next: u64,
@@ -74,17 +74,17 @@ pub(in crate::session) struct RtxCache {
     /// Send time of the unit being pushed.
     unit_ms: u32,
     second: Second,
-    /// Sequence numbers to be retransmitted.
+    /// Extended sequence numbers of the packets that will be retransmitted.
     pending: VecDeque<u64>,
-    /// Recent retransmissions: none is repeated within [`limits::RESEND_GUARD`].
+    /// Recent retransmissions. The same packet is not sent again within [`limits::RESEND_GUARD`].
     recent: VecDeque<Retransmission>,
-    /// Requests refused by guard, budget or ambiguity.
+    /// Number of requests refused by the resend guard, by the budget of a second, or because of an ambiguous number.
     pub(in crate::session) refused: u64,
 }
 
 impl RtxCache {
-    /// Creates an empty cache of at most [`limits::RTX_CACHE_PACKETS`] for a stream that begins with `next`. Allocates
-    /// nothing before the first packet.
+    /// Creates an empty cache of at most [`limits::RTX_CACHE_PACKETS`] packets. `next` is the extended sequence number
+    /// of the stream's first packet. Allocates nothing before that packet.
     pub(super) fn new(next: u64, now: Instant) -> RtxCache {
         RtxCache {
             entries: VecDeque::new(),
@@ -105,7 +105,7 @@ impl RtxCache {
         self.next
     }
 
-    /// Sets how many packets the cache holds; a smaller number evicts the oldest.
+    /// Sets how many packets the cache may hold. If it holds more, the oldest are evicted.
     pub(super) fn set_packets_max(&mut self, packets_max: usize) {
         self.packets_max = packets_max;
         while self.packets > packets_max {
@@ -114,7 +114,7 @@ impl RtxCache {
         self.entries.shrink_to(packets_max);
     }
 
-    /// Begins a unit, whose packets are pushed next. Evicts packets older than [`limits::RTX_CACHE_AGE`].
+    /// Begins a unit; the following pushes add its packets. Evicts packets older than [`limits::RTX_CACHE_AGE`].
     pub(super) fn begin_unit(&mut self, now: Instant) {
         let now_ms = self.milliseconds(now);
         self.unit_ms = now_ms;
@@ -144,8 +144,8 @@ impl RtxCache {
         }
     }
 
-    /// Handles a NACK of one packet. It is retransmitted at most once in [`limits::RESEND_GUARD`], within the budget of
-    /// a second, and only while its sequence number is unambiguous.
+    /// Handles a NACK of one packet. Queues the packet for retransmission unless it was retransmitted within
+    /// [`limits::RESEND_GUARD`], the budget of this second is used up, or its sequence number is ambiguous.
     pub(super) fn on_nack(&mut self, now: Instant, sequence: u16) {
         let now_ms = self.milliseconds(now);
         let Some(sequence) = self.extend(sequence) else { return };
@@ -167,8 +167,8 @@ impl RtxCache {
         self.pending.push_back(sequence);
     }
 
-    /// Returns the next packet to retransmit: its sequence number, the packets it was sent with, its place among them.
-    /// Packets evicted since their NACK are skipped.
+    /// Returns the next packet to retransmit: its extended sequence number, the entry that holds it, and its place in
+    /// that entry. Packets that were evicted after their NACK are skipped.
     pub(super) fn poll_retransmission(&mut self) -> Option<(u64, SentPackets, usize)> {
         loop {
             let sequence = self.pending.pop_front()?;
@@ -178,7 +178,7 @@ impl RtxCache {
         }
     }
 
-    /// Returns the newest sent sequence number that ends in these 16 bits.
+    /// Returns the newest sent extended sequence number whose low 16 bits are `sequence`.
     fn extend(&self, sequence: u16) -> Option<u64> {
         let newest = self.next.checked_sub(1)?;
         #[expect(clippy::cast_possible_truncation, reason = "a sequence number is the low 16 bits")]
@@ -270,7 +270,7 @@ mod tests {
             push(&mut cache, first..first + 8);
         }
         (0..24).for_each(|sequence| cache.on_nack(at, sequence));
-        assert_eq!(retransmitted(&mut cache), (8..24).collect::<Vec<_>>(), "24 are more than may be entry");
+        assert_eq!(retransmitted(&mut cache), (8..24).collect::<Vec<_>>(), "24 exceed the limit of 20");
         let (entry, place) = cache.find(15).unwrap();
         assert!(entry.is_last(place) && !entry.is_last(place - 1));
         push(&mut cache, 24..64);

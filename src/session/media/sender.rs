@@ -1,5 +1,5 @@
-//! The RTP stream to one viewer: headers, sequence numbers, retransmissions, reports. Encrypts each packet straight into
-//! the send buffer. No I/O, no clock; gate, ICE and DTLS are not handled here.
+//! The RTP stream to one viewer: headers, sequence numbers, retransmissions, reports. Encrypts each packet directly
+//! into the send buffer. The module does no I/O and reads no clock. It does not handle the gate, ICE or DTLS.
 //!
 //! ```text
 //!  payloads ─► header (once per unit) + sequence number ─► encrypt ─► sink
@@ -18,26 +18,26 @@ use crate::session::media::wallclock::{self, Wallclock};
 use crate::session::media::{Extensions, PacketizedUnit, StreamParameters};
 use crate::session::{DatagramSink, Destination};
 
-/// RTP header without extensions.
+/// Length of an RTP header without extensions, in bytes.
 const FIXED_BYTES: usize = 12;
 
-/// RTP header with all extensions.
+/// Largest length of an RTP header with all extensions, in bytes.
 const HEADER_BYTES_MAX: usize = FIXED_BYTES + limits::RTP_EXTENSIONS_BYTES_MAX; // local bound
 
 const _: () = assert!(FIXED_BYTES + TAG_BYTES_MAX + 2 == limits::RTP_OVERHEAD_BYTES_MAX);
 
-/// The viewer's latest reports and its feedback so far.
+/// Values of the viewer's latest report, and counts of its feedback so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::session) struct Reception {
     pub(in crate::session) loss_fraction: Option<f32>,
     pub(in crate::session) rtt: Option<Duration>,
-    /// In RTP time (90 kHz).
+    /// Interarrival jitter in RTP time (90 kHz).
     pub(in crate::session) jitter: Option<u32>,
     pub(in crate::session) nacks: u64,
     pub(in crate::session) idr_requests: u64,
 }
 
-/// Everything sent; all datagrams of the session are counted here.
+/// Counts of everything that was sent in the session, including STUN and DTLS.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::session) struct SentCounters {
     pub(in crate::session) datagrams: u64,
@@ -55,28 +55,30 @@ impl SentCounters {
 /// Sends the stream and handles its feedback.
 pub(in crate::session) struct Sender {
     stream: StreamParameters,
-    /// Nothing is sent or received without keys.
+    /// `None` before the handshake has finished and after the goodbye. Without keys no RTP or RTCP is sent or received.
     pub(in crate::session) keys: Option<(Sealer, Opener)>,
     wallclock: Wallclock,
     pub(in crate::session) cache: RtxCache,
-    /// The RTX cache is enlarged; time of the newest replayed unit.
+    /// Set while the RTX cache is enlarged: the time when a replayed unit was last sent.
     large_cache_used_at: Option<Instant>,
     next_rtx: u64,
     pub(in crate::session) reception: Reception,
-    /// The viewer requested an IDR or lost its reference to a gap, and nothing was done about it yet.
+    /// True if the viewer requested an IDR or missed units because of a gap, and `Viewer::poll_idr_reason` has not
+    /// returned that request yet.
     pub(in crate::session) is_idr_wanted: bool,
     pub(in crate::session) sent: SentCounters,
-    /// Packets and payload octets for sender reports; both wrap.
+    /// Numbers of packets and payload octets for sender reports. Both wrap around.
     packets: u32,
     octets: u32,
-    /// RTP time of the newest unit, 90 kHz, without the offset, and the instant it stands for.
+    /// RTP time of the newest unit (90 kHz, without the stream's offset), and the instant that this time corresponds
+    /// to.
     newest: Option<(u64, Instant)>,
     /// Time at which a capture time was last sent.
     captured_at_sent: Option<Instant>,
     /// When the next sender report is due; `None` before the first unit.
     pub(in crate::session) report_due_at: Option<Instant>,
-    /// The viewer's latest reference time and its arrival. The next report returns it, so Chromium can compute the
-    /// offset of both clocks and thus the age of a picture.
+    /// The viewer's latest reference time and its arrival time. The next report returns both, so Chromium can compute
+    /// the offset between the clocks and from that the age of a picture.
     reference: Option<(rtcp::ReferenceTime, Instant)>,
     scratch: Vec<u8>,
 }
@@ -103,7 +105,8 @@ impl Sender {
         }
     }
 
-    /// Enlarges the RTX cache for a replay of `packets` RTP packets, so that a long GOP can be repaired.
+    /// Enlarges the RTX cache for a replay of `packets` RTP packets, so that lost packets of a long GOP can be
+    /// retransmitted.
     pub(in crate::session) fn enlarge_cache(&mut self, now: Instant, packets: usize) {
         if packets > limits::RTX_CACHE_PACKETS && self.large_cache_used_at.is_none() {
             self.cache.set_packets_max(limits::REPLAY_RTX_PACKETS);
@@ -111,7 +114,8 @@ impl Sender {
         }
     }
 
-    /// Shrinks an enlarged RTX cache once replayed packets are too old to be requested. Called at an IDR.
+    /// Shrinks an enlarged RTX cache when all replayed packets are too old for a retransmission. Called at every live
+    /// IDR.
     pub(in crate::session) fn shrink_cache(&mut self, now: Instant) {
         let is_over = |at: Instant| now.saturating_duration_since(at) > limits::RTX_CACHE_AGE;
         if self.large_cache_used_at.is_some_and(is_over) {
@@ -122,8 +126,8 @@ impl Sender {
 
     // ---- media -------------------------------------------------------------------------------------
 
-    /// Sends a unit; nothing without keys. Its RTP time, raised where it would not increase, stands for the instant `at`.
-    /// A packet for which the sink has no room counts as sent and lost.
+    /// Sends a unit, or nothing if there are no keys. The unit's RTP time is raised if it would not increase; it
+    /// corresponds to the instant `at`. If the sink has no room for a packet, that packet counts as sent and is lost.
     pub(in crate::session) fn send_unit(
         &mut self,
         now: Instant,
@@ -162,13 +166,14 @@ impl Sender {
         }
     }
 
-    /// Returns the RTP time to send: the low 32 bits, with the stream's offset.
+    /// Returns the RTP time for the header: the low 32 bits of `rtp_time_90k` plus the stream's offset.
     fn rtp_time(&self, rtp_time_90k: u64) -> u32 {
         low32(rtp_time_90k.into()).wrapping_add(self.stream.rtp_offset)
     }
 
-    /// Returns the capture time to send with a unit (NTP), or 0. It goes with IDRs and at least once a second: receivers
-    /// interpolate in between, for up to 5 s. Replayed units always carry it, as their RTP time is not the capture time.
+    /// Returns the capture time to send with a unit as an NTP timestamp, or 0 to send none. IDRs carry the capture
+    /// time, and so does at least one unit a second: receivers interpolate in between, for up to 5 s. Replayed units
+    /// always carry it, because their RTP time is not their capture time.
     fn capture_time(&mut self, now: Instant, unit: &PacketizedUnit<'_>, is_replayed: bool) -> u64 {
         let due = self.captured_at_sent.is_none_or(|at| now >= at + Duration::from_secs(1));
         let captured_at = unit.info.captured_at_ns.and_then(|ns| u64::try_from(ns).ok());
@@ -177,8 +182,8 @@ impl Sender {
         wallclock::ntp(Duration::from_nanos(ns))
     }
 
-    /// Sends the requested retransmissions (RFC 4588: a stream of its own; the original sequence number precedes the
-    /// payload).
+    /// Sends the requested retransmissions. They form a separate RTP stream, in which the original sequence number
+    /// precedes the payload (RFC 4588).
     pub(in crate::session) fn send_retransmissions(
         &mut self,
         to: &Destination,
@@ -201,7 +206,7 @@ impl Sender {
         }
     }
 
-    /// Sends a STUN or DTLS datagram as it is.
+    /// Sends a STUN or DTLS datagram unchanged.
     pub(in crate::session) fn send_plain(
         &mut self,
         bytes: &[u8],
@@ -282,7 +287,8 @@ impl Sender {
         self.rtp_time(rtp_time_90k).wrapping_add(after).wrapping_sub(ticks(at.saturating_duration_since(now)))
     }
 
-    /// Handles an SRTCP datagram. Returns false if it is not authentic or was received before.
+    /// Handles an SRTCP datagram. Returns false if there are no keys, or if the datagram is not authentic or was
+    /// received before.
     pub(in crate::session) fn handle_rtcp(&mut self, now: Instant, datagram: &[u8]) -> bool {
         let mut compound = std::mem::take(&mut self.scratch);
         let opened = match &mut self.keys {
@@ -330,19 +336,19 @@ impl Sender {
 
 // ---- headers ---------------------------------------------------------------------------------------
 
-/// RTP header (RFC 3550 section 5.1) of a unit's packets, with header extensions (RFC 8285). Only the last packet carries
-/// the extensions, which saves bytes in all others. Receivers keep the last playout delay and mid until they change. They
-/// extrapolate the capture time along the RTP time (abs-capture-time section 4).
+/// RTP header (RFC 3550 section 5.1) of a unit's packets, with header extensions (RFC 8285). Only the last packet
+/// carries the extensions, which saves bytes in all others. Receivers keep the latest playout delay and mid until they
+/// get new ones, and extrapolate the capture time from the RTP time (abs-capture-time section 4).
 struct UnitHeaders {
     bytes: [u8; HEADER_BYTES_MAX],
-    /// Length with the extensions.
+    /// Length of the header with all its extensions, in bytes.
     length: usize,
     payload_type: u8,
 }
 
 impl UnitHeaders {
-    /// Writes the negotiated extensions in the one-byte form (RFC 8285 section 4.2): mid, a playout delay of 0, and the
-    /// capture time unless it is 0.
+    /// Creates the headers of a unit with the negotiated extensions in the one-byte form (RFC 8285 section 4.2). The
+    /// extensions are the mid, a playout delay of 0, and the capture time unless it is 0.
     fn new(
         stream: &StreamParameters,
         (ssrc, payload_type): (u32, u8),
@@ -358,7 +364,8 @@ impl UnitHeaders {
         headers.put_extension(mid, stream.mid.as_bytes());
         headers.put_extension(playout_delay, &[0; 3]);
         if captured_ntp != 0 {
-            let mut value = [0; 16]; // the second half is the clock offset: 0, our clock is the camera's
+            // The second half is the clock offset. It stays 0, because our clock is also the camera's clock.
+            let mut value = [0; 16];
             let (time, _) = value.split_at_mut(8);
             time.copy_from_slice(&captured_ntp.to_be_bytes());
             headers.put_extension(capture_time, &value);
@@ -367,7 +374,7 @@ impl UnitHeaders {
         if words == 0 {
             headers.length = FIXED_BYTES;
         } else {
-            headers.length = FIXED_BYTES + 4 + 4 * words; // zeros are padding
+            headers.length = FIXED_BYTES + 4 + 4 * words; // the rest of the last word stays zero as padding
             headers.set(FIXED_BYTES + 3, &[u8::try_from(words).unwrap_or_default()]);
         }
         headers
@@ -394,13 +401,14 @@ impl UnitHeaders {
         }
     }
 
-    /// Returns the header for a packet. The extensions are left out if the last packet has no room for them; the
-    /// packetizer leaves that room when it fragments a slice.
+    /// Returns the header for a packet. The last packet of a unit has the extensions if there is room for them. When
+    /// the packetizer fragments a slice, it leaves that room in the last packet.
     fn for_packet(&mut self, payload: &[u8], is_last: bool, sequence: u16) -> &[u8] {
         let has_room = self.length - FIXED_BYTES + payload.len() <= limits::RTP_PAYLOAD_BYTES_MAX;
         let length = if is_last && has_room { self.length } else { FIXED_BYTES };
         if length > FIXED_BYTES {
-            self.set(0, &[0x90]); // extension bit; no packet of the unit follows its last one
+            // The extension bit need not be cleared again, because no other packet of the unit follows the last one.
+            self.set(0, &[0x90]);
         }
         let marker = if is_last { 0x80 } else { 0 };
         let [high, low] = sequence.to_be_bytes();

@@ -1,9 +1,10 @@
-//! SRTP and SRTCP of one session: encrypts RTP packets straight into the send buffer, decrypts the viewer's reports.
-//! RFC 3711 (AES-CM with HMAC-SHA1-80) and RFC 7714 (AES-128/256-GCM) on aws-lc-rs. Pure: keeps no packet, reads no clock.
+//! SRTP and SRTCP of one session: encrypts RTP packets directly into the send buffer and decrypts the viewer's reports.
+//! Implements RFC 3711 (AES-CM with HMAC-SHA1-80) and RFC 7714 (AES-128/256-GCM) with aws-lc-rs. Keeps no packet and
+//! reads no clock.
 //!
-//! No nonce is used twice. DTLS gives the keys only to the session's [`Sealer`] and [`Opener`]; str0m never sees them and
-//! neither can be copied. The caller uses each RTP index once, and SRTCP indices are counted here. Key schedules are made
-//! once per session.
+//! No nonce is used twice, for these reasons. Only the session's [`Sealer`] and [`Opener`] get the keys from DTLS;
+//! str0m never sees the keys, and neither type can be copied. The caller uses each RTP index only once, and the
+//! [`Sealer`] counts the SRTCP indices. Key schedules are computed once per session.
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{self, EncryptingKey, EncryptionContext, UnboundCipherKey};
@@ -21,16 +22,17 @@ const CM_TAG_BYTES: usize = 10;
 /// Largest authentication tag of an RTP packet, in bytes.
 pub const TAG_BYTES_MAX: usize = GCM_TAG_BYTES; // local bound
 
-/// Unencrypted part of an SRTCP packet: header and sender SSRC.
+/// Length of the unencrypted start of an SRTCP packet: header and sender SSRC.
 const RTCP_CLEAR_BYTES: usize = 8;
 
-/// SRTCP trailer: E flag and 31-bit index.
+/// Length of the SRTCP trailer: E flag and 31-bit index.
 const RTCP_INDEX_BYTES: usize = 4;
 
-/// E flag: the packet is encrypted.
+/// E flag of the SRTCP trailer. It is set if the packet is encrypted.
 const ENCRYPTED: u32 = 1 << 31;
 
-/// Key derivation labels of the encryption keys (RFC 3711 section 4.3.2); authentication and salt follow.
+/// Key derivation labels of the encryption keys (RFC 3711 section 4.3.2). The label of the authentication key is one
+/// higher, and that of the salt is two higher.
 const LABEL_RTP: u8 = 0;
 const LABEL_RTCP: u8 = 3;
 
@@ -51,7 +53,7 @@ fn lengths(profile: SrtpProfile) -> Option<Lengths> {
 
 // ---- ciphers ---------------------------------------------------------------------------------------
 
-/// AES-CM with HMAC-SHA1 (RFC 3711 sections 4.1.1 and 4.2.1).
+/// Session keys for AES-CM with HMAC-SHA1 (RFC 3711 sections 4.1.1 and 4.2.1).
 struct CounterMode {
     key: EncryptingKey,
     salt: [u8; 14],
@@ -67,7 +69,7 @@ impl CounterMode {
         })
     }
 
-    /// Applies the key stream of `index` to `data`.
+    /// Encrypts or decrypts `data` with the key stream of the packet `index`.
     fn apply(&self, ssrc: u32, index: u64, data: &mut [u8]) -> Option<()> {
         let mut iv = [0; 16];
         let (salted, _) = iv.split_at_mut(14);
@@ -85,7 +87,7 @@ impl CounterMode {
     }
 }
 
-/// AES-GCM (RFC 7714).
+/// Session key and salt for AES-GCM (RFC 7714).
 struct Gcm {
     key: LessSafeKey,
     salt: [u8; 12],
@@ -98,7 +100,7 @@ impl Gcm {
         Some(Gcm { key, salt: salt.try_into().ok()? })
     }
 
-    /// Builds the nonce (RFC 7714 sections 8.1 and 9.1); `index` has 48 bits.
+    /// Returns the nonce of a packet (RFC 7714 sections 8.1 and 9.1); `index` has 48 bits.
     fn nonce(&self, ssrc: u32, index: u64) -> Nonce {
         let mut iv = self.salt;
         mix(&mut iv, 2, &ssrc.to_be_bytes());
@@ -107,7 +109,8 @@ impl Gcm {
     }
 }
 
-/// `bytes[at..] ^= part`. The upper 16 bits of an index are zero, so the bytes before its field do not change.
+/// XORs `part` into `bytes` from `at` on. An index is passed as 8 bytes, but its field has only 6. The upper 16 bits of
+/// the index are zero, so the two bytes before the field do not change.
 fn mix(bytes: &mut [u8], at: usize, part: &[u8]) {
     bytes.iter_mut().skip(at).zip(part).for_each(|(byte, part)| *byte ^= part);
 }
@@ -118,7 +121,7 @@ enum Cipher {
 }
 
 impl Cipher {
-    /// Derives the session keys of `label`.
+    /// Derives the session keys of one cipher; `label` is the label of its encryption key.
     fn derive(profile: SrtpProfile, master: &Master<'_>, label: u8) -> Option<Cipher> {
         let lengths = lengths(profile)?;
         let key = master.derive(label, lengths.key)?;
@@ -138,7 +141,7 @@ struct Master<'a> {
 }
 
 impl Master<'_> {
-    /// Derives key material (RFC 3711 section 4.3.1, key derivation rate 0).
+    /// Derives `bytes` bytes of key material for `label` (RFC 3711 section 4.3.1, key derivation rate 0).
     fn derive(&self, label: u8, bytes: usize) -> Option<SmallVec<[u8; 32]>> {
         let algorithm = if self.key.len() == 32 { &cipher::AES_256 } else { &cipher::AES_128 };
         let key = UnboundCipherKey::new(algorithm, self.key).and_then(EncryptingKey::ctr).ok()?;
@@ -167,11 +170,11 @@ pub struct Sealer {
 pub struct RtpPacket<'a> {
     /// SSRC, as in the header.
     pub ssrc: u32,
-    /// Rollover counter and sequence number, 48 bits; unique for this SSRC.
+    /// Rollover counter and sequence number, together 48 bits. Must be unique for this SSRC.
     pub index: u64,
     /// The header with its extensions.
     pub header: &'a [u8],
-    /// Precedes the payload: the original sequence number of an RTX packet.
+    /// Bytes that precede the payload: the original sequence number of an RTX packet, otherwise none.
     pub prefix: &'a [u8],
     /// RTP payload.
     pub payload: &'a [u8],
@@ -187,18 +190,19 @@ impl Sealer {
         })
     }
 
-    /// Returns the overhead of an RTP packet in bytes.
+    /// Returns how many bytes encryption adds to an RTP packet.
     pub fn tag_bytes(&self) -> usize {
         self.tag_bytes
     }
 
-    /// Returns the overhead of an RTCP packet in bytes.
+    /// Returns how many bytes encryption adds to a compound RTCP packet.
     pub fn rtcp_overhead_bytes(&self) -> usize {
         RTCP_INDEX_BYTES + self.tag_bytes
     }
 
-    /// Writes the encrypted packet to `out`, whose length must be that of all parts plus [`Sealer::tag_bytes`]. AES-GCM
-    /// reads the payload and writes the datagram in one pass. Returns false and zeroes `out` if the lengths do not fit.
+    /// Writes the encrypted packet to `out`, whose length must be the sum of all parts plus [`Sealer::tag_bytes`].
+    /// AES-GCM reads the payload and writes the datagram in one pass. Returns false and zeroes `out` if the lengths do
+    /// not fit.
     pub fn seal_rtp(&self, packet: &RtpPacket<'_>, out: &mut [u8]) -> bool {
         let sealed = self.try_seal_rtp(packet, out).is_some();
         if !sealed {
@@ -241,7 +245,8 @@ impl Sealer {
     }
 
     /// Writes the encrypted compound packet to `out`, whose length must be that of `packet` plus
-    /// [`Sealer::rtcp_overhead_bytes`]. Returns false and zeroes `out` if the lengths do not fit or after 2^31 packets.
+    /// [`Sealer::rtcp_overhead_bytes`]. Returns false and zeroes `out` if the lengths do not fit, or if 2^31 packets
+    /// were encrypted before.
     pub fn seal_rtcp(&mut self, packet: &[u8], out: &mut [u8]) -> bool {
         let sealed = self.try_seal_rtcp(packet, out).is_some();
         if !sealed {
@@ -282,7 +287,7 @@ impl Sealer {
     }
 }
 
-/// Writes `first` and then `second`.
+/// Writes `first` and then `second` to `out`. Returns `None` if they do not fill `out` exactly.
 fn join(out: &mut [u8], first: &[u8], second: &[u8]) -> Option<()> {
     let (head, tail) = out.split_at_mut_checked(first.len())?;
     head.copy_from_slice(first);
@@ -304,7 +309,7 @@ fn rtcp_aad(header: &[u8], trailer: [u8; RTCP_INDEX_BYTES]) -> Option<[u8; 12]> 
 
 // ---- receiving -------------------------------------------------------------------------------------
 
-/// Decrypts the viewer's SRTCP. A viewer sends no RTP.
+/// Decrypts the viewer's SRTCP. SRTP is not decrypted, because a viewer sends no media.
 pub struct Opener {
     rtcp: Cipher,
     /// Replay windows by sender SSRC.
@@ -316,8 +321,8 @@ impl Opener {
         Some(Opener { rtcp: Cipher::derive(profile, master, LABEL_RTCP)?, windows: SmallVec::new() })
     }
 
-    /// Decrypts an SRTCP datagram into `out`. Returns false if it is forged, damaged, not encrypted or was received
-    /// before (RFC 3711 section 3.3.2); then the contents of `out` must not be used.
+    /// Decrypts an SRTCP datagram into `out`. Returns false if the datagram is forged, damaged, not encrypted or was
+    /// received before (RFC 3711 section 3.3.2). In that case the contents of `out` must not be used.
     pub fn open_rtcp(&mut self, datagram: &[u8], out: &mut Vec<u8>) -> bool {
         out.clear();
         self.try_open_rtcp(datagram, out).is_some()
@@ -353,7 +358,7 @@ impl Opener {
         self.note(ssrc, index)
     }
 
-    /// Returns the index if the packet is encrypted and was not received before.
+    /// Returns the index in the trailer if the packet is encrypted and was not received before, otherwise `None`.
     fn fresh_index(&self, ssrc: u32, trailer: [u8; RTCP_INDEX_BYTES]) -> Option<u32> {
         let word = u32::from_be_bytes(trailer);
         let index = word & !ENCRYPTED;
@@ -362,7 +367,8 @@ impl Opener {
         (word & ENCRYPTED != 0 && is_fresh).then_some(index)
     }
 
-    /// Records an authentic packet in the replay window. Returns `None` if the viewer has too many senders.
+    /// Records an authentic packet in the replay window of its sender. Returns `None` if the viewer uses too many
+    /// sender SSRCs.
     fn note(&mut self, ssrc: u32, index: u32) -> Option<()> {
         if let Some((_, window)) = self.windows.iter_mut().find(|(sender, _)| *sender == ssrc) {
             window.note(index);
@@ -376,7 +382,8 @@ impl Opener {
     }
 }
 
-/// Newest index, and a bit for each of the 64 indices up to it that were received; bit 0 is the newest.
+/// Replay window: the newest index, and one bit for each of the 64 indices up to the newest. A bit is set if that
+/// packet was received; bit 0 is the newest index.
 #[derive(Clone, Copy, Debug)]
 struct ReplayWindow {
     newest: u32,
@@ -405,8 +412,8 @@ impl ReplayWindow {
 // ---- keys ------------------------------------------------------------------------------------------
 
 /// Derives the contexts of both directions from DTLS key material (RFC 5764 section 4.2: client key, server key, client
-/// salt, server salt). `is_client`: we are the DTLS client. Returns `None` if the material is too short or the profile is
-/// unsupported.
+/// salt, server salt). `is_client` is true if we are the DTLS client. Returns `None` if the material is too short or
+/// the profile is unsupported.
 pub fn contexts(profile: SrtpProfile, material: &[u8], is_client: bool) -> Option<(Sealer, Opener)> {
     let lengths = lengths(profile)?;
     let (client_key, rest) = material.split_at_checked(lengths.key)?;

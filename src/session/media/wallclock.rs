@@ -1,8 +1,8 @@
-//! Converts an [`Instant`] to an NTP timestamp (RFC 3550 section 4). Reads both clocks once, at start.
+//! Converts an [`Instant`] to an NTP timestamp (RFC 3550 section 4). Both clocks are read once, at start.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Seconds from 1900 to 1970.
+/// Seconds from the NTP epoch (1900) to the Unix epoch (1970).
 const UNIX_EPOCH_S: u64 = 2_208_988_800;
 
 /// The same instant on the monotonic and on the realtime clock.
@@ -13,14 +13,15 @@ pub(in crate::session) struct Wallclock {
 }
 
 impl Wallclock {
-    /// Reads both clocks.
+    /// Reads both clocks and returns the pair.
     #[expect(clippy::disallowed_methods, reason = "the two clocks are paired once, at start")]
     pub(in crate::session) fn read() -> Wallclock {
         let since_unix_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Wallclock { instant: Instant::now(), since_unix_epoch }
     }
 
-    /// Returns `at` as an NTP timestamp: seconds since 1900 in the upper 32 bits, fractions in the lower.
+    /// Returns `at` as an NTP timestamp: seconds since 1900 in the upper 32 bits, the fraction of a second in the lower
+    /// 32.
     pub(super) fn ntp(&self, at: Instant) -> u64 {
         let after = at.saturating_duration_since(self.instant);
         let before = self.instant.saturating_duration_since(at);
@@ -28,7 +29,7 @@ impl Wallclock {
     }
 }
 
-/// Returns the NTP timestamp of a time since 1970.
+/// Returns the NTP timestamp of a time given as the span since 1970.
 pub(super) fn ntp(since_unix_epoch: Duration) -> u64 {
     let fraction = (u64::from(since_unix_epoch.subsec_nanos()) << 32) / 1_000_000_000;
     (since_unix_epoch.as_secs().wrapping_add(UNIX_EPOCH_S) << 32) | fraction

@@ -1,4 +1,5 @@
-//! From an SDP offer to a session's parts and the answer. The only place that configures str0m. No I/O.
+//! Turns an SDP offer into the transport and the stream parameters of a session, and the answer. Only this file
+//! configures str0m. It does no I/O.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::session::media::StreamParameters;
 use crate::session::transport::dtls;
 use crate::session::transport::sdp::{LocalDescription, Negotiated, Offer, OfferError};
 
-/// Reads the offer, prepares ICE and DTLS, writes the answer.
+/// Reads the offer and prepares ICE and DTLS. Returns the transport, the stream parameters and the SDP answer.
 pub(in crate::session) fn accept_offer(
     context: &Arc<SessionContext>,
     id: u32,
@@ -25,9 +26,9 @@ pub(in crate::session) fn accept_offer(
     let negotiated = offer.negotiate()?;
     let stream = stream_parameters(&negotiated)?;
     let credentials = IceCreds {
-        // The id makes it unique; 48 random bits make it hard to guess (RFC 8445 requires 24).
+        // The id makes the ufrag unique. 48 random bits make it hard to guess (RFC 8445 requires 24).
         ufrag: format!("{id:x}/{}", random_text::<8>()?),
-        // 192 random bits (RFC 8445 requires 128).
+        // The password has 192 random bits (RFC 8445 requires 128).
         pass: random_text::<32>()?,
     };
     let config = configure(context, &credentials)?;
@@ -67,7 +68,8 @@ pub(in crate::session) fn accept_offer(
     Ok((transport, stream, answer))
 }
 
-/// Configures str0m for ICE and DTLS only: it has no codecs, the media stream is ours.
+/// Returns a str0m configuration for ICE and DTLS only. It has no codecs, because the sender in `media` builds the RTP
+/// stream, not str0m.
 fn configure(context: &SessionContext, credentials: &IceCreds) -> Result<RtcConfig, OfferError> {
     let certificate = context.certificate().ok_or_else(|| internal("no DTLS certificate"))?;
     Ok(RtcConfig::new()
@@ -76,7 +78,7 @@ fn configure(context: &SessionContext, credentials: &IceCreds) -> Result<RtcConf
         .set_dtls_version(context.target_profile().dtls_version())
         .set_local_ice_credentials(credentials.clone())
         .set_ice_lite(true)
-        .set_stats_interval(Some(Duration::from_secs(1))) // reports which path is selected
+        .set_stats_interval(Some(Duration::from_secs(1))) // str0m then reports the selected path
         .clear_codecs()
         .clear_extension_map())
 }
@@ -87,7 +89,7 @@ fn internal(error: impl std::fmt::Display) -> OfferError {
 
 fn stream_parameters(negotiated: &Negotiated) -> Result<StreamParameters, OfferError> {
     let sequence = || Ok(u16::from_be_bytes(random()?) & 0x7fff);
-    // The RTX stream takes the next number, so the last one is left out; 0 is left out too.
+    // The RTX stream uses the next higher SSRC, so `u32::MAX` cannot be used here. 0 is not used either.
     let ssrc = u32::from_be_bytes(random()?).clamp(1, u32::MAX - 1);
     Ok(StreamParameters {
         ssrc,

@@ -1,7 +1,7 @@
-//! DTLS endpoints (dimpl) behind str0m's provider traits. All of them share one configuration.
+//! DTLS endpoints (dimpl) behind str0m's provider traits. All endpoints share one configuration.
 //!
-//! The keys of a handshake go to the session through a [`DtlsLink`], never to str0m: SRTP is `media/srtp.rs`, and
-//! each key has one owner.
+//! The keys of a handshake go to the session through a [`DtlsLink`], and never to str0m. SRTP is done in
+//! `media/srtp.rs`, so each key has only one owner.
 
 use std::cell::Cell;
 use std::fmt;
@@ -17,7 +17,7 @@ use str0m::crypto::{CryptoError, CryptoProvider};
 
 use crate::base::limits;
 
-/// Returns the provider of every session: our DTLS, the rest from str0m.
+/// Returns the crypto provider of every session: DTLS is from this file, everything else is from str0m.
 pub(in crate::session) fn provider() -> CryptoProvider {
     CryptoProvider { dtls_provider: &SharedDtls, ..str0m::crypto::from_feature_flags() }
 }
@@ -28,11 +28,12 @@ pub(in crate::session) fn provider() -> CryptoProvider {
 pub(in crate::session) struct NegotiatedKeys {
     pub(in crate::session) profile: SrtpProfile,
     pub(in crate::session) material: KeyingMaterial,
-    /// We are the DTLS client.
+    /// True if we are the DTLS client.
     pub(in crate::session) is_client: bool,
 }
 
-/// Carries what str0m does not pass through: the time to the endpoint, the keys back. Owned by both sides.
+/// Passes the time to the endpoint and the keys back to the session, because str0m passes neither. Both sides hold a
+/// clone.
 #[derive(Clone, Default)]
 pub(in crate::session) struct DtlsLink(Arc<Mutex<LinkState>>);
 
@@ -43,13 +44,14 @@ struct LinkState {
 }
 
 impl DtlsLink {
-    /// Sets the arrival time of the next datagram, because str0m passes a datagram to DTLS without it. Otherwise the
-    /// flight that answers would count as sent at the last timeout, and would be retransmitted within milliseconds.
+    /// Sets the arrival time of the next datagram, because str0m passes datagrams to DTLS without a time. Without this
+    /// call the answering flight would count as sent at the last timeout, and would be retransmitted within
+    /// milliseconds.
     pub(super) fn set_now(&self, now: Instant) {
         self.state().now = Some(now);
     }
 
-    /// Takes the keys; `None` until the handshake has negotiated SRTP.
+    /// Takes the keys. Returns `None` until the handshake has negotiated SRTP.
     pub(in crate::session) fn take_keys(&self) -> Option<NegotiatedKeys> {
         self.state().keys.take()
     }
@@ -60,12 +62,13 @@ impl DtlsLink {
 }
 
 thread_local! {
-    /// Link of the next endpoint made on this thread. str0m calls [`DtlsProvider::new_dtls`] itself, passes no
-    /// context through, and takes the provider as `&'static`, so a provider for each session would leak.
+    /// Link for the next endpoint that is created on this thread. str0m itself calls [`DtlsProvider::new_dtls`] and
+    /// passes no context to it. It takes the provider as `&'static`, so a separate provider for each session would leak
+    /// memory.
     static NEXT_LINK: Cell<Option<DtlsLink>> = const { Cell::new(None) };
 }
 
-/// Runs `build`, which makes one DTLS endpoint on this thread, and returns that endpoint's link.
+/// Runs `build`, which creates one DTLS endpoint on this thread. Returns the result of `build` and the endpoint's link.
 pub(super) fn with_link<T>(build: impl FnOnce() -> T) -> (T, DtlsLink) {
     let link = DtlsLink::default();
     NEXT_LINK.set(Some(link.clone()));
@@ -76,12 +79,13 @@ pub(super) fn with_link<T>(build: impl FnOnce() -> T) -> (T, DtlsLink) {
 
 // ---- provider ----------------------------------------------------------------------------------------
 
-/// Makes DTLS endpoints that share one configuration: building one takes most of a session's set-up time.
+/// Creates DTLS endpoints that share one configuration. Building a configuration for each session would take most of
+/// the session's set-up time.
 #[derive(Debug)]
 struct SharedDtls;
 
 impl SharedDtls {
-    /// Returns the shared configuration; the first call decides the MTU, which is the same for all sessions.
+    /// Returns the shared configuration. The first call sets the MTU, which is the same for all sessions.
     fn config(mtu: usize) -> Result<Arc<dimpl::Config>, CryptoError> {
         static SHARED: OnceLock<Arc<dimpl::Config>> = OnceLock::new();
         if let Some(config) = SHARED.get() {
@@ -89,7 +93,7 @@ impl SharedDtls {
         }
         let config = dimpl::Config::builder()
             .mtu(mtu)
-            .use_server_cookie(false) // ICE has proved that the peer receives at its address
+            .use_server_cookie(false) // ICE has already proved that the peer receives at its address
             .flight_start_rto(limits::DTLS_FLIGHT_RETRANSMIT)
             .flight_retries(limits::DTLS_FLIGHT_RETRIES)
             .handshake_timeout(limits::HANDSHAKE_TIMEOUT)
@@ -124,17 +128,17 @@ impl DtlsProvider for SharedDtls {
 
 // ---- endpoint ----------------------------------------------------------------------------------------
 
-/// One DTLS endpoint. str0m polls it before every datagram it sends, so the last idle answer is cached: polling dimpl
-/// each time took 2 to 3 % of the CPU.
+/// One DTLS endpoint. str0m polls it before every datagram that it sends, so the answer of an idle endpoint is cached:
+/// polling dimpl each time took 2 to 3 % of the CPU.
 struct Endpoint {
     inner: dimpl::Dtls,
-    /// Deadline that ended the last poll; `None` after any input.
+    /// Deadline that the last poll returned because the endpoint was idle; `None` after any input.
     idle_until: Option<Instant>,
     link: DtlsLink,
 }
 
 impl Endpoint {
-    /// Returns dimpl's endpoint for an input, and drops the cached idle answer.
+    /// Drops the cached idle answer, because an input follows, and returns dimpl's endpoint.
     fn for_input(&mut self) -> &mut dimpl::Dtls {
         self.idle_until = None;
         &mut self.inner
@@ -165,7 +169,7 @@ impl DtlsInstance for Endpoint {
         if let Some(deadline) = self.idle_until {
             return DtlsOutput::Timeout(deadline);
         }
-        // An output is kept as its range in `buffer`: a reference would borrow `buffer` beyond the next poll.
+        // An output is stored as its range in `buffer`: a reference would keep `buffer` borrowed during the next poll.
         let start = buffer.as_ptr().addr();
         let range_of = |bytes: &[u8]| {
             let at = bytes.as_ptr().addr().saturating_sub(start);
@@ -187,7 +191,7 @@ impl DtlsInstance for Endpoint {
                 DtlsOutput::Connected => return DtlsOutput::Connected,
                 DtlsOutput::CloseNotify => return DtlsOutput::CloseNotify,
                 DtlsOutput::BufferTooSmall { needed } => return DtlsOutput::BufferTooSmall { needed },
-                // Outputs that a later dimpl may add are not needed.
+                // A later version of dimpl may add outputs. They are ignored.
                 _ => {}
             }
         };

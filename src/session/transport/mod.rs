@@ -1,5 +1,5 @@
-//! ICE (lite) and DTLS of one session: authenticates STUN, tracks the viewer's paths, yields the SRTP keys.
-//! str0m and dimpl do the protocols. No I/O, no clock; media is not handled here.
+//! ICE (lite) and DTLS of one session: authenticates STUN, tracks the viewer's paths and yields the SRTP keys. str0m
+//! and dimpl implement the protocols. The module does no I/O, reads no clock and does not handle media.
 
 pub(super) mod accept;
 pub(super) mod dtls;
@@ -23,13 +23,13 @@ use crate::session::context::SessionContext;
 use dtls::DtlsLink;
 use stun::stun_ufrag;
 
-/// Protocol of a datagram, by its first bytes (RFC 7983 section 7, RFC 5761 section 4).
+/// Protocol of a datagram, as its first bytes show (RFC 7983 section 7, RFC 5761 section 4).
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum DatagramKind {
     Stun,
     Dtls,
     Rtcp,
-    /// Unexpected, RTP included: a viewer sends no media.
+    /// Unexpected datagram. RTP is unexpected too, because a viewer sends no media.
     Other,
 }
 
@@ -48,21 +48,21 @@ impl DatagramKind {
 #[derive(Copy, Clone, Debug)]
 struct Path {
     remote: SocketAddr,
-    /// Local address as the kernel reported it; answers leave from it.
+    /// Local address of the request as the kernel reported it. Datagrams to the viewer are sent from this address.
     local: Option<IpAddr>,
-    /// The local candidate that stands for it in str0m.
+    /// Local candidate that represents the local address in str0m.
     candidate: SocketAddr,
 }
 
-/// Next result of [`Transport::poll_output`].
+/// Result of [`Transport::poll_output`].
 pub(super) enum TransportOutput {
     /// Send this STUN or DTLS datagram.
     Datagram(Destination, DatagramSend),
-    /// DTLS has finished: [`DtlsLink::take_keys`] has the keys.
+    /// The DTLS handshake has finished. [`DtlsLink::take_keys`] returns the keys.
     Connected,
-    /// The viewer closed DTLS. Our close_notify is queued and leaves with this drain.
+    /// The viewer closed DTLS. Our close_notify is queued, and this drain sends it.
     PeerClosed,
-    /// Nothing more until the next input or `Transport::deadline`.
+    /// There is no more output until the next input or until `Transport::deadline`.
     Idle,
 }
 
@@ -72,17 +72,18 @@ pub(super) struct Transport {
     id: u32,
     context: Arc<SessionContext>,
     pub(super) rtc: Rtc,
-    /// Local ufrag: viewers' STUN requests carry it before the colon of their USERNAME.
+    /// Local ICE ufrag. The viewer's STUN requests carry it in their USERNAME, before the colon.
     pub(super) ufrag: String,
-    /// Key schedule of our ICE password: what incoming STUN is authenticated with.
+    /// HMAC key from our ICE password, which authenticates incoming STUN requests.
     stun_key: hmac::Key,
     pub(super) dtls: DtlsLink,
     paths: SmallVec<[Path; 2]>,
-    /// Path on which str0m sends DTLS; media and reports follow it.
+    /// Path on which str0m sends DTLS. Media and reports use the same path.
     selected: Option<Path>,
-    /// Time and source of the latest authenticated STUN request (consent freshness, RFC 7675). Before the first, the time
-    /// of the offer.
+    /// Time of the latest authenticated STUN request (consent freshness, RFC 7675). Before the first request it is the
+    /// time of the offer.
     pub(super) checked_at: Instant,
+    /// Source of the latest authenticated STUN request.
     pub(super) checked_from: Option<SocketAddr>,
     /// Time of str0m's next timeout; valid after [`TransportOutput::Idle`].
     pub(super) deadline: Instant,
@@ -94,15 +95,15 @@ impl Transport {
         self.paths.iter().any(|path| path.remote == remote)
     }
 
-    /// Returns where media and reports go; `None` before DTLS has sent anything.
+    /// Returns the destination of media and reports. Returns `None` before DTLS has sent anything.
     pub(super) fn destination(&self) -> Option<Destination> {
         self.selected.map(|path| Destination { local: path.local, remote: path.remote })
     }
 
     // ---- input -------------------------------------------------------------------------------------
 
-    /// Handles a STUN or DTLS datagram. Returns false if it is malformed, not authenticated, from an unknown source, or
-    /// not for this viewer.
+    /// Handles a STUN or DTLS datagram. Returns false if the datagram is malformed, not authenticated, from an unknown
+    /// source, or not for this viewer.
     pub(super) fn handle_datagram(
         &mut self,
         now: Instant,
@@ -125,7 +126,7 @@ impl Transport {
         match self.rtc.handle_input(Input::Receive(now, receive)) {
             Ok(()) => true,
             Err(error) => {
-                // Anyone on the path can inject broken DTLS, so it does not end the session.
+                // Any host on the path can inject broken DTLS, so an error does not end the session.
                 log::debug!("viewer {}: datagram refused: {error}", self.id);
                 false
             }
@@ -136,20 +137,21 @@ impl Transport {
     fn is_authenticated(&self, bytes: &[u8]) -> bool {
         stun_ufrag(bytes) == Some(self.ufrag.as_str())
             && StunMessage::parse(bytes).is_ok_and(|message| {
-                // The password itself is not needed: `stun_key` is its key schedule.
+                // The password argument is empty and unused, because `stun_key` was already made from our password.
                 message.verify(&[], |_, parts| stun::hmac_sha1(&self.stun_key, parts))
             })
     }
 
-    /// Returns the candidate that stands for the local address of a datagram; str0m knows only candidates.
+    /// Returns the candidate that represents the local address of a datagram, because str0m knows only candidates.
+    /// Without an exact match, returns the first candidate of the same IP version as `remote`.
     fn candidate_for(&self, local: Option<IpAddr>, remote: SocketAddr) -> Option<SocketAddr> {
         let candidates = || self.context.candidates.iter().map(Candidate::addr);
         let exact = local.and_then(|ip| candidates().find(|candidate| candidate.ip() == ip));
         exact.or_else(|| candidates().find(|candidate| candidate.is_ipv4() == remote.is_ipv4()))
     }
 
-    /// Remembers the path of an authenticated request and renews consent. Returns false at
-    /// [`limits::VIEWER_PATHS_MAX`] paths.
+    /// Remembers the path of an authenticated request and renews consent. Returns false if no candidate matches, or if
+    /// the path is new and the viewer already has [`limits::VIEWER_PATHS_MAX`] paths.
     fn note_path(&mut self, now: Instant, local: Option<IpAddr>, remote: SocketAddr) -> bool {
         let Some(candidate) = self.candidate_for(local, remote) else { return false };
         let path = Path { remote, local, candidate };
@@ -180,7 +182,7 @@ impl Transport {
                 }
                 str0m::Output::Event(Event::Connected) => return Ok(TransportOutput::Connected),
                 str0m::Output::Event(Event::Closed) => return Ok(TransportOutput::PeerClosed),
-                // Once a second: ICE may have selected another path although DTLS sent nothing.
+                // This event comes once a second. ICE may have selected another path although DTLS has sent nothing.
                 str0m::Output::Event(Event::PeerStats(stats)) => {
                     if let Some(pair) = stats.selected_candidate_pair {
                         self.select(pair.remote.addr, pair.local.addr);

@@ -1,5 +1,5 @@
-//! Chooses the SRTP profile that is cheaper on this machine, and the DTLS version that leads to it.
-//! Measures the ciphers of `media/srtp.rs` on packets of usual size.
+//! Chooses the SRTP profile that needs less CPU time on this machine, and the DTLS version with which it is negotiated.
+//! For the choice it measures the speed of the ciphers in `media/srtp.rs` on packets of usual size.
 
 use std::fmt;
 use std::hint::black_box;
@@ -10,15 +10,15 @@ use str0m::crypto::dtls::SrtpProfile;
 
 use crate::session::media::srtp::{self, RtpPacket};
 
-/// `--srtp`: which SRTP profile to prefer.
+/// SRTP profile to prefer, as given with `--srtp`.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub enum SrtpChoice {
-    /// The one that encrypts a packet faster on this machine, measured at start.
+    /// The profile that encrypts a packet faster on this machine, measured at start.
     #[default]
     Auto,
     /// AES-256-GCM: faster on CPUs with AES instructions.
     Gcm,
-    /// AES-128-CM with HMAC-SHA1: faster on CPUs without.
+    /// AES-128-CM with HMAC-SHA1: faster on CPUs without AES instructions.
     Cm,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for SrtpChoice {
     }
 }
 
-/// The preferred profile. The handshake may end with another one: see [`TargetProfile::dtls_version`].
+/// The preferred SRTP profile. The handshake may select another profile: see [`TargetProfile::dtls_version`].
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(in crate::session) enum TargetProfile {
     Gcm,
@@ -63,9 +63,9 @@ impl TargetProfile {
         }
     }
 
-    /// Returns the DTLS version to offer. dimpl 0.9 has a fixed order of profiles, but it depends on the version.
-    /// A DTLS 1.2 server takes AES-256-GCM, AES-128-GCM, AES-128-CM in this order. A DTLS 1.3 server takes the client's
-    /// first profile, in browsers AES-128-CM. A browser without DTLS 1.3 gets AES-256-GCM in either case.
+    /// Returns the DTLS version to use. dimpl 0.9 lets us choose the SRTP profile only through this version. A DTLS 1.2
+    /// server prefers AES-256-GCM, then AES-128-GCM, then AES-128-CM. A DTLS 1.3 server takes the client's first
+    /// profile, which is AES-128-CM in browsers. A browser without DTLS 1.3 gets AES-256-GCM in either case.
     pub(in crate::session) fn dtls_version(self) -> DtlsVersion {
         match self {
             Self::Gcm => DtlsVersion::Dtls12,
@@ -78,11 +78,11 @@ const PACKET_BYTES: usize = 1_160;
 const HEADER_BYTES: usize = 24;
 const PACKETS: u32 = 64;
 const ROUNDS: usize = 12;
-/// Key material long enough for any profile. It protects nothing.
+/// Length of the key material for the measurement, enough for any profile. These keys protect nothing.
 const KEY_BYTES: usize = 96;
 
-/// Returns the best time of one packet with AES-256-GCM and with AES-128-CM. The ciphers take turns; all rounds take a
-/// few milliseconds.
+/// Returns the shortest measured time to encrypt one packet with AES-256-GCM and with AES-128-CM. The two ciphers
+/// alternate; all rounds together take a few milliseconds.
 fn measure() -> (Duration, Duration) {
     let packet = [0x5a_u8; PACKET_BYTES];
     let mut output = [0_u8; PACKET_BYTES + srtp::TAG_BYTES_MAX];

@@ -1,9 +1,10 @@
-//! SDP: reads a browser's offer (RFC 8866, JSEP RFC 9429), picks the video m-line to send on, writes the answer.
-//! Pure text; [`Negotiated`] has everything the session needs.
+//! SDP: reads a browser's offer (RFC 8866, JSEP RFC 9429), picks the video m-line to send on, and writes the answer.
+//! The module works only on text; [`Negotiated`] holds everything that the session needs.
 //!
-//! str0m's SDP layer is not used. It answers every m-line it knows, keeps codecs the stream does not use and remembers
-//! every remote candidate; an ICE-lite agent learns the viewer's address from its checks. Clashing payload types can make
-//! it panic. Unknown parts of an offer are ignored.
+//! str0m's SDP layer is not used, for these reasons. It answers every m-line that it knows, and keeps codecs that the
+//! stream does not use. It remembers every remote candidate, although an ICE-lite agent learns the viewer's address
+//! from the viewer's connectivity checks. Clashing payload types can make it panic. This module ignores unknown parts
+//! of an offer.
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
@@ -16,10 +17,10 @@ use crate::session::media::{Extensions, StreamParameters};
 /// Why an offer was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OfferError {
-    /// The text is not a usable offer; the message says why.
+    /// The text is not a usable offer; the value says why.
     #[error("the offer is malformed: {0}")]
     Malformed(String),
-    /// No video m-line that receives H.264 in packetization mode 1.
+    /// The offer has no video m-line that receives H.264 in packetization mode 1.
     #[error("the offer has no video that receives H.264 with packetization-mode=1")]
     NoCommonCodec,
     /// The server failed to set the session up.
@@ -28,7 +29,7 @@ pub enum OfferError {
 }
 
 impl OfferError {
-    /// Returns the HTTP status of the response.
+    /// Returns the HTTP status code for this error.
     pub fn status(&self) -> u16 {
         match self {
             Self::Malformed(_) => 400,
@@ -37,7 +38,7 @@ impl OfferError {
         }
     }
 
-    /// Returns the `code` of the JSON error.
+    /// Returns the value of `code` in the JSON error.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "invalid_offer",
@@ -51,7 +52,8 @@ fn malformed<T>(what: impl Into<String>) -> Result<T, OfferError> {
     Err(OfferError::Malformed(what.into()))
 }
 
-/// One m-line with its attributes (`a=` lines without the prefix).
+/// One m-line with its attributes (the `a=` lines without that prefix). The session part of an offer has only
+/// attributes.
 #[derive(Debug, Default)]
 struct Section<'a> {
     kind: &'a str,
@@ -83,7 +85,7 @@ impl<'a> Section<'a> {
         self.values(name).next().map(str::trim)
     }
 
-    /// Returns the value of `a=name:<payload type> value`.
+    /// Returns the value in the line `a=name:<payload type> value`.
     fn payload_value(&self, name: &str, payload_type: u8) -> Option<&'a str> {
         self.values(name).find_map(|value| {
             let (number, rest) = value.trim_start().split_once(' ')?;
@@ -97,13 +99,13 @@ impl<'a> Section<'a> {
         numbers.filter(|number| matches!(number, 35..=63 | 96..=127))
     }
 
-    /// Returns true if the `rtpmap` of a payload type begins with `codec`, in any case.
+    /// Returns true if the `rtpmap` of a payload type begins with `codec`. Upper and lower case are equal.
     fn is_codec(&self, payload_type: u8, codec: &str) -> bool {
         let map = self.payload_value("rtpmap", payload_type).unwrap_or_default();
         map.get(..codec.len()).is_some_and(|name| name.eq_ignore_ascii_case(codec))
     }
 
-    /// Returns the parameter `name` in the `fmtp` of a payload type.
+    /// Returns the value of the parameter `name` in the `fmtp` of a payload type.
     fn parameter(&self, payload_type: u8, name: &str) -> Option<&'a str> {
         self.payload_value("fmtp", payload_type)?.split(';').find_map(|one| {
             let (key, value) = one.trim().split_once('=')?;
@@ -131,15 +133,15 @@ pub(super) struct Negotiated {
     index: usize,
     pub(super) mid: String,
     pub(super) remote: IceCreds,
-    /// SHA-256 of the viewer's certificate.
+    /// SHA-256 fingerprint of the viewer's certificate.
     pub(super) fingerprint: [u8; 32],
-    /// We are the DTLS client: the offer has `a=setup:passive`.
+    /// True if we are the DTLS client, because the offer has `a=setup:passive`.
     pub(super) dtls_client: bool,
     pub(super) video: Video,
     pub(super) extensions: Extensions,
 }
 
-/// The chosen codec.
+/// The chosen H.264 payload type and its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Video {
     pub(super) payload_type: u8,
@@ -151,11 +153,11 @@ const URI_MID: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
 const URI_PLAYOUT_DELAY: &str = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay";
 const URI_CAPTURE_TIME: &str = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time";
 
-/// Baseline at level 1: the default of `profile-level-id` (RFC 6184 section 8.1).
+/// Value of `profile-level-id` if the offer has none: Baseline at level 1 (RFC 6184 section 8.1).
 const PROFILE_LEVEL_ID_DEFAULT: u32 = 0x42_000a;
 
 impl<'a> Offer<'a> {
-    /// Parses an offer. Bounded by [`limits::OFFER_BYTES_MAX`] and [`limits::OFFER_MEDIA_MAX`].
+    /// Parses an offer. Refuses more than [`limits::OFFER_BYTES_MAX`] bytes or [`limits::OFFER_MEDIA_MAX`] m-lines.
     pub(super) fn parse(text: &'a str) -> Result<Self, OfferError> {
         if text.len() > limits::OFFER_BYTES_MAX {
             return malformed(format!("it is longer than {} bytes", limits::OFFER_BYTES_MAX));
@@ -188,7 +190,8 @@ impl<'a> Offer<'a> {
                 && section.is_receiving();
             receives.then(|| choose_video(section)).flatten().map(|video| (index, section, video))
         });
-        // Transport attributes are checked first: an offer without them is malformed, whatever codecs it has.
+        // The transport attributes are checked before the codec: an offer without them is malformed, regardless of its
+        // codecs.
         let any = served.as_ref().map(|(_, section, _)| *section).or(self.media.first());
         let any = any.ok_or(OfferError::NoCommonCodec)?;
         let remote = self.ice_credentials(any)?;
@@ -217,8 +220,8 @@ impl<'a> Offer<'a> {
         })
     }
 
-    /// Returns a transport attribute of the m-line, of the session, or of the first m-line of the BUNDLE group, which
-    /// may be the only one that has it (RFC 9143 section 7.1.3).
+    /// Returns a transport attribute of the m-line, else of the session part, else of the first m-line of the BUNDLE
+    /// group. That m-line may be the only part of the offer that has the attribute (RFC 9143 section 7.1.3).
     fn transport(&self, section: &Section<'a>, name: &str) -> Option<&'a str> {
         section.value(name).or_else(|| self.session.value(name)).or_else(|| self.tagged()?.value(name))
     }
@@ -278,7 +281,7 @@ impl<'a> Offer<'a> {
     }
 }
 
-/// Parses `sha-256 AB:CD:...`.
+/// Parses the value of a fingerprint attribute, `sha-256 AB:CD:...`.
 fn parse_sha256(value: &str) -> Option<[u8; 32]> {
     let (hash, digits) = value.trim().split_once(' ')?;
     let mut bytes = [0; 32];
@@ -290,8 +293,9 @@ fn parse_sha256(value: &str) -> Option<[u8; 32]> {
     (hash.eq_ignore_ascii_case("sha-256") && octets.next().is_none()).then_some(bytes)
 }
 
-/// Returns the best H.264 payload type of an m-line: packetization mode 1, then the highest profile, then the order of
-/// the offer. No profile is refused: every decoder plays its own profile, and browsers play High under any of them.
+/// Returns the best H.264 payload type of an m-line, or `None` if there is none with packetization mode 1. The highest
+/// profile is best; among equal profiles the order of the offer decides. No profile is refused: every decoder plays the
+/// profile that it offers, and browsers play High even if another profile was negotiated.
 fn choose_video(section: &Section<'_>) -> Option<Video> {
     let usable = section.payload_types().filter_map(|payload_type| {
         let parameter = |name| section.parameter(payload_type, name);
@@ -304,11 +308,11 @@ fn choose_video(section: &Section<'_>) -> Option<Video> {
         };
         Some(Video { payload_type, rtx: find_rtx(section, payload_type), profile_level_id })
     });
-    // The first of several with the same rank.
+    // If several payload types have the same rank, the first one in the offer is chosen.
     usable.min_by_key(|video| Reverse(profile_rank(video.profile_level_id)))
 }
 
-/// Ranks High over Main, Constrained Baseline, Baseline and anything else.
+/// Returns the rank of a profile. From best to worst: High, Main, Constrained Baseline, Baseline, any other.
 fn profile_rank(profile_level_id: u32) -> u8 {
     let [_, profile_idc, constraints, _] = profile_level_id.to_be_bytes();
     match profile_idc {
@@ -354,7 +358,7 @@ const STREAM_ID: &str = "pet-camera";
 /// Id of the track in the page.
 const TRACK_ID: &str = "video";
 
-/// Our values for the answer.
+/// Our own values for the answer.
 #[derive(Debug)]
 pub(super) struct LocalDescription<'a> {
     pub(super) session_id: u64,
@@ -388,8 +392,8 @@ fn push_served(
         lines.extend(id.map(|id| format!("a=extmap:{id} {uri}")));
     }
     lines.push(format!("a=sendonly\r\na=msid:{STREAM_ID} {TRACK_ID}\r\na=rtcp-mux"));
-    // Reduced-size RTCP (RFC 5506), and round trips for receivers (RFC 3611 section 4.4). Without the latter a browser
-    // cannot relate our clock to its own and reports no capture time.
+    // We accept reduced-size RTCP (RFC 5506) and round trips for receivers (RFC 3611 section 4.4) if they are offered.
+    // Without these round trips a browser cannot relate our clock to its own and reports no capture time.
     let offered = ["rtcp-rsize", "rtcp-xr:rcvr-rtt=all"].into_iter().filter(|line| section.has(line));
     lines.extend(offered.map(|line| format!("a={line}")));
     lines.push(format!("a=rtpmap:{payload_type} H264/90000"));
@@ -413,7 +417,8 @@ fn push_served(
 
 fn push_transport(lines: &mut Vec<String>, dtls_client: bool, local: &LocalDescription<'_>) {
     for (index, address) in local.candidates.iter().enumerate() {
-        // RFC 8445 section 5.1.2: type preference of a host 126, earlier candidates first.
+        // The priority is computed as in RFC 8445 section 5.1.2. A host candidate has the type preference 126, and
+        // earlier candidates have a higher local preference.
         let local_preference = 65_535_usize.saturating_sub(index);
         let priority = (126 << 24) | (local_preference << 8) | 255;
         let (ip, port) = (address.ip(), address.port());

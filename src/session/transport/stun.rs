@@ -1,4 +1,5 @@
-//! STUN: the ufrag that demultiplexing needs, and the HMAC that authenticates. Reads untrusted bytes without copying.
+//! STUN: reads the ufrag that tells which session a datagram belongs to, and computes the HMAC that authenticates the
+//! datagram. Reads untrusted bytes without copying them.
 
 use aws_lc_rs::hmac;
 
@@ -8,8 +9,8 @@ const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 const BINDING_REQUEST: [u8; 2] = [0x00, 0x01];
 const ATTRIBUTE_USERNAME: u16 = 0x0006;
 
-/// Returns the local ufrag (before the colon) in the USERNAME of a STUN binding request; `None` for anything else.
-/// Does not authenticate the message.
+/// Returns the local ufrag (before the colon) in the USERNAME of a STUN binding request. Returns `None` for any other
+/// datagram. Does not authenticate the message.
 ///
 /// ```text
 ///  0      2        4              8                 20
@@ -38,7 +39,7 @@ pub fn stun_ufrag(bytes: &[u8]) -> Option<&str> {
     None
 }
 
-/// Returns the HMAC-SHA1 of `parts`, joined (RFC 8489 section 14.5).
+/// Returns the HMAC-SHA1 of the concatenated `parts` (RFC 8489 section 14.5).
 pub(super) fn hmac_sha1(key: &hmac::Key, parts: &[&[u8]]) -> [u8; 20] {
     let mut context = hmac::Context::with_key(key);
     parts.iter().for_each(|part| context.update(part));
@@ -98,7 +99,7 @@ mod tests {
         assert_eq!(stun_ufrag(&bytes), None);
     }
 
-    /// RFC 2202 section 3, test cases 1 and 6 (a key longer than a block).
+    /// The expected values are from RFC 2202 section 3, test cases 1 and 6. Case 6 has a key longer than a block.
     #[test]
     fn hmac_sha1_matches_rfc_2202() {
         let tag = |key: &[u8], parts: &[&[u8]]| {

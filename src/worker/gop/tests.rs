@@ -50,7 +50,8 @@ impl Bench {
         }
     }
 
-    /// Only the first IDR carries parameter sets. The slice contains its number.
+    /// Publishes a unit with `bytes` filler bytes. Only the first IDR carries parameter sets. The slice contains the
+    /// unit's number.
     fn publish(&mut self, is_idr: bool, bytes: usize) {
         let mut unit = if self.written == 0 { [SPS, PPS].concat() } else { Vec::new() };
         unit.extend_from_slice(&[0, 0, 0, 1, if is_idr { 0x65 } else { 0x41 }, 0xb8]);
@@ -70,7 +71,7 @@ impl Bench {
         self.written += 1;
     }
 
-    /// As `Source::poll_unit`.
+    /// Reads all new units, in the same way as `Source::poll_unit`.
     fn take(&mut self) {
         loop {
             match self.cursor.next(0) {
@@ -105,7 +106,7 @@ impl Bench {
         self.backfill.keep_up(live, Some(&unit), &self.counters);
     }
 
-    /// Returns true if the newest kept unit has the live payloads themselves.
+    /// Returns true if the newest kept unit shares its payloads with the live unit.
     fn shares_live_payloads(&self) -> bool {
         let gop = &self.backfill.gop;
         let newest = gop.len().checked_sub(1).and_then(|index| gop.at(index));
@@ -122,7 +123,7 @@ impl Bench {
         let numbers = (0..gop.len()).map(|index| {
             let kept = gop.at(index).unwrap();
             assert_eq!(kept.info.is_idr, index == 0);
-            // Parameter sets come first, as a STAP-A, and only with the IDR.
+            // Only the IDR has parameter sets. They come first, as a STAP-A packet.
             let mut payloads = kept.payloads.iter().flat_map(|payloads| payloads.iter());
             let first = payloads.next().unwrap();
             assert_eq!(first[0] & 0x1f == 24, index == 0, "unit {}", kept.info.number);
@@ -167,7 +168,7 @@ fn long_gop_is_kept_by_a_worker_delayed_for_almost_a_ring() {
         bench.take();
     }
     assert_eq!(bench.numbers().map(|numbers| numbers.len()), Some(32 + 20 * 27));
-    // The next GOP is expected to be long too, from its IDR on.
+    // The next GOP is expected to be long too, so it is kept from its IDR on.
     bench.publish(true, 100);
     bench.take();
     (0..27).for_each(|_| bench.publish(false, 100));
@@ -232,7 +233,7 @@ fn lapped_worker_finds_the_newest_idr_in_the_ring() {
     (1..=60).for_each(|number| bench.publish(number == 40 || number == 50, 100));
     bench.take();
     assert_eq!(bench.numbers(), Some((50..61).collect()));
-    // Lapped again, and the ring holds no IDR: the next one starts a GOP.
+    // The worker is lapped again, and the ring holds no IDR. Only the next IDR starts a GOP.
     (0..60).for_each(|_| bench.publish(false, 100));
     bench.take();
     assert_eq!((bench.numbers(), bench.numbers()), (None, None));
@@ -275,7 +276,8 @@ fn gop_longer_than_the_ring_keeps_the_live_payloads() {
 proptest! {
     #![proptest_config(support::properties_of(40))]
 
-    /// At any pace of the worker, a returned GOP is complete: from an IDR to the newest unit taken.
+    /// At any pace of the worker, a returned GOP has every unit from its IDR to the newest unit that the worker has
+    /// read.
     #[test]
     fn returned_gop_is_always_complete(
         steps in prop::collection::vec((0..9_u32, 0..40_u8, any::<bool>()), 1..120),

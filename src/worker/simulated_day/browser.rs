@@ -1,5 +1,5 @@
 //! A browser of a simulated day: str0m's client at the other end of the real session, and a decoder that knows which
-//! units can be shown. No clock, no socket.
+//! units can be shown. It uses no clock and no socket.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,8 +20,8 @@ use support::depacketize::Depacketizer;
 /// How long a receiver waits for a missing packet before it skips it.
 const PATIENCE_NS: i64 = 600 * MS;
 
-/// After a join or an IDR request the viewer gets the current GOP without non-reference units. It has caught up after
-/// this time.
+/// Time after a join or an IDR request in which units may be missing: the viewer then gets the current GOP without
+/// non-reference units. After this time it has caught up.
 const REPLAY_NS: i64 = 2 * SECOND;
 
 /// How a browser behaves.
@@ -46,7 +46,7 @@ pub(super) struct Browser {
     pub(super) connected_ns: Option<i64>,
     pub(super) deadline: Instant,
     pub(super) decoder: Decoder,
-    /// Datagrams for the server. Taken after every call.
+    /// Datagrams for the server. The day takes them after every call.
     pub(super) outbox: Vec<Vec<u8>>,
     rtc: Rtc,
     mid: Mid,
@@ -113,7 +113,7 @@ impl Browser {
 
     pub(super) fn handle_datagram(&mut self, now: Instant, now_ns: i64, bytes: &[u8]) {
         if let Ok(receive) = Receive::new(Protocol::Udp, server_address(), self.address, bytes) {
-            // A bad network can break DTLS and end this browser. The server must handle that.
+            // The result is ignored: a bad network can break DTLS and end this browser. The server must handle that.
             let _ = self.rtc.handle_input(Input::Receive(now, receive));
         }
         self.drain(now_ns);
@@ -169,7 +169,8 @@ impl Browser {
         }
     }
 
-    /// Returns the time from which on every published unit must arrive: see [`REPLAY_NS`].
+    /// Returns the time from which on the browser must get every published unit: [`REPLAY_NS`] after the join or the
+    /// latest IDR request.
     pub(super) fn owed_since_ns(&self) -> i64 {
         self.connected_ns.unwrap_or(i64::MAX - REPLAY_NS).max(self.asked_at_ns) + REPLAY_NS
     }
@@ -197,12 +198,14 @@ impl Browser {
     }
 }
 
-/// What a decoder can do with a unit.
+/// What the decoder can do with a unit.
 enum Verdict {
+    /// The unit can be shown.
     Shown,
-    /// The unit that it refers to is missing.
+    /// The unit cannot be shown, because the unit that it refers to is missing.
     Hidden,
-    /// The same, but its IDR was sent before the browser had finished its handshake: browsers drop that.
+    /// The unit cannot be shown, but that is no fault. Its IDR was sent before the browser had finished its handshake,
+    /// and browsers drop such packets.
     Excused,
 }
 
@@ -218,8 +221,9 @@ pub(super) struct Decoder {
     last: Option<u32>,
     /// The newest unit that arrived so far.
     pub(super) newest: Option<u32>,
-    /// IDR requests, and GOPs that arrived again.
+    /// Number of IDR requests so far.
     asked: u32,
+    /// Number of GOPs that arrived again.
     came_again: u32,
     pub(super) shown: u64,
     pub(super) hidden: u64,
@@ -266,7 +270,7 @@ impl Decoder {
         units
     }
 
-    /// Decides if the unit can be shown. An error is something that no network can cause.
+    /// Decides if the unit can be shown. Returns an error for a fault that no network can cause.
     fn judge(
         &mut self,
         nals: &[Vec<u8>],
@@ -278,7 +282,8 @@ impl Decoder {
         let number = crate::recorder::tests::harness::unit_number_of(slice);
         let unit = ledger.get(number).ok_or(format!("unit {number} was never published"))?;
         if self.newest.is_none() && unit.nals.len() > nals.len() && unit.nals.ends_with(nals) {
-            // The receiver cannot know that packets before the first one are missing.
+            // The beginning of the first unit is missing. The receiver cannot notice that, because it does not know
+            // which packets came before its first one.
             let is_lost = matches!(weather, Weather::Lossy | Weather::Awful);
             return if is_lost { Ok(Verdict::Hidden) } else { Err("no beginning".to_owned()) };
         }

@@ -1,6 +1,6 @@
-//! The camera of a simulated day: synthetic H.264 of realistic sizes in a real ring, with restarts, other resolutions,
-//! silence, slots with wrong metadata and non-reference units. Its ledger holds what it published, for the checks at the
-//! receivers.
+//! The camera of a simulated day: synthetic H.264 of realistic sizes in a real ring. It has restarts, other
+//! resolutions, silence, slots with wrong metadata, and non-reference units. Its ledger holds what it has published,
+//! for the checks at the receivers.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::h264::testing::BitWriter;
 use crate::recorder::tests::harness::parameter_sets;
 use support::random::Random;
 
-/// Units in the ledger: more than the longest congestion of a link delays.
+/// Number of units in the ledger: more than the camera publishes during the longest congestion of a link.
 const REMEMBERED: usize = 4_096;
 
 /// The two picture widths, in macroblocks.
@@ -23,10 +23,10 @@ pub(super) struct Published {
     pub(super) nals: Vec<Vec<u8>>,
     pub(super) is_idr: bool,
     pub(super) is_reference: bool,
-    /// The unit it refers to.
+    /// Number of the unit that this unit refers to.
     pub(super) refers_to: u32,
     pub(super) published_ns: i64,
-    /// Every viewer on a good link must get it. False if something happened that may lose it.
+    /// True if every viewer on a good link must get the unit. False if something has happened by which it may be lost.
     pub(super) is_owed: bool,
 }
 
@@ -53,7 +53,7 @@ impl Ledger {
         range.find(|number| self.get(*number).is_none_or(is_owed))
     }
 
-    /// Returns the time when the IDR of unit `number` was published.
+    /// Returns the time when the latest IDR up to unit `number` was published.
     pub(super) fn idr_before_ns(&self, number: u32) -> i64 {
         let mut back = (self.first..=number).rev().filter_map(|number| self.get(number));
         back.find(|unit| unit.is_idr).map_or(i64::MIN, |unit| unit.published_ns)
@@ -96,14 +96,14 @@ pub(super) struct SimulatedCamera {
     frame_number: u64,
     width: usize,
     last_reference: u32,
-    /// Units may be lost from here to the next IDR.
+    /// True if units may be lost until the next IDR.
     is_broken: bool,
-    /// The server is stalled: no unit is owed.
+    /// True while the server is stalled. Units published in this time need not arrive.
     pub(super) is_unwatched: bool,
-    /// No irregularities happen.
+    /// True in quiet times, in which no irregularities happen.
     pub(super) is_calm: bool,
     pub(super) restarts: u32,
-    /// How often each happened, in the order of `WHIMS`.
+    /// How often each irregularity happened, in the order of `WHIMS`.
     pub(super) whims: [u32; WHIMS.len()],
 }
 
@@ -115,7 +115,7 @@ impl Drop for SimulatedCamera {
 
 impl SimulatedCamera {
     pub(super) fn new(name: &str, seed: u64, units_per_s: u32, gop: u32, now_ns: i64) -> SimulatedCamera {
-        // The short ring laps a reader that is delayed for more than a second.
+        // A reader that is delayed for more than a second is lapped in the short ring, but not in the long one.
         let layout = if seed.is_multiple_of(2) { Layout::V3 } else { Layout::V3Ring6 };
         SimulatedCamera {
             name: name.to_owned(),
@@ -203,12 +203,12 @@ impl SimulatedCamera {
         }
     }
 
-    /// `lies`: the slot's metadata is invalid, so that no reader can use the unit.
+    /// Publishes a unit. If `lies` is true, the slot's metadata is invalid, so that no reader can use the unit.
     fn publish(&mut self, now_ns: i64, lies: bool) {
         let is_idr = self.gop_position == 0;
         let is_reference = is_idr || lies || self.random.below(4) != 0;
         let number = self.ledger.next();
-        // Only a few different sizes, so that memory pools stop growing after the first rounds.
+        // The unit has one of only a few sizes, so that memory pools stop growing after the first rounds.
         let body = if is_idr { 5_000 + 500 * self.random.below(8) } else { 100 + 300 * self.random.below(8) };
         let header = if is_idr { 0x65 } else { u8::from(is_reference) << 6 | 1 };
         let slice = self.slice(header, number, body as usize);
@@ -237,7 +237,8 @@ impl SimulatedCamera {
         self.gop_position = (self.gop_position + 1) % self.gop;
     }
 
-    /// A slice with a body of its own, its number, and the tail by which the recorder test harness finds that number.
+    /// Returns a slice with a random body, the unit's number, and the tail by which the recorder's test harness finds
+    /// that number.
     fn slice(&mut self, header: u8, number: u32, body: usize) -> Vec<u8> {
         let mut nal = BitWriter::default().ue(0).ue(7).ue(0).bits(0xff, 8).nal(header);
         while nal.len() < body {

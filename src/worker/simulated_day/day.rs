@@ -21,10 +21,10 @@ use crate::camera::{Camera, Wake};
 use crate::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
 use support::random::Random;
 
-/// Seconds of a quiet time: longer than a session can outlive its browser.
+/// Length of a quiet time in seconds. It is longer than a session can outlive its browser.
 pub(super) const QUIET_S: u64 = 40;
 
-/// Most steps within one millisecond.
+/// Most steps within one millisecond. After more, the day fails, because the server does not come to rest.
 const STEPS_MAX: u32 = 1_000;
 
 /// Parameters of a day.
@@ -33,9 +33,9 @@ pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) rounds: u32,
     pub(super) busy_s: u64,
-    /// Browsers at a time that join and leave.
+    /// Number of browsers at a time that join and leave.
     pub(super) guests: u32,
-    /// Browsers that stay the whole day.
+    /// Number of browsers that stay the whole day.
     pub(super) residents: u32,
     pub(super) units_per_s: u32,
     pub(super) gop: u32,
@@ -53,7 +53,7 @@ struct Ghost {
     weather: Weather,
     left_ns: i64,
     patience_ns: i64,
-    /// The session must have ended by then.
+    /// Time by which the session must have ended.
     until_ns: i64,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Day {
     server: Server,
     context: Arc<SessionContext>,
     server_wakes_ns: i64,
-    /// The server is stalled until then.
+    /// Time until which the server is stalled.
     stalled_until_ns: i64,
     stalls: u32,
     recorder: SimulatedRecorder,
@@ -92,7 +92,7 @@ impl Day {
     pub(super) fn new(plan: Plan) -> Day {
         static DAYS: AtomicU32 = AtomicU32::new(0);
         let name = format!("/ss-test-day-{}-{}", std::process::id(), DAYS.fetch_add(1, Ordering::Relaxed));
-        fastrand::seed(plan.seed); // str0m's random numbers
+        fastrand::seed(plan.seed); // str0m gets its random numbers from `fastrand`
         let now = clock::now();
         let start_ns = now.monotonic_ns / MS * MS;
         let sim_camera =
@@ -129,7 +129,7 @@ impl Day {
         }
     }
 
-    /// Runs the whole day. An error says what was wrong and when.
+    /// Runs the whole day. Returns an error that says what was wrong and when.
     pub(super) fn run(mut self) -> Result<Summary, String> {
         let result = self.live();
         let at_ms = (self.now_ns - self.start_ns) / MS;
@@ -181,7 +181,7 @@ impl Day {
         }
     }
 
-    /// Advances the clock by `seconds`.
+    /// Runs the day until the clock has advanced by `seconds`.
     fn pass(&mut self, seconds: u64) -> Result<(), String> {
         let end_ns = self.now_ns + seconds as i64 * SECOND;
         let mut steps = 0;
@@ -266,7 +266,7 @@ impl Day {
 
     // ---- the network -----------------------------------------------------------------------------------
 
-    /// Delivers due datagrams. Returns true if a worker has work.
+    /// Delivers the datagrams that are due. Returns true if a worker has work.
     fn deliver(&mut self) -> Result<bool, String> {
         let mut is_woken = false;
         let now = self.now();
@@ -359,13 +359,14 @@ impl Day {
         }
     }
 
-    /// At random: the worker stalls, the disk is slow, a recording starts or stops, a browser requests an IDR.
+    /// Causes trouble at random: the worker stalls, the disk is slow, a recording starts or stops, or a browser
+    /// requests an IDR.
     fn trouble(&mut self) {
         if self.random.below(60) == 0 && self.stalled_until_ns <= self.now_ns {
             self.stalled_until_ns = self.now_ns + (50 + self.random.below(7_000) as i64) * MS;
             self.stalls += 1;
             // Datagrams of browsers that left within the last second may still be in flight. The stalled server reads
-            // them late, so it also renews their consent late.
+            // them late and so renews the consent late. Those sessions may therefore end later.
             for ghost in self.ghosts.iter_mut().filter(|ghost| self.now_ns - ghost.left_ns < SECOND) {
                 ghost.until_ns = self.stalled_until_ns + ghost.patience_ns;
             }
@@ -425,7 +426,7 @@ impl Day {
         self.order.retain(|other| *other != id);
         self.shown += browser.decoder.shown;
         self.hidden += browser.decoder.hidden;
-        // A stalled server notices only after the stall that the browser has left.
+        // A stalled server notices only after the stall that the browser has left, so the session may end later.
         let (left_ns, patience_ns) = (self.now_ns, patience.as_nanos() as i64);
         let until_ns = left_ns.max(self.stalled_until_ns) + patience_ns;
         let (manners, weather) = (browser.manners, browser.link.weather);
@@ -450,7 +451,7 @@ impl Day {
         self.server.viewer(id).is_some()
     }
 
-    /// A session ends in time after its browser is gone.
+    /// Checks that every session ends in time after its browser is gone.
     fn check_ghosts(&mut self) -> Result<(), String> {
         for ghost in std::mem::take(&mut self.ghosts) {
             if !self.has_session(ghost.id) {
@@ -468,13 +469,13 @@ impl Day {
         Ok(())
     }
 
-    /// A browser on a good link is connected and gets every unit.
+    /// Checks that every browser on a good link is connected and gets every unit.
     fn check_present(&mut self) -> Result<(), String> {
         for id in self.order.clone() {
             let browser = &self.browsers[&id];
             let is_good = browser.link.weather == Weather::Clean
                 && matches!(browser.manners, Manners::Polite | Manners::Vanishing);
-            // A join takes longer if the server stalls during it.
+            // A join takes longer if the server stalls meanwhile, so new browsers are not checked yet.
             let is_settled = self.now_ns - browser.joined_ns > 10 * SECOND;
             if !is_good || !is_settled || self.now_ns < self.stalled_until_ns + SECOND {
                 continue;
@@ -484,7 +485,7 @@ impl Day {
             if !is_connected || !self.has_session(id) {
                 return Err(format!("viewer {id} has a good link and no session: {}", self.status(id)));
             }
-            // The units of the last second may be in flight.
+            // Units of the last second may still be in flight, so they are not checked.
             let due = self.camera.ledger.next().saturating_sub(self.plan.units_per_s);
             let from = newest.map_or(due, |newest| newest + 1);
             if let Some(missed) = self.camera.ledger.first_owed(from..due, owed_since_ns) {
@@ -497,7 +498,7 @@ impl Day {
         Ok(())
     }
 
-    /// After a quiet time only the residents are left. Records the bytes that the server holds.
+    /// Checks that after a quiet time only the residents are left. Records the bytes that the server holds.
     fn check_equal_state(&mut self) -> Result<(), String> {
         let sessions = self.server.sessions();
         if sessions != self.plan.residents as usize {

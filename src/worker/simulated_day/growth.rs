@@ -1,13 +1,15 @@
-//! The memory rule of a simulated day: pools may fill, nothing else may grow.
+//! The memory rule of a simulated day: memory pools may fill up, and nothing else may grow.
 
-/// Bytes in full pools: 2.1 to 2.5 MB measured at the end of days of 18 rounds, constant from the fifth round on. A small
-/// day ends before they are full.
+/// Bytes that the server holds when its pools are full. At the end of days of 18 rounds 2.1 to 2.5 MB were measured,
+/// constant from the fifth round on. A small day ends before the pools are full.
 const POOLS_BYTES: i64 = 2_500_000;
 
-/// Bytes that the server may hold more than at the same point of an earlier round: pools reach their high-water marks.
+/// Allowed growth in bytes from the first half of a day to the second, because pools may still reach new high-water
+/// marks.
 const GROWTH_BYTES_MAX: i64 = 512 * 1024;
 
-/// The second half of a day must not hold more than the first half in the same state.
+/// Returns an error if the server holds more bytes in the second half of a day than in the first half, by more than
+/// [`GROWTH_BYTES_MAX`]. The bytes are measured at the end of each round, in the same state.
 pub(super) fn check_growth(held_bytes: &[i64]) -> Result<(), String> {
     let (first, rest) = held_bytes.split_at(held_bytes.len().div_ceil(2));
     let most = |bytes: &[i64]| bytes.iter().copied().max();

@@ -1,5 +1,5 @@
-//! UNSAFE. The allocator of the unit tests: counts heap bytes in use per thread, on the server's account only. A simulated
-//! day runs in one thread; the bytes of browsers and the simulated network are not counted.
+//! UNSAFE. The allocator of the unit tests: counts, per thread, the heap bytes that the server of a simulated day
+//! holds. A simulated day runs in one thread. The bytes of browsers and of the simulated network are not counted.
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait by its nature")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -15,8 +15,8 @@ thread_local! {
     static SERVER_BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
-/// Adds to this thread's `SERVER_BYTES` while the server's part of a step runs. Does nothing in a thread that is
-/// ending.
+/// Adds `bytes` times `sign` to this thread's `SERVER_BYTES` while the server's part of a step runs. Does nothing in a
+/// thread that is ending.
 fn count(bytes: usize, sign: i64) {
     let in_server = IN_SERVER.try_with(Cell::get).unwrap_or(false);
     if in_server && let Ok(bytes) = i64::try_from(bytes) {
@@ -34,14 +34,15 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(layout.size(), -1);
-        // SAFETY: `pointer` came from `alloc` with this layout, that is from the system's.
+        // SAFETY: `pointer` came from `alloc` with this layout, and so from the system's allocator.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_bytes: usize) -> *mut u8 {
         count(layout.size(), -1);
         count(new_bytes, 1);
-        // SAFETY: as in `dealloc`; the caller promises a valid `new_bytes`.
+        // SAFETY: `pointer` came from the system's allocator, as in `dealloc`, and the caller promises a valid
+        // `new_bytes`.
         unsafe { System.realloc(pointer, layout, new_bytes) }
     }
 }
@@ -55,7 +56,7 @@ pub(super) fn as_server<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs a part of the server's step without counting.
+/// Runs a part of the server's step whose allocations are not counted, because they belong to the simulation.
 pub(super) fn as_world<T>(work: impl FnOnce() -> T) -> T {
     let before = IN_SERVER.replace(false);
     let result = work();
@@ -63,7 +64,7 @@ pub(super) fn as_world<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Returns the bytes that the server holds of this thread's allocations.
+/// Returns how many bytes the server holds that were allocated in this thread.
 pub(super) fn server_bytes() -> i64 {
     SERVER_BYTES.get()
 }

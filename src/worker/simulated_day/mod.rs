@@ -1,32 +1,33 @@
-//! A day of the whole program on a fake clock, from one seed, in one thread: an irregular camera with a real ring, the
-//! real turn of a worker with real sessions, browsers that join and leave over a bad network, and recordings. Only the
-//! sockets and the disk are simulated. Test code.
+//! A day of the whole program on a fake clock, from one seed, in one thread. An irregular camera writes a real ring,
+//! and a worker runs its real turn with real sessions. Browsers join and leave over a bad network, and recordings are
+//! made. Only the sockets and the disk are simulated. This is test code.
 //!
 //! ```text
 //!  camera ─► ring ─► worker turn ─► sessions ─► driver ─► network ─► browsers ─► decoders
 //!              └───► recorder ─► disk in memory       ◄── feedback ◄──┘      └──► checks
 //! ```
 //!
-//! A day has rounds: a busy time, then a quiet time in which all guests leave and only the residents stay. At the end of
-//! each quiet time the server is in the same state as in the round before and must hold the same memory.
+//! A day has rounds. A round is a busy time, then a quiet time in which all guests leave and only the residents stay.
+//! At the end of each quiet time the server is in the same state as in the round before, and must hold the same memory.
 //!
 //! A day has few units a second, and everything happens on a grid of one millisecond. The seed determines the random
-//! numbers of camera, viewers and disk, and the fate of each datagram by link, direction, millisecond and place in it. It
-//! does not determine cryptography: keys, a byte or two of signatures, and the time before DTLS repeats a flight (a
-//! datagram at another time has another fate). So days of one seed are similar, not equal: a failure repeats unless a
-//! handshake on a bad link is part of it.
+//! numbers of camera, viewers and disk. It also determines the fate of each datagram, by link, direction, millisecond,
+//! and the place of the datagram in that millisecond. The seed does not determine cryptography: keys, the length of
+//! signatures by a byte or two, and the time before DTLS repeats a flight (a datagram at another time has another
+//! fate). So days of one seed are similar, not equal: a failure repeats unless a handshake on a bad link is part of it.
 //!
-//! Faults that were put into the program one at a time (seeds 1 to 4, ten residents), and the result:
+//! These faults were put into the program one at a time (seeds 1 to 4, ten residents). The second column says if a
+//! small day found them:
 //!
 //! | fault | small day |
 //! |---|---|
-//! | a closed session stays; consent or the handshake never ends | hung, before `STEPS_MAX` existed to report it |
+//! | a closed session stays; consent or handshake never times out | hung, before `STEPS_MAX` existed to report it |
 //! | a route, or the address of a session, is never removed | caught |
-//! | the gate admits units after a gap; a gap is not reported to it | caught by one seed in two to three |
+//! | the gate admits units after a gap; a gap is not reported to the gate | caught by one seed in two to three |
 //! | a sequence number is used twice; the wrong packet is retransmitted | caught |
-//! | the cache of sent packets has neither age nor bound | caught: it grows |
+//! | the cache of sent packets has no limit, neither age nor bound | caught: the memory grows |
 //! | the recorder leaks every unit | caught by one seed in three: a small day writes little |
-//! | that cache has no age, or no bound (the other one holds) | not seen |
+//! | the cache of sent packets has only one of the two limits, age or bound | not seen |
 //! | torn units are not noticed: one thread never reads while the camera writes | not seen |
 //! | a catch-up ends only with the next IDR | not seen: late units are allowed for two seconds after a join |
 //! | no retransmissions; no limit on retransmissions | not seen: loss is mild, no viewer floods |
@@ -57,7 +58,7 @@ use summary::Summary;
 const MS: i64 = 1_000_000;
 const SECOND: i64 = 1_000 * MS;
 
-/// A small day for every test run: three rounds of 80 s.
+/// Returns the plan of a small day, which runs in every test run: three rounds of 80 s.
 fn small(seed: u64) -> Plan {
     Plan {
         seed,
@@ -79,7 +80,7 @@ fn run(plan: Plan) -> Summary {
     }
 }
 
-/// Seeds of the small days in every test run; about a second each.
+/// Seeds of the small days in every test run. Each day takes about a second.
 const SMALL_DAYS: std::ops::RangeInclusive<u64> = 1..=4;
 
 #[test]
@@ -96,7 +97,8 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
 }
 
-/// `scripts/simulated-day`: SEEDS days of MINUTES each, the first from seed SEED; of an hour a round, at least three.
+/// Runs SEEDS days of MINUTES each, the first from seed SEED. A round is an hour, but a day has at least three rounds.
+/// `scripts/simulated-day` runs this test.
 #[test]
 #[ignore = "long: scripts/simulated-day runs it"]
 fn days() {

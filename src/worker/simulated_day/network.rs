@@ -1,5 +1,5 @@
-//! The network of a simulated day: loss and delay of datagrams between server and browser, and the worker's driver at
-//! one end. Seeded: see [`Link`].
+//! The network of a simulated day: loss and delay of datagrams between server and browser, and the driver that connects
+//! a worker to it. The seed of the day decides what is lost or delayed: see [`Link`].
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -10,10 +10,12 @@ use super::{MS, SECOND};
 use crate::uring::{Completion, Driver, FutexWord, Received, UdpCounters, UdpDriverError};
 use support::random::Random;
 
-/// A simulated stream has few datagrams: one in the kernel counts as this many of a real stream.
+/// Number of real datagrams that one simulated datagram in the kernel counts as, because a simulated stream has few
+/// datagrams.
 const STANDS_FOR: u32 = 64;
 
-/// Time of a datagram on a narrow link. Independent of its size, which differs by a byte from day to day.
+/// Time that a datagram takes on a narrow link. It does not depend on the datagram's size, which differs by a byte from
+/// day to day.
 const NARROW_NS: i64 = 5 * MS;
 
 /// Quality of a browser's link.
@@ -21,7 +23,7 @@ const NARROW_NS: i64 = 5 * MS;
 pub(super) enum Weather {
     /// No loss, no reordering.
     Clean,
-    /// As clean, but congested at times: datagrams wait in the server's kernel.
+    /// Like `Clean`, but congested at times: datagrams then wait in the server's kernel.
     Narrow,
     /// Some loss, and jitter that reorders datagrams.
     Lossy,
@@ -29,17 +31,19 @@ pub(super) enum Weather {
     Awful,
 }
 
-/// One browser's link. The fate of a datagram depends only on the seed, the viewer, the direction, the millisecond and its
-/// place in that millisecond: one datagram more does not change the fate of the others.
+/// One browser's link. The fate of a datagram depends only on the seed, the viewer, the direction, the millisecond and
+/// its place in that millisecond. An additional datagram therefore does not change the fate of datagrams at other
+/// times.
 pub(super) struct Link {
     pub(super) weather: Weather,
     seed: u64,
-    /// When the day began.
+    /// Time at which the day began.
     start_ns: i64,
     delay_ns: i64,
-    /// Narrow: when the earlier datagrams have left. Awful: end of the outage.
+    /// On a narrow link, the time when all earlier datagrams have left. On an awful link, the end of the outage.
     busy_until_ns: i64,
-    /// For down and up: the newest millisecond, and the datagrams in it so far.
+    /// For each direction (0 down, 1 up), the newest millisecond with a datagram, and the place of the newest datagram
+    /// in it.
     places: [(i64, u64); 2],
 }
 
@@ -69,7 +73,7 @@ impl Link {
             return (now_ns, self.arrival(now_ns, &mut random));
         }
         if random.below(2_000) == 0 {
-            // Never earlier than the end of an earlier congestion: new datagrams would overtake the waiting ones.
+            // A new congestion never ends before an earlier one: new datagrams would then overtake the waiting ones.
             self.busy_until_ns = self.busy_until_ns.max(now_ns + (1 + random.below(20) as i64) * SECOND);
         }
         self.busy_until_ns = self.busy_until_ns.max(now_ns) + NARROW_NS;
@@ -96,7 +100,7 @@ impl Link {
     }
 }
 
-/// Something that happens later.
+/// Event that happens at a later time.
 pub(super) enum Event {
     ToServer { from: SocketAddr, bytes: Vec<u8> },
     ToBrowser { viewer: u32, bytes: Vec<u8> },
@@ -138,11 +142,12 @@ impl Calendar {
 /// The worker's driver on the simulated network.
 #[derive(Default)]
 pub(super) struct SimulatedDriver {
-    /// Datagrams that the worker sent since they were last taken, by viewer.
+    /// Datagrams that the worker has sent since the outbox was last taken, with their viewers and targets.
     pub(super) outbox: Vec<(u32, SocketAddr, Vec<u8>)>,
     completions: VecDeque<Completion>,
-    /// Received datagrams, and the one that the worker reads now.
+    /// Received datagrams that the worker has not read yet.
     arrived: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// The received datagram that the worker is reading.
     current: Option<Vec<u8>>,
     in_flight: HashMap<u32, u32>,
     counters: UdpCounters,
@@ -156,7 +161,7 @@ impl SimulatedDriver {
         self.arrived.push_back((from, bytes));
     }
 
-    /// Returns the datagrams in flight of the viewer with the most.
+    /// Returns how many datagrams are in flight for the viewer that has the most.
     pub(super) fn most_in_flight(&self) -> u32 {
         self.in_flight.values().map(|count| count * STANDS_FOR).max().unwrap_or(0)
     }
@@ -166,7 +171,7 @@ impl SimulatedDriver {
         !self.completions.is_empty() || !self.arrived.is_empty()
     }
 
-    /// A datagram has left the kernel: the worker gets the completion in its next turn.
+    /// Records that a datagram has left the kernel. The worker gets the completion in its next turn.
     pub(super) fn left(&mut self, viewer: u32) {
         self.completions.push_back(Completion::Sent { viewer, datagrams: 1, result: Ok(0) });
         if let Some(count) = self.in_flight.get_mut(&viewer) {

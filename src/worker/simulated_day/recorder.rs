@@ -1,5 +1,5 @@
-//! The recorder of a simulated day: the real state machine, a disk in memory that is slow at times, and a cursor of its
-//! own, as in `recorder/engine.rs`. Files are checked, counted and deleted.
+//! The recorder of a simulated day: the real state machine, a disk in memory that is slow at times, and a separate
+//! cursor, as in `recorder/engine.rs`. The finished files are checked, counted and deleted.
 
 use std::collections::VecDeque;
 
@@ -19,14 +19,14 @@ pub(super) struct SimulatedRecorder {
     cursor: Cursor,
     disk: Harness,
     current: Option<UnitView>,
-    /// Operations the disk has not finished.
+    /// Operations that the disk has not finished, each with the time at which it will finish.
     busy: VecDeque<(i64, FileId, Completion)>,
     /// Extra time of every disk operation.
     pub(super) slowness_ns: i64,
     recordings: u32,
     /// The last unit read from the ring.
     taken: Option<u32>,
-    /// The camera restarted while units were unread: the number of lost units is unknown.
+    /// True if the camera restarted while units were unread. The number of lost units is then unknown.
     is_blurred: bool,
     pub(super) totals: Totals,
 }
@@ -73,16 +73,16 @@ impl SimulatedRecorder {
     }
 
     pub(super) fn stop(&mut self, now_ns: i64) {
-        // Fails if the recording is already stopping.
+        // The result is ignored: the call fails only if the recording is already stopping.
         let _ = self.disk.recording.handle_stop(now_ns);
     }
 
-    /// The camera restarts; the next unit is `next`.
+    /// Records that the camera restarts; its next unit will be `next`.
     pub(super) fn note_restart(&mut self, next: u32) {
         self.is_blurred |= self.taken.is_some_and(|taken| taken + 1 < next);
     }
 
-    /// Returns when the recorder has work without a new unit.
+    /// Returns the time at which the recorder has work even if no new unit arrives.
     pub(super) fn next_ns(&self) -> Option<i64> {
         let completed = self.busy.front().map(|(at_ns, ..)| *at_ns);
         [completed, self.disk.recording.next_deadline()].into_iter().flatten().min()
@@ -111,7 +111,7 @@ impl SimulatedRecorder {
     fn submit(&mut self, now_ns: i64) {
         self.disk.execute_outputs();
         while let Some((file, completion)) = self.disk.completions.pop_front() {
-            // One disk: operations complete in order.
+            // There is only one disk, so its operations complete in order.
             let after = self.busy.back().map_or(now_ns, |(at_ns, ..)| *at_ns);
             self.busy.push_back((after.max(now_ns) + MS + self.slowness_ns, file, completion));
         }
@@ -169,7 +169,8 @@ impl SimulatedRecorder {
         }
     }
 
-    /// Checks a finished recording: every file is valid, holds published units, and the counts agree.
+    /// Checks a finished recording: every file is valid and holds published units, and the counts in the report agree
+    /// with the files.
     fn check_stopped(&mut self, ledger: &Ledger) -> Result<(), String> {
         self.disk.started.clear();
         let Some(reply) = self.disk.stopped.pop() else { return Ok(()) };
@@ -204,11 +205,11 @@ impl SimulatedRecorder {
     }
 }
 
-/// Every unit is an IDR or follows the unit it refers to.
+/// Returns true if every unit is an IDR or follows the unit that it refers to.
 fn is_decodable(written: &[u32], ledger: &Ledger) -> bool {
     let mut reference = None;
     written.iter().all(|number| {
-        // A unit that left the ledger cannot be checked.
+        // A unit that is no longer in the ledger cannot be checked.
         let Some(unit) = ledger.get(*number) else { return true };
         let is_fine = unit.is_idr || reference.is_none() || reference == Some(unit.refers_to);
         if unit.is_reference {

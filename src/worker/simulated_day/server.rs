@@ -1,5 +1,5 @@
-//! The server of a simulated day: its workers in one thread, each with the real turn and a driver of the simulated
-//! network.
+//! The server of a simulated day. All its workers run in one thread, each with the real turn and with a driver of the
+//! simulated network.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::session::Viewer;
 use crate::worker::commands::{Mailbox, hand_over, mailbox};
 use crate::worker::turn::{Seed, Worker};
 
-/// Turns of all workers at one moment. More means that they wake each other forever.
+/// Most turns of each worker at one moment. If there are more, the workers wake each other forever.
 const TURNS_MAX: usize = 100;
 
 pub(super) struct Server {
@@ -58,7 +58,7 @@ impl Server {
         self.workers[0].driver_mut().receive(from, bytes);
     }
 
-    /// Runs turns of all workers until none has work left. Returns the shortest wait they asked for.
+    /// Runs turns of all workers until none has work left. Returns the shortest wait that a worker asked for.
     pub(super) fn turn(&mut self, now: Now) -> Duration {
         for _ in 0..TURNS_MAX {
             for worker in &mut self.workers {
@@ -76,12 +76,12 @@ impl Server {
         panic!("the workers still have work after {TURNS_MAX} turns");
     }
 
-    /// Takes what was sent since the last call, by viewer.
+    /// Returns the datagrams that were sent since the last call, each with its viewer and its target.
     pub(super) fn take_outbox(&mut self) -> Vec<(u32, SocketAddr, Vec<u8>)> {
         self.workers.iter_mut().flat_map(|worker| std::mem::take(&mut worker.driver_mut().outbox)).collect()
     }
 
-    /// One datagram of this viewer has left the kernel.
+    /// Records that one datagram of this viewer has left the kernel.
     pub(super) fn left(&mut self, viewer: u32) {
         let owner = self.owner(viewer);
         self.workers[owner].driver_mut().left(viewer);
@@ -101,8 +101,8 @@ impl Server {
         self.counters.iter().map(|counters| counter(counters).get()).sum()
     }
 
-    /// The datagrams that wait in the kernel for one viewer are bounded: by the gate, the unit that passed it last, and
-    /// retransmissions.
+    /// Checks that the number of datagrams that wait in the kernel for one viewer is bounded. The bound covers the
+    /// limit of the gate, the last unit that passed the gate, and retransmissions.
     pub(super) fn check_in_flight(&self) -> Result<(), String> {
         let most = self.workers.iter().map(|worker| worker.driver().most_in_flight()).max();
         match most {
@@ -113,7 +113,7 @@ impl Server {
         }
     }
 
-    /// The tables hold only live sessions: one ufrag and at most one address for each.
+    /// Checks that the tables hold only live sessions: one ufrag and at most one address for each.
     pub(super) fn check_tables(&self) -> Result<(), String> {
         let elsewhere: usize = self.workers.iter().skip(1).map(|worker| worker.sessions().slots.len()).sum();
         let routes = self.workers[0].routes().counts();
@@ -136,7 +136,7 @@ fn is_woken(worker: &Worker<SimulatedDriver>) -> bool {
     poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
 }
 
-/// Reads the eventfd, as the driver does.
+/// Clears the worker's wake-up by reading the eventfd, as the real driver does.
 fn clear_wakeup(worker: &Worker<SimulatedDriver>) {
     if is_woken(worker) {
         rustix::io::read(&*worker.reader().eventfd(), &mut [0; 8]).unwrap();
@@ -192,7 +192,7 @@ mod tests {
         let (now, camera) = (clock::now(), Camera::new("/ss-test-no-camera", crate::camera::Wake::Poll));
         let mut server = Server::new(&camera, 2);
         while server.mailboxes[1].send(Command::Statuses(tokio::sync::oneshot::channel().0)).is_ok() {}
-        // The route is the last command that fits.
+        // The mailbox of worker 0 has room for one more command, which will be the route.
         for _ in 1..limits::COMMANDS_MAX {
             let unrelated = Command::Forget { ufrag: "unrelated".to_owned() };
             assert!(server.mailboxes[0].send(unrelated).is_ok());

@@ -1,4 +1,4 @@
-//! Summary of a simulated day, for the test output.
+//! Summary of a simulated day, printed in the test output.
 
 use std::fmt;
 

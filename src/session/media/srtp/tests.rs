@@ -1,4 +1,4 @@
-//! Tests of `srtp.rs`: the vectors of the RFCs, round trips, and what must be refused.
+//! Tests of `srtp.rs`: the test vectors of the RFCs, round trips, and packets that must be refused.
 
 use super::*;
 use proptest::prelude::*;
@@ -16,13 +16,14 @@ fn material(profile: SrtpProfile) -> Vec<u8> {
     (0..2 * (lengths.key + lengths.salt)).map(|byte| u8::try_from(byte).unwrap()).collect()
 }
 
-/// Our side as DTLS server, and the browser's.
+/// Returns the contexts of our side, which is the DTLS server, and those of the browser.
 fn both(profile: SrtpProfile) -> ((Sealer, Opener), (Sealer, Opener)) {
     let material = material(profile);
     (contexts(profile, &material, false).unwrap(), contexts(profile, &material, true).unwrap())
 }
 
-/// The receiving side of SRTP, which the server has no use for.
+/// Decrypts an RTP packet, or returns `None` if it is not authentic. Only the tests need this, because a viewer sends
+/// no media.
 fn open_rtp(sender: &Sealer, datagram: &[u8], header_bytes: usize, ssrc: u32, index: u64) -> Option<Vec<u8>> {
     let (sealed, tag) = datagram.split_at_checked(datagram.len().checked_sub(sender.tag_bytes)?)?;
     let (header, body) = sealed.split_at_checked(header_bytes)?;
@@ -57,7 +58,7 @@ fn seal_rtcp(sealer: &mut Sealer, packet: &[u8]) -> Vec<u8> {
     out
 }
 
-/// RFC 3711 appendix B.3.
+/// The expected keys are from RFC 3711 appendix B.3.
 #[test]
 fn session_keys_match_rfc_3711() {
     let (key, salt) = (hex("E1F97A0D3E018BE0D64FA32C06DE4139"), hex("0EC675AD498AFEEBB6960B3AABE6"));
@@ -67,7 +68,7 @@ fn session_keys_match_rfc_3711() {
     assert_eq!(master.derive(1, 20).unwrap().to_vec(), hex("CEBE321F6FF7716B6FD4AB49AF256A156D38BAA4"));
 }
 
-/// RFC 3711 appendix B.2: the key stream.
+/// The expected key stream is from RFC 3711 appendix B.2.
 #[test]
 fn aes_cm_key_stream_matches_rfc_3711() {
     let (key, salt) = (hex("2B7E151628AED2A6ABF7158809CF4F3C"), hex("F0F1F2F3F4F5F6F7F8F9FAFBFCFD"));
@@ -79,7 +80,7 @@ fn aes_cm_key_stream_matches_rfc_3711() {
     assert_eq!(stream.to_vec(), hex(expected));
 }
 
-/// Known answer of libsrtp's `srtp_validate`, keys of RFC 3711.
+/// The expected packet is from libsrtp's `srtp_validate`, the keys are from RFC 3711.
 #[test]
 fn aes_cm_packets_match_libsrtp() {
     let (key, salt) = (hex("e1f97a0d3e018be0d64fa32c06de4139"), hex("0ec675ad498afeebb6960b3aabe6"));
@@ -97,7 +98,7 @@ fn aes_cm_packets_match_libsrtp() {
     );
 }
 
-/// RFC 7714 sections 16.1.1 and 16.2.1, which give the session keys.
+/// The packets are from RFC 7714 sections 16.1.1 and 16.2.1. These give session keys, so the test derives none.
 #[test]
 fn aes_gcm_packets_match_rfc_7714() {
     let payload = hex("47616c6c696120657374206f6d6e69732064697669736120696e207061727465732074726573");
@@ -129,7 +130,7 @@ fn aes_gcm_packets_match_rfc_7714() {
     }
 }
 
-/// The SRTCP packet of RFC 7714 section 17.1 with index 0x5d4, in both directions.
+/// Encrypts and decrypts the SRTCP packet of RFC 7714 section 17.1, which has the index 0x5d4.
 #[test]
 fn aes_gcm_reports_match_rfc_7714() {
     let plain = hex(
@@ -149,7 +150,7 @@ fn aes_gcm_reports_match_rfc_7714() {
     assert_eq!(out, plain);
 }
 
-/// A report of a real session with the keys of both directions, recorded by str0m (`test_aes128_cm_sha1_80`).
+/// The report and the keys of both directions are from a real session, recorded by str0m (`test_aes128_cm_sha1_80`).
 #[test]
 fn aes_cm_reports_match_a_recorded_session() {
     let material = hex(
