@@ -17,8 +17,8 @@ pub enum UnitError {
     /// The bytes are not an Annex-B access unit.
     #[error("not an access unit: {0}")]
     Scan(#[from] ScanError),
-    /// A parameter set of the unit is broken. The unit's slices refer to the new set, so an older one cannot replace
-    /// it.
+    /// A parameter set of the unit is broken. An older set cannot replace it, because the slices were encoded with the
+    /// new one.
     #[error("broken parameter set: {0}")]
     ParameterSet(#[from] ParameterSetError),
     /// A slice header is broken.

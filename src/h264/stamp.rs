@@ -32,8 +32,8 @@ const TRAILING_BITS: u8 = 0x80;
 /// Fields of a stamp.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
-    /// Number of the access unit in one simulator run, from 0. The count continues when the simulator restarts its ring
-    /// or repeats its file.
+    /// Number of the access unit in one simulator run, from 0. The count continues when the simulated camera
+    /// restarts or the video file begins again.
     pub unit_number: u64,
     /// Time just before the unit was published, in nanoseconds of CLOCK_MONOTONIC.
     pub published_monotonic_ns: i64,
