@@ -117,9 +117,9 @@ impl Default for Config {
 /// The result of reading the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// Run the server.
+    /// The server must run with this configuration.
     Run(Box<Config>),
-    /// Print this text, because --help or --version was given, and exit with code 0.
+    /// --help or --version was given: the program must print this text and exit with code 0.
     Print(String),
 }
 
@@ -131,7 +131,8 @@ impl Config {
     /// `read_file` reads the files that `--config` and `--token-file` name.
     ///
     /// # Errors
-    /// Returns the first error. For a bad value, it names the source of the value and states what the option accepts.
+    /// Returns the first error. The error of a bad value names the source of the value and states what the option
+    /// accepts.
     pub fn from_args(
         args: impl IntoIterator<Item = OsString>,
         env: impl Fn(&str) -> Option<OsString>,

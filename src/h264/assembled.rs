@@ -55,7 +55,7 @@ impl<'a> AssembledUnit<'a> {
 pub struct Nal<'a> {
     /// Bytes of the NAL unit without its start code. Never empty.
     pub bytes: &'a [u8],
-    /// `nal_unit_type`.
+    /// `nal_unit_type` of the NAL unit, 1 to 23.
     pub kind: u8,
     /// Offset in the bytes that were passed to [`Assembler::assemble`](super::Assembler::assemble). `None` if the NAL
     /// unit was inserted from the cache.

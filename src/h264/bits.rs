@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn exp_golomb_codes_of_the_standard_are_read() {
-        // The bits are 1 010 011 00100 00101: the codes of 0 to 4 in H.264 table 9-2.
+        // The bits 1 010 011 00100 00101 are the codes of the values 0 to 4 (H.264 table 9-2).
         let mut bits = BitReader::new(&[0b1010_0110, 0b0100_0010, 0b1000_0000]);
         for value in 0..5 {
             assert_eq!(bits.unsigned("", u32::MAX), Ok(value));

@@ -41,7 +41,7 @@ pub(super) struct ParameterSet<T> {
     pub(super) fields: T,
     /// The whole NAL unit, without its start code.
     pub(super) bytes: Arc<[u8]>,
-    /// Number of the last GOP that carried this set with this content. 0 if no GOP has.
+    /// Number of the last GOP that carried this set with this content. 0 if no GOP has carried it.
     carried_in: u32,
 }
 

@@ -129,7 +129,7 @@ impl Pool {
     /// Moves buffers that no viewer holds any more to the free list. The search starts at the oldest buffer.
     ///
     /// The search ends after [`limits::PAYLOAD_POOL_CHECKS_MAX`] buffers that are still held. If it has found no free
-    /// buffer, the held ones move to the back of the queue, so that the next search starts at the buffers behind them.
+    /// buffer, the held ones move to the back of the queue. The next search then starts at the buffers behind them.
     pub(super) fn collect(&mut self) {
         let mut passed = 0;
         let mut found = false;

@@ -34,7 +34,8 @@ impl DropWatch {
     /// second.
     ///
     /// If a warning must be logged, returns the percentage of the units of the last 10 s that were dropped. This is the
-    /// case if the percentage exceeds [`DROPS_MAX_PERCENT`] and the last warning was at least a minute ago.
+    /// case if the percentage exceeds [`DROPS_MAX_PERCENT`], the last warning was at least a minute ago, and the window
+    /// has at least `UNITS_MIN` units.
     pub fn look(&mut self, now_ns: i64, sent: u64, dropped: u64) -> Option<u64> {
         let oldest = self.mark(Mark { at_ns: now_ns, sent, dropped });
         let lost = dropped.saturating_sub(oldest.dropped);

@@ -3,7 +3,8 @@
 
 use std::fmt::{Display, Write};
 
-/// Builds the text. It consists of metric families in the order in which they are opened, each followed by its samples.
+/// Builds a page of metrics. The page lists metric families in the order in which they are opened, each followed by its
+/// samples.
 #[derive(Debug, Default)]
 pub struct Exposition {
     text: String,
@@ -11,7 +12,7 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Creates an empty text.
+    /// Creates an empty page.
     pub fn new() -> Self {
         Self::default()
     }
@@ -93,7 +94,7 @@ impl Exposition {
         self
     }
 
-    /// Returns the whole text.
+    /// Returns the text of the whole page.
     pub fn finish(self) -> String {
         self.text
     }

@@ -17,14 +17,15 @@ pub enum Stage {
     /// From the camera's timestamp to the start of the turn in which a worker found the unit. This includes the
     /// camera's own processing, because legacy rings do not state when a unit was published.
     CapturedToSeen,
-    /// Until the RTP payloads are ready. Recorded only if the worker has viewers.
+    /// From the start of that turn until the RTP payloads are ready. Recorded only if the worker has viewers.
     SeenToPacketised,
-    /// Until the datagrams of one viewer are encrypted. This includes the time for the viewers that were served before.
+    /// From the time when the payloads are ready until the datagrams of one viewer are encrypted. This includes the
+    /// time for the viewers that were served before.
     PacketisedToEncrypted,
-    /// Until the viewer's datagrams are submitted with `io_uring_enter`. This includes the encryption for the viewers
-    /// that are served later in the same turn.
+    /// From the encryption of one viewer's datagrams until they are submitted with `io_uring_enter`. This includes the
+    /// encryption for the viewers that are served later in the same turn.
     EncryptedToSubmitted,
-    /// Until the worker reaps the completion of the last send to the viewer.
+    /// From the submission until the worker reaps the completion of the last send to the viewer.
     SubmittedToSent,
     /// The total, from the camera's timestamp to the completion of the last send to one viewer.
     CapturedToSent,

@@ -1,5 +1,5 @@
-//! The flight recorder. It stores the times at which the access units of the last minute passed the stages, and exports
-//! them in the Trace Event Format for Perfetto and Chrome. One thread writes. Other threads may read at any time
+//! The flight recorder. It stores the times at which the access units of the last minute passed the stages. It exports
+//! these times in the Trace Event Format for Perfetto and Chrome. One thread writes. Other threads may read at any time
 //! without blocking the writer. Writing takes no lock, and allocates only until the rings have been full once.
 //!
 //! Each entry is a seqlock: the writer sets the stamp to 0, writes the words, and sets the stamp to the entry's number
@@ -157,7 +157,7 @@ impl Entry {
         let [first, second, third, fourth] = &self.words;
         let words = [first, second, third, fourth].map(|word| word.load(Ordering::Relaxed));
         // This fence pairs with the fence in `write`. If one of the words is already from a later entry, the second
-        // load of the stamp returns 0 or the stamp of a later entry, so the words are discarded.
+        // load of the stamp returns 0 or the stamp of a later entry. The words are then discarded.
         fence(Ordering::Acquire);
         (self.stamp.load(Ordering::Relaxed) == stamp).then_some(words)
     }

@@ -1,4 +1,4 @@
-//! Counters of the recorder. Its threads write them; any thread reads them.
+//! Counters of the recorder. The threads of the recorder write them, and any thread may read them.
 
 use std::sync::atomic::AtomicBool;
 

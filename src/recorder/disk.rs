@@ -47,8 +47,8 @@ impl Disk {
         (Disk { library, files: HashMap::new(), completions }, receiver)
     }
 
-    /// Carries out a file operation. After a write, `still_intact` is called. It returns false if the camera overwrote
-    /// the written unit in the ring meanwhile.
+    /// Carries out a file operation. `still_intact` is called when a write has completed. This closure must return
+    /// false if the camera overwrote the written unit in the ring meanwhile.
     pub(super) fn execute(&mut self, output: Output, still_intact: impl FnOnce() -> bool + 'static) {
         match output {
             Output::Create { file, stem, number, exact } => self.create(file, &stem, number, exact),

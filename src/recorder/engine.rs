@@ -331,7 +331,7 @@ impl Engine {
         self.retention_task = Some(tokio::task::spawn_blocking(move || {
             match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
                 Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
-                Err(error) => log::warn!("retention: {error}"),
+                Err(error) => log::warn!("the retention rules could not be applied: {error}"),
             }
         }));
     }

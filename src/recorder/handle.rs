@@ -45,7 +45,8 @@ impl Wakeup for UnitWakeup {
 /// finishes a running recording.
 ///
 /// # Errors
-/// Returns a [`SpawnError`] if the kernel refuses io_uring or a thread. Its text says how to allow io_uring.
+/// Returns a [`SpawnError`] if the kernel refuses io_uring or a thread. The text of the error says how to
+/// allow io_uring.
 pub fn spawn(
     camera: &Camera,
     config: RecorderConfig,
@@ -85,7 +86,8 @@ fn repair_in_background(library: &Library) -> io::Result<()> {
             match library.repair(&name) {
                 Ok(true) => log::info!("recording {name} was left unfinished by a crash; it is now repaired"),
                 Ok(false) => log::info!(
-                    "recording {name} was left unfinished by a crash; it holds no whole access unit or is in use"
+                    "recording {name} was left unfinished by a crash; it was not repaired, because it holds no whole \
+                     access unit or another process uses it"
                 ),
                 Err(error) => log::error!("recording {name} could not be repaired: {error}"),
             }
@@ -106,8 +108,8 @@ impl RecorderHandle {
     /// Starts a recording. Returns when the file is created.
     ///
     /// # Errors
-    /// A recording already runs, the name or a number is not valid, the name is in use, no camera writes to the ring,
-    /// the disk is full, or the directory cannot be used.
+    /// A recording already runs, or the name or a number is not valid. Or the name is in use, no camera writes to the
+    /// ring, the disk is full, or the directory cannot be used.
     pub async fn start(&self, request: StartRequest) -> Result<StartReply, RecorderError> {
         self.request(|reply| Command::Start(request, reply)).await
     }
@@ -172,7 +174,7 @@ impl RecorderHandle {
         &self.library.counters
     }
 
-    /// Returns the library, which manages the directory of recordings. Its methods block.
+    /// Returns the library, which manages the directory of recordings. The methods of the library block.
     #[must_use]
     pub fn library(&self) -> &Library {
         &self.library

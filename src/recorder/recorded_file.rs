@@ -1,4 +1,4 @@
-//! PURE: one file of a recording, from its first access unit to the data that finishes it.
+//! PURE: decides how one file of a recording is written, from its first access unit to the data that finishes it.
 
 use std::io;
 
@@ -188,8 +188,8 @@ impl RecordedFile {
         match result {
             Ok(()) => self.allocation.end += self.allocation.step,
             Err(error) if is_full(&error) => {
-                // A failed reservation may have taken all free space. Truncate to release it, then reserve half as
-                // much.
+                // A failed reservation may have taken all free space. The next operations truncate the file to release
+                // this space, then reserve half as much.
                 self.allocation.step /= 2;
                 self.allocation.truncate_first = true;
             }
@@ -293,7 +293,7 @@ impl RecordedFile {
             sequence: u32::try_from(self.index.len() + 1).unwrap_or(u32::MAX),
             time_90k,
             duration_90k: self.index.expected_duration_90k(),
-            unit_bytes: u32::try_from(unit.prefixed_bytes()).unwrap_or(u32::MAX), // fits: a slot holds 3 MB
+            unit_bytes: u32::try_from(unit.prefixed_bytes()).unwrap_or(u32::MAX), // 32 bits suffice: a slot holds 3 MB
             kind: unit.kind,
         }
     }

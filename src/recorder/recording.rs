@@ -316,7 +316,8 @@ impl Recording {
             .map(ActiveRecording::full_report)
     }
 
-    /// Returns the result of the last recording, and an error: that of the active recording, else that of the last one.
+    /// Returns the result of the last recording. Also returns the error of the active recording, or else the error that
+    /// ended the last one.
     pub(crate) fn last(&self) -> (Option<&StopReply>, Option<&RecorderError>) {
         let error = self.active.as_ref().and_then(|active| active.error.as_ref());
         (self.last.as_ref(), error.or(self.last_error.as_ref()))
@@ -541,7 +542,7 @@ impl ActiveRecording {
     }
 }
 
-/// Queues the operation that finishes the current file, or removes the file if it holds no unit.
+/// Queues an operation that finishes the current file, or that removes the file if it holds no unit.
 fn close_file(active: &mut ActiveRecording, outputs: &mut VecDeque<Output>) {
     let Some(closed) = active.file.take() else { return };
     let file = closed.id;

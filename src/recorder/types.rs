@@ -32,7 +32,7 @@ pub struct StopReply {
 /// Why a recording stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// A stop request ended it.
+    /// A stop request ended the recording.
     Requested,
     /// The `max_duration_s` of the start request passed.
     MaxDuration,
@@ -40,7 +40,7 @@ pub enum StopReason {
     Heartbeat,
     /// The server shut down.
     Shutdown,
-    /// An error ended it. [`StopReason::as_str`] returns the code of the error.
+    /// An error ended the recording. [`StopReason::as_str`] returns the code of the error.
     Failed(RecorderError),
 }
 

@@ -77,7 +77,7 @@ pub fn gather(fragment: &Fragment, nal_units: &[Bytes], parts: &mut Vec<Bytes>) 
     let mut small = BytesMut::with_capacity(FRAGMENT_HEADER_BYTES + 4 * nal_units.len());
     small.put_slice(&fragment.header());
     for nal in nal_units {
-        small.put_u32(u32::try_from(nal.len()).unwrap_or(u32::MAX)); // fits: a slot holds 3 MB
+        small.put_u32(u32::try_from(nal.len()).unwrap_or(u32::MAX)); // 32 bits suffice: a slot holds 3 MB
         parts.push(small.split().freeze());
         parts.push(nal.clone());
     }

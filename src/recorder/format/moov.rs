@@ -100,7 +100,7 @@ fn mvhd(track: &Track, duration_90k: u64, out: &mut Vec<u8>) {
         u32s(out, &[0x1_0000, 0x0100_0000, 0, 0]);
         u32s(out, &MATRIX);
         u32s(out, &[0; 6]);
-        u32s(out, &[2]); // ID for the next track
+        u32s(out, &[2]); // next_track_ID
     });
 }
 
@@ -127,7 +127,7 @@ fn trak(track: &Track, index: &Index, fragments_offset: u64, out: &mut Vec<u8>) 
                 times(track, out);
                 u32s(out, &[TIMESCALE]);
                 out.extend_from_slice(&duration_90k.to_be_bytes());
-                u32s(out, &[0x55c4_0000]); // language "und"
+                u32s(out, &[0x55c4_0000]); // language code "und" (undetermined)
             });
             full_box(out, b"hdlr", 0, |out| {
                 out.extend_from_slice(b"\0\0\0\0vide\0\0\0\0\0\0\0\0\0\0\0\0video\0");

@@ -73,7 +73,7 @@ fn read_file_header(file: &mut (impl Read + Seek)) -> io::Result<Option<(Track, 
         return Ok(None);
     }
     let Some(track) = parse_track(&moov) else { return Ok(None) };
-    // Only if the recorder would write exactly the same header, it is certain that the recorder wrote this file.
+    // The file counts as written by this recorder only if the recorder would write exactly the same header.
     let same = file_header(&track).get(MDAT_HEADER_BYTES + 32..) == Some(moov.as_slice());
     Ok(same.then_some((track, moov_offset + moov_bytes)))
 }

@@ -1,4 +1,5 @@
-//! PURE: what the fragments and the index of an MP4 recording share: the track, its access units and their times.
+//! PURE: types that the fragments and the index of an MP4 recording share. They describe the track, its access units
+//! and their times.
 
 /// Ticks per second of all times in the file.
 pub const TIMESCALE: u32 = 90_000;
