@@ -1,8 +1,10 @@
-//! The configuration: command line, environment and file, parsed once into typed values.
+//! The configuration. Command line, environment and file are parsed once, at the start, into typed values.
 //!
-//! Every option is one row of `options::OPTIONS` and one field of [`Config`]. Its value comes from the flag `--name`,
-//! else from `STREAMING_NAME` in the environment, else from the key `name` of the file, else from the default. The
-//! caller passes all sources in: this module reads no environment and no file.
+//! Every option is one row of `options::OPTIONS`, and most options are one field of [`Config`]. An option has the value
+//! of the flag `--name`. Without that flag it has the value of the environment variable `STREAMING_NAME`, else that of
+//! the key `name` in the file, else its default.
+//!
+//! This module itself reads neither the environment nor a file: the caller passes functions that do.
 
 mod error;
 mod given;
@@ -37,47 +39,48 @@ pub struct Config {
     pub shm: String,
     /// Address of the HTTP endpoint.
     pub http: SocketAddr,
-    /// Loopback address of the control endpoint. `None`: there is no control endpoint.
+    /// Loopback address of the control endpoint. `None` if there is no control endpoint.
     pub control: Option<SocketAddr>,
-    /// Address of the one UDP port.
+    /// Address of the UDP port that all viewers use.
     pub udp: SocketAddr,
-    /// Further addresses at which viewers reach the server.
+    /// Further addresses at which viewers can reach the server, such as the public address of a router.
     pub advertise: Vec<Advertise>,
-    /// Viewers at the same time, 1 to `limits::VIEWERS_MAX`.
+    /// Maximum number of viewers at the same time, from 1 to `limits::VIEWERS_MAX`.
     pub max_viewers: usize,
     /// Number of worker threads.
     pub workers: Workers,
-    /// How to wait for the camera.
+    /// How the server waits for the camera's next access unit.
     pub wake: Wake,
-    /// Real-time priority for the thread that waits for the camera.
+    /// True if the thread that waits for the camera gets real-time priority.
     pub realtime: bool,
-    /// The token that page and API require.
+    /// The token that the page and the API require. `None` if they require none.
     pub token: Option<Token>,
-    /// The certificate for `http`. `None`: `http` is served without TLS.
+    /// The certificate for the address `http`. `None` if that address is served without TLS.
     pub tls: Option<Tls>,
-    /// A further address, served without TLS. Only with `tls`.
+    /// Further address of the HTTP endpoint that is served without TLS. Allowed only if `tls` is set.
     pub http_plain: Option<SocketAddr>,
-    /// Further host names to accept in requests, in lower case. `*` accepts any name.
+    /// Further host names, in lower case, that the `Host` header of a request may have. `*` accepts any name.
     pub allow_host: Vec<String>,
-    /// Other origins (`scheme://host[:port]`, in lower case) whose pages may use the API.
+    /// Other web origins whose pages may use the API. Each is `scheme://host[:port]` in lower case.
     pub allow_origin: Vec<String>,
-    /// The most detailed level that is logged.
+    /// The most detailed log level that is written.
     pub log_level: log::LevelFilter,
     /// The preferred SRTP cipher.
     pub srtp: SrtpChoice,
     /// Directory of the recordings.
     pub record_path: PathBuf,
-    /// No recorder thread and no recording routes.
+    /// True if the server runs without a recorder and refuses recording requests.
     pub no_recorder: bool,
     /// Format of recordings whose name has no extension.
     pub record_format: Format,
-    /// Total bytes of all recordings.
+    /// Total size of all recordings in bytes, above which the oldest are deleted. `None` for no limit.
     pub retain_bytes: Option<u64>,
-    /// Days after which a recording is deleted.
+    /// Number of days after which a recording is deleted. `None` for no limit.
     pub retain_days: Option<u32>,
-    /// Bytes to keep free on the file system of the recordings.
+    /// Bytes that must stay free on the file system of the recordings. If fewer are free, the oldest recordings are
+    /// deleted.
     pub min_free_bytes: Option<u64>,
-    /// Run a simulated camera on its own ring.
+    /// True if the server runs a simulated camera on its own ring.
     pub demo: bool,
 }
 
@@ -114,20 +117,22 @@ impl Default for Config {
 /// The result of reading the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// Run the server.
+    /// The server must run with this configuration.
     Run(Box<Config>),
-    /// Print this text (--help, --version) and exit with code 0.
+    /// --help or --version was given: the program must print this text and exit with code 0.
     Print(String),
 }
 
 impl Config {
-    /// Reads the three sources. Flags override the environment, the environment overrides the file.
+    /// Reads the options from the three sources. Flags override the environment, and the environment overrides the
+    /// file.
     ///
-    /// `args` are the arguments without the program's name. `env` returns a variable of the environment.
-    /// `read_file` reads the files of `--config` and `--token-file`.
+    /// `args` are the arguments without the program's name. `env` returns the value of an environment variable.
+    /// `read_file` reads the files that `--config` and `--token-file` name.
     ///
     /// # Errors
-    /// The first bad value, with its source and what the option accepts.
+    /// Returns the first error. The error of a bad value names the source of the value and states what the option
+    /// accepts.
     pub fn from_args(
         args: impl IntoIterator<Item = OsString>,
         env: impl Fn(&str) -> Option<OsString>,
@@ -161,7 +166,7 @@ impl Config {
     }
 }
 
-/// One line per option that differs from its default.
+/// Writes one line for each option whose value differs from its default.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let default = Config::default();

@@ -1,17 +1,18 @@
-//! Errors in a configuration. Each names the source of the value and what the option accepts.
+//! Errors in a configuration. The error of a bad value names the source of the value and states what the option
+//! accepts.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// The source of a value.
+/// The source of an option's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
-    /// A command line flag.
+    /// A command line flag. Holds the name of the option.
     Flag(&'static str),
-    /// An environment variable, by its whole name.
+    /// An environment variable. Holds the whole name of the variable.
     Environment(String),
-    /// A key of the file.
+    /// A key of the configuration file. Holds the path of the file and the name of the option.
     File(PathBuf, &'static str),
 }
 
@@ -25,70 +26,70 @@ impl fmt::Display for ValueOrigin {
     }
 }
 
-/// A configuration that cannot be used.
+/// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A value that the option does not accept.
+    /// An option does not accept its value.
     #[error("{origin}: \"{value}\" is not valid: expected {expected}")]
     BadValue {
-        /// The source of the value.
+        /// Where the value was given.
         origin: ValueOrigin,
-        /// The value as given.
+        /// The value, as it was given.
         value: String,
         /// What the option accepts.
         expected: String,
     },
-    /// A bad secret. The message does not repeat it.
+    /// A token is not valid. The message does not contain the token, because it is a secret.
     #[error("{origin}: not valid: expected {expected}")]
     BadSecret {
-        /// The source of the value.
+        /// Where the value was given.
         origin: ValueOrigin,
-        /// What the option accepts, and what is wrong.
+        /// What the option accepts, and what is wrong with the value.
         expected: String,
     },
-    /// Options that contradict each other.
+    /// Options contradict each other, or an option needs another one that is missing. Holds the whole message.
     #[error("{0}")]
     Together(String),
-    /// A flag that does not exist.
+    /// A flag is unknown.
     #[error("unknown option {flag}{}; see --help", did_you_mean("--", *suggestion))]
     UnknownFlag {
-        /// The flag as given.
+        /// The flag, as it was given.
         flag: String,
-        /// The most similar option, if one is similar.
+        /// The option with the most similar name. `None` if no name is similar.
         suggestion: Option<&'static str>,
     },
-    /// A key of the file that does not exist.
+    /// A key of the configuration file is unknown.
     #[error("{}: unknown key \"{key}\"{}", path.display(), did_you_mean("", *suggestion))]
     UnknownKey {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The key as written in the file.
+        /// The key, as it is written in the file.
         key: String,
-        /// The most similar option, if one is similar.
+        /// The option with the most similar name. `None` if no name is similar.
         suggestion: Option<&'static str>,
     },
-    /// An argument that is not an option.
+    /// An argument is not an option. Holds the argument.
     #[error("unexpected argument \"{0}\"; options start with --, see --help")]
     UnexpectedArgument(String),
-    /// A flag without its value, or a switch with a value.
+    /// The command line cannot be parsed, for example because a flag has no value.
     #[error("{0}; see --help")]
     CommandLine(#[from] lexopt::Error),
-    /// The file of --config or --token-file cannot be read.
+    /// The file that --config or --token-file names cannot be read.
     #[error("{origin}: cannot read {}: {source}", path.display())]
     FileUnreadable {
-        /// The source of the file's name.
+        /// The source of the file name.
         origin: ValueOrigin,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's error.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file of --config is not TOML.
+    /// The file that --config names is not valid TOML.
     #[error("{}: not valid TOML: {reason}", path.display())]
     FileSyntax {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The parser's message, with the line.
+        /// The parser's message, which includes the line number.
         reason: String,
     },
 }

@@ -1,4 +1,5 @@
-//! The texts given for an option, and how they become values or errors that name their source.
+//! The texts that were given for an option. They are parsed into values, or into errors that name the source of the
+//! text.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, ValueOrigin};
 
-/// The texts given for one option, and their source.
+/// The texts that one source gives for one option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Given {
     pub(super) values: Vec<String>,
     pub(super) origin: ValueOrigin,
 }
 
-/// A parser of one value. The error is the text after "expected".
+/// A function that parses one value. Its error is the text that follows "expected" in the error message.
 pub(super) type Parse<T> = fn(&str) -> Result<T, String>;
 
 impl Given {
-    /// Returns the last text, which wins.
+    /// Returns the last text. If an option is given several times, its last value counts.
     pub(super) fn text(&self) -> &str {
         self.values.last().map_or("", String::as_str)
     }
@@ -40,7 +41,7 @@ impl Given {
         })
     }
 
-    /// Reads the file that the option names.
+    /// Returns the content of the file whose path is the last text.
     pub(super) fn read(
         &self,
         read_file: impl Fn(&Path) -> io::Result<String>,
@@ -51,5 +52,5 @@ impl Given {
     }
 }
 
-/// Texts by option name.
+/// The given texts of all options, by the name of the option.
 pub(super) type GivenByName = BTreeMap<&'static str, Given>;

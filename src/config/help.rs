@@ -1,4 +1,4 @@
-//! The texts of --help and --version, made from the table of options.
+//! Builds the text of --help from the table of options, and the text of --version.
 
 use std::fmt::Write;
 
@@ -35,9 +35,9 @@ Usage: streaming-server [OPTIONS]
   streaming-server healthcheck ask the running server on --http; exit code 0 if it is healthy
 ";
 
-/// Column at which the explanations begin.
+/// Column at which the explanations of the options begin.
 const COLUMN: usize = 27; // local bound: layout of the help
-/// Columns of the terminal the help is made for.
+/// Number of columns into which the help text is wrapped.
 const WIDTH: usize = 95; // local bound: layout of the help
 
 fn describe(text: &mut String, spec: &OptionSpec) {

@@ -1,4 +1,5 @@
-//! The table of options: one row for each, with its name, its help, and how its value is read and shown.
+//! The table of options. Each row has the name of an option, its help text, and the functions that set and show its
+//! value.
 
 use super::Config;
 use super::error::ConfigError;
@@ -10,29 +11,30 @@ use super::values;
 type SetField = fn(&mut Config, &Given) -> Result<(), ConfigError>;
 type ShowField = fn(&Config) -> String;
 
-/// One option, a row of the table below.
+/// One option, which is a row of the table [`OPTIONS`].
 pub(super) struct OptionSpec {
     pub(super) name: &'static str,
-    /// Placeholder of the value in the help. Empty for a switch.
+    /// Placeholder for the value in the help text. Empty for a switch, which needs no value.
     pub(super) value: &'static str,
     pub(super) is_repeatable: bool,
-    /// Heading in the help. The options of a section follow one another.
+    /// Heading in the help text. The options of a section must be consecutive rows of the table.
     pub(super) section: &'static str,
-    /// Explanation in the help, which wraps it.
+    /// Explanation in the help text, without line breaks.
     pub(super) help: &'static str,
-    /// Parses the given texts into the field of the option.
+    /// Parses the given texts and stores the value in the option's field of [`Config`].
     pub(super) set: SetField,
-    /// Returns the value of the field as text. Empty if the option has no value.
+    /// Returns the value of that field as text. The text is empty if the option has no value.
     pub(super) show: ShowField,
 }
 
-/// A row without a field of its own: `security` reads it together with other options.
+/// Returns a row for an option that has one value. The row sets and shows nothing until `OptionSpec::set` and
+/// `OptionSpec::show` add these functions. A row without a `set` function is evaluated elsewhere, mostly in `security`.
 const fn one(section: &'static str, name: &'static str, value: &'static str) -> OptionSpec {
     let (set, show): (SetField, ShowField) = (|_, _| Ok(()), |_| String::new());
     OptionSpec { name, value, is_repeatable: false, section, help: "", set, show }
 }
 
-/// As [`one`], for an option that may be given several times.
+/// Returns a row as [`one`] does, but for an option that may be given several times.
 const fn list(section: &'static str, name: &'static str, value: &'static str) -> OptionSpec {
     OptionSpec { is_repeatable: true, ..one(section, name, value) }
 }
@@ -51,7 +53,7 @@ impl OptionSpec {
     }
 }
 
-/// Every option, in the order of the help.
+/// All options, in the order of the help text.
 pub(super) static OPTIONS: &[OptionSpec] = &[
     one("Camera", "shm", "NAME")
         .help(
@@ -105,7 +107,7 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
             "Password for page and API: 16 to 256 characters. `ps` shows the command line to all \
              users: prefer --token-file or STREAMING_TOKEN.",
         )
-        // The value stays secret.
+        // The token is a secret, so it is not shown.
         .show(|config| if config.token.is_some() { "given, not shown".to_owned() } else { String::new() }),
     one("Security", "token-file", "FILE").help("File whose first line is the token."),
     one("Security", "tls-cert", "FILE")
@@ -199,19 +201,19 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
     one("Program", "config", "FILE").help("Read options from this TOML file."),
 ];
 
-/// Sets `field` to the last value given.
+/// Parses the last given text and stores the value in `field`.
 fn set<T>(field: &mut T, given: &Given, parse: Parse<T>) -> Result<(), ConfigError> {
     *field = given.parse(parse)?;
     Ok(())
 }
 
-/// As [`set`], for an option that is absent by default.
+/// Does the same as [`set`], for an option that has no value by default.
 fn set_some<T>(field: &mut Option<T>, given: &Given, parse: Parse<T>) -> Result<(), ConfigError> {
     *field = Some(given.parse(parse)?);
     Ok(())
 }
 
-/// As [`set`], for an option that may be given several times.
+/// Parses all given texts and stores the values in `field`.
 fn set_list<T>(field: &mut Vec<T>, given: &Given, parse: Parse<T>) -> Result<(), ConfigError> {
     *field = given.parse_all(parse)?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Parsers for the options about recordings. Touches no file.
+//! Parsers for the options about recordings. They do not access any file.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ pub(super) fn days(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Bytes with an optional K, M, G or T (powers of 1024).
+/// Parses a number of bytes, optionally followed by K, M, G or T, which are powers of 1024.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let expected = || "a number of bytes, such as 500M or 20G (K, M, G, T: powers of 1024)".to_owned();
     let text = text.trim();

@@ -1,5 +1,5 @@
-//! Values of the options about security, and the rules between them: token, TLS, host names. Reads the token's
-//! file through a function that the caller passes in, and no other file.
+//! The options about security: token, TLS and host names. Parses their values and checks which options may be combined.
+//! The only file that is read is the token file, through a function that the caller passes.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,23 +11,24 @@ use super::given::GivenByName;
 use super::values;
 use crate::base::limits;
 
-/// The shared secret. Never printed, and compared in constant time only.
+/// The shared secret. It is never printed. A comparison takes the same time whether it succeeds or not.
 #[derive(Clone)]
 pub struct Token(String);
 
 impl Token {
-    /// Returns the bytes, to derive keys from. Use [`Token::is`] to compare.
+    /// Returns the bytes of the token, from which keys are derived. To compare tokens, use [`Token::is`] instead.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
-    /// Returns true if `text` is the token. The time it takes depends on the length of `text` only.
+    /// Returns true if `text` is the token. The comparison takes a time that depends only on the length of `text`, so
+    /// the time reveals nothing about the token.
     #[must_use]
     pub fn is(&self, text: &[u8]) -> bool {
         use aws_lc_rs::constant_time::verify_slices_are_equal;
         use aws_lc_rs::digest::{SHA256, digest};
-        // Digests have equal lengths, so the comparison does not reveal the token's length.
+        // Digests are compared because they always have equal lengths. So the time does not reveal the token's length.
         let (mine, theirs) = (digest(&SHA256, self.0.as_bytes()), digest(&SHA256, text));
         verify_slices_are_equal(mine.as_ref(), theirs.as_ref()).is_ok()
     }
@@ -47,7 +48,8 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Printable ASCII without spaces fits an `Authorization` header, a cookie and a shell.
+/// Parses a token. Only printable ASCII without spaces is accepted, because it can be used unchanged in an
+/// `Authorization` header, in a cookie and in a shell.
 fn token(text: &str) -> Result<Token, String> {
     let fault = match text.len() {
         length if length < limits::TOKEN_BYTES_MIN => format!("it has {length} characters"),
@@ -62,7 +64,8 @@ fn token(text: &str) -> Result<Token, String> {
     ))
 }
 
-/// Returns the token of --token, or of the first line of --token-file.
+/// Returns the token that --token gives, or the first line of the file that --token-file names. Returns `None` if
+/// neither is given.
 pub(super) fn find_token(
     given: &GivenByName,
     read_file: impl Fn(&Path) -> io::Result<String>,
@@ -80,24 +83,24 @@ pub(super) fn find_token(
     token(&text).map(Some).map_err(secret)
 }
 
-/// Where the certificate comes from.
+/// The source of the TLS certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
-    /// PEM files of the operator.
+    /// The operator provides the certificate as PEM files.
     Files {
-        /// The certificate, followed by its issuers.
+        /// File with the certificate, followed by the certificates of its issuers.
         cert: PathBuf,
-        /// Its private key, without a passphrase.
+        /// File with the private key of the certificate, without a passphrase.
         key: PathBuf,
     },
-    /// A generated certificate.
+    /// The server generates a self-signed certificate.
     SelfSigned {
-        /// Where it is stored. Created if it does not exist.
+        /// Directory in which the certificate is stored. The server creates it if it does not exist.
         directory: PathBuf,
     },
 }
 
-/// Returns what the option `name` gave for `tls`; empty if nothing.
+/// Returns the value that the option `name` has in `tls`, as text. The text is empty if the option has no value.
 pub(super) fn shown(tls: Option<&Tls>, name: &str) -> String {
     let path = match (name, tls) {
         ("tls-cert", Some(Tls::Files { cert, .. })) => cert,
@@ -109,7 +112,8 @@ pub(super) fn shown(tls: Option<&Tls>, name: &str) -> String {
     path.display().to_string()
 }
 
-/// Returns the result of --tls-cert with --tls-key, or of --tls-self-signed with --state-path.
+/// Returns the certificate source that --tls-cert and --tls-key give, or --tls-self-signed and --state-path. Returns
+/// `None` if none of them asks for TLS.
 pub(super) fn tls(
     given: &GivenByName,
     env: impl Fn(&str) -> Option<OsString>,
@@ -134,11 +138,12 @@ pub(super) fn tls(
     }
 }
 
-/// Returns systemd's StateDirectory=, else the directory of the XDG rules.
+/// Returns the default for --state-path: the directory that systemd created for `StateDirectory=`. Without systemd, it
+/// is the state directory of the XDG specification.
 fn usual_state_path(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let directory = |name: &str| {
         let value = env(name).filter(|value| !value.is_empty())?;
-        // systemd separates several directories by colons.
+        // systemd lists several directories with colons between them. The first one is used.
         let first = value.to_str().and_then(|text| text.split(':').next()).map(PathBuf::from);
         Some(first.unwrap_or_else(|| PathBuf::from(&value)))
     };
@@ -152,7 +157,7 @@ fn exclusive(one: &str, other: &str) -> ConfigError {
     ConfigError::Together(format!("--{one} and --{other} exclude each other: give only one"))
 }
 
-/// A host name in lower case; `*` accepts any name.
+/// Parses a host name and returns it in lower case. Also accepts `*`, which stands for any name.
 pub(super) fn allow_host(text: &str) -> Result<String, String> {
     let lower = text.trim_end_matches('.').to_ascii_lowercase();
     let is_name = !lower.is_empty()

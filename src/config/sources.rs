@@ -1,4 +1,5 @@
-//! The three sources of option values: command line, environment, file. Knows names and texts, not what they mean.
+//! Reads the three sources of option values: command line, environment and file. This module only collects a text for
+//! each option name. Other modules parse the texts.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,7 +21,7 @@ pub(super) enum Flags {
     Print(String),
 }
 
-/// Reads the command line. --help and --version win over everything after them.
+/// Reads the command line. If it has --help or --version, the arguments after that are ignored.
 pub(super) fn from_flags(args: impl IntoIterator<Item = OsString>) -> Result<Flags, ConfigError> {
     let mut given = GivenByName::new();
     let mut parser = lexopt::Parser::from_args(args);
@@ -53,8 +54,8 @@ pub(super) fn from_flags(args: impl IntoIterator<Item = OsString>) -> Result<Fla
     Ok(Flags::Given(given))
 }
 
-/// Reads the environment: `STREAMING_MAX_VIEWERS` for `max-viewers`. Commas separate the values of a repeatable
-/// option. An empty variable counts as absent.
+/// Reads the environment variables of all options, such as `STREAMING_MAX_VIEWERS` for `max-viewers`. Commas separate
+/// the values of a repeatable option. An empty variable counts as not set.
 pub(super) fn from_environment(env: impl Fn(&str) -> Option<OsString>) -> Result<GivenByName, ConfigError> {
     let mut given = GivenByName::new();
     for spec in OPTIONS {
@@ -76,7 +77,7 @@ fn environment_name(name: &str) -> String {
     format!("STREAMING_{}", name.replace('-', "_").to_ascii_uppercase())
 }
 
-/// A value of the TOML file.
+/// A value in the TOML file.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum FileValue {
@@ -87,7 +88,7 @@ enum FileValue {
     Other(IgnoredAny),
 }
 
-/// Reads the file. Its keys are the names of the flags, with `-` or `_`.
+/// Reads the TOML file. Its keys are the names of the options, written with `-` or `_`.
 pub(super) fn from_file(
     given_path: &Given,
     read_file: impl Fn(&Path) -> io::Result<String>,
@@ -137,7 +138,8 @@ fn text(value: OsString, origin: &ValueOrigin) -> Result<String, ConfigError> {
     })
 }
 
-/// Returns the option that `name` probably means: `name` is its prefix or at most two edits away.
+/// Returns the option that the unknown `name` probably means. That is an option which begins with `name`, or whose name
+/// differs by at most two edits. Returns `None` if no option is that similar.
 fn closest(name: &str) -> Option<&'static str> {
     let name: String = name.chars().take(32).collect();
     let names = OPTIONS.iter().map(|spec| spec.name);

@@ -1,4 +1,4 @@
-//! Types of option values, and their parsers. The error of a parser is the text after "expected".
+//! Types of option values, and their parsers. The error of a parser is the text that follows "expected" in the message.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,13 +8,13 @@ use crate::base::limits;
 use crate::camera::Wake;
 use crate::session::SrtpChoice;
 
-/// Default of --shm.
+/// Default value of --shm.
 pub(super) const SHM: &str = "/pet_camera_stream";
 
-/// Bytes of a shared-memory name with its slash (NAME_MAX of tmpfs).
-const SHM_NAME_BYTES_MAX: usize = 255; // local bound: the kernel's
+/// Maximum length in bytes of a shared-memory name with its slash. It is NAME_MAX of tmpfs.
+const SHM_NAME_BYTES_MAX: usize = 255; // local bound: set by the kernel
 
-/// Name of a POSIX shared-memory segment: `/name`, as shm_open(3) takes it portably.
+/// Parses the name of a POSIX shared-memory segment. It has the portable form of shm_open(3), `/name`.
 pub(super) fn shm(text: &str) -> Result<String, String> {
     let is_good = text
         .strip_prefix('/')
@@ -29,18 +29,18 @@ pub(super) fn shm(text: &str) -> Result<String, String> {
     }
 }
 
-/// `IP:PORT`, or `:PORT` and `PORT` for all IPv4 addresses.
+/// Parses `IP:PORT`. `:PORT` and `PORT` mean this port on all IPv4 addresses.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     address_or_port(text, Ipv4Addr::UNSPECIFIED)
         .ok_or_else(|| "IP:PORT, :PORT or PORT, such as 0.0.0.0:8080 or [::]:8080".into())
 }
 
-/// A loopback address, or `off`.
+/// Parses a loopback address with a port. Returns `Ok(None)` for `off`.
 pub(super) fn control(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
     }
-    // Here a bare port means the loopback address, not all addresses.
+    // A port without an address means the loopback address here, not all addresses.
     match address_or_port(text, Ipv4Addr::LOCALHOST) {
         Some(address) if address.ip().is_loopback() => Ok(Some(address)),
         _ => Err("a loopback address, such as 127.0.0.1:6060 or [::1]:6060, or off: \
@@ -49,7 +49,7 @@ pub(super) fn control(text: &str) -> Result<Option<SocketAddr>, String> {
     }
 }
 
-/// Parses `IP:PORT`, `localhost:PORT`, or a port of `ip`.
+/// Parses `IP:PORT` or `localhost:PORT`. For `:PORT` and `PORT`, uses the address `ip`.
 fn address_or_port(text: &str, ip: Ipv4Addr) -> Option<SocketAddr> {
     let (ip, port) = match text.strip_prefix("localhost:") {
         Some(port) => (Ipv4Addr::LOCALHOST, port),
@@ -58,17 +58,17 @@ fn address_or_port(text: &str, ip: Ipv4Addr) -> Option<SocketAddr> {
     text.parse().ok().or_else(|| Some(SocketAddr::from((ip, port.parse().ok()?))))
 }
 
-/// An address at which viewers reach this server, though no interface has it.
+/// An address at which viewers can reach this server although no network interface of this machine has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advertise {
-    /// The address.
+    /// The IP address.
     pub ip: IpAddr,
-    /// The port, if it differs from the UDP port.
+    /// The port. `None` if it is the same as the UDP port of the server.
     pub port: Option<u16>,
 }
 
 impl Advertise {
-    /// Returns the whole address; `udp_port` is the default port.
+    /// Returns the address with its port. If no port was given, uses `udp_port`.
     #[must_use]
     pub fn with_port(self, udp_port: u16) -> SocketAddr {
         SocketAddr::new(self.ip, self.port.unwrap_or(udp_port))
@@ -110,9 +110,9 @@ pub(super) fn max_viewers(text: &str) -> Result<usize, String> {
 /// Number of worker threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {
-    /// One if `--max-viewers` is below 64, else one per core.
+    /// One worker if `--max-viewers` is below 64, else one worker per core.
     Auto,
-    /// A fixed number.
+    /// A fixed number of workers.
     Count(NonZeroUsize),
 }
 
@@ -135,7 +135,7 @@ pub(super) fn workers(text: &str) -> Result<Workers, String> {
     }
 }
 
-/// Returns the one of `choices` that is written as `text`.
+/// Returns that one of `choices` whose text form is `text`. If there is none, the error is `expected`.
 pub(super) fn choice<T: Copy + ToString>(text: &str, choices: &[T], expected: &str) -> Result<T, String> {
     choices.iter().copied().find(|choice| choice.to_string() == text).ok_or_else(|| expected.to_owned())
 }
@@ -148,14 +148,14 @@ pub(super) fn srtp(text: &str) -> Result<SrtpChoice, String> {
     choice(text, &[SrtpChoice::Auto, SrtpChoice::Gcm, SrtpChoice::Cm], "auto, gcm or cm")
 }
 
-/// Returns the host of a web origin, without scheme and port.
+/// Returns the host of a web origin, without the scheme and the port.
 #[must_use]
 pub fn host_of(origin: &str) -> &str {
     let authority = origin.split_once("://").map_or("", |(_, authority)| authority);
     authority.split(':').next().unwrap_or_default()
 }
 
-/// A web origin, `scheme://host[:port]` (RFC 6454), in lower case as browsers send it.
+/// Parses a web origin, `scheme://host[:port]` (RFC 6454). Returns it in lower case, as browsers send it.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     let lower = text.to_ascii_lowercase();
     let authority = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://"));
@@ -182,12 +182,12 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Joins the values with commas.
+/// Returns the values as text, separated by commas.
 pub(super) fn list<T: ToString>(values: &[T]) -> String {
     values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Returns the value as text; empty if there is none.
+/// Returns the value as text. The text is empty if there is no value.
 pub(super) fn maybe(value: Option<impl ToString>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }

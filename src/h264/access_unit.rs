@@ -1,5 +1,5 @@
-//! Turns the bytes of a slot into the NAL units to send or record. Caches parameter sets, inserts those an IDR lacks,
-//! and removes repeated ones. Copies only new parameter sets.
+//! Turns the bytes of a slot into the list of NAL units to send or record. The [`Assembler`] caches parameter sets,
+//! inserts those that an IDR lacks, and removes repeated ones. It copies nothing but new parameter sets.
 
 use std::sync::Arc;
 
@@ -11,74 +11,80 @@ use super::nal::{self, NalUnit, ScanError, kind};
 use super::parameter_sets::{self, ParameterSetError, ParameterSets};
 use crate::base::limits;
 
-/// Why a unit must be skipped. No error is fatal: decoding can start again at the next IDR.
+/// Why a unit must be skipped. Decoding can always start again at the next IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// The bytes are not an Annex-B access unit.
     #[error("not an access unit: {0}")]
     Scan(#[from] ScanError),
-    /// The unit carries a broken parameter set, so its slices cannot be decoded with an older one.
+    /// A parameter set of the unit is broken. An older set cannot replace it, because the slices were encoded with the
+    /// new one.
     #[error("broken parameter set: {0}")]
     ParameterSet(#[from] ParameterSetError),
     /// A slice header is broken.
     #[error("broken slice header: {0}")]
     Slice(SyntaxError),
-    /// The unit has no slice. Its parameter sets are kept for the next IDR.
+    /// The unit has no slice. Its parameter sets are cached for later units.
     #[error("no slice in the unit")]
     NoSlice,
     /// The parameter sets of an IDR are neither in the unit nor in the cache.
     #[error("an IDR refers to picture parameter set {pps_id}, which (or whose SPS) was never seen")]
     MissingParameterSets {
-        /// `pic_parameter_set_id` of the slice.
+        /// The `pic_parameter_set_id` to which the slice refers.
         pps_id: u8,
     },
 }
 
-/// A parameter set that the current unit carries.
+/// Identifies a parameter set that the current unit contains.
 #[derive(Copy, Clone, PartialEq, Eq)]
 struct Carried {
     kind: u8,
     id: u8,
 }
 
-/// Scans access units, caches parameter sets and lists the NAL units to send. Each consumer has its own.
+/// Scans access units, caches parameter sets and lists the NAL units to send. Each consumer of the ring has its own
+/// assembler.
 ///
-/// It allocates only for new parameter sets and for a unit with more NAL units than any before.
+/// The assembler allocates only for new parameter sets, and for a unit that has more NAL units than all units before.
 #[derive(Default)]
 pub struct Assembler {
     sets: ParameterSets,
     scanned: SmallVec<[NalUnit; 16]>,
     items: SmallVec<[Item; 16]>,
     carried: SmallVec<[Carried; 8]>,
-    /// Ids of the picture parameter sets that the slices use, each once, in slice order.
+    /// Ids of the picture parameter sets that the slices of the current unit use. Each id is listed once, in the order
+    /// of the slices.
     needed: SmallVec<[u8; 8]>,
-    /// Number of the current GOP, from 1. Each parameter set records the GOP that last carried it.
+    /// Number of the current GOP, from 1. With each cached parameter set, the number of the last GOP that carried it is
+    /// stored.
     gop: u32,
-    /// True if the IDR of the current GOP was assembled. Only then do later units get missing sets inserted.
+    /// True if the IDR of the current GOP was assembled without an error. If false, nothing is inserted into later
+    /// units.
     idr_assembled: bool,
 }
 
 impl Assembler {
-    /// Returns the parameter sets seen so far.
+    /// Returns the cached parameter sets.
     #[must_use]
     pub fn parameter_sets(&self) -> &ParameterSets {
         &self.sets
     }
 
-    /// Scans one access unit and lists its NAL units in sending order: the access unit delimiter, missing parameter
-    /// sets, then everything else in its original order. In detail:
+    /// Scans one access unit and returns its NAL units in sending order: first the access unit delimiter, then inserted
+    /// parameter sets, then everything else in its original order. In detail:
     ///
-    /// - An IDR has every parameter set its slices refer to, exactly once. Missing sets are inserted before everything
-    ///   except the delimiter, because SEI may refer to the SPS. A missing PPS goes after the unit's own SPS.
-    ///   Later units of the GOP get a set inserted if no unit of the GOP has carried it yet.
-    /// - A repeated parameter set is sent once, with its last content. The delimiter is moved to the front, and an SPS
-    ///   before the PPS that refers to it, if the encoder wrote them in another order.
-    /// - NAL units of unspecified kinds (0, 24 to 31) are removed. Decoders ignore them, and in RTP their kinds mean
-    ///   aggregates and fragments. Everything else passes unchanged, including filler data.
-    /// - Two pictures in one unit pass unchanged.
+    /// - The result for an IDR has every parameter set to which the slices refer, exactly once. Missing sets are
+    ///   inserted before everything except the delimiter, because SEI may refer to the SPS. A missing PPS is inserted
+    ///   after the SPS of the unit, if the unit has one. If a later unit of the GOP refers to a set that no unit of the
+    ///   GOP has carried yet, that set is inserted too.
+    /// - A repeated parameter set is sent once, with its last content. If the encoder wrote another order, the
+    ///   delimiter is moved to the front, and each SPS is moved before the PPS that refers to it.
+    /// - NAL units of unspecified kinds (0 and 24 to 31) are removed. Decoders ignore them, and in RTP these numbers
+    ///   mean aggregates and fragments. Everything else is kept unchanged, including filler data.
+    /// - If a unit contains two pictures, both are kept unchanged.
     ///
     /// # Errors
-    /// [`UnitError`]: the caller must skip the unit.
+    /// A [`UnitError`] means that the caller must skip the unit.
     pub fn assemble<'a>(&'a mut self, bytes: &'a [u8]) -> Result<AssembledUnit<'a>, UnitError> {
         self.sets.begin();
         self.items.clear();
@@ -87,16 +93,16 @@ impl Assembler {
         Ok(AssembledUnit { bytes, items: &self.items, picture })
     }
 
-    /// Copies the state of `other`, so that this assembler gives the same output for the same units.
-    /// Call it when `other` has just assembled an IDR, and continue with that IDR.
+    /// Copies the state of `other`, so that this assembler returns the same output for the same units. Must be called
+    /// when `other` has just assembled an IDR. The first unit that this assembler then processes must be that IDR.
     pub fn copy_from(&mut self, other: &Assembler) {
         self.sets.copy_from(&other.sets);
         self.gop = other.gop;
         self.idr_assembled = false;
     }
 
-    /// Restores the parameter sets from before the last unit. Call it if the camera overwrote the unit's bytes while
-    /// they were read. The next unit used must be an IDR.
+    /// Restores the parameter sets that were cached before the last unit. Must be called if the camera overwrote the
+    /// bytes of that unit while they were read. Units after it must be dropped until the next IDR.
     pub fn forget_last_unit(&mut self) {
         self.sets.roll_back();
         self.idr_assembled = false;
@@ -121,8 +127,8 @@ impl Assembler {
         Ok(picture)
     }
 
-    /// Stores the parameter sets before the first slice. Goes backwards: of two sets with the same id the last one
-    /// counts and the other is removed.
+    /// Stores the parameter sets before the first slice, from the last to the first. If two sets have the same id, only
+    /// the last of them is stored, and the other is removed from the output.
     fn store_head(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
         let mut result = Ok(());
         for nal in self.scanned.iter_mut().take(head_count).rev() {
@@ -142,7 +148,8 @@ impl Assembler {
         Ok(result?)
     }
 
-    /// Reads the slice headers: the picture type and the picture parameter sets that the slices use.
+    /// Reads the slice headers. Returns the properties of the picture, and stores in `needed` which picture parameter
+    /// sets the slices use.
     fn read_slices(&mut self, bytes: &[u8]) -> Result<Picture, UnitError> {
         self.needed.clear();
         let mut picture = Picture::default();
@@ -161,7 +168,7 @@ impl Assembler {
         if self.needed.is_empty() { Err(UnitError::NoSlice) } else { Ok(picture) }
     }
 
-    /// Inserts the parameter sets that the slices use and this GOP has not carried yet.
+    /// Inserts each parameter set that the slices use and that no unit of this GOP has carried yet.
     fn insert_missing(&mut self, is_idr: bool) -> Result<(), UnitError> {
         let Self { sets, items, carried, needed, gop, idr_assembled, .. } = self;
         for (index, &pps_id) in needed.iter().enumerate() {
@@ -189,7 +196,8 @@ impl Assembler {
         Ok(())
     }
 
-    /// Appends the NAL units before the first slice to the inserted ones. Sorts only if the order is wrong.
+    /// Appends the NAL units before the first slice to the inserted ones. Sorts all of them if their order is not the
+    /// sending order.
     fn append_head(&mut self, head_count: usize) {
         let mut in_order = self.items.is_empty();
         let mut rank_before = 0;
@@ -211,7 +219,7 @@ impl Assembler {
         }
     }
 
-    /// Appends the slices and the NAL units between and after them, without repeated parameter sets.
+    /// Appends the slices and the NAL units between and after them, but not repeated parameter sets.
     fn append_rest(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
         for nal in self.scanned.iter().skip(head_count) {
             if matches!(nal.kind, kind::SPS | kind::PPS) {
@@ -234,14 +242,15 @@ impl Assembler {
 /// The bits of `nal_ref_idc` in a NAL header.
 const NAL_REF_IDC: u8 = 0x60;
 
-/// Kind given to a scanned NAL unit that must not be sent. It is unspecified, so the unit is skipped.
+/// Kind that marks a scanned NAL unit as removed. NAL units of this kind are not sent, because H.264 does not specify
+/// it.
 const REMOVED: u8 = 0;
 
 fn is_specified(kind: u8) -> bool {
     (kind::SLICE..=23).contains(&kind)
 }
 
-/// Returns the position of a NAL unit before the first slice (H.264 7.4.1.2.3).
+/// Returns the key by which NAL units before the first slice are sorted (H.264 7.4.1.2.3). Smaller keys come first.
 fn rank(kind: u8) -> u8 {
     match kind {
         kind::AUD => 0,
@@ -251,7 +260,7 @@ fn rank(kind: u8) -> u8 {
     }
 }
 
-/// Reads `pic_parameter_set_id` of a slice header (H.264 7.3.3).
+/// Returns `pic_parameter_set_id` of a slice header (H.264 7.3.3).
 fn slice_pps_id(slice: &[u8]) -> Result<u8, SyntaxError> {
     let mut bits = BitReader::new(slice.get(1..).unwrap_or_default());
     bits.unsigned("first_mb_in_slice", limits::PICTURE_MACROBLOCKS_MAX)?;
@@ -271,7 +280,7 @@ mod tests {
         assembler.assemble(&unit).map(|unit| unit.nals().map(|nal| nal.bytes.to_vec()).collect())
     }
 
-    /// Returns an assembler that has seen one complete IDR with SPS 0 and PPS 0.
+    /// Returns an assembler that has already assembled one complete IDR with SPS 0 and PPS 0.
     fn started() -> Assembler {
         let mut assembler = Assembler::default();
         assembled(&mut assembler, &[&sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)]).unwrap();

@@ -1,10 +1,11 @@
-//! Output of the [`Assembler`](super::Assembler): the NAL units of one access unit, borrowed and in order.
+//! The output of the [`Assembler`](super::Assembler): the NAL units of one access unit, in order and without a copy.
 
 use std::sync::Arc;
 
 use super::nal::NalUnit;
 
-/// The NAL units to send or record for one access unit, in order. Borrows from the slot and the assembler.
+/// The NAL units to send or record for one access unit, in order. Their bytes are borrowed from the slot or from the
+/// assembler's cache.
 #[derive(Copy, Clone, Debug)]
 pub struct AssembledUnit<'a> {
     pub(super) bytes: &'a [u8],
@@ -13,28 +14,29 @@ pub struct AssembledUnit<'a> {
 }
 
 impl<'a> AssembledUnit<'a> {
-    /// Returns true if the unit has an IDR slice: decoding can start here.
+    /// Returns true if the unit has an IDR slice, so that decoding can start with this unit.
     #[must_use]
     pub fn is_idr(&self) -> bool {
         self.picture.is_idr
     }
 
-    /// Returns true if other pictures may refer to this one (`nal_ref_idc`). Other units can be dropped safely.
+    /// Returns true if other pictures may refer to this one (`nal_ref_idc` is not 0). If false, the unit can be dropped
+    /// without damage to other pictures.
     #[must_use]
     pub fn is_reference(&self) -> bool {
         self.picture.is_reference
     }
 
-    /// Returns the number of NAL units, at least 1.
+    /// Returns the number of NAL units, which is at least 1.
     #[must_use]
     pub fn nal_count(&self) -> usize {
         self.items.len()
     }
 
-    /// Returns NAL unit `index`.
+    /// Returns the NAL unit with this index.
     ///
     /// # Panics
-    /// If `index` is not below [`AssembledUnit::nal_count`].
+    /// Panics if `index` is not below [`AssembledUnit::nal_count`].
     #[must_use]
     pub fn nal(&self, index: usize) -> Nal<'a> {
         let Some(item) = self.items.get(index) else { panic!("NAL unit {index} of {}", self.items.len()) };
@@ -48,26 +50,26 @@ impl<'a> AssembledUnit<'a> {
     }
 }
 
-/// A NAL unit of an assembled unit.
+/// One NAL unit of an assembled access unit.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Nal<'a> {
-    /// Bytes without start code; never empty.
+    /// Bytes of the NAL unit without its start code. Never empty.
     pub bytes: &'a [u8],
-    /// `nal_unit_type`.
+    /// `nal_unit_type` of the NAL unit, 1 to 23.
     pub kind: u8,
-    /// Offset in the bytes given to [`Assembler::assemble`](super::Assembler::assemble). `None` if the NAL unit was
-    /// inserted from the cache.
+    /// Offset in the bytes that were passed to [`Assembler::assemble`](super::Assembler::assemble). `None` if the NAL
+    /// unit was inserted from the cache.
     pub slot_offset: Option<u32>,
 }
 
-/// A NAL unit of the output, located in the slot or in the parameter set cache.
+/// A NAL unit of the output. Its bytes are in the slot or in the parameter set cache.
 #[derive(Debug)]
 pub(super) enum Item {
     Slot(NalUnit),
     Cached { kind: u8, bytes: Arc<[u8]> },
 }
 
-/// Properties read from the slices of a unit.
+/// Properties of a unit's picture, read from its slices.
 #[derive(Copy, Clone, Debug, Default)]
 pub(super) struct Picture {
     pub(super) is_idr: bool,

@@ -1,21 +1,21 @@
-//! The MP4 form of H.264 (ISO/IEC 14496-15): the `avcC` record.
-//! MP4 boxes and files belong to `recorder::format`.
+//! Builds the content of the `avcC` box, with which an MP4 describes its H.264 stream (ISO/IEC 14496-15).
+//! `recorder::format` writes the MP4 boxes and files.
 
 use super::parameter_sets::ParameterSets;
 
-/// Profiles whose record ends with chroma format and bit depths (5.3.3.1.2).
+/// Values of `profile_idc` for which the record ends with chroma format and bit depths (5.3.3.1.2).
 const PROFILES_WITH_CHROMA_INFO: [u8; 4] = [100, 110, 122, 144];
-const PPS_COUNT_MAX: usize = 255; // local bound
+const PPS_COUNT_MAX: usize = 255; // local bound: the record counts them in one byte
 
-/// Returns the content of an `avcC` box: the `AVCDecoderConfigurationRecord` (5.3.3.1.2) of the active sequence
-/// parameter set and the picture parameter sets that refer to it. Returns `None` until both are known.
+/// Returns the content of an `avcC` box: an `AVCDecoderConfigurationRecord` (5.3.3.1.2). It contains the active
+/// sequence parameter set and the picture parameter sets that refer to it. Returns `None` until both kinds are known.
 #[must_use]
 pub fn configuration_record(sets: &ParameterSets) -> Option<Vec<u8>> {
     let sps = sets.active_sps()?;
     let pps = || sets.pps().filter(|pps| pps.fields.sps_id == sps.id).take(PPS_COUNT_MAX);
     let pps_count = u8::try_from(pps().count()).ok().filter(|count| *count > 0)?;
     let [profile, constraints, level] = sps.fields.info.profile_level_id;
-    let length_size_minus_one = 3; // a length of 4 bytes before each NAL unit
+    let length_size_minus_one = 3; // each NAL unit is preceded by a length of 4 bytes
     let sps_count = 1;
     let mut record = vec![1, profile, constraints, level, 0xFC | length_size_minus_one, 0xE0 | sps_count];
     append_set(&mut record, &sps.bytes)?;

@@ -1,21 +1,21 @@
-//! Bit reader for a NAL unit's RBSP. Removes emulation prevention while reading (H.264 7.3.1, 7.2, 9.1).
-//! It reads forward only and never past the end, and every variable-length value has a maximum.
+//! Reads the RBSP of a NAL unit bit by bit, without its emulation prevention bytes (H.264 7.3.1, 7.2, 9.1).
+//! The reader reads each byte at most once and never beyond the end, and every variable-length value has a maximum.
 
 /// Why a NAL unit could not be parsed.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyntaxError {
-    /// The NAL unit ends inside a value.
+    /// The NAL unit ends before the value is complete.
     #[error("the NAL unit ends too early")]
     Truncated,
-    /// A value that the standard does not allow.
+    /// A field has a value that the standard does not allow. Holds the name of the field.
     #[error("{0} is out of range")]
     OutOfRange(&'static str),
 }
 
-/// Reader over the bytes of one NAL unit.
+/// A bit reader for one NAL unit.
 pub(super) struct BitReader<'a> {
     bytes: std::slice::Iter<'a, u8>,
-    /// Consecutive zero bytes just read. After two of them, a 3 is emulation prevention.
+    /// Number of consecutive zero bytes read last. After two of them, a byte with the value 3 is emulation prevention.
     zeros: u8,
     current: u8,
     bits_left: u8,
@@ -45,7 +45,7 @@ impl<'a> BitReader<'a> {
         Ok(self.current >> self.bits_left & 1 == 1)
     }
 
-    /// Reads `u(8)`, not necessarily byte-aligned.
+    /// Reads eight bits, `u(8)`. They need not begin at a byte boundary.
     pub(super) fn byte(&mut self) -> Result<u8, SyntaxError> {
         let mut value = 0;
         for _ in 0..8 {
@@ -54,7 +54,7 @@ impl<'a> BitReader<'a> {
         Ok(value)
     }
 
-    /// Reads `ue(v)`, at most `max`.
+    /// Reads an Exp-Golomb code, `ue(v)`. Returns an error with the name `field` if the value exceeds `max`.
     pub(super) fn unsigned(&mut self, field: &'static str, max: u32) -> Result<u32, SyntaxError> {
         let mut prefix = 0;
         while !self.bit()? {
@@ -70,13 +70,13 @@ impl<'a> BitReader<'a> {
         if value - 1 > max { Err(SyntaxError::OutOfRange(field)) } else { Ok(value - 1) }
     }
 
-    /// Reads `ue(v)`, at most `max`, as one byte.
+    /// As [`BitReader::unsigned`], for a value that fits in one byte.
     pub(super) fn unsigned_u8(&mut self, field: &'static str, max: u8) -> Result<u8, SyntaxError> {
         let value = self.unsigned(field, u32::from(max))?;
         u8::try_from(value).map_err(|_| SyntaxError::OutOfRange(field))
     }
 
-    /// Reads `se(v)`: any 32-bit value except the smallest.
+    /// Reads a signed Exp-Golomb code, `se(v)`. All 32-bit values except the smallest are accepted.
     pub(super) fn signed(&mut self, field: &'static str) -> Result<i32, SyntaxError> {
         let code = self.unsigned(field, u32::MAX - 1)?;
         let magnitude = i32::try_from(code.div_ceil(2)).map_err(|_| SyntaxError::OutOfRange(field))?;
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn exp_golomb_codes_of_the_standard_are_read() {
-        // H.264 table 9-2: 1 010 011 00100 00101
+        // The bits 1 010 011 00100 00101 are the codes of the values 0 to 4 (H.264 table 9-2).
         let mut bits = BitReader::new(&[0b1010_0110, 0b0100_0010, 0b1000_0000]);
         for value in 0..5 {
             assert_eq!(bits.unsigned("", u32::MAX), Ok(value));

@@ -1,5 +1,5 @@
-//! PURE: NAL units, parameter sets, access units and RTP payloads of H.264. No I/O, no clock. Media bytes are copied
-//! only by the packetiser.
+//! PURE: finds the NAL units of H.264 access units, caches parameter sets, and builds RTP payloads. This module does no
+//! I/O and reads no clock. Only the packetiser copies the coded video.
 //!
 //! ```text
 //!  slot bytes ─► nal (ranges) ─► access_unit (+ missing parameter sets) ─┬─► packetize ─► payloads (RTP)
@@ -7,9 +7,9 @@
 //!                                  parameter_sets
 //! ```
 //!
-//! The bytes may lie in shared memory that another process writes (see `camera::mapping`). So this code never relies on
-//! reading a byte twice with the same result, and checks every bound. If the slot turns out to be overwritten, the
-//! caller discards the result and calls [`Assembler::forget_last_unit`].
+//! The bytes may be in shared memory that another process writes at the same time (see `camera::mapping`). So this code
+//! never assumes that reading a byte twice gives the same value, and it checks every bound. If the camera has
+//! overwritten the slot meanwhile, the caller discards the result and calls [`Assembler::forget_last_unit`].
 
 mod access_unit;
 mod assembled;

@@ -1,4 +1,4 @@
-//! Finds the NAL units of an Annex-B access unit, as byte ranges. Does not parse their content.
+//! Finds the byte ranges of the NAL units in an Annex-B access unit. Their content is not parsed.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ use crate::base::limits;
 pub mod kind {
     /// Coded slice of a non-IDR picture.
     pub const SLICE: u8 = 1;
-    /// Coded slice data partition A (carries the slice header).
+    /// Coded slice data partition A, which contains the slice header.
     pub const PARTITION_A: u8 = 2;
     /// Coded slice of an IDR picture.
     pub const IDR_SLICE: u8 = 5;
@@ -25,30 +25,30 @@ pub mod kind {
     pub const AUD: u8 = 9;
     /// Sequence parameter set extension.
     pub const SPS_EXTENSION: u8 = 13;
-    /// Prefix NAL unit; belongs to the slice that follows it.
+    /// Prefix NAL unit. It belongs to the slice that follows it.
     pub const PREFIX: u8 = 14;
     /// Subset sequence parameter set.
     pub const SUBSET_SPS: u8 = 15;
 }
 
-/// Start code prefix. No NAL unit of a conforming stream contains these bytes (H.264 annex B).
+/// Finds the start code `00 00 01`. No NAL unit of a conforming stream contains these bytes (H.264 annex B).
 static START_CODE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(&[0, 0, 1]));
 const START_CODE_BYTES: usize = 3;
 
-/// Byte range of one NAL unit in its access unit, without start code and trailing zero bytes.
+/// Byte range of one NAL unit in its access unit. The start code and trailing zero bytes are not part of the range.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct NalUnit {
     /// Offset of the NAL header byte.
     pub start: u32,
-    /// Offset one past the last byte; always greater than `start`.
+    /// Offset after the last byte. Always greater than `start`.
     pub end: u32,
     /// `nal_unit_type`, 0 to 31.
     pub kind: u8,
 }
 
 impl NalUnit {
-    /// Returns the bytes of this NAL unit. `unit` must be the access unit that was scanned; a shorter slice gives an
-    /// empty result.
+    /// Returns the bytes of this NAL unit. `unit` must be the access unit that was scanned. If it is too short, the
+    /// result is empty.
     #[must_use]
     pub fn slice(self, unit: &[u8]) -> &[u8] {
         unit.get(self.start as usize..self.end as usize).unwrap_or_default()
@@ -58,28 +58,29 @@ impl NalUnit {
 /// Why bytes are not a valid Annex-B access unit.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScanError {
-    /// No `00 00 01` anywhere.
+    /// The bytes contain no start code `00 00 01`.
     #[error("no start code")]
     NoStartCode,
-    /// A nonzero byte before the first start code.
+    /// A byte before the first start code is not zero.
     #[error("bytes before the first start code")]
     LeadingBytes,
-    /// A NAL unit has `forbidden_zero_bit` set: a transmission error, or not H.264.
+    /// A NAL unit has `forbidden_zero_bit` set. It was damaged in transmission, or is not H.264.
     #[error("forbidden_zero_bit is set")]
     ForbiddenBit,
-    /// More NAL units than [`limits::NAL_UNITS_MAX`].
+    /// The access unit has more NAL units than [`limits::NAL_UNITS_MAX`].
     #[error("more than {} NAL units", limits::NAL_UNITS_MAX)]
     TooManyNalUnits,
-    /// The unit is too long for 32-bit offsets.
+    /// The access unit is too long for 32-bit offsets. Holds its length in bytes.
     #[error("an access unit of {0} bytes is too long")]
     TooLong(usize),
 }
 
-/// Finds all NAL units of an access unit in byte-stream format (H.264 annex B) and writes them to `out`, which is
-/// cleared first. Accepts three- and four-byte start codes and zero bytes around them. Skips empty NAL units.
+/// Finds all NAL units of an access unit in byte-stream format (H.264 annex B). Clears `out`, then writes the NAL units
+/// to it in order. Accepts start codes of three and four bytes, and zero bytes before and after them. Skips empty NAL
+/// units.
 ///
 /// # Errors
-/// [`ScanError`]; the content of `out` is then unspecified.
+/// A [`ScanError`] if the bytes are not a valid access unit. The content of `out` is then unspecified.
 pub fn scan(bytes: &[u8], out: &mut SmallVec<[NalUnit; 16]>) -> Result<(), ScanError> {
     out.clear();
     if u32::try_from(bytes.len()).is_err() {
@@ -106,8 +107,8 @@ pub fn scan(bytes: &[u8], out: &mut SmallVec<[NalUnit; 16]>) -> Result<(), ScanE
     }
 }
 
-/// Returns the access unit up to the header of its first slice: all parameter sets (H.264 7.4.1.2.3) and enough of the
-/// slice to know the picture type. Returns the whole unit if it has no slice.
+/// Returns the start of the access unit, up to and including the header of its first slice. This part contains all
+/// parameter sets (H.264 7.4.1.2.3) and shows the type of the picture. Returns the whole unit if it has no slice.
 pub fn up_to_first_slice(bytes: &[u8]) -> &[u8] {
     let kind_at = |code: usize| bytes.get(code + START_CODE_BYTES).map(|header| header & 0x1F);
     let is_slice =
@@ -117,8 +118,8 @@ pub fn up_to_first_slice(bytes: &[u8]) -> &[u8] {
     bytes.get(..end).unwrap_or(bytes)
 }
 
-/// Returns the NAL unit in `bytes[start..limit]` without `trailing_zero_8bits` and without the zero byte of a following
-/// four-byte start code. A NAL unit itself never ends in a zero byte (H.264 7.4.1).
+/// Returns the NAL unit in `bytes[start..limit]`, or `None` if all these bytes are zero. Zero bytes at the end are not
+/// part of the NAL unit: they are `trailing_zero_8bits` or belong to a four-byte start code (H.264 7.4.1).
 #[expect(clippy::cast_possible_truncation, reason = "scan has checked that every offset fits 32 bits")]
 fn nal_between(bytes: &[u8], start: usize, limit: usize) -> Result<Option<NalUnit>, ScanError> {
     let body = bytes.get(start..limit).unwrap_or_default();
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Reference implementation of annex B, one byte at a time.
+    /// Does the same as `scan`, in the simplest way: it looks at one byte at a time.
     fn scan_naively(bytes: &[u8]) -> Result<Vec<NalUnit>, ScanError> {
         let is_code = |at: usize| bytes[at..].starts_with(&[0, 0, 1]);
         let codes: Vec<usize> = (0..bytes.len()).filter(|at| is_code(*at)).collect();

@@ -1,5 +1,5 @@
-//! RTP payloads of an access unit (RFC 6184, packetization-mode 1), built once and shared by all viewers.
-//! RTP headers, sequence numbers and viewers belong to `session`.
+//! Builds the RTP payloads of an access unit (RFC 6184, packetization-mode 1), once for all viewers.
+//! RTP headers, sequence numbers and viewers belong to `session`. Section numbers in this file are those of RFC 6184.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ const STAP_A: u8 = 24;
 const FU_A: u8 = 28;
 const FU_START: u8 = 0x80;
 const FU_END: u8 = 0x40;
-/// Bytes of the FU indicator and FU header.
+/// Bytes of the FU indicator and the FU header together.
 const FU_HEADER_BYTES: usize = 2;
 /// Bytes of the length field before each NAL unit of a STAP-A.
 const STAP_SIZE_BYTES: usize = 2;
@@ -23,14 +23,14 @@ const KIND_BITS: u8 = 0x1F;
 /// Smallest payload size that leaves room for media after the headers.
 const PAYLOAD_BYTES_MIN: usize = 16;
 
-/// Cuts access units into RTP payloads, in buffers that are reused once no viewer holds them.
+/// Cuts access units into RTP payloads. The payloads are in buffers that are reused when no viewer holds them any more.
 ///
-/// Consecutive NAL units that are not slices (delimiter, parameter sets, SEI) share a STAP-A (5.7.1) if they fit.
-/// A slice becomes a single NAL unit packet (5.6) if it fits, else FU-A fragments (5.8).
-/// All fragments but the last have the full size, so each slice is one GSO batch.
+/// Consecutive NAL units that are not slices (delimiter, parameter sets, SEI) share one STAP-A packet (5.7.1) if they
+/// fit. A slice becomes a single NAL unit packet (5.6) if it fits, else several FU-A fragments (5.8). All fragments of
+/// a slice except the last have the same size, so that one GSO batch can send them.
 pub struct Packetizer {
     payload_bytes_max: usize,
-    /// Most bytes of a slice's last fragment, and of a slice that is not fragmented.
+    /// Maximum size in bytes of a slice's last fragment, and of a slice that is not fragmented.
     last_bytes_max: usize,
     pool: Pool,
 }
@@ -39,7 +39,7 @@ impl Packetizer {
     /// Creates a packetiser whose payloads have at most `payload_bytes_max` bytes.
     ///
     /// # Panics
-    /// If `payload_bytes_max` is below 16 or above 65535.
+    /// Panics if `payload_bytes_max` is below 16 or above 65535.
     #[must_use]
     pub fn new(payload_bytes_max: usize) -> Self {
         assert!((PAYLOAD_BYTES_MIN..=usize::from(u16::MAX)).contains(&payload_bytes_max));
@@ -53,26 +53,26 @@ impl Packetizer {
         }
     }
 
-    /// Creates the packetiser for WebRTC: payloads of [`limits::RTP_PAYLOAD_BYTES_MAX`]. The last packet of a slice
-    /// leaves room for the RTP header extensions.
+    /// Creates a packetiser for WebRTC, whose payloads have at most [`limits::RTP_PAYLOAD_BYTES_MAX`] bytes. The last
+    /// payload of a slice is shorter, because its packet may also have RTP header extensions.
     #[must_use]
     pub fn for_rtp() -> Self {
         let last_bytes_max = limits::RTP_PAYLOAD_BYTES_MAX - limits::RTP_EXTENSIONS_BYTES_MAX;
         Self { last_bytes_max, ..Self::new(limits::RTP_PAYLOAD_BYTES_MAX) }
     }
 
-    /// Returns the number of payload buffers allocated so far. It stops growing in a steady stream.
+    /// Returns the number of payload buffers allocated so far. With a steady stream, this number stops growing.
     #[must_use]
     pub fn allocations(&self) -> u64 {
         self.pool.allocations
     }
 
-    /// Writes the payloads of `unit` to `out`, which is cleared first. Each buffer holds several payloads and none is
-    /// empty. The last payload gets the RTP marker.
+    /// Clears `out`, then writes the payloads of `unit` to it in sending order. Each buffer in `out` holds one or more
+    /// payloads. The caller must set the RTP marker in the packet of the last payload.
     pub fn packetize(&mut self, unit: &AssembledUnit<'_>, out: &mut Vec<Arc<Payloads>>) {
         out.clear();
         self.pool.collect();
-        let mut group = 0..0; // NAL units collected for one STAP-A
+        let mut group = 0..0; // indexes of the NAL units collected for one STAP-A
         let mut group_bytes = 1;
         for (index, nal) in unit.nals().enumerate() {
             let bytes = STAP_SIZE_BYTES + nal.bytes.len();
@@ -126,8 +126,8 @@ impl Packetizer {
         }
     }
 
-    /// Returns the body bytes of each fragment of a NAL unit of `body_bytes`: the maximum, or a little less if the last
-    /// fragment would otherwise exceed `last_bytes_max`.
+    /// Returns how many body bytes each fragment of a NAL unit with `body_bytes` bytes gets. This is the maximum, or a
+    /// little less if the last fragment would otherwise exceed `last_bytes_max`.
     fn piece_bytes(&self, body_bytes: usize) -> usize {
         let full = self.payload_bytes_max - FU_HEADER_BYTES;
         let last_max = self.last_bytes_max - FU_HEADER_BYTES;
@@ -143,7 +143,8 @@ fn is_slice(nal_kind: u8) -> bool {
     (kind::SLICE..=kind::IDR_SLICE).contains(&nal_kind)
 }
 
-/// Writes a STAP-A of the NAL units in `group`. F is the OR and NRI the maximum of theirs.
+/// Writes a STAP-A with the NAL units in `group`. The F bit of its header is the OR of the NAL units' F bits, and its
+/// NRI is the highest of their NRI values.
 fn aggregate(unit: &AssembledUnit<'_>, group: &Range<usize>, payload: &mut Vec<u8>) {
     let nals = || unit.nals().skip(group.start).take(group.len());
     let indicator = nals().fold(STAP_A, |indicator, nal| {
@@ -168,7 +169,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Assembler, packetiser and the payloads of the last unit.
+    /// An assembler and a packetiser with the payloads of the last unit.
     struct Sender {
         assembler: Assembler,
         packetizer: Packetizer,
@@ -201,7 +202,7 @@ mod tests {
         let mut sender = Sender::new(1140);
         let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
         let payloads = sender.send(&[AUD, &sps, &pps, SEI, &idr]);
-        let mut expected = vec![0x60 | STAP_A]; // the SPS's NRI is the highest
+        let mut expected = vec![0x60 | STAP_A]; // NRI 3, the highest, is that of the SPS
         for nal in [AUD, &sps, &pps, SEI] {
             expected.extend([0, u8::try_from(nal.len()).unwrap()]);
             expected.extend(nal);
@@ -277,7 +278,7 @@ mod tests {
             payloads.iter().map(|payload| (payload[0] & 0x1F, payload.len())).collect();
         let expected =
             [(9, 2), (24, 45), (6, 20), (6, 63), (6, 64), (28, 64), (28, 4), (6, 20), (1, slice.len())];
-        // The delimiter is moved to the front and shares the first aggregate.
+        // The assembler moves the delimiter to the front, so it is in the first STAP-A together with two small SEI.
         let expected = [&[(24, 1 + 4 + 22 + 22)][..], &[(6, 20)], &expected[3..]].concat();
         assert_eq!(kinds, expected);
     }
@@ -289,7 +290,8 @@ mod tests {
         assert_eq!(payloads[0][0], 0x40 | STAP_A);
     }
 
-    /// Packetises units of varying sizes while a retransmission cache holds the payloads of the last `held` units.
+    /// Packetises rounds of 30 units of varying sizes, while a retransmission cache holds the payloads of the last
+    /// `held` units. Returns the number of buffers that each round allocated.
     fn allocations_per_round(held: usize, rounds: usize) -> Vec<u64> {
         let mut sender = Sender::new(1140);
         let mut cache = VecDeque::new();

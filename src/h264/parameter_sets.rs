@@ -1,5 +1,5 @@
-//! Cache of sequence and picture parameter sets by id. Number and bytes are bounded, and a set that does not parse is
-//! never stored. Only the fields this program uses are parsed.
+//! Caches sequence and picture parameter sets by id. The number of sets and the size of each set are limited. A set
+//! that cannot be parsed is never stored. Only the fields that this program uses are kept.
 
 use std::sync::Arc;
 
@@ -10,44 +10,45 @@ use crate::base::limits;
 /// Why a parameter set was not stored.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterSetError {
-    /// Longer than [`limits::PARAMETER_SET_BYTES_MAX`].
+    /// The set is longer than [`limits::PARAMETER_SET_BYTES_MAX`]. Holds its length in bytes.
     #[error("a parameter set of {0} bytes is too long")]
     TooLong(usize),
-    /// A `profile_idc` that H.264 does not define.
+    /// The set has a `profile_idc` that this parser does not know. Holds the value.
     #[error("unknown profile_idc {0}")]
     Profile(u8),
-    /// Its syntax is broken.
+    /// The set ends too early or has a field that is out of range.
     #[error(transparent)]
     Syntax(#[from] SyntaxError),
 }
 
-/// Stream properties that signalling and file headers need.
+/// Properties of a stream that SDP and file headers state.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamInfo {
-    /// `profile_idc`, constraint flags and `level_idc`: the SDP's `profile-level-id` (RFC 6184 8.1).
+    /// The bytes `profile_idc`, constraint flags and `level_idc`, which SDP states as `profile-level-id` (RFC 6184
+    /// 8.1).
     pub profile_level_id: [u8; 3],
-    /// Width in pixels, cropping applied.
+    /// Width in pixels, after cropping.
     pub width: u32,
-    /// Height in pixels, cropping applied.
+    /// Height in pixels, after cropping.
     pub height: u32,
 }
 
-/// A parameter set of a stream, with the fields that this program uses.
+/// One cached parameter set: its bytes, and the fields that this program uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ParameterSet<T> {
-    /// `seq_parameter_set_id`, 0 to 31, or `pic_parameter_set_id`, 0 to 255.
+    /// `seq_parameter_set_id` (0 to 31) of an SPS, or `pic_parameter_set_id` (0 to 255) of a PPS.
     pub(super) id: u8,
     pub(super) fields: T,
-    /// The whole NAL unit, without start code.
+    /// The whole NAL unit, without its start code.
     pub(super) bytes: Arc<[u8]>,
-    /// Last GOP that carried this set with this content; 0 for none.
+    /// Number of the last GOP that carried this set with this content. 0 if no GOP has carried it.
     carried_in: u32,
 }
 
-/// Fields of a sequence parameter set (H.264 7.3.2.1.1).
+/// The fields of a sequence parameter set that this program uses (H.264 7.3.2.1.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SpsFields {
-    /// Profile, level and picture size.
+    /// Profile, level and size of the picture.
     pub(super) info: StreamInfo,
     /// `chroma_format_idc`, 0 (monochrome) to 3 (4:4:4).
     pub(super) chroma_format_idc: u8,
@@ -57,18 +58,18 @@ pub(super) struct SpsFields {
     pub(super) bit_depth_chroma_minus8: u8,
 }
 
-/// Fields of a picture parameter set (H.264 7.3.2.2).
+/// The fields of a picture parameter set that this program uses (H.264 7.3.2.2).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PpsFields {
-    /// `seq_parameter_set_id` of the sequence parameter set it refers to.
+    /// `seq_parameter_set_id` of the sequence parameter set to which the picture parameter set refers.
     pub(super) sps_id: u8,
 }
 
-/// Profiles whose SPS carries chroma format, bit depths and scaling matrices (7.3.2.1.1).
+/// Values of `profile_idc` for which an SPS has chroma format, bit depths and scaling matrices (7.3.2.1.1).
 const PROFILES_WITH_CHROMA_INFO: [u8; 13] = [100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135];
 const PROFILES_WITHOUT: [u8; 3] = [66, 77, 88];
-const SPS_ID_MAX: u8 = 31; // local bound
-const PPS_ID_MAX: u8 = 255; // local bound
+const SPS_ID_MAX: u8 = 31; // local bound: set by the standard
+const PPS_ID_MAX: u8 = 255; // local bound: set by the standard
 const MACROBLOCK_PIXELS: u32 = 16;
 
 /// Parses the id and the fields of a sequence parameter set.
@@ -87,7 +88,7 @@ fn parse_sps(nal: &[u8]) -> Result<(u8, SpsFields), ParameterSetError> {
     }
     skip_frame_numbering(&mut bits)?;
     set.read_size(&mut bits, separate_colour_planes)?;
-    bits.bit()?; // vui_parameters_present_flag; the rest is not used
+    bits.bit()?; // vui_parameters_present_flag; the fields after it are not used
     Ok((id, set))
 }
 
@@ -126,7 +127,8 @@ impl SpsFields {
         let height = height_map_units * MACROBLOCK_PIXELS * fields;
         let (mut crop_x, mut crop_y) = (0, 0);
         if bits.bit()? {
-            // Table 6-1 and equations 7-19 to 7-22: cropping counts chroma samples (and fields).
+            // The crop offsets count chroma samples and, in an interlaced stream, rows of a field. The factors convert
+            // them to pixels (H.264 table 6-1, equations 7-19 to 7-22).
             let (unit_x, unit_y) = match self.chroma_format_idc {
                 1 if !separate_colour_planes => (2, 2 * fields),
                 2 if !separate_colour_planes => (2, fields),
@@ -148,7 +150,7 @@ impl SpsFields {
     }
 }
 
-/// Skips `log2_max_frame_num_minus4` to `gaps_in_frame_num_value_allowed_flag`.
+/// Skips the fields from `log2_max_frame_num_minus4` to `gaps_in_frame_num_value_allowed_flag`.
 fn skip_frame_numbering(bits: &mut BitReader<'_>) -> Result<(), SyntaxError> {
     bits.unsigned("log2_max_frame_num_minus4", 12)?;
     match bits.unsigned("pic_order_cnt_type", 2)? {
@@ -170,7 +172,8 @@ fn skip_frame_numbering(bits: &mut BitReader<'_>) -> Result<(), SyntaxError> {
     Ok(())
 }
 
-/// Skips `scaling_list` (H.264 7.3.2.1.1.1): deltas follow until one makes the next scale zero.
+/// Skips a `scaling_list` (H.264 7.3.2.1.1.1). The list has one delta per entry, but ends early after a delta that
+/// makes the next scale zero.
 fn skip_scaling_list(bits: &mut BitReader<'_>, entries: u32) -> Result<(), SyntaxError> {
     let mut scale = 8;
     for _ in 0..entries {
@@ -191,11 +194,11 @@ fn parse_pps(nal: &[u8]) -> Result<(u8, PpsFields), ParameterSetError> {
     let mut bits = BitReader::new(nal.get(1..).unwrap_or_default());
     let id = bits.unsigned_u8("pic_parameter_set_id", PPS_ID_MAX)?;
     let sps_id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
-    bits.bit()?; // entropy_coding_mode_flag; the rest is not used
+    bits.bit()?; // entropy_coding_mode_flag; the fields after it are not used
     Ok((id, PpsFields { sps_id }))
 }
 
-/// Reads the id of an SPS or PPS NAL unit.
+/// Returns the id of an SPS or PPS NAL unit.
 pub(super) fn read_id(nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError> {
     let mut bits = BitReader::new(nal.get(1..).unwrap_or_default());
     if nal_kind == kind::PPS {
@@ -207,14 +210,14 @@ pub(super) fn read_id(nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError>
     Ok(bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?)
 }
 
-/// Parses the id and the fields of a NAL unit.
+/// A function that parses the id and the fields of a parameter set.
 type Parser<T> = fn(&[u8]) -> Result<(u8, T), ParameterSetError>;
 
-/// Parameter sets of one type, sorted by id.
+/// Parameter sets of one type: all SPS, or all PPS.
 #[derive(Default)]
 struct Table<T> {
     entries: Vec<ParameterSet<T>>,
-    /// For rollback: each id stored since the last `begin`, and the set it replaced.
+    /// Undo log for `roll_back`: the id of each set stored since the last `begin`, and the set that it replaced.
     journal: Vec<(u8, Option<ParameterSet<T>>)>,
 }
 
@@ -223,7 +226,8 @@ impl<T> Table<T> {
         self.entries.iter().find(|entry| entry.id == id)
     }
 
-    /// Stores a set. Returns its id, and true if the set is new or changed. The id range bounds the table.
+    /// Stores a set. Returns its id, and true if the set is new or changed. The table cannot grow without limit,
+    /// because it has only one entry per id.
     fn store(&mut self, nal: &[u8], parse: Parser<T>) -> Result<(u8, bool), ParameterSetError> {
         if let Some(entry) = self.entries.iter().find(|entry| *entry.bytes == *nal) {
             return Ok((entry.id, false));
@@ -231,7 +235,7 @@ impl<T> Table<T> {
         if nal.len() > limits::PARAMETER_SET_BYTES_MAX {
             return Err(ParameterSetError::TooLong(nal.len()));
         }
-        let bytes: Arc<[u8]> = Arc::from(nal); // copied first, then checked
+        let bytes: Arc<[u8]> = Arc::from(nal); // copied before the checks: the camera may change `nal`
         let (id, fields) = parse(&bytes)?;
         let entry = ParameterSet { id, fields, bytes, carried_in: 0 };
         let displaced = match self.entries.binary_search_by_key(&id, |entry| entry.id) {
@@ -245,7 +249,8 @@ impl<T> Table<T> {
         Ok((id, true))
     }
 
-    /// Records that this GOP carries the set. Returns false if it already did.
+    /// Records that the GOP `gop` carries the set. Returns false if the GOP already carried it, or if the set is
+    /// unknown.
     fn mark_carried(&mut self, id: u8, gop: u32) -> bool {
         match self.entries.iter_mut().find(|entry| entry.id == id) {
             Some(entry) => std::mem::replace(&mut entry.carried_in, gop) != gop,
@@ -264,14 +269,14 @@ impl<T> Table<T> {
     }
 }
 
-/// The parameter sets of one stream, by id.
+/// The cached parameter sets of one stream.
 #[derive(Default)]
 pub struct ParameterSets {
     sequence: Table<SpsFields>,
     picture: Table<PpsFields>,
-    /// Id of the SPS of the last IDR.
+    /// Id of the SPS to which the last IDR refers. `None` before the first IDR.
     pub(super) active_sps_id: Option<u8>,
-    /// Active set before the current unit, for [`ParameterSets::roll_back`].
+    /// Value of `active_sps_id` before the current unit, which [`ParameterSets::roll_back`] restores.
     active_sps_id_before: Option<u8>,
 }
 
@@ -283,13 +288,15 @@ impl ParameterSets {
         self.active_sps_id = other.active_sps_id;
     }
 
-    /// Returns profile, level and size of the active sequence parameter set. `None` until a set was seen.
+    /// Returns profile, level and picture size from the active sequence parameter set. Returns `None` until the first
+    /// set has arrived.
     #[must_use]
     pub fn stream_info(&self) -> Option<StreamInfo> {
         self.active_sps().map(|sps| sps.fields.info)
     }
 
-    /// Returns the sequence parameter set of the last IDR picture; before the first IDR, the one with the lowest id.
+    /// Returns the sequence parameter set to which the last IDR refers. Before the first IDR, returns the set with the
+    /// lowest id.
     pub(super) fn active_sps(&self) -> Option<&ParameterSet<SpsFields>> {
         let active = self.active_sps_id.and_then(|id| self.sequence.get(id));
         active.or_else(|| self.sequence.entries.first())
@@ -308,7 +315,7 @@ impl ParameterSets {
         self.picture.get(id)
     }
 
-    /// Starts a new unit: [`ParameterSets::roll_back`] returns to this state.
+    /// Starts a new unit. A later [`ParameterSets::roll_back`] restores the state at this call.
     pub(super) fn begin(&mut self) {
         self.sequence.journal.clear();
         self.picture.journal.clear();
@@ -323,7 +330,8 @@ impl ParameterSets {
         }
     }
 
-    /// Records that this GOP carries the set. Returns false if it already did or the set is unknown.
+    /// Records that the GOP `gop` carries the set. Returns false if the GOP already carried it, or if the set is
+    /// unknown.
     pub(super) fn mark_carried(&mut self, nal_kind: u8, id: u8, gop: u32) -> bool {
         match nal_kind {
             kind::SPS => self.sequence.mark_carried(id, gop),
@@ -358,7 +366,7 @@ mod tests {
         sets.store(nal, nal[0] & 0x1F)
     }
 
-    /// Parameter sets written by x264; the expected values are from ffprobe.
+    /// x264 wrote the parameter sets. The expected values are those that ffprobe shows.
     #[test]
     fn size_and_profile_of_x264_streams_are_read() {
         let high_720p = [
@@ -421,9 +429,9 @@ mod tests {
         writer = writer.ue(1).ue(0).ue(0).bits(0, 1).bits(1, 1);
         for index in 0..8 {
             writer = match index % 4 {
-                0 => writer.bits(0, 1),               // not present
-                1 => writer.bits(1, 1).se(-8),        // default list: the first scale becomes 0
-                2 => writer.bits(1, 1).se(5).se(-13), // ends after the second
+                0 => writer.bits(0, 1),               // no list
+                1 => writer.bits(1, 1).se(-8),        // the first scale becomes 0: default list
+                2 => writer.bits(1, 1).se(5).se(-13), // the second scale becomes 0: list ends
                 _ => (0..if index < 6 { 16 } else { 64 }).fold(writer.bits(1, 1), |w, n| w.se(n % 3 - 1)),
             };
         }

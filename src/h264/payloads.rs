@@ -1,5 +1,5 @@
-//! RTP payloads in reference-counted buffers that all viewers share. A buffer is reused once no viewer holds it.
-//! This module does not read or interpret payloads.
+//! Stores RTP payloads in reference-counted buffers that all viewers share. A buffer is reused when no viewer holds it
+//! any more. This module does not interpret the payloads.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use crate::base::limits;
 
 /// Consecutive RTP payloads of one access unit, packed into one buffer.
 ///
-/// All viewers of a worker share it, and retransmission caches hold it. One reference count covers several packets,
-/// which keeps caching cheap.
+/// All viewers of a worker share the buffer, and their retransmission caches hold it. Several payloads have one common
+/// reference count, so caching a payload is cheap.
 #[derive(Debug, Default)]
 pub struct Payloads {
     bytes: Vec<u8>,
-    /// End offset of each payload; a buffer is shorter than 2^16 bytes.
+    /// End offset of each payload in `bytes`. 16 bits suffice, because a buffer is shorter than 2^16 bytes.
     ends: Vec<u16>,
 }
 
 impl Payloads {
-    /// Allocates a buffer for payloads of `bytes` bytes together.
+    /// Allocates a buffer for payloads that have `bytes` bytes in total.
     fn with_room(bytes: usize) -> Payloads {
         Payloads {
             bytes: Vec::with_capacity(bytes),
@@ -38,13 +38,13 @@ impl Payloads {
         self.ends.is_empty()
     }
 
-    /// Returns the bytes of all payloads together.
+    /// Returns the total size of all payloads in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Returns the payload at `index`.
+    /// Returns the payload with this index, or `None` if there are fewer payloads.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         let end = usize::from(*self.ends.get(index)?);
@@ -66,7 +66,7 @@ impl Payloads {
         self.ends.len() < self.ends.capacity() && self.bytes.len() + bytes <= self.bytes.capacity()
     }
 
-    /// Appends one payload; `write` appends its bytes.
+    /// Appends one payload. The closure `write` appends the bytes of the payload.
     fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
         let end = u16::try_from(self.bytes.len());
@@ -83,7 +83,7 @@ impl Payloads {
 /// Builds payloads without a packetiser, for tests and benchmarks.
 ///
 /// # Panics
-/// If the payloads have 64 KiB or more together.
+/// Panics if the payloads have 64 KiB or more in total.
 impl<P: AsRef<[u8]>> FromIterator<P> for Payloads {
     fn from_iter<I: IntoIterator<Item = P>>(payloads: I) -> Payloads {
         let mut all = Payloads::default();
@@ -95,23 +95,25 @@ impl<P: AsRef<[u8]>> FromIterator<P> for Payloads {
     }
 }
 
-/// Pool of payload buffers of equal size.
+/// A pool of payload buffers that all have the same size.
 ///
-/// The pool keeps a reference to each buffer in use. The buffer is free again once that reference is the only one.
-/// Viewers drop buffers roughly in the order of sending, so the search starts at the oldest.
+/// The pool keeps a reference to each buffer that it has handed out. When all viewers have dropped their references,
+/// the pool's reference is the only one left and the buffer can be reused. Viewers drop buffers roughly in the order in
+/// which they were sent, so the search for free buffers starts at the oldest.
 pub(super) struct Pool {
     buffer_bytes: usize,
     free: Vec<Arc<Payloads>>,
     handed_out: VecDeque<Arc<Payloads>>,
-    /// The buffer that takes the next payload; moves to `handed_out` when it is closed.
+    /// The buffer to which the next payload is appended. It moves to `handed_out` when it is closed.
     open: Option<Arc<Payloads>>,
-    /// Most buffers the pool tracks. Any others return to the allocator when viewers drop them.
+    /// Maximum number of handed-out buffers that the pool tracks. Further buffers are freed when viewers drop them.
     buffers_max: usize,
     pub(super) allocations: u64,
 }
 
 impl Pool {
-    /// Creates a pool of buffers for `buffer_bytes` bytes each, about `bytes_max` bytes in all.
+    /// Creates a pool. Each buffer holds payloads of up to `buffer_bytes` bytes, and all tracked buffers together take
+    /// about `bytes_max` bytes at most.
     pub(super) fn new(buffer_bytes: usize, bytes_max: usize) -> Pool {
         let buffers_max = bytes_max / (buffer_bytes + limits::PAYLOAD_BUFFER_OVERHEAD_BYTES);
         Pool {
@@ -124,10 +126,10 @@ impl Pool {
         }
     }
 
-    /// Moves buffers that no viewer holds to the free list, oldest first.
+    /// Moves buffers that no viewer holds any more to the free list. The search starts at the oldest buffer.
     ///
-    /// Skips at most [`limits::PAYLOAD_POOL_CHECKS_MAX`] buffers that are still held. If the search finds no free one,
-    /// the skipped buffers move to the back of the queue: one viewer's cache must not hide the buffers behind it.
+    /// The search ends after [`limits::PAYLOAD_POOL_CHECKS_MAX`] buffers that are still held. If it has found no free
+    /// buffer, the held ones move to the back of the queue. The next search then starts at the buffers behind them.
     pub(super) fn collect(&mut self) {
         let mut passed = 0;
         let mut found = false;
@@ -135,7 +137,8 @@ impl Pool {
             && let Some(buffer) = self.handed_out.get_mut(passed)
         {
             if Arc::strong_count(buffer) == 1 && Arc::get_mut(buffer).is_some() {
-                // Swaps with the front buffer, which was skipped: the order stays nearly oldest first.
+                // The front buffer takes the place of the removed one. The queue stays nearly sorted by age, because
+                // the front buffer is also old.
                 self.free.extend(self.handed_out.swap_remove_front(passed));
                 found = true;
             } else {
@@ -147,8 +150,8 @@ impl Pool {
         }
     }
 
-    /// Appends a payload of `bytes` bytes, at most a buffer's size, by calling `write`. A buffer that becomes full is
-    /// pushed to `out`.
+    /// Appends a payload of `bytes` bytes, which the closure `write` writes. The payload must fit in one buffer. If it
+    /// does not fit in the open buffer, that buffer is closed and pushed to `out`, and a new one is opened.
     pub(super) fn write(
         &mut self,
         bytes: usize,
@@ -167,7 +170,7 @@ impl Pool {
         self.open = Some(buffer);
     }
 
-    /// Pushes the open buffer, if any, to `out`.
+    /// Closes the open buffer, if there is one, and pushes it to `out`.
     pub(super) fn close(&mut self, out: &mut Vec<Arc<Payloads>>) {
         if let Some(buffer) = self.open.take() {
             if self.handed_out.len() >= self.buffers_max {
@@ -181,7 +184,7 @@ impl Pool {
     fn take(&mut self) -> Arc<Payloads> {
         let Some(mut buffer) = self.free.pop() else {
             self.allocations += 1;
-            // Reserves a place in both lists now; nothing else in the pool allocates.
+            // Both lists get a place for the new buffer now, so that no other method of the pool needs to allocate.
             self.handed_out.reserve(1);
             self.free.reserve(self.handed_out.len() + 1);
             return Arc::new(Payloads::with_room(self.buffer_bytes));

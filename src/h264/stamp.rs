@@ -1,5 +1,6 @@
-//! The stamp of the camera simulator: one SEI NAL unit per access unit with the unit's number, publication time and
-//! checksum. Tests and load viewers read it to detect lost, reordered and torn units and to measure latency.
+//! The stamp of the camera simulator. It is an SEI NAL unit in each access unit, with the unit's number, publication
+//! time and checksum. Tests and load viewers read the stamp to detect lost, reordered and torn units and to measure
+//! latency.
 //!
 //! ```text
 //!  byte 0       06                  nal_unit_type 6 (SEI), nal_ref_idc 0
@@ -12,11 +13,12 @@
 //!      44       80                  rbsp_trailing_bits
 //! ```
 //!
-//! No byte is below 4, so emulation prevention never changes the length and fields can be overwritten in place.
+//! No byte is below 4, so a stamp never needs emulation prevention bytes, and all stamps have the same length. Fields
+//! can therefore be overwritten in place.
 
 use bytes::BufMut as _;
 
-/// Marks a `user_data_unregistered` SEI message as a stamp ("camera-sim stamp", no byte below 4).
+/// UUID that marks a `user_data_unregistered` SEI message as a stamp. Like all bytes of a stamp, none is below 4.
 pub const STAMP_UUID: [u8; 16] = *b"camera-sim stamp";
 
 const HEADER: [u8; 3] = [0x06, 0x05, 41];
@@ -30,19 +32,20 @@ const TRAILING_BITS: u8 = 0x80;
 /// Fields of a stamp.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
-    /// Number of the access unit in one simulator run, from 0. Continues across restarts and file loops.
+    /// Number of the access unit in one simulator run, from 0. The count continues when the simulated camera
+    /// restarts or the video file begins again.
     pub unit_number: u64,
-    /// CLOCK_MONOTONIC in nanoseconds, read just before the unit was published.
+    /// Time just before the unit was published, in nanoseconds of CLOCK_MONOTONIC.
     pub published_monotonic_ns: i64,
-    /// [`crc32_of_slices`] of the unit.
+    /// Checksum of the unit, computed by [`crc32_of_slices`].
     pub slices_crc32: u32,
 }
 
 impl Stamp {
-    /// Bytes of the NAL unit without start code; every stamp has this size.
+    /// Size in bytes of every stamp: a NAL unit without its start code.
     pub const NAL_BYTES: usize = CRC_AT + NARROW + 1;
 
-    /// Returns the whole NAL unit without start code.
+    /// Returns the stamp as a NAL unit, without a start code.
     #[must_use]
     pub fn encode(&self) -> [u8; Self::NAL_BYTES] {
         let mut nal = [TRAILING_BITS; Self::NAL_BYTES];
@@ -55,13 +58,13 @@ impl Stamp {
         nal
     }
 
-    /// Appends the whole NAL unit without start code.
+    /// Appends the stamp as a NAL unit, without a start code.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.encode());
     }
 
-    /// Returns the first stamp among the NAL units of an access unit. The bytes are untrusted: a NAL unit counts as a
-    /// stamp only if it matches the layout exactly.
+    /// Returns the first stamp among the NAL units of an access unit. The bytes are untrusted, so a NAL unit counts as
+    /// a stamp only if it matches the layout exactly.
     pub fn find<'a>(unit_nals: impl Iterator<Item = &'a [u8]>) -> Option<Stamp> {
         unit_nals.into_iter().find_map(Stamp::parse)
     }
@@ -85,7 +88,7 @@ impl Stamp {
     }
 }
 
-/// Encodes `value` in groups of seven bits, most significant first, with the top bit of each byte set.
+/// Encodes `value` in bytes of seven bits each, the most significant first. The top bit of each byte is set.
 fn groups<const COUNT: usize>(value: u64) -> [u8; COUNT] {
     let mut out = [0; COUNT];
     for (place, byte) in out.iter_mut().rev().enumerate() {
@@ -94,7 +97,8 @@ fn groups<const COUNT: usize>(value: u64) -> [u8; COUNT] {
     out
 }
 
-/// Inverse of [`groups`]. Returns `None` if a top bit is missing or the value needs more than 64 bits.
+/// Decodes what [`groups`] encoded. Returns `None` if the top bit of a byte is not set or the value needs more than 64
+/// bits.
 fn value(groups: &[u8]) -> Option<u64> {
     let mut value: u64 = 0;
     for byte in groups {
@@ -106,8 +110,8 @@ fn value(groups: &[u8]) -> Option<u64> {
     Some(value)
 }
 
-/// Returns the CRC-32 (IEEE 802.3, as in zlib) over all coded slices (`nal_unit_type` 1 to 5) in order. Includes the NAL
-/// headers; excludes start codes and all other NAL units.
+/// Returns the CRC-32 (IEEE 802.3, as in zlib) of all coded slices (`nal_unit_type` 1 to 5), in order. The NAL headers
+/// are included. Start codes and all other NAL units are not.
 pub fn crc32_of_slices<'a>(nals: impl Iterator<Item = &'a [u8]>) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     let is_slice = |nal: &&[u8]| nal.first().is_some_and(|header| (1..=5).contains(&(header & 0x1F)));
@@ -135,7 +139,8 @@ mod tests {
     #[test]
     fn checksum_is_crc32_over_slices_only() {
         let nals: [&[u8]; 4] = [b"\x06 an SEI", b"123456789", b"\x67 an SPS", b""];
-        // '1' is 0x31, nal_unit_type 17, which is not a slice. So the CRC check value is tested on the plain sum.
+        // "123456789" is no slice, because '1' is 0x31, which means nal_unit_type 17. So the known check value of
+        // CRC-32 is compared with crc32fast itself.
         assert_eq!(crc32_of_slices(nals.into_iter()), 0);
         assert_eq!(crc32fast::hash(b"123456789"), 0xCBF4_3926);
         let whole = crc32_of_slices([b"\x65abc".as_slice(), b"\x41def"].into_iter());

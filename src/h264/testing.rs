@@ -1,8 +1,8 @@
-//! Test data: parameter sets, slices and access units, written bit by bit.
+//! Builds test data bit by bit: parameter sets, slices and access units.
 
 use proptest::prelude::*;
 
-/// Writes the bits of an RBSP.
+/// Collects the bits of an RBSP and makes a NAL unit of them.
 #[derive(Default)]
 pub(crate) struct BitWriter {
     bits: Vec<bool>,
@@ -25,7 +25,7 @@ impl BitWriter {
         self.ue(if value > 0 { value.unsigned_abs() * 2 - 1 } else { value.unsigned_abs() * 2 })
     }
 
-    /// Returns the NAL unit: adds stop bit, padding and emulation prevention.
+    /// Returns the NAL unit with this header byte. Adds the stop bit, the padding and emulation prevention bytes.
     pub(crate) fn nal(mut self, header: u8) -> Vec<u8> {
         self.bits.push(true);
         let mut nal = vec![header];
@@ -44,14 +44,14 @@ impl BitWriter {
     }
 }
 
-/// Returns a Baseline SPS of level `level_idc`; `width` and `height` in macroblocks.
+/// Returns an SPS of the Baseline profile. `width` and `height` are in macroblocks.
 pub(crate) fn sps(id: u32, level_idc: u32, width: u32, height: u32) -> Vec<u8> {
     let writer = BitWriter::default().bits(66, 8).bits(0xC0, 8).bits(level_idc, 8).ue(id);
     let writer = writer.ue(0).ue(2).ue(1).bits(0, 1);
     writer.ue(width - 1).ue(height - 1).bits(0b1_1_0_0, 4).nal(0x67)
 }
 
-/// Returns a PPS; `content` makes it differ from others with the same id.
+/// Returns a PPS. Different values of `content` make different PPS with the same id.
 pub(crate) fn pps(id: u32, sps_id: u32, content: u32) -> Vec<u8> {
     BitWriter::default().ue(id).ue(sps_id).bits(0, 2).ue(0).ue(content).nal(0x68)
 }
@@ -86,7 +86,7 @@ pub(crate) fn annex_b<T: AsRef<[u8]>>(nals: &[T]) -> Vec<u8> {
     unit
 }
 
-/// Random bytes with many start codes and emulation prevention bytes.
+/// Generates random bytes with many start codes, NAL headers and emulation prevention bytes.
 pub(crate) fn hostile_bytes(length_max: usize) -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => Just(vec![0, 0, 1]),

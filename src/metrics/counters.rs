@@ -1,4 +1,4 @@
-//! Counters of a worker and of logins. Each has one writing thread; any thread may read.
+//! Counters of a worker and of logins. Any thread may read them.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,50 +7,52 @@ use super::status::ViewerStatus;
 use super::trace::FlightRecorder;
 use crate::base::counters::{Counter, Gauge};
 
-/// Counters of one worker. Aligned to cache lines, so that reading them does not slow another worker.
+/// Counters of one worker. Only this worker's thread writes them. They are aligned to cache lines, so that the writes
+/// of one worker do not slow down another.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct WorkerCounters {
     /// Access units taken from the ring.
     pub units_read: Counter,
-    /// Access units assembled and packetised (without viewers: assembled only).
+    /// Access units assembled without an error. They are also packetised if the worker has viewers.
     pub units_processed: Counter,
     /// Access units sent, counted once per viewer.
     pub units_sent: Counter,
-    /// Access units not sent to a viewer: gate closed, congestion, or loss before it.
+    /// Access units not sent to a viewer because of congestion or because an earlier unit was lost, counted once per
+    /// viewer.
     pub units_dropped: Counter,
-    /// Access units overwritten by the camera while they were read.
+    /// Access units that the camera overwrote while the worker read them.
     pub torn: Counter,
-    /// Access units missed because the camera lapped the cursor.
+    /// Access units that the worker missed because the camera lapped its cursor.
     pub lapped: Counter,
-    /// Slots refused: invalid metadata (sizes, dimensions) or another format than H.264.
+    /// Slots that were skipped because their metadata is not valid or their format is not H.264.
     pub rejected: Counter,
-    /// Access units refused: no slice, broken NAL units.
+    /// Access units that were skipped because they have no slice or a broken NAL unit.
     pub malformed_units: Counter,
-    /// IDR access units whose parameter sets were never seen.
+    /// IDR access units that were skipped because their parameter sets have never arrived.
     pub missing_parameter_sets: Counter,
-    /// Restarts of the camera: a new segment, or an index that jumped back.
+    /// Restarts of the camera. A restart is detected by a new shared-memory segment or a write index that jumped back.
     pub restarts: Counter,
-    /// Slots between the cursor and the newest unit at the worker's last poll.
+    /// Number of slots between the cursor and the newest unit, when the worker last polled the ring.
     pub lag_slots: Gauge,
-    /// Nanoseconds between the last two units, smoothed (1/8).
+    /// Average interval between units in nanoseconds: a moving average to which each new interval contributes 1/8.
     pub unit_interval_ns: Gauge,
-    /// CLOCK_MONOTONIC ns of the newest unit; 0 before the first.
+    /// Time at which the worker read the newest unit, in nanoseconds of CLOCK_MONOTONIC. 0 before the first unit.
     pub last_unit_at_ns: Gauge,
-    /// Width of the stream's picture; 0 while unknown.
+    /// Width of the stream's picture in pixels. 0 while it is unknown.
     pub width: Gauge,
-    /// Height of the stream's picture; 0 while unknown.
+    /// Height of the stream's picture in pixels. 0 while it is unknown.
     pub height: Gauge,
 
-    /// Sessions, connected or not.
+    /// Number of sessions, whether they are connected or not.
     pub sessions: Gauge,
-    /// Sessions connected (DTLS done).
+    /// Number of connected sessions, whose DTLS handshake is finished.
     pub viewers: Gauge,
     /// Sessions that ended, for any reason.
     pub sessions_closed: Counter,
-    /// NACKed packets reported by viewers.
+    /// NACK messages received from viewers.
     pub nacks: Counter,
-    /// Picture-loss indications and full-intra requests of viewers.
+    /// IDR requests (PLI and FIR messages) received from viewers.
     pub idr_requests: Counter,
     /// RTP packets retransmitted.
     pub retransmits: Counter,
@@ -58,82 +60,83 @@ pub struct WorkerCounters {
     pub replays_of_joins: Counter,
     /// Replays of the current GOP that answer an IDR request.
     pub replays_of_requests: Counter,
-    /// Replays that the camera's next IDR ended early.
+    /// Replays that ended early because the camera's next IDR arrived.
     pub replays_cut: Counter,
     /// Access units sent in replays.
     pub units_replayed: Counter,
-    /// Viewers that waited for the camera's next IDR.
+    /// Times that a viewer had to wait for the camera's next IDR because no replay was possible or worthwhile.
     pub idr_waits: Counter,
-    /// GOPs that the camera overwrote before they were saved.
+    /// GOPs that could not be saved, because the camera overwrote one of their units before.
     pub gops_missed: Counter,
-    /// GOPs too large to be saved.
+    /// GOPs that were too large to be saved.
     pub gops_too_large: Counter,
-    /// Payload bytes of the newest GOP saved outside the ring.
+    /// RTP payload bytes of the newest GOP, which is saved outside the ring.
     pub gop_bytes: Gauge,
 
     /// Datagrams received.
     pub datagrams_received: Counter,
-    /// Datagrams that belong to no session (wrong ufrag, unknown address, noise).
+    /// Datagrams that belong to no session, because their ICE username fragment or source address is unknown.
     pub datagrams_unclaimed: Counter,
     /// Datagrams handed to another worker.
     pub datagrams_forwarded: Counter,
-    /// Datagrams not handed to another worker because its inbox was full.
+    /// Datagrams that could not be handed to another worker because the inbox of that worker was full.
     pub inbox_full: Counter,
-    /// Datagrams dropped on receipt (truncated, no buffer).
+    /// Receive operations that failed because a datagram was too large, no buffer was free, or for another reason.
     pub receive_errors: Counter,
     /// Datagrams sent.
     pub datagrams_sent: Counter,
     /// Payload bytes of datagrams sent.
     pub bytes_sent: Counter,
-    /// Datagrams dropped before the kernel took them (ENOBUFS, EAGAIN, no free operation).
+    /// Datagrams dropped because a queue of the kernel was full (ENOBUFS, EAGAIN) or no send operation was free.
     pub datagrams_dropped: Counter,
-    /// Sends that failed otherwise.
+    /// Datagrams whose send failed for another reason.
     pub send_errors: Counter,
-    /// Sends that carried more than one segment.
+    /// GSO sends, which carry more than one datagram.
     pub gso_batches: Counter,
-    /// Routes that fell back to plain sends.
+    /// GSO sends that the kernel refused, so that their datagrams were sent one by one.
     pub gso_fallbacks: Counter,
-    /// `io_uring_enter` calls.
+    /// Calls of `io_uring_enter`.
     pub enters: Counter,
-    /// Features of the worker's io_uring, one bit each in the order of `uring::Features`.
+    /// Features of the worker's io_uring, as the bits of `uring::Features`.
     pub uring_features: Gauge,
     /// Turns of the worker's loop.
     pub turns: Counter,
-    /// Nanoseconds of busy polling for access units.
+    /// Time spent in busy polling for access units, in nanoseconds.
     pub busy_poll_ns: Counter,
-    /// Payload buffers newly allocated by the packetiser.
+    /// Payload buffers that the packetiser allocated, because it could not reuse one.
     pub payload_allocations: Counter,
 
-    /// Latency of each stage.
+    /// Latencies of the stages through which access units pass.
     pub stages: StageTotals,
-    /// Stage timestamps of the last minute.
+    /// Times at which the access units of the last minute passed the stages.
     pub trace: FlightRecorder,
-    /// Statistics of every session, as of the worker's last pass over its sessions.
+    /// Statistics of each session, which the worker updates about twice a second.
     pub viewer_statuses: StatusBoard,
 }
 
-/// Refused logins and requests.
+/// Counters of refused tokens, in logins and in requests.
 #[derive(Debug, Default)]
 pub struct LoginCounters {
-    /// Wrong tokens.
+    /// Tokens that were wrong.
     pub wrong: Counter,
-    /// Tokens that were not checked because their address must wait.
+    /// Tokens that were not checked, because too many wrong tokens had come from the same address.
     pub too_many: Counter,
 }
 
-/// The statistics of a worker's sessions, for a scrape to read.
+/// The statistics of a worker's sessions. The worker writes them, and any thread may read them.
 #[derive(Debug, Default)]
 pub struct StatusBoard(Mutex<Vec<ViewerStatus>>);
 
 impl StatusBoard {
-    /// Exchanges the statistics for the old ones. Never waits: while a scrape reads, the old ones stay.
+    /// Replaces the stored statistics, and returns the old ones in `statuses`. Never waits: if another thread is
+    /// reading, nothing is replaced.
     pub fn put(&self, statuses: &mut Vec<ViewerStatus>) {
         if let Ok(mut board) = self.0.try_lock() {
             std::mem::swap(&mut *board, statuses);
         }
     }
 
-    /// Returns the latest statistics.
+    /// Returns a copy of the latest statistics.
     pub fn get(&self) -> Vec<ViewerStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,19 +1,19 @@
-//! Detects that too many access units are dropped. Counts and times are arguments.
+//! Detects when too many access units are dropped. It reads no clock and no counters: both are passed as arguments.
 
 use std::collections::VecDeque;
 
 use crate::base::log_limit::LogLimit;
 
-/// Percent of dropped units above which a warning is due.
+/// Percentage of dropped units above which a warning is logged.
 pub const DROPS_MAX_PERCENT: u64 = 5; // local bound: threshold of this warning
 
-/// Nanoseconds of the window in which drops count.
+/// Length in nanoseconds of the time window for which the percentage is computed.
 const WINDOW_NS: i64 = 10_000_000_000; // local bound: only this file uses it
 
-/// Units in the window below which the share is not significant.
+/// Minimum number of units in the window for a warning. The percentage of fewer units means little.
 const UNITS_MIN: u64 = 60; // local bound: only this file uses it
 
-/// Totals at one moment.
+/// The totals at one point in time.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     at_ns: i64,
@@ -21,18 +21,21 @@ struct Mark {
     dropped: u64,
 }
 
-/// Watches the totals of sent and dropped units.
+/// Computes the percentage of dropped units from the totals of sent and dropped units.
 #[derive(Debug, Default)]
 pub struct DropWatch {
-    /// One mark per second of the window, oldest first.
+    /// The totals at each second of the window, the oldest first.
     marks: VecDeque<Mark>,
     warnings: LogLimit,
 }
 
 impl DropWatch {
-    /// Records the totals of sent and dropped units at `now_ns` (CLOCK_MONOTONIC). Returns the percentage dropped in
-    /// the last 10 s if it exceeds [`DROPS_MAX_PERCENT`] and the last warning is at least a minute old. Call it at
-    /// least once a second.
+    /// Records the totals of sent and dropped units at `now_ns` (CLOCK_MONOTONIC). Must be called at least once a
+    /// second.
+    ///
+    /// If a warning must be logged, returns the percentage of the units of the last 10 s that were dropped. This is the
+    /// case if the percentage exceeds [`DROPS_MAX_PERCENT`], the last warning was at least a minute ago, and the window
+    /// has at least `UNITS_MIN` units.
     pub fn look(&mut self, now_ns: i64, sent: u64, dropped: u64) -> Option<u64> {
         let oldest = self.mark(Mark { at_ns: now_ns, sent, dropped });
         let lost = dropped.saturating_sub(oldest.dropped);
@@ -41,7 +44,7 @@ impl DropWatch {
         (is_high && self.warnings.allows(now_ns)).then(|| lost * 100 / units)
     }
 
-    /// Stores one mark per second. Returns the oldest one in the window.
+    /// Stores the mark if the newest stored mark is at least a second old. Returns the oldest mark in the window.
     fn mark(&mut self, mark: Mark) -> Mark {
         let is_due = |newest: &Mark| mark.at_ns - newest.at_ns >= WINDOW_NS / 10;
         if self.marks.back().is_none_or(is_due) {
@@ -59,7 +62,8 @@ mod tests {
 
     const SECOND_NS: i64 = 1_000_000_000;
 
-    /// Simulates ten viewers for `seconds`, with `percent` of their units dropped. Returns the seconds with a warning.
+    /// Simulates ten viewers for `seconds`, of whose units `percent` percent are dropped. Returns the times, in
+    /// seconds, at which a warning was logged.
     fn run(
         watch: &mut DropWatch,
         from_s: i64,

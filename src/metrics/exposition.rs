@@ -1,9 +1,10 @@
-//! The Prometheus text format, version 0.0.4.
-//! Source: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+//! Writes metrics in the Prometheus text format, version 0.0.4.
+//! Specification: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
 use std::fmt::{Display, Write};
 
-/// Builds the text: families in the order in which they are opened, each with its samples.
+/// Builds a page of metrics. The page lists metric families in the order in which they are opened, each followed by its
+/// samples.
 #[derive(Debug, Default)]
 pub struct Exposition {
     text: String,
@@ -11,12 +12,12 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Creates an empty text.
+    /// Creates an empty page.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Opens a family of counters; `name` ends in `_total`.
+    /// Opens a family of counters. `name` must end in `_total`.
     pub fn counter(&mut self, name: &'static str, help: &str) -> &mut Self {
         self.open(name, help, "counter")
     }
@@ -26,7 +27,7 @@ impl Exposition {
         self.open(name, help, "gauge")
     }
 
-    // A page has hundreds of calls: not inlined, to keep the code small.
+    // This function is called in hundreds of places. Inlining it there would make the program larger.
     #[inline(never)]
     fn open(&mut self, name: &'static str, help: &str, kind: &str) -> &mut Self {
         self.family = name;
@@ -38,12 +39,12 @@ impl Exposition {
         self.with_labels(&[], &value)
     }
 
-    /// Adds a sample with one label to the open family. The label's value is escaped.
+    /// Adds a sample with one label to the open family. Escapes the value of the label.
     pub fn labelled(&mut self, label: &str, label_value: &str, value: impl Display) -> &mut Self {
         self.with_labels(&[(label, label_value)], &value)
     }
 
-    /// Adds a sample with labels to the open family. Their values are escaped.
+    /// Adds a sample with these labels to the open family. Escapes the values of the labels.
     #[inline(never)]
     pub fn with_labels(&mut self, labels: &[(&str, &str)], value: &dyn Display) -> &mut Self {
         let name = self.family;
@@ -55,13 +56,16 @@ impl Exposition {
         self.write(format_args!("{name}{{{}}} {value}\n", labels.join(",")))
     }
 
-    /// Opens a family of histograms; `name` ends in `_seconds`.
+    /// Opens a family of histograms. `name` must end in `_seconds`.
     pub fn histogram(&mut self, name: &'static str, help: &str) -> &mut Self {
         self.open(name, help, "histogram")
     }
 
-    /// Adds a histogram in seconds to the open family. `label` is `key="value",` or empty; `buckets` are upper
-    /// bounds in microseconds with their own (not cumulated) counts; `count` and `sum_ns` are of all.
+    /// Adds a histogram in seconds to the open family.
+    ///
+    /// `label` is `key="value",` or empty. Each bucket is an upper bound in microseconds and the number of values in
+    /// this bucket alone. `count` and `sum_ns` are the number and the sum of all values, including those above the last
+    /// bound.
     pub fn distribution(
         &mut self,
         label: &str,
@@ -90,7 +94,7 @@ impl Exposition {
         self
     }
 
-    /// Returns the finished text.
+    /// Returns the text of the whole page.
     pub fn finish(self) -> String {
         self.text
     }
@@ -100,7 +104,7 @@ fn escape(label_value: &str) -> String {
     label_value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
 }
 
-/// Nanoseconds, shown as seconds.
+/// A time in nanoseconds that is displayed in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Seconds(pub u64);
 

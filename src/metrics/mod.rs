@@ -1,4 +1,5 @@
-//! Counters, latencies and their text formats, and the state of viewers and recordings. Counting must not lock or allocate.
+//! Counters and latencies with their text formats, and the types of the API that describe viewers and recordings. Code
+//! that counts must not take a lock or allocate.
 
 pub mod counters;
 pub mod drops;

@@ -1,8 +1,8 @@
-//! Process metrics from the kernel, under the names of Prometheus' client libraries. Read per scrape.
+//! Metrics of the process, read from the kernel at each scrape. Prometheus' client libraries use the same names.
 
 use crate::metrics::Exposition;
 
-/// Adds the `process_*` family. Values that cannot be read are omitted.
+/// Adds the `process_*` metrics to `text`. Metrics whose values cannot be read are omitted.
 pub fn expose(text: &mut Exposition) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for (field, name, help) in [

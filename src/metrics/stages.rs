@@ -1,4 +1,5 @@
-//! Latency of each stage. A worker records into its own histograms and publishes them about twice a second.
+//! Latencies of the stages through which an access unit passes. A worker records them in its own histograms and
+//! publishes these about twice a second.
 //!
 //! ```text
 //!   camera          worker's turn                                    kernel
@@ -9,26 +10,29 @@
 use crate::base::counters::Gauge;
 use crate::base::histogram::{LatencyRecorder, LatencySummary, LatencyTotals};
 
-/// One step of an access unit through the server. Each step begins where the one before ends.
+/// One stage on the way of an access unit through the server. Each stage except the total begins where the previous
+/// stage ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// From the camera's timestamp to the start of the turn in which a worker found the unit. Legacy rings do not
-    /// say when a unit was published, so this includes the camera's own processing.
+    /// From the camera's timestamp to the start of the turn in which a worker found the unit. This includes the
+    /// camera's own processing, because legacy rings do not state when a unit was published.
     CapturedToSeen,
-    /// Until the payloads are ready for all viewers. Recorded only while there are viewers.
+    /// From the start of that turn until the RTP payloads are ready. Recorded only if the worker has viewers.
     SeenToPacketised,
-    /// Until one viewer's datagrams are encrypted, including the time for the viewers before it.
+    /// From the time when the payloads are ready until the datagrams of one viewer are encrypted. This includes the
+    /// time for the viewers that were served before.
     PacketisedToEncrypted,
-    /// Until `io_uring_enter`, including the encryption for the viewers after it.
+    /// From the encryption of one viewer's datagrams until they are submitted with `io_uring_enter`. This includes the
+    /// encryption for the viewers that are served later in the same turn.
     EncryptedToSubmitted,
-    /// Until the worker reaps the completion of the viewer's last send.
+    /// From the submission until the worker reaps the completion of the last send to the viewer.
     SubmittedToSent,
-    /// The total: from the camera's timestamp to the completion of one viewer's last send.
+    /// The total, from the camera's timestamp to the completion of the last send to one viewer.
     CapturedToSent,
 }
 
 impl Stage {
-    /// Every stage, in the order in which a unit passes them; the total comes last.
+    /// All stages, in the order in which a unit passes them. The total comes last.
     pub const ALL: [Stage; 6] = [
         Stage::CapturedToSeen,
         Stage::SeenToPacketised,
@@ -38,7 +42,7 @@ impl Stage {
         Stage::CapturedToSent,
     ];
 
-    /// Returns the value of the metrics' label `stage`.
+    /// Returns the name of the stage, which metrics use as the value of the label `stage`.
     pub fn name(self) -> &'static str {
         match self {
             Stage::CapturedToSeen => "captured_to_seen",
@@ -51,37 +55,37 @@ impl Stage {
     }
 }
 
-/// The worker's own histograms.
+/// The histograms of one worker, one for each stage. Only the worker's thread uses them.
 #[derive(Debug, Default)]
 pub struct StageRecorder([LatencyRecorder; Stage::ALL.len()]);
 
 impl StageRecorder {
-    /// Records one latency in nanoseconds. A negative one (a clock was set back) counts as the shortest.
+    /// Records one latency in nanoseconds. A negative latency, which occurs if a clock was set back, is recorded as 0.
     pub fn record(&mut self, stage: Stage, took_ns: i64) {
         let Some(recorder) = self.0.get_mut(stage as usize) else { return };
         recorder.record(u64::try_from(took_ns).unwrap_or(0));
     }
 
-    /// Moves everything recorded to `totals`; latencies of a stage that a scrape is reading stay for the next
-    /// call.
+    /// Moves all recorded latencies to `totals`. If another thread is reading the totals of a stage, the latencies of
+    /// this stage are moved by the next call instead.
     pub fn publish(&mut self, totals: &StageTotals) {
         self.0.iter_mut().zip(&totals.latencies).for_each(|(from, to)| from.publish(to));
     }
 }
 
-/// What one worker recorded since the start, up to half a second ago.
+/// All latencies that one worker has published since the program started. They are up to half a second old.
 #[derive(Debug, Default)]
 pub struct StageTotals {
     latencies: [LatencyTotals; Stage::ALL.len()],
-    /// Latest `captured -> seen` in nanoseconds: "read" of the Go server's metrics.
+    /// Latest time from captured to seen, in nanoseconds. Metrics show it as stage "read", as the Go server did.
     pub latest_read_ns: Gauge,
-    /// Latest `seen -> packetised` in nanoseconds: "process".
+    /// Latest time from seen to packetised, in nanoseconds. Metrics show it as stage "process".
     pub latest_process_ns: Gauge,
-    /// Latest `packetised -> sent` in nanoseconds: "send".
+    /// Latest time from packetised to sent, in nanoseconds. Metrics show it as stage "send".
     pub latest_send_ns: Gauge,
 }
 
-/// Merges the totals of all workers, stage by stage.
+/// Returns the latencies of each stage, summed over all workers.
 pub fn summarise<'a>(workers: impl Iterator<Item = &'a StageTotals> + Clone) -> Vec<(Stage, LatencySummary)> {
     let merged = |stage: Stage| {
         let mut latencies = LatencySummary::default();

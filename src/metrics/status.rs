@@ -1,5 +1,5 @@
-//! State and counters of viewers and recordings. Sessions and the recorder fill these types, `http` serialises them:
-//! names of fields and variants are part of the API and stay.
+//! State and counters of viewers and recordings. Sessions and the recorder fill these types, and `http` serialises
+//! them. The names of their fields and variants are part of the HTTP API, so they must not change.
 
 use std::net::SocketAddr;
 
@@ -7,50 +7,52 @@ use serde::{Deserialize, Serialize};
 
 // ---- viewers -------------------------------------------------------------------------------------------
 
-/// Snapshot of one viewer, an entry of `GET /api/viewers`. Counters start at its offer.
+/// State and counters of one viewer, an entry of `GET /api/viewers`. The counters start when the server accepts the
+/// viewer's offer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ViewerStatus {
-    /// Number of the viewer, unique in the process.
+    /// Number of the viewer. The running server never uses it for another viewer.
     pub id: u32,
     /// State of the connection.
     pub state: ViewerState,
     /// State of the gate that decides which access units are sent.
     pub gate: GateState,
-    /// Source of the latest authenticated STUN request.
+    /// Source address of the viewer's latest authenticated STUN request. `None` before the first.
     pub remote: Option<SocketAddr>,
-    /// Negotiated SRTP profile.
+    /// Negotiated SRTP profile. `None` until DTLS has finished.
     pub profile: Option<String>,
-    /// Milliseconds since DTLS finished.
+    /// Milliseconds since DTLS finished. 0 before that.
     pub connected_ms: u64,
-    /// Milliseconds from the offer to the first IDR sent; `None` until then.
+    /// Milliseconds from the offer to the first IDR sent. `None` before the first IDR is sent.
     pub first_idr_ms: Option<u64>,
-    /// Access units sent.
+    /// Access units sent to the viewer.
     pub units_sent: u64,
-    /// Access units of `units_sent` that were replayed from the GOP because the viewer joined or requested an IDR.
+    /// Those of `units_sent` that were replayed from the current GOP because the viewer joined or requested an IDR.
     pub units_replayed: u64,
-    /// GOP replays begun.
+    /// Number of GOP replays that were started for the viewer.
     pub replays: u64,
-    /// Access units held back after the first one was sent.
+    /// Access units that were not sent, although an earlier unit was already sent.
     pub units_dropped: u64,
-    /// Times the viewer dropped to the next IDR.
+    /// How often all units had to be held back until the next IDR, after a unit was lost or because of congestion.
     pub drops_to_idr: u64,
-    /// UDP payload bytes sent.
+    /// UDP payload bytes sent to the viewer.
     pub bytes_sent: u64,
-    /// Datagrams sent.
+    /// Datagrams sent to the viewer.
     pub datagrams: u64,
-    /// Received datagrams that were malformed, not authenticated or unexpected.
+    /// Datagrams received from the viewer that were malformed, not authenticated or unexpected.
     pub datagrams_rejected: u64,
-    /// NACK messages received.
+    /// NACK messages received from the viewer.
     pub nacks: u64,
-    /// IDR requests received (PLI and FIR).
+    /// IDR requests (PLI and FIR messages) received from the viewer.
     pub plis: u64,
-    /// Packets retransmitted.
+    /// RTP packets that were retransmitted.
     pub retransmits: u64,
-    /// Packets not retransmitted: over the budget of a second, or requested again within [`RESEND_GUARD`].
+    /// Requested RTP packets that were not retransmitted, because the budget of the second was used up or the packet
+    /// had been retransmitted less than [`RESEND_GUARD`] ago.
     ///
     /// [`RESEND_GUARD`]: crate::base::limits::RESEND_GUARD
     pub retransmits_refused: u64,
-    /// Loss reported by the viewer's latest receiver report, 0 to 1.
+    /// Share of lost packets in the viewer's latest receiver report, from 0 to 1.
     pub loss_fraction: Option<f32>,
     /// Round-trip time from the latest receiver report, in milliseconds.
     pub rtt_ms: Option<f32>,
@@ -62,9 +64,9 @@ pub struct ViewerStatus {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ViewerState {
-    /// ICE and DTLS are not finished.
+    /// ICE or DTLS is not finished yet.
     Connecting,
-    /// Media can be sent.
+    /// ICE and DTLS are finished, so media can be sent.
     Connected,
     /// The goodbye (RTCP BYE, DTLS close_notify) is being sent.
     Closing,
@@ -76,11 +78,11 @@ pub enum ViewerState {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GateState {
-    /// No unit was sent yet; the first will be an IDR.
+    /// No unit was sent yet. The first unit sent will be an IDR.
     WaitingForIdr,
-    /// Everything since the last IDR was sent.
+    /// All units that later units need were sent since the last IDR.
     Live,
-    /// A unit was not sent; all units are held back until the next IDR.
+    /// A unit was lost or could not be sent, so all units are held back until the next IDR.
     DroppedToIdr,
 }
 
@@ -90,29 +92,29 @@ pub enum GateState {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartRequest {
-    /// File name, with or without extension. Empty or missing: a name made from the local time.
+    /// File name, with or without extension. If it is empty or missing, the server makes a name from the local time.
     pub filename: Option<String>,
-    /// Seconds before the request at which the recording shall begin. Limited by what the ring still holds;
-    /// [`RecordingReport::pre_roll`] says how much it was.
+    /// Number of seconds before the request at which the recording shall begin. The ring may no longer hold units that
+    /// old. [`RecordingReport::pre_roll`] states how many seconds were really recorded.
     pub pre_roll_s: Option<f64>,
-    /// Seconds after which the recording stops by itself.
+    /// Number of seconds after which the recorder stops the recording.
     pub max_duration_s: Option<f64>,
-    /// Seconds without a heartbeat after which the recording stops by itself.
+    /// Number of seconds without a heartbeat after which the recorder stops the recording.
     pub heartbeat_s: Option<f64>,
 }
 
-/// Reply to a start.
+/// Reply to a start request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StartReply {
     /// Path of the file.
     pub filename: String,
     /// File name in the list of recordings.
     pub name: String,
-    /// True if the ring holds no IDR: the recording then begins at the camera's next one.
+    /// True if the ring held no IDR at the start. The recording then begins at the camera's next IDR.
     pub waits_for_idr: bool,
 }
 
-/// Figures of one recording, running or finished.
+/// Figures of one recording that is running or finished.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RecordingReport {
     /// Path of the newest file.
@@ -123,19 +125,20 @@ pub struct RecordingReport {
     pub frame_count: u64,
     /// Bytes of all files of this recording.
     pub bytes_written: u64,
-    /// Seconds recorded.
+    /// Total duration of all files, in seconds.
     pub duration: f64,
-    /// Seconds recorded from before the request, back to an IDR that the ring still held.
+    /// Number of seconds recorded from the time before the request. The recording begins at an IDR that the ring still
+    /// held.
     pub pre_roll: f64,
-    /// Seconds missing after the request because the ring held no IDR.
+    /// Number of seconds after the request that are missing, because the ring held no IDR.
     pub start_delay: f64,
-    /// Access units that the camera published and the file lacks.
+    /// Access units that the camera published after the first recorded unit, but that the files lack.
     pub dropped_units: u64,
-    /// Dropped units that the camera overwrote while the disk read them.
+    /// Those of `dropped_units` that the camera overwrote while they were written to the disk.
     pub torn_units: u64,
-    /// Number of gaps: stretches of consecutive dropped units.
+    /// Number of gaps in the recording. A gap is a series of consecutive dropped units.
     pub gaps: u64,
-    /// Names of all files, in order.
+    /// Names of all files of the recording, the oldest first.
     pub files: Vec<String>,
 }
 
@@ -143,32 +146,32 @@ pub struct RecordingReport {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecorderState {
-    /// No recording exists.
+    /// No recording is active.
     Idle,
-    /// The file is being created, or the first IDR has not arrived.
+    /// The file of the recording is being created.
     Starting,
-    /// Access units are written as they are published.
+    /// Access units are written to the file as the camera publishes them, from the first IDR on.
     Recording,
-    /// Units published before the stop are written, then the files are finished.
+    /// The units that were published before the stop are being written, or the files are being finished.
     Stopping,
-    /// The server was started with --no-recorder. Only `http` reports this state and the next one.
+    /// The server was started with --no-recorder. Only `http` reports this state and [`RecorderState::Unresponsive`].
     Off,
     /// The recorder did not answer in time, for example because the disk hangs.
     Unresponsive,
 }
 
-/// One file, an entry of `GET /api/recordings`.
+/// One file of a recording, an entry of `GET /api/recordings`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RecordingInfo {
     /// File name.
     pub name: String,
     /// Bytes that can be downloaded.
     pub bytes: u64,
-    /// Seconds. None if only decoding the whole file would give it.
+    /// Duration in seconds. `None` if it is unknown and could only be found by decoding the whole file.
     pub duration: Option<f64>,
-    /// RFC 3339, UTC.
+    /// Capture time of the first unit, as RFC 3339 text in UTC. `None` if it is unknown.
     pub started_at: Option<String>,
-    /// True if the file has its index. False while recording.
+    /// False while the file is being written, and if a crash left it unfinished.
     pub complete: bool,
     /// True if the file was repaired after a crash.
     pub recovered: bool,

@@ -1,10 +1,11 @@
-//! The flight recorder: stage timestamps of the last minute, and their export in the Trace Event Format for Perfetto
-//! and Chrome. One thread writes; others read at any time without blocking it. Writing takes no lock, and allocates only
-//! until the rings have been full once.
+//! The flight recorder. It stores the times at which the access units of the last minute passed the stages. It exports
+//! these times in the Trace Event Format for Perfetto and Chrome. One thread writes. Other threads may read at any time
+//! without blocking the writer. Writing takes no lock, and allocates only until the rings have been full once.
 //!
 //! Each entry is a seqlock: the writer sets the stamp to 0, writes the words, and sets the stamp to the entry's number
-//! plus 1. A reader that finds the same stamp before and after has read one whole entry.
-//! Source: <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>.
+//! plus 1. A reader that finds the expected stamp both before and after it reads the words has read one whole entry.
+//!
+//! Trace Event Format: <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>.
 
 use std::fmt::Write;
 use std::sync::OnceLock;
@@ -12,37 +13,39 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::base::limits::{TRACE_CHUNK, TRACE_UNITS_MAX, TRACE_WRITES_MAX};
 
-/// Times at which an access unit passed the stages before the viewers. All times are CLOCK_MONOTONIC ns.
+/// Times at which an access unit passed the stages that are common to all viewers. They are in nanoseconds of
+/// CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnitTimes {
     /// The unit's number in the ring.
     pub number: u32,
-    /// The camera's timestamp; where it is unusable, `seen_ns`.
+    /// The camera's timestamp. If it is not usable, the same as `seen_ns`.
     pub captured_ns: i64,
-    /// Start of the turn in which the worker found the unit.
+    /// Time at which the turn began in which the worker found the unit.
     pub seen_ns: i64,
-    /// The RTP payloads were ready.
+    /// Time at which the RTP payloads were ready.
     pub packetised_ns: i64,
 }
 
-/// Times at which a unit passed the stages of one viewer. All times are CLOCK_MONOTONIC ns.
+/// Times at which an access unit passed the stages of one viewer. They are in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteTimes {
     /// The unit's number in the ring.
     pub number: u32,
-    /// The session's number.
+    /// The number of the viewer's session.
     pub viewer: u32,
-    /// The worker began to send the unit to this viewer.
+    /// Time at which the worker began to encrypt the unit for this viewer.
     pub begun_ns: i64,
-    /// All datagrams were encrypted.
+    /// Time at which all datagrams of the unit were encrypted.
     pub encrypted_ns: i64,
-    /// All datagrams were submitted to the kernel.
+    /// Time at which all datagrams were submitted to the kernel.
     pub submitted_ns: i64,
-    /// The send of the last datagram completed.
+    /// Time at which the send of the last datagram completed.
     pub sent_ns: i64,
 }
 
-/// The stage timestamps of one worker. Full, it takes 0.8 MB; without viewers 80 kB.
+/// The flight recorder of one worker. It takes 0.8 MB of memory when it is full, and only 80 kB if there are no
+/// viewers.
 #[derive(Debug)]
 pub struct FlightRecorder {
     units: Ring,
@@ -56,7 +59,7 @@ impl Default for FlightRecorder {
 }
 
 impl FlightRecorder {
-    /// Records a unit. Only the owning thread may call it.
+    /// Records a unit. Only the worker's thread may call this function.
     pub fn note_unit(&self, times: &UnitTimes) {
         let UnitTimes { number, captured_ns, seen_ns, packetised_ns } = *times;
         let seen_after = after(captured_ns, seen_ns);
@@ -69,7 +72,7 @@ impl FlightRecorder {
         ]);
     }
 
-    /// Records that a unit was sent to a viewer. Only the owning thread may call it.
+    /// Records that a unit was sent to a viewer. Only the worker's thread may call this function.
     pub fn note_write(&self, times: &WriteTimes) {
         let WriteTimes { number, viewer, begun_ns, encrypted_ns, submitted_ns, sent_ns } = *times;
         self.writes.push([
@@ -80,7 +83,7 @@ impl FlightRecorder {
         ]);
     }
 
-    /// Returns the units seen since `since_ns`, oldest first.
+    /// Returns the units that the worker has found since `since_ns`, the oldest first.
     pub fn units(&self, since_ns: i64) -> Vec<UnitTimes> {
         let unit = |[base, number, spans, _]: Words| {
             let (captured_ns, (seen_after, packetised_after)) = (base.cast_signed(), halves(spans));
@@ -94,7 +97,8 @@ impl FlightRecorder {
         self.units.read().map(unit).filter(|unit| unit.seen_ns >= since_ns).collect()
     }
 
-    /// Returns the sent units whose encryption began since `since_ns`, in the order of their completion.
+    /// Returns the sent units whose encryption began at or after `since_ns`, in the order in which their sends
+    /// completed.
     pub fn writes(&self, since_ns: i64) -> Vec<WriteTimes> {
         let write = |[base, ids, spans, sent_after]: Words| {
             let (begun_ns, (encrypted_after, submitted_after)) = (base.cast_signed(), halves(spans));
@@ -111,7 +115,7 @@ impl FlightRecorder {
     }
 }
 
-/// Nanoseconds from one moment to a later one; at most 4.29 s, not negative.
+/// Returns the nanoseconds from `from_ns` to `to_ns`. The result is never negative, and at most 4.29 s.
 fn after(from_ns: i64, to_ns: i64) -> u32 {
     u32::try_from(to_ns.saturating_sub(from_ns).max(0)).unwrap_or(u32::MAX)
 }
@@ -125,7 +129,7 @@ fn halves(word: u64) -> (u32, u32) {
     ((word >> 32) as u32, word as u32)
 }
 
-/// The payload of an entry.
+/// The content of an entry.
 type Words = [u64; 4];
 
 #[derive(Debug, Default)]
@@ -137,7 +141,8 @@ struct Entry {
 impl Entry {
     fn write(&self, stamp: u64, words: Words) {
         self.stamp.store(0, Ordering::Relaxed);
-        // Seqlock: a reader that sees one of the new words also sees the stamp 0 or a later one.
+        // This fence makes the seqlock work: a reader that sees one of the new words also sees the stamp 0 or a later
+        // stamp.
         fence(Ordering::Release);
         for (to, word) in self.words.iter().zip(words) {
             to.store(word, Ordering::Relaxed);
@@ -151,18 +156,18 @@ impl Entry {
         }
         let [first, second, third, fourth] = &self.words;
         let words = [first, second, third, fourth].map(|word| word.load(Ordering::Relaxed));
-        // Pairs with the fence in `write`: if one of the words is already from a later entry, the second load sees that
-        // entry's stamp or 0, so the words are discarded.
+        // This fence pairs with the fence in `write`. If one of the words is already from a later entry, the second
+        // load of the stamp returns 0 or the stamp of a later entry. The words are then discarded.
         fence(Ordering::Acquire);
         (self.stamp.load(Ordering::Relaxed) == stamp).then_some(words)
     }
 }
 
-/// A ring of entries that takes memory chunk by chunk as it fills for the first time.
+/// A ring of entries. Its memory is allocated in chunks, each when it is needed for the first time.
 #[derive(Debug)]
 struct Ring {
     chunks: Box<[OnceLock<Box<[Entry]>>]>,
-    /// Entries written so far; entry n is stamped n + 1.
+    /// Number of entries written so far. Entry n, counted from 0, has the stamp n + 1.
     written: AtomicU64,
 }
 
@@ -191,7 +196,7 @@ impl Ring {
         self.written.store(number + 1, Ordering::Release);
     }
 
-    /// Returns the complete entries, oldest first. Omits entries that are overwritten during the read.
+    /// Returns all entries, the oldest first. Omits entries that the writer overwrites meanwhile.
     fn read(&self) -> impl Iterator<Item = Words> {
         let end = self.written.load(Ordering::Acquire);
         (end.saturating_sub(self.capacity())..end).filter_map(|number| {
@@ -201,9 +206,11 @@ impl Ring {
     }
 }
 
-/// Returns the activity of the workers since `since_ns` (CLOCK_MONOTONIC) as JSON in the Trace Event Format. Timestamps
-/// are in microseconds of that clock. Each worker is shown as a process. Its work (`packetise`, `encrypt`) is on its
-/// thread, its waiting times (`camera`, `queued`, `send`) are separate spans.
+/// Returns the activity of the workers since `since_ns` (CLOCK_MONOTONIC) as JSON in the Trace Event Format. The
+/// timestamps in the JSON are in microseconds of CLOCK_MONOTONIC.
+///
+/// Each worker is shown as a process. The work of its thread (`packetise`, `encrypt`) is shown on the thread, and the
+/// waiting times (`camera`, `queued`, `send`) are shown as separate spans.
 pub fn to_chrome_json<'a>(workers: impl Iterator<Item = &'a FlightRecorder>, since_ns: i64) -> String {
     let mut trace =
         ChromeTrace { json: String::from("{\"displayTimeUnit\":\"ms\",\"traceEvents\":["), worker: 0 };
@@ -250,7 +257,7 @@ impl ChromeTrace {
         self.waited("send", &id, &args, submitted_ns, sent_ns);
     }
 
-    /// Adds work of the worker's thread as a complete event. Such events do not overlap.
+    /// Adds a span of work on the worker's thread, as a complete event. Complete events of one thread must not overlap.
     fn did(&mut self, name: &str, args: &str, from_ns: i64, to_ns: i64) {
         let (from, took) = (micros(from_ns), micros(to_ns - from_ns));
         self.event(format_args!(
@@ -258,7 +265,8 @@ impl ChromeTrace {
         ));
     }
 
-    /// Adds a waiting time as an asynchronous event. Such events may overlap. `id` distinguishes events of the same name.
+    /// Adds a waiting time, as an asynchronous event. Asynchronous events may overlap, so `id` distinguishes those with
+    /// the same name.
     fn waited(&mut self, name: &str, id: &str, args: &str, from_ns: i64, to_ns: i64) {
         let (from, to) = (micros(from_ns), micros(to_ns));
         let what = format!("\"name\":\"{name}\",\"cat\":\"{name}\",\"id\":\"{}.{id}\"", self.worker);
@@ -274,7 +282,7 @@ impl ChromeTrace {
     }
 }
 
-/// Returns nanoseconds as microseconds; not negative.
+/// Returns nanoseconds as microseconds with three decimals. A negative time becomes 0.
 fn micros(ns: i64) -> String {
     let ns = ns.max(0);
     format!("{}.{:03}", ns / 1_000, ns % 1_000)

@@ -1,34 +1,34 @@
-//! Counters of the recorder. Its threads write them; any thread reads them.
+//! Counters of the recorder. The threads of the recorder write them, and any thread may read them.
 
 use std::sync::atomic::AtomicBool;
 
 use crate::base::counters::Counter;
 use crate::base::histogram::LatencyTotals;
 
-/// Counts since the program started.
+/// Counters of the recorder since the program started.
 #[derive(Debug, Default)]
 pub struct RecorderCounters {
     /// True while a recording runs.
     pub active: AtomicBool,
     /// Access units written completely.
     pub units: Counter,
-    /// Bytes of committed units, headers included.
+    /// Bytes of the access units written completely, including their headers in the file.
     pub bytes: Counter,
-    /// Access units missing in recordings, for any reason.
+    /// Access units that are missing in recordings, for any reason.
     pub dropped: Counter,
-    /// Units that the camera overwrote while the disk read them.
+    /// Access units that the camera overwrote in the ring while they were written to the disk.
     pub torn: Counter,
-    /// Units that the camera overwrote before the recorder read them (slow disk).
+    /// Access units that the camera overwrote before the recorder read them, because the disk was slow.
     pub lapped: Counter,
-    /// Units that are not valid H.264 access units.
+    /// Slots and access units that the recorder skipped because they are not valid.
     pub rejected: Counter,
-    /// Failed operations on files.
+    /// Errors that ended a recording or prevented its start, such as a failed write.
     pub disk_errors: Counter,
     /// Recordings started.
     pub started: Counter,
-    /// Files finished with an index.
+    /// Files that were closed after a recording without an error.
     pub finished: Counter,
-    /// Files repaired after a crash.
+    /// Files that were repaired after a crash.
     pub recovered: Counter,
     /// Files deleted by the retention rules.
     pub retired: Counter,

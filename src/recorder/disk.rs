@@ -1,5 +1,5 @@
-//! I/O on the files that are being written. Carries out the operations of `recording.rs`; every operation ends in exactly
-//! one completion. All file data goes through io_uring (tokio-uring).
+//! I/O on the files that are being written. `Disk` carries out the operations that `recording.rs` requests. Every
+//! operation ends in exactly one completion. All recorded video is written through io_uring (tokio-uring).
 //!
 //! Opening, locking and truncating are plain system calls: they move no data, and tokio-uring has no safe function for
 //! them.
@@ -24,7 +24,7 @@ use super::types::{Progress, RecorderError};
 use crate::base::clock::monotonic_ns;
 use crate::base::limits;
 
-/// The files being written and finished.
+/// The files that are open for writing.
 pub(super) struct Disk {
     library: Library,
     files: HashMap<FileId, Rc<OpenFile>>,
@@ -40,14 +40,15 @@ struct OpenFile {
 }
 
 impl Disk {
-    /// Creates the disk and the receiver of its completions. The channel needs no limit of its own: at most one write or
-    /// reservation, one sync and [`limits::FINISHING_MAX`] endings are in flight.
+    /// Returns the disk and the receiver of its completions. The channel between them is unbounded, but never holds
+    /// much: at most one write or reservation, one sync and [`limits::FINISHING_MAX`] endings are in flight.
     pub(super) fn new(library: Library) -> (Disk, mpsc::UnboundedReceiver<(FileId, Completion)>) {
         let (completions, receiver) = mpsc::unbounded_channel();
         (Disk { library, files: HashMap::new(), completions }, receiver)
     }
 
-    /// Carries out a file operation. `still_intact` is called when a write has completed.
+    /// Carries out a file operation. `still_intact` is called when a write has completed. This closure must return
+    /// false if the camera overwrote the written unit in the ring meanwhile.
     pub(super) fn execute(&mut self, output: Output, still_intact: impl FnOnce() -> bool + 'static) {
         match output {
             Output::Create { file, stem, number, exact } => self.create(file, &stem, number, exact),
@@ -70,7 +71,7 @@ impl Disk {
         }
     }
 
-    /// Publishes the progress of a file to its readers.
+    /// Publishes the progress of a file to the downloads that read it.
     pub(super) fn publish_progress(&self, file: FileId, progress: Progress) {
         if let Some(open) = self.files.get(&file) {
             open.progress.send_replace(progress);
@@ -78,11 +79,11 @@ impl Disk {
     }
 
     fn complete(&self, file: FileId, completion: Completion) {
-        // The receiver lives as long as the recorder's loop.
+        // The send fails only if the recorder's loop has ended and dropped the receiver.
         let _ignored_after_shutdown = self.completions.send((file, completion));
     }
 
-    /// Runs an operation as a task. Its completion goes through the channel.
+    /// Runs an operation as a task, which sends its completion to the channel.
     fn spawn<F: Future<Output = Completion> + 'static>(
         &self,
         file: FileId,
@@ -149,8 +150,8 @@ impl Disk {
     }
 
     fn prepare(&self, plain: fs::File, name: String, format: Format) -> Result<OpenFile, RecorderError> {
-        // The lock keeps a second server, or a repair after a restart, from changing the file. On a file system without
-        // locks this protection is missing.
+        // The lock prevents a second server, or a repair after a restart, from changing the file. A failed lock is
+        // ignored, so on a file system without locks the file is not protected.
         let _unsupported_is_ignored = flock(&plain, FlockOperation::NonBlockingLockExclusive);
         let prepare = || {
             if format == Format::H264 {
@@ -195,8 +196,8 @@ impl Disk {
 }
 
 impl OpenFile {
-    /// Appends the index, makes it durable, and only then writes the `mdat` header. A crash or an error before that
-    /// leaves the unfinished form, which players can read too.
+    /// Appends the index, makes it durable, and only then writes the `mdat` header. If a crash or an error prevents
+    /// that last write, the file keeps its unfinished form, which players can read too.
     async fn finish(&self, ending: FileEnding, library: &Library) -> Result<(), RecorderError> {
         let failed = |error: io::Error| RecorderError::io("finishing the file", &error);
         let end = ending.committed + ending.tail.len() as u64;
@@ -205,7 +206,8 @@ impl OpenFile {
             self.ring.sync_data().await.map_err(failed)?;
             return Err(failed(error));
         }
-        // Releases reserved space and removes a torn unit after the last whole one.
+        // This truncation releases the reserved space. It also removes the rest of a torn unit after the last whole
+        // unit.
         self.plain.set_len(end).map_err(failed)?;
         self.ring.sync_data().await.map_err(failed)?;
         if let Some((offset, header)) = ending.mdat_header {
@@ -234,7 +236,7 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Marks the file as finished for readers and for the library.
+    /// Reports to downloads that the file is finished, and removes it from the library's list of files being written.
     fn close(&self, library: &Library) {
         library.unregister(&self.name);
         self.progress.send_modify(|progress| progress.finished = true);

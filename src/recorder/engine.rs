@@ -1,5 +1,5 @@
-//! The recorder's thread. It passes units, commands and completions to `recording.rs` and the resulting operations to
-//! `disk.rs`. Each turn carries out all outputs, then waits for the next input.
+//! The recorder's thread. It passes access units, commands and completions to `recording.rs`, and the operations that
+//! result from them to `disk.rs`. Each turn carries out all outputs, then waits for the next input.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
 
 type Reply<T> = oneshot::Sender<Result<T, RecorderError>>;
 
-/// A request to the recorder with the channel for its reply.
+/// A request to the recorder, with the channel on which the recorder sends its reply.
 pub(super) enum Command {
     Start(StartRequest, Reply<StartReply>),
     Stop(Reply<StopReply>),
@@ -36,7 +36,7 @@ pub(super) struct Engine {
     disk: Disk,
     completions: mpsc::UnboundedReceiver<(FileId, Completion)>,
     commands: mpsc::Receiver<Command>,
-    /// Changes, or loses its sender, when the program ends.
+    /// Signals the shutdown: the value changes, or all senders are dropped.
     shutdown: watch::Receiver<bool>,
     /// Notified when the camera publishes a unit.
     unit_published: Arc<Notify>,
@@ -45,11 +45,12 @@ pub(super) struct Engine {
     retention_ran_at_ns: i64,
     retention_task: Option<JoinHandle<()>>,
     zone: Zone,
-    /// The unit that is being written. It keeps the lease on the slot.
+    /// The unit that is being written. The view holds the lease on its slot until the write completes.
     current: Option<UnitView>,
     start_reply: Option<Reply<StartReply>>,
     stop_reply: Option<Reply<StopReply>>,
-    /// True if the ring lapped the idle recorder between two polls. Then it reads every unit as it is published.
+    /// True if the camera lapped the cursor between two polls while no recording ran. From then on, the idle recorder
+    /// also wakes for every published unit.
     follow_while_idle: bool,
     shutting_down: bool,
 }
@@ -87,7 +88,7 @@ impl Engine {
         }
     }
 
-    /// Runs until shutdown, or until all handles are dropped.
+    /// Runs the recorder until its shutdown is requested or all handles are dropped.
     pub(super) async fn run(mut self) {
         loop {
             self.advance();
@@ -114,7 +115,8 @@ impl Engine {
         }
     }
 
-    /// Returns the longest time to wait for an input: until the next deadline or the next poll of the ring.
+    /// Returns the longest time to wait for an input: the time until the next deadline or the next poll of the ring,
+    /// whichever comes first.
     fn wait_max(&self, idle: bool) -> std::time::Duration {
         let poll_ms = if idle { limits::RECORDER_IDLE_POLL_MS } else { limits::RECORDER_POLL_MS };
         let poll = std::time::Duration::from_millis(poll_ms);
@@ -124,7 +126,8 @@ impl Engine {
         deadline.map_or(poll, |deadline| deadline.min(poll))
     }
 
-    /// Carries out all outputs and takes units until the next step needs an input.
+    /// Carries out all outputs and takes units from the ring, until the recorder must wait for a completion, a command
+    /// or a new unit.
     fn advance(&mut self) {
         let mut ring_is_empty = false;
         loop {
@@ -154,7 +157,7 @@ impl Engine {
         }
     }
 
-    /// Takes the next unit from the ring. Returns false if there is none now.
+    /// Records the next unit of the ring. Returns false if the ring holds no further unit now.
     fn record_next(&mut self, now_ns: i64) -> bool {
         match self.cursor.next(now_ns) {
             Next::Unit(view) => {
@@ -182,7 +185,8 @@ impl Engine {
         true
     }
 
-    /// Reads new units for their parameter sets while no recording runs: a camera may send them only once.
+    /// Reads new units while no recording runs, and caches their parameter sets. Some cameras send parameter sets only
+    /// once, so a later recording may need the cached ones.
     fn cache_parameter_sets(&mut self, now_ns: i64) {
         self.current = None;
         for _ in 0..limits::IDLE_UNITS_PER_POLL_MAX {
@@ -287,9 +291,9 @@ impl Engine {
 
     /// Returns a cursor at the IDR with which the recording shall begin.
     ///
-    /// This is the newest IDR that is at least `pre_roll_ns` old, so that nothing after the request is missing. If the
-    /// ring does not reach that far, it is the oldest IDR in the ring. `None` if the ring holds no IDR: it is short, or
-    /// the GOP is long.
+    /// Chooses the newest IDR that is at least `pre_roll_ns` old, so that the recording covers the whole pre-roll. If
+    /// no IDR in the ring is that old, chooses the oldest IDR in the ring. Returns `None` if the ring holds no IDR,
+    /// which happens if the GOP is longer than the ring.
     fn find_first_idr(&mut self, now_ns: i64, pre_roll_ns: i64) -> Option<Cursor> {
         let newest = self.camera.cursor();
         let CameraStatus::Attached { layout, .. } = self.camera.status() else { return None };
@@ -313,7 +317,8 @@ impl Engine {
         newest.units_back(chosen?)
     }
 
-    /// Applies the retention rules at intervals, on a blocking thread.
+    /// Applies the retention rules if [`limits::RETENTION_INTERVAL_NS`] has passed since the last time. The work runs
+    /// on a blocking thread.
     fn delete_old_recordings(&mut self) {
         let now_ns = monotonic_ns();
         let due = now_ns >= self.retention_ran_at_ns.saturating_add(limits::RETENTION_INTERVAL_NS);
@@ -326,7 +331,7 @@ impl Engine {
         self.retention_task = Some(tokio::task::spawn_blocking(move || {
             match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
                 Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
-                Err(error) => log::warn!("retention: {error}"),
+                Err(error) => log::warn!("the retention rules could not be applied: {error}"),
             }
         }));
     }
@@ -369,7 +374,7 @@ fn validate(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start
     })
 }
 
-/// Converts a number of seconds of a request to nanoseconds.
+/// Converts the number of seconds in the request field `field` to nanoseconds.
 fn seconds(field: &'static str, value: Option<f64>) -> Result<Option<i64>, RecorderError> {
     let Some(value) = value else { return Ok(None) };
     if !(0.0..=limits::REQUEST_SECONDS_MAX).contains(&value) {

@@ -1,5 +1,5 @@
-//! The interface of the recorder for the rest of the program: a bounded channel of commands with replies.
-//! Requests about finished files go to `library.rs` on a blocking thread.
+//! The interface of the recorder for the rest of the program. Requests about the running recording go through a bounded
+//! channel to the recorder's thread, which replies. Requests about files go to `library.rs`, on a blocking thread.
 
 use std::io;
 use std::sync::Arc;
@@ -41,11 +41,12 @@ impl Wakeup for UnitWakeup {
 
 /// Starts the recorder's thread. A second, temporary thread repairs files that a crash left unfinished.
 ///
-/// The thread ends after [`RecorderHandle::shutdown`] or when all handles are dropped. It finishes a running recording
-/// first.
+/// The recorder's thread ends after [`RecorderHandle::shutdown`] or when all handles are dropped. Before it ends, it
+/// finishes a running recording.
 ///
 /// # Errors
-/// [`SpawnError`]. Its text says how to allow io_uring.
+/// Returns a [`SpawnError`] if the kernel refuses io_uring or a thread. The text of the error says how to
+/// allow io_uring.
 pub fn spawn(
     camera: &Camera,
     config: RecorderConfig,
@@ -85,7 +86,8 @@ fn repair_in_background(library: &Library) -> io::Result<()> {
             match library.repair(&name) {
                 Ok(true) => log::info!("recording {name} was left unfinished by a crash; it is now repaired"),
                 Ok(false) => log::info!(
-                    "recording {name} was left unfinished by a crash; it holds no whole access unit or is in use"
+                    "recording {name} was left unfinished by a crash; it was not repaired, because it holds no whole \
+                     access unit or another process uses it"
                 ),
                 Err(error) => log::error!("recording {name} could not be repaired: {error}"),
             }
@@ -106,7 +108,8 @@ impl RecorderHandle {
     /// Starts a recording. Returns when the file is created.
     ///
     /// # Errors
-    /// Already recording, bad name or numbers, name in use, no camera, disk full, directory not usable.
+    /// A recording already runs, or the name or a number is not valid. Or the name is in use, no camera writes to the
+    /// ring, the disk is full, or the directory cannot be used.
     pub async fn start(&self, request: StartRequest) -> Result<StartReply, RecorderError> {
         self.request(|reply| Command::Start(request, reply)).await
     }
@@ -114,15 +117,15 @@ impl RecorderHandle {
     /// Stops the recording. Returns when the file is finished and durable.
     ///
     /// # Errors
-    /// Not recording, already stopping, or an error of the file.
+    /// No recording runs, it is already being stopped, or a file operation failed.
     pub async fn stop(&self) -> Result<StopReply, RecorderError> {
         self.request(Command::Stop).await
     }
 
-    /// Restarts the heartbeat timeout (`heartbeat_s` of the start).
+    /// Restarts the heartbeat timeout, whose length is `heartbeat_s` of the start request.
     ///
     /// # Errors
-    /// Not recording.
+    /// No recording runs.
     pub async fn heartbeat(&self) -> Result<(), RecorderError> {
         self.request(Command::Heartbeat).await
     }
@@ -130,7 +133,7 @@ impl RecorderHandle {
     /// Returns the state of the recorder and the figures of the running or last recording.
     ///
     /// # Errors
-    /// [`RecorderError::Unresponsive`].
+    /// [`RecorderError::Unresponsive`] if the recorder's thread does not reply in time.
     pub async fn status(&self) -> Result<Status, RecorderError> {
         self.request(Command::Status).await
     }
@@ -143,10 +146,10 @@ impl RecorderHandle {
         self.run_blocking(Library::list).await
     }
 
-    /// Opens a recording for download. A running one can be read up to its last whole unit.
+    /// Opens a recording for download. A file that is still being written can be read up to its last whole unit.
     ///
     /// # Errors
-    /// Bad or unknown name, or an error of the file.
+    /// The name is not valid, no recording has this name, or a file operation failed.
     pub async fn open(&self, name: String) -> Result<Download, RecorderError> {
         self.run_blocking(move |library| library.open(&name)).await
     }
@@ -154,24 +157,24 @@ impl RecorderHandle {
     /// Deletes a recording that is not being written.
     ///
     /// # Errors
-    /// Bad or unknown name, file in use, or an error of the file.
+    /// The name is not valid, no recording has this name, the file is being written, or a file operation failed.
     pub async fn delete(&self, name: String) -> Result<(), RecorderError> {
         self.run_blocking(move |library| library.delete(&name)).await
     }
 
-    /// Ends the recorder: a running recording is finished, then the thread returns. This call does not wait; join the
-    /// thread.
+    /// Requests the end of the recorder: its thread finishes a running recording, then returns. This function does not
+    /// wait for that. To wait, join the thread.
     pub fn shutdown(&self) {
         self.shutdown.send_replace(true);
     }
 
-    /// Returns the counters since the program started.
+    /// Returns the recorder's counters.
     #[must_use]
     pub fn counters(&self) -> &RecorderCounters {
         &self.library.counters
     }
 
-    /// Returns the directory of recordings. Its methods block.
+    /// Returns the library, which manages the directory of recordings. The methods of the library block.
     #[must_use]
     pub fn library(&self) -> &Library {
         &self.library

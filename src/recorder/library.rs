@@ -1,5 +1,6 @@
-//! The directory of recordings: list, open for download, delete, retention, repair after a crash.
-//! Its methods block, so the recorder's thread must not call them. Files that are being written belong to `disk.rs`.
+//! The directory of recordings: lists recordings, opens them for download, deletes them, applies the retention rules,
+//! and repairs files after a crash. Most methods of [`Library`] do file I/O and block, so `handle.rs` runs them on a
+//! blocking thread. Files that are being written belong to `disk.rs`.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,11 +24,11 @@ use super::sidecar::Sidecar;
 use super::types::{Progress, RecorderError, RecordingInfo};
 use crate::base::limits;
 
-/// The recordings of one directory. Clones share the list of files that are being written.
+/// The recordings in one directory. All clones share one list of the files that are being written.
 #[derive(Clone, Debug)]
 pub struct Library {
     directory: Arc<Path>,
-    /// Progress of the files that are being written, by name.
+    /// Progress of each file that is being written, by file name.
     running: Arc<Mutex<HashMap<String, watch::Receiver<Progress>>>>,
     pub(super) counters: Arc<RecorderCounters>,
 }
@@ -36,33 +37,37 @@ pub struct Library {
 #[derive(Debug)]
 pub struct Download {
     file: File,
-    /// Replaces the first bytes of a file that is being written: finishing changes them on disk.
+    /// The first bytes of a file that was still being written when it was opened. They are served instead of the bytes
+    /// on disk, which change when the file is finished.
     first_bytes: Vec<u8>,
     /// File name.
     pub name: String,
     /// Bytes that can be read now.
     pub bytes: u64,
-    /// True if the file has its final form.
+    /// False if the file was still being written when it was opened.
     pub complete: bool,
-    /// Strong validator, with quotes. While recording it stays the same and `bytes` grows. Bytes that were served never
-    /// change under the same validator.
+    /// Strong HTTP validator, including its quotes. While the file is being written, the validator stays the same
+    /// although `bytes` grows. This is allowed, because bytes that were already served never change under the same
+    /// validator.
     pub etag: String,
-    /// `video/mp4` or `video/h264`.
+    /// HTTP media type: `video/mp4` or `video/h264`.
     pub content_type: &'static str,
-    /// Time of the last write.
+    /// Time of the last write to the file.
     pub modified: SystemTime,
-    /// Growth of the file, for `?follow=1`. `None` if the file is not being written.
+    /// Reports the growth of the file, so that a download with `?follow=1` can wait for more bytes. `None` if the file
+    /// was not being written when it was opened.
     pub progress: Option<watch::Receiver<Progress>>,
 }
 
 impl Download {
-    /// Reads at `offset`. Returns 0 at the end of the file. Blocks until the disk answers. The caller must stay below
-    /// `bytes`, or below the committed bytes of `progress`.
+    /// Reads bytes of the file from `offset` into `out`. Returns the number of bytes read, 0 at the end of the file.
+    /// Blocks until the disk answers. The caller must stay below `bytes`, or below the committed bytes of `progress`.
     ///
     /// # Errors
-    /// The error of the read.
+    /// The error of the failed read.
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        // Finishing changes the first bytes on disk. This reader keeps the unfinished form it started with.
+        // When the recorder finishes the file, it changes the first bytes on disk. This download must not mix the two
+        // forms, so it continues with the first bytes of the unfinished form.
         let first = usize::try_from(offset).ok().and_then(|offset| self.first_bytes.get(offset..));
         match first.filter(|first| !first.is_empty()) {
             Some(mut first) => first.read(out),
@@ -72,22 +77,22 @@ impl Download {
 }
 
 impl Library {
-    /// Opens a library on a directory, which need not exist yet.
+    /// Creates a library for `directory`, which need not exist yet.
     #[must_use]
     pub fn new(directory: &Path, counters: Arc<RecorderCounters>) -> Library {
         Library { directory: directory.into(), running: Arc::default(), counters }
     }
 
-    /// Returns the directory of the files.
+    /// Returns the path of the directory that holds the recordings.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Creates the directory (0755) if it is missing.
+    /// Creates the directory with mode 0755 if it does not exist.
     ///
     /// # Errors
-    /// [`RecorderError::Directory`].
+    /// [`RecorderError::Directory`] or [`RecorderError::DiskFull`] if the directory cannot be created.
     pub fn create_directory(&self) -> Result<(), RecorderError> {
         let created = fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.directory);
         created.map_err(|error| self.directory_error(&error))
@@ -96,17 +101,18 @@ impl Library {
     /// Returns all recordings, newest first.
     ///
     /// # Errors
-    /// [`RecorderError::Directory`]. A directory that does not exist yet counts as empty.
+    /// [`RecorderError::Directory`] if the directory cannot be read. A directory that does not exist yet counts as
+    /// empty.
     pub fn list(&self) -> Result<Vec<RecordingInfo>, RecorderError> {
         let mut entries = self.entries()?;
         entries.sort_by(|a, b| (b.started_at_s, &b.info.name).cmp(&(a.started_at_s, &a.info.name)));
         Ok(entries.into_iter().map(|entry| entry.info).collect())
     }
 
-    /// Opens a recording. One that is being written can be read up to its last whole unit.
+    /// Opens a recording for download. A file that is still being written can be read up to its last whole unit.
     ///
     /// # Errors
-    /// Bad or unknown name, or an error of the file.
+    /// The name is not valid, no recording has this name, or a file operation failed.
     pub fn open(&self, name: &str) -> Result<Download, RecorderError> {
         let format = names::validate_existing(name)?;
         let progress = self.progress(name);
@@ -139,7 +145,7 @@ impl Library {
     /// Deletes a recording that is not being written.
     ///
     /// # Errors
-    /// Bad or unknown name, file in use, or an error of the file.
+    /// The name is not valid, no recording has this name, the file is being written, or a file operation failed.
     pub fn delete(&self, name: &str) -> Result<(), RecorderError> {
         names::validate_existing(name)?;
         if self.progress(name).is_some() {
@@ -148,7 +154,7 @@ impl Library {
         self.remove(name).map_err(|error| file_error(name, "deleting", &error))
     }
 
-    /// Removes a file, and its sidecar unless the file is still there.
+    /// Removes a file. Also removes its sidecar, unless the file could not be removed.
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
         let removed = fs::remove_file(self.path(name));
         if Format::of(name) == Some(Format::H264) && !self.path(name).exists() {
@@ -157,11 +163,11 @@ impl Library {
         removed
     }
 
-    /// Applies the retention rules, oldest recordings first. Returns the deleted names. Never deletes a file that is being
-    /// written, is unfinished, or was not written by this recorder.
+    /// Deletes recordings as the retention rules demand, the oldest first. Returns the names of the deleted files.
+    /// Never deletes a file that is being written, is unfinished, or was not written by this recorder.
     ///
     /// # Errors
-    /// [`RecorderError::Directory`].
+    /// [`RecorderError::Directory`] if the directory cannot be read.
     pub fn retain(&self, rules: &Retention, now_s: u64) -> Result<Vec<String>, RecorderError> {
         if rules.is_empty() {
             return Ok(Vec::new());
@@ -172,14 +178,15 @@ impl Library {
         Ok(deleted)
     }
 
-    /// Returns the free bytes of the file system. `None` if they are unknown.
+    /// Returns the free bytes of the file system that holds the directory, or `None` if they are unknown.
     #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
         let system = rustix::fs::statvfs(&*self.directory).ok()?;
         Some(system.f_bavail.saturating_mul(system.f_frsize))
     }
 
-    /// Returns the names of files that a crash left unfinished. Call it before the first recording starts.
+    /// Returns the names of the files that a crash left unfinished. Must be called before the first recording starts,
+    /// because a file that is being written looks the same.
     #[must_use]
     pub fn unfinished(&self) -> Vec<String> {
         let is_unfinished = |name: &String| match Format::of(name) {
@@ -195,12 +202,14 @@ impl Library {
         self.names().unwrap_or_default().into_iter().filter(is_unfinished).collect()
     }
 
-    /// Repairs a file that a crash left unfinished: truncates it to its last whole unit and finishes it. Removes it if it
-    /// has no whole unit. Does nothing if another process has locked the file, because it still writes it.
+    /// Repairs a file that a crash left unfinished: truncates the file after its last whole unit and finishes it.
+    /// Removes a file without a whole unit, unless it is so large that another program may have written it. Does
+    /// nothing if another process has locked the file, because that process may still write to it.
+    ///
     /// Returns true if the file is a finished recording now.
     ///
     /// # Errors
-    /// An error of the file. The file is then as playable as before.
+    /// A file operation failed. The file can then still be played as far as before.
     pub fn repair(&self, name: &str) -> Result<bool, RecorderError> {
         let repaired =
             self.try_repair(name).map_err(|error| RecorderError::io("repairing the file", &error))?;
@@ -235,7 +244,8 @@ impl Library {
                 file.sync_data()?;
                 Ok(true)
             }
-            // Too small for a whole unit: nothing was recorded. A larger file is kept, because it may be foreign.
+            // The file has no whole unit and is smaller than two slots of the ring, so nothing was recorded: remove it.
+            // A larger file is kept, because another program may have written it.
             None if bytes < 2 * limits::SLOT_DATA_BYTES_MAX as u64 => {
                 fs::remove_file(self.path(name))?;
                 Ok(false)
@@ -258,7 +268,7 @@ impl Library {
             }
             tail_bytes = (tail_bytes * 4).min(bytes).min(limits::RECOVERY_TAIL_BYTES_MAX);
         };
-        // Needed even without a cut: releases the space reserved after the end.
+        // `set_len` also releases the space reserved after the end, so it is needed even if the length does not change.
         file.set_len(end)?;
         file.sync_data()?;
         let mut sidecar = Sidecar::read(&self.directory, name).unwrap_or_default();
@@ -266,7 +276,7 @@ impl Library {
         sidecar.overwrite(&self.directory, name)
     }
 
-    /// Removes sidecars whose recording no longer exists.
+    /// Removes each sidecar whose recording no longer exists.
     pub(super) fn remove_orphaned_sidecars(&self) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let file_name = entry.file_name();
@@ -277,7 +287,8 @@ impl Library {
         }
     }
 
-    /// Registers a file that is being written. Its writer publishes progress through the sender.
+    /// Adds a file to the list of files being written. Returns the sender through which the writer publishes its
+    /// progress.
     pub(super) fn register(&self, name: &str) -> watch::Sender<Progress> {
         let (sender, progress) = watch::channel(Progress::default());
         self.lock().insert(name.to_owned(), progress);
@@ -310,7 +321,8 @@ impl Library {
 
     /// Opens a regular file for reading, and for writing too if `write` is true.
     fn open_file(&self, name: &str, write: bool) -> io::Result<File> {
-        // NOFOLLOW: only files of this directory. NONBLOCK: opening a pipe must not block.
+        // O_NOFOLLOW refuses symbolic links, which could lead out of this directory. With O_NONBLOCK, opening a named
+        // pipe does not block.
         let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
         let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(self.path(name))?;
         if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
@@ -381,14 +393,15 @@ impl Library {
     }
 }
 
-/// Reads the form of an MP4. A file that is too short for a header is foreign.
+/// Reads the start of an MP4 file and returns its form. A file shorter than the start that this recorder writes is
+/// foreign.
 fn read_form(file: &File) -> io::Result<Form> {
     let mut start = [0; 48];
     Ok(if fill_at(file, &mut start, 0)? { fmp4::form(&start) } else { Form::Foreign })
 }
 
-/// Locks the file. Returns false if another process holds the lock. Retries, because the kernel keeps the lock of a killed
-/// process until its last writes are done.
+/// Locks the file. Returns false if another process holds the lock, even after some retries. The retries are needed
+/// because the kernel keeps the lock of a killed process until the last writes of that process are done.
 fn lock_with_retries(file: &File) -> bool {
     (0..limits::REPAIR_LOCK_ATTEMPTS).any(|attempt| {
         if attempt > 0 {
@@ -399,7 +412,7 @@ fn lock_with_retries(file: &File) -> bool {
 }
 
 fn file_error(name: &str, doing: &'static str, error: &io::Error) -> RecorderError {
-    // ELOOP: the name is a symbolic link, which is never a recording.
+    // ELOOP means that the name is a symbolic link. A link is never a recording, so it counts as not found.
     let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
     if error.kind() == io::ErrorKind::NotFound || is_link {
         return RecorderError::NotFound(name.to_owned());

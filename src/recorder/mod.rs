@@ -1,5 +1,5 @@
-//! SINK: writes the camera's access units to files. It has its own thread and its own cursor, so a slow disk never delays
-//! the live path: the camera then laps only the recorder.
+//! SINK: writes the camera's access units to files. The recorder has its own thread and its own cursor in the ring, so
+//! a slow disk never delays the viewers: the camera then laps only the recorder's cursor.
 //!
 //! ```text
 //!  handle (any thread) ── commands ──► engine (thread) ◄── wake-up, cursor ── camera

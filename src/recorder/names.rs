@@ -1,15 +1,16 @@
-//! PURE: the names of recordings. Only [`Zone::local`] does I/O: it reads the time zone.
+//! PURE: validates, numbers and generates the names of recordings. Only [`Zone::local`] does I/O: it reads the time
+//! zone.
 
 use std::fmt;
 
 use crate::base::limits::RECORDING_NAME_BYTES_MAX;
 
-/// Container format of a recording, given by its extension.
+/// File format of a recording. The extension of the file name states it.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// Annex-B byte stream, `.h264`.
+    /// Annex-B byte stream with the extension `.h264`.
     H264,
-    /// Hybrid MP4, `.mp4`.
+    /// Hybrid MP4 with the extension `.mp4`, see [`fmp4`](super::format::fmp4).
     #[default]
     Mp4,
 }
@@ -24,7 +25,7 @@ impl Format {
         }
     }
 
-    /// Returns the HTTP media type.
+    /// Returns the media type for the `Content-Type` header.
     #[must_use]
     pub fn content_type(self) -> &'static str {
         match self {
@@ -33,7 +34,7 @@ impl Format {
         }
     }
 
-    /// Returns the format of a file name, by its extension.
+    /// Returns the format that the extension of a file name states, or `None` if the extension is unknown.
     #[must_use]
     pub fn of(name: &str) -> Option<Format> {
         match name.rsplit_once('.')?.1 {
@@ -53,37 +54,37 @@ impl fmt::Display for Format {
 /// Why a name is not allowed for a recording.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Empty, or only an extension.
+    /// The name is empty or has only an extension.
     #[error("the name is empty")]
     Empty,
-    /// Longer than [`RECORDING_NAME_BYTES_MAX`].
+    /// The name is longer than [`RECORDING_NAME_BYTES_MAX`].
     #[error("the name is longer than {RECORDING_NAME_BYTES_MAX} bytes")]
     TooLong,
-    /// A path separator: the file would be outside the directory.
+    /// The name contains a path separator, so the file could be outside the directory.
     #[error("the name contains a path separator")]
     Path,
-    /// A leading dot: a hidden file, or `..`.
+    /// The name begins with a dot: it is `.`, `..` or the name of a hidden file.
     #[error("the name begins with a dot")]
     LeadingDot,
-    /// A control character such as NUL or line feed.
+    /// The name contains a control character such as NUL or line feed.
     #[error("the name contains a control character")]
     Control,
-    /// The name of an existing file must have a known extension.
+    /// The name does not end in `.mp4` or `.h264`. Requests for an existing file must name the extension.
     #[error("recordings end in .mp4 or .h264")]
     Extension,
 }
 
-/// A validated file name, split into stem and format.
+/// A validated file name, split into its stem and its format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stem {
-    /// Name without dot and extension.
+    /// File name without the dot and the extension.
     pub stem: String,
-    /// Gives the extension.
+    /// Format of the file, which determines the extension.
     pub format: Format,
 }
 
 impl Stem {
-    /// Validates a requested name. A missing extension is that of `default`.
+    /// Validates a requested name and returns it in parts. A name without a known extension gets the format `default`.
     pub fn from_request(name: &str, default: Format) -> Result<Stem, NameError> {
         let (stem, format) = match Format::of(name) {
             Some(format) => (name.rsplit_once('.').map_or("", |(stem, _)| stem), format),
@@ -97,7 +98,7 @@ impl Stem {
         Ok(stem)
     }
 
-    /// Returns the file name of file `number`, from 1: `name.mp4`, `name_2.mp4`, ...
+    /// Returns the name of the file with this number: `name.mp4` for 1, `name_2.mp4` for 2, and so on.
     #[must_use]
     pub fn numbered(&self, number: u32) -> String {
         let Stem { stem, format } = self;
@@ -105,7 +106,7 @@ impl Stem {
     }
 }
 
-/// Validates the name of an existing file.
+/// Validates the name of an existing file and returns its format.
 pub fn validate_existing(name: &str) -> Result<Format, NameError> {
     validate(name)?;
     if name.len() > RECORDING_NAME_BYTES_MAX + "_9999".len() {
@@ -130,12 +131,13 @@ fn validate(name: &str) -> Result<(), NameError> {
     Ok(())
 }
 
-/// The local time zone, read once from `TZ`, else `/etc/localtime`. It includes daylight saving rules.
+/// The local time zone with its daylight saving rules. It is read once: from the variable `TZ` if that is set, else
+/// from `/etc/localtime`.
 #[derive(Clone, Debug)]
 pub struct Zone(tz::TimeZone);
 
 impl Zone {
-    /// Reads the zone of this machine; UTC if none is set.
+    /// Returns the time zone of this machine, or UTC if no valid zone is set.
     #[must_use]
     pub fn local() -> Zone {
         let name = std::env::var("TZ").unwrap_or_default();
@@ -143,7 +145,7 @@ impl Zone {
         Zone(zone.unwrap_or_else(|_| tz::TimeZone::utc()))
     }
 
-    /// Returns `recording_YYYYMMDD_HHMMSS` in local time.
+    /// Returns the stem for a recording without a requested name: `recording_YYYYMMDD_HHMMSS` in local time.
     #[must_use]
     pub fn default_stem(&self, unix_s: i64) -> String {
         match tz::DateTime::from_timespec(unix_s, 0, self.0.as_ref()) {
@@ -157,7 +159,7 @@ impl Zone {
     }
 }
 
-/// Returns the time in RFC 3339 form, UTC.
+/// Returns a time as RFC 3339 text in UTC, or `None` if the year is out of range.
 #[must_use]
 pub fn rfc3339(unix_s: u64) -> Option<String> {
     let time = tz::UtcDateTime::from_timespec(i64::try_from(unix_s).ok()?, 0).ok()?;

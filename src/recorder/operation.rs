@@ -1,4 +1,4 @@
-//! PURE: the inputs and outputs of `recording.rs`. Types only.
+//! PURE: the types of the inputs and outputs of `recording.rs`.
 
 use std::io;
 
@@ -8,57 +8,61 @@ use super::names::Stem;
 use super::sidecar::Sidecar;
 use super::types::{RecorderError, StartReply, StopReply};
 
-/// Identifies one file between the state machine and the disk.
+/// Number by which the state machine and the disk identify a file.
 pub(crate) type FileId = u32;
 
-/// An operation for the disk, or a reply to a command.
+/// An output of the state machine: an operation for the disk, or the reply to a command.
 #[derive(Debug)]
 pub(crate) enum Output {
-    /// Create a new file; an existing file is never overwritten. If not `exact`, use the next free number.
+    /// Create a new file, without ever overwriting an existing one. If a file with this name exists, fail if `exact` is
+    /// true, else use the next free number.
     Create { file: FileId, stem: Stem, number: u32, exact: bool },
     /// Reserve disk space without changing the length of the file.
     Allocate { file: FileId, offset: u64, bytes: u64 },
-    /// Write the parts one after the other.
+    /// Write the parts to the file, one directly after the other, starting at `offset`.
     Write { file: FileId, offset: u64, parts: Vec<Bytes> },
-    /// Truncate the file and release the space reserved after its end.
+    /// Truncate the file to `bytes` and release the disk space reserved after its end.
     Truncate { file: FileId, bytes: u64 },
-    /// Make written data durable, and check that the file still has a name.
+    /// Make the written data durable, and check whether the file was deleted meanwhile.
     Sync { file: FileId },
-    /// Finish and close the file.
+    /// Finish and close the file as `ending` describes.
     Finish { file: FileId, ending: FileEnding },
-    /// Close and remove a file that holds no unit.
+    /// Close and remove the file, because it holds no access unit.
     Discard { file: FileId },
-    /// Reply to the start.
+    /// Reply to the start request.
     Started(Result<StartReply, RecorderError>),
-    /// Reply to the stop request, if there was one.
+    /// Reply to the stop request.
     Stopped(Result<StopReply, RecorderError>),
 }
 
-/// How to finish a file: write the tail after the committed bytes, make it durable, then write the `mdat` header.
+/// Data that finishes a file. The disk writes the tail after the committed bytes, makes it durable, then writes the
+/// `mdat` header.
 #[derive(Debug)]
 pub(crate) struct FileEnding {
+    /// Bytes of whole access units in the file, headers included.
     pub(crate) committed: u64,
+    /// Index that is appended to an MP4. Empty for an `.h264`.
     pub(crate) tail: Vec<u8>,
-    /// Offset and bytes of the header that marks an MP4 as finished.
+    /// Offset and content of the header that marks an MP4 as finished. `None` for an `.h264`.
     pub(crate) mdat_header: Option<(u64, [u8; 16])>,
-    /// Final content of the sidecar of an `.h264`.
+    /// Final content of the sidecar of an `.h264`. `None` for an MP4.
     pub(crate) sidecar: Option<Sidecar>,
 }
 
-/// Result of a disk operation. `Started` and `Stopped` have no completion.
+/// Result of a disk operation. The replies [`Output::Started`] and [`Output::Stopped`] have no completion.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// Name and number of the new file.
+    /// Name of the new file, and the number in that name.
     Created(Result<(String, u32), RecorderError>),
     Allocated(io::Result<()>),
     Written {
-        /// Bytes written; fewer than requested after a short write.
+        /// Number of bytes written. It is smaller than requested if the write was short.
         result: io::Result<u64>,
-        /// True if the camera did not overwrite the slot during the write.
+        /// True if the camera did not overwrite the unit's slot before the write completed.
         intact: bool,
     },
     Truncated(io::Result<()>),
-    /// True if the file still has a name.
+    /// False if the file was deleted while it was open.
     Synced(io::Result<bool>),
     Finished(Result<(), RecorderError>),
 }
@@ -67,13 +71,14 @@ pub(crate) enum Completion {
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
     pub(crate) stem: Stem,
-    /// True if the user chose the name. Then an existing file is an error; otherwise the next free number is used.
+    /// True if the request contained the name. Then an existing file of this name is an error. Otherwise the next free
+    /// number is added to the name.
     pub(crate) exact: bool,
     pub(crate) max_duration_ns: Option<i64>,
     pub(crate) heartbeat_ns: Option<i64>,
-    /// Wall clock, seconds since 1970.
+    /// Wall-clock time of the start, in seconds since 1970.
     pub(crate) started_at_s: u64,
-    /// True if the first unit from the ring will not be an IDR.
+    /// True if the ring holds no IDR now, so the recording begins at the camera's next IDR.
     pub(crate) waits_for_idr: bool,
 }
 
@@ -81,8 +86,8 @@ pub(crate) struct Start {
 #[derive(Clone, Debug)]
 pub(crate) struct IncomingUnit {
     pub(crate) bytes: Bytes,
-    /// `CLOCK_MONOTONIC`.
+    /// Capture time in nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) captured_ns: i64,
-    /// Wall clock, seconds since 1970. `None` if the camera's wall clock is not usable.
+    /// Capture time in seconds since 1970. `None` if the camera's wall clock is not usable.
     pub(crate) captured_at_s: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! PURE: an access unit between the ring and the file.
+//! PURE: an access unit that was read from the ring and is being written to the file.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -9,20 +9,21 @@ use super::operation::IncomingUnit;
 use crate::base::limits;
 use crate::h264::{Assembler, ParameterSets, avcc};
 
-/// An access unit that is being written. Its NAL units are slices of the camera's slot.
+/// An access unit that is being written. Its NAL units are slices of the camera's slot, not copies.
 #[derive(Debug)]
 pub(super) struct PendingUnit {
     pub(super) nal_units: SmallVec<[Bytes; 8]>,
     pub(super) kind: UnitKind,
-    /// `CLOCK_MONOTONIC`, as the camera wrote it; the time of arrival if that is not plausible.
+    /// Capture time in nanoseconds of `CLOCK_MONOTONIC`. If the camera's timestamp is not plausible, the time of
+    /// arrival.
     pub(super) captured_ns: i64,
     pub(super) captured_at_s: Option<u64>,
-    /// What an MP4 that begins with this unit states about it. Present for an IDR only.
+    /// Track properties for an MP4 that begins with this unit. `None` if the unit is not an IDR.
     pub(super) track: Option<Track>,
 }
 
 impl PendingUnit {
-    /// Parses a unit. Returns `None` if it cannot be recorded.
+    /// Parses a unit. Returns `None` if the unit is not valid or its picture size or parameter sets do not fit an MP4.
     pub(super) fn new(assembler: &mut Assembler, unit: &IncomingUnit, now_ns: i64) -> Option<PendingUnit> {
         let assembled = assembler.assemble(&unit.bytes).ok()?;
         if assembled.nal_count() > limits::NAL_UNITS_MAX {
@@ -51,7 +52,8 @@ impl PendingUnit {
         self.kind == UnitKind::Idr
     }
 
-    /// Returns the bytes of the unit in a file: each NAL unit with a 4-byte length or start code.
+    /// Returns the number of bytes that the unit takes in a file, where each NAL unit has a 4-byte length or start
+    /// code.
     pub(super) fn prefixed_bytes(&self) -> u64 {
         self.nal_units.iter().map(|nal| nal.len() as u64 + 4).sum()
     }
@@ -63,7 +65,8 @@ fn track(sets: &ParameterSets) -> Option<Track> {
     Some(Track { configuration: avcc::configuration_record(sets)?, width, height, started_at_s: 0 })
 }
 
-/// Returns a NAL unit as a slice of the slot. Copies only an inserted parameter set.
+/// Returns a NAL unit as a slice of the slot. A parameter set that the assembler inserted is not in the slot, so it is
+/// copied.
 fn slice(slot: &Bytes, offset: Option<u32>, nal: &[u8]) -> Bytes {
     let start = offset.and_then(|offset| usize::try_from(offset).ok());
     let range = start.and_then(|start| Some(start..start.checked_add(nal.len())?));

@@ -1,4 +1,4 @@
-//! PURE: one file of a recording, from its first access unit to the data that finishes it.
+//! PURE: decides how one file of a recording is written, from its first access unit to the data that finishes it.
 
 use std::io;
 
@@ -14,30 +14,30 @@ use super::sidecar::Sidecar;
 use super::types::{Progress, RecorderError, is_full};
 use crate::base::limits;
 
-/// Retries of an interrupted write. Local: no other module uses this bound.
-const WRITE_RETRIES_MAX: u32 = 8; // local bound
+/// How often an interrupted write is retried before the recording fails.
+const WRITE_RETRIES_MAX: u32 = 8; // local bound: no other module uses it
 
 /// Result of a completed write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum WriteOutcome {
-    /// The write was short; the rest must be written.
+    /// Only a part of the unit was written. The rest must be written next.
     Partial,
     /// The whole unit is in the file.
     Complete {
-        /// Bytes of the unit with all headers.
+        /// Bytes written for the unit, including all headers.
         bytes: u64,
     },
-    /// The camera overwrote the slot during the write. The next unit overwrites these bytes.
+    /// The camera overwrote the slot during the write. The next unit will be written over these bytes.
     Torn,
 }
 
-/// State of one file. At most one disk operation is in flight per file, besides a sync.
+/// State of one file. At most one disk operation and one sync are in flight for it at the same time.
 pub(super) struct RecordedFile {
     pub(super) id: FileId,
     format: Format,
-    /// Present in an MP4 from its first write on.
+    /// Set when the first unit of an MP4 is written. Always `None` for an `.h264`.
     mp4: Option<Mp4>,
-    /// Bytes of whole units, headers included.
+    /// Bytes of whole units in the file, including all headers.
     committed: u64,
     started_at_s: u64,
     index: Index,
@@ -45,7 +45,7 @@ pub(super) struct RecordedFile {
     operation: Operation,
     allocation: Allocation,
     write_retries: u32,
-    /// True if units were committed since the last sync started.
+    /// True if a unit was committed since the last sync started.
     dirty: bool,
     syncing: bool,
     last_sync_ns: i64,
@@ -57,7 +57,7 @@ struct Mp4 {
     header: Bytes,
 }
 
-/// The operation in flight. `done` counts the bytes of the unit and its headers that are written already.
+/// The operation in flight. `done` is the number of bytes of the unit and its headers that are already written.
 #[derive(Copy, Clone, PartialEq, Eq)]
 enum Operation {
     None,
@@ -66,19 +66,19 @@ enum Operation {
     Writing {
         done: u64,
     },
-    /// Nothing is in flight after a short write: the rest must be submitted.
+    /// A short write has completed and nothing is in flight. The rest of the unit must be submitted.
     PartlyWritten {
         done: u64,
     },
 }
 
-/// Disk space reserved ahead with fallocate.
+/// Disk space that is reserved with fallocate before it is written.
 struct Allocation {
     /// File offset up to which space is reserved.
     end: u64,
-    /// Bytes of the next reservation; 0 on a file system without fallocate.
+    /// Bytes of the next reservation. Zero if the file system does not support fallocate.
     step: u64,
-    /// True after a failed reservation: the file must be truncated before the next one.
+    /// True after a failed reservation. The file must then be truncated before the next reservation.
     truncate_first: bool,
 }
 
@@ -101,7 +101,8 @@ impl RecordedFile {
         }
     }
 
-    /// Returns true if no operation is in flight. A write that was partial and is not resubmitted yet is not in flight.
+    /// Returns true if no operation other than a sync is in flight. This includes the time after a short write, before
+    /// the rest is submitted.
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.operation, Operation::None | Operation::PartlyWritten { .. })
     }
@@ -123,10 +124,10 @@ impl RecordedFile {
         }
     }
 
-    /// Returns true if this unit must go to the next file.
+    /// Returns true if this unit must be written to a new file.
     ///
-    /// New parameter sets end an `.mp4`, because `avcC` and picture size apply to the whole track. An `.h264` carries
-    /// parameter sets in the stream and continues.
+    /// An MP4 ends at new parameter sets, because its `avcC` box and its picture size apply to the whole track. An
+    /// `.h264` continues, because its stream contains the new parameter sets. Every file ends when it reaches a limit.
     pub(super) fn must_end_before(&self, unit: &PendingUnit) -> bool {
         if self.is_empty() {
             return false;
@@ -145,7 +146,7 @@ impl RecordedFile {
         changed || full || (long && unit.is_idr())
     }
 
-    /// Returns the next disk operation needed to write this unit. `None` while an operation is in flight.
+    /// Returns the next disk operation that writing this unit needs, or `None` while an operation is in flight.
     pub(super) fn next_operation(&mut self, unit: &PendingUnit) -> Result<Option<Output>, RecorderError> {
         let file = self.id;
         match self.operation {
@@ -165,7 +166,7 @@ impl RecordedFile {
             let track = Track { started_at_s, ..track.clone() };
             self.mp4 = Some(Mp4 { header: fmp4::file_header(&track).into(), track });
         }
-        // Reserve space for the index too, so that the file can be finished on a full disk.
+        // The reservation includes space for the index, so that the file can be finished even if the disk is full.
         let needed = self.committed + self.bytes_needed(unit) + self.tail_bytes_max();
         if needed > self.allocation.end && self.allocation.step > 0 {
             if self.allocation.step < limits::ALLOCATE_BYTES_MIN {
@@ -187,7 +188,8 @@ impl RecordedFile {
         match result {
             Ok(()) => self.allocation.end += self.allocation.step,
             Err(error) if is_full(&error) => {
-                // A failed reservation may have taken all free space: release it and reserve less.
+                // A failed reservation may have taken all free space. The next operations truncate the file to release
+                // this space, then reserve half as much.
                 self.allocation.step /= 2;
                 self.allocation.truncate_first = true;
             }
@@ -195,14 +197,14 @@ impl RecordedFile {
         }
     }
 
-    /// Handles the completion of a truncation: no space is reserved after the committed bytes.
+    /// Handles the completion of a truncation. It has released all space that was reserved after the committed bytes.
     pub(super) fn handle_truncated(&mut self) {
         self.operation = Operation::None;
         self.allocation.truncate_first = false;
         self.allocation.end = self.committed;
     }
 
-    /// Handles the completion of a write. `intact` is true if the camera did not overwrite the slot.
+    /// Handles the completion of a write. `intact` is true if the camera did not overwrite the slot during the write.
     pub(super) fn handle_written(
         &mut self,
         unit: &PendingUnit,
@@ -233,7 +235,8 @@ impl RecordedFile {
         Ok(WriteOutcome::Complete { bytes })
     }
 
-    /// Returns when written data must be synced to disk. `None` if there is none, or a sync is in flight.
+    /// Returns the time at which the next sync must start. Returns `None` if no written data needs a sync, or if a sync
+    /// is in flight.
     pub(super) fn sync_deadline(&self) -> Option<i64> {
         (self.dirty && !self.syncing).then(|| self.last_sync_ns.saturating_add(limits::SYNC_INTERVAL_NS))
     }
@@ -265,7 +268,7 @@ impl RecordedFile {
         FileEnding { committed, tail, mdat_header, sidecar: None }
     }
 
-    /// Returns the bytes that writing this unit adds to the file.
+    /// Returns the number of bytes that this unit adds to the file, including headers.
     fn bytes_needed(&self, unit: &PendingUnit) -> u64 {
         let headers = match &self.mp4 {
             Some(mp4) if self.is_empty() => mp4.header.len() + format::FRAGMENT_HEADER_BYTES,
@@ -275,7 +278,7 @@ impl RecordedFile {
         headers as u64 + unit.prefixed_bytes()
     }
 
-    /// Returns an upper bound for the bytes that finish the file after one more unit.
+    /// Returns an upper bound for the size of the data that finishes the file, if one more unit is written before.
     fn tail_bytes_max(&self) -> u64 {
         match self.format {
             Format::H264 => 0,
@@ -290,12 +293,12 @@ impl RecordedFile {
             sequence: u32::try_from(self.index.len() + 1).unwrap_or(u32::MAX),
             time_90k,
             duration_90k: self.index.expected_duration_90k(),
-            unit_bytes: u32::try_from(unit.prefixed_bytes()).unwrap_or(u32::MAX), // a slot holds 3 MB
+            unit_bytes: u32::try_from(unit.prefixed_bytes()).unwrap_or(u32::MAX), // 32 bits suffice: a slot holds 3 MB
             kind: unit.kind,
         }
     }
 
-    /// Returns the write of the unit after its first `done` bytes.
+    /// Returns the operation that writes the unit, without its first `done` bytes, which are already in the file.
     fn write(&mut self, unit: &PendingUnit, done: u64) -> Output {
         self.operation = Operation::Writing { done };
         let mut parts = Vec::with_capacity(2 * unit.nal_units.len() + 1);
@@ -324,7 +327,7 @@ impl RecordedFile {
     }
 }
 
-/// Removes the first `done` bytes.
+/// Removes the first `done` bytes from `parts`.
 fn skip(parts: &mut Vec<Bytes>, mut done: u64) {
     parts.retain_mut(|part| {
         let now = usize::try_from(done).unwrap_or(usize::MAX).min(part.len());

@@ -1,5 +1,5 @@
-//! PURE: the recorder's state machine. Inputs are commands, access units and completed disk operations. Outputs leave
-//! through [`Recording::poll_output`]. Time is an argument (`CLOCK_MONOTONIC`, nanoseconds).
+//! PURE: the recorder's state machine. Its inputs are commands, access units and completed disk operations. Its outputs
+//! are returned by [`Recording::poll_output`]. Time is an argument, in nanoseconds of `CLOCK_MONOTONIC`.
 //!
 //! ```text
 //!            start            created                stop, limit                all units written
@@ -9,9 +9,10 @@
 //!                                                 all files finished: back to idle
 //! ```
 //!
-//! One write is in flight at a time. The committed length advances only if the write completed and the camera did not
-//! overwrite the slot meanwhile. Otherwise the next write goes to the same offset.
-//! After every `handle_*` and `push_unit` the caller must drain all outputs.
+//! Only one write is in flight at a time. The committed length of the file grows only if the write completed and the
+//! camera did not overwrite the slot meanwhile. Otherwise the next unit is written to the same offset.
+//!
+//! After every call of a `handle_*` method or `push_unit`, the caller must poll and carry out all outputs.
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,7 +33,7 @@ use crate::h264::{Assembler, up_to_first_slice};
 enum Phase {
     Starting,
     Running,
-    /// Units published before the stop are still written.
+    /// Units that the camera published before the stop are still written.
     Draining {
         stopped_ns: i64,
     },
@@ -43,7 +44,7 @@ enum Phase {
 pub(crate) struct Recording {
     assembler: Assembler,
     counters: Arc<RecorderCounters>,
-    /// Directory prefix of file paths in replies.
+    /// Directory of the recordings, which replies prefix to file names.
     directory: String,
     outputs: VecDeque<Output>,
     active: Option<ActiveRecording>,
@@ -59,20 +60,20 @@ struct ActiveRecording {
     heartbeat_at_ns: i64,
     file: Option<RecordedFile>,
     creating: Option<FileId>,
-    /// Number of the current file in this recording, from 1.
+    /// Number in the name of the current file, from 1.
     number: u32,
     pending: Option<PendingUnit>,
-    /// True until the next IDR: units before it cannot be decoded and are dropped.
+    /// True until the next IDR arrives. Other units are dropped until then, because they cannot be decoded.
     waiting_idr: bool,
-    /// True if the last unit was dropped.
+    /// True if the previous unit was dropped, so that a further dropped unit belongs to the same gap.
     in_gap: bool,
-    /// Number of files that are being finished.
+    /// Number of files that the disk is finishing.
     finishing: usize,
-    /// Its duration is that of the closed files.
+    /// Figures of this recording. The duration does not include the current file.
     report: RecordingReport,
     reason: StopReason,
     error: Option<RecorderError>,
-    /// A stop request waits for its reply.
+    /// True if a stop request waits for its reply.
     stop_requested: bool,
 }
 
@@ -95,7 +96,7 @@ impl Recording {
         self.outputs.pop_front()
     }
 
-    /// Starts a recording. The reply leaves as [`Output::Started`].
+    /// Starts a recording. The reply follows as [`Output::Started`], unless this function returns an error.
     pub(crate) fn handle_start(&mut self, now_ns: i64, start: Start) -> Result<(), RecorderError> {
         self.check_can_start()?;
         self.last_file = self.last_file.wrapping_add(1);
@@ -137,7 +138,7 @@ impl Recording {
         }
     }
 
-    /// Stops the recording. The reply leaves as [`Output::Stopped`].
+    /// Stops the recording. The reply follows as [`Output::Stopped`], unless this function returns an error.
     pub(crate) fn handle_stop(&mut self, now_ns: i64) -> Result<(), RecorderError> {
         let active = self.active.as_mut().ok_or(RecorderError::NotRecording)?;
         if active.stop_requested || active.phase == Phase::Closing {
@@ -149,7 +150,7 @@ impl Recording {
         Ok(())
     }
 
-    /// Stops the recording because the program ends. There is no reply.
+    /// Stops the recording because the server shuts down. This causes no reply.
     pub(crate) fn handle_shutdown(&mut self, now_ns: i64) {
         if let Some(active) = &mut self.active {
             active.end(now_ns, StopReason::Shutdown);
@@ -184,12 +185,13 @@ impl Recording {
         self.assembler.assemble(up_to_first_slice(bytes)).is_ok_and(|unit| unit.is_idr())
     }
 
-    /// Undoes the last [`Recording::remember_parameter_sets`]: the camera overwrote the unit while it was read.
+    /// Undoes the last [`Recording::remember_parameter_sets`]. Must be called if the camera overwrote the unit while it
+    /// was read.
     pub(crate) fn forget_parameter_sets(&mut self) {
         self.assembler.forget_last_unit();
     }
 
-    /// Takes the next unit. [`Recording::can_take_unit`] must be true.
+    /// Takes the next unit of the ring. May be called only if [`Recording::can_take_unit`] returns true.
     pub(crate) fn push_unit(&mut self, now_ns: i64, unit: &IncomingUnit) {
         let Some(active) = &mut self.active else { return };
         if let Phase::Draining { stopped_ns } = active.phase
@@ -214,7 +216,7 @@ impl Recording {
         self.advance();
     }
 
-    /// Counts missing units. Nothing is written until the next IDR.
+    /// Handles units that are missing in the stream. They are counted, and no unit is written until the next IDR.
     pub(crate) fn handle_gap(&mut self, missed_units: u32) {
         self.count_dropped(u64::from(missed_units));
         if let Some(active) = &mut self.active {
@@ -222,8 +224,8 @@ impl Recording {
         }
     }
 
-    /// Handles an empty ring: no further complete unit is readable now. `begun` is true if the camera has started a unit,
-    /// which may even be complete already.
+    /// Handles an empty ring: no further complete unit can be read now. `begun` is true if the camera has begun a unit,
+    /// which may even be complete already. A stopping recording then waits for that unit for a short time.
     pub(crate) fn handle_ring_empty(&mut self, now_ns: i64, begun: bool) {
         if let Some(active) = &mut self.active
             && let Phase::Draining { stopped_ns } = active.phase
@@ -235,7 +237,7 @@ impl Recording {
         }
     }
 
-    /// Returns when [`Recording::handle_tick`] must be called.
+    /// Returns the time at which [`Recording::handle_tick`] must be called next, or `None` if no deadline is pending.
     pub(crate) fn next_deadline(&self) -> Option<i64> {
         let active = self.active.as_ref()?;
         let sync = active.file.as_ref().and_then(RecordedFile::sync_deadline);
@@ -247,7 +249,7 @@ impl Recording {
         [sync, ending].into_iter().flatten().min()
     }
 
-    /// Handles deadlines that have passed.
+    /// Handles the deadlines that have passed.
     pub(crate) fn handle_tick(&mut self, now_ns: i64) {
         let Some(active) = &mut self.active else { return };
         if let Some(file) = &mut active.file
@@ -305,7 +307,8 @@ impl Recording {
         }
     }
 
-    /// Returns the figures of the active recording, if any.
+    /// Returns the figures of the active recording. Returns `None` if no recording is active or its file is not created
+    /// yet.
     pub(crate) fn report(&self) -> Option<RecordingReport> {
         self.active
             .as_ref()
@@ -313,13 +316,14 @@ impl Recording {
             .map(ActiveRecording::full_report)
     }
 
-    /// Returns the result of the last recording, and the error that ended it or the active one.
+    /// Returns the result of the last recording. Also returns the error of the active recording, or else the error that
+    /// ended the last one.
     pub(crate) fn last(&self) -> (Option<&StopReply>, Option<&RecorderError>) {
         let error = self.active.as_ref().and_then(|active| active.error.as_ref());
         (self.last.as_ref(), error.or(self.last_error.as_ref()))
     }
 
-    /// Returns the progress of a file that is being written.
+    /// Returns the progress of a file, or `None` if the file is not being written.
     pub(crate) fn progress(&self, file: FileId) -> Option<Progress> {
         let current = self.active.as_ref()?.file.as_ref()?;
         (current.id == file).then(|| current.progress())
@@ -332,7 +336,7 @@ impl Recording {
     fn count_dropped(&mut self, units: u64) {
         let Some(active) = &mut self.active else { return };
         if active.report.frame_count == 0 || units == 0 {
-            return; // the recording starts at its first IDR; nothing is missing before
+            return; // the recording starts at its first IDR, so units before it do not count as missing
         }
         active.report.dropped_units += units;
         active.report.gaps += u64::from(!active.in_gap);
@@ -340,7 +344,7 @@ impl Recording {
         self.counters.dropped.add_shared(units);
     }
 
-    /// Ends the current file if the pending unit must go to the next one.
+    /// Closes the current file and requests a new one, if the pending unit must be written to a new file.
     fn start_next_file_if_needed(&mut self) {
         let next = self.last_file.wrapping_add(1);
         let Some(active) = &mut self.active else { return };
@@ -362,7 +366,8 @@ impl Recording {
         self.outputs.push_back(Output::Create { file: next, stem, number, exact: false });
     }
 
-    /// Submits the next operation of the current phase.
+    /// Queues the next disk operation that the current phase needs, if none is in flight. Ends the recording when all
+    /// files are finished.
     fn advance(&mut self) {
         let Some(active) = &mut self.active else { return };
         match active.phase {
@@ -472,11 +477,12 @@ impl Recording {
         }
     }
 
-    /// Ends the recording because of an error. Files keep what was written and are finished.
+    /// Ends the recording because of an error. Its files keep the units written so far and are finished.
     fn fail(&mut self, error: RecorderError) {
         let Some(active) = &mut self.active else { return };
         self.counters.disk_errors.add_shared(1);
-        // The pending unit stays until its write, if one is in flight, has completed: see `advance`.
+        // A write may be in flight and still read the pending unit. So only `advance` removes the unit, after that
+        // write.
         active.phase = Phase::Closing;
         active.error.get_or_insert(error);
     }
@@ -500,14 +506,14 @@ impl Recording {
 }
 
 impl ActiveRecording {
-    /// Records how far the first unit is from the start request.
+    /// Stores how long before or after the start request the first unit was captured.
     fn set_first_unit(&mut self, captured_ns: i64) {
         let after_request = captured_ns.saturating_sub(self.started_ns) as f64 / 1e9;
         self.report.pre_roll = (-after_request).max(0.0);
         self.report.start_delay = after_request.max(0.0);
     }
 
-    /// Ends the recording at `now_ns`: later units are not recorded.
+    /// Ends the recording at `now_ns`. Units captured later are not recorded.
     fn end(&mut self, now_ns: i64, reason: StopReason) {
         match self.phase {
             Phase::Starting => self.phase = Phase::Closing,
@@ -536,7 +542,7 @@ impl ActiveRecording {
     }
 }
 
-/// Finishes the current file, or removes it if it holds no unit.
+/// Queues an operation that finishes the current file, or that removes the file if it holds no unit.
 fn close_file(active: &mut ActiveRecording, outputs: &mut VecDeque<Output>) {
     let Some(closed) = active.file.take() else { return };
     let file = closed.id;

@@ -3,12 +3,12 @@
 use crate::base::limits;
 use crate::metrics::status::RecordingInfo;
 
-/// Retention rules. A rule that is `None` does not apply.
+/// Rules for deleting old recordings. A rule that is `None` does not apply.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// Most bytes for all recordings together.
+    /// Maximum size of all recordings together, in bytes.
     pub retain_bytes: Option<u64>,
-    /// Days that a recording is kept.
+    /// Number of days for which a recording is kept.
     pub retain_days: Option<u32>,
     /// Bytes that must stay free on the file system.
     pub min_free_bytes: Option<u64>,
@@ -22,17 +22,18 @@ impl Retention {
     }
 }
 
-/// Facts about a recording that do not need a full read.
+/// Facts about a recording that are known without reading the whole file.
 #[derive(Clone, Debug)]
 pub(super) struct ListedFile {
     pub(super) info: RecordingInfo,
-    /// Capture time of the first unit, or the time of the last write if that is unknown; seconds since 1970.
+    /// Capture time of the first unit, in seconds since 1970. If it is unknown, the time of the last write to the file.
     pub(super) started_at_s: u64,
-    /// True if this recorder wrote and finished the file. All files count for the limits, only such files are deleted.
+    /// True if this recorder wrote and finished the file. Only such files are deleted, although all files count towards
+    /// [`Retention::retain_bytes`].
     pub(super) is_ours_and_complete: bool,
 }
 
-/// Returns the names to delete, oldest first.
+/// Returns the names of the files to delete, the oldest first.
 pub(super) fn to_retire(
     mut files: Vec<ListedFile>,
     rules: &Retention,

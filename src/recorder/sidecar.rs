@@ -1,6 +1,9 @@
-//! The hidden sidecar file of an `.h264` recording (`.NAME.json`). It holds the start time, duration and completeness,
-//! which a byte stream cannot hold. An MP4 holds them itself and has no sidecar.
-//! The file always has 512 bytes, so finishing a recording overwrites an existing block, even on a full disk.
+//! The sidecar of an `.h264` recording: a hidden file with the name `.NAME.json`. It states the start time, the
+//! duration, and whether the recording is complete, because a byte stream has no place for them. An MP4 has no sidecar,
+//! because it contains these facts itself.
+//!
+//! A sidecar always has 512 bytes. Finishing a recording therefore overwrites an existing disk block, which works even
+//! on a full disk.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -11,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 const SIDECAR_BYTES: usize = 512;
 
-/// Content of a sidecar.
+/// Content of a sidecar file.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Sidecar {
@@ -27,7 +30,8 @@ impl Sidecar {
         directory.join(format!(".{name}.json"))
     }
 
-    /// Returns the recording name if `file_name` is the name of a sidecar.
+    /// Returns the name of the recording to which the sidecar `file_name` belongs, or `None` if it is not a sidecar's
+    /// name.
     pub(super) fn recording_of(file_name: &str) -> Option<&str> {
         file_name.strip_prefix('.')?.strip_suffix(".json").filter(|name| name.ends_with(".h264"))
     }
@@ -37,7 +41,7 @@ impl Sidecar {
         serde_json::from_slice(&text).ok()
     }
 
-    /// Returns the JSON padded with spaces to the fixed size.
+    /// Returns the content as JSON, padded with spaces to 512 bytes.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec(self).unwrap_or_default();
         text.resize(SIDECAR_BYTES - 1, b' ');

@@ -10,7 +10,7 @@ pub use crate::metrics::status::{RecorderState, RecordingInfo, RecordingReport, 
 /// Options of the recorder.
 #[derive(Clone, Debug)]
 pub struct RecorderConfig {
-    /// Directory of the files. Created (0755) when the first recording starts.
+    /// Directory of the recordings. The first recording creates it with mode 0755.
     pub directory: PathBuf,
     /// Format of a recording whose name has no extension.
     pub format: Format,
@@ -18,34 +18,34 @@ pub struct RecorderConfig {
     pub retention: Retention,
 }
 
-/// Reply to a stop.
+/// Reply to a stop request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StopReply {
-    /// Final figures of the recording.
+    /// Final figures of the stopped recording.
     pub report: RecordingReport,
     /// Why the recording stopped.
     pub reason: StopReason,
-    /// False if no access unit was recorded and the empty file was removed.
+    /// False if no access unit was recorded. The empty file was then removed.
     pub kept: bool,
 }
 
 /// Why a recording stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// A stop request.
+    /// A stop request ended the recording.
     Requested,
-    /// `max_duration_s` passed.
+    /// The `max_duration_s` of the start request passed.
     MaxDuration,
-    /// No heartbeat came for `heartbeat_s`.
+    /// No heartbeat arrived for the `heartbeat_s` of the start request.
     Heartbeat,
-    /// The program ends.
+    /// The server shut down.
     Shutdown,
-    /// An error ended it. [`StopReason::as_str`] gives its code.
+    /// An error ended the recording. [`StopReason::as_str`] returns the code of the error.
     Failed(RecorderError),
 }
 
 impl StopReason {
-    /// Returns the reason as the HTTP interface and log lines show it.
+    /// Returns the reason as the HTTP API and the log show it.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -61,13 +61,13 @@ impl StopReason {
 /// State of the recorder and figures of its recording.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// True in [`RecorderState::Recording`] only.
+    /// True if `state` is [`RecorderState::Recording`].
     pub recording: bool,
     /// What the recorder is doing.
     pub state: RecorderState,
-    /// Figures of the running recording, else of the last one.
+    /// Figures of the running recording. If none runs, the figures of the last recording.
     pub report: Option<RecordingReport>,
-    /// Why the last recording stopped; only while idle.
+    /// Why the last recording stopped. `None` unless `state` is [`RecorderState::Idle`].
     pub reason: Option<StopReason>,
     /// The error that ended the last recording or prevented its start.
     pub error: Option<RecorderError>,
@@ -76,26 +76,26 @@ pub struct Status {
 /// Progress of a file that is being written.
 #[derive(Copy, Clone, Debug, Default, PartialEq)]
 pub struct Progress {
-    /// Bytes of whole units in the file. Only these may be served.
+    /// Bytes of whole units in the file. Downloads must not read beyond them.
     pub committed_bytes: u64,
-    /// Seconds recorded so far.
+    /// Duration of the file so far, in seconds.
     pub duration_s: f64,
-    /// Capture time of the first unit, seconds since 1970.
+    /// Capture time of the first unit, in seconds since 1970.
     pub started_at_s: u64,
-    /// True once the file is finished. Finishing changes its first bytes and its length.
+    /// True once the file is finished. Finishing an MP4 changes the first bytes and the length of the file.
     pub finished: bool,
 }
 
 /// Why the recorder refused a request or ended a recording.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecorderError {
-    /// Only one recording runs at a time.
+    /// A start was requested, but a recording already runs. Only one can run at a time.
     #[error("already recording")]
     AlreadyRecording,
-    /// There is no recording to stop.
+    /// A stop or a heartbeat was requested, but no recording runs.
     #[error("not recording")]
     NotRecording,
-    /// A stop is in progress.
+    /// The recording is already being stopped.
     #[error("the recording is being stopped")]
     Stopping,
     /// The requested file name is not allowed.
@@ -104,28 +104,28 @@ pub enum RecorderError {
     /// A requested number of seconds is out of range. Holds the name of the request field.
     #[error("{0} must be a number of seconds between 0 and 2592000")]
     Seconds(&'static str),
-    /// Files are never overwritten. Holds the file name.
+    /// A file with the requested name exists, and files are never overwritten. Holds the file name.
     #[error("a recording named {0} exists")]
     Exists(String),
-    /// No recording has this file name.
+    /// No recording has the requested name. Holds the file name.
     #[error("no recording is named {0}")]
     NotFound(String),
-    /// The file of this name is being written.
+    /// The file cannot be deleted, because it is being written. Holds the file name.
     #[error("{0} is being recorded")]
     InUse(String),
     /// No camera writes to the ring.
     #[error("no camera: nothing to record")]
     CameraAway,
-    /// No space is left, or the quota is used up.
+    /// The disk has no space left, or the disk quota is used up.
     #[error("the disk is full")]
     DiskFull,
     /// The directory of recordings cannot be read or written. Holds the system's error text.
     #[error("the directory of recordings can't be used: {0}")]
     Directory(String),
-    /// The file was deleted while it was recorded.
+    /// The file was deleted while the recorder wrote it.
     #[error("the file was deleted while it was recorded")]
     Removed,
-    /// Any other failed operation on a file.
+    /// Another operation on a file failed.
     #[error("{doing} failed: {reason}")]
     Io {
         /// The operation, such as `writing`.
@@ -133,22 +133,22 @@ pub enum RecorderError {
         /// The system's error text.
         reason: String,
     },
-    /// The recording reached its maximum number of files.
+    /// The recording needs another file, but has the maximum number of files or finds no free name.
     #[error("the recording has too many files")]
     TooManyFiles,
-    /// No reply in time: the disk hangs, or the command queue is full.
+    /// The recorder did not reply in time because the disk hangs, its command queue is full, or it is shutting down.
     #[error("the recorder does not answer")]
     Unresponsive,
 }
 
 impl RecorderError {
-    /// Returns the HTTP status of this error.
+    /// Returns the HTTP status code for this error.
     #[must_use]
     pub fn status(&self) -> u16 {
         self.status_and_code().0
     }
 
-    /// Returns the stable code that programs compare.
+    /// Returns the code of this error. It never changes, so that programs can compare it.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.status_and_code().1
@@ -175,7 +175,8 @@ impl RecorderError {
         }
     }
 
-    /// Returns the error of a failed file operation; [`RecorderError::DiskFull`] for ENOSPC and EDQUOT.
+    /// Converts the error of a file operation: ENOSPC and EDQUOT to [`RecorderError::DiskFull`], all others to
+    /// [`RecorderError::Io`].
     #[must_use]
     pub fn io(doing: &'static str, error: &io::Error) -> RecorderError {
         if is_full(error) {
@@ -185,7 +186,7 @@ impl RecorderError {
     }
 }
 
-/// Returns true if no space is left (ENOSPC), or the quota is used up (EDQUOT).
+/// Returns true if the disk has no space left (ENOSPC) or the disk quota is used up (EDQUOT).
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

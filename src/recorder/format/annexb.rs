@@ -1,11 +1,11 @@
-//! PURE: `.h264` files, the byte stream format of Rec. ITU-T H.264, Annex B.
+//! PURE: writes and repairs `.h264` files, which have the byte stream format of Rec. ITU-T H.264, Annex B.
 
 use bytes::Bytes;
 use memchr::memmem;
 
 const START_CODE: &[u8] = &[0, 0, 0, 1];
 
-/// Appends one access unit as parts of a gathered write, without copying it.
+/// Appends the parts of a gathered write that writes one access unit. The NAL units are not copied.
 pub fn gather(nal_units: &[Bytes], parts: &mut Vec<Bytes>) {
     for nal in nal_units {
         parts.push(Bytes::from_static(START_CODE));
@@ -13,19 +13,21 @@ pub fn gather(nal_units: &[Bytes], parts: &mut Vec<Bytes>) {
     }
 }
 
-/// Returns the offset of the start code of the last access unit, if at least one whole unit precedes it.
+/// Returns the offset of the start code of the last access unit. Returns `None` unless another unit precedes it.
 ///
-/// After a crash everything before that offset is whole. The last unit may be truncated: a byte stream does not tell.
+/// After a crash, everything before that offset is whole. The last unit may be truncated, and a byte stream does not
+/// show whether it is.
 #[must_use]
 pub fn last_unit_start(stream: &[u8]) -> Option<usize> {
     let mut last = None;
     let mut units = 0;
-    // A unit begins at the first of these NAL units after a slice (Rec. ITU-T H.264, 7.4.1.2.3).
+    // True if a slice was found since the last unit began. A new unit begins at the first NAL unit after a slice that
+    // has one of the kinds in `begins` (Rec. ITU-T H.264, 7.4.1.2.3).
     let mut slice_seen = true;
     for code in memmem::find_iter(stream, &[0, 0, 1]) {
         let Some(nal) = stream.get(code + 3..) else { break };
         let Some(kind) = nal.first().map(|header| header & 0x1f) else { break };
-        // first_mb_in_slice is ue(v): 0 is written as a single 1 bit.
+        // The slice is the first of its picture if first_mb_in_slice is 0. This ue(v) field writes 0 as a single 1 bit.
         let first_slice = nal.get(1).is_some_and(|byte| byte & 0x80 != 0);
         let is_slice = matches!(kind, 1..=5);
         let begins = match kind {

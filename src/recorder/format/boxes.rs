@@ -1,6 +1,6 @@
-//! PURE: writes and reads single MP4 boxes (ISO/IEC 14496-12, 4.2).
+//! PURE: writes MP4 boxes and reads single values of them (ISO/IEC 14496-12, 4.2).
 
-/// Appends a box; `body` appends its content.
+/// Appends a box of type `kind`. The closure `body` appends the content of the box.
 pub(super) fn boxed(out: &mut Vec<u8>, kind: &[u8; 4], body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -12,7 +12,7 @@ pub(super) fn boxed(out: &mut Vec<u8>, kind: &[u8; 4], body: impl FnOnce(&mut Ve
     }
 }
 
-/// Appends a box with version and flags (`FullBox`).
+/// Appends a `FullBox`, a box whose content begins with a version and flags.
 pub(super) fn full_box(
     out: &mut Vec<u8>,
     kind: &[u8; 4],
@@ -25,7 +25,7 @@ pub(super) fn full_box(
     });
 }
 
-/// Appends a table: the number of rows, then the rows.
+/// Appends a `FullBox` that contains a table: the number of rows, then the rows.
 pub(super) fn table<const COLUMNS: usize>(out: &mut Vec<u8>, kind: &[u8; 4], rows: &[[u32; COLUMNS]]) {
     full_box(out, kind, 0, |out| {
         u32s(out, &[u32::try_from(rows.len()).unwrap_or(u32::MAX)]);

@@ -1,16 +1,21 @@
-//! PURE: the hybrid MP4 file: fragments while recording, a plain MP4 when finished.
+//! PURE: the hybrid MP4 file. It consists of fragments while it is being recorded, and is a plain MP4 when finished.
 //!
 //! ```text
 //! while recording   ftyp 32 | free 16 | moov (mvex) | moof 100, mdat 8 + unit | moof 100, mdat 8 + unit | ...
 //! finished          ftyp 32 | mdat 16  ................ all of it ............................ | moov (index)
 //! ```
 //!
-//! Each access unit is one fragment, so a truncated file plays up to its last whole unit.
-//! Finishing appends a plain index. Then it overwrites the 16 bytes of `free` with the header of one large `mdat` that
-//! contains all fragments. That write lies inside one disk sector, so a crash leaves one of the two forms.
-//! Each IDR keeps its parameter sets, although `avcC` has them too. They cost 40 bytes a second, every player skips
-//! them, and the stream can be cut out at any IDR.
-//! Boxes: ISO/IEC 14496-12 (2015), 8.8 for fragments, 8.6 and 8.7 for the index.
+//! The numbers are sizes in bytes. Each access unit is one fragment, so a truncated file plays up to its last whole
+//! unit.
+//!
+//! Finishing a file first appends an index of all units. Then it overwrites the 16 bytes of `free` with the header of
+//! one large `mdat` box that contains all fragments. These 16 bytes lie inside one disk sector, so after a crash the
+//! file has one of the two forms, never a mixture.
+//!
+//! Each IDR keeps its parameter sets in the stream, although the `avcC` box contains them too. They cost 40 bytes a
+//! second, every player skips them, and the stream can be cut at any IDR.
+//!
+//! ISO/IEC 14496-12 (2015) defines the boxes: section 8.8 those of fragments, sections 8.6 and 8.7 those of the index.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -18,27 +23,29 @@ use super::boxes::{u32_at, u64_at};
 use super::moov;
 use super::track::{FRAGMENT_HEADER_BYTES, Fragment, Track, UnitKind};
 
-/// Offset of the 16 bytes that mark the form of a file: a `free` box while recording, an `mdat` header when finished.
+/// Offset of the 16 bytes that show the form of a file: a `free` box if unfinished, the header of `mdat` if finished.
 pub const MDAT_HEADER_OFFSET: u64 = 32;
 
-/// Bytes of that box header.
+/// Size in bytes of the `mdat` header, and of the `free` box that it replaces.
 pub const MDAT_HEADER_BYTES: usize = 16;
 
-/// First bytes of an unfinished file. Finishing overwrites the last 16.
+/// First 48 bytes of an unfinished file. Finishing the file overwrites the last 16 of them.
 pub const START_UNFINISHED: [u8; 48] = *b"\0\0\0\x20ftypisom\0\0\x02\0isomiso6avc1mp41\0\0\0\x10freess-live1";
 
 impl Fragment {
-    /// Returns the bytes before the access unit.
+    /// Returns the bytes of the fragment before its access unit: the `moof` box and the header of the `mdat` box.
     #[must_use]
     pub fn header(&self) -> [u8; FRAGMENT_HEADER_BYTES] {
         let mut out = [0; FRAGMENT_HEADER_BYTES];
         let mut rest: &mut [u8] = &mut out;
         rest.put_slice(b"\0\0\0\x64moof\0\0\0\x10mfhd\0\0\0\0");
         rest.put_u32(self.sequence);
-        // traf; tfhd with default-base-is-moof, track 1; tfdt version 1
+        // A traf box begins here. Its tfhd box names track 1 and has the flag default-base-is-moof: offsets count from
+        // the start of moof. Its tfdt box has version 1, so the time that follows has 64 bits.
         rest.put_slice(b"\0\0\0\x4ctraf\0\0\0\x10tfhd\0\x02\0\0\0\0\0\x01\0\0\0\x14tfdt\x01\0\0\0");
         rest.put_u64(self.time_90k);
-        // trun with data offset, and duration, size and flags of its one sample at moof + 108
+        // The trun box has a data offset, and the duration, size and flags of its only sample. The sample data starts
+        // 108 bytes after the start of moof.
         rest.put_slice(b"\0\0\0\x20trun\0\0\x07\x01\0\0\0\x01\0\0\0\x6c");
         rest.put_u32(self.duration_90k);
         rest.put_u32(self.unit_bytes);
@@ -48,7 +55,7 @@ impl Fragment {
         out
     }
 
-    /// Parses a fragment header. Returns `None` if [`Fragment::header`] would not make exactly these bytes.
+    /// Parses a fragment header. Returns `None` if the bytes differ from those that [`Fragment::header`] writes.
     #[must_use]
     pub fn parse(bytes: &[u8; FRAGMENT_HEADER_BYTES]) -> Option<Fragment> {
         let fragment = Fragment {
@@ -62,20 +69,21 @@ impl Fragment {
     }
 }
 
-/// Appends one fragment as parts of a gathered write: `[header, length][NAL unit][length][NAL unit]...`.
+/// Appends the parts of a gathered write that writes one fragment: `[header, length][NAL unit][length][NAL unit]...`.
 ///
-/// Copies only headers and lengths. `fragment.unit_bytes` must count the NAL units with their lengths.
+/// The NAL units are not copied. `fragment.unit_bytes` must be the size of all NAL units, including their 4-byte
+/// lengths.
 pub fn gather(fragment: &Fragment, nal_units: &[Bytes], parts: &mut Vec<Bytes>) {
     let mut small = BytesMut::with_capacity(FRAGMENT_HEADER_BYTES + 4 * nal_units.len());
     small.put_slice(&fragment.header());
     for nal in nal_units {
-        small.put_u32(u32::try_from(nal.len()).unwrap_or(u32::MAX)); // a slot holds 3 MB
+        small.put_u32(u32::try_from(nal.len()).unwrap_or(u32::MAX)); // 32 bits suffice: a slot holds 3 MB
         parts.push(small.split().freeze());
         parts.push(nal.clone());
     }
 }
 
-/// Returns the bytes before the first fragment of an unfinished file.
+/// Returns the header of an unfinished file: all bytes before its first fragment.
 #[must_use]
 pub fn file_header(track: &Track) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
@@ -84,7 +92,7 @@ pub fn file_header(track: &Track) -> Vec<u8> {
     out
 }
 
-/// Returns the 16 bytes that make a file a plain MP4 whose index starts at `index_offset`.
+/// Returns the `mdat` header that finishes a file. `index_offset` is the file offset of the index.
 #[must_use]
 pub fn mdat_header(index_offset: u64) -> [u8; MDAT_HEADER_BYTES] {
     let mut out = *b"\0\0\0\x01mdat\0\0\0\0\0\0\0\0";
@@ -93,21 +101,21 @@ pub fn mdat_header(index_offset: u64) -> [u8; MDAT_HEADER_BYTES] {
     out
 }
 
-/// Form of a file, read from its first 48 bytes.
+/// Form of a file, as its first 48 bytes show it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Written by this recorder and not finished: still being recorded, or left by a crash.
+    /// This recorder wrote the file and has not finished it: it is still being recorded, or was left by a crash.
     Unfinished,
-    /// Written by this recorder and finished.
+    /// This recorder wrote and finished the file.
     Finished {
-        /// Offset of the index (`moov`).
+        /// File offset of the index, the `moov` box.
         index_offset: u64,
     },
-    /// Not written by this recorder. Never repaired or deleted by retention.
+    /// Another program wrote the file. It is never repaired, and never deleted by the retention rules.
     Foreign,
 }
 
-/// Returns the form of a file with these first 48 bytes.
+/// Returns the form of a file. `start` must be the first 48 bytes of the file, or more.
 #[must_use]
 pub fn form(start: &[u8]) -> Form {
     let (ftyp, free) = START_UNFINISHED.split_at(32);

@@ -1,4 +1,5 @@
-//! PURE: the file formats of recordings: MP4 boxes and fragments, Annex B, presentation times, recovery after a crash.
+//! PURE: the file formats of recordings. Writes MP4 boxes, fragments and Annex-B streams, computes presentation times,
+//! and finds the whole units of a file after a crash.
 
 pub mod annexb;
 mod boxes;

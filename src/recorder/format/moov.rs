@@ -1,44 +1,46 @@
-//! PURE: the `moov` box of a recording, for the unfinished and the finished form.
-//! It is written without an MP4 library because the boxes are few. The tests compare it with an independent library.
+//! PURE: writes and reads the `moov` box of a recording, for the unfinished and the finished form of the file.
+//! No MP4 library is used, because the boxes are few. The tests read the written files with an independent library.
 
 use super::boxes::{boxed, full_box, table, u32_at, u32s, u64_at};
 use super::track::{FRAGMENT_HEADER_BYTES, Index, TIMESCALE, Track};
 
-/// Seconds from the MP4 epoch (1904) to 1970.
+/// Seconds from 1904, the epoch of MP4 times, to 1970.
 const EPOCH_1904_S: u64 = 2_082_844_800;
 
-/// UUID of the box that holds [`Notes`].
+/// UUID of the `uuid` box that contains the [`Notes`].
 const NOTES_UUID: [u8; 16] = *b"ss-recording-1.0";
 
 const MATRIX: [u32; 9] = [0x1_0000, 0, 0, 0, 0x1_0000, 0, 0, 0, 0x4000_0000];
 
-/// Facts about a finished recording that MP4 has no field for.
+/// Facts about a finished recording for which MP4 has no field.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     /// True if the file was repaired after a crash.
     pub recovered: bool,
-    /// Access units that the camera published and the file lacks: slow disk, torn slot or invalid data.
+    /// Access units that the camera published but the recording lacks, because the disk was slow, the camera overwrote
+    /// a slot, or the data was not valid.
     pub dropped_units: u64,
 }
 
-/// The fields of a `moov` that a listing needs.
+/// The fields of a `moov` box that the list of recordings needs.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Capture time of the first unit, seconds since 1970.
+    /// Capture time of the first unit, in seconds since 1970.
     pub started_at_s: u64,
-    /// Duration in 1/90000 s; 0 while unfinished.
+    /// Duration in 1/90000 s. Zero in an unfinished file.
     pub duration_90k: u64,
-    /// Present in finished recordings only.
+    /// Notes of a finished recording. `None` in an unfinished file.
     pub notes: Option<Notes>,
 }
 
-/// Bytes from the start of a `moov` that [`summary`] reads.
+/// Number of bytes at the start of a `moov` box that [`summary`] reads.
 pub const SUMMARY_BYTES: usize = 8 + 120 + 40;
 
-/// Offset of the `avc1` box in an unfinished `moov`.
+/// Offset of the `avc1` box in the `moov` box of an unfinished file.
 const AVC1_OFFSET: usize = 418;
 
-/// Appends the `moov` of an unfinished file: no samples, and `mvex` for the fragments that follow.
+/// Appends the `moov` box of an unfinished file. It lists no samples, and contains an `mvex` box, which announces the
+/// fragments that follow.
 pub(super) fn write_fragmented(track: &Track, out: &mut Vec<u8>) {
     boxed(out, b"moov", |out| {
         mvhd(track, 0, out);
@@ -47,7 +49,7 @@ pub(super) fn write_fragmented(track: &Track, out: &mut Vec<u8>) {
     });
 }
 
-/// Returns the `moov` of a finished file whose first fragment starts at `fragments_offset`.
+/// Returns the `moov` box of a finished file. `fragments_offset` is the file offset of the first fragment.
 #[must_use]
 pub fn finished(track: &Track, index: &Index, fragments_offset: u64, notes: Notes) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024 + 20 * index.len());
@@ -63,7 +65,9 @@ pub fn finished(track: &Track, index: &Index, fragments_offset: u64, notes: Note
     out
 }
 
-/// Parses the start of a `moov`. `bytes` should hold [`SUMMARY_BYTES`] if the box is that long.
+/// Parses the start of a `moov` box. Returns `None` if `bytes` do not begin with a `moov` box of this recorder.
+///
+/// The caller should pass [`SUMMARY_BYTES`] bytes. With fewer, the notes may be missing.
 #[must_use]
 pub fn summary(bytes: &[u8]) -> Option<Summary> {
     if bytes.get(4..8)? != b"moov" || bytes.get(12..16)? != b"mvhd" || bytes.get(16)? != &1 {
@@ -76,7 +80,7 @@ pub fn summary(bytes: &[u8]) -> Option<Summary> {
     Some(Summary { started_at_s, duration_90k: u64_at(bytes, 40)?, notes })
 }
 
-/// Parses the track from a `moov` that `write_fragmented` made: the boxes before the content of `avcC` have fixed sizes.
+/// Parses the track from a `moov` box that `write_fragmented` wrote. In such a box, `avc1` always has the same offset.
 #[must_use]
 pub fn parse_track(moov: &[u8]) -> Option<Track> {
     let started_at_s = summary(moov)?.started_at_s;
@@ -96,11 +100,11 @@ fn mvhd(track: &Track, duration_90k: u64, out: &mut Vec<u8>) {
         u32s(out, &[0x1_0000, 0x0100_0000, 0, 0]);
         u32s(out, &MATRIX);
         u32s(out, &[0; 6]);
-        u32s(out, &[2]); // next track
+        u32s(out, &[2]); // next_track_ID
     });
 }
 
-/// Appends creation and modification time.
+/// Appends the creation time and the modification time, which are both the capture time of the first unit.
 fn times(track: &Track, out: &mut Vec<u8>) {
     let time = track.started_at_s.saturating_add(EPOCH_1904_S).to_be_bytes();
     out.extend_from_slice(&time);
@@ -123,7 +127,7 @@ fn trak(track: &Track, index: &Index, fragments_offset: u64, out: &mut Vec<u8>) 
                 times(track, out);
                 u32s(out, &[TIMESCALE]);
                 out.extend_from_slice(&duration_90k.to_be_bytes());
-                u32s(out, &[0x55c4_0000]); // language "und"
+                u32s(out, &[0x55c4_0000]); // language code "und" (undetermined)
             });
             full_box(out, b"hdlr", 0, |out| {
                 out.extend_from_slice(b"\0\0\0\0vide\0\0\0\0\0\0\0\0\0\0\0\0video\0");
@@ -149,12 +153,12 @@ fn sample_description(track: &Track, out: &mut Vec<u8>) {
     full_box(out, b"stsd", 0, |out| {
         u32s(out, &[1]);
         boxed(out, b"avc1", |out| {
-            out.extend_from_slice(b"\0\0\0\0\0\0\0\x01"); // data reference 1
+            out.extend_from_slice(b"\0\0\0\0\0\0\0\x01"); // 6 reserved bytes, then data reference 1
             u32s(out, &[0; 4]);
             out.extend_from_slice(&track.width.to_be_bytes());
             out.extend_from_slice(&track.height.to_be_bytes());
-            u32s(out, &[0x48_0000, 0x48_0000, 0]); // 72 dpi
-            out.extend_from_slice(&[0, 1]); // one picture per sample
+            u32s(out, &[0x48_0000, 0x48_0000, 0]); // 72 dpi in both directions
+            out.extend_from_slice(&[0, 1]); // one picture (frame_count) per sample
             out.extend_from_slice(&[0; 32]); // compressor name
             out.extend_from_slice(&[0, 0x18, 0xff, 0xff]); // 24 bits, no colour table
             boxed(out, b"avcC", |out| out.extend_from_slice(&track.configuration));
@@ -162,8 +166,10 @@ fn sample_description(track: &Track, out: &mut Vec<u8>) {
     });
 }
 
-/// Appends stts, stss, stsc, stsz and stco. Each unit is a chunk, because fragment headers separate the units.
-/// Without units there is no stss: it would state that no unit is an IDR.
+/// Appends the tables stts (durations), stss (IDRs), stsc (chunks), stsz (sizes) and stco (offsets).
+///
+/// Each unit is a chunk of its own, because fragment headers lie between the units. If the index is empty, stss is
+/// omitted: an empty stss would state that no unit of the file is an IDR, although the fragments contain IDRs.
 fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
     let mut runs: Vec<[u32; 2]> = Vec::with_capacity(index.len());
     for duration in index.durations_90k() {
@@ -190,7 +196,7 @@ fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
         next = offset + u64::from(bytes);
         Some([u32::try_from(offset).ok()?])
     });
-    // RECORDING_BYTES_MAX keeps every offset below 4 GiB.
+    // Every offset fits in 32 bits, because a file has at most RECORDING_BYTES_MAX bytes, which is less than 4 GiB.
     let offsets: Option<Vec<[u32; 1]>> = offsets.collect();
     table(out, b"stco", &offsets.unwrap_or_default());
 }

@@ -1,4 +1,4 @@
-//! PURE: finds the whole fragments of an MP4 recording that a crash left unfinished. It only reads.
+//! PURE: finds the whole fragments of an MP4 recording that a crash left unfinished. It only reads the file.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -7,7 +7,7 @@ use super::fmp4::{Form, MDAT_HEADER_BYTES, MDAT_HEADER_OFFSET, file_header, form
 use super::moov::parse_track;
 use super::track::{FRAGMENT_HEADER_BYTES, Fragment, Index, Track};
 
-/// Fills `out` from `offset`. Returns false if the file ends first.
+/// Fills `out` with the bytes of the file from `offset`. Returns false if the file ends before `out` is full.
 pub fn fill_at(mut file: impl Read + Seek, out: &mut [u8], offset: u64) -> io::Result<bool> {
     file.seek(SeekFrom::Start(offset))?;
     match file.read_exact(out) {
@@ -20,21 +20,21 @@ pub fn fill_at(mut file: impl Read + Seek, out: &mut [u8], offset: u64) -> io::R
 /// The whole fragments of an unfinished recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WholeFragments {
-    /// Track read from the file header.
+    /// Properties of the track, read from the file header.
     pub track: Track,
-    /// The whole units.
+    /// Index of the whole units.
     pub index: Index,
-    /// Offset of the first fragment.
+    /// File offset of the first fragment.
     pub fragments_offset: u64,
-    /// Offset of the end of the last whole fragment. A repair truncates the file here.
+    /// File offset of the end of the last whole fragment. A repair truncates the file at this offset.
     pub end: u64,
 }
 
-/// A `moov` without samples is some 700 bytes and the parameter sets.
+/// Upper bound for the bytes of a `moov` box without samples. It really has some 700 bytes plus the parameter sets.
 const HEAD_BYTES_MAX: u64 = 1 << 20; // local bound
 
-/// Reads an unfinished recording up to its last whole fragment. Returns `None` if the file is not from this recorder, is
-/// finished, or ends before its first fragment is whole.
+/// Reads an unfinished recording up to its last whole fragment. Returns `None` if another program wrote the file, if
+/// the file is finished, or if it contains no whole fragment.
 pub fn whole_fragments(mut file: impl Read + Seek) -> io::Result<Option<WholeFragments>> {
     let Some((track, fragments_offset)) = read_file_header(&mut file)? else { return Ok(None) };
     let mut whole =
@@ -73,13 +73,14 @@ fn read_file_header(file: &mut (impl Read + Seek)) -> io::Result<Option<(Track, 
         return Ok(None);
     }
     let Some(track) = parse_track(&moov) else { return Ok(None) };
-    // Only a byte-identical header proves that this recorder wrote the file.
+    // The file counts as written by this recorder only if the recorder would write exactly the same header.
     let same = file_header(&track).get(MDAT_HEADER_BYTES + 32..) == Some(moov.as_slice());
     Ok(same.then_some((track, moov_offset + moov_bytes)))
 }
 
-/// Returns true if the unit is whole: its length prefixes must lead exactly to its end. After a power loss a file may
-/// hold zeros where data never reached the disk, so a length of 0 means that the unit is not whole.
+/// Returns true if the unit is whole: following the NAL unit lengths from one to the next must lead exactly to the end
+/// of the unit. After a power loss a file may contain zeros where data never reached the disk. So a length of 0 means
+/// that the unit is not whole.
 fn unit_is_whole(file: &mut (impl Read + Seek), offset: u64, bytes: u32) -> io::Result<bool> {
     let end = offset + u64::from(bytes);
     if end > file.seek(SeekFrom::End(0))? {

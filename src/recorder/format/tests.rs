@@ -1,4 +1,4 @@
-//! Reads written files back with our own parser and with an independent one.
+//! Tests that our own parser and an independent parser read the written files back unchanged.
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 
@@ -42,7 +42,7 @@ fn track() -> impl Strategy<Value = Track> {
     )
 }
 
-/// Returns a Baseline configuration record with one SPS and this PPS.
+/// Returns a decoder configuration record of the Baseline profile, with a fixed SPS and the given PPS.
 fn configuration(pps: &[u8]) -> Vec<u8> {
     let mut out = vec![1, 66, 0xc0, 30, 0xff, 0xe1, 0, 4, 0x67, 66, 0xc0, 30, 1, 0];
     out.push(u8::try_from(pps.len()).unwrap());
@@ -50,7 +50,7 @@ fn configuration(pps: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Returns a file as the recorder writes it, its index, and the end offset of each fragment.
+/// Returns an unfinished file with these units, its index, and the end offset of each fragment.
 fn unfinished(track: &Track, units: &[Unit]) -> (Vec<u8>, Index, Vec<usize>) {
     let mut file = fmp4::file_header(track);
     let (mut index, mut ends, mut time_90k) = (Index::default(), Vec::new(), 0);
@@ -84,7 +84,7 @@ fn finish(mut file: Vec<u8>, track: &Track, index: &Index, notes: Notes) -> Vec<
     file
 }
 
-/// One sample as a reader sees it.
+/// One access unit, as a parser reads it from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Read {
     time_90k: u64,
@@ -184,7 +184,8 @@ proptest! {
         let fragmented = read_fragmented(&file, &track);
         prop_assert_eq!(fragmented.len(), expected.len());
         for (read, expected) in fragmented.iter().zip(&expected) {
-            // The duration of a fragment is an estimate; its time is exact.
+            // Durations are not compared: a fragment is written before the next unit is known, so it states an
+            // estimate.
             prop_assert_eq!((read.time_90k, read.idr, &read.bytes), (expected.time_90k, expected.idr, &expected.bytes));
         }
         prop_assert_eq!(fmp4::form(&file), Form::Unfinished);
@@ -212,7 +213,7 @@ proptest! {
         let mut broken = file[..cut].to_vec();
         let recovered = whole_fragments(Cursor::new(&broken)).unwrap();
         prop_assert_eq!(recovered.as_ref().map_or(0, |found| found.index.len()), whole);
-        // After the last whole unit a crash may leave zeros or part of a fragment.
+        // A crash may leave zeros or a part of a fragment after the last whole unit. They must not change the result.
         if ends.contains(&cut) {
             for tail in [&garbage[..], &[0; 300]] {
                 broken.truncate(cut);

@@ -2,18 +2,19 @@
 
 use crate::base::limits::CAPTURE_AGE_MAX_NS;
 
-/// Returns the time, in 1/90000 s, of a unit captured `since_first_ns` after the first unit of its file. It is greater
-/// than `last_90k`, the time of the unit before.
+/// Returns the presentation time, in 1/90000 s, of a unit that was captured `since_first_ns` after the first unit of
+/// its file. `last_90k` is the time of the previous unit.
 ///
-/// Times come from the capture clock, so gaps (dropped units, an absent camera) keep their length.
-/// Times always increase, even with a faulty camera clock.
+/// The times are computed from capture times, so gaps (dropped units, an absent camera) keep their length. The result
+/// is always greater than `last_90k`, even if the camera's clock is faulty.
 pub(crate) fn time_90k(since_first_ns: i64, last_90k: u64) -> u64 {
     let time_90k =
         u64::try_from(since_first_ns).map_or(0, |ns| ns / 100_000 * 9 + ns % 100_000 * 9 / 100_000);
     time_90k.max(last_90k + 1)
 }
 
-/// Returns the capture time, or the time of arrival if the capture time is in the future or implausibly old.
+/// Returns the capture time. If it is in the future or older than [`CAPTURE_AGE_MAX_NS`], returns the time of arrival,
+/// `now_ns`, instead.
 pub(crate) fn plausible(captured_ns: i64, now_ns: i64) -> i64 {
     let age_ns = now_ns.saturating_sub(captured_ns);
     if (0..=CAPTURE_AGE_MAX_NS).contains(&age_ns) { captured_ns } else { now_ns }

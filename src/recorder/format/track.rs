@@ -1,37 +1,38 @@
-//! PURE: what the fragments and the index of an MP4 recording share: the track, its access units and their times.
+//! PURE: types that the fragments and the index of an MP4 recording share. They describe the track, its access units
+//! and their times.
 
 /// Ticks per second of all times in the file.
 pub const TIMESCALE: u32 = 90_000;
 
-/// Bytes of `moof` and the `mdat` header, before the bytes of the access unit.
+/// Bytes of a fragment before its access unit: the `moof` box and the header of the `mdat` box.
 pub const FRAGMENT_HEADER_BYTES: usize = 108;
 
 /// Properties of the one track of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Track {
-    /// Width of the picture in pixels, cropping applied.
+    /// Width of the picture in pixels, after cropping.
     pub width: u16,
-    /// Height of the picture in pixels, cropping applied.
+    /// Height of the picture in pixels, after cropping.
     pub height: u16,
-    /// Decoder configuration record (`avcC`), see `h264::avcc`.
+    /// Decoder configuration record, the content of the `avcC` box, see `h264::avcc`.
     pub configuration: Vec<u8>,
-    /// Capture time of the first access unit, seconds since 1970.
+    /// Capture time of the first access unit, in seconds since 1970.
     pub started_at_s: u64,
 }
 
 /// How an access unit depends on others.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum UnitKind {
-    /// Playback can start here.
+    /// The unit is an IDR: it refers to no other unit, and playback can start with it.
     Idr,
-    /// Refers to earlier units; later units refer to it.
+    /// The unit refers to earlier units, and later units may refer to it.
     Reference,
-    /// Refers to earlier units; no unit refers to it.
+    /// The unit refers to earlier units, but no other unit refers to it.
     Disposable,
 }
 
 impl UnitKind {
-    /// Returns `sample_flags` (ISO/IEC 14496-12, 8.8.3.1).
+    /// Returns the `sample_flags` field for a unit of this kind (ISO/IEC 14496-12, 8.8.3.1).
     pub(super) fn sample_flags(self) -> u32 {
         match self {
             UnitKind::Idr => 0x0200_0000,
@@ -52,17 +53,18 @@ impl UnitKind {
 pub struct Fragment {
     /// Number of the fragment in its file, from 1.
     pub sequence: u32,
-    /// Presentation time in [`TIMESCALE`], from the first unit of the file.
+    /// Presentation time in ticks of [`TIMESCALE`]. The first unit of the file has time 0.
     pub time_90k: u64,
-    /// Expected duration in [`TIMESCALE`]. The time of the next fragment overrides it.
+    /// Expected duration of the unit in ticks of [`TIMESCALE`]. The time of the next fragment overrides it.
     pub duration_90k: u32,
-    /// Bytes of the unit with its length prefixes.
+    /// Bytes of the access unit, including the length before each NAL unit.
     pub unit_bytes: u32,
-    /// How the unit depends on others.
+    /// How the access unit depends on others.
     pub kind: UnitKind,
 }
 
-/// Table of the units of a file, 8 bytes each. All tables of the final `moov` are derived from it.
+/// Table of the access units in a file, with 8 bytes of memory for each. All tables of the final `moov` box are
+/// computed from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
     entries: Vec<IndexEntry>,
@@ -70,7 +72,7 @@ pub struct Index {
     last_duration_90k: u32,
 }
 
-/// `bytes_and_idr` holds the size of the unit in bytes; its top bit is set for an IDR.
+/// Size and interval of one unit. `bytes_and_idr` is the size in bytes, with the top bit set if the unit is an IDR.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 struct IndexEntry {
     bytes_and_idr: u32,
@@ -104,39 +106,40 @@ impl Index {
         self.entries.is_empty()
     }
 
-    /// Returns the time of the last unit, in [`TIMESCALE`].
+    /// Returns the presentation time of the last unit, in ticks of [`TIMESCALE`].
     #[must_use]
     pub fn last_time_90k(&self) -> u64 {
         self.last_time_90k
     }
 
-    /// Returns the time from the first unit to the end of the last, in [`TIMESCALE`].
+    /// Returns the time from the start of the first unit to the end of the last unit, in ticks of [`TIMESCALE`].
     #[must_use]
     pub fn duration_90k(&self) -> u64 {
         if self.entries.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
     }
 
-    /// Returns the duration to write for the next unit: the last interval, or 1/30 s if that is not plausible.
+    /// Returns the duration to expect for the next unit: the interval between the last two units, or 1/30 s if that
+    /// interval is zero or more than a second.
     #[must_use]
     pub fn expected_duration_90k(&self) -> u32 {
         let last = self.entries.last().map_or(0, |entry| entry.since_previous_90k);
         if (1..=TIMESCALE).contains(&last) { last } else { TIMESCALE / 30 }
     }
 
-    /// Iterates over the size of each unit in bytes, with true for an IDR.
+    /// Iterates over all units. Each item is the size of a unit in bytes, and true if the unit is an IDR.
     pub(super) fn units(&self) -> impl ExactSizeIterator<Item = (u32, bool)> {
         self.entries.iter().map(|entry| (entry.bytes_and_idr & !IDR_BIT, entry.bytes_and_idr & IDR_BIT != 0))
     }
 
-    /// Iterates over the duration of each unit, in [`TIMESCALE`].
+    /// Iterates over the durations of all units, in ticks of [`TIMESCALE`].
     pub(super) fn durations_90k(&self) -> impl Iterator<Item = u32> {
         let next = self.entries.iter().skip(1).map(|entry| entry.since_previous_90k);
         next.chain((!self.entries.is_empty()).then_some(self.last_duration_90k))
     }
 }
 
-/// Returns an upper bound for the bytes of the index of `units` units. The recorder keeps this much disk space reserved,
-/// so that it can always finish the file.
+/// Returns an upper bound for the size in bytes of the `moov` box of a finished file with `units` access units. The
+/// recorder keeps this much disk space reserved, so that it can always finish the file.
 #[must_use]
 pub fn index_bytes_max(units: usize) -> u64 {
     4_096 + 20 * units as u64

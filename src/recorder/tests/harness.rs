@@ -1,5 +1,5 @@
-//! A recorder state machine with a fake clock, a fake camera and an in-memory disk. The disk can be full, fail, and write
-//! short.
+//! A test harness that runs the recorder's state machine with a fake clock, a fake camera and a disk in memory. The
+//! disk can be full, fail, or write less than requested.
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 
@@ -40,7 +40,7 @@ pub(crate) struct Harness {
     /// Size of the disk in bytes.
     pub(crate) capacity: u64,
     pub(crate) has_fallocate: bool,
-    /// Most bytes that one write accepts.
+    /// Maximum number of bytes that one write writes.
     pub(crate) write_max: usize,
     pub(crate) existing_names: Vec<String>,
     pub(crate) create_error: Option<RecorderError>,
@@ -62,13 +62,13 @@ pub(crate) fn start(format: Format) -> Start {
     }
 }
 
-/// The parameter sets of a Baseline stream `width` macroblocks wide, in byte-stream format.
+/// Returns the parameter sets of a Baseline stream in byte-stream format. `width` is in macroblocks.
 pub(crate) fn parameter_sets(width: u32) -> Vec<u8> {
     let (sps, pps) = (testing::sps(0, 31, width, 45), testing::pps(0, 0, 0));
     [&[0, 0, 0, 1], sps.as_slice(), &[0, 0, 1], pps.as_slice()].concat()
 }
 
-/// Returns a slice that carries a unit number, so that tests can check the order in files.
+/// Returns a slice that contains the unit's number, so that tests can check the order of the units in a file.
 pub(crate) fn slice(header: u8, number: u32) -> Vec<u8> {
     let mut nal = BitWriter::default().ue(0).ue(7).ue(0).bits(0xff, 8).nal(header);
     nal.extend((0..4).rev().map(|byte| (number >> (7 * byte) & 0x7f) as u8 | 0x80));
@@ -119,7 +119,7 @@ impl Harness {
         harness
     }
 
-    /// Carries out all outputs. Their completions are queued, not yet delivered.
+    /// Carries out all outputs. Their completions are queued but not yet passed to the state machine.
     pub(crate) fn execute_outputs(&mut self) {
         while let Some(output) = self.recording.poll_output() {
             let completion = match output {
@@ -154,7 +154,7 @@ impl Harness {
                 let result = if !self.has_fallocate {
                     Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
                 } else if bytes > free {
-                    open.reserved += free; // as on ext4
+                    open.reserved += free; // a failed fallocate on ext4 also takes all free space
                     Err(io::Error::from_raw_os_error(libc::ENOSPC))
                 } else {
                     open.reserved = offset + bytes;
@@ -275,7 +275,7 @@ impl Harness {
         self.recording.push_unit(self.now_ns, &unit);
     }
 
-    /// Publishes one unit, an IDR every 10, and runs until it is written.
+    /// Publishes one unit and runs until it is written. Every tenth unit is an IDR.
     pub(crate) fn publish(&mut self) {
         let bytes = if self.unit_number.is_multiple_of(10) {
             idr(self.unit_number, 80)
@@ -309,7 +309,7 @@ impl Harness {
         self.stopped.pop().unwrap()
     }
 
-    /// Returns the unit numbers in a file. Panics if the file is not valid.
+    /// Returns the numbers of the units in a file. Panics if the file is not valid.
     pub(crate) fn unit_numbers(&self, name: &str) -> Vec<u32> {
         let file = self.files.values().find(|file| file.name == name).unwrap();
         if name.ends_with(".h264") {
@@ -359,7 +359,7 @@ pub(crate) fn unit_numbers_of_stream(bytes: &[u8]) -> Vec<u32> {
     numbers
 }
 
-/// Splits a byte stream into units; each begins with an SPS or is a single slice.
+/// Splits a byte stream into its access units. Each of them begins with an SPS or is a single slice.
 pub(crate) fn split_units(bytes: &[u8]) -> Vec<&[u8]> {
     let starts: Vec<usize> = memchr::memmem::find_iter(bytes, &[0, 0, 0, 1]).collect();
     let begins: Vec<usize> = starts

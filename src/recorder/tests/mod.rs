@@ -1,4 +1,4 @@
-//! Tests of the recording state machine on a fake disk. The simulated day of `worker` uses the same harness.
+//! Tests of the recording state machine with a fake disk. The simulated day in `worker` uses the same harness.
 
 pub(crate) mod harness;
 mod recording;

@@ -1,4 +1,4 @@
-//! Decisions of the recording state machine, with a fake clock and an in-memory disk.
+//! Tests what the recording state machine decides, with a fake clock and a disk in memory.
 
 use proptest::prelude::*;
 
@@ -152,7 +152,7 @@ fn full_disk_ends_the_recording_with_a_finished_file() {
             assert_eq!(reason, StopReason::Failed(RecorderError::DiskFull));
             assert!(units > 1_000, "{units}");
             assert_eq!(harness.unit_numbers(name), (0..u32::try_from(units).unwrap()).collect::<Vec<_>>());
-            // Only reserved space makes it possible to finish an MP4 on a full disk.
+            // Finishing an MP4 appends its index, which needs reserved space on a full disk. An .h264 has no index.
             assert_eq!(harness.files[&1].finished, has_fallocate || format == Format::H264);
             harness.capacity = 1 << 40;
             harness.recording.handle_start(harness.now_ns, Start { exact: false, ..start(format) }).unwrap();
@@ -319,7 +319,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(support::properties_of(200))]
 
-    /// Every file holds only whole units, in order, each once, starting with an IDR.
+    /// Checks after random steps that every file contains only whole units, in order, and each unit only once.
     #[test]
     fn files_are_always_valid(steps in prop::collection::vec(step(), 1..40), mp4: bool) {
         let format = if mp4 { Format::Mp4 } else { Format::H264 };
