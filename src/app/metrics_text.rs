@@ -119,7 +119,7 @@ fn network(text: &mut Exposition, from: &AppBackend) {
         .value(from.sum(|w| w.datagrams_dropped.get()));
     text.counter("gso_runs_total", "Sends of more than one datagram (UDP_SEGMENT).")
         .value(from.sum(|w| w.gso_batches.get()));
-    text.counter("gso_fallbacks_total", "Routes that fell back to sends without GSO.")
+    text.counter("gso_fallbacks_total", "Batches that the kernel refused; they are sent again without GSO.")
         .value(from.sum(|w| w.gso_fallbacks.get()));
     text.counter("datagrams_received_total", "UDP datagrams received.")
         .value(from.sum(|w| w.datagrams_received.get()));
