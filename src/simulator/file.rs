@@ -171,8 +171,8 @@ fn nal_units(bytes: &[u8]) -> Vec<Range<usize>> {
 }
 
 /// Groups NAL units into access units (H.264 7.4.1.2.3). The stream must not use arbitrary slice order. A picture
-/// begins with the slice whose `first_mb_in_slice` is 0. Its access unit begins with the first of the NAL units before
-/// that slice that may begin an access unit and follow the previous picture.
+/// begins with the slice whose `first_mb_in_slice` is 0. Its access unit begins at the first SEI, parameter set,
+/// delimiter or similar NAL unit after the previous picture, or else at that slice.
 fn access_units(bytes: &[u8], nals: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut units = Vec::new();
     let (mut start, mut has_picture) = (0, false);

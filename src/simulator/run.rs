@@ -199,7 +199,7 @@ impl<'a> Simulator<'a> {
     fn make_and_publish(&mut self, number: u64, captured_ns: i64) {
         let now = clock::monotonic_ns();
         let captured_realtime_ns = clock::realtime_ns() - (now - captured_ns);
-        // The request is taken even if a file is played, but a file cannot provide an extra IDR.
+        // The request is discarded if a file is played, because a file cannot provide an extra IDR.
         if self.ring.take_idr_request()
             && let Units::Card(card) = &mut self.units
         {
