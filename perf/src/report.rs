@@ -8,7 +8,7 @@ use crate::Fallible;
 use crate::plot::{Chart, Line};
 use crate::record::{FOREIGN_MAX, Record, Setting};
 
-/// The table in the README is replaced between these lines.
+/// The lines between which the table in the README is replaced.
 const BEGIN: &str = "<!-- perf/table begins -->";
 const END: &str = "<!-- perf/table ends -->";
 
@@ -108,7 +108,7 @@ fn time(us: f64) -> String {
     }
 }
 
-/// Returns all results, with one table per bit rate.
+/// Returns all results as Markdown, with one table per bit rate.
 pub(crate) fn markdown(records: &[Record]) -> String {
     let mut text = String::from(
         "# Results\n\nWritten by `perf/table` from the records in this directory; `perf/README.md` explains each \

@@ -1,5 +1,5 @@
-//! UNSAFE. System calls without a safe binding: UDP sockets with many datagrams per call and their arrival times, GSO
-//! sends, scheduling class, children that end with this process.
+//! UNSAFE. System calls that have no safe binding. They receive many datagrams per call with their arrival times, send
+//! GSO batches, set the scheduling class, and let children end with this process.
 #![expect(unsafe_code, reason = "recvmmsg, sendmsg with control messages, scheduling class, pre_exec")]
 
 use std::io;
@@ -11,13 +11,13 @@ use std::process::Command;
 
 /// Datagrams received per call.
 const BATCH: usize = 64;
-/// Bytes of one receive buffer without and with GRO, which delivers a whole batch of datagrams.
+/// Bytes of one receive buffer, without GRO and with GRO. With GRO, one buffer receives a whole batch of datagrams.
 const PLAIN_BYTES: usize = 2_048;
 const GRO_BYTES: usize = 65_536;
 /// Bytes of the control messages of one datagram: time, lost datagrams, segment size.
 const CONTROL_BYTES: usize = 128;
-/// Bytes of a socket's receive buffer: seconds of 8 Mbit/s, so that a viewer loses nothing while its thread does not
-/// run.
+/// Bytes of a socket's receive buffer. It holds seconds of 8 Mbit/s, so that a viewer loses nothing while its thread
+/// does not run.
 const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
 
 fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Result<()> {
@@ -50,8 +50,8 @@ pub(crate) fn prepare_sender(socket: &UdpSocket) -> io::Result<()> {
         .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
 }
 
-/// Lowers the calling thread to SCHED_IDLE. Running late does not falsify kernel timestamps, but occupying a core would
-/// slow the server under test.
+/// Sets the scheduling class of the calling thread to SCHED_IDLE. If the thread runs late, the kernel timestamps are
+/// still correct. If it occupied a core, it would slow the server under test.
 pub(crate) fn use_idle_priority() -> io::Result<()> {
     set_scheduler(libc::SCHED_IDLE, 0)
 }
@@ -63,8 +63,8 @@ fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes the kernel kill the child when the spawning thread ends, so that a killed harness leaves no server behind.
-/// `shielded` gives the child real-time priority (SCHED_RR).
+/// Makes the kernel kill the child when the spawning thread ends, so that a killed harness leaves no server behind. If
+/// `shielded` is true, the child gets real-time priority (SCHED_RR).
 pub(crate) fn end_with_us(command: &mut Command, shielded: bool) {
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -74,7 +74,7 @@ pub(crate) fn end_with_us(command: &mut Command, shielded: bool) {
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Control messages, aligned as `cmsghdr` must be.
+/// Buffer for control messages, aligned as `cmsghdr` requires.
 #[repr(C, align(8))]
 #[derive(Copy, Clone)]
 struct Control([u8; CONTROL_BYTES]);
@@ -84,11 +84,11 @@ struct Control([u8; CONTROL_BYTES]);
 pub(crate) struct Datagram<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) from: SocketAddrV4,
-    /// CLOCK_REALTIME ns at which the kernel received it.
+    /// CLOCK_REALTIME ns at which the kernel received the datagram.
     pub(crate) at_realtime_ns: i64,
     /// Datagrams lost by this socket so far because its buffer was full.
     pub(crate) lost_in_total: Option<u32>,
-    /// Bytes of each joined datagram except the last.
+    /// Size of each joined datagram in bytes. The last one may be smaller.
     pub(crate) segment_bytes: usize,
 }
 
@@ -187,7 +187,8 @@ impl Receiver {
 
 type ControlMessage<'a> = ((i32, i32), &'a [u8], &'a [u8]);
 
-/// Splits off the first control message: (level, type), data, rest (cmsg(3), 64-bit layout).
+/// Splits off the first control message (cmsg(3), 64-bit layout). Returns its level and type, its data, and the
+/// remaining bytes.
 fn next_control(bytes: &[u8]) -> Option<ControlMessage<'_>> {
     const HEADER: usize = size_of::<libc::cmsghdr>();
     let length = usize::try_from(u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
@@ -216,7 +217,7 @@ fn address_of(address: SocketAddrV4) -> libc::sockaddr_in {
     }
 }
 
-/// Sends `bytes` as datagrams of `segment_bytes` in one call; the last one may be shorter.
+/// Sends `bytes` as datagrams of `segment_bytes` in one call; the last datagram may be shorter.
 pub(crate) fn send_batch(
     socket: &UdpSocket,
     remote: SocketAddrV4,
