@@ -66,7 +66,7 @@ const PAYLOAD_BYTES: usize = 1_140;
 const DATAGRAM_BYTES: usize = 1_170;
 const HEADER_BYTES: usize = 24;
 
-/// The name of a stage, and a function that runs it the given number of times.
+/// The name of a stage, and a function that runs the stage the given number of times.
 type Stage = (&'static str, fn(u64));
 
 const STAGES: [Stage; 8] = [
@@ -192,7 +192,7 @@ struct Packets {
     bytes: Vec<u8>,
     assembler: Assembler,
     packetizer: Packetizer,
-    /// Payloads of the last second, as kept for retransmission.
+    /// Payloads of the last 30 units, which stay in use as in a retransmission cache of one second.
     held: VecDeque<Vec<Arc<Payloads>>>,
 }
 

@@ -29,7 +29,7 @@ need_packages() {
   command -v apt-get >/dev/null || { echo "no apt-get here; install by hand: ${missing[*]}" >&2; return 1; }
   log "installing ${missing[*]}"
   as_root apt-get update -qq
-  # RUNLEVEL=1 keeps the prometheus package from starting its server; only promtool is needed.
+  # RUNLEVEL=1 prevents the prometheus package from starting its server, because only promtool is needed.
   as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }

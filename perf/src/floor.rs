@@ -18,7 +18,7 @@ use crate::srtp::{Profile, Srtp};
 pub(crate) const PAYLOAD_TYPE: u8 = 96;
 const MAGIC: &[u8] = b"perf-floor-hello";
 const RTP_HEADER_BYTES: usize = 12;
-/// Interval of 30 units per second in 90 kHz ticks.
+/// Interval between two units at 30 units per second, in ticks of 90 kHz.
 const RTP_STEP: u32 = 3_000;
 
 /// The message with which a viewer registers at the bare sender. It contains the cipher and the SSRC.

@@ -16,9 +16,9 @@ use crate::clock::realtime_offset_ns;
 use crate::socket::{Receiver, use_idle_priority};
 use crate::viewer::Viewer;
 
-/// Interval between two polls of all sockets while measuring.
+/// Interval between two polls of all sockets during the measurement.
 const POLL_INTERVAL: Duration = Duration::from_millis(8);
-/// Maximum wait for a datagram while connecting.
+/// Maximum time in ms for which the thread waits for a datagram while viewers connect.
 const CONNECTING_WAIT_MS: i64 = 5;
 /// Interval between two readings of the clock offset.
 const OFFSET_INTERVAL: Duration = Duration::from_millis(500);

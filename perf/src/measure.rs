@@ -29,7 +29,7 @@ const CONNECTING_MAX: usize = 8;
 const SETTLE: Duration = Duration::from_millis(1_500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Parameters shared by all runs of one call.
+/// Parameters that all runs of one call of `perf run` share.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) programs: Programs,
@@ -40,7 +40,7 @@ pub(crate) struct Plan {
     pub(crate) check: usize,
     /// Directory for recordings.
     pub(crate) scratch: PathBuf,
-    /// Directory for metrics and a CPU profile of our server; `None` takes neither.
+    /// Directory for metrics and a CPU profile of our server; `None` if neither is taken.
     pub(crate) inspect: Option<PathBuf>,
 }
 
@@ -81,7 +81,7 @@ impl Drop for Camera {
     }
 }
 
-/// All counters at one point in time.
+/// Values of all counters at one point in time.
 struct Moment {
     at_ns: i64,
     server: Usage,

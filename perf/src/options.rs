@@ -40,7 +40,7 @@ perf: measures streaming-server and its peers under load.
   --out FILE         append records, one JSON object per line [none]
 ";
 
-/// Executes the command line.
+/// Executes the command that the command line names.
 pub(crate) fn dispatch(mut parser: lexopt::Parser) -> Fallible<()> {
     let command = match parser.next()? {
         Some(Value(command)) => command.string()?,

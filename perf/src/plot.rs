@@ -25,7 +25,7 @@ pub(crate) struct Chart {
     pub(crate) lines: Vec<Line>,
 }
 
-/// A logarithmic axis from `low` to `high` on the pixels from `from` to `to`.
+/// A logarithmic axis. The values from `low` to `high` are drawn at the pixels from `from` to `to`.
 struct Axis {
     low: f64,
     high: f64,

@@ -112,7 +112,7 @@ fn collect(from: impl Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) {
     });
 }
 
-/// Resources used by a process so far.
+/// Resources that a process has used so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
     /// CPU time per thread in ns.

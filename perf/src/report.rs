@@ -12,7 +12,7 @@ use crate::record::{FOREIGN_MAX, Record, Setting};
 const BEGIN: &str = "<!-- perf/table begins -->";
 const END: &str = "<!-- perf/table ends -->";
 
-/// Servers in the order of the tables, with their display names.
+/// Servers in the order in which the tables show them, with their display names.
 const SERVERS: &[(&str, &str)] = &[
     ("ours", "streaming-server"),
     ("ours-2", "streaming-server, 2 workers"),

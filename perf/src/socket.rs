@@ -14,7 +14,7 @@ const BATCH: usize = 64;
 /// Bytes of one receive buffer, without GRO and with GRO. With GRO, one buffer receives a whole batch of datagrams.
 const PLAIN_BYTES: usize = 2_048;
 const GRO_BYTES: usize = 65_536;
-/// Bytes of the control messages of one datagram: time, lost datagrams, segment size.
+/// Size of the buffer for the control messages of one datagram: arrival time, number of lost datagrams, segment size.
 const CONTROL_BYTES: usize = 128;
 /// Bytes of a socket's receive buffer. It holds seconds of 8 Mbit/s, so that a viewer loses nothing while its thread
 /// does not run.
@@ -30,7 +30,8 @@ fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Resu
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Configures a viewer's socket: kernel timestamps, loss counter, a large buffer, and GRO on request.
+/// Configures a viewer's socket with kernel timestamps, a loss counter, a large receive buffer and, if `gro` is true,
+/// GRO.
 pub(crate) fn prepare_viewer(socket: &UdpSocket, gro: bool) -> io::Result<()> {
     let bytes = RECEIVE_BUFFER_BYTES as i32;
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
@@ -43,7 +44,7 @@ pub(crate) fn prepare_viewer(socket: &UdpSocket, gro: bool) -> io::Result<()> {
     socket.set_nonblocking(true)
 }
 
-/// Configures a large send buffer for the bare sender.
+/// Gives the socket of the bare sender a large send buffer.
 pub(crate) fn prepare_sender(socket: &UdpSocket) -> io::Result<()> {
     let bytes = RECEIVE_BUFFER_BYTES as i32;
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes)
@@ -58,7 +59,7 @@ pub(crate) fn use_idle_priority() -> io::Result<()> {
 
 fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: 0 is the calling thread; the parameters outlive the call.
+    // SAFETY: thread id 0 means the calling thread, and `parameters` outlives the call.
     let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -98,7 +99,7 @@ pub(crate) struct Receiver {
     buffers: Vec<u8>,
     controls: Vec<Control>,
     names: Vec<libc::sockaddr_in>,
-    /// Bytes and control bytes of each datagram of the last call.
+    /// Number of bytes and number of control bytes of each datagram that the last call received.
     lengths: Vec<(usize, usize)>,
 }
 
@@ -137,8 +138,8 @@ impl Receiver {
             header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = CONTROL_BYTES;
         }
-        // SAFETY: every header points to its own name, iovec and control buffer, every iovec to its own part of
-        // `buffers`; all outlive the call and are not accessed otherwise during it.
+        // SAFETY: each header points to its own name, iovec and control buffer, and each iovec points to its own part
+        // of `buffers`. All of them outlive the call, and nothing else accesses them during the call.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -157,7 +158,7 @@ impl Receiver {
         Ok(count)
     }
 
-    /// Returns datagram `index` of the last call.
+    /// Returns the datagram `index` of those that the last call of `receive` received.
     pub(crate) fn datagram(&self, index: usize) -> Datagram<'_> {
         let (bytes, control_bytes) = self.lengths[index];
         let start = index * self.buffer_bytes;
@@ -242,7 +243,7 @@ pub(crate) fn send_batch(
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = length.next_multiple_of(8);
     }
-    // SAFETY: name, iovec and control outlive the call; sendmsg only reads the bytes of the iovec.
+    // SAFETY: the name, the iovec and the control buffer outlive the call. sendmsg only reads the bytes of the iovec.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, 0) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }

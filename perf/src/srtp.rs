@@ -36,13 +36,13 @@ impl Profile {
         if self == Profile::Aes128Cm { 14 } else { 12 }
     }
 
-    /// Returns the bytes that protection adds to an RTP packet.
+    /// Returns the number of bytes that the protection adds to an RTP packet.
     pub(crate) fn tag_bytes(self) -> usize {
         if self == Profile::Aes128Cm { CM_TAG_BYTES } else { GCM_TAG_BYTES }
     }
 }
 
-/// Applies the key stream of AES in counter mode to `data`.
+/// Encrypts or decrypts `data` in place with AES in counter mode. Returns `None` on failure.
 fn counter_mode(key: &EncryptingKey, iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
     key.less_safe_encrypt(data, EncryptionContext::Iv128(FixedLength::from(iv))).ok().map(drop)
 }
@@ -113,7 +113,7 @@ fn mac_of(key: &hmac::Key, parts: [&[u8]; 2]) -> hmac::Tag {
     context.sign()
 }
 
-/// The keys of one direction.
+/// The keys of one direction of a session.
 pub(crate) struct Srtp {
     profile: Profile,
     rtp: Cipher,
@@ -142,7 +142,7 @@ impl Srtp {
         Some(if is_client { (client, server) } else { (server, client) })
     }
 
-    /// Returns the bytes that protection adds to an RTP packet.
+    /// Returns the number of bytes that the protection adds to an RTP packet.
     pub(crate) fn tag_bytes(&self) -> usize {
         self.profile.tag_bytes()
     }

@@ -25,7 +25,7 @@ pub(crate) enum Kind {
     Ours { workers: u32 },
     /// Another build of streaming-server with one worker.
     Before,
-    /// The bare sender with this cipher, or without encryption.
+    /// The bare sender with a cipher, or without encryption if `None`.
     Floor(Option<Profile>),
     /// A program of `perf/peers/` in one variant.
     Peer { program: &'static str, variant: &'static str },

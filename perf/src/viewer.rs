@@ -16,7 +16,7 @@ use crate::received::{Arrival, Received};
 use crate::socket::{Datagram, prepare_viewer};
 use crate::srtp::Srtp;
 
-/// Interval between two receiver reports, or two hello messages of a bare viewer.
+/// Interval between two receiver reports, or between two hello messages to the bare sender.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// SSRC of our receiver reports.
 const OWN_SSRC: u32 = 0x5050_4552;
@@ -90,7 +90,7 @@ impl Offering {
         Ok(Offering { viewer, rtc: Box::new(rtc), pending, sdp: offer.to_sdp_string() })
     }
 
-    /// Applies the server's answer.
+    /// Applies the server's answer and returns the viewer.
     pub(crate) fn accept(mut self, answer: &str, offered_at_ns: i64) -> Fallible<Viewer> {
         self.rtc.sdp_api().accept_answer(self.pending, SdpAnswer::from_sdp_string(answer)?)?;
         self.viewer.payload_types = h264_payload_types(answer);
@@ -195,7 +195,7 @@ impl Viewer {
         self.drain();
     }
 
-    /// Handles timeouts up to `now`.
+    /// Handles all timeouts that are due at `now`.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if let Link::WebRtc(rtc) = &mut self.link {
             let _ = rtc.handle_input(Input::Timeout(now));

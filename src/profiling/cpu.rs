@@ -61,8 +61,8 @@ impl SampledThreads {
 }
 
 /// Samples the CPU time of all threads for `duration`, `frequency_hz` times per CPU second of each thread. Returns a
-/// gzip-compressed profile.proto. Blocks the calling thread for the duration. Threads that start meanwhile are included
-/// within 100 ms. Each sample carries the name of its thread as the label `thread`.
+/// gzip-compressed profile.proto. Blocks the calling thread for the duration. A thread that starts during the profile
+/// is sampled within 100 ms after its start. Each sample carries the name of its thread as the label `thread`.
 ///
 /// The kernel checks CPU timers once per tick. If `frequency_hz` is above its tick rate (100 to 1000 Hz), one signal
 /// stands for several periods and counts as so many samples.

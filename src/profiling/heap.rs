@@ -93,7 +93,7 @@ pub(super) fn sample(address: usize, bytes: usize) {
     }
 }
 
-/// Removes an address from the profile if it was sampled. Must be called before the memory is freed.
+/// Removes an address from the profile if it was sampled. Callers must call this before they free the memory.
 #[cold]
 #[inline(never)]
 pub(super) fn forget(address: usize) {

@@ -47,9 +47,9 @@ pub enum ProfileError {
 /// Two of the profiles that Go programs offer. Both are always empty in this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contention {
-    /// Waiting for locks (`mutex`).
+    /// The profile `mutex`, which shows the time spent waiting for locks.
     Mutex,
-    /// Waiting for anything (`block`).
+    /// The profile `block`, which shows the time spent blocked for any reason.
     Block,
 }
 

@@ -26,7 +26,7 @@ pub(super) struct Description {
     pub(super) comments: Vec<String>,
 }
 
-/// One stack with its values.
+/// One sample: a stack with its values.
 pub(super) struct Sample<'a> {
     /// Addresses, innermost first; empty if the stack is unknown.
     pub(super) frames: &'a [usize],

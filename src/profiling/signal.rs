@@ -73,7 +73,7 @@ fn install() -> io::Result<()> {
 
 fn set_handler() -> Result<(), i32> {
     let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_signal;
-    // SAFETY: `sigaction` is a plain C struct of integers and an optional pointer; zero is valid for each.
+    // SAFETY: `sigaction` is a plain C struct of integers and an optional pointer. Zero is valid for each of them.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as libc::sighandler_t;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;

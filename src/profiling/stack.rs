@@ -84,7 +84,7 @@ fn own_frame_pointer() -> usize {
     frame_pointer
 }
 
-/// Runs `body` and restores errno, as signal handlers and allocators must. Async-signal-safe.
+/// Runs `body` and then restores errno, as signal handlers and allocators must. This function is async-signal-safe.
 pub(super) fn keeping_errno<T>(body: impl FnOnce() -> T) -> T {
     // SAFETY: the function has no preconditions. It returns the address of the calling thread's errno, which is valid
     // until the thread ends.

@@ -27,7 +27,7 @@ pub(super) struct Place {
 /// The result of [`resolve`].
 #[derive(Debug, Default)]
 pub(super) struct Symbols {
-    /// The requested addresses, ascending.
+    /// The requested addresses in ascending order, without duplicates.
     pub(super) addresses: Vec<usize>,
     /// Executable mappings. Our own program comes first, as pprof expects.
     pub(super) mappings: Vec<Mapping>,

@@ -30,9 +30,9 @@ struct Entry {
     is_complete: AtomicBool,
 }
 
-/// Stacks and their counts, see the top of this file.
+/// A table of stacks and their counts. The top of this file says how it is used.
 pub(super) struct Table {
-    /// Address range of our own code, for the stack walk.
+    /// Address range of our own code, which the stack walk needs.
     pub(super) text: Range<usize>,
     pub(super) trigger: Trigger,
     entries: Box<[Entry]>,

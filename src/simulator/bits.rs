@@ -3,7 +3,7 @@
 /// Writes one NAL unit of a byte stream (H.264 Annex B) to the end of a buffer.
 pub(super) struct NalWriter<'a> {
     out: &'a mut Vec<u8>,
-    /// Bits not yet written, right-aligned. Between calls there are fewer than eight.
+    /// Bits that are not written yet, right-aligned. Between calls, there are fewer than eight of them.
     pending: u64,
     pending_bits: u32,
     /// Number of zero bytes at the end of what has been written of this NAL unit.

@@ -91,7 +91,7 @@ pub struct Stall {
 pub struct Restart {
     /// Number of units from one restart to the next.
     pub every: u64,
-    /// Time from stop to restart.
+    /// Time from the stop to the restart.
     pub pause: Duration,
     /// The shared-memory segment that the restarted camera writes to.
     pub onto: RestartOnto,

@@ -18,9 +18,9 @@ use crate::h264::nal::kind;
 /// Coding parameters of the test card.
 #[derive(Copy, Clone, Debug, PartialEq)]
 pub struct TestCardConfig {
-    /// Width in pixels, even.
+    /// Width in pixels, which must be even.
     pub width: u32,
-    /// Height in pixels, even.
+    /// Height in pixels, which must be even.
     pub height: u32,
     /// Units per second. The rate determines the level, the timing information and the unit sizes.
     pub fps: f64,
@@ -110,7 +110,7 @@ pub struct TestCard {
     slice_rows: Vec<usize>,
     /// Number of units since the last IDR. 0 means that the next unit is an IDR.
     gop_position: u32,
-    /// Number of IDR pictures so far.
+    /// Number of IDR pictures since the stream started or restarted.
     idr_count: u32,
     /// First macroblock of the next window of macroblocks that are written as samples to reach the bit rate.
     refresh_at: usize,

@@ -91,7 +91,8 @@ func (l *lane) write(packets []*rtp.Packet) {
 	}
 }
 
-// Start waits for the camera's semaphore and writes each unit to all lanes. It writes to the first lane on its own goroutine.
+// Start waits for the camera's semaphore and writes each unit to all lanes. It writes to the first lane on its own
+// goroutine.
 func (b *Best) Start() {
 	runtime.LockOSThread()
 	packetizer := rtp.NewPacketizerWithOptions(payloadBytes+12, &codecs.H264Payloader{},
