@@ -77,7 +77,7 @@ pub(super) fn sample(address: usize, bytes: usize) {
     let mut distance = random_distance();
     if is_first {
         // This is the first allocation of the thread, so the countdown starts here. The allocation is sampled only if
-        // the first random distance ends within it.
+        // the first random distance ends within the allocation.
         let left = distance - bytes.cast_signed() as i64;
         if left >= 0 {
             BYTES_LEFT.set(left);
@@ -136,7 +136,7 @@ struct Site {
 /// A live sampled allocation.
 struct Living {
     bytes: usize,
-    /// Index of its allocation site in the table `sites`.
+    /// Index of the allocation site in the table `sites`.
     site: usize,
 }
 

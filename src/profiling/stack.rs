@@ -6,8 +6,8 @@
 //!   fp ─► [ caller's fp ][ return address ]        higher addresses: callers
 //! ```
 //! Our code and Rust's standard library keep frame pointers; C libraries and assembly do not. If the innermost function
-//! has no frame pointer, the words above the stack pointer are searched for the first address that follows a call
-//! instruction of our own code. The walk continues from there.
+//! has no frame pointer, the walk searches the words above the stack pointer. It continues from the first word that is
+//! the address after a call instruction of our own code.
 #![expect(unsafe_code, reason = "reads registers and, through the kernel, the memory of this process")]
 
 use std::ops::Range;
@@ -218,7 +218,7 @@ fn follows_call(address: usize) -> bool {
 
 #[cfg(target_arch = "x86_64")]
 fn ends_with_call(code: &[u8; 8]) -> bool {
-    // In the ModRM byte of a call (`FF /2`), bits 6-7 are the mode, bits 3-5 are 2, and bits 0-2 select the register or
+    // In the ModRM byte of a call (`FF /2`), bits 6-7 are the mode, and bits 3-5 are 2. Bits 0-2 select the register or
     // the form of the memory operand.
     let is_call = |modrm: u8| modrm & 0x38 == 0x10;
     let [_, b1, b2, b3, b4, b5, b6, b7] = *code;

@@ -72,8 +72,8 @@ pub struct Faults {
     pub change_resolution: Option<ResolutionChange>,
     /// Holds several units back and publishes them together.
     pub burst: Option<Burst>,
-    /// Period in units at which a picture is skipped before it is encoded. Its unit number is missing, but the stream
-    /// stays decodable. If a file is played, its encoded unit is skipped.
+    /// Period in units at which a picture is skipped before it is encoded. The stream has no unit with the number of
+    /// this picture, but stays decodable. If a file is played, the encoded unit is skipped.
     pub drop_every: Option<u64>,
 }
 

@@ -66,8 +66,11 @@ const BARS: [Colour; 8] = [
 /// | 34 | always 0 |
 /// | 35 | always 1 |
 ///
-/// To decode, check cells 0, 33, 34 and 35, read cells 1 to 32 as `g`, and compute `n = g; for s in [1, 2, 4, 8, 16] {
-/// n ^= n >>> s }`. From one unit to the next, exactly two cells change: one bit and the parity.
+/// To decode, check cells 0, 33, 34 and 35. Read cells 1 to 32 as `g` and compute the unit number:
+///
+/// `n = g; for s in [1, 2, 4, 8, 16] { n ^= n >>> s }`
+///
+/// From one unit to the next, exactly two cells change: one bit and the parity.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct NumberBlocks {
     /// Side of a cell in pixels, a multiple of 16.
@@ -140,7 +143,8 @@ struct Area {
     height: u32,
 }
 
-/// A picture as macroblocks, row by row. A flag per macroblock records if it changed since it was last encoded.
+/// A picture as macroblocks, row by row. A flag per macroblock records if the macroblock changed since it was last
+/// encoded.
 pub(super) struct Canvas {
     pub(super) columns: usize,
     pub(super) rows: usize,

@@ -19,8 +19,8 @@ use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, WriterError};
 const NS_PER_S: i64 = 1_000_000_000;
 /// Interval at which the stop flag is read while waiting, in ns.
 const NAP_NS: i64 = 100_000_000;
-/// Maximum delay that the schedule catches up, a local bound. After a longer delay (debugger, SIGSTOP), the schedule is
-/// shifted by the delay.
+/// Maximum delay that the schedule catches up. After a longer delay (debugger, SIGSTOP), the schedule is shifted by the
+/// delay instead. This is a local bound.
 const LATE_NS_MAX: i64 = NS_PER_S;
 
 /// Counters of a run.
@@ -173,7 +173,8 @@ impl<'a> Simulator<'a> {
         self.stop.load(Ordering::Relaxed) || self.config.units.is_some_and(|units| self.report.units >= units)
     }
 
-    /// Makes and publishes one unit at its scheduled time, after the faults that occur before it.
+    /// Injects the faults that come before the next unit, waits for the time of this unit, and makes and publishes the
+    /// unit.
     fn turn(&mut self) -> Result<(), SimulatorError> {
         let number = self.report.units;
         self.stall(number);
