@@ -1,8 +1,8 @@
-//! The stages of an access unit, one operation each, for `scripts/bench-gate`. Under callgrind it counts instructions,
-//! otherwise allocations. The other benches measure times.
+//! Runs one operation of each stage that an access unit passes through, for `scripts/bench-gate`. callgrind counts the
+//! instructions, and this program counts the allocations. The other benches measure times.
 //!
-//! `gate` lists the stages, `gate STAGE OPERATIONS` runs one, and `gate under valgrind ...` starts a program that runs
-//! one. Only the work inside `gate_measured` is counted.
+//! `gate` lists the stages. `gate STAGE OPERATIONS` runs one stage. `gate under valgrind ...` starts valgrind, which
+//! then runs `gate STAGE OPERATIONS`. Only the work inside `gate_measured` is counted.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench fails by panicking")]
 #![allow(missing_docs, reason = "a program")]
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait by its nature")]
@@ -35,21 +35,21 @@ use streaming_server::session::SrtpChoice;
 use streaming_server::session::media::srtp::{self, RtpPacket, Sealer};
 use streaming_server::uring::{Driver, UdpDriver, UdpDriverConfig, open_socket};
 
-/// The program's allocator with a counter.
+/// The allocator of the server, with a counter of allocations.
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: every call is passed on unchanged to mimalloc, whose contract is this trait's.
+// SAFETY: every call is passed on unchanged to mimalloc, which fulfils the contract of `GlobalAlloc`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise about `memory` is passed on.
+        // SAFETY: mimalloc has the same requirement for `memory` as this function, and the caller guarantees it.
         unsafe { MiMalloc.alloc(memory) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, memory: Memory) {
-        // SAFETY: `pointer` came from `alloc` above, that is from mimalloc, with this layout.
+        // SAFETY: `pointer` was returned by `alloc` above, and therefore by mimalloc, for this layout.
         unsafe { MiMalloc.dealloc(pointer, memory) }
     }
 }
@@ -57,16 +57,16 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Operations before counting starts, so that pools and caches are warm.
+/// Number of operations before the counting starts. They fill the pools and caches.
 const WARM_UP: u64 = 100;
-/// A P unit of 8 Mbit/s at 30 units/s.
+/// Size of a P unit at 8 Mbit/s and 30 units/s.
 const UNIT_BYTES: usize = 33_000;
 const DATAGRAMS: usize = 29;
 const PAYLOAD_BYTES: usize = 1_140;
 const DATAGRAM_BYTES: usize = 1_170;
 const HEADER_BYTES: usize = 24;
 
-/// The name of a stage, and a function that runs it the given number of times.
+/// The name of a stage, and a function that runs the stage the given number of times.
 type Stage = (&'static str, fn(u64));
 
 const STAGES: [Stage; 8] = [
@@ -93,8 +93,8 @@ fn main() {
     }
 }
 
-/// Executes `program` with `PR_GET_AUXV` refused. The auxiliary vector names a vDSO that valgrind has removed, and
-/// rustix would use it.
+/// Replaces this process by `program`. A seccomp filter refuses `PR_GET_AUXV`: otherwise rustix would read the
+/// auxiliary vector and use the vDSO that it names, which valgrind has removed.
 fn under(program: &str, words: &[String]) {
     let is_asked = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0x4155_5856).unwrap();
     let rules = [(libc::SYS_prctl, vec![SeccompRule::new(vec![is_asked]).unwrap()])].into();
@@ -112,7 +112,8 @@ fn gate_measured<S>(state: &mut S, work: fn(&mut S)) {
     work(black_box(state));
 }
 
-/// Runs `operations` operations, each after its preparation. Prints the sum of their allocations.
+/// Calls `work` `operations` times, each time after `prepare`. Prints the number of allocations that these calls of
+/// `work` made.
 fn run<S>(operations: u64, mut state: S, prepare: fn(&mut S), work: fn(&mut S)) {
     for _ in 0..WARM_UP {
         prepare(&mut state);
@@ -128,7 +129,8 @@ fn run<S>(operations: u64, mut state: S, prepare: fn(&mut S), work: fn(&mut S)) 
     println!("allocations {allocations}");
 }
 
-/// Returns an access unit: an IDR with parameter sets, or a P slice. The slice is noise without start codes.
+/// Returns an access unit: an IDR with parameter sets, or a P slice. The slice data is pseudo-random and contains no
+/// start codes.
 fn unit(is_idr: bool) -> Vec<u8> {
     let mut unit = Vec::new();
     if is_idr {
@@ -157,7 +159,7 @@ impl Drop for Ring {
     }
 }
 
-/// Takes the next unit and checks that it is intact, without reading it.
+/// Measures how a consumer takes the next unit and checks that it is intact, without reading its bytes.
 fn ring_cursor(operations: u64) {
     let name = format!("/ss-test-gate-{}", std::process::id());
     let writer = RingWriter::create(&name, Layout::V3, 33).unwrap();
@@ -190,11 +192,11 @@ struct Packets {
     bytes: Vec<u8>,
     assembler: Assembler,
     packetizer: Packetizer,
-    /// Payloads of the last second, as kept for retransmission.
+    /// Payloads of the last 30 units, which stay in use as in a retransmission cache of one second.
     held: VecDeque<Vec<Arc<Payloads>>>,
 }
 
-/// Scans the bytes of a slot and packetises them.
+/// Measures how the bytes of a slot are scanned and packetised.
 fn packetize(operations: u64) {
     let mut assembler = Assembler::default();
     assembler.assemble(&unit(true)).unwrap();
@@ -222,7 +224,7 @@ struct Viewing {
     out: ReusedBuffer,
 }
 
-/// Sends a unit to one viewer: gate, headers, SRTP with AES-256-GCM, retransmission cache.
+/// Measures how one unit is sent to one viewer: gate, headers, SRTP with AES-256-GCM, retransmission cache.
 fn session_turn(operations: u64) {
     let mut pair = Pair::new(&peer::context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     pair.connect();
@@ -249,7 +251,7 @@ struct Sealing {
     out: Vec<u8>,
 }
 
-/// Encrypts one packet in its send buffer.
+/// Measures how one packet is encrypted into its send buffer.
 fn seal(operations: u64, profile: SrtpProfile) {
     let (sealer, _) = srtp::contexts(profile, &[1; 96], false).unwrap();
     let out = vec![0; HEADER_BYTES + PAYLOAD_BYTES + sealer.tag_bytes()];
@@ -269,7 +271,7 @@ struct Sending {
     datagram: Vec<u8>,
 }
 
-/// Builds a batch from the datagrams of a unit and submits it. The kernel's work is not counted.
+/// Measures how a batch is built from the datagrams of a unit and submitted. The work of the kernel is not counted.
 fn gso_run(operations: u64) {
     let (socket, _) = open_socket("127.0.0.1:0".parse().unwrap()).unwrap();
     let config =
@@ -278,7 +280,7 @@ fn gso_run(operations: u64) {
     let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
     sink.set_nonblocking(true).unwrap();
     let sending = Sending { driver, sink, datagram: vec![0x5a; DATAGRAM_BYTES] };
-    // Completions that are still due are reaped before the next operation, so that all operations do the same work.
+    // Outstanding completions are reaped before the next operation, so that all operations do the same work.
     let prepare = |sending: &mut Sending| {
         let mut buffer = [0; 2_048];
         while sending.driver.in_flight(1) > 0 {
@@ -304,7 +306,7 @@ struct Writing {
     index: Index,
 }
 
-/// Builds header, lengths and parts of a fragment, and its index entry.
+/// Measures how the header, lengths and parts of a fragment are built, and its entry in the index.
 fn fmp4_fragment(operations: u64) {
     let writing = Writing { unit: [Bytes::from(unit(false))], parts: Vec::new(), index: Index::default() };
     run(

@@ -1,5 +1,5 @@
-//! Cost of the h264 module per access unit: scan, assemble, packetise. Inputs are a P unit of 33 kB (8 Mbps at 30 fps)
-//! and an IDR of 130 kB. Allocations are counted too; in steady state there are none.
+//! Measures the cost of the h264 module per access unit (scan, assemble, packetise). The inputs are a P unit of 33 kB
+//! (8 Mbit/s at 30 units/s) and an IDR of 130 kB. Allocations are counted too. In steady state there are none.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "synthetic input of known size")]
 
@@ -15,7 +15,7 @@ use streaming_server::h264::{AssembledUnit, Assembler, Packetizer, Payloads, sca
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 
 const AUD: &[u8] = &[0x09, 0xF0];
-/// 1280x720, High profile, written by x264.
+/// Sequence parameter set for 1280x720 in High profile, written by x264.
 const SPS: &[u8] = &[
     0x67, 0x64, 0x00, 0x1F, 0xAC, 0xD9, 0x40, 0x50, 0x05, 0xBB, 0x01, 0x10, 0x00, 0x00, 0x03, 0x00, 0x10,
     0x00, 0x00, 0x03, 0x03, 0xC0, 0xF1, 0x83, 0x19, 0x60,
@@ -26,7 +26,8 @@ const UNITS: [Unit; 2] = [
     Unit { name: "IDR 130 kB", idr: true, bytes: 130_000 },
 ];
 
-/// Bytes of payloads held while the next unit is packetised: a retransmission cache of one second at 8 Mbps.
+/// Bytes of payloads that stay in use while the next unit is packetised. They stand for a retransmission cache of one
+/// second at 8 Mbit/s.
 const HELD_BYTES: usize = 1_000_000;
 
 #[derive(Copy, Clone)]
@@ -43,7 +44,8 @@ impl std::fmt::Display for Unit {
 }
 
 impl Unit {
-    /// Returns the unit as a camera writes it: delimiter, parameter sets on an IDR, one slice of pseudo-random bytes.
+    /// Returns the unit as a camera writes it: a delimiter, parameter sets if it is an IDR, and one slice of
+    /// pseudo-random bytes.
     fn annex_b(self) -> Vec<u8> {
         let mut unit = vec![0, 0, 0, 1];
         unit.extend_from_slice(AUD);
@@ -92,7 +94,7 @@ fn assemble_unit(bencher: Bencher<'_, '_>, unit: Unit) {
         .bench_local(|| assembler.assemble(black_box(&bytes)).unwrap().nal_count());
 }
 
-/// An IDR whose parameter sets are inserted from the cache.
+/// Assembles an IDR without parameter sets. The assembler inserts them from its cache.
 #[divan::bench]
 fn assemble_idr_without_parameter_sets(bencher: Bencher<'_, '_>) {
     let whole = UNITS[1].annex_b();
@@ -111,7 +113,7 @@ fn packetize_unit(bencher: Bencher<'_, '_>, unit: Unit) {
     bencher.counter(BytesCount::of_slice(&bytes)).bench_local(|| steady.packetize(&assembled));
 }
 
-/// Both steps, as a worker runs them.
+/// Assembles and packetises a unit, as a worker does.
 #[divan::bench(args = UNITS)]
 fn assemble_and_packetize_unit(bencher: Bencher<'_, '_>, unit: Unit) {
     let bytes = unit.annex_b();
@@ -129,7 +131,7 @@ fn started() -> Assembler {
     assembler
 }
 
-/// A packetiser in steady state. Payloads are dropped one second later.
+/// A packetiser in steady state. Its payloads are dropped one second after they were made.
 struct SteadyPacketizer {
     packetizer: Packetizer,
     queue: VecDeque<Vec<Arc<Payloads>>>,

@@ -1,5 +1,5 @@
-//! Cost of a unit between the camera and a consumer, on the lease ring and on v3: finding, leasing and releasing it, and
-//! publishing it (33 kB, as at 8 Mbit/s).
+//! Measures the cost of passing a unit from the camera to a consumer, on the lease ring and on layout v3. One bench
+//! finds, leases and releases a unit. The other publishes a unit of 33 kB, its size at 8 Mbit/s.
 #![allow(missing_docs, reason = "a bench has no public interface")]
 
 use divan::Bencher;

@@ -1,5 +1,5 @@
-//! Time and allocations of a viewer: SRTP of one packet, one access unit through a session, an offer, a STUN check, an
-//! idle timeout.
+//! Measures the time and the allocations of a session. The benches cover the encryption of one packet, one access unit,
+//! an offer, a STUN check, and a timeout without media.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench fails by panicking")]
 #![allow(missing_docs, reason = "a program")]

@@ -1,5 +1,5 @@
-//! Cost of the latency instrumentation. It must be negligible next to packetising and encrypting a unit for one viewer
-//! (about 50 us).
+//! Measures the cost of the latency instrumentation. This cost must be negligible compared with packetising and
+//! encrypting a unit for one viewer (about 50 us).
 #![allow(missing_docs, reason = "a bench has no public interface")]
 
 use divan::Bencher;
@@ -18,7 +18,8 @@ fn clock_read() -> i64 {
     clock::monotonic_ns()
 }
 
-/// Everything for one unit and viewer: two clock reads, four latencies, one entry of the flight recorder.
+/// Makes all measurements of one unit for one viewer: two clock reads, four latencies, and one entry of the flight
+/// recorder.
 #[divan::bench]
 fn one_unit_for_one_viewer(bencher: Bencher) {
     let (mut recorder, counters) = (StageRecorder::default(), WorkerCounters::default());
@@ -43,7 +44,7 @@ fn one_unit_for_one_viewer(bencher: Bencher) {
     });
 }
 
-/// The publication that a worker makes twice a second, after recording a spread of latencies.
+/// Publishes latencies, as a worker does twice a second. The recorded latencies differ widely.
 #[divan::bench]
 fn publish(bencher: Bencher) {
     let totals = StageTotals::default();
@@ -57,14 +58,14 @@ fn publish(bencher: Bencher) {
     bencher.with_inputs(recorded).bench_local_refs(|recorder| recorder.publish(&totals));
 }
 
-/// The summary made at a scrape, on another thread than the workers.
+/// Summarises the latencies of two workers. Another thread than the workers does this at each scrape of the metrics.
 #[divan::bench]
 fn summarise_two_workers(bencher: Bencher) {
     let workers = [StageTotals::default(), StageTotals::default()];
     bencher.bench_local(|| summarise(workers.iter()));
 }
 
-/// A full flight recorder written as a trace, on another thread than the workers.
+/// Writes a full flight recorder as a trace. Another thread than the workers does this on request.
 #[divan::bench(sample_count = 20)]
 fn trace_of_a_minute(bencher: Bencher) {
     let counters = WorkerCounters::default();

@@ -1,8 +1,8 @@
-//! Cost of sending one access unit: 29 datagrams to each of some viewers on loopback, with `sendto`, with one
-//! io_uring send per datagram, and with GSO batches. Prints microseconds per unit and viewer, and the ratio to
-//! `sendto`. The three take turns, so that noise of the machine affects all of them.
+//! Measures the cost of sending one access unit, which is 29 datagrams to each viewer, on loopback. Compares `sendto`,
+//! one io_uring send per datagram, and GSO batches. Prints microseconds per unit and viewer, and the ratio to `sendto`.
+//! The three methods take turns, so that noise of the machine affects all of them.
 //!
-//! `cargo bench --bench uring`. A plain harness, because only the ratio matters.
+//! Run it with `cargo bench --bench uring`. It does not use a bench framework, because only the ratio matters.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -25,7 +25,8 @@ fn main() {
     }
 }
 
-/// Sends to all sinks and empties them, ROUNDS times for each of the three ways in turn.
+/// Sends one unit to all sinks and empties them, `ROUNDS` times with each of the three methods in turn. Prints the
+/// median times.
 fn measure(viewer_count: u32) {
     let sinks: Vec<UdpSocket> = (0..viewer_count).map(|_| sink()).collect();
     let remotes: Vec<SocketAddr> = sinks.iter().map(|sink| sink.local_addr().unwrap()).collect();

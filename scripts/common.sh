@@ -1,4 +1,5 @@
-# Shared by the scripts: log lines, root, Debian packages, cargo. Sourced, not run; needs `set -euo pipefail`.
+# Functions that the scripts share: log lines, commands as root, Debian packages, cargo. The scripts source this file
+# after `set -euo pipefail`; it is not run itself.
 
 log() { printf '== [%4ds] %s\n' "$SECONDS" "$*"; }
 
@@ -18,7 +19,7 @@ as_root() {
   fi
 }
 
-# need_packages COMMAND:PACKAGE...: installs the packages whose command is missing.
+# need_packages COMMAND:PACKAGE... installs each PACKAGE whose COMMAND is missing.
 need_packages() {
   local missing=() pair
   for pair in "$@"; do
@@ -28,12 +29,12 @@ need_packages() {
   command -v apt-get >/dev/null || { echo "no apt-get here; install by hand: ${missing[*]}" >&2; return 1; }
   log "installing ${missing[*]}"
   as_root apt-get update -qq
-  # RUNLEVEL=1 keeps the prometheus package from starting its server; only promtool is needed.
+  # RUNLEVEL=1 prevents the prometheus package from starting its server, because only promtool is needed.
   as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
 
-# Rust comes from rustup, not from the distribution.
+# Prints instructions and fails if cargo is missing. Rust comes from rustup, not from the distribution.
 need_cargo() {
   if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
     export PATH="$HOME/.cargo/bin:$PATH"
@@ -50,5 +51,5 @@ TEXT
   fi
 }
 
-# The version of the crate, from Cargo.toml.
+# Prints the version of the crate, as written in Cargo.toml.
 crate_version() { sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1; }

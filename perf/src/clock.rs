@@ -1,14 +1,14 @@
-//! Clocks: CLOCK_MONOTONIC, as in the camera's stamps, and the offset of CLOCK_REALTIME, the clock of the kernel's
-//! receive timestamps.
+//! Reads CLOCK_MONOTONIC, which the camera's stamps use, and the offset of CLOCK_REALTIME, which the kernel's receive
+//! timestamps use.
 
 pub(crate) use streaming_server::base::clock::monotonic_ns;
 use streaming_server::base::clock::realtime_ns;
 
-/// Number of readings to determine the offset; the shortest one counts.
+/// Number of readings to determine the offset. Only the shortest reading is used.
 const OFFSET_READINGS: usize = 9;
 
 /// Returns CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds. Uses the shortest of several readings, so that an
-/// interruption between the two clocks does not matter.
+/// interruption while the two clocks are read does not matter.
 pub(crate) fn realtime_offset_ns() -> i64 {
     let reading = |_| {
         let before = monotonic_ns();

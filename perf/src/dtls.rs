@@ -1,5 +1,5 @@
-//! DTLS for the handshake of the load viewers: dimpl behind str0m. It also exposes the SRTP keys, so that a viewer can
-//! decrypt the media without str0m. It does no I/O.
+//! DTLS for the handshake of the load viewers. str0m calls this module, and this module uses dimpl. It also exposes the
+//! SRTP keys, so that a viewer can decrypt the media without str0m. It does no I/O.
 
 use std::cell::Cell;
 use std::fmt;
@@ -25,12 +25,13 @@ thread_local! {
     static AGREED: Cell<Option<Keys>> = const { Cell::new(None) };
 }
 
-/// Takes the keys of the handshake that finished last on this thread. Call it after every `poll_output`.
+/// Takes and returns the keys of the handshake that finished last on this thread. Callers must call this after every
+/// `poll_output`.
 pub(crate) fn take_keys() -> Option<Keys> {
     AGREED.take()
 }
 
-/// Returns str0m's crypto provider with this DTLS.
+/// Returns str0m's crypto provider with the DTLS of this module.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     static SHARED: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let make = || {
@@ -43,7 +44,8 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 struct KeyExportingDtls;
 
 impl DtlsProvider for KeyExportingDtls {
-    /// All viewers share one certificate, because making one takes longer than the rest of a viewer.
+    /// Returns the certificate that all viewers share. Making a certificate takes longer than all other work of
+    /// starting a viewer.
     fn generate_certificate(&self) -> Option<DtlsCert> {
         static SHARED: OnceLock<Option<DtlsCert>> = OnceLock::new();
         SHARED.get_or_init(|| dimpl::certificate::generate_self_signed_certificate().ok()).clone()

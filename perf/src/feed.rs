@@ -1,6 +1,7 @@
-//! The camera as a pipe: writes the access units of a ring to standard output as FLV, for peers that read their camera
-//! from a program (go2rtc's `exec:`). FLV marks the end of a unit. In a raw H.264 stream the end is known only when the
-//! next unit begins, so units would be one camera interval late. The output begins with an IDR.
+//! Writes the access units of a ring to standard output as FLV, for peers that read their camera from a program
+//! (go2rtc's `exec:`). FLV is used because it marks the end of a unit. In a raw H.264 stream, the end of a unit is
+//! known only when the next unit begins, so every unit would be one camera interval late. The output begins with an
+//! IDR.
 
 use std::io::Write;
 use std::sync::atomic::AtomicBool;
@@ -17,7 +18,7 @@ const HEADER: &[u8] = b"FLV\x01\x01\x00\x00\x00\x09\x00\x00\x00\x00";
 const TAG_HEADER_BYTES: usize = 11;
 const TAG_VIDEO: u8 = 9;
 const TAG_SCRIPT: u8 = 18;
-/// `onMetaData` with an array of one entry: the width as a double of 0. It indicates that there is no audio.
+/// The script tag `onMetaData` with an array of one entry, a width of 0. It shows the reader that there is no audio.
 const METADATA: &[u8] =
     b"\x02\x00\x0aonMetaData\x08\x00\x00\x00\x01\x00\x05width\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x09";
 
@@ -31,7 +32,7 @@ struct Pipe {
 }
 
 impl Pipe {
-    /// Writes all available units. Exits when the reader has closed the pipe.
+    /// Writes all available units to the pipe. Exits the process if the reader has closed the pipe.
     fn turn(&mut self) {
         loop {
             match self.cursor.next(crate::clock::monotonic_ns()) {
@@ -51,7 +52,7 @@ impl Pipe {
                         };
                         self.out.extend_from_slice(HEADER);
                         tag(TAG_SCRIPT, 0, METADATA, &mut self.out);
-                        // AVC sequence header, marked as an IDR.
+                        // 0x17 and 0 mark the body as an AVC sequence header, which counts as an IDR.
                         tag(TAG_VIDEO, 0, &[&[0x17, 0, 0, 0, 0], &record[..]].concat(), &mut self.out);
                     }
                     let begun_ns = *self.begun_ns.get_or_insert(view.captured_monotonic_ns);
@@ -68,7 +69,7 @@ impl Pipe {
     }
 }
 
-/// Writes the body of a video tag: AVC NAL units with a composition time of 0.
+/// Writes the body of a video tag to `out`: the NAL units in AVC format, with a composition time of 0.
 fn video(unit: &AssembledUnit<'_>, out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(&[if unit.is_idr() { 0x17 } else { 0x27 }, 1, 0, 0, 0]);
@@ -78,7 +79,7 @@ fn video(unit: &AssembledUnit<'_>, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a tag and its size.
+/// Appends an FLV tag and the size of this tag to `out`.
 fn tag(kind: u8, ms: u32, body: &[u8], out: &mut Vec<u8>) {
     let low24 = |value: u32| value.to_be_bytes()[1..].to_vec();
     let bytes = u32::try_from(body.len()).unwrap_or_default();
@@ -97,7 +98,8 @@ fn write(bytes: &[u8]) -> std::io::Result<()> {
     out.flush()
 }
 
-/// The thread of the camera wait calls this, and it writes at once.
+/// A wake-up that writes units to the pipe. The thread of the camera wait calls it, so that units are written at once
+/// on that thread.
 struct WriteOnWakeup(Mutex<Pipe>);
 
 impl Wakeup for WriteOnWakeup {
@@ -106,7 +108,7 @@ impl Wakeup for WriteOnWakeup {
     }
 }
 
-/// Runs until it is killed or the reader closes the pipe.
+/// Runs the pipe until the process is killed or the reader closes the pipe.
 pub(crate) fn run(shm: &str) -> Fallible<()> {
     let camera = Camera::new(shm, Wake::Auto);
     let pipe = Pipe {

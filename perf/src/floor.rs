@@ -1,6 +1,6 @@
-//! The floor: a bare sender without WebRTC. It reads the same ring with the server's reader and packetiser. It only
-//! encrypts and sends (or only sends) each unit to all viewers that sent a hello, one `sendmsg` per GSO batch, on the
-//! thread of the camera wait. The cost of a server above this floor is the cost of WebRTC.
+//! The floor: a bare sender without WebRTC. It reads the camera's ring with the reader and packetiser of the server. It
+//! sends each unit, encrypted or not, to all viewers that sent a hello. It makes one `sendmsg` call per GSO batch, on
+//! the thread of the camera wait. What a server costs above this floor is the cost of WebRTC.
 
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::AtomicBool;
@@ -18,13 +18,13 @@ use crate::srtp::{Profile, Srtp};
 pub(crate) const PAYLOAD_TYPE: u8 = 96;
 const MAGIC: &[u8] = b"perf-floor-hello";
 const RTP_HEADER_BYTES: usize = 12;
-/// Interval of 30 units per second in 90 kHz ticks.
+/// Interval between two units at 30 units per second, in ticks of 90 kHz.
 const RTP_STEP: u32 = 3_000;
 
-/// The message with which a viewer registers at the bare sender: cipher and SSRC.
+/// The message with which a viewer registers at the bare sender. It contains the cipher and the SSRC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hello {
-    /// `None` sends without encryption.
+    /// Cipher of the packets; `None` means no encryption.
     pub(crate) profile: Option<Profile>,
     pub(crate) ssrc: u32,
 }
@@ -52,7 +52,8 @@ impl Hello {
         Some(Hello { profile, ssrc: u32::from_be_bytes(ssrc.try_into().ok()?) })
     }
 
-    /// Returns keys derived from the SSRC. They are not secret; they only make the ciphers work.
+    /// Returns keys derived from the SSRC, or `None` without encryption. The keys are not secret; they are needed only
+    /// so that the ciphers do their work.
     pub(crate) fn srtp(&self) -> Option<Srtp> {
         let profile = self.profile?;
         let bytes: Vec<u8> = self.ssrc.to_be_bytes().into_iter().cycle().take(46).collect();
@@ -81,7 +82,7 @@ struct Sender {
 }
 
 impl Sender {
-    /// Sends all available units.
+    /// Sends all available units of the ring to all listeners.
     fn turn(&mut self) {
         loop {
             match self.cursor.next(crate::clock::monotonic_ns()) {
@@ -129,7 +130,8 @@ fn segment(payload: &[u8], listener: &Listener) -> usize {
     RTP_HEADER_BYTES + payload.len() + tag_bytes
 }
 
-/// Returns how many of the first payloads form a batch: equal sizes, except that the last may be shorter.
+/// Returns how many of the first payloads form a batch. All payloads of a batch have the same size, except that the
+/// last may be shorter.
 fn batch_length(payloads: &[&[u8]]) -> usize {
     let Some(first) = payloads.first() else { return 0 };
     let equal =
@@ -149,7 +151,7 @@ impl Listener {
         header[8..12].copy_from_slice(&self.ssrc.to_be_bytes());
         match &self.keys {
             Some(keys) => {
-                // Fails only for a payload of gigabytes.
+                // The encryption fails only for a payload of gigabytes, so the result is ignored.
                 let _ = keys.seal_rtp(&header, payload, self.ssrc, self.next, out);
             }
             None => {
@@ -161,7 +163,8 @@ impl Listener {
     }
 }
 
-/// The thread of the camera wait calls this, and it sends at once.
+/// A wake-up that runs the sender. The thread of the camera wait calls it, so that units are sent at once on that
+/// thread.
 struct SendOnWakeup(Arc<Mutex<Sender>>);
 
 impl Wakeup for SendOnWakeup {
@@ -170,7 +173,7 @@ impl Wakeup for SendOnWakeup {
     }
 }
 
-/// Runs until it is killed.
+/// Runs the bare sender until the process is killed.
 pub(crate) fn run(shm: &str) -> Fallible<()> {
     let socket = Arc::new(UdpSocket::bind("127.0.0.1:0")?);
     prepare_sender(&socket)?;

@@ -8,13 +8,13 @@ use crate::Fallible;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Sends a request and returns status and body of the response.
+/// Sends a request. Returns the status and the body of the response as text.
 pub(crate) fn request(server: SocketAddr, method: &str, path: &str, body: &str) -> Fallible<(u16, String)> {
     let (status, body) = request_bytes(server, method, path, body)?;
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// Like [`request`], for binary responses.
+/// Sends a request. Returns the status and the body of the response as bytes.
 pub(crate) fn request_bytes(
     server: SocketAddr,
     method: &str,

@@ -1,6 +1,6 @@
-//! All load viewers on one thread. While viewers connect, it waits with epoll and answers at once. While measuring, it
-//! polls every socket each few milliseconds at the lowest priority. The kernel takes the arrival times, so polling late
-//! does not falsify them, and the server does not pay for waking this thread.
+//! Runs all load viewers on one thread. While viewers connect, the thread waits with epoll and answers at once. During
+//! the measurement, it polls every socket every few milliseconds at the lowest priority. The kernel takes the arrival
+//! times, so late polling does not falsify them, and the server spends no time on waking this thread.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use crate::clock::realtime_offset_ns;
 use crate::socket::{Receiver, use_idle_priority};
 use crate::viewer::Viewer;
 
-/// Interval between two polls of all sockets while measuring.
+/// Interval between two polls of all sockets during the measurement.
 const POLL_INTERVAL: Duration = Duration::from_millis(8);
-/// Maximum wait for a datagram while connecting.
+/// Maximum time in ms for which the thread waits for a datagram while viewers connect.
 const CONNECTING_WAIT_MS: i64 = 5;
 /// Interval between two readings of the clock offset.
 const OFFSET_INTERVAL: Duration = Duration::from_millis(500);
 
 enum Command {
     Add(Box<Viewer>),
-    /// Starts polling; true also lowers the priority.
+    /// Starts polling. True also lowers the priority of the thread.
     Measure(bool),
     Finish,
 }
@@ -39,11 +39,11 @@ pub(crate) struct Progress {
     pub(crate) playing: AtomicUsize,
     /// Complete units of all viewers.
     pub(crate) units: AtomicU64,
-    /// The thread's id, for its CPU time.
+    /// Id of the thread, with which its CPU time is read.
     pub(crate) thread: AtomicUsize,
 }
 
-/// Handle to the thread.
+/// Handle to the load thread.
 pub(crate) struct Load {
     commands: Sender<Command>,
     pub(crate) progress: Arc<Progress>,
@@ -75,7 +75,8 @@ impl Load {
         let _ = self.commands.send(Command::Add(Box::new(viewer)));
     }
 
-    /// Switches from epoll to polling; from now on no server waits for our answers.
+    /// Switches the thread from epoll to polling. Late answers are harmless from now on, because no server waits for
+    /// them. If `yielding` is true, the thread also lowers its priority.
     pub(crate) fn measure(&self, yielding: bool) {
         let _ = self.commands.send(Command::Measure(yielding));
     }
@@ -92,7 +93,7 @@ struct Thread {
     progress: Arc<Progress>,
     viewers: Vec<Viewer>,
     receiver: Receiver,
-    /// Set only while connecting.
+    /// The epoll descriptor; `None` during the measurement.
     epoll_fd: Option<OwnedFd>,
     offset_ns: i64,
     offset_due: Instant,

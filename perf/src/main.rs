@@ -1,5 +1,5 @@
-//! perf: starts a camera, a server under test and N load viewers, measures, and writes records. `perf/run` builds and
-//! starts it; `perf/README.md` explains each figure.
+//! The program `perf`: starts a camera, a server under test and N load viewers, measures, and writes records.
+//! `perf/run` builds and starts it. `perf/README.md` explains each figure.
 
 #![allow(clippy::disallowed_methods, reason = "a measuring tool reads clocks")]
 
@@ -23,7 +23,7 @@ mod viewer;
 
 use std::process::ExitCode;
 
-/// Errors are only printed.
+/// Result of a function whose errors are only printed.
 pub(crate) type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! One run: starts a camera, a server and viewers, measures for some seconds, and makes the record.
+//! Makes one run: starts a camera, a server and viewers, measures for some seconds, and returns the record.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,18 +29,18 @@ const CONNECTING_MAX: usize = 8;
 const SETTLE: Duration = Duration::from_millis(1_500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Parameters shared by all runs of one call.
+/// Parameters that all runs of one call of `perf run` share.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) programs: Programs,
     pub(crate) seconds: u64,
     pub(crate) layout: String,
     pub(crate) size: String,
-    /// Number of viewers that check every byte; the others check headers and stamps.
+    /// Number of viewers that check every byte; the others check only headers and stamps.
     pub(crate) check: usize,
     /// Directory for recordings.
     pub(crate) scratch: PathBuf,
-    /// Directory for metrics and a CPU profile of our server; `None` takes neither.
+    /// Directory for metrics and a CPU profile of our server; `None` if neither is taken.
     pub(crate) inspect: Option<PathBuf>,
 }
 
@@ -81,7 +81,7 @@ impl Drop for Camera {
     }
 }
 
-/// All counters at one point in time.
+/// Values of all counters at one point in time.
 struct Moment {
     at_ns: i64,
     server: Usage,
@@ -103,7 +103,7 @@ impl Moment {
     }
 }
 
-/// Runs `setting` once.
+/// Makes one run with `setting` and returns its record.
 pub(crate) fn run(plan: &Plan, setting: &Setting) -> Fallible<Record> {
     let kind = Kind::parse(&setting.server)?;
     let mut camera = Camera::start(plan, setting.kbps)?;
@@ -140,8 +140,9 @@ pub(crate) fn run(plan: &Plan, setting: &Setting) -> Fallible<Record> {
     Ok(context.record(&viewers))
 }
 
-/// Takes a CPU profile of our server during the measurement, and its metrics at the end. Sampling costs CPU time, so do
-/// not use it for published runs.
+/// Starts a thread that takes a CPU profile of our server during the measurement, and its metrics at the end. Returns
+/// `None` if `plan` does not ask for them or the server is a peer. Sampling costs CPU time, so published runs must not
+/// use this.
 fn inspect(plan: &Plan, setting: &Setting, subject: &mut Subject) -> Fallible<Option<JoinHandle<()>>> {
     let Some(directory) = plan.inspect.clone().filter(|_| subject.is_ours()) else { return Ok(None) };
     std::fs::create_dir_all(&directory)?;
@@ -211,7 +212,7 @@ fn watch(plan: &Plan, setting: &Setting, subject: &mut Subject, load: &Load) -> 
     Ok(())
 }
 
-/// The input of a record besides the viewers' statistics.
+/// Everything from which a record is made, except the statistics of the viewers.
 struct Context<'a> {
     setting: &'a Setting,
     begin: Moment,
@@ -296,7 +297,8 @@ fn in_window(viewer: &Viewer, window: &std::ops::Range<i64>) -> Vec<Sample> {
     viewer.received.samples.iter().filter(|sample| window.contains(&sample.published_ns)).copied().collect()
 }
 
-/// Counts units. Every viewer should receive all numbers between the lowest and the highest that any viewer received.
+/// Counts the units of all viewers. Every viewer should have received all unit numbers from the lowest to the highest
+/// that any viewer received.
 fn count(viewers: &[Viewer], samples: &[Vec<Sample>]) -> Units {
     let numbers = || samples.iter().flatten().map(|sample| sample.number);
     let published = match (numbers().min(), numbers().max()) {
@@ -322,7 +324,7 @@ fn count(viewers: &[Viewer], samples: &[Vec<Sample>]) -> Units {
     units
 }
 
-/// Returns the highest latency of each unit.
+/// Returns, for each unit, the highest latency that any viewer had.
 fn last_viewers(samples: &[Vec<Sample>]) -> Vec<i64> {
     let mut last: BTreeMap<u64, i64> = BTreeMap::new();
     for sample in samples.iter().flatten() {
@@ -332,7 +334,8 @@ fn last_viewers(samples: &[Vec<Sample>]) -> Vec<i64> {
     last.into_values().collect()
 }
 
-/// Returns the commit of the sources; empty without git. Changes in `perf/results` do not count as dirty.
+/// Returns the commit of the sources, with `-dirty` if files were changed, or an empty string without git. Changes in
+/// `perf/results` are ignored.
 fn commit() -> String {
     let git = |words: &[&str]| Command::new("git").args(words).output();
     let hash = git(&["rev-parse", "--short", "HEAD"]).map(|output| output.stdout).unwrap_or_default();
@@ -342,7 +345,7 @@ fn commit() -> String {
     if is_clean || hash.is_empty() { hash } else { format!("{hash}-dirty") }
 }
 
-/// Returns processor, cores and kernel.
+/// Returns the processor, the number of cores and the kernel version as text.
 fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));

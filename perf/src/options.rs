@@ -1,4 +1,4 @@
-//! The command line: the settings to run, the number of runs, and the file for the records.
+//! The command line of `perf`: the settings to run, the number of runs, and the file for the records.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ perf: measures streaming-server and its peers under load.
   --out FILE         append records, one JSON object per line [none]
 ";
 
-/// Executes the command line.
+/// Executes the command that the command line names.
 pub(crate) fn dispatch(mut parser: lexopt::Parser) -> Fallible<()> {
     let command = match parser.next()? {
         Some(Value(command)) => command.string()?,
@@ -163,7 +163,8 @@ impl Run {
         Ok(())
     }
 
-    /// Runs every combination. The servers take turns, so that a busy minute of the machine affects all of them.
+    /// Makes a run for every combination of the options. The servers take turns, so that a busy minute of the machine
+    /// affects all of them.
     fn all(&self) -> Fallible<()> {
         std::fs::create_dir_all(&self.plan.scratch)?;
         let mut failures = 0;
@@ -187,7 +188,7 @@ impl Run {
         if failures > 0 { Err(format!("{failures} run(s) failed").into()) } else { Ok(()) }
     }
 
-    /// Measures until a run is undisturbed, at most `tries` times.
+    /// Makes runs with a setting until one is undisturbed, at most `tries` runs. Returns the record of the last run.
     fn once(&self, setting: &Setting) -> Fallible<Record> {
         let mut record = measure::run(&self.plan, setting)?;
         for _ in 1..self.tries {
@@ -216,7 +217,7 @@ impl Run {
     }
 }
 
-/// Returns one run in a few lines.
+/// Returns a summary of one run in a few lines of text.
 fn brief(record: &Record) -> String {
     let Record { setting, units, latency, cpu, memory, .. } = record;
     let process::Memory { anon_kb, file_kb, shmem_kb } = memory;

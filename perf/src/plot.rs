@@ -1,4 +1,4 @@
-//! Line charts with logarithmic axes as SVG.
+//! Draws line charts with logarithmic axes as SVG.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ const LEFT: f64 = 60.0;
 const RIGHT: f64 = 215.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 44.0;
-/// Colours that are distinguishable with and without colour vision (Okabe and Ito).
+/// Colours that people with colour blindness can also distinguish (palette of Okabe and Ito).
 const COLOURS: [&str; 8] =
     ["#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#000000", "#999999"];
 
@@ -18,14 +18,14 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// A chart; all values are above 0.
+/// A chart. All its values must be above 0, because the axes are logarithmic.
 pub(crate) struct Chart {
     pub(crate) title: String,
     pub(crate) x_label: String,
     pub(crate) lines: Vec<Line>,
 }
 
-/// A logarithmic axis from `low` to `high` on the pixels from `from` to `to`.
+/// A logarithmic axis. The values from `low` to `high` are drawn at the pixels from `from` to `to`.
 struct Axis {
     low: f64,
     high: f64,
@@ -46,7 +46,7 @@ impl Axis {
         self.from + share * (self.to - self.from)
     }
 
-    /// Returns 1, 2 and 5 of every decade within the axis.
+    /// Returns the values at which the axis has ticks: 1, 2 and 5 times every power of ten within the axis.
     fn ticks(&self) -> Vec<f64> {
         let decades = (self.low.log10().floor() as i32)..=(self.high.log10().ceil() as i32);
         let all = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(decade)));

@@ -1,4 +1,4 @@
-//! Child processes and their figures from `/proc`: CPU time in nanoseconds, memory, context switches.
+//! Starts child processes and reads their CPU time in nanoseconds, memory and context switches from `/proc`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,14 +45,15 @@ impl Process {
         self.child.id()
     }
 
-    /// Returns the last 20 lines of stdout and stderr.
+    /// Returns the last 20 lines that the child wrote to stdout and stderr.
     pub(crate) fn tail(&self) -> String {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let first = lines.len().saturating_sub(20);
         lines[first..].join("\n")
     }
 
-    /// Waits for the first line that contains `marker` and returns the rest of that line.
+    /// Waits until the child prints a line that contains `marker`, and returns the rest of that line. Returns an error
+    /// if the child ends or `patience` passes before.
     pub(crate) fn wait_for(&mut self, marker: &str, patience: Duration) -> Fallible<String> {
         let deadline = Instant::now() + patience;
         loop {
@@ -76,7 +77,7 @@ impl Process {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => {
-                thread::sleep(Duration::from_millis(50)); // so that its last lines arrive
+                thread::sleep(Duration::from_millis(50)); // gives the last lines time to arrive
                 Err(format!("{} ended, {status}:\n{}", self.name, self.tail()).into())
             }
         }
@@ -111,7 +112,7 @@ fn collect(from: impl Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) {
     });
 }
 
-/// Resources used by a process so far.
+/// Resources that a process has used so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
     /// CPU time per thread in ns.
@@ -138,8 +139,8 @@ fn number_after(text: &str, key: &str) -> u64 {
 }
 
 impl Usage {
-    /// Reads the counters of all threads of `process` (CPU time from schedstat, which counts nanoseconds; user
-    /// and system share from stat, which counts ticks).
+    /// Reads the counters of all threads of `process`. The CPU time comes from schedstat, which counts nanoseconds. The
+    /// user and system times come from stat, which counts ticks.
     pub(crate) fn of_process(process: u32) -> Usage {
         let mut usage = Usage::default();
         let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return usage };
@@ -150,7 +151,7 @@ impl Usage {
         usage
     }
 
-    /// Of one thread.
+    /// Reads the counters of one thread of `process`.
     pub(crate) fn of_thread(process: u32, thread: u32) -> Usage {
         let mut usage = Usage::default();
         usage.add_thread(process, thread);
@@ -164,7 +165,8 @@ impl Usage {
         let run_ns = schedstat.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0);
         self.run_ns.insert(thread, run_ns);
         let stat = read("stat");
-        // Fields 14 and 15, counted from behind the name, which may hold anything.
+        // User and system time are fields 14 and 15. Fields are counted from the end of the name, because the name may
+        // contain any characters.
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
         let ticks = |index: usize| fields.get(index).and_then(|text| text.parse().ok()).unwrap_or(0);
         self.user_ticks += ticks(11);
@@ -198,11 +200,11 @@ impl Usage {
 /// Memory of a process in kB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Memory {
-    /// Private: heap and stacks.
+    /// Private memory, which is the heap and the stacks.
     pub(crate) anon_kb: u64,
-    /// The program's own pages.
+    /// Memory pages of the program file.
     pub(crate) file_kb: u64,
-    /// Touched pages of the camera's ring, which belong to the camera.
+    /// Touched pages of the camera's ring. This memory belongs to the camera.
     pub(crate) shmem_kb: u64,
 }
 
@@ -217,7 +219,7 @@ impl Memory {
     }
 }
 
-/// Returns the machine's time so far in ticks: (all, idle, stolen by the hypervisor).
+/// Returns the time of all cores since boot in ticks, as (all, idle, stolen by the hypervisor).
 pub(crate) fn machine_ticks() -> (u64, u64, u64) {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let line = stat.lines().next().unwrap_or_default();

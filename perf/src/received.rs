@@ -1,6 +1,6 @@
 //! Reception statistics of one viewer: joins RTP packets to access units, reads the stamp of each unit, and records
-//! latency and defects. Pure: arrival times come with the packets. The depacketiser is separate from the server's on
-//! purpose, so that both do not share a mistake.
+//! latency and defects. The module is pure: the arrival times come with the packets. Its depacketiser shares no code
+//! with that of the server, so that both cannot have the same mistake.
 //!
 //! A viewer with `checks_all` decrypts every payload and compares the slices with the checksum of the stamp. Other
 //! viewers decrypt a unit's packets only until they find the stamp. They detect missing packets by sequence numbers and
@@ -20,12 +20,13 @@ const FU_A: u8 = 28;
 pub(crate) struct Sample {
     /// Unit number assigned by the camera.
     pub(crate) number: u64,
-    /// CLOCK_MONOTONIC ns at which the camera published it.
+    /// CLOCK_MONOTONIC ns at which the camera published the unit.
     pub(crate) published_ns: i64,
-    /// Time from publication to the arrival of its last datagram, in ns.
+    /// Time from publication to the arrival of the last datagram, in ns.
     pub(crate) latency_ns: i64,
     pub(crate) is_idr: bool,
-    /// The slices do not match the checksum of the stamp. Known only with `checks_all`.
+    /// True if the slices do not match the checksum of the stamp. This is known only with `checks_all`, and false
+    /// otherwise.
     pub(crate) is_torn: bool,
 }
 
@@ -65,8 +66,8 @@ impl Pending {
         *self = Pending { rtp_time: Some(rtp_time), first: u64::MAX, parts, bytes, ..Pending::default() };
     }
 
-    /// Returns true if all packets arrived. `due` is the expected number of the first packet. If it is unknown, the
-    /// presence of the stamp, which comes first, must suffice.
+    /// Returns true if all packets of the unit arrived. `due` is the expected sequence number of the first packet. If
+    /// `due` is unknown, the start counts as complete if the stamp, which comes first, has arrived.
     fn is_whole(&self, due: Option<u64>) -> bool {
         let begins = due.map_or(self.stamp.is_some(), |due| due == self.first);
         begins && self.has_marker && self.packets == self.last - self.first + 1
@@ -76,7 +77,7 @@ impl Pending {
 /// Reception statistics of one viewer.
 #[derive(Default)]
 pub(crate) struct Received {
-    /// Every payload is decrypted and every checksum compared.
+    /// True if every payload is decrypted and every checksum is compared.
     pub(crate) checks_all: bool,
     pub(crate) samples: Vec<Sample>,
     /// CLOCK_MONOTONIC ns of the first datagram and of the first complete IDR unit.
@@ -97,7 +98,8 @@ impl Received {
         Received { checks_all, ..Received::default() }
     }
 
-    /// Adds a packet. `open` appends its decrypted payload to the buffer and returns true if it was authentic.
+    /// Adds a packet. `open` must append the decrypted payload to the given buffer, and return true if the packet is
+    /// authentic.
     pub(crate) fn push(&mut self, arrival: Arrival, open: impl FnOnce(&mut Vec<u8>) -> bool) {
         self.first_at_ns.get_or_insert(arrival.at_ns);
         self.packets += 1;
@@ -172,7 +174,7 @@ impl Pending {
         self.is_idr |= is_idr;
     }
 
-    /// Returns the checksum of the slices; `None` if the payloads do not form NAL units.
+    /// Returns the checksum of the slices, or `None` if the payloads do not form NAL units.
     fn slices_crc32(&mut self) -> Option<u32> {
         self.parts.sort_by_key(|(sequence, _)| *sequence);
         let mut nals: Vec<Vec<u8>> = Vec::new();

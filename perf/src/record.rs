@@ -1,4 +1,4 @@
-//! The record of one run, stored as one line of JSON, and its distributions.
+//! The record of one run, which is stored as one line of JSON, and the quantiles in it.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub(crate) struct Quantiles {
 }
 
 impl Quantiles {
-    /// Returns the quantiles of values in nanoseconds; all zero without values.
+    /// Returns the quantiles of values in nanoseconds. All quantiles are 0 if there are no values.
     pub(crate) fn of(mut values_ns: Vec<i64>) -> Quantiles {
         values_ns.sort_unstable();
         let at = |fraction: f64| {
@@ -33,20 +33,20 @@ pub(crate) struct Setting {
     pub(crate) viewers: usize,
     pub(crate) kbps: u32,
     pub(crate) record: bool,
-    /// Viewers receive whole GSO batches, as with a network card with segmentation offload.
+    /// True if viewers receive whole GSO batches, as with a network card that has segmentation offload.
     pub(crate) gro: bool,
 }
 
 /// Units of all viewers during the measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Units {
-    /// Units published by the camera, times viewers.
+    /// Units published by the camera, multiplied by the number of viewers.
     pub(crate) expected: u64,
     pub(crate) received: u64,
     pub(crate) missing: u64,
     pub(crate) duplicated: u64,
     pub(crate) torn: u64,
-    /// Received more than one camera interval (33 ms) after they were published.
+    /// Units received more than one camera interval (33 ms) after they were published.
     pub(crate) late: u64,
     /// Viewers that compare their units with the stamp's checksum.
     pub(crate) viewers_that_check: u64,
@@ -76,33 +76,33 @@ pub(crate) struct Record {
     pub(crate) seconds: f64,
     pub(crate) srtp: String,
     pub(crate) units: Units,
-    /// Publication to last datagram, one sample per viewer and unit, us.
+    /// Time from publication to the last datagram in us, one sample per viewer and unit.
     pub(crate) latency: Quantiles,
-    /// The same, IDR units only and the others only.
+    /// The same time for IDR units only, and for all other units.
     pub(crate) latency_idr: Quantiles,
     pub(crate) latency_other: Quantiles,
-    /// Publication to the last datagram of the last viewer, one sample per unit, us.
+    /// Time from publication to the last datagram of the last viewer in us, one sample per unit.
     pub(crate) latency_last_viewer: Quantiles,
     pub(crate) cpu: Cpu,
     pub(crate) memory: Memory,
     pub(crate) start_ms: f64,
-    /// Posted offer to the first datagram and to the first complete IDR unit, ms.
+    /// Time from posting the offer to the first datagram, and to the first complete IDR unit, in ms.
     pub(crate) first_datagram_ms: Quantiles,
     pub(crate) first_idr_ms: Quantiles,
-    /// CPU of the load thread and the camera, ms per second.
+    /// CPU time of the load thread, and of the camera, in ms per second.
     pub(crate) load_ms: f64,
     pub(crate) camera_ms: f64,
-    /// Share of the machine's time that was idle, and that the hypervisor took.
+    /// Share of the machine's time that was idle, and the share that the hypervisor took.
     pub(crate) idle: f64,
     pub(crate) stolen: f64,
-    /// Server and camera ran with real-time priority.
+    /// True if server and camera ran with real-time priority.
     pub(crate) shielded: bool,
     /// Share of the machine's time used by other processes than server, load and camera.
     pub(crate) foreign: f64,
     pub(crate) recorded_units: Option<u64>,
 }
 
-/// Above this value of [`Record::foreign`] a run counts as disturbed.
+/// Maximum of [`Record::foreign`] up to which a run counts as undisturbed.
 pub(crate) const FOREIGN_MAX: f64 = 0.08;
 
 impl Record {

@@ -8,11 +8,11 @@ use crate::Fallible;
 use crate::plot::{Chart, Line};
 use crate::record::{FOREIGN_MAX, Record, Setting};
 
-/// The table in the README is replaced between these lines.
+/// The lines between which the table in the README is replaced.
 const BEGIN: &str = "<!-- perf/table begins -->";
 const END: &str = "<!-- perf/table ends -->";
 
-/// Servers in the order of the tables, with their display names.
+/// Servers in the order in which the tables show them, with their display names.
 const SERVERS: &[(&str, &str)] = &[
     ("ours", "streaming-server"),
     ("ours-2", "streaming-server, 2 workers"),
@@ -108,7 +108,7 @@ fn time(us: f64) -> String {
     }
 }
 
-/// Returns all results, with one table per bit rate.
+/// Returns all results as Markdown, with one table per bit rate.
 pub(crate) fn markdown(records: &[Record]) -> String {
     let mut text = String::from(
         "# Results\n\nWritten by `perf/table` from the records in this directory; `perf/README.md` explains each \

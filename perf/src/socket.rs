@@ -1,5 +1,5 @@
-//! UNSAFE. System calls without a safe binding: UDP sockets with many datagrams per call and their arrival times, GSO
-//! sends, scheduling class, children that end with this process.
+//! UNSAFE. System calls that have no safe binding. They receive many datagrams per call with their arrival times, send
+//! GSO batches, set the scheduling class, and let children end with this process.
 #![expect(unsafe_code, reason = "recvmmsg, sendmsg with control messages, scheduling class, pre_exec")]
 
 use std::io;
@@ -11,13 +11,13 @@ use std::process::Command;
 
 /// Datagrams received per call.
 const BATCH: usize = 64;
-/// Bytes of one receive buffer without and with GRO, which delivers a whole batch of datagrams.
+/// Bytes of one receive buffer, without GRO and with GRO. With GRO, one buffer receives a whole batch of datagrams.
 const PLAIN_BYTES: usize = 2_048;
 const GRO_BYTES: usize = 65_536;
-/// Bytes of the control messages of one datagram: time, lost datagrams, segment size.
+/// Size of the buffer for the control messages of one datagram: arrival time, number of lost datagrams, segment size.
 const CONTROL_BYTES: usize = 128;
-/// Bytes of a socket's receive buffer: seconds of 8 Mbit/s, so that a viewer loses nothing while its thread does not
-/// run.
+/// Bytes of a socket's receive buffer. It holds seconds of 8 Mbit/s, so that a viewer loses nothing while its thread
+/// does not run.
 const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
 
 fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Result<()> {
@@ -30,7 +30,8 @@ fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Resu
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Configures a viewer's socket: kernel timestamps, loss counter, a large buffer, and GRO on request.
+/// Configures a viewer's socket with kernel timestamps, a loss counter, a large receive buffer and, if `gro` is true,
+/// GRO.
 pub(crate) fn prepare_viewer(socket: &UdpSocket, gro: bool) -> io::Result<()> {
     let bytes = RECEIVE_BUFFER_BYTES as i32;
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
@@ -43,28 +44,28 @@ pub(crate) fn prepare_viewer(socket: &UdpSocket, gro: bool) -> io::Result<()> {
     socket.set_nonblocking(true)
 }
 
-/// Configures a large send buffer for the bare sender.
+/// Gives the socket of the bare sender a large send buffer.
 pub(crate) fn prepare_sender(socket: &UdpSocket) -> io::Result<()> {
     let bytes = RECEIVE_BUFFER_BYTES as i32;
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes)
         .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
 }
 
-/// Lowers the calling thread to SCHED_IDLE. Running late does not falsify kernel timestamps, but occupying a core would
-/// slow the server under test.
+/// Sets the scheduling class of the calling thread to SCHED_IDLE. If the thread runs late, the kernel timestamps are
+/// still correct. If it occupied a core, it would slow the server under test.
 pub(crate) fn use_idle_priority() -> io::Result<()> {
     set_scheduler(libc::SCHED_IDLE, 0)
 }
 
 fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: 0 is the calling thread; the parameters outlive the call.
+    // SAFETY: thread id 0 means the calling thread, and `parameters` outlives the call.
     let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes the kernel kill the child when the spawning thread ends, so that a killed harness leaves no server behind.
-/// `shielded` gives the child real-time priority (SCHED_RR).
+/// Makes the kernel kill the child when the spawning thread ends, so that a killed harness leaves no server behind. If
+/// `shielded` is true, the child gets real-time priority (SCHED_RR).
 pub(crate) fn end_with_us(command: &mut Command, shielded: bool) {
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -74,7 +75,7 @@ pub(crate) fn end_with_us(command: &mut Command, shielded: bool) {
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Control messages, aligned as `cmsghdr` must be.
+/// Buffer for control messages, aligned as `cmsghdr` requires.
 #[repr(C, align(8))]
 #[derive(Copy, Clone)]
 struct Control([u8; CONTROL_BYTES]);
@@ -84,11 +85,11 @@ struct Control([u8; CONTROL_BYTES]);
 pub(crate) struct Datagram<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) from: SocketAddrV4,
-    /// CLOCK_REALTIME ns at which the kernel received it.
+    /// CLOCK_REALTIME ns at which the kernel received the datagram.
     pub(crate) at_realtime_ns: i64,
     /// Datagrams lost by this socket so far because its buffer was full.
     pub(crate) lost_in_total: Option<u32>,
-    /// Bytes of each joined datagram except the last.
+    /// Size of each joined datagram in bytes. The last one may be smaller.
     pub(crate) segment_bytes: usize,
 }
 
@@ -98,7 +99,7 @@ pub(crate) struct Receiver {
     buffers: Vec<u8>,
     controls: Vec<Control>,
     names: Vec<libc::sockaddr_in>,
-    /// Bytes and control bytes of each datagram of the last call.
+    /// Number of bytes and number of control bytes of each datagram that the last call received.
     lengths: Vec<(usize, usize)>,
 }
 
@@ -137,8 +138,8 @@ impl Receiver {
             header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = CONTROL_BYTES;
         }
-        // SAFETY: every header points to its own name, iovec and control buffer, every iovec to its own part of
-        // `buffers`; all outlive the call and are not accessed otherwise during it.
+        // SAFETY: each header points to its own name, iovec and control buffer, and each iovec points to its own part
+        // of `buffers`. All of them outlive the call, and nothing else accesses them during the call.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -157,7 +158,7 @@ impl Receiver {
         Ok(count)
     }
 
-    /// Returns datagram `index` of the last call.
+    /// Returns the datagram `index` of those that the last call of `receive` received.
     pub(crate) fn datagram(&self, index: usize) -> Datagram<'_> {
         let (bytes, control_bytes) = self.lengths[index];
         let start = index * self.buffer_bytes;
@@ -187,7 +188,8 @@ impl Receiver {
 
 type ControlMessage<'a> = ((i32, i32), &'a [u8], &'a [u8]);
 
-/// Splits off the first control message: (level, type), data, rest (cmsg(3), 64-bit layout).
+/// Splits off the first control message (cmsg(3), 64-bit layout). Returns its level and type, its data, and the
+/// remaining bytes.
 fn next_control(bytes: &[u8]) -> Option<ControlMessage<'_>> {
     const HEADER: usize = size_of::<libc::cmsghdr>();
     let length = usize::try_from(u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
@@ -216,7 +218,7 @@ fn address_of(address: SocketAddrV4) -> libc::sockaddr_in {
     }
 }
 
-/// Sends `bytes` as datagrams of `segment_bytes` in one call; the last one may be shorter.
+/// Sends `bytes` as datagrams of `segment_bytes` in one call; the last datagram may be shorter.
 pub(crate) fn send_batch(
     socket: &UdpSocket,
     remote: SocketAddrV4,
@@ -241,7 +243,7 @@ pub(crate) fn send_batch(
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = length.next_multiple_of(8);
     }
-    // SAFETY: name, iovec and control outlive the call; sendmsg only reads the bytes of the iovec.
+    // SAFETY: the name, the iovec and the control buffer outlive the call. sendmsg only reads the bytes of the iovec.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, 0) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }

@@ -1,5 +1,5 @@
 //! SRTP and SRTCP (RFC 3711, RFC 7714) for one direction, for the load viewers and the bare sender. Key schedules are
-//! computed once. Pure: packets in, packets out.
+//! computed once. The module is pure: it turns packets into packets and does no I/O.
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{self, EncryptingKey, EncryptionContext, UnboundCipherKey};
@@ -16,7 +16,7 @@ pub(crate) enum Profile {
 
 const GCM_TAG_BYTES: usize = 16;
 const CM_TAG_BYTES: usize = 10;
-/// E flag of the SRTCP index: the packet is encrypted.
+/// The E flag of the SRTCP index, which marks an encrypted packet.
 const ENCRYPTED: u32 = 1 << 31;
 
 impl Profile {
@@ -36,18 +36,18 @@ impl Profile {
         if self == Profile::Aes128Cm { 14 } else { 12 }
     }
 
-    /// Returns the bytes that protection adds to an RTP packet.
+    /// Returns the number of bytes that the protection adds to an RTP packet.
     pub(crate) fn tag_bytes(self) -> usize {
         if self == Profile::Aes128Cm { CM_TAG_BYTES } else { GCM_TAG_BYTES }
     }
 }
 
-/// Applies the key stream of AES in counter mode to `data`.
+/// Encrypts or decrypts `data` in place with AES in counter mode. Returns `None` on failure.
 fn counter_mode(key: &EncryptingKey, iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
     key.less_safe_encrypt(data, EncryptionContext::Iv128(FixedLength::from(iv))).ok().map(drop)
 }
 
-/// Derives `bytes` of the session key for `label` (RFC 3711 section 4.3.1).
+/// Derives the session key for `label`, with a length of `bytes` (RFC 3711 section 4.3.1).
 fn derive(master_key: &[u8], master_salt: &[u8], label: u8, bytes: usize) -> Option<Vec<u8>> {
     let algorithm = if master_key.len() == 32 { &cipher::AES_256 } else { &cipher::AES_128 };
     let key = UnboundCipherKey::new(algorithm, master_key).and_then(EncryptingKey::ctr).ok()?;
@@ -71,7 +71,8 @@ struct CounterMode {
 }
 
 impl Cipher {
-    /// `label` is that of the encryption key; those of authentication and salt follow it.
+    /// Derives the session keys of a cipher. `label` is the label of the encryption key. The labels of the
+    /// authentication key and the salt are `label` + 1 and `label` + 2.
     fn new(profile: Profile, master_key: &[u8], master_salt: &[u8], label: u8) -> Option<Cipher> {
         let key = derive(master_key, master_salt, label, profile.key_bytes())?;
         let salt = derive(master_key, master_salt, label + 2, profile.salt_bytes())?;
@@ -89,7 +90,7 @@ impl Cipher {
     }
 }
 
-/// RFC 3711 section 4.1.1; `index` is the 48-bit packet index.
+/// Returns the initial counter block of AES-CM (RFC 3711 section 4.1.1). `index` is the 48-bit packet index.
 fn cm_iv(salt: &[u8; 14], ssrc: u32, index: u64) -> [u8; 16] {
     let mut iv = [0; 16];
     iv[..14].copy_from_slice(salt);
@@ -98,7 +99,7 @@ fn cm_iv(salt: &[u8; 14], ssrc: u32, index: u64) -> [u8; 16] {
     iv
 }
 
-/// RFC 7714 section 8.1 and 9.1.
+/// Returns the nonce of a packet for AES-GCM (RFC 7714 sections 8.1 and 9.1).
 fn gcm_nonce(salt: &[u8; 12], ssrc: u32, index: u64) -> Nonce {
     let mut iv = *salt;
     iv[2..6].iter_mut().zip(ssrc.to_be_bytes()).for_each(|(byte, part)| *byte ^= part);
@@ -112,7 +113,7 @@ fn mac_of(key: &hmac::Key, parts: [&[u8]; 2]) -> hmac::Tag {
     context.sign()
 }
 
-/// The keys of one direction.
+/// The keys of one direction of a session.
 pub(crate) struct Srtp {
     profile: Profile,
     rtp: Cipher,
@@ -120,7 +121,7 @@ pub(crate) struct Srtp {
 }
 
 impl Srtp {
-    /// Returns `None` if the lengths do not fit the profile.
+    /// Derives the keys of one direction. Returns `None` if the lengths of key and salt do not fit the profile.
     pub(crate) fn new(profile: Profile, master_key: &[u8], master_salt: &[u8]) -> Option<Srtp> {
         if master_key.len() != profile.key_bytes() || master_salt.len() != profile.salt_bytes() {
             return None;
@@ -130,8 +131,8 @@ impl Srtp {
         Some(Srtp { profile, rtp, rtcp })
     }
 
-    /// Returns the keys to send and to receive from a DTLS handshake. RFC 5764 section 4.2 puts the client's key first.
-    /// `is_client` means that we are the DTLS client.
+    /// Returns the keys to send and the keys to receive, given the keying material of a DTLS handshake. The client's
+    /// key comes first in it (RFC 5764 section 4.2). `is_client` is true if we are the DTLS client.
     pub(crate) fn pair(profile: Profile, material: &[u8], is_client: bool) -> Option<(Srtp, Srtp)> {
         let (keys, salts) = material.split_at_checked(2 * profile.key_bytes())?;
         let (client_key, server_key) = keys.split_at(profile.key_bytes());
@@ -141,12 +142,12 @@ impl Srtp {
         Some(if is_client { (client, server) } else { (server, client) })
     }
 
-    /// Returns the bytes that protection adds to an RTP packet.
+    /// Returns the number of bytes that the protection adds to an RTP packet.
     pub(crate) fn tag_bytes(&self) -> usize {
         self.profile.tag_bytes()
     }
 
-    /// Verifies and decrypts an RTP packet whose header has `header_bytes`; the payload is appended to `out`.
+    /// Verifies and decrypts an RTP packet whose header has `header_bytes` bytes. Appends the payload to `out`.
     pub(crate) fn open_rtp(
         &self,
         packet: &[u8],
@@ -178,7 +179,7 @@ impl Srtp {
         }
     }
 
-    /// Appends the protected packet of `header` and `payload` to `out`.
+    /// Protects the packet that consists of `header` and `payload`, and appends it to `out`.
     pub(crate) fn seal_rtp(
         &self,
         header: &[u8],
@@ -209,7 +210,7 @@ impl Srtp {
         }
     }
 
-    /// Protects an RTCP packet (its first 8 bytes stay clear) under the 31-bit `index`.
+    /// Protects an RTCP packet with the 31-bit `index` and returns it. Its first 8 bytes stay unencrypted.
     pub(crate) fn seal_rtcp(&self, packet: &[u8], ssrc: u32, index: u32) -> Option<Vec<u8>> {
         let (header, body) = packet.split_at_checked(8)?;
         let trailer = (ENCRYPTED | index).to_be_bytes();
@@ -246,7 +247,7 @@ mod tests {
             .collect()
     }
 
-    /// RFC 3711 appendix B.3.
+    /// Checks the test vectors of RFC 3711 appendix B.3.
     #[test]
     fn session_keys_match_rfc_3711() {
         let key = hex("E1F97A0D3E018BE0D64FA32C06DE4139");
@@ -256,7 +257,7 @@ mod tests {
         assert_eq!(derive(&key, &salt, 1, 20).unwrap(), hex("CEBE321F6FF7716B6FD4AB49AF256A156D38BAA4"));
     }
 
-    /// Known answer of libsrtp's AES-CM test (RFC 3711 keys, `srtp_validate`).
+    /// Checks the test vector of libsrtp's `srtp_validate` for AES-CM, which uses the keys of RFC 3711.
     #[test]
     fn aes_cm_matches_libsrtp() {
         let key = hex("e1f97a0d3e018be0d64fa32c06de4139");

@@ -1,4 +1,4 @@
-//! The servers under test: starts each one, waits until it is ready, and lets a viewer join.
+//! Starts the servers under test, waits until a server is ready, and lets viewers join it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::srtp::Profile;
 use crate::viewer::{Offering, Viewer};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Interval between two checks whether a server answers.
+/// Interval between two attempts to reach a server that is starting.
 const READY_INTERVAL: Duration = Duration::from_micros(500);
 
 /// A server under test.
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
     Ours { workers: u32 },
     /// Another build of streaming-server with one worker.
     Before,
-    /// The bare sender with this cipher, or without encryption.
+    /// The bare sender with a cipher, or without encryption if `None`.
     Floor(Option<Profile>),
     /// A program of `perf/peers/` in one variant.
     Peer { program: &'static str, variant: &'static str },
@@ -78,7 +78,7 @@ pub(crate) struct Programs {
     pub(crate) before: Option<PathBuf>,
     /// The directory into which `perf/peers/*/setup` installs.
     pub(crate) peers: PathBuf,
-    /// Server and camera run with real-time priority.
+    /// True if server and camera run with real-time priority.
     pub(crate) shielded: bool,
 }
 
@@ -145,7 +145,7 @@ impl Subject {
         Ok(Subject { kind, process, address, next_ssrc: 0x5045_0000, start_ms })
     }
 
-    /// Joins a viewer. Its media has not arrived yet.
+    /// Lets a viewer join the server, and returns it before its media has arrived.
     pub(crate) fn join(&mut self, gro: bool, checks_all: bool) -> Fallible<Viewer> {
         if let Kind::Floor(profile) = self.kind {
             self.next_ssrc += 1;
@@ -158,7 +158,8 @@ impl Subject {
         offering.accept(sdp, offered_at_ns)
     }
 
-    /// Returns the address of the control endpoint with metrics and profiles; only for streaming-server.
+    /// Returns the address of the control endpoint, which has metrics and profiles. Only streaming-server has such an
+    /// endpoint.
     pub(crate) fn control(&mut self) -> Fallible<SocketAddr> {
         let line = self.process.wait_for("control: http://", TIMEOUT)?;
         Ok(line.split('/').next().unwrap_or_default().parse()?)
@@ -185,7 +186,7 @@ fn ours(program: &Path, workers: u32, viewers: usize, recordings: &Path) -> Comm
         command.env_remove(name);
     }
     command.args(["--control", "127.0.0.1:0", "--http", "127.0.0.1:0", "--udp", "127.0.0.1:0"]);
-    // At least the default of 32, so that memory is that of an untuned server.
+    // The limit is at least the default of 32, so that the server uses as much memory as with default options.
     command.args(["--max-viewers", &viewers.max(32).to_string(), "--workers", &workers.to_string()]);
     command.arg("--record-path").arg(recordings);
     command

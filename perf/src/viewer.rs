@@ -1,5 +1,5 @@
-//! One load viewer. str0m does SDP, ICE, the DTLS handshake and consent checks; a separate fast path receives the media.
-//! For the bare sender there is no WebRTC at all.
+//! One load viewer. str0m does SDP, ICE, the DTLS handshake and consent checks; a separate fast path receives the
+//! media. A viewer of the bare sender uses no WebRTC at all.
 
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::received::{Arrival, Received};
 use crate::socket::{Datagram, prepare_viewer};
 use crate::srtp::Srtp;
 
-/// Interval between two receiver reports, or two hello messages of a bare viewer.
+/// Interval between two receiver reports, or between two hello messages to the bare sender.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// SSRC of our receiver reports.
 const OWN_SSRC: u32 = 0x5050_4552;
@@ -61,7 +61,7 @@ pub(crate) struct Viewer {
     rtcp_index: u32,
 }
 
-/// A viewer with a pending offer.
+/// A viewer whose offer has not been answered yet.
 pub(crate) struct Offering {
     viewer: Viewer,
     rtc: Box<Rtc>,
@@ -90,7 +90,7 @@ impl Offering {
         Ok(Offering { viewer, rtc: Box::new(rtc), pending, sdp: offer.to_sdp_string() })
     }
 
-    /// Applies the server's answer.
+    /// Applies the server's answer and returns the viewer.
     pub(crate) fn accept(mut self, answer: &str, offered_at_ns: i64) -> Fallible<Viewer> {
         self.rtc.sdp_api().accept_answer(self.pending, SdpAnswer::from_sdp_string(answer)?)?;
         self.viewer.payload_types = h264_payload_types(answer);
@@ -195,7 +195,7 @@ impl Viewer {
         self.drain();
     }
 
-    /// Handles timeouts up to `now`.
+    /// Handles all timeouts that are due at `now`.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if let Link::WebRtc(rtc) = &mut self.link {
             let _ = rtc.handle_input(Input::Timeout(now));
@@ -241,7 +241,7 @@ impl Viewer {
         }
     }
 
-    /// Sends a receiver report, or another hello.
+    /// Sends a receiver report, or another hello if the server is the bare sender.
     fn report(&mut self) -> Option<()> {
         if let Link::Bare { hello } = &self.link {
             let _ = self.socket.send_to(hello, self.remote?);
@@ -260,7 +260,7 @@ impl Viewer {
         Some(())
     }
 
-    /// Closes the session, like a closed browser tab.
+    /// Closes the session, as a browser does when its tab is closed.
     pub(crate) fn leave(&mut self) {
         if let Link::WebRtc(rtc) = &mut self.link {
             let _ = rtc.close();
@@ -269,7 +269,7 @@ impl Viewer {
     }
 }
 
-/// Extends `sequence` to the 64-bit number nearest to `highest`.
+/// Returns the 64-bit sequence number that is nearest to `highest` and has the low 16 bits `sequence`.
 fn extend(highest: u64, sequence: u16) -> u64 {
     let distance = sequence.wrapping_sub(highest as u16).cast_signed();
     highest.saturating_add_signed(distance.into())
@@ -282,9 +282,9 @@ struct Header {
     sequence: u16,
     rtp_time: u32,
     ssrc: u32,
-    /// Bytes of header, CSRC list and extension.
+    /// Size of the header with CSRC list and extension, in bytes.
     bytes: usize,
-    /// The packet has no payload.
+    /// True if the packet has no payload.
     is_empty: bool,
 }
 

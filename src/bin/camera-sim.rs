@@ -1,4 +1,5 @@
-//! A simulated camera as a program: command line and signals. The camera itself is `streaming_server::simulator`.
+//! The program `camera-sim`: the command line and the signals of a simulated camera. The camera itself is
+//! `streaming_server::simulator`.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -84,7 +85,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// SIGINT and SIGTERM set the flag. A second signal exits at once.
+/// Starts a thread that sets `stop` on SIGINT or SIGTERM. A second signal exits at once with code 130.
 fn stop_on_signal(stop: Arc<AtomicBool>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
@@ -127,7 +128,7 @@ fn describe(report: &SimulatorReport) -> String {
     text
 }
 
-/// Returns the configuration, or `None` after printing help or version.
+/// Parses the command line. Returns the configuration, or `None` after printing the help or the version.
 fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::Error> {
     let mut config = SimulatorConfig::default();
     let mut source_is_given = false;
@@ -170,7 +171,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::
     Ok(Some(config))
 }
 
-/// Sets what `flag` configures: ring, rate, coding or faults.
+/// Sets the value that the option `flag` stands for. The ring, the rate, the encoding and the faults are set here.
 fn set(flag: &str, parser: &mut lexopt::Parser, config: &mut SimulatorConfig) -> Result<(), lexopt::Error> {
     let (card, faults) = (&mut config.card, &mut config.faults);
     match flag {
@@ -231,7 +232,7 @@ fn set(flag: &str, parser: &mut lexopt::Parser, config: &mut SimulatorConfig) ->
     Ok(())
 }
 
-/// Takes a value of the form `N` or `N:MORE`.
+/// Returns the numbers of an option value of the form `N` or `N:MORE`. `MORE` is `None` if it is missing.
 fn count_and<T>(
     parser: &mut lexopt::Parser,
     parse_more: impl FnOnce(&str) -> Result<T, &'static str>,

@@ -1,7 +1,8 @@
-//! UNSAFE. The global allocator: mimalloc, with one allocation per 512 kB sampled for the heap profile.
+//! UNSAFE. The global allocator. It passes every call on to mimalloc and samples about one allocation per 512 kB for
+//! the heap profile.
 //!
-//! The fast path adds a subtraction and a compare to an allocation, and a multiplication, a byte load and a compare
-//! to a free.
+//! If an allocation is not sampled, the extra cost is a subtraction and a comparison. The extra cost of a free is a
+//! multiplication, a byte load and a comparison.
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait by its nature")]
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -10,12 +11,12 @@ use mimalloc::MiMalloc;
 
 use super::heap;
 
-/// Set this as the `#[global_allocator]` of the program.
+/// The allocator that the program sets as its `#[global_allocator]`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allocator;
 
 impl Allocator {
-    /// Returns the allocator; all instances share their state.
+    /// Returns the allocator. All instances share the tables of the heap profile.
     #[must_use]
     pub const fn new() -> Self {
         Allocator
@@ -36,12 +37,12 @@ fn forget(pointer: *mut u8) {
     }
 }
 
-// SAFETY: every call is passed on unchanged to mimalloc, whose contract is this trait's. The sampling uses addresses
-// as numbers only, does not allocate and does not unwind.
+// SAFETY: every call is passed on unchanged to mimalloc, which fulfils the contract of `GlobalAlloc`. The sampling uses
+// addresses only as numbers, does not allocate and does not unwind.
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise about `layout` is passed on.
+        // SAFETY: mimalloc has the same requirement for `layout` as this function, and the caller guarantees it.
         let pointer = unsafe { MiMalloc.alloc(layout) };
         note(pointer, layout.size());
         pointer
@@ -49,7 +50,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise about `layout` is passed on.
+        // SAFETY: mimalloc has the same requirement for `layout` as this function, and the caller guarantees it.
         let pointer = unsafe { MiMalloc.alloc_zeroed(layout) };
         note(pointer, layout.size());
         pointer
@@ -57,18 +58,20 @@ unsafe impl GlobalAlloc for Allocator {
 
     #[inline]
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // Before the memory is free: afterwards another thread may get the same address.
+        // The address must be removed from the profile before the memory is freed: afterwards another thread may get
+        // the same address.
         forget(pointer);
-        // SAFETY: `pointer` came from one of the functions here, that is from mimalloc, with this layout.
+        // SAFETY: `pointer` was returned by a function of this allocator, and therefore by mimalloc, for this layout.
         unsafe { MiMalloc.dealloc(pointer, layout) }
     }
 
     #[inline]
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        // If the call fails, the old allocation stays alive but is missing from the profile: the program is out of memory.
+        // If `realloc` fails, the old allocation stays alive but is missing from the profile. This is accepted, because
+        // the program is out of memory then.
         forget(pointer);
-        // SAFETY: `pointer` came from one of the functions here, that is from mimalloc, with this layout; the
-        // caller's promise about `bytes` is passed on.
+        // SAFETY: `pointer` was returned by a function of this allocator, and therefore by mimalloc, for this layout.
+        // The caller guarantees that `bytes` is valid.
         let pointer = unsafe { MiMalloc.realloc(pointer, layout, bytes) };
         note(pointer, bytes);
         pointer

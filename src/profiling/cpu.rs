@@ -1,5 +1,5 @@
-//! The CPU profile: a timer on each thread's CPU clock triggers samples, and the counted stacks are written as a
-//! profile. It costs nothing when no profile is being taken.
+//! The CPU profile. A timer on the CPU clock of each thread triggers samples. The stacks of the samples are counted and
+//! written as a profile. While no profile is being taken, there is no cost.
 
 use std::collections::HashMap;
 use std::thread;
@@ -16,7 +16,7 @@ use crate::base::limits;
 /// The threads that the running profile samples.
 #[derive(Default)]
 struct SampledThreads {
-    /// `None` if the kernel refused the timer.
+    /// Timer of each thread; `None` if the kernel refused it.
     timers: HashMap<i32, Option<Timer>>,
     names: HashMap<i32, String>,
     unsampled_max: usize,
@@ -47,7 +47,8 @@ impl SampledThreads {
         self.read_names();
     }
 
-    /// Reads the names at every scan, because a new thread sets its name a little later.
+    /// Reads the names of all threads. This is repeated at every scan, because a new thread sets its name a little
+    /// after its start.
     fn read_names(&mut self) {
         for id in self.timers.keys() {
             let name = tasks::name(*id);
@@ -60,14 +61,16 @@ impl SampledThreads {
 }
 
 /// Samples the CPU time of all threads for `duration`, `frequency_hz` times per CPU second of each thread. Returns a
-/// gzip-compressed profile.proto. Blocks the calling thread for the duration. Threads that start meanwhile are included
-/// within 100 ms. Each sample carries the name of its thread as the label `thread`.
+/// gzip-compressed profile.proto. Blocks the calling thread for the duration. A thread that starts during the profile
+/// is sampled within 100 ms after its start. Each sample carries the name of its thread as the label `thread`.
 ///
-/// The kernel checks CPU timers once per tick: above its tick rate (100 to 1000 Hz) a sample counts several periods.
+/// The kernel checks CPU timers once per tick. If `frequency_hz` is above its tick rate (100 to 1000 Hz), one signal
+/// stands for several periods and counts as so many samples.
 ///
 /// # Errors
-/// [`ProfileError::Busy`] while another profile or thread list is taken, [`ProfileError::Range`] for a duration
-/// or frequency of 0 or above its bound in `limits`, [`ProfileError::Signal`] when the kernel refuses the handler.
+/// Returns [`ProfileError::Busy`] while another profile or thread list is being taken. Returns [`ProfileError::Range`]
+/// if the duration or frequency is 0 or above its bound in `limits`, and [`ProfileError::Signal`] if the kernel refuses
+/// the handler.
 pub fn cpu_profile(duration: Duration, frequency_hz: u32) -> Result<Vec<u8>, ProfileError> {
     if duration.is_zero() || duration > limits::PROFILE_DURATION_MAX {
         return Err(ProfileError::Range("duration"));

@@ -1,5 +1,5 @@
-//! Function names and the build id of an ELF file, read by the `object` crate. The file is untrusted: one that cannot be
-//! parsed yields an error and no names. Sections are read on demand and freed when [`read`] returns.
+//! Reads the build id and the function names of an ELF file with the `object` crate. The file is untrusted: if it
+//! cannot be parsed, it yields no names. Sections are read on demand and freed when [`read`] returns.
 
 use std::fs::File;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::base::limits::PROFILE_NAME_BYTES_MAX;
 /// The function that covers a requested file offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Symbol {
-    /// Virtual address of the function, which identifies it within the file.
+    /// Virtual address of the function, which identifies the function within the file.
     pub(super) start: u64,
     /// Mangled name.
     pub(super) name: String,
@@ -23,7 +23,7 @@ pub(super) struct Symbol {
 pub(super) struct Image {
     /// Build id in hexadecimal; empty when the file has none.
     pub(super) build_id: String,
-    /// One entry per requested offset; `None` where no function covers it.
+    /// One entry per requested offset; `None` where no function covers the offset.
     pub(super) symbols: Vec<Option<Symbol>>,
 }
 
@@ -43,7 +43,7 @@ pub(super) fn read(path: &Path, file_offsets: &[u64]) -> Option<Image> {
     };
     let addresses: Vec<u64> = file_offsets.iter().map(address_of).collect();
     let mut symbols = vec![None; addresses.len()];
-    // The dynamic table is the only one left in a stripped library.
+    // The dynamic symbols are read too, because a stripped library has no other symbols.
     for symbol in file.symbols().chain(file.dynamic_symbols()) {
         let start = symbol.address();
         if symbol.kind() != SymbolKind::Text {

@@ -1,6 +1,7 @@
-//! The heap profile: records the stacks of sampled allocations and which of those allocations are still alive. The
-//! tables have a fixed size. One lock guards them; it is taken about once per 512 kB of allocation and at most once per
-//! free of a sampled address. The allocator calls this module, so only the encoding may allocate.
+//! The heap profile. Records the stacks of sampled allocations, and which of these allocations are still alive. The
+//! tables have a fixed size. One lock guards them. It is taken about once per 512 kB of allocation, and at most once
+//! per free of an address that the filter reports as sampled. The allocator calls this module, so only the encoding may
+//! allocate.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use crate::base::limits::{
     HEAP_FILTER_BYTES, HEAP_LIVE_MAX, HEAP_SAMPLING_BYTES, HEAP_STACK_FRAMES_MAX, HEAP_STACKS_MAX,
 };
 
-/// The sample type a heap profile shows first. Both profiles contain all sample types.
+/// The kind of heap profile. Both kinds contain all sample types; they differ only in the type that pprof shows first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heap {
     /// Memory that is still allocated (`heap`).
@@ -24,23 +25,27 @@ pub enum Heap {
     Allocs,
 }
 
-/// Functions between the allocating code and the sample. None of them calls back into that code.
+/// Regular expression of the functions that lie between the allocating code and the sampling code in a stack. pprof
+/// hides these functions. None of them calls back into the allocating code.
 const ALLOCATION_FRAMES: &str = "<?streaming_server::profiling::.*|.*__(rust|rdl|rg)_(alloc|realloc|alloc_zeroed)\
     |<?alloc::(alloc|raw_vec)::.*";
 
 static HEAP: Mutex<Tables> = Mutex::new(Tables::EMPTY);
-/// Samples that did not fit into the tables.
+/// Number of samples lost because the tables were full.
 static LOST: AtomicU64 = AtomicU64::new(0);
-/// Number of live sampled addresses per filter entry. An entry that reached 255 stays there, because its count is unknown.
+/// Number of live sampled addresses per hash value of the address. An entry that has reached 255 stays at 255, because
+/// its true count is no longer known.
 static FILTER: [AtomicU8; HEAP_FILTER_BYTES] = [const { AtomicU8::new(0) }; HEAP_FILTER_BYTES];
 
 thread_local! {
-    // No destructor: usable until the thread ends, and the first use needs no registration.
+    // Without a destructor, these variables can be used until the thread ends, and the first use registers nothing that
+    // could allocate.
     static BYTES_LEFT: Cell<i64> = const { Cell::new(0) };
     static RANDOM: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Counts an allocation. Returns true if it must be sampled. This is the whole cost of an unsampled allocation.
+/// Counts the bytes of an allocation. Returns true if the allocation must be sampled. This is the whole cost of an
+/// allocation that is not sampled.
 #[inline]
 pub(super) fn is_due(bytes: usize) -> bool {
     BYTES_LEFT.with(|left| {
@@ -50,7 +55,8 @@ pub(super) fn is_due(bytes: usize) -> bool {
     })
 }
 
-/// Returns false for nearly every address that was not sampled. This is the whole cost of freeing such an address.
+/// Returns true if `address` may have been sampled, and false for nearly every address that was not. This is the whole
+/// cost of freeing an address that was not sampled.
 #[inline]
 pub(super) fn may_be_sampled(address: usize) -> bool {
     filter(address).is_some_and(|count| count.load(Ordering::Relaxed) != 0)
@@ -70,8 +76,8 @@ pub(super) fn sample(address: usize, bytes: usize) {
     let is_first = RANDOM.get() == 0;
     let mut distance = random_distance();
     if is_first {
-        // This is the thread's first allocation and starts its countdown. It is sampled only if the first random
-        // distance ends within it.
+        // This is the first allocation of the thread, so the countdown starts here. The allocation is sampled only if
+        // the first random distance ends within the allocation.
         let left = distance - bytes.cast_signed() as i64;
         if left >= 0 {
             BYTES_LEFT.set(left);
@@ -87,7 +93,7 @@ pub(super) fn sample(address: usize, bytes: usize) {
     }
 }
 
-/// Removes an address from the profile if it was sampled. Must be called before the memory is freed.
+/// Removes an address from the profile if it was sampled. Callers must call this before they free the memory.
 #[cold]
 #[inline(never)]
 pub(super) fn forget(address: usize) {
@@ -130,22 +136,24 @@ struct Site {
 /// A live sampled allocation.
 struct Living {
     bytes: usize,
-    /// Index of its site.
+    /// Index of the allocation site in the table `sites`.
     site: usize,
 }
 
 struct Tables {
-    /// By a hash of the stack. Site 0 has the hash 0 and collects the samples of stacks that did not fit.
+    /// Allocation sites by a hash of the stack. Site 0 has the hash 0 and collects the samples of stacks that did not
+    /// fit.
     sites: FnvIndexMap<u64, Site, HEAP_STACKS_MAX>,
-    /// By address.
+    /// Live sampled allocations by address.
     living: FnvIndexMap<usize, Living, HEAP_LIVE_MAX>,
 }
 
 impl Tables {
-    /// All zero: the tables take no room in the binary, and memory only as they fill.
+    /// Empty tables. They consist of zeroes, so they take no space in the binary, and they take memory only as they
+    /// fill.
     const EMPTY: Tables = Tables { sites: FnvIndexMap::new(), living: FnvIndexMap::new() };
 
-    /// Returns false if the table of live allocations is full.
+    /// Adds a sampled allocation. Returns false if the table of live allocations is three quarters full.
     fn add(&mut self, address: usize, bytes: usize, frames: &[usize]) -> bool {
         if self.living.len() >= HEAP_LIVE_MAX / 4 * 3 {
             return false;
@@ -154,14 +162,15 @@ impl Tables {
         let Some((_, site)) = self.sites.get_index_mut(index) else { return false };
         site.allocated_count += 1;
         site.allocated_bytes += bytes as u64;
-        let _ = self.living.insert(address, Living { bytes, site: index }); // a quarter is free
+        let _ = self.living.insert(address, Living { bytes, site: index }); // cannot fail: a quarter of the table is free
         if let Some(count) = filter(address) {
             count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         }
         true
     }
 
-    /// Returns the site of a stack. Adds a new site if there is room, else returns 0.
+    /// Returns the index of the site for a stack. Adds a new site if there is room. Otherwise returns 0, the common
+    /// site of all stacks that did not fit.
     fn site_of(&mut self, frames: &[usize]) -> usize {
         if self.sites.is_empty() {
             let _ = self.sites.insert(0, Site::default());
@@ -179,7 +188,7 @@ impl Tables {
 
     fn remove(&mut self, address: usize) {
         let Some(found) = self.living.swap_remove(&address) else {
-            return; // never sampled: a false positive of the filter
+            return; // the address was not sampled: the filter gave a false positive
         };
         if let Some((_, site)) = self.sites.get_index_mut(found.site) {
             site.freed_count += 1;
@@ -220,7 +229,7 @@ pub fn heap_profile(kind: Heap) -> Vec<u8> {
     let site_count = tables().sites.len();
     pprof::encode(&description, &|visit| {
         for index in 0..site_count {
-            // Copied, because the visitor allocates and the lock must not be held then.
+            // The site is copied, because the visitor allocates, and the lock must not be held during an allocation.
             let Some(site) = tables().sites.get_index(index).map(|(_, site)| site.clone()) else { break };
             if site.allocated_count == 0 {
                 continue;
@@ -235,7 +244,8 @@ pub fn heap_profile(kind: Heap) -> Vec<u8> {
     })
 }
 
-/// Scales samples up: an allocation of `b` bytes is sampled with probability `1 - e^(-b / distance)`.
+/// Returns the estimated count and bytes of all allocations, given the count and bytes of the samples. An allocation of
+/// `b` bytes is sampled with probability `1 - e^(-b / distance)`, where `distance` is `HEAP_SAMPLING_BYTES`.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate, saturating")]
 fn scaled(count: u64, bytes: u64) -> (i64, i64) {
     if count == 0 || bytes == 0 {
@@ -264,7 +274,7 @@ mod tests {
         fn tables_agree_with_a_map(steps in prop::collection::vec((any::<bool>(), 1..400_usize, 1..9_usize), 1..600)) {
             let (mut tables, mut map) = (empty(), HashMap::new());
             for (is_add, number, site) in steps {
-                // Few distinct low bits, so that entries collide.
+                // The addresses have few distinct low bits, so that table entries collide.
                 let address = number * 0x1_0000_0010;
                 if is_add {
                     if let std::collections::hash_map::Entry::Vacant(place) = map.entry(address) {

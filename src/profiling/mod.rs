@@ -1,5 +1,6 @@
-//! UNSAFE. Takes profiles of this process in the format of `go tool pprof`: CPU time, heap, threads. When no profile is
-//! being taken, it only costs the countdown of the heap profile. It must not use any other module except `base`.
+//! UNSAFE. Takes profiles of this process (CPU time, heap, threads) in the format that `go tool pprof` reads. While no
+//! profile is being taken, the only cost is the byte countdown that every allocation makes for the heap profile. This
+//! module must not use any other module except `base`.
 //!
 //! ```text
 //!  cpu      timers ─► SIGPROF ─► signal ─► stack ─► table ─┐
@@ -32,10 +33,10 @@ pub use threads::threads;
 /// Reasons why a profile cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
-    /// Only one profile can be taken at a time.
+    /// Another profile is being taken. Only one can be taken at a time.
     #[error("another profile is being taken; try again later")]
     Busy,
-    /// An argument is 0 or above its bound.
+    /// The named argument is 0 or above its maximum.
     #[error("the {0} is out of range")]
     Range(&'static str),
     /// The kernel refused the signal handler.
@@ -43,16 +44,16 @@ pub enum ProfileError {
     Signal(#[source] io::Error),
 }
 
-/// Two profiles of Go that are always empty here.
+/// Two of the profiles that Go programs offer. Both are always empty in this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contention {
-    /// Waiting for locks (`mutex`).
+    /// The profile `mutex`, which shows the time spent waiting for locks.
     Mutex,
-    /// Waiting for anything (`block`).
+    /// The profile `block`, which shows the time spent blocked for any reason.
     Block,
 }
 
-/// Returns a valid profile without samples. A comment in it says that waiting is not recorded in this program.
+/// Returns a valid profile without samples. A comment in the profile says that this program does not record waiting.
 #[must_use]
 pub fn contention_profile(kind: Contention) -> Vec<u8> {
     let what = match kind {
@@ -72,7 +73,8 @@ pub fn contention_profile(kind: Contention) -> Vec<u8> {
     pprof::encode(&description, &|_| {})
 }
 
-/// Returns the command line with NUL between the arguments, like Go. Empty without /proc.
+/// Returns the command line of this process with a NUL byte between the arguments, as Go does. Returns an empty vector
+/// if /proc is not mounted.
 #[must_use]
 pub fn cmdline() -> Vec<u8> {
     let mut line = std::fs::read("/proc/self/cmdline").unwrap_or_default();

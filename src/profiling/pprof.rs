@@ -1,5 +1,5 @@
-//! Writes gzip-compressed profile.proto (github.com/google/pprof/blob/main/proto/profile.proto). The format is small
-//! enough to write by hand. The callers supply the samples.
+//! Writes gzip-compressed profile.proto (github.com/google/pprof/blob/main/proto/profile.proto). The format is simple
+//! enough to be written without a protobuf library. The callers supply the samples.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -19,13 +19,14 @@ pub(super) struct Description {
     pub(super) period_type: (&'static str, &'static str),
     pub(super) period: i64,
     pub(super) duration_ns: i64,
-    /// Regular expression: pprof hides these functions and everything they called. Empty for none.
+    /// Regular expression of the functions that pprof hides, together with everything they called. Empty if there are
+    /// none.
     pub(super) drop_frames: &'static str,
     /// Comments for readers; `go tool pprof -comments` shows them.
     pub(super) comments: Vec<String>,
 }
 
-/// One stack with its values.
+/// One sample: a stack with its values.
 pub(super) struct Sample<'a> {
     /// Addresses, innermost first; empty if the stack is unknown.
     pub(super) frames: &'a [usize],
@@ -34,17 +35,19 @@ pub(super) struct Sample<'a> {
     pub(super) labels: &'a [(&'static str, &'a str)],
 }
 
-/// Calls its argument with every sample. It is called twice and must produce the same samples.
+/// A function that calls its argument with every sample. [`encode`] calls it twice, and it must produce the same
+/// samples both times.
 pub(super) type Samples<'a> = &'a dyn Fn(&mut dyn FnMut(&Sample<'_>));
 
-/// Returns the profile file. It holds the distinct addresses and names and the compressed result in memory.
+/// Returns the contents of the profile file. During the encoding, all distinct addresses and names and the compressed
+/// result are in memory.
 pub(super) fn encode(description: &Description, samples: Samples<'_>) -> Vec<u8> {
     let mut addresses = Vec::new();
     samples(&mut |sample| addresses.extend_from_slice(sample.frames));
     let symbols = symbols::resolve(addresses);
     let gzip = GzEncoder::new(Vec::new(), Compression::fast());
     let mut encoder = Encoder { gzip, strings: HashMap::new() };
-    encoder.string(""); // index 0 by definition
+    encoder.string(""); // the format requires the empty string at index 0
     encoder.describe(description);
     encoder.places(&symbols);
     samples(&mut |sample| encoder.sample(sample, &symbols));
@@ -56,7 +59,8 @@ pub(super) fn encode(description: &Description, samples: Samples<'_>) -> Vec<u8>
 struct Message(Vec<u8>);
 
 impl Message {
-    /// A message of numbers: field and value of each. 0 is the default and omitted.
+    /// Returns a message of numbers, given as pairs of field number and value. A value of 0 is the default and is
+    /// omitted.
     fn of<const N: usize>(numbers: [(u64, u64); N]) -> Message {
         let mut message = Message::default();
         for (field, value) in numbers.into_iter().filter(|(_, value)| *value != 0) {
@@ -137,8 +141,8 @@ impl Encoder {
         self.write(&plain);
     }
 
-    /// Writes mappings, functions and locations. Ids count from 1. One more function and location after the last
-    /// represent an unknown stack.
+    /// Writes the mappings, functions and locations. Their ids count from 1. An additional last function and location
+    /// stand for an unknown stack.
     fn places(&mut self, symbols: &Symbols) {
         for (index, mapping) in symbols.mappings.iter().enumerate() {
             let message = Message::of([
@@ -172,7 +176,7 @@ impl Encoder {
     }
 
     fn sample(&mut self, sample: &Sample<'_>, symbols: &Symbols) {
-        // A frame outside mapped code is wrong, and so are all frames after it.
+        // A frame outside mapped code is invalid, and so are all frames after it. They are left out.
         let known = sample.frames.iter().map_while(|frame| symbols.find(*frame));
         let mut locations: Vec<u64> = known.map(|(index, _)| id(index)).collect();
         if locations.is_empty() {
@@ -191,7 +195,7 @@ impl Encoder {
 
 const UNKNOWN: &str = "[stack not known]";
 
-/// Why writing does not fail.
+/// Reason why writing cannot fail, as the text for `expect`.
 const IN_MEMORY: &str = "the profile is written to memory";
 
 fn id(index: usize) -> u64 {

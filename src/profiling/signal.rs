@@ -1,13 +1,14 @@
-//! UNSAFE. SIGPROF: one handler for the whole process records the interrupted stack in the table of the running
-//! session. The handler does not allocate, takes no lock and preserves errno.
+//! UNSAFE. The SIGPROF handler. One handler for the whole process records the stack of the interrupted thread in the
+//! table of the running session. The handler does not allocate, takes no lock and preserves errno.
 //!
 //! ```text
 //!   Session::start   TABLE = table                        handler   RUNNING += 1
 //!   ...                                                             t = TABLE; if t: record(t)
 //!   drop             TABLE = null; wait for RUNNING == 0            RUNNING -= 1
 //! ```
-//! All of these are sequentially consistent. A handler that saw the table incremented RUNNING before, so `drop` waits for
-//! it. A handler that increments RUNNING after `drop` saw 0 finds null.
+//! All of these operations are sequentially consistent, and a handler increments RUNNING before it reads TABLE. If the
+//! handler finds the table, `drop` sees RUNNING above 0 and waits for the handler. If the handler increments RUNNING
+//! after `drop` has seen 0, it finds null in TABLE and records nothing.
 #![expect(unsafe_code, reason = "installs a signal handler, which reads what the kernel hands it")]
 
 use std::io;
@@ -26,16 +27,19 @@ static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Records SIGPROF in its table while it exists. Only one session can exist at a time.
+/// A recording session. While it exists, the handler records every SIGPROF in its table. Only one session can exist at
+/// a time.
 pub(super) struct Session {
-    /// What the handler has recorded so far.
+    /// Stacks that the handler has recorded so far.
     pub(super) table: Arc<Table>,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Session {
+    /// Installs the handler if necessary, and starts a session with an empty table.
+    ///
     /// # Errors
-    /// [`ProfileError::Busy`] while another session exists, [`ProfileError::Signal`] when the kernel refuses the
+    /// Returns [`ProfileError::Busy`] if another session exists, and [`ProfileError::Signal`] if the kernel refuses the
     /// handler.
     pub(super) fn start(trigger: Trigger, text: Range<usize>) -> Result<Session, ProfileError> {
         let turn = ONE_AT_A_TIME.try_lock().map_err(|_| ProfileError::Busy)?;
@@ -60,7 +64,8 @@ impl Drop for Session {
     }
 }
 
-/// Installs the handler once. It stays installed, because a late signal without a handler would end the process.
+/// Installs the handler at the first call. The handler stays installed, because a SIGPROF that arrives late without a
+/// handler would terminate the process.
 fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     INSTALLED.get_or_init(set_handler).map_err(io::Error::from_raw_os_error)
@@ -68,7 +73,7 @@ fn install() -> io::Result<()> {
 
 fn set_handler() -> Result<(), i32> {
     let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_signal;
-    // SAFETY: `sigaction` is a plain C struct of integers and an optional pointer; zero is valid for each.
+    // SAFETY: `sigaction` is a plain C struct of integers and an optional pointer. Zero is valid for each of them.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as libc::sighandler_t;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
@@ -78,7 +83,7 @@ fn set_handler() -> Result<(), i32> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)) }
 }
 
-/// The beginning of `siginfo_t` as the kernel fills it for a POSIX timer (`SI_TIMER`) on 64-bit Linux.
+/// The first fields of `siginfo_t`, as the kernel fills them for a POSIX timer (`SI_TIMER`) on 64-bit Linux.
 #[repr(C)]
 struct TimerSignal {
     signal: libc::c_int,
@@ -86,15 +91,16 @@ struct TimerSignal {
     code: libc::c_int,
     padding: libc::c_int,
     timer: libc::c_int,
-    /// Expirations since the last signal that produced no signal of their own (`si_overrun`).
+    /// Timer expirations since the last signal for which the kernel sent no separate signal (`si_overrun`).
     missed: libc::c_int,
 }
 
 extern "C" fn on_signal(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     RUNNING.fetch_add(1, Ordering::SeqCst);
     let table = TABLE.load(Ordering::SeqCst);
-    // SAFETY: null, or set by `Session::start` from an Arc that the session holds until `drop` has cleared TABLE and then
-    // seen RUNNING at 0. RUNNING was incremented before TABLE was read. Only shared access is made.
+    // SAFETY: the pointer is null or was set by `Session::start` from an Arc. The session holds this Arc until `drop`
+    // has cleared TABLE and then seen RUNNING at 0. This handler incremented RUNNING before it read TABLE, so the Arc
+    // is alive. The table is only accessed through a shared reference.
     if let Some(table) = unsafe { table.as_ref() } {
         stack::keeping_errno(|| record(table, info.cast(), context.cast()));
     }
@@ -108,7 +114,7 @@ fn record(table: &Table, info: *const TimerSignal, context: *const libc::ucontex
     let count = match (table.trigger, info.code) {
         (Trigger::Timer, libc::SI_TIMER) => 1 + u64::try_from(info.missed).unwrap_or(0),
         (Trigger::Request, libc::SI_TKILL) => 1,
-        _ => return, // a late signal, or not one of ours
+        _ => return, // a late signal, or a signal that this process did not send
     };
     // SAFETY: with SA_SIGINFO the third argument is the interrupted context, which lives while the handler runs.
     let registers = unsafe { context.as_ref() }.map_or_else(Registers::default, stack::interrupted);
@@ -118,10 +124,11 @@ fn record(table: &Table, info: *const TimerSignal, context: *const libc::ucontex
     table.record(thread, count, &frames);
 }
 
-/// Requests the stack of a thread of this process. Returns false if the thread no longer exists.
+/// Sends SIGPROF to a thread of this process, so that the handler records its stack. Returns false if the thread no
+/// longer exists.
 pub(super) fn request_stack(thread: i32) -> bool {
     let process = rustix::process::getpid().as_raw_nonzero().get();
-    // SAFETY: passes three integers. The handler is installed, because this is called only during a session. The thread
-    // group argument ensures that no other process is hit if the thread id was reused.
+    // SAFETY: the call passes only integers. The handler is installed, because this function is called only during a
+    // session. `process` restricts the signal to this process, in case another process has reused the thread id.
     unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGPROF) == 0 }
 }

@@ -1,12 +1,13 @@
-//! UNSAFE. Walks a stack by frame pointers, also in a signal handler: no allocation and no lock. Memory is read only
-//! through the kernel, so that a wrong pointer ends the walk instead of the process.
+//! UNSAFE. Walks a stack by frame pointers. The walk can run in a signal handler, because it does not allocate and
+//! takes no lock. It reads memory only through the kernel, so that a wrong pointer ends the walk and does not crash the
+//! process.
 //!
 //! ```text
 //!   fp ─► [ caller's fp ][ return address ]        higher addresses: callers
 //! ```
-//! Our code and Rust's standard library keep frame pointers; C libraries and assembly do not. If the innermost
-//! function has none, the words above the stack pointer are searched for the first address that follows a call
-//! instruction of our own text. The chain continues from there.
+//! Our code and Rust's standard library keep frame pointers; C libraries and assembly do not. If the innermost function
+//! has no frame pointer, the walk searches the words above the stack pointer. It continues from the first word that is
+//! the address after a call instruction of our own code.
 #![expect(unsafe_code, reason = "reads registers and, through the kernel, the memory of this process")]
 
 use std::ops::Range;
@@ -17,13 +18,13 @@ const WORD_BYTES: usize = size_of::<usize>();
 const WINDOW_BYTES: usize = 512;
 const PAGE_BYTES: usize = 4_096;
 
-/// Start of a walk.
+/// Registers from which a walk starts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Registers {
     pub(super) program_counter: usize,
     pub(super) stack_pointer: usize,
     pub(super) frame_pointer: usize,
-    /// Return address of a leaf function (AArch64), else 0.
+    /// Return address of a leaf function on AArch64; 0 on other architectures.
     pub(super) link: usize,
 }
 
@@ -56,7 +57,7 @@ pub(super) fn interrupted(context: &libc::ucontext_t) -> Registers {
     }
 }
 
-/// Returns no registers, because this architecture is not supported: stacks stay empty.
+/// Returns registers that are all 0, because this architecture is not supported. Its stacks are shown as unknown.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) fn interrupted(_context: &libc::ucontext_t) -> Registers {
     Registers::default()
@@ -67,12 +68,12 @@ pub(super) fn interrupted(_context: &libc::ucontext_t) -> Registers {
 fn own_frame_pointer() -> usize {
     let frame_pointer: usize;
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: copies one register into another; touches no memory, no flags and no stack.
+    // SAFETY: the instruction only copies one register into another. It touches no memory, no flags and no stack.
     unsafe {
         std::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack, preserves_flags));
     }
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: copies one register into another; touches no memory, no flags and no stack.
+    // SAFETY: the instruction only copies one register into another. It touches no memory, no flags and no stack.
     unsafe {
         std::arch::asm!("mov {}, x29", out(reg) frame_pointer, options(nomem, nostack, preserves_flags));
     }
@@ -83,31 +84,32 @@ fn own_frame_pointer() -> usize {
     frame_pointer
 }
 
-/// Runs `body` and restores errno, as signal handlers and allocators must. Async-signal-safe.
+/// Runs `body` and then restores errno, as signal handlers and allocators must. This function is async-signal-safe.
 pub(super) fn keeping_errno<T>(body: impl FnOnce() -> T) -> T {
-    // SAFETY: returns the address of the calling thread's errno, which is valid until the thread ends.
+    // SAFETY: the function has no preconditions. It returns the address of the calling thread's errno, which is valid
+    // until the thread ends.
     let errno = unsafe { libc::__errno_location() };
-    // SAFETY: see above. Only this thread touches it, and no reference to it is kept.
+    // SAFETY: `errno` is valid until this thread ends. Only this thread accesses it, and no reference to it is kept.
     let before = unsafe { errno.read() };
     let result = body();
-    // SAFETY: as for the read.
+    // SAFETY: `errno` is still valid, and only this thread accesses it.
     unsafe { errno.write(before) };
     result
 }
 
-/// Copies `into.len()` bytes at `address` of this process. Returns the number of bytes read. Async-signal-safe;
-/// changes errno.
+/// Copies up to `into.len()` bytes from `address` of this process into `into`. Returns the number of bytes copied. The
+/// function is async-signal-safe but changes errno.
 fn read_memory(address: usize, into: &mut [u8]) -> usize {
     let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: into.len() };
     let process = rustix::process::getpid().as_raw_nonzero().get();
-    // SAFETY: `local` is the whole of `into`, borrowed mutably for the call, which writes nowhere else. The kernel
-    // only looks `remote` up in the page tables and returns EFAULT for unmapped memory.
+    // SAFETY: `local` covers exactly `into`, which is mutably borrowed during the call, and the call writes nowhere
+    // else. The kernel only looks `remote` up in the page tables and returns EFAULT for unmapped memory.
     let read = unsafe { libc::process_vm_readv(process, &raw const local, 1, &raw const remote, 1, 0) };
     usize::try_from(read).unwrap_or(0)
 }
 
-/// A cached part of the stack, so that a walk needs few system calls.
+/// A cache of one part of the stack, so that a walk needs few system calls.
 struct Window {
     start: usize,
     bytes: [u8; WINDOW_BYTES],
@@ -119,13 +121,13 @@ impl Window {
         Window { start: 0, bytes: [0; WINDOW_BYTES], valid_bytes: 0 }
     }
 
-    /// Returns the word at an aligned address; `None` if nothing is mapped there.
+    /// Returns the word at `address`, or `None` if the address is not aligned or nothing is mapped there.
     fn word(&mut self, address: usize) -> Option<usize> {
         if !address.is_multiple_of(WORD_BYTES) {
             return None;
         }
         if !(self.start..self.start + self.valid_bytes).contains(&address) {
-            // Reads never cross a page, so that an unmapped neighbour does not fail the read.
+            // A read never crosses a page boundary, so that an unmapped next page does not make it fail.
             let page_left = PAGE_BYTES - address % PAGE_BYTES;
             let piece = self.bytes.get_mut(..WINDOW_BYTES.min(page_left))?;
             self.valid_bytes = read_memory(address, piece) / WORD_BYTES * WORD_BYTES;
@@ -137,17 +139,17 @@ impl Window {
     }
 }
 
-/// Frames found so far, innermost first, with room for a fixed number.
+/// Code addresses of the frames found so far, innermost frame first. The capacity is fixed.
 type Frames = heapless::VecView<usize>;
 
-/// Records a return address as the address of the call before it, so that the right function is named. Returns false if
-/// there is no room for another frame.
+/// Adds a return address minus 1, which lies inside the call instruction. The return address itself may already belong
+/// to the next function. Returns false if `frames` is full.
 fn push_return(frames: &mut Frames, address: usize) -> bool {
     frames.push(address.wrapping_sub(1)).is_ok()
 }
 
-/// Adds the addresses of the stack to the empty `frames`, innermost first. `text` is the range of our own code.
-/// Async-signal-safe; changes errno.
+/// Walks the stack from `registers` and adds its code addresses to `frames`, innermost first. `frames` must be empty;
+/// `text` is the address range of our own code. The function is async-signal-safe but changes errno.
 pub(super) fn walk(registers: &Registers, text: &Range<usize>, frames: &mut Frames) {
     let mut window = Window::new();
     let _ = frames.push(registers.program_counter);
@@ -171,7 +173,7 @@ pub(super) fn walk(registers: &Registers, text: &Range<usize>, frames: &mut Fram
     }
 }
 
-/// Adds the callers of the calling function to `frames`, innermost first. Changes errno.
+/// Adds the calling function and all its callers to `frames`, innermost first. Changes errno.
 #[inline(never)]
 pub(super) fn walk_from_here(frames: &mut Frames) {
     follow(&mut Window::new(), own_frame_pointer(), frames);
@@ -195,7 +197,8 @@ fn is_above(frame_pointer: usize, lower: usize) -> bool {
         && frame_pointer.checked_sub(lower).is_some_and(|bytes| (1..=STACK_FRAME_BYTES_MAX).contains(&bytes))
 }
 
-/// Returns the address of the first word from `from` on that is a return address into `text`.
+/// Searches the stack from `from` to `until` for a return address into `text`. Returns the address of the first word
+/// that holds one, or `None` if there is none within `STACK_SEARCH_WORDS_MAX` words.
 fn find_return(window: &mut Window, from: usize, until: usize, text: &Range<usize>) -> Option<usize> {
     let words = (0..STACK_SEARCH_WORDS_MAX).map(|index| from.wrapping_add(index * WORD_BYTES));
     for at in words.take_while(|at| *at < until) {
@@ -215,7 +218,8 @@ fn follows_call(address: usize) -> bool {
 
 #[cfg(target_arch = "x86_64")]
 fn ends_with_call(code: &[u8; 8]) -> bool {
-    // ModRM of `FF /2`: mode in bits 6-7, 2 in bits 3-5, register or memory form in bits 0-2.
+    // In the ModRM byte of a call (`FF /2`), bits 6-7 are the mode, and bits 3-5 are 2. Bits 0-2 select the register or
+    // the form of the memory operand.
     let is_call = |modrm: u8| modrm & 0x38 == 0x10;
     let [_, b1, b2, b3, b4, b5, b6, b7] = *code;
     b3 == 0xe8 // call rel32

@@ -1,5 +1,6 @@
-//! Maps code addresses of this process to function names; nothing is cached. Names come from the mapped files. A library
-//! without symbols is shown by its own name in brackets.
+//! Maps code addresses of this process to function names. Nothing is cached between calls. The names come from the
+//! symbol tables of the mapped files. For a library without symbols, the name of the library in brackets stands for all
+//! its functions.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -26,17 +27,17 @@ pub(super) struct Place {
 /// The result of [`resolve`].
 #[derive(Debug, Default)]
 pub(super) struct Symbols {
-    /// The requested addresses, ascending.
+    /// The requested addresses in ascending order, without duplicates.
     pub(super) addresses: Vec<usize>,
-    /// Our own program comes first, as pprof expects.
+    /// Executable mappings. Our own program comes first, as pprof expects.
     pub(super) mappings: Vec<Mapping>,
     /// Linker names of the functions.
     pub(super) functions: Vec<String>,
-    /// One entry per requested address; `None` if no code is mapped there.
+    /// Place of each address in `addresses`; `None` if no code is mapped there.
     pub(super) places: Vec<Option<Place>>,
 }
 
-/// Resolves `addresses`.
+/// Finds the mapping and the function of each of `addresses`.
 pub(super) fn resolve(mut addresses: Vec<usize>) -> Symbols {
     addresses.sort_unstable();
     addresses.dedup();
@@ -52,20 +53,20 @@ pub(super) fn resolve(mut addresses: Vec<usize>) -> Symbols {
 }
 
 impl Symbols {
-    /// Returns an address's index in `addresses` and its place.
+    /// Returns the index of `address` in `addresses` and its place, or `None` if the address has no known place.
     pub(super) fn find(&self, address: usize) -> Option<(usize, Place)> {
         let index = self.addresses.binary_search(&address).ok()?;
         let place = self.places.get(index).copied().flatten()?;
         Some((index, place))
     }
 
-    /// Returns the name of the function at an address.
+    /// Returns the name of the function at `address`, or `None` if it is unknown.
     pub(super) fn name_of(&self, address: usize) -> Option<String> {
         let (_, place) = self.find(address)?;
         self.functions.get(place.function).map(|name| demangled(name))
     }
 
-    /// Resolves the addresses inside one mapping. `own` is the range of our own code.
+    /// Resolves those addresses that lie in mapping `index`. `own` is the address range of our own code.
     fn name_inside(&mut self, index: usize, own: &Range<usize>) {
         let Some(mapping) = self.mappings.get_mut(index) else { return };
         let first = self.addresses.partition_point(|address| *address < mapping.range.start);
@@ -75,9 +76,10 @@ impl Symbols {
         if index != 0 && offsets.is_empty() {
             return;
         }
-        // If the program file was replaced, only this path leads to the running file.
+        // The program file may have been replaced since the start. /proc/self/exe still leads to the running file.
         let path = if mapping.range == *own { "/proc/self/exe" } else { &mapping.path };
-        // A file that cannot be read yields no names.
+        // If the file cannot be read, the default image has no symbols, and the name `whole` stands for all its
+        // functions.
         let image = elf::read(Path::new(path), &offsets).unwrap_or_default();
         mapping.build_id = image.build_id;
         let whole =
@@ -95,18 +97,19 @@ impl Symbols {
     }
 }
 
-/// Returns a function's name as in the source, from its linker name.
+/// Returns the name of a function as in the source, given its linker name.
 pub(super) fn demangled(name: &str) -> String {
     format!("{:#}", rustc_demangle::demangle(name))
 }
 
-/// Returns all executable mappings with a name, ascending; none without /proc.
+/// Returns all executable mappings that have a path, in ascending order. Returns none if /proc is not mounted.
 pub(super) fn mappings() -> Vec<Mapping> {
     let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
     String::from_utf8_lossy(&maps).lines().filter_map(parse_mapping).collect()
 }
 
-/// Parses `start-end rwxp offset device inode   path` (proc(5)). `None` unless executable and with a path.
+/// Parses a line of /proc/PID/maps, `start-end rwxp offset device inode path` (see proc(5)). Returns `None` unless the
+/// mapping is executable and has a path.
 fn parse_mapping(line: &str) -> Option<Mapping> {
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
@@ -120,7 +123,7 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
     (!path.is_empty()).then_some(Mapping { range, file_offset, path, build_id: String::new() })
 }
 
-/// Returns the address range of our own code.
+/// Returns the address range of our own code, or an empty range if /proc is not mounted.
 pub(super) fn own_text() -> Range<usize> {
     let here: fn() -> Range<usize> = own_text;
     let here = here as usize;

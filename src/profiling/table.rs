@@ -1,15 +1,15 @@
-//! The fixed-size table that signal handlers write to: distinct stacks with a count each. Lock-free and without
-//! allocation. It must not be read before all writers are done.
+//! The fixed-size table that signal handlers write to. It holds distinct stacks with a count each. Writing takes no
+//! lock and does not allocate. The stacks must not be read before all writers are done.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::base::limits::{PROFILE_FRAMES_MAX, PROFILE_STACKS_MAX};
 
-/// Maximum number of entries probed for one stack; a local bound.
+/// Maximum number of entries that are probed for one stack, a local bound.
 const PROBES_MAX: usize = 16;
 
-/// The signals that count as samples.
+/// The kind of signal that counts as a sample. Other signals are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trigger {
     /// Signals of CPU timers.
@@ -18,8 +18,8 @@ pub(super) enum Trigger {
     Request,
 }
 
-/// One distinct stack of one thread. `key` is claimed first, by compare-exchange from 0; the thread that claimed
-/// it fills the rest and sets `is_complete`.
+/// One distinct stack of one thread. A thread claims the entry by a compare-exchange of `key` from 0. The same thread
+/// then fills the other fields and sets `is_complete`.
 #[derive(Default)]
 struct Entry {
     key: AtomicU64,
@@ -30,9 +30,9 @@ struct Entry {
     is_complete: AtomicBool,
 }
 
-/// Stacks and their counts, see the top of this file.
+/// A table of stacks and their counts. The top of this file says how it is used.
 pub(super) struct Table {
-    /// Address range of our own code, for the stack walk.
+    /// Address range of our own code, which the stack walk needs.
     pub(super) text: Range<usize>,
     pub(super) trigger: Trigger,
     entries: Box<[Entry]>,
@@ -62,7 +62,7 @@ impl Table {
         }
     }
 
-    /// Adds `count` samples of a stack. Async-signal-safe.
+    /// Adds `count` samples of a stack. This function is async-signal-safe.
     pub(super) fn record(&self, thread: i32, count: u64, frames: &[usize]) {
         self.recorded.fetch_add(count, Ordering::Relaxed);
         let key = key_of(thread, frames);
@@ -81,7 +81,8 @@ impl Table {
         self.lost.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Fills a claimed entry. Without room for the frames the entry stays incomplete, and `lost` counts its samples.
+    /// Fills a claimed entry. If there is no room for the frames, the entry stays incomplete, and `lost` counts its
+    /// samples.
     fn fill(&self, entry: &Entry, thread: i32, count: u64, frames: &[usize]) {
         entry.count.fetch_add(count, Ordering::Relaxed);
         let first = self.frames_used.fetch_add(frames.len(), Ordering::Relaxed);
@@ -95,7 +96,7 @@ impl Table {
         entry.is_complete.store(true, Ordering::Release);
     }
 
-    /// Returns every complete stack, in the table's order.
+    /// Returns all complete stacks, in the order of the table.
     pub(super) fn stacks(&self) -> impl Iterator<Item = Seen> {
         self.entries.iter().filter(|entry| entry.is_complete.load(Ordering::Acquire)).map(|entry| {
             let first = entry.first_frame.load(Ordering::Relaxed) as usize;
@@ -114,7 +115,7 @@ impl Table {
         self.recorded.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of samples that did not fit.
+    /// Returns the number of samples that did not fit into the table.
     pub(super) fn lost(&self) -> u64 {
         let incomplete = |entry: &&Entry| {
             entry.key.load(Ordering::Relaxed) != 0 && !entry.is_complete.load(Ordering::Acquire)
@@ -125,7 +126,8 @@ impl Table {
     }
 }
 
-/// Returns a 64-bit hash of the stack, never 0. Among 4096 stacks, two collide once in 10^12 profiles.
+/// Returns a 64-bit hash of the thread id and the stack. The hash is never 0. Among 4096 stacks, two have the same hash
+/// in about one of 10^12 profiles.
 fn key_of(thread: i32, frames: &[usize]) -> u64 {
     let mut key = mix(u64::from(thread.cast_unsigned()) + 1);
     for frame in frames {
@@ -134,7 +136,8 @@ fn key_of(thread: i32, frames: &[usize]) -> u64 {
     key.max(1)
 }
 
-/// The finaliser of MurmurHash3: every bit of the argument changes half of the result's.
+/// Returns a hash of `value`, computed by the finaliser of MurmurHash3. Each bit of `value` changes about half of the
+/// bits of the result.
 pub(super) fn mix(mut value: u64) -> u64 {
     value ^= value >> 33;
     value = value.wrapping_mul(0xff51_afd7_ed55_8ccd);

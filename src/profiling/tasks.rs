@@ -7,11 +7,11 @@ use std::fs;
 pub(super) struct Task {
     pub(super) id: i32,
     pub(super) name: String,
-    /// As in `ps`: R running, S sleeping, D in uninterruptible sleep ...
+    /// State letter as in `ps`: R for running, S for sleeping, D for uninterruptible sleep, and others.
     pub(super) state: char,
     pub(super) user_ms: u64,
     pub(super) system_ms: u64,
-    /// Kernel function in which it sleeps; empty if unknown.
+    /// Kernel function in which the thread sleeps; empty if unknown.
     pub(super) wait_channel: String,
 }
 
@@ -21,13 +21,13 @@ pub(super) fn ids() -> Vec<i32> {
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Returns the name of a thread; empty if the thread ended.
+/// Returns the name of a thread, or an empty string if the thread has ended.
 pub(super) fn name(id: i32) -> String {
     let name = fs::read(format!("/proc/self/task/{id}/comm")).unwrap_or_default();
     String::from_utf8_lossy(&name).trim_end().to_owned()
 }
 
-/// Returns name, state and times of a thread; `None` if the thread ended.
+/// Returns the name, state and CPU times of a thread, or `None` if the thread has ended.
 pub(super) fn task(id: i32) -> Option<Task> {
     let stat = fs::read(format!("/proc/self/task/{id}/stat")).ok()?;
     let wait_channel = fs::read_to_string(format!("/proc/self/task/{id}/wchan")).unwrap_or_default();
@@ -37,14 +37,15 @@ pub(super) fn task(id: i32) -> Option<Task> {
     Some(task)
 }
 
-/// Parses `id (name) state ppid ...` (proc(5)). The name may contain any characters.
+/// Parses a line of /proc/PID/stat, `id (name) state ppid ...` (see proc(5)). The name may contain any characters, also
+/// spaces and parentheses.
 fn parse_stat(stat: &str) -> Option<Task> {
     let (before, after) = stat.rsplit_once(')')?;
     let (_, name) = before.split_once('(')?;
     let mut fields = after.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let ticks_to_ms = 1_000 / rustix::param::clock_ticks_per_second().max(1);
-    let user: u64 = fields.nth(10)?.parse().ok()?; // the 14th of all
+    let user: u64 = fields.nth(10)?.parse().ok()?; // field 14 of the line
     let system: u64 = fields.next()?.parse().ok()?;
     Some(Task {
         name: name.to_owned(),

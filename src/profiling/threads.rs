@@ -1,5 +1,5 @@
-//! The goroutine profile of Go, for threads: one sample per thread with its name, state and current stack. A signal
-//! requests the stack of each thread; it interrupts interruptible system calls briefly (EINTR).
+//! Go's goroutine profile, but for threads: one sample per thread with its name, state and current stack. A signal
+//! requests the stack of each thread. The signal briefly interrupts interruptible system calls (EINTR).
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -15,15 +15,16 @@ use super::tasks::{self, Task};
 use crate::base::clock;
 use crate::base::limits;
 
-/// Stacks by thread, innermost frame first. Threads that did not answer are missing.
+/// Stacks by thread id, innermost frame first. Threads that did not answer have no entry.
 type Stacks = HashMap<i32, Vec<usize>>;
 
-/// Returns all threads: with `debug` 0 as a gzip-compressed profile.proto, with 1 as a table in text, from 2 on with
-/// stacks. Threads that do not answer within 200 ms (in uninterruptible sleep) are listed without a stack. While a CPU
-/// profile is being taken, all threads are listed without a stack and a note says so.
+/// Returns the list of all threads. If `debug` is 0, the list is a gzip-compressed profile.proto; if 1, text without
+/// stacks; if 2 or more, text with stacks. Threads that do not answer within 200 ms (in uninterruptible sleep) are
+/// listed without a stack. While a CPU profile is being taken, all threads are listed without a stack, and a note says
+/// so.
 ///
 /// # Errors
-/// [`ProfileError::Signal`] when the kernel refuses the handler.
+/// Returns [`ProfileError::Signal`] if the kernel refuses the handler.
 pub fn threads(debug: u8) -> Result<Vec<u8>, ProfileError> {
     let mut tasks: Vec<Task> = tasks::ids().into_iter().filter_map(tasks::task).collect();
     tasks.sort_by_key(|task| task.id);

@@ -1,4 +1,4 @@
-//! UNSAFE. A timer on the CPU clock of a thread that sends SIGPROF to that thread. The handler is in `signal`.
+//! UNSAFE. A timer that counts the CPU time of a thread and sends SIGPROF to that thread. The handler is in `signal`.
 #![expect(unsafe_code, reason = "POSIX timers have no safe binding")]
 
 use std::io;
@@ -12,15 +12,17 @@ impl Timer {
     /// Starts a timer that fires each time `thread` of this process has used another `period_ns` of CPU time.
     ///
     /// # Errors
-    /// EINVAL or ESRCH if the thread no longer exists, EAGAIN if the user has too many timers (RLIMIT_SIGPENDING).
+    /// Returns EINVAL or ESRCH if the thread no longer exists, and EAGAIN if the user has too many timers
+    /// (RLIMIT_SIGPENDING).
     pub(super) fn start(thread: i32, period_ns: i64) -> io::Result<Timer> {
-        // SAFETY: `sigevent` is a plain C struct of integers and a value; zero is valid for each.
+        // SAFETY: `sigevent` is a plain C struct of integers and a value. Zero is valid for each of them.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = libc::SIGPROF;
         event.sigev_notify_thread_id = thread;
         let mut timer: libc::timer_t = ptr::null_mut();
-        // SAFETY: both pointers are valid for the call. A clock or thread that does not exist is an error.
+        // SAFETY: both pointers are valid during the call. The call returns an error if the clock or the thread does
+        // not exist.
         let created = unsafe { libc::timer_create(cpu_clock(thread), &raw mut event, &raw mut timer) };
         if created != 0 {
             return Err(io::Error::last_os_error());
@@ -37,7 +39,7 @@ impl Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        // SAFETY: created in `start`, deleted only here. The timer exists even if the thread has ended.
+        // SAFETY: the timer was created in `start` and is deleted only here. It exists even if its thread has ended.
         unsafe { libc::timer_delete(self.0) };
     }
 }

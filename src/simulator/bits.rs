@@ -1,29 +1,30 @@
-//! Writes NAL units bit by bit, with emulation prevention. It does not interpret the bits.
+//! Writes NAL units bit by bit and inserts the emulation prevention bytes. The meaning of the bits is up to the caller.
 
-/// Writes one NAL unit of a byte stream (H.264 annex B) to the end of a buffer.
+/// Writes one NAL unit of a byte stream (H.264 Annex B) to the end of a buffer.
 pub(super) struct NalWriter<'a> {
     out: &'a mut Vec<u8>,
-    /// Bits not yet written, right-aligned. Between calls there are fewer than eight.
+    /// Bits that are not written yet, right-aligned. Between calls, there are fewer than eight of them.
     pending: u64,
     pending_bits: u32,
-    /// Number of zero bytes at the end of this NAL unit so far.
+    /// Number of zero bytes at the end of what has been written of this NAL unit.
     zeros: u32,
 }
 
-/// The start code that is allowed before any but the first NAL unit of an access unit and parameter sets.
+/// The 3-byte start code. It must not be used before parameter sets or before the first NAL unit of an access unit.
 pub(super) const START_CODE_SHORT: &[u8] = &[0, 0, 1];
-/// The start code that is allowed before every NAL unit.
+/// The 4-byte start code. It is allowed before every NAL unit.
 pub(super) const START_CODE_LONG: &[u8] = &[0, 0, 0, 1];
 
 impl<'a> NalWriter<'a> {
-    /// Appends start code and NAL header: `nal_ref_idc` and `nal_unit_type`.
+    /// Appends the start code and the NAL unit header, which consists of `ref_idc` (`nal_ref_idc`) and `kind`
+    /// (`nal_unit_type`).
     pub(super) fn begin(out: &'a mut Vec<u8>, start_code: &[u8], ref_idc: u8, kind: u8) -> NalWriter<'a> {
         out.extend_from_slice(start_code);
         out.push(ref_idc << 5 | kind);
         NalWriter { out, pending: 0, pending_bits: 0, zeros: 0 }
     }
 
-    /// Appends the `count` low bits of `value`, at most 32: u(n).
+    /// Appends the `count` low bits of `value`, as u(n) in H.264. `count` is at most 32.
     pub(super) fn bits(&mut self, count: u32, value: u32) {
         debug_assert!(count <= 32 && u64::from(value) >> count == 0, "{value} in {count} bits");
         self.pending = self.pending << count | u64::from(value);
@@ -36,12 +37,12 @@ impl<'a> NalWriter<'a> {
         self.pending &= (1 << self.pending_bits) - 1;
     }
 
-    /// Appends one bit: u(1).
+    /// Appends one bit, as u(1) in H.264.
     pub(super) fn flag(&mut self, value: bool) {
         self.bits(1, value.into());
     }
 
-    /// Appends an unsigned Exp-Golomb code (H.264 9.1): ue(v).
+    /// Appends `value` as an unsigned Exp-Golomb code, ue(v) in H.264 9.1.
     pub(super) fn ue(&mut self, value: u32) {
         debug_assert!(value < u32::MAX, "ue(v) ends at 2^32 - 2");
         let code = value + 1;
@@ -50,14 +51,14 @@ impl<'a> NalWriter<'a> {
         self.bits(length + 1, code);
     }
 
-    /// Appends zero bits up to the next byte: `pcm_alignment_zero_bit`.
+    /// Appends zero bits up to the next byte boundary, as `pcm_alignment_zero_bit` in H.264.
     pub(super) fn align(&mut self) {
         if self.pending_bits > 0 {
             self.bits(8 - self.pending_bits, 0);
         }
     }
 
-    /// Appends whole bytes, all of which must be at least 4: they never need emulation prevention.
+    /// Appends whole bytes. Each must be at least 4, so that none needs emulation prevention.
     pub(super) fn plain_bytes(&mut self, bytes: &[u8]) {
         debug_assert!(self.pending_bits == 0, "must be called on a byte boundary");
         debug_assert!(bytes.iter().all(|byte| *byte > 3), "a byte that may need emulation prevention");
@@ -67,13 +68,14 @@ impl<'a> NalWriter<'a> {
         }
     }
 
-    /// Appends `rbsp_trailing_bits`.
+    /// Ends the NAL unit with `rbsp_trailing_bits`: a one bit and zero bits up to the next byte boundary.
     pub(super) fn finish(mut self) {
         self.flag(true);
         self.align();
     }
 
-    /// Appends one byte. Inserts 03 so that 00 00 00 to 00 00 03 never appear in a NAL unit (H.264 7.4.1).
+    /// Appends one byte. Inserts the byte 03 after two zero bytes where necessary, so that 00 00 00 to 00 00 03 never
+    /// appear in a NAL unit (H.264 7.4.1).
     fn byte(&mut self, byte: u8) {
         if self.zeros == 2 && byte <= 3 {
             self.out.push(3);
@@ -99,7 +101,7 @@ mod tests {
         out.split_off(4)
     }
 
-    /// Returns the bits without emulation prevention bytes.
+    /// Returns the bits of `nal` without its emulation prevention bytes.
     fn payload_bits(nal: &[u8]) -> Vec<bool> {
         let (mut bytes, mut zeros) = (Vec::new(), 0);
         for byte in nal {

@@ -1,4 +1,4 @@
-//! Configuration of a simulated camera. `run` checks it; only `camera-sim` parses it from text.
+//! The configuration of a simulated camera. `run` checks it. Only the program `camera-sim` parses it from text.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,23 +9,23 @@ use crate::camera::Layout;
 /// Configuration of one run of the simulator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimulatorConfig {
-    /// Shared-memory name of the ring.
+    /// Name of the ring in shared memory.
     pub name: String,
     /// Layout of the ring.
     pub layout: Layout,
-    /// An H.264 file in byte-stream format, played in a loop; `None` codes the test card.
+    /// An H.264 file in byte-stream format that is played in a loop. `None` encodes the test card instead.
     pub file: Option<PathBuf>,
     /// The test card.
     pub card: TestCardConfig,
-    /// Units per second; `None` publishes as fast as possible, with the unit sizes of the test card's own rate.
+    /// Units per second. `None` publishes as fast as possible, with units as large as at the rate of the test card.
     pub fps: Option<f64>,
     /// Clock of the timestamps in the slot metadata.
     pub clock: TimestampClock,
-    /// Ends the run after this many units; dropped and malformed units count too.
+    /// Number of units after which the run ends. Dropped and malformed units count too.
     pub units: Option<u64>,
-    /// Removes the segment at the end of the run.
+    /// True if the shared-memory segment is removed at the end of the run.
     pub unlink_at_exit: bool,
-    /// Publishes even if another camera seems to write the ring.
+    /// True if the simulator publishes even if another camera seems to write to the ring.
     pub take_over: bool,
     /// Faults to inject.
     pub faults: Faults,
@@ -51,91 +51,91 @@ impl Default for SimulatorConfig {
 /// Clock of the timestamps in the slot metadata.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum TimestampClock {
-    /// CLOCK_REALTIME, as the camera daemon uses it.
+    /// CLOCK_REALTIME, which the camera daemon uses.
     Realtime,
-    /// CLOCK_MONOTONIC, as the daemon's header documents it.
+    /// CLOCK_MONOTONIC, which the header file of the daemon documents.
     Monotonic,
 }
 
-/// Faults to inject, each with its own period. `every` counts units and is at least 1.
+/// Faults to inject. Each has its own period. A field `every` is the period in units and is at least 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// Stops publishing once.
+    /// Stops publishing once, for some time or for ever.
     pub stall: Option<Stall>,
-    /// Stops and restarts, like a daemon that crashed.
+    /// Stops and restarts repeatedly, like a daemon that crashed.
     pub restart: Option<Restart>,
-    /// Writes units in two halves.
+    /// Writes some units in two halves with a pause between them.
     pub tear: Option<Tear>,
-    /// Publishes a malformed unit in place of the valid one, once per this many units.
+    /// Period in units at which a malformed unit is published in place of the valid one.
     pub malformed_every: Option<u64>,
     /// Switches the test card between two picture sizes.
     pub change_resolution: Option<ResolutionChange>,
-    /// Holds units back and publishes them together.
+    /// Holds several units back and publishes them together.
     pub burst: Option<Burst>,
-    /// Skips every n-th picture before it is coded. Its unit number is missing, but the stream stays decodable.
-    /// From a file, the coded unit is skipped.
+    /// Period in units at which a picture is skipped before it is encoded. The stream has no unit with the number of
+    /// this picture, but stays decodable. If a file is played, the encoded unit is skipped.
     pub drop_every: Option<u64>,
 }
 
-/// A pause after a number of units.
+/// A pause of the camera after a number of units.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Stall {
-    /// Units before the pause.
+    /// Number of units before the pause.
     pub after: u64,
-    /// Duration; `None` lasts until the end of the run.
+    /// Duration of the pause. `None` means until the end of the run.
     pub lasting: Option<Duration>,
 }
 
 /// Periodic restarts of the camera.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Restart {
-    /// Units between restarts.
+    /// Number of units from one restart to the next.
     pub every: u64,
-    /// Time from stop to restart.
+    /// Time from the stop to the restart.
     pub pause: Duration,
-    /// The segment that the restarted camera writes to.
+    /// The shared-memory segment that the restarted camera writes to.
     pub onto: RestartOnto,
 }
 
-/// The segment that a restarted camera writes to. Frame numbers restart at 0 and the stream restarts with an IDR.
-/// The unit numbers of stamp and picture continue.
+/// The shared-memory segment that a restarted camera writes to. Frame numbers restart at 0, and the stream restarts
+/// with an IDR. The unit numbers in the stamp and in the picture continue.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum RestartOnto {
-    /// The same segment with its index and semaphore unchanged, as the daemon does it.
+    /// The same segment with its index and semaphore unchanged. The camera daemon does this.
     Same,
     /// The same segment with the index reset to 0.
     Rewind,
     /// A new segment under the same name.
     New,
-    /// `Same`, `New`, `Rewind` in turn.
+    /// `Same`, `New` and `Rewind` in turn.
     Alternate,
 }
 
-/// Torn units: written in two halves with a pause between them.
+/// Torn units, which are written in two halves with a pause between them.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Tear {
     /// Period in units.
     pub every: u64,
-    /// Time between the halves.
+    /// Pause between the two halves.
     pub pause: Duration,
 }
 
 /// A periodic change of the picture size.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ResolutionChange {
-    /// Units between changes.
+    /// Number of units from one change to the next.
     pub every: u64,
-    /// The second width in pixels.
+    /// Width of the second picture size in pixels.
     pub width: u32,
-    /// The second height in pixels.
+    /// Height of the second picture size in pixels.
     pub height: u32,
 }
 
 /// Units that are published together.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Burst {
-    /// Units from one burst to the next.
+    /// Number of units from one burst to the next.
     pub every: u64,
-    /// Units per burst.
+    /// Number of units in a burst.
     pub units: u64,
 }

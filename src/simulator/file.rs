@@ -1,5 +1,5 @@
-//! An H.264 byte stream as a source of access units. The file is split once and then played in a loop. Only stamps
-//! change: old stamps are removed, and a new one is inserted before the first slice.
+//! Reads access units from a file with an H.264 byte stream. The file is split into units once and then played in a
+//! loop. The simulator changes only the stamps: it removes the old ones and inserts a new one before the first slice.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,18 +12,18 @@ use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::h264::nal::kind;
 use crate::h264::{Assembler, Stamp};
 
-/// Maximum size of a file in bytes, a local bound: the file is held in memory.
+/// Maximum size of a file in bytes, because the file is held in memory. This is a local bound.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
-/// Reasons why the file of this path cannot be played.
+/// Reasons why a file cannot be played.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Opening or reading failed.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's reason.
+        /// Error that the kernel returned.
         source: io::Error,
     },
     /// The file is larger than `FILE_BYTES_MAX`.
@@ -37,24 +37,24 @@ pub enum FileError {
          ffmpeg -i x.mp4 -c copy -bsf:v h264_mp4toannexb x.h264"
     )]
     NoStart(PathBuf),
-    /// One access unit does not fit into a slot.
+    /// One access unit of the file does not fit into a slot.
     #[error("access unit {index} of {path} has {bytes} bytes; a slot holds {SLOT_DATA_BYTES_MAX}")]
     UnitTooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Index of the unit, from 0.
         index: usize,
-        /// Size of the unit with the stamp.
+        /// Size of the unit in bytes, including the stamp.
         bytes: usize,
     },
 }
 
 /// One access unit of the file.
 struct FileUnit {
-    /// Indices of its NAL units.
+    /// Range of indices into `FileSource::nals`.
     nals: Range<usize>,
     is_idr: bool,
-    /// Bytes of the unit with the stamp.
+    /// Size of the unit in bytes, including the stamp.
     bytes: usize,
     width: u32,
     height: u32,
@@ -118,7 +118,8 @@ impl FileSource {
         self.units.first().map_or((0, 0), |unit| (unit.width, unit.height))
     }
 
-    /// Copies the next unit and stamps it with `unit_number`. Wraps around at the end of the file.
+    /// Copies the next unit of the file and writes a stamp with `unit_number` into it. Starts again at the end of the
+    /// file.
     pub(super) fn read(&mut self, unit_number: u64, unit: &mut Unit) {
         let Some(file_unit) = self.units.get(self.next) else { return };
         self.next = (self.next + 1) % self.units.len();
@@ -127,7 +128,7 @@ impl FileSource {
         unit.seal(unit_number);
     }
 
-    /// Appends these NAL units to `unit`, with room for the stamp before the first slice.
+    /// Appends the NAL units `nals` to `unit`, and an empty stamp before the first slice.
     fn copy(&self, nals: &Range<usize>, unit: &mut Unit) {
         let mut stamped = false;
         for nal in self.nals.get(nals.clone()).unwrap_or_default() {
@@ -155,7 +156,8 @@ fn is_slice(nal: &[u8]) -> bool {
     (kind::SLICE..=kind::IDR_SLICE).contains(&kind_of(nal))
 }
 
-/// Returns all NAL units of a byte stream without trailing zeros. Empty NAL units and stamps are omitted.
+/// Returns the ranges of all NAL units of a byte stream, without trailing zeros. Empty NAL units and stamps are left
+/// out.
 fn nal_units(bytes: &[u8]) -> Vec<Range<usize>> {
     let starts: Vec<usize> = memchr::memmem::find_iter(bytes, &[0, 0, 1]).map(|at| at + 3).collect();
     let ends = starts.iter().skip(1).map(|start| start - 3).chain([bytes.len()]);
@@ -168,8 +170,9 @@ fn nal_units(bytes: &[u8]) -> Vec<Range<usize>> {
     starts.iter().copied().zip(ends).filter_map(trim).collect()
 }
 
-/// Groups NAL units into access units (H.264 7.4.1.2.3), for streams without arbitrary slice order. A picture begins
-/// with the slice whose `first_mb_in_slice` is 0. Its access unit begins after the last slice of the previous picture.
+/// Groups NAL units into access units (H.264 7.4.1.2.3). The stream must not use arbitrary slice order. A picture
+/// begins with the slice whose `first_mb_in_slice` is 0. Its access unit begins at the first SEI, parameter set,
+/// delimiter or similar NAL unit after the previous picture, or else at that slice.
 fn access_units(bytes: &[u8], nals: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut units = Vec::new();
     let (mut start, mut has_picture) = (0, false);
@@ -196,7 +199,8 @@ fn access_units(bytes: &[u8], nals: &[Range<usize>]) -> Vec<Range<usize>> {
     units
 }
 
-/// Returns true if `first_mb_in_slice`, the first ue(v) of the slice header, is 0: a single one bit.
+/// Returns true if the slice is the first of its picture. `first_mb_in_slice`, the first ue(v) of the slice header, is
+/// then 0, whose code is a single one bit.
 fn begins_picture(slice: &[u8]) -> bool {
     slice.get(1).is_some_and(|byte| byte & 0x80 != 0)
 }
@@ -223,7 +227,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Returns the bytes of the slices, which the file source must not change.
+    /// Returns the bytes of all slices of a unit. The file source must not change them.
     fn slices(unit: &Unit) -> Vec<u8> {
         let nals = nal_units(unit.bytes());
         nals.iter()

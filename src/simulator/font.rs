@@ -1,10 +1,11 @@
-//! Font of the clock: digits, colon and full stop in 3x5 pixels.
+//! The font of the clock: digits, colon and full stop in 3x5 pixels.
 
-/// Width and height of a character cell in font pixels, including the space on the right and below.
+/// Width and height of a character cell in font pixels. They include one column of space on the right and one row
+/// below.
 pub(super) const CELL_WIDTH: u32 = 4;
 pub(super) const CELL_HEIGHT: u32 = 6;
 
-/// Returns true if the pixel at x, y of a character's cell is set.
+/// Returns true if the font pixel at `x`, `y` of the cell of `character` is set.
 pub(super) fn is_set(character: u8, x: u32, y: u32) -> bool {
     let rows: [u8; 5] = match character {
         b'0' => [0b111, 0b101, 0b101, 0b101, 0b111],

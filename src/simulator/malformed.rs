@@ -1,13 +1,14 @@
-//! Malformed units, as a broken camera may publish them. This module only corrupts a unit; the caller publishes it.
+//! Makes units malformed, as a broken camera may publish them. This module only corrupts a unit; the caller publishes
+//! it.
 
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::camera::{FORMAT_H264, SlotMetadata};
 
-/// Number of kinds of corruption; callers go through them in turn.
+/// Number of kinds of corruption. Callers use all of them in turn.
 pub(super) const KINDS: u64 = 11;
 
-/// Applies corruption `number` (modulo [`KINDS`]) to a unit. Most kinds make the unit unusable; a jump of the
-/// frame number and an absurd timestamp do not.
+/// Applies the corruption `number` (modulo [`KINDS`]) to a unit. Most kinds make the unit unusable. A unit with a wrong
+/// frame number or an absurd timestamp stays usable.
 pub(super) fn corrupt(number: u64, metadata: &mut SlotMetadata, bytes: &mut [u8]) {
     match number % KINDS {
         0 => metadata.data_bytes = u64::MAX,
@@ -24,7 +25,7 @@ pub(super) fn corrupt(number: u64, metadata: &mut SlotMetadata, bytes: &mut [u8]
     }
 }
 
-/// Replaces the bytes by random ones (xorshift64).
+/// Replaces all bytes by pseudo-random bytes (xorshift64).
 fn noise(seed: u64, bytes: &mut [u8]) {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     for byte in bytes {
@@ -35,7 +36,7 @@ fn noise(seed: u64, bytes: &mut [u8]) {
     }
 }
 
-/// Replaces the bytes by NAL units of one byte each.
+/// Replaces all bytes by NAL units of one byte each.
 fn start_codes(bytes: &mut [u8]) {
     for (byte, pattern) in bytes.iter_mut().zip([0, 0, 1, 0x65].into_iter().cycle()) {
         *byte = pattern;

@@ -1,4 +1,4 @@
-//! A simulated camera: test card, pacing, fault injection. It is never part of the live path.
+//! A simulated camera with a test card, pacing and fault injection. It is never part of the live path.
 //!
 //! ```text
 //!  test_card (picture ─► macroblocks ─► NAL units) ─┐

@@ -1,5 +1,5 @@
-//! The picture of the test card: colour bars, a moving bar, a clock, and the machine-readable unit number. It paints
-//! into macroblocks and records which of them changed; `test_card` codes them.
+//! The picture of the test card: colour bars, a moving bar, a clock, and the machine-readable unit number. This module
+//! paints into macroblocks and records which of them changed. `test_card` encodes them.
 //!
 //! ```text
 //!  ┌───────────────────────────────┐
@@ -19,18 +19,18 @@ use std::ops::Range;
 
 use super::font;
 
-/// Bytes of a macroblock: 16x16 luma, then 8x8 Cb, then 8x8 Cr; the order of I_PCM samples.
+/// Bytes of a macroblock: 16x16 luma, then 8x8 Cb, then 8x8 Cr samples. This is the order of I_PCM.
 pub(super) const MACROBLOCK_BYTES: usize = 384;
 pub(super) type Macroblock = [u8; MACROBLOCK_BYTES];
-/// Luma, Cb and Cr in a macroblock: the bytes of the plane, and its samples per line.
+/// The planes of a macroblock: luma, Cb and Cr. Each entry has the byte range of the plane and its samples per line.
 pub(super) const PLANES: [(Range<usize>, usize); 3] = [(0..256, 16), (256..320, 8), (320..384, 8)];
 
-/// Y, Cb, Cr in limited range (BT.709). All samples are at least 16, so none needs emulation prevention.
+/// Y, Cb and Cr of a colour in limited range (BT.709). Every sample is at least 16, so none needs emulation prevention.
 type Colour = [u8; 3];
 const WHITE: Colour = [235, 128, 128];
 const BLACK: Colour = [16, 128, 128];
 const NIGHT: Colour = [32, 134, 124];
-/// 75 % bars: white, yellow, cyan, green, magenta, red, blue, black.
+/// Colours of the 75 % bars: white, yellow, cyan, green, magenta, red, blue, black.
 const BARS: [Colour; 8] = [
     [180, 128, 128],
     [168, 44, 136],
@@ -42,10 +42,11 @@ const BARS: [Colour; 8] = [
     BLACK,
 ];
 
-/// Position and coding of the machine-readable unit number in a picture.
+/// Position and encoding of the machine-readable unit number in a picture.
 ///
-/// 36 square cells of `cell` pixels in 2 rows of 18, row by row from the left, at the bottom of the picture:
-/// with W, H the picture's width and height in pixels and // the division without remainder,
+/// The number is shown as 36 square cells of `cell` pixels at the bottom of the picture. They form 2 rows of 18 and are
+/// numbered row by row from the left. In the formulas, W and H are the width and height of the picture, and // is
+/// integer division:
 ///
 /// ```text
 ///  cell   = 16 * (W // 16 // 18)
@@ -54,8 +55,8 @@ const BARS: [Colour; 8] = [
 ///  centre of cell i:  x = left + (i mod 18 + 1/2) * cell     y = top + (i // 18 + 1/2) * cell
 /// ```
 ///
-/// The positions as fractions x / W and y / H also hold for a scaled picture. A cell is 1 if its centre is brighter
-/// than the mean of black and white.
+/// As fractions x / W and y / H, the positions are also valid in a scaled picture. A cell is 1 if its centre is
+/// brighter than the mean of black and white.
 ///
 /// | cell | value |
 /// |---|---|
@@ -65,8 +66,11 @@ const BARS: [Colour; 8] = [
 /// | 34 | always 0 |
 /// | 35 | always 1 |
 ///
-/// Decoding: check cells 0, 33, 34 and 35, then `n = g; for s in [1, 2, 4, 8, 16] { n ^= n >>> s }`. From one unit
-/// to the next exactly two cells change: one bit and the parity.
+/// To decode, check cells 0, 33, 34 and 35. Read cells 1 to 32 as `g` and compute the unit number:
+///
+/// `n = g; for s in [1, 2, 4, 8, 16] { n ^= n >>> s }`
+///
+/// From one unit to the next, exactly two cells change: one bit and the parity.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct NumberBlocks {
     /// Side of a cell in pixels, a multiple of 16.
@@ -85,8 +89,8 @@ impl NumberBlocks {
     /// All cells.
     pub const CELLS: u32 = Self::COLUMNS * Self::ROWS;
 
-    /// Returns the blocks for a picture of this size in pixels. `None` if the width is below 288 or two rows of cells
-    /// do not fit.
+    /// Returns the cells for a picture of `width` x `height` pixels. Returns `None` if the width is below 288 or two
+    /// rows of cells do not fit.
     #[must_use]
     pub fn of(width: u32, height: u32) -> Option<NumberBlocks> {
         let (columns, rows) = (width / 16, height / 16);
@@ -96,13 +100,13 @@ impl NumberBlocks {
         (cell > 0).then_some(NumberBlocks { cell: 16 * cell, left: 16 * left, top: 16 * top })
     }
 
-    /// Returns the centre of cell `index` in pixels: x, y.
+    /// Returns the x and y of the centre of cell `index` in pixels.
     fn centre(&self, index: u32) -> (u32, u32) {
         let (column, row) = (index % Self::COLUMNS, index / Self::COLUMNS);
         (self.left + column * self.cell + self.cell / 2, self.top + row * self.cell + self.cell / 2)
     }
 
-    /// Returns the value of cell `index` for a unit number.
+    /// Returns true if cell `index` is 1 for this unit number.
     #[must_use]
     pub fn value(index: u32, unit_number: u32) -> bool {
         let gray = unit_number ^ unit_number >> 1;
@@ -114,8 +118,8 @@ impl NumberBlocks {
         }
     }
 
-    /// Reads the unit number from a picture: `sample` returns the luma (0 to 255) at x, y in pixels. `None` if the
-    /// fixed cells or the parity are wrong.
+    /// Reads the unit number from a picture. `sample` must return the luma (0 to 255) at the pixel x, y. Returns `None`
+    /// if the fixed cells or the parity are wrong.
     pub fn read(&self, mut sample: impl FnMut(u32, u32) -> u8) -> Option<u32> {
         let mut cell = |index| {
             let (x, y) = self.centre(index);
@@ -139,13 +143,14 @@ struct Area {
     height: u32,
 }
 
-/// A picture in macroblocks, row by row, with a flag for each macroblock that changed since it was last coded.
+/// A picture as macroblocks, row by row. A flag per macroblock records if the macroblock changed since it was last
+/// encoded.
 pub(super) struct Canvas {
     pub(super) columns: usize,
     pub(super) rows: usize,
     /// All macroblocks, row by row.
     pub(super) macroblocks: Vec<Macroblock>,
-    /// One flag per macroblock: true if it changed since it was last coded.
+    /// One flag per macroblock: true if it changed since it was last encoded.
     pub(super) changed: Vec<bool>,
 }
 
@@ -180,7 +185,7 @@ impl Canvas {
     }
 }
 
-/// Fills pixels `x`, `y` of one macroblock. Returns true if a sample changed.
+/// Fills the columns `x` and rows `y` of one macroblock with a colour. Returns true if a sample changed.
 fn fill_macroblock(macroblock: &mut Macroblock, x: &Range<usize>, y: &Range<usize>, colour: Colour) -> bool {
     let mut changed = false;
     for ((plane, stride), value) in PLANES.into_iter().zip(colour) {
@@ -195,7 +200,7 @@ fn fill_macroblock(macroblock: &mut Macroblock, x: &Range<usize>, y: &Range<usiz
     changed
 }
 
-/// The layout of the test card for one picture size, and its current content.
+/// The layout of the test card for one picture size, and what the card currently shows.
 pub(super) struct Picture {
     pub(super) canvas: Canvas,
     blocks: NumberBlocks,
@@ -203,20 +208,20 @@ pub(super) struct Picture {
     bar_left: Option<u32>,
     clock_left: u32,
     clock_top: u32,
-    /// Side of one font pixel in pixels.
+    /// Side of one font pixel, in pixels of the picture.
     clock_scale: u32,
     shown_time: String,
     shown_number: Option<u32>,
 }
 
-/// Width of the whole clock in font pixels: twelve characters.
+/// Width of the whole clock, which has twelve characters, in font pixels.
 const CLOCK_WIDTH: u32 = 12 * font::CELL_WIDTH;
-/// Width of the moving bar and how far it moves from unit to unit, in pixels.
+/// Width of the moving bar, and its movement from unit to unit, in pixels.
 const BAR_WIDTH: u32 = 32;
 const BAR_STEP: u32 = 8;
 
 impl Picture {
-    /// Returns the card for a picture of `width` x `height` pixels; `None` if it does not fit.
+    /// Returns the card for a picture of `width` x `height` pixels, or `None` if the card does not fit.
     pub(super) fn new(width: u32, height: u32) -> Option<Picture> {
         let blocks = NumberBlocks::of(width, height)?;
         let columns = width / 16;
@@ -250,7 +255,7 @@ impl Picture {
         }
     }
 
-    /// Paints the unit number: only the cells that changed, or all at first.
+    /// Paints the cells of the unit number. Only the cells that changed are painted, except at the first call.
     pub(super) fn paint_number(&mut self, unit_number: u32) {
         for index in 0..NumberBlocks::CELLS {
             let value = NumberBlocks::value(index, unit_number);
@@ -265,7 +270,7 @@ impl Picture {
         self.shown_number = Some(unit_number);
     }
 
-    /// Moves the bar to its position for this unit: back and forth over the whole width.
+    /// Moves the bar to its position for this unit. The bar moves back and forth over the whole width.
     pub(super) fn paint_bar(&mut self, unit_number: u64) {
         let span = u64::from((self.track.width - BAR_WIDTH) / BAR_STEP);
         let phase = unit_number % (2 * span);
@@ -280,7 +285,7 @@ impl Picture {
         self.canvas.fill(bar(left), WHITE);
     }
 
-    /// Paints the time of day (UTC) of a CLOCK_REALTIME in ms.
+    /// Paints the UTC time of day. `realtime_ms` is CLOCK_REALTIME in ms.
     pub(super) fn paint_clock(&mut self, realtime_ms: u64) {
         let text = clock_text(realtime_ms);
         let shown = std::mem::take(&mut self.shown_time);
@@ -304,7 +309,7 @@ impl Picture {
     }
 }
 
-/// Formats a time in ms since the epoch as HH:MM:SS.mmm.
+/// Returns a time in ms since 1970 as text in the form HH:MM:SS.mmm.
 fn clock_text(realtime_ms: u64) -> String {
     let seconds = realtime_ms / 1000;
     let (h, m, s, ms) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60, realtime_ms % 1000);

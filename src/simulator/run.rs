@@ -1,5 +1,5 @@
-//! The simulated camera's loop: waits for the next unit's time on an absolute clock, makes the unit, injects the
-//! configured faults, and publishes it. It does not parse a command line or handle signals.
+//! The main loop of the simulated camera. It waits for the time of the next unit on an absolute clock, makes the unit,
+//! injects the configured faults, and publishes the unit. It does not parse a command line or handle signals.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,35 +17,37 @@ use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, WriterError};
 
 const NS_PER_S: i64 = 1_000_000_000;
-/// While waiting, the stop flag is polled at this interval.
+/// Interval at which the stop flag is read while waiting, in ns.
 const NAP_NS: i64 = 100_000_000;
-/// After a longer delay (debugger, SIGSTOP) the schedule moves on instead of catching up; a local bound.
+/// Maximum delay that the schedule catches up. After a longer delay (debugger, SIGSTOP), the schedule is shifted by the
+/// delay instead. This is a local bound.
 const LATE_NS_MAX: i64 = NS_PER_S;
 
 /// Counters of a run.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct SimulatorReport {
-    /// Units made, including dropped ones. Equals the next unit number.
+    /// Units made, including dropped ones. The number equals the next unit number.
     pub units: u64,
     /// Units published, including malformed ones.
     pub published: u64,
     /// Bytes of published units.
     pub bytes: u64,
-    /// Pictures skipped on purpose.
+    /// Pictures skipped because of the fault `drop_every`.
     pub dropped: u64,
     /// Malformed units.
     pub malformed: u64,
-    /// Units that were not published because all slots were leased or the unit was too large (lease ring).
+    /// Units that could not be published because all slots were leased or the unit was too large (only with the lease
+    /// ring).
     pub refused: u64,
-    /// IDRs coded because a reader requested one (lease ring).
+    /// IDRs encoded because a reader requested one (only with the lease ring).
     pub idr_requests: u64,
     /// Units written in two halves.
     pub torn: u64,
     /// Restarts of the camera.
     pub restarts: u64,
-    /// Maximum delay of a unit behind its schedule, in ns (0 without a rate).
+    /// Maximum delay of a unit behind its schedule in ns; 0 if the run has no rate.
     pub late_ns_max: i64,
-    /// Time from the first unit to the end, in ns.
+    /// Duration of the run in ns, counted from the first unit.
     pub lasted_ns: i64,
 }
 
@@ -55,13 +57,13 @@ pub enum SimulatorError {
     /// The ring cannot be created or attached.
     #[error(transparent)]
     Ring(#[from] WriterError),
-    /// The configuration of the test card is not possible.
+    /// The test card cannot be made with this configuration.
     #[error(transparent)]
     TestCard(#[from] TestCardError),
     /// The file cannot be played.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Another camera is writing this ring.
+    /// Another camera is writing to this ring.
     #[error("another camera is writing {name}: stop it, choose another --shm name, or use --take-over")]
     RingInUse {
         /// The ring's name.
@@ -77,10 +79,11 @@ pub enum SimulatorError {
     },
 }
 
-/// Runs a camera until `stop` is set or all units are published. It reacts to `stop` within about 100 ms.
+/// Runs a simulated camera until `stop` is set or all units are published. The function returns within about 100 ms
+/// after `stop` is set.
 ///
 /// # Errors
-/// Returns [`SimulatorError`] before the first unit, or later if a restart fails.
+/// Returns [`SimulatorError`] if the camera cannot start, or later if a restart or a change of the resolution fails.
 pub fn run(config: &SimulatorConfig, stop: &AtomicBool) -> Result<SimulatorReport, SimulatorError> {
     check(config)?;
     let mut simulator = Simulator::new(config, stop)?;
@@ -121,7 +124,7 @@ fn check(config: &SimulatorConfig) -> Result<(), SimulatorError> {
     Ok(())
 }
 
-/// The opened source of units.
+/// The opened source of the access units.
 enum Units {
     Card(Box<TestCard>),
     File(FileSource),
@@ -133,9 +136,9 @@ struct Simulator<'a> {
     ring: RingWriter,
     units: Units,
     unit: Unit,
-    /// Pictures since the camera was last (re)started.
+    /// Number of pictures since the camera was last started or restarted.
     frame_number: u64,
-    /// Time of the next unit on CLOCK_MONOTONIC.
+    /// Time at which the next unit is captured, CLOCK_MONOTONIC.
     due_ns: i64,
     interval_ns: Option<i64>,
     other_resolution: bool,
@@ -170,7 +173,8 @@ impl<'a> Simulator<'a> {
         self.stop.load(Ordering::Relaxed) || self.config.units.is_some_and(|units| self.report.units >= units)
     }
 
-    /// Handles one unit: waits for its time, makes it and publishes it.
+    /// Injects the faults that come before the next unit, waits for the time of this unit, and makes and publishes the
+    /// unit.
     fn turn(&mut self) -> Result<(), SimulatorError> {
         let number = self.report.units;
         self.stall(number);
@@ -196,7 +200,7 @@ impl<'a> Simulator<'a> {
     fn make_and_publish(&mut self, number: u64, captured_ns: i64) {
         let now = clock::monotonic_ns();
         let captured_realtime_ns = clock::realtime_ns() - (now - captured_ns);
-        // A file cannot insert an IDR: the request is dropped.
+        // The request is discarded if a file is played, because a file cannot provide an extra IDR.
         if self.ring.take_idr_request()
             && let Units::Card(card) = &mut self.units
         {
@@ -244,7 +248,7 @@ impl<'a> Simulator<'a> {
         if !is_published {
             self.report.refused += 1;
             if let Units::Card(card) = &mut self.units {
-                card.begin_with_idr(); // the next P unit would refer to this lost unit
+                card.begin_with_idr(); // the next P unit would refer to the unit that was not published
             }
             return;
         }
@@ -252,7 +256,8 @@ impl<'a> Simulator<'a> {
         self.report.bytes += self.unit.bytes.len().min(SLOT_DATA_BYTES_MAX) as u64;
     }
 
-    /// Waits until the unit must be published. Returns its capture time, which a burst does not change.
+    /// Waits until the unit must be published, which a burst may delay. Returns the capture time of the unit, which a
+    /// burst does not change.
     fn wait(&mut self, number: u64) -> i64 {
         let Some(interval_ns) = self.interval_ns else {
             return clock::monotonic_ns();
@@ -282,12 +287,12 @@ impl<'a> Simulator<'a> {
             }
             let wake_ns = deadline_ns.min(now + NAP_NS);
             let wake = Timespec { tv_sec: wake_ns / NS_PER_S, tv_nsec: wake_ns % NS_PER_S };
-            // The loop repeats the sleep after a signal.
+            // The sleep may end early because of a signal. The loop then sleeps again.
             let _ = clock_nanosleep_absolute(ClockId::Monotonic, &wake);
         }
     }
 
-    /// Sleeps for `lasting` and continues the schedule from there.
+    /// Sleeps for `lasting`. The schedule continues from the end of the pause, without catching up.
     fn pause(&mut self, lasting: Duration) {
         let lasting_ns = i64::try_from(lasting.as_nanos()).unwrap_or(i64::MAX);
         let back_ns = clock::monotonic_ns().saturating_add(lasting_ns);
@@ -308,7 +313,7 @@ impl<'a> Simulator<'a> {
         if number == 0 || !number.is_multiple_of(restart.every) {
             return Ok(());
         }
-        // Like a killed process: readers of a lease ring see that the writer is gone.
+        // The camera stops like a killed process: readers of a lease ring see that it has no writer.
         self.ring.abandon();
         self.pause(restart.pause);
         let onto = match (restart.onto, self.report.restarts % 3) {
@@ -347,7 +352,8 @@ impl<'a> Simulator<'a> {
     }
 }
 
-/// Returns true for the last unit of each group of `every`, so that the stream starts with a valid unit.
+/// Returns true if unit `number` is the last of a group of `every` units. The first unit of a stream is therefore valid
+/// unless `every` is 1.
 fn is_nth(number: u64, every: Option<u64>) -> bool {
     every.is_some_and(|every| (number + 1).is_multiple_of(every))
 }
@@ -368,8 +374,8 @@ fn interval_ns(fps: f64) -> i64 {
     (NS_PER_S as f64 / fps).round() as i64
 }
 
-/// Returns true if the write index of this ring moves within 0.3 s; the ring of a killed camera does not move.
-/// Attaching to a lease ring fails while it has a writer.
+/// Returns true if another camera writes to this ring. The write index must move within 0.3 s; it stands still if the
+/// camera was killed. A lease ring that has a writer refuses to be attached.
 fn is_being_written(name: &str) -> bool {
     let ring = match RingWriter::attach(name) {
         Ok(ring) => ring,
@@ -386,7 +392,7 @@ fn is_being_written(name: &str) -> bool {
 }
 
 impl SimulatorConfig {
-    /// Returns layout, source and rate in one line, for a log.
+    /// Returns the layout, source and rate of the camera in one line, for a log.
     #[must_use]
     pub fn summary(&self) -> String {
         let TestCardConfig { width, height, bitrate_kbps, .. } = self.card;

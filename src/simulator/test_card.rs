@@ -1,10 +1,11 @@
-//! A small H.264 encoder for the test card: Constrained Baseline, CAVLC, only I_PCM macroblocks, exact copies of a
-//! neighbour and P_Skip. Every picture is lossless. The caller decides times and publishes.
+//! A small H.264 encoder for the test card. The stream is Constrained Baseline with CAVLC. Its macroblocks are I_PCM,
+//! exact copies of a neighbour, or P_Skip. Every picture is lossless. The caller decides the times and publishes the
+//! units.
 //!
-//! An unchanged macroblock is skipped. A changed one is copied from the macroblock above or to the left if that is
-//! exact (Intra_16x16, vertical or horizontal, no residual), else written as samples (I_PCM, 386 bytes). To reach a
-//! target bit rate, unchanged macroblocks are written as samples too: a window of them that moves from unit to unit.
-//! Deblocking is off, so the decoded samples equal the written ones.
+//! An unchanged macroblock is skipped. A changed macroblock is copied from the one above or on the left if the copy is
+//! exact (Intra_16x16, vertical or horizontal, without residual). Otherwise it is written as samples (I_PCM, 386
+//! bytes). To reach a target bit rate, some unchanged macroblocks are also written as samples. They form a window that
+//! moves from unit to unit. Deblocking is off, so the decoded samples equal the written ones.
 
 use std::ops::Range;
 
@@ -17,21 +18,21 @@ use crate::h264::nal::kind;
 /// Coding parameters of the test card.
 #[derive(Copy, Clone, Debug, PartialEq)]
 pub struct TestCardConfig {
-    /// Width in pixels, even.
+    /// Width in pixels, which must be even.
     pub width: u32,
-    /// Height in pixels, even.
+    /// Height in pixels, which must be even.
     pub height: u32,
-    /// Units per second; determines level, timing information and unit sizes.
+    /// Units per second. The rate determines the level, the timing information and the unit sizes.
     pub fps: f64,
-    /// Target bit rate; `None` does not pad (about 0.4 Mbit/s at 1280x720, 30 units/s).
+    /// Target bit rate. `None` does not pad the units (about 0.4 Mbit/s at 1280x720, 30 units/s).
     pub bitrate_kbps: Option<u32>,
-    /// Units from one IDR to the next.
+    /// Number of units from one IDR to the next.
     pub gop: u32,
-    /// Slices per picture, at most one per row of macroblocks.
+    /// Number of slices per picture, at most one per row of macroblocks.
     pub slices: u32,
     /// IDR units that carry parameter sets.
     pub parameter_sets: ParameterSetPolicy,
-    /// Each unit starts with an access unit delimiter.
+    /// True if each unit starts with an access unit delimiter.
     pub delimiters: bool,
 }
 
@@ -53,13 +54,13 @@ impl Default for TestCardConfig {
 /// Selects the IDR units that carry parameter sets.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum ParameterSetPolicy {
-    /// Only the first of the stream, and the first after a restart or a change of size.
+    /// Only the first IDR unit of the stream, and the first after a restart or a change of size.
     First,
     /// Every IDR unit.
     Every,
 }
 
-/// Reasons why a test card is not possible.
+/// Reasons why a test card cannot be made.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum TestCardError {
     /// The picture is too small or too large, or a side is odd.
@@ -80,45 +81,45 @@ pub enum TestCardError {
     },
 }
 
-/// Coding of one macroblock.
+/// The way in which one macroblock is encoded.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Coding {
     Skip,
-    /// Intra_16x16 without residual, predicted from the row above.
+    /// Intra_16x16 without residual, predicted from the lowest row of the macroblock above.
     Vertical,
-    /// Intra_16x16 without residual, predicted from the column on the left.
+    /// Intra_16x16 without residual, predicted from the last column of the macroblock on the left.
     Horizontal,
     Samples,
 }
 
-/// Bits of `frame_num`.
+/// Length of the field `frame_num` in bits.
 const FRAME_NUM_BITS: u32 = 8;
-/// Bytes of one I_PCM macroblock including type, skip run and alignment.
+/// Bytes of one I_PCM macroblock, including its type, skip run and alignment bits.
 const SAMPLES_BYTES: usize = MACROBLOCK_BYTES + 2;
-/// Size of an IDR unit relative to the other units, as with a real encoder.
+/// Size of an IDR unit relative to the other units. Real encoders have a similar ratio.
 const IDR_WEIGHT: f64 = 4.0;
-/// Maximum bytes of a unit at any bit rate, a local bound: it must fit into a slot.
+/// Maximum bytes of a unit at any bit rate, so that it fits into a slot. This is a local bound.
 const UNIT_BYTES_MAX: usize = SLOT_DATA_BYTES_MAX - 100_000;
 
-/// The encoder of one stream. It reuses its memory.
+/// The encoder of one stream. It allocates its memory once.
 pub struct TestCard {
     config: TestCardConfig,
     picture: Picture,
     codings: Vec<Coding>,
-    /// The first row of macroblocks of each slice, then the number of rows.
+    /// Index of the first row of macroblocks of each slice, and at the end the number of rows.
     slice_rows: Vec<usize>,
-    /// Units since the last IDR. 0: the next unit is an IDR.
+    /// Number of units since the last IDR. 0 means that the next unit is an IDR.
     gop_position: u32,
-    /// Number of IDR pictures so far.
+    /// Number of IDR pictures since the stream started or restarted.
     idr_count: u32,
-    /// First macroblock of the next window that is written as samples to reach the bit rate.
+    /// First macroblock of the next window of macroblocks that are written as samples to reach the bit rate.
     refresh_at: usize,
-    /// Bytes by which the stream is below (positive) or above its bit rate.
+    /// Bytes by which the stream is below its bit rate so far. A negative number means that it is above.
     owed_bytes: f64,
 }
 
 impl TestCard {
-    /// Returns a stream that starts with an IDR.
+    /// Returns an encoder whose stream starts with an IDR.
     ///
     /// # Errors
     /// Returns [`TestCardError`] if a value is out of range.
@@ -163,7 +164,8 @@ impl TestCard {
         self.idr_count = 0;
     }
 
-    /// Codes the next picture with this unit number, bar and clock. The stamp holds the unit number but no time yet.
+    /// Encodes the next picture into `unit`. The picture shows the unit number, the bar and the clock. The stamp
+    /// contains the unit number but no publish time yet.
     pub fn encode(&mut self, unit_number: u64, realtime_ms: u64, unit: &mut Unit) {
         let is_idr = self.gop_position == 0;
         let target = self.target_bytes(is_idr);
@@ -182,7 +184,8 @@ impl TestCard {
         self.gop_position = (self.gop_position + 1) % self.config.gop;
     }
 
-    /// Returns the target size of this unit in bytes: its share of the bit rate and the debt of earlier units.
+    /// Returns the target size of this unit in bytes: its share of the bit rate plus `owed_bytes`. Returns `None` if
+    /// there is no target bit rate.
     fn target_bytes(&self, is_idr: bool) -> Option<f64> {
         let mean = f64::from(self.config.bitrate_kbps?) * 125.0 / self.config.fps;
         let gop = f64::from(self.config.gop);
@@ -190,7 +193,8 @@ impl TestCard {
         Some(mean * gop * weight / (gop - 1.0 + IDR_WEIGHT) + self.owed_bytes)
     }
 
-    /// Updates the picture. Above the bit rate, clock and bar are left unchanged; the unit number is always updated.
+    /// Updates the picture. If the stream is above its bit rate, the clock and the bar stay unchanged to save bytes.
+    /// The unit number is always updated.
     #[expect(clippy::cast_possible_truncation, reason = "the picture shows the low 32 bits")]
     fn paint(&mut self, unit_number: u64, realtime_ms: u64, target: Option<f64>) {
         self.picture.paint_number(unit_number as u32);
@@ -200,7 +204,7 @@ impl TestCard {
         }
     }
 
-    /// Chooses the cheapest exact coding of each macroblock.
+    /// Chooses the smallest exact coding for each macroblock.
     fn plan(&mut self, is_idr: bool) {
         let canvas = &self.picture.canvas;
         let (macroblocks, columns) = (&canvas.macroblocks, canvas.columns);
@@ -216,12 +220,12 @@ impl TestCard {
         }
     }
 
-    /// Writes more macroblocks as samples until the unit has about `target` bytes.
+    /// Changes the coding of more macroblocks to samples, until the unit has about `target` bytes.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "float casts saturate")]
     fn refresh(&mut self, target: f64, is_idr: bool) {
         let fixed = self.codings.iter().filter(|coding| **coding == Coding::Samples).count() * SAMPLES_BYTES;
-        // Bytes of the other macroblocks, parameter sets and headers. In an IDR, a macroblock that copies its neighbour
-        // takes 9 to 17 bits.
+        // `rest` estimates the bytes of the other macroblocks, the parameter sets and the headers. In an IDR, a
+        // macroblock that copies its neighbour takes 9 to 17 bits.
         let rest = if is_idr { self.codings.len() * 3 / 2 } else { 80 };
         let room = (target.max(0.0) as usize).min(UNIT_BYTES_MAX).saturating_sub(fixed + rest);
         let mut wanted = room / SAMPLES_BYTES;
@@ -253,7 +257,8 @@ impl TestCard {
         unit.place_stamp();
         let columns = self.picture.canvas.columns;
         for (row, next_row) in self.slice_rows.iter().zip(self.slice_rows.iter().skip(1)) {
-            // Both start codes appear in the stream, as with real encoders.
+            // The first slice has a long start code and the others have a short one, so that both occur as with real
+            // encoders.
             let start_code = if *row == 0 { START_CODE_LONG } else { START_CODE_SHORT };
             let start = unit.bytes.len() + start_code.len();
             let kind = if is_idr { kind::IDR_SLICE } else { kind::SLICE };
@@ -263,7 +268,8 @@ impl TestCard {
         }
     }
 
-    /// `seq_parameter_set_rbsp` (H.264 7.3.2.1.1) with the VUI that permits decoders to output each picture at once (E.1.1).
+    /// Writes `seq_parameter_set_rbsp` (H.264 7.3.2.1.1). Its VUI permits decoders to output each picture at once
+    /// (E.1.1).
     fn write_sps(&self, mut nal: NalWriter<'_>) {
         let TestCardConfig { width, height, fps, .. } = self.config;
         let (columns, rows) = (width.div_ceil(16), height.div_ceil(16));
@@ -312,11 +318,12 @@ impl TestCard {
         nal.finish();
     }
 
-    /// Returns the lowest level (H.264 table A-1) that permits size, rate and target bit rate; 5.2 beyond.
+    /// Returns the lowest level (H.264 table A-1) that permits this picture size, rate and target bit rate. Returns 5.2
+    /// if no lower level does.
     fn level_idc(&self) -> u32 {
         let size = self.codings.len() as f64;
         let kbps = f64::from(self.config.bitrate_kbps.unwrap_or(0));
-        // level_idc, macroblocks per second and per picture, kbit/s.
+        // Columns: level_idc, macroblocks per second, macroblocks per picture, kbit/s.
         const LEVELS: [(u32, f64, f64, f64); 11] = [
             (13, 11_880.0, 396.0, 768.0),
             (20, 11_880.0, 396.0, 2_000.0),
@@ -336,7 +343,7 @@ impl TestCard {
         LEVELS.iter().find(allows).map_or(52, |level| level.0)
     }
 
-    /// `slice_layer_without_partitioning_rbsp` for the macroblocks of `range` (H.264 7.3.2.8).
+    /// Writes `slice_layer_without_partitioning_rbsp` (H.264 7.3.2.8) for the macroblocks of `range`.
     fn write_slice(&self, mut nal: NalWriter<'_>, is_idr: bool, range: Range<usize>) {
         self.write_slice_header(&mut nal, is_idr, range.start);
         let mut skipped = 0;
@@ -350,7 +357,7 @@ impl TestCard {
                 nal.ue(skipped); // mb_skip_run
                 skipped = 0;
             }
-            // Table 7-13: intra types come after the five inter types in a P slice.
+            // In a P slice, the numbers of the intra types follow those of the five inter types (H.264 table 7-13).
             let type_base = if is_idr { 0 } else { 5 };
             let mode = match coding {
                 Coding::Samples => {
@@ -373,14 +380,14 @@ impl TestCard {
         nal.finish();
     }
 
-    /// `slice_header` (H.264 7.3.3).
+    /// Writes `slice_header` (H.264 7.3.3).
     fn write_slice_header(&self, nal: &mut NalWriter<'_>, is_idr: bool, first_macroblock: usize) {
         nal.ue(u32::try_from(first_macroblock).unwrap_or_default()); // first_mb_in_slice
         nal.ue(if is_idr { 7 } else { 5 }); // slice_type: all slices of the picture are I, or P
         nal.ue(0); // pic_parameter_set_id
         nal.bits(FRAME_NUM_BITS, self.gop_position % (1 << FRAME_NUM_BITS)); // frame_num
         if is_idr {
-            nal.ue(self.idr_count % 2); // idr_pic_id: neighbours differ
+            nal.ue(self.idr_count % 2); // idr_pic_id: differs from that of the previous IDR
             nal.flag(false); // no_output_of_prior_pics_flag
             nal.flag(false); // long_term_reference_flag
         } else {
@@ -392,8 +399,9 @@ impl TestCard {
         nal.ue(1); // disable_deblocking_filter_idc
     }
 
-    /// Writes `coeff_token` of an empty Intra16x16DCLevel (H.264 9.2.1). Its code depends on the number of coefficients
-    /// of the neighbours: here 16 for I_PCM and 0 for the others. The mean of 16 and 0 selects the same code as 16.
+    /// Writes the `coeff_token` of an empty Intra16x16DCLevel (H.264 9.2.1). Its code depends on the number of
+    /// coefficients of the neighbours, which is 16 for I_PCM and 0 for the others here. The mean of 16 and 0 selects
+    /// the same code as 16.
     fn write_no_coefficients(&self, nal: &mut NalWriter<'_>, index: usize, slice_start: usize) {
         let columns = self.picture.canvas.columns;
         let has_samples = |neighbour: Option<usize>| {
@@ -409,7 +417,7 @@ impl TestCard {
     }
 }
 
-/// `pic_parameter_set_rbsp` (H.264 7.3.2.2).
+/// Writes `pic_parameter_set_rbsp` (H.264 7.3.2.2).
 fn write_pps(mut nal: NalWriter<'_>) {
     nal.ue(0); // pic_parameter_set_id
     nal.ue(0); // seq_parameter_set_id
@@ -428,7 +436,8 @@ fn write_pps(mut nal: NalWriter<'_>) {
     nal.finish();
 }
 
-/// Returns `num_units_in_tick` and `time_scale`: two ticks per unit, exact to 1/1000 unit/s.
+/// Returns `num_units_in_tick` and `time_scale` for two ticks per unit. The rate that they express is exact to 1/1000
+/// unit/s.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -438,7 +447,7 @@ fn timing(fps: f64) -> (u32, u32) {
     if fps.fract() == 0.0 { (1, 2 * fps as u32) } else { (1000, (2000.0 * fps).round() as u32) }
 }
 
-/// Returns the prediction that reproduces these samples exactly, else `Samples`.
+/// Returns the prediction that reproduces the samples of `own` exactly, or `Samples` if none does.
 fn exact_copy(own: &Macroblock, above: Option<&Macroblock>, left: Option<&Macroblock>) -> Coding {
     if above.is_some_and(|above| planes(own, above).all(is_below)) {
         Coding::Vertical
@@ -449,7 +458,7 @@ fn exact_copy(own: &Macroblock, above: Option<&Macroblock>, left: Option<&Macrob
     }
 }
 
-/// The same plane of a macroblock and of its neighbour, with the samples per line.
+/// The samples of one plane of a macroblock, those of the same plane of its neighbour, and the samples per line.
 type PlanePair<'a> = (&'a [u8], &'a [u8], usize);
 
 fn planes<'a>(own: &'a Macroblock, neighbour: &'a Macroblock) -> impl Iterator<Item = PlanePair<'a>> {

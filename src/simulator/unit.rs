@@ -1,12 +1,12 @@
-//! One access unit on its way into the ring: its bytes, the ranges of its slices, and its stamp. The memory is reused
-//! from unit to unit.
+//! One access unit on its way into the ring: its bytes, the ranges of its slices, and its stamp. The same memory is
+//! used for all units.
 
 use std::ops::Range;
 
 use super::bits::START_CODE_LONG;
 use crate::h264::{Stamp, crc32_of_slices};
 
-/// An access unit in byte-stream format with a stamp in it.
+/// An access unit in byte-stream format that contains a stamp.
 #[derive(Default)]
 pub struct Unit {
     pub(super) bytes: Vec<u8>,
@@ -20,7 +20,7 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Returns the whole unit as it is written into a slot.
+    /// Returns the bytes of the whole unit, as they are written into a slot.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -39,14 +39,15 @@ impl Unit {
         self.stamp_at = None;
     }
 
-    /// Reserves room for the stamp. The caller has written everything before the first slice.
+    /// Appends an empty stamp, which is filled later. The caller must have written all NAL units that come before the
+    /// first slice.
     pub(super) fn place_stamp(&mut self) {
         self.bytes.extend_from_slice(START_CODE_LONG);
         self.stamp_at = Some(self.bytes.len());
         Stamp::default().write(&mut self.bytes);
     }
 
-    /// Completes the unit: writes its number and the checksum of its slices into the stamp.
+    /// Completes the unit: writes the unit number and the checksum of the slices into the stamp.
     pub(super) fn seal(&mut self, unit_number: u64) {
         let slices = self.slices.iter().filter_map(|range| self.bytes.get(range.clone()));
         self.stamp = Stamp { unit_number, published_monotonic_ns: 0, slices_crc32: crc32_of_slices(slices) };

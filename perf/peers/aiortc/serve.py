@@ -1,7 +1,7 @@
-"""The Python peer: aiortc sends the camera's H.264 as packets without decoding, which is the fastest way for aiortc.
-A thread waits for the camera's semaphore, copies each unit out of the ring once and relays it to all viewers.
+"""The Python peer. aiortc sends the camera's H.264 as packets without decoding, which is the fastest way for aiortc.
+A thread waits for the camera's semaphore, copies each unit out of the ring once and passes it to a relay for all viewers.
 
-Loopback candidates are added, because the measurement uses loopback and aioice omits it.
+Loopback candidates are added, because the measurement uses loopback and aioice leaves it out.
 """
 
 import argparse

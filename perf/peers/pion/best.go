@@ -13,9 +13,9 @@ import (
 	"github.com/pion/webrtc/v4"
 )
 
-// Best is the fastest variant: a unit is packetised once, directly from the slot, and written to tracks that all
-// viewers of a core share. NACK and sender reports stay, as in streaming-server; statistics, TWCC and receiver
-// reports are left out.
+// Best is the fastest variant. A unit is packetised once, directly from the slot, and written to tracks. All viewers of
+// a core share one track. NACK and sender reports stay, as in streaming-server. Statistics, TWCC and receiver reports
+// are left out.
 type Best struct {
 	ring     *Ring
 	recorder *Recorder
@@ -91,7 +91,8 @@ func (l *lane) write(packets []*rtp.Packet) {
 	}
 }
 
-// Start waits for the camera's semaphore and writes each unit to all lanes. It writes the first lane itself.
+// Start waits for the camera's semaphore and writes each unit to all lanes. It writes to the first lane on its own
+// goroutine.
 func (b *Best) Start() {
 	runtime.LockOSThread()
 	packetizer := rtp.NewPacketizerWithOptions(payloadBytes+12, &codecs.H264Payloader{},

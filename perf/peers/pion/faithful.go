@@ -15,13 +15,13 @@ import (
 	"github.com/pion/webrtc/v4/pkg/media"
 )
 
-// StreamProcessor as in the design: parameter sets are cached and put before an IDR.
+// StreamProcessor works as in the design: it caches parameter sets and puts them before an IDR.
 type StreamProcessor struct {
 	spsCache, ppsCache []byte
 	hasHeader          bool
 }
 
-// ProcessFrame as in the design.
+// ProcessFrame works as in the design.
 func (p *StreamProcessor) ProcessFrame(data []byte) ([]byte, error) {
 	if len(data) < 5 {
 		return nil, errors.New("frame too short")
@@ -102,7 +102,7 @@ func mediaEngine() (*webrtc.MediaEngine, error) {
 	}, webrtc.RTPCodecTypeVideo)
 }
 
-// The measurement uses loopback, which pion excludes by default.
+// loopback returns settings with loopback candidates: the measurement uses loopback, which pion excludes by default.
 func loopback() webrtc.SettingEngine {
 	settings := webrtc.SettingEngine{}
 	settings.SetIncludeLoopbackCandidate(true)
@@ -111,7 +111,7 @@ func loopback() webrtc.SettingEngine {
 	return settings
 }
 
-// HandleOffer as in the design.
+// HandleOffer works as in the design.
 func (s *Faithful) HandleOffer(offerJSON []byte) ([]byte, error) {
 	track, err := webrtc.NewTrackLocalStaticSample(
 		webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeH264}, "video", "pet-camera")
@@ -135,7 +135,7 @@ func (s *Faithful) HandleOffer(offerJSON []byte) ([]byte, error) {
 	return answer, nil
 }
 
-// connect answers an offer with one track.
+// connect returns a connection with one track, and its answer to an offer as JSON.
 func connect(api *webrtc.API, track webrtc.TrackLocal, offerJSON []byte) (*webrtc.PeerConnection, []byte, error) {
 	var offer webrtc.SessionDescription
 	if err := json.Unmarshal(offerJSON, &offer); err != nil {

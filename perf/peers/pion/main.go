@@ -1,10 +1,11 @@
-// The Go design this project began with, on the newest pion, as a peer for measurements. --variant faithful is the
-// design as written: a 33 ms ticker, a copy of the frame through cgo, one track and one WriteSample per viewer.
-// --variant best is the fastest server we could write with unmodified pion: woken by the camera's semaphore, no copy
-// of the frame, packetised once, one shared track per core.
+// The Go design that this project began with, on the newest pion, as a peer for measurements. With --variant faithful,
+// it is the design as written: a 33 ms ticker, a copy of the frame through cgo, and one track and one WriteSample per
+// viewer. With --variant best, it is the fastest server that we could write with unmodified pion. The camera's
+// semaphore wakes it, the frame is not copied, each unit is packetised once, and the viewers of a core share one track.
 //
-// Both differ from the design in three points: flags instead of constants, no STUN server (loopback only), and the
-// answer waits for ICE gathering, because the design's answer has no candidates and never connects.
+// Both variants differ from the design in three points. They have flags instead of constants. They use no STUN server,
+// because they run on loopback only. Their answer waits for ICE gathering, because the design's answer has no
+// candidates and never connects.
 package main
 
 import (

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Recorder as in the design: every frame is written to the file under a lock.
+// Recorder works as in the design: every frame is written to the file under a lock.
 type Recorder struct {
 	directory    string
 	mu           sync.Mutex
@@ -18,12 +18,12 @@ type Recorder struct {
 	startedAt    time.Time
 }
 
-// NewRecorder creates the directory.
+// NewRecorder returns a recorder after it has created the directory.
 func NewRecorder(directory string) (*Recorder, error) {
 	return &Recorder{directory: directory}, os.MkdirAll(directory, 0o755)
 }
 
-// Start opens a file.
+// Start opens a file and returns its path.
 func (r *Recorder) Start(filename string) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -42,7 +42,7 @@ func (r *Recorder) Start(filename string) (string, error) {
 	return path, nil
 }
 
-// Stop closes it.
+// Stop closes the file and returns the statistics of the recording.
 func (r *Recorder) Stop() (map[string]any, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -57,7 +57,7 @@ func (r *Recorder) Stop() (map[string]any, error) {
 	}, err
 }
 
-// WriteFrame writes a frame while recording.
+// WriteFrame writes a frame if a recording runs.
 func (r *Recorder) WriteFrame(data []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -59,7 +59,7 @@ static uint8_t *ring_slot(SharedMemory *shm, uint32_t unit) {
 	return shm->base + shm->slots_at + (size_t)(unit % shm->slots) * shm->stride;
 }
 
-// Copies the newest frame. Returns -1 if it was read before.
+// Copies the newest frame. Returns -1 if this frame was read before or its size is invalid.
 static int shm_frame_buffer_read(SharedMemory *shm, Frame *frame) {
 	uint32_t index = ring_index(shm);
 	if (index == shm->next) return -1;
@@ -79,7 +79,7 @@ static int ring_wait(SharedMemory *shm) {
 	return sem_timedwait((sem_t *)(shm->base + shm->sem_at), &deadline) == 0 ? 0 : 1;
 }
 
-// Returns address and size of the next unit in place; NULL if there is none. Skips overwritten units.
+// Returns the address and size of the next unit in its slot, or NULL if there is none. Skips overwritten units.
 static uint8_t *ring_next(SharedMemory *shm, uint64_t *bytes) {
 	uint32_t index = ring_index(shm);
 	if (index == shm->next) return NULL;
@@ -101,7 +101,7 @@ type Ring struct {
 	c *C.SharedMemory
 }
 
-// Frame as in the design.
+// Frame is a frame as in the design.
 type Frame struct {
 	FrameNumber uint64
 	Format      int
@@ -121,7 +121,7 @@ func OpenRing(name string) (*Ring, error) {
 	return &Ring{c: c}, nil
 }
 
-// ReadFrame copies the newest frame out, as in the design: once into a Frame of C, once into a Go slice.
+// ReadFrame copies the newest frame twice, as the design does: once into a Frame of C, and once into a Go slice.
 func (r *Ring) ReadFrame() (*Frame, error) {
 	var cFrame C.Frame
 	if C.shm_frame_buffer_read(r.c, &cFrame) != 0 {
@@ -137,7 +137,7 @@ func (r *Ring) ReadFrame() (*Frame, error) {
 // Wait blocks until the camera posts. It returns false after one second without a post.
 func (r *Ring) Wait() bool { return C.ring_wait(r.c) == 0 }
 
-// Next returns the next unit in place, or nil if there is none.
+// Next returns the next unit in its slot, or nil if there is none.
 func (r *Ring) Next() []byte {
 	var bytes C.uint64_t
 	at := C.ring_next(r.c, &bytes)
