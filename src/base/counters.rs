@@ -1,4 +1,5 @@
-//! Counters and gauges that any thread may read. All accesses are relaxed: each value is true by itself.
+//! Counters and gauges that any thread may read. All accesses use relaxed memory ordering: each value is correct, but
+//! values read together may be from different moments.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,17 +11,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `n` from the only thread that writes: a load and a store, not a locked instruction.
+    /// Adds `n`. Only the counter's single writing thread may call this, because the load and the store are separate.
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
-    /// Adds `n` from any thread: one atomic read-modify-write.
+    /// Adds `n` with one atomic read-modify-write, so that any thread may call this.
     pub fn add_shared(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Takes over a total that the same thread counts elsewhere in a plain integer.
+    /// Sets the counter to `total`, which the only writing thread has counted in a plain integer.
     pub fn set_total(&self, total: u64) {
         self.0.store(total, Ordering::Relaxed);
     }
