@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
 
-const NS_PER_S: i64 = 1_000_000_000; // local bound: a unit
+const NS_PER_S: i64 = 1_000_000_000; // local bound: a conversion factor
 
 /// The same moment on two scales: one for sessions, one for the camera's ring.
 #[derive(Clone, Copy, Debug)]

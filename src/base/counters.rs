@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A count that only grows.
 ///
-/// A counter has either one writing thread, which calls [`Counter::add`], or several, which call
-/// [`Counter::add_shared`]. Mixing the two loses counts.
+/// If only one thread writes a counter, the thread calls [`Counter::add`]. If several threads write a counter, all of
+/// them call [`Counter::add_shared`]. Using both functions on one counter loses counts.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -32,7 +32,7 @@ impl Counter {
     }
 }
 
-/// A value that goes up and down. One thread writes, any thread reads.
+/// A value that goes up and down. Any thread may read it; only one thread should write it.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 

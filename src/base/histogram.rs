@@ -87,7 +87,7 @@ impl LatencyTotals {
 pub struct LatencySummary(Latencies<u64>);
 
 impl LatencySummary {
-    /// Adds the latencies of `totals`.
+    /// Adds the latencies of `totals` to this summary.
     pub fn merge(&mut self, totals: &LatencyTotals) {
         let totals = totals.lock();
         // `add` fails only if the histograms have different bounds. All histograms of this file have the same bounds.

@@ -140,9 +140,9 @@ impl Tail {
 /// Posts taken from the camera's semaphore in one poll.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Posts {
-    /// Number of posts.
+    /// Number of posts taken.
     pub(super) taken: u32,
-    /// The write index just before the posts were taken.
+    /// The write index loaded just before the posts were taken.
     pub(super) index_before: u32,
 }
 

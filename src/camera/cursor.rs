@@ -12,8 +12,8 @@ use super::sequence::{ahead, is_in_ring};
 use super::source::{Attachment, Camera, MonotonicNs};
 use crate::base::limits::CAPTURE_AGE_MAX_NS;
 
-/// One access unit borrowed from the ring. Read it, then call [`UnitView::is_intact`] before using the result.
-/// On a lease ring the slot is leased until the last clone or slice of `bytes` is dropped.
+/// One access unit borrowed from the ring. Read the unit, then call [`UnitView::is_intact`] before using what was read.
+/// On a lease ring, the slot is leased until the last clone or slice of `bytes` is dropped.
 #[derive(Clone, Debug)]
 pub struct UnitView {
     /// The access unit in its slot, in Annex B format. Slices and clones share the mapping or the lease, and copy
@@ -81,7 +81,7 @@ pub struct Cursor {
     camera: Camera,
     generation: u64,
     attachment: Option<Arc<Attachment>>,
-    /// The unit to read next.
+    /// Number of the unit to read next.
     position: u32,
     last_frame_number: Option<u64>,
 }

@@ -23,7 +23,7 @@ use crate::base::limits::{LEASE_SLOT_BYTES, LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_
 /// Offset of a legacy ring's `u32 write_index`. It counts the units begun or published, and wraps.
 pub(super) const WRITE_INDEX_OFFSET: usize = 0;
 
-/// The value of `format` for H.264 (JPEG is 0, NV12 is 1, RGB is 2).
+/// Value of the field `format` for H.264 (JPEG is 0, NV12 is 1, RGB is 2).
 pub const FORMAT_H264: i32 = 3;
 
 /// A released layout of the camera daemon's segment, for 64-bit Linux with glibc, where a `sem_t` has 32 bytes.
@@ -39,7 +39,7 @@ pub enum Layout {
     V3,
     /// Like v3, but with six slots.
     V3Ring6,
-    /// Readers lease the slots. Identified by the header's magic; see [`crate::camera::lease`].
+    /// The ring's readers lease the slots (see [`crate::camera::lease`]). The magic in its header identifies the ring.
     Lease(Geometry),
 }
 
@@ -208,7 +208,7 @@ pub struct SlotMetadata {
 }
 
 impl SlotMetadata {
-    /// Checks that the slot can be read as an access unit.
+    /// Returns an error unless the slot can be read as an access unit.
     ///
     /// # Errors
     /// [`MetadataError`] with the first invalid field.
@@ -230,7 +230,7 @@ impl SlotMetadata {
 /// Reason why a slot is skipped.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetadataError {
-    /// The camera writes another format.
+    /// The unit has another format than H.264.
     #[error(
         "format {format} is not H.264 (3; JPEG is 0, NV12 1, RGB 2): set the camera daemon to write H.264"
     )]

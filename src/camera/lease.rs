@@ -31,8 +31,8 @@ pub const SEQUENCE_SHIFT: u32 = 24;
 pub const SEQUENCE_MAX: u64 = (1 << (64 - SEQUENCE_SHIFT)) - 1;
 /// Position of the sequence's lowest bit in the word `latest`. The 8 bits below hold the slot number.
 pub const LATEST_SHIFT: u32 = 8;
-/// Maximum attempts of a compare-and-swap, which fails if another process changes the word at the same time. A local
-/// bound.
+/// Maximum attempts of a compare-and-swap, which fails if another process changes the word at the same time.
+/// This local bound keeps every call finite.
 const ATTEMPTS_MAX: u32 = 64;
 
 /// Maximum number of readers of one ring. This local bound is part of the protocol.
@@ -183,7 +183,7 @@ pub fn publish<R: Rules>(slots: &impl Slots, slot: u32, sequence: u64, latest: &
     latest.store(sequence << LATEST_SHIFT | u64::from(slot), R::LATEST_STORE);
 }
 
-/// Makes a claimed slot empty again.
+/// Makes a claimed slot empty again, without publishing a unit.
 pub fn abandon(word: &impl Word) {
     word.store(0, Release);
 }

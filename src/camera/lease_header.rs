@@ -2,7 +2,7 @@
 //! numbers in C. tests/promises/c_camera.rs compiles that file and compares the numbers.
 //!
 //! ```text
-//!  0     header: 88 bytes that describe the ring, written once
+//!  0     header: 96 bytes that describe the ring, changed only when a new writer begins
 //!        `latest`, `futex`, `keyframe_request`, `dropped` with `state`: each on its own 64-byte line
 //!  4096  control blocks, 128 bytes each: word, captured_ns, frame_number, bytes, flags, NAL units, picture size
 //!        data, page-aligned: the slots, slot_bytes each
@@ -242,7 +242,7 @@ pub enum HeaderError {
     /// The ring has another version or header size than this program reads.
     #[error("the lease ring has version {0}; known: {VERSION}, with a header of {HEADER_BYTES} bytes")]
     Version(u32),
-    /// The ring holds another format.
+    /// The units in the ring have another format than H.264.
     #[error("the lease ring holds {}, not H264", .0.to_le_bytes().escape_ascii())]
     NotH264(u32),
     /// The ring has too few or too many slots.
@@ -258,7 +258,7 @@ pub enum HeaderError {
         what: &'static str,
         /// The number found in the header.
         found: u64,
-        /// The number that matches the ring's slots.
+        /// The number that matches the number and size of the slots.
         expected: usize,
     },
     /// The width or height is too large for a picture.

@@ -47,7 +47,7 @@ pub(super) enum Found {
     /// The slot is leased. The metadata is a copy that is not validated yet; the bytes are the whole slot. Dropping the
     /// last clone of the bytes releases the lease.
     Unit(SlotMetadata, Bytes),
-    /// No slot holds the unit.
+    /// No slot of the ring holds the unit.
     Gone,
     /// The unit cannot be leased now: this reader leases as many slots as it may, or other processes keep changing the
     /// slot's word. The caller may try again later.

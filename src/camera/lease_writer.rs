@@ -189,7 +189,7 @@ impl LeaseWriter {
 
     pub(super) fn abandon(&mut self) {
         if let Some(file) = self.file.take() {
-            unlock_byte(&file, WRITER_LOCK); // the mapping keeps the open file and its locks
+            unlock_byte(&file, WRITER_LOCK); // closing the file is not enough: the mapping would keep its locks
         }
     }
 }

@@ -5,7 +5,7 @@
 //!     │          ▲
 //!     │       source                             the attached segment and run, status, counters, wake-ups
 //!     │          ▲
-//!     └───────► waiter ─► segment_follower       a thread of its own or a worker: waits, follows the index,
+//!     └───────► waiter ─► segment_follower       on a separate thread or in a worker: waits, follows the index,
 //!                         ─► commit_detector     finds complete units, re-attaches, wakes the consumers
 //! ```
 //!

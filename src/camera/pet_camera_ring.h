@@ -1,5 +1,5 @@
 /*
- * pet_camera_ring.h: the camera's side of the lease ring, as a single header. C11, Linux, no dependencies.
+ * pet_camera_ring.h: the camera's side of the lease ring, as a single header for C11 on Linux. It has no dependencies.
  *
  * NAME
  *     pcr_create, pcr_claim, pcr_publish, pcr_abandon, pcr_take_keyframe_request, pcr_close
@@ -75,7 +75,7 @@
  *             struct pcr_unit unit = { .captured_ns = encoder_captured_ns(), .frame_number = frame };
  *             want_idr |= pcr_take_keyframe_request(&ring);
  *             void *slot = pcr_claim(&ring);
- *             if (slot == NULL) {             // every slot is leased: skip this picture
+ *             if (slot == NULL) {             // every slot is leased, so this picture is skipped
  *                 want_idr = 1;
  *                 continue;
  *             }
@@ -126,7 +126,7 @@
 
 /* The first page of the segment. */
 struct pcr_header {
-    _Atomic uint64_t magic; /* stored last */
+    _Atomic uint64_t magic; /* stored last, when all other fields are valid */
     uint32_t version, header_size, slot_count, max_readers;
     uint64_t slot_size, ctl_offset, data_offset, total_size;
     uint32_t fourcc, flags;
@@ -173,7 +173,7 @@ struct pcr_unit {
     const uint32_t *nal_offset; /* offsets of the NAL units' start codes in the unit */
 };
 
-/* A camera's ring. Its fields are private. */
+/* A camera's ring. Only the functions of this file may use the fields. */
 struct pcr {
     struct pcr_header *header;
     struct pcr_control *control;
@@ -219,7 +219,8 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomic
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Locks one byte of the segment for this open file, or unlocks it (F_UNLCK). Returns 0 or a negative errno. */
+/* Locks one byte of the segment for this open file. With F_UNLCK as type, unlocks the byte. Returns 0 or a negative
+ * errno. */
 static int pcr_lock(int file, off_t byte, short type)
 {
     struct flock lock;

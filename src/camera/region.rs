@@ -141,12 +141,12 @@ static FAULTS_BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 /// Installs [`on_fault`] as the SIGBUS handler. Only the first call in a process has an effect.
 fn install_fault_handler() {
     FAULTS_BEFORE.get_or_init(|| {
-        // SAFETY: all-zero bytes are a valid `sigaction`: default handler, empty mask, no flags.
+        // SAFETY: all-zero bytes are a valid `sigaction`. They mean the default handler, an empty mask and no flags.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         let mut before = action;
         action.sa_sigaction = on_fault as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-        // SAFETY: both point to valid values, and the handler is async-signal-safe (see `on_fault`).
+        // SAFETY: both pointers are to valid values, and the handler is async-signal-safe (see `on_fault`).
         let result = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, &raw mut before) };
         debug_assert_eq!(result, 0, "SIGBUS can be handled");
         before
@@ -158,7 +158,7 @@ fn install_fault_handler() {
 extern "C" fn on_fault(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid pointer that lives as long as the handler runs.
     let info = unsafe { &*info };
-    // SAFETY: SIGBUS carries `si_addr`.
+    // SAFETY: for SIGBUS, the kernel sets `si_addr`.
     let address = unsafe { info.si_addr() }.addr();
     for guard in &GUARDS {
         let start = guard.start.load(Ordering::Acquire);
@@ -169,7 +169,7 @@ extern "C" fn on_fault(_signal: libc::c_int, info: *mut libc::siginfo_t, _contex
     }
     // The address is in none of our mappings, so the previous action is restored. After the return, the access faults
     // again and triggers that action.
-    // SAFETY: all-zero bytes are a valid `sigaction`: the default, which ends the process.
+    // SAFETY: all-zero bytes are a valid `sigaction`. They mean the default action, which ends the process.
     let default: libc::sigaction = unsafe { std::mem::zeroed() };
     let before = FAULTS_BEFORE.get().unwrap_or(&default);
     // SAFETY: `before` is a valid action: either the default, or what `sigaction` has returned.

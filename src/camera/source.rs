@@ -64,7 +64,7 @@ pub enum CameraStatus {
     },
 }
 
-/// Counts since this process started.
+/// Counts of the camera wait and of all cursors since this process started.
 #[derive(Debug, Default)]
 pub struct CameraCounters {
     /// Number of times that a segment was attached.
@@ -138,12 +138,12 @@ enum State {
 struct Shared {
     name: String,
     wake: Wake,
-    /// Grows with every change of `state`. Cursors compare it instead of taking the lock.
+    /// Number that grows with every change of `state`. Cursors compare it, so they need the lock only after a change.
     generation: AtomicU64,
     state: Mutex<State>,
     wakeups: Mutex<Vec<Arc<dyn Wakeup>>>,
     counters: CameraCounters,
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC.
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds.
     realtime_offset_ns: AtomicI64,
     rejection_log: LogLimit,
     restart_log: LogLimit,
@@ -151,7 +151,7 @@ struct Shared {
 }
 
 /// Minimum nanoseconds between two log lines about restarts.
-const RESTART_LOG_NS: i64 = 1_000_000_000; // local bound: a restart is rare and worth a line
+const RESTART_LOG_NS: i64 = 1_000_000_000; // local bound: restarts are rare, so each may have a log line
 
 /// Handle to the camera. Clones share its state.
 #[derive(Clone)]

@@ -60,7 +60,7 @@ impl PollSchedule {
         }
     }
 
-    /// Returns the nanoseconds to wait for a wake-up before the ring is polled anyway.
+    /// Returns the nanoseconds to wait for a wake-up. After this time, the ring is polled even without a wake-up.
     pub(super) fn wakeup_timeout_ns(&self, now_ns: i64) -> i64 {
         if self.is_silent(now_ns) {
             return CAMERA_WAIT_MAX_NS;

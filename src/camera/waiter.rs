@@ -112,7 +112,7 @@ impl CameraWaiter {
         }
     }
 
-    /// Waits and polls in turn until `stop` is set.
+    /// Alternately waits and polls until `stop` is set.
     fn run(&mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::Acquire) {
             let wait_ns = self.due_ns.saturating_sub(monotonic_ns());
@@ -254,12 +254,12 @@ impl WakeupCheck {
 /// Requests a real-time priority for the calling thread. Logs a warning if the kernel refuses.
 fn request_realtime() {
     let parameter = libc::sched_param { sched_priority: REALTIME_PRIORITY };
-    // SAFETY: 0 is the calling thread, and the parameter outlives the call, which only reads it.
+    // SAFETY: 0 means the calling thread. The parameter outlives the call, which only reads it.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const parameter) };
     if result != 0 {
         let error = std::io::Error::last_os_error();
         log::warn!(
-            "--realtime: SCHED_RR refused ({error}); give the program CAP_SYS_NICE or an rtprio limit"
+            "--realtime: SCHED_RR is refused ({error}); give the program CAP_SYS_NICE or an rtprio limit"
         );
     }
 }

@@ -119,7 +119,7 @@ struct Aligned<const N: usize>([u8; N]);
 
 /// Returns a message header without address, data and control messages.
 fn empty_header() -> libc::msghdr {
-    // SAFETY: msghdr is a C structure of pointers and integers; all zero bytes are a valid value of each.
+    // SAFETY: msghdr is a C structure of pointers and integers. All-zero bytes are a valid value for each of them.
     unsafe { std::mem::zeroed() }
 }
 
@@ -229,7 +229,7 @@ impl SendSlab {
         }
         *batch_of_slot = Some(*batch);
         let (memory, token) = slot.hold();
-        Some((memory.cast_const().cast(), token)) // `header` is the first field of a repr(C) structure
+        Some((memory.cast_const().cast(), token)) // also points to `header`, the first field of a repr(C) structure
     }
 
     /// Takes operation `index` back at its completion `cqe`. Returns the batch of that operation.
@@ -394,7 +394,7 @@ impl ReceiveSlab {
         let (slot, _) = self.slots.iter_mut().find(is_empty)?;
         slot.get_mut()?.seal();
         let (memory, token) = slot.hold();
-        Some((memory.cast(), token)) // `header` is the first field of a repr(C) structure
+        Some((memory.cast(), token)) // also points to `header`, the first field of a repr(C) structure
     }
 
     fn take(&mut self, cqe: &Cqe) -> Option<(u16, Result<ReceivedParts, ReceiveFault>)> {
@@ -424,7 +424,7 @@ impl ReceiveSlab {
 ///
 /// ```text
 ///  entries  | addr u64 | len u32 | buffer u16 | tail u16 (of entry 0 only) |  x RECEIVE_BUFFERS
-///           | msghdr of the receive                                        |  behind them
+///           | msghdr of the receive                                        |  after the entries
 ///  data     | RECEIVE_BUFFER_BYTES |  x RECEIVE_BUFFERS
 /// ```
 /// The kernel holds a buffer from `offer` until a completion names the buffer. After that, the caller has the buffer

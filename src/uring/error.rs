@@ -25,7 +25,7 @@ pub enum UdpDriverError {
          raise it (`ulimit -l`, systemd: LimitMEMLOCK=), lower --max-viewers, or free memory"
     )]
     Memory(#[source] io::Error),
-    /// `io_uring_setup` failed for another reason.
+    /// `io_uring_setup` failed for a reason that no other variant covers.
     #[error("cannot set up io_uring: {0}")]
     Setup(#[source] io::Error),
     /// The configuration has this number of eventfds, which is more than a driver can read.

@@ -122,7 +122,7 @@ pub trait Driver {
     /// [`UdpDriverError`] if the ring is unusable. A timeout or a signal is no error.
     fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError>;
 
-    /// Returns the next completion, in the kernel's order.
+    /// Returns the next completion, in the kernel's order, or `None` if there is none left.
     fn next_completion(&mut self) -> Option<Completion>;
 
     /// Returns the payload of a received datagram. Returns an empty slice if another driver received the datagram.

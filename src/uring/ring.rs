@@ -18,7 +18,7 @@ use super::operation::{Batch, Token};
 use super::{Features, UdpCounters, UdpDriverError};
 use crate::base::limits::RECEIVE_BUFFERS;
 
-/// Buffer group of the driver's one buffer ring.
+/// Number of the buffer group of the only buffer ring of a driver.
 const BUFFER_GROUP: u16 = 0;
 
 /// `FUTEX2_SIZE_U32` of linux/futex.h. The flag `FUTEX2_PRIVATE` is not set, because another process wakes the waiter.

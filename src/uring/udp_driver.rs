@@ -117,15 +117,17 @@ impl UdpDriver {
     }
 
     /// Submits before the turn ends if at least [`SUBMIT_DATAGRAMS`] datagrams are queued. This has three advantages:
-    /// the kernel copies datagrams that are still in the CPU's cache, the buffers become free for the next viewer, and
-    /// no viewer waits until the datagrams of all viewers are encrypted.
+    /// - The kernel copies datagrams that are still in the CPU's cache.
+    /// - The send buffers become free for the next viewer.
+    /// - No viewer waits until the datagrams of all viewers are encrypted.
     fn submit_early(&mut self) {
         if self.queued_datagrams < SUBMIT_DATAGRAMS {
             return;
         }
         self.queued_datagrams = 0;
         if let Err(error) = self.ring.enter(Duration::ZERO) {
-            log::debug!("submitting early: {error}"); // the submission at the end of the turn handles a lasting error
+            // The submission at the end of the turn reports a lasting error, so this one is only logged.
+            log::debug!("cannot submit before the end of the turn: {error}");
         }
         self.reap();
     }
@@ -136,14 +138,14 @@ impl UdpDriver {
     }
 
     /// Returns the index of a free send operation. If none is free, makes an extra `io_uring_enter` call and handles
-    /// the completions, unless such a call has already failed to free an operation in this turn.
+    /// the completions. If such a call frees no operation, it is not repeated in this turn.
     fn acquire(&mut self) -> Option<u32> {
         let free = self.sends.acquire();
         if free.is_some() || self.is_starved {
             return free;
         }
         if let Err(error) = self.ring.enter(Duration::ZERO) {
-            log::debug!("no operation free: {error}");
+            log::debug!("cannot get completions although no send operation is free: {error}");
         }
         self.reap();
         let free = self.sends.acquire();
@@ -177,7 +179,7 @@ impl UdpDriver {
         }
     }
 
-    /// Queues the datagrams of refused GSO sends one by one.
+    /// Queues the datagrams of refused GSO sends again, each as its own send.
     fn resend(&mut self) {
         while let Some((viewer, route, bytes)) = self.resends.pop_front() {
             match self.acquire() {
@@ -333,7 +335,7 @@ impl UdpDriver {
                 // Linux 5.19 has the buffer ring but no multishot receive, so the driver changes to one-shot receives.
                 self.features.remove(Features::MULTISHOT_RECEIVE);
                 if let Err(error) = self.ring.unregister_buffers() {
-                    log::debug!("buffer ring: {error}");
+                    log::debug!("cannot unregister the buffer ring: {error}");
                 }
                 self.receiver = Receiver::OneShot(ReceiveSlab::new());
             }
@@ -489,7 +491,7 @@ fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, UdpDri
         let buffers = BufferRing::new().map_err(UdpDriverError::Setup)?;
         match ring.register_buffers(&buffers) {
             Ok(()) => return Ok(Receiver::Multishot(buffers)),
-            Err(error) => log::debug!("no buffer ring: {error}"),
+            Err(error) => log::debug!("no buffer ring, so one-shot receives are used: {error}"),
         }
     }
     features.remove(Features::MULTISHOT_RECEIVE);

@@ -11,7 +11,7 @@ pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Maximum bytes that hyper buffers for one connection in each direction.
 pub const CONNECTION_BUFFER_BYTES_MAX: usize = 32 * 1024;
 
-/// Time between two checks for changes to send to event listeners.
+/// Time between two checks if there are changes to send to event listeners.
 pub const EVENTS_LOOK: Duration = Duration::from_millis(100);
 
 /// Time between two `status` events.
@@ -45,7 +45,7 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time until a request's body is complete.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for which an answer may remain unacknowledged (`TCP_USER_TIMEOUT`).
+/// Time for which sent bytes of an answer may remain unacknowledged (`TCP_USER_TIMEOUT`). Then the connection ends.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum time in which the backend must answer a request.
@@ -60,7 +60,7 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum bytes of the JSON of a recording command.
 pub const COMMAND_BYTES_MAX: usize = 4 * 1024;
 
-/// Bytes read from a recording at a time.
+/// Bytes that a download reads from a recording in one step.
 pub const DOWNLOAD_PIECE_BYTES: usize = 128 * 1024;
 
 /// Maximum number of pieces of a download that are queued for a slow reader.

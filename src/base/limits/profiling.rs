@@ -36,7 +36,7 @@ pub const PROFILE_ANSWER_MAX: Duration = Duration::from_millis(200);
 /// Maximum bytes of a function's mangled name. Longer names are cut off.
 pub const PROFILE_NAME_BYTES_MAX: usize = 2_048;
 
-/// Mean allocated bytes between two samples of the heap profile (Go's default).
+/// Mean number of allocated bytes between two samples of the heap profile (Go's default).
 pub const HEAP_SAMPLING_BYTES: usize = 512 * 1024;
 
 /// Maximum number of sampled allocations that are alive at the same time. With one sample per [`HEAP_SAMPLING_BYTES`],

@@ -22,10 +22,10 @@ pub const SYNC_INTERVAL_NS: i64 = 1_000_000_000;
 /// Bytes of a file after which the next IDR starts a new file. FAT32 allows files of at most 4 GiB.
 pub const RECORDING_BYTES_SOFT: u64 = 3_900_000_000;
 
-/// Bytes at which a file is closed even without an IDR.
+/// Bytes of a file at which the file is closed even if no IDR has arrived.
 pub const RECORDING_BYTES_MAX: u64 = 4_200_000_000;
 
-/// Nanoseconds of recording after which the next IDR starts a new file.
+/// Duration of a file in nanoseconds after which the next IDR starts a new file.
 pub const RECORDING_DURATION_SOFT_NS: i64 = 3_600_000_000_000;
 
 /// Maximum number of access units in one file. Each takes 8 bytes in the index.

@@ -16,7 +16,7 @@ pub const LOGIN_BYTES_MAX: usize = 2048;
 
 const _: () = assert!(TOKEN_BYTES_MAX * 6 + 64 < LOGIN_BYTES_MAX, "any token can be sent");
 
-/// Time for which an unused login is valid.
+/// Time for which a login is valid if it is not used.
 pub const LOGIN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Time between two checks for expired logins of endless responses. A logout ends such a response without waiting for
