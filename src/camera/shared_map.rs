@@ -50,7 +50,7 @@ impl SharedMap {
     /// Returns the shared `u64` at `offset`. In a read-only range, only relaxed loads of the result are allowed.
     pub(super) fn long_word(&self, offset: usize) -> &AtomicU64 {
         let pointer = self.pointer(offset);
-        // SAFETY: as in `word`.
+        // SAFETY: as in `word`, the word is inside the mapping, aligned, and touched through atomics only.
         unsafe { AtomicU64::from_ptr(pointer) }
     }
 

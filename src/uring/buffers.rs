@@ -64,7 +64,7 @@ impl<T> Slot<T> {
         if self.is_held {
             return None;
         }
-        // SAFETY: as in `get`. The exclusive borrow of self makes this the only reference.
+        // SAFETY: as in `get`, the memory is valid and not held. The exclusive borrow makes this the only reference.
         Some(unsafe { self.memory.as_mut() })
     }
 

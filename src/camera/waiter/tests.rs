@@ -44,7 +44,7 @@ impl Poster {
 
     fn value(&self) -> i32 {
         let mut value = 0;
-        // SAFETY: as in `post`; `value` outlives the call.
+        // SAFETY: as in `post`, the semaphore is initialised and mapped. `value` outlives the call.
         let result = unsafe { libc::sem_getvalue(self.pointer(), &raw mut value) };
         assert_eq!(result, 0);
         value
