@@ -1,53 +1,53 @@
-//! The clocks. Every other module takes time as an argument or calls a function of this file.
+//! Reads the clocks. Every other module takes the time as an argument or calls a function of this file.
 
 use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
 
-const NS_PER_S: i64 = 1_000_000_000; // local bound: a unit
+const NS_PER_S: i64 = 1_000_000_000; // local bound: a conversion factor
 
-/// One moment, in the two forms that a worker needs.
+/// The same moment on two scales: one for sessions, one for the camera's ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// For sessions and deadlines.
+    /// Time for sessions and deadlines.
     pub instant: Instant,
-    /// `CLOCK_MONOTONIC` in nanoseconds, for the ring's cursor and for latencies.
+    /// `CLOCK_MONOTONIC` in nanoseconds, for cursors on the camera's ring and for latencies.
     pub monotonic_ns: i64,
 }
 
-/// One moment, as logins and certificates need it.
+/// The same moment on two clocks, as logins and certificates need it.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
-    /// For waiting times and rate limits.
+    /// Time for waiting times and rate limits. It never jumps when the system clock is set.
     pub steady: Instant,
     /// Seconds since 1970, for expiry dates.
     pub unix_s: u64,
 }
 
 impl Moment {
-    /// Reads both clocks.
+    /// Returns the current time of both clocks.
     #[must_use]
     pub fn now() -> Moment {
         Moment { steady: instant(), unix_s: u64::try_from(unix_s()).unwrap_or(0) }
     }
 }
 
-/// Reads the clock once for a turn of a worker.
+/// Returns the current time. A worker calls this once per turn.
 pub fn now() -> Now {
     Now { instant: instant(), monotonic_ns: monotonic_ns() }
 }
 
-/// Returns `CLOCK_MONOTONIC` in nanoseconds.
+/// Returns the current time of `CLOCK_MONOTONIC` in nanoseconds.
 pub fn monotonic_ns() -> i64 {
     nanoseconds(ClockId::Monotonic)
 }
 
-/// Returns `CLOCK_REALTIME` in nanoseconds since 1970.
+/// Returns the current time of `CLOCK_REALTIME` in nanoseconds since 1970.
 pub fn realtime_ns() -> i64 {
     nanoseconds(ClockId::Realtime)
 }
 
-/// Returns seconds since 1970.
+/// Returns the current time of `CLOCK_REALTIME` in whole seconds since 1970.
 pub fn unix_s() -> i64 {
     clock_gettime(ClockId::Realtime).tv_sec
 }

@@ -1,26 +1,27 @@
-//! Counters and gauges that any thread may read. All accesses are relaxed: each value is true by itself.
+//! Counters and gauges that any thread may read. All accesses use relaxed memory ordering: each value is correct, but
+//! values read together may be from different moments.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A count that only grows.
 ///
-/// A counter has either one writing thread, which calls [`Counter::add`], or several, which call
-/// [`Counter::add_shared`]. Mixing the two loses counts.
+/// If only one thread writes a counter, the thread calls [`Counter::add`]. If several threads write a counter, all of
+/// them call [`Counter::add_shared`]. Using both functions on one counter loses counts.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `n` from the only thread that writes: a load and a store, not a locked instruction.
+    /// Adds `n`. Only the counter's single writing thread may call this, because the load and the store are separate.
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
-    /// Adds `n` from any thread: one atomic read-modify-write.
+    /// Adds `n` with one atomic read-modify-write, so that any thread may call this.
     pub fn add_shared(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Takes over a total that the same thread counts elsewhere in a plain integer.
+    /// Sets the counter to `total`, which the only writing thread has counted in a plain integer.
     pub fn set_total(&self, total: u64) {
         self.0.store(total, Ordering::Relaxed);
     }
@@ -31,7 +32,7 @@ impl Counter {
     }
 }
 
-/// A value that goes up and down. One thread writes, any thread reads.
+/// A value that goes up and down. Any thread may read it; only one thread should write it.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 

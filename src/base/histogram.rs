@@ -1,7 +1,9 @@
-//! Latency histograms of fixed memory, within 1 % of the truth (HDR histograms with two significant digits).
+//! Latency histograms that use a fixed amount of memory and are accurate to 1 % (HDR histograms with two significant
+//! digits).
 //!
-//! A thread of the media path records into its own [`LatencyRecorder`], without lock or atomic operation. It adds
-//! that to a shared [`LatencyTotals`] now and then. Other threads record into the totals at once.
+//! A thread of the media path records into its own [`LatencyRecorder`], without lock or atomic operation. At
+//! intervals, it moves the recorded latencies to a shared [`LatencyTotals`]. Other threads record directly into a
+//! [`LatencyTotals`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,10 +11,10 @@ use hdrhistogram::{Counter, Histogram};
 
 use super::limits::{LATENCY_MAX_NS, LATENCY_MIN_NS};
 
-/// Significant digits of a latency: within 1 %.
+/// Significant digits of a recorded latency. Two digits are an error of at most 1 %.
 const DIGITS: u8 = 2; // local bound: precision of the mechanism
 
-/// Latencies and their exact sum.
+/// A histogram of latencies, and their exact sum.
 #[derive(Clone, Debug)]
 struct Latencies<T: Counter> {
     histogram: Histogram<T>,
@@ -43,7 +45,8 @@ impl LatencyRecorder {
         self.0.record(took_ns);
     }
 
-    /// Moves everything recorded to `totals`. Never waits: while another thread reads, all stays for the next call.
+    /// Moves all recorded latencies to `totals`. Never waits: if another thread holds the lock of `totals`, the
+    /// latencies stay here until the next call.
     pub fn publish(&mut self, totals: &LatencyTotals) {
         if self.0.histogram.is_empty() {
             return;
@@ -63,12 +66,12 @@ impl LatencyRecorder {
 pub struct LatencyTotals(Mutex<Latencies<u64>>);
 
 impl LatencyTotals {
-    /// Records one latency in nanoseconds. Waits while another thread reads (some microseconds).
+    /// Records one latency in nanoseconds. Waits some microseconds if another thread uses the totals at the moment.
     pub fn record(&self, took_ns: u64) {
         self.lock().record(took_ns);
     }
 
-    /// Returns a copy.
+    /// Returns a copy of all latencies recorded so far.
     #[must_use]
     pub fn summary(&self) -> LatencySummary {
         LatencySummary(self.lock().clone())
@@ -84,10 +87,10 @@ impl LatencyTotals {
 pub struct LatencySummary(Latencies<u64>);
 
 impl LatencySummary {
-    /// Adds the latencies of `totals`.
+    /// Adds the latencies of `totals` to this summary.
     pub fn merge(&mut self, totals: &LatencyTotals) {
         let totals = totals.lock();
-        // Only different bounds could make this fail; all histograms here have the same.
+        // `add` fails only if the histograms have different bounds. All histograms of this file have the same bounds.
         let _ = self.0.histogram.add(&totals.histogram);
         self.0.sum_ns += totals.sum_ns;
     }
@@ -104,14 +107,18 @@ impl LatencySummary {
         self.0.sum_ns
     }
 
-    /// Returns the latency in nanoseconds that this share (0 to 1) of all does not exceed. `None` if there are none.
+    /// Returns the latency in nanoseconds that the given share (0 to 1) of all latencies does not exceed. Returns
+    /// `None` if no latency was recorded.
     #[must_use]
     pub fn quantile_ns(&self, share: f64) -> Option<u64> {
         (self.count() > 0).then(|| self.0.histogram.value_at_quantile(share))
     }
 
-    /// Returns how many latencies fall into each bucket, not cumulated, for upper bounds in microseconds in rising
-    /// order. Latencies above the last bound are in no bucket. At a bound the histogram's resolution decides.
+    /// Returns the number of latencies in each bucket. The counts are not cumulative. `bounds_us` has the upper bounds
+    /// of the buckets in microseconds, in rising order.
+    ///
+    /// Latencies above the last bound are in no bucket. A latency within 1 % of a bound may be counted on either side
+    /// of that bound.
     #[must_use]
     pub fn buckets<const N: usize>(&self, bounds_us: &[u64; N]) -> [u64; N] {
         let mut buckets = [0; N];

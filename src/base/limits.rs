@@ -1,4 +1,4 @@
-//! All bounds of the program. Const asserts check how they relate. A bound is not configuration.
+//! All bounds of the program. Const asserts check the relations between them. A user cannot configure a bound.
 
 mod camera;
 mod control;

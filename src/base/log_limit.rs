@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::limits::LOG_INTERVAL_NS;
 
-/// Lets one event through per interval, counted over all threads.
+/// A rate limit that all threads share: one event may pass per interval.
 #[derive(Debug)]
 pub struct LogLimit {
     interval_ns: i64,
@@ -12,13 +12,13 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
-    /// A limit of one event per `interval_ns`. The first event always passes.
+    /// Creates a limit of one event per `interval_ns`. The first event always passes.
     #[must_use]
     pub const fn new(interval_ns: i64) -> LogLimit {
         LogLimit { interval_ns, last_ns: AtomicI64::new(i64::MIN) }
     }
 
-    /// Returns true if an event at `now_ns` (`CLOCK_MONOTONIC`) may pass, and counts it then.
+    /// Returns true if an event at `now_ns` (`CLOCK_MONOTONIC`) may pass. In that case a new interval begins.
     pub fn allows(&self, now_ns: i64) -> bool {
         let last_ns = self.last_ns.load(Ordering::Relaxed);
         if now_ns.saturating_sub(last_ns) < self.interval_ns {
@@ -29,7 +29,7 @@ impl LogLimit {
 }
 
 impl Default for LogLimit {
-    /// A limit of one log line per minute.
+    /// Creates a limit of one log line per minute.
     fn default() -> LogLimit {
         LogLimit::new(LOG_INTERVAL_NS)
     }

@@ -1,21 +1,21 @@
-//! Log lines to stderr, with journald's priority prefix if stderr is the journal.
+//! Writes log lines to stderr. If stderr is the journal, each line starts with journald's priority prefix.
 
 use std::io::Write;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// The sink. It writes each record with one call, so that lines of different threads do not mix.
+/// Writes log records to stderr. Each record is written with one call, so that lines of different threads do not mix.
 struct Stderr {
     journald: bool,
 }
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // This library logs an error for every closed connection.
+        // The library may_minihttp logs an error for every closed connection, so its records are dropped.
         if metadata.target().starts_with("may_minihttp") {
             return false;
         }
-        // Of libraries only warnings and errors are logged.
+        // Records of other libraries are logged only if they are warnings or errors.
         metadata.target().starts_with("streaming_server") || metadata.level() <= Level::Warn
     }
 
@@ -32,19 +32,20 @@ impl Log for Stderr {
         } else {
             format!("{:<5} {text}\n", record.level())
         };
-        // If stderr is closed, there is no other place to report it.
+        // A failed write is ignored: if stderr is closed, there is no other place to report the failure.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
 
     fn flush(&self) {}
 }
 
-/// Returns true for the error that `may` logs when the CPU profiler's signal interrupts its wait. It retries.
+/// Returns true for the error that the library `may` logs when the CPU profiler's signal interrupts its wait. The error
+/// is harmless, because `may` repeats the wait.
 fn is_noise(target: &str, text: &str) -> bool {
     target.starts_with("may::") && (text.contains("Interrupted") || text.contains("EINTR"))
 }
 
-/// Priorities of sd-daemon(3).
+/// Returns the priority number of sd-daemon(3) for a log level.
 fn syslog_priority(level: Level) -> u8 {
     match level {
         Level::Error => 3,
@@ -62,8 +63,9 @@ pub fn start(level: LevelFilter) {
     }
 }
 
-/// Returns true if `stream`, the "device:inode" of the journal (systemd.exec(5)), is this process's stderr. A process
-/// whose output is redirected inherits the variable too.
+/// Returns true if this process's stderr is the journal. `stream` is the value of `JOURNAL_STREAM`: the "device:inode"
+/// of the journal (systemd.exec(5)). The variable alone proves nothing, because a process with redirected output
+/// inherits it too.
 fn is_stderr(stream: &str) -> bool {
     rustix::fs::fstat(std::io::stderr())
         .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))

@@ -1,4 +1,4 @@
-//! BASE: what every module may use. This module uses no other one.
+//! BASE: clocks, counters, limits and logging, which every module may use. This module uses no other module.
 
 pub mod clock;
 pub mod counters;

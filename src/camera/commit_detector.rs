@@ -1,5 +1,5 @@
-//! Detects when a slot of an index-first ring is completely written: by the camera's semaphore posts, or by the slot
-//! no longer changing. This module must not wait, read clocks or wake consumers.
+//! Detects when a slot of an index-first ring is completely written. The signs are the camera's semaphore posts, or
+//! that the slot no longer changes. This module must not wait, read clocks or wake consumers.
 
 use std::sync::Arc;
 
@@ -10,29 +10,31 @@ use crate::base::limits::{
     COMMIT_STABLE_NS, COMMIT_UNSEEN_NS, COUNT_ANCHOR_UNITS, PRE_IMAGE_BYTES_MAX, SLOT_DATA_BYTES_MAX,
 };
 
-/// The bytes at the end of a unit that must stay the same between two polls.
+/// Number of bytes at the end of a unit that must stay the same between two polls.
 const TAIL_BYTES: usize = 64;
 
-/// The bytes at the end of a unit of which one must differ from the pre-image. Few, because all of them must belong to
-/// the last moment of the copy: 64 bytes are more than half of a small unit.
+/// Number of bytes at the end of a unit that are compared with the pre-image. A difference in them shows that the
+/// camera has copied the end of the unit. The number is small, because the camera must write all of these bytes last:
+/// 64 bytes could be more than half of a small unit.
 const END_BYTES: usize = 16;
 
 /// Detects the end of the camera's copy into the newest slot, on rings whose index is raised before the copy.
 ///
-/// A slot counts as committed when all of this holds:
-/// - its metadata and the last bytes of its unit are the same in two polls [`COMMIT_STABLE_NS`] apart,
-/// - the frame number is the expected one,
-/// - the end of the tail differs from the pre-image: a copy of the slot taken before the camera began the unit.
+/// A slot counts as committed when all these conditions hold:
+/// - The metadata and the last bytes of the unit are the same in two polls [`COMMIT_STABLE_NS`] apart.
+/// - The frame number is one above that of the previous unit.
+/// - The end of the unit differs from the pre-image, which is a copy of the slot taken before the camera began the
+///   unit.
 ///
-/// A camera that is preempted in the middle of its copy leaves the tail unchanged. Without a visible difference the
-/// slot must stay unchanged for [`COMMIT_UNSEEN_NS`].
+/// A camera that is preempted in the middle of its copy leaves the end of the unit unchanged. So if the frame number is
+/// unexpected or the end does not differ, the slot must stay unchanged for [`COMMIT_UNSEEN_NS`].
 #[derive(Debug, Default)]
 pub(super) struct CommitDetector {
-    /// The unit whose slot was copied before the camera began it.
+    /// Number of the unit whose slot was copied before the camera began to write this unit.
     pre_image_unit: Option<u32>,
     pre_image: Vec<u8>,
     pre_image_metadata: SlotMetadata,
-    /// Size of recent units, a decaying maximum: how many bytes of the pre-image to copy.
+    /// Decaying maximum of the sizes of recent units. It determines how many bytes of a slot are copied as pre-image.
     recent_bytes: usize,
     candidate: Option<Candidate>,
 }
@@ -46,7 +48,7 @@ struct Candidate {
 }
 
 impl CommitDetector {
-    /// Copies the slot of `unit`, which the camera has not begun.
+    /// Copies the slot of `unit` as pre-image. The camera must not have begun to write `unit`.
     pub(super) fn record_pre_image(&mut self, mapping: &Arc<Mapping>, unit: u32) {
         if self.has_pre_image(unit) {
             return;
@@ -59,12 +61,12 @@ impl CommitDetector {
         self.pre_image_unit = (mapping.write_index() == unit).then_some(unit);
     }
 
-    /// Returns true if the slot of `unit` was copied before the camera began it.
+    /// Returns true if the slot of `unit` was copied before the camera began to write `unit`.
     pub(super) fn has_pre_image(&self, unit: u32) -> bool {
         self.pre_image_unit == Some(unit)
     }
 
-    /// Polls the slot of `unit`, the newest one begun. Returns true if it is committed.
+    /// Polls the slot of `unit`, the newest unit that the camera has begun. Returns true if the slot is committed.
     pub(super) fn poll(&mut self, mapping: &Arc<Mapping>, unit: u32, now_ns: i64) -> bool {
         let metadata = mapping.metadata(unit);
         let tail = Tail::of_unit(mapping, unit, &metadata);
@@ -84,7 +86,8 @@ impl CommitDetector {
         }
     }
 
-    /// Returns how long the slot must stay unchanged to count as committed; `None` while it holds the old unit.
+    /// Returns for how many nanoseconds the slot must stay unchanged to count as committed. Returns `None` while the
+    /// slot still holds the old unit.
     fn required_stable_ns(
         &self,
         mapping: &Arc<Mapping>,
@@ -108,7 +111,7 @@ impl CommitDetector {
 /// A copy of the last bytes of a unit.
 #[derive(Debug, PartialEq, Eq)]
 struct Tail {
-    /// Offset of the unit's end in the slot's data; 0 if the metadata is invalid.
+    /// Offset of the unit's end in the slot's data. It is 0 if the metadata is invalid.
     end: usize,
     bytes: [u8; TAIL_BYTES],
 }
@@ -137,43 +140,47 @@ impl Tail {
 /// Posts taken from the camera's semaphore in one poll.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Posts {
-    /// Number of posts.
+    /// Number of posts taken.
     pub(super) taken: u32,
-    /// The write index just before the posts were taken.
+    /// The write index loaded just before the posts were taken.
     pub(super) index_before: u32,
 }
 
-/// Counts the camera's posts to find out which units are complete. On an index-first ring the camera raises the
-/// index, copies, then posts. One post does not prove the newest unit: the camera may have begun another since.
+/// Counts the camera's posts to find out which units are complete. For each unit of an index-first ring, the camera
+/// first raises the index, then copies the unit, then posts. A post does not prove that the newest unit is complete,
+/// because the camera may have begun another unit after the post.
 ///
-/// If all posts are taken after an index of `i` was loaded, at least `i - 1` units have been posted. Every later
-/// post is one more unit. This bound may be one unit below the exact count. It becomes exact when a poll happens between
-/// the camera's step of the index and its post. A camera that writes faster than it is polled keeps the bound too low,
-/// and its newest unit is complete when the next one begins.
+/// Suppose that a poll loads the index `i` and then takes all posts. Then at least `i - 1` units have been posted, and
+/// every later post stands for one more unit. This lower bound may be one unit below the exact count. It becomes exact
+/// when a poll happens after the camera has raised the index and before its post. If the camera writes faster than it
+/// is polled, the bound stays too low. The newest unit then counts as complete only when the next unit begins.
 ///
-/// A regular camera is never polled in that moment. For it, [`COUNT_ANCHOR_UNITS`] units in a row whose slots were seen to
-/// be complete, each with one post, show that the count is exact. A single such unit does not: the camera may be
-/// preempted between its copy and its post. Posts taken by other processes only lower the count.
+/// A camera with a regular interval may never be polled in that moment. For such a camera, [`COUNT_ANCHOR_UNITS`]
+/// consecutive units show that the count is exact, if each was seen complete in its slot and had exactly one post. One
+/// unit is not enough, because the camera may be preempted between its copy and its post. Posts taken by other
+/// processes only make the count lower.
 #[derive(Debug, Default)]
 pub(super) struct PostCount {
-    /// Units known to be posted; `None` before the first poll.
+    /// Number of units known to be posted. `None` before the first poll.
     posted: Option<u32>,
-    /// The index at which a slot was last seen to be complete.
+    /// The write index when a slot was last seen to be complete.
     committed: u32,
-    /// Posts taken since then.
+    /// Number of posts taken since that slot was seen to be complete.
     taken_since: u32,
-    /// Units in a row whose slots were seen to be complete, each with one post.
+    /// Number of consecutive units that were seen complete in their slots and had exactly one post each.
     in_step: u32,
 }
 
 impl PostCount {
-    /// Adds the posts of one poll; `index` was loaded after it. Returns how many units are complete.
+    /// Adds the posts taken by one poll. `index` is the write index loaded after the posts were taken. Returns how many
+    /// units are known to be complete.
     pub(super) fn update(&mut self, posts: Posts, index: u32) -> u32 {
         self.taken_since = self.taken_since.saturating_add(posts.taken);
         let proven = posts.index_before.wrapping_sub(1);
         let counted = self.posted.map(|posted| posted.wrapping_add(posts.taken));
         let posted = match counted {
-            // More posts than units: the count was too high, or another process posted.
+            // There are more posts than units: the count was too high, or another process has posted. So the count
+            // falls back to the lower bound.
             Some(counted) if ahead(counted, index) > 0 => {
                 self.in_step = 0;
                 proven
@@ -185,7 +192,7 @@ impl PostCount {
         posted
     }
 
-    /// Reports that the slot of the newest of `index` units was seen to be complete.
+    /// Takes note that the newest of `index` units was seen complete in its slot.
     pub(super) fn on_committed(&mut self, index: u32) {
         let is_in_step = index.wrapping_sub(self.committed) == 1 && self.taken_since == 1;
         self.in_step = if is_in_step { self.in_step + 1 } else { 0 };
@@ -298,7 +305,7 @@ mod tests {
         assert_eq!(detector.pre_image_unit, None);
     }
 
-    /// Steps of a camera that raises its index, copies and posts, and of a count that polls at arbitrary moments.
+    /// One step of the test: of the camera, of the count that polls at arbitrary moments, or of another process.
     #[derive(Debug, Clone, Copy)]
     enum Step {
         Camera,
@@ -330,7 +337,7 @@ mod tests {
             let mut count = PostCount::default();
             for step in steps {
                 match step {
-                    // Each step is half of a unit: the first raises the index, the second copies and posts.
+                    // The camera takes two steps per unit: the first raises the index, the second copies and posts.
                     Step::Camera if index == copied => index = index.wrapping_add(1),
                     Step::Camera => {
                         copied = index;

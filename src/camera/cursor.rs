@@ -1,4 +1,5 @@
-//! One consumer's position in the ring. This module must not wait. A cursor never delays the camera.
+//! The cursor, which is one consumer's position in the ring. This module must not wait. A cursor never delays the
+//! camera.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -11,21 +12,22 @@ use super::sequence::{ahead, is_in_ring};
 use super::source::{Attachment, Camera, MonotonicNs};
 use crate::base::limits::CAPTURE_AGE_MAX_NS;
 
-/// One access unit borrowed from the ring. Read it, then call [`UnitView::is_intact`] before using the result.
-/// On a lease ring the slot is leased until the last clone or slice of `bytes` is dropped.
+/// One access unit borrowed from the ring. Read the unit, then call [`UnitView::is_intact`] before using what was read.
+/// On a lease ring, the slot is leased until the last clone or slice of `bytes` is dropped.
 #[derive(Clone, Debug)]
 pub struct UnitView {
-    /// The access unit in its slot, Annex B. Slices and clones share the mapping or the lease; none allocates.
+    /// The access unit in its slot, in Annex B format. Slices and clones share the mapping or the lease, and copy
+    /// nothing.
     pub bytes: Bytes,
-    /// The unit's number in the ring, wrapping.
+    /// The unit's number in the ring. It wraps at 32 bits.
     pub sequence: u32,
     /// The camera's own picture count.
     pub frame_number: u64,
-    /// Capture time in CLOCK_REALTIME nanoseconds, for either clock of the camera. `None` if it is near neither
-    /// clock.
+    /// Capture time in CLOCK_REALTIME nanoseconds, converted if the camera uses CLOCK_MONOTONIC. `None` if the capture
+    /// time is near the current time of neither clock.
     pub captured_at_ns: Option<i64>,
-    /// Capture time in CLOCK_MONOTONIC nanoseconds, at most the `now_ns` of the read. If the capture time is
-    /// unusable, it is that `now_ns`.
+    /// Capture time in CLOCK_MONOTONIC nanoseconds, not later than the time of the read. If the capture time is
+    /// unusable, this is the time of the read.
     pub captured_monotonic_ns: MonotonicNs,
     /// Width in pixels, from the slot.
     pub width: u32,
@@ -35,11 +37,11 @@ pub struct UnitView {
 }
 
 impl UnitView {
-    /// Returns true if everything read from `bytes` before this call belongs to this unit. Call it after the last
-    /// read, and discard what was read if it returns false.
+    /// Returns true if everything read from `bytes` before this call belongs to this unit. Call this after the last
+    /// read. If the result is false, discard what was read.
     ///
-    /// On a lease ring a leased slot is not overwritten. There, false means that the camera restarted or that its
-    /// segment shrank.
+    /// On a lease ring, the camera does not overwrite a leased slot. There, false means that the camera restarted or
+    /// that its segment shrank.
     #[must_use]
     pub fn is_intact(&self) -> bool {
         fence(Ordering::Acquire);
@@ -57,14 +59,15 @@ impl UnitView {
 pub enum Next {
     /// The next unit.
     Unit(UnitView),
-    /// No new unit.
+    /// There is no new unit.
     Empty,
-    /// The camera overtook the cursor, or dropped units. The cursor skipped to the next unit it can read.
+    /// The camera has overwritten or dropped units that the cursor had not read. The cursor skipped to the next unit
+    /// that it can read.
     Lapped {
-        /// Units skipped.
+        /// Number of units skipped.
         missed_units: u32,
     },
-    /// One slot was skipped.
+    /// One slot was skipped, because its metadata is invalid.
     Rejected(MetadataError),
     /// The camera restarted: a new stream begins.
     Restarted,
@@ -72,19 +75,20 @@ pub enum Next {
     Away,
 }
 
-/// One consumer's position in the ring.
+/// One consumer's position in the ring. Cursors are independent of each other.
 #[derive(Clone, Debug)]
 pub struct Cursor {
     camera: Camera,
     generation: u64,
     attachment: Option<Arc<Attachment>>,
-    /// The unit to read next.
+    /// Number of the unit to read next.
     position: u32,
     last_frame_number: Option<u64>,
 }
 
 impl Camera {
-    /// A cursor whose first unit is the next one published. [`Cursor::units_back`] reaches earlier units.
+    /// Returns a cursor whose first unit is the next one that the camera begins. [`Cursor::units_back`] gives access to
+    /// earlier units.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         let (generation, attachment) = self.current();
@@ -94,7 +98,7 @@ impl Camera {
 }
 
 impl Cursor {
-    /// Returns the next unit or event. Never blocks. Call it until it returns `Empty` or `Away`.
+    /// Returns the next unit or event. Never blocks. Call this until it returns `Empty` or `Away`.
     pub fn next(&mut self, now_ns: MonotonicNs) -> Next {
         if self.follow_camera() {
             return Next::Restarted;
@@ -154,7 +158,8 @@ impl Cursor {
     }
 
     /// Skips a unit that no slot of the lease ring holds. If the cursor is at most half a ring behind, the camera
-    /// dropped the unit, and the cursor continues with the next one. A later cursor continues with the newest unit.
+    /// dropped the unit, and the cursor continues with the next readable unit. If the cursor is further behind, it
+    /// continues with the newest unit.
     fn skip_missing(&mut self, attachment: &Attachment, ring: &LeaseRing) -> Next {
         let lag = attachment.mapping.write_index().wrapping_sub(self.position);
         let is_in_time = lag <= attachment.mapping.layout().slot_count() / 2;
@@ -162,7 +167,7 @@ impl Cursor {
         self.skip_to(position)
     }
 
-    /// Returns the count of readable units that this cursor has not read yet.
+    /// Returns the number of readable units that this cursor has not read yet.
     #[must_use]
     pub fn lag_slots(&self) -> u32 {
         let lag =
@@ -170,8 +175,8 @@ impl Cursor {
         u32::try_from(lag).unwrap_or(0)
     }
 
-    /// Returns the count of units that the camera has begun and this cursor has not read yet. It includes units that
-    /// are not known to be complete.
+    /// Returns the number of units that the camera has begun and this cursor has not read yet. The number includes
+    /// units that are not known to be complete.
     #[must_use]
     pub fn begun_slots(&self) -> u32 {
         let begun = self
@@ -181,8 +186,8 @@ impl Cursor {
         u32::try_from(begun).unwrap_or(0)
     }
 
-    /// Returns a second cursor `count` units before this one, for pre-roll and instant start. Returns `None` if the
-    /// ring may no longer hold that unit, or if it belongs to an earlier run of the camera.
+    /// Returns a second cursor that is `count` units before this one, for pre-roll and instant start. Returns `None` if
+    /// the ring may no longer hold the unit at that position, or if that unit is from an earlier run of the camera.
     #[must_use]
     pub fn units_back(&self, count: u32) -> Option<Cursor> {
         let attachment = self.attachment.as_ref()?;
@@ -201,7 +206,7 @@ impl Cursor {
         })
     }
 
-    /// Moves to the camera's current run. Returns true if a new run has begun.
+    /// Moves the cursor to the camera's current run. Returns true if a new run has begun.
     fn follow_camera(&mut self) -> bool {
         if self.camera.generation() == self.generation {
             return false;
@@ -216,7 +221,7 @@ impl Cursor {
         self.attachment.is_some()
     }
 
-    /// Continues with unit `position`.
+    /// Moves the cursor to unit `position`, and returns how many units it has skipped.
     fn skip_to(&mut self, position: u32) -> Next {
         let missed_units = u32::try_from(ahead(position, self.position)).unwrap_or(0);
         self.position = position;
@@ -230,7 +235,8 @@ impl Cursor {
         Next::Rejected(reason)
     }
 
-    /// Validates the metadata, advances, and makes the view of the unit; `bytes_of` borrows its bytes.
+    /// Validates the metadata, moves the cursor to the next unit and returns a view of this unit. `bytes_of` borrows
+    /// the bytes of the unit with the given number.
     fn lend(
         &mut self,
         attachment: Arc<Attachment>,
@@ -242,7 +248,8 @@ impl Cursor {
         if let Err(reason) = metadata.validate() {
             return self.reject(reason, now_ns);
         }
-        // A camera that restarts in the same segment without resetting the index restarts its picture count.
+        // A camera may restart in the same segment without resetting the index. It then counts its pictures from 0
+        // again, so a lower frame number shows the restart.
         if self.last_frame_number.take().is_some_and(|last| metadata.frame_number < last) {
             return Next::Restarted;
         }
@@ -270,8 +277,8 @@ struct Captured {
 }
 
 impl Captured {
-    /// Decides which clock the camera used: the one whose current time is near. The daemon's header documents
-    /// CLOCK_MONOTONIC, but the daemon writes CLOCK_REALTIME.
+    /// Converts the capture time to both clocks. The camera used the clock whose current time is near the capture time.
+    /// The check is needed because the daemon's header documents CLOCK_MONOTONIC, but the daemon writes CLOCK_REALTIME.
     fn find(metadata: &SlotMetadata, now_ns: MonotonicNs, realtime_offset_ns: i64) -> Captured {
         let time_ns = metadata
             .timestamp_s

@@ -1,5 +1,5 @@
-//! PURE: the ring layouts of the camera daemon: offsets, sizes, detection, slot metadata. The five legacy layouts are
-//! identified by their size, the lease ring by its header (`lease_header.rs`).
+//! PURE: the ring layouts of the camera daemon, with their offsets, sizes and slot metadata. Each of the five legacy
+//! layouts is identified by its size. The lease ring is identified by its header (`lease_header.rs`).
 //!
 //! ```text
 //!  v0   0 write_index                                          8  slots (48 + data, stride 3110448)  x 30
@@ -20,31 +20,31 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::lease_header::{Geometry, HeaderError};
 use crate::base::limits::{LEASE_SLOT_BYTES, LEASE_SLOTS, PICTURE_SIDE_MAX, SLOT_DATA_BYTES_MAX};
 
-/// Offset of a legacy ring's `u32 write_index`: the count of units begun or published, wrapping.
+/// Offset of a legacy ring's `u32 write_index`. It counts the units begun or published, and wraps.
 pub(super) const WRITE_INDEX_OFFSET: usize = 0;
 
-/// The value of `format` for H.264 (JPEG is 0, NV12 is 1, RGB is 2).
+/// Value of the field `format` for H.264 (JPEG is 0, NV12 is 1, RGB is 2).
 pub const FORMAT_H264: i32 = 3;
 
-/// A released layout of the camera daemon's segment (64-bit Linux, glibc: `sem_t` has 32 bytes).
+/// A released layout of the camera daemon's segment, for 64-bit Linux with glibc, where a `sem_t` has 32 bytes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// No semaphore; the index is raised before the slot is copied.
+    /// The ring has no semaphore. The camera raises the index before it copies the unit into the slot.
     V0,
-    /// With semaphore; the index is raised before the slot is copied.
+    /// The ring has a semaphore. The camera raises the index before it copies the unit into the slot.
     V1,
-    /// Like v1 with brightness fields. Daemons up to January 2026 raise the index first.
+    /// Like v1, with brightness fields. Daemons up to January 2026 raise the index before they copy the unit.
     V2,
-    /// Each control word on its own cache line; the slot is copied before the index is raised.
+    /// Each control word has its own cache line. The camera copies the unit into the slot before it raises the index.
     V3,
-    /// Like v3 with six slots.
+    /// Like v3, but with six slots.
     V3Ring6,
-    /// Readers lease the slots. Identified by the header's magic; see [`crate::camera::lease`].
+    /// The ring's readers lease the slots (see [`crate::camera::lease`]). The magic in its header identifies the ring.
     Lease(Geometry),
 }
 
 impl Layout {
-    /// The default lease ring: number and size of its slots are those of the legacy rings.
+    /// The default lease ring. It has as many slots, and slots of the same size, as v0 to v3.
     pub const LEASE: Layout = match Geometry::new(LEASE_SLOTS, LEASE_SLOT_BYTES) {
         Ok(geometry) => Layout::Lease(geometry),
         Err(_) => panic!("the default is within the bounds"),
@@ -53,10 +53,10 @@ impl Layout {
     /// Every legacy layout, oldest first.
     pub const LEGACY: [Layout; 5] = [Layout::V0, Layout::V1, Layout::V2, Layout::V3, Layout::V3Ring6];
 
-    /// Returns the legacy layout of a segment of this size.
+    /// Returns the legacy layout of a segment with `segment_bytes` bytes.
     ///
     /// # Errors
-    /// [`LayoutError::UnknownSize`] lists the size and every known layout.
+    /// [`LayoutError::UnknownSize`] if no legacy layout has this size. Its text lists every known layout.
     pub fn detect(segment_bytes: u64) -> Result<Layout, LayoutError> {
         Layout::LEGACY
             .into_iter()
@@ -64,7 +64,7 @@ impl Layout {
             .ok_or(LayoutError::UnknownSize(segment_bytes))
     }
 
-    /// Bytes of the whole segment.
+    /// Returns the bytes of the whole segment.
     #[must_use]
     pub const fn segment_bytes(self) -> usize {
         match self {
@@ -73,7 +73,7 @@ impl Layout {
         }
     }
 
-    /// Number of slots. Unit `f` of a legacy ring is in slot `f mod slot_count`.
+    /// Returns the number of slots. Unit `f` of a legacy ring is in slot `f mod slot_count`.
     #[must_use]
     pub const fn slot_count(self) -> u32 {
         match self {
@@ -83,13 +83,13 @@ impl Layout {
         }
     }
 
-    /// Offset of slot `index` in the segment. The index wraps at `slot_count`.
+    /// Returns the offset of slot `index` in the segment. The index wraps at `slot_count`.
     #[must_use]
     pub const fn slot_offset(self, index: u32) -> usize {
         self.first_slot_offset() + (index % self.slot_count()) as usize * self.slot_stride()
     }
 
-    /// Offset of the access unit within its slot.
+    /// Returns the offset of the access unit within its slot.
     #[must_use]
     pub const fn data_offset(self) -> usize {
         match self {
@@ -99,7 +99,7 @@ impl Layout {
         }
     }
 
-    /// Bytes from one slot to the next.
+    /// Returns the bytes from one slot to the next.
     #[must_use]
     const fn slot_stride(self) -> usize {
         match self {
@@ -108,7 +108,8 @@ impl Layout {
         }
     }
 
-    /// Offsets of the daemon's `u32 frame_interval_ms` and of the `sem_t` that it posts after each unit.
+    /// Returns the offsets of the daemon's `u32 frame_interval_ms` and of the `sem_t` that the daemon posts after each
+    /// unit. Returns `None` for layouts without a semaphore.
     #[must_use]
     pub const fn control_offsets(self) -> Option<(usize, usize)> {
         match self {
@@ -118,13 +119,14 @@ impl Layout {
         }
     }
 
-    /// Returns true if the index may be raised before the slot is complete (v2 daemons before February 2026 do that).
+    /// Returns true if the index may be raised before the slot is complete. v2 is included because daemons before
+    /// February 2026 raise the index first.
     #[must_use]
     pub const fn publishes_index_first(self) -> bool {
         matches!(self, Layout::V0 | Layout::V1 | Layout::V2)
     }
 
-    /// Offset of the first slot; the control words are before it.
+    /// Returns the offset of the first slot. All bytes before this offset are control words.
     #[must_use]
     pub const fn first_slot_offset(self) -> usize {
         match self {
@@ -136,7 +138,7 @@ impl Layout {
     }
 }
 
-/// Name on the command line and in logs.
+/// Writes the layout's name as used on the command line and in logs.
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -162,10 +164,10 @@ impl FromStr for Layout {
     }
 }
 
-/// Why no layout matches.
+/// Reason why no layout matches a segment or a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// No known layout has this size, and the segment is not a lease ring.
+    /// No known layout has this size in bytes, and the segment is not a lease ring.
     #[error("a segment of {0} bytes is not a known camera ring; known: {known}", known = known_layouts())]
     UnknownSize(u64),
     /// No layout has this name.
@@ -176,13 +178,14 @@ pub enum LayoutError {
     Lease(#[from] HeaderError),
 }
 
-/// Lists every legacy layout with its size in bytes.
+/// Returns the names of all legacy layouts, each with its size in bytes, as one line.
 fn known_layouts() -> String {
     Layout::LEGACY.map(|layout| format!("{layout} {}", layout.segment_bytes())).join(", ")
 }
 
-/// Metadata of the unit in a slot, copied from the ring. It is untrusted until [`SlotMetadata::validate`] accepts it.
-/// It has the layout of the daemon's C struct at the start of each slot, the same on all legacy rings.
+/// Metadata of the unit in a slot, copied from the ring. The metadata is untrusted until [`SlotMetadata::validate`]
+/// accepts it. The fields are laid out as in the C struct that the daemon writes at the start of each slot. This struct
+/// is the same on all legacy rings.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
 pub struct SlotMetadata {
@@ -198,17 +201,17 @@ pub struct SlotMetadata {
     pub width: i32,
     /// Height in pixels.
     pub height: i32,
-    /// [`FORMAT_H264`], or a format that this program skips.
+    /// [`FORMAT_H264`], or another format, whose units this program skips.
     pub format: i32,
     /// Bytes of the access unit.
     pub data_bytes: u64,
 }
 
 impl SlotMetadata {
-    /// Checks that the slot can be read as an access unit.
+    /// Returns an error unless the slot can be read as an access unit.
     ///
     /// # Errors
-    /// The first invalid field.
+    /// [`MetadataError`] with the first invalid field.
     pub fn validate(&self) -> Result<(), MetadataError> {
         if self.format != FORMAT_H264 {
             return Err(MetadataError::NotH264 { format: self.format });
@@ -224,24 +227,24 @@ impl SlotMetadata {
     }
 }
 
-/// Why a slot is skipped.
+/// Reason why a slot is skipped.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetadataError {
-    /// The camera writes another format.
+    /// The unit has another format than H.264.
     #[error(
         "format {format} is not H.264 (3; JPEG is 0, NV12 1, RGB 2): set the camera daemon to write H.264"
     )]
     NotH264 {
-        /// The value found.
+        /// The value of the field `format` in the slot.
         format: i32,
     },
     /// The unit is empty or larger than a slot.
     #[error("data_size {data_bytes} is not within 1..={SLOT_DATA_BYTES_MAX}")]
     DataBytes {
-        /// The value found.
+        /// The value of the field `data_size` in the slot.
         data_bytes: u64,
     },
-    /// No picture has these dimensions.
+    /// The width or height is not positive, or too large for a picture.
     #[error("a picture of {width}x{height} is not within 1..={PICTURE_SIDE_MAX} pixels a side")]
     Dimensions {
         /// The width found, in pixels.
@@ -264,7 +267,7 @@ const _: () = {
     while i < Layout::LEGACY.len() {
         #[expect(clippy::indexing_slicing, reason = "const evaluation; out of bounds fails to compile")]
         let layout = Layout::LEGACY[i];
-        // mapping.rs reads the metadata as eight-byte words.
+        // mapping.rs reads the metadata as eight-byte words, so every slot must start at a multiple of 8.
         assert!(layout.first_slot_offset().is_multiple_of(8), "slots are 8-aligned");
         assert!(layout.slot_stride().is_multiple_of(8), "every slot is 8-aligned");
         assert!(layout.data_offset() >= size_of::<SlotMetadata>(), "metadata comes before the data");

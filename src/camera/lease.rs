@@ -1,5 +1,6 @@
-//! PURE: the lease protocol on one atomic word per slot: claim, publish, lease, release, reap. This module uses nothing
-//! but `core`, no memory map, file or clock, so that tests/loom can model exactly this code.
+//! PURE: the lease protocol, which uses one atomic word per slot. Its operations are claim, publish, lease, release and
+//! reap. This module uses only `core`, and no memory map, file or clock, so that tests/loom can model exactly this
+//! code.
 //!
 //! ```text
 //!  word     63 ........ 24 | 23 .. 17 | 16      | 15 .......... 0
@@ -14,45 +15,48 @@
 //!                                                                           the unit and is not WRITING
 //! ```
 //!
-//! Unit `f` has sequence `f + 1`; sequence 0 is an empty slot. A sequence that never appears in a slot is a unit that
-//! the camera dropped.
+//! Unit `f` has sequence `f + 1`. A slot with sequence 0 is empty. If a sequence never appears in any slot, the camera
+//! dropped that unit.
 
 use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
-/// The writer is filling the slot.
+/// Bit of a slot's word that is set while the writer fills the slot.
 pub const WRITING: u64 = 1 << 16;
-/// One bit for each reader.
+/// Bits of a slot's word that mark leases. Each reader has one bit.
 pub const READERS: u64 = WRITING - 1;
-/// First bit of the sequence in the word.
+/// Position of the sequence's lowest bit in a slot's word.
 pub const SEQUENCE_SHIFT: u32 = 24;
-/// Sequences have 40 bits: a thousand years at 30 units a second. A local bound: part of the protocol.
+/// Largest sequence. The 40 bits last a thousand years at 30 units a second. This local bound is part of the protocol.
 pub const SEQUENCE_MAX: u64 = (1 << (64 - SEQUENCE_SHIFT)) - 1;
-/// `latest` is a sequence above a slot number of 8 bits.
+/// Position of the sequence's lowest bit in the word `latest`. The 8 bits below hold the slot number.
 pub const LATEST_SHIFT: u32 = 8;
-/// Attempts of a compare-and-swap that fails because another bit of the word changed. A local bound.
+/// Maximum attempts of a compare-and-swap, which fails if another process changes the word at the same time.
+/// This local bound keeps every call finite.
 const ATTEMPTS_MAX: u32 = 64;
 
-/// Readers of one ring. A local bound: part of the protocol.
+/// Maximum number of readers of one ring. This local bound is part of the protocol.
 pub const READERS_MAX: u32 = 16;
-/// Slots of one ring. A local bound: part of the protocol.
+/// Maximum number of slots of one ring. This local bound is part of the protocol.
 pub const SLOTS_MAX: u32 = 1 << LATEST_SHIFT;
 
-/// A shared word: the standard library's atomic, or the model checker's.
+/// An atomic word shared between processes. The server uses the standard library's atomic; the model checker uses its
+/// own.
 pub trait Word {
-    /// Like [`core::sync::atomic::AtomicU64::load`].
+    /// Loads the value, like [`core::sync::atomic::AtomicU64::load`].
     fn load(&self, order: Ordering) -> u64;
-    /// Like [`core::sync::atomic::AtomicU64::store`].
+    /// Stores `value`, like [`core::sync::atomic::AtomicU64::store`].
     fn store(&self, value: u64, order: Ordering);
-    /// Like [`core::sync::atomic::AtomicU64::compare_exchange`] with a relaxed failure. Returns true on success.
+    /// Stores `new` if the value is `current`, and returns true in that case. This is
+    /// [`core::sync::atomic::AtomicU64::compare_exchange`] with relaxed ordering on failure.
     fn swap_if(&self, current: u64, new: u64, order: Ordering) -> bool;
-    /// Like [`core::sync::atomic::AtomicU64::fetch_and`].
+    /// Clears the bits that are not in `mask`, like [`core::sync::atomic::AtomicU64::fetch_and`].
     fn and(&self, mask: u64, order: Ordering);
 }
 
 impl Word for core::sync::atomic::AtomicU64 {
-    /// A relaxed load and, for a stronger `order`, a fence. It orders at least as much as an acquire load, and it is
-    /// allowed on pages that are mapped read-only.
+    /// Loads with relaxed ordering and, for a stronger `order`, adds a fence. Load and fence together order at least as
+    /// much as an acquire load. On pages that are mapped read-only, only relaxed loads are allowed.
     fn load(&self, order: Ordering) -> u64 {
         let value = self.load(Relaxed);
         if order != Relaxed {
@@ -74,53 +78,55 @@ impl Word for core::sync::atomic::AtomicU64 {
     }
 }
 
-/// The words of all slots.
+/// Gives access to the words of all slots of a ring.
 pub trait Slots {
     /// Type of a slot's word.
     type Word: Word;
 
-    /// Number of slots, at most [`SLOTS_MAX`].
+    /// Returns the number of slots, at most [`SLOTS_MAX`].
     fn count(&self) -> u32;
 
-    /// The word of slot `slot`, which is below [`Slots::count`].
+    /// Returns the word of slot number `slot`, which must be below [`Slots::count`].
     fn word(&self, slot: u32) -> &Self::Word;
 }
 
-/// Every ordering and every check of the protocol by name. The model weakens one at a time to show that it is needed.
-/// [`Sound`] is the set that runs.
+/// All memory orderings and all checks of the protocol, by name. Each test of the loom model weakens one of them and
+/// expects the model to fail, which shows that it is needed. The program itself runs with [`Sound`].
 pub trait Rules {
-    /// The claiming compare-and-swap. Acquire: reads by the slot's last reader come before our writes.
-    /// Release: a reader that sees the claim also sees in `latest` that there is a newer unit.
+    /// Ordering of the compare-and-swap that claims a slot. Acquire: the reads of the slot's last reader happen before
+    /// the writer's writes. Release: a reader that sees the claim also sees in `latest` that there is a newer unit.
     const CLAIM: Ordering = AcqRel;
-    /// The publishing store: our writes come before it.
+    /// Ordering of the store that publishes a slot. Release: a reader that sees the store also sees what the writer has
+    /// written into the slot.
     const PUBLISH: Ordering = Release;
-    /// The load of a word before it is leased: our reads come after the camera's writes, and the unit of a claimed slot
-    /// is known not to be the newest. The compare-and-swap that follows finds the same sequence, so it needs no
-    /// ordering of its own.
+    /// Ordering of the load of a word before its slot is leased. Acquire: the reader's reads happen after the camera's
+    /// writes. A reader that sees the slot claimed also sees in `latest` a newer unit. The compare-and-swap that
+    /// follows succeeds only if it finds the loaded value, so it needs no ordering of its own.
     const LEASE: Ordering = Acquire;
-    /// The release of a lease: our reads come before it.
+    /// Ordering of the operation that releases a lease. Release: the reader's reads happen before it.
     const RELEASE: Ordering = Release;
-    /// The store of `latest`: a reader that sees it finds the unit in its slot, or a newer one.
+    /// Ordering of the store of `latest`. Release: a reader that sees the new value finds in the slot that unit or a
+    /// newer one.
     const LATEST_STORE: Ordering = Release;
-    /// The load of `latest`. Pairs with [`Rules::LATEST_STORE`].
+    /// Ordering of the load of `latest`. It pairs with [`Rules::LATEST_STORE`].
     const LATEST_LOAD: Ordering = Acquire;
-    /// A slot with a lease is not claimed.
+    /// True if the writer does not claim a slot that a reader leases.
     const SPARES_LEASED: bool = true;
-    /// The slot in `latest` is not claimed, so the newest unit can always be leased.
+    /// True if the writer does not claim the slot in `latest`. The newest unit can then always be leased.
     const SPARES_LATEST: bool = true;
-    /// A slot that is being filled is not leased.
+    /// True if a reader does not lease a slot that is being filled.
     const REFUSES_WRITING: bool = true;
-    /// A slot that holds another unit is not leased.
+    /// True if a reader does not lease a slot that holds another unit than the one that it wants.
     const REFUSES_OTHERS: bool = true;
 }
 
-/// The complete protocol.
+/// The complete protocol, with all orderings and checks.
 #[derive(Copy, Clone, Debug)]
 pub struct Sound;
 
 impl Rules for Sound {}
 
-/// Returns the sequence in a slot's word; 0 for an empty slot.
+/// Returns the sequence in a slot's word. It is 0 for an empty slot.
 #[must_use]
 pub const fn sequence_of(word: u64) -> u64 {
     word >> SEQUENCE_SHIFT
@@ -137,13 +143,13 @@ const fn readers_of(word: u64) -> u64 {
     word & READERS
 }
 
-/// Returns the next sequence; it wraps at 40 bits and skips 0.
+/// Returns the sequence after `sequence`. Sequences wrap at 40 bits and skip 0.
 #[must_use]
 pub const fn after(sequence: u64) -> u64 {
     if sequence >= SEQUENCE_MAX { 1 } else { sequence + 1 }
 }
 
-/// Returns the sequence of the newest unit, 0 before the first, and its slot.
+/// Returns the sequence of the newest unit and the number of its slot. The sequence is 0 before the first unit.
 #[must_use]
 pub fn latest<R: Rules>(word: &impl Word) -> (u64, u32) {
     let latest = word.load(R::LATEST_LOAD);
@@ -152,9 +158,11 @@ pub fn latest<R: Rules>(word: &impl Word) -> (u64, u32) {
     (latest >> LATEST_SHIFT, slot)
 }
 
-/// Finds a slot for unit `sequence` and marks it as WRITING. It takes the slot with the oldest unit that no reader
-/// leases, but never `latest`, the slot of the newest unit. Returns `None` if every slot is leased: the writer must drop
-/// the unit. For the only writer; never waits.
+/// Chooses a slot for unit `sequence`, marks it as WRITING and returns its number. Among the slots that no reader
+/// leases, it chooses the one with the oldest unit, but never `latest`, the slot of the newest unit. Returns `None` if
+/// no slot is free; the writer must then drop the unit.
+///
+/// Only the ring's single writer may call this. Never waits.
 pub fn claim<R: Rules>(slots: &impl Slots, sequence: u64, latest: Option<u32>) -> Option<u32> {
     for _ in 0..ATTEMPTS_MAX {
         let free = |&(slot, word): &(u32, u64)| {
@@ -169,13 +177,13 @@ pub fn claim<R: Rules>(slots: &impl Slots, sequence: u64, latest: Option<u32>) -
     None
 }
 
-/// Publishes the claimed slot.
+/// Publishes the unit in the claimed slot `slot`, so that readers can lease it.
 pub fn publish<R: Rules>(slots: &impl Slots, slot: u32, sequence: u64, latest: &impl Word) {
     slots.word(slot).store(sequence << SEQUENCE_SHIFT, R::PUBLISH);
     latest.store(sequence << LATEST_SHIFT | u64::from(slot), R::LATEST_STORE);
 }
 
-/// Makes a claimed slot empty again.
+/// Makes a claimed slot empty again, without publishing a unit.
 pub fn abandon(word: &impl Word) {
     word.store(0, Release);
 }
@@ -185,13 +193,14 @@ pub fn abandon(word: &impl Word) {
 pub enum Lease {
     /// The slot is leased until [`release`].
     Held,
-    /// The slot does not hold the unit.
+    /// The slot does not hold the wanted unit.
     Gone,
-    /// Other processes kept changing the word; try again later.
+    /// Other processes changed the word during every attempt. The caller may try again later.
     Busy,
 }
 
-/// Leases the slot for `reader` if it holds unit `sequence`. The reader must not lease it already.
+/// Leases the slot of `word` for `reader` if the slot holds unit `sequence`. The reader must not already lease this
+/// slot.
 pub fn lease<R: Rules>(word: &impl Word, sequence: u64, reader: u32) -> Lease {
     for _ in 0..ATTEMPTS_MAX {
         let current = word.load(R::LEASE);
@@ -207,13 +216,13 @@ pub fn lease<R: Rules>(word: &impl Word, sequence: u64, reader: u32) -> Lease {
     Lease::Busy
 }
 
-/// Releases the lease of `reader`.
+/// Releases the lease of `reader` on the slot of `word`.
 pub fn release<R: Rules>(word: &impl Word, reader: u32) {
     word.and(!bit(reader), R::RELEASE);
 }
 
-/// Releases every lease of a reader that has ended. The caller must hold that reader's lock meanwhile: otherwise a new
-/// reader could take the number and lose its leases.
+/// Releases every lease of a reader that has ended. The caller must hold the lock of that reader number during the
+/// call. Otherwise a new reader could take the number, and this call would release the new reader's leases.
 pub fn reap(slots: &impl Slots, reader: u32) {
     for slot in 0..slots.count() {
         let word = slots.word(slot);
@@ -223,15 +232,16 @@ pub fn reap(slots: &impl Slots, reader: u32) {
     }
 }
 
-/// Returns the overdue readers, one bit each, before `sequence` is claimed. A reader is overdue if it leases a unit
-/// that a ring without leases would already have overwritten.
+/// Returns the overdue readers, one bit each, at the time when the writer wants to claim a slot for `sequence`. A
+/// reader is overdue if it leases a unit that a ring without leases would already have overwritten.
 pub fn overdue(slots: &impl Slots, sequence: u64) -> u64 {
     let oldest = sequence.saturating_sub(u64::from(slots.count()));
     let words = (0..slots.count()).map(|slot| slots.word(slot).load(Relaxed));
     words.filter(|&word| sequence_of(word) <= oldest).fold(0, |readers, word| readers | readers_of(word))
 }
 
-/// Empties the slots that a dead writer left as WRITING; leases stay. For the only writer.
+/// Empties the slots that a dead writer left as WRITING. The leases on other slots stay. Only the ring's single writer
+/// may call this.
 pub fn sweep(slots: &impl Slots) {
     for slot in 0..slots.count() {
         let word = slots.word(slot);
@@ -254,7 +264,7 @@ mod tests {
     struct Ring {
         words: Vec<AtomicU64>,
         latest: AtomicU64,
-        /// Two words per slot that must agree when they are read under a lease.
+        /// Two words per slot. A reader with a lease must find the sequence in both.
         data: Vec<[AtomicU64; 2]>,
     }
 
@@ -352,7 +362,7 @@ mod tests {
     #[test]
     fn unit_read_under_a_lease_is_never_torn() {
         let (ring, done) = (Ring::new(4), AtomicBool::new(false));
-        // Fewer under Miri, which is slow.
+        // Miri is slow, so the test writes fewer units under Miri.
         let units = if cfg!(miri) { 200 } else { 200_000 };
         std::thread::scope(|scope| {
             for reader in 0..3 {

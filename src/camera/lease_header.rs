@@ -1,8 +1,8 @@
-//! PURE: layout of the lease ring in its segment, and validation of its header. `pet_camera_ring.h` has the same
-//! numbers in C; tests/promises/c_camera.rs compiles it and compares them.
+//! PURE: layout of the lease ring in its segment, and validation of its header. `pet_camera_ring.h` defines the same
+//! numbers in C. tests/promises/c_camera.rs compiles that file and compares the numbers.
 //!
 //! ```text
-//!  0     header: 88 bytes that describe the ring, written once
+//!  0     header: 96 bytes that describe the ring, changed only when a new writer begins
 //!        `latest`, `futex`, `keyframe_request`, `dropped` with `state`: each on its own 64-byte line
 //!  4096  control blocks, 128 bytes each: word, captured_ns, frame_number, bytes, flags, NAL units, picture size
 //!        data, page-aligned: the slots, slot_bytes each
@@ -11,103 +11,103 @@
 use crate::base::limits::{LEASE_SLOT_BYTES_MAX, LEASE_SLOTS_MIN, PICTURE_SIDE_MAX};
 use crate::camera::lease::{READERS_MAX, SLOTS_MAX};
 
-/// The first eight bytes of a lease ring: "PCAMRING" as a little-endian number.
+/// The first eight bytes of a lease ring, "PCAMRING", as a little-endian number.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PCAMRING");
-/// The version that this program reads and writes.
+/// The version of the ring's layout that this program reads and writes.
 pub const VERSION: u32 = 1;
-/// Value of `header_size`: bytes of the header page.
+/// Value of the field `header_size`: the bytes before the first control block.
 pub const HEADER_SIZE: u32 = 4096;
-/// The same number as an offset.
+/// [`HEADER_SIZE`] as an offset: where the first control block starts.
 pub const HEADER_BYTES: usize = HEADER_SIZE as usize;
 /// Bytes of one slot's control block.
 pub const CONTROL_BYTES: usize = 128;
-/// "H264" as a little-endian number.
+/// Value of the field `fourcc`: "H264" as a little-endian number.
 pub const FOURCC_H264: u32 = u32::from_le_bytes(*b"H264");
-/// `state` after the writer has closed the ring.
+/// Value of the field `state` after the writer has closed the ring.
 pub const STATE_CLOSED: u32 = 2;
-/// `state` while the writer uses the ring.
+/// Value of the field `state` while the writer uses the ring.
 pub const STATE_OPEN: u32 = 1;
-/// Bit of a slot's `flags`: the unit is an IDR.
+/// Bit of a slot's `flags` that is set if the unit is an IDR.
 pub const FLAG_IDR: u32 = 1;
-/// Number of NAL unit offsets in a control block. A local bound: part of the layout.
+/// Maximum number of NAL unit offsets in a control block. This local bound is part of the layout.
 pub const NAL_OFFSETS_MAX: usize = 15;
-/// Offset of the byte that a living writer locks (open file description lock).
+/// Offset of the byte that the writer keeps locked as long as it lives, with an open file description lock.
 pub const WRITER_LOCK: i64 = 0x7ffe_0000;
-/// Offset of the byte that reader 0 locks. The bytes of the other readers follow.
+/// Offset of the byte that reader 0 keeps locked. The bytes of the other readers follow.
 pub const READER_LOCKS: i64 = 0x7fff_0000;
 
-/// Offsets of the header's fields.
+/// Offsets of the header's fields. The doc of each offset names the field's type and meaning.
 pub mod header {
-    /// `u64`, written last.
+    /// `u64`: the magic number, which the writer stores last.
     pub const MAGIC: usize = 0;
-    /// `u32`
+    /// `u32`: version of the layout.
     pub const VERSION: usize = 8;
-    /// `u32`
+    /// `u32`: bytes of the header, 4096.
     pub const HEADER_SIZE: usize = 12;
-    /// `u32`
+    /// `u32`: number of slots.
     pub const SLOT_COUNT: usize = 16;
-    /// `u32`
+    /// `u32`: maximum number of readers, 16.
     pub const MAX_READERS: usize = 20;
-    /// `u64`
+    /// `u64`: bytes of one slot.
     pub const SLOT_SIZE: usize = 24;
-    /// `u64`
+    /// `u64`: offset of the first control block.
     pub const CTL_OFFSET: usize = 32;
-    /// `u64`
+    /// `u64`: offset of the first slot's data.
     pub const DATA_OFFSET: usize = 40;
-    /// `u64`
+    /// `u64`: bytes of the segment.
     pub const TOTAL_SIZE: usize = 48;
-    /// `u32`
+    /// `u32`: format of the units, "H264".
     pub const FOURCC: usize = 56;
-    /// `u32`, 0
+    /// `u32`: unused, always 0.
     pub const FLAGS: usize = 60;
-    /// `u32`, pixels
+    /// `u32`: picture width in pixels.
     pub const WIDTH: usize = 64;
-    /// `u32`, pixels
+    /// `u32`: picture height in pixels.
     pub const HEIGHT: usize = 68;
-    /// `u32`
+    /// `u32`: numerator of the picture rate per second.
     pub const FPS_NUM: usize = 72;
-    /// `u32`
+    /// `u32`: denominator of the picture rate per second.
     pub const FPS_DEN: usize = 76;
-    /// `u64`: grows by one with every writer that takes the segment over.
+    /// `u64`: number of the current writer. Every writer that takes over the segment raises it by one.
     pub const EPOCH: usize = 80;
     /// `u64`: the first sequence of the current writer.
     pub const EPOCH_SEQUENCE: usize = 88;
-    /// `u64`: sequence << 8 | slot, of the newest unit.
+    /// `u64`: `sequence << 8 | slot` of the newest unit.
     pub const LATEST: usize = 128;
-    /// `u32`: changes with every unit; readers wait on it.
+    /// `u32`: futex word on which readers wait. It changes with every unit.
     pub const FUTEX: usize = 192;
-    /// `u32`: not 0 after a reader requested an IDR.
+    /// `u32`: not 0 if a reader has requested an IDR and the camera has not yet taken the request.
     pub const KEYFRAME_REQUEST: usize = 256;
-    /// `u64`: count of units that found no free slot.
+    /// `u64`: number of units that the camera dropped because no slot could take them.
     pub const DROPPED: usize = 320;
-    /// `u32`
+    /// `u32`: open or closed.
     pub const STATE: usize = 328;
 }
 
-/// Offsets of a control block's fields.
+/// Offsets of a control block's fields. The doc of each offset names the field's type and meaning.
 pub mod control {
-    /// `u64`, see `lease.rs`.
+    /// `u64`: the slot's atomic word, see `lease.rs`.
     pub const WORD: usize = 0;
-    /// `u64`: CLOCK_MONOTONIC or CLOCK_REALTIME.
+    /// `u64`: capture time in nanoseconds of CLOCK_MONOTONIC or CLOCK_REALTIME.
     pub const CAPTURED_NS: usize = 8;
-    /// `u64`
+    /// `u64`: the camera's own picture count.
     pub const FRAME_NUMBER: usize = 16;
     /// `u32`: bytes of the unit.
     pub const LEN: usize = 24;
-    /// `u32`
+    /// `u32`: flags of the unit.
     pub const FLAGS: usize = 28;
-    /// `u32`: number of offsets, 0 if the camera gives none.
+    /// `u32`: number of NAL unit offsets. It is 0 if the camera stores none.
     pub const NAL_COUNT: usize = 32;
     /// `u32[15]`: offsets of the NAL units' start codes.
     pub const NAL_OFFSET: usize = 36;
-    /// `u32`: pixels; 0 means the header's value.
+    /// `u32`: picture width in pixels. 0 means the width in the header.
     pub const WIDTH: usize = 96;
-    /// `u32`: pixels; 0 means the header's value.
+    /// `u32`: picture height in pixels. 0 means the height in the header.
     pub const HEIGHT: usize = 100;
 }
 
-/// Size and offsets of a lease ring. Only [`Geometry::new`] and [`Geometry::read`] make one, so every slot lies inside
-/// the segment.
+/// Size and offsets of a lease ring. Only [`Geometry::new`] and [`Geometry::read`] create a value of this type, and
+/// both check the numbers. So every slot of a `Geometry` is inside the segment.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Geometry {
     slot_count: u32,
@@ -117,7 +117,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// A ring of `slot_count` slots of `slot_bytes` bytes, rounded up to a multiple of 64.
+    /// Returns the geometry of a ring with `slot_count` slots. `slot_bytes`, the size of a slot, is rounded up to a
+    /// multiple of 64.
     ///
     /// # Errors
     /// [`HeaderError`] if a number is out of range.
@@ -135,7 +136,8 @@ impl Geometry {
         Ok(Geometry { slot_count, slot_bytes, data_offset, segment_bytes })
     }
 
-    /// Validates the header of a segment of `segment_bytes` bytes. `header` is an untrusted copy of its first bytes.
+    /// Validates the header of a segment of `segment_bytes` bytes, and returns the geometry. `header` is a copy of the
+    /// segment's first bytes, which are untrusted.
     ///
     /// # Errors
     /// [`HeaderError`] with the first invalid field.
@@ -158,7 +160,7 @@ impl Geometry {
         let narrow = u32::try_from(slot_bytes).unwrap_or(0);
         let geometry = Geometry::new(word(header::SLOT_COUNT), narrow)
             .map_err(|error| if narrow == 0 { HeaderError::SlotSize(slot_bytes) } else { error })?;
-        // There is only one valid layout for these slots.
+        // For this number and size of slots only one layout is valid, so a header with any other offset is rejected.
         let places = [
             ("slot_size", slot_bytes, geometry.slot_bytes),
             ("ctl_offset", long(header::CTL_OFFSET), HEADER_BYTES),
@@ -179,84 +181,87 @@ impl Geometry {
         Ok(geometry)
     }
 
-    /// Number of slots.
+    /// Returns the number of slots.
     #[must_use]
     pub const fn slot_count(&self) -> u32 {
         self.slot_count
     }
 
-    /// Bytes of a slot: the largest unit it can hold.
+    /// Returns the bytes of a slot, which is the size of the largest unit that it can hold.
     #[must_use]
     pub const fn slot_bytes(&self) -> usize {
         self.slot_bytes
     }
 
-    /// Bytes of the whole segment.
+    /// Returns the bytes of the whole segment.
     #[must_use]
     pub const fn segment_bytes(&self) -> usize {
         self.segment_bytes
     }
 
-    /// Offset of the first slot's data. Header and control blocks are before it.
+    /// Returns the offset of the first slot's data, which follows the header and the control blocks.
     #[must_use]
     pub const fn data_offset(&self) -> usize {
         self.data_offset
     }
 
-    /// Offset of the control block of `slot`, which wraps at the number of slots.
+    /// Returns the offset of the control block of `slot`. `slot` wraps at the number of slots.
     #[must_use]
     pub const fn control_of(&self, slot: u32) -> usize {
         HEADER_BYTES + (slot % self.slot_count) as usize * CONTROL_BYTES
     }
 
-    /// Offset of the data of `slot` from the first slot's data. `slot` wraps at the number of slots.
+    /// Returns the offset of the data of `slot`, counted from the first slot's data. `slot` wraps at the number of
+    /// slots.
     #[must_use]
     pub const fn data_of(&self, slot: u32) -> usize {
         (slot % self.slot_count) as usize * self.slot_bytes
     }
 
-    /// Slots that one reader may lease at once: a quarter, so that no single reader makes the camera drop units.
+    /// Returns the number of slots that one reader may lease at the same time. It is a quarter of all slots, so that no
+    /// single reader makes the camera drop units.
     #[must_use]
     pub const fn leases_max(&self) -> u32 {
         self.slot_count / 4
     }
 }
 
-/// The data has a mapping of its own, so it starts on a page. 64 KiB is the largest page size of Linux.
+/// Alignment of the first slot's data. A reader maps the data separately, so it must start on a page. 64 KiB is the
+/// largest page size of Linux.
 const PAGE_BYTES: usize = 65_536;
 
-/// Bytes at the start of the header that [`Geometry::read`] checks.
+/// Number of bytes at the start of the header that [`Geometry::read`] receives.
 pub const HEADER_COPY_BYTES: usize = 96;
 
-/// Why a header is refused.
+/// Reason why a header is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// The segment is not a lease ring.
     #[error("the magic of a lease ring is missing")]
     Magic,
-    /// Another version.
+    /// The ring has another version or header size than this program reads.
     #[error("the lease ring has version {0}; known: {VERSION}, with a header of {HEADER_BYTES} bytes")]
     Version(u32),
-    /// The ring holds another format.
+    /// The units in the ring have another format than H.264.
     #[error("the lease ring holds {}, not H264", .0.to_le_bytes().escape_ascii())]
     NotH264(u32),
-    /// Too few slots or too many.
+    /// The ring has too few or too many slots.
     #[error("the lease ring has {0} slots, not within {LEASE_SLOTS_MIN}..={SLOTS_MAX}")]
     SlotCount(u32),
-    /// Slots that are empty or too large.
+    /// The slots have 0 bytes or are too large.
     #[error("the slots of the lease ring have {0} bytes, not within 1..={LEASE_SLOT_BYTES_MAX}")]
     SlotSize(u64),
-    /// An offset or size does not match the slots.
+    /// An offset or size does not match the number and size of the slots.
     #[error("{what} is {found} but must be {expected}")]
     Place {
         /// Name of the field.
         what: &'static str,
-        /// The number found.
+        /// The number found in the header.
         found: u64,
-        /// The number that matches the ring's slots.
+        /// The number that matches the number and size of the slots.
         expected: usize,
     },
-    /// No picture has these dimensions.
+    /// The width or height is too large for a picture.
     #[error("a picture of {width}x{height} is larger than {PICTURE_SIDE_MAX} pixels a side")]
     Dimensions {
         /// The width found, in pixels.
@@ -266,7 +271,8 @@ pub enum HeaderError {
     },
 }
 
-/// Returns the bytes at `offset`; zeros past the end, which no constant of this file reaches.
+/// Returns the bytes at `offset`. Returns zeros if they end after the copy of the header, which is not the case for any
+/// offset that [`Geometry::read`] uses.
 fn field<const BYTES: usize>(header: &[u8; HEADER_COPY_BYTES], offset: usize) -> [u8; BYTES] {
     header.get(offset..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; BYTES])
 }
@@ -285,7 +291,7 @@ mod tests {
 
     use super::*;
 
-    /// A valid header.
+    /// Returns a valid header for `geometry`.
     fn valid_header(geometry: &Geometry) -> [u8; HEADER_COPY_BYTES] {
         let mut header = [0; HEADER_COPY_BYTES];
         let mut put =
@@ -364,7 +370,7 @@ mod tests {
             let base = geometry.clone().map_or([0; HEADER_COPY_BYTES], |geometry| valid_header(&geometry));
             let mut header = base;
             for (i, byte) in header.iter_mut().enumerate() {
-                // Mostly valid bytes: otherwise only the first check would ever run.
+                // Most bytes stay valid. Otherwise only the first check in `Geometry::read` would ever run.
                 if i >= 64 || !keep[i / 4] && noise[i] < 16 {
                     *byte = noise[i];
                 }

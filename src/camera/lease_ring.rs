@@ -1,8 +1,9 @@
-//! The reading side of a lease ring. It finds units, leases their slots and lends them as `Bytes`. Dropping the last
-//! clone releases the lease. This module must not wait, map (`mapping.rs`) or choose the unit to read (`cursor.rs`).
+//! The reading side of a lease ring. This module finds units, leases their slots and lends the slots as `Bytes`.
+//! Dropping the last clone of the `Bytes` releases the lease. This module must not wait, map memory (`mapping.rs`) or
+//! choose the unit to read (`cursor.rs`).
 //!
-//! One mapping is one reader, no matter how many cursors read through it. The shared word has one bit for all of
-//! them; the number of loans per slot is counted here.
+//! One mapping is one reader, no matter how many cursors read through it. So all cursors of a mapping share one bit in
+//! a slot's word. This module counts the loans of each slot and releases the lease after the last loan.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,13 +21,13 @@ use super::segment::MappingError;
 /// Header and control blocks of a mapped lease ring, and the leases of this reader.
 #[derive(Debug)]
 pub(super) struct LeaseRing {
-    /// Holds the lock on the reader number.
+    /// The open segment. The lock on the reader number belongs to it.
     file: Arc<OwnedFd>,
     control: Region,
-    /// The data of all slots.
+    /// The data of all slots, one after the other.
     data: Bytes,
     geometry: Geometry,
-    /// The number of this reader; `None` for a mapping that only inspects the ring.
+    /// The number of this reader. `None` for a mapping that only inspects the ring.
     reader: Option<u32>,
     leases: Mutex<Leases>,
 }
@@ -34,32 +35,34 @@ pub(super) struct LeaseRing {
 /// The slots that this reader leases.
 #[derive(Debug)]
 struct Leases {
-    /// Loans of each slot.
+    /// Number of loans of each slot.
     loans: Box<[u32]>,
-    /// Slots with at least one loan.
+    /// Number of slots with at least one loan.
     slots: u32,
 }
 
 /// Result of leasing a unit.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// The metadata, copied and not validated, and the whole slot. Dropping the last clone of the slot's bytes
-    /// releases the lease.
+    /// The slot is leased. The metadata is a copy that is not validated yet; the bytes are the whole slot. Dropping the
+    /// last clone of the bytes releases the lease.
     Unit(SlotMetadata, Bytes),
-    /// No slot holds the unit.
+    /// No slot of the ring holds the unit.
     Gone,
-    /// This reader leases as many slots as it may, or others keep changing the word. Try again later.
+    /// The unit cannot be leased now: this reader leases as many slots as it may, or other processes keep changing the
+    /// slot's word. The caller may try again later.
     Refused,
 }
 
 impl LeaseRing {
-    /// A ring that can be inspected. [`LeaseRing::register_reader`] allows it to lease slots.
+    /// Creates a ring that can only be inspected. After [`LeaseRing::register_reader`] it can also lease slots.
     pub(super) fn new(file: Arc<OwnedFd>, control: Region, data: Bytes, geometry: Geometry) -> LeaseRing {
         let leases = Leases { loans: vec![0; geometry.slot_count() as usize].into_boxed_slice(), slots: 0 };
         LeaseRing { file, control, data, geometry, reader: None, leases: Mutex::new(leases) }
     }
 
-    /// Takes a free reader number of the ring called `name`. The mapping must be writable.
+    /// Takes a free reader number and locks it. `name`, the name of the ring, is used for errors. The mapping must be
+    /// writable.
     pub(super) fn register_reader(&mut self, name: &str) -> Result<(), MappingError> {
         if !self.has_writer() {
             return Err(MappingError::NoWriter(name.to_owned()));
@@ -67,19 +70,21 @@ impl LeaseRing {
         let reader = (0..READERS_MAX)
             .find(|reader| lock_byte(&self.file, READER_LOCKS + i64::from(*reader)))
             .ok_or_else(|| MappingError::ReadersMax(name.to_owned()))?;
-        // The reader that had this number before has ended, perhaps without releasing its leases.
+        // The reader that had this number before may have ended without releasing its leases, so they are released
+        // here.
         lease::reap(self, reader);
         self.reader = Some(reader);
         Ok(())
     }
 
-    /// Returns the number after the newest unit's, wrapping. Dropped units count.
+    /// Returns the number of the newest unit plus one, with wrap-around. A unit that the camera dropped also uses up a
+    /// number.
     pub(super) fn write_index(&self) -> u32 {
         let (sequence, _) = lease::latest::<Sound>(self.control.map.long_word(header::LATEST));
         low(sequence)
     }
 
-    /// Returns the epoch: it grows by one with every writer.
+    /// Returns the epoch. Every new writer of the ring raises it by one.
     pub(super) fn epoch(&self) -> u64 {
         acquire(self.control.map.long_word(header::EPOCH))
     }
@@ -89,14 +94,14 @@ impl LeaseRing {
         low(acquire(self.control.map.long_word(header::EPOCH_SEQUENCE))).wrapping_sub(1)
     }
 
-    /// Sets the flag that asks the camera for an IDR.
+    /// Sets the flag in the header that requests an IDR from the camera. A mapping that only inspects does nothing.
     pub(super) fn request_idr(&self) {
         if self.reader.is_some() {
             self.control.map.word(header::KEYFRAME_REQUEST).store(1, Ordering::Relaxed);
         }
     }
 
-    /// Returns the count of units that found no free slot.
+    /// Returns the number of units that the camera has dropped.
     pub(super) fn dropped(&self) -> u64 {
         self.control.map.long_word(header::DROPPED).load(Ordering::Relaxed)
     }
@@ -116,7 +121,8 @@ impl LeaseRing {
         self.find(unit).is_some()
     }
 
-    /// Returns the first unit after `unit` that a slot holds if `nearest` is true, otherwise the newest one.
+    /// Returns a unit after `unit` that a slot holds: the oldest such unit if `nearest` is true, otherwise the newest.
+    /// Returns `None` if no slot holds a later unit.
     pub(super) fn after(&self, unit: u32, nearest: bool) -> Option<u32> {
         let units = (0..self.geometry.slot_count()).filter_map(|slot| {
             let word = acquire(self.word(slot));
@@ -127,7 +133,7 @@ impl LeaseRing {
         ahead.map(|ahead| unit.wrapping_add(ahead))
     }
 
-    /// Leases the slot of `unit`.
+    /// Leases the slot of `unit`, or adds a loan if this reader already leases that slot.
     pub(super) fn lease(self: &Arc<Self>, unit: u32) -> Found {
         let Some(reader) = self.reader else { return Found::Refused };
         let Some((slot, sequence)) = self.find(unit) else { return Found::Gone };
@@ -144,7 +150,7 @@ impl LeaseRing {
                 Lease::Busy => return Found::Refused,
             }
         } else if lease::sequence_of(self.word(slot).load(Ordering::Relaxed)) != sequence {
-            return Found::Gone; // another cursor of ours leased a newer unit in this slot meanwhile
+            return Found::Gone; // meanwhile another cursor of this mapping has leased a newer unit in this slot
         }
         *loans += 1;
         let is_first_loan = *loans == 1;
@@ -156,7 +162,8 @@ impl LeaseRing {
         Found::Unit(self.metadata(slot), Bytes::from_owner(owner))
     }
 
-    /// Reads the metadata of `unit` without a lease. For display only, not for decisions.
+    /// Returns the metadata of `unit` without leasing its slot, for display only and not for decisions. Returns zeros
+    /// if no slot holds the unit, or if the camera overwrites the slot during the read.
     pub(super) fn metadata_of(&self, unit: u32) -> SlotMetadata {
         let Some((slot, sequence)) = self.find(unit) else { return SlotMetadata::default() };
         let metadata = self.metadata(slot);
@@ -190,7 +197,7 @@ impl LeaseRing {
         }
     }
 
-    /// Returns the slot that holds `unit`, and the 40-bit sequence in its word.
+    /// Returns the number of the slot that holds `unit`, and the 40-bit sequence in that slot's word.
     fn find(&self, unit: u32) -> Option<(u32, u64)> {
         let sequence_low = unit.wrapping_add(1);
         let holds_unit = |slot: u32| {
@@ -198,7 +205,7 @@ impl LeaseRing {
             let sequence = lease::sequence_of(word);
             (lease::is_readable(word) && low(sequence) == sequence_low).then_some((slot, sequence))
         };
-        // Mostly the newest unit is read: try its slot first.
+        // Cursors mostly read the newest unit, so its slot is tried first.
         let (_, newest) = lease::latest::<Sound>(self.control.map.long_word(header::LATEST));
         let newest = (newest < self.geometry.slot_count()).then_some(newest);
         newest.and_then(holds_unit).or_else(|| (0..self.geometry.slot_count()).find_map(holds_unit))
@@ -208,13 +215,14 @@ impl LeaseRing {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends one loan of `slot`; the last one releases the lease.
+    /// Ends one loan of `slot`. When the last loan ends, the lease is released.
     fn release(&self, slot: u32) {
         let mut leases = self.leases();
         let Some(loans) = leases.loans.get_mut(slot as usize) else { return };
         *loans = loans.saturating_sub(1);
         if *loans == 0 {
-            // Under the lock: otherwise this could clear the bit of a cursor that leases the slot right now.
+            // The lock is still held here. Without it, this could clear the bit after another cursor has leased the
+            // slot.
             if let Some(reader) = self.reader {
                 lease::release::<Sound>(self.word(slot), reader);
             }
@@ -236,13 +244,13 @@ impl Slots for LeaseRing {
 }
 
 impl AsRef<AtomicU32> for LeaseRing {
-    /// The futex word that changes with every unit.
+    /// Returns the futex word that changes with every unit.
     fn as_ref(&self) -> &AtomicU32 {
         self.control.map.word(header::FUTEX)
     }
 }
 
-/// Holds one loan of a slot for `Bytes` that borrow from it.
+/// One loan of a slot. The `Bytes` that borrow from the slot own this value, and dropping it ends the loan.
 struct LeasedSlot {
     ring: Arc<LeaseRing>,
     slot: u32,
@@ -265,7 +273,7 @@ fn acquire(word: &AtomicU64) -> u64 {
     lease::Word::load(word, Ordering::Acquire)
 }
 
-/// Cursors number units with 32 bits.
+/// Returns the low 32 bits of a sequence, because cursors number units with 32 bits.
 #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits")]
 const fn low(sequence: u64) -> u32 {
     sequence as u32

@@ -1,5 +1,5 @@
-//! Guarantees between readers and camera on a lease ring, one test for each. They use the server's `Camera` and
-//! `Cursor`, and the simulator's writer.
+//! Tests of the guarantees between readers and camera on a lease ring, one test for each guarantee. The tests use the
+//! server's `Camera` and `Cursor`, and the simulator's writer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -24,7 +24,7 @@ const MS: i64 = 1_000_000;
 const SLOTS: u32 = 8;
 const SLOT_BYTES: u32 = 4096;
 
-/// A camera on a small lease ring. The drop unlinks it.
+/// A camera that writes a small lease ring. Dropping it unlinks the segment.
 struct Ring {
     name: String,
     writer: RingWriter,
@@ -49,7 +49,7 @@ impl Ring {
         self.writer.publish(&metadata, data)
     }
 
-    /// Restarts like a daemon that was killed.
+    /// Restarts the camera in the same segment, as if the old camera had been killed.
     fn restart(&mut self) {
         self.writer.abandon();
         self.writer = RingWriter::attach(&self.name).unwrap();
@@ -60,7 +60,7 @@ impl Ring {
         shm::open(self.name.as_str(), shm::OFlags::RDWR, shm::Mode::empty()).unwrap()
     }
 
-    /// Counts the reader bits in all slot words, through the file.
+    /// Returns the number of reader bits in all slot words. The words are read through the file, without a mapping.
     fn leases(&self) -> u32 {
         let Layout::Lease(geometry) = layout() else { unreachable!() };
         let file = self.file();
@@ -183,7 +183,7 @@ fn dropped_unit_is_skipped_and_the_next_ones_arrive() {
         }
         while matches!(reading.next(0), Next::Unit(_)) {}
     }
-    // Four readers lease two slots each, so no slot is free.
+    // Four readers lease two slots each, so none of the eight slots is free.
     assert_eq!(ring.leases(), 8);
     assert!(!ring.publish(b"dropped") && !ring.publish(b"dropped too"));
     assert_eq!(camera.units_dropped(), 2);
@@ -323,7 +323,8 @@ fn segment_that_shrinks_under_a_lease_does_not_end_the_process() {
     let CameraStatus::Away { reason } = camera.status() else { panic!("still attached") };
     assert!(reason.contains("of 0 bytes"), "{reason}");
     drop(held);
-    // The writer's pages are gone too. Its drop would access them and fault, so it must not run.
+    // The writer's pages are gone too. Dropping the writer would access them and fault, so the ring is forgotten
+    // instead.
     ring.writer.unlink();
     std::mem::forget(ring);
 }
@@ -383,8 +384,8 @@ fn futex_wakes_the_waiter_for_every_unit() {
 proptest! {
     #![proptest_config(support::properties_of(64))]
 
-    /// With any bytes in the control blocks and in the header's changing words, a reader does not panic, read outside
-    /// the ring or loop forever.
+    /// Writes any bytes into the control blocks and into the header's changing words. A reader must not panic, read
+    /// outside the ring or loop forever.
     #[test]
     fn hostile_ring_contents_do_not_break_a_reader(
         writes in prop::collection::vec((0..4096 + 8 * 128_u64, prop_oneof![Just(0_u64), any::<u64>(), 0..600_u64]), 1..200),
@@ -398,7 +399,7 @@ proptest! {
         }
         let mut held = Vec::new();
         for (i, (offset, value)) in (1_i64..).zip(writes) {
-            // The fields before EPOCH are read only once, when the ring is mapped.
+            // The header fields before EPOCH are read only once, when the ring is mapped, so they are not overwritten.
             let offset = (offset & !7).max(header::EPOCH as u64);
             rustix::io::pwrite(&file, &value.to_ne_bytes(), offset).unwrap();
             follower.poll(i * 33 * MS, None);

@@ -1,5 +1,5 @@
-//! The writing side of a lease ring in Rust, for the simulator and for tests. `pet_camera_ring.h` is the same for
-//! the camera daemon. It never waits for a reader. It does not map the segment (`writer.rs`).
+//! The writing side of a lease ring in Rust, for the simulator and for tests. `pet_camera_ring.h` is the C version for
+//! the camera daemon. The writer never waits for a reader. Mapping the segment is the task of `writer.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,19 +16,20 @@ use super::lease_header::{
 use super::locks::{lock_byte, unlock_byte};
 use super::shared_map::SharedMap;
 
-/// The only writer of a lease ring. Dropping it marks the ring as closed and keeps the segment.
+/// The only writer of a lease ring. Dropping the writer marks the ring as closed but keeps the segment.
 pub(super) struct LeaseWriter {
     map: Arc<SharedMap>,
-    /// Holds the writer lock, together with the mapping. `None` after [`LeaseWriter::abandon`].
+    /// The open segment. The writer lock lasts as long as this file or its mapping. `None` after
+    /// [`LeaseWriter::abandon`].
     file: Option<OwnedFd>,
     geometry: Geometry,
-    /// The last sequence used, published or dropped.
+    /// Sequence of the last unit, published or dropped.
     sequence: u64,
 }
 
 impl LeaseWriter {
-    /// Becomes the writer: of a new ring if an interval is given, otherwise of the existing one. Returns `None` if
-    /// the ring has a living writer.
+    /// Becomes the writer of the ring in `map`. If `fresh_interval_ms` is given, writes the header of a new ring.
+    /// Otherwise takes over the existing ring. Returns `None` if the ring has a living writer.
     pub(super) fn new(
         map: Arc<SharedMap>,
         file: OwnedFd,
@@ -71,11 +72,12 @@ impl LeaseWriter {
         for (offset, value) in long_words {
             self.map.long_word(offset).store(value as u64, Ordering::Relaxed);
         }
-        // A reader that sees the magic sees the whole header.
+        // The magic is stored last, with release ordering. So a reader that sees the magic also sees the whole header.
         self.map.long_word(header::MAGIC).store(MAGIC, Ordering::Release);
     }
 
-    /// Continues after a dead writer: leases and sequences stay, half-written slots become empty.
+    /// Continues the ring of a writer that has ended. Leases stay and sequences continue. Slots that the old writer had
+    /// not finished become empty.
     fn take_over(&mut self) {
         lease::sweep(self);
         (self.sequence, _) = lease::latest::<Sound>(self.map.long_word(header::LATEST));
@@ -87,8 +89,10 @@ impl LeaseWriter {
         self.wake_readers();
     }
 
-    /// Writes one unit, given in two parts, into a free slot and publishes it. Returns false if no slot is free or
-    /// large enough: the unit is dropped and its number stays missing.
+    /// Writes one unit, given in two parts, into a free slot and publishes it. Calls `between` after the first part.
+    ///
+    /// Returns false if no slot is free or the unit is larger than a slot. The unit is then dropped, and readers see
+    /// that its sequence is missing.
     pub(super) fn publish(
         &mut self,
         metadata: &SlotMetadata,
@@ -126,8 +130,8 @@ impl LeaseWriter {
         })
     }
 
-    /// Releases the leases of those of `readers` (one bit each) that have ended. Holds the lock of each number
-    /// meanwhile, so that no new reader takes it.
+    /// Releases the leases of readers that have ended. `readers` has one bit for each reader to check. The lock of each
+    /// reader number is held meanwhile, so that no new reader takes the number.
     fn reap(&self, readers: u64) {
         let Some(file) = &self.file else { return };
         for reader in (0..READERS_MAX).filter(|reader| readers & (1 << reader) != 0) {
@@ -139,7 +143,8 @@ impl LeaseWriter {
         }
     }
 
-    /// Writes the control block. A size above 32 bits is clamped; a format other than H.264 becomes size 0.
+    /// Writes the control block of `slot`. A unit size that does not fit in 32 bits is stored as `u32::MAX`. If the
+    /// format is not H.264, the size is stored as 0. Readers reject both sizes.
     fn write_control(&self, slot: u32, metadata: &SlotMetadata, flags: u32) {
         let block = self.geometry.control_of(slot);
         let seconds_ns = metadata.timestamp_s.saturating_mul(1_000_000_000);
@@ -163,7 +168,7 @@ impl LeaseWriter {
     fn wake_readers(&self) {
         let word = self.map.word(header::FUTEX);
         word.fetch_add(1, Ordering::Release);
-        // It is no error if no reader waits, and there is no other error.
+        // The result is ignored: waking no reader is no error, and this call cannot fail in another way.
         let _ = futex::wake(word, futex::Flags::empty(), i32::MAX.unsigned_abs());
     }
 
@@ -184,7 +189,7 @@ impl LeaseWriter {
 
     pub(super) fn abandon(&mut self) {
         if let Some(file) = self.file.take() {
-            unlock_byte(&file, WRITER_LOCK); // the mapping keeps the open file and its locks
+            unlock_byte(&file, WRITER_LOCK); // closing the file is not enough: the mapping would keep its locks
         }
     }
 }

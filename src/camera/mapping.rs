@@ -1,5 +1,5 @@
-//! The camera's segment mapped into this process: slots lent as `Bytes`, control words as atomics.
-//! This module must not wait or decide which slot to read. It writes nothing; the waiter writes the semaphore.
+//! Maps the camera's segment into this process. Slots are lent as `Bytes`, and control words are given out as atomics.
+//! This module must not wait or decide which slot to read. It writes nothing itself; the waiter writes the semaphore.
 //! `region.rs` holds the mapped ranges and explains why borrowing from them is sound.
 
 use std::sync::Arc;
@@ -16,39 +16,41 @@ use super::region::Region;
 use super::segment::{MappingError, detect_layout, open_segment};
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
-/// What a mapping may do.
+/// What a mapping may read and write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Writes nothing. On a lease ring only the control blocks can be read, no unit.
+    /// The mapping writes nothing. On a lease ring, only the header and the control blocks can be read, but no unit.
     Inspect,
-    /// Writes nothing but leases on a lease ring.
+    /// Units can be read. The mapping writes nothing, except the leases on a lease ring.
     ReadOnly,
-    /// Also maps the page with the semaphore read-write, on layouts that have one.
+    /// Units can be read. On layouts with a semaphore, the page with the semaphore is also mapped read-write.
     Semaphore,
 }
 
-/// A camera's segment, mapped. It stays valid when the name is unlinked; it is lost when the segment shrinks.
+/// A mapped segment of a camera. The mapping stays valid when the name is unlinked. It is lost when the segment
+/// shrinks.
 #[derive(Debug)]
 pub struct Mapping {
     layout: Layout,
     inode: (u64, u64),
     file: Arc<OwnedFd>,
-    /// The whole segment, read-only; on a lease ring only the slots.
+    /// The whole segment, mapped read-only. On a lease ring, only the slots.
     region: Arc<Region>,
-    /// The same range as `Bytes`. A slot is a slice of it, so lending one allocates nothing.
+    /// The range of `region` as `Bytes`. A lent slot is a slice of these `Bytes`, so lending allocates nothing.
     segment: Bytes,
-    /// The page with the semaphore, read-write.
+    /// The page with the semaphore, mapped read-write. `None` if this mapping may not use the semaphore.
     control: Option<Region>,
-    /// Header and control blocks of a lease ring.
+    /// Header and control blocks of a lease ring. `None` on the legacy layouts.
     leases: Option<Arc<LeaseRing>>,
 }
 
 impl Mapping {
-    /// Maps the segment called `name`. Pages become resident when they are read.
+    /// Maps the segment called `name`. Its pages become resident when they are read.
     ///
     /// # Errors
-    /// [`MappingError`]. It refuses a size of no known layout, and a lease ring with an invalid header, without
-    /// a living writer, or without write permission (leases are written).
+    /// [`MappingError`] if the segment cannot be mapped or has no known layout. A lease ring is also refused if its
+    /// header is invalid. To read units from a lease ring, it must have a living writer and permit writing, because
+    /// leases are written.
     pub fn open(name: &str, access: Access) -> Result<Arc<Mapping>, MappingError> {
         let open = |flags| {
             let (file, identity) = open_segment(name, flags)?;
@@ -81,26 +83,27 @@ impl Mapping {
         Ok(Arc::new(Mapping { layout, inode, file, region, segment, control, leases }))
     }
 
-    /// The reading side of a lease ring; `None` on the legacy layouts.
+    /// Returns the reading side of a lease ring, or `None` on the legacy layouts.
     #[must_use]
     pub(super) fn leases(&self) -> Option<&Arc<LeaseRing>> {
         self.leases.as_ref()
     }
 
-    /// The layout that was detected when the segment was mapped.
+    /// Returns the layout that was detected when the segment was mapped.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// `st_dev` and `st_ino` of the segment.
+    /// Returns `st_dev` and `st_ino` of the segment.
     #[must_use]
     pub(super) fn identity(&self) -> (u64, u64) {
         self.inode
     }
 
-    /// Returns how many units the camera has published, wrapping; on index-first layouts, has begun.
-    /// Acquire: what the camera wrote before it raised the index is visible after this call.
+    /// Returns how many units the camera has published, with wrap-around. On index-first layouts, returns how many
+    /// units it has begun. The load is an acquire: what the camera wrote before it raised the index is visible after
+    /// this call.
     #[must_use]
     pub fn write_index(&self) -> u32 {
         if let Some(leases) = &self.leases {
@@ -111,8 +114,8 @@ impl Mapping {
         index
     }
 
-    /// Copies the metadata from the slot of `unit`, which wraps at a legacy ring's size. Returns zeros if a lease
-    /// ring does not hold that unit.
+    /// Returns a copy of the metadata in the slot of `unit`. On a legacy ring, this is slot `unit` modulo the number of
+    /// slots, whichever unit it holds. On a lease ring, returns zeros if no slot holds the unit.
     #[must_use]
     pub fn metadata(&self, unit: u32) -> SlotMetadata {
         if let Some(leases) = &self.leases {
@@ -124,28 +127,30 @@ impl Mapping {
         zerocopy::transmute!(words)
     }
 
-    /// Lends the first `bytes` bytes, at most a slot's worth, from the slot of `unit` on a legacy ring. The unit's
-    /// number wraps at the ring's size. Allocates nothing; keeps the segment mapped.
+    /// Lends the first `bytes` data bytes from the slot of `unit` on a legacy ring, at most the whole data area. The
+    /// slot is `unit` modulo the number of slots. The call allocates nothing. The result keeps the segment mapped.
     #[must_use]
     pub(super) fn slot_bytes(&self, unit: u32, bytes: usize) -> Bytes {
         let start = self.layout.slot_offset(unit) + self.layout.data_offset();
         self.segment.slice(start..start + bytes.min(SLOT_DATA_BYTES_MAX))
     }
 
-    /// The camera's semaphore, if it is mapped read-write: its count, and its first eight bytes.
+    /// Returns two views of the camera's semaphore: its count, and its first eight bytes. Returns `None` if this
+    /// mapping has no semaphore mapped read-write.
     pub(super) fn semaphore_words(&self) -> Option<(&AtomicU32, &AtomicU64)> {
         let (control, (_, offset)) = self.control.as_ref().zip(self.layout.control_offsets())?;
         Some((control.map.word(offset), control.map.long_word(offset)))
     }
 
-    /// The camera's semaphore as the C library sees it. It is valid as long as this mapping lives.
+    /// Returns the camera's semaphore as a pointer for the C library. The pointer is valid as long as this mapping
+    /// lives.
     #[cfg(test)]
     pub(super) fn semaphore(&self) -> Option<*mut libc::sem_t> {
         let (control, (_, offset)) = self.control.as_ref().zip(self.layout.control_offsets())?;
         Some(control.map.pointer(offset))
     }
 
-    /// Returns true if the segment shrank under the mapping: reads may return zeros of our own.
+    /// Returns true if the segment shrank under the mapping. Reads may then return zeros from this process's own pages.
     #[must_use]
     pub(super) fn is_lost(&self) -> bool {
         self.region.is_lost()
@@ -153,13 +158,14 @@ impl Mapping {
             || self.leases.as_ref().is_some_and(|leases| leases.is_lost())
     }
 
-    /// How the camera's wake-ups arrive, for the log; `None` without wake-ups.
+    /// Returns how the camera's wake-ups arrive, as text for the log. Returns `None` if there are no wake-ups.
     pub(super) fn wake_method(&self) -> Option<&'static str> {
         let by_semaphore = self.control.as_ref().map(|_| "by semaphore");
         self.leases.as_ref().map(|_| "by futex").or(by_semaphore)
     }
 
-    /// Asks the kernel if the segment still has its size. Marks the mapping as lost and returns false if not.
+    /// Reads the segment's size from the kernel. If the size has changed, marks the mapping as lost. Returns true if
+    /// the mapping is not lost.
     #[must_use]
     pub(super) fn check_size(&self) -> bool {
         let bytes = self.layout.segment_bytes() as u64;

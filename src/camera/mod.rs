@@ -1,22 +1,27 @@
-//! SOURCE: access units borrowed from the camera's slot ring. This module must not know its consumers.
+//! SOURCE: reads access units by borrowing them from the camera's slot ring. This module must not know its consumers.
 //!
 //! ```text
 //!  segment ─► mapping ─► cursor ─► UnitView      one cursor per consumer, any number of them
 //!     │          ▲
 //!     │       source                             the attached segment and run, status, counters, wake-ups
 //!     │          ▲
-//!     └───────► waiter ─► segment_follower       a thread of its own or a worker: waits, follows the index,
+//!     └───────► waiter ─► segment_follower       on a separate thread or in a worker: waits, follows the index,
 //!                         ─► commit_detector     finds complete units, re-attaches, wakes the consumers
 //! ```
 //!
-//! On a lease ring every slot that is read is leased ([`lease`]): no unit is torn and none is copied.
+//! On a lease ring, a cursor leases every slot that it reads (see [`lease`]). So no unit is torn, and none needs a
+//! copy.
 //!
 //! # Reading a ring from another program
 //!
-//! A consumer has a [`Camera`] (the segment; [`waiter::run`] keeps it up to date on a thread of its own), a
-//! [`Wakeup`] and a [`Cursor`]. It works on every layout, also next to the server and other consumers. Each consumer
-//! reads at its own speed, and none can delay the camera. (A legacy ring has one semaphore, and only one process can
-//! take its posts: a second process uses [`Wake::Poll`].) This example counts IDRs and bytes:
+//! A consumer has a [`Camera`], a [`Wakeup`] and a [`Cursor`]. The [`Camera`] stands for the segment;
+//! [`waiter::run`] keeps it up to date on a separate thread. A consumer works on every layout, also next to the server
+//! and other consumers. Each consumer reads at its own speed, and none can delay the camera.
+//!
+//! A legacy ring has one semaphore, and only one process can take its posts. So a second process must use
+//! [`Wake::Poll`].
+//!
+//! This example counts IDRs and bytes:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -37,7 +42,7 @@
 //!     }
 //! }
 //!
-//! /// Reads until `idr_count` IDRs have arrived. Returns their number and the bytes of all access units.
+//! /// Reads until `idr_count` IDRs have arrived. Returns the number of IDRs and the bytes of all access units.
 //! fn count(ring: &str, idr_count: u64) -> (u64, u64) {
 //!     let camera = Camera::new(ring, Wake::Auto);
 //!     camera.add_wakeup(Arc::new(Unpark(thread::current())));
@@ -52,8 +57,8 @@
 //!     while idrs < idr_count {
 //!         match cursor.next(clock::monotonic_ns()) {
 //!             Next::Unit(unit) => {
-//!                 // `unit.bytes` borrows from the slot. On a lease ring a clone keeps the slot leased. On other
-//!                 // rings call `is_intact` after the last read.
+//!                 // `unit.bytes` borrows from the slot. On a lease ring, a clone keeps the slot leased. On other
+//!                 // rings, the camera may overwrite the slot, so call `is_intact` after the last read.
 //!                 let is_idr = assembler.assemble(&unit.bytes).is_ok_and(|assembled| assembled.is_idr());
 //!                 if unit.is_intact() {
 //!                     idrs += u64::from(is_idr);

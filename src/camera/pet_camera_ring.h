@@ -1,5 +1,5 @@
 /*
- * pet_camera_ring.h: the camera's side of the lease ring, as a single header. C11, Linux, no dependencies.
+ * pet_camera_ring.h: the camera's side of the lease ring, as a single header for C11 on Linux. It has no dependencies.
  *
  * NAME
  *     pcr_create, pcr_claim, pcr_publish, pcr_abandon, pcr_take_keyframe_request, pcr_close
@@ -18,40 +18,44 @@
  *
  * DESCRIPTION
  *     The ring is a POSIX shared-memory segment of slots. The camera claims a slot, its encoder writes one access
- *     unit (Annex B, with start codes) into it, and the camera publishes it. Readers lease the slots that they
- *     read. A slot is claimed again only when no reader leases it. So no reader sees half a unit, and no reader
- *     needs a copy. The camera never waits for a reader. It takes the slots of crashed readers back. If every slot
- *     is leased, it drops the unit, and readers see that its number is missing.
+ *     unit (Annex B, with start codes) into the slot, and the camera publishes the slot. Readers lease the slots
+ *     that they read. A slot is claimed again only when no reader leases it. So no reader sees half a unit, and no
+ *     reader needs a copy. The camera never waits for a reader. It takes back the slots of crashed readers. If every
+ *     slot is leased, the camera drops the unit, and readers see that the unit's number is missing.
  *
- *     pcr_create() creates the segment, or continues in one that a camera of the same name and size left behind.
- *     Readers then keep their leases and see that the camera restarted. Fields of the configuration that are 0
- *     take the default in brackets.
+ *     pcr_create() creates the segment. If an earlier camera has left a segment with the same name and sizes,
+ *     pcr_create() continues in that segment: readers keep their leases and see that the camera restarted. A field
+ *     of the configuration that is 0 takes the default that is given in brackets below.
  *
- *     pcr_claim() returns the memory of a free slot, pcr_room(ring) bytes. It returns NULL if every slot is leased:
- *     drop this unit (it is counted) and encode the next one as an IDR. Only one slot can be claimed at a time.
+ *     pcr_claim() returns the memory of a free slot, which has pcr_room(ring) bytes. It returns NULL if every slot is
+ *     leased. Then the unit is counted as dropped: skip this picture and encode the next one as an IDR. Only one slot
+ *     can be claimed at a time.
  *
  *     pcr_publish() publishes the claimed slot and wakes the readers.
  *
- *     pcr_abandon() returns the claimed slot unused, if there was no picture to encode. If an encoded unit is lost,
- *     call pcr_publish() with `unit->bytes` 0 instead: then readers see that a unit is missing.
+ *     pcr_abandon() gives back the claimed slot without a unit. Call it if there was no picture to encode. If an
+ *     encoded unit is lost, call pcr_publish() with `unit->bytes` set to 0 instead, so that readers see that a unit is
+ *     missing.
  *
- *     pcr_take_keyframe_request() returns 1 once after a reader requested an IDR, otherwise 0. Call it before each
- *     picture.
+ *     pcr_take_keyframe_request() returns 1 once after a reader has requested an IDR, otherwise 0. Call it before
+ *     each picture.
  *
- *     pcr_close() closes the ring: readers see that the camera is away. With `remove` it also removes the name, and
- *     the next camera creates a new segment.
+ *     pcr_close() closes the ring, and readers see that the camera is away. If `remove` is not 0, pcr_close() also
+ *     removes the name, and the next camera creates a new segment.
  *
- *     Only one thread may use a ring. The segment has mode 0666 under the umask, because readers write their leases
- *     into it. The lock of a living camera ends with the last descriptor and mapping of the open file: a child of
- *     fork(2) keeps it until it ends or calls execve(2).
+ *     Only one thread may use a ring. The segment is created with mode 0666, reduced by the umask, because readers
+ *     write their leases into the segment. A living camera holds a lock on the segment. The lock ends with the last
+ *     descriptor and mapping of the open file, so a child of fork(2) keeps it until the child ends or calls execve(2).
  *
  * RETURN VALUE
- *     0 or a negative errno: -EBUSY if another camera writes this ring, -EINVAL for invalid sizes, the errors of
- *     shm_open(3), ftruncate(2) and mmap(2). From pcr_publish(): -EMSGSIZE for a unit larger than its slot, -ENODATA
- *     for one of 0 bytes. Both are dropped: encode the next unit as an IDR.
+ *     pcr_create() and pcr_publish() return 0 on success, otherwise a negative errno. pcr_create() returns -EBUSY if
+ *     another camera writes this ring, -EINVAL if the name or a size is invalid, and otherwise the errors of
+ *     shm_open(3), ftruncate(2) and mmap(2). pcr_publish() returns -EMSGSIZE if the unit is larger than its slot,
+ *     -ENODATA if the unit has 0 bytes, and -EINVAL if no slot is claimed. With -EMSGSIZE and -ENODATA the unit is
+ *     dropped: encode the next unit as an IDR.
  *
  * EXAMPLE
- *     A complete camera around your encoder (tests/promises/c_camera.rs compiles and runs this):
+ *     This is a complete camera around your encoder (tests/promises/c_camera.rs compiles and runs it):
  *
  *     #define PET_CAMERA_RING_IMPLEMENTATION
  *     #include "pet_camera_ring.h"
@@ -71,7 +75,7 @@
  *             struct pcr_unit unit = { .captured_ns = encoder_captured_ns(), .frame_number = frame };
  *             want_idr |= pcr_take_keyframe_request(&ring);
  *             void *slot = pcr_claim(&ring);
- *             if (slot == NULL) {             // every slot is leased: skip this picture
+ *             if (slot == NULL) {             // every slot is leased, so this picture is skipped
  *                 want_idr = 1;
  *                 continue;
  *             }
@@ -83,14 +87,14 @@
  *         return 0;
  *     }
  *
- * The numbers below are those of src/camera/lease_header.rs and src/camera/lease.rs; a test compares them.
+ * The numbers below are the same as in src/camera/lease_header.rs and src/camera/lease.rs. A test compares them.
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #ifndef PET_CAMERA_RING_H
 #define PET_CAMERA_RING_H
 
 #if defined(PET_CAMERA_RING_IMPLEMENTATION) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE /* syscall(2) and locks of open file descriptions */
+#define _GNU_SOURCE /* needed for syscall(2) and for locks of open file descriptions */
 #endif
 
 #include <stdatomic.h>
@@ -117,64 +121,64 @@
 #define PCR_SEQUENCE_MAX ((UINT64_C(1) << 40) - 1)
 #define PCR_LATEST_SHIFT 8
 
-/* pcr_unit.flags: the unit is an IDR */
+/* Value of pcr_unit.flags for an IDR. */
 #define PCR_IDR 1u
 
 /* The first page of the segment. */
 struct pcr_header {
-    _Atomic uint64_t magic; /* stored last */
+    _Atomic uint64_t magic; /* stored last, when all other fields are valid */
     uint32_t version, header_size, slot_count, max_readers;
     uint64_t slot_size, ctl_offset, data_offset, total_size;
     uint32_t fourcc, flags;
-    _Atomic uint32_t width, height; /* pixels; 0 if only the slots have them */
+    _Atomic uint32_t width, height; /* picture size in pixels; 0 if only the control blocks have it */
     uint32_t fps_num, fps_den;
-    _Atomic uint64_t epoch;          /* grows by one with every camera that takes the segment over */
-    _Atomic uint64_t epoch_sequence; /* the current camera's first sequence */
+    _Atomic uint64_t epoch;          /* every camera that takes over the segment adds one */
+    _Atomic uint64_t epoch_sequence; /* first sequence of the current camera */
     uint8_t unused_0[32];
-    _Atomic uint64_t latest; /* sequence << 8 | slot */
+    _Atomic uint64_t latest; /* sequence << 8 | slot of the newest unit */
     uint8_t unused_1[56];
-    _Atomic uint32_t futex; /* changes with every unit */
+    _Atomic uint32_t futex; /* readers wait on this word, which changes with every unit */
     uint8_t unused_2[60];
     _Atomic uint32_t keyframe_request;
     uint8_t unused_3[60];
-    _Atomic uint64_t dropped; /* units that found no slot */
+    _Atomic uint64_t dropped; /* number of units that the camera dropped */
     _Atomic uint32_t state;
     uint8_t unused_4[52];
 };
 
 /* The control block of one slot. */
 struct pcr_control {
-    _Atomic uint64_t word; /* sequence << 24 | writing << 16 | one bit for each reader */
+    _Atomic uint64_t word; /* sequence << 24 | writing << 16 | one bit for each reader that leases the slot */
     _Atomic uint64_t captured_ns, frame_number;
     _Atomic uint32_t len, flags, nal_count, nal_offset[PCR_NAL_OFFSETS_MAX];
-    _Atomic uint32_t width, height; /* 0: use the header's */
+    _Atomic uint32_t width, height; /* picture size in pixels; 0 means the size in the header */
     uint8_t unused[24];
 };
 
 struct pcr_config {
-    const char *name;          /* a slash and a name, see shm_open(3) */
-    uint32_t slot_count;       /* 8 to 256 [30] */
-    uint32_t slot_bytes;       /* size of the largest unit, at most 16 MiB [3110400] */
-    uint32_t width, height;    /* pixels */
-    uint32_t fps_num, fps_den; /* [30 / 1] */
+    const char *name;          /* name of the segment: a slash, then a name without a slash, see shm_open(3) */
+    uint32_t slot_count;       /* number of slots, 8 to 256 [30] */
+    uint32_t slot_bytes;       /* bytes of the largest unit, at most 16 MiB [3110400] */
+    uint32_t width, height;    /* picture size in pixels */
+    uint32_t fps_num, fps_den; /* pictures per second, as a fraction [30 / 1] */
 };
 
 struct pcr_unit {
-    size_t bytes;              /* 0: the unit was lost */
-    uint64_t captured_ns;      /* CLOCK_MONOTONIC (or CLOCK_REALTIME) nanoseconds */
+    size_t bytes;              /* bytes of the unit; 0 means that the unit was lost */
+    uint64_t captured_ns;      /* capture time in nanoseconds of CLOCK_MONOTONIC or CLOCK_REALTIME */
     uint64_t frame_number;     /* the camera's own picture count */
-    uint32_t flags;            /* PCR_IDR */
-    uint32_t width, height;    /* pixels if they differ from the configuration, else 0 */
-    uint32_t nal_count;        /* number of offsets below; 0 if unknown */
-    const uint32_t *nal_offset; /* offsets of the NAL units' start codes */
+    uint32_t flags;            /* PCR_IDR for an IDR, otherwise 0 */
+    uint32_t width, height;    /* picture size in pixels; 0 means the size in the configuration */
+    uint32_t nal_count;        /* number of entries of nal_offset, at most 15; 0 if the offsets are unknown */
+    const uint32_t *nal_offset; /* offsets of the NAL units' start codes in the unit */
 };
 
-/* A camera's ring. Its fields are private. */
+/* A camera's ring. Only the functions of this file may use the fields. */
 struct pcr {
     struct pcr_header *header;
     struct pcr_control *control;
     uint8_t *data;
-    uint64_t sequence; /* the last sequence used */
+    uint64_t sequence; /* sequence of the last unit, published or dropped */
     size_t total;
     uint32_t slot_count, slot_bytes;
     int file, claimed;
@@ -188,7 +192,7 @@ void pcr_abandon(struct pcr *ring);
 int pcr_take_keyframe_request(struct pcr *ring);
 void pcr_close(struct pcr *ring, int remove);
 
-/* Returns the bytes of a slot. */
+/* Returns the number of bytes in a slot. */
 static inline size_t pcr_room(const struct pcr *ring)
 {
     return ring->slot_bytes;
@@ -215,7 +219,8 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomic
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Locks one byte of the segment for this open file, or unlocks it (F_UNLCK). Returns 0 or a negative errno. */
+/* Locks one byte of the segment for this open file. With F_UNLCK as type, unlocks the byte. Returns 0 or a negative
+ * errno. */
 static int pcr_lock(int file, off_t byte, short type)
 {
     struct flock lock;
@@ -244,7 +249,7 @@ static size_t pcr_data_offset(uint32_t slot_count)
     return (end + PCR_PAGE_BYTES - 1) / PCR_PAGE_BYTES * PCR_PAGE_BYTES;
 }
 
-/* Returns 1 if this camera would create the same segment. */
+/* Returns 1 if the mapped segment is the ring that this camera would create, apart from picture size and rate. */
 static int pcr_is_same(const struct pcr *ring)
 {
     const struct pcr_header *header = ring->header;
@@ -255,7 +260,8 @@ static int pcr_is_same(const struct pcr *ring)
         && header->total_size == ring->total && header->fourcc == PCR_FOURCC_H264;
 }
 
-/* Continues after a dead camera: leases and sequences stay, half-written slots become empty. */
+/* Continues the ring of a camera that has ended. Leases stay and sequences continue. Slots that the old camera had not
+ * finished become empty. */
 static void pcr_take_over(struct pcr *ring, const struct pcr_config *config)
 {
     struct pcr_header *header = ring->header;
@@ -293,11 +299,12 @@ static void pcr_write_header(struct pcr *ring, const struct pcr_config *config)
     atomic_store_explicit(&header->epoch, 1, memory_order_relaxed);
     atomic_store_explicit(&header->epoch_sequence, 1, memory_order_relaxed);
     atomic_store_explicit(&header->state, PCR_STATE_OPEN, memory_order_relaxed);
-    /* A reader that sees the magic sees the whole header. */
+    /* The magic is stored last, with release ordering. So a reader that sees the magic also sees the whole header. */
     atomic_store_explicit(&header->magic, PCR_MAGIC, memory_order_release);
 }
 
-/* Opens, locks and maps the segment, and checks its size. Returns -EBUSY if another camera has it. */
+/* Opens, locks and maps the segment, and checks its size. Returns 0 or a negative errno: -EBUSY if another camera
+ * writes the ring, -ESTALE if the segment has another size. */
 static int pcr_map(struct pcr *ring, int flags)
 {
     struct stat status;
@@ -313,7 +320,7 @@ static int pcr_map(struct pcr *ring, int flags)
     } else if (fstat(ring->file, &status) != 0) {
         error = -errno;
     } else if ((size_t)status.st_size != ring->total) {
-        error = -ESTALE; /* another size, or not a lease ring */
+        error = -ESTALE; /* the segment has another size, or is not a lease ring */
     } else {
         void *map = mmap(NULL, ring->total, PROT_READ | PROT_WRITE, MAP_SHARED, ring->file, 0);
         if (map != MAP_FAILED) {
@@ -366,8 +373,8 @@ int pcr_create(struct pcr *ring, const struct pcr_config *config)
     return error;
 }
 
-/* Releases the leases of those of `readers` (one bit each) that have ended. Holds the lock of each number meanwhile,
- * so that no new reader takes it. */
+/* Releases the leases of readers that have ended. `readers` has one bit for each reader to check. The lock of each
+ * reader number is held meanwhile, so that no new reader takes the number. */
 static void pcr_reap(struct pcr *ring, uint64_t readers)
 {
     for (uint32_t reader = 0; reader < PCR_READERS_MAX; reader++) {
@@ -385,8 +392,9 @@ static void pcr_reap(struct pcr *ring, uint64_t readers)
     }
 }
 
-/* Claims the slot with the oldest unit that no reader leases, but never the newest unit's slot. Returns -1 if there is
- * none. `*overdue` gets the readers that lease a unit older than any that a ring without leases would hold. */
+/* Claims a slot and returns its number, or -1 if no slot is free. Among the slots that no reader leases, takes the one
+ * with the oldest unit, but never the slot of the newest unit. Stores in `*overdue` one bit for each reader that leases
+ * a unit which a ring without leases would already have overwritten. */
 static int pcr_try_claim(struct pcr *ring, uint64_t sequence, uint64_t *overdue)
 {
     uint64_t latest = atomic_load_explicit(&ring->header->latest, memory_order_acquire);
@@ -434,7 +442,7 @@ void *pcr_claim(struct pcr *ring)
         ring->claimed = pcr_try_claim(ring, sequence, &overdue);
     }
     if (ring->claimed < 0) {
-        ring->sequence = sequence; /* this number stays missing */
+        ring->sequence = sequence; /* the dropped unit uses up its sequence, which readers then miss */
         atomic_fetch_add_explicit(&ring->header->dropped, 1, memory_order_relaxed);
         return NULL;
     }

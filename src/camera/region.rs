@@ -1,14 +1,16 @@
 //! UNSAFE: mapped ranges of a camera's segment, and the SIGBUS handler that keeps them readable.
 //!
-//! Why borrowing is sound enough: another process may write the mapped bytes while a `&[u8]` over them exists, and
-//! Rust gives that no meaning. The protocol bounds it. A slot is written again only one whole ring later.
-//! Consumers only scan and copy the bytes, with bounds checks, so no value of a byte can do harm.
-//! `UnitView::is_intact` discards what was read too late. Everything that decisions depend on (index, metadata) is
-//! read with atomics and copied first. On a lease ring a leased slot is not written at all.
+//! Why borrowing is sound enough: another process may write the mapped bytes while a `&[u8]` over them exists. Rust
+//! does not define what happens then. The ring's protocol limits the damage:
+//! - The camera writes a slot again only after it has written all other slots.
+//! - Consumers only scan and copy the bytes, with bounds checks, so no value of a byte can do harm.
+//! - `UnitView::is_intact` tells consumers to discard what they read too late.
+//! - Everything that decisions depend on (index, metadata) is read with atomics and copied first.
+//! - On a lease ring, a leased slot is not written at all.
 //!
-//! No SIGBUS ends the process: a segment that shrinks under its mapping faults when it is touched, even inside the
-//! kernel's futex wait. The signal handler lays zero pages over the faulting mapping and marks it lost. Faults
-//! elsewhere go to the handler that was installed before.
+//! Why SIGBUS does not end the process: if a segment shrinks under its mapping, an access faults, even inside the
+//! kernel's futex wait. The signal handler replaces the faulting mapping by zero pages and marks it as lost. Faults at
+//! other addresses go to the handler that was installed before.
 #![expect(unsafe_code, reason = "lends foreign memory and catches its faults")]
 
 use std::ops::Range;
@@ -30,7 +32,8 @@ pub(super) struct Region {
 }
 
 impl Region {
-    /// Maps `range` of the segment called `name`, read-write if `is_writable`.
+    /// Maps `range` of the segment in `file`, read-write if `is_writable`. `name`, the segment's name, is used for
+    /// errors.
     pub(super) fn new(
         name: &str,
         file: &OwnedFd,
@@ -45,12 +48,12 @@ impl Region {
         Ok(Region { map, guard })
     }
 
-    /// Lends the whole range. Slices and clones of the result keep it mapped and allocate nothing.
+    /// Lends the whole range as `Bytes`. Slices and clones of the result keep the range mapped and allocate nothing.
     pub(super) fn bytes(self: &Arc<Self>) -> Bytes {
         Bytes::from_owner(RegionOwner(Arc::clone(self)))
     }
 
-    /// Returns true if the segment shrank: reads may return zeros of our own.
+    /// Returns true if the segment shrank. Reads may then return zeros from this process's own pages.
     pub(super) fn is_lost(&self) -> bool {
         self.guard.lost.load(Ordering::SeqCst)
     }
@@ -61,26 +64,26 @@ impl Region {
     }
 }
 
-/// Keeps a region mapped for `Bytes` that borrow from it.
+/// Owner of `Bytes` that borrow from a region. The region stays mapped as long as this owner lives.
 struct RegionOwner(Arc<Region>);
 
 impl AsRef<[u8]> for RegionOwner {
     fn as_ref(&self) -> &[u8] {
         let map = &self.0.map.raw;
-        // SAFETY: the range is mapped readable for as long as `self` lives, `map.len()` is within the
-        // segment's size at mapping time, and later faults are answered with zero pages (`on_fault`).
-        // Another process may write these bytes: the head of this file explains why that is acceptable.
+        // SAFETY: the range is mapped readable as long as `self` lives. `map.len()` was within the segment's size when
+        // the range was mapped, and `on_fault` handles later faults with zero pages. Another process may write
+        // these bytes; the head of this file explains why that is acceptable.
         unsafe { std::slice::from_raw_parts(map.as_ptr(), map.len()) }
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        self.guard.release(); // before the range is unmapped by `map`, which is dropped after this
+        self.guard.release(); // the guard must be free before `map`, which is dropped next, unmaps the range
     }
 }
 
-/// A mapped range that the fault handler covers. `start` is 0 for a free entry and 1 while it is filled in.
+/// A mapped range that the fault handler covers. `start` is 0 if the entry is free, and 1 while it is being filled in.
 #[derive(Debug)]
 struct Guard {
     start: AtomicUsize,
@@ -115,46 +118,47 @@ impl Guard {
         self.start.store(0, Ordering::Release);
     }
 
-    /// Lays zero pages over the whole range. Runs in a signal handler: atomics and one system call only.
+    /// Replaces the whole range by zero pages. Returns false if the kernel refuses. This runs in a signal handler, so
+    /// it uses only atomics and one system call.
     fn replace(&self, start: usize) -> bool {
         let bytes = self.bytes.load(Ordering::Relaxed);
         let protection = self.protection.load(Ordering::Relaxed);
-        // Before the pages change: a reader of one of our zeros must also see that the mapping is lost.
+        // This must come before the pages change: a reader that finds one of the new zeros must also see `lost`.
         self.lost.store(true, Ordering::SeqCst);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let address = std::ptr::with_exposed_provenance_mut(start);
-        // SAFETY: the range is a mapping of ours that is still in place: a thread faulted in it just now,
-        // and it is unmapped only after its guard is released and its last borrower gone. Replacing all
-        // of it leaves every pointer into it valid with the same protection.
+        // SAFETY: the range is a mapping of this process that is still in place. A thread has just faulted in it, and
+        // it is unmapped only after its guard is released and its last borrower is gone. The new mapping covers the
+        // same range with the same protection, so every pointer into the range stays valid.
         let result = unsafe { libc::mmap(address, bytes, protection, flags, -1, 0) };
         result != libc::MAP_FAILED
     }
 }
 
-/// The SIGBUS action that was installed before ours.
+/// The SIGBUS action that was installed before [`on_fault`].
 static FAULTS_BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Installs [`on_fault`], once per process.
+/// Installs [`on_fault`] as the SIGBUS handler. Only the first call in a process has an effect.
 fn install_fault_handler() {
     FAULTS_BEFORE.get_or_init(|| {
-        // SAFETY: all-zero bytes are a valid `sigaction`: default handler, empty mask, no flags.
+        // SAFETY: all-zero bytes are a valid `sigaction`. They mean the default handler, an empty mask and no flags.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         let mut before = action;
         action.sa_sigaction = on_fault as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-        // SAFETY: both point to valid values, and the handler is async-signal-safe (see `on_fault`).
+        // SAFETY: both pointers are to valid values, and the handler is async-signal-safe (see `on_fault`).
         let result = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, &raw mut before) };
         debug_assert_eq!(result, 0, "SIGBUS can be handled");
         before
     });
 }
 
-/// Handles SIGBUS: replaces a lost mapping, or restores the previous handler for a fault elsewhere.
-/// Async-signal-safe: it only uses atomics, mmap and sigaction.
+/// Handles SIGBUS. If the fault is in one of our mappings, replaces the mapping by zero pages. Otherwise restores the
+/// previous handler. This function is async-signal-safe, because it only uses atomics, mmap and sigaction.
 extern "C" fn on_fault(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid pointer that lives as long as the handler runs.
     let info = unsafe { &*info };
-    // SAFETY: SIGBUS carries `si_addr`.
+    // SAFETY: for SIGBUS, the kernel sets `si_addr`.
     let address = unsafe { info.si_addr() }.addr();
     for guard in &GUARDS {
         let start = guard.start.load(Ordering::Acquire);
@@ -163,10 +167,11 @@ extern "C" fn on_fault(_signal: libc::c_int, info: *mut libc::siginfo_t, _contex
             return;
         }
     }
-    // The address is in none of our mappings. Restore the previous action: the access faults again and triggers it.
-    // SAFETY: all-zero bytes are a valid `sigaction`: the default, which ends the process.
+    // The address is in none of our mappings, so the previous action is restored. After the return, the access faults
+    // again and triggers that action.
+    // SAFETY: all-zero bytes are a valid `sigaction`. They mean the default action, which ends the process.
     let default: libc::sigaction = unsafe { std::mem::zeroed() };
     let before = FAULTS_BEFORE.get().unwrap_or(&default);
-    // SAFETY: `before` is a valid action, either the default or what `sigaction` gave us.
+    // SAFETY: `before` is a valid action: either the default, or what `sigaction` has returned.
     unsafe { libc::sigaction(libc::SIGBUS, before, std::ptr::null_mut()) };
 }

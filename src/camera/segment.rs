@@ -8,7 +8,7 @@ use super::layout::{Layout, LayoutError};
 use super::lease_header::{Geometry, HEADER_COPY_BYTES, HeaderError};
 use crate::base::limits::MAPPED_RANGES_MAX;
 
-/// Why the segment of this name is not mapped.
+/// Reason why a segment cannot be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MappingError {
     /// No segment has this name: the camera is not running.
@@ -27,7 +27,7 @@ pub enum MappingError {
     Layout {
         /// Name of the segment.
         name: String,
-        /// The size found and the known sizes.
+        /// Reason why no layout matches.
         error: LayoutError,
     },
     /// The kernel refused the mapping.
@@ -44,36 +44,36 @@ pub enum MappingError {
     /// Every reader number of the lease ring is in use.
     #[error("the lease ring {0} already has its maximum number of readers")]
     ReadersMax(String),
-    /// Too many old mappings are still borrowed from.
+    /// The process has too many mapped ranges, because consumers still borrow from old mappings.
     #[error("cannot map shared memory {0}: {MAPPED_RANGES_MAX} ranges are mapped already")]
     Full(String),
 }
 
 impl MappingError {
-    /// Returns true if the kernel refused read-write access; read-only access may still be allowed.
+    /// Returns true if the kernel refused read-write access. Read-only access may still be allowed.
     #[must_use]
     pub(super) fn is_permission(&self) -> bool {
         matches!(self, MappingError::Open { errno: Errno::ACCESS | Errno::PERM | Errno::ROFS, .. })
     }
 }
 
-/// Which segment a name or descriptor refers to.
+/// Identity and size of the segment that a name or descriptor refers to.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct SegmentIdentity {
-    /// `st_dev` and `st_ino`.
+    /// `st_dev` and `st_ino` of the segment.
     pub(super) inode: (u64, u64),
     /// Bytes of the segment.
     pub(super) bytes: u64,
 }
 
 impl SegmentIdentity {
-    /// Asks the kernel which segment is called `name`, without mapping it.
+    /// Returns the identity of the segment that is called `name` now. The segment is opened but not mapped.
     pub(super) fn of_name(name: &str) -> Result<SegmentIdentity, MappingError> {
         open_segment(name, shm::OFlags::RDONLY).map(|(_, identity)| identity)
     }
 }
 
-/// Opens the segment called `name`.
+/// Opens the segment called `name`. Returns the open file and the segment's identity.
 pub(super) fn open_segment(
     name: &str,
     flags: shm::OFlags,
@@ -88,12 +88,13 @@ pub(super) fn open_segment(
     Ok((file, SegmentIdentity { inode: (stat.st_dev, stat.st_ino), bytes }))
 }
 
-/// Finds the layout of a segment: by the magic of the lease ring first, then by its size.
+/// Returns the layout of a segment. A segment that starts with the magic of a lease ring is a lease ring. For any other
+/// segment, the size decides.
 pub(super) fn detect_layout(file: &OwnedFd, segment_bytes: u64) -> Result<Layout, LayoutError> {
     let mut header = [0; HEADER_COPY_BYTES];
     let geometry = match rustix::io::pread(file, &mut header, 0) {
         Ok(HEADER_COPY_BYTES) => Geometry::read(&header, segment_bytes),
-        // Too short for a header, or unreadable: not a lease ring. The size decides.
+        // The segment is too short for a header, or unreadable, so it is not a lease ring and its size decides.
         _ => Err(HeaderError::Magic),
     };
     match geometry {

@@ -1,5 +1,6 @@
-//! One poll of the camera: follows the write index, finds complete units, wakes the consumers, re-attaches.
-//! Its decisions depend on the ring, the posts and the given time only. It must not wait, so tests use any clock.
+//! Follows the camera by polling it: reads the write index, finds complete units, wakes the consumers and attaches new
+//! segments. The decisions depend only on the ring, the posts and the given time. This module must not wait, so that
+//! tests can use any clock.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ pub(super) enum Progress {
     Away,
     /// The index did not move.
     Unchanged,
-    /// The index advanced by this many units; by 0 if the camera restarted.
+    /// The index advanced by this number of units. The number is 0 if the camera restarted.
     Advanced(u32),
 }
 
@@ -32,13 +33,13 @@ pub(super) struct SegmentFollower {
     away_reason: String,
 }
 
-/// One run of the camera: the follower's position in it.
+/// The follower's position in one run of the camera.
 struct Run {
     attachment: Arc<Attachment>,
     index: u32,
-    /// Units before this one are complete.
+    /// Number of the first unit that is not known to be complete. All units before it are complete.
     available: u32,
-    /// Time of the last change of the index, or the start of the run before the first change.
+    /// Time at which the index last changed. Before the first change, the time at which the run began.
     moved_at_ns: MonotonicNs,
     frame_number: u64,
     detector: CommitDetector,
@@ -62,12 +63,13 @@ impl SegmentFollower {
         (self.generation, self.run.as_ref().map(|run| &run.attachment.mapping))
     }
 
-    /// Returns true if the newest unit is begun but not known to be complete.
+    /// Returns true if the camera has begun the newest unit and the unit is not known to be complete.
     pub(super) fn has_incomplete_unit(&self) -> bool {
         self.run.as_ref().is_some_and(|run| run.available != run.index)
     }
 
-    /// Polls the camera once. `posts` are the posts taken from the semaphore, `None` without a semaphore.
+    /// Polls the camera once. `posts` are the posts that the caller has taken from the semaphore, or `None` if it uses
+    /// no semaphore.
     pub(super) fn poll(&mut self, now_ns: MonotonicNs, posts: Option<Posts>) -> Progress {
         self.camera.counters().wakes.add_shared(1);
         self.follow_camera(now_ns);
@@ -103,7 +105,7 @@ impl SegmentFollower {
         if step > 0 { Progress::Advanced(step) } else { Progress::Unchanged }
     }
 
-    /// Adopts the current run after a cursor or this follower changed it.
+    /// Continues with the camera's current run, if a cursor or this follower has begun another one.
     fn follow_camera(&mut self, now_ns: MonotonicNs) {
         if self.generation == self.camera.generation() {
             return;
@@ -124,7 +126,8 @@ impl SegmentFollower {
         }
     }
 
-    /// Checks that the name still refers to the mapped segment, and attaches another one if not.
+    /// Checks that the name still refers to the mapped segment. If not, tries to attach the segment that has the name
+    /// now.
     fn check(&mut self, now_ns: MonotonicNs) {
         self.checked_at_ns = now_ns;
         self.camera.refresh_clocks();
@@ -135,13 +138,13 @@ impl SegmentFollower {
         let has_its_size = mapping.check_size();
         let is_silent = now_ns - run.moved_at_ns >= CAMERA_CHECK_SILENT_NS;
         if is_silent && mapping.leases().is_some_and(|ring| !ring.has_writer()) {
-            // The lease ring's writer has ended. Another camera may have created a new segment.
+            // The lease ring's writer has ended, and another camera may have created a new segment under the name.
             return self.attach(now_ns, false);
         }
         match SegmentIdentity::of_name(self.camera.name()) {
             Ok(identity) if has_its_size && identity.inode == mapping.identity() => {}
-            // The name is removed or refers to another segment. While the old camera still writes, its readers
-            // stay until a new segment can be attached.
+            // The name is removed or refers to another segment. While the old camera still writes, consumers stay on
+            // its segment until a new segment can be attached.
             _ => {
                 let is_alive = has_its_size && now_ns - run.moved_at_ns < CAMERA_SILENT_NS;
                 self.attach(now_ns, is_alive);
@@ -149,7 +152,8 @@ impl SegmentFollower {
         }
     }
 
-    /// Attaches the segment that has the name now. Without one the camera is away, unless `is_alive`.
+    /// Attaches the segment that has the name now. If that fails, the camera counts as away, unless `is_alive` says
+    /// that the mapped camera still writes.
     fn attach(&mut self, now_ns: MonotonicNs, is_alive: bool) {
         match self.camera.open_mapping() {
             Ok(mapping) => {
@@ -164,7 +168,7 @@ impl SegmentFollower {
         }
     }
 
-    /// Detaches and logs the reason: at once if it is new, otherwise once a minute.
+    /// Detaches the camera and logs the reason. A new reason is logged at once, a repeated one at most once a minute.
     fn stay_away(&mut self, now_ns: MonotonicNs, error: &MappingError) {
         let reason = error.to_string();
         self.camera.detach(&reason);
@@ -180,9 +184,9 @@ impl SegmentFollower {
 
 impl Run {
     fn new(attachment: Arc<Attachment>, now_ns: MonotonicNs) -> Run {
-        // Begins at the index of the attachment, so units published before the first poll count as new.
+        // The run begins at the start index of the attachment, so units published before the first poll count as new.
         let index = attachment.start;
-        // On an index-first ring the newest unit may still be copied. At index 0 there is none.
+        // On an index-first ring, the camera may still be copying the newest unit. At index 0 there is no unit.
         let is_complete = !attachment.mapping.layout().publishes_index_first() || index == 0;
         Run {
             index,
@@ -195,8 +199,8 @@ impl Run {
         }
     }
 
-    /// Updates `available`. On index-first rings, finds out how many units are complete and publishes that to the
-    /// cursors.
+    /// Updates `available`. On index-first rings, this finds out how many units are complete and passes the number on
+    /// to the cursors.
     fn find_complete(&mut self, now_ns: MonotonicNs, posts: Option<Posts>) {
         let mapping = &self.attachment.mapping;
         if !mapping.layout().publishes_index_first() {
@@ -211,7 +215,7 @@ impl Run {
         {
             complete = posted;
         }
-        // Without an exact count of posts, the newest unit is complete when its slot shows it.
+        // If the posts do not prove that the newest unit is complete, the detector inspects its slot.
         if complete != self.index && self.detector.poll(mapping, newest, now_ns) {
             complete = self.index;
             self.posts.on_committed(self.index);
@@ -224,7 +228,8 @@ impl Run {
         self.attachment.set_committed(complete);
     }
 
-    /// Returns true if the camera restarted its picture count. A lease ring has an epoch for that.
+    /// Returns true if the camera has restarted its picture count. Always returns false on a lease ring, where the
+    /// epoch shows a restart.
     fn frame_number_restarted(&mut self) -> bool {
         let has_epoch = self.attachment.mapping.leases().is_some();
         if has_epoch || ahead(self.available, self.attachment.start) <= 0 {
@@ -249,7 +254,7 @@ mod tests {
 
     const MS: i64 = 1_000_000;
 
-    /// Counts wake-ups.
+    /// Counts the wake-ups of consumers.
     #[derive(Default)]
     struct WakeupCount(AtomicU32);
 
@@ -445,7 +450,7 @@ mod tests {
         assert_eq!(units(&mut scene), [b"new"]);
     }
 
-    /// Polls with the given number of posts, as on a ring with a semaphore.
+    /// Polls once after `ms` milliseconds, with `taken` posts, as on a ring with a semaphore.
     fn poll_posts(scene: &mut Scene, ms: i64, taken: u32) {
         scene.now_ns += ms * MS;
         let index_before = scene.follower.mapping().1.map_or(0, |mapping| mapping.write_index());

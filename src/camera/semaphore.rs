@@ -1,11 +1,11 @@
-//! The camera's semaphore on a legacy ring, waited for by futex. This module does not wait itself.
+//! The camera's semaphore on a legacy ring, used as a futex word. This module does not wait itself.
 //!
-//! A glibc `sem_t` (64 bits, since 2.21, the same for all programs that share one) holds:
-//! - in its first four bytes the count, which is also the futex word,
-//! - in the next four the number of waiters. `sem_post` wakes only if there are some.
+//! On 64-bit machines, a `sem_t` of glibc 2.21 or newer begins with two numbers of four bytes each:
+//! - The first is the count, which is also the futex word.
+//! - The second is the number of waiters. `sem_post` wakes only if this number is not 0.
 //!
-//! A process that dies with a registered waiter is like one killed in `sem_wait`: later posts make one more system
-//! call.
+//! A process that dies leaves its waiter registered, as if it had been killed in `sem_wait`. The only effect is that
+//! each later post makes one more system call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,19 +13,19 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::commit_detector::Posts;
 use super::mapping::Mapping;
 
-/// One waiter, in the first eight bytes of a `sem_t`. The bits below are the count.
+/// Value of one waiter in the first eight bytes of a `sem_t`, read as one number. The lower 32 bits are the count.
 pub(super) const WAITER: u64 = 1 << 32;
 
 #[cfg(not(all(target_pointer_width = "64", target_endian = "little", target_env = "gnu")))]
 compile_error!("the camera's semaphore is that of glibc on a 64-bit, little-endian machine");
 
-/// The semaphore, with this process registered as a waiter until the drop.
+/// The semaphore, with this process registered as a waiter. Dropping this value ends the registration.
 pub(super) struct Semaphore {
     mapping: Arc<Mapping>,
 }
 
 impl Semaphore {
-    /// Registers a waiter. Returns `None` if the mapping has no writable semaphore.
+    /// Registers this process as a waiter. Returns `None` if the mapping has no writable semaphore.
     pub(super) fn register(mapping: Arc<Mapping>) -> Option<Semaphore> {
         let (_, state) = mapping.semaphore_words()?;
         state.fetch_add(WAITER, Ordering::SeqCst);
@@ -41,14 +41,15 @@ impl Semaphore {
         Arc::ptr_eq(&self.mapping, mapping)
     }
 
-    /// Registers the waiter again if no waiter is registered: the camera has initialised the semaphore again.
+    /// Registers the waiter again if the semaphore has no waiter. This is needed after the camera has initialised the
+    /// semaphore again.
     pub(super) fn renew(&self) {
         if let Some(state) = self.state().filter(|state| state.load(Ordering::Relaxed) < WAITER) {
             state.fetch_add(WAITER, Ordering::SeqCst);
         }
     }
 
-    /// Takes all posts, like as many calls of `sem_trywait`.
+    /// Takes all posts at once. The effect is that of one `sem_trywait` for each post.
     pub(super) fn take_all(&self) -> Posts {
         let index_before = self.mapping.write_index();
         let posts =
@@ -58,7 +59,7 @@ impl Semaphore {
 }
 
 impl AsRef<AtomicU32> for Semaphore {
-    /// The count: 0 while there is no post to take.
+    /// Returns the count of posts. It is 0 while there is no post to take.
     fn as_ref(&self) -> &AtomicU32 {
         static EMPTY: AtomicU32 = AtomicU32::new(0);
         self.mapping.semaphore_words().map_or(&EMPTY, |(count, _)| count)
@@ -69,7 +70,8 @@ impl Drop for Semaphore {
     fn drop(&mut self) {
         if let Some(state) = self.state() {
             let unregister = |state: u64| state.checked_sub(WAITER);
-            // Fails if the camera has initialised the semaphore again, which removed the registration.
+            // The update fails only if the camera has initialised the semaphore again. That has already removed the
+            // registration, so the result is ignored.
             let _ = state.fetch_update(Ordering::SeqCst, Ordering::Relaxed, unregister);
         }
     }

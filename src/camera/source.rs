@@ -1,4 +1,4 @@
-//! The camera as its consumers share it: the attached segment, its state, counters and wake-ups.
+//! The camera, which all its consumers share: the attached segment, the state, the counters and the wake-ups.
 //! This module neither waits for units nor reads them.
 
 use std::fmt;
@@ -14,26 +14,28 @@ use crate::base::counters::Counter;
 use crate::base::limits::IDR_REQUEST_INTERVAL_NS;
 use crate::base::log_limit::LogLimit;
 
-/// Nanoseconds of CLOCK_MONOTONIC.
+/// Time of CLOCK_MONOTONIC in nanoseconds.
 pub type MonotonicNs = i64;
 
 /// Wakes one consumer when there may be a new unit or when the camera's state changed.
 ///
-/// A wake-up carries no data. It may be spurious, and several may merge into one. The consumer then polls its cursor.
+/// A wake-up carries no data. A wake-up may be spurious, and several may merge into one. After a wake-up, the consumer
+/// polls its cursor.
 pub trait Wakeup: Send + Sync {
-    /// Called on the thread of the camera wait, or of a cursor that finds a restart. It must be quick and must not
-    /// call [`Camera::add_wakeup`].
+    /// Wakes the consumer. The caller is the thread of the camera wait, or a thread whose cursor finds a restart. The
+    /// implementation must be quick and must not call [`Camera::add_wakeup`].
     fn wake(&self);
 }
 
-/// How the camera wait learns of new units.
+/// How the thread that waits for the camera learns that a new unit has arrived.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// The semaphore or the lease ring's futex if the layout has one and the segment is writable, otherwise polling.
+    /// By the semaphore or the lease ring's futex, if the layout has one and the segment is writable. Otherwise by
+    /// polling.
     Auto,
-    /// The semaphore or futex; if it cannot be used, polling with a warning.
+    /// By the semaphore or futex. If neither can be used, by polling, with a warning in the log.
     Semaphore,
-    /// Polling, read-only. It leaves the semaphore to another server on the same ring.
+    /// By polling, without writing to the semaphore. The semaphore is left to another server on the same ring.
     Poll,
 }
 
@@ -52,7 +54,7 @@ impl fmt::Display for Wake {
 pub enum CameraStatus {
     /// No segment is mapped.
     Away {
-        /// Why, as text for the user.
+        /// Reason why no segment is mapped, as text for the user.
         reason: String,
     },
     /// A segment is mapped. Units may or may not arrive.
@@ -62,16 +64,16 @@ pub enum CameraStatus {
     },
 }
 
-/// Counts since this process started.
+/// Counts of the camera wait and of all cursors since this process started.
 #[derive(Debug, Default)]
 pub struct CameraCounters {
-    /// Segments attached.
+    /// Number of times that a segment was attached.
     pub attached: Counter,
-    /// Polls of the camera wait: after wake-ups, time-outs and sleeps.
+    /// Number of polls by the camera wait, after wake-ups, time-outs and sleeps.
     pub wakes: Counter,
-    /// Units not read at once because this process leased as many slots as it may.
+    /// Number of failed attempts to lease a unit, usually because this process already leased as many slots as it may.
     pub leases_refused: Counter,
-    /// IDRs requested from the camera.
+    /// Number of IDRs requested from the camera.
     pub idrs_requested: Counter,
 }
 
@@ -79,15 +81,15 @@ pub struct CameraCounters {
 #[derive(Debug)]
 pub(super) struct Attachment {
     pub(super) mapping: Arc<Mapping>,
-    /// The unit at which a cursor of this run begins.
+    /// Number of the unit at which a cursor begins in this run.
     pub(super) start: u32,
-    /// The oldest unit that belongs to this run.
+    /// Number of the oldest unit that belongs to this run.
     pub(super) floor: u32,
-    /// The writer's epoch on a lease ring.
+    /// Epoch of the lease ring's writer in this run. 0 on legacy rings.
     ring_epoch: u64,
-    /// Index-first layouts: units before this one are completely written. Set by the camera wait.
+    /// On index-first layouts, all units before this number are completely written. The camera wait sets it.
     committed: AtomicU32,
-    /// The camera restarted in the same segment.
+    /// True after the camera has restarted in the same segment, which ends this run.
     is_superseded: AtomicBool,
 }
 
@@ -99,23 +101,24 @@ impl Attachment {
         Arc::new(Attachment { mapping, start, floor, ring_epoch, committed, is_superseded })
     }
 
-    /// Units before the returned number may be read.
+    /// Returns the number of the first unit that may not be read yet. All units before it are complete.
     pub(super) fn available(&self) -> u32 {
         let committed = self.committed.load(Ordering::Acquire);
         let index = self.mapping.write_index();
         if !self.mapping.layout().publishes_index_first() {
             return index;
         }
-        // The camera begins a unit only after it has copied the one before.
+        // The camera begins a unit only after it has copied the previous one, so only the newest unit can be
+        // incomplete.
         if committed == index { index } else { index.wrapping_sub(1) }
     }
 
-    /// Index-first layouts: records that units before `committed` are completely written.
+    /// Records that all units before `committed` are completely written. For index-first layouts.
     pub(super) fn set_committed(&self, committed: u32) {
         self.committed.store(committed, Ordering::Release);
     }
 
-    /// Returns true if the slots still belong to this run.
+    /// Returns true if the segment's slots still hold units of this run.
     pub(super) fn is_current(&self) -> bool {
         !self.is_superseded.load(Ordering::Acquire) && !self.mapping.is_lost() && self.has_its_writer()
     }
@@ -135,20 +138,20 @@ enum State {
 struct Shared {
     name: String,
     wake: Wake,
-    /// Grows with every change of `state`. Cursors compare it instead of taking the lock.
+    /// Number that grows with every change of `state`. Cursors compare it, so they need the lock only after a change.
     generation: AtomicU64,
     state: Mutex<State>,
     wakeups: Mutex<Vec<Arc<dyn Wakeup>>>,
     counters: CameraCounters,
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC.
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds.
     realtime_offset_ns: AtomicI64,
     rejection_log: LogLimit,
     restart_log: LogLimit,
     idr_limit: LogLimit,
 }
 
-/// Between two log lines about restarts.
-const RESTART_LOG_NS: i64 = 1_000_000_000; // local bound: a restart is rare and worth a line
+/// Minimum nanoseconds between two log lines about restarts.
+const RESTART_LOG_NS: i64 = 1_000_000_000; // local bound: restarts are rare, so each may have a log line
 
 /// Handle to the camera. Clones share its state.
 #[derive(Clone)]
@@ -157,8 +160,8 @@ pub struct Camera {
 }
 
 impl Camera {
-    /// A camera whose segment is called `name`. It is attached at once if the segment exists.
-    /// [`super::waiter::run`] keeps it up to date from then on.
+    /// Returns the camera whose segment is called `name`. If the segment exists, it is attached at once. Afterwards
+    /// [`super::waiter::run`] must run to keep the camera up to date.
     #[must_use]
     pub fn new(name: &str, wake: Wake) -> Camera {
         let camera = Camera {
@@ -186,12 +189,12 @@ impl Camera {
         camera
     }
 
-    /// Registers a wake-up for all later events.
+    /// Registers a wake-up for all later units and changes of the camera's state.
     pub fn add_wakeup(&self, wakeup: Arc<dyn Wakeup>) {
         lock(&self.shared.wakeups).push(wakeup);
     }
 
-    /// Returns the current state.
+    /// Returns the current state of the camera.
     #[must_use]
     pub fn status(&self) -> CameraStatus {
         match &*lock(&self.shared.state) {
@@ -200,14 +203,14 @@ impl Camera {
         }
     }
 
-    /// The counters of the camera wait and of all cursors.
+    /// Returns the counters of the camera wait and of all cursors.
     #[must_use]
     pub fn counters(&self) -> &CameraCounters {
         &self.shared.counters
     }
 
-    /// Requests an IDR from the camera, at most once per [`IDR_REQUEST_INTERVAL_NS`]. Returns false if the camera
-    /// cannot be asked: on legacy rings, and while it is away.
+    /// Requests an IDR from the camera, at most once per [`IDR_REQUEST_INTERVAL_NS`]. Returns false if no request is
+    /// possible: on legacy rings, and while the camera is away.
     pub fn request_idr(&self, now_ns: MonotonicNs) -> bool {
         let (_, attachment) = self.current();
         let Some(ring) = attachment.as_ref().and_then(|attachment| attachment.mapping.leases()) else {
@@ -220,14 +223,15 @@ impl Camera {
         true
     }
 
-    /// Returns the count of units that found no free slot in the lease ring; 0 on legacy rings.
+    /// Returns the number of units that the camera has dropped because no slot of the lease ring could take them.
+    /// Returns 0 on legacy rings.
     #[must_use]
     pub fn units_dropped(&self) -> u64 {
         let (_, attachment) = self.current();
         attachment.and_then(|attachment| Some(attachment.mapping.leases()?.dropped())).unwrap_or(0)
     }
 
-    /// Name of the segment.
+    /// Returns the name of the segment.
     #[must_use]
     pub(super) fn name(&self) -> &str {
         &self.shared.name
@@ -241,7 +245,7 @@ impl Camera {
         self.shared.generation.load(Ordering::Acquire)
     }
 
-    /// Returns the generation and the current run; `None` while the camera is away.
+    /// Returns the generation of the state, and the current run. The run is `None` while the camera is away.
     pub(super) fn current(&self) -> (u64, Option<Arc<Attachment>>) {
         let state = lock(&self.shared.state);
         let attachment = match &*state {
@@ -251,7 +255,7 @@ impl Camera {
         (self.shared.generation.load(Ordering::Acquire), attachment)
     }
 
-    /// Maps the segment with the access that `--wake` allows.
+    /// Maps the segment: read-write if `--wake` and the segment's permissions allow it, otherwise read-only.
     pub(super) fn open_mapping(&self) -> Result<Arc<Mapping>, MappingError> {
         if self.shared.wake != Wake::Poll {
             match Mapping::open(&self.shared.name, Access::Semaphore) {
@@ -262,7 +266,7 @@ impl Camera {
         Mapping::open(&self.shared.name, Access::ReadOnly)
     }
 
-    /// Begins a run on `mapping`. Cursors begin at unit `start`.
+    /// Begins a new run on `mapping`, in which cursors begin at unit `start`.
     pub(super) fn attach(&self, mapping: Arc<Mapping>, start: u32) {
         let layout = mapping.layout();
         let first = mapping.write_index();
@@ -284,7 +288,7 @@ impl Camera {
         self.wake_consumers();
     }
 
-    /// Unmaps the segment: the camera is away.
+    /// Ends the current run and sets the state to away. The segment is unmapped when no consumer borrows from it.
     pub(super) fn detach(&self, reason: &str) {
         let mut state = lock(&self.shared.state);
         if let State::Away { reason: known } = &mut *state {
@@ -297,7 +301,8 @@ impl Camera {
         self.wake_consumers();
     }
 
-    /// Begins a new run on the segment of `old`, because the camera restarted in it. Only the first caller does so.
+    /// Begins a new run on the segment of `old`, because the camera restarted in that segment. Does nothing if `old` is
+    /// no longer the current run, so several cursors may report the same restart.
     pub(super) fn restart(&self, old: &Arc<Attachment>, now_ns: MonotonicNs) {
         let mut state = lock(&self.shared.state);
         if !matches!(&*state, State::Attached(current) if Arc::ptr_eq(current, old)) {
@@ -330,19 +335,20 @@ impl Camera {
         }
     }
 
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, as of the last [`Camera::refresh_clocks`].
+    /// Returns CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds, as measured by the last [`Camera::refresh_clocks`].
     pub(super) fn realtime_offset_ns(&self) -> i64 {
         self.shared.realtime_offset_ns.load(Ordering::Relaxed)
     }
 
-    /// Reads both clocks. The camera wait calls this about once a second.
+    /// Measures the difference between CLOCK_REALTIME and CLOCK_MONOTONIC. The camera wait calls this about once a
+    /// second.
     pub(super) fn refresh_clocks(&self) {
         let monotonic_ns = clock::monotonic_ns();
         let offset_ns = clock::realtime_ns() - monotonic_ns;
         self.shared.realtime_offset_ns.store(offset_ns, Ordering::Relaxed);
     }
 
-    /// Replaces the state under its lock, then raises the generation.
+    /// Replaces the state, then raises the generation. The caller holds the lock of the state.
     fn set_state(&self, state: &mut State, new: State) {
         *state = new;
         self.shared.generation.fetch_add(1, Ordering::Release);
@@ -355,8 +361,8 @@ impl fmt::Debug for Camera {
     }
 }
 
-/// Returns the unit at which cursors begin in a new run, and the oldest unit of that run. Cursors begin with the
-/// run's first unit, which is its first IDR, if the ring still holds it.
+/// Returns the unit at which cursors begin in a new run, and the oldest unit of that run. If the ring still holds the
+/// run's first unit, which is its first IDR, cursors begin there. Otherwise they begin with the next new unit.
 pub(super) fn restart_at(mapping: &Mapping) -> (u32, u32) {
     let index = mapping.write_index();
     if let Some(ring) = mapping.leases() {

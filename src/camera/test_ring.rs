@@ -1,5 +1,5 @@
-//! A camera for tests of this module: it writes a real segment with `pwrite`, step by step in the daemon's order.
-//! For tests only.
+//! A camera for tests of the camera module only. It writes a real segment with `pwrite`, step by step in the daemon's
+//! order.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,7 +11,7 @@ use super::cursor::{Cursor, Next, UnitView};
 use super::layout::{FORMAT_H264, Layout, SlotMetadata, WRITE_INDEX_OFFSET};
 use super::source::{Camera, Wake};
 
-/// Returns the unit; panics on any other result.
+/// Returns the unit in `next`. Panics if `next` is anything else.
 pub(super) fn unit(next: Next) -> UnitView {
     match next {
         Next::Unit(unit) => unit,
@@ -19,7 +19,7 @@ pub(super) fn unit(next: Next) -> UnitView {
     }
 }
 
-/// Metadata of a 720p picture with this data.
+/// Returns the metadata of a 720p picture whose access unit is `data`.
 pub(super) fn metadata(frame_number: u64, data: &[u8]) -> SlotMetadata {
     SlotMetadata {
         frame_number,
@@ -31,7 +31,7 @@ pub(super) fn metadata(frame_number: u64, data: &[u8]) -> SlotMetadata {
     }
 }
 
-/// A polling camera on the segment called `name`, and a cursor on it.
+/// Returns a polling camera on the segment called `name`, and a cursor on that camera.
 pub(super) fn attach(name: &str) -> (Camera, Cursor) {
     let camera = Camera::new(name, Wake::Poll);
     let cursor = camera.cursor();
@@ -40,12 +40,12 @@ pub(super) fn attach(name: &str) -> (Camera, Cursor) {
 
 static SEGMENTS: AtomicU32 = AtomicU32::new(0);
 
-/// A segment under a unique name. The drop unlinks it.
+/// A segment that a test writes as a camera. Dropping this value unlinks the segment.
 pub(super) struct TestRing {
     name: String,
     layout: Layout,
     file: OwnedFd,
-    /// The write index: units begun.
+    /// The write index, which is the number of units begun.
     pub(super) index: u32,
     /// Frame number of the next unit.
     pub(super) frame_number: u64,
@@ -57,7 +57,7 @@ impl TestRing {
         TestRing::named(&format!("/ss-test-{}-camera-{number}", std::process::id()), layout)
     }
 
-    /// A new segment; replaces any segment of that name.
+    /// Creates a segment called `name`. Unlinks any older segment of that name first.
     pub(super) fn named(name: &str, layout: Layout) -> TestRing {
         let _ = shm::unlink(name);
         let flags = shm::OFlags::CREATE | shm::OFlags::EXCL | shm::OFlags::RDWR;
@@ -78,7 +78,7 @@ impl TestRing {
         let _ = shm::unlink(&self.name);
     }
 
-    /// Metadata of the next unit with this data.
+    /// Returns the metadata of the next unit if that unit is `data`.
     pub(super) fn metadata(&self, data: &[u8]) -> SlotMetadata {
         metadata(self.frame_number, data)
     }
@@ -96,7 +96,7 @@ impl TestRing {
         self.write(WRITE_INDEX_OFFSET, &index.to_ne_bytes());
     }
 
-    /// Publishes one unit in the daemon's order.
+    /// Publishes one unit. Index and slot are written in the daemon's order.
     pub(super) fn publish(&mut self, data: &[u8]) {
         let metadata = self.metadata(data);
         self.publish_as(&metadata, data);
@@ -115,7 +115,8 @@ impl TestRing {
         }
     }
 
-    /// Begins a unit in the index-first order: raises the index and stops there.
+    /// Begins a unit in the index-first order: raises the index, but writes nothing into the slot. Returns the unit's
+    /// number.
     pub(super) fn begin(&mut self) -> u32 {
         let unit = self.index;
         self.set_index(unit.wrapping_add(1));

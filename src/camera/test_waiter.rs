@@ -1,4 +1,4 @@
-//! A camera waiter for tests of other modules: it polls when the test says so, on any clock. For tests only.
+//! A camera waiter for tests of other modules. It polls only when the test calls it, with any time that the test gives.
 
 use super::segment_follower::SegmentFollower;
 use super::source::{Camera, MonotonicNs};

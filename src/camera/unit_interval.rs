@@ -1,9 +1,10 @@
-//! PURE: estimates when the next unit arrives. Two estimators, because the two callers need opposite trade-offs:
+//! PURE: estimates when the next unit arrives. There are two estimators, because the two callers need opposite
+//! trade-offs:
 //!
-//! - [`PollSchedule`] always has an answer. It follows irregular cameras, stalls and missed units, and errs on the
-//!   early side. The camera wait uses it to choose sleeps.
-//! - [`ArrivalPredictor`] answers only while units arrive evenly, and then within microseconds. It restarts at the
-//!   first gap. A worker uses it to wake just before the unit.
+//! - [`PollSchedule`] always has an estimate. It copes with irregular cameras, stalls and missed units, and estimates
+//!   rather too early than too late. The camera wait uses it to choose how long to sleep.
+//! - [`ArrivalPredictor`] has a prediction only while units arrive evenly, but that prediction is exact to
+//!   microseconds. The predictor restarts at the first gap. A worker uses it to wake up just before the unit arrives.
 
 use std::ops::RangeInclusive;
 
@@ -12,18 +13,18 @@ use crate::base::limits::{
     PREDICTION_UNITS_MIN,
 };
 
-/// When to poll a ring. Polling begins just before the expected arrival and slows down while the camera is late, so
-/// that a silent camera costs almost nothing.
+/// Decides when to poll a ring. Polling begins just before the expected arrival. While the camera is late, polls become
+/// rarer, so that a silent camera costs almost no CPU time.
 #[derive(Debug, Default)]
 pub(super) struct PollSchedule {
-    /// Estimated time between units; 0 before the first unit.
+    /// Estimated nanoseconds between units. 0 before the first unit.
     interval_ns: i64,
     arrived_at_ns: i64,
 }
 
-/// Estimates stay within 1 ms to 1 s.
+/// Range of the estimated interval in nanoseconds: 1 ms to 1 s.
 const INTERVALS_NS: RangeInclusive<i64> = 1_000_000..=1_000_000_000; // local bound: clamps the estimate
-/// The first estimate is at most this long: 30 units a second.
+/// Longest first estimate of the interval in nanoseconds, as for 30 units a second.
 const FIRST_INTERVAL_NS_MAX: i64 = *INTERVALS_NS.end() / 30; // local bound: start value
 
 impl PollSchedule {
@@ -33,9 +34,9 @@ impl PollSchedule {
         self.arrived_at_ns = now_ns;
         let estimate_ns = match self.interval_ns {
             0 => seen_ns.min(FIRST_INTERVAL_NS_MAX),
-            // The sleep was too long: several units arrived meanwhile.
+            // Several units arrived during one sleep, so the interval is at most their average distance.
             known_ns if units > 1 => seen_ns.min(known_ns),
-            // A stall does not change the estimate.
+            // A gap of more than the longest interval is a stall of the camera and does not change the estimate.
             known_ns if seen_ns > *INTERVALS_NS.end() => known_ns,
             known_ns if seen_ns > known_ns => known_ns + (seen_ns - known_ns) / 8,
             known_ns => known_ns - (known_ns - seen_ns) / 4,
@@ -59,7 +60,7 @@ impl PollSchedule {
         }
     }
 
-    /// Returns the nanoseconds to wait for a wake-up before the ring is polled anyway.
+    /// Returns the nanoseconds to wait for a wake-up. After this time, the ring is polled even without a wake-up.
     pub(super) fn wakeup_timeout_ns(&self, now_ns: i64) -> i64 {
         if self.is_silent(now_ns) {
             return CAMERA_WAIT_MAX_NS;
@@ -67,32 +68,32 @@ impl PollSchedule {
         (self.interval_ns + self.interval_ns / 2 + 10 * POLL_STEP_NS).min(CAMERA_WAIT_MAX_NS)
     }
 
-    /// Returns true if no unit arrived yet, or none for [`CAMERA_SILENT_NS`].
+    /// Returns true if no unit has arrived yet, or if none has arrived for [`CAMERA_SILENT_NS`].
     pub(super) fn is_silent(&self, now_ns: i64) -> bool {
         self.interval_ns == 0 || now_ns - self.arrived_at_ns >= CAMERA_SILENT_NS
     }
 }
 
-/// Predicts the arrival of the next unit with a phase-locked loop. It locks while units arrive evenly and restarts
-/// when one is off by more than a quarter of the interval.
+/// Predicts the arrival of the next unit with a phase-locked loop. The loop restarts if a unit differs from its
+/// prediction by more than a quarter of the interval.
 #[derive(Debug, Default)]
 pub struct ArrivalPredictor {
-    /// Predicted arrival of the next unit, CLOCK_MONOTONIC.
+    /// Predicted arrival of the next unit in CLOCK_MONOTONIC nanoseconds.
     next_ns: i64,
-    /// Time between units; 0 before it is known.
+    /// Estimated nanoseconds between units. 0 before the interval is known.
     interval_ns: i64,
-    /// Mean absolute error of the predictions.
+    /// Mean absolute error of recent predictions in nanoseconds.
     jitter_ns: i64,
-    /// Units since the last restart.
+    /// Number of units since the last restart of the loop.
     units: u32,
 }
 
-/// A predicted arrival.
+/// A predicted arrival of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PredictedArrival {
-    /// The predicted time, CLOCK_MONOTONIC nanoseconds.
+    /// The predicted time in CLOCK_MONOTONIC nanoseconds.
     pub at_ns: i64,
-    /// Mean absolute error of recent predictions, nanoseconds.
+    /// Mean absolute error of recent predictions in nanoseconds.
     pub jitter_ns: i64,
 }
 
@@ -110,7 +111,7 @@ impl ArrivalPredictor {
         self.units = self.units.saturating_add(1);
     }
 
-    /// Restarts with the time since the last unit as the interval.
+    /// Restarts the loop. The time since the last unit becomes the new interval if it is within the predictable range.
     fn restart(&mut self, now_ns: i64, since_last_ns: i64) {
         let interval_ns = if PREDICTED_INTERVALS_NS.contains(&since_last_ns) { since_last_ns } else { 0 };
         let next_ns = now_ns.saturating_add(interval_ns);
@@ -143,7 +144,7 @@ mod tests {
         (0..units).map(|unit| 5_000_000_000 + unit * INTERVAL)
     }
 
-    /// Each unit is off by a different amount, up to `span`.
+    /// Returns the arrivals of units that differ from even arrivals by different amounts, up to `span` nanoseconds.
     fn unevenly(units: i64, span: i64) -> impl Iterator<Item = i64> {
         evenly(units).zip(0..).map(move |(at, unit)| at + (unit * 7_919 % 101 - 50) * span / 50)
     }

@@ -1,6 +1,6 @@
-//! UNSAFE: waits for the camera by semaphore, futex or polling, and wakes every consumer. It runs on a thread of its
-//! own or, if the kernel lets io_uring wait for a futex, inside a worker.
-//! This module must not read units. `segment_follower.rs` decides what a poll means; this module only waits.
+//! UNSAFE: waits for the camera by semaphore, futex or polling, and wakes every consumer. The camera wait runs on a
+//! separate thread. If io_uring can wait for a futex on this kernel, it runs inside a worker instead.
+//! This module must not read units. It only waits; `segment_follower.rs` decides what a poll has found.
 #![expect(unsafe_code, reason = "requests a real-time priority")]
 
 use std::sync::Arc;
@@ -20,14 +20,16 @@ use crate::base::limits::{
     CAMERA_RETRY_NS, CAMERA_WAIT_MAX_NS, COMMIT_STABLE_NS, WAKES_EMPTY_MAX, WAKES_MISSED_MAX,
 };
 
-/// Priority requested by `--realtime`: above every normal thread, below the kernel's own.
+/// Real-time priority requested by `--realtime`. It is above every normal thread and below the kernel's own threads.
 const REALTIME_PRIORITY: i32 = 10;
 
-/// A futex word in shared memory that the camera changes and wakes (futex(2), shared between processes).
+/// A futex word in shared memory (futex(2)). The camera, which is another process, changes the word and wakes its
+/// waiters.
 pub type FutexWord = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
 
-/// Body of a camera-wait thread: waits for the camera and its units, and wakes the consumers. Returns within about
-/// 200 ms after `stop` is set. With `realtime` the thread requests `SCHED_RR`; a refusal is logged as a warning.
+/// Runs the camera wait on the calling thread: waits for the camera and its units, and wakes the consumers. Returns
+/// within about 200 ms after `stop` is set. If `realtime` is true, the thread requests `SCHED_RR`; a refusal is logged
+/// as a warning.
 pub fn run(camera: Camera, stop: Arc<AtomicBool>, realtime: bool) {
     if realtime {
         request_realtime();
@@ -35,8 +37,8 @@ pub fn run(camera: Camera, stop: Arc<AtomicBool>, realtime: bool) {
     CameraWaiter::new(camera).run(&stop);
 }
 
-/// Body of the fallback thread: waits until a worker hands the camera wait back (see [`WaiterHandoff`]), then runs it
-/// until `stop` is set. Returns at once if it receives `None` or if all senders are gone.
+/// Runs the fallback thread: waits until a worker hands back the camera waiter (see [`WaiterHandoff`]), then runs the
+/// camera wait until `stop` is set. Returns at once if it receives `None` or if all senders are gone.
 pub fn run_fallback(returned: &Receiver<Option<CameraWaiter>>, stop: &AtomicBool, realtime: bool) {
     if realtime {
         request_realtime();
@@ -46,16 +48,16 @@ pub fn run_fallback(returned: &Receiver<Option<CameraWaiter>>, stop: &AtomicBool
     }
 }
 
-/// A camera waiter owned by a thread with other work. When that thread ends, even by a panic, the drop sends the waiter
-/// to the fallback thread. So the camera is followed as long as the program runs.
+/// A camera waiter owned by a thread that also does other work. When that thread ends, even by a panic, dropping this
+/// value sends the waiter to the fallback thread. So the camera is followed as long as the program runs.
 pub struct WaiterHandoff {
-    /// Always `Some` before the drop, which takes it out.
+    /// The waiter. It is always `Some`, until the drop takes the waiter out.
     pub(crate) waiter: Option<CameraWaiter>,
     fallback: SyncSender<Option<CameraWaiter>>,
 }
 
 impl WaiterHandoff {
-    /// Wraps `waiter`; the drop sends it to `fallback`, which must have room for it.
+    /// Wraps `waiter`. Dropping the result sends the waiter to `fallback`, a channel that must have room for it.
     #[must_use]
     pub fn new(waiter: CameraWaiter, fallback: SyncSender<Option<CameraWaiter>>) -> WaiterHandoff {
         WaiterHandoff { waiter: Some(waiter), fallback }
@@ -64,38 +66,39 @@ impl WaiterHandoff {
 
 impl Drop for WaiterHandoff {
     fn drop(&mut self) {
-        // Fails only if the fallback thread has ended, which happens only when the program stops.
+        // The send can fail only if the fallback thread has ended, which happens only when the program stops. So the
+        // error is ignored.
         let _ = self.fallback.try_send(self.waiter.take());
     }
 }
 
-/// Follows the camera, one poll at a time. Between two polls its owner waits until [`CameraWaiter::word`] changes, or
-/// until its `due_ns`.
+/// Follows the camera, one poll at a time. Between two polls, the owner of this value waits until the word of
+/// [`CameraWaiter::word`] changes or the time `due_ns` is reached.
 pub struct CameraWaiter {
     follower: SegmentFollower,
-    /// False with `--wake poll`.
+    /// True unless the user has set `--wake poll`.
     uses_wakeups: bool,
     schedule: PollSchedule,
     check: WakeupCheck,
-    /// Latest time of the next poll, CLOCK_MONOTONIC nanoseconds.
+    /// Time of the next poll if no wake-up comes earlier.
     pub(crate) due_ns: MonotonicNs,
-    /// True if a wake-up should arrive before the next poll, because that poll is late.
+    /// True if the next unit should come with a wake-up. False while the next poll only checks an incomplete unit.
     expects_wakeup: bool,
     method: WaitMethod,
 }
 
-/// How the owner learns of units in the mapped segment.
+/// How the owner of a [`CameraWaiter`] learns that a new unit has arrived.
 enum WaitMethod {
-    /// No usable wake-up: the ring is polled.
+    /// By polling, because no wake-up can be used.
     Poll,
-    /// The futex of a lease ring, and its value before the last poll.
+    /// By the futex of a lease ring. The number is the futex word's value before the last poll.
     Futex(FutexWord, u32),
-    /// The semaphore of a legacy ring, and the same as a futex word.
+    /// By the semaphore of a legacy ring. The word is the semaphore's count, used as a futex.
     Semaphore(Arc<Semaphore>, FutexWord),
 }
 
 impl CameraWaiter {
-    /// A waiter whose first poll is due at once.
+    /// Returns a waiter whose first poll is due at once.
     #[must_use]
     pub fn new(camera: Camera) -> CameraWaiter {
         CameraWaiter {
@@ -109,7 +112,7 @@ impl CameraWaiter {
         }
     }
 
-    /// Waits and polls in turn until `stop` is set.
+    /// Alternately waits and polls until `stop` is set.
     fn run(&mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::Acquire) {
             let wait_ns = self.due_ns.saturating_sub(monotonic_ns());
@@ -121,8 +124,8 @@ impl CameraWaiter {
         }
     }
 
-    /// Returns the futex word and the value it had at the last poll. The owner waits until the word differs. `None`: no
-    /// wake-up can be used, the owner waits until `due_ns`.
+    /// Returns the futex word and the value that it had at the last poll. The owner waits until the word has another
+    /// value. Returns `None` if no wake-up can be used; the owner then waits until `due_ns`.
     #[must_use]
     pub fn word(&self) -> Option<(&FutexWord, u32)> {
         match &self.method {
@@ -138,15 +141,15 @@ impl CameraWaiter {
         self.word().is_some_and(|(word, seen)| (**word).as_ref().load(Ordering::Relaxed) != seen)
     }
 
-    /// Gives the wake-ups of the current segment up, because the kernel refuses to wait for them. The ring is polled
-    /// until the camera attaches again.
+    /// Stops using the wake-ups of the current segment, because the kernel refuses to wait for them. The ring is polled
+    /// instead until a segment is attached again.
     pub fn give_up_wakeups(&mut self, reason: &str) {
         self.check.give_up(self.follower.mapping().0, reason);
         self.due_ns = i64::MIN;
     }
 
-    /// Takes the camera's posts, polls the ring once and wakes the consumers if there is news. Does not wait. Returns
-    /// true if new units were published.
+    /// Takes the camera's posts, polls the ring once and wakes the consumers if units are complete or the camera's
+    /// state changed. Does not wait. Returns true if the write index has advanced.
     pub fn poll(&mut self, now_ns: MonotonicNs) -> bool {
         let (generation, _) = self.follower.mapping();
         let posts = match &mut self.method {
@@ -171,7 +174,7 @@ impl CameraWaiter {
         units > 0
     }
 
-    /// Sets the wait method for the mapped segment.
+    /// Sets the wait method that the mapped segment supports.
     fn choose_method(&mut self) {
         let (generation, mapping) = self.follower.mapping();
         let Some(mapping) = mapping.filter(|_| self.uses_wakeups && self.check.allows(generation)) else {
@@ -181,7 +184,7 @@ impl CameraWaiter {
         if let Some(ring) = mapping.leases() {
             let word = Arc::clone(ring) as FutexWord;
             if !matches!(&self.method, WaitMethod::Futex(known, _) if FutexWord::ptr_eq(known, &word)) {
-                // Start with a wrong expected value, so that the first futex wait returns at once.
+                // The expected value is wrong on purpose, so that the first futex wait returns at once.
                 let seen = (*word).as_ref().load(Ordering::Acquire).wrapping_sub(1);
                 self.method = WaitMethod::Futex(word, seen);
             }
@@ -209,15 +212,15 @@ impl CameraWaiter {
     }
 }
 
-/// Decides if the wake-ups of the mapped segment are usable. Another server on the ring may take the semaphore's
-/// posts; a damaged semaphore may wake without end. Then the ring is polled until the camera attaches again.
+/// Decides if the wake-ups of the mapped segment are usable. Another server on the ring may take the semaphore's posts,
+/// or a damaged semaphore may wake without end. In both cases the ring is polled until a segment is attached again.
 #[derive(Debug, Default)]
 struct WakeupCheck {
-    /// The generation whose wake-ups were given up.
+    /// The generation of the camera's state in which the wake-ups were found unusable.
     given_up_in: Option<u64>,
-    /// Grows by two for a unit without a post, shrinks by one for a post.
+    /// Score of missing posts. A unit without a post adds two, and a poll with posts subtracts one.
     missed: u32,
-    /// Polls in a row that took posts and found no unit.
+    /// Number of consecutive polls that took posts but found no unit.
     empty: u32,
 }
 
@@ -248,23 +251,24 @@ impl WakeupCheck {
     }
 }
 
-/// Requests a real-time priority for the calling thread.
+/// Requests a real-time priority for the calling thread. Logs a warning if the kernel refuses.
 fn request_realtime() {
     let parameter = libc::sched_param { sched_priority: REALTIME_PRIORITY };
-    // SAFETY: 0 is the calling thread, and the parameter outlives the call, which only reads it.
+    // SAFETY: 0 means the calling thread. The parameter outlives the call, which only reads it.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const parameter) };
     if result != 0 {
         let error = std::io::Error::last_os_error();
         log::warn!(
-            "--realtime: SCHED_RR refused ({error}); give the program CAP_SYS_NICE or an rtprio limit"
+            "--realtime: SCHED_RR is refused ({error}); give the program CAP_SYS_NICE or an rtprio limit"
         );
     }
 }
 
-/// Waits at most `timeout_ns` until `word` is no longer `seen`. Other processes change the word and wake.
+/// Waits until `word` is no longer `seen`, but at most `timeout_ns` nanoseconds. Other processes change the word and
+/// wake its waiters.
 fn wait_for_change(word: &AtomicU32, seen: u32, timeout_ns: i64) {
     let timeout = Timespec { tv_sec: timeout_ns / 1_000_000_000, tv_nsec: timeout_ns.max(0) % 1_000_000_000 };
-    // The result does not matter: the caller polls the camera after a change, a timeout and an interruption alike.
+    // The result is ignored, because the caller polls the camera after a change, a timeout and an interruption alike.
     let _ = futex::wait(word, futex::Flags::empty(), seen, Some(&timeout));
 }
 

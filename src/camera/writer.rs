@@ -1,5 +1,5 @@
-//! UNSAFE: the writing side of a slot ring, in the order of the camera daemon. For the simulator and for tests.
-//! It is not part of the server's live path: no consumer may use it.
+//! UNSAFE: the writing side of a slot ring, for the simulator and for tests. It writes in the same order as the camera
+//! daemon. It is not part of the server's live path, and no consumer may use it.
 //!
 //! ```text
 //!  v0, v1, v2   index = n + 1 ─► metadata, data ─► sem_post (v1, v2)
@@ -7,9 +7,9 @@
 //!  lease        claim a slot ─► metadata, data ─► publish ─► latest ─► futex      (lease_writer.rs)
 //! ```
 //!
-//! The daemon copies whole slots of 3.1 MB in the index-first layouts. A reader depends on the order only, so this
-//! writer copies just the metadata and the unit. Its window of a half-written slot is shorter than the daemon's;
-//! [`RingWriter::publish_torn`] widens it.
+//! In the index-first layouts, the daemon copies whole slots of 3.1 MB. A reader depends only on the order, so this
+//! writer copies just the metadata and the unit. A slot is therefore half-written for a shorter time than with the
+//! daemon. [`RingWriter::publish_torn`] makes that time longer.
 #![expect(unsafe_code, reason = "a semaphore in memory that other processes map; no safe API has it")]
 
 use std::io;
@@ -28,23 +28,23 @@ use super::segment::{SegmentIdentity, detect_layout};
 use super::shared_map::SharedMap;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
-/// The writer of a ring. Dropping it leaves the segment in place; see [`RingWriter::unlink`].
+/// The writer of a ring. Dropping the writer leaves the segment in place. [`RingWriter::unlink`] removes the segment.
 pub struct RingWriter {
     map: Arc<SharedMap>,
-    /// `None` on the legacy layouts.
+    /// Writer of the lease protocol. `None` on the legacy layouts.
     lease: Option<LeaseWriter>,
     layout: Layout,
     name: String,
-    /// `st_dev` and `st_ino` of the segment; the name may refer to another one by now.
+    /// `st_dev` and `st_ino` of the segment, because its name may later refer to another segment.
     identity: (u64, u64),
 }
 
 impl RingWriter {
-    /// Creates a segment called `name` with index 0 and a process-shared semaphore of value 0. An old segment of
-    /// that name is unlinked first; processes that map it keep it.
+    /// Creates a segment called `name` with index 0 and, if the layout has one, a process-shared semaphore of value 0.
+    /// An old segment of that name is unlinked first; processes that have mapped the old segment keep it.
     ///
     /// # Errors
-    /// [`WriterError`]; no segment is left behind.
+    /// [`WriterError`] if the segment cannot be created. In that case no segment is left behind.
     pub fn create(name: &str, layout: Layout, frame_interval_ms: u32) -> Result<RingWriter, WriterError> {
         check_name(name)?;
         match shm::unlink(name) {
@@ -53,30 +53,32 @@ impl RingWriter {
         }
         let fresh = RingWriter::open(name, Some((layout, frame_interval_ms)));
         if fresh.is_err() {
-            // An error of the clean-up is ignored: the first error names the cause.
+            // An error of the clean-up is ignored, because the first error already names the cause.
             let _ = shm::unlink(name);
         }
         fresh
     }
 
-    /// Maps the existing segment called `name` and continues at its index, like a restarted daemon. Index,
-    /// semaphore and slots stay as they are. On a lease ring this begins the next epoch.
+    /// Maps the existing segment called `name` and continues at its index, like a restarted daemon. Index, semaphore
+    /// and complete units stay as they are. On a lease ring, this begins the next epoch.
     ///
     /// # Errors
-    /// [`WriterError`], also if the size fits no known layout or if the lease ring has a living writer.
+    /// [`WriterError`] if the segment cannot be mapped for writing, if it has no known layout, or if the lease ring has
+    /// a living writer.
     pub fn attach(name: &str) -> Result<RingWriter, WriterError> {
         check_name(name)?;
         RingWriter::open(name, None)
     }
 
-    /// Opens and maps the segment. With a layout, creates it first.
+    /// Opens and maps the segment. If `create` is given (layout and frame interval in milliseconds), creates the
+    /// segment first.
     fn open(name: &str, create: Option<(Layout, u32)>) -> Result<RingWriter, WriterError> {
         let segment = |errno: Errno| WriterError::Segment { name: name.to_owned(), source: errno.into() };
         let mut flags = shm::OFlags::RDWR;
         if create.is_some() {
             flags |= shm::OFlags::CREATE | shm::OFlags::EXCL;
         }
-        // The same mode as the camera daemon's: all users may read and post, unless the umask forbids it.
+        // The camera daemon uses the same mode: all users may read and post, unless the umask forbids it.
         let file = shm::open(name, flags, Mode::from_raw_mode(0o666)).map_err(segment)?;
         if let Some((layout, _)) = create {
             ftruncate(&file, layout.segment_bytes() as u64).map_err(segment)?;
@@ -102,7 +104,7 @@ impl RingWriter {
             let (interval_offset, semaphore_offset) = offsets;
             map.word(interval_offset).store(interval_ms, Ordering::Relaxed);
             // SAFETY: the pointer is to 32 aligned bytes in the mapping, before the first slot (const asserts in
-            // layout.rs). O_EXCL made the segment just now: no other process uses it yet.
+            // layout.rs). The segment was created just now with O_EXCL, so no other process uses it yet.
             let result = unsafe { libc::sem_init(map.pointer(semaphore_offset), 1, 0) };
             if result != 0 {
                 return Err(WriterError::Semaphore(io::Error::last_os_error()));
@@ -112,22 +114,22 @@ impl RingWriter {
         Ok(RingWriter { map, lease, layout, name: name.to_owned(), identity })
     }
 
-    /// Publishes one access unit in the order of the layout. `metadata` is written without a check. At most
-    /// [`SLOT_DATA_BYTES_MAX`] bytes of `data` are written.
+    /// Publishes one access unit. Index and slot are written in the order of the layout. `metadata` is written without
+    /// a check. On a legacy ring, at most [`SLOT_DATA_BYTES_MAX`] bytes of `data` are written.
     ///
-    /// Returns false if a lease ring had no free slot that is large enough. The unit is dropped then, and readers
-    /// see that its number is missing.
+    /// Returns false if a lease ring has no free slot or if the unit is larger than a slot. The unit is then dropped,
+    /// and readers see that its number is missing.
     pub fn publish(&mut self, metadata: &SlotMetadata, data: &[u8]) -> bool {
         self.publish_in_parts(metadata, 0, data, &[], || {})
     }
 
-    /// Like [`RingWriter::publish`], for an IDR: a lease ring flags it.
+    /// Publishes an IDR like [`RingWriter::publish`]. On a lease ring, the slot's flags also mark the unit as an IDR.
     pub fn publish_idr(&mut self, metadata: &SlotMetadata, data: &[u8]) -> bool {
         self.publish_in_parts(metadata, FLAG_IDR, data, &[], || {})
     }
 
-    /// Like [`RingWriter::publish`], but runs `between` when half of the bytes are written. Readers of a legacy
-    /// ring may then see the first half of this unit and the second half of the slot's previous unit.
+    /// Publishes a unit like [`RingWriter::publish`], but runs `between` when half of the bytes are written. During
+    /// that call, a slot of a legacy ring has the first half of this unit and the second half of its previous content.
     pub fn publish_torn(&mut self, metadata: &SlotMetadata, data: &[u8], between: impl FnOnce()) -> bool {
         let (first, second) = data.split_at(data.len() / 2);
         self.publish_in_parts(metadata, 0, first, second, between)
@@ -149,7 +151,8 @@ impl RingWriter {
         let next = unit.wrapping_add(1);
         if self.layout.publishes_index_first() {
             index.store(next, Ordering::Release);
-            // Pairs with the reader's acquire fence: a reader that has seen a byte of this unit also sees the index.
+            // This fence pairs with the reader's acquire fence: a reader that has seen a byte of this unit also sees
+            // the raised index.
             fence(Ordering::Release);
         }
         let slot = self.layout.slot_offset(unit);
@@ -166,14 +169,14 @@ impl RingWriter {
         }
         if let Some((_, offset)) = self.layout.control_offsets() {
             let semaphore = self.map.pointer(offset);
-            // SAFETY: `semaphore` is the initialised sem_t of this mapping (or of the process that made the segment);
-            // sem_post may be called from any thread and process. At SEM_VALUE_MAX it fails without effect.
+            // SAFETY: `semaphore` is a sem_t that this writer or the creator of the segment has initialised. sem_post
+            // may be called from any thread and process. At SEM_VALUE_MAX it fails without effect.
             let _ = unsafe { libc::sem_post(semaphore) };
         }
         true
     }
 
-    /// Returns the count of units begun or published so far, wrapping.
+    /// Returns the number of units begun or published so far, with wrap-around.
     #[must_use]
     pub fn write_index(&self) -> u32 {
         match &self.lease {
@@ -182,8 +185,8 @@ impl RingWriter {
         }
     }
 
-    /// Sets the index of a legacy ring, like a daemon that clears its segment at start. Does nothing on a lease
-    /// ring.
+    /// Sets the index of a legacy ring. Tests use this to imitate a daemon that clears its segment at start. Does
+    /// nothing on a lease ring.
     pub fn set_write_index(&mut self, index: u32) {
         if self.lease.is_none() {
             self.map.word(WRITE_INDEX_OFFSET).store(index, Ordering::Release);
@@ -195,42 +198,42 @@ impl RingWriter {
         self.lease.as_ref().is_some_and(LeaseWriter::take_idr_request)
     }
 
-    /// Returns the count of units that found no slot in a lease ring, over all its writers.
+    /// Returns the number of units that all writers of a lease ring together have dropped. Returns 0 on a legacy ring.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.lease.as_ref().map_or(0, LeaseWriter::dropped)
     }
 
-    /// Stops being the writer of a lease ring without closing it, like a daemon that is killed. Units published
-    /// after this are dropped.
+    /// Releases the writer lock of a lease ring without closing the ring, as if the daemon had been killed. Units
+    /// published after this call are dropped.
     pub fn abandon(&mut self) {
         if let Some(lease) = &mut self.lease {
             lease.abandon();
         }
     }
 
-    /// The layout of the ring.
+    /// Returns the layout of the ring.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// `st_dev` and `st_ino` of the segment.
+    /// Returns `st_dev` and `st_ino` of the segment.
     #[must_use]
     pub fn identity(&self) -> (u64, u64) {
         self.identity
     }
 
-    /// Removes the name if it still refers to this segment. Consumers keep their mappings.
+    /// Removes the name of the segment, if it still refers to this segment. Consumers keep their mappings.
     pub fn unlink(&self) {
         if SegmentIdentity::of_name(&self.name).is_ok_and(|current| current.inode == self.identity) {
-            // If another process removed it in between, nothing is left to do.
+            // The result is ignored: if another process has removed the name meanwhile, nothing is left to do.
             let _ = shm::unlink(&self.name);
         }
     }
 }
 
-/// Accepts a POSIX shared-memory name: a slash, then 1 to 254 bytes without a slash.
+/// Returns an error unless `name` is a POSIX shared-memory name: a slash, then 1 to 254 bytes without a slash.
 fn check_name(name: &str) -> Result<(), WriterError> {
     match name.strip_prefix('/') {
         Some(rest) if !rest.is_empty() && rest.len() < 255 && !rest.contains(['/', '\0']) => Ok(()),
@@ -238,15 +241,15 @@ fn check_name(name: &str) -> Result<(), WriterError> {
     }
 }
 
-/// Why a ring cannot be written.
+/// Reason why a ring cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriterError {
-    /// The name is not one of shared memory.
+    /// The name is not a valid name of shared memory.
     #[error(
         "{0:?} is not a shared-memory name: use a slash and a name without a slash, like /pet_camera_stream"
     )]
     Name(String),
-    /// Creating, opening or sizing failed.
+    /// The segment cannot be created, opened or resized.
     #[error("shared memory {name} cannot be created or opened for writing: {source}")]
     Segment {
         /// The segment's name.
@@ -259,13 +262,13 @@ pub enum WriterError {
     Layout {
         /// The segment's name.
         name: String,
-        /// The size found and the known sizes.
+        /// Reason why no layout matches.
         source: LayoutError,
     },
     /// The lease ring has a living writer.
     #[error("the lease ring {0} is written by another camera")]
     InUse(String),
-    /// Mapping failed.
+    /// The kernel refused the mapping.
     #[error("shared memory {name} cannot be mapped: {source}")]
     Map {
         /// The segment's name.
@@ -286,7 +289,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::AtomicU64;
 
-    /// The ring as another process sees it: through the file, not through the writer's mapping.
+    /// A ring that the test reads as another process would: through the file, not through the writer's mapping.
     struct Segment {
         writer: RingWriter,
         file: File,
@@ -310,7 +313,8 @@ mod tests {
             u32::from_ne_bytes(Segment::bytes(file, 0))
         }
 
-        /// glibc keeps the value in the low 32 bits of a sem_t's first word on 64-bit machines.
+        /// Returns the semaphore's count, or `None` for a layout without a semaphore. On 64-bit machines, glibc keeps
+        /// the count in the first four bytes of a sem_t.
         fn post_count(file: &File, layout: Layout) -> Option<u32> {
             layout.control_offsets().map(|(_, offset)| u32::from_ne_bytes(Segment::bytes(file, offset)))
         }

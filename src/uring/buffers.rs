@@ -1,15 +1,17 @@
-//! UNSAFE. The memory that the kernel holds while an operation runs: message headers, addresses, control messages,
-//! datagrams, the receive buffers and their ring. System calls are made in `ring.rs` only.
+//! UNSAFE. Owns the memory that the kernel holds while an operation runs: message headers, addresses, control messages,
+//! datagrams, the receive buffers and their ring. Only `ring.rs` makes io_uring system calls.
 //!
-//! Soundness:
-//! 1. Everything that the kernel gets a pointer to is in its own allocation ([`Slot`], and the bytes that a send's slot
-//!    owns) or mapping ([`BufferRing`]) behind a raw pointer. Moving the owner does not move it.
-//! 2. The memory has two states. *Ours*: references to it may be made. *Held*: from the moment `ring.rs` takes the
-//!    pointer for a submission until it returns the operation's last completion; no reference is made, nothing is
-//!    written, nothing is freed. Only a [`Cqe`] with the slot's own token that is the last of its operation ends the
-//!    held state, and only `ring.rs` makes a [`Cqe`].
-//! 3. Dropping an owner frees memory that is ours and leaks memory that is held. So no order of drops, no panic and no
-//!    kernel that does not answer can free memory in use. The worst case is a leak, which is logged.
+//! Why this is sound:
+//! 1. Everything that the kernel gets a pointer to is behind a raw pointer, so moving its owner does not move the
+//!    memory. It is either a separate allocation ([`Slot`], and the bytes that a send's slot owns) or a mapping
+//!    ([`BufferRing`]).
+//! 2. The memory has two states. While it is *ours*, this process may create references to it. It is *held* from the
+//!    moment when `ring.rs` takes the pointer for a submission until `ring.rs` returns the operation's last completion.
+//!    While memory is held, this process creates no reference to it, writes nothing and frees nothing. Only a [`Cqe`]
+//!    with the slot's own token that is the last of its operation ends the held state. Only `ring.rs` creates a
+//!    [`Cqe`].
+//! 3. Dropping an owner frees memory that is ours and leaks memory that is held. So no order of drops and no panic can
+//!    free memory in use, even if the kernel does not answer. The worst case is a leak, which is logged.
 
 #![expect(unsafe_code, reason = "memory shared with the kernel has no owner the borrow checker knows")]
 
@@ -30,7 +32,7 @@ use crate::base::limits::{
     GSO_BYTES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_OPERATIONS, SEND_BUFFERS_KEPT, SENDS_MAX,
 };
 
-/// One allocation that one operation can hand to the kernel.
+/// One allocation that the kernel can hold for one operation.
 pub(super) struct Slot<T> {
     memory: NonNull<T>,
     token: Token,
@@ -38,7 +40,7 @@ pub(super) struct Slot<T> {
 }
 
 impl<T> Slot<T> {
-    /// Makes a slot for the operation `token`. Its state is *ours*.
+    /// Allocates a slot for the operation `token`. Its state is *ours*.
     pub(super) fn new(memory: T, token: Token) -> Slot<T> {
         Slot { memory: NonNull::from(Box::leak(Box::new(memory))), token, is_held: false }
     }
@@ -52,9 +54,9 @@ impl<T> Slot<T> {
         if self.is_held {
             return None;
         }
-        // SAFETY: `memory` comes from Box::leak, so it is aligned, initialized and alive until our drop.
-        // It is not held, so the kernel does not write it; the borrow of self keeps `get_mut` and `hold`
-        // away for as long as the reference lives.
+        // SAFETY: `memory` comes from Box::leak, so it is aligned, initialized and alive until this slot is dropped.
+        // It is not held, so the kernel does not write it. The borrow of self prevents `get_mut` and `hold` as long
+        // as the reference lives.
         Some(unsafe { self.memory.as_ref() })
     }
 
@@ -62,24 +64,26 @@ impl<T> Slot<T> {
         if self.is_held {
             return None;
         }
-        // SAFETY: as in `get`; the exclusive borrow of self makes this the only reference.
+        // SAFETY: as in `get`, the memory is valid and not held. The exclusive borrow makes this the only reference.
         Some(unsafe { self.memory.as_mut() })
     }
 
-    /// Hands the memory to the kernel. The pointer is valid until [`Slot::release`].
+    /// Marks the memory as held and returns its address and token for a submission. The address is valid until
+    /// [`Slot::release`].
     ///
     /// # Panics
-    /// If the kernel already holds it: the completion of one operation would end the hold of the other.
+    /// If the kernel already holds the memory. The completion of one operation would otherwise release the memory of
+    /// the other.
     pub(super) fn hold(&mut self) -> (*mut T, Token) {
         assert!(!self.is_held, "one operation per slot");
         self.is_held = true;
         (self.memory.as_ptr(), self.token)
     }
 
-    /// Takes the memory back. `cqe` is the last completion of its operation.
+    /// Takes the memory back from the kernel. `cqe` must be the last completion of the slot's operation.
     ///
     /// # Panics
-    /// If `cqe` belongs to another operation or is not the last: the kernel could still write the memory.
+    /// If `cqe` belongs to another operation or is not the last one. The kernel could then still write the memory.
     pub(super) fn release(&mut self, cqe: &Cqe) {
         assert!(cqe.token() == self.token && cqe.is_last(), "only its own last completion ends an operation");
         self.is_held = false;
@@ -89,36 +93,37 @@ impl<T> Slot<T> {
 impl<T> Drop for Slot<T> {
     fn drop(&mut self) {
         if self.is_held {
-            return; // leaked: the kernel may still use it
+            return; // the memory is leaked, because the kernel may still use it
         }
-        // SAFETY: `memory` comes from Box::leak of a Box<T> and is given back once, here. It is not held, and
-        // no reference outlives the borrow of self.
+        // SAFETY: `memory` comes from Box::leak of a Box<T> and is turned back into a box only here, once. It is not
+        // held, and no reference outlives the borrow of self.
         drop(unsafe { Box::from_raw(self.memory.as_ptr()) });
     }
 }
 
-/// Memory of one send. `header` comes first: a pointer to the memory is a pointer to the header.
+/// Memory of one send. `header` is the first field, so a pointer to the memory is also a pointer to the header.
 #[repr(C)]
 struct SendMemory {
     header: libc::msghdr,
     control: Aligned<CONTROL_BYTES>,
     address: Aligned<ADDRESS_BYTES>,
     iovec: libc::iovec,
-    /// The batch's datagrams, one after another. Its own allocation, initialized, at least as long as the batch.
+    /// The batch's datagrams, one after another. This separate allocation is initialized and at least as long as the
+    /// batch.
     bytes: Vec<u8>,
 }
 
-/// Bytes aligned for the kernel structures in them.
+/// Bytes with the alignment that the kernel structures in them need.
 #[repr(C, align(8))]
 struct Aligned<const N: usize>([u8; N]);
 
 /// Returns a message header without address, data and control messages.
 fn empty_header() -> libc::msghdr {
-    // SAFETY: msghdr is a C structure of pointers and integers; all zero bytes are a valid value of each.
+    // SAFETY: msghdr is a C structure of pointers and integers. All-zero bytes are a valid value for each of them.
     unsafe { std::mem::zeroed() }
 }
 
-/// Returns the header of a receive, with the room for address and control messages.
+/// Returns the header of a receive, which tells the kernel how many bytes address and control messages may have.
 pub(super) fn receive_header() -> libc::msghdr {
     let mut header = empty_header();
     header.msg_namelen = u32::try_from(ADDRESS_BYTES).unwrap_or_default();
@@ -137,8 +142,8 @@ impl SendMemory {
         }
     }
 
-    /// Returns the bytes of a datagram at `at`. The first call allocates a whole batch, of which only written pages take
-    /// memory. A datagram larger than a batch grows the allocation.
+    /// Returns the room for a datagram of `bytes` bytes at offset `at`. The first call allocates the bytes of a whole
+    /// batch, but only written pages take memory. A datagram larger than a batch enlarges the allocation.
     fn room(&mut self, at: usize, bytes: usize) -> Option<&mut [u8]> {
         let end = at.checked_add(bytes)?;
         if self.bytes.is_empty() {
@@ -149,8 +154,8 @@ impl SendMemory {
         self.bytes.get_mut(at..end)
     }
 
-    /// Fills in the header for `batch`. Returns false if the socket cannot reach the remote, or `batch` is longer than the
-    /// bytes here.
+    /// Fills in the header for `batch`. Returns false if the socket cannot reach the remote address, or if `batch` is
+    /// longer than `self.bytes`.
     fn seal(&mut self, batch: &Batch, family: Family) -> bool {
         let Some((address, address_bytes)) = encode_address(batch.route.remote, family) else {
             return false;
@@ -172,19 +177,19 @@ impl SendMemory {
     }
 }
 
-/// The send operations, allocated when first needed, up to a limit, and reused. The one freed last is used first: its
-/// bytes are still in the cache, and operations that are rarely needed take no memory.
+/// The send operations. They are allocated when first needed, up to a limit, and reused. The operation freed last is
+/// used first, because its bytes are still in the CPU's cache. Rarely needed operations then stay without bytes.
 pub(super) struct SendSlab {
     slots: Vec<(Slot<SendMemory>, Option<Batch>)>,
-    /// Indices of free operations, used from the back. Those without bytes are in front.
+    /// Indices of free operations. They are taken from the back. Operations without bytes are at the front.
     free: VecDeque<u32>,
     slots_max: u32,
-    /// Family of the socket.
+    /// Address family of the socket.
     pub(super) family: Family,
 }
 
 impl SendSlab {
-    /// Allows `sends_max` operations, 1 to [`SENDS_MAX`], on a socket of `family`.
+    /// Creates a slab that allows `sends_max` operations, limited to 1 to [`SENDS_MAX`], on a socket of `family`.
     pub(super) fn new(sends_max: usize, family: Family) -> SendSlab {
         let slots_max = sends_max.clamp(1, SENDS_MAX);
         SendSlab {
@@ -195,7 +200,7 @@ impl SendSlab {
         }
     }
 
-    /// Returns a free operation; `None` if the kernel holds all.
+    /// Returns the index of a free operation, or `None` if all are in use.
     pub(super) fn acquire(&mut self) -> Option<u32> {
         if let Some(index) = self.free.pop_back() {
             return Some(index);
@@ -205,15 +210,17 @@ impl SendSlab {
         Some(index)
     }
 
-    /// Returns the bytes of a datagram at `at` in an operation that is ours. They contain old data.
+    /// Returns the room for a datagram of `bytes` bytes at offset `at` in operation `index`. The room contains old
+    /// data. Returns `None` if the kernel holds the operation.
     pub(super) fn room(&mut self, index: u32, at: usize, bytes: usize) -> Option<&mut [u8]> {
         let room = self.slot(index).and_then(|(slot, _)| slot.get_mut()?.room(at, bytes));
         debug_assert!(room.is_some(), "the open batch is ours");
         room
     }
 
-    /// Hands operation `index` with the datagrams of `batch` to the kernel. `None` if the remote is unreachable or the
-    /// operation is not ours.
+    /// Marks operation `index` as held, with the datagrams of `batch`, and returns its header and token for a
+    /// submission. Returns `None` if the socket cannot reach the remote address or the kernel already holds the
+    /// operation.
     pub(super) fn hold(&mut self, index: u32, batch: &Batch) -> Option<(*const libc::msghdr, Token)> {
         let family = self.family;
         let (slot, batch_of_slot) = self.slot(index)?;
@@ -222,23 +229,25 @@ impl SendSlab {
         }
         *batch_of_slot = Some(*batch);
         let (memory, token) = slot.hold();
-        Some((memory.cast_const().cast(), token)) // `header` is the first field of a repr(C) structure
+        Some((memory.cast_const().cast(), token)) // also points to `header`, the first field of a repr(C) structure
     }
 
-    /// Takes an operation back at its completion. Returns the batch that it sent.
+    /// Takes operation `index` back at its completion `cqe`. Returns the batch of that operation.
     pub(super) fn complete(&mut self, index: u32, cqe: &Cqe) -> Option<Batch> {
         let (slot, batch) = self.slot(index)?;
         slot.release(cqe);
         batch.take()
     }
 
-    /// Returns the datagrams of `batch` in an operation that is ours, oldest first.
+    /// Returns the datagrams of `batch`, oldest first, which are in operation `index`. Returns none if the kernel holds
+    /// the operation.
     pub(super) fn datagrams(&mut self, index: u32, batch: &Batch) -> impl Iterator<Item = &[u8]> {
         let bytes = self.slot(index).and_then(|(slot, _)| slot.get()?.bytes.get(..batch.bytes));
         bytes.unwrap_or_default().chunks(batch.segment_bytes.max(1))
     }
 
-    /// Frees an operation that is ours. At most [`SEND_BUFFERS_KEPT`] free ones keep their bytes after a congestion.
+    /// Makes operation `index` free, unless the kernel holds it. At most [`SEND_BUFFERS_KEPT`] free operations keep
+    /// their bytes, so that a congestion does not take memory permanently.
     pub(super) fn free(&mut self, index: u32) {
         let is_enough = self.free.len() >= SEND_BUFFERS_KEPT;
         let Some(memory) = self.slot(index).and_then(|(slot, _)| slot.get_mut()) else { return };
@@ -258,7 +267,7 @@ impl SendSlab {
     }
 }
 
-/// Memory of a one-shot receive. `header` comes first, as in [`SendMemory`].
+/// Memory of a one-shot receive. As in [`SendMemory`], `header` is the first field.
 #[repr(C)]
 struct ReceiveMemory {
     header: libc::msghdr,
@@ -289,7 +298,8 @@ impl ReceiveMemory {
         self.header.msg_control = self.control.0.as_mut_ptr().cast();
     }
 
-    /// Returns what the kernel received. Its lengths are limited to ours.
+    /// Returns the addresses and the position of the received datagram. Lengths from the kernel are limited to the
+    /// sizes of the buffers here.
     fn parts(&self, received_bytes: usize) -> Result<ReceivedParts, ReceiveFault> {
         if self.header.msg_flags & libc::MSG_TRUNC != 0 {
             return Err(ReceiveFault::Truncated);
@@ -305,16 +315,17 @@ impl ReceiveMemory {
 
 /// The receive side of a driver.
 pub(super) enum Receiver {
-    /// Sends only.
+    /// The driver does not receive.
     None,
-    /// One multishot receive over a buffer ring (Linux 6.0).
+    /// The driver uses one multishot receive with a buffer ring (Linux 6.0).
     Multishot(BufferRing),
-    /// Several one-shot receives with one buffer each.
+    /// The driver uses several one-shot receives, each with one buffer.
     OneShot(ReceiveSlab),
 }
 
 impl Receiver {
-    /// Takes the buffer of a completion and reads its header.
+    /// Takes the buffer of a completion. Returns the buffer's index, with the addresses and position of its datagram or
+    /// a fault. Returns `None` if the completion has no buffer.
     pub(super) fn take(&mut self, cqe: &Cqe) -> Option<(u16, Result<ReceivedParts, ReceiveFault>)> {
         match self {
             Receiver::None => None,
@@ -323,7 +334,8 @@ impl Receiver {
         }
     }
 
-    /// Returns the bytes of a buffer that the caller has.
+    /// Returns `length` bytes from `start` on of a buffer that the caller has taken. Returns an empty slice if the
+    /// caller does not have this buffer.
     pub(super) fn bytes(&self, buffer: u16, start: usize, length: usize) -> &[u8] {
         let bytes = match self {
             Receiver::None => None,
@@ -333,7 +345,7 @@ impl Receiver {
         bytes.and_then(|bytes| bytes.get(start..start + length)).unwrap_or_default()
     }
 
-    /// Gives a buffer of the caller back for the next datagram.
+    /// Gives back a buffer that the caller has taken, so that it can receive another datagram.
     pub(super) fn recycle(&mut self, buffer: u16) {
         match self {
             Receiver::None => {}
@@ -342,7 +354,7 @@ impl Receiver {
         }
     }
 
-    /// Returns true if the kernel holds no receive.
+    /// Returns true if the kernel holds no receive operation.
     pub(super) fn is_idle(&self) -> bool {
         match self {
             Receiver::None => true,
@@ -360,20 +372,21 @@ pub(super) struct ReceiveSlab {
 /// Current user of a receive buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum BufferUse {
-    /// Free, or held by the kernel to be filled.
+    /// The buffer is free, or the kernel holds it and may fill it.
     Empty,
-    /// The caller reads it.
+    /// The caller reads the buffer.
     Caller,
 }
 
 impl ReceiveSlab {
-    /// Makes [`RECEIVE_OPERATIONS`] buffers.
+    /// Allocates [`RECEIVE_OPERATIONS`] buffers.
     pub(super) fn new() -> ReceiveSlab {
         let slot = |index| (Slot::new(ReceiveMemory::new(), Token::ReceiveOne(index)), BufferUse::Empty);
         ReceiveSlab { slots: (0..RECEIVE_OPERATIONS).map(slot).collect() }
     }
 
-    /// Hands one empty buffer to the kernel; `None` if all are in use.
+    /// Marks one empty buffer as held and returns its header and token for a submission. Returns `None` if all buffers
+    /// are in use.
     pub(super) fn hold(&mut self) -> Option<(*mut libc::msghdr, Token)> {
         let is_empty = |(slot, usage): &&mut (Slot<ReceiveMemory>, BufferUse)| {
             *usage == BufferUse::Empty && !slot.is_held()
@@ -381,7 +394,7 @@ impl ReceiveSlab {
         let (slot, _) = self.slots.iter_mut().find(is_empty)?;
         slot.get_mut()?.seal();
         let (memory, token) = slot.hold();
-        Some((memory.cast(), token)) // `header` is the first field of a repr(C) structure
+        Some((memory.cast(), token)) // also points to `header`, the first field of a repr(C) structure
     }
 
     fn take(&mut self, cqe: &Cqe) -> Option<(u16, Result<ReceivedParts, ReceiveFault>)> {
@@ -411,10 +424,11 @@ impl ReceiveSlab {
 ///
 /// ```text
 ///  entries  | addr u64 | len u32 | buffer u16 | tail u16 (of entry 0 only) |  x RECEIVE_BUFFERS
-///           | msghdr of the receive                                        |  behind them
+///           | msghdr of the receive                                        |  after the entries
 ///  data     | RECEIVE_BUFFER_BYTES |  x RECEIVE_BUFFERS
 /// ```
-/// The kernel holds a buffer from `offer` until a completion names it; then the caller has it until `recycle`.
+/// The kernel holds a buffer from `offer` until a completion names the buffer. After that, the caller has the buffer
+/// until `recycle`.
 pub(super) struct BufferRing {
     entries: Option<MmapRaw>,
     data: Option<MmapRaw>,
@@ -424,22 +438,22 @@ pub(super) struct BufferRing {
     is_armed: bool,
 }
 
-/// `struct io_uring_buf`.
+/// Bytes of an entry, which is a `struct io_uring_buf`.
 const ENTRY_BYTES: usize = 16;
 
-/// Offset of the tail in `struct io_uring_buf_ring`: the reserved field of the first entry.
+/// Offset of the tail in `struct io_uring_buf_ring`. The tail is in the reserved field of the first entry.
 const TAIL_AT: usize = 14;
 
 /// Offset of the receive's message header in the mapping of the entries.
 const HEADER_AT: usize = RECEIVE_BUFFERS as usize * ENTRY_BYTES;
 
 impl BufferRing {
-    /// Maps the ring and the buffers and offers all buffers. Pages become resident when first written.
+    /// Maps the ring and the buffers, and offers all buffers to the kernel. Pages become resident when first written.
     pub(super) fn new() -> io::Result<BufferRing> {
         let entries = MmapRaw::from(MmapMut::map_anon(HEADER_AT + size_of::<libc::msghdr>())?);
         let data = MmapMut::map_anon(usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES)?;
         let header_at = entries.as_mut_ptr().wrapping_add(HEADER_AT).cast::<libc::msghdr>();
-        // SAFETY: the mapping is writable, ends with room for a msghdr at HEADER_AT, and is aligned to a page;
+        // SAFETY: the mapping is writable, ends with room for a msghdr at HEADER_AT, and is aligned to a page.
         // HEADER_AT is a multiple of 16, so the pointer is aligned. No other reference to the mapping exists yet.
         unsafe { header_at.write(receive_header()) };
         let mut ring = BufferRing {
@@ -454,22 +468,27 @@ impl BufferRing {
         Ok(ring)
     }
 
-    /// Returns the address of the entries, for registration. The mapping lives as long as `self`, or is leaked.
+    /// Returns the address of the entries, for registration with the kernel. The mapping lives at least as long as
+    /// `self`.
     pub(super) fn address(&self) -> Option<*const u8> {
         self.entries.as_ref().map(MmapRaw::as_ptr)
     }
 
-    /// Returns true while the kernel holds the receive.
+    /// Returns true while the kernel holds the multishot receive.
     pub(super) fn is_armed(&self) -> bool {
         self.is_armed
     }
 
-    /// Returns true if the kernel has at least one buffer.
+    /// Returns true if at least one buffer is offered to the kernel.
     pub(super) fn has_buffers(&self) -> bool {
         self.lent_count < RECEIVE_BUFFERS
     }
 
-    /// Hands the receive's header, and so all offered buffers, to the kernel.
+    /// Marks the multishot receive as armed and returns its header and token for a submission. From now on the kernel
+    /// may write all offered buffers.
+    ///
+    /// # Panics
+    /// If the receive is already armed.
     pub(super) fn hold(&mut self) -> Option<(*const libc::msghdr, Token)> {
         assert!(!self.is_armed, "one multishot receive per ring");
         let entries = self.entries.as_ref()?;
@@ -501,10 +520,10 @@ impl BufferRing {
         self.uses.get(usize::from(buffer)).filter(|usage| **usage == BufferUse::Caller)?;
         let start = usize::from(buffer) * RECEIVE_BUFFER_BYTES;
         let data = self.data.as_ref()?.as_ptr().wrapping_add(start);
-        // SAFETY: `uses` has RECEIVE_BUFFERS entries, so `buffer` is below it and the range lies in the
-        // mapping, which is initialized (zero pages) and lives as long as self. The buffer is lent to us: the
-        // kernel named it in a completion and forgot it (provided buffers are used once) until `offer`,
-        // which needs `&mut self`, so it is not written while the reference lives.
+        // SAFETY: `uses` has RECEIVE_BUFFERS entries, so `buffer` is below that number and the range is in the mapping.
+        // The mapping is initialized (zero pages) and lives as long as self. The caller has the buffer: the kernel
+        // has named it in a completion and does not write it again before the next `offer` (a provided buffer is used
+        // once). `offer` needs `&mut self`, so the buffer is not written while the reference lives.
         Some(unsafe { std::slice::from_raw_parts(data, RECEIVE_BUFFER_BYTES) })
     }
 
@@ -517,7 +536,7 @@ impl BufferRing {
         }
     }
 
-    /// Hands `buffer` to the kernel: writes the entry at the tail, then the tail.
+    /// Offers `buffer` to the kernel: writes an entry at the tail, then advances the tail.
     fn offer(&mut self, buffer: u16) {
         let (Some(entries), Some(data)) = (&self.entries, &self.data) else { return };
         let address =
@@ -530,24 +549,24 @@ impl BufferRing {
         buffer_field.copy_from_slice(&buffer.to_ne_bytes());
         let index = usize::from(self.tail & (RECEIVE_BUFFERS - 1));
         let entry_at = entries.as_mut_ptr().wrapping_add(index * ENTRY_BYTES).cast::<[u8; TAIL_AT]>();
-        // SAFETY: index < RECEIVE_BUFFERS, so the entry lies in the mapping; a byte array needs no alignment
-        // and its 14 bytes spare the tail. The kernel reads entries between its head and the tail only: at
-        // most RECEIVE_BUFFERS are offered at a time (each is offered when it is not), so this one is behind
-        // its head.
+        // SAFETY: index < RECEIVE_BUFFERS, so the entry is in the mapping. A byte array needs no alignment, and its 14
+        // bytes do not reach the tail. The kernel reads only entries between its head and the tail. A buffer is
+        // offered only while it is not yet offered, so at most RECEIVE_BUFFERS are offered at a time. So the kernel
+        // has already consumed the old entry at this index.
         unsafe { entry_at.write(entry) };
         self.tail = self.tail.wrapping_add(1);
         let tail_at = entries.as_mut_ptr().wrapping_add(TAIL_AT).cast::<u16>();
-        // SAFETY: TAIL_AT is even and the mapping page-aligned, so the pointer is; it lies in the mapping,
-        // which outlives the reference; all accesses to the tail, ours and the kernel's, are atomic.
+        // SAFETY: TAIL_AT is even and the mapping is page-aligned, so the pointer is aligned. It is in the mapping,
+        // which outlives the reference. All accesses to the tail, by this process and by the kernel, are atomic.
         let tail = unsafe { AtomicU16::from_ptr(tail_at) };
-        tail.store(self.tail, Ordering::Release); // the entry becomes visible before the tail that counts it
+        tail.store(self.tail, Ordering::Release); // the kernel sees the new entry before the tail that includes it
     }
 }
 
 impl Drop for BufferRing {
     fn drop(&mut self) {
         if self.is_armed {
-            // The kernel may still write: leak both mappings.
+            // The kernel may still write to the mappings, so both are leaked.
             std::mem::forget((self.entries.take(), self.data.take()));
         }
     }

@@ -1,10 +1,10 @@
-//! Why a driver cannot be set up, and what the operator can do. Pure, except that it reads one file in `/proc/sys`.
+//! Errors of a driver, with advice for the operator. This module is pure, except that it reads one file in `/proc/sys`.
 
 use std::io;
 
 use crate::base::limits::EVENTFDS_MAX;
 
-/// Why a driver could not be set up or stopped working.
+/// Reason why a driver could not be set up or stopped working.
 #[derive(Debug, thiserror::Error)]
 pub enum UdpDriverError {
     /// This process may not use io_uring.
@@ -12,22 +12,23 @@ pub enum UdpDriverError {
     Forbidden {
         /// Error of the system call.
         source: io::Error,
-        /// The setting that forbids it, and what to do.
+        /// The setting that forbids io_uring, and what the operator can do.
         advice: &'static str,
     },
-    /// The kernel's io_uring lacks an operation that the driver needs. Names it and the Linux version that has it.
+    /// The kernel's io_uring lacks a feature that the driver needs. The text names the feature and the Linux version
+    /// that introduced it.
     #[error("this kernel's io_uring lacks {0}; Linux 6.1 or newer is recommended")]
     TooOld(&'static str),
-    /// Not enough memory for the ring.
+    /// There is not enough memory for the ring.
     #[error(
         "no memory for io_uring ({0}): before Linux 5.12 its queues count against the limit of locked memory; \
          raise it (`ulimit -l`, systemd: LimitMEMLOCK=), lower --max-viewers, or free memory"
     )]
     Memory(#[source] io::Error),
-    /// `io_uring_setup` failed for another reason.
+    /// `io_uring_setup` failed for a reason that no other variant covers.
     #[error("cannot set up io_uring: {0}")]
     Setup(#[source] io::Error),
-    /// This many eventfds are more than a driver can read.
+    /// The configuration has this number of eventfds, which is more than a driver can read.
     #[error("{0} eventfds, but a driver reads at most {EVENTFDS_MAX}")]
     Eventfds(usize),
     /// The socket or an eventfd cannot be used.
@@ -44,7 +45,7 @@ pub enum UdpDriverError {
 }
 
 impl UdpDriverError {
-    /// Classifies an error of `io_uring_setup`.
+    /// Returns the driver's error for an error of `io_uring_setup`.
     pub(super) fn of_setup(source: io::Error) -> UdpDriverError {
         let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         match advice(source.raw_os_error(), sysctl.as_deref().map(str::trim)) {
@@ -54,7 +55,7 @@ impl UdpDriverError {
         }
     }
 
-    /// Classifies an error of `io_uring_enter`, which a seccomp filter can forbid alone.
+    /// Returns the driver's error for an error of `io_uring_enter`. A seccomp filter may forbid only this call.
     pub(super) fn of_enter(source: io::Error) -> UdpDriverError {
         match advice(source.raw_os_error(), None) {
             Some(advice) => UdpDriverError::Forbidden { source, advice },
@@ -63,7 +64,8 @@ impl UdpDriverError {
     }
 }
 
-/// Returns what to do about a refused call, by its error number and the value of `kernel.io_uring_disabled`.
+/// Returns advice about a refused call, given the call's error number and the value of `kernel.io_uring_disabled`.
+/// Returns `None` if the error does not mean that io_uring is forbidden.
 fn advice(errno: Option<i32>, sysctl: Option<&str>) -> Option<&'static str> {
     match (errno?, sysctl) {
         (libc::EPERM, Some("2")) => {

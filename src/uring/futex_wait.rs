@@ -1,20 +1,21 @@
-//! [`FutexWait`]: the wait for one word of shared memory to change.
+//! [`FutexWait`]: waits through io_uring until one word of shared memory changes.
 
 use super::FutexWord;
 use super::ring::{Cqe, Ring};
 
-/// The wanted wait and the one that the kernel holds: at most one operation at a time.
+/// The futex wait that the caller wants, and the one that the kernel runs. The kernel runs at most one at a time.
 #[derive(Default)]
 pub(super) struct FutexWait {
     wanted: Option<(FutexWord, u32)>,
-    /// The word that the kernel waits for. Kept here so that it stays mapped.
+    /// The word that the kernel waits for. This reference keeps the word's memory mapped.
     armed: Option<FutexWord>,
-    /// The cancellation of `armed` is submitted.
+    /// True after the cancellation of the kernel's wait has been queued.
     is_ending: bool,
 }
 
 impl FutexWait {
-    /// Sets the word to wait for and its expected value. Takes effect with the next [`FutexWait::arm`].
+    /// Sets the word to wait for and its expected value. `None` means no wait. Takes effect with the next
+    /// [`FutexWait::arm`].
     pub(super) fn set(&mut self, word: Option<(&FutexWord, u32)>) {
         match (&mut self.wanted, word) {
             (Some((known, expected)), Some((word, now_expected))) if FutexWord::ptr_eq(known, word) => {
@@ -24,7 +25,8 @@ impl FutexWait {
         }
     }
 
-    /// Queues the wanted wait, or the cancellation of a wait for another word.
+    /// Queues the wanted wait if the kernel runs none. If the kernel waits for another word, queues the cancellation of
+    /// that wait.
     pub(super) fn arm(&mut self, ring: &mut Ring) {
         match (&self.armed, &self.wanted) {
             (None, Some((word, expected))) if ring.push_futex_wait((**word).as_ref(), *expected) => {
@@ -40,14 +42,14 @@ impl FutexWait {
         }
     }
 
-    /// Handles the end of the kernel's wait. Returns Ok if the wanted word changed, and the error number if the kernel
-    /// cannot wait for it.
+    /// Handles the completion of the kernel's wait. Returns `Ok` if the wanted word changed, or the error number if the
+    /// kernel cannot wait for that word. Returns `None` if the wait was interrupted, cancelled or no longer wanted.
     pub(super) fn complete(&mut self, cqe: &Cqe) -> Option<Result<(), i32>> {
         let armed = self.armed.take()?;
         self.is_ending = false;
         let is_wanted = self.wanted.as_ref().is_some_and(|(word, _)| FutexWord::ptr_eq(word, &armed));
         let outcome = match cqe.result().saturating_neg() {
-            // The word changed during the wait, or before it began (EAGAIN).
+            // The word changed during the wait, or had already changed before the wait began (EAGAIN).
             ..=0 | libc::EAGAIN => Ok(()),
             libc::EINTR | libc::ECANCELED => return None,
             errno => Err(errno),
@@ -59,7 +61,7 @@ impl FutexWait {
         Some(outcome)
     }
 
-    /// Returns true while the kernel waits.
+    /// Returns true while the kernel waits for a word.
     pub(super) fn is_armed(&self) -> bool {
         self.armed.is_some()
     }
@@ -86,7 +88,7 @@ mod tests {
         UdpDriver::with_features(config, features).unwrap()
     }
 
-    /// A futex word like a camera's.
+    /// A futex word for tests, in place of the camera's word in shared memory.
     struct Shared(AtomicU32);
 
     impl AsRef<AtomicU32> for Shared {
@@ -102,12 +104,12 @@ mod tests {
 
         fn change(&self) {
             self.0.fetch_add(1, Ordering::Release);
-            // Without FUTEX_PRIVATE_FLAG: in reality the camera wakes from another process.
+            // FUTEX_PRIVATE_FLAG is not set, because in production the camera process, not this one, wakes the waiter.
             futex::wake(&self.0, futex::Flags::empty(), 1).unwrap();
         }
     }
 
-    /// Runs turns until the driver reported `count` changes of its word.
+    /// Runs turns until the driver has reported `count` changes of `word`.
     fn turn_until_changed(driver: &mut UdpDriver, word: &FutexWord, count: usize) {
         let mut changes = 0;
         while changes < count {
@@ -138,7 +140,7 @@ mod tests {
             });
             turn_until_changed(&mut driver, &word, 1);
             changer.join().unwrap();
-            // The word no longer has the expected value, so the wait completes at once.
+            // The word does not have the expected value, so the wait completes at once.
             driver.set_futex_wait(Some((&word, u32::MAX)));
             driver.submit_and_wait(PATIENCE).unwrap();
             assert!(matches!(driver.next_completion(), Some(Completion::Futex(Ok(())))));

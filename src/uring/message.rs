@@ -1,5 +1,6 @@
-//! Socket addresses, control messages and the multishot receive's header as bytes for the kernel. Pure: no system call,
-//! no pointer. Bytes that the kernel wrote are checked before use.
+//! Encodes and decodes socket addresses, control messages and the header of a multishot receive as bytes for the
+//! kernel. This module is pure: it uses no system call and no pointer. Bytes that the kernel wrote are checked before
+//! use.
 
 use std::mem::{offset_of, size_of};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -7,22 +8,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use io_uring::types::RecvMsgOut;
 use rustix::net::AddressFamily;
 
-/// Bytes for a socket address of either family.
+/// Number of bytes that a socket address of either family needs.
 pub(super) const ADDRESS_BYTES: usize = size_of::<libc::sockaddr_in6>();
 
-/// Bytes for the control messages of one send: a segment size and the larger pktinfo.
+/// Number of bytes that the control messages of one send need: a segment size and the larger pktinfo.
 pub(super) const CONTROL_BYTES: usize = control_space(2) + control_space(PKTINFO_V6_BYTES);
 
-/// `struct io_uring_recvmsg_out`: four numbers of 32 bits.
+/// Bytes of `struct io_uring_recvmsg_out`, which has four numbers of 32 bits.
 const RECEIVE_HEADER_BYTES: usize = 16;
 
-/// `struct in_pktinfo`: i32 interface, the local address, the header's destination.
+/// Bytes of `struct in_pktinfo`: i32 interface, local address, destination address of the IP header.
 const PKTINFO_V4_BYTES: usize = size_of::<libc::in_pktinfo>();
 
-/// `struct in6_pktinfo`: the local address, u32 interface.
+/// Bytes of `struct in6_pktinfo`: local address, u32 interface.
 const PKTINFO_V6_BYTES: usize = size_of::<libc::in6_pktinfo>();
 
-/// Address family of a socket. A V6 socket is dual-stack: IPv4 addresses are IPv4-mapped.
+/// Address family of a socket. A V6 socket is dual-stack and uses IPv4-mapped addresses for IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     /// `AF_INET`.
@@ -31,17 +32,18 @@ pub(super) enum Family {
     V6,
 }
 
-/// `CMSG_SPACE` of cmsg(3).
+/// Returns the space that a control message with `data_bytes` bytes takes (`CMSG_SPACE` of cmsg(3)).
 const fn control_space(data_bytes: usize) -> usize {
     align(size_of::<libc::cmsghdr>()) + align(data_bytes)
 }
 
-/// `CMSG_ALIGN` of cmsg(3).
+/// Returns `bytes` rounded up to the alignment of control messages (`CMSG_ALIGN` of cmsg(3)).
 const fn align(bytes: usize) -> usize {
     bytes.next_multiple_of(size_of::<usize>())
 }
 
-/// Returns an address as `sockaddr_in` or `sockaddr_in6`, and its length; `None` if the socket's family cannot reach it.
+/// Returns `remote` as a `sockaddr_in` or `sockaddr_in6`, with the length of that structure. Returns `None` if a socket
+/// of `family` cannot reach the address.
 pub(super) fn encode_address(remote: SocketAddr, family: Family) -> Option<([u8; ADDRESS_BYTES], u32)> {
     match (family, unmapped(remote)) {
         (Family::V4, SocketAddr::V4(v4)) => Some(encode_v4(v4)),
@@ -72,7 +74,7 @@ fn encode_v6(address: &SocketAddrV6) -> ([u8; ADDRESS_BYTES], u32) {
     (bytes, u32::try_from(length).unwrap_or_default())
 }
 
-/// Reads a `sockaddr_in` or `sockaddr_in6`. Returns an IPv4-mapped address as IPv4.
+/// Returns the address in a `sockaddr_in` or `sockaddr_in6`. An IPv4-mapped address is returned as IPv4.
 pub(super) fn decode_address(bytes: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(field(bytes, 0)?);
     let port = u16::from_be_bytes(field(bytes, 2)?);
@@ -89,7 +91,7 @@ pub(super) fn decode_address(bytes: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-/// Returns an IPv4-mapped address as IPv4, any other unchanged.
+/// Returns an IPv4-mapped address as IPv4, and any other address unchanged.
 fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
@@ -97,9 +99,10 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Writes the control messages of a send: segment size and source address, if given. Returns their length.
+/// Writes the control messages of a send: the segment size and the source address, if they are given. Returns the
+/// length of the messages in bytes.
 ///
-/// A source address of another family than `remote` is left out: the kernel chooses one.
+/// A source address of another family than `remote` is left out, so that the kernel chooses the source address.
 pub(super) fn encode_control(
     control: &mut [u8; CONTROL_BYTES],
     family: Family,
@@ -135,7 +138,7 @@ fn put_pktinfo_v6(control: &mut [u8], at: usize, local: Ipv6Addr, interface: u32
     put_message(control, at, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info)
 }
 
-/// Writes one control message at `at`. Returns the space it takes.
+/// Writes one control message at offset `at`. Returns the bytes that the message takes, with padding.
 fn put_message(control: &mut [u8], at: usize, level: i32, kind: i32, data: &[u8]) -> usize {
     let header = align(size_of::<libc::cmsghdr>());
     let length = header + data.len();
@@ -146,7 +149,7 @@ fn put_message(control: &mut [u8], at: usize, level: i32, kind: i32, data: &[u8]
     control_space(data.len())
 }
 
-/// Returns the local address of a received datagram from its control messages.
+/// Returns the local address to which a received datagram was sent, from the datagram's control messages.
 pub(super) fn decode_local(mut control: &[u8]) -> Option<IpAddr> {
     let header = align(size_of::<libc::cmsghdr>());
     loop {
@@ -169,9 +172,9 @@ pub(super) fn decode_local(mut control: &[u8]) -> Option<IpAddr> {
 /// Addresses and position of a received datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReceivedParts {
-    /// Sender's address.
+    /// Address of the sender.
     pub(super) remote: SocketAddr,
-    /// Our address that it was sent to.
+    /// Local address to which the datagram was sent.
     pub(super) local: Option<IpAddr>,
     /// Offset of the payload in the buffer.
     pub(super) start: usize,
@@ -179,17 +182,18 @@ pub(super) struct ReceivedParts {
     pub(super) length: usize,
 }
 
-/// Why a receive has no usable datagram.
+/// Reason why a receive has no usable datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReceiveFault {
     /// The datagram was larger than the buffer.
     Truncated,
-    /// No sender address, or lengths that do not fit the buffer.
+    /// The sender's address is missing, or a length exceeds the buffer.
     Malformed,
 }
 
-/// Reads the buffer of a multishot receive (io_uring_prep_recvmsg_multishot(3)) that was submitted with `header`:
-/// `io_uring_recvmsg_out 16 | address | control | datagram`, address and control padded to their full size.
+/// Returns the addresses and the position of the datagram in the buffer of a multishot receive
+/// (io_uring_prep_recvmsg_multishot(3)) that was submitted with `header`. The buffer has this layout:
+/// `io_uring_recvmsg_out 16 | address | control | datagram`. Address and control are padded to their full size.
 pub(super) fn parse_multishot(buffer: &[u8], header: &libc::msghdr) -> Result<ReceivedParts, ReceiveFault> {
     let received = RecvMsgOut::parse(buffer, header).map_err(|()| ReceiveFault::Malformed)?;
     if received.is_payload_truncated() {
@@ -201,7 +205,7 @@ pub(super) fn parse_multishot(buffer: &[u8], header: &libc::msghdr) -> Result<Re
     Ok(ReceivedParts { remote, local, start, length: received.payload_data().len() })
 }
 
-/// Copies `source` to `target[at..]` and returns its length. All callers write constant layouts that fit.
+/// Copies `source` to `target[at..]` and returns the length of `source`. All callers write constant layouts that fit.
 fn put(target: &mut [u8], at: usize, source: &[u8]) -> usize {
     match target.get_mut(at..at + source.len()) {
         Some(room) => room.copy_from_slice(source),
@@ -210,7 +214,7 @@ fn put(target: &mut [u8], at: usize, source: &[u8]) -> usize {
     source.len()
 }
 
-/// Returns the `N` bytes at `at`.
+/// Returns the `N` bytes at offset `at`, or `None` if `bytes` is too short.
 fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk::<N>().copied()
 }

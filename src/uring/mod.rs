@@ -1,4 +1,5 @@
-//! EDGE: UDP through io_uring, one [`UdpDriver`] per worker. This module does not interpret payloads and reads no clock.
+//! EDGE: sends and receives UDP through io_uring, with one [`UdpDriver`] per worker. This module does not interpret
+//! payloads and reads no clock.
 //!
 //! ```text
 //!   send_with, send_with .. ─► batches of equal size ─► one sendmsg each (UDP_SEGMENT) ─┐
@@ -6,11 +7,12 @@
 //!   next_completion ◄── datagrams, eventfds, futex, completed sends ◄── all completions ◄─┘
 //! ```
 //!
-//! A turn is: [`Driver::submit_and_wait`], then [`Driver::next_completion`] until it returns `None`, then
-//! [`Driver::send_with`] viewer by viewer, with [`Driver::flush`] after each.
+//! In each turn, a worker calls [`Driver::submit_and_wait`], then [`Driver::next_completion`] until it returns `None`.
+//! Then the worker calls [`Driver::send_with`] for one viewer after the other, and [`Driver::flush`] after each viewer.
 //!
-//! Memory that the kernel holds is not freed before its last completion: see `buffers.rs` for the rule and
-//! `udp_driver.rs` for the drop. Unsafe code is in `ring.rs` and `buffers.rs` only.
+//! Memory that the kernel holds for an operation is not freed before the last completion of that operation.
+//! `buffers.rs` states the rule, and `udp_driver.rs` follows it when a driver is dropped. Only `ring.rs` and
+//! `buffers.rs` contain unsafe code.
 
 mod buffers;
 mod error;
@@ -33,22 +35,25 @@ pub use udp_driver::UdpDriver;
 
 /// Descriptors and limits of a [`UdpDriver`].
 pub struct UdpDriverConfig {
-    /// A bound UDP socket from [`open_socket`]. Drivers may share it. `O_NONBLOCK` is cleared on it.
+    /// A bound UDP socket from [`open_socket`]. Several drivers may share the socket. The driver clears `O_NONBLOCK` on
+    /// it.
     pub socket: Arc<OwnedFd>,
-    /// True if this driver receives. Of the drivers that share a socket, one should.
+    /// True if this driver receives datagrams. If several drivers share a socket, only one of them should receive.
     pub receives: bool,
-    /// Eventfds to read, at most [`limits::EVENTFDS_MAX`](crate::base::limits::EVENTFDS_MAX). Only this driver reads
-    /// them. `O_NONBLOCK` is cleared on them.
+    /// Eventfds to read, at most [`limits::EVENTFDS_MAX`](crate::base::limits::EVENTFDS_MAX). No other code may read
+    /// these eventfds. The driver clears `O_NONBLOCK` on them.
     pub eventfds: Vec<Arc<OwnedFd>>,
-    /// Send operations that the kernel may hold at once, 1 to [`limits::SENDS_MAX`](crate::base::limits::SENDS_MAX).
+    /// Maximum number of send operations that the kernel holds at the same time, 1 to
+    /// [`limits::SENDS_MAX`](crate::base::limits::SENDS_MAX).
     pub sends_max: usize,
 }
 
-/// A word of shared memory that another process changes and wakes (futex(2)). The `Arc` keeps it mapped.
+/// A futex word in shared memory (futex(2)). Another process changes the word and wakes its waiters. The `Arc` keeps
+/// the memory mapped.
 pub type FutexWord = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
 
 bitflags::bitflags! {
-    /// Kernel features that the driver uses if they are available. A driver removes those that its kernel lacks.
+    /// Kernel features that a driver uses if they are available. A driver removes the features that its kernel lacks.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u64 {
         /// `IORING_SETUP_SINGLE_ISSUER` (Linux 6.0).
@@ -59,9 +64,10 @@ bitflags::bitflags! {
         const COOP_TASKRUN = 1 << 2;
         /// `IORING_SETUP_SUBMIT_ALL` (Linux 5.18).
         const SUBMIT_ALL = 1 << 3;
-        /// Multishot recvmsg over a buffer ring (Linux 6.0).
+        /// Multishot recvmsg with a buffer ring (Linux 6.0).
         const MULTISHOT_RECEIVE = 1 << 4;
-        /// A batch is one send with `UDP_SEGMENT` (Linux 4.18). Without it every datagram is a send of its own.
+        /// One send with `UDP_SEGMENT` for a whole batch (Linux 4.18). Without this feature, every datagram needs its
+        /// own send.
         const GSO = 1 << 5;
         /// Waiting for a futex, `IORING_OP_FUTEX_WAIT` (Linux 6.7).
         const FUTEX = 1 << 6;
@@ -69,7 +75,7 @@ bitflags::bitflags! {
 }
 
 impl Features {
-    /// Returns each feature's name and true if it is in the set, in the order of the bits.
+    /// Returns the name of each feature, in the order of the bits, and true if the feature is in this set.
     pub fn list(self) -> impl Iterator<Item = (&'static str, bool)> {
         let names = [
             "SINGLE_ISSUER",
@@ -83,7 +89,7 @@ impl Features {
         names.into_iter().zip(Features::all()).map(move |(name, feature)| (name, self.contains(feature)))
     }
 
-    /// Returns the names of the missing features, separated by commas.
+    /// Returns the names of the features that are not in this set, separated by commas.
     #[must_use]
     pub fn missing(self) -> String {
         let missing: Vec<&str> =
@@ -91,10 +97,10 @@ impl Features {
         missing.join(", ")
     }
 
-    /// Removes the set-up flag of the newest Linux version. Returns false if none is left.
+    /// Removes the set-up flag that the newest Linux version introduced. Returns false if no set-up flag is left.
     fn drop_newest_flag(&mut self) -> bool {
         let newest_first = [
-            Features::DEFER_TASKRUN, // needs SINGLE_ISSUER, so it goes first
+            Features::DEFER_TASKRUN, // this flag needs SINGLE_ISSUER, so it is removed first
             Features::SINGLE_ISSUER,
             Features::COOP_TASKRUN,
             Features::SUBMIT_ALL,
@@ -105,30 +111,34 @@ impl Features {
     }
 }
 
-/// What a worker does with its driver. [`UdpDriver`] implements it on io_uring, the simulated day on a simulated
-/// network.
+/// The operations of a worker's driver. [`UdpDriver`] implements them with io_uring. The test of a simulated day
+/// implements them with a simulated network.
 pub trait Driver {
-    /// Submits everything queued and collects all completions. Waits up to `timeout` for the first one, unless some are
-    /// still to be taken with [`Driver::next_completion`]. One `io_uring_enter`.
+    /// Submits everything queued and collects all completions, normally with one `io_uring_enter`. Waits up to
+    /// `timeout` for the first completion. Does not wait if [`Driver::next_completion`] still has completions from
+    /// earlier.
     ///
     /// # Errors
-    /// [`UdpDriverError::Enter`] when the ring is unusable. A timeout or a signal is no error.
+    /// [`UdpDriverError`] if the ring is unusable. A timeout or a signal is no error.
     fn submit_and_wait(&mut self, timeout: Duration) -> Result<(), UdpDriverError>;
 
-    /// Returns the next completion, in the kernel's order.
+    /// Returns the next completion, in the kernel's order, or `None` if there is none left.
     fn next_completion(&mut self) -> Option<Completion>;
 
-    /// Returns the payload of a datagram; empty if another driver received it.
+    /// Returns the payload of a received datagram. Returns an empty slice if another driver received the datagram.
     fn datagram(&self, received: &Received) -> &[u8];
 
-    /// Gives a datagram's buffer back for the next datagram. Ignored if another driver received it.
+    /// Gives back the buffer of a received datagram, so that it can receive another one. Does nothing if another driver
+    /// received the datagram.
     fn recycle(&mut self, received: Received);
 
-    /// Queues a datagram of `bytes` bytes, all of which `write` writes in place. It joins the open batch if viewer, route
-    /// and size fit, and leaves with the next [`Driver::submit_and_wait`] or earlier.
+    /// Queues a datagram of `bytes` bytes to `remote`. `write` receives the datagram's place in the send buffer and
+    /// must write all its bytes. The datagram joins the open batch if viewer, route and size fit. It is sent with the
+    /// next [`Driver::submit_and_wait`] or earlier.
     ///
-    /// `local` is the source address; the kernel chooses one when it is `None` or of another family than `remote`. If no
-    /// operation is free, even after asking the kernel, `write` is not called and the datagram is counted as dropped.
+    /// `local` is the source address. The kernel chooses a source address if `local` is `None` or of another family
+    /// than `remote`. If no send operation is free, even after completed operations were reaped, the datagram is
+    /// counted as dropped and `write` is not called.
     fn send_with(
         &mut self,
         viewer: u32,
@@ -138,29 +148,31 @@ pub trait Driver {
         write: impl FnOnce(&mut [u8]),
     );
 
-    /// Closes the open batch: the next datagram starts another. Call it after each viewer.
+    /// Closes the open batch, so that the next datagram starts another batch. Call this after each viewer.
     fn flush(&mut self);
 
-    /// Returns the counts since the driver was made.
+    /// Returns the counts since the driver was created.
     fn counters(&self) -> &UdpCounters;
 
     /// Returns the number of `viewer`'s datagrams whose sends the kernel has not completed.
     fn in_flight(&self, viewer: u32) -> u32;
 
-    /// Waits for `word` to differ from the given value, from the next [`Driver::submit_and_wait`] on. The wait ends with
-    /// one [`Completion::Futex`]; then set it again. `None`, or another word, cancels it; another value for the same
-    /// word does not. Without [`Features::FUTEX`] it does nothing.
+    /// Sets a futex word to wait for. From the next [`Driver::submit_and_wait`] on, the kernel waits until the word
+    /// differs from the given value. The wait ends with one [`Completion::Futex`]; to wait again, call this again.
+    ///
+    /// `None` or another word cancels the current wait. Another value for the same word does not. Without
+    /// [`Features::FUTEX`], this does nothing.
     fn set_futex_wait(&mut self, word: Option<(&FutexWord, u32)>);
 }
 
-/// A received datagram in a buffer of the driver. Read it with [`Driver::datagram`] and give the buffer back with
-/// [`Driver::recycle`]; otherwise the buffer is lost.
+/// A received datagram in a buffer of the driver. Read the datagram with [`Driver::datagram`], then give the buffer
+/// back with [`Driver::recycle`]. Otherwise the buffer is lost for receiving.
 #[derive(Debug)]
 #[must_use = "a buffer not recycled is lost to receiving"]
 pub struct Received {
-    /// Sender's address; not IPv4-mapped, also on a dual-stack socket.
+    /// Address of the sender. An IPv4 address is never IPv4-mapped, even on a dual-stack socket.
     pub remote: SocketAddr,
-    /// Our address that it was sent to.
+    /// Local address to which the datagram was sent.
     pub local: Option<IpAddr>,
     driver: u32,
     buffer: u16,
@@ -170,7 +182,7 @@ pub struct Received {
 
 #[cfg(test)]
 impl Received {
-    /// A datagram of a simulated network.
+    /// Returns a received datagram of a simulated network.
     pub(crate) fn simulated(remote: SocketAddr, local: IpAddr) -> Received {
         Received { remote, local: Some(local), driver: 0, buffer: 0, start: 0, length: 0 }
     }
@@ -181,53 +193,54 @@ impl Received {
 pub enum Completion {
     /// A datagram arrived.
     Datagram(Received),
-    /// The eventfd with this index was written, and has been read.
+    /// The eventfd with this index was written, and the driver has read it.
     Eventfd(usize),
-    /// The word of [`Driver::set_futex_wait`] changed. An error is the kernel's refusal to wait (positive, errno(3)).
+    /// The word of [`Driver::set_futex_wait`] changed, or the kernel refused to wait for it. The error is a positive
+    /// error number (errno(3)).
     Futex(Result<(), i32>),
     /// A send completed.
     Sent {
         /// Number of the viewer.
         viewer: u32,
-        /// Datagrams of the send.
+        /// Number of datagrams of the send.
         datagrams: u32,
-        /// Bytes sent, or the error number (positive, errno(3)).
+        /// Number of bytes sent, or a positive error number (errno(3)).
         result: Result<u32, i32>,
     },
 }
 
-/// Counts of a driver since it was made.
+/// Counts of a driver since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UdpCounters {
-    /// `io_uring_enter` calls.
+    /// Number of `io_uring_enter` calls.
     pub enters: u64,
-    /// Operations submitted.
+    /// Number of operations submitted.
     pub sqes: u64,
-    /// Completions received.
+    /// Number of completions received.
     pub completions: u64,
-    /// Times that completions waited in the kernel for room in the queue.
+    /// Number of times that completions waited in the kernel, because the completion queue was full.
     pub cq_overflows: u64,
-    /// Send operations queued, of batches and single datagrams.
+    /// Number of send operations queued, for batches and for single datagrams.
     pub sends: u64,
-    /// Of these, GSO sends of several datagrams.
+    /// Number of GSO sends of several datagrams. `sends` includes them.
     pub gso_batches: u64,
-    /// Datagrams sent.
+    /// Number of datagrams sent.
     pub datagrams_sent: u64,
-    /// Payload bytes sent, without headers.
+    /// Number of payload bytes sent, without headers.
     pub bytes_sent: u64,
-    /// Datagrams dropped because a queue was full (`ENOBUFS`, `EAGAIN`) or no operation was free.
+    /// Number of datagrams dropped because a queue was full (`ENOBUFS`, `EAGAIN`) or no send operation was free.
     pub datagrams_dropped: u64,
-    /// Datagrams that failed for another reason.
+    /// Number of datagrams whose send failed for a reason other than a full queue.
     pub send_errors: u64,
-    /// Batches that a route refused and whose datagrams were sent one by one.
+    /// Number of batches whose GSO send was refused. Their datagrams were sent one by one.
     pub gso_fallbacks: u64,
-    /// Datagrams received.
+    /// Number of datagrams received.
     pub received: u64,
-    /// Datagrams dropped because they were larger than a buffer.
+    /// Number of received datagrams dropped because they were larger than a buffer.
     pub recv_truncated: u64,
-    /// Times that receiving paused because all buffers were in use. The socket's buffer holds the datagrams meanwhile.
+    /// Number of times that receiving paused because all buffers were in use. Meanwhile the socket keeps the datagrams.
     pub recv_no_buffers: u64,
-    /// Receives that failed for another reason.
+    /// Number of receives that failed for any other reason.
     pub recv_errors: u64,
 }
 

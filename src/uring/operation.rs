@@ -1,19 +1,19 @@
-//! Tokens that name operations, and the rule by which datagrams form batches. Pure.
+//! Tokens that identify operations, and the rule by which datagrams form batches. This module is pure.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::base::limits::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
-/// Names an operation: submitted as `user_data`, returned with each completion.
+/// Identifies an operation. It is submitted as `user_data`, and the kernel returns it with each completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
     /// The multishot receive.
     Receive,
-    /// A one-shot receive, by the index of its buffer.
+    /// A one-shot receive. The number is the index of its buffer.
     ReceiveOne(u16),
-    /// The read of an eventfd, by index.
+    /// The read of an eventfd. The number is the index of the eventfd.
     Eventfd(u16),
-    /// A send, by the index of its operation.
+    /// A send. The number is the index of the send operation.
     Send(u32),
     /// A cancellation. Its completion is ignored.
     Cancel,
@@ -22,7 +22,7 @@ pub(super) enum Token {
 }
 
 impl Token {
-    /// Returns the token as `user_data`: kind in the upper half, index in the lower.
+    /// Returns the token as `user_data`. The kind is in the upper 32 bits, and the index in the lower 32 bits.
     pub(super) fn pack(self) -> u64 {
         let (kind, index) = match self {
             Token::Receive => (1, 0),
@@ -35,7 +35,7 @@ impl Token {
         (kind << 32) | u64::from(index)
     }
 
-    /// Returns the token in `user_data`; `None` for any value that [`Token::pack`] cannot produce.
+    /// Returns the token in `user_data`. Returns `None` for any value that [`Token::pack`] cannot produce.
     pub(super) fn unpack(user_data: u64) -> Option<Token> {
         let index = u32::try_from(user_data & u64::from(u32::MAX)).ok()?;
         match (user_data >> 32, index) {
@@ -53,14 +53,14 @@ impl Token {
 /// Source and destination of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
-    /// Source address; `None` lets the kernel choose.
+    /// Source address. If it is `None`, the kernel chooses a source address.
     pub(super) local: Option<IpAddr>,
     /// Destination address and port.
     pub(super) remote: SocketAddr,
 }
 
-/// Consecutive datagrams of one viewer on one route: one send operation. All have `segment_bytes`, only the last may be
-/// shorter.
+/// Consecutive datagrams of one viewer on one route, which are sent by one send operation. Each has `segment_bytes`
+/// bytes, but the last one may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
     /// Number of the viewer.
@@ -70,20 +70,21 @@ pub(super) struct Batch {
     pub(super) segment_bytes: usize,
     /// Number of datagrams, at least one.
     pub(super) segment_count: usize,
-    /// Bytes of all datagrams.
+    /// Bytes of all datagrams together.
     pub(super) bytes: usize,
-    /// No further datagram can join.
+    /// True if no further datagram can join the batch.
     pub(super) is_closed: bool,
 }
 
 impl Batch {
-    /// A batch of one datagram. Empty and oversized ones stay alone: an empty segment would be lost.
+    /// Returns a batch of one datagram. An empty or oversized datagram is sent alone, so its batch is closed. (An empty
+    /// segment inside a GSO send would be lost.)
     pub(super) fn of_first(viewer: u32, route: Route, bytes: usize) -> Batch {
         let is_closed = bytes == 0 || bytes > GSO_BYTES_MAX;
         Batch { viewer, route, segment_bytes: bytes, segment_count: 1, bytes, is_closed }
     }
 
-    /// Returns true if a datagram of `bytes` for `viewer` on `route` may join.
+    /// Returns true if a datagram of `bytes` bytes for `viewer` on `route` may join the batch.
     pub(super) fn accepts(&self, viewer: u32, route: &Route, bytes: usize) -> bool {
         self.viewer == viewer
             && self.route == *route
@@ -94,7 +95,8 @@ impl Batch {
             && self.bytes + bytes <= GSO_BYTES_MAX
     }
 
-    /// Adds a datagram that [`Batch::accepts`]. A shorter one closes the batch.
+    /// Adds a datagram of `bytes` bytes, which [`Batch::accepts`] must allow. A datagram that is shorter than the
+    /// others closes the batch.
     pub(super) fn push(&mut self, bytes: usize) {
         debug_assert!(self.accepts(self.viewer, &self.route, bytes), "`accepts` was checked first");
         self.segment_count += 1;
@@ -102,7 +104,7 @@ impl Batch {
         self.is_closed = bytes < self.segment_bytes || self.segment_count == GSO_SEGMENTS_MAX;
     }
 
-    /// Returns the segment size for the kernel (`UDP_SEGMENT`); `None` for a single datagram.
+    /// Returns the segment size for the kernel (`UDP_SEGMENT`), or `None` for a single datagram.
     pub(super) fn gso_segment(&self) -> Option<u16> {
         if self.segment_count > 1 { u16::try_from(self.segment_bytes).ok() } else { None }
     }
@@ -113,19 +115,20 @@ impl Batch {
 pub(super) enum SendOutcome {
     /// The kernel sent this many bytes.
     Sent(u32),
-    /// A queue was full (`ENOBUFS`, `EAGAIN`): counts as loss on the network.
+    /// A queue was full (`ENOBUFS`, `EAGAIN`). The datagrams are lost, as if the network had lost them.
     Dropped,
-    /// The route takes no GSO send.
+    /// The route does not support GSO sends.
     Refused,
     /// The destination is unreachable, or the datagram cannot be sent.
     Failed,
 }
 
 impl SendOutcome {
-    /// Classifies the result of a completion: bytes, or a negative error number.
+    /// Returns the outcome for the result of a completion, which is a number of bytes or a negative error number.
     ///
-    /// `EIO` means an interface without checksum offload, `EINVAL` (`EMSGSIZE` since Linux 6.14) a segment larger than
-    /// the path's MTU, `EOPNOTSUPP` a tunnel without GSO. They mean a refusal only for a batch of several datagrams.
+    /// `EIO` means an interface without checksum offload. `EINVAL` (`EMSGSIZE` since Linux 6.14) means a segment larger
+    /// than the path's MTU. `EOPNOTSUPP` means a tunnel without GSO. These errors count as a refusal only for a batch
+    /// of several datagrams.
     pub(super) fn of(result: i32, batch: &Batch) -> SendOutcome {
         if let Ok(bytes) = u32::try_from(result) {
             return SendOutcome::Sent(bytes);
@@ -150,7 +153,7 @@ mod tests {
     const ROUTE: Route =
         Route { local: None, remote: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 5000)) };
 
-    /// Splits sizes into batches as the driver does.
+    /// Splits a list of datagram sizes into batches as the driver does.
     fn batches(sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut out: Vec<Vec<usize>> = Vec::new();
         let mut open: Option<Batch> = None;
@@ -169,7 +172,7 @@ mod tests {
         out
     }
 
-    /// Returns true if a list of sizes can be one GSO send.
+    /// Returns true if datagrams of these sizes can be one batch.
     fn is_batch(sizes: &[usize]) -> bool {
         let [first, middle @ .., last] = sizes else {
             return sizes.len() == 1;
@@ -181,7 +184,7 @@ mod tests {
             && sizes.iter().sum::<usize>() <= GSO_BYTES_MAX
     }
 
-    /// The naive twin: takes the longest prefix that is a batch, repeatedly.
+    /// Splits the sizes in the naive way: repeatedly takes the longest prefix that is a batch.
     fn naive_batches(mut sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut out = Vec::new();
         while !sizes.is_empty() {

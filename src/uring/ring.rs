@@ -1,5 +1,5 @@
-//! UNSAFE. The io_uring: set-up, submission, completion, cancellation, and the one socket option without a safe
-//! wrapper. The submitted memory belongs to `buffers.rs`.
+//! UNSAFE. Sets up the io_uring, submits and cancels operations, and takes completions. It also sets the one socket
+//! option that has no safe wrapper. `buffers.rs` owns the submitted memory.
 
 #![expect(unsafe_code, reason = "a submission queue entry carries pointers only the caller can vouch for")]
 
@@ -18,13 +18,14 @@ use super::operation::{Batch, Token};
 use super::{Features, UdpCounters, UdpDriverError};
 use crate::base::limits::RECEIVE_BUFFERS;
 
-/// Buffer group of the driver's one buffer ring.
+/// Number of the buffer group of the only buffer ring of a driver.
 const BUFFER_GROUP: u16 = 0;
 
-/// `FUTEX2_SIZE_U32` of linux/futex.h; without `FUTEX2_PRIVATE`: shared between processes.
+/// `FUTEX2_SIZE_U32` of linux/futex.h. The flag `FUTEX2_PRIVATE` is not set, because another process wakes the waiter.
 const FUTEX2_SIZE_U32: u32 = 2;
 
-/// One completion. Only [`Ring::pop`] makes it and it cannot be copied: its existence proves that the kernel sent it.
+/// One completion. Only [`Ring::pop`] creates this type, and it cannot be copied. So each value proves that the kernel
+/// has sent that completion.
 #[derive(Debug)]
 pub(super) struct Cqe {
     token: Token,
@@ -33,37 +34,38 @@ pub(super) struct Cqe {
 }
 
 impl Cqe {
-    /// Returns the token of the operation.
+    /// Returns the token of the operation that this completion belongs to.
     pub(super) fn token(&self) -> Token {
         self.token
     }
 
-    /// Returns the result of the system call; an error is negative.
+    /// Returns the result of the operation. A negative result is an error number.
     pub(super) fn result(&self) -> i32 {
         self.result
     }
 
-    /// Returns true if the operation has ended and its memory is ours again.
+    /// Returns true if this is the operation's last completion. The kernel then no longer uses the operation's memory.
     pub(super) fn is_last(&self) -> bool {
         !cqueue::more(self.flags)
     }
 
-    /// Returns the index of the provided buffer, if it used one.
+    /// Returns the index of the provided buffer, or `None` if the operation used none.
     pub(super) fn buffer(&self) -> Option<u16> {
         cqueue::buffer_select(self.flags)
     }
 }
 
-/// An io_uring with the features this kernel has, for one UDP socket.
+/// An io_uring for one UDP socket.
 pub(super) struct Ring {
     ring: IoUring,
     socket: Arc<OwnedFd>,
-    /// The counts of the driver.
+    /// Counts of the driver that owns this ring.
     pub(super) counters: UdpCounters,
 }
 
 impl Ring {
-    /// Sets up a ring with `features`. Removes from them, one at a time, what the kernel refuses.
+    /// Sets up a ring with `features`. If the kernel refuses the set-up, removes one feature after the other until the
+    /// set-up succeeds.
     pub(super) fn new(
         socket: Arc<OwnedFd>,
         features: &mut Features,
@@ -93,92 +95,94 @@ impl Ring {
     pub(super) fn register_buffers(&mut self, buffers: &BufferRing) -> io::Result<()> {
         let address = buffers.address().map_or(0, |address| address.expose_provenance());
         let address = u64::try_from(address).map_err(io::Error::other)?;
-        // SAFETY: the address is that of a mapping with RECEIVE_BUFFERS entries, page-aligned. The kernel pins
-        // its pages, so a later unmapping takes nothing from under it; writes through the entries happen only
-        // for an armed receive, and BufferRing leaks itself while armed.
+        // SAFETY: the address is that of a page-aligned mapping with RECEIVE_BUFFERS entries. The kernel pins the
+        // pages, so they stay valid for the kernel after a later unmapping. The kernel writes through the entries only
+        // for an armed receive, and BufferRing leaks its mappings while the receive is armed.
         unsafe {
             self.ring.submitter().register_buf_ring_with_flags(address, RECEIVE_BUFFERS, BUFFER_GROUP, 0)
         }
     }
 
-    /// Removes the registration.
+    /// Removes the registration of the buffers.
     pub(super) fn unregister_buffers(&mut self) -> io::Result<()> {
         self.ring.submitter().unregister_buf_ring(BUFFER_GROUP)
     }
 
     /// Queues the send of operation `index` with the datagrams of `batch`. Returns false if the queue stays full or the
-    /// socket cannot reach the remote; the operation is then still ours.
+    /// socket cannot reach the remote address. The kernel then does not hold the operation.
     pub(super) fn push_send(&mut self, sends: &mut SendSlab, index: u32, batch: &Batch) -> bool {
         if !self.make_room() {
             return false;
         }
         let Some((header, token)) = sends.hold(index, batch) else { return false };
         let entry = opcode::SendMsg::new(Fd(self.socket.as_raw_fd()), header).build();
-        // SAFETY: the header and all it points to are in a slot held since the line above; it is neither
-        // written nor freed until the last completion of `token`.
+        // SAFETY: the header and all that it points to are in a slot that is held since `sends.hold`. A held slot is
+        // neither written nor freed until the last completion of `token`.
         unsafe { self.push(entry, token) };
         true
     }
 
-    /// Queues the read of an eventfd, unless the queue stays full.
+    /// Queues the read of an eventfd. Does nothing if the queue stays full.
     pub(super) fn push_eventfd(&mut self, eventfd: &OwnedFd, memory: &mut Slot<u64>) {
         if !self.make_room() {
             return;
         }
         let (buffer, token) = memory.hold();
         let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), buffer.cast(), 8).build();
-        // SAFETY: the eight bytes are in a slot held since the line above, as in `push_send`.
+        // SAFETY: the eight bytes are in a slot that is held since `memory.hold`, as in `push_send`.
         unsafe { self.push(entry, token) };
     }
 
-    /// Queues the wait for `word` to differ from `expected`. Returns false if the queue stays full.
+    /// Queues a wait that ends when `word` differs from `expected`. Returns false if the queue stays full.
     pub(super) fn push_futex_wait(&mut self, word: &AtomicU32, expected: u32) -> bool {
         if !self.make_room() {
             return false;
         }
         let any_waker = u64::from(u32::MAX);
         let entry = opcode::FutexWait::new(word.as_ptr(), u64::from(expected), any_waker, FUTEX2_SIZE_U32);
-        // SAFETY: the kernel only reads the word, once, when it takes the entry. An unmapped address only gives EFAULT.
+        // SAFETY: the kernel only reads the word, once, when it takes the entry. An unmapped address would only cause
+        // EFAULT.
         unsafe { self.push(entry.build(), Token::Futex) };
         true
     }
 
-    /// Queues the cancellation of the futex wait, whose completion follows. Returns false if the queue stays full.
+    /// Queues the cancellation of the futex wait. The completion of the futex wait follows later. Returns false if the
+    /// queue stays full.
     pub(super) fn push_futex_cancel(&mut self) -> bool {
         if !self.make_room() {
             return false;
         }
         let entry = opcode::AsyncCancel::new(Token::Futex.pack()).build();
-        // SAFETY: a cancellation points to no memory.
+        // SAFETY: the entry of a cancellation points to no memory.
         unsafe { self.push(entry, Token::Cancel) };
         true
     }
 
-    /// Queues the multishot receive, unless the queue stays full.
+    /// Queues the multishot receive. Does nothing if the queue stays full.
     pub(super) fn push_receive(&mut self, buffers: &mut BufferRing) {
         if !self.make_room() {
             return;
         }
         let Some((header, token)) = buffers.hold() else { return };
         let entry = opcode::RecvMsgMulti::new(Fd(self.socket.as_raw_fd()), header, BUFFER_GROUP).build();
-        // SAFETY: the header is in the mapping of `buffers` and was written once, when that was made. The mapping is
-        // armed since the line above: until the last completion it is leaked rather than unmapped. The kernel writes
-        // only buffers that are offered and not lent to us.
+        // SAFETY: the header is in the mapping of `buffers` and was written only once, when the mapping was created.
+        // The receive is armed since `buffers.hold`, so the mapping is leaked rather than unmapped until the last
+        // completion. The kernel writes only buffers that are offered, and the caller does not have those.
         unsafe { self.push(entry, token) };
     }
 
-    /// Queues one-shot receives for all empty buffers until the queue is full.
+    /// Queues a one-shot receive for each empty buffer. Stops when the queue stays full.
     pub(super) fn push_receives(&mut self, slab: &mut ReceiveSlab) {
         while self.make_room() {
             let Some((header, token)) = slab.hold() else { return };
             let entry = opcode::RecvMsg::new(Fd(self.socket.as_raw_fd()), header).build();
-            // SAFETY: the header and all it points to are in a slot held since the line above, as in
+            // SAFETY: the header and all that it points to are in a slot that is held since `slab.hold`, as in
             // `push_send`.
             unsafe { self.push(entry, token) };
         }
     }
 
-    /// Submits the queue if it is full. Returns true if it has room.
+    /// Submits the queued entries if the submission queue is full. Returns true if the queue then has room.
     fn make_room(&mut self) -> bool {
         if !self.ring.submission().is_full() {
             return true;
@@ -187,26 +191,26 @@ impl Ring {
         entered.is_ok() && !self.ring.submission().is_full()
     }
 
-    /// Queues an entry under `token`. The queue has room.
+    /// Queues an entry with `token`. The queue must have room.
     ///
     /// # Safety
-    /// What `entry` points to stays valid and untouched until the last completion of `token`.
+    /// Everything that `entry` points to must stay valid and untouched until the last completion of `token`.
     unsafe fn push(&mut self, entry: squeue::Entry, token: Token) {
         let entry = entry.user_data(token.pack());
-        // SAFETY: the caller's promise is the one that push requires.
+        // SAFETY: the caller guarantees exactly what `push` of the submission queue requires.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         debug_assert!(pushed.is_ok(), "the queue has room");
     }
 
-    /// One `io_uring_enter`: submits everything queued and waits up to `wait` for one completion. A zero `wait` does not
-    /// wait. A wait that ends without a completion is no error.
+    /// Makes one `io_uring_enter` call: submits everything queued and waits up to `wait` for one completion. If `wait`
+    /// is zero, it does not wait. A wait that ends without a completion is no error.
     pub(super) fn enter(&mut self, wait: Duration) -> Result<(), UdpDriverError> {
         let queued = self.ring.submission().len();
         let result = if wait.is_zero() {
             let queued = u32::try_from(queued).unwrap_or(u32::MAX);
             let submitter = self.ring.submitter();
-            // SAFETY: no argument structure; `queued` entries are in the queue; waiting for none. GETEVENTS
-            // makes the kernel run deferred work and flush overflowed completions.
+            // SAFETY: the call has no argument structure, the queue has `queued` entries, and the call waits for no
+            // completion. GETEVENTS makes the kernel run deferred work and flush overflowed completions.
             unsafe { submitter.enter::<libc::sigset_t>(queued, 0, EnterFlags::GETEVENTS.bits(), None) }
         } else {
             let timespec = Timespec::from(wait);
@@ -222,7 +226,7 @@ impl Ring {
         }
     }
 
-    /// Returns the next completion. One with an unknown token is dropped.
+    /// Returns the next completion. Completions with an unknown token are skipped.
     pub(super) fn pop(&mut self) -> Option<Cqe> {
         loop {
             let entry = self.ring.completion().next()?;
@@ -233,25 +237,28 @@ impl Ring {
         }
     }
 
-    /// Returns true if completions wait in the kernel for room in the queue. The next [`Ring::enter`] fetches them.
+    /// Returns true if completions wait in the kernel because the completion queue was full. The next [`Ring::enter`]
+    /// moves them to the queue.
     pub(super) fn is_overflown(&mut self) -> bool {
         self.ring.submission().cq_overflow()
     }
 
-    /// Cancels all operations, whose completions follow. Best effort.
+    /// Requests the cancellation of all operations. Their completions follow later. An operation may still not end, for
+    /// example if the kernel does not support the cancellation.
     pub(super) fn cancel_all(&mut self) {
         let patience = Timespec::from(Duration::from_millis(100));
         let cancelled = self.ring.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
         let is_unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
         if cancelled.as_ref().is_err_and(is_unknown) && self.make_room() {
             let entry = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
-            // SAFETY: a cancellation points to no memory.
+            // SAFETY: the entry of a cancellation points to no memory.
             unsafe { self.push(entry, Token::Cancel) };
         }
     }
 }
 
-/// Returns the kernel's operations. An error if one is missing that the driver needs.
+/// Returns the set of operations that the kernel supports. Returns an error if the driver needs an operation that is
+/// missing.
 fn probe(ring: &IoUring) -> Result<Probe, UdpDriverError> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(UdpDriverError::of_setup)?;
@@ -292,8 +299,8 @@ pub(super) fn report_local_address(socket: BorrowedFd<'_>, family: Family) -> io
     };
     let on: libc::c_int = 1;
     let bytes = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open for the call (borrowed); `on` is an int that lives through it and `bytes`
-    // is its size, as both options require.
+    // SAFETY: the descriptor is borrowed, so it stays open during the call. `on` is an int that outlives the call, and
+    // `bytes` is its size, as both options require.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), bytes) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

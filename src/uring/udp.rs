@@ -1,4 +1,4 @@
-//! The UDP socket: opening it, and the routes that take no GSO send.
+//! Opens the UDP socket, and remembers the destinations to which GSO sends fail.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,10 +17,10 @@ use super::message::Family;
 use super::ring::report_local_address;
 use crate::base::limits::{PLAIN_ROUTES_MAX, SOCKET_BUFFER_BYTES};
 
-/// Why the UDP socket could not be opened.
+/// Reason why the UDP socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The kernel refused a socket.
+    /// The kernel refused to create a socket.
     #[error("cannot open a UDP socket for {address}: {source}")]
     Open {
         /// Address to bind.
@@ -28,7 +28,7 @@ pub enum SocketError {
         /// Error of the system call.
         source: io::Error,
     },
-    /// The address is in use, or not an address of this machine.
+    /// The address is in use, or it is not an address of this machine.
     #[error(
         "cannot bind UDP {address}: {source}; is another server running, or is the address not this machine's?"
     )]
@@ -38,7 +38,7 @@ pub enum SocketError {
         /// Error of the system call.
         source: io::Error,
     },
-    /// A socket option was refused.
+    /// The kernel refused a socket option.
     #[error("cannot set up the UDP socket on {address} ({option}): {source}")]
     Option {
         /// Address to bind.
@@ -50,14 +50,15 @@ pub enum SocketError {
     },
 }
 
-/// Opens and binds the workers' UDP socket. Returns it with its address and port.
+/// Opens and binds the workers' UDP socket. Returns the socket with the address and port that it is bound to.
 ///
-/// An unspecified address opens a dual-stack `[::]` socket, so that one port serves IPv4 and IPv6; `0.0.0.0` on a machine
-/// without IPv6 opens an IPv4 socket. The socket reports each datagram's local address. Its buffers hold several IDR
-/// bursts, as far as the system permits. `SO_REUSEPORT` is not set: a second server on the port is an error.
+/// An unspecified address opens a dual-stack `[::]` socket, so that one port serves IPv4 and IPv6. On a machine without
+/// IPv6, `0.0.0.0` opens an IPv4 socket. The socket reports the local address of each datagram. Its buffers hold
+/// several IDR bursts, as far as the system permits. `SO_REUSEPORT` is not set, so a second server on the same port
+/// gets an error.
 ///
 /// # Errors
-/// [`SocketError`], naming the address.
+/// [`SocketError`], which names the address.
 pub fn open_socket(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), SocketError> {
     if address.ip().is_unspecified() && address.is_ipv4() {
         let dual_stack = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
@@ -89,7 +90,8 @@ fn open(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), SocketError> {
     Ok((socket, bound))
 }
 
-/// Sets the buffer sizes: beyond the system's limit with `CAP_NET_ADMIN`, else up to it.
+/// Sets the sizes of the socket's buffers. With `CAP_NET_ADMIN`, the sizes may exceed the system's limit. Otherwise the
+/// kernel reduces them to that limit.
 fn grow_buffers(socket: &OwnedFd) -> Result<(), Errno> {
     set_socket_send_buffer_size_force(socket, SOCKET_BUFFER_BYTES)
         .or_else(|_| set_socket_send_buffer_size(socket, SOCKET_BUFFER_BYTES))?;
@@ -109,7 +111,7 @@ pub(super) fn family_of(socket: BorrowedFd<'_>) -> io::Result<Family> {
     }
 }
 
-/// Clears `O_NONBLOCK`. With it io_uring would return `EAGAIN` instead of waiting for the descriptor.
+/// Clears `O_NONBLOCK`. With this flag, io_uring would return `EAGAIN` instead of waiting for the descriptor.
 pub(super) fn make_blocking(descriptor: BorrowedFd<'_>) -> io::Result<()> {
     let flags = fcntl_getfl(descriptor)?;
     if flags.contains(OFlags::NONBLOCK) {
@@ -118,20 +120,20 @@ pub(super) fn make_blocking(descriptor: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Destinations that refused a GSO send: their datagrams are sent one by one. At most [`PLAIN_ROUTES_MAX`]; beyond, the
-/// oldest is removed.
+/// Destination addresses to which a GSO send was refused. Datagrams to these addresses are sent one by one. At most
+/// [`PLAIN_ROUTES_MAX`] addresses are remembered; then a new address replaces the oldest.
 #[derive(Debug, Default)]
 pub(super) struct PlainRoutes {
     remotes: VecDeque<IpAddr>,
 }
 
 impl PlainRoutes {
-    /// Returns true if the address of `remote` refused a GSO send.
+    /// Returns true if a GSO send to the address of `remote` was refused.
     pub(super) fn contains(&self, remote: SocketAddr) -> bool {
         !self.remotes.is_empty() && self.remotes.contains(&remote.ip().to_canonical())
     }
 
-    /// Adds the address of `remote`. Returns false if it was known.
+    /// Adds the address of `remote`. Returns false if the address was already known.
     pub(super) fn insert(&mut self, remote: SocketAddr) -> bool {
         if self.contains(remote) {
             return false;

@@ -1,5 +1,5 @@
-//! [`UdpDriver`]: builds batches, submits once per turn and handles completions. Memory that the kernel holds is touched
-//! only in `buffers.rs` and `ring.rs`.
+//! [`UdpDriver`]: builds batches, submits operations at the end of each turn and handles completions. Only `buffers.rs`
+//! and `ring.rs` touch memory that the kernel holds.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -22,19 +22,20 @@ use crate::base::limits::{
     EVENTFDS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX, SUBMIT_DATAGRAMS,
 };
 
-/// Waits for completions when a driver is dropped: how many, and the longest time of each.
+/// Number of waits for completions when a driver is dropped, and the longest time of each wait.
 const DROP_WAITS: (usize, Duration) = (40, Duration::from_millis(50));
 
 /// An eventfd and its read operation.
 struct Eventfd {
     fd: Arc<OwnedFd>,
-    /// The eight bytes of the read (eventfd(2)).
+    /// The eight bytes that the read fills (eventfd(2)).
     memory: Slot<u64>,
-    /// The read failed with an error that does not pass. It is not queued again.
+    /// True after the read has failed with a permanent error. The read is then not queued again.
     is_broken: bool,
 }
 
-/// A worker's io_uring with its UDP socket and all memory that the kernel holds for it. Used by one thread only.
+/// A worker's io_uring, with its UDP socket and all memory that the kernel holds for its operations. Only one thread
+/// may use a driver.
 pub struct UdpDriver {
     ring: Ring,
     sends: SendSlab,
@@ -43,34 +44,36 @@ pub struct UdpDriver {
     futex_wait: FutexWait,
     features: Features,
     identity: u32,
-    /// The batch that takes the next datagram, and the index of its send operation.
+    /// Index of a send operation, and the batch in that operation that the next datagram may join.
     open: Option<(u32, Batch)>,
-    /// Datagrams of refused GSO sends, to be sent one by one.
+    /// Datagrams of refused GSO sends, which are sent again one by one. Each has its viewer, route and bytes.
     resends: VecDeque<(u32, Route, Vec<u8>)>,
     plain_routes: PlainRoutes,
     in_flight: HashMap<u32, u32>,
     ready: VecDeque<Completion>,
     receive_errors_in_a_row: u32,
-    /// Datagrams queued since the last `io_uring_enter`.
+    /// Number of datagrams queued since the last submission.
     queued_datagrams: u32,
-    /// No operation was free after an extra `io_uring_enter`: drop datagrams for the rest of the turn.
+    /// True if no send operation was free even after an extra `io_uring_enter`. No other extra call is made in this
+    /// turn.
     is_starved: bool,
 }
 
 impl UdpDriver {
-    /// Sets up the ring and starts to receive and to read the eventfds. The calling thread must be the one that uses the
-    /// driver. Uses every feature of [`Features`] that the kernel has.
+    /// Sets up a driver with every feature of [`Features`] that the kernel has, and starts to receive and to read the
+    /// eventfds. The thread that calls this must be the one that uses the driver.
     ///
     /// # Errors
-    /// [`UdpDriverError`], which says what failed and, if io_uring is forbidden, what to do.
+    /// [`UdpDriverError`], which says what failed and, if io_uring is forbidden, what the operator can do.
     pub fn new(config: UdpDriverConfig) -> Result<UdpDriver, UdpDriverError> {
         UdpDriver::with_features(config, Features::all())
     }
 
-    /// As [`UdpDriver::new`], with at most the given features. For benches, and for tests of the fallbacks.
+    /// Sets up a driver like [`UdpDriver::new`], but with at most the given features. Benchmarks and tests of the
+    /// fallbacks use this.
     ///
     /// # Errors
-    /// As [`UdpDriver::new`].
+    /// The same as [`UdpDriver::new`].
     pub fn with_features(
         config: UdpDriverConfig,
         mut features: Features,
@@ -109,19 +112,22 @@ impl UdpDriver {
             queued_datagrams: 0,
             is_starved: false,
         };
-        driver.submit_and_wait(Duration::ZERO)?; // a kernel without the multishot receive refuses it here
+        driver.submit_and_wait(Duration::ZERO)?; // a kernel without multishot receive already refuses the receive here
         Ok(driver)
     }
 
-    /// Enters the kernel before the turn ends once [`SUBMIT_DATAGRAMS`] are queued: the kernel copies datagrams that are
-    /// still in the cache, their buffers are free for the next viewer, and no viewer waits for the encryption of all.
+    /// Submits before the turn ends if at least [`SUBMIT_DATAGRAMS`] datagrams are queued. This has three advantages:
+    /// - The kernel copies datagrams that are still in the CPU's cache.
+    /// - The send buffers become free for the next viewer.
+    /// - No viewer waits until the datagrams of all viewers are encrypted.
     fn submit_early(&mut self) {
         if self.queued_datagrams < SUBMIT_DATAGRAMS {
             return;
         }
         self.queued_datagrams = 0;
         if let Err(error) = self.ring.enter(Duration::ZERO) {
-            log::debug!("submitting early: {error}"); // reported again, and handled, at the end of the turn
+            // The submission at the end of the turn reports a lasting error, so this one is only logged.
+            log::debug!("cannot submit before the end of the turn: {error}");
         }
         self.reap();
     }
@@ -131,14 +137,15 @@ impl UdpDriver {
         self.features
     }
 
-    /// Returns a free send operation. If none is free, reaps completions with an extra `io_uring_enter`, once a turn.
+    /// Returns the index of a free send operation. If none is free, makes an extra `io_uring_enter` call and handles
+    /// the completions. If such a call frees no operation, it is not repeated in this turn.
     fn acquire(&mut self) -> Option<u32> {
         let free = self.sends.acquire();
         if free.is_some() || self.is_starved {
             return free;
         }
         if let Err(error) = self.ring.enter(Duration::ZERO) {
-            log::debug!("no operation free: {error}");
+            log::debug!("cannot get completions although no send operation is free: {error}");
         }
         self.reap();
         let free = self.sends.acquire();
@@ -146,14 +153,15 @@ impl UdpDriver {
         free
     }
 
-    /// Starts a batch of one datagram. It is closed if the route takes no GSO send.
+    /// Returns a batch of one datagram. The batch is already closed if the kernel or the route does not support GSO
+    /// sends.
     fn start(&self, viewer: u32, route: Route, bytes: usize) -> Batch {
         let mut batch = Batch::of_first(viewer, route, bytes);
         batch.is_closed |= !self.features.contains(Features::GSO) || self.plain_routes.contains(route.remote);
         batch
     }
 
-    /// Queues the send of a batch.
+    /// Queues the send of a batch in operation `index`. If that is impossible, frees the operation and counts the loss.
     fn submit(&mut self, index: u32, batch: &Batch) {
         let datagrams = count(batch.segment_count);
         if self.ring.push_send(&mut self.sends, index, batch) {
@@ -171,7 +179,7 @@ impl UdpDriver {
         }
     }
 
-    /// Queues the datagrams of refused GSO sends one by one.
+    /// Queues the datagrams of refused GSO sends again, each as its own send.
     fn resend(&mut self) {
         while let Some((viewer, route, bytes)) = self.resends.pop_front() {
             match self.acquire() {
@@ -205,7 +213,7 @@ impl UdpDriver {
         self.futex_wait.arm(&mut self.ring);
     }
 
-    /// Handles all completions, overflowed ones included.
+    /// Handles all completions, including those that overflowed the completion queue.
     fn reap(&mut self) {
         loop {
             while let Some(cqe) = self.ring.pop() {
@@ -238,7 +246,7 @@ impl UdpDriver {
         match cqe.result().saturating_neg() {
             ..0 => self.ready.push_back(Completion::Eventfd(index)),
             libc::EINTR | libc::ECANCELED => {}
-            // Another process set O_NONBLOCK. Clear it: else every wait would end at once.
+            // Another process has set O_NONBLOCK. The flag is cleared again; otherwise every read would end at once.
             libc::EAGAIN if udp::make_blocking(eventfd.fd.as_fd()).is_ok() => {}
             errno => {
                 eventfd.is_broken = true;
@@ -272,7 +280,8 @@ impl UdpDriver {
         self.ready.push_back(Completion::Sent { viewer: batch.viewer, datagrams, result });
     }
 
-    /// The route takes no GSO send: these datagrams and all later ones to it are sent one by one.
+    /// Handles a refused GSO send. The datagrams of `batch` and all later datagrams to the same address are sent one by
+    /// one.
     fn refuse(&mut self, index: u32, batch: &Batch, errno: i32) {
         self.ring.counters.gso_fallbacks += 1;
         if self.plain_routes.insert(batch.route.remote) && self.ring.counters.gso_fallbacks == 1 {
@@ -323,9 +332,10 @@ impl UdpDriver {
             libc::ENOBUFS => self.ring.counters.recv_no_buffers += 1,
             libc::ECANCELED => {}
             libc::EINVAL if cqe.token() == Token::Receive && self.ring.counters.received == 0 => {
-                self.features.remove(Features::MULTISHOT_RECEIVE); // Linux 5.19 has the buffer ring but not the receive
+                // Linux 5.19 has the buffer ring but no multishot receive, so the driver changes to one-shot receives.
+                self.features.remove(Features::MULTISHOT_RECEIVE);
                 if let Err(error) = self.ring.unregister_buffers() {
-                    log::debug!("buffer ring: {error}");
+                    log::debug!("cannot unregister the buffer ring: {error}");
                 }
                 self.receiver = Receiver::OneShot(ReceiveSlab::new());
             }
@@ -342,8 +352,8 @@ impl UdpDriver {
         }
     }
 
-    /// Submits what is queued, cancels all other operations and waits for their last completions, at most
-    /// [`DROP_WAITS`]. Returns true if all came.
+    /// Submits everything queued, cancels all operations and waits for their last completions, for at most
+    /// [`DROP_WAITS`]. Returns true if all operations have completed.
     fn end(&mut self) -> bool {
         self.flush();
         let mut is_usable = self.ring.enter(Duration::ZERO).is_ok();
@@ -359,7 +369,7 @@ impl UdpDriver {
         self.is_idle()
     }
 
-    /// Returns true if the kernel holds no memory of ours.
+    /// Returns true if the kernel holds no memory of this driver.
     fn is_idle(&self) -> bool {
         self.sends.is_idle()
             && self.receiver.is_idle()
@@ -376,7 +386,7 @@ impl Driver for UdpDriver {
         self.arm();
         let wait = if self.ready.is_empty() { timeout } else { Duration::ZERO };
         if self.ready.is_empty() {
-            self.ready.clear(); // reuses the deque's first page instead of cycling through all of them
+            self.ready.clear(); // the deque starts at its first page again instead of cycling through all its pages
         }
         self.queued_datagrams = 0;
         self.ring.enter(wait)?;
@@ -455,8 +465,8 @@ impl Driver for UdpDriver {
     }
 }
 
-/// Ends all operations. Then the kernel holds nothing and the fields may be dropped in any order. If the kernel does
-/// not answer, the owners in `buffers.rs` leak the memory it still holds, whatever happens to the ring.
+/// Ends all operations. Then the kernel holds no memory, and the fields may be dropped in any order. If the kernel does
+/// not answer, the owners in `buffers.rs` leak the memory that the kernel still holds.
 impl Drop for UdpDriver {
     fn drop(&mut self) {
         if !self.end() {
@@ -465,8 +475,8 @@ impl Drop for UdpDriver {
     }
 }
 
-/// Returns the sizes of the submission and the completion queue for `operations` sends and eventfd reads. The
-/// completions of all operations fit at once.
+/// Returns the sizes of the submission queue and of the completion queue for `operations` sends and eventfd reads. The
+/// completion queue has room for the completions of all operations at the same time.
 fn queue_sizes(operations: usize) -> (u32, u32) {
     let receives = usize::from(RECEIVE_BUFFERS);
     let submissions = (operations + 64).next_power_of_two();
@@ -475,20 +485,20 @@ fn queue_sizes(operations: usize) -> (u32, u32) {
     (entries(submissions), entries(completions))
 }
 
-/// Prepares the multishot receive, or one-shot receives where the kernel has no buffer ring.
+/// Prepares the multishot receive. If the kernel has no buffer ring, prepares one-shot receives instead.
 fn receiver(ring: &mut Ring, features: &mut Features) -> Result<Receiver, UdpDriverError> {
     if features.contains(Features::MULTISHOT_RECEIVE) {
         let buffers = BufferRing::new().map_err(UdpDriverError::Setup)?;
         match ring.register_buffers(&buffers) {
             Ok(()) => return Ok(Receiver::Multishot(buffers)),
-            Err(error) => log::debug!("no buffer ring: {error}"),
+            Err(error) => log::debug!("no buffer ring, so one-shot receives are used: {error}"),
         }
     }
     features.remove(Features::MULTISHOT_RECEIVE);
     Ok(Receiver::OneShot(ReceiveSlab::new()))
 }
 
-/// Converts a count of datagrams; a batch has at most 52.
+/// Converts a number of datagrams to `u32`. A batch has at most 52 datagrams, so the number always fits.
 fn count(datagrams: usize) -> u32 {
     u32::try_from(datagrams).unwrap_or(u32::MAX)
 }

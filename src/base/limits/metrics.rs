@@ -1,12 +1,12 @@
-//! Bounds of log, histograms and flight recorder.
+//! Bounds of the log, the histograms and the flight recorder.
 
-/// Nanoseconds between two log lines about the same trouble.
+/// Minimum nanoseconds between two log lines about the same problem.
 pub const LOG_INTERVAL_NS: i64 = 60_000_000_000;
 
-/// Shortest latency in nanoseconds that the histograms distinguish. Also their resolution.
+/// Shortest latency in nanoseconds that the histograms distinguish. It is also the finest step between two latencies.
 pub const LATENCY_MIN_NS: u64 = 1_000;
 
-/// Longest latency in nanoseconds. Longer ones count as this.
+/// Longest latency in nanoseconds that the histograms store. Longer latencies are stored as this value.
 pub const LATENCY_MAX_NS: u64 = 10_000_000_000;
 
 /// Upper bounds of the buckets of `stage_latency_seconds`, in microseconds.
@@ -19,15 +19,16 @@ pub const WRITE_BUCKETS_US: [u64; 15] = [
     2_000_000,
 ];
 
-/// Access units of one viewer whose sending is timed at the same time. Further ones are not timed.
+/// Maximum number of access units of one viewer whose sending is timed at the same time. Further access units are not
+/// timed.
 pub const TIMED_UNITS_MAX: usize = 8;
 
-/// Access units in a worker's flight recorder: a minute at 30 units/s.
+/// Maximum number of access units in a worker's flight recorder: more than a minute at 30 units/s.
 pub const TRACE_UNITS_MAX: usize = 2_048;
 
-/// Sent units (one per viewer and access unit) in a worker's flight recorder: a minute with 8 viewers, 640 kB when
-/// full.
+/// Maximum number of sent units in a worker's flight recorder, one for each viewer and access unit. They cover a minute
+/// with 8 viewers and take 640 kB when the recorder is full.
 pub const TRACE_WRITES_MAX: usize = 16_384;
 
-/// Entries of a flight recorder that are allocated at a time, when first needed.
+/// Number of flight recorder entries that are allocated together when they are first needed.
 pub const TRACE_CHUNK: usize = 256;

@@ -4,63 +4,65 @@ use std::time::Duration;
 
 use super::BODY_BYTES_MAX;
 
-/// Viewers of one process. Upper limit of `--max-viewers`.
+/// Maximum number of viewers of one process, and the upper limit of `--max-viewers`.
 pub const VIEWERS_MAX: usize = 1_024;
 
-/// Bytes of an SDP offer. A browser's has 3 to 10 kB.
+/// Maximum bytes of an SDP offer. A browser's offer has 3 to 10 kB.
 pub const OFFER_BYTES_MAX: usize = BODY_BYTES_MAX;
 
-/// Media descriptions (m-lines) of an offer.
+/// Maximum number of media descriptions (m-lines) of an offer.
 pub const OFFER_MEDIA_MAX: usize = 32;
 
-/// Local candidates announced to a viewer, including those of `--advertise`.
+/// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
 pub const CANDIDATES_MAX: usize = 32;
 
-/// Time from the offer until DTLS must be complete.
+/// Maximum time from the offer until the DTLS handshake is complete.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time without an authenticated STUN request after which a session ends. RFC 7675 allows 30 s; browsers check
-/// every 2 to 5 s.
+/// Time without an authenticated STUN request after which a session ends. RFC 7675 allows 30 s. Browsers send such a
+/// request every 2 to 5 s.
 pub const CONSENT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Delay of the first retransmission of a DTLS flight, doubled per retry. RFC 6347 recommends 1 s; viewers on the
-/// local network answer within milliseconds.
+/// Delay of the first retransmission of a DTLS flight. The delay doubles with every retry. RFC 6347 recommends 1 s, but
+/// viewers on the local network answer within milliseconds.
 pub const DTLS_FLIGHT_RETRANSMIT: Duration = Duration::from_millis(150);
 
-/// Retries of a DTLS flight. The last one leaves before [`HANDSHAKE_TIMEOUT`].
+/// Maximum number of retries of a DTLS flight. The last retry is sent before [`HANDSHAKE_TIMEOUT`] has passed.
 pub const DTLS_FLIGHT_RETRIES: usize = 6;
 
-/// Packets in a viewer's retransmission cache: the IDR of an 8 Mbps stream (up to 274) and the next 120 ms. Viewers
-/// share the payloads; each buffer of several payloads takes 48 bytes of every viewer's memory.
+/// Number of packets in a viewer's retransmission cache. An IDR of an 8 Mbps stream (up to 274 packets) and the next
+/// 120 ms fit. Viewers share the payload buffers. For each buffer, which holds several payloads, a viewer's cache needs
+/// 48 bytes.
 pub const RTX_CACHE_PACKETS: usize = 384;
 
-/// Time for which a packet can be retransmitted.
+/// Time after sending for which a packet can be retransmitted.
 pub const RTX_CACHE_AGE: Duration = Duration::from_secs(1);
 
-/// Retransmissions to one viewer per second. Further requests are ignored (NACK flood).
+/// Maximum number of retransmissions to one viewer per second. Further requests are ignored: they are a NACK flood.
 pub const RETRANSMITS_PER_SECOND_MAX: u32 = 1_024;
 
-/// Minimum time between two retransmissions of the same packet. Receivers request a packet only a few times (str0m
-/// five times, one round trip apart), and a refusal costs one of them: keep this short.
+/// Minimum time between two retransmissions of the same packet. A receiver requests a packet only a few times (str0m
+/// five times, one round trip apart). Each ignored request wastes one of these attempts, so this time must be short.
 pub const RESEND_GUARD: Duration = Duration::from_millis(5);
 
 /// Time between two sender reports of a stream.
 pub const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// SSRCs from which one viewer may send RTCP. Browsers use one for all streams, or one per stream.
+/// Maximum number of SSRCs from which one viewer may send RTCP. Browsers use one SSRC for all streams, or one per
+/// stream.
 pub const RTCP_SENDERS_MAX: usize = 8;
 
-/// Bytes of an RTP packet besides its payload: header, original sequence number, authentication tag.
+/// Bytes of an RTP packet in addition to its payload: header, original sequence number (RTX) and authentication tag.
 pub const RTP_OVERHEAD_BYTES_MAX: usize = 12 + 2 + 16;
 
-/// Bytes of the header extensions: their header, then mid, playout delay and capture time with one byte each, padded
-/// to whole words.
+/// Maximum bytes of the RTP header extensions. Their common header is followed by mid, playout delay and capture time,
+/// each with a header of one byte. Padding fills the last 32-bit word.
 pub const RTP_EXTENSIONS_BYTES_MAX: usize = 4 + (17 + 4 + 17_usize).next_multiple_of(4);
 
-/// Addresses of one viewer in one session (candidates of both families, network changes). str0m keeps a candidate
-/// for each and never removes it.
+/// Maximum number of addresses of one viewer in one session. A viewer has candidates of both address families, and new
+/// addresses after a network change. str0m keeps a candidate for each address and never removes it.
 pub const VIEWER_PATHS_MAX: usize = 64;
 
-/// Datagrams of one viewer that the kernel may hold unsent. Above half of it, non-reference units are skipped. Above
-/// it, all units up to the next IDR are dropped.
+/// Maximum number of datagrams of one viewer that the kernel may hold unsent. Above half of this number, non-reference
+/// units are skipped. Above the full number, all units up to the next IDR are dropped.
 pub const VIEWER_IN_FLIGHT_MAX: u32 = 1_024;

@@ -4,91 +4,95 @@ use std::time::Duration;
 
 use super::{VIEWER_IN_FLIGHT_MAX, VIEWERS_MAX};
 
-/// Worker threads of one process.
+/// Maximum number of worker threads of one process.
 pub const WORKERS_MAX: usize = 64;
 
-/// Commands queued for one worker.
+/// Maximum number of commands queued for one worker.
 pub const COMMANDS_MAX: usize = 256;
 
-/// Datagrams queued for a worker that does not receive itself.
+/// Maximum number of datagrams queued for a worker that gets its datagrams from the receiving worker.
 pub const FORWARDED_DATAGRAMS_MAX: usize = 1_024;
 
-/// Routes from the receiving worker to the sessions of other workers: those of all viewers, and as many ending ones.
+/// Maximum number of routes from the receiving worker to sessions of other workers. All viewers have one, and as many
+/// sessions may be ending.
 pub const ROUTES_MAX: usize = 2 * VIEWERS_MAX;
 
-/// Route updates that wait for room in the receiving worker's mailbox.
+/// Maximum number of route updates that wait for room in the receiving worker's mailbox.
 pub const ROUTE_UPDATES_MAX: usize = 2 * VIEWERS_MAX;
 
-/// Commands handled in one turn; also forwarded datagrams.
+/// Maximum number of commands handled in one turn. The same bound applies to forwarded datagrams.
 pub const COMMANDS_PER_TURN_MAX: usize = 64;
 
-/// Access units sent in one turn.
+/// Maximum number of access units sent in one turn.
 pub const UNITS_PER_TURN_MAX: usize = 8;
 
-/// Datagrams and other completions handled in one turn.
+/// Maximum number of completions handled in one turn, including those of received datagrams.
 pub const COMPLETIONS_PER_TURN_MAX: usize = 4_096;
 
-/// Payload bytes of one GOP that a worker keeps for joining viewers: 16 s at 8 Mbit/s.
+/// Maximum payload bytes of a GOP that a worker keeps for joining viewers. They last 16 s at 8 Mbit/s.
 pub const GOP_BYTES_MAX: usize = 16 << 20;
 
-/// Access units of one GOP that can be replayed to a joining viewer (Chromium queues at most 800 pictures).
+/// Maximum number of access units of a GOP that can be replayed to a joining viewer. Chromium queues at most 800
+/// pictures.
 pub const GOP_UNITS_MAX: usize = 600;
 
-/// Number of units before a slot is overwritten at which a worker saves its content. This is the delay that the worker
-/// tolerates.
+/// A worker saves the content of a slot when this number of units is left until the camera overwrites the slot. The
+/// worker may be delayed by as many units without losing content.
 pub const GOP_MARGIN_UNITS: u32 = 8;
 
-/// Milliseconds in which the GOP so far is replayed to a joining viewer.
+/// Target duration, in milliseconds, of the replay of the current GOP to a joining viewer.
 pub const REPLAY_MS: u64 = 250;
 
-/// Slowest and fastest replay to one viewer in bytes per second: faster than any stream, at most 96 Mbit/s. Chromium takes
-/// 256 kB at a time and may pause for 20 ms.
+/// Slowest and fastest replay to one viewer in bytes per second. Even the slowest replay is faster than the live
+/// stream; the fastest has 96 Mbit/s. Chromium takes 256 kB at a time and may pause for 20 ms.
 pub const REPLAY_BYTES_PER_S: std::ops::RangeInclusive<u64> = 4_000_000..=12_000_000;
 
-/// Milliseconds of missed turns that a replay catches up at most.
+/// Maximum milliseconds of missed turns that a replay makes up for in one burst.
 pub const REPLAY_BURST_MS: u64 = 4;
 
-/// Time between two turns of a worker that replays.
+/// Time between two turns of a worker while it replays a GOP.
 pub const REPLAY_TURN: Duration = Duration::from_millis(1);
 
-/// Payload bytes replayed to all viewers in one turn, before the worker polls for live units again.
+/// Maximum payload bytes replayed to all viewers together in one turn. Then the worker polls for live units again.
 pub const REPLAY_BYTES_PER_TURN: usize = 64 * 1024;
 
-/// Units of a GOP that are replayed to a joining viewer without requesting a new IDR from the camera. All viewers would have
-/// to receive that IDR.
+/// Maximum number of units of a GOP that are replayed to a joining viewer without a request for a new IDR. The camera
+/// would send that IDR to all viewers.
 pub const REPLAY_UNITS_SHORT: usize = 30;
 
-/// Datagrams of one viewer that the kernel may hold unsent while its replay continues.
+/// Maximum number of datagrams of one viewer that the kernel may hold unsent. Above this number, the viewer's replay
+/// pauses.
 pub const REPLAY_IN_FLIGHT_MAX: u32 = VIEWER_IN_FLIGHT_MAX / 4;
 
-/// RTP time between two replayed units.
+/// RTP time (90 kHz) between two replayed units.
 pub const REPLAY_STEP_90K: u64 = 1;
 
-/// Packets in the retransmission cache during and after a replay of more than [`super::RTX_CACHE_PACKETS`]: Chromium waits for a
-/// lost packet for as many.
+/// Number of packets in the retransmission cache during and after a replay of more than [`super::RTX_CACHE_PACKETS`].
+/// Chromium waits for a lost packet until as many later packets have arrived.
 pub const REPLAY_RTX_PACKETS: usize = 2_048;
 
 /// Minimum time between two replays that answer one viewer's IDR requests.
 pub const REPLAY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A request for an IDR waits for the camera's next one if that is expected within this time.
+/// Expected time until the camera's next IDR, below which a viewer's IDR request is not answered with a replay.
 pub const REPLAY_WORTH: Duration = Duration::from_millis(300);
 
-/// An IDR request is ignored for this time, or 1.5 round trips if that is longer, after an IDR was sent: the viewer
-/// sent the request before that IDR arrived.
+/// Time after an IDR was sent in which the viewer's IDR requests are ignored (or 1.5 round trips, if that is longer).
+/// The viewer has sent such a request before the IDR arrived.
 pub const IDR_ON_ITS_WAY: Duration = Duration::from_millis(100);
 
-/// Send operations kept per viewer: an IDR unit of 8 Mbit/s takes about 3 to 6 batches.
+/// Number of send operations kept per viewer. An IDR unit of an 8 Mbit/s stream takes about 3 to 6 batches.
 pub const SEND_OPERATIONS_PER_VIEWER: usize = 8;
 
-/// Send operations kept in addition to those per viewer.
+/// Number of send operations kept in addition to those per viewer.
 pub const SEND_OPERATIONS_MIN: usize = 32;
 
-/// Stack of a worker thread.
+/// Stack bytes of a worker thread.
 pub const WORKER_STACK_BYTES: usize = 512 * 1024;
 
-/// Below this `--max-viewers` one worker is enough (measured: a linear scan serves 64 sessions).
+/// Value of `--max-viewers` below which one worker is enough. In measurements, one worker with a linear scan served 64
+/// sessions.
 pub const VIEWERS_OF_ONE_WORKER: usize = 65;
 
-/// Stack of the threads for camera wait and simulator.
+/// Stack bytes of the threads that wait for the camera or simulate it.
 pub const HELPER_STACK_BYTES: usize = 512 * 1024;

@@ -1,4 +1,4 @@
-//! Guarantees of a cursor on the legacy rings, one test for each. `lease_tests.rs` has those of the lease ring.
+//! Tests of a cursor on the legacy rings, one for each guarantee. `lease_tests.rs` has the tests on the lease ring.
 
 use std::sync::atomic::AtomicBool;
 
@@ -62,7 +62,8 @@ fn lapped_cursor_reports_it_once_and_continues_with_the_newest_unit() {
         (0..slots - 2).for_each(|_| ring.publish(b"still safe"));
         assert_eq!(unit(cursor.next(0)).sequence, 0, "{layout}");
         (0..100).for_each(|_| ring.publish(b"new"));
-        // On v0 the newest unit is not known to be complete: this test has no follower.
+        // On v0 only a follower finds out that the newest unit is complete. This test has none, so the unit before the
+        // newest one is the newest readable unit.
         let newest = ring.index - if layout == Layout::V0 { 2 } else { 1 };
         let Next::Lapped { missed_units } = cursor.next(0) else { panic!("{layout}") };
         assert_eq!(missed_units, newest - 1, "{layout}: units 1 to newest - 1");
@@ -98,7 +99,7 @@ fn unit_is_not_returned_while_it_is_copied() {
     let (camera, mut cursor) = attach(ring.name());
     let mut follower = SegmentFollower::new(camera);
     for step in 0..30 {
-        follower.poll(step * 20 * MS, None); // commits the newest unit, records the next pre-image
+        follower.poll(step * 20 * MS, None); // commits the newest unit and records the pre-image of the next one
     }
     let sequence = ring.begin();
     for step in 0..20_usize {
@@ -264,7 +265,8 @@ fn no_torn_unit_passes_at_full_camera_speed() {
     }
 }
 
-/// Reads until `done`. Checks that every intact unit is not torn, and returns their count.
+/// Reads units until `done` is set. Checks that no unit reported as intact is torn, and returns the number of intact
+/// units.
 fn read_all(mut cursor: Cursor, pause: u32, done: &AtomicBool) -> u32 {
     let mut intact = 0;
     loop {

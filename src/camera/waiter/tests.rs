@@ -1,4 +1,4 @@
-//! Tests of the camera wait, on a thread of its own and polled by hand.
+//! Tests of the camera wait. Some run it on a separate thread; others poll the waiter directly, as a worker does.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -12,7 +12,7 @@ use crate::camera::semaphore::WAITER;
 use crate::camera::source::Wakeup;
 use crate::camera::test_ring::TestRing;
 
-/// The camera's side of the semaphore.
+/// The camera's side of the semaphore: initialises it and posts.
 struct Poster(Arc<Mapping>);
 
 impl Poster {
@@ -24,8 +24,8 @@ impl Poster {
 
     /// Initialises the semaphore, as the daemon does when it starts.
     fn initialise(&self) {
-        // SAFETY: the pointer is to 32 aligned, writable bytes. A process that waits there sees other values, which
-        // cannot harm memory.
+        // SAFETY: the pointer is to 32 aligned, writable bytes. A process that waits on this semaphore only sees its
+        // count change, which cannot harm memory.
         let result = unsafe { libc::sem_init(self.pointer(), 1, 0) };
         assert_eq!(result, 0);
     }
@@ -44,13 +44,13 @@ impl Poster {
 
     fn value(&self) -> i32 {
         let mut value = 0;
-        // SAFETY: as in `post`; `value` outlives the call.
+        // SAFETY: as in `post`, the semaphore is initialised and mapped. `value` outlives the call.
         let result = unsafe { libc::sem_getvalue(self.pointer(), &raw mut value) };
         assert_eq!(result, 0);
         value
     }
 
-    /// Registered waiters.
+    /// Returns the number of registered waiters.
     fn waiters(&self) -> u64 {
         let (_, state): (_, &AtomicU64) = self.0.semaphore_words().unwrap();
         state.load(Ordering::Relaxed) / WAITER
@@ -65,7 +65,7 @@ impl Wakeup for ChannelWakeup {
     }
 }
 
-/// A camera wait on a thread of its own.
+/// A camera wait that runs on a separate thread.
 struct Running {
     camera: Camera,
     cursor: Cursor,
@@ -87,7 +87,7 @@ impl Running {
         Running { cursor: camera.cursor(), camera, wakeups, stop, thread: Some(thread) }
     }
 
-    /// Waits for wake-ups until the next unit is there.
+    /// Waits for wake-ups until the next unit has arrived, and returns that unit's bytes.
     fn unit(&mut self) -> Vec<u8> {
         loop {
             match self.cursor.next(monotonic_ns()) {
@@ -228,7 +228,7 @@ fn semaphore_shared_with_another_server_is_given_up() {
     assert!(check.allows(3), "early polls for an incomplete unit prove nothing");
 }
 
-/// Polls once, as a worker does. Returns true if the waiter was signalled before.
+/// Polls once, as a worker does. Returns true if the waiter was signalled before the poll.
 fn poll_once(waiter: &mut CameraWaiter) -> bool {
     let is_signalled = waiter.is_signalled();
     waiter.poll(monotonic_ns());
@@ -250,7 +250,8 @@ fn word_signals_each_unit_until_it_is_polled() {
         assert!(waiter.poll(monotonic_ns()), "a new unit");
         assert_eq!(poster.value(), 0);
     }
-    // The daemon restarts and initialises its semaphore again: the next poll registers the waiter again.
+    // The daemon restarts and initialises its semaphore again, which removes the registered waiter. The next poll must
+    // register the waiter again.
     poster.initialise();
     poll_once(&mut waiter);
     let word = waiter.word().map(|(word, seen)| (Arc::clone(word), seen));
