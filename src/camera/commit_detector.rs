@@ -179,8 +179,8 @@ impl PostCount {
         let proven = posts.index_before.wrapping_sub(1);
         let counted = self.posted.map(|posted| posted.wrapping_add(posts.taken));
         let posted = match counted {
-            // There are more posts than units: the count was too high, or another process has posted. So the count
-            // falls back to the lower bound.
+            // More posts of the semaphore were counted than units begun: our count was too high, or another process
+            // has posted. Only the units that the write index proves are taken as posted.
             Some(counted) if ahead(counted, index) > 0 => {
                 self.in_step = 0;
                 proven

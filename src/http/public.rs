@@ -59,11 +59,11 @@ pub struct HttpConfig {
 /// Time limits of a connection. Tests shorten the defaults.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpTimeouts {
-    /// Time from the accept until the TLS handshake is complete.
+    /// Longest time from the accept until the TLS handshake is complete.
     pub handshake: Duration,
-    /// Time from the accept, the TLS handshake or the last answer until the head of a request is complete.
+    /// Longest time from the accept, the TLS handshake or the last answer until the head of a request is complete.
     pub header: Duration,
-    /// Time for the body of a request to arrive.
+    /// Longest time for the body of a request to arrive.
     pub body: Duration,
     /// Time for the backend to answer.
     pub backend: Duration,

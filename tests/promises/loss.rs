@@ -34,8 +34,8 @@ fn watch_through(kbps: u32, weather: Weather) -> (support::account::Report, supp
 #[test]
 fn five_percent_loss_is_repaired_by_retransmission() {
     // str0m requests a lost packet up to five times, a round trip apart, but only while it is among the last 100
-    // packets. At 1.5 Mbit/s 100 packets span half a second, including an IDR. At 4 Mbit/s an IDR pushes lost packets
-    // out of that window after one or two requests.
+    // packets. At 1.5 Mbit/s, 100 packets take half a second to send, even if an IDR is among them. That is enough time
+    // for all five requests. At 4 Mbit/s, the many packets of an IDR would leave time for one or two requests only.
     let (report, metrics, lost) = watch_through(
         1_500,
         Weather { seed: 42, loss_percent: 5.0, delay: Duration::from_millis(15), reorder_percent: 0.0 },
