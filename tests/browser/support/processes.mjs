@@ -13,7 +13,7 @@ const BINARIES = path.resolve(HERE, '..', process.env.SS_BIN ?? '../../target/de
 /** Directory in which the tests save screenshots. */
 export const PICTURES = path.join(ROOT, 'target/browser');
 /** Longest time that `waitFor` waits, in milliseconds. */
-export const PATIENCE_MS = 60_000;
+export const PATIENCE_MS = 120_000;
 
 let nextName = 0;
 export const uniqueShm = () => `/ss-browser-${process.pid}-${nextName++}`;
