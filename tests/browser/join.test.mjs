@@ -5,7 +5,7 @@
 // Environment variables, with their defaults in brackets:
 // SS_JOINS    joins on each ring [3]; use 30 for meaningful percentiles
 // SS_LAYOUTS  rings to join on [v1 v3-6 v0]
-// SS_FPS      frame rate of the camera [10]
+// SS_FPS      frame rate of the camera [10; 2 on the ring of six slots]
 // SS_GOP_S    seconds from one IDR to the next [50]: longer than the test, so that no viewer starts at the next IDR
 // SS_CAMERA   more options of camera-sim
 import assert from 'node:assert/strict';
@@ -17,13 +17,15 @@ const JOINS = Number(process.env.SS_JOINS ?? 3);
 const LAYOUTS = (process.env.SS_LAYOUTS ?? 'v1 v3-6 v0').split(' ');
 const MORE = (process.env.SS_CAMERA ?? '').split(' ').filter((word) => word !== '');
 const GOP_S = Number(process.env.SS_GOP_S ?? 50);
-const FPS = Number(process.env.SS_FPS ?? 10);
+/** Returns the frame rate of the camera. It is so low that the ring holds three seconds of units: a machine that is busy
+ *  with the browsers may not run the server for half a second. */
+const fpsOf = (layout) => Number(process.env.SS_FPS ?? (layout === 'v3-6' ? 2 : 10));
 const AT_ONCE = 3;
 /** Milliseconds for which a viewer is watched after it has shown the unit that was newest at its first picture. */
 const WATCH_MS = 4_000;
 
-const camera = (layout) => ['--layout', layout, '--pattern', '640x360', '--fps', `${FPS}`,
-  '--bitrate-kbps', '1000', '--gop', `${FPS * GOP_S}`, ...MORE];
+const camera = (layout) => ['--layout', layout, '--pattern', '640x360', '--fps', `${fpsOf(layout)}`,
+  '--bitrate-kbps', '1000', '--gop', `${fpsOf(layout) * GOP_S}`, ...MORE];
 
 /** Stores the time at which the page applies the first answer of the server. The test measures the delay of the
  *  first picture from that time. */
@@ -38,14 +40,14 @@ function noteAnswer(page) {
 }
 
 /** Returns for each picture the milliseconds since the first picture, and how many units it is behind the steady
- *  pace of the last FPS pictures. */
-function lags(seen) {
-  const settled = seen.slice(-FPS).map((picture) => picture.unit - (picture.at * FPS) / 1000).sort((a, b) => a - b);
+ *  pace of the pictures of the last second. */
+function lags(seen, fps) {
+  const settled = seen.slice(-fps).map((picture) => picture.unit - (picture.at * fps) / 1000).sort((a, b) => a - b);
   const pace = settled[Math.floor(settled.length / 2)];
-  return seen.map((picture) => ({ ms: picture.at - seen[0].at, units: pace - (picture.unit - (picture.at * FPS) / 1000) }));
+  return seen.map((picture) => ({ ms: picture.at - seen[0].at, units: pace - (picture.unit - (picture.at * fps) / 1000) }));
 }
 
-async function join(browser, server) {
+async function join(browser, server, fps) {
   await sleep(Math.random() * 3_000);
   const viewer = await openViewer(browser, server.url, noteAnswer);
   await viewer.pictures(1);
@@ -53,14 +55,14 @@ async function join(browser, server) {
   await waitFor(`unit ${newest}, the newest at the time of the first picture`, async () =>
     (await viewer.seen()).some((picture) => picture.unit >= newest));
   await sleep(WATCH_MS);
-  await viewer.pictures(FPS);
+  await viewer.pictures(fps);
   const seen = await viewer.seen();
   const answeredAt = await viewer.page.evaluate(() => window.answeredAt);
   const stats = await viewer.stats();
   const connections = await viewer.connectionCount();
   await viewer.page.context().close();
   const readable = seen.filter((picture) => picture.unit !== null);
-  const lag = lags(readable);
+  const lag = lags(readable, fps);
   const later = lag.filter((at) => at.ms > 1_000);
   return {
     first: readable[0],
@@ -102,7 +104,7 @@ async function joinsOn(t, layout) {
     metric(server, 'gop_cache_bytes').then((bytes) => bytes > 0));
   const joins = [];
   while (joins.length < JOINS) {
-    const some = Array.from({ length: Math.min(AT_ONCE, JOINS - joins.length) }, () => join(browser, server));
+    const some = Array.from({ length: Math.min(AT_ONCE, JOINS - joins.length) }, () => join(browser, server, fpsOf(layout)));
     joins.push(...await Promise.all(some));
   }
   const lost = ['lapped_total', 'torn_total', 'gop_missed_total'].map((name) => metric(server, name));
@@ -130,12 +132,13 @@ for (const layout of LAYOUTS) {
     for (const one of joins) {
       assertInOrder(assert, one.seen);
       assert.deepEqual(one.errors, []);
-      assert.equal(one.broken, 0, 'pictures without a readable unit number');
-      // Without a whole GOP a viewer starts at the next IDR, and the page tries again until it comes.
+      // Without a whole GOP a viewer starts at the next IDR, and the page connects again until it comes. A new
+      // connection may start with an empty picture.
       if (missed > 0) continue;
       assert.equal(one.connections, 1, 'the page reconnected');
+      assert.equal(one.broken, 0, 'pictures without a readable unit number');
       // Without the catch-up a viewer would start at the next IDR.
-      if (GOP_S >= 30) assert.ok(one.first.unit < GOP_S * FPS, `started at unit ${one.first.unit}`);
+      if (GOP_S >= 30) assert.ok(one.first.unit < GOP_S * fpsOf(layout), `started at unit ${one.first.unit}`);
     }
   });
 }
