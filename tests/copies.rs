@@ -134,13 +134,11 @@ mod path {
         let data_bytes = UNIT_BYTES as u64;
         SlotMetadata {
             frame_number: number,
-            timestamp_s: 0,
-            timestamp_ns: 0,
-            camera_id: 0,
             width: 640,
             height: 352,
             format: FORMAT_H264,
             data_bytes,
+            ..SlotMetadata::default()
         }
     }
 

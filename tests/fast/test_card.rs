@@ -8,16 +8,7 @@ use streaming_server::h264::{self, Stamp, crc32_of_slices};
 use streaming_server::simulator::{NumberBlocks, ParameterSetPolicy, TestCard, TestCardConfig, Unit};
 
 fn config(width: u32, height: u32) -> TestCardConfig {
-    TestCardConfig {
-        width,
-        height,
-        fps: 30.0,
-        bitrate_kbps: None,
-        gop: 30,
-        slices: 1,
-        parameter_sets: ParameterSetPolicy::Every,
-        delimiters: true,
-    }
+    TestCardConfig { width, height, ..TestCardConfig::default() }
 }
 
 /// Returns the byte stream of `count` units, with numbers from `first` on.

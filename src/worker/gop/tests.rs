@@ -59,13 +59,11 @@ impl Bench {
         unit.resize(unit.len() + bytes, 0xa5);
         let metadata = SlotMetadata {
             frame_number: u64::from(self.written),
-            timestamp_s: 0,
-            timestamp_ns: 0,
-            camera_id: 0,
             width: 640,
             height: 352,
             format: FORMAT_H264,
             data_bytes: unit.len() as u64,
+            ..SlotMetadata::default()
         };
         self.writer.publish(&metadata, &unit);
         self.written += 1;

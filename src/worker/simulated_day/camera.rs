@@ -1,6 +1,6 @@
 //! The camera of a simulated day: synthetic H.264 of realistic sizes in a real ring. It has restarts, other
-//! resolutions, silence, slots with wrong metadata, and non-reference units. Its ledger holds what it has published,
-//! for the checks at the receivers.
+//! resolutions, silence, slots with wrong metadata, and non-reference units. It keeps a ledger of the published units,
+//! with which the receivers compare what they get.
 
 use std::collections::VecDeque;
 use std::ops::Range;
