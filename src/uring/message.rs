@@ -199,10 +199,15 @@ pub(super) fn parse_multishot(buffer: &[u8], header: &libc::msghdr) -> Result<Re
     if received.is_payload_truncated() {
         return Err(ReceiveFault::Truncated);
     }
+    let length = received.payload_data().len();
+    // The crate cuts a length that exceeds the buffer. A cut datagram must not pass as a whole one.
+    if usize::try_from(received.incoming_payload_len()) != Ok(length) {
+        return Err(ReceiveFault::Malformed);
+    }
     let remote = decode_address(received.name_data()).ok_or(ReceiveFault::Malformed)?;
     let local = decode_local(received.control_data());
     let start = RECEIVE_HEADER_BYTES + ADDRESS_BYTES + CONTROL_BYTES;
-    Ok(ReceivedParts { remote, local, start, length: received.payload_data().len() })
+    Ok(ReceivedParts { remote, local, start, length })
 }
 
 /// Copies `source` to `target[at..]` and returns the length of `source`. All callers write constant layouts that fit.
@@ -289,6 +294,16 @@ mod tests {
         let mut buffer = vec![0; 400];
         buffer[12..16].copy_from_slice(&(libc::MSG_TRUNC as u32).to_ne_bytes());
         assert_eq!(parse_multishot(&buffer, &receive_header()), Err(ReceiveFault::Truncated));
+    }
+
+    #[test]
+    fn length_that_exceeds_the_buffer_is_malformed() {
+        let mut buffer = vec![0; 400];
+        buffer[8..12].copy_from_slice(&1_000_u32.to_ne_bytes());
+        let (name, name_bytes) = encode_address("[::5]:7".parse().unwrap(), Family::V6).unwrap();
+        buffer[0..4].copy_from_slice(&name_bytes.to_ne_bytes());
+        buffer[RECEIVE_HEADER_BYTES..RECEIVE_HEADER_BYTES + name.len()].copy_from_slice(&name);
+        assert_eq!(parse_multishot(&buffer, &receive_header()), Err(ReceiveFault::Malformed));
     }
 
     #[test]
