@@ -159,6 +159,7 @@ impl AppBackend {
             width: self.first_counter(|counters| counters.width.get()),
             height: self.first_counter(|counters| counters.height.get()),
             fps,
+            b_frames: self.first_counter(|counters| counters.b_frames.get()) > 0,
         };
         if is_live { CameraSummary::Live(picture) } else { CameraSummary::Stalled(picture) }
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
+use crate::h264::{Assembler, BFrameDetector};
 use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 
 /// Result of a check.
@@ -104,7 +105,22 @@ fn ring(config: &Config) -> Finding {
         let advice = "the camera stopped or its clock is wrong";
         return (Verdict::Warn, format!("{found}, the newest {age_s} s from now: {advice}"));
     }
+    if has_b_frames(&mapping) {
+        let advice = "turn B-frames off: browsers over WebRTC do not reorder pictures";
+        return (Verdict::Warn, format!("{found}, with B-frames: {advice}"));
+    }
     (Verdict::Ok, found)
+}
+
+/// Returns true if pictures in the ring are shown in another order than they were sent.
+fn has_b_frames(mapping: &Mapping) -> bool {
+    let (mut assembler, mut detector) = (Assembler::default(), BFrameDetector::default());
+    let newest = mapping.write_index();
+    // The camera may overwrite the oldest slots meanwhile, so they are left out.
+    (1..mapping.layout().slot_count().saturating_sub(1)).rev().any(|back| {
+        let head = mapping.copy_unit_head(newest.wrapping_sub(back));
+        assembler.assemble(&head).is_ok_and(|unit| detector.find(&unit))
+    })
 }
 
 /// Age of the newest slot, in seconds, above which `doctor` reports that the camera stopped.

@@ -9,7 +9,7 @@ use super::assembled::{AssembledUnit, Item, Picture};
 use super::bits::{BitReader, SyntaxError};
 use super::nal::{self, NalUnit, ScanError, kind};
 use super::parameter_sets::{self, ParameterSetError, ParameterSets};
-use super::sei::recovery_point;
+use super::sei;
 use crate::base::limits;
 
 /// Why a unit must be skipped. Decoding can always start again at the next IDR.
@@ -25,15 +25,26 @@ pub enum UnitError {
     /// A slice header is broken.
     #[error("broken slice header: {0}")]
     Slice(SyntaxError),
-    /// The unit has no slice. Its parameter sets are cached for later units.
+    /// The unit has no slice. Its parameter sets are cached for later units. This is not a fault of the camera.
     #[error("no slice in the unit")]
     NoSlice,
+    /// The unit has no slice, and one of its parameter sets is broken.
+    #[error("no slice in the unit, and a broken parameter set: {0}")]
+    LoneParameterSet(ParameterSetError),
     /// The parameter sets of an IDR are neither in the unit nor in the cache.
     #[error("an IDR refers to picture parameter set {pps_id}, which (or whose SPS) was never seen")]
     MissingParameterSets {
         /// The `pic_parameter_set_id` to which the slice refers.
         pps_id: u8,
     },
+}
+
+impl UnitError {
+    /// Returns true if a picture is lost with the unit. Later units may refer to it, so they cannot be decoded.
+    #[must_use]
+    pub fn loses_picture(&self) -> bool {
+        !matches!(self, Self::NoSlice | Self::LoneParameterSet(_))
+    }
 }
 
 /// Identifies a parameter set that the current unit contains.
@@ -64,6 +75,7 @@ pub struct Assembler {
     idr_assembled: bool,
     /// The recovery point of a unit without a slice. It belongs to the picture of the next unit.
     recovery_before: Option<u16>,
+    filler_bytes: u64,
 }
 
 impl Assembler {
@@ -71,6 +83,12 @@ impl Assembler {
     #[must_use]
     pub fn parameter_sets(&self) -> &ParameterSets {
         &self.sets
+    }
+
+    /// Returns the number of bytes of filler that were removed from all units so far.
+    #[must_use]
+    pub fn filler_bytes(&self) -> u64 {
+        self.filler_bytes
     }
 
     /// Scans one access unit and returns its NAL units in sending order: first the access unit delimiter, then inserted
@@ -84,7 +102,8 @@ impl Assembler {
     /// - A repeated parameter set is sent once, with its last content. If the encoder wrote another order, the
     ///   delimiter is moved to the front, and each SPS is moved before the PPS that refers to it.
     /// - NAL units of unspecified kinds (0 and 24 to 31) are removed. Decoders ignore them, and in RTP these numbers
-    ///   mean aggregates and fragments. Everything else is kept unchanged, including filler data.
+    ///   mean aggregates and fragments. Filler is removed too: filler data, SEI with only filler messages, and zero
+    ///   bytes at the end of the unit. Everything else is kept unchanged.
     /// - If a unit contains two pictures, both are kept unchanged.
     ///
     /// # Errors
@@ -94,7 +113,7 @@ impl Assembler {
         self.items.clear();
         self.carried.clear();
         let picture = self.arrange(bytes)?;
-        Ok(AssembledUnit { bytes, items: &self.items, picture })
+        Ok(AssembledUnit { bytes, items: &self.items, sets: &self.sets, picture })
     }
 
     /// Copies the state of `other`, so that this assembler returns the same output for the same units. Must be called
@@ -117,12 +136,16 @@ impl Assembler {
         nal::scan(bytes, &mut self.scanned)?;
         let is_slice = |nal: &NalUnit| (kind::SLICE..=kind::IDR_SLICE).contains(&nal.kind);
         let head_count = self.scanned.iter().position(is_slice).unwrap_or(self.scanned.len());
-        self.store_head(bytes, head_count)?;
-        let head = self.scanned.iter().take(head_count).filter(|nal| nal.kind == kind::SEI);
-        let recovery = recovery_point(head.map(|nal| nal.slice(bytes))).or(self.recovery_before.take());
+        let end = self.scanned.last().map_or(0, |nal| nal.end as usize);
+        self.filler_bytes += (bytes.len() - end) as u64;
+        let stored = self.store_head(bytes, head_count);
+        let recovery = self.read_sei(bytes, head_count).or(self.recovery_before.take());
         if head_count == self.scanned.len() {
             self.recovery_before = recovery;
+            self.append_head(head_count);
+            return Err(stored.err().map_or(UnitError::NoSlice, UnitError::LoneParameterSet));
         }
+        stored?;
         let mut picture = self.read_slices(bytes)?;
         if !picture.is_idr && recovery.is_some() && self.knows_needed_sets() {
             picture.recovery_point = recovery;
@@ -142,7 +165,7 @@ impl Assembler {
 
     /// Stores the parameter sets before the first slice, from the last to the first. If two sets have the same id, only
     /// the last of them is stored, and the other is removed from the output.
-    fn store_head(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
+    fn store_head(&mut self, bytes: &[u8], head_count: usize) -> Result<(), ParameterSetError> {
         let mut result = Ok(());
         for nal in self.scanned.iter_mut().take(head_count).rev() {
             if !matches!(nal.kind, kind::SPS | kind::PPS) {
@@ -158,7 +181,21 @@ impl Assembler {
                 Err(error) => result = Err(error),
             }
         }
-        Ok(result?)
+        result
+    }
+
+    /// Returns the recovery point of the SEI before the first slice. Marks SEI that is only filler as filler data.
+    fn read_sei(&mut self, bytes: &[u8], head_count: usize) -> Option<u16> {
+        let mut recovery = None;
+        for nal in self.scanned.iter_mut().take(head_count).filter(|nal| nal.kind == kind::SEI) {
+            let sei = nal.slice(bytes);
+            if sei::is_filler(sei) {
+                nal.kind = kind::FILLER;
+            } else {
+                recovery = recovery.or(sei::recovery_point([sei]));
+            }
+        }
+        recovery
     }
 
     /// Reads the slice headers. Returns the properties of the picture, and stores in `needed` which picture parameter
@@ -171,11 +208,12 @@ impl Assembler {
                 continue;
             }
             let slice = nal.slice(bytes);
-            let pps_id = slice_pps_id(slice).map_err(UnitError::Slice)?;
+            let (slice_type, pps_id) = slice_type_and_pps_id(slice).map_err(UnitError::Slice)?;
             if !self.needed.contains(&pps_id) {
                 self.needed.push(pps_id);
             }
             picture.is_idr |= nal.kind == kind::IDR_SLICE;
+            picture.has_b_slice |= slice_type % 5 == B_SLICE;
             picture.is_reference |= slice.first().is_some_and(|header| header & NAL_REF_IDC != 0);
         }
         if self.needed.is_empty() { Err(UnitError::NoSlice) } else { Ok(picture) }
@@ -223,8 +261,10 @@ impl Assembler {
         let mut in_order = self.items.is_empty();
         let mut rank_before = 0;
         for (index, nal) in self.scanned.iter().take(head_count).enumerate() {
-            if is_specified(nal.kind) {
+            if is_sent(nal.kind) {
                 self.items.push(Item::Slot(*nal));
+            } else {
+                self.filler_bytes += filler_bytes(*nal);
             }
             match rank(nal.kind) {
                 0 => in_order &= index == 0,
@@ -252,8 +292,10 @@ impl Assembler {
                 }
                 self.carried.push(set);
             }
-            if is_specified(nal.kind) {
+            if is_sent(nal.kind) {
                 self.items.push(Item::Slot(*nal));
+            } else {
+                self.filler_bytes += filler_bytes(*nal);
             }
         }
         Ok(())
@@ -267,9 +309,17 @@ const NAL_REF_IDC: u8 = 0x60;
 /// it.
 const REMOVED: u8 = 0;
 
-fn is_specified(kind: u8) -> bool {
-    (kind::SLICE..=23).contains(&kind)
+/// Returns true if NAL units of this kind are sent and recorded: the kinds that H.264 specifies, but not filler data.
+fn is_sent(kind: u8) -> bool {
+    (kind::SLICE..=23).contains(&kind) && kind != kind::FILLER
 }
+
+/// Returns the size in bytes of filler data with its start code. Returns 0 for other kinds.
+fn filler_bytes(nal: NalUnit) -> u64 {
+    if nal.kind == kind::FILLER { u64::from(nal.end - nal.start) + START_CODE_BYTES } else { 0 }
+}
+
+const START_CODE_BYTES: u64 = 3;
 
 /// Returns the key by which NAL units before the first slice are sorted (H.264 7.4.1.2.3). Smaller keys come first.
 fn rank(kind: u8) -> u8 {
@@ -281,12 +331,18 @@ fn rank(kind: u8) -> u8 {
     }
 }
 
-/// Returns `pic_parameter_set_id` of a slice header (H.264 7.3.3).
-fn slice_pps_id(slice: &[u8]) -> Result<u8, SyntaxError> {
-    let mut bits = BitReader::new(slice.get(1..).unwrap_or_default());
+/// `slice_type` of a B slice, modulo 5 (H.264 table 7-6).
+const B_SLICE: u8 = 1;
+
+/// Returns `slice_type` and `pic_parameter_set_id` of a slice header (H.264 7.3.3).
+fn slice_type_and_pps_id(slice: &[u8]) -> Result<(u8, u8), SyntaxError> {
+    read_slice_start(&mut BitReader::new(slice.get(1..).unwrap_or_default()))
+}
+
+/// Reads the fields of a slice header up to `pic_parameter_set_id`, which are the same in every stream.
+pub(super) fn read_slice_start(bits: &mut BitReader<'_>) -> Result<(u8, u8), SyntaxError> {
     bits.unsigned("first_mb_in_slice", limits::PICTURE_MACROBLOCKS_MAX)?;
-    bits.unsigned("slice_type", 9)?;
-    bits.unsigned_u8("pic_parameter_set_id", u8::MAX)
+    Ok((bits.unsigned_u8("slice_type", 9)?, bits.unsigned_u8("pic_parameter_set_id", u8::MAX)?))
 }
 
 #[cfg(test)]
@@ -475,11 +531,51 @@ mod tests {
     }
 
     #[test]
-    fn unspecified_kinds_are_removed_and_filler_is_kept() {
+    fn unspecified_kinds_are_removed() {
         let mut assembler = started();
-        let filler: &[u8] = &[0x0C, 0xFF, 0x80];
-        let unit: [&[u8]; 7] = [&[0x00, 1], &[0x18, 1], filler, &non_idr(0), &[0x7C, 9], filler, &[0x1F, 1]];
-        assert_eq!(assembled(&mut assembler, &unit).unwrap(), [filler, &non_idr(0), filler]);
+        let unit: [&[u8]; 5] = [&[0x00, 1], &[0x18, 1], &non_idr(0), &[0x7C, 9], &[0x1F, 1]];
+        assert_eq!(assembled(&mut assembler, &unit).unwrap(), [non_idr(0)]);
+        assert_eq!(assembler.filler_bytes(), 0);
+    }
+
+    #[test]
+    fn filler_of_any_form_is_removed_and_counted() {
+        let mut assembler = started();
+        let filler = [&[0x0C][..], &[0xFF; 500], &[0x80]].concat();
+        let sei_filler: &[u8] = &[0x06, 3, 2, 0xFF, 0xFF, 0x80];
+        let picture = non_idr(0);
+        let unit: [&[u8]; 6] = [AUD, sei_filler, SEI, &filler, &picture, &filler];
+        assert_eq!(assembled(&mut assembler, &unit).unwrap(), [AUD, SEI, &picture]);
+        assert_eq!(assembler.filler_bytes(), 2 * (502 + 3) + 6 + 3);
+        let padded = [annex_b(&[&picture]), vec![0; 900]].concat();
+        assert_eq!(assembler.assemble(&padded).unwrap().nal(0).bytes, picture);
+        assert_eq!(assembler.filler_bytes(), 2 * (502 + 3) + 6 + 3 + 900);
+        assert_eq!(
+            assembled(&mut assembler, &[&filler]),
+            Err(UnitError::NoSlice),
+            "filler alone is no picture"
+        );
+        assert_eq!(assembler.filler_bytes(), 3 * (502 + 3) + 6 + 3 + 900);
+    }
+
+    #[test]
+    fn only_a_unit_with_a_slice_can_lose_a_picture() {
+        let mut assembler = started();
+        let broken_sps: &[u8] = &[0x67, 66, 0, 31, 0x80];
+        for kind in (6..24).filter(|kind| !matches!(kind, 7 | 8)) {
+            let error = assembled(&mut assembler, &[&[kind, 0x55, 0x80]]).unwrap_err();
+            assert_eq!((error, error.loses_picture()), (UnitError::NoSlice, false), "kind {kind}");
+        }
+        let error = assembled(&mut assembler, &[broken_sps]).unwrap_err();
+        assert!(matches!(error, UnitError::LoneParameterSet(_)) && !error.loses_picture());
+        assert_eq!(assembled(&mut assembler, &[&pps(0, 0, 3)]), Err(UnitError::NoSlice));
+        assert_eq!(
+            assembled(&mut assembler, &[&idr(0)]).unwrap(),
+            [sps(0, 31, 80, 45), pps(0, 0, 3), idr(0)]
+        );
+        for lost in [&[broken_sps, &idr(0)][..], &[&[0x41]], &[&[0x25]]] {
+            assert!(assembled(&mut assembler, lost).unwrap_err().loses_picture(), "{lost:?}");
+        }
     }
 
     #[test]
@@ -573,7 +669,7 @@ mod tests {
             for unit in &units {
                 let Ok(assembled) = assembler.assemble(unit) else { continue };
                 let nals: Vec<_> = assembled.nals().collect();
-                prop_assert!(nals.iter().all(|nal| !nal.bytes.is_empty() && is_specified(nal.kind)));
+                prop_assert!(nals.iter().all(|nal| !nal.bytes.is_empty() && is_sent(nal.kind)));
                 for nal in nals.iter().filter(|nal| nal.slot_offset.is_some()) {
                     let start = nal.slot_offset.unwrap() as usize;
                     prop_assert_eq!(nal.bytes, &unit[start..start + nal.bytes.len()]);
@@ -581,7 +677,7 @@ mod tests {
                 if !assembled.is_idr() { continue }
                 let first_slice = nals.iter().position(|nal| nal.kind == 5 || nal.kind == 1).unwrap();
                 for slice in nals.iter().filter(|nal| matches!(nal.kind, 1 | 5)) {
-                    let pps_id = slice_pps_id(slice.bytes).unwrap();
+                    let (_, pps_id) = slice_type_and_pps_id(slice.bytes).unwrap();
                     let is_it = |nal: &&Nal<'_>| nal.kind == 8 && parameter_sets::read_id(nal.bytes, 8) == Ok(pps_id);
                     prop_assert_eq!(nals[..first_slice].iter().filter(is_it).count(), 1);
                 }

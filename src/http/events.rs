@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backend::{ApiError, Backend, BoxFuture};
 use super::login_lifetime;
 use super::response::{BodyStream, Response, json_text};
-use super::types::{CameraSummary, RecordingStatus, Status, Summary};
+use super::types::{CameraPicture, CameraSummary, RecordingStatus, Status, Summary};
 use crate::base::limits;
 use crate::metrics::status::RecorderState;
 
@@ -162,7 +162,8 @@ impl Event {
 /// changes all the time.
 fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
     let shown = |camera: &CameraSummary| {
-        (discriminant(camera), camera.picture().map(|picture| (picture.width, picture.height)))
+        let shown = |picture: &CameraPicture| (picture.width, picture.height, picture.b_frames);
+        (discriminant(camera), camera.picture().map(shown))
     };
     let parts = [
         (Event::Camera, shown(&before.camera) != shown(&now.camera)),
@@ -194,7 +195,6 @@ async fn next_kept(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::types::CameraPicture;
     use super::*;
 
     fn away() -> CameraSummary {
@@ -202,7 +202,13 @@ mod tests {
     }
 
     fn live(width: u64, fps: f64) -> CameraSummary {
-        CameraSummary::Live(CameraPicture { layout: "v3".to_owned(), width, height: 720, fps })
+        CameraSummary::Live(CameraPicture {
+            layout: "v3".to_owned(),
+            width,
+            height: 720,
+            fps,
+            b_frames: false,
+        })
     }
 
     fn summary(camera: CameraSummary, viewers: u32, is_recording: bool) -> Summary {

@@ -2,11 +2,12 @@
 //! for all viewers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Now;
 use crate::camera::{Camera, Cursor, Next, UnitView};
-use crate::h264::{Assembler, Packetizer, Payloads, UnitError};
+use crate::h264::{Assembler, BFrameDetector, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::{PacketizedUnit, UnitInfo};
 use crate::worker::gop::{Gop, GopBackfill, Live};
@@ -18,6 +19,13 @@ const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000; // local bound
 
 /// RTP time step of a unit whose timestamp is not usable: one tick, so that the time still increases.
 const STEP_90K_MIN: u64 = 1;
+
+/// What is logged when B-frames are found in the stream.
+const B_FRAMES_FOUND: &str = "the camera sends B-frames. Turn B-frames off: browsers over WebRTC do not reorder \
+                              pictures, so the picture stutters or freezes. Recordings are not affected.";
+
+/// True once a worker has logged [`B_FRAMES_FOUND`].
+static B_FRAMES_LOGGED: AtomicBool = AtomicBool::new(false);
 
 /// Result of [`Source::poll_unit`].
 pub(super) enum Polled {
@@ -42,6 +50,7 @@ pub(super) struct Source {
     gap: bool,
     last_captured_ns: Option<i64>,
     backfill: GopBackfill,
+    b_frames: BFrameDetector,
     /// Sequence number that the cursor reads next.
     position: u32,
 }
@@ -58,6 +67,7 @@ impl Source {
             gap: false,
             last_captured_ns: None,
             backfill: GopBackfill::new(camera),
+            b_frames: BFrameDetector::default(),
             position: 0,
         }
     }
@@ -79,6 +89,8 @@ impl Source {
             }
             Next::Restarted => {
                 counters.restarts.add(1);
+                counters.b_frames.set(0);
+                self.b_frames = BFrameDetector::default();
                 self.handle_loss()
             }
             Next::Empty | Next::Away => Polled::Empty,
@@ -108,13 +120,19 @@ impl Source {
                 if !view.is_intact() {
                     return self.handle_torn(counters);
                 }
+                counters.filler_bytes.set_total(self.assembler.filler_bytes());
                 count_refused(&error, counters);
-                // A unit with only parameter sets has no picture, so nothing was lost.
-                return if matches!(error, UnitError::NoSlice) { Polled::Again } else { self.handle_loss() };
+                return if error.loses_picture() { self.handle_loss() } else { Polled::Again };
             }
         };
         if has_viewers || self.backfill.keeps_at_once(self.position) {
             self.packetizer.packetize(&unit, &mut self.payloads);
+        }
+        if self.b_frames.find(&unit) {
+            counters.b_frames.set(1);
+            if !B_FRAMES_LOGGED.swap(true, Relaxed) {
+                log::warn!("{B_FRAMES_FOUND}");
+            }
         }
         let last = self.last_captured_ns.map(|last_ns| (last_ns, self.unit.rtp_time_90k));
         let info = UnitInfo {
@@ -134,6 +152,7 @@ impl Source {
         self.taken_at = Some(now.instant);
         counters.units_processed.add(1);
         counters.payload_allocations.set_total(self.packetizer.allocations());
+        counters.filler_bytes.set_total(self.assembler.filler_bytes());
         self.update_stream_counters(view, counters);
         if info.is_idr {
             self.backfill.begin(view.sequence, &self.assembler);
@@ -194,6 +213,7 @@ impl Source {
 
 fn count_refused(error: &UnitError, counters: &WorkerCounters) {
     match error {
+        UnitError::NoSlice => {}
         UnitError::MissingParameterSets { .. } => counters.missing_parameter_sets.add(1),
         _ => counters.malformed_units.add(1),
     }

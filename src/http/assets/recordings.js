@@ -56,6 +56,7 @@ function showStatus(status) {
   recordButton.setAttribute("aria-pressed", String(isRecording));
   recordButton.disabled = isBusy;
   recordText.textContent = isRecording ? `Stop ${clock(status.duration || 0)}` : "Record";
+  if (status.message) showNote(status.message);
   document.body.toggleAttribute("data-recording", isRecording);
   if (status.error) showNote(status.error.error);
   if (ended && !drawer.hidden) refresh();
@@ -75,7 +76,8 @@ async function toggleRecording() {
   recordButton.disabled = true;
   try {
     const answer = await request("POST", isRecording ? "api/recording/stop" : "api/recording/start");
-    showNote(answer.status === "stopped" ? `Saved ${answer.name}, ${clock(answer.duration)}` : `Recording ${answer.name}`);
+    const stopped = answer.message || `Saved ${answer.name}, ${clock(answer.duration)}`;
+    showNote(answer.status === "stopped" ? stopped : `Recording ${answer.name}`);
   } catch (error) {
     showNote(error.message);
   } finally {

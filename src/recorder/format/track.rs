@@ -7,6 +7,9 @@ pub const TIMESCALE: u32 = 90_000;
 /// Bytes of a fragment before its access unit: the `moof` box and the header of the `mdat` box.
 pub const FRAGMENT_HEADER_BYTES: usize = 108;
 
+/// As [`FRAGMENT_HEADER_BYTES`], for a fragment whose unit is shown at another time than it is decoded.
+pub const FRAGMENT_HEADER_BYTES_MAX: usize = FRAGMENT_HEADER_BYTES + 4;
+
 /// Properties of the one track of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Track {
@@ -53,8 +56,10 @@ impl UnitKind {
 pub struct Fragment {
     /// Number of the fragment in its file, from 1.
     pub sequence: u32,
-    /// Presentation time in ticks of [`TIMESCALE`]. The first unit of the file has time 0.
+    /// Decoding time in ticks of [`TIMESCALE`]. The first unit of the file has time 0.
     pub time_90k: u64,
+    /// Presentation time less decoding time, in ticks of [`TIMESCALE`]. Not 0 only in a stream with B-frames.
+    pub composition_90k: i32,
     /// Expected duration of the unit in ticks of [`TIMESCALE`]. The time of the next fragment overrides it.
     pub duration_90k: u32,
     /// Bytes of the access unit, including the length before each NAL unit.
@@ -63,23 +68,40 @@ pub struct Fragment {
     pub kind: UnitKind,
 }
 
-/// Table of the access units in a file, with 8 bytes of memory for each. All tables of the final `moov` box are
-/// computed from it.
+/// Table of the access units in a file, with 8 bytes of memory for each, and 4 more in a stream with B-frames. All
+/// tables of the final `moov` box are computed from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
     entries: Vec<IndexEntry>,
+    /// Presentation time less decoding time of each unit. Empty if all are 0.
+    compositions_90k: Vec<i32>,
+    /// Number of each unit with a recovery point, from 1, with its `recovery_frame_cnt`.
+    recovery_points: Vec<(u32, u16)>,
     last_time_90k: u64,
     last_duration_90k: u32,
 }
 
-/// Size and interval of one unit. `bytes_and_idr` is the size in bytes, with the top bit set if the unit is an IDR.
+/// Size and interval of one unit. `bytes_and_flags` is the size in bytes, with flags in the two top bits.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 struct IndexEntry {
-    bytes_and_idr: u32,
+    bytes_and_flags: u32,
     since_previous_90k: u32,
 }
 
+/// Flag of a unit that is an IDR.
 const IDR_BIT: u32 = 1 << 31;
+/// Flag of a unit whose fragment header has [`FRAGMENT_HEADER_BYTES_MAX`] bytes.
+const LONG_HEADER_BIT: u32 = 1 << 30;
+const BYTES_MASK: u32 = LONG_HEADER_BIT - 1;
+
+/// One unit of an index.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct IndexedUnit {
+    pub(super) bytes: u32,
+    pub(super) is_idr: bool,
+    /// Bytes of the fragment header before the unit.
+    pub(super) header_bytes: usize,
+}
 
 impl Index {
     /// Appends a unit that was written to the file.
@@ -88,10 +110,41 @@ impl Index {
             if self.entries.is_empty() { 0 } else { fragment.time_90k.saturating_sub(self.last_time_90k) };
         let since_previous_90k = u32::try_from(since).unwrap_or(u32::MAX);
         let idr = if fragment.kind == UnitKind::Idr { IDR_BIT } else { 0 };
-        debug_assert!(fragment.unit_bytes < IDR_BIT, "a slot holds 3 MB");
-        self.entries.push(IndexEntry { bytes_and_idr: fragment.unit_bytes | idr, since_previous_90k });
+        let long = if fragment.composition_90k == 0 { 0 } else { LONG_HEADER_BIT };
+        debug_assert!(fragment.unit_bytes <= BYTES_MASK, "a slot holds 3 MB");
+        let bytes_and_flags = fragment.unit_bytes & BYTES_MASK | idr | long;
+        if fragment.composition_90k != 0 {
+            self.compositions_90k.resize(self.entries.len(), 0);
+        }
+        if fragment.composition_90k != 0 || !self.compositions_90k.is_empty() {
+            self.compositions_90k.push(fragment.composition_90k);
+        }
+        self.entries.push(IndexEntry { bytes_and_flags, since_previous_90k });
         self.last_time_90k = fragment.time_90k;
         self.last_duration_90k = fragment.duration_90k;
+    }
+
+    /// Records that decoding can start with the last unit, although it is not an IDR. The pictures are correct after
+    /// `frames` pictures.
+    pub fn mark_recovery_point(&mut self, frames: u16) {
+        let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        self.recovery_points.push((number, frames));
+    }
+
+    /// Replaces the times of all units. `times` must have the decoding time and the presentation time of each unit in
+    /// ticks of [`TIMESCALE`]. The decoding times must increase.
+    pub(crate) fn set_times(&mut self, times: &[(u64, u64)]) {
+        debug_assert_eq!(times.len(), self.entries.len());
+        let mut before = times.first().map_or(0, |(decoded, _)| *decoded);
+        for (entry, (decoded, _)) in self.entries.iter_mut().zip(times) {
+            entry.since_previous_90k = u32::try_from(decoded.saturating_sub(before)).unwrap_or(u32::MAX);
+            before = *decoded;
+        }
+        self.last_time_90k = before;
+        let composition = |(decoded, shown): &(u64, u64)| {
+            i32::try_from(shown.cast_signed() - decoded.cast_signed()).unwrap_or(0)
+        };
+        self.compositions_90k = times.iter().map(composition).collect();
     }
 
     /// Returns the number of units in the file.
@@ -106,7 +159,7 @@ impl Index {
         self.entries.is_empty()
     }
 
-    /// Returns the presentation time of the last unit, in ticks of [`TIMESCALE`].
+    /// Returns the decoding time of the last unit, in ticks of [`TIMESCALE`].
     #[must_use]
     pub fn last_time_90k(&self) -> u64 {
         self.last_time_90k
@@ -118,17 +171,27 @@ impl Index {
         if self.entries.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
     }
 
-    /// Returns the duration to expect for the next unit: the interval between the last two units, or 1/30 s if that
-    /// interval is zero or more than a second.
-    #[must_use]
-    pub fn expected_duration_90k(&self) -> u32 {
-        let last = self.entries.last().map_or(0, |entry| entry.since_previous_90k);
-        if (1..=TIMESCALE).contains(&last) { last } else { TIMESCALE / 30 }
+    /// Iterates over all units.
+    pub(super) fn units(&self) -> impl ExactSizeIterator<Item = IndexedUnit> {
+        self.entries.iter().map(|entry| IndexedUnit {
+            bytes: entry.bytes_and_flags & BYTES_MASK,
+            is_idr: entry.bytes_and_flags & IDR_BIT != 0,
+            header_bytes: if entry.bytes_and_flags & LONG_HEADER_BIT == 0 {
+                FRAGMENT_HEADER_BYTES
+            } else {
+                FRAGMENT_HEADER_BYTES_MAX
+            },
+        })
     }
 
-    /// Iterates over all units. Each item is the size of a unit in bytes, and true if the unit is an IDR.
-    pub(super) fn units(&self) -> impl ExactSizeIterator<Item = (u32, bool)> {
-        self.entries.iter().map(|entry| (entry.bytes_and_idr & !IDR_BIT, entry.bytes_and_idr & IDR_BIT != 0))
+    /// Returns presentation time less decoding time of each unit, in ticks of [`TIMESCALE`], or nothing if all are 0.
+    pub(super) fn compositions_90k(&self) -> &[i32] {
+        &self.compositions_90k
+    }
+
+    /// Returns the number of each unit with a recovery point, from 1, with its `recovery_frame_cnt`.
+    pub(super) fn recovery_points(&self) -> &[(u32, u16)] {
+        &self.recovery_points
     }
 
     /// Iterates over the durations of all units, in ticks of [`TIMESCALE`].
@@ -138,9 +201,13 @@ impl Index {
     }
 }
 
+/// Maximum bytes of one unit in the `moov` box: a row of stts, stss, stsz, stco and ctts, and two rows of sbgp with a
+/// description in sgpd.
+const INDEX_BYTES_OF_UNIT: u64 = 8 + 4 + 4 + 4 + 8 + 2 * 8 + 6; // local bound
+
 /// Returns an upper bound for the size in bytes of the `moov` box of a finished file with `units` access units. The
 /// recorder keeps this much disk space reserved, so that it can always finish the file.
 #[must_use]
 pub fn index_bytes_max(units: usize) -> u64 {
-    4_096 + 20 * units as u64
+    4_096 + INDEX_BYTES_OF_UNIT * units as u64
 }

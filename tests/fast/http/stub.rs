@@ -63,7 +63,13 @@ impl Backend for Stub {
 
     fn summary(&self) -> Summary {
         let camera = if self.is_ready.load(Ordering::Relaxed) {
-            CameraSummary::Live(CameraPicture { layout: "v3".into(), width: 1280, height: 720, fps: 29.9 })
+            CameraSummary::Live(CameraPicture {
+                layout: "v3".into(),
+                width: 1280,
+                height: 720,
+                fps: 29.9,
+                b_frames: false,
+            })
         } else {
             CameraSummary::Away { reason: "no camera".into() }
         };
@@ -85,9 +91,12 @@ impl Backend for Stub {
                 RecordingReply::Started(StartReply { filename, name, waits_for_idr: false })
             }
             RecordingCommand::Start(Err(error)) => return Box::pin(std::future::ready(Err(error.clone()))),
-            RecordingCommand::Stop => {
-                RecordingReply::Stopped { report: RecordingReport::default(), reason: "asked", kept: true }
-            }
+            RecordingCommand::Stop => RecordingReply::Stopped {
+                report: RecordingReport::default(),
+                reason: "asked",
+                kept: true,
+                message: None,
+            },
             RecordingCommand::Heartbeat => RecordingReply::HeartbeatAccepted,
             RecordingCommand::List => RecordingReply::List { recordings: Vec::new() },
             RecordingCommand::Delete(name) => RecordingReply::Deleted { name: name.clone() },
