@@ -101,15 +101,18 @@ fn ring(config: &Config) -> Finding {
         (_, monotonic) => ("CLOCK_MONOTONIC", monotonic),
     };
     let found = format!("{name}: layout {layout}, {}x{}, timestamps of {clock}", slot.width, slot.height);
+    let mut warnings = String::new();
     if age_s > STALE_S {
-        let advice = "the camera stopped or its clock is wrong";
-        return (Verdict::Warn, format!("{found}, the newest {age_s} s from now: {advice}"));
+        let age = format!(", the newest {age_s} s from now: the camera stopped or its clock is wrong");
+        warnings.push_str(&age);
     }
     if has_b_frames(&mapping) {
-        let advice = "turn B-frames off: browsers over WebRTC do not reorder pictures";
-        return (Verdict::Warn, format!("{found}, with B-frames: {advice}"));
+        warnings.push_str(
+            ", with B-frames: turn B-frames off, because browsers over WebRTC do not reorder pictures",
+        );
     }
-    (Verdict::Ok, found)
+    let verdict = if warnings.is_empty() { Verdict::Ok } else { Verdict::Warn };
+    (verdict, found + &warnings)
 }
 
 /// Returns true if pictures in the ring are shown in another order than they were sent.

@@ -248,7 +248,7 @@ pub(super) fn read_id(nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError>
 type Parser<T> = fn(&[u8]) -> Result<(u8, T), ParameterSetError>;
 
 /// Parameter sets of one type: all SPS, or all PPS.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Table<T> {
     entries: Vec<ParameterSet<T>>,
     /// Undo log for `roll_back`: the id of each set stored since the last `begin`, and the set that it replaced.
@@ -304,7 +304,7 @@ impl<T> Table<T> {
 }
 
 /// The cached parameter sets of one stream.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct ParameterSets {
     sequence: Table<SpsFields>,
     picture: Table<PpsFields>,

@@ -294,7 +294,7 @@ mod tests {
         let mut assembler = Assembler::default();
         let unknown = annex_b(&[vec![0x41, 0b1110_0000, 0x80]]);
         assert_eq!(PictureOrder::default().place(&assembler.assemble(&unknown).unwrap()), None);
-        let short = annex_b(&[sps(0, 31, 80, 45), pps(0, 0, 0), vec![0x41, 0b1110_0001]]);
+        let short = annex_b(&[sps(0, 31, 80, 45), pps(0, 0, 0), vec![0x41, 0b1001_1111]]);
         assert_eq!(PictureOrder::default().place(&assembler.assemble(&short).unwrap()), None);
     }
 

@@ -147,8 +147,7 @@ impl Disk {
             match foreign_file::create_new(&path, 0o666) {
                 // Another server may repair or delete an empty file before it is locked here. The name then counts as
                 // taken.
-                Ok(plain)
-                    if Lock::try_take(&plain) == Lock::Held || !FileIdentity::of(&plain)?.is_at(&path) => {}
+                Ok(plain) if Lock::try_take(&plain) == Lock::Held || !is_at(&plain, &path) => {}
                 Ok(plain) => return self.prepare(plain, name, stem.format).map(|open| (open, number)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(self.library.directory_error(&error)),
@@ -284,6 +283,10 @@ impl OpenFile {
         library.unregister(&self.name);
         self.progress.send_modify(|progress| progress.finished = true);
     }
+}
+
+fn is_at(file: &fs::File, path: &Path) -> bool {
+    FileIdentity::of(file).is_ok_and(|identity| identity.is_at(path))
 }
 
 /// Finishes a file that another program has truncated, as after a crash: with the units before the missing bytes. Removes

@@ -19,6 +19,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::active_recording::{ActiveRecording, Phase};
 use super::capture_clock::CaptureClock;
 use super::counters::RecorderCounters;
 use super::operation::{Completion, FileFate, FileId, IncomingUnit, Output, Start};
@@ -38,17 +39,6 @@ pub(crate) enum StartPoint {
     RecoveryPoint,
 }
 
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Phase {
-    Starting,
-    Running,
-    /// Units that the camera published before the stop are still written.
-    Draining {
-        stopped_ns: i64,
-    },
-    Closing,
-}
-
 /// State of the recorder: at most one active recording, and the result of the last one.
 pub(crate) struct Recording {
     assembler: Assembler,
@@ -63,36 +53,6 @@ pub(crate) struct Recording {
     last_file: FileId,
     last: Option<StopReply>,
     last_error: Option<RecorderError>,
-}
-
-struct ActiveRecording {
-    phase: Phase,
-    start: Start,
-    started_ns: i64,
-    heartbeat_at_ns: i64,
-    file: Option<RecordedFile>,
-    creating: Option<FileId>,
-    /// Number in the name of the current file, from 1.
-    number: u32,
-    pending: Option<PendingUnit>,
-    /// True until the next IDR or recovery point arrives. Other units are dropped until then, because they cannot be
-    /// decoded.
-    waiting_idr: bool,
-    /// Place of the recovery point with which writing started. Units that are shown before it refer to older pictures,
-    /// so they are dropped. `None` after the first unit that is shown later.
-    shown_after: Option<i64>,
-    /// True if the previous unit was dropped, so that a further dropped unit belongs to the same gap.
-    in_gap: bool,
-    /// Number of files that the disk is finishing.
-    finishing: usize,
-    /// Figures of this recording. The duration does not include the current file.
-    report: RecordingReport,
-    reason: StopReason,
-    error: Option<RecorderError>,
-    /// True if a stop request waits for its reply.
-    stop_requested: bool,
-    /// Time of the stop. `None` while the recording runs, and if an error ended it.
-    ended_at_ns: Option<i64>,
 }
 
 impl Recording {
@@ -256,9 +216,9 @@ impl Recording {
             return self.count_dropped(1);
         }
         if active.waiting_idr || pending.is_idr() {
-            active.shown_after = pending.time.place.filter(|_| !pending.is_idr());
+            active.shown_after = pending.time.order.filter(|_| !pending.is_idr());
         } else if let Some(start) = active.shown_after {
-            if pending.time.place.is_some_and(|place| place < start) {
+            if pending.time.order.is_some_and(|order| order < start) {
                 return;
             }
             active.shown_after = None;
@@ -562,46 +522,6 @@ impl Recording {
             self.last = Some(reply);
         }
         self.last_error = active.error;
-    }
-}
-
-impl ActiveRecording {
-    /// Stores how long before or after the start request the first unit was captured.
-    fn set_first_unit(&mut self, captured_ns: i64) {
-        let after_request = captured_ns.saturating_sub(self.started_ns) as f64 / 1e9;
-        self.report.pre_roll = (-after_request).max(0.0);
-        self.report.start_delay = after_request.max(0.0);
-    }
-
-    /// Ends the recording at `now_ns`. Units captured later are not recorded.
-    fn end(&mut self, now_ns: i64, reason: StopReason) {
-        self.ended_at_ns.get_or_insert(now_ns);
-        match self.phase {
-            Phase::Starting => self.phase = Phase::Closing,
-            Phase::Running => self.phase = Phase::Draining { stopped_ns: now_ns },
-            Phase::Draining { .. } | Phase::Closing => return,
-        }
-        self.reason = reason;
-    }
-
-    fn ending_deadline(&self) -> Option<(i64, StopReason)> {
-        let duration = self
-            .start
-            .max_duration_ns
-            .map(|ns| (self.started_ns.saturating_add(ns), StopReason::MaxDuration));
-        let heartbeat = self
-            .start
-            .heartbeat_ns
-            .map(|ns| (self.heartbeat_at_ns.saturating_add(ns), StopReason::Heartbeat));
-        [heartbeat, duration].into_iter().flatten().min_by_key(|(deadline, _)| *deadline)
-    }
-
-    fn full_report(&self, last_start_age_ns: Option<i64>) -> RecordingReport {
-        let mut report = self.report.clone();
-        report.waiting_for_idr = report.frame_count == 0;
-        report.last_idr_age = last_start_age_ns.map(|ns| ns.max(0) as f64 / 1e9);
-        report.duration += self.file.as_ref().map_or(0.0, RecordedFile::duration_s);
-        report
     }
 }
 

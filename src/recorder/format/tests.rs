@@ -12,7 +12,10 @@ use shiguredo_mp4::demux::{DemuxError, Fmp4FileDemuxer, Input, Mp4FileDemuxer, R
 use super::fmp4::{self, Form};
 use super::moov::{self, Notes};
 use super::recovery::{WholeFragments, whole_fragments};
-use super::{FRAGMENT_HEADER_BYTES_MAX, Fragment, Index, TIMESCALE, Track, UnitKind, index_bytes_max};
+use super::{
+    FRAGMENT_HEADER_BYTES, FRAGMENT_HEADER_BYTES_MAX, Fragment, Index, TIMESCALE, Track, UnitKind,
+    index_bytes_max,
+};
 
 #[derive(Clone, Debug)]
 struct Unit {
@@ -293,6 +296,6 @@ fn zeros_after_a_power_loss_end_the_recording() {
         3
     ];
     let (mut file, _, ends) = unfinished(&track, &units);
-    file[ends[1] + FRAGMENT_HEADER_BYTES_MAX..].fill(0);
+    file[ends[1] + FRAGMENT_HEADER_BYTES..].fill(0);
     assert_eq!(whole_fragments(Cursor::new(&file)).unwrap().unwrap().end, ends[1] as u64);
 }

@@ -35,9 +35,11 @@ pub(crate) struct UnitTime {
     /// Capture time in nanoseconds of `CLOCK_MONOTONIC`. If the camera's timestamp is not plausible, the time of
     /// arrival.
     pub(crate) captured_ns: i64,
-    /// Number of the picture in the order in which pictures are shown, counted from the IDR. `None` if it is unknown.
-    pub(crate) place: Option<i64>,
-    /// True if the counting of `place` starts again with this unit.
+    /// Picture order count, by which pictures are shown. `None` if it is unknown.
+    pub(crate) order: Option<i64>,
+    /// Difference of `order` between two pictures that are shown one after the other.
+    pub(crate) order_step: i64,
+    /// True if the counting of `order` starts again with this unit.
     pub(crate) is_idr: bool,
     /// The camera's interval. `None` if it is not known yet.
     pub(crate) interval_ns: Option<i64>,
@@ -64,11 +66,11 @@ pub(crate) struct PlannedTime {
 pub(crate) struct Timeline {
     units: usize,
     last: PlannedTime,
-    /// Number of IDRs, the number of units since the last one, and its place.
+    /// Number of IDRs, the number of units since the last one, and its order.
     sequence: u32,
     since_start: i64,
-    start_place: i64,
-    last_place: i64,
+    start_order: i64,
+    last_order: i64,
     /// Order and stamp of the newest units; of all units from `remembered_from` on, once a B-frame was seen.
     remembered: VecDeque<Remembered>,
     remembered_from: usize,
@@ -113,21 +115,21 @@ impl Timeline {
 
     /// Adds a unit that was written with the times that [`Timeline::plan`] returned.
     pub(crate) fn commit(&mut self, unit: &UnitTime, planned: &PlannedTime) {
-        let place = unit.place.unwrap_or_else(|| self.last_place.saturating_add(1));
+        let order = unit.order.unwrap_or_else(|| self.last_order.saturating_add(1));
         if unit.is_idr || self.units == 0 {
-            (self.sequence, self.since_start, self.start_place) = (self.sequence + 1, 0, place);
+            (self.sequence, self.since_start, self.start_order) = (self.sequence + 1, 0, order);
         }
-        self.has_b_frames |= unit.has_b_frames && place < self.last_place && self.since_start > 0;
+        self.has_b_frames |= unit.has_b_frames && order < self.last_order && self.since_start > 0;
         if !self.has_b_frames && self.remembered.len() == REMEMBERED_UNITS {
             self.remembered.pop_front();
             self.remembered_from += 1;
         }
         let shown_90k = planned.time_90k.saturating_add_signed(i64::from(planned.composition_90k));
         let stamp_90k = if unit.is_stamped_as_shown { shown_90k } else { planned.time_90k };
-        self.remembered.push_back(Remembered { order: (self.sequence, place), stamp_90k });
+        self.remembered.push_back(Remembered { order: (self.sequence, order), stamp_90k });
         self.since_start += 1;
         self.units += 1;
-        self.last_place = place;
+        self.last_order = order;
         self.last = *planned;
     }
 
@@ -161,8 +163,8 @@ impl Timeline {
 
     /// Returns the place of a picture when it is shown, less its place when it is sent.
     fn displacement(&self, unit: &UnitTime) -> i64 {
-        let Some(place) = unit.place.filter(|_| unit.has_b_frames && !unit.is_idr) else { return 0 };
-        let shown = place.saturating_sub(self.start_place);
+        let Some(order) = unit.order.filter(|_| unit.has_b_frames && !unit.is_idr) else { return 0 };
+        let shown = order.saturating_sub(self.start_order).div_euclid(unit.order_step.max(1));
         shown.saturating_sub(self.since_start).clamp(-DISPLACEMENT_MAX, DISPLACEMENT_MAX)
     }
 }
@@ -212,7 +214,7 @@ mod tests {
             timeline.commit(unit, &planned);
         }
         timeline.finish(&mut index);
-        let mut decoded = 0;
+        let mut decoded: u64 = 0;
         let compositions = index.compositions_90k().iter().copied().chain(std::iter::repeat(0));
         let times = index.durations_90k().zip(compositions).map(|(duration, composition)| {
             let times = (decoded, decoded.cast_signed() + i64::from(composition));
@@ -235,7 +237,8 @@ mod tests {
                 has_b_frames |= place % 3 == 1;
                 units.push(UnitTime {
                     captured_ns: 5 * SECOND + stamp * INTERVAL,
-                    place: Some(place),
+                    order: Some(place),
+                    order_step: 1,
                     is_idr: place == 0,
                     interval_ns: Some(INTERVAL),
                     has_b_frames,
@@ -268,7 +271,7 @@ mod tests {
                 assert_eq!(shown, even, "{case}");
                 let mut places = units.iter().zip(&times).collect::<Vec<_>>();
                 places.sort_by_key(|(_, (_, shown))| *shown);
-                let in_order = places.iter().map(|(unit, _)| unit.place.unwrap());
+                let in_order = places.iter().map(|(unit, _)| unit.order.unwrap());
                 assert!(in_order.zip((0..28).cycle()).all(|(place, expected)| place == expected), "{case}");
             }
         }
@@ -294,19 +297,25 @@ mod tests {
     fn b_frames_that_begin_late_are_in_order() {
         let mut units: Vec<_> = (0..100)
             .map(|number| UnitTime {
-                place: Some(number),
+                order: Some(number),
+                order_step: 1,
                 is_idr: number == 0,
                 ..sent_in_order(5 * SECOND + number * INTERVAL)
             })
             .collect();
         for (number, place) in (100..).zip([102, 100, 101, 105, 103, 104]) {
             let stamp = 5 * SECOND + number * INTERVAL;
-            units.push(UnitTime { place: Some(place), has_b_frames: number > 100, ..sent_in_order(stamp) });
+            units.push(UnitTime {
+                order: Some(place),
+                order_step: 1,
+                has_b_frames: number > 100,
+                ..sent_in_order(stamp)
+            });
         }
         let (_, times) = written(&units);
         let mut shown: Vec<_> = units.iter().zip(&times).collect();
         shown.sort_by_key(|(_, (_, shown))| *shown);
-        assert!(shown.iter().map(|(unit, _)| unit.place.unwrap()).eq(0..106));
+        assert!(shown.iter().map(|(unit, _)| unit.order.unwrap()).eq(0..106));
     }
 
     #[test]
@@ -349,7 +358,8 @@ mod tests {
         ) {
             let units: Vec<_> = units.into_iter().map(|(captured_ns, place, flags, interval_ns)| UnitTime {
                 captured_ns: captured_ns >> 20,
-                place: place.map(|place| place >> 20),
+                order: place.map(|place| place >> 20),
+                order_step: place.unwrap_or(0) % 4,
                 is_idr: flags[0],
                 interval_ns: interval_ns.map(|ns| ns >> 28),
                 has_b_frames: flags[1],
