@@ -17,7 +17,7 @@
 //!
 //! ISO/IEC 14496-12 (2015) defines the boxes: section 8.8 those of fragments, sections 8.6 and 8.7 those of the index.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::boxes::{u32_at, u64_at};
 use super::moov;
@@ -38,18 +38,28 @@ const TRUN: u32 = 0x701;
 const TRUN_WITH_COMPOSITION: u32 = 0x0100_0000 | TRUN | 0x800;
 
 impl Fragment {
-    /// Returns the number of bytes of [`Fragment::header`].
+    /// Returns the number of bytes of [`Fragment::write_header`].
     #[must_use]
     pub fn header_bytes(&self) -> usize {
         if self.composition_90k == 0 { FRAGMENT_HEADER_BYTES } else { FRAGMENT_HEADER_BYTES_MAX }
     }
 
-    /// Writes the bytes of the fragment before its access unit to `buffer`: the `moof` box and the header of the `mdat`
-    /// box. Returns the part of `buffer` that they take.
-    pub fn header<'a>(&self, buffer: &'a mut [u8; FRAGMENT_HEADER_BYTES_MAX]) -> &'a [u8] {
-        let mut out: &mut [u8] = buffer;
+    /// Appends the bytes of the fragment before its access unit: the `moof` box and the header of the `mdat` box.
+    pub fn write_header(&self, out: &mut impl BufMut) {
+        match self.composition_90k {
+            0 => out.put_slice(&self.boxes::<FRAGMENT_HEADER_BYTES>()),
+            _ => out.put_slice(&self.boxes::<FRAGMENT_HEADER_BYTES_MAX>()),
+        }
+    }
+
+    /// Returns the boxes with or without a composition time offset, as their number of bytes says. This number is a
+    /// constant so that the compiler can fold all sizes.
+    fn boxes<const BYTES: usize>(&self) -> [u8; BYTES] {
+        let mut boxes = [0; BYTES];
+        let mut out: &mut [u8] = &mut boxes;
         // The moof box contains a traf box, which contains a trun box. All three grow with the composition time offset.
-        let (more, trun) = if self.composition_90k == 0 { (0, TRUN) } else { (4, TRUN_WITH_COMPOSITION) };
+        let (more, trun) =
+            if BYTES == FRAGMENT_HEADER_BYTES { (0, TRUN) } else { (4, TRUN_WITH_COMPOSITION) };
         out.put_u32(100 + more);
         out.put_slice(b"moof\0\0\0\x10mfhd\0\0\0\0");
         out.put_u32(self.sequence);
@@ -71,11 +81,11 @@ impl Fragment {
         }
         out.put_u32(self.unit_bytes.saturating_add(8));
         out.put_slice(b"mdat");
-        buffer.get(..self.header_bytes()).unwrap_or_default()
+        boxes
     }
 
     /// Parses a fragment header at the start of `bytes`. Returns `None` if the bytes differ from those that
-    /// [`Fragment::header`] writes.
+    /// [`Fragment::write_header`] writes.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Fragment> {
         let fragment = Fragment {
@@ -89,8 +99,10 @@ impl Fragment {
                 _ => 0,
             },
         };
-        let mut buffer = [0; FRAGMENT_HEADER_BYTES_MAX];
-        let is_same = bytes.starts_with(fragment.header(&mut buffer));
+        let is_same = match fragment.composition_90k {
+            0 => bytes.starts_with(&fragment.boxes::<FRAGMENT_HEADER_BYTES>()),
+            _ => bytes.starts_with(&fragment.boxes::<FRAGMENT_HEADER_BYTES_MAX>()),
+        };
         (fragment.unit_bytes <= u32::MAX - 8 && is_same).then_some(fragment)
     }
 }
@@ -101,7 +113,7 @@ impl Fragment {
 /// lengths.
 pub fn gather(fragment: &Fragment, nal_units: &[Bytes], parts: &mut Vec<Bytes>) {
     let mut small = BytesMut::with_capacity(FRAGMENT_HEADER_BYTES_MAX + 4 * nal_units.len());
-    small.put_slice(fragment.header(&mut [0; FRAGMENT_HEADER_BYTES_MAX]));
+    fragment.write_header(&mut small);
     for nal in nal_units {
         small.put_u32(u32::try_from(nal.len()).unwrap_or(u32::MAX)); // 32 bits suffice: a slot holds 3 MB
         parts.push(small.split().freeze());

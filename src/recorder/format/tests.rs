@@ -80,7 +80,9 @@ fn unfinished(track: &Track, units: &[Unit]) -> (Vec<u8>, Index, Vec<usize>) {
 }
 
 fn header(fragment: &Fragment) -> Vec<u8> {
-    fragment.header(&mut [0; FRAGMENT_HEADER_BYTES_MAX]).to_vec()
+    let mut header = Vec::new();
+    fragment.write_header(&mut header);
+    header
 }
 
 fn finish(mut file: Vec<u8>, track: &Track, index: &Index, notes: Notes) -> Vec<u8> {

@@ -80,8 +80,10 @@ pub(crate) struct Timeline {
 #[derive(Copy, Clone, Debug)]
 struct Remembered {
     /// Key by which the units are sorted in the order in which they are shown.
-    order: (u32, i64),
+    place: (u32, i64),
     stamp_90k: u64,
+    /// Presentation time in the fragment.
+    shown_90k: u64,
 }
 
 impl Timeline {
@@ -108,16 +110,17 @@ impl Timeline {
         } else {
             time_90k.cast_signed() + ahead_ns / 100_000 * 9 + ahead_ns % 100_000 * 9 / 100_000
         };
-        let composition = if unit.has_b_frames { shown_90k - time_90k.cast_signed() } else { 0 };
+        let composition =
+            if unit.has_b_frames { self.in_order(unit, shown_90k) - time_90k.cast_signed() } else { 0 };
         let composition_90k = i32::try_from(composition).unwrap_or(0);
         PlannedTime { time_90k, composition_90k, duration_90k, zero_ns, time_ns }
     }
 
     /// Adds a unit that was written with the times that [`Timeline::plan`] returned.
     pub(crate) fn commit(&mut self, unit: &UnitTime, planned: &PlannedTime) {
-        let order = unit.order.unwrap_or_else(|| self.last_order.saturating_add(1));
-        if unit.is_idr || self.units == 0 {
-            (self.sequence, self.since_start, self.start_order) = (self.sequence + 1, 0, order);
+        let (sequence, order) = self.place(unit);
+        if sequence != self.sequence {
+            (self.sequence, self.since_start, self.start_order) = (sequence, 0, order);
         }
         self.has_b_frames |= unit.has_b_frames && order < self.last_order && self.since_start > 0;
         if !self.has_b_frames && self.remembered.len() == REMEMBERED_UNITS {
@@ -126,7 +129,7 @@ impl Timeline {
         }
         let shown_90k = planned.time_90k.saturating_add_signed(i64::from(planned.composition_90k));
         let stamp_90k = if unit.is_stamped_as_shown { shown_90k } else { planned.time_90k };
-        self.remembered.push_back(Remembered { order: (self.sequence, order), stamp_90k });
+        self.remembered.push_back(Remembered { place: (sequence, order), stamp_90k, shown_90k });
         self.since_start += 1;
         self.units += 1;
         self.last_order = order;
@@ -153,12 +156,40 @@ impl Timeline {
             after = Some(*stamp);
         }
         let mut in_order: Vec<(usize, &Remembered)> = self.remembered.iter().enumerate().collect();
-        in_order.sort_by_key(|(_, unit)| unit.order);
+        in_order.sort_by_key(|(_, unit)| unit.place);
         let mut shown: Vec<(usize, u64)> =
             in_order.iter().zip(&stamps).map(|((sent, _), stamp)| (*sent, *stamp)).collect();
         shown.sort_unstable();
         times.extend(stamps.iter().zip(shown).map(|(decoded, (_, shown))| (*decoded, shown)));
         index.set_times(&times);
+    }
+
+    /// Returns the key by which the units are sorted in the order in which they are shown.
+    fn place(&self, unit: &UnitTime) -> (u32, i64) {
+        let order = unit.order.unwrap_or_else(|| self.last_order.saturating_add(1));
+        (self.sequence + u32::from(unit.is_idr || self.units == 0), order)
+    }
+
+    /// Returns `shown_90k` if the unit is then shown in order. Otherwise returns a time between those of its neighbours,
+    /// which were sent before it. The interval varies, so an estimate may be wrong by more than an interval.
+    fn in_order(&self, unit: &UnitTime, shown_90k: i64) -> i64 {
+        let place = self.place(unit);
+        let neighbours = || self.remembered.iter().rev().take(REMEMBERED_UNITS);
+        let at = |unit: &Remembered| (unit.shown_90k.cast_signed(), unit.place);
+        let before = neighbours().filter(|other| other.place < place).map(at).max();
+        let after = neighbours().filter(|other| other.place > place).map(at).min();
+        match (before, after) {
+            (Some((before, _)), Some((after, _))) if before < shown_90k && shown_90k < after => shown_90k,
+            (Some((before, (_, first))), Some((after, (_, last)))) => {
+                let whole = last.saturating_sub(first).max(1);
+                let part = place.1.saturating_sub(first).clamp(1, whole);
+                // Both parts fit: times of a file and orders within a GOP have far fewer than 62 bits.
+                before.saturating_add((after - before).saturating_mul(part) / whole)
+            }
+            (Some((before, _)), None) => shown_90k.max(before + 1),
+            (None, Some((after, _))) => shown_90k.min(after - 1),
+            (None, None) => shown_90k,
+        }
     }
 
     /// Returns the place of a picture when it is shown, less its place when it is sent.
@@ -290,6 +321,30 @@ mod tests {
                 );
                 timeline.commit(unit, &planned);
             }
+        }
+    }
+
+    #[test]
+    fn fragments_are_shown_in_order_even_if_the_interval_varies() {
+        for is_stamped_as_shown in [false, true] {
+            let mut units = with_b_frames(40, 10, is_stamped_as_shown, true);
+            let mut late_ns = 0;
+            for (number, unit) in (0_i64..).zip(&mut units) {
+                late_ns += number * 7_919 % 13 * INTERVAL / 5;
+                unit.captured_ns +=
+                    if is_stamped_as_shown { number * 7_919 % 13 * INTERVAL / 20 } else { late_ns };
+            }
+            let (mut timeline, mut shown) = (Timeline::default(), Vec::new());
+            let mut gop = 0;
+            for unit in &units {
+                let planned = timeline.plan(unit);
+                timeline.commit(unit, &planned);
+                gop += i64::from(unit.is_idr);
+                let shown_90k = planned.time_90k.cast_signed() + i64::from(planned.composition_90k);
+                shown.push((gop, unit.order.unwrap(), shown_90k));
+            }
+            shown.sort_unstable();
+            assert!(shown.is_sorted_by(|a, b| a.2 < b.2), "as shown: {is_stamped_as_shown}, {shown:?}");
         }
     }
 

@@ -8,7 +8,7 @@ pub const TIMESCALE: u32 = 90_000;
 pub const FRAGMENT_HEADER_BYTES: usize = 108;
 
 /// As [`FRAGMENT_HEADER_BYTES`], for a fragment whose unit is shown at another time than it is decoded.
-pub const FRAGMENT_HEADER_BYTES_MAX: usize = FRAGMENT_HEADER_BYTES + 4;
+pub const FRAGMENT_HEADER_BYTES_MAX: usize = FRAGMENT_HEADER_BYTES + 4; // local bound: the size of a box
 
 /// Properties of the one track of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,15 +113,18 @@ impl Index {
         let long = if fragment.composition_90k == 0 { 0 } else { LONG_HEADER_BIT };
         debug_assert!(fragment.unit_bytes <= BYTES_MASK, "a slot holds 3 MB");
         let bytes_and_flags = fragment.unit_bytes & BYTES_MASK | idr | long;
-        if fragment.composition_90k != 0 {
-            self.compositions_90k.resize(self.entries.len(), 0);
-        }
         if fragment.composition_90k != 0 || !self.compositions_90k.is_empty() {
-            self.compositions_90k.push(fragment.composition_90k);
+            self.push_composition(fragment.composition_90k);
         }
         self.entries.push(IndexEntry { bytes_and_flags, since_previous_90k });
         self.last_time_90k = fragment.time_90k;
         self.last_duration_90k = fragment.duration_90k;
+    }
+
+    #[cold]
+    fn push_composition(&mut self, composition_90k: i32) {
+        self.compositions_90k.resize(self.entries.len(), 0);
+        self.compositions_90k.push(composition_90k);
     }
 
     /// Records that decoding can start with the last unit, although it is not an IDR. The pictures are correct after
