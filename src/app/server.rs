@@ -4,7 +4,6 @@
 pub(crate) mod security;
 
 use std::io;
-use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
@@ -21,9 +20,9 @@ use tokio::sync::watch;
 use crate::app::addresses::{host_candidates, interface_addresses};
 use crate::app::backend::AppBackend;
 use crate::app::service::{self, Notifier};
-use crate::base::{clock, limits};
+use crate::base::{clock, limits, logging};
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
-use crate::camera::{Camera, Layout};
+use crate::camera::{Camera, Layout, faults};
 use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
 use crate::http::{self, Backend, HttpConfig};
@@ -94,6 +93,11 @@ pub enum ServerError {
 /// Returns a [`ServerError`] if a part of the server cannot start. If an option can help, the error names it.
 pub fn run(config: &Config) -> Result<(), ServerError> {
     log::info!("streaming-server {}: {config}", env!("CARGO_PKG_VERSION"));
+    if config.control.is_some() {
+        http::local::start_library();
+    }
+    // This must come after `start_library`, whose handlers it replaces, and before the first mapping of the ring.
+    faults::install();
     let listener = listen(config.http, "--http")?;
     let http = listener.local_addr().unwrap_or(config.http);
     let plain = config.http_plain.map(|address| listen(address, "--http-plain")).transpose()?;
@@ -244,10 +248,7 @@ fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp:
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("[{ip}]"),
     };
-    let mut stdout = io::stdout().lock();
-    // A failed write to stdout is ignored: the server must keep running even if stdout is closed.
-    let _ = writeln!(stdout, "open {scheme}://{host}:{}/", http.port());
-    let _ = stdout.flush();
+    logging::print(&format!("open {scheme}://{host}:{}/", http.port()));
 }
 
 /// Runs the HTTP endpoints on this thread until a signal arrives, then stops the recorder and the workers.
