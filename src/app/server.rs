@@ -17,9 +17,9 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::app::addresses::{host_candidates, interface_addresses};
+use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
-use crate::app::service::{self, Notifier};
+use crate::app::service::{self, Notifier, Supervisor};
 use crate::base::{clock, limits, logging};
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
 use crate::camera::{Camera, Layout, faults};
@@ -107,8 +107,8 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let mut threads = Threads::default();
     let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
     let camera = Camera::new(&shm, config.wake);
-    let context = session_context(config, udp)?;
-    let _join_preparation = JoinPreparation(Arc::clone(&context));
+    let addresses = addresses(config, udp)?;
+    let _join_preparation = JoinPreparation(addresses.latest());
     let workers = Workers::start(WorkersConfig {
         count: worker_count(config),
         camera: camera.clone(),
@@ -119,7 +119,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
     let app_backend = Arc::new(AppBackend {
         camera,
-        context,
+        addresses,
         mailboxes: workers.mailboxes.clone(),
         counters: workers.counters.clone(),
         recorder,
@@ -218,11 +218,10 @@ fn listen(address: SocketAddr, option: &'static str) -> Result<TcpListener, Serv
     listener.map_err(|source| ServerError::Http { address, option, source })
 }
 
-fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContext>, ServerError> {
-    let candidates = host_candidates(udp, &interface_addresses());
+fn addresses(config: &Config, udp: SocketAddr) -> Result<Addresses, ServerError> {
     let advertise = config.advertise.iter().map(|address| address.with_port(udp.port())).collect();
-    let session_config = SessionConfig { candidates, advertise, srtp: config.srtp };
-    Ok(SessionContext::new(session_config)?)
+    let session_config = SessionConfig { candidates: Vec::new(), advertise, srtp: config.srtp };
+    Ok(Addresses::new(udp, session_config, clock::monotonic_ns())?)
 }
 
 /// Returns the configured number of workers. The default is one worker for up to 64 viewers, otherwise one per core.
@@ -267,22 +266,24 @@ fn serve(
         let backend = Arc::clone(app_backend) as Arc<dyn Backend>;
         let keys = endpoints.config.tls.clone();
         let mut server = pin!(endpoints.serve(backend, stopped));
-        let mut notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
-        notifier.ready();
+        let shutdown = Shutdown::prepare(Arc::clone(app_backend), workers).map_err(start("shutdown"))?;
+        let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+        let watched = Arc::clone(app_backend);
+        let supervisor = Supervisor::start(notifier, watchdog_period(), move || watched.health())
+            .map_err(start("the messages to the service manager"))?;
         tokio::select! {
-            () = service::supervise(&mut notifier, watchdog_period(), || app_backend.health()) => {}
             () = &mut server => log::error!("the HTTP endpoint ended unexpectedly: stopping"),
             _ = interrupt.recv() => log::info!("SIGINT: stopping; send it again to stop at once"),
             _ = terminate.recv() => log::info!("SIGTERM: stopping; send it again to stop at once"),
             () = security::handle_hangups(config, keys.as_deref()) => log::info!("the terminal was closed: stopping"),
         }
-        notifier.stopping();
+        supervisor.stop();
         // This does not wait: the recorder finishes the recording while the sessions below are closed.
         app_backend.stop_recorder();
         // This send can fail only if the HTTP endpoints have already ended, so the error is ignored.
         let _ = stop.send(true);
         tokio::select! {
-            () = close_sessions(Arc::clone(app_backend), workers) => {}
+            () = shutdown.run() => {}
             _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
             _ = terminate.recv() => log::warn!("second signal: stopping at once"),
         }
@@ -297,24 +298,40 @@ fn watchdog_period() -> Option<Duration> {
     service::watchdog_period(usec.as_deref(), pid.as_deref(), std::process::id())
 }
 
-/// Closes all sessions and joins the workers. A separate thread does this, so that signals are still handled meanwhile.
-async fn close_sessions(app_backend: Arc<AppBackend>, mut workers: Workers) {
-    let (done, finished) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
-        app_backend.stop();
-        workers.join();
-        // This send fails if a second signal or the timeout below has ended the wait for this message, so the error is
-        // ignored.
-        let _ = done.send(());
-    });
-    match thread {
-        Ok(_) => {
-            let patience = Duration::from_millis(limits::STOP_MS_MAX * 3);
-            if tokio::time::timeout(patience, finished).await.is_err() {
-                log::warn!("a worker did not stop in time");
-            }
+/// The thread that closes all sessions and joins the workers. Signals are still handled meanwhile. The thread is created
+/// at start, because the system may refuse a thread later (`TasksMax=`). It also ends if this value is dropped.
+struct Shutdown {
+    begin: SyncSender<()>,
+    finished: tokio::sync::oneshot::Receiver<()>,
+}
+
+impl Shutdown {
+    fn prepare(app_backend: Arc<AppBackend>, mut workers: Workers) -> io::Result<Shutdown> {
+        let (begin, begun) = sync_channel(1);
+        let (done, finished) = tokio::sync::oneshot::channel();
+        let body = move || {
+            // An error means that the server ended without a shutdown. The workers are then stopped as well.
+            let _ = begun.recv();
+            app_backend.stop();
+            workers.join();
+            // This send fails if a second signal or the timeout in `run` has ended the wait for this message, so the
+            // error is ignored.
+            let _ = done.send(());
+        };
+        std::thread::Builder::new()
+            .name("shutdown".to_owned())
+            .stack_size(limits::HELPER_STACK_BYTES)
+            .spawn(body)?;
+        Ok(Shutdown { begin, finished })
+    }
+
+    async fn run(self) {
+        // This send fails only if the thread has panicked. The wait below then ends at once.
+        let _ = self.begin.try_send(());
+        let patience = Duration::from_millis(limits::STOP_MS_MAX * 3);
+        if tokio::time::timeout(patience, self.finished).await.is_err() {
+            log::warn!("a worker did not stop in time");
         }
-        Err(error) => log::warn!("could not close the sessions; viewers will time out: {error}"),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Writes log lines to stderr, without ever blocking the thread that logs.
 //!
-//! A record is formatted and queued. A thread of its own, "log", writes the queue to stderr. If stderr is a pipe that
-//! nobody reads, only that thread blocks. Lines that find the queue full are dropped and counted. As soon as the queue
-//! has room again, a line reports how many were dropped. If stderr is the journal, each line starts with journald's
+//! A record is formatted and queued. A thread of its own, "log", writes the queue to stderr. If stderr is a pipe that is
+//! not read, only that thread blocks. Lines that find the queue full are dropped and counted. As soon as the queue has
+//! room again, a line reports how many were dropped. If stderr is the journal, each line starts with journald's
 //! priority prefix.
 
 use std::collections::VecDeque;
@@ -100,7 +100,7 @@ pub fn start(level: LevelFilter) -> io::Result<()> {
     Ok(())
 }
 
-/// Queues a line for stdout. Like a log line, it is dropped if nobody reads the output.
+/// Queues a line for stdout. Like a log line, it is dropped if the output is not read.
 pub fn print(text: &str) {
     QUEUE.push(Line { text: format!("{text}\n"), output: Output::Stdout });
 }
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn output_that_is_not_read_blocks_nobody_and_dropped_lines_are_reported_in_their_place() {
+    fn unread_output_does_not_block_and_dropped_lines_are_reported_in_their_place() {
         let scene = Scene::new();
         let kilobyte = "x".repeat(1_000);
         let fit = limits::LOG_QUEUE_BYTES_MAX / kilobyte.len();

@@ -1,4 +1,4 @@
-//! The machine works against the server: the ring is truncated, a signal reports a fault, nobody reads the log.
+//! The machine works against the server: the ring is truncated, a signal reports a fault, the log is not read.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -103,7 +103,7 @@ fn signal_of_a_fault_ends_the_process_with_a_message() {
 }
 
 #[test]
-fn log_that_nobody_reads_stops_nothing_and_what_was_dropped_is_said() {
+fn unread_log_stops_nothing_and_what_was_dropped_is_said() {
     let shm = unique_shm();
     let (mut server, mut log) = StuckLog::spawn(&mut loopback(&shm, &[]));
     log.fill();

@@ -37,7 +37,7 @@ impl StuckLog {
         line
     }
 
-    /// Fills the pipe, so that a write to it blocks until somebody reads.
+    /// Fills the pipe, so that a write to it blocks until the pipe is read.
     pub fn fill(&mut self) {
         let flags = fcntl_getfl(&self.writer).unwrap();
         fcntl_setfl(&self.writer, flags | OFlags::NONBLOCK).unwrap();
