@@ -107,7 +107,8 @@ fn viewers(text: &mut Exposition, from: &AppBackend) {
     text.gauge("viewers_max", "Sessions allowed at once.").value(from.viewers_max);
     text.counter("sessions_closed_total", "Sessions that ended, for any reason.")
         .value(from.sum(|w| w.sessions_closed.get()));
-    let ended = text.counter("sessions_ended_total", "Sessions that ended, by reason; /api/viewers explains the latest.");
+    let ended = text
+        .counter("sessions_ended_total", "Sessions that ended, by reason; /api/viewers explains the latest.");
     for (reason, name) in EndReason::ALL {
         let count = from.sum(|w| w.sessions_ended.get(reason as usize).map_or(0, Counter::get));
         ended.labelled("reason", name, count);

@@ -75,7 +75,9 @@ impl CloseReason {
             Self::PeerAlert(code) => {
                 return format!("the viewer ended DTLS with the fatal alert {code} ({})", alert_name(code));
             }
-            Self::HandshakeTimeout => "STUN arrived, but the viewer did not finish the DTLS handshake in time",
+            Self::HandshakeTimeout => {
+                "STUN arrived, but the viewer did not finish the DTLS handshake in time"
+            }
             Self::ConsentExpired => "nothing authentic arrived from the viewer any more",
             Self::PeerClosed => "the viewer closed the session",
             Self::Local => "the server is stopping",
@@ -86,7 +88,9 @@ impl CloseReason {
                  certificate. Give the viewer an ECDSA certificate (P-256); for GStreamer's webrtcbin set the property \
                  pem of its dtlssrtpdec (see the README)"
             }
-            Self::FingerprintMismatch => "the viewer's certificate does not have the fingerprint of its offer",
+            Self::FingerprintMismatch => {
+                "the viewer's certificate does not have the fingerprint of its offer"
+            }
             Self::NoSrtpProfile => {
                 "the viewer offers no SRTP profile that this server supports (AEAD_AES_256_GCM, AEAD_AES_128_GCM, \
                  AES128_CM_SHA1_80)"

@@ -59,7 +59,8 @@ impl Totals {
         self.latest.iter().map(move |(at, status)| {
             let mut status = status.clone();
             if let Some(ended) = &mut status.ended {
-                ended.ms_ago = u64::try_from(now.saturating_duration_since(*at).as_millis()).unwrap_or(u64::MAX);
+                ended.ms_ago =
+                    u64::try_from(now.saturating_duration_since(*at).as_millis()).unwrap_or(u64::MAX);
             }
             status
         })

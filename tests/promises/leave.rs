@@ -55,7 +55,11 @@ fn session_of_a_vanished_viewer_ends_when_consent_expires() {
     viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
     assert_eq!(server.metrics().expect("active_clients"), 1.0);
     let ended = server.ended();
-    assert_eq!((ended.len(), ended[0]["ended"]["reason"].as_str()), (1, Some("consent_expired")), "{ended:?}");
+    assert_eq!(
+        (ended.len(), ended[0]["ended"]["reason"].as_str()),
+        (1, Some("consent_expired")),
+        "{ended:?}"
+    );
     assert!(server.process.log().contains("session ended: nothing authentic arrived"));
 }
 

@@ -98,7 +98,8 @@ impl DtlsLink {
             _ => CloseReason::Failed,
         };
         let mut state = self.state();
-        let noted = state.failure.get_or_insert_with(|| Failure { reason, at: now, error: error.to_string() });
+        let noted =
+            state.failure.get_or_insert_with(|| Failure { reason, at: now, error: error.to_string() });
         noted.reason
     }
 
@@ -109,7 +110,8 @@ impl DtlsLink {
         let is_alert = matches!(error, DtlsImplError::SecurityError(SecurityError::FatalAlert { .. }));
         // After the handshake an alert is authentic. Until then anyone who knows the addresses can forge it.
         let at = if is_alert && !state.is_connected { now + limits::ALERT_GRACE } else { now };
-        if let Some(reason) = reason_of(error, state.has_certificate).filter(|_| is_alert || !state.is_connected)
+        if let Some(reason) =
+            reason_of(error, state.has_certificate).filter(|_| is_alert || !state.is_connected)
         {
             state.failure = Some(Failure { reason, at, error: error.to_string() });
         }
