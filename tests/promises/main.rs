@@ -29,4 +29,5 @@ mod security;
 mod service;
 mod shutdown;
 mod stages;
+mod streams;
 mod torn;
