@@ -2,7 +2,9 @@
 
 use streaming_server::session::OfferError;
 
-use super::signaling::{CHROMIUM, FINGERPRINT, accept, assert_lines, chromium, chromium_video, has, session, transport};
+use super::signaling::{
+    CHROMIUM, FINGERPRINT, accept, assert_lines, chromium, chromium_video, has, session, transport,
+};
 
 const AUDIO: &str = "m=audio 9 UDP/TLS/RTP/SAVPF 111 63\r\nc=IN IP4 0.0.0.0\r\na=mid:a0\r\na=recvonly\r\n\
     a=rtpmap:111 opus/48000/2\r\n";
@@ -72,7 +74,10 @@ fn every_profile_that_jsep_lists_is_accepted_and_repeated() {
 fn offer_without_mid_is_answered_without_mid() {
     let offer = chromium().replace("a=mid:0\r\n", "").replace("a=group:BUNDLE 0\r\n", "");
     let answer = accept(&offer).unwrap();
-    assert!(!answer.contains("a=mid") && !answer.contains("BUNDLE") && !answer.contains("sdes:mid"), "{answer}");
+    assert!(
+        !answer.contains("a=mid") && !answer.contains("BUNDLE") && !answer.contains("sdes:mid"),
+        "{answer}"
+    );
     let many = session("") + AUDIO + &chromium_video("v", CHROMIUM);
     let answer = accept(&many.replace("a=mid:a0\r\n", "").replace("a=mid:v\r\n", "")).unwrap();
     assert_eq!(m_lines(&answer).len(), 2);
@@ -190,7 +195,8 @@ fn static_payload_types_below_64_may_be_mapped_to_h264() {
 #[test]
 fn refusal_names_its_reason() {
     let video = |from: &str, to: &str| chromium().replace(from, to);
-    let no_fingerprint = video(&format!("{FINGERPRINT}\r\n"), "a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:abc\r\n");
+    let no_fingerprint =
+        video(&format!("{FINGERPRINT}\r\n"), "a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:abc\r\n");
     for (offer, status, code, reason) in [
         (session("") + AUDIO + DATA, 422, "unsupported_offer", "no video m-line"),
         (video("a=recvonly", "a=sendonly"), 422, "unsupported_offer", "sendonly"),
@@ -205,7 +211,12 @@ fn refusal_names_its_reason() {
         (video("packetization-mode=1", "packetization-mode=0"), 422, "no_common_codec", "packetization-mode"),
         (video("packetization-mode=1", "packetization-mode=2"), 422, "no_common_codec", "packetization-mode"),
         (session("") + &chromium_video("0", &[(72, 1, "42e01f")]), 422, "no_common_codec", "payload type"),
-        (session("") + &chromium_video("0", &[(100, 1, "wrong!")]), 422, "no_common_codec", "profile-level-id"),
+        (
+            session("") + &chromium_video("0", &[(100, 1, "wrong!")]),
+            422,
+            "no_common_codec",
+            "profile-level-id",
+        ),
         (video(":F9\r\n", "\r\n"), 400, "invalid_offer", "sha-256"),
         (video(&format!("{FINGERPRINT}\r\n"), ""), 400, "invalid_offer", "a=fingerprint is missing"),
         (video("a=ice-ufrag:Zt9k\r\n", ""), 400, "invalid_offer", "a=ice-ufrag is missing"),
@@ -222,7 +233,8 @@ fn refusal_names_its_reason() {
 /// The reason is that of the m-line that came closest, whatever the order of the m-lines.
 #[test]
 fn refusal_of_several_m_lines_is_that_of_the_closest_one() {
-    let unusable = chromium_video("v0", CHROMIUM).replace("a=recvonly", "a=inactive").replace(&transport(), "");
+    let unusable =
+        chromium_video("v0", CHROMIUM).replace("a=recvonly", "a=inactive").replace(&transport(), "");
     let vp8 = chromium_video("v1", &[]);
     for offer in [session("") + AUDIO + &unusable + &vp8, session("") + &vp8 + &unusable + DATA] {
         assert_eq!(accept(&offer).unwrap_err().code(), "no_common_codec");

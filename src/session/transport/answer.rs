@@ -71,8 +71,7 @@ fn push_served(
     lines.extend(section.has_receiver_round_trip.then(|| "a=rtcp-xr:rcvr-rtt=all".to_owned()));
     lines.push(format!("a=rtpmap:{payload_type} H264/90000"));
     let feedback = section.feedback(*payload_type);
-    for (is_offered, name) in
-        [(feedback.fir, "ccm fir"), (feedback.nack, "nack"), (feedback.pli, "nack pli")]
+    for (is_offered, name) in [(feedback.fir, "ccm fir"), (feedback.nack, "nack"), (feedback.pli, "nack pli")]
     {
         lines.extend(is_offered.then(|| format!("a=rtcp-fb:{payload_type} {name}")));
     }

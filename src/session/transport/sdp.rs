@@ -113,7 +113,10 @@ impl<'a> Offer<'a> {
             } else if let Some(attribute) = line.strip_prefix("a=") {
                 attributes += 1;
                 if attributes > limits::OFFER_ATTRIBUTES_MAX {
-                    return malformed(format!("it has more than {} attributes", limits::OFFER_ATTRIBUTES_MAX));
+                    return malformed(format!(
+                        "it has more than {} attributes",
+                        limits::OFFER_ATTRIBUTES_MAX
+                    ));
                 }
                 offer.media.last_mut().unwrap_or(&mut offer.session).note(attribute);
             }

@@ -275,7 +275,8 @@ impl Extmaps {
     }
 
     fn add(&mut self, uri: &str, extmap: Extmap) {
-        let is_used = self.all().into_iter().any(|(known, _)| known.is_some_and(|known| known.id == extmap.id));
+        let is_used =
+            self.all().into_iter().any(|(known, _)| known.is_some_and(|known| known.id == extmap.id));
         let slot = match uri {
             URI_MID => &mut self.mid,
             URI_PLAYOUT_DELAY => &mut self.playout_delay,
@@ -289,11 +290,7 @@ impl Extmaps {
 
     /// Returns all extensions with their URIs.
     pub(super) fn all(&self) -> [(Option<Extmap>, &'static str); 3] {
-        [
-            (self.mid, URI_MID),
-            (self.playout_delay, URI_PLAYOUT_DELAY),
-            (self.capture_time, URI_CAPTURE_TIME),
-        ]
+        [(self.mid, URI_MID), (self.playout_delay, URI_PLAYOUT_DELAY), (self.capture_time, URI_CAPTURE_TIME)]
     }
 
     /// Adds the extensions of the session part, which apply to every m-line.
