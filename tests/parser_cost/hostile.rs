@@ -1,7 +1,7 @@
 //! Hostile inputs for each parser: what looks like a chance for a quadratic step, in any size.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -12,7 +12,7 @@ use streaming_server::http::request::Head;
 use streaming_server::http::routes::{self, Action};
 use streaming_server::http::{Hosts, Policy, ranges};
 use streaming_server::session::media::rtcp::{self, Packet};
-use streaming_server::session::{SrtpChoice, Viewer, stun_ufrag};
+use streaming_server::session::{SessionContext, SrtpChoice, Viewer, stun_ufrag};
 use support::session_peer::{
     Outbox, Pair, USUAL_PRIORITY, client_address, context, server_address, signed_request,
 };
@@ -137,11 +137,17 @@ fn many_media(bytes: usize) -> String {
     good_offer().replace("v=0\r\n", &format!("v=0\r\n{}", section.repeat(30)))
 }
 
-fn offer(text: &str) {
+/// One context for all sessions: the certificate is made once.
+static CONTEXT: LazyLock<Arc<SessionContext>> = LazyLock::new(|| {
     let context = context(SrtpChoice::Gcm);
     context.join_preparation();
+    context
+});
+
+fn offer(text: &str) {
     let now = now();
-    parser_measured(&mut || used(Viewer::accept(&context, 1, text, now)));
+    let context = LazyLock::force(&CONTEXT);
+    parser_measured(&mut || used(Viewer::accept(context, 1, text, now)));
 }
 
 /// Keeps the compiler from removing the work whose result this is.
@@ -231,7 +237,7 @@ fn stun_attributes(bytes: usize) {
 
 /// Passes datagrams to a session that has answered one STUN request of its viewer.
 fn to_viewer(datagrams: &[Vec<u8>]) {
-    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    let mut pair = Pair::new(&CONTEXT, DtlsVersion::Dtls12);
     let local = Some(server_address().ip());
     let request = signed_request(&pair, USUAL_PRIORITY, &[]);
     pair.viewer.handle_datagram(pair.now, local, client_address(), &request);
@@ -245,7 +251,7 @@ fn to_viewer(datagrams: &[Vec<u8>]) {
 }
 
 fn stun_of_a_viewer(bytes: usize) {
-    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    let mut pair = Pair::new(&CONTEXT, DtlsVersion::Dtls12);
     let attributes: Vec<(u16, Vec<u8>)> = (0..DATAGRAM_BYTES / 4).map(|_| (0x8022, Vec::new())).collect();
     let request = signed_request(&pair, USUAL_PRIORITY, &attributes);
     let local = Some(server_address().ip());

@@ -61,8 +61,8 @@ fn run_under_callgrind(out: &Path) {
     // The filter applies to this thread and to the processes that it starts.
     seccompiler::apply_filter(&filter).unwrap();
     let ran = Command::new("valgrind")
-        .args(["--quiet", "--tool=callgrind", "--collect-atstart=no", "--toggle-collect=*parser_measured*"])
-        .arg("--dump-after=*parser_measured*")
+        .args(["--quiet", "--tool=callgrind", "--collect-atstart=no", "--toggle-collect=parser_cost::parser_measured"])
+        .arg("--dump-after=parser_cost::parser_measured")
         .arg(format!("--callgrind-out-file={}", out.join("count").display()))
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "measured", "--ignored", "--test-threads=1"])

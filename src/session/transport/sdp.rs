@@ -99,12 +99,13 @@ impl<'a> Offer<'a> {
         if !text.starts_with("v=0") {
             return malformed("it is not SDP: the first line is not v=0");
         }
-        if text.contains(|c: char| c.is_control() && !matches!(c, '\r' | '\n' | '\t')) {
+        let is_forbidden = |byte: u8| byte.is_ascii_control() && !matches!(byte, b'\r' | b'\n' | b'\t');
+        if text.bytes().any(is_forbidden) {
             return malformed("it contains control characters");
         }
         let mut offer = Self { session: Section::default(), media: Vec::new() };
         let mut attributes = 0;
-        for line in text.split(['\r', '\n']) {
+        for line in lines(text) {
             if let Some(media) = line.strip_prefix("m=") {
                 if offer.media.len() == limits::OFFER_MEDIA_MAX {
                     return malformed(format!("it has more than {} m-lines", limits::OFFER_MEDIA_MAX));
@@ -202,6 +203,13 @@ impl<'a> Offer<'a> {
         let first = mids.take()?;
         Some(self.media.iter().find(|section| section.mid == Some(first)))
     }
+}
+
+/// Returns the lines of a text, without their ends: CR, LF or both. The last line may lack its end.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut start = 0;
+    let ends = memchr::memchr2_iter(b'\r', b'\n', text.as_bytes()).chain([text.len()]);
+    ends.map(move |end| text.get(std::mem::replace(&mut start, end + 1)..end).unwrap_or_default())
 }
 
 /// Returns true for the profiles that RFC 9429 section 5.1.2 lists. An answerer accepts all of them, and uses DTLS-SRTP
