@@ -1,4 +1,4 @@
-"""Watches with libdatachannel for some seconds: libdatachannel.py URL SECONDS."""
+"""Watches with libdatachannel for some seconds: watch_libdatachannel.py URL SECONDS."""
 
 import json
 import os
@@ -7,13 +7,9 @@ import threading
 import time
 import urllib.request
 
-# This directory has the name of the library as a file, so it must not be searched first.
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path = [path for path in sys.path if os.path.abspath(path or ".") != HERE]
-from libdatachannel import Configuration, Description, PeerConnection, RtcpReceivingSession  # noqa: E402
+from libdatachannel import Configuration, Description, PeerConnection, RtcpReceivingSession
 
-sys.path.append(HERE)
-from count import Count  # noqa: E402
+from count import Count
 
 URL, SECONDS = sys.argv[1], int(sys.argv[2])
 COUNT = Count()

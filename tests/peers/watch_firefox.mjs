@@ -1,4 +1,4 @@
-// Watches with Firefox for some seconds: firefox.mjs URL SECONDS. A transform reads each encoded unit before it is
+// Watches with Firefox for some seconds: watch_firefox.mjs URL SECONDS. A transform reads each encoded unit before it is
 // decoded, so that a slow decoder does not count as a missing unit.
 import { mkdtempSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';

@@ -1,20 +1,15 @@
-"""Watches with aiortc for some seconds: aiortc.py URL SECONDS."""
+"""Watches with aiortc for some seconds: watch_aiortc.py URL SECONDS."""
 
 import asyncio
 import json
-import os
 import sys
 import urllib.request
 
-# This directory has the name of the library as a file, so it must not be searched first.
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path = [path for path in sys.path if os.path.abspath(path or ".") != HERE]
-from aiortc import RTCPeerConnection, RTCSessionDescription  # noqa: E402
-from aiortc.contrib.media import MediaBlackhole  # noqa: E402
-from aiortc.rtcrtpreceiver import RTCRtpReceiver  # noqa: E402
+from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc.contrib.media import MediaBlackhole
+from aiortc.rtcrtpreceiver import RTCRtpReceiver
 
-sys.path.append(HERE)
-from count import Count  # noqa: E402
+from count import Count
 
 URL, SECONDS = sys.argv[1], int(sys.argv[2])
 COUNT = Count()

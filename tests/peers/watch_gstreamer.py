@@ -1,8 +1,11 @@
-"""Watches with GStreamer's webrtcbin for some seconds: gstreamer.py URL SECONDS. The certificate is an ECDSA one, because
+"""Watches with GStreamer's webrtcbin for some seconds: watch_gstreamer.py URL SECONDS. The certificate is an ECDSA one, because
 the server's DTLS does not know RSA; everything else is webrtcbin's default."""
 
+import hashlib
 import json
 import os
+import re
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,21 +25,21 @@ COUNT = Count()
 
 
 def certificate():
-    """Returns an ECDSA certificate and its key as PEM text."""
+    """Returns an ECDSA certificate as PEM text, and its key."""
     with tempfile.TemporaryDirectory() as folder:
         key, made = os.path.join(folder, "key"), os.path.join(folder, "certificate")
         command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=viewer"
         subprocess.run(command.split() + ["-keyout", key, "-out", made], check=True, capture_output=True)
-        return "".join(open(path).read() for path in (made, key))
+        return open(made).read(), open(key).read()
 
 
-PEM = certificate()
+CERTIFICATE, KEY = certificate()
 
 
 def on_element(_bin, _parent, element):
     factory = element.get_factory()
-    if factory and factory.get_name() == "dtlsdec":
-        element.set_property("pem", PEM)
+    if factory and factory.get_name() == "dtlssrtpdec":
+        element.set_property("pem", CERTIFICATE + KEY)
 
 
 def on_rtp(pad, info):
@@ -71,6 +74,10 @@ def on_gathered(viewer, _property):
     if viewer.get_property("ice-gathering-state") != GstWebRTC.WebRTCICEGatheringState.COMPLETE:
         return
     offer = viewer.get_property("local-description").sdp.as_text()
+    # GStreamer 1.22 hashes the certificate together with the key.
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(CERTIFICATE)).hexdigest().upper()
+    octets = ":".join(digest[at : at + 2] for at in range(0, 64, 2))
+    offer = re.sub("a=fingerprint:sha-256 [0-9A-F:]+", "a=fingerprint:sha-256 " + octets, offer)
     body = json.dumps({"type": "offer", "sdp": offer}).encode()
     request = urllib.request.Request(URL + "/api/webrtc/offer", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as response:
