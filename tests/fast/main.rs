@@ -11,6 +11,7 @@ mod depacketize;
 mod http;
 mod native_offers;
 mod session;
+mod session_end;
 mod session_hostile;
 mod session_replay;
 mod signaling;
