@@ -21,7 +21,7 @@ use crate::session::media::gate::{Gate, GateUnit};
 use crate::session::media::sender::Sender;
 use crate::session::media::{PacketizedUnit, UnitInfo, srtp};
 use crate::session::transport::accept::accept_offer;
-use crate::session::transport::sdp::OfferError;
+use crate::session::transport::offer_error::OfferError;
 use crate::session::transport::{DatagramKind, Transport, TransportOutput};
 
 /// Result of a drain.

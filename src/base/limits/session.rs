@@ -13,6 +13,16 @@ pub const OFFER_BYTES_MAX: usize = BODY_BYTES_MAX;
 /// Maximum number of media descriptions (m-lines) of an offer.
 pub const OFFER_MEDIA_MAX: usize = 32;
 
+/// Maximum number of formats of an m-line. There are 128 payload types, so an m-line with more repeats some.
+pub const OFFER_FORMATS_MAX: usize = 128;
+
+/// Maximum number of attribute lines of an offer. A browser's offer of one video has about 200, and lines of usual
+/// length fill [`OFFER_BYTES_MAX`] before this number is reached.
+pub const OFFER_ATTRIBUTES_MAX: usize = 4_096;
+
+/// Maximum bytes of an m-line's `mid`.
+pub const OFFER_MID_BYTES_MAX: usize = 255;
+
 /// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
 pub const CANDIDATES_MAX: usize = 32;
 
