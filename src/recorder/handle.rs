@@ -69,6 +69,7 @@ pub fn spawn(
         listings: Arc::new(Semaphore::new(limits::LISTINGS_MAX)),
         pieces: Arc::default(),
     };
+    let operations = files.operations.clone();
     let (camera, engine_library) = (camera.clone(), library.clone());
     let (started, is_started) = std::sync::mpsc::sync_channel(1);
     let body = move || match tokio_uring::Runtime::new(tokio_uring::builder().entries(64)) {
@@ -79,7 +80,15 @@ pub fn spawn(
             if !is_ready {
                 return;
             }
-            let engine = Engine::new(camera, engine_library, config, commands, shutdown, unit_published);
+            let engine = Engine::new(
+                camera,
+                engine_library,
+                config,
+                commands,
+                shutdown,
+                unit_published,
+                operations,
+            );
             runtime.block_on(engine.run());
         }
         Err(error) => {

@@ -9,20 +9,30 @@ import test from 'node:test';
 import { openViewer, startBrowser } from './support/browser.mjs';
 import { startCamera, startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
-/** Bytes that the browser may read before the first picture. */
-const FIRST_PICTURE_BYTES_MAX = 5_000_000;
-/** Size of the recording when the browser opens it. A browser that reads all of it reads much more than allowed. */
+/** Size of the recording when the browser opens it. */
 const RECORDED_BYTES = Number(process.env.SS_GROWING_BYTES ?? 40_000_000);
+/** Bytes that the browser may read before the first picture. A browser that looks for the end of the file reads all of
+ *  it first. A browser that does not needs 0.2 MB, and reads ahead as fast as the link allows. */
+const FIRST_PICTURE_BYTES_MAX = Number(process.env.SS_GROWING_READ ?? RECORDED_BYTES / 2);
+/** Rate of the link between server and browser, in bytes per second. */
+const LINK_BYTES_PER_S = Number(process.env.SS_GROWING_LINK_KBPS ?? 20_000) * 125;
 
-/** Forwards connections to the server and counts the bytes that the server sends. */
+/** Forwards connections to the server over a slow link, and counts the bytes that the server sends. */
 async function startCounter(t, serverUrl) {
   const { hostname, port } = new URL(serverUrl);
   const counter = { bytes: 0 };
+  let freeAt = 0;
   const relay = net.createServer((browser) => {
     const server = net.connect(Number(port), hostname);
     browser.pipe(server);
-    server.on('data', (data) => { counter.bytes += data.length; });
-    server.pipe(browser);
+    server.on('data', (data) => {
+      counter.bytes += data.length;
+      browser.write(data);
+      freeAt = Math.max(freeAt, performance.now()) + 1000 * data.length / LINK_BYTES_PER_S;
+      server.pause();
+      setTimeout(() => server.resume(), freeAt - performance.now());
+    });
+    server.on('end', () => browser.end());
     for (const [one, other] of [[browser, server], [server, browser]]) {
       one.on('error', () => other.destroy());
       one.on('close', () => other.destroy());

@@ -35,6 +35,7 @@ pub const HELD_BY_HTTP: &[Held] = &[
         LOGOUTS_MAX + ATTEMPT_ADDRESSES_MAX + TLS_SESSIONS_MAX,
         ENTRY_BYTES,
     ),
+    held("log lines that wait", 1, LOG_QUEUE_BYTES_MAX),
     held("control endpoint: answers", LOCAL_CONNECTIONS_MAX, LOCAL_CONNECTION_BYTES_MAX + LOCAL_STACK_BYTES),
     held("control endpoint: requests", 1, LOCAL_GROWTH_BYTES_MAX),
 ];
@@ -44,6 +45,7 @@ pub const HELD_BY_HTTP: &[Held] = &[
 pub const HELD_BY_VIEWERS: &[Held] = &[
     held("sessions: ICE, DTLS, SRTP, retransmission", VIEWERS_DEFAULT, SESSION_BYTES),
     held("sessions: datagrams not yet taken by the kernel", VIEWERS_DEFAULT, UNSENT_BYTES),
+    held("sessions that have ended", ENDED_SESSIONS_MAX, ENTRY_BYTES),
     held("shared payloads", 1, PAYLOAD_POOL_BYTES_MAX),
     held("copy of the current GOP", 1, GOP_BYTES_MAX),
     held("UDP socket buffers", 2, 2 * SOCKET_BUFFER_BYTES),
