@@ -211,8 +211,12 @@ impl Backend for AppBackend {
         Box::pin(recordings::status(self.recorder.clone()))
     }
 
-    fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
-        Box::pin(recordings::open(self.recorder.clone(), name))
+    fn open_recording(
+        &self,
+        name: String,
+        until: Option<u64>,
+    ) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
+        Box::pin(recordings::open(self.recorder.clone(), name, until))
     }
 
     fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError> {

@@ -12,6 +12,7 @@
 pub mod account;
 pub mod c;
 pub mod camera;
+pub mod cgroup;
 pub mod debugger;
 pub mod depacketize;
 pub mod http;
