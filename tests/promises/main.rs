@@ -27,6 +27,8 @@ mod recording;
 mod restart;
 mod security;
 mod service;
+mod shipped;
 mod shutdown;
 mod stages;
+mod system_calls;
 mod torn;

@@ -17,7 +17,7 @@ use streaming_server::recorder::retention::Retention;
 use streaming_server::recorder::{RecorderError, RecorderState, StartRequest, StopReason};
 
 mod kill;
-mod rig;
+pub(crate) mod rig;
 use rig::{
     Mounted, Picture, Rig, SMALL, TemporaryDirectory, TestCamera, assert_complete, assert_plays, byte_stream,
     named, unit_numbers,

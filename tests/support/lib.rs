@@ -15,6 +15,7 @@ pub mod camera;
 pub mod debugger;
 pub mod depacketize;
 pub mod http;
+pub mod limits;
 pub mod metrics;
 pub mod process;
 pub mod profile;
