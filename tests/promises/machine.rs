@@ -106,8 +106,15 @@ fn signal_of_a_fault_ends_the_process_with_a_message() {
 #[test]
 fn unread_log_stops_nothing_and_what_was_dropped_is_said() {
     let shm = unique_shm();
-    let (mut server, mut log) = StuckLog::spawn(&mut loopback(&shm, &[]));
+    let (mut server, mut log) = StuckLog::spawn(&mut loopback(&shm, CONTROL));
+    let control = log.lines.iter().find_map(|line| line.split_once("control: http://"));
+    let control = control.and_then(|(_, rest)| rest.split('/').next()).unwrap().parse().unwrap();
     log.fill();
+    // The library of the control endpoint writes to stderr for each malformed request.
+    for _ in 0..10 {
+        http::raw(control, &[b"\0\r\n\r\n"]);
+    }
+    assert_eq!(http::get(control, "/health").status, 200);
     // Each refused recording is logged. Many of them fill the queue.
     let refuse =
         || assert_eq!(http::request(server.http, "POST", "/api/recording/start", &[], b"").status, 503);

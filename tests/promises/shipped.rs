@@ -139,9 +139,9 @@ fn viewers_and_recording_do_not_notice_what_goes_wrong_around_them() {
         http::request(http, "POST", "/api/recording/start", &[], b"").assert_error(&[409]);
     });
     let callers = silent_callers(server.http, &name);
-    // Another program fills the disk, except for what the recording still needs.
+    // Another program fills the disk, except for the 64 MiB that the recording has reserved, and some more.
     let ballast = disk.path.join("ballast");
-    std::fs::write(&ballast, vec![1; 100 << 20]).unwrap();
+    std::fs::write(&ballast, vec![1; 80 << 20]).unwrap();
     let units = 30 * test_seconds().max(4);
     viewers.iter().for_each(|viewer| viewer.wait_more_units(units));
     drop(trouble);
