@@ -70,15 +70,23 @@ impl AppBackend {
         }
     }
 
-    /// Returns the status line and the heartbeats for the service manager. The threads that live video needs have a
-    /// heartbeat: the workers and the camera wait. The recorder has none: if the disk hangs, a restart would only
-    /// interrupt the live picture.
+    /// Returns the status line and the heartbeats for the service manager. The threads that live video needs are vital:
+    /// the workers and the camera wait. The recorder is not: if the disk hangs, a restart would only interrupt the live
+    /// picture.
     pub fn health(&self) -> Health {
-        let beat = |name: String, turns| Heartbeat { name, turns };
+        let beat = |name: String, turns| Heartbeat { name, turns, is_vital: true };
         let workers = self.counters.iter().enumerate();
         let workers = workers.map(|(index, worker)| beat(format!("worker {index}"), worker.turns.get()));
         let camera_wait = beat("camera wait".to_owned(), self.camera.counters().wakes.get());
-        Health { summary: self.status_line(), heartbeats: workers.chain([camera_wait]).collect() }
+        let recorder = self.recorder.iter().map(|recorder| Heartbeat {
+            name: "the recorder".to_owned(),
+            turns: recorder.counters().turns.get(),
+            is_vital: false,
+        });
+        Health {
+            summary: self.status_line(),
+            heartbeats: workers.chain([camera_wait]).chain(recorder).collect(),
+        }
     }
 
     fn status_line(&self) -> String {
