@@ -34,7 +34,7 @@ pub(super) struct GopBackfill {
     payloads: Vec<Arc<Payloads>>,
     /// Number of slots of the ring when the GOP began; 0 if no ring was attached.
     slots: u32,
-    /// True if the ring was searched for an IDR since the last loss.
+    /// True if the ring was completely searched for an IDR since the worker attached and since the last loss.
     is_searched: bool,
 }
 
@@ -42,9 +42,25 @@ pub(super) struct GopBackfill {
 #[derive(Clone, Copy)]
 pub(super) struct Live<'a> {
     pub(super) cursor: &'a Cursor,
-    /// Sequence number that the cursor reads next.
-    pub(super) position: u32,
     pub(super) now_ns: i64,
+}
+
+impl Live<'_> {
+    /// Returns the sequence number that the cursor reads next.
+    fn position(&self) -> u32 {
+        self.cursor.position()
+    }
+
+    /// Returns the unit that is `back` units before the cursor, or `None` if there is none to search.
+    fn unit_back(&self, back: u32) -> Option<Next> {
+        let number = self.position().wrapping_sub(back);
+        let next = self.cursor.units_back(back)?.next(self.now_ns);
+        match next {
+            Next::Unit(view) if view.sequence == number => Some(Next::Unit(view)),
+            Next::Empty => Some(Next::Empty),
+            _ => None,
+        }
+    }
 }
 
 impl GopBackfill {
@@ -94,9 +110,9 @@ impl GopBackfill {
         newest: Option<&PacketizedUnit<'_>>,
         counters: &WorkerCounters,
     ) {
-        let reach = newest.map_or(0, |_| self.reach(live.position));
+        let reach = newest.map_or(0, |_| self.reach(live.position()));
         while let Some(next) = self.gop.next()
-            && live.position.wrapping_sub(next) > reach
+            && live.position().wrapping_sub(next) > reach
         {
             match newest.filter(|unit| unit.info.number == next && !unit.payloads.is_empty()) {
                 Some(unit) => keep(&mut self.gop, unit, counters),
@@ -114,38 +130,78 @@ impl GopBackfill {
     /// Reads the units that are not kept yet from the ring, and returns the GOP up to the newest live unit. Returns
     /// `None` if the GOP is not complete.
     pub(super) fn fetch(&mut self, live: Live<'_>, counters: &WorkerCounters) -> Option<&Gop> {
-        if self.gop.is_broken() && !std::mem::replace(&mut self.is_searched, true) {
-            self.find_idr(live);
-        }
         self.keep_up(live, None, counters);
         self.gop.next().map(|_| &self.gop)
     }
 
-    /// Starts the kept GOP at the newest IDR in the ring. Called if the live cursor has not read that IDR: it started
-    /// after the IDR, or skipped the IDR after a loss.
-    fn find_idr(&mut self, live: Live<'_>) {
+    /// Returns true if the ring may hold an IDR that the live cursor has not read: the cursor started after that IDR, or
+    /// skipped it after a loss. The caller must then call [`GopBackfill::search`], before the ring loses that IDR.
+    pub(super) fn is_search_due(&self) -> bool {
+        self.gop.is_broken() && !self.is_searched
+    }
+
+    /// Starts the kept GOP at the newest IDR in the ring. If a unit cannot be read yet, the search stays due. If `live`
+    /// has no parameter sets yet, it gets those of the GOP. Returns the capture time of the IDR, if one was found.
+    pub(super) fn search(&mut self, live: Live<'_>, assembler: &mut Assembler) -> Option<i64> {
         let mut nals = SmallVec::new();
+        let mut found = None;
         for back in 1.. {
-            let number = live.position.wrapping_sub(back);
-            let Some(mut cursor) = live.cursor.units_back(back) else { return };
-            let Next::Unit(view) = cursor.next(live.now_ns) else { return };
-            let is_idr = h264::scan(&view.bytes, &mut nals).is_ok()
-                && nals.iter().any(|nal| nal.kind == kind::IDR_SLICE);
-            if !view.is_intact() || view.sequence != number {
-                return;
+            let view = match live.unit_back(back) {
+                Some(Next::Unit(view)) => view,
+                Some(_) => return None,
+                None => break,
+            };
+            let is_readable = h264::scan(&view.bytes, &mut nals).is_ok() && view.is_intact();
+            if !is_readable {
+                break;
             }
-            if is_idr {
-                return self.start(number);
+            if nals.iter().any(|nal| nal.kind == kind::IDR_SLICE) {
+                found = Some((back, view.sequence, view.captured_monotonic_ns));
+                break;
+            }
+        }
+        self.is_searched = true;
+        let (back, number, captured_ns) = found?;
+        self.learn_parameter_sets(live, back);
+        if assembler.parameter_sets().stream_info().is_none() {
+            assembler.copy_from(&self.assembler);
+        }
+        self.start(number);
+        Some(captured_ns)
+    }
+
+    /// Caches the parameter sets of the IDR that is `back` units before the live cursor. If the IDR does not carry them,
+    /// they may be in slots of their own before it.
+    fn learn_parameter_sets(&mut self, live: Live<'_>, back: u32) {
+        let mut nals = SmallVec::new();
+        let mut carries_sets = |view: &UnitView, every: bool| {
+            let is_scanned = h264::scan(&view.bytes, &mut nals).is_ok();
+            let has = |kind| nals.iter().any(|nal| nal.kind == kind);
+            let (sps, pps) = (has(kind::SPS), has(kind::PPS));
+            is_scanned && if every { sps && pps } else { sps || pps }
+        };
+        let mut oldest = back;
+        while let Some(Next::Unit(view)) = live.unit_back(oldest)
+            && !(oldest == back && carries_sets(&view, true))
+        {
+            oldest += 1;
+        }
+        for back in (back..=oldest).rev() {
+            let Some(Next::Unit(view)) = live.unit_back(back) else { continue };
+            if carries_sets(&view, false) {
+                // The result is ignored: a unit without a slice is an error, but its parameter sets are cached.
+                let _ = self.assembler.assemble(&view.bytes);
+                if !view.is_intact() {
+                    self.assembler.forget_last_unit();
+                }
             }
         }
     }
 
     /// Reads unit `number` from the ring a second time and keeps it. If the unit is no longer there, drops the GOP.
     fn read(&mut self, number: u32, live: Live<'_>, counters: &WorkerCounters) {
-        let back = live.position.wrapping_sub(number);
-        let found = live.cursor.units_back(back).map(|mut cursor| cursor.next(live.now_ns));
-        match found {
-            Some(Next::Unit(view)) if view.sequence == number => self.packetize(&view, counters),
+        match live.unit_back(live.position().wrapping_sub(number)) {
+            Some(Next::Unit(view)) => self.packetize(&view, counters),
             _ => self.handle_overwritten(counters),
         }
     }

@@ -170,17 +170,43 @@ fn joining_viewer_without_a_gop_waits_for_the_next_idr() {
     let mut pair = connected();
     assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
     assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, NO_GOP), CatchUpDecision::WaitForIdr);
-    assert_eq!(pair.viewer.poll_idr_reason(), None);
-    live(&mut pair, 7, false);
+    for _ in 0..3 {
+        assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+        let decision = pair.viewer.decide_catch_up(pair.now, IdrReason::Join, NO_GOP);
+        assert_eq!(decision, CatchUpDecision::StillWaiting);
+        live(&mut pair, 7, false);
+    }
     assert_eq!(received(&pair), [0; 0]);
     let reason = request_idr(&mut pair);
     assert_eq!(
-        pair.viewer.decide_catch_up(pair.now, reason, with_gop(3)),
+        pair.viewer.decide_catch_up(pair.now, reason, NO_GOP),
         CatchUpDecision::WaitForIdr,
-        "the viewer has waited for an IDR since it joined"
+        "the viewer asked again, so the camera is asked again"
     );
     live(&mut pair, 8, true);
     assert_eq!(received(&pair), [8]);
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
+}
+
+#[test]
+fn waiting_viewer_gets_a_gop_that_is_found_after_it_joined() {
+    let mut pair = connected();
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, NO_GOP), CatchUpDecision::WaitForIdr);
+    live(&mut pair, 20, false);
+    join(&mut pair, 5, 21);
+    live(&mut pair, 22, false);
+    assert_eq!(received(&pair), (5..=22).collect::<Vec<_>>());
+}
+
+#[test]
+fn viewer_whose_first_replay_was_lost_before_its_idr_joins_again() {
+    let mut pair = connected();
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(9)), CatchUpDecision::Replay);
+    pair.viewer.end_catch_up(false);
+    join(&mut pair, 5, 9);
+    assert_eq!(received(&pair), (5..=9).collect::<Vec<_>>());
 }
 
 #[test]

@@ -47,6 +47,9 @@ pub struct UnitInfo {
     pub rtp_time_90k: u64,
     /// Capture time on CLOCK_REALTIME in ns; `None` if the camera's timestamp is not usable.
     pub captured_at_ns: Option<i64>,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in ns, with which `captured_at_ns` was converted. Sender reports use the same
+    /// offset, so that both follow when the system clock is set. `None` keeps the offset of the unit before.
+    pub realtime_offset_ns: Option<i64>,
 }
 
 /// Properties of one media stream, fixed by the offer and answer.

@@ -77,6 +77,7 @@ pub(in crate::session) struct Sender {
     captured_at_sent: Option<Instant>,
     /// When the next sender report is due; `None` before the first unit.
     pub(in crate::session) report_due_at: Option<Instant>,
+    reports_sent: SentReports,
     /// The viewer's latest reference time and its arrival time. The next report returns both, so Chromium can compute
     /// the offset between the clocks and from that the age of a picture.
     reference: Option<(rtcp::ReferenceTime, Instant)>,
@@ -99,6 +100,7 @@ impl Sender {
             newest: None,
             captured_at_sent: None,
             report_due_at: None,
+            reports_sent: SentReports::default(),
             reference: None,
             scratch: Vec::new(),
             stream,
@@ -139,6 +141,9 @@ impl Sender {
     ) {
         let rtp_time_90k = unit.info.rtp_time_90k.max(self.newest.map_or(0, |(sent, _)| sent + 1));
         self.newest = Some((rtp_time_90k, at));
+        if let Some(offset_ns) = unit.info.realtime_offset_ns {
+            self.wallclock.realtime_offset_ns = offset_ns;
+        }
         let rtp_time = self.rtp_time(rtp_time_90k);
         let captured_ntp = self.capture_time(now, unit, is_replayed);
         if is_replayed {
@@ -252,14 +257,9 @@ impl Sender {
         sink: &mut impl DatagramSink,
     ) {
         let ssrc = self.stream.ssrc;
-        let report = SenderReport {
-            ssrc,
-            ntp: self.wallclock.ntp(now),
-            rtp_time: self.rtp_time_at(now),
-            packets: self.packets,
-            octets: self.octets,
-        };
+        let report = self.sender_report(now);
         let Some((sealer, _)) = &mut self.keys else { return };
+        self.reports_sent.push(report.ntp, self.wallclock.realtime_offset_ns);
         self.scratch.clear();
         rtcp::write_report(&report, &self.stream.cname, &mut self.scratch);
         if let Some((reference, at)) = self.reference.take() {
@@ -277,6 +277,16 @@ impl Sender {
             let sealed = sealer.seal_rtcp(&self.scratch, out);
             debug_assert!(sealed, "the lengths fit");
         });
+    }
+
+    fn sender_report(&self, now: Instant) -> SenderReport {
+        SenderReport {
+            ssrc: self.stream.ssrc,
+            ntp: self.wallclock.ntp(now),
+            rtp_time: self.rtp_time_at(now),
+            packets: self.packets,
+            octets: self.octets,
+        }
     }
 
     /// Returns the stream's RTP time at `now`, extrapolated from the newest unit.
@@ -328,9 +338,34 @@ impl Sender {
     fn on_report_block(&mut self, now: Instant, block: &ReportBlock) {
         self.reception.loss_fraction = Some(f32::from(block.fraction_lost) / 256.0);
         self.reception.jitter = Some(block.jitter);
-        if let Some(span) = block.round_trip_65536ths(self.wallclock.ntp(now)) {
+        // The viewer returns the NTP time of our report, so the round trip is measured with the offset of that report.
+        let Some(realtime_offset_ns) = self.reports_sent.offset_of(block.last_report) else { return };
+        let wallclock = self.wallclock.with_offset(realtime_offset_ns);
+        if let Some(span) = block.round_trip_65536ths(wallclock.ntp(now)) {
             self.reception.rtt = Some(Duration::from_micros((u64::from(span) * 1_000_000) >> 16));
         }
+    }
+}
+
+/// The latest sender reports: the middle 32 bits of their NTP time, and the offset of the wall clock at their sending.
+/// After a step of the system clock, reports with another offset are still on their way.
+#[derive(Default)]
+struct SentReports {
+    reports: [Option<(u32, i64)>; limits::SENDER_REPORTS_KEPT],
+    next: usize,
+}
+
+impl SentReports {
+    fn push(&mut self, ntp: u64, offset_ns: i64) {
+        if let Some(report) = self.reports.get_mut(self.next) {
+            *report = Some((low32((ntp >> 16).into()), offset_ns));
+        }
+        self.next = (self.next + 1) % self.reports.len();
+    }
+
+    fn offset_of(&self, middle: u32) -> Option<i64> {
+        let report = self.reports.iter().flatten().find(|(sent, _)| *sent == middle);
+        report.map(|(_, offset_ns)| *offset_ns)
     }
 }
 
@@ -444,7 +479,9 @@ fn low32(value: u128) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
     use super::*;
+    use crate::session::UnitInfo;
 
     fn stream(extensions: Extensions) -> StreamParameters {
         StreamParameters {
@@ -504,5 +541,50 @@ mod tests {
         assert_eq!(sender.rtp_time_at(now), 0, "no unit was sent");
         sender.newest = Some((u64::from(u32::MAX) - 999, now));
         assert_eq!(sender.rtp_time_at(now + Duration::from_millis(100)), 8_000, "RTP time wraps");
+    }
+
+    /// A destination that gets nothing, because there are no keys.
+    struct Nothing;
+
+    impl DatagramSink for Nothing {
+        fn push_datagram(&mut self, _: &Destination, _: usize, _: impl FnOnce(&mut [u8])) {}
+    }
+
+    #[test]
+    fn reports_and_capture_times_follow_the_system_clock_and_the_round_trip_does_not() {
+        const HOUR_NS: i64 = 3_600_000_000_000;
+        #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+        let now = Instant::now();
+        let mut sender = Sender::new(stream(Extensions::default()), Wallclock::read(), now);
+        let offset_ns = sender.wallclock.realtime_offset_ns;
+        let to = Destination { local: None, remote: "192.0.2.1:9".parse().unwrap() };
+        let mut times = Vec::new();
+        for step_ns in [0, HOUR_NS] {
+            let info = UnitInfo {
+                is_idr: true,
+                captured_at_ns: Some(sender.wallclock.monotonic_ns() + offset_ns + step_ns),
+                realtime_offset_ns: Some(offset_ns + step_ns),
+                ..UnitInfo::default()
+            };
+            let unit = PacketizedUnit { info, payloads: &[] };
+            sender.send_unit(now, &unit, now, false, &to, &mut Nothing);
+            times.push((sender.sender_report(now).ntp, sender.capture_time(now, &unit, false)));
+            sender.reports_sent.push(sender.sender_report(now).ntp, offset_ns + step_ns);
+        }
+        let (report, captured) = (times[1].0 - times[0].0, times[1].1 - times[0].1);
+        assert_eq!((report >> 32, captured >> 32), (3_600, 3_600), "both stepped by an hour");
+        for (ntp, _) in times {
+            sender.reception.rtt = None;
+            let block = ReportBlock {
+                ssrc: 0x0102_0304,
+                fraction_lost: 0,
+                jitter: 0,
+                last_report: low32((ntp >> 16).into()),
+                delay: 0,
+            };
+            sender.on_report_block(now + Duration::from_millis(20), &block);
+            let rtt = sender.reception.rtt.unwrap();
+            assert!(rtt.abs_diff(Duration::from_millis(20)) < Duration::from_millis(1), "{rtt:?}");
+        }
     }
 }
