@@ -9,14 +9,13 @@ use proptest::prelude::*;
 use rustix::fd::OwnedFd;
 use rustix::shm;
 
-use super::source::IdrRequest;
 use super::cursor::Next;
 use super::layout::Layout;
 use super::lease_header::{CONTROL_BYTES, Geometry, HEADER_BYTES, control, header};
 use super::mapping::{Access, Mapping};
 use super::segment::MappingError;
 use super::segment_follower::{Progress, SegmentFollower};
-use super::source::{Camera, CameraStatus, Wake};
+use super::source::{Camera, CameraStatus, IdrRequest, Wake};
 use super::test_ring::{attach, metadata, unit};
 use super::writer::{RingWriter, WriterError};
 use super::{Wakeup, waiter};

@@ -133,9 +133,12 @@ impl Viewer {
         self.transport.destination().map(|to| to.remote.ip())
     }
 
-    /// Returns true if the viewer is connected and waits for an IDR.
+    /// Returns true if the viewer is connected and waits for an IDR. That includes a viewer whose stream began at a
+    /// recovery point and that has requested an IDR since then: browsers cannot start at a recovery point.
     pub fn waits_for_idr(&self) -> bool {
-        self.phase == Phase::Connected && self.gate.state() != GateState::Live && !self.is_catching_up()
+        let has_idr = self.catch_up.idr_sent_at.is_some();
+        let is_watching = self.gate.state() == GateState::Live && (has_idr || !self.catch_up.is_waiting);
+        self.phase == Phase::Connected && !is_watching && !self.is_catching_up()
     }
 
     /// Returns the number of datagrams sent so far.
@@ -269,8 +272,8 @@ impl Viewer {
     /// Sends a unit if the gate admits it. The unit's RTP time corresponds to the instant `at`. Returns true if the
     /// unit was sent.
     fn send_unit(&mut self, unit: &PacketizedUnit<'_>, at: Instant, sink: &mut impl DatagramSink) -> bool {
-        let UnitInfo { is_idr, is_reference, gap_before, .. } = unit.info;
-        if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
+        let UnitInfo { is_idr, is_recovery_point, is_reference, gap_before, .. } = unit.info;
+        if !self.gate.admit(GateUnit { is_idr, is_recovery_point, is_reference, gap_before }) {
             // A gap makes the viewer need an IDR. Congestion does not request one: an IDR is large and would add to the
             // congestion.
             self.sender.is_idr_wanted |= gap_before;

@@ -50,8 +50,10 @@ impl<D: Driver> CatchUpTurn<'_, D> {
         let now = self.now.instant;
         let next_idr_in = self.source.next_idr_in(self.counters);
         let gop = self.source.current_gop(self.now.monotonic_ns, self.counters);
+        let begins_at_recovery_point = gop.is_some_and(|gop| gop.begins_at_recovery_point);
         let gop = gop.map(Gop::size).filter(|gop| gop.units > 0);
-        match slot.viewer.decide_catch_up(now, reason, GopAvailability { gop, next_idr_in }) {
+        let available = GopAvailability { gop, begins_at_recovery_point, next_idr_in };
+        match slot.viewer.decide_catch_up(now, reason, available) {
             CatchUpDecision::Replay => {
                 slot.needs_idr |= is_new_idr_better(reason, gop.map_or(0, |gop| gop.units));
                 match reason {

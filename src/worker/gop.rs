@@ -76,14 +76,20 @@ impl GopBackfill {
         }
     }
 
-    /// Starts a GOP with the live IDR at `number`, which `assembler` has just assembled.
-    pub(super) fn begin(&mut self, number: u32, assembler: &Assembler) {
+    /// Starts a GOP with the live IDR or recovery point at `number`, which `assembler` has just assembled.
+    pub(super) fn begin(&mut self, number: u32, assembler: &Assembler, is_recovery_point: bool) {
         self.assembler.copy_from(assembler);
-        self.start(number);
+        self.start(number, is_recovery_point);
     }
 
-    fn start(&mut self, number: u32) {
+    /// Returns true if a GOP should start at a recovery point, because no GOP that began with an IDR can be replayed.
+    pub(super) fn needs_recovery_point(&self) -> bool {
+        self.gop.next().is_none() || self.gop.begins_at_recovery_point
+    }
+
+    fn start(&mut self, number: u32, is_recovery_point: bool) {
         self.gop.begin(number);
+        self.gop.begins_at_recovery_point = is_recovery_point;
         self.slots = match self.camera.status() {
             CameraStatus::Attached { layout, .. } => layout.slot_count(),
             CameraStatus::Away { .. } => 0,
@@ -140,11 +146,12 @@ impl GopBackfill {
         self.gop.is_broken() && !self.is_searched
     }
 
-    /// Starts the kept GOP at the newest IDR in the ring. If a unit cannot be read yet, the search stays due. If `live`
-    /// has no parameter sets yet, it gets those of the GOP. Returns the capture time of the IDR, if one was found.
+    /// Starts the kept GOP at the newest IDR in the ring, or at the newest recovery point if the ring holds no IDR. If a
+    /// unit cannot be read yet, the search stays due. If `assembler`, the one of the live side, has no parameter sets yet, it gets those of the GOP.
+    /// Returns the capture time of the IDR, if one was found.
     pub(super) fn search(&mut self, live: Live<'_>, assembler: &mut Assembler) -> Option<i64> {
         let mut nals = SmallVec::new();
-        let mut found = None;
+        let (mut idr, mut recovery) = (None, None);
         for back in 1.. {
             let view = match live.unit_back(back) {
                 Some(Next::Unit(view)) => view,
@@ -155,19 +162,28 @@ impl GopBackfill {
             if !is_readable {
                 break;
             }
+            let found = (back, view.sequence, view.captured_monotonic_ns);
             if nals.iter().any(|nal| nal.kind == kind::IDR_SLICE) {
-                found = Some((back, view.sequence, view.captured_monotonic_ns));
+                idr = Some(found);
                 break;
+            }
+            let has_slice = nals.iter().any(|nal| nal.kind == kind::SLICE);
+            if recovery.is_none()
+                && has_slice
+                && h264::recovery_point(nals.iter().map(|nal| nal.slice(&view.bytes))).is_some()
+                && view.is_intact()
+            {
+                recovery = Some(found);
             }
         }
         self.is_searched = true;
-        let (back, number, captured_ns) = found?;
+        let (back, number, captured_ns) = idr.or(recovery)?;
         self.learn_parameter_sets(live, back);
         if assembler.parameter_sets().stream_info().is_none() {
             assembler.copy_from(&self.assembler);
         }
-        self.start(number);
-        Some(captured_ns)
+        self.start(number, idr.is_none());
+        idr.map(|_| captured_ns)
     }
 
     /// Caches the parameter sets of the IDR that is `back` units before the live cursor. If the IDR does not carry them,
@@ -214,6 +230,7 @@ impl GopBackfill {
                 Some(UnitInfo {
                     number: view.sequence,
                     is_idr: unit.is_idr(),
+                    is_recovery_point: unit.recovery_point().is_some(),
                     is_reference: unit.is_reference(),
                     captured_at_ns: view.captured_at_ns,
                     ..UnitInfo::default()
@@ -272,6 +289,8 @@ pub(super) struct Gop {
     units: Vec<(UnitInfo, Range<usize>)>,
     payloads: Vec<Arc<Payloads>>,
     bytes: usize,
+    /// True if the GOP begins with a recovery point, not with an IDR.
+    pub(super) begins_at_recovery_point: bool,
     /// Number of the latest IDR; `None` after a loss.
     begun_at: Option<u32>,
     /// Length in units of the GOP before the latest IDR; `None` if there was none or one of its units was lost.

@@ -157,6 +157,7 @@ impl Source {
         let info = UnitInfo {
             number: view.sequence,
             is_idr: unit.is_idr(),
+            is_recovery_point: unit.recovery_point().is_some(),
             is_reference: unit.is_reference(),
             gap_before: self.gap,
             rtp_time_90k: self.rtp_time_90k(timeline.advance(view.captured_monotonic_ns)),
@@ -175,8 +176,10 @@ impl Source {
         counters.units_processed.add(1);
         counters.payload_allocations.set_total(self.packetizer.allocations());
         self.update_stream_counters(view, counters);
+        if info.is_idr || (info.is_recovery_point && self.backfill.needs_recovery_point()) {
+            self.backfill.begin(view.sequence, &self.assembler, info.is_recovery_point);
+        }
         if info.is_idr {
-            self.backfill.begin(view.sequence, &self.assembler);
             counters.last_idr_at_ns.set(view.captured_monotonic_ns.unsigned_abs());
         }
         if self.backfill.is_search_due() {

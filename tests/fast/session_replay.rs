@@ -22,13 +22,13 @@ use streaming_server::base::limits;
 use streaming_server::session::{CatchUpDecision, GopAvailability, GopSize, IdrReason, SrtpChoice};
 
 const PACKETS: usize = 3;
-const NO_GOP: GopAvailability = GopAvailability { gop: None, next_idr_in: None };
+const NO_GOP: GopAvailability = GopAvailability { gop: None, begins_at_recovery_point: false, next_idr_in: None };
 const INTERVAL: Duration = Duration::from_millis(33);
 
 /// Returns the availability that a worker with a GOP of `packets` RTP packets reports.
 fn with_gop(packets: usize) -> GopAvailability {
     let gop = GopSize { units: packets / PACKETS, packets, bytes: packets * 900 };
-    GopAvailability { gop: Some(gop), next_idr_in: None }
+    GopAvailability { gop: Some(gop), ..NO_GOP }
 }
 
 fn connected() -> Pair {
@@ -197,6 +197,33 @@ fn waiting_viewer_gets_a_gop_that_is_found_after_it_joined() {
     join(&mut pair, 5, 21);
     live(&mut pair, 22, false);
     assert_eq!(received(&pair), (5..=22).collect::<Vec<_>>());
+}
+
+#[test]
+fn viewer_that_cannot_start_at_a_recovery_point_waits_for_the_next_idr() {
+    let mut pair = connected();
+    let recovering = GopAvailability { begins_at_recovery_point: true, ..with_gop(9) };
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, recovering), CatchUpDecision::Replay);
+    let mut first = |number: u32| {
+        let payloads = payloads(number, PACKETS, 900);
+        let mut unit = unit(&payloads, u64::from(number), false);
+        unit.info.is_recovery_point = number == 0;
+        let mut outbox = Outbox::default();
+        pair.viewer.push_catch_up_unit(pair.now, &unit, pair.now, number == 2, &mut outbox);
+        pair.deliver(outbox);
+        pair.settle();
+    };
+    (0..3).for_each(&mut first);
+    pair.viewer.end_catch_up(true);
+    live(&mut pair, 3, false);
+    assert_eq!(received(&pair), [0, 1, 2, 3]);
+    assert!(!pair.viewer.waits_for_idr());
+    let reason = request_idr(&mut pair);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, recovering), CatchUpDecision::WaitForIdr);
+    assert!(pair.viewer.waits_for_idr(), "a browser, which needs an IDR");
+    live(&mut pair, 4, true);
+    assert!(!pair.viewer.waits_for_idr());
 }
 
 #[test]

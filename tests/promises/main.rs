@@ -28,4 +28,5 @@ mod security;
 mod service;
 mod shutdown;
 mod stages;
+mod start;
 mod torn;

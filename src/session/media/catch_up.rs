@@ -26,6 +26,8 @@ pub enum IdrReason {
 pub struct GopAvailability {
     /// Size of the newest GOP; `None` if the GOP cannot be replayed from its IDR on.
     pub gop: Option<GopSize>,
+    /// True if that GOP begins with a recovery point, not with an IDR.
+    pub begins_at_recovery_point: bool,
     /// Time until the camera's next IDR, if known.
     pub next_idr_in: Option<Duration>,
 }
@@ -59,8 +61,8 @@ pub enum CatchUpDecision {
 /// A viewer's catch-up state.
 #[derive(Debug, Default)]
 pub(in crate::session) struct CatchUp {
-    /// True if the viewer joined and was told to wait for an IDR. A GOP may still be found: the worker may not have read
-    /// any unit yet, or may find the IDR in the ring later.
+    /// True if the viewer was told to wait for its first IDR. A GOP may still be found: the worker may not have read any
+    /// unit yet, or may find the IDR in the ring later.
     pub(in crate::session) is_waiting: bool,
     /// Set while a replay is in progress.
     pub(in crate::session) replay: Option<Replay>,
@@ -86,7 +88,7 @@ impl CatchUp {
         }
         let gop = available.gop.filter(|_| reason == IdrReason::Join || self.is_worth(now, gate, available));
         let Some(gop) = gop else {
-            let was_waiting = reason == IdrReason::Join && std::mem::replace(&mut self.is_waiting, true);
+            let was_waiting = std::mem::replace(&mut self.is_waiting, true) && reason == IdrReason::Join;
             return if was_waiting { CatchUpDecision::StillWaiting } else { CatchUpDecision::WaitForIdr };
         };
         self.replay = Some(Replay::new(gop.bytes, now));
@@ -108,7 +110,9 @@ impl CatchUp {
         let is_repeated = is_within(self.requested_at, now, limits::REPLAY_INTERVAL);
         // Units are being dropped until the next IDR, because the link is slow. A replay would add to the congestion.
         let is_congested = gate != GateState::Live;
-        !is_soon && !is_repeated && !is_congested
+        // A viewer that requests an IDR after a start at a recovery point cannot start there.
+        let is_useless = available.begins_at_recovery_point;
+        !is_soon && !is_repeated && !is_congested && !is_useless
     }
 }
 

@@ -38,6 +38,8 @@ pub struct UnitInfo {
     pub number: u32,
     /// True if the unit is an IDR; it then carries its parameter sets.
     pub is_idr: bool,
+    /// True if decoding can start at this unit although it is not an IDR. Browsers start only at an IDR.
+    pub is_recovery_point: bool,
     /// True if other units may refer to this unit.
     pub is_reference: bool,
     /// True if units were lost before this unit. Unless this unit is an IDR, the viewer then drops to the next IDR.

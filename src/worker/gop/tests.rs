@@ -94,7 +94,7 @@ impl Bench {
             ..UnitInfo::default()
         };
         if info.is_idr {
-            self.backfill.begin(view.sequence, &self.assembler);
+            self.backfill.begin(view.sequence, &self.assembler, false);
         }
         let live = Live { cursor: &self.cursor, now_ns: 0 };
         let unit = PacketizedUnit { info, payloads: &self.payloads };

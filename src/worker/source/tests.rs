@@ -139,6 +139,28 @@ fn gop_lost_by_a_lapped_worker_is_searched_at_once_and_not_when_the_next_viewer_
 }
 
 #[test]
+fn stream_without_idrs_is_kept_from_its_newest_recovery_point() {
+    let recovery = [0, 0, 0, 1, 6, 6, 1, 0x84, 0x80];
+    for is_live in [false, true] {
+        let (mut ring, counters) = (TestCamera::new(Layout::V3), WorkerCounters::default());
+        ring.idr();
+        ring.deltas(30);
+        let mut source = is_live.then(|| Source::new(ring.attach()));
+        for _ in 0..2 {
+            ring.publish(&[SPS, PPS, &recovery, DELTA]);
+            ring.deltas(4);
+            source.iter_mut().for_each(|source| poll(source, &counters));
+        }
+        let mut source = source.unwrap_or_else(|| Source::new(ring.attach()));
+        assert_eq!(gop(&mut source, &counters), Some((36..41).collect()), "live: {is_live}");
+        ring.idr();
+        ring.publish(&[SPS, PPS, &recovery, DELTA]);
+        poll(&mut source, &counters);
+        assert_eq!(gop(&mut source, &counters), Some(vec![41, 42]), "an IDR is better: {is_live}");
+    }
+}
+
+#[test]
 fn parameter_sets_in_slots_of_their_own_before_the_idr_are_found() {
     let (mut ring, counters) = (TestCamera::new(Layout::V3), WorkerCounters::default());
     ring.publish(&[SPS]);
