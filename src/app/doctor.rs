@@ -112,7 +112,8 @@ fn ring(config: &Config) -> Finding {
 fn stale_s(mapping: &Mapping, newest: u32) -> u64 {
     let captured_s = |unit: u32| mapping.metadata(unit).timestamp_s;
     let interval_s = captured_s(newest).abs_diff(captured_s(newest.wrapping_sub(1)));
-    let is_plausible = interval_s.saturating_mul(1_000_000_000) <= limits::UNIT_INTERVAL_NS_MAX.unsigned_abs();
+    let is_plausible =
+        interval_s.saturating_mul(1_000_000_000) <= limits::UNIT_INTERVAL_NS_MAX.unsigned_abs();
     let intervals = limits::UNIT_INTERVALS_STALLED.unsigned_abs();
     if is_plausible { (intervals * interval_s).max(STALE_S_MIN) } else { STALE_S_MIN }
 }

@@ -3,7 +3,8 @@
 //! runs. Every place that needs the pace or the interval of the stream uses these types.
 
 use crate::base::limits::{
-    CAMERA_STALLED_NS_MIN, CAPTURE_STEP_NS_MAX, REORDERED_UNITS_MAX, UNIT_INTERVALS_STALLED, UNIT_INTERVAL_NS_MAX,
+    CAMERA_STALLED_NS_MIN, CAPTURE_STEP_NS_MAX, REORDERED_UNITS_MAX, UNIT_INTERVAL_NS_MAX,
+    UNIT_INTERVALS_STALLED,
 };
 
 /// The timeline of one stream. It advances as much as the capture time does. A unit that was captured before an earlier

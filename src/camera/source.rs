@@ -443,7 +443,9 @@ impl ClockOffset {
         }
         #[expect(clippy::cast_precision_loss, reason = "for display")]
         let step_s = step_ns as f64 / 1e9;
-        log::warn!("the system clock was set: it stepped by {step_s:+.3} s; capture times and reports follow it");
+        log::warn!(
+            "the system clock was set: it stepped by {step_s:+.3} s; capture times and reports follow it"
+        );
         Some(step_ns)
     }
 }

@@ -33,7 +33,8 @@ impl AddressBudgets {
         let index = known.unwrap_or_else(|| {
             self.addresses.retain(|(_, budget)| budget.full_at_ns() > now_ns);
             if self.addresses.len() >= limits::IDR_ADDRESSES_MAX {
-                let fullest = self.addresses.iter().zip(0..).min_by_key(|((_, budget), _)| budget.full_at_ns());
+                let fullest =
+                    self.addresses.iter().zip(0..).min_by_key(|((_, budget), _)| budget.full_at_ns());
                 fullest.map(|(_, index)| index).into_iter().for_each(|index| {
                     self.addresses.swap_remove(index);
                 });
@@ -42,7 +43,9 @@ impl AddressBudgets {
             self.addresses.push((address, budget));
             self.addresses.len() - 1
         });
-        let Some((_, budget)) = self.addresses.get_mut(index) else { unreachable!("the index was just found") };
+        let Some((_, budget)) = self.addresses.get_mut(index) else {
+            unreachable!("the index was just found")
+        };
         budget
     }
 }

@@ -54,7 +54,12 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new(receiver: Option<Mailbox>) -> Registry {
-        Registry { slots: Vec::new(), ids: Routes::default(), receiver, idr_budgets: AddressBudgets::default() }
+        Registry {
+            slots: Vec::new(),
+            ids: Routes::default(),
+            receiver,
+            idr_budgets: AddressBudgets::default(),
+        }
     }
 
     /// Adds a session. Its first deadline is `now`.

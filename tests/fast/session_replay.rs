@@ -22,7 +22,8 @@ use streaming_server::base::limits;
 use streaming_server::session::{CatchUpDecision, GopAvailability, GopSize, IdrReason, SrtpChoice};
 
 const PACKETS: usize = 3;
-const NO_GOP: GopAvailability = GopAvailability { gop: None, begins_at_recovery_point: false, next_idr_in: None };
+const NO_GOP: GopAvailability =
+    GopAvailability { gop: None, begins_at_recovery_point: false, next_idr_in: None };
 const INTERVAL: Duration = Duration::from_millis(33);
 
 /// Returns the availability that a worker with a GOP of `packets` RTP packets reports.

@@ -99,7 +99,9 @@ fn joins() {
     println!(
         "{workers} workers, {at_once} at once: {in_time} of {joins} joins within 100 ms, \
          {late_starts} began with another IDR; p50 {:.1}, p95 {:.1}, max {:.1} ms",
-        at(50), at(95), at(100)
+        at(50),
+        at(95),
+        at(100)
     );
     assert_eq!(late_starts, 0, "joins that did not begin with the IDR in the ring");
 }

@@ -3,9 +3,9 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+use crate::base::clock;
 use crate::camera::layout::{FORMAT_H264, Layout};
 use crate::camera::segment_follower::SegmentFollower;
-use crate::base::clock;
 use crate::camera::test_ring::{TestRing, attach, metadata, unit};
 
 const MS: i64 = 1_000_000;
@@ -254,10 +254,8 @@ fn clock_of_a_camera_is_found_on_a_board_whose_clock_started_in_1970() {
                 timestamp_ns: time_ns.rem_euclid(1_000_000_000),
                 ..SlotMetadata::default()
             };
-            let expected = Captured {
-                realtime_ns: Some(now_ns - age_ns + offset_ns),
-                monotonic_ns: now_ns - age_ns,
-            };
+            let expected =
+                Captured { realtime_ns: Some(now_ns - age_ns + offset_ns), monotonic_ns: now_ns - age_ns };
             assert_eq!(Captured::find(&metadata, now_ns, offset_ns), expected, "{offset_ns} {of_clock_ns}");
         }
     }

@@ -132,9 +132,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const IDR: GateUnit = GateUnit { is_idr: true, is_recovery_point: false, is_reference: true, gap_before: false };
-    const REFERENCE: GateUnit = GateUnit { is_idr: false, is_recovery_point: false, is_reference: true, gap_before: false };
-    const DISPOSABLE: GateUnit = GateUnit { is_idr: false, is_recovery_point: false, is_reference: false, gap_before: false };
+    const IDR: GateUnit =
+        GateUnit { is_idr: true, is_recovery_point: false, is_reference: true, gap_before: false };
+    const REFERENCE: GateUnit =
+        GateUnit { is_idr: false, is_recovery_point: false, is_reference: true, gap_before: false };
+    const DISPOSABLE: GateUnit =
+        GateUnit { is_idr: false, is_recovery_point: false, is_reference: false, gap_before: false };
 
     fn after_gap(unit: GateUnit) -> GateUnit {
         GateUnit { gap_before: true, ..unit }

@@ -39,8 +39,7 @@ impl Scene {
     /// Starts a server with `workers` workers in the middle of a GOP: the ring holds an IDR and `deltas` other units.
     fn new(layout: Layout, workers: usize, deltas: u32) -> Scene {
         static SCENES: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("/ss-test-idr-{}-{}", std::process::id(), SCENES.fetch_add(1, Ordering::Relaxed));
+        let name = format!("/ss-test-idr-{}-{}", std::process::id(), SCENES.fetch_add(1, Ordering::Relaxed));
         let (now, mut units) = (clock::now(), 0);
         let mut writer = RingWriter::create(&name, layout, 33).unwrap();
         for unit in 0..=deltas {

@@ -175,7 +175,6 @@ fn parameter_sets_in_slots_of_their_own_before_the_idr_are_found() {
     assert_eq!((gop(&mut source, &counters), counters.missing_parameter_sets.get()), (Some(vec![6]), 0));
 }
 
-
 /// Returns the RTP times of units that were captured at these times.
 fn rtp_times(captured: impl IntoIterator<Item = i64>) -> Vec<u64> {
     let mut source = Source::new(Camera::new("/ss-test-no-camera", Wake::Poll));
