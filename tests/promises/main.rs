@@ -33,4 +33,5 @@ mod shutdown;
 mod stages;
 mod streams;
 mod system_calls;
+mod start;
 mod torn;

@@ -13,6 +13,9 @@ const HOLE_PATIENCE_NS: i64 = 1_500_000_000;
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub connected: bool,
+    /// CLOCK_MONOTONIC ns at which the viewer's DTLS handshake finished, and at which its first media datagram arrived.
+    pub connected_at_ns: Option<i64>,
+    pub first_media_at_ns: Option<i64>,
     /// True if the server closed the session with a DTLS close_notify.
     pub got_close_notify: bool,
     /// True if the viewer's own session has ended, for any reason.

@@ -254,7 +254,10 @@ impl Life {
 
     fn note(&mut self, event: Event) {
         match event {
-            Event::Connected => self.account.report.connected = true,
+            Event::Connected => {
+                self.account.report.connected = true;
+                self.account.report.connected_at_ns.get_or_insert_with(monotonic_ns);
+            }
             Event::Closed => self.account.report.got_close_notify = true,
             Event::IceConnectionStateChange(IceConnectionState::Disconnected) => {
                 self.account.report.connected = false;
@@ -267,6 +270,7 @@ impl Life {
                     at_ns: monotonic_ns(),
                 };
                 if !arrived.payload.is_empty() {
+                    self.account.report.first_media_at_ns.get_or_insert(arrived.at_ns);
                     self.account.push(*packet.seq_no, arrived);
                 }
             }

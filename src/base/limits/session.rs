@@ -71,6 +71,9 @@ pub const RESEND_GUARD: Duration = Duration::from_millis(5);
 /// Time between two sender reports of a stream.
 pub const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Number of sent reports that a viewer's report may refer to. Viewers refer to the latest report that they received.
+pub const SENDER_REPORTS_KEPT: usize = 4;
+
 /// Maximum number of SSRCs from which one viewer may send RTCP. Browsers use one SSRC for all streams, or one per
 /// stream.
 pub const RTCP_SENDERS_MAX: usize = 8;
