@@ -12,6 +12,7 @@ mod http;
 mod session;
 mod session_end;
 mod session_hostile;
+mod session_paths;
 mod session_replay;
 mod signaling;
 mod test_card;
