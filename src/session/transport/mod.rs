@@ -5,10 +5,13 @@
 //! address that an authenticated request came from. [`paths`] decides where datagrams are really sent.
 
 pub(super) mod accept;
+mod answer;
 pub(super) mod dtls;
+pub(super) mod offer_error;
 mod paths;
 pub(super) mod profile;
-pub(super) mod sdp;
+mod sdp;
+mod section;
 pub(super) mod stun;
 
 use std::collections::VecDeque;
