@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::app::addresses::{host_candidates, interface_addresses, most_useful, too_many};
+use crate::base::limits::{self, CANDIDATES_MAX};
 use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
@@ -67,6 +69,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.extend(config.tls.as_ref().map(|tls| check("tls", security::certificate(config, tls))));
     checks.push(check("token", security::token(config)));
     checks.push(port("udp", config.udp, UdpSocket::bind(config.udp).map(drop)));
+    checks.push(check("addresses", addresses(config)));
     checks.extend(config.control.map(|address| tcp("control", address)));
     if !config.no_recorder {
         checks.push(check("recordings", recordings(&config.record_path)));
@@ -100,15 +103,25 @@ fn ring(config: &Config) -> Finding {
         (_, monotonic) => ("CLOCK_MONOTONIC", monotonic),
     };
     let found = format!("{name}: layout {layout}, {}x{}, timestamps of {clock}", slot.width, slot.height);
-    if age_s > STALE_S {
+    if age_s > stale_s(&mapping, newest) {
         let advice = "the camera stopped or its clock is wrong";
         return (Verdict::Warn, format!("{found}, the newest {age_s} s from now: {advice}"));
     }
     (Verdict::Ok, found)
 }
 
-/// Age of the newest slot, in seconds, above which `doctor` reports that the camera stopped.
-const STALE_S: u64 = 5; // local bound: only this check uses it
+/// Returns the age of the newest slot, in seconds, above which `doctor` reports that the camera stopped: three intervals
+/// between the newest two units, and at least [`STALE_S_MIN`].
+fn stale_s(mapping: &Mapping, newest: u32) -> u64 {
+    let captured_s = |unit: u32| mapping.metadata(unit).timestamp_s;
+    let interval_s = captured_s(newest).abs_diff(captured_s(newest.wrapping_sub(1)));
+    let is_plausible =
+        interval_s.saturating_mul(1_000_000_000) <= limits::UNIT_INTERVAL_NS_MAX.unsigned_abs();
+    let intervals = limits::UNIT_INTERVALS_STALLED.unsigned_abs();
+    if is_plausible { (intervals * interval_s).max(STALE_S_MIN) } else { STALE_S_MIN }
+}
+
+const STALE_S_MIN: u64 = 5; // local bound: only this check uses it
 
 fn sending() -> Vec<Check> {
     let socket = match uring::open_socket(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) {
@@ -154,6 +167,19 @@ fn port(what: &'static str, address: SocketAddr, bound: std::io::Result<()>) -> 
         }
     };
     check(what, finding)
+}
+
+/// Lists the addresses that viewers get.
+fn addresses(config: &Config) -> Finding {
+    let found = host_candidates(config.udp, &interface_addresses(), None);
+    let used = most_useful(&found, CANDIDATES_MAX.saturating_sub(config.advertise.len()).max(1));
+    let advertised = config.advertise.iter().map(|address| address.ip.to_string());
+    let listed: Vec<String> = advertised.chain(used.iter().map(|used| used.ip().to_string())).collect();
+    let listed = listed.join(", ");
+    if found.len() > used.len() {
+        return (Verdict::Warn, format!("{}: {listed}", too_many(found.len(), used.len())));
+    }
+    (Verdict::Ok, format!("viewers get {listed}"))
 }
 
 fn recordings(directory: &Path) -> Finding {

@@ -26,6 +26,9 @@ pub const OFFER_MID_BYTES_MAX: usize = 255;
 /// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
 pub const CANDIDATES_MAX: usize = 32;
 
+/// Nanoseconds for which the list of this machine's addresses is used again without reading it.
+pub const ADDRESSES_FRESH_NS: i64 = 1_000_000_000;
+
 /// Maximum time from the offer until the DTLS handshake is complete.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -67,6 +70,9 @@ pub const RESEND_GUARD: Duration = Duration::from_millis(5);
 
 /// Time between two sender reports of a stream.
 pub const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Number of sent reports that a viewer's report may refer to. Viewers refer to the latest report that they received.
+pub const SENDER_REPORTS_KEPT: usize = 4;
 
 /// Maximum number of SSRCs from which one viewer may send RTCP. Browsers use one SSRC for all streams, or one per
 /// stream.

@@ -77,6 +77,7 @@ pub(in crate::session) struct Sender {
     captured_at_sent: Option<Instant>,
     /// When the next sender report is due; `None` before the first unit.
     pub(in crate::session) report_due_at: Option<Instant>,
+    reports_sent: SentReports,
     /// The viewer's latest reference time and its arrival time. The next report returns both, so Chromium can compute
     /// the offset between the clocks and from that the age of a picture.
     reference: Option<(rtcp::ReferenceTime, Instant)>,
@@ -99,6 +100,7 @@ impl Sender {
             newest: None,
             captured_at_sent: None,
             report_due_at: None,
+            reports_sent: SentReports::default(),
             reference: None,
             scratch: Vec::new(),
             stream,
@@ -139,6 +141,9 @@ impl Sender {
     ) {
         let rtp_time_90k = unit.info.rtp_time_90k.max(self.newest.map_or(0, |(sent, _)| sent + 1));
         self.newest = Some((rtp_time_90k, at));
+        if let Some(offset_ns) = unit.info.realtime_offset_ns {
+            self.wallclock.realtime_offset_ns = offset_ns;
+        }
         let rtp_time = self.rtp_time(rtp_time_90k);
         let captured_ntp = self.capture_time(now, unit, is_replayed);
         if is_replayed {
@@ -256,14 +261,9 @@ impl Sender {
         sink: &mut impl DatagramSink,
     ) {
         let ssrc = self.stream.ssrc;
-        let report = SenderReport {
-            ssrc,
-            ntp: self.wallclock.ntp(now),
-            rtp_time: self.rtp_time_at(now),
-            packets: self.packets,
-            octets: self.octets,
-        };
+        let report = self.sender_report(now);
         let Some((sealer, _)) = &mut self.keys else { return };
+        self.reports_sent.push(report.ntp, self.wallclock.realtime_offset_ns);
         self.scratch.clear();
         rtcp::write_report(&report, &self.stream.cname, &mut self.scratch);
         if let Some((reference, at)) = self.reference.take() {
@@ -281,6 +281,16 @@ impl Sender {
             let sealed = sealer.seal_rtcp(&self.scratch, out);
             debug_assert!(sealed, "the lengths fit");
         });
+    }
+
+    fn sender_report(&self, now: Instant) -> SenderReport {
+        SenderReport {
+            ssrc: self.stream.ssrc,
+            ntp: self.wallclock.ntp(now),
+            rtp_time: self.rtp_time_at(now),
+            packets: self.packets,
+            octets: self.octets,
+        }
     }
 
     /// Returns the stream's RTP time at `now`, extrapolated from the newest unit.
@@ -332,9 +342,34 @@ impl Sender {
     fn on_report_block(&mut self, now: Instant, block: &ReportBlock) {
         self.reception.loss_fraction = Some(f32::from(block.fraction_lost) / 256.0);
         self.reception.jitter = Some(block.jitter);
-        if let Some(span) = block.round_trip_65536ths(self.wallclock.ntp(now)) {
+        // The viewer returns the NTP time of our report, so the round trip is measured with the offset of that report.
+        let Some(realtime_offset_ns) = self.reports_sent.offset_of(block.last_report) else { return };
+        let wallclock = self.wallclock.with_offset(realtime_offset_ns);
+        if let Some(span) = block.round_trip_65536ths(wallclock.ntp(now)) {
             self.reception.rtt = Some(Duration::from_micros((u64::from(span) * 1_000_000) >> 16));
         }
+    }
+}
+
+/// The latest sender reports: the middle 32 bits of their NTP time, and the offset of the wall clock at their sending.
+/// After a step of the system clock, reports with another offset are still on their way.
+#[derive(Default)]
+struct SentReports {
+    reports: [Option<(u32, i64)>; limits::SENDER_REPORTS_KEPT],
+    next: usize,
+}
+
+impl SentReports {
+    fn push(&mut self, ntp: u64, offset_ns: i64) {
+        if let Some(report) = self.reports.get_mut(self.next) {
+            *report = Some((low32((ntp >> 16).into()), offset_ns));
+        }
+        self.next = (self.next + 1) % self.reports.len();
+    }
+
+    fn offset_of(&self, middle: u32) -> Option<i64> {
+        let report = self.reports.iter().flatten().find(|(sent, _)| *sent == middle);
+        report.map(|(_, offset_ns)| *offset_ns)
     }
 }
 

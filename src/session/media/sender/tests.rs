@@ -135,3 +135,48 @@ fn packet_repeated_without_rtx_is_identical_byte_by_byte() {
         }
     }
 }
+
+/// A destination that gets nothing, because there are no keys.
+struct Nothing;
+
+impl DatagramSink for Nothing {
+    fn push_datagram(&mut self, _: &Destination, _: usize, _: impl FnOnce(&mut [u8])) {}
+}
+
+#[test]
+fn reports_and_capture_times_follow_the_system_clock_and_the_round_trip_does_not() {
+    const HOUR_NS: i64 = 3_600_000_000_000;
+    #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+    let now = Instant::now();
+    let mut sender = Sender::new(stream(Extensions::default()), Wallclock::read(), now);
+    let offset_ns = sender.wallclock.realtime_offset_ns;
+    let to = Destination { local: None, remote: "192.0.2.1:9".parse().unwrap() };
+    let mut times = Vec::new();
+    for step_ns in [0, HOUR_NS] {
+        let info = UnitInfo {
+            is_idr: true,
+            captured_at_ns: Some(sender.wallclock.monotonic_ns() + offset_ns + step_ns),
+            realtime_offset_ns: Some(offset_ns + step_ns),
+            ..UnitInfo::default()
+        };
+        let unit = PacketizedUnit { info, payloads: &[] };
+        sender.send_unit(now, &unit, now, false, &to, &mut Nothing);
+        times.push((sender.sender_report(now).ntp, sender.capture_time(now, &unit, false)));
+        sender.reports_sent.push(sender.sender_report(now).ntp, offset_ns + step_ns);
+    }
+    let (report, captured) = (times[1].0 - times[0].0, times[1].1 - times[0].1);
+    assert_eq!((report >> 32, captured >> 32), (3_600, 3_600), "both stepped by an hour");
+    for (ntp, _) in times {
+        sender.reception.rtt = None;
+        let block = ReportBlock {
+            ssrc: 0x0102_0304,
+            fraction_lost: 0,
+            jitter: 0,
+            last_report: low32((ntp >> 16).into()),
+            delay: 0,
+        };
+        sender.on_report_block(now + Duration::from_millis(20), &block);
+        let rtt = sender.reception.rtt.unwrap();
+        assert!(rtt.abs_diff(Duration::from_millis(20)) < Duration::from_millis(1), "{rtt:?}");
+    }
+}
