@@ -162,8 +162,10 @@ impl Event {
 /// changes all the time.
 fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
     let shown = |camera: &CameraSummary| {
-        let shown = |picture: &CameraPicture| (picture.width, picture.height, picture.b_frames);
-        (discriminant(camera), camera.picture().map(shown))
+        let shape = |picture: &CameraPicture| {
+            (picture.width, picture.height, picture.b_frames, picture.notice.is_some())
+        };
+        (discriminant(camera), camera.picture().map(shape))
     };
     let parts = [
         (Event::Camera, shown(&before.camera) != shown(&now.camera)),
@@ -202,13 +204,8 @@ mod tests {
     }
 
     fn live(width: u64, fps: f64) -> CameraSummary {
-        CameraSummary::Live(CameraPicture {
-            layout: "v3".to_owned(),
-            width,
-            height: 720,
-            fps,
-            b_frames: false,
-        })
+        let layout = "v3".to_owned();
+        CameraSummary::Live(CameraPicture { layout, width, height: 720, fps, ..CameraPicture::default() })
     }
 
     fn summary(camera: CameraSummary, viewers: u32, is_recording: bool) -> Summary {
@@ -230,6 +227,17 @@ mod tests {
     fn a_new_frame_rate_alone_is_no_event() {
         let (before, now) = (summary(live(1280, 30.0), 1, false), summary(live(1280, 29.9), 1, false));
         assert!(changes(&before, &now).is_empty());
+    }
+
+    #[test]
+    fn a_notice_that_appears_is_an_event_and_its_seconds_are_not() {
+        let waiting = |notice: &str| {
+            CameraSummary::Live(CameraPicture { notice: Some(notice.to_owned()), ..CameraPicture::default() })
+        };
+        let (before, now) = (summary(waiting("7 s ago"), 1, false), summary(waiting("8 s ago"), 1, false));
+        assert!(changes(&before, &now).is_empty());
+        let gone = CameraSummary::Live(CameraPicture::default());
+        assert_eq!(changes(&now, &summary(gone, 1, false)), [Event::Camera]);
     }
 
     #[test]

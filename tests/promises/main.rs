@@ -10,6 +10,7 @@
 
 mod c_camera;
 mod camera_sim;
+mod downloads;
 mod hostile;
 mod instruments;
 mod join;
@@ -27,6 +28,10 @@ mod recording;
 mod restart;
 mod security;
 mod service;
+mod shipped;
 mod shutdown;
 mod stages;
+mod start;
+mod streams;
+mod system_calls;
 mod torn;

@@ -180,7 +180,7 @@ fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
         }
     }
     table(out, b"stts", &runs);
-    composition_times(index.compositions_90k(), out);
+    composition_times(index, out);
     if !index.is_empty() {
         let idrs: Vec<[u32; 1]> =
             (1..).zip(index.units()).filter(|(_, unit)| unit.is_idr).map(|(number, _)| [number]).collect();
@@ -206,12 +206,12 @@ fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
 
 /// Appends the table ctts. Version 1 has signed offsets: a B-frame is decoded later than the picture that is shown
 /// after it.
-fn composition_times(compositions_90k: &[i32], out: &mut Vec<u8>) {
-    if compositions_90k.is_empty() {
+fn composition_times(index: &Index, out: &mut Vec<u8>) {
+    if index.compositions_90k().all(|composition| composition == 0) {
         return;
     }
-    let mut runs: Vec<[u32; 2]> = Vec::with_capacity(compositions_90k.len());
-    for composition in compositions_90k.iter().map(|composition| composition.cast_unsigned()) {
+    let mut runs: Vec<[u32; 2]> = Vec::with_capacity(index.len());
+    for composition in index.compositions_90k().map(i32::cast_unsigned) {
         match runs.last_mut() {
             Some([run, same]) if *same == composition => *run += 1,
             _ => runs.push([1, composition]),

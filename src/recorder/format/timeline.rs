@@ -246,7 +246,7 @@ mod tests {
         }
         timeline.finish(&mut index);
         let mut decoded: u64 = 0;
-        let compositions = index.compositions_90k().iter().copied().chain(std::iter::repeat(0));
+        let compositions = index.compositions_90k();
         let times = index.durations_90k().zip(compositions).map(|(duration, composition)| {
             let times = (decoded, decoded.cast_signed() + i64::from(composition));
             decoded += u64::from(duration);

@@ -1,6 +1,10 @@
 //! PURE: types that the fragments and the index of an MP4 recording share. They describe the track, its access units
 //! and their times.
 
+use std::sync::Arc;
+
+use super::shared_list::SharedList;
+
 /// Ticks per second of all times in the file.
 pub const TIMESCALE: u32 = 90_000;
 
@@ -68,24 +72,25 @@ pub struct Fragment {
     pub kind: UnitKind,
 }
 
-/// Table of the access units in a file, with 8 bytes of memory for each, and 4 more in a stream with B-frames. All
-/// tables of the final `moov` box are computed from it.
+/// Table of the access units in a file, with 16 bytes of memory for each. All tables of the final `moov` box are
+/// computed from it. A clone is cheap and keeps the units of its time, so that a download can read it while the
+/// recorder appends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
-    entries: Vec<IndexEntry>,
-    /// Presentation time less decoding time of each unit. Empty if all are 0.
-    compositions_90k: Vec<i32>,
+    entries: SharedList<IndexEntry>,
     /// Number of each unit with a recovery point, from 1, with its `recovery_frame_cnt`.
-    recovery_points: Vec<(u32, u16)>,
+    recovery_points: Arc<Vec<(u32, u16)>>,
     last_time_90k: u64,
     last_duration_90k: u32,
 }
 
-/// Size and interval of one unit. `bytes_and_flags` is the size in bytes, with flags in the two top bits.
+/// Size and times of one unit. `bytes_and_flags` is the size in bytes, with flags in the two top bits.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 struct IndexEntry {
     bytes_and_flags: u32,
     since_previous_90k: u32,
+    /// Presentation time less decoding time.
+    composition_90k: i32,
 }
 
 /// Flag of a unit that is an IDR.
@@ -106,32 +111,23 @@ pub(super) struct IndexedUnit {
 impl Index {
     /// Appends a unit that was written to the file.
     pub fn push(&mut self, fragment: &Fragment) {
-        let since =
-            if self.entries.is_empty() { 0 } else { fragment.time_90k.saturating_sub(self.last_time_90k) };
+        let since = if self.is_empty() { 0 } else { fragment.time_90k.saturating_sub(self.last_time_90k) };
         let since_previous_90k = u32::try_from(since).unwrap_or(u32::MAX);
         let idr = if fragment.kind == UnitKind::Idr { IDR_BIT } else { 0 };
         let long = if fragment.composition_90k == 0 { 0 } else { LONG_HEADER_BIT };
         debug_assert!(fragment.unit_bytes <= BYTES_MASK, "a slot holds 3 MB");
         let bytes_and_flags = fragment.unit_bytes & BYTES_MASK | idr | long;
-        if fragment.composition_90k != 0 || !self.compositions_90k.is_empty() {
-            self.push_composition(fragment.composition_90k);
-        }
-        self.entries.push(IndexEntry { bytes_and_flags, since_previous_90k });
+        let composition_90k = fragment.composition_90k;
+        self.entries.push(IndexEntry { bytes_and_flags, since_previous_90k, composition_90k });
         self.last_time_90k = fragment.time_90k;
         self.last_duration_90k = fragment.duration_90k;
-    }
-
-    #[cold]
-    fn push_composition(&mut self, composition_90k: i32) {
-        self.compositions_90k.resize(self.entries.len(), 0);
-        self.compositions_90k.push(composition_90k);
     }
 
     /// Records that decoding can start with the last unit, although it is not an IDR. The pictures are correct after
     /// `frames` pictures.
     pub fn mark_recovery_point(&mut self, frames: u16) {
         let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.recovery_points.push((number, frames));
+        Arc::make_mut(&mut self.recovery_points).push((number, frames));
     }
 
     /// Replaces the times of all units. `times` must have the decoding time and the presentation time of each unit in
@@ -139,15 +135,17 @@ impl Index {
     pub(crate) fn set_times(&mut self, times: &[(u64, u64)]) {
         debug_assert_eq!(times.len(), self.entries.len());
         let mut before = times.first().map_or(0, |(decoded, _)| *decoded);
-        for (entry, (decoded, _)) in self.entries.iter_mut().zip(times) {
-            entry.since_previous_90k = u32::try_from(decoded.saturating_sub(before)).unwrap_or(u32::MAX);
+        let mut entries = SharedList::default();
+        for (entry, (decoded, shown)) in self.entries.iter().zip(times) {
+            entries.push(IndexEntry {
+                since_previous_90k: u32::try_from(decoded.saturating_sub(before)).unwrap_or(u32::MAX),
+                composition_90k: i32::try_from(shown.cast_signed() - decoded.cast_signed()).unwrap_or(0),
+                ..entry
+            });
             before = *decoded;
         }
         self.last_time_90k = before;
-        let composition = |(decoded, shown): &(u64, u64)| {
-            i32::try_from(shown.cast_signed() - decoded.cast_signed()).unwrap_or(0)
-        };
-        self.compositions_90k = times.iter().map(composition).collect();
+        self.entries = entries;
     }
 
     /// Returns the number of units in the file.
@@ -159,7 +157,7 @@ impl Index {
     /// Returns true if the file holds no unit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// Returns the decoding time of the last unit, in ticks of [`TIMESCALE`].
@@ -171,11 +169,11 @@ impl Index {
     /// Returns the time from the start of the first unit to the end of the last unit, in ticks of [`TIMESCALE`].
     #[must_use]
     pub fn duration_90k(&self) -> u64 {
-        if self.entries.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
+        if self.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
     }
 
     /// Iterates over all units.
-    pub(super) fn units(&self) -> impl ExactSizeIterator<Item = IndexedUnit> {
+    pub(super) fn units(&self) -> impl Iterator<Item = IndexedUnit> {
         self.entries.iter().map(|entry| IndexedUnit {
             bytes: entry.bytes_and_flags & BYTES_MASK,
             is_idr: entry.bytes_and_flags & IDR_BIT != 0,
@@ -187,9 +185,9 @@ impl Index {
         })
     }
 
-    /// Returns presentation time less decoding time of each unit, in ticks of [`TIMESCALE`], or nothing if all are 0.
-    pub(super) fn compositions_90k(&self) -> &[i32] {
-        &self.compositions_90k
+    /// Returns presentation time less decoding time of each unit, in ticks of [`TIMESCALE`].
+    pub(super) fn compositions_90k(&self) -> impl Iterator<Item = i32> {
+        self.entries.iter().map(|entry| entry.composition_90k)
     }
 
     /// Returns the number of each unit with a recovery point, from 1, with its `recovery_frame_cnt`.
@@ -197,10 +195,33 @@ impl Index {
         &self.recovery_points
     }
 
+    /// Returns the index of the first units only: those that end at the file offset `end`. `fragments_offset` is the
+    /// offset of the first fragment. Returns `None` if no unit ends there.
+    #[must_use]
+    pub fn up_to(&self, end: u64, fragments_offset: u64) -> Option<Index> {
+        let (mut offset, mut last_time_90k, mut units) = (fragments_offset, 0, 0);
+        for (entry, unit) in self.entries.iter().zip(self.units()) {
+            if offset >= end {
+                break;
+            }
+            offset += unit.header_bytes as u64 + u64::from(unit.bytes);
+            last_time_90k += u64::from(entry.since_previous_90k);
+            units += 1;
+        }
+        let next = self.entries.get(units).map(|entry| entry.since_previous_90k);
+        let last_duration_90k = next.unwrap_or(self.last_duration_90k);
+        let entries = self.entries.first(units);
+        let is_before =
+            |(number, _): &&(u32, u16)| usize::try_from(*number).is_ok_and(|number| number <= units);
+        let recovery_points = Arc::new(self.recovery_points.iter().take_while(is_before).copied().collect());
+        let index = Index { entries, recovery_points, last_time_90k, last_duration_90k };
+        (units > 0 && offset == end).then_some(index)
+    }
+
     /// Iterates over the durations of all units, in ticks of [`TIMESCALE`].
     pub(super) fn durations_90k(&self) -> impl Iterator<Item = u32> {
         let next = self.entries.iter().skip(1).map(|entry| entry.since_previous_90k);
-        next.chain((!self.entries.is_empty()).then_some(self.last_duration_90k))
+        next.chain((!self.is_empty()).then_some(self.last_duration_90k))
     }
 }
 
