@@ -100,12 +100,36 @@ impl Played {
         assert_eq!(self.errors, 0.0, "errors_total");
     }
 
+    /// Asserts that the RTP time follows the capture clock: it never runs backwards, and takes neither a step of the
+    /// camera's clock nor the order of its stamps for time that has passed. `gap_ns` is the shortest time between two
+    /// units.
+    pub(crate) fn assert_rtp_time_follows_the_units(&self, gap_ns: i64) {
+        let (first, last) = (self.live.first().unwrap(), self.live.last().unwrap());
+        let times: Vec<u32> =
+            self.live.iter().map(|unit| unit.rtp_time.wrapping_sub(first.rtp_time)).collect();
+        assert!(times.is_sorted(), "RTP times: {times:?}");
+        let passed_ns = i64::from(*times.last().unwrap()) * 100_000 / 9;
+        let arrived_ns = last.at_ns - first.at_ns;
+        let published_ns = gap_ns * (self.live.len() as i64 - 1);
+        // A stamp in presentation order may be a few intervals before or after the time of its unit.
+        assert!(passed_ns > published_ns - 10 * gap_ns, "RTP time is slow: {passed_ns} of {published_ns} ns");
+        assert!(passed_ns < arrived_ns + 2_000_000_000, "RTP time is fast: {passed_ns} in {arrived_ns} ns");
+    }
+
     /// Asserts that the viewer received exactly the NAL units of `source`, unit by unit, without filler data. Each IDR
     /// must have parameter sets before its first slice; all other NAL units must be those of the source.
     pub(crate) fn assert_live_is(&self, source: &Source) {
-        let expected = access_units(&source.bytes);
+        self.assert_units_are(&access_units(&source.bytes));
+        let received: Vec<u8> = self.live.iter().flat_map(|unit| join(&unit.nal_units)).collect();
+        let path = self.directory.0.join("live.bin");
+        std::fs::write(&path, received).unwrap();
+        source.assert_decoded_from("live", &[path]);
+    }
+
+    /// Asserts that the viewer received these units, apart from the place of the parameter sets.
+    pub(crate) fn assert_units_are(&self, expected: &[Vec<&[u8]>]) {
         assert_eq!(self.live.len(), expected.len(), "units received");
-        for (index, (unit, expected)) in self.live.iter().zip(&expected).enumerate() {
+        for (index, (unit, expected)) in self.live.iter().zip(expected).enumerate() {
             let received: Vec<&[u8]> = unit.nal_units.iter().map(Vec::as_slice).collect();
             assert_eq!(kinds(&without_sets(&received)), kinds(&without_sets(expected)), "unit {index}");
             assert!(without_sets(&received) == without_sets(expected), "bytes of unit {index}");
@@ -113,10 +137,6 @@ impl Played {
             let sets = kinds(&received[..slice]).iter().filter(|kind| matches!(**kind, SPS | PPS)).count();
             assert!(slice == 0 || sets >= 2, "IDR {index} without parameter sets: {:?}", kinds(&received));
         }
-        let received: Vec<u8> = self.live.iter().flat_map(|unit| join(&unit.nal_units)).collect();
-        let path = self.directory.0.join("live.bin");
-        std::fs::write(&path, received).unwrap();
-        source.assert_decoded_from("live", &[path]);
     }
 
     /// Asserts that the recorded byte stream has exactly the NAL units of `source`, without filler data and zero bytes.
@@ -253,14 +273,22 @@ fn join(nals: &[Vec<u8>]) -> Vec<u8> {
     nals.iter().flat_map(|nal| [&[0, 0, 0, 1], nal.as_slice()].concat()).collect()
 }
 
+/// Returns the line of a script that publishes these NAL units as one unit.
+pub(crate) fn unit_line(nals: &[&[u8]]) -> String {
+    let digits = |nal: &&[u8]| nal.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let units: String = nals.iter().map(|nal| format!("00000001{}", digits(nal))).collect();
+    format!("unit hex:{units}")
+}
+
 /// Plays `script`, which must contain all pictures of the stream `name`. Asserts that nothing is lost, live or recorded.
-pub(crate) fn assert_arrives(script: &str, name: &str, layout: &str) {
+pub(crate) fn assert_arrives(script: &str, name: &str, layout: &str) -> Played {
     let source = Source::new(&stream(name));
     let played = play(script, layout, access_units(&source.bytes).len());
     played.assert_nothing_lost();
     played.assert_live_is(&source);
     played.assert_byte_stream_is(&source);
     played.assert_mp4_is(&source);
+    played
 }
 
 /// Splits a byte stream into its NAL units, without start codes and zero bytes around them.
