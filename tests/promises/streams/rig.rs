@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::account::KeptUnit;
@@ -11,7 +11,7 @@ use support::camera::{CameraSim, words};
 use support::http;
 use support::server::Server;
 use support::viewer::ViewerSimulator;
-use support::{unique_shm, wait_for, wait_until, wait_within};
+use support::{unique_shm, wait_for, wait_until};
 
 use crate::recording::rig::TemporaryDirectory;
 
@@ -63,20 +63,7 @@ pub(crate) fn play(script: &str, layout: &str, pictures: usize) -> Played {
     let viewer = ViewerSimulator::connect_keeping(live.http).unwrap_or_else(|r| panic!("{}", r.text()));
     wait_until("the viewer is connected", || viewer.report().connected);
     std::fs::write(go, []).unwrap();
-    let recorded =
-        |server: &Server| server.get("/api/recording/status").json()["frame_count"].as_u64().unwrap_or(0);
-    let mut counts = [0; 3];
-    let wanted = [pictures as u64; 3];
-    let what = format!("{pictures} pictures live and in both recordings");
-    wait_within(STREAM_PATIENCE, &what, || {
-        let now = [viewer.kept().len() as u64, recorded(&live), recorded(&other)];
-        let is_over = now.iter().zip(wanted).all(|(count, wanted)| *count >= wanted);
-        if now != counts {
-            counts = now;
-            eprintln!("pictures live, mp4, h264: {counts:?} of {pictures}");
-        }
-        is_over.then_some(())
-    });
+    wait_for_pictures(&viewer, [&live, &other], pictures as u64);
     let stopped = [&live, &other].map(|server| {
         let stopped = http::request(server.http, "POST", "/api/recording/stop", &[], b"");
         assert_eq!(stopped.status, 200, "{}", stopped.text());
@@ -88,6 +75,25 @@ pub(crate) fn play(script: &str, layout: &str, pictures: usize) -> Played {
     drop(camera);
     let errors = [&live, &other].map(|server| server.metrics().expect("errors_total")).iter().sum();
     Played { live: units, directory, stopped, errors }
+}
+
+/// Waits until the viewer and the recordings of both servers have received `pictures` pictures.
+fn wait_for_pictures(viewer: &ViewerSimulator, servers: [&Server; 2], pictures: u64) {
+    let recorded =
+        |server: &Server| server.get("/api/recording/status").json()["frame_count"].as_u64().unwrap_or(0);
+    let deadline = Instant::now() + STREAM_PATIENCE;
+    loop {
+        let report = viewer.report();
+        let counts = [report.units + report.unstamped, recorded(servers[0]), recorded(servers[1])];
+        if counts.iter().all(|count| *count >= pictures) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "pictures live, in the MP4 and in the byte stream: {counts:?} of {pictures}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 impl Played {
