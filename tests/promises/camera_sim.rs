@@ -316,6 +316,20 @@ fn invalid_options_are_refused_before_a_ring_is_created() {
     }
 }
 
+#[test]
+fn a_script_injects_no_faults_of_the_test_card() {
+    let path = std::env::temp_dir().join(format!("ss-test-{}.script", std::process::id()));
+    std::fs::write(&path, "unit hex:0000000109f0").unwrap();
+    let script = simulator::LoadedScript::open(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let faulty = misbehaving(Layout::V1, 1, Faults { drop_every: Some(2), ..Default::default() });
+    let faulty = SimulatorConfig { card: TestCardConfig::default(), ..faulty };
+    let refused = simulator::play_script(&faulty, &script, &AtomicBool::new(false));
+    assert!(matches!(refused, Err(SimulatorError::Config { .. })), "{refused:?}");
+    let allowed = SimulatorConfig { faults: Faults::default(), ..faulty };
+    assert_eq!(simulator::play_script(&allowed, &script, &AtomicBool::new(false)).unwrap().published, 1);
+}
+
 // ---- the program -----------------------------------------------------------------------------------
 
 fn camera_sim(arguments: &[&str]) -> Command {
@@ -394,13 +408,24 @@ fn camera_sim_refuses_a_ring_that_another_camera_writes() {
 fn camera_sim_prints_help_and_clear_errors() {
     let help = camera_sim(&["--help"]).output().unwrap();
     let text = String::from_utf8(help.stdout).unwrap();
-    for flag in ["--shm", "--layout", "--file", "--pattern", "--fps", "--tear", "--lie", "--restart-every"] {
+    for flag in [
+        "--shm",
+        "--layout",
+        "--file",
+        "--script",
+        "--pattern",
+        "--fps",
+        "--tear",
+        "--lie",
+        "--restart-every",
+    ] {
         assert!(help.status.success() && text.contains(flag), "{flag}");
     }
-    let mistakes: [(&[&str], &str); 9] = [
+    let mistakes: [(&[&str], &str); 10] = [
         (&["--layout", "v9"], "v3-6"),
         (&["--pattern", "1280"], "WIDTHxHEIGHT"),
         (&["--pattern", "640x480", "--file", "x"], "one source"),
+        (&["--script", "x", "--file", "x"], "one source"),
         (&["--frobnicate"], "--frobnicate"),
         (&["stray"], "stray"),
         (&["--tear", "3:soon"], "whole number"),
@@ -415,7 +440,12 @@ fn camera_sim_prints_help_and_clear_errors() {
         assert!(message.contains(expected), "{arguments:?}: {message}");
     }
     let name = unique_name();
-    for arguments in [["--file", "/nonexistent.h264"], ["--pattern", "17x17"], ["--shm", "no-slash"]] {
+    for arguments in [
+        ["--file", "/nonexistent.h264"],
+        ["--script", "/nonexistent.txt"],
+        ["--pattern", "17x17"],
+        ["--shm", "no-slash"],
+    ] {
         let output = camera_sim(&[&["--shm", &name], &arguments[..]].concat()).output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");

@@ -8,7 +8,7 @@
 )]
 
 mod rig;
-use rig::{assert_arrives, stream};
+use rig::{Source, access_units, assert_arrives, play, stream, unit_line};
 
 /// Plays a stream of the corpus, one access unit per slot.
 fn plays_unchanged(name: &str, layout: &str) {
@@ -116,6 +116,24 @@ fn interlaced_frames() {
 }
 
 #[test]
+fn fields_in_slots_of_their_own() {
+    plays_unchanged("field-pairs", "lease");
+}
+
+#[test]
+fn two_fields_in_one_slot() {
+    let source = Source::new(&stream("field-pairs"));
+    let fields = access_units(&source.bytes);
+    let frames: Vec<Vec<&[u8]>> = fields.chunks(2).map(|pair| pair.concat()).collect();
+    let script: Vec<String> = frames.iter().map(|frame| unit_line(frame)).collect();
+    let played = play(&script.join("\n"), "lease", frames.len());
+    played.assert_nothing_lost();
+    played.assert_units_are(&frames);
+    played.assert_byte_stream_is(&source);
+    played.assert_mp4_is(&source);
+}
+
+#[test]
 fn baseline_profile() {
     plays_unchanged("baseline", "v2");
 }
@@ -132,4 +150,35 @@ fn slots_that_lie_about_size_and_camera_are_played() {
         "stream {path} units=0..25 width=1 height=8192 frame=7\nstream {path} units=25..50 camera=-1"
     );
     assert_arrives(&script, "baseline", "v1");
+}
+
+#[test]
+fn stamps_that_go_back() {
+    let path = stream("baseline").display().to_string();
+    let late = |from: usize| format!("stream {path} units={from}..{} stamp=-50ms\n", from + 1);
+    let script: String = (0..10)
+        .map(|tenth| 5 * tenth)
+        .map(|from| format!("stream {path} units={from}..{}\n{}", from + 4, late(from + 4)))
+        .collect();
+    assert_arrives(&script, "baseline", "v3").assert_rtp_time_follows_the_units(33_000_000);
+}
+
+#[test]
+fn camera_clock_that_is_set_while_it_runs() {
+    let path = stream("baseline").display().to_string();
+    let part = |from: usize| format!("stream {path} units={from}..{}", from + 10);
+    // Stamps of the future, stamps that cannot be used at all, then stamps that go back twice.
+    let script = [
+        &part(0),
+        "clock 3s",
+        &part(10),
+        "clock -1000003s",
+        &part(20),
+        "clock 999996s",
+        &part(30),
+        "clock -4s",
+        &part(40),
+    ]
+    .join("\n");
+    assert_arrives(&script, "baseline", "lease").assert_rtp_time_follows_the_units(33_000_000);
 }

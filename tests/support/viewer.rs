@@ -289,14 +289,13 @@ impl Life {
     /// Copies the counts to the shared report. Latency samples are moved, because a copy after every datagram is too
     /// slow.
     fn publish(&mut self) {
+        if !self.account.kept.is_empty() {
+            self.shared.kept.lock().unwrap().append(&mut self.account.kept);
+        }
         let mut shared = self.shared.report.lock().unwrap();
         let mut samples = std::mem::take(&mut shared.latencies_ns);
         samples.append(&mut self.account.report.latencies_ns);
         *shared = self.account.report.clone();
         shared.latencies_ns = samples;
-        drop(shared);
-        if !self.account.kept.is_empty() {
-            self.shared.kept.lock().unwrap().append(&mut self.account.kept);
-        }
     }
 }

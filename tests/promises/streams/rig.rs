@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::account::KeptUnit;
@@ -11,7 +11,7 @@ use support::camera::{CameraSim, words};
 use support::http;
 use support::server::Server;
 use support::viewer::ViewerSimulator;
-use support::{unique_shm, wait_for, wait_until, wait_within};
+use support::{unique_shm, wait_for, wait_until};
 
 use crate::recording::rig::TemporaryDirectory;
 
@@ -63,20 +63,7 @@ pub(crate) fn play(script: &str, layout: &str, pictures: usize) -> Played {
     let viewer = ViewerSimulator::connect_keeping(live.http).unwrap_or_else(|r| panic!("{}", r.text()));
     wait_until("the viewer is connected", || viewer.report().connected);
     std::fs::write(go, []).unwrap();
-    let recorded =
-        |server: &Server| server.get("/api/recording/status").json()["frame_count"].as_u64().unwrap_or(0);
-    let mut counts = [0; 3];
-    let wanted = [pictures as u64; 3];
-    let what = format!("{pictures} pictures live and in both recordings");
-    wait_within(STREAM_PATIENCE, &what, || {
-        let now = [viewer.kept().len() as u64, recorded(&live), recorded(&other)];
-        let is_over = now.iter().zip(wanted).all(|(count, wanted)| *count >= wanted);
-        if now != counts {
-            counts = now;
-            eprintln!("pictures live, mp4, h264: {counts:?} of {pictures}");
-        }
-        is_over.then_some(())
-    });
+    wait_for_pictures(&viewer, [&live, &other], pictures as u64);
     let stopped = [&live, &other].map(|server| {
         let stopped = http::request(server.http, "POST", "/api/recording/stop", &[], b"");
         assert_eq!(stopped.status, 200, "{}", stopped.text());
@@ -90,6 +77,25 @@ pub(crate) fn play(script: &str, layout: &str, pictures: usize) -> Played {
     Played { live: units, directory, stopped, errors }
 }
 
+/// Waits until the viewer and the recordings of both servers have received `pictures` pictures.
+fn wait_for_pictures(viewer: &ViewerSimulator, servers: [&Server; 2], pictures: u64) {
+    let recorded =
+        |server: &Server| server.get("/api/recording/status").json()["frame_count"].as_u64().unwrap_or(0);
+    let deadline = Instant::now() + STREAM_PATIENCE;
+    loop {
+        let report = viewer.report();
+        let counts = [report.units + report.unstamped, recorded(servers[0]), recorded(servers[1])];
+        if counts.iter().all(|count| *count >= pictures) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "pictures live, in the MP4 and in the byte stream: {counts:?} of {pictures}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 impl Played {
     /// Asserts that no consumer counted a loss.
     pub(crate) fn assert_nothing_lost(&self) {
@@ -100,12 +106,36 @@ impl Played {
         assert_eq!(self.errors, 0.0, "errors_total");
     }
 
+    /// Asserts that the RTP time follows the capture clock: it never runs backwards, and takes neither a step of the
+    /// camera's clock nor the order of its stamps for time that has passed. `gap_ns` is the shortest time between two
+    /// units.
+    pub(crate) fn assert_rtp_time_follows_the_units(&self, gap_ns: i64) {
+        let (first, last) = (self.live.first().unwrap(), self.live.last().unwrap());
+        let times: Vec<u32> =
+            self.live.iter().map(|unit| unit.rtp_time.wrapping_sub(first.rtp_time)).collect();
+        assert!(times.is_sorted(), "RTP times: {times:?}");
+        let passed_ns = i64::from(*times.last().unwrap()) * 100_000 / 9;
+        let arrived_ns = last.at_ns - first.at_ns;
+        let published_ns = gap_ns * (self.live.len() as i64 - 1);
+        // A stamp in presentation order may be a few intervals before or after the time of its unit.
+        assert!(passed_ns > published_ns - 10 * gap_ns, "RTP time is slow: {passed_ns} of {published_ns} ns");
+        assert!(passed_ns < arrived_ns + 2_000_000_000, "RTP time is fast: {passed_ns} in {arrived_ns} ns");
+    }
+
     /// Asserts that the viewer received exactly the NAL units of `source`, unit by unit, without filler data. Each IDR
     /// must have parameter sets before its first slice; all other NAL units must be those of the source.
     pub(crate) fn assert_live_is(&self, source: &Source) {
-        let expected = access_units(&source.bytes);
+        self.assert_units_are(&access_units(&source.bytes));
+        let received: Vec<u8> = self.live.iter().flat_map(|unit| join(&unit.nal_units)).collect();
+        let path = self.directory.0.join("live.bin");
+        std::fs::write(&path, received).unwrap();
+        source.assert_decoded_from("live", &[path]);
+    }
+
+    /// Asserts that the viewer received these units, apart from the place of the parameter sets.
+    pub(crate) fn assert_units_are(&self, expected: &[Vec<&[u8]>]) {
         assert_eq!(self.live.len(), expected.len(), "units received");
-        for (index, (unit, expected)) in self.live.iter().zip(&expected).enumerate() {
+        for (index, (unit, expected)) in self.live.iter().zip(expected).enumerate() {
             let received: Vec<&[u8]> = unit.nal_units.iter().map(Vec::as_slice).collect();
             assert_eq!(kinds(&without_sets(&received)), kinds(&without_sets(expected)), "unit {index}");
             assert!(without_sets(&received) == without_sets(expected), "bytes of unit {index}");
@@ -113,10 +143,6 @@ impl Played {
             let sets = kinds(&received[..slice]).iter().filter(|kind| matches!(**kind, SPS | PPS)).count();
             assert!(slice == 0 || sets >= 2, "IDR {index} without parameter sets: {:?}", kinds(&received));
         }
-        let received: Vec<u8> = self.live.iter().flat_map(|unit| join(&unit.nal_units)).collect();
-        let path = self.directory.0.join("live.bin");
-        std::fs::write(&path, received).unwrap();
-        source.assert_decoded_from("live", &[path]);
     }
 
     /// Asserts that the recorded byte stream has exactly the NAL units of `source`, without filler data and zero bytes.
@@ -253,14 +279,22 @@ fn join(nals: &[Vec<u8>]) -> Vec<u8> {
     nals.iter().flat_map(|nal| [&[0, 0, 0, 1], nal.as_slice()].concat()).collect()
 }
 
+/// Returns the line of a script that publishes these NAL units as one unit.
+pub(crate) fn unit_line(nals: &[&[u8]]) -> String {
+    let digits = |nal: &&[u8]| nal.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let units: String = nals.iter().map(|nal| format!("00000001{}", digits(nal))).collect();
+    format!("unit hex:{units}")
+}
+
 /// Plays `script`, which must contain all pictures of the stream `name`. Asserts that nothing is lost, live or recorded.
-pub(crate) fn assert_arrives(script: &str, name: &str, layout: &str) {
+pub(crate) fn assert_arrives(script: &str, name: &str, layout: &str) -> Played {
     let source = Source::new(&stream(name));
     let played = play(script, layout, access_units(&source.bytes).len());
     played.assert_nothing_lost();
     played.assert_live_is(&source);
     played.assert_byte_stream_is(&source);
     played.assert_mp4_is(&source);
+    played
 }
 
 /// Splits a byte stream into its NAL units, without start codes and zero bytes around them.
