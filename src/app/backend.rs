@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::app::addresses::Addresses;
 use crate::app::service::{Health, Heartbeat};
 use crate::app::{login_watch, recordings};
 use crate::base::{clock, limits};
@@ -18,7 +19,7 @@ use crate::metrics::status::ViewerStatus;
 use crate::metrics::{LoginCounters, WorkerCounters, trace};
 use crate::profiling::{self, Contention, ProfileError};
 use crate::recorder::RecorderHandle;
-use crate::session::{OfferError, SessionContext, Viewer};
+use crate::session::{OfferError, Viewer};
 use crate::worker::commands::{Command, Mailbox, hand_over, session_guard};
 
 /// Longest time to wait until a worker has reported its viewers.
@@ -30,7 +31,7 @@ const RETRY_AFTER_S: u32 = 5;
 /// The implementation of [`Backend`]. It gives the HTTP endpoints access to the rest of the program.
 pub struct AppBackend {
     pub(super) camera: Camera,
-    pub(super) context: Arc<SessionContext>,
+    pub(super) addresses: Addresses,
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) counters: Vec<Arc<WorkerCounters>>,
     /// Handle of the recorder; `None` if the server was started with --no-recorder.
@@ -66,15 +67,23 @@ impl AppBackend {
         }
     }
 
-    /// Returns the status line and the heartbeats for the service manager. The threads that live video needs have a
-    /// heartbeat: the workers and the camera wait. The recorder has none: if the disk hangs, a restart would only
-    /// interrupt the live picture.
+    /// Returns the status line and the heartbeats for the service manager. The threads that live video needs are vital:
+    /// the workers and the camera wait. The recorder is not: if the disk hangs, a restart would only interrupt the live
+    /// picture.
     pub fn health(&self) -> Health {
-        let beat = |name: String, turns| Heartbeat { name, turns };
+        let beat = |name: String, turns| Heartbeat { name, turns, is_vital: true };
         let workers = self.counters.iter().enumerate();
         let workers = workers.map(|(index, worker)| beat(format!("worker {index}"), worker.turns.get()));
         let camera_wait = beat("camera wait".to_owned(), self.camera.counters().wakes.get());
-        Health { summary: self.status_line(), heartbeats: workers.chain([camera_wait]).collect() }
+        let recorder = self.recorder.iter().map(|recorder| Heartbeat {
+            name: "the recorder".to_owned(),
+            turns: recorder.counters().turns.get(),
+            is_vital: false,
+        });
+        Health {
+            summary: self.status_line(),
+            heartbeats: workers.chain([camera_wait]).chain(recorder).collect(),
+        }
     }
 
     fn status_line(&self) -> String {
@@ -116,8 +125,10 @@ impl AppBackend {
             return Err(ApiError { code: "full", ..ApiError::busy(message, RETRY_AFTER_S) });
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (viewer, answer) = Viewer::accept(&self.context, id, offer_sdp, clock::now().instant)
-            .map_err(|error| refused(&error))?;
+        let now = clock::now();
+        let context = self.addresses.context(None, now.monotonic_ns);
+        let (viewer, answer) =
+            Viewer::accept(&context, id, offer_sdp, now.instant).map_err(|error| refused(&error))?;
         let owner = self.least_loaded();
         let Some(mailbox) = self.mailboxes.get(owner) else {
             return Err(ApiError::busy("no worker runs", RETRY_AFTER_S));
@@ -228,8 +239,12 @@ impl Backend for AppBackend {
         Box::pin(recordings::status(self.recorder.clone()))
     }
 
-    fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
-        Box::pin(recordings::open(self.recorder.clone(), name))
+    fn open_recording(
+        &self,
+        name: String,
+        until: Option<u64>,
+    ) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
+        Box::pin(recordings::open(self.recorder.clone(), name, until))
     }
 
     fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError> {

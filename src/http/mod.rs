@@ -24,6 +24,7 @@ pub mod ranges;
 pub mod request;
 mod response;
 pub mod routes;
+mod shares;
 mod stream;
 mod throttle;
 pub mod tls;
@@ -36,6 +37,7 @@ pub use backend::{ApiError, Backend, BoxFuture, Inspection, RecordingCommand, Re
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve};
 pub use routes::Policy;
+pub use shares::HttpShares;
 pub use tls::TlsKeys;
 pub use types::*;
 

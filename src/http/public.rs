@@ -20,6 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -27,7 +28,7 @@ use tokio::time::{sleep, timeout};
 
 use super::access::{Access, VerifiedLogin};
 use super::backend::{ApiError, Backend};
-use super::download;
+use super::download::{self, DownloadBody};
 use super::events::Feed;
 use super::login;
 use super::login_lifetime::login_end;
@@ -35,6 +36,7 @@ use super::perform::perform;
 use super::request::Head;
 use super::response::{BodyStream, Response};
 use super::routes::{self, Action, Policy, Route};
+use super::shares::{HttpShares, Share};
 use super::stream::{Stream, linger};
 use super::tls::{Handshakes, TlsKeys};
 use crate::base::clock::{self, Moment};
@@ -54,6 +56,8 @@ pub struct HttpConfig {
     pub tls: Option<Arc<TlsKeys>>,
     /// Time limits of the connections.
     pub timeouts: HttpTimeouts,
+    /// Limits of downloads and answers. Endpoints of one program share them.
+    pub shares: HttpShares,
 }
 
 /// Time limits of a connection. Tests shorten the defaults.
@@ -89,6 +93,7 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let address = config.address;
+    limit_buffers(&listener);
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -198,10 +203,20 @@ impl Acceptor {
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Limits the socket buffers of all connections that the listener accepts: they inherit its options. A failure is only
+/// logged, because the connections also work without the options.
+fn limit_buffers(listener: &std::net::TcpListener) {
+    let limited = sockopt::set_socket_send_buffer_size(listener, limits::CONNECTION_SEND_BYTES)
+        .and_then(|()| sockopt::set_socket_recv_buffer_size(listener, limits::CONNECTION_RECEIVE_BYTES));
+    if let Err(error) = limited {
+        log::warn!("http: cannot limit the socket buffers, so slow readers can take more memory: {error}");
+    }
+}
+
 /// Sets socket options. A failure is only logged, because the connection also works without the options.
 fn prepare(stream: &TcpStream) {
     let answer_timeout_ms = u32::try_from(limits::ANSWER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
-    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
+    if let Err(error) = sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
         log::debug!("http: cannot set TCP_USER_TIMEOUT: {error}");
     }
     if let Err(error) = stream.set_nodelay(true) {
@@ -321,13 +336,13 @@ impl Shared {
 
     async fn respond(&self, head: &Head<'_>, caller: Caller, body: Incoming) -> Result<Answer, Response> {
         let (route, login) = self.admit(head, caller)?;
-        let body = self.read_body(route.body_bytes_max, body).await?;
+        let body = self.read_body(route.body_bytes_max, body, caller).await?;
         let action = route.act(head, &body);
         drop(body);
         if let Some(response) = self.session(&action, head, caller, login) {
             return Ok((response, None));
         }
-        match timeout(self.config.timeouts.backend, self.perform(head, action, login)).await {
+        match timeout(self.config.timeouts.backend, self.perform(head, action, caller, login)).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(ApiError::busy("the server did not answer in time: try again", 1).into()),
         }
@@ -335,14 +350,18 @@ impl Shared {
 
     /// Reads the body within its limits of bytes and time. If Content-Length is too large, the request is refused
     /// before the body is read.
-    async fn read_body(&self, bytes_max: usize, body: Incoming) -> Result<Bytes, Response> {
+    async fn read_body(&self, bytes_max: usize, body: Incoming, caller: Caller) -> Result<Bytes, Response> {
         // The response closes the connection, because the rest of the body is not read.
         let too_large = || Err(routes::body_too_large(bytes_max).closing());
         if body.size_hint().lower() > bytes_max as u64 {
             return too_large();
         }
+        // The length of a chunked body is unknown before it has arrived.
+        let expected =
+            body.size_hint().upper().map_or(bytes_max, |bytes| usize::try_from(bytes).unwrap_or(bytes_max));
+        let share = self.count_message(expected, caller).map_err(|error| Response::from(error).closing())?;
         match timeout(self.config.timeouts.body, Limited::new(body, bytes_max).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Ok(body)) => Ok(held(body.to_bytes(), share)),
             Ok(Err(error)) if error.is::<LengthLimitError>() => too_large(),
             Ok(Err(_)) => {
                 Err(Response::error(400, "bad_body", "the body is malformed or ends early").closing())
@@ -385,26 +404,66 @@ impl Shared {
         &self,
         head: &Head<'_>,
         action: Action,
+        caller: Caller,
         login: Option<VerifiedLogin>,
     ) -> Result<Answer, ApiError> {
         let access = self.config.access.as_ref();
         let login_end = access.zip(login).map(|(access, login)| login_end(Arc::clone(access), login));
         match action {
-            Action::Download { name, follow } => {
-                let file = self.backend.open_recording(name).await?;
-                Ok(download::answer(head, file, follow, login_end))
+            Action::Download { name, follow, until } => {
+                let share = self.config.shares.downloads.take(caller.peer, 1).map_err(download::refusal)?;
+                let file = self.backend.open_recording(name, until.filter(|_| !follow)).await?;
+                let (response, body) = download::answer(head, file, follow, login_end, share);
+                Ok((response, body.map(Either::Right)))
             }
-            Action::Events => self.feed.subscribe(head.method != "HEAD", login_end).await,
-            action => Ok((perform(self.backend.as_ref(), action, login_end).await?, None)),
+            Action::Events => {
+                let (response, body) = self.feed.subscribe(head.method != "HEAD", login_end).await?;
+                Ok((response, body.map(Either::Left)))
+            }
+            // A prepared response is short, or a file of the page, whose bytes are not copied.
+            Action::Respond(response) => Ok((response, None)),
+            action => {
+                let response = perform(self.backend.as_ref(), action, login_end).await?;
+                Ok((self.count_answer(response, caller)?, None))
+            }
         }
+    }
+
+    /// Counts the body of a response until it is sent.
+    ///
+    /// # Errors
+    /// Returns 503 if callers do not read their answers, so that too many bytes wait.
+    fn count_answer(&self, response: Response, caller: Caller) -> Result<Response, ApiError> {
+        let share = self.count_message(response.body.len(), caller)?;
+        Ok(Response { body: held(response.body, share), ..response })
+    }
+
+    /// Counts the bytes of a body. Returns `None` for a short body.
+    fn count_message(&self, bytes: usize, caller: Caller) -> Result<Option<Share>, ApiError> {
+        if bytes <= limits::MESSAGE_BYTES_SHORT {
+            return Ok(None);
+        }
+        let share = self.config.shares.message_bytes.take(caller.peer, bytes);
+        share.map(Some).map_err(|_| ApiError::busy("too many long requests and answers are on their way", 1))
+    }
+}
+
+/// Returns the same bytes, which hold the share until they are dropped.
+fn held(bytes: Bytes, share: Option<Share>) -> Bytes {
+    match share {
+        Some(share) => share.hold(bytes),
+        None => bytes,
     }
 }
 
 /// A response, and a body stream if the body is produced while it is sent.
-type Answer = (Response, Option<BodyStream>);
+type Answer = (Response, Option<StreamedBody>);
 
-/// The body of a response: complete, or a stream.
-type AnswerBody = Either<Full<Bytes>, BodyStream>;
+/// A body that is produced while it is sent: events, or a recording.
+type StreamedBody = Either<BodyStream, DownloadBody>;
+
+/// The body of a response: complete, or produced while it is sent.
+type AnswerBody = Either<Full<Bytes>, StreamedBody>;
 
 /// Returns the parts of the head that [`routes`] reads, or a 400 response if a header is invalid. HTTP/1.1 requires
 /// exactly one Host header (RFC 9112 section 3.2). Two Origin headers are invalid, because a browser never sends two.
@@ -446,7 +505,7 @@ fn bad_header(name: &HeaderName) -> Response {
     Response::error(400, "bad_header", &message).closing()
 }
 
-fn into_hyper(response: Response, stream: Option<BodyStream>) -> hyper::Response<AnswerBody> {
+fn into_hyper(response: Response, stream: Option<StreamedBody>) -> hyper::Response<AnswerBody> {
     let body = stream.map_or_else(|| Either::Left(Full::new(response.body)), Either::Right);
     let mut answer = hyper::Response::new(body);
     *answer.status_mut() = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

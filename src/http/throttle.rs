@@ -94,7 +94,7 @@ impl Throttle {
 
 /// Returns the key under which an address is counted. For IPv6 this is the /64 prefix, because one subscriber owns all
 /// addresses in it.
-fn group(peer: IpAddr) -> IpAddr {
+pub(super) fn group(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
         v4 @ IpAddr::V4(_) => v4,

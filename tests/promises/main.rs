@@ -10,6 +10,7 @@
 
 mod c_camera;
 mod camera_sim;
+mod downloads;
 mod hostile;
 mod instruments;
 mod join;
@@ -20,13 +21,17 @@ mod leave;
 mod live;
 mod local;
 mod loss;
+mod machine;
 mod prometheus;
 mod record_live;
 mod recording;
 mod restart;
 mod security;
 mod service;
+mod shipped;
 mod shutdown;
 mod stages;
 mod start;
+mod streams;
+mod system_calls;
 mod torn;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  payloads ─► header (once per unit) + sequence number ─► encrypt ─► sink
-//!      └─► RTX cache ─► NACK ─► RTX packet (RFC 4588) ───► encrypt ─► sink
+//!      └─► RTX cache ─► NACK ─► RTX packet (RFC 4588), or the same packet again ─► encrypt ─► sink
 //!  receiver reports ─► loss, round trip    once a second: sender report ─► encrypt ─► sink
 //! ```
 
@@ -187,26 +187,30 @@ impl Sender {
         wallclock::ntp(Duration::from_nanos(ns))
     }
 
-    /// Sends the requested retransmissions. They form a separate RTP stream, in which the original sequence number
-    /// precedes the payload (RFC 4588).
+    /// Sends the requested retransmissions. With RTX they form a separate RTP stream, in which the original sequence
+    /// number precedes the payload (RFC 4588). Without RTX the original packet is built again. It is identical byte by
+    /// byte, because its header comes from the same values: the nonce of AES-GCM thus never protects different bytes.
     pub(in crate::session) fn send_retransmissions(
         &mut self,
         to: &Destination,
         sink: &mut impl DatagramSink,
     ) {
-        let (Some((sealer, _)), Some(rtx)) = (&self.keys, self.stream.rtx) else { return };
+        let Some((sealer, _)) = &self.keys else { return };
+        let StreamParameters { ssrc, payload_type, rtx, .. } = self.stream;
+        let (ssrc, payload_type) = rtx.unwrap_or((ssrc, payload_type));
         while let Some((sequence, sent, place)) = self.cache.poll_retransmission() {
             let payload = sent.payloads.get(place).unwrap_or_default();
-            let mut headers = UnitHeaders::new(&self.stream, rtx, sent.rtp_time, sent.captured_ntp);
-            let packet = RtpPacket {
-                ssrc: rtx.0,
-                index: self.next_rtx,
-                header: headers.for_packet(payload, sent.is_last(place), low16(self.next_rtx)),
-                prefix: &low16(sequence).to_be_bytes(),
-                payload,
+            let original = low16(sequence).to_be_bytes();
+            let (index, prefix) = match rtx {
+                Some(_) => (self.next_rtx, original.as_slice()),
+                None => (sequence, [].as_slice()),
             };
+            let mut headers =
+                UnitHeaders::new(&self.stream, (ssrc, payload_type), sent.rtp_time, sent.captured_ntp);
+            let header = headers.for_packet(payload, sent.is_last(place), low16(index));
+            let packet = RtpPacket { ssrc, index, header, prefix, payload };
             seal(sealer, &packet, to, sink, &mut self.sent);
-            self.next_rtx += 1;
+            self.next_rtx += u64::from(rtx.is_some());
             self.sent.retransmits += 1;
         }
     }
@@ -319,7 +323,7 @@ impl Sender {
                 let about_us = blocks.iter().filter(|block| block.ssrc == ours);
                 about_us.for_each(|block| self.on_report_block(now, &block));
             }
-            Packet::Nack { media, lost } if *media == ours && self.stream.rtx.is_some() => {
+            Packet::Nack { media, lost } if *media == ours => {
                 self.reception.nacks += 1;
                 lost.iter().for_each(|sequence| self.cache.on_nack(now, sequence));
             }
@@ -478,113 +482,4 @@ fn low32(value: u128) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
-    use super::*;
-    use crate::session::UnitInfo;
-
-    fn stream(extensions: Extensions) -> StreamParameters {
-        StreamParameters {
-            ssrc: 0x0102_0304,
-            payload_type: 96,
-            rtx: Some((0x0102_0305, 97)),
-            extensions,
-            mid: "0".to_owned(),
-            cname: "camera".to_owned(),
-            first_sequence: 7,
-            first_rtx_sequence: 9,
-            rtp_offset: 0,
-        }
-    }
-
-    fn headers(stream: &StreamParameters, rtp_time: u32, captured_ntp: u64) -> UnitHeaders {
-        UnitHeaders::new(stream, (stream.ssrc, stream.payload_type), rtp_time, captured_ntp)
-    }
-
-    #[test]
-    fn header_without_extensions_is_the_fixed_part() {
-        let mut headers = headers(&stream(Extensions::default()), 0x0a0b_0c0d, 5);
-        let fixed = [0x80, 0xe0, 0xff, 0xfe, 0x0a, 0x0b, 0x0c, 0x0d, 1, 2, 3, 4];
-        assert_eq!(headers.for_packet(&[], true, 0xfffe), fixed);
-    }
-
-    #[test]
-    fn extensions_have_the_one_byte_form_and_are_padded_to_a_word() {
-        let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
-        let mut short = headers(&stream(all), 0, 0);
-        let header = short.for_packet(&[], true, 1);
-        assert_eq!(header[..4], [0x90, 0xe0, 0, 1]);
-        assert_eq!(header[12..], [0xbe, 0xde, 0, 2, 0x40, b'0', 0x52, 0, 0, 0, 0, 0]);
-        let long = StreamParameters { mid: "m".repeat(16), ..stream(all) };
-        let mut long = headers(&long, 0, 0x1122_3344_5566_7788);
-        let header = long.for_packet(&[], true, 1);
-        assert_eq!(header.len(), HEADER_BYTES_MAX);
-        assert_eq!(header[37..47], [0xef, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0]);
-    }
-
-    #[test]
-    fn only_the_last_packet_has_extensions_and_only_if_there_is_room() {
-        let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
-        let mut headers = headers(&stream(all), 0, 0);
-        assert_eq!(headers.for_packet(&[], false, 1)[..4], [0x80, 0x60, 0, 1]);
-        assert_eq!(headers.for_packet(&[], false, 1).len(), FIXED_BYTES);
-        let full = [0; limits::RTP_PAYLOAD_BYTES_MAX];
-        assert_eq!(headers.for_packet(&full, true, 1)[..4], [0x80, 0xe0, 0, 1]);
-        assert_eq!(headers.for_packet(&full, true, 1).len(), FIXED_BYTES);
-    }
-
-    #[test]
-    fn rtp_time_of_a_report_is_extrapolated_from_the_newest_unit() {
-        #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
-        let now = Instant::now();
-        let mut sender = Sender::new(stream(Extensions::default()), Wallclock::read(), now);
-        assert_eq!(sender.rtp_time_at(now), 0, "no unit was sent");
-        sender.newest = Some((u64::from(u32::MAX) - 999, now));
-        assert_eq!(sender.rtp_time_at(now + Duration::from_millis(100)), 8_000, "RTP time wraps");
-    }
-
-    /// A destination that gets nothing, because there are no keys.
-    struct Nothing;
-
-    impl DatagramSink for Nothing {
-        fn push_datagram(&mut self, _: &Destination, _: usize, _: impl FnOnce(&mut [u8])) {}
-    }
-
-    #[test]
-    fn reports_and_capture_times_follow_the_system_clock_and_the_round_trip_does_not() {
-        const HOUR_NS: i64 = 3_600_000_000_000;
-        #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
-        let now = Instant::now();
-        let mut sender = Sender::new(stream(Extensions::default()), Wallclock::read(), now);
-        let offset_ns = sender.wallclock.realtime_offset_ns;
-        let to = Destination { local: None, remote: "192.0.2.1:9".parse().unwrap() };
-        let mut times = Vec::new();
-        for step_ns in [0, HOUR_NS] {
-            let info = UnitInfo {
-                is_idr: true,
-                captured_at_ns: Some(sender.wallclock.monotonic_ns() + offset_ns + step_ns),
-                realtime_offset_ns: Some(offset_ns + step_ns),
-                ..UnitInfo::default()
-            };
-            let unit = PacketizedUnit { info, payloads: &[] };
-            sender.send_unit(now, &unit, now, false, &to, &mut Nothing);
-            times.push((sender.sender_report(now).ntp, sender.capture_time(now, &unit, false)));
-            sender.reports_sent.push(sender.sender_report(now).ntp, offset_ns + step_ns);
-        }
-        let (report, captured) = (times[1].0 - times[0].0, times[1].1 - times[0].1);
-        assert_eq!((report >> 32, captured >> 32), (3_600, 3_600), "both stepped by an hour");
-        for (ntp, _) in times {
-            sender.reception.rtt = None;
-            let block = ReportBlock {
-                ssrc: 0x0102_0304,
-                fraction_lost: 0,
-                jitter: 0,
-                last_report: low32((ntp >> 16).into()),
-                delay: 0,
-            };
-            sender.on_report_block(now + Duration::from_millis(20), &block);
-            let rtt = sender.reception.rtt.unwrap();
-            assert!(rtt.abs_diff(Duration::from_millis(20)) < Duration::from_millis(1), "{rtt:?}");
-        }
-    }
-}
+mod tests;
