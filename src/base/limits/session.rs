@@ -58,7 +58,8 @@ pub const DTLS_FLIGHT_RETRIES: usize = 6;
 /// 48 bytes.
 pub const RTX_CACHE_PACKETS: usize = 384;
 
-/// Time after sending for which a packet can be retransmitted.
+/// Time after sending for which a packet can be retransmitted. A viewer of a slow camera notices the loss of a unit's last
+/// packet only when the next unit arrives, so the age of the unit before counts from the newest unit.
 pub const RTX_CACHE_AGE: Duration = Duration::from_secs(1);
 
 /// Maximum number of retransmissions to one viewer per second. Further requests are ignored: they are a NACK flood.

@@ -99,6 +99,8 @@ pub(in crate::session) struct RtxCache {
     created_at: Instant,
     /// Send time of the unit being pushed.
     unit_ms: u32,
+    /// Send time of the unit before. If its last packet is lost, the viewer notices that only when the next unit arrives.
+    unit_before_ms: u32,
     second: Second,
     /// Extended sequence numbers of the packets that will be retransmitted.
     pending: VecDeque<u64>,
@@ -119,6 +121,7 @@ impl RtxCache {
             packets_max: limits::RTX_CACHE_PACKETS,
             created_at: now,
             unit_ms: 0,
+            unit_before_ms: 0,
             second: Second::default(),
             pending: VecDeque::new(),
             recent: RecentRetransmissions::default(),
@@ -140,14 +143,22 @@ impl RtxCache {
         self.entries.shrink_to(packets_max);
     }
 
-    /// Begins a unit; the following pushes add its packets. Evicts packets older than [`limits::RTX_CACHE_AGE`].
+    /// Begins a unit; the following pushes add its packets. Evicts packets older than [`limits::RTX_CACHE_AGE`], except
+    /// those of the unit before.
     pub(super) fn begin_unit(&mut self, now: Instant) {
         let now_ms = self.milliseconds(now);
-        self.unit_ms = now_ms;
+        self.unit_before_ms = std::mem::replace(&mut self.unit_ms, now_ms);
         self.second.advance(now_ms);
-        while self.entries.front().is_some_and(|entry| is_expired(now_ms, entry.sent_ms)) {
+        while self.entries.front().is_some_and(|entry| self.is_expired(now_ms, entry.sent_ms)) {
             self.evict_oldest();
         }
+    }
+
+    /// Returns true if a packet that was sent at `sent_ms` is too old. The age of the unit before the newest one counts
+    /// from the newest one.
+    fn is_expired(&self, now_ms: u32, sent_ms: u32) -> bool {
+        let from_ms = if sent_ms == self.unit_before_ms { self.unit_ms } else { sent_ms };
+        u128::from(now_ms.wrapping_sub(from_ms)) > limits::RTX_CACHE_AGE.as_millis()
     }
 
     /// Adds packets that were sent with the sequence numbers from [`RtxCache::next`] on.
@@ -175,7 +186,7 @@ impl RtxCache {
     pub(super) fn on_nack(&mut self, now: Instant, sequence: u16) {
         let now_ms = self.milliseconds(now);
         let Some(sequence) = self.extend(sequence) else { return };
-        if self.find(sequence).is_none_or(|(entry, _)| is_expired(now_ms, entry.sent_ms)) {
+        if self.find(sequence).is_none_or(|(entry, _)| self.is_expired(now_ms, entry.sent_ms)) {
             return;
         }
         let is_in_transit = self.recent.is_in_transit(sequence, now_ms);
@@ -224,10 +235,6 @@ impl RtxCache {
     fn milliseconds(&self, now: Instant) -> u32 {
         now.saturating_duration_since(self.created_at).as_millis() as u32
     }
-}
-
-fn is_expired(now_ms: u32, sent_ms: u32) -> bool {
-    u128::from(now_ms.wrapping_sub(sent_ms)) > limits::RTX_CACHE_AGE.as_millis()
 }
 
 fn is_past_guard(now_ms: u32, at_ms: u32) -> bool {
@@ -305,6 +312,20 @@ mod tests {
     }
 
     #[test]
+    fn last_packet_of_a_slow_cameras_unit_is_retransmitted_after_the_next_unit() {
+        let at = now();
+        let mut cache = filled(0, 3, at);
+        for unit in 1..4_u64 {
+            let sent_at = at + Duration::from_secs(2 * unit);
+            cache.begin_unit(sent_at);
+            (3 * unit..3 * unit + 3).for_each(|number| push_one(&mut cache, number));
+            let noticed_at = sent_at + Duration::from_millis(50);
+            (0..u16::MAX >> 8).for_each(|sequence| cache.on_nack(noticed_at, sequence));
+            assert_eq!(retransmitted(&mut cache), (3 * unit - 3..3 * unit + 3).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn cache_is_bounded_in_packets_and_age() {
         let at = now();
         let mut cache = filled(0, limits::RTX_CACHE_PACKETS as u64 + 10, at);
@@ -316,6 +337,7 @@ mod tests {
         cache.on_nack(late, 100);
         assert_eq!(retransmitted(&mut cache), [0_u64; 0]);
         cache.begin_unit(late);
+        cache.begin_unit(late + Duration::from_millis(33));
         assert!(cache.entries.is_empty());
         let next = cache.next();
         push_one(&mut cache, next);

@@ -176,7 +176,7 @@ fn viewer_that_requests_idrs_all_the_time_makes_the_camera_produce_few() {
     (1..=2).for_each(|id| scene.join(id));
     scene.run(500);
     for unit in 0..1_800_u32 {
-        if unit % 30 == 0 {
+        if unit % 31 == 0 {
             let now_ns = scene.now.monotonic_ns;
             scene.browsers.get_mut(&1).unwrap().request_idr(now_ns);
         }
