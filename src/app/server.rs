@@ -125,6 +125,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         recorder,
         logins,
         viewers_max: u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
+        places: ViewerPlaces::new(config.max_viewers),
         next_id: AtomicU32::new(1),
         adopted: AtomicU32::new(0),
         started_ns: clock::monotonic_ns(),
