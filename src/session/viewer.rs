@@ -332,7 +332,7 @@ impl Viewer {
         }
         let is_asked = std::mem::take(&mut self.sender.is_idr_wanted);
         if self.gate.state() == GateState::WaitingForIdr && !self.is_catching_up() {
-            // A waiting viewer that asks for an IDR is told to wait once more, so that the camera is asked again.
+            // If a waiting viewer asks for an IDR, its wait is reported once more, so that the camera is asked again.
             self.catch_up.is_waiting &= !is_asked;
             return Some(IdrReason::Join);
         }
