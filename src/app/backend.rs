@@ -156,10 +156,14 @@ impl AppBackend {
         let max = self.viewers_max;
         let message = match (reason, holder) {
             (NoPlace::Share, Some(PlaceHolder::Login(_))) => {
-                format!("this login holds half of the {max} viewer slots (--max-viewers), and few are free: try again later")
+                format!(
+                    "this login holds half of the {max} viewer slots (--max-viewers), and few are free: try again later"
+                )
             }
             (NoPlace::Share, _) => {
-                format!("this address holds half of the {max} viewer slots (--max-viewers), and few are free: try again later")
+                format!(
+                    "this address holds half of the {max} viewer slots (--max-viewers), and few are free: try again later"
+                )
             }
             (NoPlace::Full, _) => {
                 format!("all {max} viewer slots are in use (--max-viewers): try again later")

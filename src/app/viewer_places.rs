@@ -1,4 +1,4 @@
-//! Shares the places for viewers among those who make offers. Does no I/O.
+//! Shares the viewer places among the senders of offers. Does no I/O.
 //!
 //! ```text
 //!  offer ─► few places free, and its holder has half of them? ─► its own session without STUN gives way, else refused
@@ -37,7 +37,7 @@ struct Held<H> {
     place: SessionPlace,
 }
 
-/// All places for viewers. `H` tells who holds a place; `None` has no share.
+/// All places for viewers. `H` identifies a holder. Holder `None` has no share.
 pub(super) struct ViewerPlaces<H> {
     max: usize,
     held: Mutex<Vec<Held<H>>>,
@@ -101,10 +101,7 @@ fn count<H: Eq>(held: &[Held<H>], holder: &Option<H>) -> usize {
 }
 
 /// Returns the index of the session without STUN that gives way first among those that `may`.
-fn first_to_go<H: Eq>(
-    held: &[Held<H>],
-    may: impl Fn(&Held<H>) -> bool,
-) -> Option<usize> {
+fn first_to_go<H: Eq>(held: &[Held<H>], may: impl Fn(&Held<H>) -> bool) -> Option<usize> {
     let waiting = held.iter().enumerate().filter(|(_, other)| !other.place.has_stun() && may(other));
     // The list is in order of age, and `min_by_key` takes the first of equals.
     waiting.min_by_key(|(_, other)| Reverse(count(held, &other.holder))).map(|(index, _)| index)

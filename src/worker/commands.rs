@@ -6,8 +6,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
@@ -39,7 +39,7 @@ impl SessionGuard {
     }
 }
 
-/// What a session that another thread has tells about itself.
+/// State of a session, readable by other threads.
 pub struct SessionPlace(Weak<AtomicBool>);
 
 impl SessionPlace {
