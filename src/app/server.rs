@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
 use crate::app::service::{self, Notifier, Supervisor};
+use crate::app::viewer_places::ViewerPlaces;
 use crate::base::{clock, limits, logging};
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
 use crate::camera::{Camera, Layout, faults};
