@@ -73,7 +73,7 @@ impl Registry {
             sends,
             idr_budget: idr_budget::of_viewer(),
             needs_idr: false,
-            _guard: guard,
+            guard,
         });
     }
 
