@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use crate::app::addresses::Addresses;
 use crate::app::service::{Health, Heartbeat};
+use crate::app::viewer_places::{GivesWay, NoPlace, ViewerPlaces};
 use crate::app::{login_watch, recordings};
 use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
 use crate::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, RecordingCommand, RecordingFile,
-    RecordingReply, RecordingStatus, Summary,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, OfferOrigin, PlaceHolder,
+    RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary,
 };
 use crate::metrics::status::ViewerStatus;
 use crate::metrics::{LoginCounters, WorkerCounters, trace};
@@ -38,6 +39,7 @@ pub struct AppBackend {
     pub(super) recorder: Option<RecorderHandle>,
     pub(super) logins: Arc<LoginCounters>,
     pub(super) viewers_max: u32,
+    pub(super) places: ViewerPlaces<PlaceHolder>,
     pub(super) next_id: AtomicU32,
     /// Number of sessions made since the start. `counters` hold the number of sessions that have closed.
     pub(super) adopted: AtomicU32,
@@ -118,12 +120,11 @@ impl AppBackend {
         u32::try_from(adopted.saturating_sub(closed)).unwrap_or(u32::MAX)
     }
 
-    fn accept(&self, offer_sdp: &str, login_end: Option<BoxFuture<()>>) -> Result<String, ApiError> {
-        if self.sessions() >= self.viewers_max {
-            let message =
-                format!("all {} viewer slots are in use (--max-viewers): try again later", self.viewers_max);
-            return Err(ApiError { code: "full", ..ApiError::busy(message, RETRY_AFTER_S) });
-        }
+    fn accept(&self, offer_sdp: &str, origin: OfferOrigin) -> Result<String, ApiError> {
+        let OfferOrigin { holder, login_end } = origin;
+        let no_place = |reason| self.no_place(reason, holder);
+        // Checked first, so that offers to a full server cost little. A malformed offer must not take a place away.
+        self.places.check_room(holder).map_err(no_place)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let now = clock::now();
         let context = self.addresses.context(None, now.monotonic_ns);
@@ -133,16 +134,42 @@ impl AppBackend {
         let Some(mailbox) = self.mailboxes.get(owner) else {
             return Err(ApiError::busy("no worker runs", RETRY_AFTER_S));
         };
+        if let Some(GivesWay { viewer, worker }) = self.places.make_room(holder).map_err(no_place)? {
+            // If the mailbox is full, the session lasts until its handshake times out.
+            let _ = self.mailboxes.get(worker).map(|mailbox| mailbox.send(Command::GiveWay { viewer }));
+        }
         let (guard, gone) = session_guard();
-        let guard = login_end.is_some().then_some(guard);
-        hand_over(&self.mailboxes, owner, Box::new(viewer), guard)
+        let place = guard.place();
+        hand_over(&self.mailboxes, owner, Box::new(viewer), Some(guard))
             .map_err(|full| ApiError::busy(full.to_string(), RETRY_AFTER_S))?;
+        self.places.hold(holder, id, owner, place);
         self.adopted.fetch_add(1, Ordering::Relaxed);
         if let Some(login_end) = login_end {
             // This task watches the login and ends the session when the login ends.
             tokio::spawn(login_watch::end_with_login(id, login_end, gone, mailbox.clone()));
         }
         Ok(answer)
+    }
+
+    /// Returns the answer to an offer that gets no place.
+    fn no_place(&self, reason: NoPlace, holder: Option<PlaceHolder>) -> ApiError {
+        let max = self.viewers_max;
+        let message = match (reason, holder) {
+            (NoPlace::Share, Some(PlaceHolder::Login(_))) => {
+                format!(
+                    "this login holds half of the {max} viewer slots (--max-viewers), and few are free: try again later"
+                )
+            }
+            (NoPlace::Share, _) => {
+                format!(
+                    "this address holds half of the {max} viewer slots (--max-viewers), and few are free: try again later"
+                )
+            }
+            (NoPlace::Full, _) => {
+                format!("all {max} viewer slots are in use (--max-viewers): try again later")
+            }
+        };
+        ApiError { code: "full", ..ApiError::busy(message, RETRY_AFTER_S) }
     }
 
     fn least_loaded(&self) -> usize {
@@ -224,8 +251,8 @@ async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
 }
 
 impl Backend for AppBackend {
-    fn offer(&self, sdp: &str, login_end: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
-        Box::pin(std::future::ready(self.accept(sdp, login_end)))
+    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<String, ApiError>> {
+        Box::pin(std::future::ready(self.accept(sdp, origin)))
     }
 
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {

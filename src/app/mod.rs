@@ -10,3 +10,4 @@ mod metrics_text;
 mod recordings;
 pub mod server;
 pub mod service;
+mod viewer_places;

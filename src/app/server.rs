@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
 use crate::app::service::{self, Notifier, Supervisor};
+use crate::app::viewer_places::ViewerPlaces;
 use crate::base::{clock, limits, logging};
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
 use crate::camera::{Camera, Layout, faults};
@@ -125,6 +126,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         recorder,
         logins,
         viewers_max: u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
+        places: ViewerPlaces::new(config.max_viewers),
         next_id: AtomicU32::new(1),
         adopted: AtomicU32::new(0),
         started_ns: clock::monotonic_ns(),

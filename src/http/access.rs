@@ -58,6 +58,13 @@ pub struct VerifiedLogin {
     is_secure: bool,
 }
 
+impl VerifiedLogin {
+    /// Returns the id of the login, which no other login has.
+    pub(super) fn id(&self) -> [u8; ID_BYTES] {
+        self.login.id
+    }
+}
+
 impl Access {
     /// Creates the checks for this token. `port` becomes part of the cookie names, because a browser sends a cookie to
     /// all ports of a host. `counters` count the refusals.

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -14,14 +15,31 @@ use crate::metrics::status::{StartRequest, ViewerStatus};
 /// A boxed future. [`Backend`] must be object-safe, so its methods return boxed futures.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// Where an offer comes from.
+#[derive(Default)]
+pub struct OfferOrigin {
+    /// Who holds the viewer's place. `None` if many users share the address, so that there is no share: this machine
+    /// and the proxies of --trusted-proxy.
+    pub holder: Option<PlaceHolder>,
+    /// Completes when the login ends, which ends the session. `None` if the session depends on no login.
+    pub login_end: Option<BoxFuture<()>>,
+}
+
+/// Who holds a place for a viewer. When few places are free, each holder may have only half of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlaceHolder {
+    /// An address, or a /64 of IPv6.
+    Address(IpAddr),
+    /// A login, by its id.
+    Login([u8; 16]),
+}
+
 /// Gives the HTTP endpoints access to the rest of the program. If a returned future takes longer than
 /// `limits::BACKEND_TIMEOUT`, the request is answered with 503.
 pub trait Backend: Send + Sync + 'static {
-    /// Starts a session for a browser's SDP offer and returns the SDP answer, or an error (400, 422, 503).
-    ///
-    /// The session ends when `login_end` completes, or earlier. If `login_end` is `None`, the session depends on no
-    /// login. Must be called on a tokio runtime, because a new task polls `login_end`.
-    fn offer(&self, sdp: &str, login_end: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>>;
+    /// Starts a session for a browser's SDP offer and returns the SDP answer, or an error (400, 422, 503). Must be
+    /// called on a tokio runtime, because a new task polls the end of the login.
+    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<String, ApiError>>;
 
     /// Returns the state of every session.
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>>;

@@ -23,7 +23,7 @@ use may::sync::mpsc;
 use may_minihttp::{HttpService, HttpServiceFactory, Request};
 use tokio::runtime::Handle;
 
-use super::backend::{ApiError, Backend, Inspection};
+use super::backend::{ApiError, Backend, Inspection, OfferOrigin};
 use super::debug;
 use super::local_guard::{self, Connection, GrowthLimit, Guard};
 use super::lock;
@@ -288,7 +288,7 @@ impl Shared {
         // If the runtime drops the task, the sender `reply` is dropped too, which ends the wait below.
         drop(self.config.runtime.spawn(async move {
             let head = Head { path: &path, ..Head::default() };
-            let performed = perform(backend.as_ref(), route.act(&head, &body), None).await;
+            let performed = perform(backend.as_ref(), route.act(&head, &body), OfferOrigin::default()).await;
             let response = performed.unwrap_or_else(Response::from);
             // This send fails if the wait below has timed out, so the error is ignored.
             let _ = reply.send(routes::finish(&Policy::default(), &head, response));

@@ -33,7 +33,9 @@ mod types;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use access::Access;
-pub use backend::{ApiError, Backend, BoxFuture, Inspection, RecordingCommand, RecordingFile};
+pub use backend::{
+    ApiError, Backend, BoxFuture, Inspection, OfferOrigin, PlaceHolder, RecordingCommand, RecordingFile,
+};
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve};
 pub use routes::Policy;

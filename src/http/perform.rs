@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::backend::{ApiError, Backend, BoxFuture};
+use super::backend::{ApiError, Backend, OfferOrigin};
 use super::response::Response;
 use super::routes::Action;
 use super::{events, login};
@@ -15,12 +15,12 @@ use super::{events, login};
 pub(super) async fn perform(
     backend: &dyn Backend,
     action: Action,
-    login_end: Option<BoxFuture<()>>,
+    origin: OfferOrigin,
 ) -> Result<Response, ApiError> {
     Ok(match action {
         Action::Respond(response) => response,
         Action::Offer(sdp) => {
-            let answer = backend.offer(&sdp, login_end).await?;
+            let answer = backend.offer(&sdp, origin).await?;
             Response::json(200, &json!({ "type": "answer", "sdp": answer }))
         }
         Action::Viewers => Response::json(200, &backend.viewers().await),

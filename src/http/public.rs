@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::access::{Access, VerifiedLogin};
-use super::backend::{ApiError, Backend};
+use super::backend::{ApiError, Backend, OfferOrigin, PlaceHolder};
 use super::download::{self, DownloadBody};
 use super::events::Feed;
 use super::login;
@@ -38,6 +38,7 @@ use super::response::{BodyStream, Response};
 use super::routes::{self, Action, Policy, Route};
 use super::shares::{HttpShares, Share};
 use super::stream::{Stream, linger};
+use super::throttle::group;
 use super::tls::{Handshakes, TlsKeys};
 use crate::base::clock::{self, Moment};
 use crate::base::limits;
@@ -288,6 +289,13 @@ struct Caller {
     is_tls: bool,
 }
 
+/// Returns who holds the place of a viewer. Returns `None` for this machine, because a proxy here passes on the offers of
+/// many viewers.
+fn place_holder(peer: IpAddr, login: Option<VerifiedLogin>) -> Option<PlaceHolder> {
+    let address = || Some(group(peer)).filter(|_| !peer.to_canonical().is_loopback());
+    login.map(|login| PlaceHolder::Login(login.id())).or_else(|| address().map(PlaceHolder::Address))
+}
+
 impl Shared {
     /// Runs the TLS handshake if this endpoint has TLS, and returns the stream for HTTP. Returns `None` if the
     /// handshake has failed or the server stops.
@@ -423,7 +431,8 @@ impl Shared {
             // A prepared response is short, or a file of the page, whose bytes are not copied.
             Action::Respond(response) => Ok((response, None)),
             action => {
-                let response = perform(self.backend.as_ref(), action, login_end).await?;
+                let origin = OfferOrigin { holder: place_holder(caller.peer, login), login_end };
+                let response = perform(self.backend.as_ref(), action, origin).await?;
                 Ok((self.count_answer(response, caller)?, None))
             }
         }

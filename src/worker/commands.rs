@@ -6,8 +6,9 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -18,8 +19,42 @@ use crate::camera::Wakeup;
 use crate::metrics::status::ViewerStatus;
 use crate::session::{PathChange, Viewer};
 
-/// Guard that the worker holds as long as it has the session. Dropping the guard completes the [`SessionEnd`].
-pub type SessionGuard = oneshot::Sender<Infallible>;
+/// Guard that the worker holds as long as it has the session. Dropping the guard completes the [`SessionEnd`] and frees
+/// the [`SessionPlace`].
+pub struct SessionGuard {
+    _end: oneshot::Sender<Infallible>,
+    has_stun: Arc<AtomicBool>,
+}
+
+impl SessionGuard {
+    /// Returns the place of this session.
+    #[must_use]
+    pub fn place(&self) -> SessionPlace {
+        SessionPlace(Arc::downgrade(&self.has_stun))
+    }
+
+    /// Notes that an authenticated STUN request has arrived in the session.
+    pub fn note_stun(&self) {
+        self.has_stun.store(true, Ordering::Relaxed);
+    }
+}
+
+/// State of a session, readable by other threads.
+pub struct SessionPlace(Weak<AtomicBool>);
+
+impl SessionPlace {
+    /// Returns true if the session is over.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+
+    /// Returns true if an authenticated STUN request has arrived in the session.
+    #[must_use]
+    pub fn has_stun(&self) -> bool {
+        self.0.upgrade().is_some_and(|has_stun| has_stun.load(Ordering::Relaxed))
+    }
+}
 
 /// Future that completes, with an error, when the [`SessionGuard`] is dropped.
 pub type SessionEnd = oneshot::Receiver<Infallible>;
@@ -27,7 +62,8 @@ pub type SessionEnd = oneshot::Receiver<Infallible>;
 /// Returns a session guard and the future that completes when that guard is dropped.
 #[must_use]
 pub fn session_guard() -> (SessionGuard, SessionEnd) {
-    oneshot::channel()
+    let (end, gone) = oneshot::channel();
+    (SessionGuard { _end: end, has_stun: Arc::default() }, gone)
 }
 
 /// A command to a worker.
@@ -41,6 +77,11 @@ pub enum Command {
     },
     /// Close a session whose login has ended.
     LogOut {
+        /// Number of the viewer, see [`Viewer::id`].
+        viewer: u32,
+    },
+    /// Close a session without STUN, because another viewer needs its place.
+    GiveWay {
         /// Number of the viewer, see [`Viewer::id`].
         viewer: u32,
     },

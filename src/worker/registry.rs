@@ -25,7 +25,7 @@ pub(super) struct SessionSlot {
     /// True if the viewer needs an IDR from the camera, and the camera was not asked for this viewer yet.
     pub(super) needs_idr: bool,
     /// Guard that is dropped with the session, which completes the `SessionEnd`.
-    _guard: Option<SessionGuard>,
+    guard: Option<SessionGuard>,
 }
 
 /// Passes one viewer's datagrams from its session to the UDP driver, with no step in between.
@@ -73,7 +73,7 @@ impl Registry {
             sends,
             idr_budget: idr_budget::of_viewer(),
             needs_idr: false,
-            _guard: guard,
+            guard,
         });
     }
 
@@ -98,6 +98,7 @@ impl Registry {
         slot.viewer.handle_datagram(now, local, remote, bytes);
         slot.touched = true;
         while let Some(change) = slot.viewer.poll_path_change() {
+            slot.guard.iter().for_each(SessionGuard::note_stun);
             let ufrag = slot.viewer.local_ufrag();
             self.ids.apply(ufrag, change, now);
             if let Some(receiver) = &self.receiver {

@@ -260,13 +260,8 @@ impl<D: Driver> Worker<D> {
                 self.sessions.insert(*viewer, guard, now.instant);
                 self.totals.refresh();
             }
-            Command::LogOut { viewer } => {
-                // No session is found if the session has ended in the meantime.
-                if let Some(slot) = self.sessions.by_id(viewer) {
-                    slot.viewer.close(now.instant, CloseReason::LoggedOut);
-                    slot.touched = true;
-                }
-            }
+            Command::LogOut { viewer } => self.close(now, viewer, CloseReason::LoggedOut),
+            Command::GiveWay { viewer } => self.close(now, viewer, CloseReason::GaveWay),
             Command::Statuses(reply) => {
                 let live = self.sessions.slots.iter().map(|slot| slot.viewer.status(now.instant));
                 let statuses: Vec<ViewerStatus> = live.chain(self.totals.ended(now.instant)).collect();
@@ -277,6 +272,14 @@ impl<D: Driver> Worker<D> {
             Command::PathChanged { ufrag, change } => self.routes.apply(&ufrag, change, now.instant),
             Command::Forget { ufrag } => self.routes.remove(&ufrag),
             Command::Stop => self.stop(now),
+        }
+    }
+
+    /// Closes a session, unless it has ended in the meantime.
+    fn close(&mut self, now: Now, viewer: u32, reason: CloseReason) {
+        if let Some(slot) = self.sessions.by_id(viewer) {
+            slot.viewer.close(now.instant, reason);
+            slot.touched = true;
         }
     }
 

@@ -94,6 +94,22 @@ fn two_hundred_offers_that_never_connect_leave_no_memory() {
 }
 
 #[test]
+fn offers_that_never_connect_give_way_to_a_viewer() {
+    let shm = unique_shm();
+    let _camera = camera(&shm);
+    let server = Server::start(&shm, &["--max-viewers", "2"]);
+    for _ in 0..5 {
+        assert!(Offer::create().post(server.http).is_ok());
+    }
+    let viewers = ViewerSimulator::crowd(server.http, 2);
+    assert!(ViewerSimulator::connect(server.http).is_err(), "connected viewers stay");
+    viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
+    let ended = server.ended();
+    assert_eq!(ended.len(), 5, "{ended:?}");
+    assert!(ended.iter().all(|session| session["ended"]["reason"] == "gave_way"), "{ended:?}");
+}
+
+#[test]
 fn full_server_refuses_until_a_viewer_leaves() {
     let shm = unique_shm();
     let _camera = camera(&shm);

@@ -93,7 +93,7 @@ pub(super) struct Paths {
     has_received_dtls: bool,
     /// Requests seen lately, as hashes of the transaction id and of the source address.
     seen: VecDeque<(u64, u64)>,
-    changes: Vec<PathChange>,
+    changes: VecDeque<PathChange>,
 }
 
 fn hash(value: impl Hash) -> u64 {
@@ -120,7 +120,7 @@ impl Paths {
 
     /// Returns the next change for the table of addresses.
     pub(super) fn poll_change(&mut self) -> Option<PathChange> {
-        self.changes.pop()
+        self.changes.pop_front()
     }
 
     fn path(&self, to: Destination) -> Option<&Path> {
@@ -273,7 +273,7 @@ impl Paths {
         let Some(index) = oldest.map(|(index, _)| index) else { return };
         let remote = self.paths.remove(index).to.remote;
         if !self.contains(remote) {
-            self.changes.push(PathChange::Gone { remote });
+            self.changes.push_back(PathChange::Gone { remote });
         }
     }
 
@@ -283,7 +283,7 @@ impl Paths {
         if path.reported_at.is_none_or(|at| now >= at + REPORT_INTERVAL) {
             path.reported_at = Some(now);
             let change = PathChange::InUse { remote: to.remote, is_proven: path.is_proven };
-            self.changes.push(change);
+            self.changes.push_back(change);
         }
     }
 
@@ -436,6 +436,7 @@ mod tests {
     #[test]
     fn rebound_viewer_moves_without_a_nomination_if_the_priority_is_the_same() {
         let mut session = Session::connected();
+        session.now += SECOND;
         let backup = session.request_with(to(2000), false, 2);
         session.paths.on_response(session.now, to(2000).remote, backup);
         assert_eq!(session.paths.proven(), Some(to(1000)), "another candidate of the viewer");
@@ -488,6 +489,7 @@ mod tests {
     #[test]
     fn nominations_in_turn_do_not_make_media_alternate() {
         let mut session = Session::connected();
+        session.now += SECOND;
         let check = session.request_with(to(2000), true, 2);
         session.paths.on_response(session.now, to(2000).remote, check);
         for _ in 0..20 {
@@ -499,8 +501,6 @@ mod tests {
         }
         // The viewer returns to its first address.
         session.now += 4 * SECOND;
-        session.request(to(1000), true);
-        session.now += SECOND;
         session.request(to(1000), true);
         assert_eq!(session.paths.proven(), Some(to(1000)));
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
     ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, HttpConfig, HttpShares, HttpTimeouts,
-    Inspection, Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
+    Inspection, OfferOrigin, Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, ViewerState, ViewerStatus,
@@ -36,7 +36,7 @@ pub(crate) struct Stub {
 }
 
 impl Backend for Stub {
-    fn offer(&self, sdp: &str, _: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
+    fn offer(&self, sdp: &str, _: OfferOrigin) -> BoxFuture<Result<String, ApiError>> {
         let sdp = sdp.to_owned();
         Box::pin(async move {
             if sdp.contains("full") {

@@ -1,0 +1,196 @@
+//! Shares the viewer places among the senders of offers. Does no I/O.
+//!
+//! ```text
+//!  offer ─► few places free, and its holder has half of them? ─► its own session without STUN gives way, else refused
+//!        └► no place free? ─► a session without STUN gives way, else refused
+//! ```
+//!
+//! A session without STUN has not shown that a viewer exists. Sessions of the holder with the most places go first, and
+//! older sessions before newer ones.
+
+use std::cmp::Reverse;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::worker::commands::SessionPlace;
+
+/// A session that gives way to a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GivesWay {
+    pub(super) viewer: u32,
+    /// Index of the worker that has the session.
+    pub(super) worker: usize,
+}
+
+/// Why an offer gets no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    /// All places are in use.
+    Full,
+    /// Few places are free, and the holder has its share of them.
+    Share,
+}
+
+struct Held<H> {
+    viewer: u32,
+    worker: usize,
+    holder: Option<H>,
+    place: SessionPlace,
+}
+
+/// All places for viewers. `H` identifies a holder. Holder `None` has no share.
+pub(super) struct ViewerPlaces<H> {
+    max: usize,
+    held: Mutex<Vec<Held<H>>>,
+}
+
+impl<H: Copy + Eq> ViewerPlaces<H> {
+    pub(super) fn new(max: usize) -> ViewerPlaces<H> {
+        ViewerPlaces { max, held: Mutex::new(Vec::new()) }
+    }
+
+    /// Checks whether [`ViewerPlaces::make_room`] would find room for a session of `holder`.
+    ///
+    /// # Errors
+    /// Returns the reason if there is no room.
+    pub(super) fn check_room(&self, holder: Option<H>) -> Result<(), NoPlace> {
+        self.find_room(&mut self.held(), holder).map(drop)
+    }
+
+    /// Makes room for a session of `holder`. Returns the session that has to give way, if there is one.
+    ///
+    /// # Errors
+    /// Returns the reason if there is no room.
+    pub(super) fn make_room(&self, holder: Option<H>) -> Result<Option<GivesWay>, NoPlace> {
+        let mut held = self.held();
+        let index = self.find_room(&mut held, holder)?;
+        Ok(index.map(|index| {
+            let Held { viewer, worker, .. } = held.remove(index);
+            GivesWay { viewer, worker }
+        }))
+    }
+
+    /// Returns the index of the session that has to give way to a session of `holder`, or `None` if a place is free.
+    fn find_room(&self, held: &mut Vec<Held<H>>, holder: Option<H>) -> Result<Option<usize>, NoPlace> {
+        held.retain(|other| !other.place.is_over());
+        let free = self.max.saturating_sub(held.len());
+        let own = count(held, &holder);
+        // A quarter and a half of the places. With less than four places there are no shares.
+        let is_at_share = free < self.max / 4 && own >= self.max / 2 && own > 0;
+        if is_at_share {
+            return first_to_go(held, |other| other.holder == holder).map(Some).ok_or(NoPlace::Share);
+        }
+        if free > 0 {
+            return Ok(None);
+        }
+        first_to_go(held, |_| true).map(Some).ok_or(NoPlace::Full)
+    }
+
+    /// Records that `holder` has a place for this session.
+    pub(super) fn hold(&self, holder: Option<H>, viewer: u32, worker: usize, place: SessionPlace) {
+        self.held().push(Held { viewer, worker, holder, place });
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Held<H>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the number of places that count for the holder.
+fn count<H: Eq>(held: &[Held<H>], holder: &Option<H>) -> usize {
+    if holder.is_none() { 0 } else { held.iter().filter(|other| other.holder == *holder).count() }
+}
+
+/// Returns the index of the session without STUN that gives way first among those that `may`.
+fn first_to_go<H: Eq>(held: &[Held<H>], may: impl Fn(&Held<H>) -> bool) -> Option<usize> {
+    let waiting = held.iter().enumerate().filter(|(_, other)| !other.place.has_stun() && may(other));
+    // The list is in order of age, and `min_by_key` takes the first of equals.
+    waiting.min_by_key(|(_, other)| Reverse(count(held, &other.holder))).map(|(index, _)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::commands::{SessionGuard, session_guard};
+
+    /// Sessions by viewer number, and the guards that the workers would hold.
+    struct Rig {
+        places: ViewerPlaces<&'static str>,
+        guards: Vec<(u32, SessionGuard)>,
+        next: u32,
+    }
+
+    impl Rig {
+        fn new(max: usize) -> Rig {
+            Rig { places: ViewerPlaces::new(max), guards: Vec::new(), next: 0 }
+        }
+
+        /// Makes an offer. Returns the number of the session that had to give way.
+        fn offer(&mut self, holder: Option<&'static str>) -> Result<Option<u32>, NoPlace> {
+            let gives_way = self.places.make_room(holder)?.map(|other| other.viewer);
+            self.guards.retain(|(viewer, _)| Some(*viewer) != gives_way);
+            self.next += 1;
+            let (guard, _) = session_guard();
+            self.places.hold(holder, self.next, 0, guard.place());
+            self.guards.push((self.next, guard));
+            Ok(gives_way)
+        }
+
+        /// Makes an offer whose viewer sends STUN.
+        fn connect(&mut self, holder: Option<&'static str>) -> Result<Option<u32>, NoPlace> {
+            let gives_way = self.offer(holder)?;
+            self.guards.last().iter().for_each(|(_, guard)| guard.note_stun());
+            Ok(gives_way)
+        }
+    }
+
+    #[test]
+    fn offers_that_never_connect_cannot_keep_the_places() {
+        let mut rig = Rig::new(32);
+        for _ in 0..500 {
+            rig.offer(Some("attacker")).ok();
+        }
+        assert!(rig.guards.len() <= 25, "a quarter of the places stays free: {}", rig.guards.len());
+        // All others get in while the attacker goes on.
+        for viewer in 0..32 {
+            assert!(rig.connect(Some(["a", "b", "c", "d"][viewer % 4])).is_ok(), "viewer {viewer}");
+            rig.offer(Some("attacker")).ok();
+        }
+        assert_eq!(rig.guards.len(), 32);
+        assert_eq!(rig.offer(Some("attacker")), Err(NoPlace::Full));
+        assert_eq!(rig.connect(Some("e")), Err(NoPlace::Full));
+    }
+
+    #[test]
+    fn connected_viewers_of_one_address_hold_at_most_half_when_places_are_short() {
+        let mut rig = Rig::new(32);
+        let got = (0..40).filter(|_| rig.connect(Some("hoarder")).is_ok()).count();
+        assert_eq!(got, 25, "until fewer than a quarter of the places are free");
+        assert_eq!(rig.connect(Some("hoarder")), Err(NoPlace::Share));
+        assert_eq!((0..7).filter(|_| rig.connect(Some("other")).is_ok()).count(), 7);
+    }
+
+    #[test]
+    fn exempt_holders_have_no_share_but_give_way() {
+        let mut rig = Rig::new(8);
+        for _ in 0..8 {
+            assert_eq!(rig.offer(None), Ok(None));
+        }
+        assert_eq!(rig.offer(None), Ok(Some(1)), "the oldest without STUN");
+        let mut rig = Rig::new(8);
+        for _ in 0..8 {
+            assert_eq!(rig.connect(None), Ok(None));
+        }
+        assert_eq!(rig.offer(None), Err(NoPlace::Full));
+    }
+
+    #[test]
+    fn ended_sessions_free_their_places() {
+        let mut rig = Rig::new(2);
+        for _ in 0..10 {
+            assert_eq!(rig.connect(Some("a")), Ok(None));
+            assert_eq!(rig.connect(Some("a")), Ok(None));
+            assert_eq!(rig.connect(Some("b")), Err(NoPlace::Full));
+            rig.guards.clear();
+        }
+    }
+}
