@@ -256,14 +256,24 @@ struct Table<T> {
 }
 
 impl<T> Table<T> {
-    fn get(&self, id: u8) -> Option<&ParameterSet<T>> {
-        self.entries.iter().find(|entry| entry.id == id)
+    /// Returns the place of a set, or the place at which it belongs.
+    fn place(&self, id: u8) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&id, |entry| entry.id)
     }
 
-    /// Stores a set. Returns its id, and true if the set is new or changed. The table cannot grow without limit,
-    /// because it has only one entry per id.
-    fn store(&mut self, nal: &[u8], parse: Parser<T>) -> Result<(u8, bool), ParameterSetError> {
-        if let Some(entry) = self.entries.iter().find(|entry| *entry.bytes == *nal) {
+    fn get(&self, id: u8) -> Option<&ParameterSet<T>> {
+        self.entries.get(self.place(id).ok()?)
+    }
+
+    /// Stores a set. `id` is its id as read from `nal`, if that is possible. Returns the id, and true if the set is new
+    /// or changed. The table cannot grow without limit, because it has only one entry per id.
+    fn store(
+        &mut self,
+        nal: &[u8],
+        id: Option<u8>,
+        parse: Parser<T>,
+    ) -> Result<(u8, bool), ParameterSetError> {
+        if let Some(entry) = id.and_then(|id| self.get(id)).filter(|entry| *entry.bytes == *nal) {
             return Ok((entry.id, false));
         }
         if nal.len() > limits::PARAMETER_SET_BYTES_MAX {
@@ -272,7 +282,7 @@ impl<T> Table<T> {
         let bytes: Arc<[u8]> = Arc::from(nal); // copied before the checks: the camera may change `nal`
         let (id, fields) = parse(&bytes)?;
         let entry = ParameterSet { id, fields, bytes, carried_in: 0 };
-        let displaced = match self.entries.binary_search_by_key(&id, |entry| entry.id) {
+        let displaced = match self.place(id) {
             Ok(at) => self.entries.get_mut(at).map(|old| std::mem::replace(old, entry)),
             Err(at) => {
                 self.entries.insert(at, entry);
@@ -286,7 +296,8 @@ impl<T> Table<T> {
     /// Records that the GOP `gop` carries the set. Returns false if the GOP already carried it, or if the set is
     /// unknown.
     fn mark_carried(&mut self, id: u8, gop: u32) -> bool {
-        match self.entries.iter_mut().find(|entry| entry.id == id) {
+        let place = self.place(id).ok();
+        match place.and_then(|at| self.entries.get_mut(at)) {
             Some(entry) => std::mem::replace(&mut entry.carried_in, gop) != gop,
             None => false,
         }
@@ -294,9 +305,10 @@ impl<T> Table<T> {
 
     fn roll_back(&mut self) {
         while let Some((id, displaced)) = self.journal.pop() {
-            self.entries.retain(|entry| entry.id != id);
-            if let Some(entry) = displaced {
-                let at = self.entries.partition_point(|other| other.id < id);
+            if let Ok(at) = self.place(id) {
+                drop(self.entries.remove(at));
+            }
+            if let (Err(at), Some(entry)) = (self.place(id), displaced) {
                 self.entries.insert(at, entry);
             }
         }
@@ -358,9 +370,10 @@ impl ParameterSets {
 
     /// Stores an SPS or PPS NAL unit. Returns its id, and true if the set is new or changed.
     pub(super) fn store(&mut self, nal: &[u8], nal_kind: u8) -> Result<(u8, bool), ParameterSetError> {
+        let id = read_id(nal, nal_kind).ok();
         match nal_kind {
-            kind::SPS => self.sequence.store(nal, parse_sps),
-            _ => self.picture.store(nal, parse_pps),
+            kind::SPS => self.sequence.store(nal, id, parse_sps),
+            _ => self.picture.store(nal, id, parse_pps),
         }
     }
 
