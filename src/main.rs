@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use streaming_server::app::doctor::{self, Verdict};
 use streaming_server::app::server;
 use streaming_server::base::logging;
-use streaming_server::config::{Config, Parsed};
+use streaming_server::config::{self, Config, Parsed};
 use streaming_server::profiling;
 
 #[global_allocator]
@@ -36,10 +36,20 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let unknown = match config::check_environment(std::env::vars_os()) {
+        Ok(unknown) => unknown,
+        Err(error) => {
+            eprintln!("streaming-server: {error}\nTry `streaming-server --help`.");
+            return ExitCode::from(2);
+        }
+    };
     if let Some(command) = command {
         return command(&config);
     }
     logging::start(config.log_level);
+    for name in unknown {
+        log::warn!("the environment variable {name:?} is no option of this server, so it is ignored");
+    }
     match server::run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use streaming_server::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, HttpConfig, HttpTimeouts, Inspection, Policy,
-    RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Exempt, HttpConfig, HttpTimeouts, Inspection,
+    Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingReport, StartReply, ViewerState, ViewerStatus,
@@ -19,7 +19,7 @@ use streaming_server::metrics::status::{
 use tokio::sync::watch;
 
 /// Read timeout. It ends a test that would hang otherwise.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The only origin that is on the allow list.
 pub(crate) const FRIEND: &str = "https://home.example";
@@ -200,7 +200,7 @@ pub(crate) struct Server {
 /// Returns a configuration for plain HTTP without a token.
 pub(crate) fn open(address: SocketAddr) -> HttpConfig {
     let (policy, timeouts) = (Policy::default(), HttpTimeouts::default());
-    HttpConfig { address, policy, access: None, tls: None, timeouts }
+    HttpConfig { address, policy, access: None, exempt: Exempt::default(), tls: None, timeouts }
 }
 
 impl Server {
@@ -216,6 +216,15 @@ impl Server {
         timeouts: HttpTimeouts,
         configure: impl FnOnce(SocketAddr) -> HttpConfig,
     ) -> Server {
+        Server::unlisted(|address| {
+            let mut config = HttpConfig { timeouts, ..configure(address) };
+            config.policy.allow_origin.push(FRIEND.into());
+            config
+        })
+    }
+
+    /// Starts a server whose allow list holds only what `configure` puts there.
+    pub(crate) fn unlisted(configure: impl FnOnce(SocketAddr) -> HttpConfig) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -226,8 +235,7 @@ impl Server {
             commands: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);
-        let mut config = HttpConfig { timeouts, ..configure(address) };
-        config.policy.allow_origin.push(FRIEND.into());
+        let config = configure(address);
         let stub = backend.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
