@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use streaming_server::app::doctor::{self, Verdict};
 use streaming_server::app::server;
-use streaming_server::base::logging;
+use streaming_server::base::limits::CONFIG_FILE_BYTES_MAX;
+use streaming_server::base::{foreign_file, logging};
 use streaming_server::config::{self, Config, Parsed};
 use streaming_server::profiling;
 
@@ -23,8 +24,11 @@ fn main() -> ExitCode {
     if command.is_some() {
         arguments.remove(0);
     }
-    let parsed =
-        Config::from_args(arguments, |name| std::env::var_os(name), |path| std::fs::read_to_string(path));
+    let parsed = Config::from_args(
+        arguments,
+        |name| std::env::var_os(name),
+        |path| foreign_file::read_configured_text(path, CONFIG_FILE_BYTES_MAX),
+    );
     let config = match parsed {
         Ok(Parsed::Run(config)) => config,
         Ok(Parsed::Print(text)) => {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::clock;
+use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
 use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
@@ -162,10 +162,12 @@ fn recordings(directory: &Path) -> Finding {
     // directory above it is writable.
     let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
     let probe = existing.join(format!(".streaming-server-doctor-{}", std::process::id()));
-    let written = std::fs::write(&probe, b"x");
-    // The removal fails if the write has created no file. The error is ignored, because the error of the write is
-    // reported below.
-    let _ = std::fs::remove_file(&probe);
+    let written = foreign_file::create_new(&probe, 0o600).and_then(|mut file| {
+        let written = file.write_all(b"x");
+        // The error of the removal is ignored: the next doctor with this process id reports the file that is left.
+        let _ = std::fs::remove_file(&probe);
+        written
+    });
     if let Err(error) = written {
         let advice = "choose another directory with --record-path, or make it writable for this user";
         return (Verdict::Fail, format!("{shown}: {error}: {advice}"));

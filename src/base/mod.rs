@@ -1,7 +1,8 @@
-//! BASE: clocks, counters, limits and logging, which every module may use. This module uses no other module.
+//! BASE: clocks, counters, limits, logging and the opening of files, which every module may use. This module uses no other module.
 
 pub mod clock;
 pub mod counters;
+pub mod foreign_file;
 pub mod histogram;
 pub mod limits;
 pub mod log_limit;

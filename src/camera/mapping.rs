@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use bytes::Bytes;
 use rustix::fd::OwnedFd;
 use rustix::fs::fstat;
-use rustix::shm;
 
 use super::layout::{Layout, SlotMetadata, WRITE_INDEX_OFFSET};
 use super::lease_ring::LeaseRing;
@@ -52,17 +51,16 @@ impl Mapping {
     /// header is invalid. To read units from a lease ring, it must have a living writer and permit writing, because
     /// leases are written.
     pub fn open(name: &str, access: Access) -> Result<Arc<Mapping>, MappingError> {
-        let open = |flags| {
-            let (file, identity) = open_segment(name, flags)?;
+        let open = |is_writable| {
+            let (file, identity) = open_segment(name, is_writable)?;
             let layout = detect_layout(&file, identity.bytes)
                 .map_err(|error| MappingError::Layout { name: name.to_owned(), error })?;
             Ok((Arc::new(file), identity.inode, layout))
         };
         let is_semaphore = access == Access::Semaphore;
-        let (mut file, mut inode, mut layout) =
-            open(if is_semaphore { shm::OFlags::RDWR } else { shm::OFlags::RDONLY })?;
+        let (mut file, mut inode, mut layout) = open(is_semaphore)?;
         if matches!(layout, Layout::Lease(_)) && access == Access::ReadOnly {
-            (file, inode, layout) = open(shm::OFlags::RDWR)?;
+            (file, inode, layout) = open(true)?;
         }
         let control_bytes = layout.first_slot_offset();
         let slots_at = if matches!(layout, Layout::Lease(_)) { control_bytes } else { 0 };

@@ -2,10 +2,10 @@
 
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::shm;
 
 use super::layout::{Layout, LayoutError};
 use super::lease_header::{Geometry, HEADER_COPY_BYTES, HeaderError};
+use crate::base::foreign_file;
 use crate::base::limits::MAPPED_RANGES_MAX;
 
 /// Reason why a segment cannot be mapped.
@@ -22,6 +22,9 @@ pub enum MappingError {
         /// The kernel's error.
         errno: Errno,
     },
+    /// The name refers to a pipe, a link, a directory or the like.
+    #[error("{0} is not shared memory: another program has put a pipe, a link or a directory in its place")]
+    NotSegment(String),
     /// The segment has no known layout.
     #[error("shared memory {name}: {error}")]
     Layout {
@@ -69,23 +72,23 @@ pub(super) struct SegmentIdentity {
 impl SegmentIdentity {
     /// Returns the identity of the segment that is called `name` now. The segment is opened but not mapped.
     pub(super) fn of_name(name: &str) -> Result<SegmentIdentity, MappingError> {
-        open_segment(name, shm::OFlags::RDONLY).map(|(_, identity)| identity)
+        open_segment(name, false).map(|(_, identity)| identity)
     }
 }
 
 /// Opens the segment called `name`. Returns the open file and the segment's identity.
 pub(super) fn open_segment(
     name: &str,
-    flags: shm::OFlags,
+    is_writable: bool,
 ) -> Result<(OwnedFd, SegmentIdentity), MappingError> {
-    let failed = |errno| match errno {
-        Errno::NOENT => MappingError::Missing(name.to_owned()),
-        errno => MappingError::Open { name: name.to_owned(), errno },
+    let failed = |error: std::io::Error| match Errno::from_io_error(&error) {
+        Some(Errno::NOENT) => MappingError::Missing(name.to_owned()),
+        _ if foreign_file::is_not_regular(&error) => MappingError::NotSegment(name.to_owned()),
+        errno => MappingError::Open { name: name.to_owned(), errno: errno.unwrap_or(Errno::IO) },
     };
-    let file = shm::open(name, flags, shm::Mode::empty()).map_err(failed)?;
-    let stat = rustix::fs::fstat(&file).map_err(failed)?;
-    let bytes = u64::try_from(stat.st_size).unwrap_or(0);
-    Ok((file, SegmentIdentity { inode: (stat.st_dev, stat.st_ino), bytes }))
+    let (file, status) = foreign_file::open_shared_memory(name, is_writable).map_err(failed)?;
+    let bytes = u64::try_from(status.st_size).unwrap_or(0);
+    Ok((file, SegmentIdentity { inode: (status.st_dev, status.st_ino), bytes }))
 }
 
 /// Returns the layout of a segment. A segment that starts with the magic of a lease ring is a lease ring. For any other

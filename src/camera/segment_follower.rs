@@ -327,6 +327,38 @@ mod tests {
     }
 
     #[test]
+    fn pipe_link_directory_or_sparse_file_under_the_name_does_not_block_and_the_camera_comes_back() {
+        let ring = TestRing::new(Layout::V3);
+        let other = TestRing::new(Layout::V3);
+        let path = format!("/dev/shm{}", ring.name());
+        let mut scene = Scene::new(ring.name());
+        assert_eq!(scene.poll_after(100), Progress::Unchanged);
+        let fifo = |path: &str| {
+            let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o666));
+            rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+        };
+        let squatters: [&dyn Fn(); 4] = [
+            &|| fifo(&path),
+            &|| std::os::unix::fs::symlink(format!("/dev/shm{}", other.name()), &path).unwrap(),
+            &|| std::fs::create_dir(&path).unwrap(),
+            &|| std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap(),
+        ];
+        for squat in squatters {
+            ring.unlink();
+            squat();
+            // The old camera is silent for so long that its name is checked again.
+            assert_eq!(scene.poll_after(10_000), Progress::Away);
+            assert!(scene.is_away());
+            let removed = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+            removed.unwrap();
+            let mut next = TestRing::named(ring.name(), Layout::V3);
+            next.publish(b"unit");
+            assert_eq!(scene.poll_after(1_000), Progress::Advanced(1));
+            std::mem::forget(next); // the loop or the drop of `ring` unlinks the name
+        }
+    }
+
+    #[test]
     fn new_segment_of_any_layout_is_attached() {
         for layout in Layout::LEGACY {
             let mut ring = TestRing::new(Layout::V3);

@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use rustix::fs::{Mode, fstat, ftruncate};
+use rustix::fs::{fstat, ftruncate};
 use rustix::io::Errno;
 use rustix::shm;
 use zerocopy::IntoBytes as _;
@@ -26,6 +26,7 @@ use super::lease_header::FLAG_IDR;
 use super::lease_writer::LeaseWriter;
 use super::segment::{SegmentIdentity, detect_layout};
 use super::shared_map::SharedMap;
+use crate::base::foreign_file;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
 /// The writer of a ring. Dropping the writer leaves the segment in place. [`RingWriter::unlink`] removes the segment.
@@ -73,17 +74,17 @@ impl RingWriter {
     /// Opens and maps the segment. If `create` is given (layout and frame interval in milliseconds), creates the
     /// segment first.
     fn open(name: &str, create: Option<(Layout, u32)>) -> Result<RingWriter, WriterError> {
-        let segment = |errno: Errno| WriterError::Segment { name: name.to_owned(), source: errno.into() };
-        let mut flags = shm::OFlags::RDWR;
-        if create.is_some() {
-            flags |= shm::OFlags::CREATE | shm::OFlags::EXCL;
-        }
-        // The camera daemon uses the same mode: all users may read and post, unless the umask forbids it.
-        let file = shm::open(name, flags, Mode::from_raw_mode(0o666)).map_err(segment)?;
+        let segment = |source: io::Error| WriterError::Segment { name: name.to_owned(), source };
+        let file = match create {
+            // The camera daemon uses the same mode: all users may read and post, unless the umask forbids it.
+            Some(_) => foreign_file::create_shared_memory(name, 0o666),
+            None => foreign_file::open_shared_memory(name, true).map(|(file, _)| file),
+        };
+        let file = file.map_err(segment)?;
         if let Some((layout, _)) = create {
-            ftruncate(&file, layout.segment_bytes() as u64).map_err(segment)?;
+            ftruncate(&file, layout.segment_bytes() as u64).map_err(|errno| segment(errno.into()))?;
         }
-        let status = fstat(&file).map_err(segment)?;
+        let status = fstat(&file).map_err(|errno| segment(errno.into()))?;
         let segment_bytes = status.st_size.cast_unsigned();
         let layout = match create {
             Some((layout, _)) => Ok(layout),

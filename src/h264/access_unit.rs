@@ -9,6 +9,7 @@ use super::assembled::{AssembledUnit, Item, Picture};
 use super::bits::{BitReader, SyntaxError};
 use super::nal::{self, NalUnit, ScanError, kind};
 use super::parameter_sets::{self, ParameterSetError, ParameterSets};
+use super::sei::recovery_point;
 use crate::base::limits;
 
 /// Why a unit must be skipped. Decoding can always start again at the next IDR.
@@ -58,9 +59,11 @@ pub struct Assembler {
     /// Number of the current GOP, from 1. With each cached parameter set, the number of the last GOP that carried it is
     /// stored.
     gop: u32,
-    /// True if the IDR of the current GOP was assembled without an error. If false, nothing is inserted into later
-    /// units.
+    /// True if the IDR or recovery point of the current GOP was assembled without an error. If false, nothing is
+    /// inserted into later units.
     idr_assembled: bool,
+    /// The recovery point of a unit without a slice. It belongs to the picture of the next unit.
+    recovery_before: Option<u16>,
 }
 
 impl Assembler {
@@ -76,7 +79,8 @@ impl Assembler {
     /// - The result for an IDR has every parameter set to which the slices refer, exactly once. Missing sets are
     ///   inserted before everything except the delimiter, because SEI may refer to the SPS. A missing PPS is inserted
     ///   after the SPS of the unit, if the unit has one. If a later unit of the GOP refers to a set that no unit of the
-    ///   GOP has carried yet, that set is inserted too.
+    ///   GOP has carried yet, that set is inserted too. A unit with a recovery point is treated like an IDR, if its
+    ///   parameter sets are known.
     /// - A repeated parameter set is sent once, with its last content. If the encoder wrote another order, the
     ///   delimiter is moved to the front, and each SPS is moved before the PPS that refers to it.
     /// - NAL units of unspecified kinds (0 and 24 to 31) are removed. Decoders ignore them, and in RTP these numbers
@@ -106,6 +110,7 @@ impl Assembler {
     pub fn forget_last_unit(&mut self) {
         self.sets.roll_back();
         self.idr_assembled = false;
+        self.recovery_before = None;
     }
 
     fn arrange(&mut self, bytes: &[u8]) -> Result<Picture, UnitError> {
@@ -113,15 +118,23 @@ impl Assembler {
         let is_slice = |nal: &NalUnit| (kind::SLICE..=kind::IDR_SLICE).contains(&nal.kind);
         let head_count = self.scanned.iter().position(is_slice).unwrap_or(self.scanned.len());
         self.store_head(bytes, head_count)?;
-        let picture = self.read_slices(bytes)?;
-        if picture.is_idr {
+        let head = self.scanned.iter().take(head_count).filter(|nal| nal.kind == kind::SEI);
+        let recovery = recovery_point(head.map(|nal| nal.slice(bytes))).or(self.recovery_before.take());
+        if head_count == self.scanned.len() {
+            self.recovery_before = recovery;
+        }
+        let mut picture = self.read_slices(bytes)?;
+        if !picture.is_idr && recovery.is_some() && self.knows_needed_sets() {
+            picture.recovery_point = recovery;
+        }
+        if picture.is_start() {
             self.gop = self.gop.wrapping_add(1).max(1);
             self.idr_assembled = true;
         }
         for set in &self.carried {
             self.sets.mark_carried(set.kind, set.id, self.gop);
         }
-        self.insert_missing(picture.is_idr)?;
+        self.insert_missing(picture)?;
         self.append_head(head_count);
         self.append_rest(bytes, head_count)?;
         Ok(picture)
@@ -168,14 +181,22 @@ impl Assembler {
         if self.needed.is_empty() { Err(UnitError::NoSlice) } else { Ok(picture) }
     }
 
+    /// Returns true if all parameter sets that the slices use are cached.
+    fn knows_needed_sets(&self) -> bool {
+        let is_known = |pps_id: &u8| {
+            self.sets.pps_by_id(*pps_id).is_some_and(|pps| self.sets.sps_by_id(pps.fields.sps_id).is_some())
+        };
+        self.needed.iter().all(is_known)
+    }
+
     /// Inserts each parameter set that the slices use and that no unit of this GOP has carried yet.
-    fn insert_missing(&mut self, is_idr: bool) -> Result<(), UnitError> {
+    fn insert_missing(&mut self, picture: Picture) -> Result<(), UnitError> {
         let Self { sets, items, carried, needed, gop, idr_assembled, .. } = self;
         for (index, &pps_id) in needed.iter().enumerate() {
             let known =
                 sets.pps_by_id(pps_id).and_then(|pps| Some((pps, sets.sps_by_id(pps.fields.sps_id)?)));
             let Some((pps, sps)) = known else {
-                if is_idr {
+                if picture.is_idr {
                     *idr_assembled = false;
                     return Err(UnitError::MissingParameterSets { pps_id });
                 }
@@ -183,7 +204,7 @@ impl Assembler {
             };
             let wanted =
                 [(kind::SPS, sps.id, Arc::clone(&sps.bytes)), (kind::PPS, pps_id, Arc::clone(&pps.bytes))];
-            if is_idr && index == 0 {
+            if picture.is_start() && index == 0 {
                 sets.active_sps_id = Some(sps.id);
             }
             for (kind, id, bytes) in wanted {
@@ -271,13 +292,19 @@ fn slice_pps_id(slice: &[u8]) -> Result<u8, SyntaxError> {
 #[cfg(test)]
 mod tests {
     use super::super::assembled::Nal;
-    use super::super::testing::{AUD, SEI, annex_b, hostile_bytes, idr, non_idr, pps, slice, sps};
+    use super::super::testing::{
+        AUD, SEI, annex_b, hostile_bytes, idr, non_idr, pps, recovery_point_sei, slice, sps,
+    };
     use super::*;
     use proptest::prelude::*;
 
     fn assembled(assembler: &mut Assembler, nals: &[&[u8]]) -> Result<Vec<Vec<u8>>, UnitError> {
         let unit = annex_b(nals);
         assembler.assemble(&unit).map(|unit| unit.nals().map(|nal| nal.bytes.to_vec()).collect())
+    }
+
+    fn assembled_kinds(assembler: &mut Assembler, nals: &[&[u8]]) -> Vec<u8> {
+        assembled(assembler, nals).unwrap().iter().map(|nal| nal[0] & 0x1F).collect()
     }
 
     /// Returns an assembler that has already assembled one complete IDR with SPS 0 and PPS 0.
@@ -469,6 +496,48 @@ mod tests {
         assert_eq!(assembler.assemble(&[]).err(), Some(UnitError::Scan(ScanError::NoStartCode)));
         let cached = [sps(0, 31, 80, 45), pps(0, 0, 0), idr(0)];
         assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap(), cached);
+    }
+
+    #[test]
+    fn recovery_point_carries_its_parameter_sets_as_an_idr_does() {
+        let mut assembler = started();
+        let unit = annex_b(&[AUD, &recovery_point_sei(12), &non_idr(0)]);
+        for _ in 0..2 {
+            let assembled = assembler.assemble(&unit).unwrap();
+            assert_eq!((assembled.is_idr(), assembled.recovery_point()), (false, Some(12)));
+            assert_eq!(assembled.nals().map(|nal| nal.kind).collect::<Vec<_>>(), [9, 7, 8, 6, 1]);
+            assert_eq!(assembled_kinds(&mut assembler, &[&non_idr(0)]), [1]);
+        }
+        let unit = annex_b(&[&sps(0, 31, 80, 45), &pps(0, 0, 0), &recovery_point_sei(0), &non_idr(0)]);
+        let mut fresh = Assembler::default();
+        let assembled = fresh.assemble(&unit).unwrap();
+        assert_eq!(
+            (assembled.recovery_point(), assembled.nal_count()),
+            (Some(0), 4),
+            "without an IDR before"
+        );
+    }
+
+    #[test]
+    fn recovery_point_without_its_parameter_sets_is_not_a_start() {
+        let unit = annex_b(&[&recovery_point_sei(0), &non_idr(3)]);
+        let mut assembler = started();
+        let assembled = assembler.assemble(&unit).unwrap();
+        assert_eq!((assembled.recovery_point(), assembled.nal_count()), (None, 2));
+    }
+
+    #[test]
+    fn recovery_point_in_a_unit_of_its_own_belongs_to_the_next_picture() {
+        let mut assembler = started();
+        for lone in [&[AUD, &recovery_point_sei(7)][..], &[SEI], &[AUD]] {
+            assert_eq!(assembled(&mut assembler, lone), Err(UnitError::NoSlice));
+        }
+        for expected in [Some(7), None] {
+            let unit = annex_b(&[non_idr(0)]);
+            assert_eq!(assembler.assemble(&unit).unwrap().recovery_point(), expected);
+        }
+        let idr = annex_b(&[recovery_point_sei(7), idr(0)]);
+        assert_eq!(assembler.assemble(&idr).unwrap().recovery_point(), None, "an IDR needs no recovery");
     }
 
     #[test]

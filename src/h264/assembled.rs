@@ -20,6 +20,14 @@ impl<'a> AssembledUnit<'a> {
         self.picture.is_idr
     }
 
+    /// Returns the `recovery_frame_cnt` of the unit's recovery point: decoding can start with this unit, and the
+    /// pictures are correct after so many pictures. Returns `None` if the unit is an IDR, has no recovery point, or
+    /// needs parameter sets that are not known.
+    #[must_use]
+    pub fn recovery_point(&self) -> Option<u16> {
+        self.picture.recovery_point
+    }
+
     /// Returns true if other pictures may refer to this one (`nal_ref_idc` is not 0). If false, the unit can be dropped
     /// without damage to other pictures.
     #[must_use]
@@ -74,6 +82,15 @@ pub(super) enum Item {
 pub(super) struct Picture {
     pub(super) is_idr: bool,
     pub(super) is_reference: bool,
+    /// `recovery_frame_cnt` of a recovery point from which decoding can start. `None` for an IDR.
+    pub(super) recovery_point: Option<u16>,
+}
+
+impl Picture {
+    /// Returns true if decoding can start with this picture.
+    pub(super) fn is_start(self) -> bool {
+        self.is_idr || self.recovery_point.is_some()
+    }
 }
 
 impl Item {

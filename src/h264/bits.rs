@@ -47,11 +47,30 @@ impl<'a> BitReader<'a> {
 
     /// Reads eight bits, `u(8)`. They need not begin at a byte boundary.
     pub(super) fn byte(&mut self) -> Result<u8, SyntaxError> {
+        if self.bits_left == 0 {
+            return self.next_byte();
+        }
         let mut value = 0;
         for _ in 0..8 {
             value = value << 1 | u8::from(self.bit()?);
         }
         Ok(value)
+    }
+
+    /// Skips whole bytes. Must be called at a byte boundary.
+    pub(super) fn skip_bytes(&mut self, count: usize) -> Result<(), SyntaxError> {
+        debug_assert!(self.bits_left == 0, "not at a byte boundary");
+        if count > self.bytes.len() {
+            return Err(SyntaxError::Truncated);
+        }
+        let (skipped, rest) = self.bytes.as_slice().split_at(count);
+        let has_zeros = self.zeros > 0 || memchr::memmem::find(skipped, &[0, 0]).is_some();
+        if has_zeros {
+            return (0..count).try_for_each(|_| self.next_byte().map(drop));
+        }
+        self.zeros = u8::from(skipped.last() == Some(&0));
+        self.bytes = rest.iter();
+        Ok(())
     }
 
     /// Reads an Exp-Golomb code, `ue(v)`. Returns an error with the name `field` if the value exceeds `max`.
@@ -104,6 +123,25 @@ mod tests {
         let mut bits = BitReader::new(&[0, 0, 3, 1, 0, 3, 0, 0, 3, 0, 0, 3, 3]);
         let bytes: Vec<u8> = std::iter::from_fn(|| bits.byte().ok()).collect();
         assert_eq!(bytes, [0, 0, 1, 0, 3, 0, 0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn skipped_bytes_are_counted_without_emulation_prevention() {
+        let raw = [9, 0, 0, 3, 1, 0, 3, 0, 0, 3, 0, 0, 3, 3, 7, 0, 0, 3, 2];
+        let bytes: Vec<u8> = {
+            let mut bits = BitReader::new(&raw);
+            std::iter::from_fn(|| bits.byte().ok()).collect()
+        };
+        for from in 0..=bytes.len() {
+            for count in 0..=bytes.len() - from {
+                let mut bits = BitReader::new(&raw);
+                assert_eq!(bits.skip_bytes(from), Ok(()));
+                assert_eq!(bits.skip_bytes(count), Ok(()));
+                assert_eq!(bits.byte().ok(), bytes.get(from + count).copied());
+            }
+        }
+        assert_eq!(BitReader::new(&raw).skip_bytes(raw.len() + 1), Err(SyntaxError::Truncated));
+        assert_eq!(BitReader::new(&raw).skip_bytes(raw.len()), Err(SyntaxError::Truncated));
     }
 
     #[test]

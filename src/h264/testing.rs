@@ -76,6 +76,14 @@ pub(crate) fn non_idr(pps_id: u32) -> Vec<u8> {
 pub(crate) const AUD: &[u8] = &[0x09, 0xF0];
 pub(crate) const SEI: &[u8] = &[0x06, 0x05, 0x01, 0xAA, 0x80];
 
+/// Returns an SEI NAL unit with a recovery point whose `recovery_frame_cnt` is `count`.
+pub(crate) fn recovery_point_sei(count: u32) -> Vec<u8> {
+    let bits = 2 * (count + 1).ilog2() + 1 + 4; // the count, then exact_match_flag, broken_link_flag and two more bits
+    let bytes = bits.div_ceil(8);
+    let writer = BitWriter::default().bits(6, 8).bits(bytes, 8).ue(count).bits(0b1000, 4);
+    writer.bits(0, bytes * 8 - bits).nal(0x06)
+}
+
 /// Returns the NAL units as a byte stream with alternating three- and four-byte start codes.
 pub(crate) fn annex_b<T: AsRef<[u8]>>(nals: &[T]) -> Vec<u8> {
     let mut unit = Vec::new();

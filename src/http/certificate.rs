@@ -5,10 +5,10 @@
 //! first. The key of the authority is discarded at once, so the authority cannot sign anything else. A phone that
 //! trusts the authority therefore trusts only this machine.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use pem_rfc7468::LineEnding;
@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::ParsedCertificate;
 use x509_cert::der::Decode;
 
-use crate::base::limits;
+use crate::base::{foreign_file, limits};
 use crate::config::Tls;
 
 /// Reasons why there is no usable certificate for TLS.
@@ -201,11 +201,9 @@ fn expiry(certificate: &CertificateDer<'_>) -> Option<u64> {
 /// Returns the bytes and the mode bits of a file.
 fn read_file(path: &Path) -> Result<(Vec<u8>, u32), CertificateError> {
     let read = || {
-        let file = File::open(path)?;
+        let file = foreign_file::open_configured(path)?;
         let mode = file.metadata()?.mode();
-        let mut bytes = Vec::new();
-        file.take(limits::TLS_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-        Ok((bytes, mode))
+        Ok((foreign_file::read_bounded(file, limits::TLS_FILE_BYTES_MAX)?, mode))
     };
     read().map_err(|source| CertificateError::Unreadable { path: path.to_owned(), source })
 }
@@ -288,12 +286,11 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // Removes the file that a killed process with the same id may have left behind. The error is ignored, because
     // usually there is no such file.
     let _ = fs::remove_file(&partial);
-    let written =
-        OpenOptions::new().write(true).create_new(true).mode(mode).open(&partial).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&partial, path)
-        });
+    let written = foreign_file::create_new(&partial, mode).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    });
     if written.is_err() {
         // This fails if the file was not created, so the error is ignored.
         let _ = fs::remove_file(&partial);

@@ -285,7 +285,8 @@ mod tests {
         let start = tokio::time::Instant::now().into_std();
         let after = |seconds| start + Duration::from_secs(seconds);
         let is_closed = |connection: &Connection| lock(&connection.state).is_closed;
-        let held: Vec<_> = (0..limits::LOCAL_CONNECTIONS_MAX as u64).map(|at| guard.add(None, after(at))).collect();
+        let held: Vec<_> =
+            (0..limits::LOCAL_CONNECTIONS_MAX as u64).map(|at| guard.add(None, after(at))).collect();
         held[0].begin();
         let new = guard.add(None, after(99));
         assert!(!is_closed(&new) && !is_closed(&held[0]), "a request in progress stays");

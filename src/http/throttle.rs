@@ -1,5 +1,5 @@
 //! Limits the rate of wrong tokens with one leaky bucket per address. There is no limit for all addresses together,
-//! because strangers could then exhaust it for everybody. Does no I/O. The time is an argument, and memory is bounded.
+//! because strangers could then exhaust it for all callers. Does no I/O. The time is an argument, and memory is bounded.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ struct Address {
     is_known: bool,
 }
 
-/// Whether a token from an address may be tried now.
+/// What an address may try now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attempt {
     /// The token may be compared.

@@ -1,12 +1,12 @@
 //! Reads the build id and the function names of an ELF file with the `object` crate. The file is untrusted: if it
 //! cannot be parsed, it yields no names. Sections are read on demand and freed when [`read`] returns.
 
-use std::fs::File;
 use std::path::Path;
 
 use object::SymbolKind;
 use object::read::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache};
 
+use crate::base::foreign_file;
 use crate::base::limits::PROFILE_NAME_BYTES_MAX;
 
 /// The function that covers a requested file offset.
@@ -30,7 +30,7 @@ pub(super) struct Image {
 /// Reads the build id of the file at `path` and the functions at `file_offsets`, which must be sorted. Returns `None`
 /// when the file cannot be opened or is not a valid ELF file.
 pub(super) fn read(path: &Path, file_offsets: &[u64]) -> Option<Image> {
-    let cache = ReadCache::new(File::open(path).ok()?);
+    let cache = ReadCache::new(foreign_file::open_configured(path).ok()?);
     let file = object::File::parse(&cache).ok()?;
     // Returns the address at which a file offset is loaded, or 0 if no segment contains the offset.
     let address_of = |file_offset: &u64| {

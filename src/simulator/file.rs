@@ -1,13 +1,13 @@
 //! Reads access units from a file with an H.264 byte stream. The file is split into units once and then played in a
 //! loop. The simulator changes only the stamps: it removes the old ones and inserts a new one before the first slice.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::bits::START_CODE_LONG;
 use super::unit::Unit;
+use crate::base::foreign_file;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::h264::nal::kind;
 use crate::h264::{Assembler, Stamp};
@@ -71,12 +71,15 @@ pub(super) struct FileSource {
 impl FileSource {
     pub(super) fn open(path: &Path) -> Result<FileSource, FileError> {
         let failed = |source| FileError::Read { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(failed)?;
-        let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if read as u64 > FILE_BYTES_MAX {
-            return Err(FileError::TooLarge(path.to_owned()));
-        }
+        let read = foreign_file::open_configured(path)
+            .and_then(|file| foreign_file::read_bounded(file, FILE_BYTES_MAX));
+        let bytes = match read {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Err(FileError::TooLarge(path.to_owned()));
+            }
+            Err(error) => return Err(failed(error)),
+        };
         let source = FileSource::of(bytes);
         if source.units.is_empty() {
             return Err(FileError::NoStart(path.to_owned()));

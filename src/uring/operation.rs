@@ -84,14 +84,14 @@ impl Batch {
         Batch { viewer, route, segment_bytes: bytes, segment_count: 1, bytes, is_closed }
     }
 
-    /// Returns true if a datagram of `bytes` bytes for `viewer` on `route` may join the batch.
+    /// Returns true if a datagram of `bytes` bytes for `viewer` on `route` may join the batch. The number of segments
+    /// is not compared here, because [`Batch::push`] closes a full batch.
     pub(super) fn accepts(&self, viewer: u32, route: &Route, bytes: usize) -> bool {
         self.viewer == viewer
             && self.route == *route
             && !self.is_closed
             && bytes > 0
             && bytes <= self.segment_bytes
-            && self.segment_count < GSO_SEGMENTS_MAX
             && self.bytes + bytes <= GSO_BYTES_MAX
     }
 

@@ -48,7 +48,11 @@ impl Home {
             command.env_remove(name);
         }
         command.args(["-e", "-o", "pipefail", "-c", script]).current_dir(&self.0);
-        command.env("HOME", &self.0).env("PATH", path).env_remove("XDG_STATE_HOME").env_remove("STATE_DIRECTORY");
+        command
+            .env("HOME", &self.0)
+            .env("PATH", path)
+            .env_remove("XDG_STATE_HOME")
+            .env_remove("STATE_DIRECTORY");
         command.output().unwrap()
     }
 
@@ -91,15 +95,20 @@ fn security_commands_of_the_readme_work() {
     home.run(make_token);
     let arguments: Vec<&str> = run_server.strip_prefix("streaming-server ").unwrap().split(' ').collect();
     let (server, control) = home.serve(&arguments);
-    wait_for("pictures of the demo", || (http::get(control.parse().unwrap(), "/ready").status == 200).then_some(()));
+    wait_for("pictures of the demo", || {
+        (http::get(control.parse().unwrap(), "/ready").status == 200).then_some(())
+    });
     let said = home.run(&at(&block_with("curl --cacert $CA"), server.http, &control));
     assert!(said.contains("\"version\"") && said.contains("\"status\":\"recording\""), "{said}");
     // The Prometheus snippet of the operator's guide: with the token, over TLS.
     let snippets = blocks(&document("scripts/README.md"), "yaml");
     let snippet = snippets.iter().find(|snippet| snippet.contains("credentials_file")).unwrap();
     assert!(snippet.contains("scheme: https"), "the token would be sent in clear: {snippet}");
-    fs::copy(home.0.join(".local/state/streaming-server/self-signed-ca.pem"), home.0.join("self-signed-ca.pem"))
-        .unwrap();
+    fs::copy(
+        home.0.join(".local/state/streaming-server/self-signed-ca.pem"),
+        home.0.join("self-signed-ca.pem"),
+    )
+    .unwrap();
     let target = format!("localhost:{}", server.http.port());
     scrape(&home, &snippet.replace("camera.local:8080", &target), &target);
     // The shipped configuration is for the same machine. It must also work while the server has a token.
@@ -186,7 +195,8 @@ fn recording_names(server: &Server) -> Vec<String> {
 fn commands_that_save_an_answer_save_no_error() {
     for path in ["README.md", "scripts/README.md", "CONTRIBUTING.md", "perf/README.md"] {
         for line in document(path).lines().filter(|line| line.contains("curl ")) {
-            let options = line.split_whitespace().filter(|word| word.starts_with('-') && !word.starts_with("--"));
+            let options =
+                line.split_whitespace().filter(|word| word.starts_with('-') && !word.starts_with("--"));
             let (saves, fails) = options.fold((false, false), |(saves, fails), word| {
                 (saves || word.contains(['o', 'O']), fails || word.contains('f'))
             });
@@ -201,10 +211,8 @@ fn the_table_of_metrics_is_complete() {
     let (server, _control) = home.serve(&[]);
     wait_for("pictures of the demo", || (server.get("/ready").status == 200).then_some(()));
     let page = server.get("/metrics").text();
-    let exposed: BTreeSet<&str> = page
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
-        .collect();
+    let exposed: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let guide = document("scripts/README.md");
     let (_, section) = guide.split_once("\n## Metrics\n").unwrap();
     let section = section.split("\n## ").next().unwrap();

@@ -301,7 +301,9 @@ fn unusable_options_and_files_end_the_start_with_a_reason() {
     let missing = directory.path("missing");
     let nowhere = directory.write("file", "not a directory");
     let common = ["--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--control", "off"];
-    let cases: [(&[&str], i32, &str); 14] = [
+    let pipe = directory.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let cases: [(&[&str], i32, &str); 18] = [
         (&["--token", "short"], 2, "--token: not valid: expected 16 to 256"),
         (&["--token", "with spaces in the token"], 2, "openssl rand -hex 16"),
         (&["--token-file", &short], 2, "--token-file: not valid"),
@@ -312,6 +314,10 @@ fn unusable_options_and_files_end_the_start_with_a_reason() {
         (&["--tls-self-signed", "--tls-cert", &good, "--tls-key", &good], 2, "exclude each other"),
         (&["--http-plain", "127.0.0.1:0"], 2, "--http-plain needs TLS"),
         (&["--allow-host", "http://cam"], 2, "a host name without scheme"),
+        (&["--token-file", &pipe], 2, "it is a pipe, not a regular file"),
+        (&["--config", &pipe], 2, "it is a pipe, not a regular file"),
+        (&["--config", "/dev/zero"], 2, "it is a device, not a regular file"),
+        (&["--tls-cert", &pipe, "--tls-key", &good], 1, "it is a pipe, not a regular file"),
         (&["--tls-cert", &missing, "--tls-key", &good], 1, "TLS: cannot read"),
         (&["--tls-cert", &good, "--tls-key", &ca], 1, "contains no private key"),
         (&["--tls-cert", &good, "--tls-key", &other], 1, "good/self-signed.pem: "),

@@ -14,3 +14,6 @@ pub const SIGNS_OF_LIFE_PER_WATCHDOG: u32 = 4;
 
 /// Time between two status updates to a service manager that has no watchdog for this process.
 pub const STATUS_PERIOD: Duration = Duration::from_secs(5);
+
+/// Maximum bytes of a configuration file or a token file.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 256 * 1024;
