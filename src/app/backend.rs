@@ -172,7 +172,8 @@ fn refused(error: &OfferError) -> ApiError {
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s: None }
 }
 
-/// Returns the state of all sessions. The sessions of a worker that does not answer in time are left out.
+/// Returns the state of all sessions, then of at most [`limits::ENDED_SESSIONS_MAX`] that ended last. The sessions of a
+/// worker that does not answer in time are left out.
 async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
     let mut viewers = Vec::new();
     for mailbox in mailboxes {
@@ -184,6 +185,9 @@ async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
             viewers.extend(statuses);
         }
     }
+    viewers.sort_by_key(|viewer| viewer.ended.as_ref().map(|ended| ended.ms_ago));
+    let live = viewers.iter().filter(|viewer| viewer.ended.is_none()).count();
+    viewers.truncate(live + limits::ENDED_SESSIONS_MAX);
     viewers
 }
 

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use crate::app::backend::AppBackend;
 use crate::base::clock;
+use crate::base::counters::Counter;
 use crate::camera::CameraStatus;
 use crate::http::Backend;
+use crate::metrics::status::EndReason;
 use crate::metrics::{Exposition, LoginCounters, WorkerCounters, process as kernel};
 use crate::uring::Features;
 
@@ -105,6 +107,12 @@ fn viewers(text: &mut Exposition, from: &AppBackend) {
     text.gauge("viewers_max", "Sessions allowed at once.").value(from.viewers_max);
     text.counter("sessions_closed_total", "Sessions that ended, for any reason.")
         .value(from.sum(|w| w.sessions_closed.get()));
+    let ended = text
+        .counter("sessions_ended_total", "Sessions that ended, by reason; /api/viewers explains the latest.");
+    for (reason, name) in EndReason::ALL {
+        let count = from.sum(|w| w.sessions_ended.get(reason as usize).map_or(0, Counter::get));
+        ended.labelled("reason", name, count);
+    }
     text.counter("nacks_total", "NACK messages of viewers.").value(from.sum(|w| w.nacks.get()));
     text.counter("retransmits_total", "RTP packets retransmitted.").value(from.sum(|w| w.retransmits.get()));
     text.counter("keyframe_requests_total", "PLI and FIR messages of viewers.")

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::stages::StageTotals;
-use super::status::ViewerStatus;
+use super::status::{EndReason, ViewerStatus};
 use super::trace::FlightRecorder;
 use crate::base::counters::{Counter, Gauge};
 
@@ -50,6 +50,8 @@ pub struct WorkerCounters {
     pub viewers: Gauge,
     /// Sessions that ended, for any reason.
     pub sessions_closed: Counter,
+    /// Those sessions by reason, in the order of [`EndReason::ALL`].
+    pub sessions_ended: [Counter; EndReason::ALL.len()],
     /// NACK messages received from viewers.
     pub nacks: Counter,
     /// IDR requests (PLI and FIR messages) received from viewers.

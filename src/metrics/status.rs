@@ -58,6 +58,71 @@ pub struct ViewerStatus {
     pub rtt_ms: Option<f32>,
     /// Interarrival jitter from the latest receiver report, in milliseconds.
     pub jitter_ms: Option<f32>,
+    /// Why the session ended. `None` while it lasts. `GET /api/viewers` lists the sessions that ended last behind the
+    /// others, with the state `closed`.
+    pub ended: Option<SessionEnd>,
+}
+
+/// The end of a session.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SessionEnd {
+    /// The reason, a value of the label `reason` of the metric `sessions_ended_total`.
+    pub reason: EndReason,
+    /// What happened and what to do about it, as text.
+    pub detail: String,
+    /// Milliseconds since the end.
+    pub ms_ago: u64,
+}
+
+/// Why a session ended.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// No authenticated STUN request arrived in time.
+    NoStun,
+    /// STUN arrived, but the DTLS handshake did not finish in time.
+    HandshakeTimeout,
+    /// Nothing authentic arrived from the viewer any more.
+    ConsentExpired,
+    /// The viewer closed the session.
+    ViewerClosed,
+    /// The server stopped.
+    ServerStopping,
+    /// The login of the viewer ended.
+    LoginEnded,
+    /// Another viewer needed the place, and no STUN had arrived in this session.
+    GaveWay,
+    /// The viewer has no ECDSA certificate.
+    UnsupportedCertificate,
+    /// The viewer's certificate does not have the fingerprint of the offer.
+    FingerprintMismatch,
+    /// No common SRTP profile.
+    NoSrtpProfile,
+    /// No common DTLS version, cipher suite or curve.
+    IncompatibleDtls,
+    /// The viewer sent a fatal DTLS alert.
+    ViewerAlert,
+    /// The DTLS handshake failed in another way.
+    DtlsFailed,
+}
+
+impl EndReason {
+    /// All reasons and their names in the metrics, in the order of their discriminants.
+    pub const ALL: [(EndReason, &str); 13] = [
+        (EndReason::NoStun, "no_stun"),
+        (EndReason::HandshakeTimeout, "handshake_timeout"),
+        (EndReason::ConsentExpired, "consent_expired"),
+        (EndReason::ViewerClosed, "viewer_closed"),
+        (EndReason::ServerStopping, "server_stopping"),
+        (EndReason::LoginEnded, "login_ended"),
+        (EndReason::GaveWay, "gave_way"),
+        (EndReason::UnsupportedCertificate, "unsupported_certificate"),
+        (EndReason::FingerprintMismatch, "fingerprint_mismatch"),
+        (EndReason::NoSrtpProfile, "no_srtp_profile"),
+        (EndReason::IncompatibleDtls, "incompatible_dtls"),
+        (EndReason::ViewerAlert, "viewer_alert"),
+        (EndReason::DtlsFailed, "dtls_failed"),
+    ];
 }
 
 /// State of a viewer's connection.
@@ -177,4 +242,17 @@ pub struct RecordingInfo {
     pub recovered: bool,
     /// True while the file is being written.
     pub recording: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_and_api_name_the_reasons_alike_in_order() {
+        for (index, (reason, name)) in EndReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+            assert_eq!(serde_json::to_value(reason).ok(), Some(serde_json::Value::from(name)));
+        }
+    }
 }

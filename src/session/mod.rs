@@ -12,6 +12,7 @@
 //! The caller passes datagrams and timeouts to a [`Viewer`], and [drains](Viewer::drain) it after each such call.
 //! Access units need no drain: their datagrams go to the sink at once.
 
+mod close;
 mod context;
 pub mod media;
 mod status;
@@ -20,13 +21,14 @@ mod viewer;
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use close::CloseReason;
 pub use context::{ContextError, SessionConfig, SessionContext};
 pub use media::catch_up::{CatchUpDecision, GopAvailability, GopSize, IdrReason};
 pub use media::{PacketizedUnit, UnitInfo};
 pub use transport::profile::SrtpChoice;
 pub use transport::sdp::OfferError;
 pub use transport::stun::stun_ufrag;
-pub use viewer::{CloseReason, Output, Viewer};
+pub use viewer::{Output, Viewer};
 
 /// Local source address and remote target of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::metrics::status::{ViewerState, ViewerStatus};
+use crate::metrics::status::{SessionEnd, ViewerState, ViewerStatus};
 use crate::session::media::sender::SentCounters;
 use crate::session::viewer::{Phase, Viewer};
 
@@ -40,7 +40,18 @@ impl Viewer {
             loss_fraction: reception.loss_fraction,
             rtt_ms: reception.rtt.map(|rtt| rtt.as_secs_f32() * 1e3),
             jitter_ms: reception.jitter.map(|jitter| jitter as f32 / 90.0),
+            ended: self.ended(),
         }
+    }
+
+    /// Returns how the session ended, or `None` if it has not ended.
+    fn ended(&self) -> Option<SessionEnd> {
+        let (Phase::Closing(reason) | Phase::Closed(reason)) = self.phase else { return None };
+        let mut detail = reason.explain(self.transport.port());
+        if let Some(error) = self.transport.dtls.error() {
+            detail = format!("{detail} [{error}]");
+        }
+        Some(SessionEnd { reason: reason.end_reason(), detail, ms_ago: 0 })
     }
 }
 

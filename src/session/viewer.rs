@@ -14,6 +14,7 @@ use str0m::{Input, RtcError};
 use crate::base::limits;
 use crate::metrics::status::GateState;
 use crate::session::DatagramSink;
+use crate::session::close::CloseReason;
 use crate::session::context::SessionContext;
 use crate::session::media::catch_up::{CatchUp, CatchUpDecision, GopAvailability, IdrReason};
 use crate::session::media::gate::{Gate, GateUnit};
@@ -32,29 +33,12 @@ pub enum Output {
     Closed(CloseReason),
 }
 
-/// Why a session ended.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum CloseReason {
-    /// ICE and DTLS did not finish within [`limits::HANDSHAKE_TIMEOUT`].
-    HandshakeTimeout,
-    /// No authenticated STUN request has arrived for [`limits::CONSENT_TIMEOUT`].
-    ConsentExpired,
-    /// The viewer closed the DTLS connection.
-    PeerClosed,
-    /// The server is stopping.
-    Local,
-    /// The login that the session belongs to has ended.
-    LoggedOut,
-    /// DTLS or str0m failed, for example because of a wrong certificate, no SRTP or a broken handshake.
-    Failed,
-}
-
 /// State of the connection.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Connecting,
     Connected,
-    /// The goodbye (RTCP BYE and DTLS close_notify) is being sent.
+    /// The goodbye is being sent: RTCP BYE and DTLS close_notify, or an alert that ends the handshake.
     Closing(CloseReason),
     Closed(CloseReason),
 }
@@ -142,18 +126,21 @@ impl Viewer {
     /// drain is pending.
     pub fn next_deadline(&self) -> Instant {
         let own = match self.phase {
-            Phase::Connecting => self.accepted_at + limits::HANDSHAKE_TIMEOUT,
+            Phase::Connecting => self.connect_deadline(),
             Phase::Connected => {
-                let consent = self.consent_deadline();
-                self.sender.report_due_at.map_or(consent, |report| report.min(consent))
+                let consent = self.transport.consent_deadline();
+                let report = self.sender.report_due_at.filter(|_| !self.transport.is_paused);
+                report.map_or(consent, |report| report.min(consent))
             }
             Phase::Closing(_) | Phase::Closed(_) => self.now,
         };
         self.transport.deadline.min(own)
     }
 
-    fn consent_deadline(&self) -> Instant {
-        self.transport.checked_at + limits::CONSENT_TIMEOUT
+    /// Returns the time at which an unfinished handshake ends the session: at once if it has failed.
+    fn connect_deadline(&self) -> Instant {
+        let timeout = self.accepted_at + limits::HANDSHAKE_TIMEOUT;
+        self.transport.dtls.failed_at().map_or(timeout, |failed_at| failed_at.min(timeout))
     }
 }
 
@@ -167,14 +154,31 @@ impl Viewer {
             return;
         }
         self.advance(now);
+        let was_paused = self.transport.is_paused;
         let is_handled = match DatagramKind::of(bytes) {
             DatagramKind::Rtcp => {
-                self.transport.accepts_address(remote) && self.sender.handle_rtcp(self.now, bytes)
+                let is_authentic =
+                    self.transport.accepts_address(remote) && self.sender.handle_rtcp(self.now, bytes);
+                if is_authentic {
+                    self.transport.on_authentic_rtcp(self.now, remote);
+                }
+                is_authentic
             }
             kind => self.transport.handle_datagram(self.now, kind, local, remote, bytes),
         };
         if !is_handled {
             self.datagrams_rejected += 1;
+        }
+        // The units of the pause are missing, so the viewer needs an IDR.
+        self.sender.is_idr_wanted |= was_paused && !self.transport.is_paused;
+        self.end_failed_handshake();
+    }
+
+    /// Ends the session if its DTLS handshake has failed. A failed session that is connected has got an alert.
+    fn end_failed_handshake(&mut self) {
+        let is_open = matches!(self.phase, Phase::Connecting | Phase::Connected);
+        if is_open && let Some(reason) = self.transport.dtls.failure(self.now) {
+            self.close(self.now, reason);
         }
     }
 
@@ -182,12 +186,15 @@ impl Viewer {
     /// time to str0m; the next drain sends the retransmissions and reports that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.advance(now);
+        self.end_failed_handshake();
         match self.phase {
             Phase::Connecting if self.now >= self.accepted_at + limits::HANDSHAKE_TIMEOUT => {
-                self.finish(CloseReason::HandshakeTimeout);
+                let has_stun = self.transport.checked_from.is_some();
+                let reason = if has_stun { CloseReason::HandshakeTimeout } else { CloseReason::NoStun };
+                self.close(self.now, reason);
             }
-            Phase::Connected if self.now >= self.consent_deadline() => {
-                self.finish(CloseReason::ConsentExpired);
+            Phase::Connected if self.transport.handle_consent(self.now) => {
+                self.close(self.now, CloseReason::ConsentExpired);
             }
             Phase::Closed(_) => {}
             _ => {
@@ -197,16 +204,20 @@ impl Viewer {
         }
     }
 
-    /// Ends the session. If the viewer is connected, the next drain first sends a goodbye (RTCP BYE and DTLS
-    /// close_notify). The drain then returns [`Output::Closed`].
+    /// Ends the session. The next drain first tells the viewer: with RTCP BYE and DTLS close_notify if it is connected,
+    /// else with a DTLS alert if its address is known. The drain then returns [`Output::Closed`].
     pub fn close(&mut self, now: Instant, reason: CloseReason) {
         self.advance(now);
         match self.phase {
-            Phase::Connecting => self.finish(reason),
+            Phase::Connecting => {
+                self.phase = Phase::Closing(reason);
+                self.transport.alert = reason.alert();
+            }
             Phase::Connected => {
                 self.phase = Phase::Closing(reason);
-                let result = self.transport.rtc.close();
-                self.check(result);
+                if self.transport.rtc.close().is_err() {
+                    self.transport.rtc.disconnect();
+                }
             }
             Phase::Closing(_) | Phase::Closed(_) => {}
         }
@@ -216,10 +227,14 @@ impl Viewer {
         self.now = self.now.max(now);
     }
 
+    /// Ends the session if str0m has failed, for the reason that DTLS has noted, if any.
     fn check(&mut self, result: Result<(), RtcError>) {
-        if let Err(error) = result {
-            log::info!("viewer {}: session failed: {error}", self.id);
-            self.finish(CloseReason::Failed);
+        let Err(error) = result else { return };
+        let reason = self.transport.dtls.note_error(self.now, &error);
+        match self.phase {
+            Phase::Connecting | Phase::Connected => self.close(self.now, reason),
+            Phase::Closing(reason) => self.finish(reason),
+            Phase::Closed(_) => {}
         }
     }
 
@@ -380,12 +395,14 @@ impl Viewer {
                     }
                 }
                 Ok(TransportOutput::Idle) => match self.phase {
-                    Phase::Closing(reason) if self.has_said_goodbye => self.finish(reason),
-                    Phase::Closing(_) => {}
-                    _ if !self.transport.rtc.is_alive() => self.finish(CloseReason::Failed),
+                    Phase::Closing(reason) => self.finish(reason),
+                    _ if !self.transport.rtc.is_alive() => self.close(self.now, CloseReason::Failed),
                     _ => {
-                        self.send_feedback_answers(sink);
-                        return Output::Wait(self.next_deadline());
+                        self.end_failed_handshake();
+                        if matches!(self.phase, Phase::Connecting | Phase::Connected) {
+                            self.send_feedback_answers(sink);
+                            return Output::Wait(self.next_deadline());
+                        }
                     }
                 },
                 Err(error) => self.check(Err(error)),
@@ -404,22 +421,25 @@ impl Viewer {
 
     fn say_goodbye(&mut self, sink: &mut impl DatagramSink) {
         if !std::mem::replace(&mut self.has_said_goodbye, true)
-            && let Some(to) = self.transport.destination()
+            && let Some(to) = self.transport.last_destination()
         {
             self.sender.send_goodbye(self.now, &to, sink);
         }
     }
 
     fn start_media(&mut self) {
+        if self.phase != Phase::Connecting {
+            return;
+        }
         let keys = self.transport.dtls.take_keys();
         self.profile = keys.as_ref().map(|keys| keys.profile);
         self.sender.keys = keys.and_then(|keys| srtp::contexts(keys.profile, &keys.material, keys.is_client));
+        self.phase = Phase::Connected;
         if self.sender.keys.is_some() {
-            self.phase = Phase::Connected;
+            self.transport.on_connected(self.now);
             self.connected_at = Some(self.now);
         } else {
-            log::info!("viewer {}: DTLS finished without SRTP", self.id);
-            self.finish(CloseReason::Failed);
+            self.close(self.now, CloseReason::NoSrtpProfile);
         }
     }
 }

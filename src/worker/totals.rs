@@ -1,9 +1,11 @@
 //! Sums over all sessions of one worker, including those that have ended. A pass visits every session. It therefore
 //! runs only every [`PERIOD`], and when a session starts or ends.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Now;
+use crate::base::limits;
 use crate::metrics::WorkerCounters;
 use crate::metrics::drops::DropWatch;
 use crate::metrics::status::{ViewerState, ViewerStatus};
@@ -18,6 +20,8 @@ const PERIOD: Duration = Duration::from_millis(500);
 pub(super) struct Totals {
     ended: Sums,
     due: Option<Instant>,
+    /// The sessions that ended last, the latest first, with the time of the end.
+    latest: VecDeque<(Instant, ViewerStatus)>,
     statuses: Vec<ViewerStatus>,
     drops: DropWatch,
 }
@@ -42,10 +46,24 @@ impl Sums {
 }
 
 impl Totals {
-    /// Adds the final counts of a session that ended.
-    pub(super) fn keep(&mut self, status: &ViewerStatus) {
-        self.ended.add(status);
+    /// Adds the final counts of a session that ended, and keeps its status.
+    pub(super) fn keep(&mut self, status: ViewerStatus, now: Instant) {
+        self.ended.add(&status);
         self.due = None;
+        self.latest.truncate(limits::ENDED_SESSIONS_MAX - 1);
+        self.latest.push_front((now, status));
+    }
+
+    /// Returns the statuses of the sessions that ended last, the latest first.
+    pub(super) fn ended(&self, now: Instant) -> impl Iterator<Item = ViewerStatus> {
+        self.latest.iter().map(move |(at, status)| {
+            let mut status = status.clone();
+            if let Some(ended) = &mut status.ended {
+                ended.ms_ago =
+                    u64::try_from(now.saturating_duration_since(*at).as_millis()).unwrap_or(u64::MAX);
+            }
+            status
+        })
     }
 
     /// Makes the next [`Totals::update`] run a pass, because a session has started or ended.

@@ -263,8 +263,8 @@ impl<D: Driver> Worker<D> {
                 }
             }
             Command::Statuses(reply) => {
-                let statuses: Vec<ViewerStatus> =
-                    self.sessions.slots.iter().map(|slot| slot.viewer.status(now.instant)).collect();
+                let live = self.sessions.slots.iter().map(|slot| slot.viewer.status(now.instant));
+                let statuses: Vec<ViewerStatus> = live.chain(self.totals.ended(now.instant)).collect();
                 // The result is ignored: the send fails only if the requester has timed out.
                 let _ = reply.send(statuses);
             }
@@ -352,8 +352,16 @@ impl<D: Driver> Worker<D> {
     fn remove_closed(&mut self, now: Now) {
         let (counters, totals) = (&self.counters, &mut self.totals);
         self.sessions.remove_closed(|viewer| {
+            let status = viewer.status(now.instant);
             counters.sessions_closed.add(1);
-            totals.keep(&viewer.status(now.instant));
+            if let Some(ended) = &status.ended {
+                if let Some(counter) = counters.sessions_ended.get(ended.reason as usize) {
+                    counter.add(1);
+                }
+                let from = status.remote.map_or_else(String::new, |remote| format!(" ({remote})"));
+                log::info!("viewer {}{from}: session ended: {}", status.id, ended.detail);
+            }
+            totals.keep(status, now.instant);
         });
     }
 
@@ -371,9 +379,9 @@ impl<D: Driver> Worker<D> {
 /// Passes everything that a session wants to send to the driver. Must be called after every change of a session.
 fn drain(driver: &mut impl Driver, slot: &mut SessionSlot, now: Instant) {
     let sink = &mut ViewerSink { driver: &mut *driver, viewer: slot.viewer.id() };
-    match slot.viewer.drain(now, sink) {
-        Output::Wait(deadline) => slot.deadline = deadline,
-        Output::Closed(reason) => log::info!("viewer {}: closed: {reason:?}", slot.viewer.id()),
+    // A closed session is removed and logged at the end of the turn.
+    if let Output::Wait(deadline) = slot.viewer.drain(now, sink) {
+        slot.deadline = deadline;
     }
     driver.flush();
 }

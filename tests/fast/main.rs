@@ -10,6 +10,7 @@ mod config;
 mod depacketize;
 mod http;
 mod session;
+mod session_end;
 mod session_hostile;
 mod session_replay;
 mod signaling;

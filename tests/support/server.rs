@@ -84,10 +84,18 @@ impl Server {
         Metrics::parse(&response.text())
     }
 
-    /// Returns the entries of /api/viewers. The response is either the list itself or has it in the field `viewers`.
+    /// Returns the entries of /api/viewers whose sessions have not ended.
     pub fn viewers(&self) -> Vec<serde_json::Value> {
-        let value = self.get("/api/viewers").json();
-        let list = if value.is_array() { value } else { value["viewers"].clone() };
+        self.sessions().into_iter().filter(|session| session["ended"].is_null()).collect()
+    }
+
+    /// Returns the entries of /api/viewers whose sessions have ended, the latest first.
+    pub fn ended(&self) -> Vec<serde_json::Value> {
+        self.sessions().into_iter().filter(|session| !session["ended"].is_null()).collect()
+    }
+
+    fn sessions(&self) -> Vec<serde_json::Value> {
+        let list = self.get("/api/viewers").json();
         list.as_array().cloned().unwrap_or_else(|| panic!("no list of viewers in {list}"))
     }
 

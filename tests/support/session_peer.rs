@@ -77,6 +77,8 @@ pub struct Pair {
     pub connected: bool,
     pub client_closed: bool,
     pub closed: Option<CloseReason>,
+    /// The browser's latest error, for example the alert that it has received.
+    pub client_error: Option<String>,
     /// RTP packets that the browser has received and decrypted.
     pub packets: Vec<RtpPacket>,
     /// Sizes of the datagrams that the server sent, in order.
@@ -120,13 +122,23 @@ impl Pair {
         version: DtlsVersion,
         provider: Option<CryptoProvider>,
     ) -> Self {
+        Self::with_offer(context, version, provider, |offer| offer)
+    }
+
+    /// Connects a browser whose offer is changed by `edit` on its way to the server.
+    pub fn with_offer(
+        context: &Arc<SessionContext>,
+        version: DtlsVersion,
+        provider: Option<CryptoProvider>,
+        edit: impl FnOnce(String) -> String,
+    ) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
         let now = Instant::now();
         let mut client = client(now, version, provider);
         let mut api = client.sdp_api();
         let mid = api.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
         let (offer, pending) = api.apply().unwrap();
-        let offer = offer.to_sdp_string();
+        let offer = edit(offer.to_sdp_string());
         let (viewer, answer) = Viewer::accept(context, 1, &offer, now).unwrap();
         let parsed = SdpAnswer::from_sdp_string(&answer).unwrap();
         client.sdp_api().accept_answer(pending, parsed).unwrap();
@@ -138,6 +150,7 @@ impl Pair {
             connected: false,
             client_closed: false,
             closed: None,
+            client_error: None,
             packets: Vec::new(),
             sent_sizes: Vec::new(),
             to_client: Box::new(|_| true),
@@ -193,7 +206,9 @@ impl Pair {
             if to_client {
                 let receive =
                     Receive::new(Protocol::Udp, server_address(), client_address(), &bytes).unwrap();
-                self.client.handle_input(Input::Receive(self.now, receive)).unwrap();
+                if let Err(error) = self.client.handle_input(Input::Receive(self.now, receive)) {
+                    self.client_error = Some(error.to_string());
+                }
                 self.drain_client();
             } else {
                 let local = Some(server_address().ip());

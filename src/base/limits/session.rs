@@ -19,9 +19,19 @@ pub const CANDIDATES_MAX: usize = 32;
 /// Maximum time from the offer until the DTLS handshake is complete.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time without an authenticated STUN request after which a session ends. RFC 7675 allows 30 s. Browsers send such a
-/// request every 2 to 5 s.
-pub const CONSENT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time without an authentic STUN request or SRTCP datagram after which a session ends (RFC 7675 section 5.1).
+pub const CONSENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time without an authentic STUN request or SRTCP datagram after which no more media is sent. Browsers send STUN every
+/// 2 to 5 s and SRTCP about once a second.
+pub const CONSENT_PAUSE: Duration = Duration::from_secs(10);
+
+/// Time after an unauthenticated fatal alert in which the handshake may still finish. A forged alert can then end a
+/// handshake only if that takes longer.
+pub const ALERT_GRACE: Duration = Duration::from_millis(500);
+
+/// Maximum number of ended sessions that `/api/viewers` shows.
+pub const ENDED_SESSIONS_MAX: usize = 32;
 
 /// Delay of the first retransmission of a DTLS flight. The delay doubles with every retry. RFC 6347 recommends 1 s, but
 /// viewers on the local network answer within milliseconds.

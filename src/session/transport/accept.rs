@@ -61,7 +61,10 @@ pub(in crate::session) fn accept_offer(
         dtls,
         paths: SmallVec::new(),
         selected: None,
-        checked_at: now,
+        heard_at: now,
+        is_paused: false,
+        alert: None,
+        has_sent_alert: false,
         checked_from: None,
         deadline: now,
     };

@@ -8,14 +8,19 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use dimpl::{CryptoError as CryptoFailure, SecurityError};
+use str0m::RtcError;
 use str0m::config::KeyingMaterial;
 use str0m::crypto::dtls::{
     DtlsCert, DtlsImplError, DtlsInstance, DtlsOutput, DtlsProvider, DtlsVersion, ProtocolVersion,
     SrtpProfile,
 };
 use str0m::crypto::{CryptoError, CryptoProvider};
+use x509_cert::der::Decode;
+use x509_cert::der::asn1::ObjectIdentifier;
 
 use crate::base::limits;
+use crate::session::close::{CloseReason, alert};
 
 /// Returns the crypto provider of every session: DTLS is from this file, everything else is from str0m.
 pub(in crate::session) fn provider() -> CryptoProvider {
@@ -41,6 +46,20 @@ pub(in crate::session) struct DtlsLink(Arc<Mutex<LinkState>>);
 struct LinkState {
     now: Option<Instant>,
     keys: Option<NegotiatedKeys>,
+    /// True if the handshake has finished.
+    is_connected: bool,
+    /// True if the viewer has sent a certificate.
+    has_certificate: bool,
+    failure: Option<Failure>,
+}
+
+/// Why DTLS has failed.
+struct Failure {
+    reason: CloseReason,
+    /// When the session must end.
+    at: Instant,
+    /// The error, for the log.
+    error: String,
 }
 
 impl DtlsLink {
@@ -56,9 +75,121 @@ impl DtlsLink {
         self.state().keys.take()
     }
 
+    /// Returns the reason if DTLS has failed at `now`.
+    pub(in crate::session) fn failure(&self, now: Instant) -> Option<CloseReason> {
+        self.state().failure.as_ref().filter(|failure| failure.at <= now).map(|failure| failure.reason)
+    }
+
+    /// Returns the time at which [`DtlsLink::failure`] begins to return a reason.
+    pub(in crate::session) fn failed_at(&self) -> Option<Instant> {
+        self.state().failure.as_ref().map(|failure| failure.at)
+    }
+
+    /// Returns the error that was noted first, if there was one.
+    pub(in crate::session) fn error(&self) -> Option<String> {
+        self.state().failure.as_ref().map(|failure| failure.error.clone())
+    }
+
+    /// Notes an error of str0m, which ends the session. Returns the reason of the first error.
+    pub(in crate::session) fn note_error(&self, now: Instant, error: &RtcError) -> CloseReason {
+        let reason = match error {
+            // str0m has no error of its own for a certificate with another fingerprint than that of the offer.
+            RtcError::RemoteSdp(text) if text.contains("fingerprint") => CloseReason::FingerprintMismatch,
+            _ => CloseReason::Failed,
+        };
+        let mut state = self.state();
+        let noted =
+            state.failure.get_or_insert_with(|| Failure { reason, at: now, error: error.to_string() });
+        noted.reason
+    }
+
+    /// Notes an error of the endpoint if the session must end because of it.
+    fn note(&self, error: &DtlsImplError, now: Option<Instant>) {
+        let mut state = self.state();
+        let Some(now) = now.or(state.now).filter(|_| state.failure.is_none()) else { return };
+        let is_alert = matches!(error, DtlsImplError::SecurityError(SecurityError::FatalAlert { .. }));
+        // After the handshake an alert is authentic. Until then anyone who knows the addresses can forge it.
+        let at = if is_alert && !state.is_connected { now + limits::ALERT_GRACE } else { now };
+        if let Some(reason) =
+            reason_of(error, state.has_certificate).filter(|_| is_alert || !state.is_connected)
+        {
+            state.failure = Some(Failure { reason, at, error: error.to_string() });
+        }
+    }
+
+    /// Notes the viewer's certificate. dimpl verifies only ECDSA signatures.
+    fn note_certificate(&self, der: &[u8]) {
+        let mut state = self.state();
+        state.has_certificate = true;
+        if let (false, Some(at)) = (is_ecdsa(der), state.now) {
+            let error = "the public key of the certificate is not an ECDSA key".to_owned();
+            state.failure = Some(Failure { reason: CloseReason::UnsupportedCertificate, at, error });
+        }
+    }
+
+    fn note_connected(&self) {
+        let mut state = self.state();
+        state.is_connected = true;
+        // A forged alert has come to nothing.
+        state.failure = None;
+    }
+
     fn state(&self) -> MutexGuard<'_, LinkState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the reason that an error of the handshake gives for the end of the session. Returns `None` if the handshake
+/// may go on.
+fn reason_of(error: &DtlsImplError, has_certificate: bool) -> Option<CloseReason> {
+    use SecurityError as S;
+    Some(match error {
+        // A viewer whose certificate has an RSA key finds no signature algorithm in our request for a certificate, or
+        // no cipher suite in our ClientHello. It answers with one of these alerts instead of a certificate.
+        DtlsImplError::SecurityError(S::FatalAlert { description })
+            if !has_certificate
+                && matches!(*description, alert::HANDSHAKE_FAILURE | alert::UNSUPPORTED_CERTIFICATE) =>
+        {
+            CloseReason::UnsupportedCertificate
+        }
+        DtlsImplError::SecurityError(S::FatalAlert { description }) => CloseReason::PeerAlert(*description),
+        DtlsImplError::CertificateError(_)
+        | DtlsImplError::SecurityError(
+            S::UnsupportedSignatureScheme(_)
+            | S::SignatureAlgorithmMismatch { .. }
+            | S::SignatureSchemeCertificateCurveMismatch { .. },
+        )
+        | DtlsImplError::CryptoError(
+            CryptoFailure::UnsupportedSignatureAlgorithm(_)
+            | CryptoFailure::UnsupportedSignaturePair { .. }
+            | CryptoFailure::UnsupportedSignatureVerification { .. }
+            | CryptoFailure::UnsupportedPublicKeyAlgorithm
+            | CryptoFailure::UnsupportedEcCurve
+            | CryptoFailure::MissingEcCurveParameter
+            | CryptoFailure::InvalidEcCurveParameter
+            | CryptoFailure::SignatureAlgorithmMismatch { .. },
+        ) => CloseReason::UnsupportedCertificate,
+        DtlsImplError::SecurityError(
+            S::ServerFinishedVerificationFailed | S::ClientFinishedVerificationFailed,
+        ) => CloseReason::Failed,
+        DtlsImplError::SecurityError(_) => CloseReason::IncompatibleDtls,
+        DtlsImplError::Timeout(_) => CloseReason::HandshakeTimeout,
+        // Too many datagrams for the queues: the retransmissions may still complete the handshake.
+        DtlsImplError::ReceiveQueueFull
+        | DtlsImplError::TransmitQueueFull
+        | DtlsImplError::TransmitHistoryFull
+        | DtlsImplError::TooManyClientHelloFragments
+        | DtlsImplError::ConnectionClosed => return None,
+        _ => CloseReason::Failed,
+    })
+}
+
+/// Returns true if a certificate has an elliptic-curve key, or if it cannot be parsed: then DTLS reports the error.
+fn is_ecdsa(der: &[u8]) -> bool {
+    const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+    x509_cert::Certificate::from_der(der).map_or(true, |certificate| {
+        certificate.tbs_certificate().subject_public_key_info().algorithm.oid == EC_PUBLIC_KEY
+    })
 }
 
 thread_local! {
@@ -159,10 +290,11 @@ impl DtlsInstance for Endpoint {
     fn handle_packet(&mut self, packet: &[u8]) -> Result<(), DtlsImplError> {
         let now = self.link.state().now;
         let dtls = self.for_input();
-        if let Some(now) = now {
-            dtls.handle_timeout(now)?;
-        }
-        dtls.handle_packet(packet)
+        let result = match now {
+            Some(now) => dtls.handle_timeout(now).and_then(|()| dtls.handle_packet(packet)),
+            None => dtls.handle_packet(packet),
+        };
+        result.inspect_err(|error| self.link.note(error, now))
     }
 
     fn poll_output<'a>(&mut self, buffer: &'a mut [u8]) -> DtlsOutput<'a> {
@@ -182,13 +314,19 @@ impl DtlsInstance for Endpoint {
                     self.link.state().keys = Some(NegotiatedKeys { profile, material, is_client });
                 }
                 DtlsOutput::Packet(bytes) => break (DtlsOutput::Packet, range_of(bytes)),
-                DtlsOutput::PeerCert(bytes) => break (DtlsOutput::PeerCert, range_of(bytes)),
+                DtlsOutput::PeerCert(bytes) => {
+                    self.link.note_certificate(bytes);
+                    break (DtlsOutput::PeerCert, range_of(bytes));
+                }
                 DtlsOutput::ApplicationData(bytes) => break (DtlsOutput::ApplicationData, range_of(bytes)),
                 DtlsOutput::Timeout(deadline) => {
                     self.idle_until = Some(deadline);
                     return DtlsOutput::Timeout(deadline);
                 }
-                DtlsOutput::Connected => return DtlsOutput::Connected,
+                DtlsOutput::Connected => {
+                    self.link.note_connected();
+                    return DtlsOutput::Connected;
+                }
                 DtlsOutput::CloseNotify => return DtlsOutput::CloseNotify,
                 DtlsOutput::BufferTooSmall { needed } => return DtlsOutput::BufferTooSmall { needed },
                 // A later version of dimpl may add outputs. They are ignored.
@@ -200,7 +338,7 @@ impl DtlsInstance for Endpoint {
     }
 
     fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsImplError> {
-        self.for_input().handle_timeout(now)
+        self.for_input().handle_timeout(now).inspect_err(|error| self.link.note(error, Some(now)))
     }
 
     fn send_application_data(&mut self, data: &[u8]) -> Result<usize, DtlsImplError> {

@@ -44,6 +44,9 @@ impl DatagramKind {
     }
 }
 
+/// Content type of a DTLS alert record that is not encrypted (RFC 6347 section 4.1).
+const ALERT_RECORD: u8 = 21;
+
 /// A pair of addresses on which an authenticated STUN request arrived.
 #[derive(Copy, Clone, Debug)]
 struct Path {
@@ -80,9 +83,14 @@ pub(super) struct Transport {
     paths: SmallVec<[Path; 2]>,
     /// Path on which str0m sends DTLS. Media and reports use the same path.
     selected: Option<Path>,
-    /// Time of the latest authenticated STUN request (consent freshness, RFC 7675). Before the first request it is the
-    /// time of the offer.
-    pub(super) checked_at: Instant,
+    /// Time of the latest authentic STUN request or SRTCP datagram (consent freshness, RFC 7675). Before the first one
+    /// it is the time of the offer.
+    heard_at: Instant,
+    /// True while no media is sent, because nothing authentic has arrived for [`limits::CONSENT_PAUSE`].
+    pub(super) is_paused: bool,
+    /// Alert that ends an unfinished handshake. [`Transport::poll_output`] returns it once.
+    pub(super) alert: Option<u8>,
+    has_sent_alert: bool,
     /// Source of the latest authenticated STUN request.
     pub(super) checked_from: Option<SocketAddr>,
     /// Time of str0m's next timeout; valid after [`TransportOutput::Idle`].
@@ -95,9 +103,20 @@ impl Transport {
         self.paths.iter().any(|path| path.remote == remote)
     }
 
-    /// Returns the destination of media and reports. Returns `None` before DTLS has sent anything.
+    /// Returns the destination of media and reports. Returns `None` before DTLS has sent anything, and while the viewer
+    /// is silent.
     pub(super) fn destination(&self) -> Option<Destination> {
+        self.last_destination().filter(|_| !self.is_paused)
+    }
+
+    /// Returns the destination of a goodbye.
+    pub(super) fn last_destination(&self) -> Option<Destination> {
         self.selected.map(|path| Destination { local: path.local, remote: path.remote })
+    }
+
+    /// Returns the UDP port of the server.
+    pub(super) fn port(&self) -> u16 {
+        self.context.candidates.first().map_or(0, |candidate| candidate.addr().port())
     }
 
     // ---- input -------------------------------------------------------------------------------------
@@ -161,9 +180,35 @@ impl Transport {
             None if is_full => return false,
             None => self.paths.push(path),
         }
-        self.checked_at = now;
+        self.renew_consent(now);
         self.checked_from = Some(remote);
         true
+    }
+
+    fn renew_consent(&mut self, now: Instant) {
+        self.heard_at = now;
+        self.is_paused = false;
+    }
+
+    /// Renews consent: an authentic SRTCP datagram has arrived from `remote`.
+    pub(super) fn on_authentic_rtcp(&mut self, now: Instant, _remote: SocketAddr) {
+        self.renew_consent(now);
+    }
+
+    /// Starts the consent clock when the handshake has finished.
+    pub(super) fn on_connected(&mut self, now: Instant) {
+        self.renew_consent(now);
+    }
+
+    /// Returns the time at which [`Transport::handle_consent`] must be called.
+    pub(super) fn consent_deadline(&self) -> Instant {
+        self.heard_at + if self.is_paused { limits::CONSENT_TIMEOUT } else { limits::CONSENT_PAUSE }
+    }
+
+    /// Pauses media if the viewer has been silent for [`limits::CONSENT_PAUSE`]. Returns true if consent has expired.
+    pub(super) fn handle_consent(&mut self, now: Instant) -> bool {
+        self.is_paused = now >= self.heard_at + limits::CONSENT_PAUSE;
+        now >= self.heard_at + limits::CONSENT_TIMEOUT
     }
 
     // ---- output ------------------------------------------------------------------------------------
@@ -174,6 +219,7 @@ impl Transport {
             match self.rtc.poll_output()? {
                 str0m::Output::Transmit(transmit) => {
                     let (remote, source) = (transmit.destination, transmit.source);
+                    self.has_sent_alert |= transmit.contents.first() == Some(&ALERT_RECORD);
                     if DatagramKind::of(&transmit.contents) == DatagramKind::Dtls {
                         self.select(remote, source);
                     }
@@ -191,10 +237,22 @@ impl Transport {
                 str0m::Output::Event(_) => {}
                 str0m::Output::Timeout(deadline) => {
                     self.deadline = deadline;
-                    return Ok(TransportOutput::Idle);
+                    return Ok(self.poll_alert().unwrap_or(TransportOutput::Idle));
                 }
             }
         }
+    }
+
+    /// Returns the alert that ends an unfinished handshake, unless DTLS has sent one itself. The record is not encrypted,
+    /// because the handshake has not agreed on keys.
+    fn poll_alert(&mut self) -> Option<TransportOutput> {
+        let description = self.alert.take().filter(|_| !self.has_sent_alert)?;
+        let path = self.selected.or(self.paths.last().copied())?;
+        let [fatal, bytes] = [2, 2];
+        // The record number only has to be higher than those that the viewer has received (RFC 6347 section 4.1.2.6).
+        let record = [ALERT_RECORD, 254, 253, 0, 0, 0, 1, 0, 0, 0, 0, 0, bytes, fatal, description];
+        let to = Destination { local: path.local, remote: path.remote };
+        Some(TransportOutput::Datagram(to, record.to_vec().into()))
     }
 
     fn path(&self, remote: SocketAddr, candidate: SocketAddr) -> Option<Path> {

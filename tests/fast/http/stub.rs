@@ -141,6 +141,7 @@ fn viewer(id: u32) -> ViewerStatus {
         loss_fraction: Some(0.5),
         rtt_ms: None,
         jitter_ms: None,
+        ended: None,
     }
 }
 
