@@ -95,6 +95,7 @@ impl Engine {
     /// Runs the recorder until its shutdown is requested or all handles are dropped.
     pub(super) async fn run(mut self) {
         loop {
+            self.library.counters.turns.add(1);
             self.advance();
             let idle = self.recording.state() == RecorderState::Idle;
             if self.shutting_down && idle {

@@ -26,7 +26,7 @@ pub use context::{ContextError, SessionConfig, SessionContext};
 pub use media::catch_up::{CatchUpDecision, GopAvailability, GopSize, IdrReason};
 pub use media::{PacketizedUnit, UnitInfo};
 pub use transport::profile::SrtpChoice;
-pub use transport::sdp::OfferError;
+pub use transport::offer_error::OfferError;
 pub use transport::stun::stun_ufrag;
 pub use viewer::{Output, Viewer};
 

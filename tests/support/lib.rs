@@ -16,6 +16,7 @@ pub mod cgroup;
 pub mod debugger;
 pub mod depacketize;
 pub mod http;
+pub mod limits;
 pub mod metrics;
 pub mod process;
 pub mod profile;

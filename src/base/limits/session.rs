@@ -13,6 +13,16 @@ pub const OFFER_BYTES_MAX: usize = BODY_BYTES_MAX;
 /// Maximum number of media descriptions (m-lines) of an offer.
 pub const OFFER_MEDIA_MAX: usize = 32;
 
+/// Maximum number of formats of an m-line. There are 128 payload types, so an m-line with more repeats some.
+pub const OFFER_FORMATS_MAX: usize = 128;
+
+/// Maximum number of attribute lines of an offer. A browser's offer of one video has about 200, and lines of usual
+/// length fill [`OFFER_BYTES_MAX`] before this number is reached.
+pub const OFFER_ATTRIBUTES_MAX: usize = 4_096;
+
+/// Maximum bytes of an m-line's `mid`.
+pub const OFFER_MID_BYTES_MAX: usize = 255;
+
 /// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
 pub const CANDIDATES_MAX: usize = 32;
 
@@ -60,6 +70,9 @@ pub const RESEND_GUARD: Duration = Duration::from_millis(5);
 
 /// Time between two sender reports of a stream.
 pub const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Number of sent reports that a viewer's report may refer to. Viewers refer to the latest report that they received.
+pub const SENDER_REPORTS_KEPT: usize = 4;
 
 /// Maximum number of SSRCs from which one viewer may send RTCP. Browsers use one SSRC for all streams, or one per
 /// stream.

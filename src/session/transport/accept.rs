@@ -12,8 +12,10 @@ use str0m::{IceCreds, RtcConfig};
 use super::Transport;
 use crate::session::context::SessionContext;
 use crate::session::media::StreamParameters;
+use crate::session::transport::answer::{self, LocalDescription};
 use crate::session::transport::dtls;
-use crate::session::transport::sdp::{LocalDescription, Negotiated, Offer, OfferError};
+use crate::session::transport::offer_error::OfferError;
+use crate::session::transport::sdp::{Negotiated, Offer};
 
 /// Reads the offer and prepares ICE and DTLS. Returns the transport, the stream parameters and the SDP answer.
 pub(in crate::session) fn accept_offer(
@@ -51,7 +53,7 @@ pub(in crate::session) fn accept_offer(
         candidates: &context.announced,
         stream: &stream,
     };
-    let answer = offer.answer(&negotiated, &local);
+    let answer = answer::write(&offer, &negotiated, &local);
     let transport = Transport {
         id,
         context: Arc::clone(context),
@@ -98,7 +100,7 @@ fn stream_parameters(negotiated: &Negotiated) -> Result<StreamParameters, OfferE
         ssrc,
         payload_type: negotiated.video.payload_type,
         rtx: negotiated.video.rtx.map(|payload_type| (ssrc + 1, payload_type)),
-        extensions: negotiated.extensions,
+        extensions: negotiated.extmaps.ids(),
         mid: negotiated.mid.clone(),
         cname: random_text::<16>()?,
         first_sequence: sequence()?,

@@ -2,9 +2,12 @@
 //! and dimpl implement the protocols. The module does no I/O, reads no clock and does not handle media.
 
 pub(super) mod accept;
+mod answer;
 pub(super) mod dtls;
+pub(super) mod offer_error;
 pub(super) mod profile;
-pub(super) mod sdp;
+mod sdp;
+mod section;
 pub(super) mod stun;
 
 use std::net::{IpAddr, SocketAddr};

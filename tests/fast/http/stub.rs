@@ -66,7 +66,14 @@ impl Backend for Stub {
 
     fn summary(&self) -> Summary {
         let camera = if self.is_ready.load(Ordering::Relaxed) {
-            CameraSummary::Live(CameraPicture { layout: "v3".into(), width: 1280, height: 720, fps: 29.9 })
+            CameraSummary::Live(CameraPicture {
+                layout: "v3".into(),
+                width: 1280,
+                height: 720,
+                fps: 29.9,
+                stalled_after_ms: 1_500,
+                ..CameraPicture::default()
+            })
         } else {
             CameraSummary::Away { reason: "no camera".into() }
         };
