@@ -13,6 +13,7 @@ mod options;
 mod recording;
 mod security;
 mod sources;
+mod subnet;
 mod values;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub use crate::recorder::names::Format;
 pub use crate::session::SrtpChoice;
 pub use error::{ConfigError, ValueOrigin};
 pub use security::{Tls, Token};
+pub use subnet::Subnet;
 pub use values::{Advertise, Workers, host_of};
 
 use options::OPTIONS;
@@ -64,6 +66,8 @@ pub struct Config {
     pub allow_host: Vec<String>,
     /// Other web origins whose pages may use the API. Each is `scheme://host[:port]` in lower case.
     pub allow_origin: Vec<String>,
+    /// Addresses of reverse proxies. The limits per address do not apply to them.
+    pub trusted_proxy: Vec<Subnet>,
     /// The most detailed log level that is written.
     pub log_level: log::LevelFilter,
     /// The preferred SRTP cipher.
@@ -102,6 +106,7 @@ impl Default for Config {
             http_plain: None,
             allow_host: Vec::new(),
             allow_origin: Vec::new(),
+            trusted_proxy: Vec::new(),
             log_level: log::LevelFilter::Info,
             srtp: SrtpChoice::Auto,
             record_path: PathBuf::from("./recordings"),
@@ -165,6 +170,19 @@ impl Config {
         }
         Ok(Parsed::Run(Box::new(config)))
     }
+}
+
+/// Checks that no environment variable is a misspelt option. `variables` are all variables of the process.
+///
+/// Returns the variables named `STREAMING_*` that are no options and resemble none.
+///
+/// # Errors
+/// Returns an error for a variable whose name resembles that of an option.
+pub fn check_environment(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Vec<String>, ConfigError> {
+    let given = variables.filter(|(_, value)| !value.is_empty());
+    sources::unknown_variables(given.map(|(name, _)| name.to_string_lossy().into_owned()))
 }
 
 /// Writes one line for each option whose value differs from its default.

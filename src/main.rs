@@ -8,7 +8,7 @@ use streaming_server::app::doctor::{self, Verdict};
 use streaming_server::app::server;
 use streaming_server::base::limits::CONFIG_FILE_BYTES_MAX;
 use streaming_server::base::{foreign_file, logging};
-use streaming_server::config::{Config, Parsed};
+use streaming_server::config::{self, Config, Parsed};
 use streaming_server::profiling;
 
 #[global_allocator]
@@ -40,12 +40,22 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let unknown = match config::check_environment(std::env::vars_os()) {
+        Ok(unknown) => unknown,
+        Err(error) => {
+            eprintln!("streaming-server: {error}\nTry `streaming-server --help`.");
+            return ExitCode::from(2);
+        }
+    };
     if let Some(command) = command {
         return command(&config);
     }
     if let Err(error) = logging::start(config.log_level) {
         eprintln!("streaming-server: cannot start the thread that writes the log: {error}");
         return ExitCode::FAILURE;
+    }
+    for name in unknown {
+        log::warn!("the environment variable {name:?} is no option of this server, so it is ignored");
     }
     let code = match server::run(&config) {
         Ok(()) => ExitCode::SUCCESS,

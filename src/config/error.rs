@@ -58,6 +58,14 @@ pub enum ConfigError {
         /// The option with the most similar name. `None` if no name is similar.
         suggestion: Option<&'static str>,
     },
+    /// An environment variable is unknown, but its name resembles that of an option.
+    #[error("unknown environment variable {name} (did you mean {suggestion}?)")]
+    UnknownVariable {
+        /// Name of the variable.
+        name: String,
+        /// Name of the variable of the most similar option.
+        suggestion: String,
+    },
     /// A key of the configuration file is unknown.
     #[error("{}: unknown key \"{key}\"{}", path.display(), did_you_mean("", *suggestion))]
     UnknownKey {

@@ -6,6 +6,7 @@ use super::error::ConfigError;
 use super::given::{Given, Parse};
 use super::recording;
 use super::security;
+use super::subnet;
 use super::values;
 
 type SetField = fn(&mut Config, &Given) -> Result<(), ConfigError>;
@@ -140,8 +141,9 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         .show(|config| values::maybe(config.http_plain)),
     list("Security", "allow-host", "NAME")
         .help(
-            "Another host name to accept in requests, such as that of a proxy. Always accepted: this \
-             machine's addresses, its host name, and names without a dot. * accepts any name.",
+            "Another host name to accept in requests, such as that of a proxy. *.example.org accepts \
+             every name below example.org, * any name. Always accepted: this machine's addresses, its \
+             host name, and names without a dot.",
         )
         .set(|config, given| set_list(&mut config.allow_host, given, security::allow_host))
         .show(|config| values::list(&config.allow_host)),
@@ -152,6 +154,13 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         )
         .set(|config, given| set_list(&mut config.allow_origin, given, values::origin))
         .show(|config| values::list(&config.allow_origin)),
+    list("Security", "trusted-proxy", "IP[/BITS]")
+        .help(
+            "Address of a reverse proxy on another machine. The limits per address do not apply to \
+             it, because all its users share it.",
+        )
+        .set(|config, given| set_list(&mut config.trusted_proxy, given, subnet::subnet))
+        .show(|config| values::list(&config.trusted_proxy)),
     one("Viewers", "max-viewers", "N")
         .help("Viewers at the same time. Further ones get an error and may retry.")
         .set(|config, given| set(&mut config.max_viewers, given, values::max_viewers))

@@ -157,16 +157,21 @@ fn exclusive(one: &str, other: &str) -> ConfigError {
     ConfigError::Together(format!("--{one} and --{other} exclude each other: give only one"))
 }
 
-/// Parses a host name and returns it in lower case. Also accepts `*`, which stands for any name.
+/// Parses a host name and returns it in lower case. Also accepts `*.NAME`, which stands for every name below `NAME`, and
+/// `*`, which stands for any name.
 pub(super) fn allow_host(text: &str) -> Result<String, String> {
     let lower = text.trim_end_matches('.').to_ascii_lowercase();
-    let is_name = !lower.is_empty()
+    let name = lower.strip_prefix("*.").unwrap_or(&lower);
+    let is_name = !name.is_empty()
+        && !name.starts_with('.')
         && lower.len() <= limits::HOST_BYTES_MAX
-        && lower.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
     if is_name || lower == "*" {
         Ok(lower)
     } else {
-        Err("a host name without scheme and port, such as camera.example.org, or * for any".into())
+        Err("a host name without scheme and port, such as camera.example.org, *.example.org for all names \
+             below it, or * for any"
+            .into())
     }
 }
 
@@ -200,7 +205,8 @@ mod tests {
     fn host_names_are_checked_and_lowered() {
         assert_eq!(allow_host("Cam.Example."), Ok("cam.example".into()));
         assert!(allow_host("*").is_ok());
-        for bad in ["", "http://cam", "cam:8080", "cam/x", "a b", "*.example", "é"] {
+        assert_eq!(allow_host("*.Ts.net"), Ok("*.ts.net".into()));
+        for bad in ["", "http://cam", "cam:8080", "cam/x", "a b", "*..net", "a.*.net", "*net", "é"] {
             assert!(allow_host(bad).is_err(), "{bad:?}");
         }
     }

@@ -74,7 +74,33 @@ pub(super) fn from_environment(env: impl Fn(&str) -> Option<OsString>) -> Result
 }
 
 fn environment_name(name: &str) -> String {
-    format!("STREAMING_{}", name.replace('-', "_").to_ascii_uppercase())
+    format!("{ENVIRONMENT_PREFIX}{}", name.replace('-', "_").to_ascii_uppercase())
+}
+
+const ENVIRONMENT_PREFIX: &str = "STREAMING_";
+
+/// Finds the variables that look like options of this program but are none. Returns the names that resemble no option:
+/// another program may use them. `names` are the names of all variables that have a value.
+///
+/// # Errors
+/// Returns an error for a name that resembles an option, because the value would be ignored silently.
+pub(super) fn unknown_variables(names: impl Iterator<Item = String>) -> Result<Vec<String>, ConfigError> {
+    let mut unknown = Vec::new();
+    for name in names {
+        let upper = name.to_ascii_uppercase().replace('-', "_");
+        let Some(rest) = upper.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+        let option = rest.to_ascii_lowercase().replace('_', "-");
+        if find(&option).is_some_and(|spec| environment_name(spec.name) == name) {
+            continue;
+        }
+        match closest(&option) {
+            Some(near) => {
+                return Err(ConfigError::UnknownVariable { name, suggestion: environment_name(near) });
+            }
+            None => unknown.push(name),
+        }
+    }
+    Ok(unknown)
 }
 
 /// A value in the TOML file.
@@ -154,6 +180,24 @@ fn closest(name: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_that_resembles_an_option_is_an_error_and_any_other_is_returned() {
+        let find = |names: &[&str]| unknown_variables(names.iter().map(|name| (*name).to_owned()));
+        for (bad, near) in [
+            ("STREAMING_TOKN", "STREAMING_TOKEN"),
+            ("STREAMING_MAX_VIEWER", "STREAMING_MAX_VIEWERS"),
+            ("STREAMING_TOKENFILE", "STREAMING_TOKEN_FILE"),
+            ("STREAMING_TLS_SELFSIGNED", "STREAMING_TLS_SELF_SIGNED"),
+            ("streaming_token", "STREAMING_TOKEN"),
+            ("STREAMING_TOKEN-FILE", "STREAMING_TOKEN_FILE"),
+        ] {
+            let message = find(&["PATH", bad]).unwrap_err().to_string();
+            assert!(message.contains(bad) && message.contains(&format!("did you mean {near}?")), "{message}");
+        }
+        let names = ["STREAMING_TOKEN", "STREAMING_SERVER_SERVICE_HOST", "HOME", "STREAMING_ALLOW_HOST"];
+        assert_eq!(find(&names).unwrap(), ["STREAMING_SERVER_SERVICE_HOST"]);
+    }
 
     #[test]
     fn closest_option_begins_with_the_name_or_is_two_letters_away() {

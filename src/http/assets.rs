@@ -32,6 +32,8 @@ pub(super) static LOGIN: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/login.js").as_slice());
 pub(super) static EVENTS: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/events.js").as_slice());
+pub(super) static REMEDIES: Asset =
+    Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/remedies.js").as_slice());
 pub(super) static RECORDINGS: Asset =
     Asset::new("text/javascript; charset=utf-8", include_bytes!("assets/recordings.js").as_slice());
 pub(super) static STYLE: Asset =
@@ -60,7 +62,8 @@ mod tests {
 
     #[test]
     fn different_files_have_different_tags() {
-        let mut tags = [&INDEX, &SCRIPT, &LOGIN, &RECORDINGS, &STYLE, &ICON].map(Asset::etag);
+        let mut tags =
+            [&INDEX, &SCRIPT, &LOGIN, &EVENTS, &REMEDIES, &RECORDINGS, &STYLE, &ICON].map(Asset::etag);
         tags.sort();
         assert!(tags.windows(2).all(|pair| pair.first() != pair.last()));
     }

@@ -14,7 +14,10 @@ pub(super) fn bearer(authorization: &str) -> Option<&str> {
 
 /// Returns the name and the value of each cookie that has one of `names`, in the order of the header. Returns at most
 /// `limits::COOKIES_TRIED_MAX` cookies.
-pub(super) fn cookies<'a>(header: &'a str, names: [&'a str; 2]) -> impl Iterator<Item = (&'a str, &'a str)> {
+pub(super) fn cookies<'a, const NAMES: usize>(
+    header: &'a str,
+    names: [&'a str; NAMES],
+) -> impl Iterator<Item = (&'a str, &'a str)> {
     let pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
     let ours = pairs.filter(move |(name, _)| names.contains(name));
     ours.map(|(name, value)| (name, value.trim_matches('"'))).take(limits::COOKIES_TRIED_MAX)

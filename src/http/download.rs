@@ -70,6 +70,15 @@ pub(super) fn answer(
     (response, Some(DownloadBody { file, range, follow, login_end, step: Step::Next, _share: share }))
 }
 
+/// Returns the offset at which a player probably looks for the index of a growing recording: the start of a range. Some
+/// players (FFmpeg 5) follow the redirect of their first request only. A caller that continues a download names the
+/// file's version in `If-Range`.
+pub(super) fn index_offset(head: &Head<'_>) -> Option<u64> {
+    let (first, last) = head.range?.trim().strip_prefix("bytes=")?.split_once('-')?;
+    let offset = first.trim().parse().ok().filter(|offset| *offset > 0);
+    offset.filter(|_| last.is_empty() && head.if_range.is_none())
+}
+
 /// Returns true for the range with which players begin: from the first byte on.
 fn is_from_first_byte(range: &str) -> bool {
     range.trim().strip_prefix("bytes=").is_some_and(|range| range.trim_start().starts_with("0-"))

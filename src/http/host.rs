@@ -8,25 +8,45 @@ use std::net::IpAddr;
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
     names: Vec<String>,
+    /// Accepted endings, each with its leading dot.
+    endings: Vec<String>,
+    /// First label of this machine's host name. Empty if the machine has none.
+    label: String,
     is_any: bool,
 }
 
-/// Domains that home routers and mDNS use. Names in these domains cannot be registered on the internet.
-const HOME_ENDINGS: [&str; 6] = ["local", "lan", "home", "internal", "home.arpa", "localdomain"];
+/// Domains that home routers and mDNS use. Strangers cannot register names in these domains on the internet:
+/// `fritz.box` belongs to the manufacturer of the router, the others do not exist there.
+const HOME_ENDINGS: [&str; 7] = ["local", "lan", "home", "internal", "home.arpa", "localdomain", "fritz.box"];
 
 impl Hosts {
     /// Returns the accepted names: the `hostname` of this machine, also with each of `HOME_ENDINGS`, and the `allowed`
-    /// names, which must be in lower case. If `*` is one of `allowed`, all names are accepted.
+    /// names, which must be in lower case. An allowed name `*.NAME` accepts all names below `NAME`, and `*` accepts all
+    /// names.
     #[must_use]
     pub fn new(hostname: &str, allowed: impl IntoIterator<Item = String>) -> Hosts {
         let hostname = hostname.to_ascii_lowercase();
-        let mut names: Vec<String> = allowed.into_iter().collect();
-        let is_any = names.iter().any(|name| name == "*");
-        if let Some(label) = hostname.split('.').next().filter(|label| !label.is_empty()) {
-            names.extend(HOME_ENDINGS.iter().map(|ending| format!("{label}.{ending}")));
+        let label = hostname.split('.').next().unwrap_or_default().to_owned();
+        let mut hosts = Hosts { label, ..Hosts::default() };
+        for name in allowed {
+            match name.strip_prefix('*') {
+                Some("") => hosts.is_any = true,
+                Some(ending) => hosts.endings.push(ending.to_owned()),
+                None => hosts.names.push(name),
+            }
         }
-        names.push(hostname);
-        Hosts { names, is_any }
+        if !hosts.label.is_empty() {
+            hosts.names.extend(HOME_ENDINGS.iter().map(|ending| format!("{}.{ending}", hosts.label)));
+        }
+        hosts.names.push(hostname);
+        hosts
+    }
+
+    /// Returns the name in `host` in lower case, without the port. Returns `None` if `host` does not have the form
+    /// `name[:port]`.
+    #[must_use]
+    pub fn name(host: &str) -> Option<String> {
+        name_of(host)
     }
 
     /// Returns true if `host` (a name and an optional port) may name this server. This holds for an IP address, a name
@@ -40,7 +60,19 @@ impl Hosts {
         if is_address(&name) || !name.contains(['.', '[']) {
             return true;
         }
-        name.ends_with(".localhost") || self.names.contains(&name)
+        let is_below = |ending: &String| name.len() > ending.len() && name.ends_with(ending.as_str());
+        name.ends_with(".localhost")
+            || self.names.contains(&name)
+            || self.endings.iter().any(is_below)
+            || self.is_renamed_by_mdns(&name)
+    }
+
+    /// Returns true if `name` is `LABEL-NUMBER.local`. The mDNS responder gives this name to a machine if another one
+    /// has the name `LABEL.local` already.
+    fn is_renamed_by_mdns(&self, name: &str) -> bool {
+        let label = name.strip_suffix(".local").and_then(|label| label.strip_prefix(self.label.as_str()));
+        let number = label.and_then(|rest| rest.strip_prefix('-')).unwrap_or_default();
+        !self.label.is_empty() && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
     }
 }
 
@@ -78,7 +110,7 @@ mod tests {
     use super::*;
 
     fn hosts() -> Hosts {
-        Hosts::new("Camera", ["cam.example.org".to_owned()])
+        Hosts::new("Camera", ["cam.example.org".to_owned(), "*.ts.net".to_owned()])
     }
 
     #[test]
@@ -101,6 +133,11 @@ mod tests {
             "streaming-server:8080",
             "cam.example.org",
             "CAM.example.org:443",
+            "camera-2.local",
+            "CAMERA-13.local.:8080",
+            "camera.fritz.box",
+            "cam.tailnet.ts.net",
+            "a.ts.net:8080",
         ] {
             assert!(hosts().allows(good), "{good}");
         }
@@ -133,6 +170,16 @@ mod tests {
             "localhost:123456",
             "cam.example.org:8080:1",
             "é.example",
+            "camera-.local",
+            "camera-2x.local",
+            "camera-2.lan",
+            "camera-2.local.evil.example",
+            "xcamera-2.local",
+            "evil-2.local",
+            "evil.fritz.box",
+            "ts.net",
+            ".ts.net.evil.example",
+            "evilts.net",
         ] {
             assert!(!hosts().allows(bad), "{bad}");
         }
@@ -146,6 +193,7 @@ mod tests {
     #[test]
     fn an_empty_hostname_accepts_no_extra_name() {
         assert!(!Hosts::new("", []).allows(".local"));
+        assert!(!Hosts::new("", []).allows("-2.local"));
     }
 
     proptest! {

@@ -27,6 +27,8 @@ struct State {
     /// When the wait for the next request began; `None` while a request is answered.
     waiting_since: Option<Instant>,
     answered_bytes: usize,
+    /// True after the guard has closed the connection. The library removes it later.
+    is_closed: bool,
 }
 
 impl Connection {
@@ -68,6 +70,7 @@ impl Connection {
 
     /// Shuts the socket down. The library notices that at its next read.
     pub(super) fn close(&self) {
+        lock(&self.state).is_closed = true;
         if let Some(socket) = &self.socket {
             // This fails if the socket is already closed, so the error is ignored.
             let _ = socket.shutdown(Shutdown::Both);
@@ -84,16 +87,20 @@ impl Connection {
     }
 
     fn is_waiting(&self) -> bool {
-        lock(&self.state).waiting_since.is_some()
+        self.open_since().is_some()
+    }
+
+    /// Returns the time since which an open connection waits for a request or for the rest of one. Returns `None` while
+    /// a request is answered.
+    fn open_since(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        state.waiting_since.filter(|_| !state.is_closed)
     }
 
     /// Closes the connection if its next request takes too long to arrive. A caller that is still reading the last
     /// answer has more time, and receives the whole answer.
     fn close_if_late(&self, now: Instant) {
-        let (since, answered_bytes) = {
-            let state = lock(&self.state);
-            (state.waiting_since, state.answered_bytes)
-        };
+        let (since, answered_bytes) = (self.open_since(), lock(&self.state).answered_bytes);
         let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         if waited <= limits::LOCAL_REQUEST_TIMEOUT {
             return;
@@ -120,16 +127,25 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Adds the connection with this descriptor. If there are more than `limits::LOCAL_CONNECTIONS_MAX` connections,
-    /// the new one is closed at once.
+    /// Adds the connection with this descriptor. If there are more than `limits::LOCAL_CONNECTIONS_MAX` open
+    /// connections, closes the one that has waited longest for a request. If none waits, closes the new one.
     pub(super) fn admit(&self, descriptor: RawFd, now: Instant) -> Arc<Connection> {
-        let state = State { waiting_since: Some(now), answered_bytes: 0 };
-        let connection = Arc::new(Connection { socket: duplicate(descriptor), state: Mutex::new(state) });
+        self.add(duplicate(descriptor), now)
+    }
+
+    fn add(&self, socket: Option<TcpStream>, now: Instant) -> Arc<Connection> {
+        let state = State { waiting_since: Some(now), answered_bytes: 0, is_closed: false };
+        let connection = Arc::new(Connection { socket, state: Mutex::new(state) });
         let mut connections = lock(&self.connections);
-        connections.push(Arc::clone(&connection));
-        if connections.len() > limits::LOCAL_CONNECTIONS_MAX {
-            connection.close();
+        let open_count = connections.iter().filter(|other| !lock(&other.state).is_closed).count();
+        if open_count >= limits::LOCAL_CONNECTIONS_MAX {
+            let waiting = connections.iter().filter_map(|other| Some((other.open_since()?, other)));
+            match waiting.min_by_key(|(since, _)| *since) {
+                Some((_, oldest)) => oldest.abort(),
+                None => connection.close(),
+            }
         }
+        connections.push(Arc::clone(&connection));
         connection
     }
 
@@ -316,6 +332,25 @@ mod tests {
             received += count;
         }
         guard.remove(&connection);
+    }
+
+    #[test]
+    fn the_connection_that_has_waited_longest_gives_way() {
+        let guard = Guard::default();
+        let start = tokio::time::Instant::now().into_std();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let is_closed = |connection: &Connection| lock(&connection.state).is_closed;
+        let held: Vec<_> =
+            (0..limits::LOCAL_CONNECTIONS_MAX as u64).map(|at| guard.add(None, after(at))).collect();
+        held[0].begin();
+        let new = guard.add(None, after(99));
+        assert!(!is_closed(&new) && !is_closed(&held[0]), "a request in progress stays");
+        assert_eq!(held.iter().filter(|connection| is_closed(connection)).count(), 1);
+        assert!(is_closed(&held[1]));
+        for connection in held.iter().chain([&new]) {
+            connection.begin();
+        }
+        assert!(is_closed(&guard.add(None, after(100))), "all others are being answered");
     }
 
     #[test]

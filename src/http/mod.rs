@@ -5,12 +5,16 @@
 //! rest of the program only as a [`Backend`]. It must not use workers, sessions, the recorder or the camera.
 
 pub mod access;
+mod activity;
+mod adapter;
+mod address;
 mod assets;
 mod backend;
 pub mod certificate;
 mod credentials;
 pub mod debug;
 mod download;
+mod error_page;
 mod events;
 mod host;
 pub mod local;
@@ -19,8 +23,10 @@ mod login;
 mod login_lifetime;
 mod origin;
 mod perform;
+mod places;
 pub mod public;
 pub mod ranges;
+mod refusals;
 pub mod request;
 mod response;
 pub mod routes;
@@ -32,7 +38,8 @@ mod types;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use access::Access;
+pub use access::{Access, CookieKind};
+pub use address::Exempt;
 pub use backend::{
     ApiError, Backend, BoxFuture, Inspection, OfferOrigin, PlaceHolder, RecordingCommand, RecordingFile,
 };

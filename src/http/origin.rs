@@ -15,9 +15,27 @@ pub(super) fn is_same(origin: &str, host: Option<&str>) -> bool {
     host.is_some_and(|host| !authority.is_empty() && strip(authority) == strip(host))
 }
 
+/// Returns the origin of an absolute URL, or an empty text for any other text.
+#[must_use]
+pub(super) fn of_url(url: &str) -> &str {
+    let Some((scheme, rest)) = url.split_once("://") else { return "" };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    url.get(..scheme.len() + "://".len() + authority.len()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_origin_of_a_url_ends_before_its_path() {
+        assert_eq!(of_url("https://home.example/dashboard?x#y"), "https://home.example");
+        assert_eq!(of_url("https://home.example"), "https://home.example");
+        assert_eq!(of_url("http://home.example:8123?x"), "http://home.example:8123");
+        assert_eq!(of_url("https://home.example@evil.example/"), "https://home.example@evil.example");
+        assert_eq!(of_url("about:blank"), "");
+        assert_eq!(of_url(""), "");
+    }
 
     #[test]
     fn the_same_authority_is_the_same_origin() {

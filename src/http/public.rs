@@ -3,42 +3,44 @@
 //! about credentials.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, LengthLimitError, Limited};
+use hyper::Request;
 use hyper::body::{Body, Incoming};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::http::request;
-use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode, Version};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::access::{Access, VerifiedLogin};
-use super::backend::{ApiError, Backend, OfferOrigin, PlaceHolder};
-use super::download::{self, DownloadBody};
+use super::access::{Access, CookieKind, VerifiedLogin};
+use super::activity::Watched;
+use super::adapter::{AnswerBody, StreamedBody, head_of, into_hyper};
+use super::address::{Exempt, group};
+use super::backend::{ApiError, Backend, OfferOrigin, PlaceHolder, RecordingFile};
+use super::download;
 use super::events::Feed;
 use super::login;
 use super::login_lifetime::login_end;
 use super::perform::perform;
-use super::request::Head;
-use super::response::{BodyStream, Response};
+use super::places::{Place, PlaceState, Places, Refusal};
+use super::refusals::RefusalLog;
+use super::request::{Head, LogIn};
+use super::response::Response;
 use super::routes::{self, Action, Policy, Route};
 use super::shares::{HttpShares, Share};
-use super::stream::{Stream, linger};
-use super::throttle::group;
+use super::stream::{Stream, close_now, linger};
 use super::tls::{Handshakes, TlsKeys};
 use crate::base::clock::{self, Moment};
 use crate::base::limits;
@@ -53,6 +55,8 @@ pub struct HttpConfig {
     pub policy: Policy,
     /// Checks tokens and logins; `None` if the endpoint requires no token.
     pub access: Option<Arc<Access>>,
+    /// The addresses to which the limits per address do not apply.
+    pub exempt: Exempt,
     /// Certificate and key; `None` for plain HTTP.
     pub tls: Option<Arc<TlsKeys>>,
     /// Time limits of the connections.
@@ -66,7 +70,9 @@ pub struct HttpConfig {
 pub struct HttpTimeouts {
     /// Longest time from the accept until the TLS handshake is complete.
     pub handshake: Duration,
-    /// Longest time from the accept, the TLS handshake or the last answer until the head of a request is complete.
+    /// Longest time from the accept, the TLS handshake or the last answer until the next request begins.
+    pub idle: Duration,
+    /// Longest time from the first byte of a request until its head is complete.
     pub header: Duration,
     /// Longest time for the body of a request to arrive.
     pub body: Duration,
@@ -78,6 +84,7 @@ impl Default for HttpTimeouts {
     fn default() -> HttpTimeouts {
         HttpTimeouts {
             handshake: limits::TLS_HANDSHAKE_TIMEOUT,
+            idle: limits::IDLE_TIMEOUT,
             header: limits::HEADER_TIMEOUT,
             body: limits::BODY_TIMEOUT,
             backend: limits::BACKEND_TIMEOUT,
@@ -105,7 +112,9 @@ pub async fn serve(
         }
     };
     let feed = Feed::new(backend.clone(), stop.clone());
-    let shared = Arc::new(Shared { config, handshakes: Handshakes::default(), backend, feed });
+    let places = Arc::new(Places::new(config.exempt.clone()));
+    let (handshakes, refusals) = (Handshakes::default(), RefusalLog::default());
+    let shared = Arc::new(Shared { config, handshakes, places, refusals, backend, feed });
     // `feed_task` is dropped when this function returns, which cancels the task.
     let mut feed_task = JoinSet::new();
     let feeding = shared.clone();
@@ -114,7 +123,6 @@ pub async fn serve(
         shared,
         stop: stop.clone(),
         connections: JoinSet::new(),
-        permits: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
         refusal_permits: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
         log_limit: LogLimit::default(),
     };
@@ -137,6 +145,8 @@ pub async fn serve(
 struct Shared {
     config: HttpConfig,
     handshakes: Handshakes,
+    places: Arc<Places>,
+    refusals: RefusalLog,
     backend: Arc<dyn Backend>,
     feed: Feed,
 }
@@ -146,7 +156,6 @@ struct Acceptor {
     shared: Arc<Shared>,
     stop: watch::Receiver<bool>,
     connections: JoinSet<()>,
-    permits: Arc<Semaphore>,
     refusal_permits: Arc<Semaphore>,
     log_limit: LogLimit,
 }
@@ -154,20 +163,22 @@ struct Acceptor {
 impl Acceptor {
     fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
         prepare(&stream);
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-            let (shared, mut stop) = (self.shared.clone(), self.stop.clone());
-            self.connections.spawn(async move {
-                if let Some(stream) = shared.open(stream, &mut stop).await {
-                    let caller = Caller { peer, is_tls: stream.is_tls() };
-                    run_connection(shared, stream, caller, stop).await;
-                }
-                drop(permit);
+        let refusal = match self.shared.places.admit(peer) {
+            Ok(place) => {
+                let (shared, stop) = (self.shared.clone(), self.stop.clone());
+                self.connections.spawn(serve_connection(shared, stream, peer, place, stop));
+                return;
+            }
+            Err(refusal) => refusal,
+        };
+        if let Ok(permit) = self.refusal_permits.clone().try_acquire_owned() {
+            let max = limits::CONNECTIONS_MAX;
+            self.warn(&match refusal {
+                Refusal::Full => format!("http: all {max} connections are in use: further ones are refused"),
+                Refusal::Share => format!(
+                    "http: {peer} holds half of the {max} connections: further ones of this address are refused. If it is a proxy, start the server with --trusted-proxy {peer}"
+                ),
             });
-        } else if let Ok(permit) = self.refusal_permits.clone().try_acquire_owned() {
-            self.warn(&format!(
-                "http: all {} connections are in use: further ones are refused",
-                limits::CONNECTIONS_MAX
-            ));
             self.connections.spawn(async move {
                 refuse(stream).await;
                 drop(permit);
@@ -225,38 +236,92 @@ fn prepare(stream: &TcpStream) {
     }
 }
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends or gives way to a new one.
+async fn serve_connection(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    peer: IpAddr,
+    place: Place,
+    mut stop: watch::Receiver<bool>,
+) {
+    let opened = tokio::select! {
+        opened = shared.open(stream, &mut stop) => opened,
+        () = place.state.gives_way.notified() => None,
+    };
+    if let Some(stream) = opened {
+        let caller = Caller { peer, is_tls: stream.is_tls(), place: Arc::clone(&place.state) };
+        run_connection(shared, stream, caller, stop).await;
+    }
+    drop(place);
+}
+
+/// Serves the requests of one connection.
 async fn run_connection(
     shared: Arc<Shared>,
     stream: Stream,
     caller: Caller,
     mut stop: watch::Receiver<bool>,
 ) {
-    let header_timeout = shared.config.timeouts.header;
+    let HttpTimeouts { idle, header, .. } = shared.config.timeouts;
+    let place = Arc::clone(&caller.place);
+    place.activity.opened();
     let service = service_fn(move |request| {
-        let shared = shared.clone();
-        Box::pin(async move { Ok::<_, Infallible>(shared.answer(request, caller).await) })
+        let (shared, caller) = (shared.clone(), caller.clone());
+        Box::pin(async move {
+            caller.place.activity.begin_answer();
+            let answer = shared.answer(request, &caller).await;
+            caller.place.activity.end_service();
+            Ok::<_, Infallible>(answer)
+        })
     });
+    let stream = Watched { stream, activity: Arc::clone(&place.activity) };
     let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
+        // `Activity` knows more about the connection than the timeout of hyper, which does not tell an idle connection
+        // from a slow head.
+        .header_read_timeout(None)
         // With this option, a caller that has closed its sending side (such as `nc -N`) still gets its answers.
         .half_close(true)
         .max_header_size(limits::HEADER_BYTES_MAX)
         .max_buf_size(limits::CONNECTION_BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    let is_stopping = tokio::select! {
-        ended = poll_fn(|context| connection.poll_without_shutdown(context)) => {
-            log_end(ended);
-            false
+    let end = {
+        let mut late = pin!(sleep(idle));
+        let serving = poll_fn(|context| {
+            if let Poll::Ready(ended) = connection.poll_without_shutdown(context) {
+                log_end(ended);
+                return Poll::Ready(End::Done);
+            }
+            let Some(deadline) = place.activity.deadline(idle, header) else { return Poll::Pending };
+            late.as_mut().reset(deadline);
+            late.as_mut().poll(context).map(|()| End::Done)
+        });
+        tokio::select! {
+            end = serving => end,
+            _ = stop.wait_for(|&stopped| stopped) => End::Stop,
+            () = place.gives_way.notified() => End::GiveWay,
         }
-        _ = stop.wait_for(|&stopped| stopped) => true,
     };
-    if is_stopping {
+    if end == End::Stop {
         Pin::new(&mut connection).graceful_shutdown();
         log_end(poll_fn(|context| connection.poll_without_shutdown(context)).await);
     }
-    linger(connection.into_parts().io.into_inner()).await;
+    let stream = connection.into_parts().io.into_inner().stream;
+    if end == End::GiveWay {
+        close_now(stream).await;
+    } else {
+        linger(stream).await;
+    }
+}
+
+/// Why a connection is closed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The caller has closed it, or let the time for a request pass.
+    Done,
+    /// The server stops. The answer in progress is finished.
+    Stop,
+    /// Another connection needs its place.
+    GiveWay,
 }
 
 /// Logs a connection error at level debug only, because such an error is the caller's fault.
@@ -283,16 +348,17 @@ connection: close\r\n\r\n\
 {\"error\":\"too many connections\",\"code\":\"too_many_connections\"}";
 
 /// What is known about the other end of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 struct Caller {
     peer: IpAddr,
     is_tls: bool,
+    place: Arc<PlaceState>,
 }
 
-/// Returns who holds the place of a viewer. Returns `None` for this machine, because a proxy here passes on the offers of
-/// many viewers.
-fn place_holder(peer: IpAddr, login: Option<VerifiedLogin>) -> Option<PlaceHolder> {
-    let address = || Some(group(peer)).filter(|_| !peer.to_canonical().is_loopback());
+/// Returns who holds the place of a viewer. Returns `None` for an exempt address, such as that of a reverse proxy, which
+/// passes on the offers of many viewers.
+fn place_holder(peer: IpAddr, login: Option<VerifiedLogin>, exempt: &Exempt) -> Option<PlaceHolder> {
+    let address = || Some(group(peer)).filter(|_| !exempt.contains(peer.to_canonical()));
     login.map(|login| PlaceHolder::Login(login.id())).or_else(|| address().map(PlaceHolder::Address))
 }
 
@@ -308,13 +374,16 @@ impl Shared {
     }
 
     /// Returns the response to one request.
-    async fn answer(&self, request: Request<Incoming>, caller: Caller) -> hyper::Response<AnswerBody> {
+    async fn answer(&self, request: Request<Incoming>, caller: &Caller) -> hyper::Response<AnswerBody> {
         let (parts, body) = request.into_parts();
         let (head, answer) = match head_of(&parts) {
             Ok(head) => (head, self.respond(&head, caller, body).await),
             Err(response) => (Head::default(), Err(response)),
         };
         let (response, stream) = answer.unwrap_or_else(|response| (response, None));
+        if let Some(line) = &response.log_line {
+            self.refusals.warn(line);
+        }
         into_hyper(routes::finish(&self.config.policy, &head, response), stream)
     }
 
@@ -325,7 +394,7 @@ impl Shared {
     fn admit(
         &self,
         head: &Head<'_>,
-        caller: Caller,
+        caller: &Caller,
     ) -> Result<(&'static Route, Option<VerifiedLogin>), Response> {
         let HttpConfig { policy, tls, access, .. } = &self.config;
         if tls.is_some() && !caller.is_tls {
@@ -339,10 +408,13 @@ impl Shared {
             }
             _ => None,
         };
+        if let Some(login) = login {
+            self.places.assign(&caller.place, login.id()).map_err(|_| too_many_of_login())?;
+        }
         Ok((route, login))
     }
 
-    async fn respond(&self, head: &Head<'_>, caller: Caller, body: Incoming) -> Result<Answer, Response> {
+    async fn respond(&self, head: &Head<'_>, caller: &Caller, body: Incoming) -> Result<Answer, Response> {
         let (route, login) = self.admit(head, caller)?;
         let body = self.read_body(route.body_bytes_max, body, caller).await?;
         let action = route.act(head, &body);
@@ -358,7 +430,7 @@ impl Shared {
 
     /// Reads the body within its limits of bytes and time. If Content-Length is too large, the request is refused
     /// before the body is read.
-    async fn read_body(&self, bytes_max: usize, body: Incoming, caller: Caller) -> Result<Bytes, Response> {
+    async fn read_body(&self, bytes_max: usize, body: Incoming, caller: &Caller) -> Result<Bytes, Response> {
         // The response closes the connection, because the rest of the body is not read.
         let too_large = || Err(routes::body_too_large(bytes_max).closing());
         if body.size_hint().lower() > bytes_max as u64 {
@@ -384,26 +456,41 @@ impl Shared {
         &self,
         action: &Action,
         head: &Head<'_>,
-        caller: Caller,
+        caller: &Caller,
         login: Option<VerifiedLogin>,
     ) -> Option<Response> {
         let access = self.config.access.as_ref()?;
-        // If a proxy terminates TLS, we see plain HTTP although the browser uses https. The kind of the cookie depends
-        // on the scheme that the browser uses, so `Origin` counts too.
-        let is_tls = caller.is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
         let cookies = match action {
             Action::Session => {
                 login.and_then(|login| access.renew(login, Moment::now())).into_iter().collect()
             }
             Action::LogOut => access.log_out(head.cookie, Moment::now()).to_vec(),
-            Action::LogIn(token) => match access.log_in(token, caller.peer, is_tls, Moment::now()) {
-                Ok(cookie) => vec![cookie],
-                Err(error) => return Some(login::refusal(error)),
-            },
+            Action::LogIn(LogIn { token, is_framed }) => {
+                let kind = self.cookie_kind(head, caller.is_tls, *is_framed);
+                match access.log_in(token, caller.peer, kind, Moment::now()) {
+                    Ok(cookie) => vec![cookie],
+                    Err(error) => return Some(login::refusal(error)),
+                }
+            }
             _ => return None,
         };
         let answer = login::answer(true);
         Some(cookies.into_iter().fold(answer, |answer, cookie| answer.header("set-cookie", cookie)))
+    }
+
+    /// Returns the cookie that fits the page which logs in.
+    fn cookie_kind(&self, head: &Head<'_>, is_tls: bool, is_framed: bool) -> CookieKind {
+        // If a proxy terminates TLS, we see plain HTTP although the browser uses https. The kind of the cookie depends
+        // on the scheme that the browser uses, so `Origin` counts too.
+        let is_tls = is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
+        let policy = &self.config.policy;
+        match is_tls {
+            false => CookieKind::Plain,
+            true if policy.is_foreign_friend(head) || (is_framed && !policy.allow_origin.is_empty()) => {
+                CookieKind::Framed
+            }
+            true => CookieKind::Secure,
+        }
     }
 
     /// Runs the action. If the action starts a session, an event stream or a download with `follow`, that ends together
@@ -412,15 +499,16 @@ impl Shared {
         &self,
         head: &Head<'_>,
         action: Action,
-        caller: Caller,
+        caller: &Caller,
         login: Option<VerifiedLogin>,
     ) -> Result<Answer, ApiError> {
         let access = self.config.access.as_ref();
         let login_end = access.zip(login).map(|(access, login)| login_end(Arc::clone(access), login));
         match action {
             Action::Download { name, follow, until } => {
-                let share = self.config.shares.downloads.take(caller.peer, 1).map_err(download::refusal)?;
-                let file = self.backend.open_recording(name, until.filter(|_| !follow)).await?;
+                let HttpConfig { shares, exempt, .. } = &self.config;
+                let share = shares.downloads.take(caller.peer, exempt, 1).map_err(download::refusal)?;
+                let file = self.open_recording(head, name, follow, until).await?;
                 let (response, body) = download::answer(head, file, follow, login_end, share);
                 Ok((response, body.map(Either::Right)))
             }
@@ -431,28 +519,48 @@ impl Shared {
             // A prepared response is short, or a file of the page, whose bytes are not copied.
             Action::Respond(response) => Ok((response, None)),
             action => {
-                let origin = OfferOrigin { holder: place_holder(caller.peer, login), login_end };
+                let origin = OfferOrigin { holder: place_holder(caller.peer, login, &self.config.exempt), login_end };
                 let response = perform(self.backend.as_ref(), action, origin).await?;
                 Ok((self.count_answer(response, caller)?, None))
             }
         }
     }
 
+    async fn open_recording(
+        &self,
+        head: &Head<'_>,
+        name: String,
+        follow: bool,
+        until: Option<u64>,
+    ) -> Result<Arc<dyn RecordingFile>, ApiError> {
+        if follow {
+            return self.backend.open_recording(name, None).await;
+        }
+        if until.is_none()
+            && let Some(offset) = download::index_offset(head)
+            && let Ok(file) = self.backend.open_recording(name.clone(), Some(offset)).await
+        {
+            return Ok(file);
+        }
+        self.backend.open_recording(name, until).await
+    }
+
     /// Counts the body of a response until it is sent.
     ///
     /// # Errors
     /// Returns 503 if callers do not read their answers, so that too many bytes wait.
-    fn count_answer(&self, response: Response, caller: Caller) -> Result<Response, ApiError> {
+    fn count_answer(&self, response: Response, caller: &Caller) -> Result<Response, ApiError> {
         let share = self.count_message(response.body.len(), caller)?;
         Ok(Response { body: held(response.body, share), ..response })
     }
 
     /// Counts the bytes of a body. Returns `None` for a short body.
-    fn count_message(&self, bytes: usize, caller: Caller) -> Result<Option<Share>, ApiError> {
+    fn count_message(&self, bytes: usize, caller: &Caller) -> Result<Option<Share>, ApiError> {
         if bytes <= limits::MESSAGE_BYTES_SHORT {
             return Ok(None);
         }
-        let share = self.config.shares.message_bytes.take(caller.peer, bytes);
+        let HttpConfig { shares, exempt, .. } = &self.config;
+        let share = shares.message_bytes.take(caller.peer, exempt, bytes);
         share.map(Some).map_err(|_| ApiError::busy("too many long requests and answers are on their way", 1))
     }
 }
@@ -465,67 +573,16 @@ fn held(bytes: Bytes, share: Option<Share>) -> Bytes {
     }
 }
 
+/// Returns the response to a request of a login that holds its share of the connections.
+fn too_many_of_login() -> Response {
+    let error = ApiError {
+        status: 503,
+        code: "too_many_connections",
+        message: "this login holds half of all connections: close some of them".to_owned(),
+        retry_after_s: Some(1),
+    };
+    Response::from(error).closing()
+}
+
 /// A response, and a body stream if the body is produced while it is sent.
 type Answer = (Response, Option<StreamedBody>);
-
-/// A body that is produced while it is sent: events, or a recording.
-type StreamedBody = Either<BodyStream, DownloadBody>;
-
-/// The body of a response: complete, or produced while it is sent.
-type AnswerBody = Either<Full<Bytes>, StreamedBody>;
-
-/// Returns the parts of the head that [`routes`] reads, or a 400 response if a header is invalid. HTTP/1.1 requires
-/// exactly one Host header (RFC 9112 section 3.2). Two Origin headers are invalid, because a browser never sends two.
-fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
-    let host = single(&parts.headers, &header::HOST)?;
-    if host.is_none() && parts.version == Version::HTTP_11 {
-        return Err(bad_header(&header::HOST));
-    }
-    Ok(Head {
-        method: parts.method.as_str(),
-        path: parts.uri.path(),
-        query: parts.uri.query(),
-        host: parts.uri.authority().map(Authority::as_str).or(host),
-        origin: single(&parts.headers, &header::ORIGIN)?,
-        authorization: single(&parts.headers, &header::AUTHORIZATION)?,
-        cookie: text(&parts.headers, &header::COOKIE),
-        if_none_match: text(&parts.headers, &header::IF_NONE_MATCH),
-        range: text(&parts.headers, &header::RANGE),
-        if_range: text(&parts.headers, &header::IF_RANGE),
-        requested_method: single(&parts.headers, &header::ACCESS_CONTROL_REQUEST_METHOD)?,
-    })
-}
-
-/// Returns a header as text, or `None` if it is missing or not text.
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-/// Returns a header as text, or `None` if it is missing. A header that was sent twice or is not text is refused with
-/// 400.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Response> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next().map(HeaderValue::to_str).transpose().map_err(|_| bad_header(name))?;
-    if values.next().is_some() { Err(bad_header(name)) } else { Ok(first) }
-}
-
-fn bad_header(name: &HeaderName) -> Response {
-    let message = format!("the header {name} is missing, was sent twice or is not text");
-    Response::error(400, "bad_header", &message).closing()
-}
-
-fn into_hyper(response: Response, stream: Option<StreamedBody>) -> hyper::Response<AnswerBody> {
-    let body = stream.map_or_else(|| Either::Left(Full::new(response.body)), Either::Right);
-    let mut answer = hyper::Response::new(body);
-    *answer.status_mut() = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let content_type = response.content_type.map(|kind| ("content-type", kind.to_owned()));
-    for (name, value) in content_type.into_iter().chain(response.headers) {
-        match HeaderValue::try_from(value) {
-            Ok(value) => {
-                answer.headers_mut().append(HeaderName::from_static(name), value);
-            }
-            Err(error) => log::error!("http: response header {name} is malformed and was omitted: {error}"),
-        }
-    }
-    answer
-}

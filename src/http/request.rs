@@ -1,5 +1,7 @@
 //! Defines the part of a request that the routes read: the head as text, and the JSON bodies. Does no I/O.
 
+use std::fmt;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -29,6 +31,10 @@ pub struct Head<'a> {
     pub authorization: Option<&'a str>,
     /// Value of the header `Cookie`.
     pub cookie: Option<&'a str>,
+    /// Value of the header `Accept`.
+    pub accept: Option<&'a str>,
+    /// Value of the header `Referer`.
+    pub referer: Option<&'a str>,
     /// Value of the header `Access-Control-Request-Method`, which is present on a CORS preflight.
     pub requested_method: Option<&'a str>,
 }
@@ -73,15 +79,28 @@ pub(super) fn parse_start(body: &[u8]) -> Result<StartRequest, ApiError> {
     })
 }
 
-#[derive(Deserialize)]
-struct LoginBody {
-    token: String,
+/// The body of a login.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub struct LogIn {
+    /// The token as it was sent.
+    pub token: String,
+    /// True if another site's page frames the page that logs in.
+    #[serde(default, rename = "framed")]
+    pub is_framed: bool,
 }
 
-/// Returns the token of `{"token": "..."}`. The error does not repeat the body, which may contain the token.
-pub(super) fn parse_login(body: &[u8]) -> Result<String, ApiError> {
+impl fmt::Debug for LogIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The token is a secret, so it is not shown.
+        f.debug_struct("LogIn").field("is_framed", &self.is_framed).finish_non_exhaustive()
+    }
+}
+
+/// Returns the fields of `{"token": "...", "framed": true}`. The error does not repeat the body, which may contain the
+/// token.
+pub(super) fn parse_login(body: &[u8]) -> Result<LogIn, ApiError> {
     let bad = |_| ApiError::new(400, "bad_json", "expected {\"token\": \"...\"}");
-    serde_json::from_slice::<LoginBody>(body).map(|login| login.token).map_err(bad)
+    serde_json::from_slice::<LogIn>(body).map_err(bad)
 }
 
 fn bad_json(expected: &str, error: &serde_json::Error) -> ApiError {

@@ -23,19 +23,21 @@ pub struct Response {
     pub headers: Vec<(&'static str, String)>,
     /// The body. An adapter omits it for HEAD.
     pub body: Bytes,
+    /// A line for the log, if the operator can change this response with an option.
+    pub log_line: Option<String>,
 }
 
 impl Response {
     /// Returns a response without a body.
     #[must_use]
     pub fn empty(status: u16) -> Response {
-        Response { status, content_type: None, headers: Vec::new(), body: Bytes::new() }
+        Response { status, content_type: None, headers: Vec::new(), body: Bytes::new(), log_line: None }
     }
 
     /// Returns a response with a body of the given type.
     #[must_use]
     pub fn with_body(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response {
-        Response { status, content_type: Some(content_type), headers: Vec::new(), body: body.into() }
+        Response { content_type: Some(content_type), body: body.into(), ..Response::empty(status) }
     }
 
     /// Returns a JSON response that must not be cached.
@@ -55,6 +57,12 @@ impl Response {
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Response {
         self.headers.push((name, value.into()));
         self
+    }
+
+    /// Returns the same response with a line for the log.
+    #[must_use]
+    pub fn logged(self, line: impl Into<String>) -> Response {
+        Response { log_line: Some(line.into()), ..self }
     }
 
     /// Returns the same response with `connection: close`, after which the adapter closes the connection.

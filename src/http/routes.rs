@@ -13,10 +13,11 @@ use serde_json::json;
 
 use super::assets::{self, Asset};
 use super::backend::{ApiError, RecordingCommand};
+use super::error_page;
 use super::host::Hosts;
 use super::origin;
 use super::ranges;
-use super::request::{self, Head};
+use super::request::{self, Head, LogIn};
 use super::response::Response;
 use crate::base::limits;
 
@@ -94,6 +95,7 @@ pub static ROUTES: &[Route] = &[
     open("/login.js", |head, _| Ok(file(&assets::LOGIN, head))),
     open("/viewer.js", |head, _| Ok(file(&assets::SCRIPT, head))),
     open("/events.js", |head, _| Ok(file(&assets::EVENTS, head))),
+    open("/remedies.js", |head, _| Ok(file(&assets::REMEDIES, head))),
     open("/recordings.js", |head, _| Ok(file(&assets::RECORDINGS, head))),
     open("/viewer.css", |head, _| Ok(file(&assets::STYLE, head))),
     open("/icon.svg", |head, _| Ok(file(&assets::ICON, head))),
@@ -158,8 +160,8 @@ pub enum Action {
     RecordingStatus,
     /// Report if this server requires a token, and renew the caller's login.
     Session,
-    /// Make a login if this token from the body is right.
-    LogIn(String),
+    /// Make a login if the token from the body is right.
+    LogIn(LogIn),
     /// End the caller's login.
     LogOut,
     /// Open this recording and send it.
@@ -197,11 +199,7 @@ pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<&'static Route, Respons
         return Err(Response::error(405, "method_not_allowed", &message).header("allow", allowed.join(", ")));
     };
     if wanted != "GET" && !origin_may_change(policy, head) {
-        return Err(Response::error(
-            403,
-            "origin_refused",
-            "a page of this Origin may not change anything on this server: list it with --allow-origin",
-        ));
+        return Err(origin_refused(head));
     }
     Ok(route)
 }
@@ -213,11 +211,15 @@ pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<&'static Route, Respons
 pub fn admit_host(policy: &Policy, head: &Head<'_>) -> Result<(), Response> {
     match (&policy.hosts, head.host) {
         (Some(hosts), Some(host)) if !hosts.allows(host) => {
-            let name: String = host.chars().take(request::QUOTED_CHARS_MAX).collect();
+            let name = Hosts::name(host).unwrap_or_else(|| host.to_owned());
+            let name: String = name.chars().take(request::QUOTED_CHARS_MAX).collect();
             let message = format!(
-                "this server does not answer to the name \"{name}\". If the name is right, start the server with --allow-host NAME"
+                "this server does not answer to the name \"{name}\". If the name is right, start the server with --allow-host {name}"
             );
-            Err(Response::error(403, "host_refused", &message).closing())
+            let line = format!(
+                "a request for the host name {name:?} was refused. If the name is right, start the server with --allow-host {name:?}"
+            );
+            Err(Response::error(403, "host_refused", &message).closing().logged(line))
         }
         _ => Ok(()),
     }
@@ -244,10 +246,13 @@ pub fn body_too_large(bytes_max: usize) -> Response {
 #[must_use]
 pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response {
     let is_page = response.content_type.is_some_and(|kind| kind.starts_with("text/html"));
-    let response = response
+    let is_for_friend = head.origin.is_some_and(|origin| policy.lists(origin))
+        || head.referer.is_some_and(|page| policy.lists(origin::of_url(page)));
+    let response = error_page::for_browser(head, response)
         .header("x-content-type-options", "nosniff")
         .header("referrer-policy", "no-referrer")
-        .header("cross-origin-resource-policy", "same-origin");
+        // A page loads a <video> without `Origin`, so `Referer` counts too.
+        .header("cross-origin-resource-policy", if is_for_friend { "cross-origin" } else { "same-origin" });
     let response = match response.status {
         // A browser overwrites the headers of its cached page with those of a 304 response. A 304 carries no policy, so
         // the cached page keeps the policy it has.
@@ -265,14 +270,23 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     if policy.allow_origin.is_empty() {
         return response;
     }
-    let response = response.header("vary", "origin");
+    let response = response.header("vary", "origin, referer");
     match head.origin {
         Some(origin) if policy.lists(origin) => response
             .header("access-control-allow-origin", origin)
-            .header("access-control-expose-headers", "retry-after, www-authenticate"),
+            .header("access-control-allow-credentials", "true")
+            .header("access-control-expose-headers", EXPOSED_HEADERS),
         _ => response,
     }
 }
+
+/// Headers of answers that a script of an allow-listed page may read, besides those that every script may read.
+const EXPOSED_HEADERS: &str = "accept-ranges, allow, content-disposition, content-range, etag, location, retry-after, \
+     www-authenticate";
+
+/// Headers of requests that a script of an allow-listed page may set.
+const ACCEPTED_HEADERS: &str =
+    "authorization, cache-control, content-type, if-none-match, if-range, last-event-id, range";
 
 /// Returns the Content-Security-Policy of the viewer page. Only pages of our own origin and of allow-listed origins may
 /// embed it in a frame.
@@ -292,6 +306,37 @@ const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 impl Policy {
     fn lists(&self, origin: &str) -> bool {
         self.allow_origin.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
+    }
+
+    /// Returns true if an allow-listed page of another origin has sent the request.
+    pub(super) fn is_foreign_friend(&self, head: &Head<'_>) -> bool {
+        head.origin.is_some_and(|origin| self.lists(origin) && !origin::is_same(origin, head.host))
+    }
+}
+
+/// Refuses a request of a foreign page. Names the option that would allow it, because behind a proxy that changes `Host`
+/// our own page looks foreign.
+fn origin_refused(head: &Head<'_>) -> Response {
+    let quoted = |text: &str| text.chars().take(request::QUOTED_CHARS_MAX).collect::<String>();
+    let (origin, host) = (quoted(head.origin.unwrap_or_default()), quoted(head.host.unwrap_or_default()));
+    let is_web = origin.starts_with("http://") || origin.starts_with("https://");
+    let remedy = if is_web {
+        format!(
+            ". If this is the address of a proxy of yours, let the proxy pass the Host header on, or start the server with --allow-origin {origin}"
+        )
+    } else {
+        String::new()
+    };
+    let message = format!(
+        "pages of the origin \"{origin}\" may not use this server, which the request calls \"{host}\"{remedy}"
+    );
+    let response = Response::error(403, "origin_refused", &message);
+    if is_web {
+        response.logged(format!(
+            "a request of a page of the origin {origin:?} for the host {host:?} was refused. If the origin is right, start the server with --allow-origin {origin:?}"
+        ))
+    } else {
+        response
     }
 }
 
@@ -327,13 +372,11 @@ fn options(policy: &Policy, head: &Head<'_>, allowed: &[&str]) -> Response {
     match (head.requested_method, head.origin) {
         (Some(_), Some(origin)) if policy.lists(origin) => response
             .header("access-control-allow-methods", methods)
-            .header("access-control-allow-headers", "content-type, authorization")
+            .header("access-control-allow-headers", ACCEPTED_HEADERS)
+            // Chrome asks for this before a page of a public site may use an address of the local network.
+            .header("access-control-allow-private-network", "true")
             .header("access-control-max-age", "600"),
-        (Some(_), Some(origin)) if !origin::is_same(origin, head.host) => Response::error(
-            403,
-            "origin_refused",
-            "pages of this Origin may not use this server: list it with --allow-origin",
-        ),
+        (Some(_), Some(origin)) if !origin::is_same(origin, head.host) => origin_refused(head),
         _ => response,
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use super::address::{Exempt, group};
 use super::lock;
-use super::throttle::group;
 use crate::base::limits;
 
 /// Limits that all public endpoints of the program share.
@@ -59,20 +59,24 @@ impl Shares {
         Arc::new(Shares { held: Mutex::default(), all_max, address_max })
     }
 
-    /// Takes `units` for a caller at `peer`. The limit per address does not apply to loopback addresses, because a
-    /// proxy on this machine passes on the requests of many callers.
+    /// Takes `units` for a caller at `peer`. The limit per address does not apply to `exempt` addresses, because many
+    /// callers may share one of them.
     ///
     /// # Errors
     /// Returns the limit that would be exceeded.
-    pub(super) fn take(self: &Arc<Self>, peer: IpAddr, units: usize) -> Result<Share, Refusal> {
-        let peer = peer.to_canonical();
+    pub(super) fn take(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        exempt: &Exempt,
+        units: usize,
+    ) -> Result<Share, Refusal> {
         let address = group(peer);
         let mut held = lock(&self.held);
         let of_address = held.addresses.get(&address).copied().unwrap_or(0);
         if held.all + units > self.all_max {
             return Err(Refusal::All);
         }
-        if !peer.is_loopback() && of_address + units > self.address_max {
+        if !exempt.contains(peer) && of_address + units > self.address_max {
             return Err(Refusal::Address);
         }
         held.all += units;
@@ -124,25 +128,25 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn take(shares: &Arc<Shares>, peer: &str, units: usize) -> Result<Share, Refusal> {
+        shares.take(peer.parse().unwrap(), &Exempt::loopback_and([]), units)
     }
 
     #[test]
     fn one_address_leaves_room_for_others_and_gets_its_units_back() {
         let shares = Shares::new(10, 4);
-        let mine: Vec<Share> = (0..4).map(|_| shares.take(address("192.0.2.1"), 1).unwrap()).collect();
-        assert_eq!(shares.take(address("192.0.2.1"), 1).unwrap_err(), Refusal::Address);
-        assert_eq!(shares.take(address("::ffff:192.0.2.1"), 1).unwrap_err(), Refusal::Address);
-        let other = shares.take(address("2001:db8::1"), 3).unwrap();
-        assert_eq!(shares.take(address("2001:db8::2"), 2).unwrap_err(), Refusal::Address, "the same /64");
-        let local = shares.take(address("127.0.0.1"), 3).unwrap();
-        assert_eq!(shares.take(address("192.0.2.9"), 1).unwrap_err(), Refusal::All);
+        let mine: Vec<Share> = (0..4).map(|_| take(&shares, "192.0.2.1", 1).unwrap()).collect();
+        assert_eq!(take(&shares, "192.0.2.1", 1).unwrap_err(), Refusal::Address);
+        assert_eq!(take(&shares, "::ffff:192.0.2.1", 1).unwrap_err(), Refusal::Address);
+        let other = take(&shares, "2001:db8::1", 3).unwrap();
+        assert_eq!(take(&shares, "2001:db8::2", 2).unwrap_err(), Refusal::Address, "the same /64");
+        let local = take(&shares, "127.0.0.1", 3).unwrap();
+        assert_eq!(take(&shares, "192.0.2.9", 1).unwrap_err(), Refusal::All);
         drop(mine);
         assert_eq!(
-            shares.take(address("127.0.0.1"), 4).map(drop),
+            take(&shares, "127.0.0.1", 4).map(drop),
             Ok(()),
-            "loopback has no limit of its own"
+            "an exempt address has no limit of its own"
         );
         drop((other, local));
         assert!(lock(&shares.held).addresses.is_empty());
@@ -150,9 +154,9 @@ mod tests {
     }
 
     #[test]
-    fn one_share_larger_than_the_limit_is_refused() {
+    fn more_units_than_the_limit_are_refused_at_once() {
         let shares = Shares::new(10, 4);
-        assert_eq!(shares.take(address("127.0.0.1"), 11).unwrap_err(), Refusal::All);
-        assert_eq!(shares.take(address("192.0.2.1"), 5).unwrap_err(), Refusal::Address);
+        assert_eq!(take(&shares, "127.0.0.1", 11).unwrap_err(), Refusal::All);
+        assert_eq!(take(&shares, "192.0.2.1", 5).unwrap_err(), Refusal::Address);
     }
 }

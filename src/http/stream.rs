@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::task::Poll;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -54,6 +55,16 @@ pub(super) async fn linger(mut stream: Stream) {
     };
     // The result is ignored: even after a timeout the socket is closed, because `stream` is dropped.
     let _ = timeout(limits::LINGER, closing).await;
+}
+
+/// Closes an idle connection without waiting for the caller. TLS sends its end, if the socket takes it at once.
+pub(super) async fn close_now(mut stream: Stream) {
+    poll_fn(|context| {
+        // The result is ignored: the socket is closed next in any case.
+        let _ = Pin::new(&mut stream).poll_shutdown(context);
+        Poll::Ready(())
+    })
+    .await;
 }
 
 async fn read_to_end(socket: &TcpStream) {

@@ -1,22 +1,35 @@
-//! Limits the rate of wrong tokens with one leaky bucket per address and one for all addresses together. Does no I/O.
-//! The time is an argument, and memory is bounded.
+//! Limits the rate of wrong tokens with one leaky bucket per address. There is no limit for all addresses together,
+//! because strangers could then exhaust it for all callers. Does no I/O. The time is an argument, and memory is bounded.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::address::group;
 use crate::base::limits;
 
 /// The buckets of all addresses.
+#[derive(Default)]
 pub(super) struct Throttle {
-    all: Bucket,
     addresses: HashMap<IpAddr, Address>,
 }
 
 struct Address {
     bucket: Bucket,
-    /// True if the right token came from this address. The bucket of all addresses then does not apply to this address.
+    /// True if the right token came from this address.
     is_known: bool,
+}
+
+/// What an address may try now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// The token may be compared.
+    Allowed,
+    /// Too many wrong tokens came from the address, but the right token came from it too. The token may be compared,
+    /// but a wrong one is answered with this waiting time.
+    OnlyTheRightToken(Duration),
+    /// The token must not be compared. The address must wait for this time.
+    Refused(Duration),
 }
 
 /// A leaky bucket (GCRA). Its whole state is `full_at`, the time at which all attempts are available again.
@@ -44,33 +57,23 @@ impl Bucket {
 }
 
 impl Throttle {
-    pub(super) fn new(now: Instant) -> Throttle {
-        let all = Bucket::new(limits::ATTEMPT_INTERVAL_OF_ALL, limits::ATTEMPTS_OF_ALL, now);
-        Throttle { all, addresses: HashMap::new() }
-    }
-
-    /// Checks that this address may try a token now.
-    ///
-    /// # Errors
-    /// Returns the time for which the address must wait.
-    pub(super) fn may_attempt(&self, peer: IpAddr, now: Instant) -> Result<(), Duration> {
-        let address = self.addresses.get(&group(peer));
-        let mine = address.map_or(Duration::ZERO, |address| address.bucket.wait(now));
-        let is_known = address.is_some_and(|address| address.is_known);
-        let wait = if is_known { mine } else { mine.max(self.all.wait(now)) };
-        if wait.is_zero() { Ok(()) } else { Err(wait) }
+    /// Returns whether this address may try a token now.
+    pub(super) fn attempt(&self, peer: IpAddr, now: Instant) -> Attempt {
+        let Some(address) = self.addresses.get(&group(peer)) else { return Attempt::Allowed };
+        match address.bucket.wait(now) {
+            Duration::ZERO => Attempt::Allowed,
+            wait if address.is_known => Attempt::OnlyTheRightToken(wait),
+            wait => Attempt::Refused(wait),
+        }
     }
 
     /// Counts a wrong token from this address.
     pub(super) fn on_failure(&mut self, peer: IpAddr, now: Instant) {
-        let address = self.entry(peer, now);
-        address.bucket.take(now);
-        if !address.is_known {
-            self.all.take(now);
-        }
+        self.entry(peer, now).bucket.take(now);
     }
 
-    /// Records that the right token came from this address. The bucket of all addresses no longer applies to it.
+    /// Records that the right token came from this address. Wrong tokens of others at the same address, for example
+    /// behind the same router, then never cause that the right one is refused.
     pub(super) fn on_success(&mut self, peer: IpAddr, now: Instant) {
         self.entry(peer, now).is_known = true;
     }
@@ -92,15 +95,6 @@ impl Throttle {
     }
 }
 
-/// Returns the key under which an address is counted. For IPv6 this is the /64 prefix, because one subscriber owns all
-/// addresses in it.
-pub(super) fn group(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,65 +107,78 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn is_refused(throttle: &Throttle, peer: IpAddr, now: Instant) -> bool {
+        matches!(throttle.attempt(peer, now), Attempt::Refused(_))
+    }
+
     #[test]
     fn an_address_runs_out_of_attempts_and_gets_them_back_one_by_one() {
         let now = start();
-        let mut throttle = Throttle::new(now);
+        let mut throttle = Throttle::default();
         let peer = ip("192.0.2.1");
         for _ in 0..limits::ATTEMPTS_OF_ADDRESS {
-            assert_eq!(throttle.may_attempt(peer, now), Ok(()));
+            assert_eq!(throttle.attempt(peer, now), Attempt::Allowed);
             throttle.on_failure(peer, now);
         }
-        assert_eq!(throttle.may_attempt(peer, now), Err(limits::ATTEMPT_INTERVAL_OF_ADDRESS));
-        assert_eq!(throttle.may_attempt(ip("192.0.2.2"), now), Ok(()));
+        assert_eq!(throttle.attempt(peer, now), Attempt::Refused(limits::ATTEMPT_INTERVAL_OF_ADDRESS));
+        assert_eq!(throttle.attempt(ip("192.0.2.2"), now), Attempt::Allowed);
         let later = now + limits::ATTEMPT_INTERVAL_OF_ADDRESS;
-        assert_eq!(throttle.may_attempt(peer, later), Ok(()));
+        assert_eq!(throttle.attempt(peer, later), Attempt::Allowed);
         throttle.on_failure(peer, later);
-        assert!(throttle.may_attempt(peer, later).is_err());
+        assert!(is_refused(&throttle, peer, later));
         let full = later + limits::ATTEMPT_INTERVAL_OF_ADDRESS * limits::ATTEMPTS_OF_ADDRESS;
         for _ in 0..limits::ATTEMPTS_OF_ADDRESS {
-            assert_eq!(throttle.may_attempt(peer, full), Ok(()));
+            assert_eq!(throttle.attempt(peer, full), Attempt::Allowed);
             throttle.on_failure(peer, full);
         }
-        assert!(throttle.may_attempt(peer, full).is_err());
+        assert!(is_refused(&throttle, peer, full));
     }
 
     #[test]
     fn addresses_of_one_ipv6_subscriber_count_as_one() {
         let now = start();
-        let mut throttle = Throttle::new(now);
+        let mut throttle = Throttle::default();
         for host in 0..limits::ATTEMPTS_OF_ADDRESS {
             throttle.on_failure(ip(&format!("2001:db8::{host:x}")), now);
         }
-        assert!(throttle.may_attempt(ip("2001:db8::ffff"), now).is_err());
-        assert!(throttle.may_attempt(ip("2001:db8:0:1::1"), now).is_ok());
+        assert!(is_refused(&throttle, ip("2001:db8::ffff"), now));
+        assert!(!is_refused(&throttle, ip("2001:db8:0:1::1"), now));
         for _ in 0..limits::ATTEMPTS_OF_ADDRESS {
             throttle.on_failure(ip("::ffff:192.0.2.1"), now);
         }
         assert!(
-            throttle.may_attempt(ip("192.0.2.1"), now).is_err(),
+            is_refused(&throttle, ip("192.0.2.1"), now),
             "an IPv4 address mapped into IPv6 is the same address"
         );
     }
 
     #[test]
-    fn many_addresses_share_a_limit_that_exempts_known_ones() {
+    fn wrong_tokens_of_others_refuse_no_address_that_sent_none() {
         let now = start();
-        let mut throttle = Throttle::new(now);
-        let home = ip("198.51.100.7");
-        throttle.on_success(home, now);
-        for host in 0..limits::ATTEMPTS_OF_ALL {
+        let mut throttle = Throttle::default();
+        for host in 0..100_000_u32 {
             throttle.on_failure(IpAddr::from((0x0a00_0000 + host).to_be_bytes()), now);
         }
-        assert!(throttle.may_attempt(ip("203.0.113.1"), now).is_err());
-        assert_eq!(throttle.may_attempt(home, now), Ok(()));
-        assert!(throttle.may_attempt(ip("203.0.113.1"), now + limits::ATTEMPT_INTERVAL_OF_ALL).is_ok());
+        assert_eq!(throttle.attempt(ip("203.0.113.1"), now), Attempt::Allowed);
+    }
+
+    #[test]
+    fn an_address_that_sent_the_right_token_may_send_it_again_at_any_time() {
+        let now = start();
+        let mut throttle = Throttle::default();
+        let home = ip("198.51.100.7");
+        throttle.on_success(home, now);
+        for _ in 0..limits::ATTEMPTS_OF_ADDRESS {
+            throttle.on_failure(home, now);
+        }
+        let wait = limits::ATTEMPT_INTERVAL_OF_ADDRESS;
+        assert_eq!(throttle.attempt(home, now), Attempt::OnlyTheRightToken(wait));
     }
 
     #[test]
     fn memory_stays_bounded_when_many_addresses_attempt() {
         let mut now = start();
-        let mut throttle = Throttle::new(now);
+        let mut throttle = Throttle::default();
         let home = ip("198.51.100.7");
         throttle.on_success(home, now);
         for host in 0..100_000_u32 {

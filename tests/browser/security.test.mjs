@@ -50,7 +50,7 @@ test('over https the page asks for the token, plays, records and logs out', { ti
   assert.ok(!(await page.evaluate(() => document.querySelector('dialog#login').open)));
 
   const [cookie] = await page.context().cookies(url);
-  assert.match(cookie.name, /^__Host-streaming-\d+$/);
+  assert.match(cookie.name, /^__Host-streaming-\d+-[0-9a-f]{8}$/);
   assert.deepEqual([cookie.httpOnly, cookie.secure, cookie.sameSite, cookie.path], [true, true, 'Strict', '/']);
   assert.equal(await page.evaluate(() => document.cookie), '', 'scripts must not see the cookie');
   assert.ok(!cookie.value.includes(TOKEN));

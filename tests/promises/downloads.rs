@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -105,6 +106,16 @@ fn read_repeatedly(
     }
 }
 
+/// Asserts that ffprobe reads the duration of the growing recording, which has at least two seconds.
+fn assert_ffprobe_finds_the_end(server: SocketAddr) {
+    let mut probe = Command::new("ffprobe");
+    probe.args(["-v", "error", "-show_entries", "format=duration", "-of", "csv=p=0"]);
+    let probed = probe.arg(format!("http://{server}/api/recordings/live.mp4")).output().unwrap();
+    let text = [probed.stdout, probed.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let duration = text[0].trim().parse::<f64>();
+    assert!(duration.is_ok_and(|duration| duration > 1.5), "{text:?}");
+}
+
 #[test]
 fn downloads_lose_nothing_and_leave_no_memory_behind() {
     let mut stage = Stage::new(&[]);
@@ -113,6 +124,7 @@ fn downloads_lose_nothing_and_leave_no_memory_behind() {
     let started = http::post_json(address, "/api/recording/start", &json!({ "filename": "live" }));
     assert_eq!(started.status, 200, "{}", started.text());
     viewers[0].wait_more_units(60);
+    assert_ffprobe_finds_the_end(address);
     let before = stage.held_bytes();
 
     let (stop, whole, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));

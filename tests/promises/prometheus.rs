@@ -64,7 +64,7 @@ impl Prometheus {
     fn start(directory: &Path, target: SocketAddr) -> Self {
         let shipped = fs::read_to_string(script("prometheus.yml")).unwrap();
         let config = shipped
-            .replace("localhost:8080", &target.to_string())
+            .replace("127.0.0.1:6060", &target.to_string())
             .replace("scrape_interval: 5s", "scrape_interval: 1s");
         assert!(config.contains(&target.to_string()) && config.contains(": 1s"), "{config}");
         fs::write(directory.join("prometheus.yml"), config).unwrap();

@@ -12,7 +12,7 @@ use crate::app::addresses::interface_addresses;
 use crate::base::clock::Moment;
 use crate::config::{Config, Tls, host_of};
 use crate::http::certificate::{self, Certificate, CertificateError};
-use crate::http::{Access, Hosts, HttpConfig, HttpShares, HttpTimeouts, Policy, TlsKeys};
+use crate::http::{Access, Exempt, Hosts, HttpConfig, HttpShares, HttpTimeouts, Policy, TlsKeys};
 use crate::metrics::LoginCounters;
 
 /// Reads or generates the certificate, and derives the key that seals the logins. Returns the configuration of the
@@ -27,16 +27,17 @@ pub(super) fn prepare(
         Some(tls) => Some(Arc::new(TlsKeys::new(obtain(tls, config)?)?)),
         None => None,
     };
+    let exempt = Exempt::loopback_and(config.trusted_proxy.iter().copied());
     let access = config
         .token
         .clone()
-        .map(|token| Arc::new(Access::new(token, http.port(), Arc::clone(logins), Moment::now().steady)));
+        .map(|token| Arc::new(Access::new(token, http.port(), Arc::clone(logins)).exempting(exempt.clone())));
     let of_origins = config.allow_origin.iter().map(|origin| host_of(origin).to_owned());
     let allowed = config.allow_host.iter().cloned().chain(of_origins);
     let policy =
         Policy { hosts: Some(Hosts::new(&hostname(), allowed)), allow_origin: config.allow_origin.clone() };
     let (timeouts, shares) = (HttpTimeouts::default(), HttpShares::default());
-    Ok(HttpConfig { address: http, policy, access, tls, timeouts, shares })
+    Ok(HttpConfig { address: http, policy, access, exempt, tls, timeouts, shares })
 }
 
 /// Reloads the certificate on every SIGHUP. Returns when a SIGHUP arrives because the terminal of the server was

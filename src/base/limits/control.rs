@@ -14,12 +14,15 @@ pub const LOCAL_STACK_BYTES: usize = 64 * 1024;
 /// Bytes of one connection that the kernel buffers before the program reads them (`SO_RCVBUF`).
 pub const LOCAL_RECEIVE_BYTES: usize = 16 * 1024;
 
-/// Maximum number of simultaneous connections to the control endpoint. Further connections are closed.
+/// Maximum number of simultaneous connections to the control endpoint. Above it, the connection that has waited longest
+/// for a request is closed.
 pub const LOCAL_CONNECTIONS_MAX: usize = 16;
 
 /// Maximum time from accept, or from the last answer, until a request is complete. After this time the connection is
 /// closed, even if it is idle.
-pub const LOCAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+///
+/// It exceeds the usual intervals of polling, because a request is lost that is sent while the server closes.
+pub const LOCAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Time between two checks for connections that have exceeded [`LOCAL_REQUEST_TIMEOUT`].
 pub const LOCAL_WATCH_INTERVAL: Duration = Duration::from_millis(500);

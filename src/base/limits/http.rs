@@ -31,15 +31,25 @@ pub const EVENT_LISTENERS_MAX: usize = 128;
 /// Seconds in the Retry-After header of the answer to a listener that is refused because of the limit.
 pub const EVENTS_RETRY_AFTER_S: u32 = 10;
 
-/// Maximum number of connections served at the same time. Further connections are answered with 503 and closed.
+/// Maximum number of connections served at the same time. Above it, idle connections give way to new ones. If there are
+/// none, further connections are answered with 503 and closed.
 pub const CONNECTIONS_MAX: usize = 256;
+
+/// Number of free connections below which one address, or one login, may hold at most [`CONNECTIONS_SHARE`].
+pub const CONNECTIONS_FREE_LOW: usize = CONNECTIONS_MAX / 4;
+
+/// Number of connections that one address, or one login, may hold while few are free.
+pub const CONNECTIONS_SHARE: usize = CONNECTIONS_MAX / 2;
 
 /// Maximum number of refused connections that stay open until the caller has read the 503. Further connections are
 /// closed without an answer.
 pub const REFUSALS_MAX: usize = 64;
 
-/// Maximum time from accept, or from the end of the last answer, until a request's head is complete. After this time
-/// the connection is closed, even if it is idle.
+/// Maximum time from accept, or from the end of the last answer, until the next request begins. It exceeds the usual
+/// intervals of polling (10, 15, 30 and 60 s), because a request is lost that is sent while the server closes.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Maximum time from the first byte of a request until its head is complete.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum time until a request's body is complete.
@@ -81,7 +91,7 @@ pub const DOWNLOAD_PIECES_KEPT: usize = 16;
 /// Maximum number of downloads at the same time. Further ones are answered with 503.
 pub const DOWNLOADS_MAX: usize = 64;
 
-/// Maximum number of downloads at the same time to one address that is not a loopback address.
+/// Maximum number of downloads at the same time to one address that is not exempt from the limits per address.
 pub const DOWNLOADS_OF_ADDRESS_MAX: usize = DOWNLOADS_MAX / 4;
 
 /// Seconds in the Retry-After header of the answer to a download that is refused because of a limit.
@@ -94,5 +104,11 @@ pub const MESSAGE_BYTES_SHORT: usize = 4 * 1024;
 /// listings and metrics. Beyond it, the answer is 503. A listing of the maximum length has 3 MB.
 pub const MESSAGES_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Maximum bytes of such bodies for one address that is not a loopback address.
+/// Maximum bytes of such bodies for one address that is not exempt from the limits per address.
 pub const MESSAGES_OF_ADDRESS_BYTES_MAX: usize = MESSAGES_BYTES_MAX / 2;
+
+/// Maximum number of log lines about refused names in [`REFUSAL_LOG_INTERVAL_NS`].
+pub const REFUSAL_LOG_LINES_MAX: usize = 16;
+
+/// Nanoseconds after which a refused name is logged again.
+pub const REFUSAL_LOG_INTERVAL_NS: i64 = 3_600_000_000_000;

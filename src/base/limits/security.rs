@@ -40,13 +40,6 @@ pub const ATTEMPTS_OF_ADDRESS: u32 = 10;
 /// Time after which such an address may send one more wrong token.
 pub const ATTEMPT_INTERVAL_OF_ADDRESS: Duration = Duration::from_secs(6);
 
-/// Number of wrong tokens that all addresses together may send in a burst. Addresses that have sent the right token are
-/// exempt from this limit.
-pub const ATTEMPTS_OF_ALL: u32 = 200;
-
-/// Time after which all addresses together may send one more wrong token.
-pub const ATTEMPT_INTERVAL_OF_ALL: Duration = Duration::from_millis(500);
-
 /// Maximum number of addresses whose attempts are remembered. At the limit, the address with the most attempts left is
 /// forgotten.
 pub const ATTEMPT_ADDRESSES_MAX: usize = 1024;

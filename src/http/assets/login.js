@@ -8,6 +8,7 @@ const dialog = $("login");
 const field = $("login-token");
 const note = $("login-note");
 const button = $("login-button");
+const isFramed = window.top !== window; // another site's page may show this page in a frame
 
 // Replaces window.fetch by a function that opens the form after a 401. This script is loaded first, so all requests of
 // the other scripts use that function.
@@ -32,9 +33,15 @@ async function logIn(event) {
     const response = await originalFetch(SESSION, {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ token: field.value.trim() }),
+      body: JSON.stringify({ token: field.value.trim(), framed: isFramed }),
     });
-    if (response.ok) return location.reload();
+    if (response.ok) {
+      if (await isLoggedIn()) return location.reload();
+      note.textContent = loginNotKept();
+      $("login-tab").hidden = !isFramed;
+      button.disabled = false;
+      return;
+    }
     const answer = await response.json().catch(() => ({}));
     note.textContent = refusal(response, answer);
   } catch {
@@ -42,6 +49,19 @@ async function logIn(event) {
   }
   button.disabled = false;
   field.select();
+}
+
+// The page cannot read the cookie of the login. So it asks the server if the browser sends the cookie back.
+async function isLoggedIn() {
+  return (await originalFetch(SESSION, { cache: "no-store" })).status !== 401;
+}
+
+function loginNotKept() {
+  if (!isFramed) return "The token is right, but this browser blocks the cookie of this site. Allow it, then log in again.";
+  const reason = location.protocol === "https:"
+    ? "this browser keeps no cookies for a page inside a page of another site, or the server does not list that site (--allow-origin)"
+    : "a page inside a page of another site can only be logged in over HTTPS, and the site must be listed (--allow-origin)";
+  return `The token is right, but the login was not kept: ${reason}. Use the link below.`;
 }
 
 function refusal(response, answer) {

@@ -7,6 +7,7 @@ import { fetchWithTimeout, onStatus, pollStatus } from "./events.js";
 
 const TIMEOUT_MS = 15000; // the server answers a stop only when the file is on the disk
 const CONFIRM_MS = 4000;
+const TOAST_MS = 8000;
 
 const $ = (id) => document.getElementById(id);
 const recordButton = $("record-button");
@@ -20,6 +21,7 @@ const player = $("player");
 let isRecording = false;
 let isBusy = false;
 let waitingText = null; // what the running recording waits for, as the note shows it
+let knownError = null; // the error of the last recording that was shown
 let playing = null; // name of the recording in the player, or null
 
 async function request(method, path, body) {
@@ -31,8 +33,19 @@ async function request(method, path, body) {
   return answer;
 }
 
+// Shows a message in the drawer, or above the bar while the drawer is closed.
 function showNote(text) {
   if (note.textContent !== text) note.textContent = text;
+  if (drawer.hidden) showToast(text);
+}
+
+const toast = $("toast");
+let toastTimer = 0;
+
+function showToast(text) {
+  clearTimeout(toastTimer);
+  toast.textContent = text;
+  toastTimer = setTimeout(() => (toast.textContent = ""), TOAST_MS);
 }
 
 function clock(seconds) {
@@ -61,7 +74,10 @@ function showStatus(status) {
   if (status.message || note.textContent === waitingText) showNote(status.message || "");
   waitingText = status.message || null;
   document.body.toggleAttribute("data-recording", isRecording);
-  if (status.error) showNote(status.error.error);
+  const error = status.error ? status.error.error : null;
+  // Every status repeats the error of the last recording, but it is news only once.
+  if (error && error !== knownError) showNote(error);
+  knownError = error;
   if (ended && !drawer.hidden) refresh();
 }
 
@@ -182,8 +198,12 @@ function close() {
 function toggleDrawer() {
   drawer.hidden = !drawer.hidden;
   drawerButton.setAttribute("aria-expanded", String(!drawer.hidden));
-  if (drawer.hidden) close();
-  else refresh();
+  if (drawer.hidden) {
+    close();
+    return;
+  }
+  toast.textContent = "";
+  refresh();
 }
 
 recordButton.addEventListener("click", toggleRecording);

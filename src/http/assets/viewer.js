@@ -5,7 +5,8 @@
 //   connect ── POST api/webrtc/offer ──► video.   Every end of the connection ──► reconnect with backoff.
 //
 // Stable interface for tests: window.__viewer = {
-//   state    "connecting" | "live" | "idr" | "waiting" | "away" | "stalled" | "server-gone" | "full" | "refused" | "tap",
+//   state    "connecting" | "live" | "idr" | "waiting" | "away" | "stalled" | "server-gone" | "full" | "refused" |
+//            "blocked" | "unable" | "tap",
 //   stats()  the last sample: { state, fps, bitrate_bps, width, height, frames_decoded, frames_dropped,
 //            freezes, packets_lost, loss_percent, jitter_buffer_ms, rtt_ms, connects,
 //            latency: { kind: "capture" | "receive" | null, last_ms, p50_ms, p95_ms, samples } },
@@ -13,12 +14,14 @@
 // }
 
 import { fetchWithTimeout, onStatus } from "./events.js";
+import { blockedPath, missingFeature } from "./remedies.js";
 
 const TICK_MS = 1000;
 const OFFER_TIMEOUT_MS = 8000;
 const SETUP_MS = 5000; // reconnect if ICE and DTLS have not finished after this long
 const DISCONNECT_GRACE_MS = 2000; // wait this long before reconnecting, because ICE often recovers from "disconnected"
 const BACKOFF_MS = [300, 700, 1500, 3000, 5000, 8000];
+const PATH_MS = 2500; // if no datagram arrives for this long after the answer, the network blocks them
 const QUIET_MS = 3500;
 const LATENCY_SAMPLES = 300;
 
@@ -38,6 +41,8 @@ const TEXTS = {
   "server-gone": ["Server not reachable", "Trying again…"],
   full: ["The server has no free viewer slot", "Trying again…"],
   refused: ["The server refused the connection", ""],
+  blocked: ["The video does not get through", ""],
+  unable: ["This browser cannot show the video", ""],
   tap: ["Tap to play", "This browser plays video only after a tap."],
 };
 
@@ -50,11 +55,13 @@ let retryTimer = 0;
 let graceTimer = 0;
 let attempts = 0;
 let connects = 0;
-let refusal = null; // why the server refused the last offer: { state: "full" | "refused", detail }
+let refusal = null; // why the last attempt failed: { state: "full" | "refused" | "blocked" | "unable", detail }
 let camera = null; // state of the camera as the server reported it; null if unknown
 let missedStatus = 0;
 let wasLive = false;
 let isPlayBlocked = false;
+let hasPath = false; // true if a datagram of the server has arrived in this attempt
+let answeredAt = 0; // time of the server's answer in this attempt, or 0
 let movedAt = 0; // time at which the picture last moved or the connection was started
 let stalledAfter_ms = 0; // how long a live camera may send nothing, as the server says; longer for slow cameras
 
@@ -110,19 +117,33 @@ async function connect() {
   disconnect();
   connects += 1;
   movedAt = performance.now();
-  const mine = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
+  hasPath = false;
+  answeredAt = 0;
+  let mine;
+  try {
+    mine = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
+  } catch (error) {
+    refusal = { state: "unable", detail: `${missingFeature("WebRTC")} (${error.message})` };
+    return reconnect(BACKOFF_MS[BACKOFF_MS.length - 1]);
+  }
   pc = mine;
   const transceiver = mine.addTransceiver("video", { direction: "recvonly" });
   preferLowLatency(transceiver);
   mine.ontrack = (event) => play(event.streams[0] || new MediaStream([event.track]));
   mine.onconnectionstatechange = () => pc === mine && connectionChanged(mine);
+  mine.oniceconnectionstatechange = () => {
+    if (pc === mine && ["connected", "completed"].includes(mine.iceConnectionState)) hasPath = true;
+  };
   try {
     await mine.setLocalDescription();
     // The offer is sent without waiting for our ICE candidates: the server is ICE-lite and learns our addresses from
     // our connectivity checks.
-    const answer = await postOffer(mine.localDescription.sdp);
+    const { sdp } = mine.localDescription;
+    if (!/^a=rtpmap:\d+ H264\//im.test(sdp)) throw new Refused(0, NO_H264, "", 0);
+    const answer = await postOffer(sdp);
     if (pc !== mine) return;
     await mine.setRemoteDescription(answer);
+    answeredAt = performance.now();
     const dtls = transceiver.receiver.transport;
     if (dtls) {
       dtls.onstatechange = () => {
@@ -133,6 +154,8 @@ async function connect() {
     if (pc === mine) offerFailed(error);
   }
 }
+
+const NO_H264 = "no_common_codec"; // the server's code for an offer without a format that it has
 
 class Refused extends Error {
   constructor(status, code, message, retryAfter) {
@@ -158,11 +181,16 @@ function offerFailed(error) {
   let wait_ms = 0;
   if (error instanceof Refused) {
     if (error.status === 401) video.srcObject = null; // after a logout the last picture must not stay visible
-    const isFull = error.code === "full";
-    refusal = { state: isFull ? "full" : "refused", detail: isFull ? "" : error.message };
+    refusal = explain(error);
     wait_ms = error.status === 503 ? error.retryAfter * 1000 : BACKOFF_MS[BACKOFF_MS.length - 1];
   }
   reconnect(wait_ms);
+}
+
+function explain(error) {
+  if (error.code === "full") return { state: "full", detail: "" };
+  if (error.code === NO_H264) return { state: "unable", detail: missingFeature("H.264") };
+  return { state: "refused", detail: error.message };
 }
 
 function preferLowLatency(transceiver) {
@@ -204,7 +232,7 @@ function disconnect() {
   clearTimeout(graceTimer);
   retryTimer = 0;
   if (pc) {
-    pc.onconnectionstatechange = pc.ontrack = null;
+    pc.onconnectionstatechange = pc.oniceconnectionstatechange = pc.ontrack = null;
     pc.close();
   }
   pc = null;
@@ -214,6 +242,8 @@ function disconnect() {
 }
 
 function reconnect(atLeast_ms = 0) {
+  const isBlocked = pc && answeredAt && !hasPath && performance.now() - answeredAt > PATH_MS;
+  if (isBlocked) refusal = { state: "blocked", detail: blockedPath(pc.remoteDescription.sdp) };
   disconnect();
   const backoff_ms = BACKOFF_MS[Math.min(attempts, BACKOFF_MS.length - 1)] * (0.75 + Math.random() / 2);
   attempts += 1;
@@ -443,6 +473,22 @@ function tapped() {
 }
 
 let quietTimer = 0;
+let isWaking = false; // true from a tap that shows the hidden bar until the click that this tap causes
+
+// A tap that shows the hidden bar does nothing else: a button that was not visible must not be pressed.
+function onTap(event) {
+  const isHidden = document.body.dataset.quiet !== undefined && state === "live" && !$("bar").contains(document.activeElement);
+  isWaking = isHidden && Boolean(event.target.closest("#stage, #bar"));
+}
+
+function onClick(event) {
+  // A click of a keyboard or a screen reader has the detail 0. It presses a button on purpose.
+  if (isWaking && event.detail > 0) {
+    event.preventDefault();
+    event.stopPropagation();
+  }
+  isWaking = false;
+}
 
 function onActivity() {
   delete document.body.dataset.quiet;
@@ -451,6 +497,9 @@ function onActivity() {
 }
 
 function wireControls() {
+  // These two see the events before all other listeners.
+  window.addEventListener("pointerdown", onTap, true);
+  window.addEventListener("click", onClick, true);
   $("stage").addEventListener("click", tapped);
   $("status-button").addEventListener("click", toggleStatus);
   $("status-button").setAttribute("aria-pressed", String(isStatusShown));
@@ -486,7 +535,7 @@ wirePage();
 onActivity();
 show();
 if (typeof RTCPeerConnection === "undefined") {
-  refusal = { state: "refused", detail: "This browser has no WebRTC." };
+  refusal = { state: "unable", detail: missingFeature("WebRTC") };
   show();
 } else {
   if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(frameShown);

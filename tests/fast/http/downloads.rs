@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use streaming_server::base::limits;
+use streaming_server::http::{Exempt, HttpConfig, HttpTimeouts};
 
-use super::stub::{ENDLESS_BYTES, Reply, Server, read_to_end};
+use super::stub::{ENDLESS_BYTES, Reply, Server, open, read_to_end};
 
 /// Sends a request for the path and reads only the first bytes of the answer, which must contain this status.
 fn begin(server: &Server, path: &str, status: &str) -> TcpStream {
@@ -20,8 +21,25 @@ fn begin(server: &Server, path: &str, status: &str) -> TcpStream {
 }
 
 #[test]
-fn downloads_above_the_limit_get_503_until_others_end() {
+fn one_address_leaves_downloads_to_others() {
     let server = Server::start();
+    let path = "/api/recordings/endless.mp4";
+    let unread: Vec<TcpStream> =
+        (0..limits::DOWNLOADS_OF_ADDRESS_MAX).map(|_| begin(&server, path, "200")).collect();
+    let reply = server.get(path);
+    assert_eq!((reply.status, reply.code().as_str()), (503, "too_many_downloads"));
+    let mut other = server.connect_from([127, 0, 0, 2]);
+    write!(other, "HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    assert_eq!(Reply::parse(&read_to_end(&mut other)).status, 200);
+    drop(unread);
+}
+
+#[test]
+fn downloads_above_the_limit_get_503_until_others_end() {
+    let server = Server::configured(HttpTimeouts::default(), |address| HttpConfig {
+        exempt: Exempt::loopback_and([]),
+        ..open(address)
+    });
     let path = "/api/recordings/endless.mp4";
     let mut unread: Vec<TcpStream> =
         (0..limits::DOWNLOADS_MAX).map(|_| begin(&server, path, "200")).collect();
@@ -80,6 +98,19 @@ fn a_reader_that_pauses_for_15_seconds_gets_the_rest() {
 }
 
 #[test]
+fn the_idle_timeout_spares_a_slow_reader_of_the_last_bytes() {
+    let short = Duration::from_millis(150);
+    let server = Server::with_timeouts(HttpTimeouts { idle: short, ..HttpTimeouts::default() });
+    server.backend.listed.store(10_000, Ordering::Relaxed);
+    let mut stream = server.connect();
+    stream.write_all(b"GET /api/recordings HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    // The whole body lies in the server's memory, and the server waits for the next request already.
+    std::thread::sleep(5 * short);
+    let reply = Reply::parse(&read_to_end(&mut stream));
+    assert_eq!(reply.header("content-length"), Some(reply.body.len().to_string().as_str()));
+}
+
+#[test]
 fn a_file_name_beyond_ascii_reaches_the_browser() {
     let server = Server::start();
     let reply = server.get("/api/recordings/K%C3%BCche%201.mp4");
@@ -107,6 +138,11 @@ fn a_player_of_a_growing_recording_is_sent_to_the_part_that_exists() {
     let rest = get("", "Range: bytes=5-\r\n");
     assert_eq!((rest.status, rest.header("content-range")), (206, Some("bytes 5-999999/1000000")));
     assert_eq!(get("?follow=1", "Range: bytes=0-\r\n").status, 200);
+    // FFmpeg follows the redirect once, and looks for the index at the old address.
+    let index = get("", "Range: bytes=1000000-\r\n");
+    assert_eq!((index.status, index.header("content-range")), (206, Some("bytes 1000000-1000099/1000100")));
+    let resumed = get("", "Range: bytes=1000000-\r\nIf-Range: \"clip\"\r\n");
+    assert_eq!((resumed.status, resumed.header("content-range")), (416, Some("bytes */1000000")));
     for query in ["?until=", "?until=-1", "?until=x", "?until=99999999999999999999"] {
         assert_eq!(get(query, "").code(), "bad_until", "{query}");
     }

@@ -23,7 +23,12 @@ impl Listener {
     /// Connects with additional request headers. Each header must end with its line break.
     pub(crate) fn with(server: &Server, headers: &str) -> Listener {
         let mut stream = server.connect();
-        write!(stream, "GET /api/events HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", server.address).unwrap();
+        write!(
+            stream,
+            "GET /api/events HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{headers}\r\n",
+            server.address
+        )
+        .unwrap();
         let mut listener = Listener { lines: BufReader::new(stream), head: Vec::new() };
         loop {
             let line = listener.line().unwrap();

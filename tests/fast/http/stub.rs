@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, HttpConfig, HttpShares, HttpTimeouts,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Exempt, HttpConfig, HttpShares, HttpTimeouts,
     Inspection, OfferOrigin, Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
 };
 use streaming_server::metrics::status::{
@@ -20,7 +20,7 @@ use streaming_server::metrics::status::{
 use tokio::sync::watch;
 
 /// Read timeout. It ends a test that would hang otherwise.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The only origin that is on the allow list.
 pub(crate) const FRIEND: &str = "https://home.example";
@@ -133,6 +133,9 @@ impl Backend for Stub {
             match name.as_str() {
                 "a b.mp4" | "Küche 1.mp4" => Ok(clip(name, CLIP_BYTES, false)),
                 "endless.mp4" => Ok(clip(name, ENDLESS_BYTES, true)),
+                "growing:1.mp4" if until.is_some_and(|until| until != CLIP_BYTES) => {
+                    Err(ApiError::new(400, "bad_until", "no unit ends there"))
+                }
                 "growing:1.mp4" => Ok(growing(name, until)),
                 _ => Err(ApiError::new(404, "not_found", "no such recording")),
             }
@@ -242,7 +245,8 @@ pub(crate) struct Server {
 /// Returns a configuration for plain HTTP without a token.
 pub(crate) fn open(address: SocketAddr) -> HttpConfig {
     let (policy, timeouts) = (Policy::default(), HttpTimeouts::default());
-    HttpConfig { address, policy, access: None, tls: None, timeouts, shares: HttpShares::default() }
+    let (exempt, shares) = (Exempt::default(), HttpShares::default());
+    HttpConfig { address, policy, access: None, exempt, tls: None, timeouts, shares }
 }
 
 impl Server {
@@ -258,6 +262,15 @@ impl Server {
         timeouts: HttpTimeouts,
         configure: impl FnOnce(SocketAddr) -> HttpConfig,
     ) -> Server {
+        Server::unlisted(|address| {
+            let mut config = HttpConfig { timeouts, ..configure(address) };
+            config.policy.allow_origin.push(FRIEND.into());
+            config
+        })
+    }
+
+    /// Starts a server whose allow list holds only what `configure` puts there.
+    pub(crate) fn unlisted(configure: impl FnOnce(SocketAddr) -> HttpConfig) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -269,8 +282,7 @@ impl Server {
             commands: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);
-        let mut config = HttpConfig { timeouts, ..configure(address) };
-        config.policy.allow_origin.push(FRIEND.into());
+        let config = configure(address);
         let stub = backend.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

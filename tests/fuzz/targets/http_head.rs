@@ -24,7 +24,7 @@ static ACCESS: LazyLock<Access> = LazyLock::new(|| {
     let no_file = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
     let parsed = Config::from_args(["--token".into(), TOKEN.into()], |_| None, no_file);
     let Ok(Parsed::Run(config)) = parsed else { panic!("the options of the test are valid") };
-    Access::new(config.token.expect("a token"), 8080, Arc::default(), Moment::now().steady)
+    Access::new(config.token.expect("a token"), 8080, Arc::default())
 });
 
 fn decide(policy: &Policy, head: &Head<'_>, body: &[u8]) -> Action {
@@ -45,6 +45,8 @@ fuzz_target!(|text: &str| {
         if_range: field(),
         authorization: field(),
         cookie: field(),
+        accept: field(),
+        referer: field(),
         requested_method: field(),
     };
     let body = lines.next().unwrap_or_default().as_bytes();

@@ -1,0 +1,29 @@
+// Texts that say what a person can do if this browser or its network cannot show the video.
+
+const isFirefox = /firefox\//i.test(navigator.userAgent);
+
+// Returns what to do if the browser lacks "WebRTC" or "H.264".
+export function missingFeature(feature) {
+  const other = `open this page in a current Chrome, Edge${isFirefox ? "" : ", Firefox"} or Safari`;
+  if (feature === "WebRTC") {
+    const setting = isFirefox ? " (media.peerconnection.enabled in about:config)" : "";
+    return `This browser has no WebRTC. A setting${setting}, an extension or a policy may have switched it off. Switch it on, or ${other}.`;
+  }
+  if (isFirefox) {
+    return "This Firefox has no H.264 yet. It gets H.264 from the OpenH264 plug-in, which it downloads after its first start. " +
+      "Open about:addons, then Plugins: set OpenH264 to \u201cAlways Activate\u201d and choose \u201cCheck for Updates\u201d. " +
+      `The picture starts as soon as the plug-in is there. Or ${other}.`;
+  }
+  return `This browser has no H.264, which the camera sends. Some builds of Chromium and other browsers lack it: ${other}.`;
+}
+
+// Returns what to do if no datagram of the server arrives. `sdp` is the server's answer, which names its ports.
+export function blockedPath(sdp) {
+  const candidates = [...sdp.matchAll(/^a=candidate:\S+ \d+ udp \d+ (\S+) (\d+) /gim)];
+  const ports = [...new Set(candidates.map(([, , port]) => port))];
+  const addresses = [...new Set(candidates.map(([, address]) => address))];
+  const name = ports.length === 1 ? `UDP port ${ports[0]}` : `UDP (ports ${ports.join(", ")})`;
+  return `${name} does not get through between this browser and the server (${addresses.join(", ")}). ` +
+    "Allow it in the firewall of the server and of this network, forward it in the router or container, or name an " +
+    "address that this browser can reach with --advertise. Trying again\u2026";
+}
