@@ -2,6 +2,7 @@
 //! state of the program. All of this runs on the HTTP thread, except profiles and traces, which get a thread each. This
 //! module must not touch sockets or the camera's ring.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -118,7 +119,12 @@ impl AppBackend {
         u32::try_from(adopted.saturating_sub(closed)).unwrap_or(u32::MAX)
     }
 
-    fn accept(&self, offer_sdp: &str, login_end: Option<BoxFuture<()>>) -> Result<String, ApiError> {
+    fn accept(
+        &self,
+        offer_sdp: &str,
+        local: Option<IpAddr>,
+        login_end: Option<BoxFuture<()>>,
+    ) -> Result<String, ApiError> {
         if self.sessions() >= self.viewers_max {
             let message =
                 format!("all {} viewer slots are in use (--max-viewers): try again later", self.viewers_max);
@@ -126,7 +132,7 @@ impl AppBackend {
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let now = clock::now();
-        let context = self.addresses.context(None, now.monotonic_ns);
+        let context = self.addresses.context(local, now.monotonic_ns);
         let (viewer, answer) =
             Viewer::accept(&context, id, offer_sdp, now.instant).map_err(|error| refused(&error))?;
         let owner = self.least_loaded();
@@ -223,8 +229,13 @@ async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
 }
 
 impl Backend for AppBackend {
-    fn offer(&self, sdp: &str, login_end: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
-        Box::pin(std::future::ready(self.accept(sdp, login_end)))
+    fn offer(
+        &self,
+        sdp: &str,
+        local: Option<IpAddr>,
+        login_end: Option<BoxFuture<()>>,
+    ) -> BoxFuture<Result<String, ApiError>> {
+        Box::pin(std::future::ready(self.accept(sdp, local, login_end)))
     }
 
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {

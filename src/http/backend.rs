@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -19,9 +20,15 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub trait Backend: Send + Sync + 'static {
     /// Starts a session for a browser's SDP offer and returns the SDP answer, or an error (400, 422, 503).
     ///
-    /// The session ends when `login_end` completes, or earlier. If `login_end` is `None`, the session depends on no
-    /// login. Must be called on a tokio runtime, because a new task polls `login_end`.
-    fn offer(&self, sdp: &str, login_end: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>>;
+    /// `local` is the address of this machine on which the offer arrived, if it is known. The session ends when
+    /// `login_end` completes, or earlier. If `login_end` is `None`, the session depends on no login. Must be called on a
+    /// tokio runtime, because a new task polls `login_end`.
+    fn offer(
+        &self,
+        sdp: &str,
+        local: Option<IpAddr>,
+        login_end: Option<BoxFuture<()>>,
+    ) -> BoxFuture<Result<String, ApiError>>;
 
     /// Returns the state of every session.
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>>;

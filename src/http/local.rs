@@ -288,7 +288,7 @@ impl Shared {
         // If the runtime drops the task, the sender `reply` is dropped too, which ends the wait below.
         drop(self.config.runtime.spawn(async move {
             let head = Head { path: &path, ..Head::default() };
-            let performed = perform(backend.as_ref(), route.act(&head, &body), None).await;
+            let performed = perform(backend.as_ref(), route.act(&head, &body), None, None).await;
             let response = performed.unwrap_or_else(Response::from);
             // This send fails if the wait below has timed out, so the error is ignored.
             let _ = reply.send(routes::finish(&Policy::default(), &head, response));

@@ -1,5 +1,7 @@
 //! Runs an [`Action`] on the backend, for both adapters.
 
+use std::net::IpAddr;
+
 use serde_json::json;
 
 use super::backend::{ApiError, Backend, BoxFuture};
@@ -7,7 +9,7 @@ use super::response::Response;
 use super::routes::Action;
 use super::{events, login};
 
-/// Runs an action and returns its response. Only the public endpoint has events and downloads, and it streams them
+/// Runs an action and returns its response. `local` is the address of this machine on which the request arrived. Only the public endpoint has events and downloads, and it streams them
 /// without this function. If the server has a token, the public endpoint also answers the actions of the login itself.
 ///
 /// # Errors
@@ -15,12 +17,13 @@ use super::{events, login};
 pub(super) async fn perform(
     backend: &dyn Backend,
     action: Action,
+    local: Option<IpAddr>,
     login_end: Option<BoxFuture<()>>,
 ) -> Result<Response, ApiError> {
     Ok(match action {
         Action::Respond(response) => response,
         Action::Offer(sdp) => {
-            let answer = backend.offer(&sdp, login_end).await?;
+            let answer = backend.offer(&sdp, local, login_end).await?;
             Response::json(200, &json!({ "type": "answer", "sdp": answer }))
         }
         Action::Viewers => Response::json(200, &backend.viewers().await),

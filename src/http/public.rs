@@ -153,11 +153,12 @@ struct Acceptor {
 impl Acceptor {
     fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
         prepare(&stream);
+        let local = stream.local_addr().ok().map(|address| address.ip());
         if let Ok(permit) = self.permits.clone().try_acquire_owned() {
             let (shared, mut stop) = (self.shared.clone(), self.stop.clone());
             self.connections.spawn(async move {
                 if let Some(stream) = shared.open(stream, &mut stop).await {
-                    let caller = Caller { peer, is_tls: stream.is_tls() };
+                    let caller = Caller { peer, local, is_tls: stream.is_tls() };
                     run_connection(shared, stream, caller, stop).await;
                 }
                 drop(permit);
@@ -285,6 +286,8 @@ connection: close\r\n\r\n\
 #[derive(Clone, Copy, Debug)]
 struct Caller {
     peer: IpAddr,
+    /// Address of this machine on which the connection arrived.
+    local: Option<IpAddr>,
     is_tls: bool,
 }
 
@@ -423,7 +426,7 @@ impl Shared {
             // A prepared response is short, or a file of the page, whose bytes are not copied.
             Action::Respond(response) => Ok((response, None)),
             action => {
-                let response = perform(self.backend.as_ref(), action, login_end).await?;
+                let response = perform(self.backend.as_ref(), action, caller.local, login_end).await?;
                 Ok((self.count_answer(response, caller)?, None))
             }
         }

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -36,7 +36,14 @@ pub(crate) struct Stub {
 }
 
 impl Backend for Stub {
-    fn offer(&self, sdp: &str, _: Option<BoxFuture<()>>) -> BoxFuture<Result<String, ApiError>> {
+    fn offer(
+        &self,
+        sdp: &str,
+        local: Option<IpAddr>,
+        _: Option<BoxFuture<()>>,
+    ) -> BoxFuture<Result<String, ApiError>> {
+        // The endpoint passes the address of this machine to which the caller has connected.
+        assert!(local.is_some_and(|ip| ip.is_loopback()));
         let sdp = sdp.to_owned();
         Box::pin(async move {
             if sdp.contains("full") {
