@@ -39,6 +39,23 @@ pub struct Destination {
     pub remote: SocketAddr,
 }
 
+/// A change of the addresses of a viewer, for the table that finds a session by address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathChange {
+    /// An authentic datagram came from this address. Reported for a new address, when it is proven, and every 2 s.
+    InUse {
+        /// Address of the viewer.
+        remote: SocketAddr,
+        /// True if the viewer is known to receive at this address.
+        is_proven: bool,
+    },
+    /// The session has forgotten this address.
+    Gone {
+        /// Address of the viewer.
+        remote: SocketAddr,
+    },
+}
+
 /// Takes the datagrams of one session, in order. The session encrypts each datagram directly into the sink's send
 /// buffer, so no bytes are copied afterwards. The worker's sink is its io_uring driver; the sink of tests is a list.
 pub trait DatagramSink {
