@@ -2,6 +2,7 @@
 //! state of the program. All of this runs on the HTTP thread, except profiles and traces, which get a thread each. This
 //! module must not touch sockets or the camera's ring.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -121,13 +122,13 @@ impl AppBackend {
     }
 
     fn accept(&self, offer_sdp: &str, origin: OfferOrigin) -> Result<String, ApiError> {
-        let OfferOrigin { holder, login_end } = origin;
+        let OfferOrigin { local, holder, login_end } = origin;
         let no_place = |reason| self.no_place(reason, holder);
         // Checked first, so that offers to a full server cost little. A malformed offer must not take a place away.
         self.places.check_room(holder).map_err(no_place)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let now = clock::now();
-        let context = self.addresses.context(None, now.monotonic_ns);
+        let context = self.addresses.context(local, now.monotonic_ns);
         let (viewer, answer) =
             Viewer::accept(&context, id, offer_sdp, now.instant).map_err(|error| refused(&error))?;
         let owner = self.least_loaded();

@@ -18,6 +18,8 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Where an offer comes from.
 #[derive(Default)]
 pub struct OfferOrigin {
+    /// The address of this machine on which the offer arrived, if it is known.
+    pub local: Option<IpAddr>,
     /// Who holds the viewer's place. `None` if many users share the address, so that there is no share: this machine
     /// and the proxies of --trusted-proxy.
     pub holder: Option<PlaceHolder>,

@@ -244,12 +244,13 @@ async fn serve_connection(
     place: Place,
     mut stop: watch::Receiver<bool>,
 ) {
+    let local = stream.local_addr().ok().map(|address| address.ip());
     let opened = tokio::select! {
         opened = shared.open(stream, &mut stop) => opened,
         () = place.state.gives_way.notified() => None,
     };
     if let Some(stream) = opened {
-        let caller = Caller { peer, is_tls: stream.is_tls(), place: Arc::clone(&place.state) };
+        let caller = Caller { peer, local, is_tls: stream.is_tls(), place: Arc::clone(&place.state) };
         run_connection(shared, stream, caller, stop).await;
     }
     drop(place);
@@ -351,6 +352,8 @@ connection: close\r\n\r\n\
 #[derive(Clone)]
 struct Caller {
     peer: IpAddr,
+    /// Address of this machine on which the connection arrived.
+    local: Option<IpAddr>,
     is_tls: bool,
     place: Arc<PlaceState>,
 }
@@ -519,7 +522,11 @@ impl Shared {
             // A prepared response is short, or a file of the page, whose bytes are not copied.
             Action::Respond(response) => Ok((response, None)),
             action => {
-                let origin = OfferOrigin { holder: place_holder(caller.peer, login, &self.config.exempt), login_end };
+                let origin = OfferOrigin {
+                    local: caller.local,
+                    holder: place_holder(caller.peer, login, &self.config.exempt),
+                    login_end,
+                };
                 let response = perform(self.backend.as_ref(), action, origin).await?;
                 Ok((self.count_answer(response, caller)?, None))
             }

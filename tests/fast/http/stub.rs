@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -12,7 +12,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
     ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Exempt, HttpConfig, HttpShares, HttpTimeouts,
-    Inspection, OfferOrigin, Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
+    Inspection, OfferOrigin, Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus,
+    Summary, serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, ViewerState, ViewerStatus,
@@ -36,7 +37,9 @@ pub(crate) struct Stub {
 }
 
 impl Backend for Stub {
-    fn offer(&self, sdp: &str, _: OfferOrigin) -> BoxFuture<Result<String, ApiError>> {
+    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<String, ApiError>> {
+        // The endpoint passes the address of this machine to which the caller has connected.
+        assert!(origin.local.is_some_and(|ip| ip.is_loopback()));
         let sdp = sdp.to_owned();
         Box::pin(async move {
             if sdp.contains("full") {
