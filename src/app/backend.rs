@@ -2,7 +2,6 @@
 //! state of the program. All of this runs on the HTTP thread, except profiles and traces, which get a thread each. This
 //! module must not touch sockets or the camera's ring.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;

@@ -92,13 +92,6 @@ impl CookieKind {
     }
 }
 
-impl VerifiedLogin {
-    /// Returns the id of the login, which no other login has.
-    pub(super) fn id(&self) -> [u8; ID_BYTES] {
-        self.login.id
-    }
-}
-
 impl Access {
     /// Creates the checks for this token. The names of the cookies contain `port` and a part of a hash of the token,
     /// because a browser sends a cookie to all ports and all paths of a host, where other cameras can be. `counters`

@@ -7,7 +7,7 @@ use super::response::Response;
 use super::routes::Action;
 use super::{events, login};
 
-/// Runs an action and returns its response. `local` is the address of this machine on which the request arrived. Only the public endpoint has events and downloads, and it streams them
+/// Runs an action and returns its response. Only the public endpoint has events and downloads, and it streams them
 /// without this function. If the server has a token, the public endpoint also answers the actions of the login itself.
 ///
 /// # Errors
