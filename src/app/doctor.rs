@@ -16,7 +16,7 @@ use crate::base::limits::{self, CANDIDATES_MAX};
 use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
-use crate::h264::{Assembler, BFrameDetector};
+use crate::h264::{AssembledUnit, Assembler, BFrameDetector};
 use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 
 /// Result of a check.
@@ -125,7 +125,11 @@ fn has_b_frames(mapping: &Mapping) -> bool {
     // The camera may overwrite the oldest slots meanwhile, so they are left out.
     (1..mapping.layout().slot_count().saturating_sub(1)).rev().any(|back| {
         let head = mapping.copy_unit_head(newest.wrapping_sub(back));
-        assembler.assemble(&head).is_ok_and(|unit| detector.find(&unit))
+        // Without parameter sets in the ring, the order of the pictures is unknown.
+        let is_unknown = |unit: &AssembledUnit<'_>| unit.parameter_sets().stream_info().is_none();
+        assembler
+            .assemble(&head)
+            .is_ok_and(|unit| detector.find(&unit) || (unit.has_b_slice() && is_unknown(&unit)))
     })
 }
 
