@@ -220,7 +220,7 @@ impl AppBackend {
 }
 
 /// Returns the text for a viewer or a recording that cannot begin before the camera's next IDR.
-pub(super) fn waiting_for_idr(last_idr_s: Option<u64>) -> String {
+fn waiting_for_idr(last_idr_s: Option<u64>) -> String {
     match last_idr_s {
         Some(age_s) => format!("waiting for the camera's next IDR, last one {age_s} s ago"),
         None => "waiting for the camera's next IDR; none has arrived yet".to_owned(),
