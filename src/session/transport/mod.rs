@@ -171,21 +171,27 @@ impl Transport {
         let Some((request, is_conflict)) = self.ice.authenticate(from, bytes) else { return false };
         let Some(check_id) = stun::random_id() else { return false };
         if is_conflict {
-            self.stun_output.push_back((from, self.ice.role_conflict(request.id)));
-            return self.paths.contains(from.remote);
+            self.push_answer(from, self.ice.role_conflict(request.id));
+            return true;
         }
         let verdict = self.paths.on_request(now, &request, bytes.len(), check_id);
         if verdict == Verdict::Replayed {
             return false;
         }
-        self.stun_output.push_back((from, self.ice.answer(request.id, from.remote)));
-        self.stun_output.truncate(limits::STUN_OUTPUT_MAX);
+        self.push_answer(from, self.ice.answer(request.id, from.remote));
         self.open_constant_path(now);
         if verdict == Verdict::New {
             self.checked_from = Some(from.remote);
             self.on_authentic(now, from.remote);
         }
         true
+    }
+
+    /// Queues an answer, which is shorter than its request. Above the limit it is dropped, as if lost on the network.
+    fn push_answer(&mut self, to: Destination, answer: Vec<u8>) {
+        if self.stun_output.len() < limits::STUN_OUTPUT_MAX {
+            self.stun_output.push_back((to, answer));
+        }
     }
 
     /// Handles the viewer's answer to a STUN request of ours. It proves the path.
@@ -288,7 +294,8 @@ impl Transport {
     pub(super) fn poll_output(&mut self, now: Instant) -> Result<TransportOutput, RtcError> {
         while let Some(output) = self.poll_stun(now) {
             let (to, bytes) = output;
-            if self.paths.may_send(to, bytes.len()) {
+            // Only the answer to a request in the wrong role goes to an address that has no path.
+            if self.paths.may_send(to, bytes.len()) || !self.paths.contains(to.remote) {
                 return Ok(TransportOutput::Datagram(to, bytes.into()));
             }
         }
