@@ -117,7 +117,7 @@ fn h264_cases() -> Vec<Case> {
         short("unit of many SPS", 1_000.0, |bytes| {
             unit(&sps_and(&[0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95], bytes))
         }),
-        short("unit of many PPS", 1_000.0, |bytes| unit(&many_pps(bytes))),
+        short("unit of many PPS", 4_000.0, |bytes| unit(&many_pps(bytes))),
         short("unit of many SEI", 1_000.0, |bytes| unit(&sps_and(&[0, 0, 1, 6, 5, 1, 9, 0x80], bytes))),
         long("one long SPS", 60.0, |bytes| {
             unit(&sps_and(&[&[0, 0, 1, 0x67, 100, 0, 30][..], &vec![0x55; bytes]].concat(), 0))
