@@ -62,15 +62,67 @@ fn http_cases() -> Vec<Case> {
             post("/api/webrtc/offer", &quoted(&"\\u00e4".repeat(bytes / 6)))
         }),
         long("JSON keys", 1_300.0, |bytes| post("/api/recording/start", &json_keys(bytes))),
+        long("JSON nesting", 1_300.0, |bytes| post("/api/recording/start", &"[".repeat(bytes))),
+        long("JSON number", 1_300.0, |bytes| {
+            post("/api/recording/start", &format!("{{\"a\":{}}}", "9".repeat(bytes)))
+        }),
+        long("HTTP host", 600.0, |bytes| head(Head { host: Some(&"a.".repeat(bytes / 2)), ..get("/") })),
+        long("HTTP origin", 600.0, |bytes| {
+            head(Head { origin: Some(&"http://a".repeat(bytes / 8)), ..get("/") })
+        }),
+        long("HTTP cookie", 600.0, |bytes| {
+            head(Head { cookie: Some(&"login=a; ".repeat(bytes / 9)), ..get("/") })
+        }),
+        long("HTTP authorization", 600.0, |bytes| {
+            head(Head { authorization: Some(&"Bearer ".repeat(bytes / 7)), ..get("/") });
+        }),
+        long("HTTP path", 600.0, |bytes| head(get(&"/%41/..".repeat(bytes / 7)))),
+        long("HTTP query", 600.0, |bytes| {
+            head(Head { query: Some(&"follow=1&".repeat(bytes / 9)), ..get("/") })
+        }),
+        long("HTTP range", 600.0, |bytes| {
+            head(Head { range: Some(&format!("bytes={}", "0-1,".repeat(bytes / 4))), ..get("/") })
+        }),
+        long("HTTP if-none-match", 600.0, |bytes| {
+            head(Head { if_none_match: Some(&"\"a\", ".repeat(bytes / 5)), ..get("/") });
+        }),
     ]
 }
 
 fn datagram_cases() -> Vec<Case> {
-    vec![]
+    vec![
+        long("STUN attributes", 200.0, stun_attributes),
+        long("STUN of a viewer", 200.0, stun_of_a_viewer),
+        long("DTLS empty records", 200.0, |bytes| {
+            dtls(bytes, &[22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        }),
+        long("DTLS fragments", 200.0, dtls_fragments),
+        long("RTCP reports", 300.0, |bytes| rtcp(bytes, &[0x80, 201, 0, 1, 0, 0, 0, 7])),
+        long("RTCP empty packets", 300.0, |bytes| rtcp(bytes, &[0x80, 204, 0, 0])),
+        long("RTCP NACK", 1_600.0, rtcp_nack),
+        long("RTCP extended report", 300.0, rtcp_blocks),
+    ]
 }
 
 fn h264_cases() -> Vec<Case> {
-    vec![]
+    vec![
+        short("NAL start codes", 60.0, |bytes| nals(&[0, 0, 1, 9, 0x10, 9, 9, 9].repeat(bytes / 8))),
+        long("NAL zero bytes", 60.0, |bytes| nals(&vec![0; bytes])),
+        long("NAL almost start codes", 60.0, |bytes| {
+            nals(&[&[0, 0, 1, 0x41][..], &[0, 0, 3].repeat(bytes / 3)].concat())
+        }),
+        short("unit of many slices", 1_000.0, |bytes| {
+            unit(&[0, 0, 1, 0x41, 0xe0, 0x80, 9, 9].repeat(bytes / 8))
+        }),
+        short("unit of many SPS", 1_000.0, |bytes| {
+            unit(&sps_and(&[0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95], bytes))
+        }),
+        short("unit of many PPS", 1_000.0, |bytes| unit(&many_pps(bytes))),
+        short("unit of many SEI", 1_000.0, |bytes| unit(&sps_and(&[0, 0, 1, 6, 5, 1, 9, 0x80], bytes))),
+        long("one long SPS", 60.0, |bytes| {
+            unit(&sps_and(&[&[0, 0, 1, 0x67, 100, 0, 30][..], &vec![0x55; bytes]].concat(), 0))
+        }),
+    ]
 }
 
 // ---- SDP -------------------------------------------------------------------------------------------
