@@ -69,7 +69,8 @@ fn request(server: SocketAddr, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let head = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
-    stream.write_all(head.as_bytes()).unwrap();
+    // The server may refuse and close the connection before.
+    let _ = stream.write_all(head.as_bytes());
     stream
 }
 
@@ -88,8 +89,10 @@ fn read_repeatedly(
     while !stop.load(Ordering::Relaxed) {
         let mut stream = request(server, &format!("/api/recordings/{path}"));
         let mut first = [0; 12];
-        if stream.read_exact(&mut first).is_err() || first != *b"HTTP/1.1 200" {
-            assert_eq!(first, *b"HTTP/1.1 503");
+        let is_answered = stream.read_exact(&mut first).is_ok();
+        if first != *b"HTTP/1.1 200" {
+            // Connections far above the limit are closed without an answer.
+            assert!(!is_answered || first == *b"HTTP/1.1 503", "{}", String::from_utf8_lossy(&first));
             refused.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(300));
             continue;
