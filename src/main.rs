@@ -50,17 +50,22 @@ fn main() -> ExitCode {
     if let Some(command) = command {
         return command(&config);
     }
-    logging::start(config.log_level);
+    if let Err(error) = logging::start(config.log_level) {
+        eprintln!("streaming-server: cannot start the thread that writes the log: {error}");
+        return ExitCode::FAILURE;
+    }
     for name in unknown {
         log::warn!("the environment variable {name:?} is no option of this server, so it is ignored");
     }
-    match server::run(&config) {
+    let code = match server::run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
             ExitCode::FAILURE
         }
-    }
+    };
+    logging::flush();
+    code
 }
 
 /// Prints one line per check. Returns the failure code if a check failed.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::app::addresses::Addresses;
 use crate::app::service::{Health, Heartbeat};
 use crate::app::{login_watch, recordings};
 use crate::base::{clock, limits};
@@ -18,7 +19,7 @@ use crate::metrics::status::ViewerStatus;
 use crate::metrics::{LoginCounters, WorkerCounters, trace};
 use crate::profiling::{self, Contention, ProfileError};
 use crate::recorder::RecorderHandle;
-use crate::session::{OfferError, SessionContext, Viewer};
+use crate::session::{OfferError, Viewer};
 use crate::worker::commands::{Command, Mailbox, hand_over, session_guard};
 
 /// Longest time to wait until a worker has reported its viewers.
@@ -33,7 +34,7 @@ const RETRY_AFTER_S: u32 = 5;
 /// The implementation of [`Backend`]. It gives the HTTP endpoints access to the rest of the program.
 pub struct AppBackend {
     pub(super) camera: Camera,
-    pub(super) context: Arc<SessionContext>,
+    pub(super) addresses: Addresses,
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) counters: Vec<Arc<WorkerCounters>>,
     /// Handle of the recorder; `None` if the server was started with --no-recorder.
@@ -119,8 +120,10 @@ impl AppBackend {
             return Err(ApiError { code: "full", ..ApiError::busy(message, RETRY_AFTER_S) });
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (viewer, answer) = Viewer::accept(&self.context, id, offer_sdp, clock::now().instant)
-            .map_err(|error| refused(&error))?;
+        let now = clock::now();
+        let context = self.addresses.context(None, now.monotonic_ns);
+        let (viewer, answer) =
+            Viewer::accept(&context, id, offer_sdp, now.instant).map_err(|error| refused(&error))?;
         let owner = self.least_loaded();
         let Some(mailbox) = self.mailboxes.get(owner) else {
             return Err(ApiError::busy("no worker runs", RETRY_AFTER_S));

@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::app::addresses::{host_candidates, interface_addresses, most_useful, too_many};
+use crate::base::limits::CANDIDATES_MAX;
 use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
@@ -67,6 +69,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.extend(config.tls.as_ref().map(|tls| check("tls", security::certificate(config, tls))));
     checks.push(check("token", security::token(config)));
     checks.push(port("udp", config.udp, UdpSocket::bind(config.udp).map(drop)));
+    checks.push(check("addresses", addresses(config)));
     checks.extend(config.control.map(|address| tcp("control", address)));
     if !config.no_recorder {
         checks.push(check("recordings", recordings(&config.record_path)));
@@ -154,6 +157,19 @@ fn port(what: &'static str, address: SocketAddr, bound: std::io::Result<()>) -> 
         }
     };
     check(what, finding)
+}
+
+/// Lists the addresses that viewers get.
+fn addresses(config: &Config) -> Finding {
+    let found = host_candidates(config.udp, &interface_addresses(), None);
+    let used = most_useful(&found, CANDIDATES_MAX.saturating_sub(config.advertise.len()).max(1));
+    let advertised = config.advertise.iter().map(|address| address.ip.to_string());
+    let listed: Vec<String> = advertised.chain(used.iter().map(|used| used.ip().to_string())).collect();
+    let listed = listed.join(", ");
+    if found.len() > used.len() {
+        return (Verdict::Warn, format!("{}: {listed}", too_many(found.len(), used.len())));
+    }
+    (Verdict::Ok, format!("viewers get {listed}"))
 }
 
 fn recordings(directory: &Path) -> Finding {

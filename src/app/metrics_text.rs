@@ -7,8 +7,8 @@ mod stages;
 use std::time::Duration;
 
 use crate::app::backend::AppBackend;
-use crate::base::clock;
 use crate::base::counters::Counter;
+use crate::base::{clock, logging};
 use crate::camera::CameraStatus;
 use crate::http::Backend;
 use crate::metrics::status::EndReason;
@@ -161,6 +161,11 @@ fn process(text: &mut Exposition, from: &AppBackend) {
     let uptime_ns = clock::monotonic_ns().saturating_sub(from.started_ns).unsigned_abs();
     let uptime_s = Duration::from_nanos(uptime_ns).as_secs_f64();
     text.gauge("uptime_seconds", "Seconds since the server started.").value(format_args!("{uptime_s:.3}"));
+    text.counter(
+        "log_lines_dropped_total",
+        "Log lines dropped because the log output was not read or failed.",
+    )
+    .value(logging::dropped_lines());
     kernel::expose(text);
     text.gauge("build_info", "Always 1. The label is the running version.").labelled(
         "version",

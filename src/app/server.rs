@@ -4,7 +4,6 @@
 pub(crate) mod security;
 
 use std::io;
-use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
@@ -18,12 +17,12 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::app::addresses::{host_candidates, interface_addresses};
+use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
-use crate::app::service::{self, Notifier};
-use crate::base::{clock, limits};
+use crate::app::service::{self, Notifier, Supervisor};
+use crate::base::{clock, limits, logging};
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
-use crate::camera::{Camera, Layout};
+use crate::camera::{Camera, Layout, faults};
 use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
 use crate::http::{self, Backend, HttpConfig};
@@ -94,6 +93,11 @@ pub enum ServerError {
 /// Returns a [`ServerError`] if a part of the server cannot start. If an option can help, the error names it.
 pub fn run(config: &Config) -> Result<(), ServerError> {
     log::info!("streaming-server {}: {config}", env!("CARGO_PKG_VERSION"));
+    if config.control.is_some() {
+        http::local::start_library();
+    }
+    // This must come after `start_library`, whose handlers it replaces, and before the first mapping of the ring.
+    faults::install();
     let listener = listen(config.http, "--http")?;
     let http = listener.local_addr().unwrap_or(config.http);
     let plain = config.http_plain.map(|address| listen(address, "--http-plain")).transpose()?;
@@ -103,8 +107,8 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let mut threads = Threads::default();
     let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
     let camera = Camera::new(&shm, config.wake);
-    let context = session_context(config, udp)?;
-    let _join_preparation = JoinPreparation(Arc::clone(&context));
+    let addresses = addresses(config, udp)?;
+    let _join_preparation = JoinPreparation(addresses.latest());
     let workers = Workers::start(WorkersConfig {
         count: worker_count(config),
         camera: camera.clone(),
@@ -115,7 +119,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
     let app_backend = Arc::new(AppBackend {
         camera,
-        context,
+        addresses,
         mailboxes: workers.mailboxes.clone(),
         counters: workers.counters.clone(),
         recorder,
@@ -214,11 +218,10 @@ fn listen(address: SocketAddr, option: &'static str) -> Result<TcpListener, Serv
     listener.map_err(|source| ServerError::Http { address, option, source })
 }
 
-fn session_context(config: &Config, udp: SocketAddr) -> Result<Arc<SessionContext>, ServerError> {
-    let candidates = host_candidates(udp, &interface_addresses());
+fn addresses(config: &Config, udp: SocketAddr) -> Result<Addresses, ServerError> {
     let advertise = config.advertise.iter().map(|address| address.with_port(udp.port())).collect();
-    let session_config = SessionConfig { candidates, advertise, srtp: config.srtp };
-    Ok(SessionContext::new(session_config)?)
+    let session_config = SessionConfig { candidates: Vec::new(), advertise, srtp: config.srtp };
+    Ok(Addresses::new(udp, session_config, clock::monotonic_ns())?)
 }
 
 /// Returns the configured number of workers. The default is one worker for up to 64 viewers, otherwise one per core.
@@ -244,10 +247,7 @@ fn announce(config: &Config, http: SocketAddr, plain: Option<&TcpListener>, udp:
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("[{ip}]"),
     };
-    let mut stdout = io::stdout().lock();
-    // A failed write to stdout is ignored: the server must keep running even if stdout is closed.
-    let _ = writeln!(stdout, "open {scheme}://{host}:{}/", http.port());
-    let _ = stdout.flush();
+    logging::print(&format!("open {scheme}://{host}:{}/", http.port()));
 }
 
 /// Runs the HTTP endpoints on this thread until a signal arrives, then stops the recorder and the workers.
@@ -266,22 +266,24 @@ fn serve(
         let backend = Arc::clone(app_backend) as Arc<dyn Backend>;
         let keys = endpoints.config.tls.clone();
         let mut server = pin!(endpoints.serve(backend, stopped));
-        let mut notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
-        notifier.ready();
+        let shutdown = Shutdown::prepare(Arc::clone(app_backend), workers).map_err(start("shutdown"))?;
+        let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+        let watched = Arc::clone(app_backend);
+        let supervisor = Supervisor::start(notifier, watchdog_period(), move || watched.health())
+            .map_err(start("the messages to the service manager"))?;
         tokio::select! {
-            () = service::supervise(&mut notifier, watchdog_period(), || app_backend.health()) => {}
             () = &mut server => log::error!("the HTTP endpoint ended unexpectedly: stopping"),
             _ = interrupt.recv() => log::info!("SIGINT: stopping; send it again to stop at once"),
             _ = terminate.recv() => log::info!("SIGTERM: stopping; send it again to stop at once"),
             () = security::handle_hangups(config, keys.as_deref()) => log::info!("the terminal was closed: stopping"),
         }
-        notifier.stopping();
+        supervisor.stop();
         // This does not wait: the recorder finishes the recording while the sessions below are closed.
         app_backend.stop_recorder();
         // This send can fail only if the HTTP endpoints have already ended, so the error is ignored.
         let _ = stop.send(true);
         tokio::select! {
-            () = close_sessions(Arc::clone(app_backend), workers) => {}
+            () = shutdown.run() => {}
             _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
             _ = terminate.recv() => log::warn!("second signal: stopping at once"),
         }
@@ -296,24 +298,40 @@ fn watchdog_period() -> Option<Duration> {
     service::watchdog_period(usec.as_deref(), pid.as_deref(), std::process::id())
 }
 
-/// Closes all sessions and joins the workers. A separate thread does this, so that signals are still handled meanwhile.
-async fn close_sessions(app_backend: Arc<AppBackend>, mut workers: Workers) {
-    let (done, finished) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
-        app_backend.stop();
-        workers.join();
-        // This send fails if a second signal or the timeout below has ended the wait for this message, so the error is
-        // ignored.
-        let _ = done.send(());
-    });
-    match thread {
-        Ok(_) => {
-            let patience = Duration::from_millis(limits::STOP_MS_MAX * 3);
-            if tokio::time::timeout(patience, finished).await.is_err() {
-                log::warn!("a worker did not stop in time");
-            }
+/// The thread that closes all sessions and joins the workers. Signals are still handled meanwhile. The thread is created
+/// at start, because the system may refuse a thread later (`TasksMax=`). It also ends if this value is dropped.
+struct Shutdown {
+    begin: SyncSender<()>,
+    finished: tokio::sync::oneshot::Receiver<()>,
+}
+
+impl Shutdown {
+    fn prepare(app_backend: Arc<AppBackend>, mut workers: Workers) -> io::Result<Shutdown> {
+        let (begin, begun) = sync_channel(1);
+        let (done, finished) = tokio::sync::oneshot::channel();
+        let body = move || {
+            // An error means that the server ended without a shutdown. The workers are then stopped as well.
+            let _ = begun.recv();
+            app_backend.stop();
+            workers.join();
+            // This send fails if a second signal or the timeout in `run` has ended the wait for this message, so the
+            // error is ignored.
+            let _ = done.send(());
+        };
+        std::thread::Builder::new()
+            .name("shutdown".to_owned())
+            .stack_size(limits::HELPER_STACK_BYTES)
+            .spawn(body)?;
+        Ok(Shutdown { begin, finished })
+    }
+
+    async fn run(self) {
+        // This send fails only if the thread has panicked. The wait below then ends at once.
+        let _ = self.begin.try_send(());
+        let patience = Duration::from_millis(limits::STOP_MS_MAX * 3);
+        if tokio::time::timeout(patience, self.finished).await.is_err() {
+            log::warn!("a worker did not stop in time");
         }
-        Err(error) => log::warn!("could not close the sessions; viewers will time out: {error}"),
     }
 }
 

@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::base::limits;
@@ -39,36 +41,40 @@ impl Notifier {
         self.socket.is_some()
     }
 
-    /// Reports that the server listens. systemd then starts the units that are ordered after this service.
-    pub fn ready(&self) {
-        self.send("READY=1");
+    /// Reports that the server listens. systemd then starts the units that are ordered after this service. Returns false
+    /// if the manager does not take the message now.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.send("READY=1")
     }
 
     /// Sends the line that `systemctl status` shows, if it differs from the last one sent.
     pub fn status(&mut self, line: &str) {
-        if self.last_status != line {
+        if self.last_status != line && self.send(&format!("STATUS={}", line.replace('\n', " "))) {
             line.clone_into(&mut self.last_status);
-            self.send(&format!("STATUS={}", line.replace('\n', " ")));
         }
     }
 
     /// Sends a watchdog keep-alive. If none arrives within `WatchdogSec=`, the service manager kills and restarts the
     /// program.
     pub fn alive(&self) {
-        self.send("WATCHDOG=1");
+        // A message that the manager does not take is followed by the next one, before the timeout.
+        let _ = self.send("WATCHDOG=1");
     }
 
     /// Reports that the server is stopping.
     pub fn stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=stopping: finishing the recording, closing the sessions");
+        let _ = self.send("STOPPING=1\nSTATUS=stopping: finishing the recording, closing the sessions");
     }
 
-    fn send(&self, message: &str) {
-        if let Some(socket) = &self.socket
-            && let Err(error) = socket.send(message.as_bytes())
-        {
+    /// Sends a message without blocking. Returns false if the manager does not take it now.
+    fn send(&self, message: &str) -> bool {
+        let Some(socket) = &self.socket else { return true };
+        let sent = socket.send(message.as_bytes());
+        if let Err(error) = &sent {
             log::debug!("could not send {message} to the service manager: {error}");
         }
+        sent.is_ok()
     }
 }
 
@@ -113,34 +119,80 @@ pub struct Heartbeat {
     pub turns: u64,
 }
 
-/// Checks the server periodically. Sends the status line if it has changed, and a watchdog keep-alive as long as the
-/// heartbeat of every thread grows. This runs on the HTTP thread, so the watchdog covers that thread too. Never
-/// returns.
-pub async fn supervise(notifier: &mut Notifier, watchdog: Option<Duration>, look: impl Fn() -> Health) {
-    if !notifier.has_manager() {
-        return std::future::pending().await;
-    }
-    let mut timer = tokio::time::interval(watchdog.unwrap_or(limits::STATUS_PERIOD));
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut pulse = Pulse::default();
-    loop {
-        timer.tick().await;
-        let health = look();
-        match pulse.missing(&health.heartbeats) {
-            None => {
-                if watchdog.is_some() {
-                    notifier.alive();
+/// The thread that reports to the service manager. It does not depend on any other thread: a busy HTTP thread must not
+/// make the manager restart the program. [`Supervisor::stop`] ends it.
+#[derive(Debug, Default)]
+pub struct Supervisor {
+    thread: Option<(SyncSender<()>, JoinHandle<()>)>,
+}
+
+impl Supervisor {
+    /// Starts the thread, which reports READY at once. Without a service manager, no thread is started. `watchdog` is the
+    /// time between two keep-alives, and `look` returns the state of the server.
+    ///
+    /// # Errors
+    /// The system cannot create the thread.
+    pub fn start(
+        notifier: Notifier,
+        watchdog: Option<Duration>,
+        look: impl Fn() -> Health + Send + 'static,
+    ) -> std::io::Result<Supervisor> {
+        if !notifier.has_manager() {
+            return Ok(Supervisor::default());
+        }
+        let (stop, stopped) = sync_channel(1);
+        let body = move || {
+            let mut watch = Watch { notifier, watchdog, is_ready: false, pulse: Pulse::default() };
+            let period = watchdog.unwrap_or(limits::STATUS_PERIOD);
+            loop {
+                watch.check(&look());
+                if stopped.recv_timeout(period) != Err(RecvTimeoutError::Timeout) {
+                    break watch.notifier.stopping();
                 }
-                notifier.status(&health.summary);
+            }
+        };
+        let thread = std::thread::Builder::new().name("service".to_owned());
+        let thread = thread.stack_size(limits::HELPER_STACK_BYTES).spawn(body)?;
+        Ok(Supervisor { thread: Some((stop, thread)) })
+    }
+
+    /// Reports that the server is stopping, and ends the thread.
+    pub fn stop(self) {
+        if let Some((stop, thread)) = self.thread {
+            // Both calls fail only if the thread has panicked, which the panic hook has logged.
+            let _ = stop.send(());
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread of [`Supervisor`] knows.
+struct Watch {
+    notifier: Notifier,
+    watchdog: Option<Duration>,
+    is_ready: bool,
+    pulse: Pulse,
+}
+
+impl Watch {
+    /// Sends the status line if it has changed, and a watchdog keep-alive as long as the heartbeat of every thread grows.
+    fn check(&mut self, health: &Health) {
+        self.is_ready = self.is_ready || self.notifier.ready();
+        match self.pulse.missing(&health.heartbeats) {
+            None => {
+                if self.watchdog.is_some() {
+                    self.notifier.alive();
+                }
+                self.notifier.status(&health.summary);
             }
             Some(name) => {
-                if pulse.checks_missed == STUCK_CHECKS {
+                if self.pulse.checks_missed == STUCK_CHECKS {
                     log::error!(
                         "{name} is stuck: keep-alives stop, so that the watchdog of the service manager restarts the program"
                     );
                 }
-                if pulse.checks_missed >= STUCK_CHECKS {
-                    notifier.status(&format!("{name} is stuck"));
+                if self.pulse.checks_missed >= STUCK_CHECKS {
+                    self.notifier.status(&format!("{name} is stuck"));
                 }
             }
         }
@@ -213,7 +265,7 @@ mod tests {
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let mut notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))));
         assert!(notifier.has_manager());
-        notifier.ready();
+        assert!(notifier.ready());
         notifier.status("two\nlines");
         notifier.status("two\nlines");
         notifier.alive();
@@ -229,6 +281,27 @@ mod tests {
         assert!(!Notifier::new(None).has_manager());
         assert!(!Notifier::new(Some(OsStr::new(""))).has_manager());
         assert!(!Notifier::new(Some(OsStr::new("/nonexistent/notify"))).has_manager());
-        Notifier::default().ready();
+        assert!(Notifier::default().ready());
+        assert!(Supervisor::start(Notifier::default(), None, Health::default).unwrap().thread.is_none());
+    }
+
+    #[test]
+    fn message_that_the_manager_does_not_take_is_sent_at_the_next_check() {
+        let name = format!("ss-test-notify-full-{}", std::process::id());
+        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))));
+        while notifier.send("FILL=1") {}
+        let mut watch = Watch { notifier, watchdog: None, is_ready: false, pulse: Pulse::default() };
+        let health = Health { summary: "live".to_owned(), heartbeats: Vec::new() };
+        watch.check(&health); // does not block
+        assert!(!watch.is_ready);
+        manager.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 100];
+        while manager.recv(&mut buffer).is_ok() {}
+        watch.check(&health);
+        for expected in ["READY=1", "STATUS=live"] {
+            let bytes = manager.recv(&mut buffer).unwrap();
+            assert_eq!(buffer.get(..bytes).unwrap(), expected.as_bytes());
+        }
     }
 }

@@ -99,6 +99,7 @@
 
 mod commit_detector;
 mod cursor;
+pub mod faults;
 mod layout;
 pub mod lease;
 pub mod lease_header;

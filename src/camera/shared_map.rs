@@ -1,5 +1,5 @@
 //! UNSAFE: maps a range of a camera's segment, which other processes map too. This module does not know what the bytes
-//! mean. If the segment shrinks, an access here ends the process with SIGBUS; `region.rs` prevents that.
+//! mean. If the segment shrinks, an access here ends the process with SIGBUS; `faults.rs` prevents that.
 #![expect(
     unsafe_code,
     reason = "atomics and copies in memory that other processes map; no safe API has them"

@@ -43,8 +43,22 @@ pub struct LocalConfig {
     pub runtime: Handle,
 }
 
+/// Starts the threads of the library `may`, and makes a first coroutine. The library then also installs handlers of
+/// SIGSEGV and SIGBUS. The caller must install its own handlers after this call.
+pub fn start_library() {
+    let library = may::config();
+    library.set_workers(limits::LOCAL_WORKERS);
+    library.set_stack_size(limits::LOCAL_STACK_BYTES / size_of::<usize>());
+    library.set_pool_capacity(limits::LOCAL_COROUTINE_POOL);
+    library.set_worker_pin(false);
+    library.set_timeout_ns(SLOW_POLL_NS);
+    let first = may::go!(|| {});
+    // The result is ignored: an empty coroutine cannot panic.
+    let _ = first.join();
+}
+
 /// Starts the endpoint on its own threads, and returns the address at which it listens. The endpoint ends only with the
-/// process.
+/// process. [`start_library`] must have been called.
 ///
 /// # Errors
 /// Returns an error if the address is not a loopback address or is in use, or if no thread can be started.
@@ -55,12 +69,6 @@ pub fn start(config: LocalConfig) -> io::Result<SocketAddr> {
     // This bind fails if the address is in use. The library `may` binds with SO_REUSEPORT, so without this check a
     // second server would start and get every other connection.
     let address = TcpListener::bind(config.address)?.local_addr()?;
-    let library = may::config();
-    library.set_workers(limits::LOCAL_WORKERS);
-    library.set_stack_size(limits::LOCAL_STACK_BYTES / size_of::<usize>());
-    library.set_pool_capacity(limits::LOCAL_COROUTINE_POOL);
-    library.set_worker_pin(false);
-    library.set_timeout_ns(SLOW_POLL_NS);
     if !local_guard::is_possible() {
         log::warn!(
             "control {address}: the kernel refuses pidfd_getfd, so connections that never finish a request stay open"

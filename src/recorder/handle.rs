@@ -62,7 +62,12 @@ pub fn spawn(
     let (started, is_started) = std::sync::mpsc::sync_channel(1);
     let body = move || match tokio_uring::Runtime::new(tokio_uring::builder().entries(64)) {
         Ok(runtime) => {
-            let _received_below = started.send(Ok(()));
+            let ready = runtime.block_on(start_kernel_thread());
+            let is_ready = ready.is_ok();
+            let _received_below = started.send(ready);
+            if !is_ready {
+                return;
+            }
             let engine = Engine::new(camera, engine_library, config, commands, shutdown, unit_published);
             runtime.block_on(engine.run());
         }
@@ -75,6 +80,16 @@ pub fn spawn(
     let started = is_started.recv().map_err(|_| SpawnError::Thread(io::ErrorKind::BrokenPipe.into()))?;
     started.map_err(SpawnError::Uring)?;
     Ok((RecorderHandle { commands: sender, shutdown: Arc::new(shutdown_sender), library }, thread))
+}
+
+/// Makes the kernel create the thread on which io_uring carries out operations that block. The kernel keeps its last
+/// such thread. Without this call, the kernel creates it for the first sync of a recording. If that is refused
+/// (`TasksMax=`), the operation fails with ECANCELED.
+async fn start_kernel_thread() -> io::Result<()> {
+    let file = rustix::fs::memfd_create("recorder-start", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let file = tokio_uring::fs::File::from_std(file.into());
+    file.sync_data().await?;
+    file.close().await
 }
 
 fn repair_in_background(library: &Library) -> io::Result<()> {

@@ -39,18 +39,20 @@ pub enum ContextError {
     Unusable(SocketAddr),
 }
 
-/// Shared state of all sessions of the process.
-#[derive(Debug)]
+/// Shared state of all sessions of the process. Contexts made by [`SessionContext::with_candidates`] differ only in
+/// their addresses.
+#[derive(Clone, Debug)]
 pub struct SessionContext {
     /// Local candidates that every session adds to str0m.
     pub(super) candidates: Vec<Candidate>,
     /// Addresses that the SDP answer lists, `advertise` first.
     pub(super) announced: Vec<SocketAddr>,
+    advertise: Vec<SocketAddr>,
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) wallclock: Wallclock,
     srtp: SrtpChoice,
-    target_profile: OnceLock<TargetProfile>,
-    certificate: OnceLock<Option<DtlsCert>>,
+    target_profile: Arc<OnceLock<TargetProfile>>,
+    certificate: Arc<OnceLock<Option<DtlsCert>>>,
 }
 
 impl SessionContext {
@@ -62,7 +64,31 @@ impl SessionContext {
     /// Returns an error if the configuration has no address to receive on, too many addresses, or an unusable address.
     pub fn new(config: SessionConfig) -> Result<Arc<Self>, ContextError> {
         let SessionConfig { candidates, advertise, srtp } = config;
-        let announced: Vec<_> = advertise.into_iter().chain(candidates.iter().copied()).collect();
+        let context = Self {
+            candidates: Vec::new(),
+            announced: Vec::new(),
+            advertise,
+            provider: Arc::new(dtls::provider()),
+            wallclock: Wallclock::read(),
+            srtp,
+            target_profile: Arc::default(),
+            certificate: Arc::default(),
+        };
+        let context = context.with_candidates(&candidates)?;
+        let prepared = Arc::clone(&context);
+        // The result is ignored: if the thread cannot start, the first offer does the preparation instead.
+        let _ = std::thread::Builder::new()
+            .name("session-prepare".into())
+            .spawn(move || prepared.join_preparation());
+        Ok(context)
+    }
+
+    /// Returns a context for the sessions of the next offers, because the addresses of this machine have changed.
+    ///
+    /// # Errors
+    /// Returns an error if there is no address, if there are too many, or if one is unusable.
+    pub fn with_candidates(&self, candidates: &[SocketAddr]) -> Result<Arc<Self>, ContextError> {
+        let announced: Vec<_> = self.advertise.iter().chain(candidates).copied().collect();
         if candidates.is_empty() {
             return Err(ContextError::NoCandidates);
         }
@@ -74,21 +100,7 @@ impl SessionContext {
         };
         announced.iter().try_for_each(|address| usable(address).map(drop))?;
         let candidates = candidates.iter().map(usable).collect::<Result<_, _>>()?;
-        let context = Arc::new(Self {
-            candidates,
-            announced,
-            provider: Arc::new(dtls::provider()),
-            wallclock: Wallclock::read(),
-            srtp,
-            target_profile: OnceLock::new(),
-            certificate: OnceLock::new(),
-        });
-        let prepared = Arc::clone(&context);
-        // The result is ignored: if the thread cannot start, the first offer does the preparation instead.
-        let _ = std::thread::Builder::new()
-            .name("session-prepare".into())
-            .spawn(move || prepared.join_preparation());
-        Ok(context)
+        Ok(Arc::new(Self { candidates, announced, ..self.clone() }))
     }
 
     /// Prepares the SRTP profile and the certificate, or waits until the background thread has done so. Must be called
@@ -96,6 +108,12 @@ impl SessionContext {
     pub fn join_preparation(&self) {
         self.target_profile();
         self.certificate();
+    }
+
+    /// Returns the addresses that SDP answers list.
+    #[must_use]
+    pub fn announced(&self) -> &[SocketAddr] {
+        &self.announced
     }
 
     /// Returns the name of the preferred SRTP profile. The profile that a viewer has negotiated is in its

@@ -21,6 +21,7 @@ mod leave;
 mod live;
 mod local;
 mod loss;
+mod machine;
 mod prometheus;
 mod record_live;
 mod recording;

@@ -22,6 +22,7 @@ pub mod random;
 pub mod relay;
 pub mod server;
 pub mod session_peer;
+pub mod stuck;
 pub mod viewer;
 
 use std::path::PathBuf;

@@ -17,11 +17,20 @@ pub struct Process {
 
 impl Process {
     pub fn spawn(name: &str, command: &mut Command) -> Self {
-        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::spawn_with_stderr(name, command, Stdio::piped())
+    }
+
+    /// Starts the command with this stderr. The lines of stderr are kept only if it is `Stdio::piped()`.
+    pub fn spawn_with_stderr(name: &str, command: &mut Command, stderr: Stdio) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        // Otherwise the command would keep this process's copy of a pipe open.
+        command.stderr(Stdio::null());
         let lines = Arc::new(Mutex::new(Vec::new()));
         collect(child.stdout.take().unwrap(), Arc::clone(&lines));
-        collect(child.stderr.take().unwrap(), Arc::clone(&lines));
+        if let Some(stderr) = child.stderr.take() {
+            collect(stderr, Arc::clone(&lines));
+        }
         Self { name: name.to_owned(), child, lines }
     }
 

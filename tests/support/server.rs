@@ -67,6 +67,11 @@ impl Server {
             }
             process.after("listening: ")
         });
+        Self::listening(process, &line)
+    }
+
+    /// Returns the server that has logged `line`, which contains `http=... udp=...`.
+    pub fn listening(process: Process, line: &str) -> Self {
         let address = |key: &str| -> SocketAddr {
             let value = line.split_whitespace().find_map(|word| word.strip_prefix(key));
             value.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {key} in `{line}`"))

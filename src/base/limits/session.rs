@@ -16,6 +16,9 @@ pub const OFFER_MEDIA_MAX: usize = 32;
 /// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
 pub const CANDIDATES_MAX: usize = 32;
 
+/// Nanoseconds for which the list of this machine's addresses is used again without reading it.
+pub const ADDRESSES_FRESH_NS: i64 = 1_000_000_000;
+
 /// Maximum time from the offer until the DTLS handshake is complete.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -17,3 +17,18 @@ pub const STATUS_PERIOD: Duration = Duration::from_secs(5);
 
 /// Maximum bytes of a configuration file or a token file.
 pub const CONFIG_FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// Maximum bytes of log lines that wait to be written to stderr. Further lines are dropped and counted.
+pub const LOG_QUEUE_BYTES_MAX: usize = 256 * 1024;
+
+/// Maximum bytes of one log line. Longer lines are cut off.
+pub const LOG_LINE_BYTES_MAX: usize = 8 * 1024;
+
+/// Stack bytes of the thread that writes the log.
+pub const LOG_STACK_BYTES: usize = 128 * 1024;
+
+/// Maximum time for which the end of the process waits until the last log lines are written.
+pub const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Seconds after a memory fault in which the message about it must be written. Then the process ends without it.
+pub const FAULT_MESSAGE_S: u32 = 2;
