@@ -23,6 +23,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::base::limits;
 pub use crate::camera::Wake;
 pub use crate::recorder::names::Format;
 pub use crate::session::SrtpChoice;
@@ -96,7 +97,7 @@ impl Default for Config {
             control: Some(SocketAddr::from(([127, 0, 0, 1], 6060))),
             udp: SocketAddr::from(([0, 0, 0, 0], 8189)),
             advertise: Vec::new(),
-            max_viewers: 32,
+            max_viewers: limits::VIEWERS_DEFAULT,
             workers: Workers::Auto,
             wake: Wake::Auto,
             realtime: false,

@@ -25,9 +25,6 @@ use crate::worker::commands::{Command, Mailbox, hand_over, session_guard};
 /// Longest time to wait until a worker has reported its viewers.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Nanoseconds without an access unit after which an attached camera counts as stalled.
-pub(super) const STALLED_AFTER_NS: u64 = 1_500_000_000;
-
 /// Seconds in the `Retry-After` header of a refused offer or profile.
 const RETRY_AFTER_S: u32 = 5;
 
@@ -70,15 +67,23 @@ impl AppBackend {
         }
     }
 
-    /// Returns the status line and the heartbeats for the service manager. The threads that live video needs have a
-    /// heartbeat: the workers and the camera wait. The recorder has none: if the disk hangs, a restart would only
-    /// interrupt the live picture.
+    /// Returns the status line and the heartbeats for the service manager. The threads that live video needs are vital:
+    /// the workers and the camera wait. The recorder is not: if the disk hangs, a restart would only interrupt the live
+    /// picture.
     pub fn health(&self) -> Health {
-        let beat = |name: String, turns| Heartbeat { name, turns };
+        let beat = |name: String, turns| Heartbeat { name, turns, is_vital: true };
         let workers = self.counters.iter().enumerate();
         let workers = workers.map(|(index, worker)| beat(format!("worker {index}"), worker.turns.get()));
         let camera_wait = beat("camera wait".to_owned(), self.camera.counters().wakes.get());
-        Health { summary: self.status_line(), heartbeats: workers.chain([camera_wait]).collect() }
+        let recorder = self.recorder.iter().map(|recorder| Heartbeat {
+            name: "the recorder".to_owned(),
+            turns: recorder.counters().turns.get(),
+            is_vital: false,
+        });
+        Health {
+            summary: self.status_line(),
+            heartbeats: workers.chain([camera_wait]).chain(recorder).collect(),
+        }
     }
 
     fn status_line(&self) -> String {
@@ -152,7 +157,8 @@ impl AppBackend {
         };
         let now_ns = clock::now().monotonic_ns.unsigned_abs();
         let last_ns = self.first_counter(|counters| counters.last_unit_at_ns.get());
-        let is_live = last_ns != 0 && now_ns.saturating_sub(last_ns) < STALLED_AFTER_NS;
+        let stalled_after_ns = self.first_counter(|counters| counters.stalled_after_ns.get());
+        let is_live = last_ns != 0 && now_ns.saturating_sub(last_ns) < stalled_after_ns;
         let interval_ns = self.first_counter(|counters| counters.unit_interval_ns.get());
         let tenths_fps = if is_live && interval_ns > 0 { 10_000_000_000 / interval_ns } else { 0 };
         #[expect(clippy::cast_precision_loss, reason = "the frame rate is for display")]
@@ -162,12 +168,34 @@ impl AppBackend {
             width: self.first_counter(|counters| counters.width.get()),
             height: self.first_counter(|counters| counters.height.get()),
             fps,
+            stalled_after_ms: stalled_after_ns / 1_000_000,
+            last_idr_s: self.last_idr_s(now_ns),
+            notice: self.notice(now_ns).filter(|_| is_live),
         };
         if is_live { CameraSummary::Live(picture) } else { CameraSummary::Stalled(picture) }
     }
 
+    fn last_idr_s(&self, now_ns: u64) -> Option<u64> {
+        let last_ns = self.first_counter(|counters| counters.last_idr_at_ns.get());
+        (last_ns != 0).then(|| now_ns.saturating_sub(last_ns) / 1_000_000_000)
+    }
+
+    /// Returns what connected viewers wait for although units arrive, or `None` if no viewer waits.
+    fn notice(&self, now_ns: u64) -> Option<String> {
+        let waiting: u64 = self.counters.iter().map(|counters| counters.viewers_without_idr.get()).sum();
+        (waiting > 0).then(|| waiting_for_idr(self.last_idr_s(now_ns)))
+    }
+
     fn first_counter(&self, get: impl Fn(&WorkerCounters) -> u64) -> u64 {
         self.counters.first().map_or(0, |counters| get(counters))
+    }
+}
+
+/// Returns the text for a viewer or a recording that cannot begin before the camera's next IDR.
+pub(super) fn waiting_for_idr(last_idr_s: Option<u64>) -> String {
+    match last_idr_s {
+        Some(age_s) => format!("waiting for the camera's next IDR, last one {age_s} s ago"),
+        None => "waiting for the camera's next IDR; none has arrived yet".to_owned(),
     }
 }
 
@@ -211,8 +239,12 @@ impl Backend for AppBackend {
         Box::pin(recordings::status(self.recorder.clone()))
     }
 
-    fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
-        Box::pin(recordings::open(self.recorder.clone(), name))
+    fn open_recording(
+        &self,
+        name: String,
+        until: Option<u64>,
+    ) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
+        Box::pin(recordings::open(self.recorder.clone(), name, until))
     }
 
     fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::addresses::{host_candidates, interface_addresses, most_useful, too_many};
-use crate::base::limits::CANDIDATES_MAX;
+use crate::base::limits::{self, CANDIDATES_MAX};
 use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
@@ -103,15 +103,25 @@ fn ring(config: &Config) -> Finding {
         (_, monotonic) => ("CLOCK_MONOTONIC", monotonic),
     };
     let found = format!("{name}: layout {layout}, {}x{}, timestamps of {clock}", slot.width, slot.height);
-    if age_s > STALE_S {
+    if age_s > stale_s(&mapping, newest) {
         let advice = "the camera stopped or its clock is wrong";
         return (Verdict::Warn, format!("{found}, the newest {age_s} s from now: {advice}"));
     }
     (Verdict::Ok, found)
 }
 
-/// Age of the newest slot, in seconds, above which `doctor` reports that the camera stopped.
-const STALE_S: u64 = 5; // local bound: only this check uses it
+/// Returns the age of the newest slot, in seconds, above which `doctor` reports that the camera stopped: three intervals
+/// between the newest two units, and at least [`STALE_S_MIN`].
+fn stale_s(mapping: &Mapping, newest: u32) -> u64 {
+    let captured_s = |unit: u32| mapping.metadata(unit).timestamp_s;
+    let interval_s = captured_s(newest).abs_diff(captured_s(newest.wrapping_sub(1)));
+    let is_plausible =
+        interval_s.saturating_mul(1_000_000_000) <= limits::UNIT_INTERVAL_NS_MAX.unsigned_abs();
+    let intervals = limits::UNIT_INTERVALS_STALLED.unsigned_abs();
+    if is_plausible { (intervals * interval_s).max(STALE_S_MIN) } else { STALE_S_MIN }
+}
+
+const STALE_S_MIN: u64 = 5; // local bound: only this check uses it
 
 fn sending() -> Vec<Check> {
     let socket = match uring::open_socket(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) {

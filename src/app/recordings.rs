@@ -4,6 +4,8 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::http::{
     ApiError, BoxFuture, RecordingCommand, RecordingFailure, RecordingFile, RecordingReply, RecordingStatus,
 };
@@ -54,10 +56,11 @@ pub(super) async fn status(recorder: Option<RecorderHandle>) -> Result<Recording
 pub(super) async fn open(
     recorder: Option<RecorderHandle>,
     name: String,
+    until: Option<u64>,
 ) -> Result<Arc<dyn RecordingFile>, ApiError> {
     let recorder = recorder.ok_or_else(no_recorder)?;
-    let download = recorder.open(name).await.map_err(|error| api_error(&error))?;
-    Ok(Arc::new(OpenRecording(download)))
+    let download = recorder.open(name, until).await.map_err(|error| api_error(&error))?;
+    Ok(Arc::new(OpenRecording { download: Arc::new(download), recorder }))
 }
 
 fn no_recorder() -> ApiError {
@@ -70,31 +73,39 @@ fn api_error(error: &RecorderError) -> ApiError {
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s }
 }
 
-struct OpenRecording(Download);
+struct OpenRecording {
+    download: Arc<Download>,
+    recorder: RecorderHandle,
+}
 
 impl RecordingFile for OpenRecording {
     fn bytes(&self) -> u64 {
-        self.0.bytes
+        self.download.bytes
     }
 
     fn content_type(&self) -> &'static str {
-        self.0.content_type
+        self.download.content_type
     }
 
     fn etag(&self) -> String {
-        self.0.etag.clone()
+        self.download.etag.clone()
     }
 
     fn name(&self) -> String {
-        self.0.name.clone()
+        self.download.name.clone()
     }
 
-    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(out, offset)
+    fn read(&self, offset: u64, bytes_max: u64) -> BoxFuture<io::Result<Bytes>> {
+        let (download, recorder) = (Arc::clone(&self.download), self.recorder.clone());
+        Box::pin(async move { recorder.read(download, offset, bytes_max).await })
+    }
+
+    fn finished_until(&self) -> Option<u64> {
+        self.download.finished_until()
     }
 
     fn grown_beyond(&self, bytes: u64) -> BoxFuture<u64> {
-        let progress = self.0.progress.clone();
+        let progress = self.download.progress.clone();
         Box::pin(async move {
             let Some(mut progress) = progress else { return bytes };
             let grown = progress.wait_for(|now| now.committed_bytes > bytes || now.finished).await;

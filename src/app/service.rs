@@ -117,6 +117,9 @@ pub struct Heartbeat {
     pub name: String,
     /// Number of turns of the loop since the start.
     pub turns: u64,
+    /// True if live video needs the thread: the keep-alives end while it is stuck. Otherwise the status line and the log
+    /// say that it is stuck.
+    pub is_vital: bool,
 }
 
 /// The thread that reports to the service manager. It does not depend on any other thread: a busy HTTP thread must not
@@ -142,7 +145,7 @@ impl Supervisor {
         }
         let (stop, stopped) = sync_channel(1);
         let body = move || {
-            let mut watch = Watch { notifier, watchdog, is_ready: false, pulse: Pulse::default() };
+            let mut watch = Watch::new(notifier, watchdog);
             let period = watchdog.unwrap_or(limits::STATUS_PERIOD);
             loop {
                 watch.check(&look());
@@ -172,18 +175,38 @@ struct Watch {
     watchdog: Option<Duration>,
     is_ready: bool,
     pulse: Pulse,
+    /// Heartbeats of the threads that are not vital.
+    other_pulse: Pulse,
 }
 
 impl Watch {
-    /// Sends the status line if it has changed, and a watchdog keep-alive as long as the heartbeat of every thread grows.
+    fn new(notifier: Notifier, watchdog: Option<Duration>) -> Watch {
+        Watch { notifier, watchdog, is_ready: false, pulse: Pulse::default(), other_pulse: Pulse::default() }
+    }
+
+    /// Sends the status line if it has changed, and a watchdog keep-alive as long as the heartbeat of every vital thread
+    /// grows.
     fn check(&mut self, health: &Health) {
         self.is_ready = self.is_ready || self.notifier.ready();
-        match self.pulse.missing(&health.heartbeats) {
+        let (vital, others): (Vec<_>, Vec<_>) =
+            health.heartbeats.iter().cloned().partition(|beat| beat.is_vital);
+        let other = self.other_pulse.missing(&others);
+        match self.pulse.missing(&vital) {
             None => {
                 if self.watchdog.is_some() {
                     self.notifier.alive();
                 }
-                self.notifier.status(&health.summary);
+                match other.filter(|_| self.other_pulse.checks_missed >= STUCK_CHECKS) {
+                    None => self.notifier.status(&health.summary),
+                    Some(name) => {
+                        if self.other_pulse.checks_missed == STUCK_CHECKS {
+                            log::error!(
+                                "{name} is stuck, perhaps because the disk does not answer; live video goes on"
+                            );
+                        }
+                        self.notifier.status(&format!("{}; {name} is stuck", health.summary));
+                    }
+                }
             }
             Some(name) => {
                 if self.pulse.checks_missed == STUCK_CHECKS {
@@ -227,8 +250,11 @@ mod tests {
     use super::*;
 
     fn beats(turns: &[u64]) -> Vec<Heartbeat> {
-        let named =
-            |(index, turns): (usize, &u64)| Heartbeat { name: format!("worker {index}"), turns: *turns };
+        let named = |(index, turns): (usize, &u64)| Heartbeat {
+            name: format!("worker {index}"),
+            turns: *turns,
+            is_vital: true,
+        };
         turns.iter().enumerate().map(named).collect()
     }
 
@@ -286,12 +312,44 @@ mod tests {
     }
 
     #[test]
+    fn stuck_recorder_is_reported_and_does_not_end_the_keep_alives() {
+        let name = format!("ss-test-notify-recorder-{}", std::process::id());
+        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        let messages = || {
+            let mut buffer = [0; 100];
+            let next = || manager.recv(&mut buffer).ok().map(|bytes| buffer.get(..bytes).unwrap().to_vec());
+            std::iter::from_fn(next).map(|bytes| String::from_utf8(bytes).unwrap()).collect::<Vec<_>>()
+        };
+        let notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))));
+        let mut watch = Watch::new(notifier, Some(Duration::from_secs(5)));
+        let health = |worker: u64, recorder: u64| Health {
+            summary: "live".to_owned(),
+            heartbeats: vec![
+                Heartbeat { name: "worker 0".to_owned(), turns: worker, is_vital: true },
+                Heartbeat { name: "the recorder".to_owned(), turns: recorder, is_vital: false },
+            ],
+        };
+        for (check, expected) in [
+            (health(1, 1), &["READY=1", "WATCHDOG=1", "STATUS=live"][..]),
+            (health(2, 1), &["WATCHDOG=1"]),
+            (health(3, 1), &["WATCHDOG=1", "STATUS=live; the recorder is stuck"]),
+            (health(4, 2), &["WATCHDOG=1", "STATUS=live"]),
+            (health(4, 3), &[]),
+            (health(4, 4), &["STATUS=worker 0 is stuck"]),
+        ] {
+            watch.check(&check);
+            assert_eq!(messages(), expected, "{check:?}");
+        }
+    }
+
+    #[test]
     fn message_that_the_manager_does_not_take_is_sent_at_the_next_check() {
         let name = format!("ss-test-notify-full-{}", std::process::id());
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))));
         while notifier.send("FILL=1") {}
-        let mut watch = Watch { notifier, watchdog: None, is_ready: false, pulse: Pulse::default() };
+        let mut watch = Watch::new(notifier, None);
         let health = Health { summary: "live".to_owned(), heartbeats: Vec::new() };
         watch.check(&health); // does not block
         assert!(!watch.is_ready);

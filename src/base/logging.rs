@@ -4,13 +4,17 @@
 //! not read, only that thread blocks. Lines that find the queue full are dropped and counted. As soon as the queue has
 //! room again, a line reports how many were dropped. If stderr is the journal, each line starts with journald's
 //! priority prefix.
+//!
+//! Libraries may write to file descriptor 2 on their own: may_minihttp does for each malformed request. Such a write would
+//! block its thread if stderr is not read. So the log keeps stderr under another number, and descriptor 2 becomes
+//! /dev/null.
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -21,6 +25,9 @@ use super::limits;
 
 /// The lines of this process.
 static QUEUE: Queue = Queue::new();
+
+/// The stderr with which the process was started. Not set before [`start`].
+static STDERR: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Formats log records and queues them. Each record is written with one call, so that lines of different threads do
 /// not mix.
@@ -75,14 +82,16 @@ fn syslog_priority(level: Level) -> u8 {
     }
 }
 
-/// Starts the thread "log" and logging at `level`. From then on, panics are logged too. Further calls have no effect.
+/// Starts the thread "log" and logging at `level`. From then on, panics are logged too, and only the log writes to
+/// stderr. Further calls have no effect.
 ///
 /// # Errors
-/// The system cannot create the thread.
+/// The system cannot create the thread or duplicate stderr.
 pub fn start(level: LevelFilter) -> io::Result<()> {
     let journald = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
     if log::set_boxed_logger(Box::new(Logger { journald })).is_ok() {
         QUEUE.journald.store(journald, Ordering::Relaxed);
+        keep_stderr()?;
         let body = || QUEUE.write_all(|line| ControlFlow::Continue(write_to_process(line)));
         std::thread::Builder::new().name("log".to_owned()).stack_size(limits::LOG_STACK_BYTES).spawn(body)?;
         log::set_max_level(level);
@@ -98,6 +107,24 @@ pub fn start(level: LevelFilter) -> io::Result<()> {
         }));
     }
     Ok(())
+}
+
+/// Moves stderr to another descriptor, and replaces descriptor 2 by /dev/null.
+fn keep_stderr() -> io::Result<()> {
+    let stderr = rustix::io::fcntl_dupfd_cloexec(io::stderr(), 3)?;
+    if STDERR.set(stderr).is_ok() {
+        // A container without /dev/null keeps stderr at its place.
+        if let Ok(null) = std::fs::File::create("/dev/null") {
+            rustix::stdio::dup2_stderr(null)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the descriptor of stderr. This function may be called in a signal handler.
+#[must_use]
+pub fn stderr_descriptor() -> RawFd {
+    STDERR.get().map_or_else(|| io::stderr().as_raw_fd(), AsRawFd::as_raw_fd)
 }
 
 /// Queues a line for stdout. Like a log line, it is dropped if the output is not read.
@@ -240,7 +267,10 @@ impl Queue {
 /// Writes a line to stderr or stdout of this process. Blocks as long as the output takes no bytes.
 fn write_to_process(line: &Line) -> io::Result<()> {
     match line.output {
-        Output::Stderr => write_whole(io::stderr(), line.text.as_bytes()),
+        Output::Stderr => match STDERR.get() {
+            Some(stderr) => write_whole(stderr, line.text.as_bytes()),
+            None => write_whole(io::stderr(), line.text.as_bytes()),
+        },
         Output::Stdout => write_whole(io::stdout(), line.text.as_bytes()),
     }
 }

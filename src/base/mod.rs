@@ -7,3 +7,4 @@ pub mod histogram;
 pub mod limits;
 pub mod log_limit;
 pub mod logging;
+pub mod token_bucket;

@@ -1,6 +1,7 @@
 //! The program `camera-sim`: the command line and the signals of a simulated camera. The camera itself is
 //! `streaming_server::simulator`.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 use streaming_server::simulator::{
-    self, Burst, ParameterSetPolicy, ResolutionChange, Restart, RestartOnto, SimulatorConfig,
+    self, Burst, LoadedScript, ParameterSetPolicy, ResolutionChange, Restart, RestartOnto, SimulatorConfig,
     SimulatorReport, Stall, Tear, TimestampClock,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,6 +23,7 @@ A unit is one access unit: all data of one picture.
   camera-sim --pattern 640x480 --bitrate-kbps 600     a smaller picture
   camera-sim --file walk.h264 --layout v3             a file, played in a loop
   camera-sim --layout v3-6 --flat-out --tear 10       as fast as possible, every 10th unit written in two halves
+  camera-sim --layout lease --script case.txt         exactly the units that a script lists
 
 Ring
   --shm NAME               shared-memory name [/pet_camera_stream]
@@ -33,6 +35,7 @@ Ring
 Source
   --pattern WxH            test card of this size, even numbers from 288x128 to 4096x2304 [1280x720]
   --file FILE              H.264 in byte-stream format (Annex B) instead of the test card
+  --script FILE            units of this script instead of the test card, see below
   --fps N                  units per second, 0 for as fast as possible [30]
   --flat-out               the same as --fps 0
   --units N                exit after N units [never]
@@ -55,12 +58,23 @@ Fault injection (N counts units)
   --burst N[:K]            every N units, publish K units at once [5]
   --drop N                 skip every Nth picture; its unit number is missing
 
+Script (one entry per line, # begins a comment, paths are relative to the script and contain no white space)
+  unit hex:BYTES [KEY=VALUE]...                 publish these bytes as one unit, without a stamp
+  unit file:PATH[@OFFSET+BYTES] [KEY=VALUE]...  publish a file, or a part of it, as one unit
+  stream PATH [units=FROM..TO] [KEY=VALUE]...   publish each access unit of an Annex B file as one unit, unchanged
+  clock TIME                                    step the camera's clock: all later stamps change by this time
+  wait TIME | wait file:PATH | wait stop        publish nothing for this time, until the file exists, or until Ctrl-C
+  loop [N] ... end                              play the lines between N times, without N until Ctrl-C
+ Keys of unit and stream: gap=TIME (since the previous unit [1/--fps]), stamp=TIME (added to the capture time); and
+ what the slot says, whether true or not: stamp_s, stamp_ns, frame, format, data_size, width, height, camera.
+ A TIME is a number with ns, us, ms or s, such as 33.3ms; a stamp or a clock step may be negative.
+
   --help, --version
 ";
 
 fn main() -> ExitCode {
-    let config = match parse(lexopt::Parser::from_env()) {
-        Ok(Some(config)) => config,
+    let (config, script) = match parse(lexopt::Parser::from_env()) {
+        Ok(Some(parsed)) => parsed,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("camera-sim: {error} (camera-sim --help lists the options)");
@@ -72,8 +86,17 @@ fn main() -> ExitCode {
         eprintln!("camera-sim: cannot wait for signals: {error}");
         return ExitCode::FAILURE;
     }
-    eprintln!("camera-sim: {}", config.summary());
-    match simulator::run(&config, &stop) {
+    let outcome = match script {
+        None => {
+            eprintln!("camera-sim: {}", config.summary());
+            simulator::run(&config, &stop).map_err(|error| error.to_string())
+        }
+        Some(path) => {
+            eprintln!("camera-sim: {} ({}): script {}", config.name, config.layout, path.display());
+            play_script(&config, &path, &stop)
+        }
+    };
+    match outcome {
         Ok(report) => {
             eprintln!("camera-sim: {}", describe(&report));
             ExitCode::SUCCESS
@@ -83,6 +106,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn play_script(config: &SimulatorConfig, path: &Path, stop: &AtomicBool) -> Result<SimulatorReport, String> {
+    let script = LoadedScript::open(path).map_err(|error| error.to_string())?;
+    simulator::play_script(config, &script, stop).map_err(|error| error.to_string())
 }
 
 /// Starts a thread that sets `stop` on SIGINT or SIGTERM. A second signal exits at once with code 130.
@@ -128,9 +156,10 @@ fn describe(report: &SimulatorReport) -> String {
     text
 }
 
-/// Parses the command line. Returns the configuration, or `None` after printing the help or the version.
-fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::Error> {
-    let mut config = SimulatorConfig::default();
+/// Parses the command line. Returns the configuration and the path of the script, if one is played. Returns `None` after
+/// printing the help or the version.
+fn parse(mut parser: lexopt::Parser) -> Result<Option<(SimulatorConfig, Option<PathBuf>)>, lexopt::Error> {
+    let (mut config, mut script) = (SimulatorConfig::default(), None);
     let mut source_is_given = false;
     let mut onto = None;
     while let Some(argument) = parser.next()? {
@@ -143,16 +172,16 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::
                 println!("camera-sim {}", env!("CARGO_PKG_VERSION"));
                 return Ok(None);
             }
-            Long(flag @ ("pattern" | "file")) => {
+            Long(flag @ ("pattern" | "file" | "script")) => {
                 if std::mem::replace(&mut source_is_given, true) {
-                    return Err("only one source is allowed: one --pattern or one --file".into());
+                    return Err("only one source is allowed: one --pattern, --file or --script".into());
                 }
-                let is_file = flag == "file";
+                let flag = flag.to_owned();
                 let value = parser.value()?;
-                if is_file {
-                    config.file = Some(value.into());
-                } else {
-                    (config.card.width, config.card.height) = value.parse_with(parse_size)?;
+                match flag.as_str() {
+                    "file" => config.file = Some(value.into()),
+                    "script" => script = Some(value.into()),
+                    _ => (config.card.width, config.card.height) = value.parse_with(parse_size)?,
                 }
             }
             Long("restart") => onto = Some(parser.value()?.parse_with(parse_restart_onto)?),
@@ -168,7 +197,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<SimulatorConfig>, lexopt::
         (None, Some(_)) => return Err("--restart needs --restart-every N".into()),
         (_, None) => {}
     }
-    Ok(Some(config))
+    Ok(Some((config, script)))
 }
 
 /// Sets the value that the option `flag` stands for. The ring, the rate, the encoding and the faults are set here.

@@ -10,7 +10,7 @@ use super::layout::{MetadataError, SlotMetadata};
 use super::lease_ring::{Found, LeaseRing};
 use super::sequence::{ahead, is_in_ring};
 use super::source::{Attachment, Camera, MonotonicNs};
-use crate::base::limits::CAPTURE_AGE_MAX_NS;
+use crate::base::limits::{CAPTURE_AGE_MAX_NS, CAPTURE_FRESH_NS};
 
 /// One access unit borrowed from the ring. Read the unit, then call [`UnitView::is_intact`] before using what was read.
 /// On a lease ring, the slot is leased until the last clone or slice of `bytes` is dropped.
@@ -29,6 +29,8 @@ pub struct UnitView {
     /// Capture time in CLOCK_MONOTONIC nanoseconds, not later than the time of the read. If the capture time is
     /// unusable, this is the time of the read.
     pub captured_monotonic_ns: MonotonicNs,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds, with which the capture time was converted.
+    pub realtime_offset_ns: i64,
     /// Width in pixels, from the slot.
     pub width: u32,
     /// Height in pixels, from the slot.
@@ -167,6 +169,12 @@ impl Cursor {
         self.skip_to(position)
     }
 
+    /// Returns the number of the unit that this cursor reads next.
+    #[must_use]
+    pub fn position(&self) -> u32 {
+        self.position
+    }
+
     /// Returns the number of readable units that this cursor has not read yet.
     #[must_use]
     pub fn lag_slots(&self) -> u32 {
@@ -255,17 +263,33 @@ impl Cursor {
         }
         self.position = sequence.wrapping_add(1);
         self.last_frame_number = Some(metadata.frame_number);
-        let captured = Captured::find(metadata, now_ns, self.camera.realtime_offset_ns());
+        let (captured, realtime_offset_ns) = self.captured(metadata, now_ns);
         Next::Unit(UnitView {
             bytes: bytes_of(sequence),
             sequence,
             frame_number: metadata.frame_number,
             captured_at_ns: captured.realtime_ns,
             captured_monotonic_ns: captured.monotonic_ns,
+            realtime_offset_ns,
             width: metadata.width.unsigned_abs(),
             height: metadata.height.unsigned_abs(),
             attachment,
         })
+    }
+}
+
+impl Cursor {
+    /// Converts the unit's capture time to both clocks. Returns it with the offset between the clocks. If the capture
+    /// time is not just before `now_ns`, the system clock may have been set, so the offset is measured again.
+    fn captured(&self, metadata: &SlotMetadata, now_ns: MonotonicNs) -> (Captured, i64) {
+        let offset_ns = self.camera.realtime_offset_ns();
+        let captured = Captured::find(metadata, now_ns, offset_ns);
+        let age_ns = now_ns - captured.monotonic_ns;
+        if (1..CAPTURE_FRESH_NS).contains(&age_ns) || !self.camera.refresh_clocks_again(now_ns) {
+            return (captured, offset_ns);
+        }
+        let offset_ns = self.camera.realtime_offset_ns();
+        (Captured::find(metadata, now_ns, offset_ns), offset_ns)
     }
 }
 
@@ -277,19 +301,22 @@ struct Captured {
 }
 
 impl Captured {
-    /// Converts the capture time to both clocks. The camera used the clock whose current time is near the capture time.
-    /// The check is needed because the daemon's header documents CLOCK_MONOTONIC, but the daemon writes CLOCK_REALTIME.
+    /// Converts the capture time to both clocks. The camera used the clock whose current time is just after the capture
+    /// time. The check is needed because the daemon's header documents CLOCK_MONOTONIC, but the daemon writes
+    /// CLOCK_REALTIME. On a board that has not set its clock yet, both clocks are near.
     fn find(metadata: &SlotMetadata, now_ns: MonotonicNs, realtime_offset_ns: i64) -> Captured {
         let time_ns = metadata
             .timestamp_s
             .checked_mul(1_000_000_000)
             .and_then(|ns| ns.checked_add(metadata.timestamp_ns))
             .filter(|_| (0..1_000_000_000).contains(&metadata.timestamp_ns));
-        let is_near =
-            |clock_ns: i64| time_ns.filter(|ns| ns.abs_diff(clock_ns) < CAPTURE_AGE_MAX_NS.unsigned_abs());
-        let monotonic_ns = is_near(now_ns.saturating_add(realtime_offset_ns))
-            .map(|ns| ns.saturating_sub(realtime_offset_ns))
-            .or_else(|| is_near(now_ns))
+        let Some(time_ns) = time_ns else { return Captured { realtime_ns: None, monotonic_ns: now_ns } };
+        let candidates = [time_ns.saturating_sub(realtime_offset_ns), time_ns];
+        let age_ns = |monotonic_ns: &i64| now_ns.saturating_sub(*monotonic_ns);
+        let monotonic_ns = candidates
+            .into_iter()
+            .filter(|ns| age_ns(ns).saturating_abs() < CAPTURE_AGE_MAX_NS)
+            .min_by_key(|ns| (age_ns(ns) < -CAPTURE_FRESH_NS, age_ns(ns).saturating_abs()))
             .map(|ns| ns.min(now_ns));
         Captured {
             realtime_ns: monotonic_ns.map(|ns| ns.saturating_add(realtime_offset_ns)),

@@ -1,4 +1,4 @@
-//! UNSAFE: the handler of SIGBUS and SIGSEGV. It keeps the mapped ranges of a camera's segment readable, and ends the
+//! UNSAFE: the handler of SIGBUS, SIGSEGV and SIGABRT. It keeps the mapped ranges of a camera's segment readable, and ends the
 //! process with a message after any other fault.
 //!
 //! If a segment shrinks under its mapping, an access faults with SIGBUS. The handler replaces the mapping by zero pages
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use super::shared_map::SharedMap;
 use crate::base::limits::{FAULT_MESSAGE_S, MAPPED_RANGES_MAX};
+use crate::base::logging;
 
 /// A mapped range that the handler covers. `start` is 0 if the entry is free, and 1 while it is being filled in.
 #[derive(Debug)]
@@ -78,9 +79,9 @@ impl Guard {
     }
 }
 
-/// Makes [`on_fault`] the handler of SIGBUS and SIGSEGV. Has no effect if it already is.
+/// Makes [`on_fault`] the handler of SIGBUS, SIGSEGV and SIGABRT. Has no effect if it already is.
 pub fn install() {
-    for signal in [libc::SIGBUS, libc::SIGSEGV] {
+    for signal in [libc::SIGBUS, libc::SIGSEGV, libc::SIGABRT] {
         // SAFETY: all-zero bytes are a valid `sigaction`. They mean the default handler, an empty mask and no flags.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_fault as *const () as usize;
@@ -91,15 +92,15 @@ pub fn install() {
     }
 }
 
-/// Handles SIGBUS and SIGSEGV. If the fault is in one of our mappings, replaces the mapping by zero pages. Otherwise
+/// Handles SIGBUS, SIGSEGV and SIGABRT. If the fault is in one of our mappings, replaces the mapping by zero pages. Otherwise
 /// ends the process. This function is async-signal-safe, because it uses only atomics and system calls.
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid pointer that lives as long as the handler runs.
     let info = unsafe { &*info };
-    // SAFETY: for both signals, the kernel sets `si_addr`. For a signal from a process these bytes hold its id, which
+    // SAFETY: for a fault, the kernel sets `si_addr`. For a signal from a process these bytes hold its id, which
     // is printed as a number.
     let address = unsafe { info.si_addr() }.addr();
-    let is_from_kernel = info.si_code > 0;
+    let is_from_kernel = info.si_code > 0 && signal != libc::SIGABRT;
     if is_from_kernel && signal == libc::SIGBUS {
         for guard in &GUARDS {
             let start = guard.start.load(Ordering::Acquire);
@@ -120,13 +121,17 @@ fn end_process(signal: libc::c_int, address: Option<usize>) {
     unsafe { libc::alarm(FAULT_MESSAGE_S) };
     let mut message = Message::new();
     message.push(b"\nERROR streaming-server ends: ");
-    message.push(if signal == libc::SIGBUS { b"SIGBUS" } else { b"SIGSEGV" });
+    message.push(match signal {
+        libc::SIGBUS => &b"SIGBUS"[..],
+        libc::SIGABRT => &b"SIGABRT"[..],
+        _ => &b"SIGSEGV"[..],
+    });
     match address {
         Some(address) => {
             message.push(b", memory access at address 0x");
             message.push_hex(address);
         }
-        None => message.push(b", sent by a process"),
+        None => message.push(b", sent by this or another process"),
     }
     message.push(b", thread ");
     message.push_thread_name();
@@ -180,12 +185,12 @@ impl Message {
 
     /// Writes the text to stderr if that is possible without blocking.
     fn write(&self) {
-        let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+        let mut stderr = libc::pollfd { fd: logging::stderr_descriptor(), events: libc::POLLOUT, revents: 0 };
         // SAFETY: the pointer is to one valid `pollfd`.
         let ready = unsafe { libc::poll(&raw mut stderr, 1, 0) };
         if ready == 1 && stderr.revents & libc::POLLOUT != 0 {
             // SAFETY: the buffer has at least `bytes` bytes, because `push` counts only stored ones.
-            unsafe { libc::write(libc::STDERR_FILENO, self.text.as_ptr().cast(), self.bytes) };
+            unsafe { libc::write(stderr.fd, self.text.as_ptr().cast(), self.bytes) };
         }
     }
 }

@@ -15,7 +15,7 @@ use super::lease_header::{CONTROL_BYTES, Geometry, HEADER_BYTES, control, header
 use super::mapping::{Access, Mapping};
 use super::segment::MappingError;
 use super::segment_follower::{Progress, SegmentFollower};
-use super::source::{Camera, CameraStatus, Wake};
+use super::source::{Camera, CameraStatus, IdrRequest, Wake};
 use super::test_ring::{attach, metadata, unit};
 use super::writer::{RingWriter, WriterError};
 use super::{Wakeup, waiter};
@@ -330,21 +330,27 @@ fn segment_that_shrinks_under_a_lease_does_not_end_the_process() {
 }
 
 #[test]
-fn idr_is_requested_at_most_twice_a_second() {
+fn idr_requests_have_a_burst_and_a_rate_that_all_consumers_share() {
     let mut ring = Ring::new();
     let (camera, _cursor) = attach(&ring.name);
-    let mut requests = 0;
-    for step in 0..100 {
-        assert!(camera.request_idr(step * 100 * MS), "a lease ring accepts the request");
-        requests += u32::from(ring.writer.take_idr_request());
+    let mut requests = Vec::new();
+    for step in 0..600 {
+        let result = camera.request_idr(step * 100 * MS);
+        let is_sent = ring.writer.take_idr_request();
+        assert_eq!(result, if is_sent { IdrRequest::Sent } else { IdrRequest::TooSoon });
         assert!(!ring.writer.take_idr_request(), "taken once");
+        requests.extend(is_sent.then_some(step));
     }
-    assert_eq!(requests, 20);
-    assert_eq!(camera.counters().idrs_requested.get(), 20);
+    assert_eq!(requests[..5], [0, 5, 10, 15, 20], "the burst: at most two requests a second");
+    let count = requests.len();
+    assert!((30..=35).contains(&count), "{count} requests in a minute");
+    assert_eq!(camera.counters().idrs_requested.get(), count as u64);
     drop(ring);
     let legacy = super::test_ring::TestRing::new(Layout::V3Ring6);
-    assert!(!Camera::new(legacy.name(), Wake::Poll).request_idr(0), "legacy rings have no request");
-    assert!(!Camera::new("/ss-test-never-there", Wake::Poll).request_idr(0));
+    let impossible = Camera::new(legacy.name(), Wake::Poll).request_idr(0);
+    assert_eq!(impossible, IdrRequest::Impossible, "legacy rings have no request");
+    let away = Camera::new("/ss-test-never-there", Wake::Poll);
+    assert_eq!(away.request_idr(0), IdrRequest::Impossible);
 }
 
 #[test]

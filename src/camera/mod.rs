@@ -97,6 +97,7 @@
 //! # camera.join().unwrap().unwrap();
 //! ```
 
+mod capture_timeline;
 mod commit_detector;
 mod cursor;
 pub mod faults;
@@ -125,11 +126,12 @@ mod test_ring;
 #[cfg(test)]
 pub(crate) mod test_waiter;
 
+pub use capture_timeline::{CaptureTimeline, UnitInterval};
 pub use cursor::{Cursor, Next, UnitView};
 pub use layout::{FORMAT_H264, Layout, LayoutError, MetadataError, SlotMetadata};
 pub use lease_header::Geometry;
 pub use mapping::{Access, Mapping};
 pub use segment::MappingError;
-pub use source::{Camera, CameraCounters, CameraStatus, MonotonicNs, Wake, Wakeup};
+pub use source::{Camera, CameraCounters, CameraStatus, IdrRequest, MonotonicNs, Wake, Wakeup};
 pub use unit_interval::{ArrivalPredictor, PredictedArrival};
 pub use writer::{RingWriter, WriterError};

@@ -9,7 +9,9 @@ use super::mapping::Mapping;
 use super::segment::{MappingError, SegmentIdentity};
 use super::sequence::ahead;
 use super::source::{Attachment, Camera, MonotonicNs, restart_at};
-use crate::base::limits::{CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_SILENT_NS, INDEX_STEP_MAX};
+use crate::base::limits::{
+    CAMERA_CHECK_NS, CAMERA_CHECK_SILENT_NS, CAMERA_SILENT_NS, INDEX_STEP_MAX, UNIT_INTERVALS_STALLED,
+};
 use crate::base::log_limit::LogLimit;
 
 /// Result of one poll.
@@ -41,6 +43,9 @@ struct Run {
     available: u32,
     /// Time at which the index last changed. Before the first change, the time at which the run began.
     moved_at_ns: MonotonicNs,
+    /// Nanoseconds between the latest changes of the index. The shorter one is the interval of a slow camera; the longer
+    /// one may be a stall.
+    gaps_ns: [i64; 2],
     frame_number: u64,
     detector: CommitDetector,
     posts: PostCount,
@@ -92,6 +97,7 @@ impl SegmentFollower {
         }
         if step > 0 {
             run.index = index;
+            run.gaps_ns = [now_ns - run.moved_at_ns, run.gaps_ns[0]];
             run.moved_at_ns = now_ns;
         }
         let available = run.available;
@@ -146,7 +152,9 @@ impl SegmentFollower {
             // The name is removed or refers to another segment. While the old camera still writes, consumers stay on
             // its segment until a new segment can be attached.
             _ => {
-                let is_alive = has_its_size && now_ns - run.moved_at_ns < CAMERA_SILENT_NS;
+                let interval_ns = run.gaps_ns[0].min(run.gaps_ns[1]);
+                let silent_ns = (UNIT_INTERVALS_STALLED * interval_ns).max(CAMERA_SILENT_NS);
+                let is_alive = has_its_size && now_ns - run.moved_at_ns < silent_ns;
                 self.attach(now_ns, is_alive);
             }
         }
@@ -192,6 +200,7 @@ impl Run {
             index,
             available: if is_complete { index } else { index.wrapping_sub(1) },
             moved_at_ns: now_ns,
+            gaps_ns: [0; 2],
             frame_number: 0,
             detector: CommitDetector::default(),
             posts: PostCount::default(),
@@ -453,6 +462,27 @@ mod tests {
         }
         let CameraStatus::Away { reason } = scene.camera.status() else { panic!("still attached") };
         assert!(reason.contains("1000000") && reason.contains("v0 93313448"), "{reason}");
+    }
+
+    #[test]
+    fn slow_camera_whose_name_was_removed_is_followed_as_long_as_it_writes() {
+        let mut ring = TestRing::new(Layout::V3);
+        let mut scene = Scene::new(ring.name());
+        for unit in 0..10_u8 {
+            if unit == 3 {
+                ring.unlink();
+            }
+            ring.publish(&[unit]);
+            for _ in 0..10 {
+                scene.poll_after(200);
+            }
+            assert!(!scene.is_away(), "unit {unit}");
+            assert_eq!(units(&mut scene).len(), 1, "one unit in two seconds");
+        }
+        for _ in 0..40 {
+            scene.poll_after(200);
+        }
+        assert!(scene.is_away(), "it has ended");
     }
 
     #[test]

@@ -11,8 +11,11 @@ use super::segment::MappingError;
 use super::sequence::is_in_ring;
 use crate::base::clock;
 use crate::base::counters::Counter;
-use crate::base::limits::IDR_REQUEST_INTERVAL_NS;
+use crate::base::limits::{
+    CLOCK_STEP_NS_MIN, IDR_BUDGET_BURST, IDR_BUDGET_INTERVAL_NS, IDR_REQUEST_INTERVAL_NS,
+};
 use crate::base::log_limit::LogLimit;
+use crate::base::token_bucket::TokenBucket;
 
 /// Time of CLOCK_MONOTONIC in nanoseconds.
 pub type MonotonicNs = i64;
@@ -75,6 +78,17 @@ pub struct CameraCounters {
     pub leases_refused: Counter,
     /// Number of IDRs requested from the camera.
     pub idrs_requested: Counter,
+}
+
+/// Result of [`Camera::request_idr`].
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum IdrRequest {
+    /// The camera was asked.
+    Sent,
+    /// The camera was asked too often. The caller may try again later.
+    TooSoon,
+    /// No request is possible: on legacy rings, and while the camera is away.
+    Impossible,
 }
 
 /// One run of the camera on one mapped segment. A restart of the camera begins a new run.
@@ -143,15 +157,20 @@ struct Shared {
     state: Mutex<State>,
     wakeups: Mutex<Vec<Arc<dyn Wakeup>>>,
     counters: CameraCounters,
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds.
-    realtime_offset_ns: AtomicI64,
+    clocks: ClockOffset,
+    clocks_limit: LogLimit,
     rejection_log: LogLimit,
     restart_log: LogLimit,
     idr_limit: LogLimit,
+    idr_budget: Mutex<TokenBucket>,
 }
 
 /// Minimum nanoseconds between two log lines about restarts.
 const RESTART_LOG_NS: i64 = 1_000_000_000; // local bound: restarts are rare, so each may have a log line
+
+/// Minimum nanoseconds between two measurements of the clocks because of a capture time that is not just before the
+/// current time.
+const CLOCK_MEASURE_NS_MIN: i64 = 10_000_000; // local bound: less than the interval of any camera
 
 /// Handle to the camera. Clones share its state.
 #[derive(Clone)]
@@ -172,10 +191,12 @@ impl Camera {
                 state: Mutex::new(State::Away { reason: "not opened yet".to_owned() }),
                 wakeups: Mutex::default(),
                 counters: CameraCounters::default(),
-                realtime_offset_ns: AtomicI64::new(0),
+                clocks: ClockOffset::new(),
+                clocks_limit: LogLimit::new(CLOCK_MEASURE_NS_MIN),
                 rejection_log: LogLimit::default(),
                 restart_log: LogLimit::new(RESTART_LOG_NS),
                 idr_limit: LogLimit::new(IDR_REQUEST_INTERVAL_NS),
+                idr_budget: Mutex::new(TokenBucket::new(IDR_BUDGET_INTERVAL_NS, IDR_BUDGET_BURST)),
             }),
         };
         camera.refresh_clocks();
@@ -209,18 +230,21 @@ impl Camera {
         &self.shared.counters
     }
 
-    /// Requests an IDR from the camera, at most once per [`IDR_REQUEST_INTERVAL_NS`]. Returns false if no request is
-    /// possible: on legacy rings, and while the camera is away.
-    pub fn request_idr(&self, now_ns: MonotonicNs) -> bool {
+    /// Requests an IDR from the camera. All consumers share the limits: a request per [`IDR_REQUEST_INTERVAL_NS`], and
+    /// in the long run one per [`IDR_BUDGET_INTERVAL_NS`], because each IDR is sent to all viewers and recorded.
+    pub fn request_idr(&self, now_ns: MonotonicNs) -> IdrRequest {
         let (_, attachment) = self.current();
         let Some(ring) = attachment.as_ref().and_then(|attachment| attachment.mapping.leases()) else {
-            return false;
+            return IdrRequest::Impossible;
         };
-        if self.shared.idr_limit.allows(now_ns) {
-            self.shared.counters.idrs_requested.add_shared(1);
-            ring.request_idr();
+        let mut budget = lock(&self.shared.idr_budget);
+        if !budget.has_token(now_ns) || !self.shared.idr_limit.allows(now_ns) {
+            return IdrRequest::TooSoon;
         }
-        true
+        budget.take(now_ns);
+        self.shared.counters.idrs_requested.add_shared(1);
+        ring.request_idr();
+        IdrRequest::Sent
     }
 
     /// Returns the number of units that the camera has dropped because no slot of the lease ring could take them.
@@ -337,15 +361,28 @@ impl Camera {
 
     /// Returns CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds, as measured by the last [`Camera::refresh_clocks`].
     pub(super) fn realtime_offset_ns(&self) -> i64 {
-        self.shared.realtime_offset_ns.load(Ordering::Relaxed)
+        self.shared.clocks.offset_ns()
     }
 
     /// Measures the difference between CLOCK_REALTIME and CLOCK_MONOTONIC. The camera wait calls this about once a
     /// second.
     pub(super) fn refresh_clocks(&self) {
-        let monotonic_ns = clock::monotonic_ns();
-        let offset_ns = clock::realtime_ns() - monotonic_ns;
-        self.shared.realtime_offset_ns.store(offset_ns, Ordering::Relaxed);
+        self.shared.clocks.measure(clock::monotonic_ns(), clock::realtime_ns());
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_realtime_offset_ns(&self, offset_ns: i64) {
+        self.shared.clocks.offset_ns.store(offset_ns, Ordering::Relaxed);
+    }
+
+    /// Measures like [`Camera::refresh_clocks`], at most once per [`CLOCK_MEASURE_NS_MIN`]. Returns false if nothing was
+    /// measured.
+    pub(super) fn refresh_clocks_again(&self, now_ns: MonotonicNs) -> bool {
+        let is_due = self.shared.clocks_limit.allows(now_ns);
+        if is_due {
+            self.refresh_clocks();
+        }
+        is_due
     }
 
     /// Replaces the state, then raises the generation. The caller holds the lock of the state.
@@ -376,9 +413,60 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// CLOCK_REALTIME minus CLOCK_MONOTONIC. All conversions between the clocks use this value, so that all of them follow
+/// when the system clock is set.
+struct ClockOffset {
+    /// Nanoseconds; [`UNMEASURED`] before the first measurement.
+    offset_ns: AtomicI64,
+}
+
+const UNMEASURED: i64 = i64::MIN; // local bound: marks a missing value
+
+impl ClockOffset {
+    fn new() -> ClockOffset {
+        ClockOffset { offset_ns: AtomicI64::new(UNMEASURED) }
+    }
+
+    fn offset_ns(&self) -> i64 {
+        self.offset_ns.load(Ordering::Relaxed)
+    }
+
+    /// Stores the difference of two simultaneous clock readings. Returns the step in nanoseconds and logs it if the
+    /// system clock was set since the last measurement.
+    fn measure(&self, monotonic_ns: i64, realtime_ns: i64) -> Option<i64> {
+        let offset_ns = realtime_ns - monotonic_ns;
+        // Only one of several concurrent calls gets the old value, so a step is logged once.
+        let before_ns = self.offset_ns.swap(offset_ns, Ordering::Relaxed);
+        let step_ns = offset_ns.saturating_sub(before_ns);
+        if before_ns == UNMEASURED || step_ns.saturating_abs() < CLOCK_STEP_NS_MIN {
+            return None;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "for display")]
+        let step_s = step_ns as f64 / 1e9;
+        log::warn!(
+            "the system clock was set: it stepped by {step_s:+.3} s; capture times and reports follow it"
+        );
+        Some(step_ns)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn step_of_the_system_clock_is_reported_once_and_slewing_is_not() {
+        const S: i64 = 1_000_000_000;
+        let clocks = ClockOffset::new();
+        let boot_ns = 3 * S; // a board without a battery starts in 1970
+        assert_eq!(clocks.measure(10 * S, boot_ns + 10 * S), None, "the first measurement");
+        assert_eq!(clocks.measure(11 * S, boot_ns + 11 * S + 500_000), None, "NTP slews the clock");
+        let ntp_ns = 1_764_000_000 * S;
+        assert_eq!(clocks.measure(12 * S, ntp_ns), Some(ntp_ns - 12 * S - boot_ns - 500_000));
+        assert_eq!(clocks.measure(13 * S, ntp_ns + S), None);
+        assert_eq!(clocks.offset_ns(), ntp_ns - 12 * S);
+        assert_eq!(clocks.measure(14 * S, ntp_ns - 58 * S), Some(-60 * S), "set back by a minute");
+    }
 
     #[test]
     fn camera_without_a_segment_is_away_and_names_it() {

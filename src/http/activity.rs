@@ -82,6 +82,8 @@ impl Activity {
     pub(super) fn deadline(&self, idle: Duration, head: Duration) -> Option<Instant> {
         let state = lock(&self.0);
         match state.phase {
+            // The rest of the last answer waits for a caller that reads slowly. TCP_USER_TIMEOUT limits that.
+            Phase::Idle if state.is_write_blocked => None,
             Phase::Idle => Some(state.since + idle),
             Phase::Head => Some(state.since + head),
             Phase::Opening | Phase::Answer => None,
@@ -97,6 +99,17 @@ impl Activity {
             Phase::Opening | Phase::Head => Some((Rank::Unfinished, state.since)),
             Phase::Idle | Phase::Answer => None,
         }
+    }
+}
+
+impl Activity {
+    /// Records an attempt to write. The time for an idle connection begins when the whole answer is written.
+    fn wrote(&self, is_blocked: bool) {
+        let mut state = lock(&self.0);
+        if state.is_write_blocked && !is_blocked && state.phase == Phase::Idle {
+            state.enter(Phase::Idle);
+        }
+        state.is_write_blocked = is_blocked;
     }
 }
 
@@ -145,7 +158,7 @@ impl AsyncWrite for Watched {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        lock(&self.activity.0).is_write_blocked = polled.is_pending();
+        self.activity.wrote(polled.is_pending());
         polled
     }
 
@@ -163,7 +176,7 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        lock(&self.activity.0).is_write_blocked = polled.is_pending();
+        self.activity.wrote(polled.is_pending());
         polled
     }
 

@@ -6,6 +6,8 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::types::{RecordingReply, RecordingStatus, Summary};
 use crate::metrics::status::{StartRequest, ViewerStatus};
 
@@ -48,8 +50,13 @@ pub trait Backend: Send + Sync + 'static {
     /// refuses.
     fn inspect(&self, what: Inspection) -> Result<Vec<u8>, ApiError>;
 
-    /// Opens a recording for download.
-    fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>>;
+    /// Opens a recording for download. With `until`, the bytes of a growing recording before this offset are read as a
+    /// finished file.
+    fn open_recording(
+        &self,
+        name: String,
+        until: Option<u64>,
+    ) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>>;
 }
 
 /// A command for the recorder.
@@ -114,12 +121,13 @@ pub trait RecordingFile: Send + Sync + 'static {
     /// Returns the file name for the header `Content-Disposition`.
     fn name(&self) -> String;
 
-    /// Reads bytes from `offset` on into `out`. Returns the number of bytes read, which is 0 at the end of the file.
-    /// Blocks until the disk has answered.
-    ///
-    /// # Errors
-    /// Returns the error of the operating system if the file cannot be read.
-    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Reads bytes from `offset` on: at least one and at most `bytes_max`, or none at the end of the file. The future
+    /// waits for the disk, on a thread of its own.
+    fn read(&self, offset: u64, bytes_max: u64) -> BoxFuture<io::Result<Bytes>>;
+
+    /// Returns the offset to which a growing recording can be opened as a finished file now. Returns `None` if the
+    /// recording is not growing.
+    fn finished_until(&self) -> Option<u64>;
 
     /// Waits until more than `bytes` can be read or the recording has ended. Returns the number of bytes that can then
     /// be read.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backend::{ApiError, Backend, BoxFuture};
 use super::login_lifetime;
 use super::response::{BodyStream, Response, json_text};
-use super::types::{CameraSummary, RecordingStatus, Status, Summary};
+use super::types::{CameraPicture, CameraSummary, RecordingStatus, Status, Summary};
 use crate::base::limits;
 use crate::metrics::status::RecorderState;
 
@@ -162,7 +162,8 @@ impl Event {
 /// changes all the time.
 fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
     let shown = |camera: &CameraSummary| {
-        (discriminant(camera), camera.picture().map(|picture| (picture.width, picture.height)))
+        let shape = |picture: &CameraPicture| (picture.width, picture.height, picture.notice.is_some());
+        (discriminant(camera), camera.picture().map(shape))
     };
     let parts = [
         (Event::Camera, shown(&before.camera) != shown(&now.camera)),
@@ -194,7 +195,6 @@ async fn next_kept(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::types::CameraPicture;
     use super::*;
 
     fn away() -> CameraSummary {
@@ -202,7 +202,8 @@ mod tests {
     }
 
     fn live(width: u64, fps: f64) -> CameraSummary {
-        CameraSummary::Live(CameraPicture { layout: "v3".to_owned(), width, height: 720, fps })
+        let layout = "v3".to_owned();
+        CameraSummary::Live(CameraPicture { layout, width, height: 720, fps, ..CameraPicture::default() })
     }
 
     fn summary(camera: CameraSummary, viewers: u32, is_recording: bool) -> Summary {
@@ -224,6 +225,17 @@ mod tests {
     fn a_new_frame_rate_alone_is_no_event() {
         let (before, now) = (summary(live(1280, 30.0), 1, false), summary(live(1280, 29.9), 1, false));
         assert!(changes(&before, &now).is_empty());
+    }
+
+    #[test]
+    fn a_notice_that_appears_is_an_event_and_its_seconds_are_not() {
+        let waiting = |notice: &str| {
+            CameraSummary::Live(CameraPicture { notice: Some(notice.to_owned()), ..CameraPicture::default() })
+        };
+        let (before, now) = (summary(waiting("7 s ago"), 1, false), summary(waiting("8 s ago"), 1, false));
+        assert!(changes(&before, &now).is_empty());
+        let gone = CameraSummary::Live(CameraPicture::default());
+        assert_eq!(changes(&now, &summary(gone, 1, false)), [Event::Camera]);
     }
 
     #[test]

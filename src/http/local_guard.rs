@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
@@ -96,9 +97,29 @@ impl Connection {
         state.waiting_since.filter(|_| !state.is_closed)
     }
 
-    fn is_late(&self, now: Instant) -> bool {
-        let since = lock(&self.state).waiting_since;
-        since.is_some_and(|since| now.saturating_duration_since(since) > limits::LOCAL_REQUEST_TIMEOUT)
+    /// Closes the connection if its next request takes too long to arrive. A caller that is still reading the last
+    /// answer has more time, and receives the whole answer.
+    fn close_if_late(&self, now: Instant) {
+        let (since, answered_bytes) = {
+            let state = lock(&self.state);
+            (state.waiting_since, state.answered_bytes)
+        };
+        let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        if waited <= limits::LOCAL_REQUEST_TIMEOUT {
+            return;
+        }
+        if answered_bytes == 0 {
+            self.abort();
+        } else if waited > limits::ANSWER_TIMEOUT || !self.is_send_buffer_full() {
+            self.close();
+        }
+    }
+
+    /// Returns true if the caller has not read enough of the last answer for the rest to be written.
+    fn is_send_buffer_full(&self) -> bool {
+        let Some(socket) = &self.socket else { return false };
+        let mut writable = [PollFd::new(socket, PollFlags::OUT)];
+        matches!(poll(&mut writable, Some(&Timespec::default())), Ok(0))
     }
 }
 
@@ -140,7 +161,7 @@ impl Guard {
     /// request.
     pub(super) fn close_late(&self, now: Instant) -> bool {
         let connections = lock(&self.connections);
-        connections.iter().filter(|connection| connection.is_late(now)).for_each(|it| it.abort());
+        connections.iter().for_each(|connection| connection.close_if_late(now));
         connections.iter().any(|connection| connection.is_waiting())
     }
 
@@ -259,6 +280,8 @@ pub(super) fn is_this_machine(host: Option<&str>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -296,6 +319,41 @@ mod tests {
             connection.begin();
         }
         assert!(is_closed(&guard.add(None, after(100))), "all others are being answered");
+    }
+
+    #[test]
+    fn a_caller_that_reads_slowly_gets_the_whole_answer() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let guard = Guard::default();
+        let start = tokio::time::Instant::now().into_std();
+        let connection = guard.admit(socket.as_raw_fd(), start);
+        connection.begin();
+        let mut sent = 0;
+        while let Ok(bytes) = socket.write(&[7; 65_536]) {
+            sent += bytes;
+        }
+        connection.end(sent, start);
+        guard.close_late(start + 3 * limits::LOCAL_REQUEST_TIMEOUT);
+        caller.set_nonblocking(true).unwrap();
+        let mut received = 0;
+        let mut bytes = vec![0; 65_536];
+        // The caller reads a part. Then there is room for the rest of the answer, which the library writes.
+        while received < sent / 2 {
+            received += caller.read(&mut bytes).unwrap_or(0);
+        }
+        sent += (0..3).map(|_| socket.write(&[7; 1_000]).unwrap()).sum::<usize>();
+        caller.set_nonblocking(false).unwrap();
+        guard.close_late(start + 4 * limits::LOCAL_REQUEST_TIMEOUT);
+        drop(socket);
+        while received < sent {
+            let count = caller.read(&mut bytes).unwrap();
+            assert!(count > 0, "{received} of {sent} bytes");
+            received += count;
+        }
+        guard.remove(&connection);
     }
 
     #[test]

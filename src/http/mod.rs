@@ -10,6 +10,7 @@ mod address;
 mod assets;
 mod backend;
 pub mod certificate;
+mod convert;
 mod credentials;
 pub mod debug;
 mod download;
@@ -29,6 +30,7 @@ mod refusals;
 pub mod request;
 mod response;
 pub mod routes;
+mod shares;
 mod stream;
 mod throttle;
 pub mod tls;
@@ -42,6 +44,7 @@ pub use backend::{ApiError, Backend, BoxFuture, Inspection, RecordingCommand, Re
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve};
 pub use routes::Policy;
+pub use shares::HttpShares;
 pub use tls::TlsKeys;
 pub use types::*;
 

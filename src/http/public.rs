@@ -12,15 +12,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, LengthLimitError, Limited};
+use hyper::Request;
 use hyper::body::{Body, Incoming};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::http::request;
-use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode, Version};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -30,6 +28,7 @@ use super::access::{Access, CookieKind, VerifiedLogin};
 use super::activity::Watched;
 use super::address::Exempt;
 use super::backend::{ApiError, Backend};
+use super::convert::{Answer, AnswerBody, head_of, into_hyper};
 use super::download;
 use super::events::Feed;
 use super::login;
@@ -38,8 +37,9 @@ use super::perform::perform;
 use super::places::{Place, PlaceState, Places, Refusal};
 use super::refusals::RefusalLog;
 use super::request::{Head, LogIn};
-use super::response::{BodyStream, Response};
+use super::response::Response;
 use super::routes::{self, Action, Policy, Route};
+use super::shares::{HttpShares, Share};
 use super::stream::{Stream, close_now, linger};
 use super::tls::{Handshakes, TlsKeys};
 use crate::base::clock::{self, Moment};
@@ -61,6 +61,8 @@ pub struct HttpConfig {
     pub tls: Option<Arc<TlsKeys>>,
     /// Time limits of the connections.
     pub timeouts: HttpTimeouts,
+    /// Limits of downloads and answers. Endpoints of one program share them.
+    pub shares: HttpShares,
 }
 
 /// Time limits of a connection. Tests shorten the defaults.
@@ -99,6 +101,7 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let address = config.address;
+    limit_buffers(&listener);
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -212,10 +215,20 @@ impl Acceptor {
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Limits the socket buffers of all connections that the listener accepts: they inherit its options. A failure is only
+/// logged, because the connections also work without the options.
+fn limit_buffers(listener: &std::net::TcpListener) {
+    let limited = sockopt::set_socket_send_buffer_size(listener, limits::CONNECTION_SEND_BYTES)
+        .and_then(|()| sockopt::set_socket_recv_buffer_size(listener, limits::CONNECTION_RECEIVE_BYTES));
+    if let Err(error) = limited {
+        log::warn!("http: cannot limit the socket buffers, so slow readers can take more memory: {error}");
+    }
+}
+
 /// Sets socket options. A failure is only logged, because the connection also works without the options.
 fn prepare(stream: &TcpStream) {
     let answer_timeout_ms = u32::try_from(limits::ANSWER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
-    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
+    if let Err(error) = sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
         log::debug!("http: cannot set TCP_USER_TIMEOUT: {error}");
     }
     if let Err(error) = stream.set_nodelay(true) {
@@ -396,13 +409,13 @@ impl Shared {
 
     async fn respond(&self, head: &Head<'_>, caller: &Caller, body: Incoming) -> Result<Answer, Response> {
         let (route, login) = self.admit(head, caller)?;
-        let body = self.read_body(route.body_bytes_max, body).await?;
+        let body = self.read_body(route.body_bytes_max, body, caller).await?;
         let action = route.act(head, &body);
         drop(body);
         if let Some(response) = self.session(&action, head, caller, login) {
             return Ok((response, None));
         }
-        match timeout(self.config.timeouts.backend, self.perform(head, action, login)).await {
+        match timeout(self.config.timeouts.backend, self.perform(head, action, caller, login)).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(ApiError::busy("the server did not answer in time: try again", 1).into()),
         }
@@ -410,14 +423,18 @@ impl Shared {
 
     /// Reads the body within its limits of bytes and time. If Content-Length is too large, the request is refused
     /// before the body is read.
-    async fn read_body(&self, bytes_max: usize, body: Incoming) -> Result<Bytes, Response> {
+    async fn read_body(&self, bytes_max: usize, body: Incoming, caller: &Caller) -> Result<Bytes, Response> {
         // The response closes the connection, because the rest of the body is not read.
         let too_large = || Err(routes::body_too_large(bytes_max).closing());
         if body.size_hint().lower() > bytes_max as u64 {
             return too_large();
         }
+        // The length of a chunked body is unknown before it has arrived.
+        let expected =
+            body.size_hint().upper().map_or(bytes_max, |bytes| usize::try_from(bytes).unwrap_or(bytes_max));
+        let share = self.count_message(expected, caller).map_err(|error| Response::from(error).closing())?;
         match timeout(self.config.timeouts.body, Limited::new(body, bytes_max).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Ok(body)) => Ok(held(body.to_bytes(), share)),
             Ok(Err(error)) if error.is::<LengthLimitError>() => too_large(),
             Ok(Err(_)) => {
                 Err(Response::error(400, "bad_body", "the body is malformed or ends early").closing())
@@ -475,18 +492,55 @@ impl Shared {
         &self,
         head: &Head<'_>,
         action: Action,
+        caller: &Caller,
         login: Option<VerifiedLogin>,
     ) -> Result<Answer, ApiError> {
         let access = self.config.access.as_ref();
         let login_end = access.zip(login).map(|(access, login)| login_end(Arc::clone(access), login));
         match action {
-            Action::Download { name, follow } => {
-                let file = self.backend.open_recording(name).await?;
-                Ok(download::answer(head, file, follow, login_end))
+            Action::Download { name, follow, until } => {
+                let share = self.config.shares.downloads.take(caller.peer, 1).map_err(download::refusal)?;
+                let file = self.backend.open_recording(name, until.filter(|_| !follow)).await?;
+                let (response, body) = download::answer(head, file, follow, login_end, share);
+                Ok((response, body.map(Either::Right)))
             }
-            Action::Events => self.feed.subscribe(head.method != "HEAD", login_end).await,
-            action => Ok((perform(self.backend.as_ref(), action, login_end).await?, None)),
+            Action::Events => {
+                let (response, body) = self.feed.subscribe(head.method != "HEAD", login_end).await?;
+                Ok((response, body.map(Either::Left)))
+            }
+            // A prepared response is short, or a file of the page, whose bytes are not copied.
+            Action::Respond(response) => Ok((response, None)),
+            action => {
+                let response = perform(self.backend.as_ref(), action, login_end).await?;
+                Ok((self.count_answer(response, caller)?, None))
+            }
         }
+    }
+
+    /// Counts the body of a response until it is sent.
+    ///
+    /// # Errors
+    /// Returns 503 if callers do not read their answers, so that too many bytes wait.
+    fn count_answer(&self, response: Response, caller: &Caller) -> Result<Response, ApiError> {
+        let share = self.count_message(response.body.len(), caller)?;
+        Ok(Response { body: held(response.body, share), ..response })
+    }
+
+    /// Counts the bytes of a body. Returns `None` for a short body.
+    fn count_message(&self, bytes: usize, caller: &Caller) -> Result<Option<Share>, ApiError> {
+        if bytes <= limits::MESSAGE_BYTES_SHORT {
+            return Ok(None);
+        }
+        let share = self.config.shares.message_bytes.take(caller.peer, bytes);
+        share.map(Some).map_err(|_| ApiError::busy("too many long requests and answers are on their way", 1))
+    }
+}
+
+/// Returns the same bytes, which hold the share until they are dropped.
+fn held(bytes: Bytes, share: Option<Share>) -> Bytes {
+    match share {
+        Some(share) => share.hold(bytes),
+        None => bytes,
     }
 }
 
@@ -499,68 +553,4 @@ fn too_many_of_login() -> Response {
         retry_after_s: Some(1),
     };
     Response::from(error).closing()
-}
-
-/// A response, and a body stream if the body is produced while it is sent.
-type Answer = (Response, Option<BodyStream>);
-
-/// The body of a response: complete, or a stream.
-type AnswerBody = Either<Full<Bytes>, BodyStream>;
-
-/// Returns the parts of the head that [`routes`] reads, or a 400 response if a header is invalid. HTTP/1.1 requires
-/// exactly one Host header (RFC 9112 section 3.2). Two Origin headers are invalid, because a browser never sends two.
-fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
-    let host = single(&parts.headers, &header::HOST)?;
-    if host.is_none() && parts.version == Version::HTTP_11 {
-        return Err(bad_header(&header::HOST));
-    }
-    Ok(Head {
-        method: parts.method.as_str(),
-        path: parts.uri.path(),
-        query: parts.uri.query(),
-        host: parts.uri.authority().map(Authority::as_str).or(host),
-        origin: single(&parts.headers, &header::ORIGIN)?,
-        authorization: single(&parts.headers, &header::AUTHORIZATION)?,
-        cookie: text(&parts.headers, &header::COOKIE),
-        if_none_match: text(&parts.headers, &header::IF_NONE_MATCH),
-        range: text(&parts.headers, &header::RANGE),
-        if_range: text(&parts.headers, &header::IF_RANGE),
-        accept: text(&parts.headers, &header::ACCEPT),
-        referer: text(&parts.headers, &header::REFERER),
-        requested_method: single(&parts.headers, &header::ACCESS_CONTROL_REQUEST_METHOD)?,
-    })
-}
-
-/// Returns a header as text, or `None` if it is missing or not text.
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-/// Returns a header as text, or `None` if it is missing. A header that was sent twice or is not text is refused with
-/// 400.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Response> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next().map(HeaderValue::to_str).transpose().map_err(|_| bad_header(name))?;
-    if values.next().is_some() { Err(bad_header(name)) } else { Ok(first) }
-}
-
-fn bad_header(name: &HeaderName) -> Response {
-    let message = format!("the header {name} is missing, was sent twice or is not text");
-    Response::error(400, "bad_header", &message).closing()
-}
-
-fn into_hyper(response: Response, stream: Option<BodyStream>) -> hyper::Response<AnswerBody> {
-    let body = stream.map_or_else(|| Either::Left(Full::new(response.body)), Either::Right);
-    let mut answer = hyper::Response::new(body);
-    *answer.status_mut() = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let content_type = response.content_type.map(|kind| ("content-type", kind.to_owned()));
-    for (name, value) in content_type.into_iter().chain(response.headers) {
-        match HeaderValue::try_from(value) {
-            Ok(value) => {
-                answer.headers_mut().append(HeaderName::from_static(name), value);
-            }
-            Err(error) => log::error!("http: response header {name} is malformed and was omitted: {error}"),
-        }
-    }
-    answer
 }

@@ -80,7 +80,7 @@ pub static ROUTES: &[Route] = &[
     get("/api/recordings", |_, _| Ok(Action::Recording(RecordingCommand::List))),
     get(RECORDING, |head, _| {
         let follow = head.query.is_some_and(|query| query.split('&').any(|pair| pair == "follow=1"));
-        Ok(Action::Download { name: recording_name(head.path)?, follow })
+        Ok(Action::Download { name: recording_name(head.path)?, follow, until: until(head.query)? })
     }),
     delete(RECORDING, |head, _| Ok(Action::Recording(RecordingCommand::Delete(recording_name(head.path)?)))),
     get("/api/session", |_, _| Ok(Action::Session)),
@@ -119,6 +119,13 @@ fn recording_name(path: &str) -> Result<String, ApiError> {
     let segment = path.strip_prefix(RECORDING_PREFIX).unwrap_or_default();
     ranges::decode_segment(segment)
         .ok_or_else(|| ApiError::new(400, "bad_name", "the name's percent-encoding is malformed"))
+}
+
+/// Returns the offset in the query `until=OFFSET`, or `None` without such a query.
+fn until(query: Option<&str>) -> Result<Option<u64>, ApiError> {
+    let mut pairs = query.unwrap_or_default().split('&');
+    let offset = pairs.find_map(|pair| pair.strip_prefix("until=")).map(str::parse);
+    offset.transpose().map_err(|_| ApiError::new(400, "bad_until", "`until` must be a number of bytes"))
 }
 
 /// Which foreign pages may call the API, and under which names this server answers.
@@ -163,6 +170,8 @@ pub enum Action {
         name: String,
         /// Continue while the recording grows (`?follow=1`).
         follow: bool,
+        /// Read the bytes of a growing recording before this offset as a finished file (`?until=OFFSET`).
+        until: Option<u64>,
     },
 }
 

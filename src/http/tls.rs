@@ -85,7 +85,10 @@ impl Handshakes {
                 Ok(1) if first != HANDSHAKE_RECORD && first[0].is_ascii_alphabetic() => {
                     Ok(Box::new(socket) as Stream)
                 }
-                Ok(_) => acceptor.accept(socket).await.map(|stream| Box::new(stream) as Stream),
+                Ok(_) => acceptor.accept(socket).await.map(|mut stream| {
+                    stream.get_mut().1.set_buffer_limit(Some(limits::TLS_BUFFER_BYTES));
+                    Box::new(stream) as Stream
+                }),
                 Err(error) => Err(error),
             }
         };

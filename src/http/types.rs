@@ -32,7 +32,7 @@ pub enum CameraSummary {
 }
 
 /// The picture of an attached camera.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct CameraPicture {
     /// Name of the layout of the shared memory.
     pub layout: String,
@@ -42,6 +42,13 @@ pub struct CameraPicture {
     pub height: u64,
     /// Access units per second; 0 while the camera is stalled.
     pub fps: f64,
+    /// Milliseconds without an access unit after which the camera counts as stalled. Longer for slow cameras.
+    pub stalled_after_ms: u64,
+    /// Seconds since the newest IDR; `None` if none has arrived.
+    pub last_idr_s: Option<u64>,
+    /// Why connected viewers see no picture although access units arrive, as a text for the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
 }
 
 impl CameraSummary {
@@ -152,11 +159,22 @@ mod tests {
 
     #[test]
     fn camera_states_have_their_fields_beside_the_state() {
-        let picture = CameraPicture { layout: "v3".to_owned(), width: 1280, height: 720, fps: 29.9 };
-        assert_eq!(
-            json_of(&CameraSummary::Live(picture)),
-            json!({ "state": "live", "layout": "v3", "width": 1280, "height": 720, "fps": 29.9 })
-        );
+        let picture = CameraPicture {
+            layout: "v3".to_owned(),
+            width: 1280,
+            height: 720,
+            fps: 29.9,
+            stalled_after_ms: 1_500,
+            ..CameraPicture::default()
+        };
+        let mut live = json!({
+            "state": "live", "layout": "v3", "width": 1280, "height": 720, "fps": 29.9,
+            "stalled_after_ms": 1_500, "last_idr_s": null,
+        });
+        assert_eq!(json_of(&CameraSummary::Live(picture.clone())), live);
+        let waiting = CameraPicture { last_idr_s: Some(7), notice: Some("waiting".to_owned()), ..picture };
+        (live["last_idr_s"], live["notice"]) = (json!(7), json!("waiting"));
+        assert_eq!(json_of(&CameraSummary::Live(waiting)), live);
         let away = CameraSummary::Away { reason: "no ring".to_owned() };
         assert_eq!(json_of(&away), json!({ "state": "away", "reason": "no ring" }));
     }

@@ -35,8 +35,12 @@ pub struct WorkerCounters {
     pub restarts: Counter,
     /// Number of slots between the cursor and the newest unit, when the worker last polled the ring.
     pub lag_slots: Gauge,
-    /// Average interval between units in nanoseconds: a moving average to which each new interval contributes 1/8.
+    /// Average interval between units in nanoseconds, as learned from the capture times. 0 while it is unknown.
     pub unit_interval_ns: Gauge,
+    /// Time without a unit, in nanoseconds, after which the camera counts as stalled. 0 before the first unit.
+    pub stalled_after_ns: Gauge,
+    /// Capture time of the newest IDR, in nanoseconds of CLOCK_MONOTONIC. 0 before the first IDR.
+    pub last_idr_at_ns: Gauge,
     /// Time at which the worker read the newest unit, in nanoseconds of CLOCK_MONOTONIC. 0 before the first unit.
     pub last_unit_at_ns: Gauge,
     /// Width of the stream's picture in pixels. 0 while it is unknown.
@@ -48,6 +52,8 @@ pub struct WorkerCounters {
     pub sessions: Gauge,
     /// Number of connected sessions, whose DTLS handshake is finished.
     pub viewers: Gauge,
+    /// Number of connected sessions that wait for the camera's next IDR.
+    pub viewers_without_idr: Gauge,
     /// Sessions that ended, for any reason.
     pub sessions_closed: Counter,
     /// Those sessions by reason, in the order of [`EndReason::ALL`].

@@ -10,6 +10,8 @@ use crate::base::histogram::LatencyTotals;
 pub struct RecorderCounters {
     /// True while a recording runs.
     pub active: AtomicBool,
+    /// Turns of the recorder's loop. The number stops growing if the recorder hangs.
+    pub turns: Counter,
     /// Access units written completely.
     pub units: Counter,
     /// Bytes of the access units written completely, including their headers in the file.

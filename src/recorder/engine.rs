@@ -8,6 +8,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::disk::Disk;
+use super::file_threads::FileThreads;
 use super::library::Library;
 use super::names::{Format, Stem, Zone};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
@@ -44,6 +45,7 @@ pub(super) struct Engine {
     config: RecorderConfig,
     retention_ran_at_ns: i64,
     retention_task: Option<JoinHandle<()>>,
+    file_operations: FileThreads,
     zone: Zone,
     /// The unit that is being written. The view holds the lease on its slot until the write completes.
     current: Option<UnitView>,
@@ -63,6 +65,7 @@ impl Engine {
         commands: mpsc::Receiver<Command>,
         shutdown: watch::Receiver<bool>,
         unit_published: Arc<Notify>,
+        file_operations: FileThreads,
     ) -> Engine {
         let (disk, completions) = Disk::new(library.clone());
         let directory = config.directory.display().to_string();
@@ -79,6 +82,7 @@ impl Engine {
             config,
             retention_ran_at_ns: i64::MIN,
             retention_task: None,
+            file_operations,
             zone: Zone::local(),
             current: None,
             start_reply: None,
@@ -91,6 +95,7 @@ impl Engine {
     /// Runs the recorder until its shutdown is requested or all handles are dropped.
     pub(super) async fn run(mut self) {
         loop {
+            self.library.counters.turns.add(1);
             self.advance();
             let idle = self.recording.state() == RecorderState::Idle;
             if self.shutting_down && idle {
@@ -318,7 +323,7 @@ impl Engine {
     }
 
     /// Applies the retention rules if [`limits::RETENTION_INTERVAL_NS`] has passed since the last time. The work runs
-    /// on a blocking thread.
+    /// on the thread for operations on the directory.
     fn delete_old_recordings(&mut self) {
         let now_ns = monotonic_ns();
         let due = now_ns >= self.retention_ran_at_ns.saturating_add(limits::RETENTION_INTERVAL_NS);
@@ -328,11 +333,13 @@ impl Engine {
         }
         self.retention_ran_at_ns = now_ns;
         let (library, rules) = (self.library.clone(), self.config.retention);
-        self.retention_task = Some(tokio::task::spawn_blocking(move || {
-            match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
-                Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
-                Err(error) => log::warn!("the retention rules could not be applied: {error}"),
-            }
+        let operations = self.file_operations.clone();
+        let retain = move || match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
+            Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
+            Err(error) => log::warn!("the retention rules could not be applied: {error}"),
+        };
+        self.retention_task = Some(tokio_uring::spawn(async move {
+            let _not_run_if_the_queue_is_full = operations.run(retain).await;
         }));
     }
 }

@@ -1,16 +1,19 @@
 //! The interface of the recorder for the rest of the program. Requests about the running recording go through a bounded
-//! channel to the recorder's thread, which replies. Requests about files go to `library.rs`, on a blocking thread.
+//! channel to the recorder's thread, which replies. Requests about files go to `library.rs`, on threads of their own.
 
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use bytes::Bytes;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::counters::RecorderCounters;
 use super::engine::{Command, Engine};
+use super::file_threads::FileThreads;
 use super::library::{Download, Library};
+use super::pieces::Pieces;
 use super::types::{
     RecorderConfig, RecorderError, RecordingInfo, StartReply, StartRequest, Status, StopReply,
 };
@@ -58,6 +61,15 @@ pub fn spawn(
     camera.add_wakeup(Arc::new(UnitWakeup(Arc::clone(&unit_published))));
     // No recording has started yet, so every unfinished file was left by a crash.
     repair_in_background(&library).map_err(SpawnError::Thread)?;
+    let files = Files {
+        operations: FileThreads::start("recordings", 1, limits::LIBRARY_JOBS_MAX)
+            .map_err(SpawnError::Thread)?,
+        reads: FileThreads::start("downloads", limits::READ_THREADS, limits::READS_QUEUED_MAX)
+            .map_err(SpawnError::Thread)?,
+        listings: Arc::new(Semaphore::new(limits::LISTINGS_MAX)),
+        pieces: Arc::default(),
+    };
+    let operations = files.operations.clone();
     let (camera, engine_library) = (camera.clone(), library.clone());
     let (started, is_started) = std::sync::mpsc::sync_channel(1);
     let body = move || match tokio_uring::Runtime::new(tokio_uring::builder().entries(64)) {
@@ -68,7 +80,8 @@ pub fn spawn(
             if !is_ready {
                 return;
             }
-            let engine = Engine::new(camera, engine_library, config, commands, shutdown, unit_published);
+            let engine =
+                Engine::new(camera, engine_library, config, commands, shutdown, unit_published, operations);
             runtime.block_on(engine.run());
         }
         Err(error) => {
@@ -79,7 +92,7 @@ pub fn spawn(
         thread::Builder::new().name("recorder".to_owned()).spawn(body).map_err(SpawnError::Thread)?;
     let started = is_started.recv().map_err(|_| SpawnError::Thread(io::ErrorKind::BrokenPipe.into()))?;
     started.map_err(SpawnError::Uring)?;
-    Ok((RecorderHandle { commands: sender, shutdown: Arc::new(shutdown_sender), library }, thread))
+    Ok((RecorderHandle { commands: sender, shutdown: Arc::new(shutdown_sender), library, files }, thread))
 }
 
 /// Makes the kernel create the thread on which io_uring carries out operations that block. The kernel keeps its last
@@ -117,6 +130,19 @@ pub struct RecorderHandle {
     commands: mpsc::Sender<Command>,
     shutdown: Arc<watch::Sender<bool>>,
     library: Library,
+    files: Files,
+}
+
+/// What requests about files need. All threads are made at start.
+#[derive(Clone, Debug)]
+struct Files {
+    /// Opens, lists and deletes recordings.
+    operations: FileThreads,
+    /// Reads recordings for downloads.
+    reads: FileThreads,
+    /// Limits the listings in memory.
+    listings: Arc<Semaphore>,
+    pieces: Arc<Pieces>,
 }
 
 impl RecorderHandle {
@@ -158,15 +184,27 @@ impl RecorderHandle {
     /// # Errors
     /// The directory cannot be read.
     pub async fn list(&self) -> Result<Vec<RecordingInfo>, RecorderError> {
-        self.run_blocking(Library::list).await
+        let _permit = self.files.listings.acquire().await;
+        self.run(Library::list).await
     }
 
-    /// Opens a recording for download. A file that is still being written can be read up to its last whole unit.
+    /// Opens a recording for download, see [`Library::open`].
     ///
     /// # Errors
-    /// The name is not valid, no recording has this name, or a file operation failed.
-    pub async fn open(&self, name: String) -> Result<Download, RecorderError> {
-        self.run_blocking(move |library| library.open(&name)).await
+    /// The name is not valid, no recording has this name, no unit ends at `until`, or a file operation failed.
+    pub async fn open(&self, name: String, until: Option<u64>) -> Result<Download, RecorderError> {
+        self.run(move |library| library.open(&name, until)).await
+    }
+
+    /// Reads bytes of a recording from `offset` on: at least one and at most `bytes_max`, or none at the end of the
+    /// file. The caller must stay below the limit that [`Download::read_at`] names.
+    ///
+    /// # Errors
+    /// The error of the failed read.
+    pub async fn read(&self, download: Arc<Download>, offset: u64, bytes_max: u64) -> io::Result<Bytes> {
+        let pieces = Arc::clone(&self.files.pieces);
+        let read = move || pieces.fill(bytes_max, |out| download.read_at(out, offset));
+        self.files.reads.run(read).await.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 
     /// Deletes a recording that is not being written.
@@ -174,7 +212,7 @@ impl RecorderHandle {
     /// # Errors
     /// The name is not valid, no recording has this name, the file is being written, or a file operation failed.
     pub async fn delete(&self, name: String) -> Result<(), RecorderError> {
-        self.run_blocking(move |library| library.delete(&name)).await
+        self.run(move |library| library.delete(&name)).await
     }
 
     /// Requests the end of the recorder: its thread finishes a running recording, then returns. This function does not
@@ -208,12 +246,12 @@ impl RecorderHandle {
         }
     }
 
-    async fn run_blocking<T: Send + 'static>(
+    /// Runs an operation that blocks on the thread for it.
+    async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Library) -> Result<T, RecorderError> + Send + 'static,
     ) -> Result<T, RecorderError> {
         let library = self.library.clone();
-        let done = tokio::task::spawn_blocking(move || work(&library)).await;
-        done.unwrap_or(Err(RecorderError::Unresponsive))
+        self.files.operations.run(move || work(&library)).await.unwrap_or(Err(RecorderError::Unresponsive))
     }
 }

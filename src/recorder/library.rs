@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use tokio::sync::watch;
 
 use super::counters::RecorderCounters;
+use super::finished_view::{FinishedView, IndexCache};
 use super::format::fmp4::{self, Form};
 use super::format::moov::{self, Notes};
 use super::format::recovery::{WholeFragments, fill_at, whole_fragments};
@@ -30,6 +31,7 @@ pub struct Library {
     directory: Arc<Path>,
     /// Progress of each file that is being written, by file name.
     running: Arc<Mutex<HashMap<String, watch::Receiver<Progress>>>>,
+    index_cache: Arc<IndexCache>,
     pub(super) counters: Arc<RecorderCounters>,
 }
 
@@ -40,6 +42,8 @@ pub struct Download {
     /// The first bytes of a file that was still being written when it was opened. They are served instead of the bytes
     /// on disk, which change when the file is finished.
     first_bytes: Vec<u8>,
+    /// Set if a part of a growing file is read as a finished file.
+    view: Option<FinishedView>,
     /// File name.
     pub name: String,
     /// Bytes that can be read now.
@@ -69,10 +73,20 @@ impl Download {
         // When the recorder finishes the file, it changes the first bytes on disk. This download must not mix the two
         // forms, so it continues with the first bytes of the unfinished form.
         let first = usize::try_from(offset).ok().and_then(|offset| self.first_bytes.get(offset..));
-        match first.filter(|first| !first.is_empty()) {
-            Some(mut first) => first.read(out),
-            None => self.file.read_at(out, offset),
+        match (first.filter(|first| !first.is_empty()), &self.view) {
+            (Some(mut first), _) => first.read(out),
+            (None, Some(view)) => view.read_at(&self.file, out, offset),
+            (None, None) => self.file.read_at(out, offset),
         }
+    }
+
+    /// Returns the offset to which a growing MP4 can be read as a finished file now (`until` of [`Library::open`]).
+    /// Returns `None` for any other file.
+    #[must_use]
+    pub fn finished_until(&self) -> Option<u64> {
+        let progress = self.progress.as_ref()?.borrow();
+        let has_view = progress.units.as_ref().is_some_and(FinishedView::exists);
+        (self.view.is_none() && !progress.finished && has_view).then_some(progress.committed_bytes)
     }
 }
 
@@ -80,7 +94,12 @@ impl Library {
     /// Creates a library for `directory`, which need not exist yet.
     #[must_use]
     pub fn new(directory: &Path, counters: Arc<RecorderCounters>) -> Library {
-        Library { directory: directory.into(), running: Arc::default(), counters }
+        Library {
+            directory: directory.into(),
+            running: Arc::default(),
+            index_cache: Arc::default(),
+            counters,
+        }
     }
 
     /// Returns the path of the directory that holds the recordings.
@@ -109,29 +128,45 @@ impl Library {
         Ok(entries.into_iter().map(|entry| entry.info).collect())
     }
 
-    /// Opens a recording for download. A file that is still being written can be read up to its last whole unit.
+    /// Opens a recording for download. A file that is still being written can be read up to its last whole unit. With
+    /// `until`, the bytes before this offset of a growing MP4 are read as a finished file, whose index is made for the
+    /// reader. A file that is not growing ignores `until`.
     ///
     /// # Errors
-    /// The name is not valid, no recording has this name, or a file operation failed.
-    pub fn open(&self, name: &str) -> Result<Download, RecorderError> {
+    /// The name is not valid, no recording has this name, no unit ends at `until`, or a file operation failed.
+    pub fn open(&self, name: &str, until: Option<u64>) -> Result<Download, RecorderError> {
         let format = names::validate_existing(name)?;
         let progress = self.progress(name);
         let file = self.open_file(name, false).map_err(|error| file_error(name, "opening", &error))?;
         let metadata = file.metadata().map_err(|error| RecorderError::io("reading the file", &error))?;
         let mut first_bytes = Vec::new();
         let mut bytes = metadata.len();
+        let mut view = None;
         let mut etag =
             format!("\"{:x}-{bytes:x}-{:x}.{:x}\"", metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
         if let Some(progress) = &progress {
-            bytes = progress.borrow().committed_bytes;
+            let progress = progress.borrow().clone();
+            bytes = progress.committed_bytes;
             etag = format!("\"{:x}-live\"", metadata.ino());
-            if format == Format::Mp4 && bytes > 0 {
-                first_bytes.extend_from_slice(&fmp4::START_UNFINISHED);
+            match (until, progress.units) {
+                (Some(until), Some(units)) => {
+                    let opened = FinishedView::new(&units, metadata.ino(), until, &self.index_cache);
+                    let opened = opened.ok_or(RecorderError::Until)?;
+                    bytes = opened.bytes();
+                    etag = format!("\"{:x}-until-{until:x}\"", metadata.ino());
+                    first_bytes.extend_from_slice(&FinishedView::first_bytes(until));
+                    view = Some(opened);
+                }
+                _ if format == Format::Mp4 && bytes > 0 => {
+                    first_bytes.extend_from_slice(&fmp4::START_UNFINISHED);
+                }
+                _ => {}
             }
         }
         Ok(Download {
             file,
             first_bytes,
+            view,
             name: name.to_owned(),
             bytes,
             complete: progress.is_none(),
@@ -355,7 +390,7 @@ impl Library {
             RecordingInfo { name, bytes: metadata.len(), complete: true, ..RecordingInfo::default() };
         let mut started_at_s = None;
         let mut is_ours = false;
-        if let Some(progress) = self.progress(&info.name).map(|progress| *progress.borrow()) {
+        if let Some(progress) = self.progress(&info.name).map(|progress| progress.borrow().clone()) {
             (info.complete, info.recording, info.bytes) = (false, true, progress.committed_bytes);
             info.duration = Some(progress.duration_s);
             started_at_s = Some(progress.started_at_s);

@@ -13,12 +13,15 @@
 pub mod counters;
 mod disk;
 mod engine;
+mod file_threads;
+mod finished_view;
 pub mod format;
 mod handle;
 pub mod library;
 pub mod names;
 pub(crate) mod operation;
 mod pending_unit;
+mod pieces;
 mod recorded_file;
 pub(crate) mod recording;
 pub mod retention;

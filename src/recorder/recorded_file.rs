@@ -1,6 +1,7 @@
 //! PURE: decides how one file of a recording is written, from its first access unit to the data that finishes it.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -11,7 +12,7 @@ use super::names::Format;
 use super::operation::{FileEnding, FileId, Output};
 use super::pending_unit::PendingUnit;
 use super::sidecar::Sidecar;
-use super::types::{Progress, RecorderError, is_full};
+use super::types::{Progress, RecorderError, UnitsSoFar, is_full};
 use crate::base::limits;
 
 /// How often an interrupted write is retried before the recording fails.
@@ -52,7 +53,7 @@ pub(super) struct RecordedFile {
 }
 
 struct Mp4 {
-    track: Track,
+    track: Arc<Track>,
     /// The bytes before the first fragment.
     header: Bytes,
 }
@@ -121,6 +122,11 @@ impl RecordedFile {
             duration_s: self.duration_s(),
             started_at_s: self.started_at_s,
             finished: false,
+            units: self.mp4.as_ref().map(|mp4| UnitsSoFar {
+                track: Arc::clone(&mp4.track),
+                index: self.index.clone(),
+                fragments_offset: mp4.header.len() as u64,
+            }),
         }
     }
 
@@ -164,7 +170,7 @@ impl RecordedFile {
         {
             let started_at_s = unit.captured_at_s.unwrap_or(self.started_at_s);
             let track = Track { started_at_s, ..track.clone() };
-            self.mp4 = Some(Mp4 { header: fmp4::file_header(&track).into(), track });
+            self.mp4 = Some(Mp4 { header: fmp4::file_header(&track).into(), track: Arc::new(track) });
         }
         // The reservation includes space for the index, so that the file can be finished even if the disk is full.
         let needed = self.committed + self.bytes_needed(unit) + self.tail_bytes_max();

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::format::{Index, Track};
 use super::names::{Format, NameError};
 use super::retention::Retention;
 pub use crate::metrics::status::{RecorderState, RecordingInfo, RecordingReport, StartReply, StartRequest};
@@ -74,7 +76,7 @@ pub struct Status {
 }
 
 /// Progress of a file that is being written.
-#[derive(Copy, Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
     /// Bytes of whole units in the file. Downloads must not read beyond them.
     pub committed_bytes: u64,
@@ -84,6 +86,17 @@ pub struct Progress {
     pub started_at_s: u64,
     /// True once the file is finished. Finishing an MP4 changes the first bytes and the length of the file.
     pub finished: bool,
+    /// The units of an MP4 so far.
+    pub units: Option<UnitsSoFar>,
+}
+
+/// What a reader needs to know of a growing MP4 to read its units as a finished file. A clone is cheap.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnitsSoFar {
+    pub(super) track: Arc<Track>,
+    pub(super) index: Index,
+    /// File offset of the first fragment.
+    pub(super) fragments_offset: u64,
 }
 
 /// Why the recorder refused a request or ended a recording.
@@ -101,6 +114,9 @@ pub enum RecorderError {
     /// The requested file name is not allowed.
     #[error("bad file name: {0}")]
     Name(#[from] NameError),
+    /// A request for a part of a growing file names an offset at which no access unit ends.
+    #[error("`until` is not the end of a picture: request the recording without it")]
+    Until,
     /// A requested number of seconds is out of range. Holds the name of the request field.
     #[error("{0} must be a number of seconds between 0 and 2592000")]
     Seconds(&'static str),
@@ -161,6 +177,7 @@ impl RecorderError {
             E::NotRecording => (409, "not_recording"),
             E::Stopping => (409, "stopping"),
             E::Name(_) => (400, "bad_name"),
+            E::Until => (400, "bad_until"),
             E::Seconds(_) => (400, "bad_seconds"),
             E::Exists(_) => (409, "exists"),
             E::NotFound(_) => (404, "not_found"),

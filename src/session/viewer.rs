@@ -13,7 +13,6 @@ use str0m::{Input, RtcError};
 
 use crate::base::limits;
 use crate::metrics::status::GateState;
-use crate::session::DatagramSink;
 use crate::session::close::CloseReason;
 use crate::session::context::SessionContext;
 use crate::session::media::catch_up::{CatchUp, CatchUpDecision, GopAvailability, IdrReason};
@@ -21,8 +20,9 @@ use crate::session::media::gate::{Gate, GateUnit};
 use crate::session::media::sender::Sender;
 use crate::session::media::{PacketizedUnit, UnitInfo, srtp};
 use crate::session::transport::accept::accept_offer;
-use crate::session::transport::sdp::OfferError;
+use crate::session::transport::offer_error::OfferError;
 use crate::session::transport::{DatagramKind, Transport, TransportOutput};
+use crate::session::{DatagramSink, Destination, PathChange};
 
 /// Result of a drain.
 #[derive(Debug, PartialEq, Eq)]
@@ -103,13 +103,32 @@ impl Viewer {
 
     /// Returns the local ICE ufrag. STUN requests for this session carry it in their USERNAME, before the colon.
     pub fn local_ufrag(&self) -> &str {
-        &self.transport.ufrag
+        self.transport.ufrag()
     }
 
     /// Returns true if an authenticated STUN request has arrived from `remote`. All other datagrams from that address
     /// then belong to this viewer.
     pub fn accepts_address(&self, remote: SocketAddr) -> bool {
         self.transport.accepts_address(remote)
+    }
+
+    /// Returns the next change of the viewer's addresses, for the table that finds sessions by address. Changes come from
+    /// [`Viewer::handle_datagram`].
+    pub fn poll_path_change(&mut self) -> Option<PathChange> {
+        self.transport.poll_path_change()
+    }
+
+    /// Returns the IP address to which media is sent. Returns `None` before DTLS has sent anything.
+    pub fn remote_ip(&self) -> Option<IpAddr> {
+        self.transport.destination().map(|to| to.remote.ip())
+    }
+
+    /// Returns true if the viewer is connected and waits for an IDR. That includes a viewer whose stream began at a
+    /// recovery point and that has requested an IDR since then: browsers cannot start at a recovery point.
+    pub fn waits_for_idr(&self) -> bool {
+        let has_idr = self.catch_up.idr_sent_at.is_some();
+        let is_watching = self.gate.state() == GateState::Live && (has_idr || !self.catch_up.is_waiting);
+        self.phase == Phase::Connected && !is_watching && !self.is_catching_up()
     }
 
     /// Returns the number of datagrams sent so far.
@@ -134,7 +153,7 @@ impl Viewer {
             }
             Phase::Closing(_) | Phase::Closed(_) => self.now,
         };
-        self.transport.deadline.min(own)
+        self.transport.next_deadline().min(own)
     }
 
     /// Returns the time at which an unfinished handshake ends the session: at once if it has failed.
@@ -155,16 +174,17 @@ impl Viewer {
         }
         self.advance(now);
         let was_paused = self.transport.is_paused;
+        let from = Destination { local, remote };
         let is_handled = match DatagramKind::of(bytes) {
             DatagramKind::Rtcp => {
                 let is_authentic =
                     self.transport.accepts_address(remote) && self.sender.handle_rtcp(self.now, bytes);
                 if is_authentic {
-                    self.transport.on_authentic_rtcp(self.now, remote);
+                    self.transport.on_authentic_rtcp(self.now, from, bytes.len());
                 }
                 is_authentic
             }
-            kind => self.transport.handle_datagram(self.now, kind, local, remote, bytes),
+            kind => self.transport.handle_datagram(self.now, kind, from, bytes),
         };
         if !is_handled {
             self.datagrams_rejected += 1;
@@ -274,8 +294,8 @@ impl Viewer {
     /// Sends a unit if the gate admits it. The unit's RTP time corresponds to the instant `at`. Returns true if the
     /// unit was sent.
     fn send_unit(&mut self, unit: &PacketizedUnit<'_>, at: Instant, sink: &mut impl DatagramSink) -> bool {
-        let UnitInfo { is_idr, is_reference, gap_before, .. } = unit.info;
-        if !self.gate.admit(GateUnit { is_idr, is_reference, gap_before }) {
+        let UnitInfo { is_idr, is_recovery_point, is_reference, gap_before, .. } = unit.info;
+        if !self.gate.admit(GateUnit { is_idr, is_recovery_point, is_reference, gap_before }) {
             // A gap makes the viewer need an IDR. Congestion does not request one: an IDR is large and would add to the
             // congestion.
             self.sender.is_idr_wanted |= gap_before;
@@ -303,20 +323,23 @@ impl Viewer {
         self.gate.note_in_flight(in_flight_datagrams);
     }
 
-    /// Returns the reason if the viewer needs an IDR. The caller must then call [`Viewer::decide_catch_up`]. Each
-    /// request is returned once; it comes from a PLI, a FIR or a gap in the units.
+    /// Returns the reason if the viewer needs an IDR. The caller must then call [`Viewer::decide_catch_up`]. A join is
+    /// returned until an IDR is sent or replayed. Each request is returned once; it comes from a PLI, a FIR or a gap in
+    /// the units.
     pub fn poll_idr_reason(&mut self) -> Option<IdrReason> {
         if self.phase != Phase::Connected {
             return None;
         }
-        if self.gate.state() == GateState::WaitingForIdr && !self.catch_up.is_join_decided {
+        let is_asked = std::mem::take(&mut self.sender.is_idr_wanted);
+        if self.gate.state() == GateState::WaitingForIdr && !self.is_catching_up() {
+            // If a waiting viewer asks for an IDR, its wait is reported once more, so that the camera is asked again.
+            self.catch_up.is_waiting &= !is_asked;
             return Some(IdrReason::Join);
         }
-        std::mem::take(&mut self.sender.is_idr_wanted).then_some(IdrReason::Request)
+        is_asked.then_some(IdrReason::Request)
     }
 
-    /// Decides how the viewer gets its IDR, from the GOP that the worker has available. The decision for a join is made
-    /// only once. If the decision is a replay, the replay begins: the viewer then ignores live units until
+    /// Decides how the viewer gets its IDR, from the GOP that the worker has available. If the decision is a replay, the replay begins: the viewer then ignores live units until
     /// [`Viewer::end_catch_up`] or the next live IDR.
     pub fn decide_catch_up(
         &mut self,
@@ -386,7 +409,7 @@ impl Viewer {
             if let Phase::Closed(reason) = self.phase {
                 return Output::Closed(reason);
             }
-            match self.transport.poll_output() {
+            match self.transport.poll_output(self.now) {
                 Ok(TransportOutput::Datagram(to, bytes)) => self.sender.send_plain(&bytes, &to, sink),
                 Ok(TransportOutput::Connected) => self.start_media(),
                 Ok(TransportOutput::PeerClosed) => {

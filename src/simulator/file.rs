@@ -13,7 +13,7 @@ use crate::h264::nal::kind;
 use crate::h264::{Assembler, Stamp};
 
 /// Maximum size of a file in bytes, because the file is held in memory. This is a local bound.
-const FILE_BYTES_MAX: u64 = 1 << 30;
+pub(super) const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// Reasons why a file cannot be played.
 #[derive(Debug, thiserror::Error)]
@@ -159,16 +159,45 @@ fn is_slice(nal: &[u8]) -> bool {
     (kind::SLICE..=kind::IDR_SLICE).contains(&kind_of(nal))
 }
 
-/// Returns the ranges of all NAL units of a byte stream, without trailing zeros. Empty NAL units and stamps are left
+/// Returns true if a unit in byte-stream format has a slice of an IDR.
+pub(super) fn is_idr(unit: &[u8]) -> bool {
+    all_nal_units(unit)
+        .into_iter()
+        .any(|nal| unit.get(nal).is_some_and(|nal| kind_of(nal) == kind::IDR_SLICE))
+}
+
+/// Splits a byte stream into its access units without changing a byte. Each range begins with the zero byte and the
+/// start code of its first NAL unit. Trailing zero bytes belong to the NAL unit before them (H.264 B.1), and NAL units
+/// after the last picture to the last access unit. A stream without a picture has no access unit.
+pub(super) fn raw_access_units(bytes: &[u8]) -> Vec<Range<usize>> {
+    let nals = all_nal_units(bytes);
+    let code_of = |nal: &Range<usize>| {
+        let code = nal.start.saturating_sub(3);
+        let has_zero_byte = code.checked_sub(1).and_then(|at| bytes.get(at)) == Some(&0);
+        code - usize::from(has_zero_byte)
+    };
+    let starts: Vec<usize> =
+        access_units(bytes, &nals).into_iter().filter_map(|unit| nals.get(unit.start).map(code_of)).collect();
+    let ends = starts.iter().skip(1).copied().chain([bytes.len()]);
+    starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
+}
+
+/// Returns the ranges of the NAL units of a byte stream, without trailing zeros. Empty NAL units and stamps are left
 /// out.
 fn nal_units(bytes: &[u8]) -> Vec<Range<usize>> {
+    let mut nals = all_nal_units(bytes);
+    nals.retain(|nal| bytes.get(nal.clone()).is_some_and(|nal| Stamp::parse(nal).is_none()));
+    nals
+}
+
+/// Returns the same ranges, with those of the stamps.
+fn all_nal_units(bytes: &[u8]) -> Vec<Range<usize>> {
     let starts: Vec<usize> = memchr::memmem::find_iter(bytes, &[0, 0, 1]).map(|at| at + 3).collect();
     let ends = starts.iter().skip(1).map(|start| start - 3).chain([bytes.len()]);
     let trim = |(start, end): (usize, usize)| {
         let body = bytes.get(start..end)?;
         let last = body.iter().rposition(|byte| *byte != 0)?;
-        let range = start..start + last + 1;
-        bytes.get(range.clone()).is_some_and(|nal| Stamp::parse(nal).is_none()).then_some(range)
+        Some(start..start + last + 1)
     };
     starts.iter().copied().zip(ends).filter_map(trim).collect()
 }

@@ -3,7 +3,8 @@
 //! ```text
 //!  test_card (picture ─► macroblocks ─► NAL units) ─┐
 //!                                                   ├─► unit (stamp) ─► run (pacing, faults) ─► RingWriter
-//!  file (byte stream ─► access units) ──────────────┘
+//!  file (byte stream ─► access units) ──────────────┘                                              ▲
+//!  script (text ─► entries) ─► script_player (files, pacing, slot metadata) ───────────────────────┘
 //! ```
 
 mod bits;
@@ -13,6 +14,8 @@ mod font;
 mod malformed;
 mod picture;
 mod run;
+mod script;
+mod script_player;
 mod test_card;
 mod unit;
 
@@ -22,5 +25,7 @@ pub use config::{
 pub use file::FileError;
 pub use picture::NumberBlocks;
 pub use run::{SimulatorError, SimulatorReport, run};
+pub use script::{Problem, Script, SyntaxError};
+pub use script_player::{ContentProblem, LoadedScript, ScriptError, play_script};
 pub use test_card::{ParameterSetPolicy, TestCard, TestCardConfig, TestCardError};
 pub use unit::Unit;

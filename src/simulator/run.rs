@@ -16,7 +16,7 @@ use crate::base::clock;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, WriterError};
 
-const NS_PER_S: i64 = 1_000_000_000;
+pub(super) const NS_PER_S: i64 = 1_000_000_000;
 /// Interval at which the stop flag is read while waiting, in ns.
 const NAP_NS: i64 = 100_000_000;
 /// Maximum delay that the schedule catches up. After a longer delay (debugger, SIGSTOP), the schedule is shifted by the
@@ -152,9 +152,7 @@ impl<'a> Simulator<'a> {
             None => Units::Card(card(config, width, height)?),
             Some(path) => Units::File(FileSource::open(path)?),
         };
-        if !config.take_over && is_being_written(&config.name) {
-            return Err(SimulatorError::RingInUse { name: config.name.clone() });
-        }
+        refuse_used_ring(config)?;
         Ok(Simulator {
             config,
             stop,
@@ -269,7 +267,7 @@ impl<'a> Simulator<'a> {
             i64::try_from(units_to_wait).unwrap_or_default().saturating_mul(interval_ns)
         });
         let publish_ns = captured_ns.saturating_add(held_ns);
-        self.sleep_until(publish_ns);
+        sleep_until(publish_ns, self.stop);
         let late_ns = clock::monotonic_ns() - publish_ns;
         if late_ns > LATE_NS_MAX {
             self.due_ns += late_ns;
@@ -279,24 +277,11 @@ impl<'a> Simulator<'a> {
         captured_ns
     }
 
-    fn sleep_until(&self, deadline_ns: i64) {
-        while !self.stop.load(Ordering::Relaxed) {
-            let now = clock::monotonic_ns();
-            if now >= deadline_ns {
-                return;
-            }
-            let wake_ns = deadline_ns.min(now + NAP_NS);
-            let wake = Timespec { tv_sec: wake_ns / NS_PER_S, tv_nsec: wake_ns % NS_PER_S };
-            // The sleep may end early because of a signal. The loop then sleeps again.
-            let _ = clock_nanosleep_absolute(ClockId::Monotonic, &wake);
-        }
-    }
-
     /// Sleeps for `lasting`. The schedule continues from the end of the pause, without catching up.
     fn pause(&mut self, lasting: Duration) {
         let lasting_ns = i64::try_from(lasting.as_nanos()).unwrap_or(i64::MAX);
         let back_ns = clock::monotonic_ns().saturating_add(lasting_ns);
-        self.sleep_until(back_ns);
+        sleep_until(back_ns, self.stop);
         self.due_ns = self.due_ns.max(clock::monotonic_ns());
     }
 
@@ -352,6 +337,20 @@ impl<'a> Simulator<'a> {
     }
 }
 
+/// Sleeps until `deadline_ns` of CLOCK_MONOTONIC, or until about 100 ms after `stop` is set.
+pub(super) fn sleep_until(deadline_ns: i64, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let now = clock::monotonic_ns();
+        if now >= deadline_ns {
+            return;
+        }
+        let wake_ns = deadline_ns.min(now + NAP_NS);
+        let wake = Timespec { tv_sec: wake_ns / NS_PER_S, tv_nsec: wake_ns % NS_PER_S };
+        // The sleep may end early because of a signal. The loop then sleeps again.
+        let _ = clock_nanosleep_absolute(ClockId::Monotonic, &wake);
+    }
+}
+
 /// Returns true if unit `number` is the last of a group of `every` units. The first unit of a stream is therefore valid
 /// unless `every` is 1.
 fn is_nth(number: u64, every: Option<u64>) -> bool {
@@ -363,15 +362,23 @@ fn card(config: &SimulatorConfig, width: u32, height: u32) -> Result<Box<TestCar
     TestCard::new(TestCardConfig { width, height, fps, ..config.card }).map(Box::new)
 }
 
-fn create_ring(config: &SimulatorConfig) -> Result<RingWriter, WriterError> {
+pub(super) fn create_ring(config: &SimulatorConfig) -> Result<RingWriter, WriterError> {
     let interval_ns = interval_ns(config.fps.unwrap_or(config.card.fps));
     let interval_ms = u32::try_from(interval_ns / 1_000_000).unwrap_or(u32::MAX);
     RingWriter::create(&config.name, config.layout, interval_ms)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a rate above 0 units/s; float casts saturate")]
-fn interval_ns(fps: f64) -> i64 {
+pub(super) fn interval_ns(fps: f64) -> i64 {
     (NS_PER_S as f64 / fps).round() as i64
+}
+
+/// Returns an error if another camera writes to the ring and the configuration does not allow that.
+pub(super) fn refuse_used_ring(config: &SimulatorConfig) -> Result<(), SimulatorError> {
+    if !config.take_over && is_being_written(&config.name) {
+        return Err(SimulatorError::RingInUse { name: config.name.clone() });
+    }
+    Ok(())
 }
 
 /// Returns true if another camera writes to this ring. The write index must move within 0.3 s; it stands still if the

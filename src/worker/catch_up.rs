@@ -30,6 +30,13 @@ impl<D: Driver> CatchUpTurn<'_, D> {
         for place in 0..count {
             let Some(slot) = sessions.slots.get_mut((first + place) % count) else { continue };
             self.start(slot);
+            if slot.needs_idr {
+                let address = slot.viewer.remote_ip();
+                let budgets = &mut sessions.idr_budgets;
+                let is_allowed = budgets.take(&mut slot.idr_budget, address, self.now.monotonic_ns);
+                slot.needs_idr = !is_allowed;
+                self.is_idr_wanted |= is_allowed;
+            }
             if slot.viewer.is_catching_up() {
                 self.go_on(slot, &mut share);
                 is_any_left |= slot.viewer.is_catching_up();
@@ -43,10 +50,12 @@ impl<D: Driver> CatchUpTurn<'_, D> {
         let now = self.now.instant;
         let next_idr_in = self.source.next_idr_in(self.counters);
         let gop = self.source.current_gop(self.now.monotonic_ns, self.counters);
+        let begins_at_recovery_point = gop.is_some_and(|gop| gop.begins_at_recovery_point);
         let gop = gop.map(Gop::size).filter(|gop| gop.units > 0);
-        match slot.viewer.decide_catch_up(now, reason, GopAvailability { gop, next_idr_in }) {
+        let available = GopAvailability { gop, begins_at_recovery_point, next_idr_in };
+        match slot.viewer.decide_catch_up(now, reason, available) {
             CatchUpDecision::Replay => {
-                self.is_idr_wanted |= is_new_idr_better(reason, gop.map_or(0, |gop| gop.units));
+                slot.needs_idr |= is_new_idr_better(reason, gop.map_or(0, |gop| gop.units));
                 match reason {
                     IdrReason::Join => self.counters.replays_of_joins.add(1),
                     IdrReason::Request => self.counters.replays_of_requests.add(1),
@@ -54,9 +63,21 @@ impl<D: Driver> CatchUpTurn<'_, D> {
             }
             CatchUpDecision::WaitForIdr => {
                 self.counters.idr_waits.add(1);
-                self.is_idr_wanted = true;
+                slot.needs_idr = true;
+                if reason == IdrReason::Join {
+                    self.log_wait(slot.viewer.id());
+                }
             }
-            CatchUpDecision::AlreadySent => {}
+            CatchUpDecision::AlreadySent | CatchUpDecision::StillWaiting => {}
+        }
+    }
+
+    fn log_wait(&self, viewer: u32) {
+        let last_ns = i64::try_from(self.counters.last_idr_at_ns.get()).unwrap_or(0);
+        let age_s = (self.now.monotonic_ns - last_ns) / 1_000_000_000;
+        match last_ns {
+            0 => log::info!("viewer {viewer}: waiting for the camera's next IDR; none has arrived yet"),
+            _ => log::info!("viewer {viewer}: waiting for the camera's next IDR, last one {age_s} s ago"),
         }
     }
 

@@ -34,7 +34,7 @@ pub(super) struct GopBackfill {
     payloads: Vec<Arc<Payloads>>,
     /// Number of slots of the ring when the GOP began; 0 if no ring was attached.
     slots: u32,
-    /// True if the ring was searched for an IDR since the last loss.
+    /// True if the ring was completely searched for an IDR since the worker attached and since the last loss.
     is_searched: bool,
 }
 
@@ -42,9 +42,25 @@ pub(super) struct GopBackfill {
 #[derive(Clone, Copy)]
 pub(super) struct Live<'a> {
     pub(super) cursor: &'a Cursor,
-    /// Sequence number that the cursor reads next.
-    pub(super) position: u32,
     pub(super) now_ns: i64,
+}
+
+impl Live<'_> {
+    /// Returns the sequence number that the cursor reads next.
+    fn position(&self) -> u32 {
+        self.cursor.position()
+    }
+
+    /// Returns the unit that is `back` units before the cursor, or `None` if there is none to search.
+    fn unit_back(&self, back: u32) -> Option<Next> {
+        let number = self.position().wrapping_sub(back);
+        let next = self.cursor.units_back(back)?.next(self.now_ns);
+        match next {
+            Next::Unit(view) if view.sequence == number => Some(Next::Unit(view)),
+            Next::Empty => Some(Next::Empty),
+            _ => None,
+        }
+    }
 }
 
 impl GopBackfill {
@@ -60,14 +76,20 @@ impl GopBackfill {
         }
     }
 
-    /// Starts a GOP with the live IDR at `number`, which `assembler` has just assembled.
-    pub(super) fn begin(&mut self, number: u32, assembler: &Assembler) {
+    /// Starts a GOP with the live IDR or recovery point at `number`, which `assembler` has just assembled.
+    pub(super) fn begin(&mut self, number: u32, assembler: &Assembler, is_recovery_point: bool) {
         self.assembler.copy_from(assembler);
-        self.start(number);
+        self.start(number, is_recovery_point);
     }
 
-    fn start(&mut self, number: u32) {
+    /// Returns true if a GOP should start at a recovery point, because no GOP that began with an IDR can be replayed.
+    pub(super) fn needs_recovery_point(&self) -> bool {
+        self.gop.next().is_none() || self.gop.begins_at_recovery_point
+    }
+
+    fn start(&mut self, number: u32, is_recovery_point: bool) {
         self.gop.begin(number);
+        self.gop.begins_at_recovery_point = is_recovery_point;
         self.slots = match self.camera.status() {
             CameraStatus::Attached { layout, .. } => layout.slot_count(),
             CameraStatus::Away { .. } => 0,
@@ -94,9 +116,9 @@ impl GopBackfill {
         newest: Option<&PacketizedUnit<'_>>,
         counters: &WorkerCounters,
     ) {
-        let reach = newest.map_or(0, |_| self.reach(live.position));
+        let reach = newest.map_or(0, |_| self.reach(live.position()));
         while let Some(next) = self.gop.next()
-            && live.position.wrapping_sub(next) > reach
+            && live.position().wrapping_sub(next) > reach
         {
             match newest.filter(|unit| unit.info.number == next && !unit.payloads.is_empty()) {
                 Some(unit) => keep(&mut self.gop, unit, counters),
@@ -114,38 +136,88 @@ impl GopBackfill {
     /// Reads the units that are not kept yet from the ring, and returns the GOP up to the newest live unit. Returns
     /// `None` if the GOP is not complete.
     pub(super) fn fetch(&mut self, live: Live<'_>, counters: &WorkerCounters) -> Option<&Gop> {
-        if self.gop.is_broken() && !std::mem::replace(&mut self.is_searched, true) {
-            self.find_idr(live);
-        }
         self.keep_up(live, None, counters);
         self.gop.next().map(|_| &self.gop)
     }
 
-    /// Starts the kept GOP at the newest IDR in the ring. Called if the live cursor has not read that IDR: it started
-    /// after the IDR, or skipped the IDR after a loss.
-    fn find_idr(&mut self, live: Live<'_>) {
+    /// Returns true if the ring may hold an IDR that the live cursor has not read: the cursor started after that IDR, or
+    /// skipped it after a loss. The caller must then call [`GopBackfill::search`], before the ring loses that IDR.
+    pub(super) fn is_search_due(&self) -> bool {
+        self.gop.is_broken() && !self.is_searched
+    }
+
+    /// Starts the kept GOP at the newest IDR in the ring, or at the newest recovery point if the ring holds no IDR. If a
+    /// unit cannot be read yet, the search stays due. If `assembler`, the one of the live side, has no parameter sets yet, it gets those of the GOP.
+    /// Returns the capture time of the IDR, if one was found.
+    pub(super) fn search(&mut self, live: Live<'_>, assembler: &mut Assembler) -> Option<i64> {
         let mut nals = SmallVec::new();
+        let (mut idr, mut recovery) = (None, None);
         for back in 1.. {
-            let number = live.position.wrapping_sub(back);
-            let Some(mut cursor) = live.cursor.units_back(back) else { return };
-            let Next::Unit(view) = cursor.next(live.now_ns) else { return };
-            let is_idr = h264::scan(&view.bytes, &mut nals).is_ok()
-                && nals.iter().any(|nal| nal.kind == kind::IDR_SLICE);
-            if !view.is_intact() || view.sequence != number {
-                return;
+            let view = match live.unit_back(back) {
+                Some(Next::Unit(view)) => view,
+                Some(_) => return None,
+                None => break,
+            };
+            let is_readable = h264::scan(&view.bytes, &mut nals).is_ok() && view.is_intact();
+            if !is_readable {
+                break;
             }
-            if is_idr {
-                return self.start(number);
+            let found = (back, view.sequence, view.captured_monotonic_ns);
+            if nals.iter().any(|nal| nal.kind == kind::IDR_SLICE) {
+                idr = Some(found);
+                break;
+            }
+            let has_slice = nals.iter().any(|nal| nal.kind == kind::SLICE);
+            if recovery.is_none()
+                && has_slice
+                && h264::recovery_point(nals.iter().map(|nal| nal.slice(&view.bytes))).is_some()
+                && view.is_intact()
+            {
+                recovery = Some(found);
+            }
+        }
+        self.is_searched = true;
+        let (back, number, captured_ns) = idr.or(recovery)?;
+        self.learn_parameter_sets(live, back);
+        if assembler.parameter_sets().stream_info().is_none() {
+            assembler.copy_from(&self.assembler);
+        }
+        self.start(number, idr.is_none());
+        idr.map(|_| captured_ns)
+    }
+
+    /// Caches the parameter sets of the IDR that is `back` units before the live cursor. If the IDR does not carry them,
+    /// they may be in slots of their own before it.
+    fn learn_parameter_sets(&mut self, live: Live<'_>, back: u32) {
+        let mut nals = SmallVec::new();
+        let mut carries_sets = |view: &UnitView, every: bool| {
+            let is_scanned = h264::scan(&view.bytes, &mut nals).is_ok();
+            let has = |kind| nals.iter().any(|nal| nal.kind == kind);
+            let (sps, pps) = (has(kind::SPS), has(kind::PPS));
+            is_scanned && if every { sps && pps } else { sps || pps }
+        };
+        let mut oldest = back;
+        while let Some(Next::Unit(view)) = live.unit_back(oldest)
+            && !(oldest == back && carries_sets(&view, true))
+        {
+            oldest += 1;
+        }
+        for back in (back..=oldest).rev() {
+            let Some(Next::Unit(view)) = live.unit_back(back) else { continue };
+            if carries_sets(&view, false) {
+                // The result is ignored: a unit without a slice is an error, but its parameter sets are cached.
+                let _ = self.assembler.assemble(&view.bytes);
+                if !view.is_intact() {
+                    self.assembler.forget_last_unit();
+                }
             }
         }
     }
 
     /// Reads unit `number` from the ring a second time and keeps it. If the unit is no longer there, drops the GOP.
     fn read(&mut self, number: u32, live: Live<'_>, counters: &WorkerCounters) {
-        let back = live.position.wrapping_sub(number);
-        let found = live.cursor.units_back(back).map(|mut cursor| cursor.next(live.now_ns));
-        match found {
-            Some(Next::Unit(view)) if view.sequence == number => self.packetize(&view, counters),
+        match live.unit_back(live.position().wrapping_sub(number)) {
+            Some(Next::Unit(view)) => self.packetize(&view, counters),
             _ => self.handle_overwritten(counters),
         }
     }
@@ -158,6 +230,7 @@ impl GopBackfill {
                 Some(UnitInfo {
                     number: view.sequence,
                     is_idr: unit.is_idr(),
+                    is_recovery_point: unit.recovery_point().is_some(),
                     is_reference: unit.is_reference(),
                     captured_at_ns: view.captured_at_ns,
                     ..UnitInfo::default()
@@ -216,6 +289,8 @@ pub(super) struct Gop {
     units: Vec<(UnitInfo, Range<usize>)>,
     payloads: Vec<Arc<Payloads>>,
     bytes: usize,
+    /// True if the GOP begins with a recovery point, not with an IDR.
+    pub(super) begins_at_recovery_point: bool,
     /// Number of the latest IDR; `None` after a loss.
     begun_at: Option<u32>,
     /// Length in units of the GOP before the latest IDR; `None` if there was none or one of its units was lost.

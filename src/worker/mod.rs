@@ -11,6 +11,7 @@
 mod catch_up;
 pub mod commands;
 mod gop;
+mod idr_budget;
 mod inline_wait;
 mod registry;
 mod routes;

@@ -4,9 +4,11 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use crate::base::token_bucket::TokenBucket;
 use crate::session::{DatagramSink, Destination, Viewer};
 use crate::uring::Driver;
 use crate::worker::commands::{Command, Mailbox, SessionGuard};
+use crate::worker::idr_budget::{self, AddressBudgets};
 use crate::worker::routes::Routes;
 use crate::worker::timing::Sending;
 
@@ -18,6 +20,10 @@ pub(super) struct SessionSlot {
     /// True if the session got input since its last drain.
     pub(super) touched: bool,
     pub(super) sends: VecDeque<Sending>,
+    /// How often this viewer may make the camera produce an IDR.
+    pub(super) idr_budget: TokenBucket,
+    /// True if the viewer needs an IDR from the camera, and the camera was not asked for this viewer yet.
+    pub(super) needs_idr: bool,
     /// Guard that is dropped with the session, which completes the `SessionEnd`.
     _guard: Option<SessionGuard>,
 }
@@ -43,18 +49,32 @@ pub(super) struct Registry {
     /// Mailbox of the receiving worker, which gets the routes to these sessions. `None` if this is the receiving
     /// worker.
     receiver: Option<Mailbox>,
+    pub(super) idr_budgets: AddressBudgets,
 }
 
 impl Registry {
     pub(super) fn new(receiver: Option<Mailbox>) -> Registry {
-        Registry { slots: Vec::new(), ids: Routes::default(), receiver }
+        Registry {
+            slots: Vec::new(),
+            ids: Routes::default(),
+            receiver,
+            idr_budgets: AddressBudgets::default(),
+        }
     }
 
     /// Adds a session. Its first deadline is `now`.
     pub(super) fn insert(&mut self, viewer: Viewer, guard: Option<SessionGuard>, now: Instant) {
         self.ids.insert(viewer.local_ufrag().to_owned(), viewer.id());
         let (deadline, sends) = (now, VecDeque::new());
-        self.slots.push(SessionSlot { viewer, deadline, touched: true, sends, _guard: guard });
+        self.slots.push(SessionSlot {
+            viewer,
+            deadline,
+            touched: true,
+            sends,
+            idr_budget: idr_budget::of_viewer(),
+            needs_idr: false,
+            _guard: guard,
+        });
     }
 
     /// Returns the session with the viewer number `id`.
@@ -64,7 +84,7 @@ impl Registry {
 
     /// Passes a datagram to the session that owns `ufrag` (STUN) or the address `remote`. Returns false if there is no
     /// such session. Once STUN from `remote` has passed the session's integrity check, the address belongs to that
-    /// session.
+    /// session, unless another session holds it.
     pub(super) fn deliver(
         &mut self,
         now: Instant,
@@ -73,16 +93,16 @@ impl Registry {
         ufrag: Option<&str>,
         bytes: &[u8],
     ) -> bool {
-        let id = self.ids.find(ufrag, remote);
-        let Some(slot) = id.and_then(|id| self.by_id(id)) else { return false };
+        let Some(id) = self.ids.find(ufrag, remote) else { return false };
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.viewer.id() == id) else { return false };
         slot.viewer.handle_datagram(now, local, remote, bytes);
         slot.touched = true;
-        if let Some(ufrag) = ufrag
-            && slot.viewer.accepts_address(remote)
-            && self.ids.learn_address(ufrag, remote)
-            && let Some(receiver) = &self.receiver
-        {
-            receiver.update_routes(Command::Learned { ufrag: ufrag.to_owned(), remote });
+        while let Some(change) = slot.viewer.poll_path_change() {
+            let ufrag = slot.viewer.local_ufrag();
+            self.ids.apply(ufrag, change, now);
+            if let Some(receiver) = &self.receiver {
+                receiver.update_routes(Command::PathChanged { ufrag: ufrag.to_owned(), change });
+            }
         }
         true
     }

@@ -5,18 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Now;
-use crate::camera::{Camera, Cursor, Next, UnitView};
+use crate::base::limits;
+use crate::camera::{Camera, CaptureTimeline, Cursor, Next, UnitView};
 use crate::h264::{Assembler, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::{PacketizedUnit, UnitInfo};
 use crate::worker::gop::{Gop, GopBackfill, Live};
 use crate::worker::timing::TimedUnit;
 
-/// Largest step of the capture time that is believed. After a larger step the clock was set or the timestamp is wrong,
-/// so the RTP time advances by one tick.
-const STEP_NS_MAX: i64 = 3_600 * 1_000_000_000; // local bound
-
-/// RTP time step of a unit whose timestamp is not usable: one tick, so that the time still increases.
+/// Smallest step of the RTP time: one tick, so that the time increases even if the timeline does not advance.
 const STEP_90K_MIN: u64 = 1;
 
 /// Result of [`Source::poll_unit`].
@@ -40,10 +37,10 @@ pub(super) struct Source {
     taken_at: Option<Instant>,
     /// True if units were lost after the last unit that was passed on.
     gap: bool,
-    last_captured_ns: Option<i64>,
+    timeline: CaptureTimeline,
+    /// True after the first unit was read or the ring was searched.
+    knows_interval: bool,
     backfill: GopBackfill,
-    /// Sequence number that the cursor reads next.
-    position: u32,
 }
 
 impl Source {
@@ -56,14 +53,15 @@ impl Source {
             payloads: Vec::new(),
             taken_at: None,
             gap: false,
-            last_captured_ns: None,
+            timeline: CaptureTimeline::default(),
+            knows_interval: false,
             backfill: GopBackfill::new(camera),
-            position: 0,
         }
     }
 
     /// Reads the next unit from the ring. If there are no viewers, the unit is packetised only if the backfill keeps it
-    /// at once. Its parameter sets are always kept.
+    /// at once. Its parameter sets are always kept. If the ring may hold an IDR that was not read, it is searched now,
+    /// even if there is no new unit: later the ring may have lost that IDR.
     pub(super) fn poll_unit(&mut self, now: Now, has_viewers: bool, counters: &WorkerCounters) -> Polled {
         let next = self.cursor.next(now.monotonic_ns);
         counters.lag_slots.set(u64::from(self.cursor.lag_slots()));
@@ -81,8 +79,48 @@ impl Source {
                 counters.restarts.add(1);
                 self.handle_loss()
             }
-            Next::Empty | Next::Away => Polled::Empty,
+            Next::Empty | Next::Away => {
+                if self.backfill.is_search_due() {
+                    self.search(now.monotonic_ns, counters);
+                    self.keep_up(now, counters);
+                }
+                Polled::Empty
+            }
         }
+    }
+
+    /// Searches the ring for an IDR that was not read, and learns the interval from the units before the first one that
+    /// is read.
+    fn search(&mut self, now_ns: i64, counters: &WorkerCounters) {
+        if !std::mem::replace(&mut self.knows_interval, true) {
+            self.learn_interval(now_ns);
+        }
+        let live = Live { cursor: &self.cursor, now_ns };
+        if let Some(captured_ns) = self.backfill.search(live, &mut self.assembler) {
+            counters.last_idr_at_ns.set(captured_ns.unsigned_abs());
+        }
+        self.publish_interval(counters);
+    }
+
+    fn learn_interval(&mut self, now_ns: i64) {
+        let mut later_ns = None;
+        for back in 1..=limits::INTERVAL_UNITS_SEARCHED {
+            match self.cursor.units_back(back).map(|mut cursor| cursor.next(now_ns)) {
+                Some(Next::Unit(UnitView { captured_monotonic_ns: captured_ns, .. })) => {
+                    let step_ns = later_ns.replace(captured_ns).map(|later_ns: i64| later_ns - captured_ns);
+                    step_ns.into_iter().for_each(|step_ns| self.timeline.learn_interval(step_ns));
+                }
+                // The newest unit may be incomplete.
+                Some(Next::Empty) => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn keep_up(&mut self, now: Now, counters: &WorkerCounters) {
+        let live = Live { cursor: &self.cursor, now_ns: now.monotonic_ns };
+        let newest = PacketizedUnit { info: self.unit, payloads: &self.payloads };
+        self.backfill.keep_up(live, Some(&newest), counters);
     }
 
     fn handle_loss(&mut self) -> Polled {
@@ -100,7 +138,6 @@ impl Source {
     ) -> Polled {
         counters.units_read.add(1);
         counters.last_unit_at_ns.set(now.monotonic_ns.unsigned_abs());
-        self.position = view.sequence.wrapping_add(1);
         self.payloads.clear();
         let unit = match self.assembler.assemble(&view.bytes) {
             Ok(unit) => unit,
@@ -113,34 +150,42 @@ impl Source {
                 return if matches!(error, UnitError::NoSlice) { Polled::Again } else { self.handle_loss() };
             }
         };
-        if has_viewers || self.backfill.keeps_at_once(self.position) {
+        if has_viewers || self.backfill.keeps_at_once(self.cursor.position()) {
             self.packetizer.packetize(&unit, &mut self.payloads);
         }
-        let last = self.last_captured_ns.map(|last_ns| (last_ns, self.unit.rtp_time_90k));
+        let mut timeline = self.timeline;
         let info = UnitInfo {
             number: view.sequence,
             is_idr: unit.is_idr(),
+            is_recovery_point: unit.recovery_point().is_some(),
             is_reference: unit.is_reference(),
             gap_before: self.gap,
-            rtp_time_90k: rtp_time_90k(view.captured_monotonic_ns, last),
+            rtp_time_90k: self.rtp_time_90k(timeline.advance(view.captured_monotonic_ns)),
             captured_at_ns: view.captured_at_ns,
+            realtime_offset_ns: Some(view.realtime_offset_ns),
         };
         if !view.is_intact() {
             self.payloads.clear();
             return self.handle_torn(counters);
         }
         self.unit = info;
+        self.timeline = timeline;
+        self.knows_interval = true;
         self.gap = false;
         self.taken_at = Some(now.instant);
         counters.units_processed.add(1);
         counters.payload_allocations.set_total(self.packetizer.allocations());
         self.update_stream_counters(view, counters);
-        if info.is_idr {
-            self.backfill.begin(view.sequence, &self.assembler);
+        if info.is_idr || (info.is_recovery_point && self.backfill.needs_recovery_point()) {
+            self.backfill.begin(view.sequence, &self.assembler, info.is_recovery_point);
         }
-        let live = Live { cursor: &self.cursor, position: self.position, now_ns: now.monotonic_ns };
-        let newest = PacketizedUnit { info, payloads: &self.payloads };
-        self.backfill.keep_up(live, Some(&newest), counters);
+        if info.is_idr {
+            counters.last_idr_at_ns.set(view.captured_monotonic_ns.unsigned_abs());
+        }
+        if self.backfill.is_search_due() {
+            self.search(now.monotonic_ns, counters);
+        }
+        self.keep_up(now, counters);
         let captured_ns = view.captured_at_ns.map(|_| view.captured_monotonic_ns);
         Polled::Unit(TimedUnit { number: view.sequence, captured_ns })
     }
@@ -154,8 +199,10 @@ impl Source {
 
     /// Returns the current GOP from its IDR up to the newest unit, or `None` if a part of the GOP is missing.
     pub(super) fn current_gop(&mut self, now_ns: i64, counters: &WorkerCounters) -> Option<&Gop> {
-        let live = Live { cursor: &self.cursor, position: self.position, now_ns };
-        self.backfill.fetch(live, counters)
+        if self.backfill.is_search_due() {
+            self.search(now_ns, counters);
+        }
+        self.backfill.fetch(Live { cursor: &self.cursor, now_ns }, counters)
     }
 
     /// Returns the newest unit and when the worker took it. Before the first unit, returns unit 0 at `now`.
@@ -177,13 +224,21 @@ impl Source {
             .map_or((view.width, view.height), |info| (info.width, info.height));
         counters.width.set(u64::from(width));
         counters.height.set(u64::from(height));
-        let last = self.last_captured_ns.replace(view.captured_monotonic_ns);
-        if let Some(last) = last {
-            let step =
-                view.captured_monotonic_ns.saturating_sub(last).clamp(0, 10_000_000_000).unsigned_abs();
-            let smooth = counters.unit_interval_ns.get();
-            counters.unit_interval_ns.set(if smooth == 0 { step } else { smooth - smooth / 8 + step / 8 });
-        }
+        self.publish_interval(counters);
+    }
+
+    fn publish_interval(&self, counters: &WorkerCounters) {
+        let interval = self.timeline.interval();
+        counters.unit_interval_ns.set(interval.mean_ns().unsigned_abs());
+        counters.stalled_after_ns.set(interval.stalled_after_ns().unsigned_abs());
+    }
+
+    /// Returns the RTP time (90 kHz, RFC 6184) of a unit at `elapsed_ns` on the timeline. The first RTP time is 0; each
+    /// session adds its own offset. RTP times always increase: a unit that does not advance the timeline is one tick
+    /// after the unit before.
+    fn rtp_time_90k(&self, elapsed_ns: i64) -> u64 {
+        let earliest = if self.taken_at.is_some() { self.unit.rtp_time_90k + STEP_90K_MIN } else { 0 };
+        ticks(elapsed_ns).max(earliest)
     }
 
     /// Returns the unit of the last [`Polled::Unit`].
@@ -199,17 +254,6 @@ fn count_refused(error: &UnitError, counters: &WorkerCounters) {
     }
 }
 
-/// Returns the RTP time (90 kHz, RFC 6184) of a unit captured at `captured_ns` on CLOCK_MONOTONIC. `last` holds the
-/// capture time and the RTP time of the unit before. The first RTP time is 0; each session adds its own offset. RTP
-/// times always increase, even if the camera's clock does not. After a backward or too large step the RTP time advances
-/// by one tick, and the new timestamp becomes the reference for the next step.
-fn rtp_time_90k(captured_ns: i64, last: Option<(i64, u64)>) -> u64 {
-    let Some((last_ns, last_90k)) = last else { return 0 };
-    let is_usable = (0..=STEP_NS_MAX).contains(&captured_ns.saturating_sub(last_ns));
-    let step = if is_usable { ticks(captured_ns).saturating_sub(ticks(last_ns)) } else { 0 };
-    last_90k + step.max(STEP_90K_MIN)
-}
-
 /// Converts nanoseconds to 90 kHz ticks, rounded. The error of a difference between two results does not grow with
 /// time.
 fn ticks(ns: i64) -> u64 {
@@ -218,37 +262,4 @@ fn ticks(ns: i64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Returns the RTP times of units captured at these times.
-    fn rtp_times(captured: impl IntoIterator<Item = i64>) -> Vec<u64> {
-        let mut last = None;
-        let times = captured.into_iter().map(|captured_ns| {
-            let time = rtp_time_90k(captured_ns, last);
-            last = Some((captured_ns, time));
-            time
-        });
-        times.collect()
-    }
-
-    #[test]
-    fn hour_at_30_units_per_second_does_not_drift() {
-        let times = rtp_times((0..108_000).map(|unit| 1_000_000_000 + unit * 1_000_000_000 / 30));
-        assert_eq!(times.last(), Some(&(107_999 * 3_000)));
-    }
-
-    #[test]
-    fn time_increases_for_any_sequence_of_timestamps() {
-        let times = rtp_times([5_000_000_000, 4_000_000_000, 0, -7, i64::MAX, i64::MIN, 1, 1, 33_333_334]);
-        for pair in times.windows(2) {
-            assert!((1..=3_600 * 90_000).contains(&(pair[1] - pair[0])), "{times:?}");
-        }
-        assert!(times.is_sorted());
-    }
-
-    #[test]
-    fn capture_gap_becomes_an_rtp_time_gap() {
-        assert_eq!(rtp_times([1_000_000_000, 11_000_000_000]), [0, 900_000]);
-    }
-}
+mod tests;

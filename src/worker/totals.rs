@@ -79,10 +79,11 @@ impl Totals {
         self.due = Some(now.instant + PERIOD);
         self.statuses.clear();
         let mut sums = self.ended;
-        let mut viewers = 0;
+        let (mut viewers, mut without_idr) = (0, 0);
         for slot in &sessions.slots {
             let status = slot.viewer.status(now.instant);
             viewers += u64::from(status.state == ViewerState::Connected);
+            without_idr += u64::from(slot.viewer.waits_for_idr());
             sums.add(&status);
             self.statuses.push(status);
         }
@@ -90,6 +91,7 @@ impl Totals {
         self.warn_of_drops(&sums, now.monotonic_ns);
         counters.sessions.set(sessions.slots.len() as u64);
         counters.viewers.set(viewers);
+        counters.viewers_without_idr.set(without_idr);
         counters.units_sent.set_total(sums.units_sent);
         counters.units_dropped.set_total(sums.units_dropped);
         counters.nacks.set_total(sums.nacks);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::base::clock::{self, Now};
 use crate::base::limits;
-use crate::camera::Camera;
 use crate::camera::waiter::WaiterHandoff;
+use crate::camera::{Camera, IdrRequest};
 use crate::metrics::WorkerCounters;
 use crate::metrics::status::ViewerStatus;
 use crate::session::{CloseReason, Output, stun_ufrag};
@@ -60,6 +60,8 @@ pub(super) struct Worker<D> {
     stopping_until: Option<Instant>,
     /// True if a viewer is catching up with the current GOP. The next turn then follows after [`limits::REPLAY_TURN`].
     is_catching_up: bool,
+    /// True if the camera must still be asked for an IDR, because it was asked too often.
+    is_idr_wanted: bool,
     camera_wait: Option<InlineWait>,
 }
 
@@ -81,6 +83,7 @@ impl<D: Driver> Worker<D> {
             timing: Timing::default(),
             stopping_until: None,
             is_catching_up: false,
+            is_idr_wanted: false,
             camera_wait: seed.camera_wait.map(InlineWait::new),
         }
     }
@@ -88,6 +91,8 @@ impl<D: Driver> Worker<D> {
     /// Runs turns until [`Command::Stop`] is done or io_uring fails.
     pub(super) fn run(mut self) {
         let mut now = clock::now();
+        // The ring may already hold the current GOP, and may lose it before the camera wakes this worker.
+        self.turn(now);
         while !self.is_done(now) {
             if let Err(error) = self.submit(now) {
                 log::error!("worker {}: io_uring_enter: {error}; the worker ends", self.index);
@@ -269,9 +274,7 @@ impl<D: Driver> Worker<D> {
                 let _ = reply.send(statuses);
             }
             Command::Route { ufrag, worker } => self.routes.insert(ufrag, worker),
-            Command::Learned { ufrag, remote } => {
-                self.routes.learn_address(&ufrag, remote);
-            }
+            Command::PathChanged { ufrag, change } => self.routes.apply(&ufrag, change, now.instant),
             Command::Forget { ufrag } => self.routes.remove(&ufrag),
             Command::Stop => self.stop(now),
         }
@@ -305,11 +308,13 @@ impl<D: Driver> Worker<D> {
     /// Sends the source's current unit to every viewer.
     fn send_live(&mut self, now: Now) {
         let unit = self.source.unit();
+        self.is_idr_wanted &= !unit.info.is_idr;
         let count = self.sessions.slots.len();
         self.first = (self.first + 1) % count.max(1);
         for place in 0..count {
             let Some(slot) = self.sessions.slots.get_mut((self.first + place) % count) else { continue };
             let id = slot.viewer.id();
+            slot.needs_idr &= !unit.info.is_idr;
             slot.viewer.note_congestion(self.driver.in_flight(id));
             let before = slot.viewer.datagrams_sent();
             let sink = &mut ViewerSink { driver: &mut self.driver, viewer: id };
@@ -324,12 +329,11 @@ impl<D: Driver> Worker<D> {
     /// Sends this turn's share of the catch-ups. Runs after the live units, which have priority.
     fn catch_up(&mut self, now: Now) {
         let (source, driver, counters) = (&mut self.source, &mut self.driver, &*self.counters);
-        let mut turn = CatchUpTurn { source, driver, counters, now, is_idr_wanted: false };
+        let mut turn = CatchUpTurn { source, driver, counters, now, is_idr_wanted: self.is_idr_wanted };
         self.is_catching_up = turn.run(&mut self.sessions, self.first);
         // One request to the camera serves all viewers that need an IDR.
-        if turn.is_idr_wanted {
-            self.camera.request_idr(now.monotonic_ns);
-        }
+        self.is_idr_wanted =
+            turn.is_idr_wanted && self.camera.request_idr(now.monotonic_ns) == IdrRequest::TooSoon;
     }
 
     fn handle_deadlines(&mut self, now: Now) {

@@ -5,7 +5,7 @@ import { mkdirSync } from 'node:fs';
 import path from 'node:path';
 import test from 'node:test';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
-import { PICTURES, startCamera, startServer, uniqueShm, waitFor } from './support/processes.mjs';
+import { PICTURES, sleep, startCamera, startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
 const camera = (pattern) =>
   ['--layout', 'v1', '--pattern', pattern, '--fps', '30', '--bitrate-kbps', '2000', '--gop', '30'];
@@ -52,4 +52,23 @@ test('the page reconnects when the server is back', { timeout: 300_000 }, async 
   await viewer.forget();
   await viewer.pictures(20);
   assert.ok((await viewer.connectionCount()) > 1);
+});
+
+test('a viewer that waits for an IDR keeps its connection and shows that IDR', { timeout: 300_000 }, async (t) => {
+  const browser = await startBrowser();
+  t.after(() => browser.close());
+  const shm = uniqueShm();
+  // The ring of six slots loses the IDR before the server starts. The next one comes 20 s after the first.
+  const source = startCamera(shm, ['--layout', 'v3-6', '--pattern', '640x360', '--fps', '10', '--gop', '200']);
+  t.after(() => source.stop());
+  await sleep(1_000);
+  const server = await startServer(['--shm', shm]);
+  t.after(() => server.stop());
+  const viewer = await openViewer(browser, server.url);
+  await waitFor('the page says what it waits for', async () =>
+    /waiting for the camera's next idr/i.test(await viewer.shownText()));
+  await viewer.pictures(10);
+  assert.equal(await viewer.connectionCount(), 1, 'the page reconnected');
+  assert.ok((await viewer.seen())[0].unit % 200 < 20, 'the picture starts with the IDR');
+  assert.deepEqual(viewer.errors, []);
 });

@@ -9,6 +9,7 @@
 
 mod access;
 mod bounds;
+mod downloads;
 mod events;
 mod logout;
 mod origins;

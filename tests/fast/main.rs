@@ -9,9 +9,11 @@
 mod config;
 mod depacketize;
 mod http;
+mod native_offers;
 mod session;
 mod session_end;
 mod session_hostile;
+mod session_paths;
 mod session_replay;
 mod signaling;
 mod test_card;

@@ -22,13 +22,14 @@ use streaming_server::base::limits;
 use streaming_server::session::{CatchUpDecision, GopAvailability, GopSize, IdrReason, SrtpChoice};
 
 const PACKETS: usize = 3;
-const NO_GOP: GopAvailability = GopAvailability { gop: None, next_idr_in: None };
+const NO_GOP: GopAvailability =
+    GopAvailability { gop: None, begins_at_recovery_point: false, next_idr_in: None };
 const INTERVAL: Duration = Duration::from_millis(33);
 
 /// Returns the availability that a worker with a GOP of `packets` RTP packets reports.
 fn with_gop(packets: usize) -> GopAvailability {
     let gop = GopSize { units: packets / PACKETS, packets, bytes: packets * 900 };
-    GopAvailability { gop: Some(gop), next_idr_in: None }
+    GopAvailability { gop: Some(gop), ..NO_GOP }
 }
 
 fn connected() -> Pair {
@@ -170,17 +171,70 @@ fn joining_viewer_without_a_gop_waits_for_the_next_idr() {
     let mut pair = connected();
     assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
     assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, NO_GOP), CatchUpDecision::WaitForIdr);
-    assert_eq!(pair.viewer.poll_idr_reason(), None);
-    live(&mut pair, 7, false);
+    for _ in 0..3 {
+        assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+        let decision = pair.viewer.decide_catch_up(pair.now, IdrReason::Join, NO_GOP);
+        assert_eq!(decision, CatchUpDecision::StillWaiting);
+        live(&mut pair, 7, false);
+    }
     assert_eq!(received(&pair), [0; 0]);
     let reason = request_idr(&mut pair);
     assert_eq!(
-        pair.viewer.decide_catch_up(pair.now, reason, with_gop(3)),
+        pair.viewer.decide_catch_up(pair.now, reason, NO_GOP),
         CatchUpDecision::WaitForIdr,
-        "the viewer has waited for an IDR since it joined"
+        "the viewer asked again, so the camera is asked again"
     );
     live(&mut pair, 8, true);
     assert_eq!(received(&pair), [8]);
+    assert_eq!(pair.viewer.poll_idr_reason(), None);
+}
+
+#[test]
+fn waiting_viewer_gets_a_gop_that_is_found_after_it_joined() {
+    let mut pair = connected();
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, NO_GOP), CatchUpDecision::WaitForIdr);
+    live(&mut pair, 20, false);
+    join(&mut pair, 5, 21);
+    live(&mut pair, 22, false);
+    assert_eq!(received(&pair), (5..=22).collect::<Vec<_>>());
+}
+
+#[test]
+fn viewer_that_cannot_start_at_a_recovery_point_waits_for_the_next_idr() {
+    let mut pair = connected();
+    let recovering = GopAvailability { begins_at_recovery_point: true, ..with_gop(9) };
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, recovering), CatchUpDecision::Replay);
+    let mut first = |number: u32| {
+        let payloads = payloads(number, PACKETS, 900);
+        let mut unit = unit(&payloads, u64::from(number), false);
+        unit.info.is_recovery_point = number == 0;
+        let mut outbox = Outbox::default();
+        pair.viewer.push_catch_up_unit(pair.now, &unit, pair.now, number == 2, &mut outbox);
+        pair.deliver(outbox);
+        pair.settle();
+    };
+    (0..3).for_each(&mut first);
+    pair.viewer.end_catch_up(true);
+    live(&mut pair, 3, false);
+    assert_eq!(received(&pair), [0, 1, 2, 3]);
+    assert!(!pair.viewer.waits_for_idr());
+    let reason = request_idr(&mut pair);
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, reason, recovering), CatchUpDecision::WaitForIdr);
+    assert!(pair.viewer.waits_for_idr(), "a browser, which needs an IDR");
+    live(&mut pair, 4, true);
+    assert!(!pair.viewer.waits_for_idr());
+}
+
+#[test]
+fn viewer_whose_first_replay_was_lost_before_its_idr_joins_again() {
+    let mut pair = connected();
+    assert_eq!(pair.viewer.poll_idr_reason(), Some(IdrReason::Join));
+    assert_eq!(pair.viewer.decide_catch_up(pair.now, IdrReason::Join, with_gop(9)), CatchUpDecision::Replay);
+    pair.viewer.end_catch_up(false);
+    join(&mut pair, 5, 9);
+    assert_eq!(received(&pair), (5..=9).collect::<Vec<_>>());
 }
 
 #[test]

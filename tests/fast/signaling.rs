@@ -25,20 +25,20 @@ fn context() -> Arc<SessionContext> {
     .unwrap()
 }
 
-fn accept(offer: &str) -> Result<String, OfferError> {
+pub(crate) fn accept(offer: &str) -> Result<String, OfferError> {
     #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
     let now = Instant::now();
     Viewer::accept(&context(), 7, offer, now).map(|(_, answer)| answer)
 }
 
-const FINGERPRINT: &str = "a=fingerprint:sha-256 \
+pub(crate) const FINGERPRINT: &str = "a=fingerprint:sha-256 \
     0A:1B:2C:3D:4E:5F:60:71:82:93:A4:B5:C6:D7:E8:F9:0A:1B:2C:3D:4E:5F:60:71:82:93:A4:B5:C6:D7:E8:F9";
 
-fn transport() -> String {
+pub(crate) fn transport() -> String {
     format!("a=ice-ufrag:Zt9k\r\na=ice-pwd:nTAa8gyYvJLQDPJTHF2Xp9Nv\r\n{FINGERPRINT}\r\na=setup:actpass\r\n")
 }
 
-fn session(bundle: &str) -> String {
+pub(crate) fn session(bundle: &str) -> String {
     format!(
         "v=0\r\no=- 4611731400430051336 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n{bundle}\
          a=extmap-allow-mixed\r\na=msid-semantic: WMS\r\n"
@@ -47,7 +47,7 @@ fn session(bundle: &str) -> String {
 
 /// Builds Chromium's video m-line for a `recvonly` transceiver. Each codec is given by its payload type, packetization
 /// mode and profile-level-id. The next higher payload type is its RTX.
-fn chromium_video(mid: &str, codecs: &[(u8, u8, &str)]) -> String {
+pub(crate) fn chromium_video(mid: &str, codecs: &[(u8, u8, &str)]) -> String {
     let numbers: String = codecs.iter().map(|(pt, ..)| format!(" {pt} {}", pt + 1)).collect();
     let mut text = format!(
         "m=video 9 UDP/TLS/RTP/SAVPF 96 97{numbers} 39\r\nc=IN IP4 0.0.0.0\r\na=rtcp:9 IN IP4 0.0.0.0\r\n\
@@ -76,7 +76,7 @@ fn chromium_video(mid: &str, codecs: &[(u8, u8, &str)]) -> String {
 }
 
 /// H.264 codecs that Chromium offers without hardware decoding: payload type, packetization mode, profile-level-id.
-const CHROMIUM: &[(u8, u8, &str)] = &[
+pub(crate) const CHROMIUM: &[(u8, u8, &str)] = &[
     (103, 1, "42001f"),
     (107, 0, "42001f"),
     (109, 1, "42e01f"),
@@ -86,16 +86,16 @@ const CHROMIUM: &[(u8, u8, &str)] = &[
     (121, 1, "f4001f"),
 ];
 
-fn chromium() -> String {
+pub(crate) fn chromium() -> String {
     session("a=group:BUNDLE 0\r\n") + &chromium_video("0", CHROMIUM)
 }
 
-fn has(answer: &str, line: &str) -> bool {
+pub(crate) fn has(answer: &str, line: &str) -> bool {
     answer.split("\r\n").any(|one| one == line)
 }
 
 #[track_caller]
-fn assert_lines(answer: &str, lines: &[&str]) {
+pub(crate) fn assert_lines(answer: &str, lines: &[&str]) {
     for line in lines {
         assert!(has(answer, line), "`{line}` is missing in\n{answer}");
     }
@@ -211,9 +211,9 @@ fn audio_data_and_second_video_are_rejected_in_order() {
     assert_eq!(
         media,
         [
-            "m=audio 0 UDP/TLS/RTP/SAVPF 111",
+            "m=audio 0 UDP/TLS/RTP/SAVPF 0",
             "m=video 9 UDP/TLS/RTP/SAVPF 117 118",
-            "m=video 0 UDP/TLS/RTP/SAVPF 96",
+            "m=video 0 UDP/TLS/RTP/SAVPF 0",
             "m=application 0 UDP/DTLS/SCTP webrtc-datachannel",
         ]
     );
@@ -256,14 +256,15 @@ fn missing_codec_and_malformed_offer_have_different_errors() {
         ("H264/90000", "H265/90000"),
         ("packetization-mode=1", "packetization-mode=0"),
         ("m=video", "m=audio"),
-        ("UDP/TLS/RTP/SAVPF", "RTP/AVP"),
+        ("UDP/TLS/RTP/SAVPF", "TCP/TLS/RTP/X"),
+        ("a=fingerprint:sha-256", "a=fingerprint:sha-1"),
+        ("a=extmap-allow-mixed", "a=ice-lite"),
     ] {
         let error = accept(&good.replace(from, to)).unwrap_err();
-        assert_eq!((error.status(), &error), (422, &OfferError::NoCommonCodec), "{from} -> {to}");
+        assert_eq!(error.status(), 422, "{from} -> {to}: {error}");
     }
     for (from, to) in [
         ("v=0", "v=1"),
-        ("a=fingerprint:sha-256", "a=fingerprint:sha-1"),
         (":F9\r\n", "\r\n"),
         ("0A:1B", "0A:XX"),
         ("0A:1B", "0A:+B"),
@@ -273,9 +274,7 @@ fn missing_codec_and_malformed_offer_have_different_errors() {
         ("a=ice-pwd", "a=ice-password"),
         ("a=setup:actpass", "a=setup:holdconn"),
         ("a=mid:0", "a=mid:"),
-        ("a=mid:0", "a=mid:0123456789abcdefg"),
         ("a=mid:0", "a=mid:ä"),
-        ("a=extmap-allow-mixed", "a=ice-lite"),
         ("a=extmap-allow-mixed", "a=\u{0}"),
         ("m=video 9 UDP", "m=video\r\na=UDP"),
     ] {
@@ -307,7 +306,7 @@ fn clashing_payload_types_and_extension_ids_are_ignored() {
     assert_eq!(payload_types(&answer), "117");
     assert_eq!(answer.matches("a=extmap:").count(), 1);
     let reserved = session("") + &chromium_video("0", &[(72, 1, "42e01f"), (200, 1, "42e01f")]);
-    assert_eq!(accept(&reserved), Err(OfferError::NoCommonCodec));
+    assert!(matches!(accept(&reserved), Err(OfferError::NoCommonCodec(_))));
 }
 
 #[test]

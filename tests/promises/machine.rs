@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use support::camera::{CameraSim, segment_path, words};
+use support::limits::UnitLimits;
 use support::server::{Server, loopback};
 use support::stuck::StuckLog;
 use support::viewer::ViewerSimulator;
@@ -105,8 +106,15 @@ fn signal_of_a_fault_ends_the_process_with_a_message() {
 #[test]
 fn unread_log_stops_nothing_and_what_was_dropped_is_said() {
     let shm = unique_shm();
-    let (mut server, mut log) = StuckLog::spawn(&mut loopback(&shm, &[]));
+    let (mut server, mut log) = StuckLog::spawn(&mut loopback(&shm, CONTROL));
+    let control = log.lines.iter().find_map(|line| line.split_once("control: http://"));
+    let control = control.and_then(|(_, rest)| rest.split('/').next()).unwrap().parse().unwrap();
     log.fill();
+    // The library of the control endpoint writes to stderr for each malformed request.
+    for _ in 0..10 {
+        http::raw(control, &[b"\0\r\n\r\n"]);
+    }
+    assert_eq!(http::get(control, "/health").status, 200);
     // Each refused recording is logged. Many of them fill the queue.
     let refuse =
         || assert_eq!(http::request(server.http, "POST", "/api/recording/start", &[], b"").status, 503);
@@ -126,4 +134,57 @@ fn unread_log_stops_nothing_and_what_was_dropped_is_said() {
     viewer.wait_units(30);
     assert_eq!(server.terminate(), Some(0));
     viewers.iter().for_each(|viewer| wait_until("the close_notify", || viewer.report().got_close_notify));
+}
+
+/// When the server has all threads that the unit permits, everything still works, or is refused with a reason.
+#[test]
+fn recording_download_and_stop_need_no_new_thread() {
+    let Some(limits) = UnitLimits::new() else {
+        eprintln!("skipped: this user may not make control groups");
+        return;
+    };
+    let (shm, directory) = (unique_shm(), Directory::new());
+    let _camera = CameraSim::start(&shm, &small("v1"));
+    let command =
+        loopback(&shm, &[&["--record-path", directory.path(), "--retain-days", "1"], CONTROL].concat());
+    let mut server = Server::spawn(&mut limits.command(&command));
+    server.wait_ready();
+    // The preparation of the first session and the repair of recordings end their threads.
+    let viewer = connect(&server);
+    viewer.wait_units(10);
+    wait_until("only permanent threads", || !threads(&server).iter().any(|name| name == "repair"));
+    limits.set_tasks_max(limits.tasks());
+    let post = |path: &str| http::request(server.http, "POST", path, &[], b"");
+    let started = post("/api/recording/start");
+    assert_eq!(started.status, 200, "{}", started.text());
+    let second = connect(&server);
+    second.wait_units(30);
+    viewer.wait_more_units(10);
+    let stopped = post("/api/recording/stop");
+    assert_eq!(stopped.status, 200, "{}", stopped.text());
+    assert_eq!((&stopped.json()["kept"], &stopped.json()["dropped_units"]), (&true.into(), &0.into()));
+    let listed = server.get("/api/recordings");
+    assert_eq!(listed.status, 200, "{}", listed.text());
+    let name = listed.json()["recordings"][0]["name"].as_str().unwrap().to_owned();
+    let download = server.get(&format!("/api/recordings/{name}"));
+    assert_eq!(
+        (download.status, download.body.len() as u64),
+        (200, stopped.json()["bytes_written"].as_u64().unwrap())
+    );
+    let deleted = http::request(server.http, "DELETE", &format!("/api/recordings/{name}"), &[], b"");
+    assert_eq!(deleted.status, 200, "{}", deleted.text());
+    let control = server.process.after("control: http://").unwrap();
+    let control = control.split('/').next().unwrap().parse().unwrap();
+    http::get(control, "/debug/pprof/heap").assert_error(&[503]);
+    viewer.wait_more_units(10);
+    for viewer in [viewer, second] {
+        viewer.leave().assert_perfect("a viewer of a server without further threads");
+    }
+    assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
+}
+
+fn threads(server: &Server) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.process.id())).unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).collect()
 }

@@ -11,6 +11,7 @@
 mod c_camera;
 mod camera_sim;
 mod documents;
+mod downloads;
 mod hostile;
 mod instruments;
 mod join;
@@ -28,6 +29,10 @@ mod recording;
 mod restart;
 mod security;
 mod service;
+mod shipped;
 mod shutdown;
 mod stages;
+mod start;
+mod streams;
+mod system_calls;
 mod torn;

@@ -17,7 +17,7 @@ use streaming_server::recorder::retention::Retention;
 use streaming_server::recorder::{RecorderError, RecorderState, StartRequest, StopReason};
 
 mod kill;
-mod rig;
+pub(crate) mod rig;
 use rig::{
     Mounted, Picture, Rig, SMALL, TemporaryDirectory, TestCamera, assert_complete, assert_plays, byte_stream,
     named, unit_numbers,
@@ -71,7 +71,7 @@ fn running_file_can_be_downloaded_and_plays_up_to_its_last_unit() {
         camera.wait_units(5);
         let name = rig.start(named("live")).unwrap();
         rig.wait_recorded(45);
-        let download = rig.wait(rig.handle.open(name.clone())).unwrap();
+        let download = rig.wait(rig.handle.open(name.clone(), None)).unwrap();
         assert!(!download.complete && download.progress.is_some());
         let info = rig.wait(rig.handle.list()).unwrap().remove(0);
         assert!(info.recording && !info.complete && info.bytes >= download.bytes && info.duration.is_some());
@@ -86,12 +86,44 @@ fn running_file_can_be_downloaded_and_plays_up_to_its_last_unit() {
             assert!(numbers.len() >= 45);
             assert_eq!(assert_plays(&path), numbers.len());
         }
-        let finished = rig.wait(rig.handle.open(name.clone())).unwrap();
+        let finished = rig.wait(rig.handle.open(name.clone(), None)).unwrap();
         assert!(finished.complete && finished.progress.is_none() && finished.etag != download.etag);
         assert!(download.progress.unwrap().borrow().finished);
         assert_eq!(rig.wait(rig.handle.delete(name.clone())), Ok(()));
         assert_eq!(rig.wait(rig.handle.delete(name.clone())), Err(RecorderError::NotFound(name)));
     }
+}
+
+#[test]
+fn part_of_a_growing_mp4_reads_as_a_finished_file_of_constant_bytes() {
+    let directory = TemporaryDirectory::new();
+    let camera = TestCamera::new(Layout::V3, SMALL);
+    let rig = Rig::new(&camera.name, &directory.0, Format::Mp4);
+    camera.wait_units(5);
+    let name = rig.start(named("live")).unwrap();
+    rig.wait_recorded(45);
+    let open = |until| rig.wait(rig.handle.open(name.clone(), until));
+    let until = open(None).unwrap().finished_until().unwrap();
+    let part = open(Some(until)).unwrap();
+    assert!(part.bytes > until && part.finished_until().is_none());
+    assert_eq!(open(Some(until - 1)).map(drop), Err(RecorderError::Until));
+    let early = copy(&part, &directory.0.join("early.mp4"));
+    rig.wait_recorded(30);
+    let again = open(Some(until)).unwrap();
+    assert_eq!((again.bytes, &again.etag), (part.bytes, &part.etag), "later requests see the same file");
+    let later = copy(&again, &directory.0.join("later.mp4"));
+    assert!(rig.stop().is_ok());
+    let last = copy(&part, &directory.0.join("last.mp4"));
+    let numbers = unit_numbers(&early);
+    assert_complete(&numbers);
+    assert!(numbers.len() >= 45 && assert_plays(&early) == numbers.len());
+    for path in [later, last] {
+        assert_eq!(std::fs::read(path).unwrap(), std::fs::read(&early).unwrap());
+    }
+    // The units have the same offsets in the finished file, so a player that goes on after the end reads on in it.
+    let (finished, part) = (std::fs::read(directory.0.join(&name)).unwrap(), std::fs::read(&early).unwrap());
+    assert!(finished[48..until as usize] == part[48..until as usize]);
+    assert!(open(Some(until)).unwrap().complete);
 }
 
 fn copy(download: &streaming_server::recorder::library::Download, to: &Path) -> std::path::PathBuf {
@@ -137,11 +169,11 @@ fn invalid_requests_are_rejected_with_their_error_code() {
     let status = rig.status();
     assert!(!status.recording && status.report.is_some_and(|report| report.frame_count >= 3));
     for name in ["../x", "none.mp4", "a.txt", ".cat.mp4"] {
-        assert!(rig.wait(rig.handle.open(name.to_owned())).is_err());
+        assert!(rig.wait(rig.handle.open(name.to_owned(), None)).is_err());
         assert!(rig.wait(rig.handle.delete(name.to_owned())).is_err());
     }
     std::os::unix::fs::symlink("/etc/passwd", directory.0.join("link.mp4")).unwrap();
-    assert_eq!(rig.wait(rig.handle.open("link.mp4".to_owned())).unwrap_err().status(), 404);
+    assert_eq!(rig.wait(rig.handle.open("link.mp4".to_owned(), None)).unwrap_err().status(), 404);
 }
 
 #[test]

@@ -13,6 +13,9 @@ const HOLE_PATIENCE_NS: i64 = 1_500_000_000;
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub connected: bool,
+    /// CLOCK_MONOTONIC ns at which the viewer's DTLS handshake finished, and at which its first media datagram arrived.
+    pub connected_at_ns: Option<i64>,
+    pub first_media_at_ns: Option<i64>,
     /// True if the server closed the session with a DTLS close_notify.
     pub got_close_notify: bool,
     /// True if the viewer's own session has ended, for any reason.
@@ -64,6 +67,14 @@ impl Report {
     }
 }
 
+/// One complete access unit as it was received.
+#[derive(Clone, Debug)]
+pub struct KeptUnit {
+    pub nal_units: Vec<Vec<u8>>,
+    pub rtp_time: u32,
+    pub at_ns: i64,
+}
+
 /// One RTP packet and its arrival time.
 pub struct Arrived {
     pub payload: Vec<u8>,
@@ -76,6 +87,9 @@ pub struct Arrived {
 #[derive(Default)]
 pub struct Account {
     pub report: Report,
+    keeps_units: bool,
+    /// Complete access units, if the account was made to keep them.
+    pub kept: Vec<KeptUnit>,
     held: BTreeMap<u64, Arrived>,
     next: Option<u64>,
     unit: UnitParts,
@@ -94,6 +108,11 @@ struct UnitParts {
 }
 
 impl Account {
+    /// Creates an account that keeps every complete access unit. Without this, a long test does not fill the memory.
+    pub fn keeping_units() -> Self {
+        Self { keeps_units: true, ..Self::default() }
+    }
+
     /// Takes one received packet. `sequence` is the extended sequence number, which does not wrap.
     pub fn push(&mut self, sequence: u64, packet: Arrived) {
         let now_ns = packet.at_ns;
@@ -139,6 +158,10 @@ impl Account {
             let unit = std::mem::take(&mut self.unit);
             if !unit.broken && unit.fragment.is_none() && !unit.nal_units.is_empty() {
                 self.count(&unit.nal_units, packet.at_ns);
+                if self.keeps_units {
+                    let (rtp_time, at_ns) = (packet.rtp_time, packet.at_ns);
+                    self.kept.push(KeptUnit { nal_units: unit.nal_units, rtp_time, at_ns });
+                }
             }
         }
     }

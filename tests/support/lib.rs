@@ -12,9 +12,11 @@
 pub mod account;
 pub mod c;
 pub mod camera;
+pub mod cgroup;
 pub mod debugger;
 pub mod depacketize;
 pub mod http;
+pub mod limits;
 pub mod metrics;
 pub mod process;
 pub mod profile;

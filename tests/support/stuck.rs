@@ -13,6 +13,8 @@ use super::server::Server;
 pub struct StuckLog {
     reader: BufReader<PipeReader>,
     writer: PipeWriter,
+    /// The lines that were read.
+    pub lines: Vec<String>,
 }
 
 impl StuckLog {
@@ -21,7 +23,7 @@ impl StuckLog {
         let (reader, writer) = io::pipe().unwrap();
         let stderr = Stdio::from(OwnedFd::from(writer.try_clone().unwrap()));
         let process = Process::spawn_with_stderr("streaming-server", command, stderr);
-        let mut log = StuckLog { reader: BufReader::new(reader), writer };
+        let mut log = StuckLog { reader: BufReader::new(reader), writer, lines: Vec::new() };
         let line = log.read_to("listening: ");
         (Server::listening(process, &line), log)
     }
@@ -33,6 +35,7 @@ impl StuckLog {
             line.clear();
             let bytes = self.reader.read_line(&mut line).unwrap();
             assert!(bytes > 0, "the log ended without `{marker}`");
+            self.lines.push(line.clone());
         }
         line
     }

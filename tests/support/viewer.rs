@@ -13,7 +13,7 @@ use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcConfig};
 
-use super::account::{Account, Arrived, Report};
+use super::account::{Account, Arrived, KeptUnit, Report};
 use super::http::{self, Response};
 use super::{monotonic_ns, wait_for};
 
@@ -31,6 +31,7 @@ pub struct ViewerSimulator {
 #[derive(Default)]
 struct Shared {
     report: Mutex<Report>,
+    kept: Mutex<Vec<KeptUnit>>,
     command: AtomicU8,
 }
 
@@ -80,6 +81,10 @@ impl Offer {
 
     /// Applies the answer and starts the viewer.
     pub fn watch(self, answer_sdp: &str) -> ViewerSimulator {
+        self.watch_with(answer_sdp, Account::default())
+    }
+
+    fn watch_with(self, answer_sdp: &str, account: Account) -> ViewerSimulator {
         let mut rtc = self.rtc;
         let answer = SdpAnswer::from_sdp_string(answer_sdp)
             .unwrap_or_else(|error| panic!("the answer does not parse: {error}\n{answer_sdp}"));
@@ -91,7 +96,7 @@ impl Offer {
             local: self.socket.local_addr().unwrap(),
             socket: self.socket,
             shared: Arc::clone(&shared),
-            account: Account::default(),
+            account,
         };
         ViewerSimulator { shared, thread: Some(thread::spawn(move || life.run())) }
     }
@@ -110,6 +115,13 @@ impl ViewerSimulator {
         Ok(offer.watch(&answer))
     }
 
+    /// Connects like [`Self::connect`]. The viewer keeps every complete unit for [`Self::kept`].
+    pub fn connect_keeping(server: SocketAddr) -> Result<Self, Box<Response>> {
+        let offer = Offer::create();
+        let answer = offer.post(server)?;
+        Ok(offer.watch_with(&answer, Account::keeping_units()))
+    }
+
     /// Starts `count` viewers and waits until each has received a unit.
     pub fn crowd(server: SocketAddr, count: usize) -> Vec<Self> {
         let connect =
@@ -121,6 +133,11 @@ impl ViewerSimulator {
 
     pub fn report(&self) -> Report {
         self.shared.report.lock().unwrap().clone()
+    }
+
+    /// Returns the units that a viewer of [`Self::connect_keeping`] has received so far.
+    pub fn kept(&self) -> Vec<KeptUnit> {
+        self.shared.kept.lock().unwrap().clone()
     }
 
     /// Waits until the viewer has received at least `count` units since it started.
@@ -237,7 +254,10 @@ impl Life {
 
     fn note(&mut self, event: Event) {
         match event {
-            Event::Connected => self.account.report.connected = true,
+            Event::Connected => {
+                self.account.report.connected = true;
+                self.account.report.connected_at_ns.get_or_insert_with(monotonic_ns);
+            }
             Event::Closed => self.account.report.got_close_notify = true,
             Event::IceConnectionStateChange(IceConnectionState::Disconnected) => {
                 self.account.report.connected = false;
@@ -250,6 +270,7 @@ impl Life {
                     at_ns: monotonic_ns(),
                 };
                 if !arrived.payload.is_empty() {
+                    self.account.report.first_media_at_ns.get_or_insert(arrived.at_ns);
                     self.account.push(*packet.seq_no, arrived);
                 }
             }
@@ -273,5 +294,9 @@ impl Life {
         samples.append(&mut self.account.report.latencies_ns);
         *shared = self.account.report.clone();
         shared.latencies_ns = samples;
+        drop(shared);
+        if !self.account.kept.is_empty() {
+            self.shared.kept.lock().unwrap().append(&mut self.account.kept);
+        }
     }
 }

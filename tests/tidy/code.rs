@@ -16,7 +16,8 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/camera/region.rs",
     "src/camera/faults.rs",
     "src/camera/waiter.rs",
-    "src/camera/waiter/tests.rs", // the tests post the semaphore, as the camera daemon does
+    "src/camera/waiter/tests.rs",
+    "src/session/media/sender/tests.rs", // the tests post the semaphore, as the camera daemon does
     "src/camera/shared_map.rs",
     "src/camera/locks.rs",
     "src/camera/writer.rs",
@@ -50,6 +51,7 @@ const MAY_READ_THE_CLOCK: &[&str] = &[
     "src/worker/inline_wait.rs", // polls busily until a given time
     "src/worker/simulated_day/", // a test
     "src/camera/waiter/tests.rs",
+    "src/session/media/sender/tests.rs",
     "src/profiling/",
     "src/app/",
     "src/bin/",
@@ -57,6 +59,10 @@ const MAY_READ_THE_CLOCK: &[&str] = &[
     "benches/",
     "perf/",
 ];
+
+/// Files that open files without `base/foreign_file.rs`.
+const OPENS_FILES_ITSELF: &[&str] =
+    &["src/recorder/sidecar.rs", "src/recorder/disk.rs", "src/recorder/library.rs"];
 
 fn unsafe_only_where_marked(path: &str, text: &str) -> Vec<String> {
     if listed(path, MAY_BE_UNSAFE) {
@@ -107,7 +113,7 @@ fn short_files(path: &str, text: &str) -> Vec<String> {
 
 /// Reports each read of a clock outside the allowed files. Unit tests are exempt, because they need a start time.
 fn time_is_an_argument(path: &str, text: &str) -> Vec<String> {
-    if listed(path, MAY_READ_THE_CLOCK) {
+    if listed(path, MAY_READ_THE_CLOCK) || path.ends_with("/tests.rs") {
         return Vec::new();
     }
     let code = without_tests(&mask(text));
@@ -146,6 +152,41 @@ fn bounds_are_in_limits(path: &str, text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// Reports each place that opens a file or shared memory outside `src/base/foreign_file.rs`, which opens without
+/// blocking and refuses anything but a regular file. Literal paths below /proc and /sys and /dev/null are exempt, because
+/// they belong to the kernel.
+fn files_are_opened_in_one_place(path: &str, text: &str) -> Vec<String> {
+    let is_test = path.ends_with("/test_ring.rs") || path.ends_with("tests.rs") || path.contains("/tests/");
+    if path == "src/base/foreign_file.rs" || is_test || listed(path, OPENS_FILES_ITSELF) {
+        return Vec::new();
+    }
+    let code = without_tests(&mask(text));
+    let ways = [
+        "File::open(",
+        "File::create(",
+        "File::create_new(",
+        "File::options",
+        "OpenOptions",
+        "fs::read(",
+        "fs::read_to_string(",
+        "fs::write(",
+        "shm::open(",
+        "fs::openat(",
+        "fs::open(",
+        "mq_open(",
+    ];
+    let hits = ways.iter().flat_map(|way| code.match_indices(way).map(move |(at, _)| (at, way)));
+    let is_of_kernel = |at: usize| {
+        let argument = text.get(at..).unwrap_or_default().trim_start();
+        ["\"/proc/", "\"/sys/", "\"/dev/null\"", "format!(\"/proc/"]
+            .iter()
+            .any(|start| argument.starts_with(start))
+    };
+    hits.filter(|(at, way)| !is_of_kernel(at + way.len()))
+        .map(|(at, way)| format!("{path}:{}: {way} outside base/foreign_file.rs", line_of(text, at)))
+        .collect()
 }
 
 fn dependencies_say_why(path: &str, text: &str) -> Vec<String> {
@@ -196,6 +237,11 @@ fn clocks_are_read_in_the_allowed_files_only() {
 #[test]
 fn bounds_are_defined_in_limits_or_marked_local() {
     check(&sources(&["src"], &[".rs"]), bounds_are_in_limits);
+}
+
+#[test]
+fn files_are_opened_by_base_only() {
+    check(&sources(&["src"], &[".rs"]), files_are_opened_in_one_place);
 }
 
 #[test]
@@ -255,6 +301,32 @@ fn the_bound_rule_sees_a_stray_bound() {
         assert!(bounds_are_in_limits("src/a.rs", &good).is_empty(), "{good}");
     }
     assert!(bounds_are_in_limits("src/base/limits.rs", bad).is_empty());
+}
+
+#[test]
+fn the_rule_about_opening_sees_each_way() {
+    for bad in
+        ["File::open(path)", "std::fs::read(path)", "OpenOptions::new()", "shm::open(name, flags, mode)"]
+    {
+        assert_eq!(
+            files_are_opened_in_one_place("src/http/a.rs", &format!("fn f() {{ {bad}; }}")).len(),
+            1,
+            "{bad}"
+        );
+    }
+    for good in [
+        "fs::read(\"/proc/self/maps\")",
+        "fs::read_to_string(format!(\"/proc/{id}/stat\"))",
+        "fs::read_dir(path)",
+    ] {
+        assert!(
+            files_are_opened_in_one_place("src/http/a.rs", &format!("fn f() {{ {good}; }}")).is_empty(),
+            "{good}"
+        );
+    }
+    assert!(
+        files_are_opened_in_one_place("src/base/foreign_file.rs", "fn f() { File::open(path); }").is_empty()
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::app::addresses::interface_addresses;
 use crate::base::clock::Moment;
 use crate::config::{Config, Tls, host_of};
 use crate::http::certificate::{self, Certificate, CertificateError};
-use crate::http::{Access, Exempt, Hosts, HttpConfig, HttpTimeouts, Policy, TlsKeys};
+use crate::http::{Access, Exempt, Hosts, HttpConfig, HttpShares, HttpTimeouts, Policy, TlsKeys};
 use crate::metrics::LoginCounters;
 
 /// Reads or generates the certificate, and derives the key that seals the logins. Returns the configuration of the
@@ -36,7 +36,8 @@ pub(super) fn prepare(
     let allowed = config.allow_host.iter().cloned().chain(of_origins);
     let policy =
         Policy { hosts: Some(Hosts::new(&hostname(), allowed)), allow_origin: config.allow_origin.clone() };
-    Ok(HttpConfig { address: http, policy, access, exempt, tls, timeouts: HttpTimeouts::default() })
+    let (timeouts, shares) = (HttpTimeouts::default(), HttpShares::new(exempt.clone()));
+    Ok(HttpConfig { address: http, policy, access, exempt, tls, timeouts, shares })
 }
 
 /// Reloads the certificate on every SIGHUP. Returns when a SIGHUP arrives because the terminal of the server was

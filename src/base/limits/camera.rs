@@ -20,6 +20,13 @@ pub const LEASE_SLOT_BYTES: u32 = 3_110_400;
 /// some units after the request.
 pub const IDR_REQUEST_INTERVAL_NS: i64 = 500_000_000;
 
+/// Number of IDRs that all consumers together may request from the camera in a burst.
+pub const IDR_BUDGET_BURST: u32 = 4;
+
+/// Nanoseconds after which one more IDR may be requested. An IDR has the bytes of about ten other units, so the stream
+/// grows by at most a sixth.
+pub const IDR_BUDGET_INTERVAL_NS: i64 = 2_000_000_000;
+
 /// Maximum width and height of a picture in pixels. A slot with a larger value is malformed.
 pub const PICTURE_SIDE_MAX: i32 = 8_192;
 
@@ -51,6 +58,30 @@ pub const CAMERA_CHECK_SILENT_NS: i64 = 200_000_000;
 
 /// Nanoseconds without a new unit after which a ring counts as silent.
 pub const CAMERA_SILENT_NS: i64 = 1_000_000_000;
+
+/// Minimum nanoseconds without a new unit after which an attached camera counts as stalled. For a slow camera it is
+/// [`UNIT_INTERVALS_STALLED`] intervals.
+pub const CAMERA_STALLED_NS_MIN: i64 = 1_500_000_000;
+
+/// Number of intervals without a new unit after which a camera counts as stalled.
+pub const UNIT_INTERVALS_STALLED: i64 = 3;
+
+/// Longest interval between units, in nanoseconds, that is learned: one unit a minute.
+pub const UNIT_INTERVAL_NS_MAX: i64 = 60_000_000_000;
+
+/// Largest step of the capture time in nanoseconds that is believed. After a larger step the camera's clock was set.
+pub const CAPTURE_STEP_NS_MAX: i64 = 3_600 * 1_000_000_000;
+
+/// Maximum number of units that H.264 allows to be out of presentation order.
+pub const REORDERED_UNITS_MAX: u32 = 16;
+
+/// Age of a capture time in nanoseconds above which the offset between the clocks is measured again before the capture
+/// time is used, because the system clock may have been set.
+pub const CAPTURE_FRESH_NS: i64 = 200_000_000;
+
+/// Change of the offset between the clocks, in nanoseconds, that is logged as a step of the system clock. NTP slews the
+/// clock by at most 0.5 ms per second.
+pub const CLOCK_STEP_NS_MIN: i64 = 50_000_000;
 
 /// Nanoseconds between two polls of a ring around the expected arrival of a unit.
 pub const POLL_STEP_NS: i64 = 500_000;

@@ -36,7 +36,7 @@ pub const LOCAL_GROWTH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Bytes of answers after which a connection is closed. A caller that sends requests but reads no answers costs at most
 /// this much memory, plus the last answer.
-pub const LOCAL_CONNECTION_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const LOCAL_CONNECTION_BYTES_MAX: usize = 1024 * 1024;
 
 /// Maximum bytes of a request's path and query together.
 pub const LOCAL_TARGET_BYTES_MAX: usize = 2_048;

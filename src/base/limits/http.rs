@@ -55,8 +55,17 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time until a request's body is complete.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for which sent bytes of an answer may remain unacknowledged (`TCP_USER_TIMEOUT`). Then the connection ends.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for which sent bytes of an answer may remain unacknowledged, or the caller's receive window may remain closed
+/// (`TCP_USER_TIMEOUT` counts both). Then the connection ends. A player that is paused closes its window, so the time
+/// has minutes.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Bytes of a connection's send buffer (`SO_SNDBUF`). The kernel doubles the number. Without this limit, it lets the
+/// buffer of a slow reader grow to several megabytes. Twice the number is one round trip of 50 ms at 20 Mbit/s.
+pub const CONNECTION_SEND_BYTES: usize = 64 * 1024;
+
+/// Bytes of a connection's receive buffer (`SO_RCVBUF`). The kernel doubles the number. Requests are short.
+pub const CONNECTION_RECEIVE_BYTES: usize = 16 * 1024;
 
 /// Maximum time in which the backend must answer a request.
 pub const BACKEND_TIMEOUT: Duration = Duration::from_secs(12);
@@ -71,10 +80,32 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub const COMMAND_BYTES_MAX: usize = 4 * 1024;
 
 /// Bytes that a download reads from a recording in one step.
-pub const DOWNLOAD_PIECE_BYTES: usize = 128 * 1024;
+pub const DOWNLOAD_PIECE_BYTES: usize = 64 * 1024;
 
-/// Maximum number of pieces of a download that are queued for a slow reader.
-pub const DOWNLOAD_PIECES_AHEAD: usize = 2;
+/// Maximum number of pieces in the memory of one download: one is being sent, one is being read.
+pub const DOWNLOAD_PIECES_MAX: usize = 2;
+
+/// Maximum number of idle buffers for pieces of downloads that are kept for the next download.
+pub const DOWNLOAD_PIECES_KEPT: usize = 16;
+
+/// Maximum number of downloads at the same time. Further ones are answered with 503.
+pub const DOWNLOADS_MAX: usize = 64;
+
+/// Maximum number of downloads at the same time to one address that is not a loopback address.
+pub const DOWNLOADS_OF_ADDRESS_MAX: usize = DOWNLOADS_MAX / 4;
+
+/// Seconds in the Retry-After header of the answer to a download that is refused because of a limit.
+pub const DOWNLOAD_RETRY_AFTER_S: u32 = 5;
+
+/// Bytes up to which the body of a request or an answer is not counted in [`MESSAGES_BYTES_MAX`].
+pub const MESSAGE_BYTES_SHORT: usize = 4 * 1024;
+
+/// Maximum bytes of all longer bodies together: of requests that arrive, and of answers that are not sent yet, such as
+/// listings and metrics. Beyond it, the answer is 503. A listing of the maximum length has 3 MB.
+pub const MESSAGES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Maximum bytes of such bodies for one address that is not a loopback address.
+pub const MESSAGES_OF_ADDRESS_BYTES_MAX: usize = MESSAGES_BYTES_MAX / 2;
 
 /// Maximum number of log lines about refused names in [`REFUSAL_LOG_INTERVAL_NS`].
 pub const REFUSAL_LOG_LINES_MAX: usize = 16;

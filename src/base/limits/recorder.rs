@@ -1,6 +1,6 @@
 //! Bounds of recordings and of the recorder.
 
-use super::{NAL_UNITS_MAX, SLOT_DATA_BYTES_MAX};
+use super::{CONNECTIONS_MAX, DOWNLOADS_MAX, NAL_UNITS_MAX, SLOT_DATA_BYTES_MAX};
 
 /// Maximum number of parts of one gathered write: a header and a body for each NAL unit, and the file header.
 pub const WRITE_PARTS_MAX: usize = 2 * NAL_UNITS_MAX + 2;
@@ -28,8 +28,11 @@ pub const RECORDING_BYTES_MAX: u64 = 4_200_000_000;
 /// Duration of a file in nanoseconds after which the next IDR starts a new file.
 pub const RECORDING_DURATION_SOFT_NS: i64 = 3_600_000_000_000;
 
-/// Maximum number of access units in one file. Each takes 8 bytes in the index.
+/// Maximum number of access units in one file. Each takes 12 bytes in the index.
 pub const RECORDING_UNITS_MAX: usize = 1 << 20;
+
+/// Number of index entries that are allocated together.
+pub const SHARED_LIST_CHUNK: usize = 4_096;
 
 /// Maximum number of files of one recording. A size limit, a duration limit or a changed parameter set starts a new
 /// file.
@@ -86,6 +89,23 @@ pub const REPAIR_LOCK_ATTEMPTS: u32 = 50;
 
 /// Maximum number of recordings read for one listing.
 pub const RECORDINGS_LISTED_MAX: usize = 10_000;
+
+/// Maximum number of units of a growing MP4 that is read as a finished file. Its index has 20 bytes for each unit. A
+/// file of one hour has fewer up to 72 units/s.
+pub const FINISHED_VIEW_UNITS_MAX: usize = 1 << 18;
+
+/// Number of listings that are made at the same time. Further ones wait.
+pub const LISTINGS_MAX: usize = 1;
+
+/// Number of threads that read recordings for downloads.
+pub const READ_THREADS: usize = 2;
+
+/// Maximum number of reads that wait for such a thread. Each download waits for one read at most, so no read is refused.
+pub const READS_QUEUED_MAX: usize = DOWNLOADS_MAX;
+
+/// Maximum number of operations on the directory of recordings (open, list, delete) that wait for their thread. Each
+/// connection waits for one at most.
+pub const LIBRARY_JOBS_MAX: usize = 2 * CONNECTIONS_MAX;
 
 /// Number of bytes at the end of an unfinished `.h264` file that are searched for the last complete access unit.
 pub const RECOVERY_TAIL_BYTES_MAX: u64 = 3 * SLOT_DATA_BYTES_MAX as u64;

@@ -57,6 +57,9 @@ pub const TLS_HANDSHAKES_MAX: usize = 64;
 const _: () =
     assert!(TLS_HANDSHAKES_MAX < CONNECTIONS_MAX, "pending handshakes leave room for other connections");
 
+/// Maximum bytes of answers that wait in a TLS connection for its socket.
+pub const TLS_BUFFER_BYTES: usize = 16 * 1024;
+
 /// Maximum number of remembered TLS sessions. A client that resumes a session needs no signature in its handshake.
 pub const TLS_SESSIONS_MAX: usize = 128;
 

@@ -29,6 +29,9 @@ pub const UNITS_PER_TURN_MAX: usize = 8;
 /// Maximum number of completions handled in one turn, including those of received datagrams.
 pub const COMPLETIONS_PER_TURN_MAX: usize = 4_096;
 
+/// Maximum number of units in the ring from which a worker that attaches learns the camera's interval.
+pub const INTERVAL_UNITS_SEARCHED: u32 = 8;
+
 /// Maximum payload bytes of a GOP that a worker keeps for joining viewers. They last 16 s at 8 Mbit/s.
 pub const GOP_BYTES_MAX: usize = 16 << 20;
 
@@ -70,6 +73,24 @@ pub const REPLAY_STEP_90K: u64 = 1;
 /// Number of packets in the retransmission cache during and after a replay of more than [`super::RTX_CACHE_PACKETS`].
 /// Chromium waits for a lost packet until as many later packets have arrived.
 pub const REPLAY_RTX_PACKETS: usize = 2_048;
+
+/// Number of IDRs that one viewer may make the camera produce in a burst. Replays and the camera's own IDRs answer its
+/// other requests.
+pub const VIEWER_IDRS_BURST: u32 = 3;
+
+/// Nanoseconds after which a viewer may make the camera produce one more IDR.
+pub const VIEWER_IDR_INTERVAL_NS: i64 = 4_000_000_000;
+
+/// Number of IDRs that all viewers at one address (one /64 of IPv6) may make the camera produce in a burst. A viewer
+/// cannot get a new budget by joining again.
+pub const ADDRESS_IDRS_BURST: u32 = 6;
+
+/// Nanoseconds after which the viewers at one address may make the camera produce one more IDR.
+pub const ADDRESS_IDR_INTERVAL_NS: i64 = 3_000_000_000;
+
+/// Maximum number of addresses whose IDR budgets are remembered. At the limit, the one with the most tokens left is
+/// forgotten.
+pub const IDR_ADDRESSES_MAX: usize = 256;
 
 /// Minimum time between two replays that answer one viewer's IDR requests.
 pub const REPLAY_INTERVAL: Duration = Duration::from_secs(2);

@@ -3,9 +3,10 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+use crate::base::clock;
 use crate::camera::layout::{FORMAT_H264, Layout};
 use crate::camera::segment_follower::SegmentFollower;
-use crate::camera::test_ring::{TestRing, attach, unit};
+use crate::camera::test_ring::{TestRing, attach, metadata, unit};
 
 const MS: i64 = 1_000_000;
 
@@ -240,6 +241,47 @@ fn capture_times_convert_to_both_clocks() {
     assert_eq!(Captured::find(&invalid, now_ns, OFFSET), unusable);
     let early = Captured::find(&at(now_ns + 5 * MS), now_ns, OFFSET);
     assert_eq!(early.monotonic_ns, now_ns, "a capture time is at most the read time");
+}
+
+#[test]
+fn clock_of_a_camera_is_found_on_a_board_whose_clock_started_in_1970() {
+    let (now_ns, age_ns) = (100_000 * MS, 20 * MS);
+    for offset_ns in [-3_000 * MS, -300 * MS, 300 * MS, 3_000 * MS] {
+        for of_clock_ns in [now_ns, now_ns + offset_ns] {
+            let time_ns = of_clock_ns - age_ns;
+            let metadata = SlotMetadata {
+                timestamp_s: time_ns.div_euclid(1_000_000_000),
+                timestamp_ns: time_ns.rem_euclid(1_000_000_000),
+                ..SlotMetadata::default()
+            };
+            let expected =
+                Captured { realtime_ns: Some(now_ns - age_ns + offset_ns), monotonic_ns: now_ns - age_ns };
+            assert_eq!(Captured::find(&metadata, now_ns, offset_ns), expected, "{offset_ns} {of_clock_ns}");
+        }
+    }
+}
+
+#[test]
+fn capture_times_follow_a_clock_that_was_set_at_once() {
+    let mut ring = TestRing::new(Layout::V3);
+    let (camera, mut cursor) = attach(ring.name());
+    // The clocks were measured before the system clock was set by minus 5 s and by plus an hour.
+    for step_s in [-5_i64, 3_600] {
+        let (now_ns, realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
+        camera.set_realtime_offset_ns(realtime_ns - now_ns - step_s * 1_000_000_000);
+        let captured_ns = realtime_ns - 20 * MS;
+        let stamp = SlotMetadata {
+            timestamp_s: captured_ns / 1_000_000_000,
+            timestamp_ns: captured_ns % 1_000_000_000,
+            ..metadata(0, b"unit")
+        };
+        ring.publish_as(&stamp, b"unit");
+        let unit = unit(cursor.next(now_ns));
+        assert!((unit.captured_at_ns.unwrap() - captured_ns).abs() < MS, "{step_s}");
+        assert!((now_ns - unit.captured_monotonic_ns - 20 * MS).abs() < MS, "{step_s}");
+        assert!((unit.realtime_offset_ns - (realtime_ns - now_ns)).abs() < MS, "{step_s}");
+        std::thread::sleep(std::time::Duration::from_millis(20)); // the clocks are not measured more often
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@
 //   connect ── POST api/webrtc/offer ──► video.   Every end of the connection ──► reconnect with backoff.
 //
 // Stable interface for tests: window.__viewer = {
-//   state    "connecting" | "live" | "waiting" | "away" | "stalled" | "server-gone" | "full" | "refused" | "blocked" |
-//            "unable" | "tap",
+//   state    "connecting" | "live" | "idr" | "waiting" | "away" | "stalled" | "server-gone" | "full" | "refused" |
+//            "blocked" | "unable" | "tap",
 //   stats()  the last sample: { state, fps, bitrate_bps, width, height, frames_decoded, frames_dropped,
 //            freezes, packets_lost, loss_percent, jitter_buffer_ms, rtt_ms, connects,
 //            latency: { kind: "capture" | "receive" | null, last_ms, p50_ms, p95_ms, samples } },
@@ -18,7 +18,7 @@ import { blockedPath, missingFeature } from "./remedies.js";
 
 const TICK_MS = 1000;
 const OFFER_TIMEOUT_MS = 8000;
-const STALL_MS = 5000; // reconnect if the camera is live but the picture has not moved for this long
+const SETUP_MS = 5000; // reconnect if ICE and DTLS have not finished after this long
 const DISCONNECT_GRACE_MS = 2000; // wait this long before reconnecting, because ICE often recovers from "disconnected"
 const BACKOFF_MS = [300, 700, 1500, 3000, 5000, 8000];
 const PATH_MS = 2500; // if no datagram arrives for this long after the answer, the network blocks them
@@ -34,6 +34,7 @@ const canvas = $("canvas");
 const TEXTS = {
   connecting: ["Connecting…", ""],
   live: ["Live", ""],
+  idr: ["Waiting for a complete picture", ""],
   waiting: ["Waiting for the camera", "The picture starts when the camera runs."],
   away: ["Camera away", "The picture returns when the camera runs again."],
   stalled: ["The camera sends no pictures", "The picture returns when the camera sends again."],
@@ -59,18 +60,31 @@ let isPlayBlocked = false;
 let hasPath = false; // true if a datagram of the server has arrived in this attempt
 let answeredAt = 0; // time of the server's answer in this attempt, or 0
 let movedAt = 0; // time at which the picture last moved or the connection was started
+let stalledAfter_ms = 0; // how long a live camera may send nothing, as the server says; longer for slow cameras
 
 function decideState(now) {
   if (pc && isMoving(now)) return isPlayBlocked ? "tap" : "live";
   if (missedStatus >= 2) return "server-gone";
   if (camera && camera.state === "away") return wasLive ? "away" : "waiting";
   if (camera && camera.state === "stalled") return "stalled";
+  if (isConnected() && camera && camera.notice) return "idr";
   if (refusal) return refusal.state;
   return "connecting";
 }
 
+const isConnected = () => pc !== null && pc.connectionState === "connected"; // ICE and DTLS are up
+
 function isMoving(now) {
-  return sample.frames_decoded > 0 && now - movedAt < 1.5 * TICK_MS + 500;
+  // The pictures are counted once per tick.
+  return sample.frames_decoded > 0 && now - movedAt < stalledAfter_ms + 1.5 * TICK_MS;
+}
+
+// Says what the connected viewer waits for. The seconds are rounded, so that a screen reader does not read them out
+// every second.
+function idrDetail() {
+  const age_s = camera.last_idr_s;
+  const last = age_s === null ? "none has arrived yet" : `last one ${age_s < 10 ? age_s : age_s - (age_s % 10)} s ago`;
+  return `Waiting for the camera's next IDR, ${last}.`;
 }
 
 function show(now = performance.now()) {
@@ -81,7 +95,8 @@ function show(now = performance.now()) {
     refusal = null;
   }
   const [title, text] = TEXTS[next];
-  const detail = refusal && next === refusal.state ? refusal.detail || text : text;
+  let detail = refusal && next === refusal.state ? refusal.detail || text : text;
+  if (next === "idr") detail = idrDetail();
   // Only changed texts are written: the message is a live region, so a screen reader reads out every write.
   if ($("message-title").textContent !== title) $("message-title").textContent = title;
   if ($("message-detail").textContent !== detail) $("message-detail").textContent = detail;
@@ -245,6 +260,7 @@ function onNewStatus(status, missed) {
   const wasGone = missedStatus >= 2;
   missedStatus = missed;
   camera = status ? status.camera : null;
+  if (camera && camera.stalled_after_ms) stalledAfter_ms = camera.stalled_after_ms;
   if (wasGone && status) reconnectNow();
   show();
 }
@@ -256,8 +272,9 @@ async function tick() {
     const now = performance.now();
     const isCameraLive = camera && camera.state === "live";
     if (!isCameraLive) {
-      movedAt = Math.max(movedAt, now - STALL_MS / 2);
-    } else if (pc && now - movedAt > STALL_MS) {
+      movedAt = Math.max(movedAt, now - SETUP_MS / 2);
+    } else if (pc && !isConnected() && now - movedAt > SETUP_MS) {
+      // A connection that is up is kept, even if no picture moves: it shows the camera's next IDR at once.
       reconnect();
     }
     show(now);
@@ -357,7 +374,7 @@ function latency() {
 
 // ---- status line ------------------------------------------------------------------------------------
 
-const STATE_WORDS = { live: "live", tap: "paused", "server-gone": "server gone", full: "full" };
+const STATE_WORDS = { live: "live", idr: "waiting for an IDR", tap: "paused", "server-gone": "server gone", full: "full" };
 let isStatusShown = readSetting("status") !== "off";
 
 function statusParts() {
@@ -458,6 +475,11 @@ function onTap(event) {
   isWaking = isHidden && Boolean(event.target.closest("#stage, #bar"));
 }
 
+// Without this, the button below the tap would get the focus, and would then keep the bar visible.
+function onMouseDown(event) {
+  if (isWaking) event.preventDefault();
+}
+
 function onClick(event) {
   // A click of a keyboard or a screen reader has the detail 0. It presses a button on purpose.
   if (isWaking && event.detail > 0) {
@@ -474,8 +496,9 @@ function onActivity() {
 }
 
 function wireControls() {
-  // These two see the events before all other listeners.
+  // These see the events before all other listeners.
   window.addEventListener("pointerdown", onTap, true);
+  window.addEventListener("mousedown", onMouseDown, true);
   window.addEventListener("click", onClick, true);
   $("stage").addEventListener("click", tapped);
   $("status-button").addEventListener("click", toggleStatus);

@@ -6,6 +6,7 @@ mod boxes;
 pub mod fmp4;
 pub mod moov;
 pub mod recovery;
+mod shared_list;
 #[cfg(test)]
 mod tests;
 pub(super) mod timeline;

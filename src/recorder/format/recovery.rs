@@ -6,6 +6,7 @@ use super::boxes::u32_at;
 use super::fmp4::{Form, MDAT_HEADER_BYTES, MDAT_HEADER_OFFSET, file_header, form};
 use super::moov::parse_track;
 use super::track::{FRAGMENT_HEADER_BYTES, Fragment, Index, Track};
+use crate::base::limits::RECORDING_UNITS_MAX;
 
 /// Fills `out` with the bytes of the file from `offset`. Returns false if the file ends before `out` is full.
 pub fn fill_at(mut file: impl Read + Seek, out: &mut [u8], offset: u64) -> io::Result<bool> {
@@ -40,7 +41,7 @@ pub fn whole_fragments(mut file: impl Read + Seek) -> io::Result<Option<WholeFra
     let mut whole =
         WholeFragments { track, index: Index::default(), fragments_offset, end: fragments_offset };
     let mut header = [0; FRAGMENT_HEADER_BYTES];
-    while fill_at(&mut file, &mut header, whole.end)? {
+    while whole.index.len() < RECORDING_UNITS_MAX && fill_at(&mut file, &mut header, whole.end)? {
         let Some(fragment) = Fragment::parse(&header) else { break };
         let unit_offset = whole.end + FRAGMENT_HEADER_BYTES as u64;
         let in_order = if whole.index.is_empty() {

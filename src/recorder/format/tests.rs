@@ -201,6 +201,25 @@ proptest! {
     }
 
     #[test]
+    fn each_part_of_a_growing_file_reads_as_a_finished_file(
+        track in track(),
+        units in prop::collection::vec(unit(), 1..12),
+    ) {
+        let (file, index, ends) = unfinished(&track, &units);
+        let expected = expected(&units, &index);
+        let head = fmp4::file_header(&track).len() as u64;
+        for (count, end) in (1..).zip(&ends) {
+            let part = index.up_to(*end as u64, head).unwrap();
+            let finished = finish(file[..*end].to_vec(), &track, &part, Notes::default());
+            prop_assert_eq!(&read_finished(&finished, &track), &expected[..count]);
+        }
+        let last = *ends.last().unwrap() as u64;
+        for end in [0, head, head + 1, last - 1, last + 1, u64::MAX] {
+            prop_assert_eq!(index.up_to(end, head), None, "no unit ends at {}", end);
+        }
+    }
+
+    #[test]
     fn truncated_file_keeps_exactly_the_whole_units(
         track in track(),
         units in prop::collection::vec(unit(), 1..8),

@@ -1,6 +1,8 @@
 //! PURE: types that the fragments and the index of an MP4 recording share. They describe the track, its access units
 //! and their times.
 
+use super::shared_list::SharedList;
+
 /// Ticks per second of all times in the file.
 pub const TIMESCALE: u32 = 90_000;
 
@@ -63,11 +65,12 @@ pub struct Fragment {
     pub kind: UnitKind,
 }
 
-/// Table of the access units in a file, with 8 bytes of memory for each. All tables of the final `moov` box are
-/// computed from it.
+/// Table of the access units in a file, with 12 bytes of memory for each. All tables of the final `moov` box are
+/// computed from it. A clone is cheap and keeps the units of its time, so that a download can read it while the
+/// recorder appends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
-    entries: Vec<IndexEntry>,
+    entries: SharedList<IndexEntry>,
     last_time_90k: u64,
     last_duration_90k: u32,
 }
@@ -84,8 +87,7 @@ const IDR_BIT: u32 = 1 << 31;
 impl Index {
     /// Appends a unit that was written to the file.
     pub fn push(&mut self, fragment: &Fragment) {
-        let since =
-            if self.entries.is_empty() { 0 } else { fragment.time_90k.saturating_sub(self.last_time_90k) };
+        let since = if self.is_empty() { 0 } else { fragment.time_90k.saturating_sub(self.last_time_90k) };
         let since_previous_90k = u32::try_from(since).unwrap_or(u32::MAX);
         let idr = if fragment.kind == UnitKind::Idr { IDR_BIT } else { 0 };
         debug_assert!(fragment.unit_bytes < IDR_BIT, "a slot holds 3 MB");
@@ -103,7 +105,7 @@ impl Index {
     /// Returns true if the file holds no unit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// Returns the presentation time of the last unit, in ticks of [`TIMESCALE`].
@@ -115,7 +117,7 @@ impl Index {
     /// Returns the time from the start of the first unit to the end of the last unit, in ticks of [`TIMESCALE`].
     #[must_use]
     pub fn duration_90k(&self) -> u64 {
-        if self.entries.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
+        if self.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
     }
 
     /// Returns the duration to expect for the next unit: the interval between the last two units, or 1/30 s if that
@@ -126,15 +128,34 @@ impl Index {
         if (1..=TIMESCALE).contains(&last) { last } else { TIMESCALE / 30 }
     }
 
+    /// Returns the index of the first units only: those that end at the file offset `end`. `fragments_offset` is the
+    /// offset of the first fragment. Returns `None` if no unit ends there.
+    #[must_use]
+    pub fn up_to(&self, end: u64, fragments_offset: u64) -> Option<Index> {
+        let (mut offset, mut last_time_90k, mut units) = (fragments_offset, 0, 0);
+        for entry in self.entries.iter() {
+            if offset >= end {
+                break;
+            }
+            offset += FRAGMENT_HEADER_BYTES as u64 + u64::from(entry.bytes_and_idr & !IDR_BIT);
+            last_time_90k += u64::from(entry.since_previous_90k);
+            units += 1;
+        }
+        let next = self.entries.get(units).map(|entry| entry.since_previous_90k);
+        let last_duration_90k = next.unwrap_or(self.last_duration_90k);
+        let entries = self.entries.first(units);
+        (units > 0 && offset == end).then_some(Index { entries, last_time_90k, last_duration_90k })
+    }
+
     /// Iterates over all units. Each item is the size of a unit in bytes, and true if the unit is an IDR.
-    pub(super) fn units(&self) -> impl ExactSizeIterator<Item = (u32, bool)> {
+    pub(super) fn units(&self) -> impl Iterator<Item = (u32, bool)> {
         self.entries.iter().map(|entry| (entry.bytes_and_idr & !IDR_BIT, entry.bytes_and_idr & IDR_BIT != 0))
     }
 
     /// Iterates over the durations of all units, in ticks of [`TIMESCALE`].
     pub(super) fn durations_90k(&self) -> impl Iterator<Item = u32> {
         let next = self.entries.iter().skip(1).map(|entry| entry.since_previous_90k);
-        next.chain((!self.entries.is_empty()).then_some(self.last_duration_90k))
+        next.chain((!self.is_empty()).then_some(self.last_duration_90k))
     }
 }
 

@@ -4,7 +4,7 @@
 //! ```text
 //!   joined, nothing sent yet ──┐                      every unit since the IDR, RTP time compressed
 //!                              ├─► Replay ─► catching up ────────────────► live
-//!   requested an IDR (PLI) ────┘     └─► WaitForIdr: the camera's next IDR
+//!   requested an IDR (PLI) ────┘     └─► WaitForIdr: the camera's next IDR, or a GOP that is found later
 //! ```
 
 use std::time::{Duration, Instant};
@@ -26,6 +26,8 @@ pub enum IdrReason {
 pub struct GopAvailability {
     /// Size of the newest GOP; `None` if the GOP cannot be replayed from its IDR on.
     pub gop: Option<GopSize>,
+    /// True if that GOP begins with a recovery point, not with an IDR.
+    pub begins_at_recovery_point: bool,
     /// Time until the camera's next IDR, if known.
     pub next_idr_in: Option<Duration>,
 }
@@ -50,6 +52,8 @@ pub enum CatchUpDecision {
     Replay,
     /// Wait for the camera's next IDR, and request one if the camera supports that.
     WaitForIdr,
+    /// The viewer already waits for an IDR, and there is still none.
+    StillWaiting,
     /// An IDR was sent recently or is being replayed, so nothing needs to be done.
     AlreadySent,
 }
@@ -57,8 +61,9 @@ pub enum CatchUpDecision {
 /// A viewer's catch-up state.
 #[derive(Debug, Default)]
 pub(in crate::session) struct CatchUp {
-    /// True after the decision for the join. That decision is made only once.
-    pub(in crate::session) is_join_decided: bool,
+    /// True if it was reported that the viewer waits for its first IDR. A GOP may still be found: the worker may not have read any
+    /// unit yet, or may find the IDR in the ring later.
+    pub(in crate::session) is_waiting: bool,
     /// Set while a replay is in progress.
     pub(in crate::session) replay: Option<Replay>,
     /// Start time of the latest replay that answered an IDR request.
@@ -78,13 +83,14 @@ impl CatchUp {
         rtt: Option<Duration>,
         available: GopAvailability,
     ) -> CatchUpDecision {
-        match reason {
-            IdrReason::Join => self.is_join_decided = true,
-            IdrReason::Request if self.is_idr_on_its_way(now, rtt) => return CatchUpDecision::AlreadySent,
-            IdrReason::Request => {}
+        if reason == IdrReason::Request && self.is_idr_on_its_way(now, rtt) {
+            return CatchUpDecision::AlreadySent;
         }
         let gop = available.gop.filter(|_| reason == IdrReason::Join || self.is_worth(now, gate, available));
-        let Some(gop) = gop else { return CatchUpDecision::WaitForIdr };
+        let Some(gop) = gop else {
+            let was_waiting = std::mem::replace(&mut self.is_waiting, true) && reason == IdrReason::Join;
+            return if was_waiting { CatchUpDecision::StillWaiting } else { CatchUpDecision::WaitForIdr };
+        };
         self.replay = Some(Replay::new(gop.bytes, now));
         self.count += 1;
         if reason == IdrReason::Request {
@@ -104,7 +110,9 @@ impl CatchUp {
         let is_repeated = is_within(self.requested_at, now, limits::REPLAY_INTERVAL);
         // Units are being dropped until the next IDR, because the link is slow. A replay would add to the congestion.
         let is_congested = gate != GateState::Live;
-        !is_soon && !is_repeated && !is_congested
+        // A viewer that requests an IDR after a start at a recovery point cannot start there.
+        let is_useless = available.begins_at_recovery_point;
+        !is_soon && !is_repeated && !is_congested && !is_useless
     }
 }
 

@@ -1,5 +1,5 @@
-//! Decides which access units one viewer gets. The first unit is an IDR; after a missing unit the viewer gets nothing
-//! until the next IDR. This is a pure state machine without packets, time or I/O.
+//! Decides which access units one viewer gets. The first unit is an IDR or a recovery point; after a missing unit the
+//! viewer gets nothing until the next one. This is a pure state machine without packets, time or I/O.
 //!
 //! ```text
 //!                 IDR                       gap, congestion
@@ -7,7 +7,9 @@
 //!                            IDR (not congested)
 //! ```
 //!
-//! Invariant: a unit is sent only if every reference unit since the last sent IDR was sent.
+//! Where the table says IDR, a recovery point counts too: a decoder that starts there shows correct pictures soon.
+//!
+//! Invariant: a unit is sent only if every reference unit since the last sent IDR or recovery point was sent.
 
 use crate::base::limits;
 use crate::metrics::status::GateState;
@@ -17,6 +19,8 @@ use crate::metrics::status::GateState;
 pub struct GateUnit {
     /// True if the unit is an IDR, which can be decoded without any other unit.
     pub is_idr: bool,
+    /// True if decoding can start at the unit although it is not an IDR.
+    pub is_recovery_point: bool,
     /// True if other units may refer to this unit.
     pub is_reference: bool,
     /// True if units before this unit were lost before they reached the gate.
@@ -61,16 +65,17 @@ impl Gate {
 
     /// Returns true if `unit` must be sent. Must be called for every unit, in order.
     pub fn admit(&mut self, unit: GateUnit) -> bool {
-        let lost = unit.gap_before && !unit.is_idr;
+        let is_start = unit.is_idr || unit.is_recovery_point;
+        let lost = unit.gap_before && !is_start;
         if self.state == GateState::Live && (lost || self.congestion == Congestion::Full) {
             self.drop_to_idr();
         }
         let admitted = match self.state {
             _ if self.congestion == Congestion::Full => false,
             GateState::Live => unit.is_reference || unit.is_idr || self.congestion == Congestion::None,
-            GateState::WaitingForIdr | GateState::DroppedToIdr => unit.is_idr,
+            GateState::WaitingForIdr | GateState::DroppedToIdr => is_start,
         };
-        if admitted && unit.is_idr {
+        if admitted && is_start {
             self.state = GateState::Live;
         }
         if !admitted && self.state != GateState::WaitingForIdr {
@@ -127,9 +132,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const IDR: GateUnit = GateUnit { is_idr: true, is_reference: true, gap_before: false };
-    const REFERENCE: GateUnit = GateUnit { is_idr: false, is_reference: true, gap_before: false };
-    const DISPOSABLE: GateUnit = GateUnit { is_idr: false, is_reference: false, gap_before: false };
+    const IDR: GateUnit =
+        GateUnit { is_idr: true, is_recovery_point: false, is_reference: true, gap_before: false };
+    const REFERENCE: GateUnit =
+        GateUnit { is_idr: false, is_recovery_point: false, is_reference: true, gap_before: false };
+    const DISPOSABLE: GateUnit =
+        GateUnit { is_idr: false, is_recovery_point: false, is_reference: false, gap_before: false };
 
     fn after_gap(unit: GateUnit) -> GateUnit {
         GateUnit { gap_before: true, ..unit }
@@ -155,6 +163,19 @@ mod tests {
         assert!(!gate.admit(REFERENCE));
         assert!(gate.admit(after_gap(IDR)));
         assert_eq!((gate.units_dropped(), gate.drops_to_idr()), (2, 1));
+    }
+
+    #[test]
+    fn recovery_point_starts_the_stream_and_ends_a_gap() {
+        let recovery = GateUnit { is_recovery_point: true, ..REFERENCE };
+        let mut gate = Gate::new();
+        assert!(!gate.admit(REFERENCE));
+        assert!(gate.admit(recovery));
+        assert!(gate.admit(REFERENCE));
+        assert!(!gate.admit(after_gap(REFERENCE)));
+        assert!(gate.admit(recovery));
+        assert!(gate.admit(after_gap(recovery)));
+        assert_eq!((gate.units_dropped(), gate.drops_to_idr(), gate.state()), (1, 1, GateState::Live));
     }
 
     #[test]
@@ -205,9 +226,10 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let unit = (0..6_u8, any::<bool>(), 0..6_u8).prop_map(|(idr, reference, gap)| {
-            let is_idr = idr == 0;
-            Step::Unit(GateUnit { is_idr, is_reference: is_idr || reference, gap_before: gap == 0 })
+        let unit = (0..8_u8, any::<bool>(), 0..6_u8).prop_map(|(kind, reference, gap)| {
+            let (is_idr, is_recovery_point) = (kind == 0, kind == 1);
+            let is_reference = is_idr || reference;
+            Step::Unit(GateUnit { is_idr, is_recovery_point, is_reference, gap_before: gap == 0 })
         });
         let full = limits::VIEWER_IN_FLIGHT_MAX;
         let in_flight = prop_oneof![Just(0), Just(full / 2 + 1), Just(full + 1)].prop_map(Step::InFlight);
@@ -226,7 +248,7 @@ mod tests {
                 match step {
                     Step::InFlight(datagrams) => gate.note_in_flight(datagrams),
                     Step::Unit(unit) => {
-                        if unit.is_idr { decodable = true } else if unit.gap_before { decodable = false }
+                        if unit.is_idr || unit.is_recovery_point { decodable = true } else if unit.gap_before { decodable = false }
                         let sent = gate.admit(unit);
                         prop_assert!(!sent || decodable, "sent {unit:?} after a loss");
                         if !sent && unit.is_reference { decodable = false }

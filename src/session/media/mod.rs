@@ -38,6 +38,8 @@ pub struct UnitInfo {
     pub number: u32,
     /// True if the unit is an IDR; it then carries its parameter sets.
     pub is_idr: bool,
+    /// True if decoding can start at this unit although it is not an IDR. Browsers start only at an IDR.
+    pub is_recovery_point: bool,
     /// True if other units may refer to this unit.
     pub is_reference: bool,
     /// True if units were lost before this unit. Unless this unit is an IDR, the viewer then drops to the next IDR.
@@ -47,6 +49,9 @@ pub struct UnitInfo {
     pub rtp_time_90k: u64,
     /// Capture time on CLOCK_REALTIME in ns; `None` if the camera's timestamp is not usable.
     pub captured_at_ns: Option<i64>,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in ns, with which `captured_at_ns` was converted. Sender reports use the same
+    /// offset, so that both follow when the system clock is set. `None` keeps the offset of the unit before.
+    pub realtime_offset_ns: Option<i64>,
 }
 
 /// Properties of one media stream, fixed by the offer and answer.

@@ -30,10 +30,36 @@ impl SentPackets {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Retransmission {
-    sequence: u64,
-    at_ms: u32,
+/// When packets were last retransmitted. A packet has one fixed place, so each look-up costs the same however many
+/// packets a viewer requests. Two packets may share a place; the newer retransmission then replaces the older one.
+/// Each place has a sequence number ([`FREE`] if it was never used) and the time in milliseconds.
+#[derive(Debug, Default)]
+struct RecentRetransmissions(Vec<(u64, u32)>);
+
+/// No packet has this sequence number.
+const FREE: u64 = u64::MAX;
+
+impl RecentRetransmissions {
+    /// Number of places: more than a viewer gets retransmissions in a second.
+    const PLACES: usize = (limits::RETRANSMITS_PER_SECOND_MAX as usize).next_power_of_two();
+
+    fn place(sequence: u64) -> usize {
+        usize::try_from(sequence).unwrap_or_default() % Self::PLACES
+    }
+
+    /// Returns true if the packet was retransmitted within [`limits::RESEND_GUARD`] before `now_ms`.
+    fn is_in_transit(&self, sequence: u64, now_ms: u32) -> bool {
+        let found = self.0.get(Self::place(sequence));
+        found.is_some_and(|&(known, at_ms)| known == sequence && !is_past_guard(now_ms, at_ms))
+    }
+
+    /// Records a retransmission. The first call allocates the list.
+    fn note(&mut self, sequence: u64, now_ms: u32) {
+        self.0.resize(Self::PLACES, (FREE, 0));
+        if let Some(place) = self.0.get_mut(Self::place(sequence)) {
+            *place = (sequence, now_ms);
+        }
+    }
 }
 
 /// Counts of the current second, and the number of packets that were sent in the second before.
@@ -77,7 +103,7 @@ pub(in crate::session) struct RtxCache {
     /// Extended sequence numbers of the packets that will be retransmitted.
     pending: VecDeque<u64>,
     /// Recent retransmissions. The same packet is not sent again within [`limits::RESEND_GUARD`].
-    recent: VecDeque<Retransmission>,
+    recent: RecentRetransmissions,
     /// Number of requests refused by the resend guard, by the budget of a second, or because of an ambiguous number.
     pub(in crate::session) refused: u64,
 }
@@ -95,7 +121,7 @@ impl RtxCache {
             unit_ms: 0,
             second: Second::default(),
             pending: VecDeque::new(),
-            recent: VecDeque::new(),
+            recent: RecentRetransmissions::default(),
             refused: 0,
         }
     }
@@ -152,10 +178,7 @@ impl RtxCache {
         if self.find(sequence).is_none_or(|(entry, _)| is_expired(now_ms, entry.sent_ms)) {
             return;
         }
-        while self.recent.front().is_some_and(|recent| is_past_guard(now_ms, recent.at_ms)) {
-            self.recent.pop_front();
-        }
-        let is_in_transit = self.recent.iter().any(|recent| recent.sequence == sequence);
+        let is_in_transit = self.recent.is_in_transit(sequence, now_ms);
         self.second.advance(now_ms);
         let is_over_budget = self.second.retransmissions >= limits::RETRANSMITS_PER_SECOND_MAX;
         if is_in_transit || is_over_budget || self.second.is_ambiguous() {
@@ -163,7 +186,7 @@ impl RtxCache {
             return;
         }
         self.second.retransmissions += 1;
-        self.recent.push_back(Retransmission { sequence, at_ms: now_ms });
+        self.recent.note(sequence, now_ms);
         self.pending.push_back(sequence);
     }
 

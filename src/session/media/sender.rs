@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  payloads ─► header (once per unit) + sequence number ─► encrypt ─► sink
-//!      └─► RTX cache ─► NACK ─► RTX packet (RFC 4588) ───► encrypt ─► sink
+//!      └─► RTX cache ─► NACK ─► RTX packet (RFC 4588), or the same packet again ─► encrypt ─► sink
 //!  receiver reports ─► loss, round trip    once a second: sender report ─► encrypt ─► sink
 //! ```
 
@@ -77,6 +77,7 @@ pub(in crate::session) struct Sender {
     captured_at_sent: Option<Instant>,
     /// When the next sender report is due; `None` before the first unit.
     pub(in crate::session) report_due_at: Option<Instant>,
+    reports_sent: SentReports,
     /// The viewer's latest reference time and its arrival time. The next report returns both, so Chromium can compute
     /// the offset between the clocks and from that the age of a picture.
     reference: Option<(rtcp::ReferenceTime, Instant)>,
@@ -99,6 +100,7 @@ impl Sender {
             newest: None,
             captured_at_sent: None,
             report_due_at: None,
+            reports_sent: SentReports::default(),
             reference: None,
             scratch: Vec::new(),
             stream,
@@ -139,6 +141,9 @@ impl Sender {
     ) {
         let rtp_time_90k = unit.info.rtp_time_90k.max(self.newest.map_or(0, |(sent, _)| sent + 1));
         self.newest = Some((rtp_time_90k, at));
+        if let Some(offset_ns) = unit.info.realtime_offset_ns {
+            self.wallclock.realtime_offset_ns = offset_ns;
+        }
         let rtp_time = self.rtp_time(rtp_time_90k);
         let captured_ntp = self.capture_time(now, unit, is_replayed);
         if is_replayed {
@@ -182,26 +187,30 @@ impl Sender {
         wallclock::ntp(Duration::from_nanos(ns))
     }
 
-    /// Sends the requested retransmissions. They form a separate RTP stream, in which the original sequence number
-    /// precedes the payload (RFC 4588).
+    /// Sends the requested retransmissions. With RTX they form a separate RTP stream, in which the original sequence
+    /// number precedes the payload (RFC 4588). Without RTX the original packet is built again. It is identical byte by
+    /// byte, because its header comes from the same values: the nonce of AES-GCM thus never protects different bytes.
     pub(in crate::session) fn send_retransmissions(
         &mut self,
         to: &Destination,
         sink: &mut impl DatagramSink,
     ) {
-        let (Some((sealer, _)), Some(rtx)) = (&self.keys, self.stream.rtx) else { return };
+        let Some((sealer, _)) = &self.keys else { return };
+        let StreamParameters { ssrc, payload_type, rtx, .. } = self.stream;
+        let (ssrc, payload_type) = rtx.unwrap_or((ssrc, payload_type));
         while let Some((sequence, sent, place)) = self.cache.poll_retransmission() {
             let payload = sent.payloads.get(place).unwrap_or_default();
-            let mut headers = UnitHeaders::new(&self.stream, rtx, sent.rtp_time, sent.captured_ntp);
-            let packet = RtpPacket {
-                ssrc: rtx.0,
-                index: self.next_rtx,
-                header: headers.for_packet(payload, sent.is_last(place), low16(self.next_rtx)),
-                prefix: &low16(sequence).to_be_bytes(),
-                payload,
+            let original = low16(sequence).to_be_bytes();
+            let (index, prefix) = match rtx {
+                Some(_) => (self.next_rtx, original.as_slice()),
+                None => (sequence, [].as_slice()),
             };
+            let mut headers =
+                UnitHeaders::new(&self.stream, (ssrc, payload_type), sent.rtp_time, sent.captured_ntp);
+            let header = headers.for_packet(payload, sent.is_last(place), low16(index));
+            let packet = RtpPacket { ssrc, index, header, prefix, payload };
             seal(sealer, &packet, to, sink, &mut self.sent);
-            self.next_rtx += 1;
+            self.next_rtx += u64::from(rtx.is_some());
             self.sent.retransmits += 1;
         }
     }
@@ -252,14 +261,9 @@ impl Sender {
         sink: &mut impl DatagramSink,
     ) {
         let ssrc = self.stream.ssrc;
-        let report = SenderReport {
-            ssrc,
-            ntp: self.wallclock.ntp(now),
-            rtp_time: self.rtp_time_at(now),
-            packets: self.packets,
-            octets: self.octets,
-        };
+        let report = self.sender_report(now);
         let Some((sealer, _)) = &mut self.keys else { return };
+        self.reports_sent.push(report.ntp, self.wallclock.realtime_offset_ns);
         self.scratch.clear();
         rtcp::write_report(&report, &self.stream.cname, &mut self.scratch);
         if let Some((reference, at)) = self.reference.take() {
@@ -277,6 +281,16 @@ impl Sender {
             let sealed = sealer.seal_rtcp(&self.scratch, out);
             debug_assert!(sealed, "the lengths fit");
         });
+    }
+
+    fn sender_report(&self, now: Instant) -> SenderReport {
+        SenderReport {
+            ssrc: self.stream.ssrc,
+            ntp: self.wallclock.ntp(now),
+            rtp_time: self.rtp_time_at(now),
+            packets: self.packets,
+            octets: self.octets,
+        }
     }
 
     /// Returns the stream's RTP time at `now`, extrapolated from the newest unit.
@@ -309,7 +323,7 @@ impl Sender {
                 let about_us = blocks.iter().filter(|block| block.ssrc == ours);
                 about_us.for_each(|block| self.on_report_block(now, &block));
             }
-            Packet::Nack { media, lost } if *media == ours && self.stream.rtx.is_some() => {
+            Packet::Nack { media, lost } if *media == ours => {
                 self.reception.nacks += 1;
                 lost.iter().for_each(|sequence| self.cache.on_nack(now, sequence));
             }
@@ -328,9 +342,34 @@ impl Sender {
     fn on_report_block(&mut self, now: Instant, block: &ReportBlock) {
         self.reception.loss_fraction = Some(f32::from(block.fraction_lost) / 256.0);
         self.reception.jitter = Some(block.jitter);
-        if let Some(span) = block.round_trip_65536ths(self.wallclock.ntp(now)) {
+        // The viewer returns the NTP time of our report, so the round trip is measured with the offset of that report.
+        let Some(realtime_offset_ns) = self.reports_sent.offset_of(block.last_report) else { return };
+        let wallclock = self.wallclock.with_offset(realtime_offset_ns);
+        if let Some(span) = block.round_trip_65536ths(wallclock.ntp(now)) {
             self.reception.rtt = Some(Duration::from_micros((u64::from(span) * 1_000_000) >> 16));
         }
+    }
+}
+
+/// The latest sender reports: the middle 32 bits of their NTP time, and the offset of the wall clock at their sending.
+/// After a step of the system clock, reports with another offset are still on their way.
+#[derive(Default)]
+struct SentReports {
+    reports: [Option<(u32, i64)>; limits::SENDER_REPORTS_KEPT],
+    next: usize,
+}
+
+impl SentReports {
+    fn push(&mut self, ntp: u64, offset_ns: i64) {
+        if let Some(report) = self.reports.get_mut(self.next) {
+            *report = Some((low32((ntp >> 16).into()), offset_ns));
+        }
+        self.next = (self.next + 1) % self.reports.len();
+    }
+
+    fn offset_of(&self, middle: u32) -> Option<i64> {
+        let report = self.reports.iter().flatten().find(|(sent, _)| *sent == middle);
+        report.map(|(_, offset_ns)| *offset_ns)
     }
 }
 
@@ -443,66 +482,4 @@ fn low32(value: u128) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stream(extensions: Extensions) -> StreamParameters {
-        StreamParameters {
-            ssrc: 0x0102_0304,
-            payload_type: 96,
-            rtx: Some((0x0102_0305, 97)),
-            extensions,
-            mid: "0".to_owned(),
-            cname: "camera".to_owned(),
-            first_sequence: 7,
-            first_rtx_sequence: 9,
-            rtp_offset: 0,
-        }
-    }
-
-    fn headers(stream: &StreamParameters, rtp_time: u32, captured_ntp: u64) -> UnitHeaders {
-        UnitHeaders::new(stream, (stream.ssrc, stream.payload_type), rtp_time, captured_ntp)
-    }
-
-    #[test]
-    fn header_without_extensions_is_the_fixed_part() {
-        let mut headers = headers(&stream(Extensions::default()), 0x0a0b_0c0d, 5);
-        let fixed = [0x80, 0xe0, 0xff, 0xfe, 0x0a, 0x0b, 0x0c, 0x0d, 1, 2, 3, 4];
-        assert_eq!(headers.for_packet(&[], true, 0xfffe), fixed);
-    }
-
-    #[test]
-    fn extensions_have_the_one_byte_form_and_are_padded_to_a_word() {
-        let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
-        let mut short = headers(&stream(all), 0, 0);
-        let header = short.for_packet(&[], true, 1);
-        assert_eq!(header[..4], [0x90, 0xe0, 0, 1]);
-        assert_eq!(header[12..], [0xbe, 0xde, 0, 2, 0x40, b'0', 0x52, 0, 0, 0, 0, 0]);
-        let long = StreamParameters { mid: "m".repeat(16), ..stream(all) };
-        let mut long = headers(&long, 0, 0x1122_3344_5566_7788);
-        let header = long.for_packet(&[], true, 1);
-        assert_eq!(header.len(), HEADER_BYTES_MAX);
-        assert_eq!(header[37..47], [0xef, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0]);
-    }
-
-    #[test]
-    fn only_the_last_packet_has_extensions_and_only_if_there_is_room() {
-        let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
-        let mut headers = headers(&stream(all), 0, 0);
-        assert_eq!(headers.for_packet(&[], false, 1)[..4], [0x80, 0x60, 0, 1]);
-        assert_eq!(headers.for_packet(&[], false, 1).len(), FIXED_BYTES);
-        let full = [0; limits::RTP_PAYLOAD_BYTES_MAX];
-        assert_eq!(headers.for_packet(&full, true, 1)[..4], [0x80, 0xe0, 0, 1]);
-        assert_eq!(headers.for_packet(&full, true, 1).len(), FIXED_BYTES);
-    }
-
-    #[test]
-    fn rtp_time_of_a_report_is_extrapolated_from_the_newest_unit() {
-        #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
-        let now = Instant::now();
-        let mut sender = Sender::new(stream(Extensions::default()), Wallclock::read(), now);
-        assert_eq!(sender.rtp_time_at(now), 0, "no unit was sent");
-        sender.newest = Some((u64::from(u32::MAX) - 999, now));
-        assert_eq!(sender.rtp_time_at(now + Duration::from_millis(100)), 8_000, "RTP time wraps");
-    }
-}
+mod tests;

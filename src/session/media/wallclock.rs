@@ -1,23 +1,38 @@
-//! Converts an [`Instant`] to an NTP timestamp (RFC 3550 section 4). Both clocks are read once, at start.
+//! Converts an [`Instant`] to an NTP timestamp (RFC 3550 section 4). The monotonic clocks are paired once, at start. The
+//! offset to the wall clock follows the capture times, so that a step of the system clock moves both.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
+
+use crate::base::clock;
 
 /// Seconds from the NTP epoch (1900) to the Unix epoch (1970).
 const UNIX_EPOCH_S: u64 = 2_208_988_800;
 
-/// The same instant on the monotonic and on the realtime clock.
+/// The same instant on both scales of the monotonic clock, and the offset to the realtime clock.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::session) struct Wallclock {
     instant: Instant,
-    since_unix_epoch: Duration,
+    monotonic_ns: i64,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in nanoseconds.
+    pub(super) realtime_offset_ns: i64,
 }
 
 impl Wallclock {
-    /// Reads both clocks and returns the pair.
-    #[expect(clippy::disallowed_methods, reason = "the two clocks are paired once, at start")]
+    /// Reads the clocks.
     pub(in crate::session) fn read() -> Wallclock {
-        let since_unix_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Wallclock { instant: Instant::now(), since_unix_epoch }
+        let now = clock::now();
+        let realtime_offset_ns = clock::realtime_ns() - now.monotonic_ns;
+        Wallclock { instant: now.instant, monotonic_ns: now.monotonic_ns, realtime_offset_ns }
+    }
+
+    /// Returns the clock as it was when the offset was `realtime_offset_ns`.
+    pub(super) fn with_offset(self, realtime_offset_ns: i64) -> Wallclock {
+        Wallclock { realtime_offset_ns, ..self }
+    }
+
+    #[cfg(test)]
+    pub(super) fn monotonic_ns(&self) -> i64 {
+        self.monotonic_ns
     }
 
     /// Returns `at` as an NTP timestamp: seconds since 1900 in the upper 32 bits, the fraction of a second in the lower
@@ -25,7 +40,9 @@ impl Wallclock {
     pub(super) fn ntp(&self, at: Instant) -> u64 {
         let after = at.saturating_duration_since(self.instant);
         let before = self.instant.saturating_duration_since(at);
-        ntp((self.since_unix_epoch + after).saturating_sub(before))
+        let start_ns = self.monotonic_ns.saturating_add(self.realtime_offset_ns);
+        let start = Duration::from_nanos(u64::try_from(start_ns).unwrap_or(0));
+        ntp((start + after).saturating_sub(before))
     }
 }
 
@@ -54,5 +71,13 @@ mod tests {
         if let Some(before) = clock.instant.checked_sub(Duration::from_secs(3)) {
             assert_eq!((clock.ntp(clock.instant) - clock.ntp(before)) >> 32, 3);
         }
+    }
+
+    #[test]
+    fn wall_clock_that_is_set_moves_the_ntp_time() {
+        let mut clock = Wallclock::read();
+        let before = clock.ntp(clock.instant);
+        clock.realtime_offset_ns += 3_600_000_000_000;
+        assert_eq!((clock.ntp(clock.instant) - before) >> 32, 3_600);
     }
 }

@@ -65,7 +65,12 @@ impl TargetProfile {
 
     /// Returns the DTLS version to use. dimpl 0.9 lets us choose the SRTP profile only through this version. A DTLS 1.2
     /// server prefers AES-256-GCM, then AES-128-GCM, then AES-128-CM. A DTLS 1.3 server takes the client's first
-    /// profile, which is AES-128-CM in browsers. A browser without DTLS 1.3 gets AES-256-GCM in either case.
+    /// profile: AES-128-CM in Chromium, AES-128-GCM in Firefox. A viewer without DTLS 1.3 gets AES-256-GCM in either
+    /// case, unless it offers only AES-128-CM.
+    ///
+    /// On a CPU without AES instructions DTLS 1.3 is therefore right for every viewer: each gets the fastest profile that
+    /// the server can reach. For Firefox that is AES-128-GCM, which needs 10 instead of 14 rounds of AES; AES-128-CM
+    /// cannot be selected for it.
     pub(in crate::session) fn dtls_version(self) -> DtlsVersion {
         match self {
             Self::Gcm => DtlsVersion::Dtls12,

@@ -14,7 +14,6 @@ struct Bench {
     writer: RingWriter,
     written: u32,
     cursor: Cursor,
-    position: u32,
     assembler: Assembler,
     packetizer: Packetizer,
     payloads: Vec<Arc<Payloads>>,
@@ -40,7 +39,6 @@ impl Bench {
             writer,
             written: 0,
             cursor: camera.cursor(),
-            position: 0,
             assembler: Assembler::default(),
             packetizer: Packetizer::for_rtp(),
             payloads: Vec::new(),
@@ -81,12 +79,11 @@ impl Bench {
     }
 
     fn take_unit(&mut self, view: &UnitView) {
-        self.position = view.sequence.wrapping_add(1);
         self.payloads.clear();
         let Ok(unit) = self.assembler.assemble(&view.bytes) else {
             return self.backfill.handle_loss();
         };
-        if self.has_viewers || self.backfill.keeps_at_once(self.position) {
+        if self.has_viewers || self.backfill.keeps_at_once(self.cursor.position()) {
             self.packetizer.packetize(&unit, &mut self.payloads);
         }
         let info = UnitInfo {
@@ -97,9 +94,9 @@ impl Bench {
             ..UnitInfo::default()
         };
         if info.is_idr {
-            self.backfill.begin(view.sequence, &self.assembler);
+            self.backfill.begin(view.sequence, &self.assembler, false);
         }
-        let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
+        let live = Live { cursor: &self.cursor, now_ns: 0 };
         let unit = PacketizedUnit { info, payloads: &self.payloads };
         self.backfill.keep_up(live, Some(&unit), &self.counters);
     }
@@ -116,7 +113,10 @@ impl Bench {
 
     /// Returns the numbers of the GOP's units, read from their payloads.
     fn numbers(&mut self) -> Option<Vec<u32>> {
-        let live = Live { cursor: &self.cursor, position: self.position, now_ns: 0 };
+        let live = Live { cursor: &self.cursor, now_ns: 0 };
+        if self.backfill.is_search_due() {
+            self.backfill.search(live, &mut self.assembler);
+        }
         let gop = self.backfill.fetch(live, &self.counters)?;
         let numbers = (0..gop.len()).map(|index| {
             let kept = gop.at(index).unwrap();

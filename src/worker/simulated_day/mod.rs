@@ -45,6 +45,7 @@
 mod browser;
 mod camera;
 mod day;
+mod first_idr;
 mod growth;
 mod heap;
 mod network;

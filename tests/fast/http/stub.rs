@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Exempt, HttpConfig, HttpTimeouts, Inspection,
-    Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Exempt, HttpConfig, HttpShares, HttpTimeouts,
+    Inspection, Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary, serve,
 };
 use streaming_server::metrics::status::{
-    GateState, RecorderState, RecordingReport, StartReply, ViewerState, ViewerStatus,
+    GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, ViewerState, ViewerStatus,
 };
 use tokio::sync::watch;
 
@@ -29,6 +30,8 @@ pub(crate) struct Stub {
     pub(crate) is_ready: AtomicBool,
     pub(crate) is_recording: AtomicBool,
     pub(crate) viewers: AtomicU32,
+    /// Number of recordings in a listing.
+    pub(crate) listed: AtomicU32,
     pub(crate) commands: Mutex<Vec<RecordingCommand>>,
 }
 
@@ -63,7 +66,14 @@ impl Backend for Stub {
 
     fn summary(&self) -> Summary {
         let camera = if self.is_ready.load(Ordering::Relaxed) {
-            CameraSummary::Live(CameraPicture { layout: "v3".into(), width: 1280, height: 720, fps: 29.9 })
+            CameraSummary::Live(CameraPicture {
+                layout: "v3".into(),
+                width: 1280,
+                height: 720,
+                fps: 29.9,
+                stalled_after_ms: 1_500,
+                ..CameraPicture::default()
+            })
         } else {
             CameraSummary::Away { reason: "no camera".into() }
         };
@@ -89,7 +99,12 @@ impl Backend for Stub {
                 RecordingReply::Stopped { report: RecordingReport::default(), reason: "asked", kept: true }
             }
             RecordingCommand::Heartbeat => RecordingReply::HeartbeatAccepted,
-            RecordingCommand::List => RecordingReply::List { recordings: Vec::new() },
+            RecordingCommand::List => {
+                let count = self.listed.load(Ordering::Relaxed);
+                let recording =
+                    |number| RecordingInfo { name: format!("{number:0100}.mp4"), ..RecordingInfo::default() };
+                RecordingReply::List { recordings: (0..count).map(recording).collect() }
+            }
             RecordingCommand::Delete(name) => RecordingReply::Deleted { name: name.clone() },
         };
         self.commands.lock().unwrap().push(command);
@@ -106,11 +121,16 @@ impl Backend for Stub {
         Box::pin(async move { Ok(RecordingStatus::bare(state, is_recording)) })
     }
 
-    fn open_recording(&self, name: String) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
+    fn open_recording(
+        &self,
+        name: String,
+        until: Option<u64>,
+    ) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>> {
         Box::pin(async move {
             match name.as_str() {
-                "a b.mp4" => Ok(Arc::new(Clip { is_endless: false }) as Arc<dyn RecordingFile>),
-                "endless.mp4" => Ok(Arc::new(Clip { is_endless: true }) as Arc<dyn RecordingFile>),
+                "a b.mp4" | "Küche 1.mp4" => Ok(clip(name, CLIP_BYTES, false)),
+                "endless.mp4" => Ok(clip(name, ENDLESS_BYTES, true)),
+                "growing:1.mp4" => Ok(growing(name, until)),
                 _ => Err(ApiError::new(404, "not_found", "no such recording")),
             }
         })
@@ -145,10 +165,25 @@ fn viewer(id: u32) -> ViewerStatus {
     }
 }
 
-/// A recording of 1,000,000 bytes. Each byte is the low byte of its offset. The recording grows once while a client
-/// follows it. The endless recording is larger than the socket buffers. A client that follows it waits forever.
+/// A recording, usually of 1,000,000 bytes. Each byte is the low byte of its offset. The recording grows once while a
+/// client follows it. A client that follows an endless recording waits forever. The endless recording is larger than the socket
+/// buffers.
 struct Clip {
+    name: String,
+    bytes: u64,
     is_endless: bool,
+    finished_until: Option<u64>,
+}
+
+fn clip(name: String, bytes: u64, is_endless: bool) -> Arc<dyn RecordingFile> {
+    Arc::new(Clip { name, bytes, is_endless, finished_until: None })
+}
+
+/// Returns a recording that is being written.
+fn growing(name: String, until: Option<u64>) -> Arc<dyn RecordingFile> {
+    let finished_until = if until.is_none() { Some(CLIP_BYTES) } else { None };
+    let bytes = until.map_or(CLIP_BYTES, |until| until + 100);
+    Arc::new(Clip { name, bytes, is_endless: false, finished_until })
 }
 
 pub(crate) const ENDLESS_BYTES: u64 = 32 * 1024 * 1024;
@@ -157,7 +192,7 @@ pub(crate) const CLIP_GROWTH: u64 = 5_000;
 
 impl RecordingFile for Clip {
     fn bytes(&self) -> u64 {
-        if self.is_endless { ENDLESS_BYTES } else { CLIP_BYTES }
+        self.bytes
     }
 
     fn content_type(&self) -> &'static str {
@@ -169,14 +204,17 @@ impl RecordingFile for Clip {
     }
 
     fn name(&self) -> String {
-        "a b.mp4".into()
+        self.name.clone()
     }
 
-    fn read_at(&self, out: &mut [u8], offset: u64) -> std::io::Result<usize> {
-        for (offset, byte) in (offset..).zip(out.iter_mut()) {
-            *byte = (offset & 0xff) as u8;
-        }
-        Ok(out.len())
+    fn read(&self, offset: u64, bytes_max: u64) -> BoxFuture<std::io::Result<Bytes>> {
+        let piece: Vec<u8> =
+            (offset..offset + bytes_max.min(65_536)).map(|byte| (byte & 0xff) as u8).collect();
+        Box::pin(std::future::ready(Ok(piece.into())))
+    }
+
+    fn finished_until(&self) -> Option<u64> {
+        self.finished_until
     }
 
     fn grown_beyond(&self, bytes: u64) -> BoxFuture<u64> {
@@ -201,7 +239,8 @@ pub(crate) struct Server {
 /// Returns a configuration for plain HTTP without a token.
 pub(crate) fn open(address: SocketAddr) -> HttpConfig {
     let (policy, timeouts) = (Policy::default(), HttpTimeouts::default());
-    HttpConfig { address, policy, access: None, exempt: Exempt::default(), tls: None, timeouts }
+    let (exempt, shares) = (Exempt::default(), HttpShares::default());
+    HttpConfig { address, policy, access: None, exempt, tls: None, timeouts, shares }
 }
 
 impl Server {
@@ -233,6 +272,7 @@ impl Server {
             is_ready: AtomicBool::new(false),
             is_recording: AtomicBool::new(false),
             viewers: AtomicU32::new(2),
+            listed: AtomicU32::new(0),
             commands: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);

@@ -139,7 +139,7 @@ fn truncated_files_are_repaired_and_play() {
     camera.wait_units(3);
     rig.start(named("cat")).unwrap();
     rig.wait_recorded(40);
-    let download = rig.wait(rig.handle.open("cat.mp4".to_owned())).unwrap();
+    let download = rig.wait(rig.handle.open("cat.mp4".to_owned(), None)).unwrap();
     let mut bytes = vec![0; download.bytes as usize];
     let mut read = 0;
     while read < bytes.len() {
