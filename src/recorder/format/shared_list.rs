@@ -48,7 +48,8 @@ impl<T: Copy> SharedList<T> {
         self.chunks.get(index / SHARED_LIST_CHUNK)?.get()?.get(index % SHARED_LIST_CHUNK)?.get().copied()
     }
 
-    pub(super) fn last(&self) -> Option<T> {
+    #[cfg(test)]
+    fn last(&self) -> Option<T> {
         self.get(self.len.checked_sub(1)?)
     }
 
