@@ -82,7 +82,7 @@ impl Activity {
     pub(super) fn deadline(&self, idle: Duration, head: Duration) -> Option<Instant> {
         let state = lock(&self.0);
         match state.phase {
-            // The last bytes of an answer wait for a slow reader. TCP_USER_TIMEOUT limits that time.
+            // The rest of the last answer waits for a caller that reads slowly. TCP_USER_TIMEOUT limits that.
             Phase::Idle if state.is_write_blocked => None,
             Phase::Idle => Some(state.since + idle),
             Phase::Head => Some(state.since + head),
@@ -102,19 +102,21 @@ impl Activity {
     }
 }
 
+impl Activity {
+    /// Records an attempt to write. The time for an idle connection begins when the whole answer is written.
+    fn wrote(&self, is_blocked: bool) {
+        let mut state = lock(&self.0);
+        if state.is_write_blocked && !is_blocked && state.phase == Phase::Idle {
+            state.enter(Phase::Idle);
+        }
+        state.is_write_blocked = is_blocked;
+    }
+}
+
 impl State {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
-    }
-
-    /// Records that a write was tried, and that the caller must read before the next one if `is_blocked`. The wait for
-    /// the next request begins when the last answer is written.
-    fn wrote(&mut self, is_blocked: bool) {
-        if self.is_write_blocked && !is_blocked && self.phase == Phase::Idle {
-            self.since = Instant::now();
-        }
-        self.is_write_blocked = is_blocked;
     }
 }
 
@@ -156,13 +158,13 @@ impl AsyncWrite for Watched {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        lock(&self.activity.0).wrote(polled.is_pending());
+        self.activity.wrote(polled.is_pending());
         polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_flush(context);
-        lock(&self.activity.0).wrote(polled.is_pending());
+        self.activity.wrote(polled.is_pending());
         polled
     }
 
@@ -176,7 +178,7 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        lock(&self.activity.0).wrote(polled.is_pending());
+        self.activity.wrote(polled.is_pending());
         polled
     }
 

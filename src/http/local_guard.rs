@@ -100,7 +100,10 @@ impl Connection {
     /// Closes the connection if its next request takes too long to arrive. A caller that is still reading the last
     /// answer has more time, and receives the whole answer.
     fn close_if_late(&self, now: Instant) {
-        let (since, answered_bytes) = (self.open_since(), lock(&self.state).answered_bytes);
+        let (since, answered_bytes) = {
+            let state = lock(&self.state);
+            (state.waiting_since, state.answered_bytes)
+        };
         let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         if waited <= limits::LOCAL_REQUEST_TIMEOUT {
             return;
@@ -300,6 +303,25 @@ mod tests {
     }
 
     #[test]
+    fn the_connection_that_has_waited_longest_gives_way() {
+        let guard = Guard::default();
+        let start = tokio::time::Instant::now().into_std();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let is_closed = |connection: &Connection| lock(&connection.state).is_closed;
+        let held: Vec<_> =
+            (0..limits::LOCAL_CONNECTIONS_MAX as u64).map(|at| guard.add(None, after(at))).collect();
+        held[0].begin();
+        let new = guard.add(None, after(99));
+        assert!(!is_closed(&new) && !is_closed(&held[0]), "a request in progress stays");
+        assert_eq!(held.iter().filter(|connection| is_closed(connection)).count(), 1);
+        assert!(is_closed(&held[1]));
+        for connection in held.iter().chain([&new]) {
+            connection.begin();
+        }
+        assert!(is_closed(&guard.add(None, after(100))), "all others are being answered");
+    }
+
+    #[test]
     fn a_caller_that_reads_slowly_gets_the_whole_answer() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -332,25 +354,6 @@ mod tests {
             received += count;
         }
         guard.remove(&connection);
-    }
-
-    #[test]
-    fn the_connection_that_has_waited_longest_gives_way() {
-        let guard = Guard::default();
-        let start = tokio::time::Instant::now().into_std();
-        let after = |seconds| start + Duration::from_secs(seconds);
-        let is_closed = |connection: &Connection| lock(&connection.state).is_closed;
-        let held: Vec<_> =
-            (0..limits::LOCAL_CONNECTIONS_MAX as u64).map(|at| guard.add(None, after(at))).collect();
-        held[0].begin();
-        let new = guard.add(None, after(99));
-        assert!(!is_closed(&new) && !is_closed(&held[0]), "a request in progress stays");
-        assert_eq!(held.iter().filter(|connection| is_closed(connection)).count(), 1);
-        assert!(is_closed(&held[1]));
-        for connection in held.iter().chain([&new]) {
-            connection.begin();
-        }
-        assert!(is_closed(&guard.add(None, after(100))), "all others are being answered");
     }
 
     #[test]

@@ -6,11 +6,11 @@
 
 pub mod access;
 mod activity;
-mod adapter;
 mod address;
 mod assets;
 mod backend;
 pub mod certificate;
+mod convert;
 mod credentials;
 pub mod debug;
 mod download;

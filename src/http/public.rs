@@ -26,9 +26,9 @@ use tokio::time::{sleep, timeout};
 
 use super::access::{Access, CookieKind, VerifiedLogin};
 use super::activity::Watched;
-use super::adapter::{AnswerBody, StreamedBody, head_of, into_hyper};
 use super::address::Exempt;
 use super::backend::{ApiError, Backend, RecordingFile};
+use super::convert::{Answer, AnswerBody, head_of, into_hyper};
 use super::download;
 use super::events::Feed;
 use super::login;
@@ -499,8 +499,7 @@ impl Shared {
         let login_end = access.zip(login).map(|(access, login)| login_end(Arc::clone(access), login));
         match action {
             Action::Download { name, follow, until } => {
-                let HttpConfig { shares, exempt, .. } = &self.config;
-                let share = shares.downloads.take(caller.peer, exempt, 1).map_err(download::refusal)?;
+                let share = self.config.shares.downloads.take(caller.peer, 1).map_err(download::refusal)?;
                 let file = self.open_recording(head, name, follow, until).await?;
                 let (response, body) = download::answer(head, file, follow, login_end, share);
                 Ok((response, body.map(Either::Right)))
@@ -551,8 +550,7 @@ impl Shared {
         if bytes <= limits::MESSAGE_BYTES_SHORT {
             return Ok(None);
         }
-        let HttpConfig { shares, exempt, .. } = &self.config;
-        let share = shares.message_bytes.take(caller.peer, exempt, bytes);
+        let share = self.config.shares.message_bytes.take(caller.peer, bytes);
         share.map(Some).map_err(|_| ApiError::busy("too many long requests and answers are on their way", 1))
     }
 }
@@ -575,6 +573,3 @@ fn too_many_of_login() -> Response {
     };
     Response::from(error).closing()
 }
-
-/// A response, and a body stream if the body is produced while it is sent.
-type Answer = (Response, Option<StreamedBody>);

@@ -20,12 +20,21 @@ pub struct HttpShares {
     pub(super) message_bytes: Arc<Shares>,
 }
 
+impl HttpShares {
+    /// Returns limits that do not apply per address to the addresses in `exempt`.
+    #[must_use]
+    pub fn new(exempt: Exempt) -> HttpShares {
+        let messages = (limits::MESSAGES_BYTES_MAX, limits::MESSAGES_OF_ADDRESS_BYTES_MAX);
+        HttpShares {
+            downloads: Shares::new(limits::DOWNLOADS_MAX, limits::DOWNLOADS_OF_ADDRESS_MAX, exempt.clone()),
+            message_bytes: Shares::new(messages.0, messages.1, exempt),
+        }
+    }
+}
+
 impl Default for HttpShares {
     fn default() -> HttpShares {
-        HttpShares {
-            downloads: Shares::new(limits::DOWNLOADS_MAX, limits::DOWNLOADS_OF_ADDRESS_MAX),
-            message_bytes: Shares::new(limits::MESSAGES_BYTES_MAX, limits::MESSAGES_OF_ADDRESS_BYTES_MAX),
-        }
+        HttpShares::new(Exempt::default())
     }
 }
 
@@ -35,6 +44,7 @@ pub(super) struct Shares {
     held: Mutex<Held>,
     all_max: usize,
     address_max: usize,
+    exempt: Exempt,
 }
 
 #[derive(Debug, Default)]
@@ -55,28 +65,24 @@ pub(super) enum Refusal {
 }
 
 impl Shares {
-    fn new(all_max: usize, address_max: usize) -> Arc<Shares> {
-        Arc::new(Shares { held: Mutex::default(), all_max, address_max })
+    fn new(all_max: usize, address_max: usize, exempt: Exempt) -> Arc<Shares> {
+        Arc::new(Shares { held: Mutex::default(), all_max, address_max, exempt })
     }
 
-    /// Takes `units` for a caller at `peer`. The limit per address does not apply to `exempt` addresses, because many
-    /// callers may share one of them.
+    /// Takes `units` for a caller at `peer`. The limit per address does not apply to loopback and exempt
+    /// addresses, because a proxy passes on the requests of many callers.
     ///
     /// # Errors
     /// Returns the limit that would be exceeded.
-    pub(super) fn take(
-        self: &Arc<Self>,
-        peer: IpAddr,
-        exempt: &Exempt,
-        units: usize,
-    ) -> Result<Share, Refusal> {
+    pub(super) fn take(self: &Arc<Self>, peer: IpAddr, units: usize) -> Result<Share, Refusal> {
+        let peer = peer.to_canonical();
         let address = group(peer);
         let mut held = lock(&self.held);
         let of_address = held.addresses.get(&address).copied().unwrap_or(0);
         if held.all + units > self.all_max {
             return Err(Refusal::All);
         }
-        if !exempt.contains(peer) && of_address + units > self.address_max {
+        if !peer.is_loopback() && !self.exempt.contains(peer) && of_address + units > self.address_max {
             return Err(Refusal::Address);
         }
         held.all += units;
@@ -128,25 +134,25 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
-    fn take(shares: &Arc<Shares>, peer: &str, units: usize) -> Result<Share, Refusal> {
-        shares.take(peer.parse().unwrap(), &Exempt::loopback_and([]), units)
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     #[test]
     fn one_address_leaves_room_for_others_and_gets_its_units_back() {
-        let shares = Shares::new(10, 4);
-        let mine: Vec<Share> = (0..4).map(|_| take(&shares, "192.0.2.1", 1).unwrap()).collect();
-        assert_eq!(take(&shares, "192.0.2.1", 1).unwrap_err(), Refusal::Address);
-        assert_eq!(take(&shares, "::ffff:192.0.2.1", 1).unwrap_err(), Refusal::Address);
-        let other = take(&shares, "2001:db8::1", 3).unwrap();
-        assert_eq!(take(&shares, "2001:db8::2", 2).unwrap_err(), Refusal::Address, "the same /64");
-        let local = take(&shares, "127.0.0.1", 3).unwrap();
-        assert_eq!(take(&shares, "192.0.2.9", 1).unwrap_err(), Refusal::All);
+        let shares = Shares::new(10, 4, Exempt::default());
+        let mine: Vec<Share> = (0..4).map(|_| shares.take(address("192.0.2.1"), 1).unwrap()).collect();
+        assert_eq!(shares.take(address("192.0.2.1"), 1).unwrap_err(), Refusal::Address);
+        assert_eq!(shares.take(address("::ffff:192.0.2.1"), 1).unwrap_err(), Refusal::Address);
+        let other = shares.take(address("2001:db8::1"), 3).unwrap();
+        assert_eq!(shares.take(address("2001:db8::2"), 2).unwrap_err(), Refusal::Address, "the same /64");
+        let local = shares.take(address("127.0.0.1"), 3).unwrap();
+        assert_eq!(shares.take(address("192.0.2.9"), 1).unwrap_err(), Refusal::All);
         drop(mine);
         assert_eq!(
-            take(&shares, "127.0.0.1", 4).map(drop),
+            shares.take(address("127.0.0.1"), 4).map(drop),
             Ok(()),
-            "an exempt address has no limit of its own"
+            "loopback has no limit of its own"
         );
         drop((other, local));
         assert!(lock(&shares.held).addresses.is_empty());
@@ -154,9 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn more_units_than_the_limit_are_refused_at_once() {
-        let shares = Shares::new(10, 4);
-        assert_eq!(take(&shares, "127.0.0.1", 11).unwrap_err(), Refusal::All);
-        assert_eq!(take(&shares, "192.0.2.1", 5).unwrap_err(), Refusal::Address);
+    fn one_share_larger_than_the_limit_is_refused() {
+        let shares = Shares::new(10, 4, Exempt::default());
+        assert_eq!(shares.take(address("127.0.0.1"), 11).unwrap_err(), Refusal::All);
+        assert_eq!(shares.take(address("192.0.2.1"), 5).unwrap_err(), Refusal::Address);
     }
 }

@@ -13,7 +13,6 @@ use str0m::{Input, RtcError};
 
 use crate::base::limits;
 use crate::metrics::status::GateState;
-use crate::session::{DatagramSink, Destination, PathChange};
 use crate::session::close::CloseReason;
 use crate::session::context::SessionContext;
 use crate::session::media::catch_up::{CatchUp, CatchUpDecision, GopAvailability, IdrReason};
@@ -23,6 +22,7 @@ use crate::session::media::{PacketizedUnit, UnitInfo, srtp};
 use crate::session::transport::accept::accept_offer;
 use crate::session::transport::offer_error::OfferError;
 use crate::session::transport::{DatagramKind, Transport, TransportOutput};
+use crate::session::{DatagramSink, Destination, PathChange};
 
 /// Result of a drain.
 #[derive(Debug, PartialEq, Eq)]

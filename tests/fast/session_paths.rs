@@ -170,8 +170,7 @@ fn replay_from_the_viewers_own_address_renews_no_consent() {
 #[test]
 fn number_of_addresses_of_a_viewer_is_bounded() {
     let mut pair = connected();
-    let addresses: Vec<_> =
-        (1_000..3_000).map(|port| SocketAddr::from(([203, 0, 113, 9], port))).collect();
+    let addresses: Vec<_> = (1_000..3_000).map(|port| SocketAddr::from(([203, 0, 113, 9], port))).collect();
     for &remote in &addresses {
         let request = signed_request(&pair, USUAL_PRIORITY, &[]);
         assert!(spoof(&mut pair, remote, &request) <= 3 * request.len());

@@ -36,7 +36,7 @@ pub(super) fn prepare(
     let allowed = config.allow_host.iter().cloned().chain(of_origins);
     let policy =
         Policy { hosts: Some(Hosts::new(&hostname(), allowed)), allow_origin: config.allow_origin.clone() };
-    let (timeouts, shares) = (HttpTimeouts::default(), HttpShares::default());
+    let (timeouts, shares) = (HttpTimeouts::default(), HttpShares::new(exempt.clone()));
     Ok(HttpConfig { address: http, policy, access, exempt, tls, timeouts, shares })
 }
 

@@ -150,7 +150,13 @@ impl Transport {
 
     /// Handles a STUN or DTLS datagram. Returns false if the datagram is malformed, not authenticated, from an unknown
     /// source, or not for this viewer.
-    pub(super) fn handle_datagram(&mut self, now: Instant, kind: DatagramKind, from: Destination, bytes: &[u8]) -> bool {
+    pub(super) fn handle_datagram(
+        &mut self,
+        now: Instant,
+        kind: DatagramKind,
+        from: Destination,
+        bytes: &[u8],
+    ) -> bool {
         self.paths.on_bytes(from, bytes.len());
         match kind {
             DatagramKind::Stun if stun::is_success_response(bytes) => self.handle_response(now, from, bytes),
@@ -194,7 +200,9 @@ impl Transport {
 
     fn handle_dtls(&mut self, now: Instant, bytes: &[u8]) -> bool {
         let Some(path) = self.constant_path else { return false };
-        let Ok(receive) = Receive::new(Protocol::Udp, path.remote, path.candidate, bytes) else { return false };
+        let Ok(receive) = Receive::new(Protocol::Udp, path.remote, path.candidate, bytes) else {
+            return false;
+        };
         self.dtls.set_now(now);
         match self.rtc.handle_input(Input::Receive(now, receive)) {
             Ok(()) => true,
@@ -370,7 +378,9 @@ impl IceKeys {
     }
 
     fn role_conflict(&self, id: TransactionId) -> Vec<u8> {
-        stun::Message::new(stun::FAILURE, id).attribute(stun::ERROR_CODE, &stun::ROLE_CONFLICT).sign(&self.local)
+        stun::Message::new(stun::FAILURE, id)
+            .attribute(stun::ERROR_CODE, &stun::ROLE_CONFLICT)
+            .sign(&self.local)
     }
 
     /// Returns our request to the viewer, which asks only for an answer.

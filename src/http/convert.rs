@@ -1,4 +1,4 @@
-//! Converts requests and responses between the types of hyper and those of this module. Does no I/O.
+//! Converts heads and responses between the types of hyper and ours. Does no I/O.
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -11,13 +11,16 @@ use super::download::DownloadBody;
 use super::request::Head;
 use super::response::{BodyStream, Response};
 
+/// A response, and a body stream if the body is produced while it is sent.
+pub(super) type Answer = (Response, Option<StreamedBody>);
+
 /// A body that is produced while it is sent: events, or a recording.
 pub(super) type StreamedBody = Either<BodyStream, DownloadBody>;
 
 /// The body of a response: complete, or produced while it is sent.
 pub(super) type AnswerBody = Either<Full<Bytes>, StreamedBody>;
 
-/// Returns the parts of the head that [`super::routes`] reads, or a 400 response if a header is invalid. HTTP/1.1 requires
+/// Returns the parts of the head that [`routes`] reads, or a 400 response if a header is invalid. HTTP/1.1 requires
 /// exactly one Host header (RFC 9112 section 3.2). Two Origin headers are invalid, because a browser never sends two.
 pub(super) fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
     let host = single(&parts.headers, &header::HOST)?;
@@ -59,7 +62,7 @@ fn bad_header(name: &HeaderName) -> Response {
     Response::error(400, "bad_header", &message).closing()
 }
 
-/// Returns the response in hyper's type. A malformed header is omitted.
+/// Returns the response for hyper, with its own body or with the stream.
 pub(super) fn into_hyper(response: Response, stream: Option<StreamedBody>) -> hyper::Response<AnswerBody> {
     let body = stream.map_or_else(|| Either::Left(Full::new(response.body)), Either::Right);
     let mut answer = hyper::Response::new(body);
