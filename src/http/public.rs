@@ -533,6 +533,8 @@ impl Shared {
         }
     }
 
+    /// Opens a recording for a download. A range that begins where a player looks for the index of a growing recording
+    /// is read from its finished form.
     async fn open_recording(
         &self,
         head: &Head<'_>,
