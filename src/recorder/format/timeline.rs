@@ -22,7 +22,7 @@ use crate::base::limits::CAPTURE_AGE_MAX_NS;
 /// Largest displacement: a decoder holds at most so many pictures (H.264 A.3.1).
 const DISPLACEMENT_MAX: i64 = 16; // local bound: set by the standard
 /// Number of units before the first B-frame whose order is remembered. Older pictures are shown before that B-frame.
-const REMEMBERED_UNITS: usize = 2 * DISPLACEMENT_MAX.unsigned_abs() as usize; // local bound: follows from the standard
+const REMEMBERED_UNITS: usize = 32; // local bound: twice DISPLACEMENT_MAX
 /// A stamp may go back by so many nanoseconds, or by so many intervals, before the camera's clock counts as set back.
 const STEP_BACK_NS: i64 = 500_000_000; // local bound
 const STEP_BACK_INTERVALS: i64 = 3; // local bound
