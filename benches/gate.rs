@@ -317,6 +317,7 @@ fn fmp4_fragment(operations: u64) {
             let fragment = Fragment {
                 sequence: u32::try_from(writing.index.len()).unwrap() + 1,
                 time_90k: writing.index.len() as u64 * 3_000,
+                composition_90k: 0,
                 duration_90k: 3_000,
                 unit_bytes: writing.unit.iter().map(|nal| u32::try_from(nal.len()).unwrap() + 4).sum(),
                 kind: UnitKind::Reference,

@@ -168,6 +168,7 @@ impl AppBackend {
             width: self.first_counter(|counters| counters.width.get()),
             height: self.first_counter(|counters| counters.height.get()),
             fps,
+            b_frames: self.first_counter(|counters| counters.b_frames.get()) > 0,
             stalled_after_ms: stalled_after_ns / 1_000_000,
             last_idr_s: self.last_idr_s(now_ns),
             notice: self.notice(now_ns).filter(|_| is_live),

@@ -16,6 +16,7 @@ use crate::base::limits::{self, CANDIDATES_MAX};
 use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
+use crate::h264::{AssembledUnit, Assembler, BFrameDetector};
 use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 
 /// Result of a check.
@@ -103,11 +104,33 @@ fn ring(config: &Config) -> Finding {
         (_, monotonic) => ("CLOCK_MONOTONIC", monotonic),
     };
     let found = format!("{name}: layout {layout}, {}x{}, timestamps of {clock}", slot.width, slot.height);
+    let mut warnings = String::new();
     if age_s > stale_s(&mapping, newest) {
-        let advice = "the camera stopped or its clock is wrong";
-        return (Verdict::Warn, format!("{found}, the newest {age_s} s from now: {advice}"));
+        let age = format!(", the newest {age_s} s from now: the camera stopped or its clock is wrong");
+        warnings.push_str(&age);
     }
-    (Verdict::Ok, found)
+    if has_b_frames(&mapping) {
+        warnings.push_str(
+            ", with B-frames: turn B-frames off, because browsers over WebRTC do not reorder pictures",
+        );
+    }
+    let verdict = if warnings.is_empty() { Verdict::Ok } else { Verdict::Warn };
+    (verdict, found + &warnings)
+}
+
+/// Returns true if pictures in the ring are shown in another order than they were sent.
+fn has_b_frames(mapping: &Mapping) -> bool {
+    let (mut assembler, mut detector) = (Assembler::default(), BFrameDetector::default());
+    let newest = mapping.write_index();
+    // The camera may overwrite the oldest slots meanwhile, so they are left out.
+    (1..mapping.layout().slot_count().saturating_sub(1)).rev().any(|back| {
+        let head = mapping.copy_unit_head(newest.wrapping_sub(back));
+        // Without parameter sets in the ring, the order of the pictures is unknown.
+        let is_unknown = |unit: &AssembledUnit<'_>| unit.parameter_sets().stream_info().is_none();
+        assembler
+            .assemble(&head)
+            .is_ok_and(|unit| detector.find(&unit) || (unit.has_b_slice() && is_unknown(&unit)))
+    })
 }
 
 /// Returns the age of the newest slot, in seconds, above which `doctor` reports that the camera stopped: three intervals

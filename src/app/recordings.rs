@@ -10,7 +10,7 @@ use crate::http::{
     ApiError, BoxFuture, RecordingCommand, RecordingFailure, RecordingFile, RecordingReply, RecordingStatus,
 };
 use crate::recorder::library::Download;
-use crate::recorder::{RecorderError, RecorderHandle};
+use crate::recorder::{RecorderError, RecorderHandle, RecordingReport};
 
 /// Runs a command of the HTTP API on the recorder and returns the reply. If `recorder` is `None`, this and the other
 /// functions of the module return the error 501.
@@ -22,9 +22,10 @@ pub(super) async fn run(
     let reply = match command {
         RecordingCommand::Start(request) => recorder.start(request?).await.map(RecordingReply::Started),
         RecordingCommand::Stop => recorder.stop().await.map(|stopped| RecordingReply::Stopped {
-            report: stopped.report,
             reason: stopped.reason.as_str(),
             kept: stopped.kept,
+            message: (!stopped.kept).then(|| stopped.not_kept_text()),
+            report: stopped.report,
         }),
         RecordingCommand::Heartbeat => recorder.heartbeat().await.map(|()| RecordingReply::HeartbeatAccepted),
         RecordingCommand::List => recorder.list().await.map(|recordings| RecordingReply::List { recordings }),
@@ -42,6 +43,7 @@ pub(super) async fn status(recorder: Option<RecorderHandle>) -> Result<Recording
     Ok(RecordingStatus {
         recording: status.recording,
         state: status.state,
+        message: status.report.as_ref().and_then(RecordingReport::waiting_text),
         report: status.report,
         reason: status.reason.map(|reason| reason.as_str()),
         error: status.error.map(|error| RecordingFailure {

@@ -15,6 +15,9 @@ use super::region::Region;
 use super::segment::{MappingError, detect_layout, open_segment};
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
+/// Maximum bytes of a unit up to its first slice header. Usual units have some hundred.
+const UNIT_HEAD_BYTES: usize = 4_096; // local bound: only one function uses it
+
 /// What a mapping may read and write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -131,6 +134,18 @@ impl Mapping {
     pub(super) fn slot_bytes(&self, unit: u32, bytes: usize) -> Bytes {
         let start = self.layout.slot_offset(unit) + self.layout.data_offset();
         self.segment.slice(start..start + bytes.min(SLOT_DATA_BYTES_MAX))
+    }
+
+    /// Returns a copy of the first bytes of a unit: its parameter sets and the start of its first slice, or nothing if
+    /// the slot is not valid. The camera may overwrite the slot meanwhile, so the bytes may be of two units. Returns
+    /// nothing on a lease ring, whose slots may be read only with a lease.
+    #[must_use]
+    pub fn copy_unit_head(&self, unit: u32) -> Vec<u8> {
+        let metadata = self.metadata(unit);
+        let is_readable = self.leases.is_none() && metadata.validate().is_ok();
+        let bytes = usize::try_from(metadata.data_bytes).ok().filter(|_| is_readable);
+        let head = bytes.unwrap_or(0).min(UNIT_HEAD_BYTES);
+        self.slot_bytes(unit, head).to_vec()
     }
 
     /// Returns two views of the camera's semaphore: its count, and its first eight bytes. Returns `None` if this

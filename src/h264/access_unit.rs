@@ -9,7 +9,7 @@ use super::assembled::{AssembledUnit, Item, Picture};
 use super::bits::{BitReader, SyntaxError};
 use super::nal::{self, NalUnit, ScanError, kind};
 use super::parameter_sets::{self, ParameterSetError, ParameterSets};
-use super::sei::recovery_point;
+use super::sei;
 use crate::base::limits;
 
 /// Why a unit must be skipped. Decoding can always start again at the next IDR.
@@ -25,15 +25,26 @@ pub enum UnitError {
     /// A slice header is broken.
     #[error("broken slice header: {0}")]
     Slice(SyntaxError),
-    /// The unit has no slice. Its parameter sets are cached for later units.
+    /// The unit has no slice. Its parameter sets are cached for later units. This is not a fault of the camera.
     #[error("no slice in the unit")]
     NoSlice,
+    /// The unit has no slice, and one of its parameter sets is broken.
+    #[error("no slice in the unit, and a broken parameter set: {0}")]
+    LoneParameterSet(ParameterSetError),
     /// The parameter sets of an IDR are neither in the unit nor in the cache.
     #[error("an IDR refers to picture parameter set {pps_id}, which (or whose SPS) was never seen")]
     MissingParameterSets {
         /// The `pic_parameter_set_id` to which the slice refers.
         pps_id: u8,
     },
+}
+
+impl UnitError {
+    /// Returns true if a picture is lost with the unit. Later units may refer to it, so they cannot be decoded.
+    #[must_use]
+    pub fn loses_picture(&self) -> bool {
+        !matches!(self, Self::NoSlice | Self::LoneParameterSet(_))
+    }
 }
 
 /// Identifies a parameter set that the current unit contains.
@@ -64,6 +75,7 @@ pub struct Assembler {
     idr_assembled: bool,
     /// The recovery point of a unit without a slice. It belongs to the picture of the next unit.
     recovery_before: Option<u16>,
+    filler_bytes: u64,
 }
 
 impl Assembler {
@@ -71,6 +83,12 @@ impl Assembler {
     #[must_use]
     pub fn parameter_sets(&self) -> &ParameterSets {
         &self.sets
+    }
+
+    /// Returns the number of bytes of filler that were removed from all units so far.
+    #[must_use]
+    pub fn filler_bytes(&self) -> u64 {
+        self.filler_bytes
     }
 
     /// Scans one access unit and returns its NAL units in sending order: first the access unit delimiter, then inserted
@@ -84,7 +102,8 @@ impl Assembler {
     /// - A repeated parameter set is sent once, with its last content. If the encoder wrote another order, the
     ///   delimiter is moved to the front, and each SPS is moved before the PPS that refers to it.
     /// - NAL units of unspecified kinds (0 and 24 to 31) are removed. Decoders ignore them, and in RTP these numbers
-    ///   mean aggregates and fragments. Everything else is kept unchanged, including filler data.
+    ///   mean aggregates and fragments. Filler is removed too: filler data, SEI with only filler messages, and zero
+    ///   bytes at the end of the unit. Everything else is kept unchanged.
     /// - If a unit contains two pictures, both are kept unchanged.
     ///
     /// # Errors
@@ -94,7 +113,7 @@ impl Assembler {
         self.items.clear();
         self.carried.clear();
         let picture = self.arrange(bytes)?;
-        Ok(AssembledUnit { bytes, items: &self.items, picture })
+        Ok(AssembledUnit { bytes, items: &self.items, sets: &self.sets, picture })
     }
 
     /// Copies the state of `other`, so that this assembler returns the same output for the same units. Must be called
@@ -117,12 +136,16 @@ impl Assembler {
         nal::scan(bytes, &mut self.scanned)?;
         let is_slice = |nal: &NalUnit| (kind::SLICE..=kind::IDR_SLICE).contains(&nal.kind);
         let head_count = self.scanned.iter().position(is_slice).unwrap_or(self.scanned.len());
-        self.store_head(bytes, head_count)?;
-        let head = self.scanned.iter().take(head_count).filter(|nal| nal.kind == kind::SEI);
-        let recovery = recovery_point(head.map(|nal| nal.slice(bytes))).or(self.recovery_before.take());
+        let end = self.scanned.last().map_or(0, |nal| nal.end as usize);
+        self.filler_bytes += (bytes.len() - end) as u64;
+        let stored = self.store_head(bytes, head_count);
+        let recovery = self.read_sei(bytes, head_count).or(self.recovery_before.take());
         if head_count == self.scanned.len() {
             self.recovery_before = recovery;
+            self.append_head(head_count);
+            return Err(stored.err().map_or(UnitError::NoSlice, UnitError::LoneParameterSet));
         }
+        stored?;
         let mut picture = self.read_slices(bytes)?;
         if !picture.is_idr && recovery.is_some() && self.knows_needed_sets() {
             picture.recovery_point = recovery;
@@ -142,7 +165,7 @@ impl Assembler {
 
     /// Stores the parameter sets before the first slice, from the last to the first. If two sets have the same id, only
     /// the last of them is stored, and the other is removed from the output.
-    fn store_head(&mut self, bytes: &[u8], head_count: usize) -> Result<(), UnitError> {
+    fn store_head(&mut self, bytes: &[u8], head_count: usize) -> Result<(), ParameterSetError> {
         let mut result = Ok(());
         for nal in self.scanned.iter_mut().take(head_count).rev() {
             if !matches!(nal.kind, kind::SPS | kind::PPS) {
@@ -158,7 +181,21 @@ impl Assembler {
                 Err(error) => result = Err(error),
             }
         }
-        Ok(result?)
+        result
+    }
+
+    /// Returns the recovery point of the SEI before the first slice. Marks SEI that is only filler as filler data.
+    fn read_sei(&mut self, bytes: &[u8], head_count: usize) -> Option<u16> {
+        let mut recovery = None;
+        for nal in self.scanned.iter_mut().take(head_count).filter(|nal| nal.kind == kind::SEI) {
+            let sei = nal.slice(bytes);
+            if sei::is_filler(sei) {
+                nal.kind = kind::FILLER;
+            } else {
+                recovery = recovery.or(sei::recovery_point([sei]));
+            }
+        }
+        recovery
     }
 
     /// Reads the slice headers. Returns the properties of the picture, and stores in `needed` which picture parameter
@@ -171,11 +208,12 @@ impl Assembler {
                 continue;
             }
             let slice = nal.slice(bytes);
-            let pps_id = slice_pps_id(slice).map_err(UnitError::Slice)?;
+            let (slice_type, pps_id) = slice_type_and_pps_id(slice).map_err(UnitError::Slice)?;
             if !self.needed.contains(&pps_id) {
                 self.needed.push(pps_id);
             }
             picture.is_idr |= nal.kind == kind::IDR_SLICE;
+            picture.has_b_slice |= slice_type % 5 == B_SLICE;
             picture.is_reference |= slice.first().is_some_and(|header| header & NAL_REF_IDC != 0);
         }
         if self.needed.is_empty() { Err(UnitError::NoSlice) } else { Ok(picture) }
@@ -223,8 +261,10 @@ impl Assembler {
         let mut in_order = self.items.is_empty();
         let mut rank_before = 0;
         for (index, nal) in self.scanned.iter().take(head_count).enumerate() {
-            if is_specified(nal.kind) {
+            if is_sent(nal.kind) {
                 self.items.push(Item::Slot(*nal));
+            } else {
+                self.filler_bytes += filler_bytes(*nal);
             }
             match rank(nal.kind) {
                 0 => in_order &= index == 0,
@@ -252,8 +292,10 @@ impl Assembler {
                 }
                 self.carried.push(set);
             }
-            if is_specified(nal.kind) {
+            if is_sent(nal.kind) {
                 self.items.push(Item::Slot(*nal));
+            } else {
+                self.filler_bytes += filler_bytes(*nal);
             }
         }
         Ok(())
@@ -267,9 +309,17 @@ const NAL_REF_IDC: u8 = 0x60;
 /// it.
 const REMOVED: u8 = 0;
 
-fn is_specified(kind: u8) -> bool {
-    (kind::SLICE..=23).contains(&kind)
+/// Returns true if NAL units of this kind are sent and recorded: the kinds that H.264 specifies, but not filler data.
+fn is_sent(kind: u8) -> bool {
+    (kind::SLICE..=23).contains(&kind) && kind != kind::FILLER
 }
+
+/// Returns the size in bytes of filler data with its start code. Returns 0 for other kinds.
+fn filler_bytes(nal: NalUnit) -> u64 {
+    if nal.kind == kind::FILLER { u64::from(nal.end - nal.start) + START_CODE_BYTES } else { 0 }
+}
+
+const START_CODE_BYTES: u64 = 3;
 
 /// Returns the key by which NAL units before the first slice are sorted (H.264 7.4.1.2.3). Smaller keys come first.
 fn rank(kind: u8) -> u8 {
@@ -281,312 +331,19 @@ fn rank(kind: u8) -> u8 {
     }
 }
 
-/// Returns `pic_parameter_set_id` of a slice header (H.264 7.3.3).
-fn slice_pps_id(slice: &[u8]) -> Result<u8, SyntaxError> {
-    let mut bits = BitReader::new(slice.get(1..).unwrap_or_default());
+/// `slice_type` of a B slice, modulo 5 (H.264 table 7-6).
+const B_SLICE: u8 = 1;
+
+/// Returns `slice_type` and `pic_parameter_set_id` of a slice header (H.264 7.3.3).
+fn slice_type_and_pps_id(slice: &[u8]) -> Result<(u8, u8), SyntaxError> {
+    read_slice_start(&mut BitReader::new(slice.get(1..).unwrap_or_default()))
+}
+
+/// Reads the fields of a slice header up to `pic_parameter_set_id`, which are the same in every stream.
+pub(super) fn read_slice_start(bits: &mut BitReader<'_>) -> Result<(u8, u8), SyntaxError> {
     bits.unsigned("first_mb_in_slice", limits::PICTURE_MACROBLOCKS_MAX)?;
-    bits.unsigned("slice_type", 9)?;
-    bits.unsigned_u8("pic_parameter_set_id", u8::MAX)
+    Ok((bits.unsigned_u8("slice_type", 9)?, bits.unsigned_u8("pic_parameter_set_id", u8::MAX)?))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::assembled::Nal;
-    use super::super::testing::{
-        AUD, SEI, annex_b, hostile_bytes, idr, non_idr, pps, recovery_point_sei, slice, sps,
-    };
-    use super::*;
-    use proptest::prelude::*;
-
-    fn assembled(assembler: &mut Assembler, nals: &[&[u8]]) -> Result<Vec<Vec<u8>>, UnitError> {
-        let unit = annex_b(nals);
-        assembler.assemble(&unit).map(|unit| unit.nals().map(|nal| nal.bytes.to_vec()).collect())
-    }
-
-    fn assembled_kinds(assembler: &mut Assembler, nals: &[&[u8]]) -> Vec<u8> {
-        assembled(assembler, nals).unwrap().iter().map(|nal| nal[0] & 0x1F).collect()
-    }
-
-    /// Returns an assembler that has already assembled one complete IDR with SPS 0 and PPS 0.
-    fn started() -> Assembler {
-        let mut assembler = Assembler::default();
-        assembled(&mut assembler, &[&sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)]).unwrap();
-        assembler
-    }
-
-    #[test]
-    fn complete_idr_passes_unchanged() {
-        let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
-        let unit = annex_b(&[AUD, &sps, &pps, SEI, &idr]);
-        let mut assembler = Assembler::default();
-        let assembled = assembler.assemble(&unit).unwrap();
-        assert!(assembled.is_idr() && assembled.is_reference());
-        assert_eq!(assembled.nals().map(|nal| nal.kind).collect::<Vec<_>>(), [9, 7, 8, 6, 5]);
-        assert_eq!(assembled.nal_count(), 5);
-        for index in 0..5 {
-            let nal = assembled.nal(index);
-            let offset = nal.slot_offset.unwrap() as usize;
-            assert_eq!(nal.bytes, &unit[offset..offset + nal.bytes.len()]);
-        }
-        let info = assembler.parameter_sets().stream_info().unwrap();
-        assert_eq!((info.profile_level_id, info.width, info.height), ([66, 0xC0, 31], 1280, 720));
-    }
-
-    #[test]
-    fn idr_gets_exactly_the_parameter_sets_it_lacks() {
-        let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
-        let whole: Vec<&[u8]> = vec![AUD, &sps, &pps, SEI, &idr];
-        for lacking in [vec![], vec![1], vec![2], vec![1, 2]] {
-            let nals: Vec<&[u8]> = whole
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| !lacking.contains(index))
-                .map(|(_, nal)| *nal)
-                .collect();
-            let mut assembler = started();
-            let unit = annex_b(&nals);
-            let assembled = assembler.assemble(&unit).unwrap();
-            assert_eq!(
-                assembled.nals().map(|nal| nal.bytes).collect::<Vec<_>>(),
-                whole,
-                "lacking {lacking:?}"
-            );
-            let inserted = assembled.nals().filter(|nal| nal.slot_offset.is_none()).count();
-            assert_eq!(inserted, lacking.len());
-        }
-    }
-
-    #[test]
-    fn parameter_sets_go_first_without_a_delimiter() {
-        let mut assembler = started();
-        let nals = assembled(&mut assembler, &[&idr(0)]).unwrap();
-        assert_eq!(nals, [sps(0, 31, 80, 45), pps(0, 0, 0), idr(0)]);
-    }
-
-    #[test]
-    fn only_parameter_sets_used_by_slices_are_inserted() {
-        let mut assembler = started();
-        let others: [&[u8]; 4] = [&sps(1, 40, 120, 68), &pps(1, 1, 0), &pps(2, 0, 3), &pps(9, 31, 0)];
-        assert_eq!(assembled(&mut assembler, &others), Err(UnitError::NoSlice));
-        assert_eq!(
-            assembled(&mut assembler, &[&idr(1)]).unwrap(),
-            [sps(1, 40, 120, 68), pps(1, 1, 0), idr(1)]
-        );
-        assert_eq!(assembler.parameter_sets().stream_info().unwrap().width, 1920);
-        let both = assembled(&mut assembler, &[&idr(2), &idr(0)]).unwrap();
-        assert_eq!(both, [sps(0, 31, 80, 45), pps(2, 0, 3), pps(0, 0, 0), idr(2), idr(0)]);
-    }
-
-    #[test]
-    fn idr_with_unknown_parameter_sets_is_rejected_until_they_arrive() {
-        let mut assembler = Assembler::default();
-        let missing = Err(UnitError::MissingParameterSets { pps_id: 0 });
-        assert_eq!(assembled(&mut assembler, &[&idr(0)]), missing);
-        assert_eq!(assembled(&mut assembler, &[&pps(0, 0, 0), &idr(0)]), missing, "its SPS is unknown");
-        assert_eq!(assembled(&mut assembler, &[&sps(0, 31, 80, 45)]), Err(UnitError::NoSlice));
-        assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap().len(), 3);
-    }
-
-    #[test]
-    fn parameter_sets_sent_alone_are_used_by_the_next_unit() {
-        let mut assembler = started();
-        assert_eq!(assembled(&mut assembler, &[&sps(0, 31, 40, 30)]), Err(UnitError::NoSlice));
-        let unit = annex_b(&[&idr(0)]);
-        let assembled = assembler.assemble(&unit).unwrap();
-        assert_eq!(assembled.nal(0).bytes, sps(0, 31, 40, 30));
-        assert_eq!(assembler.parameter_sets().stream_info().unwrap().width, 640);
-    }
-
-    #[test]
-    fn pps_before_its_sps_is_moved_after_it() {
-        let mut assembler = Assembler::default();
-        let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
-        let nals = assembled(&mut assembler, &[AUD, &pps, &sps, SEI, &idr]).unwrap();
-        assert_eq!(nals, [AUD, &sps, &pps, SEI, &idr]);
-    }
-
-    #[test]
-    fn late_delimiter_is_moved_to_the_front() {
-        let mut assembler = Assembler::default();
-        let (sps, pps, idr) = (sps(0, 31, 80, 45), pps(0, 0, 0), idr(0));
-        let nals = assembled(&mut assembler, &[SEI, &sps, AUD, &pps, &idr]).unwrap();
-        assert_eq!(nals, [AUD, &sps, &pps, SEI, &idr]);
-    }
-
-    #[test]
-    fn sei_before_parameter_sets_keeps_its_position() {
-        let mut assembler = Assembler::default();
-        let unit: [&[u8]; 5] = [AUD, SEI, &sps(0, 31, 80, 45), &pps(0, 0, 0), &idr(0)];
-        assert_eq!(assembled(&mut assembler, &unit).unwrap(), unit);
-    }
-
-    #[test]
-    fn repeated_parameter_sets_are_sent_once_with_their_last_content() {
-        let mut assembler = Assembler::default();
-        let (sps, old, new, idr) = (sps(0, 31, 80, 45), pps(0, 0, 1), pps(0, 0, 2), idr(0));
-        let nals = assembled(&mut assembler, &[&sps, &old, &sps, &new, &idr, &sps, &new, &idr]).unwrap();
-        assert_eq!(nals, [sps.clone(), new.clone(), idr.clone(), idr.clone()]);
-    }
-
-    #[test]
-    fn two_pictures_in_one_unit_pass_unchanged() {
-        let mut assembler = started();
-        let (new, idr, other) = (pps(0, 0, 7), idr(0), non_idr(0));
-        let nals = assembled(&mut assembler, &[AUD, &idr, AUD, &new, &other]).unwrap();
-        assert_eq!(nals, [AUD, &sps(0, 31, 80, 45), &pps(0, 0, 0), &idr, AUD, &new, &other]);
-        let next = assembled(&mut assembler, &[&other]).unwrap();
-        assert_eq!(next, [non_idr(0)], "the new content was carried");
-        let unit = annex_b(&[&other, &idr]);
-        assert!(assembler.assemble(&unit).unwrap().is_idr());
-    }
-
-    #[test]
-    fn later_unit_gets_a_parameter_set_its_gop_has_not_carried() {
-        let mut assembler = started();
-        assert_eq!(assembled(&mut assembler, &[&pps(1, 0, 0)]), Err(UnitError::NoSlice));
-        assert_eq!(assembled(&mut assembler, &[&non_idr(1)]).unwrap(), [pps(1, 0, 0), non_idr(1)]);
-        for _ in 0..2 {
-            assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap().len(), 3);
-            assert_eq!(assembled(&mut assembler, &[&non_idr(0)]).unwrap(), [non_idr(0)]);
-            assert_eq!(
-                assembled(&mut assembler, &[AUD, &non_idr(1)]).unwrap(),
-                [AUD, &pps(1, 0, 0), &non_idr(1)]
-            );
-            assert_eq!(assembled(&mut assembler, &[&non_idr(1)]).unwrap(), [non_idr(1)]);
-        }
-        assert_eq!(assembled(&mut assembler, &[&pps(1, 0, 4)]), Err(UnitError::NoSlice));
-        assert_eq!(assembled(&mut assembler, &[&non_idr(1)]).unwrap(), [pps(1, 0, 4), non_idr(1)]);
-    }
-
-    #[test]
-    fn units_before_the_first_idr_pass_unchanged() {
-        let mut assembler = Assembler::default();
-        assert_eq!(assembled(&mut assembler, &[AUD, &non_idr(3)]).unwrap(), [AUD, &non_idr(3)]);
-    }
-
-    #[test]
-    fn reference_and_idr_flags_come_from_the_slices() {
-        let mut assembler = started();
-        for (header, is_reference) in [(0x01, false), (0x21, true), (0x41, true), (0x61, true)] {
-            let unit = annex_b(&[AUD, &slice(header, 0, 20)]);
-            let assembled = assembler.assemble(&unit).unwrap();
-            assert_eq!((assembled.is_idr(), assembled.is_reference()), (false, is_reference));
-        }
-    }
-
-    #[test]
-    fn unspecified_kinds_are_removed_and_filler_is_kept() {
-        let mut assembler = started();
-        let filler: &[u8] = &[0x0C, 0xFF, 0x80];
-        let unit: [&[u8]; 7] = [&[0x00, 1], &[0x18, 1], filler, &non_idr(0), &[0x7C, 9], filler, &[0x1F, 1]];
-        assert_eq!(assembled(&mut assembler, &unit).unwrap(), [filler, &non_idr(0), filler]);
-    }
-
-    #[test]
-    fn broken_units_are_rejected_and_do_not_change_the_cache() {
-        let mut assembler = started();
-        let broken_sps = [0x67, 66, 0, 31, 0x80];
-        let result = assembled(&mut assembler, &[&broken_sps, &pps(0, 0, 0), &idr(0)]);
-        assert!(matches!(result, Err(UnitError::ParameterSet(_))), "{result:?}");
-        let result = assembled(&mut assembler, &[&[0x65]]);
-        assert_eq!(result, Err(UnitError::Slice(SyntaxError::Truncated)));
-        let result = assembled(&mut assembler, &[&[0x41, 0, 0, 0, 0, 1]]);
-        assert!(matches!(result, Err(UnitError::Slice(_))), "{result:?}");
-        assert_eq!(assembled(&mut assembler, &[AUD, SEI]), Err(UnitError::NoSlice));
-        assert_eq!(assembler.assemble(&[]).err(), Some(UnitError::Scan(ScanError::NoStartCode)));
-        let cached = [sps(0, 31, 80, 45), pps(0, 0, 0), idr(0)];
-        assert_eq!(assembled(&mut assembler, &[&idr(0)]).unwrap(), cached);
-    }
-
-    #[test]
-    fn recovery_point_carries_its_parameter_sets_as_an_idr_does() {
-        let mut assembler = started();
-        let unit = annex_b(&[AUD, &recovery_point_sei(12), &non_idr(0)]);
-        for _ in 0..2 {
-            let assembled = assembler.assemble(&unit).unwrap();
-            assert_eq!((assembled.is_idr(), assembled.recovery_point()), (false, Some(12)));
-            assert_eq!(assembled.nals().map(|nal| nal.kind).collect::<Vec<_>>(), [9, 7, 8, 6, 1]);
-            assert_eq!(assembled_kinds(&mut assembler, &[&non_idr(0)]), [1]);
-        }
-        let unit = annex_b(&[&sps(0, 31, 80, 45), &pps(0, 0, 0), &recovery_point_sei(0), &non_idr(0)]);
-        let mut fresh = Assembler::default();
-        let assembled = fresh.assemble(&unit).unwrap();
-        assert_eq!(
-            (assembled.recovery_point(), assembled.nal_count()),
-            (Some(0), 4),
-            "without an IDR before"
-        );
-    }
-
-    #[test]
-    fn recovery_point_without_its_parameter_sets_is_not_a_start() {
-        let unit = annex_b(&[&recovery_point_sei(0), &non_idr(3)]);
-        let mut assembler = started();
-        let assembled = assembler.assemble(&unit).unwrap();
-        assert_eq!((assembled.recovery_point(), assembled.nal_count()), (None, 2));
-    }
-
-    #[test]
-    fn recovery_point_in_a_unit_of_its_own_belongs_to_the_next_picture() {
-        let mut assembler = started();
-        for lone in [&[AUD, &recovery_point_sei(7)][..], &[SEI], &[AUD]] {
-            assert_eq!(assembled(&mut assembler, lone), Err(UnitError::NoSlice));
-        }
-        for expected in [Some(7), None] {
-            let unit = annex_b(&[non_idr(0)]);
-            assert_eq!(assembler.assemble(&unit).unwrap().recovery_point(), expected);
-        }
-        let idr = annex_b(&[recovery_point_sei(7), idr(0)]);
-        assert_eq!(assembler.assemble(&idr).unwrap().recovery_point(), None, "an IDR needs no recovery");
-    }
-
-    #[test]
-    fn forgetting_a_unit_restores_the_parameter_sets_before_it() {
-        let mut assembler = started();
-        let torn = annex_b(&[&sps(0, 31, 2, 2), &pps(0, 0, 9), &idr(0)]);
-        assembler.assemble(&torn).unwrap();
-        assembler.forget_last_unit();
-        let unit = annex_b(&[&idr(0)]);
-        let assembled = assembler.assemble(&unit).unwrap();
-        assert_eq!(assembled.nal(0).bytes, sps(0, 31, 80, 45));
-        assert_eq!(assembled.nal(1).bytes, pps(0, 0, 0));
-    }
-
-    #[test]
-    fn forgetting_a_unit_keeps_parameter_sets_of_earlier_units() {
-        let mut assembler = started();
-        assert_eq!(assembled(&mut assembler, &[&pps(0, 0, 8)]), Err(UnitError::NoSlice));
-        assembled(&mut assembler, &[&sps(0, 31, 2, 2), &idr(0)]).unwrap();
-        assembler.forget_last_unit();
-        let nals = assembled(&mut assembler, &[&idr(0)]).unwrap();
-        assert_eq!(nals, [sps(0, 31, 80, 45), pps(0, 0, 8), idr(0)]);
-    }
-
-    proptest! {
-        #![proptest_config(support::properties())]
-
-        #[test]
-        fn every_assembled_idr_has_each_needed_parameter_set_once(
-            units in prop::collection::vec(hostile_bytes(80), 1..12)
-        ) {
-            let mut assembler = Assembler::default();
-            for unit in &units {
-                let Ok(assembled) = assembler.assemble(unit) else { continue };
-                let nals: Vec<_> = assembled.nals().collect();
-                prop_assert!(nals.iter().all(|nal| !nal.bytes.is_empty() && is_specified(nal.kind)));
-                for nal in nals.iter().filter(|nal| nal.slot_offset.is_some()) {
-                    let start = nal.slot_offset.unwrap() as usize;
-                    prop_assert_eq!(nal.bytes, &unit[start..start + nal.bytes.len()]);
-                }
-                if !assembled.is_idr() { continue }
-                let first_slice = nals.iter().position(|nal| nal.kind == 5 || nal.kind == 1).unwrap();
-                for slice in nals.iter().filter(|nal| matches!(nal.kind, 1 | 5)) {
-                    let pps_id = slice_pps_id(slice.bytes).unwrap();
-                    let is_it = |nal: &&Nal<'_>| nal.kind == 8 && parameter_sets::read_id(nal.bytes, 8) == Ok(pps_id);
-                    prop_assert_eq!(nals[..first_slice].iter().filter(is_it).count(), 1);
-                }
-                prop_assert!(nals[..first_slice].iter().any(|nal| nal.kind == 7));
-            }
-        }
-    }
-}
+mod tests;

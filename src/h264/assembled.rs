@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::nal::NalUnit;
+use super::parameter_sets::ParameterSets;
 
 /// The NAL units to send or record for one access unit, in order. Their bytes are borrowed from the slot or from the
 /// assembler's cache.
@@ -10,6 +11,7 @@ use super::nal::NalUnit;
 pub struct AssembledUnit<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) items: &'a [Item],
+    pub(super) sets: &'a ParameterSets,
     pub(super) picture: Picture,
 }
 
@@ -33,6 +35,18 @@ impl<'a> AssembledUnit<'a> {
     #[must_use]
     pub fn is_reference(&self) -> bool {
         self.picture.is_reference
+    }
+
+    /// Returns true if the unit has a B slice. Such a picture may be shown before a picture that was sent earlier.
+    #[must_use]
+    pub fn has_b_slice(&self) -> bool {
+        self.picture.has_b_slice
+    }
+
+    /// Returns the cached parameter sets, including those of this unit.
+    #[must_use]
+    pub fn parameter_sets(&self) -> &'a ParameterSets {
+        self.sets
     }
 
     /// Returns the number of NAL units, which is at least 1.
@@ -82,6 +96,7 @@ pub(super) enum Item {
 pub(super) struct Picture {
     pub(super) is_idr: bool,
     pub(super) is_reference: bool,
+    pub(super) has_b_slice: bool,
     /// `recovery_frame_cnt` of a recovery point from which decoding can start. `None` for an IDR.
     pub(super) recovery_point: Option<u16>,
 }

@@ -57,6 +57,20 @@ impl<'a> BitReader<'a> {
         Ok(value)
     }
 
+    /// Returns true if all bytes were read.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.bits_left == 0 && self.bytes.len() == 0
+    }
+
+    /// Reads an unsigned number of `count` bits, `u(count)`. `count` must be at most 32.
+    pub(super) fn number(&mut self, count: u8) -> Result<u32, SyntaxError> {
+        let mut value: u32 = 0;
+        for _ in 0..count {
+            value = value << 1 | u32::from(self.bit()?);
+        }
+        Ok(value)
+    }
+
     /// Skips whole bytes. Must be called at a byte boundary.
     pub(super) fn skip_bytes(&mut self, count: usize) -> Result<(), SyntaxError> {
         debug_assert!(self.bits_left == 0, "not at a byte boundary");

@@ -19,6 +19,7 @@ pub mod nal;
 mod packetize;
 mod parameter_sets;
 mod payloads;
+mod picture_order;
 mod sei;
 mod stamp;
 #[cfg(test)]
@@ -31,5 +32,6 @@ pub use nal::{NalUnit, ScanError, scan, up_to_first_slice};
 pub use packetize::Packetizer;
 pub use parameter_sets::{ParameterSetError, ParameterSets, StreamInfo};
 pub use payloads::Payloads;
+pub use picture_order::{BFrameDetector, PictureOrder, PicturePlace};
 pub use sei::recovery_point;
 pub use stamp::{STAMP_UUID, Stamp, crc32_of_slices};

@@ -23,6 +23,8 @@ pub mod kind {
     pub const PPS: u8 = 8;
     /// Access unit delimiter.
     pub const AUD: u8 = 9;
+    /// Filler data, with which an encoder keeps its bit rate constant.
+    pub const FILLER: u8 = 12;
     /// Sequence parameter set extension.
     pub const SPS_EXTENSION: u8 = 13;
     /// Prefix NAL unit. It belongs to the slice that follows it.
@@ -35,7 +37,7 @@ pub mod kind {
 static START_CODE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(&[0, 0, 1]));
 const START_CODE_BYTES: usize = 3;
 
-/// Byte range of one NAL unit in its access unit. The start code and trailing zero bytes are not part of the range.
+/// Byte range of one NAL unit in its access unit. The start code and zero bytes at the end are not part of the range.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct NalUnit {
     /// Offset of the NAL header byte.
@@ -120,6 +122,7 @@ pub fn up_to_first_slice(bytes: &[u8]) -> &[u8] {
 
 /// Returns the NAL unit in `bytes[start..limit]`, or `None` if all these bytes are zero. Zero bytes at the end are not
 /// part of the NAL unit: they are `trailing_zero_8bits` or belong to a four-byte start code (H.264 7.4.1).
+/// `cabac_zero_word`s at the end of a slice are left out too: decoders ignore them, and encoders use them as filler.
 #[expect(clippy::cast_possible_truncation, reason = "scan has checked that every offset fits 32 bits")]
 fn nal_between(bytes: &[u8], start: usize, limit: usize) -> Result<Option<NalUnit>, ScanError> {
     let body = bytes.get(start..limit).unwrap_or_default();
@@ -128,7 +131,27 @@ fn nal_between(bytes: &[u8], start: usize, limit: usize) -> Result<Option<NalUni
     if header & 0x80 != 0 {
         return Err(ScanError::ForbiddenBit);
     }
-    Ok(Some(NalUnit { start: start as u32, end: (start + last + 1) as u32, kind: header & 0x1F }))
+    let mut end = last + 1;
+    if body.get(..end).is_some_and(|nal| nal.ends_with(&ESCAPED_ZERO_WORD)) {
+        end = without_zero_words(body, end);
+    }
+    Ok(Some(NalUnit { start: start as u32, end: (start + end) as u32, kind: header & 0x1F }))
+}
+
+/// The end of a NAL unit whose RBSP ends with a zero byte. Only `cabac_zero_word`s can be there, because the last bit of
+/// all other RBSP data is 1 (H.264 7.4.1).
+const ESCAPED_ZERO_WORD: [u8; 3] = [0, 0, 3];
+
+/// Returns the end of the NAL unit `body[..end]` without its `cabac_zero_word`s.
+#[cold]
+fn without_zero_words(body: &[u8], mut end: usize) -> usize {
+    while let Some(rest) = body.get(..end).and_then(|nal| nal.strip_suffix(&ESCAPED_ZERO_WORD)) {
+        match rest.iter().rposition(|byte| *byte != 0) {
+            Some(last) => end = last + 1,
+            None => break, // the header byte is zero, so this is not a slice
+        }
+    }
+    end
 }
 
 #[cfg(test)]
@@ -156,6 +179,13 @@ mod tests {
             }
             if end == start {
                 continue;
+            }
+            let has_content = |end: usize| bytes[start..end].iter().any(|byte| *byte != 0);
+            while end - start >= 3 && bytes[end - 3..end] == [0, 0, 3] && has_content(end - 3) {
+                end -= 3;
+                while bytes[end - 1] == 0 {
+                    end -= 1;
+                }
             }
             if bytes[start] > 0x7F {
                 return Err(ScanError::ForbiddenBit);
@@ -213,6 +243,17 @@ mod tests {
     fn zero_bytes_and_emulation_prevention_inside_a_nal_unit_are_kept() {
         let unit = annex_b(&[&[0x65, 0, 0, 3, 1, 0, 0, 2, 0, 5]]);
         assert_eq!(scanned(&unit).unwrap()[0].slice(&unit), &[0x65, 0, 0, 3, 1, 0, 0, 2, 0, 5]);
+    }
+
+    #[test]
+    fn cabac_zero_words_are_left_out() {
+        for words in [&[0, 0, 3][..], &[0, 0, 3, 0, 0, 3], &[0, 0, 0, 3, 0, 0, 3, 0, 0]] {
+            let slice = [&[0x41, 9, 0x80], words].concat();
+            assert_eq!(scanned(&annex_b(&[&slice])).unwrap()[0].end, 7, "{words:?}");
+        }
+        let slice = [0x41, 9, 0, 0, 3, 3];
+        assert_eq!(scanned(&annex_b(&[&slice])).unwrap()[0].end, 10, "an escaped 3 is data");
+        assert_eq!(kinds(&[0, 0, 1, 0, 0, 3]), [0]);
     }
 
     #[test]

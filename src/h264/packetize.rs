@@ -357,7 +357,7 @@ mod tests {
         ) {
             let mut sender = Sender::new(payload_bytes_max);
             let mut nals = vec![AUD.to_vec(), sps(0, 31, 80, 45), pps(0, 0, 0)];
-            nals.extend(sizes.iter().map(|(kind, size)| slice([0x06, 0x65, 0x41, 0x2C][*kind], 0, *size)));
+            nals.extend(sizes.iter().map(|(kind, size)| slice([0x06, 0x65, 0x41, 0x30][*kind], 0, *size)));
             nals.push(idr(0));
             let nals: Vec<&[u8]> = nals.iter().map(Vec::as_slice).collect();
             let payloads = sender.send(&nals);

@@ -56,6 +56,40 @@ pub(super) struct SpsFields {
     pub(super) bit_depth_luma_minus8: u8,
     /// `bit_depth_chroma_minus8`, 0 to 6.
     pub(super) bit_depth_chroma_minus8: u8,
+    /// True if a slice header has a `colour_plane_id` (`separate_colour_plane_flag`).
+    pub(super) has_colour_planes: bool,
+    /// True if no picture is a field (`frame_mbs_only_flag`).
+    pub(super) has_only_frames: bool,
+    /// Number of bits of `frame_num`, 4 to 16.
+    pub(super) frame_num_bits: u8,
+    /// How a slice header states the order of the pictures.
+    pub(super) order: OrderFields,
+}
+
+/// `pic_order_cnt_type` with the fields that belong to it (H.264 7.3.2.1.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum OrderFields {
+    /// Type 0: each picture states the last bits of its picture order count.
+    Lsb {
+        /// Number of these bits, 4 to 16.
+        bits: u8,
+    },
+    /// Type 1: the picture order count follows from `frame_num` and a cycle of offsets.
+    Cycle(Box<OrderCycle>),
+    /// Type 2: pictures are shown in the order in which they are sent.
+    #[default]
+    Sent,
+}
+
+/// Fields of `pic_order_cnt_type` 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OrderCycle {
+    /// True if a slice header has no `delta_pic_order_cnt` (`delta_pic_order_always_zero_flag`).
+    pub(super) has_no_deltas: bool,
+    pub(super) offset_for_non_ref_pic: i32,
+    pub(super) offset_for_top_to_bottom_field: i32,
+    /// `offset_for_ref_frame`, at most 255 values.
+    pub(super) offsets: Vec<i32>,
 }
 
 /// The fields of a picture parameter set that this program uses (H.264 7.3.2.2).
@@ -63,6 +97,8 @@ pub(super) struct SpsFields {
 pub(super) struct PpsFields {
     /// `seq_parameter_set_id` of the sequence parameter set to which the picture parameter set refers.
     pub(super) sps_id: u8,
+    /// True if a slice header states the order of the bottom field (`bottom_field_pic_order_in_frame_present_flag`).
+    pub(super) has_bottom_order: bool,
 }
 
 /// Values of `profile_idc` for which an SPS has chroma format, bit depths and scaling matrices (7.3.2.1.1).
@@ -80,14 +116,13 @@ fn parse_sps(nal: &[u8]) -> Result<(u8, SpsFields), ParameterSetError> {
     let id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
     let mut set = SpsFields { chroma_format_idc: 1, ..SpsFields::default() };
     set.info.profile_level_id = profile_level_id;
-    let mut separate_colour_planes = false;
     if PROFILES_WITH_CHROMA_INFO.contains(&profile_idc) {
-        separate_colour_planes = set.read_chroma_info(&mut bits)?;
+        set.has_colour_planes = set.read_chroma_info(&mut bits)?;
     } else if !PROFILES_WITHOUT.contains(&profile_idc) {
         return Err(ParameterSetError::Profile(profile_idc));
     }
-    skip_frame_numbering(&mut bits)?;
-    set.read_size(&mut bits, separate_colour_planes)?;
+    set.read_order(&mut bits)?;
+    set.read_size(&mut bits)?;
     bits.bit()?; // vui_parameters_present_flag; the fields after it are not used
     Ok((id, set))
 }
@@ -109,20 +144,29 @@ impl SpsFields {
         Ok(separate_colour_planes)
     }
 
-    fn read_size(
-        &mut self,
-        bits: &mut BitReader<'_>,
-        separate_colour_planes: bool,
-    ) -> Result<(), SyntaxError> {
+    /// Reads the fields from `log2_max_frame_num_minus4` to `gaps_in_frame_num_value_allowed_flag`.
+    fn read_order(&mut self, bits: &mut BitReader<'_>) -> Result<(), SyntaxError> {
+        self.frame_num_bits = bits.unsigned_u8("log2_max_frame_num_minus4", 12)? + 4;
+        self.order = match bits.unsigned("pic_order_cnt_type", 2)? {
+            0 => OrderFields::Lsb { bits: bits.unsigned_u8("log2_max_pic_order_cnt_lsb_minus4", 12)? + 4 },
+            1 => OrderFields::Cycle(Box::new(OrderCycle::read(bits)?)),
+            _ => OrderFields::Sent,
+        };
+        bits.unsigned("max_num_ref_frames", 16)?;
+        bits.bit()?; // gaps_in_frame_num_value_allowed_flag
+        Ok(())
+    }
+
+    fn read_size(&mut self, bits: &mut BitReader<'_>) -> Result<(), SyntaxError> {
         let side_max = limits::PICTURE_SIDE_MACROBLOCKS_MAX - 1;
         let width_macroblocks = bits.unsigned("pic_width_in_mbs_minus1", side_max)? + 1;
         let height_map_units = bits.unsigned("pic_height_in_map_units_minus1", side_max)? + 1;
-        let frames_only = bits.bit()?;
-        if !frames_only {
+        self.has_only_frames = bits.bit()?;
+        if !self.has_only_frames {
             bits.bit()?; // mb_adaptive_frame_field_flag
         }
         bits.bit()?; // direct_8x8_inference_flag
-        let fields = if frames_only { 1 } else { 2 };
+        let fields = if self.has_only_frames { 1 } else { 2 };
         let width = width_macroblocks * MACROBLOCK_PIXELS;
         let height = height_map_units * MACROBLOCK_PIXELS * fields;
         let (mut crop_x, mut crop_y) = (0, 0);
@@ -130,8 +174,8 @@ impl SpsFields {
             // The crop offsets count chroma samples and, in an interlaced stream, rows of a field. The factors convert
             // them to pixels (H.264 table 6-1, equations 7-19 to 7-22).
             let (unit_x, unit_y) = match self.chroma_format_idc {
-                1 if !separate_colour_planes => (2, 2 * fields),
-                2 if !separate_colour_planes => (2, fields),
+                1 if !self.has_colour_planes => (2, 2 * fields),
+                2 if !self.has_colour_planes => (2, fields),
                 _ => (1, fields),
             };
             crop_x = unit_x
@@ -150,26 +194,15 @@ impl SpsFields {
     }
 }
 
-/// Skips the fields from `log2_max_frame_num_minus4` to `gaps_in_frame_num_value_allowed_flag`.
-fn skip_frame_numbering(bits: &mut BitReader<'_>) -> Result<(), SyntaxError> {
-    bits.unsigned("log2_max_frame_num_minus4", 12)?;
-    match bits.unsigned("pic_order_cnt_type", 2)? {
-        0 => {
-            bits.unsigned("log2_max_pic_order_cnt_lsb_minus4", 12)?;
-        }
-        1 => {
-            bits.bit()?; // delta_pic_order_always_zero_flag
-            bits.signed("offset_for_non_ref_pic")?;
-            bits.signed("offset_for_top_to_bottom_field")?;
-            for _ in 0..bits.unsigned("num_ref_frames_in_pic_order_cnt_cycle", 255)? {
-                bits.signed("offset_for_ref_frame")?;
-            }
-        }
-        _ => {}
+impl OrderCycle {
+    fn read(bits: &mut BitReader<'_>) -> Result<OrderCycle, SyntaxError> {
+        let has_no_deltas = bits.bit()?;
+        let offset_for_non_ref_pic = bits.signed("offset_for_non_ref_pic")?;
+        let offset_for_top_to_bottom_field = bits.signed("offset_for_top_to_bottom_field")?;
+        let count = bits.unsigned("num_ref_frames_in_pic_order_cnt_cycle", 255)?;
+        let offsets = (0..count).map(|_| bits.signed("offset_for_ref_frame")).collect::<Result<_, _>>()?;
+        Ok(OrderCycle { has_no_deltas, offset_for_non_ref_pic, offset_for_top_to_bottom_field, offsets })
     }
-    bits.unsigned("max_num_ref_frames", 16)?;
-    bits.bit()?; // gaps_in_frame_num_value_allowed_flag
-    Ok(())
 }
 
 /// Skips a `scaling_list` (H.264 7.3.2.1.1.1). The list has one delta per entry, but ends early after a delta that
@@ -194,8 +227,9 @@ fn parse_pps(nal: &[u8]) -> Result<(u8, PpsFields), ParameterSetError> {
     let mut bits = BitReader::new(nal.get(1..).unwrap_or_default());
     let id = bits.unsigned_u8("pic_parameter_set_id", PPS_ID_MAX)?;
     let sps_id = bits.unsigned_u8("seq_parameter_set_id", SPS_ID_MAX)?;
-    bits.bit()?; // entropy_coding_mode_flag; the fields after it are not used
-    Ok((id, PpsFields { sps_id }))
+    bits.bit()?; // entropy_coding_mode_flag
+    let has_bottom_order = bits.bit()?; // the fields after it are not used
+    Ok((id, PpsFields { sps_id, has_bottom_order }))
 }
 
 /// Returns the id of an SPS or PPS NAL unit.
@@ -214,7 +248,7 @@ pub(super) fn read_id(nal: &[u8], nal_kind: u8) -> Result<u8, ParameterSetError>
 type Parser<T> = fn(&[u8]) -> Result<(u8, T), ParameterSetError>;
 
 /// Parameter sets of one type: all SPS, or all PPS.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Table<T> {
     entries: Vec<ParameterSet<T>>,
     /// Undo log for `roll_back`: the id of each set stored since the last `begin`, and the set that it replaced.
@@ -270,7 +304,7 @@ impl<T> Table<T> {
 }
 
 /// The cached parameter sets of one stream.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct ParameterSets {
     sequence: Table<SpsFields>,
     picture: Table<PpsFields>,

@@ -4,8 +4,12 @@
 use super::bits::{BitReader, SyntaxError};
 use super::nal::kind;
 
-/// `payloadType` of a recovery point (H.264 D.1.1).
+/// `payloadType` of filler (H.264 D.1.1).
+const FILLER: u32 = 3;
+/// `payloadType` of a recovery point.
 const RECOVERY_POINT: u32 = 6;
+/// The byte `rbsp_trailing_bits` after the last message.
+const TRAILING_BITS: u8 = 0x80;
 /// Maximum of `recovery_frame_cnt`: `MaxFrameNum - 1` with the largest `MaxFrameNum` (H.264 D.2.8, 7.4.2.1.1).
 const RECOVERY_FRAMES_MAX: u32 = u16::MAX as u32; // local bound: set by the standard
 
@@ -17,6 +21,22 @@ pub fn recovery_point<'a>(nals: impl IntoIterator<Item = &'a [u8]>) -> Option<u1
         Some((header, messages)) if header & 0x1F == kind::SEI => find_in_messages(messages).ok(),
         _ => None,
     })
+}
+
+/// Returns true if an SEI NAL unit has only filler messages.
+pub(super) fn is_filler(nal: &[u8]) -> bool {
+    let mut bits = BitReader::new(nal.get(1..).unwrap_or_default());
+    let mut message = || -> Result<Option<u32>, SyntaxError> {
+        let payload_type = read_number(&mut bits)?;
+        if payload_type == u32::from(TRAILING_BITS) && bits.is_at_end() {
+            return Ok(None);
+        }
+        let payload_bytes = read_number(&mut bits)?;
+        bits.skip_bytes(usize::try_from(payload_bytes).unwrap_or(usize::MAX))?;
+        Ok(Some(payload_type))
+    };
+    nal.get(1).is_some_and(|first| u32::from(*first) == FILLER)
+        && std::iter::repeat_with(&mut message).find(|found| *found != Ok(Some(FILLER))) == Some(Ok(None))
 }
 
 /// Walks through the messages of an SEI NAL unit (H.264 7.3.2.3). Returns an error at their end.
@@ -86,6 +106,20 @@ mod tests {
                 let nal = sei(&[(kind, before.clone()), (6, vec![0b0010_1100])]);
                 assert_eq!(recovery_point([nal.as_slice()]), Some(4), "behind {kind} {before:?}");
             }
+        }
+    }
+
+    #[test]
+    fn filler_messages_are_recognized() {
+        assert!(is_filler(&sei(&[(3, vec![0xFF; 900])])));
+        assert!(is_filler(&sei(&[(3, vec![0xFF; 2]), (3, vec![])])));
+        for other in
+            [sei(&[(3, vec![0xFF; 2]), (5, vec![1; 16])]), sei(&[(5, vec![3; 16])]), sei(&[(128, vec![])])]
+        {
+            assert!(!is_filler(&other), "{other:?}");
+        }
+        for broken in [&[][..], &[0x06], &[0x06, 3], &[0x06, 3, 9, 1], &[0x06, 0x80], &[0x06, 3, 1, 0xFF]] {
+            assert!(!is_filler(broken), "{broken:?}");
         }
     }
 

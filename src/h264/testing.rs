@@ -25,6 +25,12 @@ impl BitWriter {
         self.ue(if value > 0 { value.unsigned_abs() * 2 - 1 } else { value.unsigned_abs() * 2 })
     }
 
+    /// Appends the bits of `other`.
+    pub(crate) fn then(mut self, other: &BitWriter) -> Self {
+        self.bits.extend(&other.bits);
+        self
+    }
+
     /// Returns the NAL unit with this header byte. Adds the stop bit, the padding and emulation prevention bytes.
     pub(crate) fn nal(mut self, header: u8) -> Vec<u8> {
         self.bits.push(true);
@@ -75,6 +81,21 @@ pub(crate) fn non_idr(pps_id: u32) -> Vec<u8> {
 
 pub(crate) const AUD: &[u8] = &[0x09, 0xF0];
 pub(crate) const SEI: &[u8] = &[0x06, 0x05, 0x01, 0xAA, 0x80];
+
+/// Returns a unit of a stream with B-frames. `place` is the number of pictures that are shown before this one since the
+/// IDR. A picture with `place` 0 is an IDR with its parameter sets. `tail` is appended to the slice.
+pub(crate) fn b_frame_unit(place: u32, is_b: bool, tail: &[u8]) -> Vec<u8> {
+    let start = |slice_type: u32| BitWriter::default().ue(0).ue(slice_type).ue(0).bits(0, 4);
+    let order = |writer: BitWriter| writer.bits(2 * place, 16).bits(0xFF, 8);
+    let with_tail = |nal: Vec<u8>| [&nal, tail].concat();
+    if place > 0 {
+        let (header, slice_type) = if is_b { (0x01, 6) } else { (0x41, 5) };
+        return annex_b(&[with_tail(order(start(slice_type)).nal(header))]);
+    }
+    let sps = BitWriter::default().bits(77, 8).bits(0, 8).bits(31, 8).ue(0).ue(0).ue(0).ue(12).ue(4);
+    let sps = sps.bits(0, 1).ue(79).ue(44).bits(0b1_1_0_0, 4).nal(0x67);
+    annex_b(&[sps, pps(0, 0, 0), with_tail(order(start(7).ue(0)).nal(0x65))])
+}
 
 /// Returns an SEI NAL unit with a recovery point whose `recovery_frame_cnt` is `count`.
 pub(crate) fn recovery_point_sei(count: u32) -> Vec<u8> {

@@ -162,7 +162,9 @@ impl Event {
 /// changes all the time.
 fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
     let shown = |camera: &CameraSummary| {
-        let shape = |picture: &CameraPicture| (picture.width, picture.height, picture.notice.is_some());
+        let shape = |picture: &CameraPicture| {
+            (picture.width, picture.height, picture.b_frames, picture.notice.is_some())
+        };
         (discriminant(camera), camera.picture().map(shape))
     };
     let parts = [

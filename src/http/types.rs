@@ -42,6 +42,8 @@ pub struct CameraPicture {
     pub height: u64,
     /// Access units per second; 0 while the camera is stalled.
     pub fps: f64,
+    /// True if the camera sends B-frames. Browsers over WebRTC do not reorder pictures, so the picture stutters.
+    pub b_frames: bool,
     /// Milliseconds without an access unit after which the camera counts as stalled. Longer for slow cameras.
     pub stalled_after_ms: u64,
     /// Seconds since the newest IDR; `None` if none has arrived.
@@ -92,6 +94,9 @@ pub enum RecordingReply {
         reason: &'static str,
         /// False if no unit was recorded; the empty file is then removed.
         kept: bool,
+        /// Why no unit was recorded.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
     },
     /// Answer to the command `heartbeat`.
     #[serde(rename = "recording")]
@@ -126,13 +131,23 @@ pub struct RecordingStatus {
     /// The error that ended the last recording or prevented its start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<RecordingFailure>,
+    /// What the running recording waits for, as a text for the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 impl RecordingStatus {
     /// Returns a status without details.
     #[must_use]
     pub fn bare(state: RecorderState, is_recording: bool) -> RecordingStatus {
-        RecordingStatus { recording: is_recording, state, report: None, reason: None, error: None }
+        RecordingStatus {
+            recording: is_recording,
+            state,
+            report: None,
+            reason: None,
+            error: None,
+            message: None,
+        }
     }
 }
 
@@ -169,7 +184,7 @@ mod tests {
         };
         let mut live = json!({
             "state": "live", "layout": "v3", "width": 1280, "height": 720, "fps": 29.9,
-            "stalled_after_ms": 1_500, "last_idr_s": null,
+            "b_frames": false, "stalled_after_ms": 1_500, "last_idr_s": null,
         });
         assert_eq!(json_of(&CameraSummary::Live(picture.clone())), live);
         let waiting = CameraPicture { last_idr_s: Some(7), notice: Some("waiting".to_owned()), ..picture };
@@ -190,8 +205,12 @@ mod tests {
             json_of(&started),
             json!({ "status": "recording", "filename": "/r/a.mp4", "name": "a.mp4", "waits_for_idr": false })
         );
-        let stopped =
-            RecordingReply::Stopped { report: RecordingReport::default(), reason: "asked", kept: true };
+        let stopped = RecordingReply::Stopped {
+            report: RecordingReport::default(),
+            reason: "asked",
+            kept: true,
+            message: None,
+        };
         let stopped = json_of(&stopped);
         assert_eq!((&stopped["status"], &stopped["frame_count"]), (&json!("stopped"), &json!(0)));
         assert_eq!(json_of(&RecordingReply::HeartbeatAccepted), json!({ "status": "recording" }));

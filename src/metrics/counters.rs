@@ -27,7 +27,7 @@ pub struct WorkerCounters {
     pub lapped: Counter,
     /// Slots that were skipped because their metadata is not valid or their format is not H.264.
     pub rejected: Counter,
-    /// Access units that were skipped because they have no slice or a broken NAL unit.
+    /// Access units that were skipped because of a broken NAL unit.
     pub malformed_units: Counter,
     /// IDR access units that were skipped because their parameter sets have never arrived.
     pub missing_parameter_sets: Counter,
@@ -43,6 +43,10 @@ pub struct WorkerCounters {
     pub last_idr_at_ns: Gauge,
     /// Time at which the worker read the newest unit, in nanoseconds of CLOCK_MONOTONIC. 0 before the first unit.
     pub last_unit_at_ns: Gauge,
+    /// Bytes of filler that were removed from access units.
+    pub filler_bytes: Counter,
+    /// 1 if the stream has B-frames, which browsers over WebRTC do not reorder.
+    pub b_frames: Gauge,
     /// Width of the stream's picture in pixels. 0 while it is unknown.
     pub width: Gauge,
     /// Height of the stream's picture in pixels. 0 while it is unknown.

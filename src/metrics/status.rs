@@ -205,6 +205,21 @@ pub struct RecordingReport {
     pub gaps: u64,
     /// Names of all files of the recording, the oldest first.
     pub files: Vec<String>,
+    /// True if nothing is recorded yet, because the recording begins at the camera's next IDR.
+    pub waiting_for_idr: bool,
+    /// Seconds since the camera's last IDR or recovery point. `None` if the server has seen none.
+    pub last_idr_age: Option<f64>,
+}
+
+impl RecordingReport {
+    /// Returns what a recording waits for, as a text for the user. Returns `None` if it does not wait.
+    #[must_use]
+    pub fn waiting_text(&self) -> Option<String> {
+        self.waiting_for_idr.then(|| match self.last_idr_age {
+            Some(age_s) => format!("waiting for the camera's next IDR, last one {age_s:.0} s ago"),
+            None => "waiting for the camera's first IDR".to_owned(),
+        })
+    }
 }
 
 /// State of the recorder.

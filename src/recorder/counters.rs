@@ -22,8 +22,11 @@ pub struct RecorderCounters {
     pub torn: Counter,
     /// Access units that the camera overwrote before the recorder read them, because the disk was slow.
     pub lapped: Counter,
-    /// Slots and access units that the recorder skipped because they are not valid.
+    /// Slots and access units that the recorder skipped because they are not valid. Units without a picture do not
+    /// count, unless one of their parameter sets is broken.
     pub rejected: Counter,
+    /// Bytes of filler that were removed from access units.
+    pub filler_bytes: Counter,
     /// Errors that ended a recording or prevented its start, such as a failed write.
     pub disk_errors: Counter,
     /// Recordings started.

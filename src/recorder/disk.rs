@@ -5,24 +5,27 @@
 //! them.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
-use std::io;
+use std::fs;
+use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::SeekFrom;
 use tokio::sync::{mpsc, watch};
 use tokio_uring::buf::BoundedBuf as _;
 
-use super::library::Library;
+use super::format::fmp4::START_UNFINISHED;
+use super::library::{FileIdentity, Library, Lock};
 use super::names::{Format, Stem};
-use super::operation::{Completion, FileEnding, FileId, Output};
+use super::operation::{Completion, FileEnding, FileFate, FileId, Output};
 use super::sidecar::Sidecar;
 use super::types::{Progress, RecorderError};
 use crate::base::clock::monotonic_ns;
-use crate::base::limits;
+use crate::base::{foreign_file, limits};
 
 /// The files that are open for writing.
 pub(super) struct Disk {
@@ -36,6 +39,7 @@ struct OpenFile {
     ring: tokio_uring::fs::File,
     plain: fs::File,
     name: String,
+    identity: FileIdentity,
     progress: watch::Sender<Progress>,
 }
 
@@ -59,10 +63,14 @@ impl Disk {
             Output::Truncate { file, bytes } => {
                 self.spawn(file, move |open| async move { Completion::Truncated(open.plain.set_len(bytes)) })
             }
-            Output::Sync { file } => self.spawn(file, |open| async move {
-                let synced = open.ring.sync_data().await;
-                Completion::Synced(synced.and_then(|()| Ok(open.plain.metadata()?.nlink() > 0)))
-            }),
+            Output::Sync { file, whole } => {
+                let path =
+                    self.files.get(&file).map(|open| self.library.path(&open.name)).unwrap_or_default();
+                self.spawn(file, move |open| async move {
+                    let synced = open.ring.sync_data().await;
+                    Completion::Synced(synced.and_then(|()| open.fate(&path, &whole)))
+                });
+            }
             Output::Finish { file, ending } => self.finish(file, ending),
             Output::Discard { file } => self.discard(file),
             Output::Started(_) | Output::Stopped(_) => {
@@ -135,37 +143,41 @@ impl Disk {
         }
         for number in first..=first.saturating_add(limits::NAME_ATTEMPTS_MAX) {
             let name = stem.numbered(number);
-            let opened =
-                OpenOptions::new().read(true).write(true).create_new(true).open(self.library.path(&name));
-            match opened {
+            let path = self.library.path(&name);
+            match foreign_file::create_new(&path, 0o666) {
+                // Another server may repair or delete an empty file before it is locked here. The name then counts as
+                // taken.
+                Ok(plain) if Lock::try_take(&plain) == Lock::Held || !is_at(&plain, &path) => {}
                 Ok(plain) => return self.prepare(plain, name, stem.format).map(|open| (open, number)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && exact => {
-                    return Err(RecorderError::Exists(name));
-                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(self.library.directory_error(&error)),
+            }
+            if exact {
+                return Err(RecorderError::Exists(name));
             }
         }
         Err(RecorderError::TooManyFiles)
     }
 
-    fn prepare(&self, plain: fs::File, name: String, format: Format) -> Result<OpenFile, RecorderError> {
-        // The lock prevents a second server, or a repair after a restart, from changing the file. A failed lock is
-        // ignored, so on a file system without locks the file is not protected.
-        let _unsupported_is_ignored = flock(&plain, FlockOperation::NonBlockingLockExclusive);
-        let prepare = || {
-            if format == Format::H264 {
-                Sidecar::default().overwrite(self.library.directory(), &name)?;
+    fn prepare(&self, mut plain: fs::File, name: String, format: Format) -> Result<OpenFile, RecorderError> {
+        let mut prepare = || {
+            match format {
+                Format::H264 => Sidecar::default().create(self.library.directory(), &name)?,
+                // These bytes show that this recorder created the file. So a repair after a crash deletes no empty
+                // file of another program.
+                Format::Mp4 => plain.write_all(&START_UNFINISHED)?,
             }
-            plain.try_clone()
+            Ok((plain.try_clone()?, FileIdentity::of(&plain)?))
         };
-        match prepare() {
-            Ok(second) => {
-                let progress = self.library.register(&name);
-                Ok(OpenFile { ring: tokio_uring::fs::File::from_std(second), plain, name, progress })
+        let prepared: io::Result<_> = prepare();
+        match prepared {
+            Ok((second, identity)) => {
+                let progress = self.library.register(&name, identity);
+                let ring = tokio_uring::fs::File::from_std(second);
+                Ok(OpenFile { ring, plain, name, identity, progress })
             }
             Err(error) => {
-                let _ignored_if_it_fails = self.library.remove(&name);
+                let _ignored_if_it_fails = self.library.remove_ours(&name, &plain);
                 Err(RecorderError::io("creating the file", &error))
             }
         }
@@ -176,6 +188,9 @@ impl Disk {
         self.spawn(file, move |open| async move {
             let result = open.finish(ending, &library).await;
             open.close(&library);
+            if result == Err(RecorderError::Truncated) {
+                repair_truncated(open, library).await;
+            }
             Completion::Finished(result)
         });
         self.files.remove(&file);
@@ -183,7 +198,7 @@ impl Disk {
 
     fn discard(&mut self, file: FileId) {
         let Some(open) = self.files.remove(&file) else { return };
-        let removed = self.library.remove(&open.name);
+        let removed = self.library.remove_ours(&open.name, &open.plain);
         open.close(&self.library);
         let result = match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -200,9 +215,15 @@ impl OpenFile {
     /// that last write, the file keeps its unfinished form, which players can read too.
     async fn finish(&self, ending: FileEnding, library: &Library) -> Result<(), RecorderError> {
         let failed = |error: io::Error| RecorderError::io("finishing the file", &error);
-        let end = ending.committed + ending.tail.len() as u64;
-        if let Err(error) = self.write_all(ending.tail, ending.committed).await {
-            self.plain.set_len(ending.committed).map_err(failed)?;
+        let committed = ending.whole.end;
+        let end = committed + ending.tail.len() as u64;
+        self.ring.sync_data().await.map_err(failed)?;
+        let fate = self.fate(&library.path(&self.name), &ending.whole).map_err(failed)?;
+        if let Some(error) = fate.error() {
+            return Err(error);
+        }
+        if let Err(error) = self.write_all(ending.tail, committed).await {
+            self.plain.set_len(committed).map_err(failed)?;
             self.ring.sync_data().await.map_err(failed)?;
             return Err(failed(error));
         }
@@ -218,6 +239,27 @@ impl OpenFile {
             sidecar.overwrite(library.directory(), &self.name).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Returns what other programs did to the file. `whole` is the range of bytes that were written since the last
+    /// check. Must be called after a sync.
+    ///
+    /// A write after a truncation makes the file as long as before, with a hole where bytes are missing. The byte before
+    /// `whole` is in that hole too if the truncation removed bytes that were checked earlier.
+    fn fate(&self, path: &Path, whole: &Range<u64>) -> io::Result<FileFate> {
+        let metadata = self.plain.metadata()?;
+        if metadata.nlink() == 0 || !self.identity.is_at(path) {
+            return Ok(FileFate::Removed);
+        }
+        if whole.end == 0 {
+            return Ok(FileFate::Whole);
+        }
+        let has_hole = match rustix::fs::seek(&self.plain, SeekFrom::Hole(whole.start.saturating_sub(1))) {
+            Ok(hole) => hole < whole.end,
+            // A file system may have no SEEK_HOLE. Then only the length shows a truncation.
+            Err(_) => false,
+        };
+        Ok(if metadata.len() < whole.end || has_hole { FileFate::Truncated } else { FileFate::Whole })
     }
 
     async fn write_all(&self, bytes: Vec<u8>, mut offset: u64) -> io::Result<()> {
@@ -241,4 +283,27 @@ impl OpenFile {
         library.unregister(&self.name);
         self.progress.send_modify(|progress| progress.finished = true);
     }
+}
+
+fn is_at(file: &fs::File, path: &Path) -> bool {
+    FileIdentity::of(file).is_ok_and(|identity| identity.is_at(path))
+}
+
+/// Finishes a file that another program has truncated, as after a crash: with the units before the missing bytes. Removes
+/// the file if there are none.
+async fn repair_truncated(open: Rc<OpenFile>, library: Library) {
+    let name = open.name.clone();
+    let Ok(file) = open.plain.try_clone() else { return };
+    let repair = move || {
+        Lock::release(&file);
+        match library.repair(&name) {
+            Ok(true) => log::warn!("another program truncated {name}; its units before that are kept"),
+            Ok(false) => {
+                let _ignored_if_it_fails = library.remove_ours(&name, &file);
+                log::warn!("another program truncated {name}; no whole unit was left, so it was removed");
+            }
+            Err(error) => log::error!("another program truncated {name}; it could not be repaired: {error}"),
+        }
+    };
+    let _ignored_if_it_panics = tokio::task::spawn_blocking(repair).await;
 }

@@ -12,7 +12,7 @@ use super::file_threads::FileThreads;
 use super::library::Library;
 use super::names::{Format, Stem, Zone};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
-use super::recording::Recording;
+use super::recording::{Recording, StartPoint};
 use super::types::{
     RecorderConfig, RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply,
 };
@@ -152,13 +152,25 @@ impl Engine {
 
     fn execute(&mut self, output: Output) {
         match output {
-            Output::Started(result) => reply_to_start(self.start_reply.take(), result),
+            Output::Started(result) => {
+                self.log_wait(&result);
+                reply_to_start(self.start_reply.take(), result);
+            }
             Output::Stopped(result) => reply(self.stop_reply.take(), result),
             Output::Write { .. } => {
                 let unit = self.current.clone();
                 self.disk.execute(output, move || unit.is_none_or(|unit| unit.is_intact()));
             }
             output => self.disk.execute(output, || true),
+        }
+    }
+
+    /// Logs that a recording which has just started begins only at the camera's next IDR.
+    fn log_wait(&self, started: &Result<StartReply, RecorderError>) {
+        let report = self.recording.report(monotonic_ns());
+        let waits = started.as_ref().is_ok_and(|reply| reply.waits_for_idr);
+        if let Some(text) = report.filter(|_| waits).and_then(|report| report.waiting_text()) {
+            log::warn!("the recording is {text}: the camera's ring holds no IDR");
         }
     }
 
@@ -197,23 +209,27 @@ impl Engine {
         for _ in 0..limits::IDLE_UNITS_PER_POLL_MAX {
             match self.cursor.next(now_ns) {
                 Next::Unit(view) => {
-                    self.remember_intact(&view);
+                    self.remember_intact(now_ns, &view);
                 }
-                Next::Lapped { .. } => self.follow_while_idle = true,
-                Next::Rejected(_) | Next::Restarted => {}
+                Next::Lapped { .. } => {
+                    self.follow_while_idle = true;
+                    self.recording.handle_cursor_moved();
+                }
+                Next::Rejected(_) | Next::Restarted => self.recording.handle_cursor_moved(),
                 Next::Empty | Next::Away => return,
             }
         }
     }
 
-    /// Caches the parameter sets of a unit. Returns true if the unit is an IDR and the camera did not overwrite it.
-    fn remember_intact(&mut self, view: &UnitView) -> bool {
-        let is_idr = self.recording.remember_parameter_sets(&view.bytes);
+    /// Learns from a unit without recording it. Returns how decoding can start with it. Returns `None` if it cannot, or
+    /// if the camera overwrote the unit.
+    fn remember_intact(&mut self, now_ns: i64, view: &UnitView) -> Option<StartPoint> {
+        let start = self.recording.remember(now_ns, &view.bytes, view.captured_monotonic_ns);
         let intact = view.is_intact();
         if !intact {
             self.recording.forget_parameter_sets();
         }
-        is_idr && intact
+        start.filter(|_| intact)
     }
 
     fn handle_completion(&mut self, file: FileId, completion: Completion) {
@@ -239,6 +255,7 @@ impl Engine {
         self.cursor = self.camera.cursor();
         self.retention_ran_at_ns = i64::MIN;
         match self.recording.last() {
+            (Some(last), None) if !last.kept => log::warn!("{}", last.not_kept_text()),
             (Some(last), None) => log::info!(
                 "recorded {}: {} units, {} bytes, {:.1} s, {} units dropped (stop reason: {})",
                 last.report.name,
@@ -272,7 +289,7 @@ impl Engine {
     fn status(&self) -> Status {
         let state = self.recording.state();
         let (last, error) = self.recording.last();
-        let report = self.recording.report().or_else(|| last.map(|last| last.report.clone()));
+        let report = self.recording.report(monotonic_ns()).or_else(|| last.map(|last| last.report.clone()));
         let reason = if state == RecorderState::Idle { last.map(|last| last.reason.clone()) } else { None };
         Status { recording: state == RecorderState::Recording, state, report, reason, error: error.cloned() }
     }
@@ -288,7 +305,8 @@ impl Engine {
             return Err(RecorderError::CameraAway);
         }
         self.cache_parameter_sets(now_ns);
-        let begin = self.find_first_idr(now_ns, pre_roll_ns);
+        let begin = self.find_start(now_ns, pre_roll_ns);
+        self.recording.handle_cursor_moved();
         start.waits_for_idr = begin.is_none();
         self.cursor = begin.unwrap_or_else(|| self.camera.cursor());
         self.recording.handle_start(now_ns, start)
@@ -297,29 +315,35 @@ impl Engine {
     /// Returns a cursor at the IDR with which the recording shall begin.
     ///
     /// Chooses the newest IDR that is at least `pre_roll_ns` old, so that the recording covers the whole pre-roll. If
-    /// no IDR in the ring is that old, chooses the oldest IDR in the ring. Returns `None` if the ring holds no IDR,
-    /// which happens if the GOP is longer than the ring.
-    fn find_first_idr(&mut self, now_ns: i64, pre_roll_ns: i64) -> Option<Cursor> {
+    /// no IDR in the ring is that old, chooses the oldest IDR in the ring. If the ring holds no IDR, because the GOP is
+    /// longer than the ring, chooses a recovery point in the same way. Returns `None` if the ring holds neither.
+    fn find_start(&mut self, now_ns: i64, pre_roll_ns: i64) -> Option<Cursor> {
+        self.recording.handle_cursor_moved();
         let newest = self.camera.cursor();
         let CameraStatus::Attached { layout, .. } = self.camera.status() else { return None };
         let slots = layout.slot_count();
         let held = slots.saturating_sub(limits::PRE_ROLL_MARGIN_UNITS.min(slots / 2));
         let (oldest, mut cursor) =
             (1..=held).rev().find_map(|back| Some((back, newest.units_back(back)?)))?;
-        let mut chosen = None;
+        let (mut idr, mut recovery_point) = (None, None);
         for back in (1..=oldest).rev() {
             match cursor.next(now_ns) {
                 Next::Unit(view) => {
                     let old_enough = view.captured_monotonic_ns <= now_ns.saturating_sub(pre_roll_ns);
-                    if self.remember_intact(&view) && (old_enough || chosen.is_none()) {
-                        chosen = Some(back);
+                    let chosen = match self.remember_intact(now_ns, &view) {
+                        Some(StartPoint::Idr) => &mut idr,
+                        Some(StartPoint::RecoveryPoint) => &mut recovery_point,
+                        None => continue,
+                    };
+                    if old_enough || chosen.is_none() {
+                        *chosen = Some(back);
                     }
                 }
-                Next::Rejected(_) => {}
+                Next::Rejected(_) => self.recording.handle_cursor_moved(),
                 Next::Lapped { .. } | Next::Restarted | Next::Empty | Next::Away => break,
             }
         }
-        newest.units_back(chosen?)
+        newest.units_back(idr.or(recovery_point)?)
     }
 
     /// Applies the retention rules if [`limits::RETENTION_INTERVAL_NS`] has passed since the last time. The work runs

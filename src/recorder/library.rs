@@ -3,14 +3,14 @@
 //! blocking thread. Files that are being written belong to `disk.rs`.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
 
 use super::counters::RecorderCounters;
@@ -23,16 +23,66 @@ use super::names::{self, Format};
 use super::retention::{ListedFile, Retention, to_retire};
 use super::sidecar::Sidecar;
 use super::types::{Progress, RecorderError, RecordingInfo};
+use crate::base::foreign_file::{self, How};
 use crate::base::limits;
 
 /// The recordings in one directory. All clones share one list of the files that are being written.
 #[derive(Clone, Debug)]
 pub struct Library {
     directory: Arc<Path>,
-    /// Progress of each file that is being written, by file name.
-    running: Arc<Mutex<HashMap<String, watch::Receiver<Progress>>>>,
+    /// The files that are being written, by file name.
+    running: Arc<Mutex<HashMap<String, Running>>>,
     index_cache: Arc<IndexCache>,
     pub(super) counters: Arc<RecorderCounters>,
+}
+
+/// A file that is being written.
+#[derive(Clone, Debug)]
+struct Running {
+    identity: FileIdentity,
+    progress: watch::Receiver<Progress>,
+}
+
+/// Device and inode of a file. They show if a path still leads to the same file.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileIdentity(u64, u64);
+
+impl FileIdentity {
+    pub(super) fn of(file: &File) -> io::Result<FileIdentity> {
+        let metadata = file.metadata()?;
+        Ok(FileIdentity(metadata.dev(), metadata.ino()))
+    }
+
+    /// Returns true if this file is at `path`. A symbolic link at `path` is not followed.
+    pub(super) fn is_at(self, path: &Path) -> bool {
+        fs::symlink_metadata(path).is_ok_and(|found| FileIdentity(found.dev(), found.ino()) == self)
+    }
+}
+
+/// Result of locking a file. Each server holds the lock of the file that it records, so that no other server on the same
+/// directory repairs or deletes the file.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Lock {
+    Taken,
+    /// Another open file has the lock.
+    Held,
+    /// The file system has no locks, so the file is not protected.
+    Unsupported,
+}
+
+impl Lock {
+    /// Locks the file without waiting. Closing the file releases the lock.
+    pub(super) fn try_take(file: &File) -> Lock {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Lock::Taken,
+            Err(rustix::io::Errno::WOULDBLOCK) => Lock::Held,
+            Err(_) => Lock::Unsupported,
+        }
+    }
+
+    pub(super) fn release(file: &File) {
+        let _unsupported_is_ignored = flock(file, FlockOperation::Unlock);
+    }
 }
 
 /// A recording opened for reading.
@@ -136,8 +186,14 @@ impl Library {
     /// The name is not valid, no recording has this name, no unit ends at `until`, or a file operation failed.
     pub fn open(&self, name: &str, until: Option<u64>) -> Result<Download, RecorderError> {
         let format = names::validate_existing(name)?;
-        let progress = self.progress(name);
-        let file = self.open_file(name, false).map_err(|error| file_error(name, "opening", &error))?;
+        let running = self.running(name);
+        let file = self.open_file(name, How::Read).map_err(|error| file_error(name, "opening", &error))?;
+        let identity =
+            FileIdentity::of(&file).map_err(|error| RecorderError::io("reading the file", &error))?;
+        if running.as_ref().is_some_and(|running| running.identity != identity) {
+            return Err(RecorderError::NotFound(name.to_owned())); // another program has replaced the file
+        }
+        let progress = running.map(|running| running.progress);
         let metadata = file.metadata().map_err(|error| RecorderError::io("reading the file", &error))?;
         let mut first_bytes = Vec::new();
         let mut bytes = metadata.len();
@@ -183,19 +239,28 @@ impl Library {
     /// The name is not valid, no recording has this name, the file is being written, or a file operation failed.
     pub fn delete(&self, name: &str) -> Result<(), RecorderError> {
         names::validate_existing(name)?;
-        if self.progress(name).is_some() {
+        if self.running(name).is_some() {
             return Err(RecorderError::InUse(name.to_owned()));
         }
-        self.remove(name).map_err(|error| file_error(name, "deleting", &error))
+        let failed = |error: io::Error| file_error(name, "deleting", &error);
+        let file = self.open_file(name, How::Read).map_err(failed)?;
+        if Lock::try_take(&file) == Lock::Held {
+            return Err(RecorderError::InUse(name.to_owned())); // another server records to the file
+        }
+        self.remove_ours(name, &file).map_err(failed)
     }
 
-    /// Removes a file. Also removes its sidecar, unless the file could not be removed.
-    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
-        let removed = fs::remove_file(self.path(name));
-        if Format::of(name) == Some(Format::H264) && !self.path(name).exists() {
+    /// Removes a file, if its path still leads to the open file `file`. Also removes its sidecar.
+    pub(super) fn remove_ours(&self, name: &str, file: &File) -> io::Result<()> {
+        let path = self.path(name);
+        if !FileIdentity::of(file)?.is_at(&path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        fs::remove_file(&path)?;
+        if Format::of(name) == Some(Format::H264) {
             let _ignored_if_missing = fs::remove_file(Sidecar::path(&self.directory, name));
         }
-        removed
+        Ok(())
     }
 
     /// Deletes recordings as the retention rules demand, the oldest first. Returns the names of the deleted files.
@@ -225,10 +290,9 @@ impl Library {
     #[must_use]
     pub fn unfinished(&self) -> Vec<String> {
         let is_unfinished = |name: &String| match Format::of(name) {
-            Some(Format::Mp4) => self.open_file(name, false).is_ok_and(|file| {
-                let is_empty = file.metadata().is_ok_and(|metadata| metadata.len() == 0);
-                is_empty || read_form(&file).is_ok_and(|form| form == Form::Unfinished)
-            }),
+            Some(Format::Mp4) => self
+                .open_file(name, How::Read)
+                .is_ok_and(|file| read_form(&file).is_ok_and(|form| form == Form::Unfinished)),
             Some(Format::H264) => {
                 Sidecar::read(&self.directory, name).is_some_and(|sidecar| !sidecar.complete)
             }
@@ -238,8 +302,9 @@ impl Library {
     }
 
     /// Repairs a file that a crash left unfinished: truncates the file after its last whole unit and finishes it.
-    /// Removes a file without a whole unit, unless it is so large that another program may have written it. Does
-    /// nothing if another process has locked the file, because that process may still write to it.
+    /// Removes a file without a whole unit, unless it is so large that another program may have written it, or is not a
+    /// file of this recorder. Does nothing if another process has locked the file, because that process may still write
+    /// to it.
     ///
     /// Returns true if the file is a finished recording now.
     ///
@@ -253,18 +318,29 @@ impl Library {
     }
 
     fn try_repair(&self, name: &str) -> io::Result<bool> {
-        let file = self.open_file(name, true)?;
+        let file = self.open_file(name, How::ReadWrite)?;
         if !lock_with_retries(&file) {
             return Ok(false);
         }
-        let bytes = file.metadata()?.len();
-        if bytes == 0 {
-            self.remove(name)?;
+        // The process that had the lock may have finished or replaced the file meanwhile.
+        if !FileIdentity::of(&file)?.is_at(&self.path(name)) {
             return Ok(false);
         }
+        let bytes = file.metadata()?.len();
         if Format::of(name) == Some(Format::H264) {
+            // Only the sidecar shows that this recorder wrote the file.
+            if Sidecar::read(&self.directory, name).is_none_or(|sidecar| sidecar.complete) {
+                return Ok(false);
+            }
+            if bytes == 0 {
+                self.remove_ours(name, &file)?;
+                return Ok(false);
+            }
             self.repair_h264(name, &file, bytes)?;
             return Ok(true);
+        }
+        if read_form(&file)? != Form::Unfinished {
+            return Ok(false);
         }
         match whole_fragments(&file)? {
             Some(WholeFragments { track, index, fragments_offset, end }) => {
@@ -282,7 +358,7 @@ impl Library {
             // The file has no whole unit and is smaller than two slots of the ring, so nothing was recorded: remove it.
             // A larger file is kept, because another program may have written it.
             None if bytes < 2 * limits::SLOT_DATA_BYTES_MAX as u64 => {
-                fs::remove_file(self.path(name))?;
+                self.remove_ours(name, &file)?;
                 Ok(false)
             }
             None => Ok(false),
@@ -316,7 +392,9 @@ impl Library {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let file_name = entry.file_name();
             let Some(name) = file_name.to_str().and_then(Sidecar::recording_of) else { continue };
-            if !self.path(name).exists() {
+            let is_missing = fs::symlink_metadata(self.path(name))
+                .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            if is_missing && Sidecar::read(&self.directory, name).is_some() {
                 let _ignored_if_it_fails = fs::remove_file(entry.path());
             }
         }
@@ -324,9 +402,9 @@ impl Library {
 
     /// Adds a file to the list of files being written. Returns the sender through which the writer publishes its
     /// progress.
-    pub(super) fn register(&self, name: &str) -> watch::Sender<Progress> {
+    pub(super) fn register(&self, name: &str, identity: FileIdentity) -> watch::Sender<Progress> {
         let (sender, progress) = watch::channel(Progress::default());
-        self.lock().insert(name.to_owned(), progress);
+        self.lock().insert(name.to_owned(), Running { identity, progress });
         sender
     }
 
@@ -346,24 +424,16 @@ impl Library {
         }
     }
 
-    fn progress(&self, name: &str) -> Option<watch::Receiver<Progress>> {
+    fn running(&self, name: &str) -> Option<Running> {
         self.lock().get(name).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Progress>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a regular file for reading, and for writing too if `write` is true.
-    fn open_file(&self, name: &str, write: bool) -> io::Result<File> {
-        // O_NOFOLLOW refuses symbolic links, which could lead out of this directory. With O_NONBLOCK, opening a named
-        // pipe does not block.
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
-        let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(self.path(name))?;
-        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(file)
+    fn open_file(&self, name: &str, how: How) -> io::Result<File> {
+        foreign_file::open(&self.path(name), how)
     }
 
     fn names(&self) -> Result<Vec<String>, RecorderError> {
@@ -384,13 +454,16 @@ impl Library {
     }
 
     fn inspect(&self, name: String) -> Option<ListedFile> {
-        let file = self.open_file(&name, false).ok()?;
+        let file = self.open_file(&name, How::Read).ok()?;
         let metadata = file.metadata().ok()?;
         let mut info =
             RecordingInfo { name, bytes: metadata.len(), complete: true, ..RecordingInfo::default() };
         let mut started_at_s = None;
         let mut is_ours = false;
-        if let Some(progress) = self.progress(&info.name).map(|progress| progress.borrow().clone()) {
+        let running = self.running(&info.name);
+        let is_same =
+            |running: &Running| FileIdentity::of(&file).is_ok_and(|found| found == running.identity);
+        if let Some(progress) = running.filter(is_same).map(|running| running.progress.borrow().clone()) {
             (info.complete, info.recording, info.bytes) = (false, true, progress.committed_bytes);
             info.duration = Some(progress.duration_s);
             started_at_s = Some(progress.started_at_s);
@@ -418,6 +491,8 @@ impl Library {
                 summary.filter(|_| is_ours).map(|summary| summary.duration_90k as f64 / f64::from(TIMESCALE));
             started_at_s = summary.map(|summary| summary.started_at_s);
         }
+        // Before the first unit the start is not known, and a board without a battery starts in 1970.
+        let started_at_s = started_at_s.filter(|started_at_s| *started_at_s >= limits::AGE_KNOWN_SINCE_S);
         info.started_at = started_at_s.and_then(names::rfc3339);
         let modified_s = u64::try_from(metadata.mtime()).unwrap_or(0);
         Some(ListedFile {
@@ -442,14 +517,13 @@ fn lock_with_retries(file: &File) -> bool {
         if attempt > 0 {
             std::thread::sleep(Duration::from_millis(100));
         }
-        !matches!(flock(file, FlockOperation::NonBlockingLockExclusive), Err(rustix::io::Errno::WOULDBLOCK))
+        Lock::try_take(file) != Lock::Held
     })
 }
 
 fn file_error(name: &str, doing: &'static str, error: &io::Error) -> RecorderError {
-    // ELOOP means that the name is a symbolic link. A link is never a recording, so it counts as not found.
-    let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
-    if error.kind() == io::ErrorKind::NotFound || is_link {
+    // A link, pipe or device is never a recording, so it counts as not found.
+    if error.kind() == io::ErrorKind::NotFound || foreign_file::is_not_regular(error) {
         return RecorderError::NotFound(name.to_owned());
     }
     RecorderError::io(doing, error)

@@ -10,6 +10,8 @@
 //!  handle ── list, open, delete, repair, retention ──► library (files that are not being written)
 //! ```
 
+mod active_recording;
+mod capture_clock;
 pub mod counters;
 mod disk;
 mod engine;

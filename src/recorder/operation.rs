@@ -1,6 +1,7 @@
 //! PURE: the types of the inputs and outputs of `recording.rs`.
 
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -23,8 +24,9 @@ pub(crate) enum Output {
     Write { file: FileId, offset: u64, parts: Vec<Bytes> },
     /// Truncate the file to `bytes` and release the disk space reserved after its end.
     Truncate { file: FileId, bytes: u64 },
-    /// Make the written data durable, and check whether the file was deleted meanwhile.
-    Sync { file: FileId },
+    /// Make the written data durable, and check that no other program changed the file. The bytes `whole` must be in the
+    /// file; those before `whole` were checked earlier.
+    Sync { file: FileId, whole: Range<u64> },
     /// Finish and close the file as `ending` describes.
     Finish { file: FileId, ending: FileEnding },
     /// Close and remove the file, because it holds no access unit.
@@ -39,8 +41,9 @@ pub(crate) enum Output {
 /// `mdat` header.
 #[derive(Debug)]
 pub(crate) struct FileEnding {
-    /// Bytes of whole access units in the file, headers included.
-    pub(crate) committed: u64,
+    /// The end is the number of bytes of whole access units in the file, headers included. The bytes before the start
+    /// were checked by a sync.
+    pub(crate) whole: Range<u64>,
     /// Index that is appended to an MP4. Empty for an `.h264`.
     pub(crate) tail: Vec<u8>,
     /// Offset and content of the header that marks an MP4 as finished. `None` for an `.h264`.
@@ -62,9 +65,29 @@ pub(crate) enum Completion {
         intact: bool,
     },
     Truncated(io::Result<()>),
-    /// False if the file was deleted while it was open.
-    Synced(io::Result<bool>),
+    Synced(io::Result<FileFate>),
     Finished(Result<(), RecorderError>),
+}
+
+/// What other programs did to a file while it was being written.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FileFate {
+    Whole,
+    /// The file is no longer at its path.
+    Removed,
+    /// Bytes that were written are missing.
+    Truncated,
+}
+
+impl FileFate {
+    /// Returns the error with which the recording ends, or `None` if the file is whole.
+    pub(crate) fn error(self) -> Option<RecorderError> {
+        match self {
+            Self::Whole => None,
+            Self::Removed => Some(RecorderError::Removed),
+            Self::Truncated => Some(RecorderError::Truncated),
+        }
+    }
 }
 
 /// A validated start request.

@@ -3,49 +3,72 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::format::timeline::plausible;
+use super::capture_clock::CaptureClock;
+use super::format::timeline::UnitTime;
 use super::format::{Track, UnitKind};
 use super::operation::IncomingUnit;
 use crate::base::limits;
-use crate::h264::{Assembler, ParameterSets, avcc};
+use crate::h264::{Assembler, ParameterSets, UnitError, avcc};
 
 /// An access unit that is being written. Its NAL units are slices of the camera's slot, not copies.
 #[derive(Debug)]
 pub(super) struct PendingUnit {
     pub(super) nal_units: SmallVec<[Bytes; 8]>,
     pub(super) kind: UnitKind,
-    /// Capture time in nanoseconds of `CLOCK_MONOTONIC`. If the camera's timestamp is not plausible, the time of
-    /// arrival.
-    pub(super) captured_ns: i64,
+    pub(super) time: UnitTime,
     pub(super) captured_at_s: Option<u64>,
-    /// Track properties for an MP4 that begins with this unit. `None` if the unit is not an IDR.
+    /// `recovery_frame_cnt`, if decoding can start with this unit although it is not an IDR.
+    pub(super) recovery_point: Option<u16>,
+    /// Track properties for an MP4 that begins with this unit. `None` if decoding cannot start with this unit.
     pub(super) track: Option<Track>,
 }
 
+/// Why a unit of the ring is not written.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Skipped {
+    /// The unit has no picture, so nothing is lost.
+    NoPicture,
+    /// The unit has no picture, and a broken parameter set. No picture is lost.
+    BrokenParameterSet,
+    /// The unit is not valid, or its picture size or parameter sets do not fit an MP4.
+    Invalid,
+}
+
 impl PendingUnit {
-    /// Parses a unit. Returns `None` if the unit is not valid or its picture size or parameter sets do not fit an MP4.
-    pub(super) fn new(assembler: &mut Assembler, unit: &IncomingUnit, now_ns: i64) -> Option<PendingUnit> {
-        let assembled = assembler.assemble(&unit.bytes).ok()?;
+    /// Parses a unit.
+    pub(super) fn new(
+        assembler: &mut Assembler,
+        clock: &mut CaptureClock,
+        unit: &IncomingUnit,
+        now_ns: i64,
+    ) -> Result<PendingUnit, Skipped> {
+        let assembled = assembler.assemble(&unit.bytes).map_err(|error| match error {
+            UnitError::NoSlice => Skipped::NoPicture,
+            error if !error.loses_picture() => Skipped::BrokenParameterSet,
+            _ => Skipped::Invalid,
+        })?;
         if assembled.nal_count() > limits::NAL_UNITS_MAX {
-            return None;
+            return Err(Skipped::Invalid);
         }
+        let time = clock.on_unit(&assembled, unit.captured_ns, now_ns);
+        let recovery_point = assembled.recovery_point();
         let kind = match (assembled.is_idr(), assembled.is_reference()) {
             (true, _) => UnitKind::Idr,
             (false, true) => UnitKind::Reference,
             (false, false) => UnitKind::Disposable,
         };
         let nal_units = assembled.nals().map(|nal| slice(&unit.bytes, nal.slot_offset, nal.bytes)).collect();
-        let track = match kind {
-            UnitKind::Idr => Some(track(assembler.parameter_sets())?),
-            _ => None,
+        let track = if kind == UnitKind::Idr || recovery_point.is_some() {
+            Some(track(assembled.parameter_sets()).ok_or(Skipped::Invalid)?)
+        } else {
+            None
         };
-        Some(PendingUnit {
-            nal_units,
-            kind,
-            captured_ns: plausible(unit.captured_ns, now_ns),
-            captured_at_s: unit.captured_at_s,
-            track,
-        })
+        Ok(PendingUnit { nal_units, kind, time, captured_at_s: unit.captured_at_s, recovery_point, track })
+    }
+
+    /// Returns true if decoding can start with this unit.
+    pub(super) fn is_start(&self) -> bool {
+        self.is_idr() || self.recovery_point.is_some()
     }
 
     pub(super) fn is_idr(&self) -> bool {

@@ -1,12 +1,13 @@
 //! PURE: decides how one file of a recording is written, from its first access unit to the data that finishes it.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::format::moov::{self, Notes};
-use super::format::timeline::time_90k;
+use super::format::timeline::{PlannedTime, Timeline};
 use super::format::{self, Fragment, Index, Track, annexb, fmp4};
 use super::names::Format;
 use super::operation::{FileEnding, FileId, Output};
@@ -42,6 +43,7 @@ pub(super) struct RecordedFile {
     committed: u64,
     started_at_s: u64,
     index: Index,
+    timeline: Timeline,
     first_captured_ns: i64,
     operation: Operation,
     allocation: Allocation,
@@ -50,6 +52,8 @@ pub(super) struct RecordedFile {
     dirty: bool,
     syncing: bool,
     last_sync_ns: i64,
+    /// Committed bytes at the end of the last sync, and at the start of the sync that is in flight.
+    whole: Range<u64>,
 }
 
 struct Mp4 {
@@ -92,6 +96,7 @@ impl RecordedFile {
             committed: 0,
             started_at_s,
             index: Index::default(),
+            timeline: Timeline::default(),
             first_captured_ns: 0,
             operation: Operation::None,
             allocation: Allocation { end: 0, step: limits::ALLOCATE_BYTES, truncate_first: false },
@@ -99,6 +104,7 @@ impl RecordedFile {
             dirty: false,
             syncing: false,
             last_sync_ns: now_ns,
+            whole: 0..0,
         }
     }
 
@@ -144,12 +150,15 @@ impl RecordedFile {
             }
             _ => false,
         };
-        let age_ns = unit.captured_ns.saturating_sub(self.first_captured_ns);
+        let age_ns = unit.time.captured_ns.saturating_sub(self.first_captured_ns);
         let long =
             age_ns >= limits::RECORDING_DURATION_SOFT_NS || self.committed >= limits::RECORDING_BYTES_SOFT;
+        // A file that begins with a recovery point may begin with damaged pictures, so an IDR is preferred.
+        let overdue =
+            age_ns >= limits::RECORDING_OVERDUE_NS || self.committed >= limits::RECORDING_BYTES_OVERDUE;
         let full = self.index.len() >= limits::RECORDING_UNITS_MAX
             || self.committed + self.bytes_needed(unit) > limits::RECORDING_BYTES_MAX;
-        changed || full || (long && unit.is_idr())
+        changed || full || (long && unit.is_idr()) || (overdue && unit.is_start())
     }
 
     /// Returns the next disk operation that writing this unit needs, or `None` while an operation is in flight.
@@ -247,17 +256,24 @@ impl RecordedFile {
         (self.dirty && !self.syncing).then(|| self.last_sync_ns.saturating_add(limits::SYNC_INTERVAL_NS))
     }
 
-    pub(super) fn handle_sync_started(&mut self, now_ns: i64) {
+    /// Returns the operation that makes the written data durable.
+    pub(super) fn start_sync(&mut self, now_ns: i64) -> Output {
         (self.dirty, self.syncing, self.last_sync_ns) = (false, true, now_ns);
+        let whole = self.whole.start..self.committed;
+        self.whole.end = self.committed;
+        Output::Sync { file: self.id, whole }
     }
 
     pub(super) fn handle_sync_done(&mut self) {
         self.syncing = false;
+        self.whole.start = self.whole.end;
     }
 
     /// Returns the data that finishes the file.
-    pub(super) fn into_ending(self, dropped_units: u64) -> FileEnding {
+    pub(super) fn into_ending(mut self, dropped_units: u64) -> FileEnding {
+        self.timeline.finish(&mut self.index);
         let committed = self.committed;
+        let whole = self.whole.start..committed;
         let Some(mp4) = &self.mp4 else {
             let sidecar = Sidecar {
                 started_at_s: self.started_at_s,
@@ -266,19 +282,19 @@ impl RecordedFile {
                 recovered: false,
                 dropped_units,
             };
-            return FileEnding { committed, tail: Vec::new(), mdat_header: None, sidecar: Some(sidecar) };
+            return FileEnding { whole, tail: Vec::new(), mdat_header: None, sidecar: Some(sidecar) };
         };
         let notes = Notes { recovered: false, dropped_units };
         let tail = moov::finished(&mp4.track, &self.index, mp4.header.len() as u64, notes);
         let mdat_header = Some((fmp4::MDAT_HEADER_OFFSET, fmp4::mdat_header(committed)));
-        FileEnding { committed, tail, mdat_header, sidecar: None }
+        FileEnding { whole, tail, mdat_header, sidecar: None }
     }
 
     /// Returns the number of bytes that this unit adds to the file, including headers.
     fn bytes_needed(&self, unit: &PendingUnit) -> u64 {
         let headers = match &self.mp4 {
-            Some(mp4) if self.is_empty() => mp4.header.len() + format::FRAGMENT_HEADER_BYTES,
-            Some(_) => format::FRAGMENT_HEADER_BYTES,
+            Some(mp4) if self.is_empty() => mp4.header.len() + self.fragment(unit).header_bytes(),
+            Some(_) => self.fragment(unit).header_bytes(),
             None => 0,
         };
         headers as u64 + unit.prefixed_bytes()
@@ -293,12 +309,12 @@ impl RecordedFile {
     }
 
     fn fragment(&self, unit: &PendingUnit) -> Fragment {
-        let since_first_ns = unit.captured_ns.saturating_sub(self.first_captured_ns);
-        let time_90k = if self.is_empty() { 0 } else { time_90k(since_first_ns, self.index.last_time_90k()) };
+        let PlannedTime { time_90k, composition_90k, duration_90k, .. } = self.timeline.plan(&unit.time);
         Fragment {
             sequence: u32::try_from(self.index.len() + 1).unwrap_or(u32::MAX),
             time_90k,
-            duration_90k: self.index.expected_duration_90k(),
+            composition_90k,
+            duration_90k,
             unit_bytes: u32::try_from(unit.prefixed_bytes()).unwrap_or(u32::MAX), // 32 bits suffice: a slot holds 3 MB
             kind: unit.kind,
         }
@@ -324,10 +340,15 @@ impl RecordedFile {
     fn commit(&mut self, unit: &PendingUnit, bytes: u64) {
         let fragment = self.fragment(unit);
         if self.is_empty() {
-            self.first_captured_ns = unit.captured_ns;
+            self.first_captured_ns = unit.time.captured_ns;
             self.started_at_s = unit.captured_at_s.unwrap_or(self.started_at_s);
         }
         self.index.push(&fragment);
+        if let Some(frames) = unit.recovery_point {
+            self.index.mark_recovery_point(frames);
+        }
+        let planned = self.timeline.plan(&unit.time);
+        self.timeline.commit(&unit.time, &planned);
         self.committed += bytes;
         self.dirty = true;
     }

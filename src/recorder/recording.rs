@@ -19,9 +19,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::active_recording::{ActiveRecording, Phase};
+use super::capture_clock::CaptureClock;
 use super::counters::RecorderCounters;
-use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
-use super::pending_unit::PendingUnit;
+use super::operation::{Completion, FileFate, FileId, IncomingUnit, Output, Start};
+use super::pending_unit::{PendingUnit, Skipped};
 use super::recorded_file::{RecordedFile, WriteOutcome};
 use super::types::{
     Progress, RecorderError, RecorderState, RecordingReport, StartReply, StopReason, StopReply,
@@ -29,20 +31,20 @@ use super::types::{
 use crate::base::limits;
 use crate::h264::{Assembler, up_to_first_slice};
 
+/// How decoding can start with a unit.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-enum Phase {
-    Starting,
-    Running,
-    /// Units that the camera published before the stop are still written.
-    Draining {
-        stopped_ns: i64,
-    },
-    Closing,
+pub(crate) enum StartPoint {
+    Idr,
+    /// The unit is not an IDR, but names itself a recovery point.
+    RecoveryPoint,
 }
 
 /// State of the recorder: at most one active recording, and the result of the last one.
 pub(crate) struct Recording {
     assembler: Assembler,
+    clock: CaptureClock,
+    /// Capture time of the newest unit with which decoding can start.
+    last_start_ns: Option<i64>,
     counters: Arc<RecorderCounters>,
     /// Directory of the recordings, which replies prefix to file names.
     directory: String,
@@ -53,34 +55,12 @@ pub(crate) struct Recording {
     last_error: Option<RecorderError>,
 }
 
-struct ActiveRecording {
-    phase: Phase,
-    start: Start,
-    started_ns: i64,
-    heartbeat_at_ns: i64,
-    file: Option<RecordedFile>,
-    creating: Option<FileId>,
-    /// Number in the name of the current file, from 1.
-    number: u32,
-    pending: Option<PendingUnit>,
-    /// True until the next IDR arrives. Other units are dropped until then, because they cannot be decoded.
-    waiting_idr: bool,
-    /// True if the previous unit was dropped, so that a further dropped unit belongs to the same gap.
-    in_gap: bool,
-    /// Number of files that the disk is finishing.
-    finishing: usize,
-    /// Figures of this recording. The duration does not include the current file.
-    report: RecordingReport,
-    reason: StopReason,
-    error: Option<RecorderError>,
-    /// True if a stop request waits for its reply.
-    stop_requested: bool,
-}
-
 impl Recording {
     pub(crate) fn new(counters: Arc<RecorderCounters>, directory: String) -> Recording {
         Recording {
             assembler: Assembler::default(),
+            clock: CaptureClock::default(),
+            last_start_ns: None,
             counters,
             directory,
             outputs: VecDeque::new(),
@@ -119,12 +99,14 @@ impl Recording {
             number: 1,
             pending: None,
             waiting_idr: true,
+            shown_after: None,
             in_gap: false,
             finishing: 0,
             report: RecordingReport::default(),
             reason: StopReason::Requested,
             error: None,
             stop_requested: false,
+            ended_at_ns: None,
         });
         Ok(())
     }
@@ -180,12 +162,28 @@ impl Recording {
         self.active.as_ref().is_some_and(|active| active.pending.is_some())
     }
 
-    /// Caches the parameter sets of a unit without recording it. Returns true if the unit is an IDR.
-    pub(crate) fn remember_parameter_sets(&mut self, bytes: &[u8]) -> bool {
-        self.assembler.assemble(up_to_first_slice(bytes)).is_ok_and(|unit| unit.is_idr())
+    /// Learns from a unit without recording it: caches its parameter sets, and its capture time. Returns how decoding
+    /// can start with the unit, or `None` if it cannot.
+    pub(crate) fn remember(&mut self, now_ns: i64, bytes: &[u8], captured_ns: i64) -> Option<StartPoint> {
+        let unit = self.assembler.assemble(up_to_first_slice(bytes)).ok()?;
+        let time = self.clock.on_unit(&unit, captured_ns, now_ns);
+        let start = match (unit.is_idr(), unit.recovery_point()) {
+            (true, _) => Some(StartPoint::Idr),
+            (false, Some(_)) => Some(StartPoint::RecoveryPoint),
+            (false, None) => None,
+        };
+        if start.is_some() {
+            self.last_start_ns = self.last_start_ns.max(Some(time.captured_ns));
+        }
+        start
     }
 
-    /// Undoes the last [`Recording::remember_parameter_sets`]. Must be called if the camera overwrote the unit while it
+    /// Must be called if the next unit does not follow the last one, because the cursor was moved.
+    pub(crate) fn handle_cursor_moved(&mut self) {
+        self.clock.restart();
+    }
+
+    /// Undoes the caching of the last [`Recording::remember`]. Must be called if the camera overwrote the unit while it
     /// was read.
     pub(crate) fn forget_parameter_sets(&mut self) {
         self.assembler.forget_last_unit();
@@ -200,16 +198,34 @@ impl Recording {
             active.phase = Phase::Closing;
             return self.advance();
         }
-        let Some(pending) = PendingUnit::new(&mut self.assembler, unit, now_ns) else {
-            self.counters.rejected.add_shared(1);
-            return self.handle_gap(1);
+        let filler_before = self.assembler.filler_bytes();
+        let parsed = PendingUnit::new(&mut self.assembler, &mut self.clock, unit, now_ns);
+        self.counters.filler_bytes.add_shared(self.assembler.filler_bytes() - filler_before);
+        let pending = match parsed {
+            Ok(pending) => pending,
+            Err(Skipped::NoPicture) => return,
+            Err(Skipped::BrokenParameterSet) => return self.counters.rejected.add_shared(1),
+            Err(Skipped::Invalid) => {
+                self.counters.rejected.add_shared(1);
+                return self.handle_gap(1);
+            }
         };
-        if active.waiting_idr && !pending.is_idr() {
+        if pending.is_start() {
+            self.last_start_ns = Some(pending.time.captured_ns);
+        } else if active.waiting_idr {
             return self.count_dropped(1);
         }
+        if active.waiting_idr || pending.is_idr() {
+            active.shown_after = pending.time.order.filter(|_| !pending.is_idr());
+        } else if let Some(start) = active.shown_after {
+            if pending.time.order.is_some_and(|order| order < start) {
+                return;
+            }
+            active.shown_after = None;
+        }
         active.waiting_idr = false;
-        if active.report.frame_count == 0 && pending.is_idr() {
-            active.set_first_unit(unit.captured_ns);
+        if active.report.frame_count == 0 && pending.is_start() {
+            active.set_first_unit(pending.time.captured_ns);
         }
         active.pending = Some(pending);
         self.start_next_file_if_needed();
@@ -219,6 +235,7 @@ impl Recording {
     /// Handles units that are missing in the stream. They are counted, and no unit is written until the next IDR.
     pub(crate) fn handle_gap(&mut self, missed_units: u32) {
         self.count_dropped(u64::from(missed_units));
+        self.clock.restart();
         if let Some(active) = &mut self.active {
             active.waiting_idr = true;
         }
@@ -255,8 +272,7 @@ impl Recording {
         if let Some(file) = &mut active.file
             && file.sync_deadline().is_some_and(|deadline| deadline <= now_ns)
         {
-            file.handle_sync_started(now_ns);
-            self.outputs.push_back(Output::Sync { file: file.id });
+            self.outputs.push_back(file.start_sync(now_ns));
         }
         match active.phase {
             Phase::Running => {
@@ -309,11 +325,9 @@ impl Recording {
 
     /// Returns the figures of the active recording. Returns `None` if no recording is active or its file is not created
     /// yet.
-    pub(crate) fn report(&self) -> Option<RecordingReport> {
-        self.active
-            .as_ref()
-            .filter(|active| active.phase != Phase::Starting)
-            .map(ActiveRecording::full_report)
+    pub(crate) fn report(&self, now_ns: i64) -> Option<RecordingReport> {
+        let active = self.active.as_ref().filter(|active| active.phase != Phase::Starting)?;
+        Some(active.full_report(self.last_start_ns.map(|start_ns| now_ns.saturating_sub(start_ns))))
     }
 
     /// Returns the result of the last recording. Also returns the error of the active recording, or else the error that
@@ -352,7 +366,7 @@ impl Recording {
         if !file.must_end_before(pending) {
             return;
         }
-        if !pending.is_idr() {
+        if !pending.is_start() {
             active.pending = None;
             active.waiting_idr = true;
         }
@@ -458,12 +472,15 @@ impl Recording {
         }
     }
 
-    fn handle_synced(&mut self, file: FileId, result: io::Result<bool>) {
+    fn handle_synced(&mut self, file: FileId, result: io::Result<FileFate>) {
         let Some(file) = self.current_file(file) else { return };
         file.handle_sync_done();
         match result {
-            Ok(true) => {}
-            Ok(false) => self.fail(RecorderError::Removed),
+            Ok(fate) => {
+                if let Some(error) = fate.error() {
+                    self.fail(error);
+                }
+            }
             Err(error) => self.fail(RecorderError::io("writing to the disk", &error)),
         }
     }
@@ -490,9 +507,12 @@ impl Recording {
     fn conclude(&mut self) {
         let Some(active) = self.active.take() else { return };
         self.counters.active.store(false, Relaxed);
-        let report = active.full_report();
+        let last_start_age_ns = active.ended_at_ns.zip(self.last_start_ns).map(|(end, start)| end - start);
+        let mut report = active.full_report(last_start_age_ns);
+        report.waiting_for_idr = false;
         let reason = active.error.clone().map_or(active.reason, StopReason::Failed);
-        let kept = report.frame_count > 0;
+        let is_removed = active.error == Some(RecorderError::Removed) && report.files.len() < 2;
+        let kept = report.frame_count > 0 && !is_removed;
         let reply = StopReply { report, reason, kept };
         if active.stop_requested {
             let reply = active.error.clone().map_or(Ok(reply.clone()), Err);
@@ -502,43 +522,6 @@ impl Recording {
             self.last = Some(reply);
         }
         self.last_error = active.error;
-    }
-}
-
-impl ActiveRecording {
-    /// Stores how long before or after the start request the first unit was captured.
-    fn set_first_unit(&mut self, captured_ns: i64) {
-        let after_request = captured_ns.saturating_sub(self.started_ns) as f64 / 1e9;
-        self.report.pre_roll = (-after_request).max(0.0);
-        self.report.start_delay = after_request.max(0.0);
-    }
-
-    /// Ends the recording at `now_ns`. Units captured later are not recorded.
-    fn end(&mut self, now_ns: i64, reason: StopReason) {
-        match self.phase {
-            Phase::Starting => self.phase = Phase::Closing,
-            Phase::Running => self.phase = Phase::Draining { stopped_ns: now_ns },
-            Phase::Draining { .. } | Phase::Closing => return,
-        }
-        self.reason = reason;
-    }
-
-    fn ending_deadline(&self) -> Option<(i64, StopReason)> {
-        let duration = self
-            .start
-            .max_duration_ns
-            .map(|ns| (self.started_ns.saturating_add(ns), StopReason::MaxDuration));
-        let heartbeat = self
-            .start
-            .heartbeat_ns
-            .map(|ns| (self.heartbeat_at_ns.saturating_add(ns), StopReason::Heartbeat));
-        [heartbeat, duration].into_iter().flatten().min_by_key(|(deadline, _)| *deadline)
-    }
-
-    fn full_report(&self) -> RecordingReport {
-        let mut report = self.report.clone();
-        report.duration += self.file.as_ref().map_or(0.0, RecordedFile::duration_s);
-        report
     }
 }
 

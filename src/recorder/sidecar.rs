@@ -5,12 +5,14 @@
 //! A sidecar always has 512 bytes. Finishing a recording therefore overwrites an existing disk block, which works even
 //! on a full disk.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::base::foreign_file::{self, How};
 
 const SIDECAR_BYTES: usize = 512;
 
@@ -37,8 +39,8 @@ impl Sidecar {
     }
 
     pub(super) fn read(directory: &Path, name: &str) -> Option<Sidecar> {
-        let text = fs::read(Self::path(directory, name)).ok().filter(|text| text.len() == SIDECAR_BYTES)?;
-        serde_json::from_slice(&text).ok()
+        let text = foreign_file::read(&Self::path(directory, name), SIDECAR_BYTES as u64).ok()?;
+        serde_json::from_slice(&text).ok().filter(|_| text.len() == SIDECAR_BYTES)
     }
 
     /// Returns the content as JSON, padded with spaces to 512 bytes.
@@ -49,9 +51,21 @@ impl Sidecar {
         text
     }
 
+    /// Writes the sidecar of a new recording. Replaces what an older recording of the same name left.
+    pub(super) fn create(&self, directory: &Path, name: &str) -> io::Result<()> {
+        let path = Self::path(directory, name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = foreign_file::create_new(&path, 0o666)?;
+        file.write_all_at(&self.bytes(), 0)?;
+        file.sync_data()
+    }
+
+    /// Writes the sidecar of a recording over the one that exists.
     pub(super) fn overwrite(&self, directory: &Path, name: &str) -> io::Result<()> {
-        let file =
-            OpenOptions::new().write(true).create(true).truncate(false).open(Self::path(directory, name))?;
+        let file = foreign_file::open(&Self::path(directory, name), How::ReadWriteOrCreate)?;
         file.write_all_at(&self.bytes(), 0)?;
         file.sync_data()
     }

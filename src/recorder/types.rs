@@ -31,6 +31,20 @@ pub struct StopReply {
     pub kept: bool,
 }
 
+impl StopReply {
+    /// Returns why the recording kept no file, as a text for the user.
+    #[must_use]
+    pub fn not_kept_text(&self) -> String {
+        match self.report.last_idr_age {
+            Some(age_s) => format!(
+                "nothing was recorded, because the camera sent no IDR while the recording ran; the last one was \
+                 {age_s:.0} s before the stop"
+            ),
+            None => "nothing was recorded, because the camera has not sent an IDR yet".to_owned(),
+        }
+    }
+}
+
 /// Why a recording stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -138,9 +152,12 @@ pub enum RecorderError {
     /// The directory of recordings cannot be read or written. Holds the system's error text.
     #[error("the directory of recordings can't be used: {0}")]
     Directory(String),
-    /// The file was deleted while the recorder wrote it.
-    #[error("the file was deleted while it was recorded")]
+    /// The file was deleted, renamed or replaced while the recorder wrote it.
+    #[error("another program deleted, renamed or replaced the file while it was recorded")]
     Removed,
+    /// The file lacks bytes that the recorder has written.
+    #[error("another program truncated the file while it was recorded; the part before is kept")]
+    Truncated,
     /// Another operation on a file failed.
     #[error("{doing} failed: {reason}")]
     Io {
@@ -186,6 +203,7 @@ impl RecorderError {
             E::DiskFull => (507, "disk_full"),
             E::Directory(_) => (500, "directory"),
             E::Removed => (500, "removed"),
+            E::Truncated => (500, "truncated"),
             E::Io { .. } => (500, "io"),
             E::TooManyFiles => (500, "too_many_files"),
             E::Unresponsive => (503, "recorder_busy"),

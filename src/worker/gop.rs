@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use crate::base::limits;
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
 use crate::h264::nal::kind;
-use crate::h264::{self, Assembler, Packetizer, Payloads, UnitError};
+use crate::h264::{self, Assembler, Packetizer, Payloads};
 use crate::metrics::WorkerCounters;
 use crate::session::{GopSize, PacketizedUnit, UnitInfo};
 
@@ -236,7 +236,7 @@ impl GopBackfill {
                     ..UnitInfo::default()
                 })
             }
-            Err(UnitError::NoSlice) => None,
+            Err(error) if !error.loses_picture() => None,
             Err(_) => return self.handle_overwritten(counters),
         };
         if !view.is_intact() {

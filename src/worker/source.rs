@@ -2,12 +2,13 @@
 //! for all viewers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::base::clock::Now;
 use crate::base::limits;
 use crate::camera::{Camera, CaptureTimeline, Cursor, Next, UnitView};
-use crate::h264::{Assembler, Packetizer, Payloads, UnitError};
+use crate::h264::{Assembler, BFrameDetector, Packetizer, Payloads, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::{PacketizedUnit, UnitInfo};
 use crate::worker::gop::{Gop, GopBackfill, Live};
@@ -15,6 +16,13 @@ use crate::worker::timing::TimedUnit;
 
 /// Smallest step of the RTP time: one tick, so that the time increases even if the timeline does not advance.
 const STEP_90K_MIN: u64 = 1;
+
+/// What is logged when B-frames are found in the stream.
+const B_FRAMES_FOUND: &str = "the camera sends B-frames. Turn B-frames off: browsers over WebRTC do not reorder \
+                              pictures, so the picture stutters or freezes. Recordings are not affected.";
+
+/// True once a worker has logged [`B_FRAMES_FOUND`].
+static B_FRAMES_LOGGED: AtomicBool = AtomicBool::new(false);
 
 /// Result of [`Source::poll_unit`].
 pub(super) enum Polled {
@@ -41,6 +49,7 @@ pub(super) struct Source {
     /// True after the first unit was read or the ring was searched.
     knows_interval: bool,
     backfill: GopBackfill,
+    b_frames: BFrameDetector,
 }
 
 impl Source {
@@ -56,6 +65,7 @@ impl Source {
             timeline: CaptureTimeline::default(),
             knows_interval: false,
             backfill: GopBackfill::new(camera),
+            b_frames: BFrameDetector::default(),
         }
     }
 
@@ -77,6 +87,8 @@ impl Source {
             }
             Next::Restarted => {
                 counters.restarts.add(1);
+                counters.b_frames.set(0);
+                self.b_frames = BFrameDetector::default();
                 self.handle_loss()
             }
             Next::Empty | Next::Away => {
@@ -145,13 +157,19 @@ impl Source {
                 if !view.is_intact() {
                     return self.handle_torn(counters);
                 }
+                counters.filler_bytes.set_total(self.assembler.filler_bytes());
                 count_refused(&error, counters);
-                // A unit with only parameter sets has no picture, so nothing was lost.
-                return if matches!(error, UnitError::NoSlice) { Polled::Again } else { self.handle_loss() };
+                return if error.loses_picture() { self.handle_loss() } else { Polled::Again };
             }
         };
         if has_viewers || self.backfill.keeps_at_once(self.cursor.position()) {
             self.packetizer.packetize(&unit, &mut self.payloads);
+        }
+        if self.b_frames.find(&unit) {
+            counters.b_frames.set(1);
+            if !B_FRAMES_LOGGED.swap(true, Relaxed) {
+                log::warn!("{B_FRAMES_FOUND}");
+            }
         }
         let mut timeline = self.timeline;
         let info = UnitInfo {
@@ -175,6 +193,7 @@ impl Source {
         self.taken_at = Some(now.instant);
         counters.units_processed.add(1);
         counters.payload_allocations.set_total(self.packetizer.allocations());
+        counters.filler_bytes.set_total(self.assembler.filler_bytes());
         self.update_stream_counters(view, counters);
         if info.is_idr || (info.is_recovery_point && self.backfill.needs_recovery_point()) {
             self.backfill.begin(view.sequence, &self.assembler, info.is_recovery_point);
@@ -249,6 +268,7 @@ impl Source {
 
 fn count_refused(error: &UnitError, counters: &WorkerCounters) {
     match error {
+        UnitError::NoSlice => {}
         UnitError::MissingParameterSets { .. } => counters.missing_parameter_sets.add(1),
         _ => counters.malformed_units.add(1),
     }

@@ -18,6 +18,7 @@ use streaming_server::recorder::{RecorderError, RecorderState, StartRequest, Sto
 
 mod kill;
 pub(crate) mod rig;
+mod streams;
 use rig::{
     Mounted, Picture, Rig, SMALL, TemporaryDirectory, TestCamera, assert_complete, assert_plays, byte_stream,
     named, unit_numbers,

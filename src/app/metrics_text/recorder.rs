@@ -31,6 +31,11 @@ pub(super) fn expose(text: &mut Exposition, from: &RecorderCounters) {
             "Access units not recorded because the camera lapped the recorder (slow disk).",
             &from.lapped,
         ),
+        (
+            "recording_filler_bytes_total",
+            "Bytes of filler in access units. They are not recorded.",
+            &from.filler_bytes,
+        ),
         ("disk_errors_total", "Failed operations on files.", &from.disk_errors),
     ] {
         text.counter(name, help).value(value.get());

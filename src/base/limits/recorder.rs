@@ -28,7 +28,13 @@ pub const RECORDING_BYTES_MAX: u64 = 4_200_000_000;
 /// Duration of a file in nanoseconds after which the next IDR starts a new file.
 pub const RECORDING_DURATION_SOFT_NS: i64 = 3_600_000_000_000;
 
-/// Maximum number of access units in one file. Each takes 12 bytes in the index.
+/// Bytes and duration of a file after which the next recovery point starts a new file, if no IDR has arrived.
+pub const RECORDING_BYTES_OVERDUE: u64 = 4_050_000_000;
+/// See [`RECORDING_BYTES_OVERDUE`].
+pub const RECORDING_OVERDUE_NS: i64 = 3_900_000_000_000;
+
+/// Maximum number of access units in one file. Each takes 16 bytes in the index, and 32 more if the
+/// stream has B-frames.
 pub const RECORDING_UNITS_MAX: usize = 1 << 20;
 
 /// Number of index entries that are allocated together.

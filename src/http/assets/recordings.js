@@ -19,6 +19,7 @@ const player = $("player");
 
 let isRecording = false;
 let isBusy = false;
+let waitingText = null; // what the running recording waits for, as the note shows it
 let playing = null; // name of the recording in the player, or null
 
 async function request(method, path, body) {
@@ -56,6 +57,9 @@ function showStatus(status) {
   recordButton.setAttribute("aria-pressed", String(isRecording));
   recordButton.disabled = isBusy;
   recordText.textContent = isRecording ? `Stop ${clock(status.duration || 0)}` : "Record";
+  // What the recording waits for changes every second, and is removed when the recording begins.
+  if (status.message || note.textContent === waitingText) showNote(status.message || "");
+  waitingText = status.message || null;
   document.body.toggleAttribute("data-recording", isRecording);
   if (status.error) showNote(status.error.error);
   if (ended && !drawer.hidden) refresh();
@@ -75,7 +79,8 @@ async function toggleRecording() {
   recordButton.disabled = true;
   try {
     const answer = await request("POST", isRecording ? "api/recording/stop" : "api/recording/start");
-    showNote(answer.status === "stopped" ? `Saved ${answer.name}, ${clock(answer.duration)}` : `Recording ${answer.name}`);
+    const stopped = answer.message || `Saved ${answer.name}, ${clock(answer.duration)}`;
+    showNote(answer.status === "stopped" ? stopped : `Recording ${answer.name}`);
   } catch (error) {
     showNote(error.message);
   } finally {

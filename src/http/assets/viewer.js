@@ -41,6 +41,9 @@ const TEXTS = {
   tap: ["Tap to play", "This browser plays video only after a tap."],
 };
 
+const B_FRAMES = "The camera sends B-frames, so the picture stutters: browsers over WebRTC do not reorder pictures. "
+  + "Turn B-frames off in the camera's encoder. Recordings are not affected.";
+
 let pc = null;
 let state = "connecting";
 let retryTimer = 0;
@@ -230,6 +233,9 @@ function onNewStatus(status, missed) {
   const wasGone = missedStatus >= 2;
   missedStatus = missed;
   camera = status ? status.camera : null;
+  const note = camera && camera.b_frames ? B_FRAMES : "";
+  if ($("camera-note").textContent !== note) $("camera-note").textContent = note;
+  $("camera-note").hidden = !note;
   if (camera && camera.stalled_after_ms) stalledAfter_ms = camera.stalled_after_ms;
   if (wasGone && status) reconnectNow();
   show();

@@ -12,4 +12,7 @@ mod tests;
 pub(super) mod timeline;
 mod track;
 
-pub use track::{FRAGMENT_HEADER_BYTES, Fragment, Index, TIMESCALE, Track, UnitKind, index_bytes_max};
+pub use track::{
+    FRAGMENT_HEADER_BYTES, FRAGMENT_HEADER_BYTES_MAX, Fragment, Index, TIMESCALE, Track, UnitKind,
+    index_bytes_max,
+};

@@ -2,7 +2,7 @@
 //! No MP4 library is used, because the boxes are few. The tests read the written files with an independent library.
 
 use super::boxes::{boxed, full_box, table, u32_at, u32s, u64_at};
-use super::track::{FRAGMENT_HEADER_BYTES, Index, TIMESCALE, Track};
+use super::track::{Index, TIMESCALE, Track};
 
 /// Seconds from 1904, the epoch of MP4 times, to 1970.
 const EPOCH_1904_S: u64 = 2_082_844_800;
@@ -166,7 +166,8 @@ fn sample_description(track: &Track, out: &mut Vec<u8>) {
     });
 }
 
-/// Appends the tables stts (durations), stss (IDRs), stsc (chunks), stsz (sizes) and stco (offsets).
+/// Appends the tables stts (durations), ctts (presentation less decoding time, if they differ), stss (IDRs), sgpd and
+/// sbgp (recovery points, if there are any), stsc (chunks), stsz (sizes) and stco (offsets).
 ///
 /// Each unit is a chunk of its own, because fragment headers lie between the units. If the index is empty, stss is
 /// omitted: an empty stss would state that no unit of the file is an IDR, although the fragments contain IDRs.
@@ -179,24 +180,94 @@ fn sample_tables(index: &Index, fragments_offset: u64, out: &mut Vec<u8>) {
         }
     }
     table(out, b"stts", &runs);
+    composition_times(index, out);
     if !index.is_empty() {
         let idrs: Vec<[u32; 1]> =
-            (1..).zip(index.units()).filter(|(_, (_, idr))| *idr).map(|(number, _)| [number]).collect();
+            (1..).zip(index.units()).filter(|(_, unit)| unit.is_idr).map(|(number, _)| [number]).collect();
         table(out, b"stss", &idrs);
+        random_access_groups(index, out);
     }
     let one_unit_per_chunk: &[[u32; 3]] = if index.is_empty() { &[] } else { &[[1, 1, 1]] };
     table(out, b"stsc", one_unit_per_chunk);
     full_box(out, b"stsz", 0, |out| {
         u32s(out, &[0, u32::try_from(index.len()).unwrap_or(u32::MAX)]);
-        index.units().for_each(|(bytes, _)| u32s(out, &[bytes]));
+        index.units().for_each(|unit| u32s(out, &[unit.bytes]));
     });
     let mut next = fragments_offset;
-    let offsets = index.units().map(|(bytes, _)| {
-        let offset = next + FRAGMENT_HEADER_BYTES as u64;
-        next = offset + u64::from(bytes);
+    let offsets = index.units().map(|unit| {
+        let offset = next + unit.header_bytes as u64;
+        next = offset + u64::from(unit.bytes);
         Some([u32::try_from(offset).ok()?])
     });
     // Every offset fits in 32 bits, because a file has at most RECORDING_BYTES_MAX bytes, which is less than 4 GiB.
     let offsets: Option<Vec<[u32; 1]>> = offsets.collect();
     table(out, b"stco", &offsets.unwrap_or_default());
+}
+
+/// Appends the table ctts. Version 1 has signed offsets: a B-frame is decoded later than the picture that is shown
+/// after it.
+fn composition_times(index: &Index, out: &mut Vec<u8>) {
+    if index.compositions_90k().all(|composition| composition == 0) {
+        return;
+    }
+    let mut runs: Vec<[u32; 2]> = Vec::with_capacity(index.len());
+    for composition in index.compositions_90k().map(i32::cast_unsigned) {
+        match runs.last_mut() {
+            Some([run, same]) if *same == composition => *run += 1,
+            _ => runs.push([1, composition]),
+        }
+    }
+    full_box(out, b"ctts", 0x0100_0000, |out| {
+        u32s(out, &[u32::try_from(runs.len()).unwrap_or(u32::MAX)]);
+        u32s(out, runs.as_flattened());
+    });
+}
+
+/// Appends the sample groups of the units with which decoding can start although they are not IDRs, which therefore
+/// stss must not list: `rap ` if the pictures are correct at once (ISO/IEC 14496-12, 10.4), and `roll` if they are
+/// correct after some pictures (10.1).
+fn random_access_groups(index: &Index, out: &mut Vec<u8>) {
+    let points = index.recovery_points();
+    let at_once: Vec<(u32, u16)> = points.iter().copied().filter(|(_, frames)| *frames == 0).collect();
+    let gradual: Vec<(u32, u16)> = points.iter().copied().filter(|(_, frames)| *frames > 0).collect();
+    sample_group(index.len(), *b"rap ", &at_once, 1, out);
+    sample_group(index.len(), *b"roll", &gradual, 2, out);
+}
+
+/// Appends the boxes sgpd and sbgp of one kind of sample group. `members` are the numbers of the units, from 1, each with
+/// the value that describes it, which has `value_bytes` bytes.
+fn sample_group(units: usize, kind: [u8; 4], members: &[(u32, u16)], value_bytes: u32, out: &mut Vec<u8>) {
+    if members.is_empty() {
+        return;
+    }
+    let mut values: Vec<u16> = members.iter().map(|(_, value)| *value).collect();
+    values.sort_unstable();
+    values.dedup();
+    full_box(out, b"sgpd", 0x0100_0000, |out| {
+        out.extend_from_slice(&kind);
+        u32s(out, &[value_bytes, u32::try_from(values.len()).unwrap_or(u32::MAX)]);
+        for value in &values {
+            let bytes = (*value).min(i16::MAX.unsigned_abs()).to_be_bytes();
+            out.extend_from_slice(if value_bytes == 1 { &bytes[1..] } else { &bytes });
+        }
+    });
+    let mut rows: Vec<[u32; 2]> = Vec::with_capacity(2 * members.len() + 1);
+    let mut next = 1;
+    for (number, value) in members {
+        let description = values.partition_point(|other| other < value) + 1;
+        if *number > next {
+            rows.push([number - next, 0]);
+        }
+        rows.push([1, u32::try_from(description).unwrap_or(0)]);
+        next = number + 1;
+    }
+    let rest = u32::try_from(units).unwrap_or(u32::MAX).saturating_add(1).saturating_sub(next);
+    if rest > 0 {
+        rows.push([rest, 0]);
+    }
+    full_box(out, b"sbgp", 0, |out| {
+        out.extend_from_slice(&kind);
+        u32s(out, &[u32::try_from(rows.len()).unwrap_or(u32::MAX)]);
+        u32s(out, rows.as_flattened());
+    });
 }

@@ -5,8 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use super::boxes::u32_at;
 use super::fmp4::{Form, MDAT_HEADER_BYTES, MDAT_HEADER_OFFSET, file_header, form};
 use super::moov::parse_track;
-use super::track::{FRAGMENT_HEADER_BYTES, Fragment, Index, Track};
-use crate::base::limits::RECORDING_UNITS_MAX;
+use super::track::{FRAGMENT_HEADER_BYTES, FRAGMENT_HEADER_BYTES_MAX, Fragment, Index, Track};
+use crate::base::limits::{NAL_UNITS_MAX, RECORDING_UNITS_MAX};
 
 /// Fills `out` with the bytes of the file from `offset`. Returns false if the file ends before `out` is full.
 pub fn fill_at(mut file: impl Read + Seek, out: &mut [u8], offset: u64) -> io::Result<bool> {
@@ -40,23 +40,37 @@ pub fn whole_fragments(mut file: impl Read + Seek) -> io::Result<Option<WholeFra
     let Some((track, fragments_offset)) = read_file_header(&mut file)? else { return Ok(None) };
     let mut whole =
         WholeFragments { track, index: Index::default(), fragments_offset, end: fragments_offset };
-    let mut header = [0; FRAGMENT_HEADER_BYTES];
-    while whole.index.len() < RECORDING_UNITS_MAX && fill_at(&mut file, &mut header, whole.end)? {
-        let Some(fragment) = Fragment::parse(&header) else { break };
-        let unit_offset = whole.end + FRAGMENT_HEADER_BYTES as u64;
+    while let Some(fragment) = read_fragment(&mut file, whole.end)? {
+        let unit_offset = whole.end + fragment.header_bytes() as u64;
         let in_order = if whole.index.is_empty() {
             fragment.time_90k == 0
         } else {
             fragment.time_90k > whole.index.last_time_90k()
         };
         let numbered = usize::try_from(fragment.sequence).is_ok_and(|number| number == whole.index.len() + 1);
-        if !in_order || !numbered || !unit_is_whole(&mut file, unit_offset, fragment.unit_bytes)? {
+        let fits = whole.index.len() < RECORDING_UNITS_MAX;
+        if !in_order || !numbered || !fits || !unit_is_whole(&mut file, unit_offset, fragment.unit_bytes)? {
             break;
         }
         whole.index.push(&fragment);
         whole.end = unit_offset + u64::from(fragment.unit_bytes);
     }
     Ok((!whole.index.is_empty()).then_some(whole))
+}
+
+/// Reads the fragment header at `offset`. Returns `None` if there is none of this recorder.
+fn read_fragment(file: &mut (impl Read + Seek), offset: u64) -> io::Result<Option<Fragment>> {
+    let mut header = [0; FRAGMENT_HEADER_BYTES_MAX];
+    for bytes in [FRAGMENT_HEADER_BYTES, FRAGMENT_HEADER_BYTES_MAX] {
+        let Some(part) = header.get_mut(..bytes) else { break };
+        if !fill_at(&mut *file, part, offset)? {
+            break;
+        }
+        if let Some(fragment) = Fragment::parse(part) {
+            return Ok(Some(fragment));
+        }
+    }
+    Ok(None)
 }
 
 fn read_file_header(file: &mut (impl Read + Seek)) -> io::Result<Option<(Track, u64)>> {
@@ -81,7 +95,7 @@ fn read_file_header(file: &mut (impl Read + Seek)) -> io::Result<Option<(Track, 
 
 /// Returns true if the unit is whole: following the NAL unit lengths from one to the next must lead exactly to the end
 /// of the unit. After a power loss a file may contain zeros where data never reached the disk. So a length of 0 means
-/// that the unit is not whole.
+/// that the unit is not whole. A unit with more NAL units than the recorder writes is not whole either.
 fn unit_is_whole(file: &mut (impl Read + Seek), offset: u64, bytes: u32) -> io::Result<bool> {
     let end = offset + u64::from(bytes);
     if end > file.seek(SeekFrom::End(0))? {
@@ -89,8 +103,10 @@ fn unit_is_whole(file: &mut (impl Read + Seek), offset: u64, bytes: u32) -> io::
     }
     let mut at = offset;
     let mut prefix = [0; 4];
+    let mut nal_units = 0;
     while at < end {
-        if end - at < 5 || !fill_at(&mut *file, &mut prefix, at)? {
+        nal_units += 1;
+        if nal_units > NAL_UNITS_MAX || end - at < 5 || !fill_at(&mut *file, &mut prefix, at)? {
             return Ok(false);
         }
         let nal_bytes = u32::from_be_bytes(prefix);

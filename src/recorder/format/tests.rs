@@ -12,23 +12,26 @@ use shiguredo_mp4::demux::{DemuxError, Fmp4FileDemuxer, Input, Mp4FileDemuxer, R
 use super::fmp4::{self, Form};
 use super::moov::{self, Notes};
 use super::recovery::{WholeFragments, whole_fragments};
-use super::{FRAGMENT_HEADER_BYTES, Fragment, Index, TIMESCALE, Track, UnitKind, index_bytes_max};
+use super::{
+    FRAGMENT_HEADER_BYTES, FRAGMENT_HEADER_BYTES_MAX, Fragment, Index, TIMESCALE, Track, UnitKind,
+    index_bytes_max,
+};
 
 #[derive(Clone, Debug)]
 struct Unit {
     nal_units: Vec<Vec<u8>>,
     since_90k: u32,
+    composition_90k: i32,
     kind: UnitKind,
 }
 
 fn unit() -> impl Strategy<Value = Unit> {
     let nal = prop::collection::vec(any::<u8>(), 1..50);
     let kind = prop_oneof![Just(UnitKind::Idr), Just(UnitKind::Reference), Just(UnitKind::Disposable)];
-    (prop::collection::vec(nal, 1..5), 1u32..1_000_000, kind).prop_map(|(nal_units, since_90k, kind)| Unit {
-        nal_units,
-        since_90k,
-        kind,
-    })
+    let composition = prop_oneof![3 => Just(0), 1 => -1_000_000..1_000_000];
+    (prop::collection::vec(nal, 1..5), 1u32..1_000_000, composition, kind).prop_map(
+        |(nal_units, since_90k, composition_90k, kind)| Unit { nal_units, since_90k, composition_90k, kind },
+    )
 }
 
 fn track() -> impl Strategy<Value = Track> {
@@ -59,7 +62,8 @@ fn unfinished(track: &Track, units: &[Unit]) -> (Vec<u8>, Index, Vec<usize>) {
         let fragment = Fragment {
             sequence: u32::try_from(number).unwrap() + 1,
             time_90k,
-            duration_90k: index.expected_duration_90k(),
+            composition_90k: unit.composition_90k,
+            duration_90k: 3_000,
             unit_bytes: unit.nal_units.iter().map(|nal| nal.len() as u32 + 4).sum(),
             kind: unit.kind,
         };
@@ -68,11 +72,17 @@ fn unfinished(track: &Track, units: &[Unit]) -> (Vec<u8>, Index, Vec<usize>) {
         fmp4::gather(&fragment, &nal_units, &mut parts);
         let before = file.len();
         parts.iter().for_each(|part| file.extend_from_slice(part));
-        assert_eq!(file.len() - before, FRAGMENT_HEADER_BYTES + fragment.unit_bytes as usize);
+        assert_eq!(file.len() - before, fragment.header_bytes() + fragment.unit_bytes as usize);
         index.push(&fragment);
         ends.push(file.len());
     }
     (file, index, ends)
+}
+
+fn header(fragment: &Fragment) -> Vec<u8> {
+    let mut header = Vec::new();
+    fragment.write_header(&mut header);
+    header
 }
 
 fn finish(mut file: Vec<u8>, track: &Track, index: &Index, notes: Notes) -> Vec<u8> {
@@ -88,6 +98,7 @@ fn finish(mut file: Vec<u8>, track: &Track, index: &Index, notes: Notes) -> Vec<
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Read {
     time_90k: u64,
+    composition_90k: i32,
     duration_90k: u32,
     idr: bool,
     bytes: Vec<u8>,
@@ -106,7 +117,13 @@ fn expected(units: &[Unit], index: &Index) -> Vec<Read> {
                 bytes.extend_from_slice(&u32::try_from(nal.len()).unwrap().to_be_bytes());
                 bytes.extend_from_slice(nal);
             }
-            Read { time_90k, duration_90k, idr: unit.kind == UnitKind::Idr, bytes }
+            Read {
+                time_90k,
+                composition_90k: unit.composition_90k,
+                duration_90k,
+                idr: unit.kind == UnitKind::Idr,
+                bytes,
+            }
         })
         .collect()
 }
@@ -115,6 +132,7 @@ fn read(file: &[u8], sample: &Sample<'_>) -> Read {
     let start = usize::try_from(sample.data_offset).unwrap();
     Read {
         time_90k: sample.timestamp,
+        composition_90k: sample.composition_time_offset.map_or(0, |offset| offset as i32),
         duration_90k: sample.duration,
         idr: sample.keyframe,
         bytes: file[start..start + sample.data_size].to_vec(),
@@ -186,7 +204,7 @@ proptest! {
         for (read, expected) in fragmented.iter().zip(&expected) {
             // Durations are not compared: a fragment is written before the next unit is known, so it states an
             // estimate.
-            prop_assert_eq!((read.time_90k, read.idr, &read.bytes), (expected.time_90k, expected.idr, &expected.bytes));
+            prop_assert_eq!(Read { duration_90k: expected.duration_90k, ..read.clone() }, expected.clone());
         }
         prop_assert_eq!(fmp4::form(&file), Form::Unfinished);
         let notes = Notes { recovered: units.len() % 2 == 0, dropped_units: 7 };
@@ -253,7 +271,7 @@ proptest! {
         let _any = moov::summary(&bytes);
         let _any = moov::parse_track(&bytes);
         let track = Track { width: 16, height: 16, configuration: configuration(&[1]), started_at_s: 0 };
-        let units = vec![Unit { nal_units: vec![vec![0x65; 20]], since_90k: 1, kind: UnitKind::Idr }; 2];
+        let units = vec![Unit { nal_units: vec![vec![0x65; 20]], since_90k: 1, composition_90k: 0, kind: UnitKind::Idr }; 2];
         let (mut file, _, _) = unfinished(&track, &units);
         let at = at % file.len();
         file[at] ^= flip;
@@ -261,17 +279,26 @@ proptest! {
     }
 
     #[test]
-    fn fragment_header_round_trips(sequence: u32, time_90k: u64, duration_90k: u32, unit_bytes in 0..u32::MAX - 8) {
+    fn fragment_header_round_trips(
+        sequence: u32, time_90k: u64, any_offset: i32, duration_90k: u32, unit_bytes in 0..u32::MAX - 8,
+    ) {
         for kind in [UnitKind::Idr, UnitKind::Reference, UnitKind::Disposable] {
-            let fragment = Fragment { sequence, time_90k, duration_90k, unit_bytes, kind };
-            prop_assert_eq!(Fragment::parse(&fragment.header()), Some(fragment));
+            for composition_90k in [0, any_offset] {
+                let fragment = Fragment { sequence, time_90k, composition_90k, duration_90k, unit_bytes, kind };
+                prop_assert_eq!(Fragment::parse(&header(&fragment)), Some(fragment));
+                prop_assert_eq!(header(&fragment).len(), fragment.header_bytes());
+            }
         }
     }
 
     #[test]
-    fn changed_byte_of_a_fragment_header_is_detected(at in 0..FRAGMENT_HEADER_BYTES, flip in 1u8..) {
-        let fragment = Fragment { sequence: 3, time_90k: 9_000, duration_90k: 3_000, unit_bytes: 77, kind: UnitKind::Idr };
-        let mut header = fragment.header();
+    fn changed_byte_of_a_fragment_header_is_detected(
+        at in 0..FRAGMENT_HEADER_BYTES_MAX, flip in 1u8.., composition_90k in prop::sample::select(vec![0, -3_000]),
+    ) {
+        let (duration_90k, unit_bytes, kind) = (3_000, 77, UnitKind::Idr);
+        let fragment = Fragment { sequence: 3, time_90k: 9_000, composition_90k, duration_90k, unit_bytes, kind };
+        let mut header = header(&fragment);
+        let at = at % header.len();
         header[at] ^= flip;
         prop_assert_ne!(Fragment::parse(&header), Some(fragment));
     }
@@ -280,7 +307,15 @@ proptest! {
 #[test]
 fn zeros_after_a_power_loss_end_the_recording() {
     let track = Track { width: 16, height: 16, configuration: configuration(&[1]), started_at_s: 0 };
-    let units = vec![Unit { nal_units: vec![vec![0x65; 200]], since_90k: 3_000, kind: UnitKind::Idr }; 3];
+    let units = vec![
+        Unit {
+            nal_units: vec![vec![0x65; 200]],
+            since_90k: 3_000,
+            composition_90k: 0,
+            kind: UnitKind::Idr
+        };
+        3
+    ];
     let (mut file, _, ends) = unfinished(&track, &units);
     file[ends[1] + FRAGMENT_HEADER_BYTES..].fill(0);
     assert_eq!(whole_fragments(Cursor::new(&file)).unwrap().unwrap().end, ends[1] as u64);

@@ -1,6 +1,8 @@
 //! PURE: types that the fragments and the index of an MP4 recording share. They describe the track, its access units
 //! and their times.
 
+use std::sync::Arc;
+
 use super::shared_list::SharedList;
 
 /// Ticks per second of all times in the file.
@@ -8,6 +10,9 @@ pub const TIMESCALE: u32 = 90_000;
 
 /// Bytes of a fragment before its access unit: the `moof` box and the header of the `mdat` box.
 pub const FRAGMENT_HEADER_BYTES: usize = 108;
+
+/// As [`FRAGMENT_HEADER_BYTES`], for a fragment whose unit is shown at another time than it is decoded.
+pub const FRAGMENT_HEADER_BYTES_MAX: usize = FRAGMENT_HEADER_BYTES + 4; // local bound: the size of a box
 
 /// Properties of the one track of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +60,10 @@ impl UnitKind {
 pub struct Fragment {
     /// Number of the fragment in its file, from 1.
     pub sequence: u32,
-    /// Presentation time in ticks of [`TIMESCALE`]. The first unit of the file has time 0.
+    /// Decoding time in ticks of [`TIMESCALE`]. The first unit of the file has time 0.
     pub time_90k: u64,
+    /// Presentation time less decoding time, in ticks of [`TIMESCALE`]. Not 0 only in a stream with B-frames.
+    pub composition_90k: i32,
     /// Expected duration of the unit in ticks of [`TIMESCALE`]. The time of the next fragment overrides it.
     pub duration_90k: u32,
     /// Bytes of the access unit, including the length before each NAL unit.
@@ -65,24 +72,41 @@ pub struct Fragment {
     pub kind: UnitKind,
 }
 
-/// Table of the access units in a file, with 12 bytes of memory for each. All tables of the final `moov` box are
+/// Table of the access units in a file, with 16 bytes of memory for each. All tables of the final `moov` box are
 /// computed from it. A clone is cheap and keeps the units of its time, so that a download can read it while the
 /// recorder appends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
     entries: SharedList<IndexEntry>,
+    /// Number of each unit with a recovery point, from 1, with its `recovery_frame_cnt`.
+    recovery_points: Arc<Vec<(u32, u16)>>,
     last_time_90k: u64,
     last_duration_90k: u32,
 }
 
-/// Size and interval of one unit. `bytes_and_idr` is the size in bytes, with the top bit set if the unit is an IDR.
+/// Size and times of one unit. `bytes_and_flags` is the size in bytes, with flags in the two top bits.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 struct IndexEntry {
-    bytes_and_idr: u32,
+    bytes_and_flags: u32,
     since_previous_90k: u32,
+    /// Presentation time less decoding time.
+    composition_90k: i32,
 }
 
+/// Flag of a unit that is an IDR.
 const IDR_BIT: u32 = 1 << 31;
+/// Flag of a unit whose fragment header has [`FRAGMENT_HEADER_BYTES_MAX`] bytes.
+const LONG_HEADER_BIT: u32 = 1 << 30;
+const BYTES_MASK: u32 = LONG_HEADER_BIT - 1;
+
+/// One unit of an index.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct IndexedUnit {
+    pub(super) bytes: u32,
+    pub(super) is_idr: bool,
+    /// Bytes of the fragment header before the unit.
+    pub(super) header_bytes: usize,
+}
 
 impl Index {
     /// Appends a unit that was written to the file.
@@ -90,10 +114,38 @@ impl Index {
         let since = if self.is_empty() { 0 } else { fragment.time_90k.saturating_sub(self.last_time_90k) };
         let since_previous_90k = u32::try_from(since).unwrap_or(u32::MAX);
         let idr = if fragment.kind == UnitKind::Idr { IDR_BIT } else { 0 };
-        debug_assert!(fragment.unit_bytes < IDR_BIT, "a slot holds 3 MB");
-        self.entries.push(IndexEntry { bytes_and_idr: fragment.unit_bytes | idr, since_previous_90k });
+        let long = if fragment.composition_90k == 0 { 0 } else { LONG_HEADER_BIT };
+        debug_assert!(fragment.unit_bytes <= BYTES_MASK, "a slot holds 3 MB");
+        let bytes_and_flags = fragment.unit_bytes & BYTES_MASK | idr | long;
+        let composition_90k = fragment.composition_90k;
+        self.entries.push(IndexEntry { bytes_and_flags, since_previous_90k, composition_90k });
         self.last_time_90k = fragment.time_90k;
         self.last_duration_90k = fragment.duration_90k;
+    }
+
+    /// Records that decoding can start with the last unit, although it is not an IDR. The pictures are correct after
+    /// `frames` pictures.
+    pub fn mark_recovery_point(&mut self, frames: u16) {
+        let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        Arc::make_mut(&mut self.recovery_points).push((number, frames));
+    }
+
+    /// Replaces the times of all units. `times` must have the decoding time and the presentation time of each unit in
+    /// ticks of [`TIMESCALE`]. The decoding times must increase.
+    pub(crate) fn set_times(&mut self, times: &[(u64, u64)]) {
+        debug_assert_eq!(times.len(), self.entries.len());
+        let mut before = times.first().map_or(0, |(decoded, _)| *decoded);
+        let mut entries = SharedList::default();
+        for (entry, (decoded, shown)) in self.entries.iter().zip(times) {
+            entries.push(IndexEntry {
+                since_previous_90k: u32::try_from(decoded.saturating_sub(before)).unwrap_or(u32::MAX),
+                composition_90k: i32::try_from(shown.cast_signed() - decoded.cast_signed()).unwrap_or(0),
+                ..entry
+            });
+            before = *decoded;
+        }
+        self.last_time_90k = before;
+        self.entries = entries;
     }
 
     /// Returns the number of units in the file.
@@ -108,7 +160,7 @@ impl Index {
         self.entries.len() == 0
     }
 
-    /// Returns the presentation time of the last unit, in ticks of [`TIMESCALE`].
+    /// Returns the decoding time of the last unit, in ticks of [`TIMESCALE`].
     #[must_use]
     pub fn last_time_90k(&self) -> u64 {
         self.last_time_90k
@@ -120,12 +172,27 @@ impl Index {
         if self.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
     }
 
-    /// Returns the duration to expect for the next unit: the interval between the last two units, or 1/30 s if that
-    /// interval is zero or more than a second.
-    #[must_use]
-    pub fn expected_duration_90k(&self) -> u32 {
-        let last = self.entries.last().map_or(0, |entry| entry.since_previous_90k);
-        if (1..=TIMESCALE).contains(&last) { last } else { TIMESCALE / 30 }
+    /// Iterates over all units.
+    pub(super) fn units(&self) -> impl Iterator<Item = IndexedUnit> {
+        self.entries.iter().map(|entry| IndexedUnit {
+            bytes: entry.bytes_and_flags & BYTES_MASK,
+            is_idr: entry.bytes_and_flags & IDR_BIT != 0,
+            header_bytes: if entry.bytes_and_flags & LONG_HEADER_BIT == 0 {
+                FRAGMENT_HEADER_BYTES
+            } else {
+                FRAGMENT_HEADER_BYTES_MAX
+            },
+        })
+    }
+
+    /// Returns presentation time less decoding time of each unit, in ticks of [`TIMESCALE`].
+    pub(super) fn compositions_90k(&self) -> impl Iterator<Item = i32> {
+        self.entries.iter().map(|entry| entry.composition_90k)
+    }
+
+    /// Returns the number of each unit with a recovery point, from 1, with its `recovery_frame_cnt`.
+    pub(super) fn recovery_points(&self) -> &[(u32, u16)] {
+        &self.recovery_points
     }
 
     /// Returns the index of the first units only: those that end at the file offset `end`. `fragments_offset` is the
@@ -133,23 +200,22 @@ impl Index {
     #[must_use]
     pub fn up_to(&self, end: u64, fragments_offset: u64) -> Option<Index> {
         let (mut offset, mut last_time_90k, mut units) = (fragments_offset, 0, 0);
-        for entry in self.entries.iter() {
+        for (entry, unit) in self.entries.iter().zip(self.units()) {
             if offset >= end {
                 break;
             }
-            offset += FRAGMENT_HEADER_BYTES as u64 + u64::from(entry.bytes_and_idr & !IDR_BIT);
+            offset += unit.header_bytes as u64 + u64::from(unit.bytes);
             last_time_90k += u64::from(entry.since_previous_90k);
             units += 1;
         }
         let next = self.entries.get(units).map(|entry| entry.since_previous_90k);
         let last_duration_90k = next.unwrap_or(self.last_duration_90k);
         let entries = self.entries.first(units);
-        (units > 0 && offset == end).then_some(Index { entries, last_time_90k, last_duration_90k })
-    }
-
-    /// Iterates over all units. Each item is the size of a unit in bytes, and true if the unit is an IDR.
-    pub(super) fn units(&self) -> impl Iterator<Item = (u32, bool)> {
-        self.entries.iter().map(|entry| (entry.bytes_and_idr & !IDR_BIT, entry.bytes_and_idr & IDR_BIT != 0))
+        let is_before =
+            |(number, _): &&(u32, u16)| usize::try_from(*number).is_ok_and(|number| number <= units);
+        let recovery_points = Arc::new(self.recovery_points.iter().take_while(is_before).copied().collect());
+        let index = Index { entries, recovery_points, last_time_90k, last_duration_90k };
+        (units > 0 && offset == end).then_some(index)
     }
 
     /// Iterates over the durations of all units, in ticks of [`TIMESCALE`].
@@ -159,9 +225,13 @@ impl Index {
     }
 }
 
+/// Maximum bytes of one unit in the `moov` box: a row of stts, stss, stsz, stco and ctts, and two rows of sbgp with a
+/// description in sgpd.
+const INDEX_BYTES_OF_UNIT: u64 = 8 + 4 + 4 + 4 + 8 + 2 * 8 + 6; // local bound
+
 /// Returns an upper bound for the size in bytes of the `moov` box of a finished file with `units` access units. The
 /// recorder keeps this much disk space reserved, so that it can always finish the file.
 #[must_use]
 pub fn index_bytes_max(units: usize) -> u64 {
-    4_096 + 20 * units as u64
+    4_096 + INDEX_BYTES_OF_UNIT * units as u64
 }

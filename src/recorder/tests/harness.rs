@@ -13,9 +13,9 @@ use crate::h264::testing::{self, BitWriter};
 use crate::recorder::counters::RecorderCounters;
 use crate::recorder::format::fmp4::{self, Form};
 use crate::recorder::format::recovery::whole_fragments;
-use crate::recorder::format::{FRAGMENT_HEADER_BYTES, Fragment, UnitKind};
+use crate::recorder::format::{Fragment, UnitKind};
 use crate::recorder::names::{Format, Stem};
-use crate::recorder::operation::{Completion, FileId, IncomingUnit, Output, Start};
+use crate::recorder::operation::{Completion, FileFate, FileId, IncomingUnit, Output, Start};
 use crate::recorder::recording::Recording;
 use crate::recorder::types::{RecorderError, RecorderState, StartReply, StopReply};
 
@@ -33,6 +33,7 @@ pub(crate) struct FakeFile {
 
 pub(crate) struct Harness {
     pub(crate) recording: Recording,
+    pub(crate) counters: Arc<RecorderCounters>,
     pub(crate) now_ns: i64,
     pub(crate) files: BTreeMap<FileId, FakeFile>,
     pub(crate) removed: Vec<String>,
@@ -92,8 +93,10 @@ pub(crate) fn unit_number_of(nal: &[u8]) -> u32 {
 
 impl Harness {
     pub(crate) fn new() -> Harness {
+        let counters = Arc::new(RecorderCounters::default());
         Harness {
-            recording: Recording::new(Arc::new(RecorderCounters::default()), "rec".to_owned()),
+            recording: Recording::new(Arc::clone(&counters), "rec".to_owned()),
+            counters,
             now_ns: 1_000 * SECOND,
             files: BTreeMap::new(),
             removed: Vec::new(),
@@ -173,19 +176,21 @@ impl Harness {
                 open.reserved = bytes;
                 (file, Completion::Truncated(Ok(())))
             }
-            Output::Sync { file } => {
-                let open = self.files.get_mut(&file);
-                open.into_iter().for_each(|open| open.syncs += 1);
-                (file, Completion::Synced(Ok(true)))
+            Output::Sync { file, whole } => {
+                if let Some(open) = self.files.get_mut(&file) {
+                    assert!(whole.start <= whole.end && whole.end <= open.bytes.len() as u64);
+                    open.syncs += 1;
+                }
+                (file, Completion::Synced(Ok(FileFate::Whole)))
             }
             Output::Finish { file, ending } => {
-                let committed = usize::try_from(ending.committed).unwrap();
+                let committed = usize::try_from(ending.whole.end).unwrap();
                 let end = committed + ending.tail.len();
                 let open = self.files.get_mut(&file).unwrap();
                 open.bytes.truncate(committed);
                 assert_eq!(open.bytes.len(), committed);
                 open.reserved = open.reserved.max(committed as u64);
-                let result = self.write(file, ending.committed, &ending.tail);
+                let result = self.write(file, ending.whole.end, &ending.tail);
                 let open = self.files.get_mut(&file).unwrap();
                 let result = if result.is_ok_and(|written| written == ending.tail.len() as u64) {
                     if let Some((offset, header)) = ending.mdat_header {
@@ -266,12 +271,13 @@ impl Harness {
     }
 
     pub(crate) fn push(&mut self, bytes: Vec<u8>) {
+        self.push_captured(bytes, self.now_ns);
+    }
+
+    pub(crate) fn push_captured(&mut self, bytes: Vec<u8>, captured_ns: i64) {
         assert!(self.recording.can_take_unit(), "{:?}", self.recording.state());
-        let unit = IncomingUnit {
-            bytes: Bytes::from(bytes),
-            captured_ns: self.now_ns,
-            captured_at_s: Some(1_700_000_000),
-        };
+        let unit =
+            IncomingUnit { bytes: Bytes::from(bytes), captured_ns, captured_at_s: Some(1_700_000_000) };
         self.recording.push_unit(self.now_ns, &unit);
     }
 
@@ -326,9 +332,9 @@ impl Harness {
         let mut at = usize::try_from(whole.fragments_offset).unwrap();
         let mut numbers = Vec::new();
         while at < bytes.len() {
-            let header = bytes[at..].first_chunk::<FRAGMENT_HEADER_BYTES>().unwrap();
-            let Fragment { unit_bytes, kind, .. } = Fragment::parse(header).unwrap();
-            at += FRAGMENT_HEADER_BYTES;
+            let fragment = Fragment::parse(&bytes[at..]).unwrap();
+            let Fragment { unit_bytes, kind, .. } = fragment;
+            at += fragment.header_bytes();
             let (mut rest, mut kinds) = (&bytes[at..at + unit_bytes as usize], Vec::new());
             at += unit_bytes as usize;
             while !rest.is_empty() {

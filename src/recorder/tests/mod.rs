@@ -1,4 +1,7 @@
-//! Tests of the recording state machine with a fake disk. The simulated day in `worker` uses the same harness.
+//! Tests of the recording state machine with a fake disk, and of the library with real files. The simulated day in
+//! `worker` uses the same harness.
 
 pub(crate) mod harness;
+mod library;
 mod recording;
+mod streams;

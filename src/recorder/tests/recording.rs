@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::harness::{Harness, SECOND, UNIT_INTERVAL, delta, idr, start};
 use crate::base::limits;
 use crate::recorder::names::Format;
-use crate::recorder::operation::{Completion, Output, Start};
+use crate::recorder::operation::{Completion, FileFate, Output, Start};
 use crate::recorder::types::{RecorderError, RecorderState, StopReason};
 
 const FORMATS: [(Format, &str); 2] = [(Format::Mp4, "cat.mp4"), (Format::H264, "cat.h264")];
@@ -244,8 +244,8 @@ fn deleted_file_ends_the_recording() {
     harness.publish_units(3);
     harness.now_ns += 2 * SECOND;
     harness.recording.handle_tick(harness.now_ns);
-    let Some(Output::Sync { file }) = harness.recording.poll_output() else { panic!("no sync") };
-    harness.recording.handle_completion(harness.now_ns, file, Completion::Synced(Ok(false)));
+    let Some(Output::Sync { file, .. }) = harness.recording.poll_output() else { panic!("no sync") };
+    harness.recording.handle_completion(harness.now_ns, file, Completion::Synced(Ok(FileFate::Removed)));
     harness.run_until_idle();
     assert_eq!(harness.recording.last().1, Some(&RecorderError::Removed));
 }
@@ -258,11 +258,11 @@ fn file_deleted_during_a_write_ends_the_recording() {
         harness.write_max = write_max;
         harness.now_ns += 2 * SECOND;
         harness.recording.handle_tick(harness.now_ns);
-        let Some(Output::Sync { file }) = harness.recording.poll_output() else { panic!("no sync") };
+        let Some(Output::Sync { file, .. }) = harness.recording.poll_output() else { panic!("no sync") };
         harness.push(delta(3));
         harness.execute_outputs();
         assert_eq!(harness.completions.len(), 1, "the write is in flight");
-        harness.recording.handle_completion(harness.now_ns, file, Completion::Synced(Ok(false)));
+        harness.recording.handle_completion(harness.now_ns, file, Completion::Synced(Ok(FileFate::Removed)));
         assert!(harness.recording.has_pending_unit(), "the disk still reads the slot");
         harness.run_until_idle();
         assert_eq!(harness.recording.state(), RecorderState::Idle, "write of at most {write_max} bytes");
@@ -278,7 +278,7 @@ fn file_deleted_during_a_write_ends_the_recording() {
 fn invalid_units_are_dropped() {
     let mut harness = Harness::recording(Format::Mp4);
     harness.publish_units(2);
-    for invalid in [vec![], vec![0; 100], vec![0xff; 1_000], vec![0, 0, 1, 0x67, 1, 2]] {
+    for invalid in [vec![], vec![0; 100], vec![0xff; 1_000], vec![0, 0, 1, 0x65]] {
         harness.push(invalid);
         harness.run_until_idle();
     }
@@ -287,6 +287,19 @@ fn invalid_units_are_dropped() {
     let reply = harness.stop().unwrap();
     assert_eq!(harness.unit_numbers("cat.mp4"), [0, 1, 10, 11]);
     assert_eq!(reply.report.dropped_units, 4);
+}
+
+#[test]
+fn file_truncated_by_another_program_ends_the_recording() {
+    let mut harness = Harness::recording(Format::Mp4);
+    harness.publish_units(3);
+    harness.now_ns += 2 * SECOND;
+    harness.recording.handle_tick(harness.now_ns);
+    let Some(Output::Sync { file, whole }) = harness.recording.poll_output() else { panic!("no sync") };
+    assert_eq!(whole, 0..harness.files[&1].bytes.len() as u64);
+    harness.recording.handle_completion(harness.now_ns, file, Completion::Synced(Ok(FileFate::Truncated)));
+    harness.run_until_idle();
+    assert_eq!(harness.recording.last().1, Some(&RecorderError::Truncated));
 }
 
 #[derive(Clone, Debug)]

@@ -161,7 +161,7 @@ impl SimulatedRecorder {
         while self.is_idle() {
             match self.cursor.next(now_ns) {
                 Next::Unit(view) => {
-                    self.disk.recording.remember_parameter_sets(&view.bytes);
+                    self.disk.recording.remember(now_ns, &view.bytes, view.captured_monotonic_ns);
                 }
                 Next::Empty | Next::Away => return,
                 _ => {}

@@ -90,7 +90,7 @@ fn every_change_has_its_own_event() {
     server.backend.is_ready.store(true, Ordering::Relaxed);
     let live = json!({
         "state": "live", "layout": "v3", "width": 1280, "height": 720, "fps": 29.9,
-        "stalled_after_ms": 1_500, "last_idr_s": null,
+        "b_frames": false, "stalled_after_ms": 1_500, "last_idr_s": null,
     });
     assert_eq!(listener.wait_for("camera"), live);
     server.backend.viewers.store(7, Ordering::Relaxed);

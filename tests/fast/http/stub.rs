@@ -95,9 +95,12 @@ impl Backend for Stub {
                 RecordingReply::Started(StartReply { filename, name, waits_for_idr: false })
             }
             RecordingCommand::Start(Err(error)) => return Box::pin(std::future::ready(Err(error.clone()))),
-            RecordingCommand::Stop => {
-                RecordingReply::Stopped { report: RecordingReport::default(), reason: "asked", kept: true }
-            }
+            RecordingCommand::Stop => RecordingReply::Stopped {
+                report: RecordingReport::default(),
+                reason: "asked",
+                kept: true,
+                message: None,
+            },
             RecordingCommand::Heartbeat => RecordingReply::HeartbeatAccepted,
             RecordingCommand::List => {
                 let count = self.listed.load(Ordering::Relaxed);

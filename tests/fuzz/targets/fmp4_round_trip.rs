@@ -9,7 +9,7 @@ use streaming_server::recorder::format::fmp4::{self, Form};
 use streaming_server::recorder::format::moov::{self, Notes};
 use streaming_server::recorder::format::recovery::whole_fragments;
 use streaming_server::recorder::format::{
-    FRAGMENT_HEADER_BYTES, Fragment, Index, Track, UnitKind, index_bytes_max,
+    Fragment, Index, Track, UnitKind, index_bytes_max,
 };
 
 fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
@@ -28,13 +28,14 @@ fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
         let fragment = Fragment {
             sequence: index.len() as u32 + 1,
             time_90k,
-            duration_90k: index.expected_duration_90k(),
+            composition_90k: if kind > 200 { i32::from(kind) * 1_000 } else { 0 },
+            duration_90k: since_90k,
             unit_bytes: nal_units.iter().map(|nal| nal.len() as u32 + 4).sum(),
             kind: [UnitKind::Idr, UnitKind::Reference, UnitKind::Disposable][usize::from(kind % 3)],
         };
         let mut parts = Vec::new();
         fmp4::gather(&fragment, &nal_units, &mut parts);
-        assert_eq!(parts.concat().len(), FRAGMENT_HEADER_BYTES + fragment.unit_bytes as usize);
+        assert_eq!(parts.concat().len(), fragment.header_bytes() + fragment.unit_bytes as usize);
         file.extend(parts.concat());
         index.push(&fragment);
     }

@@ -43,12 +43,15 @@ fn child(ring: &str, directory: &Path, format: Format) -> Child {
         .unwrap()
 }
 
-/// Kills a recorder process `after_us` microseconds after its file began to grow. Returns the size of the file in
+/// Bytes with which a recorder marks a new MP4 as its own, before the first unit.
+const MARK_BYTES: u64 = 48;
+
+/// Kills a recorder process `after_us` microseconds after the first unit was written to its file. Returns the size of the file in
 /// bytes.
 fn record_and_kill(camera: &TestCamera, path: &Path, format: Format, after_us: u64) -> u64 {
     let mut child = child(&camera.name, path.parent().unwrap(), format);
     let bytes = || std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    while bytes() == 0 {
+    while bytes() <= MARK_BYTES {
         std::thread::sleep(Duration::from_millis(2));
     }
     std::thread::sleep(Duration::from_micros(after_us));
