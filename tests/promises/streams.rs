@@ -8,11 +8,31 @@
 )]
 
 mod rig;
-use rig::{Source, access_units, assert_arrives, play, stream, unit_line};
+use rig::{Source, access_units, assert_arrives, kind, play, stream, unit_line};
 
 /// Plays a stream of the corpus, one access unit per slot.
 fn plays_unchanged(name: &str, layout: &str) {
     assert_arrives(&format!("stream {}", stream(name).display()), name, layout);
+}
+
+#[test]
+fn b_frames_are_shown_in_order() {
+    plays_unchanged("b-frames", "lease");
+}
+
+#[test]
+fn b_frames_that_are_references_are_shown_in_order() {
+    plays_unchanged("b-pyramid", "v3");
+}
+
+#[test]
+fn b_frames_without_vui_are_shown_in_order() {
+    plays_unchanged("b-frames-no-vui", "lease");
+}
+
+#[test]
+fn open_gop() {
+    plays_unchanged("open-gop", "lease");
 }
 
 #[test]
@@ -33,6 +53,11 @@ fn every_picture_is_an_idr() {
 #[test]
 fn ends_of_sequence_and_of_stream() {
     plays_unchanged("end-of-sequence", "lease");
+}
+
+#[test]
+fn filler_of_a_constant_bit_rate() {
+    plays_unchanged("cbr-filler", "lease");
 }
 
 #[test]
@@ -143,6 +168,44 @@ fn gray_picture() {
     plays_unchanged("gray", "lease");
 }
 
+/// NAL units that are no picture and no parameter set: SEI (x264's kind and an unknown one), an access unit delimiter,
+/// filler data, ends of a sequence, and kinds that H.264 reserves or leaves unspecified.
+const NOT_PICTURES: [&str; 8] = [
+    "00000001 0605100102030405060708090a0b0c0d0e0f1080",
+    "00000001 06c8020a0b80",
+    "00000001 09f0",
+    "00000001 0cffffff80",
+    "00000001 0a",
+    "00000001 17aabb",
+    "00000001 1eaabb",
+    "00000001 09f0 00000001 0605010180 00000001 0cff80",
+];
+
+#[test]
+fn units_without_a_picture_are_no_loss() {
+    let path = stream("no-delimiters").display().to_string();
+    let mut script = String::new();
+    for (index, payload) in NOT_PICTURES.iter().enumerate() {
+        let (from, to) = (index * 6, index * 6 + 6);
+        script += &format!("stream {path} units={from}..{to}\nunit hex:{}\n", payload.replace(' ', ""));
+    }
+    script += &format!("stream {path} units=48..50");
+    assert_arrives(&script, "no-delimiters", "lease");
+}
+
+#[test]
+fn parameter_sets_in_units_of_their_own() {
+    let source = std::fs::read(stream("baseline")).unwrap();
+    let mut lines = Vec::new();
+    for unit in access_units(&source) {
+        let (sets, rest): (Vec<&[u8]>, Vec<&[u8]>) =
+            unit.into_iter().partition(|nal| matches!(kind(nal), 7 | 8));
+        lines.extend(sets.iter().map(|set| unit_line(&[set])));
+        lines.push(unit_line(&rest));
+    }
+    assert_arrives(&lines.join("\n"), "baseline", "v3");
+}
+
 #[test]
 fn slots_that_lie_about_size_and_camera_are_played() {
     let path = stream("baseline").display().to_string();
@@ -150,6 +213,38 @@ fn slots_that_lie_about_size_and_camera_are_played() {
         "stream {path} units=0..25 width=1 height=8192 frame=7\nstream {path} units=25..50 camera=-1"
     );
     assert_arrives(&script, "baseline", "v1");
+}
+
+/// Returns the place of each unit of a stream in the order of presentation. B-frames must not be references.
+fn places_of_presentation(source: &[u8]) -> Vec<i64> {
+    let units = access_units(source);
+    let is_reference =
+        |unit: &Vec<&[u8]>| unit.iter().any(|nal| matches!(kind(nal), 1 | 5) && nal[0] & 0x60 != 0);
+    let mut places = vec![0; units.len()];
+    let (mut next, mut held) = (0, None);
+    for (index, unit) in units.iter().enumerate() {
+        // A reference is shown after the B-frames that follow it, so the next reference releases it.
+        let shown = if is_reference(unit) { held.replace(index) } else { Some(index) };
+        if let Some(shown) = shown {
+            places[shown] = next;
+            next += 1;
+        }
+    }
+    places[held.unwrap()] = next;
+    places
+}
+
+#[test]
+fn stamps_in_the_order_of_presentation() {
+    let path = stream("b-frames");
+    let places = places_of_presentation(&std::fs::read(&path).unwrap());
+    let line = |(index, place): (i64, &i64)| {
+        // The encoder holds a picture back until the B-frames before it are coded, here for three intervals.
+        let stamp_ms = 40 * (place - index) - 120;
+        format!("stream {} units={index}..{} gap=40ms stamp={stamp_ms}ms\n", path.display(), index + 1)
+    };
+    let script: String = (0..).zip(&places).map(line).collect();
+    assert_arrives(&script, "b-frames", "lease").assert_rtp_time_follows_the_units(40_000_000);
 }
 
 #[test]
@@ -181,4 +276,17 @@ fn camera_clock_that_is_set_while_it_runs() {
     ]
     .join("\n");
     assert_arrives(&script, "baseline", "lease").assert_rtp_time_follows_the_units(33_000_000);
+}
+
+#[test]
+fn stream_without_idr_starts_at_a_recovery_point() {
+    let path = stream("intra-refresh");
+    let source = std::fs::read(&path).unwrap();
+    let units = access_units(&source);
+    let has_recovery_point = |unit: &Vec<&[u8]>| unit.iter().any(|nal| nal.starts_with(&[0x06, 0x06]));
+    let start = units.iter().position(has_recovery_point).unwrap();
+    let script = format!("stream {} units={}..{}", path.display(), start / 2, units.len());
+    let played = play(&script, "lease", units.len() - start);
+    played.assert_nothing_lost();
+    played.assert_units_are(&units[start..]);
 }
