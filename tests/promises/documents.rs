@@ -41,7 +41,7 @@ impl Home {
     }
 
     fn bash(&self, script: &str) -> Output {
-        let program = PathBuf::from(support::program("streaming-server"));
+        let program = support::program("streaming-server");
         let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
         let mut command = Command::new("bash");
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
