@@ -129,11 +129,11 @@ fn replaced_file_is_not_removed_and_not_served_as_the_running_one() {
     let ours = File::open(&path).unwrap();
     let progress = test.1.register("cat.mp4", FileIdentity::of(&ours).unwrap());
     progress.send_modify(|progress| progress.committed_bytes = 40);
-    assert_eq!(test.1.open("cat.mp4").unwrap().bytes, 40);
+    assert_eq!(test.1.open("cat.mp4", None).unwrap().bytes, 40);
     assert!(test.1.list().unwrap()[0].recording);
     fs::remove_file(&path).unwrap();
     test.write("cat.mp4", b"of another program");
-    assert_eq!(test.1.open("cat.mp4").unwrap_err(), RecorderError::NotFound("cat.mp4".to_owned()));
+    assert_eq!(test.1.open("cat.mp4", None).unwrap_err(), RecorderError::NotFound("cat.mp4".to_owned()));
     assert!(!test.1.list().unwrap()[0].recording);
     assert!(test.1.remove_ours("cat.mp4", &ours).is_err());
     assert_eq!(fs::read(&path).unwrap(), b"of another program");
@@ -160,7 +160,7 @@ fn pipes_links_and_directories_are_no_recordings() {
     assert_eq!(listed.len(), 3, "{listed:?}");
     assert!(test.1.unfinished().is_empty());
     for name in ["pipe.mp4", "link.mp4", "device.h264", "directory.h264"] {
-        assert_eq!(test.1.open(name).unwrap_err(), RecorderError::NotFound(name.to_owned()));
+        assert_eq!(test.1.open(name, None).unwrap_err(), RecorderError::NotFound(name.to_owned()));
         assert_eq!(test.1.delete(name), Err(RecorderError::NotFound(name.to_owned())));
     }
     assert!(Sidecar::default().overwrite(&test.0, "a.h264").is_err(), "a pipe");
