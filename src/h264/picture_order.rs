@@ -219,7 +219,7 @@ mod tests {
             let unit = annex_b(&[sps.to_vec(), pps(0, 0, 0), slice]);
             order.place(&assembler.assemble(&unit).unwrap()).map(|place| place.order)
         };
-        slices.iter().map(|slice| place(slice)).collect()
+        slices.iter().map(place).collect()
     }
 
     #[test]

@@ -206,19 +206,7 @@ fn json_keys(bytes: usize) -> String {
 }
 
 fn get(path: &str) -> Head<'_> {
-    Head {
-        method: "GET",
-        path,
-        query: None,
-        host: None,
-        origin: None,
-        if_none_match: None,
-        range: None,
-        if_range: None,
-        authorization: None,
-        cookie: None,
-        requested_method: None,
-    }
+    Head { method: "GET", path, ..Head::default() }
 }
 
 fn policy() -> Policy {
@@ -242,7 +230,7 @@ fn head(head: Head<'_>) {
     let parsed = Config::from_args(["--token".into(), "correct-horse-battery".into()], |_| None, no_file);
     let Ok(Parsed::Run(config)) = parsed else { panic!("the options are valid") };
     let moment = Moment::now();
-    let access = Access::new(config.token.unwrap(), 8080, Arc::default(), moment.steady);
+    let access = Access::new(config.token.unwrap(), 8080, Arc::default());
     let policy = policy();
     let from = IpAddr::from([127, 0, 0, 1]);
     parser_measured(&mut || {

@@ -481,6 +481,11 @@ function onTap(event) {
   isWaking = isHidden && Boolean(event.target.closest("#stage, #bar"));
 }
 
+// Without this, the button below the tap would get the focus, and would then keep the bar visible.
+function onMouseDown(event) {
+  if (isWaking) event.preventDefault();
+}
+
 function onClick(event) {
   // A click of a keyboard or a screen reader has the detail 0. It presses a button on purpose.
   if (isWaking && event.detail > 0) {
@@ -497,8 +502,9 @@ function onActivity() {
 }
 
 function wireControls() {
-  // These two see the events before all other listeners.
+  // These see the events before all other listeners.
   window.addEventListener("pointerdown", onTap, true);
+  window.addEventListener("mousedown", onMouseDown, true);
   window.addEventListener("click", onClick, true);
   $("stage").addEventListener("click", tapped);
   $("status-button").addEventListener("click", toggleStatus);

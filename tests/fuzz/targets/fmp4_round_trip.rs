@@ -8,9 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use streaming_server::recorder::format::fmp4::{self, Form};
 use streaming_server::recorder::format::moov::{self, Notes};
 use streaming_server::recorder::format::recovery::whole_fragments;
-use streaming_server::recorder::format::{
-    Fragment, Index, Track, UnitKind, index_bytes_max,
-};
+use streaming_server::recorder::format::{Fragment, Index, Track, UnitKind, index_bytes_max};
 
 fuzz_target!(|input: (u16, u16, u32, Vec<u8>, Vec<(u32, u8, Vec<Vec<u8>>)>)| {
     let (width, height, started_at_s, configuration, units) = input;
