@@ -334,11 +334,9 @@ impl Engine {
         self.retention_ran_at_ns = now_ns;
         let (library, rules) = (self.library.clone(), self.config.retention);
         let operations = self.file_operations.clone();
-        let retain = move || {
-            match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
-                Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
-                Err(error) => log::warn!("the retention rules could not be applied: {error}"),
-            }
+        let retain = move || match library.retain(&rules, u64::try_from(unix_s()).unwrap_or(0)) {
+            Ok(retired) => retired.iter().for_each(|name| log::info!("retention: deleted {name}")),
+            Err(error) => log::warn!("the retention rules could not be applied: {error}"),
         };
         self.retention_task = Some(tokio_uring::spawn(async move {
             let _not_run_if_the_queue_is_full = operations.run(retain).await;

@@ -64,6 +64,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::await_holding_lock, reason = "the lock keeps the jobs from ending, and no future waits for it")]
     #[test]
     fn jobs_run_on_the_threads_made_at_start_and_a_full_queue_refuses() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

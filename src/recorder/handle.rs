@@ -80,15 +80,8 @@ pub fn spawn(
             if !is_ready {
                 return;
             }
-            let engine = Engine::new(
-                camera,
-                engine_library,
-                config,
-                commands,
-                shutdown,
-                unit_published,
-                operations,
-            );
+            let engine =
+                Engine::new(camera, engine_library, config, commands, shutdown, unit_published, operations);
             runtime.block_on(engine.run());
         }
         Err(error) => {

@@ -25,8 +25,8 @@ pub use close::CloseReason;
 pub use context::{ContextError, SessionConfig, SessionContext};
 pub use media::catch_up::{CatchUpDecision, GopAvailability, GopSize, IdrReason};
 pub use media::{PacketizedUnit, UnitInfo};
-pub use transport::profile::SrtpChoice;
 pub use transport::offer_error::OfferError;
+pub use transport::profile::SrtpChoice;
 pub use transport::stun::stun_ufrag;
 pub use viewer::{Output, Viewer};
 
@@ -37,6 +37,23 @@ pub struct Destination {
     pub local: Option<IpAddr>,
     /// Address and port of the viewer.
     pub remote: SocketAddr,
+}
+
+/// A change of the addresses of a viewer, for the table that finds a session by address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathChange {
+    /// An authentic datagram came from this address. Reported for a new address, when it is proven, and every 2 s.
+    InUse {
+        /// Address of the viewer.
+        remote: SocketAddr,
+        /// True if the viewer is known to receive at this address.
+        is_proven: bool,
+    },
+    /// The session has forgotten this address.
+    Gone {
+        /// Address of the viewer.
+        remote: SocketAddr,
+    },
 }
 
 /// Takes the datagrams of one session, in order. The session encrypts each datagram directly into the sink's send

@@ -13,7 +13,7 @@ use str0m::{Input, RtcError};
 
 use crate::base::limits;
 use crate::metrics::status::GateState;
-use crate::session::DatagramSink;
+use crate::session::{DatagramSink, Destination, PathChange};
 use crate::session::close::CloseReason;
 use crate::session::context::SessionContext;
 use crate::session::media::catch_up::{CatchUp, CatchUpDecision, GopAvailability, IdrReason};
@@ -103,13 +103,19 @@ impl Viewer {
 
     /// Returns the local ICE ufrag. STUN requests for this session carry it in their USERNAME, before the colon.
     pub fn local_ufrag(&self) -> &str {
-        &self.transport.ufrag
+        self.transport.ufrag()
     }
 
     /// Returns true if an authenticated STUN request has arrived from `remote`. All other datagrams from that address
     /// then belong to this viewer.
     pub fn accepts_address(&self, remote: SocketAddr) -> bool {
         self.transport.accepts_address(remote)
+    }
+
+    /// Returns the next change of the viewer's addresses, for the table that finds sessions by address. Changes come from
+    /// [`Viewer::handle_datagram`].
+    pub fn poll_path_change(&mut self) -> Option<PathChange> {
+        self.transport.poll_path_change()
     }
 
     /// Returns the IP address to which media is sent. Returns `None` before DTLS has sent anything.
@@ -147,7 +153,7 @@ impl Viewer {
             }
             Phase::Closing(_) | Phase::Closed(_) => self.now,
         };
-        self.transport.deadline.min(own)
+        self.transport.next_deadline().min(own)
     }
 
     /// Returns the time at which an unfinished handshake ends the session: at once if it has failed.
@@ -168,16 +174,17 @@ impl Viewer {
         }
         self.advance(now);
         let was_paused = self.transport.is_paused;
+        let from = Destination { local, remote };
         let is_handled = match DatagramKind::of(bytes) {
             DatagramKind::Rtcp => {
                 let is_authentic =
                     self.transport.accepts_address(remote) && self.sender.handle_rtcp(self.now, bytes);
                 if is_authentic {
-                    self.transport.on_authentic_rtcp(self.now, remote);
+                    self.transport.on_authentic_rtcp(self.now, from, bytes.len());
                 }
                 is_authentic
             }
-            kind => self.transport.handle_datagram(self.now, kind, local, remote, bytes),
+            kind => self.transport.handle_datagram(self.now, kind, from, bytes),
         };
         if !is_handled {
             self.datagrams_rejected += 1;
@@ -325,7 +332,7 @@ impl Viewer {
         }
         let is_asked = std::mem::take(&mut self.sender.is_idr_wanted);
         if self.gate.state() == GateState::WaitingForIdr && !self.is_catching_up() {
-            // A waiting viewer that asks for an IDR is told to wait once more, so that the camera is asked again.
+            // If a waiting viewer asks for an IDR, its wait is reported once more, so that the camera is asked again.
             self.catch_up.is_waiting &= !is_asked;
             return Some(IdrReason::Join);
         }
@@ -402,7 +409,7 @@ impl Viewer {
             if let Phase::Closed(reason) = self.phase {
                 return Output::Closed(reason);
             }
-            match self.transport.poll_output() {
+            match self.transport.poll_output(self.now) {
                 Ok(TransportOutput::Datagram(to, bytes)) => self.sender.send_plain(&bytes, &to, sink),
                 Ok(TransportOutput::Connected) => self.start_media(),
                 Ok(TransportOutput::PeerClosed) => {

@@ -1,7 +1,7 @@
 //! Plays a script: reads its files once, then waits, makes the slot of each unit as the script says, and publishes it.
 //! Payloads are published unchanged, without a stamp. The text format is in `script`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ use super::run::{
 };
 use super::script::{Command, Entry, Payload, Script, SlotChanges, SyntaxError, Wait};
 use super::test_card::TestCardConfig;
-use crate::base::clock;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
+use crate::base::{clock, foreign_file};
 use crate::camera::{FORMAT_H264, RingWriter, SlotMetadata};
 use crate::h264::Assembler;
 
@@ -104,7 +104,7 @@ impl LoadedScript {
         let failed =
             |source| ScriptError::Read { script: path.to_owned(), line: 0, path: path.to_owned(), source };
         let mut text = String::new();
-        File::open(path)
+        foreign_file::open_configured(path)
             .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text))
             .map_err(failed)?;
         let script: Script =
@@ -164,7 +164,8 @@ impl LoadedScript {
         let read_before: u64 = self.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let room = FILE_BYTES_MAX.saturating_sub(read_before);
         let mut bytes = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(room + 1).read_to_end(&mut bytes));
+        let read =
+            foreign_file::open_configured(&path).and_then(|file| file.take(room + 1).read_to_end(&mut bytes));
         match read {
             Ok(read) if read as u64 > room => {
                 let problem = ContentProblem::FilesTooLarge;

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::base::limits;
 use crate::camera::Wakeup;
 use crate::metrics::status::ViewerStatus;
-use crate::session::Viewer;
+use crate::session::{PathChange, Viewer};
 
 /// Guard that the worker holds as long as it has the session. Dropping the guard completes the [`SessionEnd`].
 pub type SessionGuard = oneshot::Sender<Infallible>;
@@ -53,12 +53,12 @@ pub enum Command {
         /// Index of the worker that owns the session.
         worker: usize,
     },
-    /// Command to the receiving worker: datagrams from this address belong to the session with this ufrag.
-    Learned {
-        /// Remote address that passed the session's integrity check.
-        remote: SocketAddr,
+    /// Command to the receiving worker: the addresses of the session with this ufrag have changed.
+    PathChanged {
         /// Local ufrag of the session.
         ufrag: String,
+        /// What has changed.
+        change: PathChange,
     },
     /// Command to the receiving worker: remove the routes of the session with this ufrag.
     Forget {

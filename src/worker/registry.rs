@@ -84,7 +84,7 @@ impl Registry {
 
     /// Passes a datagram to the session that owns `ufrag` (STUN) or the address `remote`. Returns false if there is no
     /// such session. Once STUN from `remote` has passed the session's integrity check, the address belongs to that
-    /// session.
+    /// session, unless another session holds it.
     pub(super) fn deliver(
         &mut self,
         now: Instant,
@@ -93,16 +93,16 @@ impl Registry {
         ufrag: Option<&str>,
         bytes: &[u8],
     ) -> bool {
-        let id = self.ids.find(ufrag, remote);
-        let Some(slot) = id.and_then(|id| self.by_id(id)) else { return false };
+        let Some(id) = self.ids.find(ufrag, remote) else { return false };
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.viewer.id() == id) else { return false };
         slot.viewer.handle_datagram(now, local, remote, bytes);
         slot.touched = true;
-        if let Some(ufrag) = ufrag
-            && slot.viewer.accepts_address(remote)
-            && self.ids.learn_address(ufrag, remote)
-            && let Some(receiver) = &self.receiver
-        {
-            receiver.update_routes(Command::Learned { ufrag: ufrag.to_owned(), remote });
+        while let Some(change) = slot.viewer.poll_path_change() {
+            let ufrag = slot.viewer.local_ufrag();
+            self.ids.apply(ufrag, change, now);
+            if let Some(receiver) = &self.receiver {
+                receiver.update_routes(Command::PathChanged { ufrag: ufrag.to_owned(), change });
+            }
         }
         true
     }

@@ -1,29 +1,55 @@
 //! Tables that map ufrags and addresses to the session or worker that owns them. Every worker finds its own sessions
 //! with such a table. Worker 0 receives for all workers and has a second table, by which it forwards datagrams. The
-//! other workers keep that table up to date with [`Command::Learned`] and [`Command::Forget`].
+//! other workers keep that table up to date with [`Command::PathChanged`] and [`Command::Forget`].
 //!
-//! [`Command::Learned`]: crate::worker::commands::Command::Learned
+//! [`Command::PathChanged`]: crate::worker::commands::Command::PathChanged
 //! [`Command::Forget`]: crate::worker::commands::Command::Forget
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::time::Instant;
+
+use smallvec::SmallVec;
 
 use crate::base::limits;
+use crate::session::PathChange;
 
-/// Owners by ufrag (STUN) and by address (all other datagrams). A table has at most [`limits::ROUTES_MAX`] routes.
+/// Owners by ufrag (STUN) and by address (all other datagrams). A table has at most [`limits::ROUTES_MAX`] routes, each
+/// with at most [`limits::VIEWER_PATHS_MAX`] addresses.
+///
+/// A session may claim an address only by an authenticated request from there, but the source address of a request can
+/// be forged. An address therefore stays with the session that claimed it first as long as that session uses it.
 pub(super) struct Routes<T> {
     by_ufrag: HashMap<String, Route<T>>,
-    by_address: HashMap<SocketAddr, T>,
+    by_address: HashMap<SocketAddr, Claim<T>>,
     /// Number of routes added so far.
     added: u64,
 }
 
 struct Route<T> {
     owner: T,
-    /// The newest address that passed the session's integrity check.
-    remote: Option<SocketAddr>,
+    /// Addresses that passed the session's integrity check. Another session may have claimed some of them since.
+    remotes: SmallVec<[SocketAddr; 2]>,
     /// Value of `Routes::added` when this route was added.
     number: u64,
+}
+
+/// The right of a session to the datagrams from an address.
+struct Claim<T> {
+    owner: T,
+    /// Number of the session's route.
+    number: u64,
+    is_proven: bool,
+    /// When an authentic datagram came last; when the first one came if the address is not proven.
+    used_at: Instant,
+}
+
+impl<T> Claim<T> {
+    /// Returns true if no other session may claim the address.
+    fn is_held(&self, now: Instant) -> bool {
+        let span = if self.is_proven { limits::ADDRESS_HELD } else { limits::ADDRESS_CLAIMED };
+        now.saturating_duration_since(self.used_at) < span
+    }
 }
 
 impl<T> Default for Routes<T> {
@@ -32,7 +58,7 @@ impl<T> Default for Routes<T> {
     }
 }
 
-impl<T: Copy + PartialEq> Routes<T> {
+impl<T: Copy> Routes<T> {
     /// Adds a route: STUN for `ufrag` goes to `owner`. At the limit the oldest route is removed.
     pub(super) fn insert(&mut self, ufrag: String, owner: T) {
         if self.by_ufrag.len() >= limits::ROUTES_MAX
@@ -41,7 +67,7 @@ impl<T: Copy + PartialEq> Routes<T> {
             self.remove(&oldest);
         }
         self.added += 1;
-        self.by_ufrag.insert(ufrag, Route { owner, remote: None, number: self.added });
+        self.by_ufrag.insert(ufrag, Route { owner, remotes: SmallVec::new(), number: self.added });
     }
 
     fn oldest(&self) -> Option<String> {
@@ -49,31 +75,49 @@ impl<T: Copy + PartialEq> Routes<T> {
         Some(ufrag.clone())
     }
 
-    /// Records that datagrams from `remote` belong to the session with `ufrag`, and removes the session's older
-    /// address. Returns false if the address was known already or there is no such session.
-    pub(super) fn learn_address(&mut self, ufrag: &str, remote: SocketAddr) -> bool {
-        let Some(route) = self.by_ufrag.get_mut(ufrag) else { return false };
-        let (old, owner) = (route.remote.replace(remote), route.owner);
-        if old == Some(remote) {
-            return false;
+    /// Applies a change of the addresses of the session with `ufrag`.
+    pub(super) fn apply(&mut self, ufrag: &str, change: PathChange, now: Instant) {
+        match change {
+            PathChange::InUse { remote, is_proven } => self.claim(ufrag, remote, is_proven, now),
+            PathChange::Gone { remote } => {
+                let Some(route) = self.by_ufrag.get_mut(ufrag) else { return };
+                route.remotes.retain(|known| *known != remote);
+                let number = route.number;
+                self.remove_claim(remote, number);
+            }
         }
-        self.remove_address(old, owner);
-        self.by_address.insert(remote, owner);
-        true
     }
 
-    /// Removes the route and the address of the session with `ufrag`.
+    /// Claims the datagrams from `remote` for the session with `ufrag`, unless another session holds the address.
+    fn claim(&mut self, ufrag: &str, remote: SocketAddr, is_proven: bool, now: Instant) {
+        let Some(route) = self.by_ufrag.get_mut(ufrag) else { return };
+        let (owner, number) = (route.owner, route.number);
+        if let Some(claim) = self.by_address.get_mut(&remote).filter(|claim| claim.number == number) {
+            claim.is_proven = is_proven;
+            if is_proven {
+                claim.used_at = now;
+            }
+            return;
+        }
+        let is_held = self.by_address.get(&remote).is_some_and(|claim| claim.is_held(now));
+        if is_held || route.remotes.len() >= limits::VIEWER_PATHS_MAX {
+            return;
+        }
+        route.remotes.push(remote);
+        self.by_address.insert(remote, Claim { owner, number, is_proven, used_at: now });
+    }
+
+    /// Removes the route and the addresses of the session with `ufrag`.
     pub(super) fn remove(&mut self, ufrag: &str) {
-        if let Some(Route { owner, remote, .. }) = self.by_ufrag.remove(ufrag) {
-            self.remove_address(remote, owner);
+        let Some(Route { remotes, number, .. }) = self.by_ufrag.remove(ufrag) else { return };
+        for remote in remotes {
+            self.remove_claim(remote, number);
         }
     }
 
-    /// Removes an address, unless it belongs to another owner by now.
-    fn remove_address(&mut self, remote: Option<SocketAddr>, owner: T) {
-        if let Some(remote) = remote
-            && self.by_address.get(&remote) == Some(&owner)
-        {
+    /// Removes an address, unless it belongs to another session by now.
+    fn remove_claim(&mut self, remote: SocketAddr, number: u64) {
+        if self.by_address.get(&remote).is_some_and(|claim| claim.number == number) {
             self.by_address.remove(&remote);
         }
     }
@@ -88,7 +132,7 @@ impl<T: Copy + PartialEq> Routes<T> {
     pub(super) fn find(&self, ufrag: Option<&str>, remote: SocketAddr) -> Option<T> {
         match ufrag {
             Some(ufrag) => self.by_ufrag.get(ufrag).map(|route| route.owner),
-            None => self.by_address.get(&remote).copied(),
+            None => self.by_address.get(&remote).map(|claim| claim.owner),
         }
     }
 }
@@ -97,32 +141,44 @@ impl<T: Copy + PartialEq> Routes<T> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use std::time::Duration;
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
     }
 
+    fn now() -> Instant {
+        crate::base::clock::now().instant
+    }
+
+    fn in_use(port: u16, is_proven: bool) -> PathChange {
+        PathChange::InUse { remote: address(port), is_proven }
+    }
+
     #[test]
-    fn routes_follow_a_session_to_its_new_address_and_are_removed_whole() {
-        let mut routes = Routes::default();
-        routes.learn_address("unknown", address(1000));
+    fn all_addresses_of_a_session_are_routed_and_removed_with_it() {
+        let (mut routes, now) = (Routes::default(), now());
+        routes.apply("unknown", in_use(1000, true), now);
         assert_eq!(routes.find(None, address(1000)), None);
         routes.insert("abc".to_owned(), 3);
         assert_eq!(routes.find(Some("abc"), address(9)), Some(3));
-        routes.learn_address("abc", address(1000));
-        routes.learn_address("abc", address(2000));
-        assert_eq!(routes.find(None, address(1000)), None);
-        assert_eq!(routes.find(None, address(2000)), Some(3));
+        for port in [1000, 2000, 3000] {
+            routes.apply("abc", in_use(port, false), now);
+        }
+        assert_eq!([1000, 2000, 3000].map(|port| routes.find(None, address(port))), [Some(3); 3]);
+        routes.apply("abc", PathChange::Gone { remote: address(1000) }, now);
+        assert_eq!((routes.find(None, address(1000)), routes.find(None, address(2000))), (None, Some(3)));
         routes.remove("abc");
         assert_eq!((routes.find(Some("abc"), address(9)), routes.find(None, address(2000))), (None, None));
+        assert_eq!(routes.counts(), (0, 0));
     }
 
     #[test]
     fn routes_are_bounded_and_the_oldest_is_removed_first() {
-        let mut routes = Routes::default();
+        let (mut routes, now) = (Routes::default(), now());
         for number in 0..=limits::ROUTES_MAX {
             routes.insert(format!("ufrag {number}"), 1);
-            routes.learn_address(&format!("ufrag {number}"), address(u16::try_from(number).unwrap()));
+            routes.apply(&format!("ufrag {number}"), in_use(u16::try_from(number).unwrap(), true), now);
         }
         assert_eq!(routes.counts(), (limits::ROUTES_MAX, limits::ROUTES_MAX));
         assert_eq!((routes.find(Some("ufrag 0"), address(9)), routes.find(None, address(0))), (None, None));
@@ -133,14 +189,44 @@ mod tests {
     }
 
     #[test]
-    fn address_that_another_owner_took_over_stays_with_it() {
-        let mut routes = Routes::default();
+    fn address_in_use_cannot_be_taken_over() {
+        let (mut routes, mut at) = (Routes::default(), now());
+        routes.insert("victim".to_owned(), 1);
+        routes.insert("thief".to_owned(), 2);
+        routes.apply("victim", in_use(1000, true), at);
+        for _ in 0..60 {
+            at += Duration::from_secs(1);
+            routes.apply("thief", in_use(1000, true), at);
+            assert_eq!(routes.find(None, address(1000)), Some(1));
+            routes.apply("victim", in_use(1000, true), at);
+        }
+        routes.remove("thief");
+        assert_eq!(routes.find(None, address(1000)), Some(1));
+    }
+
+    #[test]
+    fn address_of_a_silent_session_goes_to_the_session_that_uses_it() {
+        let (mut routes, start) = (Routes::default(), now());
         routes.insert("old".to_owned(), 1);
         routes.insert("new".to_owned(), 2);
-        assert!(routes.learn_address("old", address(1000)));
-        assert!(!routes.learn_address("old", address(1000)), "known");
-        assert!(routes.learn_address("new", address(1000)));
+        routes.apply("old", in_use(1000, true), start);
+        routes.apply("new", in_use(1000, false), start + limits::ADDRESS_HELD);
+        assert_eq!(routes.find(None, address(1000)), Some(2));
         routes.remove("old");
+        assert_eq!(routes.find(None, address(1000)), Some(2));
+    }
+
+    #[test]
+    fn address_that_is_never_proven_cannot_be_kept() {
+        let (mut routes, mut at) = (Routes::default(), now());
+        routes.insert("squatter".to_owned(), 1);
+        routes.insert("viewer".to_owned(), 2);
+        routes.apply("squatter", in_use(1000, false), at);
+        for _ in 0..4 {
+            at += Duration::from_secs(1);
+            routes.apply("squatter", in_use(1000, false), at);
+        }
+        routes.apply("viewer", in_use(1000, false), at);
         assert_eq!(routes.find(None, address(1000)), Some(2));
     }
 }

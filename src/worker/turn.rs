@@ -274,9 +274,7 @@ impl<D: Driver> Worker<D> {
                 let _ = reply.send(statuses);
             }
             Command::Route { ufrag, worker } => self.routes.insert(ufrag, worker),
-            Command::Learned { ufrag, remote } => {
-                self.routes.learn_address(&ufrag, remote);
-            }
+            Command::PathChanged { ufrag, change } => self.routes.apply(&ufrag, change, now.instant),
             Command::Forget { ufrag } => self.routes.remove(&ufrag),
             Command::Stop => self.stop(now),
         }

@@ -13,6 +13,7 @@ mod native_offers;
 mod session;
 mod session_end;
 mod session_hostile;
+mod session_paths;
 mod session_replay;
 mod signaling;
 mod test_card;

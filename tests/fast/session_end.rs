@@ -270,7 +270,7 @@ fn every_end_of_a_connected_session_says_goodbye() {
 }
 
 #[test]
-fn end_of_an_unfinished_handshake_is_told_by_an_alert() {
+fn unfinished_handshake_ends_with_an_alert() {
     let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
     let flights = Rc::new(Cell::new(0));
     let seen = Rc::clone(&flights);

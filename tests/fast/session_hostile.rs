@@ -250,44 +250,6 @@ proptest! {
 
 // ---- tests: STUN with the right password -----------------------------------------------------------
 
-#[test]
-fn media_follows_the_nominated_address() {
-    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
-    pair.connect();
-    let moved = SocketAddr::from(([203, 0, 113, 9], 7_000));
-    let request = signed_request(&pair, [127, 255, 255, 255], &[(0x0025, Vec::new())]);
-    pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), moved, &request);
-    pair.viewer.drain(pair.now, &mut Outbox::default());
-    // The session asks str0m once a second for the selected path, so a second must pass before it sends to the new
-    // address.
-    pair.now += Duration::from_millis(1_100);
-    pair.viewer.handle_timeout(pair.now);
-    pair.viewer.drain(pair.now, &mut Outbox::default());
-    let mut outbox = Outbox::default();
-    let payloads = payloads(0, 3, 1_100);
-    pair.viewer.push_access_unit(pair.now, &unit(&payloads, 0, true), &mut outbox);
-    assert_eq!(outbox.0.iter().map(|(to, _)| to.remote).collect::<Vec<_>>(), [moved; 3]);
-}
-
-#[test]
-fn number_of_addresses_of_a_viewer_is_bounded() {
-    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
-    pair.connect();
-    let request = signed_request(&pair, USUAL_PRIORITY, &[]);
-    let local = Some(server_address().ip());
-    let mut answered = 0;
-    for port in 1_000..3_000_u16 {
-        let remote = SocketAddr::from(([203, 0, 113, 9], port));
-        pair.viewer.handle_datagram(pair.now, local, remote, &request);
-        let mut outbox = Outbox::default();
-        pair.viewer.drain(pair.now, &mut outbox);
-        answered += outbox.0.iter().filter(|(to, _)| to.remote == remote).count();
-    }
-    assert!(answered > 10 && answered < limits::VIEWER_PATHS_MAX, "{answered}");
-    send_units(&mut pair, 0, 2, 3);
-    assert_eq!(pair.packets.len(), 6);
-}
-
 proptest! {
     #![proptest_config(support::properties_of(24))]
 

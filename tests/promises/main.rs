@@ -31,7 +31,7 @@ mod service;
 mod shipped;
 mod shutdown;
 mod stages;
+mod start;
 mod streams;
 mod system_calls;
-mod start;
 mod torn;

@@ -92,6 +92,30 @@ fn silent_callers(http: SocketAddr, recording: &str) -> Vec<TcpStream> {
     (0..30).map(open).collect()
 }
 
+/// Starts what goes wrong around the server: a directory takes the place of the ring, signals arrive, strangers send
+/// random datagrams, and requests are refused.
+fn start_trouble(server: &Server, shm: &str) -> Trouble {
+    let mut trouble = Trouble::default();
+    trouble.add(Duration::from_millis(300), squat(shm));
+    let pid = Pid::from_raw(server.process.id().try_into().unwrap()).unwrap();
+    trouble.add(Duration::from_millis(5), move || {
+        for signal in [Signal::HUP, Signal::PIPE, Signal::CONT, Signal::WINCH, Signal::URG, Signal::CHILD] {
+            let _ = kill_process(pid, signal);
+        }
+    });
+    let (udp, socket, mut random) = (server.udp, UdpSocket::bind("127.0.0.1:0").unwrap(), Random::new(7));
+    trouble.add(Duration::from_millis(2), move || {
+        let bytes = usize::try_from(random.below(1_400)).unwrap();
+        let _ = socket.send_to(&random.bytes(bytes), udp);
+    });
+    // Each of these refusals is logged, so they also fill the queue of the log.
+    let http = server.http;
+    trouble.add(Duration::from_millis(10), move || {
+        http::request(http, "POST", "/api/recording/start", &[], b"").assert_error(&[409]);
+    });
+    trouble
+}
+
 #[test]
 fn viewers_and_recording_do_not_notice_what_goes_wrong_around_them() {
     let Some(disk) = Mounted::tmpfs(160 << 20) else {
@@ -119,25 +143,8 @@ fn viewers_and_recording_do_not_notice_what_goes_wrong_around_them() {
     let name = started.json()["name"].as_str().unwrap().to_owned();
     viewers.iter().for_each(|viewer| viewer.wait_more_units(10));
 
-    let mut trouble = Trouble::default();
     log.fill();
-    trouble.add(Duration::from_millis(300), squat(&shm));
-    let pid = Pid::from_raw(server.process.id().try_into().unwrap()).unwrap();
-    trouble.add(Duration::from_millis(5), move || {
-        for signal in [Signal::HUP, Signal::PIPE, Signal::CONT, Signal::WINCH, Signal::URG, Signal::CHILD] {
-            let _ = kill_process(pid, signal);
-        }
-    });
-    let (udp, socket, mut random) = (server.udp, UdpSocket::bind("127.0.0.1:0").unwrap(), Random::new(7));
-    trouble.add(Duration::from_millis(2), move || {
-        let bytes = usize::try_from(random.below(1_400)).unwrap();
-        let _ = socket.send_to(&random.bytes(bytes), udp);
-    });
-    // Each of these refusals is logged, so they also fill the queue of the log.
-    let http = server.http;
-    trouble.add(Duration::from_millis(10), move || {
-        http::request(http, "POST", "/api/recording/start", &[], b"").assert_error(&[409]);
-    });
+    let trouble = start_trouble(&server, &shm);
     let callers = silent_callers(server.http, &name);
     // Another program fills the disk, except for the 64 MiB that the recording has reserved, and some more.
     let ballast = disk.path.join("ballast");

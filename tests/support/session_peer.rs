@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use str0m::change::SdpAnswer;
@@ -89,6 +90,10 @@ pub struct Pair {
     pub to_viewer: Fate,
     pub answer: String,
     pub offer: String,
+    /// Address that the server sees the browser's datagrams come from. A test changes it to rebind the browser's NAT.
+    /// Datagrams to any other address are then lost and kept in `astray`.
+    pub seen_as: SocketAddr,
+    pub astray: Vec<(SocketAddr, Vec<u8>)>,
     client_deadline: Instant,
     viewer_deadline: Instant,
     /// Datagrams in flight. The flag is true for a datagram to the browser.
@@ -157,6 +162,8 @@ impl Pair {
             to_viewer: Box::new(|_| true),
             answer,
             offer,
+            seen_as: client_address(),
+            astray: Vec::new(),
             client_deadline: now,
             viewer_deadline: now,
             in_flight: VecDeque::new(),
@@ -212,7 +219,7 @@ impl Pair {
                 self.drain_client();
             } else {
                 let local = Some(server_address().ip());
-                self.viewer.handle_datagram(self.now, local, client_address(), &bytes);
+                self.viewer.handle_datagram(self.now, local, self.seen_as, &bytes);
                 self.drain_viewer();
             }
         }
@@ -228,8 +235,11 @@ impl Pair {
     /// Queues the datagrams in `outbox` for the browser.
     pub fn deliver(&mut self, outbox: Outbox) {
         for (to, mut bytes) in outbox.0 {
-            let expected = Destination { local: Some(server_address().ip()), remote: client_address() };
-            assert_eq!(to, expected);
+            assert_eq!(to.local, Some(server_address().ip()));
+            if to.remote != self.seen_as {
+                self.astray.push((to.remote, bytes));
+                continue;
+            }
             self.sent_sizes.push(bytes.len());
             if (self.to_client)(&mut bytes) {
                 self.in_flight.push_back((true, bytes));
@@ -307,7 +317,7 @@ pub fn unit(payloads: &[Arc<Payloads>], number: u64, is_idr: bool) -> Packetized
 /// ICE priority of a peer-reflexive candidate.
 pub const USUAL_PRIORITY: [u8; 4] = [110, 0, 1, 255];
 
-/// Builds a STUN binding request with a valid MESSAGE-INTEGRITY and additional attributes.
+/// Builds a STUN binding request with a valid MESSAGE-INTEGRITY, additional attributes and a new transaction id.
 pub fn signed_request(pair: &Pair, priority: [u8; 4], attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
     let value = |sdp: &str, name: &str| {
         sdp.lines().find_map(|line| line.strip_prefix(name)).map(|text| text.trim().to_owned()).unwrap()
@@ -328,7 +338,9 @@ pub fn signed_request(pair: &Pair, priority: [u8; 4], attributes: &[(u16, Vec<u8
     let mut bytes = vec![0, 1];
     bytes.extend((u16::try_from(body.len()).unwrap() + 24).to_be_bytes());
     bytes.extend([0x21, 0x12, 0xa4, 0x42]);
-    bytes.extend([3; 12]);
+    static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+    bytes.extend([3; 4]);
+    bytes.extend(NEXT_ID.fetch_add(1, Ordering::Relaxed).to_be_bytes());
     bytes.extend(body);
     let tag =
         str0m::crypto::from_feature_flags().sha1_hmac_provider.sha1_hmac(password.as_bytes(), &[&bytes]);

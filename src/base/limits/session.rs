@@ -85,9 +85,32 @@ pub const RTP_OVERHEAD_BYTES_MAX: usize = 12 + 2 + 16;
 /// each with a header of one byte. Padding fills the last 32-bit word.
 pub const RTP_EXTENSIONS_BYTES_MAX: usize = 4 + (17 + 4 + 17_usize).next_multiple_of(4);
 
-/// Maximum number of addresses of one viewer in one session. A viewer has candidates of both address families, and new
-/// addresses after a network change. str0m keeps a candidate for each address and never removes it.
-pub const VIEWER_PATHS_MAX: usize = 64;
+/// Maximum number of paths of one viewer: pairs of its address and one of ours. A viewer has candidates of both address
+/// families, and new addresses after a network change. At the limit the path that was not used for the longest time goes.
+pub const VIEWER_PATHS_MAX: usize = 16;
+
+/// An address that is not proven gets at most this many times the bytes received from it (RFC 9000 section 8.1).
+pub const UNPROVEN_FACTOR: usize = 3;
+
+/// Maximum number of STUN requests to one path until the viewer sends another one there.
+pub const PATH_CHECKS_MAX: u32 = 4;
+
+/// Time between the first two STUN requests to one path. It doubles with every further one.
+pub const PATH_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Number of a viewer's STUN requests that are remembered, so that replays are recognised. Browsers send a request at
+/// least every 50 ms while they connect, and every 2 to 5 s afterwards.
+pub const SEEN_REQUESTS_MAX: usize = 128;
+
+/// Maximum number of STUN answers of one session that wait for its next drain.
+pub const STUN_OUTPUT_MAX: usize = 16;
+
+/// Time without an authentic datagram after which an address may pass to another session, although the old session
+/// still lasts: the program at that address was probably restarted.
+pub const ADDRESS_HELD: Duration = Duration::from_secs(6);
+
+/// Time that a session has to prove an address, before it may pass to another session.
+pub const ADDRESS_CLAIMED: Duration = Duration::from_secs(3);
 
 /// Maximum number of datagrams of one viewer that the kernel may hold unsent. Above half of this number, non-reference
 /// units are skipped. Above the full number, all units up to the next IDR are dropped.

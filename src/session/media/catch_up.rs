@@ -61,7 +61,7 @@ pub enum CatchUpDecision {
 /// A viewer's catch-up state.
 #[derive(Debug, Default)]
 pub(in crate::session) struct CatchUp {
-    /// True if the viewer was told to wait for its first IDR. A GOP may still be found: the worker may not have read any
+    /// True if it was reported that the viewer waits for its first IDR. A GOP may still be found: the worker may not have read any
     /// unit yet, or may find the IDR in the ring later.
     pub(in crate::session) is_waiting: bool,
     /// Set while a replay is in progress.

@@ -1,15 +1,15 @@
 //! Turns an SDP offer into the transport and the stream parameters of a session, and the answer. Only this file
 //! configures str0m. It does no I/O.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use aws_lc_rs::hmac;
-use smallvec::SmallVec;
 use str0m::config::Fingerprint;
 use str0m::{IceCreds, RtcConfig};
 
-use super::Transport;
+use super::paths::Paths;
+use super::{IceKeys, Transport};
 use crate::session::context::SessionContext;
 use crate::session::media::StreamParameters;
 use crate::session::transport::answer::{self, LocalDescription};
@@ -58,11 +58,12 @@ pub(in crate::session) fn accept_offer(
         id,
         context: Arc::clone(context),
         rtc,
-        ufrag: credentials.ufrag,
-        stun_key: hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, credentials.pass.as_bytes()),
+        ice: IceKeys::new(&credentials, &negotiated.remote, random()?),
         dtls,
-        paths: SmallVec::new(),
-        selected: None,
+        paths: Paths::default(),
+        constant_path: None,
+        stun_output: VecDeque::new(),
+        destination: None,
         heard_at: now,
         is_paused: false,
         alert: None,
@@ -83,7 +84,6 @@ fn configure(context: &SessionContext, credentials: &IceCreds) -> Result<RtcConf
         .set_dtls_version(context.target_profile().dtls_version())
         .set_local_ice_credentials(credentials.clone())
         .set_ice_lite(true)
-        .set_stats_interval(Some(Duration::from_secs(1))) // str0m then reports the selected path
         .clear_codecs()
         .clear_extension_map())
 }

@@ -1,29 +1,34 @@
-//! ICE (lite) and DTLS of one session: authenticates STUN, tracks the viewer's paths and yields the SRTP keys. str0m
-//! and dimpl implement the protocols. The module does no I/O, reads no clock and does not handle media.
+//! ICE (lite) and DTLS of one session: authenticates STUN, proves the viewer's paths and yields the SRTP keys. The module
+//! does no I/O, reads no clock and does not handle media.
+//!
+//! str0m drives DTLS (dimpl), but not ICE: it believes in one path that never changes, because it would send to every
+//! address that an authenticated request came from. [`paths`] decides where datagrams are really sent.
 
 pub(super) mod accept;
 mod answer;
 pub(super) mod dtls;
 pub(super) mod offer_error;
+mod paths;
 pub(super) mod profile;
 mod sdp;
 mod section;
 pub(super) mod stun;
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use aws_lc_rs::hmac;
-use smallvec::SmallVec;
 use str0m::ice::StunMessage;
 use str0m::net::{DatagramSend, Protocol, Receive};
-use str0m::{Candidate, Event, Input, Rtc, RtcError};
+use str0m::{Candidate, Event, IceCreds, Input, Rtc, RtcError};
 
 use crate::base::limits;
-use crate::session::Destination;
 use crate::session::context::SessionContext;
+use crate::session::{Destination, PathChange};
 use dtls::DtlsLink;
+use paths::{Paths, Request, TransactionId, Verdict};
 use stun::stun_ufrag;
 
 /// Protocol of a datagram, as its first bytes show (RFC 7983 section 7, RFC 5761 section 4).
@@ -50,14 +55,23 @@ impl DatagramKind {
 /// Content type of a DTLS alert record that is not encrypted (RFC 6347 section 4.1).
 const ALERT_RECORD: u8 = 21;
 
-/// A pair of addresses on which an authenticated STUN request arrived.
+/// The path that str0m believes in: the viewer's address and our candidate. The address is never sent to.
 #[derive(Copy, Clone, Debug)]
-struct Path {
+struct ConstantPath {
     remote: SocketAddr,
-    /// Local address of the request as the kernel reported it. Datagrams to the viewer are sent from this address.
-    local: Option<IpAddr>,
-    /// Local candidate that represents the local address in str0m.
     candidate: SocketAddr,
+}
+
+/// What the viewer must know to send us authenticated STUN requests, and what we must know to send it some.
+pub(super) struct IceKeys {
+    /// Local ICE ufrag. The viewer's requests carry it in their USERNAME, before the colon.
+    ufrag: String,
+    remote_ufrag: String,
+    /// HMAC key from our password. It authenticates the viewer's requests and our answers.
+    local: hmac::Key,
+    /// HMAC key from the viewer's password. It authenticates our requests and the viewer's answers.
+    remote: hmac::Key,
+    tie_breaker: [u8; 8],
 }
 
 /// Result of [`Transport::poll_output`].
@@ -78,16 +92,17 @@ pub(super) struct Transport {
     id: u32,
     context: Arc<SessionContext>,
     pub(super) rtc: Rtc,
-    /// Local ICE ufrag. The viewer's STUN requests carry it in their USERNAME, before the colon.
-    pub(super) ufrag: String,
-    /// HMAC key from our ICE password, which authenticates incoming STUN requests.
-    stun_key: hmac::Key,
+    ice: IceKeys,
     pub(super) dtls: DtlsLink,
-    paths: SmallVec<[Path; 2]>,
-    /// Path on which str0m sends DTLS. Media and reports use the same path.
-    selected: Option<Path>,
-    /// Time of the latest authentic STUN request or SRTCP datagram (consent freshness, RFC 7675). Before the first one
-    /// it is the time of the offer.
+    paths: Paths,
+    /// `None` before the first authenticated request.
+    constant_path: Option<ConstantPath>,
+    /// STUN messages to send.
+    stun_output: VecDeque<(Destination, Vec<u8>)>,
+    /// Where media and reports are sent: the selected path while it is proven and the viewer is not silent.
+    destination: Option<Destination>,
+    /// Time of the latest authentic STUN request or SRTCP datagram on the selected path (consent freshness, RFC 7675).
+    /// Before the first one it is the time of the offer.
     heard_at: Instant,
     /// True while no media is sent, because nothing authentic has arrived for [`limits::CONSENT_PAUSE`].
     pub(super) is_paused: bool,
@@ -97,24 +112,33 @@ pub(super) struct Transport {
     /// Source of the latest authenticated STUN request.
     pub(super) checked_from: Option<SocketAddr>,
     /// Time of str0m's next timeout; valid after [`TransportOutput::Idle`].
-    pub(super) deadline: Instant,
+    deadline: Instant,
 }
 
 impl Transport {
-    /// Returns true if an authenticated STUN request arrived from `remote`.
-    pub(super) fn accepts_address(&self, remote: SocketAddr) -> bool {
-        self.paths.iter().any(|path| path.remote == remote)
+    pub(super) fn ufrag(&self) -> &str {
+        &self.ice.ufrag
     }
 
-    /// Returns the destination of media and reports. Returns `None` before DTLS has sent anything, and while the viewer
-    /// is silent.
+    /// Returns true if an authenticated STUN request arrived from `remote`.
+    pub(super) fn accepts_address(&self, remote: SocketAddr) -> bool {
+        self.paths.contains(remote)
+    }
+
+    /// Returns the next change of the viewer's addresses.
+    pub(super) fn poll_path_change(&mut self) -> Option<PathChange> {
+        self.paths.poll_change()
+    }
+
+    /// Returns the destination of media and reports. Returns `None` while no path is proven, and while the viewer is
+    /// silent.
     pub(super) fn destination(&self) -> Option<Destination> {
-        self.last_destination().filter(|_| !self.is_paused)
+        self.destination
     }
 
     /// Returns the destination of a goodbye.
     pub(super) fn last_destination(&self) -> Option<Destination> {
-        self.selected.map(|path| Destination { local: path.local, remote: path.remote })
+        self.paths.proven()
     }
 
     /// Returns the UDP port of the server.
@@ -126,81 +150,116 @@ impl Transport {
 
     /// Handles a STUN or DTLS datagram. Returns false if the datagram is malformed, not authenticated, from an unknown
     /// source, or not for this viewer.
-    pub(super) fn handle_datagram(
-        &mut self,
-        now: Instant,
-        kind: DatagramKind,
-        local: Option<IpAddr>,
-        remote: SocketAddr,
-        bytes: &[u8],
-    ) -> bool {
-        let is_admitted = match kind {
-            DatagramKind::Stun => self.is_authenticated(bytes) && self.note_path(now, local, remote),
-            DatagramKind::Dtls => self.accepts_address(remote),
+    pub(super) fn handle_datagram(&mut self, now: Instant, kind: DatagramKind, from: Destination, bytes: &[u8]) -> bool {
+        self.paths.on_bytes(from, bytes.len());
+        match kind {
+            DatagramKind::Stun if stun::is_success_response(bytes) => self.handle_response(now, from, bytes),
+            DatagramKind::Stun => self.handle_request(now, from, bytes),
+            DatagramKind::Dtls => self.paths.on_dtls(from) && self.handle_dtls(now, bytes),
             DatagramKind::Rtcp | DatagramKind::Other => false,
-        };
-        if !is_admitted {
+        }
+    }
+
+    /// Handles a STUN binding request to our ufrag whose MESSAGE-INTEGRITY proves knowledge of our password.
+    fn handle_request(&mut self, now: Instant, from: Destination, bytes: &[u8]) -> bool {
+        let Some((request, is_conflict)) = self.ice.authenticate(from, bytes) else { return false };
+        let Some(check_id) = stun::random_id() else { return false };
+        if is_conflict {
+            self.stun_output.push_back((from, self.ice.role_conflict(request.id)));
+            return self.paths.contains(from.remote);
+        }
+        let verdict = self.paths.on_request(now, &request, bytes.len(), check_id);
+        if verdict == Verdict::Replayed {
             return false;
         }
-        let Some(candidate) = self.candidate_for(local, remote) else { return false };
-        let Ok(receive) = Receive::new(Protocol::Udp, remote, candidate, bytes) else { return false };
+        self.stun_output.push_back((from, self.ice.answer(request.id, from.remote)));
+        self.stun_output.truncate(limits::STUN_OUTPUT_MAX);
+        self.open_constant_path(now);
+        if verdict == Verdict::New {
+            self.checked_from = Some(from.remote);
+            self.on_authentic(now, from.remote);
+        }
+        true
+    }
+
+    /// Handles the viewer's answer to a STUN request of ours. It proves the path.
+    fn handle_response(&mut self, now: Instant, from: Destination, bytes: &[u8]) -> bool {
+        let is_proof = self.ice.is_authentic_response(bytes)
+            && stun::transaction_id(bytes).is_some_and(|id| self.paths.on_response(now, from.remote, id));
+        if is_proof {
+            self.on_authentic(now, from.remote);
+        }
+        is_proof
+    }
+
+    fn handle_dtls(&mut self, now: Instant, bytes: &[u8]) -> bool {
+        let Some(path) = self.constant_path else { return false };
+        let Ok(receive) = Receive::new(Protocol::Udp, path.remote, path.candidate, bytes) else { return false };
         self.dtls.set_now(now);
         match self.rtc.handle_input(Input::Receive(now, receive)) {
             Ok(()) => true,
             Err(error) => {
-                // Any host on the path can inject broken DTLS, so an error does not end the session.
+                // The session ends if `DtlsLink` has noted the error.
                 log::debug!("viewer {}: datagram refused: {error}", self.id);
                 false
             }
         }
     }
 
-    /// Returns true for a STUN binding request to our ufrag whose MESSAGE-INTEGRITY proves knowledge of our password.
-    fn is_authenticated(&self, bytes: &[u8]) -> bool {
-        stun_ufrag(bytes) == Some(self.ufrag.as_str())
-            && StunMessage::parse(bytes).is_ok_and(|message| {
-                // The password argument is empty and unused, because `stun_key` was already made from our password.
-                message.verify(&[], |_, parts| stun::hmac_sha1(&self.stun_key, parts))
-            })
-    }
-
-    /// Returns the candidate that represents the local address of a datagram, because str0m knows only candidates.
-    /// Without an exact match, returns the first candidate of the same IP version as `remote`.
-    fn candidate_for(&self, local: Option<IpAddr>, remote: SocketAddr) -> Option<SocketAddr> {
-        let candidates = || self.context.candidates.iter().map(Candidate::addr);
-        let exact = local.and_then(|ip| candidates().find(|candidate| candidate.ip() == ip));
-        exact.or_else(|| candidates().find(|candidate| candidate.is_ipv4() == remote.is_ipv4()))
-    }
-
-    /// Remembers the path of an authenticated request and renews consent. Returns false if no candidate matches, or if
-    /// the path is new and the viewer already has [`limits::VIEWER_PATHS_MAX`] paths.
-    fn note_path(&mut self, now: Instant, local: Option<IpAddr>, remote: SocketAddr) -> bool {
-        let Some(candidate) = self.candidate_for(local, remote) else { return false };
-        let path = Path { remote, local, candidate };
-        let is_full = self.paths.len() >= limits::VIEWER_PATHS_MAX;
-        match self.paths.iter_mut().find(|path| path.remote == remote && path.candidate == candidate) {
-            Some(known) => *known = path,
-            None if is_full => return false,
-            None => self.paths.push(path),
+    /// Makes str0m believe in a path, so that it sends DTLS: a nominating request from an address of documentation
+    /// (RFC 5737, RFC 3849).
+    fn open_constant_path(&mut self, now: Instant) {
+        if self.constant_path.is_some() {
+            return;
         }
-        self.renew_consent(now);
-        self.checked_from = Some(remote);
-        true
+        let Some(candidate) = self.context.candidates.first().map(Candidate::addr) else { return };
+        let ip: IpAddr = if candidate.is_ipv4() {
+            Ipv4Addr::new(192, 0, 2, 1).into()
+        } else {
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+        };
+        let path = ConstantPath { remote: SocketAddr::new(ip, 9), candidate };
+        let request = self.ice.nomination();
+        if let Ok(receive) = Receive::new(Protocol::Udp, path.remote, path.candidate, &request) {
+            let handled = self.rtc.handle_input(Input::Receive(now, receive));
+            debug_assert!(handled.is_ok(), "STUN never fails in str0m");
+            self.constant_path = Some(path);
+        }
     }
+
+    /// Handles an authentic SRTCP datagram from `from`.
+    pub(super) fn on_authentic_rtcp(&mut self, now: Instant, from: Destination, bytes: usize) {
+        self.paths.on_bytes(from, bytes);
+        self.paths.on_rtcp(now, from);
+        self.on_authentic(now, from.remote);
+    }
+
+    /// Handles the end of the DTLS handshake.
+    pub(super) fn on_connected(&mut self, now: Instant) {
+        self.paths.on_connected(now);
+        self.renew_consent(now);
+    }
+
+    /// Renews consent if `remote` is the address of the selected path. An address that is not proven cannot renew it,
+    /// or a viewer could direct media to a victim and keep it flowing.
+    fn on_authentic(&mut self, now: Instant, remote: SocketAddr) {
+        if self.paths.is_selected(remote) {
+            self.renew_consent(now);
+        } else {
+            self.set_destination();
+        }
+    }
+
+    // ---- consent -----------------------------------------------------------------------------------
 
     fn renew_consent(&mut self, now: Instant) {
         self.heard_at = now;
         self.is_paused = false;
+        self.set_destination();
     }
 
-    /// Renews consent: an authentic SRTCP datagram has arrived from `remote`.
-    pub(super) fn on_authentic_rtcp(&mut self, now: Instant, _remote: SocketAddr) {
-        self.renew_consent(now);
-    }
-
-    /// Starts the consent clock when the handshake has finished.
-    pub(super) fn on_connected(&mut self, now: Instant) {
-        self.renew_consent(now);
+    fn set_destination(&mut self) {
+        self.destination = self.paths.proven().filter(|_| !self.is_paused);
     }
 
     /// Returns the time at which [`Transport::handle_consent`] must be called.
@@ -211,32 +270,35 @@ impl Transport {
     /// Pauses media if the viewer has been silent for [`limits::CONSENT_PAUSE`]. Returns true if consent has expired.
     pub(super) fn handle_consent(&mut self, now: Instant) -> bool {
         self.is_paused = now >= self.heard_at + limits::CONSENT_PAUSE;
+        self.set_destination();
         now >= self.heard_at + limits::CONSENT_TIMEOUT
     }
 
     // ---- output ------------------------------------------------------------------------------------
 
     /// Returns the next datagram or event; [`TransportOutput::Idle`] ends the drain.
-    pub(super) fn poll_output(&mut self) -> Result<TransportOutput, RtcError> {
+    pub(super) fn poll_output(&mut self, now: Instant) -> Result<TransportOutput, RtcError> {
+        while let Some(output) = self.poll_stun(now) {
+            let (to, bytes) = output;
+            if self.paths.may_send(to, bytes.len()) {
+                return Ok(TransportOutput::Datagram(to, bytes.into()));
+            }
+        }
         loop {
             match self.rtc.poll_output()? {
+                // str0m answers the request of `open_constant_path`. DTLS goes to the selected path.
                 str0m::Output::Transmit(transmit) => {
-                    let (remote, source) = (transmit.destination, transmit.source);
-                    self.has_sent_alert |= transmit.contents.first() == Some(&ALERT_RECORD);
-                    if DatagramKind::of(&transmit.contents) == DatagramKind::Dtls {
-                        self.select(remote, source);
+                    let bytes = transmit.contents;
+                    let is_dtls = DatagramKind::of(&bytes) == DatagramKind::Dtls;
+                    let Some(to) = self.paths.selected().filter(|_| is_dtls) else { continue };
+                    if self.paths.may_send(to, bytes.len()) {
+                        self.paths.note_dtls(to);
+                        self.has_sent_alert |= bytes.first() == Some(&ALERT_RECORD);
+                        return Ok(TransportOutput::Datagram(to, bytes));
                     }
-                    let local = self.path(remote, source).map_or(Some(source.ip()), |path| path.local);
-                    return Ok(TransportOutput::Datagram(Destination { local, remote }, transmit.contents));
                 }
                 str0m::Output::Event(Event::Connected) => return Ok(TransportOutput::Connected),
                 str0m::Output::Event(Event::Closed) => return Ok(TransportOutput::PeerClosed),
-                // This event comes once a second. ICE may have selected another path although DTLS has sent nothing.
-                str0m::Output::Event(Event::PeerStats(stats)) => {
-                    if let Some(pair) = stats.selected_candidate_pair {
-                        self.select(pair.remote.addr, pair.local.addr);
-                    }
-                }
                 str0m::Output::Event(_) => {}
                 str0m::Output::Timeout(deadline) => {
                     self.deadline = deadline;
@@ -246,24 +308,89 @@ impl Transport {
         }
     }
 
+    /// Returns the next STUN message: an answer, or a request that is due.
+    fn poll_stun(&mut self, now: Instant) -> Option<(Destination, Vec<u8>)> {
+        self.stun_output.pop_front().or_else(|| {
+            let (to, id) = self.paths.poll_check(now)?;
+            Some((to, self.ice.request(id)))
+        })
+    }
+
     /// Returns the alert that ends an unfinished handshake, unless DTLS has sent one itself. The record is not encrypted,
     /// because the handshake has not agreed on keys.
     fn poll_alert(&mut self) -> Option<TransportOutput> {
         let description = self.alert.take().filter(|_| !self.has_sent_alert)?;
-        let path = self.selected.or(self.paths.last().copied())?;
+        let to = self.paths.selected()?;
         let [fatal, bytes] = [2, 2];
         // The record number only has to be higher than those that the viewer has received (RFC 6347 section 4.1.2.6).
         let record = [ALERT_RECORD, 254, 253, 0, 0, 0, 1, 0, 0, 0, 0, 0, bytes, fatal, description];
-        let to = Destination { local: path.local, remote: path.remote };
-        Some(TransportOutput::Datagram(to, record.to_vec().into()))
+        let is_allowed = self.paths.may_send(to, record.len());
+        is_allowed.then(|| TransportOutput::Datagram(to, record.to_vec().into()))
     }
 
-    fn path(&self, remote: SocketAddr, candidate: SocketAddr) -> Option<Path> {
-        self.paths.iter().find(|path| path.remote == remote && path.candidate == candidate).copied()
+    /// Returns the time of the next timeout of str0m, or of the next STUN request.
+    pub(super) fn next_deadline(&self) -> Instant {
+        self.paths.check_due().map_or(self.deadline, |due| due.min(self.deadline))
+    }
+}
+
+impl IceKeys {
+    pub(super) fn new(local: &IceCreds, remote: &IceCreds, tie_breaker: [u8; 8]) -> IceKeys {
+        let key = |credentials: &IceCreds| {
+            hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, credentials.pass.as_bytes())
+        };
+        let (ufrag, remote_ufrag) = (local.ufrag.clone(), remote.ufrag.clone());
+        IceKeys { ufrag, remote_ufrag, local: key(local), remote: key(remote), tie_breaker }
     }
 
-    /// Selects the path between these addresses; an unknown pair changes nothing.
-    fn select(&mut self, remote: SocketAddr, candidate: SocketAddr) {
-        self.selected = self.path(remote, candidate).or(self.selected);
+    /// Returns an authentic request of the viewer, and true if the viewer claims our role. Returns `None` for anything
+    /// else.
+    fn authenticate(&self, from: Destination, bytes: &[u8]) -> Option<(Request, bool)> {
+        if stun_ufrag(bytes) != Some(self.ufrag.as_str()) {
+            return None;
+        }
+        let message = StunMessage::parse(bytes).ok().filter(StunMessage::is_binding_request)?;
+        let is_ours = message.split_username() == Some((&self.ufrag, &self.remote_ufrag));
+        // The password argument is empty and unused, because the key was already made from it.
+        let is_authentic = is_ours && message.verify(&[], |_, parts| stun::hmac_sha1(&self.local, parts));
+        let (id, priority) = (stun::transaction_id(bytes)?, message.prio()?);
+        let request = Request { id, from, priority, is_nominating: message.use_candidate() };
+        is_authentic.then_some((request, message.ice_controlled().is_some()))
+    }
+
+    fn is_authentic_response(&self, bytes: &[u8]) -> bool {
+        StunMessage::parse(bytes).is_ok_and(|message| {
+            message.is_successful_binding_response()
+                && message.verify(&[], |_, parts| stun::hmac_sha1(&self.remote, parts))
+        })
+    }
+
+    fn answer(&self, id: TransactionId, remote: SocketAddr) -> Vec<u8> {
+        stun::Message::new(stun::SUCCESS, id).mapped_address(remote).sign(&self.local)
+    }
+
+    fn role_conflict(&self, id: TransactionId) -> Vec<u8> {
+        stun::Message::new(stun::FAILURE, id).attribute(stun::ERROR_CODE, &stun::ROLE_CONFLICT).sign(&self.local)
+    }
+
+    /// Returns our request to the viewer, which asks only for an answer.
+    fn request(&self, id: TransactionId) -> Vec<u8> {
+        let username = format!("{}:{}", self.remote_ufrag, self.ufrag);
+        stun::Message::new(stun::REQUEST, id)
+            .attribute(stun::USERNAME, username.as_bytes())
+            .attribute(stun::PRIORITY, &stun::PEER_REFLEXIVE_PRIORITY)
+            .attribute(stun::ICE_CONTROLLED, &self.tie_breaker)
+            .sign(&self.remote)
+    }
+
+    /// Returns a nominating request as the viewer would send it.
+    fn nomination(&self) -> Vec<u8> {
+        let username = format!("{}:{}", self.ufrag, self.remote_ufrag);
+        stun::Message::new(stun::REQUEST, [0; 12])
+            .attribute(stun::USERNAME, username.as_bytes())
+            .attribute(stun::PRIORITY, &stun::PEER_REFLEXIVE_PRIORITY)
+            .attribute(stun::USE_CANDIDATE, &[])
+            .attribute(stun::ICE_CONTROLLING, &self.tie_breaker)
+            .sign(&self.local)
     }
 }

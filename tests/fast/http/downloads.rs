@@ -43,7 +43,7 @@ fn downloads_above_the_limit_get_503_until_others_end() {
 }
 
 #[test]
-fn listings_that_nobody_reads_take_a_bounded_amount_of_memory() {
+fn unread_listings_take_a_bounded_amount_of_memory() {
     let server = Server::start();
     server.backend.listed.store(10_000, Ordering::Relaxed);
     let whole = server.get("/api/recordings").body.len();

@@ -1,0 +1,552 @@
+//! The paths of one viewer: the addresses that its authenticated STUN requests came from, which of them are proven, and
+//! which one gets media. No I/O, no clock, no cryptography.
+//!
+//! An authenticated request does not prove its source address, because a viewer can send with the address of a victim.
+//! A path is therefore proven in one of these ways (RFC 9000 section 8 has the same rule):
+//! - the whole DTLS handshake was exchanged with this address only;
+//! - the viewer has answered a STUN request of ours with its random transaction id;
+//! - authentic SRTCP came from it, and only its port differs from a proven path: the viewer's NAT has rebound it.
+//!
+//! Until then at most [`limits::UNPROVEN_FACTOR`] times the bytes received from an address are sent to it, and no media.
+//! A proven path takes over as soon as the viewer uses it.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+use crate::base::limits;
+use crate::session::{Destination, PathChange};
+
+/// Transaction id of a STUN message.
+pub(super) type TransactionId = [u8; 12];
+
+/// Time between two reports that a path is in use.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Time without a nomination after which the next nomination of a path counts as a new one.
+const NOMINATION_OLD: Duration = Duration::from_secs(5);
+
+/// Time without an authentic datagram on the selected path after which any other proven path takes over.
+const SELECTED_SILENT: Duration = Duration::from_secs(5);
+
+/// Time after a change of the selected path in which late SRTCP from another path does not change it again.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// An authenticated STUN request of the viewer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) id: TransactionId,
+    pub(super) from: Destination,
+    pub(super) priority: u32,
+    pub(super) is_nominating: bool,
+}
+
+/// What to do with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Answer it.
+    New,
+    /// Answer it: the viewer repeats a request from the same address. It has no other effect.
+    Repeated,
+    /// Ignore it: the same request came from another address before, so this is a replay.
+    Replayed,
+}
+
+/// A STUN request of ours that the viewer has not answered yet.
+#[derive(Clone, Copy, Debug)]
+struct Check {
+    id: TransactionId,
+    /// When it is sent, or sent again.
+    due: Instant,
+    sent: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Path {
+    /// Address of the viewer, and our address that its request came to as the kernel reported it.
+    to: Destination,
+    is_proven: bool,
+    /// Bytes received from this path and sent to it. Only counted until the path is proven.
+    received_bytes: usize,
+    sent_bytes: usize,
+    /// When the latest authentic datagram that was not a repetition arrived.
+    heard_at: Instant,
+    reported_at: Option<Instant>,
+    nominated_at: Option<Instant>,
+    /// PRIORITY of the latest request. A request with the same value comes from the same candidate of the viewer.
+    priority: u32,
+    check: Option<Check>,
+}
+
+/// All paths of one viewer.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    paths: SmallVec<[Path; 2]>,
+    selected: Option<Destination>,
+    selected_at: Option<Instant>,
+    is_connected: bool,
+    /// Address with which DTLS was exchanged, and true if there were several.
+    dtls: Option<(SocketAddr, bool)>,
+    has_received_dtls: bool,
+    /// Requests seen lately, as hashes of the transaction id and of the source address.
+    seen: VecDeque<(u64, u64)>,
+    changes: Vec<PathChange>,
+}
+
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Paths {
+    /// Returns true if an authenticated request came from `remote`.
+    pub(super) fn contains(&self, remote: SocketAddr) -> bool {
+        self.paths.iter().any(|path| path.to.remote == remote)
+    }
+
+    /// Returns the path that DTLS, media and reports use.
+    pub(super) fn selected(&self) -> Option<Destination> {
+        self.selected
+    }
+
+    /// Returns the selected path if it is proven.
+    pub(super) fn proven(&self) -> Option<Destination> {
+        self.selected.filter(|to| self.path(*to).is_some_and(|path| path.is_proven))
+    }
+
+    /// Returns the next change for the table of addresses.
+    pub(super) fn poll_change(&mut self) -> Option<PathChange> {
+        self.changes.pop()
+    }
+
+    fn path(&self, to: Destination) -> Option<&Path> {
+        self.paths.iter().find(|path| path.to == to)
+    }
+
+    fn path_mut(&mut self, to: Destination) -> Option<&mut Path> {
+        self.paths.iter_mut().find(|path| path.to == to)
+    }
+
+    // ---- input -------------------------------------------------------------------------------------
+
+    /// Counts the bytes of a datagram from `from`. They allow bytes in the other direction.
+    pub(super) fn on_bytes(&mut self, from: Destination, bytes: usize) {
+        if let Some(path) = self.path_mut(from).filter(|path| !path.is_proven) {
+            path.received_bytes = path.received_bytes.saturating_add(bytes);
+        }
+    }
+
+    /// Handles an authenticated request of `bytes` bytes. `check_id` becomes the transaction id of our own request if
+    /// the path has to be proven.
+    pub(super) fn on_request(
+        &mut self,
+        now: Instant,
+        request: &Request,
+        bytes: usize,
+        check_id: TransactionId,
+    ) -> Verdict {
+        let (id, remote) = (hash(request.id), hash(request.from.remote));
+        if let Some((_, first)) = self.seen.iter().find(|(seen, _)| *seen == id) {
+            return if *first == remote { Verdict::Repeated } else { Verdict::Replayed };
+        }
+        if self.seen.len() >= limits::SEEN_REQUESTS_MAX {
+            self.seen.pop_front();
+        }
+        self.seen.push_back((id, remote));
+        if self.path(request.from).is_none() {
+            self.add(now, request.from);
+            self.on_bytes(request.from, bytes);
+        }
+        let is_moved = self.is_rebound(request);
+        let Some(path) = self.path_mut(request.from) else { return Verdict::New };
+        path.heard_at = now;
+        path.priority = request.priority;
+        let previous = path.nominated_at;
+        if request.is_nominating || is_moved {
+            path.nominated_at = Some(now);
+        }
+        if !path.is_proven && path.check.is_none() {
+            path.check = Some(Check { id: check_id, due: now, sent: 0 });
+        }
+        self.report(now, request.from);
+        self.choose(now, request.from, previous);
+        Verdict::New
+    }
+
+    /// Returns true if the request has the priority of the selected path and differs from it only in the viewer's
+    /// address. It is then from the same candidate, behind a NAT that has rebound it.
+    fn is_rebound(&self, request: &Request) -> bool {
+        self.is_connected
+            && self.selected.and_then(|to| self.path(to)).is_some_and(|selected| {
+                selected.to.remote != request.from.remote
+                    && selected.to.local == request.from.local
+                    && selected.priority == request.priority
+            })
+    }
+
+    /// Handles an authentic answer to a request of ours. Returns false if there is no such request to this address.
+    pub(super) fn on_response(&mut self, now: Instant, from: SocketAddr, id: TransactionId) -> bool {
+        let asked = |path: &&Path| path.to.remote == from && path.check.is_some_and(|check| check.id == id);
+        let Some(to) = self.paths.iter().find(asked).map(|path| path.to) else { return false };
+        self.prove(now, to);
+        true
+    }
+
+    /// Handles a DTLS datagram. Returns false if its path is unknown.
+    pub(super) fn on_dtls(&mut self, from: Destination) -> bool {
+        let known = self.path(from).or_else(|| self.paths.iter().find(|path| path.to.remote == from.remote));
+        let Some(to) = known.map(|path| path.to) else { return false };
+        if !self.is_connected {
+            self.note_dtls(to);
+            self.has_received_dtls = true;
+            self.selected = Some(to);
+        }
+        true
+    }
+
+    /// Notes that a DTLS datagram was exchanged with this address.
+    pub(super) fn note_dtls(&mut self, with: Destination) {
+        let (first, several) = *self.dtls.get_or_insert((with.remote, false));
+        self.dtls = Some((first, several || first != with.remote));
+    }
+
+    /// Handles an authentic SRTCP datagram.
+    pub(super) fn on_rtcp(&mut self, now: Instant, from: Destination) {
+        let proven = |path: &Path| path.is_proven && path.to.remote.ip() == from.remote.ip();
+        let is_rebound = self.paths.iter().any(proven);
+        let settled = self.selected_at.is_none_or(|at| now >= at + SETTLE);
+        let Some(path) = self.path_mut(from) else { return };
+        path.heard_at = now;
+        if is_rebound && !path.is_proven {
+            self.prove(now, from);
+        }
+        self.report(now, from);
+        if settled && self.path(from).is_some_and(|path| path.is_proven) {
+            self.select(now, from);
+        }
+    }
+
+    /// Handles the end of the DTLS handshake.
+    pub(super) fn on_connected(&mut self, now: Instant) {
+        self.is_connected = true;
+        let dtls = self.dtls.filter(|(_, several)| !several);
+        if let Some(to) = self.selected.filter(|to| dtls.is_some_and(|(remote, _)| remote == to.remote)) {
+            self.prove(now, to);
+        }
+        // The handshake is as good as a datagram of the viewer.
+        let selected = self.selected;
+        if let Some(path) = selected.and_then(|to| self.path_mut(to)) {
+            path.heard_at = now;
+        }
+    }
+
+    // ---- changes -----------------------------------------------------------------------------------
+
+    fn add(&mut self, now: Instant, to: Destination) {
+        if self.paths.len() >= limits::VIEWER_PATHS_MAX {
+            self.remove_oldest();
+        }
+        let is_proven = self.paths.iter().any(|path| path.is_proven && path.to.remote == to.remote);
+        self.paths.push(Path {
+            to,
+            is_proven,
+            received_bytes: 0,
+            sent_bytes: 0,
+            heard_at: now,
+            reported_at: None,
+            nominated_at: None,
+            priority: 0,
+            check: None,
+        });
+    }
+
+    /// Removes the path that was not used for the longest time. The selected path stays, and proven paths stay as long
+    /// as there are others.
+    fn remove_oldest(&mut self) {
+        let selected = self.selected;
+        let unused = self.paths.iter().enumerate().filter(|(_, path)| Some(path.to) != selected);
+        let oldest = unused.min_by_key(|(_, path)| (path.is_proven, path.heard_at));
+        let Some(index) = oldest.map(|(index, _)| index) else { return };
+        let remote = self.paths.remove(index).to.remote;
+        if !self.contains(remote) {
+            self.changes.push(PathChange::Gone { remote });
+        }
+    }
+
+    /// Reports that a path is in use, at most every [`REPORT_INTERVAL`].
+    fn report(&mut self, now: Instant, to: Destination) {
+        let Some(path) = self.path_mut(to) else { return };
+        if path.reported_at.is_none_or(|at| now >= at + REPORT_INTERVAL) {
+            path.reported_at = Some(now);
+            let change = PathChange::InUse { remote: to.remote, is_proven: path.is_proven };
+            self.changes.push(change);
+        }
+    }
+
+    fn prove(&mut self, now: Instant, to: Destination) {
+        for path in self.paths.iter_mut().filter(|path| path.to.remote == to.remote) {
+            path.is_proven = true;
+            path.check = None;
+            path.reported_at = None;
+        }
+        self.report(now, to);
+        self.choose(now, to, None);
+    }
+
+    /// Selects the path `to` if the viewer uses it rather than the selected one. `previous` is the time of its previous
+    /// nomination.
+    fn choose(&mut self, now: Instant, to: Destination, previous: Option<Instant>) {
+        let Some(path) = self.path(to) else { return };
+        let Some(selected) = self.selected.and_then(|selected| self.path(selected)) else {
+            return self.select(now, to);
+        };
+        // During the handshake the viewer's DTLS decides, and a nomination only before that.
+        if !self.is_connected {
+            if !self.has_received_dtls && path.nominated_at.is_some() {
+                self.select(now, to);
+            }
+            return;
+        }
+        // Two nominated paths in turn must not make media alternate between them.
+        let is_newly_nominated = path.nominated_at > selected.nominated_at
+            && (previous.is_none_or(|at| now >= at + NOMINATION_OLD) || previous > selected.nominated_at);
+        let is_silent = now >= selected.heard_at + SELECTED_SILENT;
+        if path.is_proven && (!selected.is_proven || is_newly_nominated || is_silent) {
+            self.select(now, to);
+        }
+    }
+
+    fn select(&mut self, now: Instant, to: Destination) {
+        if self.selected != Some(to) {
+            self.selected = Some(to);
+            self.selected_at = Some(now);
+        }
+    }
+
+    // ---- output ------------------------------------------------------------------------------------
+
+    /// Returns true if a datagram of `bytes` bytes may be sent to `to`, and counts it.
+    pub(super) fn may_send(&mut self, to: Destination, bytes: usize) -> bool {
+        let Some(path) = self.path_mut(to) else { return false };
+        if path.is_proven {
+            return true;
+        }
+        let sent_bytes = path.sent_bytes.saturating_add(bytes);
+        let is_allowed = sent_bytes <= path.received_bytes.saturating_mul(limits::UNPROVEN_FACTOR);
+        if is_allowed {
+            path.sent_bytes = sent_bytes;
+        }
+        is_allowed
+    }
+
+    /// Returns a STUN request that is due: the path and the transaction id.
+    pub(super) fn poll_check(&mut self, now: Instant) -> Option<(Destination, TransactionId)> {
+        for path in &mut self.paths {
+            let Some(check) = path.check.as_mut().filter(|check| now >= check.due) else { continue };
+            if check.sent == limits::PATH_CHECKS_MAX {
+                // The next request of the viewer starts a new check.
+                path.check = None;
+                continue;
+            }
+            check.due = now + limits::PATH_CHECK_INTERVAL * 2_u32.pow(check.sent);
+            check.sent += 1;
+            return Some((path.to, check.id));
+        }
+        None
+    }
+
+    /// Returns the time at which [`Paths::poll_check`] has something to do.
+    pub(super) fn check_due(&self) -> Option<Instant> {
+        self.paths.iter().filter_map(|path| path.check.map(|check| check.due)).min()
+    }
+
+    /// Returns true if `from` is the selected path or its remote address.
+    pub(super) fn is_selected(&self, from: SocketAddr) -> bool {
+        self.selected.is_some_and(|to| to.remote == from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn to(port: u16) -> Destination {
+        Destination { local: None, remote: SocketAddr::from(([198, 51, 100, 7], port)) }
+    }
+
+    fn victim() -> Destination {
+        Destination { local: None, remote: SocketAddr::from(([203, 0, 113, 9], 9)) }
+    }
+
+    fn now() -> Instant {
+        crate::base::clock::now().instant
+    }
+
+    struct Session {
+        paths: Paths,
+        now: Instant,
+        next: u8,
+    }
+
+    impl Session {
+        /// A session that is connected over port 1000.
+        fn connected() -> Session {
+            let mut session = Session { paths: Paths::default(), now: now(), next: 0 };
+            session.request(to(1000), true);
+            assert!(session.paths.on_dtls(to(1000)));
+            session.paths.on_connected(session.now);
+            assert_eq!(session.paths.proven(), Some(to(1000)));
+            session
+        }
+
+        /// Sends a request and returns the transaction id of the check that may follow.
+        fn request(&mut self, from: Destination, is_nominating: bool) -> TransactionId {
+            self.request_with(from, is_nominating, 1)
+        }
+
+        fn request_with(&mut self, from: Destination, is_nominating: bool, priority: u32) -> TransactionId {
+            self.next += 1;
+            let request = Request { id: [self.next; 12], from, priority, is_nominating };
+            let check = [200 - self.next; 12];
+            assert_eq!(self.paths.on_request(self.now, &request, 100, check), Verdict::New);
+            check
+        }
+    }
+
+    #[test]
+    fn moved_viewer_gets_media_when_it_has_answered() {
+        let mut session = Session::connected();
+        session.now += SECOND;
+        let check = session.request(to(2000), true);
+        assert_eq!(session.paths.proven(), Some(to(1000)), "the new address is not proven");
+        assert_eq!(session.paths.poll_check(session.now), Some((to(2000), check)));
+        assert!(!session.paths.on_response(session.now, to(2001).remote, check), "from another address");
+        assert!(!session.paths.on_response(session.now, to(2000).remote, [0; 12]), "to another request");
+        assert!(session.paths.on_response(session.now, to(2000).remote, check));
+        assert_eq!(session.paths.proven(), Some(to(2000)));
+    }
+
+    #[test]
+    fn rebound_viewer_moves_without_a_nomination_if_the_priority_is_the_same() {
+        let mut session = Session::connected();
+        let backup = session.request_with(to(2000), false, 2);
+        session.paths.on_response(session.now, to(2000).remote, backup);
+        assert_eq!(session.paths.proven(), Some(to(1000)), "another candidate of the viewer");
+        let rebound = session.request_with(to(3000), false, 1);
+        session.paths.on_response(session.now, to(3000).remote, rebound);
+        assert_eq!(session.paths.proven(), Some(to(3000)));
+    }
+
+    #[test]
+    fn victim_gets_at_most_three_times_the_bytes_received() {
+        let mut session = Session::connected();
+        let mut sent = 0;
+        for _ in 0..9 {
+            session.now += SECOND;
+            session.request(victim(), true);
+            while session.paths.may_send(victim(), 60) {
+                sent += 60;
+            }
+            session.paths.on_rtcp(session.now, victim());
+            assert_eq!(session.paths.proven(), Some(to(1000)));
+        }
+        assert!(sent <= 3 * 100, "only the first request was counted by this test: {sent}");
+        session.paths.on_bytes(victim(), 100);
+        assert!(session.paths.may_send(victim(), 300) && !session.paths.may_send(victim(), 1));
+    }
+
+    #[test]
+    fn handshake_over_two_addresses_proves_neither() {
+        let mut session = Session { paths: Paths::default(), now: now(), next: 0 };
+        session.request(to(1000), true);
+        session.request(victim(), true);
+        assert!(session.paths.on_dtls(to(1000)) && session.paths.on_dtls(victim()));
+        session.paths.on_connected(session.now);
+        assert_eq!(session.paths.proven(), None);
+    }
+
+    #[test]
+    fn srtcp_proves_another_port_but_not_another_host() {
+        let mut session = Session::connected();
+        session.now += SECOND;
+        session.request_with(to(2000), false, 2);
+        session.paths.on_rtcp(session.now, to(2000));
+        assert_eq!(session.paths.proven(), Some(to(2000)));
+        session.now += 2 * SECOND;
+        session.request_with(victim(), false, 2);
+        session.paths.on_rtcp(session.now, victim());
+        assert_eq!(session.paths.proven(), Some(to(2000)));
+    }
+
+    #[test]
+    fn nominations_in_turn_do_not_make_media_alternate() {
+        let mut session = Session::connected();
+        let check = session.request_with(to(2000), true, 2);
+        session.paths.on_response(session.now, to(2000).remote, check);
+        for _ in 0..20 {
+            session.now += SECOND;
+            session.request(to(1000), true);
+            session.now += SECOND;
+            session.request_with(to(2000), true, 2);
+            assert_eq!(session.paths.proven(), Some(to(2000)));
+        }
+        // The viewer returns to its first address.
+        session.now += 4 * SECOND;
+        session.request(to(1000), true);
+        session.now += SECOND;
+        session.request(to(1000), true);
+        assert_eq!(session.paths.proven(), Some(to(1000)));
+    }
+
+    #[test]
+    fn replayed_request_is_ignored_and_a_repeated_one_only_answered() {
+        let mut session = Session::connected();
+        let old = Request { id: [1; 12], from: to(1000), priority: 1, is_nominating: true };
+        let at = session.now + SECOND;
+        assert_eq!(session.paths.on_request(at, &old, 100, [9; 12]), Verdict::Repeated);
+        assert_eq!(session.paths.path(to(1000)).unwrap().heard_at, session.now);
+        let replay = Request { from: victim(), ..old };
+        assert_eq!(session.paths.on_request(at, &replay, 100, [9; 12]), Verdict::Replayed);
+        assert!(!session.paths.contains(victim().remote));
+    }
+
+    #[test]
+    fn oldest_unused_path_goes_when_the_table_is_full() {
+        let mut session = Session::connected();
+        let check = session.request(to(2000), true);
+        session.paths.on_response(session.now, to(2000).remote, check);
+        let most = u16::try_from(limits::VIEWER_PATHS_MAX).unwrap();
+        for port in 3000..3000 + most {
+            session.now += SECOND;
+            session.request_with(to(port), false, 2);
+        }
+        assert!(session.paths.contains(to(1000).remote) && session.paths.contains(to(2000).remote));
+        assert!(!session.paths.contains(to(3000).remote), "the oldest");
+        let gone = std::iter::from_fn(|| session.paths.poll_change());
+        let gone = gone.filter(|change| matches!(change, PathChange::Gone { .. })).count();
+        assert_eq!((gone, session.paths.paths.len()), (2, limits::VIEWER_PATHS_MAX));
+        // Roaming still works.
+        let check = session.request(to(9000), true);
+        session.paths.on_response(session.now, to(9000).remote, check);
+        assert_eq!(session.paths.proven(), Some(to(9000)));
+    }
+
+    #[test]
+    fn unanswered_check_is_sent_a_few_times() {
+        let mut session = Session::connected();
+        session.request(victim(), true);
+        let mut sent = 0;
+        while let Some(due) = session.paths.check_due() {
+            session.now = due;
+            sent += u32::from(session.paths.poll_check(due).is_some());
+        }
+        assert_eq!(sent, limits::PATH_CHECKS_MAX);
+    }
+}

@@ -1,0 +1,192 @@
+//! Tests of path validation: a viewer whose address changes, and attackers who forge source addresses.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use str0m::config::DtlsVersion;
+use streaming_server::base::limits;
+use streaming_server::session::{CloseReason, SrtpChoice};
+use support::session_peer::{
+    Outbox, Pair, USUAL_PRIORITY, client_address, context, payloads, server_address, signed_request, unit,
+};
+
+const USE_CANDIDATE: u16 = 0x0025;
+
+fn connected() -> Pair {
+    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    pair.connect();
+    pair
+}
+
+fn victim() -> SocketAddr {
+    SocketAddr::from(([203, 0, 113, 9], 7_000))
+}
+
+fn is_media(bytes: &[u8]) -> bool {
+    bytes[0] >= 128
+}
+
+/// Sends units for `tenths` of a second and lets the time pass. Returns the number of packets that arrived.
+fn watch(pair: &mut Pair, from: u32, tenths: u32) -> usize {
+    let before = pair.packets.len();
+    for number in from..from + tenths {
+        let payloads = payloads(number, 2, 500);
+        pair.push(&unit(&payloads, u64::from(number), number.is_multiple_of(10)));
+        pair.run(Duration::from_millis(100));
+    }
+    pair.packets.len() - before
+}
+
+/// Returns the browser's datagrams from now on. They still arrive.
+fn recorded(pair: &mut Pair) -> Rc<RefCell<Vec<Vec<u8>>>> {
+    let all = Rc::new(RefCell::new(Vec::new()));
+    let sent = Rc::clone(&all);
+    pair.to_viewer = Box::new(move |bytes| {
+        sent.borrow_mut().push(bytes.to_vec());
+        true
+    });
+    all
+}
+
+/// Passes a datagram with the source address of the victim. Returns the bytes that the server sends there.
+fn spoof(pair: &mut Pair, from: SocketAddr, bytes: &[u8]) -> usize {
+    pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), from, bytes);
+    let mut outbox = Outbox::default();
+    pair.viewer.drain(pair.now, &mut outbox);
+    let (there, here): (Vec<_>, Vec<_>) = outbox.0.into_iter().partition(|(to, _)| to.remote == from);
+    assert!(!there.iter().any(|(_, bytes)| is_media(bytes)), "media or SRTCP to an unproven address");
+    pair.deliver(Outbox(here));
+    there.iter().map(|(_, bytes)| bytes.len()).sum()
+}
+
+#[test]
+fn rebound_viewer_gets_media_one_round_trip_after_its_first_check() {
+    for port in [40_001, 40_002] {
+        let mut pair = connected();
+        watch(&mut pair, 0, 10);
+        // The network loses the answers to the old address, as a NAT does that has forgotten it.
+        pair.seen_as.set_port(port);
+        let sent = recorded(&mut pair);
+        let checks = || sent.borrow().iter().filter(|bytes| bytes[0] == 0 && bytes[1] == 1).count();
+        for number in 10..200 {
+            let payloads = payloads(number, 2, 500);
+            pair.push(&unit(&payloads, u64::from(number), number.is_multiple_of(10)));
+            pair.run(Duration::from_millis(100));
+            if checks() > 0 {
+                break;
+            }
+        }
+        assert_eq!(checks(), 1);
+        // The test network has no delay: the first check, our request and its answer take no time.
+        pair.astray.clear();
+        watch(&mut pair, 200, 20);
+        assert!(!pair.astray.iter().any(|(_, bytes)| is_media(bytes)), "media still goes to the old address");
+        assert!(watch(&mut pair, 220, 20) == 40 && pair.closed.is_none());
+        assert_eq!(pair.viewer.status(pair.now).remote.map(|remote| remote.port()), Some(port));
+    }
+}
+
+#[test]
+fn viewer_that_moves_to_another_host_is_followed() {
+    let mut pair = connected();
+    watch(&mut pair, 0, 10);
+    pair.seen_as = SocketAddr::from(([192, 0, 2, 77], 5_000));
+    watch(&mut pair, 10, 60);
+    pair.astray.clear();
+    assert_eq!(watch(&mut pair, 70, 30), 60);
+    assert!(!pair.astray.iter().any(|(_, bytes)| is_media(bytes)));
+}
+
+#[test]
+fn forged_nominating_checks_draw_at_most_three_times_their_bytes() {
+    let mut pair = connected();
+    watch(&mut pair, 0, 10);
+    let sent = recorded(&mut pair);
+    watch(&mut pair, 10, 30);
+    let rtcp: Vec<_> = sent.borrow().iter().filter(|bytes| is_media(bytes)).cloned().collect();
+    assert!(!rtcp.is_empty());
+    // The attacker is the viewer: it has all keys, is silent itself and forges the victim's address.
+    let withheld = Rc::new(RefCell::new(Vec::new()));
+    let kept = Rc::clone(&withheld);
+    pair.to_viewer = Box::new(move |bytes| {
+        kept.borrow_mut().push(bytes.to_vec());
+        false
+    });
+    let (mut received, mut drawn) = (0, 0);
+    for second in 0..40 {
+        let request = signed_request(&pair, [127, 255, 255, 255], &[(USE_CANDIDATE, Vec::new())]);
+        received += request.len();
+        drawn += spoof(&mut pair, victim(), &request);
+        // Its newest SRTCP is authentic and was never received before.
+        let authentic = withheld.borrow_mut().drain(..).rfind(|bytes| is_media(bytes));
+        if let Some(bytes) = authentic {
+            received += bytes.len();
+            drawn += spoof(&mut pair, victim(), &bytes);
+        }
+        watch(&mut pair, 40 + second * 10, 10);
+    }
+    let astray: usize = pair.astray.iter().map(|(_, bytes)| bytes.len()).sum();
+    assert!(!pair.astray.iter().any(|(to, bytes)| *to == victim() && is_media(bytes)));
+    assert!(drawn + astray <= 3 * received, "{} bytes for {received}", drawn + astray);
+    assert_eq!(pair.closed, Some(CloseReason::ConsentExpired), "forged checks renew no consent");
+}
+
+#[test]
+fn replayed_checks_are_ignored_and_do_not_fill_the_table() {
+    let mut pair = connected();
+    let sent = recorded(&mut pair);
+    watch(&mut pair, 0, 100);
+    let checks: Vec<_> = sent.borrow().iter().filter(|bytes| bytes[..2] == [0, 1]).cloned().collect();
+    assert!(checks.len() > 2);
+    for port in 1_000..1_300 {
+        let from = SocketAddr::from(([203, 0, 113, 9], port));
+        let check = &checks[usize::from(port) % checks.len()];
+        assert_eq!(spoof(&mut pair, from, check), 0, "an answer to a replay");
+        assert!(!pair.viewer.accepts_address(from));
+    }
+    pair.seen_as.set_port(40_001);
+    watch(&mut pair, 100, 60);
+    assert_eq!(watch(&mut pair, 160, 10), 20, "roaming still works");
+}
+
+#[test]
+fn replay_from_the_viewers_own_address_renews_no_consent() {
+    let mut pair = connected();
+    let sent = recorded(&mut pair);
+    watch(&mut pair, 0, 50);
+    let checks: Vec<_> = sent.borrow().iter().filter(|bytes| bytes[..2] == [0, 1]).cloned().collect();
+    pair.to_viewer = Box::new(|_| false);
+    for _ in 0..31 {
+        for check in &checks {
+            pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), client_address(), check);
+        }
+        pair.run(Duration::from_secs(1));
+    }
+    assert_eq!(pair.closed, Some(CloseReason::ConsentExpired));
+}
+
+#[test]
+fn number_of_addresses_of_a_viewer_is_bounded() {
+    let mut pair = connected();
+    let addresses: Vec<_> =
+        (1_000..3_000).map(|port| SocketAddr::from(([203, 0, 113, 9], port))).collect();
+    for &remote in &addresses {
+        let request = signed_request(&pair, USUAL_PRIORITY, &[]);
+        assert!(spoof(&mut pair, remote, &request) <= 3 * request.len());
+    }
+    let known = addresses.iter().filter(|remote| pair.viewer.accepts_address(**remote)).count();
+    assert!(known < limits::VIEWER_PATHS_MAX, "{known}");
+    assert!(pair.viewer.accepts_address(client_address()));
+    assert_eq!(watch(&mut pair, 0, 20), 40);
+}
+
+/// A viewer that ignores our STUN requests connects too: DTLS proves its address.
+#[test]
+fn viewer_that_answers_no_stun_gets_media() {
+    let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+    pair.to_viewer = Box::new(|bytes| bytes[..2] != [1, 1]);
+    pair.connect();
+    assert_eq!(watch(&mut pair, 0, 20), 40);
+}
