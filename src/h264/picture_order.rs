@@ -210,7 +210,7 @@ mod tests {
     /// Returns the counts of these slices: their header byte, `frame_num`, and the order fields.
     fn counts(sps: &[u8], slices: &[(u8, u32, BitWriter)]) -> Vec<Option<i64>> {
         let (mut assembler, mut order) = (Assembler::default(), PictureOrder::default());
-        let mut place = |(header, frame_num, fields): &(u8, u32, BitWriter)| {
+        let place = |(header, frame_num, fields): &(u8, u32, BitWriter)| {
             let mut writer = BitWriter::default().ue(0).ue(7).ue(0).bits(*frame_num, 4);
             if header & 0x1F == 5 {
                 writer = writer.ue(0);
