@@ -337,7 +337,8 @@ mod tests {
         cache.on_nack(late, 100);
         assert_eq!(retransmitted(&mut cache), [0_u64; 0]);
         cache.begin_unit(late);
-        cache.begin_unit(late + Duration::from_millis(33));
+        let late = late + Duration::from_millis(33);
+        cache.begin_unit(late);
         assert!(cache.entries.is_empty());
         let next = cache.next();
         push_one(&mut cache, next);

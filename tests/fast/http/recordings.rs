@@ -34,7 +34,7 @@ fn recording_commands_reach_the_recorder() {
     let stopped = json!({
         "status": "stopped", "filename": "", "name": "", "frame_count": 0, "bytes_written": 0, "duration": 0.0,
         "pre_roll": 0.0, "start_delay": 0.0, "dropped_units": 0, "torn_units": 0, "gaps": 0, "files": [],
-        "reason": "asked", "kept": true,
+        "reason": "asked", "kept": true, "waiting_for_idr": false, "last_idr_age": null,
     });
     assert_eq!(run("POST", "/api/recording/stop", b"", stopped), Some(RecordingCommand::Stop));
     let alive = json!({ "status": "recording" });
