@@ -396,7 +396,7 @@ fn endless_requests_are_closed_and_memory_stays_bounded() {
     ];
     let slow = beginnings.map(|beginning| {
         let mut stream = TcpStream::connect(control).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(180))).unwrap();
         stream.write_all(beginning).unwrap();
         stream
     });

@@ -152,14 +152,16 @@ fn a_logout_ends_the_live_pictures_of_that_login() {
         viewer.wait_more_units(30);
         assert!(!viewer.report().got_close_notify);
     }
-    let logged_out = || server.process.log().matches("closed: LoggedOut").count();
+    let logged_out = || server.process.log().matches("session ended: the login has ended").count();
     wait_until("both closed sessions in the log", || logged_out() >= 2);
     assert_eq!(logged_out(), 2);
 
     // The viewer of the other login leaves before the logout. So that logout must end no session, and the count stays
     // 2.
     of_other.leave();
-    wait_until("the viewer has left", || server.process.log().contains("closed: PeerClosed"));
+    wait_until("the viewer has left", || {
+        server.process.log().contains("session ended: the viewer closed the session")
+    });
     assert_eq!(session("DELETE", &[("Cookie", &other)], "").status, 200);
     of_token.wait_more_units(30);
     assert_eq!(logged_out(), 2);
