@@ -273,12 +273,13 @@ fn without_sets<'a>(nals: &[&'a [u8]]) -> Vec<&'a [u8]> {
 /// Returns the NAL units of a source that the server must deliver: all but filler data. The words of zero bytes that an
 /// encoder adds to the end of a slice (`cabac_zero_words`, H.264 7.3.2.8) are filler too.
 fn delivered(stream: &[u8]) -> Vec<&[u8]> {
-    let without_zero_words = |mut nal: &[u8]| {
+    fn without_zero_words(mut nal: &[u8]) -> &[u8] {
         while let Some(rest) = nal.strip_suffix(&[0, 0, 3]) {
             nal = rest;
         }
         nal
-    };
+    }
+
     let nals = nal_units(stream).into_iter().filter(|nal| kind(nal) != FILLER);
     nals.map(without_zero_words).collect()
 }
