@@ -42,6 +42,8 @@ pub(crate) fn parser_measured(work: &mut dyn FnMut()) {
 #[ignore = "parsers_are_linear runs it under callgrind"]
 fn measured() {
     for case in hostile::cases() {
+        // The first call also counts what is prepared only once. Its count is not used.
+        (case.run)(case.sizes[0]);
         case.sizes.into_iter().for_each(case.run);
     }
 }
@@ -92,10 +94,11 @@ fn parsers_are_linear() {
     let folder = out.clone();
     std::thread::spawn(move || run_under_callgrind(&folder)).join().unwrap();
     let cases = hostile::cases();
-    let counts = counts(&out, cases.len() * 3);
+    let counts = counts(&out, cases.len() * 4);
     std::fs::remove_dir_all(&out).unwrap();
     let mut wrong = 0;
-    for (case, counts) in cases.iter().zip(counts.chunks(3)) {
+    for (case, counts) in cases.iter().zip(counts.chunks(4)) {
+        let counts = &counts[1..];
         let sizes = case.sizes.map(|bytes| bytes as f64);
         let per_byte = |at: usize| (counts[at + 1] - counts[at]) / (sizes[at + 1] - sizes[at]);
         let (small, large) = (per_byte(0), per_byte(1));
