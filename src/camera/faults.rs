@@ -79,7 +79,7 @@ impl Guard {
     }
 }
 
-/// Makes [`on_fault`] the handler of SIGBUS, SIGSEGV and SIGABRT. Has no effect if it already is.
+/// Installs the handler of SIGBUS, SIGSEGV and SIGABRT. Has no effect if it is already installed.
 pub fn install() {
     for signal in [libc::SIGBUS, libc::SIGSEGV, libc::SIGABRT] {
         // SAFETY: all-zero bytes are a valid `sigaction`. They mean the default handler, an empty mask and no flags.

@@ -199,7 +199,7 @@ fn server_says_that_the_camera_sends_b_frames_and_counts_no_unit_without_a_pictu
     publish(&mut writer, &with_lone_sei);
     wait_until("b_frames in the status", || server.get("/api/status").json()["camera"]["b_frames"] == true);
     let metrics = server.get("/metrics").text();
-    for line in ["errors_total{type=\"process\"} 0", "camera_b_frames 1"] {
+    for line in ["errors_total{type=\"process\"} 0", "camera_bidirectional_pictures 1"] {
         assert!(metrics.lines().any(|found| found.ends_with(line)), "no `{line}` in {metrics}");
     }
     let log = server.process.log();
