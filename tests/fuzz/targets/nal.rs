@@ -20,6 +20,16 @@ fn scan_naively(bytes: &[u8]) -> Option<Vec<(usize, usize)>> {
         while end > start && bytes[end - 1] == 0 {
             end -= 1;
         }
+        // `cabac_zero_word`s are left out, but a NAL unit of only zero bytes before them stays.
+        while end - start >= 3
+            && bytes[end - 3..end] == [0, 0, 3]
+            && bytes[start..end - 3].iter().any(|byte| *byte != 0)
+        {
+            end -= 3;
+            while bytes[end - 1] == 0 {
+                end -= 1;
+            }
+        }
         if end > start {
             nals.push((start, end));
         }
