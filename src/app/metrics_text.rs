@@ -69,8 +69,11 @@ fn units(text: &mut Exposition, from: &AppBackend) {
         .value(from.most(|w| w.rejected.get()));
     text.counter("filler_bytes_total", "Bytes of filler in access units. They are not sent.")
         .value(from.most(|w| w.filler_bytes.get()));
-    text.gauge("camera_bidirectional_pictures", "1 if the camera sends B-frames, which browsers do not reorder.")
-        .value(from.most(|w| w.b_frames.get()));
+    text.gauge(
+        "camera_bidirectional_pictures",
+        "1 if the camera sends B-frames, which browsers do not reorder.",
+    )
+    .value(from.most(|w| w.b_frames.get()));
     text.counter("camera_restarts_total", "Restarts of the camera.").value(from.most(|w| w.restarts.get()));
     text.counter("camera_attached_total", "Times that the camera's shared-memory segment was opened.")
         .value(camera.attached.get());
