@@ -13,6 +13,8 @@ use crate::base::limits::{
 pub struct CaptureTimeline {
     /// Latest capture time since the last step of the clock; `None` before the first unit.
     latest_ns: Option<i64>,
+    /// When the latest unit was read from the ring.
+    arrived_ns: i64,
     elapsed_ns: i64,
     /// Number of consecutive units that were captured before `latest_ns`.
     units_behind: u32,
@@ -20,9 +22,10 @@ pub struct CaptureTimeline {
 }
 
 impl CaptureTimeline {
-    /// Adds a unit that was captured at `captured_ns`. Returns the nanoseconds on the timeline since the first unit.
-    /// The result never decreases.
-    pub fn advance(&mut self, captured_ns: i64) -> i64 {
+    /// Adds a unit that was captured at `captured_ns` and read from the ring at `arrived_ns`. Returns the nanoseconds on
+    /// the timeline since the first unit. The result never decreases.
+    pub fn advance(&mut self, captured_ns: i64, arrived_ns: i64) -> i64 {
+        let gap_ns = arrived_ns.saturating_sub(std::mem::replace(&mut self.arrived_ns, arrived_ns));
         let Some(latest_ns) = self.latest_ns else {
             self.latest_ns = Some(captured_ns);
             return self.elapsed_ns;
@@ -35,7 +38,7 @@ impl CaptureTimeline {
         }
         self.units_behind = 0;
         self.latest_ns = Some(captured_ns);
-        let is_clock_set = !(0..=CAPTURE_STEP_NS_MAX).contains(&step_ns);
+        let is_clock_set = !(0..=self.step_ns_max(gap_ns)).contains(&step_ns);
         if !is_clock_set {
             self.interval.on_step(step_ns);
         }
@@ -48,6 +51,15 @@ impl CaptureTimeline {
     fn is_reordered(&self, step_ns: i64) -> bool {
         let reach_ns = i64::from(REORDERED_UNITS_MAX) * self.interval.longest_ns;
         self.units_behind < REORDERED_UNITS_MAX && step_ns.saturating_neg() <= reach_ns
+    }
+
+    /// Returns the largest step of the capture time that is believed, if the last two units arrived `gap_ns` apart. Units
+    /// that waited in the ring arrive together, but no further apart in capture time than the camera usually sends them.
+    fn step_ns_max(&self, gap_ns: i64) -> i64 {
+        if self.interval.longest_ns == 0 {
+            return CAPTURE_STEP_NS_MAX;
+        }
+        gap_ns.max(0).saturating_add(self.interval.stalled_after_ns()).min(CAPTURE_STEP_NS_MAX)
     }
 
     /// Returns the interval between units.
@@ -122,21 +134,28 @@ mod tests {
     const MS: i64 = 1_000_000;
     const INTERVAL: i64 = 33 * MS;
 
-    /// Returns the timeline after units that were captured at these times, with the elapsed time after each.
+    /// Returns the timeline after units that were captured at these times and arrived at the usual interval, with the
+    /// elapsed time after each.
     fn after(captured: impl IntoIterator<Item = i64>) -> (CaptureTimeline, Vec<i64>) {
+        after_arrivals(captured.into_iter().zip((0..).map(|unit| unit * INTERVAL)))
+    }
+
+    /// The same for pairs of capture time and arrival time.
+    fn after_arrivals(units: impl IntoIterator<Item = (i64, i64)>) -> (CaptureTimeline, Vec<i64>) {
         let mut timeline = CaptureTimeline::default();
-        let elapsed = captured.into_iter().map(|captured_ns| timeline.advance(captured_ns)).collect();
+        let advance = |(captured_ns, arrived_ns)| timeline.advance(captured_ns, arrived_ns);
+        let elapsed = units.into_iter().map(advance).collect();
         (timeline, elapsed)
     }
 
     /// Returns how often a camera with these intervals would be reported as stalled.
     fn stalls(intervals_ns: impl IntoIterator<Item = i64>) -> usize {
         let (mut timeline, mut at_ns) = (CaptureTimeline::default(), 0);
-        timeline.advance(at_ns);
+        timeline.advance(at_ns, at_ns);
         let stalls = intervals_ns.into_iter().filter(|interval_ns| {
             let is_stalled = *interval_ns >= timeline.interval().stalled_after_ns();
             at_ns += interval_ns;
-            timeline.advance(at_ns);
+            timeline.advance(at_ns, at_ns);
             is_stalled
         });
         stalls.count()
@@ -160,6 +179,20 @@ mod tests {
             let (_, elapsed) = after(set);
             assert_eq!(elapsed[299], 299 * INTERVAL, "{step_ns}");
         }
+    }
+
+    #[test]
+    fn clock_that_is_set_back_and_forwards_again_does_not_speed_the_timeline_up() {
+        let step_ns = |unit: i64| if (100..200).contains(&unit) { -4_000 * MS } else { 0 };
+        let (_, elapsed) = after((0..300).map(|unit| unit * INTERVAL + step_ns(unit)));
+        assert_eq!(elapsed[299], 299 * INTERVAL);
+    }
+
+    #[test]
+    fn units_of_a_slow_camera_that_waited_in_the_ring_keep_their_distance() {
+        let arrived_ns = |unit: i64| unit.min(10).max(unit - 10) * 2_000 * MS;
+        let (_, elapsed) = after_arrivals((0..30).map(|unit| (unit * 2_000 * MS, arrived_ns(unit))));
+        assert_eq!(elapsed[29], 29 * 2_000 * MS);
     }
 
     #[test]
@@ -189,10 +222,11 @@ mod tests {
 
     #[test]
     fn fast_camera_is_stalled_after_the_minimum_soon_after_it_was_slow() {
-        let (mut timeline, _) = after((0..20).map(|unit| unit * 5_000 * MS));
+        let (mut timeline, _) = after_arrivals((0..20).map(|unit| (unit * 5_000 * MS, unit * 5_000 * MS)));
         assert_eq!(timeline.interval().stalled_after_ns(), 15_000 * MS);
         for unit in 0..120 {
-            timeline.advance(95_000 * MS + unit * INTERVAL);
+            let at_ns = 95_000 * MS + unit * INTERVAL;
+            timeline.advance(at_ns, at_ns);
         }
         assert_eq!(timeline.interval().stalled_after_ns(), CAMERA_STALLED_NS_MIN);
     }

@@ -178,7 +178,7 @@ impl Source {
             is_recovery_point: unit.recovery_point().is_some(),
             is_reference: unit.is_reference(),
             gap_before: self.gap,
-            rtp_time_90k: self.rtp_time_90k(timeline.advance(view.captured_monotonic_ns)),
+            rtp_time_90k: self.rtp_time_90k(timeline.advance(view.captured_monotonic_ns, now.monotonic_ns)),
             captured_at_ns: view.captured_at_ns,
             realtime_offset_ns: Some(view.realtime_offset_ns),
         };

@@ -179,7 +179,7 @@ fn parameter_sets_in_slots_of_their_own_before_the_idr_are_found() {
 fn rtp_times(captured: impl IntoIterator<Item = i64>) -> Vec<u64> {
     let mut source = Source::new(Camera::new("/ss-test-no-camera", Wake::Poll));
     let times = captured.into_iter().map(|captured_ns| {
-        let elapsed_ns = source.timeline.advance(captured_ns);
+        let elapsed_ns = source.timeline.advance(captured_ns, captured_ns);
         source.unit.rtp_time_90k = source.rtp_time_90k(elapsed_ns);
         source.taken_at = Some(now().instant);
         source.unit.rtp_time_90k
