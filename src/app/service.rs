@@ -169,7 +169,7 @@ impl Supervisor {
     }
 }
 
-/// What the thread of [`Supervisor`] knows.
+/// The state of the thread of [`Supervisor`]: which threads are alive, and what the service manager has been sent.
 struct Watch {
     notifier: Notifier,
     watchdog: Option<Duration>,

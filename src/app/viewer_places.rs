@@ -100,7 +100,8 @@ fn count<H: Eq>(held: &[Held<H>], holder: &Option<H>) -> usize {
     if holder.is_none() { 0 } else { held.iter().filter(|other| other.holder == *holder).count() }
 }
 
-/// Returns the index of the session without STUN that gives way first among those that `may`.
+/// Returns the index of the session that must end first to free a place. Considers only sessions from which no STUN has
+/// arrived and for which `may` returns true.
 fn first_to_go<H: Eq>(held: &[Held<H>], may: impl Fn(&Held<H>) -> bool) -> Option<usize> {
     let waiting = held.iter().enumerate().filter(|(_, other)| !other.place.has_stun() && may(other));
     // The list is in order of age, and `min_by_key` takes the first of equals.

@@ -113,7 +113,7 @@ pub fn start(level: LevelFilter) -> io::Result<()> {
 fn keep_stderr() -> io::Result<()> {
     let stderr = rustix::io::fcntl_dupfd_cloexec(io::stderr(), 3)?;
     if STDERR.set(stderr).is_ok() {
-        // A container without /dev/null keeps stderr at its place.
+        // If a container has no /dev/null, descriptor 2 stays the original stderr.
         if let Ok(null) = std::fs::File::create("/dev/null") {
             rustix::stdio::dup2_stderr(null)?;
         }

@@ -15,7 +15,7 @@ use super::region::Region;
 use super::segment::{MappingError, detect_layout, open_segment};
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
-/// Maximum bytes of a unit up to its first slice header. Usual units have some hundred.
+/// Maximum bytes of a unit up to and including its first slice header. Most units have a few hundred bytes there.
 const UNIT_HEAD_BYTES: usize = 4_096; // local bound: only one function uses it
 
 /// What a mapping may read and write.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-/// All addresses whose first bits equal those of `ip`.
+/// A subnet: all addresses whose first bits equal those of `ip`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subnet {
     ip: IpAddr,

@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn recovery_point_of_an_encoder_is_found() {
-        // Type 6, size 2, the ue(v) 0000_1100_1 for 24, then the flags.
+        // payloadType 6, payloadSize 2, recovery_frame_cnt 24 as ue(v) (bits 0000_1100_1), then the flags.
         let nal = [0x06, 0x06, 0x02, 0x0C, 0xC0, 0x80];
         assert_eq!(recovery_point([AUD, &nal, &non_idr(0)]), Some(24));
         assert_eq!(recovery_point([AUD, &recovery_point_sei(0), &non_idr(0)]), Some(0));

@@ -64,7 +64,7 @@ impl CaptureClock {
         }
     }
 
-    /// Learns from a unit whose picture order count is by `step` larger than that of the unit before.
+    /// Updates the estimate from a unit whose picture order count is larger by `step` than that of the unit before.
     fn learn_step(&mut self, step: i64, since_ns: i64) {
         if step == 0 || step.saturating_abs() > ORDER_STEP_MAX {
             return self.learn_interval(since_ns);

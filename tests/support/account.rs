@@ -88,7 +88,7 @@ pub struct Arrived {
 pub struct Account {
     pub report: Report,
     keeps_units: bool,
-    /// Complete access units, if the account was made to keep them.
+    /// The complete access units that arrived. Empty unless the account was created with `keeping_units`.
     pub kept: Vec<KeptUnit>,
     held: BTreeMap<u64, Arrived>,
     next: Option<u64>,

@@ -87,7 +87,8 @@ pub const RTP_OVERHEAD_BYTES_MAX: usize = 12 + 2 + 16;
 pub const RTP_EXTENSIONS_BYTES_MAX: usize = 4 + (17 + 4 + 17_usize).next_multiple_of(4);
 
 /// Maximum number of paths of one viewer: pairs of its address and one of ours. A viewer has candidates of both address
-/// families, and new addresses after a network change. At the limit the path that was not used for the longest time goes.
+/// families, and new addresses after a network change. At the limit, the path that was unused for the longest time is
+/// removed.
 pub const VIEWER_PATHS_MAX: usize = 16;
 
 /// An address that is not proven gets at most this many times the bytes received from it (RFC 9000 section 8.1).

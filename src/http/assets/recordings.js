@@ -75,7 +75,7 @@ function showStatus(status) {
   waitingText = status.message || null;
   document.body.toggleAttribute("data-recording", isRecording);
   const error = status.error ? status.error.error : null;
-  // Every status repeats the error of the last recording, but it is news only once.
+  // Every status repeats the error of the last recording, so an error that was shown already is not shown again.
   if (error && error !== knownError) showNote(error);
   knownError = error;
   if (ended && !drawer.hidden) refresh();

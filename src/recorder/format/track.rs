@@ -11,7 +11,7 @@ pub const TIMESCALE: u32 = 90_000;
 /// Bytes of a fragment before its access unit: the `moof` box and the header of the `mdat` box.
 pub const FRAGMENT_HEADER_BYTES: usize = 108;
 
-/// As [`FRAGMENT_HEADER_BYTES`], for a fragment whose unit is shown at another time than it is decoded.
+/// The same as [`FRAGMENT_HEADER_BYTES`], but for a unit whose presentation time differs from its decoding time.
 pub const FRAGMENT_HEADER_BYTES_MAX: usize = FRAGMENT_HEADER_BYTES + 4; // local bound: the size of a box
 
 /// Properties of the one track of a file.

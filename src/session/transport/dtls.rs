@@ -130,7 +130,7 @@ impl DtlsLink {
     fn note_connected(&self) {
         let mut state = self.state();
         state.is_connected = true;
-        // A forged alert has come to nothing.
+        // The handshake succeeded, so an earlier alert was forged.
         state.failure = None;
     }
 

@@ -30,7 +30,7 @@ fn occupy(stream: &mut TcpStream, headers: &str) -> bool {
         "POST /api/webrtc/offer HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {}\r\nExpect: 100-continue\r\n\r\n",
         OFFER.len()
     );
-    // A refused connection may already be closed. The read below tells.
+    // The server may already have closed a refused connection, so the result is ignored. The answer is read below.
     let _ = stream.write_all(head.as_bytes());
     let mut status = [0; 12];
     stream.read_exact(&mut status).unwrap();
