@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     if let Some(command) = command {
         return command(&config);
     }
-    if let Err(error) = logging::start(config.log_level) {
+    if let Err(error) = logging::start(config.log_level, profiling::own_stack) {
         eprintln!("streaming-server: cannot start the thread that writes the log: {error}");
         return ExitCode::FAILURE;
     }

@@ -82,12 +82,12 @@ fn syslog_priority(level: Level) -> u8 {
     }
 }
 
-/// Starts the thread "log" and logging at `level`. From then on, panics are logged too, and only the log writes to
-/// stderr. Further calls have no effect.
+/// Starts the thread "log" and logging at `level`. From then on, panics are logged too, with the lines of `stack`, which
+/// returns the stack of the calling thread. Only the log writes to stderr then. Further calls have no effect.
 ///
 /// # Errors
 /// The system cannot create the thread or duplicate stderr.
-pub fn start(level: LevelFilter) -> io::Result<()> {
+pub fn start(level: LevelFilter, stack: fn() -> Vec<String>) -> io::Result<()> {
     let journald = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
     if log::set_boxed_logger(Box::new(Logger { journald })).is_ok() {
         QUEUE.journald.store(journald, Ordering::Relaxed);
@@ -95,13 +95,13 @@ pub fn start(level: LevelFilter) -> io::Result<()> {
         let body = || QUEUE.write_all(|line| ControlFlow::Continue(write_to_process(line)));
         std::thread::Builder::new().name("log".to_owned()).stack_size(limits::LOG_STACK_BYTES).spawn(body)?;
         log::set_max_level(level);
-        std::panic::set_hook(Box::new(|panic| {
+        std::panic::set_hook(Box::new(move |panic| {
             let thread = std::thread::current();
             let text = panic.to_string().replace('\n', " ");
             log::error!("thread {}: {text}", thread.name().unwrap_or("without a name"));
-            let trace = std::backtrace::Backtrace::capture();
-            if trace.status() == std::backtrace::BacktraceStatus::Captured {
-                log::error!("{trace}");
+            // std's backtrace needs unwind tables, which the released binaries do not have (scripts/build).
+            for frame in stack() {
+                log::error!("  in {frame}");
             }
             flush();
         }));

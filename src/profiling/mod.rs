@@ -28,7 +28,7 @@ use std::io;
 pub use allocator::Allocator;
 pub use cpu::cpu_profile;
 pub use heap::{Heap, heap_profile};
-pub use threads::threads;
+pub use threads::{own_stack, threads};
 
 /// Reasons why a profile cannot be taken.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::ProfileError;
 use super::pprof::{self, Description, Sample};
 use super::signal::{self, Session};
+use super::stack;
 use super::symbols::{self, Symbols};
 use super::table::Trigger;
 use super::tasks::{self, Task};
@@ -56,6 +57,16 @@ fn stacks_of(tasks: &[Task]) -> Result<Stacks, ProfileError> {
     Ok(stacks)
 }
 
+/// Returns the names of the functions on the stack of the calling thread, innermost first. The walk follows frame
+/// pointers, so it needs no unwind tables.
+#[must_use]
+pub fn own_stack() -> Vec<String> {
+    let mut frames = heapless::Vec::<usize, { limits::STACK_FRAMES_MAX }>::new();
+    stack::walk_from_here(&mut frames);
+    let symbols = symbols::resolve(frames.to_vec());
+    frames.iter().map_while(|frame| symbols.name_of(*frame)).collect()
+}
+
 fn encode(tasks: &[Task], stacks: &Stacks, note: &str) -> Vec<u8> {
     let mut comments = vec!["one sample per thread; this program has no goroutines".to_owned()];
     if !note.is_empty() {
@@ -100,4 +111,26 @@ fn text(tasks: &[Task], stacks: &Stacks, note: &str, with_stacks: bool) -> Strin
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    #[inline(never)]
+    fn function_that_asks_for_its_stack() -> Vec<String> {
+        std::hint::black_box(super::own_stack())
+    }
+
+    #[test]
+    fn own_stack_names_the_callers_innermost_first() {
+        let stack = function_that_asks_for_its_stack();
+        let position = |name: &str| {
+            stack
+                .iter()
+                .position(|function| function.contains(name))
+                .unwrap_or_else(|| panic!("{name}: {stack:#?}"))
+        };
+        let (inner, outer) =
+            (position("function_that_asks_for_its_stack"), position("own_stack_names_the_callers"));
+        assert!(inner < outer, "{stack:#?}");
+    }
 }

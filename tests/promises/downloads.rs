@@ -23,7 +23,7 @@ use super::recording::rig::TemporaryDirectory;
 const UNIT_BYTES: u64 = 256 << 20;
 const LARGE_BYTES: u64 = 64 << 20;
 const DOWNLOADS: usize = 200;
-const VIEWERS: usize = 3;
+const VIEWERS: usize = 10;
 /// Growth of the memory that may remain after all callers have left.
 const REMAINS_BYTES: u64 = 10 << 20;
 
