@@ -129,17 +129,24 @@ impl Assembler {
     pub fn forget_last_unit(&mut self) {
         self.sets.roll_back();
         self.idr_assembled = false;
+        self.handle_gap();
+    }
+
+    /// Must be called if units are missing before the next one. A recovery point that was read in a unit of its own then
+    /// belongs to a missing picture.
+    pub fn handle_gap(&mut self) {
         self.recovery_before = None;
     }
 
     fn arrange(&mut self, bytes: &[u8]) -> Result<Picture, UnitError> {
+        let recovery_before = self.recovery_before.take();
         nal::scan(bytes, &mut self.scanned)?;
         let is_slice = |nal: &NalUnit| (kind::SLICE..=kind::IDR_SLICE).contains(&nal.kind);
         let head_count = self.scanned.iter().position(is_slice).unwrap_or(self.scanned.len());
         let end = self.scanned.last().map_or(0, |nal| nal.end as usize);
         self.filler_bytes += (bytes.len() - end) as u64;
         let stored = self.store_head(bytes, head_count);
-        let recovery = self.read_sei(bytes, head_count).or(self.recovery_before.take());
+        let recovery = self.read_sei(bytes, head_count).or(recovery_before);
         if head_count == self.scanned.len() {
             self.recovery_before = recovery;
             self.append_head(head_count);

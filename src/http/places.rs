@@ -201,6 +201,7 @@ mod tests {
         while let Ok(place) = places.admit(attacker) {
             place.state.activity.begin_answer();
             held.push(place);
+            assert!(held.len() < MAX, "one address has all places");
         }
         assert!(held.len() >= HALF && held.len() <= MAX - limits::CONNECTIONS_FREE_LOW + 1, "{}", held.len());
         assert_eq!(places.admit(attacker).err(), Some(Refusal::Share));

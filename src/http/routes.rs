@@ -210,17 +210,7 @@ pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<&'static Route, Respons
 /// Returns a 403 response if `Host` is another name.
 pub fn admit_host(policy: &Policy, head: &Head<'_>) -> Result<(), Response> {
     match (&policy.hosts, head.host) {
-        (Some(hosts), Some(host)) if !hosts.allows(host) => {
-            let name = Hosts::name(host).unwrap_or_else(|| host.to_owned());
-            let name: String = name.chars().take(request::QUOTED_CHARS_MAX).collect();
-            let message = format!(
-                "this server does not answer to the name \"{name}\". If the name is right, start the server with --allow-host {name}"
-            );
-            let line = format!(
-                "a request for the host name {name:?} was refused. If the name is right, start the server with --allow-host {name:?}"
-            );
-            Err(Response::error(403, "host_refused", &message).closing().logged(line))
-        }
+        (Some(hosts), Some(host)) if !hosts.allows(host) => Err(host_refused(host)),
         _ => Ok(()),
     }
 }
@@ -314,12 +304,30 @@ impl Policy {
     }
 }
 
+/// Refuses a request that calls this server by a foreign name. Names the option that allows it only for a plain host
+/// name: strangers choose this text, and the operator may copy it into a shell.
+fn host_refused(host: &str) -> Response {
+    let plain = Hosts::name(host).filter(|name| !name.starts_with('['));
+    let name: String = plain.as_deref().unwrap_or(host).chars().take(request::QUOTED_CHARS_MAX).collect();
+    let message = format!("this server does not answer to the name \"{name}\"");
+    if plain.is_none() {
+        return Response::error(403, "host_refused", &message).closing();
+    }
+    let remedy = "If the name is right, start the server with --allow-host";
+    let line = format!("a request for the host name {name:?} was refused. {remedy} {name:?}");
+    let message = format!("{message}. {remedy} {name}");
+    Response::error(403, "host_refused", &message).closing().logged(line)
+}
+
 /// Refuses a request of a foreign page. Names the option that would allow it, because behind a proxy that changes `Host`
 /// our own page looks foreign.
 fn origin_refused(head: &Head<'_>) -> Response {
     let quoted = |text: &str| text.chars().take(request::QUOTED_CHARS_MAX).collect::<String>();
     let (origin, host) = (quoted(head.origin.unwrap_or_default()), quoted(head.host.unwrap_or_default()));
-    let is_web = origin.starts_with("http://") || origin.starts_with("https://");
+    // As in `host_refused`, no option is named for text that is not plain.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+    let authority = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
+    let is_web = authority.is_some_and(|authority| authority.bytes().all(is_plain));
     let remedy = if is_web {
         format!(
             ". If this is the address of a proxy of yours, let the proxy pass the Host header on, or start the server with --allow-origin {origin}"

@@ -180,6 +180,7 @@ impl Recording {
 
     /// Must be called if the next unit does not follow the last one, because the cursor was moved.
     pub(crate) fn handle_cursor_moved(&mut self) {
+        self.assembler.handle_gap();
         self.clock.restart();
     }
 
@@ -235,6 +236,7 @@ impl Recording {
     /// Handles units that are missing in the stream. They are counted, and no unit is written until the next IDR.
     pub(crate) fn handle_gap(&mut self, missed_units: u32) {
         self.count_dropped(u64::from(missed_units));
+        self.assembler.handle_gap();
         self.clock.restart();
         if let Some(active) = &mut self.active {
             active.waiting_idr = true;

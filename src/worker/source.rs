@@ -137,6 +137,7 @@ impl Source {
 
     fn handle_loss(&mut self) -> Polled {
         self.gap = true;
+        self.assembler.handle_gap();
         self.backfill.handle_loss();
         Polled::Again
     }

@@ -3,18 +3,19 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::json;
 use streaming_server::base::limits;
-use support::camera::{CameraSim, steady};
+use support::camera::{CameraSim, steady, words};
 use support::cgroup::MemoryCgroup;
 use support::http;
 use support::server::{self, Server};
-use support::viewer::ViewerSimulator;
+use support::viewer::{Offer, ViewerSimulator};
 use support::{unique_shm, wait_until};
 
 use super::recording::rig::TemporaryDirectory;
@@ -37,8 +38,12 @@ struct Stage {
 
 impl Stage {
     fn new(arguments: &[&str]) -> Stage {
+        Stage::with_camera(&steady("lease"), arguments)
+    }
+
+    fn with_camera(camera: &[String], arguments: &[&str]) -> Stage {
         let (shm, directory) = (unique_shm(), TemporaryDirectory::new());
-        let camera = CameraSim::start(&shm, &steady("lease"));
+        let camera = CameraSim::start(&shm, camera);
         fs::File::create(directory.0.join("large.mp4")).unwrap().set_len(LARGE_BYTES).unwrap();
         let path = directory.0.to_str().unwrap();
         let command = server::loopback(&shm, &[&["--record-path", path], arguments].concat());
@@ -208,5 +213,37 @@ fn callers_that_read_nothing_hold_no_more_than_the_table_says() {
         stage.server.assert_healthy();
         stage.held_bytes() < before + REMAINS_BYTES
     });
+    stage.assert_not_killed();
+}
+
+/// Drives what viewers and senders of datagrams make the server hold to its bound at once: all sessions, a large copy of
+/// a GOP that is longer than the ring, and a full receive buffer.
+#[test]
+fn viewers_and_floods_hold_no_more_than_the_table_says() {
+    let camera = words("--layout v3 --pattern 1280x720 --fps 30 --bitrate-kbps 12000 --gop 300");
+    let mut stage = Stage::with_camera(&camera, &["--workers", "1"]);
+    let mut most = stage.held_bytes();
+    let viewers = ViewerSimulator::crowd(stage.server.http, VIEWERS);
+    for _ in VIEWERS..limits::VIEWERS_DEFAULT {
+        assert!(Offer::create().post(stage.server.http).is_ok());
+    }
+    let enough = limits::GOP_BYTES_MAX as f64 / 2.0;
+    wait_until("a large copy of the GOP", || {
+        most = stage.held_bytes().max(most);
+        stage.server.metrics().expect("gop_cache_bytes") >= enough
+    });
+    let bound = limits::sum(limits::HELD_BY_VIEWERS) + limits::sum(limits::HELD_ALONE);
+    // A stopped server reads nothing, so the flood fills its receive buffer. The flood would exceed the bound of everything.
+    stage.server.process.signal(Signal::STOP);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..bound / 1_200 {
+        // The kernel drops the datagrams that the buffer does not hold.
+        let _ = socket.send_to(&[0x80; 1_200], stage.server.udp);
+    }
+    most = stage.held_bytes().max(most);
+    stage.server.process.signal(Signal::CONT);
+    eprintln!("held at most {most} of {bound} bytes with {} sessions and a flood", limits::VIEWERS_DEFAULT);
+    assert!(most < bound, "{most} of {bound} bytes");
+    viewers.iter().for_each(|viewer| viewer.wait_more_units(30));
     stage.assert_not_killed();
 }

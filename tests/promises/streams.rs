@@ -290,3 +290,22 @@ fn stream_without_idr_starts_at_a_recovery_point() {
     played.assert_nothing_lost();
     played.assert_units_are(&units[start..]);
 }
+
+#[test]
+fn recovery_point_in_a_unit_of_its_own_is_a_place_to_start() {
+    let source = std::fs::read(stream("intra-refresh")).unwrap();
+    let units = access_units(&source);
+    let has_recovery_point = |unit: &Vec<&[u8]>| unit.iter().any(|nal| nal.starts_with(&[0x06, 0x06]));
+    let start = units.iter().position(has_recovery_point).unwrap();
+    let (mut lines, mut pictures) = (Vec::new(), Vec::new());
+    for unit in &units[start / 2..] {
+        let (notes, picture): (Vec<&[u8]>, Vec<&[u8]>) = unit.iter().partition(|nal| kind(nal) == 6);
+        lines.extend(notes.iter().map(|note| unit_line(&[note])));
+        lines.push(unit_line(&picture));
+        pictures.push(picture);
+    }
+    let expected = &pictures[start - start / 2..];
+    let played = play(&lines.join("\n"), "lease", expected.len());
+    played.assert_nothing_lost();
+    played.assert_units_are(expected);
+}

@@ -272,6 +272,21 @@ fn recovery_point_in_a_unit_of_its_own_belongs_to_the_next_picture() {
 }
 
 #[test]
+fn recovery_point_of_a_lost_picture_is_not_that_of_the_next_one() {
+    let lone = annex_b(&[AUD, &recovery_point_sei(7)]);
+    let loses: [fn(&mut Assembler); 3] = [Assembler::handle_gap, Assembler::forget_last_unit, |assembler| {
+        assert!(assembler.assemble(b"damaged").unwrap_err().loses_picture())
+    }];
+    for lose in loses {
+        let mut assembler = started();
+        assert_eq!(assembler.assemble(&lone).err(), Some(UnitError::NoSlice));
+        lose(&mut assembler);
+        let unit = annex_b(&[non_idr(0)]);
+        assert_eq!(assembler.assemble(&unit).unwrap().recovery_point(), None);
+    }
+}
+
+#[test]
 fn forgetting_a_unit_restores_the_parameter_sets_before_it() {
     let mut assembler = started();
     let torn = annex_b(&[&sps(0, 31, 2, 2), &pps(0, 0, 9), &idr(0)]);

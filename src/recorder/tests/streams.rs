@@ -88,6 +88,22 @@ fn gap_ends_at_a_recovery_point() {
 }
 
 #[test]
+fn recovery_point_whose_picture_is_missing_does_not_end_the_gap() {
+    let mut harness = Harness::recording(Format::H264);
+    harness.publish_units(2);
+    harness.push([&[0, 0, 0, 1], testing::recovery_point_sei(0).as_slice()].concat());
+    harness.run_until_idle();
+    harness.recording.handle_gap(1);
+    for number in 4..6 {
+        harness.now_ns += UNIT_INTERVAL;
+        harness.push(delta(number));
+        harness.run_until_idle();
+    }
+    let reply = harness.stop().unwrap();
+    assert_eq!((reply.report.frame_count, reply.report.dropped_units, reply.report.gaps), (2, 3, 1));
+}
+
+#[test]
 fn recording_that_waits_for_an_idr_says_so() {
     let mut harness = Harness::new();
     harness.recording.remember(harness.now_ns, &idr(0, 80), harness.now_ns);

@@ -161,6 +161,24 @@ fn stream_without_idrs_is_kept_from_its_newest_recovery_point() {
 }
 
 #[test]
+fn recovery_point_whose_picture_is_missing_is_no_place_to_start() {
+    let recovery = [0, 0, 0, 1, 6, 6, 1, 0x84, 0x80];
+    let (mut ring, counters) = (TestCamera::new(Layout::V3), WorkerCounters::default());
+    ring.idr();
+    let mut source = Source::new(ring.attach());
+    poll(&mut source, &counters);
+    for lapped_units in [100, 0] {
+        ring.publish(&[&recovery]);
+        poll(&mut source, &counters);
+        ring.deltas(lapped_units + 1);
+        while !matches!(source.poll_unit(now(), false, &counters), Polled::Unit(_)) {}
+        let unit = source.unit().info;
+        assert_eq!((unit.gap_before, unit.is_recovery_point), (lapped_units > 0, lapped_units == 0));
+        poll(&mut source, &counters);
+    }
+}
+
+#[test]
 fn parameter_sets_in_slots_of_their_own_before_the_idr_are_found() {
     let (mut ring, counters) = (TestCamera::new(Layout::V3), WorkerCounters::default());
     ring.publish(&[SPS]);

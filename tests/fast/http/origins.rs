@@ -193,8 +193,16 @@ fn a_refused_host_name_or_origin_is_explained_with_the_option_that_allows_it() {
         "Origin: http://evil.example\r\nAccess-Control-Request-Method: POST\r\n",
     );
     assert!(message(&preflight).contains("--allow-origin http://evil.example"));
-    let null = message(&ask("POST", "127.0.0.1:8080", "Origin: null\r\n"));
-    assert!(!null.contains("--allow-origin"), "no option allows it: {null}");
+    for origin in ["null", "https://$(reboot)", "https://a.example\"; reboot", "https://a@b.example"] {
+        let text = message(&ask("POST", "127.0.0.1:8080", &format!("Origin: {origin}\r\n")));
+        assert!(!text.contains("--allow-origin"), "no option allows {origin}: {text}");
+    }
+    // The operator may copy an option into a shell, so none is named for text that is no host name.
+    for host in ["$(reboot).example", "a.example;reboot", "[$(reboot)]", "[::1%25eth0]:1", "a@b.example"] {
+        let refused = ask("POST", host, "");
+        assert_eq!(refused.code(), "host_refused", "{host}");
+        assert!(!message(&refused).contains("--allow-host"), "{}", message(&refused));
+    }
 }
 
 #[test]
