@@ -33,7 +33,7 @@ pub const RECORDING_BYTES_OVERDUE: u64 = 4_050_000_000;
 /// See [`RECORDING_BYTES_OVERDUE`].
 pub const RECORDING_OVERDUE_NS: i64 = 3_900_000_000_000;
 
-/// Maximum number of access units in one file. Each takes 16 bytes in the index, and 32 more if the
+/// Maximum number of access units in one file. Each takes 12 bytes in the index, and 32 more if the
 /// stream has B-frames.
 pub const RECORDING_UNITS_MAX: usize = 1 << 20;
 
