@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::counters::RecorderCounters;
 use super::engine::{Command, Engine};
-use super::file_threads::FileThreads;
+use super::file_threads::{FileThreads, RecorderThreads};
 use super::library::{Download, Library};
 use super::pieces::Pieces;
 use super::types::{
@@ -42,9 +42,9 @@ impl Wakeup for UnitWakeup {
     }
 }
 
-/// Number of threads that [`spawn`] makes: the recorder's, one for operations on files, those for downloads, one that
-/// repairs files, and one of the kernel.
-pub const START_THREADS: usize = limits::READ_THREADS + 4;
+/// Number of threads that [`spawn`] makes: the recorder's, one for its system calls on the disk, one for the requests
+/// about files, those for downloads, one that repairs files, and one of the kernel.
+pub const START_THREADS: usize = limits::READ_THREADS + 5;
 
 /// Starts the recorder's thread. A second, temporary thread repairs files that a crash left unfinished.
 ///
@@ -73,7 +73,10 @@ pub fn spawn(
         listings: Arc::new(Semaphore::new(limits::LISTINGS_MAX)),
         pieces: Arc::default(),
     };
-    let operations = files.operations.clone();
+    let threads = RecorderThreads {
+        operations: files.operations.clone(),
+        disk: FileThreads::start("recorder-disk", 1, limits::DISK_JOBS_MAX).map_err(SpawnError::Thread)?,
+    };
     let (camera, engine_library) = (camera.clone(), library.clone());
     let (started, is_started) = std::sync::mpsc::sync_channel(1);
     let body = move || match tokio_uring::Runtime::new(tokio_uring::builder().entries(64)) {
@@ -85,7 +88,7 @@ pub fn spawn(
                 return;
             }
             let engine =
-                Engine::new(camera, engine_library, config, commands, shutdown, unit_published, operations);
+                Engine::new(camera, engine_library, config, commands, shutdown, unit_published, threads);
             runtime.block_on(engine.run());
         }
         Err(error) => {
