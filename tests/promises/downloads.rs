@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde_json::json;
 use streaming_server::base::limits;
 use support::camera::{CameraSim, steady};
-use support::cgroup::MemoryCgroup;
 use support::http;
+use support::limits::UnitLimits;
 use support::server::{self, Server};
 use support::viewer::ViewerSimulator;
 use support::{unique_shm, wait_until};
@@ -32,7 +32,7 @@ struct Stage {
     server: Server,
     directory: TemporaryDirectory,
     _camera: CameraSim,
-    cgroup: Option<MemoryCgroup>,
+    cgroup: Option<UnitLimits>,
 }
 
 impl Stage {
@@ -42,7 +42,8 @@ impl Stage {
         fs::File::create(directory.0.join("large.mp4")).unwrap().set_len(LARGE_BYTES).unwrap();
         let path = directory.0.to_str().unwrap();
         let command = server::loopback(&shm, &[&["--record-path", path], arguments].concat());
-        let cgroup = MemoryCgroup::new(UNIT_BYTES);
+        let cgroup = UnitLimits::new();
+        cgroup.iter().for_each(|cgroup| cgroup.set_memory_max(UNIT_BYTES));
         let inside = cgroup.as_ref().map(|cgroup| cgroup.command(&command));
         let server = Server::spawn(&mut inside.unwrap_or(command));
         server.wait_ready();
@@ -60,7 +61,7 @@ impl Stage {
     }
 
     fn assert_not_killed(&mut self) {
-        assert_eq!(self.cgroup.as_ref().map_or(0, MemoryCgroup::kills), 0);
+        assert_eq!(self.cgroup.as_ref().map_or(0, UnitLimits::kills), 0);
         self.server.assert_healthy();
     }
 }

@@ -60,10 +60,6 @@ const MAY_READ_THE_CLOCK: &[&str] = &[
     "perf/",
 ];
 
-/// Files that open files without `base/foreign_file.rs`.
-const OPENS_FILES_ITSELF: &[&str] =
-    &["src/recorder/sidecar.rs", "src/recorder/disk.rs", "src/recorder/library.rs"];
-
 fn unsafe_only_where_marked(path: &str, text: &str) -> Vec<String> {
     if listed(path, MAY_BE_UNSAFE) {
         return Vec::new();
@@ -159,7 +155,7 @@ fn bounds_are_in_limits(path: &str, text: &str) -> Vec<String> {
 /// they belong to the kernel.
 fn files_are_opened_in_one_place(path: &str, text: &str) -> Vec<String> {
     let is_test = path.ends_with("/test_ring.rs") || path.ends_with("tests.rs") || path.contains("/tests/");
-    if path == "src/base/foreign_file.rs" || is_test || listed(path, OPENS_FILES_ITSELF) {
+    if path == "src/base/foreign_file.rs" || is_test {
         return Vec::new();
     }
     let code = without_tests(&mask(text));
