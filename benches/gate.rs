@@ -22,9 +22,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use mimalloc::MiMalloc;
 use peer::{Pair, ReusedBuffer};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
 use smallvec::SmallVec;
 use str0m::config::DtlsVersion;
 use str0m::crypto::dtls::SrtpProfile;
@@ -93,16 +90,9 @@ fn main() {
     }
 }
 
-/// Replaces this process by `program`. A seccomp filter refuses `PR_GET_AUXV`: otherwise rustix would read the
-/// auxiliary vector and use the vDSO that it names, which valgrind has removed.
+/// Replaces this process by `program`, which is valgrind.
 fn under(program: &str, words: &[String]) {
-    let is_asked = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0x4155_5856).unwrap();
-    let rules = [(libc::SYS_prctl, vec![SeccompRule::new(vec![is_asked]).unwrap()])].into();
-    let refusal = SeccompAction::Errno(libc::EINVAL.unsigned_abs());
-    let machine = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, machine).unwrap();
-    let filter: BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter(&filter).unwrap();
+    support::valgrind::hide_auxiliary_vector();
     panic!("{program}: {}", Command::new(program).args(words).exec());
 }
 

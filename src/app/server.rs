@@ -3,6 +3,7 @@
 
 pub(crate) mod security;
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
 use crate::app::service::{self, Notifier, Supervisor};
+use crate::app::threads_permitted;
 use crate::app::viewer_places::ViewerPlaces;
 use crate::base::{clock, limits, logging};
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
@@ -69,6 +71,17 @@ pub enum ServerError {
     /// The TLS certificate is not usable.
     #[error("TLS: {0}")]
     Certificate(#[from] http::certificate::CertificateError),
+    /// The system does not permit all threads of the server.
+    #[error(
+        "the system does not permit the {needed} threads that the server needs: {source}; raise TasksMax= of the \
+         service unit, the limit of processes of the container, or that of the user (ulimit -u)"
+    )]
+    Threads {
+        /// Number of threads that the server makes at start.
+        needed: usize,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// A thread or a runtime could not start.
     #[error("cannot start {what}: {source}")]
     Start {
@@ -94,6 +107,9 @@ pub enum ServerError {
 /// Returns a [`ServerError`] if a part of the server cannot start. If an option can help, the error names it.
 pub fn run(config: &Config) -> Result<(), ServerError> {
     log::info!("streaming-server {}: {config}", env!("CARGO_PKG_VERSION"));
+    // This must come before `start_library`, which panics if it cannot make a thread.
+    let needed = threads_permitted::needed(config, worker_count(config), notify_socket().is_some());
+    threads_permitted::check(needed).map_err(|source| ServerError::Threads { needed, source })?;
     if config.control.is_some() {
         http::local::start_library();
     }
@@ -269,7 +285,7 @@ fn serve(
         let keys = endpoints.config.tls.clone();
         let mut server = pin!(endpoints.serve(backend, stopped));
         let shutdown = Shutdown::prepare(Arc::clone(app_backend), workers).map_err(start("shutdown"))?;
-        let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+        let notifier = Notifier::new(notify_socket().as_deref());
         let watched = Arc::clone(app_backend);
         let supervisor = Supervisor::start(notifier, watchdog_period(), move || watched.health())
             .map_err(start("the messages to the service manager"))?;
@@ -291,6 +307,11 @@ fn serve(
         }
         Ok(())
     })
+}
+
+/// Returns the address of the service manager, or `None` if there is none.
+fn notify_socket() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET")
 }
 
 /// Returns the time between two watchdog keep-alives, or `None` if the service manager does not watch this process.

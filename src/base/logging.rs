@@ -91,9 +91,10 @@ pub fn start(level: LevelFilter, stack: fn() -> Vec<String>) -> io::Result<()> {
     let journald = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
     if log::set_boxed_logger(Box::new(Logger { journald })).is_ok() {
         QUEUE.journald.store(journald, Ordering::Relaxed);
-        keep_stderr()?;
         let body = || QUEUE.write_all(|line| ControlFlow::Continue(write_to_process(line)));
         std::thread::Builder::new().name("log".to_owned()).stack_size(limits::LOG_STACK_BYTES).spawn(body)?;
+        // Not before the thread exists: otherwise the error that it cannot be made would be lost.
+        keep_stderr()?;
         log::set_max_level(level);
         std::panic::set_hook(Box::new(move |panic| {
             let thread = std::thread::current();

@@ -1,4 +1,5 @@
-//! BASE: clocks, counters, limits, logging and the opening of files, which every module may use. This module uses no other module.
+//! BASE: clocks, counters, limits, logging, the opening of files and the counters of a TCP connection, which every
+//! module may use. This module uses no other module.
 
 pub mod clock;
 pub mod counters;
@@ -7,4 +8,5 @@ pub mod histogram;
 pub mod limits;
 pub mod log_limit;
 pub mod logging;
+pub mod tcp_info;
 pub mod token_bucket;

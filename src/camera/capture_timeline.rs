@@ -95,7 +95,8 @@ pub struct UnitInterval {
 const GAP_UNITS: u32 = 64;
 
 impl UnitInterval {
-    fn on_step(&mut self, step_ns: i64) {
+    /// Learns from a unit that was captured `step_ns` after the unit before it.
+    pub(crate) fn on_step(&mut self, step_ns: i64) {
         let step_ns = step_ns.min(UNIT_INTERVAL_NS_MAX);
         if self.longest_ns == 0 {
             (self.mean_ns, self.longest_ns) = (step_ns, step_ns);

@@ -279,10 +279,24 @@ impl Cursor {
 }
 
 impl Cursor {
-    /// Converts the unit's capture time to both clocks. Returns it with the offset between the clocks. If the capture
-    /// time is not just before `now_ns`, the system clock may have been set, so the offset is measured again.
+    /// Converts the unit's capture time to both clocks. Returns it with the offset between the clocks.
     fn captured(&self, metadata: &SlotMetadata, now_ns: MonotonicNs) -> (Captured, i64) {
         let offset_ns = self.camera.realtime_offset_ns();
+        match Captured::find_fresh(metadata, now_ns, offset_ns) {
+            Some(captured) => (captured, offset_ns),
+            None => self.captured_unusually(metadata, now_ns, offset_ns),
+        }
+    }
+
+    /// Does the same as [`Cursor::captured`] for any capture time. If the capture time is not just before `now_ns`, the
+    /// system clock may have been set, so the offset is measured again.
+    #[cold]
+    fn captured_unusually(
+        &self,
+        metadata: &SlotMetadata,
+        now_ns: MonotonicNs,
+        offset_ns: i64,
+    ) -> (Captured, i64) {
         let captured = Captured::find(metadata, now_ns, offset_ns);
         let age_ns = now_ns - captured.monotonic_ns;
         if (1..CAPTURE_FRESH_NS).contains(&age_ns) || !self.camera.refresh_clocks_again(now_ns) {
@@ -301,16 +315,33 @@ struct Captured {
 }
 
 impl Captured {
+    /// Returns what [`Captured::find`] returns, for nearly every unit with few instructions: one capture time is just
+    /// before `now_ns`. The other one is then further away, because the clocks are further apart. Returns `None`
+    /// otherwise.
+    fn find_fresh(metadata: &SlotMetadata, now_ns: MonotonicNs, realtime_offset_ns: i64) -> Option<Captured> {
+        let is_fresh = |ns: i64| (0..CAPTURE_FRESH_NS).contains(&now_ns.wrapping_sub(ns));
+        if realtime_offset_ns.unsigned_abs() < 2 * CAPTURE_FRESH_NS.unsigned_abs() {
+            return None;
+        }
+        let time_ns = nanoseconds(metadata)?;
+        let converted_ns = time_ns.wrapping_sub(realtime_offset_ns);
+        let (monotonic_ns, realtime_ns) = if is_fresh(converted_ns) {
+            (converted_ns, time_ns)
+        } else if is_fresh(time_ns) {
+            (time_ns, time_ns.wrapping_add(realtime_offset_ns))
+        } else {
+            return None;
+        };
+        Some(Captured { realtime_ns: Some(realtime_ns), monotonic_ns })
+    }
+
     /// Converts the capture time to both clocks. The camera used the clock whose current time is just after the capture
     /// time. The check is needed because the daemon's header documents CLOCK_MONOTONIC, but the daemon writes
     /// CLOCK_REALTIME. On a board that has not set its clock yet, both clocks are near.
     fn find(metadata: &SlotMetadata, now_ns: MonotonicNs, realtime_offset_ns: i64) -> Captured {
-        let time_ns = metadata
-            .timestamp_s
-            .checked_mul(1_000_000_000)
-            .and_then(|ns| ns.checked_add(metadata.timestamp_ns))
-            .filter(|_| (0..1_000_000_000).contains(&metadata.timestamp_ns));
-        let Some(time_ns) = time_ns else { return Captured { realtime_ns: None, monotonic_ns: now_ns } };
+        let Some(time_ns) = nanoseconds(metadata) else {
+            return Captured { realtime_ns: None, monotonic_ns: now_ns };
+        };
         let candidates = [time_ns.saturating_sub(realtime_offset_ns), time_ns];
         let age_ns = |monotonic_ns: &i64| now_ns.saturating_sub(*monotonic_ns);
         let monotonic_ns = candidates
@@ -323,6 +354,13 @@ impl Captured {
             monotonic_ns: monotonic_ns.unwrap_or(now_ns),
         }
     }
+}
+
+/// Returns the capture time in nanoseconds, or `None` if its fields are out of range.
+fn nanoseconds(metadata: &SlotMetadata) -> Option<i64> {
+    let is_valid = (0..1_000_000_000).contains(&metadata.timestamp_ns);
+    let whole_ns = metadata.timestamp_s.checked_mul(1_000_000_000)?;
+    whole_ns.checked_add(metadata.timestamp_ns).filter(|_| is_valid)
 }
 
 #[cfg(test)]

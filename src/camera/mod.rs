@@ -122,6 +122,8 @@ mod writer;
 #[cfg(test)]
 mod lease_tests;
 #[cfg(test)]
+pub(crate) mod test_camera;
+#[cfg(test)]
 mod test_ring;
 #[cfg(test)]
 pub(crate) mod test_waiter;

@@ -44,7 +44,8 @@ pub struct LocalConfig {
 }
 
 /// Starts the threads of the library `may`, and makes a first coroutine. The library then also installs handlers of
-/// SIGSEGV and SIGBUS. The caller must install its own handlers after this call.
+/// SIGSEGV and SIGBUS. The caller must install its own handlers after this call, and check before it that the system
+/// permits `limits::LOCAL_WORKERS` threads and one more: the library panics otherwise.
 pub fn start_library() {
     let library = may::config();
     library.set_workers(limits::LOCAL_WORKERS);

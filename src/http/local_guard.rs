@@ -14,7 +14,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use super::lock;
 use super::response::Response;
 use super::routes;
-use crate::base::limits;
+use crate::base::{limits, tcp_info};
 
 /// A connection whose limits the [`Guard`] enforces.
 pub(super) struct Connection {
@@ -27,6 +27,10 @@ struct State {
     /// When the wait for the next request began; `None` while a request is answered.
     waiting_since: Option<Instant>,
     answered_bytes: usize,
+    /// Number of bytes that had arrived when the last request was answered.
+    received_bytes: u64,
+    /// When the guard noticed that the next request had begun to arrive.
+    begun_at: Option<Instant>,
     /// True after the guard has closed the connection. The library removes it later.
     is_closed: bool,
 }
@@ -40,8 +44,11 @@ impl Connection {
     /// Records that the request was answered with `bytes` bytes. Returns true if the connection must be closed after
     /// this answer.
     pub(super) fn end(&self, bytes: usize, now: Instant) -> bool {
+        let received_bytes = self.received_bytes();
         let mut state = lock(&self.state);
         state.waiting_since = Some(now);
+        state.received_bytes = received_bytes;
+        state.begun_at = None;
         state.answered_bytes = state.answered_bytes.saturating_add(bytes);
         state.answered_bytes > limits::LOCAL_CONNECTION_BYTES_MAX
     }
@@ -86,6 +93,22 @@ impl Connection {
         self.close();
     }
 
+    /// Returns the number of bytes that have arrived, or 0 if it is unknown. The library does not report when a request
+    /// begins, but the kernel counts the bytes that the library has read.
+    fn received_bytes(&self) -> u64 {
+        self.socket.as_ref().and_then(tcp_info::received_bytes).unwrap_or(0)
+    }
+
+    /// Returns the time since which a part of the next request has arrived, or `None` if nothing has.
+    fn begun_at(&self, now: Instant) -> Option<Instant> {
+        let received_bytes = self.received_bytes();
+        let mut state = lock(&self.state);
+        if received_bytes > state.received_bytes {
+            state.begun_at.get_or_insert(now);
+        }
+        state.begun_at
+    }
+
     fn is_waiting(&self) -> bool {
         self.open_since().is_some()
     }
@@ -100,12 +123,16 @@ impl Connection {
     /// Closes the connection if its next request takes too long to arrive. A caller that is still reading the last
     /// answer has more time, and receives the whole answer.
     fn close_if_late(&self, now: Instant) {
-        let (since, answered_bytes) = (self.open_since(), lock(&self.state).answered_bytes);
-        let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        if waited <= limits::LOCAL_REQUEST_TIMEOUT {
+        let Some(since) = self.open_since() else { return };
+        let answered_bytes = lock(&self.state).answered_bytes;
+        let waited = now.saturating_duration_since(since);
+        let begun_at = self.begun_at(now);
+        let is_begun_late =
+            begun_at.is_some_and(|at| now.saturating_duration_since(at) > limits::LOCAL_BEGUN_TIMEOUT);
+        if waited <= limits::LOCAL_REQUEST_TIMEOUT && !is_begun_late {
             return;
         }
-        if answered_bytes == 0 {
+        if answered_bytes == 0 || is_begun_late && !self.is_send_buffer_full() {
             self.abort();
         } else if waited > limits::ANSWER_TIMEOUT || !self.is_send_buffer_full() {
             self.close();
@@ -134,7 +161,13 @@ impl Guard {
     }
 
     fn add(&self, socket: Option<TcpStream>, now: Instant) -> Arc<Connection> {
-        let state = State { waiting_since: Some(now), answered_bytes: 0, is_closed: false };
+        let state = State {
+            waiting_since: Some(now),
+            answered_bytes: 0,
+            received_bytes: 0,
+            begun_at: None,
+            is_closed: false,
+        };
         let connection = Arc::new(Connection { socket, state: Mutex::new(state) });
         let mut connections = lock(&self.connections);
         let open_count = connections.iter().filter(|other| !lock(&other.state).is_closed).count();
@@ -332,6 +365,40 @@ mod tests {
             received += count;
         }
         guard.remove(&connection);
+    }
+
+    /// Returns a connection that the guard has admitted, and the socket of its caller.
+    fn admitted(guard: &Guard, now: Instant) -> (Arc<Connection>, TcpStream, TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        (guard.admit(socket.as_raw_fd(), now), socket, caller)
+    }
+
+    #[test]
+    fn a_request_that_has_begun_has_less_time_than_an_idle_connection() {
+        let guard = Guard::default();
+        let start = tokio::time::Instant::now().into_std();
+        let after = |time: Duration| start + time;
+        let (_idle, _idle_socket, mut idle_caller) = admitted(&guard, start);
+        let (answered, mut socket, mut caller) = admitted(&guard, start);
+        let mut bytes = [0; 100];
+        caller.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let _ = socket.read(&mut bytes).unwrap();
+        answered.begin();
+        answered.end(0, start);
+        guard.close_late(after(3 * limits::LOCAL_BEGUN_TIMEOUT));
+        // The first half of the next request arrives, and the library reads it.
+        caller.write_all(b"GET /").unwrap();
+        let _ = socket.read(&mut bytes).unwrap();
+        guard.close_late(after(4 * limits::LOCAL_BEGUN_TIMEOUT));
+        guard.close_late(after(5 * limits::LOCAL_BEGUN_TIMEOUT));
+        assert!(answered.is_waiting(), "ten seconds have not passed since the first byte");
+        guard.close_late(after(5 * limits::LOCAL_BEGUN_TIMEOUT) + Duration::from_millis(1));
+        assert!(!answered.is_waiting());
+        assert!(matches!(caller.read(&mut bytes), Ok(0) | Err(_)), "the connection has ended");
+        idle_caller.set_nonblocking(true).unwrap();
+        assert_eq!(idle_caller.read(&mut bytes).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     }
 
     #[test]

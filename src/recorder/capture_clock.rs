@@ -1,12 +1,11 @@
-//! PURE: learns from the units of a stream how fast the camera is, and how it stamps B-frames.
+//! PURE: learns from the order of the pictures how a camera stamps B-frames. From the stamps in this order, the shared
+//! [`UnitInterval`] learns how fast the camera is.
 
 use super::format::timeline::{UnitTime, plausible};
+use crate::base::limits::UNIT_INTERVAL_NS_MAX;
+use crate::camera::UnitInterval;
 use crate::h264::{AssembledUnit, PictureOrder, PicturePlace};
 
-/// Number of intervals of which the median is the camera's interval. A gap is a single interval, so it does not count.
-const INTERVALS: usize = 5; // local bound
-/// Longest interval in nanoseconds that is learned: that of a camera with one picture a minute.
-const INTERVAL_NS_MAX: i64 = 60_000_000_000; // local bound
 /// Largest difference of picture order counts between two units without a gap: 16 pictures of two fields.
 const ORDER_STEP_MAX: i64 = 32; // local bound: set by the standard
 
@@ -15,8 +14,7 @@ const ORDER_STEP_MAX: i64 = 32; // local bound: set by the standard
 pub(super) struct CaptureClock {
     order: PictureOrder,
     last: Option<Last>,
-    intervals_ns: [i64; INTERVALS],
-    interval_count: usize,
+    interval: UnitInterval,
     /// Smallest difference of the picture order counts of two units: 2 for most encoders. 0 if it is unknown.
     order_step: i64,
     has_b_frames: bool,
@@ -58,7 +56,7 @@ impl CaptureClock {
             order,
             order_step: self.order_step,
             is_idr: place.is_some_and(|place| place.is_idr),
-            interval_ns: self.interval_ns(),
+            interval_ns: Some(self.interval.mean_ns()).filter(|ns| *ns > 0),
             has_b_frames: self.has_b_frames,
             is_stamped_as_shown: self.is_stamped_as_shown,
         }
@@ -71,6 +69,8 @@ impl CaptureClock {
         }
         if self.order_step == 0 || step.abs() < self.order_step {
             self.order_step = step.abs();
+            // The intervals learned with a larger step were those of several pictures.
+            self.interval = UnitInterval::default();
         }
         if step < 0 {
             self.has_b_frames = true;
@@ -81,20 +81,9 @@ impl CaptureClock {
     }
 
     fn learn_interval(&mut self, interval_ns: i64) {
-        if (1..=INTERVAL_NS_MAX).contains(&interval_ns)
-            && let Some(place) = self.intervals_ns.get_mut(self.interval_count % INTERVALS)
-        {
-            *place = interval_ns;
-            self.interval_count += 1;
+        if (1..=UNIT_INTERVAL_NS_MAX).contains(&interval_ns) {
+            self.interval.on_step(interval_ns);
         }
-    }
-
-    /// Returns the median of the last intervals, or `None` before the first.
-    fn interval_ns(&self) -> Option<i64> {
-        let mut sorted = self.intervals_ns;
-        let known = sorted.get_mut(..self.interval_count.min(INTERVALS))?;
-        known.sort_unstable();
-        known.get(known.len().saturating_sub(1) / 2).copied()
     }
 }
 
@@ -122,7 +111,7 @@ mod tests {
     fn interval_of_a_slow_camera_is_learned_and_gaps_are_ignored() {
         for interval_ms in [8, 33, 500, 2_000, 20_000] {
             let mut stamps: Vec<_> = (0..9).map(|unit| (2 * unit, unit * interval_ms)).collect();
-            stamps.push((18, 8 * interval_ms + 45_000));
+            stamps.push((18, 8 * interval_ms + 45_000.max(3 * interval_ms)));
             let time = learned(&stamps);
             assert_eq!(
                 (time.interval_ns, time.order, time.order_step),

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::disk::Disk;
-use super::file_threads::FileThreads;
+use super::file_threads::{FileThreads, RecorderThreads};
 use super::library::Library;
 use super::names::{Format, Stem, Zone};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
@@ -65,9 +65,9 @@ impl Engine {
         commands: mpsc::Receiver<Command>,
         shutdown: watch::Receiver<bool>,
         unit_published: Arc<Notify>,
-        file_operations: FileThreads,
+        threads: RecorderThreads,
     ) -> Engine {
-        let (disk, completions) = Disk::new(library.clone());
+        let (disk, completions) = Disk::new(library.clone(), threads.disk);
         let directory = config.directory.display().to_string();
         Engine {
             cursor: camera.cursor(),
@@ -82,7 +82,7 @@ impl Engine {
             config,
             retention_ran_at_ns: i64::MIN,
             retention_task: None,
-            file_operations,
+            file_operations: threads.operations,
             zone: Zone::local(),
             current: None,
             start_reply: None,
@@ -95,7 +95,10 @@ impl Engine {
     /// Runs the recorder until its shutdown is requested or all handles are dropped.
     pub(super) async fn run(mut self) {
         loop {
-            self.library.counters.turns.add(1);
+            // Without turns, the service manager learns that the recorder is stuck.
+            if !self.disk.is_stuck(monotonic_ns()) {
+                self.library.counters.turns.add(1);
+            }
             self.advance();
             let idle = self.recording.state() == RecorderState::Idle;
             if self.shutting_down && idle {
@@ -239,6 +242,7 @@ impl Engine {
         if let Completion::Finished(Err(error)) = &completion {
             log::error!("a recording file could not be finished: {error}");
         }
+        self.disk.note_completion(now_ns);
         self.recording.handle_completion(now_ns, file, completion);
         if !self.recording.has_pending_unit() {
             self.current = None;

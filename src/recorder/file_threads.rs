@@ -1,5 +1,6 @@
-//! A fixed number of threads for file operations that block: reads of downloads, listings, deletions. The threads are
-//! made at start, so a flood of requests can neither exhaust the process's threads nor make one fail later.
+//! A fixed number of threads for file operations that block: those of the recorder, reads of downloads, listings,
+//! deletions. The threads are made at start, so a flood of requests can neither exhaust the process's threads nor make
+//! one fail later.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,6 +15,14 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Clone, Debug)]
 pub(super) struct FileThreads {
     jobs: SyncSender<Job>,
+}
+
+/// The threads on which the recorder's thread has operations carried out.
+pub(super) struct RecorderThreads {
+    /// Applies the retention rules. Requests about files use it too.
+    pub(super) operations: FileThreads,
+    /// Makes the system calls for the files that are being written.
+    pub(super) disk: FileThreads,
 }
 
 impl FileThreads {

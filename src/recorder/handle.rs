@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::counters::RecorderCounters;
 use super::engine::{Command, Engine};
-use super::file_threads::FileThreads;
+use super::file_threads::{FileThreads, RecorderThreads};
 use super::library::{Download, Library};
 use super::pieces::Pieces;
 use super::types::{
@@ -42,6 +42,10 @@ impl Wakeup for UnitWakeup {
     }
 }
 
+/// Number of threads that [`spawn`] makes: the recorder's, one for its system calls on the disk, one for the requests
+/// about files, those for downloads, one that repairs files, and one of the kernel.
+pub const START_THREADS: usize = limits::READ_THREADS + 5;
+
 /// Starts the recorder's thread. A second, temporary thread repairs files that a crash left unfinished.
 ///
 /// The recorder's thread ends after [`RecorderHandle::shutdown`] or when all handles are dropped. Before it ends, it
@@ -69,29 +73,32 @@ pub fn spawn(
         listings: Arc::new(Semaphore::new(limits::LISTINGS_MAX)),
         pieces: Arc::default(),
     };
-    let operations = files.operations.clone();
+    let threads = RecorderThreads {
+        operations: files.operations.clone(),
+        disk: FileThreads::start("recorder-disk", 1, limits::DISK_JOBS_MAX).map_err(SpawnError::Thread)?,
+    };
     let (camera, engine_library) = (camera.clone(), library.clone());
     let (started, is_started) = std::sync::mpsc::sync_channel(1);
     let body = move || match tokio_uring::Runtime::new(tokio_uring::builder().entries(64)) {
         Ok(runtime) => {
-            let ready = runtime.block_on(start_kernel_thread());
+            let ready = runtime.block_on(start_kernel_thread()).map_err(SpawnError::Thread);
             let is_ready = ready.is_ok();
             let _received_below = started.send(ready);
             if !is_ready {
                 return;
             }
             let engine =
-                Engine::new(camera, engine_library, config, commands, shutdown, unit_published, operations);
+                Engine::new(camera, engine_library, config, commands, shutdown, unit_published, threads);
             runtime.block_on(engine.run());
         }
         Err(error) => {
-            let _received_below = started.send(Err(error));
+            let _received_below = started.send(Err(SpawnError::Uring(error)));
         }
     };
     let thread =
         thread::Builder::new().name("recorder".to_owned()).spawn(body).map_err(SpawnError::Thread)?;
     let started = is_started.recv().map_err(|_| SpawnError::Thread(io::ErrorKind::BrokenPipe.into()))?;
-    started.map_err(SpawnError::Uring)?;
+    started?;
     Ok((RecorderHandle { commands: sender, shutdown: Arc::new(shutdown_sender), library, files }, thread))
 }
 
@@ -101,7 +108,11 @@ pub fn spawn(
 async fn start_kernel_thread() -> io::Result<()> {
     let file = rustix::fs::memfd_create("recorder-start", rustix::fs::MemfdFlags::CLOEXEC)?;
     let file = tokio_uring::fs::File::from_std(file.into());
-    file.sync_data().await?;
+    file.sync_data().await.map_err(|error| match error.raw_os_error() {
+        // The kernel could not create its thread.
+        Some(libc::ECANCELED) => io::Error::from_raw_os_error(libc::EAGAIN),
+        _ => error,
+    })?;
     file.close().await
 }
 

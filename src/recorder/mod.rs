@@ -32,5 +32,5 @@ mod sidecar;
 pub(crate) mod tests;
 mod types;
 
-pub use handle::{RecorderHandle, SpawnError, spawn};
+pub use handle::{RecorderHandle, START_THREADS, SpawnError, spawn};
 pub use types::*;

@@ -13,10 +13,6 @@
 use std::path::Path;
 use std::process::Command;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
-
 mod hostile;
 
 /// A parser with one kind of hostile input.
@@ -48,17 +44,9 @@ fn measured() {
     }
 }
 
-/// Runs this test binary under callgrind. The filter refuses `PR_GET_AUXV`: otherwise rustix would read the auxiliary
-/// vector and use the vDSO that it names, which valgrind has removed.
+/// Runs this test binary under callgrind. The calling thread must not be used afterwards.
 fn run_under_callgrind(out: &Path) {
-    let is_asked = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0x4155_5856).unwrap();
-    let rules = [(libc::SYS_prctl, vec![SeccompRule::new(vec![is_asked]).unwrap()])].into();
-    let refusal = SeccompAction::Errno(libc::EINVAL.unsigned_abs());
-    let machine = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, machine).unwrap();
-    let filter: BpfProgram = filter.try_into().unwrap();
-    // The filter applies to this thread and to the processes that it starts.
-    seccompiler::apply_filter(&filter).unwrap();
+    support::valgrind::hide_auxiliary_vector();
     let ran = Command::new("valgrind")
         .args([
             "--quiet",

@@ -12,8 +12,8 @@ use rustix::process::Signal;
 use serde_json::json;
 use streaming_server::base::limits;
 use support::camera::{CameraSim, steady, words};
-use support::cgroup::MemoryCgroup;
 use support::http;
+use support::limits::UnitLimits;
 use support::server::{self, Server};
 use support::viewer::{Offer, ViewerSimulator};
 use support::{unique_shm, wait_until};
@@ -33,7 +33,7 @@ struct Stage {
     server: Server,
     directory: TemporaryDirectory,
     _camera: CameraSim,
-    cgroup: Option<MemoryCgroup>,
+    cgroup: Option<UnitLimits>,
 }
 
 impl Stage {
@@ -47,7 +47,8 @@ impl Stage {
         fs::File::create(directory.0.join("large.mp4")).unwrap().set_len(LARGE_BYTES).unwrap();
         let path = directory.0.to_str().unwrap();
         let command = server::loopback(&shm, &[&["--record-path", path], arguments].concat());
-        let cgroup = MemoryCgroup::new(UNIT_BYTES);
+        let cgroup = UnitLimits::new();
+        cgroup.iter().for_each(|cgroup| cgroup.set_memory_max(UNIT_BYTES));
         let inside = cgroup.as_ref().map(|cgroup| cgroup.command(&command));
         let server = Server::spawn(&mut inside.unwrap_or(command));
         server.wait_ready();
@@ -65,7 +66,7 @@ impl Stage {
     }
 
     fn assert_not_killed(&mut self) {
-        assert_eq!(self.cgroup.as_ref().map_or(0, MemoryCgroup::kills), 0);
+        assert_eq!(self.cgroup.as_ref().map_or(0, UnitLimits::kills), 0);
         self.server.assert_healthy();
     }
 }

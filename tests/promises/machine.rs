@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use support::camera::{CameraSim, segment_path, words};
 use support::limits::UnitLimits;
+use support::process::Process;
 use support::server::{Server, loopback};
 use support::stuck::StuckLog;
 use support::viewer::ViewerSimulator;
@@ -181,6 +182,37 @@ fn recording_download_and_stop_need_no_new_thread() {
         viewer.leave().assert_perfect("a viewer of a server without further threads");
     }
     assert_eq!(server.terminate(), Some(0), "{}", server.process.log());
+}
+
+#[test]
+fn start_without_enough_threads_ends_with_the_reason_and_the_cure() {
+    let Some(limits) = UnitLimits::new() else {
+        eprintln!("skipped: this user may not make control groups");
+        return;
+    };
+    let directory = Directory::new();
+    let command = loopback(&unique_shm(), &[&["--record-path", directory.path()], CONTROL].concat());
+    for tasks_max in 1..64 {
+        limits.set_tasks_max(tasks_max);
+        let mut process = Process::spawn("streaming-server", &mut limits.command(&command));
+        wait_until("the end or the start", || {
+            process.exited().is_some() || process.after("listening: ").is_some()
+        });
+        if process.after("listening: ").is_some() {
+            process.signal(Signal::TERM);
+            assert_eq!(process.wait_exit(Duration::from_secs(60)).code(), Some(0), "{}", process.log());
+            return;
+        }
+        let status = process.wait_exit(Duration::from_secs(60));
+        assert_eq!(status.code(), Some(1), "{tasks_max}: {status}: {}", process.log());
+        // The end of the output may arrive after the exit.
+        let says = |text: &str| wait_until(&format!("{text}, {tasks_max}"), || process.log().contains(text));
+        says("Resource temporarily unavailable");
+        if tasks_max > 1 {
+            says("raise TasksMax= of the service unit");
+        }
+    }
+    panic!("the server does not start with 63 threads");
 }
 
 fn threads(server: &Server) -> Vec<String> {

@@ -117,7 +117,7 @@ fn each_thread_makes_only_the_listed_system_calls() {
         }
     }
     assert!(unlisted.is_empty(), "system calls that ARCHITECTURE.md does not list: {unlisted:#?}");
-    for expected in ["worker-0", "worker-1", "recorder", "log"] {
+    for expected in ["worker-0", "worker-1", "recorder", "recorder-disk", "log"] {
         assert!(
             names.values().any(|name| name == expected) && row(expected).is_some(),
             "{expected}: {names:?}"

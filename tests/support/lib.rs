@@ -12,7 +12,6 @@
 pub mod account;
 pub mod c;
 pub mod camera;
-pub mod cgroup;
 pub mod debugger;
 pub mod depacketize;
 pub mod http;
@@ -25,6 +24,7 @@ pub mod relay;
 pub mod server;
 pub mod session_peer;
 pub mod stuck;
+pub mod valgrind;
 pub mod viewer;
 
 use std::path::PathBuf;

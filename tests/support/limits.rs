@@ -1,4 +1,5 @@
-//! The limits of the service unit, `MemoryMax=` and `TasksMax=`, as a control group of the test.
+//! The limits of the service unit, `MemoryMax=` and `TasksMax=`, as a control group of the test, and what the server holds
+//! in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,36 @@ impl UnitLimits {
     pub fn set_memory_max(&self, bytes: u64) {
         let file = if self.is_version_2 { "memory.max" } else { "memory.limit_in_bytes" };
         fs::write(self.memory.join(file), bytes.to_string()).unwrap();
+        if !self.is_version_2 {
+            // Version 1 counts the memory of sockets on its own, and only if that has a limit.
+            fs::write(self.memory.join("memory.kmem.tcp.limit_in_bytes"), bytes.to_string()).unwrap();
+        }
+    }
+
+    /// Returns the bytes that only the processes hold: their memory, their sockets, and what the kernel keeps for
+    /// them. The cache of files is not included, because the kernel frees it when memory runs short.
+    pub fn held_bytes(&self) -> u64 {
+        if self.is_version_2 {
+            return ["anon ", "sock ", "kernel "].iter().map(|key| self.statistic(key)).sum();
+        }
+        let kernel = ["memory.kmem.usage_in_bytes", "memory.kmem.tcp.usage_in_bytes"];
+        self.statistic("rss ") + kernel.iter().map(|file| self.value(file, "")).sum::<u64>()
+    }
+
+    /// Returns how often the kernel killed a process because of the limit of memory.
+    pub fn kills(&self) -> u64 {
+        let file = if self.is_version_2 { "memory.events" } else { "memory.oom_control" };
+        self.value(file, "oom_kill ")
+    }
+
+    fn statistic(&self, key: &str) -> u64 {
+        self.value("memory.stat", key)
+    }
+
+    /// Returns the number after `key` in a file of the memory controller, or 0 if there is none.
+    fn value(&self, file: &str, key: &str) -> u64 {
+        let text = fs::read_to_string(self.memory.join(file)).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()).unwrap_or(0)
     }
 
     pub fn set_tasks_max(&self, count: u64) {

@@ -24,6 +24,9 @@ pub const LOCAL_CONNECTIONS_MAX: usize = 16;
 /// It exceeds the usual intervals of polling, because a request is lost that is sent while the server closes.
 pub const LOCAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
+/// Maximum time from the first byte of a request until the request is complete.
+pub const LOCAL_BEGUN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Time between two checks for connections that have exceeded [`LOCAL_REQUEST_TIMEOUT`].
 pub const LOCAL_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 

@@ -33,7 +33,7 @@ pub const RECORDING_BYTES_OVERDUE: u64 = 4_050_000_000;
 /// See [`RECORDING_BYTES_OVERDUE`].
 pub const RECORDING_OVERDUE_NS: i64 = 3_900_000_000_000;
 
-/// Maximum number of access units in one file. Each takes 16 bytes in the index, and 32 more if the
+/// Maximum number of access units in one file. Each takes 12 bytes in the index, and 32 more if the
 /// stream has B-frames.
 pub const RECORDING_UNITS_MAX: usize = 1 << 20;
 
@@ -102,6 +102,13 @@ pub const FINISHED_VIEW_UNITS_MAX: usize = 1 << 18;
 
 /// Number of listings that are made at the same time. Further ones wait.
 pub const LISTINGS_MAX: usize = 1;
+
+/// Maximum number of system calls of the recorder on the disk that wait for their thread: one for each file that is being
+/// finished, and a few for the file that is being written.
+pub const DISK_JOBS_MAX: usize = FINISHING_MAX + 4;
+
+/// Nanoseconds without a completed operation after which a disk counts as stuck. A sync may take seconds.
+pub const DISK_ANSWER_NS_MAX: i64 = 10_000_000_000;
 
 /// Number of threads that read recordings for downloads.
 pub const READ_THREADS: usize = 2;

@@ -262,6 +262,32 @@ fn clock_of_a_camera_is_found_on_a_board_whose_clock_started_in_1970() {
 }
 
 #[test]
+fn fresh_capture_times_are_found_the_short_way_with_the_same_result() {
+    let now_ns = 100_000 * MS;
+    let fresh =
+        |ns: i64| [-1, 0, 1, 20 * MS, CAPTURE_FRESH_NS - 1, CAPTURE_FRESH_NS].map(|age_ns| ns - age_ns);
+    let offsets = [0, 100, 400, 401, 3_000, 1_700_000_000_000].map(|offset_ms| offset_ms * MS);
+    for offset_ns in offsets.into_iter().flat_map(|offset_ns| [offset_ns, -offset_ns]) {
+        let stamps = fresh(now_ns).into_iter().chain(fresh(now_ns + offset_ns));
+        let found = stamps.filter(|time_ns| {
+            let metadata = SlotMetadata {
+                timestamp_s: time_ns.div_euclid(1_000_000_000),
+                timestamp_ns: time_ns.rem_euclid(1_000_000_000),
+                ..SlotMetadata::default()
+            };
+            let short = Captured::find_fresh(&metadata, now_ns, offset_ns);
+            let long = Captured::find(&metadata, now_ns, offset_ns);
+            short.is_some_and(|short| {
+                assert_eq!(short, long, "{time_ns} {offset_ns}");
+                true
+            })
+        });
+        let is_clear = offset_ns.abs() >= 400 * MS;
+        assert_eq!(found.count(), if is_clear { 8 } else { 0 }, "{offset_ns}");
+    }
+}
+
+#[test]
 fn capture_times_follow_a_clock_that_was_set_at_once() {
     let mut ring = TestRing::new(Layout::V3);
     let (camera, mut cursor) = attach(ring.name());

@@ -1,100 +1,148 @@
 //! PURE: an append-only list. One owner appends to it, while others read its prefix on other threads, without locks.
 
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use crate::base::limits::{RECORDING_UNITS_MAX, SHARED_LIST_CHUNK};
 
-type Chunk<T> = Box<[OnceLock<T>]>;
+/// One entry of the list.
+pub(super) type Row = [u32; 3];
 
-/// A list of at most [`RECORDING_UNITS_MAX`] entries. A clone has the entries that the list had when it was cloned. It
-/// shares their memory.
+type Chunk = Box<[[AtomicU32; 3]]>;
+
+/// A list of at most [`RECORDING_UNITS_MAX`] rows. A clone has the rows that the list had when it was cloned. It shares
+/// their memory.
+///
+/// The numbers are atomic so that other threads may read the memory to which one thread appends. They need no ordering:
+/// a clone reads only rows that were appended before it was made, and what hands it to another thread orders both.
 #[derive(Clone, Debug)]
-pub(super) struct SharedList<T> {
-    chunks: Arc<[OnceLock<Chunk<T>>]>,
+pub(super) struct SharedList {
+    memory: Arc<Memory>,
     len: usize,
 }
 
-impl<T> Default for SharedList<T> {
+#[derive(Debug)]
+struct Memory {
+    chunks: Box<[OnceLock<Chunk>]>,
+    /// Number of rows that were appended by the clones together. Only a clone that has all of them may append another.
+    claimed: AtomicUsize,
+}
+
+impl Default for SharedList {
     fn default() -> Self {
-        let chunks = (0..RECORDING_UNITS_MAX / SHARED_LIST_CHUNK).map(|_| OnceLock::new());
-        SharedList { chunks: chunks.collect(), len: 0 }
+        let chunks = (0..RECORDING_UNITS_MAX / SHARED_LIST_CHUNK).map(|_| OnceLock::new()).collect();
+        SharedList { memory: Arc::new(Memory { chunks, claimed: AtomicUsize::new(0) }), len: 0 }
     }
 }
 
-impl<T: Copy> SharedList<T> {
-    /// Appends an entry. Does nothing if the list is full.
-    pub(super) fn push(&mut self, entry: T) {
-        let Some(chunk) = self.chunks.get(self.len / SHARED_LIST_CHUNK) else { return };
-        let chunk = chunk.get_or_init(|| (0..SHARED_LIST_CHUNK).map(|_| OnceLock::new()).collect());
-        let is_ours = chunk.get(self.len % SHARED_LIST_CHUNK).is_some_and(|place| place.set(entry).is_ok());
-        if is_ours {
-            self.len += 1;
-        } else {
-            // Another clone has already appended here, so this list needs its own memory.
-            let mut own = SharedList::default();
-            self.iter().chain([entry]).for_each(|entry| own.push(entry));
-            *self = own;
+impl SharedList {
+    /// Appends a row. Does nothing if the list is full.
+    pub(super) fn push(&mut self, row: Row) {
+        let Some(chunk) = self.memory.chunks.get(self.len / SHARED_LIST_CHUNK) else { return };
+        if self.memory.claimed.compare_exchange(self.len, self.len + 1, Relaxed, Relaxed).is_err() {
+            return self.push_to_own_memory(row);
         }
+        if let Some(place) = chunk.get_or_init(new_chunk).get(self.len % SHARED_LIST_CHUNK) {
+            place.iter().zip(row).for_each(|(place, number)| place.store(number, Relaxed));
+        }
+        self.len += 1;
+    }
+
+    /// Appends a row to a copy of the rows, because another clone has already appended to the shared memory.
+    #[cold]
+    fn push_to_own_memory(&mut self, row: Row) {
+        let mut own = SharedList::default();
+        self.iter().chain([row]).for_each(|row| own.push(row));
+        *self = own;
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn get(&self, index: usize) -> Option<T> {
+    pub(super) fn get(&self, index: usize) -> Option<Row> {
         if index >= self.len {
             return None;
         }
-        self.chunks.get(index / SHARED_LIST_CHUNK)?.get()?.get(index % SHARED_LIST_CHUNK)?.get().copied()
+        self.memory.chunks.get(index / SHARED_LIST_CHUNK)?.get()?.get(index % SHARED_LIST_CHUNK).map(read)
     }
 
-    #[cfg(test)]
-    fn last(&self) -> Option<T> {
-        self.get(self.len.checked_sub(1)?)
+    pub(super) fn iter(&self) -> impl Iterator<Item = Row> {
+        let rows = self.memory.chunks.iter().map_while(OnceLock::get).flat_map(|chunk| chunk.iter());
+        rows.take(self.len).map(read)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = T> {
-        let entries = self.chunks.iter().map_while(OnceLock::get).flat_map(|chunk| chunk.iter());
-        entries.take(self.len).map_while(|entry| entry.get().copied())
-    }
-
-    /// Returns a list with the first `len` entries, or with all if there are fewer.
-    pub(super) fn first(&self, len: usize) -> SharedList<T> {
-        SharedList { chunks: Arc::clone(&self.chunks), len: self.len.min(len) }
+    /// Returns a list with the first `len` rows, or with all if there are fewer.
+    pub(super) fn first(&self, len: usize) -> SharedList {
+        SharedList { memory: Arc::clone(&self.memory), len: self.len.min(len) }
     }
 }
 
-impl<T: Copy + PartialEq> PartialEq for SharedList<T> {
+fn read(place: &[AtomicU32; 3]) -> Row {
+    place.each_ref().map(|number| number.load(Relaxed))
+}
+
+#[cold]
+fn new_chunk() -> Chunk {
+    (0..SHARED_LIST_CHUNK).map(|_| Default::default()).collect()
+}
+
+impl PartialEq for SharedList {
     fn eq(&self, other: &Self) -> bool {
         self.len == other.len && self.iter().eq(other.iter())
     }
 }
 
-impl<T: Copy + Eq> Eq for SharedList<T> {}
+impl Eq for SharedList {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn row(number: u32) -> Row {
+        [number, number + 1, !number]
+    }
+
     #[test]
     fn a_clone_keeps_its_prefix_while_the_list_grows() {
+        let rows = |numbers: std::ops::Range<u32>| numbers.map(row);
         let mut list = SharedList::default();
-        (0..5_000).for_each(|number: u32| list.push(number));
+        rows(0..5_000).for_each(|row| list.push(row));
         let early = list.clone();
-        (5_000..20_000).for_each(|number| list.push(number));
-        assert!(list.iter().eq(0..20_000) && early.iter().eq(0..5_000));
-        assert_eq!((list.last(), early.last(), early.get(5_000)), (Some(19_999), Some(4_999), None));
-        assert!(list.first(7).iter().eq(0..7) && list.first(99_999) == list);
+        rows(5_000..20_000).for_each(|row| list.push(row));
+        assert!(list.iter().eq(rows(0..20_000)) && early.iter().eq(rows(0..5_000)));
+        assert_eq!((list.get(19_999), early.get(4_999)), (Some(row(19_999)), Some(row(4_999))));
+        assert_eq!((list.get(20_000), early.get(5_000)), (None, None));
+        assert!(list.first(7).iter().eq(rows(0..7)) && list.first(99_999) == list);
         let mut other = early.clone();
-        other.push(7);
-        assert_eq!((other.len(), other.last(), list.get(5_000)), (5_001, Some(7), Some(5_000)));
+        other.push(row(7));
+        assert_eq!((other.len(), other.get(5_000), list.get(5_000)), (5_001, Some(row(7)), Some(row(5_000))));
         assert!(early != list && early == list.first(5_000));
+    }
+
+    #[test]
+    fn a_list_is_read_on_another_thread_while_it_grows() {
+        let (mut list, (clones, received)) = (SharedList::default(), std::sync::mpsc::channel());
+        let reader = std::thread::spawn(move || {
+            received
+                .into_iter()
+                .map(|list: SharedList| assert!(list.iter().eq((0..).take(list.len()).map(row))))
+                .count()
+        });
+        for number in 0..20_000 {
+            list.push(row(number));
+            if number % 500 == 0 {
+                clones.send(list.clone()).unwrap();
+            }
+        }
+        drop(clones);
+        assert_eq!(reader.join().unwrap(), 40);
     }
 
     #[test]
     fn a_full_list_takes_no_more() {
         let mut list = SharedList::default();
-        (0..RECORDING_UNITS_MAX + 5).for_each(|_| list.push(1_u8));
+        (0..RECORDING_UNITS_MAX + 5).for_each(|_| list.push([1, 2, 3]));
         assert_eq!(list.len(), RECORDING_UNITS_MAX);
     }
 }

@@ -94,8 +94,7 @@ impl Timeline {
         if self.units == 0 {
             return PlannedTime { duration_90k, zero_ns: unit.captured_ns, ..PlannedTime::default() };
         }
-        let displacement = self.displacement(unit);
-        let ahead_ns = displacement.saturating_mul(interval_ns);
+        let ahead_ns = self.displacement(unit).saturating_mul(interval_ns);
         let stamp_ns = unit.captured_ns.saturating_sub(if unit.is_stamped_as_shown { ahead_ns } else { 0 });
         let mut zero_ns = self.last.zero_ns;
         let mut time_ns = stamp_ns.saturating_sub(zero_ns);
@@ -105,14 +104,16 @@ impl Timeline {
             zero_ns = stamp_ns.saturating_sub(time_ns);
         }
         let time_90k = ticks(time_ns).max(self.last.time_90k + 1);
-        let shown_90k = if unit.is_stamped_as_shown {
-            ticks(unit.captured_ns.saturating_sub(zero_ns)).cast_signed()
+        let composition_90k = if unit.has_b_frames {
+            let shown_90k = if unit.is_stamped_as_shown {
+                ticks(unit.captured_ns.saturating_sub(zero_ns)).cast_signed()
+            } else {
+                time_90k.cast_signed() + ahead_ns / 100_000 * 9 + ahead_ns % 100_000 * 9 / 100_000
+            };
+            i32::try_from(self.in_order(unit, shown_90k) - time_90k.cast_signed()).unwrap_or(0)
         } else {
-            time_90k.cast_signed() + ahead_ns / 100_000 * 9 + ahead_ns % 100_000 * 9 / 100_000
+            0
         };
-        let composition =
-            if unit.has_b_frames { self.in_order(unit, shown_90k) - time_90k.cast_signed() } else { 0 };
-        let composition_90k = i32::try_from(composition).unwrap_or(0);
         PlannedTime { time_90k, composition_90k, duration_90k, zero_ns, time_ns }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::shared_list::SharedList;
+use super::shared_list::{Row, SharedList};
 
 /// Ticks per second of all times in the file.
 pub const TIMESCALE: u32 = 90_000;
@@ -72,12 +72,12 @@ pub struct Fragment {
     pub kind: UnitKind,
 }
 
-/// Table of the access units in a file, with 16 bytes of memory for each. All tables of the final `moov` box are
+/// Table of the access units in a file, with 12 bytes of memory for each. All tables of the final `moov` box are
 /// computed from it. A clone is cheap and keeps the units of its time, so that a download can read it while the
 /// recorder appends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
-    entries: SharedList<IndexEntry>,
+    entries: SharedList,
     /// Number of each unit with a recovery point, from 1, with its `recovery_frame_cnt`.
     recovery_points: Arc<Vec<(u32, u16)>>,
     last_time_90k: u64,
@@ -91,6 +91,16 @@ struct IndexEntry {
     since_previous_90k: u32,
     /// Presentation time less decoding time.
     composition_90k: i32,
+}
+
+impl IndexEntry {
+    fn row(self) -> Row {
+        [self.bytes_and_flags, self.since_previous_90k, self.composition_90k.cast_unsigned()]
+    }
+
+    fn from_row([bytes_and_flags, since_previous_90k, composition_90k]: Row) -> IndexEntry {
+        IndexEntry { bytes_and_flags, since_previous_90k, composition_90k: composition_90k.cast_signed() }
+    }
 }
 
 /// Flag of a unit that is an IDR.
@@ -118,7 +128,7 @@ impl Index {
         debug_assert!(fragment.unit_bytes <= BYTES_MASK, "a slot holds 3 MB");
         let bytes_and_flags = fragment.unit_bytes & BYTES_MASK | idr | long;
         let composition_90k = fragment.composition_90k;
-        self.entries.push(IndexEntry { bytes_and_flags, since_previous_90k, composition_90k });
+        self.entries.push(IndexEntry { bytes_and_flags, since_previous_90k, composition_90k }.row());
         self.last_time_90k = fragment.time_90k;
         self.last_duration_90k = fragment.duration_90k;
     }
@@ -136,12 +146,13 @@ impl Index {
         debug_assert_eq!(times.len(), self.entries.len());
         let mut before = times.first().map_or(0, |(decoded, _)| *decoded);
         let mut entries = SharedList::default();
-        for (entry, (decoded, shown)) in self.entries.iter().zip(times) {
-            entries.push(IndexEntry {
+        for (entry, (decoded, shown)) in self.entries().zip(times) {
+            let entry = IndexEntry {
                 since_previous_90k: u32::try_from(decoded.saturating_sub(before)).unwrap_or(u32::MAX),
                 composition_90k: i32::try_from(shown.cast_signed() - decoded.cast_signed()).unwrap_or(0),
                 ..entry
-            });
+            };
+            entries.push(entry.row());
             before = *decoded;
         }
         self.last_time_90k = before;
@@ -172,9 +183,13 @@ impl Index {
         if self.is_empty() { 0 } else { self.last_time_90k + u64::from(self.last_duration_90k) }
     }
 
+    fn entries(&self) -> impl Iterator<Item = IndexEntry> {
+        self.entries.iter().map(IndexEntry::from_row)
+    }
+
     /// Iterates over all units.
     pub(super) fn units(&self) -> impl Iterator<Item = IndexedUnit> {
-        self.entries.iter().map(|entry| IndexedUnit {
+        self.entries().map(|entry| IndexedUnit {
             bytes: entry.bytes_and_flags & BYTES_MASK,
             is_idr: entry.bytes_and_flags & IDR_BIT != 0,
             header_bytes: if entry.bytes_and_flags & LONG_HEADER_BIT == 0 {
@@ -187,7 +202,7 @@ impl Index {
 
     /// Returns presentation time less decoding time of each unit, in ticks of [`TIMESCALE`].
     pub(super) fn compositions_90k(&self) -> impl Iterator<Item = i32> {
-        self.entries.iter().map(|entry| entry.composition_90k)
+        self.entries().map(|entry| entry.composition_90k)
     }
 
     /// Returns the number of each unit with a recovery point, from 1, with its `recovery_frame_cnt`.
@@ -200,7 +215,7 @@ impl Index {
     #[must_use]
     pub fn up_to(&self, end: u64, fragments_offset: u64) -> Option<Index> {
         let (mut offset, mut last_time_90k, mut units) = (fragments_offset, 0, 0);
-        for (entry, unit) in self.entries.iter().zip(self.units()) {
+        for (entry, unit) in self.entries().zip(self.units()) {
             if offset >= end {
                 break;
             }
@@ -208,7 +223,7 @@ impl Index {
             last_time_90k += u64::from(entry.since_previous_90k);
             units += 1;
         }
-        let next = self.entries.get(units).map(|entry| entry.since_previous_90k);
+        let next = self.entries.get(units).map(|row| IndexEntry::from_row(row).since_previous_90k);
         let last_duration_90k = next.unwrap_or(self.last_duration_90k);
         let entries = self.entries.first(units);
         let is_before =
@@ -220,7 +235,7 @@ impl Index {
 
     /// Iterates over the durations of all units, in ticks of [`TIMESCALE`].
     pub(super) fn durations_90k(&self) -> impl Iterator<Item = u32> {
-        let next = self.entries.iter().skip(1).map(|entry| entry.since_previous_90k);
+        let next = self.entries().skip(1).map(|entry| entry.since_previous_90k);
         next.chain((!self.is_empty()).then_some(self.last_duration_90k))
     }
 }

@@ -4,15 +4,15 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake};
+use crate::camera::Layout;
+use crate::camera::test_camera::TestCamera;
 
 const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95, 0xa0, 0x50, 0x16, 0xc8];
 const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
 
 /// A camera in the same thread, the live side of a worker, and its backfill.
 struct Bench {
-    writer: RingWriter,
-    written: u32,
+    camera: TestCamera,
     cursor: Cursor,
     assembler: Assembler,
     packetizer: Packetizer,
@@ -22,22 +22,12 @@ struct Bench {
     counters: WorkerCounters,
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
-        self.writer.unlink();
-    }
-}
-
 impl Bench {
     fn new(layout: Layout) -> Self {
-        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let name = format!("/ss-test-backfill-{}-{number}", std::process::id());
-        let writer = RingWriter::create(&name, layout, 33).unwrap();
-        let camera = Camera::new(&name, Wake::Poll);
+        let ring = TestCamera::new(layout);
+        let camera = ring.attach();
         Bench {
-            writer,
-            written: 0,
+            camera: ring,
             cursor: camera.cursor(),
             assembler: Assembler::default(),
             packetizer: Packetizer::for_rtp(),
@@ -51,20 +41,11 @@ impl Bench {
     /// Publishes a unit with `bytes` filler bytes. Only the first IDR carries parameter sets. The slice contains the
     /// unit's number.
     fn publish(&mut self, is_idr: bool, bytes: usize) {
-        let mut unit = if self.written == 0 { [SPS, PPS].concat() } else { Vec::new() };
+        let mut unit = if self.camera.written == 0 { [SPS, PPS].concat() } else { Vec::new() };
         unit.extend_from_slice(&[0, 0, 0, 1, if is_idr { 0x65 } else { 0x41 }, 0xb8]);
-        unit.extend(self.written.to_be_bytes().map(|byte| byte | 0x80));
+        unit.extend(self.camera.written.to_be_bytes().map(|byte| byte | 0x80));
         unit.resize(unit.len() + bytes, 0xa5);
-        let metadata = SlotMetadata {
-            frame_number: u64::from(self.written),
-            width: 640,
-            height: 352,
-            format: FORMAT_H264,
-            data_bytes: unit.len() as u64,
-            ..SlotMetadata::default()
-        };
-        self.writer.publish(&metadata, &unit);
-        self.written += 1;
+        self.camera.publish(&unit);
     }
 
     /// Reads all new units, in the same way as `Source::poll_unit`.
@@ -287,15 +268,15 @@ proptest! {
         let mut idrs = Vec::new();
         for (burst, idr, is_fetched) in steps {
             for index in 0..=burst {
-                let is_idr = bench.written == 0 || (idr == 0 && index == 0);
+                let is_idr = bench.camera.written == 0 || (idr == 0 && index == 0);
                 if is_idr {
-                    idrs.push(bench.written);
+                    idrs.push(bench.camera.written);
                 }
                 bench.publish(is_idr, 40);
             }
             bench.take();
             if is_fetched && let Some(numbers) = bench.numbers() {
-                let newest = bench.written - 1;
+                let newest = bench.camera.written - 1;
                 let expected: Vec<u32> = (*idrs.last().unwrap()..=newest).collect();
                 prop_assert_eq!(numbers, expected);
             }

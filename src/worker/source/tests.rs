@@ -3,47 +3,25 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 use super::*;
 use crate::base::clock;
+use crate::camera::test_camera::TestCamera;
 use crate::camera::test_waiter::TestWaiter;
-use crate::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata, Wake};
+use crate::camera::{Layout, Wake};
 
 const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 66, 0xc0, 0x1e, 0x95, 0xa0, 0x50, 0x16, 0xc8];
 const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
 const IDR: &[u8] = &[0, 0, 0, 1, 0x65, 0xb8, 0x80, 0x80];
 const DELTA: &[u8] = &[0, 0, 0, 1, 0x41, 0xb8, 0x80, 0x80];
 
-/// A camera that writes a real ring.
-struct TestCamera {
-    name: String,
-    writer: RingWriter,
-    written: u32,
-}
+/// A camera whose parameter sets come with each IDR.
+struct Stream(TestCamera);
 
-impl Drop for TestCamera {
-    fn drop(&mut self) {
-        self.writer.unlink();
-    }
-}
-
-impl TestCamera {
-    fn new(layout: Layout) -> TestCamera {
-        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let name = format!("/ss-test-source-{}-{number}", std::process::id());
-        TestCamera { writer: RingWriter::create(&name, layout, 33).unwrap(), name, written: 0 }
+impl Stream {
+    fn new(layout: Layout) -> Stream {
+        Stream(TestCamera::new(layout))
     }
 
     fn publish(&mut self, nals: &[&[u8]]) {
-        let unit = nals.concat();
-        let metadata = SlotMetadata {
-            frame_number: u64::from(self.written),
-            width: 640,
-            height: 352,
-            format: FORMAT_H264,
-            data_bytes: unit.len() as u64,
-            ..SlotMetadata::default()
-        };
-        self.writer.publish(&metadata, &unit);
-        self.written += 1;
+        self.0.publish(&nals.concat());
     }
 
     fn idr(&mut self) {
@@ -55,7 +33,7 @@ impl TestCamera {
     }
 
     fn attach(&self) -> Camera {
-        Camera::new(&self.name, Wake::Poll)
+        self.0.attach()
     }
 }
 
@@ -77,7 +55,7 @@ fn gop(source: &mut Source, counters: &WorkerCounters) -> Option<Vec<u32>> {
 #[test]
 fn worker_attached_in_the_middle_of_a_gop_has_it_before_it_has_read_any_unit() {
     for layout in [Layout::V3, Layout::V3Ring6, "lease".parse().unwrap()] {
-        let (mut ring, counters) = (TestCamera::new(layout), WorkerCounters::default());
+        let (mut ring, counters) = (Stream::new(layout), WorkerCounters::default());
         ring.idr();
         ring.deltas(3);
         let mut source = Source::new(ring.attach());
@@ -91,7 +69,7 @@ fn worker_attached_in_the_middle_of_a_gop_has_it_before_it_has_read_any_unit() {
 #[test]
 fn gop_found_at_the_attach_is_kept_when_it_outgrows_the_ring_before_the_first_viewer_comes() {
     for layout in [Layout::V3, "lease".parse().unwrap()] {
-        let (mut ring, counters) = (TestCamera::new(layout), WorkerCounters::default());
+        let (mut ring, counters) = (Stream::new(layout), WorkerCounters::default());
         ring.idr();
         ring.deltas(12);
         let mut source = Source::new(ring.attach());
@@ -106,7 +84,7 @@ fn gop_found_at_the_attach_is_kept_when_it_outgrows_the_ring_before_the_first_vi
 #[test]
 fn search_waits_for_an_incomplete_newest_unit_instead_of_giving_up() {
     for layout in [Layout::V0, Layout::V1, Layout::V2] {
-        let (mut ring, counters) = (TestCamera::new(layout), WorkerCounters::default());
+        let (mut ring, counters) = (Stream::new(layout), WorkerCounters::default());
         ring.idr();
         ring.deltas(3);
         let camera = ring.attach();
@@ -123,7 +101,7 @@ fn search_waits_for_an_incomplete_newest_unit_instead_of_giving_up() {
 
 #[test]
 fn gop_lost_by_a_lapped_worker_is_searched_at_once_and_not_when_the_next_viewer_comes() {
-    let (mut ring, counters) = (TestCamera::new(Layout::V3), WorkerCounters::default());
+    let (mut ring, counters) = (Stream::new(Layout::V3), WorkerCounters::default());
     ring.idr();
     let mut source = Source::new(ring.attach());
     ring.deltas(40);
@@ -142,7 +120,7 @@ fn gop_lost_by_a_lapped_worker_is_searched_at_once_and_not_when_the_next_viewer_
 fn stream_without_idrs_is_kept_from_its_newest_recovery_point() {
     let recovery = [0, 0, 0, 1, 6, 6, 1, 0x84, 0x80];
     for is_live in [false, true] {
-        let (mut ring, counters) = (TestCamera::new(Layout::V3), WorkerCounters::default());
+        let (mut ring, counters) = (Stream::new(Layout::V3), WorkerCounters::default());
         ring.idr();
         ring.deltas(30);
         let mut source = is_live.then(|| Source::new(ring.attach()));
@@ -180,7 +158,7 @@ fn recovery_point_whose_picture_is_missing_is_no_place_to_start() {
 
 #[test]
 fn parameter_sets_in_slots_of_their_own_before_the_idr_are_found() {
-    let (mut ring, counters) = (TestCamera::new(Layout::V3), WorkerCounters::default());
+    let (mut ring, counters) = (Stream::new(Layout::V3), WorkerCounters::default());
     ring.publish(&[SPS]);
     ring.publish(&[PPS]);
     ring.publish(&[IDR]);

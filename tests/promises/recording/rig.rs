@@ -103,6 +103,21 @@ impl Drop for TestCamera {
     }
 }
 
+/// Returns the metadata of a unit of this size in pixels that is captured now.
+pub(crate) fn taken_now(frame_number: u64, (width, height): (u32, u32), unit: &[u8]) -> SlotMetadata {
+    let now = clock_gettime(ClockId::Realtime);
+    SlotMetadata {
+        frame_number,
+        timestamp_s: now.tv_sec,
+        timestamp_ns: now.tv_nsec,
+        camera_id: 0,
+        width: i32::try_from(width).unwrap(),
+        height: i32::try_from(height).unwrap(),
+        format: FORMAT_H264,
+        data_bytes: unit.len() as u64,
+    }
+}
+
 struct PublishLoop {
     writer: RingWriter,
     stop: Arc<AtomicBool>,
@@ -131,17 +146,7 @@ impl PublishLoop {
             }
             let number = self.published.load(Ordering::SeqCst);
             card.as_mut().unwrap().encode(number, number, &mut unit);
-            let now = clock_gettime(ClockId::Realtime);
-            let metadata = SlotMetadata {
-                frame_number: number,
-                timestamp_s: now.tv_sec,
-                timestamp_ns: now.tv_nsec,
-                camera_id: 0,
-                width: i32::try_from(picture.width).unwrap(),
-                height: i32::try_from(picture.height).unwrap(),
-                format: FORMAT_H264,
-                data_bytes: unit.bytes().len() as u64,
-            };
+            let metadata = taken_now(number, (picture.width, picture.height), unit.bytes());
             self.writer.publish(&metadata, unit.bytes());
             self.published.store(number + 1, Ordering::SeqCst);
         }

@@ -5,14 +5,13 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-use streaming_server::camera::{FORMAT_H264, Layout, RingWriter, SlotMetadata};
+use streaming_server::camera::{Layout, RingWriter};
 use streaming_server::recorder::names::Format;
 use streaming_server::recorder::{RecorderError, RecorderState};
 use support::server::{self, Server};
 use support::wait_until;
 
-use super::rig::{Rig, SMALL, TemporaryDirectory, TestCamera, named, unique};
+use super::rig::{Rig, SMALL, TemporaryDirectory, TestCamera, named, taken_now, unique};
 
 /// Returns the access units of 3 seconds of video that x264 encodes with these options.
 fn encoded(directory: &Path, options: &[&str]) -> Vec<Vec<u8>> {
@@ -54,18 +53,7 @@ fn decoded(path: &Path, options: &[&str]) -> Vec<(i64, String)> {
 fn publish(writer: &mut RingWriter, units: &[Vec<u8>]) {
     for (number, unit) in (0..).zip(units) {
         std::thread::sleep(Duration::from_millis(10));
-        let now = clock_gettime(ClockId::Realtime);
-        let metadata = SlotMetadata {
-            frame_number: number,
-            timestamp_s: now.tv_sec,
-            timestamp_ns: now.tv_nsec,
-            camera_id: 0,
-            width: 160,
-            height: 96,
-            format: FORMAT_H264,
-            data_bytes: unit.len() as u64,
-        };
-        writer.publish(&metadata, unit);
+        writer.publish(&taken_now(number, (160, 96), unit), unit);
     }
 }
 
