@@ -141,7 +141,7 @@ fn stream_without_idrs_is_kept_from_its_newest_recovery_point() {
 #[test]
 fn recovery_point_whose_picture_is_missing_is_no_place_to_start() {
     let recovery = [0, 0, 0, 1, 6, 6, 1, 0x84, 0x80];
-    let (mut ring, counters) = (TestCamera::new(Layout::V3), WorkerCounters::default());
+    let (mut ring, counters) = (Stream::new(Layout::V3), WorkerCounters::default());
     ring.idr();
     let mut source = Source::new(ring.attach());
     poll(&mut source, &counters);
