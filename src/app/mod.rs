@@ -10,4 +10,5 @@ mod metrics_text;
 mod recordings;
 pub mod server;
 pub mod service;
+mod sessions;
 mod viewer_places;
