@@ -13,6 +13,7 @@ mod options;
 mod recording;
 mod security;
 mod sources;
+mod stream;
 mod subnet;
 mod values;
 
@@ -29,6 +30,7 @@ pub use crate::recorder::names::Format;
 pub use crate::session::SrtpChoice;
 pub use error::{ConfigError, ValueOrigin};
 pub use security::{Tls, Token};
+pub use stream::{IceServer, STREAM_NAME};
 pub use subnet::Subnet;
 pub use values::{Advertise, Workers, host_of};
 
@@ -40,6 +42,10 @@ use sources::Flags;
 pub struct Config {
     /// Shared-memory name of the camera's ring.
     pub shm: String,
+    /// Name of the stream in URLs: 1 to 32 small letters, digits and hyphens.
+    pub name: String,
+    /// Name of the stream that people see.
+    pub title: String,
     /// Address of the HTTP endpoint.
     pub http: SocketAddr,
     /// Loopback address of the control endpoint. `None` if there is no control endpoint.
@@ -48,6 +54,8 @@ pub struct Config {
     pub udp: SocketAddr,
     /// Further addresses at which viewers can reach the server, such as the public address of a router.
     pub advertise: Vec<Advertise>,
+    /// STUN and TURN servers that the server names to WHEP players.
+    pub ice_servers: Vec<IceServer>,
     /// Maximum number of viewers at the same time, from 1 to `limits::VIEWERS_MAX`.
     pub max_viewers: usize,
     /// Number of worker threads.
@@ -93,10 +101,13 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             shm: values::SHM.to_owned(),
+            name: STREAM_NAME.to_owned(),
+            title: stream::TITLE.to_owned(),
             http: SocketAddr::from(([0, 0, 0, 0], 8080)),
             control: Some(SocketAddr::from(([127, 0, 0, 1], 6060))),
             udp: SocketAddr::from(([0, 0, 0, 0], 8189)),
             advertise: Vec::new(),
+            ice_servers: Vec::new(),
             max_viewers: limits::VIEWERS_DEFAULT,
             workers: Workers::Auto,
             wake: Wake::Auto,

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use crate::app::addresses::Addresses;
 use crate::app::service::{Health, Heartbeat};
-use crate::app::viewer_places::{GivesWay, NoPlace, ViewerPlaces};
-use crate::app::{login_watch, recordings};
+use crate::app::viewer_places::{GivesWay, NoPlace, SessionKey, ViewerPlaces};
+use crate::app::{login_watch, recordings, sessions};
 use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
 use crate::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, OfferOrigin, PlaceHolder,
-    RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, Summary,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, OfferOrigin, Offered,
+    PlaceHolder, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, SessionCommand,
+    SessionReply, StreamNames, Summary,
 };
 use crate::metrics::status::ViewerStatus;
 use crate::metrics::{LoginCounters, WorkerCounters, trace};
@@ -31,6 +32,7 @@ const RETRY_AFTER_S: u32 = 5;
 
 /// The implementation of [`Backend`]. It gives the HTTP endpoints access to the rest of the program.
 pub struct AppBackend {
+    pub(super) stream: StreamNames,
     pub(super) camera: Camera,
     pub(super) addresses: Addresses,
     pub(super) mailboxes: Vec<Mailbox>,
@@ -120,7 +122,7 @@ impl AppBackend {
         u32::try_from(adopted.saturating_sub(closed)).unwrap_or(u32::MAX)
     }
 
-    fn accept(&self, offer_sdp: &str, origin: OfferOrigin) -> Result<String, ApiError> {
+    fn accept(&self, offer_sdp: &str, origin: OfferOrigin) -> Result<Offered, ApiError> {
         let OfferOrigin { local, holder, login_end } = origin;
         let no_place = |reason| self.no_place(reason, holder);
         // Checked first, so that offers to a full server cost little. A malformed offer must not take a place away.
@@ -130,6 +132,9 @@ impl AppBackend {
         let context = self.addresses.context(local, now.monotonic_ns);
         let (viewer, answer) =
             Viewer::accept(&context, id, offer_sdp, now.instant).map_err(|error| refused(&error))?;
+        let key = SessionKey::random()
+            .ok_or_else(|| ApiError::new(500, "internal", "the system gave no random numbers"))?;
+        let tag = viewer.ice_tag().to_owned();
         let owner = self.least_loaded();
         let Some(mailbox) = self.mailboxes.get(owner) else {
             return Err(ApiError::busy("no worker runs", RETRY_AFTER_S));
@@ -142,13 +147,36 @@ impl AppBackend {
         let place = guard.place();
         hand_over(&self.mailboxes, owner, Box::new(viewer), Some(guard))
             .map_err(|full| ApiError::busy(full.to_string(), RETRY_AFTER_S))?;
-        self.places.hold(holder, id, owner, place);
+        self.places.hold(holder, id, owner, key, place);
         self.adopted.fetch_add(1, Ordering::Relaxed);
         if let Some(login_end) = login_end {
             // This task watches the login and ends the session when the login ends.
             tokio::spawn(login_watch::end_with_login(id, login_end, gone, mailbox.clone()));
         }
-        Ok(answer)
+        Ok(Offered { answer, key: key.to_string(), tag })
+    }
+
+    /// Sends a command to the worker that has the session. The key of a deleted session is forgotten at once, so that
+    /// only the first of several deletes finds the session.
+    fn command_session(
+        &self,
+        key: &str,
+        command: SessionCommand,
+    ) -> Result<Option<sessions::Pending>, ApiError> {
+        let (viewer, worker) =
+            SessionKey::parse(key).and_then(|key| self.places.find(&key)).ok_or_else(sessions::unknown)?;
+        let mailbox = self.mailboxes.get(worker).ok_or_else(sessions::unknown)?;
+        match command {
+            SessionCommand::Find => Ok(None),
+            SessionCommand::Delete => {
+                let pending = sessions::delete(viewer, mailbox)?;
+                self.places.forget_key(viewer);
+                Ok(Some(pending))
+            }
+            SessionCommand::Fragment { text, if_match } => {
+                sessions::send_fragment(viewer, mailbox, &text, if_match).map(Some)
+            }
+        }
     }
 
     /// Returns the answer to an offer that gets no place.
@@ -251,8 +279,22 @@ async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
 }
 
 impl Backend for AppBackend {
-    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<String, ApiError>> {
+    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>> {
         Box::pin(std::future::ready(self.accept(sdp, origin)))
+    }
+
+    fn session(&self, key: &str, command: SessionCommand) -> BoxFuture<Result<SessionReply, ApiError>> {
+        let pending = self.command_session(key, command);
+        Box::pin(async move {
+            match pending? {
+                Some(pending) => sessions::finish(pending).await,
+                None => Ok(SessionReply::Found),
+            }
+        })
+    }
+
+    fn stream(&self) -> StreamNames {
+        self.stream.clone()
     }
 
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {

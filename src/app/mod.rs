@@ -10,5 +10,6 @@ mod metrics_text;
 mod recordings;
 pub mod server;
 pub mod service;
+mod sessions;
 mod threads_permitted;
 mod viewer_places;

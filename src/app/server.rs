@@ -28,7 +28,7 @@ use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
 use crate::camera::{Camera, Layout, faults};
 use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
-use crate::http::{self, Backend, HttpConfig};
+use crate::http::{self, Backend, HttpConfig, StreamNames};
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
 use crate::session::{ContextError, SessionConfig, SessionContext};
 use crate::simulator::{self, SimulatorConfig};
@@ -135,6 +135,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     })?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
     let app_backend = Arc::new(AppBackend {
+        stream: StreamNames { name: config.name.clone(), title: config.title.clone() },
         camera,
         addresses,
         mailboxes: workers.mailboxes.clone(),

@@ -1,4 +1,4 @@
-//! Shares the viewer places among the senders of offers. Does no I/O.
+//! Shares the viewer places among the senders of offers, and finds sessions by the keys of their URLs. Does no I/O.
 //!
 //! ```text
 //!  offer ─► few places free, and its holder has half of them? ─► its own session without STUN gives way, else refused
@@ -9,9 +9,53 @@
 //! older sessions before newer ones.
 
 use std::cmp::Reverse;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::worker::commands::SessionPlace;
+
+/// Key of a session in its URL: 128 random bits, so that it cannot be guessed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct SessionKey([u8; SessionKey::BYTES]);
+
+impl SessionKey {
+    const BYTES: usize = 16;
+
+    /// Returns a new key, or `None` if the system gives no random numbers.
+    pub(super) fn random() -> Option<SessionKey> {
+        let mut bytes = [0; SessionKey::BYTES];
+        aws_lc_rs::rand::fill(&mut bytes).ok().map(|()| SessionKey(bytes))
+    }
+
+    /// Parses the text that `Display` writes.
+    pub(super) fn parse(text: &str) -> Option<SessionKey> {
+        let digits: &[u8; 2 * SessionKey::BYTES] = text.as_bytes().try_into().ok()?;
+        let mut bytes = [0; SessionKey::BYTES];
+        for (byte, [high, low]) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
+            *byte = hex_digit(*high)? << 4 | hex_digit(*low)?;
+        }
+        Some(SessionKey(bytes))
+    }
+
+    /// Compares in constant time, so that the time reveals nothing about a key.
+    fn is(&self, other: &SessionKey) -> bool {
+        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+fn hex_digit(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+impl fmt::Display for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// A session that gives way to a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +76,8 @@ pub(super) enum NoPlace {
 
 struct Held<H> {
     viewer: u32,
+    /// Key of the session's URL; `None` after the viewer has deleted the session.
+    key: Option<SessionKey>,
     worker: usize,
     holder: Option<H>,
     place: SessionPlace,
@@ -86,8 +132,31 @@ impl<H: Copy + Eq> ViewerPlaces<H> {
     }
 
     /// Records that `holder` has a place for this session.
-    pub(super) fn hold(&self, holder: Option<H>, viewer: u32, worker: usize, place: SessionPlace) {
-        self.held().push(Held { viewer, worker, holder, place });
+    pub(super) fn hold(
+        &self,
+        holder: Option<H>,
+        viewer: u32,
+        worker: usize,
+        key: SessionKey,
+        place: SessionPlace,
+    ) {
+        self.held().push(Held { viewer, key: Some(key), worker, holder, place });
+    }
+
+    /// Returns the number of the viewer and the index of the worker that have the session with this key. Returns `None`
+    /// if the session is over or was deleted.
+    pub(super) fn find(&self, key: &SessionKey) -> Option<(u32, usize)> {
+        let mut held = self.held();
+        held.retain(|other| !other.place.is_over());
+        let found = held.iter().find(|other| other.key.as_ref().is_some_and(|own| own.is(key)));
+        found.map(|found| (found.viewer, found.worker))
+    }
+
+    /// Forgets the key of a session that is being deleted. The session holds its place until it is over.
+    pub(super) fn forget_key(&self, viewer: u32) {
+        for other in self.held().iter_mut().filter(|other| other.viewer == viewer) {
+            other.key = None;
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Vec<Held<H>>> {
@@ -110,6 +179,7 @@ fn first_to_go<H: Eq>(held: &[Held<H>], may: impl Fn(&Held<H>) -> bool) -> Optio
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
     use super::*;
     use crate::worker::commands::{SessionGuard, session_guard};
 
@@ -131,7 +201,7 @@ mod tests {
             self.guards.retain(|(viewer, _)| Some(*viewer) != gives_way);
             self.next += 1;
             let (guard, _) = session_guard();
-            self.places.hold(holder, self.next, 0, guard.place());
+            self.places.hold(holder, self.next, 0, key(self.next), guard.place());
             self.guards.push((self.next, guard));
             Ok(gives_way)
         }
@@ -142,6 +212,49 @@ mod tests {
             self.guards.last().iter().for_each(|(_, guard)| guard.note_stun());
             Ok(gives_way)
         }
+    }
+
+    fn key(number: u32) -> SessionKey {
+        SessionKey::parse(&format!("{number:032x}")).unwrap()
+    }
+
+    #[test]
+    fn keys_are_random_and_round_trip() {
+        let keys: Vec<String> = (0..100).map(|_| SessionKey::random().unwrap().to_string()).collect();
+        for text in &keys {
+            assert_eq!(text.len(), 32);
+            assert_eq!(SessionKey::parse(text).unwrap().to_string(), *text);
+            let equal = keys.iter().filter(|other| *other == text).count();
+            assert_eq!(equal, 1);
+        }
+        let good = &keys[0];
+        for bad in
+            ["", "+f", &good[1..], &format!("{good}0"), &good.to_uppercase().replace(char::is_numeric, "A")]
+        {
+            assert!(SessionKey::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    /// Viewers that never delete their sessions leave no keys behind.
+    #[test]
+    fn a_session_is_found_by_its_key_until_it_ends_or_is_deleted() {
+        let mut rig = Rig::new(8);
+        for _ in 0..1_000 {
+            if rig.guards.len() == 8 {
+                rig.guards.remove(0);
+            }
+            rig.connect(Some("a")).or_else(|_| rig.connect(Some("b"))).unwrap();
+            assert!(rig.places.held().len() <= 8);
+            assert_eq!(rig.places.find(&key(rig.next)), Some((rig.next, 0)));
+        }
+        assert_eq!(rig.places.find(&key(1)), None, "it has ended");
+        let (last, before) = (rig.next, rig.next - 1);
+        rig.places.forget_key(last);
+        assert_eq!((rig.places.find(&key(last)), rig.places.find(&key(before))), (None, Some((before, 0))));
+        assert_eq!(rig.places.held().len(), 8, "a deleted session has its place until it is over");
+        rig.guards.clear();
+        assert_eq!(rig.places.find(&key(before)), None);
+        assert_eq!(rig.places.held().len(), 0);
     }
 
     #[test]

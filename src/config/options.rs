@@ -6,6 +6,7 @@ use super::error::ConfigError;
 use super::given::{Given, Parse};
 use super::recording;
 use super::security;
+use super::stream;
 use super::subnet;
 use super::values;
 
@@ -63,6 +64,14 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         )
         .set(|config, given| set(&mut config.shm, given, values::shm))
         .show(|config| config.shm.to_string()),
+    one("Camera", "name", "NAME")
+        .help("Name of the stream in URLs: players watch http://HOST:8080/NAME/whep.")
+        .set(|config, given| set(&mut config.name, given, stream::name))
+        .show(|config| config.name.to_string()),
+    one("Camera", "title", "TEXT")
+        .help("Name of the stream that people see, as the title of the page.")
+        .set(|config, given| set(&mut config.title, given, stream::title))
+        .show(|config| config.title.to_string()),
     one("Camera", "wake", "HOW")
         .help(
             "How to wait for the camera: auto, semaphore or poll. Use poll if another server reads \
@@ -103,6 +112,13 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         )
         .set(|config, given| set_list(&mut config.advertise, given, values::advertise))
         .show(|config| values::list(&config.advertise)),
+    list("Network", "ice-server", "URL")
+        .help(
+            "STUN or TURN server for players that watch with WHEP: stun:HOST[:PORT] or \
+             turn:USER:PASSWORD@HOST[:PORT][?transport=udp].",
+        )
+        .set(|config, given| set_list(&mut config.ice_servers, given, stream::ice_server))
+        .show(|config| values::list(&config.ice_servers)),
     one("Security", "token", "TOKEN")
         .help(
             "Password for page and API: 16 to 256 characters. `ps` shows the command line to all \

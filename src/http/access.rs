@@ -1,10 +1,10 @@
-//! Authenticates requests if the server has a token: by the header `Authorization: Bearer`, or by the cookie of a
+//! Authenticates requests if the server has a token: by the header `Authorization`, or by the cookie of a
 //! login. The functions take the time as an argument.
 //!
 //! ```text
 //!  POST /api/session {"token"} ─► rate limit ─► compare ─► cookie EXPIRES.ID.SEAL
 //!  every other request ─► cookie with a valid seal, not expired, not logged out ─► admitted
-//!                      └► Bearer ─► rate limit ─► compare ─► admitted
+//!                      └► Bearer, or Basic with the token as password ─► rate limit ─► compare ─► admitted
 //! ```
 //!
 //! The server stores no logins. It recognises a login by the seal in the cookie, an HMAC with a key derived from the
@@ -145,8 +145,8 @@ impl Access {
         if let Some(login) = self.login_of(head.cookie, now) {
             return Ok(Some(login));
         }
-        match head.authorization.and_then(credentials::bearer) {
-            Some(token) => self.attempt(token, peer, now).map(|()| None),
+        match head.authorization.and_then(credentials::token) {
+            Some(token) => self.attempt(&token, peer, now).map(|()| None),
             None => Err(ApiError::new(
                 401,
                 "token_required",

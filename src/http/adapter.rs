@@ -33,6 +33,8 @@ pub(super) fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
         authorization: single(&parts.headers, &header::AUTHORIZATION)?,
         cookie: text(&parts.headers, &header::COOKIE),
         if_none_match: text(&parts.headers, &header::IF_NONE_MATCH),
+        if_match: single(&parts.headers, &header::IF_MATCH)?,
+        content_type: single(&parts.headers, &header::CONTENT_TYPE)?,
         range: text(&parts.headers, &header::RANGE),
         if_range: text(&parts.headers, &header::IF_RANGE),
         accept: text(&parts.headers, &header::ACCEPT),

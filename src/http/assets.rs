@@ -1,7 +1,7 @@
-//! Contains the files of the viewer page, compiled into the program. The ETag of a file is a hash of its bytes. A
+//! Contains the files of the viewer page and the description of the API, compiled into the program. The ETag of a file is a hash of its bytes. A
 //! browser that revalidates a file gets 304 until a new version of the program changes the file.
 
-/// One file of the page.
+/// One of these files.
 #[derive(Debug)]
 pub(super) struct Asset {
     /// Value of the header `Content-Type`.
@@ -40,6 +40,8 @@ pub(super) static STYLE: Asset =
     Asset::new("text/css; charset=utf-8", include_bytes!("assets/viewer.css").as_slice());
 pub(super) static ICON: Asset = Asset::new("image/svg+xml", include_bytes!("assets/icon.svg").as_slice());
 
+pub(super) static OPENAPI: Asset = Asset::new("application/json", include_bytes!("openapi.json").as_slice());
+
 /// Returns the 64-bit FNV-1a hash of `bytes`. It detects changed files, but it is not a cryptographic hash.
 const fn fnv_1a(mut bytes: &[u8]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
@@ -62,8 +64,8 @@ mod tests {
 
     #[test]
     fn different_files_have_different_tags() {
-        let mut tags =
-            [&INDEX, &SCRIPT, &LOGIN, &EVENTS, &REMEDIES, &RECORDINGS, &STYLE, &ICON].map(Asset::etag);
+        let mut tags = [&INDEX, &SCRIPT, &LOGIN, &EVENTS, &REMEDIES, &RECORDINGS, &STYLE, &ICON, &OPENAPI]
+            .map(Asset::etag);
         tags.sort();
         assert!(tags.windows(2).all(|pair| pair.first() != pair.last()));
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::types::{RecordingReply, RecordingStatus, Summary};
+use super::types::{RecordingReply, RecordingStatus, StreamNames, Summary};
 use crate::metrics::status::{StartRequest, ViewerStatus};
 
 /// A boxed future. [`Backend`] must be object-safe, so its methods return boxed futures.
@@ -39,9 +39,15 @@ pub enum PlaceHolder {
 /// Gives the HTTP endpoints access to the rest of the program. If a returned future takes longer than
 /// `limits::BACKEND_TIMEOUT`, the request is answered with 503.
 pub trait Backend: Send + Sync + 'static {
-    /// Starts a session for a browser's SDP offer and returns the SDP answer, or an error (400, 422, 503). Must be
-    /// called on a tokio runtime, because a new task polls the end of the login.
-    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<String, ApiError>>;
+    /// Starts a session for an SDP offer and returns the SDP answer, or an error (400, 422, 503). Must be called on a
+    /// tokio runtime, because a new task polls the end of the login.
+    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>>;
+
+    /// Does something with the session that has this key. Returns the error 404 if there is none.
+    fn session(&self, key: &str, command: SessionCommand) -> BoxFuture<Result<SessionReply, ApiError>>;
+
+    /// Returns the names of the stream.
+    fn stream(&self) -> StreamNames;
 
     /// Returns the state of every session.
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>>;
@@ -77,6 +83,52 @@ pub trait Backend: Send + Sync + 'static {
         name: String,
         until: Option<u64>,
     ) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>>;
+}
+
+/// A session that was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// The SDP answer.
+    pub answer: String,
+    /// Key of the session, for [`Backend::session`]: letters and digits, which cannot be guessed.
+    pub key: String,
+    /// Name of the current generation of ICE.
+    pub tag: String,
+}
+
+/// What to do with a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionCommand {
+    /// Check that the session exists.
+    Find,
+    /// End the session.
+    Delete,
+    /// Take candidates of the viewer, or restart ICE.
+    Fragment {
+        /// The fragment of SDP.
+        text: String,
+        /// Names of the generations of ICE for which the fragment is valid; `*` is any. `None` if the caller did not
+        /// say.
+        if_match: Option<Vec<String>>,
+    },
+}
+
+/// Answer to a [`SessionCommand`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionReply {
+    /// The session exists.
+    Found,
+    /// The session has ended.
+    Deleted,
+    /// The candidates were taken.
+    Accepted,
+    /// ICE was restarted.
+    Restarted {
+        /// The server's fragment of SDP, with its new credentials.
+        fragment: String,
+        /// Name of the new generation of ICE.
+        tag: String,
+    },
 }
 
 /// A command for the recorder.

@@ -1,15 +1,58 @@
 //! Parses the credentials of a request: the headers `Authorization` and `Cookie`, and the text of the login cookie.
 //! Does not check if the credentials are right.
 
+use std::borrow::Cow;
+
 use crate::base::limits;
 
-/// Returns the token of `Authorization: Bearer TOKEN` (RFC 6750 section 2.1), or `None` for any other value. The word
-/// `Bearer` is case-insensitive.
+/// Returns the token of `Authorization: Bearer TOKEN` (RFC 6750 section 2.1), or the password of `Authorization: Basic`
+/// (RFC 7617), in which some players send the token. The user name is ignored. Returns `None` for any other value. The
+/// word before the space is case-insensitive.
 #[must_use]
-pub(super) fn bearer(authorization: &str) -> Option<&str> {
-    let (scheme, token) = authorization.trim().split_once(' ')?;
-    let token = token.trim_start();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+pub(super) fn token(authorization: &str) -> Option<Cow<'_, str>> {
+    let (scheme, value) = authorization.trim().split_once(' ')?;
+    let value = value.trim_start();
+    let token = if scheme.eq_ignore_ascii_case("bearer") {
+        Cow::Borrowed(value)
+    } else if scheme.eq_ignore_ascii_case("basic") {
+        let pair = String::from_utf8(decode_base64(value)?).ok()?;
+        Cow::Owned(pair.split_once(':')?.1.to_owned())
+    } else {
+        return None;
+    };
+    (!token.is_empty()).then_some(token)
+}
+
+/// Decodes base64 (RFC 4648 section 4), with or without the padding at its end.
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=').as_bytes();
+    // A last group of one digit would have less than a byte.
+    if digits.len() % 4 == 1 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(digits.len());
+    for group in digits.chunks(4) {
+        let mut bits = 0_u32;
+        for place in 0..4 {
+            let value = group.get(place).map_or(Some(0), |digit| base64_digit(*digit))?;
+            bits = bits << 6 | value;
+        }
+        let [_, decoded @ ..] = bits.to_be_bytes();
+        bytes.extend(decoded.iter().take(group.len() - 1));
+    }
+    Some(bytes)
+}
+
+fn base64_digit(digit: u8) -> Option<u32> {
+    let value = match digit {
+        b'A'..=b'Z' => digit - b'A',
+        b'a'..=b'z' => digit - b'a' + 26,
+        b'0'..=b'9' => digit - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => return None,
+    };
+    Some(value.into())
 }
 
 /// Returns the name and the value of each cookie that has one of `names`, in the order of the header. Returns at most
@@ -77,16 +120,48 @@ mod tests {
 
     #[test]
     fn bearer_returns_the_token_only() {
-        assert_eq!(bearer("Bearer abc"), Some("abc"));
-        assert_eq!(bearer("bearer   abc "), Some("abc"));
+        assert_eq!(token("Bearer abc"), Some("abc".into()));
+        assert_eq!(token("bearer   abc "), Some("abc".into()));
         for none in ["", "Bearer", "Bearer ", "Basic abc", "Bearerabc", "Token abc", " "] {
-            assert_eq!(bearer(none), None, "{none:?}");
+            assert_eq!(token(none), None, "{none:?}");
         }
         assert_eq!(
-            bearer("Bearer a b"),
-            Some("a b"),
+            token("Bearer a b"),
+            Some("a b".into()),
             "a token with a space is compared as sent, and is wrong"
         );
+    }
+
+    /// The first values are from RFC 7617 section 2 and RFC 4648 section 10.
+    #[test]
+    fn basic_returns_the_password_only() {
+        assert_eq!(token("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="), Some("open sesame".into()));
+        assert_eq!(token("basic QWxhZGRpbjpvcGVuIHNlc2FtZQ"), Some("open sesame".into()));
+        assert_eq!(
+            token("Basic OmE6Yg=="),
+            Some("a:b".into()),
+            "the token may have colons, the user may be empty"
+        );
+        for none in
+            ["Basic Zm9vYmFy", "Basic Zm9v!mFy", "Basic QQQQQ", "Basic dXNlcjo=", "Basic /////w==", "Basic"]
+        {
+            assert_eq!(token(none), None, "{none}");
+        }
+        for (text, bytes) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYg", "foob")] {
+            assert_eq!(decode_base64(text).unwrap(), bytes.as_bytes());
+        }
+    }
+
+    /// Encodes bit by bit.
+    fn encode_base64(bytes: &[u8]) -> String {
+        let bits: Vec<u8> =
+            bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
+        let digit = |group: &[u8]| {
+            let value =
+                (0..6).fold(0, |value, place| value << 1 | usize::from(*group.get(place).unwrap_or(&0)));
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[value] as char
+        };
+        bits.chunks(6).map(digit).collect()
     }
 
     #[test]
@@ -126,7 +201,7 @@ mod tests {
             if let Some(login) = Login::parse(&text) {
                 prop_assert_eq!(login.to_text(), text.clone());
             }
-            let _ = bearer(&text);
+            let _ = token(&text);
             let header = format!("{text}; ours={text};{text}");
             let found: Vec<_> = cookies(&header, ["ours", "other"]).collect();
             prop_assert!(found.len() <= limits::COOKIES_TRIED_MAX);
@@ -134,9 +209,20 @@ mod tests {
         }
 
         #[test]
+        fn base64_round_trips(bytes in proptest::collection::vec(any::<u8>(), 0..40), padding in "={0,2}") {
+            prop_assert_eq!(decode_base64(&(encode_base64(&bytes) + &padding)), Some(bytes));
+        }
+
+        #[test]
+        fn a_basic_token_is_what_follows_the_first_colon(user in "[^:]{0,10}", password in ".{1,20}") {
+            let header = format!("Basic {}", encode_base64(format!("{user}:{password}").as_bytes()));
+            prop_assert_eq!(token(&header), Some(password.into()));
+        }
+
+        #[test]
         fn a_bearer_token_is_part_of_its_header(header in "([Bb][Ee][Aa][Rr][Ee][Rr])? {0,3}\\PC{0,40}") {
-            if let Some(token) = bearer(&header) {
-                prop_assert!(header.contains(token) && !token.is_empty());
+            if let Some(token) = token(&header) {
+                prop_assert!(header.contains(&*token) && !token.is_empty());
             }
         }
     }

@@ -35,7 +35,8 @@ async fn status_of(summary: Summary, backend: &dyn Backend) -> Status {
         // so it is sent.
         _ => RecordingStatus::bare(RecorderState::Unresponsive, summary.is_recording),
     };
-    Status { camera: summary.camera, viewers: summary.viewers, recording, version: env!("CARGO_PKG_VERSION") }
+    let Summary { camera, viewers, .. } = summary;
+    Status { stream: backend.stream(), camera, viewers, recording, version: env!("CARGO_PKG_VERSION") }
 }
 
 /// Polls the backend and broadcasts events to all listeners.
@@ -197,6 +198,7 @@ async fn next_kept(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::types::StreamNames;
     use super::*;
 
     fn away() -> CameraSummary {
@@ -243,6 +245,7 @@ mod tests {
     #[test]
     fn an_event_has_one_line_of_data() {
         let status = Status {
+            stream: StreamNames::default(),
             camera: away(),
             viewers: 2,
             recording: RecordingStatus::bare(RecorderState::Idle, false),

@@ -35,13 +35,15 @@ mod stream;
 mod throttle;
 pub mod tls;
 mod types;
+mod whep;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use access::{Access, CookieKind};
 pub use address::Exempt;
 pub use backend::{
-    ApiError, Backend, BoxFuture, Inspection, OfferOrigin, PlaceHolder, RecordingCommand, RecordingFile,
+    ApiError, Backend, BoxFuture, Inspection, OfferOrigin, Offered, PlaceHolder, RecordingCommand,
+    RecordingFile, SessionCommand, SessionReply,
 };
 pub use host::Hosts;
 pub use public::{HttpConfig, HttpTimeouts, serve};
@@ -49,6 +51,7 @@ pub use routes::Policy;
 pub use shares::HttpShares;
 pub use tls::TlsKeys;
 pub use types::*;
+pub use whep::WhepPolicy;
 
 /// Locks the mutex. Poisoning is ignored, because a panic cannot leave any state of this module inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

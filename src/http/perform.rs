@@ -7,11 +7,11 @@ use super::response::Response;
 use super::routes::Action;
 use super::{events, login};
 
-/// Runs an action and returns its response. Only the public endpoint has events and downloads, and it streams them
-/// without this function. If the server has a token, the public endpoint also answers the actions of the login itself.
+/// Runs an action and returns its response. Only the public endpoint has WHEP, events and downloads, and it serves
+/// them without this function. If the server has a token, the public endpoint also answers the actions of the login itself.
 ///
 /// # Errors
-/// Returns the error of the backend, or 404 for events and downloads.
+/// Returns the error of the backend, or 404 for WHEP, events and downloads.
 pub(super) async fn perform(
     backend: &dyn Backend,
     action: Action,
@@ -20,8 +20,8 @@ pub(super) async fn perform(
     Ok(match action {
         Action::Respond(response) => response,
         Action::Offer(sdp) => {
-            let answer = backend.offer(&sdp, origin).await?;
-            Response::json(200, &json!({ "type": "answer", "sdp": answer }))
+            let offered = backend.offer(&sdp, origin).await?;
+            Response::json(200, &json!({ "type": "answer", "sdp": offered.answer }))
         }
         Action::Viewers => Response::json(200, &backend.viewers().await),
         Action::Status => Response::json(200, &events::status(backend).await),
@@ -38,6 +38,9 @@ pub(super) async fn perform(
         // No token is required here: either the server has none, or the request comes from this machine over the
         // control endpoint.
         Action::Session | Action::LogIn(_) | Action::LogOut => login::answer(false),
+        Action::Whep(_) => {
+            return Err(ApiError::new(404, "not_here", "WHEP is on the public endpoint (--http)"));
+        }
         Action::Events => {
             return Err(ApiError::new(404, "not_here", "events are on the public endpoint (--http)"));
         }

@@ -35,13 +35,14 @@ use super::login;
 use super::login_lifetime::login_end;
 use super::perform::perform;
 use super::places::{Place, PlaceState, Places, Refusal};
-use super::refusals::RefusalLog;
+use super::refusals::{RefusalLog, refuse};
 use super::request::{Head, LogIn};
 use super::response::Response;
 use super::routes::{self, Action, Policy, Route};
 use super::shares::{HttpShares, Share};
 use super::stream::{Stream, close_now, linger};
 use super::tls::{Handshakes, TlsKeys};
+use super::whep;
 use crate::base::clock::{self, Moment};
 use crate::base::limits;
 use crate::base::log_limit::LogLimit;
@@ -332,22 +333,6 @@ fn log_end(ended: hyper::Result<()>) {
     }
 }
 
-/// Answers a connection above the limit with 503. A single write is enough, because the answer fits into any socket
-/// buffer. A caller that uses TLS gets a TLS error instead.
-async fn refuse(stream: TcpStream) {
-    if matches!(stream.try_write(REFUSAL), Ok(bytes) if bytes == REFUSAL.len()) {
-        linger(Box::new(stream)).await;
-    }
-}
-
-const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-content-type: application/json\r\n\
-content-length: 62\r\n\
-cache-control: no-store\r\n\
-retry-after: 1\r\n\
-connection: close\r\n\r\n\
-{\"error\":\"too many connections\",\"code\":\"too_many_connections\"}";
-
 /// What is known about the other end of a connection.
 #[derive(Clone)]
 struct Caller {
@@ -404,7 +389,7 @@ impl Shared {
             routes::admit_host(policy, head)?;
             return Err(login::redirect_to_tls(head));
         }
-        let route = routes::admit(policy, head)?;
+        let route = routes::admit(policy, head).map_err(|refusal| self.with_links(head, caller, refusal))?;
         let login = match access {
             Some(access) if !route.is_open => {
                 access.check(head, caller.peer, Moment::now()).map_err(login::refusal)?
@@ -415,6 +400,18 @@ impl Shared {
             self.places.assign(&caller.place, login.id()).map_err(|_| too_many_of_login())?;
         }
         Ok((route, login))
+    }
+
+    /// Adds the STUN and TURN servers to the answer to OPTIONS of a WHEP endpoint. They may have credentials, so a server
+    /// with a token tells them only to those who have it.
+    fn with_links(&self, head: &Head<'_>, caller: &Caller, response: Response) -> Response {
+        let HttpConfig { policy, access, .. } = &self.config;
+        let is_known =
+            || access.as_ref().is_none_or(|access| access.check(head, caller.peer, Moment::now()).is_ok());
+        if whep::may_have_links(head, &response) && !policy.whep.ice_servers.is_empty() && is_known() {
+            return whep::with_links(&policy.whep, response);
+        }
+        response
     }
 
     async fn respond(&self, head: &Head<'_>, caller: &Caller, body: Incoming) -> Result<Answer, Response> {
@@ -527,7 +524,13 @@ impl Shared {
                     holder: place_holder(caller.peer, login, &self.config.exempt),
                     login_end,
                 };
-                let response = perform(self.backend.as_ref(), action, origin).await?;
+                let response = match action {
+                    Action::Whep(request) => {
+                        whep::perform(self.backend.as_ref(), request, origin, &self.config.policy.whep)
+                            .await?
+                    }
+                    action => perform(self.backend.as_ref(), action, origin).await?,
+                };
                 Ok((self.count_answer(response, caller)?, None))
             }
         }

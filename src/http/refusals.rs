@@ -1,9 +1,13 @@
 //! Logs refusals that the operator can end with an option, such as an unknown host name: one line for each name, not one
-//! for each request. Strangers choose the names, so the number of lines is bounded.
+//! for each request. Strangers choose the names, so the number of lines is bounded. Also answers connections above the
+//! limit.
 
 use std::sync::Mutex;
 
+use tokio::net::TcpStream;
+
 use super::lock;
+use super::stream::linger;
 use crate::base::clock;
 use crate::base::limits;
 
@@ -42,6 +46,22 @@ impl Seen {
         true
     }
 }
+
+/// Answers a connection above the limit with 503. A single write is enough, because the answer fits into any socket
+/// buffer. A caller that uses TLS gets a TLS error instead.
+pub(super) async fn refuse(stream: TcpStream) {
+    if matches!(stream.try_write(REFUSAL), Ok(bytes) if bytes == REFUSAL.len()) {
+        linger(Box::new(stream)).await;
+    }
+}
+
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+content-type: application/json\r\n\
+content-length: 62\r\n\
+cache-control: no-store\r\n\
+retry-after: 1\r\n\
+connection: close\r\n\r\n\
+{\"error\":\"too many connections\",\"code\":\"too_many_connections\"}";
 
 #[cfg(test)]
 mod tests {

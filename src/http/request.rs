@@ -23,6 +23,10 @@ pub struct Head<'a> {
     pub origin: Option<&'a str>,
     /// Value of the header `If-None-Match`.
     pub if_none_match: Option<&'a str>,
+    /// Value of the header `If-Match`.
+    pub if_match: Option<&'a str>,
+    /// Value of the header `Content-Type`.
+    pub content_type: Option<&'a str>,
     /// Value of the header `Range`.
     pub range: Option<&'a str>,
     /// Value of the header `If-Range`.

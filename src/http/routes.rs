@@ -6,19 +6,21 @@
 //!    └──────────► Response (404, 405, 403, preflight)
 //! ```
 //!
-//! A new route is one line in [`ROUTES`] and, if it needs the rest of the program, one [`Action`].
+//! A new route is one line in [`ROUTES`], its description in `openapi.json`, and, if it needs the rest of the program,
+//! one [`Action`].
 //! This module must not read sockets, files or clocks.
 
 use serde_json::json;
 
 use super::assets::{self, Asset};
-use super::backend::{ApiError, RecordingCommand};
+use super::backend::{ApiError, RecordingCommand, SessionCommand};
 use super::error_page;
 use super::host::Hosts;
 use super::origin;
 use super::ranges;
 use super::request::{self, Head, LogIn};
 use super::response::Response;
+use super::whep::{self, WhepPolicy, WhepRequest};
 use crate::base::limits;
 
 /// One line of the table [`ROUTES`].
@@ -26,7 +28,8 @@ use crate::base::limits;
 pub struct Route {
     /// Method of the request. A path with GET also accepts HEAD, and every path accepts OPTIONS.
     pub method: &'static str,
-    /// Path, with `NAME` for the name of a recording.
+    /// Path, with `NAME` for the name of a recording, `STREAM` for that of a stream and `SESSION` for the key of a
+    /// session.
     pub path: &'static str,
     /// Largest number of bytes that the body may have. A longer body is answered with 413.
     pub body_bytes_max: usize,
@@ -51,6 +54,10 @@ const fn delete(path: &'static str, parse: Parse) -> Route {
     Route { method: "DELETE", ..get(path, parse) }
 }
 
+const fn patch(path: &'static str, body_bytes_max: usize, parse: Parse) -> Route {
+    Route { method: "PATCH", body_bytes_max, ..get(path, parse) }
+}
+
 const fn post(path: &'static str, body_bytes_max: usize, parse: Parse) -> Route {
     Route { method: "POST", body_bytes_max, ..get(path, parse) }
 }
@@ -60,9 +67,19 @@ pub static ROUTES: &[Route] = &[
     post("/api/webrtc/offer", limits::BODY_BYTES_MAX, |_, body| {
         request::parse_offer(body).map(Action::Offer)
     }),
+    post(whep::ENDPOINT, limits::BODY_BYTES_MAX, |head, body| {
+        whep::parse_offer(head, body).map(Action::Whep)
+    }),
+    get(whep::ENDPOINT, |_, _| Ok(Action::Respond(whep::endpoint()))),
+    get(whep::SESSION, |head, _| Ok(Action::Whep(whep::on_session(head, SessionCommand::Find)))),
+    patch(whep::SESSION, limits::FRAGMENT_BYTES_MAX, |head, body| {
+        whep::parse_fragment(head, body).map(Action::Whep)
+    }),
+    delete(whep::SESSION, |head, _| Ok(Action::Whep(whep::on_session(head, SessionCommand::Delete)))),
     get("/api/viewers", |_, _| Ok(Action::Viewers)),
     get("/api/status", |_, _| Ok(Action::Status)),
     get("/api/events", |_, _| Ok(Action::Events)),
+    get("/api/openapi.json", |head, _| Ok(file(&assets::OPENAPI, head))),
     open(HEALTH, |_, _| Ok(Action::Respond(Response::json(200, &json!({ "status": "ok" }))))),
     get("/ready", |_, _| Ok(Action::Ready)),
     get("/metrics", |_, _| Ok(Action::Metrics)),
@@ -102,15 +119,14 @@ pub static ROUTES: &[Route] = &[
 ];
 
 const HEALTH: &str = "/health";
-/// The only path with a variable part, which is `NAME`.
 const RECORDING: &str = "/api/recordings/NAME";
 const RECORDING_PREFIX: &str = "/api/recordings/";
 
-/// Returns the path as it is written in [`ROUTES`]: with `NAME` instead of the name of a recording.
+/// Returns the path as it is written in [`ROUTES`]: with words in capitals instead of its variable parts.
 fn template(path: &str) -> &str {
     match path.strip_prefix(RECORDING_PREFIX) {
         Some(name) if !name.is_empty() && !name.contains('/') => RECORDING,
-        _ => path,
+        _ => whep::Target::of(path).map_or(path, |target| target.template()),
     }
 }
 
@@ -128,13 +144,15 @@ fn until(query: Option<&str>) -> Result<Option<u64>, ApiError> {
     offset.transpose().map_err(|_| ApiError::new(400, "bad_until", "`until` must be a number of bytes"))
 }
 
-/// Which foreign pages may call the API, and under which names this server answers.
+/// Which foreign pages may call the API, and under which names this server and its stream answer.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// Origins (`https://host[:port]`) whose pages may use the API.
     pub allow_origin: Vec<String>,
     /// Accepted values of `Host`; `None` accepts all values.
     pub hosts: Option<Hosts>,
+    /// The stream, and the STUN and TURN servers of its viewers.
+    pub whep: WhepPolicy,
 }
 
 /// What an adapter must do for a request. `perform` runs the action on the backend.
@@ -144,6 +162,8 @@ pub enum Action {
     Respond(Response),
     /// Pass the SDP of the browser's offer to the backend.
     Offer(String),
+    /// Start, change or end a session by WHEP.
+    Whep(WhepRequest),
     /// Send the state of every viewer.
     Viewers,
     /// Send the state of the server.
@@ -186,12 +206,13 @@ pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<&'static Route, Respons
     if path != HEALTH {
         admit_host(policy, head)?;
     }
-    let allowed = allowed_methods(path);
+    let is_served = whep::Target::of(head.path).is_none_or(|target| target.is_served(&policy.whep));
+    let allowed = if is_served { allowed_methods(path) } else { Vec::new() };
     if allowed.is_empty() {
         return Err(Response::error(404, "not_found", "this path does not exist"));
     }
     if head.method == "OPTIONS" {
-        return Err(options(policy, head, &allowed));
+        return Err(whep::describe(path, options(policy, head, &allowed)));
     }
     let wanted = if head.method == "HEAD" { "GET" } else { head.method };
     let Some(route) = ROUTES.iter().find(|route| route.path == path && route.method == wanted) else {
@@ -271,12 +292,12 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
 }
 
 /// Headers of answers that a script of an allow-listed page may read, besides those that every script may read.
-const EXPOSED_HEADERS: &str = "accept-ranges, allow, content-disposition, content-range, etag, location, retry-after, \
-     www-authenticate";
+const EXPOSED_HEADERS: &str = "accept-patch, accept-post, accept-ranges, allow, content-disposition, content-range, \
+     etag, link, location, retry-after, www-authenticate";
 
 /// Headers of requests that a script of an allow-listed page may set.
 const ACCEPTED_HEADERS: &str =
-    "authorization, cache-control, content-type, if-none-match, if-range, last-event-id, range";
+    "authorization, cache-control, content-type, if-match, if-none-match, if-range, last-event-id, range";
 
 /// Returns the Content-Security-Policy of the viewer page. Only pages of our own origin and of allow-listed origins may
 /// embed it in a frame.
@@ -417,6 +438,49 @@ mod tests {
         }
     }
 
+    /// Returns the names by which the description of the API calls a path of the table.
+    fn described(path: &str) -> Vec<String> {
+        let path = path.replace("NAME", "{name}").replace("SESSION", "{session}");
+        let named = path.replace("STREAM", "{stream}");
+        if named == path { vec![named] } else { vec![path.replace("/STREAM", ""), named] }
+    }
+
+    #[test]
+    fn the_description_of_the_api_has_the_routes_of_the_table_and_no_others() {
+        let text: serde_json::Value = serde_json::from_slice(assets::OPENAPI.bytes).unwrap();
+        let mut in_text = Vec::new();
+        for (path, operations) in text["paths"].as_object().unwrap() {
+            let methods = operations.as_object().unwrap().keys().filter(|key| *key != "parameters");
+            in_text.extend(methods.map(|method| (method.to_uppercase(), path.clone())));
+        }
+        let with_method = |route: &Route| -> Vec<(String, String)> {
+            described(route.path).into_iter().map(|path| (route.method.to_owned(), path)).collect()
+        };
+        let mut in_table: Vec<_> = ROUTES.iter().flat_map(with_method).collect();
+        in_text.sort();
+        in_table.sort();
+        assert_eq!(in_text, in_table);
+        assert_eq!(text["info"]["version"], env!("CARGO_PKG_VERSION"));
+        for route in ROUTES {
+            for path in described(route.path) {
+                let operation = &text["paths"][&path][route.method.to_lowercase()];
+                let is_open = operation["security"] == json!([]);
+                assert_eq!(is_open, route.is_open, "{} {path}", route.method);
+            }
+        }
+    }
+
+    #[test]
+    fn no_stream_can_have_the_name_of_another_path() {
+        let first_parts = ROUTES.iter().filter_map(|route| route.path.split('/').nth(1));
+        for part in first_parts.filter(|part| !part.is_empty() && *part != "STREAM").chain(["debug", "whep"])
+        {
+            let absent = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
+            let parsed = crate::config::Config::from_args(["--name".into(), part.into()], |_| None, absent);
+            assert!(parsed.is_err(), "--name {part}");
+        }
+    }
+
     fn decide(policy: &Policy, head: &Head<'_>, body: &[u8]) -> Action {
         admit(policy, head).map_or_else(Action::Respond, |route| route.act(head, body))
     }
@@ -439,6 +503,7 @@ mod tests {
             let policy = Policy {
                 allow_origin: vec!["https://a.example".into()],
                 hosts: Some(Hosts::new("camera", ["b.example".to_owned()])),
+                ..Policy::default()
             };
             let head = Head {
                 method: &method,

@@ -16,6 +16,15 @@ pub struct Summary {
     pub is_recording: bool,
 }
 
+/// The names of the stream.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct StreamNames {
+    /// Name of the stream in URLs.
+    pub name: String,
+    /// Name of the stream that people see.
+    pub title: String,
+}
+
 /// State of the camera.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
@@ -67,6 +76,9 @@ impl CameraSummary {
 /// Body of `GET /api/status` and of the event `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Status {
+    /// The stream.
+    #[serde(flatten)]
+    pub stream: StreamNames,
     /// State of the camera.
     pub camera: CameraSummary,
     /// Number of sessions, connected or not.

@@ -13,7 +13,7 @@ pub enum CloseReason {
     /// Neither authentic STUN nor authentic SRTCP has arrived for
     /// [`CONSENT_TIMEOUT`](crate::base::limits::CONSENT_TIMEOUT).
     ConsentExpired,
-    /// The viewer closed the DTLS connection.
+    /// The viewer closed the DTLS connection, or deleted the session over HTTP.
     PeerClosed,
     /// The server is stopping.
     Local,

@@ -20,7 +20,9 @@ use crate::session::media::gate::{Gate, GateUnit};
 use crate::session::media::sender::Sender;
 use crate::session::media::{PacketizedUnit, UnitInfo, srtp};
 use crate::session::transport::accept::accept_offer;
+use crate::session::transport::fragment::{FragmentError, IceFragment};
 use crate::session::transport::offer_error::OfferError;
+use crate::session::transport::restart::IceRestart;
 use crate::session::transport::{DatagramKind, Transport, TransportOutput};
 use crate::session::{DatagramSink, Destination, PathChange};
 
@@ -101,9 +103,21 @@ impl Viewer {
         self.id
     }
 
-    /// Returns the local ICE ufrag. STUN requests for this session carry it in their USERNAME, before the colon.
+    /// Returns the local ICE ufrag of the SDP answer. STUN requests for this session carry it in their USERNAME, before
+    /// the colon, until ICE is restarted.
     pub fn local_ufrag(&self) -> &str {
-        self.transport.ufrag()
+        self.transport.first_ufrag()
+    }
+
+    /// Returns the local ufrags that STUN requests may carry now: the current one and, until that one is used, the one
+    /// from before an ICE restart.
+    pub fn local_ufrags(&self) -> impl Iterator<Item = &str> {
+        self.transport.local_ufrags()
+    }
+
+    /// Returns the name of the current generation of ICE. Each restart changes it.
+    pub fn ice_tag(&self) -> &str {
+        self.transport.ice_tag()
     }
 
     /// Returns true if an authenticated STUN request has arrived from `remote`. All other datagrams from that address
@@ -192,6 +206,23 @@ impl Viewer {
         // The units of the pause are missing, so the viewer needs an IDR.
         self.sender.is_idr_wanted |= was_paused && !self.transport.is_paused;
         self.end_failed_handshake();
+    }
+
+    /// Handles a fragment of the viewer's SDP. Returns the restart if the fragment has restarted ICE, or `None` if it
+    /// has only listed candidates, which an ICE-lite agent does not need. `if_match` lists the [tags](Viewer::ice_tag) of
+    /// the generations that the fragment may be for; `*` is any, and `None` means that the viewer did not say.
+    ///
+    /// # Errors
+    /// Returns a [`FragmentError`] if the fragment is refused. The session then stays as it was.
+    pub fn handle_fragment(
+        &mut self,
+        fragment: &IceFragment,
+        if_match: Option<&[String]>,
+    ) -> Result<Option<IceRestart>, FragmentError> {
+        if !matches!(self.phase, Phase::Connecting | Phase::Connected) {
+            return Err(FragmentError::Gone);
+        }
+        self.transport.handle_fragment(fragment, self.sender.mid(), if_match)
     }
 
     /// Ends the session if its DTLS handshake has failed. A failed session that is connected has got an alert.

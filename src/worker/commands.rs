@@ -12,17 +12,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
 use rustix::event::{EventfdFlags, eventfd};
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::base::limits;
 use crate::camera::Wakeup;
 use crate::metrics::status::ViewerStatus;
-use crate::session::{PathChange, Viewer};
+use crate::session::{FragmentError, IceFragment, IceRestart, PathChange, Viewer};
 
 /// Guard that the worker holds as long as it has the session. Dropping the guard completes the [`SessionEnd`] and frees
 /// the [`SessionPlace`].
 pub struct SessionGuard {
     _end: oneshot::Sender<Infallible>,
+    /// The requester that waits for the end of a deleted session.
+    deleted_by: Option<oneshot::Sender<Infallible>>,
     has_stun: Arc<AtomicBool>,
 }
 
@@ -36,6 +39,11 @@ impl SessionGuard {
     /// Notes that an authenticated STUN request has arrived in the session.
     pub fn note_stun(&self) {
         self.has_stun.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps the sender until the session ends. Dropping the guard drops it.
+    pub(super) fn note_deletion(&mut self, done: oneshot::Sender<Infallible>) {
+        self.deleted_by = Some(done);
     }
 }
 
@@ -63,7 +71,7 @@ pub type SessionEnd = oneshot::Receiver<Infallible>;
 #[must_use]
 pub fn session_guard() -> (SessionGuard, SessionEnd) {
     let (end, gone) = oneshot::channel();
-    (SessionGuard { _end: end, has_stun: Arc::default() }, gone)
+    (SessionGuard { _end: end, deleted_by: None, has_stun: Arc::default() }, gone)
 }
 
 /// A command to a worker.
@@ -85,6 +93,24 @@ pub enum Command {
         /// Number of the viewer, see [`Viewer::id`].
         viewer: u32,
     },
+    /// Close a session that its viewer has deleted.
+    Delete {
+        /// Number of the viewer, see [`Viewer::id`].
+        viewer: u32,
+        /// Dropped when the session has ended.
+        done: oneshot::Sender<Infallible>,
+    },
+    /// Pass a fragment of SDP to a session, see [`Viewer::handle_fragment`].
+    Fragment {
+        /// Number of the viewer, see [`Viewer::id`].
+        viewer: u32,
+        /// The fragment.
+        fragment: Box<IceFragment>,
+        /// Tags of the generations of ICE that the fragment may be for; `None` if the viewer did not say.
+        if_match: Option<Vec<String>>,
+        /// Gets the result.
+        reply: oneshot::Sender<Result<Option<IceRestart>, FragmentError>>,
+    },
     /// Reply with the status of every session.
     Statuses(oneshot::Sender<Vec<ViewerStatus>>),
     /// Command to the receiving worker: forward STUN for this ufrag to the worker that owns the session.
@@ -93,6 +119,13 @@ pub enum Command {
         ufrag: String,
         /// Index of the worker that owns the session.
         worker: usize,
+    },
+    /// Command to the receiving worker: the session with this ufrag has restarted ICE.
+    Aliases {
+        /// Local ufrag of the session's answer.
+        ufrag: String,
+        /// Local ufrags that STUN for the session carries besides.
+        aliases: SmallVec<[String; 2]>,
     },
     /// Command to the receiving worker: the addresses of the session with this ufrag have changed.
     PathChanged {

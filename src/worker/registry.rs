@@ -1,11 +1,17 @@
 //! The sessions of one worker, found by ufrag (STUN) and by address (all other datagrams). No I/O.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
 use crate::base::token_bucket::TokenBucket;
-use crate::session::{DatagramSink, Destination, Viewer};
+use crate::session::{
+    CloseReason, DatagramSink, Destination, FragmentError, IceFragment, IceRestart, Viewer,
+};
 use crate::uring::Driver;
 use crate::worker::commands::{Command, Mailbox, SessionGuard};
 use crate::worker::idr_budget::{self, AddressBudgets};
@@ -80,6 +86,40 @@ impl Registry {
     /// Returns the session with the viewer number `id`.
     pub(super) fn by_id(&mut self, id: u32) -> Option<&mut SessionSlot> {
         self.slots.iter_mut().find(|slot| slot.viewer.id() == id)
+    }
+
+    /// Passes a fragment of SDP to the session `id`. If it restarts ICE, STUN with the new ufrag is routed to the session
+    /// from now on.
+    pub(super) fn handle_fragment(
+        &mut self,
+        id: u32,
+        fragment: &IceFragment,
+        if_match: Option<&[String]>,
+    ) -> Result<Option<IceRestart>, FragmentError> {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.viewer.id() == id) else {
+            return Err(FragmentError::Gone);
+        };
+        let restart = slot.viewer.handle_fragment(fragment, if_match)?;
+        if restart.is_some() {
+            let ufrag = slot.viewer.local_ufrag();
+            let aliases: SmallVec<[String; 2]> = slot.viewer.local_ufrags().map(str::to_owned).collect();
+            self.ids.set_aliases(ufrag, aliases.clone());
+            if let Some(receiver) = &self.receiver {
+                receiver.update_routes(Command::Aliases { ufrag: ufrag.to_owned(), aliases });
+            }
+        }
+        Ok(restart)
+    }
+
+    /// Closes the session `id`, which its viewer has deleted. Drops `done` when the session has ended.
+    pub(super) fn delete(&mut self, now: Instant, id: u32, done: oneshot::Sender<Infallible>) {
+        if let Some(slot) = self.by_id(id) {
+            slot.viewer.close(now, CloseReason::PeerClosed);
+            slot.touched = true;
+            if let Some(guard) = &mut slot.guard {
+                guard.note_deletion(done);
+            }
+        }
     }
 
     /// Passes a datagram to the session that owns `ufrag` (STUN) or the address `remote`. Returns false if there is no

@@ -21,6 +21,8 @@ use crate::session::PathChange;
 /// be forged. An address therefore stays with the session that claimed it first as long as that session uses it.
 pub(super) struct Routes<T> {
     by_ufrag: HashMap<String, Route<T>>,
+    /// The keys in `by_ufrag` of sessions that have restarted ICE, by their other ufrags.
+    aliases: HashMap<String, String>,
     by_address: HashMap<SocketAddr, Claim<T>>,
     /// Number of routes added so far.
     added: u64,
@@ -30,6 +32,8 @@ struct Route<T> {
     owner: T,
     /// Addresses that passed the session's integrity check. Another session may have claimed some of them since.
     remotes: SmallVec<[SocketAddr; 2]>,
+    /// Ufrags of the session since its ICE restarts.
+    aliases: SmallVec<[String; 2]>,
     /// Value of `Routes::added` when this route was added.
     number: u64,
 }
@@ -54,7 +58,7 @@ impl<T> Claim<T> {
 
 impl<T> Default for Routes<T> {
     fn default() -> Self {
-        Routes { by_ufrag: HashMap::new(), by_address: HashMap::new(), added: 0 }
+        Routes { by_ufrag: HashMap::new(), aliases: HashMap::new(), by_address: HashMap::new(), added: 0 }
     }
 }
 
@@ -67,7 +71,19 @@ impl<T: Copy> Routes<T> {
             self.remove(&oldest);
         }
         self.added += 1;
-        self.by_ufrag.insert(ufrag, Route { owner, remotes: SmallVec::new(), number: self.added });
+        let (remotes, aliases) = (SmallVec::new(), SmallVec::new());
+        self.by_ufrag.insert(ufrag, Route { owner, remotes, aliases, number: self.added });
+    }
+
+    /// Replaces the further ufrags of the session with `ufrag`, which has restarted ICE.
+    pub(super) fn set_aliases(&mut self, ufrag: &str, aliases: SmallVec<[String; 2]>) {
+        let Some(route) = self.by_ufrag.get_mut(ufrag) else { return };
+        for alias in std::mem::replace(&mut route.aliases, aliases) {
+            self.aliases.remove(&alias);
+        }
+        for alias in &route.aliases {
+            self.aliases.insert(alias.clone(), ufrag.to_owned());
+        }
     }
 
     fn oldest(&self) -> Option<String> {
@@ -109,7 +125,10 @@ impl<T: Copy> Routes<T> {
 
     /// Removes the route and the addresses of the session with `ufrag`.
     pub(super) fn remove(&mut self, ufrag: &str) {
-        let Some(Route { remotes, number, .. }) = self.by_ufrag.remove(ufrag) else { return };
+        let Some(Route { remotes, aliases, number, .. }) = self.by_ufrag.remove(ufrag) else { return };
+        for alias in aliases {
+            self.aliases.remove(&alias);
+        }
         for remote in remotes {
             self.remove_claim(remote, number);
         }
@@ -125,13 +144,16 @@ impl<T: Copy> Routes<T> {
     /// Returns the number of known ufrags and addresses.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.by_ufrag.len(), self.by_address.len())
+        (self.by_ufrag.len() + self.aliases.len(), self.by_address.len())
     }
 
     /// Returns the owner of `ufrag`. If `ufrag` is `None`, returns the owner of the address `remote`.
     pub(super) fn find(&self, ufrag: Option<&str>, remote: SocketAddr) -> Option<T> {
         match ufrag {
-            Some(ufrag) => self.by_ufrag.get(ufrag).map(|route| route.owner),
+            Some(ufrag) => {
+                let route = self.by_ufrag.get(ufrag).or_else(|| self.by_ufrag.get(self.aliases.get(ufrag)?));
+                route.map(|route| route.owner)
+            }
             None => self.by_address.get(&remote).map(|claim| claim.owner),
         }
     }
@@ -170,6 +192,27 @@ mod tests {
         assert_eq!((routes.find(None, address(1000)), routes.find(None, address(2000))), (None, Some(3)));
         routes.remove("abc");
         assert_eq!((routes.find(Some("abc"), address(9)), routes.find(None, address(2000))), (None, None));
+        assert_eq!(routes.counts(), (0, 0));
+    }
+
+    #[test]
+    fn ufrags_of_an_ice_restart_lead_to_the_same_session_and_are_removed_with_it() {
+        let (mut routes, now) = (Routes::default(), now());
+        let aliases = |names: [&str; 2]| names.iter().map(|name| (*name).to_owned()).collect();
+        routes.set_aliases("unknown", aliases(["x", "y"]));
+        routes.insert("first".to_owned(), 3);
+        routes.apply("first", in_use(1000, true), now);
+        routes.set_aliases("first", aliases(["second", "first"]));
+        assert_eq!(["first", "second"].map(|ufrag| routes.find(Some(ufrag), address(9))), [Some(3); 2]);
+        routes.set_aliases("first", aliases(["third", "second"]));
+        let found = ["first", "second", "third", "x"].map(|ufrag| routes.find(Some(ufrag), address(9)));
+        assert_eq!(found, [Some(3), Some(3), Some(3), None]);
+        routes.set_aliases("first", aliases(["fourth", "third"]));
+        assert_eq!(routes.find(Some("second"), address(9)), None);
+        routes.apply("first", in_use(2000, true), now);
+        assert_eq!(routes.find(None, address(2000)), Some(3));
+        routes.remove("first");
+        assert_eq!(routes.find(Some("fourth"), address(9)), None);
         assert_eq!(routes.counts(), (0, 0));
     }
 

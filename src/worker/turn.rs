@@ -262,6 +262,12 @@ impl<D: Driver> Worker<D> {
             }
             Command::LogOut { viewer } => self.close(now, viewer, CloseReason::LoggedOut),
             Command::GiveWay { viewer } => self.close(now, viewer, CloseReason::GaveWay),
+            Command::Delete { viewer, done } => self.sessions.delete(now.instant, viewer, done),
+            Command::Fragment { viewer, fragment, if_match, reply } => {
+                let handled = self.sessions.handle_fragment(viewer, &fragment, if_match.as_deref());
+                // The result is ignored: the send fails only if the requester has timed out.
+                let _ = reply.send(handled);
+            }
             Command::Statuses(reply) => {
                 let live = self.sessions.slots.iter().map(|slot| slot.viewer.status(now.instant));
                 let statuses: Vec<ViewerStatus> = live.chain(self.totals.ended(now.instant)).collect();
@@ -269,6 +275,7 @@ impl<D: Driver> Worker<D> {
                 let _ = reply.send(statuses);
             }
             Command::Route { ufrag, worker } => self.routes.insert(ufrag, worker),
+            Command::Aliases { ufrag, aliases } => self.routes.set_aliases(&ufrag, aliases),
             Command::PathChanged { ufrag, change } => self.routes.apply(&ufrag, change, now.instant),
             Command::Forget { ufrag } => self.routes.remove(&ufrag),
             Command::Stop => self.stop(now),

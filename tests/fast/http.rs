@@ -17,6 +17,7 @@ mod places;
 mod recordings;
 mod stub;
 mod tls;
+mod whep;
 
 use std::sync::atomic::Ordering;
 
@@ -91,6 +92,7 @@ fn simple_routes_answer() {
     assert_eq!(status["camera"], json!({ "state": "away", "reason": "no camera" }));
     assert_eq!(status["recording"], json!({ "recording": false, "state": "idle" }));
     assert_eq!(status["viewers"], json!(2));
+    assert_eq!((&status["name"], &status["title"]), (&json!("camera"), &json!("Front door")));
     assert_eq!(status["version"], json!(env!("CARGO_PKG_VERSION")));
     let metrics = server.get("/metrics");
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));

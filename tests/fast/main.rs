@@ -9,6 +9,7 @@
 mod config;
 mod depacketize;
 mod http;
+mod ice_restart;
 mod native_offers;
 mod session;
 mod session_end;

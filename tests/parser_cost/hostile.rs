@@ -210,7 +210,11 @@ fn get(path: &str) -> Head<'_> {
 }
 
 fn policy() -> Policy {
-    Policy { allow_origin: vec!["https://home.example".to_owned()], hosts: Some(Hosts::new("camera", [])) }
+    Policy {
+        allow_origin: vec!["https://home.example".to_owned()],
+        hosts: Some(Hosts::new("camera", [])),
+        ..Policy::default()
+    }
 }
 
 fn decide(policy: &Policy, head: &Head<'_>, body: &[u8]) -> Action {

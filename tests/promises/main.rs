@@ -36,3 +36,4 @@ mod start;
 mod streams;
 mod system_calls;
 mod torn;
+mod whep;

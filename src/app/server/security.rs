@@ -12,7 +12,7 @@ use crate::app::addresses::interface_addresses;
 use crate::base::clock::Moment;
 use crate::config::{Config, Tls, host_of};
 use crate::http::certificate::{self, Certificate, CertificateError};
-use crate::http::{Access, Exempt, Hosts, HttpConfig, HttpShares, HttpTimeouts, Policy, TlsKeys};
+use crate::http::{Access, Exempt, Hosts, HttpConfig, HttpShares, HttpTimeouts, Policy, TlsKeys, WhepPolicy};
 use crate::metrics::LoginCounters;
 
 /// Reads or generates the certificate, and derives the key that seals the logins. Returns the configuration of the
@@ -34,8 +34,9 @@ pub(super) fn prepare(
         .map(|token| Arc::new(Access::new(token, http.port(), Arc::clone(logins)).exempting(exempt.clone())));
     let of_origins = config.allow_origin.iter().map(|origin| host_of(origin).to_owned());
     let allowed = config.allow_host.iter().cloned().chain(of_origins);
-    let policy =
-        Policy { hosts: Some(Hosts::new(&hostname(), allowed)), allow_origin: config.allow_origin.clone() };
+    let whep = WhepPolicy { stream: config.name.clone(), ice_servers: config.ice_servers.clone() };
+    let hosts = Some(Hosts::new(&hostname(), allowed));
+    let policy = Policy { hosts, allow_origin: config.allow_origin.clone(), whep };
     let (timeouts, shares) = (HttpTimeouts::default(), HttpShares::default());
     Ok(HttpConfig { address: http, policy, access, exempt, tls, timeouts, shares })
 }

@@ -76,6 +76,9 @@ pub const LINGER: Duration = Duration::from_secs(1);
 /// Maximum time that a shutdown waits for answers in progress.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Maximum number of entity tags in `If-Match` that are compared. Further ones are ignored.
+pub const ENTITY_TAGS_MAX: usize = 16;
+
 /// Maximum bytes of the JSON of a recording command.
 pub const COMMAND_BYTES_MAX: usize = 4 * 1024;
 

@@ -23,6 +23,12 @@ pub const OFFER_ATTRIBUTES_MAX: usize = 4_096;
 /// Maximum bytes of an m-line's `mid`.
 pub const OFFER_MID_BYTES_MAX: usize = 255;
 
+/// Maximum bytes of a fragment of SDP in a PATCH. Candidates have about 100 bytes each.
+pub const FRAGMENT_BYTES_MAX: usize = 16 * 1024;
+
+/// Number of the viewer's ufrags from before its ICE restarts that a session remembers. Late candidates carry them.
+pub const EARLIER_UFRAGS_MAX: usize = 4;
+
 /// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
 pub const CANDIDATES_MAX: usize = 32;
 

@@ -263,6 +263,7 @@ function onNewStatus(status, missed) {
   const wasGone = missedStatus >= 2;
   missedStatus = missed;
   camera = status ? status.camera : null;
+  if (status && document.title !== status.title) document.title = status.title;
   const note = camera && camera.b_frames ? B_FRAMES : "";
   if ($("camera-note").textContent !== note) $("camera-note").textContent = note;
   $("camera-note").hidden = !note;

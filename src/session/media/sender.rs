@@ -107,6 +107,11 @@ impl Sender {
         }
     }
 
+    /// Returns the `mid` of the stream's m-line; empty if it has none.
+    pub(in crate::session) fn mid(&self) -> &str {
+        &self.stream.mid
+    }
+
     /// Enlarges the RTX cache for a replay of `packets` RTP packets, so that lost packets of a long GOP can be
     /// retransmitted.
     pub(in crate::session) fn enlarge_cache(&mut self, now: Instant, packets: usize) {

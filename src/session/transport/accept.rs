@@ -27,12 +27,7 @@ pub(in crate::session) fn accept_offer(
     let offer = Offer::parse(offer_sdp)?;
     let negotiated = offer.negotiate()?;
     let stream = stream_parameters(&negotiated)?;
-    let credentials = IceCreds {
-        // The id makes the ufrag unique. 48 random bits make it hard to guess (RFC 8445 requires 24).
-        ufrag: format!("{id:x}/{}", random_text::<8>()?),
-        // The password has 192 random bits (RFC 8445 requires 128).
-        pass: random_text::<32>()?,
-    };
+    let credentials = local_credentials(id)?;
     let config = configure(context, &credentials)?;
     let (mut rtc, dtls) = dtls::with_link(|| config.build(now));
     for candidate in &context.candidates {
@@ -59,6 +54,9 @@ pub(in crate::session) fn accept_offer(
         context: Arc::clone(context),
         rtc,
         ice: IceKeys::new(&credentials, &negotiated.remote, random()?),
+        previous_ice: None,
+        earlier_ufrags: Vec::new(),
+        first_ufrag: credentials.ufrag.clone(),
         dtls,
         paths: Paths::default(),
         constant_path: None,
@@ -72,6 +70,16 @@ pub(in crate::session) fn accept_offer(
         deadline: now,
     };
     Ok((transport, stream, answer))
+}
+
+/// Returns new ICE credentials for the session `id`.
+pub(super) fn local_credentials(id: u32) -> Result<IceCreds, OfferError> {
+    Ok(IceCreds {
+        // The id makes the ufrag unique. 48 random bits make it hard to guess (RFC 8445 requires 24).
+        ufrag: format!("{id:x}/{}", random_text::<8>()?),
+        // The password has 192 random bits (RFC 8445 requires 128).
+        pass: random_text::<32>()?,
+    })
 }
 
 /// Returns a str0m configuration for ICE and DTLS only. It has no codecs, because the sender in `media` builds the RTP

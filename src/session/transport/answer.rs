@@ -1,4 +1,5 @@
-//! Writes the SDP answer: the served m-line, and every other m-line of the offer as rejected.
+//! Writes the SDP answer: the served m-line, and every other m-line of the offer as rejected. Also writes the fragment
+//! that answers an ICE restart.
 
 use std::net::SocketAddr;
 
@@ -90,7 +91,22 @@ fn push_served(
 }
 
 fn push_transport(lines: &mut Vec<String>, dtls_client: bool, local: &LocalDescription<'_>) {
-    for (index, address) in local.candidates.iter().enumerate() {
+    push_ice(lines, local.credentials, local.candidates);
+    let octets: Vec<String> = local.fingerprint.iter().map(|byte| format!("{byte:02X}")).collect();
+    let setup = if dtls_client { "active" } else { "passive" };
+    lines.push(format!("a=fingerprint:sha-256 {}\r\na=setup:{setup}", octets.join(":")));
+}
+
+/// Writes the fragment that answers an ICE restart (RFC 9725 section 4.3.2). It has the m-line of the video only.
+pub(super) fn write_fragment(mid: &str, credentials: &IceCreds, candidates: &[SocketAddr]) -> String {
+    let mut lines = vec!["a=ice-lite\r\nm=video 9 UDP/TLS/RTP/SAVPF 0".to_owned()];
+    lines.extend((!mid.is_empty()).then(|| format!("a=mid:{mid}")));
+    push_ice(&mut lines, credentials, candidates);
+    lines.join("\r\n") + "\r\n"
+}
+
+fn push_ice(lines: &mut Vec<String>, credentials: &IceCreds, candidates: &[SocketAddr]) {
+    for (index, address) in candidates.iter().enumerate() {
         // The priority is computed as in RFC 8445 section 5.1.2. A host candidate has the type preference 126, and
         // earlier candidates have a higher local preference.
         let local_preference = 65_535_usize.saturating_sub(index);
@@ -98,9 +114,6 @@ fn push_transport(lines: &mut Vec<String>, dtls_client: bool, local: &LocalDescr
         let (ip, port) = (address.ip(), address.port());
         lines.push(format!("a=candidate:{} 1 udp {priority} {ip} {port} typ host", index + 1));
     }
-    let IceCreds { ufrag, pass } = local.credentials;
+    let IceCreds { ufrag, pass } = credentials;
     lines.push(format!("a=end-of-candidates\r\na=ice-ufrag:{ufrag}\r\na=ice-pwd:{pass}"));
-    let octets: Vec<String> = local.fingerprint.iter().map(|byte| format!("{byte:02X}")).collect();
-    let setup = if dtls_client { "active" } else { "passive" };
-    lines.push(format!("a=fingerprint:sha-256 {}\r\na=setup:{setup}", octets.join(":")));
 }

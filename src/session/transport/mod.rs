@@ -7,9 +7,11 @@
 pub(super) mod accept;
 mod answer;
 pub(super) mod dtls;
+pub(super) mod fragment;
 pub(super) mod offer_error;
 mod paths;
 pub(super) mod profile;
+pub(super) mod restart;
 mod sdp;
 mod section;
 pub(super) mod stun;
@@ -93,6 +95,12 @@ pub(super) struct Transport {
     context: Arc<SessionContext>,
     pub(super) rtc: Rtc,
     ice: IceKeys,
+    /// Keys from before an ICE restart. They stay valid until the viewer has used the new ones.
+    previous_ice: Option<Box<IceKeys>>,
+    /// The viewer's ufrags from before its ICE restarts, oldest first. Late fragments carry them.
+    earlier_ufrags: Vec<String>,
+    /// Local ufrag of the SDP answer.
+    first_ufrag: String,
     pub(super) dtls: DtlsLink,
     paths: Paths,
     /// `None` before the first authenticated request.
@@ -116,8 +124,8 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn ufrag(&self) -> &str {
-        &self.ice.ufrag
+    pub(super) fn first_ufrag(&self) -> &str {
+        &self.first_ufrag
     }
 
     /// Returns true if an authenticated STUN request arrived from `remote`.
@@ -168,17 +176,20 @@ impl Transport {
 
     /// Handles a STUN binding request to our ufrag whose MESSAGE-INTEGRITY proves knowledge of our password.
     fn handle_request(&mut self, now: Instant, from: Destination, bytes: &[u8]) -> bool {
-        let Some((request, is_conflict)) = self.ice.authenticate(from, bytes) else { return false };
+        let Some((request, is_conflict)) = self.authenticate(from, bytes) else { return false };
         let Some(check_id) = stun::random_id() else { return false };
+        let keys = self.keys_of(bytes);
         if is_conflict {
-            self.push_answer(from, self.ice.role_conflict(request.id));
+            let answer = keys.role_conflict(request.id);
+            self.push_answer(from, answer);
             return true;
         }
+        let answer = keys.answer(request.id, from.remote);
         let verdict = self.paths.on_request(now, &request, bytes.len(), check_id);
         if verdict == Verdict::Replayed {
             return false;
         }
-        self.push_answer(from, self.ice.answer(request.id, from.remote));
+        self.push_answer(from, answer);
         self.open_constant_path(now);
         if verdict == Verdict::New {
             self.checked_from = Some(from.remote);
@@ -196,7 +207,7 @@ impl Transport {
 
     /// Handles the viewer's answer to a STUN request of ours. It proves the path.
     fn handle_response(&mut self, now: Instant, from: Destination, bytes: &[u8]) -> bool {
-        let is_proof = self.ice.is_authentic_response(bytes)
+        let is_proof = self.all_ice().any(|keys| keys.is_authentic_response(bytes))
             && stun::transaction_id(bytes).is_some_and(|id| self.paths.on_response(now, from.remote, id));
         if is_proof {
             self.on_authentic(now, from.remote);

@@ -56,7 +56,7 @@ impl Refusal {
 /// An offer, split into its session part and its m-lines.
 #[derive(Debug)]
 pub(super) struct Offer<'a> {
-    session: Section<'a>,
+    pub(super) session: Section<'a>,
     pub(super) media: Vec<Section<'a>>,
 }
 
@@ -99,6 +99,13 @@ impl<'a> Offer<'a> {
         if !text.starts_with("v=0") {
             return malformed("it is not SDP: the first line is not v=0");
         }
+        let offer = Self::split(text)?;
+        if offer.media.is_empty() { malformed("it has no m-line") } else { Ok(offer) }
+    }
+
+    /// Splits an offer, or a fragment of one, into its session part and its m-lines. Bounds the counts as
+    /// [`Offer::parse`] does.
+    pub(super) fn split(text: &'a str) -> Result<Self, OfferError> {
         let is_forbidden = |byte: u8| byte.is_ascii_control() && !matches!(byte, b'\r' | b'\n' | b'\t');
         if text.bytes().any(is_forbidden) {
             return malformed("it contains control characters");
@@ -122,7 +129,7 @@ impl<'a> Offer<'a> {
                 offer.media.last_mut().unwrap_or(&mut offer.session).note(attribute);
             }
         }
-        if offer.media.is_empty() { malformed("it has no m-line") } else { Ok(offer) }
+        Ok(offer)
     }
 
     /// Picks the first m-line we can send on, and its best payload type.
@@ -236,17 +243,7 @@ impl<'a> Parts<'_, 'a> {
     }
 
     fn ice_credentials(&self) -> Result<IceCreds, OfferError> {
-        let read = |name: &str, text: Option<&str>, shortest: usize| {
-            let Some(text) = text else { return malformed(format!("a={name} is missing")) };
-            let is_ice_char = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(&byte);
-            if (shortest..=256).contains(&text.len()) && text.bytes().all(is_ice_char) {
-                return Ok(text.to_owned());
-            }
-            malformed(format!("a={name} does not have {shortest} to 256 letters, digits, + or /"))
-        };
-        let ufrag = read("ice-ufrag", self.find(|part| part.ice_ufrag), 4)?;
-        let pass = read("ice-pwd", self.find(|part| part.ice_password), 22)?;
-        Ok(IceCreds { ufrag, pass })
+        ice_credentials(self.find(|part| part.ice_ufrag), self.find(|part| part.ice_password))
     }
 
     fn fingerprint(&self) -> Result<[u8; 32], OfferError> {
@@ -268,6 +265,20 @@ impl<'a> Parts<'_, 'a> {
         }
         malformed("a=fingerprint is missing")
     }
+}
+
+/// Checks the values of `a=ice-ufrag` and `a=ice-pwd` (RFC 8839 section 5.4). The characters `-`, `_` and `=` are not
+/// allowed there, but some clients use them.
+pub(super) fn ice_credentials(ufrag: Option<&str>, password: Option<&str>) -> Result<IceCreds, OfferError> {
+    let read = |name: &str, text: Option<&str>, shortest: usize| {
+        let Some(text) = text else { return malformed(format!("a={name} is missing")) };
+        let is_ice_char = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(&byte);
+        if (shortest..=256).contains(&text.len()) && text.bytes().all(is_ice_char) {
+            return Ok(text.to_owned());
+        }
+        malformed(format!("a={name} does not have {shortest} to 256 letters, digits, + or /"))
+    };
+    Ok(IceCreds { ufrag: read("ice-ufrag", ufrag, 4)?, pass: read("ice-pwd", password, 22)? })
 }
 
 /// Returns the best H.264 payload type of an m-line, or why it has none. A stated packetization mode 1 is better than

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
     ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Exempt, HttpConfig, HttpShares, HttpTimeouts,
-    Inspection, OfferOrigin, Policy, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus,
-    Summary, serve,
+    Inspection, OfferOrigin, Offered, Policy, RecordingCommand, RecordingFile, RecordingReply,
+    RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary, serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, ViewerState, ViewerStatus,
@@ -34,10 +34,15 @@ pub(crate) struct Stub {
     /// Number of recordings in a listing.
     pub(crate) listed: AtomicU32,
     pub(crate) commands: Mutex<Vec<RecordingCommand>>,
+    /// Keys and commands of requests about sessions.
+    pub(crate) sessions: Mutex<Vec<(String, SessionCommand)>>,
 }
 
+/// Key of the only session.
+pub(crate) const KEY: &str = "0123456789abcdef";
+
 impl Backend for Stub {
-    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<String, ApiError>> {
+    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>> {
         // The endpoint passes the address of this machine to which the caller has connected.
         assert!(origin.local.is_some_and(|ip| ip.is_loopback()));
         let sdp = sdp.to_owned();
@@ -55,8 +60,28 @@ impl Backend for Stub {
             if sdp.contains("slow") {
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
-            Ok(format!("v=0 answer to {} bytes", sdp.len()))
+            let answer = format!("v=0 answer to {} bytes", sdp.len());
+            Ok(Offered { answer, key: KEY.to_owned(), tag: "1f/tag".to_owned() })
         })
+    }
+
+    fn session(&self, key: &str, command: SessionCommand) -> BoxFuture<Result<SessionReply, ApiError>> {
+        self.sessions.lock().unwrap().push((key.to_owned(), command.clone()));
+        let reply = match command {
+            _ if key != KEY => Err(ApiError::new(404, "no_session", "no such session")),
+            SessionCommand::Find => Ok(SessionReply::Found),
+            SessionCommand::Delete => Ok(SessionReply::Deleted),
+            SessionCommand::Fragment { text, .. } if text.contains("new") => {
+                let (fragment, tag) = ("a=ice-ufrag:ours\r\n".to_owned(), "2f/tag".to_owned());
+                Ok(SessionReply::Restarted { fragment, tag })
+            }
+            SessionCommand::Fragment { .. } => Ok(SessionReply::Accepted),
+        };
+        Box::pin(std::future::ready(reply))
+    }
+
+    fn stream(&self) -> StreamNames {
+        StreamNames { name: "camera".to_owned(), title: "Front door".to_owned() }
     }
 
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {
@@ -283,6 +308,7 @@ impl Server {
             viewers: AtomicU32::new(2),
             listed: AtomicU32::new(0),
             commands: Mutex::default(),
+            sessions: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);
         let config = configure(address);

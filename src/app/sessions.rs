@@ -1,0 +1,76 @@
+//! Runs commands on sessions that are found by the key in their URL. This code runs on the HTTP thread; the worker that
+//! has the session does the work.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::http::{ApiError, SessionReply};
+use crate::session::{FragmentError, IceFragment, IceRestart};
+use crate::worker::commands::{Command, Mailbox};
+
+/// Longest time to wait for a worker.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A command that a worker has got and has not answered yet.
+pub(super) enum Pending {
+    /// The receiver fails when the session has ended.
+    Delete(oneshot::Receiver<Infallible>),
+    Fragment(oneshot::Receiver<Result<Option<IceRestart>, FragmentError>>),
+}
+
+/// Returns the error for a key that belongs to no session.
+pub(super) fn unknown() -> ApiError {
+    ApiError::new(404, "no_session", "there is no such session: it has ended, or never existed")
+}
+
+fn busy() -> ApiError {
+    ApiError::busy("the worker has too many commands pending: try again", 1)
+}
+
+/// Sends the command to end the session.
+pub(super) fn delete(viewer: u32, mailbox: &Mailbox) -> Result<Pending, ApiError> {
+    let (done, ended) = oneshot::channel();
+    mailbox.send(Command::Delete { viewer, done }).map_err(|_| busy())?;
+    Ok(Pending::Delete(ended))
+}
+
+/// Parses the fragment and sends it to the session.
+pub(super) fn send_fragment(
+    viewer: u32,
+    mailbox: &Mailbox,
+    text: &str,
+    if_match: Option<Vec<String>>,
+) -> Result<Pending, ApiError> {
+    let fragment = Box::new(IceFragment::parse(text).map_err(|error| refused(&error))?);
+    let (reply, answer) = oneshot::channel();
+    mailbox.send(Command::Fragment { viewer, fragment, if_match, reply }).map_err(|_| busy())?;
+    Ok(Pending::Fragment(answer))
+}
+
+/// Waits for the worker.
+pub(super) async fn finish(pending: Pending) -> Result<SessionReply, ApiError> {
+    match pending {
+        Pending::Delete(ended) => {
+            // A session whose goodbye takes longer is over for the viewer all the same.
+            let _ = timeout(REPLY_TIMEOUT, ended).await;
+            Ok(SessionReply::Deleted)
+        }
+        Pending::Fragment(answer) => match timeout(REPLY_TIMEOUT, answer).await {
+            Ok(Ok(Ok(None))) => Ok(SessionReply::Accepted),
+            Ok(Ok(Ok(Some(restart)))) => {
+                Ok(SessionReply::Restarted { fragment: restart.fragment, tag: restart.tag })
+            }
+            Ok(Ok(Err(error))) => Err(refused(&error)),
+            Ok(Err(_)) => Err(unknown()),
+            Err(_) => Err(ApiError::busy("the worker did not answer in time: try again", 1)),
+        },
+    }
+}
+
+fn refused(error: &FragmentError) -> ApiError {
+    let (status, code) = error.status_and_code();
+    ApiError::new(status, code, error.to_string())
+}
