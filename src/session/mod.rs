@@ -25,8 +25,10 @@ pub use close::CloseReason;
 pub use context::{ContextError, SessionConfig, SessionContext};
 pub use media::catch_up::{CatchUpDecision, GopAvailability, GopSize, IdrReason};
 pub use media::{PacketizedUnit, UnitInfo};
+pub use transport::answer_error::AnswerError;
 pub use transport::offer_error::OfferError;
 pub use transport::profile::SrtpChoice;
+pub use transport::publish::PublishOffer;
 pub use transport::stun::stun_ufrag;
 pub use viewer::{Output, Viewer};
 

@@ -18,7 +18,7 @@ use crate::session::transport::section::{Codec, Extmaps, Payload, ProfileLevel, 
 
 /// Why an m-line is not served. A later variant came closer to being served than an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Refusal {
+pub(super) enum Refusal {
     NoVideo,
     Protocol,
     Disabled,
@@ -56,7 +56,7 @@ impl Refusal {
 /// An offer, split into its session part and its m-lines.
 #[derive(Debug)]
 pub(super) struct Offer<'a> {
-    session: Section<'a>,
+    pub(super) session: Section<'a>,
     pub(super) media: Vec<Section<'a>>,
 }
 
@@ -223,19 +223,19 @@ fn is_known_profile(protocol: &str) -> bool {
 }
 
 /// The parts of an offer that may hold the transport attributes of an m-line, nearest first.
-struct Parts<'s, 'a> {
-    section: &'s Section<'a>,
-    session: &'s Section<'a>,
+pub(super) struct Parts<'s, 'a> {
+    pub(super) section: &'s Section<'a>,
+    pub(super) session: &'s Section<'a>,
     /// First m-line of the BUNDLE group.
-    first: Option<&'s Section<'a>>,
+    pub(super) first: Option<&'s Section<'a>>,
 }
 
 impl<'a> Parts<'_, 'a> {
-    fn find<T>(&self, get: impl Fn(&Section<'a>) -> Option<T>) -> Option<T> {
+    pub(super) fn find<T>(&self, get: impl Fn(&Section<'a>) -> Option<T>) -> Option<T> {
         get(self.section).or_else(|| get(self.session)).or_else(|| get(self.first?))
     }
 
-    fn ice_credentials(&self) -> Result<IceCreds, OfferError> {
+    pub(super) fn ice_credentials(&self) -> Result<IceCreds, OfferError> {
         let read = |name: &str, text: Option<&str>, shortest: usize| {
             let Some(text) = text else { return malformed(format!("a={name} is missing")) };
             let is_ice_char = |byte: u8| byte.is_ascii_alphanumeric() || b"+/-_=".contains(&byte);
@@ -249,7 +249,7 @@ impl<'a> Parts<'_, 'a> {
         Ok(IceCreds { ufrag, pass })
     }
 
-    fn fingerprint(&self) -> Result<[u8; 32], OfferError> {
+    pub(super) fn fingerprint(&self) -> Result<[u8; 32], OfferError> {
         if let Some(sha256) = self.find(|part| part.sha256) {
             return Ok(sha256);
         }
@@ -288,7 +288,12 @@ fn choose_video(section: &Section<'_>) -> Result<Video, Refusal> {
     best.ok_or(refusal)
 }
 
-fn usable_video(section: &Section<'_>, payload_type: u8, payload: &Payload) -> Result<Video, Refusal> {
+/// Returns the payload type with its parameters if video can be sent with it.
+pub(super) fn usable_video(
+    section: &Section<'_>,
+    payload_type: u8,
+    payload: &Payload,
+) -> Result<Video, Refusal> {
     if payload.codec != Some(Codec::H264) {
         return Err(Refusal::NoH264);
     }
