@@ -16,6 +16,7 @@ mod sources;
 mod stream;
 mod subnet;
 mod values;
+mod whip;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -33,6 +34,7 @@ pub use security::{Tls, Token};
 pub use stream::{IceServer, STREAM_NAME};
 pub use subnet::Subnet;
 pub use values::{Advertise, Workers, host_of};
+pub use whip::{UrlError, Whip, WhipUrl};
 
 use options::OPTIONS;
 use sources::Flags;
@@ -80,6 +82,8 @@ pub struct Config {
     pub log_level: log::LevelFilter,
     /// The preferred SRTP cipher.
     pub srtp: SrtpChoice,
+    /// Where to publish the stream. `None` if it is not published.
+    pub whip: Option<Whip>,
     /// Directory of the recordings.
     pub record_path: PathBuf,
     /// True if the server runs without a recorder and refuses recording requests.
@@ -120,6 +124,7 @@ impl Default for Config {
             trusted_proxy: Vec::new(),
             log_level: log::LevelFilter::Info,
             srtp: SrtpChoice::Auto,
+            whip: None,
             record_path: PathBuf::from("./recordings"),
             no_recorder: false,
             record_format: Format::Mp4,
@@ -145,7 +150,7 @@ impl Config {
     /// file.
     ///
     /// `args` are the arguments without the program's name. `env` returns the value of an environment variable.
-    /// `read_file` reads the files that `--config` and `--token-file` name.
+    /// `read_file` reads the files that `--config`, `--token-file` and `--whip-token-file` name.
     ///
     /// # Errors
     /// Returns the first error. The error of a bad value names the source of the value and states what the option
@@ -175,6 +180,7 @@ impl Config {
         }
         config.token = security::find_token(&given, &read_file)?;
         config.tls = security::tls(&given, &env)?;
+        config.whip = whip::find_whip(&given, &read_file)?;
         if config.http_plain.is_some() && config.tls.is_none() {
             let message = "--http-plain needs TLS: without TLS --http is already plain";
             return Err(ConfigError::Together(message.into()));

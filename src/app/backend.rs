@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::app::addresses::Addresses;
+use crate::app::publish::board::PublishBoard;
 use crate::app::service::{Health, Heartbeat};
 use crate::app::viewer_places::{GivesWay, NoPlace, SessionKey, ViewerPlaces};
 use crate::app::{login_watch, recordings, sessions};
@@ -40,6 +41,8 @@ pub struct AppBackend {
     /// Handle of the recorder; `None` if the server was started with --no-recorder.
     pub(super) recorder: Option<RecorderHandle>,
     pub(super) logins: Arc<LoginCounters>,
+    /// State of publishing; `None` without --whip.
+    pub(super) publish: Option<Arc<PublishBoard>>,
     pub(super) viewers_max: u32,
     pub(super) places: ViewerPlaces<PlaceHolder>,
     pub(super) next_id: AtomicU32,
@@ -200,7 +203,7 @@ impl AppBackend {
         ApiError { code: "full", ..ApiError::busy(message, RETRY_AFTER_S) }
     }
 
-    fn least_loaded(&self) -> usize {
+    pub(super) fn least_loaded(&self) -> usize {
         let loads = self.counters.iter().map(|counters| counters.sessions.get());
         loads.enumerate().min_by_key(|&(_, load)| load).map_or(0, |(index, _)| index)
     }
@@ -269,7 +272,7 @@ async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
             continue;
         }
         if let Ok(Ok(statuses)) = tokio::time::timeout(REPLY_TIMEOUT, answer).await {
-            viewers.extend(statuses);
+            viewers.extend(statuses.into_iter().filter(|status| !status.is_publisher));
         }
     }
     viewers.sort_by_key(|viewer| viewer.ended.as_ref().map(|ended| ended.ms_ago));
@@ -348,7 +351,12 @@ impl Backend for AppBackend {
     }
 
     fn summary(&self) -> Summary {
-        Summary { camera: self.camera_summary(), viewers: self.sessions(), is_recording: self.is_recording() }
+        Summary {
+            camera: self.camera_summary(),
+            viewers: self.sessions(),
+            is_recording: self.is_recording(),
+            publish: self.publish.as_ref().map(|publish| publish.status()),
+        }
     }
 
     fn metrics(&self) -> String {

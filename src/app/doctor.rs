@@ -2,6 +2,7 @@
 //! healthcheck` asks a running server for its health. Both change nothing, except that doctor writes and removes a
 //! probe file in the record directory.
 
+mod publish;
 mod security;
 
 use std::fmt;
@@ -72,6 +73,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.push(port("udp", config.udp, UdpSocket::bind(config.udp).map(drop)));
     checks.push(check("addresses", addresses(config)));
     checks.extend(config.control.map(|address| tcp("control", address)));
+    checks.extend(config.whip.as_ref().map(|whip| check("whip", publish::endpoint(whip))));
     if !config.no_recorder {
         checks.push(check("recordings", recordings(&config.record_path)));
     }

@@ -1,5 +1,6 @@
 //! Writes the page of GET /metrics. A metric that the earlier Go server also had keeps the name it had there.
 
+mod publish;
 mod recorder;
 mod replay;
 mod stages;
@@ -28,6 +29,9 @@ impl AppBackend {
             recorder::expose(&mut text, recorder.counters());
         }
         logins(&mut text, &self.logins);
+        if let Some(board) = &self.publish {
+            publish::expose(&mut text, board);
+        }
         process(&mut text, self);
         text.finish()
     }

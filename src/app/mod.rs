@@ -7,6 +7,7 @@ pub mod backend;
 pub mod doctor;
 mod login_watch;
 mod metrics_text;
+mod publish;
 mod recordings;
 pub mod server;
 pub mod service;

@@ -17,9 +17,12 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle as JoinTask;
 
 use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
+use crate::app::publish::Publisher;
+use crate::app::publish::board::PublishBoard;
 use crate::app::service::{self, Notifier, Supervisor};
 use crate::app::threads_permitted;
 use crate::app::viewer_places::ViewerPlaces;
@@ -130,7 +133,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         count: worker_count(config),
         camera: camera.clone(),
         socket: Arc::new(socket),
-        viewers_max: config.max_viewers,
+        viewers_max: config.max_viewers + usize::from(config.whip.is_some()),
         camera_wait: threads.start_camera_wait(&camera, config.realtime)?,
     })?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
@@ -142,6 +145,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         counters: workers.counters.clone(),
         recorder,
         logins,
+        publish: config.whip.as_ref().map(|whip| Arc::new(PublishBoard::new(whip.url.authority()))),
         viewers_max: u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
         places: ViewerPlaces::new(config.max_viewers),
         next_id: AtomicU32::new(1),
@@ -284,6 +288,7 @@ fn serve(
         let (stop, stopped) = watch::channel(false);
         let backend = Arc::clone(app_backend) as Arc<dyn Backend>;
         let keys = endpoints.config.tls.clone();
+        let publisher = start_publisher(config, app_backend, stopped.clone());
         let mut server = pin!(endpoints.serve(backend, stopped));
         let shutdown = Shutdown::prepare(Arc::clone(app_backend), workers).map_err(start("shutdown"))?;
         let notifier = Notifier::new(notify_socket().as_deref());
@@ -302,7 +307,7 @@ fn serve(
         // This send can fail only if the HTTP endpoints have already ended, so the error is ignored.
         let _ = stop.send(true);
         tokio::select! {
-            () = shutdown.run() => {}
+            () = async { tokio::join!(shutdown.run(), finish(publisher)); } => {}
             _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
             _ = terminate.recv() => log::warn!("second signal: stopping at once"),
         }
@@ -313,6 +318,25 @@ fn serve(
 /// Returns the address of the service manager, or `None` if there is none.
 fn notify_socket() -> Option<OsString> {
     std::env::var_os("NOTIFY_SOCKET")
+}
+
+/// Starts the task that publishes the stream, if --whip is given.
+fn start_publisher(
+    config: &Config,
+    app_backend: &Arc<AppBackend>,
+    stopped: watch::Receiver<bool>,
+) -> Option<JoinTask<()>> {
+    let (whip, board) = config.whip.clone().zip(app_backend.publish.clone())?;
+    let publisher = Publisher { whip, backend: Arc::clone(app_backend), board, stopped };
+    Some(tokio::spawn(publisher.run()))
+}
+
+/// Waits until the publisher has ended its session at the WHIP server, at most for a bounded time.
+async fn finish(publisher: Option<JoinTask<()>>) {
+    if let Some(publisher) = publisher {
+        // The result is ignored: after a timeout the WHIP server ends the session by itself.
+        let _ = tokio::time::timeout(limits::WHIP_FINISH_TIMEOUT, publisher).await;
+    }
 }
 
 /// Returns the time between two watchdog keep-alives, or `None` if the service manager does not watch this process.

@@ -9,6 +9,7 @@ use super::security;
 use super::stream;
 use super::subnet;
 use super::values;
+use super::whip;
 
 type SetField = fn(&mut Config, &Given) -> Result<(), ConfigError>;
 type ShowField = fn(&Config) -> String;
@@ -192,6 +193,18 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         )
         .set(|config, given| set(&mut config.srtp, given, values::srtp))
         .show(|config| config.srtp.to_string()),
+    one("Publishing", "whip", "URL")
+        .help(
+            "Publish the video to this WHIP endpoint, such as https://media.example/camera/whip. It \
+             does not count as a viewer.",
+        )
+        .show(|config| whip::shown(config.whip.as_ref(), "whip")),
+    one("Publishing", "whip-token-file", "FILE")
+        .help("File whose first line is the token for --whip (Bearer).")
+        .show(|config| whip::shown(config.whip.as_ref(), "whip-token-file")),
+    one("Publishing", "whip-ca", "FILE")
+        .help("For --whip trust the certificates of this PEM file instead of those of the machine.")
+        .show(|config| whip::shown(config.whip.as_ref(), "whip-ca")),
     one("Recording", "record-path", "DIRECTORY")
         .help("Directory for recordings. The first recording creates it.")
         .set(|config, given| set(&mut config.record_path, given, recording::directory))

@@ -64,6 +64,19 @@ fn token(text: &str) -> Result<Token, String> {
     ))
 }
 
+/// Parses the token for a WHIP server. It becomes a header value, so only printable ASCII without spaces is accepted.
+pub(super) fn whip_token(text: &str) -> Result<Token, String> {
+    let is_good = (1..=limits::WHIP_TOKEN_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_good {
+        return Ok(Token(text.to_owned()));
+    }
+    Err(format!(
+        "1 to {} letters, digits and signs without spaces in the first line",
+        limits::WHIP_TOKEN_BYTES_MAX
+    ))
+}
+
 /// Returns the token that --token gives, or the first line of the file that --token-file names. Returns `None` if
 /// neither is given.
 pub(super) fn find_token(

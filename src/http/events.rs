@@ -1,5 +1,6 @@
 //! Serves GET /api/events: sends the state of the server as server-sent events (WHATWG HTML, section 9.2). A `status`
-//! event is sent every second. A `camera`, `viewers` or `recording` event is sent when that part of the state changes.
+//! event is sent every second. A `camera`, `viewers`, `recording` or `publish` event is sent when that part of the state
+//! changes.
 //! One task polls the backend for all listeners, and only while there are listeners. A listener that reads too slowly
 //! loses events, so memory stays bounded.
 
@@ -35,8 +36,14 @@ async fn status_of(summary: Summary, backend: &dyn Backend) -> Status {
         // so it is sent.
         _ => RecordingStatus::bare(RecorderState::Unresponsive, summary.is_recording),
     };
-    let Summary { camera, viewers, .. } = summary;
-    Status { stream: backend.stream(), camera, viewers, recording, version: env!("CARGO_PKG_VERSION") }
+    Status {
+        stream: backend.stream(),
+        camera: summary.camera,
+        viewers: summary.viewers,
+        recording,
+        publish: summary.publish,
+        version: env!("CARGO_PKG_VERSION"),
+    }
 }
 
 /// Polls the backend and broadcasts events to all listeners.
@@ -144,6 +151,7 @@ enum Event {
     Camera,
     Viewers,
     Recording,
+    Publish,
 }
 
 impl Event {
@@ -154,13 +162,14 @@ impl Event {
             Event::Camera => ("camera", json_text(&status.camera)),
             Event::Viewers => ("viewers", json_text(&status.viewers)),
             Event::Recording => ("recording", json_text(&status.recording)),
+            Event::Publish => ("publish", json_text(&status.publish)),
         };
         Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
     }
 }
 
 /// Returns one event for each part that differs between the summaries. The frame rate is not compared, because it
-/// changes all the time.
+/// changes all the time, nor are the figures of publishing.
 fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
     let shown = |camera: &CameraSummary| {
         let shape = |picture: &CameraPicture| {
@@ -168,10 +177,13 @@ fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
         };
         (discriminant(camera), camera.picture().map(shape))
     };
+    let published =
+        |summary: &Summary| summary.publish.as_ref().map(|publish| (publish.state, publish.error.clone()));
     let parts = [
         (Event::Camera, shown(&before.camera) != shown(&now.camera)),
         (Event::Viewers, before.viewers != now.viewers),
         (Event::Recording, before.is_recording != now.is_recording),
+        (Event::Publish, published(before) != published(now)),
     ];
     parts.into_iter().filter(|(_, is_different)| *is_different).map(|(event, _)| event).collect()
 }
@@ -200,6 +212,7 @@ async fn next_kept(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
 mod tests {
     use super::super::types::StreamNames;
     use super::*;
+    use crate::http::types::{PublishState, PublishStatus};
 
     fn away() -> CameraSummary {
         CameraSummary::Away { reason: "line\nbreak".to_owned() }
@@ -211,7 +224,25 @@ mod tests {
     }
 
     fn summary(camera: CameraSummary, viewers: u32, is_recording: bool) -> Summary {
-        Summary { camera, viewers, is_recording }
+        Summary { camera, viewers, is_recording, publish: None }
+    }
+
+    #[test]
+    fn a_new_state_or_error_of_publishing_is_an_event_and_new_figures_are_not() {
+        let publish = |state, error: Option<&str>, units_sent| Summary {
+            publish: Some(PublishStatus {
+                state,
+                error: error.map(str::to_owned),
+                units_sent,
+                ..PublishStatus::new("media.example".to_owned())
+            }),
+            ..summary(away(), 0, false)
+        };
+        let before = publish(PublishState::Publishing, None, 1);
+        assert!(changes(&before, &publish(PublishState::Publishing, None, 2)).is_empty());
+        let failed = publish(PublishState::Retrying, Some("refused"), 2);
+        assert_eq!(changes(&before, &failed), [Event::Publish]);
+        assert_eq!(changes(&failed, &publish(PublishState::Retrying, Some("reset"), 2)), [Event::Publish]);
     }
 
     #[test]
@@ -249,6 +280,7 @@ mod tests {
             camera: away(),
             viewers: 2,
             recording: RecordingStatus::bare(RecorderState::Idle, false),
+            publish: None,
             version: "1",
         };
         let text = Event::Camera.text(&status);

@@ -14,6 +14,60 @@ pub struct Summary {
     pub viewers: u32,
     /// True while a recording runs.
     pub is_recording: bool,
+    /// State of publishing. `None` without --whip.
+    pub publish: Option<PublishStatus>,
+}
+
+/// State of publishing to a WHIP server.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PublishStatus {
+    /// Host of the server, and its port unless that is the usual one.
+    pub host: String,
+    /// What the publisher does now.
+    pub state: PublishState,
+    /// Why the latest attempt failed or the latest session ended, as a text for the user. `None` while a session is
+    /// connected.
+    pub error: Option<String>,
+    /// Seconds from that failure to the next attempt.
+    pub retry_s: Option<u64>,
+    /// Access units published since the start.
+    pub units_sent: u64,
+    /// Round trip in milliseconds, from the latest receiver report.
+    pub rtt_ms: Option<f32>,
+    /// Share of lost packets in the latest receiver report, from 0 to 1.
+    pub loss_fraction: Option<f32>,
+}
+
+impl PublishStatus {
+    /// Returns the state of a publisher that has just started.
+    #[must_use]
+    pub fn new(host: String) -> PublishStatus {
+        PublishStatus {
+            host,
+            state: PublishState::WaitingForCamera,
+            error: None,
+            retry_s: None,
+            units_sent: 0,
+            rtt_ms: None,
+            loss_fraction: None,
+        }
+    }
+}
+
+/// What the publisher does.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublishState {
+    /// It waits until the camera writes access units.
+    WaitingForCamera,
+    /// The offer is being sent, or the session is not connected yet.
+    Connecting,
+    /// The session is connected.
+    Publishing,
+    /// The latest attempt failed, and the next one follows.
+    Retrying,
+    /// The server is stopping.
+    Stopped,
 }
 
 /// The names of the stream.
@@ -85,6 +139,9 @@ pub struct Status {
     pub viewers: u32,
     /// State of the recorder.
     pub recording: RecordingStatus,
+    /// State of publishing. Missing without --whip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publish: Option<PublishStatus>,
     /// Version of this program.
     pub version: &'static str,
 }

@@ -51,6 +51,8 @@ pub struct WorkerCounters {
     pub width: Gauge,
     /// Height of the stream's picture in pixels. 0 while it is unknown.
     pub height: Gauge,
+    /// `profile-level-id` of the stream's parameter sets (RFC 6184 section 8.1). 0 while it is unknown.
+    pub profile_level_id: Gauge,
 
     /// Number of sessions, whether they are connected or not.
     pub sessions: Gauge,

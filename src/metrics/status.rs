@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct ViewerStatus {
     /// Number of the viewer. The running server never uses it for another viewer.
     pub id: u32,
+    /// True for the session with a WHIP server, to which this program publishes. `GET /api/viewers` leaves it out.
+    #[serde(skip)]
+    pub is_publisher: bool,
     /// State of the connection.
     pub state: ViewerState,
     /// State of the gate that decides which access units are sent.

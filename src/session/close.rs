@@ -101,6 +101,38 @@ impl CloseReason {
         text.to_owned()
     }
 
+    /// Says what happened in the session with a WHIP server, and what to do.
+    pub(super) fn explain_publishing(self) -> String {
+        let text = match self {
+            Self::NoStun => {
+                "none of the addresses in the WHIP server's answer has answered STUN: a firewall may block UDP to them, or \
+                 the server announces addresses that this machine cannot reach"
+            }
+            Self::HandshakeTimeout => {
+                "the WHIP server answered STUN, but did not finish the DTLS handshake in time"
+            }
+            Self::ConsentExpired => "nothing authentic arrived from the WHIP server any more",
+            Self::PeerClosed => "the WHIP server closed the session",
+            Self::UnsupportedCertificate => {
+                "the WHIP server has no certificate for DTLS that this program can verify"
+            }
+            Self::FingerprintMismatch => {
+                "the WHIP server's certificate for DTLS does not have the fingerprint of its answer"
+            }
+            Self::NoSrtpProfile => "the WHIP server supports no SRTP profile that this program supports",
+            Self::IncompatibleDtls => "the WHIP server's DTLS has nothing in common with this program's",
+            Self::PeerAlert(code) => {
+                return format!(
+                    "the WHIP server ended DTLS with the fatal alert {code} ({})",
+                    alert_name(code)
+                );
+            }
+            Self::Local | Self::LoggedOut | Self::GaveWay => "this program is stopping",
+            Self::Failed => "the DTLS handshake with the WHIP server failed",
+        };
+        text.to_owned()
+    }
+
     /// Returns the alert that tells the viewer about the end of an unfinished handshake. Returns `None` if the viewer
     /// knows already.
     pub(super) fn alert(self) -> Option<u8> {

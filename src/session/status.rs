@@ -14,6 +14,7 @@ impl Viewer {
         let connected = self.connected_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         ViewerStatus {
             id: self.id(),
+            is_publisher: self.is_publisher(),
             state: match self.phase {
                 Phase::Connecting => ViewerState::Connecting,
                 Phase::Connected => ViewerState::Connected,
@@ -47,7 +48,10 @@ impl Viewer {
     /// Returns how the session ended, or `None` if it has not ended.
     fn ended(&self) -> Option<SessionEnd> {
         let (Phase::Closing(reason) | Phase::Closed(reason)) = self.phase else { return None };
-        let mut detail = reason.explain(self.transport.port());
+        let mut detail = match self.is_publisher() {
+            true => reason.explain_publishing(),
+            false => reason.explain(self.transport.port()),
+        };
         if let Some(error) = self.transport.dtls.error() {
             detail = format!("{detail} [{error}]");
         }

@@ -18,10 +18,12 @@ use crate::session::context::SessionContext;
 use crate::session::media::catch_up::{CatchUp, CatchUpDecision, GopAvailability, IdrReason};
 use crate::session::media::gate::{Gate, GateUnit};
 use crate::session::media::sender::Sender;
-use crate::session::media::{PacketizedUnit, UnitInfo, srtp};
+use crate::session::media::{PacketizedUnit, StreamParameters, UnitInfo, srtp};
 use crate::session::transport::accept::accept_offer;
+use crate::session::transport::answer_error::AnswerError;
 use crate::session::transport::fragment::{FragmentError, IceFragment};
 use crate::session::transport::offer_error::OfferError;
+use crate::session::transport::publish::PublishOffer;
 use crate::session::transport::restart::IceRestart;
 use crate::session::transport::{DatagramKind, Transport, TransportOutput};
 use crate::session::{DatagramSink, Destination, PathChange};
@@ -45,7 +47,7 @@ pub(super) enum Phase {
     Closed(CloseReason),
 }
 
-/// One viewer (a browser) and the session with it.
+/// One viewer (a browser) and the session with it. A WHIP server to which this program publishes is a viewer too.
 pub struct Viewer {
     id: u32,
     pub(super) transport: Transport,
@@ -78,12 +80,27 @@ impl Viewer {
         now: Instant,
     ) -> Result<(Self, String), OfferError> {
         let (transport, stream, answer) = accept_offer(context, id, offer_sdp, now)?;
-        let viewer = Self {
-            id,
+        Ok((Self::new(context, transport, stream, now), answer))
+    }
+
+    /// Reads the answer to an offer of ours and returns the session, which sends to a WHIP server. It has
+    /// [`limits::HANDSHAKE_TIMEOUT`] from `now` to connect.
+    ///
+    /// # Errors
+    /// Returns an [`AnswerError`] if the answer cannot be used. No state is left behind.
+    pub fn publish(offer: PublishOffer, answer_sdp: &str, now: Instant) -> Result<Self, AnswerError> {
+        let (context, transport, stream) = offer.accept(answer_sdp, now)?;
+        Ok(Self::new(&context, transport, stream, now))
+    }
+
+    fn new(context: &SessionContext, transport: Transport, stream: StreamParameters, now: Instant) -> Self {
+        let catch_up = CatchUp::new(transport.is_publisher());
+        Self {
+            id: transport.id(),
             transport,
             sender: Sender::new(stream, context.wallclock, now),
             gate: Gate::new(),
-            catch_up: CatchUp::default(),
+            catch_up,
             phase: Phase::Connecting,
             has_said_goodbye: false,
             now,
@@ -94,8 +111,12 @@ impl Viewer {
             datagrams_rejected: 0,
             units_sent: 0,
             units_replayed: 0,
-        };
-        Ok((viewer, answer))
+        }
+    }
+
+    /// Returns true if this session sends to a WHIP server. False for a viewer.
+    pub fn is_publisher(&self) -> bool {
+        self.transport.is_publisher()
     }
 
     /// Returns the number passed to [`Viewer::accept`].

@@ -46,6 +46,23 @@ impl<D: Driver> DatagramSink for ViewerSink<'_, D> {
     }
 }
 
+/// Updates the tables of addresses, here and at the receiving worker.
+fn apply_path_changes(
+    slot: &mut SessionSlot,
+    ids: &mut Routes<u32>,
+    receiver: Option<&Mailbox>,
+    now: Instant,
+) {
+    while let Some(change) = slot.viewer.poll_path_change() {
+        slot.guard.iter().for_each(SessionGuard::note_stun);
+        let ufrag = slot.viewer.local_ufrag();
+        ids.apply(ufrag, change, now);
+        if let Some(receiver) = receiver {
+            receiver.update_routes(Command::PathChanged { ufrag: ufrag.to_owned(), change });
+        }
+    }
+}
+
 /// The sessions of one worker.
 pub(super) struct Registry {
     /// Sessions in order of arrival.
@@ -72,7 +89,7 @@ impl Registry {
     pub(super) fn insert(&mut self, viewer: Viewer, guard: Option<SessionGuard>, now: Instant) {
         self.ids.insert(viewer.local_ufrag().to_owned(), viewer.id());
         let (deadline, sends) = (now, VecDeque::new());
-        self.slots.push(SessionSlot {
+        let mut slot = SessionSlot {
             viewer,
             deadline,
             touched: true,
@@ -80,7 +97,10 @@ impl Registry {
             idr_budget: idr_budget::of_viewer(),
             needs_idr: false,
             guard,
-        });
+        };
+        // A publisher has the candidates of its far end from the beginning.
+        apply_path_changes(&mut slot, &mut self.ids, self.receiver.as_ref(), now);
+        self.slots.push(slot);
     }
 
     /// Returns the session with the viewer number `id`.
@@ -137,14 +157,7 @@ impl Registry {
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.viewer.id() == id) else { return false };
         slot.viewer.handle_datagram(now, local, remote, bytes);
         slot.touched = true;
-        while let Some(change) = slot.viewer.poll_path_change() {
-            slot.guard.iter().for_each(SessionGuard::note_stun);
-            let ufrag = slot.viewer.local_ufrag();
-            self.ids.apply(ufrag, change, now);
-            if let Some(receiver) = &self.receiver {
-                receiver.update_routes(Command::PathChanged { ufrag: ufrag.to_owned(), change });
-            }
-        }
+        apply_path_changes(slot, &mut self.ids, self.receiver.as_ref(), now);
         true
     }
 

@@ -237,11 +237,11 @@ impl Source {
     }
 
     fn update_stream_counters(&mut self, view: &UnitView, counters: &WorkerCounters) {
-        let (width, height) = self
-            .assembler
-            .parameter_sets()
-            .stream_info()
-            .map_or((view.width, view.height), |info| (info.width, info.height));
+        let info = self.assembler.parameter_sets().stream_info();
+        let (width, height) = info.map_or((view.width, view.height), |info| (info.width, info.height));
+        let profile_level_id = info.map_or([0; 3], |info| info.profile_level_id);
+        let [profile, constraints, level] = profile_level_id;
+        counters.profile_level_id.set(u32::from_be_bytes([0, profile, constraints, level]).into());
         counters.width.set(u64::from(width));
         counters.height.set(u64::from(height));
         self.publish_interval(counters);

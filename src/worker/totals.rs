@@ -79,17 +79,18 @@ impl Totals {
         self.due = Some(now.instant + PERIOD);
         self.statuses.clear();
         let mut sums = self.ended;
-        let (mut viewers, mut without_idr) = (0, 0);
+        let (mut all, mut viewers, mut without_idr) = (0, 0, 0);
         for slot in &sessions.slots {
             let status = slot.viewer.status(now.instant);
-            viewers += u64::from(status.state == ViewerState::Connected);
+            all += u64::from(!status.is_publisher);
+            viewers += u64::from(status.state == ViewerState::Connected && !status.is_publisher);
             without_idr += u64::from(slot.viewer.waits_for_idr());
             sums.add(&status);
             self.statuses.push(status);
         }
         counters.viewer_statuses.put(&mut self.statuses);
         self.warn_of_drops(&sums, now.monotonic_ns);
-        counters.sessions.set(sessions.slots.len() as u64);
+        counters.sessions.set(all);
         counters.viewers.set(viewers);
         counters.viewers_without_idr.set(without_idr);
         counters.units_sent.set_total(sums.units_sent);

@@ -367,13 +367,10 @@ impl<D: Driver> Worker<D> {
         let (counters, totals) = (&self.counters, &mut self.totals);
         self.sessions.remove_closed(|viewer| {
             let status = viewer.status(now.instant);
-            counters.sessions_closed.add(1);
-            if let Some(ended) = &status.ended {
-                if let Some(counter) = counters.sessions_ended.get(ended.reason as usize) {
-                    counter.add(1);
-                }
-                let from = status.remote.map_or_else(String::new, |remote| format!(" ({remote})"));
-                log::info!("viewer {}{from}: session ended: {}", status.id, ended.detail);
+            // The publisher itself logs the end of its session.
+            if !status.is_publisher {
+                counters.sessions_closed.add(1);
+                note_end(&status, counters);
             }
             totals.keep(status, now.instant);
         });
@@ -388,6 +385,16 @@ impl<D: Driver> Worker<D> {
         self.totals.update(&self.sessions, now, &self.counters);
         self.timing.publish(now.monotonic_ns, &self.counters);
     }
+}
+
+/// Counts and logs the end of a viewer's session.
+fn note_end(status: &ViewerStatus, counters: &WorkerCounters) {
+    let Some(ended) = &status.ended else { return };
+    if let Some(counter) = counters.sessions_ended.get(ended.reason as usize) {
+        counter.add(1);
+    }
+    let from = status.remote.map_or_else(String::new, |remote| format!(" ({remote})"));
+    log::info!("viewer {}{from}: session ended: {}", status.id, ended.detail);
 }
 
 /// Passes everything that a session wants to send to the driver. Must be called after every change of a session.

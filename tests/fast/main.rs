@@ -15,6 +15,7 @@ mod session;
 mod session_end;
 mod session_hostile;
 mod session_paths;
+mod session_publish;
 mod session_replay;
 mod signaling;
 mod test_card;

@@ -24,6 +24,7 @@ mod local;
 mod loss;
 mod machine;
 mod prometheus;
+mod publish;
 mod record_live;
 mod recording;
 mod restart;

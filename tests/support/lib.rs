@@ -26,6 +26,7 @@ pub mod session_peer;
 pub mod stuck;
 pub mod valgrind;
 pub mod viewer;
+pub mod whip;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

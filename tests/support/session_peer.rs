@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use str0m::change::SdpAnswer;
+use str0m::change::{SdpAnswer, SdpOffer};
 use str0m::config::DtlsVersion;
 use str0m::crypto::CryptoProvider;
 use str0m::media::{Direction, MediaKind, Mid};
@@ -20,8 +20,8 @@ use streaming_server::base::limits::FULL_PAYLOADS_OF_BUFFER;
 use streaming_server::h264::Payloads;
 use streaming_server::metrics::status::ViewerState;
 use streaming_server::session::{
-    CloseReason, DatagramSink, Destination, Output, PacketizedUnit, SessionConfig, SessionContext,
-    SrtpChoice, UnitInfo, Viewer,
+    AnswerError, CloseReason, DatagramSink, Destination, Output, PacketizedUnit, PublishOffer, SessionConfig,
+    SessionContext, SrtpChoice, UnitInfo, Viewer,
 };
 
 /// Returns the address of the server.
@@ -102,8 +102,11 @@ pub struct Pair {
 
 /// Creates a browser's session with H.264 as its only codec.
 pub fn client(now: Instant, version: DtlsVersion, provider: Option<CryptoProvider>) -> Rtc {
-    let mut config =
-        RtcConfig::new().set_rtp_mode(true).set_dtls_version(version).clear_codecs().enable_h264(true);
+    client_with(RtcConfig::new().set_dtls_version(version), now, provider)
+}
+
+fn client_with(config: RtcConfig, now: Instant, provider: Option<CryptoProvider>) -> Rtc {
+    let mut config = config.set_rtp_mode(true).clear_codecs().enable_h264(true);
     for (id, extension) in
         [(5, str0m::rtp::Extension::PlayoutDelay), (6, str0m::rtp::Extension::AbsoluteCaptureTime)]
     {
@@ -147,6 +150,37 @@ impl Pair {
         let (viewer, answer) = Viewer::accept(context, 1, &offer, now).unwrap();
         let parsed = SdpAnswer::from_sdp_string(&answer).unwrap();
         client.sdp_api().accept_answer(pending, parsed).unwrap();
+        Self::of((viewer, client), now, mid, (offer, answer))
+    }
+
+    /// Publishes to a WHIP server that is ICE-lite if `is_lite`. The functions change the offer on its way to that
+    /// server, and its answer on the way back. The field `client` is that server.
+    ///
+    /// # Errors
+    /// Returns the error of an answer that is refused.
+    pub fn publishing(
+        context: &Arc<SessionContext>,
+        is_lite: bool,
+        edit_offer: impl FnOnce(String) -> String,
+        edit_answer: impl FnOnce(String) -> String,
+    ) -> Result<Self, AnswerError> {
+        #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+        let now = Instant::now();
+        let mut client = client_with(RtcConfig::new().set_ice_lite(is_lite), now, None);
+        let (publish, offer) = PublishOffer::new(context, 1, Some(0x42_e01f), now).unwrap();
+        let offer = edit_offer(offer);
+        let answer = client.sdp_api().accept_offer(SdpOffer::from_sdp_string(&offer).unwrap()).unwrap();
+        let answer = edit_answer(answer.to_sdp_string());
+        let viewer = Viewer::publish(publish, &answer, now)?;
+        Ok(Self::of((viewer, client), now, "0".into(), (offer, answer)))
+    }
+
+    fn of(
+        (viewer, client): (Viewer, Rtc),
+        now: Instant,
+        mid: Mid,
+        (offer, answer): (String, String),
+    ) -> Self {
         Self {
             viewer,
             client,
@@ -235,7 +269,9 @@ impl Pair {
     /// Queues the datagrams in `outbox` for the browser.
     pub fn deliver(&mut self, outbox: Outbox) {
         for (to, mut bytes) in outbox.0 {
-            assert_eq!(to.local, Some(server_address().ip()));
+            // A publisher learns its own address from the answer to its first request.
+            let is_first = self.viewer.is_publisher() && to.local.is_none();
+            assert!(is_first || to.local == Some(server_address().ip()), "{to:?}");
             if to.remote != self.seen_as {
                 self.astray.push((to.remote, bytes));
                 continue;

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use str0m::change::{SdpAnswer, SdpPendingOffer};
+use str0m::change::{SdpAnswer, SdpOffer, SdpPendingOffer};
 use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcConfig};
@@ -44,17 +44,22 @@ pub struct Offer {
     pub sdp: String,
 }
 
+/// Returns an agent for H.264 with a socket on loopback as its only candidate.
+fn rtc() -> (Rtc, UdpSocket) {
+    static CRYPTO: Once = Once::new();
+    CRYPTO.call_once(|| str0m::crypto::from_feature_flags().install_process_default());
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4 << 20);
+    socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    let mut rtc = RtcConfig::new().clear_codecs().enable_h264(true).set_rtp_mode(true).build(Instant::now());
+    rtc.add_local_candidate(Candidate::host(socket.local_addr().unwrap(), "udp").unwrap());
+    (rtc, socket)
+}
+
 impl Offer {
     /// Creates an offer with one receive-only H.264 section and a host candidate on loopback.
     pub fn create() -> Self {
-        static CRYPTO: Once = Once::new();
-        CRYPTO.call_once(|| str0m::crypto::from_feature_flags().install_process_default());
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4 << 20);
-        socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-        let mut rtc =
-            RtcConfig::new().clear_codecs().enable_h264(true).set_rtp_mode(true).build(Instant::now());
-        rtc.add_local_candidate(Candidate::host(socket.local_addr().unwrap(), "udp").unwrap());
+        let (mut rtc, socket) = rtc();
         let mut change = rtc.sdp_api();
         let mid = change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
         let (offer, pending) = change.apply().unwrap();
@@ -89,20 +94,27 @@ impl Offer {
         let answer = SdpAnswer::from_sdp_string(answer_sdp)
             .unwrap_or_else(|error| panic!("the answer does not parse: {error}\n{answer_sdp}"));
         rtc.sdp_api().accept_answer(self.pending, answer).unwrap();
-        let shared = Arc::new(Shared::default());
-        let life = Life {
-            rtc,
-            mid: self.mid,
-            local: self.socket.local_addr().unwrap(),
-            socket: self.socket,
-            shared: Arc::clone(&shared),
-            account,
-        };
-        ViewerSimulator { shared, thread: Some(thread::spawn(move || life.run())) }
+        ViewerSimulator::start(rtc, self.mid, self.socket, account)
     }
 }
 
 impl ViewerSimulator {
+    fn start(rtc: Rtc, mid: Mid, socket: UdpSocket, account: Account) -> Self {
+        let shared = Arc::new(Shared::default());
+        let local = socket.local_addr().unwrap();
+        let life = Life { rtc, mid, local, socket, shared: Arc::clone(&shared), account };
+        Self { shared, thread: Some(thread::spawn(move || life.run())) }
+    }
+
+    /// Starts a viewer that answers the offer of a publisher, as a WHIP server does. Returns the answer too.
+    pub fn answering(offer_sdp: &str) -> (Self, String) {
+        let (mut rtc, socket) = rtc();
+        let offer = SdpOffer::from_sdp_string(offer_sdp)
+            .unwrap_or_else(|error| panic!("the offer does not parse: {error}\n{offer_sdp}"));
+        let answer = rtc.sdp_api().accept_offer(offer).unwrap().to_sdp_string();
+        (Self::start(rtc, "0".into(), socket, Account::default()), answer)
+    }
+
     /// Posts an offer and starts the viewer. If the server refuses, returns its response.
     pub fn connect(server: SocketAddr) -> Result<Self, Box<Response>> {
         Self::connect_with(server, &[])

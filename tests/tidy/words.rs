@@ -69,6 +69,7 @@ const FIXED_NAMES: &[&str] = &[
     "camera_keyframe_requests_total",
     "doorbell_wakes_total",
     "viewer_keyframe_requests_total",
+    "whip_keyframe_requests_total",
     "request_keyframe",
     "KEYFRAME_REQUEST",
     "pcr_take_keyframe_request",

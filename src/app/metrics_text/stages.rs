@@ -62,7 +62,11 @@ fn latest(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
 }
 
 fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
-    let all: Vec<ViewerStatus> = workers.iter().flat_map(|worker| worker.viewer_statuses.get()).collect();
+    let all: Vec<ViewerStatus> = workers
+        .iter()
+        .flat_map(|worker| worker.viewer_statuses.get())
+        .filter(|status| !status.is_publisher)
+        .collect();
     let family = |text: &mut Exposition, get: fn(&ViewerStatus) -> Option<f32>| {
         for status in &all {
             if let Some(value) = get(status) {

@@ -106,6 +106,24 @@ pub const PATH_CHECKS_MAX: u32 = 4;
 /// Time between the first two STUN requests to one path. It doubles with every further one.
 pub const PATH_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Time between the first requests to two candidates of a WHIP server's answer (RFC 8445 section 14.2).
+pub const CANDIDATE_PACE: Duration = Duration::from_millis(50);
+
+/// Maximum number of STUN requests to a candidate of a WHIP server's answer. The last one is sent before
+/// [`HANDSHAKE_TIMEOUT`] has passed.
+pub const CANDIDATE_CHECKS_MAX: u32 = 7;
+
+/// Bytes that count as received from a candidate of a WHIP server's answer. [`UNPROVEN_FACTOR`] times as many allow
+/// [`CANDIDATE_CHECKS_MAX`] requests.
+pub const CANDIDATE_CREDIT_BYTES: usize = 512;
+
+/// Time between two STUN requests by which a publisher renews consent (RFC 7675 section 5.1). Shorter than for browsers,
+/// because the far end's failure must be noticed within [`PUBLISHER_SILENCE_MAX`].
+pub const PUBLISHER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time without an authentic datagram from a WHIP server after which the session ends and the publisher connects again.
+pub const PUBLISHER_SILENCE_MAX: Duration = Duration::from_secs(5);
+
 /// Number of a viewer's STUN requests that are remembered, so that replays are recognised. Browsers send a request at
 /// least every 50 ms while they connect, and every 2 to 5 s afterwards.
 pub const SEEN_REQUESTS_MAX: usize = 128;

@@ -117,3 +117,10 @@ pub const VIEWERS_OF_ONE_WORKER: usize = 65;
 
 /// Stack bytes of the threads that wait for the camera or simulate it.
 pub const HELPER_STACK_BYTES: usize = 512 * 1024;
+
+/// Minimum time between two replays that answer IDR requests of a WHIP server. mediamtx sends one every 2 s, and each
+/// replay costs bandwidth and shows the GOP again.
+pub const PUBLISHER_REPLAY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// An IDR request of a WHIP server is answered by the camera's next IDR if that follows within this time.
+pub const PUBLISHER_REPLAY_WORTH: Duration = Duration::from_secs(2);

@@ -1,6 +1,6 @@
 // Keeps the page informed of the state of the server: once a second and at every change.
 //
-//   EventSource api/events ──► status, camera, viewers, recording ──► every listener gets the complete status
+//   EventSource api/events ──► status, camera, viewers, recording, publish ──► every listener gets the complete status
 //   no event for a while, or no event stream (proxy, too many listeners) ──► GET api/status once a second
 //
 // A hidden page closes its event stream and polls nothing, because a browser opens at most six connections to one
@@ -40,7 +40,7 @@ function update(news) {
 function open() {
   source = new EventSource("api/events");
   source.addEventListener("status", (event) => update(JSON.parse(event.data)));
-  for (const part of ["camera", "viewers", "recording"]) {
+  for (const part of ["camera", "viewers", "recording", "publish"]) {
     source.addEventListener(part, (event) => status && update({ [part]: JSON.parse(event.data) }));
   }
   source.onerror = () => {

@@ -267,9 +267,20 @@ function onNewStatus(status, missed) {
   const note = camera && camera.b_frames ? B_FRAMES : "";
   if ($("camera-note").textContent !== note) $("camera-note").textContent = note;
   $("camera-note").hidden = !note;
+  showPublishing(status && status.publish);
   if (camera && camera.stalled_after_ms) stalledAfter_ms = camera.stalled_after_ms;
   if (wasGone && status) reconnectNow();
   show();
+}
+
+// Shows where the server publishes the stream. Without --whip the status has no such part.
+function showPublishing(publish) {
+  const note = $("publish-note");
+  note.hidden = !publish;
+  if (!publish) return;
+  const text = publish.state === "publishing" ? `Publishing to ${publish.host}` : `Not publishing to ${publish.host}`;
+  if (note.textContent !== text) note.textContent = text;
+  note.title = publish.error || text;
 }
 
 async function tick() {

@@ -69,11 +69,17 @@ pub(in crate::session) struct CatchUp {
     /// Start time of the latest replay that answered an IDR request.
     requested_at: Option<Instant>,
     pub(in crate::session) idr_sent_at: Option<Instant>,
+    /// True for a publisher. WHIP servers request IDRs for each of their viewers, and some do so all the time.
+    is_publisher: bool,
     /// Number of replays begun so far.
     pub(in crate::session) count: u64,
 }
 
 impl CatchUp {
+    pub(in crate::session) fn new(is_publisher: bool) -> CatchUp {
+        CatchUp { is_publisher, ..CatchUp::default() }
+    }
+
     /// Decides how the viewer gets its IDR, and begins a replay if that is the decision.
     pub(in crate::session) fn decide(
         &mut self,
@@ -106,8 +112,12 @@ impl CatchUp {
 
     /// Returns true if a replay should answer an IDR request.
     fn is_worth(&self, now: Instant, gate: GateState, available: GopAvailability) -> bool {
-        let is_soon = available.next_idr_in.is_some_and(|wait| wait < limits::REPLAY_WORTH);
-        let is_repeated = is_within(self.requested_at, now, limits::REPLAY_INTERVAL);
+        let (worth, interval) = match self.is_publisher {
+            true => (limits::PUBLISHER_REPLAY_WORTH, limits::PUBLISHER_REPLAY_INTERVAL),
+            false => (limits::REPLAY_WORTH, limits::REPLAY_INTERVAL),
+        };
+        let is_soon = available.next_idr_in.is_some_and(|wait| wait < worth);
+        let is_repeated = is_within(self.requested_at, now, interval);
         // Units are being dropped until the next IDR, because the link is slow. A replay would add to the congestion.
         let is_congested = gate != GateState::Live;
         // A viewer that requests an IDR after a start at a recovery point cannot start there.

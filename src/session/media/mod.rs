@@ -72,6 +72,14 @@ pub(super) struct StreamParameters {
     pub(super) rtp_offset: u32,
 }
 
+impl StreamParameters {
+    /// Sets what offer and answer have agreed on. `rtx` is the payload type of retransmissions.
+    pub(super) fn with_formats(self, payload_type: u8, rtx: Option<u8>, extensions: Extensions) -> Self {
+        let rtx = rtx.map(|payload_type| (self.ssrc + 1, payload_type));
+        Self { payload_type, rtx, extensions, ..self }
+    }
+}
+
 /// Ids (1 to 14, RFC 8285 one-byte form) of the header extensions we can send; `None` if not negotiated.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Extensions {

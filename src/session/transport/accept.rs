@@ -1,21 +1,21 @@
-//! Turns an SDP offer into the transport and the stream parameters of a session, and the answer. Only this file
-//! configures str0m. It does no I/O.
+//! Turns an SDP offer into the transport and the stream parameters of a session, and the answer. Only this file and
+//! `publish.rs`, which uses its parts, configure str0m. It does no I/O.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use str0m::config::Fingerprint;
-use str0m::{IceCreds, RtcConfig};
+use str0m::config::{DtlsVersion, Fingerprint};
+use str0m::{IceCreds, Rtc, RtcConfig};
 
 use super::paths::Paths;
 use super::{IceKeys, Transport};
 use crate::session::context::SessionContext;
-use crate::session::media::StreamParameters;
+use crate::session::media::{Extensions, StreamParameters};
 use crate::session::transport::answer::{self, LocalDescription};
-use crate::session::transport::dtls;
+use crate::session::transport::dtls::{self, DtlsLink};
 use crate::session::transport::offer_error::OfferError;
-use crate::session::transport::sdp::{Negotiated, Offer};
+use crate::session::transport::sdp::{Negotiated, Offer, Video};
 
 /// Reads the offer and prepares ICE and DTLS. Returns the transport, the stream parameters and the SDP answer.
 pub(in crate::session) fn accept_offer(
@@ -27,8 +27,8 @@ pub(in crate::session) fn accept_offer(
     let offer = Offer::parse(offer_sdp)?;
     let negotiated = offer.negotiate()?;
     let stream = stream_parameters(&negotiated)?;
-    let credentials = local_credentials(id)?;
-    let config = configure(context, &credentials)?;
+    let credentials = new_credentials(id)?;
+    let config = configure(context, &credentials, context.target_profile().dtls_version())?;
     let (mut rtc, dtls) = dtls::with_link(|| config.build(now));
     for candidate in &context.candidates {
         rtc.add_local_candidate(candidate.clone());
@@ -49,16 +49,29 @@ pub(in crate::session) fn accept_offer(
         stream: &stream,
     };
     let answer = answer::write(&offer, &negotiated, &local);
-    let transport = Transport {
+    let ice = IceKeys::new(&credentials, &negotiated.remote, random()?, false);
+    let transport = new_transport((id, context), (rtc, dtls), ice, Paths::default(), now);
+    Ok((transport, stream, answer))
+}
+
+pub(super) fn new_transport(
+    (id, context): (u32, &Arc<SessionContext>),
+    (rtc, dtls): (Rtc, DtlsLink),
+    ice: IceKeys,
+    paths: Paths,
+    now: Instant,
+) -> Transport {
+    Transport {
         id,
         context: Arc::clone(context),
         rtc,
-        ice: IceKeys::new(&credentials, &negotiated.remote, random()?),
+        first_ufrag: ice.ufrag.clone(),
+        ice,
         previous_ice: None,
         earlier_ufrags: Vec::new(),
-        first_ufrag: credentials.ufrag.clone(),
         dtls,
-        paths: Paths::default(),
+        paths,
+        agent: None,
         constant_path: None,
         stun_output: VecDeque::new(),
         destination: None,
@@ -68,12 +81,11 @@ pub(in crate::session) fn accept_offer(
         has_sent_alert: false,
         checked_from: None,
         deadline: now,
-    };
-    Ok((transport, stream, answer))
+    }
 }
 
 /// Returns new ICE credentials for the session `id`.
-pub(super) fn local_credentials(id: u32) -> Result<IceCreds, OfferError> {
+pub(super) fn new_credentials(id: u32) -> Result<IceCreds, OfferError> {
     Ok(IceCreds {
         // The id makes the ufrag unique. 48 random bits make it hard to guess (RFC 8445 requires 24).
         ufrag: format!("{id:x}/{}", random_text::<8>()?),
@@ -84,32 +96,43 @@ pub(super) fn local_credentials(id: u32) -> Result<IceCreds, OfferError> {
 
 /// Returns a str0m configuration for ICE and DTLS only. It has no codecs, because the sender in `media` builds the RTP
 /// stream, not str0m.
-fn configure(context: &SessionContext, credentials: &IceCreds) -> Result<RtcConfig, OfferError> {
+pub(super) fn configure(
+    context: &SessionContext,
+    credentials: &IceCreds,
+    dtls_version: DtlsVersion,
+) -> Result<RtcConfig, OfferError> {
     let certificate = context.certificate().ok_or_else(|| internal("no DTLS certificate"))?;
     Ok(RtcConfig::new()
         .set_crypto_provider(Arc::clone(&context.provider))
         .set_dtls_cert(certificate.clone())
-        .set_dtls_version(context.target_profile().dtls_version())
+        .set_dtls_version(dtls_version)
         .set_local_ice_credentials(credentials.clone())
         .set_ice_lite(true)
         .clear_codecs()
         .clear_extension_map())
 }
 
-fn internal(error: impl std::fmt::Display) -> OfferError {
+pub(super) fn internal(error: impl std::fmt::Display) -> OfferError {
     OfferError::Internal(error.to_string())
 }
 
 fn stream_parameters(negotiated: &Negotiated) -> Result<StreamParameters, OfferError> {
+    let stream = new_stream(negotiated.mid.clone())?;
+    let Video { payload_type, rtx, .. } = negotiated.video;
+    Ok(stream.with_formats(payload_type, rtx, negotiated.extmaps.ids()))
+}
+
+/// Returns the parameters of a new stream without its formats.
+pub(super) fn new_stream(mid: String) -> Result<StreamParameters, OfferError> {
     let sequence = || Ok(u16::from_be_bytes(random()?) & 0x7fff);
     // The RTX stream uses the next higher SSRC, so `u32::MAX` cannot be used here. 0 is not used either.
     let ssrc = u32::from_be_bytes(random()?).clamp(1, u32::MAX - 1);
     Ok(StreamParameters {
         ssrc,
-        payload_type: negotiated.video.payload_type,
-        rtx: negotiated.video.rtx.map(|payload_type| (ssrc + 1, payload_type)),
-        extensions: negotiated.extmaps.ids(),
-        mid: negotiated.mid.clone(),
+        payload_type: 0,
+        rtx: None,
+        extensions: Extensions::default(),
+        mid,
         cname: random_text::<16>()?,
         first_sequence: sequence()?,
         first_rtx_sequence: sequence()?,
@@ -117,7 +140,7 @@ fn stream_parameters(negotiated: &Negotiated) -> Result<StreamParameters, OfferE
     })
 }
 
-fn random<const N: usize>() -> Result<[u8; N], OfferError> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], OfferError> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| OfferError::Internal("no random numbers".into()))?;
     Ok(bytes)

@@ -10,9 +10,9 @@ use crate::session::transport::sdp::{Negotiated, Offer};
 use crate::session::transport::section::Section;
 
 /// Id of the media stream in the page.
-const STREAM_ID: &str = "pet-camera";
+pub(super) const STREAM_ID: &str = "pet-camera";
 /// Id of the track in the page.
-const TRACK_ID: &str = "video";
+pub(super) const TRACK_ID: &str = "video";
 
 /// Our own values for the answer.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ fn push_served(
     let rtx_format = rtx.map_or_else(String::new, |(_, rtx)| format!(" {rtx}"));
     lines.push(format!("m=video 9 {} {payload_type}{rtx_format}", section.protocol));
     lines.push("c=IN IP4 0.0.0.0\r\na=rtcp:9 IN IP4 0.0.0.0".to_owned());
-    push_transport(lines, negotiated.dtls_client, local);
+    push_transport(lines, if negotiated.dtls_client { "active" } else { "passive" }, local);
     lines.extend(section.mid.map(|mid| format!("a=mid:{mid}")));
     for (extmap, uri) in negotiated.extmaps.all() {
         lines.extend(extmap.map(|extmap| extmap.answer(uri)));
@@ -81,19 +81,24 @@ fn push_served(
     parameters.extend(negotiated.video.has_mode.then(|| "packetization-mode=1".to_owned()));
     parameters.extend(negotiated.video.profile_level_id.map(|id| format!("profile-level-id={id:06x}")));
     lines.push(format!("a=fmtp:{payload_type} {}", parameters.join(";")));
-    let sources = |ssrc| format!("a=ssrc:{ssrc} cname:{cname}\r\na=ssrc:{ssrc} msid:{STREAM_ID} {TRACK_ID}");
-    if let Some((rtx_ssrc, rtx)) = rtx {
+    if let Some((_, rtx)) = rtx {
         lines.push(format!("a=rtpmap:{rtx} rtx/90000\r\na=fmtp:{rtx} apt={payload_type}"));
-        lines.push(format!("a=ssrc-group:FID {ssrc} {rtx_ssrc}"));
     }
-    lines.push(sources(ssrc));
-    lines.extend(rtx.as_ref().map(|(rtx_ssrc, _)| sources(rtx_ssrc)));
+    push_sources(lines, *ssrc, rtx.map(|(rtx_ssrc, _)| rtx_ssrc), cname);
 }
 
-fn push_transport(lines: &mut Vec<String>, dtls_client: bool, local: &LocalDescription<'_>) {
+/// Appends the SSRC of the stream and that of its retransmissions.
+pub(super) fn push_sources(lines: &mut Vec<String>, ssrc: u32, rtx_ssrc: Option<u32>, cname: &str) {
+    let sources = |ssrc| format!("a=ssrc:{ssrc} cname:{cname}\r\na=ssrc:{ssrc} msid:{STREAM_ID} {TRACK_ID}");
+    lines.extend(rtx_ssrc.map(|rtx_ssrc| format!("a=ssrc-group:FID {ssrc} {rtx_ssrc}")));
+    lines.push(sources(ssrc));
+    lines.extend(rtx_ssrc.map(sources));
+}
+
+/// Appends candidates, ICE credentials and fingerprint. `setup` is our DTLS role.
+pub(super) fn push_transport(lines: &mut Vec<String>, setup: &str, local: &LocalDescription<'_>) {
     push_ice(lines, local.credentials, local.candidates);
     let octets: Vec<String> = local.fingerprint.iter().map(|byte| format!("{byte:02X}")).collect();
-    let setup = if dtls_client { "active" } else { "passive" };
     lines.push(format!("a=fingerprint:sha-256 {}\r\na=setup:{setup}", octets.join(":")));
 }
 

@@ -1,16 +1,22 @@
-//! ICE (lite) and DTLS of one session: authenticates STUN, proves the viewer's paths and yields the SRTP keys. The module
-//! does no I/O, reads no clock and does not handle media.
+//! ICE and DTLS of one session: authenticates STUN, proves the viewer's paths and yields the SRTP keys. The module does no
+//! I/O, reads no clock and does not handle media. For viewers the server is ICE-lite. As a publisher it is the full,
+//! controlling agent: see [`agent`].
 //!
 //! str0m drives DTLS (dimpl), but not ICE: it believes in one path that never changes, because it would send to every
 //! address that an authenticated request came from. [`paths`] decides where datagrams are really sent.
 
 pub(super) mod accept;
+mod agent;
 mod answer;
+pub(super) mod answer_error;
 pub(super) mod dtls;
 pub(super) mod fragment;
+mod offer;
 pub(super) mod offer_error;
 mod paths;
 pub(super) mod profile;
+pub(super) mod publish;
+mod remote_answer;
 pub(super) mod restart;
 mod sdp;
 mod section;
@@ -19,7 +25,7 @@ pub(super) mod stun;
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use str0m::ice::StunMessage;
@@ -29,6 +35,7 @@ use str0m::{Candidate, Event, IceCreds, Input, Rtc, RtcError};
 use crate::base::limits;
 use crate::session::context::SessionContext;
 use crate::session::{Destination, PathChange};
+use agent::Agent;
 use dtls::DtlsLink;
 use paths::{Paths, Request, TransactionId, Verdict};
 use stun::stun_ufrag;
@@ -74,6 +81,8 @@ pub(super) struct IceKeys {
     /// HMAC key from the viewer's password. It authenticates our requests and the viewer's answers.
     remote: hmac::Key,
     tie_breaker: [u8; 8],
+    /// True for a publisher.
+    is_controlling: bool,
 }
 
 /// Result of [`Transport::poll_output`].
@@ -103,6 +112,8 @@ pub(super) struct Transport {
     first_ufrag: String,
     pub(super) dtls: DtlsLink,
     paths: Paths,
+    /// Nominates the selected path and renews consent. `None` unless this is a publisher.
+    agent: Option<Agent>,
     /// `None` before the first authenticated request.
     constant_path: Option<ConstantPath>,
     /// STUN messages to send.
@@ -128,7 +139,16 @@ impl Transport {
         &self.first_ufrag
     }
 
-    /// Returns true if an authenticated STUN request arrived from `remote`.
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Returns true if this end has made the offer.
+    pub(super) fn is_publisher(&self) -> bool {
+        self.agent.is_some()
+    }
+
+    /// Returns true if an authenticated STUN request arrived from `remote`, or if it is a candidate of the answer.
     pub(super) fn accepts_address(&self, remote: SocketAddr) -> bool {
         self.paths.contains(remote)
     }
@@ -207,10 +227,20 @@ impl Transport {
 
     /// Handles the viewer's answer to a STUN request of ours. It proves the path.
     fn handle_response(&mut self, now: Instant, from: Destination, bytes: &[u8]) -> bool {
-        let is_proof = self.all_ice().any(|keys| keys.is_authentic_response(bytes))
-            && stun::transaction_id(bytes).is_some_and(|id| self.paths.on_response(now, from.remote, id));
+        let is_authentic = self.all_ice().any(|keys| keys.is_authentic_response(bytes));
+        let Some(id) = stun::transaction_id(bytes).filter(|_| is_authentic) else { return false };
+        let is_consent = self.paths.is_selected(from.remote)
+            && self.agent.as_mut().is_some_and(|agent| agent.on_response(now, id));
+        if is_consent {
+            self.paths.on_consent(now, from);
+        }
+        let is_proof = is_consent || self.paths.on_response(now, from, id);
         if is_proof {
             self.on_authentic(now, from.remote);
+            self.open_constant_path(now);
+            if self.is_publisher() {
+                self.checked_from = Some(from.remote);
+            }
         }
         is_proof
     }
@@ -234,7 +264,7 @@ impl Transport {
     /// Makes str0m believe in a path, so that it sends DTLS: a nominating request from an address of documentation
     /// (RFC 5737, RFC 3849).
     fn open_constant_path(&mut self, now: Instant) {
-        if self.constant_path.is_some() {
+        if self.constant_path.is_some() || self.paths.selected().is_none() {
             return;
         }
         let Some(candidate) = self.context.candidates.first().map(Candidate::addr) else { return };
@@ -289,14 +319,26 @@ impl Transport {
 
     /// Returns the time at which [`Transport::handle_consent`] must be called.
     pub(super) fn consent_deadline(&self) -> Instant {
-        self.heard_at + if self.is_paused { limits::CONSENT_TIMEOUT } else { limits::CONSENT_PAUSE }
+        let (pause, timeout) = self.silence_max();
+        self.heard_at + if self.is_paused { timeout } else { pause }
+    }
+
+    /// Returns the time without an authentic datagram after which media pauses, and after which the session ends. A
+    /// publisher can connect again at any time, so its session ends early.
+    fn silence_max(&self) -> (Duration, Duration) {
+        if self.is_publisher() {
+            (limits::PUBLISHER_SILENCE_MAX, limits::PUBLISHER_SILENCE_MAX)
+        } else {
+            (limits::CONSENT_PAUSE, limits::CONSENT_TIMEOUT)
+        }
     }
 
     /// Pauses media if the viewer has been silent for [`limits::CONSENT_PAUSE`]. Returns true if consent has expired.
     pub(super) fn handle_consent(&mut self, now: Instant) -> bool {
-        self.is_paused = now >= self.heard_at + limits::CONSENT_PAUSE;
+        let (pause, timeout) = self.silence_max();
+        self.is_paused = now >= self.heard_at + pause;
         self.set_destination();
-        now >= self.heard_at + limits::CONSENT_TIMEOUT
+        now >= self.heard_at + timeout
     }
 
     // ---- output ------------------------------------------------------------------------------------
@@ -336,10 +378,15 @@ impl Transport {
 
     /// Returns the next STUN message: an answer, or a request that is due.
     fn poll_stun(&mut self, now: Instant) -> Option<(Destination, Vec<u8>)> {
-        self.stun_output.pop_front().or_else(|| {
-            let (to, id) = self.paths.poll_check(now)?;
-            Some((to, self.ice.request(id)))
-        })
+        if let Some(answer) = self.stun_output.pop_front() {
+            return Some(answer);
+        }
+        if let Some((to, id)) = self.paths.poll_check(now) {
+            return Some((to, self.ice.request(id, false)));
+        }
+        let to = self.paths.selected()?;
+        let (id, is_nominating) = self.agent.as_mut()?.poll(now)?;
+        Some((to, self.ice.request(id, is_nominating)))
     }
 
     /// Returns the alert that ends an unfinished handshake, unless DTLS has sent one itself. The record is not encrypted,
@@ -356,17 +403,25 @@ impl Transport {
 
     /// Returns the time of the next timeout of str0m, or of the next STUN request.
     pub(super) fn next_deadline(&self) -> Instant {
-        self.paths.check_due().map_or(self.deadline, |due| due.min(self.deadline))
+        let agent = self.agent.as_ref().filter(|_| self.paths.selected().is_some()).map(Agent::due);
+        let checks = self.paths.check_due().into_iter().chain(agent);
+        checks.fold(self.deadline, Instant::min)
     }
 }
 
 impl IceKeys {
-    pub(super) fn new(local: &IceCreds, remote: &IceCreds, tie_breaker: [u8; 8]) -> IceKeys {
+    pub(super) fn new(
+        local: &IceCreds,
+        remote: &IceCreds,
+        tie_breaker: [u8; 8],
+        is_controlling: bool,
+    ) -> IceKeys {
         let key = |credentials: &IceCreds| {
             hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, credentials.pass.as_bytes())
         };
         let (ufrag, remote_ufrag) = (local.ufrag.clone(), remote.ufrag.clone());
-        IceKeys { ufrag, remote_ufrag, local: key(local), remote: key(remote), tie_breaker }
+        let (local, remote) = (key(local), key(remote));
+        IceKeys { ufrag, remote_ufrag, local, remote, tie_breaker, is_controlling }
     }
 
     /// Returns an authentic request of the viewer, and true if the viewer claims our role. Returns `None` for anything
@@ -381,7 +436,11 @@ impl IceKeys {
         let is_authentic = is_ours && message.verify(&[], |_, parts| stun::hmac_sha1(&self.local, parts));
         let (id, priority) = (stun::transaction_id(bytes)?, message.prio()?);
         let request = Request { id, from, priority, is_nominating: message.use_candidate() };
-        is_authentic.then_some((request, message.ice_controlled().is_some()))
+        let is_conflict = match self.is_controlling {
+            true => message.ice_controlling().is_some(),
+            false => message.ice_controlled().is_some(),
+        };
+        is_authentic.then_some((request, is_conflict))
     }
 
     fn is_authentic_response(&self, bytes: &[u8]) -> bool {
@@ -401,14 +460,18 @@ impl IceKeys {
             .sign(&self.local)
     }
 
-    /// Returns our request to the viewer, which asks only for an answer.
-    fn request(&self, id: TransactionId) -> Vec<u8> {
+    /// Returns our request to the viewer. It asks only for an answer unless it is nominating.
+    fn request(&self, id: TransactionId, is_nominating: bool) -> Vec<u8> {
         let username = format!("{}:{}", self.remote_ufrag, self.ufrag);
-        stun::Message::new(stun::REQUEST, id)
+        let role = if self.is_controlling { stun::ICE_CONTROLLING } else { stun::ICE_CONTROLLED };
+        let mut request = stun::Message::new(stun::REQUEST, id)
             .attribute(stun::USERNAME, username.as_bytes())
             .attribute(stun::PRIORITY, &stun::PEER_REFLEXIVE_PRIORITY)
-            .attribute(stun::ICE_CONTROLLED, &self.tie_breaker)
-            .sign(&self.remote)
+            .attribute(role, &self.tie_breaker);
+        if is_nominating {
+            request = request.attribute(stun::USE_CANDIDATE, &[]);
+        }
+        request.sign(&self.remote)
     }
 
     /// Returns a nominating request as the viewer would send it.

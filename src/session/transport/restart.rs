@@ -10,7 +10,7 @@
 
 use str0m::IceCreds;
 
-use super::accept::local_credentials;
+use super::accept::new_credentials;
 use super::answer;
 use super::fragment::{FragmentError, IceFragment};
 use super::paths::Request;
@@ -71,8 +71,8 @@ impl Transport {
     }
 
     fn restart_ice(&mut self, remote: &IceCreds, mid: &str) -> Result<IceRestart, FragmentError> {
-        let local = local_credentials(self.id)?;
-        let keys = IceKeys::new(&local, remote, self.ice.tie_breaker);
+        let local = new_credentials(self.id)?;
+        let keys = IceKeys::new(&local, remote, self.ice.tie_breaker, false);
         // str0m needs the new credentials if the constant path is not open yet.
         let mut api = self.rtc.direct_api();
         api.set_local_ice_credentials(local.clone());

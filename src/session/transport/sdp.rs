@@ -18,7 +18,7 @@ use crate::session::transport::section::{Codec, Extmaps, Payload, ProfileLevel, 
 
 /// Why an m-line is not served. A later variant came closer to being served than an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Refusal {
+pub(super) enum Refusal {
     NoVideo,
     Protocol,
     Disabled,
@@ -230,23 +230,23 @@ fn is_known_profile(protocol: &str) -> bool {
 }
 
 /// The parts of an offer that may hold the transport attributes of an m-line, nearest first.
-struct Parts<'s, 'a> {
-    section: &'s Section<'a>,
-    session: &'s Section<'a>,
+pub(super) struct Parts<'s, 'a> {
+    pub(super) section: &'s Section<'a>,
+    pub(super) session: &'s Section<'a>,
     /// First m-line of the BUNDLE group.
-    first: Option<&'s Section<'a>>,
+    pub(super) first: Option<&'s Section<'a>>,
 }
 
 impl<'a> Parts<'_, 'a> {
-    fn find<T>(&self, get: impl Fn(&Section<'a>) -> Option<T>) -> Option<T> {
+    pub(super) fn find<T>(&self, get: impl Fn(&Section<'a>) -> Option<T>) -> Option<T> {
         get(self.section).or_else(|| get(self.session)).or_else(|| get(self.first?))
     }
 
-    fn ice_credentials(&self) -> Result<IceCreds, OfferError> {
+    pub(super) fn ice_credentials(&self) -> Result<IceCreds, OfferError> {
         ice_credentials(self.find(|part| part.ice_ufrag), self.find(|part| part.ice_password))
     }
 
-    fn fingerprint(&self) -> Result<[u8; 32], OfferError> {
+    pub(super) fn fingerprint(&self) -> Result<[u8; 32], OfferError> {
         if let Some(sha256) = self.find(|part| part.sha256) {
             return Ok(sha256);
         }
@@ -299,7 +299,12 @@ fn choose_video(section: &Section<'_>) -> Result<Video, Refusal> {
     best.ok_or(refusal)
 }
 
-fn usable_video(section: &Section<'_>, payload_type: u8, payload: &Payload) -> Result<Video, Refusal> {
+/// Returns the payload type with its parameters if video can be sent with it.
+pub(super) fn usable_video(
+    section: &Section<'_>,
+    payload_type: u8,
+    payload: &Payload,
+) -> Result<Video, Refusal> {
     if payload.codec != Some(Codec::H264) {
         return Err(Refusal::NoH264);
     }

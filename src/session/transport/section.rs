@@ -38,6 +38,8 @@ pub(super) struct Section<'a> {
     pub(super) extmaps: Extmaps,
     /// Values of `a=group`.
     pub(super) groups: Vec<&'a str>,
+    /// Values of the first [`limits::CANDIDATES_MAX`] `a=candidate` lines.
+    pub(super) candidates: Vec<&'a str>,
 }
 
 /// What the offer says about one payload type.
@@ -146,6 +148,7 @@ impl<'a> Section<'a> {
             "sendonly" | "inactive" => self.receives = self.receives.or(Some(false)),
             "mid" => self.mid = self.mid.or(Some(value)),
             "group" => self.groups.push(value),
+            "candidate" if self.candidates.len() < limits::CANDIDATES_MAX => self.candidates.push(value),
             "bundle-only" => self.is_bundle_only = true,
             "ice-lite" => self.is_ice_lite = true,
             "ice-ufrag" => self.ice_ufrag = self.ice_ufrag.or(Some(value)),
@@ -246,6 +249,10 @@ pub(super) struct Extmap {
 }
 
 impl Extmap {
+    pub(super) fn id(self) -> u8 {
+        self.id
+    }
+
     /// Returns the line of the answer.
     pub(super) fn answer(self, uri: &str) -> String {
         format!("a=extmap:{}{} {uri}", self.id, if self.is_directed { "/sendonly" } else { "" })

@@ -109,6 +109,7 @@ impl Backend for Stub {
             camera,
             viewers: self.viewers.load(Ordering::Relaxed),
             is_recording: self.is_recording.load(Ordering::Relaxed),
+            publish: None,
         }
     }
 
@@ -174,6 +175,7 @@ impl Backend for Stub {
 fn viewer(id: u32) -> ViewerStatus {
     ViewerStatus {
         id,
+        is_publisher: false,
         state: ViewerState::Connected,
         gate: GateState::WaitingForIdr,
         remote: Some(SocketAddr::from(([192, 0, 2, 1], 5000))),
