@@ -165,8 +165,8 @@ impl Usage {
         let run_ns = schedstat.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0);
         self.run_ns.insert(thread, run_ns);
         let stat = read("stat");
-        // User and system time are fields 14 and 15. Fields are counted from the end of the name, because the name may
-        // contain any characters.
+        // Field 14 of /proc/<pid>/task/<tid>/stat is the user time, field 15 the system time. The thread name (field 2)
+        // may contain spaces and parentheses. So we split only the text after its closing `)`: field 3 has index 0.
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
         let ticks = |index: usize| fields.get(index).and_then(|text| text.parse().ok()).unwrap_or(0);
         self.user_ticks += ticks(11);

@@ -480,8 +480,8 @@ impl Shared {
 
     /// Returns the cookie that fits the page which logs in.
     fn cookie_kind(&self, head: &Head<'_>, is_tls: bool, is_framed: bool) -> CookieKind {
-        // If a proxy terminates TLS, we see plain HTTP although the browser uses https. The kind of the cookie depends
-        // on the scheme that the browser uses, so `Origin` counts too.
+        // If a proxy terminates TLS, we see plain HTTP although the browser uses https. The cookie must fit the
+        // browser's scheme, so we also count the request as TLS if its `Origin` header starts with `https://`.
         let is_tls = is_tls || head.origin.is_some_and(|origin| origin.starts_with("https://"));
         let policy = &self.config.policy;
         match is_tls {
