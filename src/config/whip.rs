@@ -32,7 +32,17 @@ pub(super) fn find_whip(
             None => Ok(None),
         };
     };
-    let url = url.parse(|text| WhipUrl::parse(text).map_err(|error| error.to_string()))?;
+    let url = match WhipUrl::parse(url.text()) {
+        Ok(url) => url,
+        // The message does not repeat the value, because it contains a password.
+        Err(error @ UrlError::Password) => {
+            return Err(ConfigError::BadSecret { origin: url.origin.clone(), expected: error.to_string() });
+        }
+        Err(error) => {
+            let (origin, value) = (url.origin.clone(), url.text().to_owned());
+            return Err(ConfigError::BadValue { origin, value, expected: error.to_string() });
+        }
+    };
     let token = match given.get("whip-token-file") {
         None => None,
         Some(given) => {

@@ -323,3 +323,27 @@ fn self_signed_certificate_is_stored_in_the_state_directory() {
     assert_eq!(directory(&[], &[("STATE_DIRECTORY", "/v"), ("HOME", "/h")]), "/v");
     assert!(error(&["--tls-self-signed"], &[], "").contains("--state-path"));
 }
+
+#[test]
+fn whip_options_belong_together_and_hold_no_secret() {
+    let read = |_: &Path| Ok("a.signed.token\nsecond line\n".to_owned());
+    let parse = |args: &[&str]| Config::from_args(args.iter().map(OsString::from), |_| None, read);
+    let given =
+        ["--whip", "https://media.example/a/whip", "--whip-token-file", "token", "--whip-ca", "ca.pem"];
+    let Ok(Parsed::Run(config)) = parse(&given) else { panic!("refused") };
+    let whip = config.whip.clone().unwrap();
+    assert_eq!(whip.token.unwrap().expose(), b"a.signed.token");
+    assert_eq!(whip.url.to_string(), "https://media.example/a/whip");
+    let printed = config.to_string();
+    assert!(printed.contains("whip = https://media.example/a/whip\n"), "{printed}");
+    assert!(printed.contains("whip-ca = ca.pem\n") && !printed.contains("signed"), "{printed}");
+    for (args, part) in [
+        (&["--whip-ca", "ca.pem"][..], "--whip-ca needs --whip"),
+        (&["--whip-token-file", "token"], "--whip-token-file needs --whip"),
+        (&["--whip", "rtsp://media.example/"], "expected a URL such as https://"),
+        (&["--whip", "https://me:secret@media.example/"], "--whip-token-file"),
+    ] {
+        let error = parse(args).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains("secret"), "{error}");
+    }
+}
