@@ -36,7 +36,7 @@ use crate::metrics::LoginCounters;
 pub struct Access {
     token: Token,
     key: hmac::Key,
-    /// Names of the login cookie, in the order of [`CookieKind::ALL`].
+    /// Names of the login cookies, one for each kind, in the order of [`CookieKind::ALL`].
     cookie_names: [String; 3],
     /// The addresses that the limit for wrong tokens does not stop, because many users share them.
     exempt: Exempt,

@@ -121,7 +121,8 @@ fn part_of_a_growing_mp4_reads_as_a_finished_file_of_constant_bytes() {
     for path in [later, last] {
         assert_eq!(std::fs::read(path).unwrap(), std::fs::read(&early).unwrap());
     }
-    // The units have the same offsets in the finished file, so a player that goes on after the end reads on in it.
+    // After the recording has ended, a request with the same `until` reads the finished file. The units have the same
+    // offsets there, so a player that read the part can continue in the finished file.
     let (finished, part) = (std::fs::read(directory.0.join(&name)).unwrap(), std::fs::read(&early).unwrap());
     assert!(finished[48..until as usize] == part[48..until as usize]);
     assert!(open(Some(until)).unwrap().complete);
