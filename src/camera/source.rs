@@ -67,7 +67,7 @@ pub enum CameraStatus {
     },
 }
 
-/// Counts of the camera wait and of all cursors since this process started.
+/// Counters for the camera wait and for all cursors together. They are zero when the process starts.
 #[derive(Debug, Default)]
 pub struct CameraCounters {
     /// Number of times that a segment was attached.

@@ -102,6 +102,16 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// Replaces [`ConfigError::BadValue`] by [`ConfigError::BadSecret`], which does not repeat the value.
+    pub(super) fn without_value(self) -> ConfigError {
+        match self {
+            ConfigError::BadValue { origin, expected, .. } => ConfigError::BadSecret { origin, expected },
+            other => other,
+        }
+    }
+}
+
 fn did_you_mean(prefix: &str, suggestion: Option<&'static str>) -> String {
     suggestion.map(|name| format!(" (did you mean {prefix}{name}?)")).unwrap_or_default()
 }

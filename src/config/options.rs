@@ -116,9 +116,13 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
     list("Network", "ice-server", "URL")
         .help(
             "STUN or TURN server for players that watch with WHEP: stun:HOST[:PORT] or \
-             turn:USER:PASSWORD@HOST[:PORT][?transport=udp].",
+             turn:USER:PASSWORD@HOST[:PORT][?transport=udp]. `ps` shows the command line to all \
+             users. Write a comma in a value as %2C.",
         )
-        .set(|config, given| set_list(&mut config.ice_servers, given, stream::ice_server))
+        .set(|config, given| {
+            // The message does not repeat the value, because it contains a password.
+            set_list(&mut config.ice_servers, given, stream::ice_server).map_err(ConfigError::without_value)
+        })
         .show(|config| values::list(&config.ice_servers)),
     one("Security", "token", "TOKEN")
         .help(

@@ -193,5 +193,8 @@ mod tests {
         }
         let turn = ice_server("turn:me:secret-password@turn.example").unwrap();
         assert!(!format!("{turn} {turn:?}").contains("secret"));
+        let typo = ["--ice-server", "turn:me:secret-password@turn.example?transport=sctp"].map(Into::into);
+        let error = crate::config::Config::from_args(typo, |_| None, |_| Ok(String::new())).unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
     }
 }

@@ -388,7 +388,8 @@ mod tests {
     #[test]
     fn cameras_behind_one_host_name_keep_their_own_logins() {
         let (one, now) = start();
-        // The other camera has another token, but the same port, as behind a proxy with a path for each camera.
+        // A reverse proxy can serve several cameras under one host name, each at its own path. Here both cameras have
+        // the same port, but different tokens.
         let other = Access::new(token("another-token-than-that"), 8080, Arc::default());
         let mut jar = HashMap::new();
         for (access, token) in [(&one, TOKEN), (&other, "another-token-than-that")] {
@@ -431,7 +432,7 @@ mod tests {
             }
         }
         assert!(access.attempt(TOKEN, HOME, now).is_ok(), "from another address");
-        // Others at the same address, for example behind the same router, were wrong.
+        // Other users with the same address, for example behind the same router, send wrong tokens.
         let mut statuses = (0..20).map(|_| access.attempt("wrong", HOME, now).unwrap_err().status);
         assert!(statuses.any(|status| status == 429));
         assert!(access.attempt(TOKEN, HOME, now).is_ok(), "from an address that was right before");

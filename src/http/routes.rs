@@ -262,7 +262,7 @@ pub fn finish(policy: &Policy, head: &Head<'_>, response: Response) -> Response 
     let response = error_page::for_browser(head, response)
         .header("x-content-type-options", "nosniff")
         .header("referrer-policy", "no-referrer")
-        // A page loads a <video> without `Origin`, so `Referer` counts too.
+        // A browser sends no `Origin` when it loads a <video>, so the page is also recognized by its `Referer`.
         .header("cross-origin-resource-policy", if is_for_friend { "cross-origin" } else { "same-origin" });
     let response = match response.status {
         // A browser overwrites the headers of its cached page with those of a 304 response. A 304 carries no policy, so

@@ -78,8 +78,8 @@ impl Symbols {
         }
         // The program file may have been replaced since the start. /proc/self/exe still leads to the running file.
         let path = if mapping.range == *own { "/proc/self/exe" } else { &mapping.path };
-        // If the file cannot be read, the default image has no symbols, and the name `whole` stands for all its
-        // functions.
+        // If the file cannot be read, `image` is empty. All functions of the mapping then get the name `whole`, which
+        // is the file name in brackets.
         let image = elf::read(Path::new(path), &offsets).unwrap_or_default();
         mapping.build_id = image.build_id;
         let whole =

@@ -395,7 +395,7 @@ fn repair_truncated(plain: &PlainFile, library: &Library) {
     let name = &plain.name;
     Lock::release(&plain.file);
     match library.repair(name) {
-        Ok(true) => log::warn!("another program truncated {name}; its units before that are kept"),
+        Ok(true) => log::warn!("another program truncated {name}; the units before the cut are kept"),
         Ok(false) => {
             let _ignored_if_it_fails = library.remove_ours(name, &plain.file);
             log::warn!("another program truncated {name}; no whole unit was left, so it was removed");

@@ -16,7 +16,7 @@ use super::sidecar::Sidecar;
 use super::types::{Progress, RecorderError, UnitsSoFar, is_full};
 use crate::base::limits;
 
-/// How often an interrupted write is retried before the recording fails.
+/// Largest number of retries while one unit is written. The next interruption of a write fails the recording.
 const WRITE_RETRIES_MAX: u32 = 8; // local bound: no other module uses it
 
 /// Result of a completed write.

@@ -64,7 +64,7 @@ pub enum ContentProblem {
     /// The unit is larger than a slot.
     #[error("a unit has {0} bytes; a slot holds {SLOT_DATA_BYTES_MAX}")]
     UnitTooLarge(usize),
-    /// A range of bytes ends after the end of the file. Holds the bytes of the file.
+    /// A range of bytes ends after the end of the file. Holds the length of the file in bytes.
     #[error("the file has only {0} bytes")]
     FileTooShort(usize),
     /// A range of units ends after the last unit of the file. Holds the number of units in the file.

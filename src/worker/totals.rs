@@ -50,6 +50,10 @@ impl Totals {
     pub(super) fn keep(&mut self, status: ViewerStatus, now: Instant) {
         self.ended.add(&status);
         self.due = None;
+        if status.is_publisher {
+            // A WHIP server that stays away must not push the viewers out of the list.
+            self.latest.retain(|(_, other)| !other.is_publisher);
+        }
         self.latest.truncate(limits::ENDED_SESSIONS_MAX - 1);
         self.latest.push_front((now, status));
     }
@@ -84,7 +88,7 @@ impl Totals {
             let status = slot.viewer.status(now.instant);
             all += u64::from(!status.is_publisher);
             viewers += u64::from(status.state == ViewerState::Connected && !status.is_publisher);
-            without_idr += u64::from(slot.viewer.waits_for_idr());
+            without_idr += u64::from(!status.is_publisher && slot.viewer.waits_for_idr());
             sums.add(&status);
             self.statuses.push(status);
         }

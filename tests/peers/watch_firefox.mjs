@@ -20,8 +20,9 @@ const local = createServer(async (request, response) => {
   return response.writeHead(answer.status).end(await answer.text());
 });
 await new Promise((listening) => local.listen(0, '127.0.0.1', listening));
-// Firefox offers H.264 once its OpenH264 plug-in is installed, which it downloads from the network. This description of
-// a plug-in is enough for the offer. FFmpeg decodes the pictures.
+// Firefox offers H.264 only if its OpenH264 plug-in is installed, and it would download that plug-in. To avoid the
+// download, this test installs a fake plug-in: its description and an empty library. Firefox then offers H.264, but
+// decodes it with FFmpeg (the preference below).
 const plugins = mkdtempSync(path.join(tmpdir(), 'watch-firefox-'));
 const plugin = path.join(plugins, 'gmp-gmpopenh264', '2.6.0');
 mkdirSync(plugin, { recursive: true });

@@ -77,8 +77,8 @@ impl PublishBoard {
 
     /// Returns the totals of all sessions.
     pub(in crate::app) fn totals(&self) -> Totals {
-        let running = *lock(&self.running);
-        running.plus(*lock(&self.ended))
+        let ended = lock(&self.ended);
+        lock(&self.running).plus(*ended)
     }
 
     /// Sets the state. The last error stays until the session is connected.
@@ -112,8 +112,9 @@ impl PublishBoard {
 
     /// Notes that the session has ended.
     pub(super) fn end_session(&self) {
-        let running = std::mem::take(&mut *lock(&self.running));
+        // `ended` stays locked meanwhile, so that no reader misses the session.
         let mut ended = lock(&self.ended);
+        let running = std::mem::take(&mut *lock(&self.running));
         *ended = ended.plus(running);
     }
 }

@@ -105,6 +105,9 @@ impl PublishError {
                 (200..500).contains(status) && !matches!(status, 408 | 409 | 425 | 429)
             }
             Self::Connect(..) | Self::Timeout(_) | Self::Http(..) | Self::Ended(_) => false,
+            // rustls reports alerts and bad certificates as invalid data. Other errors are those of a connection that
+            // broke, for example because the server restarts.
+            Self::Tls(_, error) => error.kind() == std::io::ErrorKind::InvalidData,
             Self::Offer(_) | Self::Worker(_) => false,
             _ => true,
         }

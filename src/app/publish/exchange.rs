@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_rustls::TlsConnector;
 
 use super::error::PublishError;
@@ -46,7 +46,8 @@ pub(super) struct Reply {
     /// Media type without parameters, in lower case. `None` if the header is missing.
     pub(super) content_type: Option<String>,
     pub(super) retry_after: Option<Duration>,
-    pub(super) body: String,
+    /// The body, or why it could not be read.
+    pub(super) body: Result<String, PublishError>,
 }
 
 /// A TCP connection, with or without TLS.
@@ -97,7 +98,9 @@ impl Exchange<'_> {
         if self.offer.is_some() {
             request = request.header(CONTENT_TYPE, SDP);
         }
-        if let Some(token) = &self.whip.token {
+        // A redirect or a Location can name another host. It gets the token only encrypted.
+        let may_have_token = url.is_tls || url.host == self.whip.url.host;
+        if let Some(token) = self.whip.token.as_ref().filter(|_| may_have_token) {
             let value = [b"Bearer ", token.expose()].concat();
             if let Ok(mut value) = HeaderValue::from_bytes(&value) {
                 value.set_sensitive(true);
@@ -137,11 +140,11 @@ async fn read(url: &WhipUrl, response: Response<Incoming>) -> Result<Reply, Publ
     let content_type = media_type.map(|value| printable(&value.trim().to_ascii_lowercase()));
     let retry_after = text(RETRY_AFTER).and_then(|value| value.trim().parse().ok()).map(Duration::from_secs);
     let body = Limited::new(body, limits::WHIP_ANSWER_BYTES_MAX).collect().await;
+    let body = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
     let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
         Some(_) => PublishError::TooLong(url.authority()),
         None => PublishError::Http(url.authority(), causes(&*error)),
-    })?;
-    let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    });
     Ok(Reply { url: url.clone(), status, location, content_type, retry_after, body })
 }
 
@@ -183,22 +186,33 @@ async fn connect_tcp(url: &WhipUrl) -> io::Result<TcpStream> {
         Err(_) => on_thread(move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect)).await??,
     };
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => failure = error,
+    let last = addresses.len().saturating_sub(1);
+    for (index, address) in addresses.into_iter().enumerate() {
+        // An address without a route must not use up the time of the others. The request limits the time of the last.
+        let limit = if index < last { limits::WHIP_CONNECT_TIMEOUT } else { limits::WHIP_REQUEST_TIMEOUT };
+        match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = io::ErrorKind::TimedOut.into(),
         }
     }
     Err(failure)
 }
 
+/// The right to run the thread of [`on_thread`].
+static THREAD_PERMIT: Semaphore = Semaphore::const_new(1);
+
 /// Runs a function that may block on a thread of its own. `tokio::task::spawn_blocking` is not used, because it panics if
-/// the system refuses a thread (`TasksMax=`).
+/// the system refuses a thread (`TasksMax=`). There is at most one such thread, so threads that block for ever do not
+/// pile up.
 async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let permit = THREAD_PERMIT.acquire().await.map_err(io::Error::other)?;
     let (reply, answer) = oneshot::channel();
     let body = move || {
+        let done = work();
+        drop(permit);
         // The send fails only if the request has timed out.
-        let _ = reply.send(work());
+        let _ = reply.send(done);
     };
     std::thread::Builder::new().name("whip".to_owned()).stack_size(limits::WHIP_STACK_BYTES).spawn(body)?;
     answer.await.map_err(io::Error::other)

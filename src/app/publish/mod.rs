@@ -98,7 +98,7 @@ impl Publisher {
     async fn wait_for_camera(&mut self) {
         while !*self.stopped.borrow() && (self.backend.ready().is_err() || self.profile_level_id().is_none())
         {
-            self.pause(limits::WHIP_LOOK_INTERVAL).await;
+            self.pause(limits::WHIP_POLL_INTERVAL).await;
         }
     }
 
@@ -136,15 +136,17 @@ impl Publisher {
     /// long it was connected.
     async fn watch(&mut self, mut session: Session) -> (PublishError, Duration) {
         let mut connected = Duration::ZERO;
+        let mut is_noted = false;
         loop {
             tokio::select! {
                 biased;
                 _ = self.stopped.wait_for(|stopped| *stopped) => break,
                 _ = &mut session.gone => break,
-                () = sleep(limits::WHIP_LOOK_INTERVAL) => {}
+                () = sleep(limits::WHIP_POLL_INTERVAL) => {}
             }
             if let Some(status) = self.status_of(&session) {
-                if status.state == ViewerState::Connected && connected.is_zero() {
+                if status.state == ViewerState::Connected && !is_noted {
+                    is_noted = true;
                     self.note_connected(&status);
                 }
                 connected = connected.max(Duration::from_millis(status.connected_ms));
@@ -193,17 +195,24 @@ async fn post(whip: &Whip, sdp: String) -> Result<(WhipUrl, String), PublishErro
     let host = reply.url.authority();
     if reply.status != 201 {
         let is_text = reply.content_type.as_deref() != Some("text/html");
-        let text = if is_text { printable(&reply.body) } else { "an HTML page".to_owned() };
+        let text = if is_text { printable(&reply.body?) } else { "an HTML page".to_owned() };
         let (status, retry_after) = (reply.status, reply.retry_after);
         return Err(PublishError::Status { host, status, text, retry_after });
     }
-    let url = reply.location.ok_or(PublishError::NoLocation(host.clone(), 201))?;
-    match reply.content_type {
-        Some(other) if other != SDP => {
+    let Some(url) = reply.location else {
+        reply.body?;
+        return Err(PublishError::NoLocation(host, 201));
+    };
+    let answer = match reply.content_type {
+        Some(other) if other != SDP => Err(PublishError::NotSdp(host, other)),
+        _ => reply.body,
+    };
+    match answer {
+        Ok(answer) => Ok((url, answer)),
+        Err(error) => {
             delete(whip, &url).await;
-            Err(PublishError::NotSdp(host, other))
+            Err(error)
         }
-        _ => Ok((url, reply.body)),
     }
 }
 

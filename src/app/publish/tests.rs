@@ -26,6 +26,17 @@ fn whip(url: &str) -> Whip {
     Whip { url: WhipUrl::parse(url).unwrap(), token: None, ca: None }
 }
 
+/// Returns a configuration with the token `secret.token`.
+fn whip_with_token(url: &str) -> Whip {
+    let config = crate::config::Config::from_args(
+        ["--whip", url, "--whip-token-file", "f"].map(Into::into),
+        |_| None,
+        |_: &Path| Ok("secret.token\n".to_owned()),
+    );
+    let Ok(crate::config::Parsed::Run(config)) = config else { panic!("{config:?}") };
+    config.whip.unwrap()
+}
+
 /// A server that answers each request with `respond(request head)` and then closes. It runs until the test ends.
 struct FakeServer {
     address: SocketAddr,
@@ -109,14 +120,7 @@ fn refusal(bytes: Vec<u8>) -> PublishError {
 fn offer_token_and_relative_location_are_handled_as_in_the_rfc() {
     run(async {
         let server = FakeServer::start(|_| created("../session/7?x=1"));
-        let mut whip = whip(&server.url("/a/b/whip"));
-        let file = crate::config::Config::from_args(
-            ["--whip", "http://h/", "--whip-token-file", "f"].map(Into::into),
-            |_| None,
-            |_: &Path| Ok("secret.token\n".to_owned()),
-        );
-        let Ok(crate::config::Parsed::Run(config)) = file else { panic!("{file:?}") };
-        whip.token = config.whip.unwrap().token;
+        let whip = whip_with_token(&server.url("/a/b/whip"));
         let (session, answer) = post(&whip, "v=0\r\no=offer\r\n".to_owned()).await.unwrap();
         assert_eq!((session.to_string(), answer.as_str()), (server.url("/a/session/7?x=1"), ANSWER));
         delete(&whip, &session).await;
@@ -129,6 +133,35 @@ fn offer_token_and_relative_location_are_handled_as_in_the_rfc() {
             assert!(head.contains(&format!("host: {}\r\n", server.address)), "{head}");
         }
         assert!(heads.first().unwrap().contains("content-type: application/sdp\r\n"), "{heads:?}");
+    });
+}
+
+#[test]
+fn token_is_not_sent_unencrypted_to_another_host() {
+    run(async {
+        let other = FakeServer::start(|_| created("/session"));
+        let elsewhere = format!("http://localhost:{}/whip", other.address.port());
+        let redirect = response("307 Temporary Redirect", &format!("Location: {elsewhere}\r\n"), "");
+        let server = FakeServer::start(move |_| redirect.clone());
+        let whip = whip_with_token(&server.url("/whip"));
+        let (session, _) = post(&whip, "v=0\r\n".to_owned()).await.unwrap();
+        delete(&whip, &session).await;
+        assert!(server.heads().iter().all(|head| head.contains("authorization: Bearer secret.token")));
+        assert_eq!(other.heads().len(), 2);
+        assert!(!other.heads().iter().any(|head| head.contains("authorization")), "{:?}", other.heads());
+    });
+}
+
+#[test]
+fn session_whose_answer_cannot_be_read_is_ended_at_the_server() {
+    run(async {
+        let server = FakeServer::start(|head| {
+            let cut = b"HTTP/1.1 201 Created\r\nLocation: /session\r\nContent-Length: 99\r\n\r\nv=0";
+            if head.starts_with("POST ") { cut.to_vec() } else { response("200 OK", "", "") }
+        });
+        let error = post(&whip(&server.url("/whip")), "v=0\r\n".to_owned()).await.unwrap_err();
+        assert!(matches!(error, PublishError::Http(..)), "{error}");
+        assert!(server.heads().last().unwrap().starts_with("DELETE /session "), "{:?}", server.heads());
     });
 }
 

@@ -26,11 +26,14 @@ pub const WHIP_STACK_BYTES: usize = 1024 * 1024;
 /// Maximum time of one request: name resolution, connection, TLS and response.
 pub const WHIP_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Maximum time of a connection attempt to an address of the server, if the server has further addresses.
+pub const WHIP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Maximum time for the end of the session with a WHIP server when the program stops.
 pub const WHIP_FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time between two looks at the session with a WHIP server, and at the camera while it is away.
-pub const WHIP_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two polls of the session with a WHIP server, and of the camera while it is away.
+pub const WHIP_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Longest wait after the first failed attempt. It doubles with every further failure.
 pub const WHIP_RETRY_FIRST: Duration = Duration::from_millis(500);

@@ -272,7 +272,8 @@ impl Paths {
             self.prove(now, from);
         }
         self.report(now, from);
-        if settled && self.path(from).is_some_and(|path| path.is_proven) {
+        // The nomination of the controlling side stays valid (RFC 8445 section 8.1.1).
+        if settled && !self.is_controlling && self.path(from).is_some_and(|path| path.is_proven) {
             self.select(now, from);
         }
     }
