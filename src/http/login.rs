@@ -39,3 +39,14 @@ pub(super) fn redirect_to_tls(head: &Head<'_>) -> Response {
         Response::error(400, "https_required", &message).closing()
     }
 }
+
+/// Returns the response to a request of a login that holds its share of the connections.
+pub(super) fn too_many_connections() -> Response {
+    let error = ApiError {
+        status: 503,
+        code: "too_many_connections",
+        message: "this login holds half of all connections: close some of them".to_owned(),
+        retry_after_s: Some(1),
+    };
+    Response::from(error).closing()
+}

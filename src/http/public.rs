@@ -375,31 +375,30 @@ impl Shared {
         into_hyper(routes::finish(&self.config.policy, &head, response), stream)
     }
 
-    /// Checks a request before its body is read. Returns the route and, if the request has one, the login.
+    /// Checks a request before its body is read.
     ///
     /// # Errors
     /// Returns the response if the request is refused or needs no route, such as a redirect to TLS.
-    fn admit(
-        &self,
-        head: &Head<'_>,
-        caller: &Caller,
-    ) -> Result<(&'static Route, Option<VerifiedLogin>), Response> {
+    fn admit(&self, head: &Head<'_>, caller: &Caller) -> Result<Admission, Response> {
         let HttpConfig { policy, tls, access, .. } = &self.config;
         if tls.is_some() && !caller.is_tls {
             routes::admit_host(policy, head)?;
             return Err(login::redirect_to_tls(head));
         }
         let route = routes::admit(policy, head).map_err(|refusal| self.with_links(head, caller, refusal))?;
-        let login = match access {
-            Some(access) if !route.is_open => {
-                access.check(head, caller.peer, Moment::now()).map_err(login::refusal)?
-            }
-            _ => None,
+        let checked = match access {
+            Some(access) if !route.is_open => access.check(head, caller.peer, Moment::now()).map(Some),
+            _ => Ok(Some(None)),
         };
+        let checked = match checked {
+            Err(error) if error.code == "token_required" && whep::is_change(head) => None,
+            checked => checked.map_err(login::refusal)?,
+        };
+        let (login, is_known) = (checked.flatten(), checked.is_some());
         if let Some(login) = login {
-            self.places.assign(&caller.place, login.id()).map_err(|_| too_many_of_login())?;
+            self.places.assign(&caller.place, login.id()).map_err(|_| login::too_many_connections())?;
         }
-        Ok((route, login))
+        Ok(Admission { route, login, is_known })
     }
 
     /// Adds the STUN and TURN servers to the answer to OPTIONS of a WHEP endpoint. They may have credentials, so a server
@@ -415,14 +414,18 @@ impl Shared {
     }
 
     async fn respond(&self, head: &Head<'_>, caller: &Caller, body: Incoming) -> Result<Answer, Response> {
-        let (route, login) = self.admit(head, caller)?;
+        let Admission { route, login, is_known } = self.admit(head, caller)?;
         let body = self.read_body(route.body_bytes_max, body, caller).await?;
-        let action = route.act(head, &body);
+        let action = match route.act(head, &body) {
+            Action::Whep(request) if !is_known => Action::Whep(request.without_tags()),
+            action => action,
+        };
         drop(body);
         if let Some(response) = self.session(&action, head, caller, login) {
             return Ok((response, None));
         }
         match timeout(self.config.timeouts.backend, self.perform(head, action, caller, login)).await {
+            Ok(Err(error)) if !is_known => Err(login::refusal(whep::token_required(error))),
             Ok(answer) => Ok(answer?),
             Err(_) => Err(ApiError::busy("the server did not answer in time: try again", 1).into()),
         }
@@ -585,15 +588,12 @@ fn held(bytes: Bytes, share: Option<Share>) -> Bytes {
     }
 }
 
-/// Returns the response to a request of a login that holds its share of the connections.
-fn too_many_of_login() -> Response {
-    let error = ApiError {
-        status: 503,
-        code: "too_many_connections",
-        message: "this login holds half of all connections: close some of them".to_owned(),
-        retry_after_s: Some(1),
-    };
-    Response::from(error).closing()
+/// A request that may continue.
+struct Admission {
+    route: &'static Route,
+    login: Option<VerifiedLogin>,
+    /// False for a request without the token that may only bring the candidates of a session.
+    is_known: bool,
 }
 
 /// A response, and a body stream if the body is produced while it is sent.

@@ -7,8 +7,9 @@
 //!  DELETE …/SESSION       ─► 200
 //! ```
 //!
-//! `/whep` is the only stream under its short name. A server with a token requires it for each of these requests, and
-//! SESSION cannot be guessed.
+//! `/whep` is the only stream under its short name. A server with a token requires it for each of these requests, with
+//! one exception: some players send it with the offer only. SESSION cannot be guessed, and candidates have no effect, so
+//! they need no token. A restart of ICE does.
 
 use super::backend::{ApiError, Backend, OfferOrigin, SessionCommand, SessionReply};
 use super::request::Head;
@@ -92,6 +93,33 @@ pub enum WhepRequest {
         /// What to do.
         command: SessionCommand,
     },
+}
+
+impl WhepRequest {
+    /// Returns the request without its entity tags. The session then takes candidates, but no restart.
+    pub(super) fn without_tags(mut self) -> WhepRequest {
+        if let WhepRequest::Session { command: SessionCommand::Fragment { if_match, .. }, .. } = &mut self {
+            *if_match = None;
+        }
+        self
+    }
+}
+
+/// Returns true if the request changes a session.
+pub(super) fn is_change(head: &Head<'_>) -> bool {
+    head.method == "PATCH" && Target::of(head.path).is_some_and(|target| target.session.is_some())
+}
+
+/// Returns the error of a request without a token. A restart of ICE was refused for its lack of tags.
+pub(super) fn token_required(error: ApiError) -> ApiError {
+    if error.status != 428 {
+        return error;
+    }
+    ApiError::new(
+        401,
+        "token_required",
+        "a restart of ICE needs the token: send `Authorization: Bearer TOKEN`",
+    )
 }
 
 /// Parses a POST to the endpoint. A missing content type is accepted.

@@ -118,20 +118,20 @@ test('whip-whep watches, restarts ICE and deletes its session', { timeout: 180_0
 
 const skip = existsSync(READER) ? false : 'SKIPPED: tests/peers/run mediamtx has not been run here';
 test("the script of mediamtx's page watches and sends its candidates", { timeout: 180_000, skip }, async (t) => {
-  // Without a token, because the script sends none with its candidates.
-  const { server, viewer } = await open(t, '/mediamtx', ['--ice-server', 'stun:127.0.0.1:9']);
+  const { server, viewer } = await open(t, '/mediamtx', [...WITH_TOKEN, '--ice-server', 'stun:127.0.0.1:9']);
   const patches = [];
   viewer.page.on('response', (response) => {
     if (response.request().method() === 'PATCH') patches.push(response.status());
   });
-  await viewer.page.evaluate((url) => {
+  await viewer.page.evaluate(([url, token]) => {
     window.failures = [];
     window.reader = new window.MediaMTXWebRTCReader({
       url,
+      token,
       onError: (error) => window.failures.push(error),
       onTrack: (event) => { document.querySelector('video').srcObject = event.streams[0]; },
     });
-  }, `${server.url}camera/whep`);
+  }, [`${server.url}camera/whep`, TOKEN]);
   await assertWatches(viewer);
   assert.deepEqual(await viewer.page.evaluate(() => window.failures), []);
   assert.ok(patches.length > 0 && patches.every((status) => status === 204), `${patches}`);

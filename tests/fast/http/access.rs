@@ -109,7 +109,8 @@ fn only_health_page_files_and_login_are_open() {
 /// address, because wrong tokens are counted per address.
 fn matrix(connect: impl Fn([u8; 4]) -> Box<dyn Connection>) {
     let mut source = [127, 0, 1, 0];
-    for (method, path, is_open, body) in every_call() {
+    // Candidates of WHEP need no token: `whep.rs` tests that.
+    for (method, path, is_open, body) in every_call().into_iter().filter(|call| call.0 != "PATCH") {
         source[3] += 1;
         let ask = |headers: &str| head(connect(source), &request_text(method, &path, headers, body));
         let refused = |headers: &str, code: &str| {

@@ -71,6 +71,9 @@ impl Backend for Stub {
             _ if key != KEY => Err(ApiError::new(404, "no_session", "no such session")),
             SessionCommand::Find => Ok(SessionReply::Found),
             SessionCommand::Delete => Ok(SessionReply::Deleted),
+            SessionCommand::Fragment { text, if_match: None } if text.contains("new") => {
+                Err(ApiError::new(428, "tag_required", "If-Match is missing"))
+            }
             SessionCommand::Fragment { text, .. } if text.contains("new") => {
                 let (fragment, tag) = ("a=ice-ufrag:ours\r\n".to_owned(), "2f/tag".to_owned());
                 Ok(SessionReply::Restarted { fragment, tag })
