@@ -345,7 +345,7 @@ fn host_refused(host: &str) -> Response {
 fn origin_refused(head: &Head<'_>) -> Response {
     let quoted = |text: &str| text.chars().take(request::QUOTED_CHARS_MAX).collect::<String>();
     let (origin, host) = (quoted(head.origin.unwrap_or_default()), quoted(head.host.unwrap_or_default()));
-    // As in `host_refused`, no option is named for text that is not plain.
+    // The operator may copy the option into a shell, so the text names it only for an origin of plain characters.
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
     let authority = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
     let is_web = authority.is_some_and(|authority| authority.bytes().all(is_plain));

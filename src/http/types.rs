@@ -60,7 +60,7 @@ impl PublishStatus {
 pub enum PublishState {
     /// It waits until the camera writes access units.
     WaitingForCamera,
-    /// The offer is being sent, or the session is not connected yet.
+    /// The publisher sends its offer, or waits until ICE and DTLS connect.
     Connecting,
     /// The session is connected.
     Publishing,

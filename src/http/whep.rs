@@ -83,7 +83,7 @@ pub enum WhepRequest {
     Offer {
         /// The SDP offer.
         sdp: String,
-        /// Path of the endpoint. The path of the session is below it.
+        /// Path of the endpoint. The URL of the session is this path, `/` and the key of the session.
         endpoint: String,
     },
     /// Do something with a session.

@@ -128,7 +128,7 @@ impl Disk {
         }
     }
 
-    /// Runs an operation on an open file as a task.
+    /// Looks up an open file and starts `operation` on it as an asynchronous task of this thread.
     fn spawn<F: Future<Output = Completion> + 'static>(
         &mut self,
         file: FileId,

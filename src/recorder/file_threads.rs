@@ -17,7 +17,7 @@ pub(super) struct FileThreads {
     jobs: SyncSender<Job>,
 }
 
-/// The threads on which the recorder's thread has operations carried out.
+/// The threads that make blocking file calls for the recorder, so that its own thread never blocks.
 pub(super) struct RecorderThreads {
     /// Applies the retention rules. Requests about files use it too.
     pub(super) operations: FileThreads,

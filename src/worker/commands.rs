@@ -93,7 +93,7 @@ pub enum Command {
         /// Number of the viewer, see [`Viewer::id`].
         viewer: u32,
     },
-    /// Close a session that its viewer has deleted.
+    /// Close a session after a DELETE request for its URL (WHEP).
     Delete {
         /// Number of the viewer, see [`Viewer::id`].
         viewer: u32,

@@ -8,7 +8,7 @@ use str0m::config::DtlsVersion;
 use streaming_server::base::limits;
 use streaming_server::session::{CloseReason, FragmentError, IceFragment, IceRestart, SrtpChoice};
 use support::session_peer::{
-    Pair, USUAL_PRIORITY, client_address, context, payloads, server_address, signed_request, unit,
+    Pair, USUAL_PRIORITY, client_address, context, server_address, signed_request, watch,
 };
 
 fn start() -> Pair {
@@ -19,17 +19,6 @@ fn connected() -> Pair {
     let mut pair = start();
     pair.connect();
     pair
-}
-
-/// Sends units for `tenths` of a second. Returns the number of packets that arrived.
-fn watch(pair: &mut Pair, from: u32, tenths: u32) -> usize {
-    let before = pair.packets.len();
-    for number in from..from + tenths {
-        let payloads = payloads(number, 2, 500);
-        pair.push(&unit(&payloads, u64::from(number), number.is_multiple_of(10)));
-        pair.run(Duration::from_millis(100));
-    }
-    pair.packets.len() - before
 }
 
 fn value(sdp: &str, name: &str) -> String {

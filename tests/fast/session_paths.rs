@@ -10,6 +10,7 @@ use streaming_server::base::limits;
 use streaming_server::session::{CloseReason, SrtpChoice};
 use support::session_peer::{
     Outbox, Pair, USUAL_PRIORITY, client_address, context, payloads, server_address, signed_request, unit,
+    watch,
 };
 
 const USE_CANDIDATE: u16 = 0x0025;
@@ -26,17 +27,6 @@ fn victim() -> SocketAddr {
 
 fn is_media(bytes: &[u8]) -> bool {
     bytes[0] >= 128
-}
-
-/// Sends units for `tenths` of a second and lets the time pass. Returns the number of packets that arrived.
-fn watch(pair: &mut Pair, from: u32, tenths: u32) -> usize {
-    let before = pair.packets.len();
-    for number in from..from + tenths {
-        let payloads = payloads(number, 2, 500);
-        pair.push(&unit(&payloads, u64::from(number), number.is_multiple_of(10)));
-        pair.run(Duration::from_millis(100));
-    }
-    pair.packets.len() - before
 }
 
 /// Returns the browser's datagrams from now on. They still arrive.

@@ -42,7 +42,7 @@ fn refusal(edit: impl FnOnce(String) -> String) -> AnswerError {
 #[test]
 fn every_packet_arrives_at_full_and_lite_servers_in_either_dtls_role() {
     for is_lite in [false, true] {
-        // The server chooses `passive` if the offer leaves the choice.
+        // If the offer says `actpass`, the WHIP server chooses `passive`. Our side is then the DTLS client.
         for (setup, chosen) in [("actpass", "passive"), ("passive", "active")] {
             let edit = |offer: String| offer.replace("a=setup:actpass", &format!("a=setup:{setup}"));
             let mut pair = Pair::publishing(&context(SrtpChoice::Gcm), is_lite, edit, same).unwrap();

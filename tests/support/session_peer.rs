@@ -319,6 +319,17 @@ impl Pair {
     }
 }
 
+/// Sends units for `tenths` of a second. Returns the number of packets that arrived.
+pub fn watch(pair: &mut Pair, from: u32, tenths: u32) -> usize {
+    let before = pair.packets.len();
+    for number in from..from + tenths {
+        let payloads = payloads(number, 2, 500);
+        pair.push(&unit(&payloads, u64::from(number), number.is_multiple_of(10)));
+        pair.run(Duration::from_millis(100));
+    }
+    pair.packets.len() - before
+}
+
 /// Returns the payloads of one unit: `count` payloads of `bytes` bytes each, but the last one is shorter. Each payload
 /// begins with the number of the unit and the index of the payload.
 pub fn payloads(unit: u32, count: usize, bytes: usize) -> Vec<Arc<Payloads>> {

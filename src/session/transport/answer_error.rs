@@ -11,7 +11,7 @@ pub enum AnswerError {
     /// The answer is valid but cannot be used; the value says why.
     #[error("the answer cannot be used: {0}")]
     Unusable(&'static str),
-    /// The answer has no candidate that can be reached over UDP without a relay; the value lists what it has.
+    /// Every candidate of the answer needs a relay or TCP. The value lists the types of its candidates.
     #[error("the answer has no address that can be reached: {0}")]
     NoCandidate(&'static str),
     /// This program failed to set the session up.

@@ -7,15 +7,12 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use streaming_server::base::limits::{CANDIDATE_CHECKS_MAX, HANDSHAKE_TIMEOUT, VIEWER_PATHS_MAX};
-use streaming_server::session::{Output, PublishOffer, SessionConfig, SessionContext, SrtpChoice, Viewer};
-use support::session_peer::Outbox;
+use streaming_server::session::{Output, PublishOffer, SessionContext, SrtpChoice, Viewer};
+use support::session_peer::{self, Outbox};
 
 fn context() -> &'static Arc<SessionContext> {
     static CONTEXT: OnceLock<Arc<SessionContext>> = OnceLock::new();
-    CONTEXT.get_or_init(|| {
-        let candidates = vec!["192.0.2.1:8189".parse().unwrap()];
-        SessionContext::new(SessionConfig { candidates, advertise: vec![], srtp: SrtpChoice::Gcm }).unwrap()
-    })
+    CONTEXT.get_or_init(|| session_peer::context(SrtpChoice::Gcm))
 }
 
 fuzz_target!(|answer: &str| {

@@ -5,14 +5,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use streaming_server::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
+use streaming_server::session::{SessionContext, SrtpChoice, Viewer};
+use support::session_peer;
 
 fn context() -> &'static Arc<SessionContext> {
     static CONTEXT: OnceLock<Arc<SessionContext>> = OnceLock::new();
-    CONTEXT.get_or_init(|| {
-        let candidates = vec!["192.0.2.1:8189".parse().unwrap()];
-        SessionContext::new(SessionConfig { candidates, advertise: vec![], srtp: SrtpChoice::Gcm }).unwrap()
-    })
+    CONTEXT.get_or_init(|| session_peer::context(SrtpChoice::Gcm))
 }
 
 /// Returns the media kinds of all m-lines.
