@@ -57,11 +57,16 @@ def stamps(path):
 
 
 def read(rtsp, path):
-    """Lets ffmpeg decode. Returns what it says, or None if the stream is not there yet."""
+    """Lets ffmpeg decode. Returns what it says, or None if the stream is not there yet.
+
+    The replay of the GOP has RTP times one tick apart. ffmpeg guesses a frame rate and rounds to it, so that several
+    units get the same time; its muxers refuse that. So the copied units get their number as their time, and no picture
+    is left out because of its time.
+    """
     run = subprocess.run(
         ["ffmpeg", "-nostdin", "-y", "-v", "error", "-rtsp_transport", "tcp", "-i", f"rtsp://127.0.0.1:{rtsp}/camera"]
-        + ["-map", "0:v", "-c", "copy", "-frames:v", str(PICTURES), "-f", "h264", str(path)]
-        + ["-map", "0:v", "-frames:v", str(PICTURES), "-f", "framecrc", "-"],
+        + ["-map", "0:v", "-c", "copy", "-bsf:v", "setts=ts=N", "-frames:v", str(PICTURES), "-f", "h264", str(path)]
+        + ["-map", "0:v", "-fps_mode", "passthrough", "-frames:v", str(PICTURES), "-f", "framecrc", "-"],
         capture_output=True,
         text=True,
         check=False,
