@@ -1,7 +1,7 @@
 """Watches through a gateway that is a WHEP client: watch_gateway.py KIND PROGRAM URL SECONDS. KIND is go2rtc or mediamtx.
 
-The gateway passes the video on as RTSP. ffmpeg decodes 300 pictures of it, and must report no error. In the same
-stream, the stamps of the units are counted.
+The gateway passes the video on as RTSP, and ffmpeg receives it. Then ffmpeg decodes 300 pictures of it, and must report
+no error. In the same video, the stamps of the units are counted.
 """
 
 import json
@@ -15,6 +15,8 @@ from pathlib import Path
 from count import Count
 
 PICTURES = 300
+# The GOP of the demo camera has 30 units. Up to that many may come before the first SPS.
+UNITS = PICTURES + 40
 KIND, PROGRAM, URL, SECONDS = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 
 
@@ -47,34 +49,41 @@ def command(directory, rtsp, other):
     return [PROGRAM, str(path)]
 
 
-def stamps(path):
-    """Counts the stamps of the units in an Annex B file."""
+def stamps(video):
+    """Counts the stamps of the units in Annex B bytes."""
     count = Count()
-    units = path.read_bytes().split(b"\x00\x00\x01")
-    for unit in units:
+    for unit in video.split(b"\x00\x00\x01"):
         count.packet(None, unit)
     return count.units
 
 
-def read(rtsp, path):
-    """Lets ffmpeg decode. Returns what it says, or None if the stream is not there yet.
+def ffmpeg(*arguments):
+    return subprocess.run(
+        ["ffmpeg", "-nostdin", "-y", "-v", "error", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def receive(rtsp, path):
+    """Lets ffmpeg receive. Returns the Annex B bytes, or None if the stream is not there yet.
 
     The replay of the GOP has RTP times one tick apart. ffmpeg guesses a frame rate and rounds to it, so that several
-    units get the same time; its muxers refuse that. So the copied units get their number as their time, and no picture
-    is left out because of its time.
+    units would get the same time, which its muxer refuses. So the units get their number as their time.
     """
-    run = subprocess.run(
-        ["ffmpeg", "-nostdin", "-y", "-v", "error", "-rtsp_transport", "tcp", "-i", f"rtsp://127.0.0.1:{rtsp}/camera"]
-        + ["-map", "0:v", "-c", "copy", "-bsf:v", "setts=ts=N", "-frames:v", str(PICTURES), "-f", "h264", str(path)]
-        + ["-map", "0:v", "-fps_mode", "passthrough", "-frames:v", str(PICTURES), "-f", "framecrc", "-"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    pictures = sum(1 for line in run.stdout.splitlines() if line.startswith("0,"))
-    if pictures == 0 and any(word in run.stderr for word in ("refused", "404", "400")):
-        return None
-    return pictures, run.stderr.strip()
+    source = ["-rtsp_transport", "tcp", "-i", f"rtsp://127.0.0.1:{rtsp}/camera"]
+    ffmpeg(*source, "-map", "0:v", "-c", "copy", "-bsf:v", "setts=ts=N", "-frames:v", str(UNITS), "-f", "h264", str(path))
+    video = path.read_bytes() if path.exists() else b""
+    return video or None
+
+
+def decode(video, path):
+    """Lets ffmpeg decode from the first SPS on. Returns the number of pictures, and what ffmpeg says.
+
+    The gateway asks for the video when ffmpeg connects. It drops what comes before ffmpeg has sent PLAY, so ffmpeg may
+    receive the end of a GOP first.
+    """
+    path.write_bytes(video[max(0, video.find(b"\x00\x00\x01\x67")) :])
+    run = ffmpeg("-i", str(path), "-fps_mode", "passthrough", "-frames:v", str(PICTURES), "-f", "framecrc", "-")
+    return sum(1 for line in run.stdout.splitlines() if line.startswith("0,")), run.stderr.strip()
 
 
 def main():
@@ -84,16 +93,16 @@ def main():
         gateway = subprocess.Popen(command(directory, rtsp, other), stdout=sys.stderr)
         try:
             deadline = time.monotonic() + 60 + SECONDS
-            while (said := read(rtsp, path)) is None and time.monotonic() < deadline and gateway.poll() is None:
+            while (video := receive(rtsp, path)) is None and time.monotonic() < deadline and gateway.poll() is None:
                 time.sleep(0.5)
         finally:
             gateway.terminate()
             gateway.wait()
-        if said is None:
+        if video is None:
             print("the gateway serves no stream")
             return 1
-        pictures, errors = said
-        units = stamps(path)
+        pictures, errors = decode(video, path)
+        units = stamps(video)
         missing = max(units) - min(units) + 1 - len(units) if units else PICTURES
         missing += PICTURES - pictures
         print(f"{len(units)} units, {missing} missing, {pictures} pictures decoded, errors of ffmpeg: {errors or 'none'}")
