@@ -116,15 +116,15 @@ pub fn host_candidates(bound: SocketAddr, interfaces: &[IpAddr], local: Option<I
             usable.push(ip);
         }
     }
-    usable.sort_by_key(|ip| ip.is_loopback());
-    usable.into_iter().map(|ip| SocketAddr::new(ip, bound.port())).collect()
+    let (last, first): (Vec<IpAddr>, Vec<IpAddr>) = usable.into_iter().partition(IpAddr::is_loopback);
+    first.into_iter().chain(last).map(|ip| SocketAddr::new(ip, bound.port())).collect()
 }
 
 /// Returns at most `max` of the candidates, which are sorted by usefulness, in a fixed order: IPv4 before IPv6, loopback
 /// last. Without a fixed order, each offer from another interface would need another list.
 pub fn most_useful(candidates: &[SocketAddr], max: usize) -> Vec<SocketAddr> {
     let mut chosen: Vec<SocketAddr> = candidates.iter().take(max).copied().collect();
-    chosen.sort_by_key(|address| (address.ip().is_loopback(), address.is_ipv6(), *address));
+    chosen.sort_unstable_by_key(|address| (address.ip().is_loopback(), address.is_ipv6(), *address));
     chosen
 }
 
@@ -163,7 +163,7 @@ fn by_usefulness(interfaces: Vec<(&str, IpAddr)>) -> Vec<IpAddr> {
         ranked.push((is_bridge(name), *index, ip.is_ipv6(), ip));
         *index += 1;
     }
-    ranked.sort();
+    ranked.sort_unstable();
     ranked.into_iter().map(|(.., ip)| ip).collect()
 }
 

@@ -275,7 +275,7 @@ async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
             viewers.extend(statuses.into_iter().filter(|status| !status.is_publisher));
         }
     }
-    viewers.sort_by_key(|viewer| viewer.ended.as_ref().map(|ended| ended.ms_ago));
+    viewers.sort_unstable_by_key(|viewer| (viewer.ended.as_ref().map(|ended| ended.ms_ago), viewer.id));
     let live = viewers.iter().filter(|viewer| viewer.ended.is_none()).count();
     viewers.truncate(live + limits::ENDED_SESSIONS_MAX);
     viewers

@@ -43,7 +43,7 @@ pub(super) fn resolve(mut addresses: Vec<usize>) -> Symbols {
     addresses.dedup();
     let own = own_text();
     let mut mappings = mappings();
-    mappings.sort_by_key(|mapping| (mapping.range != own, mapping.range.start));
+    mappings.sort_unstable_by_key(|mapping| (mapping.range != own, mapping.range.start));
     let places = vec![None; addresses.len()];
     let mut symbols = Symbols { addresses, mappings, functions: Vec::new(), places };
     for index in 0..symbols.mappings.len() {

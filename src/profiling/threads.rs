@@ -28,7 +28,7 @@ type Stacks = HashMap<i32, Vec<usize>>;
 /// Returns [`ProfileError::Signal`] if the kernel refuses the handler.
 pub fn threads(debug: u8) -> Result<Vec<u8>, ProfileError> {
     let mut tasks: Vec<Task> = tasks::ids().into_iter().filter_map(tasks::task).collect();
-    tasks.sort_by_key(|task| task.id);
+    tasks.sort_unstable_by_key(|task| task.id);
     let (stacks, note) = match stacks_of(&tasks) {
         Ok(stacks) => (stacks, ""),
         Err(ProfileError::Busy) => (Stacks::new(), "no stacks: another profile is being taken"),

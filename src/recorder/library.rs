@@ -174,7 +174,7 @@ impl Library {
     /// empty.
     pub fn list(&self) -> Result<Vec<RecordingInfo>, RecorderError> {
         let mut entries = self.entries()?;
-        entries.sort_by(|a, b| (b.started_at_s, &b.info.name).cmp(&(a.started_at_s, &a.info.name)));
+        entries.sort_unstable_by(|a, b| (b.started_at_s, &b.info.name).cmp(&(a.started_at_s, &a.info.name)));
         Ok(entries.into_iter().map(|entry| entry.info).collect())
     }
 

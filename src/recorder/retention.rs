@@ -46,7 +46,7 @@ pub(super) fn to_retire(
     let mut to_free = over.max(short);
     let oldest_s = rules.retain_days.map(|days| now_s.saturating_sub(u64::from(days) * 86_400));
     files.retain(|file| file.is_ours_and_complete);
-    files.sort_by(|a, b| (a.started_at_s, &a.info.name).cmp(&(b.started_at_s, &b.info.name)));
+    files.sort_unstable_by(|a, b| (a.started_at_s, &a.info.name).cmp(&(b.started_at_s, &b.info.name)));
     let mut retired = Vec::new();
     for file in files {
         let too_old = file.started_at_s >= limits::AGE_KNOWN_SINCE_S

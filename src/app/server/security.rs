@@ -123,7 +123,7 @@ pub(crate) fn names(config: &Config) -> Vec<String> {
     addresses.extend(config.advertise.iter().map(|advertise| advertise.ip));
     addresses.extend(Some(config.http.ip()).filter(|ip| !ip.is_unspecified()));
     addresses.retain(|ip| !is_link_local(ip));
-    addresses.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6(), *ip));
+    addresses.sort_unstable_by_key(|ip| (ip.is_loopback(), ip.is_ipv6(), *ip));
     names.extend(addresses.iter().map(ToString::to_string));
     let mut known = std::collections::BTreeSet::new();
     names.retain(|name| known.insert(name.clone()));

@@ -8,52 +8,77 @@ use crate::base::limits::{RECORDING_UNITS_MAX, SHARED_LIST_CHUNK};
 /// One entry of the list.
 pub(super) type Row = [u32; 3];
 
-type Chunk = Box<[[AtomicU32; 3]]>;
+type Chunk = Arc<[[AtomicU32; 3]]>;
 
 /// A list of at most [`RECORDING_UNITS_MAX`] rows. A clone has the rows that the list had when it was cloned. It shares
 /// their memory.
 ///
 /// The numbers are atomic so that other threads may read the memory to which one thread appends. They need no ordering:
 /// a clone reads only rows that were appended before it was made, and what hands it to another thread orders both.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct SharedList {
     memory: Arc<Memory>,
     len: usize,
+    /// Only this list may fill the rows from `len` to here. They are in `last_chunk`.
+    claimed_until: usize,
+    last_chunk: Chunk,
 }
 
 #[derive(Debug)]
 struct Memory {
     chunks: Box<[OnceLock<Chunk>]>,
-    /// Number of rows that were appended by the clones together. Only a clone that has all of them may append another.
+    /// Number of rows that the clones together have filled or claimed. Only a clone that has as many rows may claim
+    /// more.
     claimed: AtomicUsize,
 }
 
 impl Default for SharedList {
     fn default() -> Self {
         let chunks = (0..RECORDING_UNITS_MAX / SHARED_LIST_CHUNK).map(|_| OnceLock::new()).collect();
-        SharedList { memory: Arc::new(Memory { chunks, claimed: AtomicUsize::new(0) }), len: 0 }
+        SharedList::of(Arc::new(Memory { chunks, claimed: AtomicUsize::new(0) }), 0)
+    }
+}
+
+impl Clone for SharedList {
+    fn clone(&self) -> Self {
+        self.first(self.len)
     }
 }
 
 impl SharedList {
+    fn of(memory: Arc<Memory>, len: usize) -> SharedList {
+        SharedList { memory, len, claimed_until: len, last_chunk: Arc::default() }
+    }
+
     /// Appends a row. Does nothing if the list is full.
     pub(super) fn push(&mut self, row: Row) {
-        let Some(chunk) = self.memory.chunks.get(self.len / SHARED_LIST_CHUNK) else { return };
-        if self.memory.claimed.compare_exchange(self.len, self.len + 1, Relaxed, Relaxed).is_err() {
-            return self.push_to_own_memory(row);
+        if self.len == self.claimed_until && !self.claim() {
+            return;
         }
-        if let Some(place) = chunk.get_or_init(new_chunk).get(self.len % SHARED_LIST_CHUNK) {
-            place.iter().zip(row).for_each(|(place, number)| place.store(number, Relaxed));
+        if let Some([first, second, third]) = self.last_chunk.get(self.len % SHARED_LIST_CHUNK) {
+            let [one, two, three] = row;
+            first.store(one, Relaxed);
+            second.store(two, Relaxed);
+            third.store(three, Relaxed);
         }
         self.len += 1;
     }
 
-    /// Appends a row to a copy of the rows, because another clone has already appended to the shared memory.
+    /// Claims the rest of a chunk for this list. If another clone has claimed it already, the rows are copied to memory
+    /// of its own first. Returns false if the list is full.
     #[cold]
-    fn push_to_own_memory(&mut self, row: Row) {
+    fn claim(&mut self) -> bool {
+        let Some(chunk) = self.memory.chunks.get(self.len / SHARED_LIST_CHUNK) else { return false };
+        let end = (self.len / SHARED_LIST_CHUNK + 1) * SHARED_LIST_CHUNK;
+        if self.memory.claimed.compare_exchange(self.len, end, Relaxed, Relaxed).is_ok() {
+            self.last_chunk = Arc::clone(chunk.get_or_init(new_chunk));
+            self.claimed_until = end;
+            return true;
+        }
         let mut own = SharedList::default();
-        self.iter().chain([row]).for_each(|row| own.push(row));
+        self.iter().for_each(|row| own.push(row));
         *self = own;
+        self.len < self.claimed_until || self.claim()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -74,7 +99,7 @@ impl SharedList {
 
     /// Returns a list with the first `len` rows, or with all if there are fewer.
     pub(super) fn first(&self, len: usize) -> SharedList {
-        SharedList { memory: Arc::clone(&self.memory), len: self.len.min(len) }
+        SharedList::of(Arc::clone(&self.memory), self.len.min(len))
     }
 }
 

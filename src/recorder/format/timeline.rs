@@ -157,7 +157,7 @@ impl Timeline {
             after = Some(*stamp);
         }
         let mut in_order: Vec<(usize, &Remembered)> = self.remembered.iter().enumerate().collect();
-        in_order.sort_by_key(|(_, unit)| unit.place);
+        in_order.sort_unstable_by_key(|(sent, unit)| (unit.place, *sent));
         let mut shown: Vec<(usize, u64)> =
             in_order.iter().zip(&stamps).map(|((sent, _), stamp)| (*sent, *stamp)).collect();
         shown.sort_unstable();

@@ -1,5 +1,6 @@
 //! Reads the SDP answer of a WHIP server. The answer is untrusted: it passes the same bounded parser as a viewer's offer.
 
+use std::cmp::Reverse;
 use std::net::{IpAddr, SocketAddr};
 
 use str0m::IceCreds;
@@ -134,21 +135,21 @@ fn candidates(
     section: &Section<'_>,
     has_family: impl Fn(IpAddr) -> bool,
 ) -> Result<Vec<SocketAddr>, AnswerError> {
-    let mut found: Vec<(u32, SocketAddr)> = Vec::new();
+    let mut found: Vec<(Reverse<u32>, usize, SocketAddr)> = Vec::new();
     let mut skipped = Skipped::Nothing;
     for value in section.candidates.iter().chain(&answer.session.candidates) {
         match read_candidate(value) {
             Ok((_, address)) if !has_family(address.ip()) => skipped = skipped.max(Skipped::Family),
-            Ok(candidate) => found.push(candidate),
+            Ok((priority, address)) => found.push((Reverse(priority), found.len(), address)),
             Err(reason) => skipped = skipped.max(reason),
         }
     }
     if found.is_empty() {
         return Err(skipped.error());
     }
-    found.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+    found.sort_unstable();
     found.truncate(limits::VIEWER_PATHS_MAX);
-    Ok(found.into_iter().map(|(_, address)| address).collect())
+    Ok(found.into_iter().map(|(_, _, address)| address).collect())
 }
 
 /// Reads `<foundation> <component> <transport> <priority> <address> <port> typ <type> ...` (RFC 8839 section 5.1).
