@@ -112,13 +112,19 @@ impl Fragment {
 /// The NAL units are not copied. `fragment.unit_bytes` must be the size of all NAL units, including their 4-byte
 /// lengths.
 pub fn gather(fragment: &Fragment, nal_units: &[Bytes], parts: &mut Vec<Bytes>) {
-    let mut small = BytesMut::with_capacity(FRAGMENT_HEADER_BYTES_MAX + 4 * nal_units.len());
+    let Some((last, before)) = nal_units.split_last() else { return };
+    // The capacity is exact, so that the buffer of a single NAL unit needs no second allocation to count its users.
+    let mut small = BytesMut::with_capacity(fragment.header_bytes() + 4 * nal_units.len());
+    let length = |nal: &Bytes| u32::try_from(nal.len()).unwrap_or(u32::MAX); // 32 bits suffice: a slot holds 3 MB
     fragment.write_header(&mut small);
-    for nal in nal_units {
-        small.put_u32(u32::try_from(nal.len()).unwrap_or(u32::MAX)); // 32 bits suffice: a slot holds 3 MB
+    for nal in before {
+        small.put_u32(length(nal));
         parts.push(small.split().freeze());
         parts.push(nal.clone());
     }
+    small.put_u32(length(last));
+    parts.push(small.freeze());
+    parts.push(last.clone());
 }
 
 /// Returns the header of an unfinished file: all bytes before its first fragment.
