@@ -1,7 +1,8 @@
-"""Watches through a gateway that is a WHEP client: watch_gateway.py KIND PROGRAM URL SECONDS. KIND is go2rtc or mediamtx.
+"""Watches through a gateway that is a WHEP client: watch_gateway.py KIND PROGRAM URL SECONDS. KIND is go2rtc or
+mediamtx.
 
-The gateway passes the video on as RTSP. ffmpeg decodes 300 pictures of it, and must report no error. In the same
-stream, the stamps of the units are counted.
+The gateway passes the video on as RTSP. ffmpeg decodes 30 pictures for each second, at least 300, and must report no
+error. In the same stream, the stamps of the units are counted.
 """
 
 import json
@@ -12,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from count import Count
+from count import numbers
 
-PICTURES = 300
 KIND, PROGRAM, URL, SECONDS = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+PICTURES = max(300, 30 * SECONDS)
 
 
 def free_ports(count):
@@ -47,21 +48,17 @@ def command(directory, rtsp, other):
     return [PROGRAM, str(path)]
 
 
-def stamps(path):
-    """Counts the stamps of the units in an Annex B file."""
-    count = Count()
-    units = path.read_bytes().split(b"\x00\x00\x01")
-    for unit in units:
-        count.packet(None, unit)
-    return count.units
-
-
 def read(rtsp, path):
-    """Lets ffmpeg decode. Returns what it says, or None if the stream is not there yet."""
+    """Lets ffmpeg decode. Returns what it says, or None if the stream is not there yet.
+
+    The replay of the GOP has RTP times one tick apart. ffmpeg guesses a frame rate and rounds to it, so that several
+    units get the same time; its muxers refuse that. So the copied units get their number as their time, and no picture
+    is left out because of its time.
+    """
     run = subprocess.run(
         ["ffmpeg", "-nostdin", "-y", "-v", "error", "-rtsp_transport", "tcp", "-i", f"rtsp://127.0.0.1:{rtsp}/camera"]
-        + ["-map", "0:v", "-c", "copy", "-frames:v", str(PICTURES), "-f", "h264", str(path)]
-        + ["-map", "0:v", "-frames:v", str(PICTURES), "-f", "framecrc", "-"],
+        + ["-map", "0:v", "-c", "copy", "-bsf:v", "setts=ts=N", "-frames:v", str(PICTURES), "-f", "h264", str(path)]
+        + ["-map", "0:v", "-fps_mode", "passthrough", "-frames:v", str(PICTURES), "-f", "framecrc", "-"],
         capture_output=True,
         text=True,
         check=False,
@@ -88,10 +85,11 @@ def main():
             print("the gateway serves no stream")
             return 1
         pictures, errors = said
-        units = stamps(path)
+        units = numbers(path.read_bytes())
         missing = max(units) - min(units) + 1 - len(units) if units else PICTURES
         missing += PICTURES - pictures
-        print(f"{len(units)} units, {missing} missing, {pictures} pictures decoded, errors of ffmpeg: {errors or 'none'}")
+        said = f"{pictures} pictures decoded, errors of ffmpeg: {errors or 'none'}"
+        print(f"{len(units)} units, {missing} missing, {said}")
         return 1 if errors else 0
 
 
