@@ -119,7 +119,7 @@ start_camera() {
 # wait_published: waits up to 60 s until the server publishes.
 wait_published() {
   local tries=0
-  until curl -fsS "$URL/metrics" | grep -q '^whip_connected 1'; do
+  until grep -q '^whip_connected 1' <<<"$(curl -fsS "$URL/metrics")"; do
     tries=$((tries + 1))
     [ "$tries" -lt 300 ] || { echo "not published: $(curl -fsS "$URL/api/status")" >&2; return 1; }
     sleep 0.2
