@@ -1,10 +1,11 @@
-// Watches with Firefox for some seconds: watch_firefox.mjs URL SECONDS. A transform reads each encoded unit before it is
-// decoded, so that a slow decoder does not count as a missing unit.
+// Watches with Firefox for some seconds: watch_firefox.mjs URL SECONDS. A transform reads each encoded unit before it
+// is decoded, so that a slow decoder does not count as a missing unit.
 import { mkdtempSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import puppeteer from 'puppeteer-core';
+import { READ_UNITS, result } from './units.mjs';
 
 const [url, seconds] = [process.argv[2], Number(process.argv[3])];
 
@@ -44,12 +45,8 @@ const browser = await puppeteer.launch({
 try {
   const page = await browser.newPage();
   await page.goto(`http://127.0.0.1:${local.address().port}/`);
-  const seen = await page.evaluate(watch, seconds);
-  const numbers = [...new Set(seen.units)].sort((a, b) => a - b);
-  const missing = numbers.length === 0 ? 0 : numbers.at(-1) - numbers[0] + 1 - numbers.length;
-  const late = Math.max(0, 20 * (seconds - 2) - numbers.length);
-  console.log(`${numbers.length} units, ${missing + seen.lost + late} missing (${seen.lost} packets, ${late} too few), ` +
-    `${seen.decoded} decoded`);
+  const seen = await page.evaluate(watch, READ_UNITS, seconds);
+  console.log(result(seen, seconds));
 } finally {
   local.close();
   await browser.close();
@@ -57,25 +54,8 @@ try {
 }
 
 /** Runs in the page. */
-async function watch(duration) {
-  const work = `onrtctransform = async ({ transformer: { readable, writable } }) => {
-    const stamp = [...new TextEncoder().encode('camera-sim stamp')];
-    const out = writable.getWriter();
-    const frames = readable.getReader();
-    for (;;) {
-      const { done, value } = await frames.read();
-      if (done) return;
-      const bytes = new Uint8Array(value.data);
-      const at = bytes.findIndex((_, start) => stamp.every((byte, index) => bytes[start + index] === byte));
-      if (at >= 0) {
-        let number = 0;
-        for (const digit of bytes.slice(at + 16, at + 26)) number = number * 128 + (digit & 0x7f);
-        postMessage(number);
-      }
-      await out.write(value);
-    }
-  };`;
-  const worker = new Worker(URL.createObjectURL(new Blob([work])));
+async function watch(script, duration) {
+  const worker = new Worker(URL.createObjectURL(new Blob([script])));
   const units = [];
   worker.onmessage = ({ data }) => units.push(data);
   const viewer = new RTCPeerConnection();

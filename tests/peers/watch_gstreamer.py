@@ -1,5 +1,5 @@
-"""Watches with GStreamer's webrtcbin for some seconds: watch_gstreamer.py URL SECONDS. The certificate is an ECDSA one, because
-the server's DTLS does not know RSA; everything else is webrtcbin's default."""
+"""Watches with GStreamer's webrtcbin for some seconds: watch_gstreamer.py URL SECONDS. The certificate is an ECDSA one,
+because the server's DTLS does not know RSA; everything else is webrtcbin's default."""
 
 import hashlib
 import json

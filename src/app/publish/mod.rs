@@ -204,7 +204,7 @@ async fn post(whip: &Whip, sdp: String) -> Result<(WhipUrl, String), PublishErro
         return Err(PublishError::NoLocation(host, 201));
     };
     let answer = match reply.content_type {
-        Some(other) if other != SDP => Err(PublishError::NotSdp(host, other)),
+        Some(other) if other != SDP && !is_sdp(&reply.body) => Err(PublishError::NotSdp(host, other)),
         _ => reply.body,
     };
     match answer {
@@ -214,6 +214,12 @@ async fn post(whip: &Whip, sdp: String) -> Result<(WhipUrl, String), PublishErro
             Err(error)
         }
     }
+}
+
+/// Returns true if the body is SDP. Simple servers, such as the example of pion, send it without its type, and then their
+/// HTTP library chooses text/plain.
+fn is_sdp(body: &Result<String, PublishError>) -> bool {
+    body.as_ref().is_ok_and(|body| body.starts_with("v=0"))
 }
 
 /// Ends the session at the server. A failure is only logged: the server ends the session by itself without media.

@@ -137,6 +137,17 @@ fn offer_token_and_relative_location_are_handled_as_in_the_rfc() {
 }
 
 #[test]
+fn sdp_is_accepted_although_its_content_type_is_wrong() {
+    let headers = "Location: /session\r\nContent-Type: text/plain; charset=utf-8\r\n";
+    run(async {
+        let server = FakeServer::start(move |_| response("201 Created", headers, ANSWER));
+        let (_, answer) = post(&whip(&server.url("/whip")), String::new()).await.unwrap();
+        assert_eq!(answer, ANSWER);
+    });
+    assert!(matches!(refusal(response("201 Created", headers, "welcome")), PublishError::NotSdp(..)));
+}
+
+#[test]
 fn token_is_not_sent_unencrypted_to_another_host() {
     run(async {
         let other = FakeServer::start(|_| created("/session"));
