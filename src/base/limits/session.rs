@@ -29,6 +29,9 @@ pub const FRAGMENT_BYTES_MAX: usize = 16 * 1024;
 /// Number of the viewer's ufrags from before its ICE restarts that a session remembers. Late candidates carry them.
 pub const EARLIER_UFRAGS_MAX: usize = 4;
 
+/// Minimum time between two ICE restarts of one session. A viewer needs longer to find out that its network has changed.
+pub const ICE_RESTART_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
 pub const CANDIDATES_MAX: usize = 32;
 

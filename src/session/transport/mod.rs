@@ -108,6 +108,8 @@ pub(super) struct Transport {
     previous_ice: Option<Box<IceKeys>>,
     /// The viewer's ufrags from before its ICE restarts, oldest first. Late fragments carry them.
     earlier_ufrags: Vec<String>,
+    /// Time of the latest ICE restart.
+    restarted_at: Option<Instant>,
     /// Local ufrag of the SDP answer.
     first_ufrag: String,
     pub(super) dtls: DtlsLink,
