@@ -114,6 +114,11 @@ impl Publisher {
         let id = self.backend.next_id.fetch_add(1, Ordering::Relaxed);
         let (offer, sdp) = PublishOffer::new(&context, id, self.profile_level_id(), now.instant)?;
         let (url, answer) = post(&self.whip, sdp).await?;
+        if *self.stopped.borrow() {
+            // The workers have stopped, but the server has a session now.
+            delete(&self.whip, &url).await;
+            return Err(PublishError::Ended("the program has stopped meanwhile".to_owned()));
+        }
         match self.start(id, offer, &answer) {
             Ok((worker, gone)) => Ok(Session { id, worker, url, gone }),
             Err(error) => {
@@ -153,9 +158,9 @@ impl Publisher {
                 self.board.note_session(&status);
             }
         }
-        let detail = self.end_of(&session).await;
+        // At the stop of the program, a worker that has ended does not reply. DELETE must not wait for that.
+        let (detail, ()) = tokio::join!(self.end_of(&session), delete(&self.whip, &session.url));
         self.board.end_session();
-        delete(&self.whip, &session.url).await;
         (PublishError::Ended(detail), connected)
     }
 
