@@ -199,18 +199,19 @@ async fn post(whip: &Whip, sdp: String) -> Result<(WhipUrl, String), PublishErro
     let reply = exchange.run(&whip.url).await?;
     let host = reply.url.authority();
     if reply.status != 201 {
+        // The status says more than a fault of the body.
         let is_text = reply.content_type.as_deref() != Some("text/html");
-        let text = if is_text { printable(&reply.body?) } else { "an HTML page".to_owned() };
+        let text = if is_text { printable(&reply.body.text) } else { "an HTML page".to_owned() };
         let (status, retry_after) = (reply.status, reply.retry_after);
         return Err(PublishError::Status { host, status, text, retry_after });
     }
     let Some(url) = reply.location else {
-        reply.body?;
+        reply.body.whole()?;
         return Err(PublishError::NoLocation(host, 201));
     };
     let answer = match reply.content_type {
         Some(other) if other != SDP => Err(PublishError::NotSdp(host, other)),
-        _ => reply.body,
+        _ => reply.body.whole(),
     };
     match answer {
         Ok(answer) => Ok((url, answer)),
