@@ -128,7 +128,8 @@ pub const PUBLISHER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub const PUBLISHER_SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// Number of a viewer's STUN requests that are remembered, so that replays are recognised. Browsers send a request at
-/// least every 50 ms while they connect, and every 2 to 5 s afterwards.
+/// least every 50 ms while they connect, and every 2 to 5 s afterwards. In a session with more requests, a request alone
+/// has less effect.
 pub const SEEN_REQUESTS_MAX: usize = 128;
 
 /// Maximum number of STUN answers of one session that wait for its next drain.

@@ -215,7 +215,11 @@ impl Transport {
         self.open_constant_path(now);
         if verdict == Verdict::New {
             self.checked_from = Some(from.remote);
-            self.on_authentic(now, from.remote);
+            if self.paths.trusts_requests(now) {
+                self.on_authentic(now, from.remote);
+            } else {
+                self.set_destination();
+            }
         }
         true
     }

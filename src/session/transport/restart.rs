@@ -108,7 +108,9 @@ impl Transport {
     /// ones.
     pub(super) fn authenticate(&mut self, from: Destination, bytes: &[u8]) -> Option<(Request, bool)> {
         if let Some(found) = self.ice.authenticate(from, bytes) {
-            self.previous_ice = None;
+            if self.previous_ice.take().is_some() {
+                self.paths.on_new_keys();
+            }
             return Some(found);
         }
         self.previous_ice.as_ref()?.authenticate(from, bytes)
