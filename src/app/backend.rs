@@ -13,6 +13,7 @@ use crate::app::viewer_places::{GivesWay, NoPlace, SessionKey, ViewerPlaces};
 use crate::app::{login_watch, recordings, sessions};
 use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
+use crate::h264::SlotFault;
 use crate::http::{
     ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, OfferOrigin, Offered,
     PlaceHolder, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, SessionCommand,
@@ -230,6 +231,8 @@ impl AppBackend {
             stalled_after_ms: stalled_after_ns / 1_000_000,
             last_idr_s: self.last_idr_s(now_ns),
             notice: self.notice(now_ns).filter(|_| is_live),
+            slot_fault: SlotFault::of_number(self.first_counter(|counters| counters.slot_fault.get()))
+                .map(SlotFault::text),
         };
         if is_live { CameraSummary::Live(picture) } else { CameraSummary::Stalled(picture) }
     }

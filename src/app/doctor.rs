@@ -17,7 +17,7 @@ use crate::base::limits::{self, CANDIDATES_MAX};
 use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
 use crate::config::Config;
-use crate::h264::{AssembledUnit, Assembler, BFrameDetector};
+use crate::h264::{AssembledUnit, Assembler, BFrameDetector, SlotFault, SlotFaultDetector};
 use crate::uring::{self, Features, UdpDriver, UdpDriverConfig};
 
 /// Result of a check.
@@ -111,7 +111,12 @@ fn ring(config: &Config) -> Finding {
         let age = format!(", the newest {age_s} s from now: the camera stopped or its clock is wrong");
         warnings.push_str(&age);
     }
-    if has_b_frames(&mapping) {
+    let (has_b_frames, slot_fault) = habits(&mapping);
+    if let Some(fault) = slot_fault {
+        warnings.push_str(", but ");
+        warnings.push_str(fault.text());
+    }
+    if has_b_frames {
         warnings.push_str(
             ", with B-frames: turn B-frames off, because browsers over WebRTC do not reorder pictures",
         );
@@ -120,19 +125,23 @@ fn ring(config: &Config) -> Finding {
     (verdict, found + &warnings)
 }
 
-/// Returns true if pictures in the ring are shown in another order than they were sent.
-fn has_b_frames(mapping: &Mapping) -> bool {
+/// Returns true if pictures in the ring are shown in another order than they were sent, and what else than one picture
+/// the slots hold.
+fn habits(mapping: &Mapping) -> (bool, Option<SlotFault>) {
     let (mut assembler, mut detector) = (Assembler::default(), BFrameDetector::default());
+    let (mut slots, mut has_b_frames, mut slot_fault) = (SlotFaultDetector::default(), false, None);
     let newest = mapping.write_index();
     // The camera may overwrite the oldest slots meanwhile, so they are left out.
-    (1..mapping.layout().slot_count().saturating_sub(1)).rev().any(|back| {
-        let head = mapping.copy_unit_head(newest.wrapping_sub(back));
+    for back in (1..mapping.layout().slot_count().saturating_sub(1)).rev() {
+        let bytes = mapping.copy_unit(newest.wrapping_sub(back));
         // Without parameter sets in the ring, the order of the pictures is unknown.
         let is_unknown = |unit: &AssembledUnit<'_>| unit.parameter_sets().stream_info().is_none();
-        assembler
-            .assemble(&head)
-            .is_ok_and(|unit| detector.find(&unit) || (unit.has_b_slice() && is_unknown(&unit)))
-    })
+        if let Ok(unit) = assembler.assemble(&bytes) {
+            has_b_frames |= detector.find(&unit) || (unit.has_b_slice() && is_unknown(&unit));
+            slot_fault = slot_fault.or(slots.find(&unit, || true));
+        }
+    }
+    (has_b_frames, slot_fault)
 }
 
 /// Returns the age of the newest slot, in seconds, above which `doctor` reports that the camera stopped: three intervals

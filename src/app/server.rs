@@ -331,10 +331,11 @@ fn start_publisher(
     Some(tokio::spawn(publisher.run()))
 }
 
-/// Waits until the publisher has ended its session at the WHIP server, at most for a bounded time.
+/// Waits until the publisher has ended its session at the WHIP server, at most for a bounded time. If an offer is under
+/// way, this includes the wait for its answer, because only the answer has the URL for DELETE.
 async fn finish(publisher: Option<JoinTask<()>>) {
     if let Some(publisher) = publisher {
-        // The result is ignored: after a timeout the WHIP server ends the session by itself.
+        // The result is ignored: after a timeout the WHIP server ends the session by itself, because it gets no media.
         let _ = tokio::time::timeout(limits::WHIP_FINISH_TIMEOUT, publisher).await;
     }
 }

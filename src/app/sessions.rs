@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::base::limits;
 use crate::http::{ApiError, SessionReply};
 use crate::session::{FragmentError, IceFragment, IceRestart};
 use crate::worker::commands::{Command, Mailbox};
@@ -72,5 +73,19 @@ pub(super) async fn finish(pending: Pending) -> Result<SessionReply, ApiError> {
 
 fn refused(error: &FragmentError) -> ApiError {
     let (status, code) = error.status_and_code();
-    ApiError::new(status, code, error.to_string())
+    let retry_s = u32::try_from(limits::ICE_RESTART_INTERVAL.as_secs()).ok();
+    let retry_after_s = retry_s.filter(|_| *error == FragmentError::TooSoon);
+    ApiError { retry_after_s, ..ApiError::new(status, code, error.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_restart_that_comes_too_soon_says_when_to_try_again() {
+        let too_soon = refused(&FragmentError::TooSoon);
+        assert_eq!((too_soon.status, too_soon.code, too_soon.retry_after_s), (503, "busy", Some(1)));
+        assert_eq!(refused(&FragmentError::OtherTag).retry_after_s, None);
+    }
 }

@@ -15,9 +15,6 @@ use super::region::Region;
 use super::segment::{MappingError, detect_layout, open_segment};
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 
-/// Maximum bytes of a unit up to and including its first slice header. Most units have a few hundred bytes there.
-const UNIT_HEAD_BYTES: usize = 4_096; // local bound: only one function uses it
-
 /// What a mapping may read and write.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -136,16 +133,15 @@ impl Mapping {
         self.segment.slice(start..start + bytes.min(SLOT_DATA_BYTES_MAX))
     }
 
-    /// Returns a copy of the first bytes of a unit: its parameter sets and the start of its first slice, or nothing if
-    /// the slot is not valid. The camera may overwrite the slot meanwhile, so the bytes may be of two units. Returns
-    /// nothing on a lease ring, whose slots may be read only with a lease.
+    /// Returns a copy of the bytes of a unit, or nothing if the slot is not valid. The camera may overwrite the slot
+    /// meanwhile, so the bytes may be of two units. Returns nothing on a lease ring, whose slots may be read only with a
+    /// lease.
     #[must_use]
-    pub fn copy_unit_head(&self, unit: u32) -> Vec<u8> {
+    pub fn copy_unit(&self, unit: u32) -> Vec<u8> {
         let metadata = self.metadata(unit);
         let is_readable = self.leases.is_none() && metadata.validate().is_ok();
         let bytes = usize::try_from(metadata.data_bytes).ok().filter(|_| is_readable);
-        let head = bytes.unwrap_or(0).min(UNIT_HEAD_BYTES);
-        self.slot_bytes(unit, head).to_vec()
+        self.slot_bytes(unit, bytes.unwrap_or(0)).to_vec()
     }
 
     /// Returns two views of the camera's semaphore: its count, and its first eight bytes. Returns `None` if this

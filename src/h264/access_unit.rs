@@ -215,10 +215,11 @@ impl Assembler {
                 continue;
             }
             let slice = nal.slice(bytes);
-            let (slice_type, pps_id) = slice_type_and_pps_id(slice).map_err(UnitError::Slice)?;
+            let SliceStart { is_first, slice_type, pps_id } = slice_start(slice).map_err(UnitError::Slice)?;
             if !self.needed.contains(&pps_id) {
                 self.needed.push(pps_id);
             }
+            picture.first_slices = picture.first_slices.saturating_add(u8::from(is_first));
             picture.is_idr |= nal.kind == kind::IDR_SLICE;
             picture.has_b_slice |= slice_type % 5 == B_SLICE;
             picture.is_reference |= slice.first().is_some_and(|header| header & NAL_REF_IDC != 0);
@@ -341,15 +342,25 @@ fn rank(kind: u8) -> u8 {
 /// `slice_type` of a B slice, modulo 5 (H.264 table 7-6).
 const B_SLICE: u8 = 1;
 
-/// Returns `slice_type` and `pic_parameter_set_id` of a slice header (H.264 7.3.3).
-fn slice_type_and_pps_id(slice: &[u8]) -> Result<(u8, u8), SyntaxError> {
+/// The fields of a slice header up to `pic_parameter_set_id`, which are the same in every stream (H.264 7.3.3).
+pub(super) struct SliceStart {
+    /// True if the slice begins with the first macroblock of its picture: `first_mb_in_slice` is 0.
+    pub(super) is_first: bool,
+    slice_type: u8,
+    pub(super) pps_id: u8,
+}
+
+fn slice_start(slice: &[u8]) -> Result<SliceStart, SyntaxError> {
     read_slice_start(&mut BitReader::new(slice.get(1..).unwrap_or_default()))
 }
 
-/// Reads the fields of a slice header up to `pic_parameter_set_id`, which are the same in every stream.
-pub(super) fn read_slice_start(bits: &mut BitReader<'_>) -> Result<(u8, u8), SyntaxError> {
-    bits.unsigned("first_mb_in_slice", limits::PICTURE_MACROBLOCKS_MAX)?;
-    Ok((bits.unsigned_u8("slice_type", 9)?, bits.unsigned_u8("pic_parameter_set_id", u8::MAX)?))
+/// Reads the start of a slice header.
+pub(super) fn read_slice_start(bits: &mut BitReader<'_>) -> Result<SliceStart, SyntaxError> {
+    Ok(SliceStart {
+        is_first: bits.unsigned("first_mb_in_slice", limits::PICTURE_MACROBLOCKS_MAX)? == 0,
+        slice_type: bits.unsigned_u8("slice_type", 9)?,
+        pps_id: bits.unsigned_u8("pic_parameter_set_id", u8::MAX)?,
+    })
 }
 
 #[cfg(test)]

@@ -97,6 +97,8 @@ pub(super) struct Picture {
     pub(super) is_idr: bool,
     pub(super) is_reference: bool,
     pub(super) has_b_slice: bool,
+    /// Number of slices that begin with the first macroblock of a picture or field.
+    pub(super) first_slices: u8,
     /// `recovery_frame_cnt` of a recovery point from which decoding can start. `None` for an IDR.
     pub(super) recovery_point: Option<u16>,
 }

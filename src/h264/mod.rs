@@ -21,6 +21,7 @@ mod parameter_sets;
 mod payloads;
 mod picture_order;
 mod sei;
+mod slot_fault;
 mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -34,4 +35,5 @@ pub use parameter_sets::{ParameterSetError, ParameterSets, StreamInfo};
 pub use payloads::Payloads;
 pub use picture_order::{BFrameDetector, PictureOrder, PicturePlace};
 pub use sei::recovery_point;
+pub use slot_fault::{SlotFault, SlotFaultDetector};
 pub use stamp::{STAMP_UUID, Stamp, crc32_of_slices};

@@ -31,9 +31,10 @@ pub struct PictureOrder {
 }
 
 /// The fields of a slice header that state the order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct SliceOrder {
     is_idr: bool,
+    idr_pic_id: u32,
     is_reference: bool,
     is_field: bool,
     is_bottom: bool,
@@ -49,14 +50,8 @@ impl PictureOrder {
     /// Returns the place of the unit's picture. Must be called for every unit. Returns `None` if a parameter set is not
     /// known or the slice header is broken.
     pub fn place(&mut self, unit: &AssembledUnit<'_>) -> Option<PicturePlace> {
-        let is_slice = |kind: u8| matches!(kind, kind::SLICE | kind::PARTITION_A | kind::IDR_SLICE);
         let slice = unit.nals().find(|nal| is_slice(nal.kind))?.bytes;
-        let mut bits = BitReader::new(slice.get(1..).unwrap_or_default());
-        let (_, pps_id) = read_slice_start(&mut bits).ok()?;
-        let pps = &unit.sets.pps_by_id(pps_id)?.fields;
-        let sps = &unit.sets.sps_by_id(pps.sps_id)?.fields;
-        let header = slice.first().copied().unwrap_or_default();
-        let slice = SliceOrder::read(header, &mut bits, sps, pps).ok()?;
+        let (_, slice, sps) = SliceOrder::of(unit, slice)?;
         let order = self.count(&slice, sps);
         let last = self.last.replace(order).filter(|_| !slice.is_idr);
         Some(PicturePlace { order, is_idr: slice.is_idr, goes_back: last.is_some_and(|last| order < last) })
@@ -129,7 +124,37 @@ fn count_by_cycle(slice: &SliceOrder, frame_num: i64, cycle: &OrderCycle) -> i64
     }
 }
 
+fn is_slice(kind: u8) -> bool {
+    matches!(kind, kind::SLICE | kind::PARTITION_A | kind::IDR_SLICE)
+}
+
+/// Returns true if the unit holds more than one picture (H.264 7.4.1.2.4). The two fields of a frame count as one. Returns
+/// false if the parameter sets are not known.
+pub(super) fn has_several_pictures(unit: &AssembledUnit<'_>) -> bool {
+    let slices = unit.nals().filter(|nal| is_slice(nal.kind));
+    let mut first_slices =
+        slices.filter_map(|nal| SliceOrder::of(unit, nal.bytes)).filter(|(is_first, ..)| *is_first);
+    let Some((_, first, _)) = first_slices.next() else { return false };
+    first_slices.any(|(_, slice, _)| slice != first && !slice.is_other_field_of(&first))
+}
+
 impl SliceOrder {
+    /// Reads the header of a slice of the unit. Returns true with it if it is the first slice of its picture, and the SPS.
+    /// Returns `None` if a parameter set is not known or the header is broken.
+    fn of<'a>(unit: &AssembledUnit<'a>, slice: &[u8]) -> Option<(bool, SliceOrder, &'a SpsFields)> {
+        let mut bits = BitReader::new(slice.get(1..).unwrap_or_default());
+        let start = read_slice_start(&mut bits).ok()?;
+        let pps = &unit.sets.pps_by_id(start.pps_id)?.fields;
+        let sps = &unit.sets.sps_by_id(pps.sps_id)?.fields;
+        let header = slice.first().copied().unwrap_or_default();
+        Some((start.is_first, SliceOrder::read(header, &mut bits, sps, pps).ok()?, sps))
+    }
+
+    fn is_other_field_of(&self, other: &SliceOrder) -> bool {
+        let are_fields = self.is_field && other.is_field;
+        are_fields && self.is_bottom != other.is_bottom && self.frame_num == other.frame_num
+    }
+
     /// Reads the fields after `pic_parameter_set_id` (H.264 7.3.3). `header` is the NAL header byte.
     fn read(
         header: u8,
@@ -151,7 +176,7 @@ impl SliceOrder {
             slice.is_bottom = slice.is_field && bits.bit()?;
         }
         if slice.is_idr {
-            bits.unsigned("idr_pic_id", u32::from(u16::MAX))?;
+            slice.idr_pic_id = bits.unsigned("idr_pic_id", u32::from(u16::MAX))?;
         }
         let has_bottom_order = pps.has_bottom_order && !slice.is_field;
         match &sps.order {
@@ -305,7 +330,9 @@ mod tests {
         fn hostile_units_never_panic(units in prop::collection::vec(super::super::testing::hostile_bytes(80), 1..12)) {
             let (mut assembler, mut order) = (Assembler::default(), PictureOrder::default());
             for unit in &units {
-                let _any = assembler.assemble(unit).map(|assembled| order.place(&assembled));
+                let _any = assembler.assemble(unit).map(|assembled| {
+                    (order.place(&assembled), has_several_pictures(&assembled))
+                });
             }
         }
     }

@@ -173,7 +173,7 @@ impl Event {
 fn changes(before: &Summary, now: &Summary) -> Vec<Event> {
     let shown = |camera: &CameraSummary| {
         let shape = |picture: &CameraPicture| {
-            (picture.width, picture.height, picture.b_frames, picture.notice.is_some())
+            (picture.width, picture.height, picture.b_frames, picture.slot_fault, picture.notice.is_some())
         };
         (discriminant(camera), camera.picture().map(shape))
     };

@@ -114,6 +114,9 @@ pub struct CameraPicture {
     /// Why connected viewers see no picture although access units arrive, as a text for the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
+    /// What is wrong with the content of the camera's slots, as a text for the user. `None` if each holds one picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot_fault: Option<&'static str>,
 }
 
 impl CameraSummary {
@@ -258,7 +261,10 @@ mod tests {
         assert_eq!(json_of(&CameraSummary::Live(picture.clone())), live);
         let waiting = CameraPicture { last_idr_s: Some(7), notice: Some("waiting".to_owned()), ..picture };
         (live["last_idr_s"], live["notice"]) = (json!(7), json!("waiting"));
-        assert_eq!(json_of(&CameraSummary::Live(waiting)), live);
+        assert_eq!(json_of(&CameraSummary::Live(waiting.clone())), live);
+        live["slot_fault"] = json!("two pictures");
+        let faulty = CameraPicture { slot_fault: Some("two pictures"), ..waiting };
+        assert_eq!(json_of(&CameraSummary::Live(faulty)), live);
         let away = CameraSummary::Away { reason: "no ring".to_owned() };
         assert_eq!(json_of(&away), json!({ "state": "away", "reason": "no ring" }));
     }

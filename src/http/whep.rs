@@ -226,7 +226,7 @@ pub(super) async fn perform(
         }
         WhepRequest::Session { key, command } => {
             let response = match backend.session(&key, command).await? {
-                SessionReply::Found => endpoint(),
+                SessionReply::Found => Response::with_body(200, OFFER_TYPE, ""),
                 SessionReply::Deleted => Response::empty(200),
                 SessionReply::Accepted => Response::empty(204),
                 SessionReply::Restarted { fragment, tag } => {

@@ -47,6 +47,8 @@ pub struct WorkerCounters {
     pub filler_bytes: Counter,
     /// 1 if the stream has B-frames, which browsers over WebRTC do not reorder.
     pub b_frames: Gauge,
+    /// What is wrong with the content of the slots, as the number of an `h264::SlotFault`. 0 if nothing is wrong.
+    pub slot_fault: Gauge,
     /// Width of the stream's picture in pixels. 0 while it is unknown.
     pub width: Gauge,
     /// Height of the stream's picture in pixels. 0 while it is unknown.

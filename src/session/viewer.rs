@@ -237,13 +237,14 @@ impl Viewer {
     /// Returns a [`FragmentError`] if the fragment is refused. The session then stays as it was.
     pub fn handle_fragment(
         &mut self,
+        now: Instant,
         fragment: &IceFragment,
         if_match: Option<&[String]>,
     ) -> Result<Option<IceRestart>, FragmentError> {
         if !matches!(self.phase, Phase::Connecting | Phase::Connected) {
             return Err(FragmentError::Gone);
         }
-        self.transport.handle_fragment(fragment, self.sender.mid(), if_match)
+        self.transport.handle_fragment(now, fragment, self.sender.mid(), if_match)
     }
 
     /// Ends the session if its DTLS handshake has failed. A failed session that is connected has got an alert.

@@ -112,6 +112,7 @@ impl Registry {
     /// from now on.
     pub(super) fn handle_fragment(
         &mut self,
+        now: Instant,
         id: u32,
         fragment: &IceFragment,
         if_match: Option<&[String]>,
@@ -119,7 +120,7 @@ impl Registry {
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.viewer.id() == id) else {
             return Err(FragmentError::Gone);
         };
-        let restart = slot.viewer.handle_fragment(fragment, if_match)?;
+        let restart = slot.viewer.handle_fragment(now, fragment, if_match)?;
         if restart.is_some() {
             let ufrag = slot.viewer.local_ufrag();
             let aliases: SmallVec<[String; 2]> = slot.viewer.local_ufrags().map(str::to_owned).collect();

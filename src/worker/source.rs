@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::base::clock::Now;
 use crate::base::limits;
 use crate::camera::{Camera, CaptureTimeline, Cursor, Next, UnitView};
-use crate::h264::{Assembler, BFrameDetector, Packetizer, Payloads, UnitError};
+use crate::h264::{Assembler, BFrameDetector, Packetizer, Payloads, SlotFaultDetector, UnitError};
 use crate::metrics::WorkerCounters;
 use crate::session::{PacketizedUnit, UnitInfo};
 use crate::worker::gop::{Gop, GopBackfill, Live};
@@ -23,6 +23,9 @@ const B_FRAMES_FOUND: &str = "the camera sends B-frames. Turn B-frames off: brow
 
 /// True once a worker has logged [`B_FRAMES_FOUND`].
 static B_FRAMES_LOGGED: AtomicBool = AtomicBool::new(false);
+
+/// True once a worker has logged a [`SlotFault`](crate::h264::SlotFault).
+static SLOT_FAULT_LOGGED: AtomicBool = AtomicBool::new(false);
 
 /// Result of [`Source::poll_unit`].
 pub(super) enum Polled {
@@ -50,6 +53,7 @@ pub(super) struct Source {
     knows_interval: bool,
     backfill: GopBackfill,
     b_frames: BFrameDetector,
+    slot_faults: SlotFaultDetector,
 }
 
 impl Source {
@@ -66,6 +70,7 @@ impl Source {
             knows_interval: false,
             backfill: GopBackfill::new(camera),
             b_frames: BFrameDetector::default(),
+            slot_faults: SlotFaultDetector::default(),
         }
     }
 
@@ -88,7 +93,8 @@ impl Source {
             Next::Restarted => {
                 counters.restarts.add(1);
                 counters.b_frames.set(0);
-                self.b_frames = BFrameDetector::default();
+                counters.slot_fault.set(0);
+                (self.b_frames, self.slot_faults) = Default::default();
                 self.handle_loss()
             }
             Next::Empty | Next::Away => {
@@ -170,6 +176,12 @@ impl Source {
             counters.b_frames.set(1);
             if !B_FRAMES_LOGGED.swap(true, Relaxed) {
                 log::warn!("{B_FRAMES_FOUND}");
+            }
+        }
+        if let Some(fault) = self.slot_faults.find(&unit, || view.is_intact()) {
+            counters.slot_fault.set(fault as u64);
+            if !SLOT_FAULT_LOGGED.swap(true, Relaxed) {
+                log::warn!("{}", fault.text());
             }
         }
         let mut timeline = self.timeline;

@@ -18,12 +18,27 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// Counts of the ended sessions, and when the next pass is due.
 #[derive(Default)]
 pub(super) struct Totals {
-    ended: Sums,
+    ended: SumsByKind,
     due: Option<Instant>,
     /// The sessions that ended last, the latest first, with the time of the end.
     latest: VecDeque<(Instant, ViewerStatus)>,
     statuses: Vec<ViewerStatus>,
-    drops: DropWatch,
+    viewer_drops: DropWatch,
+    publisher_drops: DropWatch,
+}
+
+/// Sums over the sessions of the viewers, and over those with a WHIP server.
+#[derive(Clone, Copy, Default)]
+struct SumsByKind {
+    viewers: Sums,
+    publisher: Sums,
+}
+
+impl SumsByKind {
+    fn add(&mut self, status: &ViewerStatus) {
+        let sums = if status.is_publisher { &mut self.publisher } else { &mut self.viewers };
+        sums.add(status);
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -93,23 +108,33 @@ impl Totals {
             self.statuses.push(status);
         }
         counters.viewer_statuses.put(&mut self.statuses);
-        self.warn_of_drops(&sums, now.monotonic_ns);
+        for warning in self.drop_warnings(&sums, now.monotonic_ns).into_iter().flatten() {
+            log::warn!("{warning}");
+        }
         counters.sessions.set(all);
         counters.viewers.set(viewers);
         counters.viewers_without_idr.set(without_idr);
-        counters.units_sent.set_total(sums.units_sent);
-        counters.units_dropped.set_total(sums.units_dropped);
-        counters.nacks.set_total(sums.nacks);
-        counters.idr_requests.set_total(sums.idr_requests);
-        counters.retransmits.set_total(sums.retransmits);
+        let SumsByKind { viewers, publisher } = sums;
+        counters.units_sent.set_total(viewers.units_sent + publisher.units_sent);
+        counters.units_dropped.set_total(viewers.units_dropped + publisher.units_dropped);
+        counters.nacks.set_total(viewers.nacks + publisher.nacks);
+        counters.idr_requests.set_total(viewers.idr_requests + publisher.idr_requests);
+        counters.retransmits.set_total(viewers.retransmits + publisher.retransmits);
     }
 
-    fn warn_of_drops(&mut self, sums: &Sums, now_ns: i64) {
-        if let Some(percent) = self.drops.look(now_ns, sums.units_sent, sums.units_dropped) {
-            log::warn!(
-                "{percent} % of the access units for viewers were dropped in the last 10 s; see /api/viewers"
-            );
-        }
+    /// Returns the warnings that must be logged: that of the viewers, and that of the WHIP server.
+    fn drop_warnings(&mut self, sums: &SumsByKind, now_ns: i64) -> [Option<String>; 2] {
+        let percent =
+            |watch: &mut DropWatch, sums: &Sums| watch.look(now_ns, sums.units_sent, sums.units_dropped);
+        let viewers = percent(&mut self.viewer_drops, &sums.viewers);
+        let publisher = percent(&mut self.publisher_drops, &sums.publisher);
+        let text = |percent: u64, receiver: &str, advice: &str| {
+            format!("{percent} % of the access units for {receiver} were dropped in the last 10 s; {advice}")
+        };
+        [
+            viewers.map(|percent| text(percent, "viewers", "see /api/viewers")),
+            publisher.map(|percent| text(percent, "the WHIP server", "is the uplink fast enough?")),
+        ]
     }
 }
 
@@ -124,4 +149,39 @@ pub(super) fn copy_driver_counters(driver: &UdpCounters, counters: &WorkerCounte
     counters.gso_batches.set_total(driver.gso_batches);
     counters.gso_fallbacks.set_total(driver.gso_fallbacks);
     counters.enters.set_total(driver.enters);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{SessionConfig, SessionContext, SrtpChoice, Viewer};
+
+    const OFFER: &str = include_str!("../../tests/fuzz/seeds/sdp/chromium");
+
+    /// Returns the warnings of a worker with a viewer and a publisher, of whose 1000 units this many were dropped.
+    fn warnings(of_viewer: u64, of_publisher: u64) -> [Option<String>; 2] {
+        let candidates = vec!["192.0.2.1:8189".parse().unwrap()];
+        let config = SessionConfig { candidates, advertise: vec![], srtp: SrtpChoice::Gcm };
+        let now = crate::base::clock::now().instant;
+        let (viewer, _) = Viewer::accept(&SessionContext::new(config).unwrap(), 1, OFFER, now).unwrap();
+        let mut totals = Totals::default();
+        let mut sums = SumsByKind::default();
+        assert_eq!(totals.drop_warnings(&sums, 0), [None, None]);
+        for (is_publisher, units_dropped) in [(false, of_viewer), (true, of_publisher)] {
+            let units_sent = 1_000 - units_dropped;
+            sums.add(&ViewerStatus { is_publisher, units_sent, units_dropped, ..viewer.status(now) });
+        }
+        totals.drop_warnings(&sums, 5_000_000_000)
+    }
+
+    #[test]
+    fn drops_of_the_publisher_are_not_reported_as_those_of_viewers() {
+        let viewers = "20 % of the access units for viewers were dropped in the last 10 s; see /api/viewers";
+        let publisher = "30 % of the access units for the WHIP server were dropped in the last 10 s; is the uplink fast enough?";
+        let [viewers, publisher] = [viewers, publisher].map(|text| Some(text.to_owned()));
+        assert_eq!(warnings(0, 0), [None, None]);
+        assert_eq!(warnings(200, 0), [viewers.clone(), None]);
+        assert_eq!(warnings(0, 300), [None, publisher.clone()]);
+        assert_eq!(warnings(200, 300), [viewers, publisher]);
+    }
 }

@@ -264,7 +264,8 @@ impl<D: Driver> Worker<D> {
             Command::GiveWay { viewer } => self.close(now, viewer, CloseReason::GaveWay),
             Command::Delete { viewer, done } => self.sessions.delete(now.instant, viewer, done),
             Command::Fragment { viewer, fragment, if_match, reply } => {
-                let handled = self.sessions.handle_fragment(viewer, &fragment, if_match.as_deref());
+                let handled =
+                    self.sessions.handle_fragment(now.instant, viewer, &fragment, if_match.as_deref());
                 // The result is ignored: the send fails only if the requester has timed out.
                 let _ = reply.send(handled);
             }

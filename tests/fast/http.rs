@@ -11,6 +11,7 @@ mod access;
 mod bounds;
 mod downloads;
 mod events;
+mod headers;
 mod logout;
 mod origins;
 mod places;

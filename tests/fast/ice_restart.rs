@@ -39,7 +39,7 @@ fn patch(
     text: &str,
     if_match: Option<&[String]>,
 ) -> Result<Option<IceRestart>, FragmentError> {
-    pair.viewer.handle_fragment(&IceFragment::parse(text)?, if_match)
+    pair.viewer.handle_fragment(pair.now, &IceFragment::parse(text)?, if_match)
 }
 
 /// Lets the browser begin an ICE restart. Returns its fragment and the state that waits for the answer.
@@ -104,6 +104,7 @@ fn old_credentials_are_valid_until_the_new_ones_are_used() {
     // The viewer never uses the credentials of the first restart.
     for (ufrag, request) in ["newA", "newB"].into_iter().zip(&old) {
         let restart = patch(&mut pair, &credentials(ufrag), Some(&any())).unwrap().unwrap();
+        pair.now += limits::ICE_RESTART_INTERVAL;
         assert!(is_accepted(&mut pair, request), "{ufrag}");
         pair.offer = pair.offer.replace(&value(&pair.offer, "a=ice-ufrag:"), ufrag);
         pair.answer = with_credentials(&pair.answer, &restart);
@@ -145,6 +146,7 @@ fn the_ufrag_tells_candidates_from_a_restart() {
         let stated = vec![pair.viewer.ice_tag().to_owned()];
         let if_match = if ufrag == "newA" { any() } else { stated };
         assert!(patch(&mut pair, &candidates(ufrag), Some(&if_match)).unwrap().is_some());
+        pair.now += limits::ICE_RESTART_INTERVAL;
     }
     // Late candidates from before a restart do not restart it back.
     let tag = pair.viewer.ice_tag().to_owned();
@@ -191,9 +193,28 @@ fn a_thousand_restarts_keep_nothing_but_the_last_few() {
     for number in 0..1_000 {
         assert!(patch(&mut pair, &credentials(&format!("new{number}")), Some(&any())).unwrap().is_some());
         assert_eq!(pair.viewer.local_ufrags().count(), 2);
+        pair.now += limits::ICE_RESTART_INTERVAL;
     }
     // A ufrag that is forgotten by now counts as a new one.
     assert!(patch(&mut pair, &credentials("new3"), Some(&any())).unwrap().is_some());
+}
+
+#[test]
+fn a_second_restart_within_a_second_changes_nothing() {
+    let mut pair = connected();
+    let restart = |pair: &mut Pair, ufrag| patch(pair, &credentials(ufrag), Some(&any()));
+    assert!(restart(&mut pair, "newA").unwrap().is_some(), "the first one needs no wait");
+    let tag = pair.viewer.ice_tag().to_owned();
+    pair.now += limits::ICE_RESTART_INTERVAL - Duration::from_millis(1);
+    let error = restart(&mut pair, "newB").unwrap_err();
+    assert_eq!((error.status_and_code(), &error), ((503, "busy"), &FragmentError::TooSoon));
+    assert_eq!(pair.viewer.ice_tag(), tag);
+    // Candidates are taken meanwhile, and other faults are still told as such.
+    assert_eq!(patch(&mut pair, &credentials("newA"), Some(&any())), Ok(None));
+    assert_eq!(patch(&mut pair, &credentials("newB"), None), Err(FragmentError::TagRequired));
+    // The refused restart does not postpone the next one.
+    pair.now += Duration::from_millis(1);
+    assert!(restart(&mut pair, "newB").unwrap().is_some());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use str0m::config::DtlsVersion;
 use streaming_server::base::limits;
-use streaming_server::session::{CloseReason, SrtpChoice};
+use streaming_server::session::{CloseReason, Destination, SrtpChoice};
 use support::session_peer::{
     Outbox, Pair, USUAL_PRIORITY, client_address, context, payloads, server_address, signed_request, unit,
     watch,
@@ -156,6 +156,78 @@ fn replay_from_the_viewers_own_address_renews_no_consent() {
         pair.run(Duration::from_secs(1));
     }
     assert_eq!(pair.closed, Some(CloseReason::ConsentExpired));
+}
+
+/// Lets the browser send so many checks that the server has forgotten the first ones. Returns all of them.
+fn checks_of_a_long_session(pair: &mut Pair) -> Vec<Vec<u8>> {
+    let sent = recorded(pair);
+    let checks =
+        || -> Vec<Vec<u8>> { sent.borrow().iter().filter(|bytes| bytes[..2] == [0, 1]).cloned().collect() };
+    while checks().len() < limits::SEEN_REQUESTS_MAX + 10 {
+        pair.run(Duration::from_secs(60));
+    }
+    checks()
+}
+
+/// The attacker sees all datagrams and can send its own, but cannot stop any.
+#[test]
+fn old_check_that_an_attacker_on_the_path_replays_moves_no_media() {
+    let mut pair = connected();
+    watch(&mut pair, 0, 10);
+    let checks = checks_of_a_long_session(&mut pair);
+    let old = &checks[0];
+    watch(&mut pair, 10, 20);
+    let attacker = victim();
+    pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), attacker, old);
+    // Our check of the attacker's address is passed on to the browser.
+    let answers = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&answers);
+    pair.to_viewer = Box::new(move |bytes| {
+        let is_answer = bytes[..2] == [1, 1];
+        is_answer.then(|| seen.borrow_mut().push(bytes.clone()));
+        true
+    });
+    pair.settle();
+    let is_check = |(to, bytes): &(SocketAddr, Vec<u8>)| *to == attacker && bytes[..2] == [0, 1];
+    let (_, check) = pair.astray.iter().find(|sent| is_check(sent)).cloned().expect("a check of the address");
+    let to = Destination { local: Some(server_address().ip()), remote: client_address() };
+    pair.deliver(Outbox(vec![(to, check)]));
+    pair.settle();
+    let answer = answers.borrow().last().cloned().expect("the browser has answered the check");
+    pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), attacker, &answer);
+    assert_eq!(watch(&mut pair, 30, 100), 200);
+    assert!(
+        !pair.astray.iter().any(|(to, bytes)| *to == attacker && is_media(bytes)),
+        "media for the attacker"
+    );
+    // The browser itself is still followed.
+    pair.seen_as.set_port(40_001);
+    watch(&mut pair, 130, 100);
+    assert_eq!(watch(&mut pair, 230, 10), 20);
+}
+
+#[test]
+fn old_checks_that_are_replayed_from_the_viewers_own_address_keep_no_session() {
+    let mut pair = connected();
+    let checks = checks_of_a_long_session(&mut pair);
+    pair.to_viewer = Box::new(|_| false);
+    let mut old = checks.iter().cycle();
+    for _ in 0..60 {
+        let check = old.next().unwrap();
+        pair.viewer.handle_datagram(pair.now, Some(server_address().ip()), client_address(), check);
+        pair.run(Duration::from_secs(1));
+    }
+    assert_eq!(pair.closed, Some(CloseReason::ConsentExpired));
+}
+
+/// Only the answers to our own checks then show that the viewer is still there.
+#[test]
+fn long_session_of_a_viewer_that_sends_no_srtcp_goes_on() {
+    let mut pair = connected();
+    pair.to_viewer = Box::new(|bytes| !is_media(bytes));
+    pair.run(Duration::from_secs(3_600));
+    assert_eq!(pair.closed, None);
+    assert_eq!(watch(&mut pair, 0, 10), 20);
 }
 
 #[test]

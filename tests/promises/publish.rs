@@ -1,16 +1,17 @@
 //! Publishing to a WHIP server: every unit arrives, a restarted server gets the picture back, and a hostile server harms
 //! neither viewers nor the recording.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use support::camera::{CameraSim, steady};
 use support::server::Server;
 use support::viewer::ViewerSimulator;
 use support::whip::{WhipAction, WhipServer};
-use support::{http, test_seconds, unique_shm, wait_for, wait_until};
+use support::{PATIENCE, http, test_seconds, unique_shm, wait_for, wait_until};
 
 fn publish_status(server: &Server) -> Value {
     server.get("/api/status").json()["publish"].clone()
@@ -64,6 +65,28 @@ fn every_unit_is_published_beside_a_full_house_and_the_session_is_deleted() {
         (report.units, report.duplicated)
     );
     wait_until("the goodbye", || whip.report().unwrap().got_close_notify);
+    let deleted: Vec<String> = whip.requests("DELETE").into_iter().map(|request| request.target).collect();
+    assert_eq!(deleted, ["/camera/session/1"]);
+}
+
+#[test]
+fn session_whose_answer_comes_while_the_program_stops_is_deleted() {
+    let (ask, asked) = mpsc::channel();
+    let (allow, allowed) = mpsc::channel();
+    let whip = WhipServer::scripted(move |_| {
+        ask.send(()).unwrap();
+        let _ = allowed.recv(); // fails if the test has failed
+        WhipAction::Accept
+    });
+    let allow = allow; // dropped before the server, which waits for it
+    let shm = unique_shm();
+    let _camera = CameraSim::start(&shm, &steady("v3"));
+    let mut server = Server::start(&shm, &["--whip", &whip.url()]);
+    asked.recv().unwrap();
+    server.process.signal(Signal::TERM);
+    wait_until("the stop", || server.process.log().contains("SIGTERM: stopping"));
+    allow.send(()).unwrap();
+    assert_eq!(server.process.wait_exit(PATIENCE).code(), Some(0), "{}", server.process.log());
     let deleted: Vec<String> = whip.requests("DELETE").into_iter().map(|request| request.target).collect();
     assert_eq!(deleted, ["/camera/session/1"]);
 }

@@ -78,7 +78,19 @@ pub fn raw(server: SocketAddr, parts: &[&[u8]]) -> Response {
             Ok(count) => bytes.extend_from_slice(&chunk[..count]),
         }
     }
-    parse(&bytes).unwrap_or_default()
+    let response = parse(&bytes).unwrap_or_default();
+    assert_no_header_twice(&response.headers);
+    response
+}
+
+/// Asserts that no header occurs twice, except those of which each line says something else.
+pub fn assert_no_header_twice(headers: &[(String, String)]) {
+    let mut names: Vec<String> = headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    names.retain(|name| !["set-cookie", "link", "vary"].contains(&name.as_str()));
+    names.sort_unstable();
+    let all = names.len();
+    names.dedup();
+    assert_eq!(names.len(), all, "a header occurs twice in {headers:?}");
 }
 
 fn is_whole(bytes: &[u8]) -> bool {

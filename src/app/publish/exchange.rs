@@ -21,6 +21,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::error::PublishError;
@@ -46,8 +47,23 @@ pub(super) struct Reply {
     /// Media type without parameters, in lower case. `None` if the header is missing.
     pub(super) content_type: Option<String>,
     pub(super) retry_after: Option<Duration>,
-    /// The body, or why it could not be read.
-    pub(super) body: Result<String, PublishError>,
+    pub(super) body: ReplyBody,
+}
+
+/// The body of a response.
+#[derive(Debug)]
+pub(super) struct ReplyBody {
+    /// The text, or its beginning if there is a fault.
+    pub(super) text: String,
+    /// Why the rest could not be read.
+    fault: Option<PublishError>,
+}
+
+impl ReplyBody {
+    /// Returns the text if all of it could be read.
+    pub(super) fn whole(self) -> Result<String, PublishError> {
+        self.fault.map_or(Ok(self.text), Err)
+    }
 }
 
 /// A TCP connection, with or without TLS.
@@ -60,9 +76,7 @@ impl Exchange<'_> {
     pub(super) async fn run(&self, url: &WhipUrl) -> Result<Reply, PublishError> {
         let mut url = url.clone();
         for _ in 0..=limits::WHIP_REDIRECTS_MAX {
-            let sent = self.send(&url);
-            let timed = tokio::time::timeout(limits::WHIP_REQUEST_TIMEOUT, sent).await;
-            let reply = timed.map_err(|_| PublishError::Timeout(url.authority()))??;
+            let reply = self.send(&url).await?;
             if !matches!(reply.status, 307 | 308) {
                 return Ok(reply);
             }
@@ -72,6 +86,13 @@ impl Exchange<'_> {
     }
 
     async fn send(&self, url: &WhipUrl) -> Result<Reply, PublishError> {
+        let opened = timeout(limits::WHIP_REQUEST_TIMEOUT, self.open(url)).await;
+        let (response, _driver) = opened.map_err(|_| PublishError::Timeout(url.authority()))??;
+        read(url, response).await
+    }
+
+    /// Sends the request and returns the head of the response. Its body can be read as long as the driver lives.
+    async fn open(&self, url: &WhipUrl) -> Result<(Response<Incoming>, AbortOnDrop), PublishError> {
         let host = url.authority();
         let stream = connect(self.whip, url).await?;
         let broken = |error: hyper::Error| PublishError::Http(url.authority(), causes(&error));
@@ -84,9 +105,9 @@ impl Exchange<'_> {
             // The error also reaches the request, which reports it.
             let _ = connection.await;
         });
-        let _driver = AbortOnDrop(driver);
+        let driver = AbortOnDrop(driver);
         let response = sender.send_request(self.request(url, &host)?).await.map_err(broken)?;
-        read(url, response).await
+        Ok((response, driver))
     }
 
     fn request(&self, url: &WhipUrl, host: &str) -> Result<Request<Full<Bytes>>, PublishError> {
@@ -124,7 +145,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Reads a response. The body is refused as soon as it is longer than [`limits::WHIP_ANSWER_BYTES_MAX`].
+/// Reads a response. A fault of the body is no error, because the status and the location are known without it.
 async fn read(url: &WhipUrl, response: Response<Incoming>) -> Result<Reply, PublishError> {
     let (head, body) = response.into_parts();
     let text = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
@@ -139,13 +160,35 @@ async fn read(url: &WhipUrl, response: Response<Incoming>) -> Result<Reply, Publ
     let media_type = text(CONTENT_TYPE).map(|value| value.split(';').next().unwrap_or_default());
     let content_type = media_type.map(|value| printable(&value.trim().to_ascii_lowercase()));
     let retry_after = text(RETRY_AFTER).and_then(|value| value.trim().parse().ok()).map(Duration::from_secs);
-    let body = Limited::new(body, limits::WHIP_ANSWER_BYTES_MAX).collect().await;
-    let body = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
-    let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-        Some(_) => PublishError::TooLong(url.authority()),
-        None => PublishError::Http(url.authority(), causes(&*error)),
-    });
+    let body = read_body(url, body).await;
     Ok(Reply { url: url.clone(), status, location, content_type, retry_after, body })
+}
+
+/// Reads a body of at most [`limits::WHIP_ANSWER_BYTES_MAX`] within [`limits::WHIP_BODY_TIMEOUT`].
+async fn read_body(url: &WhipUrl, body: Incoming) -> ReplyBody {
+    let mut body = Limited::new(body, limits::WHIP_ANSWER_BYTES_MAX);
+    let mut bytes = Vec::new();
+    let all = async {
+        while let Some(frame) = body.frame().await {
+            bytes.extend_from_slice(frame?.data_ref().map_or(&[], |data| data));
+        }
+        Ok(())
+    };
+    let host = || url.authority();
+    let fault = match timeout(limits::WHIP_BODY_TIMEOUT, all).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => {
+            let error: Box<dyn std::error::Error + Send + Sync> = error;
+            let is_too_long = error.is::<LengthLimitError>();
+            Some(if is_too_long {
+                PublishError::TooLong(host())
+            } else {
+                PublishError::Http(host(), causes(&*error))
+            })
+        }
+        Err(_) => Some(PublishError::Http(host(), "the body did not arrive in time".to_owned())),
+    };
+    ReplyBody { text: String::from_utf8_lossy(&bytes).into_owned(), fault }
 }
 
 /// Returns an error with its causes, which hyper does not include in its own text.
@@ -190,7 +233,7 @@ async fn connect_tcp(url: &WhipUrl) -> io::Result<TcpStream> {
     for (index, address) in addresses.into_iter().enumerate() {
         // An address without a route must not use up the time of the others. The request limits the time of the last.
         let limit = if index < last { limits::WHIP_CONNECT_TIMEOUT } else { limits::WHIP_REQUEST_TIMEOUT };
-        match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+        match timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(socket)) => return Ok(socket),
             Ok(Err(error)) => failure = error,
             Err(_) => failure = io::ErrorKind::TimedOut.into(),

@@ -114,6 +114,11 @@ impl Publisher {
         let id = self.backend.next_id.fetch_add(1, Ordering::Relaxed);
         let (offer, sdp) = PublishOffer::new(&context, id, self.profile_level_id(), now.instant)?;
         let (url, answer) = post(&self.whip, sdp).await?;
+        if *self.stopped.borrow() {
+            // The workers have stopped, but the server has a session now.
+            delete(&self.whip, &url).await;
+            return Err(PublishError::Ended("the program has stopped meanwhile".to_owned()));
+        }
         match self.start(id, offer, &answer) {
             Ok((worker, gone)) => Ok(Session { id, worker, url, gone }),
             Err(error) => {
@@ -153,9 +158,9 @@ impl Publisher {
                 self.board.note_session(&status);
             }
         }
-        let detail = self.end_of(&session).await;
+        // At the stop of the program, a worker that has ended does not reply. DELETE must not wait for that.
+        let (detail, ()) = tokio::join!(self.end_of(&session), delete(&self.whip, &session.url));
         self.board.end_session();
-        delete(&self.whip, &session.url).await;
         (PublishError::Ended(detail), connected)
     }
 
@@ -194,18 +199,19 @@ async fn post(whip: &Whip, sdp: String) -> Result<(WhipUrl, String), PublishErro
     let reply = exchange.run(&whip.url).await?;
     let host = reply.url.authority();
     if reply.status != 201 {
+        // The status says more than a fault of the body.
         let is_text = reply.content_type.as_deref() != Some("text/html");
-        let text = if is_text { printable(&reply.body?) } else { "an HTML page".to_owned() };
+        let text = if is_text { printable(&reply.body.text) } else { "an HTML page".to_owned() };
         let (status, retry_after) = (reply.status, reply.retry_after);
         return Err(PublishError::Status { host, status, text, retry_after });
     }
     let Some(url) = reply.location else {
-        reply.body?;
+        reply.body.whole()?;
         return Err(PublishError::NoLocation(host, 201));
     };
     let answer = match reply.content_type {
-        Some(other) if other != SDP && !is_sdp(&reply.body) => Err(PublishError::NotSdp(host, other)),
-        _ => reply.body,
+        Some(other) if other != SDP && !is_sdp(&reply.body.text) => Err(PublishError::NotSdp(host, other)),
+        _ => reply.body.whole(),
     };
     match answer {
         Ok(answer) => Ok((url, answer)),
@@ -218,8 +224,8 @@ async fn post(whip: &Whip, sdp: String) -> Result<(WhipUrl, String), PublishErro
 
 /// Returns true if the body is SDP. Simple servers, such as the example of pion, send it without its type, and then their
 /// HTTP library chooses text/plain.
-fn is_sdp(body: &Result<String, PublishError>) -> bool {
-    body.as_ref().is_ok_and(|body| body.starts_with("v=0"))
+fn is_sdp(body: &str) -> bool {
+    body.starts_with("v=0")
 }
 
 /// Ends the session at the server. A failure is only logged: the server ends the session by itself without media.

@@ -225,7 +225,15 @@ fn other_responses_are_errors_that_say_what_is_wrong() {
         ("answers 302: redirects with this status", response("302 Found", "Location: /x\r\n", "")),
         ("answers 500 [broken]", response("500 Internal Server Error", "", "bro\u{7}ken\r\n")),
         ("longer than", response("201 Created", &format!("{sdp}Location: x\r\n"), &"x".repeat(10_000_000))),
-        ("longer than", response("500 Internal Server Error", "", &"x".repeat(10_000_000))),
+        ("answers 500 [xxxx", response("500 Internal Server Error", "", &"x".repeat(10_000_000))),
+        (
+            "token is missing or wrong (--whip-token-file) [bad to]",
+            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 99\r\n\r\nbad to".to_vec(),
+        ),
+        (
+            "path of --whip right?",
+            b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec(),
+        ),
         ("complete HTTP response", b"HTTP/1.1 201 Created\r\nContent-Length: 99\r\n\r\nv=0".to_vec()),
         ("complete HTTP response", b"HTTP/1.1 201 Cre".to_vec()),
         ("complete HTTP response", Vec::new()),
@@ -240,6 +248,39 @@ fn other_responses_are_errors_that_say_what_is_wrong() {
         assert!(error.contains(part), "{shown:?}: `{part}` is not in `{error}`");
         assert!(error.len() < 1_000 && !error.contains(char::is_control), "{error:?}");
     }
+}
+
+#[test]
+fn a_body_without_an_end_delays_neither_the_refusal_nor_the_end_of_the_session() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/whip", listener.local_addr().unwrap());
+        let (heads, held) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+        let seen = Arc::clone(&heads);
+        std::thread::spawn(move || {
+            for mut socket in listener.incoming().flatten() {
+                let respond = |head: &str| {
+                    let status = if head.contains("/whip ") { "201 Created" } else { "401 Unauthorized" };
+                    let headers = "Location: /session\r\nContent-Length: 99\r\n";
+                    format!("HTTP/1.1 {status}\r\n{headers}\r\nv=0").into_bytes()
+                };
+                serve(&mut socket, &seen, &respond);
+                held.lock().unwrap().push(socket);
+            }
+        });
+        let (created, refused) = (whip(&url), whip(&url.replace("/whip", "/refused")));
+        let offer = "v=0\r\n".to_owned();
+        let (created, refused) = tokio::join!(post(&created, offer.clone()), post(&refused, offer));
+        let refused = refused.unwrap_err();
+        assert!(
+            refused.to_string().contains("token is missing or wrong (--whip-token-file) [v=0]"),
+            "{refused}"
+        );
+        assert!(refused.is_refusal(), "it is not repeated soon");
+        assert!(created.unwrap_err().to_string().contains("the body did not arrive in time"));
+        let deleted = |head: &String| head.starts_with("DELETE /session ");
+        assert_eq!(heads.lock().unwrap().iter().filter(|head| deleted(head)).count(), 1);
+    });
 }
 
 #[test]

@@ -23,8 +23,11 @@ pub const WHIP_REDIRECTS_MAX: usize = 5;
 /// Stack bytes of the thread that resolves the server's name or reads the trusted certificates.
 pub const WHIP_STACK_BYTES: usize = 1024 * 1024;
 
-/// Maximum time of one request: name resolution, connection, TLS and response.
+/// Maximum time of one request: name resolution, connection, TLS and the head of the response.
 pub const WHIP_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Maximum time from the head of a response until the end of its body.
+pub const WHIP_BODY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Maximum time of a connection attempt to an address of the server, if the server has further addresses.
 pub const WHIP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

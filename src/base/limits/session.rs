@@ -29,6 +29,9 @@ pub const FRAGMENT_BYTES_MAX: usize = 16 * 1024;
 /// Number of the viewer's ufrags from before its ICE restarts that a session remembers. Late candidates carry them.
 pub const EARLIER_UFRAGS_MAX: usize = 4;
 
+/// Minimum time between two ICE restarts of one session. A viewer needs longer to find out that its network has changed.
+pub const ICE_RESTART_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
 pub const CANDIDATES_MAX: usize = 32;
 
@@ -125,7 +128,8 @@ pub const PUBLISHER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub const PUBLISHER_SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// Number of a viewer's STUN requests that are remembered, so that replays are recognised. Browsers send a request at
-/// least every 50 ms while they connect, and every 2 to 5 s afterwards.
+/// least every 50 ms while they connect, and every 2 to 5 s afterwards. In a session with more requests, a request alone
+/// has less effect.
 pub const SEEN_REQUESTS_MAX: usize = 128;
 
 /// Maximum number of STUN answers of one session that wait for its next drain.

@@ -327,7 +327,7 @@ proptest! {
             if !assembled.is_idr() { continue }
             let first_slice = nals.iter().position(|nal| nal.kind == 5 || nal.kind == 1).unwrap();
             for slice in nals.iter().filter(|nal| matches!(nal.kind, 1 | 5)) {
-                let (_, pps_id) = slice_type_and_pps_id(slice.bytes).unwrap();
+                let pps_id = slice_start(slice.bytes).unwrap().pps_id;
                 let is_it = |nal: &&Nal<'_>| nal.kind == 8 && parameter_sets::read_id(nal.bytes, 8) == Ok(pps_id);
                 prop_assert_eq!(nals[..first_slice].iter().filter(is_it).count(), 1);
             }

@@ -264,7 +264,7 @@ function onNewStatus(status, missed) {
   missedStatus = missed;
   camera = status ? status.camera : null;
   if (status && document.title !== status.title) document.title = status.title;
-  const note = camera && camera.b_frames ? B_FRAMES : "";
+  const note = (camera && camera.slot_fault) || (camera && camera.b_frames ? B_FRAMES : "");
   if ($("camera-note").textContent !== note) $("camera-note").textContent = note;
   $("camera-note").hidden = !note;
   showPublishing(status && status.publish);

@@ -69,6 +69,7 @@ pub(super) fn new_transport(
         ice,
         previous_ice: None,
         earlier_ufrags: Vec::new(),
+        restarted_at: None,
         dtls,
         paths,
         agent: None,

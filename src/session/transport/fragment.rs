@@ -1,6 +1,7 @@
 //! Reads the fragments of SDP in which a viewer sends its candidates or restarts ICE (`application/trickle-ice-sdpfrag`,
 //! RFC 8840 section 9). Only the ICE credentials are kept: as an ICE-lite agent, the server needs no candidates.
 
+use crate::base::limits;
 use crate::session::transport::offer_error::OfferError;
 use crate::session::transport::sdp::Offer;
 use crate::session::transport::section::Section;
@@ -20,6 +21,9 @@ pub enum FragmentError {
     /// The fragment is valid, but asks for something that the server cannot do.
     #[error("the fragment cannot be served: {0}")]
     Unsupported(&'static str),
+    /// The session has restarted ICE a moment ago.
+    #[error("the session has just restarted ICE: try again in {s} s", s = limits::ICE_RESTART_INTERVAL.as_secs())]
+    TooSoon,
     /// The session has ended.
     #[error("the session has ended")]
     Gone,
@@ -36,6 +40,7 @@ impl FragmentError {
             Self::OtherTag => (412, "other_tag"),
             Self::TagRequired => (428, "tag_required"),
             Self::Unsupported(_) => (422, "unsupported_fragment"),
+            Self::TooSoon => (503, "busy"),
             Self::Gone => (404, "no_session"),
             Self::Internal(_) => (500, "internal"),
         }

@@ -108,6 +108,8 @@ pub(super) struct Transport {
     previous_ice: Option<Box<IceKeys>>,
     /// The viewer's ufrags from before its ICE restarts, oldest first. Late fragments carry them.
     earlier_ufrags: Vec<String>,
+    /// Time of the latest ICE restart.
+    restarted_at: Option<Instant>,
     /// Local ufrag of the SDP answer.
     first_ufrag: String,
     pub(super) dtls: DtlsLink,
@@ -213,7 +215,11 @@ impl Transport {
         self.open_constant_path(now);
         if verdict == Verdict::New {
             self.checked_from = Some(from.remote);
-            self.on_authentic(now, from.remote);
+            if self.paths.trusts_requests(now) {
+                self.on_authentic(now, from.remote);
+            } else {
+                self.set_destination();
+            }
         }
         true
     }

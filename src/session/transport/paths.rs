@@ -10,6 +10,11 @@
 //! Until then at most [`limits::UNPROVEN_FACTOR`] times the bytes received from an address are sent to it, and no media.
 //! A proven path takes over as soon as the viewer uses it.
 //!
+//! Requests have no sequence number, and only the latest ones are remembered. An attacker on the path can therefore send
+//! an older one again from its own address, and pass our request on to the viewer and the answer back to us: the address
+//! then looks proven. As soon as requests have been forgotten, a nomination moves media only from a silent path. SRTCP,
+//! which cannot be replayed, moves it at any time. Consent then needs SRTCP or answers from time to time, too.
+//!
 //! A publisher is the controlling side (RFC 8445 section 6.1.1). It sends a few requests to each candidate of the answer,
 //! and selects the first path that an answer proves. The far end cannot change that choice.
 
@@ -34,6 +39,13 @@ const NOMINATION_OLD: Duration = Duration::from_secs(5);
 
 /// Time without an authentic datagram on the selected path after which any other proven path takes over.
 const SELECTED_SILENT: Duration = Duration::from_secs(5);
+
+/// Age of the latest proof from which on requests alone are doubtful, once some have been forgotten: the selected path is
+/// then checked again.
+const PROOF_OLD: Duration = Duration::from_secs(5);
+
+/// Age of the latest proof from which on requests alone do not renew consent, once some have been forgotten.
+const PROOF_STALE: Duration = Duration::from_secs(20);
 
 /// Time after a change of the selected path in which late SRTCP from another path does not change it again.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -97,6 +109,10 @@ pub(super) struct Paths {
     has_received_dtls: bool,
     /// Requests seen lately, as hashes of the transaction id and of the source address.
     seen: VecDeque<(u64, u64)>,
+    /// True if a replay may look like a new request, because not all requests with the current keys are in `seen`.
+    has_forgotten: bool,
+    /// Time of the latest authentic datagram that cannot be a replay: SRTCP, or an answer to a request of ours.
+    proof_at: Option<Instant>,
     changes: VecDeque<PathChange>,
 }
 
@@ -164,6 +180,7 @@ impl Paths {
 
     /// Handles an authentic answer to a request by which a publisher renews consent.
     pub(super) fn on_consent(&mut self, now: Instant, from: Destination) {
+        self.proof_at = Some(now);
         if let Some(path) = self.path_mut(from) {
             path.heard_at = now;
             self.report(now, from);
@@ -192,6 +209,7 @@ impl Paths {
         }
         if self.seen.len() >= limits::SEEN_REQUESTS_MAX {
             self.seen.pop_front();
+            self.has_forgotten = true;
         }
         self.seen.push_back((id, remote));
         if self.path(request.from).is_none() {
@@ -199,6 +217,7 @@ impl Paths {
             self.on_bytes(request.from, bytes);
         }
         let is_moved = self.is_rebound(request);
+        let is_doubtful = self.selected == Some(request.from) && self.is_proof_older(now, PROOF_OLD);
         let Some(path) = self.path_mut(request.from) else { return Verdict::New };
         path.heard_at = now;
         path.priority = request.priority;
@@ -206,12 +225,28 @@ impl Paths {
         if request.is_nominating || is_moved {
             path.nominated_at = Some(now);
         }
-        if !path.is_proven && path.check.is_none() {
+        if (!path.is_proven || is_doubtful) && path.check.is_none() {
             path.check = Some(Check { id: check_id, due: now, sent: 0 });
         }
         self.report(now, request.from);
         self.choose(now, request.from, previous);
         Verdict::New
+    }
+
+    /// Returns true if a request can be a replay, and the latest proof is at least `age` old.
+    fn is_proof_older(&self, now: Instant, age: Duration) -> bool {
+        self.has_forgotten && self.proof_at.is_none_or(|at| now >= at + age)
+    }
+
+    /// Returns true if a request that looks new renews consent.
+    pub(super) fn trusts_requests(&self, now: Instant) -> bool {
+        !self.is_proof_older(now, PROOF_STALE)
+    }
+
+    /// Handles the end of the keys before an ICE restart: requests from before it cannot be replayed any more.
+    pub(super) fn on_new_keys(&mut self) {
+        self.seen.clear();
+        self.has_forgotten = false;
     }
 
     /// Returns true if the request has the priority of the selected path and differs from it only in the viewer's
@@ -237,6 +272,7 @@ impl Paths {
             path.to = from;
         }
         let to = if path.to.local.is_none() { from } else { path.to };
+        self.proof_at = Some(now);
         self.prove(now, to);
         true
     }
@@ -263,6 +299,7 @@ impl Paths {
 
     /// Handles an authentic SRTCP datagram.
     pub(super) fn on_rtcp(&mut self, now: Instant, from: Destination) {
+        self.proof_at = Some(now);
         let proven = |path: &Path| path.is_proven && path.to.remote.ip() == from.remote.ip();
         let is_rebound = self.paths.iter().any(proven);
         let settled = self.selected_at.is_none_or(|at| now >= at + SETTLE);
@@ -281,6 +318,7 @@ impl Paths {
     /// Handles the end of the DTLS handshake.
     pub(super) fn on_connected(&mut self, now: Instant) {
         self.is_connected = true;
+        self.proof_at = Some(now);
         let dtls = self.dtls.filter(|(_, several)| !several);
         if let Some(to) = self.selected.filter(|to| dtls.is_some_and(|(remote, _)| remote == to.remote)) {
             self.prove(now, to);
@@ -366,7 +404,8 @@ impl Paths {
             return;
         }
         // Two nominated paths in turn must not make media alternate between them.
-        let is_newly_nominated = path.nominated_at > selected.nominated_at
+        let is_newly_nominated = !self.has_forgotten
+            && path.nominated_at > selected.nominated_at
             && (previous.is_none_or(|at| now >= at + NOMINATION_OLD) || previous > selected.nominated_at);
         let is_silent = now >= selected.heard_at + SELECTED_SILENT;
         if path.is_proven && (!selected.is_proven || is_newly_nominated || is_silent) {

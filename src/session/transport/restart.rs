@@ -5,8 +5,10 @@
 //!          └─► new ufrag ─► restart: new keys on both sides, the old ones last until the viewer uses the new ones
 //! ```
 //!
-//! Paths, DTLS and media stay as they are. The viewer's checks with the new credentials then add and select paths, as
+//! A session restarts at most once in [`limits::ICE_RESTART_INTERVAL`]. Paths, DTLS and media stay as they are. The viewer's checks with the new credentials then add and select paths, as
 //! checks do at any other time.
+
+use std::time::Instant;
 
 use str0m::IceCreds;
 
@@ -44,6 +46,7 @@ impl Transport {
     /// of the generations that the fragment may be for; `*` is any, and `None` if the viewer did not say.
     pub(in crate::session) fn handle_fragment(
         &mut self,
+        now: Instant,
         fragment: &IceFragment,
         mid: &str,
         if_match: Option<&[String]>,
@@ -67,7 +70,14 @@ impl Transport {
                 "it is ICE-lite, as this server is, so neither side would send connectivity checks",
             ));
         }
-        self.restart_ice(&ice_credentials(ufrag, password)?, mid).map(Some)
+        let credentials = ice_credentials(ufrag, password)?;
+        // Each restart makes random credentials, and every worker updates its routes.
+        if self.restarted_at.is_some_and(|at| now < at + limits::ICE_RESTART_INTERVAL) {
+            return Err(FragmentError::TooSoon);
+        }
+        let restart = self.restart_ice(&credentials, mid)?;
+        self.restarted_at = Some(now);
+        Ok(Some(restart))
     }
 
     fn restart_ice(&mut self, remote: &IceCreds, mid: &str) -> Result<IceRestart, FragmentError> {
@@ -98,7 +108,9 @@ impl Transport {
     /// ones.
     pub(super) fn authenticate(&mut self, from: Destination, bytes: &[u8]) -> Option<(Request, bool)> {
         if let Some(found) = self.ice.authenticate(from, bytes) {
-            self.previous_ice = None;
+            if self.previous_ice.take().is_some() {
+                self.paths.on_new_keys();
+            }
             return Some(found);
         }
         self.previous_ice.as_ref()?.authenticate(from, bytes)

@@ -399,7 +399,7 @@ impl Day {
         let (context, server) = (&self.context, &self.server);
         let answer = as_server(|| {
             let (viewer, answer) = Viewer::accept(context, id, &offer, now.instant).unwrap();
-            server.adopt(viewer);
+            drop(server.adopt(viewer));
             super::heap::as_world(|| answer.clone())
         });
         browser.take_answer(&answer);

@@ -44,12 +44,14 @@
 
 mod browser;
 mod camera;
+mod consent;
 mod day;
 mod first_idr;
 mod growth;
 mod heap;
 mod network;
 mod recorder;
+mod scene;
 mod server;
 mod summary;
 

@@ -15,7 +15,7 @@ use crate::base::limits;
 use crate::camera::Camera;
 use crate::metrics::WorkerCounters;
 use crate::session::Viewer;
-use crate::worker::commands::{Mailbox, hand_over, mailbox};
+use crate::worker::commands::{Mailbox, SessionPlace, hand_over, mailbox, session_guard};
 use crate::worker::turn::{Seed, Worker};
 
 /// Most turns of each worker at one moment. If there are more, the workers wake each other forever.
@@ -47,10 +47,13 @@ impl Server {
         viewer as usize % self.workers.len()
     }
 
-    /// Gives a new session to its worker, as the backend does.
-    pub(super) fn adopt(&self, viewer: Viewer) {
+    /// Gives a new session to its worker, as the backend does. Returns the place that the session holds.
+    pub(super) fn adopt(&self, viewer: Viewer) -> SessionPlace {
         let owner = self.owner(viewer.id());
-        assert_eq!(hand_over(&self.mailboxes, owner, Box::new(viewer), None), Ok(()));
+        let (guard, _) = session_guard();
+        let place = guard.place();
+        assert_eq!(hand_over(&self.mailboxes, owner, Box::new(viewer), Some(guard)), Ok(()));
+        place
     }
 
     /// Delivers a datagram to the server's socket.

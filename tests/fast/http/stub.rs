@@ -18,6 +18,7 @@ use streaming_server::http::{
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, ViewerState, ViewerStatus,
 };
+use support::http::assert_no_header_twice;
 use tokio::sync::watch;
 
 /// Read timeout. It ends a test that would hang otherwise.
@@ -410,7 +411,9 @@ impl Reply {
         let mut lines = head.split("\r\n");
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
         let headers = lines.map(|line| line.split_once(": ").unwrap());
-        let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+        let headers: Vec<_> =
+            headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+        assert_no_header_twice(&headers);
         Reply { status, headers, body: bytes[end + 4..].to_vec() }
     }
 

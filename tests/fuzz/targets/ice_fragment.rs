@@ -20,10 +20,11 @@ fn context() -> &'static Arc<SessionContext> {
 
 fuzz_target!(|text: &str| {
     let Ok(fragment) = IceFragment::parse(text) else { return };
-    let (mut viewer, _) = Viewer::accept(context(), 7, OFFER, Instant::now()).unwrap();
+    let now = Instant::now();
+    let (mut viewer, _) = Viewer::accept(context(), 7, OFFER, now).unwrap();
     for if_match in [None, Some(vec!["*".to_owned()]), Some(vec!["other".to_owned()])] {
         let before = viewer.ice_tag().to_owned();
-        let handled = viewer.handle_fragment(&fragment, if_match.as_deref());
+        let handled = viewer.handle_fragment(now, &fragment, if_match.as_deref());
         let is_restart = viewer.ice_tag() != before;
         match handled {
             Ok(Some(restart)) => {

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use streaming_server::camera::{Layout, RingWriter};
+use streaming_server::h264::nal::kind;
+use streaming_server::h264::{NalUnit, scan};
 use streaming_server::recorder::names::Format;
 use streaming_server::recorder::{RecorderError, RecorderState};
 use support::server::{self, Server};
@@ -192,10 +194,61 @@ fn server_says_that_the_camera_sends_b_frames_and_counts_no_unit_without_a_pictu
     }
     let log = server.process.log();
     assert_eq!(log.matches("the camera sends B-frames").count(), 1, "{log}");
-    let options = server::command(&shm, &[]);
-    let mut doctor = Command::new(options.get_program());
-    let doctor = doctor.arg("doctor").args(options.get_args()).output().unwrap();
-    let report = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    let report = doctor(&shm);
     assert!(report.contains("with B-frames: turn B-frames off"), "{report}");
     writer.unlink();
+}
+
+/// Returns what `streaming-server doctor` prints.
+fn doctor(shm: &str) -> String {
+    let options = server::command(shm, &[]);
+    let mut doctor = Command::new(options.get_program());
+    let doctor = doctor.arg("doctor").args(options.get_args()).output().unwrap();
+    String::from_utf8_lossy(&doctor.stdout).into_owned()
+}
+
+/// Returns the slices of a unit, the first one with everything before it.
+fn slices(unit: &[u8]) -> Vec<Vec<u8>> {
+    let mut nals = smallvec::SmallVec::new();
+    scan(unit, &mut nals).unwrap();
+    let is_slice = |nal: &&NalUnit| matches!(nal.kind, kind::SLICE | kind::IDR_SLICE);
+    let starts = nals.iter().filter(is_slice).skip(1).map(|nal| nal.start as usize - 3);
+    let cuts: Vec<usize> = [0].into_iter().chain(starts).chain([unit.len()]).collect();
+    cuts.windows(2).map(|cut| unit[cut[0]..cut[1]].to_vec()).collect()
+}
+
+#[test]
+fn server_says_that_slots_hold_several_pictures_or_parts_of_one() {
+    let directory = TemporaryDirectory::new();
+    let units = encoded(&directory.0, &["-bf", "0", "-g", "10", "-x264-params", "slices=3"]);
+    let pairs = units.chunks(2).map(|pair| pair.concat()).collect();
+    let parts = units.iter().flat_map(|unit| slices(unit)).collect();
+    let alright: Vec<Vec<u8>> = units;
+    for (slots, fault) in [
+        (alright, None),
+        (pairs, Some("the camera writes several pictures into one slot")),
+        (parts, Some("the camera writes parts of a picture into slots of their own")),
+    ] {
+        let shm = support::unique_shm();
+        let mut writer = RingWriter::create(&shm, Layout::V3, 10).unwrap();
+        let server = Server::start(&shm, &[]);
+        wait_until("the camera is attached", || {
+            server.get("/api/status").json()["camera"]["state"] != "away"
+        });
+        publish(&mut writer, &slots);
+        let read = slots.len() as f64;
+        wait_until("all slots are read", || server.metrics().expect("frames_read_total") >= read);
+        let (camera, log) = (server.get("/api/status").json()["camera"].clone(), server.process.log());
+        let (said, report) = (camera["slot_fault"].as_str(), doctor(&shm));
+        assert_eq!(said.is_some(), fault.is_some(), "{camera}");
+        let fault = fault.unwrap_or("the camera writes");
+        assert!(said.is_none_or(|said| said.starts_with(fault)), "{camera}");
+        let times = usize::from(said.is_some());
+        assert_eq!(
+            (log.matches(fault).count(), report.matches(fault).count()),
+            (times, times),
+            "{log}{report}"
+        );
+        writer.unlink();
+    }
 }

@@ -145,6 +145,65 @@ fn replayed_request_is_ignored_and_a_repeated_one_only_answered() {
     assert!(!session.paths.contains(victim().remote));
 }
 
+/// Lets the viewer send so many requests over port 1000 that the first ones are forgotten. Returns the session after that.
+fn after_many_requests() -> Session {
+    let mut session = Session::connected();
+    for number in 0..limits::SEEN_REQUESTS_MAX as u64 {
+        session.now += 2 * SECOND;
+        let mut id = [255; 12];
+        id[..8].copy_from_slice(&number.to_be_bytes());
+        let request = Request { id, from: to(1000), priority: 1, is_nominating: true };
+        assert_eq!(session.paths.on_request(session.now, &request, 100, [254; 12]), Verdict::New);
+        session.paths.on_rtcp(session.now, to(1000));
+    }
+    session
+}
+
+#[test]
+fn old_request_that_is_replayed_from_another_address_does_not_move_media() {
+    let mut session = after_many_requests();
+    session.now += SECOND;
+    let old = Request { id: [1; 12], from: victim(), priority: 1, is_nominating: true };
+    let check = [9; 12];
+    assert_eq!(session.paths.on_request(session.now, &old, 100, check), Verdict::New, "it is forgotten");
+    // The attacker passes our request on to the viewer, and the answer back to us.
+    assert!(session.paths.on_response(session.now, victim(), check));
+    assert_eq!(session.paths.proven(), Some(to(1000)));
+    // The viewer itself moves media with its next SRTCP, or when its old address is silent.
+    let check = session.request_with(to(2000), true, 2);
+    session.paths.on_response(session.now, to(2000), check);
+    assert_eq!(session.paths.proven(), Some(to(1000)));
+    session.paths.on_rtcp(session.now, to(2000));
+    assert_eq!(session.paths.proven(), Some(to(2000)));
+    session.now += 6 * SECOND;
+    let check = session.request_with(to(3000), true, 3);
+    session.paths.on_response(session.now, to(3000), check);
+    assert_eq!(session.paths.proven(), Some(to(3000)));
+}
+
+#[test]
+fn requests_alone_are_trusted_for_a_while_and_then_checked() {
+    let mut session = after_many_requests();
+    let mut id = 0;
+    let mut request = |session: &mut Session, check| {
+        id += 1;
+        let request = Request { id: [100 + id; 12], from: to(1000), priority: 1, is_nominating: true };
+        session.paths.on_request(session.now, &request, 100, check);
+        session.paths.trusts_requests(session.now)
+    };
+    assert!(request(&mut session, [8; 12]) && session.paths.check_due().is_none());
+    session.now += 6 * SECOND;
+    assert!(request(&mut session, [9; 12]), "the latest SRTCP is not old enough");
+    assert_eq!(session.paths.poll_check(session.now), Some((to(1000), [9; 12])));
+    session.now += 15 * SECOND;
+    assert!(!request(&mut session, [10; 12]), "replays can keep no session alive");
+    assert!(session.paths.on_response(session.now, to(1000), [9; 12]));
+    assert!(request(&mut session, [11; 12]) && session.paths.check_due().is_none());
+    session.now += 6 * SECOND;
+    session.paths.on_new_keys();
+    assert!(request(&mut session, [12; 12]) && session.paths.check_due().is_none(), "old requests are void");
+}
+
 #[test]
 fn oldest_unused_path_goes_when_the_table_is_full() {
     let mut session = Session::connected();
