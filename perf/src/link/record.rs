@@ -33,7 +33,7 @@ pub(crate) struct Snapshot {
 /// Everything observed in one run. Times are CLOCK_MONOTONIC ns.
 #[derive(Default)]
 pub(crate) struct Observed {
-    /// Time at which the page was loaded and began to connect.
+    /// Time at which the plain player began to connect, or at which the server's own page was opened.
     pub(crate) joined_ns: i64,
     pub(crate) shown: Vec<Shown>,
     pub(crate) snapshots: Vec<Snapshot>,

@@ -95,9 +95,11 @@ impl Stage {
     /// Plays the stream and returns what the browser showed until the end of the measurement.
     fn watch(&mut self, case: &Case) -> Fallible<Observed> {
         let page = if case.own_page { "/" } else { self.server.kind.health_path() };
+        let opened_ns = monotonic_ns();
         self.browser.open(&format!("http://{}{page}", self.server.address))?;
         self.page_clock_ns = self.read_page_clock()?;
-        let mut observed = Observed { joined_ns: monotonic_ns(), ..Observed::default() };
+        let joined_ns = if case.own_page { opened_ns } else { monotonic_ns() };
+        let mut observed = Observed { joined_ns, ..Observed::default() };
         if !case.own_page {
             let path = json!(self.server.kind.offer_path());
             let whep = self.server.kind.is_whep();
