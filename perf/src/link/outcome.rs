@@ -13,6 +13,9 @@ use super::relay::{Direction, Entry, Fate};
 
 pub(crate) const NS_PER_S: i64 = 1_000_000_000;
 
+/// Longest time for which a unit that is followed by no shown picture does not count as lost.
+const IN_TRANSIT_NS: i64 = 5 * NS_PER_S;
+
 /// One picture that the browser presented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shown {
@@ -157,12 +160,13 @@ impl Evidence<'_> {
         let time = from_ns..to_ns;
         let seen: Vec<&Seen> = self.seen.iter().filter(|picture| time.contains(&picture.at_ns)).collect();
         let ever: HashSet<u64> = self.seen.iter().filter_map(|picture| picture.number).collect();
-        // Units after the newest shown one may still be on their way. If nothing follows, the gap shows that.
         let newest = ever.iter().max().copied();
-        let published = self.published.iter().filter(|unit| time.contains(&unit.at_ns));
-        let missing = |unit: &&Published| {
-            newest.is_none_or(|newest| unit.number <= newest) && !ever.contains(&unit.number)
+        // Units after the newest shown one may still be on their way, but not for ever.
+        let is_past = |unit: &Published| {
+            newest.is_none_or(|newest| unit.number <= newest) || unit.at_ns < to_ns - IN_TRANSIT_NS
         };
+        let published = self.published.iter().filter(|unit| time.contains(&unit.at_ns));
+        let missing = |unit: &&Published| is_past(unit) && !ever.contains(&unit.number);
         let skipped = self.skipped(&time);
         let uncalled: u64 = skipped.iter().map(|(_, count)| count).sum();
         let uninspected = uncalled + seen.iter().filter(|picture| !picture.is_read).count() as u64;
@@ -353,6 +357,12 @@ mod tests {
         assert_eq!((all.per_second_min, all.per_second_max), (14, 14));
         let part = figures(&seen, &[], 0, 400 * MS);
         assert_eq!((part.freezes_200, part.longest_gap_ms), (1, 261.0), "the time to the end is a gap");
+        let late = figures(&seen, &[], 0, 3_000 * MS + IN_TRANSIT_NS);
+        assert_eq!(
+            (late.published, late.not_shown),
+            (100, 77),
+            "units after the last picture are lost after a while"
+        );
         let nothing = figures(&[], &[], 0, 1_000 * MS);
         assert_eq!((nothing.shown, nothing.longest_gap_ms, nothing.not_shown), (0, 1_000.0, 31));
     }

@@ -17,7 +17,7 @@ pub(crate) struct Rtp {
     pub(crate) ssrc: u32,
 }
 
-/// Kind of a packet. UDP payloads are told apart by their first byte (RFC 7983) and RTCP by its type (RFC 5761).
+/// Kind of a packet. The first byte of a UDP payload identifies its protocol (RFC 7983), the second one RTCP (RFC 5761).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Rtp(Rtp),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn traffic_is_told_apart() {
+    fn each_kind_of_traffic_is_recognised() {
         let rtp = kind_of_udp(&[0x90, 0xE0, 1, 2, 0, 0, 0, 9, 0, 0, 1, 0, 77]);
         let expected = Rtp { payload_type: 96, marker: true, sequence: 0x0102, time: 9, ssrc: 256 };
         assert_eq!(rtp, Kind::Rtp(expected));

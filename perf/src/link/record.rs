@@ -215,7 +215,7 @@ impl Observed {
                 nacks: change("nackCount"),
                 plis: change("pliCount"),
                 state: after.map(|at| at.state.clone()).unwrap_or_default(),
-                viewers: after.map(|at| at.viewers["viewers"].clone()).unwrap_or_default(),
+                viewers: after.map(|at| at.viewers.clone()).unwrap_or_default(),
             }
         };
         (0..count).map(one).collect()
