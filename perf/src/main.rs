@@ -8,6 +8,7 @@ mod dtls;
 mod feed;
 mod floor;
 mod http;
+mod link;
 mod load;
 mod measure;
 mod options;

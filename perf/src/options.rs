@@ -10,7 +10,7 @@ use crate::Fallible;
 use crate::measure::{self, Plan};
 use crate::record::{Record, Setting};
 use crate::subject::{Kind, Programs};
-use crate::{feed, floor, process, report};
+use crate::{feed, floor, link, process, report};
 
 const HELP: &str = "\
 perf: measures streaming-server and its peers under load.
@@ -19,6 +19,7 @@ perf: measures streaming-server and its peers under load.
   perf report FILE...      make tables and charts of records: --directory DIR [perf/results], --readme FILE
   perf floor --shm NAME    the bare sender (started by `perf run`)
   perf feed --shm NAME     write the camera's access units to standard output (for peers/go2rtc)
+  perf link                a link between a server and a real browser (started by `perf/link`; see perf/link --help)
 
   --servers LIST     ours, ours-2 (workers), before (see --before), floor-gcm, floor-cm, floor-send, pion,
                      pion-best, aiortc, go2rtc [ours]
@@ -55,6 +56,7 @@ pub(crate) fn dispatch(mut parser: lexopt::Parser) -> Fallible<()> {
         "report" => report(parser),
         "floor" => floor::run(&shm(parser)?),
         "feed" => feed::run(&shm(parser)?),
+        "link" => link::run(parser),
         other => Err(format!("unknown command {other:?}; see perf --help").into()),
     }
 }

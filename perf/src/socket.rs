@@ -1,11 +1,16 @@
 //! UNSAFE. System calls that have no safe binding. They receive many datagrams per call with their arrival times, send
-//! GSO batches, set the scheduling class, and let children end with this process.
-#![expect(unsafe_code, reason = "recvmmsg, sendmsg with control messages, scheduling class, pre_exec")]
+//! GSO batches, set the scheduling class, open TUN devices, and let children end with this process.
+#![expect(
+    unsafe_code,
+    reason = "recvmmsg, sendmsg with control messages, scheduling class, TUNSETIFF, pre_exec"
+)]
 
+use std::fs::File;
 use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -55,6 +60,31 @@ pub(crate) fn prepare_sender(socket: &UdpSocket) -> io::Result<()> {
 /// still correct. If it occupied a core, it would slow the server under test.
 pub(crate) fn use_idle_priority() -> io::Result<()> {
     set_scheduler(libc::SCHED_IDLE, 0)
+}
+
+/// Gives the calling thread the lowest real-time priority (SCHED_RR), so that other processes do not delay it.
+pub(crate) fn use_real_time_priority() -> io::Result<()> {
+    set_scheduler(libc::SCHED_RR, 1)
+}
+
+/// Makes a TUN device called `name` in the network namespace of the calling thread. Reads and writes of the file are
+/// whole IP packets and never block. The device is removed when the file is closed.
+pub(crate) fn open_tun(name: &str) -> io::Result<File> {
+    let mut options = File::options();
+    let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    // SAFETY: all fields of `ifreq` are integers, arrays of integers, or pointers, for which zero is valid.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the descriptor is open while `file` exists. TUNSETIFF reads and writes one `ifreq`, which outlives the
+    // call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }
 }
 
 fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {

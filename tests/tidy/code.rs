@@ -25,7 +25,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/uring/ring.rs",
     "src/uring/buffers.rs",
     "src/profiling/",
-    "perf/src/socket.rs", // calls recvmmsg and sendmsg, and makes child processes end with the harness
+    "perf/src/socket.rs", // calls recvmmsg and sendmsg, opens TUN devices, and makes child processes end with the harness
     "src/worker/simulated_day/heap.rs", // defines a counting global allocator for the unit tests
     "benches/profiling.rs", // calls the methods of two allocators directly
     "tests/no_alloc.rs",  // defines a counting global allocator

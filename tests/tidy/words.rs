@@ -223,7 +223,7 @@ fn texts() -> Vec<Source> {
         [".rs", ".mjs", ".html", ".js", ".css", ".h", ".c", ".toml", ".md", ".sh", ".yml", ".service"];
     let mut files = sources(&["src", "tests", "benches", "perf"], &extensions);
     files.extend(sources(&["scripts", ".ci", ".cargo"], &[""]));
-    files.extend(sources(&["perf"], &["/run", "sweep", "table"]));
+    files.extend(sources(&["perf"], &["/run", "/link", "sweep", "table"]));
     files.extend(documents());
     files.push(("Cargo.toml".to_owned(), std::fs::read_to_string(super::root().join("Cargo.toml")).unwrap()));
     files

@@ -4,7 +4,7 @@
 // semaphore wakes it, the frame is not copied, each unit is packetised once, and the viewers of a core share one track.
 //
 // Both variants differ from the design in three points. They have flags instead of constants. They use no STUN server,
-// because they run on loopback only. Their answer waits for ICE gathering, because the design's answer has no
+// because they run on one machine only. Their answer waits for ICE gathering, because the design's answer has no
 // candidates and never connects.
 package main
 
@@ -22,6 +22,9 @@ import (
 	"syscall"
 )
 
+// mediaIP is the only address for video: that of the HTTP API.
+var mediaIP = net.IPv4(127, 0, 0, 1)
+
 // streamer is the interface of both variants.
 type streamer interface {
 	HandleOffer(offer []byte) ([]byte, error)
@@ -35,6 +38,11 @@ func main() {
 	recordPath := flag.String("record-path", "./recordings", "directory of recordings")
 	flag.Parse()
 
+	if host, _, err := net.SplitHostPort(*httpAddress); err == nil {
+		if ip := net.ParseIP(host); ip != nil {
+			mediaIP = ip
+		}
+	}
 	ring, err := OpenRing(*shmName)
 	if err != nil {
 		log.Fatalf("Failed to open shared memory: %v", err)

@@ -1,0 +1,365 @@
+//! The table of links that a viewer must survive, with the limits that must hold, and its text.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::case::LinkOptions;
+use super::outcome::Figures;
+use super::record::{Decoding, Record};
+use crate::Fallible;
+
+pub(crate) const RECORDS: &str = "perf/results/link.jsonl";
+
+const BOTH: &[&str] = &["x264-720p", "x264-1080p"];
+
+/// A row of the table: a link, and what must hold on it.
+pub(crate) struct Row {
+    pub(crate) link: &'static str,
+    pub(crate) streams: &'static [&'static str],
+    pub(crate) seconds: u64,
+    pub(crate) rounds: u64,
+    wanted: &'static str,
+    /// Returns true if the record is as wanted. The flag is true for the 1080p stream.
+    holds: fn(&Record, bool) -> bool,
+}
+
+fn is_whole(figures: &Figures) -> bool {
+    figures.broken == 0 && figures.backwards == 0 && figures.shown > 0
+}
+
+fn is_steady(figures: &Figures) -> bool {
+    figures.per_second_max - figures.per_second_min <= 2
+}
+
+fn limit(is_large: bool, small: f64, large: f64) -> f64 {
+    if is_large { large } else { small }
+}
+
+pub(crate) const ROWS: &[Row] = &[
+    Row {
+        link: "--rate max",
+        streams: BOTH,
+        seconds: 10,
+        rounds: 1,
+        wanted: "the harness itself: nothing lost, no freeze over 200 ms",
+        holds: |record, _| is_whole(&record.counted) && record.counted.freezes_200 == 0,
+    },
+    Row {
+        link: "--rate 15M --queue 60k --rtt 20ms",
+        streams: BOTH,
+        seconds: 20,
+        rounds: 5,
+        wanted: "0 pictures lost, no freeze over 200 ms, age p95 < 120 ms (1080p: 170 ms)",
+        holds: |record, is_large| {
+            let figures = &record.counted;
+            is_whole(figures)
+                && figures.not_shown == 0
+                && figures.freezes_200 == 0
+                && figures.age_ms.p95 < limit(is_large, 120.0, 170.0)
+        },
+    },
+    Row {
+        link: "--rate 10M --queue 100k --rtt 40ms",
+        streams: BOTH,
+        seconds: 20,
+        rounds: 1,
+        wanted: "no freeze over 400 ms, age p95 < 250 ms (1080p: 300 ms)",
+        holds: |record, is_large| {
+            let figures = &record.counted;
+            is_whole(figures)
+                && figures.freezes_400 == 0
+                && figures.age_ms.p95 < limit(is_large, 250.0, 300.0)
+        },
+    },
+    Row {
+        link: "--rate 4M --queue 100k --rtt 40ms",
+        streams: BOTH,
+        seconds: 60,
+        rounds: 1,
+        wanted: "unbroken, at least 8 pictures/s (1080p: 6), age p95 < 700 ms, steady (counts differ by at most 2)",
+        holds: |record, is_large| {
+            let figures = &record.counted;
+            is_whole(figures)
+                && figures.per_second_min as f64 >= limit(is_large, 8.0, 6.0)
+                && figures.age_ms.p95 < 700.0
+                && is_steady(figures)
+        },
+    },
+    Row {
+        link: "--rate 1M --queue 60k --rtt 80ms",
+        streams: BOTH,
+        seconds: 30,
+        rounds: 1,
+        wanted: "unbroken, a picture every 2 s (1080p: 3.5 s), age p95 < 2.5 s (1080p: 4 s)",
+        holds: |record, is_large| {
+            let figures = &record.counted;
+            is_whole(figures)
+                && figures.longest_gap_ms <= limit(is_large, 2_000.0, 3_500.0)
+                && figures.age_ms.p95 < limit(is_large, 2_500.0, 4_000.0)
+        },
+    },
+    Row {
+        link: "--rate 20M --queue 200k --rtt 30ms --loss 5%",
+        streams: BOTH,
+        seconds: 20,
+        rounds: 1,
+        wanted: "0 broken, no freeze over 500 ms",
+        holds: |record, _| is_whole(&record.counted) && record.counted.freezes_500 == 0,
+    },
+    Row {
+        link: "--rate 20M,10s:2M,20s:20M --queue 200k --rtt 20ms",
+        streams: BOTH,
+        seconds: 30,
+        rounds: 1,
+        wanted: "full rate again within 4 s",
+        holds: |record, _| {
+            let full_ms = record.recovery.and_then(|recovery| recovery.full_rate_ms);
+            is_whole(&record.counted) && full_ms.is_some_and(|ms| ms < 4_000.0)
+        },
+    },
+    Row {
+        link: "--rate 20M --queue 200k --rtt 20ms --outage 10s:2s",
+        streams: BOTH,
+        seconds: 20,
+        rounds: 1,
+        wanted: "picture within 800 ms of its end, no reconnect",
+        holds: |record, _| {
+            let picture_ms = record.recovery.and_then(|recovery| recovery.picture_ms);
+            is_whole(&record.counted) && picture_ms.is_some_and(|ms| ms < 800.0) && record.connections == 1
+        },
+    },
+    Row {
+        link: "--rate 20M --queue 200k --rtt 20ms --move 10s",
+        streams: &["x264-720p"],
+        seconds: 20,
+        rounds: 1,
+        wanted: "media follows within 2.7 s",
+        holds: |record, _| {
+            let picture_ms = record.recovery.and_then(|recovery| recovery.full_rate_ms);
+            is_whole(&record.counted) && picture_ms.is_some_and(|ms| ms < 2_700.0)
+        },
+    },
+    Row {
+        link: "--rate 1M --queue 60k --rtt 40ms --loss 2%",
+        streams: &["x264-600k"],
+        seconds: 20,
+        rounds: 1,
+        wanted: "30 pictures/s",
+        holds: |record, _| {
+            is_whole(&record.counted) && record.counted.not_shown == 0 && record.counted.per_second_min >= 29
+        },
+    },
+];
+
+/// Returns the figures of a run in a few lines.
+pub(crate) fn brief(record: &Record) -> String {
+    let mut text = format!(
+        "{} {} {}{}: first picture {}, {} connection(s)\n",
+        record.server,
+        record.stream,
+        record.link,
+        if record.own_page { " (own page)" } else { "" },
+        record.first_picture_ms.map_or("never".to_owned(), |ms| format!("after {ms:.0} ms")),
+        record.connections,
+    );
+    for (name, figures) in [("start", &record.start), ("counted", &record.counted)] {
+        let Figures { age_ms, down, up, .. } = figures;
+        let _ = writeln!(
+            text,
+            "  {name:>7} {:.1} s: shown {} of {} (lost {}), {}-{} per s, broken {}, backwards {} | gap {:.0} ms, \
+             freezes >200 {} >400 {} >500 {} | age p50 {:.0} p95 {:.0} max {:.0} ms | down {} kbit/s, RTP {}, resent {}, \
+             dropped {}, lost {}, queue {} B | up {} packets",
+            figures.seconds,
+            figures.shown,
+            figures.published,
+            figures.not_shown,
+            figures.per_second_min,
+            figures.per_second_max,
+            figures.broken,
+            figures.backwards,
+            figures.longest_gap_ms,
+            figures.freezes_200,
+            figures.freezes_400,
+            figures.freezes_500,
+            age_ms.p50,
+            age_ms.p95,
+            age_ms.max,
+            (down.bytes as f64 * 8.0 / 1e3 / figures.seconds.max(0.001)).round(),
+            down.rtp,
+            down.resent,
+            down.dropped,
+            down.lost + down.lost_in_outage,
+            down.queue_bytes_max,
+            up.packets,
+        );
+    }
+    let Decoding { published, decoded, nacks, plis } = record.decoding;
+    let _ = writeln!(text, "  decoded {decoded} of {published} published, NACK {nacks}, PLI {plis}");
+    if let Some(recovery) = record.recovery {
+        let shown = |ms: Option<f64>| ms.map_or("never".to_owned(), |ms| format!("{ms:.0} ms"));
+        let _ = writeln!(
+            text,
+            "  after the change: next picture {}, full rate {}",
+            shown(recovery.picture_ms),
+            shown(recovery.full_rate_ms)
+        );
+    }
+    let _ = writeln!(
+        text,
+        "  disturbance: page stalled {:.0} ms, link late p99 {:.1} max {:.1} ms, machine idle {:.0} % {}",
+        record.disturbance.page_stalled_ms,
+        record.disturbance.link_late_p99_ms,
+        record.disturbance.link_late_max_ms,
+        record.disturbance.machine_idle * 100.0,
+        record.errors.join("; "),
+    );
+    text
+}
+
+/// Returns one line for each second of a run.
+pub(crate) fn per_second(record: &Record) -> String {
+    let mut text = String::from(
+        "   s  shown decoded broken    gap   age p50/p95/max ms   kbit/s   RTP resent dropped lost   queue NACK PLI\n",
+    );
+    for second in &record.per_second {
+        let _ = writeln!(
+            text,
+            "{:>4}  {:>5} {:>7} {:>6} {:>6.0} {:>7.0} {:>6.0} {:>6.0}  {:>7} {:>5} {:>6} {:>7} {:>4} {:>7} {:>4} {:>3}",
+            second.second,
+            second.shown,
+            second.decoded,
+            second.broken,
+            second.longest_gap_ms,
+            second.age_ms.p50,
+            second.age_ms.p95,
+            second.age_ms.max,
+            second.kbits,
+            second.rtp,
+            second.resent,
+            second.dropped,
+            second.lost,
+            second.queue_bytes_max,
+            second.nacks,
+            second.plis,
+        );
+    }
+    text
+}
+
+/// Writes the table of all records of a file, next to it.
+pub(crate) fn write(records: &Path) -> Fallible<()> {
+    let text = std::fs::read_to_string(records)?;
+    let records_read = text.lines().map(serde_json::from_str).collect::<Result<Vec<Record>, _>>()?;
+    let path = records.with_extension("md");
+    std::fs::write(&path, markdown(&records_read)?)?;
+    eprintln!("wrote {}", path.display());
+    Ok(())
+}
+
+const HEAD: &str = "\
+# Links
+
+`perf/link table` made these runs and wrote this file from `link.jsonl`; see [Links](../README.md#links) for what the
+columns mean. The values count from 3 s after the first picture; the columns *first 3 s* are apart. With several runs,
+each cell has the lowest and the highest value.
+";
+
+/// Returns the table as text: a section for each row, a line for each stream and server.
+fn markdown(records: &[Record]) -> Fallible<String> {
+    let mut text = HEAD.to_owned();
+    for row in ROWS {
+        let link = LinkOptions::parse(row.link)?.text();
+        let of_row: Vec<&Record> = records.iter().filter(|record| record.link == link).collect();
+        if of_row.is_empty() {
+            continue;
+        }
+        write!(
+            text,
+            "\n## `{link}`\n\nWanted: {}.\n\n\
+             | stream | server | holds | pictures/s | lost | not decoded | broken | freezes > 200, 400 ms | longest gap, ms \
+             | age p50, p95, max, ms | resent | dropped | first 3 s: gap, ms | lost | page stalled, ms |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+            row.wanted
+        )?;
+        for stream in row.streams {
+            let mut servers: Vec<&str> = Vec::new();
+            for record in of_row.iter().filter(|record| record.stream == *stream) {
+                if !servers.contains(&record.server.as_str()) {
+                    servers.push(&record.server);
+                }
+            }
+            for server in servers {
+                let runs = of_row.iter().filter(|record| record.stream == *stream && record.server == server);
+                line(&mut text, row, stream, server, &runs.copied().collect::<Vec<_>>())?;
+            }
+        }
+    }
+    Ok(text)
+}
+
+fn line(text: &mut String, row: &Row, stream: &str, server: &str, runs: &[&Record]) -> Fallible<()> {
+    let held = runs.iter().filter(|record| (row.holds)(record, stream.contains("1080p"))).count();
+    let range = |value: fn(&Record) -> f64| {
+        let values = || runs.iter().map(|record| value(record).round());
+        let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+        if low < high { format!("{low}-{high}") } else { format!("{high}") }
+    };
+    writeln!(
+        text,
+        "| {stream} | {server} | {held} of {} | {} to {} | {} | {} | {} | {}, {} | {} | {}, {}, {} | {} | {} | {} | {} | {} |",
+        runs.len(),
+        range(|record| record.counted.per_second_min as f64),
+        range(|record| record.counted.per_second_max as f64),
+        range(|record| record.counted.not_shown as f64),
+        range(|record| record.decoding.published.saturating_sub(record.decoding.decoded) as f64),
+        range(|record| record.counted.broken as f64),
+        range(|record| record.counted.freezes_200 as f64),
+        range(|record| record.counted.freezes_400 as f64),
+        range(|record| record.counted.longest_gap_ms),
+        range(|record| record.counted.age_ms.p50),
+        range(|record| record.counted.age_ms.p95),
+        range(|record| record.counted.age_ms.max),
+        range(|record| record.counted.down.resent as f64),
+        range(|record| record.counted.down.dropped as f64),
+        range(|record| record.start.longest_gap_ms),
+        range(|record| record.start.not_shown as f64),
+        range(|record| record.disturbance.page_stalled_ms),
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outcome::Ages;
+    use super::super::stream::Stream;
+    use super::*;
+
+    #[test]
+    fn rows_have_known_streams_and_links_that_records_can_repeat() {
+        for row in ROWS {
+            assert_eq!(LinkOptions::parse(row.link).unwrap().text(), row.link);
+            assert!(row.streams.iter().all(|stream| Stream::parse(stream).is_ok()));
+        }
+    }
+
+    #[test]
+    fn the_table_reports_the_range_of_all_runs_and_how_many_held() {
+        let run = |not_shown, p95| Record {
+            server: "ours".to_owned(),
+            stream: "x264-720p".to_owned(),
+            link: ROWS[1].link.to_owned(),
+            counted: Figures {
+                shown: 600,
+                not_shown,
+                age_ms: Ages { p50: 50.0, p95, max: 130.0 },
+                ..Figures::default()
+            },
+            ..Record::default()
+        };
+        let text = markdown(&[run(0, 110.0), run(0, 125.0), run(7, 110.0)]).unwrap();
+        let line = text.lines().find(|line| line.starts_with("| x264-720p | ours |")).unwrap();
+        assert!(line.contains("| 1 of 3 |") && line.contains("| 0-7 |"), "{line}");
+        assert!(line.contains("| 50, 110-125, 130 |"), "{line}");
+        assert_eq!(text.matches("\n## ").count(), 1, "rows without runs are left out");
+    }
+}
