@@ -106,7 +106,7 @@ end() {
 # log is $WORK/log.
 start_camera() {
   [ -n "${SS_BIN:-}" ] || { need_cargo && cargo build --locked --bins; }
-  # The log of an earlier server would have its port.
+  # The port is read from the log below. An earlier server has left its own port there.
   : >"$WORK/log"
   "${SS_BIN:-target/debug}/streaming-server" --demo --http 127.0.0.1:0 --udp 0.0.0.0:0 --control off "$@" \
     >"$WORK/log" 2>&1 &

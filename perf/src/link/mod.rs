@@ -15,7 +15,6 @@ mod model;
 mod network;
 mod outcome;
 mod packet;
-mod random;
 mod record;
 mod relay;
 mod run;

@@ -9,8 +9,6 @@
 
 use std::collections::VecDeque;
 
-use super::random::Random;
-
 const NS_PER_S: u128 = 1_000_000_000;
 
 /// One rate of the link, from a time on.
@@ -60,7 +58,7 @@ pub(crate) enum Cause {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome<T> {
     Arrived(T),
-    Gone(T, Cause),
+    Discarded(T, Cause),
 }
 
 struct Waiting<T> {
@@ -81,7 +79,7 @@ pub(crate) struct Link<T> {
     /// Packets that left the transmitter, each with the time at which its outcome takes place.
     travelling: VecDeque<(u64, Outcome<T>)>,
     is_in_loss_run: bool,
-    random: Random,
+    random: fastrand::Rng,
 }
 
 impl<T> Link<T> {
@@ -95,7 +93,7 @@ impl<T> Link<T> {
             free_at_ns: 0,
             travelling: VecDeque::new(),
             is_in_loss_run: false,
-            random: Random::new(seed),
+            random: fastrand::Rng::with_seed(seed),
         }
     }
 
@@ -155,13 +153,13 @@ impl<T> Link<T> {
             let Some(first) = self.waiting.pop_front() else { return };
             self.waiting_bytes -= first.bytes;
             self.free_at_ns = left_ns;
-            let jitter_ns = self.random.below(self.shape.jitter_ns + 1);
+            let jitter_ns = self.random.u64(..=self.shape.jitter_ns);
             let before_ns = self.travelling.back().map_or(0, |(due_ns, _)| *due_ns);
             let due_ns = before_ns.max(left_ns + self.shape.delay_ns + jitter_ns);
             let outcome = if self.is_out(left_ns) {
-                Outcome::Gone(first.item, Cause::Outage)
+                Outcome::Discarded(first.item, Cause::Outage)
             } else if self.loses_next() {
-                Outcome::Gone(first.item, Cause::Loss)
+                Outcome::Discarded(first.item, Cause::Loss)
             } else {
                 Outcome::Arrived(first.item)
             };
@@ -183,7 +181,7 @@ impl<T> Link<T> {
         } else {
             loss / (1.0 - loss) / loss_run
         };
-        self.is_in_loss_run = self.random.fraction() < chance;
+        self.is_in_loss_run = self.random.f64() < chance;
         self.is_in_loss_run
     }
 
@@ -322,8 +320,8 @@ mod tests {
         assert_eq!(link.push(30 * MS, 1_250, 2), Err((2, Cause::Outage)));
         link.push(40 * MS, 1_250, 3).unwrap();
         assert_eq!(link.pop(25 * MS), Some((15 * MS, Outcome::Arrived(0))));
-        let gone = Outcome::Gone(1, Cause::Outage);
-        assert_eq!(link.pop(25 * MS), Some((25 * MS, gone)), "it left in the outage");
+        let discarded = Outcome::Discarded(1, Cause::Outage);
+        assert_eq!(link.pop(25 * MS), Some((25 * MS, discarded)), "it left in the outage");
         assert_eq!(arrivals(&mut link, S), [(50 * MS, 3)]);
     }
 
@@ -350,7 +348,7 @@ mod tests {
         let mut link = Link::new(Shape { phases, loss, loss_run, ..shape() }, seed);
         let lost = |number| {
             link.push(number, 100, ()).unwrap();
-            link.pop(number) == Some((number, Outcome::Gone((), Cause::Loss)))
+            link.pop(number) == Some((number, Outcome::Discarded((), Cause::Loss)))
         };
         (0..100_000).map(lost).collect()
     }

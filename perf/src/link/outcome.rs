@@ -266,10 +266,10 @@ impl Traffic {
             _ => {}
         }
         match entry.fate {
-            Fate::Gone(Cause::QueueFull) => self.dropped += 1,
-            Fate::Gone(Cause::Loss) => self.lost += 1,
-            Fate::Gone(Cause::Outage) => self.lost_in_outage += 1,
-            Fate::Gone(Cause::Blocked) => self.blocked += 1,
+            Fate::Discarded(Cause::QueueFull) => self.dropped += 1,
+            Fate::Discarded(Cause::Loss) => self.lost += 1,
+            Fate::Discarded(Cause::Outage) => self.lost_in_outage += 1,
+            Fate::Discarded(Cause::Blocked) => self.blocked += 1,
             Fate::Travelling | Fate::Delivered => {}
         }
         self.queue_bytes_max = self.queue_bytes_max.max(entry.queued_bytes);
@@ -326,18 +326,18 @@ mod tests {
     #[test]
     fn unreadable_different_and_unpublished_pictures_are_broken() {
         let hashes: Vec<u32> = (7..17).collect();
-        let good = shown(3, 20, 10);
+        let intact = shown(3, 20, 10);
         let bad = [
-            Shown { index: None, ..good },
-            Shown { hash: Some(1), ..good },
-            Shown { hash: None, ..good },
-            Shown { index: Some(9), ..good },
+            Shown { index: None, ..intact },
+            Shown { hash: Some(1), ..intact },
+            Shown { hash: None, ..intact },
+            Shown { index: Some(9), ..intact },
         ];
         let seen = identify(&bad, &published(40), 10, &hashes);
         assert!(seen.iter().all(|picture| picture.is_broken), "{seen:?}");
-        let seen = identify(&[Shown { hash: Some(1), ..good }], &published(40), 10, &[]);
+        let seen = identify(&[Shown { hash: Some(1), ..intact }], &published(40), 10, &[]);
         assert!(!seen[0].is_broken, "without known checksums only the number is checked");
-        let unread = Shown { is_read: false, index: None, hash: None, ..good };
+        let unread = Shown { is_read: false, index: None, hash: None, ..intact };
         assert!(!identify(&[unread], &published(40), 10, &hashes)[0].is_broken);
     }
 
@@ -390,9 +390,9 @@ mod tests {
         };
         let entries = [
             entry(96, 1, Fate::Delivered),
-            entry(96, 2, Fate::Gone(Cause::QueueFull)),
+            entry(96, 2, Fate::Discarded(Cause::QueueFull)),
             entry(96, 2, Fate::Delivered),
-            entry(97, 1_000, Fate::Gone(Cause::Loss)),
+            entry(97, 1_000, Fate::Discarded(Cause::Loss)),
         ];
         let traffic = figures(&[], &entries, 0, 10).down;
         assert_eq!((traffic.packets, traffic.bytes, traffic.rtp, traffic.resent), (4, 400, 4, 2));

@@ -35,7 +35,7 @@ pub(crate) enum Direction {
 pub(crate) enum Fate {
     Travelling,
     Delivered,
-    Gone(Cause),
+    Discarded(Cause),
 }
 
 /// Log entry of one packet. Times are CLOCK_MONOTONIC ns.
@@ -214,7 +214,7 @@ impl Path {
                     let _ = self.to.write(&held.bytes);
                     (held, Fate::Delivered)
                 }
-                Outcome::Gone(held, cause) => (held, Fate::Gone(cause)),
+                Outcome::Discarded(held, cause) => (held, Fate::Discarded(cause)),
             };
             log[held.entry].fate = fate;
             log[held.entry].out_ns = due_ns;
@@ -242,7 +242,7 @@ impl Path {
             kind,
             bytes: bytes.len(),
             queued_bytes: self.link.queued_bytes(),
-            fate: refused.map_or(Fate::Travelling, |(_, cause)| Fate::Gone(cause)),
+            fate: refused.map_or(Fate::Travelling, |(_, cause)| Fate::Discarded(cause)),
             out_ns: at_ns,
             late_ns: 0,
         });

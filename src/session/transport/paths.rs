@@ -40,11 +40,11 @@ const NOMINATION_OLD: Duration = Duration::from_secs(5);
 /// Time without an authentic datagram on the selected path after which any other proven path takes over.
 const SELECTED_SILENT: Duration = Duration::from_secs(5);
 
-/// Age of the latest proof from which on requests alone are doubtful, once some have been forgotten: the selected path is
-/// then checked again.
+/// After the first requests are forgotten, a request may be a replay. If the latest proof is at least this old, a request
+/// makes the server check the selected path again.
 const PROOF_OLD: Duration = Duration::from_secs(5);
 
-/// Age of the latest proof from which on requests alone do not renew consent, once some have been forgotten.
+/// If the latest proof is at least this old, such a request does not renew consent.
 const PROOF_STALE: Duration = Duration::from_secs(20);
 
 /// Time after a change of the selected path in which late SRTCP from another path does not change it again.
@@ -238,7 +238,8 @@ impl Paths {
         self.has_forgotten && self.proof_at.is_none_or(|at| now >= at + age)
     }
 
-    /// Returns true if a request that looks new renews consent.
+    /// Returns true if a STUN request that was not seen before renews the viewer's consent. Returns false if the request may
+    /// be a replay and the latest proof is older than [`PROOF_STALE`].
     pub(super) fn trusts_requests(&self, now: Instant) -> bool {
         !self.is_proof_older(now, PROOF_STALE)
     }

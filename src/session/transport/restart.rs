@@ -5,8 +5,8 @@
 //!          └─► new ufrag ─► restart: new keys on both sides, the old ones last until the viewer uses the new ones
 //! ```
 //!
-//! A session restarts at most once in [`limits::ICE_RESTART_INTERVAL`]. Paths, DTLS and media stay as they are. The viewer's checks with the new credentials then add and select paths, as
-//! checks do at any other time.
+//! A session restarts at most once in [`limits::ICE_RESTART_INTERVAL`]. Paths, DTLS and media stay as they are. The
+//! viewer's checks with the new credentials then add and select paths, as checks do at any other time.
 
 use std::time::Instant;
 

@@ -34,7 +34,7 @@ fn paths(server: &Server, headers: &str) -> Vec<String> {
     filled.collect()
 }
 
-/// Bodies that are accepted or refused, by method and end of the path.
+/// Returns the bodies to send with this method to this path: valid ones and invalid ones.
 fn bodies(method: &str, path: &str) -> &'static [&'static str] {
     match method {
         "POST" if path.ends_with("/whep") => &["v=0\r\n", "v=0 full", "v=0 vp8", "hello"],
