@@ -10,15 +10,16 @@ use crate::app::addresses::Addresses;
 use crate::app::publish::board::PublishBoard;
 use crate::app::service::{Health, Heartbeat};
 use crate::app::viewer_places::{GivesWay, NoPlace, SessionKey, ViewerPlaces};
-use crate::app::{login_watch, recordings, sessions};
+use crate::app::{live, login_watch, recordings, sessions};
 use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
 use crate::h264::SlotFault;
 use crate::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, OfferOrigin, Offered,
-    PlaceHolder, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, SessionCommand,
-    SessionReply, StreamNames, Summary,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, LiveFormat, LiveOrigin,
+    LiveStream, OfferOrigin, Offered, PlaceHolder, RecordingCommand, RecordingFile, RecordingReply,
+    RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary,
 };
+use crate::live::Live;
 use crate::metrics::status::ViewerStatus;
 use crate::metrics::{LoginCounters, WorkerCounters, trace};
 use crate::profiling::{self, Contention, ProfileError};
@@ -41,6 +42,8 @@ pub struct AppBackend {
     pub(super) counters: Vec<Arc<WorkerCounters>>,
     /// Handle of the recorder; `None` if the server was started with --no-recorder.
     pub(super) recorder: Option<RecorderHandle>,
+    /// The stream for viewers over HTTP.
+    pub(super) live: Arc<Live>,
     pub(super) logins: Arc<LoginCounters>,
     /// State of publishing; `None` without --whip.
     pub(super) publish: Option<Arc<PublishBoard>>,
@@ -128,9 +131,8 @@ impl AppBackend {
 
     fn accept(&self, offer_sdp: &str, origin: OfferOrigin) -> Result<Offered, ApiError> {
         let OfferOrigin { local, holder, login_end } = origin;
-        let no_place = |reason| self.no_place(reason, holder);
         // Checked first, so that offers to a full server cost little. A malformed offer must not take a place away.
-        self.places.check_room(holder).map_err(no_place)?;
+        self.places.check_room(holder).map_err(|reason| self.no_place(reason, holder))?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let now = clock::now();
         let context = self.addresses.context(local, now.monotonic_ns);
@@ -143,21 +145,42 @@ impl AppBackend {
         let Some(mailbox) = self.mailboxes.get(owner) else {
             return Err(ApiError::busy("no worker runs", RETRY_AFTER_S));
         };
-        if let Some(GivesWay { viewer, worker }) = self.places.make_room(holder).map_err(no_place)? {
-            // If the mailbox is full, the session lasts until its handshake times out.
-            let _ = self.mailboxes.get(worker).map(|mailbox| mailbox.send(Command::GiveWay { viewer }));
-        }
+        self.make_room(holder)?;
         let (guard, gone) = session_guard();
         let place = guard.place();
         hand_over(&self.mailboxes, owner, Box::new(viewer), Some(guard))
             .map_err(|full| ApiError::busy(full.to_string(), RETRY_AFTER_S))?;
-        self.places.hold(holder, id, owner, key, place);
+        self.places.hold(holder, id, owner, Some(key), place);
         self.adopted.fetch_add(1, Ordering::Relaxed);
         if let Some(login_end) = login_end {
             // This task watches the login and ends the session when the login ends.
             tokio::spawn(login_watch::end_with_login(id, login_end, gone, mailbox.clone()));
         }
         Ok(Offered { answer, key: key.to_string(), tag })
+    }
+
+    /// Makes room for a viewer of `holder`. A session may have to give way.
+    fn make_room(&self, holder: Option<PlaceHolder>) -> Result<(), ApiError> {
+        let gives_way = self.places.make_room(holder).map_err(|reason| self.no_place(reason, holder))?;
+        if let Some(GivesWay { viewer, worker }) = gives_way {
+            // If the mailbox is full, the session lasts until its handshake times out.
+            let _ = self.mailboxes.get(worker).map(|mailbox| mailbox.send(Command::GiveWay { viewer }));
+        }
+        Ok(())
+    }
+
+    /// Opens the stream for a viewer over HTTP. The place of the viewer is free when the returned value is dropped.
+    fn open_live(&self, format: LiveFormat, origin: &LiveOrigin) -> Result<live::Opened, ApiError> {
+        if let CameraStatus::Away { reason } = self.camera.status() {
+            return Err(ApiError { code: "camera_away", ..ApiError::busy(reason, RETRY_AFTER_S) });
+        }
+        self.make_room(origin.holder)?;
+        let (guard, _) = session_guard();
+        // The viewer has an open connection, so it does not give way as a session does whose viewer is unproven.
+        guard.note_stun();
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.places.hold(origin.holder, id, 0, None, guard.place());
+        Ok(live::open(&self.live, format, origin, guard))
     }
 
     /// Sends a command to the worker that has the session. The key of a deleted session is forgotten at once, so that
@@ -299,6 +322,16 @@ impl Backend for AppBackend {
         })
     }
 
+    fn live(
+        &self,
+        format: LiveFormat,
+        origin: LiveOrigin,
+    ) -> BoxFuture<Result<Box<dyn LiveStream>, ApiError>> {
+        let opened = self.open_live(format, &origin);
+        let no_idr = waiting_for_idr(self.last_idr_s(clock::now().monotonic_ns.unsigned_abs()));
+        Box::pin(async move { live::wait_for_start(opened?, no_idr).await })
+    }
+
     fn stream(&self) -> StreamNames {
         self.stream.clone()
     }
@@ -357,6 +390,7 @@ impl Backend for AppBackend {
         Summary {
             camera: self.camera_summary(),
             viewers: self.sessions(),
+            http_viewers: u32::try_from(self.live.viewer_count()).unwrap_or(u32::MAX),
             is_recording: self.is_recording(),
             publish: self.publish.as_ref().map(|publish| publish.status()),
         }

@@ -1,5 +1,6 @@
 //! Writes the page of GET /metrics. A metric that the earlier Go server also had keeps the name it had there.
 
+mod live;
 mod publish;
 mod recorder;
 mod replay;
@@ -28,6 +29,7 @@ impl AppBackend {
         if let Some(recorder) = &self.recorder {
             recorder::expose(&mut text, recorder.counters());
         }
+        live::expose(&mut text, &self.live);
         logins(&mut text, &self.logins);
         if let Some(board) = &self.publish {
             publish::expose(&mut text, board);

@@ -32,6 +32,7 @@ use crate::camera::{Camera, Layout, faults};
 use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
 use crate::http::{self, Backend, HttpConfig, StreamNames};
+use crate::live::Live;
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
 use crate::session::{ContextError, SessionConfig, SessionContext};
 use crate::simulator::{self, SimulatorConfig};
@@ -137,6 +138,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         camera_wait: threads.start_camera_wait(&camera, config.realtime)?,
     })?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
+    let live = Live::new(&camera, recorder.clone());
     let app_backend = Arc::new(AppBackend {
         stream: StreamNames { name: config.name.clone(), title: config.title.clone() },
         camera,
@@ -144,6 +146,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         mailboxes: workers.mailboxes.clone(),
         counters: workers.counters.clone(),
         recorder,
+        live,
         logins,
         publish: config.whip.as_ref().map(|whip| Arc::new(PublishBoard::new(whip.url.authority()))),
         viewers_max: u32::try_from(config.max_viewers).unwrap_or(u32::MAX),

@@ -76,7 +76,7 @@ pub(super) enum NoPlace {
 
 struct Held<H> {
     viewer: u32,
-    /// Key of the session's URL; `None` after the viewer has deleted the session.
+    /// Key of the session's URL; `None` after the viewer has deleted the session, and for a viewer over HTTP.
     key: Option<SessionKey>,
     worker: usize,
     holder: Option<H>,
@@ -131,16 +131,16 @@ impl<H: Copy + Eq> ViewerPlaces<H> {
         first_to_go(held, |_| true).map(Some).ok_or(NoPlace::Full)
     }
 
-    /// Records that `holder` has a place for this session.
+    /// Records that `holder` has a place for this session, or for a viewer over HTTP, which has no key.
     pub(super) fn hold(
         &self,
         holder: Option<H>,
         viewer: u32,
         worker: usize,
-        key: SessionKey,
+        key: Option<SessionKey>,
         place: SessionPlace,
     ) {
-        self.held().push(Held { viewer, key: Some(key), worker, holder, place });
+        self.held().push(Held { viewer, key, worker, holder, place });
     }
 
     /// Returns the number of the viewer and the index of the worker that have the session with this key. Returns `None`
@@ -201,7 +201,7 @@ mod tests {
             self.guards.retain(|(viewer, _)| Some(*viewer) != gives_way);
             self.next += 1;
             let (guard, _) = session_guard();
-            self.places.hold(holder, self.next, 0, key(self.next), guard.place());
+            self.places.hold(holder, self.next, 0, Some(key(self.next)), guard.place());
             self.guards.push((self.next, guard));
             Ok(gives_way)
         }

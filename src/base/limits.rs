@@ -4,6 +4,7 @@ mod camera;
 mod control;
 mod h264;
 mod http;
+mod live;
 mod memory;
 mod metrics;
 mod profiling;
@@ -19,6 +20,7 @@ pub use camera::*;
 pub use control::*;
 pub use h264::*;
 pub use http::*;
+pub use live::*;
 pub use memory::*;
 pub use metrics::*;
 pub use profiling::*;
@@ -64,6 +66,13 @@ const _: () = assert!(
     "a full batch of full packets is one GSO send"
 );
 const _: () = assert!(GOP_BYTES_MAX > SLOT_DATA_BYTES_MAX, "the largest IDR fits");
+const _: () = assert!(
+    LIVE_BYTES_SOFT + SLOT_DATA_BYTES_MAX + 4 * NAL_UNITS_MAX + LIVE_UNIT_OVERHEAD_BYTES < LIVE_BYTES_MAX,
+    "viewers over HTTP that are late end before units are refused"
+);
+const _: () = assert!(LIVE_START_TIMEOUT.as_secs() < BACKEND_TIMEOUT.as_secs(), "its own answer comes first");
+const _: () =
+    assert!(LIVE_RETRY_AFTER_S as i64 * 1_000_000_000 < LIVE_LINGER_NS, "the reader still runs then");
 const _: () =
     assert!(REPLAY_IN_FLIGHT_MAX < VIEWER_IN_FLIGHT_MAX / 2, "a replay never congests its viewer's gate");
 const _: () = assert!(OFFER_BYTES_MAX <= BODY_BYTES_MAX, "an offer arrives as one request body");

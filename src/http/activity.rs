@@ -5,13 +5,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::lock;
 use super::stream::Stream;
+use super::timeouts::HttpTimeouts;
 
 /// What a connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ struct State {
     is_in_service: bool,
     /// True if the caller has not yet taken all bytes of an answer.
     is_write_blocked: bool,
+    /// True if the answer is the live stream, whose bytes the caller must take in a limited time.
+    is_live: bool,
+    /// Time of the last write. Counts while `is_write_blocked`.
+    wrote_at: Instant,
 }
 
 impl Activity {
@@ -57,6 +61,8 @@ impl Activity {
             since: Instant::now(),
             is_in_service: false,
             is_write_blocked: false,
+            is_live: false,
+            wrote_at: Instant::now(),
         };
         Activity(Mutex::new(state))
     }
@@ -70,7 +76,13 @@ impl Activity {
     pub(super) fn begin_answer(&self) {
         let mut state = lock(&self.0);
         state.is_in_service = true;
+        state.is_live = false;
         state.enter(Phase::Answer);
+    }
+
+    /// Records that the answer will be the live stream.
+    pub(super) fn begin_live(&self) {
+        lock(&self.0).is_live = true;
     }
 
     /// Records that the head of the answer is known. The bytes of the answer may still follow.
@@ -79,13 +91,14 @@ impl Activity {
     }
 
     /// Returns the time at which the connection must be closed, or `None` if its phase has no limit here.
-    pub(super) fn deadline(&self, idle: Duration, head: Duration) -> Option<Instant> {
+    pub(super) fn deadline(&self, timeouts: &HttpTimeouts) -> Option<Instant> {
         let state = lock(&self.0);
         match state.phase {
             // The last bytes of an answer wait for a slow reader. TCP_USER_TIMEOUT limits that time.
             Phase::Idle if state.is_write_blocked => None,
-            Phase::Idle => Some(state.since + idle),
-            Phase::Head => Some(state.since + head),
+            Phase::Idle => Some(state.since + timeouts.idle),
+            Phase::Head => Some(state.since + timeouts.header),
+            Phase::Answer if state.is_live && state.is_write_blocked => Some(state.wrote_at + timeouts.live),
             Phase::Opening | Phase::Answer => None,
         }
     }
@@ -113,6 +126,9 @@ impl State {
     fn wrote(&mut self, is_blocked: bool) {
         if self.is_write_blocked && !is_blocked && self.phase == Phase::Idle {
             self.since = Instant::now();
+        }
+        if !is_blocked || !self.is_write_blocked {
+            self.wrote_at = Instant::now();
         }
         self.is_write_blocked = is_blocked;
     }

@@ -8,11 +8,12 @@ use hyper::http::uri::Authority;
 use hyper::{StatusCode, Version};
 
 use super::download::DownloadBody;
+use super::live::LiveBody;
 use super::request::Head;
 use super::response::{BodyStream, Response};
 
-/// A body that is produced while it is sent: events, or a recording.
-pub(super) type StreamedBody = Either<BodyStream, DownloadBody>;
+/// A body that is produced while it is sent: events, a recording, or the live stream.
+pub(super) type StreamedBody = Either<BodyStream, Either<DownloadBody, LiveBody>>;
 
 /// The body of a response: complete, or produced while it is sent.
 pub(super) type AnswerBody = Either<Full<Bytes>, StreamedBody>;

@@ -6,8 +6,10 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use super::types::{RecordingReply, RecordingStatus, StreamNames, Summary};
 use crate::metrics::status::{StartRequest, ViewerStatus};
@@ -46,6 +48,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Does something with the session that has this key. Returns the error 404 if there is none.
     fn session(&self, key: &str, command: SessionCommand) -> BoxFuture<Result<SessionReply, ApiError>>;
 
+    /// Opens the stream for a viewer over HTTP. The future waits until the first bytes are known. It returns the error
+    /// 503 if there is no camera, no IDR or no place. Must be called on a tokio runtime.
+    fn live(
+        &self,
+        format: LiveFormat,
+        origin: LiveOrigin,
+    ) -> BoxFuture<Result<Box<dyn LiveStream>, ApiError>>;
+
     /// Returns the names of the stream.
     fn stream(&self) -> StreamNames;
 
@@ -83,6 +93,30 @@ pub trait Backend: Send + Sync + 'static {
         name: String,
         until: Option<u64>,
     ) -> BoxFuture<Result<Arc<dyn RecordingFile>, ApiError>>;
+}
+
+/// Form in which a viewer over HTTP gets the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LiveFormat {
+    /// A fragmented MP4 without an end.
+    Mp4,
+    /// A byte stream (Rec. ITU-T H.264, Annex B).
+    AnnexB,
+}
+
+/// A viewer over HTTP.
+pub struct LiveOrigin {
+    /// Who holds the viewer's place, see [`OfferOrigin::holder`].
+    pub holder: Option<PlaceHolder>,
+    /// Notified by the backend if the connection must be closed although it does not read.
+    pub must_close: Arc<Notify>,
+}
+
+/// The stream of a viewer over HTTP. The viewer's place is free when this value is dropped.
+pub trait LiveStream: Send + 'static {
+    /// Returns the next bytes, or `None` at the end of the stream. If there are none now, arranges that the task of
+    /// `context` wakes when there are some.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>>;
 }
 
 /// A session that was started.

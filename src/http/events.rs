@@ -40,6 +40,7 @@ async fn status_of(summary: Summary, backend: &dyn Backend) -> Status {
         stream: backend.stream(),
         camera: summary.camera,
         viewers: summary.viewers,
+        http_viewers: summary.http_viewers,
         recording,
         publish: summary.publish,
         version: env!("CARGO_PKG_VERSION"),
@@ -224,7 +225,7 @@ mod tests {
     }
 
     fn summary(camera: CameraSummary, viewers: u32, is_recording: bool) -> Summary {
-        Summary { camera, viewers, is_recording, publish: None }
+        Summary { camera, viewers, http_viewers: 0, is_recording, publish: None }
     }
 
     #[test]
@@ -279,6 +280,7 @@ mod tests {
             stream: StreamNames::default(),
             camera: away(),
             viewers: 2,
+            http_viewers: 0,
             recording: RecordingStatus::bare(RecorderState::Idle, false),
             publish: None,
             version: "1",

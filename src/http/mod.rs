@@ -17,6 +17,7 @@ mod download;
 mod error_page;
 mod events;
 mod host;
+mod live;
 pub mod local;
 mod local_guard;
 mod login;
@@ -33,6 +34,7 @@ pub mod routes;
 mod shares;
 mod stream;
 mod throttle;
+mod timeouts;
 pub mod tls;
 mod types;
 mod whep;
@@ -42,13 +44,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use access::{Access, CookieKind};
 pub use address::Exempt;
 pub use backend::{
-    ApiError, Backend, BoxFuture, Inspection, OfferOrigin, Offered, PlaceHolder, RecordingCommand,
-    RecordingFile, SessionCommand, SessionReply,
+    ApiError, Backend, BoxFuture, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin, Offered,
+    PlaceHolder, RecordingCommand, RecordingFile, SessionCommand, SessionReply,
 };
 pub use host::Hosts;
-pub use public::{HttpConfig, HttpTimeouts, serve};
+pub use public::{HttpConfig, serve};
 pub use routes::Policy;
 pub use shares::HttpShares;
+pub use timeouts::HttpTimeouts;
 pub use tls::TlsKeys;
 pub use types::*;
 pub use whep::WhepPolicy;

@@ -7,11 +7,11 @@ use super::response::Response;
 use super::routes::Action;
 use super::{events, login};
 
-/// Runs an action and returns its response. Only the public endpoint has WHEP, events and downloads, and it serves
-/// them without this function. If the server has a token, the public endpoint also answers the actions of the login itself.
+/// Runs an action and returns its response. Only the public endpoint has WHEP, HTTP live, events and downloads, and it
+/// serves them without this function. If the server has a token, the public endpoint also answers the actions of the login itself.
 ///
 /// # Errors
-/// Returns the error of the backend, or 404 for WHEP, events and downloads.
+/// Returns the error of the backend, or 404 for WHEP, HTTP live, events and downloads.
 pub(super) async fn perform(
     backend: &dyn Backend,
     action: Action,
@@ -43,6 +43,9 @@ pub(super) async fn perform(
         }
         Action::Events => {
             return Err(ApiError::new(404, "not_here", "events are on the public endpoint (--http)"));
+        }
+        Action::Live(_) => {
+            return Err(ApiError::new(404, "not_here", "HTTP live is on the public endpoint (--http)"));
         }
         Action::Download { .. } => {
             return Err(ApiError::new(404, "not_here", "downloads are on the public endpoint (--http)"));

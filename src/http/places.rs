@@ -54,7 +54,7 @@ struct Held {
 pub(super) struct PlaceState {
     pub(super) activity: Arc<Activity>,
     /// Notified when the connection must give way.
-    pub(super) gives_way: Notify,
+    pub(super) gives_way: Arc<Notify>,
 }
 
 /// A place that a connection holds until this value is dropped.
@@ -82,7 +82,7 @@ impl Places {
         let holder = if self.exempt.contains(peer) { Holder::Exempt } else { Holder::Address(group(peer)) };
         let mut held = lock(&self.held);
         make_room(&mut held, holder)?;
-        let state = Arc::new(PlaceState { activity: Arc::new(Activity::new()), gives_way: Notify::new() });
+        let state = Arc::new(PlaceState { activity: Arc::new(Activity::new()), gives_way: Arc::default() });
         held.push(Held { holder, place: Arc::clone(&state) });
         Ok(Place { places: Arc::clone(self), state })
     }

@@ -18,7 +18,6 @@ use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -28,9 +27,10 @@ use super::access::{Access, CookieKind, VerifiedLogin};
 use super::activity::Watched;
 use super::adapter::{AnswerBody, StreamedBody, head_of, into_hyper};
 use super::address::{Exempt, group};
-use super::backend::{ApiError, Backend, OfferOrigin, PlaceHolder, RecordingFile};
+use super::backend::{ApiError, Backend, LiveOrigin, OfferOrigin, PlaceHolder, RecordingFile};
 use super::download;
 use super::events::Feed;
+use super::live;
 use super::login;
 use super::login_lifetime::login_end;
 use super::perform::perform;
@@ -40,7 +40,8 @@ use super::request::{Head, LogIn};
 use super::response::Response;
 use super::routes::{self, Action, Policy, Route};
 use super::shares::{HttpShares, Share};
-use super::stream::{Stream, close_now, linger};
+use super::stream::{Stream, close_now, limit_buffers, linger, prepare};
+use super::timeouts::HttpTimeouts;
 use super::tls::{Handshakes, TlsKeys};
 use super::whep;
 use crate::base::clock::{self, Moment};
@@ -66,33 +67,6 @@ pub struct HttpConfig {
     pub shares: HttpShares,
 }
 
-/// Time limits of a connection. Tests shorten the defaults.
-#[derive(Clone, Copy, Debug)]
-pub struct HttpTimeouts {
-    /// Longest time from the accept until the TLS handshake is complete.
-    pub handshake: Duration,
-    /// Longest time from the accept, the TLS handshake or the last answer until the next request begins.
-    pub idle: Duration,
-    /// Longest time from the first byte of a request until its head is complete.
-    pub header: Duration,
-    /// Longest time for the body of a request to arrive.
-    pub body: Duration,
-    /// Time for the backend to answer.
-    pub backend: Duration,
-}
-
-impl Default for HttpTimeouts {
-    fn default() -> HttpTimeouts {
-        HttpTimeouts {
-            handshake: limits::TLS_HANDSHAKE_TIMEOUT,
-            idle: limits::IDLE_TIMEOUT,
-            header: limits::HEADER_TIMEOUT,
-            body: limits::BODY_TIMEOUT,
-            backend: limits::BACKEND_TIMEOUT,
-        }
-    }
-}
-
 /// Serves HTTP until `stop` becomes true or its sender is dropped. After that, answers in progress have
 /// `limits::CLOSE_TIMEOUT` to finish. `listener` must be nonblocking.
 pub async fn serve(
@@ -115,7 +89,7 @@ pub async fn serve(
     let feed = Feed::new(backend.clone(), stop.clone());
     let places = Arc::new(Places::new(config.exempt.clone()));
     let (handshakes, refusals) = (Handshakes::default(), RefusalLog::default());
-    let shared = Arc::new(Shared { config, handshakes, places, refusals, backend, feed });
+    let shared = Arc::new(Shared { config, handshakes, places, refusals, backend, feed, stop: stop.clone() });
     // `feed_task` is dropped when this function returns, which cancels the task.
     let mut feed_task = JoinSet::new();
     let feeding = shared.clone();
@@ -150,6 +124,7 @@ struct Shared {
     refusals: RefusalLog,
     backend: Arc<dyn Backend>,
     feed: Feed,
+    stop: watch::Receiver<bool>,
 }
 
 /// Accepts connections up to a limit.
@@ -216,27 +191,6 @@ impl Acceptor {
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Limits the socket buffers of all connections that the listener accepts: they inherit its options. A failure is only
-/// logged, because the connections also work without the options.
-fn limit_buffers(listener: &std::net::TcpListener) {
-    let limited = sockopt::set_socket_send_buffer_size(listener, limits::CONNECTION_SEND_BYTES)
-        .and_then(|()| sockopt::set_socket_recv_buffer_size(listener, limits::CONNECTION_RECEIVE_BYTES));
-    if let Err(error) = limited {
-        log::warn!("http: cannot limit the socket buffers, so slow readers can take more memory: {error}");
-    }
-}
-
-/// Sets socket options. A failure is only logged, because the connection also works without the options.
-fn prepare(stream: &TcpStream) {
-    let answer_timeout_ms = u32::try_from(limits::ANSWER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
-    if let Err(error) = sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
-        log::debug!("http: cannot set TCP_USER_TIMEOUT: {error}");
-    }
-    if let Err(error) = stream.set_nodelay(true) {
-        log::debug!("http: cannot set TCP_NODELAY: {error}");
-    }
-}
-
 /// Serves one connection until it ends or gives way to a new one.
 async fn serve_connection(
     shared: Arc<Shared>,
@@ -264,7 +218,7 @@ async fn run_connection(
     caller: Caller,
     mut stop: watch::Receiver<bool>,
 ) {
-    let HttpTimeouts { idle, header, .. } = shared.config.timeouts;
+    let timeouts = shared.config.timeouts;
     let place = Arc::clone(&caller.place);
     place.activity.opened();
     let service = service_fn(move |request| {
@@ -287,13 +241,13 @@ async fn run_connection(
         .max_buf_size(limits::CONNECTION_BUFFER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let end = {
-        let mut late = pin!(sleep(idle));
+        let mut late = pin!(sleep(timeouts.idle));
         let serving = poll_fn(|context| {
             if let Poll::Ready(ended) = connection.poll_without_shutdown(context) {
                 log_end(ended);
                 return Poll::Ready(End::Done);
             }
-            let Some(deadline) = place.activity.deadline(idle, header) else { return Poll::Pending };
+            let Some(deadline) = place.activity.deadline(&timeouts) else { return Poll::Pending };
             late.as_mut().reset(deadline);
             late.as_mut().poll(context).map(|()| End::Done)
         });
@@ -496,8 +450,8 @@ impl Shared {
         }
     }
 
-    /// Runs the action. If the action starts a session, an event stream or a download with `follow`, that ends together
-    /// with `login`.
+    /// Runs the action. If the action starts a session, a stream of events or video, or a download with `follow`, that
+    /// ends together with `login`.
     async fn perform(
         &self,
         head: &Head<'_>,
@@ -513,7 +467,17 @@ impl Shared {
                 let share = shares.downloads.take(caller.peer, exempt, 1).map_err(download::refusal)?;
                 let file = self.open_recording(head, name, follow, until).await?;
                 let (response, body) = download::answer(head, file, follow, login_end, share);
-                Ok((response, body.map(Either::Right)))
+                Ok((response, body.map(|body| Either::Right(Either::Left(body)))))
+            }
+            Action::Live(format) => {
+                caller.place.activity.begin_live();
+                let origin = LiveOrigin {
+                    holder: place_holder(caller.peer, login, &self.config.exempt),
+                    must_close: Arc::clone(&caller.place.gives_way),
+                };
+                let end = live::end(login_end, self.stop.clone());
+                let (response, body) = live::answer(self.backend.as_ref(), head, format, origin, end).await?;
+                Ok((response, body.map(|body| Either::Right(Either::Right(body)))))
             }
             Action::Events => {
                 let (response, body) = self.feed.subscribe(head.method != "HEAD", login_end).await?;

@@ -13,9 +13,10 @@
 use serde_json::json;
 
 use super::assets::{self, Asset};
-use super::backend::{ApiError, RecordingCommand, SessionCommand};
+use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand};
 use super::error_page;
 use super::host::Hosts;
+use super::live;
 use super::origin;
 use super::ranges;
 use super::request::{self, Head, LogIn};
@@ -76,6 +77,8 @@ pub static ROUTES: &[Route] = &[
         whep::parse_fragment(head, body).map(Action::Whep)
     }),
     delete(whep::SESSION, |head, _| Ok(Action::Whep(whep::on_session(head, SessionCommand::Delete)))),
+    get(live::MP4, |_, _| Ok(Action::Live(LiveFormat::Mp4))),
+    get(live::H264, |_, _| Ok(Action::Live(LiveFormat::AnnexB))),
     get("/api/viewers", |_, _| Ok(Action::Viewers)),
     get("/api/status", |_, _| Ok(Action::Status)),
     get("/api/events", |_, _| Ok(Action::Events)),
@@ -126,8 +129,17 @@ const RECORDING_PREFIX: &str = "/api/recordings/";
 fn template(path: &str) -> &str {
     match path.strip_prefix(RECORDING_PREFIX) {
         Some(name) if !name.is_empty() && !name.contains('/') => RECORDING,
-        _ => whep::Target::of(path).map_or(path, |target| target.template()),
+        _ => {
+            let of_live = || live::Target::of(path).map(live::Target::template);
+            whep::Target::of(path).map(whep::Target::template).or_else(of_live).unwrap_or(path)
+        }
     }
+}
+
+/// Returns false if the path names a stream that does not exist.
+fn is_served(policy: &Policy, path: &str) -> bool {
+    whep::Target::of(path).is_none_or(|target| target.is_served(&policy.whep))
+        && live::Target::of(path).is_none_or(|target| target.is_served(&policy.whep.stream))
 }
 
 /// Returns the decoded name of the recording in a path.
@@ -164,6 +176,8 @@ pub enum Action {
     Offer(String),
     /// Start, change or end a session by WHEP.
     Whep(WhepRequest),
+    /// Send the stream without an end.
+    Live(LiveFormat),
     /// Send the state of every viewer.
     Viewers,
     /// Send the state of the server.
@@ -206,8 +220,7 @@ pub fn admit(policy: &Policy, head: &Head<'_>) -> Result<&'static Route, Respons
     if path != HEALTH {
         admit_host(policy, head)?;
     }
-    let is_served = whep::Target::of(head.path).is_none_or(|target| target.is_served(&policy.whep));
-    let allowed = if is_served { allowed_methods(path) } else { Vec::new() };
+    let allowed = if is_served(policy, head.path) { allowed_methods(path) } else { Vec::new() };
     if allowed.is_empty() {
         return Err(Response::error(404, "not_found", "this path does not exist"));
     }

@@ -1,10 +1,12 @@
-//! Provides a connection as a byte stream for hyper, with or without TLS, and closes it in an orderly way.
+//! Provides a connection as a byte stream for hyper, with or without TLS, sets its options, and closes it in an orderly
+//! way.
 
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
 
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -41,6 +43,27 @@ impl Connection for TlsStream<TcpStream> {
 
     fn socket(&self) -> &TcpStream {
         self.get_ref().0
+    }
+}
+
+/// Limits the socket buffers of all connections that the listener accepts: they inherit its options. A failure is only
+/// logged, because the connections also work without the options.
+pub(super) fn limit_buffers(listener: &std::net::TcpListener) {
+    let limited = sockopt::set_socket_send_buffer_size(listener, limits::CONNECTION_SEND_BYTES)
+        .and_then(|()| sockopt::set_socket_recv_buffer_size(listener, limits::CONNECTION_RECEIVE_BYTES));
+    if let Err(error) = limited {
+        log::warn!("http: cannot limit the socket buffers, so slow readers can take more memory: {error}");
+    }
+}
+
+/// Sets socket options. A failure is only logged, because the connection also works without the options.
+pub(super) fn prepare(stream: &TcpStream) {
+    let answer_timeout_ms = u32::try_from(limits::ANSWER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = sockopt::set_tcp_user_timeout(stream, answer_timeout_ms) {
+        log::debug!("http: cannot set TCP_USER_TIMEOUT: {error}");
+    }
+    if let Err(error) = stream.set_nodelay(true) {
+        log::debug!("http: cannot set TCP_NODELAY: {error}");
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Summary {
     pub camera: CameraSummary,
     /// Number of sessions, connected or not.
     pub viewers: u32,
+    /// Number of viewers over HTTP live.
+    pub http_viewers: u32,
     /// True while a recording runs.
     pub is_recording: bool,
     /// State of publishing. `None` without --whip.
@@ -140,6 +142,8 @@ pub struct Status {
     pub camera: CameraSummary,
     /// Number of sessions, connected or not.
     pub viewers: u32,
+    /// Number of viewers over HTTP live.
+    pub http_viewers: u32,
     /// State of the recorder.
     pub recording: RecordingStatus,
     /// State of publishing. Missing without --whip.

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -19,6 +18,7 @@ use super::types::{
 use crate::base::clock::{monotonic_ns, unix_s};
 use crate::base::limits;
 use crate::camera::{Camera, CameraStatus, Cursor, Next, UnitView};
+use crate::h264::Assembler;
 
 type Reply<T> = oneshot::Sender<Result<T, RecorderError>>;
 
@@ -28,6 +28,7 @@ pub(super) enum Command {
     Stop(Reply<StopReply>),
     Heartbeat(Reply<()>),
     Status(Reply<Status>),
+    KnownSets(Reply<Assembler>),
 }
 
 pub(super) struct Engine {
@@ -181,7 +182,7 @@ impl Engine {
     fn record_next(&mut self, now_ns: i64) -> bool {
         match self.cursor.next(now_ns) {
             Next::Unit(view) => {
-                let incoming = incoming(&view);
+                let incoming = IncomingUnit::from(&view);
                 self.current = Some(view);
                 self.recording.push_unit(now_ns, &incoming);
                 if !self.recording.has_pending_unit() {
@@ -287,6 +288,7 @@ impl Engine {
             },
             Command::Heartbeat(caller) => reply(Some(caller), self.recording.handle_heartbeat(now_ns)),
             Command::Status(caller) => reply(Some(caller), Ok(self.status())),
+            Command::KnownSets(caller) => reply(Some(caller), Ok(self.recording.known_sets())),
         }
     }
 
@@ -383,14 +385,6 @@ fn reply_to_start(caller: Option<Reply<StartReply>>, result: Result<StartReply, 
         log::warn!("recording not started: {error}");
     }
     reply(caller, result);
-}
-
-fn incoming(view: &UnitView) -> IncomingUnit {
-    IncomingUnit {
-        bytes: Bytes::clone(&view.bytes),
-        captured_ns: view.captured_monotonic_ns,
-        captured_at_s: view.captured_at_ns.and_then(|ns| u64::try_from(ns / 1_000_000_000).ok()),
-    }
 }
 
 fn validate(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start, RecorderError> {

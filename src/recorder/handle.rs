@@ -19,6 +19,7 @@ use super::types::{
 };
 use crate::base::limits;
 use crate::camera::{Camera, Wakeup};
+use crate::h264::Assembler;
 
 /// Why the recorder could not start.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +189,14 @@ impl RecorderHandle {
     /// [`RecorderError::Unresponsive`] if the recorder's thread does not reply in time.
     pub async fn status(&self) -> Result<Status, RecorderError> {
         self.request(Command::Status).await
+    }
+
+    /// Returns an assembler that knows the parameter sets of the stream. Some cameras send them only once.
+    ///
+    /// # Errors
+    /// [`RecorderError::Unresponsive`] if the recorder's thread does not reply in time.
+    pub async fn known_sets(&self) -> Result<Assembler, RecorderError> {
+        self.request(Command::KnownSets).await
     }
 
     /// Returns all recordings, newest first.

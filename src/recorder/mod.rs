@@ -14,6 +14,7 @@ mod active_recording;
 mod capture_clock;
 pub mod counters;
 mod disk;
+pub mod endless;
 mod engine;
 mod file_threads;
 mod finished_view;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::names::Stem;
 use super::sidecar::Sidecar;
 use super::types::{RecorderError, StartReply, StopReply};
+use crate::camera::UnitView;
 
 /// Number by which the state machine and the disk identify a file.
 pub(crate) type FileId = u32;
@@ -113,4 +114,14 @@ pub(crate) struct IncomingUnit {
     pub(crate) captured_ns: i64,
     /// Capture time in seconds since 1970. `None` if the camera's wall clock is not usable.
     pub(crate) captured_at_s: Option<u64>,
+}
+
+impl From<&UnitView> for IncomingUnit {
+    fn from(view: &UnitView) -> IncomingUnit {
+        IncomingUnit {
+            bytes: Bytes::clone(&view.bytes),
+            captured_ns: view.captured_monotonic_ns,
+            captured_at_s: view.captured_at_ns.and_then(|ns| u64::try_from(ns / 1_000_000_000).ok()),
+        }
+    }
 }

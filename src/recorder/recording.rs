@@ -39,6 +39,17 @@ pub(crate) enum StartPoint {
     RecoveryPoint,
 }
 
+impl StartPoint {
+    /// Returns how decoding can start with a unit with these properties, or `None` if it cannot.
+    pub(super) fn of(is_idr: bool, recovery_point: Option<u16>) -> Option<StartPoint> {
+        match recovery_point {
+            _ if is_idr => Some(StartPoint::Idr),
+            Some(_) => Some(StartPoint::RecoveryPoint),
+            None => None,
+        }
+    }
+}
+
 /// State of the recorder: at most one active recording, and the result of the last one.
 pub(crate) struct Recording {
     assembler: Assembler,
@@ -167,15 +178,18 @@ impl Recording {
     pub(crate) fn remember(&mut self, now_ns: i64, bytes: &[u8], captured_ns: i64) -> Option<StartPoint> {
         let unit = self.assembler.assemble(up_to_first_slice(bytes)).ok()?;
         let time = self.clock.on_unit(&unit, captured_ns, now_ns);
-        let start = match (unit.is_idr(), unit.recovery_point()) {
-            (true, _) => Some(StartPoint::Idr),
-            (false, Some(_)) => Some(StartPoint::RecoveryPoint),
-            (false, None) => None,
-        };
+        let start = StartPoint::of(unit.is_idr(), unit.recovery_point());
         if start.is_some() {
             self.last_start_ns = self.last_start_ns.max(Some(time.captured_ns));
         }
         start
+    }
+
+    /// Returns an assembler that knows the same parameter sets.
+    pub(crate) fn known_sets(&self) -> Assembler {
+        let mut assembler = Assembler::default();
+        assembler.copy_from(&self.assembler);
+        assembler
     }
 
     /// Must be called if the next unit does not follow the last one, because the cursor was moved.

@@ -12,6 +12,7 @@ mod bounds;
 mod downloads;
 mod events;
 mod headers;
+mod live;
 mod logout;
 mod origins;
 mod places;

@@ -13,6 +13,7 @@ mod camera_sim;
 mod documents;
 mod downloads;
 mod hostile;
+mod http_live;
 mod instruments;
 mod join;
 mod kernel_edge;

@@ -30,7 +30,7 @@ use support::{http, test_seconds, unique_shm, wait_until};
 use super::recording::rig::Mounted;
 
 /// `MemoryMax=` and `TasksMax=` of scripts/systemd/streaming-server.service.
-const MEMORY_MAX: u64 = 256 << 20;
+const MEMORY_MAX: u64 = 272 << 20;
 const TASKS_MAX: u64 = 512;
 
 /// Threads that disturb the server until this value is dropped.

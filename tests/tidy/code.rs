@@ -39,6 +39,7 @@ const MAY_READ_THE_CLOCK: &[&str] = &[
     "src/base/clock.rs",
     "src/camera/waiter.rs",
     "src/camera/source.rs", // measures the offset between the two clocks that a camera may use
+    "src/live/source.rs",   // the task needs the current time
     "src/recorder/disk.rs", // measures how long a write takes
     "src/recorder/engine.rs", // the loop of the recorder thread needs the current time
     "src/session/media/wallclock.rs", // reads the monotonic and the wall clock together, once at start

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("uring", &["base"]),
     ("metrics", &["base"]),
     ("profiling", &["base"]),
+    ("live", &["camera", "recorder", "base"]),
     ("recorder", &["camera", "h264", "metrics", "base"]),
     ("session", &["h264", "metrics", "base"]),
     ("simulator", &["camera", "h264", "base"]),

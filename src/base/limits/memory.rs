@@ -48,6 +48,7 @@ pub const HELD_BY_VIEWERS: &[Held] = &[
     held("sessions that have ended", ENDED_SESSIONS_MAX, ENTRY_BYTES),
     held("shared payloads", 1, PAYLOAD_POOL_BYTES_MAX),
     held("copy of the current GOP", 1, GOP_BYTES_MAX),
+    held("HTTP live: access units", 1, LIVE_BYTES_MAX),
     held("UDP socket buffers", 2, 2 * SOCKET_BUFFER_BYTES),
     held("received datagrams", RECEIVE_BUFFERS as usize + FORWARDED_DATAGRAMS_MAX, RECEIVE_BUFFER_BYTES),
 ];
@@ -59,7 +60,7 @@ pub const HELD_ALONE: &[Held] = &[held("the program itself", 1, PROGRAM_BYTES)];
 pub const HTTP_HELD_BYTES_MAX: u64 = sum(HELD_BY_HTTP);
 
 /// `MemoryMax` of the systemd unit in bytes.
-pub const UNIT_MEMORY_BYTES: u64 = 256 << 20;
+pub const UNIT_MEMORY_BYTES: u64 = 272 << 20;
 
 const _: () = assert!(
     sum(HELD_BY_HTTP) + sum(HELD_BY_VIEWERS) + sum(HELD_ALONE) < UNIT_MEMORY_BYTES,

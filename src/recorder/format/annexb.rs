@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use memchr::memmem;
 
-const START_CODE: &[u8] = &[0, 0, 0, 1];
+/// Bytes before each NAL unit. They are as many as those of a length in an MP4.
+pub const START_CODE: &[u8] = &[0, 0, 0, 1];
 
 /// Appends the parts of a gathered write that writes one access unit. The NAL units are not copied.
 pub fn gather(nal_units: &[Bytes], parts: &mut Vec<Bytes>) {

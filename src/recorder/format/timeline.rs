@@ -75,6 +75,8 @@ pub(crate) struct Timeline {
     remembered: VecDeque<Remembered>,
     remembered_from: usize,
     has_b_frames: bool,
+    /// True if [`Timeline::finish`] is never called, so that only the newest units are remembered.
+    is_endless: bool,
 }
 
 #[derive(Copy, Clone, Debug)]
@@ -87,6 +89,11 @@ struct Remembered {
 }
 
 impl Timeline {
+    /// Returns a timeline for a stream that has no end. Its memory does not grow.
+    pub(crate) fn endless() -> Timeline {
+        Timeline { is_endless: true, ..Timeline::default() }
+    }
+
     /// Returns the times of the next unit. They become part of the timeline with [`Timeline::commit`].
     pub(crate) fn plan(&self, unit: &UnitTime) -> PlannedTime {
         let interval_ns = unit.interval_ns.unwrap_or(INTERVAL_NS).max(1);
@@ -124,7 +131,7 @@ impl Timeline {
             (self.sequence, self.since_start, self.start_order) = (sequence, 0, order);
         }
         self.has_b_frames |= unit.has_b_frames && order < self.last_order && self.since_start > 0;
-        if !self.has_b_frames && self.remembered.len() == REMEMBERED_UNITS {
+        if (self.is_endless || !self.has_b_frames) && self.remembered.len() == REMEMBERED_UNITS {
             self.remembered.pop_front();
             self.remembered_from += 1;
         }
@@ -346,6 +353,20 @@ mod tests {
             }
             shown.sort_unstable();
             assert!(shown.is_sorted_by(|a, b| a.2 < b.2), "as shown: {is_stamped_as_shown}, {shown:?}");
+        }
+    }
+
+    #[test]
+    fn endless_timeline_has_the_same_times_and_remembers_few_units() {
+        for is_stamped_as_shown in [false, true] {
+            let (mut endless, mut timeline) = (Timeline::endless(), Timeline::default());
+            for unit in with_b_frames(100, 10, is_stamped_as_shown, false) {
+                let planned = endless.plan(&unit);
+                assert_eq!(planned, timeline.plan(&unit));
+                endless.commit(&unit, &planned);
+                timeline.commit(&unit, &planned);
+                assert!(endless.remembered.len() <= REMEMBERED_UNITS);
+            }
         }
     }
 

@@ -156,7 +156,7 @@ fn a_head_below_the_bound_is_read() {
 
 pub(crate) fn short() -> HttpTimeouts {
     let short = Duration::from_millis(150);
-    HttpTimeouts { handshake: short, idle: short, header: short, body: short, backend: short }
+    HttpTimeouts { handshake: short, idle: short, header: short, body: short, backend: short, live: short }
 }
 
 #[test]

@@ -17,8 +17,14 @@ const OFFER: &str = r#"{"type":"offer","sdp":"v=0 hang"}"#;
 /// Starts a server whose requests may take as long as the test does.
 fn start(token: Option<&str>) -> Server {
     let patient = Duration::from_secs(3600);
-    let timeouts =
-        HttpTimeouts { handshake: patient, idle: patient, header: patient, body: patient, backend: patient };
+    let timeouts = HttpTimeouts {
+        handshake: patient,
+        idle: patient,
+        header: patient,
+        body: patient,
+        backend: patient,
+        live: patient,
+    };
     let access = token.map(|token| access(token, 8080));
     Server::configured(timeouts, |address| HttpConfig { access, ..open(address) })
 }

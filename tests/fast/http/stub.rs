@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,14 +13,15 @@ use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
     ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Exempt, HttpConfig, HttpShares, HttpTimeouts,
-    Inspection, OfferOrigin, Offered, Policy, RecordingCommand, RecordingFile, RecordingReply,
-    RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary, serve,
+    Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin, Offered, Policy, RecordingCommand,
+    RecordingFile, RecordingReply, RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary,
+    serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, ViewerState, ViewerStatus,
 };
 use support::http::assert_no_header_twice;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Read timeout. It ends a test that would hang otherwise.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,6 +37,8 @@ pub(crate) struct Stub {
     /// Number of recordings in a listing.
     pub(crate) listed: AtomicU32,
     pub(crate) commands: Mutex<Vec<RecordingCommand>>,
+    /// What happened to streams of HTTP live.
+    pub(crate) live: Arc<LiveCounts>,
     /// Keys and commands of requests about sessions.
     pub(crate) sessions: Mutex<Vec<(String, SessionCommand)>>,
 }
@@ -84,6 +88,17 @@ impl Backend for Stub {
         Box::pin(std::future::ready(reply))
     }
 
+    fn live(
+        &self,
+        format: LiveFormat,
+        origin: LiveOrigin,
+    ) -> BoxFuture<Result<Box<dyn LiveStream>, ApiError>> {
+        let counts = Arc::clone(&self.live);
+        counts.opened.fetch_add(1, Ordering::Relaxed);
+        counts.connections.lock().unwrap().push(origin.must_close);
+        Box::pin(std::future::ready(Ok(Box::new(Pieces { format, counts }) as Box<dyn LiveStream>)))
+    }
+
     fn stream(&self) -> StreamNames {
         StreamNames { name: "camera".to_owned(), title: "Front door".to_owned() }
     }
@@ -112,6 +127,7 @@ impl Backend for Stub {
         Summary {
             camera,
             viewers: self.viewers.load(Ordering::Relaxed),
+            http_viewers: 0,
             is_recording: self.is_recording.load(Ordering::Relaxed),
             publish: None,
         }
@@ -173,6 +189,34 @@ impl Backend for Stub {
                 _ => Err(ApiError::new(404, "not_found", "no such recording")),
             }
         })
+    }
+}
+
+/// What happened to streams of HTTP live.
+#[derive(Default)]
+pub(crate) struct LiveCounts {
+    pub(crate) opened: AtomicU32,
+    pub(crate) ended: AtomicU32,
+    /// Closes the connection of each stream when it is notified.
+    pub(crate) connections: Mutex<Vec<Arc<Notify>>>,
+}
+
+/// A stream without an end: the same piece again and again.
+struct Pieces {
+    format: LiveFormat,
+    counts: Arc<LiveCounts>,
+}
+
+impl LiveStream for Pieces {
+    fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let piece = if self.format == LiveFormat::Mp4 { "fragment" } else { "nal unit" };
+        Poll::Ready(Some(Bytes::from(piece.repeat(1_000))))
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        self.counts.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -314,6 +358,7 @@ impl Server {
             viewers: AtomicU32::new(2),
             listed: AtomicU32::new(0),
             commands: Mutex::default(),
+            live: Arc::default(),
             sessions: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);
