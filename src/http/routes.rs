@@ -115,6 +115,7 @@ pub static ROUTES: &[Route] = &[
     open("/login.js", |head, _| Ok(file(&assets::LOGIN, head))),
     open("/viewer.js", |head, _| Ok(file(&assets::SCRIPT, head))),
     open("/events.js", |head, _| Ok(file(&assets::EVENTS, head))),
+    open("/live.js", |head, _| Ok(file(&assets::LIVE, head))),
     open("/remedies.js", |head, _| Ok(file(&assets::REMEDIES, head))),
     open("/recordings.js", |head, _| Ok(file(&assets::RECORDINGS, head))),
     open("/viewer.css", |head, _| Ok(file(&assets::STYLE, head))),

@@ -70,7 +70,10 @@ test('the page says what to do if the browser lacks H.264 or WebRTC', { timeout:
   const browser = await startBrowser();
   t.after(() => browser.close());
   const texts = async (script, options) => {
-    const viewer = await openViewer(browser, server.url, (page) => page.addInitScript(script), options);
+    const viewer = await openViewer(browser, server.url, async (page) => {
+      await page.addInitScript(script);
+      await page.route('**/live.mp4', (route) => route.abort());
+    }, options);
     await viewer.page.waitForSelector('body[data-state="unable"]', { state: 'attached' });
     return viewer.page.locator('#message').innerText();
   };
@@ -97,7 +100,10 @@ test('the page says that UDP does not get through, and recovers when it does', {
   const browser = await startBrowser();
   t.after(() => browser.close());
   // Nothing listens at this port, as if a firewall dropped the datagrams to the server.
-  const viewer = await openViewer(browser, server.url, routeThrough({ port: 9 }));
+  const viewer = await openViewer(browser, server.url, async (page) => {
+    await routeThrough({ port: 9 })(page);
+    await page.route('**/live.mp4', (route) => route.abort());
+  });
   await viewer.page.waitForSelector('body[data-state="blocked"]', { state: 'attached' });
   assert.match(await viewer.page.locator('#message').innerText(), /UDP port 9 does not get through/);
   await viewer.page.unroute('**/api/webrtc/offer');

@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering;
 use serde_json::json;
 use stub::{FRIEND, Reply, Server};
 
-const PATHS: [(&str, &str); 13] = [
+const PATHS: [(&str, &str); 14] = [
     ("/api/webrtc/offer", "POST"),
     ("/api/viewers", "GET"),
     ("/api/status", "GET"),
@@ -37,6 +37,7 @@ const PATHS: [(&str, &str); 13] = [
     ("/viewer.js", "GET"),
     ("/login.js", "GET"),
     ("/events.js", "GET"),
+    ("/live.js", "GET"),
     ("/remedies.js", "GET"),
     ("/viewer.css", "GET"),
     ("/icon.svg", "GET"),

@@ -17,6 +17,10 @@ export function missingFeature(feature) {
   return `This browser has no H.264, which the camera sends. Some builds of Chromium and other browsers lack it: ${other}.`;
 }
 
+// Says that the browser cannot show the video over HTTP either.
+export const NO_MEDIA_SOURCE = "This browser cannot show the video over HTTP either, because it has no Media Source " +
+  "Extensions. An iPhone has them from iOS 17.1 on.";
+
 // Returns what to do if no datagram of the server arrives. `sdp` is the server's answer, which names its ports.
 export function blockedPath(sdp) {
   const candidates = [...sdp.matchAll(/^a=candidate:\S+ \d+ udp \d+ (\S+) (\d+) /gim)];

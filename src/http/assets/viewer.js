@@ -3,10 +3,13 @@
 //   events.js ── state of camera and server ─────────────────────┐
 //   tick (once a second) ── getStats ──► does the picture move? ──┴──► state ──► page
 //   connect ── POST api/webrtc/offer ──► video.   Every end of the connection ──► reconnect with backoff.
+//   watchWay (four times a second) ── no picture for 1.5 s although the camera is live ──► live.js: HTTP live beside
+//   the connection.   The connection shows a picture ──► HTTP live is closed.
 //
 // Stable interface for tests: window.__viewer = {
 //   state    "connecting" | "live" | "idr" | "waiting" | "away" | "stalled" | "server-gone" | "full" | "refused" |
 //            "blocked" | "unable" | "tap",
+//   way      "webrtc" | "http": how the picture comes,
 //   stats()  the last sample: { state, fps, bitrate_bps, width, height, frames_decoded, frames_dropped,
 //            freezes, packets_lost, loss_percent, jitter_buffer_ms, rtt_ms, connects,
 //            latency: { kind: "capture" | "receive" | null, last_ms, p50_ms, p95_ms, samples } },
@@ -14,7 +17,8 @@
 // }
 
 import { fetchWithTimeout, onStatus } from "./events.js";
-import { blockedPath, missingFeature } from "./remedies.js";
+import { HttpLive, hasHttpLive } from "./live.js";
+import { NO_MEDIA_SOURCE, blockedPath, missingFeature } from "./remedies.js";
 
 const TICK_MS = 1000;
 const OFFER_TIMEOUT_MS = 8000;
@@ -22,6 +26,8 @@ const SETUP_MS = 5000; // reconnect if ICE and DTLS have not finished after this
 const DISCONNECT_GRACE_MS = 2000; // wait this long before reconnecting, because ICE often recovers from "disconnected"
 const BACKOFF_MS = [300, 700, 1500, 3000, 5000, 8000];
 const PATH_MS = 2500; // if no datagram arrives for this long after the answer, the network blocks them
+const FALLBACK_MS = 1500; // without a picture for this long, the page tries HTTP live too
+const WATCH_MS = 250;
 const QUIET_MS = 3500;
 const LATENCY_SAMPLES = 300;
 
@@ -63,10 +69,17 @@ let isPlayBlocked = false;
 let hasPath = false; // true if a datagram of the server has arrived in this attempt
 let answeredAt = 0; // time of the server's answer in this attempt, or 0
 let movedAt = 0; // time at which the picture last moved or the connection was started
+let pictureAt = -Infinity; // time at which WebRTC last showed a picture
+let missingSince = 0; // time since which WebRTC shows no picture although there should be one
+let http = null; // HTTP live, beside the WebRTC connection
+let httpRetryAt = 0;
+let way = "webrtc";
+let shownLag_s = 0; // the delay that the note of HTTP live shows
 let stalledAfter_ms = 0; // how long a live camera may send nothing, as the server says; longer for slow cameras
 
 function decideState(now) {
   if (pc && isMoving(now)) return isPlayBlocked ? "tap" : "live";
+  if (isHttpMoving()) return "live";
   if (missedStatus >= 2) return "server-gone";
   if (camera && camera.state === "away") return wasLive ? "away" : "waiting";
   if (camera && camera.state === "stalled") return "stalled";
@@ -82,6 +95,11 @@ function isMoving(now) {
   return sample.frames_decoded > 0 && now - movedAt < stalledAfter_ms + 1.5 * TICK_MS;
 }
 
+// How long WebRTC or HTTP live may show no new picture; longer for slow cameras.
+const patience_ms = () => Math.max(FALLBACK_MS, stalledAfter_ms);
+
+const isHttpMoving = () => http !== null && http.isMoving(patience_ms() + TICK_MS);
+
 // Says what the connected viewer waits for. The seconds are rounded, so that a screen reader does not read them out
 // every second.
 function idrDetail() {
@@ -94,8 +112,10 @@ function show(now = performance.now()) {
   const next = decideState(now);
   if (next === "live") {
     wasLive = true;
-    attempts = 0;
-    refusal = null;
+    if (pc && isMoving(now)) {
+      attempts = 0;
+      refusal = null;
+    }
   }
   const [title, text] = TEXTS[next];
   let detail = refusal && next === refusal.state ? refusal.detail || text : text;
@@ -109,6 +129,55 @@ function show(now = performance.now()) {
   }
   sample.state = state;
   drawStatusLine();
+}
+
+// ---- HTTP live --------------------------------------------------------------------------------------
+
+// Opens HTTP live if WebRTC shows no picture although it should. Neither is closed before the other shows a picture.
+function watchWay() {
+  const now = performance.now();
+  const isWebRtcMoving = now - pictureAt < patience_ms();
+  if (isWebRtcMoving) closeHttp();
+  if (isWebRtcMoving || !isPictureExpected()) missingSince = now;
+  else if (!http && hasHttpLive && now - missingSince > patience_ms() && now >= httpRetryAt) openHttp();
+  showWay();
+}
+
+function isPictureExpected() {
+  if (document.hidden || missedStatus >= 2 || !camera || camera.state !== "live") return false;
+  // The camera's next IDR reaches a connected viewer as soon as it would reach one over HTTP.
+  if (isConnected() && camera.notice) return false;
+  return !refusal || refusal.state === "blocked" || refusal.state === "unable";
+}
+
+function openHttp() {
+  http = new HttpLive($("http-video"), (retry_ms) => {
+    http = null;
+    httpRetryAt = performance.now() + retry_ms;
+    showWay();
+  });
+}
+
+function closeHttp() {
+  if (http) http.close();
+  http = null;
+}
+
+function showWay() {
+  const next = isHttpMoving() ? "http" : "webrtc";
+  const note = $("way-note");
+  // The text changes in steps of 0.1 s, so that a screen reader does not read it out all the time.
+  const text = next === "http" ? `Over HTTP, about ${Math.max(0.1, http.lag_s).toFixed(1)} s later` : "";
+  if (note.textContent !== text && (way !== next || !note.textContent || Math.abs(http.lag_s - shownLag_s) > 0.2)) {
+    note.textContent = text;
+    shownLag_s = http ? http.lag_s : 0;
+  }
+  note.title = next === "http" && refusal ? refusal.detail : "";
+  note.hidden = next !== "http";
+  if (way === next) return;
+  way = next;
+  document.body.dataset.way = way;
+  show();
 }
 
 // ---- connection -------------------------------------------------------------------------------------
@@ -243,7 +312,10 @@ function disconnect() {
 
 function reconnect(atLeast_ms = 0) {
   const isBlocked = pc && answeredAt && !hasPath && performance.now() - answeredAt > PATH_MS;
-  if (isBlocked) refusal = { state: "blocked", detail: blockedPath(pc.remoteDescription.sdp) };
+  if (isBlocked) {
+    const detail = blockedPath(pc.remoteDescription.sdp) + (hasHttpLive ? "" : ` ${NO_MEDIA_SOURCE}`);
+    refusal = { state: "blocked", detail };
+  }
   disconnect();
   const backoff_ms = BACKOFF_MS[Math.min(attempts, BACKOFF_MS.length - 1)] * (0.75 + Math.random() / 2);
   attempts += 1;
@@ -329,7 +401,7 @@ async function takeSample() {
   if (!stream) return;
   const previous = sample.frames_decoded;
   sample = readStream(stream, before || {}, pair);
-  if (sample.frames_decoded > previous) movedAt = performance.now();
+  if (sample.frames_decoded > previous) movedAt = pictureAt = performance.now();
   before = stream;
 }
 
@@ -359,6 +431,7 @@ function readStream(stream, earlier, pair) {
 // the capture time, otherwise from the arrival of the last packet. For the capture time, the browser estimates the
 // offset between the sender's clock and its own.
 function frameShown(now, frame) {
+  pictureAt = performance.now();
   const shown = frame.expectedDisplayTime || frame.presentationTime || now;
   const hasCapture = frame.captureTime !== undefined && isPlausible(shown - frame.captureTime);
   const start = hasCapture ? frame.captureTime : frame.receiveTime;
@@ -398,6 +471,10 @@ let isStatusShown = readSetting("status") !== "off";
 function statusParts() {
   const word = STATE_WORDS[state] || state;
   if (state !== "live" && state !== "tap") return [word]; // the figures of a frozen picture would be misleading
+  if (way === "http") {
+    const { videoWidth, videoHeight } = $("http-video");
+    return [word, `${videoWidth}×${videoHeight}`, "over HTTP", `${http.lag_s.toFixed(1)} s behind`];
+  }
   const { kind, p50_ms } = latency();
   const parts = [
     word,
@@ -534,7 +611,10 @@ function wireControls() {
 function wirePage() {
   window.addEventListener("resize", drawStatusLine);
   window.addEventListener("online", reconnectNow);
-  window.addEventListener("pagehide", disconnect);
+  window.addEventListener("pagehide", () => {
+    disconnect();
+    closeHttp();
+  });
   window.addEventListener("pageshow", (event) => event.persisted && reconnectNow());
   document.addEventListener("visibilitychange", () => {
     movedAt = performance.now(); // the stall time starts again, because a hidden page is not measured
@@ -545,6 +625,7 @@ function wirePage() {
 window.__viewer = {
   get state() { return state; },
   get pc() { return pc; },
+  get way() { return way; },
   stats: () => ({ ...sample, connects, latency: latency() }),
 };
 
@@ -554,10 +635,10 @@ onActivity();
 show();
 if (typeof RTCPeerConnection === "undefined") {
   refusal = { state: "unable", detail: missingFeature("WebRTC") };
-  show();
 } else {
   if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(frameShown);
-  onStatus(onNewStatus);
   connect();
-  tick();
 }
+onStatus(onNewStatus);
+setInterval(watchWay, WATCH_MS);
+tick();

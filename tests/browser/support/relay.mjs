@@ -23,10 +23,11 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
   towardViewer.bind(0, '0.0.0.0');
   towardServer.bind(0, '127.0.0.1');
   await Promise.all([once(towardViewer, 'listening'), once(towardServer, 'listening')]);
-  const relay = { port: towardViewer.address().port, lost: 0, forwarded: 0 };
+  // A test may set `isBlocked`: the relay then drops every datagram, as a firewall does.
+  const relay = { port: towardViewer.address().port, lost: 0, forwarded: 0, isBlocked: false };
   let viewer = null;
   const pass = (random, send) => {
-    if (random() * 100 < lossPercent) {
+    if (relay.isBlocked || random() * 100 < lossPercent) {
       relay.lost += 1;
       return;
     }
@@ -51,7 +52,9 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
  *  all other candidates. */
 export function routeThrough(relay) {
   return (page) => page.route('**/api/webrtc/offer', async (route) => {
-    const response = await route.fetch();
+    // An offer may be under way when the test stops the server.
+    const response = await route.fetch().catch(() => null);
+    if (!response) return route.abort().catch(() => {});
     const answer = await response.json();
     const lines = answer.sdp.split('\r\n').flatMap((line) => {
       const parts = line.split(' ');
@@ -60,6 +63,6 @@ export function routeThrough(relay) {
       parts[5] = String(relay.port);
       return [parts.join(' ')];
     });
-    await route.fulfill({ response, json: { ...answer, sdp: lines.join('\r\n') } });
+    return route.fulfill({ response, json: { ...answer, sdp: lines.join('\r\n') } });
   });
 }
