@@ -29,7 +29,8 @@ test('a browser without UDP shows the picture over HTTP, close to the newest pic
   // Chromium then uses no UDP at all.
   const { server, browser } = await start(t, undefined, ['--force-webrtc-ip-handling-policy',
     '--webrtc-ip-handling-policy=disable_non_proxied_udp']);
-  const viewer = await openViewer(browser, server.url);
+  const requests = [];
+  const viewer = await openViewer(browser, server.url, (page) => page.on('request', (request) => requests.push(request.url())));
   await reaches(viewer, 'http');
   await viewer.forget();
   await viewer.pictures(150);
@@ -47,6 +48,13 @@ test('a browser without UDP shows the picture over HTTP, close to the newest pic
   await waitFor('the newest picture', async () => (await video('video.buffered.end(video.buffered.length - 1) - video.currentTime')) < 1);
   await waitFor('a time after which old pictures were removed', async () => (await video('video.currentTime')) > 20);
   assert.ok(await video('video.buffered.end(video.buffered.length - 1) - video.buffered.start(0)') < 15);
+  // The page goes on trying WebRTC. This does not disturb the picture.
+  const count = (name) => requests.filter((url) => url.endsWith(name)).length;
+  await waitFor('three attempts of WebRTC', () => count('/offer') >= 3);
+  await viewer.forget();
+  await viewer.pictures(30);
+  assert.equal(count('/live.mp4'), 1);
+  assert.equal(await wayOf(viewer), 'live http');
   assert.deepEqual(viewer.errors, []);
   await viewer.page.close();
   await waitFor('the viewer to leave', async () => (await httpViewers(server)) === 0);

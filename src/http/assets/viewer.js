@@ -431,7 +431,8 @@ function readStream(stream, earlier, pair) {
 // the capture time, otherwise from the arrival of the last packet. For the capture time, the browser estimates the
 // offset between the sender's clock and its own.
 function frameShown(now, frame) {
-  pictureAt = performance.now();
+  // The browser also presents a black picture when a connection is closed.
+  if (isConnected()) pictureAt = performance.now();
   const shown = frame.expectedDisplayTime || frame.presentationTime || now;
   const hasCapture = frame.captureTime !== undefined && isPlausible(shown - frame.captureTime);
   const start = hasCapture ? frame.captureTime : frame.receiveTime;
