@@ -11,9 +11,9 @@
 //!  control: HTTP ─► app ─► bounded commands ─► worker, recorder ─► reply
 //! ```
 //!
-//! All modules use [`base`]. [`camera`] is the source of the access units, [`h264`] is pure, and [`recorder`],
-//! [`live`] and [`session`] are the sinks. [`uring`] wraps io_uring for UDP, and [`worker`] is the loop that runs cursor, sessions
-//! and io_uring. [`http`] defines what a client can request, and [`app`] implements it. `ARCHITECTURE.md` and
+//! All modules use [`base`]. [`camera`] is the source of the access units, [`h264`] is pure, and [`recorder`], [`live`]
+//! and [`session`] are the sinks. [`uring`] wraps io_uring for UDP, and [`worker`] is the loop that runs cursor,
+//! sessions and io_uring. [`http`] defines what a client can request, and [`app`] implements it. `ARCHITECTURE.md` and
 //! `tests/tidy` list which module may use which.
 
 pub mod base;

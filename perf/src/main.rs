@@ -6,6 +6,7 @@
 mod clock;
 mod dtls;
 mod feed;
+mod feedback;
 mod floor;
 mod http;
 mod link;

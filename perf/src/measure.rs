@@ -171,7 +171,7 @@ fn connect_viewers(plan: &Plan, setting: &Setting, subject: &mut Subject, load: 
         while index >= connected() + CONNECTING_MAX {
             wait_a_moment(deadline, subject, playing(), setting.viewers)?;
         }
-        load.add(subject.join(setting.gro, index < plan.check)?);
+        load.add(subject.join(setting, index < plan.check)?);
     }
     while playing() < setting.viewers {
         wait_a_moment(deadline, subject, playing(), setting.viewers)?;

@@ -30,6 +30,7 @@ perf: measures streaming-server and its peers under load.
   --rounds N         runs of each combination [1]
   --tries N          maximum repetitions of a run disturbed by other processes [2]
   --check N          viewers that decrypt and check everything; the others check headers and stamps [10]
+  --feedback         viewers send transport-wide feedback, as browsers do
   --gro              viewers receive whole GSO batches, as if a network card had segmented them
   --shield           run server and camera with real-time priority, for a machine with other users
   --layout LAYOUT    layout of the camera's ring [v3]
@@ -95,6 +96,7 @@ struct Run {
     rounds: u32,
     tries: u32,
     gro: bool,
+    feedback: bool,
     out: Option<PathBuf>,
 }
 
@@ -122,6 +124,7 @@ impl Run {
             rounds: 1,
             tries: 2,
             gro: false,
+            feedback: false,
             out: None,
         };
         while let Some(argument) = parser.next()? {
@@ -132,6 +135,7 @@ impl Run {
                     return Ok(None);
                 }
                 "gro" => run.gro = true,
+                "feedback" => run.feedback = true,
                 "shield" => run.plan.programs.shielded = true,
                 name => run.set(name, &parser.value()?.string()?)?,
             }
@@ -175,7 +179,14 @@ impl Run {
                 self.viewers.iter().flat_map(|n| (0..self.rounds).map(move |round| (*n, round)))
             {
                 for server in &self.servers {
-                    let setting = Setting { server: server.clone(), viewers, kbps, record, gro: self.gro };
+                    let setting = Setting {
+                        server: server.clone(),
+                        viewers,
+                        kbps,
+                        record,
+                        gro: self.gro,
+                        feedback: self.feedback,
+                    };
                     match self.once(&setting) {
                         Ok(record) => self.note(&record)?,
                         Err(error) => {

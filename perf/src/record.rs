@@ -35,6 +35,9 @@ pub(crate) struct Setting {
     pub(crate) record: bool,
     /// True if viewers receive whole GSO batches, as with a network card that has segmentation offload.
     pub(crate) gro: bool,
+    /// True if viewers send transport-wide feedback, as browsers do.
+    #[serde(default)]
+    pub(crate) feedback: bool,
 }
 
 /// Units of all viewers during the measurement.

@@ -78,8 +78,8 @@ fn name(server: &str) -> &str {
 fn rows(records: &[Record]) -> Vec<Row> {
     let mut groups: BTreeMap<_, Vec<Record>> = BTreeMap::new();
     for record in records {
-        let Setting { server, viewers, kbps, record: recording, gro } = &record.setting;
-        let key = (*kbps, *recording, *gro, *viewers, place(server), server.clone());
+        let Setting { server, viewers, kbps, record: recording, gro, feedback } = &record.setting;
+        let key = (*kbps, *recording, (*gro, *feedback), *viewers, place(server), server.clone());
         groups.entry(key).or_default().push(record.clone());
     }
     groups
@@ -124,8 +124,8 @@ pub(crate) fn markdown(records: &[Record]) -> String {
     let _ = write!(text, "\n{}", disturbance(rows.iter()));
     let mut last = None;
     for row in &rows {
-        let Setting { kbps, record, gro, .. } = row.setting;
-        if last.replace((kbps, record, gro)) != Some((kbps, record, gro)) {
+        let Setting { kbps, record, gro, feedback, .. } = row.setting;
+        if last.replace((kbps, record, gro, feedback)) != Some((kbps, record, gro, feedback)) {
             text.push_str(&heading(&row.setting));
         }
         text.push_str(&line(row));
@@ -142,12 +142,13 @@ fn unique(records: &[Record], of: impl Fn(&Record) -> String) -> Vec<String> {
 
 fn heading(setting: &Setting) -> String {
     format!(
-        "\n## {} kbit/s{}{}\n\n| viewers | server | rounds | CPU ms/s | per viewer | user/sys | p50 | p90 | p99 | \
+        "\n## {} kbit/s{}{}{}\n\n| viewers | server | rounds | CPU ms/s | per viewer | user/sys | p50 | p90 | p99 | \
          p99.9 | max | IDR p50 | last viewer p50 | missing | dup | torn | late | of | private MB | ring MB | \
          switches/s | first datagram | first IDR | start | load ms/s | idle | others |\n|{}\n",
         setting.kbps,
         if setting.record { ", recording" } else { "" },
         if setting.gro { ", whole GSO batches received" } else { "" },
+        if setting.feedback { ", viewers send transport-wide feedback" } else { "" },
         "---|".repeat(27),
     )
 }
@@ -192,10 +193,11 @@ fn line(row: &Row) -> String {
 fn readme_table(records: &[Record]) -> String {
     let rows = rows(records);
     let is_shown = |row: &&Row| {
-        let Setting { viewers, kbps, record, gro, server } = &row.setting;
+        let Setting { viewers, kbps, record, gro, feedback, server } = &row.setting;
         *kbps == README_KBPS
             && !record
             && !gro
+            && !feedback
             && README_VIEWERS.contains(viewers)
             && README_SERVERS.contains(&server.as_str())
     };
@@ -274,6 +276,7 @@ pub(crate) fn write(records: &[Record], directory: &Path, readme: Option<&Path>)
             row.setting.kbps == kbps
                 && row.setting.record == record
                 && !row.setting.gro
+                && !row.setting.feedback
                 && row.setting.viewers > 0
         };
         let shown: Vec<&Row> = rows.iter().filter(shown).collect();
@@ -315,7 +318,14 @@ mod tests {
     use crate::record::{Cpu, Quantiles, Units};
 
     fn record(server: &str, viewers: usize, cpu_ms: f64) -> Record {
-        let setting = Setting { server: server.to_owned(), viewers, kbps: 8_000, record: false, gro: false };
+        let setting = Setting {
+            server: server.to_owned(),
+            viewers,
+            kbps: 8_000,
+            record: false,
+            gro: false,
+            feedback: false,
+        };
         Record {
             setting,
             at: 0,

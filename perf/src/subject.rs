@@ -11,6 +11,7 @@ use crate::Fallible;
 use crate::floor::Hello;
 use crate::http;
 use crate::process::Process;
+use crate::record::Setting;
 use crate::srtp::Profile;
 use crate::viewer::{Offering, Viewer};
 
@@ -146,12 +147,13 @@ impl Subject {
     }
 
     /// Lets a viewer join the server, and returns it before its media has arrived.
-    pub(crate) fn join(&mut self, gro: bool, checks_all: bool) -> Fallible<Viewer> {
+    pub(crate) fn join(&mut self, setting: &Setting, checks_all: bool) -> Fallible<Viewer> {
+        let Setting { gro, feedback, .. } = *setting;
         if let Kind::Floor(profile) = self.kind {
             self.next_ssrc += 1;
             return Viewer::bare(self.address, &Hello { profile, ssrc: self.next_ssrc }, gro, checks_all);
         }
-        let offering = Offering::new(gro, checks_all)?;
+        let offering = Offering::new(gro, checks_all, feedback)?;
         let offered_at_ns = crate::clock::monotonic_ns();
         let answer = self.post(self.kind.paths().offer, &json!({"type": "offer", "sdp": offering.sdp}))?;
         let sdp = answer["sdp"].as_str().ok_or("no sdp in the answer")?;

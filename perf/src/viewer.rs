@@ -11,6 +11,7 @@ use str0m::{Candidate, Input, Output, Rtc, RtcConfig};
 
 use crate::Fallible;
 use crate::dtls::{self, Keys};
+use crate::feedback::{self, Feedback};
 use crate::floor::Hello;
 use crate::received::{Arrival, Received};
 use crate::socket::{Datagram, prepare_viewer};
@@ -59,6 +60,7 @@ pub(crate) struct Viewer {
     track: Option<Track>,
     report_due: Instant,
     rtcp_index: u32,
+    feedback: Option<Feedback>,
 }
 
 /// A viewer whose offer has not been answered yet.
@@ -77,7 +79,7 @@ fn open_socket(gro: bool) -> Fallible<UdpSocket> {
 
 impl Offering {
     /// Makes an offer with one receive-only H.264 media line and a host candidate on loopback.
-    pub(crate) fn new(gro: bool, checks_all: bool) -> Fallible<Offering> {
+    pub(crate) fn new(gro: bool, checks_all: bool, feedback: bool) -> Fallible<Offering> {
         let socket = open_socket(gro)?;
         let local = socket.local_addr()?;
         let config = RtcConfig::new().set_crypto_provider(dtls::provider()).clear_codecs().enable_h264(true);
@@ -87,13 +89,16 @@ impl Offering {
         change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
         let (offer, pending) = change.apply().ok_or("str0m makes no offer")?;
         let viewer = Viewer::new(socket, local, Link::Bare { hello: Vec::new() }, checks_all);
-        Ok(Offering { viewer, rtc: Box::new(rtc), pending, sdp: offer.to_sdp_string() })
+        let sdp = offer.to_sdp_string();
+        let sdp = if feedback { sdp } else { feedback::without_feedback(&sdp) };
+        Ok(Offering { viewer, rtc: Box::new(rtc), pending, sdp })
     }
 
     /// Applies the server's answer and returns the viewer.
     pub(crate) fn accept(mut self, answer: &str, offered_at_ns: i64) -> Fallible<Viewer> {
         self.rtc.sdp_api().accept_answer(self.pending, SdpAnswer::from_sdp_string(answer)?)?;
         self.viewer.payload_types = h264_payload_types(answer);
+        self.viewer.feedback = Feedback::new(answer, Instant::now());
         self.viewer.link = Link::WebRtc(self.rtc);
         self.viewer.offered_at_ns = offered_at_ns;
         Ok(self.viewer)
@@ -127,6 +132,7 @@ impl Viewer {
             track: None,
             report_due: now + REPORT_INTERVAL,
             rtcp_index: 0,
+            feedback: None,
         }
     }
 
@@ -163,6 +169,9 @@ impl Viewer {
 
     fn handle_rtp(&mut self, packet: &[u8], at_ns: i64) -> Option<()> {
         let header = Header::parse(packet)?;
+        if let (Some(feedback), Some(extensions)) = (&mut self.feedback, packet.get(header.extensions())) {
+            feedback.note(extensions, at_ns);
+        }
         if !self.payload_types.contains(&header.payload_type) || header.is_empty {
             return None;
         }
@@ -205,6 +214,7 @@ impl Viewer {
             self.report_due = now + REPORT_INTERVAL;
             self.report();
         }
+        self.send_feedback(now);
         let next = if self.track.is_none() { now + Duration::from_millis(20) } else { self.report_due };
         self.due = self.due.min(next);
     }
@@ -223,7 +233,8 @@ impl Viewer {
             }
             match output {
                 Ok(Output::Timeout(due)) => {
-                    self.due = due.min(self.report_due);
+                    let feedback_due = self.feedback.as_ref().map_or(far, |feedback| feedback.due);
+                    self.due = due.min(self.report_due).min(feedback_due);
                     return;
                 }
                 Ok(Output::Transmit(transmit)) => {
@@ -254,10 +265,27 @@ impl Viewer {
         packet.extend_from_slice(&0u32.to_be_bytes()); // nothing lost
         packet.extend_from_slice(&(track.highest as u32).to_be_bytes());
         packet.extend_from_slice(&[0; 12]); // jitter and last sender report are unknown
+        self.send_rtcp(&packet)
+    }
+
+    fn send_rtcp(&mut self, packet: &[u8]) -> Option<()> {
         self.rtcp_index += 1;
-        let sealed = self.send.as_ref()?.seal_rtcp(&packet, OWN_SSRC, self.rtcp_index)?;
+        let sealed = self.send.as_ref()?.seal_rtcp(packet, OWN_SSRC, self.rtcp_index)?;
         let _ = self.socket.send_to(&sealed, self.remote?);
         Some(())
+    }
+
+    /// Sends transport-wide feedback if it is due.
+    fn send_feedback(&mut self, now: Instant) -> Option<()> {
+        let (feedback, track) = (self.feedback.as_mut()?, self.track.as_ref()?);
+        if now >= feedback.due {
+            feedback.due = now + feedback::INTERVAL;
+            let packet = feedback.take(OWN_SSRC, track.ssrc);
+            self.due = self.due.min(feedback.due);
+            return self.send_rtcp(&packet?);
+        }
+        self.due = self.due.min(feedback.due);
+        None
     }
 
     /// Closes the session, as a browser does when its tab is closed.
@@ -282,16 +310,23 @@ struct Header {
     sequence: u16,
     rtp_time: u32,
     ssrc: u32,
-    /// Size of the header with CSRC list and extension, in bytes.
+    /// Size of the header with CSRC list and extension, in bytes, and without the extension.
     bytes: usize,
+    bytes_before_extension: usize,
     /// True if the packet has no payload.
     is_empty: bool,
 }
 
 impl Header {
+    /// Returns the place of the header extensions in the packet.
+    fn extensions(&self) -> std::ops::Range<usize> {
+        (self.bytes_before_extension + 4).min(self.bytes)..self.bytes
+    }
+
     fn parse(packet: &[u8]) -> Option<Header> {
         let (fixed, _) = packet.split_first_chunk::<12>()?;
-        let mut bytes = 12 + 4 * usize::from(fixed[0] & 0x0F);
+        let bytes_before_extension = 12 + 4 * usize::from(fixed[0] & 0x0F);
+        let mut bytes = bytes_before_extension;
         if fixed[0] & 0x10 != 0 {
             let words = packet.get(bytes + 2..bytes + 4)?;
             bytes += 4 + 4 * usize::from(u16::from_be_bytes([words[0], words[1]]));
@@ -303,6 +338,7 @@ impl Header {
             rtp_time: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),
             ssrc: u32::from_be_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]),
             bytes,
+            bytes_before_extension,
             is_empty: bytes >= packet.len(),
         })
     }

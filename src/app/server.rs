@@ -350,8 +350,8 @@ fn watchdog_period() -> Option<Duration> {
     service::watchdog_period(usec.as_deref(), pid.as_deref(), std::process::id())
 }
 
-/// The thread that closes all sessions and joins the workers. Signals are still handled meanwhile. The thread is created
-/// at start, because the system may refuse a thread later (`TasksMax=`). It also ends if this value is dropped.
+/// The thread that closes all sessions and joins the workers. Signals are still handled meanwhile. The thread is
+/// created at start, because the system may refuse a thread later (`TasksMax=`). It also ends if this value is dropped.
 struct Shutdown {
     begin: SyncSender<()>,
     finished: tokio::sync::oneshot::Receiver<()>,

@@ -18,8 +18,9 @@ pub(super) type StreamedBody = Either<BodyStream, Either<DownloadBody, LiveBody>
 /// The body of a response: complete, or produced while it is sent.
 pub(super) type AnswerBody = Either<Full<Bytes>, StreamedBody>;
 
-/// Returns the parts of the head that [`super::routes`] reads, or a 400 response if a header is invalid. HTTP/1.1 requires
-/// exactly one Host header (RFC 9112 section 3.2). Two Origin headers are invalid, because a browser never sends two.
+/// Returns the parts of the head that [`super::routes`] reads, or a 400 response if a header is invalid. HTTP/1.1
+/// requires exactly one Host header (RFC 9112 section 3.2). Two Origin headers are invalid, because a browser never
+/// sends two.
 pub(super) fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
     let host = single(&parts.headers, &header::HOST)?;
     if host.is_none() && parts.version == Version::HTTP_11 {

@@ -1,5 +1,6 @@
-//! Contains the files of the viewer page and the description of the API, compiled into the program. The ETag of a file is a hash of its bytes. A
-//! browser that revalidates a file gets 304 until a new version of the program changes the file.
+//! Contains the files of the viewer page and the description of the API, compiled into the program. The ETag of a file
+//! is a hash of its bytes. A browser that revalidates a file gets 304 until a new version of the program changes the
+//! file.
 
 /// One of these files.
 #[derive(Debug)]

@@ -1,8 +1,7 @@
 //! Serves GET /api/events: sends the state of the server as server-sent events (WHATWG HTML, section 9.2). A `status`
-//! event is sent every second. A `camera`, `viewers`, `recording` or `publish` event is sent when that part of the state
-//! changes.
-//! One task polls the backend for all listeners, and only while there are listeners. A listener that reads too slowly
-//! loses events, so memory stays bounded.
+//! event is sent every second. A `camera`, `viewers`, `recording` or `publish` event is sent when that part of the
+//! state changes. One task polls the backend for all listeners, and only while there are listeners. A listener that
+//! reads too slowly loses events, so memory stays bounded.
 
 use std::io;
 use std::mem::discriminant;

@@ -1,5 +1,5 @@
-//! HTTP live: GET /NAME/live.mp4 and /NAME/live.h264 send the stream without an end. Decides about its paths, builds its
-//! responses, and sends what the backend provides. `/live.mp4` is the only stream under its short name.
+//! HTTP live: GET /NAME/live.mp4 and /NAME/live.h264 send the stream without an end. Decides about its paths, builds
+//! its responses, and sends what the backend provides. `/live.mp4` is the only stream under its short name.
 
 use std::io;
 use std::pin::Pin;

@@ -8,7 +8,8 @@ use super::routes::Action;
 use super::{events, login};
 
 /// Runs an action and returns its response. Only the public endpoint has WHEP, HTTP live, events and downloads, and it
-/// serves them without this function. If the server has a token, the public endpoint also answers the actions of the login itself.
+/// serves them without this function. If the server has a token, the public endpoint also answers the actions of the
+/// login itself.
 ///
 /// # Errors
 /// Returns the error of the backend, or 404 for WHEP, HTTP live, events and downloads.

@@ -297,8 +297,8 @@ struct Caller {
     place: Arc<PlaceState>,
 }
 
-/// Returns who holds the place of a viewer. Returns `None` for an exempt address, such as that of a reverse proxy, which
-/// passes on the offers of many viewers.
+/// Returns who holds the place of a viewer. Returns `None` for an exempt address, such as that of a reverse proxy,
+/// which passes on the offers of many viewers.
 fn place_holder(peer: IpAddr, login: Option<VerifiedLogin>, exempt: &Exempt) -> Option<PlaceHolder> {
     let address = || Some(group(peer)).filter(|_| !exempt.contains(peer.to_canonical()));
     login.map(|login| PlaceHolder::Login(login.id())).or_else(|| address().map(PlaceHolder::Address))
@@ -355,8 +355,8 @@ impl Shared {
         Ok(Admission { route, login, is_known })
     }
 
-    /// Adds the STUN and TURN servers to the answer to OPTIONS of a WHEP endpoint. They may have credentials, so a server
-    /// with a token tells them only to those who have it.
+    /// Adds the STUN and TURN servers to the answer to OPTIONS of a WHEP endpoint. They may have credentials, so a
+    /// server with a token tells them only to those who have it.
     fn with_links(&self, head: &Head<'_>, caller: &Caller, response: Response) -> Response {
         let HttpConfig { policy, access, .. } = &self.config;
         let is_known =

@@ -354,8 +354,8 @@ fn host_refused(host: &str) -> Response {
     Response::error(403, "host_refused", &message).closing().logged(line)
 }
 
-/// Refuses a request of a foreign page. Names the option that would allow it, because behind a proxy that changes `Host`
-/// our own page looks foreign.
+/// Refuses a request of a foreign page. Names the option that would allow it, because behind a proxy that changes
+/// `Host` our own page looks foreign.
 fn origin_refused(head: &Head<'_>) -> Response {
     let quoted = |text: &str| text.chars().take(request::QUOTED_CHARS_MAX).collect::<String>();
     let (origin, host) = (quoted(head.origin.unwrap_or_default()), quoted(head.host.unwrap_or_default()));

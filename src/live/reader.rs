@@ -22,7 +22,8 @@ pub(super) enum Polled {
 }
 
 impl RingReader {
-    /// Returns a reader that begins at the newest IDR in the ring. If the ring holds none, requests one from the camera.
+    /// Returns a reader that begins at the newest IDR in the ring. If the ring holds none, requests one from the
+    /// camera.
     pub(super) fn new(camera: &Camera, mut muxer: EndlessMuxer, now_ns: i64) -> RingReader {
         let newest = camera.cursor();
         let start = find_start(camera, &newest, &mut muxer, now_ns);

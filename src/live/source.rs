@@ -70,8 +70,8 @@ impl Live {
         Arc::new(Live { camera, recorder, shared, wake, counters })
     }
 
-    /// Adds a viewer, and starts the task if it does not run. Must be called on a tokio runtime. `must_close` is notified
-    /// if the viewer's connection must be closed although it does not read.
+    /// Adds a viewer, and starts the task if it does not run. Must be called on a tokio runtime. `must_close` is
+    /// notified if the viewer's connection must be closed although it does not read.
     #[must_use]
     pub fn open(self: &Arc<Self>, format: Format, must_close: Arc<Notify>) -> LiveViewer {
         let mut shared = self.shared();

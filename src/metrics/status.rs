@@ -55,6 +55,16 @@ pub struct ViewerStatus {
     ///
     /// [`RESEND_GUARD`]: crate::base::limits::RESEND_GUARD
     pub retransmits_refused: u64,
+    /// What the viewer's link carries, in kbit/s, as measured with the viewer's transport-wide feedback. `None` if the
+    /// viewer is not paced.
+    pub link_kbps: Option<u64>,
+    /// Rate of the whole stream in kbit/s, without headers, to compare with `link_kbps`. `None` if the viewer is not
+    /// paced.
+    pub stream_kbps: Option<u64>,
+    /// True if what is sent to the viewer is spread out, because its link is slow or loses packets.
+    pub paced: bool,
+    /// Those of `units_dropped` that were left out because the link carries less than the stream.
+    pub units_thinned: u64,
     /// Share of lost packets in the viewer's latest receiver report, from 0 to 1.
     pub loss_fraction: Option<f32>,
     /// Round-trip time from the latest receiver report, in milliseconds.

@@ -63,8 +63,8 @@ impl EndlessMuxer {
         self.push_unit(&IncomingUnit::from(view), now_ns, || view.is_intact())
     }
 
-    /// Learns from a unit that is not sent: caches its parameter sets. Returns how decoding can start with it, or `None`
-    /// if it cannot.
+    /// Learns from a unit that is not sent: caches its parameter sets. Returns how decoding can start with it, or
+    /// `None` if it cannot.
     pub(crate) fn remember(&mut self, view: &UnitView, now_ns: i64) -> Option<StartPoint> {
         let unit = self.assembler.assemble(up_to_first_slice(&view.bytes)).ok();
         let start = unit.and_then(|unit| {

@@ -25,8 +25,8 @@ pub(crate) enum Output {
     Write { file: FileId, offset: u64, parts: Vec<Bytes> },
     /// Truncate the file to `bytes` and release the disk space reserved after its end.
     Truncate { file: FileId, bytes: u64 },
-    /// Make the written data durable, and check that no other program changed the file. The bytes `whole` must be in the
-    /// file; those before `whole` were checked earlier.
+    /// Make the written data durable, and check that no other program changed the file. The bytes `whole` must be in
+    /// the file; those before `whole` were checked earlier.
     Sync { file: FileId, whole: Range<u64> },
     /// Finish and close the file as `ending` describes.
     Finish { file: FileId, ending: FileEnding },

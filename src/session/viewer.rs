@@ -28,6 +28,9 @@ use crate::session::transport::restart::IceRestart;
 use crate::session::transport::{DatagramKind, Transport, TransportOutput};
 use crate::session::{DatagramSink, Destination, PathChange};
 
+/// A paced viewer may have a smaller number of datagrams in the kernel.
+const PACED_FACTOR: u32 = limits::VIEWER_IN_FLIGHT_MAX / limits::PACED_IN_FLIGHT_MAX;
+
 /// Result of a drain.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
@@ -65,6 +68,10 @@ pub struct Viewer {
     pub(super) datagrams_rejected: u64,
     pub(super) units_sent: u64,
     pub(super) units_replayed: u64,
+    /// Units that were not sent because the link carries less than the stream.
+    pub(super) units_thinned: u64,
+    /// True from such a unit to the next IDR, if other units refer to that unit.
+    is_thinning: bool,
 }
 
 impl Viewer {
@@ -111,6 +118,8 @@ impl Viewer {
             datagrams_rejected: 0,
             units_sent: 0,
             units_replayed: 0,
+            units_thinned: 0,
+            is_thinning: false,
         }
     }
 
@@ -147,7 +156,8 @@ impl Viewer {
         self.transport.accepts_address(remote)
     }
 
-    /// Returns the next change of the viewer's addresses, for the table that finds sessions by address. Changes come from
+    /// Returns the next change of the viewer's addresses, for the table that finds sessions by address. Changes come
+    /// from
     /// [`Viewer::handle_datagram`].
     pub fn poll_path_change(&mut self) -> Option<PathChange> {
         self.transport.poll_path_change()
@@ -184,7 +194,8 @@ impl Viewer {
             Phase::Connected => {
                 let consent = self.transport.consent_deadline();
                 let report = self.sender.report_due_at.filter(|_| !self.transport.is_paused);
-                report.map_or(consent, |report| report.min(consent))
+                let paced = self.sender.paced_due_at().filter(|_| self.transport.destination().is_some());
+                [report, paced].into_iter().flatten().fold(consent, Instant::min)
             }
             Phase::Closing(_) | Phase::Closed(_) => self.now,
         };
@@ -230,8 +241,8 @@ impl Viewer {
     }
 
     /// Handles a fragment of the viewer's SDP. Returns the restart if the fragment has restarted ICE, or `None` if it
-    /// has only listed candidates, which an ICE-lite agent does not need. `if_match` lists the [tags](Viewer::ice_tag) of
-    /// the generations that the fragment may be for; `*` is any, and `None` means that the viewer did not say.
+    /// has only listed candidates, which an ICE-lite agent does not need. `if_match` lists the [tags](Viewer::ice_tag)
+    /// of the generations that the fragment may be for; `*` is any, and `None` means that the viewer did not say.
     ///
     /// # Errors
     /// Returns a [`FragmentError`] if the fragment is refused. The session then stays as it was.
@@ -338,6 +349,9 @@ impl Viewer {
             has_ended_replay = self.catch_up.replay.take().is_some();
             self.sender.shrink_cache(self.now);
         }
+        if self.sender.pacer.is_some() {
+            self.note_paced_unit(unit);
+        }
         if !self.is_catching_up() {
             self.send_unit(unit, self.now, sink);
         }
@@ -352,6 +366,7 @@ impl Viewer {
             // A gap makes the viewer need an IDR. Congestion does not request one: an IDR is large and would add to the
             // congestion.
             self.sender.is_idr_wanted |= gap_before;
+            self.units_thinned += u64::from(self.is_thinning);
             return false;
         }
         let mut payloads = unit.payloads.iter().flat_map(|payloads| payloads.iter());
@@ -362,7 +377,13 @@ impl Viewer {
             self.gate.retract();
             return false;
         };
-        self.sender.send_unit(self.now, unit, at, self.catch_up.replay.is_some(), &to, sink);
+        let is_paced = self.sender.pacer.is_some();
+        if is_paced && !self.fits_link(unit) {
+            return false;
+        }
+        if !is_paced || !self.queue_unit(unit, at, sink) {
+            self.sender.send_unit(self.now, unit, at, self.catch_up.replay.is_some(), &to, sink);
+        }
         self.units_sent += 1;
         if is_idr {
             self.catch_up.idr_sent_at = Some(self.now);
@@ -373,7 +394,8 @@ impl Viewer {
 
     /// Sets the number of this viewer's datagrams that the kernel still holds. See [`Gate::note_in_flight`].
     pub fn note_congestion(&mut self, in_flight_datagrams: u32) {
-        self.gate.note_in_flight(in_flight_datagrams);
+        let factor = if self.sender.pacer.is_some() { PACED_FACTOR } else { 1 };
+        self.gate.note_in_flight(in_flight_datagrams * factor);
     }
 
     /// Returns the reason if the viewer needs an IDR. The caller must then call [`Viewer::decide_catch_up`]. A join is
@@ -392,7 +414,8 @@ impl Viewer {
         is_asked.then_some(IdrReason::Request)
     }
 
-    /// Decides how the viewer gets its IDR, from the GOP that the worker has available. If the decision is a replay, the replay begins: the viewer then ignores live units until
+    /// Decides how the viewer gets its IDR, from the GOP that the worker has available. If the decision is a replay,
+    /// the replay begins: the viewer then ignores live units until
     /// [`Viewer::end_catch_up`] or the next live IDR.
     pub fn decide_catch_up(
         &mut self,
@@ -401,6 +424,7 @@ impl Viewer {
         available: GopAvailability,
     ) -> CatchUpDecision {
         let (gate, rtt) = (self.gate.state(), self.sender.reception.rtt);
+        let available = self.replayable(available);
         let decision = self.catch_up.decide(now, reason, gate, rtt, available);
         if decision == CatchUpDecision::Replay {
             self.sender.enlarge_cache(now, available.gop.map_or(0, |gop| gop.packets));
@@ -416,7 +440,8 @@ impl Viewer {
     /// Returns the index within the GOP of the unit to push next; the IDR has index 0. Returns `None` if no unit may be
     /// sent now.
     pub fn poll_catch_up_unit(&mut self, now: Instant) -> Option<usize> {
-        self.catch_up.replay.as_mut()?.poll(now)
+        let is_waiting = self.sender.pacer.as_ref().is_some_and(|pacer| !pacer.is_idle());
+        self.catch_up.replay.as_mut()?.poll(now).filter(|_| !is_waiting)
     }
 
     /// Sends the next unit of the GOP, whose RTP time corresponds to the instant `at`. A non-reference unit is skipped
@@ -488,9 +513,16 @@ impl Viewer {
 
     /// Sends requested retransmissions, and a sender report if one is due.
     fn send_feedback_answers(&mut self, sink: &mut impl DatagramSink) {
-        let Some(to) = self.transport.destination() else { return };
-        if self.phase == Phase::Connected {
-            self.sender.send_retransmissions(&to, sink);
+        if self.phase != Phase::Connected {
+            return;
+        }
+        if self.sender.pacer.is_some() {
+            self.send_paced(sink);
+        }
+        if let Some(to) = self.transport.destination() {
+            if self.sender.pacer.is_none() {
+                self.sender.send_retransmissions(&to, sink);
+            }
             self.sender.send_report_if_due(self.now, &to, sink);
         }
     }
@@ -519,3 +551,5 @@ impl Viewer {
         }
     }
 }
+
+mod paced;

@@ -113,7 +113,7 @@ fn viewers_have_all_their_fields() {
             "profile": null, "connected_ms": 1, "first_idr_ms": null, "units_sent": 0,
             "units_replayed": 0, "replays": 0, "units_dropped": 0, "drops_to_idr": 0, "bytes_sent": 0,
             "datagrams": 0, "datagrams_rejected": 0, "nacks": 0, "plis": 0, "retransmits": 0,
-            "retransmits_refused": 0, "loss_fraction": 0.5, "rtt_ms": null, "jitter_ms": null, "ended": null,
+            "retransmits_refused": 0, "link_kbps": null, "stream_kbps": null, "paced": false, "units_thinned": 0, "loss_fraction": 0.5, "rtt_ms": null, "jitter_ms": null, "ended": null,
         })
     );
 }

@@ -14,6 +14,7 @@ mod native_offers;
 mod session;
 mod session_end;
 mod session_hostile;
+mod session_links;
 mod session_paths;
 mod session_publish;
 mod session_replay;

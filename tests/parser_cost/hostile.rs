@@ -101,6 +101,8 @@ fn datagram_cases() -> Vec<Case> {
         long("RTCP empty packets", 300.0, |bytes| rtcp(bytes, &[0x80, 204, 0, 0])),
         long("RTCP NACK", 1_600.0, rtcp_nack),
         long("RTCP extended report", 300.0, rtcp_blocks),
+        long("RTCP arrivals", 1_000.0, |bytes| rtcp_arrivals(bytes, 14 * 122, &[0x80, 0])),
+        long("RTCP arrivals of no packet", 300.0, |bytes| rtcp_arrivals(bytes, 0xffff, &[0x1f, 0xff])),
     ]
 }
 
@@ -317,6 +319,7 @@ fn read_rtcp(compound: &[u8]) {
             match packet {
                 Packet::Report(blocks) => used(blocks.iter().count()),
                 Packet::Nack { lost, .. } => used(lost.iter().count()),
+                Packet::Arrivals(arrivals) => used(arrivals.iter().count()),
                 Packet::Fir(requests) => used(requests.contains(1)),
                 _ => {}
             }
@@ -338,6 +341,13 @@ fn rtcp_packet(kind: u8, count: u8, words: usize, word: [u8; 4]) -> Vec<u8> {
 
 fn rtcp_nack(bytes: usize) {
     read_rtcp(&rtcp_packet(205, 1, bytes / 4 - 1, [1, 2, 0xff, 0xff]));
+}
+
+/// Transport-wide feedback about `count` packets, with 122 chunks that are all alike.
+fn rtcp_arrivals(bytes: usize, count: u16, chunk: &[u8; 2]) {
+    let head = [0x8f, 205, 0, 65, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0];
+    let packet = [&head[..], &count.to_be_bytes(), &[0; 4], &chunk.repeat(122)].concat();
+    read_rtcp(&packet.repeat(bytes / packet.len()));
 }
 
 fn rtcp_blocks(bytes: usize) {

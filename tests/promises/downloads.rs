@@ -21,7 +21,7 @@ use support::{unique_shm, wait_until};
 use super::recording::rig::TemporaryDirectory;
 
 /// `MemoryMax` of the systemd unit.
-const UNIT_BYTES: u64 = 272 << 20;
+const UNIT_BYTES: u64 = 256 << 20;
 const LARGE_BYTES: u64 = 64 << 20;
 const DOWNLOADS: usize = 200;
 const VIEWERS: usize = 10;

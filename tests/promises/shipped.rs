@@ -1,6 +1,6 @@
 //! The server as it is shipped, under the limits of its service unit, while everything around it misbehaves at once: a
-//! pipe and links under the ring's name, a log that is not read, a full disk, signals, garbage on the UDP port, silent and slow
-//! HTTP callers. Ten viewers and a recording must not notice.
+//! pipe and links under the ring's name, a log that is not read, a full disk, signals, garbage on the UDP port, silent
+//! and slow HTTP callers. Ten viewers and a recording must not notice.
 //!
 //! `SS_BIN=DIRECTORY` runs this test on the release binary.
 #![allow(

@@ -153,8 +153,8 @@ fn bounds_are_in_limits(path: &str, text: &str) -> Vec<String> {
 }
 
 /// Reports each place that opens a file or shared memory outside `src/base/foreign_file.rs`, which opens without
-/// blocking and refuses anything but a regular file. Literal paths below /proc and /sys and /dev/null are exempt, because
-/// they belong to the kernel.
+/// blocking and refuses anything but a regular file. Literal paths below /proc and /sys and /dev/null are exempt,
+/// because they belong to the kernel.
 fn files_are_opened_in_one_place(path: &str, text: &str) -> Vec<String> {
     let is_test = path.ends_with("/test_ring.rs") || path.ends_with("tests.rs") || path.contains("/tests/");
     if path == "src/base/foreign_file.rs" || is_test {

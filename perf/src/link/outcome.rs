@@ -195,8 +195,8 @@ impl Evidence<'_> {
         }
     }
 
-    /// Returns for each picture of `time` its time, and the number of pictures that the browser presented just before it
-    /// without calling the page.
+    /// Returns for each picture of `time` its time, and the number of pictures that the browser presented just before
+    /// it without calling the page.
     fn skipped(&self, time: &Range<i64>) -> Vec<(i64, u64)> {
         let before = [None].into_iter().chain(self.seen.iter().map(Some));
         let pairs = before.zip(self.seen).filter(|(_, picture)| time.contains(&picture.at_ns));
@@ -228,8 +228,8 @@ impl Evidence<'_> {
         for entry in self.entries.iter().filter(|entry| entry.direction == direction) {
             let is_again = match entry.kind {
                 Kind::Rtp(rtp) => {
-                    !known.insert((rtp.ssrc, rtp.sequence, rtp.time))
-                        || self.rtx_types.contains(&rtp.payload_type)
+                    let is_rtx = self.rtx_types.contains(&rtp.payload_type) && !rtp.is_padded;
+                    !known.insert((rtp.ssrc, rtp.sequence, rtp.time)) || is_rtx
                 }
                 _ => false,
             };
@@ -381,7 +381,14 @@ mod tests {
         let entry = |payload_type, sequence, fate| Entry {
             at_ns: 5,
             direction: Direction::Down,
-            kind: Kind::Rtp(Rtp { payload_type, marker: false, sequence, time: 1, ssrc: 1 }),
+            kind: Kind::Rtp(Rtp {
+                payload_type,
+                marker: false,
+                is_padded: sequence == 1_001,
+                sequence,
+                time: 1,
+                ssrc: 1,
+            }),
             bytes: 100,
             queued_bytes: 300,
             fate,
@@ -393,9 +400,10 @@ mod tests {
             entry(96, 2, Fate::Discarded(Cause::QueueFull)),
             entry(96, 2, Fate::Delivered),
             entry(97, 1_000, Fate::Discarded(Cause::Loss)),
+            entry(97, 1_001, Fate::Delivered),
         ];
         let traffic = figures(&[], &entries, 0, 10).down;
-        assert_eq!((traffic.packets, traffic.bytes, traffic.rtp, traffic.resent), (4, 400, 4, 2));
+        assert_eq!((traffic.packets, traffic.bytes, traffic.rtp, traffic.resent), (5, 500, 5, 2));
         assert_eq!((traffic.dropped, traffic.lost, traffic.queue_bytes_max), (1, 1, 300));
     }
 

@@ -12,12 +12,15 @@ const PROTOCOL_UDP: u8 = 17;
 pub(crate) struct Rtp {
     pub(crate) payload_type: u8,
     pub(crate) marker: bool,
+    /// True if the packet has padding. Senders use packets of padding only to measure a link.
+    pub(crate) is_padded: bool,
     pub(crate) sequence: u16,
     pub(crate) time: u32,
     pub(crate) ssrc: u32,
 }
 
-/// Kind of a packet. The first byte of a UDP payload identifies its protocol (RFC 7983), the second one RTCP (RFC 5761).
+/// Kind of a packet. The first byte of a UDP payload identifies its protocol (RFC 7983), the second one RTCP (RFC
+/// 5761).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Rtp(Rtp),
@@ -77,9 +80,10 @@ fn udp(payload: &[u8]) -> Kind {
         [0..=3, ..] => Kind::Stun,
         [20..=63, ..] => Kind::Dtls,
         [128..=191, report @ 192..=223, ..] => Kind::Rtcp(*report),
-        [128..=191, second, s1, s2, t1, t2, t3, t4, r1, r2, r3, r4, ..] => Kind::Rtp(Rtp {
+        [first @ 128..=191, second, s1, s2, t1, t2, t3, t4, r1, r2, r3, r4, ..] => Kind::Rtp(Rtp {
             payload_type: second & 0x7F,
             marker: second & 0x80 != 0,
+            is_padded: first & 0x20 != 0,
             sequence: u16::from_be_bytes([*s1, *s2]),
             time: u32::from_be_bytes([*t1, *t2, *t3, *t4]),
             ssrc: u32::from_be_bytes([*r1, *r2, *r3, *r4]),
@@ -109,8 +113,9 @@ mod tests {
 
     #[test]
     fn each_kind_of_traffic_is_recognised() {
-        let rtp = kind_of_udp(&[0x90, 0xE0, 1, 2, 0, 0, 0, 9, 0, 0, 1, 0, 77]);
-        let expected = Rtp { payload_type: 96, marker: true, sequence: 0x0102, time: 9, ssrc: 256 };
+        let rtp = kind_of_udp(&[0xB0, 0xE0, 1, 2, 0, 0, 0, 9, 0, 0, 1, 0, 77]);
+        let expected =
+            Rtp { payload_type: 96, marker: true, is_padded: true, sequence: 0x0102, time: 9, ssrc: 256 };
         assert_eq!(rtp, Kind::Rtp(expected));
         assert_eq!(kind_of_udp(&[0x81, 205, 0, 3]), Kind::Rtcp(205));
         assert_eq!(kind_of_udp(&[0, 1, 0, 0]), Kind::Stun);

@@ -80,6 +80,11 @@ fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     family(text, |status| status.rtt_ms.map(|rtt_ms| rtt_ms / 1e3));
     text.gauge("viewer_jitter_seconds", "Jitter of the packets' arrival at the viewer.");
     family(text, |status| status.jitter_ms.map(|jitter_ms| jitter_ms / 1e3));
+    text.gauge(
+        "viewer_link_bits_per_second",
+        "Estimate of what the viewer's link carries, while it is paced.",
+    );
+    family(text, |status| status.link_kbps.map(|kbps| kbps as f32 * 1e3));
     text.gauge("viewer_first_idr_seconds", "Time from the viewer's offer to the first IDR sent to it.");
     family(text, |status| status.first_idr_ms.map(|ms| Duration::from_millis(ms).as_secs_f32()));
     let count = |text: &mut Exposition, get: fn(&ViewerStatus) -> u64| {
@@ -89,6 +94,12 @@ fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     };
     text.counter("viewer_drops_total", "Access units not sent to the viewer.");
     count(text, |status| status.units_dropped);
+    text.counter("viewer_thinned_total", "Access units left out because the viewer's link is too slow.");
+    count(text, |status| status.units_thinned);
+    text.counter("viewer_resends_refused_total", "Requested packets that were not sent again.");
+    count(text, |status| status.retransmits_refused);
+    text.gauge("viewer_paced", "1 if what is sent to the viewer is spread out, else 0.");
+    count(text, |status| status.paced.into());
     text.counter("viewer_nacks_total", "NACK messages of the viewer.");
     count(text, |status| status.nacks);
     text.counter("viewer_plis_total", "PLI and FIR messages of the viewer.");

@@ -44,7 +44,7 @@ pub const HELD_BY_HTTP: &[Held] = &[
 /// `--max-viewers`.
 pub const HELD_BY_VIEWERS: &[Held] = &[
     held("sessions: ICE, DTLS, SRTP, retransmission", VIEWERS_DEFAULT, SESSION_BYTES),
-    held("sessions: datagrams not yet taken by the kernel", VIEWERS_DEFAULT, UNSENT_BYTES),
+    held("sessions: media that is not sent yet", VIEWERS_DEFAULT, UNSENT_BYTES_MAX),
     held("sessions that have ended", ENDED_SESSIONS_MAX, ENTRY_BYTES),
     held("shared payloads", 1, PAYLOAD_POOL_BYTES_MAX),
     held("copy of the current GOP", 1, GOP_BYTES_MAX),
@@ -98,8 +98,6 @@ const ENTRY_BYTES: usize = 1_024;
 
 /// Bytes of one session, without the payloads, which sessions share.
 const SESSION_BYTES: usize = 256 * 1024;
-
-const UNSENT_BYTES: usize = VIEWER_IN_FLIGHT_MAX as usize * DATAGRAM_BYTES_MAX;
 
 /// Resident private bytes after start.
 const PROGRAM_BYTES: usize = 12 << 20;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::BODY_BYTES_MAX;
+use super::{BODY_BYTES_MAX, DATAGRAM_BYTES_MAX};
 
 /// Maximum number of viewers of one process, and the upper limit of `--max-viewers`.
 pub const VIEWERS_MAX: usize = 1_024;
@@ -29,7 +29,8 @@ pub const FRAGMENT_BYTES_MAX: usize = 16 * 1024;
 /// Number of the viewer's ufrags from before its ICE restarts that a session remembers. Late candidates carry them.
 pub const EARLIER_UFRAGS_MAX: usize = 4;
 
-/// Minimum time between two ICE restarts of one session. A viewer needs longer to find out that its network has changed.
+/// Minimum time between two ICE restarts of one session. A viewer needs longer to find out that its network has
+/// changed.
 pub const ICE_RESTART_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum number of local ICE candidates announced to a viewer, including those of `--advertise`.
@@ -67,8 +68,8 @@ pub const DTLS_FLIGHT_RETRIES: usize = 6;
 /// 48 bytes.
 pub const RTX_CACHE_PACKETS: usize = 384;
 
-/// Time after sending for which a packet can be retransmitted. A viewer of a slow camera notices the loss of a unit's last
-/// packet only when the next unit arrives, so the age of the unit before counts from the newest unit.
+/// Time after sending for which a packet can be retransmitted. A viewer of a slow camera notices the loss of a unit's
+/// last packet only when the next unit arrives, so the age of the unit before counts from the newest unit.
 pub const RTX_CACHE_AGE: Duration = Duration::from_secs(1);
 
 /// Maximum number of retransmissions to one viewer per second. Further requests are ignored: they are a NACK flood.
@@ -91,9 +92,12 @@ pub const RTCP_SENDERS_MAX: usize = 8;
 /// Bytes of an RTP packet in addition to its payload: header, original sequence number (RTX) and authentication tag.
 pub const RTP_OVERHEAD_BYTES_MAX: usize = 12 + 2 + 16;
 
-/// Maximum bytes of the RTP header extensions. Their common header is followed by mid, playout delay and capture time,
-/// each with a header of one byte. Padding fills the last 32-bit word.
-pub const RTP_EXTENSIONS_BYTES_MAX: usize = 4 + (17 + 4 + 17_usize).next_multiple_of(4);
+/// Bytes of the IPv4 and UDP headers of a datagram.
+pub const IP_UDP_BYTES: usize = 20 + 8;
+
+/// Maximum bytes of the RTP header extensions. Their common header is followed by mid, playout delay, capture time and
+/// transport-wide sequence number, each with a header of one byte. Padding fills the last 32-bit word.
+pub const RTP_EXTENSIONS_BYTES_MAX: usize = 4 + (17 + 4 + 17 + 3_usize).next_multiple_of(4);
 
 /// Maximum number of paths of one viewer: pairs of its address and one of ours. A viewer has candidates of both address
 /// families, and new addresses after a network change. At the limit, the path that was unused for the longest time is
@@ -120,16 +124,16 @@ pub const CANDIDATE_CHECKS_MAX: u32 = 7;
 /// [`CANDIDATE_CHECKS_MAX`] requests.
 pub const CANDIDATE_CREDIT_BYTES: usize = 512;
 
-/// Time between two STUN requests by which a publisher renews consent (RFC 7675 section 5.1). Shorter than for browsers,
-/// because the far end's failure must be noticed within [`PUBLISHER_SILENCE_MAX`].
+/// Time between two STUN requests by which a publisher renews consent (RFC 7675 section 5.1). Shorter than for
+/// browsers, because the far end's failure must be noticed within [`PUBLISHER_SILENCE_MAX`].
 pub const PUBLISHER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time without an authentic datagram from a WHIP server after which the session ends and the publisher connects again.
 pub const PUBLISHER_SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// Number of a viewer's STUN requests that are remembered, so that replays are recognised. Browsers send a request at
-/// least every 50 ms while they connect, and every 2 to 5 s afterwards. In a session with more requests, a request alone
-/// has less effect.
+/// least every 50 ms while they connect, and every 2 to 5 s afterwards. In a session with more requests, a request
+/// alone has less effect.
 pub const SEEN_REQUESTS_MAX: usize = 128;
 
 /// Maximum number of STUN answers of one session that wait for its next drain.
@@ -145,3 +149,99 @@ pub const ADDRESS_CLAIMED: Duration = Duration::from_secs(3);
 /// Maximum number of datagrams of one viewer that the kernel may hold unsent. Above half of this number, non-reference
 /// units are skipped. Above the full number, all units up to the next IDR are dropped.
 pub const VIEWER_IN_FLIGHT_MAX: u32 = 1_024;
+
+/// Maximum payload bytes of one viewer that wait: in the kernel, and in the session if the viewer is paced.
+pub const UNSENT_BYTES_MAX: usize = VIEWER_IN_FLIGHT_MAX as usize * DATAGRAM_BYTES_MAX;
+
+/// Maximum number of datagrams of a paced viewer that the kernel may hold unsent. Above this number, the viewer drops
+/// to the next IDR.
+pub const PACED_IN_FLIGHT_MAX: u32 = VIEWER_IN_FLIGHT_MAX / 4;
+
+/// Maximum bytes of payload buffers that wait in the session of a paced viewer. Together with the datagrams that the
+/// kernel may hold, they take at most [`UNSENT_BYTES_MAX`]. A larger IDR leaves at once.
+pub const PACED_BYTES_MAX: usize = UNSENT_BYTES_MAX - PACED_IN_FLIGHT_MAX as usize * DATAGRAM_BYTES_MAX;
+
+/// Slowest and fastest estimate of a link in bytes per second: 100 kbit/s and 100 Mbit/s.
+pub const LINK_BYTES_PER_S: std::ops::RangeInclusive<u64> = 12_500..=12_500_000;
+
+/// First estimate of a link without any measurement, in bytes per second: 4 Mbit/s. The first burst corrects it.
+pub const LINK_FIRST_BYTES_PER_S: u64 = 500_000;
+
+/// Number of packets with a transport-wide sequence number whose sending is remembered until the viewer reports them.
+/// There are about 30 per second, or 100 if the viewer is paced.
+pub const MARKED_PACKETS_MAX: usize = 256;
+
+/// Time after which the next unit of a viewer on a good link is marked.
+pub const MARK_REST: Duration = Duration::from_millis(250);
+
+/// Time for which all units are marked after a sign of trouble.
+pub const LINK_WATCHED: Duration = Duration::from_secs(2);
+
+/// Number of sender reports from one small marked packet to the next. Of all these packets, the fastest tells the delay
+/// of the link without a queue.
+pub const REPORTS_PER_MARK: u32 = 5;
+
+/// Time after which a paced viewer gets another marked packet, even if no unit ends.
+pub const MARK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Fewest bytes from which the rate of a link is measured.
+pub const MEASURED_BYTES_MIN: u64 = 4_000;
+
+/// Time on a link that is too short to measure a rate, because clocks and browsers are that inexact.
+pub const DELAY_NOISE: Duration = Duration::from_millis(3);
+
+/// Time for which the smallest delay of a link is remembered, at least. Afterwards the path may be another one, and the
+/// two clocks may have drifted.
+pub const DELAY_REMEMBERED: Duration = Duration::from_secs(20);
+
+/// Length of the two periods over which lost packets are counted.
+pub const LOSS_PERIOD: Duration = Duration::from_millis(500);
+
+/// Time after a lower pace in which reports of loss are about the time before.
+pub const LOSS_SETTLES: Duration = Duration::from_millis(1_500);
+
+/// A viewer is paced if every packet waits at least this long in the link's queue ...
+pub const QUEUE_DELAY: Duration = Duration::from_millis(60);
+
+/// ... for at least this time. The queue is then never empty: the stream is faster than the link.
+pub const QUEUE_STANDS: Duration = Duration::from_secs(1);
+
+/// Fewest packets with which a queue is found.
+pub const QUEUE_PACKETS_MIN: u32 = 10;
+
+/// Share of lost packets in a report, in 256ths, from which a viewer is paced if packets waited: 10 %.
+pub const PACED_FROM_LOSS_256THS: u8 = 26;
+
+/// Number of consecutive packets requested again at once from which a viewer is paced: a full queue has dropped them.
+pub const PACED_FROM_LOST_IN_A_ROW: u32 = 8;
+
+/// Time between two wake-ups for one paced viewer. The packets of this time are sent together.
+pub const PACE_SLOT: Duration = Duration::from_millis(2);
+
+/// Maximum time of missed wake-ups that a paced viewer makes up for in one burst.
+pub const PACE_BURST: Duration = Duration::from_millis(5);
+
+/// Bytes of a probe: packets that are sent in one burst, between two marked packets.
+pub const PROBE_BYTES: std::ops::RangeInclusive<usize> = 6_000..=24_000;
+
+/// Time that a probe should take on the link.
+pub const PROBE_MS: u64 = 60;
+
+/// Minimum time between two probes at IDRs, and time after which any large unit is used as a probe.
+pub const PROBE_INTERVAL: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(1_200)];
+
+/// Maximum time that a unit may wait for a slow link before it is sent. Later units of the GOP are not sent.
+pub const PACED_WAIT_MAX: Duration = Duration::from_millis(665);
+
+/// Maximum time that an IDR may wait until the unit before it is sent. The viewer gets the next IDR instead, with less
+/// delay.
+pub const PACED_IDR_WAIT_MAX: Duration = Duration::from_millis(750);
+
+/// Time by which the units of a GOP may be late when the next IDR arrives.
+pub const PACED_LATE_MAX: Duration = Duration::from_millis(100);
+
+/// Time without trouble after which a viewer is no longer paced. It doubles whenever the trouble comes back.
+pub const PACED_AT_LEAST: Duration = Duration::from_secs(10);
+
+/// Longest interval between IDRs that is taken for the length of a GOP.
+pub const GOP_INTERVAL_MAX: Duration = Duration::from_secs(10);

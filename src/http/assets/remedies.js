@@ -31,3 +31,10 @@ export function blockedPath(sdp) {
     "Allow it in the firewall of the server and of this network, forward it in the router or container, or name an " +
     "address that this browser can reach with --advertise. Trying again\u2026";
 }
+
+// Says what a slow connection carries. `viewer` is the entry of this viewer in api/viewers.
+export function slowLink({ link_kbps, stream_kbps }, fps) {
+  const [carried, needed] = [link_kbps, stream_kbps].map((kbps) => (kbps / 1000).toFixed(1));
+  const pictures = fps >= 0.95 ? `${Math.round(fps)} pictures a second` : `a picture every ${Math.round(1 / Math.max(fps, 0.1))} s`;
+  return `Your connection carries ${carried} of ${needed} Mbit/s: showing ${pictures}.`;
+}

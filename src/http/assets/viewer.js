@@ -18,7 +18,7 @@
 
 import { fetchWithTimeout, onStatus } from "./events.js";
 import { HttpLive, hasHttpLive } from "./live.js";
-import { NO_MEDIA_SOURCE, blockedPath, missingFeature } from "./remedies.js";
+import { NO_MEDIA_SOURCE, blockedPath, missingFeature, slowLink } from "./remedies.js";
 
 const TICK_MS = 1000;
 const OFFER_TIMEOUT_MS = 8000;
@@ -28,6 +28,8 @@ const BACKOFF_MS = [300, 700, 1500, 3000, 5000, 8000];
 const PATH_MS = 2500; // if no datagram arrives for this long after the answer, the network blocks them
 const FALLBACK_MS = 1500; // without a picture for this long, the page tries HTTP live too
 const WATCH_MS = 250;
+const LINK_MS = 3000; // how often the page asks what a slow connection carries
+const RATES = 5; // number of seconds over which the rate of pictures is averaged
 const QUIET_MS = 3500;
 const LATENCY_SAMPLES = 300;
 
@@ -180,6 +182,41 @@ function showWay() {
   show();
 }
 
+// ---- slow connection --------------------------------------------------------------------------------
+
+const rates = []; // the newest rates of pictures per second, at most RATES
+let linkAskedAt = -Infinity;
+
+// Asks the server what the connection carries if fewer pictures are shown than the camera sends.
+async function checkLink(now) {
+  const mine = pc;
+  rates.push(sample.fps);
+  if (rates.length > RATES) rates.shift();
+  const fps = rates.reduce((sum, rate) => sum + rate, 0) / rates.length;
+  const isSlow = mine && state === "live" && way === "webrtc" && camera && fps < 0.8 * camera.fps;
+  if (!isSlow) return showLink("");
+  if (now - linkAskedAt < LINK_MS) return;
+  linkAskedAt = now;
+  const viewer = await ownEntry(mine).catch(() => null);
+  if (pc !== mine) return;
+  const isLimited = viewer && viewer.paced && viewer.stream_kbps && viewer.link_kbps < 1.1 * viewer.stream_kbps;
+  showLink(isLimited ? slowLink(viewer, fps) : "");
+}
+
+// Returns the entry of this viewer. The server's ICE user name begins with the viewer's number.
+async function ownEntry(mine) {
+  const [, id] = mine.remoteDescription.sdp.match(/^a=ice-ufrag:(\d+)\//m);
+  const response = await fetchWithTimeout("api/viewers", LINK_MS, {});
+  const viewers = response.ok ? await response.json() : [];
+  return viewers.find((viewer) => viewer.id === Number(id) && !viewer.ended);
+}
+
+function showLink(text) {
+  const note = $("link-note");
+  if (note.textContent !== text) note.textContent = text;
+  note.hidden = !text;
+}
+
 // ---- connection -------------------------------------------------------------------------------------
 
 async function connect() {
@@ -308,6 +345,7 @@ function disconnect() {
   sample = emptySample();
   latencies.length = 0;
   latencyKind = null;
+  rates.length = 0;
 }
 
 function reconnect(atLeast_ms = 0) {
@@ -368,6 +406,7 @@ async function tick() {
       reconnect();
     }
     show(now);
+    await checkLink(now);
   }
   setTimeout(tick, TICK_MS);
 }

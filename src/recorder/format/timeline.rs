@@ -178,8 +178,9 @@ impl Timeline {
         (self.sequence + u32::from(unit.is_idr || self.units == 0), order)
     }
 
-    /// Returns `shown_90k` if the unit is then shown in order. Otherwise returns a time between those of its neighbours,
-    /// which were sent before it. The interval varies, so an estimate may be wrong by more than an interval.
+    /// Returns `shown_90k` if the unit is then shown in order. Otherwise returns a time between those of its
+    /// neighbours, which were sent before it. The interval varies, so an estimate may be wrong by more than an
+    /// interval.
     fn in_order(&self, unit: &UnitTime, shown_90k: i64) -> i64 {
         let place = self.place(unit);
         let neighbours = || self.remembered.iter().rev().take(REMEMBERED_UNITS);

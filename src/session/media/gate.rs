@@ -100,6 +100,20 @@ impl Gate {
         }
     }
 
+    /// Reports that an admitted unit is not sent, because it would be late on the viewer's link. If other units may
+    /// refer to it (`is_reference`), the viewer drops to the next IDR.
+    pub fn refuse(&mut self, is_reference: bool) {
+        self.units_dropped += 1;
+        if is_reference {
+            self.drop_to_idr();
+        }
+    }
+
+    /// Reports that admitted units are not sent after all. No unit that is sent later refers to them.
+    pub fn withdraw(&mut self, units: u64) {
+        self.units_dropped += units;
+    }
+
     /// Reports that an admitted unit could not be sent. The unit counts as lost, so the viewer drops to the next IDR.
     pub fn retract(&mut self) {
         self.units_dropped += 1;

@@ -1,8 +1,11 @@
 //! The media stream of one viewer: gate, GOP catch-up, RTP sender, RTX, RTCP, SRTP. The stream does no I/O and gets the
 //! time as an argument. ICE and DTLS are handled in `transport`.
 
+pub mod arrivals;
 pub(super) mod catch_up;
 pub mod gate;
+mod link;
+mod pacer;
 pub mod rtcp;
 mod rtx;
 pub(super) mod sender;
@@ -49,8 +52,8 @@ pub struct UnitInfo {
     pub rtp_time_90k: u64,
     /// Capture time on CLOCK_REALTIME in ns; `None` if the camera's timestamp is not usable.
     pub captured_at_ns: Option<i64>,
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in ns, with which `captured_at_ns` was converted. Sender reports use the same
-    /// offset, so that both follow when the system clock is set. `None` keeps the offset of the unit before.
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC in ns, with which `captured_at_ns` was converted. Sender reports use the
+    /// same offset, so that both follow when the system clock is set. `None` keeps the offset of the unit before.
     pub realtime_offset_ns: Option<i64>,
 }
 
@@ -86,4 +89,6 @@ pub(super) struct Extensions {
     pub(super) mid: Option<u8>,
     pub(super) playout_delay: Option<u8>,
     pub(super) capture_time: Option<u8>,
+    /// Transport-wide sequence number.
+    pub(super) transport: Option<u8>,
 }

@@ -3,7 +3,9 @@
 //!
 //! Implements RFC 3550 section 6 (reports, SDES, BYE), RFC 4585 section 6 (NACK, PLI) and RFC 5104 section 4.3.1 (FIR).
 //! Of RFC 3611 it implements sections 4.4 and 4.5: receiver reference times, from which receivers compute the round
-//! trip. Other packets (REMB, APP, transport feedback) are skipped by their length.
+//! trip. Transport-wide feedback is read by `arrivals`. Other packets (REMB, APP) are skipped by their length.
+
+use crate::session::media::arrivals::Arrivals;
 
 const VERSION: u8 = 2 << 6;
 const HEADER_BYTES: usize = 4;
@@ -25,6 +27,7 @@ const DELAY_SINCE_REFERENCE: u8 = 5;
 const NACK: u8 = 1;
 const PLI: u8 = 1;
 const FIR: u8 = 4;
+const ARRIVALS: u8 = 15;
 
 const SDES_CNAME: u8 = 1;
 
@@ -40,6 +43,8 @@ pub enum Packet<'a> {
         /// Sequence numbers of the missing packets.
         lost: LostPackets<'a>,
     },
+    /// Transport-wide feedback: when marked packets arrived.
+    Arrivals(Arrivals<'a>),
     /// Picture loss indication: the viewer needs an IDR of the stream `media`.
     Pli {
         /// SSRC of the stream.
@@ -98,6 +103,9 @@ fn read(kind: u8, count: u8, body: &[u8]) -> Option<Packet<'_>> {
         (RECEIVER_REPORT, _) => blocks(4),
         (TRANSPORT_FEEDBACK, NACK) => {
             feedback().map(|(media, rest)| Packet::Nack { media, lost: LostPackets(rest) })
+        }
+        (TRANSPORT_FEEDBACK, ARRIVALS) => {
+            feedback().map(|(_, rest)| Arrivals::read(rest).map_or(Packet::Other, Packet::Arrivals))
         }
         (PAYLOAD_FEEDBACK, PLI) => feedback().map(|(media, _)| Packet::Pli { media }),
         (PAYLOAD_FEEDBACK, FIR) => feedback().map(|(_, rest)| Packet::Fir(FirEntries(rest))),

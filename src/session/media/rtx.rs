@@ -2,6 +2,7 @@
 //! module only decides what is retransmitted; the sender builds the packets.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,8 +17,12 @@ pub(super) struct SentPackets {
     pub(super) rtp_time: u32,
     /// Capture time that was sent with the unit, as an NTP timestamp; 0 if none was sent.
     pub(super) captured_ntp: u64,
-    /// True if the last of these packets is also the last packet of the unit.
+    /// True if the last packet of the buffer is also the last packet of the unit.
     is_end: bool,
+    /// Place of the first packet in `payloads`, and the number of packets. A paced viewer's packets are added one by
+    /// one.
+    from: u16,
+    count: u16,
     /// Extended sequence number of the first packet.
     first: u64,
     sent_ms: u32,
@@ -99,7 +104,8 @@ pub(in crate::session) struct RtxCache {
     created_at: Instant,
     /// Send time of the unit being pushed.
     unit_ms: u32,
-    /// Send time of the unit before. If its last packet is lost, the viewer notices that only when the next unit arrives.
+    /// Send time of the unit before. If its last packet is lost, the viewer notices that only when the next unit
+    /// arrives.
     unit_before_ms: u32,
     second: Second,
     /// Extended sequence numbers of the packets that will be retransmitted.
@@ -163,20 +169,36 @@ impl RtxCache {
 
     /// Adds packets that were sent with the sequence numbers from [`RtxCache::next`] on.
     pub(super) fn push(&mut self, payloads: Arc<Payloads>, rtp_time: u32, captured_ntp: u64, is_end: bool) {
-        let packets = payloads.len();
+        let all = 0..payloads.len();
+        self.push_part(payloads, all, rtp_time, captured_ntp, is_end);
+    }
+
+    /// Adds the packets at `places` of a buffer. They were sent with the sequence numbers from [`RtxCache::next`] on.
+    pub(super) fn push_part(
+        &mut self,
+        payloads: Arc<Payloads>,
+        places: Range<usize>,
+        rtp_time: u32,
+        captured_ntp: u64,
+        is_end: bool,
+    ) {
+        let packets = places.len();
         while self.packets > 0 && self.packets + packets > self.packets_max {
             self.evict_oldest();
         }
         self.second.packets += u32::try_from(packets).unwrap_or_default();
         let (first, sent_ms) = (self.next, self.unit_ms);
-        self.entries.push_back(SentPackets { payloads, rtp_time, captured_ntp, is_end, first, sent_ms });
+        let short = |value: usize| u16::try_from(value).unwrap_or_default();
+        let (from, count) = (short(places.start), short(packets));
+        let entry = SentPackets { payloads, rtp_time, captured_ntp, is_end, from, count, first, sent_ms };
+        self.entries.push_back(entry);
         self.packets += packets;
         self.next += u64::try_from(packets).unwrap_or_default();
     }
 
     fn evict_oldest(&mut self) {
         match self.entries.pop_front() {
-            Some(entry) => self.packets -= entry.payloads.len(),
+            Some(entry) => self.packets -= usize::from(entry.count),
             None => self.packets = 0,
         }
     }
@@ -199,6 +221,19 @@ impl RtxCache {
         self.second.retransmissions += 1;
         self.recent.note(sequence, now_ms);
         self.pending.push_back(sequence);
+    }
+
+    /// Returns true if a retransmission is queued.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Forgets all sent packets. The queued retransmissions count as refused.
+    pub(super) fn forget(&mut self) {
+        self.refused += u64::try_from(self.pending.len()).unwrap_or_default();
+        self.pending.clear();
+        self.entries.clear();
+        self.packets = 0;
     }
 
     /// Returns the next packet to retransmit: its extended sequence number, the entry that holds it, and its place in
@@ -225,7 +260,7 @@ impl RtxCache {
         let after = self.entries.partition_point(|entry| entry.first <= sequence);
         let entry = self.entries.get(after.checked_sub(1)?)?;
         let place = usize::try_from(sequence - entry.first).ok()?;
-        (place < entry.payloads.len()).then_some((entry, place))
+        (place < usize::from(entry.count)).then_some((entry, usize::from(entry.from) + place))
     }
 
     #[expect(

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::limits;
+use crate::session::media::link::LinkWatch;
+use crate::session::media::pacer::Pacer;
 use crate::session::media::rtcp::{self, Packet, ReportBlock, SenderReport};
 use crate::session::media::rtx::RtxCache;
 use crate::session::media::srtp::{Opener, RtpPacket, Sealer, TAG_BYTES_MAX};
@@ -50,6 +52,11 @@ impl SentCounters {
         self.datagrams += 1;
         self.bytes += bytes as u64;
     }
+
+    /// Returns the bytes with the headers of UDP and IP.
+    fn on_wire(&self) -> u64 {
+        self.bytes + self.datagrams * limits::IP_UDP_BYTES as u64
+    }
 }
 
 /// Sends the stream and handles its feedback.
@@ -78,9 +85,14 @@ pub(in crate::session) struct Sender {
     /// When the next sender report is due; `None` before the first unit.
     pub(in crate::session) report_due_at: Option<Instant>,
     reports_sent: SentReports,
+    /// Number of reports sent; it wraps around.
+    reports: u32,
     /// The viewer's latest reference time and its arrival time. The next report returns both, so Chromium can compute
     /// the offset between the clocks and from that the age of a picture.
     reference: Option<(rtcp::ReferenceTime, Instant)>,
+    link: LinkWatch,
+    /// Set while the viewer's link is, or was lately, in trouble: units and retransmissions are then spread out.
+    pub(in crate::session) pacer: Option<Box<Pacer>>,
     scratch: Vec<u8>,
 }
 
@@ -101,7 +113,10 @@ impl Sender {
             captured_at_sent: None,
             report_due_at: None,
             reports_sent: SentReports::default(),
+            reports: 0,
             reference: None,
+            link: LinkWatch::new(now),
+            pacer: None,
             scratch: Vec::new(),
             stream,
         }
@@ -144,20 +159,18 @@ impl Sender {
         to: &Destination,
         sink: &mut impl DatagramSink,
     ) {
-        let rtp_time_90k = unit.info.rtp_time_90k.max(self.newest.map_or(0, |(sent, _)| sent + 1));
-        self.newest = Some((rtp_time_90k, at));
-        if let Some(offset_ns) = unit.info.realtime_offset_ns {
-            self.wallclock.realtime_offset_ns = offset_ns;
+        if self.newest.is_none() {
+            // The queue of the link is still empty, so this packet tells the link's delay.
+            self.send_mark(now, to, sink);
         }
-        let rtp_time = self.rtp_time(rtp_time_90k);
-        let captured_ntp = self.capture_time(now, unit, is_replayed);
-        if is_replayed {
-            self.large_cache_used_at = self.large_cache_used_at.map(|_| now);
-        }
-        self.report_due_at.get_or_insert(now);
+        let (rtp_time, captured_ntp) = self.begin_unit(now, unit, at, is_replayed);
         let Some((sealer, _)) = &self.keys else { return };
         let StreamParameters { ssrc, payload_type, .. } = self.stream;
-        let mut headers = UnitHeaders::new(&self.stream, (ssrc, payload_type), rtp_time, captured_ntp);
+        let mark = self.next_mark(now);
+        if mark.is_some() {
+            self.link.begin_burst(now, self.sent.on_wire());
+        }
+        let mut headers = UnitHeaders::new(&self.stream, (ssrc, payload_type), rtp_time, captured_ntp, mark);
         self.cache.begin_unit(now);
         let last_of_unit = unit.payloads.len().saturating_sub(1);
         for (buffer, payloads) in unit.payloads.iter().enumerate() {
@@ -174,6 +187,43 @@ impl Sender {
             self.packets = self.packets.wrapping_add(count(payloads.len()));
             self.cache.push(Arc::clone(payloads), rtp_time, captured_ntp, is_end);
         }
+        if headers.is_marked {
+            self.link.mark(now, self.sent.on_wire());
+        }
+    }
+
+    /// Returns the transport-wide sequence number for a unit, if the unit must be marked.
+    fn next_mark(&self, now: Instant) -> Option<u16> {
+        (self.link.is_due(now) && self.can_mark()).then(|| self.link.next_sequence())
+    }
+
+    /// Returns true if packets can be marked. Without RTX they cannot: a packet is then repeated with the same SRTP
+    /// index, so it must not change.
+    fn can_mark(&self) -> bool {
+        self.stream.rtx.is_some() && self.stream.extensions.transport.is_some()
+    }
+
+    /// Notes the times of a unit that will be sent. Returns its RTP time for the header and its capture time, see
+    /// [`Sender::capture_time`].
+    fn begin_unit(
+        &mut self,
+        now: Instant,
+        unit: &PacketizedUnit<'_>,
+        at: Instant,
+        is_replayed: bool,
+    ) -> (u32, u64) {
+        let rtp_time_90k = unit.info.rtp_time_90k.max(self.newest.map_or(0, |(sent, _)| sent + 1));
+        self.newest = Some((rtp_time_90k, at));
+        if let Some(offset_ns) = unit.info.realtime_offset_ns {
+            self.wallclock.realtime_offset_ns = offset_ns;
+        }
+        let rtp_time = self.rtp_time(rtp_time_90k);
+        let captured_ntp = self.capture_time(now, unit, is_replayed);
+        if is_replayed {
+            self.large_cache_used_at = self.large_cache_used_at.map(|_| now);
+        }
+        self.report_due_at.get_or_insert(now);
+        (rtp_time, captured_ntp)
     }
 
     /// Returns the RTP time for the header: the low 32 bits of `rtp_time_90k` plus the stream's offset.
@@ -200,24 +250,29 @@ impl Sender {
         to: &Destination,
         sink: &mut impl DatagramSink,
     ) {
-        let Some((sealer, _)) = &self.keys else { return };
+        while self.send_retransmission(to, sink).is_some() {}
+    }
+
+    /// Sends the next requested retransmission, and returns the bytes of its datagram.
+    fn send_retransmission(&mut self, to: &Destination, sink: &mut impl DatagramSink) -> Option<usize> {
+        let (sealer, _) = self.keys.as_ref()?;
         let StreamParameters { ssrc, payload_type, rtx, .. } = self.stream;
         let (ssrc, payload_type) = rtx.unwrap_or((ssrc, payload_type));
-        while let Some((sequence, sent, place)) = self.cache.poll_retransmission() {
-            let payload = sent.payloads.get(place).unwrap_or_default();
-            let original = low16(sequence).to_be_bytes();
-            let (index, prefix) = match rtx {
-                Some(_) => (self.next_rtx, original.as_slice()),
-                None => (sequence, [].as_slice()),
-            };
-            let mut headers =
-                UnitHeaders::new(&self.stream, (ssrc, payload_type), sent.rtp_time, sent.captured_ntp);
-            let header = headers.for_packet(payload, sent.is_last(place), low16(index));
-            let packet = RtpPacket { ssrc, index, header, prefix, payload };
-            seal(sealer, &packet, to, sink, &mut self.sent);
-            self.next_rtx += u64::from(rtx.is_some());
-            self.sent.retransmits += 1;
-        }
+        let (sequence, sent, place) = self.cache.poll_retransmission()?;
+        let payload = sent.payloads.get(place).unwrap_or_default();
+        let original = low16(sequence).to_be_bytes();
+        let (index, prefix) = match rtx {
+            Some(_) => (self.next_rtx, original.as_slice()),
+            None => (sequence, [].as_slice()),
+        };
+        let mut headers =
+            UnitHeaders::new(&self.stream, (ssrc, payload_type), sent.rtp_time, sent.captured_ntp, None);
+        let header = headers.for_packet(payload, sent.is_last(place), low16(index));
+        let packet = RtpPacket { ssrc, index, header, prefix, payload };
+        seal(sealer, &packet, to, sink, &mut self.sent);
+        self.next_rtx += u64::from(rtx.is_some());
+        self.sent.retransmits += 1;
+        Some(header.len() + prefix.len() + payload.len() + sealer.tag_bytes())
     }
 
     /// Sends a STUN or DTLS datagram unchanged.
@@ -242,6 +297,10 @@ impl Sender {
     ) {
         if self.report_due_at.is_some_and(|at| now >= at) {
             self.report_due_at = Some(now + limits::SENDER_REPORT_INTERVAL);
+            self.reports = self.reports.wrapping_add(1);
+            if self.reports.is_multiple_of(limits::REPORTS_PER_MARK) {
+                self.send_mark(now, to, sink);
+            }
             self.send_rtcp(now, false, to, sink);
         }
     }
@@ -331,7 +390,9 @@ impl Sender {
             Packet::Nack { media, lost } if *media == ours => {
                 self.reception.nacks += 1;
                 lost.iter().for_each(|sequence| self.cache.on_nack(now, sequence));
+                self.on_lost(now, lost);
             }
+            Packet::Arrivals(arrivals) => self.on_arrivals(now, arrivals),
             Packet::ReferenceTime(reference) => self.reference = Some((*reference, now)),
             Packet::Pli { media } if *media == ours => self.on_idr_request(),
             Packet::Fir(requests) if requests.contains(ours) => self.on_idr_request(),
@@ -348,11 +409,13 @@ impl Sender {
         self.reception.loss_fraction = Some(f32::from(block.fraction_lost) / 256.0);
         self.reception.jitter = Some(block.jitter);
         // The viewer returns the NTP time of our report, so the round trip is measured with the offset of that report.
-        let Some(realtime_offset_ns) = self.reports_sent.offset_of(block.last_report) else { return };
-        let wallclock = self.wallclock.with_offset(realtime_offset_ns);
-        if let Some(span) = block.round_trip_65536ths(wallclock.ntp(now)) {
-            self.reception.rtt = Some(Duration::from_micros((u64::from(span) * 1_000_000) >> 16));
+        if let Some(realtime_offset_ns) = self.reports_sent.offset_of(block.last_report) {
+            let wallclock = self.wallclock.with_offset(realtime_offset_ns);
+            if let Some(span) = block.round_trip_65536ths(wallclock.ntp(now)) {
+                self.reception.rtt = Some(Duration::from_micros((u64::from(span) * 1_000_000) >> 16));
+            }
         }
+        self.on_loss(now, block.fraction_lost);
     }
 }
 
@@ -388,23 +451,27 @@ struct UnitHeaders {
     /// Length of the header with all its extensions, in bytes.
     length: usize,
     payload_type: u8,
+    /// First byte of a packet with extensions.
+    flags: u8,
+    /// True if the extensions include a transport-wide sequence number.
+    has_mark: bool,
+    /// True if a packet has had such a number.
+    is_marked: bool,
 }
 
 impl UnitHeaders {
     /// Creates the headers of a unit with the negotiated extensions in the one-byte form (RFC 8285 section 4.2). The
-    /// extensions are the mid, a playout delay of 0, and the capture time unless it is 0.
+    /// extensions are the mid, a playout delay of 0, the capture time unless it is 0, and `mark` as transport-wide
+    /// sequence number.
     fn new(
         stream: &StreamParameters,
         (ssrc, payload_type): (u32, u8),
         rtp_time: u32,
         captured_ntp: u64,
+        mark: Option<u16>,
     ) -> UnitHeaders {
-        let mut headers = UnitHeaders { bytes: [0; HEADER_BYTES_MAX], length: 0, payload_type };
-        headers.put(&[0x80, 0, 0, 0]);
-        headers.put(&rtp_time.to_be_bytes());
-        headers.put(&ssrc.to_be_bytes());
-        headers.put(&[0xBE, 0xDE, 0, 0]);
-        let Extensions { mid, playout_delay, capture_time } = stream.extensions;
+        let mut headers = UnitHeaders::begin((ssrc, payload_type), rtp_time);
+        let Extensions { mid, playout_delay, capture_time, transport } = stream.extensions;
         headers.put_extension(mid, stream.mid.as_bytes());
         headers.put_extension(playout_delay, &[0; 3]);
         if captured_ntp != 0 {
@@ -414,14 +481,52 @@ impl UnitHeaders {
             time.copy_from_slice(&captured_ntp.to_be_bytes());
             headers.put_extension(capture_time, &value);
         }
-        let words = headers.length.saturating_sub(FIXED_BYTES + 4).div_ceil(4);
-        if words == 0 {
-            headers.length = FIXED_BYTES;
-        } else {
-            headers.length = FIXED_BYTES + 4 + 4 * words; // the rest of the last word stays zero as padding
-            headers.set(FIXED_BYTES + 3, &[u8::try_from(words).unwrap_or_default()]);
+        if let Some(mark) = mark {
+            headers.put_extension(transport, &mark.to_be_bytes());
+            headers.has_mark = transport.is_some();
         }
+        headers.end()
+    }
+
+    /// Creates the header of a packet that consists of padding and has only a transport-wide sequence number.
+    fn for_padding(
+        stream: &StreamParameters,
+        (ssrc, payload_type): (u32, u8),
+        rtp_time: u32,
+        mark: u16,
+    ) -> UnitHeaders {
+        let mut headers = UnitHeaders::begin((ssrc, payload_type), rtp_time);
+        headers.put_extension(stream.extensions.transport, &mark.to_be_bytes());
+        headers.flags |= 0x20;
+        headers.end()
+    }
+
+    fn begin((ssrc, payload_type): (u32, u8), rtp_time: u32) -> UnitHeaders {
+        let mut headers = UnitHeaders {
+            bytes: [0; HEADER_BYTES_MAX],
+            length: 0,
+            payload_type,
+            flags: 0x80,
+            is_marked: false,
+            has_mark: false,
+        };
+        headers.put(&[0x80, 0, 0, 0]);
+        headers.put(&rtp_time.to_be_bytes());
+        headers.put(&ssrc.to_be_bytes());
+        headers.put(&[0xBE, 0xDE, 0, 0]);
         headers
+    }
+
+    /// Completes the extensions, or removes their empty header.
+    fn end(mut self) -> UnitHeaders {
+        let words = self.length.saturating_sub(FIXED_BYTES + 4).div_ceil(4);
+        if words == 0 {
+            self.length = FIXED_BYTES;
+        } else {
+            self.length = FIXED_BYTES + 4 + 4 * words; // the rest of the last word stays zero as padding
+            self.set(FIXED_BYTES + 3, &[u8::try_from(words).unwrap_or_default()]);
+        }
+        self
     }
 
     fn put_extension(&mut self, id: Option<u8>, value: &[u8]) {
@@ -452,7 +557,8 @@ impl UnitHeaders {
         let length = if is_last && has_room { self.length } else { FIXED_BYTES };
         if length > FIXED_BYTES {
             // The extension bit need not be cleared again, because no other packet of the unit follows the last one.
-            self.set(0, &[0x90]);
+            self.set(0, &[self.flags | 0x10]);
+            self.is_marked = self.has_mark;
         }
         let marker = if is_last { 0x80 } else { 0 };
         let [high, low] = sequence.to_be_bytes();
@@ -486,5 +592,6 @@ fn low32(value: u128) -> u32 {
     value as u32
 }
 
+mod paced;
 #[cfg(test)]
 mod tests;

@@ -66,14 +66,19 @@ fn push_served(
         lines.extend(extmap.map(|extmap| extmap.answer(uri)));
     }
     lines.push(format!("a=sendonly\r\na=msid:{STREAM_ID} {TRACK_ID}\r\na=rtcp-mux"));
-    // We accept reduced-size RTCP and round trips for receivers if they are offered. Without these round trips a browser
-    // cannot relate our clock to its own and reports no capture time.
+    // We accept reduced-size RTCP and round trips for receivers if they are offered. Without these round trips a
+    // browser cannot relate our clock to its own and reports no capture time.
     lines.extend(section.has_reduced_size_rtcp.then(|| "a=rtcp-rsize".to_owned()));
     lines.extend(section.has_receiver_round_trip.then(|| "a=rtcp-xr:rcvr-rtt=all".to_owned()));
     lines.push(format!("a=rtpmap:{payload_type} H264/90000"));
     let feedback = section.feedback(*payload_type);
-    for (is_offered, name) in [(feedback.fir, "ccm fir"), (feedback.nack, "nack"), (feedback.pli, "nack pli")]
-    {
+    let messages = [
+        (feedback.fir, "ccm fir"),
+        (feedback.nack, "nack"),
+        (feedback.pli, "nack pli"),
+        (feedback.transport && negotiated.extmaps.transport.is_some(), "transport-cc"),
+    ];
+    for (is_offered, name) in messages {
         lines.extend(is_offered.then(|| format!("a=rtcp-fb:{payload_type} {name}")));
     }
     // Clients compare the parameters with those of their offer, so one that is missing there is not added.

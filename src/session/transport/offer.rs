@@ -1,7 +1,7 @@
 //! Writes the SDP offer of a publisher (RFC 9725 section 4.2): one m-line that sends H.264.
 
 use super::answer::{LocalDescription, STREAM_ID, TRACK_ID, push_sources, push_transport};
-use super::section::{URI_CAPTURE_TIME, URI_MID};
+use super::section::{URI_CAPTURE_TIME, URI_MID, URI_TRANSPORT};
 use crate::session::media::{Extensions, StreamParameters};
 
 /// The `mid` of the offered m-line.
@@ -15,11 +15,11 @@ const CONSTRAINED_BASELINE: u32 = 0x42_e01f;
 
 /// Header extensions of the offer.
 pub(super) const OFFERED: Extensions =
-    Extensions { mid: Some(1), playout_delay: None, capture_time: Some(2) };
+    Extensions { mid: Some(1), playout_delay: None, capture_time: Some(2), transport: Some(3) };
 
-/// Returns the values of `profile-level-id` to offer, the camera's own first. Servers compare the first two bytes, so an
-/// unusual combination of constraints is followed by the usual one. Constrained Baseline comes last: some servers accept
-/// nothing else.
+/// Returns the values of `profile-level-id` to offer, the camera's own first. Servers compare the first two bytes, so
+/// an unusual combination of constraints is followed by the usual one. Constrained Baseline comes last: some servers
+/// accept nothing else.
 pub(super) fn profiles(camera: Option<u32>) -> Vec<u32> {
     let usual = camera.map(|id| match id >> 16 {
         0x64 => 0x64_001f,
@@ -52,13 +52,18 @@ pub(super) fn write(profiles: &[u32], local: &LocalDescription<'_>) -> String {
     ];
     push_transport(&mut lines, "actpass", local);
     lines.push(format!("a=mid:{MID}"));
-    for (id, uri) in [(OFFERED.mid, URI_MID), (OFFERED.capture_time, URI_CAPTURE_TIME)] {
+    let extensions = [
+        (OFFERED.mid, URI_MID),
+        (OFFERED.capture_time, URI_CAPTURE_TIME),
+        (OFFERED.transport, URI_TRANSPORT),
+    ];
+    for (id, uri) in extensions {
         lines.extend(id.map(|id| format!("a=extmap:{id} {uri}")));
     }
     lines.push(format!("a=sendonly\r\na=msid:{STREAM_ID} {TRACK_ID}\r\na=rtcp-mux\r\na=rtcp-rsize"));
     for (number, rtx, id) in formats {
         lines.push(format!("a=rtpmap:{number} H264/90000"));
-        for feedback in ["ccm fir", "nack", "nack pli"] {
+        for feedback in ["ccm fir", "nack", "nack pli", "transport-cc"] {
             lines.push(format!("a=rtcp-fb:{number} {feedback}"));
         }
         lines.push(format!(

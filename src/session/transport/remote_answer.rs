@@ -1,4 +1,5 @@
-//! Reads the SDP answer of a WHIP server. The answer is untrusted: it passes the same bounded parser as a viewer's offer.
+//! Reads the SDP answer of a WHIP server. The answer is untrusted: it passes the same bounded parser as a viewer's
+//! offer.
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, SocketAddr};
@@ -69,7 +70,8 @@ pub(super) fn read(
     })
 }
 
-/// Returns the payload type to send: the one whose profile comes first in `profiles`, else the first H.264 of the answer.
+/// Returns the payload type to send: the one whose profile comes first in `profiles`, else the first H.264 of the
+/// answer.
 fn choose_video(section: &Section<'_>, profiles: &[u32]) -> Result<Video, AnswerError> {
     let rank = |video: &Video| {
         let id = video.profile_level_id;
@@ -93,6 +95,7 @@ fn accepted_extensions(extmaps: Extmaps) -> Extensions {
         mid: accepted(OFFERED.mid, extmaps.mid),
         playout_delay: None,
         capture_time: accepted(OFFERED.capture_time, extmaps.capture_time),
+        transport: accepted(OFFERED.transport, extmaps.transport),
     }
 }
 

@@ -1,8 +1,8 @@
 //! SDP: reads a viewer's offer (RFC 8866, JSEP RFC 9429) and picks the video m-line to send on. `answer.rs` writes the
 //! answer. The module works only on text; [`Negotiated`] holds everything that the session needs.
 //!
-//! The offer is read in one pass, and its work is linear in its bytes. The counts of m-lines, formats and attributes are
-//! bounded. Unknown parts of an offer are ignored.
+//! The offer is read in one pass, and its work is linear in its bytes. The counts of m-lines, formats and attributes
+//! are bounded. Unknown parts of an offer are ignored.
 //!
 //! str0m's SDP layer is not used, for these reasons. It answers every m-line that it knows, and keeps codecs that the
 //! stream does not use. It remembers every remote candidate, although an ICE-lite agent learns the viewer's address
@@ -175,8 +175,8 @@ impl<'a> Offer<'a> {
             remote: parts.ice_credentials()?,
             fingerprint: parts.fingerprint()?,
             dtls_client,
+            extmaps: section.extmaps.or(self.session.extmaps).for_stream(mid, video.rtx.is_some()),
             video,
-            extmaps: section.extmaps.or(self.session.extmaps).for_mid(mid),
         })
     }
 

@@ -78,6 +78,8 @@ pub(super) struct Feedback {
     pub(super) fir: bool,
     pub(super) nack: bool,
     pub(super) pli: bool,
+    /// Transport-wide feedback.
+    pub(super) transport: bool,
 }
 
 impl Feedback {
@@ -87,6 +89,7 @@ impl Feedback {
             (Some("ccm"), Some("fir"), None) => self.fir = true,
             (Some("nack"), None, None) => self.nack = true,
             (Some("nack"), Some("pli"), None) => self.pli = true,
+            (Some("transport-cc"), None, None) => self.transport = true,
             _ => {}
         }
     }
@@ -127,7 +130,12 @@ impl<'a> Section<'a> {
     pub(super) fn feedback(&self, payload_type: u8) -> Feedback {
         let own = self.payloads.get(usize::from(payload_type)).map(|payload| payload.feedback);
         let (own, all) = (own.unwrap_or_default(), self.feedback_of_all);
-        Feedback { fir: own.fir || all.fir, nack: own.nack || all.nack, pli: own.pli || all.pli }
+        Feedback {
+            fir: own.fir || all.fir,
+            nack: own.nack || all.nack,
+            pli: own.pli || all.pli,
+            transport: own.transport || all.transport,
+        }
     }
 
     /// Returns the attributes of a payload type, and makes the list long enough for it. Never returns `None`.
@@ -234,6 +242,8 @@ fn parse_octets(digits: &str) -> Option<[u8; 32]> {
 
 pub(super) const URI_MID: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
 pub(super) const URI_PLAYOUT_DELAY: &str = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay";
+pub(super) const URI_TRANSPORT: &str =
+    "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
 pub(super) const URI_CAPTURE_TIME: &str = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time";
 
 /// Longest mid that fits into a packet: the one-byte form of a header extension holds 16 bytes (RFC 8285).
@@ -265,6 +275,8 @@ pub(super) struct Extmaps {
     pub(super) mid: Option<Extmap>,
     pub(super) playout_delay: Option<Extmap>,
     pub(super) capture_time: Option<Extmap>,
+    /// Transport-wide sequence number.
+    pub(super) transport: Option<Extmap>,
 }
 
 impl Extmaps {
@@ -288,6 +300,7 @@ impl Extmaps {
             URI_MID => &mut self.mid,
             URI_PLAYOUT_DELAY => &mut self.playout_delay,
             URI_CAPTURE_TIME => &mut self.capture_time,
+            URI_TRANSPORT => &mut self.transport,
             _ => return,
         };
         if slot.is_none() && !is_used {
@@ -296,8 +309,13 @@ impl Extmaps {
     }
 
     /// Returns all extensions with their URIs.
-    pub(super) fn all(&self) -> [(Option<Extmap>, &'static str); 3] {
-        [(self.mid, URI_MID), (self.playout_delay, URI_PLAYOUT_DELAY), (self.capture_time, URI_CAPTURE_TIME)]
+    pub(super) fn all(&self) -> [(Option<Extmap>, &'static str); 4] {
+        [
+            (self.mid, URI_MID),
+            (self.playout_delay, URI_PLAYOUT_DELAY),
+            (self.capture_time, URI_CAPTURE_TIME),
+            (self.transport, URI_TRANSPORT),
+        ]
     }
 
     /// Adds the extensions of the session part, which apply to every m-line.
@@ -310,8 +328,10 @@ impl Extmaps {
         self
     }
 
-    /// Removes the mid extension if packets cannot carry this mid.
-    pub(super) fn for_mid(mut self, mid: &str) -> Self {
+    /// Removes the mid extension if packets cannot carry this mid, and transport-wide sequence numbers if there is no
+    /// RTX: a packet is then repeated without any change.
+    pub(super) fn for_stream(mut self, mid: &str, has_rtx: bool) -> Self {
+        self.transport = self.transport.filter(|_| has_rtx);
         if !(1..=MID_EXTENSION_BYTES_MAX).contains(&mid.len()) {
             self.mid = None;
         }
@@ -324,6 +344,7 @@ impl Extmaps {
             mid: id(self.mid),
             playout_delay: id(self.playout_delay),
             capture_time: id(self.capture_time),
+            transport: id(self.transport),
         }
     }
 }

@@ -185,9 +185,7 @@ impl Browser {
             let verdict = self.decoder.judge(&unit, ledger, weather, (connected_ns, owed_since_ns));
             match verdict {
                 Ok(Verdict::Shown | Verdict::Excused) => {}
-                Ok(Verdict::Hidden) if matches!(weather, Weather::Lossy | Weather::Awful) => {
-                    self.request_idr(now_ns)
-                }
+                Ok(Verdict::Hidden) if weather.loses() => self.request_idr(now_ns),
                 Ok(Verdict::Hidden) => {
                     return Err(format!("a unit whose reference unit was not sent: {:?}", self.decoder));
                 }
@@ -284,7 +282,7 @@ impl Decoder {
         if self.newest.is_none() && unit.nals.len() > nals.len() && unit.nals.ends_with(nals) {
             // The beginning of the first unit is missing. The receiver cannot notice that, because it does not know
             // which packets came before its first one.
-            let is_lost = matches!(weather, Weather::Lossy | Weather::Awful);
+            let is_lost = weather.loses();
             return if is_lost { Ok(Verdict::Hidden) } else { Err("no beginning".to_owned()) };
         }
         if nals != unit.nals {
@@ -293,7 +291,7 @@ impl Decoder {
         if self.last.is_some_and(|last| number <= last) {
             // A viewer that requests an IDR may get the current GOP once more.
             self.came_again += 1;
-            let is_whole = unit.is_idr || matches!(weather, Weather::Lossy | Weather::Awful);
+            let is_whole = unit.is_idr || weather.loses();
             if !is_whole || self.came_again > self.asked {
                 return Err(format!("unit {number} arrived again or late"));
             }

@@ -351,7 +351,8 @@ impl Day {
             let weather = match self.random.below(10) {
                 0..=3 => Weather::Clean,
                 4 | 5 => Weather::Narrow,
-                6..=8 => Weather::Lossy,
+                6 => Weather::Slow,
+                7 | 8 => Weather::Lossy,
                 _ => Weather::Awful,
             };
             let stay_ns = (1 + self.random.below(self.plan.busy_s) as i64) * SECOND;

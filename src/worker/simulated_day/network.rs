@@ -18,6 +18,11 @@ const STANDS_FOR: u32 = 64;
 /// day to day.
 const NARROW_NS: i64 = 5 * MS;
 
+/// Time that a datagram takes on a slow link, and the time for which its queue holds datagrams. A burst of more is
+/// lost: IDRs must be paced.
+const SLOW_NS: i64 = 8 * MS;
+const SLOW_QUEUE_NS: i64 = 5 * SLOW_NS;
+
 /// Quality of a browser's link.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) enum Weather {
@@ -25,10 +30,19 @@ pub(super) enum Weather {
     Clean,
     /// Like `Clean`, but congested at times: datagrams then wait in the server's kernel.
     Narrow,
+    /// Slower than a burst, with a short queue.
+    Slow,
     /// Some loss, and jitter that reorders datagrams.
     Lossy,
     /// Heavy loss, and outages.
     Awful,
+}
+
+impl Weather {
+    /// Returns true if datagrams may be lost.
+    pub(super) fn loses(self) -> bool {
+        matches!(self, Weather::Slow | Weather::Lossy | Weather::Awful)
+    }
 }
 
 /// One browser's link. The fate of a datagram depends only on the seed, the viewer, the direction, the millisecond and
@@ -40,7 +54,8 @@ pub(super) struct Link {
     /// Time at which the day began.
     start_ns: i64,
     delay_ns: i64,
-    /// On a narrow link, the time when all earlier datagrams have left. On an awful link, the end of the outage.
+    /// On a narrow or slow link, the time when all earlier datagrams have left. On an awful link, the end of the
+    /// outage.
     busy_until_ns: i64,
     /// For each direction (0 down, 1 up), the newest millisecond with a datagram, and the place of the newest datagram
     /// in it.
@@ -69,6 +84,9 @@ impl Link {
     /// Returns when a datagram from the server leaves the kernel, and when it arrives unless it is lost.
     pub(super) fn downwards(&mut self, now_ns: i64) -> (i64, Option<i64>) {
         let mut random = self.fate(0, now_ns);
+        if self.weather == Weather::Slow {
+            return self.slowly(now_ns);
+        }
         if self.weather != Weather::Narrow {
             return (now_ns, self.arrival(now_ns, &mut random));
         }
@@ -80,6 +98,15 @@ impl Link {
         (self.busy_until_ns, Some(self.busy_until_ns + self.delay_ns))
     }
 
+    /// Returns the same for a slow link, which drops datagrams when its queue is full.
+    fn slowly(&mut self, now_ns: i64) -> (i64, Option<i64>) {
+        if self.busy_until_ns - now_ns > SLOW_QUEUE_NS {
+            return (now_ns, None);
+        }
+        self.busy_until_ns = self.busy_until_ns.max(now_ns) + SLOW_NS;
+        (now_ns, Some(self.busy_until_ns + self.delay_ns))
+    }
+
     /// Returns when a datagram from the browser arrives, unless it is lost.
     pub(super) fn upwards(&mut self, now_ns: i64) -> Option<i64> {
         let mut random = self.fate(1, now_ns);
@@ -88,7 +115,7 @@ impl Link {
 
     fn arrival(&mut self, now_ns: i64, random: &mut Random) -> Option<i64> {
         let (loss_percent, jitter_ms) = match self.weather {
-            Weather::Clean | Weather::Narrow => return Some(now_ns + self.delay_ns),
+            Weather::Clean | Weather::Narrow | Weather::Slow => return Some(now_ns + self.delay_ns),
             Weather::Lossy => (3.0, 8),
             Weather::Awful => (15.0, 60),
         };

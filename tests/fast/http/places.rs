@@ -1,5 +1,5 @@
-//! Tests how the places for connections are shared when they run out: idle connections give way, and neither one address
-//! nor one login can take all of them.
+//! Tests how the places for connections are shared when they run out: idle connections give way, and neither one
+//! address nor one login can take all of them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -242,6 +242,10 @@ fn viewer(id: u32) -> ViewerStatus {
         plis: 0,
         retransmits: 0,
         retransmits_refused: 0,
+        link_kbps: None,
+        stream_kbps: None,
+        paced: false,
+        units_thinned: 0,
         loss_fraction: Some(0.5),
         rtt_ms: None,
         jitter_ms: None,
@@ -250,8 +254,8 @@ fn viewer(id: u32) -> ViewerStatus {
 }
 
 /// A recording, usually of 1,000,000 bytes. Each byte is the low byte of its offset. The recording grows once while a
-/// client follows it. A client that follows an endless recording waits forever. The endless recording is larger than the socket
-/// buffers.
+/// client follows it. A client that follows an endless recording waits forever. The endless recording is larger than
+/// the socket buffers.
 struct Clip {
     name: String,
     bytes: u64,

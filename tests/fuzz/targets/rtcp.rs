@@ -11,6 +11,7 @@ fn read(compound: &[u8]) {
         match packet {
             Packet::Report(blocks) => assert!(blocks.iter().count() <= 31),
             Packet::Nack { lost, .. } => assert!(lost.iter().count() <= compound.len() / 4 * 17),
+            Packet::Arrivals(arrivals) => assert!(arrivals.iter().count() <= compound.len()),
             Packet::Fir(requests) => drop(requests.contains(1)),
             Packet::ReferenceTime(reference) => {
                 let mut report = Vec::new();

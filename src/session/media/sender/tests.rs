@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use str0m::crypto::dtls::SrtpProfile;
+use support::random::Random;
 
 use super::*;
 use crate::h264::Payloads;
@@ -24,7 +25,7 @@ fn stream(extensions: Extensions) -> StreamParameters {
 }
 
 fn headers(stream: &StreamParameters, rtp_time: u32, captured_ntp: u64) -> UnitHeaders {
-    UnitHeaders::new(stream, (stream.ssrc, stream.payload_type), rtp_time, captured_ntp)
+    UnitHeaders::new(stream, (stream.ssrc, stream.payload_type), rtp_time, captured_ntp, Some(0x0a0b))
 }
 
 #[test]
@@ -36,27 +37,31 @@ fn header_without_extensions_is_the_fixed_part() {
 
 #[test]
 fn extensions_have_the_one_byte_form_and_are_padded_to_a_word() {
-    let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
+    let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14), transport: Some(3) };
     let mut short = headers(&stream(all), 0, 0);
     let header = short.for_packet(&[], true, 1);
     assert_eq!(header[..4], [0x90, 0xe0, 0, 1]);
-    assert_eq!(header[12..], [0xbe, 0xde, 0, 2, 0x40, b'0', 0x52, 0, 0, 0, 0, 0]);
+    assert_eq!(header[12..], [0xbe, 0xde, 0, 3, 0x40, b'0', 0x52, 0, 0, 0, 0x31, 0x0a, 0x0b, 0, 0, 0]);
     let long = StreamParameters { mid: "m".repeat(16), ..stream(all) };
     let mut long = headers(&long, 0, 0x1122_3344_5566_7788);
     let header = long.for_packet(&[], true, 1);
     assert_eq!(header.len(), HEADER_BYTES_MAX);
     assert_eq!(header[37..47], [0xef, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0]);
+    assert_eq!(header[54..], [0x31, 0x0a, 0x0b, 0, 0, 0]);
 }
 
 #[test]
 fn only_the_last_packet_has_extensions_and_only_if_there_is_room() {
-    let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
+    let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14), transport: Some(3) };
     let mut headers = headers(&stream(all), 0, 0);
     assert_eq!(headers.for_packet(&[], false, 1)[..4], [0x80, 0x60, 0, 1]);
     assert_eq!(headers.for_packet(&[], false, 1).len(), FIXED_BYTES);
     let full = [0; limits::RTP_PAYLOAD_BYTES_MAX];
     assert_eq!(headers.for_packet(&full, true, 1)[..4], [0x80, 0xe0, 0, 1]);
     assert_eq!(headers.for_packet(&full, true, 1).len(), FIXED_BYTES);
+    assert!(!headers.is_marked, "no packet has had the transport-wide sequence number");
+    headers.for_packet(&[], true, 1);
+    assert!(headers.is_marked);
 }
 
 #[test]
@@ -87,7 +92,7 @@ fn sent_and_repeated(profile: SrtpProfile, first_sequence: u16) -> (Vec<Vec<u8>>
     #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
     let now = Instant::now();
     let to = Destination { local: None, remote: SocketAddr::from(([192, 0, 2, 1], 9)) };
-    let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14) };
+    let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14), transport: Some(3) };
     let stream = StreamParameters { rtx: None, first_sequence, ..stream(all) };
     let mut sender = Sender::new(stream, Wallclock::read(), now);
     sender.keys = srtp::contexts(profile, &[9; 96], false);
@@ -179,4 +184,66 @@ fn reports_and_capture_times_follow_the_system_clock_and_the_round_trip_does_not
         let rtt = sender.reception.rtt.unwrap();
         assert!(rtt.abs_diff(Duration::from_millis(20)) < Duration::from_millis(1), "{rtt:?}");
     }
+}
+
+/// Returns a random receiver report about our stream, transport-wide feedback, and a NACK of many packets.
+fn hostile_compound(random: &mut Random, last_report: u32) -> Vec<u8> {
+    let mut bytes = vec![0x81, 201, 0, 7, 0, 0, 0, 7, 1, 2, 3, 4];
+    (0..3).for_each(|_| bytes.extend(random.next_u64().to_be_bytes()));
+    bytes.truncate(32);
+    // Half of the reports refer to a report of ours, so that their round trip is believed.
+    if random.below(2) == 0 {
+        bytes[24..28].copy_from_slice(&last_report.to_be_bytes());
+    }
+    bytes.extend([0x8f, 205, 0, 12, 0, 0, 0, 7, 1, 2, 3, 4]);
+    // Of 14 packets, some of which were never sent, all have arrived.
+    bytes.extend(low16(random.below(300)).to_be_bytes());
+    bytes.extend([0, 14]);
+    (0..5).for_each(|_| bytes.extend(random.next_u64().to_be_bytes()));
+    bytes[52..54].copy_from_slice(&[0x20, 14]);
+    bytes.truncate(32 + 4 * 13);
+    bytes.extend([0x81, 205, 0, 42, 0, 0, 0, 7, 1, 2, 3, 4]);
+    for _ in 0..40 {
+        bytes.extend(low16(random.below(2_000)).to_be_bytes());
+        bytes.extend([0xff, 0xff]);
+    }
+    bytes
+}
+
+#[test]
+fn hostile_feedback_is_answered_within_the_budget() {
+    #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+    let begun = Instant::now();
+    let to = Destination { local: None, remote: SocketAddr::from(([192, 0, 2, 1], 9)) };
+    let extensions = Extensions { transport: Some(3), ..Extensions::default() };
+    let mut sender = Sender::new(stream(extensions), Wallclock::read(), begun);
+    let profile = SrtpProfile::AEAD_AES_128_GCM;
+    sender.keys = srtp::contexts(profile, &[9; 96], false);
+    let (mut viewer, _) = srtp::contexts(profile, &[9; 96], true).unwrap();
+    let payloads = [Arc::new((0..8).map(|_| vec![7; 1_000]).collect::<Payloads>())];
+    let (mut random, mut sent, mut units) = (Random::new(3), Sent::default(), 0);
+    for round in 0..2_000_u32 {
+        let now = begun + round * Duration::from_millis(2);
+        if round.is_multiple_of(16) {
+            let info = UnitInfo { rtp_time_90k: u64::from(round) * 180, ..UnitInfo::default() };
+            let unit = PacketizedUnit { info, payloads: &payloads };
+            if !sender.queue_unit(now, &unit, now, false) {
+                sender.send_unit(now, &unit, now, false, &to, &mut sent);
+            }
+            units += 1;
+        }
+        sender.send_report_if_due(now, &to, &mut sent);
+        let last_report =
+            sender.reports_sent.reports.iter().flatten().last().map_or(0, |(middle, _)| *middle);
+        let compound = hostile_compound(&mut random, last_report);
+        let mut sealed = vec![0; compound.len() + viewer.rtcp_overhead_bytes()];
+        assert!(viewer.seal_rtcp(&compound, &mut sealed) && sender.handle_rtcp(now, &sealed));
+        sender.send_paced(now, &to, &mut sent);
+        let rate = sender.pacer.as_ref().map(|pacer| pacer.estimate.rate());
+        assert!(rate.is_none_or(|rate| limits::LINK_BYTES_PER_S.contains(&rate)), "{rate:?}");
+    }
+    assert!(sender.pacer.is_some() && sender.cache.refused > 0);
+    let retransmits = sender.sent.retransmits;
+    assert!(retransmits <= 5 * u64::from(limits::RETRANSMITS_PER_SECOND_MAX), "{retransmits}");
+    assert!(sent.0.len() as u64 <= 8 * units + retransmits + 100, "{} datagrams", sent.0.len());
 }
