@@ -159,7 +159,8 @@ impl AppBackend {
         Ok(Offered { answer, key: key.to_string(), tag })
     }
 
-    /// Makes room for a viewer of `holder`. A session may have to give way.
+    /// Makes sure that there is a free place for a viewer of this address or login (`holder`). If all places are taken,
+    /// another session may be ended for it.
     fn make_room(&self, holder: Option<PlaceHolder>) -> Result<(), ApiError> {
         let gives_way = self.places.make_room(holder).map_err(|reason| self.no_place(reason, holder))?;
         if let Some(GivesWay { viewer, worker }) = gives_way {

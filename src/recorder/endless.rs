@@ -6,7 +6,7 @@ use std::mem;
 use bytes::{BufMut, Bytes};
 
 use super::capture_clock::CaptureClock;
-use super::format::timeline::Timeline;
+use super::format::timeline::{PlannedTime, Timeline};
 use super::format::{Fragment, Track, fmp4};
 use super::operation::IncomingUnit;
 use super::pending_unit::{PendingUnit, Skipped};
@@ -105,8 +105,7 @@ impl EndlessMuxer {
         if matches!(pending, Err(Skipped::Invalid)) {
             self.handle_gap();
         }
-        let (pending, (fragment, bytes)) = (pending.ok()?, fragment?);
-        let planned = self.timeline.plan(&pending.time);
+        let (pending, (planned, fragment, bytes)) = (pending.ok()?, fragment?);
         self.timeline.commit(&pending.time, &planned);
         self.sequence = fragment.sequence;
         self.waits_for_start = false;
@@ -124,7 +123,7 @@ impl EndlessMuxer {
     }
 
     /// Copies a unit out of its slot, as a fragment.
-    fn fragment(&self, unit: &PendingUnit) -> (Fragment, Vec<u8>) {
+    fn fragment(&self, unit: &PendingUnit) -> (PlannedTime, Fragment, Vec<u8>) {
         let planned = self.timeline.plan(&unit.time);
         let fragment = Fragment {
             sequence: self.sequence.wrapping_add(1),
@@ -142,6 +141,6 @@ impl EndlessMuxer {
             bytes.put_u32(u32::try_from(nal.len()).unwrap_or(u32::MAX));
             bytes.put_slice(nal);
         }
-        (fragment, bytes)
+        (planned, fragment, bytes)
     }
 }

@@ -290,11 +290,15 @@ impl LinkWatch {
             Some(before) => (bytes.saturating_sub(before.bytes), arrived_us - before.arrived_us),
             None => (burst, queued_us),
         };
+        let noise_us = microseconds(limits::DELAY_NOISE);
+        if in_a_row.is_some() && busy_us < noise_us {
+            // Both packets waited, so the link was busy, but the viewer has read them together.
+            return;
+        }
         if sent < limits::MEASURED_BYTES_MIN {
             return;
         }
         let arrived = self.loss.arrived(sent, sent_so_far);
-        let noise_us = microseconds(limits::DELAY_NOISE);
         let rate = per_second(arrived, Duration::from_micros(busy_us.max(noise_us).unsigned_abs()));
         if busy_us < noise_us {
             feedback.at_least = Some(rate);
@@ -315,8 +319,8 @@ impl LinkWatch {
         feedback.has_standing_queue |= stands && *packets >= limits::QUEUE_PACKETS_MIN;
     }
 
-    /// Notes the lost packets of a NACK. Returns true if they include so many in a row that a full
-    /// queue has dropped them. Random loss has no such rows.
+    /// Notes the lost packets of a NACK. Returns true if they include so many in a row that a full queue has dropped
+    /// them. Random loss has no such rows.
     pub(super) fn on_nack(&mut self, now: Instant, sent: SentSoFar, lost: impl Iterator<Item = u16>) -> bool {
         self.loss.advance(self.microseconds(now), sent);
         self.watch_closely(now);

@@ -184,6 +184,22 @@ fn packets_are_reported_once_and_unknown_numbers_are_ignored() {
 }
 
 #[test]
+fn packets_that_waited_and_were_read_together_show_no_rate() {
+    let mut scene = Scene::new(4);
+    scene.burst(60);
+    scene.now += 50 * MS;
+    scene.burst(24_000);
+    scene.now += 10 * MS;
+    scene.burst(24_000);
+    // The second burst has waited 40 ms when the third one leaves, and both are reported with the same time.
+    let bytes = message(0, 0, &[Some(80), Some(400), Some(0)], false);
+    let arrivals = Arrivals::read(&bytes).unwrap();
+    let feedback = scene.watch.on_feedback(scene.now, scene.so_far(), &arrivals);
+    assert!(feedback.rate.is_some(), "of the second burst");
+    assert_eq!(feedback.at_least, None);
+}
+
+#[test]
 fn remembered_packets_are_bounded() {
     let mut scene = Scene::new(4);
     (0..100_000).for_each(|_| scene.watch.mark(scene.now, 7));
