@@ -7,7 +7,7 @@ import path from 'node:path';
 import test from 'node:test';
 import { openViewer, startBrowser } from './support/browser.mjs';
 import { routeThrough } from './support/relay.mjs';
-import { startServer, uniqueShm, waitFor } from './support/processes.mjs';
+import { sleep, startCamera, startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
 test('a tap that shows the hidden bar presses no button', { timeout: 300_000 }, async (t) => {
   const directory = mkdtempSync(path.join(tmpdir(), 'ss-page-'));
@@ -51,6 +51,25 @@ test('a tap that shows the hidden bar presses no button', { timeout: 300_000 }, 
   await page.touchscreen.tap(...await centre('#record-button'));
   await waitFor('the message', async () => /^Saved /.test(await page.locator('#toast').innerText()));
   assert.deepEqual(viewer.errors, []);
+});
+
+test('a recording that waits for an IDR is named when it begins', { timeout: 300_000 }, async (t) => {
+  const directory = mkdtempSync(path.join(tmpdir(), 'ss-page-'));
+  t.after(() => rmSync(directory, { recursive: true, force: true }));
+  const shm = uniqueShm();
+  // The ring of six slots has lost the IDR when the server starts, and the next one comes 10 s later.
+  const camera = startCamera(shm, ['--layout', 'v3-6', '--pattern', '640x360', '--fps', '10', '--gop', '100']);
+  t.after(() => camera.stop());
+  await sleep(1_000);
+  const server = await startServer(['--shm', shm, '--record-path', directory]);
+  t.after(() => server.stop());
+  const browser = await startBrowser();
+  t.after(() => browser.close());
+  const { page } = await openViewer(browser, server.url);
+  const toast = () => page.locator('#toast').innerText();
+  await page.click('#record-button');
+  await waitFor('what the recording waits for', async () => /waiting for the camera's first IDR/.test(await toast()));
+  await waitFor('the name of the recording', async () => /^Recording .*\.mp4$/.test(await toast()));
 });
 
 test('the page says why a recording fails while the list is closed', { timeout: 180_000 }, async (t) => {

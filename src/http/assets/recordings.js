@@ -70,8 +70,9 @@ function showStatus(status) {
   recordButton.setAttribute("aria-pressed", String(isRecording));
   recordButton.disabled = isBusy;
   recordText.textContent = isRecording ? `Stop ${clock(status.duration || 0)}` : "Record";
-  // What the recording waits for changes every second, and is removed when the recording begins.
-  if (status.message || note.textContent === waitingText) showNote(status.message || "");
+  // What the recording waits for changes every second, and is replaced when the recording begins or ends.
+  if (status.message) showNote(status.message);
+  else if (note.textContent === waitingText) showNote(isRecording && status.name ? `Recording ${status.name}` : "");
   waitingText = status.message || null;
   document.body.toggleAttribute("data-recording", isRecording);
   const error = status.error ? status.error.error : null;
