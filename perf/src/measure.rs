@@ -293,13 +293,13 @@ fn cpu(used: Used, seconds: f64) -> Cpu {
     }
 }
 
-fn in_window(viewer: &Viewer, window: &std::ops::Range<i64>) -> Vec<Sample> {
+pub(crate) fn in_window(viewer: &Viewer, window: &std::ops::Range<i64>) -> Vec<Sample> {
     viewer.received.samples.iter().filter(|sample| window.contains(&sample.published_ns)).copied().collect()
 }
 
 /// Counts the units of all viewers. Every viewer should have received all unit numbers from the lowest to the highest
 /// that any viewer received.
-fn count(viewers: &[Viewer], samples: &[Vec<Sample>]) -> Units {
+pub(crate) fn count(viewers: &[Viewer], samples: &[Vec<Sample>]) -> Units {
     let numbers = || samples.iter().flatten().map(|sample| sample.number);
     let published = match (numbers().min(), numbers().max()) {
         (Some(first), Some(last)) => last - first + 1,

@@ -9,7 +9,7 @@ const RIGHT: f64 = 215.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 44.0;
 /// Colours that people with colour blindness can also distinguish (palette of Okabe and Ito).
-const COLOURS: [&str; 8] =
+pub(crate) const COLOURS: [&str; 8] =
     ["#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#000000", "#999999"];
 
 /// One line of a chart and its label.

@@ -84,9 +84,31 @@ const SMALL: Stream = Stream { idr_bytes: 12_000, other_bytes: 2_170, has_dispos
 
 const GOP: u32 = 30;
 
+/// Returns the SSRC of retransmissions, or 0 without RTX.
 fn rtx_ssrc(answer: &str) -> [u8; 4] {
-    let group = answer.lines().find_map(|line| line.strip_prefix("a=ssrc-group:FID ")).unwrap();
-    group.split(' ').nth(1).unwrap().parse::<u32>().unwrap().to_be_bytes()
+    let group = answer.lines().find_map(|line| line.strip_prefix("a=ssrc-group:FID "));
+    group.map_or(0, |group| group.split(' ').nth(1).unwrap().parse::<u32>().unwrap()).to_be_bytes()
+}
+
+/// Removes RTX from an offer.
+fn without_rtx(offer: String) -> String {
+    let of_type = |line: &str| line.split_once(':')?.1.split_once(' ').map(|(number, _)| number.to_owned());
+    let is_rtx = |line: &&str| line.starts_with("a=rtpmap:") && line.contains(" rtx/");
+    let types: Vec<String> = offer.lines().filter(is_rtx).filter_map(of_type).collect();
+    assert!(!types.is_empty());
+    let is_kept = |line: &&str| {
+        let is_about = ["a=rtpmap:", "a=fmtp:", "a=rtcp-fb:"].iter().any(|prefix| line.starts_with(prefix));
+        !is_about || of_type(line).is_none_or(|number| !types.contains(&number))
+    };
+    let media = |line: &str| match line.strip_prefix("m=video ") {
+        Some(rest) => {
+            let words: Vec<&str> =
+                rest.split(' ').filter(|word| !types.iter().any(|rtx| rtx == word)).collect();
+            format!("m=video {}", words.join(" "))
+        }
+        None => line.to_owned(),
+    };
+    offer.lines().filter(is_kept).map(media).fold(String::new(), |text, line| text + &line + "\r\n")
 }
 
 struct Scene {
@@ -113,7 +135,16 @@ struct Picture {
 
 impl Scene {
     fn new(stream: Stream, kbps: u64, queue_kb: u64, rtt_ms: u64) -> Scene {
-        let mut pair = Pair::new(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12);
+        Scene::with_offer(stream, (kbps, queue_kb, rtt_ms), |offer| offer)
+    }
+
+    /// Creates the scene of a browser whose offer is changed on its way.
+    fn with_offer(
+        stream: Stream,
+        (kbps, queue_kb, rtt_ms): (u64, u64, u64),
+        edit: impl FnOnce(String) -> String,
+    ) -> Scene {
+        let mut pair = Pair::with_offer(&context(SrtpChoice::Gcm), DtlsVersion::Dtls12, None, edit);
         pair.connect();
         let link = Rc::new(RefCell::new(Link {
             kbps,
@@ -420,4 +451,20 @@ fn non_reference_units_are_left_out_first() {
     assert!(!missing.is_empty(), "the link is too slow for all units: {report}");
     let references = missing.iter().filter(|unit| scene.is_reference(**unit)).count();
     assert!(references * 4 < missing.len(), "{missing:?} are missing: {report}");
+}
+
+#[test]
+fn viewer_without_rtx_gets_an_unbroken_part_too() {
+    // Without RTX, str0m requests no packet again, and it sends a receiver report every few seconds.
+    for (kbps, least, freeze_ms) in
+        [(2_000, 9, 2_000), (4_000, 70, 900), (10_000, 370, 400), (15_000, 370, 400)]
+    {
+        let mut scene = Scene::with_offer(HARDWARE, (kbps, 100, 40), without_rtx);
+        scene.run(40);
+        let report = scene.report(25, 38);
+        println!("{kbps}: {report}");
+        scene.assert_unbroken(25, 37);
+        let pictures = scene.pictures(25, 38);
+        assert!(pictures.len() >= least && longest_freeze(&pictures) < freeze_ms * MS, "{kbps}: {report}");
+    }
 }

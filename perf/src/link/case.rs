@@ -21,6 +21,8 @@ pub(crate) struct Case {
     pub(crate) seconds: u64,
     /// True for the server's own page, false for a plain player that is the same for all servers.
     pub(crate) own_page: bool,
+    /// Load viewers that watch the same server over loopback.
+    pub(crate) beside: usize,
     pub(crate) seed: u64,
 }
 

@@ -38,9 +38,12 @@ Run
   --stream NAME        card, card-600k (test card of camera-sim, 720p), x264-720p, x264-1080p (8 Mbit/s), x264-600k
                        [x264-720p]
   --seconds N          measured time after the first 3 s, which are reported apart [20]
-  --servers LIST       ours, pion-best, go2rtc, mediamtx; the servers take turns [ours]
+  --servers LIST       ours, pion-best, go2rtc, mediamtx, or ours-whip: streaming-server publishes over the link to
+                       mediamtx, and the browser watches mediamtx; the servers take turns [ours]
   --rounds N           runs of each server [1]
-  --page WHICH         player: a plain page, the same for all servers; own: the server's own page [player]
+  --page WHICH         player: a plain page, the same for all servers; own: the server's own page [player; table: each
+                       row has its own]
+  --beside N           load viewers that watch the same server over loopback; their figures are reported [0]
   --seed N             seed of losses and jitter; each round adds 1 [1]
   --server PROGRAM     streaming-server to measure [target/debug/streaming-server]
   --server-option ARG  pass this argument to streaming-server; may be given several times [none]
@@ -63,6 +66,7 @@ struct Command {
     servers: Vec<Kind>,
     rounds: u64,
     own_page: bool,
+    beside: usize,
     seed: u64,
     per_second: bool,
     only: Vec<String>,
@@ -117,6 +121,7 @@ impl Command {
             servers: vec![Kind::Ours],
             rounds: 1,
             own_page: false,
+            beside: 0,
             seed: 1,
             per_second: false,
             only: Vec::new(),
@@ -151,6 +156,7 @@ impl Command {
                     _ => return Err("--page is player or own".into()),
                 }
             }
+            "beside" => self.beside = value.parse()?,
             "seed" => self.seed = value.parse()?,
             "server" => self.plan.programs.server = value.into(),
             "server-option" => self.plan.programs.server_arguments.push(value.to_owned()),
@@ -176,6 +182,7 @@ impl Command {
                     link: self.link.clone(),
                     seconds: self.seconds,
                     own_page: self.own_page,
+                    beside: self.beside,
                     seed: self.seed + round,
                 };
                 self.make(&case, self.out.as_deref())?;
@@ -195,13 +202,14 @@ impl Command {
                     continue;
                 }
                 for round in 0..self.rounds.max(row.rounds) {
-                    for server in &self.servers {
+                    for server in row.servers_of(&self.servers) {
                         let case = Case {
-                            server: *server,
+                            server,
                             stream: Stream::parse(stream)?,
                             link: LinkOptions::parse(row.link)?,
                             seconds: row.seconds,
-                            own_page: self.own_page,
+                            own_page: row.own_page,
+                            beside: row.beside,
                             seed: self.seed + round,
                         };
                         if let Err(error) = self.make(&case, Some(&out)) {

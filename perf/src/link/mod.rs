@@ -7,9 +7,11 @@
 //!                    └── log of units ──────────────────┴──────────► outcome ◄──────────────────┘
 //! ```
 
+mod beside;
 mod browser;
 mod camera;
 mod case;
+mod chart;
 mod command;
 mod model;
 mod network;
@@ -21,5 +23,6 @@ mod run;
 mod server;
 mod stream;
 mod table;
+mod uplink;
 
 pub(crate) use command::run;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::beside::Beside;
 use super::camera::Published;
 use super::case::{Case, START_SECONDS};
 use super::outcome::{Ages, Evidence, Figures, NS_PER_S, Seen, Shown, identify, lateness, rtx_types};
@@ -54,6 +55,8 @@ pub(crate) struct Observed {
     /// Longest time for which the page's main thread did not run.
     pub(crate) page_stalled_ms: f64,
     pub(crate) machine_idle: f64,
+    /// Figures of the load viewers beside the browser.
+    pub(crate) beside: Option<Beside>,
 }
 
 /// Figures of one second.
@@ -135,6 +138,8 @@ pub(crate) struct Record {
     pub(crate) decoding: Decoding,
     pub(crate) recovery: Option<Recovery>,
     pub(crate) disturbance: Disturbance,
+    #[serde(default)]
+    pub(crate) beside: Option<Beside>,
     pub(crate) per_second: Vec<Second>,
     pub(crate) errors: Vec<String>,
 }
@@ -175,6 +180,7 @@ impl Record {
                 link_late_max_ms,
                 machine_idle: (observed.machine_idle * 100.0).round() / 100.0,
             },
+            beside: observed.beside,
             per_second: observed.per_second(&evidence, begin_ns, end_ns),
             errors: observed.errors.clone(),
         }
@@ -316,6 +322,7 @@ mod tests {
             link: LinkOptions::parse("--rate 20M,1s:2M,2s:20M").unwrap(),
             seconds: 10,
             own_page: false,
+            beside: 0,
             seed: 1,
         };
         let picture = |at_ms: i64| Seen {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::beside::{Beside, Crowd};
 use super::browser::Browser;
 use super::camera::Camera;
 use super::case::{Case, START_SECONDS};
@@ -13,7 +14,8 @@ use super::network::{Namespace, SERVER, VIEWER, VIEWER_MOVED, remove_stale};
 use super::outcome::Shown;
 use super::record::{Observed, Record, Snapshot};
 use super::relay::Relay;
-use super::server::{Programs, Server};
+use super::server::{Kind, Programs, Server};
+use super::uplink::FarEnd;
 use crate::Fallible;
 use crate::clock::monotonic_ns;
 use crate::process::machine_ticks;
@@ -50,7 +52,9 @@ pub(crate) struct Plan {
 struct Stage {
     browser: Browser,
     relay: Relay,
+    crowd: Option<Crowd>,
     server: Server,
+    far_end: Option<FarEnd>,
     camera: Camera,
     viewer_space: Namespace,
     server_space: Namespace,
@@ -66,12 +70,32 @@ pub(crate) fn run(plan: &Plan, case: &Case) -> Fallible<Record> {
     let (server_space, server_device) = Namespace::new("server", SERVER)?;
     let (viewer_space, viewer_device) = Namespace::new("viewer", VIEWER)?;
     let camera = Camera::start(&plan.camera, &plan.layout, &stream, plan.shielded)?;
-    let server = server_space
-        .within(|| Server::start(case.server, &plan.programs, &camera.shm, &plan.scratch, plan.shielded))??;
+    let far_end = match case.server {
+        Kind::OursWhip => Some(viewer_space.within(|| FarEnd::start(&plan.programs.peers, plan.shielded))??),
+        _ => None,
+    };
+    let whip = far_end.as_ref().map(FarEnd::whip_url);
+    let (programs, shm, scratch) = (&plan.programs, &camera.shm, &plan.scratch);
+    let start = || Server::start(case.server, programs, shm, scratch, whip.as_deref(), plan.shielded);
+    let server = server_space.within(start)??;
     let blocks = case.link.blocks(server.address.port());
     let relay = Relay::start(&server_device, &viewer_device, &case.link.shape(), &blocks, case.seed)?;
     let browser = viewer_space.within(|| Browser::start(&plan.chromium, PAGE, plan.shielded))??;
-    let mut stage = Stage { browser, relay, server, camera, viewer_space, server_space, page_clock_ns: 0 };
+    let crowd = match case.beside {
+        0 => None,
+        viewers => Some(server_space.within(|| Crowd::join(&server, viewers))??),
+    };
+    let mut stage = Stage {
+        browser,
+        relay,
+        crowd,
+        server,
+        far_end,
+        camera,
+        viewer_space,
+        server_space,
+        page_clock_ns: 0,
+    };
 
     let machine = machine_ticks();
     let mut observed = stage.watch(case)?;
@@ -95,8 +119,12 @@ impl Stage {
     /// Plays the stream and returns what the browser showed until the end of the measurement.
     fn watch(&mut self, case: &Case) -> Fallible<Observed> {
         let page = if case.own_page { "/" } else { self.server.kind.health_path() };
+        let address = self.far_end.as_ref().map_or(self.server.address, |far_end| far_end.address);
+        if let Some(far_end) = &mut self.far_end {
+            self.viewer_space.within(|| far_end.wait_for_stream())??;
+        }
         let opened_ns = monotonic_ns();
-        self.browser.open(&format!("http://{}{page}", self.server.address))?;
+        self.browser.open(&format!("http://{address}{page}"))?;
         self.page_clock_ns = self.read_page_clock()?;
         let joined_ns = if case.own_page { opened_ns } else { monotonic_ns() };
         let mut observed = Observed { joined_ns, ..Observed::default() };
@@ -115,17 +143,28 @@ impl Stage {
         let Some(first_ns) = observed.shown.first().map(|picture| picture.at_ns) else { return Ok(observed) };
         self.relay.start_schedule();
         let length_ns = i64::try_from(START_SECONDS + case.seconds)? * 1_000_000_000;
+        let counted_ns = first_ns + i64::try_from(START_SECONDS)? * 1_000_000_000;
         let mut move_at_ns = case.link.move_ns.map(|ns| first_ns + ns.cast_signed());
         while monotonic_ns() < first_ns + length_ns + TAIL_NS {
             std::thread::sleep(POLL);
             self.collect(&mut observed)?;
+            if monotonic_ns() >= counted_ns
+                && let Some(crowd) = self.crowd.as_mut().filter(|crowd| !crowd.has_begun())
+            {
+                crowd.begin(monotonic_ns());
+            }
             if move_at_ns.is_some_and(|at_ns| monotonic_ns() >= at_ns) {
                 move_at_ns = None;
                 observed.moved_ns = Some(monotonic_ns());
                 self.viewer_space.change_address(VIEWER, VIEWER_MOVED)?;
             }
         }
+        observed.beside = self.end_crowd()?;
         Ok(observed)
+    }
+
+    fn end_crowd(&mut self) -> Fallible<Option<Beside>> {
+        self.crowd.take().map_or(Ok(None), |crowd| crowd.finish(monotonic_ns()))
     }
 
     /// Adds the newest results of the page.

@@ -20,6 +20,8 @@ const READY_INTERVAL: Duration = Duration::from_millis(20);
 pub(crate) enum Kind {
     /// streaming-server with default options.
     Ours,
+    /// streaming-server that publishes over the link to mediamtx, which the browser watches.
+    OursWhip,
     /// `perf/peers/pion` in the variant `best`.
     PionBest,
     /// `perf/peers/go2rtc`.
@@ -30,6 +32,7 @@ pub(crate) enum Kind {
 
 const KINDS: &[(&str, Kind)] = &[
     ("ours", Kind::Ours),
+    ("ours-whip", Kind::OursWhip),
     ("pion-best", Kind::PionBest),
     ("go2rtc", Kind::Go2rtc),
     ("mediamtx", Kind::Mediamtx),
@@ -51,21 +54,21 @@ impl Kind {
         match self {
             Kind::Ours | Kind::PionBest => "/api/webrtc/offer",
             Kind::Go2rtc => "/api/webrtc?src=camera",
-            Kind::Mediamtx => "/camera/whep",
+            Kind::Mediamtx | Kind::OursWhip => "/camera/whep",
         }
     }
 
     /// Returns true if an offer is plain SDP (WHEP) instead of JSON.
     pub(crate) fn is_whep(self) -> bool {
-        self == Kind::Mediamtx
+        matches!(self, Kind::Mediamtx | Kind::OursWhip)
     }
 
-    /// Returns the path of a small document.
+    /// Returns the path of a small document of the server that the browser watches.
     pub(crate) fn health_path(self) -> &'static str {
         match self {
             Kind::Ours | Kind::PionBest => "/health",
             Kind::Go2rtc => "/api",
-            Kind::Mediamtx => "/camera/reader.js",
+            Kind::Mediamtx | Kind::OursWhip => "/camera/reader.js",
         }
     }
 }
@@ -83,28 +86,33 @@ pub(crate) struct Programs {
 /// A running server.
 pub(crate) struct Server {
     pub(crate) kind: Kind,
-    _process: Process,
+    process: Process,
     pub(crate) address: SocketAddr,
 }
 
 impl Server {
-    /// Starts a server in the network namespace of the calling thread, and waits until it answers.
+    /// Starts a server in the network namespace of the calling thread, and waits until it answers. `whip` is the URL to
+    /// which [`Kind::OursWhip`] publishes.
     pub(crate) fn start(
         kind: Kind,
         programs: &Programs,
         shm: &str,
         scratch: &Path,
+        whip: Option<&str>,
         shielded: bool,
     ) -> Fallible<Server> {
         let http = format!("{SERVER}:0");
         let mut command = match kind {
-            Kind::Ours => {
+            Kind::Ours | Kind::OursWhip => {
                 let mut command = Command::new(&programs.server);
                 for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STREAMING_")) {
                     command.env_remove(name);
                 }
                 command.args(["--control", "127.0.0.1:0", "--udp", "0.0.0.0:0", "--http", &http]);
                 command.args(&programs.server_arguments);
+                if let Some(url) = whip {
+                    command.args(["--whip", url]);
+                }
                 command
             }
             Kind::PionBest | Kind::Go2rtc | Kind::Mediamtx => {
@@ -127,21 +135,27 @@ impl Server {
         let line = process.wait_for("listening: ", PATIENCE)?;
         let address = line.split_whitespace().find_map(|word| word.strip_prefix("http="));
         let address: SocketAddr = address.ok_or("no http= in the server's line")?.parse()?;
+        let health = if kind == Kind::OursWhip { Kind::Ours } else { kind }.health_path();
         let deadline = Instant::now() + PATIENCE;
-        while !matches!(http::request(address, "GET", kind.health_path(), ""), Ok((200, _))) {
+        while !matches!(http::request(address, "GET", health, ""), Ok((200, _))) {
             process.check()?;
             if Instant::now() > deadline {
-                return Err(format!("no answer on {}:\n{}", kind.health_path(), process.tail()).into());
+                return Err(format!("no answer on {health}:\n{}", process.tail()).into());
             }
             std::thread::sleep(READY_INTERVAL);
         }
-        Ok(Server { kind, _process: process, address })
+        Ok(Server { kind, process, address })
+    }
+
+    /// Returns the process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Returns what the server reports about its viewers. The calling thread must be in the server's namespace, so that
     /// the request does not use the link. Returns null for foreign servers.
     pub(crate) fn viewers(&self) -> Value {
-        if self.kind != Kind::Ours {
+        if !matches!(self.kind, Kind::Ours | Kind::OursWhip) {
             return Value::Null;
         }
         match http::request(self.address, "GET", "/api/viewers", "") {

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::case::LinkOptions;
+use super::beside::Beside;
+use super::chart;
 use super::outcome::Figures;
-use super::record::{Decoding, Record};
+use super::record::{Decoding, Record, Recovery};
+use super::server::Kind;
 use crate::Fallible;
 
 pub(crate) const RECORDS: &str = "perf/results/link.jsonl";
@@ -18,9 +20,67 @@ pub(crate) struct Row {
     pub(crate) streams: &'static [&'static str],
     pub(crate) seconds: u64,
     pub(crate) rounds: u64,
+    /// True if the browser opens the server's own page. Only streaming-server is measured so.
+    pub(crate) own_page: bool,
+    /// Load viewers over loopback beside the browser. Only streaming-server is measured so.
+    pub(crate) beside: usize,
+    /// True if the link is between streaming-server and mediamtx, to which it publishes.
+    is_uplink: bool,
     wanted: &'static str,
     /// Returns true if the record is as wanted. The flag is true for the 1080p stream.
     holds: fn(&Record, bool) -> bool,
+}
+
+/// What most rows have. A row replaces the fields that differ.
+const USUAL: Row = Row {
+    link: "",
+    streams: BOTH,
+    seconds: 20,
+    rounds: 1,
+    own_page: false,
+    beside: 0,
+    is_uplink: false,
+    wanted: "",
+    holds: |_, _| false,
+};
+
+impl Row {
+    /// Returns which servers are measured, if `asked` are wanted.
+    pub(crate) fn servers_of(&self, asked: &[Kind]) -> Vec<Kind> {
+        if self.is_uplink {
+            return asked.iter().filter(|kind| **kind == Kind::Ours).map(|_| Kind::OursWhip).collect();
+        }
+        let needs_ours = self.own_page || self.beside > 0;
+        asked.iter().copied().filter(|kind| *kind == Kind::Ours || !needs_ours).collect()
+    }
+
+    /// Returns the link and what is special about the row.
+    pub(crate) fn title(&self) -> String {
+        let mut title = format!("`{}`", self.link);
+        if self.own_page {
+            title.push_str(", the server's own page");
+        }
+        if self.is_uplink {
+            title.push_str(", WHIP to mediamtx");
+        }
+        if self.beside > 0 {
+            let _ = write!(title, ", beside {} viewers over loopback", self.beside);
+        }
+        title
+    }
+
+    /// Returns true if the record is a run of this row.
+    pub(crate) fn has(&self, record: &Record) -> bool {
+        record.link == self.link
+            && record.own_page == self.own_page
+            && record.beside.map_or(0, |beside| beside.viewers) == self.beside
+            && (record.server == Kind::OursWhip.name()) == self.is_uplink
+    }
+}
+
+/// Nothing is missing for the load viewers.
+fn is_undisturbed(record: &Record) -> bool {
+    record.beside.is_some_and(|beside| beside.missing == 0 && beside.received > 0)
 }
 
 fn is_whole(figures: &Figures) -> bool {
@@ -38,16 +98,13 @@ fn limit(is_large: bool, small: f64, large: f64) -> f64 {
 pub(crate) const ROWS: &[Row] = &[
     Row {
         link: "--rate max",
-        streams: BOTH,
         seconds: 10,
-        rounds: 1,
         wanted: "the harness itself: nothing lost, no freeze over 200 ms",
         holds: |record, _| is_whole(&record.counted) && record.counted.freezes_200 == 0,
+        ..USUAL
     },
     Row {
         link: "--rate 15M --queue 60k --rtt 20ms",
-        streams: BOTH,
-        seconds: 20,
         rounds: 5,
         wanted: "0 pictures lost, no freeze over 200 ms, age p95 < 120 ms (1080p: 170 ms)",
         holds: |record, is_large| {
@@ -57,12 +114,10 @@ pub(crate) const ROWS: &[Row] = &[
                 && figures.freezes_200 == 0
                 && figures.age_ms.p95 < limit(is_large, 120.0, 170.0)
         },
+        ..USUAL
     },
     Row {
         link: "--rate 10M --queue 100k --rtt 40ms",
-        streams: BOTH,
-        seconds: 20,
-        rounds: 1,
         wanted: "no freeze over 400 ms, age p95 < 250 ms (1080p: 300 ms)",
         holds: |record, is_large| {
             let figures = &record.counted;
@@ -70,12 +125,11 @@ pub(crate) const ROWS: &[Row] = &[
                 && figures.freezes_400 == 0
                 && figures.age_ms.p95 < limit(is_large, 250.0, 300.0)
         },
+        ..USUAL
     },
     Row {
         link: "--rate 4M --queue 100k --rtt 40ms",
-        streams: BOTH,
         seconds: 60,
-        rounds: 1,
         wanted: "unbroken, at least 8 pictures/s (1080p: 6), age p95 < 700 ms, steady (counts differ by at most 2)",
         holds: |record, is_large| {
             let figures = &record.counted;
@@ -84,12 +138,11 @@ pub(crate) const ROWS: &[Row] = &[
                 && figures.age_ms.p95 < 700.0
                 && is_steady(figures)
         },
+        ..USUAL
     },
     Row {
         link: "--rate 1M --queue 60k --rtt 80ms",
-        streams: BOTH,
         seconds: 30,
-        rounds: 1,
         wanted: "unbroken, a picture every 2 s (1080p: 3.5 s), age p95 < 2.5 s (1080p: 4 s)",
         holds: |record, is_large| {
             let figures = &record.counted;
@@ -97,59 +150,115 @@ pub(crate) const ROWS: &[Row] = &[
                 && figures.longest_gap_ms <= limit(is_large, 2_000.0, 3_500.0)
                 && figures.age_ms.p95 < limit(is_large, 2_500.0, 4_000.0)
         },
+        ..USUAL
     },
     Row {
         link: "--rate 20M --queue 200k --rtt 30ms --loss 5%",
-        streams: BOTH,
-        seconds: 20,
-        rounds: 1,
         wanted: "0 broken, no freeze over 500 ms",
         holds: |record, _| is_whole(&record.counted) && record.counted.freezes_500 == 0,
+        ..USUAL
     },
     Row {
         link: "--rate 20M,10s:2M,20s:20M --queue 200k --rtt 20ms",
-        streams: BOTH,
         seconds: 30,
-        rounds: 1,
         wanted: "full rate again within 4 s",
         holds: |record, _| {
             let full_ms = record.recovery.and_then(|recovery| recovery.full_rate_ms);
             is_whole(&record.counted) && full_ms.is_some_and(|ms| ms < 4_000.0)
         },
+        ..USUAL
     },
     Row {
         link: "--rate 20M --queue 200k --rtt 20ms --outage 10s:2s",
-        streams: BOTH,
-        seconds: 20,
-        rounds: 1,
         wanted: "picture within 800 ms of its end, no reconnect",
         holds: |record, _| {
             let picture_ms = record.recovery.and_then(|recovery| recovery.picture_ms);
             is_whole(&record.counted) && picture_ms.is_some_and(|ms| ms < 800.0) && record.connections == 1
         },
+        ..USUAL
     },
     Row {
         link: "--rate 20M --queue 200k --rtt 20ms --move 10s",
         streams: &["x264-720p"],
-        seconds: 20,
-        rounds: 1,
         wanted: "media follows within 2.7 s",
         holds: |record, _| {
             let picture_ms = record.recovery.and_then(|recovery| recovery.full_rate_ms);
             is_whole(&record.counted) && picture_ms.is_some_and(|ms| ms < 2_700.0)
         },
+        ..USUAL
     },
     Row {
         link: "--rate 1M --queue 60k --rtt 40ms --loss 2%",
         streams: &["x264-600k"],
-        seconds: 20,
-        rounds: 1,
         wanted: "30 pictures/s",
         holds: |record, _| {
             is_whole(&record.counted) && record.counted.not_shown == 0 && record.counted.per_second_min >= 29
         },
+        ..USUAL
     },
+    Row {
+        link: "--rate 20M --queue 200k --rtt 20ms --move 10s",
+        streams: &["x264-720p"],
+        own_page: true,
+        wanted: "media follows within 2.7 s",
+        holds: |record, _| {
+            let picture_ms = record.recovery.and_then(|recovery| recovery.full_rate_ms);
+            is_whole(&record.counted) && picture_ms.is_some_and(|ms| ms < 2_700.0)
+        },
+        ..USUAL
+    },
+    Row {
+        link: "--rate 20M --queue 200k --rtt 20ms --block-udp 10s",
+        own_page: true,
+        wanted: "no gap over 3 s",
+        holds: |record, _| record.counted.broken == 0 && record.counted.longest_gap_ms < 3_000.0,
+        ..USUAL
+    },
+    Row {
+        link: "--rate 20M --queue 200k --rtt 20ms --block-udp 10s --block-tcp 16s",
+        own_page: true,
+        wanted: "no gap over 3 s",
+        holds: |record, _| record.counted.broken == 0 && record.counted.longest_gap_ms < 3_000.0,
+        ..USUAL
+    },
+    Row {
+        link: "--rate 20M --queue 200k --rtt 20ms --block-udp 0s --block-tcp 0s",
+        own_page: true,
+        wanted: "first picture within 3 s",
+        holds: |record, _| {
+            record.counted.broken == 0 && record.first_picture_ms.is_some_and(|ms| ms < 3_000.0)
+        },
+        ..USUAL
+    },
+    Row {
+        link: "--rate 4M --queue 100k --rtt 40ms",
+        is_uplink: true,
+        streams: &["x264-720p"],
+        seconds: 60,
+        wanted: "unbroken at the far end, age below 1 s",
+        holds: |record, _| is_whole(&record.counted) && record.counted.age_ms.max < 1_000.0,
+        ..USUAL
+    },
+    beside("--rate max"),
+    beside("--rate 15M --queue 60k --rtt 20ms"),
+    beside("--rate 4M --queue 100k --rtt 40ms"),
+    beside("--rate 1M --queue 60k --rtt 80ms"),
+    beside("--rate 20M --queue 200k --rtt 30ms --loss 5%"),
+    beside("--rate 20M --queue 200k --rtt 20ms --outage 10s:2s"),
+    Row { own_page: true, ..beside("--rate 20M --queue 200k --rtt 20ms --block-udp 0s --block-tcp 0s") },
 ];
+
+/// Returns a row with one browser on this link and 20 load viewers on a good one.
+const fn beside(link: &'static str) -> Row {
+    Row {
+        link,
+        streams: &["x264-720p"],
+        beside: 20,
+        wanted: "nothing missing for the 20, p99 and CPU as beside `--rate max`",
+        holds: |record, _| is_undisturbed(record),
+        ..USUAL
+    }
+}
 
 /// Returns the figures of a run in a few lines.
 pub(crate) fn brief(record: &Record) -> String {
@@ -195,6 +304,12 @@ pub(crate) fn brief(record: &Record) -> String {
     }
     let Decoding { published, decoded, nacks, plis } = record.decoding;
     let _ = writeln!(text, "  decoded {decoded} of {published} published, NACK {nacks}, PLI {plis}");
+    if let Some(Beside { viewers, received, missing, p50_ms, p99_ms, cpu_ms }) = record.beside {
+        let _ = writeln!(
+            text,
+            "  beside {viewers} viewers: {received} units, {missing} missing, p50 {p50_ms} p99 {p99_ms} ms, CPU {cpu_ms} ms/s"
+        );
+    }
     if let Some(recovery) = record.recovery {
         let shown = |ms: Option<f64>| ms.map_or("never".to_owned(), |ms| format!("{ms:.0} ms"));
         let _ = writeln!(
@@ -246,12 +361,15 @@ pub(crate) fn per_second(record: &Record) -> String {
     text
 }
 
-/// Writes the table of all records of a file, next to it.
+/// Writes the table and the charts of all records of a file, next to it.
 pub(crate) fn write(records: &Path) -> Fallible<()> {
     let text = std::fs::read_to_string(records)?;
     let records_read = text.lines().map(serde_json::from_str).collect::<Result<Vec<Record>, _>>()?;
     let path = records.with_extension("md");
     std::fs::write(&path, markdown(&records_read)?)?;
+    for (name, svg) in chart::all(&records_read) {
+        std::fs::write(records.with_file_name(name), svg)?;
+    }
     eprintln!("wrote {}", path.display());
     Ok(())
 }
@@ -268,17 +386,18 @@ each cell has the lowest and the highest value.
 fn markdown(records: &[Record]) -> Fallible<String> {
     let mut text = HEAD.to_owned();
     for row in ROWS {
-        let link = LinkOptions::parse(row.link)?.text();
-        let of_row: Vec<&Record> = records.iter().filter(|record| record.link == link).collect();
+        let of_row: Vec<&Record> = records.iter().filter(|record| row.has(record)).collect();
         if of_row.is_empty() {
             continue;
         }
         write!(
             text,
-            "\n## `{link}`\n\nWanted: {}.\n\n\
-             | stream | server | holds | pictures/s | lost | not decoded | broken | freezes > 200, 400 ms | longest gap, ms \
-             | age p50, p95, max, ms | resent | dropped | first 3 s: gap, ms | lost | page stalled, ms |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+            "\n## {}\n\nWanted: {}.\n\n\
+             | stream | server | holds | first picture, ms | pictures/s | lost | not decoded | broken \
+             | freezes > 200, 400 ms | longest gap, ms | age p50, p95, max, ms | after the change: picture, full rate, ms \
+             | resent | dropped | first 3 s: gap, ms | lost | page stalled, ms | beside: missing, p99 ms, CPU ms/s |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+            row.title(),
             row.wanted
         )?;
         for stream in row.streams {
@@ -304,9 +423,37 @@ fn line(text: &mut String, row: &Row, stream: &str, server: &str, runs: &[&Recor
         let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
         if low < high { format!("{low}-{high}") } else { format!("{high}") }
     };
+    let recovery = |time: fn(&Recovery) -> Option<f64>| {
+        let never = runs.iter().filter(|record| record.recovery.is_some_and(|r| time(&r).is_none())).count();
+        let times = || runs.iter().filter_map(|record| time(&record.recovery?).map(f64::round));
+        let (low, high) = (times().fold(f64::INFINITY, f64::min), times().fold(0.0, f64::max));
+        let text = match (runs.iter().any(|record| record.recovery.is_some()), low <= high) {
+            (false, _) => "-".to_owned(),
+            (true, false) => "never".to_owned(),
+            (true, true) if low < high => format!("{low}-{high}"),
+            (true, true) => format!("{high}"),
+        };
+        if never > 0 && low <= high { format!("{text}, {never} never") } else { text }
+    };
+    let beside = if runs.iter().any(|record| record.beside.is_some()) {
+        let figure = |value: fn(&Beside) -> f64| {
+            let values = || runs.iter().filter_map(|record| record.beside.as_ref().map(value));
+            let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+            if low < high { format!("{low}-{high}") } else { format!("{high}") }
+        };
+        format!("{}, {}, {}", figure(|b| b.missing as f64), figure(|b| b.p99_ms), figure(|b| b.cpu_ms))
+    } else {
+        "-".to_owned()
+    };
+    let first = if runs.iter().any(|record| record.first_picture_ms.is_none()) {
+        "never".to_owned()
+    } else {
+        range(|record| record.first_picture_ms.unwrap_or(0.0))
+    };
     writeln!(
         text,
-        "| {stream} | {server} | {held} of {} | {} to {} | {} | {} | {} | {}, {} | {} | {}, {}, {} | {} | {} | {} | {} | {} |",
+        "| {stream} | {server} | {held} of {} | {first} | {} to {} | {} | {} | {} | {}, {} | {} | {}, {}, {} | {}, {} | {} \
+         | {} | {} | {} | {} | {beside} |",
         runs.len(),
         range(|record| record.counted.per_second_min as f64),
         range(|record| record.counted.per_second_max as f64),
@@ -319,6 +466,8 @@ fn line(text: &mut String, row: &Row, stream: &str, server: &str, runs: &[&Recor
         range(|record| record.counted.age_ms.p50),
         range(|record| record.counted.age_ms.p95),
         range(|record| record.counted.age_ms.max),
+        recovery(|recovery| recovery.picture_ms),
+        recovery(|recovery| recovery.full_rate_ms),
         range(|record| record.counted.down.resent as f64),
         range(|record| record.counted.down.dropped as f64),
         range(|record| record.start.longest_gap_ms),
@@ -330,6 +479,7 @@ fn line(text: &mut String, row: &Row, stream: &str, server: &str, runs: &[&Recor
 
 #[cfg(test)]
 mod tests {
+    use super::super::case::LinkOptions;
     use super::super::outcome::Ages;
     use super::super::stream::Stream;
     use super::*;

@@ -212,6 +212,16 @@ pub const QUEUE_PACKETS_MIN: u32 = 10;
 /// Share of lost packets in a report, in 256ths, from which a viewer is paced if packets waited: 10 %.
 pub const PACED_FROM_LOSS_256THS: u8 = 26;
 
+/// Number of receiver reports in a row with such loss from which a viewer is paced, even if no packet is known to have
+/// waited in a queue: a queue that was full from the start has no shorter delay to compare with.
+pub const PACED_FROM_HEAVY_REPORTS: u32 = 2;
+
+/// Shortest time between two receiver reports that tell a rate.
+pub const REPORT_SPAN_MIN: Duration = Duration::from_millis(250);
+
+/// Loss in 256ths up to which a link that does not report arrivals may carry more than was sent.
+pub const NEARLY_NO_LOSS_256THS: u8 = 5;
+
 /// Number of consecutive packets requested again at once from which a viewer is paced: a full queue has dropped them.
 pub const PACED_FROM_LOST_IN_A_ROW: u32 = 8;
 
@@ -229,6 +239,9 @@ pub const PROBE_MS: u64 = 60;
 
 /// Minimum time between two probes at IDRs, and time after which any large unit is used as a probe.
 pub const PROBE_INTERVAL: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(1_200)];
+
+/// Shortest time between two probes of a viewer without RTX, of which each is a whole unit.
+pub const UNIT_PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Maximum time that a unit may wait for a slow link before it is sent. Later units of the GOP are not sent.
 pub const PACED_WAIT_MAX: Duration = Duration::from_millis(665);

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! The last packet of each unit is marked with a transport-wide sequence number, and the viewer reports when it arrived
-//! (see `arrivals`). All times of arrival are on the viewer's clock, so reports that come late change nothing. Viewers
-//! without this feedback are not paced.
+//! (see `arrivals`). All times of arrival are on the viewer's clock, so reports that come late change nothing.
+//!
+//! Without this feedback, the loss in receiver reports tells how much of what was sent has passed the link.
 //!
 //! Feedback is untrusted. Whatever a viewer reports, its estimate stays within [`limits::LINK_BYTES_PER_S`], and no
 //! other viewer is affected.
@@ -136,6 +137,29 @@ impl RecentLoss {
     }
 }
 
+/// What the receiver reports of a viewer say about its link.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reports {
+    /// Time of the latest report, and what was sent until then.
+    latest: Option<(i64, u64)>,
+    /// Number of reports in a row with heavy loss.
+    heavy: u32,
+    /// Rate that passed the link between the latest two reports, in bytes per second.
+    passed: Option<u64>,
+}
+
+/// What one receiver report shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    /// True if so much was lost that the link is probably slower than the stream: packets have waited in its queue, or
+    /// the loss lasts.
+    pub(super) is_trouble: bool,
+    /// True if a packet has waited in the link's queue since the report before.
+    pub(super) was_queued: bool,
+    /// The rate that passed the link, unless the report follows too soon.
+    pub(super) passed: Option<u64>,
+}
+
 /// What one feedback message shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Feedback {
@@ -169,6 +193,7 @@ pub(super) struct LinkWatch {
     /// True if a packet has waited since the latest receiver report.
     was_queued: bool,
     loss: RecentLoss,
+    reports: Reports,
     measured: Measured,
     /// How often the viewer was paced so far.
     pub(super) times_paced: u32,
@@ -190,6 +215,7 @@ impl LinkWatch {
             queue_since_us: None,
             was_queued: false,
             loss: RecentLoss::default(),
+            reports: Reports::default(),
             measured: Measured::default(),
             times_paced: 0,
         }
@@ -331,18 +357,41 @@ impl LinkWatch {
             is_overflow |= row >= limits::PACED_FROM_LOST_IN_A_ROW;
             self.loss.add(sequence);
         }
-        is_overflow && self.origin.is_some()
+        is_overflow && (self.has_arrivals() || self.reports.passed.is_some())
     }
 
-    /// Returns true if a packet has waited in the link's queue since the last call. Called for each receiver report.
-    pub(super) fn take_was_queued(&mut self) -> bool {
-        std::mem::take(&mut self.was_queued)
+    /// Returns true if the viewer has reported when packets arrived.
+    pub(super) fn has_arrivals(&self) -> bool {
+        self.origin.is_some()
+    }
+
+    /// Notes the loss of a receiver report in 256ths. `bytes` is what was sent so far.
+    pub(super) fn on_report(&mut self, now: Instant, bytes: u64, fraction_lost: u8) -> Report {
+        let was_queued = std::mem::take(&mut self.was_queued);
+        let now_us = self.microseconds(now);
+        // A viewer that never requests a packet again repairs nothing, so less loss is too much.
+        let is_repaired = self.loss.newest.is_some();
+        let heavy_from =
+            if is_repaired { limits::PACED_FROM_LOSS_256THS } else { limits::NEARLY_NO_LOSS_256THS };
+        let is_heavy = fraction_lost > heavy_from;
+        let (since_us, bytes_before) = *self.reports.latest.get_or_insert((now_us, bytes));
+        let span_us = now_us - since_us;
+        if span_us < microseconds(limits::REPORT_SPAN_MIN) {
+            return Report { is_trouble: is_heavy && was_queued, was_queued, passed: None };
+        }
+        let sent = bytes.saturating_sub(bytes_before) / 256 * (256 - u64::from(fraction_lost));
+        let passed = per_second(sent, Duration::from_micros(span_us.unsigned_abs()));
+        let heavy = if is_heavy { self.reports.heavy + 1 } else { 0 };
+        self.reports = Reports { latest: Some((now_us, bytes)), heavy, passed: Some(passed) };
+        let is_trouble = is_heavy && (was_queued || heavy >= limits::PACED_FROM_HEAVY_REPORTS);
+        Report { is_trouble, was_queued, passed: Some(passed) }
     }
 
     /// Begins to pace the viewer. Returns the first estimate.
     pub(super) fn begin_pacing(&mut self, now: Instant) -> LinkEstimate {
         self.times_paced += 1;
-        LinkEstimate::new(now, self.measured.median().unwrap_or(limits::LINK_FIRST_BYTES_PER_S))
+        let known = self.measured.median().or(self.reports.passed);
+        LinkEstimate::new(now, known.unwrap_or(limits::LINK_FIRST_BYTES_PER_S))
     }
 
     fn microseconds(&self, now: Instant) -> i64 {
@@ -417,6 +466,16 @@ impl LinkEstimate {
         } else if was_queued && now.saturating_duration_since(self.lowered_at) >= limits::LOSS_SETTLES {
             self.share = (self.share * 7 / 8).max(USUAL_SHARE / 2);
             self.lowered_at = now;
+        }
+    }
+
+    /// Learns from a receiver report of a viewer that does not report arrivals: the link carries what has passed it if
+    /// it has lost the rest, and perhaps more than the estimate if it has lost nearly nothing.
+    pub(super) fn on_passed(&mut self, fraction_lost: u8, passed: u64) {
+        if fraction_lost > limits::PACED_FROM_LOSS_256THS {
+            self.set(passed);
+        } else if fraction_lost <= limits::NEARLY_NO_LOSS_256THS {
+            self.set(self.rate + self.rate / 16);
         }
     }
 

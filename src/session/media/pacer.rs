@@ -216,6 +216,22 @@ impl Pacer {
         }
     }
 
+    /// Begins a probe if one is due and the first unit that waits is as small as one: it leaves in one burst. Its last
+    /// packet is marked, so the burst needs no marks before and after it.
+    pub(super) fn begin_unit_probe(&mut self, now: Instant) {
+        let (least, most) = (*limits::PROBE_BYTES.start(), *limits::PROBE_BYTES.end());
+        let is_due =
+            self.probed_at.is_none_or(|at| now.saturating_duration_since(at) >= limits::UNIT_PROBE_INTERVAL);
+        if self.probe.is_some() || !is_due || self.queue_bytes < least {
+            return;
+        }
+        let end = self.queue.iter().position(|waiting| waiting.is_end).map_or(0, |end| end + 1);
+        let bytes: usize = self.queue.iter().take(end).map(Waiting::bytes).sum();
+        if (least..=most * 2).contains(&bytes) {
+            (self.probed_at, self.probe) = (Some(now), Some((bytes, true)));
+        }
+    }
+
     /// Returns what to send now.
     pub(super) fn poll(&mut self) -> Option<Step> {
         match self.probe {

@@ -23,15 +23,34 @@ pub(super) struct SentPackets {
     /// one.
     from: u16,
     count: u16,
+    /// Transport-wide sequence number of the unit's last packet, if it has one. Only kept without RTX, because the same
+    /// packet is then sent again.
+    has_mark: bool,
+    mark: u16,
     /// Extended sequence number of the first packet.
     first: u64,
     sent_ms: u32,
+}
+
+/// What the packets of a unit have in common.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SentUnit {
+    pub(super) rtp_time: u32,
+    /// As in [`SentPackets`].
+    pub(super) captured_ntp: u64,
+    /// Transport-wide sequence number of the last packet, if the same packet may be sent again.
+    pub(super) mark: Option<u16>,
 }
 
 impl SentPackets {
     /// Returns true if the packet at `place` is the last of its unit.
     pub(super) fn is_last(&self, place: usize) -> bool {
         self.is_end && place + 1 == self.payloads.len()
+    }
+
+    /// Returns the transport-wide sequence number that the unit's header has.
+    pub(super) fn mark(&self) -> Option<u16> {
+        self.has_mark.then_some(self.mark)
     }
 }
 
@@ -168,18 +187,19 @@ impl RtxCache {
     }
 
     /// Adds packets that were sent with the sequence numbers from [`RtxCache::next`] on.
-    pub(super) fn push(&mut self, payloads: Arc<Payloads>, rtp_time: u32, captured_ntp: u64, is_end: bool) {
+    #[inline(always)] // runs for each buffer of a unit and each viewer
+    pub(super) fn push(&mut self, payloads: Arc<Payloads>, unit: &SentUnit, is_end: bool) {
         let all = 0..payloads.len();
-        self.push_part(payloads, all, rtp_time, captured_ntp, is_end);
+        self.push_part(payloads, all, unit, is_end);
     }
 
     /// Adds the packets at `places` of a buffer. They were sent with the sequence numbers from [`RtxCache::next`] on.
+    #[inline(always)] // much shorter for a whole buffer
     pub(super) fn push_part(
         &mut self,
         payloads: Arc<Payloads>,
         places: Range<usize>,
-        rtp_time: u32,
-        captured_ntp: u64,
+        unit: &SentUnit,
         is_end: bool,
     ) {
         let packets = places.len();
@@ -189,9 +209,19 @@ impl RtxCache {
         self.second.packets += u32::try_from(packets).unwrap_or_default();
         let (first, sent_ms) = (self.next, self.unit_ms);
         let short = |value: usize| u16::try_from(value).unwrap_or_default();
-        let (from, count) = (short(places.start), short(packets));
-        let entry = SentPackets { payloads, rtp_time, captured_ntp, is_end, from, count, first, sent_ms };
-        self.entries.push_back(entry);
+        let SentUnit { rtp_time, captured_ntp, mark } = *unit;
+        self.entries.push_back(SentPackets {
+            payloads,
+            rtp_time,
+            captured_ntp,
+            is_end,
+            from: short(places.start),
+            count: short(packets),
+            has_mark: mark.is_some(),
+            mark: mark.unwrap_or_default(),
+            first,
+            sent_ms,
+        });
         self.packets += packets;
         self.next += u64::try_from(packets).unwrap_or_default();
     }
@@ -287,7 +317,7 @@ mod tests {
     }
 
     fn push(cache: &mut RtxCache, numbers: std::ops::Range<u64>) {
-        cache.push(Arc::new(numbers.map(u64::to_be_bytes).collect()), 0, 0, true);
+        cache.push(Arc::new(numbers.map(u64::to_be_bytes).collect()), &SentUnit::default(), true);
     }
 
     fn push_one(cache: &mut RtxCache, number: u64) {

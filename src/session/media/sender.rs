@@ -14,9 +14,9 @@ use crate::base::limits;
 use crate::session::media::link::LinkWatch;
 use crate::session::media::pacer::Pacer;
 use crate::session::media::rtcp::{self, Packet, ReportBlock, SenderReport};
-use crate::session::media::rtx::RtxCache;
+use crate::session::media::rtx::{RtxCache, SentUnit};
 use crate::session::media::srtp::{Opener, RtpPacket, Sealer, TAG_BYTES_MAX};
-use crate::session::media::wallclock::{self, Wallclock};
+use crate::session::media::wallclock::{self, SentReports, Wallclock};
 use crate::session::media::{Extensions, PacketizedUnit, StreamParameters};
 use crate::session::{DatagramSink, Destination};
 
@@ -172,6 +172,7 @@ impl Sender {
         }
         let mut headers = UnitHeaders::new(&self.stream, (ssrc, payload_type), rtp_time, captured_ntp, mark);
         self.cache.begin_unit(now);
+        let sent = SentUnit { rtp_time, captured_ntp, mark: self.repeated(mark) };
         let last_of_unit = unit.payloads.len().saturating_sub(1);
         for (buffer, payloads) in unit.payloads.iter().enumerate() {
             let is_end = buffer == last_of_unit;
@@ -185,7 +186,7 @@ impl Sender {
             let count = |count: usize| u32::try_from(count).unwrap_or_default();
             self.octets = self.octets.wrapping_add(count(payloads.bytes()));
             self.packets = self.packets.wrapping_add(count(payloads.len()));
-            self.cache.push(Arc::clone(payloads), rtp_time, captured_ntp, is_end);
+            self.cache.push(Arc::clone(payloads), &sent, is_end);
         }
         if headers.is_marked {
             self.link.mark(now, self.sent.on_wire());
@@ -197,14 +198,20 @@ impl Sender {
         (self.link.is_due(now) && self.can_mark()).then(|| self.link.next_sequence())
     }
 
-    /// Returns true if packets can be marked. Without RTX they cannot: a packet is then repeated with the same SRTP
-    /// index, so it must not change.
+    /// Returns true if packets can be marked.
     fn can_mark(&self) -> bool {
-        self.stream.rtx.is_some() && self.stream.extensions.transport.is_some()
+        self.stream.extensions.transport.is_some()
+    }
+
+    /// Returns the mark that a retransmission must repeat: without RTX, the packet is sent again with the same SRTP
+    /// index, so it must not change.
+    fn repeated(&self, mark: Option<u16>) -> Option<u16> {
+        mark.filter(|_| self.stream.rtx.is_none())
     }
 
     /// Notes the times of a unit that will be sent. Returns its RTP time for the header and its capture time, see
     /// [`Sender::capture_time`].
+    #[inline(always)] // runs for every unit and viewer
     fn begin_unit(
         &mut self,
         now: Instant,
@@ -265,8 +272,13 @@ impl Sender {
             Some(_) => (self.next_rtx, original.as_slice()),
             None => (sequence, [].as_slice()),
         };
-        let mut headers =
-            UnitHeaders::new(&self.stream, (ssrc, payload_type), sent.rtp_time, sent.captured_ntp, None);
+        let mut headers = UnitHeaders::new(
+            &self.stream,
+            (ssrc, payload_type),
+            sent.rtp_time,
+            sent.captured_ntp,
+            sent.mark(),
+        );
         let header = headers.for_packet(payload, sent.is_last(place), low16(index));
         let packet = RtpPacket { ssrc, index, header, prefix, payload };
         seal(sealer, &packet, to, sink, &mut self.sent);
@@ -416,28 +428,6 @@ impl Sender {
             }
         }
         self.on_loss(now, block.fraction_lost);
-    }
-}
-
-/// The latest sender reports: the middle 32 bits of their NTP time, and the offset of the wall clock at their sending.
-/// After a step of the system clock, reports with another offset are still on their way.
-#[derive(Default)]
-struct SentReports {
-    reports: [Option<(u32, i64)>; limits::SENDER_REPORTS_KEPT],
-    next: usize,
-}
-
-impl SentReports {
-    fn push(&mut self, ntp: u64, offset_ns: i64) {
-        if let Some(report) = self.reports.get_mut(self.next) {
-            *report = Some((low32((ntp >> 16).into()), offset_ns));
-        }
-        self.next = (self.next + 1) % self.reports.len();
-    }
-
-    fn offset_of(&self, middle: u32) -> Option<i64> {
-        let report = self.reports.iter().flatten().find(|(sent, _)| *sent == middle);
-        report.map(|(_, offset_ns)| *offset_ns)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::base::clock;
+use crate::base::{clock, limits};
 
 /// Seconds from the NTP epoch (1900) to the Unix epoch (1970).
 const UNIX_EPOCH_S: u64 = 2_208_988_800;
@@ -50,6 +50,35 @@ impl Wallclock {
 pub(super) fn ntp(since_unix_epoch: Duration) -> u64 {
     let fraction = (u64::from(since_unix_epoch.subsec_nanos()) << 32) / 1_000_000_000;
     (since_unix_epoch.as_secs().wrapping_add(UNIX_EPOCH_S) << 32) | fraction
+}
+
+/// The latest sender reports: the middle 32 bits of their NTP time, and the offset of the wall clock at their sending.
+/// After a step of the system clock, reports with another offset are still on their way.
+#[derive(Default)]
+pub(super) struct SentReports {
+    pub(super) reports: [Option<(u32, i64)>; limits::SENDER_REPORTS_KEPT],
+    next: usize,
+}
+
+impl SentReports {
+    pub(super) fn push(&mut self, ntp: u64, offset_ns: i64) {
+        if let Some(report) = self.reports.get_mut(self.next) {
+            *report = Some((middle(ntp), offset_ns));
+        }
+        self.next = (self.next + 1) % self.reports.len();
+    }
+
+    /// Returns the offset at the sending of the report with these middle 32 bits.
+    pub(super) fn offset_of(&self, middle: u32) -> Option<i64> {
+        let report = self.reports.iter().flatten().find(|(sent, _)| *sent == middle);
+        report.map(|(_, offset_ns)| *offset_ns)
+    }
+}
+
+/// Returns the middle 32 bits of an NTP timestamp.
+#[expect(clippy::cast_possible_truncation, reason = "reports carry the middle 32 bits")]
+fn middle(ntp: u64) -> u32 {
+    (ntp >> 16) as u32
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl Sender {
             let payloads = Arc::clone(payloads);
             pacer.push(Waiting { payloads, next: 0, rtp_time, captured_ntp, is_end, is_start });
         }
-        if unit.info.is_idr {
+        if unit.info.is_idr && self.stream.rtx.is_some() {
             pacer.begin_probe(now, true);
         }
         true
@@ -78,7 +78,11 @@ impl Sender {
             self.cache.forget();
             pacer.clear();
         }
-        pacer.begin_probe(now, false);
+        if self.stream.rtx.is_some() {
+            pacer.begin_probe(now, false);
+        } else if self.can_mark() {
+            pacer.begin_unit_probe(now);
+        }
         while let Some(step) = pacer.poll() {
             match step {
                 Step::Packet(packet) => self.send_waiting(now, packet, to, sink),
@@ -117,7 +121,8 @@ impl Sender {
         self.octets = self.octets.wrapping_add(u32::try_from(payload.len()).unwrap_or_default());
         self.packets = self.packets.wrapping_add(1);
         self.cache.begin_unit(now);
-        self.cache.push_part(payloads, place..place + 1, rtp_time, captured_ntp, is_end);
+        let sent = SentUnit { rtp_time, captured_ntp, mark: self.repeated(mark) };
+        self.cache.push_part(payloads, place..place + 1, &sent, is_end);
     }
 
     /// Returns when the next packet of a paced viewer is due.
@@ -127,7 +132,7 @@ impl Sender {
 
     /// Sends a small packet with a transport-wide sequence number: padding of the RTX stream, which a receiver ignores.
     /// Its arrival tells the time that a packet needs through the link. Sends nothing if the viewer has not negotiated
-    /// both.
+    /// both; then only the last packets of units are marked.
     pub(super) fn send_mark(&mut self, now: Instant, to: &Destination, sink: &mut impl DatagramSink) {
         if !self.can_mark() {
             return;
@@ -168,15 +173,17 @@ impl Sender {
 
     /// Learns from the loss of a receiver report in 256ths about the link.
     pub(super) fn on_loss(&mut self, now: Instant, fraction_lost: u8) {
-        let was_queued = self.link.take_was_queued();
-        let is_trouble = was_queued && fraction_lost > limits::PACED_FROM_LOSS_256THS;
+        let report = self.link.on_report(now, self.sent.on_wire(), fraction_lost);
         if let Some(pacer) = &mut self.pacer {
-            pacer.estimate.on_loss(now, fraction_lost, was_queued);
-            if pacer.is_over(now, self.link.times_paced) && !is_trouble {
+            pacer.estimate.on_loss(now, fraction_lost, report.was_queued);
+            if let Some(passed) = report.passed.filter(|_| !self.link.has_arrivals()) {
+                pacer.estimate.on_passed(fraction_lost, passed);
+            }
+            if pacer.is_over(now, self.link.times_paced) && !report.is_trouble {
                 self.pacer = None;
             }
         }
-        if is_trouble {
+        if report.is_trouble {
             self.begin_pacing(now);
         }
     }
