@@ -119,7 +119,7 @@ impl AppBackend {
         trace::to_chrome_json(self.counters.iter().map(|worker| &worker.trace), since_ns)
     }
 
-    fn is_recording(&self) -> bool {
+    pub(super) fn is_recording(&self) -> bool {
         self.recorder.as_ref().is_some_and(|recorder| recorder.counters().active.load(Ordering::Relaxed))
     }
 
@@ -252,6 +252,8 @@ impl AppBackend {
             height: self.first_counter(|counters| counters.height.get()),
             fps,
             b_frames: self.first_counter(|counters| counters.b_frames.get()) > 0,
+            bitrate_request_kbps: Some(self.camera.counters().bitrate_request_kbps.get())
+                .filter(|kbps| *kbps > 0),
             stalled_after_ms: stalled_after_ns / 1_000_000,
             last_idr_s: self.last_idr_s(now_ns),
             notice: self.notice(now_ns).filter(|_| is_live),

@@ -18,8 +18,8 @@ use streaming_server::camera::lease::{
     LATEST_SHIFT, READERS, READERS_MAX, SEQUENCE_MAX, SEQUENCE_SHIFT, SLOTS_MAX, WRITING,
 };
 use streaming_server::camera::lease_header::{
-    CONTROL_BYTES, FLAG_IDR, FOURCC_H264, HEADER_BYTES, MAGIC, NAL_OFFSETS_MAX, READER_LOCKS, STATE_CLOSED,
-    STATE_OPEN, VERSION, WRITER_LOCK, control, header,
+    BITRATE_REQUEST_S, CONTROL_BYTES, FLAG_IDR, FLAG_OBEYS_BITRATE, FOURCC_H264, HEADER_BYTES, MAGIC,
+    NAL_OFFSETS_MAX, READER_LOCKS, STATE_CLOSED, STATE_OPEN, VERSION, WRITER_LOCK, control, header,
 };
 use streaming_server::simulator::{ParameterSetPolicy, TestCard, TestCardConfig, Unit};
 use support::c::{COMPILERS, Workshop};
@@ -29,7 +29,7 @@ use support::viewer::ViewerSimulator;
 use support::{camera, unique_shm, wait_until};
 
 /// Names of the fields as `layout.c` prints them, each with its offset in bytes on the Rust side.
-const FIELDS: [(&str, usize); 31] = [
+const FIELDS: [(&str, usize); 33] = [
     ("header.magic", header::MAGIC),
     ("header.version", header::VERSION),
     ("header.header_size", header::HEADER_SIZE),
@@ -52,6 +52,8 @@ const FIELDS: [(&str, usize); 31] = [
     ("header.keyframe_request", header::KEYFRAME_REQUEST),
     ("header.dropped", header::DROPPED),
     ("header.state", header::STATE),
+    ("header.bitrate_request", header::BITRATE_REQUEST),
+    ("header.bitrate_requested_s", header::BITRATE_REQUESTED_S),
     ("control.word", control::WORD),
     ("control.captured_ns", control::CAPTURED_NS),
     ("control.frame_number", control::FRAME_NUMBER),
@@ -94,6 +96,8 @@ fn c_and_rust_have_the_same_numbers() {
         ("PCR_SEQUENCE_MAX", SEQUENCE_MAX),
         ("PCR_LATEST_SHIFT", LATEST_SHIFT.into()),
         ("PCR_IDR", FLAG_IDR.into()),
+        ("PCR_OBEYS_BITRATE", FLAG_OBEYS_BITRATE.into()),
+        ("PCR_BITRATE_REQUEST_S", BITRATE_REQUEST_S.into()),
         ("control_bytes", CONTROL_BYTES as u64),
         ("data_offset_8", data_offset(8)),
         ("data_offset_256", data_offset(256)),
