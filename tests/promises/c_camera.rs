@@ -192,3 +192,44 @@ fn viewers_can_watch_the_example_camera() {
         server.assert_healthy();
     }
 }
+
+/// A camera that obeys. It prints each new request.
+const OBEYING: &str = r#"
+#define PET_CAMERA_RING_IMPLEMENTATION
+#include "pet_camera_ring.h"
+int main(int count, char **arguments)
+{
+    struct pcr ring;
+    struct pcr_config config = { .name = arguments[count - 1], .obeys_bitrate = 1 };
+    struct timespec pause = { 0, 10000000 };
+    uint32_t before = UINT32_MAX;
+    if (pcr_create(&ring, &config) != 0) {
+        return 1;
+    }
+    for (;;) {
+        uint32_t kbps = pcr_bitrate_request(&ring);
+        if (kbps != before) {
+            printf("request %u\n", (unsigned)kbps);
+            fflush(stdout);
+        }
+        before = kbps;
+        nanosleep(&pause, NULL);
+    }
+}
+"#;
+
+#[test]
+fn c_camera_reads_the_requested_rate_until_it_is_no_longer_renewed() {
+    let workshop = Workshop::create();
+    let program = workshop.compile_text("cc", "obeying", OBEYING, &["-O2"]);
+    let shm = unique_shm();
+    let running = Process::spawn("the camera", Command::new(program).arg(&shm));
+    wait_until("the first line", || running.log().contains("request 0"));
+    let now_ns = streaming_server::base::clock::monotonic_ns;
+    let ring = streaming_server::camera::Camera::new(&shm, streaming_server::camera::Wake::Auto);
+    assert!(ring.request_bitrate(1_234, now_ns()));
+    wait_until("the request", || running.log().contains("request 1234"));
+    wait_until("the end of the request", || running.log().ends_with("request 1234\nrequest 0"));
+    drop(running);
+    let _ = std::fs::remove_file(camera::segment_path(&shm));
+}

@@ -65,9 +65,14 @@ pub(crate) fn run(plan: &Plan, case: &Case) -> Fallible<Record> {
     std::fs::create_dir_all(&plan.scratch)?;
     let (server_space, server_device) = Namespace::new("server", SERVER)?;
     let (viewer_space, viewer_device) = Namespace::new("viewer", VIEWER)?;
-    let camera = Camera::start(&plan.camera, &plan.layout, &stream, plan.shielded)?;
+    let (mut layout, mut programs) = (plan.layout.as_str(), plan.programs.clone());
+    if case.stream.obeys {
+        layout = "lease";
+        programs.server_arguments.extend(["--min-kbps", "500"].map(str::to_owned));
+    }
+    let camera = Camera::start(&plan.camera, layout, &stream, plan.shielded)?;
     let server = server_space
-        .within(|| Server::start(case.server, &plan.programs, &camera.shm, &plan.scratch, plan.shielded))??;
+        .within(|| Server::start(case.server, &programs, &camera.shm, &plan.scratch, plan.shielded))??;
     let blocks = case.link.blocks(server.address.port());
     let relay = Relay::start(&server_device, &viewer_device, &case.link.shape(), &blocks, case.seed)?;
     let browser = viewer_space.within(|| Browser::start(&plan.chromium, PAGE, plan.shielded))??;

@@ -86,6 +86,17 @@ pub(crate) const ROWS: &[Row] = &[
         },
     },
     Row {
+        link: "--rate 4M --queue 100k --rtt 40ms",
+        streams: &["card-obeys"],
+        seconds: 20,
+        rounds: 1,
+        wanted: "30 pictures/s from 5 s after the first picture on, unbroken",
+        holds: |record, _| {
+            let later = record.per_second.iter().filter(|second| second.second >= 5);
+            is_whole(&record.counted) && later.map(|second| second.shown).min() >= Some(29)
+        },
+    },
+    Row {
         link: "--rate 1M --queue 60k --rtt 80ms",
         streams: BOTH,
         seconds: 30,
