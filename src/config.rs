@@ -64,6 +64,8 @@ pub struct Config {
     pub workers: Workers,
     /// How the server waits for the camera's next access unit.
     pub wake: Wake,
+    /// Lowest bit rate in kbit/s that is requested from the camera. `None` if no bit rate is requested.
+    pub min_kbps: Option<u32>,
     /// True if the thread that waits for the camera gets real-time priority.
     pub realtime: bool,
     /// The token that the page and the API require. `None` if they require none.
@@ -115,6 +117,7 @@ impl Default for Config {
             max_viewers: limits::VIEWERS_DEFAULT,
             workers: Workers::Auto,
             wake: Wake::Auto,
+            min_kbps: None,
             realtime: false,
             token: None,
             tls: None,

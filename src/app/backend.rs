@@ -119,7 +119,7 @@ impl AppBackend {
         trace::to_chrome_json(self.counters.iter().map(|worker| &worker.trace), since_ns)
     }
 
-    fn is_recording(&self) -> bool {
+    pub(super) fn is_recording(&self) -> bool {
         self.recorder.as_ref().is_some_and(|recorder| recorder.counters().active.load(Ordering::Relaxed))
     }
 
@@ -181,7 +181,7 @@ impl AppBackend {
         guard.note_stun();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.places.hold(origin.holder, id, 0, None, guard.place());
-        Ok(live::open(&self.live, format, origin, guard))
+        Ok(live::open(&self.live, id, format, origin, guard))
     }
 
     /// Sends a command to the worker that has the session. The key of a deleted session is forgotten at once, so that
@@ -252,6 +252,8 @@ impl AppBackend {
             height: self.first_counter(|counters| counters.height.get()),
             fps,
             b_frames: self.first_counter(|counters| counters.b_frames.get()) > 0,
+            bitrate_request_kbps: Some(self.camera.counters().bitrate_request_kbps.get())
+                .filter(|kbps| *kbps > 0),
             stalled_after_ms: stalled_after_ns / 1_000_000,
             last_idr_s: self.last_idr_s(now_ns),
             notice: self.notice(now_ns).filter(|_| is_live),
@@ -289,10 +291,10 @@ fn refused(error: &OfferError) -> ApiError {
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s: None }
 }
 
-/// Returns the state of all sessions, then of at most [`limits::ENDED_SESSIONS_MAX`] that ended last. The sessions of a
+/// Returns the state of all viewers over HTTP (`over_http`) and of all sessions, then of at most [`limits::ENDED_SESSIONS_MAX`] that ended last. The sessions of a
 /// worker that does not answer in time are left out.
-async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
-    let mut viewers = Vec::new();
+async fn viewers(mailboxes: Vec<Mailbox>, over_http: Vec<ViewerStatus>) -> Vec<ViewerStatus> {
+    let mut viewers = over_http;
     for mailbox in mailboxes {
         let (reply, answer) = tokio::sync::oneshot::channel();
         if mailbox.send(Command::Statuses(reply)).is_err() {
@@ -338,7 +340,8 @@ impl Backend for AppBackend {
     }
 
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {
-        Box::pin(viewers(self.mailboxes.clone()))
+        let over_http = live::statuses(&self.live, clock::now().instant).collect();
+        Box::pin(viewers(self.mailboxes.clone(), over_http))
     }
 
     fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<RecordingReply, ApiError>> {

@@ -4,6 +4,7 @@
 
 pub mod addresses;
 pub mod backend;
+pub mod bitrate;
 pub mod doctor;
 mod live;
 mod login_watch;

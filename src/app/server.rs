@@ -21,6 +21,7 @@ use tokio::task::JoinHandle as JoinTask;
 
 use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
+use crate::app::bitrate;
 use crate::app::publish::Publisher;
 use crate::app::publish::board::PublishBoard;
 use crate::app::service::{self, Notifier, Supervisor};
@@ -292,6 +293,9 @@ fn serve(
         let backend = Arc::clone(app_backend) as Arc<dyn Backend>;
         let keys = endpoints.config.tls.clone();
         let publisher = start_publisher(config, app_backend, stopped.clone());
+        let bitrate = config.min_kbps.map(|min_kbps| {
+            tokio::spawn(bitrate::run(Arc::clone(app_backend), min_kbps, stopped.clone()))
+        });
         let mut server = pin!(endpoints.serve(backend, stopped));
         let shutdown = Shutdown::prepare(Arc::clone(app_backend), workers).map_err(start("shutdown"))?;
         let notifier = Notifier::new(notify_socket().as_deref());
@@ -310,7 +314,7 @@ fn serve(
         // This send can fail only if the HTTP endpoints have already ended, so the error is ignored.
         let _ = stop.send(true);
         tokio::select! {
-            () = async { tokio::join!(shutdown.run(), finish(publisher)); } => {}
+            () = async { tokio::join!(shutdown.run(), finish(publisher), withdraw(bitrate)); } => {}
             _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
             _ = terminate.recv() => log::warn!("second signal: stopping at once"),
         }
@@ -340,6 +344,14 @@ async fn finish(publisher: Option<JoinTask<()>>) {
     if let Some(publisher) = publisher {
         // The result is ignored: after a timeout the WHIP server ends the session by itself, because it gets no media.
         let _ = tokio::time::timeout(limits::WHIP_FINISH_TIMEOUT, publisher).await;
+    }
+}
+
+/// Waits until the request for a bit rate is withdrawn.
+async fn withdraw(bitrate: Option<JoinTask<()>>) {
+    if let Some(bitrate) = bitrate {
+        // The result is ignored: if the task has panicked, the camera ignores the request after some seconds.
+        let _ = bitrate.await;
     }
 }
 

@@ -42,6 +42,8 @@ Source
 
 Test card
   --bitrate-kbps N         pad the units to this bit rate [no padding, about 400]
+  --obey-bitrate           use less than --bitrate-kbps if the server asks for it (streaming-server --min-kbps;
+                           needs --layout lease)
   --gop N                  units from one IDR to the next [30]
   --slices N               slices per picture [1]
   --parameter-sets WHICH   IDR units that carry SPS and PPS: every or first [every]
@@ -222,6 +224,7 @@ fn set(flag: &str, parser: &mut lexopt::Parser, config: &mut SimulatorConfig) ->
         "flat-out" => config.fps = None,
         "units" => config.units = Some(parser.value()?.parse()?),
         "bitrate-kbps" => card.bitrate_kbps = Some(parser.value()?.parse()?),
+        "obey-bitrate" => config.obeys_bitrate = true,
         "gop" => card.gop = parser.value()?.parse()?,
         "slices" => card.slices = parser.value()?.parse()?,
         "parameter-sets" => {

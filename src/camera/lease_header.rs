@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  0     header: 96 bytes that describe the ring, changed only when a new writer begins
-//!        `latest`, `futex`, `keyframe_request`, `dropped` with `state`: each on its own 64-byte line
+//!        `latest`, `futex`, `keyframe_request`, `dropped` with `state`, `bitrate_request`: each on its own 64-byte line
 //!  4096  control blocks, 128 bytes each: word, captured_ns, frame_number, bytes, flags, NAL units, picture size
 //!        data, page-aligned: the slots, slot_bytes each
 //! ```
@@ -29,12 +29,22 @@ pub const STATE_CLOSED: u32 = 2;
 pub const STATE_OPEN: u32 = 1;
 /// Bit of a slot's `flags` that is set if the unit is an IDR.
 pub const FLAG_IDR: u32 = 1;
+/// Bit of the header's `flags` that is set if the camera obeys `bitrate_request`.
+pub const FLAG_OBEYS_BITRATE: u32 = 1;
+/// Seconds after which the camera ignores a `bitrate_request` that was not renewed.
+pub const BITRATE_REQUEST_S: u32 = 5; // local bound: it is part of the layout
 /// Maximum number of NAL unit offsets in a control block. This local bound is part of the layout.
 pub const NAL_OFFSETS_MAX: usize = 15;
 /// Offset of the byte that the writer keeps locked as long as it lives, with an open file description lock.
 pub const WRITER_LOCK: i64 = 0x7ffe_0000;
 /// Offset of the byte that reader 0 keeps locked. The bytes of the other readers follow.
 pub const READER_LOCKS: i64 = 0x7fff_0000;
+
+/// Returns a time of CLOCK_MONOTONIC as the field `bitrate_requested_s` has it.
+#[expect(clippy::cast_possible_truncation, reason = "the field wraps around")]
+pub(super) const fn seconds(now_ns: i64) -> u32 {
+    (now_ns / 1_000_000_000) as u32
+}
 
 /// Offsets of the header's fields. The doc of each offset names the field's type and meaning.
 pub mod header {
@@ -58,7 +68,7 @@ pub mod header {
     pub const TOTAL_SIZE: usize = 48;
     /// `u32`: format of the units, "H264".
     pub const FOURCC: usize = 56;
-    /// `u32`: unused, always 0.
+    /// `u32`: properties of the camera, see [`FLAG_OBEYS_BITRATE`](super::FLAG_OBEYS_BITRATE). The other bits are 0.
     pub const FLAGS: usize = 60;
     /// `u32`: picture width in pixels.
     pub const WIDTH: usize = 64;
@@ -82,6 +92,11 @@ pub mod header {
     pub const DROPPED: usize = 320;
     /// `u32`: open or closed.
     pub const STATE: usize = 328;
+    /// `u32`: highest bit rate in kbit/s that the camera may use; 0 if there is no request. Only readers write it.
+    /// Cameras and readers that do not know it leave it 0.
+    pub const BITRATE_REQUEST: usize = 384;
+    /// `u32`: when `bitrate_request` was last renewed, in seconds of CLOCK_MONOTONIC, with wrap-around.
+    pub const BITRATE_REQUESTED_S: usize = 388;
 }
 
 /// Offsets of a control block's fields. The doc of each offset names the field's type and meaning.

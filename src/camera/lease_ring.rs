@@ -13,7 +13,9 @@ use rustix::fd::OwnedFd;
 
 use super::layout::{FORMAT_H264, SlotMetadata};
 use super::lease::{self, Lease, READERS_MAX, SLOTS_MAX, Slots, Sound};
-use super::lease_header::{Geometry, READER_LOCKS, STATE_CLOSED, WRITER_LOCK, control, header};
+use super::lease_header::{
+    FLAG_OBEYS_BITRATE, Geometry, READER_LOCKS, STATE_CLOSED, WRITER_LOCK, control, header,
+};
 use super::locks::{is_byte_locked, lock_byte};
 use super::region::Region;
 use super::segment::MappingError;
@@ -99,6 +101,19 @@ impl LeaseRing {
         if self.reader.is_some() {
             self.control.map.word(header::KEYFRAME_REQUEST).store(1, Ordering::Relaxed);
         }
+    }
+
+    /// Requests that the camera uses at most `kbps` kbit/s, until `now_s` plus the validity of a request; 0 withdraws the
+    /// request. Returns false, and requests nothing, if the camera does not obey. This reader never uses what it reads
+    /// from these fields, because any process may write them.
+    pub(super) fn request_bitrate(&self, kbps: u32, now_s: u32) -> bool {
+        let flags = self.control.map.word(header::FLAGS).load(Ordering::Relaxed);
+        let obeys = self.reader.is_some() && flags & FLAG_OBEYS_BITRATE != 0;
+        if obeys {
+            self.control.map.word(header::BITRATE_REQUESTED_S).store(now_s, Ordering::Relaxed);
+            self.control.map.word(header::BITRATE_REQUEST).store(kbps, Ordering::Relaxed);
+        }
+        obeys
     }
 
     /// Returns the number of units that the camera has dropped.

@@ -433,3 +433,72 @@ proptest! {
 }
 
 const _: () = assert!(HEADER_BYTES == 4096 && CONTROL_BYTES == 128, "the writes reach every control word");
+
+#[test]
+fn bitrate_request_reaches_a_camera_that_obeys_and_ends_when_it_is_not_renewed() {
+    const S: i64 = 1_000 * MS;
+    let mut ring = Ring::new();
+    let camera = Camera::new(&ring.name, Wake::Auto);
+    assert!(!camera.request_bitrate(900, 10 * S), "the flag is not set");
+    assert_eq!(ring.writer.bitrate_request(10 * S), None);
+    ring.writer.set_obeys_bitrate(true);
+    assert!(camera.request_bitrate(900, 10 * S));
+    assert_eq!(ring.writer.bitrate_request(10 * S), Some(900));
+    assert_eq!(ring.writer.bitrate_request(15 * S), Some(900));
+    assert_eq!(ring.writer.bitrate_request(16 * S), None, "the reader has not renewed it");
+    assert!(camera.request_bitrate(900, 16 * S));
+    assert_eq!(ring.writer.bitrate_request(16 * S), Some(900));
+    ring.restart();
+    assert_eq!(ring.writer.bitrate_request(16 * S), None, "the request was made to another camera");
+    assert!(!camera.request_bitrate(900, 16 * S), "the new camera does not say that it obeys");
+    ring.writer.set_obeys_bitrate(true);
+    assert!(camera.request_bitrate(700, 17 * S) && camera.request_bitrate(0, 17 * S));
+    assert_eq!(ring.writer.bitrate_request(17 * S), None, "withdrawn");
+}
+
+/// Returns the bytes of the header without the words that change with every unit.
+fn quiet_header(ring: &Ring) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER_BYTES];
+    rustix::io::pread(ring.file(), &mut bytes, 0).unwrap();
+    [header::LATEST, header::FUTEX].iter().for_each(|at| bytes[*at..at + 8].fill(0));
+    bytes
+}
+
+#[test]
+fn header_of_a_camera_that_does_not_obey_stays_as_it_always_was() {
+    let mut ring = Ring::new();
+    let before = quiet_header(&ring);
+    assert_eq!(before[header::VERSION], 1, "older readers accept the ring");
+    assert!(before[header::STATE + 4..].iter().all(|byte| *byte == 0));
+    assert_eq!(before[header::FLAGS..header::FLAGS + 4], [0; 4]);
+    let camera = Camera::new(&ring.name, Wake::Auto);
+    let mut cursor = camera.cursor();
+    for kbps in [0, 500, u32::MAX] {
+        assert!(!camera.request_bitrate(kbps, 5_000 * MS));
+        assert!(ring.publish(b"unit"));
+        assert!(matches!(cursor.next(0), Next::Unit(_)));
+    }
+    assert_eq!(quiet_header(&ring), before);
+}
+
+#[test]
+fn nonsense_in_the_request_and_the_flags_disturbs_no_reader() {
+    let mut ring = Ring::new();
+    let write = |ring: &Ring, at: usize, value: u32| {
+        rustix::io::pwrite(ring.file(), &value.to_ne_bytes(), at as u64).unwrap();
+    };
+    for nonsense in [1, 0x8000_0000, u32::MAX] {
+        write(&ring, header::BITRATE_REQUEST, nonsense);
+        write(&ring, header::BITRATE_REQUESTED_S, nonsense);
+        write(&ring, header::FLAGS, nonsense & !1);
+        let camera = Camera::new(&ring.name, Wake::Auto);
+        let mut cursor = camera.cursor();
+        assert!(matches!(camera.status(), CameraStatus::Attached { .. }), "{nonsense:#x}");
+        assert!(ring.publish(b"unit"));
+        assert!(matches!(cursor.next(0), Next::Unit(_)), "{nonsense:#x}");
+        assert!(!camera.request_bitrate(900, 0), "{nonsense:#x}");
+        write(&ring, header::FLAGS, u32::MAX);
+        assert!(camera.request_bitrate(900, 7_000 * MS), "the request replaces the nonsense");
+        assert_eq!(ring.writer.bitrate_request(7_000 * MS), Some(900));
+    }
+}

@@ -10,8 +10,8 @@ use rustix::thread::futex;
 use super::layout::{FORMAT_H264, SlotMetadata};
 use super::lease::{self, READERS_MAX, Slots, Sound};
 use super::lease_header::{
-    CONTROL_BYTES, FOURCC_H264, Geometry, HEADER_SIZE, MAGIC, READER_LOCKS, STATE_CLOSED, STATE_OPEN,
-    VERSION, WRITER_LOCK, control, header,
+    BITRATE_REQUEST_S, CONTROL_BYTES, FLAG_OBEYS_BITRATE, FOURCC_H264, Geometry, HEADER_SIZE, MAGIC,
+    READER_LOCKS, STATE_CLOSED, STATE_OPEN, VERSION, WRITER_LOCK, control, header,
 };
 use super::locks::{lock_byte, unlock_byte};
 use super::shared_map::SharedMap;
@@ -44,6 +44,7 @@ impl LeaseWriter {
             Some(interval_ms) => writer.write_header(interval_ms),
             None => writer.take_over(),
         }
+        writer.set_obeys_bitrate(false);
         Some(writer)
     }
 
@@ -181,6 +182,20 @@ impl LeaseWriter {
 
     pub(super) fn take_idr_request(&self) -> bool {
         self.map.word(header::KEYFRAME_REQUEST).swap(0, Ordering::Relaxed) != 0
+    }
+
+    /// Sets or clears the flag of cameras that obey bit rate requests, and forgets the current request.
+    pub(super) fn set_obeys_bitrate(&mut self, obeys: bool) {
+        self.map.word(header::BITRATE_REQUEST).store(0, Ordering::Relaxed);
+        let flags = if obeys { FLAG_OBEYS_BITRATE } else { 0 };
+        self.map.word(header::FLAGS).store(flags, Ordering::Relaxed);
+    }
+
+    /// Returns the requested bit rate in kbit/s, or `None` without a request that is valid at `now_s`.
+    pub(super) fn bitrate_request(&self, now_s: u32) -> Option<u32> {
+        let kbps = self.map.word(header::BITRATE_REQUEST).load(Ordering::Relaxed);
+        let renewed_s = self.map.word(header::BITRATE_REQUESTED_S).load(Ordering::Relaxed);
+        (kbps > 0 && now_s.wrapping_sub(renewed_s) <= BITRATE_REQUEST_S).then_some(kbps)
     }
 
     pub(super) fn dropped(&self) -> u64 {

@@ -2,7 +2,7 @@
  * pet_camera_ring.h: the camera's side of the lease ring, as a single header for C11 on Linux. It has no dependencies.
  *
  * NAME
- *     pcr_create, pcr_claim, pcr_publish, pcr_abandon, pcr_take_keyframe_request, pcr_close
+ *     pcr_create, pcr_claim, pcr_publish, pcr_abandon, pcr_take_keyframe_request, pcr_bitrate_request, pcr_close
  *         - pass H.264 access units to streaming-server and to other readers without a copy
  *
  * SYNOPSIS
@@ -14,6 +14,7 @@
  *     int   pcr_publish(struct pcr *ring, const struct pcr_unit *unit);
  *     void  pcr_abandon(struct pcr *ring);
  *     int   pcr_take_keyframe_request(struct pcr *ring);
+ *     uint32_t pcr_bitrate_request(const struct pcr *ring);
  *     void  pcr_close(struct pcr *ring, int remove);
  *
  * DESCRIPTION
@@ -39,6 +40,14 @@
  *
  *     pcr_take_keyframe_request() returns 1 once after a reader has requested an IDR, otherwise 0. Call it before
  *     each picture.
+ *
+ *     pcr_bitrate_request() returns the highest bit rate in kbit/s that the camera may use now, because the viewers'
+ *     links carry no more. It returns 0 if there is no such limit: then use the camera's own rate. Call it once per GOP
+ *     or more often, and set `config.obeys_bitrate` to 1 if the encoder follows the result: without this flag,
+ *     streaming-server requests nothing (and nothing without --min-kbps). The result is a request of another process.
+ *     Limit it to what the encoder can do, and never exceed the camera's own rate because of it. A request that is
+ *     not renewed ends after 5 seconds, so the rate comes back if the server has ended. A camera may also read
+ *     `header->bitrate_request` itself, with a relaxed atomic load, if it checks `bitrate_requested_s` too.
  *
  *     pcr_close() closes the ring, and readers see that the camera is away. If `remove` is not 0, pcr_close() also
  *     removes the name, and the next camera creates a new segment.
@@ -121,6 +130,10 @@
 #define PCR_SEQUENCE_MAX ((UINT64_C(1) << 40) - 1)
 #define PCR_LATEST_SHIFT 8
 
+/* Value of pcr_header.flags if the camera obeys bitrate_request, and the seconds for which a request is valid. */
+#define PCR_OBEYS_BITRATE 1u
+#define PCR_BITRATE_REQUEST_S 5u
+
 /* Value of pcr_unit.flags for an IDR. */
 #define PCR_IDR 1u
 
@@ -144,6 +157,9 @@ struct pcr_header {
     _Atomic uint64_t dropped; /* number of units that the camera dropped */
     _Atomic uint32_t state;
     uint8_t unused_4[52];
+    _Atomic uint32_t bitrate_request;     /* highest bit rate in kbit/s, 0 for no request; readers write it */
+    _Atomic uint32_t bitrate_requested_s; /* when it was last renewed, in seconds of CLOCK_MONOTONIC */
+    uint8_t unused_5[56];
 };
 
 /* The control block of one slot. */
@@ -161,6 +177,7 @@ struct pcr_config {
     uint32_t slot_bytes;       /* bytes of the largest unit, at most 16 MiB [3110400] */
     uint32_t width, height;    /* picture size in pixels */
     uint32_t fps_num, fps_den; /* pictures per second, as a fraction [30 / 1] */
+    uint32_t obeys_bitrate;    /* 1 if the camera follows pcr_bitrate_request() [0] */
 };
 
 struct pcr_unit {
@@ -190,6 +207,7 @@ void *pcr_claim(struct pcr *ring);
 int pcr_publish(struct pcr *ring, const struct pcr_unit *unit);
 void pcr_abandon(struct pcr *ring);
 int pcr_take_keyframe_request(struct pcr *ring);
+uint32_t pcr_bitrate_request(const struct pcr *ring);
 void pcr_close(struct pcr *ring, int remove);
 
 /* Returns the number of bytes in a slot. */
@@ -198,11 +216,12 @@ static inline size_t pcr_room(const struct pcr *ring)
     return ring->slot_bytes;
 }
 
-_Static_assert(sizeof(struct pcr_header) == 384, "readers expect this size");
+_Static_assert(sizeof(struct pcr_header) == 448, "readers expect this size");
 _Static_assert(offsetof(struct pcr_header, latest) == 128, "on its own cache line");
 _Static_assert(offsetof(struct pcr_header, futex) == 192, "on its own cache line");
 _Static_assert(offsetof(struct pcr_header, keyframe_request) == 256, "on its own cache line");
 _Static_assert(offsetof(struct pcr_header, dropped) == 320, "on its own cache line");
+_Static_assert(offsetof(struct pcr_header, bitrate_request) == 384, "on its own cache line");
 _Static_assert(sizeof(struct pcr_control) == 128, "a control block has two cache lines");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomics must not use locks of the C library");
 
@@ -217,6 +236,7 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomic
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Locks one byte of the segment for this open file. With F_UNLCK as type, unlocks the byte. Returns 0 or a negative
@@ -249,6 +269,13 @@ static size_t pcr_data_offset(uint32_t slot_count)
     return (end + PCR_PAGE_BYTES - 1) / PCR_PAGE_BYTES * PCR_PAGE_BYTES;
 }
 
+/* Writes the flags, and forgets the request that readers made to an earlier camera. */
+static void pcr_write_flags(struct pcr_header *header, const struct pcr_config *config)
+{
+    header->flags = config->obeys_bitrate != 0 ? PCR_OBEYS_BITRATE : 0;
+    atomic_store_explicit(&header->bitrate_request, 0, memory_order_relaxed);
+}
+
 /* Returns 1 if the mapped segment is the ring that this camera would create, apart from picture size and rate. */
 static int pcr_is_same(const struct pcr *ring)
 {
@@ -275,6 +302,7 @@ static void pcr_take_over(struct pcr *ring, const struct pcr_config *config)
     atomic_store_explicit(&header->height, config->height, memory_order_relaxed);
     atomic_store_explicit(&header->epoch_sequence, pcr_after(ring->sequence), memory_order_relaxed);
     atomic_store_explicit(&header->keyframe_request, 0, memory_order_relaxed);
+    pcr_write_flags(header, config);
     atomic_store_explicit(&header->state, PCR_STATE_OPEN, memory_order_relaxed);
     atomic_fetch_add_explicit(&header->epoch, 1, memory_order_release);
     pcr_wake(ring);
@@ -292,6 +320,7 @@ static void pcr_write_header(struct pcr *ring, const struct pcr_config *config)
     header->data_offset = pcr_data_offset(ring->slot_count);
     header->total_size = ring->total;
     header->fourcc = PCR_FOURCC_H264;
+    pcr_write_flags(header, config);
     atomic_store_explicit(&header->width, config->width, memory_order_relaxed);
     atomic_store_explicit(&header->height, config->height, memory_order_relaxed);
     header->fps_num = config->fps_num != 0 ? config->fps_num : 30;
@@ -493,6 +522,15 @@ void pcr_abandon(struct pcr *ring)
 int pcr_take_keyframe_request(struct pcr *ring)
 {
     return atomic_exchange_explicit(&ring->header->keyframe_request, 0, memory_order_relaxed) != 0;
+}
+
+uint32_t pcr_bitrate_request(const struct pcr *ring)
+{
+    uint32_t kbps = atomic_load_explicit(&ring->header->bitrate_request, memory_order_relaxed);
+    uint32_t renewed_s = atomic_load_explicit(&ring->header->bitrate_requested_s, memory_order_relaxed);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint32_t)now.tv_sec - renewed_s <= PCR_BITRATE_REQUEST_S ? kbps : 0;
 }
 
 void pcr_close(struct pcr *ring, int remove)

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::layout::{Layout, MetadataError};
+use super::lease_header::seconds;
 use super::mapping::{Access, Mapping};
 use super::segment::MappingError;
 use super::sequence::is_in_ring;
 use crate::base::clock;
-use crate::base::counters::Counter;
+use crate::base::counters::{Counter, Gauge};
 use crate::base::limits::{
     CLOCK_STEP_NS_MIN, IDR_BUDGET_BURST, IDR_BUDGET_INTERVAL_NS, IDR_REQUEST_INTERVAL_NS,
 };
@@ -78,6 +79,8 @@ pub struct CameraCounters {
     pub leases_refused: Counter,
     /// Number of IDRs requested from the camera.
     pub idrs_requested: Counter,
+    /// Bit rate in kbit/s that the camera is requested not to exceed. 0 without a request, and if it would not obey.
+    pub bitrate_request_kbps: Gauge,
 }
 
 /// Result of [`Camera::request_idr`].
@@ -245,6 +248,17 @@ impl Camera {
         self.shared.counters.idrs_requested.add_shared(1);
         ring.request_idr();
         IdrRequest::Sent
+    }
+
+    /// Requests that the camera uses at most `kbps` kbit/s; 0 withdraws the request. The caller must repeat a request
+    /// every second or two, because it ends after a few seconds. Returns false if the camera does not obey such requests:
+    /// on legacy rings, if the ring's flags do not say that it does, and while the camera is away.
+    pub fn request_bitrate(&self, kbps: u32, now_ns: MonotonicNs) -> bool {
+        let (_, attachment) = self.current();
+        let ring = attachment.as_ref().and_then(|attachment| attachment.mapping.leases());
+        let obeys = ring.is_some_and(|ring| ring.request_bitrate(kbps, seconds(now_ns)));
+        self.shared.counters.bitrate_request_kbps.set(if obeys { kbps.into() } else { 0 });
+        obeys
     }
 
     /// Returns the number of units that the camera has dropped because no slot of the lease ring could take them.

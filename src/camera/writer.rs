@@ -22,7 +22,7 @@ use rustix::shm;
 use zerocopy::IntoBytes as _;
 
 use super::layout::{Layout, LayoutError, SlotMetadata, WRITE_INDEX_OFFSET};
-use super::lease_header::FLAG_IDR;
+use super::lease_header::{FLAG_IDR, seconds};
 use super::lease_writer::LeaseWriter;
 use super::segment::{SegmentIdentity, detect_layout};
 use super::shared_map::SharedMap;
@@ -197,6 +197,20 @@ impl RingWriter {
     /// Returns true if a reader of a lease ring has requested an IDR since the last call.
     pub fn take_idr_request(&mut self) -> bool {
         self.lease.as_ref().is_some_and(LeaseWriter::take_idr_request)
+    }
+
+    /// Sets or clears the flag of a lease ring by which a camera says that it obeys bit rate requests.
+    pub fn set_obeys_bitrate(&mut self, obeys: bool) {
+        if let Some(lease) = &mut self.lease {
+            lease.set_obeys_bitrate(obeys);
+        }
+    }
+
+    /// Returns the bit rate in kbit/s that a reader of a lease ring requests, or `None` without a valid request. `now_ns`
+    /// is the time of CLOCK_MONOTONIC. The value is untrusted: any reader can write it.
+    #[must_use]
+    pub fn bitrate_request(&self, now_ns: i64) -> Option<u32> {
+        self.lease.as_ref()?.bitrate_request(seconds(now_ns))
     }
 
     /// Returns the number of units that all writers of a lease ring together have dropped. Returns 0 on a legacy ring.

@@ -87,6 +87,14 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         )
         .set(|config, given| set(&mut config.realtime, given, values::switch))
         .show(|config| config.realtime.to_string()),
+    one("Camera", "min-kbps", "N")
+        .help(
+            "Ask the camera for a lower bit rate, at least N kbit/s, while the links of more than a \
+             quarter of the viewers carry less than the stream and nothing is recorded. Needs a lease ring \
+             whose camera obeys.",
+        )
+        .set(|config, given| set_some(&mut config.min_kbps, given, values::min_kbps))
+        .show(|config| values::maybe(config.min_kbps)),
     one("Camera", "demo", "")
         .help("Run a simulated camera on its own ring. --shm is ignored.")
         .set(|config, given| set(&mut config.demo, given, values::switch))

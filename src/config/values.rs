@@ -107,6 +107,12 @@ pub(super) fn max_viewers(text: &str) -> Result<usize, String> {
     }
 }
 
+pub(super) fn min_kbps(text: &str) -> Result<u32, String> {
+    let (least, most) = (limits::MIN_KBPS.start(), limits::MIN_KBPS.end());
+    let kbps = text.parse().ok().filter(|kbps| limits::MIN_KBPS.contains(kbps));
+    kbps.ok_or_else(|| format!("a number from {least} to {most}, in kbit/s"))
+}
+
 /// Number of worker threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {

@@ -109,6 +109,9 @@ pub struct CameraPicture {
     pub fps: f64,
     /// True if the camera sends B-frames. Browsers over WebRTC do not reorder pictures, so the picture stutters.
     pub b_frames: bool,
+    /// Bit rate in kbit/s that the camera is requested not to exceed, for the viewers' links. `None` without a request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitrate_request_kbps: Option<u64>,
     /// Milliseconds without an access unit after which the camera counts as stalled. Longer for slow cameras.
     pub stalled_after_ms: u64,
     /// Seconds since the newest IDR; `None` if none has arrived.

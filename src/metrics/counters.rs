@@ -14,6 +14,8 @@ use crate::base::counters::{Counter, Gauge};
 pub struct WorkerCounters {
     /// Access units taken from the ring.
     pub units_read: Counter,
+    /// Bytes of those units.
+    pub unit_bytes: Counter,
     /// Access units assembled without an error. They are also packetised if the worker has viewers.
     pub units_processed: Counter,
     /// Access units sent, counted once per viewer.

@@ -27,6 +27,8 @@ pub struct SimulatorConfig {
     pub unlink_at_exit: bool,
     /// True if the simulator publishes even if another camera seems to write to the ring.
     pub take_over: bool,
+    /// True if the test card follows the bit rate requests of a lease ring's readers.
+    pub obeys_bitrate: bool,
     /// Faults to inject.
     pub faults: Faults,
 }
@@ -43,6 +45,7 @@ impl Default for SimulatorConfig {
             units: None,
             unlink_at_exit: true,
             take_over: false,
+            obeys_bitrate: false,
             faults: Faults::default(),
         }
     }

@@ -116,6 +116,11 @@ fn check(config: &SimulatorConfig) -> Result<(), SimulatorError> {
     if config.fps.is_some_and(|fps| !(fps > 0.0 && fps <= 10_000.0)) {
         return Err(SimulatorError::Config { what: "the rate", range: "above 0, at most 10000 units/s" });
     }
+    let can_obey = matches!(config.layout, Layout::Lease(_)) && config.card.bitrate_kbps.is_some();
+    if config.obeys_bitrate && !can_obey {
+        let range = "together with --layout lease and --bitrate-kbps";
+        return Err(SimulatorError::Config { what: "--obey-bitrate", range });
+    }
     let needs_card = faults.change_resolution.is_some() || config.card.bitrate_kbps.is_some();
     if needs_card && config.file.is_some() {
         let what = "the source for --bitrate-kbps and --change-resolution";
@@ -156,7 +161,7 @@ impl<'a> Simulator<'a> {
         Ok(Simulator {
             config,
             stop,
-            ring: create_ring(config)?,
+            ring: obedient(config, create_ring(config)?),
             units,
             unit: Unit::default(),
             frame_number: 0,
@@ -204,6 +209,11 @@ impl<'a> Simulator<'a> {
         {
             card.begin_with_idr();
             self.report.idr_requests += 1;
+        }
+        if self.config.obeys_bitrate
+            && let Units::Card(card) = &mut self.units
+        {
+            card.limit_bitrate(self.ring.bitrate_request(now));
         }
         match &mut self.units {
             Units::Card(card) => {
@@ -307,10 +317,11 @@ impl<'a> Simulator<'a> {
             (RestartOnto::Alternate, _) => RestartOnto::Rewind,
             (onto, _) => onto,
         };
-        self.ring = match onto {
+        let ring = match onto {
             RestartOnto::New => create_ring(self.config)?,
             _ => RingWriter::attach(&self.config.name)?,
         };
+        self.ring = obedient(self.config, ring);
         if onto == RestartOnto::Rewind {
             self.ring.set_write_index(0);
         }
@@ -335,6 +346,12 @@ impl<'a> Simulator<'a> {
         self.units = Units::Card(card(self.config, width, height)?);
         Ok(())
     }
+}
+
+/// Sets the flag of a camera that obeys bit rate requests, if the configuration says so.
+fn obedient(config: &SimulatorConfig, mut ring: RingWriter) -> RingWriter {
+    ring.set_obeys_bitrate(config.obeys_bitrate);
+    ring
 }
 
 /// Sleeps until `deadline_ns` of CLOCK_MONOTONIC, or until about 100 ms after `stop` is set.

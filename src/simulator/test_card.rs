@@ -114,6 +114,8 @@ pub struct TestCard {
     idr_count: u32,
     /// First macroblock of the next window of macroblocks that are written as samples to reach the bit rate.
     refresh_at: usize,
+    /// Current bit rate in kbit/s, at most that of the configuration.
+    kbps: Option<u32>,
     /// Bytes by which the stream is below its bit rate so far. A negative number means that it is above.
     owed_bytes: f64,
 }
@@ -149,6 +151,7 @@ impl TestCard {
             gop_position: 0,
             idr_count: 0,
             refresh_at: 0,
+            kbps: config.bitrate_kbps,
             owed_bytes: 0.0,
         })
     }
@@ -156,6 +159,12 @@ impl TestCard {
     /// Makes the next unit an IDR and starts a new GOP with it.
     pub fn begin_with_idr(&mut self) {
         self.gop_position = 0;
+    }
+
+    /// Limits the bit rate from the next unit on; `None` ends the limit. The rate is never above that of the
+    /// configuration, and the parameter sets stay the same.
+    pub fn limit_bitrate(&mut self, kbps: Option<u32>) {
+        self.kbps = self.config.bitrate_kbps.map(|own| kbps.map_or(own, |limit| own.min(limit)));
     }
 
     /// Makes the next unit an IDR with parameter sets, like the first unit of a restarted encoder.
@@ -187,7 +196,7 @@ impl TestCard {
     /// Returns the target size of this unit in bytes: its share of the bit rate plus `owed_bytes`. Returns `None` if
     /// there is no target bit rate.
     fn target_bytes(&self, is_idr: bool) -> Option<f64> {
-        let mean = f64::from(self.config.bitrate_kbps?) * 125.0 / self.config.fps;
+        let mean = f64::from(self.kbps?) * 125.0 / self.config.fps;
         let gop = f64::from(self.config.gop);
         let weight = if is_idr { IDR_WEIGHT } else { 1.0 };
         Some(mean * gop * weight / (gop - 1.0 + IDR_WEIGHT) + self.owed_bytes)

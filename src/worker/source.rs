@@ -156,6 +156,7 @@ impl Source {
         counters: &WorkerCounters,
     ) -> Polled {
         counters.units_read.add(1);
+        counters.unit_bytes.add(view.bytes.len() as u64);
         counters.last_unit_at_ns.set(now.monotonic_ns.unsigned_abs());
         self.payloads.clear();
         let unit = match self.assembler.assemble(&view.bytes) {

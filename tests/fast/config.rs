@@ -72,6 +72,8 @@ fn every_option_can_be_given_by_flag() {
             "--wake",
             "poll",
             "--realtime",
+            "--min-kbps",
+            "500",
             "--allow-origin",
             "https://Home.Example",
             "--allow-origin",
@@ -85,7 +87,7 @@ fn every_option_can_be_given_by_flag() {
         &[],
         "",
     );
-    let printed = "shm = /front\nwake = poll\nrealtime = true\ndemo = true\nhttp = 0.0.0.0:8081\nudp = [::1]:9000\n\
+    let printed = "shm = /front\nwake = poll\nrealtime = true\nmin-kbps = 500\ndemo = true\nhttp = 0.0.0.0:8081\nudp = [::1]:9000\n\
                    advertise = 203.0.113.7, [2001:db8::7]:8190\n\
                    allow-origin = https://home.example, http://10.0.0.1:3000\nmax-viewers = 100\nworkers = 2\n\
                    srtp = gcm\nlog-level = warn\n";
@@ -183,6 +185,9 @@ fn bad_value_errors_name_option_value_and_what_is_accepted() {
         ("--max-viewers", "0", "from 1 to 1024"),
         ("--max-viewers", "1025", "from 1 to 1024"),
         ("--max-viewers", "-1", "from 1 to 1024"),
+        ("--min-kbps", "0", "from 100 to 100000"),
+        ("--min-kbps", "100001", "from 100 to 100000"),
+        ("--min-kbps", "1M", "from 100 to 100000"),
         ("--workers", "0", "\"auto\" or a number"),
         ("--workers", "many", "\"auto\" or a number"),
         ("--wake", "futex", "auto, semaphore or poll"),

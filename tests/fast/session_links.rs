@@ -20,6 +20,7 @@ use peer::{Pair, client_address, context, payloads, server_address, unit};
 use str0m::Input;
 use str0m::config::DtlsVersion;
 use str0m::net::{Protocol, Receive};
+use streaming_server::app::bitrate::policy::{BitratePolicy, Situation, StreamRate, ViewerLink};
 use streaming_server::metrics::status::ViewerStatus;
 use streaming_server::session::SrtpChoice;
 use support::random::Random;
@@ -69,10 +70,45 @@ struct Stream {
 }
 
 impl Stream {
-    /// Returns the number of packets of a unit.
-    fn count(self, unit: u32) -> usize {
+    /// Returns the number of packets of a unit, of which a camera that obeys sends only `percent`.
+    fn count(self, unit: u32, percent: u64) -> usize {
         let bytes = if unit.is_multiple_of(GOP) { self.idr_bytes } else { self.other_bytes };
-        bytes.div_ceil(PAYLOAD_BYTES)
+        (bytes * percent as usize / 100).div_ceil(PAYLOAD_BYTES)
+    }
+
+    fn kbps(self) -> u64 {
+        (self.idr_bytes + 29 * self.other_bytes) as u64 * 8 / 1_000
+    }
+}
+
+/// A camera that obeys requests for a bit rate, and what requests it. The request is checked twice a second, and the
+/// camera reads it at each IDR.
+struct ObeyingCamera {
+    policy: BitratePolicy,
+    rate: StreamRate,
+    bytes: u64,
+    request: u32,
+    /// All requests with the time in seconds.
+    requests: Vec<(u64, u32)>,
+    percent: u64,
+}
+
+impl ObeyingCamera {
+    fn new(min_kbps: u32) -> ObeyingCamera {
+        let (policy, rate) = (BitratePolicy::new(min_kbps), StreamRate::default());
+        ObeyingCamera { policy, rate, bytes: 0, request: 0, requests: Vec::new(), percent: 100 }
+    }
+
+    fn check(&mut self, now: Instant, second: u64, status: &ViewerStatus) {
+        let ViewerStatus { id, link_kbps, units_thinned, .. } = *status;
+        let stream_kbps = self.rate.note(now, self.bytes);
+        let viewers = [ViewerLink { id, link_kbps, units_thinned }];
+        let situation = Situation { viewers: &viewers, http_viewers: 0, stream_kbps, is_recording: false };
+        let request = self.policy.check(now, &situation);
+        if request != self.request {
+            self.requests.push((second, request));
+        }
+        self.request = request;
     }
 }
 
@@ -121,6 +157,9 @@ struct Scene {
     /// Received parts of each unit, and when the unit was complete.
     parts: BTreeMap<u32, HashSet<u32>>,
     complete: BTreeMap<u32, Instant>,
+    /// Number of packets of each unit.
+    counts: Vec<usize>,
+    camera: Option<ObeyingCamera>,
     /// State of the viewer in each half second.
     log: Vec<String>,
 }
@@ -166,6 +205,8 @@ impl Scene {
             next: 0,
             parts: BTreeMap::new(),
             complete: BTreeMap::new(),
+            counts: Vec::new(),
+            camera: None,
             log: Vec::new(),
         }
     }
@@ -189,12 +230,7 @@ impl Scene {
                 false
             });
             if self.captured(self.next) <= now {
-                let number = self.next;
-                let payloads = payloads(number, self.stream.count(number), PAYLOAD_BYTES);
-                let mut unit = unit(&payloads, u64::from(number), number.is_multiple_of(GOP));
-                unit.info.is_reference = self.is_reference(number);
-                self.pair.push(&unit);
-                self.next += 1;
+                self.publish();
             }
             self.pair.run(MS);
             self.deliver();
@@ -202,8 +238,35 @@ impl Scene {
                 let ViewerStatus { link_kbps, rtt_ms, loss_fraction, nacks, datagrams, .. } = self.status();
                 let line = format!("{link_kbps:?} {rtt_ms:?} {loss_fraction:?} {nacks} {datagrams}");
                 self.log.push(line);
+                let (status, second) = (self.status(), (self.pair.now - self.begun).as_secs());
+                if let Some(camera) = &mut self.camera {
+                    camera.check(self.pair.now, second, &status);
+                }
             }
         }
+    }
+
+    /// Sends the next unit of the camera.
+    fn publish(&mut self) {
+        let (number, full_kbps) = (self.next, self.stream.kbps());
+        let mut percent = 100;
+        if let Some(camera) = &mut self.camera {
+            if number.is_multiple_of(GOP) {
+                let kbps = if camera.request == 0 { full_kbps } else { u64::from(camera.request) };
+                camera.percent = (kbps * 100 / full_kbps).min(100);
+            }
+            percent = camera.percent;
+        }
+        let count = self.stream.count(number, percent);
+        self.counts.push(count);
+        let payloads = payloads(number, count, PAYLOAD_BYTES);
+        if let Some(camera) = &mut self.camera {
+            camera.bytes += (count * PAYLOAD_BYTES) as u64;
+        }
+        let mut unit = unit(&payloads, u64::from(number), number.is_multiple_of(GOP));
+        unit.info.is_reference = self.is_reference(number);
+        self.pair.push(&unit);
+        self.next += 1;
     }
 
     fn deliver(&mut self) {
@@ -224,7 +287,7 @@ impl Scene {
             let (unit, part) = (number(0), number(4));
             let parts = self.parts.entry(unit).or_default();
             parts.insert(part);
-            if parts.len() == self.stream.count(unit) {
+            if Some(&parts.len()) == self.counts.get(unit as usize) {
                 self.complete.entry(unit).or_insert(now);
             }
         }
@@ -467,4 +530,56 @@ fn viewer_without_rtx_gets_an_unbroken_part_too() {
         let pictures = scene.pictures(25, 38);
         assert!(pictures.len() >= least && longest_freeze(&pictures) < freeze_ms * MS, "{kbps}: {report}");
     }
+}
+
+#[test]
+fn camera_that_obeys_shows_every_picture_on_a_link_with_half_of_the_rate() {
+    for stream in [HARDWARE, X264] {
+        let mut scene = Scene::new(stream, 4_000, 100, 40);
+        scene.camera = Some(ObeyingCamera::new(500));
+        scene.run(64);
+        let requests = &scene.camera.as_ref().unwrap().requests;
+        let report = format!("{}, requests {requests:?}", scene.report(5, 63));
+        println!("{report}\n{}", scene.log.join("\n"));
+        scene.assert_unbroken(5, 62);
+        let pictures = scene.pictures(5, 63);
+        assert!(pictures.len() >= 58 * 30 - 1, "{report}");
+        assert!(longest_freeze(&pictures) < 300 * MS && age_p95(&pictures) < 300 * MS, "{report}");
+        assert!(requests.len() <= 4, "the rate is steady: {report}");
+        let kbps = requests.last().unwrap().1;
+        assert!((2_600..=3_600).contains(&kbps), "most of the link is used: {report}");
+    }
+}
+
+#[test]
+fn camera_that_obeys_gets_its_rate_back_when_the_link_does() {
+    let mut scene = Scene::new(HARDWARE, 20_000, 200, 20);
+    scene.camera = Some(ObeyingCamera::new(500));
+    for (kbps, seconds) in [(20_000, 10), (2_000, 20), (20_000, 30)] {
+        scene.link.borrow_mut().kbps = kbps;
+        scene.run(seconds);
+    }
+    let requests = &scene.camera.as_ref().unwrap().requests;
+    let report = format!("{}, requests {requests:?}", scene.report(32, 59));
+    println!("{report}\n{}", scene.log.join("\n"));
+    assert!(requests.first().unwrap().0 >= 10, "a good link: {report}");
+    assert_eq!(requests.last().unwrap().1, 0, "{report}");
+    assert!(requests.last().unwrap().0 < 50, "{report}");
+    assert!(scene.pictures(16, 30).len() >= 14 * 30 - 5, "{report}");
+    assert!(scene.pictures(32, 59).len() >= 27 * 30 - 2, "nothing is lost while the rate rises: {report}");
+}
+
+#[test]
+fn camera_that_obeys_gets_its_rate_back_from_a_rate_too_low_to_measure_the_link() {
+    let mut scene = Scene::new(HARDWARE, 800, 60, 40);
+    scene.camera = Some(ObeyingCamera::new(200));
+    scene.run(30);
+    let slow = scene.report(15, 29);
+    assert!(scene.pictures(15, 29).len() >= 14 * 30 - 5, "{slow}, {:?}", scene.camera.unwrap().requests);
+    scene.link.borrow_mut().kbps = 50_000;
+    scene.run(90);
+    let requests = &scene.camera.as_ref().unwrap().requests;
+    let report = format!("{slow}\n{}, requests {requests:?}", scene.report(110, 119));
+    println!("{report}\n{}", scene.log.join("\n"));
+    assert_eq!(requests.last().unwrap().1, 0, "{report}");
 }

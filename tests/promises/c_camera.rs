@@ -18,8 +18,8 @@ use streaming_server::camera::lease::{
     LATEST_SHIFT, READERS, READERS_MAX, SEQUENCE_MAX, SEQUENCE_SHIFT, SLOTS_MAX, WRITING,
 };
 use streaming_server::camera::lease_header::{
-    CONTROL_BYTES, FLAG_IDR, FOURCC_H264, HEADER_BYTES, MAGIC, NAL_OFFSETS_MAX, READER_LOCKS, STATE_CLOSED,
-    STATE_OPEN, VERSION, WRITER_LOCK, control, header,
+    BITRATE_REQUEST_S, CONTROL_BYTES, FLAG_IDR, FLAG_OBEYS_BITRATE, FOURCC_H264, HEADER_BYTES, MAGIC,
+    NAL_OFFSETS_MAX, READER_LOCKS, STATE_CLOSED, STATE_OPEN, VERSION, WRITER_LOCK, control, header,
 };
 use streaming_server::simulator::{ParameterSetPolicy, TestCard, TestCardConfig, Unit};
 use support::c::{COMPILERS, Workshop};
@@ -29,7 +29,7 @@ use support::viewer::ViewerSimulator;
 use support::{camera, unique_shm, wait_until};
 
 /// Names of the fields as `layout.c` prints them, each with its offset in bytes on the Rust side.
-const FIELDS: [(&str, usize); 31] = [
+const FIELDS: [(&str, usize); 33] = [
     ("header.magic", header::MAGIC),
     ("header.version", header::VERSION),
     ("header.header_size", header::HEADER_SIZE),
@@ -52,6 +52,8 @@ const FIELDS: [(&str, usize); 31] = [
     ("header.keyframe_request", header::KEYFRAME_REQUEST),
     ("header.dropped", header::DROPPED),
     ("header.state", header::STATE),
+    ("header.bitrate_request", header::BITRATE_REQUEST),
+    ("header.bitrate_requested_s", header::BITRATE_REQUESTED_S),
     ("control.word", control::WORD),
     ("control.captured_ns", control::CAPTURED_NS),
     ("control.frame_number", control::FRAME_NUMBER),
@@ -94,6 +96,8 @@ fn c_and_rust_have_the_same_numbers() {
         ("PCR_SEQUENCE_MAX", SEQUENCE_MAX),
         ("PCR_LATEST_SHIFT", LATEST_SHIFT.into()),
         ("PCR_IDR", FLAG_IDR.into()),
+        ("PCR_OBEYS_BITRATE", FLAG_OBEYS_BITRATE.into()),
+        ("PCR_BITRATE_REQUEST_S", BITRATE_REQUEST_S.into()),
         ("control_bytes", CONTROL_BYTES as u64),
         ("data_offset_8", data_offset(8)),
         ("data_offset_256", data_offset(256)),
@@ -187,4 +191,45 @@ fn viewers_can_watch_the_example_camera() {
         wait_until("the segment is gone", || !std::path::Path::new(&camera::segment_path(&shm)).exists());
         server.assert_healthy();
     }
+}
+
+/// A camera that obeys. It prints each new request.
+const OBEYING: &str = r#"
+#define PET_CAMERA_RING_IMPLEMENTATION
+#include "pet_camera_ring.h"
+int main(int count, char **arguments)
+{
+    struct pcr ring;
+    struct pcr_config config = { .name = arguments[count - 1], .obeys_bitrate = 1 };
+    struct timespec pause = { 0, 10000000 };
+    uint32_t before = UINT32_MAX;
+    if (pcr_create(&ring, &config) != 0) {
+        return 1;
+    }
+    for (;;) {
+        uint32_t kbps = pcr_bitrate_request(&ring);
+        if (kbps != before) {
+            printf("request %u\n", (unsigned)kbps);
+            fflush(stdout);
+        }
+        before = kbps;
+        nanosleep(&pause, NULL);
+    }
+}
+"#;
+
+#[test]
+fn c_camera_reads_the_requested_rate_until_it_is_no_longer_renewed() {
+    let workshop = Workshop::create();
+    let program = workshop.compile_text("cc", "obeying", OBEYING, &["-O2"]);
+    let shm = unique_shm();
+    let running = Process::spawn("the camera", Command::new(program).arg(&shm));
+    wait_until("the first line", || running.log().contains("request 0"));
+    let now_ns = streaming_server::base::clock::monotonic_ns;
+    let ring = streaming_server::camera::Camera::new(&shm, streaming_server::camera::Wake::Auto);
+    assert!(ring.request_bitrate(1_234, now_ns()));
+    wait_until("the request", || running.log().contains("request 1234"));
+    wait_until("the end of the request", || running.log().ends_with("request 1234\nrequest 0"));
+    drop(running);
+    let _ = std::fs::remove_file(camera::segment_path(&shm));
 }

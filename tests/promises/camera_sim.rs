@@ -452,3 +452,49 @@ fn camera_sim_prints_help_and_clear_errors() {
         assert!(message.contains(arguments[1]), "{arguments:?}: {message}");
     }
 }
+
+#[test]
+fn camera_that_obeys_uses_the_requested_rate_and_then_its_own_again() {
+    let mut config = config(Layout::LEASE, u64::MAX);
+    config.card.bitrate_kbps = Some(8_000);
+    config.obeys_bitrate = true;
+    let stop = Arc::new(AtomicBool::new(false));
+    let simulator = {
+        let (config, stop) = (config.clone(), Arc::clone(&stop));
+        std::thread::spawn(move || simulator::run(&config, &stop))
+    };
+    let ring = support::wait_for("the ring", || {
+        let ring = Camera::new(&config.name, Wake::Auto);
+        ring.request_bitrate(0, now_ns()).then_some(ring)
+    });
+    // Returns when 30 units in a row have a mean size in this range. 8 Mbit/s are 16,667 bytes a unit at this rate.
+    let reach = |request: u32, mean: std::ops::Range<usize>| {
+        let mut cursor = ring.cursor();
+        let mut sizes: Vec<usize> = Vec::new();
+        support::wait_until(&format!("units of {mean:?} bytes"), || {
+            assert!(ring.request_bitrate(request, now_ns()));
+            while let Next::Unit(view) = cursor.next(now_ns()) {
+                sizes.push(view.bytes.len());
+            }
+            let newest = &sizes[sizes.len().saturating_sub(30)..];
+            newest.len() == 30 && mean.contains(&(newest.iter().sum::<usize>() / 30))
+        });
+    };
+    reach(0, 14_000..19_000);
+    reach(1_600, 2_800..4_000);
+    reach(0, 14_000..19_000);
+    reach(u32::MAX, 14_000..19_000);
+    stop.store(true, Ordering::Relaxed);
+    simulator.join().unwrap().unwrap();
+}
+
+#[test]
+fn camera_can_obey_only_with_a_lease_ring_and_a_rate() {
+    let stop = AtomicBool::new(false);
+    for (layout, bitrate_kbps) in [(Layout::V3, Some(800)), (Layout::LEASE, None)] {
+        let mut config = config(layout, 1);
+        (config.card.bitrate_kbps, config.obeys_bitrate) = (bitrate_kbps, true);
+        let error = simulator::run(&config, &stop).unwrap_err();
+        assert!(matches!(error, SimulatorError::Config { what: "--obey-bitrate", .. }), "{error}");
+    }
+}

@@ -35,8 +35,9 @@ Link (times count from the first picture; both directions are equal)
   --move AT            the viewer gets another address at this time [never]
 
 Run
-  --stream NAME        card, card-600k (test card of camera-sim, 720p), x264-720p, x264-1080p (8 Mbit/s), x264-600k
-                       [x264-720p]
+  --stream NAME        card (8 Mbit/s), card-600k (test card of camera-sim, 720p), x264-720p, x264-1080p (8 Mbit/s),
+                       x264-600k; card-obeys: as card, on a lease ring, with a camera that obeys --min-kbps 500
+                       (only for our server) [x264-720p]
   --seconds N          measured time after the first 3 s, which are reported apart [20]
   --servers LIST       ours, pion-best, go2rtc, mediamtx, or ours-whip: streaming-server publishes over the link to
                        mediamtx, and the browser watches mediamtx; the servers take turns [ours]
@@ -203,9 +204,13 @@ impl Command {
                 }
                 for round in 0..self.rounds.max(row.rounds) {
                     for server in row.servers_of(&self.servers) {
+                        let parsed = Stream::parse(stream)?;
+                        if parsed.obeys && server != Kind::Ours {
+                            continue; // the other servers do not read lease rings
+                        }
                         let case = Case {
                             server,
-                            stream: Stream::parse(stream)?,
+                            stream: parsed,
                             link: LinkOptions::parse(row.link)?,
                             seconds: row.seconds,
                             own_page: row.own_page,

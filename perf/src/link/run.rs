@@ -69,14 +69,19 @@ pub(crate) fn run(plan: &Plan, case: &Case) -> Fallible<Record> {
     std::fs::create_dir_all(&plan.scratch)?;
     let (server_space, server_device) = Namespace::new("server", SERVER)?;
     let (viewer_space, viewer_device) = Namespace::new("viewer", VIEWER)?;
-    let camera = Camera::start(&plan.camera, &plan.layout, &stream, plan.shielded)?;
+    let (mut layout, mut programs) = (plan.layout.as_str(), plan.programs.clone());
+    if case.stream.obeys {
+        layout = "lease";
+        programs.server_arguments.extend(["--min-kbps", "500"].map(str::to_owned));
+    }
+    let camera = Camera::start(&plan.camera, layout, &stream, plan.shielded)?;
     let far_end = match case.server {
         Kind::OursWhip => Some(viewer_space.within(|| FarEnd::start(&plan.programs.peers, plan.shielded))??),
         _ => None,
     };
     let whip = far_end.as_ref().map(FarEnd::whip_url);
-    let (programs, shm, scratch) = (&plan.programs, &camera.shm, &plan.scratch);
-    let start = || Server::start(case.server, programs, shm, scratch, whip.as_deref(), plan.shielded);
+    let (shm, scratch) = (&camera.shm, &plan.scratch);
+    let start = || Server::start(case.server, &programs, shm, scratch, whip.as_deref(), plan.shielded);
     let server = server_space.within(start)??;
     let blocks = case.link.blocks(server.address.port());
     let relay = Relay::start(&server_device, &viewer_device, &case.link.shape(), &blocks, case.seed)?;

@@ -25,6 +25,8 @@ pub(crate) struct Stream {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) kbps: u32,
+    /// True if the camera lowers its rate at the request of streaming-server, through a lease ring.
+    pub(crate) obeys: bool,
     encoder: Option<Encoder>,
 }
 
@@ -37,17 +39,19 @@ struct Encoder {
 }
 
 const fn card(name: &'static str, kbps: u32) -> Stream {
-    Stream { name, width: 1280, height: 720, kbps, encoder: None }
+    Stream { name, width: 1280, height: 720, kbps, obeys: false, encoder: None }
 }
 
 pub(crate) const STREAMS: &[Stream] = &[
     card("card", 8_000),
     card("card-600k", 600),
+    Stream { obeys: true, ..card("card-obeys", 8_000) },
     Stream {
         name: "x264-720p",
         width: 1_280,
         height: 720,
         kbps: 8_000,
+        obeys: false,
         encoder: Some(Encoder { noise: 12, options: "vbv-init=0.25:ipratio=1.8" }),
     },
     Stream {
@@ -55,6 +59,7 @@ pub(crate) const STREAMS: &[Stream] = &[
         width: 1_920,
         height: 1_080,
         kbps: 8_000,
+        obeys: false,
         encoder: Some(Encoder { noise: 12, options: "vbv-init=0.4:ipratio=2.1" }),
     },
     Stream {
@@ -62,6 +67,7 @@ pub(crate) const STREAMS: &[Stream] = &[
         width: 1_280,
         height: 720,
         kbps: 600,
+        obeys: false,
         encoder: Some(Encoder { noise: 4, options: "vbv-init=0.4" }),
     },
 ];
@@ -196,7 +202,7 @@ fn hash_of_luma(luma: &[u8], width: usize) -> u32 {
 impl Prepared {
     /// Returns the options of camera-sim that play this stream.
     pub(crate) fn camera_arguments(&self) -> Vec<String> {
-        let Stream { width, height, kbps, .. } = self.stream;
+        let Stream { width, height, kbps, obeys, .. } = self.stream;
         let fps = PICTURES_PER_S.to_string();
         let mut arguments = vec!["--fps".to_owned(), fps];
         if let Some(file) = &self.file {
@@ -206,6 +212,7 @@ impl Prepared {
             arguments.extend(
                 ["--pattern", &size, "--gop", "30", "--bitrate-kbps", &kbps.to_string()].map(str::to_owned),
             );
+            arguments.extend(obeys.then(|| "--obey-bitrate".to_owned()));
         }
         arguments
     }

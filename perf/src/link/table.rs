@@ -72,6 +72,7 @@ impl Row {
     /// Returns true if the record is a run of this row.
     pub(crate) fn has(&self, record: &Record) -> bool {
         record.link == self.link
+            && self.streams.contains(&record.stream.as_str())
             && record.own_page == self.own_page
             && record.beside.map_or(0, |beside| beside.viewers) == self.beside
             && (record.server == Kind::OursWhip.name()) == self.is_uplink
@@ -137,6 +138,16 @@ pub(crate) const ROWS: &[Row] = &[
                 && figures.per_second_min as f64 >= limit(is_large, 8.0, 6.0)
                 && figures.age_ms.p95 < 700.0
                 && is_steady(figures)
+        },
+        ..USUAL
+    },
+    Row {
+        link: "--rate 4M --queue 100k --rtt 40ms",
+        streams: &["card-obeys"],
+        wanted: "30 pictures/s from 5 s after the first picture on, unbroken",
+        holds: |record, _| {
+            let later = record.per_second.iter().filter(|second| second.second >= 5);
+            is_whole(&record.counted) && later.map(|second| second.shown).min() >= Some(29)
         },
         ..USUAL
     },

@@ -128,3 +128,34 @@ pub const BUSY_POLL_NS_MAX: i64 = 200_000;
 
 /// Nanoseconds by which a busy poll starts earlier and ends later than the prediction requires.
 pub const BUSY_POLL_MARGIN_NS: i64 = 5_000;
+
+/// Time between two checks of which bit rate the viewers' links carry.
+pub const BITRATE_CHECK: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Number of checks over which the rate of the stream is averaged.
+pub const BITRATE_CHECKS_KEPT: usize = 7;
+
+/// Time for which a viewer counts as in trouble after a unit was left out for it. It is longer than most GOPs, because
+/// units are left out at the end of each GOP.
+pub const BITRATE_TROUBLE: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Time without trouble after which the request is raised, if the links are measured to carry more.
+pub const BITRATE_RISE_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// The same time, if the rate is too low to measure the links.
+pub const BITRATE_PROBE_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Rate in kbit/s above which the units are large enough to measure the links.
+pub const BITRATE_MEASURED_KBPS: u64 = 1_500;
+
+/// Time after a rise in which trouble means that the rise was too high.
+pub const BITRATE_SETTLES: std::time::Duration = std::time::Duration::from_secs(6);
+
+/// How often failures double the time to the next rise: 16 times as long at most.
+pub const BITRATE_BACKOFFS_MAX: u32 = 4;
+
+/// Minimum nanoseconds between two log lines about the requested bit rate.
+pub const BITRATE_LOG_NS: i64 = 5_000_000_000;
+
+/// Values of --min-kbps.
+pub const MIN_KBPS: std::ops::RangeInclusive<u32> = 100..=100_000;

@@ -309,14 +309,16 @@ impl LinkWatch {
         self.note_queue(marked.sent_us, queued_us, feedback);
         let Marked { sent_us, bytes, burst, .. } = *marked;
         let before = self.latest.replace(Reported { sent_us, arrived_us, bytes, queued_us });
+        let noise_us = microseconds(limits::DELAY_NOISE);
         // The link was busy since the packet before if that one still waited when the next packets were sent. If not,
-        // the link was busy for as long as the burst has waited.
-        let in_a_row = before.filter(|before| sent_us - before.sent_us < before.queued_us);
+        // the link was busy for as long as the burst has waited. A shorter wait than the noise may be no wait at all:
+        // the packet before a probe then says nothing.
+        let in_a_row = before
+            .filter(|before| before.queued_us >= noise_us && sent_us - before.sent_us < before.queued_us);
         let (sent, busy_us) = match in_a_row {
             Some(before) => (bytes.saturating_sub(before.bytes), arrived_us - before.arrived_us),
             None => (burst, queued_us),
         };
-        let noise_us = microseconds(limits::DELAY_NOISE);
         if in_a_row.is_some() && busy_us < noise_us {
             // Both packets waited, so the link was busy, but the viewer has read them together.
             return;

@@ -1,5 +1,5 @@
 // Simulates a bad network: a UDP relay between viewer and server with seeded random loss and a fixed delay in each
-// direction.
+// direction. Toward the viewer it may also have a rate and a queue, which drops what does not fit.
 import dgram from 'node:dgram';
 import { once } from 'node:events';
 
@@ -17,14 +17,17 @@ function randomOf(seed) {
   };
 }
 
-export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
+const HEADER_BYTES = 28; // IPv4 and UDP
+
+export async function startRelay(serverPort, { seed, lossPercent, delayMs, queueBytes = Infinity }) {
   const towardViewer = dgram.createSocket({ type: 'udp4', recvBufferSize: 4 << 20 });
   const towardServer = dgram.createSocket({ type: 'udp4', recvBufferSize: 4 << 20 });
   towardViewer.bind(0, '0.0.0.0');
   towardServer.bind(0, '127.0.0.1');
   await Promise.all([once(towardViewer, 'listening'), once(towardServer, 'listening')]);
-  // A test may set `isBlocked`: the relay then drops every datagram, as a firewall does.
-  const relay = { port: towardViewer.address().port, lost: 0, forwarded: 0, isBlocked: false };
+  // A test may set `isBlocked`: the relay then drops every datagram, as a firewall does. It may set `kbps`, the rate of
+  // the link toward the viewer.
+  const relay = { port: towardViewer.address().port, lost: 0, forwarded: 0, isBlocked: false, kbps: Infinity };
   let viewer = null;
   const pass = (random, send) => {
     if (relay.isBlocked || random() * 100 < lossPercent) {
@@ -34,6 +37,28 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
     relay.forwarded += 1;
     setTimeout(() => { try { send(); } catch { /* the socket was closed during the delay */ } }, delayMs);
   };
+  // What waits for a link with a rate leaves in order, so one timer serves the whole queue.
+  const waiting = [];
+  let freeAt = 0;
+  let timer = null;
+  const leave = () => {
+    timer = null;
+    while (waiting.length > 0 && waiting[0].at <= performance.now()) waiting.shift().leave();
+    if (waiting.length > 0) timer = setTimeout(leave, waiting[0].at - performance.now());
+  };
+  const queue = (bytes, done) => {
+    const now = performance.now();
+    const rate = relay.kbps / 8; // bytes per millisecond
+    if (rate === Infinity && waiting.length === 0) return done();
+    if ((freeAt - now) * rate + bytes.length > queueBytes) {
+      relay.lost += 1;
+      return undefined;
+    }
+    freeAt = Math.max(freeAt, now) + (bytes.length + HEADER_BYTES) / rate;
+    waiting.push({ at: freeAt, leave: done });
+    timer ??= setTimeout(leave, waiting[0].at - now);
+    return undefined;
+  };
   const up = randomOf(seed);
   const down = randomOf(seed + 1);
   towardViewer.on('message', (bytes, from) => {
@@ -41,9 +66,10 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs }) {
     pass(up, () => towardServer.send(bytes, serverPort, '127.0.0.1'));
   });
   towardServer.on('message', (bytes) => {
-    if (viewer) pass(down, () => towardViewer.send(bytes, viewer.port, viewer.address));
+    if (!viewer) return;
+    queue(bytes, () => pass(down, () => towardViewer.send(bytes, viewer.port, viewer.address)));
   });
-  relay.close = () => { towardViewer.close(); towardServer.close(); };
+  relay.close = () => { clearTimeout(timer); waiting.length = 0; towardViewer.close(); towardServer.close(); };
   return relay;
 }
 

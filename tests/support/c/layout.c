@@ -29,6 +29,8 @@ int main(void)
     CONSTANT(PCR_SEQUENCE_MAX);
     CONSTANT(PCR_LATEST_SHIFT);
     CONSTANT(PCR_IDR);
+    CONSTANT(PCR_OBEYS_BITRATE);
+    CONSTANT(PCR_BITRATE_REQUEST_S);
     NUMBER("control_bytes", sizeof(struct pcr_control));
     HEADER(magic);
     HEADER(version);
@@ -52,6 +54,8 @@ int main(void)
     HEADER(keyframe_request);
     HEADER(dropped);
     HEADER(state);
+    HEADER(bitrate_request);
+    HEADER(bitrate_requested_s);
     CONTROL(word);
     CONTROL(captured_ns);
     CONTROL(frame_number);
