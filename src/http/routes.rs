@@ -425,16 +425,7 @@ fn options(policy: &Policy, head: &Head<'_>, allowed: &[&str]) -> Response {
 }
 
 fn file(asset: &'static Asset, head: &Head<'_>) -> Action {
-    let etag = asset.etag();
-    let unchanged = head.if_none_match.is_some_and(|tags| {
-        tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
-    });
-    let response = if unchanged {
-        Response::empty(304)
-    } else {
-        Response::with_body(200, asset.content_type, asset.bytes)
-    };
-    Action::Respond(response.header("etag", etag).header("cache-control", "no-cache"))
+    Action::Respond(asset.respond(head))
 }
 
 #[cfg(test)]
@@ -461,7 +452,7 @@ mod tests {
 
     #[test]
     fn the_description_of_the_api_has_the_routes_of_the_table_and_no_others() {
-        let text: serde_json::Value = serde_json::from_slice(assets::OPENAPI.bytes).unwrap();
+        let text: serde_json::Value = serde_json::from_slice(assets::OPENAPI.plain()).unwrap();
         let mut in_text = Vec::new();
         for (path, operations) in text["paths"].as_object().unwrap() {
             let methods = operations.as_object().unwrap().keys().filter(|key| *key != "parameters");
