@@ -105,8 +105,22 @@ pub(super) static EVENTS: Asset = script!("events.js");
 pub(super) static REMEDIES: Asset = script!("remedies.js");
 pub(super) static LIVE: Asset = script!("live.js");
 pub(super) static RECORDINGS: Asset = script!("recordings.js");
+pub(super) static DOM: Asset = script!("dom.js");
+pub(super) static TEXTS: Asset = script!("texts.js");
+pub(super) static STATS: Asset = script!("stats.js");
+pub(super) static SCREEN: Asset = script!("screen.js");
+pub(super) static CONTROLS: Asset = script!("controls.js");
+pub(super) static ZOOM: Asset = script!("zoom.js");
+pub(super) static LIBRARY: Asset = script!("library.js");
+pub(super) static PLAYER: Asset = script!("player.js");
+pub(super) static THUMBNAILS: Asset = script!("thumbnails.js");
+pub(super) static SHARE: Asset = script!("share.js");
 pub(super) static STYLE: Asset = asset!("text/css; charset=utf-8", "viewer.css");
 pub(super) static ICON: Asset = asset!("image/svg+xml", "icon.svg");
+pub(super) static ICON_REC: Asset = asset!("image/svg+xml", "icon-rec.svg");
+pub(super) static ICON_OFF: Asset = asset!("image/svg+xml", "icon-off.svg");
+pub(super) static TOUCH_ICON: Asset = asset!("image/png", "touch.png");
+pub(super) static MANIFEST: Asset = asset!("application/manifest+json", "manifest.json");
 
 pub(super) static OPENAPI: Asset = asset!("application/json", "openapi.json");
 

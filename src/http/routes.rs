@@ -118,8 +118,22 @@ pub static ROUTES: &[Route] = &[
     open("/live.js", |head, _| Ok(file(&assets::LIVE, head))),
     open("/remedies.js", |head, _| Ok(file(&assets::REMEDIES, head))),
     open("/recordings.js", |head, _| Ok(file(&assets::RECORDINGS, head))),
+    open("/dom.js", |head, _| Ok(file(&assets::DOM, head))),
+    open("/texts.js", |head, _| Ok(file(&assets::TEXTS, head))),
+    open("/stats.js", |head, _| Ok(file(&assets::STATS, head))),
+    open("/screen.js", |head, _| Ok(file(&assets::SCREEN, head))),
+    open("/controls.js", |head, _| Ok(file(&assets::CONTROLS, head))),
+    open("/zoom.js", |head, _| Ok(file(&assets::ZOOM, head))),
+    open("/library.js", |head, _| Ok(file(&assets::LIBRARY, head))),
+    open("/player.js", |head, _| Ok(file(&assets::PLAYER, head))),
+    open("/thumbnails.js", |head, _| Ok(file(&assets::THUMBNAILS, head))),
+    open("/share.js", |head, _| Ok(file(&assets::SHARE, head))),
     open("/viewer.css", |head, _| Ok(file(&assets::STYLE, head))),
     open("/icon.svg", |head, _| Ok(file(&assets::ICON, head))),
+    open("/icon-rec.svg", |head, _| Ok(file(&assets::ICON_REC, head))),
+    open("/icon-off.svg", |head, _| Ok(file(&assets::ICON_OFF, head))),
+    open("/touch.png", |head, _| Ok(file(&assets::TOUCH_ICON, head))),
+    open("/manifest.json", |head, _| Ok(file(&assets::MANIFEST, head))),
 ];
 
 const HEALTH: &str = "/health";
@@ -323,7 +337,7 @@ fn page_policy(policy: &Policy) -> String {
 /// Content-Security-Policy of the viewer page, which may load only its own files and use only its own API.
 /// `frame-ancestors` must come last, because the allow-listed origins are appended to it.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-     media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+     media-src 'self' blob:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
 /// Content-Security-Policy of every response that is not the page.
 const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
