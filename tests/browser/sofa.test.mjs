@@ -207,6 +207,28 @@ test('nothing moves while the page loads', { timeout: 300_000 }, async (t) => {
   }
 });
 
+test('two fingers enlarge the picture of a phone, and the page below it stays', { timeout: 180_000 }, async (t) => {
+  const { server, browser } = await start(t, 0);
+  const viewer = await openViewer(browser, server.url, undefined, PHONE);
+  const { page } = viewer;
+  await viewer.pictures(5);
+  await page.waitForSelector('#record-button:enabled');
+  const devtools = await page.context().newCDPSession(page);
+  const touch = (type, distance) => devtools.send('Input.dispatchTouchEvent', {
+    type,
+    touchPoints: type === 'touchEnd' ? [] : [{ x: 195 - distance, y: 150, id: 0 }, { x: 195 + distance, y: 150, id: 1 }],
+  });
+  await touch('touchStart', 30);
+  for (let distance = 35; distance <= 90; distance += 5) await touch('touchMove', distance);
+  await touch('touchEnd');
+  const scale = await page.evaluate(() => new DOMMatrix(getComputedStyle(document.getElementById('picture')).transform).a);
+  assert.ok(scale > 2 && scale < 4, `${scale}`);
+  assert.equal(await page.evaluate(() => window.visualViewport.scale), 1);
+  const stage = await page.locator('#stage').boundingBox();
+  assert.deepEqual([stage.x, stage.width], [0, 390]);
+  assert.deepEqual(viewer.errors, []);
+});
+
 /** Returns the faults that axe-core finds, as text. */
 async function faults(page) {
   await page.evaluate(AXE);

@@ -145,6 +145,8 @@ function showPreview(event) {
 }
 
 function drawPreview() {
+  const height = Math.round((preview.width * previewed.videoHeight) / previewed.videoWidth);
+  if (preview.height !== height) preview.height = height;
   preview.getContext("2d")?.drawImage(previewed, 0, 0, preview.width, preview.height);
   if (Math.abs(previewed.currentTime - wanted_s) > 0.05 && !preview.hidden) previewed.currentTime = wanted_s;
 }

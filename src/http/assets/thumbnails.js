@@ -9,6 +9,7 @@ import { pathOf } from "./events.js";
 const [WIDTH, HEIGHT] = [160, 90];
 const IN_MEMORY = 120; // number of pictures; each has 58 kB
 const IN_STORAGE = 400;
+const CONNECT_MS = 3000; // thumbnails wait at most this long for the live picture
 const LOAD_MS = 15_000;
 
 /** @typedef {{ name: string, bytes: number, duration: number | null, recording: boolean }} Recording */
@@ -60,6 +61,11 @@ function draw(canvas, picture) {
 async function work() {
   if (isBusy) return;
   isBusy = true;
+  // The live picture comes first.
+  const until = performance.now() + CONNECT_MS;
+  while (document.body.dataset.state === "connecting" && performance.now() < until) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
   for (let next = queue.shift(); next; next = queue.shift()) {
     watch.unobserve(next.canvas);
     try {
@@ -101,7 +107,12 @@ async function made(recording) {
   const video = document.createElement("video");
   try {
     await pictureAt(video, pathOf(recording.name), Math.min(1, (recording.duration || 0) / 2));
-    draw(canvas, video);
+    // The middle of the picture fills the thumbnail.
+    const { videoWidth, videoHeight } = video;
+    const part = Math.min(videoWidth / WIDTH, videoHeight / HEIGHT);
+    const [width, height] = [WIDTH * part, HEIGHT * part];
+    const from = /** @type {const} */ ([(videoWidth - width) / 2, (videoHeight - height) / 2, width, height]);
+    canvas.getContext("2d")?.drawImage(video, ...from, 0, 0, WIDTH, HEIGHT);
   } finally {
     video.removeAttribute("src");
     video.load(); // this ends the download
@@ -134,7 +145,8 @@ function pictureAt(video, path, time_s) {
     video.muted = true;
     video.preload = "auto";
     video.onerror = () => reject(new Error(`${path} cannot be played`));
-    video.onloadeddata = () => (video.currentTime = time_s);
+    video.playsInline = true; // an iPhone would open the video in full screen
+    video.onloadedmetadata = () => (video.currentTime = time_s);
     video.onseeked = resolve;
     video.src = path;
   });
