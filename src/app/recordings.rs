@@ -28,7 +28,12 @@ pub(super) async fn run(
             report: stopped.report,
         }),
         RecordingCommand::Heartbeat => recorder.heartbeat().await.map(|()| RecordingReply::HeartbeatAccepted),
-        RecordingCommand::List => recorder.list().await.map(|recordings| RecordingReply::List { recordings }),
+        RecordingCommand::List => match recorder.list().await {
+            Ok(recordings) => {
+                Ok(RecordingReply::List { recordings, free_bytes: recorder.free_bytes().await })
+            }
+            Err(error) => Err(error),
+        },
         RecordingCommand::Delete(name) => {
             recorder.delete(name.clone()).await.map(|()| RecordingReply::Deleted { name })
         }

@@ -40,6 +40,7 @@ pub(super) fn head_of(parts: &request::Parts) -> Result<Head<'_>, Response> {
         range: text(&parts.headers, &header::RANGE),
         if_range: text(&parts.headers, &header::IF_RANGE),
         accept: text(&parts.headers, &header::ACCEPT),
+        accept_encoding: text(&parts.headers, &header::ACCEPT_ENCODING),
         referer: text(&parts.headers, &header::REFERER),
         requested_method: single(&parts.headers, &header::ACCESS_CONTROL_REQUEST_METHOD)?,
     })

@@ -19,17 +19,25 @@ pub(super) fn for_browser(head: &Head<'_>, response: Response) -> Response {
         401 => "Token required",
         403 => "Refused",
         404 => "Not found",
+        429 => "Too many attempts",
+        503 => "Not available now",
         _ => "Error",
     };
+    // The address is relative, because a proxy may serve the page below another path.
+    let depth = head.path.matches('/').count().saturating_sub(1);
+    let home = if depth <= DEPTH_MAX { format!("./{}", "../".repeat(depth)) } else { "/".to_owned() };
     let page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{title}</title>\n<h1>{title}</h1>\n<p>{}</p>\n",
+         <title>{title}</title>\n<h1>{title}</h1>\n<p>{}</p>\n<p><a href=\"{home}\">Open the camera</a></p>\n",
         escaped(message)
     );
     Response { content_type: Some("text/html; charset=utf-8"), body: page.into(), ..response }
 }
+
+/// Depth of a path above which the link to the page is absolute, so that no caller makes the page long.
+const DEPTH_MAX: usize = 8; // local bound
 
 /// Returns the text with the characters replaced that have a meaning in HTML.
 fn escaped(text: &str) -> String {
@@ -69,6 +77,17 @@ mod tests {
             Head { method: "POST", accept: Some(BROWSER), ..Head::default() },
         ] {
             assert_eq!(text(&script, "x").0, Some("application/json"));
+        }
+    }
+
+    #[test]
+    fn the_page_leads_back_to_the_camera() {
+        for (path, link) in
+            [("/nothing", "\"./\""), ("/api/recordings/a.mp4", "\"./../../\""), (&*"/".repeat(100), "\"/\"")]
+        {
+            let head = Head { method: "GET", path, accept: Some(BROWSER), ..Head::default() };
+            let page = text(&head, "x").1;
+            assert!(page.contains(&format!("<a href={link}>")), "{page}");
         }
     }
 

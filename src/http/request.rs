@@ -37,6 +37,8 @@ pub struct Head<'a> {
     pub cookie: Option<&'a str>,
     /// Value of the header `Accept`.
     pub accept: Option<&'a str>,
+    /// Value of the header `Accept-Encoding`.
+    pub accept_encoding: Option<&'a str>,
     /// Value of the header `Referer`.
     pub referer: Option<&'a str>,
     /// Value of the header `Access-Control-Request-Method`, which is present on a CORS preflight.

@@ -118,8 +118,22 @@ pub static ROUTES: &[Route] = &[
     open("/live.js", |head, _| Ok(file(&assets::LIVE, head))),
     open("/remedies.js", |head, _| Ok(file(&assets::REMEDIES, head))),
     open("/recordings.js", |head, _| Ok(file(&assets::RECORDINGS, head))),
+    open("/dom.js", |head, _| Ok(file(&assets::DOM, head))),
+    open("/texts.js", |head, _| Ok(file(&assets::TEXTS, head))),
+    open("/stats.js", |head, _| Ok(file(&assets::STATS, head))),
+    open("/screen.js", |head, _| Ok(file(&assets::SCREEN, head))),
+    open("/controls.js", |head, _| Ok(file(&assets::CONTROLS, head))),
+    open("/zoom.js", |head, _| Ok(file(&assets::ZOOM, head))),
+    open("/library.js", |head, _| Ok(file(&assets::LIBRARY, head))),
+    open("/player.js", |head, _| Ok(file(&assets::PLAYER, head))),
+    open("/thumbnails.js", |head, _| Ok(file(&assets::THUMBNAILS, head))),
+    open("/share.js", |head, _| Ok(file(&assets::SHARE, head))),
     open("/viewer.css", |head, _| Ok(file(&assets::STYLE, head))),
     open("/icon.svg", |head, _| Ok(file(&assets::ICON, head))),
+    open("/icon-rec.svg", |head, _| Ok(file(&assets::ICON_REC, head))),
+    open("/icon-off.svg", |head, _| Ok(file(&assets::ICON_OFF, head))),
+    open("/touch.png", |head, _| Ok(file(&assets::TOUCH_ICON, head))),
+    open("/manifest.json", |head, _| Ok(file(&assets::MANIFEST, head))),
 ];
 
 const HEALTH: &str = "/health";
@@ -323,7 +337,7 @@ fn page_policy(policy: &Policy) -> String {
 /// Content-Security-Policy of the viewer page, which may load only its own files and use only its own API.
 /// `frame-ancestors` must come last, because the allow-listed origins are appended to it.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-     media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+     media-src 'self' blob:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
 /// Content-Security-Policy of every response that is not the page.
 const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
@@ -425,16 +439,7 @@ fn options(policy: &Policy, head: &Head<'_>, allowed: &[&str]) -> Response {
 }
 
 fn file(asset: &'static Asset, head: &Head<'_>) -> Action {
-    let etag = asset.etag();
-    let unchanged = head.if_none_match.is_some_and(|tags| {
-        tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
-    });
-    let response = if unchanged {
-        Response::empty(304)
-    } else {
-        Response::with_body(200, asset.content_type, asset.bytes)
-    };
-    Action::Respond(response.header("etag", etag).header("cache-control", "no-cache"))
+    Action::Respond(asset.respond(head))
 }
 
 #[cfg(test)]
@@ -461,7 +466,7 @@ mod tests {
 
     #[test]
     fn the_description_of_the_api_has_the_routes_of_the_table_and_no_others() {
-        let text: serde_json::Value = serde_json::from_slice(assets::OPENAPI.bytes).unwrap();
+        let text: serde_json::Value = serde_json::from_slice(assets::OPENAPI.plain()).unwrap();
         let mut in_text = Vec::new();
         for (path, operations) in text["paths"].as_object().unwrap() {
             let methods = operations.as_object().unwrap().keys().filter(|key| *key != "parameters");

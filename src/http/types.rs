@@ -191,6 +191,8 @@ pub enum RecordingReply {
     List {
         /// All recordings, newest first.
         recordings: Vec<RecordingInfo>,
+        /// Bytes that are free for further recordings. `None` if they are unknown.
+        free_bytes: Option<u64>,
     },
 }
 
@@ -298,7 +300,8 @@ mod tests {
         assert_eq!(json_of(&RecordingReply::HeartbeatAccepted), json!({ "status": "recording" }));
         let deleted = RecordingReply::Deleted { name: "a.mp4".to_owned() };
         assert_eq!(json_of(&deleted), json!({ "status": "deleted", "name": "a.mp4" }));
-        assert_eq!(json_of(&RecordingReply::List { recordings: Vec::new() }), json!({ "recordings": [] }));
+        let list = RecordingReply::List { recordings: Vec::new(), free_bytes: Some(7) };
+        assert_eq!(json_of(&list), json!({ "recordings": [], "free_bytes": 7 }));
     }
 
     #[test]

@@ -208,6 +208,11 @@ impl RecorderHandle {
         self.run(Library::list).await
     }
 
+    /// Returns the free bytes of the file system of the recordings, or `None` if they are unknown.
+    pub async fn free_bytes(&self) -> Option<u64> {
+        self.run(|library| Ok(library.free_bytes())).await.ok().flatten()
+    }
+
     /// Opens a recording for download, see [`Library::open`].
     ///
     /// # Errors

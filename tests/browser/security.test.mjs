@@ -64,8 +64,9 @@ test('over https the page asks for the token, plays, records and logs out', { ti
   await page.waitForSelector('body:not([data-recording])');
   await page.mouse.move(640, 300);
   await page.click('#recordings-button');
-  await page.click('#recording-list button:has-text("Play")');
+  await page.click('#recording-list .clip');
   await page.waitForFunction(() => document.getElementById('player').readyState >= 2);
+  await page.click('#player-close');
   await page.click('#drawer-close');
 
   await page.reload();

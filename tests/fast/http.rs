@@ -176,6 +176,27 @@ fn files_are_revalidated_by_etag() {
 }
 
 #[test]
+fn files_are_sent_compressed_to_callers_that_accept_gzip() {
+    let server = Server::start();
+    for path in ["/", "/viewer.js"] {
+        let plain = server.get(path);
+        let gzip = server.request("GET", path, "Accept-Encoding: gzip, deflate, br\r\n", b"");
+        assert_eq!(gzip.header("content-encoding"), Some("gzip"));
+        assert_eq!(plain.header("content-encoding"), None);
+        assert_eq!(
+            (gzip.header("vary"), plain.header("vary")),
+            (Some("accept-encoding"), Some("accept-encoding"))
+        );
+        assert!(gzip.body.starts_with(&[0x1f, 0x8b]) && 2 * gzip.body.len() < plain.body.len());
+        assert_ne!(gzip.header("etag"), plain.header("etag"));
+        let head = server.request("HEAD", path, "Accept-Encoding: gzip\r\n", b"");
+        assert_eq!(head.header("content-length"), Some(gzip.body.len().to_string().as_str()));
+        let tags = format!("Accept-Encoding: gzip\r\nIf-None-Match: {}\r\n", gzip.header("etag").unwrap());
+        assert_eq!(server.request("GET", path, &tags, b"").status, 304);
+    }
+}
+
+#[test]
 fn every_response_carries_the_safety_headers() {
     let server = Server::start();
     for path in ["/", "/health", "/nothing", "/api/viewers"] {

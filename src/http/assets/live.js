@@ -11,15 +11,22 @@ const KEEP_S = 10; // older pictures are removed from the buffer
 const HEAD_BYTES_MAX = 100_000; // the codec is known after far fewer bytes
 
 // An iPhone has ManagedMediaSource only, from iOS 17.1 on.
-const Source = window.MediaSource || window.ManagedMediaSource;
+const Source = window.MediaSource || /** @type {any} */ (window).ManagedMediaSource;
 
 export const hasHttpLive = Boolean(Source);
 
-// Opens the stream in this video element. Calls `onEnd(retry_ms)` once when it ends, unless `close` was called.
 export class HttpLive {
+  /**
+   * Opens the stream in this video element. Calls `onEnd(retry_ms)` once when it ends, unless `close` was called.
+   * @param {HTMLVideoElement} video
+   * @param {(retry_ms: number) => void} onEnd
+   */
   constructor(video, onEnd) {
     this.video = video;
+    /** @type {((retry_ms: number) => void) | null} */
     this.onEnd = onEnd;
+    /** @type {string | null} */
+    this.url = null;
     this.abort = new AbortController();
     this.pictureAt = -Infinity; // time of the last picture
     this.lag_s = 0; // distance to the newest picture
@@ -36,6 +43,7 @@ export class HttpLive {
     this.clear();
   }
 
+  /** @param {number} within_ms */
   isMoving(within_ms) {
     return performance.now() - this.pictureAt < within_ms;
   }
@@ -46,7 +54,7 @@ export class HttpLive {
       const retryAfter = Number(response.headers.get("retry-after")) || 10;
       throw Object.assign(new Error(`HTTP ${response.status}`), { retry_ms: retryAfter * 1000 });
     }
-    const reader = response.body.getReader();
+    const reader = /** @type {ReadableStream<Uint8Array<ArrayBuffer>>} */ (response.body).getReader();
     let head = new Uint8Array(0);
     while (!codecOf(head)) {
       const { value, done } = await reader.read();
@@ -63,29 +71,41 @@ export class HttpLive {
     }
   }
 
+  /**
+   * @param {string} type
+   * @returns {Promise<SourceBuffer>}
+   */
   async attach(type) {
     if (!Source.isTypeSupported(type)) throw Object.assign(new Error(`no ${type}`), { retry_ms: 60_000 });
     const source = new Source();
     this.video.disableRemotePlayback = true; // ManagedMediaSource demands this
-    this.url = URL.createObjectURL(source);
-    this.video.src = this.url;
+    const url = URL.createObjectURL(source);
+    this.url = url;
+    this.video.src = url;
     await occurred(source, "sourceopen");
     this.video.play().catch((error) => console.info("HTTP live does not play yet:", error.message));
     return source.addSourceBuffer(type);
   }
 
+  /**
+   * @param {SourceBuffer} buffer
+   * @param {Uint8Array<ArrayBuffer>} bytes
+   */
   async append(buffer, bytes) {
     try {
       buffer.appendBuffer(bytes);
     } catch (error) {
-      if (error.name !== "QuotaExceededError") throw error;
+      if (/** @type {Error} */ (error).name !== "QuotaExceededError") throw error;
       await this.removeBefore(buffer, this.video.currentTime - 1);
       buffer.appendBuffer(bytes);
     }
     await occurred(buffer, "updateend");
   }
 
-  // Keeps the playback close to the newest picture.
+  /**
+   * Keeps the playback close to the newest picture.
+   * @param {SourceBuffer} buffer
+   */
   async follow(buffer) {
     const { video } = this;
     const { buffered } = buffer;
@@ -102,6 +122,10 @@ export class HttpLive {
     if (video.currentTime - buffered.start(0) > KEEP_S) await this.removeBefore(buffer, video.currentTime - KEEP_S / 2);
   }
 
+  /**
+   * @param {SourceBuffer} buffer
+   * @param {number} time
+   */
   async removeBefore(buffer, time) {
     if (time <= 0) return;
     buffer.remove(0, time);
@@ -115,13 +139,17 @@ export class HttpLive {
       return !this.abort.signal.aborted;
     };
     if (video.requestVideoFrameCallback) {
-      const shown = () => moved() && video.requestVideoFrameCallback(shown);
+      const shown = () => void (moved() && video.requestVideoFrameCallback(shown));
       video.requestVideoFrameCallback(shown);
     } else {
       video.addEventListener("timeupdate", moved, { signal: this.abort.signal });
     }
   }
 
+  /**
+   * @param {number} retry_ms
+   * @param {Error} [error]
+   */
   end(retry_ms, error) {
     const { onEnd } = this;
     if (!onEnd) return;
@@ -140,7 +168,10 @@ export class HttpLive {
   }
 }
 
-// Returns the codec as RFC 6381 writes it, from the `avcC` box of the header. Returns null if the box is not there yet.
+/**
+ * Returns the codec as RFC 6381 writes it, from the `avcC` box of the header. Returns null if the box is not there yet.
+ * @param {Uint8Array} bytes
+ */
 function codecOf(bytes) {
   const name = [0x61, 0x76, 0x63, 0x43]; // avcC
   const at = bytes.findIndex((_, index) => name.every((byte, offset) => bytes[index + offset] === byte));
@@ -148,6 +179,10 @@ function codecOf(bytes) {
   return `avc1.${[...bytes.subarray(at + 5, at + 8)].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
 
+/**
+ * @param {Uint8Array} first
+ * @param {Uint8Array} second
+ */
 function joined(first, second) {
   const both = new Uint8Array(first.length + second.length);
   both.set(first);
@@ -155,9 +190,14 @@ function joined(first, second) {
   return both;
 }
 
+/**
+ * @param {EventTarget} target
+ * @param {string} name
+ * @returns {Promise<void>}
+ */
 function occurred(target, name) {
   return new Promise((resolve, reject) => {
-    const settle = (event) => {
+    const settle = (/** @type {Event} */ event) => {
       target.removeEventListener(name, settle);
       target.removeEventListener("error", settle);
       if (event.type === name) resolve();

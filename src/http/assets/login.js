@@ -2,8 +2,10 @@
 // server sets a cookie that scripts cannot read, and the page reloads. If the server has no token, the form never
 // opens.
 
+import { $, THUMBNAILS, write } from "./dom.js";
+import { t, writeTexts } from "./texts.js";
+
 const SESSION = "api/session";
-const $ = (id) => document.getElementById(id);
 const dialog = $("login");
 const field = $("login-token");
 const note = $("login-note");
@@ -19,12 +21,19 @@ window.fetch = async (...request) => {
   return response;
 };
 
+// Removes the thumbnails of recordings, so that they do not stay in the browser after a logout.
+function forgetThumbnails() {
+  if (window.caches) caches.delete(THUMBNAILS).catch(() => {});
+}
+
 function openForm() {
   if (dialog.open) return;
+  forgetThumbnails();
   dialog.showModal();
   field.focus();
 }
 
+/** @param {Event} event */
 async function logIn(event) {
   event.preventDefault();
   button.disabled = true;
@@ -45,7 +54,7 @@ async function logIn(event) {
     const answer = await response.json().catch(() => ({}));
     note.textContent = refusal(response, answer);
   } catch {
-    note.textContent = "The server does not answer. Check that it runs, then try again.";
+    note.textContent = t("server_silent");
   }
   button.disabled = false;
   field.select();
@@ -57,20 +66,29 @@ async function isLoggedIn() {
 }
 
 function loginNotKept() {
-  if (!isFramed) return "The token is right, but this browser blocks the cookie of this site. Allow it, then log in again.";
-  const reason = location.protocol === "https:"
-    ? "this browser keeps no cookies for a page inside a page of another site, or the server does not list that site (--allow-origin)"
-    : "a page inside a page of another site can only be logged in over HTTPS, and the site must be listed (--allow-origin)";
-  return `The token is right, but the login was not kept: ${reason}. Use the link below.`;
+  if (!isFramed) return t("cookie_blocked");
+  return t("not_kept", { reason: t(location.protocol === "https:" ? "framed_https" : "framed_http") });
 }
 
+/**
+ * @param {Response} response
+ * @param {any} answer
+ */
 function refusal(response, answer) {
-  if (response.status === 401) return "This is not the token of the server.";
-  if (response.status === 429) return `Too many wrong tokens. Try again in ${response.headers.get("retry-after")} s.`;
+  if (response.status === 401) return t("wrong_token");
+  if (response.status === 429) return t("too_many_tokens", { seconds: response.headers.get("retry-after") || "" });
   return answer.error || `HTTP ${response.status}`;
 }
 
+function toggleToken() {
+  const isShown = field.type === "password";
+  field.type = isShown ? "text" : "password";
+  $("show-token").setAttribute("aria-pressed", String(isShown));
+  write($("show-token"), t(isShown ? "hide" : "show"));
+}
+
 async function logOut() {
+  forgetThumbnails();
   await originalFetch(SESSION, { method: "DELETE" }).catch(() => {});
   location.reload();
 }
@@ -89,10 +107,12 @@ async function checkSession() {
   }
 }
 
+writeTexts();
+$("show-token").addEventListener("click", toggleToken);
 $("login-form").addEventListener("submit", logIn);
 $("logout-button").addEventListener("click", logOut);
-dialog.addEventListener("cancel", (event) => event.preventDefault());
+dialog.addEventListener("cancel", (/** @type {Event} */ event) => event.preventDefault());
 // Keys typed into the form must not trigger the keyboard shortcuts of the page.
-dialog.addEventListener("keydown", (event) => event.stopPropagation());
+dialog.addEventListener("keydown", (/** @type {Event} */ event) => event.stopPropagation());
 document.addEventListener("visibilitychange", () => !document.hidden && dialog.open && checkSession());
 checkSession();

@@ -97,7 +97,8 @@ pub(crate) fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
 fn only_health_page_files_and_login_are_open() {
     let open: Vec<_> = every_call().into_iter().filter(|call| call.2).map(|call| (call.0, call.1)).collect();
     let is_listed = |(method, path): &(&str, String)| {
-        let is_file = path == "/" || [".js", ".css", ".svg"].iter().any(|ending| path.ends_with(ending));
+        let is_file = ["/", "/manifest.json"].contains(&path.as_str())
+            || [".js", ".css", ".svg", ".png"].iter().any(|ending| path.ends_with(ending));
         (*method == "GET" && (is_file || path == "/health")) || (*method == "POST" && path == "/api/session")
     };
     assert!(open.iter().all(is_listed), "{open:?}");

@@ -50,6 +50,7 @@ fuzz_target!(|text: &str| {
         accept: field(),
         referer: field(),
         requested_method: field(),
+        accept_encoding: field(),
     };
     let body = lines.next().unwrap_or_default().as_bytes();
     let policy = Policy { allow_origin: vec![FRIEND.to_owned()], hosts: None, ..Policy::default() };
