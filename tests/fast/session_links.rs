@@ -525,7 +525,7 @@ fn viewer_without_rtx_gets_an_unbroken_part_too() {
         let mut scene = Scene::with_offer(HARDWARE, (kbps, 100, 40), without_rtx);
         scene.run(40);
         let report = scene.report(25, 38);
-        println!("{kbps}: {report}");
+        println!("{kbps}: {report}\n{}", scene.log.join("\n"));
         scene.assert_unbroken(25, 37);
         let pictures = scene.pictures(25, 38);
         assert!(pictures.len() >= least && longest_freeze(&pictures) < freeze_ms * MS, "{kbps}: {report}");
