@@ -181,7 +181,7 @@ impl AppBackend {
         guard.note_stun();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.places.hold(origin.holder, id, 0, None, guard.place());
-        Ok(live::open(&self.live, format, origin, guard))
+        Ok(live::open(&self.live, id, format, origin, guard))
     }
 
     /// Sends a command to the worker that has the session. The key of a deleted session is forgotten at once, so that
@@ -291,10 +291,10 @@ fn refused(error: &OfferError) -> ApiError {
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s: None }
 }
 
-/// Returns the state of all sessions, then of at most [`limits::ENDED_SESSIONS_MAX`] that ended last. The sessions of a
+/// Returns the state of all viewers over HTTP (`over_http`) and of all sessions, then of at most [`limits::ENDED_SESSIONS_MAX`] that ended last. The sessions of a
 /// worker that does not answer in time are left out.
-async fn viewers(mailboxes: Vec<Mailbox>) -> Vec<ViewerStatus> {
-    let mut viewers = Vec::new();
+async fn viewers(mailboxes: Vec<Mailbox>, over_http: Vec<ViewerStatus>) -> Vec<ViewerStatus> {
+    let mut viewers = over_http;
     for mailbox in mailboxes {
         let (reply, answer) = tokio::sync::oneshot::channel();
         if mailbox.send(Command::Statuses(reply)).is_err() {
@@ -340,7 +340,8 @@ impl Backend for AppBackend {
     }
 
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {
-        Box::pin(viewers(self.mailboxes.clone()))
+        let over_http = live::statuses(&self.live, clock::now().instant).collect();
+        Box::pin(viewers(self.mailboxes.clone(), over_http))
     }
 
     fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<RecordingReply, ApiError>> {

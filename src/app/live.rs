@@ -3,13 +3,15 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use crate::base::limits;
+use crate::base::{clock, limits};
 use crate::http::{ApiError, LiveFormat, LiveOrigin, LiveStream};
-use crate::live::{Format, Live, LiveViewer};
+use crate::live::{Format, Live, LiveViewer, ViewerOrigin};
+use crate::metrics::status::{GateState, Via, ViewerState, ViewerStatus};
 use crate::worker::commands::SessionGuard;
 
 /// A viewer that was opened.
@@ -31,12 +33,59 @@ impl LiveStream for Opened {
 }
 
 /// Opens the stream for a viewer that holds a place. It begins to wait for its first bytes.
-pub(super) fn open(live: &Arc<Live>, format: LiveFormat, origin: &LiveOrigin, guard: SessionGuard) -> Opened {
+pub(super) fn open(
+    live: &Arc<Live>,
+    id: u32,
+    format: LiveFormat,
+    origin: &LiveOrigin,
+    guard: SessionGuard,
+) -> Opened {
     let format = match format {
         LiveFormat::Mp4 => Format::Mp4,
         LiveFormat::AnnexB => Format::AnnexB,
     };
-    Opened { viewer: live.open(format, Arc::clone(&origin.must_close)), first: None, _guard: guard }
+    let viewer = ViewerOrigin { id, remote: origin.remote, since: clock::now().instant };
+    let viewer = live.open(viewer, format, Arc::clone(&origin.must_close));
+    Opened { viewer, first: None, _guard: guard }
+}
+
+/// Returns the entries of `/api/viewers` for the viewers over HTTP.
+pub(super) fn statuses(live: &Live, now: Instant) -> impl Iterator<Item = ViewerStatus> {
+    live.viewer_states().into_iter().map(move |viewer| {
+        let connected = now.saturating_duration_since(viewer.origin.since);
+        ViewerStatus {
+            id: viewer.origin.id,
+            is_publisher: false,
+            via: Via::Http,
+            state: ViewerState::Connected,
+            gate: if viewer.has_begun { GateState::Live } else { GateState::WaitingForIdr },
+            remote: Some(viewer.origin.remote),
+            profile: None,
+            connected_ms: u64::try_from(connected.as_millis()).unwrap_or(u64::MAX),
+            first_idr_ms: None,
+            units_sent: viewer.units_taken,
+            units_replayed: 0,
+            replays: 0,
+            units_dropped: viewer.units_skipped,
+            drops_to_idr: 0,
+            bytes_sent: viewer.bytes_taken,
+            datagrams: 0,
+            datagrams_rejected: 0,
+            nacks: 0,
+            plis: 0,
+            retransmits: 0,
+            retransmits_refused: 0,
+            link_kbps: None,
+            stream_kbps: None,
+            paced: false,
+            units_thinned: 0,
+            lag_ms: Some(viewer.lag_90k / 90),
+            loss_fraction: None,
+            rtt_ms: None,
+            jitter_ms: None,
+            ended: None,
+        }
+    })
 }
 
 /// Waits for the first bytes. `no_idr` says why there may be none.

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -108,6 +108,8 @@ pub enum LiveFormat {
 pub struct LiveOrigin {
     /// Who holds the viewer's place, see [`OfferOrigin::holder`].
     pub holder: Option<PlaceHolder>,
+    /// Address at which the connection begins: that of the viewer or of a proxy.
+    pub remote: SocketAddr,
     /// Notified by the backend if the connection must be closed although it does not read.
     pub must_close: Arc<Notify>,
 }

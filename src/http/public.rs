@@ -200,12 +200,14 @@ async fn serve_connection(
     mut stop: watch::Receiver<bool>,
 ) {
     let local = stream.local_addr().ok().map(|address| address.ip());
+    let port = stream.peer_addr().map_or(0, |address| address.port());
     let opened = tokio::select! {
         opened = shared.open(stream, &mut stop) => opened,
         () = place.state.gives_way.notified() => None,
     };
     if let Some(stream) = opened {
-        let caller = Caller { peer, local, is_tls: stream.is_tls(), place: Arc::clone(&place.state) };
+        let place = Arc::clone(&place.state);
+        let caller = Caller { peer, port, local, is_tls: stream.is_tls(), place };
         run_connection(shared, stream, caller, stop).await;
     }
     drop(place);
@@ -291,6 +293,7 @@ fn log_end(ended: hyper::Result<()>) {
 #[derive(Clone)]
 struct Caller {
     peer: IpAddr,
+    port: u16,
     /// Address of this machine on which the connection arrived.
     local: Option<IpAddr>,
     is_tls: bool,
@@ -473,6 +476,7 @@ impl Shared {
                 caller.place.activity.begin_live();
                 let origin = LiveOrigin {
                     holder: place_holder(caller.peer, login, &self.config.exempt),
+                    remote: SocketAddr::new(caller.peer.to_canonical(), caller.port),
                     must_close: Arc::clone(&caller.place.gives_way),
                 };
                 let end = live::end(login_end, self.stop.clone());

@@ -12,9 +12,11 @@
 //! whose predecessor it has taken, and any start.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -58,6 +60,12 @@ struct Unit {
 
 struct Viewer {
     id: u64,
+    origin: ViewerOrigin,
+    units_taken: u64,
+    bytes_taken: u64,
+    units_skipped: u64,
+    /// Time of the last unit taken, in 90 kHz ticks.
+    taken_time_90k: Option<u64>,
     format: Format,
     /// Number of the unit that follows the last one taken. `None` before the first one.
     next: Option<u64>,
@@ -67,6 +75,34 @@ struct Viewer {
     is_ended: bool,
     /// Notified if the connection must be closed although it does not read.
     must_close: Arc<Notify>,
+}
+
+/// What the caller knows about a viewer.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct ViewerOrigin {
+    /// Number of the viewer in the whole program.
+    pub id: u32,
+    /// Address of the viewer's connection.
+    pub remote: SocketAddr,
+    /// When the viewer was added.
+    pub since: Instant,
+}
+
+/// State of a viewer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewerState {
+    /// What the caller said about the viewer.
+    pub origin: ViewerOrigin,
+    /// True after the first unit.
+    pub has_begun: bool,
+    /// Number of units that the viewer's connection has taken, and their bytes.
+    pub units_taken: u64,
+    /// Bytes of those units. The connection may not have sent all of them.
+    pub bytes_taken: u64,
+    /// Number of units that were skipped, because the viewer reads too slowly.
+    pub units_skipped: u64,
+    /// Time from the last unit that the viewer has taken to the newest one, in 90 kHz ticks.
+    pub lag_90k: u64,
 }
 
 /// Result of [`Backlog::take`].
@@ -91,11 +127,28 @@ pub(super) enum Taken {
 
 impl Backlog {
     /// Adds a viewer, which begins at the newest IDR. Returns its number.
-    pub(super) fn add_viewer(&mut self, format: Format, must_close: Arc<Notify>) -> u64 {
+    pub(super) fn add_viewer(
+        &mut self,
+        origin: ViewerOrigin,
+        format: Format,
+        must_close: Arc<Notify>,
+    ) -> u64 {
         self.last_id += 1;
         let id = self.last_id;
-        let viewer = Viewer { id, format, next: None, track: None, waker: None, is_ended: false, must_close };
-        self.viewers.push(viewer);
+        self.viewers.push(Viewer {
+            id,
+            origin,
+            units_taken: 0,
+            bytes_taken: 0,
+            units_skipped: 0,
+            taken_time_90k: None,
+            format,
+            next: None,
+            track: None,
+            waker: None,
+            is_ended: false,
+            must_close,
+        });
         id
     }
 
@@ -105,6 +158,20 @@ impl Backlog {
 
     pub(super) fn viewer_count(&self) -> usize {
         self.viewers.len()
+    }
+
+    /// Returns the state of each viewer.
+    pub(super) fn viewer_states(&self) -> Vec<ViewerState> {
+        let newest = self.units.back().map_or(0, |unit| unit.time_90k);
+        let state = |viewer: &Viewer| ViewerState {
+            origin: viewer.origin,
+            has_begun: viewer.next.is_some(),
+            units_taken: viewer.units_taken,
+            bytes_taken: viewer.bytes_taken,
+            units_skipped: viewer.units_skipped,
+            lag_90k: viewer.taken_time_90k.map_or(0, |taken| newest.saturating_sub(taken)),
+        };
+        self.viewers.iter().map(state).collect()
     }
 
     /// Returns the bytes of all units that are kept here or being sent.
@@ -174,6 +241,10 @@ impl Backlog {
         viewer.track = Some(unit.track);
         let skipped = viewer.next.map_or(0, |next| number.saturating_sub(next));
         viewer.next = Some(number + 1);
+        viewer.units_taken += 1;
+        viewer.bytes_taken += unit.bytes.len() as u64;
+        viewer.units_skipped += skipped;
+        viewer.taken_time_90k = Some(unit.time_90k);
         Taken::Unit { file_header, bytes: unit.bytes.clone(), header_bytes: unit.header_bytes, skipped }
     }
 

@@ -13,5 +13,5 @@ mod backlog;
 mod reader;
 mod source;
 
-pub use backlog::Format;
+pub use backlog::{Format, ViewerOrigin, ViewerState};
 pub use source::{Live, LiveCounters, LiveViewer};

@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::backlog::{Backlog, Format, Taken};
+use super::backlog::{Backlog, Format, Taken, ViewerOrigin, ViewerState};
 use super::reader::{Polled, RingReader};
 use crate::base::clock::monotonic_ns;
 use crate::base::counters::Counter;
@@ -73,9 +73,14 @@ impl Live {
     /// Adds a viewer, and starts the task if it does not run. Must be called on a tokio runtime. `must_close` is
     /// notified if the viewer's connection must be closed although it does not read.
     #[must_use]
-    pub fn open(self: &Arc<Self>, format: Format, must_close: Arc<Notify>) -> LiveViewer {
+    pub fn open(
+        self: &Arc<Self>,
+        origin: ViewerOrigin,
+        format: Format,
+        must_close: Arc<Notify>,
+    ) -> LiveViewer {
         let mut shared = self.shared();
-        let id = shared.backlog.add_viewer(format, must_close);
+        let id = shared.backlog.add_viewer(origin, format, must_close);
         if !mem::replace(&mut shared.is_running, true) {
             self.wake.is_active.store(true, Ordering::Relaxed);
             tokio::spawn(run(Arc::clone(self)));
@@ -88,6 +93,12 @@ impl Live {
     #[must_use]
     pub fn viewer_count(&self) -> usize {
         self.shared().backlog.viewer_count()
+    }
+
+    /// Returns the state of each viewer.
+    #[must_use]
+    pub fn viewer_states(&self) -> Vec<ViewerState> {
+        self.shared().backlog.viewer_states()
     }
 
     /// Returns the bytes of all access units that viewers make the program hold.

@@ -16,6 +16,9 @@ pub struct ViewerStatus {
     /// True for the session with a WHIP server, to which this program publishes. `GET /api/viewers` leaves it out.
     #[serde(skip)]
     pub is_publisher: bool,
+    /// How the viewer gets the stream. Of a viewer over HTTP, the fields about RTP, RTCP and the link have no value or
+    /// are 0.
+    pub via: Via,
     /// State of the connection.
     pub state: ViewerState,
     /// State of the gate that decides which access units are sent.
@@ -65,6 +68,8 @@ pub struct ViewerStatus {
     pub paced: bool,
     /// Those of `units_dropped` that were left out because the link carries less than the stream.
     pub units_thinned: u64,
+    /// Milliseconds of video that a viewer over HTTP is behind, because it reads too slowly. `None` over WebRTC.
+    pub lag_ms: Option<u64>,
     /// Share of lost packets in the viewer's latest receiver report, from 0 to 1.
     pub loss_fraction: Option<f32>,
     /// Round-trip time from the latest receiver report, in milliseconds.
@@ -74,6 +79,16 @@ pub struct ViewerStatus {
     /// Why the session ended. `None` while it lasts. `GET /api/viewers` lists the sessions that ended last behind the
     /// others, with the state `closed`.
     pub ended: Option<SessionEnd>,
+}
+
+/// How a viewer gets the stream.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// Over WebRTC.
+    WebRtc,
+    /// Over HTTP live.
+    Http,
 }
 
 /// The end of a session.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::metrics::status::{SessionEnd, ViewerState, ViewerStatus};
+use crate::metrics::status::{SessionEnd, Via, ViewerState, ViewerStatus};
 use crate::session::media::sender::SentCounters;
 use crate::session::viewer::{Phase, Viewer};
 
@@ -15,6 +15,7 @@ impl Viewer {
         ViewerStatus {
             id: self.id(),
             is_publisher: self.is_publisher(),
+            via: Via::WebRtc,
             state: match self.phase {
                 Phase::Connecting => ViewerState::Connecting,
                 Phase::Connected => ViewerState::Connected,
@@ -42,6 +43,7 @@ impl Viewer {
             stream_kbps: self.sender.stream_kbps(),
             paced: self.sender.pacer.is_some(),
             units_thinned: self.units_thinned,
+            lag_ms: None,
             loss_fraction: reception.loss_fraction,
             rtt_ms: reception.rtt.map(|rtt| rtt.as_secs_f32() * 1e3),
             jitter_ms: reception.jitter.map(|jitter| jitter as f32 / 90.0),

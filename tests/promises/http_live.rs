@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use support::camera::{CameraSim, steady, words};
 use support::server::Server;
 use support::viewer::ViewerSimulator;
@@ -115,6 +116,28 @@ fn metric(server: &Server, name: &str) -> f64 {
     server.metrics().expect(name)
 }
 
+/// Checks that /api/viewers lists one session and four viewers over HTTP, of which two read and two are behind.
+fn assert_viewers_are_listed(server: &Server) {
+    let viewers = server.get("/api/viewers").json();
+    let viewers = viewers.as_array().unwrap();
+    let via = |way: &str| viewers.iter().filter(|viewer| viewer["via"] == way).collect::<Vec<_>>();
+    assert_eq!((via("webrtc").len(), via("http").len(), viewers.len()), (1, 4, 5), "{viewers:?}");
+    assert!(via("webrtc")[0]["lag_ms"].is_null());
+    for viewer in via("http") {
+        assert_eq!((&viewer["state"], &viewer["gate"]), (&json!("connected"), &json!("live")), "{viewer}");
+        assert!(viewer["remote"].as_str().unwrap().starts_with("127.0.0.1:"), "{viewer}");
+        assert!(viewer["connected_ms"].as_u64().unwrap() > 0 && viewer["bytes_sent"].as_u64().unwrap() > 0);
+    }
+    let ids: std::collections::HashSet<u64> = viewers.iter().map(|v| v["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), 5);
+    let bytes = |viewer: &&&Value| viewer["bytes_sent"].as_u64().unwrap() >= 5_000_000;
+    assert!(via("http").iter().filter(bytes).count() >= 2, "{viewers:?}");
+    let is_behind = |viewer: &&&Value| {
+        viewer["lag_ms"].as_u64().unwrap() > 0 || viewer["units_dropped"].as_u64().unwrap() > 0
+    };
+    assert!(via("http").iter().filter(is_behind).count() >= 1, "{viewers:?}");
+}
+
 #[test]
 fn ffmpeg_decodes_every_picture_of_both_formats_beside_a_slow_reader() {
     for layout in ["v3", "lease"] {
@@ -132,6 +155,7 @@ fn ffmpeg_decodes_every_picture_of_both_formats_beside_a_slow_reader() {
             assert!(slow.chunk().is_some());
             thread::sleep(Duration::from_millis(50));
         }
+        assert_viewers_are_listed(&server);
         session.wait_units(60);
         session.leave().assert_perfect("the session beside them");
         // The server ends the answers after a whole picture.

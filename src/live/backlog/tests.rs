@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use proptest::prelude::*;
 
 use super::*;
+use crate::base::clock::now;
 
 /// Ticks between two units: 30 units/s.
 const INTERVAL_90K: u64 = 3_000;
@@ -52,7 +53,8 @@ impl Stream {
 
     fn viewer_of(&mut self, format: Format) -> TestViewer {
         let must_close = Arc::new(Notify::new());
-        TestViewer { id: self.backlog.add_viewer(format, Arc::clone(&must_close)), must_close }
+        let origin = ViewerOrigin { id: 7, remote: ([192, 0, 2, 1], 5000).into(), since: now().instant };
+        TestViewer { id: self.backlog.add_viewer(origin, format, Arc::clone(&must_close)), must_close }
     }
 
     fn take(&mut self, viewer: &TestViewer) -> Taken {
@@ -308,4 +310,26 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn state_of_a_viewer_shows_what_it_took_and_skipped_and_how_far_it_is_behind() {
+    let mut stream = Stream::default();
+    let (slow, fast) = (stream.viewer(), stream.viewer());
+    stream.push_units(10);
+    assert_eq!(stream.all(&fast).len(), 10);
+    stream.next(&slow);
+    let state = |stream: &Stream, index: usize| stream.backlog.viewer_states().get(index).cloned().unwrap();
+    let before = state(&stream, 0);
+    assert_eq!((before.units_taken, before.bytes_taken, before.units_skipped), (1, 100, 0));
+    assert_eq!((before.origin.id, before.has_begun, before.lag_90k), (7, true, 9 * INTERVAL_90K));
+    assert_eq!((state(&stream, 1).units_taken, state(&stream, 1).lag_90k), (10, 0));
+    stream.push_units(200);
+    assert_eq!(state(&stream, 0).lag_90k, 209 * INTERVAL_90K, "also if its next unit is no longer kept");
+    assert!(stream.next(&slow).is_some());
+    assert!(state(&stream, 0).units_skipped > 100);
+    let newcomer = stream.viewer();
+    assert!(!state(&stream, 2).has_begun);
+    stream.backlog.remove_viewer(newcomer.id);
+    assert_eq!(stream.backlog.viewer_states().len(), 2);
 }

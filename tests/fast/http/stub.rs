@@ -18,7 +18,7 @@ use streaming_server::http::{
     serve,
 };
 use streaming_server::metrics::status::{
-    GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, ViewerState, ViewerStatus,
+    GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, Via, ViewerState, ViewerStatus,
 };
 use support::http::assert_no_header_twice;
 use tokio::sync::{Notify, watch};
@@ -224,6 +224,7 @@ fn viewer(id: u32) -> ViewerStatus {
     ViewerStatus {
         id,
         is_publisher: false,
+        via: Via::WebRtc,
         state: ViewerState::Connected,
         gate: GateState::WaitingForIdr,
         remote: Some(SocketAddr::from(([192, 0, 2, 1], 5000))),
@@ -246,6 +247,7 @@ fn viewer(id: u32) -> ViewerStatus {
         stream_kbps: None,
         paced: false,
         units_thinned: 0,
+        lag_ms: None,
         loss_fraction: Some(0.5),
         rtt_ms: None,
         jitter_ms: None,
