@@ -64,6 +64,8 @@ struct Viewer {
     units_taken: u64,
     bytes_taken: u64,
     units_skipped: u64,
+    /// Time of the last unit taken, in 90 kHz ticks.
+    taken_time_90k: Option<u64>,
     format: Format,
     /// Number of the unit that follows the last one taken. `None` before the first one.
     next: Option<u64>,
@@ -99,7 +101,7 @@ pub struct ViewerState {
     pub bytes_taken: u64,
     /// Number of units that were skipped, because the viewer reads too slowly.
     pub units_skipped: u64,
-    /// Time from the next unit of the viewer to the newest one, in 90 kHz ticks.
+    /// Time from the last unit that the viewer has taken to the newest one, in 90 kHz ticks.
     pub lag_90k: u64,
 }
 
@@ -139,6 +141,7 @@ impl Backlog {
             units_taken: 0,
             bytes_taken: 0,
             units_skipped: 0,
+            taken_time_90k: None,
             format,
             next: None,
             track: None,
@@ -160,17 +163,13 @@ impl Backlog {
     /// Returns the state of each viewer.
     pub(super) fn viewer_states(&self) -> Vec<ViewerState> {
         let newest = self.units.back().map_or(0, |unit| unit.time_90k);
-        let lag = |viewer: &Viewer| {
-            let next = self.index(viewer.next?)?;
-            Some(newest.saturating_sub(self.units.get(next)?.time_90k))
-        };
         let state = |viewer: &Viewer| ViewerState {
             origin: viewer.origin,
             has_begun: viewer.next.is_some(),
             units_taken: viewer.units_taken,
             bytes_taken: viewer.bytes_taken,
             units_skipped: viewer.units_skipped,
-            lag_90k: lag(viewer).unwrap_or(0),
+            lag_90k: viewer.taken_time_90k.map_or(0, |taken| newest.saturating_sub(taken)),
         };
         self.viewers.iter().map(state).collect()
     }
@@ -245,6 +244,7 @@ impl Backlog {
         viewer.units_taken += 1;
         viewer.bytes_taken += unit.bytes.len() as u64;
         viewer.units_skipped += skipped;
+        viewer.taken_time_90k = Some(unit.time_90k);
         Taken::Unit { file_header, bytes: unit.bytes.clone(), header_bytes: unit.header_bytes, skipped }
     }
 

@@ -322,9 +322,10 @@ fn state_of_a_viewer_shows_what_it_took_and_skipped_and_how_far_it_is_behind() {
     let state = |stream: &Stream, index: usize| stream.backlog.viewer_states().get(index).cloned().unwrap();
     let before = state(&stream, 0);
     assert_eq!((before.units_taken, before.bytes_taken, before.units_skipped), (1, 100, 0));
-    assert_eq!((before.origin.id, before.has_begun, before.lag_90k), (7, true, 8 * INTERVAL_90K));
+    assert_eq!((before.origin.id, before.has_begun, before.lag_90k), (7, true, 9 * INTERVAL_90K));
     assert_eq!((state(&stream, 1).units_taken, state(&stream, 1).lag_90k), (10, 0));
     stream.push_units(200);
+    assert_eq!(state(&stream, 0).lag_90k, 209 * INTERVAL_90K, "also if its next unit is no longer kept");
     assert!(stream.next(&slow).is_some());
     assert!(state(&stream, 0).units_skipped > 100);
     let newcomer = stream.viewer();

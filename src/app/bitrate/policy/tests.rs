@@ -1,3 +1,5 @@
+//! Tests of the requests over minutes of simulated time: links of viewers, recordings, and viewers over HTTP.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 use super::*;
 use crate::base::clock;
