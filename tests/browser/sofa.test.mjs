@@ -9,7 +9,10 @@ import test from 'node:test';
 import { openViewer, startBrowser } from './support/browser.mjs';
 import { PICTURES, sleep, startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
-const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true };
+// The browser's time zone is one in which it is noon, so that recordings of now are of one day.
+const AHEAD_H = 12 - new Date().getUTCHours();
+const timezoneId = AHEAD_H === 0 ? 'Etc/GMT' : `Etc/GMT${AHEAD_H > 0 ? '-' : '+'}${Math.abs(AHEAD_H)}`;
+const PHONE = { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true, timezoneId };
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 
 /** Starts a demo with this number of recordings, and a browser. */

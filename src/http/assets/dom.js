@@ -107,6 +107,7 @@ export function toast(text, onUndo = null, duration_ms = TOAST_MS) {
   clearTimeout(toastTimer);
   undo = onUndo;
   write($("toast-text"), text);
+  $("toast").toggleAttribute("data-shown", Boolean(text));
   $("undo-button").hidden = !onUndo;
   if (text) toastTimer = setTimeout(() => toast(""), duration_ms);
 }

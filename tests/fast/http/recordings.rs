@@ -41,7 +41,8 @@ fn recording_commands_reach_the_recorder() {
     assert_eq!(run("POST", "/api/recording/heartbeat", b"", alive), Some(RecordingCommand::Heartbeat));
     let idle = json!({ "recording": false, "state": "idle" });
     assert_eq!(run("GET", "/api/recording/status", b"", idle), None);
-    assert_eq!(run("GET", "/api/recordings", b"", json!({ "recordings": [] })), Some(RecordingCommand::List));
+    let none = json!({ "recordings": [], "free_bytes": null });
+    assert_eq!(run("GET", "/api/recordings", b"", none), Some(RecordingCommand::List));
     let deleted = json!({ "status": "deleted", "name": "a b.mp4" });
     let delete = Some(RecordingCommand::Delete("a b.mp4".to_owned()));
     assert_eq!(run("DELETE", "/api/recordings/a%20b.mp4", b"", deleted), delete);
