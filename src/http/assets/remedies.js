@@ -27,7 +27,8 @@ export function blockedPath(sdp) {
   const ports = [...new Set(candidates.map(([, , port]) => port))];
   const addresses = [...new Set(candidates.map(([, address]) => address))];
   const name = ports.length === 1 ? `UDP port ${ports[0]}` : `UDP (ports ${ports.join(", ")})`;
-  return `${name} does not get through between this browser and the server (${addresses.join(", ")}). ` +
+  const tcp = / tcptype passive/.test(sdp) ? ", and neither does TCP" : "";
+  return `${name} does not get through${tcp} between this browser and the server (${addresses.join(", ")}). ` +
     "Allow it in the firewall of the server and of this network, forward it in the router or container, or name an " +
     "address that this browser can reach with --advertise. Trying again\u2026";
 }
