@@ -58,6 +58,8 @@ pub struct Config {
     pub advertise: Vec<Advertise>,
     /// STUN and TURN servers that the server names to WHEP players.
     pub ice_servers: Vec<IceServer>,
+    /// True if viewers may connect over TCP, on the port of `udp` (ICE-TCP).
+    pub ice_tcp: bool,
     /// Maximum number of viewers at the same time, from 1 to `limits::VIEWERS_MAX`.
     pub max_viewers: usize,
     /// Number of worker threads.
@@ -114,6 +116,7 @@ impl Default for Config {
             udp: SocketAddr::from(([0, 0, 0, 0], 8189)),
             advertise: Vec::new(),
             ice_servers: Vec::new(),
+            ice_tcp: true,
             max_viewers: limits::VIEWERS_DEFAULT,
             workers: Workers::Auto,
             wake: Wake::Auto,

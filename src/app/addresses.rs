@@ -44,6 +44,14 @@ impl Addresses {
         Ok(Addresses { bound, candidates_max, latest, log_limit })
     }
 
+    /// Returns the same addresses with TCP candidates in the answers.
+    #[must_use]
+    pub fn with_tcp(mut self) -> Addresses {
+        let latest = self.latest.get_mut().unwrap_or_else(PoisonError::into_inner);
+        latest.context = latest.context.with_tcp();
+        self
+    }
+
     /// Returns the context for an offer. `local` is the address of this machine on which the offer arrived: the viewer
     /// has just reached it, so it is always among the candidates.
     pub fn context(&self, local: Option<IpAddr>, now_ns: i64) -> Arc<SessionContext> {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::addresses::{host_candidates, interface_addresses, most_useful, too_many};
+use crate::app::server::sockets::without_tcp;
 use crate::base::limits::{self, CANDIDATES_MAX};
 use crate::base::{clock, foreign_file};
 use crate::camera::{Access, Mapping};
@@ -71,6 +72,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.extend(config.tls.as_ref().map(|tls| check("tls", security::certificate(config, tls))));
     checks.push(check("token", security::token(config)));
     checks.push(port("udp", config.udp, UdpSocket::bind(config.udp).map(drop)));
+    checks.extend(config.ice_tcp.then(|| check("ice-tcp", ice_tcp(config))));
     checks.push(check("addresses", addresses(config)));
     checks.extend(config.control.map(|address| tcp("control", address)));
     checks.extend(config.whip.as_ref().map(|whip| check("whip", publish::endpoint(whip))));
@@ -201,6 +203,20 @@ fn port(what: &'static str, address: SocketAddr, bound: std::io::Result<()>) -> 
         }
     };
     check(what, finding)
+}
+
+/// Checks the TCP port of ICE-TCP. Without it, viewers whose network blocks UDP use HTTP.
+fn ice_tcp(config: &Config) -> Finding {
+    let (address, http) = (config.udp, config.http);
+    let bound = match address.port() {
+        0 => Ok(()),
+        port if port == http.port() => Err(std::io::ErrorKind::AddrInUse.into()),
+        _ => TcpListener::bind(address).map(drop),
+    };
+    match bound {
+        Ok(()) => (Verdict::Ok, format!("tcp {address} is free")),
+        Err(error) => (Verdict::Warn, without_tcp(address, http, &error)),
+    }
 }
 
 /// Lists the addresses that viewers get.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::base::{clock, limits};
 use crate::http::{ApiError, LiveFormat, LiveOrigin, LiveStream};
 use crate::live::{Format, Live, LiveViewer, ViewerOrigin};
-use crate::metrics::status::{GateState, Via, ViewerState, ViewerStatus};
+use crate::metrics::status::{GateState, Via, ViewerState, ViewerStatus, ViewerTransport};
 use crate::worker::commands::SessionGuard;
 
 /// A viewer that was opened.
@@ -60,6 +60,7 @@ pub(super) fn statuses(live: &Live, now: Instant) -> impl Iterator<Item = Viewer
             state: ViewerState::Connected,
             gate: if viewer.has_begun { GateState::Live } else { GateState::WaitingForIdr },
             remote: Some(viewer.origin.remote),
+            transport: Some(ViewerTransport::Tcp),
             profile: None,
             connected_ms: u64::try_from(connected.as_millis()).unwrap_or(u64::MAX),
             first_idr_ms: None,

@@ -5,6 +5,7 @@ mod publish;
 mod recorder;
 mod replay;
 mod stages;
+mod tcp;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ impl AppBackend {
         units(&mut text, self);
         viewers(&mut text, self);
         network(&mut text, self);
+        tcp::expose(&mut text, self);
         replay::expose(&mut text, self);
         stages::expose(&mut text, &self.counters);
         if let Some(recorder) = &self.recorder {

@@ -2,11 +2,11 @@
 //! this module.
 
 pub(crate) mod security;
+pub(crate) mod sockets;
 
 use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -24,6 +24,7 @@ use crate::app::backend::AppBackend;
 use crate::app::bitrate;
 use crate::app::publish::Publisher;
 use crate::app::publish::board::PublishBoard;
+use crate::app::server::sockets::Sockets;
 use crate::app::service::{self, Notifier, Supervisor};
 use crate::app::threads_permitted;
 use crate::app::viewer_places::ViewerPlaces;
@@ -37,7 +38,7 @@ use crate::live::Live;
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
 use crate::session::{ContextError, SessionConfig, SessionContext};
 use crate::simulator::{self, SimulatorConfig};
-use crate::uring::{self, SocketError};
+use crate::uring::SocketError;
 use crate::worker::{WorkerError, Workers, WorkersConfig};
 
 /// Reasons why the server cannot start.
@@ -125,16 +126,17 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     let plain = config.http_plain.map(|address| listen(address, "--http-plain")).transpose()?;
     let logins = Arc::default();
     let http_config = security::prepare(config, http, &logins)?;
-    let (socket, udp) = open_udp(config.udp)?;
+    let Sockets { udp: socket, tcp, address: udp } = sockets::open(config, http)?;
     let mut threads = Threads::default();
     let shm = if config.demo { threads.start_demo()? } else { config.shm.to_string() };
     let camera = Camera::new(&shm, config.wake);
-    let addresses = addresses(config, udp)?;
+    let addresses = addresses(config, udp, tcp.is_some())?;
     let _join_preparation = JoinPreparation(addresses.latest());
     let workers = Workers::start(WorkersConfig {
         count: worker_count(config),
         camera: camera.clone(),
         socket: Arc::new(socket),
+        listener: tcp,
         viewers_max: config.max_viewers + usize::from(config.whip.is_some()),
         camera_wait: threads.start_camera_wait(&camera, config.realtime)?,
     })?;
@@ -164,27 +166,6 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     announce(config, http, plain.as_ref(), udp);
     let endpoints = Endpoints { config: http_config, listener, plain };
     serve(config, &runtime, endpoints, &app_backend, workers)
-}
-
-/// Opens the UDP socket. If the port is in use, tries again for up to `limits::UDP_PORT_PATIENCE`. This helps after a
-/// server was killed: the kernel frees its io_uring, which holds the socket, only shortly after the process has ended.
-fn open_udp(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), ServerError> {
-    const PAUSE: Duration = Duration::from_millis(20); // local bound: only this loop uses it
-    let mut left = limits::UDP_PORT_PATIENCE;
-    loop {
-        match uring::open_socket(address) {
-            Err(SocketError::Bind { source, .. })
-                if source.kind() == io::ErrorKind::AddrInUse && !left.is_zero() =>
-            {
-                if left == limits::UDP_PORT_PATIENCE {
-                    log::info!("udp {address} is in use: waiting for it to become free");
-                }
-                std::thread::sleep(PAUSE);
-                left = left.saturating_sub(PAUSE);
-            }
-            opened => return opened.map_err(|source| ServerError::Udp { address, source }),
-        }
-    }
 }
 
 /// When this value is dropped, it waits until the background generation of the certificate has ended. Without this
@@ -245,10 +226,11 @@ fn listen(address: SocketAddr, option: &'static str) -> Result<TcpListener, Serv
     listener.map_err(|source| ServerError::Http { address, option, source })
 }
 
-fn addresses(config: &Config, udp: SocketAddr) -> Result<Addresses, ServerError> {
+fn addresses(config: &Config, udp: SocketAddr, has_tcp: bool) -> Result<Addresses, ServerError> {
     let advertise = config.advertise.iter().map(|address| address.with_port(udp.port())).collect();
     let session_config = SessionConfig { candidates: Vec::new(), advertise, srtp: config.srtp };
-    Ok(Addresses::new(udp, session_config, clock::monotonic_ns())?)
+    let addresses = Addresses::new(udp, session_config, clock::monotonic_ns())?;
+    Ok(if has_tcp { addresses.with_tcp() } else { addresses })
 }
 
 /// Returns the configured number of workers. The default is one worker for up to 64 viewers, otherwise one per core.

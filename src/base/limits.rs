@@ -58,7 +58,7 @@ const _: () = assert!(GSO_SEGMENTS_MAX <= 64, "UDP_MAX_SEGMENTS");
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "io_uring_register_buf_ring(3)");
 const _: () = assert!(RECEIVE_OPERATIONS <= RECEIVE_BUFFERS, "one bound covers both ways of receiving");
 const _: () = assert!(
-    SENDS_MAX + EVENTFDS_MAX + (RECEIVE_BUFFERS as usize) < 8_192,
+    SENDS_MAX + EVENTFDS_MAX + (RECEIVE_BUFFERS as usize) + 2 * TCP_CONNECTIONS_MAX + 1 < 8_192,
     "every operation's completion fits in the completion queue at once"
 );
 const _: () = assert!(

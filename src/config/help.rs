@@ -74,7 +74,7 @@ overrides the file.
 
 Examples:
   streaming-server --http :8081 --wake poll          next to another server on the same ring
-  streaming-server --advertise 203.0.113.7           behind a router that forwards UDP 8189
+  streaming-server --advertise 203.0.113.7           behind a router that forwards UDP and TCP 8189
   STREAMING_SHM=/front_door streaming-server         another camera
 ";
 

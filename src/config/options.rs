@@ -114,6 +114,13 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         .help("UDP address for all video. One port serves all viewers.")
         .set(|config, given| set(&mut config.udp, given, values::address))
         .show(|config| config.udp.to_string()),
+    one("Network", "ice-tcp", "on|off")
+        .help(
+            "Also accept video connections over TCP, on the port of --udp, for networks that block \
+             UDP. --http must use another port.",
+        )
+        .set(|config, given| set(&mut config.ice_tcp, given, values::on_or_off))
+        .show(|config| values::shown_switch(config.ice_tcp).to_owned()),
     list("Network", "advertise", "IP[:PORT]")
         .help(
             "Another address at which viewers reach this server, such as the public address of a \

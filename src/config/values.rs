@@ -188,6 +188,15 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// The same as [`switch`] for an option that is on by default.
+pub(super) fn on_or_off(text: &str) -> Result<bool, String> {
+    switch(text).map_err(|_| "on or off".to_owned())
+}
+
+pub(super) fn shown_switch(is_on: bool) -> &'static str {
+    if is_on { "on" } else { "off" }
+}
+
 /// Returns the values as text, separated by commas.
 pub(super) fn list<T: ToString>(values: &[T]) -> String {
     values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")

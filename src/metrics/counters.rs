@@ -62,6 +62,8 @@ pub struct WorkerCounters {
     pub sessions: Gauge,
     /// Number of connected sessions, whose DTLS handshake is finished.
     pub viewers: Gauge,
+    /// Number of connected sessions whose media travels over TCP.
+    pub viewers_over_tcp: Gauge,
     /// Number of connected sessions that wait for the camera's next IDR.
     pub viewers_without_idr: Gauge,
     /// Sessions that ended, for any reason.
@@ -113,6 +115,21 @@ pub struct WorkerCounters {
     pub gso_batches: Counter,
     /// GSO sends that the kernel refused, so that their datagrams were sent one by one.
     pub gso_fallbacks: Counter,
+    /// Number of TCP connections (ICE-TCP).
+    pub tcp_connections: Gauge,
+    /// TCP connections accepted.
+    pub tcp_accepted: Counter,
+    /// TCP connections closed, because their first frame did not come in time or named no session, or there were too
+    /// many.
+    pub tcp_refused: Counter,
+    /// Frames received over TCP.
+    pub tcp_frames_received: Counter,
+    /// Frames queued for sending over TCP.
+    pub tcp_frames_sent: Counter,
+    /// Frames left out, because their TCP connection was closed or full.
+    pub tcp_frames_dropped: Counter,
+    /// Bytes sent over TCP.
+    pub tcp_bytes_sent: Counter,
     /// Calls of `io_uring_enter`.
     pub enters: Counter,
     /// Features of the worker's io_uring, as the bits of `uring::Features`.

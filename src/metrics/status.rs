@@ -25,6 +25,8 @@ pub struct ViewerStatus {
     pub gate: GateState,
     /// Source address of the viewer's latest authenticated STUN request. `None` before the first.
     pub remote: Option<SocketAddr>,
+    /// How media and reports reach the viewer. `None` before its first authenticated STUN request.
+    pub transport: Option<ViewerTransport>,
     /// Negotiated SRTP profile. `None` until DTLS has finished.
     pub profile: Option<String>,
     /// Milliseconds since DTLS finished. 0 before that.
@@ -89,6 +91,16 @@ pub enum Via {
     WebRtc,
     /// Over HTTP live.
     Http,
+}
+
+/// How datagrams travel between server and viewer.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ViewerTransport {
+    /// As UDP datagrams.
+    Udp,
+    /// As frames on a TCP connection (ICE-TCP, RFC 6544).
+    Tcp,
 }
 
 /// The end of a session.

@@ -48,6 +48,8 @@ pub struct SessionContext {
     /// Addresses that the SDP answer lists, `advertise` first.
     pub(super) announced: Vec<SocketAddr>,
     advertise: Vec<SocketAddr>,
+    /// True if viewers can also connect over TCP, at the same addresses and ports.
+    pub(super) has_tcp: bool,
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) wallclock: Wallclock,
     srtp: SrtpChoice,
@@ -68,6 +70,7 @@ impl SessionContext {
             candidates: Vec::new(),
             announced: Vec::new(),
             advertise,
+            has_tcp: false,
             provider: Arc::new(dtls::provider()),
             wallclock: Wallclock::read(),
             srtp,
@@ -101,6 +104,12 @@ impl SessionContext {
         announced.iter().try_for_each(|address| usable(address).map(drop))?;
         let candidates = candidates.iter().map(usable).collect::<Result<_, _>>()?;
         Ok(Arc::new(Self { candidates, announced, ..self.clone() }))
+    }
+
+    /// Returns a context for sessions whose answers also list TCP candidates (RFC 6544).
+    #[must_use]
+    pub fn with_tcp(&self) -> Arc<Self> {
+        Arc::new(Self { has_tcp: true, ..self.clone() })
     }
 
     /// Prepares the SRTP profile and the certificate, or waits until the background thread has done so. Must be called

@@ -20,6 +20,7 @@ mod transport;
 mod viewer;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 
 pub use close::CloseReason;
 pub use context::{ContextError, SessionConfig, SessionContext};
@@ -41,6 +42,16 @@ pub struct Destination {
     pub local: Option<IpAddr>,
     /// Address and port of the viewer.
     pub remote: SocketAddr,
+    /// Id of the TCP connection; `None` for UDP.
+    pub connection: Option<NonZeroU32>,
+}
+
+impl Destination {
+    /// Returns a destination over UDP.
+    #[must_use]
+    pub fn udp(local: Option<IpAddr>, remote: SocketAddr) -> Destination {
+        Destination { local, remote, connection: None }
+    }
 }
 
 /// A change of the addresses of a viewer, for the table that finds a session by address.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::metrics::status::{SessionEnd, Via, ViewerState, ViewerStatus};
+use crate::metrics::status::{SessionEnd, Via, ViewerState, ViewerStatus, ViewerTransport};
 use crate::session::media::sender::SentCounters;
 use crate::session::viewer::{Phase, Viewer};
 
@@ -24,6 +24,10 @@ impl Viewer {
             },
             gate: self.gate.state(),
             remote: self.transport.checked_from,
+            transport: self.transport.selected().map(|to| match to.connection {
+                Some(_) => ViewerTransport::Tcp,
+                None => ViewerTransport::Udp,
+            }),
             profile: self.profile.map(|profile| profile.to_string()),
             connected_ms: milliseconds(connected),
             first_idr_ms: self.first_idr_at.map(|at| milliseconds(at - self.accepted_at)),

@@ -5,6 +5,7 @@
 //! datagrams go to the sink at once.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,6 +31,9 @@ use crate::session::{DatagramSink, Destination, PathChange};
 
 /// A paced viewer may have a smaller number of datagrams in the kernel.
 const PACED_FACTOR: u32 = limits::VIEWER_IN_FLIGHT_MAX / limits::PACED_IN_FLIGHT_MAX;
+
+/// The same for a viewer over TCP.
+const TCP_FACTOR: u32 = limits::VIEWER_IN_FLIGHT_MAX / limits::TCP_IN_FLIGHT_MAX;
 
 /// Result of a drain.
 #[derive(Debug, PartialEq, Eq)]
@@ -156,6 +160,11 @@ impl Viewer {
         self.transport.accepts_address(remote)
     }
 
+    /// Returns true if an authenticated STUN request has arrived on this TCP connection.
+    pub fn accepts_connection(&self, connection: NonZeroU32) -> bool {
+        self.transport.accepts_connection(connection)
+    }
+
     /// Returns the next change of the viewer's addresses, for the table that finds sessions by address. Changes come
     /// from
     /// [`Viewer::handle_datagram`].
@@ -215,16 +224,20 @@ impl Viewer {
     /// Handles a datagram from `remote` to our address `local`. A malformed, unauthenticated or unexpected datagram is
     /// counted and ignored.
     pub fn handle_datagram(&mut self, now: Instant, local: Option<IpAddr>, remote: SocketAddr, bytes: &[u8]) {
+        self.handle_bytes(now, Destination::udp(local, remote), bytes);
+    }
+
+    /// Handles a datagram like [`Viewer::handle_datagram`], over UDP or TCP.
+    pub fn handle_bytes(&mut self, now: Instant, from: Destination, bytes: &[u8]) {
         if self.is_closed() {
             return;
         }
         self.advance(now);
         let was_paused = self.transport.is_paused;
-        let from = Destination { local, remote };
         let is_handled = match DatagramKind::of(bytes) {
             DatagramKind::Rtcp => {
                 let is_authentic =
-                    self.transport.accepts_address(remote) && self.sender.handle_rtcp(self.now, bytes);
+                    self.transport.accepts_address(from.remote) && self.sender.handle_rtcp(self.now, bytes);
                 if is_authentic {
                     self.transport.on_authentic_rtcp(self.now, from, bytes.len());
                 }
@@ -238,6 +251,12 @@ impl Viewer {
         // The units of the pause are missing, so the viewer needs an IDR.
         self.sender.is_idr_wanted |= was_paused && !self.transport.is_paused;
         self.end_failed_handshake();
+    }
+
+    /// Handles the end of a TCP connection: nothing is sent to it any more.
+    pub fn handle_disconnect(&mut self, now: Instant, connection: NonZeroU32) {
+        self.advance(now);
+        self.transport.remove_connection(self.now, connection);
     }
 
     /// Handles a fragment of the viewer's SDP. Returns the restart if the fragment has restarted ICE, or `None` if it
@@ -394,8 +413,12 @@ impl Viewer {
 
     /// Sets the number of this viewer's datagrams that the kernel still holds. See [`Gate::note_in_flight`].
     pub fn note_congestion(&mut self, in_flight_datagrams: u32) {
-        let factor = if self.sender.pacer.is_some() { PACED_FACTOR } else { 1 };
-        self.gate.note_in_flight(in_flight_datagrams * factor);
+        let factor = match self.transport.destination().and_then(|to| to.connection) {
+            _ if self.sender.pacer.is_some() => PACED_FACTOR,
+            Some(_) => TCP_FACTOR,
+            None => 1,
+        };
+        self.gate.note_in_flight(in_flight_datagrams.saturating_mul(factor));
     }
 
     /// Returns the reason if the viewer needs an IDR. The caller must then call [`Viewer::decide_catch_up`]. A join is

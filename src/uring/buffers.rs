@@ -50,7 +50,7 @@ impl<T> Slot<T> {
         self.is_held
     }
 
-    fn get(&self) -> Option<&T> {
+    pub(super) fn get(&self) -> Option<&T> {
         if self.is_held {
             return None;
         }
@@ -60,7 +60,7 @@ impl<T> Slot<T> {
         Some(unsafe { self.memory.as_ref() })
     }
 
-    fn get_mut(&mut self) -> Option<&mut T> {
+    pub(super) fn get_mut(&mut self) -> Option<&mut T> {
         if self.is_held {
             return None;
         }

@@ -1,5 +1,5 @@
-//! EDGE: sends and receives UDP through io_uring, with one [`UdpDriver`] per worker. This module does not interpret
-//! payloads and reads no clock.
+//! EDGE: sends and receives UDP through io_uring, with one [`UdpDriver`] per worker, and the same datagrams as frames on
+//! TCP connections. This module does not interpret payloads and reads no clock.
 //!
 //! ```text
 //!   send_with, send_with .. ─► batches of equal size ─► one sendmsg each (UDP_SEGMENT) ─┐
@@ -16,21 +16,25 @@
 
 mod buffers;
 mod error;
+pub mod framing;
 mod futex_wait;
 mod message;
 mod operation;
 mod ring;
+mod tcp;
 mod udp;
 mod udp_driver;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 pub use error::UdpDriverError;
-pub use udp::{SocketError, open_socket};
+pub use tcp::{Connections, Frame, TcpHandover};
+pub use udp::{SocketError, open_listener, open_socket};
 pub use udp_driver::UdpDriver;
 
 /// Descriptors and limits of a [`UdpDriver`].
@@ -146,7 +150,24 @@ pub trait Driver {
         remote: SocketAddr,
         bytes: usize,
         write: impl FnOnce(&mut [u8]),
+    ) {
+        self.send_over(None, viewer, local, remote, bytes, write);
+    }
+
+    /// Queues a datagram as [`Driver::send_with`] does, or as a frame on the TCP connection with this id. A frame for a
+    /// connection that is closed or full is counted as dropped, and `write` is not called.
+    fn send_over(
+        &mut self,
+        connection: Option<NonZeroU32>,
+        viewer: u32,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]),
     );
+
+    /// Returns the TCP connections, or `None` if the driver has no TCP.
+    fn connections(&mut self) -> Option<&mut Connections>;
 
     /// Closes the open batch, so that the next datagram starts another batch. Call this after each viewer.
     fn flush(&mut self);
@@ -154,7 +175,8 @@ pub trait Driver {
     /// Returns the counts since the driver was created.
     fn counters(&self) -> &UdpCounters;
 
-    /// Returns the number of `viewer`'s datagrams whose sends the kernel has not completed.
+    /// Returns the number of `viewer`'s datagrams whose sends the kernel has not completed. Bytes that wait for a TCP
+    /// connection count as full datagrams.
     fn in_flight(&self, viewer: u32) -> u32;
 
     /// Sets a futex word to wait for. From the next [`Driver::submit_and_wait`] on, the kernel waits until the word
@@ -193,6 +215,15 @@ impl Received {
 pub enum Completion {
     /// A datagram arrived.
     Datagram(Received),
+    /// Bytes arrived on a TCP connection. [`Connections::next_frame`] returns the frames.
+    Frames(NonZeroU32),
+    /// A TCP connection of a viewer is closed.
+    Disconnected {
+        /// Id of the connection.
+        connection: NonZeroU32,
+        /// Number of the viewer.
+        viewer: u32,
+    },
     /// The eventfd with this index was written, and the driver has read it.
     Eventfd(usize),
     /// The word of [`Driver::set_futex_wait`] changed, or the kernel refused to wait for it. The error is a positive
@@ -202,7 +233,7 @@ pub enum Completion {
     Sent {
         /// Number of the viewer.
         viewer: u32,
-        /// Number of datagrams of the send.
+        /// Number of datagrams of the send. 0 for a send on a TCP connection.
         datagrams: u32,
         /// Number of bytes sent, or a positive error number (errno(3)).
         result: Result<u32, i32>,
@@ -242,6 +273,27 @@ pub struct UdpCounters {
     pub recv_no_buffers: u64,
     /// Number of receives that failed for any other reason.
     pub recv_errors: u64,
+    /// Counts of the TCP connections.
+    pub tcp: TcpCounters,
+}
+
+/// Counts of the TCP connections of a driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpCounters {
+    /// Number of connections now.
+    pub open: u64,
+    /// Number of connections accepted.
+    pub accepted: u64,
+    /// Number of connections closed because they belonged to no session, in time, or because there were too many.
+    pub refused: u64,
+    /// Number of frames received.
+    pub frames_received: u64,
+    /// Number of frames queued for sending.
+    pub frames_sent: u64,
+    /// Number of frames not queued, because the connection was closed or full.
+    pub frames_dropped: u64,
+    /// Number of bytes sent, with the lengths of the frames.
+    pub bytes_sent: u64,
 }
 
 #[cfg(test)]

@@ -19,6 +19,12 @@ pub(super) enum Token {
     Cancel,
     /// The futex wait.
     Futex,
+    /// The accept of a TCP connection.
+    Accept,
+    /// The receive on a TCP connection. The number is that of the connection.
+    TcpReceive(u32),
+    /// The send on a TCP connection.
+    TcpSend(u32),
 }
 
 impl Token {
@@ -31,6 +37,9 @@ impl Token {
             Token::Send(index) => (4, index),
             Token::Cancel => (5, 0),
             Token::Futex => (6, 0),
+            Token::Accept => (7, 0),
+            Token::TcpReceive(id) => (8, id),
+            Token::TcpSend(id) => (9, id),
         };
         (kind << 32) | u64::from(index)
     }
@@ -45,6 +54,9 @@ impl Token {
             (4, index) => Some(Token::Send(index)),
             (5, 0) => Some(Token::Cancel),
             (6, 0) => Some(Token::Futex),
+            (7, 0) => Some(Token::Accept),
+            (8, id) => Some(Token::TcpReceive(id)),
+            (9, id) => Some(Token::TcpSend(id)),
             _ => None,
         }
     }
@@ -219,7 +231,7 @@ mod tests {
         #[test]
         fn tokens_survive_packing(index in any::<u32>(), small in any::<u16>()) {
             for token in [Token::Receive, Token::ReceiveOne(small), Token::Eventfd(small), Token::Send(index),
-                          Token::Cancel] {
+                          Token::Cancel, Token::Accept, Token::TcpReceive(index), Token::TcpSend(index)] {
                 prop_assert_eq!(Token::unpack(token.pack()), Some(token));
             }
         }

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "a submission queue entry carries pointers only the caller can vouch for")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
@@ -52,6 +52,16 @@ impl Cqe {
     /// Returns the index of the provided buffer, or `None` if the operation used none.
     pub(super) fn buffer(&self) -> Option<u16> {
         cqueue::buffer_select(self.flags)
+    }
+
+    /// Returns the descriptor of an accepted connection, or the error number of the accept.
+    pub(super) fn into_descriptor(self) -> Result<OwnedFd, i32> {
+        if self.result < 0 || self.token != Token::Accept {
+            return Err(self.result.saturating_neg());
+        }
+        // SAFETY: the kernel has opened this descriptor for this completion. A completion cannot be copied and is
+        // consumed here, so nothing else owns the descriptor.
+        Ok(unsafe { OwnedFd::from_raw_fd(self.result) })
     }
 }
 
@@ -131,6 +141,52 @@ impl Ring {
         let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), buffer.cast(), 8).build();
         // SAFETY: the eight bytes are in a slot that is held since `memory.hold`, as in `push_send`.
         unsafe { self.push(entry, token) };
+    }
+
+    /// Queues the accept of one TCP connection. Returns false if the queue stays full.
+    pub(super) fn push_accept(&mut self, listener: &OwnedFd) -> bool {
+        if !self.make_room() {
+            return false;
+        }
+        let nowhere = (std::ptr::null_mut(), std::ptr::null_mut());
+        let entry =
+            opcode::Accept::new(Fd(listener.as_raw_fd()), nowhere.0, nowhere.1).flags(libc::SOCK_CLOEXEC);
+        // SAFETY: the kernel does not write the address of the other side, because both pointers are null.
+        unsafe { self.push(entry.build(), Token::Accept) };
+        true
+    }
+
+    /// Queues a receive of a TCP connection into `memory` from the offset `from` on. Does nothing if there is no room
+    /// or the queue stays full.
+    pub(super) fn push_tcp_receive(&mut self, connection: &OwnedFd, memory: &mut Slot<Vec<u8>>, from: usize) {
+        if let Some((bytes, length, token)) = self.hold_tail(memory, from) {
+            let entry = opcode::Recv::new(Fd(connection.as_raw_fd()), bytes, length).build();
+            // SAFETY: the bytes are those of a vector in a slot that is held since `hold_tail`, as in `push_send`. The
+            // connection stays open as long as the slot is held.
+            unsafe { self.push(entry, token) };
+        }
+    }
+
+    /// Queues a send of the bytes in `memory` from the offset `from` on. Does nothing if there are none or the queue
+    /// stays full.
+    pub(super) fn push_tcp_send(&mut self, connection: &OwnedFd, memory: &mut Slot<Vec<u8>>, from: usize) {
+        if let Some((bytes, length, token)) = self.hold_tail(memory, from) {
+            let entry = opcode::Send::new(Fd(connection.as_raw_fd()), bytes.cast_const(), length);
+            // SAFETY: as in `push_tcp_receive`.
+            unsafe { self.push(entry.flags(libc::MSG_NOSIGNAL).build(), token) };
+        }
+    }
+
+    /// Marks `memory` as held. Returns the address and the number of its bytes from the offset `from` on, with its
+    /// token. Returns `None` if there are no such bytes, if the memory is held already, or if the queue stays full.
+    fn hold_tail(&mut self, memory: &mut Slot<Vec<u8>>, from: usize) -> Option<(*mut u8, u32, Token)> {
+        let tail = memory.get_mut()?.get_mut(from..).filter(|tail| !tail.is_empty())?;
+        let (bytes, length) = (tail.as_mut_ptr(), u32::try_from(tail.len()).ok()?);
+        if !self.make_room() {
+            return None;
+        }
+        let (_, token) = memory.hold();
+        Some((bytes, length, token))
     }
 
     /// Queues a wait that ends when `word` differs from `expected`. Returns false if the queue stays full.

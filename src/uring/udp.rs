@@ -8,14 +8,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::sockopt::{
-    set_ipv6_v6only, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force,
-    set_socket_send_buffer_size, set_socket_send_buffer_size_force,
+    set_ipv6_v6only, set_socket_keepalive, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force,
+    set_socket_reuseaddr, set_socket_send_buffer_size, set_socket_send_buffer_size_force, set_tcp_nodelay,
+    set_tcp_user_timeout,
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, listen, socket_with};
 
 use super::message::Family;
 use super::ring::report_local_address;
-use crate::base::limits::{PLAIN_ROUTES_MAX, SOCKET_BUFFER_BYTES};
+use crate::base::limits::{
+    PLAIN_ROUTES_MAX, SOCKET_BUFFER_BYTES, TCP_BACKLOG, TCP_SMALL_BUFFER_BYTES, TCP_USER_TIMEOUT_MS,
+};
 
 /// Reason why the UDP socket could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,29 @@ fn open(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), SocketError> {
     bind(&socket, &address).map_err(|source| SocketError::Bind { address, source: source.into() })?;
     let bound = local_address(socket.as_fd()).map_err(|source| refused("own address", source.into()))?;
     Ok((socket, bound))
+}
+
+/// Opens a TCP socket that listens on `address`, for [`UdpDriver::listen`](super::UdpDriver::listen). The address is that
+/// of a bound UDP socket. Accepted connections inherit the options: small buffers, no delay of small frames, and an end
+/// of connections whose other side does not acknowledge.
+///
+/// # Errors
+/// The error of the system call that failed, usually because another program uses the port.
+pub fn open_listener(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    if address.is_ipv6() {
+        set_ipv6_v6only(&socket, false)?;
+    }
+    set_socket_reuseaddr(&socket, true)?;
+    set_socket_send_buffer_size(&socket, TCP_SMALL_BUFFER_BYTES)?;
+    set_socket_recv_buffer_size(&socket, TCP_SMALL_BUFFER_BYTES)?;
+    set_tcp_nodelay(&socket, true)?;
+    set_socket_keepalive(&socket, true)?;
+    set_tcp_user_timeout(&socket, TCP_USER_TIMEOUT_MS)?;
+    bind(&socket, &address)?;
+    listen(&socket, TCP_BACKLOG)?;
+    Ok(socket)
 }
 
 /// Sets the sizes of the socket's buffers. With `CAP_NET_ADMIN`, the sizes may exceed the system's limit. Otherwise the

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,12 +15,14 @@ use super::futex_wait::FutexWait;
 use super::message::{ReceiveFault, encode_address};
 use super::operation::{Batch, Route, SendOutcome, Token};
 use super::ring::{Cqe, Ring};
+use super::tcp::Connections;
 use super::udp::{self, PlainRoutes};
 use super::{
     Completion, Driver, Features, FutexWord, Received, UdpCounters, UdpDriverConfig, UdpDriverError,
 };
 use crate::base::limits::{
     EVENTFDS_MAX, RECEIVE_BUFFERS, RECEIVE_ERRORS_MAX, RESENDS_MAX, SENDS_MAX, SUBMIT_DATAGRAMS,
+    TCP_CONNECTIONS_MAX,
 };
 
 /// Number of waits for completions when a driver is dropped, and the longest time of each wait.
@@ -51,6 +54,7 @@ pub struct UdpDriver {
     plain_routes: PlainRoutes,
     in_flight: HashMap<u32, u32>,
     ready: VecDeque<Completion>,
+    tcp: Connections,
     receive_errors_in_a_row: u32,
     /// Number of datagrams queued since the last submission.
     queued_datagrams: u32,
@@ -108,12 +112,18 @@ impl UdpDriver {
             plain_routes: PlainRoutes::default(),
             in_flight: HashMap::with_capacity(2 * sends_max),
             ready: VecDeque::with_capacity(usize::try_from(sizes.1).unwrap_or_default()),
+            tcp: Connections::default(),
             receive_errors_in_a_row: 0,
             queued_datagrams: 0,
             is_starved: false,
         };
         driver.submit_and_wait(Duration::ZERO)?; // a kernel without multishot receive already refuses the receive here
         Ok(driver)
+    }
+
+    /// Accepts TCP connections from now on. `listener` is a socket from [`open_listener`](super::open_listener).
+    pub fn listen(&mut self, listener: OwnedFd) {
+        self.tcp.listen(listener);
     }
 
     /// Submits before the turn ends if at least [`SUBMIT_DATAGRAMS`] datagrams are queued. This has three advantages:
@@ -159,6 +169,29 @@ impl UdpDriver {
         let mut batch = Batch::of_first(viewer, route, bytes);
         batch.is_closed |= !self.features.contains(Features::GSO) || self.plain_routes.contains(route.remote);
         batch
+    }
+
+    /// Returns the room for a datagram in the send buffer. The datagram joins the open batch or starts one. Counts the
+    /// datagram as dropped and returns `None` if no send operation is free.
+    fn datagram_room(&mut self, viewer: u32, route: Route, bytes: usize) -> Option<&mut [u8]> {
+        let (index, at) = match &mut self.open {
+            Some((index, batch)) if batch.accepts(viewer, &route, bytes) => {
+                let at = batch.bytes;
+                batch.push(bytes);
+                (*index, at)
+            }
+            _ => {
+                self.flush();
+                self.resend();
+                let Some(index) = self.acquire() else {
+                    self.ring.counters.datagrams_dropped += 1;
+                    return None;
+                };
+                self.open = Some((index, self.start(viewer, route, bytes)));
+                (index, 0)
+            }
+        };
+        self.sends.room(index, at, bytes)
     }
 
     /// Queues the send of a batch in operation `index`. If that is impossible, frees the operation and counts the loss.
@@ -211,6 +244,9 @@ impl UdpDriver {
             self.ring.push_eventfd(&eventfd.fd, &mut eventfd.memory);
         }
         self.futex_wait.arm(&mut self.ring);
+        self.tcp.arm(&mut self.ring);
+        self.ready.extend(self.tcp.events.drain(..));
+        self.ring.counters.tcp = self.tcp.counters;
     }
 
     /// Handles all completions, including those that overflowed the completion queue.
@@ -218,7 +254,7 @@ impl UdpDriver {
         loop {
             while let Some(cqe) = self.ring.pop() {
                 self.ring.counters.completions += 1;
-                self.complete(&cqe);
+                self.complete(cqe);
             }
             if !self.ring.is_overflown() {
                 return;
@@ -230,12 +266,15 @@ impl UdpDriver {
         }
     }
 
-    fn complete(&mut self, cqe: &Cqe) {
+    fn complete(&mut self, cqe: Cqe) {
         match cqe.token() {
-            Token::Send(index) => self.complete_send(index, cqe),
-            Token::Receive | Token::ReceiveOne(_) => self.complete_receive(cqe),
-            Token::Eventfd(index) => self.complete_eventfd(usize::from(index), cqe),
-            Token::Futex => self.ready.extend(self.futex_wait.complete(cqe).map(Completion::Futex)),
+            Token::Send(index) => self.complete_send(index, &cqe),
+            Token::Receive | Token::ReceiveOne(_) => self.complete_receive(&cqe),
+            Token::Eventfd(index) => self.complete_eventfd(usize::from(index), &cqe),
+            Token::Futex => self.ready.extend(self.futex_wait.complete(&cqe).map(Completion::Futex)),
+            Token::Accept => self.tcp.complete_accept(cqe),
+            Token::TcpReceive(id) => self.ready.extend(self.tcp.complete_receive(id, &cqe)),
+            Token::TcpSend(id) => self.ready.extend(self.tcp.complete_send(id, &cqe)),
             Token::Cancel => {}
         }
     }
@@ -356,6 +395,7 @@ impl UdpDriver {
     /// [`DROP_WAITS`]. Returns true if all operations have completed.
     fn end(&mut self) -> bool {
         self.flush();
+        self.tcp.arm(&mut self.ring); // the goodbyes
         let mut is_usable = self.ring.enter(Duration::ZERO).is_ok();
         self.ring.cancel_all();
         let (tries, patience) = DROP_WAITS;
@@ -375,6 +415,7 @@ impl UdpDriver {
             && self.receiver.is_idle()
             && self.eventfds.iter().all(|eventfd| !eventfd.memory.is_held())
             && !self.futex_wait.is_armed()
+            && self.tcp.is_idle()
     }
 }
 
@@ -411,38 +452,29 @@ impl Driver for UdpDriver {
         }
     }
 
-    fn send_with(
+    fn send_over(
         &mut self,
+        connection: Option<NonZeroU32>,
         viewer: u32,
         local: Option<IpAddr>,
         remote: SocketAddr,
         bytes: usize,
         write: impl FnOnce(&mut [u8]),
     ) {
-        let route = Route { local, remote };
-        let (index, at) = match &mut self.open {
-            Some((index, batch)) if batch.accepts(viewer, &route, bytes) => {
-                let at = batch.bytes;
-                batch.push(bytes);
-                (*index, at)
-            }
-            _ => {
-                self.flush();
-                self.resend();
-                let Some(index) = self.acquire() else {
-                    self.ring.counters.datagrams_dropped += 1;
-                    return;
-                };
-                self.open = Some((index, self.start(viewer, route, bytes)));
-                (index, 0)
-            }
+        let room = match connection {
+            None => self.datagram_room(viewer, Route { local, remote }, bytes),
+            Some(connection) => self.tcp.room(viewer, connection, bytes),
         };
-        if let Some(room) = self.sends.room(index, at, bytes) {
+        if let Some(room) = room {
             write(room);
         }
         if self.open.as_ref().is_some_and(|(_, batch)| batch.is_closed) {
             self.flush();
         }
+    }
+
+    fn connections(&mut self) -> Option<&mut Connections> {
+        Some(&mut self.tcp)
     }
 
     fn flush(&mut self) {
@@ -457,7 +489,7 @@ impl Driver for UdpDriver {
     }
 
     fn in_flight(&self, viewer: u32) -> u32 {
-        self.in_flight.get(&viewer).copied().unwrap_or(0)
+        self.in_flight.get(&viewer).copied().unwrap_or(0) + self.tcp.in_flight(viewer)
     }
 
     fn set_futex_wait(&mut self, word: Option<(&FutexWord, u32)>) {
@@ -480,7 +512,8 @@ impl Drop for UdpDriver {
 fn queue_sizes(operations: usize) -> (u32, u32) {
     let receives = usize::from(RECEIVE_BUFFERS);
     let submissions = (operations + 64).next_power_of_two();
-    let completions = (operations + receives + 64).next_power_of_two().max(2 * submissions);
+    let of_tcp = 2 * TCP_CONNECTIONS_MAX + 1;
+    let completions = (operations + receives + of_tcp + 64).next_power_of_two().max(2 * submissions);
     let entries = |count| u32::try_from(count).unwrap_or(u32::MAX);
     (entries(submissions), entries(completions))
 }

@@ -19,6 +19,7 @@ use crate::base::limits;
 use crate::camera::Wakeup;
 use crate::metrics::status::ViewerStatus;
 use crate::session::{FragmentError, IceFragment, IceRestart, PathChange, Viewer};
+use crate::uring::TcpHandover;
 
 /// Guard that the worker holds as long as it has the session. Dropping the guard completes the [`SessionEnd`] and frees
 /// the [`SessionPlace`].
@@ -139,6 +140,8 @@ pub enum Command {
         /// Local ufrag of the session.
         ufrag: String,
     },
+    /// Take over a TCP connection whose first frame is for a session of this worker.
+    Connection(Box<TcpHandover>),
     /// Close every session, then end the worker.
     Stop,
 }

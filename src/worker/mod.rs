@@ -18,6 +18,7 @@ mod routes;
 #[cfg(test)]
 mod simulated_day;
 mod source;
+mod tcp;
 mod timing;
 mod totals;
 mod turn;
@@ -59,11 +60,19 @@ pub struct WorkersConfig {
     pub camera: Camera,
     /// The UDP socket that all workers share.
     pub socket: Arc<OwnedFd>,
+    /// The TCP socket on which the first worker accepts connections; `None` without ICE-TCP.
+    pub listener: Option<OwnedFd>,
     /// Most viewers of the process at a time. Determines the number of send operations.
     pub viewers_max: usize,
     /// The camera wait, which the first worker runs. If io_uring has no futex wait (before Linux 6.7), the fallback
     /// thread gets it instead.
     pub camera_wait: Option<WaiterHandoff>,
+}
+
+/// What only the first worker gets.
+struct First {
+    camera_wait: Option<WaiterHandoff>,
+    listener: Option<OwnedFd>,
 }
 
 /// Mailboxes, counters and threads of the running workers.
@@ -92,8 +101,8 @@ impl Workers {
             readers.push(reader);
         }
         for (index, reader) in readers.into_iter().enumerate() {
-            let camera_wait = config.camera_wait.take();
-            workers.spawn(&config, index, reader, camera_wait)?;
+            let first = First { camera_wait: config.camera_wait.take(), listener: config.listener.take() };
+            workers.spawn(&config, index, reader, first)?;
         }
         Ok(workers)
     }
@@ -103,7 +112,7 @@ impl Workers {
         config: &WorkersConfig,
         index: usize,
         reader: MailboxReader,
-        camera_wait: Option<WaiterHandoff>,
+        First { camera_wait, listener }: First,
     ) -> Result<(), WorkerError> {
         let (ready, started) = sync_channel(1);
         let seed = turn::Seed {
@@ -125,7 +134,7 @@ impl Workers {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .stack_size(limits::WORKER_STACK_BYTES)
-            .spawn(move || run(seed, driver_config, pin_to, &ready))
+            .spawn(move || run(seed, driver_config, listener, pin_to, &ready))
             .map_err(WorkerError::Thread)?;
         self.threads.push(thread);
         match started.recv() {
@@ -149,6 +158,7 @@ impl Workers {
 fn run(
     mut seed: turn::Seed,
     config: UdpDriverConfig,
+    listener: Option<OwnedFd>,
     pin_to: Option<usize>,
     ready: &SyncSender<Result<(), UdpDriverError>>,
 ) {
@@ -156,7 +166,10 @@ fn run(
         pin(index);
     }
     match UdpDriver::new(config) {
-        Ok(driver) => {
+        Ok(mut driver) => {
+            if let Some(listener) = listener {
+                driver.listen(listener);
+            }
             seed.camera_wait = seed.camera_wait.filter(|_| driver.features().contains(Features::FUTEX));
             if seed.camera_wait.is_some() {
                 seed.reader.skip_camera_wakeup_here();

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -42,7 +43,7 @@ pub(super) struct ViewerSink<'a, D> {
 
 impl<D: Driver> DatagramSink for ViewerSink<'_, D> {
     fn push_datagram(&mut self, to: &Destination, bytes: usize, write: impl FnOnce(&mut [u8])) {
-        self.driver.send_with(self.viewer, to.local, to.remote, bytes, write);
+        self.driver.send_over(to.connection, self.viewer, to.local, to.remote, bytes, write);
     }
 }
 
@@ -160,6 +161,32 @@ impl Registry {
         slot.touched = true;
         apply_path_changes(slot, &mut self.ids, self.receiver.as_ref(), now);
         true
+    }
+
+    /// Returns the viewer number of the session that owns `ufrag`.
+    pub(super) fn owner(&self, ufrag: &str, remote: SocketAddr) -> Option<u32> {
+        self.ids.find(Some(ufrag), remote)
+    }
+
+    /// Passes a frame to the session `id`. Returns true if an authenticated request has arrived on the frame's connection.
+    pub(super) fn deliver_frame(&mut self, now: Instant, id: u32, from: Destination, bytes: &[u8]) -> bool {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.viewer.id() == id) else { return false };
+        slot.viewer.handle_bytes(now, from, bytes);
+        slot.touched = true;
+        let is_accepted =
+            from.connection.is_some_and(|connection| slot.viewer.accepts_connection(connection));
+        if is_accepted {
+            slot.guard.iter().for_each(SessionGuard::note_stun);
+        }
+        is_accepted
+    }
+
+    /// Tells the session `id` that a TCP connection has ended.
+    pub(super) fn disconnect(&mut self, now: Instant, id: u32, connection: NonZeroU32) {
+        if let Some(slot) = self.by_id(id) {
+            slot.viewer.handle_disconnect(now, connection);
+            slot.touched = true;
+        }
     }
 
     /// Returns the number of known ufrags and addresses.

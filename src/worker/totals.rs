@@ -8,7 +8,7 @@ use crate::base::clock::Now;
 use crate::base::limits;
 use crate::metrics::WorkerCounters;
 use crate::metrics::drops::DropWatch;
-use crate::metrics::status::{ViewerState, ViewerStatus};
+use crate::metrics::status::{ViewerState, ViewerStatus, ViewerTransport};
 use crate::uring::UdpCounters;
 use crate::worker::registry::Registry;
 
@@ -98,11 +98,13 @@ impl Totals {
         self.due = Some(now.instant + PERIOD);
         self.statuses.clear();
         let mut sums = self.ended;
-        let (mut all, mut viewers, mut without_idr) = (0, 0, 0);
+        let (mut all, mut viewers, mut without_idr, mut over_tcp) = (0, 0, 0, 0);
         for slot in &sessions.slots {
             let status = slot.viewer.status(now.instant);
             all += u64::from(!status.is_publisher);
-            viewers += u64::from(status.state == ViewerState::Connected && !status.is_publisher);
+            let is_connected = status.state == ViewerState::Connected && !status.is_publisher;
+            viewers += u64::from(is_connected);
+            over_tcp += u64::from(is_connected && status.transport == Some(ViewerTransport::Tcp));
             without_idr += u64::from(!status.is_publisher && slot.viewer.waits_for_idr());
             sums.add(&status);
             self.statuses.push(status);
@@ -114,6 +116,7 @@ impl Totals {
         counters.sessions.set(all);
         counters.viewers.set(viewers);
         counters.viewers_without_idr.set(without_idr);
+        counters.viewers_over_tcp.set(over_tcp);
         let SumsByKind { viewers, publisher } = sums;
         counters.units_sent.set_total(viewers.units_sent + publisher.units_sent);
         counters.units_dropped.set_total(viewers.units_dropped + publisher.units_dropped);
@@ -148,6 +151,14 @@ pub(super) fn copy_driver_counters(driver: &UdpCounters, counters: &WorkerCounte
     counters.send_errors.set_total(driver.send_errors);
     counters.gso_batches.set_total(driver.gso_batches);
     counters.gso_fallbacks.set_total(driver.gso_fallbacks);
+    let tcp = &driver.tcp;
+    counters.tcp_connections.set(tcp.open);
+    counters.tcp_accepted.set_total(tcp.accepted);
+    counters.tcp_refused.set_total(tcp.refused);
+    counters.tcp_frames_received.set_total(tcp.frames_received);
+    counters.tcp_frames_sent.set_total(tcp.frames_sent);
+    counters.tcp_frames_dropped.set_total(tcp.frames_dropped);
+    counters.tcp_bytes_sent.set_total(tcp.bytes_sent);
     counters.enters.set_total(driver.enters);
 }
 

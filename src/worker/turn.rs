@@ -41,17 +41,17 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(2);
 /// One worker: everything its thread owns.
 pub(super) struct Worker<D> {
     index: usize,
-    driver: D,
+    pub(super) driver: D,
     camera: Camera,
     source: Source,
-    sessions: Registry,
+    pub(super) sessions: Registry,
     /// Routes to the sessions of the other workers, by worker index. Only the receiving worker has any.
-    routes: Routes<usize>,
-    peers: Vec<Mailbox>,
+    pub(super) routes: Routes<usize>,
+    pub(super) peers: Vec<Mailbox>,
     /// One flag per worker: true if this turn forwarded a datagram to it. These workers are woken at the end of the
     /// turn.
     peers_to_wake: Vec<bool>,
-    counters: Arc<WorkerCounters>,
+    pub(super) counters: Arc<WorkerCounters>,
     reader: MailboxReader,
     /// Index of the viewer served first. Advances with every unit, so that no viewer is always last.
     first: usize,
@@ -148,6 +148,9 @@ impl<D: Driver> Worker<D> {
         self.handle_deadlines(now);
         self.drain_touched(now);
         self.remove_closed(now);
+        if let Some(connections) = self.driver.connections() {
+            connections.tend(now.instant);
+        }
         self.wake_peers();
         self.update_counters(now);
     }
@@ -157,6 +160,10 @@ impl<D: Driver> Worker<D> {
         for _ in 0..limits::COMPLETIONS_PER_TURN_MAX {
             match self.driver.next_completion() {
                 Some(Completion::Datagram(received)) => self.receive(now, received),
+                Some(Completion::Frames(connection)) => self.receive_frames(now, connection),
+                Some(Completion::Disconnected { connection, viewer }) => {
+                    self.sessions.disconnect(now.instant, viewer, connection);
+                }
                 // The driver itself counts sent datagrams. Only the time is recorded here.
                 Some(Completion::Sent { .. }) => any_sent = true,
                 // Nothing to do here: every turn polls the mailbox and the camera anyway.
@@ -279,6 +286,11 @@ impl<D: Driver> Worker<D> {
             Command::Aliases { ufrag, aliases } => self.routes.set_aliases(&ufrag, aliases),
             Command::PathChanged { ufrag, change } => self.routes.apply(&ufrag, change, now.instant),
             Command::Forget { ufrag } => self.routes.remove(&ufrag),
+            Command::Connection(handover) => {
+                if let Some(connections) = self.driver.connections() {
+                    connections.adopt(*handover);
+                }
+            }
             Command::Stop => self.stop(now),
         }
     }
@@ -365,8 +377,11 @@ impl<D: Driver> Worker<D> {
     }
 
     fn remove_closed(&mut self, now: Now) {
-        let (counters, totals) = (&self.counters, &mut self.totals);
+        let (counters, totals, driver) = (&self.counters, &mut self.totals, &mut self.driver);
         self.sessions.remove_closed(|viewer| {
+            if let Some(connections) = driver.connections() {
+                connections.finish(viewer.id());
+            }
             let status = viewer.status(now.instant);
             // The publisher itself logs the end of its session.
             if !status.is_publisher {

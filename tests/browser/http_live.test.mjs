@@ -7,7 +7,7 @@ import { metric, sleep, startCamera, startServer, uniqueShm, waitFor } from './s
 
 const NO_LOSS = { seed: 1, lossPercent: 0, delayMs: 0 };
 
-/** Watches through a network that drops all UDP of the server. */
+/** Watches through a network that drops all UDP and TCP of the server's media port. */
 const openBlocked = (browser, server, before = async () => {}) => openViewer(browser, server.url, async (page) => {
   await before(page);
   await routeThrough({ port: 9 })(page);
@@ -26,8 +26,8 @@ const reaches = (viewer, way) => waitFor(`the picture over ${way}`, async () => 
 const httpViewers = async (server) => (await (await fetch(`${server.url}api/status`)).json()).http_viewers;
 
 test('a browser without UDP shows the picture over HTTP, close to the newest picture', { timeout: 300_000 }, async (t) => {
-  // Chromium then uses no UDP at all.
-  const { server, browser } = await start(t, undefined, ['--force-webrtc-ip-handling-policy',
+  // Chromium then uses no UDP at all, only TCP.
+  const { server, browser } = await start(t, ['--demo', '--shm', uniqueShm(), '--ice-tcp', 'off'], ['--force-webrtc-ip-handling-policy',
     '--webrtc-ip-handling-policy=disable_non_proxied_udp']);
   const requests = [];
   const viewer = await openViewer(browser, server.url, (page) => page.on('request', (request) => requests.push(request.url())));

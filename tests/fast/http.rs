@@ -110,7 +110,7 @@ fn viewers_have_all_their_fields() {
         viewers[0],
         json!({
             "id": 1, "via": "webrtc", "state": "connected", "gate": "waiting_for_idr", "remote": "192.0.2.1:5000",
-            "profile": null, "connected_ms": 1, "first_idr_ms": null, "units_sent": 0,
+            "transport": "udp", "profile": null, "connected_ms": 1, "first_idr_ms": null, "units_sent": 0,
             "units_replayed": 0, "replays": 0, "units_dropped": 0, "drops_to_idr": 0, "bytes_sent": 0,
             "datagrams": 0, "datagrams_rejected": 0, "nacks": 0, "plis": 0, "retransmits": 0,
             "retransmits_refused": 0, "link_kbps": null, "stream_kbps": null, "paced": false, "units_thinned": 0, "lag_ms": null, "loss_fraction": 0.5, "rtt_ms": null, "jitter_ms": null, "ended": null,

@@ -18,6 +18,8 @@ mod session_links;
 mod session_paths;
 mod session_publish;
 mod session_replay;
+mod session_tcp;
 mod signaling;
+mod tcp_driver;
 mod test_card;
 mod udp_driver;

@@ -190,7 +190,7 @@ fn old_check_that_an_attacker_on_the_path_replays_moves_no_media() {
     pair.settle();
     let is_check = |(to, bytes): &(SocketAddr, Vec<u8>)| *to == attacker && bytes[..2] == [0, 1];
     let (_, check) = pair.astray.iter().find(|sent| is_check(sent)).cloned().expect("a check of the address");
-    let to = Destination { local: Some(server_address().ip()), remote: client_address() };
+    let to = Destination::udp(Some(server_address().ip()), client_address());
     pair.deliver(Outbox(vec![(to, check)]));
     pair.settle();
     let answer = answers.borrow().last().cloned().expect("the browser has answered the check");

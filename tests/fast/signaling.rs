@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -377,4 +378,22 @@ proptest! {
             prop_assert_eq!(answer.matches("\nm=").count(), lines.iter().filter(|line| line.starts_with("m=")).count());
         }
     }
+}
+
+#[test]
+fn tcp_candidates_follow_the_udp_ones_with_a_lower_priority() {
+    #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+    let now = Instant::now();
+    let offer = include_str!("../fuzz/seeds/sdp/chromium");
+    let (_, answer) = Viewer::accept(&context().with_tcp(), 1, offer, now).unwrap();
+    let candidates: Vec<&str> = answer.lines().filter(|line| line.starts_with("a=candidate:")).collect();
+    let (udp, tcp) = candidates.split_at(candidates.len() / 2);
+    assert!(udp.iter().all(|line| line.contains(" udp ")) && tcp.iter().all(|line| line.contains(" tcp ")));
+    let priority = |line: &&str| line.split(' ').nth(3).unwrap().parse::<u32>().unwrap();
+    assert!(candidates.is_sorted_by(|a, b| priority(a) > priority(b)), "{candidates:#?}");
+    // 90 << 24 | (4 << 13 | 8191) << 8 | 255
+    assert_eq!(priority(&tcp[0]), 1_520_435_199);
+    assert!(tcp[0].ends_with(" typ host tcptype passive"));
+    let foundations: HashSet<&str> = candidates.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(foundations.len(), candidates.len());
 }

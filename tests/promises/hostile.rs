@@ -55,7 +55,7 @@ impl Setup {
 }
 
 /// Returns a STUN binding request (RFC 8489) with this username and a wrong MESSAGE-INTEGRITY.
-fn binding_request(username: &str, random: &mut Random) -> Vec<u8> {
+pub(crate) fn binding_request(username: &str, random: &mut Random) -> Vec<u8> {
     let mut attributes = Vec::new();
     let mut attribute = |kind: u16, value: &[u8]| {
         attributes.extend_from_slice(&kind.to_be_bytes());

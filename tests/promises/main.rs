@@ -14,6 +14,7 @@ mod documents;
 mod downloads;
 mod hostile;
 mod http_live;
+mod ice_tcp;
 mod instruments;
 mod join;
 mod kernel_edge;

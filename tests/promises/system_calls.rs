@@ -78,6 +78,10 @@ fn each_thread_makes_only_the_listed_system_calls() {
     wait_until("strace is attached", || strace.log().contains("attached"));
 
     let viewers = ViewerSimulator::crowd(server.http, 3);
+    let over_tcp = [(); 2].map(|()| ViewerSimulator::connect_over_tcp(server.http));
+    over_tcp.iter().for_each(|viewer| viewer.wait_units(60));
+    let [one, _] = over_tcp;
+    one.leave();
     let post = |path: &str| http::request(server.http, "POST", path, &[], b"");
     assert_eq!(post("/api/recording/start").status, 200);
     viewers.iter().for_each(|viewer| viewer.wait_more_units(30));

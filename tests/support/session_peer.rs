@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -93,6 +94,8 @@ pub struct Pair {
     /// Address that the server sees the browser's datagrams come from. A test changes it to rebind the browser's NAT.
     /// Datagrams to any other address are then lost and kept in `astray`.
     pub seen_as: SocketAddr,
+    /// TCP connection on which the browser's datagrams arrive and on which it gets datagrams; `None` for UDP.
+    pub connection: Option<NonZeroU32>,
     pub astray: Vec<(SocketAddr, Vec<u8>)>,
     client_deadline: Instant,
     viewer_deadline: Instant,
@@ -197,6 +200,7 @@ impl Pair {
             answer,
             offer,
             seen_as: client_address(),
+            connection: None,
             astray: Vec::new(),
             client_deadline: now,
             viewer_deadline: now,
@@ -253,7 +257,8 @@ impl Pair {
                 self.drain_client();
             } else {
                 let local = Some(server_address().ip());
-                self.viewer.handle_datagram(self.now, local, self.seen_as, &bytes);
+                let from = Destination { local, remote: self.seen_as, connection: self.connection };
+                self.viewer.handle_bytes(self.now, from, &bytes);
                 self.drain_viewer();
             }
         }
@@ -272,7 +277,7 @@ impl Pair {
             // A publisher learns its own address from the answer to its first request.
             let is_first = self.viewer.is_publisher() && to.local.is_none();
             assert!(is_first || to.local == Some(server_address().ip()), "{to:?}");
-            if to.remote != self.seen_as {
+            if to.remote != self.seen_as || to.connection != self.connection {
                 self.astray.push((to.remote, bytes));
                 continue;
             }

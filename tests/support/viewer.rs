@@ -1,7 +1,8 @@
 //! A viewer without a decoder. str0m acts as the browser: full ICE in the controlling role, DTLS client, NACK and RTX.
-//! Each viewer has one UDP socket and one thread, and keeps its counts in a [`Report`].
+//! Each viewer has one UDP socket or one TCP connection, and one thread, and keeps its counts in a [`Report`].
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::thread::{self, JoinHandle};
@@ -16,11 +17,13 @@ use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcConfig}
 use super::account::{Account, Arrived, KeptUnit, Report};
 use super::http::{self, Response};
 use super::{monotonic_ns, wait_for};
+use streaming_server::uring::framing::{FRAME_HEADER_BYTES, frame_header};
 
 const WATCH: u8 = 0;
 const REQUEST_IDR: u8 = 1;
 const LEAVE: u8 = 2;
 const VANISH: u8 = 3;
+const STALL: u8 = 4;
 
 /// A viewer in its own thread. On drop it stops without closing the session.
 pub struct ViewerSimulator {
@@ -89,20 +92,36 @@ impl Offer {
         self.watch_with(answer_sdp, Account::default())
     }
 
+    /// Applies the answer and starts a viewer that reaches the server only over TCP. str0m does not know this: it
+    /// believes in the UDP candidate with the same address.
+    pub fn watch_over_tcp(self, answer_sdp: &str) -> ViewerSimulator {
+        let candidate = answer_sdp.lines().find(|line| line.ends_with("typ host tcptype passive"));
+        let words: Vec<&str> = candidate.expect("a TCP candidate").split(' ').collect();
+        let address = format!("{}:{}", words[4], words[5]).parse::<SocketAddr>().unwrap();
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+        let (local, mut rtc) = (self.socket.local_addr().unwrap(), self.rtc);
+        rtc.sdp_api().accept_answer(self.pending, SdpAnswer::from_sdp_string(answer_sdp).unwrap()).unwrap();
+        let link = Link::Tcp { stream, server: address, received: Vec::new() };
+        ViewerSimulator::start(rtc, self.mid, local, link, Account::default())
+    }
+
     fn watch_with(self, answer_sdp: &str, account: Account) -> ViewerSimulator {
         let mut rtc = self.rtc;
         let answer = SdpAnswer::from_sdp_string(answer_sdp)
             .unwrap_or_else(|error| panic!("the answer does not parse: {error}\n{answer_sdp}"));
         rtc.sdp_api().accept_answer(self.pending, answer).unwrap();
-        ViewerSimulator::start(rtc, self.mid, self.socket, account)
+        let local = self.socket.local_addr().unwrap();
+        ViewerSimulator::start(rtc, self.mid, local, Link::Udp(self.socket), account)
     }
 }
 
 impl ViewerSimulator {
-    fn start(rtc: Rtc, mid: Mid, socket: UdpSocket, account: Account) -> Self {
+    fn start(rtc: Rtc, mid: Mid, local: SocketAddr, link: Link, account: Account) -> Self {
         let shared = Arc::new(Shared::default());
-        let local = socket.local_addr().unwrap();
-        let life = Life { rtc, mid, local, socket, shared: Arc::clone(&shared), account };
+        let life = Life { rtc, mid, local, link, shared: Arc::clone(&shared), account };
         Self { shared, thread: Some(thread::spawn(move || life.run())) }
     }
 
@@ -112,12 +131,20 @@ impl ViewerSimulator {
         let offer = SdpOffer::from_sdp_string(offer_sdp)
             .unwrap_or_else(|error| panic!("the offer does not parse: {error}\n{offer_sdp}"));
         let answer = rtc.sdp_api().accept_offer(offer).unwrap().to_sdp_string();
-        (Self::start(rtc, "0".into(), socket, Account::default()), answer)
+        let local = socket.local_addr().unwrap();
+        (Self::start(rtc, "0".into(), local, Link::Udp(socket), Account::default()), answer)
     }
 
     /// Posts an offer and starts the viewer. If the server refuses, returns its response.
     pub fn connect(server: SocketAddr) -> Result<Self, Box<Response>> {
         Self::connect_with(server, &[])
+    }
+
+    /// Posts an offer and starts a viewer over TCP, see [`Offer::watch_over_tcp`].
+    pub fn connect_over_tcp(server: SocketAddr) -> Self {
+        let offer = Offer::create();
+        let answer = offer.post(server).unwrap_or_else(|refusal| panic!("refused: {}", refusal.text()));
+        offer.watch_over_tcp(&answer)
     }
 
     /// Connects like [`Self::connect`], with additional request headers.
@@ -169,6 +196,11 @@ impl ViewerSimulator {
         self.shared.command.store(REQUEST_IDR, Ordering::Relaxed);
     }
 
+    /// Makes the viewer read nothing any more. It still sends.
+    pub fn stall(&self) {
+        self.shared.command.store(STALL, Ordering::Relaxed);
+    }
+
     /// Closes the session by DTLS, as a closed tab does, and returns the final counts.
     pub fn leave(mut self) -> Report {
         self.end(LEAVE);
@@ -203,9 +235,57 @@ struct Life {
     rtc: Rtc,
     mid: Mid,
     local: SocketAddr,
-    socket: UdpSocket,
+    link: Link,
     shared: Arc<Shared>,
     account: Account,
+}
+
+/// How datagrams reach the server.
+enum Link {
+    Udp(UdpSocket),
+    /// Each datagram is a frame (RFC 4571). `received` is what is not a whole frame yet.
+    Tcp {
+        stream: TcpStream,
+        server: SocketAddr,
+        received: Vec<u8>,
+    },
+}
+
+impl Link {
+    fn send(&mut self, bytes: &[u8], to: SocketAddr) {
+        // A datagram that cannot be sent is lost.
+        let _ = match self {
+            Link::Udp(socket) => socket.send_to(bytes, to).map(drop),
+            Link::Tcp { stream, .. } => {
+                stream.write_all(&[&frame_header(bytes.len()).unwrap(), bytes].concat())
+            }
+        };
+    }
+
+    /// Waits up to 5 ms for a datagram and copies it to `buffer`. Returns its length and its source.
+    fn receive(&mut self, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+        match self {
+            Link::Udp(socket) => socket.recv_from(buffer).ok(),
+            Link::Tcp { stream, server, received } => {
+                let frame = |received: &[u8]| {
+                    let length = usize::from(u16::from_be_bytes(*received.first_chunk()?));
+                    received.get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + length).map(<[u8]>::to_vec)
+                };
+                if frame(received).is_none() {
+                    let mut part = [0; 16 * 1024];
+                    let count = stream.read(&mut part).ok()?;
+                    received.extend_from_slice(&part[..count]);
+                    if count == 0 {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                }
+                let bytes = frame(received)?;
+                received.drain(..FRAME_HEADER_BYTES + bytes.len());
+                buffer[..bytes.len()].copy_from_slice(&bytes);
+                Some((bytes.len(), *server))
+            }
+        }
+    }
 }
 
 impl Life {
@@ -233,7 +313,11 @@ impl Life {
                 let _ = self.rtc.handle_input(Input::Timeout(Instant::now()));
                 self.drain();
             }
-            if let Ok((count, remote)) = self.socket.recv_from(&mut buffer) {
+            if self.shared.command.load(Ordering::Relaxed) == STALL {
+                thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            if let Some((count, remote)) = self.link.receive(&mut buffer) {
                 self.receive(remote, &buffer[..count]);
             }
         }
@@ -255,7 +339,7 @@ impl Life {
             match self.rtc.poll_output() {
                 Ok(Output::Timeout(due)) => return due,
                 Ok(Output::Transmit(transmit)) => {
-                    let _ = self.socket.send_to(&transmit.contents, transmit.destination);
+                    self.link.send(&transmit.contents, transmit.destination);
                 }
                 Ok(Output::Event(event)) => self.note(event),
                 Err(_) => return far,

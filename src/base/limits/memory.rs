@@ -50,6 +50,8 @@ pub const HELD_BY_VIEWERS: &[Held] = &[
     held("copy of the current GOP", 1, GOP_BYTES_MAX),
     held("HTTP live: access units", 1, LIVE_BYTES_MAX),
     held("UDP socket buffers", 2, 2 * SOCKET_BUFFER_BYTES),
+    held("TCP connections", VIEWERS_DEFAULT * TCP_PER_VIEWER_MAX + TCP_UNCLAIMED_MAX, TCP_BYTES),
+    held("TCP connections: media in the socket buffers", VIEWERS_DEFAULT, 2 * TCP_SEND_BYTES),
     held("received datagrams", RECEIVE_BUFFERS as usize + FORWARDED_DATAGRAMS_MAX, RECEIVE_BUFFER_BYTES),
 ];
 
@@ -60,7 +62,7 @@ pub const HELD_ALONE: &[Held] = &[held("the program itself", 1, PROGRAM_BYTES)];
 pub const HTTP_HELD_BYTES_MAX: u64 = sum(HELD_BY_HTTP);
 
 /// `MemoryMax` of the systemd unit in bytes.
-pub const UNIT_MEMORY_BYTES: u64 = 272 << 20;
+pub const UNIT_MEMORY_BYTES: u64 = 296 << 20;
 
 const _: () = assert!(
     sum(HELD_BY_HTTP) + sum(HELD_BY_VIEWERS) + sum(HELD_ALONE) < UNIT_MEMORY_BYTES,
@@ -98,6 +100,10 @@ const ENTRY_BYTES: usize = 1_024;
 
 /// Bytes of one session, without the payloads, which sessions share.
 const SESSION_BYTES: usize = 256 * 1024;
+
+/// Bytes of a TCP connection without media: small socket buffers, buffers for frames, and the kernel's objects.
+const TCP_BYTES: usize =
+    2 * (2 * TCP_SMALL_BUFFER_BYTES) + RECEIVE_BUFFER_BYTES + TCP_MEDIA_BYTES_MIN + 4 * 1024;
 
 /// Resident private bytes after start.
 const PROGRAM_BYTES: usize = 12 << 20;

@@ -157,6 +157,10 @@ pub const UNSENT_BYTES_MAX: usize = VIEWER_IN_FLIGHT_MAX as usize * DATAGRAM_BYT
 /// to the next IDR.
 pub const PACED_IN_FLIGHT_MAX: u32 = VIEWER_IN_FLIGHT_MAX / 4;
 
+/// Maximum number of datagrams that wait for a viewer over TCP, without those in the socket's buffer. Above this number,
+/// the viewer drops to the next IDR. It is smaller than that of UDP, because everything that waits arrives late.
+pub const TCP_IN_FLIGHT_MAX: u32 = VIEWER_IN_FLIGHT_MAX / 2;
+
 /// Maximum bytes of payload buffers that wait in the session of a paced viewer. Together with the datagrams that the
 /// kernel may hold, they take at most [`UNSENT_BYTES_MAX`]. A larger IDR leaves at once.
 pub const PACED_BYTES_MAX: usize = UNSENT_BYTES_MAX - PACED_IN_FLIGHT_MAX as usize * DATAGRAM_BYTES_MAX;

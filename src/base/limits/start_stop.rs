@@ -32,3 +32,10 @@ pub const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Seconds after a memory fault in which the message about it must be written. Then the process ends without it.
 pub const FAULT_MESSAGE_S: u32 = 2;
+
+/// Maximum number of UDP ports that are tried at start until the TCP port of the same number is free, if the kernel
+/// chooses the port (`--udp IP:0`).
+pub const PORT_TRIES_MAX: u32 = 8;
+
+/// Maximum time that the start waits for the TCP port of ICE-TCP. It is short, because the server can do without it.
+pub const TCP_PORT_PATIENCE: Duration = Duration::from_millis(200);

@@ -23,7 +23,8 @@ export function blockedPath(sdp) {
   const ports = [...new Set(candidates.map(([, , port]) => port))];
   const addresses = [...new Set(candidates.map(([, address]) => address))];
   const name = ports.length === 1 ? t("udp_port", { port: ports[0] }) : t("udp_ports", { ports: ports.join(", ") });
-  return t("blocked_path", { name, addresses: addresses.join(", ") });
+  const neither = / tcptype passive/.test(sdp) ? t("nor_tcp") : "";
+  return t("blocked_path", { name, neither, addresses: addresses.join(", ") });
 }
 
 /**

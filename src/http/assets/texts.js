@@ -69,7 +69,8 @@ const en = {
     + "An iPhone has them from iOS 17.1 on.",
   udp_port: "UDP port {port}",
   udp_ports: "UDP (ports {ports})",
-  blocked_path: "{name} does not get through between this browser and the server ({addresses}). Allow it in the firewall of "
+  nor_tcp: ", and neither does TCP",
+  blocked_path: "{name} does not get through{neither} between this browser and the server ({addresses}). Allow it in the firewall of "
     + "the server and of this network, forward it in the router or container, or name an address that this browser can reach "
     + "with --advertise. Trying again…",
   pictures_a_second: "{count} pictures a second",
@@ -221,7 +222,8 @@ const ja = {
   no_media_source: "Media Source Extensionsがないため、HTTP経由でも映像を表示できません。iPhoneではiOS 17.1以降で使えます。",
   udp_port: "UDPポート{port}",
   udp_ports: "UDP(ポート{ports})",
-  blocked_path: "{name}が、このブラウザーとサーバー({addresses})の間で通りません。サーバーとネットワークのファイアウォールで許可するか、ルーターやコンテナーで転送するか、--advertiseで到達可能なアドレスを指定してください。再試行しています…",
+  nor_tcp: "とTCP",
+  blocked_path: "{name}{neither}が、このブラウザーとサーバー({addresses})の間で通りません。サーバーとネットワークのファイアウォールで許可するか、ルーターやコンテナーで転送するか、--advertiseで到達可能なアドレスを指定してください。再試行しています…",
   pictures_a_second: "毎秒{count}枚",
   picture_every: "{seconds}秒に1枚",
   slow_link: "回線は{needed} Mbit/sのうち{carried} Mbit/sしか通しません。{pictures}を表示しています。",

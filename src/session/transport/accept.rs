@@ -12,7 +12,7 @@ use super::paths::Paths;
 use super::{IceKeys, Transport};
 use crate::session::context::SessionContext;
 use crate::session::media::{Extensions, StreamParameters};
-use crate::session::transport::answer::{self, LocalDescription};
+use crate::session::transport::answer::{self, Candidates, LocalDescription};
 use crate::session::transport::dtls::{self, DtlsLink};
 use crate::session::transport::offer_error::OfferError;
 use crate::session::transport::sdp::{Negotiated, Offer, Video};
@@ -45,7 +45,7 @@ pub(in crate::session) fn accept_offer(
         session_id: u64::from_be_bytes(random()?) >> 2,
         credentials: &credentials,
         fingerprint: &api.local_dtls_fingerprint().bytes,
-        candidates: &context.announced,
+        candidates: Candidates { addresses: &context.announced, has_tcp: context.has_tcp },
         stream: &stream,
     };
     let answer = answer::write(&offer, &negotiated, &local);

@@ -13,6 +13,16 @@ use crate::session::transport::section::Section;
 pub(super) const STREAM_ID: &str = "pet-camera";
 /// Id of the track in the page.
 pub(super) const TRACK_ID: &str = "video";
+/// Type preference of TCP host candidates. Browsers use the same number for theirs.
+const TCP_TYPE_PREFERENCE: usize = 90;
+
+/// Where the other side can reach us.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidates<'a> {
+    pub(super) addresses: &'a [SocketAddr],
+    /// True if we accept TCP connections at these addresses, too.
+    pub(super) has_tcp: bool,
+}
 
 /// Our own values for the answer.
 #[derive(Debug)]
@@ -20,7 +30,7 @@ pub(super) struct LocalDescription<'a> {
     pub(super) session_id: u64,
     pub(super) credentials: &'a IceCreds,
     pub(super) fingerprint: &'a [u8],
-    pub(super) candidates: &'a [SocketAddr],
+    pub(super) candidates: Candidates<'a>,
     pub(super) stream: &'a StreamParameters,
 }
 
@@ -108,21 +118,30 @@ pub(super) fn push_transport(lines: &mut Vec<String>, setup: &str, local: &Local
 }
 
 /// Writes the fragment that answers an ICE restart (RFC 9725 section 4.3.2). It has the m-line of the video only.
-pub(super) fn write_fragment(mid: &str, credentials: &IceCreds, candidates: &[SocketAddr]) -> String {
+pub(super) fn write_fragment(mid: &str, credentials: &IceCreds, candidates: Candidates<'_>) -> String {
     let mut lines = vec!["a=ice-lite\r\nm=video 9 UDP/TLS/RTP/SAVPF 0".to_owned()];
     lines.extend((!mid.is_empty()).then(|| format!("a=mid:{mid}")));
     push_ice(&mut lines, credentials, candidates);
     lines.join("\r\n") + "\r\n"
 }
 
-fn push_ice(lines: &mut Vec<String>, credentials: &IceCreds, candidates: &[SocketAddr]) {
-    for (index, address) in candidates.iter().enumerate() {
+fn push_ice(lines: &mut Vec<String>, credentials: &IceCreds, candidates: Candidates<'_>) {
+    let Candidates { addresses, has_tcp } = candidates;
+    for (index, address) in addresses.iter().enumerate() {
         // The priority is computed as in RFC 8445 section 5.1.2. A host candidate has the type preference 126, and
         // earlier candidates have a higher local preference.
         let local_preference = 65_535_usize.saturating_sub(index);
         let priority = (126 << 24) | (local_preference << 8) | 255;
         let (ip, port) = (address.ip(), address.port());
         lines.push(format!("a=candidate:{} 1 udp {priority} {ip} {port} typ host", index + 1));
+    }
+    for (index, address) in addresses.iter().enumerate().filter(|_| has_tcp) {
+        // The priority is computed as in RFC 6544 section 4.2: the type preference is lower than that of UDP, and the
+        // upper three bits of the local preference have the value 4 for passive host candidates.
+        let local_preference = (4 << 13) | 8_191_usize.saturating_sub(index);
+        let priority = (TCP_TYPE_PREFERENCE << 24) | (local_preference << 8) | 255;
+        let (ip, port, foundation) = (address.ip(), address.port(), addresses.len() + index + 1);
+        lines.push(format!("a=candidate:{foundation} 1 tcp {priority} {ip} {port} typ host tcptype passive"));
     }
     let IceCreds { ufrag, pass } = credentials;
     lines.push(format!("a=end-of-candidates\r\na=ice-ufrag:{ufrag}\r\na=ice-pwd:{pass}"));

@@ -24,6 +24,7 @@ pub(super) mod stun;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -153,6 +154,22 @@ impl Transport {
     /// Returns true if an authenticated STUN request arrived from `remote`, or if it is a candidate of the answer.
     pub(super) fn accepts_address(&self, remote: SocketAddr) -> bool {
         self.paths.contains(remote)
+    }
+
+    /// Returns true if an authenticated request arrived on this TCP connection.
+    pub(super) fn accepts_connection(&self, connection: NonZeroU32) -> bool {
+        self.paths.has_connection(connection)
+    }
+
+    /// Returns the path that DTLS and media use.
+    pub(super) fn selected(&self) -> Option<Destination> {
+        self.paths.selected()
+    }
+
+    /// Removes the path of a TCP connection that has ended.
+    pub(super) fn remove_connection(&mut self, now: Instant, connection: NonZeroU32) {
+        self.paths.remove_connection(now, connection);
+        self.set_destination();
     }
 
     /// Returns the next change of the viewer's addresses.

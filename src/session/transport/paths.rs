@@ -21,6 +21,7 @@
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
@@ -167,7 +168,7 @@ impl Paths {
         id: TransactionId,
     ) {
         if self.paths.len() < limits::VIEWER_PATHS_MAX && !self.contains(remote) {
-            let to = Destination { local: None, remote };
+            let to = Destination::udp(None, remote);
             self.add(now, to);
             self.on_bytes(to, limits::CANDIDATE_CREDIT_BYTES);
             if let Some(path) = self.path_mut(to) {
@@ -254,6 +255,7 @@ impl Paths {
     /// address. It is then from the same candidate, behind a NAT that has rebound it.
     fn is_rebound(&self, request: &Request) -> bool {
         self.is_connected
+            && request.from.connection.is_none()
             && self.selected.and_then(|to| self.path(to)).is_some_and(|selected| {
                 selected.to.remote != request.from.remote
                     && selected.to.local == request.from.local
@@ -358,14 +360,34 @@ impl Paths {
         let unused = self.paths.iter().enumerate().filter(|(_, path)| Some(path.to) != selected);
         let oldest = unused.min_by_key(|(_, path)| (path.is_proven, path.heard_at));
         let Some(index) = oldest.map(|(index, _)| index) else { return };
-        let remote = self.paths.remove(index).to.remote;
-        if !self.contains(remote) {
+        let Destination { remote, connection, .. } = self.paths.remove(index).to;
+        if connection.is_none() && !self.contains(remote) {
             self.changes.push_back(PathChange::Gone { remote });
         }
     }
 
-    /// Reports that a path is in use, at most every [`REPORT_INTERVAL`].
+    /// Removes the path of a TCP connection that has ended. If it was selected, the proven path that was used last takes
+    /// over, unless it is silent.
+    pub(super) fn remove_connection(&mut self, now: Instant, connection: NonZeroU32) {
+        self.paths.retain(|path| path.to.connection != Some(connection));
+        if self.selected.is_some_and(|to| to.connection == Some(connection)) {
+            let usable = |path: &&Path| path.is_proven && now < path.heard_at + SELECTED_SILENT;
+            self.selected =
+                self.paths.iter().filter(usable).max_by_key(|path| path.heard_at).map(|path| path.to);
+            self.selected_at = self.selected.map(|_| now);
+        }
+    }
+
+    /// Returns true if an authenticated request arrived on this TCP connection.
+    pub(super) fn has_connection(&self, connection: NonZeroU32) -> bool {
+        self.paths.iter().any(|path| path.to.connection == Some(connection))
+    }
+
+    /// Reports that a path is in use, at most every [`REPORT_INTERVAL`]. A TCP connection finds its session by itself.
     fn report(&mut self, now: Instant, to: Destination) {
+        if to.connection.is_some() {
+            return;
+        }
         let Some(path) = self.path_mut(to) else { return };
         if path.reported_at.is_none_or(|at| now >= at + REPORT_INTERVAL) {
             path.reported_at = Some(now);

@@ -10,7 +10,7 @@ use str0m::{IceCreds, Rtc};
 
 use super::accept::{configure, internal, new_credentials, new_stream, new_transport, random};
 use super::agent::Agent;
-use super::answer::LocalDescription;
+use super::answer::{Candidates, LocalDescription};
 use super::answer_error::AnswerError;
 use super::dtls::{self, DtlsLink};
 use super::offer::{self, MID};
@@ -59,7 +59,8 @@ impl PublishOffer {
             session_id: u64::from_be_bytes(random()?) >> 2,
             credentials: &credentials,
             fingerprint: &fingerprint,
-            candidates: &context.announced,
+            // The offer lists no TCP candidates: WHIP servers do not connect to them.
+            candidates: Candidates { addresses: &context.announced, has_tcp: false },
             stream: &stream,
         };
         let sdp = offer::write(&profiles, &local);

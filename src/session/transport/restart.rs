@@ -13,7 +13,7 @@ use std::time::Instant;
 use str0m::IceCreds;
 
 use super::accept::new_credentials;
-use super::answer;
+use super::answer::{self, Candidates};
 use super::fragment::{FragmentError, IceFragment};
 use super::paths::Request;
 use super::sdp::ice_credentials;
@@ -94,7 +94,8 @@ impl Transport {
         self.earlier_ufrags.push(replaced.remote_ufrag.clone());
         // If the viewer has not used the replaced keys, it still uses those before them.
         self.previous_ice.get_or_insert_with(|| Box::new(replaced));
-        let fragment = answer::write_fragment(mid, &local, &self.context.announced);
+        let candidates = Candidates { addresses: &self.context.announced, has_tcp: self.context.has_tcp };
+        let fragment = answer::write_fragment(mid, &local, candidates);
         log::debug!("viewer {}: the viewer has restarted ICE", self.id);
         Ok(IceRestart { fragment, tag: local.ufrag })
     }

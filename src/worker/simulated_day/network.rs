@@ -4,10 +4,11 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::{MS, SECOND};
-use crate::uring::{Completion, Driver, FutexWord, Received, UdpCounters, UdpDriverError};
+use crate::uring::{Completion, Connections, Driver, FutexWord, Received, UdpCounters, UdpDriverError};
 use support::random::Random;
 
 /// Number of real datagrams that one simulated datagram in the kernel counts as, because a simulated stream has few
@@ -235,8 +236,13 @@ impl Driver for SimulatedDriver {
         super::heap::as_world(|| drop(bytes));
     }
 
-    fn send_with(
+    fn connections(&mut self) -> Option<&mut Connections> {
+        None
+    }
+
+    fn send_over(
         &mut self,
+        _: Option<NonZeroU32>,
         viewer: u32,
         _: Option<IpAddr>,
         remote: SocketAddr,

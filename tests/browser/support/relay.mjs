@@ -74,9 +74,9 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs, queue
 }
 
 /** Returns a function that makes a page connect through the relay. The function passes the offers of the page on to
- *  the server. In the answer it replaces the port of every IPv4 candidate by the port of the relay, and it removes
- *  all other candidates. */
-export function routeThrough(relay) {
+ *  the server. In the answer it replaces the port of every IPv4 candidate over UDP by the port of the relay. It removes
+ *  all other candidates, except those over TCP if `keepsTcp` is true. */
+export function routeThrough(relay, { keepsTcp = false } = {}) {
   return (page) => page.route('**/api/webrtc/offer', async (route) => {
     // An offer may be under way when the test stops the server.
     const response = await route.fetch().catch(() => null);
@@ -85,6 +85,7 @@ export function routeThrough(relay) {
     const lines = answer.sdp.split('\r\n').flatMap((line) => {
       const parts = line.split(' ');
       if (!line.startsWith('a=candidate:')) return [line];
+      if (parts[2] === 'tcp') return keepsTcp ? [line] : [];
       if (!/^\d+\.\d+\.\d+\.\d+$/.test(parts[4])) return [];
       parts[5] = String(relay.port);
       return [parts.join(' ')];

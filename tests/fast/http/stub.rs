@@ -19,6 +19,7 @@ use streaming_server::http::{
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, Via, ViewerState, ViewerStatus,
+    ViewerTransport,
 };
 use support::http::assert_no_header_twice;
 use tokio::sync::{Notify, watch};
@@ -228,6 +229,7 @@ fn viewer(id: u32) -> ViewerStatus {
         state: ViewerState::Connected,
         gate: GateState::WaitingForIdr,
         remote: Some(SocketAddr::from(([192, 0, 2, 1], 5000))),
+        transport: Some(ViewerTransport::Udp),
         profile: None,
         connected_ms: 1,
         first_idr_ms: None,

@@ -91,7 +91,7 @@ impl DatagramSink for Sent {
 fn sent_and_repeated(profile: SrtpProfile, first_sequence: u16) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
     let now = Instant::now();
-    let to = Destination { local: None, remote: SocketAddr::from(([192, 0, 2, 1], 9)) };
+    let to = Destination::udp(None, SocketAddr::from(([192, 0, 2, 1], 9)));
     let all = Extensions { mid: Some(4), playout_delay: Some(5), capture_time: Some(14), transport: Some(3) };
     let stream = StreamParameters { rtx: None, first_sequence, ..stream(all) };
     let mut sender = Sender::new(stream, Wallclock::read(), now);
@@ -155,7 +155,7 @@ fn reports_and_capture_times_follow_the_system_clock_and_the_round_trip_does_not
     let now = Instant::now();
     let mut sender = Sender::new(stream(Extensions::default()), Wallclock::read(), now);
     let offset_ns = sender.wallclock.realtime_offset_ns;
-    let to = Destination { local: None, remote: "192.0.2.1:9".parse().unwrap() };
+    let to = Destination::udp(None, "192.0.2.1:9".parse().unwrap());
     let mut times = Vec::new();
     for step_ns in [0, HOUR_NS] {
         let info = UnitInfo {
@@ -214,7 +214,7 @@ fn hostile_compound(random: &mut Random, last_report: u32) -> Vec<u8> {
 fn hostile_feedback_is_answered_within_the_budget() {
     #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
     let begun = Instant::now();
-    let to = Destination { local: None, remote: SocketAddr::from(([192, 0, 2, 1], 9)) };
+    let to = Destination::udp(None, SocketAddr::from(([192, 0, 2, 1], 9)));
     let extensions = Extensions { transport: Some(3), ..Extensions::default() };
     let mut sender = Sender::new(stream(extensions), Wallclock::read(), begun);
     let profile = SrtpProfile::AEAD_AES_128_GCM;

@@ -6,11 +6,11 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn to(port: u16) -> Destination {
-    Destination { local: None, remote: SocketAddr::from(([198, 51, 100, 7], port)) }
+    Destination::udp(None, SocketAddr::from(([198, 51, 100, 7], port)))
 }
 
 fn victim() -> Destination {
-    Destination { local: None, remote: SocketAddr::from(([203, 0, 113, 9], 9)) }
+    Destination::udp(None, SocketAddr::from(([203, 0, 113, 9], 9)))
 }
 
 fn now() -> Instant {
@@ -235,4 +235,42 @@ fn unanswered_check_is_sent_a_few_times() {
         sent += u32::from(session.paths.poll_check(due).is_some());
     }
     assert_eq!(sent, limits::PATH_CHECKS_MAX);
+}
+
+fn over_tcp(id: u32, port: u16) -> Destination {
+    Destination { connection: NonZeroU32::new(id), ..to(port) }
+}
+
+#[test]
+fn end_of_a_connection_moves_media_to_a_path_in_use_or_stops_it() {
+    let mut session = Session::connected();
+    session.now += SECOND;
+    let (first, second) = (over_tcp(1, 2000), over_tcp(2, 3000));
+    while session.paths.poll_change().is_some() {}
+    let check = session.request(first, true);
+    assert!(session.paths.on_response(session.now, first, check));
+    assert_eq!(session.paths.proven(), Some(first));
+    assert!(session.paths.has_connection(first.connection.unwrap()));
+    assert_eq!(session.paths.poll_change(), None, "connections are not found by address");
+    session.paths.remove_connection(session.now, first.connection.unwrap());
+    assert_eq!(session.paths.proven(), Some(to(1000)), "heard a second ago");
+    session.now += 2 * SELECTED_SILENT;
+    let check = session.request(second, true);
+    session.paths.on_response(session.now, second, check);
+    assert_eq!(session.paths.proven(), Some(second));
+    session.paths.remove_connection(session.now, second.connection.unwrap());
+    assert_eq!(session.paths.proven(), None, "the UDP path is silent");
+    session.request(to(1000), true);
+    assert_eq!(session.paths.proven(), Some(to(1000)));
+}
+
+#[test]
+fn check_on_a_second_connection_does_not_move_media_there() {
+    let mut session = Session::connected();
+    for (id, is_nominating) in [(1, true), (2, false)] {
+        session.now += SECOND;
+        let check = session.request_with(over_tcp(id, 2000), is_nominating, 5);
+        session.paths.on_response(session.now, over_tcp(id, 2000), check);
+    }
+    assert_eq!(session.paths.proven(), Some(over_tcp(1, 2000)));
 }
