@@ -520,7 +520,7 @@ fn non_reference_units_are_left_out_first() {
 fn viewer_without_rtx_gets_an_unbroken_part_too() {
     // Without RTX, str0m requests no packet again, and it sends a receiver report every few seconds.
     for (kbps, least, freeze_ms) in
-        [(2_000, 9, 2_000), (4_000, 70, 900), (10_000, 370, 400), (15_000, 370, 400)]
+        [(2_000, 8, 2_000), (4_000, 80, 900), (10_000, 370, 400), (15_000, 370, 400)]
     {
         let mut scene = Scene::with_offer(HARDWARE, (kbps, 100, 40), without_rtx);
         scene.run(40);

@@ -226,6 +226,10 @@ pub const REPORT_SPAN_MIN: Duration = Duration::from_millis(250);
 /// Loss in 256ths up to which a link that does not report arrivals may carry more than was sent.
 pub const NEARLY_NO_LOSS_256THS: u8 = 5;
 
+/// How long a rate that comes from receiver reports is kept before a higher one is tried: the first time, and at most.
+pub const PASSED_RATE_TRUSTED: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(30)..=Duration::from_secs(480);
+
 /// Number of consecutive packets requested again at once from which a viewer is paced: a full queue has dropped them.
 pub const PACED_FROM_LOST_IN_A_ROW: u32 = 8;
 

@@ -154,10 +154,12 @@ pub(super) struct Report {
     /// True if so much was lost that the link is probably slower than the stream: packets have waited in its queue, or
     /// the loss lasts.
     pub(super) is_trouble: bool,
+    /// True if the loss is not what a link usually loses at random.
+    is_heavy: bool,
     /// True if a packet has waited in the link's queue since the report before.
     pub(super) was_queued: bool,
     /// The rate that passed the link, unless the report follows too soon.
-    pub(super) passed: Option<u64>,
+    passed: Option<u64>,
 }
 
 /// What one feedback message shows.
@@ -379,14 +381,14 @@ impl LinkWatch {
         let (since_us, bytes_before) = *self.reports.latest.get_or_insert((now_us, bytes));
         let span_us = now_us - since_us;
         if span_us < microseconds(limits::REPORT_SPAN_MIN) {
-            return Report { is_trouble: is_heavy && was_queued, was_queued, passed: None };
+            return Report { is_trouble: is_heavy && was_queued, is_heavy, was_queued, passed: None };
         }
         let sent = bytes.saturating_sub(bytes_before) / 256 * (256 - u64::from(fraction_lost));
         let passed = per_second(sent, Duration::from_micros(span_us.unsigned_abs()));
         let heavy = if is_heavy { self.reports.heavy + 1 } else { 0 };
         self.reports = Reports { latest: Some((now_us, bytes)), heavy, passed: Some(passed) };
         let is_trouble = is_heavy && (was_queued || heavy >= limits::PACED_FROM_HEAVY_REPORTS);
-        Report { is_trouble, was_queued, passed: Some(passed) }
+        Report { is_trouble, is_heavy, was_queued, passed: Some(passed) }
     }
 
     /// Begins to pace the viewer. Returns the first estimate.
@@ -414,6 +416,9 @@ pub(super) struct LinkEstimate {
     lowered_at: Instant,
     /// How often in a row `rate` was above `steady`.
     times_above: u32,
+    /// Until when a rate from receiver reports is not raised, and how long that was the last time.
+    fixed_until: Instant,
+    raised_after: Duration,
 }
 
 /// The usual share of the rate at which is sent: slightly less than the link carries, so that its queue drains.
@@ -430,6 +435,8 @@ impl LinkEstimate {
             has_standing_queue: false,
             lowered_at: now,
             times_above: 0,
+            fixed_until: now,
+            raised_after: Duration::ZERO,
         }
     }
 
@@ -471,12 +478,17 @@ impl LinkEstimate {
         }
     }
 
-    /// Learns from a receiver report of a viewer that does not report arrivals: the link carries what has passed it if
-    /// it has lost the rest, and perhaps more than the estimate if it has lost nearly nothing.
-    pub(super) fn on_passed(&mut self, fraction_lost: u8, passed: u64) {
-        if fraction_lost > limits::PACED_FROM_LOSS_256THS {
-            self.set(passed);
-        } else if fraction_lost <= limits::NEARLY_NO_LOSS_256THS {
+    /// Learns from a receiver report of a viewer that does not report arrivals. After heavy loss, the link carries what
+    /// has passed it. After nearly none it may carry more, which is tried less often each time it was wrong, because
+    /// each attempt costs pictures.
+    pub(super) fn on_passed(&mut self, now: Instant, fraction_lost: u8, report: &Report) {
+        let Some(passed) = report.passed else { return };
+        if report.is_heavy {
+            self.set(passed - passed / 16);
+            self.raised_after = (self.raised_after * 2)
+                .clamp(*limits::PASSED_RATE_TRUSTED.start(), *limits::PASSED_RATE_TRUSTED.end());
+            self.fixed_until = now + self.raised_after;
+        } else if fraction_lost <= limits::NEARLY_NO_LOSS_256THS && now >= self.fixed_until {
             self.set(self.rate + self.rate / 16);
         }
     }

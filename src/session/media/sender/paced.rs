@@ -176,8 +176,8 @@ impl Sender {
         let report = self.link.on_report(now, self.sent.on_wire(), fraction_lost);
         if let Some(pacer) = &mut self.pacer {
             pacer.estimate.on_loss(now, fraction_lost, report.was_queued);
-            if let Some(passed) = report.passed.filter(|_| !self.link.has_arrivals()) {
-                pacer.estimate.on_passed(fraction_lost, passed);
+            if !self.link.has_arrivals() {
+                pacer.estimate.on_passed(now, fraction_lost, &report);
             }
             if pacer.is_over(now, self.link.times_paced) && !report.is_trouble {
                 self.pacer = None;
