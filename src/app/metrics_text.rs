@@ -88,10 +88,10 @@ fn units(text: &mut Exposition, from: &AppBackend) {
     text.counter("camera_keyframe_requests_total", "IDRs requested from the camera (lease ring only).")
         .value(camera.idrs_requested.get());
     text.gauge(
-        "camera_bitrate_request_bits_per_second",
-        "Bit rate that the camera is requested not to exceed. 0 without a request.",
+        "camera_bitrate_request_bytes_per_second",
+        "Rate that the camera is requested not to exceed. 0 without a request.",
     )
-    .value(camera.bitrate_request_kbps.get() * 1_000);
+    .value(camera.bitrate_request_kbps.get() * 125);
     text.counter(
         "camera_units_dropped_total",
         "Access units that the camera dropped for lack of a free slot (lease ring).",

@@ -81,10 +81,10 @@ fn viewers(text: &mut Exposition, workers: &[Arc<WorkerCounters>]) {
     text.gauge("viewer_jitter_seconds", "Jitter of the packets' arrival at the viewer.");
     family(text, |status| status.jitter_ms.map(|jitter_ms| jitter_ms / 1e3));
     text.gauge(
-        "viewer_link_bits_per_second",
+        "viewer_link_bytes_per_second",
         "Estimate of what the viewer's link carries, while it is paced.",
     );
-    family(text, |status| status.link_kbps.map(|kbps| kbps as f32 * 1e3));
+    family(text, |status| status.link_kbps.map(|kbps| kbps as f32 * 125.0));
     text.gauge("viewer_first_idr_seconds", "Time from the viewer's offer to the first IDR sent to it.");
     family(text, |status| status.first_idr_ms.map(|ms| Duration::from_millis(ms).as_secs_f32()));
     let count = |text: &mut Exposition, get: fn(&ViewerStatus) -> u64| {
