@@ -17,8 +17,10 @@ const wayOf = (viewer) => viewer.page.evaluate(() => `${window.__viewer.state} $
 
 /** Waits until the picture comes over WebRTC and TCP, then checks it. */
 async function watchOverTcp(server, viewer) {
-  await waitFor('the picture over WebRTC', async () => (await wayOf(viewer)) === 'live webrtc');
   await waitFor('the viewer over TCP', async () => (await metric(server, 'tcp_viewers')) === 1);
+  await waitFor('the picture over WebRTC', async () => (await wayOf(viewer)) === 'live webrtc');
+  // HTTP live may have been opened meanwhile. Its pictures would be counted too.
+  await waitFor('HTTP live to be closed', async () => (await metric(server, 'http_live_viewers')) === 0);
   await viewer.forget();
   await viewer.pictures(90);
   const units = assertInOrder(assert, await viewer.seen());
