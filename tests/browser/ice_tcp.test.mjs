@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { assertInOrder, openViewer, startBrowser } from './support/browser.mjs';
 import { routeThrough, startRelay } from './support/relay.mjs';
-import { metric, startServer, uniqueShm, waitFor } from './support/processes.mjs';
+import { metric, sleep, startServer, uniqueShm, waitFor } from './support/processes.mjs';
 
 async function start(t, browserArgs = []) {
   const server = await startServer(['--demo', '--shm', uniqueShm()]);
@@ -15,18 +15,26 @@ async function start(t, browserArgs = []) {
 
 const wayOf = (viewer) => viewer.page.evaluate(() => `${window.__viewer.state} ${window.__viewer.way}`);
 
+const viewersOf = async (server) => (await (await fetch(`${server.url}api/viewers`)).json()).filter((one) => one.ended === null);
+const requestsOf = async (server) => (await viewersOf(server)).reduce((sum, { plis, nacks }) => sum + plis + nacks, 0);
+
 /** Waits until the picture comes over WebRTC and TCP, then checks it. */
 async function watchOverTcp(server, viewer) {
   await waitFor('the viewer over TCP', async () => (await metric(server, 'tcp_viewers')) === 1);
   await waitFor('the picture over WebRTC', async () => (await wayOf(viewer)) === 'live webrtc');
   // HTTP live may have been opened meanwhile. Its pictures would be counted too.
   await waitFor('HTTP live to be closed', async () => (await metric(server, 'http_live_viewers')) === 0);
+  // Units that were lost on the way to TCP make the browser request an IDR, and the GOP is then played again.
+  await waitFor('the last request for an IDR', async () => {
+    const before = await requestsOf(server);
+    await sleep(4000);
+    return (await requestsOf(server)) === before;
+  });
   await viewer.forget();
   await viewer.pictures(90);
   const units = assertInOrder(assert, await viewer.seen());
   assert.ok(units.length >= 60, `${units.length} readable pictures`);
-  const live = (await (await fetch(`${server.url}api/viewers`)).json()).filter((entry) => entry.ended === null);
-  assert.deepEqual(live.map((entry) => entry.transport), ['tcp']);
+  assert.deepEqual((await viewersOf(server)).map((one) => one.transport), ['tcp']);
 }
 
 test('a browser that uses no UDP at all gets the video over TCP', { timeout: 300_000 }, async (t) => {

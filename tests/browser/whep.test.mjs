@@ -88,9 +88,10 @@ test('@eyevinn/webrtc-player watches and deletes its session', { timeout: 180_00
 });
 
 test('whip-whep watches, restarts ICE and deletes its session', { timeout: 180_000 }, async (t) => {
-  // One address, because whip-whep 1.2.0 puts commas between the candidates of a restart. No audio, because it would
+  // One candidate, because whip-whep 1.2.0 puts commas between the candidates of a restart. No audio, because it would
   // send the credentials of the first m-line, although the server has rejected that one.
-  const { server, viewer } = await open(t, '/medooze', [...WITH_TOKEN, '--workers', '2', '--udp', '127.0.0.1:0']);
+  const oneCandidate = ['--udp', '127.0.0.1:0', '--ice-tcp', 'off'];
+  const { server, viewer } = await open(t, '/medooze', [...WITH_TOKEN, '--workers', '2', ...oneCandidate]);
   const { page } = viewer;
   await waitFor('the module', () => page.evaluate(() => Boolean(window.WHEPClient)));
   await page.evaluate(async ([url, token]) => {
