@@ -291,8 +291,8 @@ fn refused(error: &OfferError) -> ApiError {
     ApiError { status: error.status(), code: error.code(), message: error.to_string(), retry_after_s: None }
 }
 
-/// Returns the state of all viewers over HTTP (`over_http`) and of all sessions, then of at most [`limits::ENDED_SESSIONS_MAX`] that ended last. The sessions of a
-/// worker that does not answer in time are left out.
+/// Returns the state of all viewers over HTTP (`over_http`) and of all sessions, then of at most
+/// [`limits::ENDED_SESSIONS_MAX`] that ended last. The sessions of a worker that does not answer in time are left out.
 async fn viewers(mailboxes: Vec<Mailbox>, over_http: Vec<ViewerStatus>) -> Vec<ViewerStatus> {
     let mut viewers = over_http;
     for mailbox in mailboxes {

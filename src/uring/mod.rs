@@ -233,7 +233,7 @@ pub enum Completion {
     Sent {
         /// Number of the viewer.
         viewer: u32,
-        /// Number of datagrams of the send. 0 for a send on a TCP connection.
+        /// Number of datagrams sent. Always 0 over TCP, where the kernel reports bytes only.
         datagrams: u32,
         /// Number of bytes sent, or a positive error number (errno(3)).
         result: Result<u32, i32>,

@@ -282,7 +282,8 @@ impl Connections {
         }
     }
 
-    /// Takes a connection out of this driver, with everything that it has received. Nothing may have been sent.
+    /// Removes a connection, so that the driver of another worker can adopt it with everything that it has received.
+    /// Returns `None` if the kernel still uses the connection.
     pub fn hand_over(&mut self, id: NonZeroU32) -> Option<TcpHandover> {
         let index = self.index(id.get())?;
         let connection = self.all.get(index)?;

@@ -24,7 +24,7 @@ async function watchOverTcp(server, viewer) {
   await waitFor('the picture over WebRTC', async () => (await wayOf(viewer)) === 'live webrtc');
   // HTTP live may have been opened meanwhile. Its pictures would be counted too.
   await waitFor('HTTP live to be closed', async () => (await metric(server, 'http_live_viewers')) === 0);
-  // Units that were lost on the way to TCP make the browser request an IDR, and the GOP is then played again.
+  // Units are lost while the path changes. The browser then requests an IDR, and the server sends the current GOP again.
   await waitFor('the last request for an IDR', async () => {
     const before = await requestsOf(server);
     await sleep(4000);

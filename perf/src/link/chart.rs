@@ -38,7 +38,8 @@ const FIGURES: [Figure; 2] = [
     },
 ];
 
-/// Returns the charts of all rows that more than one server has, as file names and SVG.
+/// Returns each chart as its file name and its SVG. A chart shows the rows of the table in which at least two servers
+/// were measured.
 pub(crate) fn all(records: &[Record]) -> Vec<(&'static str, String)> {
     FIGURES.iter().map(|figure| (figure.file, draw(figure, records))).collect()
 }

@@ -79,7 +79,18 @@ impl Row {
     }
 }
 
-/// Nothing is missing for the load viewers.
+/// Returns true if the full rate is back within one STUN check after the viewer has moved.
+fn media_follows(record: &Record) -> bool {
+    let full_ms = record.recovery.and_then(|recovery| recovery.full_rate_ms);
+    is_whole(&record.counted) && full_ms.is_some_and(|ms| ms < 2_700.0)
+}
+
+/// Returns true if another way has shown the picture within 3 s.
+fn has_no_long_gap(record: &Record) -> bool {
+    record.counted.broken == 0 && record.counted.longest_gap_ms < 3_000.0
+}
+
+/// Returns true if nothing is missing for the load viewers.
 fn is_undisturbed(record: &Record) -> bool {
     record.beside.is_some_and(|beside| beside.missing == 0 && beside.received > 0)
 }
@@ -192,10 +203,7 @@ pub(crate) const ROWS: &[Row] = &[
         link: "--rate 20M --queue 200k --rtt 20ms --move 10s",
         streams: &["x264-720p"],
         wanted: "media follows within 2.7 s",
-        holds: |record, _| {
-            let picture_ms = record.recovery.and_then(|recovery| recovery.full_rate_ms);
-            is_whole(&record.counted) && picture_ms.is_some_and(|ms| ms < 2_700.0)
-        },
+        holds: |record, _| media_follows(record),
         ..USUAL
     },
     Row {
@@ -212,24 +220,21 @@ pub(crate) const ROWS: &[Row] = &[
         streams: &["x264-720p"],
         own_page: true,
         wanted: "media follows within 2.7 s",
-        holds: |record, _| {
-            let picture_ms = record.recovery.and_then(|recovery| recovery.full_rate_ms);
-            is_whole(&record.counted) && picture_ms.is_some_and(|ms| ms < 2_700.0)
-        },
+        holds: |record, _| media_follows(record),
         ..USUAL
     },
     Row {
         link: "--rate 20M --queue 200k --rtt 20ms --block-udp 10s",
         own_page: true,
         wanted: "no gap over 3 s",
-        holds: |record, _| record.counted.broken == 0 && record.counted.longest_gap_ms < 3_000.0,
+        holds: |record, _| has_no_long_gap(record),
         ..USUAL
     },
     Row {
         link: "--rate 20M --queue 200k --rtt 20ms --block-udp 10s --block-tcp 16s",
         own_page: true,
         wanted: "no gap over 3 s",
-        holds: |record, _| record.counted.broken == 0 && record.counted.longest_gap_ms < 3_000.0,
+        holds: |record, _| has_no_long_gap(record),
         ..USUAL
     },
     Row {
@@ -427,34 +432,34 @@ fn markdown(records: &[Record]) -> Fallible<String> {
     Ok(text)
 }
 
+/// Returns the lowest and the highest value as text, or `None` if there are no values.
+fn range_text(values: impl Iterator<Item = f64> + Clone) -> Option<String> {
+    let low = values.clone().reduce(f64::min)?;
+    let high = values.reduce(f64::max)?;
+    Some(if low < high { format!("{low}-{high}") } else { format!("{high}") })
+}
+
 fn line(text: &mut String, row: &Row, stream: &str, server: &str, runs: &[&Record]) -> Fallible<()> {
     let held = runs.iter().filter(|record| (row.holds)(record, stream.contains("1080p"))).count();
     let range = |value: fn(&Record) -> f64| {
-        let values = || runs.iter().map(|record| value(record).round());
-        let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
-        if low < high { format!("{low}-{high}") } else { format!("{high}") }
+        range_text(runs.iter().map(|record| value(record).round())).unwrap_or_default()
     };
     let recovery = |time: fn(&Recovery) -> Option<f64>| {
-        let never = runs.iter().filter(|record| record.recovery.is_some_and(|r| time(&r).is_none())).count();
-        let times = || runs.iter().filter_map(|record| time(&record.recovery?).map(f64::round));
-        let (low, high) = (times().fold(f64::INFINITY, f64::min), times().fold(0.0, f64::max));
-        let text = match (runs.iter().any(|record| record.recovery.is_some()), low <= high) {
-            (false, _) => "-".to_owned(),
-            (true, false) => "never".to_owned(),
-            (true, true) if low < high => format!("{low}-{high}"),
-            (true, true) => format!("{high}"),
-        };
-        if never > 0 && low <= high { format!("{text}, {never} never") } else { text }
+        let recoveries: Vec<Recovery> = runs.iter().filter_map(|record| record.recovery).collect();
+        let never = recoveries.iter().filter(|recovery| time(recovery).is_none()).count();
+        match range_text(recoveries.iter().filter_map(time).map(f64::round)) {
+            Some(times) if never > 0 => format!("{times}, {never} never"),
+            Some(times) => times,
+            None if recoveries.is_empty() => "-".to_owned(),
+            None => "never".to_owned(),
+        }
     };
-    let beside = if runs.iter().any(|record| record.beside.is_some()) {
-        let figure = |value: fn(&Beside) -> f64| {
-            let values = || runs.iter().filter_map(|record| record.beside.as_ref().map(value));
-            let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
-            if low < high { format!("{low}-{high}") } else { format!("{high}") }
-        };
-        format!("{}, {}, {}", figure(|b| b.missing as f64), figure(|b| b.p99_ms), figure(|b| b.cpu_ms))
-    } else {
-        "-".to_owned()
+    let beside = |value: fn(&Beside) -> f64| {
+        range_text(runs.iter().filter_map(|record| record.beside.as_ref().map(value)))
+    };
+    let beside = match (beside(|b| b.missing as f64), beside(|b| b.p99_ms), beside(|b| b.cpu_ms)) {
+        (Some(missing), Some(p99), Some(cpu)) => format!("{missing}, {p99}, {cpu}"),
+        _ => "-".to_owned(),
     };
     let first = if runs.iter().any(|record| record.first_picture_ms.is_none()) {
         "never".to_owned()

@@ -12,7 +12,7 @@ use self::policy::{BitratePolicy, Situation, StreamRate, ViewerLink};
 use crate::app::backend::AppBackend;
 use crate::base::log_limit::LogLimit;
 use crate::base::{clock, limits};
-use crate::metrics::status::ViewerState;
+use crate::metrics::status::{ViewerState, ViewerStatus};
 
 /// Checks the viewers until `stopped` becomes true, then withdraws the request.
 pub(super) async fn run(backend: Arc<AppBackend>, min_kbps: u32, mut stopped: watch::Receiver<bool>) {
@@ -54,7 +54,7 @@ pub(super) async fn run(backend: Arc<AppBackend>, min_kbps: u32, mut stopped: wa
 fn viewers(backend: &AppBackend) -> Vec<ViewerLink> {
     let statuses = backend.counters.iter().flat_map(|worker| worker.viewer_statuses.get());
     let connected = statuses.filter(|status| status.state == ViewerState::Connected);
-    let link = |status: crate::metrics::status::ViewerStatus| ViewerLink {
+    let link = |status: ViewerStatus| ViewerLink {
         id: status.id,
         link_kbps: status.link_kbps,
         units_thinned: status.units_thinned,

@@ -6,9 +6,9 @@
 //!      └── full ────┘  └── higher request          none is left out, and the links carry more: after a while
 //! ```
 //!
-//! The links are those that `session/media/link.rs` has measured, from bursts. So an estimate does not depend on the
-//! rate of the stream, unless the units are too small for a measurement. In that case the request rises by probing. A
-//! rise that fails doubles the time to the next one.
+//! `session/media/link.rs` measures what a link carries from the time that bursts of packets take. So the result does
+//! not depend on the rate of the stream. Only if the units are too small for a measurement, a higher rate must be tried.
+//! Each attempt that fails doubles the time to the next one.
 
 use std::time::{Duration, Instant};
 

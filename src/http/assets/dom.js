@@ -48,7 +48,7 @@ export function write(target, text) {
 }
 
 /**
- * Writes a note, which is hidden without a text.
+ * Writes a note, or hides it if the text is empty.
  * @param {HTMLElement} target
  * @param {string} text
  */

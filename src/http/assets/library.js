@@ -160,8 +160,9 @@ function drawDay(listed) {
 // A link to this page may name a recording: #play=NAME.
 function openLinked() {
   if (!location.hash.startsWith("#play=")) return;
-  const name = decodeURIComponent(location.hash.slice(6));
+  const encoded = location.hash.slice(6);
   history.replaceState(null, "", location.pathname + location.search);
+  const name = decodeURIComponent(encoded);
   const recording = recordings.find((one) => one.name === name);
   if (recording) openPlayer(recording, recording.started_at ? new Date(recording.started_at) : null);
 }

@@ -35,7 +35,7 @@ export function resetZoom() {
 }
 
 /**
- * Enlarges by a factor. The point of the picture below (`atX`, `atY`) stays there.
+ * Enlarges the picture by a factor, around the point (`atX`, `atY`) of the window: what is shown there does not move.
  * @param {number} factor
  * @param {number} atX
  * @param {number} atY
