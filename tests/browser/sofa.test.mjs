@@ -180,7 +180,7 @@ test('the picture is enlarged by wheel, double tap and keys, and keys can be swi
   assert.equal(await scale(), 1);
   await page.keyboard.press('s');
   assert.ok(await page.locator('#details').isVisible());
-  assert.match(await page.locator('#figures').innerText(), /WebRTC/);
+  await waitFor('the figures', async () => /WebRTC/.test(await page.locator('#figures').innerText()));
   await page.click('#shortcuts-box');
   await page.keyboard.press('Escape');
   assert.equal(await page.evaluate(() => document.activeElement.id), 'status-button');

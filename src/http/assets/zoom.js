@@ -94,12 +94,14 @@ function move(event) {
   pointers.set(event.pointerId, next);
 }
 
-/** @param {MouseEvent} event */
+/** @param {PointerEvent} event */
 function click(event) {
   if (event.target instanceof Element && event.target.closest("button, input")) return;
   const { clientX, clientY, timeStamp } = event;
   const isNear = Math.hypot(clientX - tapped.x, clientY - tapped.y) < DOUBLE_TAP_PX;
-  const isDouble = timeStamp - tapped.at < DOUBLE_TAP_MS && isNear;
+  // For a mouse, `detail` counts the clicks by the double-click time of the user's system. Not all browsers count taps.
+  const isMouse = event.pointerType === "mouse";
+  const isDouble = isMouse ? event.detail % 2 === 0 : timeStamp - tapped.at < DOUBLE_TAP_MS && isNear;
   tapped = { at: isDouble ? -Infinity : timeStamp, x: clientX, y: clientY };
   if (!isDouble) return;
   if (scale > 1) resetZoom();
@@ -114,7 +116,7 @@ export function watchZoom(element) {
   for (const name of ["pointerup", "pointercancel"]) {
     window.addEventListener(name, (event) => pointers.delete(/** @type {PointerEvent} */ (event).pointerId));
   }
-  stage.addEventListener("click", click);
+  stage.addEventListener("click", (event) => click(/** @type {PointerEvent} */ (event)));
   stage.addEventListener("wheel", (event) => {
     event.preventDefault();
     zoomAt(Math.exp(-event.deltaY / 400), event.clientX, event.clientY);

@@ -33,7 +33,7 @@ export async function startBrowser(more = []) {
 function probe({ read, strip }) {
   // eslint-disable-next-line no-eval
   const readUnitNumber = (0, eval)(`(${read})`);
-  window.probe = { connections: [], seen: [], broken: 0 };
+  window.probe = { connections: [], seen: [], hasBegun: false, broken: 0 };
   const Original = window.RTCPeerConnection;
   window.RTCPeerConnection = class extends Original {
     constructor(...args) {
@@ -52,7 +52,9 @@ function probe({ read, strip }) {
         0, 0, video.videoWidth, height);
       const pixels = pen.getImageData(0, 0, canvas.width, height);
       const unit = readUnitNumber(pixels.data, canvas.width, height, video.videoHeight);
-      if (unit === null) window.probe.broken += 1;
+      // A new connection may start with an empty picture.
+      if (unit !== null) window.probe.hasBegun = true;
+      else if (window.probe.hasBegun) window.probe.broken += 1;
       window.probe.seen.push({ unit, at: now, presented: metadata.presentedFrames, width: video.videoWidth });
       if (window.probe.seen.length > 20_000) window.probe.seen.shift();
       video.requestVideoFrameCallback(onPicture);
@@ -85,6 +87,7 @@ export async function openViewer(browser, url, before = async () => {}, options 
     page,
     errors,
     seen: () => page.evaluate(() => window.probe.seen),
+    /** Returns the number of pictures without a readable unit number, after the first readable one. */
     broken: () => page.evaluate(() => window.probe.broken),
     forget: () => page.evaluate(() => { window.probe.seen = []; window.probe.broken = 0; }),
     /** Waits until the page has presented `count` pictures since the last call of `forget`. */
