@@ -297,6 +297,44 @@ pub struct RecordingInfo {
     pub recovered: bool,
     /// True while the file is being written.
     pub recording: bool,
+    /// File name of the detection log. `None` if the recording has no boxes.
+    pub detections: Option<String>,
+    /// Why it was recorded.
+    pub kind: RecordingKind,
+    /// Classes of the detector that the events of this recording show.
+    pub labels: Vec<String>,
+    /// The newest events that ended in this recording, the oldest first.
+    pub events: Vec<RecordedEvent>,
+}
+
+/// Why something was recorded.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordingKind {
+    /// A request started the recording.
+    #[default]
+    Manual,
+    /// The detector saw something that `--record-on` names.
+    Event,
+}
+
+/// Something that the detector saw for a while. All times are in seconds of the recording's own time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecordedEvent {
+    /// Class that began the event.
+    pub label: String,
+    /// All classes that `--record-on` names and that were seen.
+    pub labels: Vec<String>,
+    /// Time of the first picture that shows one of them.
+    pub start: f64,
+    /// Time of the last such picture.
+    pub end: f64,
+    /// Highest confidence, from 0 to 1.
+    pub confidence: f32,
+    /// Time of the picture with that confidence.
+    pub best: f64,
+    /// Left, upper edge, width and height of the box in that picture, in pixels of the detector's picture.
+    pub best_box: [u32; 4],
 }
 
 #[cfg(test)]

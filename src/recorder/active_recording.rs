@@ -41,6 +41,8 @@ pub(super) struct ActiveRecording {
     pub(super) report: RecordingReport,
     pub(super) reason: StopReason,
     pub(super) error: Option<RecorderError>,
+    /// True if the recording stops with its event. False if a request started it, or has taken it over.
+    pub(super) stops_with_event: bool,
     /// True if a stop request waits for its reply.
     pub(super) stop_requested: bool,
     /// Time of the stop. `None` while the recording runs, and if an error ended it.

@@ -23,6 +23,7 @@ use tokio_uring::buf::BoundedBuf as _;
 use super::file_threads::FileThreads;
 use super::format::fmp4::START_UNFINISHED;
 use super::library::{FileIdentity, Library, Lock};
+use super::log_file;
 use super::names::{Format, Stem};
 use super::operation::{Completion, FileEnding, FileFate, FileId, Output};
 use super::sidecar::Sidecar;
@@ -111,6 +112,14 @@ impl Disk {
                         Err(error) => Err(error),
                     };
                     Completion::Synced(fate)
+                });
+            }
+            Output::AppendLog { file, lines } => {
+                let (threads, library) = (self.threads.clone(), self.library.clone());
+                self.spawn(file, move |open| async move {
+                    let plain = Arc::clone(&open.plain);
+                    let append = move || log_file::append(library.directory(), &plain.name, &lines);
+                    Completion::Logged(blocking(&threads, append).await)
                 });
             }
             Output::Finish { file, ending } => self.finish(file, ending),

@@ -113,7 +113,7 @@ impl EndlessMuxer {
         let is_idr = pending.is_idr();
         let track = pending.track.filter(|track| self.track.as_ref() != Some(track));
         let file_header = track.map(|track| {
-            let started_at_s = unit.captured_at_s.unwrap_or_default();
+            let started_at_s = unit.captured_at_s().unwrap_or_default();
             let header = fmp4::file_header(&Track { started_at_s, ..track.clone() });
             self.track = Some(track);
             header

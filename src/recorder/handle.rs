@@ -121,7 +121,7 @@ fn repair_in_background(library: &Library) -> io::Result<()> {
     let unfinished = library.unfinished();
     let library = library.clone();
     let repair = move || {
-        library.remove_orphaned_sidecars();
+        library.remove_orphans();
         for name in unfinished {
             match library.repair(&name) {
                 Ok(true) => log::info!("recording {name} was left unfinished by a crash; it is now repaired"),

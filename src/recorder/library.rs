@@ -14,11 +14,13 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
 
 use super::counters::RecorderCounters;
+use super::detection_log;
 use super::finished_view::{FinishedView, IndexCache};
 use super::format::fmp4::{self, Form};
 use super::format::moov::{self, Notes};
 use super::format::recovery::{WholeFragments, fill_at, whole_fragments};
 use super::format::{TIMESCALE, annexb};
+use super::log_file;
 use super::names::{self, Format};
 use super::retention::{ListedFile, Retention, to_retire};
 use super::sidecar::Sidecar;
@@ -104,7 +106,7 @@ pub struct Download {
     /// although `bytes` grows. This is allowed, because bytes that were already served never change under the same
     /// validator.
     pub etag: String,
-    /// HTTP media type: `video/mp4` or `video/h264`.
+    /// HTTP media type: `video/mp4`, `video/h264`, or `application/x-ndjson` for a detection log.
     pub content_type: &'static str,
     /// Time of the last write to the file.
     pub modified: SystemTime,
@@ -178,13 +180,16 @@ impl Library {
         Ok(entries.into_iter().map(|entry| entry.info).collect())
     }
 
-    /// Opens a recording for download. A file that is still being written can be read up to its last whole unit. With
+    /// Opens a recording or its detection log for download. A file that is still being written can be read up to its last whole unit. With
     /// `until`, the bytes before this offset of a growing MP4 are read as a finished file, whose index is made for the
     /// reader. A file that is not growing ignores `until`.
     ///
     /// # Errors
     /// The name is not valid, no recording has this name, no unit ends at `until`, or a file operation failed.
     pub fn open(&self, name: &str, until: Option<u64>) -> Result<Download, RecorderError> {
+        if detection_log::is_name(name) {
+            return self.open_log(name);
+        }
         let format = names::validate_existing(name)?;
         let running = self.running(name);
         let file = self.open_file(name, How::Read).map_err(|error| file_error(name, "opening", &error))?;
@@ -198,8 +203,7 @@ impl Library {
         let mut first_bytes = Vec::new();
         let mut bytes = metadata.len();
         let mut view = None;
-        let mut etag =
-            format!("\"{:x}-{bytes:x}-{:x}.{:x}\"", metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
+        let mut etag = etag(&metadata);
         if let Some(progress) = &progress {
             let progress = progress.borrow().clone();
             bytes = progress.committed_bytes;
@@ -233,6 +237,25 @@ impl Library {
         })
     }
 
+    fn open_log(&self, name: &str) -> Result<Download, RecorderError> {
+        names::validate_log(name)?;
+        let failed = |error: io::Error| file_error(name, "opening", &error);
+        let file = log_file::open(&self.directory, name).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        Ok(Download {
+            file,
+            first_bytes: Vec::new(),
+            view: None,
+            name: name.to_owned(),
+            bytes: metadata.len(),
+            complete: true,
+            etag: etag(&metadata),
+            content_type: "application/x-ndjson",
+            modified: metadata.modified().unwrap_or(UNIX_EPOCH),
+            progress: None,
+        })
+    }
+
     /// Deletes a recording that is not being written.
     ///
     /// # Errors
@@ -250,13 +273,14 @@ impl Library {
         self.remove_ours(name, &file).map_err(failed)
     }
 
-    /// Removes a file, if its path still leads to the open file `file`. Also removes its sidecar.
+    /// Removes a file, if its path still leads to the open file `file`. Also removes its sidecar and its detection log.
     pub(super) fn remove_ours(&self, name: &str, file: &File) -> io::Result<()> {
         let path = self.path(name);
         if !FileIdentity::of(file)?.is_at(&path) {
             return Err(io::ErrorKind::NotFound.into());
         }
         fs::remove_file(&path)?;
+        log_file::remove(&self.directory, name);
         if Format::of(name) == Some(Format::H264) {
             let _ignored_if_missing = fs::remove_file(Sidecar::path(&self.directory, name));
         }
@@ -387,8 +411,9 @@ impl Library {
         sidecar.overwrite(&self.directory, name)
     }
 
-    /// Removes each sidecar whose recording no longer exists.
-    pub(super) fn remove_orphaned_sidecars(&self) {
+    /// Removes each sidecar and each detection log whose recording no longer exists.
+    pub(super) fn remove_orphans(&self) {
+        log_file::remove_orphans(&self.directory);
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let file_name = entry.file_name();
             let Some(name) = file_name.to_str().and_then(Sidecar::recording_of) else { continue };
@@ -493,14 +518,27 @@ impl Library {
         }
         // Before the first unit the start is not known, and a board without a battery starts in 1970.
         let started_at_s = started_at_s.filter(|started_at_s| *started_at_s >= limits::AGE_KNOWN_SINCE_S);
+        let mut disk_bytes = info.bytes;
+        if let Some(log) = log_file::of(&self.directory, &info.name) {
+            disk_bytes += log.bytes;
+            (info.kind, info.labels, info.events) = (log.head.kind, log.head.labels, log.head.events);
+            info.detections = Some(log.name);
+        }
         info.started_at = started_at_s.and_then(names::rfc3339);
         let modified_s = u64::try_from(metadata.mtime()).unwrap_or(0);
         Some(ListedFile {
             started_at_s: started_at_s.unwrap_or(modified_s),
             is_ours_and_complete: is_ours,
+            disk_bytes,
             info,
         })
     }
+}
+
+/// Returns a strong validator that changes with the content of a file.
+fn etag(metadata: &fs::Metadata) -> String {
+    let (bytes, inode) = (metadata.len(), metadata.ino());
+    format!("\"{inode:x}-{bytes:x}-{:x}.{:x}\"", metadata.mtime(), metadata.mtime_nsec())
 }
 
 /// Reads the start of an MP4 file and returns its form. A file shorter than the start that this recorder writes is

@@ -115,6 +115,13 @@ pub fn validate_existing(name: &str) -> Result<Format, NameError> {
     Format::of(name).ok_or(NameError::Extension)
 }
 
+/// Validates the name of a detection log, which has an extension of its own.
+pub(super) fn validate_log(name: &str) -> Result<(), NameError> {
+    validate(name)?;
+    let is_short = name.len() <= RECORDING_NAME_BYTES_MAX + "_9999".len();
+    if is_short { Ok(()) } else { Err(NameError::TooLong) }
+}
+
 fn validate(name: &str) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::Empty);
@@ -148,13 +155,25 @@ impl Zone {
     /// Returns the stem for a recording without a requested name: `recording_YYYYMMDD_HHMMSS` in local time.
     #[must_use]
     pub fn default_stem(&self, unix_s: i64) -> String {
+        self.stem("recording", unix_s)
+    }
+
+    /// Returns the stem for the recording of an event: `event_YYYYMMDD_HHMMSS_LABEL` in local time. Characters of the
+    /// label other than letters and digits are replaced by `_`.
+    #[must_use]
+    pub fn event_stem(&self, unix_s: i64, label: &str) -> String {
+        let label: String = label.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+        format!("{}_{label}", self.stem("event", unix_s))
+    }
+
+    fn stem(&self, prefix: &str, unix_s: i64) -> String {
         match tz::DateTime::from_timespec(unix_s, 0, self.0.as_ref()) {
             Ok(time) => {
                 let (year, month, day) = (time.year(), time.month(), time.month_day());
                 let (hour, minute, second) = (time.hour(), time.minute(), time.second());
-                format!("recording_{year:04}{month:02}{day:02}_{hour:02}{minute:02}{second:02}")
+                format!("{prefix}_{year:04}{month:02}{day:02}_{hour:02}{minute:02}{second:02}")
             }
-            Err(_) => format!("recording_{unix_s}"),
+            Err(_) => format!("{prefix}_{unix_s}"),
         }
     }
 }
@@ -222,6 +241,8 @@ mod tests {
     #[test]
     fn default_names_use_local_time_and_the_api_uses_utc() {
         assert_eq!(Zone(tz::TimeZone::utc()).default_stem(1_766_759_452), "recording_20251226_143052");
+        let event = Zone(tz::TimeZone::utc()).event_stem(1_766_759_452, "food bowl/猫");
+        assert_eq!(event, "event_20251226_143052_food_bowl_猫");
         assert_eq!(rfc3339(1_766_759_452).as_deref(), Some("2025-12-26T14:30:52Z"));
         let tokyo = tz::TimeZone::from_posix_tz("JST-9").map(Zone);
         assert_eq!(

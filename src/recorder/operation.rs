@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::detection_log::LogLines;
 use super::names::Stem;
 use super::sidecar::Sidecar;
 use super::types::{RecorderError, StartReply, StopReply};
@@ -28,6 +29,8 @@ pub(crate) enum Output {
     /// Make the written data durable, and check that no other program changed the file. The bytes `whole` must be in
     /// the file; those before `whole` were checked earlier.
     Sync { file: FileId, whole: Range<u64> },
+    /// Append lines to the detection log of the file.
+    AppendLog { file: FileId, lines: LogLines },
     /// Finish and close the file as `ending` describes.
     Finish { file: FileId, ending: FileEnding },
     /// Close and remove the file, because it holds no access unit.
@@ -67,6 +70,8 @@ pub(crate) enum Completion {
     },
     Truncated(io::Result<()>),
     Synced(io::Result<FileFate>),
+    /// Lines were appended to the detection log.
+    Logged(io::Result<()>),
     Finished(Result<(), RecorderError>),
 }
 
@@ -102,6 +107,8 @@ pub(crate) struct Start {
     pub(crate) heartbeat_ns: Option<i64>,
     /// Wall-clock time of the start, in seconds since 1970.
     pub(crate) started_at_s: u64,
+    /// Class of the detector for which the recording is made. `None` if a request started it.
+    pub(crate) event_label: Option<String>,
     /// True if the ring holds no IDR now, so the recording begins at the camera's next IDR.
     pub(crate) waits_for_idr: bool,
 }
@@ -112,8 +119,8 @@ pub(crate) struct IncomingUnit {
     pub(crate) bytes: Bytes,
     /// Capture time in nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) captured_ns: i64,
-    /// Capture time in seconds since 1970. `None` if the camera's wall clock is not usable.
-    pub(crate) captured_at_s: Option<u64>,
+    /// The camera's stamp in nanoseconds, usually since 1970. `None` if the camera's clock is not usable.
+    pub(crate) captured_at_ns: Option<i64>,
 }
 
 impl From<&UnitView> for IncomingUnit {
@@ -121,7 +128,7 @@ impl From<&UnitView> for IncomingUnit {
         IncomingUnit {
             bytes: Bytes::clone(&view.bytes),
             captured_ns: view.captured_monotonic_ns,
-            captured_at_s: view.captured_at_ns.and_then(|ns| u64::try_from(ns / 1_000_000_000).ok()),
+            captured_at_ns: view.captured_at_ns,
         }
     }
 }

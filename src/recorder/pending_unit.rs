@@ -16,7 +16,8 @@ pub(super) struct PendingUnit {
     pub(super) nal_units: SmallVec<[Bytes; 8]>,
     pub(super) kind: UnitKind,
     pub(super) time: UnitTime,
-    pub(super) captured_at_s: Option<u64>,
+    /// The camera's stamp in nanoseconds, usually since 1970. `None` if the camera's clock is not usable.
+    pub(super) captured_at_ns: Option<i64>,
     /// `recovery_frame_cnt`, if decoding can start with this unit although it is not an IDR.
     pub(super) recovery_point: Option<u16>,
     /// Track properties for an MP4 that begins with this unit. `None` if decoding cannot start with this unit.
@@ -63,7 +64,12 @@ impl PendingUnit {
         } else {
             None
         };
-        Ok(PendingUnit { nal_units, kind, time, captured_at_s: unit.captured_at_s, recovery_point, track })
+        Ok(PendingUnit { nal_units, kind, time, captured_at_ns: unit.captured_at_ns, recovery_point, track })
+    }
+
+    /// Returns the capture time in seconds since 1970. Returns `None` if the camera's clock is not usable.
+    pub(super) fn captured_at_s(&self) -> Option<u64> {
+        u64::try_from(self.captured_at_ns? / 1_000_000_000).ok()
     }
 
     /// Returns true if decoding can start with this unit.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::detection_log::DetectionLog;
 use super::format::moov::{self, Notes};
 use super::format::timeline::{PlannedTime, Timeline};
 use super::format::{self, Fragment, Index, Track, annexb, fmp4};
@@ -52,6 +53,7 @@ pub(super) struct RecordedFile {
     dirty: bool,
     syncing: bool,
     last_sync_ns: i64,
+    pub(super) log: DetectionLog,
     /// Committed bytes at the end of the last sync, and at the start of the sync that is in flight.
     whole: Range<u64>,
 }
@@ -104,6 +106,7 @@ impl RecordedFile {
             dirty: false,
             syncing: false,
             last_sync_ns: now_ns,
+            log: DetectionLog::default(),
             whole: 0..0,
         }
     }
@@ -177,7 +180,7 @@ impl RecordedFile {
             && self.is_empty()
             && let Some(track) = &unit.track
         {
-            let started_at_s = unit.captured_at_s.unwrap_or(self.started_at_s);
+            let started_at_s = unit.captured_at_s().unwrap_or(self.started_at_s);
             let track = Track { started_at_s, ..track.clone() };
             self.mp4 = Some(Mp4 { header: fmp4::file_header(&track).into(), track: Arc::new(track) });
         }
@@ -341,7 +344,7 @@ impl RecordedFile {
         let fragment = self.fragment(unit);
         if self.is_empty() {
             self.first_captured_ns = unit.time.captured_ns;
-            self.started_at_s = unit.captured_at_s.unwrap_or(self.started_at_s);
+            self.started_at_s = unit.captured_at_s().unwrap_or(self.started_at_s);
         }
         self.index.push(&fragment);
         if let Some(frames) = unit.recovery_point {
@@ -349,6 +352,10 @@ impl RecordedFile {
         }
         let planned = self.timeline.plan(&unit.time);
         self.timeline.commit(&unit.time, &planned);
+        if let Some(stamp_ns) = unit.captured_at_ns {
+            let shown_90k = planned.time_90k.saturating_add_signed(i64::from(planned.composition_90k));
+            self.log.push_picture(stamp_ns, shown_90k);
+        }
         self.committed += bytes;
         self.dirty = true;
     }

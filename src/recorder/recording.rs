@@ -22,13 +22,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::active_recording::{ActiveRecording, Phase};
 use super::capture_clock::CaptureClock;
 use super::counters::RecorderCounters;
+use super::detection_log::DetectionLog;
 use super::operation::{Completion, FileFate, FileId, IncomingUnit, Output, Start};
 use super::pending_unit::{PendingUnit, Skipped};
 use super::recorded_file::{RecordedFile, WriteOutcome};
 use super::types::{
-    Progress, RecorderError, RecorderState, RecordingReport, StartReply, StopReason, StopReply,
+    Event, Progress, RecorderError, RecorderState, RecordingReport, StartReply, StopReason, StopReply,
 };
 use crate::base::limits;
+use crate::camera::detections::Detections;
 use crate::h264::{Assembler, up_to_first_slice};
 
 /// How decoding can start with a unit.
@@ -102,6 +104,7 @@ impl Recording {
         });
         self.active = Some(ActiveRecording {
             phase: Phase::Starting,
+            stops_with_event: start.event_label.is_some(),
             start,
             started_ns: now_ns,
             heartbeat_at_ns: now_ns,
@@ -204,37 +207,43 @@ impl Recording {
         self.assembler.forget_last_unit();
     }
 
-    /// Takes the next unit of the ring. May be called only if [`Recording::can_take_unit`] returns true.
-    pub(crate) fn push_unit(&mut self, now_ns: i64, unit: &IncomingUnit) {
-        let Some(active) = &mut self.active else { return };
+    /// Takes the next unit of the ring. May be called only if [`Recording::can_take_unit`] returns true. Returns how
+    /// decoding can start with this unit, or `None` if it cannot.
+    pub(crate) fn push_unit(&mut self, now_ns: i64, unit: &IncomingUnit) -> Option<StartPoint> {
+        let active = self.active.as_mut()?;
         if let Phase::Draining { stopped_ns } = active.phase
             && unit.captured_ns > stopped_ns
         {
             active.phase = Phase::Closing;
-            return self.advance();
+            self.advance();
+            return None;
         }
         let filler_before = self.assembler.filler_bytes();
         let parsed = PendingUnit::new(&mut self.assembler, &mut self.clock, unit, now_ns);
         self.counters.filler_bytes.add_shared(self.assembler.filler_bytes() - filler_before);
         let pending = match parsed {
             Ok(pending) => pending,
-            Err(Skipped::NoPicture) => return,
-            Err(Skipped::BrokenParameterSet) => return self.counters.rejected.add_shared(1),
-            Err(Skipped::Invalid) => {
+            Err(Skipped::NoPicture) => return None,
+            Err(skipped) => {
                 self.counters.rejected.add_shared(1);
-                return self.handle_gap(1);
+                if skipped == Skipped::Invalid {
+                    self.handle_gap(1);
+                }
+                return None;
             }
         };
+        let start = StartPoint::of(pending.is_idr(), pending.recovery_point);
         if pending.is_start() {
             self.last_start_ns = Some(pending.time.captured_ns);
         } else if active.waiting_idr {
-            return self.count_dropped(1);
+            self.count_dropped(1);
+            return None;
         }
         if active.waiting_idr || pending.is_idr() {
             active.shown_after = pending.time.order.filter(|_| !pending.is_idr());
-        } else if let Some(start) = active.shown_after {
-            if pending.time.order.is_some_and(|order| order < start) {
-                return;
+        } else if let Some(first) = active.shown_after {
+            if pending.time.order.is_some_and(|order| order < first) {
+                return None;
             }
             active.shown_after = None;
         }
@@ -245,6 +254,44 @@ impl Recording {
         active.pending = Some(pending);
         self.start_next_file_if_needed();
         self.advance();
+        start
+    }
+
+    /// Lets a request take over the recording of an event: it then goes on until it is stopped. Returns the reply to the
+    /// start request. Returns `None` if no recording of an event runs.
+    pub(crate) fn take_over(&mut self, now_ns: i64, limits: &Start) -> Option<StartReply> {
+        let active = self.active.as_mut()?;
+        if active.phase != Phase::Running || !active.stops_with_event {
+            return None;
+        }
+        active.stops_with_event = false;
+        (active.started_ns, active.heartbeat_at_ns) = (now_ns, now_ns);
+        (active.start.max_duration_ns, active.start.heartbeat_ns) =
+            (limits.max_duration_ns, limits.heartbeat_ns);
+        Some(StartReply {
+            filename: active.report.filename.clone(),
+            name: active.report.name.clone(),
+            waits_for_idr: active.report.frame_count == 0,
+        })
+    }
+
+    /// Adds an event that has ended to the detection log. Ends the recording if the event was its reason.
+    pub(crate) fn handle_event_end(&mut self, now_ns: i64, event: &Event) {
+        let Some(active) = &mut self.active else { return };
+        if let Some(file) = &mut active.file {
+            file.log.push_event(event);
+        }
+        if active.stops_with_event {
+            active.end(now_ns, StopReason::EventEnd);
+            self.advance();
+        }
+    }
+
+    /// Adds a result of the object detector to the detection log of the file. Without a file the result is dropped.
+    pub(crate) fn push_result(&mut self, result: &Arc<Detections>) {
+        if let Some(file) = self.active.as_mut().and_then(|active| active.file.as_mut()) {
+            file.log.push_result(result);
+        }
     }
 
     /// Handles units that are missing in the stream. They are counted, and no unit is written until the next IDR.
@@ -288,6 +335,8 @@ impl Recording {
         if let Some(file) = &mut active.file
             && file.sync_deadline().is_some_and(|deadline| deadline <= now_ns)
         {
+            let lines = file.log.take_lines().map(|lines| Output::AppendLog { file: file.id, lines });
+            self.outputs.extend(lines);
             self.outputs.push_back(file.start_sync(now_ns));
         }
         match active.phase {
@@ -312,6 +361,11 @@ impl Recording {
             Completion::Created(result) => self.handle_created(now_ns, file, result),
             Completion::Finished(result) => self.handle_finished(result),
             Completion::Synced(result) => self.handle_synced(file, result),
+            Completion::Logged(result) => {
+                if let Some(file) = self.current_file(file) {
+                    file.log.handle_appended(result.is_ok());
+                }
+            }
             Completion::Allocated(result) => {
                 if let Some(file) = self.current_file(file) {
                     file.handle_allocated(result);
@@ -439,7 +493,9 @@ impl Recording {
                 active.report.name.clone_from(&name);
                 active.report.filename = format!("{}/{name}", self.directory);
                 let start = &active.start;
-                active.file = Some(RecordedFile::new(file, start.stem.format, start.started_at_s, now_ns));
+                let mut created = RecordedFile::new(file, start.stem.format, start.started_at_s, now_ns);
+                created.log = DetectionLog::new(name.clone(), start.event_label.as_deref());
+                active.file = Some(created);
                 if active.phase == Phase::Starting {
                     active.phase = Phase::Running;
                 }
@@ -543,8 +599,10 @@ impl Recording {
 
 /// Queues an operation that finishes the current file, or that removes the file if it holds no unit.
 fn close_file(active: &mut ActiveRecording, outputs: &mut VecDeque<Output>) {
-    let Some(closed) = active.file.take() else { return };
+    let Some(mut closed) = active.file.take() else { return };
     let file = closed.id;
+    let lines = std::mem::take(&mut closed.log).into_last_lines();
+    outputs.extend(lines.map(|lines| Output::AppendLog { file, lines }));
     active.finishing += 1;
     active.report.duration += closed.duration_s();
     if closed.is_empty() {

@@ -26,6 +26,8 @@ impl Retention {
 #[derive(Clone, Debug)]
 pub(super) struct ListedFile {
     pub(super) info: RecordingInfo,
+    /// Bytes of the recording and its detection log.
+    pub(super) disk_bytes: u64,
     /// Capture time of the first unit, in seconds since 1970. If it is unknown, the time of the last write to the file.
     pub(super) started_at_s: u64,
     /// True if this recorder wrote and finished the file. Only such files are deleted, although all files count towards
@@ -40,7 +42,7 @@ pub(super) fn to_retire(
     free_bytes: Option<u64>,
     now_s: u64,
 ) -> Vec<String> {
-    let total_bytes: u64 = files.iter().map(|file| file.info.bytes).sum();
+    let total_bytes: u64 = files.iter().map(|file| file.disk_bytes).sum();
     let over = rules.retain_bytes.map_or(0, |max| total_bytes.saturating_sub(max));
     let short = rules.min_free_bytes.zip(free_bytes).map_or(0, |(min, free)| min.saturating_sub(free));
     let mut to_free = over.max(short);
@@ -54,7 +56,7 @@ pub(super) fn to_retire(
         if !too_old && to_free == 0 {
             break;
         }
-        to_free = to_free.saturating_sub(file.info.bytes);
+        to_free = to_free.saturating_sub(file.disk_bytes);
         retired.push(file.info.name);
     }
     retired
@@ -69,6 +71,7 @@ mod tests {
     fn files() -> Vec<ListedFile> {
         let one = |name: &str, bytes, day: u64, is_ours_and_complete| ListedFile {
             info: RecordingInfo { name: name.to_owned(), bytes, ..RecordingInfo::default() },
+            disk_bytes: bytes,
             started_at_s: DAY_0 + day * 86_400,
             is_ours_and_complete,
         };

@@ -6,8 +6,12 @@ use std::sync::Arc;
 
 use super::format::{Index, Track};
 use super::names::{Format, NameError};
+pub use super::pre_roll::PreRollRules;
 use super::retention::Retention;
-pub use crate::metrics::status::{RecorderState, RecordingInfo, RecordingReport, StartReply, StartRequest};
+use crate::camera::detections::DetectedBox;
+pub use crate::metrics::status::{
+    RecordedEvent, RecorderState, RecordingInfo, RecordingKind, RecordingReport, StartReply, StartRequest,
+};
 
 /// Options of the recorder.
 #[derive(Clone, Debug)]
@@ -18,6 +22,27 @@ pub struct RecorderConfig {
     pub format: Format,
     /// Rules for deleting old recordings.
     pub retention: Retention,
+    /// What is kept in memory for recordings that begin earlier than the ring reaches. `None` to keep nothing.
+    pub pre_roll: Option<PreRollRules>,
+    /// Results of the object detector. `None` if there is no detector.
+    pub results: Option<Results>,
+}
+
+/// An event: a time in which the object detector saw something that is recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Class that began the event.
+    pub label: String,
+    /// All recorded classes that were seen, each once.
+    pub labels: Vec<String>,
+    /// Camera's stamp of the first picture that shows one of them, in nanoseconds. `None` if it is unknown.
+    pub first_stamp_ns: Option<i64>,
+    /// Camera's stamp of the last such picture.
+    pub last_stamp_ns: Option<i64>,
+    /// The sight with the highest confidence.
+    pub best: DetectedBox,
+    /// Camera's stamp of the picture with that sight.
+    pub best_stamp_ns: Option<i64>,
 }
 
 /// Reply to a stop request.
@@ -54,6 +79,8 @@ pub enum StopReason {
     MaxDuration,
     /// No heartbeat arrived for the `heartbeat_s` of the start request.
     Heartbeat,
+    /// What the detector saw is gone.
+    EventEnd,
     /// The server shut down.
     Shutdown,
     /// An error ended the recording. [`StopReason::as_str`] returns the code of the error.
@@ -68,6 +95,7 @@ impl StopReason {
             StopReason::Requested => "asked",
             StopReason::MaxDuration => "max_duration",
             StopReason::Heartbeat => "heartbeat",
+            StopReason::EventEnd => "event_end",
             StopReason::Shutdown => "shutdown",
             StopReason::Failed(error) => error.code(),
         }
@@ -87,6 +115,8 @@ pub struct Status {
     pub reason: Option<StopReason>,
     /// The error that ended the last recording or prevented its start.
     pub error: Option<RecorderError>,
+    /// Seconds of video in memory for the next recording. `None` if none is kept.
+    pub pre_roll_held_s: Option<f64>,
 }
 
 /// Progress of a file that is being written.

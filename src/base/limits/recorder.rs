@@ -100,6 +100,22 @@ pub const RECORDINGS_LISTED_MAX: usize = 10_000;
 /// file of one hour has fewer up to 72 units/s.
 pub const FINISHED_VIEW_UNITS_MAX: usize = 1 << 18;
 
+/// Number of pictures of a recording for which a result of the object detector is expected: 4 s at 30 pictures/s.
+pub const LOGGED_PICTURES_MAX: usize = 128;
+
+/// Maximum number of results that wait for their picture to be recorded: those of a pre-roll of 60 s. Beyond it the
+/// oldest is dropped.
+pub const LOGGED_RESULTS_WAITING_MAX: usize = 2_048;
+
+/// Number of events in the first line of a detection log. The oldest is left out beyond it.
+pub const LOGGED_EVENTS_MAX: usize = 8;
+
+/// Number of classes in the first line of a detection log.
+pub const LOGGED_LABELS_MAX: usize = 8;
+
+/// Bytes of a detection log that wait for the disk, above which further results are dropped. A line has at most 2 kB.
+pub const LOGGED_BYTES_MAX: usize = 64 << 10;
+
 /// Number of listings that are made at the same time. Further ones wait.
 pub const LISTINGS_MAX: usize = 1;
 

@@ -20,6 +20,8 @@ use crate::recorder::recording::Recording;
 use crate::recorder::types::{RecorderError, RecorderState, StartReply, StopReply};
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
+/// The camera's stamp of a picture, less its capture time.
+pub(crate) const STAMP_0_NS: i64 = 1_699_999_000 * SECOND;
 pub(crate) const UNIT_INTERVAL: i64 = SECOND / 30;
 
 #[derive(Default)]
@@ -29,6 +31,8 @@ pub(crate) struct FakeFile {
     pub(crate) reserved: u64,
     pub(crate) syncs: u32,
     pub(crate) finished: bool,
+    /// The lines of the detection log.
+    pub(crate) log: Vec<u8>,
 }
 
 pub(crate) struct Harness {
@@ -183,6 +187,12 @@ impl Harness {
                 }
                 (file, Completion::Synced(Ok(FileFate::Whole)))
             }
+            Output::AppendLog { file, lines } => {
+                let open = self.files.get_mut(&file).unwrap();
+                assert_eq!(lines.is_first, open.log.is_empty());
+                open.log.extend_from_slice(&lines.lines);
+                (file, Completion::Logged(Ok(())))
+            }
             Output::Finish { file, ending } => {
                 let committed = usize::try_from(ending.whole.end).unwrap();
                 let end = committed + ending.tail.len();
@@ -277,7 +287,7 @@ impl Harness {
     pub(crate) fn push_captured(&mut self, bytes: Vec<u8>, captured_ns: i64) {
         assert!(self.recording.can_take_unit(), "{:?}", self.recording.state());
         let unit =
-            IncomingUnit { bytes: Bytes::from(bytes), captured_ns, captured_at_s: Some(1_700_000_000) };
+            IncomingUnit { bytes: Bytes::from(bytes), captured_ns, captured_at_ns: Some(STAMP_0_NS + captured_ns) };
         self.recording.push_unit(self.now_ns, &unit);
     }
 

@@ -1,15 +1,18 @@
 //! Tests that the library touches only recordings of this server, and only regular files.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
+use crate::recorder::detection_log::{Head, LogLines};
 use crate::recorder::format::fmp4::{self, START_UNFINISHED};
 use crate::recorder::format::{Fragment, Track, UnitKind};
 use crate::recorder::library::{FileIdentity, Library, Lock};
+use crate::recorder::log_file;
 use crate::recorder::retention::Retention;
 use crate::recorder::sidecar::Sidecar;
 use crate::recorder::types::RecorderError;
@@ -88,8 +91,39 @@ fn repair_deletes_no_file_of_another_program() {
     for name in ["empty.mp4", "foreign.mp4", "empty.h264", "ours.mp4", "crashed.h264"] {
         assert_eq!(library.repair(name), Ok(false), "{name}");
     }
-    library.remove_orphaned_sidecars();
+    library.remove_orphans();
     assert_eq!(test.names(), [".notes.h264.json", "empty.h264", "empty.mp4", "foreign.mp4"]);
+}
+
+#[test]
+fn detection_log_lives_as_long_as_its_recording() {
+    let test = TestLibrary::new("log");
+    test.write("cat.mp4", &unfinished(3));
+    let head = |recording: &str| Head { recording: recording.to_owned(), ..Head::default() }.line();
+    let lines = |is_first, lines: &[u8]| LogLines { is_first, head: head("cat.mp4"), lines: lines.to_vec() };
+    test.write("cat.json", b"of another program");
+    let refused = log_file::append(&test.0, "cat.mp4", &lines(true, b"{}\n")).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+    assert!(test.1.open("cat.json", None).is_err());
+    assert_eq!(test.1.list().unwrap()[0].detections, None);
+    fs::remove_file(test.0.join("cat.json")).unwrap();
+    for is_first in [true, false] {
+        log_file::append(&test.0, "cat.mp4", &lines(is_first, b"{\"t\":0}\n")).unwrap();
+    }
+    test.write("dog.json", &head("dog.mp4"));
+    test.write("notes.json", b"of another program");
+    test.1.remove_orphans();
+    assert_eq!(test.names(), ["cat.json", "cat.mp4", "notes.json"]);
+    assert_eq!(test.1.list().unwrap()[0].detections.as_deref(), Some("cat.json"));
+    let download = test.1.open("cat.json", None).unwrap();
+    let mut content = vec![0; usize::try_from(download.bytes).unwrap()];
+    assert_eq!(download.read_at(&mut content, 0).unwrap(), content.len());
+    assert_eq!(content, [head("cat.mp4"), b"{\"t\":0}\n{\"t\":0}\n".to_vec()].concat());
+    for name in ["notes.json", "../cat.json", "a/cat.json", ".cat.h264.json"] {
+        assert!(test.1.open(name, None).is_err(), "{name}");
+    }
+    assert_eq!(test.1.delete("cat.mp4"), Ok(()));
+    assert_eq!(test.names(), ["notes.json"]);
 }
 
 #[test]

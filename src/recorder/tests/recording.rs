@@ -1,14 +1,42 @@
 //! Tests what the recording state machine decides, with a fake clock and a disk in memory.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
-use super::harness::{Harness, SECOND, UNIT_INTERVAL, delta, idr, start};
+use super::harness::{Harness, SECOND, STAMP_0_NS, UNIT_INTERVAL, delta, idr, start};
 use crate::base::limits;
+use crate::camera::detections::Detections;
 use crate::recorder::names::Format;
 use crate::recorder::operation::{Completion, FileFate, Output, Start};
 use crate::recorder::types::{RecorderError, RecorderState, StopReason};
 
 const FORMATS: [(Format, &str); 2] = [(Format::Mp4, "cat.mp4"), (Format::H264, "cat.h264")];
+
+#[test]
+fn results_of_the_detector_are_logged_with_the_times_of_their_pictures() {
+    let mut harness = Harness::recording(Format::Mp4);
+    for number in 0..45 {
+        harness.publish();
+        // A result arrives after the next picture.
+        let captured_at_ns = Some(STAMP_0_NS + harness.now_ns - UNIT_INTERVAL);
+        let result = Detections { frame: Some(number), captured_at_ns, ..Detections::default() };
+        harness.recording.push_result(&Arc::new(result));
+        harness.tick(0);
+    }
+    let log = |harness: &Harness| String::from_utf8(harness.files[&1].log.clone()).unwrap();
+    assert!(log(&harness).lines().count() > 20, "lines are appended every second");
+    harness.stop().unwrap();
+    let lines: Vec<serde_json::Value> =
+        log(&harness).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // The first result has a picture before the recording.
+    assert_eq!(lines.len(), 44);
+    for (index, line) in lines.iter().enumerate() {
+        assert_eq!(line["frame"], index + 1);
+        let expected_s = index as f64 / 30.0;
+        assert!((line["t"].as_f64().unwrap() - expected_s).abs() < 1e-4, "{line}");
+    }
+}
 
 #[test]
 fn recording_holds_every_unit_from_the_first_idr() {

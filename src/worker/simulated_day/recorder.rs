@@ -11,7 +11,7 @@ use crate::camera::{Camera, Cursor, Next, UnitView};
 use crate::recorder::RecorderState;
 use crate::recorder::names::{Format, Stem};
 use crate::recorder::operation::{Completion, FileId, IncomingUnit, Start};
-use crate::recorder::tests::harness::{Harness, start, unit_number_of};
+use crate::recorder::tests::harness::{Harness, SECOND, start, unit_number_of};
 use support::random::Random;
 
 pub(super) struct SimulatedRecorder {
@@ -137,7 +137,7 @@ impl SimulatedRecorder {
                 let unit = IncomingUnit {
                     bytes: Bytes::clone(&view.bytes),
                     captured_ns: view.captured_monotonic_ns,
-                    captured_at_s: Some(1_700_000_000),
+                    captured_at_ns: Some(1_700_000_000 * SECOND),
                 };
                 self.taken = Some(unit_number_of(&view.bytes));
                 self.current = Some(view);
