@@ -7,6 +7,7 @@
 //! This module itself reads neither the environment nor a file: the caller passes functions that do.
 
 mod error;
+mod events;
 mod given;
 mod help;
 mod options;
@@ -30,6 +31,7 @@ pub use crate::camera::Wake;
 pub use crate::recorder::names::Format;
 pub use crate::session::SrtpChoice;
 pub use error::{ConfigError, ValueOrigin};
+pub use events::{Confirmation, Events, QuietHours, Trigger, Triggers};
 pub use security::{Tls, Token};
 pub use stream::{IceServer, STREAM_NAME};
 pub use subnet::Subnet;
@@ -101,6 +103,10 @@ pub struct Config {
     /// Bytes that must stay free on the file system of the recordings. If fewer are free, the oldest recordings are
     /// deleted.
     pub min_free_bytes: Option<u64>,
+    /// Number of days after which the recording of an event is deleted. `None` for the same as other recordings.
+    pub retain_event_days: Option<u32>,
+    /// Recordings of what the object detector sees.
+    pub events: Events,
     /// True if the server runs a simulated camera on its own ring.
     pub demo: bool,
 }
@@ -137,6 +143,8 @@ impl Default for Config {
             retain_bytes: None,
             retain_days: None,
             min_free_bytes: None,
+            retain_event_days: None,
+            events: Events::default(),
             demo: false,
         }
     }

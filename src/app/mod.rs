@@ -10,6 +10,7 @@ mod live;
 mod login_watch;
 mod metrics_text;
 mod publish;
+mod record_on;
 mod recordings;
 pub mod server;
 pub mod service;

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle as JoinTask;
 use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
 use crate::app::bitrate;
+use crate::app::record_on;
 use crate::app::publish::Publisher;
 use crate::app::publish::board::PublishBoard;
 use crate::app::server::sockets::Sockets;
@@ -442,8 +443,11 @@ impl Threads {
             retention: recorder::retention::Retention {
                 retain_bytes: config.retain_bytes,
                 retain_days: config.retain_days,
+                retain_event_days: config.retain_event_days,
                 min_free_bytes: config.min_free_bytes,
             },
+            pre_roll: record_on::pre_roll(&config.events),
+            results: None,
         };
         let (handle, thread) = recorder::spawn(camera, recorder_config)?;
         self.handles.push(thread);

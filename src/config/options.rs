@@ -3,6 +3,7 @@
 
 use super::Config;
 use super::error::ConfigError;
+use super::events;
 use super::given::{Given, Parse};
 use super::recording;
 use super::security;
@@ -251,6 +252,49 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         .help("Free space to keep on the file system. Below it the oldest recordings are deleted.")
         .set(|config, given| set_some(&mut config.min_free_bytes, given, recording::bytes))
         .show(|config| values::maybe(config.min_free_bytes)),
+    one("Events", "record-on", "CLASS[:CONFIDENCE],...")
+        .help(
+            "Record what the detector sees: classes of --detections, such as cat,dog:0.6. The \
+             confidence is 0.5 by default.",
+        )
+        .set(|config, given| set(&mut config.events.record_on, given, events::record_on))
+        .show(|config| config.events.record_on.to_string()),
+    one("Events", "pre-roll", "SECONDS")
+        .help("Record so many seconds before the first sight.")
+        .set(|config, given| set(&mut config.events.pre_roll_s, given, events::pre_roll))
+        .show(|config| config.events.pre_roll_s.to_string()),
+    one("Events", "pre-roll-bytes", "BYTES")
+        .help("Memory for the pre-roll. The status says how many seconds are held.")
+        .set(|config, given| set(&mut config.events.pre_roll_bytes, given, events::pre_roll_bytes))
+        .show(|config| config.events.pre_roll_bytes.to_string()),
+    one("Events", "post-roll", "SECONDS")
+        .help("Record so many seconds after the last sight.")
+        .set(|config, given| set(&mut config.events.post_roll_s, given, events::seconds))
+        .show(|config| config.events.post_roll_s.to_string()),
+    one("Events", "event-merge", "SECONDS")
+        .help("Sights less than this apart are one event. It is then recorded to its end.")
+        .set(|config, given| set(&mut config.events.merge_s, given, events::seconds))
+        .show(|config| config.events.merge_s.to_string()),
+    one("Events", "event-max", "SECONDS")
+        .help("Longest event. What goes on longer becomes a further event.")
+        .set(|config, given| set(&mut config.events.max_s, given, events::seconds))
+        .show(|config| config.events.max_s.to_string()),
+    one("Events", "event-cooldown", "SECONDS")
+        .help("After an event, begin no further one for so many seconds.")
+        .set(|config, given| set(&mut config.events.cooldown_s, given, events::seconds))
+        .show(|config| config.events.cooldown_s.to_string()),
+    one("Events", "event-results", "K/N")
+        .help("An event begins when K of the last N results show the same class.")
+        .set(|config, given| set(&mut config.events.confirmation, given, events::confirmation))
+        .show(|config| config.events.confirmation.to_string()),
+    list("Events", "quiet-hours", "HH:MM-HH:MM")
+        .help("Begin no event at this time of the day, in the machine's time zone.")
+        .set(|config, given| set_list(&mut config.events.quiet_hours, given, events::quiet_hours))
+        .show(|config| values::list(&config.events.quiet_hours)),
+    one("Events", "retain-event-days", "DAYS")
+        .help("Days after which the recording of an event is deleted. Default: as --retain-days.")
+        .set(|config, given| set_some(&mut config.retain_event_days, given, recording::days))
+        .show(|config| values::maybe(config.retain_event_days)),
     one("Program", "log-level", "LEVEL")
         .help("off, error, warn or info. debug and trace exist in debug builds.")
         .set(|config, given| set(&mut config.log_level, given, values::log_level))

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes};
 use super::capture_clock::CaptureClock;
 use super::format::timeline::{PlannedTime, Timeline};
 use super::format::{Fragment, Track, fmp4};
-use super::operation::IncomingUnit;
+use super::operation::{IncomingUnit, stamp_s};
 use super::pending_unit::{PendingUnit, Skipped};
 use super::recording::StartPoint;
 use crate::camera::UnitView;
@@ -113,7 +113,7 @@ impl EndlessMuxer {
         let is_idr = pending.is_idr();
         let track = pending.track.filter(|track| self.track.as_ref() != Some(track));
         let file_header = track.map(|track| {
-            let started_at_s = unit.captured_at_s().unwrap_or_default();
+            let started_at_s = stamp_s(unit.captured_at_ns).unwrap_or_default();
             let header = fmp4::file_header(&Track { started_at_s, ..track.clone() });
             self.track = Some(track);
             header

@@ -1,8 +1,10 @@
 //! The recorder's thread. It passes access units, commands and completions to `recording.rs`, and the operations that
 //! result from them to `disk.rs`. Each turn carries out all outputs, then waits for the next input.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -11,9 +13,11 @@ use super::file_threads::{FileThreads, RecorderThreads};
 use super::library::Library;
 use super::names::{Format, Stem, Zone};
 use super::operation::{Completion, FileId, IncomingUnit, Output, Start};
+use super::pre_roll::{PreRoll, StoredUnit};
 use super::recording::{Recording, StartPoint};
+use super::results_feed::ResultsFeed;
 use super::types::{
-    RecorderConfig, RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply,
+    Event, RecorderConfig, RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply,
 };
 use crate::base::clock::{monotonic_ns, unix_s};
 use crate::base::limits;
@@ -25,6 +29,10 @@ type Reply<T> = oneshot::Sender<Result<T, RecorderError>>;
 /// A request to the recorder, with the channel on which the recorder sends its reply.
 pub(super) enum Command {
     Start(StartRequest, Reply<StartReply>),
+    /// Record an event of this class, from so many seconds before now on.
+    StartEvent(String, f64, Reply<StartReply>),
+    /// The event has ended.
+    EndEvent(Event, Reply<()>),
     Stop(Reply<StopReply>),
     Heartbeat(Reply<()>),
     Status(Reply<Status>),
@@ -48,6 +56,11 @@ pub(super) struct Engine {
     retention_task: Option<JoinHandle<()>>,
     file_operations: FileThreads,
     zone: Zone,
+    /// Copies of the newest units, if the configuration wants them.
+    pre_roll: Option<PreRoll>,
+    /// Copies with which the recording begins, before the cursor's next unit.
+    begin: VecDeque<StoredUnit>,
+    results: ResultsFeed,
     /// The unit that is being written. The view holds the lease on its slot until the write completes.
     current: Option<UnitView>,
     start_reply: Option<Reply<StartReply>>,
@@ -70,6 +83,8 @@ impl Engine {
     ) -> Engine {
         let (disk, completions) = Disk::new(library.clone(), threads.disk);
         let directory = config.directory.display().to_string();
+        let pre_roll = config.pre_roll.map(PreRoll::new);
+        let results = ResultsFeed::new(config.results.clone(), config.pre_roll);
         Engine {
             cursor: camera.cursor(),
             camera,
@@ -85,10 +100,13 @@ impl Engine {
             retention_task: None,
             file_operations: threads.operations,
             zone: Zone::local(),
+            follow_while_idle: pre_roll.is_some(),
+            results,
+            pre_roll,
+            begin: VecDeque::new(),
             current: None,
             start_reply: None,
             stop_reply: None,
-            follow_while_idle: false,
             shutting_down: false,
         }
     }
@@ -110,6 +128,7 @@ impl Engine {
             tokio::select! {
                 Some((file, completion)) = self.completions.recv() => self.handle_completion(file, completion),
                 Some(command) = self.commands.recv() => self.handle_command(command),
+                Some(result) = self.results.next() => self.recording.push_result(&result),
                 _ = self.shutdown.changed(), if !self.shutting_down => {
                     self.shutting_down = true;
                     self.recording.handle_shutdown(monotonic_ns());
@@ -158,6 +177,10 @@ impl Engine {
         match output {
             Output::Started(result) => {
                 self.log_wait(&result);
+                if result.is_ok() {
+                    // The pictures of these results are about to be recorded.
+                    self.results.recent().for_each(|result| self.recording.push_result(result));
+                }
                 reply_to_start(self.start_reply.take(), result);
             }
             Output::Stopped(result) => reply(self.stop_reply.take(), result),
@@ -180,24 +203,30 @@ impl Engine {
 
     /// Records the next unit of the ring. Returns false if the ring holds no further unit now.
     fn record_next(&mut self, now_ns: i64) -> bool {
+        if let Some(stored) = self.begin.pop_front() {
+            self.current = None;
+            self.recording.push_unit(stored.read_ns, &stored.unit);
+            return true;
+        }
         match self.cursor.next(now_ns) {
             Next::Unit(view) => {
                 let incoming = IncomingUnit::from(&view);
+                let start = self.recording.push_unit(now_ns, &incoming);
+                store(self.pre_roll.as_mut(), &view, start, now_ns);
                 self.current = Some(view);
-                self.recording.push_unit(now_ns, &incoming);
                 if !self.recording.has_pending_unit() {
                     self.current = None;
                 }
             }
             Next::Lapped { missed_units } => {
                 self.library.counters.lapped.add_shared(u64::from(missed_units));
-                self.recording.handle_gap(missed_units);
+                self.handle_gap(missed_units);
             }
             Next::Rejected(_) => {
                 self.library.counters.rejected.add_shared(1);
-                self.recording.handle_gap(1);
+                self.handle_gap(1);
             }
-            Next::Restarted => self.recording.handle_gap(0),
+            Next::Restarted => self.handle_gap(0),
             Next::Empty | Next::Away => {
                 self.recording.handle_ring_empty(now_ns, self.cursor.begun_slots() > 0);
                 return false;
@@ -213,13 +242,14 @@ impl Engine {
         for _ in 0..limits::IDLE_UNITS_PER_POLL_MAX {
             match self.cursor.next(now_ns) {
                 Next::Unit(view) => {
-                    self.remember_intact(now_ns, &view);
+                    let start = self.remember_intact(now_ns, &view);
+                    store(self.pre_roll.as_mut(), &view, start, now_ns);
                 }
                 Next::Lapped { .. } => {
                     self.follow_while_idle = true;
-                    self.recording.handle_cursor_moved();
+                    self.handle_cursor_moved();
                 }
-                Next::Rejected(_) | Next::Restarted => self.recording.handle_cursor_moved(),
+                Next::Rejected(_) | Next::Restarted => self.handle_cursor_moved(),
                 Next::Empty | Next::Away => return,
             }
         }
@@ -257,7 +287,11 @@ impl Engine {
     }
 
     fn handle_recording_end(&mut self) {
-        self.cursor = self.camera.cursor();
+        self.begin.clear();
+        if self.pre_roll.is_none() {
+            self.cursor = self.camera.cursor();
+        }
+        self.results.handle_recording_end();
         self.retention_ran_at_ns = i64::MIN;
         match self.recording.last() {
             (Some(last), None) if !last.kept => log::warn!("{}", last.not_kept_text()),
@@ -278,10 +312,24 @@ impl Engine {
     fn handle_command(&mut self, command: Command) {
         let now_ns = monotonic_ns();
         match command {
-            Command::Start(request, caller) => match self.start(now_ns, &request) {
-                Ok(()) => self.start_reply = Some(caller),
-                Err(error) => reply_to_start(Some(caller), Err(error)),
+            Command::Start(request, caller) => match self.take_over(now_ns, &request) {
+                Some(taken) => reply(Some(caller), Ok(taken)),
+                None => match self.start(now_ns, &request, None) {
+                    Ok(()) => self.start_reply = Some(caller),
+                    Err(error) => reply_to_start(Some(caller), Err(error)),
+                },
             },
+            Command::StartEvent(label, pre_roll_s, caller) => {
+                let request = StartRequest { pre_roll_s: Some(pre_roll_s), ..StartRequest::default() };
+                match self.start(now_ns, &request, Some(label)) {
+                    Ok(()) => self.start_reply = Some(caller),
+                    Err(error) => reply(Some(caller), Err(error)),
+                }
+            }
+            Command::EndEvent(event, caller) => {
+                self.recording.handle_event_end(now_ns, &event);
+                reply(Some(caller), Ok(()));
+            }
             Command::Stop(caller) => match self.recording.handle_stop(now_ns) {
                 Ok(()) => self.stop_reply = Some(caller),
                 Err(error) => reply(Some(caller), Err(error)),
@@ -297,25 +345,75 @@ impl Engine {
         let (last, error) = self.recording.last();
         let report = self.recording.report(monotonic_ns()).or_else(|| last.map(|last| last.report.clone()));
         let reason = if state == RecorderState::Idle { last.map(|last| last.reason.clone()) } else { None };
-        Status { recording: state == RecorderState::Recording, state, report, reason, error: error.cloned() }
+        let pre_roll_held_s = self.pre_roll.as_ref().map(PreRoll::held_s);
+        let (recording, error) = (state == RecorderState::Recording, error.cloned());
+        Status { recording, state, report, reason, error, pre_roll_held_s }
     }
 
-    fn start(&mut self, now_ns: i64, request: &StartRequest) -> Result<(), RecorderError> {
+    /// Tells the state machine and the copies that units are missing before the cursor's next one.
+    fn handle_gap(&mut self, missed_units: u32) {
+        self.recording.handle_gap(missed_units);
+        if let Some(pre_roll) = &mut self.pre_roll {
+            pre_roll.clear();
+        }
+    }
+
+    /// Does the same while no recording runs.
+    fn handle_cursor_moved(&mut self) {
+        self.recording.handle_cursor_moved();
+        if let Some(pre_roll) = &mut self.pre_roll {
+            pre_roll.clear();
+        }
+    }
+
+    /// Lets a request without a name take over the recording of an event. Returns `None` if that is not possible.
+    fn take_over(&mut self, now_ns: i64, request: &StartRequest) -> Option<StartReply> {
+        if request.filename.as_deref().is_some_and(|name| !name.is_empty()) {
+            return None;
+        }
+        let start = validate(request, self.config.format, &self.zone, None).ok()?;
+        self.recording.take_over(now_ns, &start)
+    }
+
+    fn start(
+        &mut self,
+        now_ns: i64,
+        request: &StartRequest,
+        event_label: Option<String>,
+    ) -> Result<(), RecorderError> {
         self.recording.check_can_start()?;
         if self.shutting_down {
             return Err(RecorderError::Unresponsive);
         }
-        let mut start = validate(request, self.config.format, &self.zone)?;
+        let mut start = validate(request, self.config.format, &self.zone, event_label)?;
         let pre_roll_ns = seconds("pre_roll_s", request.pre_roll_s)?.unwrap_or(0);
         if let CameraStatus::Away { .. } = self.camera.status() {
             return Err(RecorderError::CameraAway);
         }
         self.cache_parameter_sets(now_ns);
+        if self.begin_with_copies(now_ns, pre_roll_ns) {
+            return self.recording.handle_start(now_ns, start);
+        }
         let begin = self.find_start(now_ns, pre_roll_ns);
         self.recording.handle_cursor_moved();
         start.waits_for_idr = begin.is_none();
         self.cursor = begin.unwrap_or_else(|| self.camera.cursor());
         self.recording.handle_start(now_ns, start)
+    }
+
+    /// Lets the recording begin with copies of units. The cursor is then directly after them. Returns false if there are
+    /// none.
+    fn begin_with_copies(&mut self, now_ns: i64, pre_roll_ns: i64) -> bool {
+        let Some((units, begin)) = self.pre_roll.as_ref().and_then(|held| held.from(now_ns, pre_roll_ns)) else {
+            return false;
+        };
+        self.recording.handle_cursor_moved();
+        for StoredUnit { unit, read_ns, .. } in units.range(..begin) {
+            self.recording.remember(*read_ns, &unit.bytes, unit.captured_ns);
+        }
+        self.begin = units.range(begin..).cloned().collect();
+        self.recording.handle_cursor_moved();
+        true
     }
 
     /// Returns a cursor at the IDR with which the recording shall begin.
@@ -374,6 +472,17 @@ impl Engine {
     }
 }
 
+/// Stores a copy of a unit that was just read from the ring.
+fn store(pre_roll: Option<&mut PreRoll>, view: &UnitView, start: Option<StartPoint>, now_ns: i64) {
+    let Some(pre_roll) = pre_roll else { return };
+    let bytes = Bytes::copy_from_slice(&view.bytes);
+    if view.is_intact() {
+        pre_roll.push(IncomingUnit { bytes, ..IncomingUnit::from(view) }, start, now_ns);
+    } else {
+        pre_roll.clear();
+    }
+}
+
 fn reply<T>(caller: Option<Reply<T>>, result: Result<T, RecorderError>) {
     if let Some(caller) = caller {
         let _ignored_if_caller_left = caller.send(result);
@@ -387,11 +496,17 @@ fn reply_to_start(caller: Option<Reply<StartReply>>, result: Result<StartReply, 
     reply(caller, result);
 }
 
-fn validate(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start, RecorderError> {
+fn validate(
+    request: &StartRequest,
+    format: Format,
+    zone: &Zone,
+    event_label: Option<String>,
+) -> Result<Start, RecorderError> {
     let requested = request.filename.as_deref().filter(|name| !name.is_empty());
-    let stem = match requested {
-        Some(name) => Stem::from_request(name, format)?,
-        None => Stem { stem: zone.default_stem(unix_s()), format },
+    let stem = match (requested, &event_label) {
+        (Some(name), _) => Stem::from_request(name, format)?,
+        (None, Some(label)) => Stem { stem: zone.event_stem(unix_s(), label), format },
+        (None, None) => Stem { stem: zone.default_stem(unix_s()), format },
     };
     Ok(Start {
         stem,
@@ -399,6 +514,7 @@ fn validate(request: &StartRequest, format: Format, zone: &Zone) -> Result<Start
         max_duration_ns: seconds("max_duration_s", request.max_duration_s)?.filter(|ns| *ns > 0),
         heartbeat_ns: seconds("heartbeat_s", request.heartbeat_s)?.filter(|ns| *ns > 0),
         started_at_s: u64::try_from(unix_s()).unwrap_or(0),
+        event_label,
         waits_for_idr: false,
     })
 }

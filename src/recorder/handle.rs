@@ -15,7 +15,7 @@ use super::file_threads::{FileThreads, RecorderThreads};
 use super::library::{Download, Library};
 use super::pieces::Pieces;
 use super::types::{
-    RecorderConfig, RecorderError, RecordingInfo, StartReply, StartRequest, Status, StopReply,
+    Event, RecorderConfig, RecorderError, RecordingInfo, StartReply, StartRequest, Status, StopReply,
 };
 use crate::base::limits;
 use crate::camera::{Camera, Wakeup};
@@ -165,6 +165,23 @@ impl RecorderHandle {
     /// ring, the disk is full, or the directory cannot be used.
     pub async fn start(&self, request: StartRequest) -> Result<StartReply, RecorderError> {
         self.request(|reply| Command::Start(request, reply)).await
+    }
+
+    /// Records an event of this class, from `pre_roll_s` seconds before now on. Returns when the file is created.
+    ///
+    /// # Errors
+    /// See [`RecorderHandle::start`].
+    pub async fn start_event(&self, label: String, pre_roll_s: f64) -> Result<StartReply, RecorderError> {
+        self.request(|reply| Command::StartEvent(label, pre_roll_s, reply)).await
+    }
+
+    /// Adds an event to the detection log of the running recording. Ends the recording if
+    /// [`RecorderHandle::start_event`] started it and no request has taken it over.
+    ///
+    /// # Errors
+    /// [`RecorderError::Unresponsive`] if the recorder's thread does not reply in time.
+    pub async fn end_event(&self, event: Event) -> Result<(), RecorderError> {
+        self.request(|reply| Command::EndEvent(event, reply)).await
     }
 
     /// Stops the recording. Returns when the file is finished and durable.

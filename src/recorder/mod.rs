@@ -30,6 +30,7 @@ mod pieces;
 mod pre_roll;
 mod recorded_file;
 pub(crate) mod recording;
+mod results_feed;
 pub mod retention;
 mod sidecar;
 #[cfg(test)]

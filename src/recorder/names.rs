@@ -166,6 +166,13 @@ impl Zone {
         format!("{}_{label}", self.stem("event", unix_s))
     }
 
+    /// Returns the minute of the local day, from 0 to 1439.
+    #[must_use]
+    pub fn minute_of_day(&self, unix_s: i64) -> u16 {
+        let time = tz::DateTime::from_timespec(unix_s, 0, self.0.as_ref());
+        time.map_or(0, |time| u16::from(time.hour()) * 60 + u16::from(time.minute()))
+    }
+
     fn stem(&self, prefix: &str, unix_s: i64) -> String {
         match tz::DateTime::from_timespec(unix_s, 0, self.0.as_ref()) {
             Ok(time) => {

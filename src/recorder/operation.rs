@@ -123,6 +123,11 @@ pub(crate) struct IncomingUnit {
     pub(crate) captured_at_ns: Option<i64>,
 }
 
+/// Converts a camera's stamp to seconds. Returns `None` if the camera's clock is not usable.
+pub(crate) fn stamp_s(stamp_ns: Option<i64>) -> Option<u64> {
+    u64::try_from(stamp_ns? / 1_000_000_000).ok()
+}
+
 impl From<&UnitView> for IncomingUnit {
     fn from(view: &UnitView) -> IncomingUnit {
         IncomingUnit {

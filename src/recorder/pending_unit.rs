@@ -67,11 +67,6 @@ impl PendingUnit {
         Ok(PendingUnit { nal_units, kind, time, captured_at_ns: unit.captured_at_ns, recovery_point, track })
     }
 
-    /// Returns the capture time in seconds since 1970. Returns `None` if the camera's clock is not usable.
-    pub(super) fn captured_at_s(&self) -> Option<u64> {
-        u64::try_from(self.captured_at_ns? / 1_000_000_000).ok()
-    }
-
     /// Returns true if decoding can start with this unit.
     pub(super) fn is_start(&self) -> bool {
         self.is_idr() || self.recovery_point.is_some()

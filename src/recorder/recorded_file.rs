@@ -11,7 +11,7 @@ use super::format::moov::{self, Notes};
 use super::format::timeline::{PlannedTime, Timeline};
 use super::format::{self, Fragment, Index, Track, annexb, fmp4};
 use super::names::Format;
-use super::operation::{FileEnding, FileId, Output};
+use super::operation::{FileEnding, FileId, Output, stamp_s};
 use super::pending_unit::PendingUnit;
 use super::sidecar::Sidecar;
 use super::types::{Progress, RecorderError, UnitsSoFar, is_full};
@@ -180,7 +180,7 @@ impl RecordedFile {
             && self.is_empty()
             && let Some(track) = &unit.track
         {
-            let started_at_s = unit.captured_at_s().unwrap_or(self.started_at_s);
+            let started_at_s = stamp_s(unit.captured_at_ns).unwrap_or(self.started_at_s);
             let track = Track { started_at_s, ..track.clone() };
             self.mp4 = Some(Mp4 { header: fmp4::file_header(&track).into(), track: Arc::new(track) });
         }
@@ -344,7 +344,7 @@ impl RecordedFile {
         let fragment = self.fragment(unit);
         if self.is_empty() {
             self.first_captured_ns = unit.time.captured_ns;
-            self.started_at_s = unit.captured_at_s().unwrap_or(self.started_at_s);
+            self.started_at_s = stamp_s(unit.captured_at_ns).unwrap_or(self.started_at_s);
         }
         self.index.push(&fragment);
         if let Some(frames) = unit.recovery_point {

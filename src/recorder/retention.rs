@@ -1,7 +1,7 @@
 //! PURE: selects the recordings that the retention rules delete. `library.rs` deletes them.
 
 use crate::base::limits;
-use crate::metrics::status::RecordingInfo;
+use crate::metrics::status::{RecordingInfo, RecordingKind};
 
 /// Rules for deleting old recordings. A rule that is `None` does not apply.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
@@ -10,6 +10,8 @@ pub struct Retention {
     pub retain_bytes: Option<u64>,
     /// Number of days for which a recording is kept.
     pub retain_days: Option<u32>,
+    /// Number of days for which the recording of an event is kept. `None` for the same as other recordings.
+    pub retain_event_days: Option<u32>,
     /// Bytes that must stay free on the file system.
     pub min_free_bytes: Option<u64>,
 }
@@ -46,15 +48,19 @@ pub(super) fn to_retire(
     let over = rules.retain_bytes.map_or(0, |max| total_bytes.saturating_sub(max));
     let short = rules.min_free_bytes.zip(free_bytes).map_or(0, |(min, free)| min.saturating_sub(free));
     let mut to_free = over.max(short);
-    let oldest_s = rules.retain_days.map(|days| now_s.saturating_sub(u64::from(days) * 86_400));
+    let oldest_s = |kind: RecordingKind| {
+        let event_days = rules.retain_event_days.filter(|_| kind == RecordingKind::Event);
+        let days = event_days.or(rules.retain_days)?;
+        Some(now_s.saturating_sub(u64::from(days) * 86_400))
+    };
     files.retain(|file| file.is_ours_and_complete);
     files.sort_unstable_by(|a, b| (a.started_at_s, &a.info.name).cmp(&(b.started_at_s, &b.info.name)));
     let mut retired = Vec::new();
     for file in files {
         let too_old = file.started_at_s >= limits::AGE_KNOWN_SINCE_S
-            && oldest_s.is_some_and(|oldest_s| file.started_at_s < oldest_s);
+            && oldest_s(file.info.kind).is_some_and(|oldest_s| file.started_at_s < oldest_s);
         if !too_old && to_free == 0 {
-            break;
+            continue;
         }
         to_free = to_free.saturating_sub(file.disk_bytes);
         retired.push(file.info.name);
@@ -107,6 +113,19 @@ mod tests {
         let mut unset = files();
         unset.iter_mut().for_each(|file| file.started_at_s %= DAY_0);
         assert!(to_retire(unset, &rules, None, DAY_0).is_empty());
+    }
+
+    #[test]
+    fn events_have_an_age_of_their_own() {
+        let mut files = files();
+        files.iter_mut().filter(|file| file.info.name == "mid").for_each(|file| file.info.kind = RecordingKind::Event);
+        let retire = |retain_days, retain_event_days| {
+            let rules = Retention { retain_days, retain_event_days, ..Retention::default() };
+            to_retire(files.clone(), &rules, None, DAY_0 + 10 * 86_400)
+        };
+        assert_eq!(retire(None, Some(2)), ["mid"]);
+        assert_eq!(retire(Some(2), Some(20)), ["old"]);
+        assert_eq!(retire(Some(2), None), ["old", "mid"]);
     }
 
     #[test]

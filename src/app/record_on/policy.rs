@@ -16,17 +16,17 @@ use crate::recorder::Event;
 
 /// When events begin and end.
 #[derive(Clone, Debug, PartialEq)]
-pub struct EventRules {
+pub(super) struct EventRules {
     /// What begins an event and keeps it going.
-    pub triggers: Vec<Trigger>,
+    pub(super) triggers: Vec<Trigger>,
     /// An event begins if so many of the last `results.1` results show the same trigger.
-    pub results: (u8, u8),
+    pub(super) results: (u8, u8),
     /// An event ends when its triggers were not seen for so many nanoseconds.
-    pub post_roll_ns: i64,
+    pub(super) post_roll_ns: i64,
     /// An event ends after so many nanoseconds even if its triggers are still seen.
-    pub longest_ns: i64,
+    pub(super) longest_ns: i64,
     /// No event begins for so many nanoseconds after the end of the last one.
-    pub cooldown_ns: i64,
+    pub(super) cooldown_ns: i64,
 }
 
 /// An event that goes on.
@@ -41,7 +41,7 @@ struct Running {
 
 /// What to do after a result, or as time passes.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Change {
+pub(super) enum Change {
     /// An event has begun, whose first sight was read at `began_ns`.
     Begin { event: Event, began_ns: i64 },
     /// The event has ended.
@@ -50,7 +50,7 @@ pub enum Change {
 
 /// Finds events in the results of the detector.
 #[derive(Debug)]
-pub struct EventPolicy {
+pub(super) struct EventPolicy {
     rules: EventRules,
     /// The newest results, at most `rules.results.1`: when each was read, and its best sight per trigger.
     newest: VecDeque<Seen>,
@@ -68,13 +68,13 @@ struct Seen {
 impl EventPolicy {
     /// Returns a policy that has seen nothing yet.
     #[must_use]
-    pub fn new(rules: EventRules) -> EventPolicy {
+    pub(super) fn new(rules: EventRules) -> EventPolicy {
         EventPolicy { rules, newest: VecDeque::new(), running: None, ended_ns: None }
     }
 
     /// Adds a result of the detector that was read at `now_ns`. `may_begin` is false during quiet hours: a running event
     /// goes on, but none begins.
-    pub fn on_result(&mut self, now_ns: i64, result: &Detections, may_begin: bool) -> Option<Change> {
+    pub(super) fn on_result(&mut self, now_ns: i64, result: &Detections, may_begin: bool) -> Option<Change> {
         let sights = self.sights(result);
         if let Some(running) = &mut self.running {
             for sight in sights {
@@ -117,7 +117,7 @@ impl EventPolicy {
     }
 
     /// Must be called at [`EventPolicy::deadline_ns`].
-    pub fn on_time(&mut self, now_ns: i64) -> Option<Change> {
+    pub(super) fn on_time(&mut self, now_ns: i64) -> Option<Change> {
         if self.deadline_ns()? > now_ns {
             return None;
         }
@@ -126,14 +126,14 @@ impl EventPolicy {
     }
 
     /// Ends the event, because the server stops.
-    pub fn end(&mut self) -> Option<Event> {
+    pub(super) fn end(&mut self) -> Option<Event> {
         self.running.take().map(|running| running.event)
     }
 
     /// Returns when the event ends if nothing more is seen, in nanoseconds of `CLOCK_MONOTONIC`. Returns `None` if there
     /// is no event.
     #[must_use]
-    pub fn deadline_ns(&self) -> Option<i64> {
+    pub(super) fn deadline_ns(&self) -> Option<i64> {
         let running = self.running.as_ref()?;
         let unseen = running.seen_ns.saturating_add(self.rules.post_roll_ns);
         Some(unseen.min(running.began_ns.saturating_add(self.rules.longest_ns)))

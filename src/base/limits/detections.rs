@@ -59,3 +59,24 @@ pub const DETECTIONS_RETRY_AFTER_S: u32 = 1;
 
 /// Time between two checks of the segment by `doctor`, to find out if results arrive.
 pub const DETECTIONS_DOCTOR_WAIT: Duration = Duration::from_secs(1);
+
+/// Maximum number of classes that `--record-on` names.
+pub const TRIGGERS_MAX: usize = 8;
+
+/// Largest number of seconds of an option about events: one day.
+pub const EVENT_SECONDS_MAX: u32 = 86_400;
+
+/// Longest pre-roll in seconds.
+pub const PRE_ROLL_S_MAX: u32 = 60;
+
+/// Largest memory for the pre-roll.
+pub const PRE_ROLL_BYTES_MAX: u64 = 64 << 20;
+
+/// Largest number of results of which a part must show a class before an event begins.
+pub const EVENT_RESULTS_MAX: u8 = 64;
+
+/// Results that are read more than this many nanoseconds apart do not confirm each other.
+pub const EVENT_RESULTS_NS_MAX: i64 = 2_000_000_000;
+
+/// Interval in which a running event is checked for its end.
+pub const EVENT_CHECK: std::time::Duration = std::time::Duration::from_millis(100);

@@ -16,6 +16,8 @@ pub use reader::{DetectionReader, Fault, Polled};
 pub use schedule::Schedule;
 pub use segment::{SEGMENT_BYTES, entry, field, parse, stamp_ns, version};
 
+use serde::Serialize;
+
 use crate::base::limits::{LABEL_BYTES_MAX, REFERENCE_PICTURE};
 
 /// One result of the detector: everything that it found in one picture.
@@ -45,7 +47,7 @@ impl Default for Detections {
 }
 
 /// One thing that the detector found. The box lies within the picture and has at least one pixel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DetectedBox {
     /// Class of the thing, such as `cat`: 1 to 31 bytes without control characters.
     pub label: String,

@@ -64,6 +64,7 @@ pub(crate) fn start(format: Format) -> Start {
         max_duration_ns: None,
         heartbeat_ns: None,
         started_at_s: 1_700_000_000,
+        event_label: None,
     }
 }
 

@@ -1,0 +1,120 @@
+//! Records what the object detector sees (`--record-on`), as a task of the HTTP runtime.
+
+mod policy;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use self::policy::{Change, EventPolicy, EventRules};
+use crate::base::clock::{monotonic_ns, realtime_ns};
+use crate::base::limits;
+use crate::base::log_limit::LogLimit;
+use crate::config::Events;
+use crate::recorder::names::Zone;
+use crate::recorder::{Event, PreRollRules, RecorderError, RecorderHandle, Results};
+
+/// Longest time between a picture and the result about it that is believed, in nanoseconds.
+const DELAY_NS_MAX: i64 = 10_000_000_000; // local bound: a longer one means that the detector uses another clock
+
+/// Begins and ends recordings until `stopped` becomes true.
+pub(super) async fn run(
+    recorder: RecorderHandle,
+    results: Results,
+    events: Events,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut results = results.subscribe();
+    let mut policy = EventPolicy::new(rules(&events));
+    let mut recordings = Recordings { recorder, pre_roll_s: events.pre_roll_s, limit: LogLimit::default() };
+    let zone = Zone::local();
+    loop {
+        let change = tokio::select! {
+            result = results.recv() => match result {
+                Ok(result) => {
+                    let minute = zone.minute_of_day(realtime_ns() / 1_000_000_000);
+                    let is_quiet = events.quiet_hours.iter().any(|hours| hours.contain(minute));
+                    policy.on_result(monotonic_ns(), &result, !is_quiet)
+                }
+                Err(RecvError::Lagged(_)) => None,
+                Err(RecvError::Closed) => return,
+            },
+            () = sleep(limits::EVENT_CHECK), if policy.deadline_ns().is_some() => None,
+            _ = stopped.wait_for(|&stopped| stopped) => {
+                if let Some(event) = policy.end() {
+                    recordings.end(event).await;
+                }
+                return;
+            }
+        };
+        match change.or_else(|| policy.on_time(monotonic_ns())) {
+            Some(Change::Begin { event, began_ns }) => recordings.begin(&event, began_ns).await,
+            Some(Change::End(event)) => recordings.end(event).await,
+            None => {}
+        }
+    }
+}
+
+/// Returns what the recorder keeps in memory for recordings of events. Returns `None` if no event is recorded.
+pub(super) fn pre_roll(events: &Events) -> Option<PreRollRules> {
+    let duration_ns = i64::from(events.pre_roll_s) * 1_000_000_000 + limits::EVENT_RESULTS_NS_MAX;
+    let bytes_max = usize::try_from(events.pre_roll_bytes).unwrap_or(usize::MAX);
+    (!events.record_on.0.is_empty()).then_some(PreRollRules { duration_ns, bytes_max })
+}
+
+fn rules(events: &Events) -> EventRules {
+    let ns = |seconds: u32| i64::from(seconds) * 1_000_000_000;
+    EventRules {
+        triggers: events.record_on.0.clone(),
+        results: (events.confirmation.needed, events.confirmation.of),
+        post_roll_ns: ns(events.post_roll_s.max(events.merge_s)),
+        longest_ns: ns(events.max_s),
+        cooldown_ns: ns(events.cooldown_s),
+    }
+}
+
+/// The recordings of the events.
+struct Recordings {
+    recorder: RecorderHandle,
+    pre_roll_s: u32,
+    limit: LogLimit,
+}
+
+impl Recordings {
+    async fn begin(&mut self, event: &Event, began_ns: i64) {
+        let now_ns = monotonic_ns();
+        let since_ns = now_ns.saturating_sub(began_ns).saturating_add(delay_ns(event, began_ns));
+        let pre_roll_s = f64::from(self.pre_roll_s) + since_ns as f64 / 1e9;
+        let label = &event.label;
+        match self.recorder.start_event(label.clone(), pre_roll_s).await {
+            Ok(started) => log::info!("event: {label} is seen, recording {}", started.name),
+            Err(RecorderError::AlreadyRecording) => {
+                log::info!("event: {label} is seen, it will be noted in the running recording");
+            }
+            Err(error) if self.limit.allows(now_ns) => {
+                log::warn!("event: {label} is seen, but it cannot be recorded: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    async fn end(&mut self, event: Event) {
+        let label = event.label.clone();
+        match self.recorder.end_event(event).await {
+            Ok(()) => log::info!("event: {label} is gone"),
+            Err(error) if self.limit.allows(monotonic_ns()) => {
+                log::warn!("event: the end of the event with {label} could not be noted: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Returns how long before the first result of the event its picture was taken. The camera's stamps are on the wall clock
+/// or on the monotonic clock.
+fn delay_ns(event: &Event, read_ns: i64) -> i64 {
+    let Some(stamp_ns) = event.first_stamp_ns else { return 0 };
+    let wall_ns = realtime_ns().saturating_sub(monotonic_ns()).saturating_add(read_ns);
+    let delays = [wall_ns, read_ns].map(|read_ns| read_ns.saturating_sub(stamp_ns));
+    delays.into_iter().find(|delay| (0..DELAY_NS_MAX).contains(delay)).unwrap_or(0)
+}
