@@ -199,6 +199,10 @@ impl Config {
             let message = "--http-plain needs TLS: without TLS --http is already plain";
             return Err(ConfigError::Together(message.into()));
         }
+        if config.no_recorder && !config.events.record_on.0.is_empty() {
+            let message = "--record-on needs the recorder: remove --no-recorder";
+            return Err(ConfigError::Together(message.into()));
+        }
         Ok(Parsed::Run(Box::new(config)))
     }
 }

@@ -28,9 +28,9 @@ pub(super) async fn run(
             report: stopped.report,
         }),
         RecordingCommand::Heartbeat => recorder.heartbeat().await.map(|()| RecordingReply::HeartbeatAccepted),
-        RecordingCommand::List => match recorder.list().await {
-            Ok(recordings) => {
-                Ok(RecordingReply::List { recordings, free_bytes: recorder.free_bytes().await })
+        RecordingCommand::List(filter) => match recorder.find(filter).await {
+            Ok((recordings, total)) => {
+                Ok(RecordingReply::List { recordings, total, free_bytes: recorder.free_bytes().await })
             }
             Err(error) => Err(error),
         },
@@ -50,6 +50,7 @@ pub(super) async fn status(recorder: Option<RecorderHandle>) -> Result<Recording
         state: status.state,
         message: status.report.as_ref().and_then(RecordingReport::waiting_text),
         report: status.report,
+        pre_roll_held: status.pre_roll_held_s,
         reason: status.reason.map(|reason| reason.as_str()),
         error: status.error.map(|error| RecordingFailure {
             error: error.to_string(),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::types::{RecordingReply, RecordingStatus, StreamNames, Summary};
-use crate::metrics::status::{StartRequest, ViewerStatus};
+use crate::metrics::status::{RecordingFilter, StartRequest, ViewerStatus};
 
 /// A boxed future. [`Backend`] must be object-safe, so its methods return boxed futures.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -177,8 +177,8 @@ pub enum RecordingCommand {
     Stop,
     /// Postpone the stop of a recording that was started with `heartbeat_s`.
     Heartbeat,
-    /// List all recordings.
-    List,
+    /// List recordings.
+    List(RecordingFilter),
     /// Delete the recording with this name.
     Delete(String),
 }

@@ -18,6 +18,7 @@ mod download;
 mod error_page;
 mod events;
 mod host;
+mod listing;
 mod live;
 pub mod local;
 mod local_guard;

@@ -16,6 +16,7 @@ use super::assets::{self, Asset};
 use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand};
 use super::error_page;
 use super::host::Hosts;
+use super::listing;
 use super::live;
 use super::origin;
 use super::ranges;
@@ -97,7 +98,7 @@ pub static ROUTES: &[Route] = &[
         Ok(Action::Recording(RecordingCommand::Heartbeat))
     }),
     get("/api/recording/status", |_, _| Ok(Action::RecordingStatus)),
-    get("/api/recordings", |_, _| Ok(Action::Recording(RecordingCommand::List))),
+    get("/api/recordings", |head, _| Ok(Action::Recording(RecordingCommand::List(listing::parse(head.query)?)))),
     get(RECORDING, |head, _| {
         let follow = head.query.is_some_and(|query| query.split('&').any(|pair| pair == "follow=1"));
         Ok(Action::Download { name: recording_name(head.path)?, follow, until: until(head.query)? })

@@ -189,8 +189,10 @@ pub enum RecordingReply {
     /// Answer to the request for the list of recordings.
     #[serde(untagged)]
     List {
-        /// All recordings, newest first.
+        /// Recordings, newest first.
         recordings: Vec<RecordingInfo>,
+        /// Number of recordings that pass the filter, with those before and after this page.
+        total: usize,
         /// Bytes that are free for further recordings. `None` if they are unknown.
         free_bytes: Option<u64>,
     },
@@ -215,6 +217,9 @@ pub struct RecordingStatus {
     /// What the running recording waits for, as a text for the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Seconds of video in memory with which the recording of an event can begin. `None` without `--record-on`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_roll_held: Option<f64>,
 }
 
 impl RecordingStatus {
@@ -228,6 +233,7 @@ impl RecordingStatus {
             reason: None,
             error: None,
             message: None,
+            pre_roll_held: None,
         }
     }
 }
@@ -300,8 +306,8 @@ mod tests {
         assert_eq!(json_of(&RecordingReply::HeartbeatAccepted), json!({ "status": "recording" }));
         let deleted = RecordingReply::Deleted { name: "a.mp4".to_owned() };
         assert_eq!(json_of(&deleted), json!({ "status": "deleted", "name": "a.mp4" }));
-        let list = RecordingReply::List { recordings: Vec::new(), free_bytes: Some(7) };
-        assert_eq!(json_of(&list), json!({ "recordings": [], "free_bytes": 7 }));
+        let list = RecordingReply::List { recordings: Vec::new(), total: 0, free_bytes: Some(7) };
+        assert_eq!(json_of(&list), json!({ "recordings": [], "total": 0, "free_bytes": 7 }));
     }
 
     #[test]

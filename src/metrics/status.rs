@@ -307,6 +307,21 @@ pub struct RecordingInfo {
     pub events: Vec<RecordedEvent>,
 }
 
+/// Which recordings `GET /api/recordings` lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordingFilter {
+    /// Only recordings of this kind.
+    pub kind: Option<RecordingKind>,
+    /// Only recordings with this class in `labels`.
+    pub label: Option<String>,
+    /// Only recordings that began on this local day, as year, month and day.
+    pub day: Option<(u16, u8, u8)>,
+    /// Number of the newest matching recordings that are left out.
+    pub offset: usize,
+    /// Maximum number of recordings. `None` for all.
+    pub limit: Option<usize>,
+}
+
 /// Why something was recorded.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -15,7 +15,7 @@ use super::file_threads::{FileThreads, RecorderThreads};
 use super::library::{Download, Library};
 use super::pieces::Pieces;
 use super::types::{
-    Event, RecorderConfig, RecorderError, RecordingInfo, StartReply, StartRequest, Status, StopReply,
+    Event, RecorderConfig, RecorderError, RecordingFilter, RecordingInfo, StartReply, StartRequest, Status, StopReply,
 };
 use crate::base::limits;
 use crate::camera::{Camera, Wakeup};
@@ -223,6 +223,15 @@ impl RecorderHandle {
     pub async fn list(&self) -> Result<Vec<RecordingInfo>, RecorderError> {
         let _permit = self.files.listings.acquire().await;
         self.run(Library::list).await
+    }
+
+    /// Returns the recordings that pass the filter, see [`Library::find`].
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub async fn find(&self, filter: RecordingFilter) -> Result<(Vec<RecordingInfo>, usize), RecorderError> {
+        let _permit = self.files.listings.acquire().await;
+        self.run(move |library| library.find(&filter)).await
     }
 
     /// Returns the free bytes of the file system of the recordings, or `None` if they are unknown.

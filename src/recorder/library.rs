@@ -21,10 +21,10 @@ use super::format::moov::{self, Notes};
 use super::format::recovery::{WholeFragments, fill_at, whole_fragments};
 use super::format::{TIMESCALE, annexb};
 use super::log_file;
-use super::names::{self, Format};
+use super::names::{self, Format, Zone};
 use super::retention::{ListedFile, Retention, to_retire};
 use super::sidecar::Sidecar;
-use super::types::{Progress, RecorderError, RecordingInfo};
+use super::types::{Progress, RecorderError, RecordingFilter, RecordingInfo};
 use crate::base::foreign_file::{self, How};
 use crate::base::limits;
 
@@ -175,9 +175,25 @@ impl Library {
     /// [`RecorderError::Directory`] if the directory cannot be read. A directory that does not exist yet counts as
     /// empty.
     pub fn list(&self) -> Result<Vec<RecordingInfo>, RecorderError> {
+        Ok(newest_first(self.entries()?).collect())
+    }
+
+    /// Returns the recordings that pass the filter, newest first, and the number that would be without `offset` and
+    /// `limit`.
+    ///
+    /// # Errors
+    /// As [`Library::list`].
+    pub fn find(&self, filter: &RecordingFilter) -> Result<(Vec<RecordingInfo>, usize), RecorderError> {
+        let zone = Zone::local();
         let mut entries = self.entries()?;
-        entries.sort_unstable_by(|a, b| (b.started_at_s, &b.info.name).cmp(&(a.started_at_s, &a.info.name)));
-        Ok(entries.into_iter().map(|entry| entry.info).collect())
+        entries.retain(|ListedFile { info, started_at_s, .. }| {
+            filter.kind.is_none_or(|kind| kind == info.kind)
+                && filter.label.as_ref().is_none_or(|label| info.labels.contains(label))
+                && filter.day.is_none_or(|day| zone.day(*started_at_s) == Some(day))
+        });
+        let count = entries.len();
+        let limit = filter.limit.unwrap_or(usize::MAX);
+        Ok((newest_first(entries).skip(filter.offset).take(limit).collect(), count))
     }
 
     /// Opens a recording or its detection log for download. A file that is still being written can be read up to its last whole unit. With
@@ -533,6 +549,11 @@ impl Library {
             info,
         })
     }
+}
+
+fn newest_first(mut entries: Vec<ListedFile>) -> impl Iterator<Item = RecordingInfo> {
+    entries.sort_unstable_by(|a, b| (b.started_at_s, &b.info.name).cmp(&(a.started_at_s, &a.info.name)));
+    entries.into_iter().map(|entry| entry.info)
 }
 
 /// Returns a strong validator that changes with the content of a file.

@@ -166,6 +166,13 @@ impl Zone {
         format!("{}_{label}", self.stem("event", unix_s))
     }
 
+    /// Returns year, month and day of a time. Returns `None` if it is out of range.
+    #[must_use]
+    pub fn day(&self, unix_s: u64) -> Option<(u16, u8, u8)> {
+        let time = tz::DateTime::from_timespec(i64::try_from(unix_s).ok()?, 0, self.0.as_ref()).ok()?;
+        Some((u16::try_from(time.year()).ok()?, time.month(), time.month_day()))
+    }
+
     /// Returns the minute of the local day, from 0 to 1439.
     #[must_use]
     pub fn minute_of_day(&self, unix_s: i64) -> u16 {
@@ -248,6 +255,10 @@ mod tests {
     #[test]
     fn default_names_use_local_time_and_the_api_uses_utc() {
         assert_eq!(Zone(tz::TimeZone::utc()).default_stem(1_766_759_452), "recording_20251226_143052");
+        let zone = Zone(tz::TimeZone::from_posix_tz("JST-9").unwrap());
+        assert_eq!(zone.day(1_766_759_452), Some((2025, 12, 26)));
+        assert_eq!(zone.day(1_766_759_452 + 3_600), Some((2025, 12, 27)));
+        assert_eq!(zone.minute_of_day(1_766_759_452), 23 * 60 + 30);
         let event = Zone(tz::TimeZone::utc()).event_stem(1_766_759_452, "food bowl/猫");
         assert_eq!(event, "event_20251226_143052_food_bowl_猫");
         assert_eq!(rfc3339(1_766_759_452).as_deref(), Some("2025-12-26T14:30:52Z"));

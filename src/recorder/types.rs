@@ -10,7 +10,7 @@ pub use super::pre_roll::PreRollRules;
 use super::retention::Retention;
 use crate::camera::detections::{DetectedBox, Detections};
 pub use crate::metrics::status::{
-    RecordedEvent, RecorderState, RecordingInfo, RecordingKind, RecordingReport, StartReply, StartRequest,
+    RecordedEvent, RecorderState, RecordingFilter, RecordingInfo, RecordingKind, RecordingReport, StartReply, StartRequest,
 };
 
 /// Gives the results of the object detector to all subscribers.

@@ -31,7 +31,8 @@ pub(crate) struct FakeFile {
     pub(crate) reserved: u64,
     pub(crate) syncs: u32,
     pub(crate) finished: bool,
-    /// The lines of the detection log.
+    /// The first line of the detection log, and the others.
+    pub(crate) log_head: Vec<u8>,
     pub(crate) log: Vec<u8>,
 }
 
@@ -190,7 +191,10 @@ impl Harness {
             }
             Output::AppendLog { file, lines } => {
                 let open = self.files.get_mut(&file).unwrap();
-                assert_eq!(lines.is_first, open.log.is_empty());
+                assert_eq!(lines.is_first, open.log_head.is_empty());
+                if !lines.head.is_empty() {
+                    open.log_head = lines.head;
+                }
                 open.log.extend_from_slice(&lines.lines);
                 (file, Completion::Logged(Ok(())))
             }

@@ -13,9 +13,10 @@ use crate::recorder::format::fmp4::{self, START_UNFINISHED};
 use crate::recorder::format::{Fragment, Track, UnitKind};
 use crate::recorder::library::{FileIdentity, Library, Lock};
 use crate::recorder::log_file;
+use crate::recorder::names::Zone;
 use crate::recorder::retention::Retention;
 use crate::recorder::sidecar::Sidecar;
-use crate::recorder::types::RecorderError;
+use crate::recorder::types::{RecorderError, RecordingFilter, RecordingKind};
 
 /// A library in a directory that the drop removes.
 struct TestLibrary(PathBuf, Library);
@@ -124,6 +125,35 @@ fn detection_log_lives_as_long_as_its_recording() {
     }
     assert_eq!(test.1.delete("cat.mp4"), Ok(()));
     assert_eq!(test.names(), ["notes.json"]);
+}
+
+#[test]
+fn recordings_are_found_by_kind_class_and_day() {
+    let test = TestLibrary::new("find");
+    for (name, label) in [("a.mp4", None), ("b.mp4", Some("cat")), ("c.mp4", Some("dog"))] {
+        test.write(name, &unfinished(1));
+        assert_eq!(test.1.repair(name), Ok(true));
+        let head = Head {
+            recording: name.to_owned(),
+            kind: if label.is_some() { RecordingKind::Event } else { RecordingKind::Manual },
+            labels: label.into_iter().map(str::to_owned).collect(),
+            ..Head::default()
+        };
+        let lines = LogLines { is_first: true, head: head.line(), lines: Vec::new() };
+        log_file::append(&test.0, name, &lines).unwrap();
+    }
+    let find = |filter: RecordingFilter| {
+        let (found, total) = test.1.find(&filter).unwrap();
+        (found.into_iter().map(|info| info.name).collect::<Vec<_>>().join(" "), total)
+    };
+    let all = RecordingFilter::default;
+    assert_eq!(find(all()), ("c.mp4 b.mp4 a.mp4".to_owned(), 3));
+    assert_eq!(find(RecordingFilter { kind: Some(RecordingKind::Manual), ..all() }), ("a.mp4".to_owned(), 1));
+    assert_eq!(find(RecordingFilter { label: Some("cat".to_owned()), ..all() }), ("b.mp4".to_owned(), 1));
+    assert_eq!(find(RecordingFilter { offset: 1, limit: Some(1), ..all() }), ("b.mp4".to_owned(), 3));
+    let day = Zone::local().day(1_800_000_000);
+    assert_eq!(find(RecordingFilter { day, ..all() }).1, 3);
+    assert_eq!(find(RecordingFilter { day: Some((2020, 1, 1)), ..all() }).1, 0);
 }
 
 #[test]

@@ -6,12 +6,77 @@ use proptest::prelude::*;
 
 use super::harness::{Harness, SECOND, STAMP_0_NS, UNIT_INTERVAL, delta, idr, start};
 use crate::base::limits;
-use crate::camera::detections::Detections;
+use crate::camera::detections::{DetectedBox, Detections};
+use crate::recorder::detection_log::Head;
 use crate::recorder::names::Format;
 use crate::recorder::operation::{Completion, FileFate, Output, Start};
-use crate::recorder::types::{RecorderError, RecorderState, StopReason};
+use crate::recorder::types::{Event, RecorderError, RecorderState, RecordingKind, StopReason};
 
 const FORMATS: [(Format, &str); 2] = [(Format::Mp4, "cat.mp4"), (Format::H264, "cat.h264")];
+
+fn event() -> Event {
+    let best = DetectedBox { label: "cat".to_owned(), confidence: 0.9, x: 1, y: 2, width: 3, height: 4 };
+    Event {
+        label: "cat".to_owned(),
+        labels: vec!["cat".to_owned()],
+        first_stamp_ns: Some(STAMP_0_NS + 1_001 * SECOND),
+        last_stamp_ns: None,
+        best,
+        best_stamp_ns: None,
+    }
+}
+
+fn event_recording() -> Harness {
+    let mut harness = Harness::new();
+    let start = Start { event_label: Some("cat".to_owned()), ..start(Format::Mp4) };
+    harness.recording.handle_start(harness.now_ns, start).unwrap();
+    harness.run_until_idle();
+    harness.publish_units(60);
+    harness
+}
+
+fn head(harness: &Harness) -> Head {
+    Head::parse(&harness.files[&1].log_head).unwrap()
+}
+
+#[test]
+fn recording_of_an_event_ends_with_it() {
+    let mut harness = event_recording();
+    harness.recording.handle_event_end(harness.now_ns, &event());
+    harness.run_until_idle();
+    harness.recording.handle_ring_empty(harness.now_ns, false);
+    harness.run_until_idle();
+    assert_eq!(harness.recording.state(), RecorderState::Idle);
+    assert_eq!(harness.recording.last().0.unwrap().reason, StopReason::EventEnd);
+    let head = head(&harness);
+    assert_eq!((head.kind, head.labels.join(",")), (RecordingKind::Event, "cat".to_owned()));
+    assert!((head.events[0].start - 1.0).abs() < 0.1, "{head:?}");
+}
+
+#[test]
+fn request_takes_the_recording_of_an_event_over() {
+    let mut harness = event_recording();
+    let taken = harness.recording.take_over(harness.now_ns, &start(Format::Mp4)).unwrap();
+    assert_eq!(taken.name, "cat.mp4");
+    assert_eq!(harness.recording.take_over(harness.now_ns, &start(Format::Mp4)), None);
+    harness.recording.handle_event_end(harness.now_ns, &event());
+    harness.publish_units(30);
+    assert_eq!(harness.recording.state(), RecorderState::Recording);
+    assert_eq!(harness.stop().unwrap().reason, StopReason::Requested);
+    assert_eq!(head(&harness).events.len(), 1);
+}
+
+#[test]
+fn event_is_noted_in_a_recording_that_a_request_started() {
+    let mut harness = Harness::recording(Format::Mp4);
+    assert_eq!(harness.recording.take_over(harness.now_ns, &start(Format::Mp4)), None);
+    harness.publish_units(60);
+    harness.recording.handle_event_end(harness.now_ns, &event());
+    harness.publish_units(30);
+    assert_eq!(harness.stop().unwrap().report.frame_count, 90);
+    let head = head(&harness);
+    assert_eq!((head.kind, head.labels.join(","), head.events.len()), (RecordingKind::Manual, "cat".to_owned(), 1));
+}
 
 #[test]
 fn results_of_the_detector_are_logged_with_the_times_of_their_pictures() {

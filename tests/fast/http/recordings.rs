@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use serde_json::{Value, json};
 use streaming_server::base::limits;
 use streaming_server::http::RecordingCommand;
-use streaming_server::metrics::status::StartRequest;
+use streaming_server::metrics::status::{RecordingFilter, RecordingKind, StartRequest};
 
 use super::stub::{CLIP_BYTES, CLIP_GROWTH, Server};
 
@@ -41,8 +41,21 @@ fn recording_commands_reach_the_recorder() {
     assert_eq!(run("POST", "/api/recording/heartbeat", b"", alive), Some(RecordingCommand::Heartbeat));
     let idle = json!({ "recording": false, "state": "idle" });
     assert_eq!(run("GET", "/api/recording/status", b"", idle), None);
-    let none = json!({ "recordings": [], "free_bytes": null });
-    assert_eq!(run("GET", "/api/recordings", b"", none), Some(RecordingCommand::List));
+    let none = json!({ "recordings": [], "total": 0, "free_bytes": null });
+    let all = RecordingFilter::default();
+    assert_eq!(run("GET", "/api/recordings", b"", none.clone()), Some(RecordingCommand::List(all)));
+    let some = RecordingFilter {
+        kind: Some(RecordingKind::Event),
+        label: Some("food bowl".to_owned()),
+        day: Some((2026, 11, 9)),
+        offset: 20,
+        limit: Some(10),
+    };
+    let query = "/api/recordings?kind=event&label=food%20bowl&day=2026-11-09&offset=20&limit=10";
+    assert_eq!(run("GET", query, b"", none), Some(RecordingCommand::List(some)));
+    for bad in ["kind=cat", "label=%zz", "day=2026-13-01", "day=today", "offset=-1", "limit=x"] {
+        assert_eq!(server.request("GET", &format!("/api/recordings?{bad}"), "", b"").code(), "bad_filter", "{bad}");
+    }
     let deleted = json!({ "status": "deleted", "name": "a b.mp4" });
     let delete = Some(RecordingCommand::Delete("a b.mp4".to_owned()));
     assert_eq!(run("DELETE", "/api/recordings/a%20b.mp4", b"", deleted), delete);

@@ -152,11 +152,11 @@ impl Backend for Stub {
                 message: None,
             },
             RecordingCommand::Heartbeat => RecordingReply::HeartbeatAccepted,
-            RecordingCommand::List => {
+            RecordingCommand::List(_) => {
                 let count = self.listed.load(Ordering::Relaxed);
                 let recording =
                     |number| RecordingInfo { name: format!("{number:0100}.mp4"), ..RecordingInfo::default() };
-                RecordingReply::List { recordings: (0..count).map(recording).collect(), free_bytes: None }
+                RecordingReply::List { recordings: (0..count).map(recording).collect(), total: count, free_bytes: None }
             }
             RecordingCommand::Delete(name) => RecordingReply::Deleted { name: name.clone() },
         };
