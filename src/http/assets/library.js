@@ -16,10 +16,10 @@ const REFRESH_MS = 30_000;
 const DAY_MS = 86_400_000;
 
 /**
- * One recording as the server lists it. `kind` and `labels` are optional: they say what started the recording and what
- * is in it.
+ * One recording as the server lists it. `labels` are the classes that its events show.
  * @typedef {{ name: string, bytes: number, duration: number | null, started_at: string | null, recording: boolean,
- *   recovered: boolean, kind?: string, labels?: string[] }} Recording
+ *   recovered: boolean, detections: string | null, kind: "manual" | "event", labels: string[],
+ *   events: { label: string, best: number }[] }} Recording
  */
 
 const isLow = matchMedia("(orientation: landscape) and (max-height: 30rem)"); // a phone in landscape orientation
@@ -35,6 +35,8 @@ let isListed = false; // true after the first answer
 let rows = ROWS;
 let shown = "";
 let isSelecting = false;
+/** @type {string | null} */
+let label = null; // only recordings with this label are shown
 /** @type {Set<string>} */
 const selected = new Set();
 /** @type {Set<string>} */
@@ -70,18 +72,40 @@ function draw() {
   const used = size(listed.reduce((sum, recording) => sum + recording.bytes, 0));
   const room = free_bytes === null ? t("room", { used }) : t("room_free", { used, free: size(free_bytes) });
   write($("room"), isListed ? room : "");
-  const next = JSON.stringify([listed, rows, isSelecting]);
+  const next = JSON.stringify([listed, rows, isSelecting, label]);
   if (next === shown) return;
   shown = next;
-  drawDay(listed);
+  drawLabels(listed);
+  const passing = listed.filter((recording) => label === null || recording.labels.includes(label));
+  drawDay(passing);
   const focused = document.activeElement?.closest("[data-name]")?.getAttribute("data-name");
-  list.replaceChildren(...groups(listed.slice(0, rows)));
-  if (listed.length > rows) {
+  list.replaceChildren(...groups(passing.slice(0, rows)));
+  if (passing.length > rows) {
     const more = element("div", { className: "more" });
     list.append(more);
     moreWatch.observe(more);
   }
   if (focused) list.querySelector(`[data-name="${CSS.escape(focused)}"]`)?.focus();
+}
+
+// A button for each label. The pressed one says which recordings are shown.
+/** @param {Recording[]} listed */
+function drawLabels(listed) {
+  const labels = [...new Set(listed.flatMap((recording) => recording.labels))].sort();
+  if (label !== null && !labels.includes(label)) label = null;
+  const box = $("label-filter");
+  const focused = box.contains(document.activeElement) ? document.activeElement?.textContent : null;
+  box.hidden = labels.length === 0;
+  box.replaceChildren(...[null, ...labels].map((one) => {
+    const chip = element("button", { type: "button", textContent: one ?? t("all_labels") });
+    chip.setAttribute("aria-pressed", String(one === label));
+    chip.onclick = () => {
+      [label, rows] = [one, ROWS];
+      draw();
+    };
+    return chip;
+  }));
+  if (focused) [...box.children].find((chip) => chip.textContent === focused)?.focus();
 }
 
 const moreWatch = new IntersectionObserver((entries) => {
@@ -116,9 +140,9 @@ function groups(listed) {
  */
 function row(recording, date) {
   const { name, duration, bytes } = recording;
-  const marks = [recording.recording && t("recording_now"), recording.recovered && t("recovered"), recording.kind].filter(Boolean);
+  const marks = [recording.recording && t("recording_now"), recording.recovered && t("recovered")].filter(Boolean);
   const length = recording.recording || duration === null ? "" : clock(duration);
-  const title = [date ? timeName(date) : name, ...(recording.labels || []), length];
+  const title = [date ? timeName(date) : name, ...recording.labels, length];
   const picture = element("canvas", { className: "thumbnail", width: 160, height: 90 });
   picture.setAttribute("aria-hidden", "true");
   showThumbnail(picture, recording);
@@ -152,7 +176,7 @@ function drawDay(listed) {
     const mark = element("span", {});
     mark.style.left = `${(100 * (Date.parse(recording.started_at || "") - start.getTime())) / DAY_MS}%`;
     mark.style.width = `${(100_000 * (recording.duration || 0)) / DAY_MS}%`;
-    if (recording.kind) mark.dataset.kind = recording.kind;
+    mark.dataset.kind = recording.kind;
     return mark;
   }));
 }

@@ -12,7 +12,7 @@ const IN_STORAGE = 400;
 const CONNECT_MS = 3000; // thumbnails wait at most this long for the live picture
 const LOAD_MS = 15_000;
 
-/** @typedef {{ name: string, bytes: number, duration: number | null, recording: boolean }} Recording */
+/** @typedef {{ name: string, bytes: number, duration: number | null, recording: boolean, events: { best: number }[] }} Recording */
 
 /** @type {Map<string, ImageBitmap>} */
 const pictures = new Map(); // the most recently used is the last
@@ -106,7 +106,10 @@ async function made(recording) {
   [canvas.width, canvas.height] = [WIDTH, HEIGHT];
   const video = document.createElement("video");
   try {
-    await pictureAt(video, pathOf(recording.name), Math.min(1, (recording.duration || 0) / 2));
+    // The best picture of an event shows what happened.
+    const duration = recording.duration || 0;
+    const time_s = Math.min(recording.events[0]?.best ?? Math.min(1, duration / 2), Math.max(0, duration - 0.1));
+    await pictureAt(video, pathOf(recording.name), time_s);
     // The middle of the picture fills the thumbnail.
     const { videoWidth, videoHeight } = video;
     const part = Math.min(videoWidth / WIDTH, videoHeight / HEIGHT);
