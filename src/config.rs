@@ -36,7 +36,7 @@ pub use security::{Tls, Token};
 pub use stream::{IceServer, STREAM_NAME};
 pub use subnet::Subnet;
 pub use values::{Advertise, Workers, host_of};
-pub use whip::{UrlError, Whip, WhipUrl};
+pub use whip::{UrlError, Webhook, Whip, WhipUrl};
 
 use options::OPTIONS;
 use sources::Flags;
@@ -107,6 +107,8 @@ pub struct Config {
     pub retain_event_days: Option<u32>,
     /// Recordings of what the object detector sees.
     pub events: Events,
+    /// Where messages about events go. `None` if nowhere.
+    pub webhook: Option<Webhook>,
     /// True if the server runs a simulated camera on its own ring.
     pub demo: bool,
 }
@@ -145,6 +147,7 @@ impl Default for Config {
             min_free_bytes: None,
             retain_event_days: None,
             events: Events::default(),
+            webhook: None,
             demo: false,
         }
     }
@@ -195,6 +198,7 @@ impl Config {
         config.token = security::find_token(&given, &read_file)?;
         config.tls = security::tls(&given, &env)?;
         config.whip = whip::find_whip(&given, &read_file)?;
+        config.webhook = whip::find_webhook(&given, &read_file)?;
         if config.http_plain.is_some() && config.tls.is_none() {
             let message = "--http-plain needs TLS: without TLS --http is already plain";
             return Err(ConfigError::Together(message.into()));

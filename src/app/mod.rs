@@ -9,6 +9,7 @@ pub mod doctor;
 mod live;
 mod login_watch;
 mod metrics_text;
+mod notify;
 mod publish;
 mod record_on;
 mod recordings;

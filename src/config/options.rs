@@ -295,6 +295,12 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         .help("Days after which the recording of an event is deleted. Default: as --retain-days.")
         .set(|config, given| set_some(&mut config.retain_event_days, given, recording::days))
         .show(|config| values::maybe(config.retain_event_days)),
+    one("Events", "webhook", "URL")
+        .help("POST a JSON message to this URL when an event begins and when it ends.")
+        .show(|config| whip::shown_webhook(config.webhook.as_ref(), "webhook")),
+    one("Events", "webhook-secret-file", "FILE")
+        .help("File whose first line is the key that signs these messages (header X-Signature-256).")
+        .show(|config| whip::shown_webhook(config.webhook.as_ref(), "webhook-secret-file")),
     one("Program", "log-level", "LEVEL")
         .help("off, error, warn or info. debug and trace exist in debug builds.")
         .set(|config, given| set(&mut config.log_level, given, values::log_level))

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
-use super::given::GivenByName;
+use super::given::{Given, GivenByName};
 use super::security::{self, Token};
 use crate::base::limits;
 
@@ -20,6 +20,29 @@ pub struct Whip {
     pub ca: Option<PathBuf>,
 }
 
+/// Where messages about events go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Webhook {
+    /// URL that gets a POST for each message.
+    pub url: WhipUrl,
+    /// Key of the signature. `None` if messages are not signed.
+    pub secret: Option<Token>,
+}
+
+/// Returns what --webhook and --webhook-secret-file give. Returns `None` without --webhook.
+pub(super) fn find_webhook(
+    given: &GivenByName,
+    read_file: impl Fn(&Path) -> io::Result<String>,
+) -> Result<Option<Webhook>, ConfigError> {
+    let Some(url) = given.get("webhook") else {
+        return match given.contains_key("webhook-secret-file") {
+            true => Err(ConfigError::Together("--webhook-secret-file needs --webhook".to_owned())),
+            false => Ok(None),
+        };
+    };
+    Ok(Some(Webhook { url: parse_url(url)?, secret: read_secret(given.get("webhook-secret-file"), read_file)? }))
+}
+
 /// Returns what --whip, --whip-token-file and --whip-ca give. Returns `None` without --whip.
 pub(super) fn find_whip(
     given: &GivenByName,
@@ -32,30 +55,42 @@ pub(super) fn find_whip(
             None => Ok(None),
         };
     };
-    let url = match WhipUrl::parse(url.text()) {
-        Ok(url) => url,
-        // The message does not repeat the value, because it contains a password.
-        Err(error @ UrlError::Password) => {
-            return Err(ConfigError::BadSecret { origin: url.origin.clone(), expected: error.to_string() });
-        }
-        Err(error) => {
-            let (origin, value) = (url.origin.clone(), url.text().to_owned());
-            return Err(ConfigError::BadValue { origin, value, expected: error.to_string() });
-        }
-    };
-    let token = match given.get("whip-token-file") {
-        None => None,
-        Some(given) => {
-            let text = given.read(read_file)?;
-            let token = security::whip_token(text.lines().next().unwrap_or_default().trim());
-            Some(
-                token
-                    .map_err(|expected| ConfigError::BadSecret { origin: given.origin.clone(), expected })?,
-            )
-        }
-    };
+    let url = parse_url(url)?;
+    let token = read_secret(given.get("whip-token-file"), read_file)?;
     let ca = given.get("whip-ca").map(|given| PathBuf::from(given.text()));
     Ok(Some(Whip { url, token, ca }))
+}
+
+fn parse_url(given: &Given) -> Result<WhipUrl, ConfigError> {
+    let origin = given.origin.clone();
+    WhipUrl::parse(given.text()).map_err(|error| match error {
+        // The message does not repeat the value, because it contains a password.
+        UrlError::Password => ConfigError::BadSecret { origin, expected: error.to_string() },
+        UrlError::Malformed => {
+            ConfigError::BadValue { origin, value: given.text().to_owned(), expected: error.to_string() }
+        }
+    })
+}
+
+/// Reads the first line of the file that the option names.
+fn read_secret(
+    given: Option<&Given>,
+    read_file: impl Fn(&Path) -> io::Result<String>,
+) -> Result<Option<Token>, ConfigError> {
+    let Some(given) = given else { return Ok(None) };
+    let text = given.read(read_file)?;
+    let secret = security::whip_token(text.lines().next().unwrap_or_default().trim());
+    secret.map(Some).map_err(|expected| ConfigError::BadSecret { origin: given.origin.clone(), expected })
+}
+
+/// Returns the value that the option `name` of messages has, as text.
+pub(super) fn shown_webhook(webhook: Option<&Webhook>, name: &str) -> String {
+    match (name, webhook) {
+        ("webhook", Some(webhook)) => webhook.url.to_string(),
+        // The secret is not shown.
+        (_, Some(Webhook { secret: Some(_), .. })) => "given, not shown".to_owned(),
+        _ => String::new(),
+    }
 }
 
 /// Returns the value that the option `name` has, as text. The text is empty if the option has no value.

@@ -142,10 +142,10 @@ impl DetectionLog {
         DetectionLog { head, is_head_new: true, ..DetectionLog::default() }
     }
 
-    /// Adds an event that has ended.
-    pub(super) fn push_event(&mut self, event: &Event) {
+    /// Adds an event that has ended. Returns it as the log shows it.
+    pub(super) fn push_event(&mut self, event: &Event) -> RecordedEvent {
         let DetectedBox { confidence, x, y, width, height, .. } = event.best;
-        self.head.events.push(RecordedEvent {
+        let recorded = RecordedEvent {
             label: event.label.clone(),
             labels: event.labels.clone(),
             start: self.time_of(event.first_stamp_ns),
@@ -153,7 +153,8 @@ impl DetectionLog {
             confidence,
             best: self.time_of(event.best_stamp_ns),
             best_box: [x, y, width, height],
-        });
+        };
+        self.head.events.push(recorded.clone());
         for label in &event.labels {
             if !self.head.labels.contains(label) {
                 self.head.labels.push(label.clone());
@@ -164,6 +165,7 @@ impl DetectionLog {
         }
         self.head.labels.truncate(limits::LOGGED_LABELS_MAX);
         self.is_head_new = true;
+        recorded
     }
 
     /// Returns the time in seconds at which players show the picture with this stamp. The picture may be long ago. The

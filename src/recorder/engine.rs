@@ -17,7 +17,7 @@ use super::pre_roll::{PreRoll, StoredUnit};
 use super::recording::{Recording, StartPoint};
 use super::results_feed::ResultsFeed;
 use super::types::{
-    Event, RecorderConfig, RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply,
+    Event, RecordedEvent, RecorderConfig, RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply,
 };
 use crate::base::clock::{monotonic_ns, unix_s};
 use crate::base::limits;
@@ -32,7 +32,7 @@ pub(super) enum Command {
     /// Record an event of this class, from so many seconds before now on.
     StartEvent(String, f64, Reply<StartReply>),
     /// The event has ended.
-    EndEvent(Event, Reply<()>),
+    EndEvent(Event, Reply<Option<(String, RecordedEvent)>>),
     Stop(Reply<StopReply>),
     Heartbeat(Reply<()>),
     Status(Reply<Status>),
@@ -327,8 +327,7 @@ impl Engine {
                 }
             }
             Command::EndEvent(event, caller) => {
-                self.recording.handle_event_end(now_ns, &event);
-                reply(Some(caller), Ok(()));
+                reply(Some(caller), Ok(self.recording.handle_event_end(now_ns, &event)));
             }
             Command::Stop(caller) => match self.recording.handle_stop(now_ns) {
                 Ok(()) => self.stop_reply = Some(caller),

@@ -15,7 +15,7 @@ use super::file_threads::{FileThreads, RecorderThreads};
 use super::library::{Download, Library};
 use super::pieces::Pieces;
 use super::types::{
-    Event, RecorderConfig, RecorderError, RecordingFilter, RecordingInfo, StartReply, StartRequest, Status, StopReply,
+    Event, RecordedEvent, RecorderConfig, RecorderError, RecordingFilter, RecordingInfo, StartReply, StartRequest, Status, StopReply,
 };
 use crate::base::limits;
 use crate::camera::{Camera, Wakeup};
@@ -176,11 +176,12 @@ impl RecorderHandle {
     }
 
     /// Adds an event to the detection log of the running recording. Ends the recording if
-    /// [`RecorderHandle::start_event`] started it and no request has taken it over.
+    /// [`RecorderHandle::start_event`] started it and no request has taken it over. Returns the name of the recording and
+    /// the event in it, or `None` if no recording runs.
     ///
     /// # Errors
     /// [`RecorderError::Unresponsive`] if the recorder's thread does not reply in time.
-    pub async fn end_event(&self, event: Event) -> Result<(), RecorderError> {
+    pub async fn end_event(&self, event: Event) -> Result<Option<(String, RecordedEvent)>, RecorderError> {
         self.request(|reply| Command::EndEvent(event, reply)).await
     }
 

@@ -27,7 +27,7 @@ use super::operation::{Completion, FileFate, FileId, IncomingUnit, Output, Start
 use super::pending_unit::{PendingUnit, Skipped};
 use super::recorded_file::{RecordedFile, WriteOutcome};
 use super::types::{
-    Event, Progress, RecorderError, RecorderState, RecordingReport, StartReply, StopReason, StopReply,
+    Event, Progress, RecordedEvent, RecorderError, RecorderState, RecordingReport, StartReply, StopReason, StopReply,
 };
 use crate::base::limits;
 use crate::camera::detections::Detections;
@@ -275,16 +275,17 @@ impl Recording {
         })
     }
 
-    /// Adds an event that has ended to the detection log. Ends the recording if the event was its reason.
-    pub(crate) fn handle_event_end(&mut self, now_ns: i64, event: &Event) {
-        let Some(active) = &mut self.active else { return };
-        if let Some(file) = &mut active.file {
-            file.log.push_event(event);
-        }
+    /// Adds an event that has ended to the detection log. Ends the recording if the event was its reason. Returns the
+    /// name of the recording and the event in it, or `None` if no recording runs.
+    pub(crate) fn handle_event_end(&mut self, now_ns: i64, event: &Event) -> Option<(String, RecordedEvent)> {
+        let active = self.active.as_mut()?;
+        let file = active.file.as_mut()?;
+        let recorded = (active.report.name.clone(), file.log.push_event(event));
         if active.stops_with_event {
             active.end(now_ns, StopReason::EventEnd);
             self.advance();
         }
+        Some(recorded)
     }
 
     /// Adds a result of the object detector to the detection log of the file. Without a file the result is dropped.

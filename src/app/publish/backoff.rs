@@ -7,14 +7,14 @@ use crate::base::limits;
 
 /// Counts the failures in a row.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(in crate::app) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// Returns the wait after this error. `connected` is how long the session lasted. `random` is any number: the wait
     /// lies between half of the full wait and the full wait, so that many publishers do not return at the same moment.
-    pub(super) fn after(&mut self, error: &PublishError, connected: Duration, random: u16) -> Duration {
+    pub(in crate::app) fn after(&mut self, error: &PublishError, connected: Duration, random: u16) -> Duration {
         if connected >= limits::WHIP_SESSION_STABLE {
             self.failures = 0;
         }

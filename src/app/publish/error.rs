@@ -52,6 +52,18 @@ pub(in crate::app) enum PublishError {
         /// Wait that the server demands.
         retry_after: Option<Duration>,
     },
+    /// The receiver of messages refuses one.
+    #[error("{host} answers {status} [{text}]")]
+    Refused {
+        /// Host of the server.
+        host: String,
+        /// HTTP status code.
+        status: u16,
+        /// Beginning of the body.
+        text: String,
+        /// Wait that the server demands.
+        retry_after: Option<Duration>,
+    },
     /// The body is not SDP.
     #[error("{0} answers with {1} instead of application/sdp: is this a WHIP endpoint?")]
     NotSdp(String, String),
@@ -85,12 +97,12 @@ fn explain(status: u16, text: &str) -> String {
 
 impl PublishError {
     /// Returns the name of the kind of error, a value of the label `reason` of the metric `whip_failures_total`.
-    pub(super) fn reason(&self) -> usize {
+    pub(in crate::app) fn reason(&self) -> usize {
         match self {
             Self::Connect(..) | Self::Timeout(_) => 0,
             Self::Tls(..) | Self::NoRoots(_) | Self::Downgrade(_) => 1,
             Self::Status { status: 401 | 403, .. } => 2,
-            Self::Status { .. } | Self::Redirects(_) => 3,
+            Self::Status { .. } | Self::Refused { .. } | Self::Redirects(_) => 3,
             Self::Http(..) | Self::TooLong(_) | Self::NoLocation(..) | Self::Location(..) => 4,
             Self::NotSdp(..) | Self::Answer(_) => 4,
             Self::Ended(_) => 5,
@@ -99,9 +111,9 @@ impl PublishError {
     }
 
     /// Returns true if the next attempt will probably fail in the same way, until the user changes something.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(in crate::app) fn is_refusal(&self) -> bool {
         match self {
-            Self::Status { status, .. } => {
+            Self::Status { status, .. } | Self::Refused { status, .. } => {
                 (200..500).contains(status) && !matches!(status, 408 | 409 | 425 | 429)
             }
             Self::Connect(..) | Self::Timeout(_) | Self::Http(..) | Self::Ended(_) => false,
@@ -114,9 +126,9 @@ impl PublishError {
     }
 
     /// Returns the wait that the server demands.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(in crate::app) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Status { retry_after, .. } => *retry_after,
+            Self::Status { retry_after, .. } | Self::Refused { retry_after, .. } => *retry_after,
             _ => None,
         }
     }

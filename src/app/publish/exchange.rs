@@ -28,33 +28,44 @@ use super::error::PublishError;
 use crate::base::{foreign_file, limits};
 use crate::config::{Whip, WhipUrl};
 
-/// A request to a WHIP server.
-pub(super) struct Exchange<'a> {
-    pub(super) whip: &'a Whip,
-    pub(super) method: Method,
-    /// The SDP offer. `None` for a request without a body.
-    pub(super) offer: Option<Bytes>,
+/// A request to a WHIP server, or to another server that is named in the same way.
+pub(in crate::app) struct Exchange<'a> {
+    pub(in crate::app) whip: &'a Whip,
+    pub(in crate::app) method: Method,
+    pub(in crate::app) body: Option<Body>,
 }
+
+/// The body of a request.
+#[derive(Clone)]
+pub(in crate::app) struct Body {
+    pub(in crate::app) media_type: &'static str,
+    pub(in crate::app) bytes: Bytes,
+    /// Value of the header [`SIGNATURE`]. `None` to omit the header.
+    pub(in crate::app) signature: Option<String>,
+}
+
+/// Header with which the receiver checks who sent the body.
+const SIGNATURE: &str = "x-signature-256";
 
 /// A response after all redirects.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(in crate::app) struct Reply {
     /// URL of the request that was answered.
-    pub(super) url: WhipUrl,
-    pub(super) status: u16,
+    pub(in crate::app) url: WhipUrl,
+    pub(in crate::app) status: u16,
     /// `Location`, resolved against `url`. `None` if the header is missing.
     pub(super) location: Option<WhipUrl>,
     /// Media type without parameters, in lower case. `None` if the header is missing.
     pub(super) content_type: Option<String>,
-    pub(super) retry_after: Option<Duration>,
-    pub(super) body: ReplyBody,
+    pub(in crate::app) retry_after: Option<Duration>,
+    pub(in crate::app) body: ReplyBody,
 }
 
 /// The body of a response.
 #[derive(Debug)]
-pub(super) struct ReplyBody {
+pub(in crate::app) struct ReplyBody {
     /// The text, or its beginning if there is a fault.
-    pub(super) text: String,
+    pub(in crate::app) text: String,
     /// Why the rest could not be read.
     fault: Option<PublishError>,
 }
@@ -73,7 +84,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 impl Exchange<'_> {
     /// Sends the request to `url` and returns the response. Follows redirects with the status 307 or 308.
-    pub(super) async fn run(&self, url: &WhipUrl) -> Result<Reply, PublishError> {
+    pub(in crate::app) async fn run(&self, url: &WhipUrl) -> Result<Reply, PublishError> {
         let mut url = url.clone();
         for _ in 0..=limits::WHIP_REDIRECTS_MAX {
             let reply = self.send(&url).await?;
@@ -116,8 +127,11 @@ impl Exchange<'_> {
             .uri(url.target.as_str())
             .header(HOST, host)
             .header(USER_AGENT, concat!("streaming-server/", env!("CARGO_PKG_VERSION")));
-        if self.offer.is_some() {
-            request = request.header(CONTENT_TYPE, SDP);
+        if let Some(body) = &self.body {
+            request = request.header(CONTENT_TYPE, body.media_type);
+            if let Some(signature) = &body.signature {
+                request = request.header(SIGNATURE, signature);
+            }
         }
         // A redirect or a Location can name another host. It gets the token only encrypted.
         let may_have_token = url.is_tls || url.host == self.whip.url.host;
@@ -129,7 +143,7 @@ impl Exchange<'_> {
             }
         }
         request
-            .body(Full::new(self.offer.clone().unwrap_or_default()))
+            .body(Full::new(self.body.as_ref().map_or(Bytes::new(), |body| body.bytes.clone())))
             .map_err(|error| PublishError::Http(host.to_owned(), error.to_string()))
     }
 }
@@ -203,7 +217,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// Returns the beginning of a foreign text, without control characters, for the log and the page.
-pub(super) fn printable(text: &str) -> String {
+pub(in crate::app) fn printable(text: &str) -> String {
     let kept = text.chars().filter(|c| !c.is_control()).take(limits::WHIP_ERROR_CHARS_MAX);
     kept.collect::<String>().trim().to_owned()
 }

@@ -8,10 +8,10 @@
 //!
 //! The HTTP part runs here, on the HTTP runtime. The session is a viewer of a worker, as those of browsers are.
 
-mod backoff;
+pub(super) mod backoff;
 pub(super) mod board;
 pub(super) mod error;
-mod exchange;
+pub(super) mod exchange;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +32,7 @@ use crate::worker::commands::{Command, SessionEnd, hand_over, session_guard};
 use backoff::Backoff;
 use board::PublishBoard;
 use error::PublishError;
-use exchange::{Exchange, SDP, printable};
+use exchange::{Body, Exchange, SDP, printable};
 
 /// Publishes to one WHIP server. Runs as one task.
 pub(super) struct Publisher {
@@ -195,7 +195,8 @@ impl Publisher {
 
 /// Posts the offer. Returns the URL of the session and the answer.
 async fn post(whip: &Whip, sdp: String) -> Result<(WhipUrl, String), PublishError> {
-    let exchange = Exchange { whip, method: Method::POST, offer: Some(Bytes::from(sdp)) };
+    let offer = Body { media_type: SDP, bytes: Bytes::from(sdp), signature: None };
+    let exchange = Exchange { whip, method: Method::POST, body: Some(offer) };
     let reply = exchange.run(&whip.url).await?;
     let host = reply.url.authority();
     if reply.status != 201 {
@@ -230,7 +231,7 @@ fn is_sdp(body: &str) -> bool {
 
 /// Ends the session at the server. A failure is only logged: the server ends the session by itself without media.
 async fn delete(whip: &Whip, url: &WhipUrl) {
-    let exchange = Exchange { whip, method: Method::DELETE, offer: None };
+    let exchange = Exchange { whip, method: Method::DELETE, body: None };
     match timeout(limits::WHIP_FINISH_TIMEOUT, exchange.run(url)).await {
         Ok(Ok(reply)) => log::debug!("DELETE of the WHIP session: {}", reply.status),
         Ok(Err(error)) => log::debug!("DELETE of the WHIP session failed: {error}"),
@@ -240,7 +241,7 @@ async fn delete(whip: &Whip, url: &WhipUrl) {
 
 /// Sends OPTIONS to the WHIP endpoint and returns the status of the response. Opens no session.
 pub(super) async fn probe(whip: &Whip) -> Result<u16, PublishError> {
-    let exchange = Exchange { whip, method: Method::OPTIONS, offer: None };
+    let exchange = Exchange { whip, method: Method::OPTIONS, body: None };
     Ok(exchange.run(&whip.url).await?.status)
 }
 

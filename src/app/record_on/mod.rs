@@ -2,11 +2,14 @@
 
 mod policy;
 
+use std::sync::Arc;
+
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use self::policy::{Change, EventPolicy, EventRules};
+use crate::app::notify::{Happening, Notifier};
 use crate::base::clock::{monotonic_ns, realtime_ns};
 use crate::base::limits;
 use crate::base::log_limit::LogLimit;
@@ -20,13 +23,14 @@ const DELAY_NS_MAX: i64 = 10_000_000_000; // local bound: a longer one means tha
 /// Begins and ends recordings until `stopped` becomes true.
 pub(super) async fn run(
     recorder: RecorderHandle,
+    notifier: Arc<Notifier>,
     results: Results,
     events: Events,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut results = results.subscribe();
     let mut policy = EventPolicy::new(rules(&events));
-    let mut recordings = Recordings { recorder, pre_roll_s: events.pre_roll_s, limit: LogLimit::default() };
+    let mut recordings = Recordings { recorder, notifier, pre_roll_s: events.pre_roll_s, limit: LogLimit::default() };
     let zone = Zone::local();
     loop {
         let change = tokio::select! {
@@ -76,6 +80,7 @@ fn rules(events: &Events) -> EventRules {
 /// The recordings of the events.
 struct Recordings {
     recorder: RecorderHandle,
+    notifier: Arc<Notifier>,
     pre_roll_s: u32,
     limit: LogLimit,
 }
@@ -86,7 +91,10 @@ impl Recordings {
         let since_ns = now_ns.saturating_sub(began_ns).saturating_add(delay_ns(event, began_ns));
         let pre_roll_s = f64::from(self.pre_roll_s) + since_ns as f64 / 1e9;
         let label = &event.label;
-        match self.recorder.start_event(label.clone(), pre_roll_s).await {
+        let started = self.recorder.start_event(label.clone(), pre_roll_s).await;
+        let recording = started.as_ref().ok().map(|started| started.name.as_str());
+        self.notifier.tell(Happening::EventBegin, label, recording, None);
+        match started {
             Ok(started) => log::info!("event: {label} is seen, recording {}", started.name),
             Err(RecorderError::AlreadyRecording) => {
                 log::info!("event: {label} is seen, it will be noted in the running recording");
@@ -100,8 +108,12 @@ impl Recordings {
 
     async fn end(&mut self, event: Event) {
         let label = event.label.clone();
-        match self.recorder.end_event(event).await {
-            Ok(()) => log::info!("event: {label} is gone"),
+        let ended = self.recorder.end_event(event).await;
+        let recorded = ended.as_ref().ok().and_then(Option::as_ref);
+        let (recording, event) = recorded.map(|(name, event)| (name.as_str(), event)).unzip();
+        self.notifier.tell(Happening::EventEnd, &label, recording, event);
+        match ended {
+            Ok(_) => log::info!("event: {label} is gone"),
             Err(error) if self.limit.allows(monotonic_ns()) => {
                 log::warn!("event: the end of the event with {label} could not be noted: {error}");
             }

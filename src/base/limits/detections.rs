@@ -80,3 +80,9 @@ pub const EVENT_RESULTS_NS_MAX: i64 = 2_000_000_000;
 
 /// Interval in which a running event is checked for its end.
 pub const EVENT_CHECK: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Maximum number of messages about events that wait for their delivery.
+pub const NOTIFICATIONS_MAX: usize = 64;
+
+/// Shortest time in nanoseconds between two log lines about messages that were not delivered.
+pub const NOTIFY_LOG_NS: i64 = 60_000_000_000;
