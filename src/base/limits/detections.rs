@@ -1,7 +1,5 @@
 //! Bounds of the detections: what an object detector found in the camera's pictures.
 
-use std::time::Duration;
-
 /// Maximum number of boxes of one result. The detector's segment has room for as many.
 pub const DETECTED_BOXES_MAX: usize = 10;
 
@@ -50,12 +48,15 @@ pub const DETECTIONS_BODY_BYTES_MAX: usize = 16 * 1024;
 /// seconds at 120 units/s. Detectors take less than a second.
 pub const RTP_TIMES_KEPT: usize = 256;
 
-/// Largest difference in 90 kHz ticks between a result's stamp and the capture time of its picture: 1 ms. The stamp of
-/// the segment is an `f64`, which is exact to 0.3 us.
-pub const RTP_TIME_MATCH_90K: u32 = 90;
+/// Largest difference in nanoseconds between a result's stamp and the capture time of its picture. The stamp of the
+/// segment is an `f64`, which is exact to 0.3 us.
+pub const RTP_TIME_MATCH_NS: i64 = 1_000_000;
 
 /// Seconds in the Retry-After header of the answer to a result that comes too soon.
 pub const DETECTIONS_RETRY_AFTER_S: u32 = 1;
 
-/// Time between two checks of the segment by `doctor`, to find out if results arrive.
-pub const DETECTIONS_DOCTOR_WAIT: Duration = Duration::from_secs(1);
+/// Maximum time for which `doctor` waits for a new result.
+pub const DETECTIONS_DOCTOR_WAIT_S: i64 = 1;
+
+/// Time between two polls of the segment by `doctor`.
+pub const DETECTIONS_DOCTOR_POLL: std::time::Duration = std::time::Duration::from_millis(10);
