@@ -22,9 +22,11 @@ use tokio::task::JoinHandle as JoinTask;
 use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
 use crate::app::bitrate;
-use crate::app::record_on;
+use crate::app::detections::{self, DetectionHub};
+use crate::app::notify::Messenger;
 use crate::app::publish::Publisher;
 use crate::app::publish::board::PublishBoard;
+use crate::app::record_on;
 use crate::app::server::sockets::Sockets;
 use crate::app::service::{self, Notifier, Supervisor};
 use crate::app::threads_permitted;
@@ -36,9 +38,9 @@ use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
 use crate::http::{self, Backend, HttpConfig, StreamNames};
 use crate::live::Live;
-use crate::recorder::{self, RecorderConfig, RecorderHandle};
+use crate::recorder::{self, RecorderConfig, RecorderHandle, Results};
 use crate::session::{ContextError, SessionConfig, SessionContext};
-use crate::simulator::{self, SimulatorConfig};
+use crate::simulator::{self, DetectorConfig, SimulatorConfig};
 use crate::uring::SocketError;
 use crate::worker::{WorkerError, Workers, WorkersConfig};
 
@@ -141,8 +143,12 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         viewers_max: config.max_viewers + usize::from(config.whip.is_some()),
         camera_wait: threads.start_camera_wait(&camera, config.realtime)?,
     })?;
-    let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
+    let results = Results::new(limits::DETECTIONS_KEPT);
+    let recorder =
+        if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config, &results)?) };
     let live = Live::new(&camera, recorder.clone());
+    let segment = detections_segment(config, &shm);
+    let detections = Arc::new(DetectionHub::new(segment, camera.clone(), workers.counters.clone(), results));
     let app_backend = Arc::new(AppBackend {
         stream: StreamNames { name: config.name.clone(), title: config.title.clone() },
         camera,
@@ -151,6 +157,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         counters: workers.counters.clone(),
         recorder,
         live,
+        detections,
         logins,
         publish: config.whip.as_ref().map(|whip| Arc::new(PublishBoard::new(whip.url.authority()))),
         viewers_max: u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
@@ -234,6 +241,17 @@ fn addresses(config: &Config, udp: SocketAddr, has_tcp: bool) -> Result<Addresse
     Ok(if has_tcp { addresses.with_tcp() } else { addresses })
 }
 
+/// Returns the name of the detector's segment. The demo's detector writes beside the demo's ring.
+fn detections_segment(config: &Config, ring: &str) -> Option<String> {
+    let configured = config.detections.clone()?;
+    Some(if config.demo { demo_detections(ring) } else { configured })
+}
+
+/// Returns the name of the segment beside a demo's ring.
+fn demo_detections(ring: &str) -> String {
+    format!("{ring}{DEMO_DETECTIONS}")
+}
+
 /// Returns the configured number of workers. The default is one worker for up to 64 viewers, otherwise one per core.
 fn worker_count(config: &Config) -> usize {
     match config.workers {
@@ -279,6 +297,11 @@ fn serve(
         let bitrate = config.min_kbps.map(|min_kbps| {
             tokio::spawn(bitrate::run(Arc::clone(app_backend), min_kbps, stopped.clone()))
         });
+        tokio::spawn(detections::run(Arc::clone(&app_backend.detections), stopped.clone()));
+        let messenger = Messenger::new(config.webhook.clone(), app_backend.stream.clone());
+        let messages = tokio::spawn(Arc::clone(&messenger).run(stopped.clone()));
+        let (stop_events, events_stopped) = watch::channel(false);
+        let events = record_on::start(config, app_backend, messenger, events_stopped);
         let mut server = pin!(endpoints.serve(backend, stopped));
         let shutdown = Shutdown::prepare(Arc::clone(app_backend), workers).map_err(start("shutdown"))?;
         let notifier = Notifier::new(notify_socket().as_deref());
@@ -292,12 +315,15 @@ fn serve(
             () = security::handle_hangups(config, keys.as_deref()) => log::info!("the terminal was closed: stopping"),
         }
         supervisor.stop();
+        // Notes a running event in its recording while there is one.
+        let _ = stop_events.send(true);
+        ended(events).await;
         // This does not wait: the recorder finishes the recording while the sessions below are closed.
         app_backend.stop_recorder();
         // This send can fail only if the HTTP endpoints have already ended, so the error is ignored.
         let _ = stop.send(true);
         tokio::select! {
-            () = async { tokio::join!(shutdown.run(), finish(publisher), withdraw(bitrate)); } => {}
+            () = async { tokio::join!(shutdown.run(), finish(publisher), ended(bitrate), ended(Some(messages))); } => {}
             _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
             _ = terminate.recv() => log::warn!("second signal: stopping at once"),
         }
@@ -330,11 +356,11 @@ async fn finish(publisher: Option<JoinTask<()>>) {
     }
 }
 
-/// Waits until the request for a bit rate is withdrawn.
-async fn withdraw(bitrate: Option<JoinTask<()>>) {
-    if let Some(bitrate) = bitrate {
-        // The result is ignored: if the task has panicked, the camera ignores the request after some seconds.
-        let _ = bitrate.await;
+/// Waits until a task has ended.
+async fn ended(task: Option<JoinTask<()>>) {
+    if let Some(task) = task {
+        // The result is ignored: a task that has panicked has ended too.
+        let _ = task.await;
     }
 }
 
@@ -385,13 +411,17 @@ impl Shutdown {
 /// Beginning of the name of a demo's ring. The process id of the demo follows.
 const DEMO_RING: &str = "/streaming-server-demo-";
 
-/// Unlinks the rings that killed demos have left behind. A demo was killed if the process id in the ring's name no
-/// longer exists.
+/// End of the name of a demo's segment of detections, after the name of its ring.
+const DEMO_DETECTIONS: &str = "-detections";
+
+/// Unlinks the rings and detections that killed demos have left behind. A demo was killed if the process id in the name
+/// no longer exists.
 fn remove_rings_of_killed_demos() {
     let Ok(segments) = std::fs::read_dir("/dev/shm") else { return };
     for segment in segments.flatten() {
         let name = format!("/{}", segment.file_name().to_string_lossy());
-        let process = name.strip_prefix(DEMO_RING).and_then(|number| number.parse::<u32>().ok());
+        let ring = name.strip_suffix(DEMO_DETECTIONS).unwrap_or(&name);
+        let process = ring.strip_prefix(DEMO_RING).and_then(|number| number.parse::<u32>().ok());
         if process.is_some_and(|number| !std::path::Path::new(&format!("/proc/{number}")).exists()) {
             // Another demo may already have unlinked the ring, so the error is ignored.
             let _ = rustix::shm::unlink(name.as_str());
@@ -436,7 +466,12 @@ impl Threads {
         Ok((!realtime).then_some(handoff))
     }
 
-    fn start_recorder(&mut self, camera: &Camera, config: &Config) -> Result<RecorderHandle, ServerError> {
+    fn start_recorder(
+        &mut self,
+        camera: &Camera,
+        config: &Config,
+        results: &Results,
+    ) -> Result<RecorderHandle, ServerError> {
         let recorder_config = RecorderConfig {
             directory: config.record_path.clone(),
             format: config.record_format,
@@ -447,7 +482,7 @@ impl Threads {
                 min_free_bytes: config.min_free_bytes,
             },
             pre_roll: record_on::pre_roll(&config.events),
-            results: None,
+            results: Some(results.clone()),
         };
         let (handle, thread) = recorder::spawn(camera, recorder_config)?;
         self.handles.push(thread);
@@ -458,7 +493,12 @@ impl Threads {
     fn start_demo(&mut self) -> Result<String, ServerError> {
         remove_rings_of_killed_demos();
         let shm = format!("{DEMO_RING}{}", std::process::id());
-        let demo = SimulatorConfig { name: shm.clone(), layout: Layout::LEASE, ..SimulatorConfig::default() };
+        let demo = SimulatorConfig {
+            name: shm.clone(),
+            layout: Layout::LEASE,
+            detector: Some(DetectorConfig::new(demo_detections(&shm))),
+            ..SimulatorConfig::default()
+        };
         let stop = Arc::clone(&self.stop);
         self.spawn("camera-sim", move || {
             if let Err(error) = simulator::run(&demo, &stop) {

@@ -24,6 +24,10 @@ pub(super) async fn perform(
             let offered = backend.offer(&sdp, origin).await?;
             Response::json(200, &json!({ "type": "answer", "sdp": offered.answer }))
         }
+        Action::Detections(posted) => {
+            backend.post_detections(posted)?;
+            Response::empty(204)
+        }
         Action::Viewers => Response::json(200, &backend.viewers().await),
         Action::Status => Response::json(200, &events::status(backend).await),
         Action::Ready => match backend.ready() {

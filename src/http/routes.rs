@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::assets::{self, Asset};
 use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand};
+use super::detections::{self, PostedDetections};
 use super::error_page;
 use super::host::Hosts;
 use super::listing;
@@ -81,6 +82,9 @@ pub static ROUTES: &[Route] = &[
     get(live::MP4, |_, _| Ok(Action::Live(LiveFormat::Mp4))),
     get(live::H264, |_, _| Ok(Action::Live(LiveFormat::AnnexB))),
     get("/api/viewers", |_, _| Ok(Action::Viewers)),
+    post("/api/detections", limits::DETECTIONS_BODY_BYTES_MAX, |_, body| {
+        detections::parse_detections(body).map(Action::Detections)
+    }),
     get("/api/status", |_, _| Ok(Action::Status)),
     get("/api/events", |_, _| Ok(Action::Events)),
     get("/api/openapi.json", |head, _| Ok(file(&assets::OPENAPI, head))),
@@ -194,6 +198,8 @@ pub enum Action {
     Whep(WhepRequest),
     /// Send the stream without an end.
     Live(LiveFormat),
+    /// Take what a detector found in a picture.
+    Detections(PostedDetections),
     /// Send the state of every viewer.
     Viewers,
     /// Send the state of the server.

@@ -26,9 +26,6 @@ use crate::camera::detections::{DetectedBox, Detections};
 /// Extension of a log. A recording never has it.
 const EXTENSION: &str = ".json";
 
-/// A result and its picture have the same stamp, but the detector's stamp is rounded to less than this many nanoseconds.
-const STAMP_ERROR_NS: i64 = 1_000; // local bound: a double in seconds has steps of 240 ns until 2038
-
 /// A result waits for its picture until a picture that was captured this many nanoseconds later is written. B-frames are
 /// written after pictures that were captured later.
 const REORDERED_NS: i64 = 500_000_000; // local bound
@@ -249,7 +246,7 @@ impl DetectionLog {
 }
 
 fn is_same(result_ns: i64, picture_ns: i64) -> bool {
-    result_ns.abs_diff(picture_ns) < STAMP_ERROR_NS.unsigned_abs()
+    result_ns.abs_diff(picture_ns) <= limits::RTP_TIME_MATCH_NS.unsigned_abs()
 }
 
 /// Returns true if the picture of a result is no longer expected once another picture was written.

@@ -9,6 +9,7 @@
 
 mod access;
 mod bounds;
+mod detections;
 mod downloads;
 mod events;
 mod headers;
@@ -26,8 +27,9 @@ use std::sync::atomic::Ordering;
 use serde_json::json;
 use stub::{FRIEND, Reply, Server};
 
-const PATHS: [(&str, &str); 14] = [
+const PATHS: [(&str, &str); 15] = [
     ("/api/webrtc/offer", "POST"),
+    ("/api/detections", "POST"),
     ("/api/viewers", "GET"),
     ("/api/status", "GET"),
     ("/health", "GET"),

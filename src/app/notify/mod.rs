@@ -52,16 +52,16 @@ struct Message<'a> {
 
 /// Delivers messages. Without --webhook all messages are dropped.
 #[derive(Debug)]
-pub(in crate::app) struct Notifier {
+pub(in crate::app) struct Messenger {
     webhook: Option<Webhook>,
     stream: StreamNames,
     queue: Queue,
     limit: LogLimit,
 }
 
-impl Notifier {
-    pub(super) fn new(webhook: Option<Webhook>, stream: StreamNames) -> Arc<Notifier> {
-        Arc::new(Notifier { webhook, stream, queue: Queue::default(), limit: LogLimit::default() })
+impl Messenger {
+    pub(super) fn new(webhook: Option<Webhook>, stream: StreamNames) -> Arc<Messenger> {
+        Arc::new(Messenger { webhook, stream, queue: Queue::default(), limit: LogLimit::default() })
     }
 
     /// Adds a message about an event with this class.

@@ -6,31 +6,45 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use self::policy::{Change, EventPolicy, EventRules};
-use crate::app::notify::{Happening, Notifier};
+use crate::app::backend::AppBackend;
+use crate::app::notify::{Happening, Messenger};
 use crate::base::clock::{monotonic_ns, realtime_ns};
 use crate::base::limits;
 use crate::base::log_limit::LogLimit;
-use crate::config::Events;
+use crate::config::{Config, Events};
 use crate::recorder::names::Zone;
 use crate::recorder::{Event, PreRollRules, RecorderError, RecorderHandle, Results};
 
 /// Longest time between a picture and the result about it that is believed, in nanoseconds.
 const DELAY_NS_MAX: i64 = 10_000_000_000; // local bound: a longer one means that the detector uses another clock
 
+/// Starts the task, if `--record-on` is given.
+pub(super) fn start(
+    config: &Config,
+    backend: &AppBackend,
+    messenger: Arc<Messenger>,
+    stopped: watch::Receiver<bool>,
+) -> Option<JoinHandle<()>> {
+    let recorder = backend.recorder.clone().filter(|_| !config.events.record_on.0.is_empty())?;
+    let results = backend.detections.results().clone();
+    Some(tokio::spawn(run(recorder, messenger, results, config.events.clone(), stopped)))
+}
+
 /// Begins and ends recordings until `stopped` becomes true.
-pub(super) async fn run(
+async fn run(
     recorder: RecorderHandle,
-    notifier: Arc<Notifier>,
+    messenger: Arc<Messenger>,
     results: Results,
     events: Events,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut results = results.subscribe();
     let mut policy = EventPolicy::new(rules(&events));
-    let mut recordings = Recordings { recorder, notifier, pre_roll_s: events.pre_roll_s, limit: LogLimit::default() };
+    let mut recordings = Recordings { recorder, messenger, pre_roll_s: events.pre_roll_s, limit: LogLimit::default() };
     let zone = Zone::local();
     loop {
         let change = tokio::select! {
@@ -80,7 +94,7 @@ fn rules(events: &Events) -> EventRules {
 /// The recordings of the events.
 struct Recordings {
     recorder: RecorderHandle,
-    notifier: Arc<Notifier>,
+    messenger: Arc<Messenger>,
     pre_roll_s: u32,
     limit: LogLimit,
 }
@@ -93,7 +107,7 @@ impl Recordings {
         let label = &event.label;
         let started = self.recorder.start_event(label.clone(), pre_roll_s).await;
         let recording = started.as_ref().ok().map(|started| started.name.as_str());
-        self.notifier.tell(Happening::EventBegin, label, recording, None);
+        self.messenger.tell(Happening::EventBegin, label, recording, None);
         match started {
             Ok(started) => log::info!("event: {label} is seen, recording {}", started.name),
             Err(RecorderError::AlreadyRecording) => {
@@ -111,7 +125,7 @@ impl Recordings {
         let ended = self.recorder.end_event(event).await;
         let recorded = ended.as_ref().ok().and_then(Option::as_ref);
         let (recording, event) = recorded.map(|(name, event)| (name.as_str(), event)).unzip();
-        self.notifier.tell(Happening::EventEnd, &label, recording, event);
+        self.messenger.tell(Happening::EventEnd, &label, recording, event);
         match ended {
             Ok(_) => log::info!("event: {label} is gone"),
             Err(error) if self.limit.allows(monotonic_ns()) => {

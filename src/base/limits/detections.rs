@@ -50,15 +50,18 @@ pub const DETECTIONS_BODY_BYTES_MAX: usize = 16 * 1024;
 /// seconds at 120 units/s. Detectors take less than a second.
 pub const RTP_TIMES_KEPT: usize = 256;
 
-/// Largest difference in 90 kHz ticks between a result's stamp and the capture time of its picture: 1 ms. The stamp of
-/// the segment is an `f64`, which is exact to 0.3 us.
-pub const RTP_TIME_MATCH_90K: u32 = 90;
+/// Largest difference in nanoseconds between a result's stamp and the capture time of its picture. The stamp of the
+/// segment is an `f64`, which is exact to 0.3 us.
+pub const RTP_TIME_MATCH_NS: i64 = 1_000_000;
 
 /// Seconds in the Retry-After header of the answer to a result that comes too soon.
 pub const DETECTIONS_RETRY_AFTER_S: u32 = 1;
 
-/// Time between two checks of the segment by `doctor`, to find out if results arrive.
-pub const DETECTIONS_DOCTOR_WAIT: Duration = Duration::from_secs(1);
+/// Maximum time for which `doctor` waits for a new result.
+pub const DETECTIONS_DOCTOR_WAIT_S: i64 = 1;
+
+/// Time between two polls of the segment by `doctor`.
+pub const DETECTIONS_DOCTOR_POLL: Duration = Duration::from_millis(10);
 
 /// Maximum number of classes that `--record-on` names.
 pub const TRIGGERS_MAX: usize = 8;
@@ -79,7 +82,7 @@ pub const EVENT_RESULTS_MAX: u8 = 64;
 pub const EVENT_RESULTS_NS_MAX: i64 = 2_000_000_000;
 
 /// Interval in which a running event is checked for its end.
-pub const EVENT_CHECK: std::time::Duration = std::time::Duration::from_millis(100);
+pub const EVENT_CHECK: Duration = Duration::from_millis(100);
 
 /// Maximum number of messages about events that wait for their delivery.
 pub const NOTIFICATIONS_MAX: usize = 64;
