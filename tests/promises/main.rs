@@ -13,6 +13,7 @@ mod camera_sim;
 mod detections;
 mod documents;
 mod downloads;
+mod events;
 mod hostile;
 mod http_live;
 mod ice_tcp;

@@ -21,10 +21,10 @@ use support::viewer::ViewerSimulator;
 use support::{test_seconds, unique_shm};
 
 /// A temporary directory, removed on drop.
-struct Directory(PathBuf);
+pub(crate) struct Directory(pub(crate) PathBuf);
 
 impl Directory {
-    fn new() -> Directory {
+    pub(crate) fn new() -> Directory {
         let path = std::env::temp_dir().join(format!("ss-record-{}", unique_shm().replace('/', "")));
         std::fs::create_dir_all(&path).unwrap();
         Directory(path)
@@ -39,7 +39,7 @@ impl Drop for Directory {
 
 /// Returns the unit numbers in the file and the total bytes of its access units. Each unit must begin with its access
 /// unit delimiter.
-fn units_of(file: &PathBuf) -> (Vec<u64>, u64) {
+pub(crate) fn units_of(file: &PathBuf) -> (Vec<u64>, u64) {
     let mut copy = Command::new("ffmpeg");
     let copy = copy.args(["-v", "error", "-i"]).arg(file);
     let copy = copy.args(["-c", "copy", "-bsf:v", "setts=ts=N*3000", "-f", "h264", "-"]).output().unwrap();

@@ -89,7 +89,7 @@ impl Messenger {
         let Some(webhook) = &self.webhook else { return };
         tokio::select! {
             () = self.deliver(webhook) => {}
-            _ = stopped.wait_for(|&stopped| stopped) => {
+            () = async { drop(stopped.wait_for(|&stopped| stopped).await) } => {
                 let rest = async {
                     while let Some((number, message)) = self.queue.try_oldest() {
                         if post(webhook, message).await.is_err() {

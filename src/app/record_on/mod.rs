@@ -58,7 +58,7 @@ async fn run(
                 Err(RecvError::Closed) => return,
             },
             () = sleep(limits::EVENT_CHECK), if policy.deadline_ns().is_some() => None,
-            _ = stopped.wait_for(|&stopped| stopped) => {
+            () = async { drop(stopped.wait_for(|&stopped| stopped).await) } => {
                 if let Some(event) = policy.end() {
                     recordings.end(event).await;
                 }

@@ -189,7 +189,8 @@ impl Rig {
     pub(crate) fn with(ring: &str, directory: &Path, format: Format, retention: Retention) -> Rig {
         let camera = Camera::new(ring, Wake::Auto);
         let stop = Arc::new(AtomicBool::new(false));
-        let config = RecorderConfig { directory: directory.to_owned(), format, retention };
+        let directory = directory.to_owned();
+        let config = RecorderConfig { directory, format, retention, pre_roll: None, results: None };
         let (handle, recorder) = spawn(&camera, config).unwrap();
         let bell_stop = Arc::clone(&stop);
         let bell = std::thread::spawn(move || waiter::run(camera, bell_stop, false));
