@@ -89,7 +89,7 @@ pub struct Events {
     pub pre_roll_bytes: u64,
     /// Seconds that are recorded after the last sight.
     pub post_roll_s: u32,
-    /// Sights less than this apart belong to one event.
+    /// Sights less than this apart belong to one event, even if the post-roll is shorter.
     pub merge_s: u32,
     /// Longest event.
     pub max_s: u32,
@@ -108,7 +108,7 @@ impl Default for Events {
             pre_roll_s: 5,
             pre_roll_bytes: 4 << 20,
             post_roll_s: 5,
-            merge_s: 5,
+            merge_s: 0,
             max_s: 300,
             cooldown_s: 0,
             confirmation: Confirmation { needed: 2, of: 3 },

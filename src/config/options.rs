@@ -279,7 +279,7 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         .set(|config, given| set(&mut config.events.post_roll_s, given, events::seconds))
         .show(|config| config.events.post_roll_s.to_string()),
     one("Events", "event-merge", "SECONDS")
-        .help("Sights less than this apart are one event. It is then recorded to its end.")
+        .help("Sights less than this apart are one event, even if --post-roll is shorter.")
         .set(|config, given| set(&mut config.events.merge_s, given, events::seconds))
         .show(|config| config.events.merge_s.to_string()),
     one("Events", "event-max", "SECONDS")

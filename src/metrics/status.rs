@@ -345,7 +345,7 @@ pub struct RecordedEvent {
     /// Time of the last such picture.
     pub end: f64,
     /// Highest confidence, from 0 to 1.
-    pub confidence: f32,
+    pub confidence: f64,
     /// Time of the picture with that confidence.
     pub best: f64,
     /// Left, upper edge, width and height of the box in that picture, in pixels of the detector's picture.

@@ -147,7 +147,7 @@ impl DetectionLog {
             labels: event.labels.clone(),
             start: self.time_of(event.first_stamp_ns),
             end: self.time_of(event.last_stamp_ns),
-            confidence,
+            confidence: (f64::from(confidence) * 1e4).round() / 1e4,
             best: self.time_of(event.best_stamp_ns),
             best_box: [x, y, width, height],
         };
