@@ -145,8 +145,8 @@ pub struct DetectionHub {
 }
 
 impl DetectionHub {
-    /// Returns a hub that will read the segment called `segment`, when [`run`] runs, and sends each result to `results`
-    /// too. While `results` has a receiver, the segment is polled often.
+    /// Returns a hub that reads the segment called `segment` while its task runs, and sends each result to `results` too.
+    /// While `results` has a receiver, the segment is polled often.
     #[must_use]
     pub fn new(
         segment: Option<String>,

@@ -82,6 +82,7 @@ pub(crate) fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
             (_, "/api/webrtc/offer") => OFFER,
             ("POST", "/api/session") => r#"{"token":"correct-horse-battery"}"#,
             ("POST", "/STREAM/whep") => "v=0\r\n",
+            ("POST", "/api/detections") => r#"{"frame":1,"detections":[]}"#,
             ("PATCH", _) => "a=end-of-candidates\r\n",
             _ => "",
         };
