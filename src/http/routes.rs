@@ -13,7 +13,7 @@
 use serde_json::json;
 
 use super::assets::{self, Asset};
-use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand};
+use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand, ViewerOffer};
 use super::error_page;
 use super::host::Hosts;
 use super::live;
@@ -23,6 +23,7 @@ use super::request::{self, Head, LogIn};
 use super::response::Response;
 use super::whep::{self, WhepPolicy, WhepRequest};
 use crate::base::limits;
+use crate::metrics::status::GlassReport;
 
 /// One line of the table [`ROUTES`].
 #[derive(Debug)]
@@ -80,6 +81,9 @@ pub static ROUTES: &[Route] = &[
     get(live::MP4, |_, _| Ok(Action::Live(LiveFormat::Mp4))),
     get(live::H264, |_, _| Ok(Action::Live(LiveFormat::AnnexB))),
     get("/api/viewers", |_, _| Ok(Action::Viewers)),
+    post("/api/viewers/report", limits::COMMAND_BYTES_MAX, |_, body| {
+        request::parse_report(body).map(|(session, report)| Action::Report { session, report })
+    }),
     get("/api/status", |_, _| Ok(Action::Status)),
     get("/api/events", |_, _| Ok(Action::Events)),
     get("/api/openapi.json", |head, _| Ok(file(&assets::OPENAPI, head))),
@@ -123,6 +127,9 @@ pub static ROUTES: &[Route] = &[
     open("/stats.js", |head, _| Ok(file(&assets::STATS, head))),
     open("/screen.js", |head, _| Ok(file(&assets::SCREEN, head))),
     open("/controls.js", |head, _| Ok(file(&assets::CONTROLS, head))),
+    open("/overlay.js", |head, _| Ok(file(&assets::OVERLAY, head))),
+    open("/boxes.js", |head, _| Ok(file(&assets::BOXES, head))),
+    open("/sidecar.js", |head, _| Ok(file(&assets::SIDECAR, head))),
     open("/zoom.js", |head, _| Ok(file(&assets::ZOOM, head))),
     open("/library.js", |head, _| Ok(file(&assets::LIBRARY, head))),
     open("/player.js", |head, _| Ok(file(&assets::PLAYER, head))),
@@ -187,8 +194,15 @@ pub struct Policy {
 pub enum Action {
     /// Send this response.
     Respond(Response),
-    /// Pass the SDP of the browser's offer to the backend.
-    Offer(String),
+    /// Pass the browser's offer to the backend.
+    Offer(ViewerOffer),
+    /// Note the latency that a viewer has measured.
+    Report {
+        /// Key of the viewer's session.
+        session: String,
+        /// The measurement.
+        report: GlassReport,
+    },
     /// Start, change or end a session by WHEP.
     Whep(WhepRequest),
     /// Send the stream without an end.

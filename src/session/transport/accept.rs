@@ -138,6 +138,7 @@ pub(super) fn new_stream(mid: String) -> Result<StreamParameters, OfferError> {
         first_sequence: sequence()?,
         first_rtx_sequence: sequence()?,
         rtp_offset: u32::from_be_bytes(random()?),
+        playout_delay: [0; 3],
     })
 }
 

@@ -55,7 +55,8 @@ function probe({ read, strip }) {
       // A new connection may start with an empty picture.
       if (unit !== null) window.probe.hasBegun = true;
       else if (window.probe.hasBegun) window.probe.broken += 1;
-      window.probe.seen.push({ unit, at: now, presented: metadata.presentedFrames, width: video.videoWidth });
+      const shownAt = performance.timeOrigin + metadata.expectedDisplayTime;
+      window.probe.seen.push({ unit, at: now, shownAt, presented: metadata.presentedFrames, width: video.videoWidth });
       if (window.probe.seen.length > 20_000) window.probe.seen.shift();
       video.requestVideoFrameCallback(onPicture);
     };
