@@ -24,7 +24,7 @@ export const HOLD_MS_MAX = 500;
 /**
  * @typedef {{ time_ms: number, x: number, y: number }} Place centre of a box at a time before its result
  * @typedef {{ label: string, confidence: number, x: number, y: number, width: number, height: number }} Box
- * @typedef {Box & { trail: Place[], from: Box | null }} TracedBox
+ * @typedef {Box & { trail: Place[] }} TracedBox
  * @typedef {{ time: number | null, arrivedAt: number, expires_ms: number, boxes: TracedBox[] }} Result
  * @typedef {{ how: "exact" | "between" | "ahead" | "arrival" | "none", boxes: Box[] }} Shown
  */
@@ -196,10 +196,10 @@ export class Results {
     const since_ms = last && last.time !== null && time !== null ? rtpElapsed_ms(last.time, time) : null;
     const matched = last && since_ms !== null ? match(boxes, last.boxes) : new Map();
     return boxes.map((box) => {
-      const from = matched.get(box) || null;
-      const earlier = from && since_ms !== null ? from.trail.map((/** @type {Place} */ place) => ({ ...place, time_ms: place.time_ms - since_ms })) : [];
+      const before = matched.get(box);
+      const earlier = before && since_ms !== null ? before.trail.map((/** @type {Place} */ place) => ({ ...place, time_ms: place.time_ms - since_ms })) : [];
       const trail = [...earlier, { time_ms: 0, x: centreX(box), y: centreY(box) }];
-      return { ...box, from, trail: trail.filter((place) => place.time_ms >= -TRAIL_MS).slice(-TRAIL_MAX) };
+      return { ...box, trail: trail.filter((place) => place.time_ms >= -TRAIL_MS).slice(-TRAIL_MAX) };
     });
   }
 

@@ -135,7 +135,10 @@ let readOf = ""; // name of the recording whose boxes were read, or are being re
  * @param {string} name
  */
 export async function readBoxesOf(name) {
-  if (recording !== name) player.hide();
+  if (recording !== name) {
+    player.hide();
+    player.frame = null; // it is a picture of another recording
+  }
   recording = name;
   if (mode === "off" || readOf === name) return;
   readOf = name;
