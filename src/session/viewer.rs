@@ -95,8 +95,8 @@ impl Viewer {
     }
 
     /// Allows the viewer to hold pictures back for up to `max_ms` milliseconds, at most
-    /// [`limits::PLAYOUT_DELAY_MAX_MS`]. Must be called before the first datagram is handled. Without this call, the
-    /// viewer is told to show each picture at once.
+    /// [`limits::PLAYOUT_DELAY_MAX_MS`]. Must be called before the first datagram is handled. Without this call, browsers
+    /// show each picture at once.
     pub fn allow_playout_delay(&mut self, max_ms: u16) {
         self.sender.allow_playout_delay(max_ms);
     }
