@@ -44,6 +44,8 @@ use sources::Flags;
 pub struct Config {
     /// Shared-memory name of the camera's ring.
     pub shm: String,
+    /// Shared-memory name of the detector's results. `None` if none are read.
+    pub detections: Option<String>,
     /// Name of the stream in URLs: 1 to 32 small letters, digits and hyphens.
     pub name: String,
     /// Name of the stream that people see.
@@ -109,6 +111,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             shm: values::SHM.to_owned(),
+            detections: Some(values::DETECTIONS.to_owned()),
             name: STREAM_NAME.to_owned(),
             title: stream::TITLE.to_owned(),
             http: SocketAddr::from(([0, 0, 0, 0], 8080)),
@@ -183,6 +186,10 @@ impl Config {
             if let Some(given) = given.get(spec.name) {
                 (spec.set)(&mut config, given)?;
             }
+        }
+        if !config.demo && config.shm != values::SHM && !given.contains_key("detections") {
+            // The default segment belongs to the camera of the default ring.
+            config.detections = None;
         }
         config.token = security::find_token(&given, &read_file)?;
         config.tls = security::tls(&given, &env)?;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::sync::broadcast;
+
 use crate::app::addresses::Addresses;
+use crate::app::detections::DetectionHub;
 use crate::app::publish::board::PublishBoard;
 use crate::app::service::{Health, Heartbeat};
 use crate::app::viewer_places::{GivesWay, NoPlace, SessionKey, ViewerPlaces};
@@ -15,9 +18,10 @@ use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
 use crate::h264::SlotFault;
 use crate::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, LiveFormat, LiveOrigin,
-    LiveStream, OfferOrigin, Offered, PlaceHolder, RecordingCommand, RecordingFile, RecordingReply,
-    RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary, ViewerOffer,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionEvent, Inspection, LiveFormat,
+    LiveOrigin, LiveStream, OfferOrigin, Offered, PlaceHolder, PostedDetections, RecordingCommand,
+    RecordingFile, RecordingReply, RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary,
+    ViewerOffer,
 };
 use crate::live::Live;
 use crate::metrics::status::ViewerStatus;
@@ -42,6 +46,8 @@ pub struct AppBackend {
     pub(super) counters: Vec<Arc<WorkerCounters>>,
     /// Handle of the recorder; `None` if the server was started with --no-recorder.
     pub(super) recorder: Option<RecorderHandle>,
+    /// What was found in the pictures.
+    pub(super) detections: Arc<DetectionHub>,
     /// The stream for viewers over HTTP.
     pub(super) live: Arc<Live>,
     pub(super) logins: Arc<LoginCounters>,
@@ -410,8 +416,17 @@ impl Backend for AppBackend {
             viewers: self.sessions(),
             http_viewers: u32::try_from(self.live.viewer_count()).unwrap_or(u32::MAX),
             is_recording: self.is_recording(),
+            detections: self.detections.status(clock::monotonic_ns()),
             publish: self.publish.as_ref().map(|publish| publish.status()),
         }
+    }
+
+    fn detections(&self) -> broadcast::Receiver<Arc<DetectionEvent>> {
+        self.detections.subscribe_events()
+    }
+
+    fn post_detections(&self, posted: PostedDetections) -> Result<(), ApiError> {
+        self.detections.post(&posted, clock::monotonic_ns())
     }
 
     fn metrics(&self) -> String {

@@ -2,6 +2,7 @@
 //! healthcheck` asks a running server for its health. Both change nothing, except that doctor writes and removes a
 //! probe file in the record directory.
 
+mod detections;
 mod publish;
 mod security;
 
@@ -66,6 +67,9 @@ fn check(what: &'static str, (verdict, finding): Finding) -> Check {
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![check("ring", ring(config))];
+    if let Some(name) = config.detections.as_deref().filter(|_| !config.demo) {
+        checks.push(check("detections", detections::segment(name)));
+    }
     checks.extend(sending());
     checks.push(tcp("http", config.http));
     checks.extend(config.http_plain.map(|address| tcp("http-plain", address)));

@@ -1,5 +1,6 @@
 //! Writes the page of GET /metrics. A metric that the earlier Go server also had keeps the name it had there.
 
+mod detections;
 mod live;
 mod publish;
 mod recorder;
@@ -33,6 +34,7 @@ impl AppBackend {
             recorder::expose(&mut text, recorder.counters());
         }
         live::expose(&mut text, &self.live);
+        detections::expose(&mut text, &self.detections);
         logins(&mut text, &self.logins);
         if let Some(board) = &self.publish {
             publish::expose(&mut text, board);

@@ -5,6 +5,7 @@
 pub mod addresses;
 pub mod backend;
 pub mod bitrate;
+pub mod detections;
 pub mod doctor;
 mod live;
 mod login_watch;

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle as JoinTask;
 use crate::app::addresses::Addresses;
 use crate::app::backend::AppBackend;
 use crate::app::bitrate;
+use crate::app::detections::{self, DetectionHub};
 use crate::app::publish::Publisher;
 use crate::app::publish::board::PublishBoard;
 use crate::app::server::sockets::Sockets;
@@ -37,7 +38,7 @@ use crate::http::{self, Backend, HttpConfig, StreamNames};
 use crate::live::Live;
 use crate::recorder::{self, RecorderConfig, RecorderHandle};
 use crate::session::{ContextError, SessionConfig, SessionContext};
-use crate::simulator::{self, SimulatorConfig};
+use crate::simulator::{self, DetectorConfig, SimulatorConfig};
 use crate::uring::SocketError;
 use crate::worker::{WorkerError, Workers, WorkersConfig};
 
@@ -142,6 +143,8 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
     })?;
     let recorder = if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config)?) };
     let live = Live::new(&camera, recorder.clone());
+    let segment = detections_segment(config, &shm);
+    let detections = Arc::new(DetectionHub::new(segment, camera.clone(), workers.counters.clone()));
     let app_backend = Arc::new(AppBackend {
         stream: StreamNames { name: config.name.clone(), title: config.title.clone() },
         camera,
@@ -150,6 +153,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         counters: workers.counters.clone(),
         recorder,
         live,
+        detections,
         logins,
         publish: config.whip.as_ref().map(|whip| Arc::new(PublishBoard::new(whip.url.authority()))),
         viewers_max: u32::try_from(config.max_viewers).unwrap_or(u32::MAX),
@@ -233,6 +237,17 @@ fn addresses(config: &Config, udp: SocketAddr, has_tcp: bool) -> Result<Addresse
     Ok(if has_tcp { addresses.with_tcp() } else { addresses })
 }
 
+/// Returns the name of the detector's segment. The demo's detector writes beside the demo's ring.
+fn detections_segment(config: &Config, ring: &str) -> Option<String> {
+    let configured = config.detections.clone()?;
+    Some(if config.demo { demo_detections(ring) } else { configured })
+}
+
+/// Returns the name of the segment beside a demo's ring.
+fn demo_detections(ring: &str) -> String {
+    format!("{ring}{DEMO_DETECTIONS}")
+}
+
 /// Returns the configured number of workers. The default is one worker for up to 64 viewers, otherwise one per core.
 fn worker_count(config: &Config) -> usize {
     match config.workers {
@@ -278,6 +293,7 @@ fn serve(
         let bitrate = config.min_kbps.map(|min_kbps| {
             tokio::spawn(bitrate::run(Arc::clone(app_backend), min_kbps, stopped.clone()))
         });
+        tokio::spawn(detections::run(Arc::clone(&app_backend.detections), stopped.clone()));
         let mut server = pin!(endpoints.serve(backend, stopped));
         let shutdown = Shutdown::prepare(Arc::clone(app_backend), workers).map_err(start("shutdown"))?;
         let notifier = Notifier::new(notify_socket().as_deref());
@@ -384,13 +400,17 @@ impl Shutdown {
 /// Beginning of the name of a demo's ring. The process id of the demo follows.
 const DEMO_RING: &str = "/streaming-server-demo-";
 
-/// Unlinks the rings that killed demos have left behind. A demo was killed if the process id in the ring's name no
-/// longer exists.
+/// End of the name of a demo's segment of detections, after the name of its ring.
+const DEMO_DETECTIONS: &str = "-detections";
+
+/// Unlinks the rings and detections that killed demos have left behind. A demo was killed if the process id in the name
+/// no longer exists.
 fn remove_rings_of_killed_demos() {
     let Ok(segments) = std::fs::read_dir("/dev/shm") else { return };
     for segment in segments.flatten() {
         let name = format!("/{}", segment.file_name().to_string_lossy());
-        let process = name.strip_prefix(DEMO_RING).and_then(|number| number.parse::<u32>().ok());
+        let ring = name.strip_suffix(DEMO_DETECTIONS).unwrap_or(&name);
+        let process = ring.strip_prefix(DEMO_RING).and_then(|number| number.parse::<u32>().ok());
         if process.is_some_and(|number| !std::path::Path::new(&format!("/proc/{number}")).exists()) {
             // Another demo may already have unlinked the ring, so the error is ignored.
             let _ = rustix::shm::unlink(name.as_str());
@@ -454,7 +474,12 @@ impl Threads {
     fn start_demo(&mut self) -> Result<String, ServerError> {
         remove_rings_of_killed_demos();
         let shm = format!("{DEMO_RING}{}", std::process::id());
-        let demo = SimulatorConfig { name: shm.clone(), layout: Layout::LEASE, ..SimulatorConfig::default() };
+        let demo = SimulatorConfig {
+            name: shm.clone(),
+            layout: Layout::LEASE,
+            detector: Some(DetectorConfig::new(demo_detections(&shm))),
+            ..SimulatorConfig::default()
+        };
         let stop = Arc::clone(&self.stop);
         self.spawn("camera-sim", move || {
             if let Err(error) = simulator::run(&demo, &stop) {

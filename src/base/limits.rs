@@ -2,6 +2,7 @@
 
 mod camera;
 mod control;
+mod detections;
 mod h264;
 mod http;
 mod live;
@@ -18,6 +19,7 @@ mod worker;
 
 pub use camera::*;
 pub use control::*;
+pub use detections::*;
 pub use h264::*;
 pub use http::*;
 pub use live::*;

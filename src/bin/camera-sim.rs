@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 use streaming_server::simulator::{
-    self, Burst, LoadedScript, ParameterSetPolicy, ResolutionChange, Restart, RestartOnto, SimulatorConfig,
-    SimulatorReport, Stall, Tear, TimestampClock,
+    self, Burst, DetectionFault, DetectorConfig, LoadedScript, ParameterSetPolicy, ResolutionChange, Restart,
+    RestartOnto, SimulatorConfig, SimulatorReport, Stall, Tear, TimestampClock,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -48,6 +48,12 @@ Test card
   --slices N               slices per picture [1]
   --parameter-sets WHICH   IDR units that carry SPS and PPS: every or first [every]
   --no-delimiters          omit access unit delimiters
+
+Detector (finds a white square that then moves over the test card)
+  --detections NAME        write results into this shared memory, such as /pet_camera_detections
+  --detection-delay-ms MIN-MAX  time from a picture to its result [16-40]
+  --detection-gaps         no results in the last 3 of every 10 seconds
+  --detection-fault FAULT  make every result wrong: torn, nan, count, outside, name or size
 
 Fault injection (N counts units)
   --stall-after N[:S]      stop publishing after N units, for S seconds [forever]
@@ -259,9 +265,51 @@ fn set(flag: &str, parser: &mut lexopt::Parser, config: &mut SimulatorConfig) ->
             faults.burst = Some(Burst { every, units: units.unwrap_or(5) });
         }
         "drop" => faults.drop_every = Some(parser.value()?.parse()?),
-        _ => return Err(Long(flag).unexpected()),
+        _ => return set_detector(flag, parser, config),
     }
     Ok(())
+}
+
+/// Sets the value that an option of the detector stands for.
+fn set_detector(
+    flag: &str,
+    parser: &mut lexopt::Parser,
+    config: &mut SimulatorConfig,
+) -> Result<(), lexopt::Error> {
+    if flag == "detections" {
+        config.detector = Some(DetectorConfig::new(parser.value()?.string()?));
+        return Ok(());
+    }
+    if !matches!(flag, "detection-delay-ms" | "detection-gaps" | "detection-fault") {
+        return Err(Long(flag).unexpected());
+    }
+    let Some(detector) = &mut config.detector else {
+        return Err(format!("--{flag} needs --detections NAME before it").into());
+    };
+    match flag {
+        "detection-delay-ms" => {
+            detector.delay_ms = parser.value()?.parse_with(|text| {
+                let range =
+                    text.split_once('-').and_then(|(min, max)| Some(min.parse().ok()?..=max.parse().ok()?));
+                range.filter(|range| !range.is_empty()).ok_or("the value must be MIN-MAX, such as 16-40")
+            })?;
+        }
+        "detection-gaps" => detector.has_gaps = true,
+        _ => detector.fault = Some(parser.value()?.parse_with(parse_detection_fault)?),
+    }
+    Ok(())
+}
+
+fn parse_detection_fault(text: &str) -> Result<DetectionFault, &'static str> {
+    match text {
+        "torn" => Ok(DetectionFault::Torn),
+        "nan" => Ok(DetectionFault::Nan),
+        "count" => Ok(DetectionFault::Count),
+        "outside" => Ok(DetectionFault::Outside),
+        "name" => Ok(DetectionFault::Name),
+        "size" => Ok(DetectionFault::Size),
+        _ => Err("the value must be torn, nan, count, outside, name or size"),
+    }
 }
 
 /// Returns the numbers of an option value of the form `N` or `N:MORE`. `MORE` is `None` if it is missing.

@@ -13,6 +13,8 @@ use crate::base::limits::{
 pub struct CaptureTimeline {
     /// Latest capture time since the last step of the clock; `None` before the first unit.
     latest_ns: Option<i64>,
+    /// Capture time of the first unit.
+    origin_ns: i64,
     /// When the latest unit was read from the ring.
     arrived_ns: i64,
     elapsed_ns: i64,
@@ -27,7 +29,7 @@ impl CaptureTimeline {
     pub fn advance(&mut self, captured_ns: i64, arrived_ns: i64) -> i64 {
         let gap_ns = arrived_ns.saturating_sub(std::mem::replace(&mut self.arrived_ns, arrived_ns));
         let Some(latest_ns) = self.latest_ns else {
-            self.latest_ns = Some(captured_ns);
+            (self.latest_ns, self.origin_ns) = (Some(captured_ns), captured_ns);
             return self.elapsed_ns;
         };
         let step_ns = captured_ns.saturating_sub(latest_ns);
@@ -60,6 +62,13 @@ impl CaptureTimeline {
             return CAPTURE_STEP_NS_MAX;
         }
         gap_ns.max(0).saturating_add(self.interval.stalled_after_ns()).min(CAPTURE_STEP_NS_MAX)
+    }
+
+    /// Returns the position on the timeline as a capture time: that of the latest unit, as long as the camera's clock is
+    /// never set. Readers that began with different units then agree on it.
+    #[must_use]
+    pub fn position_ns(&self) -> i64 {
+        self.origin_ns.saturating_add(self.elapsed_ns)
     }
 
     /// Returns the interval between units.

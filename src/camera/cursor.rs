@@ -99,6 +99,21 @@ impl Camera {
     }
 }
 
+impl Camera {
+    /// Converts a stamp in nanoseconds, on the clock that the camera uses, to its capture time on CLOCK_REALTIME and on
+    /// CLOCK_MONOTONIC, exactly as for a unit with this stamp. Returns `None` if the stamp is near the current time of
+    /// neither clock.
+    #[must_use]
+    pub fn capture_times_of(&self, stamp_ns: i64, now_ns: MonotonicNs) -> Option<(i64, MonotonicNs)> {
+        let (timestamp_s, timestamp_ns) = (stamp_ns.div_euclid(NS_PER_S), stamp_ns.rem_euclid(NS_PER_S));
+        let metadata = SlotMetadata { timestamp_s, timestamp_ns, ..SlotMetadata::default() };
+        let captured = Captured::find(&metadata, now_ns, self.realtime_offset_ns());
+        captured.realtime_ns.map(|realtime_ns| (realtime_ns, captured.monotonic_ns))
+    }
+}
+
+const NS_PER_S: i64 = 1_000_000_000; // local bound: a conversion factor
+
 impl Cursor {
     /// Returns the next unit or event. Never blocks. Call this until it returns `Empty` or `Away`.
     pub fn next(&mut self, now_ns: MonotonicNs) -> Next {

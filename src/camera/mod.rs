@@ -100,6 +100,7 @@
 mod capture_timeline;
 mod commit_detector;
 mod cursor;
+pub mod detections;
 pub mod faults;
 mod layout;
 pub mod lease;

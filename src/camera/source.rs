@@ -13,7 +13,7 @@ use super::sequence::is_in_ring;
 use crate::base::clock;
 use crate::base::counters::{Counter, Gauge};
 use crate::base::limits::{
-    CLOCK_STEP_NS_MIN, IDR_BUDGET_BURST, IDR_BUDGET_INTERVAL_NS, IDR_REQUEST_INTERVAL_NS,
+    CLOCK_NOISE_NS, CLOCK_STEP_NS_MIN, IDR_BUDGET_BURST, IDR_BUDGET_INTERVAL_NS, IDR_REQUEST_INTERVAL_NS,
 };
 use crate::base::log_limit::LogLimit;
 use crate::base::token_bucket::TokenBucket;
@@ -174,6 +174,9 @@ const RESTART_LOG_NS: i64 = 1_000_000_000; // local bound: restarts are rare, so
 /// Minimum nanoseconds between two measurements of the clocks because of a capture time that is not just before the
 /// current time.
 const CLOCK_MEASURE_NS_MIN: i64 = 10_000_000; // local bound: less than the interval of any camera
+
+/// Number of readings of both clocks for one measurement.
+const CLOCK_PAIRS: u32 = 3; // local bound: one of them is not interrupted
 
 /// Handle to the camera. Clones share its state.
 #[derive(Clone)]
@@ -381,7 +384,13 @@ impl Camera {
     /// Measures the difference between CLOCK_REALTIME and CLOCK_MONOTONIC. The camera wait calls this about once a
     /// second.
     pub(super) fn refresh_clocks(&self) {
-        self.shared.clocks.measure(clock::monotonic_ns(), clock::realtime_ns());
+        // Time passes between the two readings, most of all if the thread is preempted. The nearest pair is the best.
+        let pairs = (0..CLOCK_PAIRS).map(|_| (clock::monotonic_ns(), clock::realtime_ns()));
+        if let Some((monotonic_ns, realtime_ns)) =
+            pairs.min_by_key(|(monotonic, realtime)| realtime - monotonic)
+        {
+            self.shared.clocks.measure(monotonic_ns, realtime_ns);
+        }
     }
 
     #[cfg(test)]
@@ -445,10 +454,15 @@ impl ClockOffset {
         self.offset_ns.load(Ordering::Relaxed)
     }
 
-    /// Stores the difference of two simultaneous clock readings. Returns the step in nanoseconds and logs it if the
+    /// Stores the difference of two simultaneous clock readings, unless it differs from the stored one by less than
+    /// [`CLOCK_NOISE_NS`]: NTP slews both clocks alike, so a small difference is an error of the measurement. A constant
+    /// offset makes all consumers agree on the capture time of a unit to the nanosecond. Returns the step in nanoseconds and logs it if the
     /// system clock was set since the last measurement.
     fn measure(&self, monotonic_ns: i64, realtime_ns: i64) -> Option<i64> {
         let offset_ns = realtime_ns - monotonic_ns;
+        if offset_ns.saturating_sub(self.offset_ns()).saturating_abs() < CLOCK_NOISE_NS {
+            return None;
+        }
         // Only one of several concurrent calls gets the old value, so a step is logged once.
         let before_ns = self.offset_ns.swap(offset_ns, Ordering::Relaxed);
         let step_ns = offset_ns.saturating_sub(before_ns);
@@ -479,6 +493,8 @@ mod tests {
         assert_eq!(clocks.measure(12 * S, ntp_ns), Some(ntp_ns - 12 * S - boot_ns - 500_000));
         assert_eq!(clocks.measure(13 * S, ntp_ns + S), None);
         assert_eq!(clocks.offset_ns(), ntp_ns - 12 * S);
+        assert_eq!(clocks.measure(13 * S, ntp_ns + S + 90_000), None);
+        assert_eq!(clocks.offset_ns(), ntp_ns - 12 * S, "an error of the measurement changes nothing");
         assert_eq!(clocks.measure(14 * S, ntp_ns - 58 * S), Some(-60 * S), "set back by a minute");
     }
 

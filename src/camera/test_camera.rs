@@ -25,7 +25,14 @@ impl TestCamera {
 
     /// Publishes an access unit in Annex B format. Its capture time is 0.
     pub(crate) fn publish(&mut self, unit: &[u8]) {
+        self.publish_stamped(unit, 0);
+    }
+
+    /// Publishes an access unit in Annex B format that was captured at `captured_ns`.
+    pub(crate) fn publish_stamped(&mut self, unit: &[u8], captured_ns: i64) {
         let metadata = SlotMetadata {
+            timestamp_s: captured_ns / 1_000_000_000,
+            timestamp_ns: captured_ns % 1_000_000_000,
             frame_number: u64::from(self.written),
             width: 640,
             height: 352,

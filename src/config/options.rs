@@ -65,6 +65,13 @@ pub(super) static OPTIONS: &[OptionSpec] = &[
         )
         .set(|config, given| set(&mut config.shm, given, values::shm))
         .show(|config| config.shm.to_string()),
+    one("Camera", "detections", "NAME|off")
+        .help(
+            "Name of the shared memory into which an object detector writes what it sees, or off. With \
+             another --shm, none is read unless this option names one.",
+        )
+        .set(|config, given| set(&mut config.detections, given, values::detections))
+        .show(|config| config.detections.clone().unwrap_or_else(|| "off".to_owned())),
     one("Camera", "name", "NAME")
         .help("Name of the stream in URLs: players watch http://HOST:8080/NAME/whep.")
         .set(|config, given| set(&mut config.name, given, stream::name))

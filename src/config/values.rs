@@ -11,6 +11,18 @@ use crate::session::SrtpChoice;
 /// Default value of --shm.
 pub(super) const SHM: &str = "/pet_camera_stream";
 
+/// Default value of --detections, which belongs to the default ring.
+pub(super) const DETECTIONS: &str = "/pet_camera_detections";
+
+/// Parses the name of the detector's segment. Returns `Ok(None)` for `off`.
+pub(super) fn detections(text: &str) -> Result<Option<String>, String> {
+    if text == "off" {
+        Ok(None)
+    } else {
+        shm(text).map(Some).map_err(|expected| format!("off, or {expected}"))
+    }
+}
+
 /// Maximum length in bytes of a shared-memory name with its slash. It is NAME_MAX of tmpfs.
 const SHM_NAME_BYTES_MAX: usize = 255; // local bound: set by the kernel
 

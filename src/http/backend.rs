@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
+use super::detections::{DetectionEvent, PostedDetections};
 use super::types::{RecordingReply, RecordingStatus, StreamNames, Summary};
 use crate::metrics::status::{GlassReport, StartRequest, ViewerStatus};
 
@@ -78,6 +79,16 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns a short summary of the server's state. Must be cheap, because it is called ten times a second while a
     /// page listens to events.
     fn summary(&self) -> Summary;
+
+    /// Returns a receiver of what is found in each picture from now on. A receiver that is too slow loses events.
+    fn detections(&self) -> broadcast::Receiver<Arc<DetectionEvent>>;
+
+    /// Takes what a detector found in a picture. Returns the error 400 if a value is out of range, and 429 if there are
+    /// too many results.
+    ///
+    /// # Errors
+    /// See above.
+    fn post_detections(&self, posted: PostedDetections) -> Result<(), ApiError>;
 
     /// Returns all metrics in the Prometheus text format 0.0.4.
     fn metrics(&self) -> String;

@@ -1,19 +1,22 @@
 //! Serves GET /api/events: sends the state of the server as server-sent events (WHATWG HTML, section 9.2). A `status`
 //! event is sent every second. A `camera`, `viewers`, `recording` or `publish` event is sent when that part of the
-//! state changes. One task polls the backend for all listeners, and only while there are listeners. A listener that
-//! reads too slowly loses events, so memory stays bounded.
+//! state changes. A `detections` event is sent at once for each result of the detector. One task polls the backend for
+//! all listeners, and only while there are listeners. A listener that reads too slowly loses events, so memory stays
+//! bounded.
 
 use std::io;
 use std::mem::discriminant;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::backend::{ApiError, Backend, BoxFuture};
+use super::detections::DetectionEvent;
 use super::login_lifetime;
 use super::response::{BodyStream, Response, json_text};
 use super::types::{CameraPicture, CameraSummary, RecordingStatus, Status, Summary};
@@ -41,6 +44,7 @@ async fn status_of(summary: Summary, backend: &dyn Backend) -> Status {
         viewers: summary.viewers,
         http_viewers: summary.http_viewers,
         recording,
+        detections: summary.detections,
         publish: summary.publish,
         version: env!("CARGO_PKG_VERSION"),
     }
@@ -74,9 +78,10 @@ impl Feed {
             }
             let mut known = self.backend.summary();
             let mut status_sent_at = Instant::now();
+            let mut detections = self.backend.detections();
             self.broadcast(&known, &[Event::Status]).await;
             while self.events.receiver_count() > 0 {
-                sleep(limits::EVENTS_LOOK).await;
+                self.forward(&mut detections, limits::EVENTS_LOOK).await;
                 let now = self.backend.summary();
                 let mut events = changes(&known, &now);
                 if status_sent_at.elapsed() >= limits::EVENTS_STATUS_INTERVAL {
@@ -87,6 +92,22 @@ impl Feed {
                     self.broadcast(&now, &events).await;
                 }
                 known = now;
+            }
+        }
+    }
+
+    /// Sends a `detections` event for each result that arrives within `time`.
+    async fn forward(&self, detections: &mut broadcast::Receiver<Arc<DetectionEvent>>, time: Duration) {
+        let end = Instant::now() + time;
+        while let Ok(result) = timeout_at(end, detections.recv()).await {
+            match result {
+                Ok(event) => {
+                    // This send fails if the last listener has just left, so the error is ignored.
+                    let _ = self.events.send(text("detections", &detections_json(&event)));
+                }
+                // Results were lost because this thread was busy. The next one is still good.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return sleep_until(end).await,
             }
         }
     }
@@ -164,8 +185,18 @@ impl Event {
             Event::Recording => ("recording", json_text(&status.recording)),
             Event::Publish => ("publish", json_text(&status.publish)),
         };
-        Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+        text(name, &data)
     }
+}
+
+/// Returns the JSON of an event. In contrast to [`json_text`], the confidence is written with the digits of an `f32`.
+fn detections_json(event: &DetectionEvent) -> String {
+    // Serialising fails only for a map whose keys are not strings. This type has no map.
+    serde_json::to_string(event).unwrap_or_default()
+}
+
+fn text(name: &str, data: &str) -> Bytes {
+    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
 }
 
 /// Returns one event for each part that differs between the summaries. The frame rate is not compared, because it
@@ -212,6 +243,7 @@ async fn next_kept(events: &mut broadcast::Receiver<Bytes>) -> Option<Bytes> {
 mod tests {
     use super::super::types::StreamNames;
     use super::*;
+    use crate::http::DetectionsStatus;
     use crate::http::types::{PublishState, PublishStatus};
 
     fn away() -> CameraSummary {
@@ -224,7 +256,14 @@ mod tests {
     }
 
     fn summary(camera: CameraSummary, viewers: u32, is_recording: bool) -> Summary {
-        Summary { camera, viewers, http_viewers: 0, is_recording, publish: None }
+        Summary {
+            camera,
+            viewers,
+            http_viewers: 0,
+            is_recording,
+            detections: DetectionsStatus::default(),
+            publish: None,
+        }
     }
 
     #[test]
@@ -281,6 +320,7 @@ mod tests {
             viewers: 2,
             http_viewers: 0,
             recording: RecordingStatus::bare(RecorderState::Idle, false),
+            detections: DetectionsStatus::default(),
             publish: None,
             version: "1",
         };

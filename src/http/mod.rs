@@ -13,6 +13,7 @@ mod backend;
 pub mod certificate;
 mod credentials;
 pub mod debug;
+mod detections;
 mod download;
 mod error_page;
 mod events;
@@ -46,6 +47,9 @@ pub use address::Exempt;
 pub use backend::{
     ApiError, Backend, BoxFuture, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin, Offered,
     PlaceHolder, RecordingCommand, RecordingFile, SessionCommand, SessionReply, ViewerOffer,
+};
+pub use detections::{
+    DetectionEvent, DetectionsState, DetectionsStatus, EventBox, PostedBox, PostedDetections, bad_detections,
 };
 pub use host::Hosts;
 pub use public::{HttpConfig, serve};

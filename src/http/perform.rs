@@ -29,6 +29,10 @@ pub(super) async fn perform(
             backend.session(&session, SessionCommand::Report(report)).await?;
             Response::empty(204)
         }
+        Action::Detections(posted) => {
+            backend.post_detections(posted)?;
+            Response::empty(204)
+        }
         Action::Viewers => Response::json(200, &backend.viewers().await),
         Action::Status => Response::json(200, &events::status(backend).await),
         Action::Ready => match backend.ready() {

@@ -151,7 +151,7 @@ pub(super) fn parse_login(body: &[u8]) -> Result<LogIn, ApiError> {
     serde_json::from_slice::<LogIn>(body).map_err(bad)
 }
 
-fn bad_json(expected: &str, error: &serde_json::Error) -> ApiError {
+pub(super) fn bad_json(expected: &str, error: &serde_json::Error) -> ApiError {
     // The message of the parser may quote the input, so its length is limited.
     let reason: String = error.to_string().chars().take(QUOTED_CHARS_MAX).collect();
     ApiError::new(400, "bad_json", format!("{expected}: {reason}"))

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::assets::{self, Asset};
 use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand, ViewerOffer};
+use super::detections::{self, PostedDetections};
 use super::error_page;
 use super::host::Hosts;
 use super::live;
@@ -83,6 +84,9 @@ pub static ROUTES: &[Route] = &[
     get("/api/viewers", |_, _| Ok(Action::Viewers)),
     post("/api/viewers/report", limits::COMMAND_BYTES_MAX, |_, body| {
         request::parse_report(body).map(|(session, report)| Action::Report { session, report })
+    }),
+    post("/api/detections", limits::DETECTIONS_BODY_BYTES_MAX, |_, body| {
+        detections::parse_detections(body).map(Action::Detections)
     }),
     get("/api/status", |_, _| Ok(Action::Status)),
     get("/api/events", |_, _| Ok(Action::Events)),
@@ -207,6 +211,8 @@ pub enum Action {
     Whep(WhepRequest),
     /// Send the stream without an end.
     Live(LiveFormat),
+    /// Take what a detector found in a picture.
+    Detections(PostedDetections),
     /// Send the state of every viewer.
     Viewers,
     /// Send the state of the server.

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::detections::DetectionsStatus;
 use crate::metrics::status::{RecorderState, RecordingInfo, RecordingReport, StartReply};
 
 /// The state of the server without the recorder's details.
@@ -16,6 +17,8 @@ pub struct Summary {
     pub http_viewers: u32,
     /// True while a recording runs.
     pub is_recording: bool,
+    /// State of the detections.
+    pub detections: DetectionsStatus,
     /// State of publishing. `None` without --whip.
     pub publish: Option<PublishStatus>,
 }
@@ -149,6 +152,8 @@ pub struct Status {
     pub http_viewers: u32,
     /// State of the recorder.
     pub recording: RecordingStatus,
+    /// State of the detections.
+    pub detections: DetectionsStatus,
     /// State of publishing. Missing without --whip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub publish: Option<PublishStatus>,

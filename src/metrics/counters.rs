@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::rtp_times::RtpTimes;
 use super::stages::StageTotals;
 use super::status::{EndReason, ViewerStatus};
 use super::trace::FlightRecorder;
@@ -141,6 +142,8 @@ pub struct WorkerCounters {
     /// Payload buffers that the packetiser allocated, because it could not reuse one.
     pub payload_allocations: Counter,
 
+    /// RTP times of the newest access units, without the offset of the streams.
+    pub rtp_times: RtpTimes,
     /// Latencies of the stages through which access units pass.
     pub stages: StageTotals,
     /// Times at which the access units of the last minute passed the stages.

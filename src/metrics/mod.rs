@@ -5,6 +5,7 @@ pub mod counters;
 pub mod drops;
 pub mod exposition;
 pub mod process;
+pub mod rtp_times;
 pub mod stages;
 pub mod status;
 pub mod trace;

@@ -26,6 +26,7 @@ pub use close::CloseReason;
 pub use context::{ContextError, SessionConfig, SessionContext};
 pub use media::catch_up::{CatchUpDecision, GopAvailability, GopSize, IdrReason};
 pub use media::{PacketizedUnit, UnitInfo};
+pub use transport::accept::rtp_offset;
 pub use transport::answer_error::AnswerError;
 pub use transport::fragment::{FragmentError, IceFragment};
 pub use transport::offer_error::OfferError;

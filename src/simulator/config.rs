@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::detector::DetectorConfig;
 use super::test_card::TestCardConfig;
 use crate::camera::Layout;
 
@@ -29,6 +30,8 @@ pub struct SimulatorConfig {
     pub take_over: bool,
     /// True if the test card follows the bit rate requests of a lease ring's readers.
     pub obeys_bitrate: bool,
+    /// A detector that finds the square of the test card. `None` if there is none.
+    pub detector: Option<DetectorConfig>,
     /// Faults to inject.
     pub faults: Faults,
 }
@@ -46,6 +49,7 @@ impl Default for SimulatorConfig {
             unlink_at_exit: true,
             take_over: false,
             obeys_bitrate: false,
+            detector: None,
             faults: Faults::default(),
         }
     }

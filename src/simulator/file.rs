@@ -255,6 +255,7 @@ mod tests {
             slices,
             parameter_sets,
             delimiters,
+            square: false,
         })
         .unwrap()
     }

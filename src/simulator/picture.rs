@@ -4,7 +4,7 @@
 //! ```text
 //!  ┌───────────────────────────────┐
 //!  │ ██ colour bars, 8, 75 %    ██ │
-//!  │                               │
+//!  │ ██        ▢ square (optional) │
 //!  ├───────────────────────────────┤
 //!  │        ▌  moving bar          │
 //!  ├───────────────────────────────┤
@@ -134,6 +134,41 @@ impl NumberBlocks {
     }
 }
 
+/// The white square that moves over the colour bars, for a simulated detector to find. It moves back and forth by
+/// [`SQUARE_STEP_X`] and [`SQUARE_STEP_Y`] pixels from unit to unit. Nothing else in the bars is as bright.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Square {
+    /// Left edge in pixels.
+    pub left: u32,
+    /// Upper edge in pixels.
+    pub top: u32,
+    /// Width and height in pixels.
+    pub side: u32,
+}
+
+impl Square {
+    /// Returns the square in the picture of this unit. Returns `None` if no test card of this size is possible.
+    #[must_use]
+    pub fn at(unit_number: u64, width: u32, height: u32) -> Option<Square> {
+        let room = Rows::of(width, height)?.track_top;
+        let side = 16 * (room / 16 / 4).clamp(1, 6);
+        let left = back_and_forth(unit_number, (width / 16 * 16 - side) / SQUARE_STEP_X) * SQUARE_STEP_X;
+        let top = back_and_forth(unit_number, (room - side) / SQUARE_STEP_Y) * SQUARE_STEP_Y;
+        Some(Square { left, top, side })
+    }
+}
+
+/// Movement of the square from unit to unit in pixels, to the right or left.
+const SQUARE_STEP_X: u32 = 6;
+/// The same, down or up.
+const SQUARE_STEP_Y: u32 = 2;
+
+/// Returns the position of something that moves from 0 to `span` and back, by one per unit.
+fn back_and_forth(unit_number: u64, span: u32) -> u32 {
+    let phase = unit_number % (2 * u64::from(span)).max(1);
+    u32::try_from(phase.min(2 * u64::from(span) - phase)).unwrap_or_default()
+}
+
 /// A rectangle in pixels. All edges are even, because chroma has half the resolution.
 #[derive(Copy, Clone)]
 struct Area {
@@ -212,6 +247,29 @@ pub(super) struct Picture {
     clock_scale: u32,
     shown_time: String,
     shown_number: Option<u32>,
+    shown_square: Option<Square>,
+}
+
+/// The upper edges of the parts of the card in pixels, and the size of the clock.
+struct Rows {
+    track_top: u32,
+    track_rows: u32,
+    clock_top: u32,
+    clock_scale: u32,
+}
+
+impl Rows {
+    /// Returns the rows of a card of this size, or `None` if the card does not fit.
+    fn of(width: u32, height: u32) -> Option<Rows> {
+        let blocks = NumberBlocks::of(width, height)?;
+        let clock_scale = [16, 8, 4].into_iter().find(|scale| CLOCK_WIDTH * scale <= width * 4 / 5)?;
+        let clock_rows = (font::CELL_HEIGHT * clock_scale).div_ceil(16);
+        let gap_rows = u32::from(height >= 320);
+        let track_rows = (height / 16 / 10).max(1);
+        let clock_top = blocks.top.checked_sub(16 * clock_rows)?;
+        let track_top = clock_top.checked_sub(16 * (track_rows + gap_rows))?;
+        Some(Rows { track_top, track_rows, clock_top, clock_scale })
+    }
 }
 
 /// Width of the whole clock, which has twelve characters, in font pixels.
@@ -225,13 +283,8 @@ impl Picture {
     pub(super) fn new(width: u32, height: u32) -> Option<Picture> {
         let blocks = NumberBlocks::of(width, height)?;
         let columns = width / 16;
-        let scale = [16, 8, 4].into_iter().find(|scale| CLOCK_WIDTH * scale <= width * 4 / 5)?;
-        let clock_rows = (font::CELL_HEIGHT * scale).div_ceil(16);
-        let gap_rows = u32::from(height >= 320);
-        let track_rows = (height / 16 / 10).max(1);
-        let clock_top = blocks.top.checked_sub(16 * clock_rows)?;
-        let track_top = clock_top.checked_sub(16 * (track_rows + gap_rows))?;
-        let clock_columns = (CLOCK_WIDTH * scale).div_ceil(16);
+        let Rows { track_top, track_rows, clock_top, clock_scale } = Rows::of(width, height)?;
+        let clock_columns = (CLOCK_WIDTH * clock_scale).div_ceil(16);
         let mut picture = Picture {
             canvas: Canvas::new(width.div_ceil(16), height.div_ceil(16)),
             blocks,
@@ -239,20 +292,42 @@ impl Picture {
             bar_left: None,
             clock_left: 16 * ((columns - clock_columns) / 2),
             clock_top,
-            clock_scale: scale,
+            clock_scale,
             shown_time: " ".repeat(12),
             shown_number: None,
+            shown_square: None,
         };
-        picture.paint_bars(16 * columns, track_top);
+        picture.paint_bars(Area { left: 0, top: 0, width: 16 * columns, height: track_top });
         Some(picture)
     }
 
-    fn paint_bars(&mut self, width: u32, height: u32) {
-        let edge = |bar: u32| width / 16 * bar / 8 * 16;
-        for (bar, colour) in (0..).zip(BARS) {
-            let area = Area { left: edge(bar), top: 0, width: edge(bar + 1) - edge(bar), height };
-            self.canvas.fill(area, colour);
+    /// Paints the part of the colour bars that is inside `area`.
+    fn paint_bars(&mut self, area: Area) {
+        let edge = |bar: u32| self.track.width / 16 * bar / 8 * 16;
+        let edges: [u32; BARS.len() + 1] = std::array::from_fn(|bar| edge(u32::try_from(bar).unwrap_or(0)));
+        for ((from, to), colour) in edges.iter().zip(edges.iter().skip(1)).zip(BARS) {
+            let (left, right) = ((*from).max(area.left), (*to).min(area.left + area.width));
+            if left < right {
+                self.canvas.fill(Area { left, width: right - left, ..area }, colour);
+            }
         }
+    }
+
+    /// Moves the square to its position for this unit. Only what the square leaves and enters is painted.
+    pub(super) fn paint_square(&mut self, square: Square) {
+        if let Some(before) = self.shown_square.replace(square) {
+            let freed = |from: u32, to: u32| {
+                let width = from.abs_diff(to).min(square.side);
+                (if to > from { from } else { from + square.side - width }, width)
+            };
+            let all = Area { left: before.left, top: before.top, width: before.side, height: before.side };
+            let (left, width) = freed(before.left, square.left);
+            self.paint_bars(Area { left, width, ..all });
+            let (top, height) = freed(before.top, square.top);
+            self.paint_bars(Area { top, height, ..all });
+        }
+        let Square { left, top, side } = square;
+        self.canvas.fill(Area { left, top, width: side, height: side }, WHITE);
     }
 
     /// Paints the cells of the unit number. Only the cells that changed are painted, except at the first call.
@@ -272,10 +347,7 @@ impl Picture {
 
     /// Moves the bar to its position for this unit. The bar moves back and forth over the whole width.
     pub(super) fn paint_bar(&mut self, unit_number: u64) {
-        let span = u64::from((self.track.width - BAR_WIDTH) / BAR_STEP);
-        let phase = unit_number % (2 * span);
-        let steps = phase.min(2 * span - phase);
-        let left = u32::try_from(steps).unwrap_or_default() * BAR_STEP;
+        let left = back_and_forth(unit_number, (self.track.width - BAR_WIDTH) / BAR_STEP) * BAR_STEP;
         let bar = |left| Area { left, width: BAR_WIDTH, ..self.track };
         if let Some(before) = self.bar_left.replace(left) {
             let freed_width = before.abs_diff(left).min(BAR_WIDTH);
@@ -377,6 +449,45 @@ mod tests {
         let mut fresh = Picture::new(640, 480).unwrap();
         fresh.paint_bar(5);
         assert!(moved.canvas.macroblocks == fresh.canvas.macroblocks);
+    }
+
+    #[test]
+    fn the_square_is_where_it_is_said_to_be_and_restores_the_background() {
+        for (width, height) in [(288, 128), (320, 240), (640, 480), (1280, 720), (1920, 1080)] {
+            let mut moved = Picture::new(width, height).unwrap();
+            for unit in (0..500).chain([3, 900, 901]) {
+                let Square { left, top, side } = Square::at(unit, width, height).unwrap();
+                moved.paint_square(Square { left, top, side });
+                assert!(left + side <= width && top + side <= moved.track.top && side >= 16);
+                let (right, bottom) = (left + side - 1, top + side - 1);
+                let corners = [(left, top), (right, top), (left, bottom), (right, bottom)];
+                assert!(corners.iter().all(|(x, y)| luma(&moved.canvas, *x, *y) == 235), "{unit}");
+                for (x, y) in [(left.wrapping_sub(1), top), (left, bottom + 1), (right + 1, bottom)] {
+                    assert!(x >= width / 16 * 16 || luma(&moved.canvas, x, y) < 200, "{unit}: {x} {y}");
+                }
+            }
+            let mut fresh = Picture::new(width, height).unwrap();
+            fresh.paint_square(Square::at(901, width, height).unwrap());
+            assert!(moved.canvas.macroblocks == fresh.canvas.macroblocks, "{width}x{height}");
+        }
+    }
+
+    #[test]
+    fn the_square_moves_steadily_and_changes_only_its_edges() {
+        let mut picture = Picture::new(1280, 720).unwrap();
+        let at = |unit| Square::at(unit, 1280, 720).unwrap();
+        assert_eq!(at(0), Square { left: 0, top: 0, side: 96 });
+        for unit in 0..2000 {
+            picture.paint_square(at(unit));
+            let changed = picture.canvas.changed.iter().filter(|changed| **changed).count();
+            assert!(unit == 0 || changed <= 48, "{unit}: {changed}");
+            assert!(
+                unit == 0
+                    || (at(unit).left.abs_diff(at(unit - 1).left), at(unit).top.abs_diff(at(unit - 1).top))
+                        == (6, 2)
+            );
+            picture.canvas.changed.fill(false);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use rustix::thread::clock_nanosleep_absolute;
 use rustix::time::{ClockId, Timespec};
 
 use super::config::{RestartOnto, SimulatorConfig, TimestampClock};
+use super::detector::{Detector, DetectorConfig, Seen};
 use super::file::{FileError, FileSource};
 use super::malformed;
 use super::test_card::{TestCard, TestCardConfig, TestCardError};
@@ -69,6 +70,14 @@ pub enum SimulatorError {
         /// The ring's name.
         name: String,
     },
+    /// The segment of the detector cannot be made.
+    #[error("detections {name}: {source}: choose another name, or remove what has it")]
+    Detections {
+        /// Name of the segment.
+        name: String,
+        /// The kernel's error.
+        source: std::io::Error,
+    },
     /// A value of the configuration is out of range.
     #[error("{what} must be {range}")]
     Config {
@@ -95,6 +104,7 @@ pub fn run(config: &SimulatorConfig, stop: &AtomicBool) -> Result<SimulatorRepor
     }
     if config.unlink_at_exit {
         simulator.ring.unlink();
+        simulator.detector.iter().for_each(Detector::unlink);
     }
     simulator.report.lasted_ns = clock::monotonic_ns() - started_ns;
     outcome.map(|()| simulator.report)
@@ -126,6 +136,10 @@ fn check(config: &SimulatorConfig) -> Result<(), SimulatorError> {
         let what = "the source for --bitrate-kbps and --change-resolution";
         return Err(SimulatorError::Config { what, range: "the test card, not a file" });
     }
+    if config.detector.is_some() && config.file.is_some() {
+        let what = "the source for --detections";
+        return Err(SimulatorError::Config { what, range: "the test card, not a file" });
+    }
     Ok(())
 }
 
@@ -141,6 +155,7 @@ struct Simulator<'a> {
     ring: RingWriter,
     units: Units,
     unit: Unit,
+    detector: Option<Detector>,
     /// Number of pictures since the camera was last started or restarted.
     frame_number: u64,
     /// Time at which the next unit is captured, CLOCK_MONOTONIC.
@@ -164,6 +179,7 @@ impl<'a> Simulator<'a> {
             ring: obedient(config, create_ring(config)?),
             units,
             unit: Unit::default(),
+            detector: config.detector.as_ref().map(open_detector).transpose()?,
             frame_number: 0,
             due_ns: 0,
             interval_ns: config.fps.map(interval_ns),
@@ -241,10 +257,17 @@ impl<'a> Simulator<'a> {
             malformed::corrupt(self.report.malformed, &mut metadata, &mut self.unit.bytes);
             self.report.malformed += 1;
         }
-        self.publish(number, &metadata);
+        if self.publish(number, &metadata)
+            && let Some(detector) = &mut self.detector
+        {
+            let (stamp_ns, size) = (timestamp_ns, (self.unit.width, self.unit.height));
+            let (unit_number, frame_number) = (number, self.frame_number);
+            detector.on_picture(Seen { unit_number, frame_number, stamp_ns, captured_ns, size });
+        }
     }
 
-    fn publish(&mut self, number: u64, metadata: &SlotMetadata) {
+    /// Returns false if the unit was not published.
+    fn publish(&mut self, number: u64, metadata: &SlotMetadata) -> bool {
         let is_published = match self.config.faults.tear {
             Some(tear) if is_nth(number, Some(tear.every)) => {
                 self.report.torn += 1;
@@ -258,17 +281,20 @@ impl<'a> Simulator<'a> {
             if let Units::Card(card) = &mut self.units {
                 card.begin_with_idr(); // the next P unit would refer to the unit that was not published
             }
-            return;
+            return false;
         }
         self.report.published += 1;
         self.report.bytes += self.unit.bytes.len().min(SLOT_DATA_BYTES_MAX) as u64;
+        true
     }
 
     /// Waits until the unit must be published, which a burst may delay. Returns the capture time of the unit, which a
     /// burst does not change.
     fn wait(&mut self, number: u64) -> i64 {
         let Some(interval_ns) = self.interval_ns else {
-            return clock::monotonic_ns();
+            let now_ns = clock::monotonic_ns();
+            self.detector.iter_mut().for_each(|detector| detector.write_due(now_ns));
+            return now_ns;
         };
         let captured_ns = self.due_ns;
         let held_ns = self.config.faults.burst.map_or(0, |burst| {
@@ -277,6 +303,7 @@ impl<'a> Simulator<'a> {
             i64::try_from(units_to_wait).unwrap_or_default().saturating_mul(interval_ns)
         });
         let publish_ns = captured_ns.saturating_add(held_ns);
+        self.detect_until(publish_ns);
         sleep_until(publish_ns, self.stop);
         let late_ns = clock::monotonic_ns() - publish_ns;
         if late_ns > LATE_NS_MAX {
@@ -285,6 +312,18 @@ impl<'a> Simulator<'a> {
         self.report.late_ns_max = self.report.late_ns_max.max(late_ns);
         self.due_ns += interval_ns;
         captured_ns
+    }
+
+    /// Writes the results of the detector that are due before `deadline_ns`, each at its time.
+    fn detect_until(&mut self, deadline_ns: i64) {
+        let Some(detector) = &mut self.detector else { return };
+        while let Some(due_ns) = detector.next_due_ns().filter(|due_ns| *due_ns < deadline_ns) {
+            sleep_until(due_ns, self.stop);
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            detector.write_due(due_ns);
+        }
     }
 
     /// Sleeps for `lasting`. The schedule continues from the end of the pause, without catching up.
@@ -376,7 +415,13 @@ fn is_nth(number: u64, every: Option<u64>) -> bool {
 
 fn card(config: &SimulatorConfig, width: u32, height: u32) -> Result<Box<TestCard>, TestCardError> {
     let fps = config.fps.unwrap_or(config.card.fps);
-    TestCard::new(TestCardConfig { width, height, fps, ..config.card }).map(Box::new)
+    let square = config.card.square || config.detector.is_some();
+    TestCard::new(TestCardConfig { width, height, fps, square, ..config.card }).map(Box::new)
+}
+
+fn open_detector(config: &DetectorConfig) -> Result<Detector, SimulatorError> {
+    Detector::create(config)
+        .map_err(|source| SimulatorError::Detections { name: config.name.clone(), source })
 }
 
 pub(super) fn create_ring(config: &SimulatorConfig) -> Result<RingWriter, WriterError> {

@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::bits::{NalWriter, START_CODE_LONG, START_CODE_SHORT};
-use super::picture::{MACROBLOCK_BYTES, Macroblock, PLANES, Picture};
+use super::picture::{MACROBLOCK_BYTES, Macroblock, PLANES, Picture, Square};
 use super::unit::Unit;
 use crate::base::limits::SLOT_DATA_BYTES_MAX;
 use crate::h264::nal::kind;
@@ -34,6 +34,8 @@ pub struct TestCardConfig {
     pub parameter_sets: ParameterSetPolicy,
     /// True if each unit starts with an access unit delimiter.
     pub delimiters: bool,
+    /// True if a white square moves over the picture, see [`Square`].
+    pub square: bool,
 }
 
 impl Default for TestCardConfig {
@@ -47,6 +49,7 @@ impl Default for TestCardConfig {
             slices: 1,
             parameter_sets: ParameterSetPolicy::Every,
             delimiters: true,
+            square: false,
         }
     }
 }
@@ -203,10 +206,14 @@ impl TestCard {
     }
 
     /// Updates the picture. If the stream is above its bit rate, the clock and the bar stay unchanged to save bytes.
-    /// The unit number is always updated.
+    /// The unit number and the square are always updated.
     #[expect(clippy::cast_possible_truncation, reason = "the picture shows the low 32 bits")]
     fn paint(&mut self, unit_number: u64, realtime_ms: u64, target: Option<f64>) {
         self.picture.paint_number(unit_number as u32);
+        let TestCardConfig { width, height, square, .. } = self.config;
+        if let Some(square) = Square::at(unit_number, width, height).filter(|_| square) {
+            self.picture.paint_square(square);
+        }
         if target.is_none_or(|bytes| bytes > 0.0) || self.idr_count == 0 {
             self.picture.paint_bar(unit_number);
             self.picture.paint_clock(realtime_ms);

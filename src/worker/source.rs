@@ -186,13 +186,14 @@ impl Source {
             }
         }
         let mut timeline = self.timeline;
+        timeline.advance(view.captured_monotonic_ns, now.monotonic_ns);
         let info = UnitInfo {
             number: view.sequence,
             is_idr: unit.is_idr(),
             is_recovery_point: unit.recovery_point().is_some(),
             is_reference: unit.is_reference(),
             gap_before: self.gap,
-            rtp_time_90k: self.rtp_time_90k(timeline.advance(view.captured_monotonic_ns, now.monotonic_ns)),
+            rtp_time_90k: self.rtp_time_90k(&timeline),
             captured_at_ns: view.captured_at_ns,
             realtime_offset_ns: Some(view.realtime_offset_ns),
         };
@@ -238,9 +239,15 @@ impl Source {
         self.backfill.fetch(Live { cursor: &self.cursor, now_ns }, counters)
     }
 
-    /// Returns the newest unit and when the worker took it. Before the first unit, returns unit 0 at `now`.
+    /// Returns the newest unit and when the worker took it. Before the first unit, returns the unit before the cursor at
+    /// `now`, so that what is replayed then comes just before the first live unit.
     pub(super) fn newest(&self, now: Now) -> (UnitInfo, Instant) {
-        (self.unit, self.taken_at.unwrap_or(now.instant))
+        let Some(taken_at) = self.taken_at else {
+            let number = self.cursor.position().wrapping_sub(1);
+            let rtp_time_90k = ticks(now.monotonic_ns);
+            return (UnitInfo { number, rtp_time_90k, ..UnitInfo::default() }, now.instant);
+        };
+        (self.unit, taken_at)
     }
 
     /// Returns the time until the camera's next IDR, assuming a GOP as long as the last one.
@@ -257,6 +264,9 @@ impl Source {
         counters.profile_level_id.set(u32::from_be_bytes([0, profile, constraints, level]).into());
         counters.width.set(u64::from(width));
         counters.height.set(u64::from(height));
+        if let Some(captured_at_ns) = self.unit.captured_at_ns {
+            counters.rtp_times.put(view.sequence, captured_at_ns, low32(self.unit.rtp_time_90k));
+        }
         self.publish_interval(counters);
     }
 
@@ -266,12 +276,12 @@ impl Source {
         counters.stalled_after_ns.set(interval.stalled_after_ns().unsigned_abs());
     }
 
-    /// Returns the RTP time (90 kHz, RFC 6184) of a unit at `elapsed_ns` on the timeline. The first RTP time is 0; each
-    /// session adds its own offset. RTP times always increase: a unit that does not advance the timeline is one tick
-    /// after the unit before.
-    fn rtp_time_90k(&self, elapsed_ns: i64) -> u64 {
+    /// Returns the RTP time (90 kHz, RFC 6184) of the latest unit of the timeline: its capture time on CLOCK_MONOTONIC,
+    /// so that all workers agree. The sessions add the random offset of this process. RTP times always increase: a unit
+    /// that does not advance the timeline is one tick after the unit before.
+    fn rtp_time_90k(&self, timeline: &CaptureTimeline) -> u64 {
         let earliest = if self.taken_at.is_some() { self.unit.rtp_time_90k + STEP_90K_MIN } else { 0 };
-        ticks(elapsed_ns).max(earliest)
+        ticks(timeline.position_ns()).max(earliest)
     }
 
     /// Returns the unit of the last [`Polled::Unit`].
@@ -286,6 +296,11 @@ fn count_refused(error: &UnitError, counters: &WorkerCounters) {
         UnitError::MissingParameterSets { .. } => counters.missing_parameter_sets.add(1),
         _ => counters.malformed_units.add(1),
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "RTP times have 32 bits")]
+fn low32(rtp_time_90k: u64) -> u32 {
+    rtp_time_90k as u32
 }
 
 /// Converts nanoseconds to 90 kHz ticks, rounded. The error of a difference between two results does not grow with

@@ -9,6 +9,7 @@
 
 mod access;
 mod bounds;
+mod detections;
 mod downloads;
 mod events;
 mod headers;
@@ -29,8 +30,9 @@ use streaming_server::http::SessionCommand;
 use streaming_server::metrics::status::GlassReport;
 use stub::{FRIEND, KEY, Reply, Server};
 
-const PATHS: [(&str, &str); 14] = [
+const PATHS: [(&str, &str); 15] = [
     ("/api/webrtc/offer", "POST"),
+    ("/api/detections", "POST"),
     ("/api/viewers", "GET"),
     ("/api/status", "GET"),
     ("/health", "GET"),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 use str0m::config::DtlsVersion;
+use streaming_server::camera::detections::{SEGMENT_BYTES, parse};
 use streaming_server::h264::{Assembler, scan};
 use streaming_server::http::access::Access;
 use streaming_server::http::request::Head;
@@ -20,7 +21,10 @@ use support::session_peer::{
 use super::{Case, parser_measured};
 
 pub(crate) fn cases() -> Vec<Case> {
-    [sdp_cases(), http_cases(), datagram_cases(), h264_cases()].into_iter().flatten().collect()
+    [sdp_cases(), http_cases(), datagram_cases(), h264_cases(), detection_cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn long(name: &'static str, line: f64, run: fn(usize)) -> Case {
@@ -125,6 +129,30 @@ fn h264_cases() -> Vec<Case> {
             unit(&sps_and(&[&[0, 0, 1, 0x67, 100, 0, 30][..], &vec![0x55; bytes]].concat(), 0))
         }),
     ]
+}
+
+fn detection_cases() -> Vec<Case> {
+    vec![
+        long("JSON detections", 1_300.0, |bytes| {
+            let entry = r#"{"class_name":"cat","confidence":0.5,"x":1,"y":1,"w":5,"h":5}"#;
+            let entries = vec![entry; bytes / entry.len()].join(",");
+            post("/api/detections", &format!("{{\"frame\":1,\"detections\":[{entries}]}}"));
+        }),
+        long("segments of detections", 200.0, |bytes| segments(bytes, b'x')),
+        long("segments of zero bytes", 200.0, |bytes| segments(bytes, 0)),
+    ]
+}
+
+/// Parses segments of the detector with ten entries each, which are full of one byte.
+fn segments(bytes: usize, filler: u8) {
+    let mut segment = [filler; SEGMENT_BYTES];
+    segment[8..16].fill(0);
+    segment[16..20].copy_from_slice(&10_i32.to_le_bytes());
+    parser_measured(&mut || {
+        for _ in 0..bytes / SEGMENT_BYTES {
+            used(parse(&segment, |reason| used(reason)));
+        }
+    });
 }
 
 // ---- SDP -------------------------------------------------------------------------------------------

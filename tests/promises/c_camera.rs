@@ -148,6 +148,7 @@ fn film(workshop: &Workshop, units: u64) -> PathBuf {
         slices: 1,
         parameter_sets: ParameterSetPolicy::Every,
         delimiters: true,
+        square: false,
     })
     .unwrap();
     let (mut unit, mut stream) = (Unit::default(), Vec::new());

@@ -10,6 +10,7 @@
 
 mod c_camera;
 mod camera_sim;
+mod detections;
 mod documents;
 mod downloads;
 mod hostile;

@@ -159,3 +159,6 @@ pub const BITRATE_LOG_NS: i64 = 5_000_000_000;
 
 /// Values of --min-kbps.
 pub const MIN_KBPS: std::ops::RangeInclusive<u32> = 100..=100_000;
+
+/// Change of the offset between the clocks, in nanoseconds, below which it is an error of the measurement.
+pub const CLOCK_NOISE_NS: i64 = 100_000;

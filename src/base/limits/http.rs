@@ -21,8 +21,8 @@ pub const EVENTS_STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// `unresponsive`.
 pub const EVENTS_RECORDER_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Number of events kept for a listener that reads slowly.
-pub const EVENTS_KEPT: usize = 16;
+/// Number of events kept for a listener that reads slowly: those of a second with 30 detections.
+pub const EVENTS_KEPT: usize = 48;
 
 /// Maximum number of simultaneous event listeners. Each listener permanently occupies one of the [`CONNECTIONS_MAX`]
 /// connections.

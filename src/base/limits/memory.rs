@@ -29,7 +29,7 @@ pub const HELD_BY_HTTP: &[Held] = &[
     held("downloads", DOWNLOADS_MAX, DOWNLOAD_PIECES_MAX * DOWNLOAD_PIECE_BYTES),
     held("buffers kept for downloads", DOWNLOAD_PIECES_KEPT, DOWNLOAD_PIECE_BYTES),
     held("index of a growing recording", 1, 20 * FINISHED_VIEW_UNITS_MAX),
-    held("events", EVENT_LISTENERS_MAX + EVENTS_KEPT, ENTRY_BYTES),
+    held("events", EVENT_LISTENERS_MAX + EVENTS_KEPT + 2 * DETECTIONS_KEPT, DETECTIONS_EVENT_BYTES_MAX),
     held(
         "logouts, attempts, TLS sessions",
         LOGOUTS_MAX + ATTEMPT_ADDRESSES_MAX + TLS_SESSIONS_MAX,

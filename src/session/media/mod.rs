@@ -47,7 +47,7 @@ pub struct UnitInfo {
     pub is_reference: bool,
     /// True if units were lost before this unit. Unless this unit is an IDR, the viewer then drops to the next IDR.
     pub gap_before: bool,
-    /// Capture time in 90 kHz ticks. It increases from unit to unit and does not wrap at 32 bits. A replayed unit gets
+    /// Capture time on CLOCK_MONOTONIC in 90 kHz ticks. It increases from unit to unit and does not wrap at 32 bits. A replayed unit gets
     /// a time just before that of the newest live unit, so that the viewer plays it at once.
     pub rtp_time_90k: u64,
     /// Capture time on CLOCK_REALTIME in ns; `None` if the camera's timestamp is not usable.
@@ -71,7 +71,7 @@ pub(super) struct StreamParameters {
     /// (RFC 3711 section 3.3.1).
     pub(super) first_sequence: u16,
     pub(super) first_rtx_sequence: u16,
-    /// Random offset that is added to every RTP time.
+    /// Offset that is added to every RTP time, the same for all sessions of this process.
     pub(super) rtp_offset: u32,
     /// Value of the playout-delay extension: shortest and longest delay, 12 bits each, in units of 10 ms. Both are 0
     /// unless the viewer wants to hold pictures back.

@@ -2,7 +2,7 @@
 //! `publish.rs`, which uses its parts, configure str0m. It does no I/O.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use str0m::config::{DtlsVersion, Fingerprint};
@@ -137,9 +137,20 @@ pub(super) fn new_stream(mid: String) -> Result<StreamParameters, OfferError> {
         cname: random_text::<16>()?,
         first_sequence: sequence()?,
         first_rtx_sequence: sequence()?,
-        rtp_offset: u32::from_be_bytes(random()?),
+        rtp_offset: rtp_offset()?,
         playout_delay: [0; 3],
     })
+}
+
+/// Returns the random offset that this process adds to every RTP time (RFC 3550 section 5.1). All sessions have the
+/// same one, so that a picture has the same RTP timestamp for every viewer.
+///
+/// # Errors
+/// Returns an error if the system gives no random numbers.
+pub fn rtp_offset() -> Result<u32, OfferError> {
+    static OFFSET: OnceLock<u32> = OnceLock::new();
+    let random = u32::from_be_bytes(random()?);
+    Ok(*OFFSET.get_or_init(|| random))
 }
 
 pub(super) fn random<const N: usize>() -> Result<[u8; N], OfferError> {

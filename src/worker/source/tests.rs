@@ -175,8 +175,8 @@ fn parameter_sets_in_slots_of_their_own_before_the_idr_are_found() {
 fn rtp_times(captured: impl IntoIterator<Item = i64>) -> Vec<u64> {
     let mut source = Source::new(Camera::new("/ss-test-no-camera", Wake::Poll));
     let times = captured.into_iter().map(|captured_ns| {
-        let elapsed_ns = source.timeline.advance(captured_ns, captured_ns);
-        source.unit.rtp_time_90k = source.rtp_time_90k(elapsed_ns);
+        source.timeline.advance(captured_ns, captured_ns);
+        source.unit.rtp_time_90k = source.rtp_time_90k(&source.timeline);
         source.taken_at = Some(now().instant);
         source.unit.rtp_time_90k
     });
@@ -186,7 +186,7 @@ fn rtp_times(captured: impl IntoIterator<Item = i64>) -> Vec<u64> {
 #[test]
 fn hour_at_30_units_per_second_does_not_drift() {
     let times = rtp_times((0..108_000).map(|unit| 1_000_000_000 + unit * 1_000_000_000 / 30));
-    assert_eq!(times.last(), Some(&(107_999 * 3_000)));
+    assert_eq!(times.last(), Some(&(90_000 + 107_999 * 3_000)));
 }
 
 #[test]
@@ -208,5 +208,42 @@ fn time_increases_for_any_sequence_of_timestamps() {
 
 #[test]
 fn capture_gap_becomes_an_rtp_time_gap() {
-    assert_eq!(rtp_times([1_000_000_000, 11_000_000_000]), [0, 900_000]);
+    assert_eq!(rtp_times([1_000_000_000, 11_000_000_000]), [90_000, 990_000]);
+}
+
+#[test]
+fn workers_that_begin_with_different_units_agree_on_the_rtp_times() {
+    let captured: Vec<i64> = (0..300).map(|unit| 7_123_456_789 + unit * 33_333_333).collect();
+    let all = rtp_times(captured.iter().copied());
+    assert_eq!(rtp_times(captured[123..].iter().copied()), all[123..]);
+}
+
+#[test]
+fn rtp_time_of_a_unit_is_found_by_its_capture_time() {
+    let (mut ring, counters) = (Stream::new(Layout::V3), WorkerCounters::default());
+    let mut source = Source::new(ring.attach());
+    let start_ns = clock::realtime_ns() - 400_000_000;
+    let captured_ns: Vec<i64> = (0..10).map(|unit| start_ns + unit * 33_333_333).collect();
+    let mut expected = Vec::new();
+    for captured_ns in &captured_ns {
+        ring.0.publish_stamped(&[SPS, PPS, IDR].concat(), *captured_ns);
+        poll(&mut source, &counters);
+        expected.push(u32::try_from(source.unit().info.rtp_time_90k & 0xffff_ffff).ok());
+    }
+    let found: Vec<Option<u32>> = captured_ns.iter().map(|ns| counters.rtp_times.find(*ns)).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn what_is_replayed_before_the_first_live_unit_comes_just_before_it() {
+    let (mut ring, counters) = (Stream::new(Layout::V3), WorkerCounters::default());
+    ring.idr();
+    ring.deltas(3);
+    let mut source = Source::new(ring.attach());
+    let (before, _) = source.newest(now());
+    assert_eq!(before.number, 3);
+    ring.deltas(1);
+    poll(&mut source, &counters);
+    let first = source.unit().info.rtp_time_90k;
+    assert!(first.abs_diff(before.rtp_time_90k) < 90_000 * 60, "{first} after {}", before.rtp_time_90k);
 }

@@ -12,17 +12,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Exempt, HttpConfig, HttpShares, HttpTimeouts,
-    Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin, Offered, Policy, RecordingCommand,
-    RecordingFile, RecordingReply, RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary,
-    ViewerOffer, serve,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionEvent, DetectionsStatus, Exempt,
+    HttpConfig, HttpShares, HttpTimeouts, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin,
+    Offered, Policy, PostedDetections, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus,
+    SessionCommand, SessionReply, StreamNames, Summary, ViewerOffer, serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, Via, ViewerState, ViewerStatus,
     ViewerTransport,
 };
 use support::http::assert_no_header_twice;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 /// Read timeout. It ends a test that would hang otherwise.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,6 +35,10 @@ pub(crate) struct Stub {
     pub(crate) is_ready: AtomicBool,
     pub(crate) is_recording: AtomicBool,
     pub(crate) viewers: AtomicU32,
+    /// Sends results of a detector to listeners of events.
+    pub(crate) detections: broadcast::Sender<Arc<DetectionEvent>>,
+    /// Results that came over HTTP.
+    pub(crate) posted: Mutex<Vec<PostedDetections>>,
     /// Number of recordings in a listing.
     pub(crate) listed: AtomicU32,
     pub(crate) commands: Mutex<Vec<RecordingCommand>>,
@@ -136,8 +140,18 @@ impl Backend for Stub {
             viewers: self.viewers.load(Ordering::Relaxed),
             http_viewers: 0,
             is_recording: self.is_recording.load(Ordering::Relaxed),
+            detections: DetectionsStatus::default(),
             publish: None,
         }
+    }
+
+    fn detections(&self) -> broadcast::Receiver<Arc<DetectionEvent>> {
+        self.detections.subscribe()
+    }
+
+    fn post_detections(&self, posted: PostedDetections) -> Result<(), ApiError> {
+        self.posted.lock().unwrap().push(posted);
+        Ok(())
     }
 
     fn metrics(&self) -> String {
@@ -370,6 +384,8 @@ impl Server {
         let backend = Arc::new(Stub {
             is_ready: AtomicBool::new(false),
             is_recording: AtomicBool::new(false),
+            detections: broadcast::Sender::new(256),
+            posted: Mutex::default(),
             viewers: AtomicU32::new(2),
             listed: AtomicU32::new(0),
             commands: Mutex::default(),

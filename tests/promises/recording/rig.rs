@@ -164,6 +164,7 @@ fn config(picture: Picture) -> TestCardConfig {
         slices: 1,
         parameter_sets: ParameterSetPolicy::Every,
         delimiters: true,
+        square: false,
     }
 }
 
