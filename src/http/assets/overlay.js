@@ -180,6 +180,32 @@ function colourOf(label) {
   return COLOURS[sum % COLOURS.length];
 }
 
+/**
+ * Returns the picture that the video shows now, or null. In a busy page it may be newer than that of the callback. Browsers
+ * have VideoFrame only for pages over HTTPS or from this machine.
+ * @param {HTMLVideoElement} video
+ */
+function pictureOf(video) {
+  try {
+    return new VideoFrame(video);
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * Returns what is known of this picture. `frame` is the picture of the callback.
+ * @param {VideoFrame} picture
+ * @param {VideoFrameCallbackMetadata} frame
+ * @returns {VideoFrameCallbackMetadata}
+ */
+function describe(picture, frame) {
+  const { rtpTimestamp } = /** @type {any} */ (picture).metadata?.() || {};
+  if (frame.rtpTimestamp === undefined) return { ...frame, mediaTime: picture.timestamp / 1e6 };
+  if (rtpTimestamp === undefined || rtpTimestamp === frame.rtpTimestamp) return frame;
+  return { ...frame, rtpTimestamp, receiveTime: undefined };
+}
+
 /** A canvas over a video. It has the size and the place of the picture, by `object-fit`. */
 class Layer {
   /**
@@ -211,15 +237,30 @@ class Layer {
       video.requestVideoFrameCallback(onPicture);
       if (!isShown()) return;
       this.video = video;
-      this.frame = frame;
-      this.show(mode === "off" ? NONE : this.boxesOf(now, frame));
+      this.draw(now, frame);
     };
     video.requestVideoFrameCallback(onPicture);
   }
 
+  /**
+   * Draws the boxes of a picture, and the picture itself if the canvas is opaque.
+   * @param {number} now
+   * @param {VideoFrameCallbackMetadata} frame
+   */
+  draw(now, frame) {
+    this.frame = frame;
+    if (mode === "off") return this.hide();
+    const picture = this.video && this.isOpaque() ? pictureOf(this.video) : null;
+    try {
+      this.show(this.boxesOf(now, picture ? describe(picture, frame) : frame), picture);
+    } finally {
+      picture?.close();
+    }
+  }
+
   /** Draws the picture that is shown again, for example in another mode. */
   redraw() {
-    if (this.frame && mode !== "off") this.show(this.boxesOf(performance.now(), this.frame));
+    if (this.frame) this.draw(performance.now(), this.frame);
     else this.hide();
   }
 
@@ -228,17 +269,20 @@ class Layer {
     this.canvas.hidden = true;
   }
 
-  /** @param {Shown} shown */
-  show(shown) {
+  /**
+   * @param {Shown} shown
+   * @param {VideoFrame | null} picture
+   */
+  show(shown, picture = null) {
     const { canvas, video } = this;
     this.shown = shown;
-    if (this === live && mode !== "off") counts[shown.how] += 1;
+    if (this === live) counts[shown.how] += 1;
     const isNeeded = shown.boxes.length > 0 || (this.isOpaque() && shown.how !== "none");
     const pen = isNeeded && canvas.getContext("2d");
     if (!pen || !video || !video.videoWidth) return void (canvas.hidden = true);
     canvas.hidden = false;
     const unit = this.fit(video);
-    if (this.isOpaque()) pen.drawImage(video, 0, 0, canvas.width, canvas.height);
+    if (this.isOpaque()) pen.drawImage(picture || video, 0, 0, canvas.width, canvas.height);
     else pen.clearRect(0, 0, canvas.width, canvas.height);
     for (const box of shown.boxes) drawBox(pen, box, unit);
   }
