@@ -11,8 +11,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::sync::{Notify, broadcast};
 
-use super::detections::{DetectionEvent, PostedDetections};
-use super::types::{RecordingReply, RecordingStatus, StreamNames, Summary};
+use super::types::{DetectionEvent, PostedDetections, RecordingReply, RecordingStatus, StreamNames, Summary};
 use crate::metrics::status::{GlassReport, StartRequest, ViewerStatus};
 
 /// A boxed future. [`Backend`] must be object-safe, so its methods return boxed futures.

@@ -1,107 +1,10 @@
-//! Detections in the API: the event `detections`, the state in `GET /api/status`, and the body of
-//! `POST /api/detections`. Does no I/O.
+//! Parses the body of `POST /api/detections`. Does no I/O.
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::backend::ApiError;
+use super::types::{PostedBox, PostedDetections};
 use crate::base::limits;
-
-/// Data of the event `detections`: what was found in one picture.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DetectionEvent {
-    /// The camera's number of the picture. `None` if the detector did not say.
-    pub frame: Option<u64>,
-    /// Capture time of the picture in milliseconds since 1970. `None` if it is unknown.
-    pub captured_at_ms: Option<f64>,
-    /// RTP timestamp of the picture, which is the same for every viewer of this server. `None` if it is unknown.
-    pub rtp_time: Option<u32>,
-    /// Width in pixels of the picture that the boxes refer to.
-    pub width: u32,
-    /// Height in pixels of that picture.
-    pub height: u32,
-    /// What was found. Empty if nothing was found, which clears earlier boxes.
-    pub boxes: Vec<EventBox>,
-    /// Milliseconds after which the boxes must not be shown any more.
-    pub expires_ms: u64,
-    /// Milliseconds from the capture of the picture until the server read the result. `None` if it is unknown.
-    pub delay_ms: Option<f64>,
-}
-
-/// One box of a [`DetectionEvent`], in pixels of the picture.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct EventBox {
-    /// Class, such as `cat`.
-    pub label: String,
-    /// From 0 to 1.
-    pub confidence: f32,
-    /// Left edge.
-    pub x: u32,
-    /// Upper edge.
-    pub y: u32,
-    /// Width.
-    pub width: u32,
-    /// Height.
-    pub height: u32,
-}
-
-/// State of the detections, as `GET /api/status` shows it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct DetectionsStatus {
-    /// What the detections do now.
-    pub state: DetectionsState,
-    /// Name of the detector's segment, or `post` if the newest result came over HTTP. `None` if there is neither.
-    pub source: Option<String>,
-    /// Why no results can be read, as a text for the user.
-    pub fault: Option<String>,
-    /// Results taken since the start.
-    pub results: u64,
-    /// Results and single entries that were refused since the start.
-    pub rejected: u64,
-    /// Learned interval between results in milliseconds. `None` while it is unknown.
-    pub interval_ms: Option<u64>,
-}
-
-/// What the detections do.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DetectionsState {
-    /// No segment is read, and no result has come over HTTP.
-    #[default]
-    Off,
-    /// No result has arrived yet.
-    Waiting,
-    /// The newest result is shown.
-    Live,
-    /// The newest result is too old to be shown.
-    Expired,
-    /// The segment cannot be read.
-    Faulty,
-}
-
-/// Body of `POST /api/detections`. The fields have the right types, but their values are not checked yet.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PostedDetections {
-    /// The camera's number of the picture.
-    pub frame: Option<u64>,
-    /// The camera's stamp of the picture in seconds.
-    pub timestamp: Option<f64>,
-    /// Width and height in pixels of the picture that the boxes refer to.
-    pub picture: (u32, u32),
-    /// What was found.
-    pub boxes: Vec<PostedBox>,
-}
-
-/// One entry of [`PostedDetections`]. Its coordinates are rounded to pixels.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PostedBox {
-    /// Value of `class_name`.
-    pub label: String,
-    /// Value of `confidence`.
-    pub confidence: f32,
-    /// Values of `x`, `y`, `w` and `h`.
-    pub rectangle: [i64; 4],
-}
 
 /// Returns the error for a field of the body that is wrong.
 #[must_use]
@@ -206,34 +109,10 @@ mod tests {
             let error = parse_detections(body.as_bytes()).unwrap_err();
             assert_eq!((error.status, error.code), (400, "bad_json"), "{body}");
         }
-        let entries = vec![r#"{"class_name":"cat","confidence":1,"x":1,"y":1,"w":1,"h":1}"#; 11].join(",");
+        let entries = [r#"{"class_name":"cat","confidence":1,"x":1,"y":1,"w":1,"h":1}"#; 11].join(",");
         let error = parse_detections(format!(r#"{{"frame":1,"detections":[{entries}]}}"#).as_bytes());
         assert!(error.unwrap_err().message.starts_with("`detections`"));
         let error = parse_detections(br#"{"detections":[]}"#).unwrap_err();
         assert!(error.message.starts_with("`timestamp`"), "{}", error.message);
-    }
-
-    #[test]
-    fn the_largest_event_is_within_its_bound() {
-        let long = EventBox {
-            label: "\"".repeat(limits::LABEL_BYTES_MAX),
-            confidence: 0.123_456_79,
-            x: 8_191,
-            y: 8_191,
-            width: 8_192,
-            height: 8_192,
-        };
-        let event = DetectionEvent {
-            frame: Some(u64::MAX),
-            captured_at_ms: Some(1_767_000_000_123.456),
-            rtp_time: Some(u32::MAX),
-            width: 8_192,
-            height: 8_192,
-            boxes: vec![long; limits::DETECTED_BOXES_MAX],
-            expires_ms: 1_500,
-            delay_ms: Some(12_345.678),
-        };
-        let bytes = serde_json::to_vec(&event).unwrap().len();
-        assert!(bytes + 64 <= limits::DETECTIONS_EVENT_BYTES_MAX, "{bytes}");
     }
 }

@@ -16,10 +16,9 @@ use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::backend::{ApiError, Backend, BoxFuture};
-use super::detections::DetectionEvent;
 use super::login_lifetime;
 use super::response::{BodyStream, Response, json_text};
-use super::types::{CameraPicture, CameraSummary, RecordingStatus, Status, Summary};
+use super::types::{CameraPicture, CameraSummary, DetectionEvent, RecordingStatus, Status, Summary};
 use crate::base::limits;
 use crate::metrics::status::RecorderState;
 

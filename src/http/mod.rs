@@ -48,9 +48,7 @@ pub use backend::{
     ApiError, Backend, BoxFuture, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin, Offered,
     PlaceHolder, RecordingCommand, RecordingFile, SessionCommand, SessionReply, ViewerOffer,
 };
-pub use detections::{
-    DetectionEvent, DetectionsState, DetectionsStatus, EventBox, PostedBox, PostedDetections, bad_detections,
-};
+pub use detections::bad_detections;
 pub use host::Hosts;
 pub use public::{HttpConfig, serve};
 pub use routes::Policy;

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::assets::{self, Asset};
 use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand, ViewerOffer};
-use super::detections::{self, PostedDetections};
+use super::detections;
 use super::error_page;
 use super::host::Hosts;
 use super::live;
@@ -22,6 +22,7 @@ use super::origin;
 use super::ranges;
 use super::request::{self, Head, LogIn};
 use super::response::Response;
+use super::types::PostedDetections;
 use super::whep::{self, WhepPolicy, WhepRequest};
 use crate::base::limits;
 use crate::metrics::status::GlassReport;

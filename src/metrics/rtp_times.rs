@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn newest_units_are_found_by_their_stamp() {
         let times = of_units(1_000);
-        for unit in [999, 998, 1_000 - RTP_TIMES_KEPT as u32] {
+        for unit in [999, 998, 1_000 - u32::try_from(RTP_TIMES_KEPT).unwrap()] {
             let captured_ns = START_NS + i64::from(unit) * INTERVAL_NS;
             for error_ns in [0, 300, -300, 900_000, -900_000] {
                 assert_eq!(times.find(captured_ns + error_ns), Some(7 + unit * 3_000), "{unit} {error_ns}");

@@ -85,6 +85,7 @@ pub(crate) fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
             ("POST", "/api/session") => r#"{"token":"correct-horse-battery"}"#,
             (_, "/api/viewers/report") => REPORT,
             ("POST", "/STREAM/whep") => "v=0\r\n",
+            ("POST", "/api/detections") => r#"{"frame":1,"detections":[]}"#,
             ("PATCH", _) => "a=end-of-candidates\r\n",
             _ => "",
         };

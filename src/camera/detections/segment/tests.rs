@@ -80,7 +80,7 @@ fn naive(segment: &[u8; SEGMENT_BYTES]) -> Option<Vec<DetectedBox>> {
     let word = |at: usize| i32::from_le_bytes(segment[at..at + 4].try_into().unwrap());
     let count = word(16);
     let stamp = f64::from_le_bytes(segment[8..16].try_into().unwrap());
-    if count < 0 || count > 10 || stamp.is_nan() || stamp < 0.0 || stamp >= 9e9 {
+    if !(0..=10).contains(&count) || !(0.0..9e9).contains(&stamp) {
         return None;
     }
     let mut boxes = Vec::new();
@@ -93,7 +93,7 @@ fn naive(segment: &[u8; SEGMENT_BYTES]) -> Option<Vec<DetectedBox>> {
         let [top, bottom] = [sides[1], sides[1] + sides[3]].map(|y| y.clamp(0, 720));
         let Ok(label) = String::from_utf8(text) else { continue };
         let is_label = !label.is_empty() && label.len() < 32 && !label.chars().any(char::is_control);
-        if is_label && confidence >= 0.0 && confidence <= 1.0 && left < right && top < bottom {
+        if is_label && (0.0..=1.0).contains(&confidence) && left < right && top < bottom {
             let [x, y, width, height] =
                 [left, top, right - left, bottom - top].map(|side| u32::try_from(side).unwrap());
             boxes.push(DetectedBox { label, confidence, x, y, width, height });
