@@ -21,6 +21,7 @@ use crate::http::{
     ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionEvent, Inspection, LiveFormat,
     LiveOrigin, LiveStream, OfferOrigin, Offered, PlaceHolder, PostedDetections, RecordingCommand,
     RecordingFile, RecordingReply, RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary,
+    ViewerOffer,
 };
 use crate::live::Live;
 use crate::metrics::status::ViewerStatus;
@@ -134,15 +135,16 @@ impl AppBackend {
         u32::try_from(adopted.saturating_sub(closed)).unwrap_or(u32::MAX)
     }
 
-    fn accept(&self, offer_sdp: &str, origin: OfferOrigin) -> Result<Offered, ApiError> {
+    fn accept(&self, offer: &ViewerOffer, origin: OfferOrigin) -> Result<Offered, ApiError> {
         let OfferOrigin { local, holder, login_end } = origin;
         // Checked first, so that offers to a full server cost little. A malformed offer must not take a place away.
         self.places.check_room(holder).map_err(|reason| self.no_place(reason, holder))?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let now = clock::now();
         let context = self.addresses.context(local, now.monotonic_ns);
-        let (viewer, answer) =
-            Viewer::accept(&context, id, offer_sdp, now.instant).map_err(|error| refused(&error))?;
+        let (mut viewer, answer) =
+            Viewer::accept(&context, id, &offer.sdp, now.instant).map_err(|error| refused(&error))?;
+        viewer.allow_playout_delay(offer.playout_delay_max_ms);
         let key = SessionKey::random()
             .ok_or_else(|| ApiError::new(500, "internal", "the system gave no random numbers"))?;
         let tag = viewer.ice_tag().to_owned();
@@ -201,6 +203,11 @@ impl AppBackend {
         let mailbox = self.mailboxes.get(worker).ok_or_else(sessions::unknown)?;
         match command {
             SessionCommand::Find => Ok(None),
+            SessionCommand::Report(report) => match self.places.report(viewer, report, clock::monotonic_ns())
+            {
+                true => Ok(None),
+                false => Err(sessions::reported_too_soon()),
+            },
             SessionCommand::Delete => {
                 let pending = sessions::delete(viewer, mailbox)?;
                 self.places.forget_key(viewer);
@@ -316,8 +323,8 @@ async fn viewers(mailboxes: Vec<Mailbox>, over_http: Vec<ViewerStatus>) -> Vec<V
 }
 
 impl Backend for AppBackend {
-    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>> {
-        Box::pin(std::future::ready(self.accept(sdp, origin)))
+    fn offer(&self, offer: ViewerOffer, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>> {
+        Box::pin(std::future::ready(self.accept(&offer, origin)))
     }
 
     fn session(&self, key: &str, command: SessionCommand) -> BoxFuture<Result<SessionReply, ApiError>> {
@@ -346,7 +353,15 @@ impl Backend for AppBackend {
 
     fn viewers(&self) -> BoxFuture<Vec<ViewerStatus>> {
         let over_http = live::statuses(&self.live, clock::now().instant).collect();
-        Box::pin(viewers(self.mailboxes.clone(), over_http))
+        let reports = self.places.reports(clock::monotonic_ns());
+        let listed = viewers(self.mailboxes.clone(), over_http);
+        Box::pin(async move {
+            let mut listed = listed.await;
+            for viewer in listed.iter_mut().filter(|viewer| viewer.ended.is_none()) {
+                viewer.glass_ms = reports.iter().find(|(id, _)| *id == viewer.id).map(|(_, glass)| *glass);
+            }
+            listed
+        })
     }
 
     fn recording(&self, command: RecordingCommand) -> BoxFuture<Result<RecordingReply, ApiError>> {

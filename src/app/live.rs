@@ -84,6 +84,7 @@ pub(super) fn statuses(live: &Live, now: Instant) -> impl Iterator<Item = Viewer
             loss_fraction: None,
             rtt_ms: None,
             jitter_ms: None,
+            glass_ms: None,
             ended: None,
         }
     })

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::app::backend::AppBackend;
 use crate::base::counters::Counter;
+use crate::base::limits::GLASS_REPORT_FRESH;
 use crate::base::{clock, logging};
 use crate::camera::CameraStatus;
 use crate::http::Backend;
@@ -135,10 +136,26 @@ fn viewers(text: &mut Exposition, from: &AppBackend) {
         let count = from.sum(|w| w.sessions_ended.get(reason as usize).map_or(0, Counter::get));
         ended.labelled("reason", name, count);
     }
+    glass(text, from);
     text.counter("nacks_total", "NACK messages of viewers.").value(from.sum(|w| w.nacks.get()));
     text.counter("retransmits_total", "RTP packets retransmitted.").value(from.sum(|w| w.retransmits.get()));
     text.counter("keyframe_requests_total", "PLI and FIR messages of viewers.")
         .value(from.sum(|w| w.idr_requests.get()));
+}
+
+fn glass(text: &mut Exposition, from: &AppBackend) {
+    text.gauge(
+        "viewer_glass_seconds",
+        "Time from the capture to the viewer's screen, as its page reports it.",
+    );
+    let reports = from.places.reports(clock::monotonic_ns());
+    for (viewer, report) in reports.iter().filter(|(_, report)| report.age_s <= GLASS_REPORT_FRESH.as_secs())
+    {
+        for (percentile, ms) in [("50", report.p50), ("95", report.p95)] {
+            let labels = [("viewer", &*viewer.to_string()), ("percentile", percentile)];
+            text.with_labels(&labels, &(ms / 1e3));
+        }
+    }
 }
 
 fn network(text: &mut Exposition, from: &AppBackend) {

@@ -27,6 +27,13 @@ pub(super) fn unknown() -> ApiError {
     ApiError::new(404, "no_session", "there is no such session: it has ended, or never existed")
 }
 
+/// Returns the error for a report that comes too soon after the one before.
+pub(super) fn reported_too_soon() -> ApiError {
+    let retry_after_s = u32::try_from(limits::GLASS_REPORT_INTERVAL.as_secs()).ok();
+    let message = "this session has reported less than a second ago";
+    ApiError { retry_after_s, ..ApiError::new(429, "too_soon", message) }
+}
+
 fn busy() -> ApiError {
     ApiError::busy("the worker has too many commands pending: try again", 1)
 }

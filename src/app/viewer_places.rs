@@ -11,7 +11,10 @@
 use std::cmp::Reverse;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use crate::base::limits;
+use crate::metrics::status::{GlassReport, GlassStatus};
 use crate::worker::commands::SessionPlace;
 
 /// Key of a session in its URL: 128 random bits, so that it cannot be guessed.
@@ -81,6 +84,8 @@ struct Held<H> {
     worker: usize,
     holder: Option<H>,
     place: SessionPlace,
+    /// The viewer's latest report of its latency, and its time in nanoseconds of CLOCK_MONOTONIC.
+    report: Option<(GlassReport, i64)>,
 }
 
 /// All places for viewers. `H` identifies a holder. Holder `None` has no share.
@@ -140,7 +145,7 @@ impl<H: Copy + Eq> ViewerPlaces<H> {
         key: Option<SessionKey>,
         place: SessionPlace,
     ) {
-        self.held().push(Held { viewer, key, worker, holder, place });
+        self.held().push(Held { viewer, key, worker, holder, place, report: None });
     }
 
     /// Returns the number of the viewer and the index of the worker that have the session with this key. Returns `None`
@@ -159,9 +164,39 @@ impl<H: Copy + Eq> ViewerPlaces<H> {
         }
     }
 
+    /// Keeps the viewer's report of its latency until the session is over. Returns false if the viewer's last report was
+    /// less than [`limits::GLASS_REPORT_INTERVAL`] ago.
+    pub(super) fn report(&self, viewer: u32, report: GlassReport, now_ns: i64) -> bool {
+        let mut held = self.held();
+        let Some(own) = held.iter_mut().find(|other| other.viewer == viewer) else { return true };
+        let is_due =
+            own.report.is_none_or(|(_, at_ns)| since(at_ns, now_ns) >= limits::GLASS_REPORT_INTERVAL);
+        if is_due {
+            own.report = Some((report, now_ns));
+        }
+        is_due
+    }
+
+    /// Returns the numbers of all viewers that have reported their latency, with their latest reports.
+    pub(super) fn reports(&self, now_ns: i64) -> Vec<(u32, GlassStatus)> {
+        let held = self.held();
+        let living = held.iter().filter(|other| !other.place.is_over());
+        let reports = living.filter_map(|other| other.report.map(|(report, at_ns)| (other, report, at_ns)));
+        reports.map(|(other, report, at_ns)| (other.viewer, status(&report, since(at_ns, now_ns)))).collect()
+    }
+
     fn held(&self) -> MutexGuard<'_, Vec<Held<H>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn since(at_ns: i64, now_ns: i64) -> Duration {
+    Duration::from_nanos(now_ns.saturating_sub(at_ns).max(0).unsigned_abs())
+}
+
+fn status(report: &GlassReport, age: Duration) -> GlassStatus {
+    let ms = |latency: Duration| latency.as_secs_f32() * 1e3;
+    GlassStatus { p50: ms(report.p50), p95: ms(report.p95), samples: report.samples, age_s: age.as_secs() }
 }
 
 /// Returns the number of places that count for the holder.
@@ -255,6 +290,29 @@ mod tests {
         rig.guards.clear();
         assert_eq!(rig.places.find(&key(before)), None);
         assert_eq!(rig.places.held().len(), 0);
+    }
+
+    #[test]
+    fn reports_are_limited_per_session_and_end_with_it() {
+        let mut rig = Rig::new(8);
+        assert_eq!((rig.connect(Some("a")), rig.connect(Some("a"))), (Ok(None), Ok(None)));
+        let report = |ms| GlassReport {
+            p50: Duration::from_millis(ms),
+            p95: Duration::from_millis(2 * ms),
+            samples: 300,
+        };
+        assert_eq!(rig.places.reports(0), []);
+        assert!(rig.places.report(1, report(30), 0));
+        assert!(!rig.places.report(1, report(40), 999_999_999), "too soon");
+        assert!(rig.places.report(2, report(50), 999_999_999), "each session has its own limit");
+        let statuses = rig.places.reports(2_500_000_000);
+        let shown: Vec<_> =
+            statuses.iter().map(|(id, glass)| (*id, glass.p50, glass.p95, glass.age_s)).collect();
+        assert_eq!(shown, [(1, 30.0, 60.0, 2), (2, 50.0, 100.0, 1)]);
+        assert!(rig.places.report(1, report(40), 1_000_000_000));
+        assert_eq!(rig.places.reports(1_000_000_000)[0].1.p50, 40.0);
+        rig.guards.clear();
+        assert_eq!(rig.places.reports(1_000_000_000), []);
     }
 
     #[test]

@@ -12,10 +12,20 @@ use bytes::Bytes;
 use tokio::sync::{Notify, broadcast};
 
 use super::types::{DetectionEvent, PostedDetections, RecordingReply, RecordingStatus, StreamNames, Summary};
-use crate::metrics::status::{RecordingFilter, StartRequest, ViewerStatus};
+use crate::metrics::status::{GlassReport, RecordingFilter, StartRequest, ViewerStatus};
 
 /// A boxed future. [`Backend`] must be object-safe, so its methods return boxed futures.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// An offer to watch the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewerOffer {
+    /// The SDP offer.
+    pub sdp: String,
+    /// Longest time in milliseconds for which the viewer may hold pictures back, up to
+    /// `limits::PLAYOUT_DELAY_MAX_MS`. With 0, browsers show each picture at once.
+    pub playout_delay_max_ms: u16,
+}
 
 /// Where an offer comes from.
 #[derive(Default)]
@@ -43,7 +53,7 @@ pub enum PlaceHolder {
 pub trait Backend: Send + Sync + 'static {
     /// Starts a session for an SDP offer and returns the SDP answer, or an error (400, 422, 503). Must be called on a
     /// tokio runtime, because a new task polls the end of the login.
-    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>>;
+    fn offer(&self, offer: ViewerOffer, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>>;
 
     /// Does something with the session that has this key. Returns the error 404 if there is none.
     fn session(&self, key: &str, command: SessionCommand) -> BoxFuture<Result<SessionReply, ApiError>>;
@@ -149,6 +159,8 @@ pub enum SessionCommand {
     Find,
     /// End the session.
     Delete,
+    /// Note the latency that the viewer has measured.
+    Report(GlassReport),
     /// Take candidates of the viewer, or restart ICE.
     Fragment {
         /// The fragment of SDP.
@@ -162,7 +174,7 @@ pub enum SessionCommand {
 /// Answer to a [`SessionCommand`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionReply {
-    /// The session exists.
+    /// The session exists, or its report was noted.
     Found,
     /// The session has ended.
     Deleted,

@@ -47,7 +47,7 @@ pub use access::{Access, CookieKind};
 pub use address::Exempt;
 pub use backend::{
     ApiError, Backend, BoxFuture, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin, Offered,
-    PlaceHolder, RecordingCommand, RecordingFile, SessionCommand, SessionReply,
+    PlaceHolder, RecordingCommand, RecordingFile, SessionCommand, SessionReply, ViewerOffer,
 };
 pub use detections::bad_detections;
 pub use host::Hosts;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::backend::{ApiError, Backend, OfferOrigin};
+use super::backend::{ApiError, Backend, OfferOrigin, SessionCommand};
 use super::response::Response;
 use super::routes::Action;
 use super::{events, login};
@@ -20,9 +20,14 @@ pub(super) async fn perform(
 ) -> Result<Response, ApiError> {
     Ok(match action {
         Action::Respond(response) => response,
-        Action::Offer(sdp) => {
-            let offered = backend.offer(&sdp, origin).await?;
-            Response::json(200, &json!({ "type": "answer", "sdp": offered.answer }))
+        Action::Offer(offer) => {
+            let offered = backend.offer(offer, origin).await?;
+            let answer = json!({ "type": "answer", "sdp": offered.answer, "session": offered.key });
+            Response::json(200, &answer)
+        }
+        Action::Report { session, report } => {
+            backend.session(&session, SessionCommand::Report(report)).await?;
+            Response::empty(204)
         }
         Action::Detections(posted) => {
             backend.post_detections(posted)?;

@@ -1,12 +1,14 @@
 //! Defines the part of a request that the routes read: the head as text, and the JSON bodies. Does no I/O.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::backend::ApiError;
-use crate::metrics::status::StartRequest;
+use super::backend::{ApiError, ViewerOffer};
+use crate::base::limits;
+use crate::metrics::status::{GlassReport, StartRequest};
 
 /// The parts of a request that are known before its body is read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,11 +55,13 @@ struct OfferBody {
     #[serde(rename = "type")]
     kind: String,
     sdp: String,
+    #[serde(default)]
+    playout_delay_max_ms: u16,
 }
 
-/// Returns the SDP of `{"type": "offer", "sdp": ...}`. The content type is not checked, because curl sends that of an
-/// HTML form by default.
-pub(super) fn parse_offer(body: &[u8]) -> Result<String, ApiError> {
+/// Parses `{"type": "offer", "sdp": ..., "playout_delay_max_ms": ...}`; the delay is optional. The content type is not
+/// checked, because curl sends that of an HTML form by default.
+pub(super) fn parse_offer(body: &[u8]) -> Result<ViewerOffer, ApiError> {
     let offer: OfferBody = serde_json::from_slice(body)
         .map_err(|error| bad_json("expected {\"type\": \"offer\", \"sdp\": ...}", &error))?;
     if offer.kind != "offer" {
@@ -67,7 +71,45 @@ pub(super) fn parse_offer(body: &[u8]) -> Result<String, ApiError> {
         let message = "\"sdp\" must be a session description that starts with v=0";
         return Err(ApiError::new(400, "bad_sdp", message));
     }
-    Ok(offer.sdp)
+    if offer.playout_delay_max_ms > limits::PLAYOUT_DELAY_MAX_MS {
+        let message = format!("\"playout_delay_max_ms\" must be at most {}", limits::PLAYOUT_DELAY_MAX_MS);
+        return Err(ApiError::new(400, "bad_playout_delay", message));
+    }
+    Ok(ViewerOffer { sdp: offer.sdp, playout_delay_max_ms: offer.playout_delay_max_ms })
+}
+
+#[derive(Deserialize)]
+struct ReportBody {
+    session: String,
+    p50_ms: f64,
+    p95_ms: f64,
+    samples: u32,
+}
+
+/// Parses `{"session": KEY, "p50_ms": ..., "p95_ms": ..., "samples": ...}`. Returns the key and the measurement.
+pub(super) fn parse_report(body: &[u8]) -> Result<(String, GlassReport), ApiError> {
+    let expected = "expected {\"session\", \"p50_ms\", \"p95_ms\", \"samples\"}";
+    // The body is parsed as a map first, because serde would also accept an array for a struct.
+    let fields =
+        serde_json::from_slice(body).and_then(|fields| serde_json::from_value(Value::Object(fields)));
+    let ReportBody { session, p50_ms, p95_ms, samples } =
+        fields.map_err(|error| bad_json(expected, &error))?;
+    let latency = |name: &str, ms: f64| match ms {
+        0.0..=limits::GLASS_MS_MAX => Ok(Duration::from_secs_f64(ms / 1e3)),
+        _ => Err(bad_report(format!("\"{name}\" must be from 0 to {}", limits::GLASS_MS_MAX))),
+    };
+    let report = GlassReport { p50: latency("p50_ms", p50_ms)?, p95: latency("p95_ms", p95_ms)?, samples };
+    if report.p95 < report.p50 {
+        return Err(bad_report("\"p95_ms\" must not be less than \"p50_ms\"".to_owned()));
+    }
+    if samples == 0 {
+        return Err(bad_report("\"samples\" must be at least 1".to_owned()));
+    }
+    Ok((session, report))
+}
+
+fn bad_report(message: String) -> ApiError {
+    ApiError::new(400, "bad_report", message)
 }
 
 /// Returns the options of a command that starts a recording. An empty body means the defaults.
@@ -126,6 +168,50 @@ mod tests {
         }
         let request = parse_start(br#"{"filename":"a.h264","pre_roll_s":1.5}"#).unwrap();
         assert_eq!((request.filename.as_deref(), request.pre_roll_s), (Some("a.h264"), Some(1.5)));
+    }
+
+    #[test]
+    fn an_offer_may_ask_for_a_playout_delay_within_the_limit() {
+        let offer = |delay: &str| parse_offer(format!(r#"{{"type":"offer","sdp":"v=0"{delay}}}"#).as_bytes());
+        assert_eq!(offer("").unwrap().playout_delay_max_ms, 0);
+        assert_eq!(offer(r#","playout_delay_max_ms":500"#).unwrap().playout_delay_max_ms, 500);
+        for (delay, code) in [
+            ("501", "bad_playout_delay"),
+            ("65536", "bad_json"),
+            ("-1", "bad_json"),
+            ("1.5", "bad_json"),
+            ("null", "bad_json"),
+            ("\"9\"", "bad_json"),
+        ] {
+            let error = offer(&format!(r#","playout_delay_max_ms":{delay}"#)).unwrap_err();
+            assert_eq!((error.status, error.code), (400, code), "{delay}");
+        }
+    }
+
+    #[test]
+    fn a_report_has_latencies_within_the_limit() {
+        let report = |p50: &str, p95: &str, samples: &str| {
+            let body = format!(r#"{{"session":"k","p50_ms":{p50},"p95_ms":{p95},"samples":{samples}}}"#);
+            parse_report(body.as_bytes())
+        };
+        let (session, read) = report("35.5", "60000", "300").unwrap();
+        assert_eq!((session.as_str(), read.samples), ("k", 300));
+        assert_eq!((read.p50, read.p95), (Duration::from_micros(35_500), Duration::from_secs(60)));
+        assert!(report("0", "0", "1").is_ok());
+        for (p50, p95, samples, code) in [
+            ("-1", "2", "1", "bad_report"),
+            ("1", "60000.1", "1", "bad_report"),
+            ("2", "1", "1", "bad_report"),
+            ("1", "2", "0", "bad_report"),
+            ("1e999", "2", "1", "bad_json"),
+            ("NaN", "2", "1", "bad_json"),
+            ("null", "2", "1", "bad_json"),
+            ("1", "2", "4294967296", "bad_json"),
+        ] {
+            let error = report(p50, p95, samples).unwrap_err();
+            assert_eq!((error.status, error.code), (400, code), "{p50} {p95} {samples}");
+        }
+        assert_eq!(parse_report(b"[\"k\",1,2,3]").unwrap_err().code, "bad_json");
     }
 
     #[test]

@@ -13,7 +13,7 @@
 use serde_json::json;
 
 use super::assets::{self, Asset};
-use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand};
+use super::backend::{ApiError, LiveFormat, RecordingCommand, SessionCommand, ViewerOffer};
 use super::detections;
 use super::error_page;
 use super::host::Hosts;
@@ -26,6 +26,7 @@ use super::response::Response;
 use super::types::PostedDetections;
 use super::whep::{self, WhepPolicy, WhepRequest};
 use crate::base::limits;
+use crate::metrics::status::GlassReport;
 
 /// One line of the table [`ROUTES`].
 #[derive(Debug)]
@@ -83,6 +84,9 @@ pub static ROUTES: &[Route] = &[
     get(live::MP4, |_, _| Ok(Action::Live(LiveFormat::Mp4))),
     get(live::H264, |_, _| Ok(Action::Live(LiveFormat::AnnexB))),
     get("/api/viewers", |_, _| Ok(Action::Viewers)),
+    post("/api/viewers/report", limits::COMMAND_BYTES_MAX, |_, body| {
+        request::parse_report(body).map(|(session, report)| Action::Report { session, report })
+    }),
     post("/api/detections", limits::DETECTIONS_BODY_BYTES_MAX, |_, body| {
         detections::parse_detections(body).map(Action::Detections)
     }),
@@ -129,6 +133,9 @@ pub static ROUTES: &[Route] = &[
     open("/stats.js", |head, _| Ok(file(&assets::STATS, head))),
     open("/screen.js", |head, _| Ok(file(&assets::SCREEN, head))),
     open("/controls.js", |head, _| Ok(file(&assets::CONTROLS, head))),
+    open("/overlay.js", |head, _| Ok(file(&assets::OVERLAY, head))),
+    open("/boxes.js", |head, _| Ok(file(&assets::BOXES, head))),
+    open("/sidecar.js", |head, _| Ok(file(&assets::SIDECAR, head))),
     open("/zoom.js", |head, _| Ok(file(&assets::ZOOM, head))),
     open("/library.js", |head, _| Ok(file(&assets::LIBRARY, head))),
     open("/player.js", |head, _| Ok(file(&assets::PLAYER, head))),
@@ -193,8 +200,15 @@ pub struct Policy {
 pub enum Action {
     /// Send this response.
     Respond(Response),
-    /// Pass the SDP of the browser's offer to the backend.
-    Offer(String),
+    /// Pass the browser's offer to the backend.
+    Offer(ViewerOffer),
+    /// Note the latency that a viewer has measured.
+    Report {
+        /// Key of the viewer's session.
+        session: String,
+        /// The measurement.
+        report: GlassReport,
+    },
     /// Start, change or end a session by WHEP.
     Whep(WhepRequest),
     /// Send the stream without an end.

@@ -11,7 +11,7 @@
 //! one exception: some players send it with the offer only. SESSION cannot be guessed, and candidates have no effect, so
 //! they need no token. A restart of ICE does.
 
-use super::backend::{ApiError, Backend, OfferOrigin, SessionCommand, SessionReply};
+use super::backend::{ApiError, Backend, OfferOrigin, SessionCommand, SessionReply, ViewerOffer};
 use super::request::Head;
 use super::response::Response;
 use crate::base::limits;
@@ -216,7 +216,7 @@ pub(super) async fn perform(
 ) -> Result<Response, ApiError> {
     match request {
         WhepRequest::Offer { sdp, endpoint } => {
-            let offered = backend.offer(&sdp, origin).await?;
+            let offered = backend.offer(ViewerOffer { sdp, playout_delay_max_ms: 0 }, origin).await?;
             let response = Response::with_body(201, OFFER_TYPE, offered.answer)
                 .header("location", format!("{endpoint}/{}", offered.key))
                 .header("etag", format!("\"{}\"", offered.tag))

@@ -2,6 +2,7 @@
 //! them. The names of their fields and variants are part of the HTTP API, so they must not change.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -78,9 +79,36 @@ pub struct ViewerStatus {
     pub rtt_ms: Option<f32>,
     /// Interarrival jitter from the latest receiver report, in milliseconds.
     pub jitter_ms: Option<f32>,
+    /// Latency from the capture of a picture to the viewer's screen, as the viewer's page has reported it last. `None`
+    /// without a report.
+    pub glass_ms: Option<GlassStatus>,
     /// Why the session ended. `None` while it lasts. `GET /api/viewers` lists the sessions that ended last behind the
     /// others, with the state `closed`.
     pub ended: Option<SessionEnd>,
+}
+
+/// A viewer's own measurement of the latency from the capture of a picture to its screen, over the newest pictures.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct GlassReport {
+    /// Median.
+    pub p50: Duration,
+    /// 95th percentile.
+    pub p95: Duration,
+    /// Number of pictures that were measured.
+    pub samples: u32,
+}
+
+/// The latest [`GlassReport`] of a viewer, in milliseconds.
+#[derive(Copy, Clone, Debug, PartialEq, Serialize)]
+pub struct GlassStatus {
+    /// Median.
+    pub p50: f32,
+    /// 95th percentile.
+    pub p95: f32,
+    /// Number of pictures that were measured.
+    pub samples: u32,
+    /// Seconds since the report.
+    pub age_s: u64,
 }
 
 /// How a viewer gets the stream.

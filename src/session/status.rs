@@ -51,6 +51,7 @@ impl Viewer {
             loss_fraction: reception.loss_fraction,
             rtt_ms: reception.rtt.map(|rtt| rtt.as_secs_f32() * 1e3),
             jitter_ms: reception.jitter.map(|jitter| jitter as f32 / 90.0),
+            glass_ms: None, // the backend adds it: it is reported over HTTP
             ended: self.ended(),
         }
     }

@@ -94,6 +94,13 @@ impl Viewer {
         Ok((Self::new(context, transport, stream, now), answer))
     }
 
+    /// Allows the viewer to hold pictures back for up to `max_ms` milliseconds, at most
+    /// [`limits::PLAYOUT_DELAY_MAX_MS`]. Must be called before the first datagram is handled. Without this call, browsers
+    /// show each picture at once.
+    pub fn allow_playout_delay(&mut self, max_ms: u16) {
+        self.sender.allow_playout_delay(max_ms);
+    }
+
     /// Reads the answer to an offer of ours and returns the session, which sends to a WHIP server. It has
     /// [`limits::HANDSHAKE_TIMEOUT`] from `now` to connect.
     ///

@@ -23,9 +23,12 @@ mod tls;
 mod whep;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::json;
-use stub::{FRIEND, Reply, Server};
+use streaming_server::http::SessionCommand;
+use streaming_server::metrics::status::GlassReport;
+use stub::{FRIEND, KEY, Reply, Server};
 
 const PATHS: [(&str, &str); 15] = [
     ("/api/webrtc/offer", "POST"),
@@ -52,8 +55,41 @@ fn an_offer_gets_an_answer() {
     let server = Server::start();
     let reply = server.offer(br#"{"type":"offer","sdp":"v=0\r\n"}"#);
     assert_eq!(reply.status, 200);
-    assert_eq!(reply.json(), json!({ "type": "answer", "sdp": "v=0 answer to 5 bytes" }));
+    assert_eq!(reply.json(), json!({ "type": "answer", "sdp": "v=0 answer to 5 bytes", "session": KEY }));
     assert_eq!(reply.header("cache-control"), Some("no-store"));
+}
+
+#[test]
+fn an_offer_may_ask_to_hold_pictures_back() {
+    let server = Server::start();
+    let asked = || server.backend.playout_delay_max_ms.load(Ordering::Relaxed);
+    let offer = |more: &str| server.offer(format!(r#"{{"type":"offer","sdp":"v=0"{more}}}"#).as_bytes());
+    assert_eq!((offer(r#","playout_delay_max_ms":500"#).status, asked()), (200, 500));
+    assert_eq!((offer("").status, asked()), (200, 0));
+    let refused = offer(r#","playout_delay_max_ms":501"#);
+    assert_eq!((refused.status, refused.code().as_str()), (400, "bad_playout_delay"));
+}
+
+#[test]
+fn a_report_reaches_the_session_of_its_key() {
+    let server = Server::start();
+    let report = |key: &str, samples: u32| {
+        let body = json!({ "session": key, "p50_ms": 35.5, "p95_ms": 60, "samples": samples }).to_string();
+        server.request("POST", "/api/viewers/report", "", body.as_bytes())
+    };
+    let noted = report(KEY, 300);
+    assert_eq!((noted.status, noted.body.len()), (204, 0));
+    let (p50, p95) = (Duration::from_micros(35_500), Duration::from_millis(60));
+    let command = SessionCommand::Report(GlassReport { p50, p95, samples: 300 });
+    assert_eq!(*server.backend.sessions.lock().unwrap(), [(KEY.to_owned(), command)]);
+    let unknown = report("fedcba", 300);
+    assert_eq!((unknown.status, unknown.code().as_str()), (404, "no_session"));
+    let soon = report(KEY, 429);
+    assert_eq!((soon.status, soon.code().as_str(), soon.header("retry-after")), (429, "too_soon", Some("1")));
+    let bad = server.request("POST", "/api/viewers/report", "", b"{}");
+    assert_eq!((bad.status, bad.code().as_str()), (400, "bad_json"));
+    let foreign = "Origin: https://elsewhere.example\r\n";
+    assert_eq!(server.request("POST", "/api/viewers/report", foreign, b"{}").status, 403);
 }
 
 #[test]
@@ -115,7 +151,7 @@ fn viewers_have_all_their_fields() {
             "transport": "udp", "profile": null, "connected_ms": 1, "first_idr_ms": null, "units_sent": 0,
             "units_replayed": 0, "replays": 0, "units_dropped": 0, "drops_to_idr": 0, "bytes_sent": 0,
             "datagrams": 0, "datagrams_rejected": 0, "nacks": 0, "plis": 0, "retransmits": 0,
-            "retransmits_refused": 0, "link_kbps": null, "stream_kbps": null, "paced": false, "units_thinned": 0, "lag_ms": null, "loss_fraction": 0.5, "rtt_ms": null, "jitter_ms": null, "ended": null,
+            "retransmits_refused": 0, "link_kbps": null, "stream_kbps": null, "paced": false, "units_thinned": 0, "lag_ms": null, "loss_fraction": 0.5, "rtt_ms": null, "jitter_ms": null, "glass_ms": null, "ended": null,
         })
     );
 }

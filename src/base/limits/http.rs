@@ -82,6 +82,15 @@ pub const ENTITY_TAGS_MAX: usize = 16;
 /// Maximum bytes of the JSON of a recording command.
 pub const COMMAND_BYTES_MAX: usize = 4 * 1024;
 
+/// Maximum latency that a viewer may report, in milliseconds.
+pub const GLASS_MS_MAX: f64 = 60_000.0;
+
+/// Minimum time between two reports of the latency of one session. The page reports every 5 s.
+pub const GLASS_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time after which the metrics no longer show a reported latency. A hidden page does not report.
+pub const GLASS_REPORT_FRESH: Duration = Duration::from_secs(30);
+
 /// Bytes that a download reads from a recording in one step.
 pub const DOWNLOAD_PIECE_BYTES: usize = 64 * 1024;
 

@@ -63,6 +63,9 @@ pub const DTLS_FLIGHT_RETRANSMIT: Duration = Duration::from_millis(150);
 /// Maximum number of retries of a DTLS flight. The last retry is sent before [`HANDSHAKE_TIMEOUT`] has passed.
 pub const DTLS_FLIGHT_RETRIES: usize = 6;
 
+/// Maximum time in milliseconds for which a viewer may ask to hold pictures back (playout-delay extension).
+pub const PLAYOUT_DELAY_MAX_MS: u16 = 500;
+
 /// Number of packets in a viewer's retransmission cache. An IDR of an 8 Mbps stream (up to 274 packets) and the next
 /// 120 ms fit. Viewers share the payload buffers. For each buffer, which holds several payloads, a viewer's cache needs
 /// 48 bytes.

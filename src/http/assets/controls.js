@@ -1,6 +1,7 @@
 // The controls of the picture: when they are visible, full screen, picture in picture, snapshot, details, keyboard.
 
 import { $, readSetting, saveBlob, setReason, toast, writeSetting } from "./dom.js";
+import { drawShownBoxes, nextMode } from "./overlay.js";
 import { toggleDetails } from "./screen.js";
 import { t } from "./texts.js";
 import { watchZoom, zoomByKey } from "./zoom.js";
@@ -96,13 +97,15 @@ async function togglePip() {
   }
 }
 
-/** Saves the picture that is shown in its full resolution. */
+/** Saves the picture that is shown in its full resolution, with the boxes that are shown. */
 export function takeSnapshot() {
   const video = shownVideo();
   const canvas = document.createElement("canvas");
   canvas.width = video.videoWidth;
   canvas.height = video.videoHeight;
-  canvas.getContext("2d")?.drawImage(video, 0, 0);
+  const pen = canvas.getContext("2d");
+  pen?.drawImage(video, 0, 0);
+  if (pen) drawShownBoxes(video, pen);
   const two = (/** @type {number} */ number) => String(number).padStart(2, "0");
   const now = new Date();
   const date = `${now.getFullYear()}${two(now.getMonth() + 1)}${two(now.getDate())}`;
@@ -132,6 +135,7 @@ const keys = {
   s: () => toggleDetails(),
   f: () => $("fullscreen-button").click(),
   c: () => $("snapshot-button").click(),
+  b: nextMode,
 };
 
 /**

@@ -1,6 +1,7 @@
 // Keeps the page informed of the state of the server: once a second and at every change.
 //
 //   EventSource api/events ──► status, camera, viewers, recording, publish ──► every listener gets the complete status
+//                          └─► detections ──► the listener of the boxes
 //   no event for a while, or no event stream (proxy, too many listeners) ──► GET api/status once a second
 //
 // A hidden page closes its event stream and polls nothing, because a browser opens at most six connections to one
@@ -17,6 +18,8 @@ const REOPEN_MS = [1000, 2000, 5000, 10000];
 
 /** @type {Listener[]} */
 const listeners = [];
+/** @type {(text: string) => void} */
+let detectionsListener = () => {};
 /** @type {EventSource | null} */
 let source = null;
 let failedOpenings = 0;
@@ -34,6 +37,12 @@ let status = null;
 export function onStatus(listener) {
   listeners.push(listener);
 }
+
+/**
+ * Calls the function with the data of every result of the detector, as text.
+ * @param {(text: string) => void} listener
+ */
+export const onDetections = (listener) => (detectionsListener = listener);
 
 function notify() {
   for (const listener of listeners) listener(status, missed);
@@ -54,6 +63,7 @@ function open() {
   for (const part of ["camera", "viewers", "recording", "publish"]) {
     source.addEventListener(part, (event) => status && update({ [part]: JSON.parse(event.data) }));
   }
+  source.addEventListener("detections", (event) => detectionsListener(event.data));
   source.onerror = streamFailed;
 }
 

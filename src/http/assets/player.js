@@ -3,6 +3,7 @@
 import { $, clock, dayName, icon, label, readSetting, setReason, timeName, toast, write, writeSetting } from "./dom.js";
 import { onEscape, onKey } from "./controls.js";
 import { pathOf } from "./events.js";
+import { readBoxesOf } from "./overlay.js";
 import { share } from "./share.js";
 import { t } from "./texts.js";
 import { resetZoom } from "./zoom.js";
@@ -47,6 +48,7 @@ export function openPlayer(recording, date) {
   setReason($("delete-button"), recording.recording ? t("still_recording") : null);
   setReason($("share-button"), recording.recording ? t("still_recording") : null);
   show(true);
+  readBoxesOf(name);
   player.play().catch(() => {}); // if the browser blocks autoplay, the user must press play
   $("play-button").focus();
 }
@@ -61,6 +63,7 @@ export function closePlayer() {
   previewed.removeAttribute("src");
   previewed.load();
   show(false);
+  readBoxesOf("");
   if (openedBy?.isConnected) openedBy.focus();
   else $("recordings-button").focus();
   return true;

@@ -1,6 +1,11 @@
-// Measures the video of a WebRTC connection: rates and losses once a second, and the latency of every picture.
+// Measures the video of a WebRTC connection: rates and losses once a second, and the latency of every picture. Tells the
+// server the latency from the capture to the screen.
+
+import { fetchWithTimeout } from "./events.js";
 
 const LATENCY_SAMPLES = 300;
+const REPORT_SAMPLES_MIN = 10;
+const REPORT_TIMEOUT_MS = 3000;
 
 /** @typedef {ReturnType<typeof emptySample>} Sample */
 
@@ -97,7 +102,24 @@ function noteLatency(kind, latency_ms) {
   if (kind !== latencyKind) latencies.length = 0;
   latencyKind = kind;
   latencies.push(latency_ms);
+  newSamples += 1;
   if (latencies.length > LATENCY_SAMPLES) latencies.shift();
+}
+
+let newSamples = 0; // number of latencies since the last report
+
+/**
+ * Tells the server the latency that the viewer of this session sees, if it is known from the capture on.
+ * @param {string} session key of the session
+ */
+export async function reportLatency(session) {
+  const { kind, p50_ms, p95_ms, samples } = latency();
+  if (kind !== "capture" || samples < REPORT_SAMPLES_MIN || newSamples === 0) return;
+  newSamples = 0;
+  const body = JSON.stringify({ session, p50_ms, p95_ms, samples });
+  const headers = { "content-type": "application/json" };
+  // A report that fails is not repeated, because the next one follows soon.
+  await fetchWithTimeout("api/viewers/report", REPORT_TIMEOUT_MS, { method: "POST", headers, body }).catch(() => {});
 }
 
 export function latency() {

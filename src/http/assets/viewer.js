@@ -13,15 +13,17 @@
 //   stats()  the last sample: { state, fps, bitrate_bps, width, height, frames_decoded, frames_dropped,
 //            freezes, packets_lost, loss_percent, jitter_buffer_ms, rtt_ms, connects,
 //            latency: { kind: "capture" | "receive" | null, last_ms, p50_ms, p95_ms, samples } },
+//   boxes()  how the boxes of the detector are shown: { mode, hold_ms, shown, playerShown, counts },
 //   pc       the current RTCPeerConnection or null
 // }
 
 import { $, writeNote } from "./dom.js";
 import { fetchWithTimeout, onStatus, pollStatus } from "./events.js";
 import { HttpLive, hasHttpLive } from "./live.js";
+import { boxesState, onPlayoutDelay, playoutDelayMax_ms, seenText, setReceiver } from "./overlay.js";
 import { blockedPath, missingFeature, slowLink } from "./remedies.js";
 import { showFigures, showState, showStream } from "./screen.js";
-import { emptySample, latency, noteFrame, sampleOf } from "./stats.js";
+import { emptySample, latency, noteFrame, reportLatency, sampleOf } from "./stats.js";
 import { t } from "./texts.js";
 
 const TICK_MS = 1000;
@@ -32,6 +34,7 @@ const BACKOFF_MS = [300, 700, 1500, 3000, 5000, 8000];
 const PATH_MS = 2500; // if no datagram arrives for this long after the answer, the network blocks them
 const FALLBACK_MS = 1500; // without a picture for this long, the page tries HTTP live too
 const WATCH_MS = 250;
+const REPORT_MS = 5000; // how often the page tells the server its latency
 const LINK_MS = 3000; // how often the page asks what a slow connection carries
 const RATES = 5; // number of seconds over which the rate of pictures is averaged
 
@@ -44,6 +47,8 @@ const video = $("video");
 
 /** @type {RTCPeerConnection | null} */
 let pc = null;
+/** @type {string | null} */
+let session = null; // key of the session on the server
 /** @type {State} */
 let state = "connecting";
 let sample = emptySample();
@@ -128,9 +133,9 @@ function figures() {
   if (state !== "live" && state !== "tap") return [["figure_state", t(`badge_${state.replace("-", "_")}`)]];
   if (way === "http" && http) {
     const { videoWidth, videoHeight } = $("http-video");
-    return [["figure_way", "HTTP"], ["figure_size", `${videoWidth}×${videoHeight}`], ["figure_delay", `${http.lag_s.toFixed(1)} s`]];
+    return [["figure_way", "HTTP"], ["figure_size", `${videoWidth}×${videoHeight}`], ["figure_delay", `${http.lag_s.toFixed(1)} s`], ...seen()];
   }
-  const { kind, p50_ms } = latency();
+  const { kind, p50_ms, p95_ms } = latency();
   const rate = sample.bitrate_bps;
   const ms = (/** @type {number | null} */ value) => (value === null ? "–" : `${value.toFixed(0)} ms`);
   return [
@@ -138,13 +143,17 @@ function figures() {
     ["figure_size", `${sample.width}×${sample.height}`],
     ["figure_pictures", `${sample.fps.toFixed(0)} fps`],
     ["figure_rate", rate >= 1e6 ? `${(rate / 1e6).toFixed(1)} Mbit/s` : `${(rate / 1e3).toFixed(0)} kbit/s`],
-    [kind === "capture" ? "figure_capture" : "figure_receive", ms(p50_ms)],
+    [kind === "capture" ? "figure_capture" : "figure_receive", `${ms(p50_ms)} (95 %: ${ms(p95_ms)})`],
     ["figure_loss", `${sample.loss_percent.toFixed(1)} %`],
     ["figure_rtt", ms(sample.rtt_ms)],
     ["figure_dropped", String(sample.frames_dropped)],
     ["figure_freezes", String(sample.freezes)],
+    ...seen(),
   ];
 }
+
+/** @returns {[string, string][]} */
+const seen = () => (seenText() ? [["figure_seen", seenText()]] : []);
 
 // ---- HTTP live --------------------------------------------------------------------------------------
 
@@ -218,14 +227,14 @@ async function checkLink(now) {
 }
 
 /**
- * Returns the entry of this viewer. The server's ICE user name begins with the viewer's number.
+ * Returns the entry of this viewer. The server's ICE user name begins with the viewer's number, in hexadecimal.
  * @param {RTCPeerConnection} mine
  */
 async function ownEntry(mine) {
-  const [, id] = mine.remoteDescription?.sdp.match(/^a=ice-ufrag:(\d+)\//m) || [];
+  const [, id] = mine.remoteDescription?.sdp.match(/^a=ice-ufrag:([0-9a-f]+)\//m) || [];
   const response = await fetchWithTimeout("api/viewers", LINK_MS, {});
   const viewers = response.ok ? await response.json() : [];
-  return viewers.find((/** @type {any} */ viewer) => viewer.id === Number(id) && !viewer.ended);
+  return viewers.find((/** @type {any} */ viewer) => viewer.id === parseInt(id, 16) && !viewer.ended);
 }
 
 // ---- connection -------------------------------------------------------------------------------------
@@ -247,6 +256,7 @@ async function connect() {
   pc = mine;
   const transceiver = mine.addTransceiver("video", { direction: "recvonly" });
   preferLowLatency(transceiver);
+  setReceiver(transceiver.receiver);
   mine.ontrack = (event) => play(event.streams[0] || new MediaStream([event.track]));
   mine.onconnectionstatechange = () => pc === mine && connectionChanged(mine);
   mine.oniceconnectionstatechange = () => {
@@ -260,6 +270,7 @@ async function connect() {
     if (!/^a=rtpmap:\d+ H264\//im.test(sdp)) throw new Refused(0, NO_H264, "", 0);
     const answer = await postOffer(sdp);
     if (pc !== mine) return;
+    session = answer.session;
     await mine.setRemoteDescription(answer);
     answeredAt = performance.now();
     const dtls = transceiver.receiver.transport;
@@ -295,7 +306,7 @@ async function postOffer(sdp) {
   const response = await fetchWithTimeout("api/webrtc/offer", OFFER_TIMEOUT_MS, {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ type: "offer", sdp }),
+    body: JSON.stringify({ type: "offer", sdp, playout_delay_max_ms: playoutDelayMax_ms() }),
   });
   const body = await response.json().catch(() => ({}));
   if (response.ok) return body;
@@ -377,6 +388,8 @@ function disconnect() {
     pc.close();
   }
   pc = null;
+  setReceiver(null);
+  session = null;
   sample = emptySample();
   rates.length = 0;
 }
@@ -490,6 +503,7 @@ Object.assign(window, { __viewer: {
   get pc() { return pc; },
   get way() { return way; },
   stats: () => ({ ...sample, connects, latency: latency() }),
+  boxes: boxesState,
 } });
 
 wirePage();
@@ -501,7 +515,9 @@ if (typeof RTCPeerConnection === "undefined") {
   connect();
 }
 onStatus(onNewStatus);
+onPlayoutDelay(connect);
 setInterval(watchWay, WATCH_MS);
+setInterval(() => session && state === "live" && reportLatency(session), REPORT_MS);
 tick();
 // These scripts are loaded last, so that they do not delay the picture.
 window.addEventListener("load", () => import("./recordings.js"));

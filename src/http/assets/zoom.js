@@ -21,7 +21,7 @@ function apply() {
   x = Math.max(-room_x, Math.min(room_x, x));
   y = Math.max(-room_y, Math.min(room_y, y));
   const transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
-  for (const id of ["picture", "player"]) {
+  for (const id of ["picture", "player", "player-boxes"]) {
     const part = document.getElementById(id);
     if (part) part.style.transform = transform;
   }

@@ -73,6 +73,9 @@ pub(super) struct StreamParameters {
     pub(super) first_rtx_sequence: u16,
     /// Offset that is added to every RTP time, the same for all sessions of this process.
     pub(super) rtp_offset: u32,
+    /// Value of the playout-delay extension: shortest and longest delay, 12 bits each, in units of 10 ms. Both are 0
+    /// unless the viewer wants to hold pictures back.
+    pub(super) playout_delay: [u8; 3],
 }
 
 impl StreamParameters {

@@ -127,6 +127,13 @@ impl Sender {
         &self.stream.mid
     }
 
+    /// Allows the viewer to hold pictures back for up to `max_ms` milliseconds, at most
+    /// [`limits::PLAYOUT_DELAY_MAX_MS`]. Must be called before the first packet is sent.
+    pub(in crate::session) fn allow_playout_delay(&mut self, max_ms: u16) {
+        let [high, low] = (max_ms.min(limits::PLAYOUT_DELAY_MAX_MS) / 10).to_be_bytes();
+        self.stream.playout_delay = [0, high & 0x0f, low];
+    }
+
     /// Enlarges the RTX cache for a replay of `packets` RTP packets, so that lost packets of a long GOP can be
     /// retransmitted.
     pub(in crate::session) fn enlarge_cache(&mut self, now: Instant, packets: usize) {
@@ -451,8 +458,8 @@ struct UnitHeaders {
 
 impl UnitHeaders {
     /// Creates the headers of a unit with the negotiated extensions in the one-byte form (RFC 8285 section 4.2). The
-    /// extensions are the mid, a playout delay of 0, the capture time unless it is 0, and `mark` as transport-wide
-    /// sequence number.
+    /// extensions are the mid, the playout delay, the capture time unless it is 0, and `mark` as transport-wide sequence
+    /// number.
     fn new(
         stream: &StreamParameters,
         (ssrc, payload_type): (u32, u8),
@@ -463,7 +470,7 @@ impl UnitHeaders {
         let mut headers = UnitHeaders::begin((ssrc, payload_type), rtp_time);
         let Extensions { mid, playout_delay, capture_time, transport } = stream.extensions;
         headers.put_extension(mid, stream.mid.as_bytes());
-        headers.put_extension(playout_delay, &[0; 3]);
+        headers.put_extension(playout_delay, &stream.playout_delay);
         if captured_ntp != 0 {
             // The second half is the clock offset. It stays 0, because our clock is also the camera's clock.
             let mut value = [0; 16];

@@ -138,6 +138,7 @@ pub(super) fn new_stream(mid: String) -> Result<StreamParameters, OfferError> {
         first_sequence: sequence()?,
         first_rtx_sequence: sequence()?,
         rtp_offset: rtp_offset()?,
+        playout_delay: [0; 3],
     })
 }
 

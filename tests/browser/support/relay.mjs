@@ -1,5 +1,6 @@
-// Simulates a bad network: a UDP relay between viewer and server with seeded random loss and a fixed delay in each
-// direction. Toward the viewer it may also have a rate and a queue, which drops what does not fit.
+// Simulates a bad network: a UDP relay between viewer and server with seeded random loss and a delay in each direction,
+// which is fixed, or random with jitter. Toward the viewer it may also have a rate and a queue, which drops what does not
+// fit.
 import dgram from 'node:dgram';
 import { once } from 'node:events';
 
@@ -19,7 +20,7 @@ function randomOf(seed) {
 
 const HEADER_BYTES = 28; // IPv4 and UDP
 
-export async function startRelay(serverPort, { seed, lossPercent, delayMs, queueBytes = Infinity }) {
+export async function startRelay(serverPort, { seed, lossPercent, delayMs, jitterMs = 0, queueBytes = Infinity }) {
   const towardViewer = dgram.createSocket({ type: 'udp4', recvBufferSize: 4 << 20 });
   const towardServer = dgram.createSocket({ type: 'udp4', recvBufferSize: 4 << 20 });
   towardViewer.bind(0, '0.0.0.0');
@@ -35,7 +36,8 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs, queue
       return;
     }
     relay.forwarded += 1;
-    setTimeout(() => { try { send(); } catch { /* the socket was closed during the delay */ } }, delayMs);
+    const delay = delayMs + (jitterMs ? random() * jitterMs : 0);
+    setTimeout(() => { try { send(); } catch { /* the socket was closed during the delay */ } }, delay);
   };
   // What waits for a link with a rate leaves in order, so one timer serves the whole queue.
   const waiting = [];

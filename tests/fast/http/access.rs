@@ -17,6 +17,8 @@ use super::tls::{Authority, exchange};
 
 pub(crate) const TOKEN: &str = "correct-horse-battery";
 pub(crate) const OFFER: &str = r#"{"type":"offer","sdp":"v=0"}"#;
+// A report of the only session that the stub has.
+const REPORT: &str = r#"{"session":"0123456789abcdef","p50_ms":1,"p95_ms":2,"samples":3}"#;
 
 pub(crate) fn token(text: &str) -> Token {
     let arguments = ["--token", text].map(Into::into);
@@ -81,6 +83,7 @@ pub(crate) fn every_call() -> Vec<(&'static str, String, bool, &'static str)> {
         let body = match (route.method, route.path) {
             (_, "/api/webrtc/offer") => OFFER,
             ("POST", "/api/session") => r#"{"token":"correct-horse-battery"}"#,
+            (_, "/api/viewers/report") => REPORT,
             ("POST", "/STREAM/whep") => "v=0\r\n",
             ("POST", "/api/detections") => r#"{"frame":1,"detections":[]}"#,
             ("PATCH", _) => "a=end-of-candidates\r\n",

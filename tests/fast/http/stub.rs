@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use streaming_server::http::{
     ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionEvent, DetectionsStatus, Exempt,
     HttpConfig, HttpShares, HttpTimeouts, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin,
     Offered, Policy, PostedDetections, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus,
-    SessionCommand, SessionReply, StreamNames, Summary, serve,
+    SessionCommand, SessionReply, StreamNames, Summary, ViewerOffer, serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, Via, ViewerState, ViewerStatus,
@@ -46,16 +46,19 @@ pub(crate) struct Stub {
     pub(crate) live: Arc<LiveCounts>,
     /// Keys and commands of requests about sessions.
     pub(crate) sessions: Mutex<Vec<(String, SessionCommand)>>,
+    /// Longest delay that the last offer asked for.
+    pub(crate) playout_delay_max_ms: AtomicU16,
 }
 
 /// Key of the only session.
 pub(crate) const KEY: &str = "0123456789abcdef";
 
 impl Backend for Stub {
-    fn offer(&self, sdp: &str, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>> {
+    fn offer(&self, offer: ViewerOffer, origin: OfferOrigin) -> BoxFuture<Result<Offered, ApiError>> {
         // The endpoint passes the address of this machine to which the caller has connected.
         assert!(origin.local.is_some_and(|ip| ip.is_loopback()));
-        let sdp = sdp.to_owned();
+        let ViewerOffer { sdp, playout_delay_max_ms } = offer;
+        self.playout_delay_max_ms.store(playout_delay_max_ms, Ordering::Relaxed);
         Box::pin(async move {
             if sdp.contains("full") {
                 let message = "all viewer slots are in use".into();
@@ -79,7 +82,10 @@ impl Backend for Stub {
         self.sessions.lock().unwrap().push((key.to_owned(), command.clone()));
         let reply = match command {
             _ if key != KEY => Err(ApiError::new(404, "no_session", "no such session")),
-            SessionCommand::Find => Ok(SessionReply::Found),
+            SessionCommand::Report(report) if report.samples == 429 => {
+                Err(ApiError { retry_after_s: Some(1), ..ApiError::new(429, "too_soon", "too soon") })
+            }
+            SessionCommand::Find | SessionCommand::Report(_) => Ok(SessionReply::Found),
             SessionCommand::Delete => Ok(SessionReply::Deleted),
             SessionCommand::Fragment { text, if_match: None } if text.contains("new") => {
                 Err(ApiError::new(428, "tag_required", "If-Match is missing"))
@@ -267,6 +273,7 @@ fn viewer(id: u32) -> ViewerStatus {
         loss_fraction: Some(0.5),
         rtt_ms: None,
         jitter_ms: None,
+        glass_ms: None,
         ended: None,
     }
 }
@@ -384,6 +391,7 @@ impl Server {
             commands: Mutex::default(),
             live: Arc::default(),
             sessions: Mutex::default(),
+            playout_delay_max_ms: AtomicU16::new(0),
         });
         let (stop, stopped) = watch::channel(false);
         let config = configure(address);

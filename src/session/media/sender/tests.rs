@@ -21,6 +21,7 @@ fn stream(extensions: Extensions) -> StreamParameters {
         first_sequence: 7,
         first_rtx_sequence: 9,
         rtp_offset: 0,
+        playout_delay: [0; 3],
     }
 }
 
@@ -48,6 +49,24 @@ fn extensions_have_the_one_byte_form_and_are_padded_to_a_word() {
     assert_eq!(header.len(), HEADER_BYTES_MAX);
     assert_eq!(header[37..47], [0xef, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0]);
     assert_eq!(header[54..], [0x31, 0x0a, 0x0b, 0, 0, 0]);
+}
+
+#[test]
+fn playout_delay_is_0_unless_the_viewer_may_hold_pictures_back() {
+    #[expect(clippy::disallowed_methods, reason = "the origin of a fake clock")]
+    let now = Instant::now();
+    let all = Extensions { playout_delay: Some(5), ..Extensions::default() };
+    let mut sender = Sender::new(stream(all), Wallclock::read(), now);
+    for (max_ms, value) in
+        [(None, [0, 0, 0]), (Some(0), [0, 0, 0]), (Some(500), [0, 0, 50]), (Some(u16::MAX), [0, 0, 50])]
+    {
+        if let Some(max_ms) = max_ms {
+            sender.allow_playout_delay(max_ms);
+        }
+        let mut headers = headers(&sender.stream, 0, 0);
+        let header = headers.for_packet(&[], true, 1);
+        assert_eq!(header[12..], [&[0xbe, 0xde, 0, 1, 0x52][..], &value].concat(), "{max_ms:?}");
+    }
 }
 
 #[test]
