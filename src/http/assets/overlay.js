@@ -127,11 +127,11 @@ function livePicture(now, { rtpTimestamp, receiveTime }) {
 
 /** @type {import("./sidecar.js").Sidecar | null} */
 let sidecar = null;
-let recording = ""; // name of the recording in the player
-let readOf = ""; // name of the recording whose boxes were read, or are being read
+let recording = ""; // detection log of the recording in the player
+let readOf = ""; // detection log that was read, or is being read
 
 /**
- * Reads the boxes of the recording that the player shows. An empty name means that there is none.
+ * Reads the boxes of the recording that the player shows from its detection log. An empty name means that there is none.
  * @param {string} name
  */
 export async function readBoxesOf(name) {
@@ -143,7 +143,7 @@ export async function readBoxesOf(name) {
   if (mode === "off" || readOf === name) return;
   readOf = name;
   sidecar = null;
-  const read = name.endsWith(".mp4") ? await readSidecar(name) : null;
+  const read = name ? await readSidecar(name) : null;
   if (readOf !== name) return;
   sidecar = read;
   player.redraw();
@@ -156,7 +156,7 @@ export async function readBoxesOf(name) {
 async function readSidecar(name) {
   try {
     const { Sidecar, parseSidecar } = await import("./sidecar.js");
-    const response = await fetchWithTimeout(pathOf(name.replace(/\.mp4$/, ".json")), SIDECAR_TIMEOUT_MS);
+    const response = await fetchWithTimeout(pathOf(name), SIDECAR_TIMEOUT_MS);
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
     const text = await response.text();
     const lines = text.length > SIDECAR_CHARACTERS_MAX ? [] : parseSidecar(text);

@@ -12,7 +12,8 @@ const SPEEDS = [1, 2, 4, 0.25, 0.5];
 const PICTURE_S = 1 / 30; // length of a step until the length of a picture is known
 const SEEK_KEY_S = 5;
 
-/** @typedef {{ name: string, bytes: number, duration: number | null, recording: boolean }} Recording */
+/** @typedef {{ name: string, bytes: number, duration: number | null, recording: boolean, detections: string | null }}
+ *   Recording */
 
 /** @type {HTMLVideoElement} */
 const player = $("player");
@@ -48,7 +49,7 @@ export function openPlayer(recording, date) {
   setReason($("delete-button"), recording.recording ? t("still_recording") : null);
   setReason($("share-button"), recording.recording ? t("still_recording") : null);
   show(true);
-  readBoxesOf(name);
+  readBoxesOf(recording.detections || "");
   player.play().catch(() => {}); // if the browser blocks autoplay, the user must press play
   $("play-button").focus();
 }
