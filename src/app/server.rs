@@ -32,13 +32,14 @@ use crate::app::service::{self, Notifier, Supervisor};
 use crate::app::threads_permitted;
 use crate::app::viewer_places::ViewerPlaces;
 use crate::base::{clock, limits, logging};
+use crate::camera::detections::Results;
 use crate::camera::waiter::{self, CameraWaiter, WaiterHandoff};
 use crate::camera::{Camera, Layout, faults};
 use crate::config::{self, Config};
 use crate::http::local::LocalConfig;
 use crate::http::{self, Backend, HttpConfig, StreamNames};
 use crate::live::Live;
-use crate::recorder::{self, RecorderConfig, RecorderHandle, Results};
+use crate::recorder::{self, RecorderConfig, RecorderHandle};
 use crate::session::{ContextError, SessionConfig, SessionContext};
 use crate::simulator::{self, DetectorConfig, SimulatorConfig};
 use crate::uring::SocketError;
@@ -143,7 +144,7 @@ pub fn run(config: &Config) -> Result<(), ServerError> {
         viewers_max: config.max_viewers + usize::from(config.whip.is_some()),
         camera_wait: threads.start_camera_wait(&camera, config.realtime)?,
     })?;
-    let results = Results::new(limits::DETECTIONS_KEPT);
+    let results = Results::default();
     let recorder =
         if config.no_recorder { None } else { Some(threads.start_recorder(&camera, config, &results)?) };
     let live = Live::new(&camera, recorder.clone());

@@ -171,7 +171,8 @@ pub(super) fn confirmation(text: &str) -> Result<Confirmation, String> {
 pub(super) fn quiet_hours(text: &str) -> Result<QuietHours, String> {
     let parts = text.split_once('-').and_then(|(from, until)| Some((minute(from)?, minute(until)?)));
     let valid = parts.filter(|(from, until)| from != until);
-    valid.map(|(from, until)| QuietHours { from, until })
+    valid
+        .map(|(from, until)| QuietHours { from, until })
         .ok_or_else(|| "two different times of the day, such as 22:00-06:30".to_owned())
 }
 

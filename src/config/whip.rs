@@ -40,7 +40,10 @@ pub(super) fn find_webhook(
             false => Ok(None),
         };
     };
-    Ok(Some(Webhook { url: parse_url(url)?, secret: read_secret(given.get("webhook-secret-file"), read_file)? }))
+    Ok(Some(Webhook {
+        url: parse_url(url)?,
+        secret: read_secret(given.get("webhook-secret-file"), read_file)?,
+    }))
 }
 
 /// Returns what --whip, --whip-token-file and --whip-ca give. Returns `None` without --whip.

@@ -107,7 +107,9 @@ pub static ROUTES: &[Route] = &[
         Ok(Action::Recording(RecordingCommand::Heartbeat))
     }),
     get("/api/recording/status", |_, _| Ok(Action::RecordingStatus)),
-    get("/api/recordings", |head, _| Ok(Action::Recording(RecordingCommand::List(listing::parse(head.query)?)))),
+    get("/api/recordings", |head, _| {
+        Ok(Action::Recording(RecordingCommand::List(listing::parse(head.query)?)))
+    }),
     get(RECORDING, |head, _| {
         let follow = head.query.is_some_and(|query| query.split('&').any(|pair| pair == "follow=1"));
         Ok(Action::Download { name: recording_name(head.path)?, follow, until: until(head.query)? })

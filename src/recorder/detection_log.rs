@@ -168,7 +168,9 @@ impl DetectionLog {
     /// Returns the time in seconds at which players show the picture with this stamp. The picture may be long ago. The
     /// result is wrong if the camera's clock was set since then.
     fn time_of(&self, stamp_ns: Option<i64>) -> f64 {
-        let Some(((known_ns, shown_90k), stamp_ns)) = self.pictures.back().copied().zip(stamp_ns) else { return 0.0 };
+        let Some(((known_ns, shown_90k), stamp_ns)) = self.pictures.back().copied().zip(stamp_ns) else {
+            return 0.0;
+        };
         let before_s = known_ns.saturating_sub(stamp_ns) as f64 / 1e9;
         rounded((shown_90k as f64 / f64::from(TIMESCALE) - before_s).max(0.0))
     }
@@ -304,7 +306,8 @@ mod tests {
 
     fn event(label: &str, seen_ns: [i64; 3]) -> Event {
         let [first, best, last] = seen_ns.map(Some);
-        let best_box = DetectedBox { label: label.to_owned(), confidence: 0.9, x: 1, y: 2, width: 3, height: 4 };
+        let best_box =
+            DetectedBox { label: label.to_owned(), confidence: 0.9, x: 1, y: 2, width: 3, height: 4 };
         Event {
             label: label.to_owned(),
             labels: vec![label.to_owned()],

@@ -17,7 +17,8 @@ use super::pre_roll::{PreRoll, StoredUnit};
 use super::recording::{Recording, StartPoint};
 use super::results_feed::ResultsFeed;
 use super::types::{
-    Event, RecordedEvent, RecorderConfig, RecorderError, RecorderState, StartReply, StartRequest, Status, StopReply,
+    Event, RecordedEvent, RecorderConfig, RecorderError, RecorderState, StartReply, StartRequest, Status,
+    StopReply,
 };
 use crate::base::clock::{monotonic_ns, unix_s};
 use crate::base::limits;
@@ -179,7 +180,7 @@ impl Engine {
                 self.log_wait(&result);
                 if result.is_ok() {
                     // The pictures of these results are about to be recorded.
-                    self.results.recent().for_each(|result| self.recording.push_result(result));
+                    self.results.begin().iter().for_each(|result| self.recording.push_result(result));
                 }
                 reply_to_start(self.start_reply.take(), result);
             }
@@ -403,7 +404,8 @@ impl Engine {
     /// Lets the recording begin with copies of units. The cursor is then directly after them. Returns false if there are
     /// none.
     fn begin_with_copies(&mut self, now_ns: i64, pre_roll_ns: i64) -> bool {
-        let Some((units, begin)) = self.pre_roll.as_ref().and_then(|held| held.from(now_ns, pre_roll_ns)) else {
+        let Some((units, begin)) = self.pre_roll.as_ref().and_then(|held| held.from(now_ns, pre_roll_ns))
+        else {
             return false;
         };
         self.recording.handle_cursor_moved();

@@ -15,7 +15,8 @@ use super::file_threads::{FileThreads, RecorderThreads};
 use super::library::{Download, Library};
 use super::pieces::Pieces;
 use super::types::{
-    Event, RecordedEvent, RecorderConfig, RecorderError, RecordingFilter, RecordingInfo, StartReply, StartRequest, Status, StopReply,
+    Event, RecordedEvent, RecorderConfig, RecorderError, RecordingFilter, RecordingInfo, StartReply,
+    StartRequest, Status, StopReply,
 };
 use crate::base::limits;
 use crate::camera::{Camera, Wakeup};

@@ -100,7 +100,11 @@ mod tests {
     const SECOND: i64 = 1_000_000_000;
 
     fn unit(number: i64, bytes: usize) -> IncomingUnit {
-        IncomingUnit { bytes: Bytes::from(vec![0; bytes]), captured_ns: number * SECOND, captured_at_ns: None }
+        IncomingUnit {
+            bytes: Bytes::from(vec![0; bytes]),
+            captured_ns: number * SECOND,
+            captured_at_ns: None,
+        }
     }
 
     /// Returns a store after these units of one second each, with an IDR every `gop` units.
@@ -131,7 +135,10 @@ mod tests {
         let store = stored(PreRollRules { duration_ns: 100 * SECOND, bytes_max: 95 }, 20, 4);
         assert_eq!((first_s(&store, 19, 100), store.bytes), (Some(12), 80));
         // A GOP that does not fit leaves nothing, because its end alone cannot be decoded.
-        assert_eq!(first_s(&stored(PreRollRules { duration_ns: SECOND, bytes_max: 95 }, 20, 40), 19, 1), None);
+        assert_eq!(
+            first_s(&stored(PreRollRules { duration_ns: SECOND, bytes_max: 95 }, 20, 40), 19, 1),
+            None
+        );
     }
 
     #[test]

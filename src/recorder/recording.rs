@@ -27,7 +27,8 @@ use super::operation::{Completion, FileFate, FileId, IncomingUnit, Output, Start
 use super::pending_unit::{PendingUnit, Skipped};
 use super::recorded_file::{RecordedFile, WriteOutcome};
 use super::types::{
-    Event, Progress, RecordedEvent, RecorderError, RecorderState, RecordingReport, StartReply, StopReason, StopReply,
+    Event, Progress, RecordedEvent, RecorderError, RecorderState, RecordingReport, StartReply, StopReason,
+    StopReply,
 };
 use crate::base::limits;
 use crate::camera::detections::Detections;

@@ -8,10 +8,9 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::pre_roll::PreRollRules;
-use super::types::Results;
 use crate::base::clock::monotonic_ns;
 use crate::base::limits;
-use crate::camera::detections::Detections;
+use crate::camera::detections::{Detections, Results};
 
 /// Time in nanoseconds within which a result follows its picture.
 const DELAY_NS_MAX: i64 = 2_000_000_000; // local bound: detectors need 16 to 40 ms
@@ -62,9 +61,12 @@ impl ResultsFeed {
     }
 
     /// Must be called when a recording has begun. Returns the results that were kept, the oldest first.
-    pub(super) fn recent(&mut self) -> impl Iterator<Item = &Arc<Detections>> {
+    pub(super) fn begin(&mut self) -> Vec<Arc<Detections>> {
+        if self.receiver.is_some() {
+            return self.kept.iter().map(|(_, result)| Arc::clone(result)).collect();
+        }
         self.subscribe();
-        self.kept.iter().map(|(_, result)| result)
+        self.results.as_ref().map(Results::recent).unwrap_or_default()
     }
 
     /// Must be called when a recording has ended.

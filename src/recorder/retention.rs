@@ -118,7 +118,10 @@ mod tests {
     #[test]
     fn events_have_an_age_of_their_own() {
         let mut files = files();
-        files.iter_mut().filter(|file| file.info.name == "mid").for_each(|file| file.info.kind = RecordingKind::Event);
+        files
+            .iter_mut()
+            .filter(|file| file.info.name == "mid")
+            .for_each(|file| file.info.kind = RecordingKind::Event);
         let retire = |retain_days, retain_event_days| {
             let rules = Retention { retain_days, retain_event_days, ..Retention::default() };
             to_retire(files.clone(), &rules, None, DAY_0 + 10 * 86_400)

@@ -8,13 +8,11 @@ use super::format::{Index, Track};
 use super::names::{Format, NameError};
 pub use super::pre_roll::PreRollRules;
 use super::retention::Retention;
-use crate::camera::detections::{DetectedBox, Detections};
+use crate::camera::detections::{DetectedBox, Results};
 pub use crate::metrics::status::{
-    RecordedEvent, RecorderState, RecordingFilter, RecordingInfo, RecordingKind, RecordingReport, StartReply, StartRequest,
+    RecordedEvent, RecorderState, RecordingFilter, RecordingInfo, RecordingKind, RecordingReport, StartReply,
+    StartRequest,
 };
-
-/// Gives the results of the object detector to all subscribers.
-pub type Results = tokio::sync::broadcast::Sender<Arc<Detections>>;
 
 /// Options of the recorder.
 #[derive(Clone, Debug)]

@@ -60,7 +60,8 @@ fn number(value: &Value) -> f64 {
 fn assert_square(line: &Value) {
     let square = Square::at(line["frame"].as_u64().unwrap(), 640, 480).unwrap();
     let (width, height) = (f64::from(REFERENCE_PICTURE.0) / 640.0, f64::from(REFERENCE_PICTURE.1) / 480.0);
-    let expected = [f64::from(square.left) * width, f64::from(square.top) * height, f64::from(square.side) * width];
+    let expected =
+        [f64::from(square.left) * width, f64::from(square.top) * height, f64::from(square.side) * width];
     let found = &line["boxes"][0];
     for (name, expected) in ["x", "y", "width"].into_iter().zip(expected) {
         assert!((number(&found[name]) - expected).abs() <= 1.0, "{name} of {line}, {expected} expected");
@@ -74,10 +75,13 @@ fn event_is_recorded_from_before_its_first_sight_with_a_log_of_every_picture() {
     let (_camera, server) = start(&directory, "--detections SEGMENT --detection-gaps", &options);
     // The ring holds one second. The first event may begin before so much was seen, so the second one is checked.
     wait_until("three seconds in memory", || {
-        server.get("/api/status").json()["recording"]["pre_roll_held"].as_f64().is_some_and(|held| held >= 3.0)
+        server.get("/api/status").json()["recording"]["pre_roll_held"]
+            .as_f64()
+            .is_some_and(|held| held >= 3.0)
     });
     let known = finished(&server).len();
-    let events = wait_for("two further events", || Some(finished(&server)).filter(|events| events.len() > known + 1));
+    let events =
+        wait_for("two further events", || Some(finished(&server)).filter(|events| events.len() > known + 1));
     let recording = &events[known + 1];
     let (name, event) = (recording["name"].as_str().unwrap(), &recording["events"][0]);
     let label = event["label"].as_str().unwrap();
@@ -88,7 +92,8 @@ fn event_is_recorded_from_before_its_first_sight_with_a_log_of_every_picture() {
 
     // The detector sees nothing for 90 units before each multiple of 300.
     let first = numbers.iter().position(|number| number % 300 == 0).unwrap();
-    let (begin, end, duration) = (number(&event["start"]), number(&event["end"]), number(&recording["duration"]));
+    let (begin, end, duration) =
+        (number(&event["start"]), number(&event["end"]), number(&recording["duration"]));
     assert!((begin - first as f64 / 30.0).abs() < 0.02, "unit {first} of {numbers:?}, {recording}");
     // The times are rounded to ticks of 11 us.
     assert!((1.999..3.5).contains(&begin), "{recording}");
@@ -119,10 +124,12 @@ fn kill_in_an_event_leaves_its_recording_and_a_readable_log() {
     let directory = Directory::new();
     let options = ["--record-on", "cat,dog:0.1", "--post-roll", "60"];
     let (_camera, mut server) = start(&directory, "--detections SEGMENT", &options);
-    let log = || fs::read_dir(&directory.0).unwrap().flatten().find_map(|entry| {
-        let path = entry.path();
-        path.extension().is_some_and(|extension| extension == "json").then_some(path)
-    });
+    let log = || {
+        fs::read_dir(&directory.0).unwrap().flatten().find_map(|entry| {
+            let path = entry.path();
+            path.extension().is_some_and(|extension| extension == "json").then_some(path)
+        })
+    };
     let path = wait_for("the log", log);
     wait_until("some lines", || fs::read_to_string(&path).unwrap().lines().count() > 40);
     server.process.kill();
@@ -161,7 +168,8 @@ impl Receiving {
                     }
                     head.push(line.trim().to_ascii_lowercase());
                 }
-                let header = |name: &str| head.iter().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+                let header =
+                    |name: &str| head.iter().find_map(|line| line.strip_prefix(name)).unwrap().trim();
                 let mut body = vec![0; header("content-length:").parse().unwrap()];
                 reader.read_exact(&mut body).unwrap();
                 let status = if index < refused { "500 Broken" } else { "204 No Content" };

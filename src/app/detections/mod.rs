@@ -19,10 +19,9 @@ use crate::base::histogram::LatencyTotals;
 use crate::base::log_limit::LogLimit;
 use crate::base::{clock, limits};
 use crate::camera::Camera;
-use crate::camera::detections::{DetectionReader, Detections, Fault, Polled, Rejection, Schedule};
+use crate::camera::detections::{DetectionReader, Detections, Fault, Polled, Rejection, Results, Schedule};
 use crate::http::{ApiError, DetectionEvent, DetectionsState, DetectionsStatus, EventBox, PostedDetections};
 use crate::metrics::WorkerCounters;
-use crate::recorder::Results;
 use crate::session;
 
 /// What the server knows about a result.
@@ -206,7 +205,7 @@ impl DetectionHub {
     /// Reads the segment once. Returns the nanoseconds until the next time. `is_prompt` is false if the last time is
     /// long ago.
     fn poll(&self, reader: &mut DetectionReader, is_prompt: bool, now_ns: i64) -> i64 {
-        let is_needed = self.results.receiver_count() + self.events.receiver_count() > 0;
+        let is_needed = self.results.has_receivers() || self.events.receiver_count() > 0;
         let may_pass = {
             let mut board = self.lock();
             board.is_needed = is_needed;
@@ -261,12 +260,12 @@ impl DetectionHub {
         self.taken.add_shared(1);
         delay_ns.into_iter().for_each(|delay_ns| self.delay.record(delay_ns.unsigned_abs()));
         let rtp_time = detections.captured_at_ns.and_then(|captured_ns| self.rtp_time(captured_ns));
-        // A send fails if there is no receiver, so both errors are ignored.
+        // The send fails if there is no receiver, so the error is ignored.
         if self.events.receiver_count() > 0 {
             let context = Context { rtp_time, delay_ns, expires_ns };
             let _ = self.events.send(Arc::new(context.event(&detections)));
         }
-        let _ = self.results.send(Arc::new(detections));
+        self.results.send(detections);
     }
 
     /// Returns the RTP timestamp of the picture that was captured at `captured_at_ns`. The workers agree on it.

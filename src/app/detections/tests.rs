@@ -9,7 +9,12 @@ const S: i64 = 1_000_000_000;
 
 fn hub(segment: Option<&str>) -> DetectionHub {
     let camera = Camera::new("/ss-test-no-camera", Wake::Poll);
-    DetectionHub::new(segment.map(str::to_owned), camera, vec![Arc::default(), Arc::default()], Results::new(4))
+    DetectionHub::new(
+        segment.map(str::to_owned),
+        camera,
+        vec![Arc::default(), Arc::default()],
+        Results::default(),
+    )
 }
 
 fn posted(timestamp: Option<f64>) -> PostedDetections {

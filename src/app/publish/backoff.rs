@@ -14,7 +14,12 @@ pub(in crate::app) struct Backoff {
 impl Backoff {
     /// Returns the wait after this error. `connected` is how long the session lasted. `random` is any number: the wait
     /// lies between half of the full wait and the full wait, so that many publishers do not return at the same moment.
-    pub(in crate::app) fn after(&mut self, error: &PublishError, connected: Duration, random: u16) -> Duration {
+    pub(in crate::app) fn after(
+        &mut self,
+        error: &PublishError,
+        connected: Duration,
+        random: u16,
+    ) -> Duration {
         if connected >= limits::WHIP_SESSION_STABLE {
             self.failures = 0;
         }

@@ -15,9 +15,10 @@ use crate::app::notify::{Happening, Messenger};
 use crate::base::clock::{monotonic_ns, realtime_ns};
 use crate::base::limits;
 use crate::base::log_limit::LogLimit;
+use crate::camera::detections::Results;
 use crate::config::{Config, Events};
 use crate::recorder::names::Zone;
-use crate::recorder::{Event, PreRollRules, RecorderError, RecorderHandle, Results};
+use crate::recorder::{Event, PreRollRules, RecorderError, RecorderHandle};
 
 /// Longest time between a picture and the result about it that is believed, in nanoseconds.
 const DELAY_NS_MAX: i64 = 10_000_000_000; // local bound: a longer one means that the detector uses another clock
@@ -44,7 +45,8 @@ async fn run(
 ) {
     let mut results = results.subscribe();
     let mut policy = EventPolicy::new(rules(&events));
-    let mut recordings = Recordings { recorder, messenger, pre_roll_s: events.pre_roll_s, limit: LogLimit::default() };
+    let mut recordings =
+        Recordings { recorder, messenger, pre_roll_s: events.pre_roll_s, limit: LogLimit::default() };
     let zone = Zone::local();
     loop {
         let change = tokio::select! {

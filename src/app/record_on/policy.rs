@@ -98,7 +98,8 @@ impl EventPolicy {
             let shows = |seen: &&Seen| seen.sights.iter().any(|sight| sight.label == label);
             self.newest.iter().filter(shows).count() >= usize::from(needed.max(1))
         };
-        let label = self.rules.triggers.iter().map(|trigger| &trigger.label).find(|label| is_confirmed(label))?;
+        let label =
+            self.rules.triggers.iter().map(|trigger| &trigger.label).find(|label| is_confirmed(label))?;
         let mut running: Option<Running> = None;
         for seen in &self.newest {
             for sight in &seen.sights {
@@ -187,7 +188,8 @@ mod tests {
     const SECOND: i64 = 1_000_000_000;
 
     fn policy() -> EventPolicy {
-        let trigger = |label: &str, permille| Trigger { label: label.to_owned(), confidence_permille: permille };
+        let trigger =
+            |label: &str, permille| Trigger { label: label.to_owned(), confidence_permille: permille };
         EventPolicy::new(EventRules {
             triggers: vec![trigger("cat", 500), trigger("dog", 800)],
             results: (2, 3),

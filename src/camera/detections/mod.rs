@@ -9,10 +9,12 @@
 //! ```
 
 mod reader;
+mod results;
 mod schedule;
 mod segment;
 
 pub use reader::{DetectionReader, Fault, Polled};
+pub use results::Results;
 pub use schedule::Schedule;
 pub use segment::{SEGMENT_BYTES, entry, field, parse, stamp_ns, version};
 

@@ -30,7 +30,8 @@ impl Stream {
     fn push_if(&mut self, bytes: Vec<u8>, is_intact: bool) -> Option<FragmentedUnit> {
         let captured_ns = 100 * SECOND + i64::from(self.number) * UNIT_INTERVAL;
         self.number += 1;
-        let unit = IncomingUnit { bytes: bytes.into(), captured_ns, captured_at_ns: Some(1_700_000_000 * SECOND) };
+        let unit =
+            IncomingUnit { bytes: bytes.into(), captured_ns, captured_at_ns: Some(1_700_000_000 * SECOND) };
         self.muxer.push_unit(&unit, captured_ns + 1_000_000, || is_intact)
     }
 

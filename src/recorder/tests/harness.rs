@@ -15,7 +15,7 @@ use crate::recorder::format::fmp4::{self, Form};
 use crate::recorder::format::recovery::whole_fragments;
 use crate::recorder::format::{Fragment, UnitKind};
 use crate::recorder::names::{Format, Stem};
-use crate::recorder::operation::{Completion, FileFate, FileId, IncomingUnit, Output, Start};
+use crate::recorder::operation::{Completion, FileEnding, FileFate, FileId, IncomingUnit, Output, Start};
 use crate::recorder::recording::Recording;
 use crate::recorder::types::{RecorderError, RecorderState, StartReply, StopReply};
 
@@ -198,35 +198,37 @@ impl Harness {
                 open.log.extend_from_slice(&lines.lines);
                 (file, Completion::Logged(Ok(())))
             }
-            Output::Finish { file, ending } => {
-                let committed = usize::try_from(ending.whole.end).unwrap();
-                let end = committed + ending.tail.len();
-                let open = self.files.get_mut(&file).unwrap();
-                open.bytes.truncate(committed);
-                assert_eq!(open.bytes.len(), committed);
-                open.reserved = open.reserved.max(committed as u64);
-                let result = self.write(file, ending.whole.end, &ending.tail);
-                let open = self.files.get_mut(&file).unwrap();
-                let result = if result.is_ok_and(|written| written == ending.tail.len() as u64) {
-                    if let Some((offset, header)) = ending.mdat_header {
-                        open.bytes[usize::try_from(offset).unwrap()..][..16].copy_from_slice(&header);
-                    }
-                    open.finished = true;
-                    open.bytes.truncate(end);
-                    Ok(())
-                } else {
-                    open.bytes.truncate(committed);
-                    Err(RecorderError::DiskFull)
-                };
-                open.reserved = 0;
-                (file, Completion::Finished(result))
-            }
+            Output::Finish { file, ending } => (file, Completion::Finished(self.finish(file, ending))),
             Output::Discard { file } => {
                 self.removed.push(self.files.remove(&file).unwrap().name);
                 (file, Completion::Finished(Ok(())))
             }
             Output::Started(_) | Output::Stopped(_) => unreachable!(),
         }
+    }
+
+    fn finish(&mut self, file: FileId, ending: FileEnding) -> Result<(), RecorderError> {
+        let committed = usize::try_from(ending.whole.end).unwrap();
+        let end = committed + ending.tail.len();
+        let open = self.files.get_mut(&file).unwrap();
+        open.bytes.truncate(committed);
+        assert_eq!(open.bytes.len(), committed);
+        open.reserved = open.reserved.max(committed as u64);
+        let result = self.write(file, ending.whole.end, &ending.tail);
+        let open = self.files.get_mut(&file).unwrap();
+        let result = if result.is_ok_and(|written| written == ending.tail.len() as u64) {
+            if let Some((offset, header)) = ending.mdat_header {
+                open.bytes[usize::try_from(offset).unwrap()..][..16].copy_from_slice(&header);
+            }
+            open.finished = true;
+            open.bytes.truncate(end);
+            Ok(())
+        } else {
+            open.bytes.truncate(committed);
+            Err(RecorderError::DiskFull)
+        };
+        open.reserved = 0;
+        result
     }
 
     pub(crate) fn create(
@@ -291,8 +293,11 @@ impl Harness {
 
     pub(crate) fn push_captured(&mut self, bytes: Vec<u8>, captured_ns: i64) {
         assert!(self.recording.can_take_unit(), "{:?}", self.recording.state());
-        let unit =
-            IncomingUnit { bytes: Bytes::from(bytes), captured_ns, captured_at_ns: Some(STAMP_0_NS + captured_ns) };
+        let unit = IncomingUnit {
+            bytes: Bytes::from(bytes),
+            captured_ns,
+            captured_at_ns: Some(STAMP_0_NS + captured_ns),
+        };
         self.recording.push_unit(self.now_ns, &unit);
     }
 

@@ -75,7 +75,10 @@ fn event_is_noted_in_a_recording_that_a_request_started() {
     harness.publish_units(30);
     assert_eq!(harness.stop().unwrap().report.frame_count, 90);
     let head = head(&harness);
-    assert_eq!((head.kind, head.labels.join(","), head.events.len()), (RecordingKind::Manual, "cat".to_owned(), 1));
+    assert_eq!(
+        (head.kind, head.labels.join(","), head.events.len()),
+        (RecordingKind::Manual, "cat".to_owned(), 1)
+    );
 }
 
 #[test]

@@ -54,7 +54,11 @@ fn recording_commands_reach_the_recorder() {
     let query = "/api/recordings?kind=event&label=food%20bowl&day=2026-11-09&offset=20&limit=10";
     assert_eq!(run("GET", query, b"", none), Some(RecordingCommand::List(some)));
     for bad in ["kind=cat", "label=%zz", "day=2026-13-01", "day=today", "offset=-1", "limit=x"] {
-        assert_eq!(server.request("GET", &format!("/api/recordings?{bad}"), "", b"").code(), "bad_filter", "{bad}");
+        assert_eq!(
+            server.request("GET", &format!("/api/recordings?{bad}"), "", b"").code(),
+            "bad_filter",
+            "{bad}"
+        );
     }
     let deleted = json!({ "status": "deleted", "name": "a b.mp4" });
     let delete = Some(RecordingCommand::Delete("a b.mp4".to_owned()));

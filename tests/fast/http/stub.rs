@@ -176,7 +176,11 @@ impl Backend for Stub {
                 let count = self.listed.load(Ordering::Relaxed);
                 let recording =
                     |number| RecordingInfo { name: format!("{number:0100}.mp4"), ..RecordingInfo::default() };
-                RecordingReply::List { recordings: (0..count).map(recording).collect(), total: count as usize, free_bytes: None }
+                RecordingReply::List {
+                    recordings: (0..count).map(recording).collect(),
+                    total: count as usize,
+                    free_bytes: None,
+                }
             }
             RecordingCommand::Delete(name) => RecordingReply::Deleted { name: name.clone() },
         };
