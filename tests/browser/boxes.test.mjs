@@ -137,7 +137,7 @@ function assertInStep(t, { drawn, decodedPictures }) {
     + `${(100 * share(errors)).toFixed(1)} %, drawn on arrival in ${(100 * share(onArrival)).toFixed(1)} %`);
   assert.equal(drawn.filter(({ square, unit }) => square && unit === null).length, 0, 'pictures without a readable number');
   assert.ok(share(errors) >= 0.95, `${share(errors)} of the pictures have their box`);
-  assert.ok(share(onArrival) < 0.5, `${share(onArrival)} even without holding pictures back`);
+  assert.ok(share(onArrival) < 0.9, `${share(onArrival)} of the pictures even with the boxes that arrived last`);
   // A machine that is busy may not draw all pictures, so only SS_STRICT checks their number.
   if (process.env.SS_STRICT) assert.ok(drawn.length >= 0.95 * decodedPictures, `${drawn.length} of ${decodedPictures}`);
 }
