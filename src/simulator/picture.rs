@@ -134,8 +134,8 @@ impl NumberBlocks {
     }
 }
 
-/// The white square that moves over the colour bars, for a simulated detector to find. It moves back and forth by
-/// [`SQUARE_STEP_X`] and [`SQUARE_STEP_Y`] pixels from unit to unit. Nothing else in the bars is as bright.
+/// The white square that moves over the colour bars, for a simulated detector to find. It moves back and forth, by
+/// 6 pixels to the side and 2 pixels up or down from unit to unit. Nothing else in the bars is as bright.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Square {
     /// Left edge in pixels.

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{FileExt, symlink};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use streaming_server::camera::detections::{SEGMENT_BYTES, field};
 use streaming_server::h264::Stamp;
 use streaming_server::simulator::Square;
 use support::camera::{CameraSim, segment_path, words};
-use support::server::Server;
+use support::server::{self, Server};
 use support::viewer::ViewerSimulator;
 use support::{PATIENCE, http, unique_shm, wait_for, wait_until};
 
@@ -333,6 +334,25 @@ fn a_clock_that_jumps_costs_the_picture_of_its_results_only() {
         assert_eq!((&event["rtp_time"], &event["captured_at_ms"]), (&Value::Null, &Value::Null));
     }
     listener.wait_for(|event| event["frame"] != 77_777_777 && event["rtp_time"].is_number());
+}
+
+#[test]
+fn doctor_says_if_results_arrive() {
+    let doctor = |segment: &str| {
+        let options = server::loopback(&unique_shm(), &["--detections", segment]);
+        let output = Command::new(options.get_program()).arg("doctor").args(options.get_args()).output();
+        let text = String::from_utf8_lossy(&output.unwrap().stdout).into_owned();
+        text.lines().find(|line| line.contains("detections")).unwrap_or_default().to_owned()
+    };
+    let (_camera, _server, segment) = start("--layout v3 --pattern 320x240", &[]);
+    assert!(doctor(&segment).ends_with("results arrive"), "{}", doctor(&segment));
+    assert!(doctor(&unique_shm()).starts_with("ok    detections"), "a detector may start later");
+    let broken = unique_shm();
+    File::create_new(segment_path(&broken)).unwrap().set_len(5).unwrap();
+    let said = doctor(&broken);
+    fs::remove_file(segment_path(&broken)).unwrap();
+    assert!(said.starts_with("warn  detections") && said.contains("5 bytes"), "{said}");
+    assert_eq!(doctor("off"), "");
 }
 
 #[test]

@@ -146,7 +146,7 @@ pub struct DetectionHub {
 }
 
 impl DetectionHub {
-    /// Returns a hub that will read the segment called `segment`, when [`run`] runs.
+    /// Returns a hub that reads the segment called `segment` while its task runs.
     #[must_use]
     pub fn new(segment: Option<String>, camera: Camera, workers: Vec<Arc<WorkerCounters>>) -> DetectionHub {
         let fault = segment.clone().map(Fault::Missing);

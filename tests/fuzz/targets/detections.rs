@@ -22,7 +22,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(detected.height > 0 && detected.y + detected.height <= found.height);
     }
     // The stamp is an f64, so only whole seconds survive exactly.
-    found.captured_at_ns = found.captured_at_ns.map(|ns| (ns / 1_000_000_000 * 1_000_000_000).max(1_000_000_000));
+    found.captured_at_ns =
+        found.captured_at_ns.map(|ns| (ns / 1_000_000_000 * 1_000_000_000).max(1_000_000_000));
     let mut written = [0; SEGMENT_BYTES];
     encode_detections(&found, &mut written);
     assert_eq!(parse(&written, |reason| panic!("{reason}")), Ok(found));
