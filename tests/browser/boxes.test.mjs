@@ -138,7 +138,7 @@ function assertInStep(t, { drawn, decodedPictures }) {
   assert.equal(drawn.filter(({ square, unit }) => square && unit === null).length, 0, 'pictures without a readable number');
   // On a machine that is busy, some results arrive too late, so only SS_STRICT demands 95 %.
   assert.ok(share(errors) >= (process.env.SS_STRICT ? 0.95 : 0.8), `${share(errors)} of the pictures have their box`);
-  assert.ok(share(onArrival) < 0.5, `${share(onArrival)} even without holding pictures back`);
+  assert.ok(share(onArrival) < share(errors) - 0.1, `${share(onArrival)} even with the boxes that arrived last`);
   // A machine that is busy may not draw all pictures, so only SS_STRICT checks their number.
   if (process.env.SS_STRICT) assert.ok(drawn.length >= 0.95 * decodedPictures, `${drawn.length} of ${decodedPictures}`);
 }

@@ -28,6 +28,8 @@ test('a picture without a result gets moved boxes: between two results, or on fr
   for (let index = 0; index < 4; index += 1) results.add(news(index * 3 * FRAME, [box(30 * index, 100)]), 0);
   assert.deepEqual(pixels(results.at(4 * FRAME, HALF_MS)), ['between', [40, 100]]);
   assert.deepEqual(pixels(results.at(11 * FRAME, HALF_MS)), ['ahead', [110, 100]]);
+  const [at300, at400] = [300, 400].map((ms) => results.at(9 * FRAME + 90 * ms, HALF_MS).boxes[0].x);
+  assert.equal(at300, at400, 'it moves on for a quarter of a second');
   assert.deepEqual(pixels(results.at(9 * FRAME + 90 * 401, HALF_MS)), ['none'], 'it has expired');
   // A box stays within the picture.
   for (let index = 4; index < 40; index += 1) results.add(news(index * 3 * FRAME, [box(1216 - 30 * (39 - index), 100)]), 0);
@@ -76,6 +78,7 @@ test('boxes without a time are shown from their arrival until they expire', () =
   assert.deepEqual(pixels(results.newest(1300)), ['arrival', [1, 2]]);
   assert.deepEqual(pixels(results.newest(1401)), ['none']);
   assert.deepEqual(pixels(results.at(0, HALF_MS)), ['none']);
+  assert.deepEqual([results.isIdle(1401), results.isIdle(9000)], [false, true]);
 });
 
 test('malformed results are harmless', () => {
@@ -110,7 +113,17 @@ test('pictures are held back as long as their results need', () => {
   for (let index = 0; index < 300; index += 1) hold.learn(-90);
   assert.equal(hold.target_ms, 0);
   for (let index = 0; index < 1000; index += 1) hold.onPicture(index, 0, null);
-  assert.ok(hold.early.length <= 64 && hold.needs.length <= 200);
+  assert.ok(hold.early.length <= 64 && hold.needs.length <= 200 && hold.pictures.length <= 200);
+});
+
+test('pictures are held back longer if they arrive unevenly', () => {
+  const hold = new HoldBack();
+  for (let index = 0; index < 300; index += 1) {
+    const [time, late_ms] = [index * FRAME, (index * 7) % 50];
+    const result = new Results().add(news(time, [box(1, 1)]), index * 33.333 + 30);
+    hold.onPicture(time, index * 33.333 + late_ms, result);
+  }
+  assert.ok(hold.target_ms >= 65 && hold.target_ms <= 75, `${hold.target_ms}`);
 });
 
 test('the boxes of a recording belong to exactly one picture', () => {

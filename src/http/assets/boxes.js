@@ -11,12 +11,13 @@ const BOXES_MAX = 10;
 const TRAIL_MAX = 5;
 const TRAIL_MS = 400;
 const STEP_MS_MAX = 5000; // a larger step between two results is another stream, or the camera's clock was set
+const AHEAD_MS_MAX = 250; // a box moves on for at most this long, then it stays until it expires
 const EXPIRES_MS = 500; // if a result does not say it
 const EXPIRES_MS_MAX = 2000;
 const OVERLAP_MIN = 0.3; // a box whose label changes is the same box if they overlap this much
 const REACH = 2; // a box moves at most this many times its size from result to result
 const NEEDS_MAX = 200;
-const PICTURES_MAX = 64;
+const EARLY_MAX = 64;
 const NEED_SHARE = 0.98;
 const HOLD_MARGIN_MS = 20;
 export const HOLD_MS_MAX = 500;
@@ -133,7 +134,8 @@ export function movedOn(box, ahead_ms) {
     alongY += (place.time_ms - time) * (place.y - y);
   }
   if (spread === 0) return box;
-  return placed(box, box.x + (alongX / spread) * ahead_ms, box.y + (alongY / spread) * ahead_ms);
+  const span_ms = Math.min(ahead_ms, AHEAD_MS_MAX);
+  return placed(box, box.x + (alongX / spread) * span_ms, box.y + (alongY / spread) * span_ms);
 }
 
 /**
@@ -251,17 +253,31 @@ export class Results {
     return last && now - last.arrivedAt <= last.expires_ms ? { how: "arrival", boxes: last.boxes } : NONE;
   }
 
+  /**
+   * Returns true if no result has arrived for a while.
+   * @param {number} now
+   */
+  isIdle(now) {
+    const last = this.list[this.list.length - 1];
+    return !last || now - last.arrivedAt > STEP_MS_MAX;
+  }
+
   clear() {
     this.list.length = 0;
   }
 }
 
-/** Learns how long pictures must be held back until their results are there. */
+/**
+ * Learns how long pictures must be held back until they and their results are there. The time counts from when a picture
+ * would arrive if it were as fast as the fastest of the newest pictures.
+ */
 export class HoldBack {
   constructor() {
     /** @type {number[]} */
-    this.needs = []; // the newest times in ms from the arrival of a picture to that of its result
+    this.needs = []; // the newest times in ms that pictures would have had to be held back
     /** @type {{ time: number, receivedAt: number }[]} */
+    this.pictures = []; // the newest pictures, from which the fastest is found
+    /** @type {{ time: number, receivedAt: number, expectedAt: number }[]} */
     this.early = []; // pictures that were shown before their results
     this.target_ms = 0;
   }
@@ -273,9 +289,12 @@ export class HoldBack {
    * @param {Result | null} result
    */
   onPicture(time, receivedAt, result) {
-    if (result) return this.learn(result.arrivedAt - receivedAt);
-    this.early.push({ time, receivedAt });
-    if (this.early.length > PICTURES_MAX) this.early.shift();
+    this.pictures.push({ time, receivedAt });
+    if (this.pictures.length > NEEDS_MAX) this.pictures.shift();
+    const expectedAt = Math.min(...this.pictures.map((picture) => picture.receivedAt + rtpElapsed_ms(picture.time, time)));
+    if (result) return this.learn(Math.max(result.arrivedAt, receivedAt) - expectedAt);
+    this.early.push({ time, receivedAt, expectedAt });
+    if (this.early.length > EARLY_MAX) this.early.shift();
   }
 
   /**
@@ -288,8 +307,13 @@ export class HoldBack {
     if (time === null) return;
     const index = this.early.findIndex((picture) => Math.abs(rtpElapsed_ms(picture.time, time)) <= tolerance_ms);
     if (index < 0) return;
-    const [picture] = this.early.splice(index, 1);
-    this.learn(result.arrivedAt - picture.receivedAt);
+    const [{ receivedAt, expectedAt }] = this.early.splice(index, 1);
+    this.learn(Math.max(result.arrivedAt, receivedAt) - expectedAt);
+  }
+
+  /** Forgets the pictures of a connection that has ended. */
+  forget() {
+    this.pictures.length = this.early.length = 0;
   }
 
   /** @param {number} need_ms */

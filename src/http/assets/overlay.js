@@ -80,6 +80,7 @@ const counts = { exact: 0, between: 0, ahead: 0, arrival: 0, none: 0 }; // pictu
  */
 export function setReceiver(next) {
   receiver = next;
+  hold.forget();
   heldAt = -Infinity;
   holdBack(performance.now());
 }
@@ -101,7 +102,9 @@ function onNews(text) {
   if (!result) return;
   hold.onResult(result, picture_ms / 2);
   holdBack(now);
-  if (!$("video").requestVideoFrameCallback && isLiveShown()) live.show(results.newest(now));
+  if ($("video").requestVideoFrameCallback || !isLiveShown()) return;
+  live.video = $(isOverHttp() ? "http-video" : "video");
+  live.show(results.newest(now));
 }
 
 const isLiveShown = () => !document.body.hasAttribute("data-playing");
@@ -211,12 +214,14 @@ class Layer {
   /**
    * @param {string} id of the canvas
    * @param {(now: number, frame: VideoFrameCallbackMetadata) => Shown} boxesOf
+   * @param {(now: number) => boolean} hasResults
    * @param {() => boolean} isOpaque true if the canvas shows the picture too
    */
-  constructor(id, boxesOf, isOpaque) {
+  constructor(id, boxesOf, hasResults, isOpaque) {
     /** @type {HTMLCanvasElement} */
     this.canvas = $(id);
     this.boxesOf = boxesOf;
+    this.hasResults = hasResults;
     this.isOpaque = isOpaque;
     /** @type {HTMLVideoElement | null} */
     this.video = null;
@@ -249,7 +254,7 @@ class Layer {
    */
   draw(now, frame) {
     this.frame = frame;
-    if (mode === "off") return this.hide();
+    if (mode === "off" || !this.hasResults(now)) return this.hide();
     const picture = this.video && this.isOpaque() ? pictureOf(this.video) : null;
     try {
       this.show(this.boxesOf(now, picture ? describe(picture, frame) : frame), picture);
@@ -334,8 +339,18 @@ function drawBox(pen, box, unit) {
   pen.fillText(text, left + PAD * unit, top + tagHeight / 2);
 }
 
-const live = new Layer("boxes", (now, frame) => (isOverHttp() ? results.newest(now) : livePicture(now, frame)), () => mode === "exact" && !isOverHttp());
-const player = new Layer("player-boxes", (now, { mediaTime }) => (sidecar ? sidecar.at(mediaTime) : NONE), () => true);
+const live = new Layer(
+  "boxes",
+  (now, frame) => (isOverHttp() ? results.newest(now) : livePicture(now, frame)),
+  (now) => !results.isIdle(now),
+  () => mode === "exact" && !isOverHttp(),
+);
+const player = new Layer(
+  "player-boxes",
+  (now, { mediaTime }) => (sidecar ? sidecar.at(mediaTime) : NONE),
+  () => sidecar !== null,
+  () => true,
+);
 const layers = [live, player];
 
 /** Returns what the boxes on the screen say, such as "cat, 91 %". */

@@ -1,6 +1,6 @@
 // Simulates a bad network: a UDP relay between viewer and server with seeded random loss and a delay in each direction,
-// which is fixed, or random with jitter. Toward the viewer it may also have a rate and a queue, which drops what does not
-// fit.
+// which is fixed, or random with jitter but without changing the order. Toward the viewer it may also have a rate and a
+// queue, which drops what does not fit.
 import dgram from 'node:dgram';
 import { once } from 'node:events';
 
@@ -30,14 +30,17 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs, jitte
   // the link toward the viewer.
   const relay = { port: towardViewer.address().port, lost: 0, forwarded: 0, isBlocked: false, kbps: Infinity };
   let viewer = null;
-  const pass = (random, send) => {
+  const pass = (random, passed, send) => {
     if (relay.isBlocked || random() * 100 < lossPercent) {
       relay.lost += 1;
       return;
     }
     relay.forwarded += 1;
-    const delay = delayMs + (jitterMs ? random() * jitterMs : 0);
-    setTimeout(() => { try { send(); } catch { /* the socket was closed during the delay */ } }, delay);
+    const leave = () => { try { send(); } catch { /* the socket was closed during the delay */ } };
+    if (jitterMs === 0) return void setTimeout(leave, delayMs);
+    const now = performance.now();
+    passed.at = Math.max(passed.at, now + delayMs + random() * jitterMs);
+    setTimeout(leave, passed.at - now);
   };
   // What waits for a link with a rate leaves in order, so one timer serves the whole queue.
   const waiting = [];
@@ -63,13 +66,15 @@ export async function startRelay(serverPort, { seed, lossPercent, delayMs, jitte
   };
   const up = randomOf(seed);
   const down = randomOf(seed + 1);
+  // When the last datagram leaves in each direction.
+  const [lastUp, lastDown] = [{ at: 0 }, { at: 0 }];
   towardViewer.on('message', (bytes, from) => {
     viewer = from;
-    pass(up, () => towardServer.send(bytes, serverPort, '127.0.0.1'));
+    pass(up, lastUp, () => towardServer.send(bytes, serverPort, '127.0.0.1'));
   });
   towardServer.on('message', (bytes) => {
     if (!viewer) return;
-    queue(bytes, () => pass(down, () => towardViewer.send(bytes, viewer.port, viewer.address)));
+    queue(bytes, () => pass(down, lastDown, () => towardViewer.send(bytes, viewer.port, viewer.address)));
   });
   relay.close = () => { clearTimeout(timer); waiting.length = 0; towardViewer.close(); towardServer.close(); };
   return relay;
