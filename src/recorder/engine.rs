@@ -129,7 +129,10 @@ impl Engine {
             tokio::select! {
                 Some((file, completion)) = self.completions.recv() => self.handle_completion(file, completion),
                 Some(command) = self.commands.recv() => self.handle_command(command),
-                Some(result) = self.results.next() => self.recording.push_result(&result),
+                Some(result) = self.results.next() => {
+                    self.results.keep(monotonic_ns(), &result);
+                    self.recording.push_result(&result);
+                }
                 _ = self.shutdown.changed(), if !self.shutting_down => {
                     self.shutting_down = true;
                     self.recording.handle_shutdown(monotonic_ns());

@@ -8,7 +8,6 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::pre_roll::PreRollRules;
-use crate::base::clock::monotonic_ns;
 use crate::base::limits;
 use crate::camera::detections::{Detections, Results};
 
@@ -39,25 +38,26 @@ impl ResultsFeed {
     /// Returns the next result. Waits for ever if no results are needed. Returns `None` if results were lost.
     pub(super) async fn next(&mut self) -> Option<Arc<Detections>> {
         let Some(receiver) = &mut self.receiver else { return pending().await };
-        let result = match receiver.recv().await {
-            Ok(result) => result,
-            Err(RecvError::Lagged(_)) => return None,
+        match receiver.recv().await {
+            Ok(result) => Some(result),
+            Err(RecvError::Lagged(_)) => None,
             Err(RecvError::Closed) => {
                 self.receiver = None;
-                return None;
+                None
             }
-        };
-        if let Some(kept_ns) = self.kept_ns {
-            let now_ns = monotonic_ns();
-            let is_old = |arrived_ns: i64| now_ns.saturating_sub(arrived_ns) > kept_ns;
-            while self.kept.front().is_some_and(|(arrived_ns, _)| is_old(*arrived_ns))
-                || self.kept.len() >= limits::LOGGED_RESULTS_WAITING_MAX
-            {
-                self.kept.pop_front();
-            }
-            self.kept.push_back((now_ns, Arc::clone(&result)));
         }
-        Some(result)
+    }
+
+    /// Keeps a result that arrived at `now_ns`, if results are kept.
+    pub(super) fn keep(&mut self, now_ns: i64, result: &Arc<Detections>) {
+        let Some(kept_ns) = self.kept_ns else { return };
+        let is_old = |arrived_ns: i64| now_ns.saturating_sub(arrived_ns) > kept_ns;
+        while self.kept.front().is_some_and(|(arrived_ns, _)| is_old(*arrived_ns))
+            || self.kept.len() >= limits::LOGGED_RESULTS_WAITING_MAX
+        {
+            self.kept.pop_front();
+        }
+        self.kept.push_back((now_ns, Arc::clone(result)));
     }
 
     /// Must be called when a recording has begun. Returns the results that were kept, the oldest first.

@@ -1,5 +1,5 @@
 //! Recordings of what the detector sees, with real processes: they begin before the first sight and end after the last,
-//! their detection log says what is in each picture, a crash leaves it readable, and a webhook is told.
+//! their detection log says what is in each picture, a crash leaves it readable, and a webhook gets a message.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -187,7 +187,7 @@ impl Receiving {
 }
 
 #[test]
-fn webhook_is_told_of_an_event_even_if_it_fails_at_first() {
+fn webhook_gets_each_message_even_if_it_fails_at_first() {
     let (directory, secrets) = (Directory::new(), Directory::new());
     let secret = secrets.0.join("secret");
     fs::write(&secret, "0123456789abcdef0123\n").unwrap();
