@@ -106,7 +106,7 @@ impl Default for Events {
         Events {
             record_on: Triggers::default(),
             pre_roll_s: 5,
-            pre_roll_bytes: 4 << 20,
+            pre_roll_bytes: limits::PRE_ROLL_BYTES_DEFAULT as u64,
             post_roll_s: 5,
             merge_s: 0,
             max_s: 300,

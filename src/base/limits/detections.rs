@@ -72,6 +72,9 @@ pub const EVENT_SECONDS_MAX: u32 = 86_400;
 /// Longest pre-roll in seconds.
 pub const PRE_ROLL_S_MAX: u32 = 60;
 
+/// Default memory for the pre-roll.
+pub const PRE_ROLL_BYTES_DEFAULT: usize = 4 << 20;
+
 /// Largest memory for the pre-roll.
 pub const PRE_ROLL_BYTES_MAX: u64 = 64 << 20;
 

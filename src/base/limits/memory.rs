@@ -56,7 +56,11 @@ pub const HELD_BY_VIEWERS: &[Held] = &[
 ];
 
 /// What the program holds without callers: code, threads, buffers that are made at start.
-pub const HELD_ALONE: &[Held] = &[held("the program itself", 1, PROGRAM_BYTES)];
+pub const HELD_ALONE: &[Held] = &[
+    held("the program itself", 1, PROGRAM_BYTES),
+    held("pre-roll of events", 1, PRE_ROLL_BYTES_DEFAULT),
+    held("results of the detector", LOGGED_RESULTS_WAITING_MAX, ENTRY_BYTES),
+];
 
 /// Maximum bytes that all callers of the HTTP endpoints hold together.
 pub const HTTP_HELD_BYTES_MAX: u64 = sum(HELD_BY_HTTP);
