@@ -2,16 +2,18 @@
 //! on the HTTP thread.
 //!
 //! ```text
-//!  segment ─► reader ─┐            ┌─► DetectionEvent ─► GET /api/events
+//!  segment ─► reader ─┐            ┌─► text of an event ─► GET /api/events
 //!                     ├─► publish ─┤
 //!  POST ─► check ─────┘            └─► Detections ─► recorder
 //! ```
 
+mod event;
 mod posted;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base::counters::Counter;
@@ -20,48 +22,19 @@ use crate::base::log_limit::LogLimit;
 use crate::base::{clock, limits};
 use crate::camera::Camera;
 use crate::camera::detections::{DetectionReader, Detections, Fault, Polled, Rejection, Results, Schedule};
-use crate::http::{ApiError, DetectionEvent, DetectionsState, DetectionsStatus, EventBox, PostedDetections};
+use crate::http::{ApiError, DetectionsState, DetectionsStatus, PostedDetections};
 use crate::metrics::WorkerCounters;
 use crate::session;
 
-/// What the server knows about a result.
-struct Context {
+/// One result of the detector, with what the server knows about its picture.
+struct DetectionResult<'a> {
+    detections: &'a Detections,
     /// RTP timestamp of the picture, for every viewer. `None` if the picture is unknown.
     rtp_time: Option<u32>,
     /// Nanoseconds from the capture of the picture until the result was read. `None` if the capture time is unknown.
     delay_ns: Option<i64>,
     /// Nanoseconds after which the boxes must not be shown any more.
     expires_ns: i64,
-}
-
-impl Context {
-    fn event(&self, detections: &Detections) -> DetectionEvent {
-        let Detections { frame, captured_at_ns, width, height, boxes } = detections;
-        let boxes = boxes.iter().map(|found| EventBox {
-            label: found.label.clone(),
-            confidence: found.confidence,
-            x: found.x,
-            y: found.y,
-            width: found.width,
-            height: found.height,
-        });
-        DetectionEvent {
-            frame: *frame,
-            captured_at_ms: captured_at_ns.map(milliseconds),
-            rtp_time: self.rtp_time,
-            width: *width,
-            height: *height,
-            boxes: boxes.collect(),
-            expires_ms: self.expires_ns.unsigned_abs() / 1_000_000,
-            delay_ms: self.delay_ns.map(milliseconds),
-        }
-    }
-}
-
-/// Returns nanoseconds as milliseconds, rounded to microseconds.
-#[expect(clippy::cast_precision_loss, reason = "microseconds since 1970 have 51 bits")]
-fn milliseconds(ns: i64) -> f64 {
-    (ns / 1_000) as f64 / 1_000.0
 }
 
 /// Where a result comes from.
@@ -130,7 +103,8 @@ pub struct DetectionHub {
     workers: Vec<Arc<WorkerCounters>>,
     /// The results for the recorder. Their capture times are on CLOCK_REALTIME, as those of access units.
     results: Results,
-    events: broadcast::Sender<Arc<DetectionEvent>>,
+    /// The same results as text, for GET /api/events.
+    events: broadcast::Sender<Bytes>,
     /// Notified when a consumer begins to need results.
     needed: Notify,
     board: Mutex<Board>,
@@ -169,9 +143,9 @@ impl DetectionHub {
         }
     }
 
-    /// Returns a receiver of all results from now on, as events of the API. A receiver that is too slow loses results.
-    /// While there is a receiver, the segment is polled often.
-    pub(super) fn subscribe_events(&self) -> broadcast::Receiver<Arc<DetectionEvent>> {
+    /// Returns a receiver of all results from now on, each as the text of an event. A receiver that is too slow loses
+    /// results. While there is a receiver, the segment is polled often.
+    pub(super) fn subscribe_events(&self) -> broadcast::Receiver<Bytes> {
         let receiver = self.events.subscribe();
         self.needed.notify_one();
         receiver
@@ -213,7 +187,7 @@ impl DetectionHub {
         };
         // Results beyond the limit are not read: the one that is read later is newer.
         if may_pass {
-            match reader.poll(now_ns, |reason| self.reject(reason)) {
+            match reader.poll(now_ns, &mut |reason| self.reject(reason)) {
                 Polled::New(detections) => self.publish(Source::Segment, detections, now_ns, is_prompt),
                 Polled::Rejected(reason) => self.reject(reason),
                 Polled::Nothing => {}
@@ -262,8 +236,8 @@ impl DetectionHub {
         let rtp_time = detections.captured_at_ns.and_then(|captured_ns| self.rtp_time(captured_ns));
         // The send fails if there is no receiver, so the error is ignored.
         if self.events.receiver_count() > 0 {
-            let context = Context { rtp_time, delay_ns, expires_ns };
-            let _ = self.events.send(Arc::new(context.event(&detections)));
+            let result = DetectionResult { detections: &detections, rtp_time, delay_ns, expires_ns };
+            let _ = self.events.send(event::text(&result));
         }
         self.results.send(detections);
     }
