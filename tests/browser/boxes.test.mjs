@@ -60,7 +60,7 @@ function collect({ read, strip, colours, videoId, canvasId, isLive }) {
     for (let step = 1; step - last <= GAP; step += 1) if (is(x + dx * step, y + dy * step, isSquare)) last = step;
     return (dx ? x : y) + (dx + dy) * last + (dx + dy > 0 ? 1 : 0);
   };
-  // The label of a box that is near the upper edge of the picture hides the square's upper left part.
+  // Each edge is found from a point that the label of a box hides in no case.
   const squareIn = (picture) => {
     for (let y = 4; y < picture.height - strip.height; y += 8) {
       for (let x = 4; x < picture.width; x += 8) {
