@@ -330,9 +330,9 @@ function drawBox(pen, box, unit) {
   pen.textBaseline = "middle";
   const text = textOf(box);
   const [tagWidth, tagHeight] = [pen.measureText(text).width + 2 * PAD * unit, (FONT + 2 * PAD) * unit];
-  // Above the box, or inside it if there is no room.
+  // Above the box, else below it, or inside it if there is no room.
   const left = Math.max(0, Math.min(x - (LINE / 2) * unit, width - tagWidth));
-  const top = y - tagHeight >= 0 ? y - tagHeight : Math.max(0, y);
+  const top = y >= tagHeight ? y - tagHeight : y + h + tagHeight <= height ? y + h : Math.max(0, y);
   pen.fillStyle = colour;
   pen.fillRect(left, top, tagWidth, tagHeight);
   pen.fillStyle = "#0b0e12";
