@@ -19,10 +19,9 @@ use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
 use crate::h264::SlotFault;
 use crate::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, LiveFormat,
-    LiveOrigin, LiveStream, OfferOrigin, Offered, PlaceHolder, PostedDetections, RecordingCommand,
-    RecordingFile, RecordingReply, RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary,
-    ViewerOffer,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, LiveFormat, LiveOrigin,
+    LiveStream, OfferOrigin, Offered, PlaceHolder, PostedDetections, RecordingCommand, RecordingFile,
+    RecordingReply, RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary, ViewerOffer,
 };
 use crate::live::Live;
 use crate::metrics::status::ViewerStatus;

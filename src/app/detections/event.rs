@@ -97,7 +97,8 @@ mod tests {
             ..Detections::default()
         };
         let delay_ns = Some(31_200_000);
-        let full = DetectionResult { detections: &detections, rtp_time: Some(7), delay_ns, expires_ns: 400_000_000 };
+        let full =
+            DetectionResult { detections: &detections, rtp_time: Some(7), delay_ns, expires_ns: 400_000_000 };
         let cat =
             json!({ "label": "a \"cat\"", "confidence": 0.91, "x": 10, "y": 20, "width": 30, "height": 40 });
         let expected = json!({
@@ -106,7 +107,8 @@ mod tests {
         });
         assert_eq!(data(&full), expected);
         let detections = Detections::default();
-        let empty = DetectionResult { detections: &detections, rtp_time: None, delay_ns: None, expires_ns: 0 };
+        let empty =
+            DetectionResult { detections: &detections, rtp_time: None, delay_ns: None, expires_ns: 0 };
         let expected = json!({
             "frame": null, "captured_at_ms": null, "rtp_time": null, "width": 1_280, "height": 720,
             "boxes": [], "expires_ms": 0, "delay_ms": null,
@@ -132,7 +134,9 @@ mod tests {
             boxes: vec![long; DETECTED_BOXES_MAX],
         };
         let (rtp_time, delay_ns) = (Some(u32::MAX), Some(12_345_678_901));
-        let bytes = text(&DetectionResult { detections: &detections, rtp_time, delay_ns, expires_ns: i64::MAX }).len();
+        let bytes =
+            text(&DetectionResult { detections: &detections, rtp_time, delay_ns, expires_ns: i64::MAX })
+                .len();
         assert!(bytes <= DETECTIONS_EVENT_BYTES_MAX, "{bytes}");
     }
 }

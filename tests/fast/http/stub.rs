@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionsStatus, Exempt,
-    HttpConfig, HttpShares, HttpTimeouts, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin,
-    Offered, Policy, PostedDetections, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus,
-    SessionCommand, SessionReply, StreamNames, Summary, ViewerOffer, serve,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionsStatus, Exempt, HttpConfig,
+    HttpShares, HttpTimeouts, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin, Offered, Policy,
+    PostedDetections, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, SessionCommand,
+    SessionReply, StreamNames, Summary, ViewerOffer, serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, Via, ViewerState, ViewerStatus,
