@@ -194,7 +194,8 @@ impl DetectionLog {
     /// Adds a result of the detector. A result whose picture is not in the file is dropped.
     pub(super) fn push_result(&mut self, result: &Arc<Detections>) {
         let Some(stamp_ns) = result.captured_at_ns else { return };
-        let picture = self.pictures.iter().rev().find(|(found, _)| is_same(stamp_ns, *found));
+        let same = self.pictures.iter().filter(|(found, _)| is_same(stamp_ns, *found));
+        let picture = same.min_by_key(|(found, _)| found.abs_diff(stamp_ns));
         if let Some((_, shown_90k)) = picture {
             return self.write(*shown_90k, result);
         }
