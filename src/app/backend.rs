@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::broadcast;
 
 use crate::app::addresses::Addresses;
@@ -18,10 +19,9 @@ use crate::base::{clock, limits};
 use crate::camera::{Camera, CameraStatus};
 use crate::h264::SlotFault;
 use crate::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionEvent, Inspection, LiveFormat,
-    LiveOrigin, LiveStream, OfferOrigin, Offered, PlaceHolder, PostedDetections, RecordingCommand,
-    RecordingFile, RecordingReply, RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary,
-    ViewerOffer,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, Inspection, LiveFormat, LiveOrigin,
+    LiveStream, OfferOrigin, Offered, PlaceHolder, PostedDetections, RecordingCommand, RecordingFile,
+    RecordingReply, RecordingStatus, SessionCommand, SessionReply, StreamNames, Summary, ViewerOffer,
 };
 use crate::live::Live;
 use crate::metrics::status::ViewerStatus;
@@ -421,7 +421,7 @@ impl Backend for AppBackend {
         }
     }
 
-    fn detections(&self) -> broadcast::Receiver<Arc<DetectionEvent>> {
+    fn detections(&self) -> broadcast::Receiver<Bytes> {
         self.detections.subscribe_events()
     }
 

@@ -9,6 +9,8 @@
 //!                         ─► commit_detector     finds complete units, re-attaches, wakes the consumers
 //! ```
 //!
+//! [`detections`] reads what an object detector found in the pictures.
+//!
 //! On a lease ring, a cursor leases every slot that it reads (see [`lease`]). So no unit is torn, and none needs a
 //! copy.
 //!

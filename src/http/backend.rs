@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::sync::{Notify, broadcast};
 
-use super::types::{DetectionEvent, PostedDetections, RecordingReply, RecordingStatus, StreamNames, Summary};
+use super::types::{PostedDetections, RecordingReply, RecordingStatus, StreamNames, Summary};
 use crate::metrics::status::{GlassReport, StartRequest, ViewerStatus};
 
 /// A boxed future. [`Backend`] must be object-safe, so its methods return boxed futures.
@@ -79,8 +79,9 @@ pub trait Backend: Send + Sync + 'static {
     /// page listens to events.
     fn summary(&self) -> Summary;
 
-    /// Returns a receiver of what is found in each picture from now on. A receiver that is too slow loses events.
-    fn detections(&self) -> broadcast::Receiver<Arc<DetectionEvent>>;
+    /// Returns a receiver of what is found in each picture from now on, as the text of `detections` events. A receiver
+    /// that is too slow loses events.
+    fn detections(&self) -> broadcast::Receiver<Bytes>;
 
     /// Takes what a detector found in a picture. Returns the error 400 if a value is out of range, and 429 if there are
     /// too many results.

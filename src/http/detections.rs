@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::backend::ApiError;
+use super::request;
 use super::types::{PostedBox, PostedDetections};
 use crate::base::limits;
 
@@ -18,8 +19,7 @@ pub fn bad_detections(field: &str, expected: impl std::fmt::Display) -> ApiError
 /// The error 400, which names the first field that is missing or has the wrong type.
 pub(super) fn parse_detections(body: &[u8]) -> Result<PostedDetections, ApiError> {
     let expected = "expected {\"frame\", \"timestamp\", \"width\", \"height\", \"detections\": [...]}";
-    let body: Map<String, Value> =
-        serde_json::from_slice(body).map_err(|error| super::request::bad_json(expected, &error))?;
+    let body = request::parse_object(body).map_err(|error| request::bad_json(expected, &error))?;
     let frame = given(&body, "frame").map(|frame| {
         frame.as_u64().ok_or_else(|| bad_detections("frame", "a whole number of at least 0 is required"))
     });

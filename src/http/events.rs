@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::backend::{ApiError, Backend, BoxFuture};
 use super::login_lifetime;
 use super::response::{BodyStream, Response, json_text};
-use super::types::{CameraPicture, CameraSummary, DetectionEvent, RecordingStatus, Status, Summary};
+use super::types::{CameraPicture, CameraSummary, RecordingStatus, Status, Summary};
 use crate::base::limits;
 use crate::metrics::status::RecorderState;
 
@@ -96,13 +96,13 @@ impl Feed {
     }
 
     /// Sends a `detections` event for each result that arrives within `time`.
-    async fn forward(&self, detections: &mut broadcast::Receiver<Arc<DetectionEvent>>, time: Duration) {
+    async fn forward(&self, detections: &mut broadcast::Receiver<Bytes>, time: Duration) {
         let end = Instant::now() + time;
         while let Ok(result) = timeout_at(end, detections.recv()).await {
             match result {
                 Ok(event) => {
                     // This send fails if the last listener has just left, so the error is ignored.
-                    let _ = self.events.send(text("detections", &detections_json(&event)));
+                    let _ = self.events.send(event);
                 }
                 // Results were lost because this thread was busy. The next one is still good.
                 Err(RecvError::Lagged(_)) => {}
@@ -184,18 +184,8 @@ impl Event {
             Event::Recording => ("recording", json_text(&status.recording)),
             Event::Publish => ("publish", json_text(&status.publish)),
         };
-        text(name, &data)
+        Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
     }
-}
-
-/// Returns the JSON of an event. In contrast to [`json_text`], the confidence is written with the digits of an `f32`.
-fn detections_json(event: &DetectionEvent) -> String {
-    // Serialising fails only for a map whose keys are not strings. This type has no map.
-    serde_json::to_string(event).unwrap_or_default()
-}
-
-fn text(name: &str, data: &str) -> Bytes {
-    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
 }
 
 /// Returns one event for each part that differs between the summaries. The frame rate is not compared, because it

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::backend::{ApiError, ViewerOffer};
 use crate::base::limits;
@@ -118,8 +118,7 @@ pub(super) fn parse_start(body: &[u8]) -> Result<StartRequest, ApiError> {
         return Ok(StartRequest::default());
     }
     // The body is parsed as a map first, because serde would also accept an array for a struct.
-    let fields =
-        serde_json::from_slice(body).and_then(|fields| serde_json::from_value(Value::Object(fields)));
+    let fields = parse_object(body).and_then(|fields| serde_json::from_value(Value::Object(fields)));
     fields.map_err(|error| {
         let expected =
             "expected {\"filename\", \"pre_roll_s\", \"max_duration_s\", \"heartbeat_s\"}, all optional";
@@ -149,6 +148,11 @@ impl fmt::Debug for LogIn {
 pub(super) fn parse_login(body: &[u8]) -> Result<LogIn, ApiError> {
     let bad = |_| ApiError::new(400, "bad_json", "expected {\"token\": \"...\"}");
     serde_json::from_slice::<LogIn>(body).map_err(bad)
+}
+
+/// Parses a JSON object.
+pub(super) fn parse_object(body: &[u8]) -> serde_json::Result<Map<String, Value>> {
+    serde_json::from_slice(body)
 }
 
 pub(super) fn bad_json(expected: &str, error: &serde_json::Error) -> ApiError {

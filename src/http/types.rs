@@ -160,44 +160,6 @@ pub struct Status {
     pub version: &'static str,
 }
 
-/// Data of the event `detections`: what was found in one picture.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DetectionEvent {
-    /// The camera's number of the picture. `None` if the detector did not say.
-    pub frame: Option<u64>,
-    /// Capture time of the picture in milliseconds since 1970. `None` if it is unknown.
-    pub captured_at_ms: Option<f64>,
-    /// RTP timestamp of the picture, which is the same for every viewer of this server. `None` if it is unknown.
-    pub rtp_time: Option<u32>,
-    /// Width in pixels of the picture that the boxes refer to.
-    pub width: u32,
-    /// Height in pixels of that picture.
-    pub height: u32,
-    /// What was found. Empty if nothing was found, which clears earlier boxes.
-    pub boxes: Vec<EventBox>,
-    /// Milliseconds after which the boxes must not be shown any more.
-    pub expires_ms: u64,
-    /// Milliseconds from the capture of the picture until the server read the result. `None` if it is unknown.
-    pub delay_ms: Option<f64>,
-}
-
-/// One box of a [`DetectionEvent`], in pixels of the picture.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct EventBox {
-    /// Class, such as `cat`.
-    pub label: String,
-    /// From 0 to 1.
-    pub confidence: f32,
-    /// Left edge.
-    pub x: u32,
-    /// Upper edge.
-    pub y: u32,
-    /// Width.
-    pub width: u32,
-    /// Height.
-    pub height: u32,
-}
-
 /// State of the detections, as `GET /api/status` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct DetectionsStatus {
@@ -348,7 +310,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::base::limits;
 
     fn json_of(value: &impl Serialize) -> Value {
         serde_json::to_value(value).unwrap()
@@ -427,29 +388,5 @@ mod tests {
     fn a_bare_recording_status_has_two_fields() {
         let off = RecordingStatus::bare(RecorderState::Off, false);
         assert_eq!(json_of(&off), json!({ "recording": false, "state": "off" }));
-    }
-
-    #[test]
-    fn the_largest_event_is_within_its_bound() {
-        let long = EventBox {
-            label: "\"".repeat(limits::LABEL_BYTES_MAX),
-            confidence: 0.123_456_79,
-            x: 8_191,
-            y: 8_191,
-            width: 8_192,
-            height: 8_192,
-        };
-        let event = DetectionEvent {
-            frame: Some(u64::MAX),
-            captured_at_ms: Some(1_767_000_000_123.456),
-            rtp_time: Some(u32::MAX),
-            width: 8_192,
-            height: 8_192,
-            boxes: vec![long; limits::DETECTED_BOXES_MAX],
-            expires_ms: 1_500,
-            delay_ms: Some(12_345.678),
-        };
-        let bytes = serde_json::to_vec(&event).unwrap().len();
-        assert!(bytes + 64 <= limits::DETECTIONS_EVENT_BYTES_MAX, "{bytes}");
     }
 }

@@ -258,7 +258,7 @@ mod tests {
         fn what_the_simulator_writes_is_parsed_again(result in result()) {
             let mut segment = [0xaa; SEGMENT_BYTES];
             encode(&result, &mut segment);
-            prop_assert_eq!(parse(&segment, |_| {}), Ok(result));
+            prop_assert_eq!(parse(&segment, &mut |_| {}), Ok(result));
         }
     }
 
@@ -274,7 +274,7 @@ mod tests {
             let (mut segment, mut reasons) = ([0; SEGMENT_BYTES], Vec::new());
             encode(&find(&seen), &mut segment);
             spoil(fault, &mut segment);
-            let parsed = parse(&segment, |reason| reasons.push(reason));
+            let parsed = parse(&segment, &mut |reason| reasons.push(reason));
             reasons.extend(parsed.err());
             assert_eq!(reasons, [reason], "{fault:?}");
         }

@@ -150,7 +150,7 @@ fn segments(bytes: usize, filler: u8) {
     segment[16..20].copy_from_slice(&10_i32.to_le_bytes());
     parser_measured(&mut || {
         for _ in 0..bytes / SEGMENT_BYTES {
-            used(parse(&segment, used));
+            used(parse(&segment, &mut used));
         }
     });
 }

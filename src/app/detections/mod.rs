@@ -2,16 +2,18 @@
 //! on the HTTP thread.
 //!
 //! ```text
-//!  segment ─► reader ─┐            ┌─► DetectionEvent ─► GET /api/events
+//!  segment ─► reader ─┐            ┌─► text of an event ─► GET /api/events
 //!                     ├─► publish ─┤
 //!  POST ─► check ─────┘            └─► DetectionResult ─► other consumers (subscribe)
 //! ```
 
+mod event;
 mod posted;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::base::counters::Counter;
@@ -20,7 +22,7 @@ use crate::base::log_limit::LogLimit;
 use crate::base::{clock, limits};
 use crate::camera::Camera;
 use crate::camera::detections::{DetectionReader, Detections, Fault, Polled, Rejection, Schedule};
-use crate::http::{ApiError, DetectionEvent, DetectionsState, DetectionsStatus, EventBox, PostedDetections};
+use crate::http::{ApiError, DetectionsState, DetectionsStatus, PostedDetections};
 use crate::metrics::WorkerCounters;
 use crate::session;
 
@@ -35,36 +37,6 @@ pub struct DetectionResult {
     pub delay_ns: Option<i64>,
     /// Nanoseconds after which the boxes must not be shown any more.
     pub expires_ns: i64,
-}
-
-impl DetectionResult {
-    fn event(&self) -> DetectionEvent {
-        let Detections { frame, captured_at_ns, width, height, boxes } = &self.detections;
-        let boxes = boxes.iter().map(|found| EventBox {
-            label: found.label.clone(),
-            confidence: found.confidence,
-            x: found.x,
-            y: found.y,
-            width: found.width,
-            height: found.height,
-        });
-        DetectionEvent {
-            frame: *frame,
-            captured_at_ms: captured_at_ns.map(milliseconds),
-            rtp_time: self.rtp_time,
-            width: *width,
-            height: *height,
-            boxes: boxes.collect(),
-            expires_ms: self.expires_ns.unsigned_abs() / 1_000_000,
-            delay_ms: self.delay_ns.map(milliseconds),
-        }
-    }
-}
-
-/// Returns nanoseconds as milliseconds, rounded to microseconds.
-#[expect(clippy::cast_precision_loss, reason = "microseconds since 1970 have 51 bits")]
-fn milliseconds(ns: i64) -> f64 {
-    (ns / 1_000) as f64 / 1_000.0
 }
 
 /// Where a result comes from.
@@ -132,7 +104,8 @@ pub struct DetectionHub {
     camera: Camera,
     workers: Vec<Arc<WorkerCounters>>,
     results: broadcast::Sender<Arc<DetectionResult>>,
-    events: broadcast::Sender<Arc<DetectionEvent>>,
+    /// The same results as text, for GET /api/events.
+    events: broadcast::Sender<Bytes>,
     /// Notified when a consumer begins to need results.
     needed: Notify,
     board: Mutex<Board>,
@@ -173,8 +146,8 @@ impl DetectionHub {
         receiver
     }
 
-    /// Returns a receiver of the same results as events of the API.
-    pub(super) fn subscribe_events(&self) -> broadcast::Receiver<Arc<DetectionEvent>> {
+    /// Returns a receiver of the same results, each as the text of an event.
+    pub(super) fn subscribe_events(&self) -> broadcast::Receiver<Bytes> {
         let receiver = self.events.subscribe();
         self.needed.notify_one();
         receiver
@@ -211,7 +184,7 @@ impl DetectionHub {
         };
         // Results beyond the limit are not read: the one that is read later is newer.
         if may_pass {
-            match reader.poll(now_ns, |reason| self.reject(reason)) {
+            match reader.poll(now_ns, &mut |reason| self.reject(reason)) {
                 Polled::New(detections) => self.publish(Source::Segment, detections, now_ns, is_prompt),
                 Polled::Rejected(reason) => self.reject(reason),
                 Polled::Nothing => {}
@@ -261,7 +234,7 @@ impl DetectionHub {
         let result = DetectionResult { detections, rtp_time, delay_ns, expires_ns };
         // A send fails if there is no receiver, so both errors are ignored.
         if self.events.receiver_count() > 0 {
-            let _ = self.events.send(Arc::new(result.event()));
+            let _ = self.events.send(event::text(&result));
         }
         let _ = self.results.send(Arc::new(result));
     }

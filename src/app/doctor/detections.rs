@@ -10,7 +10,7 @@ pub(super) fn segment(name: &str) -> Finding {
     let end_ns = clock::monotonic_ns() + limits::DETECTIONS_DOCTOR_WAIT_S * 1_000_000_000;
     loop {
         let now_ns = clock::monotonic_ns();
-        let polled = reader.poll(now_ns, |reason| rejected = Some(reason));
+        let polled = reader.poll(now_ns, &mut |reason| rejected = Some(reason));
         match (polled, reader.fault()) {
             (_, Some(fault @ Fault::Missing(_))) => {
                 return (Verdict::Ok, format!("{fault}; it may start later"));

@@ -83,7 +83,7 @@ impl DetectionReader {
 
     /// Reads the result if its version differs from that of the last one. Every [`DETECTIONS_CHECK_NS`], also finds out
     /// if the name refers to another segment. Calls `on_skipped` for each wrong entry. Never waits.
-    pub fn poll(&mut self, now_ns: i64, on_skipped: impl FnMut(Rejection)) -> Polled {
+    pub fn poll(&mut self, now_ns: i64, on_skipped: &mut dyn FnMut(Rejection)) -> Polled {
         let is_due = |at_ns: i64| now_ns.saturating_sub(at_ns) >= DETECTIONS_CHECK_NS;
         if self.checked_at_ns.is_none_or(is_due) {
             self.checked_at_ns = Some(now_ns);
@@ -156,7 +156,7 @@ impl Segment {
     /// The detector writes the version last, so an equal version before and after a copy does not prove that the copy is
     /// whole: the detector may have begun to write the next result. Two equal copies make this very unlikely. What is
     /// left is a detector that the kernel has stopped in the middle of a write: its next result corrects the boxes.
-    fn read(&mut self, on_skipped: impl FnMut(Rejection)) -> Result<Polled, Errno> {
+    fn read(&mut self, on_skipped: &mut dyn FnMut(Rejection)) -> Result<Polled, Errno> {
         if self.read_version()? == self.version {
             return Ok(Polled::Nothing);
         }
@@ -255,26 +255,26 @@ mod tests {
     fn each_version_gives_one_result_and_old_content_gives_none() {
         let mut detector = Detector::new("versions");
         let mut reader = DetectionReader::new(&detector.name);
-        assert_eq!(reader.poll(0, |_| {}), Polled::Nothing);
+        assert_eq!(reader.poll(0, &mut |_| {}), Polled::Nothing);
         assert_eq!(reader.fault(), Some(&Fault::Missing(detector.name.clone())));
         let file = detector.create(576);
         detector.write(&file, 1);
-        assert_eq!(reader.poll(S / 2, |_| {}), Polled::Nothing, "the name is checked once a second");
-        assert_eq!(reader.poll(S, |_| {}), Polled::Nothing, "what the segment held before is old");
+        assert_eq!(reader.poll(S / 2, &mut |_| {}), Polled::Nothing, "the name is checked once a second");
+        assert_eq!(reader.poll(S, &mut |_| {}), Polled::Nothing, "what the segment held before is old");
         assert_eq!(reader.fault(), None);
         detector.write(&file, 2);
-        assert_eq!(boxes(&reader.poll(S, |_| {})), Some(2));
-        assert_eq!(reader.poll(S, |_| {}), Polled::Nothing);
+        assert_eq!(boxes(&reader.poll(S, &mut |_| {})), Some(2));
+        assert_eq!(reader.poll(S, &mut |_| {}), Polled::Nothing);
         detector.version = 0;
         detector.write(&file, 1);
-        assert_eq!(boxes(&reader.poll(S, |_| {})), Some(1), "the version went backwards");
+        assert_eq!(boxes(&reader.poll(S, &mut |_| {})), Some(1), "the version went backwards");
         let mut skipped = Vec::new();
         detector.write(&file, 3);
-        assert_eq!(boxes(&reader.poll(S, |reason| skipped.push(reason))), Some(2));
+        assert_eq!(boxes(&reader.poll(S, &mut |reason| skipped.push(reason))), Some(2));
         assert_eq!(skipped, [Rejection::Confidence]);
         detector.write(&file, 11);
-        assert_eq!(reader.poll(S, |_| {}), Polled::Rejected(Rejection::Count));
-        assert_eq!(reader.poll(S, |_| {}), Polled::Nothing, "it is rejected once");
+        assert_eq!(reader.poll(S, &mut |_| {}), Polled::Rejected(Rejection::Count));
+        assert_eq!(reader.poll(S, &mut |_| {}), Polled::Nothing, "it is rejected once");
     }
 
     #[test]
@@ -283,16 +283,16 @@ mod tests {
         let mut reader = DetectionReader::new(&detector.name);
         let old = detector.create(576);
         detector.write(&old, 1);
-        assert_eq!(reader.poll(0, |_| {}), Polled::Nothing);
+        assert_eq!(reader.poll(0, &mut |_| {}), Polled::Nothing);
         let new = detector.create(576);
         detector.write(&new, 1);
-        assert_eq!(reader.poll(S, |_| {}), Polled::Nothing);
+        assert_eq!(reader.poll(S, &mut |_| {}), Polled::Nothing);
         detector.write(&new, 2);
-        assert_eq!(boxes(&reader.poll(S, |_| {})), Some(2));
+        assert_eq!(boxes(&reader.poll(S, &mut |_| {})), Some(2));
         detector.write(&old, 3);
-        assert_eq!(reader.poll(S, |_| {}), Polled::Nothing, "the old segment is closed");
+        assert_eq!(reader.poll(S, &mut |_| {}), Polled::Nothing, "the old segment is closed");
         detector.remove();
-        assert_eq!(reader.poll(2 * S, |_| {}), Polled::Nothing);
+        assert_eq!(reader.poll(2 * S, &mut |_| {}), Polled::Nothing);
         assert!(matches!(reader.fault(), Some(Fault::Missing(_))), "{:?}", reader.fault());
     }
 
@@ -302,7 +302,7 @@ mod tests {
         let path = detector.path();
         let reason = |name: &str| {
             let mut reader = DetectionReader::new(name);
-            reader.poll(0, |_| {});
+            reader.poll(0, &mut |_| {});
             reader.fault().cloned()
         };
         for bytes in [0, 575, 577, 1 << 40] {
@@ -327,13 +327,13 @@ mod tests {
         let mut detector = Detector::new("shrinks");
         let mut reader = DetectionReader::new(&detector.name);
         let file = detector.create(576);
-        assert_eq!((reader.poll(0, |_| {}), reader.fault()), (Polled::Nothing, None));
+        assert_eq!((reader.poll(0, &mut |_| {}), reader.fault()), (Polled::Nothing, None));
         file.set_len(500).unwrap();
-        assert_eq!(reader.poll(1, |_| {}), Polled::Nothing);
+        assert_eq!(reader.poll(1, &mut |_| {}), Polled::Nothing);
         assert!(matches!(reader.fault(), Some(Fault::Size { .. })), "{:?}", reader.fault());
         file.set_len(576).unwrap();
-        assert_eq!((reader.poll(2, |_| {}), reader.fault()), (Polled::Nothing, None));
+        assert_eq!((reader.poll(2, &mut |_| {}), reader.fault()), (Polled::Nothing, None));
         detector.write(&file, 1);
-        assert_eq!(boxes(&reader.poll(3, |_| {})), Some(1));
+        assert_eq!(boxes(&reader.poll(3, &mut |_| {})), Some(1));
     }
 }

@@ -52,7 +52,7 @@ const SECONDS_MAX: f64 = 9e9; // local bound: in nanoseconds it fits into an i64
 /// A [`Rejection`] if the whole result is wrong.
 pub fn parse(
     copy: &[u8; SEGMENT_BYTES],
-    mut on_skipped: impl FnMut(Rejection),
+    on_skipped: &mut dyn FnMut(Rejection),
 ) -> Result<Detections, Rejection> {
     let count = i32::from_le_bytes(array(copy, field::COUNT));
     let count = usize::try_from(count).ok().filter(|count| *count <= DETECTED_BOXES_MAX);

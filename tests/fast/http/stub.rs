@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use streaming_server::http::{
-    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionEvent, DetectionsStatus, Exempt,
-    HttpConfig, HttpShares, HttpTimeouts, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin,
-    Offered, Policy, PostedDetections, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus,
-    SessionCommand, SessionReply, StreamNames, Summary, ViewerOffer, serve,
+    ApiError, Backend, BoxFuture, CameraPicture, CameraSummary, DetectionsStatus, Exempt, HttpConfig,
+    HttpShares, HttpTimeouts, Inspection, LiveFormat, LiveOrigin, LiveStream, OfferOrigin, Offered, Policy,
+    PostedDetections, RecordingCommand, RecordingFile, RecordingReply, RecordingStatus, SessionCommand,
+    SessionReply, StreamNames, Summary, ViewerOffer, serve,
 };
 use streaming_server::metrics::status::{
     GateState, RecorderState, RecordingInfo, RecordingReport, StartReply, Via, ViewerState, ViewerStatus,
@@ -36,7 +36,7 @@ pub(crate) struct Stub {
     pub(crate) is_recording: AtomicBool,
     pub(crate) viewers: AtomicU32,
     /// Sends results of a detector to listeners of events.
-    pub(crate) detections: broadcast::Sender<Arc<DetectionEvent>>,
+    pub(crate) detections: broadcast::Sender<Bytes>,
     /// Results that came over HTTP.
     pub(crate) posted: Mutex<Vec<PostedDetections>>,
     /// Number of recordings in a listing.
@@ -145,7 +145,7 @@ impl Backend for Stub {
         }
     }
 
-    fn detections(&self) -> broadcast::Receiver<Arc<DetectionEvent>> {
+    fn detections(&self) -> broadcast::Receiver<Bytes> {
         self.detections.subscribe()
     }
 

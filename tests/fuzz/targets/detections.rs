@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
         *target = *byte;
     }
     let mut skipped = 0;
-    let Ok(mut found) = parse(&segment, |_| skipped += 1) else { return };
+    let Ok(mut found) = parse(&segment, &mut |_| skipped += 1) else { return };
     assert!(found.boxes.len() + skipped <= DETECTED_BOXES_MAX);
     for detected in &found.boxes {
         assert!((1..=LABEL_BYTES_MAX).contains(&detected.label.len()));
@@ -26,5 +26,5 @@ fuzz_target!(|data: &[u8]| {
         found.captured_at_ns.map(|ns| (ns / 1_000_000_000 * 1_000_000_000).max(1_000_000_000));
     let mut written = [0; SEGMENT_BYTES];
     encode_detections(&found, &mut written);
-    assert_eq!(parse(&written, |reason| panic!("{reason}")), Ok(found));
+    assert_eq!(parse(&written, &mut |reason| panic!("{reason}")), Ok(found));
 });

@@ -25,7 +25,7 @@ fn put(segment: &mut [u8], at: usize, bytes: &[u8]) {
 
 fn parsed(segment: &[u8; SEGMENT_BYTES]) -> (Result<Detections, Rejection>, Vec<Rejection>) {
     let mut skipped = Vec::new();
-    let result = parse(segment, |reason| skipped.push(reason));
+    let result = parse(segment, &mut |reason| skipped.push(reason));
     (result, skipped)
 }
 
