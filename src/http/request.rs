@@ -78,34 +78,26 @@ pub(super) fn parse_offer(body: &[u8]) -> Result<ViewerOffer, ApiError> {
     Ok(ViewerOffer { sdp: offer.sdp, playout_delay_max_ms: offer.playout_delay_max_ms })
 }
 
-#[derive(Deserialize)]
-struct ReportBody {
-    session: String,
-    p50_ms: f64,
-    p95_ms: f64,
-    samples: u32,
-}
-
 /// Parses `{"session": KEY, "p50_ms": ..., "p95_ms": ..., "samples": ...}`. Returns the key and the measurement.
 pub(super) fn parse_report(body: &[u8]) -> Result<(String, GlassReport), ApiError> {
-    let expected = "expected {\"session\", \"p50_ms\", \"p95_ms\", \"samples\"}";
-    // The body is parsed as a map first, because serde would also accept an array for a struct.
-    let fields =
-        serde_json::from_slice(body).and_then(|fields| serde_json::from_value(Value::Object(fields)));
-    let ReportBody { session, p50_ms, p95_ms, samples } =
-        fields.map_err(|error| bad_json(expected, &error))?;
-    let latency = |name: &str, ms: f64| match ms {
-        0.0..=limits::GLASS_MS_MAX => Ok(Duration::from_secs_f64(ms / 1e3)),
+    let fields: Map<String, Value> = serde_json::from_slice(body)
+        .map_err(|error| bad_json("expected {\"session\", \"p50_ms\", \"p95_ms\", \"samples\"}", &error))?;
+    let Some(session) = fields.get("session").and_then(Value::as_str) else {
+        return Err(bad_report("\"session\" must be the key of a session".to_owned()));
+    };
+    let latency = |name: &str| match fields.get(name).and_then(Value::as_f64) {
+        Some(ms @ 0.0..=limits::GLASS_MS_MAX) => Ok(Duration::from_secs_f64(ms / 1e3)),
         _ => Err(bad_report(format!("\"{name}\" must be from 0 to {}", limits::GLASS_MS_MAX))),
     };
-    let report = GlassReport { p50: latency("p50_ms", p50_ms)?, p95: latency("p95_ms", p95_ms)?, samples };
-    if report.p95 < report.p50 {
+    let (p50, p95) = (latency("p50_ms")?, latency("p95_ms")?);
+    if p95 < p50 {
         return Err(bad_report("\"p95_ms\" must not be less than \"p50_ms\"".to_owned()));
     }
-    if samples == 0 {
-        return Err(bad_report("\"samples\" must be at least 1".to_owned()));
+    let samples = fields.get("samples").and_then(Value::as_u64).and_then(|samples| samples.try_into().ok());
+    match samples.filter(|samples| *samples > 0) {
+        Some(samples) => Ok((session.to_owned(), GlassReport { p50, p95, samples })),
+        None => Err(bad_report(format!("\"samples\" must be from 1 to {}", u32::MAX))),
     }
-    Ok((session, report))
 }
 
 fn bad_report(message: String) -> ApiError {
@@ -209,13 +201,15 @@ mod tests {
             ("1", "2", "0", "bad_report"),
             ("1e999", "2", "1", "bad_json"),
             ("NaN", "2", "1", "bad_json"),
-            ("null", "2", "1", "bad_json"),
-            ("1", "2", "4294967296", "bad_json"),
+            ("null", "2", "1", "bad_report"),
+            ("1", "2", "4294967296", "bad_report"),
+            ("1", "2", "1.5", "bad_report"),
         ] {
             let error = report(p50, p95, samples).unwrap_err();
             assert_eq!((error.status, error.code), (400, code), "{p50} {p95} {samples}");
         }
         assert_eq!(parse_report(b"[\"k\",1,2,3]").unwrap_err().code, "bad_json");
+        assert_eq!(parse_report(br#"{"p50_ms":1,"p95_ms":2,"samples":3}"#).unwrap_err().code, "bad_report");
     }
 
     #[test]

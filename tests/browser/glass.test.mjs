@@ -82,6 +82,7 @@ test('the server knows the latency of each viewer as the picture itself shows it
   await viewer.page.keyboard.press('s');
   await waitFor('the figure', async () => /\d+ ms \(95 %: \d+ ms\)/.test(await viewer.page.locator('#figures').innerText()));
   assert.equal(reported.size, 1, 'all reports are about one session');
+  assert.ok(await viewer.page.locator('#boxes').isHidden(), 'without a detector nothing is drawn');
   assert.deepEqual(viewer.errors, []);
 
   // Who does not know the key cannot report for the viewer.

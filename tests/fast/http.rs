@@ -87,7 +87,7 @@ fn a_report_reaches_the_session_of_its_key() {
     let soon = report(KEY, 429);
     assert_eq!((soon.status, soon.code().as_str(), soon.header("retry-after")), (429, "too_soon", Some("1")));
     let bad = server.request("POST", "/api/viewers/report", "", b"{}");
-    assert_eq!((bad.status, bad.code().as_str()), (400, "bad_json"));
+    assert_eq!((bad.status, bad.code().as_str()), (400, "bad_report"));
     let foreign = "Origin: https://elsewhere.example\r\n";
     assert_eq!(server.request("POST", "/api/viewers/report", foreign, b"{}").status, 403);
 }
