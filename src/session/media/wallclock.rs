@@ -68,9 +68,11 @@ impl SentReports {
         self.next = (self.next + 1) % self.reports.len();
     }
 
-    /// Returns the offset at the sending of the report with these middle 32 bits.
+    /// Returns the offset at the sending of the report with these middle 32 bits. Some viewers convert the time to another
+    /// form and back, so it may differ by one.
     pub(super) fn offset_of(&self, middle: u32) -> Option<i64> {
-        let report = self.reports.iter().flatten().find(|(sent, _)| *sent == middle);
+        let is_it = |sent: u32| sent.wrapping_sub(middle).wrapping_add(1) <= 2;
+        let report = self.reports.iter().flatten().find(|(sent, _)| is_it(*sent));
         report.map(|(_, offset_ns)| *offset_ns)
     }
 }
@@ -108,5 +110,14 @@ mod tests {
         let before = clock.ntp(clock.instant);
         clock.realtime_offset_ns += 3_600_000_000_000;
         assert_eq!((clock.ntp(clock.instant) - before) >> 32, 3_600);
+    }
+
+    #[test]
+    fn report_is_found_by_a_time_that_was_rounded() {
+        let mut sent = ReportsSent::default();
+        sent.push(0x1234_5678_9abc_def0, 7);
+        for (middle, found) in [(0x5678_9abb, Some(7)), (0x5678_9abd, Some(7)), (0x5678_9abe, None)] {
+            assert_eq!(sent.offset_of(middle), found);
+        }
     }
 }
