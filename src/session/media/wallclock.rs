@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn report_is_found_by_a_time_that_was_rounded() {
-        let mut sent = ReportsSent::default();
+        let mut sent = SentReports::default();
         sent.push(0x1234_5678_9abc_def0, 7);
         for (middle, found) in [(0x5678_9abb, Some(7)), (0x5678_9abd, Some(7)), (0x5678_9abe, None)] {
             assert_eq!(sent.offset_of(middle), found);
