@@ -45,6 +45,7 @@ impl Payloads {
     }
 
     /// Returns the payload with this index, or `None` if there are fewer payloads.
+    #[inline] // it is called once per packet, and the release build inlines little by itself
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         let end = usize::from(*self.ends.get(index)?);
