@@ -309,8 +309,12 @@ fn serve(
         let watched = Arc::clone(app_backend);
         let supervisor = Supervisor::start(notifier, watchdog_period(), move || watched.health())
             .map_err(start("the messages to the service manager"))?;
+        let mut is_serving = true;
         tokio::select! {
-            () = &mut server => log::error!("the HTTP endpoint ended unexpectedly: stopping"),
+            () = &mut server => {
+                is_serving = false;
+                log::error!("the HTTP endpoint ended unexpectedly: stopping");
+            }
             _ = interrupt.recv() => log::info!("SIGINT: stopping; send it again to stop at once"),
             _ = terminate.recv() => log::info!("SIGTERM: stopping; send it again to stop at once"),
             () = security::handle_hangups(config, keys.as_deref()) => log::info!("the terminal was closed: stopping"),
@@ -323,8 +327,15 @@ fn serve(
         app_backend.stop_recorder();
         // This send can fail only if the HTTP endpoints have already ended, so the error is ignored.
         let _ = stop.send(true);
+        // Answers without an end, such as HTTP live, end after a whole part.
+        let answers = async {
+            if is_serving {
+                let _ = tokio::time::timeout(Duration::from_millis(limits::STOP_MS_MAX), &mut server).await;
+            }
+        };
+        let tasks = async { tokio::join!(finish(publisher), ended(bitrate), ended(Some(messages)), answers) };
         tokio::select! {
-            () = async { tokio::join!(shutdown.run(), finish(publisher), ended(bitrate), ended(Some(messages))); } => {}
+            _ = async { tokio::join!(shutdown.run(), tasks) } => {}
             _ = interrupt.recv() => log::warn!("second signal: stopping at once"),
             _ = terminate.recv() => log::warn!("second signal: stopping at once"),
         }
