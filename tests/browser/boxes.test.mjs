@@ -210,13 +210,23 @@ test('a recording shows its boxes on exactly their pictures', { timeout: 300_000
   });
   const { server, viewer } = await open(t, 'live', { before, options: ['--record-path', directory] });
   const { page } = viewer;
+  // The controls hide after a while, and each movement shows them.
+  let moves = 0;
+  const press = async (selector) => {
+    moves += 1;
+    await page.mouse.move(400 + 3 * moves, 300);
+    await page.click(selector);
+  };
+  // The recording begins up to a second before its start. Results from then are known if a page was open.
+  await waitFor('boxes for two seconds', () => page.evaluate(() => window.__viewer.boxes().counts.exact
+    + window.__viewer.boxes().counts.ahead > 60));
   const name = await record(server, 3);
   await viewer.pictures(10);
-  await page.click('#recordings-button');
+  await press('#recordings-button');
   // With the log of the server, every picture has its boxes, except the last ones: their results came after the end.
   const play = async () => {
-    await page.click('.clip');
-    await page.click('#drawer-close'); // the picture then has the size of the window, so lines have their usual width
+    await press('.clip');
+    await press('#drawer-close'); // the picture then has the size of the window, so lines have their usual width
     await page.evaluate(collect, { ...READ, videoId: 'player', canvasId: 'player-boxes', isLive: false });
     await page.waitForFunction(() => document.getElementById('player').ended);
     const drawn = await page.evaluate(() => window.drawn);
@@ -228,11 +238,11 @@ test('a recording shows its boxes on exactly their pictures', { timeout: 300_000
   };
   const logged = await play();
   assert.ok(logged.withBoxes.length >= 0.9 * logged.drawn.length, `${logged.withBoxes.length} of ${logged.drawn.length}`);
-  await page.click('#player-close');
-  await page.click('#recordings-button');
+  await press('#player-close');
+  await press('#recordings-button');
   // Without a log, the recording plays without boxes.
   [sidecar, asked] = [null, 0];
-  await page.click('.clip');
+  await press('.clip');
   await page.waitForFunction(() => document.getElementById('player').currentTime > 0.5);
   assert.equal(asked, 1);
   assert.ok(await page.locator('#player-boxes').isHidden());
@@ -252,7 +262,7 @@ test('a recording shows its boxes on exactly their pictures', { timeout: 300_000
     const { data } = pen.getImageData(0, 0, 1280, strip.height);
     return { time, unit: readNumber(data, 1280, strip.height, 720) };
   }, { ...READ, name });
-  await page.click('#player-close');
+  await press('#player-close');
 
   // The second half of the recording has a result for each fourth picture only, and the last second has none.
   const lines = [];
@@ -272,7 +282,7 @@ test('a recording shows its boxes on exactly their pictures', { timeout: 300_000
   await page.evaluate(() => { document.getElementById('player').currentTime = 0.5; });
   await page.waitForSelector('#player-boxes:not([hidden])');
   await page.mouse.move(640, 300);
-  const [download] = await Promise.all([page.waitForEvent('download'), page.click('#player-snapshot')]);
+  const [download] = await Promise.all([page.waitForEvent('download'), press('#player-snapshot')]);
   const png = readFileSync(await download.path()).toString('base64');
   const coloured = await page.evaluate(async ({ data, colours }) => {
     const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
