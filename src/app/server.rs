@@ -320,9 +320,10 @@ fn serve(
             () = security::handle_hangups(config, keys.as_deref()) => log::info!("the terminal was closed: stopping"),
         }
         supervisor.stop();
-        // Notes a running event in its recording while there is one.
+        // Notes a running event in its recording while there is one. A disk that hangs must not delay the stop.
         let _ = stop_events.send(true);
-        ended(events).await;
+        let stop_time = Duration::from_millis(limits::STOP_MS_MAX);
+        let _ = tokio::time::timeout(stop_time, ended(events)).await;
         // This does not wait: the recorder finishes the recording while the sessions below are closed.
         app_backend.stop_recorder();
         // This send can fail only if the HTTP endpoints have already ended, so the error is ignored.
@@ -330,7 +331,7 @@ fn serve(
         // Answers without an end, such as HTTP live, end after a whole part.
         let answers = async {
             if is_serving {
-                let _ = tokio::time::timeout(Duration::from_millis(limits::STOP_MS_MAX), &mut server).await;
+                let _ = tokio::time::timeout(stop_time, &mut server).await;
             }
         };
         let tasks = async { tokio::join!(finish(publisher), ended(bitrate), ended(Some(messages)), answers) };

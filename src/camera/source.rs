@@ -455,9 +455,9 @@ impl ClockOffset {
     }
 
     /// Stores the difference of two simultaneous clock readings, unless it differs from the stored one by less than
-    /// [`CLOCK_NOISE_NS`]: NTP slews both clocks alike, so a small difference is an error of the measurement. A constant
-    /// offset makes all consumers agree on the capture time of a unit to the nanosecond. Returns the step in nanoseconds and logs it if the
-    /// system clock was set since the last measurement.
+    /// [`CLOCK_NOISE_NS`]: NTP slews both clocks alike, so a small difference is an error of the measurement. A
+    /// constant offset makes all consumers agree on the capture time of a unit to the nanosecond. Returns the step in
+    /// nanoseconds and logs it if the system clock was set since the last measurement.
     fn measure(&self, monotonic_ns: i64, realtime_ns: i64) -> Option<i64> {
         let offset_ns = realtime_ns - monotonic_ns;
         if offset_ns.saturating_sub(self.offset_ns()).saturating_abs() < CLOCK_NOISE_NS {

@@ -196,9 +196,9 @@ impl Library {
         Ok((newest_first(entries).skip(filter.offset).take(limit).collect(), count))
     }
 
-    /// Opens a recording or its detection log for download. A file that is still being written can be read up to its last whole unit. With
-    /// `until`, the bytes before this offset of a growing MP4 are read as a finished file, whose index is made for the
-    /// reader. A file that is not growing ignores `until`.
+    /// Opens a recording or its detection log for download. A file that is still being written can be read up to its
+    /// last whole unit. With `until`, the bytes before this offset of a growing MP4 are read as a finished file, whose
+    /// index is made for the reader. A file that is not growing ignores `until`.
     ///
     /// # Errors
     /// The name is not valid, no recording has this name, no unit ends at `until`, or a file operation failed.

@@ -36,13 +36,14 @@ pub struct Event {
     pub label: String,
     /// All recorded classes that were seen, each once.
     pub labels: Vec<String>,
-    /// Camera's stamp of the first picture that shows one of them, in nanoseconds. `None` if it is unknown.
+    /// Capture time of the first picture that shows one of them, in nanoseconds of CLOCK_REALTIME. `None` if it is
+    /// unknown.
     pub first_stamp_ns: Option<i64>,
-    /// Camera's stamp of the last such picture.
+    /// Capture time of the last such picture.
     pub last_stamp_ns: Option<i64>,
     /// The sight with the highest confidence.
     pub best: DetectedBox,
-    /// Camera's stamp of the picture with that sight.
+    /// Capture time of the picture with that sight.
     pub best_stamp_ns: Option<i64>,
 }
 

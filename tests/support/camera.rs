@@ -58,6 +58,8 @@ impl Drop for CameraSim {
     fn drop(&mut self) {
         self.kill();
         self.remove_segment();
+        // Tests give the detector of a camera this name.
+        let _ = std::fs::remove_file(segment_path(&format!("{}-detections", self.shm)));
     }
 }
 

@@ -21,7 +21,7 @@ use crate::recorder::names::Zone;
 use crate::recorder::{Event, PreRollRules, RecorderError, RecorderHandle};
 
 /// Longest time between a picture and the result about it that is believed, in nanoseconds.
-const DELAY_NS_MAX: i64 = 10_000_000_000; // local bound: a longer one means that the detector uses another clock
+const DELAY_NS_MAX: i64 = 10_000_000_000; // local bound: a longer one means that a clock was set
 
 /// Starts the task, if `--record-on` is given.
 pub(super) fn start(
@@ -138,11 +138,9 @@ impl Recordings {
     }
 }
 
-/// Returns how long before the first result of the event its picture was taken. The camera's stamps are on the wall clock
-/// or on the monotonic clock.
+/// Returns how long before the first result of the event was read its picture was taken.
 fn delay_ns(event: &Event, read_ns: i64) -> i64 {
-    let Some(stamp_ns) = event.first_stamp_ns else { return 0 };
-    let wall_ns = realtime_ns().saturating_sub(monotonic_ns()).saturating_add(read_ns);
-    let delays = [wall_ns, read_ns].map(|read_ns| read_ns.saturating_sub(stamp_ns));
-    delays.into_iter().find(|delay| (0..DELAY_NS_MAX).contains(delay)).unwrap_or(0)
+    let Some(captured_ns) = event.first_stamp_ns else { return 0 };
+    let read_at_ns = realtime_ns().saturating_sub(monotonic_ns()).saturating_add(read_ns);
+    read_at_ns.saturating_sub(captured_ns).clamp(0, DELAY_NS_MAX)
 }

@@ -28,8 +28,8 @@ pub struct Detections {
     /// The camera's number of the picture, as in [`UnitView::frame_number`](crate::camera::UnitView). It may jump.
     /// `None` if the detector did not say.
     pub frame: Option<u64>,
-    /// The camera's stamp of the picture in nanoseconds, on the clock that the camera uses. `None` if the detector did
-    /// not say.
+    /// Capture time of the picture in nanoseconds. From the reader it is the camera's stamp, on the clock that the camera
+    /// uses; in [`Results`] it is on CLOCK_REALTIME. `None` if the detector did not say.
     pub captured_at_ns: Option<i64>,
     /// Width in pixels of the picture that the boxes refer to. The stream may have another size.
     pub width: u32,

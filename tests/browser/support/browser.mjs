@@ -81,11 +81,7 @@ export async function openViewer(browser, url, before = async () => {}, options 
   const page = await context.newPage();
   const errors = [];
   page.on('pageerror', (error) => errors.push(String(error)));
-  page.on('console', (message) => {
-    // A recording without boxes has no file for them, which the browser reports as an error.
-    const isSidecar = /\/api\/recordings\/[^/]*\.json$/.test(message.location().url);
-    if (message.type() === 'error' && !isSidecar) errors.push(message.text());
-  });
+  page.on('console', (message) => { if (message.type() === 'error') errors.push(message.text()); });
   await before(page);
   await page.goto(url);
   const viewer = {
